@@ -31,7 +31,7 @@ class Handshakes:
         self, certificate: Certificate, put_off: Callable[[Callable[[], object]], None]
     ) -> None:
         self.certificate = certificate
-        self._put_off = put_off
+        self.put_off = put_off
         self._waiting: dict[str, dict[TlsConnection, None]] = {}  # by network, the next one first
         self._under_way: set[TlsConnection] = set()
         self._places = Crowds[TlsConnection]()
@@ -77,7 +77,7 @@ class Handshakes:
     def _schedule(self) -> None:
         if not self._scheduled and (self._due or self._waiting):
             self._scheduled = True
-            self._put_off(self._next)
+            self.put_off(self._next)
 
     def _next(self) -> None:
         """Do one step."""

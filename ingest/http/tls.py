@@ -16,8 +16,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol, cast
 
+RECORDS = 64  # at most in one go: bytes of many tiny records, or of new keys, are work too
 READ_BYTES = 16 * 1024  # the longest record: OpenSSL returns one at a time
-HELLO_BYTES_MAX = 64 * 1024  # that wait for a step of the handshake
+EARLY_BYTES_MAX = 64 * 1024  # if more wait for a step of the handshake, the socket is not read
 HANDSHAKE = 0x16  # the first byte of each TLS connection
 
 
@@ -30,6 +31,9 @@ class Steps(Protocol):
     def ended(self, connection: TlsConnection, network: str) -> None:
         """Note that its handshake is over, or that it is gone. Repeatable."""
 
+    def put_off(self, go_on: Callable[[], object]) -> None:
+        """Call `go_on`, a short step, in a later round."""
+
 
 class TlsConnection(asyncio.Transport, asyncio.Protocol):
     """One connection. `inner` is the protocol that gets and sends what is decrypted.
@@ -39,8 +43,9 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
     """
 
     __slots__ = (
-        *("_context", "_hello_bytes", "_incoming", "_inner", "_is_established", "_network"),
-        *("_network_of", "_object", "_outgoing", "_plain", "_steps", "_tcp"),
+        *("_context", "_incoming", "_inner", "_is_behind", "_is_established"),
+        *("_is_paused", "_network", "_network_of", "_object", "_outgoing", "_plain", "_steps"),
+        "_tcp",
     )
 
     def __init__(
@@ -63,8 +68,9 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._object: ssl.SSLObject | None = None  # from the first step on
-        self._hello_bytes = 0
         self._is_established = False
+        self._is_behind = False  # some bytes are worked on in a later round
+        self._is_paused = False  # by the HTTP protocol
 
     # Called by the event loop
 
@@ -85,15 +91,14 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         if self._is_established:
             self._decrypt(data)
             return
-        if not self._hello_bytes and data[0] != HANDSHAKE:
+        if self._object is None and not self._incoming.pending and data[0] != HANDSHAKE:
             self._tcp.write(self._plain())
             self._tcp.close()
             return
-        self._hello_bytes += len(data)
-        if self._hello_bytes > HELLO_BYTES_MAX:
-            self._tcp.abort()
-            return
         self._incoming.write(data)
+        # Else the socket is read on: the end of a client that has gone must be seen at once.
+        if self._incoming.pending > EARLY_BYTES_MAX:
+            self._hold()
         self._steps.ask(self, self._network)
 
     def eof_received(self) -> bool:
@@ -114,6 +119,8 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         """Do the next step of the handshake with the bytes that are here."""
         if self._tcp.is_closing() or self._is_established:
             return
+        if self._is_behind:
+            self._release()
         if self._object is None:
             self._object = self._context().wrap_bio(
                 self._incoming, self._outgoing, server_side=True
@@ -145,7 +152,7 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         is_over = False
         try:
             # Asking for more than there is would raise an error, which costs as much as the rest.
-            while incoming.pending or tls.pending():
+            while (incoming.pending or tls.pending()) and len(parts) < RECORDS:
                 part = tls.read(READ_BYTES)
                 if not part:
                     is_over = True
@@ -157,12 +164,32 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
             self._flush()
             self._tcp.abort()
             return
+        if incoming.pending and not is_over and len(parts) == RECORDS:
+            self._hold()
+            self._steps.put_off(self._go_on)
         if self._outgoing.pending:
             self._flush()
         if parts:
             self._inner.data_received(parts[0] if len(parts) == 1 else b"".join(parts))
         if is_over and not self._tcp.is_closing() and not self._inner.eof_received():
             self.close()
+
+    def _hold(self) -> None:
+        """Read nothing until `_release`: bytes that are here have to be worked on first."""
+        if not self._is_behind:
+            self._is_behind = True
+            self._tcp.pause_reading()
+
+    def _release(self) -> None:
+        self._is_behind = False
+        if not self._is_paused:
+            self._tcp.resume_reading()
+
+    def _go_on(self) -> None:
+        """Decrypt the rest."""
+        if not self._tcp.is_closing():
+            self._release()
+            self._decrypt(b"")
 
     def _flush(self) -> None:
         if self._outgoing.pending and not self._tcp.is_closing():
@@ -217,11 +244,14 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
 
     def pause_reading(self) -> None:
         """Read no bytes of the socket."""
+        self._is_paused = True
         self._tcp.pause_reading()
 
     def resume_reading(self) -> None:
-        """Read the socket again."""
-        self._tcp.resume_reading()
+        """Read the socket again, if nothing is left to decrypt."""
+        self._is_paused = False
+        if not self._is_behind:
+            self._tcp.resume_reading()
 
     def get_write_buffer_size(self) -> int:
         """Return the encrypted bytes that wait to be sent."""

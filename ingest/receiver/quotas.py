@@ -43,7 +43,7 @@ class Quota:
     `sent` counts readings of posts that were taken, `refused` posts that were not.
     """
 
-    __slots__ = ("_at_s", "_rates", "_posts", "_readings", "refused", "sent")
+    __slots__ = ("_at_s", "_posts", "_rates", "_readings", "refused", "sent")
 
     def __init__(self, rates: Rates) -> None:
         self._rates = rates

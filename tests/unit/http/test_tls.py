@@ -7,7 +7,7 @@ import os
 import ssl
 import subprocess
 import time
-from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -30,7 +30,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture
-def settings(files: tuple[Path, Path]) -> Iterator[dict[str, str]]:
+def settings(files: tuple[Path, Path]) -> dict[str, str]:
     """Give the settings of a port with TLS."""
     return {"tls_cert_file": str(files[0]), "tls_key_file": str(files[1])}
 
@@ -149,6 +149,35 @@ async def test_handshake_may_come_byte_by_byte(
                 continue
 
 
+async def test_many_tiny_records_are_read_in_steps(
+    settings: dict[str, str], files: tuple[Path, Path]
+) -> None:
+    """Posts of one byte a record, all sent at once: each is answered, and in order."""
+    async with running_receiver(**settings) as receiver:
+        raw = await receiver.connect()
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = trusting(files[0]).wrap_bio(incoming, outgoing, server_hostname="localhost")
+        while True:
+            try:
+                client.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                await raw.send(outgoing.read())
+                incoming.write(await raw.reader.read(65_536))
+        for byte in post(GOOD) * 20:
+            client.write(bytes([byte]))
+        await raw.send(outgoing.read())
+        answers = b""
+        while answers.count(b"HTTP/1.1 202") < 20:
+            data = await raw.reader.read(65_536)
+            assert data, f"the connection ended after {answers!r}"
+            incoming.write(data)
+            with suppress(ssl.SSLWantReadError):
+                while part := client.read():
+                    answers += part
+        assert sum(each.rows for each in receiver.inlet.blocks) == 20
+
+
 async def test_silent_handshakes_do_not_keep_others_out(
     settings: dict[str, str], files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,7 +258,7 @@ def test_files_that_cannot_be_used_end_the_start(tmp_path: Path, what: str) -> N
         cert_file.write_text("")
     else:
         locked = tmp_path / "locked.key"
-        made = ["openssl", "ec", "-in", key_file, "-aes128", "-passout", "pass:x", "-out", locked]
+        made = f"openssl ec -in {key_file} -aes128 -passout pass:x -out {locked}".split()
         subprocess.run(made, check=True, capture_output=True)
         key_file = locked
     with pytest.raises(StartError) as raised:

@@ -8,7 +8,7 @@ import pytest
 
 from ingest.model.errors import Refused
 from ingest.receiver import quotas
-from ingest.receiver.quotas import Rates, Quota, Quotas
+from ingest.receiver.quotas import Quota, Quotas, Rates
 
 
 class Clock:
