@@ -166,7 +166,7 @@ class LedgerCollector(Collector):
                 "Readings that the automatic replay took from the dead letters.",
             ),
             ("published", m.published, "Readings that the stream of the broker has."),
-            ("delivered", m.delivered, "Readings that came from the stream, once a delivery."),
+            ("delivered", m.delivered, "Readings that came from the stream; each delivery counts."),
             ("returned", m.returned, "Readings that were given back to the stream."),
             ("dropped", m.dropped, "Readings lost. Must stay 0."),
         ):

@@ -131,12 +131,12 @@ class Settings:
     broker_monitor_url: str = setting(
         "", "monitor ports of these servers, http://HOST:8222, with commas; shows how they sync"
     )
-    broker_bin: str = setting("", "nats-server program of the embedded broker; empty: the wheel's")
+    broker_bin: str = setting("", "nats-server of the embedded broker; empty: the installed one")
     broker_unsafe: bool = setting(False, "accept a broker that may lose readings in a power cut")
     stream_replicas: int = setting(1, "copies of the stream, each on another server", within=(1, 5))
     stream_bytes_max: int = setting(
         8 * GIB,
-        "largest size of the stream; reserved on the disk's account",
+        "largest size of the stream; the broker reserves this space",
         within=(MIB, 16 * TIB),
     )
     stream_keep_s: float = setting(
@@ -144,7 +144,9 @@ class Settings:
     )
     forwards: str = setting("", "forwarders whose readings the stream keeps; names, with commas")
     forward_lag_bytes_max: int = setting(
-        0, "further behind, they skip; 0: half of stream_bytes_max", within=(0, 16 * TIB)
+        0,
+        "a forwarder further behind skips messages; 0: half of stream_bytes_max",
+        within=(0, 16 * TIB),
     )
 
     group_bytes_max: int = setting(
@@ -159,7 +161,7 @@ class Settings:
         1, "processes of `up` that take posts", within=(1, 256), opens="Processes of `up`"
     )
     writer_processes: int = setting(
-        1, "processes of `up` that write; there --writers sets this", within=(1, 64)
+        1, "processes of `up` that write; for up, --writers sets this", within=(1, 64)
     )
 
     batch_rows: int = setting(
