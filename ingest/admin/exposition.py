@@ -307,7 +307,8 @@ def _of_folder(gauges: Gauges) -> Iterator[tuple[str, str, float]]:
     limit = "Limit of journal_bytes (journal_bytes_max); 0 without a journal."
     yield "journal_bytes_max", limit, limits.journal_bytes_max
     yield "journal_segments", "Files of the journal.", journal.segments
-    free = gauges.disk_free_bytes()
+    if (free := gauges.disk_free_bytes()) is None:
+        return
     yield "disk_free_bytes", "Free space of the state folder, at the last check.", free
     least = "With less free space posts are refused (disk_free_bytes_min)."
     yield "disk_free_bytes_min", least, limits.disk_free_bytes_min

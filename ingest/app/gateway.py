@@ -115,12 +115,12 @@ class Gateway:
     def _connect_parts(self) -> None:
         settings, role = self._settings, self._role
         refused_posts = RefusedPosts(self.ledger)
-        self._fill = Fill(settings, lambda: 0)
+        self._fill = Fill(settings, has_folder=False)
         self.health = Health(
             settings=settings,
             buffer=self.inlet.stats,
             database_state=NoDatabase(),
-            free_bytes=lambda: settings.disk_free_bytes_min * 2,  # a gateway needs no disk
+            free_bytes=None,
             broker=role.broker_state.cause,
             untaken="posts are not taken until the stream has been checked",
             dead_letters=self.dead_letters.stats,
@@ -151,7 +151,8 @@ class Gateway:
             database_up=lambda: None,
             hold_reason=lambda: None,
             state=self.health.state,
-            limits=self._fill.limits._replace(journal_bytes_max=0),
+            disk_free_bytes=lambda: None,
+            limits=self._fill.limits,
             broker=self._figures,
         )
         self._status = StatusSource(

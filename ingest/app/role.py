@@ -21,6 +21,7 @@ from ingest.broker.connection import BrokerConnection
 from ingest.broker.roles import STATUS
 from ingest.broker.session import Address
 from ingest.broker.watch import StreamWatch
+from ingest.config.loading import check_waits
 from ingest.config.settings import Settings
 from ingest.model.errors import NotKept, StartError
 from ingest.model.ledger import Ledger
@@ -45,13 +46,15 @@ class Place(NamedTuple):
 
 
 def alone(settings: Settings, role: str) -> Place:
-    """Return the place of a role that nobody leads. Raises StartError without a broker."""
+    """Return the place of a role that nobody leads. Raises StartError, and ConfigError."""
     broker = configured_address(settings)
     if broker is None:
         raise StartError(
             f"a {role} needs a broker: set broker_url. `ingest up` runs an embedded one, with all "
             "roles"
         )
+    if role == "gateway":
+        check_waits(settings)
     if role == "writer" and not settings.database_url:
         raise StartError(
             "a writer needs a database: set database_url. `ingest up` runs an embedded one"

@@ -15,7 +15,7 @@ import asyncio
 import math
 import secrets
 from collections.abc import Callable, Mapping
-from os import geteuid, getpid
+from os import getpid
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -23,6 +23,7 @@ from msgspec.structs import replace
 from ingest import __version__
 from ingest.app.admin import AdminSide
 from ingest.app.advice import advice, database_words
+from ingest.app.begin import begun
 from ingest.app.buffer import keep_rest, make_buffer, open_buffer
 from ingest.app.fill import Fill
 from ingest.app.first_contact import FirstContact
@@ -34,7 +35,6 @@ from ingest.app.rules import make_rules
 from ingest.app.take_back import TakeBack
 from ingest.app.tasks import EXIT_BROKEN, EXIT_LOST, EXIT_OK, TASKS_S_MAX, Tasks
 from ingest.app.writing import WritingHalf
-from ingest.config.folders import state_dir
 from ingest.config.reread_url import RereadUrl
 from ingest.config.settings import Settings, split_address
 from ingest.dead_letters.queue import DeadLetterQueue
@@ -66,15 +66,7 @@ async def serve(
     for a person; everything else goes to the log. Only at a `terminal` they have the key of the
     dashboard: elsewhere they may be kept in a file. `url_origin` is where database_url was set.
     """
-    logs.configure(settings.log_level, form=settings.log_format)
-    raise_open_files_limit()
-    folder = StateFolder.open(state_dir(settings))
-    if geteuid() == 0:
-        log = logs.get_logger("service")
-        log.warning(
-            "started_as_root", why="whoever breaks into the service is root: use a user of its own"
-        )
-    with folder.lock():
+    with begun(settings, "service") as folder:
         notifier = Notifier.from_environment()
         words = advice(settings, url_origin)
         service = Service(settings, folder, announce, notifier, words, terminal=terminal)
@@ -125,6 +117,7 @@ class Service:
             auto_replay=settings.dlq_auto_replay,
             rules=make_rules(settings),
         )
+        self._taking_back = TakeBack(settings, folder, self.buffer, self.ledger)
         self._connect_parts(words)
 
     def _connect_parts(self, words: Mapping[str, str]) -> None:
@@ -181,6 +174,7 @@ class Service:
             state=self.health.state,
             disk_free_bytes=lambda: self.health.disk_free_bytes,
             limits=fill.limits,
+            broker=self._taking_back.figures,
         )
 
     async def run(self) -> int:
@@ -211,8 +205,7 @@ class Service:
         admin_listen = await self.admin_side.start(listen, settings.admin_listen)
         self._notifier.ready()
         self._tasks.spawn(self.health.run(self._stopping))
-        taking_back = TakeBack(settings, self._folder, self.buffer, self.ledger)
-        self._tasks.spawn(taking_back.run(self._stopping))
+        self._tasks.spawn(self._taking_back.run(self._stopping))
         self._tasks.spawn(self.admin_side.dashboard.run(self._halted))
         url = await self._database()
         self.admin_side.database(url, self.writing.known)

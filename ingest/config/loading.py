@@ -106,6 +106,19 @@ def check_together(settings: Settings, origins: Mapping[str, str] | None = None)
         raise ConfigError(f"setting {named('listen')} must differ from {named('admin_listen')}")
 
 
+def check_waits(settings: Settings) -> None:
+    """Check the settings of a gateway together. Raises ConfigError that names both.
+
+    A post that waited longer for room would fail at once: its message has no time left.
+    """
+    if settings.put_wait_s_max > settings.publish_wait_s_max:
+        put, publish = (
+            f"{name} ({shown(name, getattr(settings, name))})"
+            for name in ("put_wait_s_max", "publish_wait_s_max")
+        )
+        raise ConfigError(f"setting {put} must not exceed {publish}")
+
+
 def _check_texts(settings: Settings, origins: Mapping[str, str]) -> None:
     """Check texts that must have a certain form. Never shows a URL that has a password."""
     for name, check in (

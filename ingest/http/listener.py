@@ -125,7 +125,8 @@ async def open_slots(host: str, port: int, count: int) -> list[socket.socket]:
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )
     failure = OSError(f"{host} has no address")
-    for family, _, _, _, address in dict.fromkeys(found):
+    addresses = [(family, address) for family, _, _, _, address in dict.fromkeys(found)]
+    for number, (family, address) in enumerate(addresses, 1):
         try:
             first = _listening(family, address)
         except OSError as error:
@@ -133,8 +134,21 @@ async def open_slots(host: str, port: int, count: int) -> list[socket.socket]:
             if error.errno not in ABSENT:
                 break
             continue
+        others = [name[0] for kind, name in addresses[number:] if _is_here(kind, name)]
+        if others:
+            get_logger("listener").warning("one_address_only", address=address[0], not_at=others)
         return _slots(first, family, count)
     raise failure
+
+
+def _is_here(family: int, address: tuple[Any, ...]) -> bool:
+    """Whether this machine has the address."""
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as tried:
+            tried.bind((address[0], 0, *address[2:]))
+    except OSError:
+        return False
+    return True
 
 
 def _slots(first: socket.socket, family: int, count: int) -> list[socket.socket]:

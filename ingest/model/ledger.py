@@ -98,10 +98,11 @@ BrokerFigures = Mapping[str, float | Mapping[str, float]]
 class Gauges(NamedTuple):
     """Functions that read the gauges of the running service, called at each scrape.
 
-    `database_up` returns None in a process that knows no database. `broker` returns figures of the
-    broker, none without one. `roles_imbalance` returns the balance between several processes, None
-    in one that does not see them. `certificate_ends_s` returns the end of the validity of the data
-    port's certificate, in seconds since 1970, and None without one.
+    `database_up` returns None in a process that knows no database, `disk_free_bytes` in one without
+    a folder. `broker` returns figures of the broker, none without one. `roles_imbalance` returns
+    the balance between several processes, None in one that does not see them. `certificate_ends_s`
+    returns the end of the validity of the data port's certificate, in seconds since 1970, and None
+    without one.
     """
 
     buffer: Callable[[], BufferStats]
@@ -110,7 +111,7 @@ class Gauges(NamedTuple):
     hold_reason: Callable[[], str | None]
     journal: Callable[[], JournalStats] = JournalStats  # an empty one, with a buffer in memory
     state: Callable[[], str] = lambda: "starting"  # one of STATES
-    disk_free_bytes: Callable[[], int] = lambda: 0
+    disk_free_bytes: Callable[[], int | None] = lambda: 0
     limits: Limits = Limits()
     broker: Callable[[], BrokerFigures] = dict
     roles_imbalance: Callable[[], int | None] = lambda: None

@@ -15,12 +15,14 @@ EVENTS: dict[str, str] = {
     "state": "/readyz has another state: the service takes posts again, or refuses them.",
     "hold_released": "Somebody used `hold release`, or the button of the page.",
     "open_to_the_network": "A port listens beyond the loopback.",
+    "one_address_only": "The host has other addresses too, and `ingest up` takes only one of them.",
     "started_as_root": "The service runs as root. Give it a user of its own.",
     "fewer_connections": "Nearly all connections that the limit of open files allows are in use.",
     # The processes of `ingest up`
     "child_ended": "A process has ended unexpectedly. It is started again.",
     "child_frozen": "A process has not said anything for a while. It is replaced.",
     "child_killed": "A process needed too long to end, and was killed.",
+    "child_lost": "A process has ended, and has lost readings that were acknowledged.",
     "child_not_ready": "A new process did not get ready. It is tried again.",
     "child_not_started": "The system could not start a process. It is tried again.",
     "child_replaced": "A new process is ready, and has the place of another one.",
@@ -28,7 +30,8 @@ EVENTS: dict[str, str] = {
     "orphan_killed": "A process that a killed `ingest up` had left was killed.",
     "restart_begun": "The processes are restarted, one after the other.",
     "restart_done": "All processes have been restarted.",
-    "restart_stopped": "This process could not be replaced. The others keep running as they are.",
+    "restart_stopped": "This process could not be replaced. The others keep running as they are; "
+    "if a server is at another place, all are tried again.",
     "server_moved": "An embedded server is at another place. The processes are restarted.",
     "stream_not_looked_at": "The broker did not answer at the start. It is tried again.",
     # Posts and connections
