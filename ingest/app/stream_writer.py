@@ -153,7 +153,13 @@ class StreamWriter:
         """
         actions = {"release_hold": self._release_hold}
         try:
-            return await self._role.run(self._start, self._stop, self._status, actions=actions)
+            return await self._role.run(
+                self._start,
+                self._stop,
+                self._status,
+                actions=actions,
+                in_words=self.health.in_words,
+            )
         finally:
             self._writing_ends.set()
             await self.dead_letters.close()
@@ -171,6 +177,7 @@ class StreamWriter:
             tasks.spawn(self._admin.run(role.halted))
             page = self._admin.page_address(bound)
             self._announce(f"writer {self._place.instance}, dashboard: {page}")
+            role.listening()
         tasks.spawn(self.health.run(stopping))
         role.ready()  # a database that is away is no reason to replace this process
         if not await self.writing.open(
