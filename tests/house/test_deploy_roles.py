@@ -22,6 +22,7 @@ from ingest.config.settings import Settings
 from tests.support.deployment import (
     BASE,
     DEPLOY,
+    KUBERNETES,
     REPOSITORY,
     ROLES,
     Manifest,
@@ -208,7 +209,7 @@ def test_each_role_of_compose_has_its_own_secrets_and_settings_that_exist() -> N
         given = ours({each: value.replace("${FORWARDS:-}", "") for each, value in environ.items()})
         load(environ=given)
         build_parser(words[0]).parse_args(words)
-        monitors = {"http://nats:8222"} if name in {"gateway", "writer"} else set()
+        monitors = set() if name == "forward" else {"http://nats:8222"}
         assert {v for k, v in given.items() if k == "INGEST_BROKER_MONITOR_URL"} == monitors
         assert "broker" in service["networks"]
     assert services["nats"]["networks"] == ["broker"]
@@ -335,7 +336,7 @@ def test_pod_of_a_role_has_its_own_secrets_and_settings_that_exist(name: str) ->
     assert ("iot-ingest-database" in seen) == (args[0] == "writer")
     if args[0] != "forward":
         assert environ["INGEST_STREAM_REPLICAS"] == "3"
-    if args[0] in {"gateway", "writer"}:
+    if args[0] != "forward":
         monitors = environ["INGEST_BROKER_MONITOR_URL"].split(",")
         assert monitors == [f"http://{host}:8222" for host in NATS_HOSTS]
     if args[0] in {"gateway", "writer", "forward"}:
@@ -384,7 +385,7 @@ def test_objects_of_roles_find_each_other() -> None:
         ("Service", "iot-ingest", {"iot-ingest-gateway"}),
         (
             "Service",
-            "iot-ingest-instances",
+            "iot-ingest-roles",
             {"iot-ingest-gateway", "iot-ingest-writer", "iot-ingest-forward"},
         ),
         ("PodDisruptionBudget", "nats", {"nats"}),
@@ -401,8 +402,8 @@ def test_objects_of_roles_find_each_other() -> None:
     assert scaled["scaleTargetRef"]["name"] == "iot-ingest-gateway"
     assert "replicas" not in manifest("Deployment", "iot-ingest-gateway", ROLES)["spec"]
     assert scaled["minReplicas"] >= 2, "else the budget would keep a node from being drained"
-    monitor = manifest("ServiceMonitor", folder=ROLES)["spec"]
-    watched = manifest("Service", "iot-ingest-instances", ROLES)["metadata"]["labels"]
+    monitor = manifest("ServiceMonitor", "iot-ingest-roles", ROLES)["spec"]
+    watched = manifest("Service", "iot-ingest-roles", ROLES)["metadata"]["labels"]
     assert monitor["selector"]["matchLabels"].items() <= watched.items()
     assert watched[monitor["jobLabel"]] == "iot-ingest"
 
@@ -410,7 +411,7 @@ def test_objects_of_roles_find_each_other() -> None:
 def test_monitor_of_the_operator_joins_instances_as_prometheus_yml_does() -> None:
     """The same rules, in the spelling of the operator."""
     (job,) = document(DEPLOY / "prometheus.yml")["scrape_configs"]
-    (endpoint,) = manifest("ServiceMonitor", folder=ROLES)["spec"]["endpoints"]
+    (endpoint,) = manifest("ServiceMonitor", "iot-ingest-roles", ROLES)["spec"]["endpoints"]
 
     def snake(rule: dict[str, Any]) -> dict[str, Any]:
         return {re.sub("[A-Z]", lambda c: "_" + c[0].lower(), k): v for k, v in rule.items()}
@@ -516,3 +517,38 @@ def test_documented_commands_make_each_secret_of_roles(tmp_path: Path) -> None:
     ]
     assert order == sorted(order)
     assert (BASE / "namespace.yaml").is_file()
+
+
+def test_both_installations_can_be_there_while_one_takes_over() -> None:
+    """They share the Service of devices and the base; the documented commands remove the rest."""
+
+    def names(folder: Path) -> set[tuple[str, str]]:
+        return {
+            (each["kind"].lower(), each["metadata"]["name"])
+            for each in manifests(folder)
+            if "metadata" in each and each["kind"] != "Secret"
+        }
+
+    base = {
+        (each["kind"].lower(), each["metadata"]["name"])
+        for each in manifests(BASE)
+        if "metadata" in each
+    }
+    shared = names(KUBERNETES) & names(ROLES)
+    assert shared == base | {("service", "iot-ingest")}
+    (script,) = (
+        each.text
+        for each in fences(DOCUMENTS["docs/roles.md"])
+        if " delete statefulset" in each.text
+    )
+    removed = {
+        (kind, words[-1])
+        for words in (each.split() for each in script.splitlines())
+        for kind in words[4].split(",")
+    }
+    assert removed == names(KUBERNETES) - shared
+    old, new = (
+        manifest("ServiceMonitor", name, folder)["spec"]
+        for name, folder in (("iot-ingest", KUBERNETES), ("iot-ingest-roles", ROLES))
+    )
+    assert old["selector"] != new["selector"]

@@ -63,7 +63,9 @@ class Place:
             text = text.replace(name, here)
         return text
 
-    async def nats(self, config: str, host: str, passwords: str, **env: str) -> Running:
+    async def nats(
+        self, config: str, host: str, passwords: str, users: str = "roles.conf", **env: str
+    ) -> Running:
         """Start a nats-server with a configuration of deploy/nats."""
         home = self.folder / host
         home.mkdir()
@@ -72,8 +74,8 @@ class Place:
             text = text.replace(f"0.0.0.0:{port}", self._names[f"{host}:{port}"])
         text, count = re.subn(r'store_dir: ".*"', f'store_dir: "{home / "store"}"', text)
         assert count == 1
-        (home / "nats.conf").write_text(text)
-        shutil.copy(DEPLOY / "nats" / "roles.conf", home)
+        (home / "nats.conf").write_text(text.replace("roles.conf", users))
+        shutil.copy(DEPLOY / "nats" / users, home)
         (home / "passwords.conf").write_text(passwords)
         words = (str(find_program("")), "--config", str(home / "nats.conf"))
         log = self.folder / f"{host}.log"
@@ -267,7 +269,7 @@ async def test_units_of_roles_report_to_systemd_and_work_together(open_tmp_path:
         }
         admin = {**shared, "INGEST_BROKER_URL": login["admin"]}
         await place.done(await place.role("stream", ["stream", "apply"], admin))
-        processes = []
+        processes: list[Running] = []
         for name, credentials, state in (
             ("iot-ingest-gateway@8080", {"broker_url": login["gateway"]}, "accepting"),
             (
@@ -312,3 +314,23 @@ async def test_unit_of_up_reloads_and_stops_as_systemd_wants(open_tmp_path: Path
             await has_rows(url, 10)
             assert " lost=0" in await process.stop()
             assert manager.values("STOPPING") == ["1"]
+
+
+async def test_up_uses_a_broker_of_yours_with_its_one_user(open_tmp_path: Path) -> None:
+    """up.conf in place of roles.conf: streams, all processes of `up`, and the commands."""
+    place = Place(open_tmp_path, "nats")
+    async with table(open_tmp_path) as url, place.ending:
+        nats = await place.nats("single.conf", "nats", 'UP_PASSWORD: "one"\n', "up.conf")
+        await nats.line_with("Server is ready")
+        env = {
+            "INGEST_BROKER_URL": "nats://up:one@nats:4222",
+            "INGEST_BROKER_MONITOR_URL": "http://nats:8222",
+            "INGEST_DATABASE_URL": url,
+            "INGEST_GATEWAYS": "2",
+        }
+        await place.done(await place.role("stream", ["stream", "apply"], env))
+        up = await place.role("up", ["up"], env)
+        await takes(await up.address(), 0, 20)
+        await has_rows(url, 20)
+        await place.done(await place.role("check", ["stream", "check"], env))
+        assert " lost=0" in await up.stop()

@@ -10,6 +10,7 @@ import contextlib
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -62,6 +63,11 @@ class Machines(Recipe):
             running(log, *words, env={}, folder=home)
         )
 
+    async def done(self, script: str) -> str:
+        """Run commands to their end, also in a loop; return their output."""
+        no_exec = f'ingest() {{ "{sys.executable}" -P -m ingest "$@"; }}\n'
+        return await super().done(no_exec + script)
+
     async def role(self, script: str) -> Running:
         """Start a role by its commands."""
         self._count += 1
@@ -78,7 +84,9 @@ class Machines(Recipe):
 
     async def gateway(self, login: str = GATEWAY, more: str = "") -> Running:
         """Start a gateway."""
-        return await self.role(f"{more}export INGEST_BROKER_URL={login}\ningest gateway\n")
+        return await self.role(
+            f"{more}export INGEST_BROKER_URL={login}\ningest gateway --listen 0.0.0.0:8080\n"
+        )
 
 
 @asynccontextmanager
