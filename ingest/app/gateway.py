@@ -187,7 +187,13 @@ class Gateway:
         Raises StartError if it cannot begin.
         """
         try:
-            return await self._role.run(self._start, self._stop, self._status, actions={})
+            return await self._role.run(
+                self._start,
+                self._stop,
+                self._status,
+                actions={},
+                in_words=self.health.in_words,
+            )
         finally:
             await self.endpoint.close()
             await self.inlet.close()
@@ -207,6 +213,7 @@ class Gateway:
             self._announce(
                 f"posts: {scheme}://{listen}/v1/readings, probes and metrics: http://{bound}"
             )
+            role.listening()
         role.tasks.spawn(self.health.run(role.stopping))
         since_s = monotonic_s()
         while not role.watch.checked:  # posts get `starting` until then

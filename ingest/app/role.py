@@ -28,12 +28,14 @@ from ingest.model.ledger import Ledger
 from ingest.system import signals as app_signals
 from ingest.system.control import ControlChannel
 from ingest.system.logs import get_logger
+from ingest.system.notify import Notifier
 
 
 class Place(NamedTuple):
     """Where a role runs. `instance` is its name among all processes.
 
-    Without a `channel` it runs alone: then a gateway opens its own socket.
+    Without a `channel` it runs alone: then a gateway opens its own socket, and `notifier` reports
+    to the process manager.
     """
 
     settings: Settings
@@ -43,6 +45,7 @@ class Place(NamedTuple):
     database_url: str = ""
     listening: socket.socket | None = None
     channel: ControlChannel | None = None
+    notifier: Notifier = Notifier()
 
 
 def alone(settings: Settings, role: str) -> Place:
@@ -61,7 +64,14 @@ def alone(settings: Settings, role: str) -> Place:
         )
     monitors = configured_monitors(settings)
     instance = f"{role}-{socket.gethostname()}-{os.getpid()}"  # in containers each pid is 1
-    return Place(settings, instance, broker, monitors, settings.database_url)
+    return Place(
+        settings,
+        instance,
+        broker,
+        monitors,
+        settings.database_url,
+        notifier=Notifier.from_environment(),
+    )
 
 
 async def led(channel: ControlChannel) -> Place:
@@ -132,13 +142,23 @@ class Role:
         status: StatusSource,
         *,
         actions: Mapping[str, Callable[[dict[str, Any]], None]],
+        in_words: Callable[[], str],
     ) -> int:
         """Start, wait until somebody stops it, stop; return what `stop` returns.
 
-        `actions` are what the supervisor may ask for, by name.
+        `actions` are what the supervisor may ask for, by name; `in_words` is the state as a text.
         """
-        app_signals.handle(self.stopping, self.halted)
         self._actions, self._status = actions, status
+        async with self.place.notifier.reporting(in_words):
+            return await self._run(start, stop, status)
+
+    async def _run(
+        self,
+        start: Callable[[], Coroutine[Any, Any, None]],
+        stop: Callable[[], Coroutine[Any, Any, int]],
+        status: StatusSource,
+    ) -> int:
+        app_signals.handle(self.stopping, self.halted)
         told: set[asyncio.Task[None]] = set()
         send = self._tell_others
         if (channel := self.place.channel) is not None:
@@ -154,6 +174,7 @@ class Role:
             if starting.done():
                 await starting  # raises its error, if it has one
                 await stopping
+            self.place.notifier.stopping()
             return await stop()
         finally:
             self.stopping.set()
@@ -188,6 +209,10 @@ class Role:
         self._cut.set()
         if self._connected is not None:
             await self._connected
+
+    def listening(self) -> None:
+        """Tell the process manager that the ports listen: it need not wait for the broker."""
+        self.place.notifier.ready()
 
     def ready(self) -> None:
         """Tell the supervisor that the role works."""

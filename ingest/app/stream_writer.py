@@ -154,7 +154,13 @@ class StreamWriter:
         """
         actions = {"release_hold": self._release_hold}
         try:
-            return await self._role.run(self._start, self._stop, self._status, actions=actions)
+            return await self._role.run(
+                self._start,
+                self._stop,
+                self._status,
+                actions=actions,
+                in_words=self.health.in_words,
+            )
         finally:
             self._writing_ends.set()
             await self.dead_letters.close()
@@ -172,6 +178,7 @@ class StreamWriter:
             tasks.spawn(self._admin.run(role.halted))
             page = self._admin.page_address(bound)
             self._announce(f"writer {self._place.instance}, dashboard: {page}")
+            role.listening()
         tasks.spawn(self.health.run(stopping))
         # A writer that it replaces says last what it was given, and must be heard.
         await role.connection.wait_tried()
