@@ -69,7 +69,17 @@ class Instance:
     @property
     def runs(self) -> bool:
         """Whether it has sent a status lately, and has not ended."""
-        return not (self.gone or self.status.final) and self.silent_s < SILENT_S
+        return not (self.has_ended or self.silent_s >= SILENT_S)
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it may still run, and has sent no status lately."""
+        return not self.has_ended and self.silent_s >= SILENT_S
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its end is known: it has said so, or `gone` was called."""
+        return self.gone or self.status.final
 
 
 class Instances:
@@ -77,7 +87,8 @@ class Instances:
 
     `ledger` has the sum at the last `refresh`. `unclean` counts processes that ended without a last
     status: what they did in their last second is not known. If nobody calls `gone`, a process that
-    was silent for `forget_s` is left out of the list. Should it come back, it is counted once.
+    was silent for `forget_s` is left out of the list. Should it come back, it is counted once. Each
+    process that is heard for the first time is unclean then: who was there with it is not known.
     """
 
     def __init__(self, own: Ledger, version: str, pid: int, *, forget_s: float = math.inf) -> None:
@@ -108,7 +119,8 @@ class Instances:
         now_s = monotonic_s()
         slot = self._slots.get(name)
         if slot is None:
-            self._remember(name, status)
+            is_known = self._remember(name, status)
+            self.unclean += self._forget_s < math.inf and not is_known
             self._slots[name] = Instance(name, status, now_s)
         elif status.pid == slot.status.pid:
             if slot.gone or status.sent_us < slot.status.sent_us:
@@ -178,12 +190,14 @@ class Instances:
                 _, counters = self._forgotten.pop(next(iter(self._forgotten)))
                 self._ended.add(counters)
 
-    def _remember(self, name: str, status: Status) -> None:
-        """Take a process out of those that have ended, if this is the same one."""
-        if name in self._forgotten:
-            pid, counters = self._forgotten.pop(name)
-            if pid != status.pid:
-                self._ended.add(counters)
+    def _remember(self, name: str, status: Status) -> bool:
+        """Take a process out of those that have ended; return whether this is the same one."""
+        if name not in self._forgotten:
+            return False
+        pid, counters = self._forgotten.pop(name)
+        if pid != status.pid:
+            self._ended.add(counters)
+        return pid == status.pid
 
     def _snapshots(self) -> Iterator[Mapping[str, Any]]:
         yield self._own.snapshot()
