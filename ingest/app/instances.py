@@ -72,7 +72,17 @@ class Instance:
     @property
     def runs(self) -> bool:
         """Whether it has sent a status lately, and has not ended."""
-        return not (self.gone or self.status.final) and self.silent_s < SILENT_S
+        return not (self.has_ended or self.silent_s >= SILENT_S)
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it may still run, and has sent no status lately."""
+        return not self.has_ended and self.silent_s >= SILENT_S
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its end is known: it has said so, or `gone` was called."""
+        return self.gone or self.status.final
 
 
 class Instances:
@@ -80,7 +90,8 @@ class Instances:
 
     `ledger` has the sum at the last `refresh`. `unclean` counts processes that ended without a last
     status: what they did in their last second is not known. If nobody calls `gone`, a process that
-    was silent for `forget_s` is left out of the list. Should it come back, it is counted once.
+    was silent for `forget_s` is left out of the list. Should it come back, it is counted once. Each
+    process that is heard for the first time is unclean then: who was there with it is not known.
     """
 
     def __init__(self, own: Ledger, version: str, pid: int, *, forget_s: float = math.inf) -> None:
@@ -111,7 +122,8 @@ class Instances:
         now_s = monotonic_s()
         slot = self._slots.get(name)
         if slot is None:
-            self._remember(name, status)
+            is_known = self._remember(name, status)
+            self.unclean += self._forget_s < math.inf and not is_known
             self._slots[name] = Instance(name, status, now_s)
         elif status.started_us in slot.ended:
             return  # it came late
@@ -186,12 +198,15 @@ class Instances:
             if len(self._forgotten) > FORGOTTEN_MAX:
                 self._keep(*self._forgotten.pop(next(iter(self._forgotten))))
 
-    def _remember(self, name: str, status: Status) -> None:
-        """Take a process out of those that have ended, if this is the same one."""
-        if name in self._forgotten:
-            before, counters = self._forgotten.pop(name)
-            if before.started_us != status.started_us:
-                self._keep(before, counters)
+    def _remember(self, name: str, status: Status) -> bool:
+        """Take a process out of those that have ended; return whether this is the same one."""
+        if name not in self._forgotten:
+            return False
+        before, counters = self._forgotten.pop(name)
+        is_same = before.started_us == status.started_us
+        if not is_same:
+            self._keep(before, counters)
+        return is_same
 
     def _snapshots(self) -> Iterator[Mapping[str, Any]]:
         yield self._own.snapshot()

@@ -16,7 +16,7 @@ from typing import Any
 from ingest import __version__
 from ingest.admin.dashboard.tail import GatheredTail
 from ingest.app.fill import Fill
-from ingest.app.instances import WRITER, Instances
+from ingest.app.instances import GATEWAY, WRITER, Instances
 from ingest.app.roles_balance import RolesBalance, Sample
 from ingest.app.status import read_status
 from ingest.app.up_health import UpHealth
@@ -100,7 +100,8 @@ class Overview:
                 total.published,
                 total.delivered,
                 total.returned,
-                all_report=all(each.runs for each in instances.of(WRITER)),
+                all_report=all(each.runs for each in instances.of(WRITER))
+                and not any(each.is_silent for each in instances.of(GATEWAY)),
                 unclean=instances.unclean,
                 messages_waiting=_of_writer(figures.get("consumer_pending")),
                 messages_unacknowledged=_of_writer(figures.get("consumer_ack_pending")) or 0,

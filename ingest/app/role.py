@@ -8,6 +8,7 @@ Promises: if the supervisor is gone, the role stops in order.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
 from collections.abc import Callable, Coroutine, Mapping
@@ -109,6 +110,12 @@ class Role:
         published_to: Callable[[], int] = lambda: 0,
         refused: Callable[[], NotKept | None] = lambda: None,
     ) -> None:
+
+        def unkept_s() -> float:
+            """Return it also between two tries: the last message was not kept."""
+            assert unanswered_s is not None
+            return unanswered_s() if refused() is None else math.inf
+
         self.place = place
         self.stopping = asyncio.Event()  # the drain begins
         self.halted = asyncio.Event()  # the drain ends: what is left stays as it is
@@ -123,7 +130,7 @@ class Role:
             wanted_stream(place.settings)._replace(forwards=()),
             monitors=lambda: place.monitors,
             unsafe=place.settings.broker_unsafe,
-            unanswered_s=unanswered_s,
+            unanswered_s=None if unanswered_s is None else unkept_s,
             published_to=published_to,
         )
         self.broker_state = BrokerState(

@@ -238,14 +238,17 @@ def test_forgotten_process_is_counted_once_if_it_comes_back(
     rig.hear("gateway-a", gateway)
     rig.total()
     assert len(list(rig.instances)) == 2
+    assert rig.instances.unclean == 2, "what was before is not known"
     rig.now_s += 2
     rig.hear("gateway-a", gateway)
     total = rig.total()
+    assert rig.instances.unclean == 3
     assert [each.name for each in rig.instances] == ["gateway-a"]
     assert (total.delivered, total.returned, total.imbalance) == (7, 3, 0)
     rig.seen.clear()  # what it held was not returned after all
     rig.hear("writer-b", writer)
     assert (rig.total().delivered, rig.instances.ledger.returned) == (7, 0)
+    assert rig.instances.unclean == 3, "it is the same one"
     rig.hear("gateway-a", gateway, final=True)
     assert rig.total().received == 5
     assert [each.name for each in rig.instances] == ["writer-b"]
@@ -253,6 +256,7 @@ def test_forgotten_process_is_counted_once_if_it_comes_back(
     successor.takes(2)
     rig.hear("gateway-a", successor)
     assert rig.total().received == 7
+    assert rig.instances.unclean == 4
 
 
 def test_rates_are_those_between_two_statuses_of_one_process(rig: Rig) -> None:
