@@ -268,6 +268,9 @@ class LedgerCollector(Collector):
         if (rows := m.gauges.roles_imbalance()) is not None:
             lost = "Readings that gateways published and no writer got. Must be 0."
             yield GaugeMetricFamily("ingest_roles_imbalance_rows", lost, value=rows)
+        if (left_s := m.gauges.tokens_end_s()) is not None:
+            ends = "Until the next token ends, of those that end."
+            yield GaugeMetricFamily("ingest_tokens_end_seconds", ends, value=left_s)
         reason = m.gauges.hold_reason()
         if reason is not None:
             self._holds_seen.add(reason)

@@ -20,6 +20,7 @@ from os import geteuid, getpid
 from msgspec.structs import replace
 
 from ingest import __version__
+from ingest.app.access import open_tokens
 from ingest.app.admin import AdminSide
 from ingest.app.advice import advice, database_words
 from ingest.app.buffer import keep_rest, make_buffer, open_buffer
@@ -129,6 +130,7 @@ class Service:
     def _connect_parts(self, words: Mapping[str, str]) -> None:
         settings, database_state = self._settings, self.writing.database_state
         self._reread = RereadUrl(settings)
+        self._token_file = open_tokens(settings)
         fill = Fill(settings, lambda: self.buffer.journal_stats().size_bytes)
         refused_posts = RefusedPosts(self.ledger)
         self.health = Health(
@@ -169,6 +171,7 @@ class Service:
             health=self.health.readyz_for_devices,
             on_refused=refused_posts.refused,
             on_decoded=self.admin_side.dashboard.tail.observe,
+            tokens=self._token_file.tokens,
         )
         self.ledger.gauges = Gauges(
             buffer=self.buffer.stats,
@@ -179,6 +182,7 @@ class Service:
             state=self.health.state,
             disk_free_bytes=lambda: self.health.disk_free_bytes,
             limits=fill.limits,
+            tokens_end_s=self._token_file.tokens.left_s,
         )
 
     async def run(self) -> int:
@@ -208,6 +212,7 @@ class Service:
         listen = await self.endpoint.start(*split_address(settings.listen))
         admin_listen = await self.admin_side.start(listen, settings.admin_listen)
         self._notifier.ready()
+        self._tasks.spawn(self._token_file.follow(self._halted))
         self._tasks.spawn(self.health.run(self._stopping))
         taking_back = TakeBack(settings, self._folder, self.buffer, self.ledger)
         self._tasks.spawn(taking_back.run(self._stopping))
@@ -235,6 +240,7 @@ class Service:
             state_dir=self._folder.path,
             listen=listen,
             admin_listen=admin_listen,
+            needs_token=self.endpoint.needs_token,
             page=self.admin_side.page_address(admin_listen, with_key=self._terminal),
             database="" if self._embedded else database_words(self._settings),
             waiting=""

@@ -12,7 +12,6 @@ Promises: the sockets stay open until the stop, so no connection that waits in t
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import secrets
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,8 @@ from os import geteuid, getpid
 from typing import Any
 
 from ingest import __version__
+from ingest.access.rule import TOKEN
+from ingest.app.access import with_access
 from ingest.app.advice import advice, database_words
 from ingest.app.buffer import UNLESS, check_promise
 from ingest.app.child import PROGRAM
@@ -35,6 +36,7 @@ from ingest.config.folders import state_dir
 from ingest.config.settings import Settings, split_address
 from ingest.http.connections import raise_open_files_limit
 from ingest.http.listener import open_slots
+from ingest.http.sites import is_loopback
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.known_server import KnownServer
 from ingest.system import logs
@@ -162,12 +164,13 @@ class Supervisor:
     # Start
 
     async def _start(self) -> None:
-        settings, folder = self._settings, self._folder
+        folder = self._folder
         durable = list(folder.durable_parts(embedded=self._servers.is_embedded))
         durable.remove(folder.journal)
-        check_promise(durable, unsafe=settings.journal_unsafe, unless=UNLESS)
+        check_promise(durable, unsafe=self._settings.journal_unsafe, unless=UNLESS)
         self._family = await family_lock(folder.path / "children.lock")
         listen = await self._listen()
+        settings = self._settings  # `access` is decided
         admin_listen = await self.admin.start(listen)
         children = self._children = Children(
             self._configuration,
@@ -197,6 +200,7 @@ class Supervisor:
             state_dir=folder.path,
             listen=listen,
             admin_listen=admin_listen,
+            needs_token=settings.access == TOKEN,
             page=self.admin.page(with_key=self._terminal),
             database="" if self._servers.is_embedded else database_words(settings),
             waiting="",
@@ -215,9 +219,12 @@ class Supervisor:
                 "HOST:PORT"
             ) from error
         bound, real_port, *_ = self._sockets[0].getsockname()
-        if not ipaddress.ip_address(bound.partition("%")[0]).is_loopback:
-            self._log.warning("open_to_the_network", address=bound, tokens="none yet")
-        return f"[{bound}]:{real_port}" if ":" in bound else f"{bound}:{real_port}"
+        address = f"[{bound}]:{real_port}" if ":" in bound else f"{bound}:{real_port}"
+        settings = self._settings = with_access(self._settings, address)
+        if not is_loopback(address):
+            tokens = "for all posts" if settings.access == TOKEN else "none: everybody may post"
+            self._log.warning("open_to_the_network", address=bound, tokens=tokens)
+        return address
 
     def _configuration(self, role: str, instance: str, listen_fd: int | None) -> Message:
         """Return what a child gets first. Secrets reach it in no other way, and only its own."""

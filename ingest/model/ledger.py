@@ -100,7 +100,8 @@ class Gauges(NamedTuple):
 
     `database_up` returns None in a process that knows no database. `broker` returns figures of the
     broker, none without one. `roles_imbalance` returns the balance between several processes, None
-    in one that does not see them.
+    in one that does not see them. `tokens_end_s` returns in how many seconds the next token of a
+    client ends, None if none does.
     """
 
     buffer: Callable[[], BufferStats]
@@ -111,6 +112,7 @@ class Gauges(NamedTuple):
     state: Callable[[], str] = lambda: "starting"  # one of STATES
     disk_free_bytes: Callable[[], int] = lambda: 0
     limits: Limits = Limits()
+    tokens_end_s: Callable[[], float | None] = lambda: None
     broker: Callable[[], BrokerFigures] = dict
     roles_imbalance: Callable[[], int | None] = lambda: None
 

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from loadgen.cli import values
 from loadgen.cli.options import ACKS, Option, add_all
 from loadgen.cli.parser import Parser
-from loadgen.cli.service_options import STATE_DIR, URL, local_of, targets_for
+from loadgen.cli.service_options import STATE_DIR, TOKEN, URL, local_of, targets_for
 from loadgen.csv.client import Client, GaveUp, Reply
 from loadgen.csv.file import Batch, CsvError, CsvFile, zone_named
 from loadgen.live import shown
@@ -56,6 +56,7 @@ OPTIONS = {
         Option("--device", "device_id of every reading", str, required=True, shows="NAME"),
         Option("--metric", "metric of every reading", str, required=True, shows="NAME"),
         URL,
+        TOKEN,
         STATE_DIR,
         Option("--batch", "readings a post (%(default)s)", values.count(), 500, "N"),
         Option(
@@ -123,6 +124,7 @@ def main(chosen: argparse.Namespace) -> int:
         connections_max=chosen.connections,
         give_up_s=chosen.give_up_s,
         parameters={"ack": chosen.ack} if chosen.ack else None,
+        token=target.token,
     )
     began_s = time.monotonic()
     interrupted = False

@@ -12,6 +12,7 @@ from loadgen.cli.service_options import (
     ADMIN_URL,
     METRICS_URL,
     STATE_DIR,
+    TOKEN,
     URLS,
     admin_urls_for,
     targets_for,
@@ -39,6 +40,7 @@ OPTIONS = {
         URLS,
         ADMIN_URL,
         METRICS_URL,
+        TOKEN,
         STATE_DIR,
         Option(
             "--ack",

@@ -7,6 +7,7 @@ there, it is whatever listens at the default addresses.
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from loadgen.cli import values
@@ -34,6 +35,13 @@ ADMIN_URL = Option(
 )
 # The name that `run` had before.
 METRICS_URL = ADMIN_URL._replace(name="--metrics-url", help=argparse.SUPPRESS)
+TOKEN = Option(
+    "--token",
+    "sent with each post; also LOADGEN_TOKEN, which others on this machine cannot see",
+    values.token,
+    os.environ.get("LOADGEN_TOKEN", ""),
+    shows="TOKEN",
+)
 STATE_DIR = Option(
     "--state-dir",
     "state folder of a service on this machine: says its addresses; default: the usual place",
@@ -66,7 +74,8 @@ def targets_for(chosen: argparse.Namespace, local: LocalService | None) -> list[
 
     Raises ValueError if they do not go together.
     """
-    targets = given_urls(chosen) or [target_of(local.url if local else DEFAULT_URL)]
+    given = given_urls(chosen) or [target_of(local.url if local else DEFAULT_URL)]
+    targets = [each._replace(token=chosen.token) for each in given]
     if len({each.path for each in targets}) > 1:
         raise ValueError("--url: all must have the same path, because a post goes to any of them")
     return list(dict.fromkeys(targets))

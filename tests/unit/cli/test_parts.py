@@ -414,7 +414,8 @@ def test_hint_of_the_start_names_a_folder_that_is_not_the_usual_one(
     def told(folder: str, database: str) -> str:
         lines = greeting_lines(
             state_dir=Path(folder),
-            listen="a:1",
+            listen="127.0.0.1:1",
+            needs_token=False,
             admin_listen="a:2",
             page="",
             database=database,

@@ -91,3 +91,14 @@ def test_flood_of_refused_posts_is_bounded() -> None:
     assert peers["2001:db8::7"] == POSTS_OF_PEER_MAX
     assert peers.total() == POSTS_MAX
     assert peers["10.0.0.9"] == 10, "the others' newest stay"
+
+
+async def test_refused_posts_are_counted_by_sender_and_code() -> None:
+    """The one device with a wrong token is found, however often it posts."""
+    async with running_receiver() as receiver:
+        for body in (b"[]", b"{", b"[]", b"[]"):
+            await receiver.send(post(body))
+        listed = receiver.refused_posts.listed()
+    assert [(each["code"], each["count"]) for each in listed] == [
+        *(("empty", 3), ("empty", 2), ("not_json", 1), ("empty", 1))
+    ]

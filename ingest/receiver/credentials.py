@@ -1,0 +1,74 @@
+"""Finds the token of a request: clients send it in very different places.
+
+In this order; the first place that has one counts: `Authorization` as Bearer, as Token (also
+`user:token`), or as the password of Basic; `?p=`; X-API-Key; X-Auth-Token. A path may have one too:
+then its page finds it. `?u=`, the user beside `?p=`, is not read.
+Promises: no error has the token in it.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import NamedTuple
+from urllib.parse import unquote_plus
+
+from ingest.http.request import Head
+from ingest.model.errors import Refused
+
+_HEADERS = ("X-API-Key", "X-Auth-Token")
+
+
+class Presented(NamedTuple):
+    """The token of a request, "" without one, and its query without it."""
+
+    token: str
+    query: str
+
+
+def find(head: Head, query: str) -> Presented:
+    """Return the token. Raises Refused if one place has it twice: proxies and servers may differ
+    in which one counts."""
+    in_query, query = _split(query)
+    token = _of_authorization(_single(head, "Authorization"))
+    others = (in_query, *(_single(head, name).strip() for name in _HEADERS))
+    return Presented(next(filter(None, (token, *others)), ""), query)
+
+
+def _single(head: Head, name: str) -> str:
+    if name not in head.headers:
+        return ""
+    values = head.headers.getall(name)
+    if len(values) > 1:
+        raise Refused("unauthorized", f"the header {name} is there more than once")
+    return values[0]
+
+
+def _of_authorization(value: str) -> str:
+    scheme, _, given = value.strip().partition(" ")
+    given = given.strip()
+    match scheme.lower():
+        case "bearer" | "token":
+            return given.rpartition(":")[2]
+        case "basic":
+            return _password(given)
+    return ""
+
+
+def _password(given: str) -> str:
+    try:
+        text = base64.b64decode(given, validate=True)
+    except ValueError:  # also if it is not ASCII
+        return ""
+    return text.decode("utf-8", "surrogateescape").partition(":")[2]
+
+
+def _split(query: str) -> tuple[str, str]:
+    """Return the value of `p`, and the query without `p` and `u`."""
+    if "p=" not in query and "u=" not in query:
+        return "", query
+    pairs = [each.partition("=") for each in query.split("&")]
+    values = [value for name, _, value in pairs if name == "p"]
+    if len(values) > 1:
+        raise Refused("unauthorized", "the query parameter p is there more than once")
+    rest = "&".join("".join(each) for each in pairs if each[0] not in {"p", "u"})
+    return unquote_plus("".join(values)), rest

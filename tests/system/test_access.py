@@ -1,0 +1,85 @@
+"""Tokens of a real service: made, rotated under load, ended; the start beyond the loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.support.commands import ingest
+from tests.support.documents import DOCUMENTS, fences
+from tests.system.service import Service
+
+READING = b'{"device_id":"d1","metric":"m","ts":1750000000000,"value":1}'
+
+
+async def made(folder: Path, *words: str) -> str:
+    """Make or rotate the token `fleet`; return it."""
+    done = await ingest("token", *words, "--state-dir", folder)
+    assert done.code == 0, done.stderr
+    return done.stdout.split()[-1]
+
+
+async def status(service: Service, token: str) -> int:
+    """Post one reading; return the status."""
+    return (await service.post(READING, headers={"Authorization": f"Bearer {token}"})).status
+
+
+async def test_tokens_are_rotated_under_load_without_a_refused_post(open_tmp_path: Path) -> None:
+    """Posts go on all the time; the old token is good until it is disabled, then no more."""
+    old = await made(open_tmp_path, "new", "fleet")
+    async with Service(open_tmp_path, buffer="memory") as service:
+        assert any("Bearer TOKEN" in each for each in service.lines)
+        assert await status(service, "iot_wrong") == 401
+        using, seen, done = old, set[int](), asyncio.Event()
+
+        async def post_all() -> None:
+            while not done.is_set():
+                seen.add(await status(service, using))
+
+        posting = asyncio.create_task(post_all())
+        using = await made(open_tmp_path, "rotate", "fleet")
+        assert await status(service, old) == await status(service, using) == 202
+        assert (await ingest("token", "new", "other", "--state-dir", open_tmp_path)).code == 0
+        done.set()
+        await posting
+        assert seen == {202}
+        assert (await ingest("token", "disable", "fleet", "--state-dir", open_tmp_path)).code == 0
+        assert [await status(service, each) for each in (old, using)] == [401, 401]
+        told = "\n".join(service.lines) + service.output
+        assert old not in told
+        assert using not in told
+
+
+@pytest.mark.parametrize("command", ["serve", "up"])
+async def test_start_beyond_the_loopback_without_tokens_says_what_to_do(
+    open_tmp_path: Path, command: str
+) -> None:
+    """It ends before anything is served, with exit code 2."""
+    listen = ("--listen", "0.0.0.0:0", "--admin-listen", "127.0.0.1:0")
+    done = await ingest(command, "--state-dir", open_tmp_path, *listen)
+    assert done.code == 2
+    assert "token new NAME" in done.stderr
+    assert "--access open" in done.stderr
+
+
+async def test_commands_of_docs_tokens_md(open_tmp_path: Path) -> None:
+    """As they stand: a token, the start for the network, rotation and end."""
+    first, start, later = (
+        each.text for each in fences(DOCUMENTS["docs/tokens.md"]) if each.language == "sh"
+    )
+    words = shlex.split(first)
+    assert words[:2] == ["./run", "token"]
+    token = await made(open_tmp_path, *words[2:])
+    assert shlex.split(start) == ["./run", "--listen", "0.0.0.0:8080"]
+    async with Service(open_tmp_path, buffer="memory", listen="0.0.0.0:0") as service:
+        told = next((each for each in service.lines if each.startswith("devices:")), "")
+        assert not told or re.search(r"http://[0-9.]+:[0-9]+/v1/readings", told)
+        assert await status(service, token) == 202
+        for line in later.splitlines():
+            done = await ingest(*shlex.split(line, comments=True)[1:], "--state-dir", open_tmp_path)
+            assert done.code == 0, (line, done.stderr)
+        assert await status(service, token) == 401
