@@ -42,10 +42,11 @@ class _Seen(NamedTuple):
 
 
 class _Read(NamedTuple):
-    """Content of the file. `more`: it is what was read before, and then this."""
+    """Content of the file, and its digest. `more`: it is what was read before, and then this."""
 
     text: bytes
     more: bytes | None
+    digest: bytes
 
 
 class TokenFile:
@@ -73,15 +74,15 @@ class TokenFile:
                 if self._named:
                     raise OSError(None, "there is no such file")
                 return
-            text = self._content().text
+            found = self._content()
             entries = Entries()
-            for _ in chain(entries.read(text), self.tokens.change(entries)):
+            for _ in chain(entries.read(found.text), self.tokens.change(entries)):
                 pass
         except (OSError, ValueError) as error:
             raise StartError(f"the file of tokens {self.path} cannot be used: {_why(error)}") from (
                 error
             )
-        self._keep(text)
+        self._keep(found)
 
     async def follow(self, stop: asyncio.Event) -> None:
         """Look for changes until `stop` is set; revoke tokens when their time is over."""
@@ -132,7 +133,7 @@ class TokenFile:
         await _in_slices(entries.read(found.text if found.more is None else found.more))
         before = len(self.tokens.entries.by_digest)
         await _in_slices(self.tokens.change(entries))
-        self._keep(found.text)
+        self._keep(found)
         self.fault = ""
         count = len(entries.by_digest)
         self._log.info("tokens_read", count=count, before=before)
@@ -151,12 +152,12 @@ class TokenFile:
         more = text[size:]
         is_longer = size and len(more) and sha256(memoryview(text)[:size]).digest() == self._digest
         begins_line = self._ends_line or more.startswith(b"\n")
-        return _Read(text, more if is_longer and begins_line else None)
+        return _Read(text, more if is_longer and begins_line else None, sha256(text).digest())
 
-    def _keep(self, text: bytes) -> None:
-        self._read_bytes = len(text)
-        self._digest = sha256(text).digest()
-        self._ends_line = not text or text.endswith(b"\n")
+    def _keep(self, found: _Read) -> None:
+        self._read_bytes = len(found.text)
+        self._digest = found.digest
+        self._ends_line = not found.text or found.text.endswith(b"\n")
 
     def _say(self) -> None:
         if self._occasionally.due(self.fault) is not None:

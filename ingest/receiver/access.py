@@ -14,7 +14,7 @@ from ingest.access.tokens import ANYBODY, Identity, Tokens
 from ingest.http.request import Head
 from ingest.http.sites import is_loopback, is_loopback_name, is_same_origin
 from ingest.model.errors import Refused
-from ingest.receiver.credentials import find
+from ingest.receiver.credentials import find, without_token
 from ingest.system.logs import get_logger
 from ingest.system.surroundings import command_words
 
@@ -76,9 +76,9 @@ class Access:
 
     def identify(self, head: Head, query: str) -> Known:
         """Return who has sent it. Raises Refused `unauthorized`."""
-        token, query = find(head, query)
         if self.is_open:
-            return Known(ANYBODY, query)
+            return Known(ANYBODY, without_token(query))
+        token, query = find(head, query)
         if not token:
             raise Refused(
                 "unauthorized",

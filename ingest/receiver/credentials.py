@@ -1,8 +1,8 @@
 """Finds the token of a request: clients send it in very different places.
 
 In this order; the first place that has one counts: `Authorization` as Bearer, as Token (also
-`user:token`), or as the password of Basic; `?p=`; X-API-Key; X-Auth-Token. A path may have one too:
-then its page finds it. `?u=`, the user beside `?p=`, is not read.
+`user:token`), or as the password of Basic; `?p=`; X-API-Key; X-Auth-Token. `?u=`, the user beside
+`?p=`, is not read.
 Promises: no error has the token in it.
 """
 
@@ -28,10 +28,18 @@ class Presented(NamedTuple):
 def find(head: Head, query: str) -> Presented:
     """Return the token. Raises Refused if one place has it twice: proxies and servers may differ
     in which one counts."""
-    in_query, query = _split(query)
+    values, query = _split(query)
+    if len(values) > 1:
+        raise Refused("unauthorized", "the query parameter p is there more than once")
+    in_query = unquote_plus("".join(values))
     token = _of_authorization(_single(head, "Authorization"))
     others = (in_query, *(_single(head, name).strip() for name in _HEADERS))
     return Presented(next(filter(None, (token, *others)), ""), query)
+
+
+def without_token(query: str) -> str:
+    """Return the query without a token, where nobody looks at it."""
+    return _split(query)[1]
 
 
 def _single(head: Head, name: str) -> str:
@@ -62,13 +70,11 @@ def _password(given: str) -> str:
     return text.decode("utf-8", "surrogateescape").partition(":")[2]
 
 
-def _split(query: str) -> tuple[str, str]:
-    """Return the value of `p`, and the query without `p` and `u`."""
+def _split(query: str) -> tuple[list[str], str]:
+    """Return the values of `p`, and the query without `p` and `u`."""
     if "p=" not in query and "u=" not in query:
-        return "", query
+        return [], query
     pairs = [each.partition("=") for each in query.split("&")]
     values = [value for name, _, value in pairs if name == "p"]
-    if len(values) > 1:
-        raise Refused("unauthorized", "the query parameter p is there more than once")
     rest = "&".join("".join(each) for each in pairs if each[0] not in {"p", "u"})
-    return unquote_plus("".join(values)), rest
+    return values, rest

@@ -12,6 +12,7 @@ import pytest
 from tests.support.commands import ingest
 from tests.support.documents import DOCUMENTS, fences
 from tests.system.service import Service
+from tests.system.test_up import Up, restart
 
 READING = b'{"device_id":"d1","metric":"m","ts":1750000000000,"value":1}'
 
@@ -24,8 +25,9 @@ async def made(folder: Path, *words: str) -> str:
 
 
 async def status(service: Service, token: str) -> int:
-    """Post one reading; return the status."""
-    return (await service.post(READING, headers={"Authorization": f"Bearer {token}"})).status
+    """Post one reading on a connection of its own, so that each gateway gets some."""
+    headers = {"Authorization": f"Bearer {token}", "Connection": "close"}
+    return (await service.post(READING, headers=headers)).status
 
 
 async def test_tokens_are_rotated_under_load_without_a_refused_post(open_tmp_path: Path) -> None:
@@ -83,3 +85,19 @@ async def test_commands_of_docs_tokens_md(open_tmp_path: Path) -> None:
             done = await ingest(*shlex.split(line, comments=True)[1:], "--state-dir", open_tmp_path)
             assert done.code == 0, (line, done.stderr)
         assert await status(service, token) == 401
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(150)
+async def test_each_gateway_of_up_asks_for_the_token(open_tmp_path: Path) -> None:
+    """All of them read the file, also those that come after a restart."""
+    folder = open_tmp_path / "s"
+    token = await made(folder, "new", "fleet")
+    async with Up(folder, gateways=2) as service:
+        for _ in range(2):
+            for _ in range(8):
+                assert await status(service, "iot_wrong") == 401
+                assert await status(service, token) == 202
+            await restart(service, 1)
+        assert (await ingest("token", "disable", "fleet", "--state-dir", folder)).code == 0
+        assert [await status(service, token) for _ in range(8)] == [401] * 8

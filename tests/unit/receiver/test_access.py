@@ -160,7 +160,8 @@ async def test_probes_need_no_token() -> None:
 async def test_open_access_takes_every_token() -> None:
     """Devices that have one need not be changed: it is not looked at, wherever it is."""
     async with running_receiver(in_force(line()), access="open") as receiver:
-        for query, headers in (("", {"Authorization": "Bearer x"}), ("?u=a&p=b", {}), ("", {})):
+        twice = {"Authorization": "Bearer x", "authorization": "Bearer y"}
+        for query, headers in (("", twice), ("?u=a&p=b&p=c", {}), ("", {})):
             assert (await receiver.post(GOOD, query, headers)).status == 202
 
 
