@@ -152,3 +152,18 @@ async def test_slots_of_an_address_that_is_not_there() -> None:
     (one,) = await open_slots("localhost", 0, 1)
     assert one.getsockname()[0] in ("127.0.0.1", "::1")
     one.close()
+
+
+async def test_address_beyond_the_loopback_is_the_one_that_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The name of a machine may mean 127.0.1.1 and its address: then the port is not private."""
+    kind = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
+
+    async def two(*_given: object, **_options: object) -> list[object]:
+        return [(*kind, ("127.0.0.1", 0)), (*kind, ("0.0.0.0", 0))]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", two)
+    listener = Listener(Greeter)
+    assert (await listener.open("machine", 0))[0] == "0.0.0.0"
+    await listener.close()
