@@ -11,7 +11,9 @@ import pytest
 
 from tests.support.commands import ingest
 from tests.support.documents import DOCUMENTS, fences
-from tests.system.service import Service
+from tests.support.receiver import running_receiver
+from tests.support.tokens import SECRET, in_force, line
+from tests.system.service import Service, run_command
 from tests.system.test_up import Up, restart
 
 READING = b'{"device_id":"d1","metric":"m","ts":1750000000000,"value":1}'
@@ -81,9 +83,11 @@ async def test_commands_of_docs_tokens_md(open_tmp_path: Path) -> None:
         told = next((each for each in service.lines if each.startswith("devices:")), "")
         assert not told or re.search(r"http://[0-9.]+:[0-9]+/v1/readings", told)
         assert await status(service, token) == 202
-        for line in later.splitlines():
-            done = await ingest(*shlex.split(line, comments=True)[1:], "--state-dir", open_tmp_path)
-            assert done.code == 0, (line, done.stderr)
+        for command in later.splitlines():
+            done = await ingest(
+                *shlex.split(command, comments=True)[1:], "--state-dir", open_tmp_path
+            )
+            assert done.code == 0, (command, done.stderr)
         assert await status(service, token) == 401
 
 
@@ -101,3 +105,21 @@ async def test_each_gateway_of_up_asks_for_the_token(open_tmp_path: Path) -> Non
             await restart(service, 1)
         assert (await ingest("token", "disable", "fleet", "--state-dir", folder)).code == 0
         assert [await status(service, token) for _ in range(8)] == [401] * 8
+
+
+async def test_clients_of_ours_send_the_token(tmp_path: Path) -> None:
+    """`run`, `verify` and `csv` of loadgen share the option; the variable keeps it out of `ps`."""
+    file = tmp_path / "a.csv"
+    file.write_text("timestamp,value\n2026-01-01 00:00:00,1\n2026-01-01 00:00:01,2\n")
+    async with running_receiver(in_force(line())) as receiver:
+        url = ("--url", f"http://{receiver.address}")
+        csv = ("csv", file, "--device", "d", "--metric", "m", *url)
+        refused = await run_command("loadgen", *csv)
+        assert refused.code != 0
+        assert "401 unauthorized" in refused.stderr
+        assert (await run_command("loadgen", *csv, env={"LOADGEN_TOKEN": SECRET})).code == 0
+        load = ("run", "--posts", "5", "--rate", "100", *url, "--token", SECRET)
+        done = await run_command("loadgen", *load)
+        assert done.code == 0, done
+        assert len(receiver.inlet.readings) == 7
+        assert SECRET not in done.stdout + done.stderr
