@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 
 from ingest.model.ledger import BrokerFigures, Gauges, Histogram, Ledger
 from ingest.model.ports import STATES
-from ingest.system.clock import monotonic_s
+from ingest.system.clock import monotonic_s, unix_us
 
 _STATE = "1 for the state that /readyz shows, 0 for the others."
 INSTANCE = "instance"  # the label of a process, if one port shows several
@@ -269,8 +269,11 @@ class LedgerCollector(Collector):
             lost = "Readings that gateways published and no writer got. Must be 0."
             yield GaugeMetricFamily("ingest_roles_imbalance_rows", lost, value=rows)
         if (ends_s := m.gauges.certificate_ends_s()) is not None:
-            when = "When the certificate of the data port ends, in seconds since 1970."
-            yield GaugeMetricFamily("ingest_certificate_ends_seconds", when, value=ends_s)
+            left_s, until = ends_s - unix_us() / 1e6, "Until the data port's certificate ends."
+            yield GaugeMetricFamily("ingest_certificate_ends_seconds", until, value=left_s)
+        if (left := m.gauges.tokens_end_s()) is not None:
+            ends = "Until the next token ends, of those that end."
+            yield GaugeMetricFamily("ingest_tokens_end_seconds", ends, value=left)
         reason = m.gauges.hold_reason()
         if reason is not None:
             self._holds_seen.add(reason)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from ingest.admin.dashboard.tail import Tail
+from ingest.app.access import open_tokens
 from ingest.app.advice import advice
 from ingest.app.broker_state import BrokerAdmission
 from ingest.app.dead_letters import make_dead_letters
@@ -115,6 +116,7 @@ class Gateway:
     def _connect_parts(self) -> None:
         settings, role = self._settings, self._role
         refused_posts = RefusedPosts(self.ledger)
+        self._token_file = open_tokens(settings)
         self._fill = Fill(settings, has_folder=False)
         self.health = Health(
             settings=settings,
@@ -143,6 +145,7 @@ class Gateway:
             health=self.health.readyz_for_devices,
             on_refused=refused_posts.refused,
             on_decoded=self._tail.observe,
+            tokens=self._token_file.tokens,
         )
         self.ledger.gauges = Gauges(
             certificate_ends_s=self.endpoint.certificate_ends_s,
@@ -153,6 +156,7 @@ class Gateway:
             state=self.health.state,
             disk_free_bytes=lambda: None,
             limits=self._fill.limits,
+            tokens_end_s=self._token_file.tokens.left_s,
             broker=self._figures,
         )
         self._status = StatusSource(
@@ -215,6 +219,7 @@ class Gateway:
             )
             role.listening()
         role.tasks.spawn(self.health.run(role.stopping))
+        role.tasks.spawn(self._token_file.follow(role.halted))
         since_s = monotonic_s()
         while not role.watch.checked:  # posts get `starting` until then
             if listening is not None and monotonic_s() - since_s > QUEUE_S_MAX:

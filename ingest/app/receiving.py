@@ -12,7 +12,9 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+from ingest.access.tokens import Tokens
 from ingest.app.rules import make_rules
+from ingest.config.host_names import host_names
 from ingest.config.networks import networks
 from ingest.config.settings import Settings
 from ingest.formats.post import Decoded
@@ -22,6 +24,7 @@ from ingest.http.proxies import Proxies
 from ingest.http.routes import OnRefused
 from ingest.model.ledger import Ledger
 from ingest.model.ports import Admission, Database, DeadLetters, Inlet
+from ingest.receiver.access import Access
 from ingest.receiver.endpoint import Endpoint
 
 # With several gateways a connection ends about so often, so that its client may reach another one.
@@ -40,6 +43,7 @@ def make_endpoint(
     health: Callable[[], tuple[int, bytes]],
     on_refused: OnRefused,
     on_decoded: Callable[[Decoded], None] | None = None,
+    tokens: Tokens | None = None,
 ) -> Endpoint:
     """Return the data port, which is not started yet; see Endpoint.
 
@@ -62,6 +66,11 @@ def make_endpoint(
         levels=levels,
         dead_letters=dead_letters,
         ledger=ledger,
+        access=Access(
+            tokens or Tokens(),
+            access=settings.access,
+            host_names=host_names(settings.host_names),
+        ),
         admission=admission,
         database=database,
         health=health,

@@ -21,6 +21,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from ingest import __version__
+from ingest.app.access import open_tokens
 from ingest.app.admin import AdminSide
 from ingest.app.advice import advice, database_words
 from ingest.app.begin import begun
@@ -46,7 +47,6 @@ from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.system import logs
 from ingest.system import signals as app_signals
 from ingest.system.clock import monotonic_s, sleep_unless, unix_us
-from ingest.system.limits import raise_open_files_limit
 from ingest.system.notify import Notifier
 from ingest.system.state_folder import ServiceInfo, StateFolder
 
@@ -123,6 +123,7 @@ class Service:
     def _connect_parts(self, words: Mapping[str, str]) -> None:
         settings, database_state = self._settings, self.writing.database_state
         self._reread = RereadUrl(settings)
+        self._token_file = open_tokens(settings)
         fill = Fill(settings, lambda: self.buffer.journal_stats().size_bytes)
         refused_posts = RefusedPosts(self.ledger)
         self.health = Health(
@@ -163,6 +164,7 @@ class Service:
             health=self.health.readyz_for_devices,
             on_refused=refused_posts.refused,
             on_decoded=self.admin_side.dashboard.tail.observe,
+            tokens=self._token_file.tokens,
         )
         self.ledger.gauges = Gauges(
             certificate_ends_s=self.endpoint.certificate_ends_s,
@@ -175,6 +177,7 @@ class Service:
             disk_free_bytes=lambda: self.health.disk_free_bytes,
             limits=fill.limits,
             broker=self._taking_back.figures,
+            tokens_end_s=self._token_file.tokens.left_s,
         )
 
     async def run(self) -> int:
@@ -204,6 +207,7 @@ class Service:
         listen = await self.endpoint.start(*split_address(settings.listen))
         admin_listen = await self.admin_side.start(listen, settings.admin_listen)
         self._notifier.ready()
+        self._tasks.spawn(self._token_file.follow(self._halted))
         self._tasks.spawn(self.health.run(self._stopping))
         self._tasks.spawn(self._taking_back.run(self._stopping))
         self._tasks.spawn(self.admin_side.dashboard.run(self._halted))
@@ -232,6 +236,7 @@ class Service:
             listen=listen,
             cert_file=self._settings.tls_cert_file,
             admin_listen=admin_listen,
+            needs_token=self.endpoint.needs_token,
             page=self.admin_side.page_address(admin_listen, with_key=self._terminal),
             database="" if self._embedded else database_words(self._settings),
             waiting=""

@@ -12,7 +12,6 @@ Promises: the sockets stay open until the stop, so no connection that waits in t
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import secrets
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from ingest import __version__
+from ingest.access.rule import TOKEN
+from ingest.app.access import with_access
 from ingest.app.advice import advice, database_words
 from ingest.app.begin import begun
 from ingest.app.buffer import UNLESS, check_promise
@@ -36,6 +37,7 @@ from ingest.app.up_admin import UpAdmin
 from ingest.config.loading import check_waits
 from ingest.config.settings import Settings, split_address
 from ingest.http.listener import open_slots
+from ingest.http.sites import is_loopback
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.known_server import KnownServer
 from ingest.system import logs
@@ -43,7 +45,6 @@ from ingest.system import signals as app_signals
 from ingest.system.clock import sleep_unless, unix_us
 from ingest.system.control import Message
 from ingest.system.files import Lock
-from ingest.system.limits import raise_open_files_limit
 from ingest.system.notify import Notifier
 from ingest.system.orphans import family_lock
 from ingest.system.state_folder import ServiceInfo, StateFolder
@@ -159,12 +160,13 @@ class Supervisor:
     # Start
 
     async def _start(self) -> None:
-        settings, folder = self._settings, self._folder
+        folder = self._folder
         durable = list(folder.durable_parts(embedded=self._servers.is_embedded))
         durable.remove(folder.journal)
-        check_promise(durable, unsafe=settings.journal_unsafe, unless=UNLESS)
+        check_promise(durable, unsafe=self._settings.journal_unsafe, unless=UNLESS)
         self._family = await family_lock(folder.path / "children.lock")
         listen = await self._listen()
+        settings = self._settings  # `access` is decided
         admin_listen = await self.admin.start(listen)
         children = self._children = Children(
             self._configuration,
@@ -195,6 +197,7 @@ class Supervisor:
             listen=listen,
             cert_file=settings.tls_cert_file,
             admin_listen=admin_listen,
+            needs_token=settings.access == TOKEN,
             page=self.admin.page(with_key=self._terminal),
             database="" if self._servers.is_embedded else database_words(settings),
             waiting="",
@@ -213,9 +216,12 @@ class Supervisor:
                 "HOST:PORT"
             ) from error
         bound, real_port, *_ = self._sockets[0].getsockname()
-        if not ipaddress.ip_address(bound.partition("%")[0]).is_loopback:
-            self._log.warning("open_to_the_network", address=bound, tokens="none yet")
-        return f"[{bound}]:{real_port}" if ":" in bound else f"{bound}:{real_port}"
+        address = f"[{bound}]:{real_port}" if ":" in bound else f"{bound}:{real_port}"
+        settings = self._settings = with_access(self._settings, address)
+        if not is_loopback(address):
+            tokens = "for all posts" if settings.access == TOKEN else "none: everybody may post"
+            self._log.warning("open_to_the_network", address=bound, tokens=tokens)
+        return address
 
     def _configuration(self, role: str, instance: str, listen_fd: int | None) -> Message:
         """Return what a child gets first. Secrets reach it in no other way, and only its own."""

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from ingest.config.broker_url import check_broker_url, check_monitor_urls
 from ingest.config.forward_names import forward_names
+from ingest.config.host_names import host_names
 from ingest.config.networks import networks
 from ingest.config.settings import ROW_BYTES_MAX, Settings, split_address
 from ingest.config.sources import gather
@@ -132,6 +133,7 @@ def _check_texts(settings: Settings, origins: Mapping[str, str]) -> None:
         ("broker_monitor_url", check_monitor_urls),
         ("forwards", forward_names),
         ("trusted_proxies", networks),
+        ("host_names", host_names),
     ):
         try:
             check(getattr(settings, name))

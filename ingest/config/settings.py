@@ -25,6 +25,15 @@ class Settings:
         "data port, HOST:PORT; port 0: any free port",
         opens="Addresses, folders, database",
     )
+    access: str = setting(
+        "auto",
+        "who may post; auto: without tokens everybody on the loopback, and no start beyond it",
+        one_of=("auto", "token", "open"),
+    )
+    tokens_file: str = setting("", "file of the tokens; empty: `tokens` in the state folder")
+    host_names: str = setting(
+        "", "names of the data port whose own pages may post without a token; with commas"
+    )
     admin_listen: str = setting("127.0.0.1:8081", "admin port: probes, metrics, dashboard")
     admin_token: str = setting(
         "", "token for the dashboard and its actions; empty: a new one at each start", secret=True

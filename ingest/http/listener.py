@@ -15,6 +15,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+from ingest.http.sites import is_loopback
 from ingest.system.logs import Occasionally, get_logger
 
 BACKLOG = 2048
@@ -38,7 +39,10 @@ class Listener:
         self._occasionally = Occasionally(10.0)
 
     async def open(self, host: str, port: int) -> tuple[str, int]:
-        """Bind and listen; return the first real address. Raises OSError or OverflowError."""
+        """Bind and listen; return a real address. Raises OSError or OverflowError.
+
+        If a host has several, it is one beyond the loopback: who asks wants to know who gets in.
+        """
         found = await self._loop.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
@@ -55,7 +59,8 @@ class Listener:
             raise failure or OSError(f"{host} has no address")
         for listening in self._sockets:
             self._resume(listening)
-        name, real_port, *_ = self._sockets[0].getsockname()
+        names = [each.getsockname() for each in self._sockets]
+        name, real_port, *_ = min(names, key=_is_loopback)
         return name, real_port
 
     def take(self, listening: socket.socket) -> tuple[str, int]:
@@ -113,6 +118,10 @@ class Listener:
             listening.close()
         if self._opening:
             await asyncio.wait(self._opening)
+
+
+def _is_loopback(name: tuple[Any, ...]) -> bool:
+    return is_loopback(f"{name[0]}:0")
 
 
 async def open_slots(host: str, port: int, count: int) -> list[socket.socket]:

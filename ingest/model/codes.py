@@ -32,6 +32,12 @@ PROBLEMS: dict[str, Problem] = {
     "forbidden": Problem(
         403, "The request does not come from the service's own page", "load the page again"
     ),
+    "foreign_site": Problem(
+        403, "A page of another site has sent the request", "send it from a program"
+    ),
+    "outside_scope": Problem(
+        403, "The token may not send this", "send only what the token is for, or ask for another"
+    ),
     "not_found": Problem(404, "No such page", "post to /v1/readings"),
     "method_not_allowed": Problem(405, "Method not allowed", "use POST"),
     "body_timeout": Problem(408, "The body did not arrive in time", "send it again"),
@@ -91,6 +97,7 @@ PROBLEMS: dict[str, Problem] = {
 }
 
 NO_PARTITION = "no_partition"
+NOT_ALLOWED = "not_allowed"
 ITEM_CODES: dict[str, str] = {
     "not_an_object": "the item is not a JSON object",
     "missing_field": "a required field is missing",
@@ -108,6 +115,7 @@ ITEM_CODES: dict[str, str] = {
     "ts_without_offset": "`ts` is an RFC 3339 time without `Z` or an offset",
     "ts_too_old": "`ts` is before the oldest allowed time (setting `ts_min`)",
     "ts_in_future": "`ts` is later than now plus `ts_ahead_s_max`",
+    NOT_ALLOWED: "the token may not speak for this device",
     "refused_by_database": "the database refused this row (`sqlstate` says why)",
     NO_PARTITION: "the table has no partition for the time of this row",
 }

@@ -100,9 +100,9 @@ class Gauges(NamedTuple):
 
     `database_up` returns None in a process that knows no database, `disk_free_bytes` in one without
     a folder. `broker` returns figures of the broker, none without one. `roles_imbalance` returns
-    the balance between several processes, None in one that does not see them. `certificate_ends_s`
-    returns the end of the validity of the data port's certificate, in seconds since 1970, and None
-    without one.
+    the balance between several processes, None in one that does not see them. `tokens_end_s`
+    returns in how many seconds the next token of a client ends, `certificate_ends_s` when the data
+    port's certificate does, in seconds since 1970; both None if none does.
     """
 
     buffer: Callable[[], BufferStats]
@@ -113,6 +113,7 @@ class Gauges(NamedTuple):
     state: Callable[[], str] = lambda: "starting"  # one of STATES
     disk_free_bytes: Callable[[], int | None] = lambda: 0
     limits: Limits = Limits()
+    tokens_end_s: Callable[[], float | None] = lambda: None
     broker: Callable[[], BrokerFigures] = dict
     roles_imbalance: Callable[[], int | None] = lambda: None
     certificate_ends_s: Callable[[], float | None] = lambda: None

@@ -14,27 +14,33 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
+from ingest.access.tokens import Identity
 from ingest.formats.media_type import FORMATS, Decode, format_of
 from ingest.formats.post import Decoded, Post, Rules, Steps
 from ingest.http.certificate import Certificate
 from ingest.http.owner import Reply
 from ingest.http.plain_body import PlainBodies
-from ingest.http.request import Forwarding, Request
+from ingest.http.request import Forwarding, Head, Request
 from ingest.http.response import Answer
 from ingest.http.routes import POST, OnRefused, Port, Route, probes
 from ingest.model.errors import ConfigError, Refused
 from ingest.model.ledger import Ledger
+from ingest.model.letter import JSON
 from ingest.model.ports import Admission, Database, DeadLetters, Inlet
+from ingest.receiver.access import Access
 from ingest.receiver.ack_waits import AckWaits
 from ingest.receiver.keeper import ADMISSION_DETAILS, COMMITTED, READINGS, Keeper
 from ingest.receiver.query import Query, parse_query
 from ingest.system.clock import unix_us
 from ingest.system.logs import get_logger
 
+SOURCE = "readings"  # what the scope of a token calls /v1/readings
+
 
 class _Plan(NamedTuple):
-    """What the head of a post says: the query, and how to decode the body."""
+    """What the head of a post says: who sent it, the query, and how to decode the body."""
 
+    identity: Identity
     query: Query
     decode: Decode
 
@@ -61,6 +67,7 @@ class Endpoint:
         inlet: Inlet,
         dead_letters: DeadLetters,
         ledger: Ledger,
+        access: Access,
         admission: Admission,
         database: Database,
         levels: tuple[str, ...],
@@ -75,6 +82,7 @@ class Endpoint:
         self._certificate = certificate
         self._plain_bodies = plain_bodies
         self._on_decoded = on_decoded
+        self._access = access
         self._admission = admission
         self._levels = (*levels, COMMITTED)
         self._ack_default = levels[0] if ack_default == "best" else ack_default
@@ -85,7 +93,7 @@ class Endpoint:
             )
         self._query = lru_cache(maxsize=256)(self._parse_query)
         self._port = Port(
-            {READINGS: Route(POST, self._readings), **probes(health)},
+            {READINGS: Route(POST, self._readings), **self._guarded(probes(health))},
             ledger,
             flag="--listen",
             connections_max=connections_max,
@@ -111,13 +119,22 @@ class Endpoint:
         """Return when its certificate ends, in seconds since 1970; None without one."""
         return None if self._certificate is None else self._certificate.ends_s
 
+    @property
+    def needs_token(self) -> bool:
+        """Whether only who has a token may post."""
+        return not self._access.is_open
+
     async def start(self, host: str, port: int) -> str:
-        """Listen; return the real HOST:PORT. Raises StartError that names --listen."""
-        return await self._port.start(host, port)
+        """Listen; return the real HOST:PORT. Raises StartError that names --listen or --access."""
+        address = await self._port.start(host, port)
+        self._access.bound(address)
+        return address
 
     def start_on(self, listening: socket.socket) -> str:
-        """Serve at a socket that listens already; return its HOST:PORT."""
-        return self._port.take(listening)
+        """Serve at a socket that listens already; return its HOST:PORT. Raises StartError."""
+        address = self._port.take(listening)
+        self._access.bound(address)
+        return address
 
     async def step_down(self, *, idle_s: float, timeout_s: float) -> None:
         """Leave the socket to a successor. Posts are taken as before, and not refused.
@@ -148,10 +165,8 @@ class Endpoint:
             raise Refused(refusal, ADMISSION_DETAILS[refusal])
         head = request.head
         plan: _Plan | None = head.plan
-        if plan is None:
-            media_type = head.headers.get("Content-Type", "")
-            decode = FORMATS[media_type] if media_type in FORMATS else format_of(media_type)
-            plan = head.plan = _Plan(self._query(text), decode)
+        if plan is None or not plan.identity.live:
+            plan = head.plan = self._plan(head, text)
         body = request.body
         if body is None or not request.in_round:
             return self._keeper.inside(self._receive(request, plan, received_s))
@@ -162,9 +177,38 @@ class Endpoint:
         self._seen(request, decoded)
         return self._keeper.take(request, plan.query, decoded, received_s)
 
+    def _plan(self, head: Head, text: str) -> _Plan:
+        """Read the head. Raises Refused."""
+        self._access.check_site(head)
+        identity, text = self._access.identify(head, text)
+        media_type = head.headers.get("Content-Type", "")
+        decode = FORMATS[media_type] if media_type in FORMATS else format_of(media_type)
+        if not identity.covers(SOURCE, JSON):
+            raise Refused("outside_scope", f"the token may not send {JSON} to {READINGS}")
+        return _Plan(identity, self._query(text), decode)
+
+    def _guarded(self, pages: dict[str, Route]) -> dict[str, Route]:
+        """Return pages that need no token, and that no page of another site may ask for."""
+
+        def guarded(page: Route) -> Route:
+            def answer(request: Request, query: str, received_s: float) -> Reply:
+                self._access.check_site(request.head)
+                return page.answer(request, query, received_s)
+
+            return Route(page.methods, answer)
+
+        return {path: guarded(page) for path, page in pages.items()}
+
     def _decode(self, plan: _Plan, body: bytes, received_s: float) -> Decoded | Steps:
         query = plan.query
-        post = Post(query.precision, query.ignore_unknown, unix_us(), received_s, self._rules)
+        post = Post(
+            query.precision,
+            query.ignore_unknown,
+            unix_us(),
+            received_s,
+            self._rules,
+            plan.identity.allows,
+        )
         try:
             return plan.decode(body, post)
         except Refused as refused:

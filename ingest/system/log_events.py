@@ -34,6 +34,11 @@ EVENTS: dict[str, str] = {
     "if a server is at another place, all are tried again.",
     "server_moved": "An embedded server is at another place. The processes are restarted.",
     "stream_not_looked_at": "The broker did not answer at the start. It is tried again.",
+    # Who may post
+    "nobody_may_send": "A token is needed to post, and there are none.",
+    "tokens_read": "The file of tokens has changed. These tokens are in force now.",
+    "token_file_unusable": "The file of tokens cannot be used. The tokens before stay in force.",
+    "tokens_end_soon": "Tokens end within 14 days. Their devices will be refused then.",
     # Posts and connections
     "posts_refused": "So many posts were refused with this code since the last such line.",
     "connections_closed": "A limit closed so many connections since the last such line.",

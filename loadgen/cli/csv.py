@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from loadgen.cli import values
 from loadgen.cli.options import ACKS, Option, add_all
 from loadgen.cli.parser import Parser
-from loadgen.cli.service_options import CA, STATE_DIR, URL, local_of, targets_for
+from loadgen.cli.service_options import CA, STATE_DIR, TOKEN, URL, local_of, targets_for
 from loadgen.csv.client import Client, GaveUp, Reply
 from loadgen.csv.file import Batch, CsvError, CsvFile, zone_named
 from loadgen.driver.trust import context_of
@@ -58,6 +58,7 @@ OPTIONS = {
         Option("--metric", "metric of every reading", str, required=True, shows="NAME"),
         URL,
         CA,
+        TOKEN,
         STATE_DIR,
         Option("--batch", "readings a post (%(default)s)", values.count(), 500, "N"),
         Option(
@@ -127,6 +128,7 @@ def main(chosen: argparse.Namespace) -> int:
         connections_max=chosen.connections,
         give_up_s=chosen.give_up_s,
         parameters={"ack": chosen.ack} if chosen.ack else None,
+        token=target.token,
     )
     began_s = time.monotonic()
     interrupted = False

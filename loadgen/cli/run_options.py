@@ -13,6 +13,7 @@ from loadgen.cli.service_options import (
     CA,
     METRICS_URL,
     STATE_DIR,
+    TOKEN,
     URLS,
     admin_urls_for,
     targets_for,
@@ -41,6 +42,7 @@ OPTIONS = {
         CA,
         ADMIN_URL,
         METRICS_URL,
+        TOKEN,
         STATE_DIR,
         Option(
             "--ack",

@@ -7,6 +7,7 @@ there, it is whatever listens at the default addresses.
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from loadgen.cli import values
@@ -40,6 +41,13 @@ ADMIN_URL = Option(
 )
 # The name that `run` had before.
 METRICS_URL = ADMIN_URL._replace(name="--metrics-url", help=argparse.SUPPRESS)
+TOKEN = Option(
+    "--token",
+    "sent with each post; also LOADGEN_TOKEN, which others on this machine cannot see",
+    values.token,
+    os.environ.get("LOADGEN_TOKEN", ""),
+    shows="TOKEN",
+)
 STATE_DIR = Option(
     "--state-dir",
     "state folder of a service on this machine: says its addresses; default: the usual place",
@@ -74,7 +82,7 @@ def targets_for(chosen: argparse.Namespace, local: LocalService | None) -> list[
     """
     ca_file = str(chosen.ca or (local.ca_file if local else ""))
     targets = [
-        each._replace(ca_file=ca_file) if each.tls else each
+        each._replace(token=chosen.token, ca_file=ca_file if each.tls else "")
         for each in given_urls(chosen) or [target_of(local.url if local else DEFAULT_URL)]
     ]
     if len({each.tls for each in targets}) > 1:

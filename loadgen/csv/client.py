@@ -73,6 +73,7 @@ class Client:
         give_up_s: float,
         parameters: Mapping[str, str] | None = None,
         tls: ssl.SSLContext | None = None,
+        token: str = "",
     ) -> None:
         self.url = url.rstrip("/")
         if not self.url.endswith("/v1/readings"):
@@ -83,6 +84,11 @@ class Client:
         self._parameters = dict(parameters or {})
         self._connections_max = connections_max
         self._tls = tls
+        self._headers = {
+            "Content-Type": "application/json",
+            "User-Agent": "iot-ingest-loadgen",
+            **({"Authorization": f"Bearer {token}"} if token else {}),
+        }
         self._session: aiohttp.ClientSession  # inside of the block
 
     async def __aenter__(self) -> Self:
@@ -91,7 +97,7 @@ class Client:
             timeout=aiohttp.ClientTimeout(
                 total=None, sock_connect=CONNECT_S_MAX, sock_read=ANSWER_S_MAX
             ),
-            headers={"Content-Type": "application/json", "User-Agent": "iot-ingest-loadgen"},
+            headers=self._headers,
         )
         return self
 

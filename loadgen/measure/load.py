@@ -79,7 +79,7 @@ class Load:
         query = f"?ack={plan.ack}" if plan.ack else ""
         target = plan.target
         self.traffic = Traffic(
-            plan.recipe, f"{target.path}{query}", target.authority, self._clock()
+            plan.recipe, f"{target.path}{query}", target.authority, self._clock(), target.token
         )
         self.tally = Tally(self.traffic.bad_items, plan.measured_from_s)
         self.driver = self.tally.start = Driver(

@@ -71,7 +71,8 @@ class Run(Observer):
         self.trouble = ""
         self.ended = False  # all posts have ended, and the ledger has its end record
         self._names = Names(job.plan)
-        self._head = head_of(job.target.path + job.query, job.target.authority)
+        target = job.target
+        self._head = head_of(target.path + job.query, target.authority, token=target.token)
         self._posts = job.plan.posts()
         self._doubtful: set[int] = set()
         self._plain: dict[bytes, tuple[int, str]] = {}

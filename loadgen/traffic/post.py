@@ -32,7 +32,8 @@ class Target(NamedTuple):
     """The target of posts: `host` and `port` to connect to, `authority` for the Host header.
 
     `path` is `/v1/readings` or whatever longer path the URL had, without a query. With `tls` the
-    server's certificate is checked with `ca_file`; without that, with those of the system.
+    server's certificate is checked with `ca_file`; without that, with those of the system. `token`
+    is sent with each post, unless it is empty.
     """
 
     host: str
@@ -41,6 +42,7 @@ class Target(NamedTuple):
     path: str
     tls: bool = False
     ca_file: str = ""
+    token: str = ""
 
     @property
     def url(self) -> str:
@@ -73,15 +75,16 @@ def target_of(url: str) -> Target:
     return Target(parts.hostname, port or (443 if tls else 80), parts.netloc, path, tls)
 
 
-def head_of(path_and_query: str, host: str, *, gzip: bool = False) -> bytes:
+def head_of(path_and_query: str, host: str, *, gzip: bool = False, token: str = "") -> bytes:
     """Return the part of a request's head that does not depend on its body.
 
     `finish(head, body)` is the whole request. `gzip`: for a body of `compress`.
     """
+    bearer = f"Authorization: Bearer {token}\r\n" if token else ""
     encoding = "Content-Encoding: gzip\r\n" if gzip else ""
     return (
         f"POST {path_and_query} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: iot-ingest-loadgen\r\n"
-        f"Content-Type: application/json\r\n{encoding}Content-Length: "
+        f"{bearer}Content-Type: application/json\r\n{encoding}Content-Length: "
     ).encode("ascii")
 
 

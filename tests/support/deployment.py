@@ -284,7 +284,10 @@ def exported() -> dict[str, frozenset[str]]:
         name: {"writer": 1} if name.startswith("consumer_") else 1 for name in BROKER_FIGURES
     }
     ledger.gauges = ledger.gauges._replace(
-        broker=lambda: figures, roles_imbalance=lambda: 0, certificate_ends_s=lambda: 0.0
+        broker=lambda: figures,
+        roles_imbalance=lambda: 0,
+        certificate_ends_s=lambda: 0.0,
+        tokens_end_s=lambda: 0.0,
     )
     shown = Shown("up", "0", ledger, os.getpid(), has_folder=True)
     found: dict[str, frozenset[str]] = {}

@@ -172,3 +172,18 @@ async def test_slots_say_which_other_addresses_of_the_host_they_do_not_have(
     (line,) = [each for each in capfd.readouterr().out.splitlines() if "one_address" in each]
     assert "127.0.0.2" in line
     assert "192.0.2.1" not in line
+
+
+async def test_address_beyond_the_loopback_is_the_one_that_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The name of a machine may mean 127.0.1.1 and its address: then the port is not private."""
+    kind = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
+
+    async def two(*_given: object, **_options: object) -> list[object]:
+        return [(*kind, ("127.0.0.1", 0)), (*kind, ("0.0.0.0", 0))]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", two)
+    listener = Listener(Greeter)
+    assert (await listener.open("machine", 0))[0] == "0.0.0.0"
+    await listener.close()

@@ -6,7 +6,7 @@ import gzip
 
 import pytest
 
-from loadgen.traffic.post import compress, finish, head_of, target_of
+from loadgen.traffic.post import Target, compress, finish, head_of, target_of
 from tests.support.receiver import GOOD, running_receiver
 
 
@@ -59,7 +59,7 @@ def test_compressed_body_is_gzip_and_always_the_same() -> None:
 def test_url_says_where_to_post(url: str, host: str, port: int, authority: str, path: str) -> None:
     """The service's URL and that of its readings give the same target."""
     found = target_of(url)
-    assert found == (host, port, authority, path, url.startswith("https"), "")
+    assert found == Target(host, port, authority, path, url.startswith("https"))
     assert found.url == f"{url.lower().partition(':')[0]}://{authority}{path}"
 
 

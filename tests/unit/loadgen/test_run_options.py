@@ -287,3 +287,15 @@ def test_each_help_has_two_examples_that_parse(capsys: pytest.CaptureFixture[str
             assert cli.parser().parse_args(words).command == (command or words)[0]
     assert cli.main([]) == 2
     assert "verify" in capsys.readouterr().err
+
+
+def test_token_goes_to_each_target() -> None:
+    """Of a list of gateways too; no report shows it."""
+    chosen = _chosen("--token", "iot_x", "--url", "http://a:1", "--url", "http://b:1")
+    plan = plan_of(chosen)
+    assert [each.token for each in (plan.target, *plan.others)] == ["iot_x"] * 2
+    assert "iot_x" not in json.dumps(settings_of(chosen, plan))
+    assert _plan().target.token == ""
+    for wrong in ("a b", "x\r\nHost: y", "ü"):
+        with pytest.raises(SystemExit):
+            _chosen("--token", wrong)
