@@ -8,8 +8,8 @@ from os import geteuid
 
 from ingest.config.folders import state_dir
 from ingest.config.settings import Settings
-from ingest.http.connections import raise_open_files_limit
 from ingest.system import logs
+from ingest.system.limits import raise_open_files_limit
 from ingest.system.state_folder import StateFolder
 
 

@@ -166,15 +166,16 @@ class Gateway:
             tail=self._tail.take,
             refused_posts=refused_posts.listed,
         )
-        self._admin: GatewayAdmin | None = None
-        if self._place.channel is None:
-            self._admin = GatewayAdmin(
-                settings,
-                ledger=self.ledger,
-                readyz=self.health.readyz,
-                token=settings.admin_token or secrets.token_urlsafe(24),
-                refused_posts=refused_posts.listed,
-            )
+        self._admin = None if self._place.channel else self._own_admin(refused_posts)
+
+    def _own_admin(self, refused_posts: RefusedPosts) -> GatewayAdmin:
+        return GatewayAdmin(
+            self._settings,
+            ledger=self.ledger,
+            readyz=self.health.readyz,
+            token=self._settings.admin_token or secrets.token_urlsafe(24),
+            refused_posts=refused_posts.listed,
+        )
 
     def _figures(self) -> BrokerFigures:
         """Return the figures of the broker, as a gateway sees them."""

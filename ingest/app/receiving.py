@@ -26,6 +26,7 @@ from ingest.model.ledger import Ledger
 from ingest.model.ports import Admission, Database, DeadLetters, Inlet
 from ingest.receiver.access import Access
 from ingest.receiver.endpoint import Endpoint
+from ingest.receiver.quotas import Quotas, Rates
 
 # With several gateways a connection ends about so often, so that its client may reach another one.
 CONNECTION_S = 300.0
@@ -78,8 +79,18 @@ def make_endpoint(
         on_decoded=on_decoded,
         connection_s_max=CONNECTION_S if settings.gateways > 1 else math.inf,
         certificate=_certificate(settings),
+        quotas=Quotas(rates) if (rates := _rates(settings)).any else None,
         proxies=Proxies(trusted) if (trusted := networks(settings.trusted_proxies)) else None,
     )
+
+
+def _rates(settings: Settings) -> Rates:
+    """Return what one sender may send to this process."""
+    return Rates(
+        settings.sender_readings_per_s_max,
+        settings.sender_posts_per_s_max,
+        settings.sender_burst_s,
+    ).shared_by(settings.gateways)
 
 
 def _certificate(settings: Settings) -> Certificate | None:

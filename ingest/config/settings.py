@@ -84,6 +84,19 @@ class Settings:
         "", "the data port's certificate, PEM, read again on change; with it the port speaks TLS"
     )
     tls_key_file: str = setting("", "private key of tls_cert_file, PEM without a password")
+    sender_readings_per_s_max: float = setting(
+        0.0,
+        "most readings a second of one token, or network without tokens; 0: no limit",
+        within=(0, 1e9),
+    )
+    sender_posts_per_s_max: float = setting(
+        0.0,
+        "most posts a second of one token, or network without tokens; 0: no limit",
+        within=(0, 1e9),
+    )
+    sender_burst_s: float = setting(
+        10.0, "so many seconds of its rates a sender may use at once", within=(0.1, 3600)
+    )
     trusted_proxies: str = setting(
         "", "addresses or networks of proxies whose X-Forwarded-For counts; with commas"
     )

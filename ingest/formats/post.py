@@ -70,6 +70,11 @@ class Decoded(NamedTuple):
     block: Block | None
     errors: list[ItemError]
 
+    @property
+    def count(self) -> int:
+        """So many readings it counts as."""
+        return len(self.errors) + (self.block.rows if self.block is not None else 0)
+
 
 # Each `next` does a short step of the work; the result comes with StopIteration. Raises Refused.
 Steps = Generator[None, None, Decoded]

@@ -60,6 +60,9 @@ PROBLEMS: dict[str, Problem] = {
     "dead_letters_full": Problem(
         422, "Some items are invalid, and there is no space to keep them", "post the other items"
     ),
+    "too_fast": Problem(
+        429, "The sender has sent more than it may", "send it again after Retry-After"
+    ),
     "headers_too_large": Problem(431, "The request headers are too large", "send fewer headers"),
     "internal": Problem(500, "A fault of the service", "send it again"),
     "buffer_full": Problem(

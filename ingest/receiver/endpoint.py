@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
-from ingest.access.tokens import Identity
+from ingest.access.tokens import ANYBODY, Identity
 from ingest.formats.media_type import FORMATS, Decode, format_of
 from ingest.formats.post import Decoded, Post, Rules, Steps
 from ingest.http.certificate import Certificate
@@ -31,6 +31,7 @@ from ingest.receiver.access import Access
 from ingest.receiver.ack_waits import AckWaits
 from ingest.receiver.keeper import ADMISSION_DETAILS, COMMITTED, READINGS, Keeper
 from ingest.receiver.query import Query, parse_query
+from ingest.receiver.quotas import Quota, Quotas
 from ingest.system.clock import unix_us
 from ingest.system.logs import get_logger
 
@@ -41,6 +42,8 @@ class _Plan(NamedTuple):
     """What the head of a post says: who sent it, the query, and how to decode the body."""
 
     identity: Identity
+    sender: str  # its token; "" where nobody needs one
+    quota: Quota | None
     query: Query
     decode: Decode
 
@@ -77,8 +80,10 @@ class Endpoint:
         connection_s_max: float = math.inf,
         certificate: Certificate | None = None,
         proxies: Forwarding | None = None,
+        quotas: Quotas | None = None,
     ) -> None:
         self._rules = rules
+        self._quotas = quotas
         self._certificate = certificate
         self._plain_bodies = plain_bodies
         self._on_decoded = on_decoded
@@ -167,6 +172,8 @@ class Endpoint:
         plan: _Plan | None = head.plan
         if plan is None or not plan.identity.live:
             plan = head.plan = self._plan(head, text)
+        if self._quotas is not None:
+            self._quota(request, plan).take_post()
         body = request.body
         if body is None or not request.in_round:
             return self._keeper.inside(self._receive(request, plan, received_s))
@@ -174,7 +181,7 @@ class Endpoint:
         decoded = self._decode(plan, body, received_s)
         if not isinstance(decoded, Decoded):
             return self._keeper.inside(self._go_on(request, plan, decoded, body))
-        self._seen(request, decoded)
+        self._seen(request, plan, decoded)
         return self._keeper.take(request, plan.query, decoded, received_s)
 
     def _plan(self, head: Head, text: str) -> _Plan:
@@ -185,7 +192,16 @@ class Endpoint:
         decode = FORMATS[media_type] if media_type in FORMATS else format_of(media_type)
         if not identity.covers(SOURCE, JSON):
             raise Refused("outside_scope", f"the token may not send {JSON} to {READINGS}")
-        return _Plan(identity, self._query(text), decode)
+        sender, quota = "", None
+        if identity is not ANYBODY:
+            sender = f"token {identity.entry.name}"
+            quota = self._quotas and self._quotas.of(sender)
+        return _Plan(identity, sender, quota, self._query(text), decode)
+
+    def _quota(self, request: Request, plan: _Plan) -> Quota:
+        """Return that of the token; where nobody needs one, that of the network."""
+        assert self._quotas is not None, "there are limits"
+        return plan.quota or self._quotas.of(request.client.network)
 
     def _guarded(self, pages: dict[str, Route]) -> dict[str, Route]:
         """Return pages that need no token, and that no page of another site may ask for."""
@@ -222,13 +238,13 @@ class Endpoint:
             if not isinstance(decoded, Decoded):
                 decoded = await self._finish_steps(decoded, body, uncounted_bytes=0)
         del body
-        return await self._keeper.keep(plan.query, self._seen(request, decoded))
+        return await self._keeper.keep(plan.query, self._seen(request, plan, decoded))
 
     async def _go_on(self, request: Request, plan: _Plan, steps: Steps, body: bytes) -> Answer:
         """Decode the rest in short steps; then keep what is in it."""
         decoded = await self._finish_steps(steps, body, uncounted_bytes=len(body))
         del body
-        return await self._keeper.keep(plan.query, self._seen(request, decoded))
+        return await self._keeper.keep(plan.query, self._seen(request, plan, decoded))
 
     async def _finish_steps(self, steps: Steps, body: bytes, *, uncounted_bytes: int) -> Decoded:
         try:
@@ -237,10 +253,12 @@ class Endpoint:
             refused.body_start = body
             raise
 
-    def _seen(self, request: Request, decoded: Decoded) -> Decoded:
+    def _seen(self, request: Request, plan: _Plan, decoded: Decoded) -> Decoded:
         request.body = b""  # its memory is free while the post waits for space or for its outcome
         if decoded.block is not None:
-            decoded.block.sender = request.client.network
+            decoded.block.sender = plan.sender or request.client.network
+        if self._quotas is not None:
+            self._quota(request, plan).charge(decoded.count)
         if self._on_decoded is not None:
             self._on_decoded(decoded)
         return decoded

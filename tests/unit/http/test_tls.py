@@ -9,6 +9,7 @@ import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -30,7 +31,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture
-def settings(files: tuple[Path, Path]) -> dict[str, str]:
+def settings(files: tuple[Path, Path]) -> dict[str, Any]:
     """Give the settings of a port with TLS."""
     return {"tls_cert_file": str(files[0]), "tls_key_file": str(files[1])}
 
@@ -52,7 +53,7 @@ def first_bytes(files: tuple[Path, Path]) -> bytes:
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 async def test_posts_come_over_one_connection(
-    settings: dict[str, str], files: tuple[Path, Path], version: ssl.TLSVersion
+    settings: dict[str, Any], files: tuple[Path, Path], version: ssl.TLSVersion
 ) -> None:
     """Small and large ones, and several at once; each is kept, each is answered."""
     context = trusting(files[0])
@@ -72,7 +73,7 @@ async def test_posts_come_over_one_connection(
 
 
 async def test_client_that_ends_its_side_still_gets_its_answer(
-    settings: dict[str, str], files: tuple[Path, Path]
+    settings: dict[str, Any], files: tuple[Path, Path]
 ) -> None:
     """`Connection: close`, as curl sends it: the answer, and then an end that is no error."""
     async with running_receiver(**settings) as receiver:
@@ -83,7 +84,7 @@ async def test_client_that_ends_its_side_still_gets_its_answer(
         await client.close()
 
 
-async def test_client_without_tls_is_told(settings: dict[str, str]) -> None:
+async def test_client_without_tls_is_told(settings: dict[str, Any]) -> None:
     """It gets a problem in plain HTTP, and the end of the connection."""
     async with running_receiver(**settings) as receiver:
         client = await receiver.connect()
@@ -96,7 +97,7 @@ async def test_client_without_tls_is_told(settings: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("what", ["random", "cut", "too much", "old version", "plain after hello"])
 async def test_broken_handshakes_are_closed(
-    settings: dict[str, str], files: tuple[Path, Path], what: str
+    settings: dict[str, Any], files: tuple[Path, Path], what: str
 ) -> None:
     """Nothing is logged, nothing stays, and the next client is served."""
     hello = first_bytes(files)
@@ -121,7 +122,7 @@ async def test_broken_handshakes_are_closed(
 
 
 async def test_handshake_may_come_byte_by_byte(
-    settings: dict[str, str], files: tuple[Path, Path]
+    settings: dict[str, Any], files: tuple[Path, Path]
 ) -> None:
     """A step that finds too little waits for more."""
     async with running_receiver(**settings) as receiver:
@@ -150,7 +151,7 @@ async def test_handshake_may_come_byte_by_byte(
 
 
 async def test_many_tiny_records_are_read_in_steps(
-    settings: dict[str, str], files: tuple[Path, Path]
+    settings: dict[str, Any], files: tuple[Path, Path]
 ) -> None:
     """Posts of one byte a record, all sent at once: each is answered, and in order."""
     async with running_receiver(**settings) as receiver:
@@ -179,7 +180,7 @@ async def test_many_tiny_records_are_read_in_steps(
 
 
 async def test_silent_handshakes_do_not_keep_others_out(
-    settings: dict[str, str], files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, Any], files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A hundred begin one and say no more: few are under way, and a polite client is served."""
     monkeypatch.setattr(handshakes, "PLACE_S", 0.2)
@@ -202,7 +203,7 @@ async def test_silent_handshakes_do_not_keep_others_out(
         await until(lambda: tls.under_way == 0)
 
 
-async def test_connection_without_a_handshake_is_closed_in_time(settings: dict[str, str]) -> None:
+async def test_connection_without_a_handshake_is_closed_in_time(settings: dict[str, Any]) -> None:
     """The time for a head includes the handshake."""
     async with running_receiver(**settings, header_s_max=0.2) as receiver:
         client = await receiver.connect()
