@@ -87,6 +87,7 @@ class Gateway:
             unanswered_s=lambda: self.inlet.stuck_s,
             published_to=lambda: self._publisher.published_to,
             refused=lambda: self.inlet.refused,
+            acknowledged_s=lambda: self._publisher.acknowledged_s,
         )
         self.ledger = self._role.ledger
         self._publisher = Publisher(

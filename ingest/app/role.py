@@ -97,8 +97,8 @@ async def led(channel: ControlChannel) -> Place:
 class Role:
     """One process of a role: its connection to the broker, its tasks, its signals.
 
-    For a role that publishes: `unanswered_s` and `published_to` of StreamWatch, and `refused` of
-    BrokerState.
+    For a role that publishes: `unanswered_s` and `published_to` of StreamWatch, `refused` and
+    `acknowledged_s` of BrokerState.
     """
 
     def __init__(
@@ -109,6 +109,7 @@ class Role:
         unanswered_s: Callable[[], float] | None = None,
         published_to: Callable[[], int] = lambda: 0,
         refused: Callable[[], NotKept | None] = lambda: None,
+        acknowledged_s: Callable[[], float] = lambda: -math.inf,
     ) -> None:
 
         def unkept_s() -> float:
@@ -134,7 +135,10 @@ class Role:
             published_to=published_to,
         )
         self.broker_state = BrokerState(
-            self.watch, unanswered_s=unanswered_s or float, refused=refused
+            self.watch,
+            unanswered_s=unanswered_s or float,
+            refused=refused,
+            acknowledged_s=acknowledged_s,
         )
         self._cut = asyncio.Event()  # the connection to the broker ends
         self._connected: asyncio.Task[None] | None = None
