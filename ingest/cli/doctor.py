@@ -19,6 +19,7 @@ from pathlib import Path
 from ingest import __version__
 from ingest.app.advice import advice
 from ingest.buffers.journal.reader import segment_files
+from ingest.cli.doctor_access import access_check
 from ingest.cli.doctor_broker import broker_checks
 from ingest.cli.doctor_certificate import certificate_check
 from ingest.cli.doctor_database import FAIL, OK, WARN, Check, database_checks
@@ -65,7 +66,8 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
     service = None
     if not any(each.name == "state folder" and each.state == FAIL for each in checks):
         service = running_service(state_dir(settings))
-        checks += [*port_checks(settings, service), dead_letters_check(settings)]
+        checks += [*port_checks(settings, service), access_check(settings)]
+        checks.append(dead_letters_check(settings))
         checks += asyncio.run(broker_checks(settings))
     checks += asyncio.run(_database(loaded, service))
     print_answer([each._asdict() for each in checks], as_text(checks), as_json=args.json)

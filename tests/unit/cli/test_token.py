@@ -9,8 +9,12 @@ import pytest
 
 from ingest.access.appending import read_entries
 from ingest.access.entries import NEVER_US, digest_of
+from ingest.cli.doctor_access import access_check
 from ingest.cli.main import main
+from ingest.config.settings import Settings
+from ingest.system.clock import unix_us
 from tests.support.commands import Here
+from tests.support.tokens import OTHER, line
 
 
 @pytest.fixture
@@ -121,6 +125,27 @@ async def test_read_only_file_prints_the_line_to_add(here: Here, tmp_path: Path)
     line = done.stderr.splitlines()[-1]
     assert json.loads(line)["sha256"] == digest_of(done.stdout.split()[-1])
     assert real.read_bytes() == b"# mounted\n"
+
+
+def test_doctor_says_who_may_post(tmp_path: Path) -> None:
+    """What a start would refuse fails; nobody, the whole network, or an end soon: a warning."""
+
+    def told(**settings: str) -> tuple[str, str]:
+        check = access_check(Settings(state_dir=str(tmp_path), **settings))
+        return check.state, check.detail
+
+    network = "0.0.0.0:8080"
+    assert told() == ("ok", "everybody on this machine may post")
+    assert told(listen=network)[0] == "FAIL"
+    assert told(listen=network, access="open") == ("warn", "everybody on the network may post")
+    assert told(access="token")[0] == "warn"
+    assert told(tokens_file=str(tmp_path / "none"))[0] == "FAIL"
+    (tmp_path / "tokens").write_bytes(line())
+    assert told(listen=network) == ("ok", "a token is needed to post; 1 token")
+    (tmp_path / "tokens").write_bytes(line() + line(OTHER, ends_us=unix_us() + 10**9))
+    assert "ends at" in told()[1]
+    (tmp_path / "tokens").write_text("{")
+    assert told()[0] == "FAIL"
 
 
 def test_broken_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
