@@ -71,7 +71,7 @@ class Decoded(NamedTuple):
     errors: list[ItemError]
 
     @property
-    def count(self) -> int:
+    def readings(self) -> int:
         """So many readings it counts as."""
         return len(self.errors) + (self.block.rows if self.block is not None else 0)
 

@@ -90,12 +90,7 @@ class Endpoint:
         self._access = access
         self._admission = admission
         self._levels = (*levels, COMMITTED)
-        self._ack_default = levels[0] if ack_default == "best" else ack_default
-        if self._ack_default not in self._levels:
-            raise ConfigError(
-                f"setting ack_default: {ack_default} is not available; this service gives "
-                f"{', '.join(self._levels)}"
-            )
+        self._ack_default = _available(ack_default, self._levels)
         self._query = lru_cache(maxsize=256)(self._parse_query)
         self._port = Port(
             {READINGS: Route(POST, self._readings), **self._guarded(probes(health))},
@@ -195,7 +190,7 @@ class Endpoint:
         sender, quota = "", None
         if identity is not ANYBODY:
             sender = f"token {identity.entry.name}"
-            quota = self._quotas and self._quotas.of(sender)
+            quota = self._quotas.of(sender) if self._quotas is not None else None
         return _Plan(identity, sender, quota, self._query(text), decode)
 
     def _quota(self, request: Request, plan: _Plan) -> Quota:
@@ -258,7 +253,7 @@ class Endpoint:
         if decoded.block is not None:
             decoded.block.sender = plan.sender or request.client.network
         if self._quotas is not None:
-            self._quota(request, plan).charge(decoded.count)
+            self._quota(request, plan).charge(decoded.readings)
         if self._on_decoded is not None:
             self._on_decoded(decoded)
         return decoded
@@ -274,3 +269,14 @@ class Endpoint:
                 available=self._levels,
             )
         return query
+
+
+def _available(ack: str, levels: tuple[str, ...]) -> str:
+    """Return the default level. Raises ConfigError."""
+    if ack == "best":
+        return levels[0]
+    if ack not in levels:
+        raise ConfigError(
+            f"setting ack_default: {ack} is not available; this service gives {', '.join(levels)}"
+        )
+    return ack
