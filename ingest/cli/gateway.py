@@ -16,7 +16,8 @@ TAKES = "[options]"
 EXAMPLES = (
     "ingest gateway --broker-url nats://gateway:..@nats1:4222 --broker-monitor-url "
     "http://nats1:8222",
-    "ingest gateway --listen 0.0.0.0:8080 --broker-url nats://gateway:..@nats1,nats2,nats3",
+    "ingest gateway --listen 0.0.0.0:8080 --tokens-file /etc/iot-ingest/tokens "
+    "--broker-url nats://gateway:..@nats1,nats2,nats3",
 )
 EPILOG = "exit codes: 0 no reading was lost, 3 some were, 2 it could not start"
 
@@ -29,7 +30,10 @@ UNUSED = (
     *("unknown_tries_max", "breaker_window_rows", "breaker_rows_max"),
     *("dlq_replay_rows_per_s", "dlq_replay_pause_s"),
 )
-WORDS = {"ack_default": "ack of a post without ?ack; best: durable"}
+WORDS = {
+    "ack_default": "ack of a post without ?ack; best: durable",
+    "state_dir": "folder of the file `tokens`; empty: the default",
+}
 
 
 def add_arguments(parser: Parser, _settings: SettingsFlags) -> None:
