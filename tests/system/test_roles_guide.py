@@ -34,6 +34,7 @@ ADMIN = "nats://admin:choose-a-fourth@nats1:4222,nats2:4222,nats3:4222"
 WRITER = ADMIN.replace("admin:choose-a-fourth", "writer:choose-another")
 GATEWAY = ADMIN.replace("admin:choose-a-fourth", "gateway:choose-one")
 BEGIN_US = 1_700_000_000_000_000
+DELETE = "delete from readings where ts >= timestamptz 'epoch' + $1 * interval '1 microsecond'"
 
 
 def command(part: str) -> str:
@@ -146,6 +147,19 @@ async def test_roles_and_servers_talk_by_tls(open_tmp_path: Path) -> None:
             async with place.shell("refused", script) as refused:
                 assert await refused.process.wait() == 2
                 assert "certificate" in refused.output()
+        for host, home in place.homes.items():  # another password, while all runs
+            text = (home / "passwords.conf").read_text()
+            (home / "passwords.conf").write_text(text.replace("choose-a-fourth", "a-fifth"))
+            pid = place.servers[host].process.pid
+            run(f"{find_program('')} --signal reload={pid}", home)
+        for each in place.servers.values():
+            await each.line_with("Reloaded server configuration")
+        assert "as they must be" in await place.done(
+            tls.replace("choose-a-fourth", "a-fifth") + "ingest stream check"
+        )
+        async with place.shell("old", f"{tls}ingest stream check") as refused:
+            assert await refused.process.wait() == 2
+            assert "password is wrong" in refused.output()
 
 
 # Upgrade and fewer
@@ -301,7 +315,8 @@ async def moved(
     assert " lost=0" in await writer.stop()  # as for a database that is restored
     connection = await asyncpg.connect(url)
     try:
-        await connection.execute("delete from readings where ts >= $1::text::timestamptz", LATE)
+        gone = await connection.execute(DELETE, BEGIN_US + rows + 5)
+        assert gone == "DELETE 15"
     finally:
         await connection.close()
     rewind = command("ingest stream rewind")
@@ -314,6 +329,3 @@ async def moved(
             await asyncio.sleep(0.5)
     await place.writer(there["writer"], more)
     await has_rows(url, rows + 20)
-
-
-LATE = "2023-11-14 22:13:20.000001+00"  # all but the first reading
