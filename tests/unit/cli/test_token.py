@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -130,7 +131,7 @@ async def test_read_only_file_prints_the_line_to_add(here: Here, tmp_path: Path)
 def test_doctor_says_who_may_post(tmp_path: Path) -> None:
     """What a start would refuse fails; nobody, the whole network, or an end soon: a warning."""
 
-    def told(**settings: str) -> tuple[str, str]:
+    def told(**settings: Any) -> tuple[str, str]:
         check = access_check(Settings(state_dir=str(tmp_path), **settings))
         return check.state, check.detail
 
