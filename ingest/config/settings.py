@@ -183,7 +183,7 @@ class Settings:
         1, "processes of `up` that take posts", within=(1, 256), opens="Processes of `up`"
     )
     writer_processes: int = setting(
-        1, "processes of `up` that write; the flag --writers of up sets this", within=(1, 64)
+        1, "processes of `up` that write; there the flag is --writers", within=(1, 64)
     )
 
     batch_rows: int = setting(
