@@ -6,6 +6,7 @@ import asyncio
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,7 +81,7 @@ async def test_commands_of_docs_tokens_md(open_tmp_path: Path) -> None:
     token = await made(open_tmp_path, *words[2:])
     assert shlex.split(start) == ["./run", "--listen", "0.0.0.0:8080"]
     _, *flags = shlex.split(limits)
-    settings = {
+    settings: dict[str, Any] = {
         name.removeprefix("--"): text for name, text in zip(flags[::2], flags[1::2], strict=True)
     }
     async with Service(open_tmp_path, buffer="memory", listen="0.0.0.0:0", **settings) as service:
