@@ -67,7 +67,7 @@ class Service:
     """
 
     command = "serve"
-    data_url_in = re.compile(r"(http://\S+)/v1/readings")  # in what it prints
+    data_url_in = re.compile(r"(https?://\S+)/v1/readings")  # in what it prints
     admin_url_in = re.compile(r"(http://\S+)/metrics")
 
     def __init__(
