@@ -19,6 +19,7 @@ class Problem(NamedTuple):
 PROBLEMS: dict[str, Problem] = {
     "bad_request": Problem(400, "The request is not valid HTTP", "fix the request"),
     "not_json": Problem(400, "The body is not JSON", "fix the body"),
+    "not_lines": Problem(400, "The body is not line protocol", "fix the body"),
     "bad_encoding": Problem(
         400, "The body does not match its content encoding", "compress the body again"
     ),
@@ -94,19 +95,21 @@ ITEM_CODES: dict[str, str] = {
     "not_an_object": "the item is not a JSON object",
     "missing_field": "a required field is missing",
     "unknown_field": "readings have no such field (`?unknown=ignore` accepts it)",
-    "repeated_field": "a name appears twice in one object",
+    "repeated_field": "a name appears twice in one object, or a tag in one line",
     "both_shapes": "the item has `values`, and also `metric` or `value`",
     "values_empty": "`values` has no entry",
-    "wrong_type": "a field has the wrong JSON type",
+    "wrong_type": "a field has the wrong type",
     "name_empty": "a name is empty",
-    "name_too_long": "a name has more than 128 characters or 256 bytes",
+    "name_too_long": "a name has more than 256 characters or 512 bytes",
     "name_control_character": "a name contains a control character (NUL, line feed, ..)",
-    "value_out_of_range": "the number does not fit into a float64",
+    "value_out_of_range": "the number does not fit into a float64, or is NaN",
     "value_not_exact": "the value is an integer that float64 cannot hold (setting `value_inexact`)",
     "ts_unreadable": "`ts` is neither RFC 3339 nor a number",
     "ts_without_offset": "`ts` is an RFC 3339 time without `Z` or an offset",
     "ts_too_old": "`ts` is before the oldest allowed time (setting `ts_min`)",
     "ts_in_future": "`ts` is later than now plus `ts_ahead_s_max`",
+    "line_unreadable": "the line is not line protocol",
+    "no_device": "the line has none of the tags that name a device",
     "refused_by_database": "the database refused this row (`sqlstate` says why)",
     NO_PARTITION: "the table has no partition for the time of this row",
 }
