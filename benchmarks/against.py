@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import shlex
 import sys
 import tarfile
 import time
@@ -79,7 +80,9 @@ def _compare_times(chosen: argparse.Namespace) -> int:
     with scratch() as folder:
         commit = checked_out(chosen.against, folder)
         for _ in range(chosen.times):
-            compared = compare(chosen.only, folder, chosen.seconds, quick=chosen.quick)
+            compared = compare(
+                chosen.only, folder, chosen.seconds, flags=chosen.flags, quick=chosen.quick
+            )
             passes += not any(slower(each.ratios) for each in compared)
             if chosen.write:
                 _write(chosen, commit, compared)
@@ -96,11 +99,13 @@ def often_enough(passes: int, times: int) -> bool:
     return passes * 10 >= times * PASSES_OF_TEN
 
 
-def compare(ways: Sequence[Way], tree: Path, seconds: float, *, quick: bool) -> list[Compared]:
+def compare(
+    ways: Sequence[Way], tree: Path, seconds: float, *, flags: Sequence[str] = (), quick: bool
+) -> list[Compared]:
     """Compare all cases with the code in `tree`; print a line for each."""
     compared = []
     for way in ways:
-        with two_services(tree, seconds) as two:
+        with two_services(tree, seconds, flags) as two:
             compared.append(Compared(way, measured(two, way, quick=quick)))
         print(f"{way.name}: {summary(compared[-1].ratios)}", flush=True)
     return compared
@@ -152,6 +157,7 @@ def _write(chosen: argparse.Namespace, commit: str, compared: Sequence[Compared]
         "environment": machine.environment(),
         "seconds": chosen.seconds,
         "quick": chosen.quick,
+        "flags": chosen.flags,
         "passed": not any(slower(each.ratios) for each in compared),
         "cases": [
             {
@@ -184,6 +190,13 @@ def _parser() -> argparse.ArgumentParser:
         default=WAYS,
         metavar="CASE,..",
         help="these cases, not the first four",
+    )
+    parser.add_argument(
+        "--flags",
+        type=shlex.split,
+        default=[],
+        metavar="WORDS",
+        help="more settings of this tree's service, as one word: what does a setting cost?",
     )
     parser.add_argument("--times", type=count, default=1, help="the whole so often [1]")
     parser.add_argument(

@@ -118,11 +118,14 @@ class Pair(NamedTuple):
 class Two:
     """Both services. `pairs` drives one case for as long as the caller asks for more.
 
-    `folder` takes their state folders, which stay from one start to the next.
+    `folder` takes their state folders, which stay from one start to the next. `flags` are more
+    settings for this tree's service.
     """
 
-    def __init__(self, folder: Path, other_tree: Path, seconds: float) -> None:
-        self._trees = {"this": REPOSITORY, "other": other_tree}
+    def __init__(
+        self, folder: Path, other_tree: Path, seconds: float, flags: Sequence[str]
+    ) -> None:
+        self._sides = {"this": (REPOSITORY, flags), "other": (other_tree, ())}
         self._folder, self._seconds = folder, seconds
         self._next_us = FIRST_US
 
@@ -146,8 +149,9 @@ class Two:
 
     def _services(self, way: Way) -> Iterator[Service]:
         """Make this one's service, and the other one's once the first has been started."""
-        for name, tree in self._trees.items():
-            yield Service(self._folder / name, *MEMORY, *way.flags, tree=tree, env=SAME_SEED)
+        for name, (tree, more) in self._sides.items():
+            flags = (*MEMORY, *way.flags, *more)
+            yield Service(self._folder / name, *flags, tree=tree, env=SAME_SEED)
 
     def _half_peak_per_s(self, both: Sequence[Service], way: Way) -> float:
         """Return half of the posts a second that the slower one stores."""
@@ -181,6 +185,7 @@ class Two:
             target,
             connections=way.connections,
             new_heads=way.new_heads,
+            ca_file=str(service.info.get("cert_file", "")),
         )
         before = service.committed()
         used_s, began_s = service.child.cpu_s(), time.monotonic()
@@ -202,7 +207,7 @@ class Two:
 
 
 @contextmanager
-def two_services(other_tree: Path, seconds: float) -> Iterator[Two]:
+def two_services(other_tree: Path, seconds: float, flags: Sequence[str]) -> Iterator[Two]:
     """Give the services of this tree and of another one a folder for one case."""
     with scratch() as folder:
-        yield Two(folder, other_tree, seconds)
+        yield Two(folder, other_tree, seconds, flags)

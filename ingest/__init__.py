@@ -30,10 +30,11 @@ The folders. Imports go down only, and folders of one row do not know each other
                     gateway, stream_writer and role; up (leads processes) with slot and child
     admin/          the admin port: exposition (/metrics), guard, dashboard/ (and its page/)
     receiver/       endpoint (a post, until it is decoded), keeper (from there to its answer),
-                    query, replies, ack_waits
+                    query, replies, ack_waits; access and credentials (who may post)
     forward/        bodies, sender, forwarder: from the stream to a webhook
     dead_letters/   queue, folder and files, format, reader, marks; auto_replay, manual_replay;
                     store (what commands and the page use); stream/ (the same in a broker)
+    access/         tokens: their file, their entries, who has which
     http/           listener, connections (limits of a port), connection (one) with
                     framer, valve and heads; request, bodies, response, routes
     formats/        media_type (their list), json_post (json_slices, json_whole, json_item)

@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 
 from ingest.model.ledger import BrokerFigures, Gauges, Histogram, Ledger
 from ingest.model.ports import STATES
-from ingest.system.clock import monotonic_s
+from ingest.system.clock import monotonic_s, unix_us
 
 _STATE = "1 for the state that /readyz shows, 0 for the others."
 INSTANCE = "instance"  # the label of a process, if one port shows several
@@ -166,7 +166,7 @@ class LedgerCollector(Collector):
                 "Readings that the automatic replay took from the dead letters.",
             ),
             ("published", m.published, "Readings that the stream of the broker has."),
-            ("delivered", m.delivered, "Readings that came from the stream, once a delivery."),
+            ("delivered", m.delivered, "Readings that came from the stream; each delivery counts."),
             ("returned", m.returned, "Readings that were given back to the stream."),
             ("dropped", m.dropped, "Readings lost. Must stay 0."),
         ):
@@ -268,6 +268,12 @@ class LedgerCollector(Collector):
         if (rows := m.gauges.roles_imbalance()) is not None:
             lost = "Readings that gateways published and no writer got. Must be 0."
             yield GaugeMetricFamily("ingest_roles_imbalance_rows", lost, value=rows)
+        if (ends_s := m.gauges.certificate_ends_s()) is not None:
+            left_s, until = ends_s - unix_us() / 1e6, "Until the data port's certificate ends."
+            yield GaugeMetricFamily("ingest_certificate_ends_seconds", until, value=left_s)
+        if (left := m.gauges.tokens_end_s()) is not None:
+            ends = "Until the next token ends, of those that end."
+            yield GaugeMetricFamily("ingest_tokens_end_seconds", ends, value=left)
         reason = m.gauges.hold_reason()
         if reason is not None:
             self._holds_seen.add(reason)
@@ -304,7 +310,8 @@ def _of_folder(gauges: Gauges) -> Iterator[tuple[str, str, float]]:
     limit = "Limit of journal_bytes (journal_bytes_max); 0 without a journal."
     yield "journal_bytes_max", limit, limits.journal_bytes_max
     yield "journal_segments", "Files of the journal.", journal.segments
-    free = gauges.disk_free_bytes()
+    if (free := gauges.disk_free_bytes()) is None:
+        return
     yield "disk_free_bytes", "Free space of the state folder, at the last check.", free
     least = "With less free space posts are refused (disk_free_bytes_min)."
     yield "disk_free_bytes_min", least, limits.disk_free_bytes_min

@@ -66,7 +66,7 @@ class _ForwardCollector(Collector):
             ),
             (
                 "skipped",
-                "Messages that were passed over: too far behind, not ours, or missing.",
+                "Messages that were skipped: too far behind, not ours, or missing.",
                 "why",
                 tally.skipped_messages,
             ),
@@ -94,7 +94,7 @@ class _ForwardCollector(Collector):
             ("lag_bytes", "About the bytes of these messages.", now.lag_bytes),
             (
                 "lag_bytes_max",
-                "With a larger lag, messages are passed over (forward_lag_bytes_max).",
+                "With a larger lag, messages are skipped (forward_lag_bytes_max).",
                 now.lag_bytes_max,
             ),
             ("dlq_readings", "Open dead letters of the forwarder.", now.dead_letters),

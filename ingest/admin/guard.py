@@ -12,17 +12,15 @@ paths are listed in answers, and are labels of metrics. Probes and /metrics do n
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import secrets
 from collections.abc import Mapping
 from hashlib import blake2b
-from urllib.parse import urlsplit
 
+from ingest.http.sites import is_loopback, is_loopback_name, is_same_origin
 from ingest.model.errors import Refused
 
 CSRF_HEADER = "X-CSRF-Token"
 KEY_PATH = "/login/key"
-LOOPBACK_NAMES = frozenset({"localhost", "localhost."})
 
 
 class Guard:
@@ -46,12 +44,11 @@ class Guard:
 
     def bound(self, address: str) -> None:
         """Set the address that the port is bound to, as HOST:PORT."""
-        host = address.rpartition(":")[0].strip("[]").partition("%")[0]
-        self._loopback = ipaddress.ip_address(host).is_loopback
+        self._loopback = is_loopback(address)
 
     def check_host(self, headers: Mapping[str, str]) -> None:
         """Raise Refused if the port is on the loopback and the Host header is no name of it."""
-        if self._loopback and not _is_loopback_name(headers.get("Host", "")):
+        if self._loopback and not is_loopback_name(headers.get("Host", "")):
             raise Refused("wrong_host", "this port answers to localhost, 127.0.0.1 and [::1] only")
 
     def knows(self, headers: Mapping[str, str]) -> bool:
@@ -106,7 +103,7 @@ class Guard:
         bearer = headers.get("Authorization", "")
         if bearer and self.knows({"Authorization": bearer}):
             return  # no browser adds this header by itself, so no other site caused the request
-        if headers.get("Sec-Fetch-Site", "same-origin") != "same-origin" or not _same_origin(
+        if headers.get("Sec-Fetch-Site", "same-origin") != "same-origin" or not is_same_origin(
             headers
         ):
             raise Refused("forbidden", "the request comes from another site")
@@ -123,22 +120,3 @@ class Guard:
 def _same(given: str, wanted: bytes) -> bool:
     # Header bytes that are not UTF-8 come as surrogates; turn them into the same bytes.
     return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), wanted)
-
-
-def _same_origin(headers: Mapping[str, str]) -> bool:
-    origin = headers.get("Origin")
-    try:
-        return origin is None or urlsplit(origin).netloc == headers.get("Host")
-    except ValueError:  # brackets without an IPv6 address
-        return False
-
-
-def _is_loopback_name(host: str) -> bool:
-    name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
-    name = name.lower()
-    if name in LOOPBACK_NAMES:
-        return True
-    try:
-        return ipaddress.ip_address(name.strip("[]")).is_loopback
-    except ValueError:
-        return False

@@ -31,13 +31,15 @@ class Joint(NamedTuple):
     """What an admin port of several processes shows in place of the figures of one.
 
     `own` is the ledger of the process that has the port. `page_readyz` is the state that the page
-    shows, if it is not that of the probes.
+    shows, if it is not that of the probes. `releases` names the only process that `hold release`
+    reaches, if it does not reach all.
     """
 
     own: Ledger
     exposition: Exposition | JointExposition
     tail: TailSource
     page_readyz: Callable[[], tuple[int, bytes]] | None = None
+    releases: str = ""
 
 
 class AdminSide:
@@ -84,6 +86,7 @@ class AdminSide:
                 "batch_rows_max": settings.batch_rows_max,
                 "dlq_bytes_max": settings.dlq_bytes_max,
                 "hold_probe_s": settings.hold_probe_s,
+                "releases": joint.releases if joint else "",
             },
             Sources(
                 __version__,

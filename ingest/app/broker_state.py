@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from ingest.broker.manage import StreamFault
@@ -26,7 +27,7 @@ class BrokerState:
     """What a role says of the broker. For a role that publishes:
 
     `unanswered_s` returns how long the oldest message has had no answer, `refused` why the last
-    message was not kept, None if it was.
+    message was not kept, None if it was; `acknowledged_s` when the stream has last taken one.
     """
 
     def __init__(
@@ -35,8 +36,10 @@ class BrokerState:
         *,
         unanswered_s: Callable[[], float] = float,
         refused: Callable[[], NotKept | None] = lambda: None,
+        acknowledged_s: Callable[[], float] = lambda: -math.inf,
     ) -> None:
         self._watch = watch
+        self._acknowledged_s = acknowledged_s
         self._unanswered_s = unanswered_s
         self._refused = refused
 
@@ -58,9 +61,12 @@ class BrokerState:
 
     @property
     def away_s(self) -> float:
-        """For how long the broker has not answered, in seconds; 0 if it answers."""
+        """For how long the broker has not answered, in seconds; 0 if it answers.
+
+        While servers choose leaders, a question of the watch may get no answer, and messages do.
+        """
         since_s = self._watch.away_since_s
-        return 0.0 if since_s is None else monotonic_s() - since_s
+        return 0.0 if since_s is None else monotonic_s() - max(since_s, self._acknowledged_s())
 
     @property
     def is_unsafe(self) -> bool:

@@ -12,15 +12,27 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ingest
 from ingest.config.values import ENV_PREFIX
+from ingest.model.ledger import Ledger
 from ingest.system.clock import monotonic_s
 from ingest.system.control import FAILED, ControlChannel, Message, control_pair
 
 PROGRAM = (sys.executable, "-P", "-m", "ingest")
 DEAF_S_MAX = 5.0  # from the end of its channel to its own end
+
+
+class LastStatus(NamedTuple):
+    """What a process had done at its last status, in readings.
+
+    `promised`: a gateway has answered them, and the stream does not have them yet.
+    """
+
+    promised: int
+    committed: int
+    dead_lettered: int
 
 
 class Child:
@@ -44,7 +56,7 @@ class Child:
         self.drained: Mapping[str, Any] | None = None
         self.words = ""
         self.is_configured = False
-        self.promised = 0  # readings that only it has, at its last status, and that were answered
+        self.last = LastStatus(0, 0, 0)
         self._process = process
         self._channel = channel
         self._on_status = on_status
@@ -143,7 +155,7 @@ class Child:
         while (message := await self._channel.receive()) is not None:
             self.heard_s = monotonic_s()
             if isinstance(status := message.get("status"), dict):
-                self.promised = _promised(status)
+                self.last = _last(status)
                 self._on_status(status)
             if isinstance(drained := message.get("drained"), dict):
                 self.drained = drained
@@ -158,13 +170,14 @@ class Child:
             waiting.cancel()
 
 
-def _promised(status: Mapping[str, Any]) -> int:
-    """Return how many readings a gateway has answered that the stream has not; 0 for others."""
+def _last(status: Mapping[str, Any]) -> LastStatus:
     try:
         rows = status["gauges"]["buffer"]["rows"] if status["role"] == "gateway" else 0
-    except (KeyError, TypeError):
-        return 0
-    return rows if isinstance(rows, int) else 0
+        ledger = Ledger.from_snapshot(status["counters"])
+        committed = ledger.committed + ledger.duplicate
+        return LastStatus(int(rows), committed, sum(ledger.dead_lettered.values()))
+    except (KeyError, TypeError, ValueError):
+        return LastStatus(0, 0, 0)
 
 
 def _environment() -> dict[str, str]:

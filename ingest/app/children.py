@@ -20,10 +20,10 @@ GATEWAY, WRITER = "gateway", "writer"
 
 
 class Told(NamedTuple):
-    """Who is told of the processes: what one says of itself, and that one has ended."""
+    """Who is told of the processes: what one says of itself, and that one has ended, by its pid."""
 
     status: Callable[[str, Mapping[str, Any]], None]
-    gone: Callable[[str], None]
+    gone: Callable[[str, int], None]
 
 
 async def together(*works: Coroutine[Any, Any, None]) -> None:
@@ -94,8 +94,8 @@ class Children:
             return self._configuration(role, instance, listen_fd)
 
         def ended(child: Child) -> None:
-            self._count(child)
-            self._told.gone(instance)
+            self._count(instance, child)
+            self._told.gone(instance, child.pid)
 
         return Slot(instance, make, configuration, ended, self._times)
 
@@ -110,15 +110,16 @@ class Children:
             await event.wait()
         await together(*(each.start() for each in slots))
 
-    async def restart(self, stopping: asyncio.Event) -> None:
-        """Replace one child after the other, until one cannot be replaced."""
+    async def restart(self, stopping: asyncio.Event) -> bool:
+        """Replace one child after the other, until one cannot be; return whether all were."""
         self._log.info("restart_begun")
         for each in self.slots:
             if not await each.restart():
                 if not stopping.is_set():
                     self._log.error("restart_stopped", instance=each.instance)
-                return
+                return False
         self._log.info("restart_done")
+        return True
 
     def tell(self, instance: str, message: Message) -> None:
         """Send a message to the child that has this place."""
@@ -137,13 +138,17 @@ class Children:
         """Kill what is left. Repeatable."""
         await asyncio.gather(*(each.close() for each in self.slots))
 
-    def _count(self, child: Child) -> None:
-        """Add the account of a child that has ended."""
-        if child.drained is None:
+    def _count(self, instance: str, child: Child) -> None:
+        """Add the account of a child that has ended, or that of its last status."""
+        account = child.drained
+        if account is None:
             self.unclean += child.is_configured
+            # About right: what it did after its last status is not known.
+            account = {"committed": child.last.committed, "dead_lettered": child.last.dead_lettered}
             if self._draining:  # it did not come to its end: what it had promised is gone
-                self.sums["lost"] += child.promised
-            return
+                account["lost"] = child.last.promised
         for each in ACCOUNTS:
-            count = child.drained.get(each, 0)
+            count = account.get(each, 0)
             self.sums[each] += count if isinstance(count, int) else 0
+        if account.get("lost"):
+            self._log.critical("child_lost", instance=instance, readings=account["lost"])

@@ -19,20 +19,30 @@ WAITS_S_MIN = 10.0  # if the oldest post waits longer, the database does not kee
 
 
 class Fill:
-    """The forecasts of one service. `journal_bytes` returns the size of the journal now."""
+    """The forecasts of one service. `journal_bytes` returns the size of the journal now.
 
-    def __init__(self, settings: Settings, journal_bytes: Callable[[], int]) -> None:
+    Without it there is no journal; without a folder no disk fills.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        journal_bytes: Callable[[], int] | None = None,
+        *,
+        has_folder: bool = True,
+    ) -> None:
+        has_journal = settings.buffer == "journal" and journal_bytes is not None
         self.limits = Limits(
-            settings.journal_bytes_max if settings.buffer == "journal" else 0,
+            settings.journal_bytes_max if has_journal else 0,
             settings.dlq_bytes_max,
-            settings.disk_free_bytes_min,
+            settings.disk_free_bytes_min if has_folder else 0,
         )
-        self._journal_bytes = journal_bytes
+        self._journal_bytes = journal_bytes or int
         self._journal, self._dead_letters = (Forecast(span_s_min=OURS_S_MIN) for _ in range(2))
         self._disk = Forecast(span_s_min=DISK_S_MIN)
         self._dlq_bytes = 0
 
-    def tick(self, buffer: BufferStats, dlq_bytes: int, disk_free_bytes: int) -> None:
+    def tick(self, buffer: BufferStats, dlq_bytes: int, disk_free_bytes: int | None) -> None:
         """Take samples; cheap."""
         now_s = monotonic_s()
         oldest_s = buffer.oldest_received_s
@@ -42,7 +52,8 @@ class Fill:
             self._journal.sample(now_s, self._journal_bytes())
         self._dlq_bytes = dlq_bytes
         self._dead_letters.sample(now_s, dlq_bytes)
-        self._disk.sample(now_s, -disk_free_bytes)
+        if disk_free_bytes is not None:
+            self._disk.sample(now_s, -disk_free_bytes)
 
     def full_in_s(self) -> dict[str, int | None]:
         """Return the seconds that are left for each, or None.

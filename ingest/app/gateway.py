@@ -17,6 +17,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from ingest.admin.dashboard.tail import Tail
+from ingest.app.access import open_tokens
 from ingest.app.advice import advice
 from ingest.app.broker_state import BrokerAdmission
 from ingest.app.dead_letters import make_dead_letters
@@ -86,6 +87,7 @@ class Gateway:
             unanswered_s=lambda: self.inlet.stuck_s,
             published_to=lambda: self._publisher.published_to,
             refused=lambda: self.inlet.refused,
+            acknowledged_s=lambda: self._publisher.acknowledged_s,
         )
         self.ledger = self._role.ledger
         self._publisher = Publisher(
@@ -115,12 +117,13 @@ class Gateway:
     def _connect_parts(self) -> None:
         settings, role = self._settings, self._role
         refused_posts = RefusedPosts(self.ledger)
-        self._fill = Fill(settings, lambda: 0)
+        self._token_file = open_tokens(settings)
+        self._fill = Fill(settings, has_folder=False)
         self.health = Health(
             settings=settings,
             buffer=self.inlet.stats,
             database_state=NoDatabase(),
-            free_bytes=lambda: settings.disk_free_bytes_min * 2,  # a gateway needs no disk
+            free_bytes=None,
             broker=role.broker_state.cause,
             untaken="posts are not taken until the stream has been checked",
             dead_letters=self.dead_letters.stats,
@@ -143,14 +146,18 @@ class Gateway:
             health=self.health.readyz_for_devices,
             on_refused=refused_posts.refused,
             on_decoded=self._tail.observe,
+            tokens=self._token_file.tokens,
         )
         self.ledger.gauges = Gauges(
+            certificate_ends_s=self.endpoint.certificate_ends_s,
             buffer=self.inlet.stats,
             dead_letters=self.dead_letters.stats,
             database_up=lambda: None,
             hold_reason=lambda: None,
             state=self.health.state,
-            limits=self._fill.limits._replace(journal_bytes_max=0),
+            disk_free_bytes=lambda: None,
+            limits=self._fill.limits,
+            tokens_end_s=self._token_file.tokens.left_s,
             broker=self._figures,
         )
         self._status = StatusSource(
@@ -160,15 +167,16 @@ class Gateway:
             tail=self._tail.take,
             refused_posts=refused_posts.listed,
         )
-        self._admin: GatewayAdmin | None = None
-        if self._place.channel is None:
-            self._admin = GatewayAdmin(
-                settings,
-                ledger=self.ledger,
-                readyz=self.health.readyz,
-                token=settings.admin_token or secrets.token_urlsafe(24),
-                refused_posts=refused_posts.listed,
-            )
+        self._admin = None if self._place.channel else self._own_admin(refused_posts)
+
+    def _own_admin(self, refused_posts: RefusedPosts) -> GatewayAdmin:
+        return GatewayAdmin(
+            self._settings,
+            ledger=self.ledger,
+            readyz=self.health.readyz,
+            token=self._settings.admin_token or secrets.token_urlsafe(24),
+            refused_posts=refused_posts.listed,
+        )
 
     def _figures(self) -> BrokerFigures:
         """Return the figures of the broker, as a gateway sees them."""
@@ -185,7 +193,13 @@ class Gateway:
         Raises StartError if it cannot begin.
         """
         try:
-            return await self._role.run(self._start, self._stop, self._status, actions={})
+            return await self._role.run(
+                self._start,
+                self._stop,
+                self._status,
+                actions={},
+                in_words=self.health.in_words,
+            )
         finally:
             await self.endpoint.close()
             await self.inlet.close()
@@ -201,10 +215,13 @@ class Gateway:
             listen = await self.endpoint.start(*split_address(settings.listen))
         if self._admin is not None:
             bound = await self._admin.start(listen)
+            scheme = "https" if settings.tls_cert_file else "http"
             self._announce(
-                f"posts: http://{listen}/v1/readings, probes and metrics: http://{bound}"
+                f"posts: {scheme}://{listen}/v1/readings, probes and metrics: http://{bound}"
             )
+            role.listening()
         role.tasks.spawn(self.health.run(role.stopping))
+        role.tasks.spawn(self._token_file.follow(role.halted))
         since_s = monotonic_s()
         while not role.watch.checked:  # posts get `starting` until then
             if listening is not None and monotonic_s() - since_s > QUEUE_S_MAX:

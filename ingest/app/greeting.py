@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import shlex
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from ingest import __version__
 from ingest.config.folders import default_state_dir
 from ingest.model.errors import ConfigError
 
+_ELSEWHERE = ("192.0.2.1", "2001:db8::1")  # addresses that no machine has
 _EXAMPLE = '{"device_id":"d1","metric":"temperature","value":21.5}'
 
 
@@ -17,21 +20,30 @@ def greeting_lines(
     *,
     state_dir: Path,
     listen: str,
+    cert_file: str,
+    needs_token: bool,
     admin_listen: str,
     page: str,
     database: str,
     waiting: str,
 ) -> Iterator[str]:
-    """Yield the lines.
+    """Yield the lines. With a `cert_file` the data port speaks TLS.
 
     `page` is the address of the dashboard. `database` is what sets its URL; empty if it is
     embedded. `waiting` is why the database does not answer yet, or empty.
     """
     yield f"iot-ingest {__version__}, state folder: {state_dir}"
+    scheme, trust = "http", ""
+    if cert_file:
+        scheme, trust = "https", f"--cacert {shlex.quote(cert_file)} "
+    token = "-H 'authorization: Bearer TOKEN' " if needs_token else ""
     yield (
-        f"post readings: curl -H 'content-type: application/json' -d '{_EXAMPLE}' "
-        f"http://{listen}/v1/readings"
+        f"post readings: curl {trust}{token}-H 'content-type: application/json' -d '{_EXAMPLE}' "
+        f"{scheme}://{listen}/v1/readings"
     )
+    if (host := _from_network(listen)) and needs_token:
+        url = f"{scheme}://{host}/v1/readings"
+        yield f"devices:       {url}, each with a token (./run token new NAME)"
     once = "  (the first browser that opens it may act)" if "/login/" in page else ""
     yield f"dashboard:     {page}{once}"
     yield f"metrics:       http://{admin_listen}/metrics  (state: /readyz)"
@@ -42,6 +54,22 @@ def greeting_lines(
         yield f"database:      as set by {database}"
     if waiting:
         yield f"waiting for the database: {waiting}"
+
+
+def _from_network(listen: str) -> str:
+    """Return where devices reach a port that is bound to all addresses; "" if that is not known."""
+    host, _, port = listen.rpartition(":")
+    if not ipaddress.ip_address(host.strip("[]")).is_unspecified:
+        return ""
+    with socket.socket(
+        socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM
+    ) as ask:
+        try:
+            ask.connect((_ELSEWHERE[":" in host], 9))  # sends nothing: the kernel looks up the way
+        except OSError:  # no network
+            return ""
+        found = ask.getsockname()[0]
+    return f"[{found}]:{port}" if ":" in found else f"{found}:{port}"
 
 
 def _flag(state_dir: Path) -> str:

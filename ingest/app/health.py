@@ -45,11 +45,12 @@ UNTAKEN = "posts are not taken until the table has been checked"
 class Health:
     """The state of the service; implements ports.Admission.
 
-    `free_bytes` returns the free space of the state folder, and may raise OSError. `disk_broken`
-    returns True if the journal cannot be written. `url_fault` returns what is wrong with the file
-    of the database's URL, or nothing. `broker` returns why the broker is of no use now, as a key of
-    causes.CAUSES, or nothing; the state is `broker_away` then. `untaken` says what a start waits
-    for. `advice` are the words of the next steps: a text for each of causes.FIELDS.
+    `free_bytes` returns the free space of the state folder, and may raise OSError; None: there is
+    no folder. `disk_broken` returns True if the journal cannot be written. `url_fault` returns what
+    is wrong with the file of the database's URL, or nothing. `broker` returns why the broker is of
+    no use now, as a key of causes.CAUSES, or nothing; the state is `broker_away` then. `untaken`
+    says what a start waits for. `advice` are the words of the next steps: a text for each of
+    causes.FIELDS.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Health:
         buffer: Callable[[], BufferStats],
         database_state: Database,
         url_fault: Callable[[], str] = str,
-        free_bytes: Callable[[], int],
+        free_bytes: Callable[[], int] | None,
         disk_broken: Callable[[], bool] = lambda: False,
         broker: Callable[[], str] = str,
         untaken: str = UNTAKEN,
@@ -80,7 +81,7 @@ class Health:
         self._refusals = refusals
         self._fill = fill
         self._advice = advice
-        self.disk_free_bytes = 0  # at the last check
+        self.disk_free_bytes = None if free_bytes is None else 0  # at the last check
         self._starting = True
         self._unchecked = False  # posts are accepted, but the table has not been checked yet
         self._draining = False
@@ -181,6 +182,8 @@ class Health:
         return f"{self._state}: {reason}" if reason else self._state
 
     def _check_disk(self) -> None:
+        if self._free_bytes is None:
+            return
         least = self._settings.disk_free_bytes_min
         try:
             free = self._free_bytes()

@@ -2,7 +2,8 @@
 
 Promises: the sum of the counters never falls. If a process ends, its last counters are kept in a
 remainder, and its successor counts from 0. What it still held then is counted as returned to the
-stream (a writer) or as rejected with an unknown outcome (a gateway): so the sum stays balanced.
+stream (a writer) or as rejected with an unknown outcome (a gateway): so the sum stays balanced. No
+process is counted twice, whichever of two ends first.
 Does not: start, watch or replace processes.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,10 +22,12 @@ from ingest.model.ports import BufferStats
 from ingest.system.clock import monotonic_s
 
 AS_THE_WORST = ("stream_altered", "stream_removed")  # one process that has seen it is enough
+LOSSES = ("stream_removed", "stream_skipped_total")  # of messages that were acknowledged
 SILENT_S = 3.0  # without a status for so long, a process does not count as running
 RATE_S_MIN = 0.5  # a rate over less time says little
 LEFT_S = 10.0  # a replaced process that has sent nothing for so long has ended
 REFUSED_POSTS_MAX = 100
+ENDED_MAX = 100
 FORGOTTEN_MAX = 1_000
 
 GATEWAY, WRITER = "gateway", "writer"
@@ -41,8 +44,8 @@ class Instance:
     per_s: float = 0.0  # readings that it received, or that were delivered to it
     cpu: float = 0.0  # share of a core
     gone: bool = False  # it has ended, and its counters are in the remainder
-    leaving: dict[int, tuple[Status, float]] = field(default_factory=dict)  # by pid
-    left: int = 0  # processes that have ended, and `gone` was not called for them yet
+    leaving: dict[int, tuple[Status, float]] = field(default_factory=dict)  # by their start
+    ended: deque[int] = field(default_factory=lambda: deque(maxlen=ENDED_MAX))  # starts of others
 
     @property
     def silent_s(self) -> float:
@@ -69,7 +72,17 @@ class Instance:
     @property
     def runs(self) -> bool:
         """Whether it has sent a status lately, and has not ended."""
-        return not (self.gone or self.status.final) and self.silent_s < SILENT_S
+        return not (self.has_ended or self.silent_s >= SILENT_S)
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it may still run, and has sent no status lately."""
+        return not self.has_ended and self.silent_s >= SILENT_S
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its end is known: it has said so, or `gone` was called."""
+        return self.gone or self.status.final
 
 
 class Instances:
@@ -77,18 +90,19 @@ class Instances:
 
     `ledger` has the sum at the last `refresh`. `unclean` counts processes that ended without a last
     status: what they did in their last second is not known. If nobody calls `gone`, a process that
-    was silent for `forget_s` is left out of the list. Should it come back, it is counted once.
+    was silent for `forget_s` is left out of the list. Should it come back, it is counted once. Each
+    process that is heard for the first time is unclean then: who was there with it is not known.
     """
 
     def __init__(self, own: Ledger, version: str, pid: int, *, forget_s: float = math.inf) -> None:
         self._forget_s = forget_s
-        self._forgotten: dict[str, tuple[int, Mapping[str, Any]]] = {}  # pid, last counters
+        self._forgotten: dict[str, tuple[Status, Mapping[str, Any]]] = {}  # the last counters
         self._own = own
         self._version = version
         self._pid = pid
         self._slots: dict[str, Instance] = {}
         self._ended = Ledger()
-        self._ended_figures: dict[str, float] = {}  # counters of the broker
+        self._ended_figures: dict[str, float] = {}  # what ended processes counted of the broker
         self._refused_posts: deque[dict[str, Any]] = deque(maxlen=REFUSED_POSTS_MAX)
         self.unclean = 0
         self.ledger = Ledger()
@@ -108,41 +122,49 @@ class Instances:
         now_s = monotonic_s()
         slot = self._slots.get(name)
         if slot is None:
-            self._remember(name, status)
+            is_known = self._remember(name, status)
+            self.unclean += self._forget_s < math.inf and not is_known
             self._slots[name] = Instance(name, status, now_s)
-        elif status.pid == slot.status.pid:
-            if slot.gone or status.sent_us < slot.status.sent_us:
-                return  # it came late
+        elif status.started_us in slot.ended:
+            return  # it came late
+        elif status.started_us == slot.status.started_us:  # a pid may come again in a container
+            if status.sent_us < slot.status.sent_us:
+                return
             took_s = (status.sent_us - slot.status.sent_us) / 1e6
             if took_s >= RATE_S_MIN:
                 slot.per_s = max(0.0, (_taken(status) - _taken(slot.status)) / took_s)
                 slot.cpu = max(0.0, (status.cpu_s - slot.status.cpu_s) / took_s)
             slot.status, slot.heard_s = status, now_s
-        elif status.pid in slot.leaving or status.started_us < slot.status.started_us:
-            slot.leaving[status.pid] = status, now_s
+        elif status.started_us < slot.status.started_us:
+            slot.leaving[status.started_us] = status, now_s
         else:
             if not slot.gone:
-                slot.leaving[slot.status.pid] = slot.status, slot.heard_s
+                slot.leaving[slot.status.started_us] = slot.status, slot.heard_s
             slot.status, slot.heard_s, slot.gone = status, now_s, False
             slot.per_s = slot.cpu = 0.0
         self._refused_posts.extend(dict(each) for each in reversed(status.refused_posts))
 
-    def gone(self, name: str) -> None:
-        """Note that a process of this slot has ended: the one that was leaving it, if there is one.
+    def gone(self, name: str, pid: int) -> None:
+        """Note that a process of this slot has ended.
 
-        Its successor sends a status.
+        If a successor has ended before it was ready, the slot is that of its predecessor again.
         """
         slot = self._slots.get(name)
-        if slot is None or (slot.gone and not slot.leaving):
+        if slot is None:
             return
+        for started_us, (status, _) in slot.leaving.items():
+            if status.pid == pid:
+                del slot.leaving[started_us]
+                self._end(slot, status)
+                return
+        if slot.gone or slot.status.pid != pid:
+            return
+        self._end(slot, slot.status)
+        slot.per_s = slot.cpu = 0.0
         if slot.leaving:
-            status, _ = slot.leaving.pop(next(iter(slot.leaving)))
-        elif slot.left:
-            slot.left -= 1
-            return
+            _, (slot.status, slot.heard_s) = slot.leaving.popitem()
         else:
-            status, slot.gone, slot.per_s, slot.cpu = slot.status, True, 0.0, 0.0
-        self._end(status)
+            slot.gone = True
 
     def of(self, *roles: str) -> list[Instance]:
         """Return the instances of some roles, by name."""
@@ -157,11 +179,10 @@ class Instances:
         for slot in list(self._slots.values()):
             if slot.status.final or slot.silent_s > self._forget_s:
                 self._forget(slot)
-            for pid, (status, heard_s) in list(slot.leaving.items()):
+            for started_us, (status, heard_s) in list(slot.leaving.items()):
                 if status.final or now_s - heard_s > LEFT_S:
-                    del slot.leaving[pid]
-                    slot.left += 1
-                    self._end(status)
+                    del slot.leaving[started_us]
+                    self._end(slot, status)
         total = Ledger()
         for snapshot in self._snapshots():
             total.add(snapshot)
@@ -173,17 +194,19 @@ class Instances:
         del self._slots[slot.name]
         if not slot.gone:
             ended = self._ended_ledger(slot.status)
-            self._forgotten[slot.name] = slot.status.pid, ended.snapshot()
+            self._forgotten[slot.name] = slot.status, ended.snapshot()
             if len(self._forgotten) > FORGOTTEN_MAX:
-                _, counters = self._forgotten.pop(next(iter(self._forgotten)))
-                self._ended.add(counters)
+                self._keep(*self._forgotten.pop(next(iter(self._forgotten))))
 
-    def _remember(self, name: str, status: Status) -> None:
-        """Take a process out of those that have ended, if this is the same one."""
-        if name in self._forgotten:
-            pid, counters = self._forgotten.pop(name)
-            if pid != status.pid:
-                self._ended.add(counters)
+    def _remember(self, name: str, status: Status) -> bool:
+        """Take a process out of those that have ended; return whether this is the same one."""
+        if name not in self._forgotten:
+            return False
+        before, counters = self._forgotten.pop(name)
+        is_same = before.started_us == status.started_us
+        if not is_same:
+            self._keep(before, counters)
+        return is_same
 
     def _snapshots(self) -> Iterator[Mapping[str, Any]]:
         yield self._own.snapshot()
@@ -194,13 +217,21 @@ class Instances:
                 yield slot.status.counters
             yield from (status.counters for status, _ in slot.leaving.values())
 
-    def _end(self, status: Status) -> None:
+    def _end(self, slot: Instance, status: Status) -> None:
         """Keep the counters of a process that has ended."""
-        self._ended.add(self._ended_ledger(status).snapshot())
-        gauges = status.ledger.gauges
-        for name, value in gauges.broker().items() if gauges else ():
-            if name.endswith("_total") and not isinstance(value, Mapping):
-                self._ended_figures[name] = self._ended_figures.get(name, 0) + value
+        slot.ended.append(status.started_us)
+        self._keep(status, self._ended_ledger(status).snapshot())
+
+    def _keep(self, status: Status, counters: Mapping[str, Any]) -> None:
+        self._ended.add(counters)
+        for name, value in _broker(status):
+            known = self._ended_figures.get(name, 0)
+            if isinstance(value, Mapping):
+                continue
+            if name.endswith("_total"):
+                self._ended_figures[name] = known + value
+            elif name in LOSSES:
+                self._ended_figures[name] = max(known, value)
 
     def _ended_ledger(self, status: Status) -> Ledger:
         """Return the counters of a process that has ended, balanced."""
@@ -255,9 +286,9 @@ class Instances:
     def broker(self) -> BrokerFigures:
         """Return the figures of the broker: counters as a sum, the others as the last one said."""
         figures: dict[str, float | Mapping[str, float]] = {**self._ended_figures}
-        heard = sorted(self._slots.values(), key=lambda each: each.status.sent_us)
-        for gauges in (each.status.ledger.gauges for each in heard if not each.gone):
-            for name, value in gauges.broker().items() if gauges else ():
+        heard = [each.status for each in self._slots.values() if not each.gone]
+        for status in sorted(heard, key=lambda each: each.sent_us):
+            for name, value in _broker(status):
                 known = figures.get(name, 0)
                 if isinstance(value, Mapping) or isinstance(known, Mapping):
                     figures[name] = value
@@ -271,6 +302,10 @@ class Instances:
                     figures[name] = value
         return figures
 
+    def losses(self) -> BrokerFigures:
+        """Return what ended processes counted as lost: an alert must outlast their restart."""
+        return {name: lost for name in LOSSES if (lost := self._ended_figures.get(name))}
+
     def message(self) -> str:
         """Return what the database said last to a writer that waits."""
         return next((said for each in self.of(WRITER) if (said := each.status.message)), "")
@@ -283,6 +318,11 @@ class Instances:
         for each in self:
             if not each.gone and each.status.ledger.gauges is not None:
                 yield each.status.ledger.gauges
+
+
+def _broker(status: Status) -> Iterable[tuple[str, float | Mapping[str, float]]]:
+    gauges = status.ledger.gauges
+    return gauges.broker().items() if gauges is not None else ()
 
 
 def _taken(status: Status) -> int:

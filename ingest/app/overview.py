@@ -16,7 +16,7 @@ from typing import Any
 from ingest import __version__
 from ingest.admin.dashboard.tail import GatheredTail
 from ingest.app.fill import Fill
-from ingest.app.instances import WRITER, Instances
+from ingest.app.instances import GATEWAY, WRITER, Instances
 from ingest.app.roles_balance import RolesBalance, Sample
 from ingest.app.status import read_status
 from ingest.app.up_health import UpHealth
@@ -33,8 +33,8 @@ EMPTY = BufferStats(0, 0, 0, 0, 0, 0, 0, None)
 class Overview:
     """The processes that this one shows.
 
-    `free_bytes` returns the free space of the state folder, and may raise OSError. `advice` are the
-    words of the next steps. `forget_s`: see Instances.
+    `free_bytes` returns the free space of the state folder, and may raise OSError; None: it has no
+    folder. `advice` are the words of the next steps. `forget_s`: see Instances.
     """
 
     def __init__(
@@ -42,16 +42,16 @@ class Overview:
         settings: Settings,
         *,
         dead_letters: Callable[[], DeadLetterStats],
-        free_bytes: Callable[[], int],
+        free_bytes: Callable[[], int] | None,
         advice: Mapping[str, str],
         forget_s: float = math.inf,
     ) -> None:
         self._dead_letters = dead_letters
         self._free_bytes = free_bytes
-        self._disk_free_bytes = 0
+        self._disk_free_bytes = None if free_bytes is None else 0
         self._log = get_logger("admin")
         self._occasionally = Occasionally(60.0)
-        fill = Fill(settings, lambda: 0)
+        fill = Fill(settings, has_folder=free_bytes is not None)
         self.own = Ledger()  # of this process, for what it counts itself
         self.own.gauges = Gauges(
             buffer=lambda: EMPTY,
@@ -60,8 +60,9 @@ class Overview:
             hold_reason=lambda: None,
             state=self._state,
             disk_free_bytes=lambda: self._disk_free_bytes,
-            limits=fill.limits._replace(journal_bytes_max=0),
+            limits=fill.limits,
             roles_imbalance=lambda: self.balance.lost,
+            broker=lambda: self.instances.losses(),  # noqa: PLW0108  made below
         )
         self.tail = GatheredTail()
         self.balance = RolesBalance()
@@ -86,7 +87,7 @@ class Overview:
     def tick(self) -> None:
         """Add all up; once a second, some time after the statuses have come."""
         try:
-            self._disk_free_bytes = self._free_bytes()
+            self._disk_free_bytes = None if self._free_bytes is None else self._free_bytes()
         except OSError:
             self._disk_free_bytes = 0
         instances = self.instances
@@ -99,7 +100,8 @@ class Overview:
                 total.published,
                 total.delivered,
                 total.returned,
-                all_report=all(each.runs for each in instances.of(WRITER)),
+                all_report=all(each.runs for each in instances.of(WRITER))
+                and not any(each.is_silent for each in instances.of(GATEWAY)),
                 unclean=instances.unclean,
                 messages_waiting=_of_writer(figures.get("consumer_pending")),
                 messages_unacknowledged=_of_writer(figures.get("consumer_ack_pending")) or 0,

@@ -2,6 +2,7 @@
 
 The take-over moves what `ingest serve` has left in this state folder into the streams: first its
 dead letters, then its journal. Posts come in meanwhile.
+Promises: a stop ends it at once, also if the broker is away. What was not moved stays where it is.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 from ingest.app.buffer import make_buffer
@@ -18,6 +20,7 @@ from ingest.broker.connection import BrokerConnection
 from ingest.broker.publishing import Publisher
 from ingest.broker.roles import STREAM, SUBJECT
 from ingest.broker.session import Address
+from ingest.broker.waiting import unless
 from ingest.buffers.journal.reader import segment_files
 from ingest.buffers.stream.inlet import StreamInlet
 from ingest.config.settings import Settings
@@ -47,6 +50,12 @@ class OwnBroker:
         self._folder = folder
         self._connection = BrokerConnection(where, "admin")
         self.dead_letters = make_dead_letters(settings, self._connection)
+        self._publisher = Publisher(
+            self._connection,
+            subject=SUBJECT,
+            stream=STREAM,
+            wait_s_max=settings.publish_wait_s_max,
+        )
         self._cut = asyncio.Event()
         self._connected: asyncio.Task[None] | None = None
 
@@ -59,7 +68,7 @@ class OwnBroker:
         letters = readings = False
         while not stopping.is_set() and not (letters and readings):
             # One must not wait for the other: the stream of the dead letters may be full.
-            letters = letters or await self._tried(self._take_letters())
+            letters = letters or await unless(stopping, self._tried(self._take_letters()))
             readings = readings or await self._tried(self._take_journal(ledger, stopping))
             if not (letters and readings):
                 await sleep_unless(stopping, AGAIN_S)
@@ -83,14 +92,9 @@ class OwnBroker:
             return True
         settings = self._settings
         own = Ledger()  # of the two buffers: `ledger` counts a reading once it has been moved
-        journal = make_buffer(settings, self._folder, own)
+        journal = make_buffer(replace(settings, buffer="journal"), self._folder, own)
         inlet = StreamInlet(
-            Publisher(
-                self._connection,
-                subject=SUBJECT,
-                stream=STREAM,
-                wait_s_max=settings.publish_wait_s_max,
-            ),
+            self._publisher,
             own,
             life=os.urandom(6).hex(),
             rows_max=settings.buffer_rows_max,
@@ -109,6 +113,7 @@ class OwnBroker:
         scan, load = journal.open()
         loading: asyncio.Task[None] | None = None
         ended = asyncio.Event()
+        giving_up = asyncio.create_task(_close_at(stopping, inlet))
         try:
             await scan(stopping)
             loading = asyncio.create_task(load(ended))
@@ -120,6 +125,7 @@ class OwnBroker:
         finally:
             ended.set()
             journal.shut_inlet()
+            giving_up.cancel()
             await inlet.close()
             if loading is not None:
                 await loading
@@ -131,3 +137,9 @@ class OwnBroker:
         self._cut.set()
         if self._connected is not None:
             await self._connected
+
+
+async def _close_at(stopping: asyncio.Event, inlet: StreamInlet) -> None:
+    """Give up what is under way as soon as the event is set: the journal still has it."""
+    await stopping.wait()
+    await inlet.close()

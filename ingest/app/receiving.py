@@ -10,15 +10,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
+from ingest.access.tokens import Tokens
 from ingest.app.rules import make_rules
+from ingest.config.host_names import host_names
+from ingest.config.networks import networks
 from ingest.config.settings import Settings
 from ingest.formats.post import Decoded
+from ingest.http.certificate import Certificate
 from ingest.http.plain_body import PlainBodies
+from ingest.http.proxies import Proxies
 from ingest.http.routes import OnRefused
 from ingest.model.ledger import Ledger
 from ingest.model.ports import Admission, Database, DeadLetters, Inlet
+from ingest.receiver.access import Access
 from ingest.receiver.endpoint import Endpoint
+from ingest.receiver.quotas import Quotas, Rates
 
 # With several gateways a connection ends about so often, so that its client may reach another one.
 CONNECTION_S = 300.0
@@ -36,8 +44,12 @@ def make_endpoint(
     health: Callable[[], tuple[int, bytes]],
     on_refused: OnRefused,
     on_decoded: Callable[[Decoded], None] | None = None,
+    tokens: Tokens | None = None,
 ) -> Endpoint:
-    """Return the data port, which is not started yet; see Endpoint. Raises ConfigError."""
+    """Return the data port, which is not started yet; see Endpoint.
+
+    Raises ConfigError, and StartError if the certificate cannot be used.
+    """
     return Endpoint(
         rules=make_rules(settings),
         plain_bodies=PlainBodies(
@@ -55,10 +67,33 @@ def make_endpoint(
         levels=levels,
         dead_letters=dead_letters,
         ledger=ledger,
+        access=Access(
+            tokens or Tokens(),
+            access=settings.access,
+            host_names=host_names(settings.host_names),
+        ),
         admission=admission,
         database=database,
         health=health,
         on_refused=on_refused,
         on_decoded=on_decoded,
         connection_s_max=CONNECTION_S if settings.gateways > 1 else math.inf,
+        certificate=_certificate(settings),
+        quotas=Quotas(rates) if (rates := _rates(settings)).any else None,
+        proxies=Proxies(trusted) if (trusted := networks(settings.trusted_proxies)) else None,
     )
+
+
+def _rates(settings: Settings) -> Rates:
+    """Return what one sender may send to this process."""
+    return Rates(
+        settings.sender_readings_per_s_max,
+        settings.sender_posts_per_s_max,
+        settings.sender_burst_s,
+    ).shared_by(settings.gateways)
+
+
+def _certificate(settings: Settings) -> Certificate | None:
+    if not settings.tls_cert_file:
+        return None
+    return Certificate(Path(settings.tls_cert_file), Path(settings.tls_key_file))

@@ -66,11 +66,14 @@ class Refusals:
 
 
 def _tell(event: str, cause: str, count: int) -> None:
-    """Log it. What the client must correct is only information; the rest is a warning."""
+    """Log it. What the client must correct is only information; the rest is a warning.
+
+    So is a wrong token: many clients drop their readings then, and nobody hears of it.
+    """
     status = PROBLEMS[cause].status if cause in PROBLEMS else 0
     if event == "connections_closed":
         _log.warning("connections_closed", cause=cause, count=count)
-    elif status >= 500:
+    elif status >= 500 or cause == "unauthorized":
         _log.warning("posts_refused", code=cause, status=status, count=count)
     else:
         _log.info("posts_refused", code=cause, status=status, count=count)

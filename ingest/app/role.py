@@ -8,6 +8,7 @@ Promises: if the supervisor is gone, the role stops in order.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
 from collections.abc import Callable, Coroutine, Mapping
@@ -21,18 +22,21 @@ from ingest.broker.connection import BrokerConnection
 from ingest.broker.roles import STATUS
 from ingest.broker.session import Address
 from ingest.broker.watch import StreamWatch
+from ingest.config.loading import check_waits
 from ingest.config.settings import Settings
 from ingest.model.errors import NotKept, StartError
 from ingest.model.ledger import Ledger
 from ingest.system import signals as app_signals
 from ingest.system.control import ControlChannel
 from ingest.system.logs import get_logger
+from ingest.system.notify import Notifier
 
 
 class Place(NamedTuple):
     """Where a role runs. `instance` is its name among all processes.
 
-    Without a `channel` it runs alone: then a gateway opens its own socket.
+    Without a `channel` it runs alone: then a gateway opens its own socket, and `notifier` reports
+    to the process manager.
     """
 
     settings: Settings
@@ -42,23 +46,33 @@ class Place(NamedTuple):
     database_url: str = ""
     listening: socket.socket | None = None
     channel: ControlChannel | None = None
+    notifier: Notifier = Notifier()
 
 
 def alone(settings: Settings, role: str) -> Place:
-    """Return the place of a role that nobody leads. Raises StartError without a broker."""
+    """Return the place of a role that nobody leads. Raises StartError, and ConfigError."""
     broker = configured_address(settings)
     if broker is None:
         raise StartError(
             f"a {role} needs a broker: set broker_url. `ingest up` runs an embedded one, with all "
             "roles"
         )
+    if role == "gateway":
+        check_waits(settings)
     if role == "writer" and not settings.database_url:
         raise StartError(
             "a writer needs a database: set database_url. `ingest up` runs an embedded one"
         )
     monitors = configured_monitors(settings)
     instance = f"{role}-{socket.gethostname()}-{os.getpid()}"  # in containers each pid is 1
-    return Place(settings, instance, broker, monitors, settings.database_url)
+    return Place(
+        settings,
+        instance,
+        broker,
+        monitors,
+        settings.database_url,
+        notifier=Notifier.from_environment(),
+    )
 
 
 async def led(channel: ControlChannel) -> Place:
@@ -83,8 +97,8 @@ async def led(channel: ControlChannel) -> Place:
 class Role:
     """One process of a role: its connection to the broker, its tasks, its signals.
 
-    For a role that publishes: `unanswered_s` and `published_to` of StreamWatch, and `refused` of
-    BrokerState.
+    For a role that publishes: `unanswered_s` and `published_to` of StreamWatch, `refused` and
+    `acknowledged_s` of BrokerState.
     """
 
     def __init__(
@@ -95,7 +109,14 @@ class Role:
         unanswered_s: Callable[[], float] | None = None,
         published_to: Callable[[], int] = lambda: 0,
         refused: Callable[[], NotKept | None] = lambda: None,
+        acknowledged_s: Callable[[], float] = lambda: -math.inf,
     ) -> None:
+
+        def unkept_s() -> float:
+            """Return it also between two tries: the last message was not kept."""
+            assert unanswered_s is not None
+            return unanswered_s() if refused() is None else math.inf
+
         self.place = place
         self.stopping = asyncio.Event()  # the drain begins
         self.halted = asyncio.Event()  # the drain ends: what is left stays as it is
@@ -110,11 +131,14 @@ class Role:
             wanted_stream(place.settings)._replace(forwards=()),
             monitors=lambda: place.monitors,
             unsafe=place.settings.broker_unsafe,
-            unanswered_s=unanswered_s,
+            unanswered_s=None if unanswered_s is None else unkept_s,
             published_to=published_to,
         )
         self.broker_state = BrokerState(
-            self.watch, unanswered_s=unanswered_s or float, refused=refused
+            self.watch,
+            unanswered_s=unanswered_s or float,
+            refused=refused,
+            acknowledged_s=acknowledged_s,
         )
         self._cut = asyncio.Event()  # the connection to the broker ends
         self._connected: asyncio.Task[None] | None = None
@@ -129,13 +153,23 @@ class Role:
         status: StatusSource,
         *,
         actions: Mapping[str, Callable[[dict[str, Any]], None]],
+        in_words: Callable[[], str],
     ) -> int:
         """Start, wait until somebody stops it, stop; return what `stop` returns.
 
-        `actions` are what the supervisor may ask for, by name.
+        `actions` are what the supervisor may ask for, by name; `in_words` is the state as a text.
         """
-        app_signals.handle(self.stopping, self.halted)
         self._actions, self._status = actions, status
+        async with self.place.notifier.reporting(in_words):
+            return await self._run(start, stop, status)
+
+    async def _run(
+        self,
+        start: Callable[[], Coroutine[Any, Any, None]],
+        stop: Callable[[], Coroutine[Any, Any, int]],
+        status: StatusSource,
+    ) -> int:
+        app_signals.handle(self.stopping, self.halted)
         told: set[asyncio.Task[None]] = set()
         send = self._tell_others
         if (channel := self.place.channel) is not None:
@@ -151,6 +185,7 @@ class Role:
             if starting.done():
                 await starting  # raises its error, if it has one
                 await stopping
+            self.place.notifier.stopping()
             return await stop()
         finally:
             self.stopping.set()
@@ -185,6 +220,10 @@ class Role:
         self._cut.set()
         if self._connected is not None:
             await self._connected
+
+    def listening(self) -> None:
+        """Tell the process manager that the ports listen: it need not wait for the broker."""
+        self.place.notifier.ready()
 
     def ready(self) -> None:
         """Tell the supervisor that the role works."""

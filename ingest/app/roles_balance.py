@@ -6,6 +6,8 @@ nothing waits in it: what was published some seconds ago and was not delivered i
 Promises: no false alarm because of statuses of different moments, of deliveries that come again, or
 of what was in the stream before. While readings flow all the time, a loss is seen that is larger
 than the readings of some seconds; all of it is seen as soon as nothing comes for WINDOW seconds.
+If messages are delivered and not acknowledged, it takes AGAIN_S longer: the connection of a writer
+may have ended with messages on their way to it, and these come again.
 Does not: see a loss that happens in the second in which a process is killed.
 """
 
@@ -15,14 +17,15 @@ from collections import deque
 from typing import NamedTuple
 
 WINDOW = 5  # samples, one a second: statuses are some seconds old at most
-AGAIN_S = 60.0  # what was returned is delivered again within this time (ack_wait, twice)
+AGAIN_S = 60.0  # what no writer has got is delivered again within this time (ack_wait, twice)
 
 
 class Sample(NamedTuple):
     """The sums over all processes at one moment, in readings; messages for the last two.
 
-    `messages_waiting` is None if the broker did not say it. `all_report`: each writer has sent a
-    status lately. `unclean` counts processes that ended without a last status.
+    `messages_waiting` is None if the broker did not say it. `all_report`: all that may still run
+    have sent a status lately, and each writer runs. `unclean` counts processes of which not all is
+    known: they ended without a last status, or began before they were heard.
     """
 
     at_s: float
@@ -42,35 +45,41 @@ class RolesBalance:
         self._window: deque[Sample] = deque(maxlen=WINDOW)
         self._base = 0  # what is right to be different: of earlier processes, delivered again
         self._booked = 0
-        self._returned_s = float("-inf")  # when something was returned for the last time
-        self._unclean = 0  # those whose last second is in `_base`
+        self._missing_since_s: float | None = None  # while messages are not acknowledged
+        self._unclean = 0  # those of which `_base` has what is not known
         self.lost = 0
 
     def tick(self, now: Sample) -> None:
         """Compare both sides, if that is possible now."""
         window = self._window
-        if window and now.returned != window[-1].returned:
-            self._returned_s = now.at_s
         window.append(now)
-        if len(window) < WINDOW or not self._is_comparable(now):
+        if len(window) < WINDOW or not self._is_comparable():
+            return
+        if now.unclean != self._unclean:
+            # Begin anew, with what is on its way now as delivered: the next rest corrects that.
+            self._base = now.published - (now.delivered - now.returned)
+            self._booked, self._unclean = self.lost, now.unclean
             return
         first = window[0]
         missing = first.published - (now.delivered - now.returned) - self._base
-        still = (first.published, first.delivered) == (now.published, now.delivered)
-        if now.unclean != self._unclean:
-            if still:  # what such a process did in its last second is not known: begin anew
-                self._base += missing
-                self._unclean = now.unclean
+        if self._comes_again(now, missing):
             return
+        still = (first.published, first.delivered) == (now.published, now.delivered)
         if still:
             self._base += missing
             self._booked += max(0, missing)
             missing = 0
         self.lost = self._booked + max(0, missing)
 
-    def _is_comparable(self, now: Sample) -> bool:
-        """Whether the stream has been empty, and nothing is on its way to a writer again."""
-        comes_again = now.messages_unacknowledged and now.at_s - self._returned_s < AGAIN_S
-        return not comes_again and all(
-            each.messages_waiting == 0 and each.all_report for each in self._window
-        )
+    def _is_comparable(self) -> bool:
+        """Whether the stream has been empty, and all processes told what they did."""
+        return all(each.messages_waiting == 0 and each.all_report for each in self._window)
+
+    def _comes_again(self, now: Sample, missing: int) -> bool:
+        """Whether what is missing may be on its way to a writer again."""
+        if missing <= 0 or not now.messages_unacknowledged:
+            self._missing_since_s = None
+            return False
+        if self._missing_since_s is None:
+            self._missing_since_s = now.at_s
+        return now.at_s - self._missing_since_s < AGAIN_S

@@ -109,8 +109,10 @@ class Servers:
         return self._broker.published.address(role)
 
     async def stop(self) -> None:
-        """Stop the embedded ones. Repeatable."""
-        if self._broker is not None:
-            await self._broker.stop()
-        if self._database is not None:
-            await self._database.stop()
+        """Stop the embedded ones, the second one also if the first one fails. Repeatable."""
+        try:
+            if self._broker is not None:
+                await self._broker.stop()
+        finally:
+            if self._database is not None:
+                await self._database.stop()

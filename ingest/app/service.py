@@ -15,13 +15,16 @@ import asyncio
 import math
 import secrets
 from collections.abc import Callable, Mapping
-from os import geteuid, getpid
+from os import getpid
+from pathlib import Path
 
 from msgspec.structs import replace
 
 from ingest import __version__
+from ingest.app.access import open_tokens
 from ingest.app.admin import AdminSide
 from ingest.app.advice import advice, database_words
+from ingest.app.begin import begun
 from ingest.app.buffer import keep_rest, make_buffer, open_buffer
 from ingest.app.fill import Fill
 from ingest.app.first_contact import FirstContact
@@ -33,12 +36,10 @@ from ingest.app.rules import make_rules
 from ingest.app.take_back import TakeBack
 from ingest.app.tasks import EXIT_BROKEN, EXIT_LOST, EXIT_OK, TASKS_S_MAX, Tasks
 from ingest.app.writing import WritingHalf
-from ingest.config.folders import state_dir
 from ingest.config.reread_url import RereadUrl
 from ingest.config.settings import Settings, split_address
 from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.embedded.server import EmbeddedPostgres
-from ingest.http.connections import raise_open_files_limit
 from ingest.model.errors import StartError
 from ingest.model.ledger import Gauges, Ledger
 from ingest.receiver.refused_posts import RefusedPosts
@@ -65,15 +66,7 @@ async def serve(
     for a person; everything else goes to the log. Only at a `terminal` they have the key of the
     dashboard: elsewhere they may be kept in a file. `url_origin` is where database_url was set.
     """
-    logs.configure(settings.log_level, form=settings.log_format)
-    raise_open_files_limit()
-    folder = StateFolder.open(state_dir(settings))
-    if geteuid() == 0:
-        log = logs.get_logger("service")
-        log.warning(
-            "started_as_root", why="whoever breaks into the service is root: use a user of its own"
-        )
-    with folder.lock():
+    with begun(settings, "service") as folder:
         notifier = Notifier.from_environment()
         words = advice(settings, url_origin)
         service = Service(settings, folder, announce, notifier, words, terminal=terminal)
@@ -124,11 +117,13 @@ class Service:
             auto_replay=settings.dlq_auto_replay,
             rules=make_rules(settings),
         )
+        self._taking_back = TakeBack(settings, folder, self.buffer, self.ledger)
         self._connect_parts(words)
 
     def _connect_parts(self, words: Mapping[str, str]) -> None:
         settings, database_state = self._settings, self.writing.database_state
         self._reread = RereadUrl(settings)
+        self._token_file = open_tokens(settings)
         fill = Fill(settings, lambda: self.buffer.journal_stats().size_bytes)
         refused_posts = RefusedPosts(self.ledger)
         self.health = Health(
@@ -169,8 +164,10 @@ class Service:
             health=self.health.readyz_for_devices,
             on_refused=refused_posts.refused,
             on_decoded=self.admin_side.dashboard.tail.observe,
+            tokens=self._token_file.tokens,
         )
         self.ledger.gauges = Gauges(
+            certificate_ends_s=self.endpoint.certificate_ends_s,
             buffer=self.buffer.stats,
             dead_letters=self.dead_letters.stats,
             database_up=lambda: database_state.up and self.writing.checked,
@@ -179,6 +176,8 @@ class Service:
             state=self.health.state,
             disk_free_bytes=lambda: self.health.disk_free_bytes,
             limits=fill.limits,
+            broker=self._taking_back.figures,
+            tokens_end_s=self._token_file.tokens.left_s,
         )
 
     async def run(self) -> int:
@@ -208,9 +207,9 @@ class Service:
         listen = await self.endpoint.start(*split_address(settings.listen))
         admin_listen = await self.admin_side.start(listen, settings.admin_listen)
         self._notifier.ready()
+        self._tasks.spawn(self._token_file.follow(self._halted))
         self._tasks.spawn(self.health.run(self._stopping))
-        taking_back = TakeBack(settings, self._folder, self.buffer, self.ledger)
-        self._tasks.spawn(taking_back.run(self._stopping))
+        self._tasks.spawn(self._taking_back.run(self._stopping))
         self._tasks.spawn(self.admin_side.dashboard.run(self._halted))
         url = await self._database()
         self.admin_side.database(url, self.writing.known)
@@ -223,6 +222,7 @@ class Service:
             token=self._token,
             page=self.admin_side.page_address(admin_listen, with_key=True),
             started_us=unix_us(),
+            cert_file=settings.tls_cert_file and str(Path(settings.tls_cert_file).absolute()),
         )
         self._folder.publish(self._info)
         self.first_contact.begin(url())
@@ -234,7 +234,9 @@ class Service:
         for line in greeting_lines(
             state_dir=self._folder.path,
             listen=listen,
+            cert_file=self._settings.tls_cert_file,
             admin_listen=admin_listen,
+            needs_token=self.endpoint.needs_token,
             page=self.admin_side.page_address(admin_listen, with_key=self._terminal),
             database="" if self._embedded else database_words(self._settings),
             waiting=""

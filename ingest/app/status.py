@@ -124,6 +124,8 @@ def _gauges_sent(gauges: Gauges) -> dict[str, Any]:
         "state": gauges.state(),
         "disk_free_bytes": gauges.disk_free_bytes(),
         "limits": gauges.limits._asdict(),
+        "certificate_ends_s": gauges.certificate_ends_s(),
+        "tokens_end_s": gauges.tokens_end_s(),
         "broker": {
             name: dict(each) if isinstance(each, Mapping) else each
             for name, each in gauges.broker().items()
@@ -227,7 +229,9 @@ def _gauges_read(sent: Mapping[str, Any], state: str) -> Gauges:
         state=lambda: state,
         disk_free_bytes=lambda: sent["disk_free_bytes"],
         limits=limits,
+        tokens_end_s=lambda: sent.get("tokens_end_s"),
         broker=lambda: broker,
+        certificate_ends_s=lambda: sent.get("certificate_ends_s"),
     )
 
 

@@ -102,13 +102,13 @@ class StreamWriter:
         settings, role = self._settings, self._role
         database_state = self.writing.database_state
         self._reread = RereadUrl(settings)
-        fill = Fill(settings, lambda: 0)
+        fill = Fill(settings, has_folder=False)
         self.health = Health(
             settings=settings,
             buffer=self.outlet.stats,
             database_state=database_state,
             url_fault=self._reread.fault,
-            free_bytes=lambda: settings.disk_free_bytes_min * 2,  # a writer needs no disk
+            free_bytes=None,
             broker=role.broker_state.cause,
             dead_letters=self.dead_letters.stats,
             refusals=Refusals(self.ledger),
@@ -121,7 +121,8 @@ class StreamWriter:
             database_up=lambda: database_state.up and self.writing.checked,
             hold_reason=lambda: database_state.hold_reason,
             state=self.health.state,
-            limits=fill.limits._replace(journal_bytes_max=0),
+            disk_free_bytes=lambda: None,
+            limits=fill.limits,
             broker=self._figures,
         )
         self._tail = Tail()
@@ -153,7 +154,13 @@ class StreamWriter:
         """
         actions = {"release_hold": self._release_hold}
         try:
-            return await self._role.run(self._start, self._stop, self._status, actions=actions)
+            return await self._role.run(
+                self._start,
+                self._stop,
+                self._status,
+                actions=actions,
+                in_words=self.health.in_words,
+            )
         finally:
             self._writing_ends.set()
             await self.dead_letters.close()
@@ -171,8 +178,11 @@ class StreamWriter:
             tasks.spawn(self._admin.run(role.halted))
             page = self._admin.page_address(bound)
             self._announce(f"writer {self._place.instance}, dashboard: {page}")
+            role.listening()
         tasks.spawn(self.health.run(stopping))
-        role.ready()  # a database that is away is no reason to replace this process
+        # A writer that it replaces says last what it was given, and must be heard.
+        await role.connection.wait_tried()
+        role.ready()  # a server that is away is no reason to replace this process
         if not await self.writing.open(
             url,
             stopping,

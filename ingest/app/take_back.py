@@ -20,6 +20,7 @@ from ingest.broker.messages import StreamMessages
 from ingest.broker.pulling import Delivery, Puller
 from ingest.broker.roles import DEAD_LETTERS, STREAM, WRITER
 from ingest.broker.skips import Skipped
+from ingest.broker.spans import Span
 from ingest.broker.stream_state import StreamState, state_of
 from ingest.buffers.stream.outlet import StreamOutlet
 from ingest.config.settings import Settings
@@ -28,7 +29,7 @@ from ingest.dead_letters.stream.carry import into_files
 from ingest.dead_letters.stream.store import StreamLetterStore
 from ingest.embedded.broker import EmbeddedBroker
 from ingest.model.errors import IngestError
-from ingest.model.ledger import Ledger
+from ingest.model.ledger import BrokerFigures, Ledger
 from ingest.model.ports import Inlet
 from ingest.system.clock import sleep_unless
 from ingest.system.logs import get_logger
@@ -53,6 +54,11 @@ class TakeBack:
         self._left = 0  # messages that are not done, at the last look
         self._left_there: set[int] = set()  # places of messages that are no block
         self._is_whole = True
+        self._skipped_count = 0
+
+    def figures(self) -> BrokerFigures:
+        """Return what is lost of the stream, if anything is."""
+        return {"stream_skipped_total": self._skipped_count} if self._skipped_count else {}
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Move all, until nothing is left or the event is set."""
@@ -145,11 +151,10 @@ class TakeBack:
     def _skipped(self, skipped: Skipped) -> None:
         """The broker has not delivered these. They stay in the stream, if it has them at all."""
         self._is_whole = False
+        span = Span(skipped.first, skipped.last)
+        self._skipped_count += span.places
         _log.critical(
-            "stream_messages_skipped",
-            places=f"{skipped.first} to {skipped.last}",
-            count=skipped.last - skipped.first + 1,
-            why="not delivered",
+            "stream_messages_skipped", places=str(span), count=span.places, why="not delivered"
         )
 
     def _moved(self, rows: int) -> None:

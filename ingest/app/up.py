@@ -12,16 +12,19 @@ Promises: the sockets stay open until the stop, so no connection that waits in t
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import secrets
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from os import geteuid, getpid
+from os import getpid
+from pathlib import Path
 from typing import Any
 
 from ingest import __version__
+from ingest.access.rule import TOKEN
+from ingest.app.access import with_access
 from ingest.app.advice import advice, database_words
+from ingest.app.begin import begun
 from ingest.app.buffer import UNLESS, check_promise
 from ingest.app.child import PROGRAM
 from ingest.app.children import ACCOUNTS, GATEWAY, WRITER, Children, Told, together
@@ -31,10 +34,10 @@ from ingest.app.servers import Servers
 from ingest.app.slot import SlotTimes
 from ingest.app.tasks import EXIT_BROKEN, EXIT_LOST, EXIT_OK, TASKS_S_MAX, Tasks
 from ingest.app.up_admin import UpAdmin
-from ingest.config.folders import state_dir
+from ingest.config.loading import check_waits
 from ingest.config.settings import Settings, split_address
-from ingest.http.connections import raise_open_files_limit
 from ingest.http.listener import open_slots
+from ingest.http.sites import is_loopback
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.known_server import KnownServer
 from ingest.system import logs
@@ -48,6 +51,7 @@ from ingest.system.state_folder import ServiceInfo, StateFolder
 
 GRACE_S = 15.0  # of a child beyond its own limit; a dead letter may take 10 s to fail
 WATCH_S = 1.0
+AGAIN_S = 5.0  # until the next restart, if one could not be finished that must be
 
 
 async def up(
@@ -61,18 +65,11 @@ async def up(
 ) -> int:
     """Run all processes until SIGTERM or SIGINT; return the exit code, as `serve` does.
 
-    Raises StartError with a sentence for the user if it cannot start. `announce` gets the lines for
-    a person. `program` are the words that start a child. `url_origin`: where database_url was set.
+    Raises StartError and ConfigError with a sentence for the user. `announce` gets the lines for a
+    person. `program` are the words that start a child. `url_origin`: where database_url was set.
     """
-    logs.configure(settings.log_level, form=settings.log_format)
-    raise_open_files_limit()
-    folder = StateFolder.open(state_dir(settings))
-    if geteuid() == 0:
-        log = logs.get_logger("up")
-        log.warning(
-            "started_as_root", why="whoever breaks into the service is root: use a user of its own"
-        )
-    with folder.lock():
+    check_waits(settings)
+    with begun(settings, "up") as folder:
         notifier = Notifier.from_environment()
         limits = times or SlotTimes(leave_s_max=_leave_s_max(settings))
         supervisor = Supervisor(
@@ -135,6 +132,7 @@ class Supervisor:
         self._children: Children | None = None
         self._stopping, self._halted = asyncio.Event(), asyncio.Event()
         self._restart = asyncio.Event()
+        self._is_moved = False  # a server is where not all processes look for it
         self._tasks = Tasks(self._stopping, "up")
         self._log = logs.get_logger("up")
 
@@ -162,12 +160,13 @@ class Supervisor:
     # Start
 
     async def _start(self) -> None:
-        settings, folder = self._settings, self._folder
+        folder = self._folder
         durable = list(folder.durable_parts(embedded=self._servers.is_embedded))
         durable.remove(folder.journal)
-        check_promise(durable, unsafe=settings.journal_unsafe, unless=UNLESS)
+        check_promise(durable, unsafe=self._settings.journal_unsafe, unless=UNLESS)
         self._family = await family_lock(folder.path / "children.lock")
         listen = await self._listen()
+        settings = self._settings  # `access` is decided
         admin_listen = await self.admin.start(listen)
         children = self._children = Children(
             self._configuration,
@@ -196,7 +195,9 @@ class Supervisor:
         for line in greeting_lines(
             state_dir=folder.path,
             listen=listen,
+            cert_file=settings.tls_cert_file,
             admin_listen=admin_listen,
+            needs_token=settings.access == TOKEN,
             page=self.admin.page(with_key=self._terminal),
             database="" if self._servers.is_embedded else database_words(settings),
             waiting="",
@@ -215,9 +216,12 @@ class Supervisor:
                 "HOST:PORT"
             ) from error
         bound, real_port, *_ = self._sockets[0].getsockname()
-        if not ipaddress.ip_address(bound.partition("%")[0]).is_loopback:
-            self._log.warning("open_to_the_network", address=bound, tokens="none yet")
-        return f"[{bound}]:{real_port}" if ":" in bound else f"{bound}:{real_port}"
+        address = f"[{bound}]:{real_port}" if ":" in bound else f"{bound}:{real_port}"
+        settings = self._settings = with_access(self._settings, address)
+        if not is_loopback(address):
+            tokens = "for all posts" if settings.access == TOKEN else "none: everybody may post"
+            self._log.warning("open_to_the_network", address=bound, tokens=tokens)
+        return address
 
     def _configuration(self, role: str, instance: str, listen_fd: int | None) -> Message:
         """Return what a child gets first. Secrets reach it in no other way, and only its own."""
@@ -251,6 +255,7 @@ class Supervisor:
         await children.start(children.writers, self._has_database)
 
     def _publish(self, listen: str, admin_listen: str) -> None:
+        cert_file = self._settings.tls_cert_file
         self._folder.publish(
             ServiceInfo(
                 pid=getpid(),
@@ -261,6 +266,7 @@ class Supervisor:
                 token=self._token,
                 page=self.admin.page(with_key=True),
                 started_us=unix_us(),
+                cert_file=cert_file and str(Path(cert_file).absolute()),
             )
         )
 
@@ -278,20 +284,26 @@ class Supervisor:
             if (now := self._places()) != known:
                 self._log.warning("server_moved")
                 known = now
+                self._is_moved = True
                 self._restart.set()
 
     def _places(self) -> tuple[str, dict[str, Any]]:
         return self._servers.database_url, self._servers.broker_for(GATEWAY)
 
     async def _restart_when_told(self, children: Children) -> None:
-        """Restart one process after the other, each time that `_restart` is set."""
+        """Restart one process after the other, each time that `_restart` is set.
+
+        If one cannot be replaced, the others stay as they are, unless they cannot work so.
+        """
         while not self._stopping.is_set():
             if await sleep_unless(self._restart, WATCH_S) and not self._stopping.is_set():
                 self._restart.clear()
                 self._notifier.reloading()
-                await children.restart(self._stopping)
+                self._is_moved = not await children.restart(self._stopping) and self._is_moved
                 if not self._stopping.is_set():
                     self._notifier.ready()
+                if self._is_moved and not await sleep_unless(self._stopping, AGAIN_S):
+                    self._restart.set()
 
     # Stop
 

@@ -96,9 +96,9 @@ class UpAdmin:
         """Take the status of a process, which StatusSource has made. Never fails."""
         self._overview.status(instance, blob)
 
-    def gone(self, instance: str) -> None:
-        """Note that a process of this name has ended; if two have it, the older one."""
-        self.instances.gone(instance)
+    def gone(self, instance: str, pid: int) -> None:
+        """Note that a process of this name has ended."""
+        self.instances.gone(instance, pid)
 
     def draining(self) -> None:
         """Note that all processes stop: /readyz says so from now on."""

@@ -55,7 +55,7 @@ class UpHealth:
         """Note that all processes stop."""
         self._draining = True
 
-    def tick(self, dlq_bytes: int, disk_free_bytes: int) -> None:
+    def tick(self, dlq_bytes: int, disk_free_bytes: int | None) -> None:
         """Take samples for the forecasts; once a second."""
         self._refresh()
         self._fill.tick(self._instances.buffer(), dlq_bytes, disk_free_bytes)

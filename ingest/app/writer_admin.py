@@ -3,7 +3,7 @@
 Gateways and writers that nobody leads tell each other their statuses by the broker. So the page of
 each writer shows all of them. Its figures are the sum over all; /metrics has those of this writer
 alone, since each process is scraped on its own, and the balance between the roles.
-Does not: act on other processes; `hold release` is for this writer.
+Does not: act on other processes; `hold release` is for this writer, and the page says so.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class WriterAdmin:
         overview = self._overview = Overview(
             settings,
             dead_letters=dead_letters.stats,
-            free_bytes=lambda: settings.disk_free_bytes_min * 2,  # a writer needs no disk
+            free_bytes=None,
             advice=advice,
             forget_s=FORGET_S,
         )
@@ -71,6 +71,7 @@ class WriterAdmin:
                 Exposition(ledger, __version__),
                 overview.tail,
                 page_readyz=overview.health.readyz,
+                releases=instance,
             ),
         )
 

@@ -10,10 +10,14 @@ or it is lost and counted. Only one writer looks and counts: the one with the lo
                                 -> it can be read, and is not pending      written again -> settled
                                 -> no copy can be read                      lost
 
+A writer that begins does not know what was given before. It takes what is done for settled, but for
+the last messages. That is a guess, which it tells apart from what it knows: a writer that has been
+there for longer does not take it over, and the new one learns from that writer what is not settled.
 Promises: each place up to `checked_to` is settled, and the others have been told so. The purge goes
-no further. A message may be written twice; the table's key absorbs that.
-Does not: know what writers before it were given, if none of them is left. Then it reads the last of
-these again, up to a bound. For a few seconds after a stream was restored it sees too little.
+no further. A message may be written twice; the table's key absorbs that. The guess counts only once
+all others must have been heard.
+Does not: know what writers before it were given, if none of them was heard. Then it reads the last
+of these again, up to a bound. For a few seconds after a stream was restored it sees too little.
 """
 
 from __future__ import annotations
@@ -47,6 +51,7 @@ BACK_BYTES_MAX = 64 * 1024**2
 IN_HAND_S = 60.0  # a message that was written again and is not done is written once more
 _TOLD_SPANS_MAX = 1_000
 _READ_S_MAX, _READ_BYTES_MAX = 0.5, 16 * 1024**2  # in one round
+_EARLY_MAX = 100  # writers
 _LOOKS_MAX = 8  # in one round, at messages that cannot be written again yet
 WARNING_S = 60.0
 
@@ -66,11 +71,15 @@ class Reads(Protocol):
 
 
 class Telling(msgspec.Struct, array_like=True):
-    """What a writer tells: its name, which stream it means, and its spans of settled places."""
+    """What a writer tells: its name, which stream it means, and its spans of settled places.
+
+    Of the places up to `guessed_to` it knows nothing but these spans.
+    """
 
     name: str
     made: str
     spans: list[tuple[int, int]]
+    guessed_to: int = 0
 
 
 class GivenCheck:
@@ -85,7 +94,11 @@ class GivenCheck:
         self._name = os.urandom(8).hex()
         self._others: dict[str, float] = {}  # when each one was heard
         self._made = ""
-        self._settled = Spans()
+        self._settled = Spans()  # as we know, and not as we guess
+        self._guessed_to = 0  # up to here all counts as settled
+        self._is_guess_said = False
+        self._listens_since_s = 0.0
+        self._early: dict[str, Telling] = {}  # heard before the first look, the last one of each
         self._looks: deque[tuple[float, StreamState]] = deque()  # of the last KNOWN_S
         self._ends_earlier = False
         self._in_hand: dict[int, float] = {}  # read again and not done yet: since when
@@ -97,7 +110,8 @@ class GivenCheck:
         connection.watch(self._came, self._looks.clear)
 
     def given(self, place: int) -> None:
-        """Note a delivery, of any try."""
+        """Note a delivery, of any try. What was read again may come all the same."""
+        self._in_hand.pop(place, None)
         self._settled.add(place, place)
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -116,9 +130,10 @@ class GivenCheck:
     def tell(self) -> None:
         """Tell the others what is settled; from then on the purge may go so far."""
         told = [(each.first, each.last) for each in islice(self._settled, _TOLD_SPANS_MAX)]
-        telling = msgspec.json.encode(Telling(self._name, self._made, told))
-        if self._made and self._connection.send(GIVEN, telling):
-            self.checked_to = self._settled.begin_to
+        telling = Telling(self._name, self._made, told, self._guessed_to)
+        if self._made and self._connection.send(GIVEN, msgspec.json.encode(telling)):
+            has_heard = clock.monotonic_s() - self._listens_since_s >= KNOWN_S
+            self.checked_to = self._settled.end_of(self._guessed_to if has_heard else 0)
 
     def _heard(self, message: Message) -> None:
         try:
@@ -128,16 +143,28 @@ class GivenCheck:
         if told.name == self._name:
             return
         self._others[told.name] = clock.monotonic_s()
-        if told.made != self._made or not self._looks:
+        if self._looks:
+            self._learn(told, self._looks[-1][1].last)
             return
-        # A restored stream ends earlier. Others may not know that yet.
-        end = self._looks[-1][1].last
+        self._early.pop(told.name, None)
+        self._early[told.name] = told  # it may be the last word of a writer that we replace
+        if len(self._early) > _EARLY_MAX:
+            del self._early[next(iter(self._early))]
+
+    def _learn(self, told: Telling, end: int) -> None:
+        """Take over what another one knows of the places up to the end of the stream."""
+        if told.made != self._made:
+            return
         for first, last in told.spans:
+            # A restored stream ends earlier. Others may not know that yet.
             if first <= min(last, end):
                 self._settled.add(first, min(last, end))
+        # If it has been there for longer, what it does not know either was given to nobody.
+        self._guessed_to = min(self._guessed_to, told.guessed_to)
 
     def _came(self) -> None:
         # We may have missed what others told. What was in hand may have been given up.
+        self._listens_since_s = clock.monotonic_s()
         self._looks.clear()
         self._in_hand.clear()
 
@@ -149,7 +176,8 @@ class GivenCheck:
     async def _check(self) -> bool:
         """Tell, look, and see to what nobody was given; return whether the broker answers."""
         self.tell()
-        settled_to = self._settled.last  # before the look: the stream has these
+        # Before the look: the stream has these.
+        settled_to = max(self._settled.last, self._guessed_to)
         try:
             state = state_of(await manage.look(self._connection))
             if state is not None and state.consumer_made and self._is_same(state, settled_to):
@@ -175,19 +203,17 @@ class GivenCheck:
         return False
 
     def _begin(self, state: StreamState) -> None:
-        """Begin with a stream: all before the last done messages counts as settled."""
+        """Begin with a stream: guess that all before the last done messages is settled."""
         average = state.size_bytes // max(1, state.messages)
         back = min(BACK_MAX, BACK_BYTES_MAX // max(1, average))
-        begin = max(state.first - 1, state.done_to - back)
-        if begin >= state.first:
-            _log.info("stream_not_checked", first=state.first, last=begin)
-        given = [each for each in self._settled if not self._made and each.first > begin]
+        self._guessed_to = max(0, state.done_to - back)
+        self._is_guess_said = False
+        if self._made:  # else these are deliveries between the first one and this look
+            self._settled = Spans()
+        if state.first > 1:  # what is not there any more is known to those who were there
+            self._settled.add(1, state.first - 1)
         self._made = state.made
-        self._settled = Spans()
-        if begin > 0:
-            self._settled.add(1, begin)
-        for each in given:  # between our first delivery and this look
-            self._settled.add(each.first, each.last)
+        self._listens_since_s = clock.monotonic_s()
         self.checked_to = 0
         self._looks.clear()
         self._in_hand.clear()
@@ -197,12 +223,18 @@ class GivenCheck:
         now_s = clock.monotonic_s()
         looks = self._looks
         looks.append((now_s, state))
+        early, self._early = self._early, {}
+        for told in early.values():
+            self._learn(told, state.last)
         while len(looks) > 1 and looks[1][0] <= now_s - KNOWN_S:
             looks.popleft()
         then_s, then = looks[0]
         if now_s - then_s < KNOWN_S or not self._is_lowest(now_s):
             return
-        unknown = list(self._settled.gaps(1, min(then.end, state.last)))
+        if not self._is_guess_said and self._guessed_to >= state.first:
+            _log.info("stream_not_checked", first=state.first, last=self._guessed_to)
+        self._is_guess_said = True
+        unknown = list(self._settled.gaps(self._guessed_to + 1, min(then.end, state.last)))
         for span in unknown:
             if span.first < then.first:
                 self._lose(Span(span.first, min(span.last, then.first - 1)), "not in the stream")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.replies import NO_CONSUMER, NO_MESSAGE, NOT_FOUND, Meaning, api_fault
-from ingest.broker.roles import STREAM
+from ingest.broker.roles import STREAM, SUBJECT, WRITER
 from ingest.broker.streams import (
     READINGS,
     Config,
@@ -92,6 +92,30 @@ async def lead_from(connection: BrokerConnection, server: str) -> None:
 async def purge(connection: BrokerConnection, to: int) -> None:
     """Remove all messages up to a place, included. Raises BrokerAway, and BrokerRefused."""
     await _api(connection, f"STREAM.PURGE.{STREAM}", {"seq": to + 1})
+
+
+async def rewind(connection: BrokerConnection, since: str = "") -> int | None:
+    """Let the writers get all messages again that came since then (RFC 3339); without, all.
+
+    Return the first place; None if there is no such message. Raises BrokerAway, and BrokerRefused,
+    also if a writer runs: what it has in work would count as done.
+    """
+    consumer = await look_at_consumer(connection, WRITER)
+    if consumer is None:
+        raise BrokerRefused("there is no consumer of the writers: `ingest stream apply` makes it")
+    if consumer["num_waiting"]:
+        raise BrokerRefused(
+            "a writer runs. Stop all writers, and try again after some seconds; nothing was changed"
+        )
+    begin = {"start_time": since} if since else {"seq": 1}
+    asked = begin | {"next_by_subj": SUBJECT}
+    found = await _api(connection, f"STREAM.MSG.GET.{STREAM}", asked, missing=NO_MESSAGE)
+    seconds = len("2026-11-27T05:00:00")
+    if found is None or found["message"]["time"][:seconds] < since[:seconds]:
+        return None  # after the last message the server begins anew
+    place = int(found["message"]["seq"])
+    await _api(connection, f"CONSUMER.RESET.{STREAM}.{WRITER}", {"seq": place})
+    return place
 
 
 def faults(found: Found, wanted: Wanted) -> list[StreamFault]:

@@ -15,6 +15,7 @@ Does not: bound how many messages are under way. The caller does.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Mapping
 
@@ -28,6 +29,7 @@ from ingest.model.errors import (
     BrokerRefused,
     IngestError,
 )
+from ingest.system import clock
 
 AGAIN_S = {Meaning.AGAIN: 0.1, Meaning.UNSURE: 0.05}  # before the next try; with jitter
 AGAIN_LATER_S = 0.25
@@ -52,6 +54,7 @@ class Publisher:
     ) -> None:
         self.resent = 0  # tries after the first ones
         self.published_to = 0  # the highest place in the stream of a message of ours
+        self.acknowledged_s = -math.inf  # when the last message was, on the monotonic clock
         self._connection = connection
         self._subject = subject
         self._stream = stream
@@ -124,6 +127,7 @@ class Publisher:
         reply = pub_ack(message)
         if isinstance(reply, PubAck):
             self.published_to = max(self.published_to, reply.sequence)
+            self.acknowledged_s = clock.monotonic_s()
             publish.end(reply)
             return
         publish.unanswered = False

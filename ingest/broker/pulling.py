@@ -4,7 +4,8 @@ One pull request is open at a time. It ends when it is used up, when its time is
 broker says so, when there was no sign of the broker for a while, and with the connection. Then the
 next one is sent, if `wanted` is set.
 Promises: a message that is not acknowledged comes again, here or at another reader. What is said
-while the connection is away is sent on the next one. Skipped messages are reported.
+while the connection is away is sent on the next one. Skipped messages are reported. What is said of
+messages of a stream that was deleted is not said of those that have their places in a new one.
 Does not: know whether the broker has heard what was said just before a connection ended, or has
 forgotten it when it was killed. Such a message comes again, even with `tries` 1. It does not
 acknowledge by itself, or bound the memory of what it has handed over: clear `wanted`.
@@ -53,6 +54,7 @@ class Delivery(NamedTuple):
     place: int  # in the stream
     tries: int
     ack_subject: str
+    made: str = ""  # when the stream was made, as the broker says: another one has another time
 
 
 class Pull(NamedTuple):
@@ -79,6 +81,7 @@ class _State(msgspec.Struct):
 
 class _StreamInfo(msgspec.Struct):
     state: _State
+    created: str = ""
 
 
 class Puller:
@@ -109,7 +112,10 @@ class Puller:
         self._given: Callable[[int], None] = lambda _: None
         self._ended: Callable[[int, bool], None] = lambda _, __: None
         self._check = SkipCheck()
-        self._unsent: list[tuple[str, bytes]] = []
+        self._made = ""  # of the stream that we pull from
+        self._sure = asyncio.Event()  # it is still there
+        self._asking: asyncio.Task[None] | None = None
+        self._unsent: list[tuple[Delivery, bytes]] = []
         self._over = asyncio.Event()
         self._left = 0
         self._last_sign_s = 0.0
@@ -117,7 +123,7 @@ class Puller:
         self._is_quiet = False
         self._occasionally = Occasionally(WARNING_S)
         connection.deliver_to(self._deliver)
-        connection.watch(self._came, self._over.set)
+        connection.watch(self._ask, self._went)
 
     def report_to(self, given: Callable[[int], None], ended: Callable[[int, bool], None]) -> None:
         """Report the place of each delivery, and what becomes of messages of `give`.
@@ -138,10 +144,16 @@ class Puller:
             if not known or not self._connection.up:
                 await clock.sleep_unless(stopping, AGAIN_S_MAX * random.uniform(0.1, 1))
                 continue
+            if not self._sure.is_set():
+                self._ask()
+                await either(self._sure, stopping, AGAIN_S_MAX)
+                continue
             if not self.wanted.is_set():
                 await either(self.wanted, stopping)
                 continue
             await self._pull_once(stopping)
+            if self._pause_s:
+                self._ask()
             if self._is_quiet and self._connection.up:
                 await self._check_end()
             await clock.sleep_unless(stopping, self._pause_s * random.uniform(0.1, 1))
@@ -173,12 +185,13 @@ class Puller:
 
     async def _look(self) -> tuple[_State, _ConsumerInfo]:
         """Ask for the stream, then for the consumer: messages that come between do no harm."""
-        stream = await self._info(f"STREAM.INFO.{self._stream}")
+        stream = await self._info_of_stream()
         consumer = await self._info(f"CONSUMER.INFO.{self._name}")
-        return (
-            msgspec.json.decode(stream, type=_StreamInfo).state,
-            msgspec.json.decode(consumer, type=_ConsumerInfo),
-        )
+        return stream.state, msgspec.json.decode(consumer, type=_ConsumerInfo)
+
+    async def _info_of_stream(self) -> _StreamInfo:
+        reply = await self._info(f"STREAM.INFO.{self._stream}")
+        return msgspec.json.decode(reply, type=_StreamInfo)
 
     async def _info(self, what: str) -> bytes:
         reply = await self._connection.request(f"$JS.API.{what}", b"", INFO_S_MAX)
@@ -238,7 +251,7 @@ class Puller:
         self._given(place)
         self.delivered_bytes += len(message.data)
         self._left -= 1
-        self._take(Delivery(message.data, place, tries, message.reply_to))
+        self._take(Delivery(message.data, place, tries, message.reply_to, self._made))
         if self._left == 0:
             self._over.set()
 
@@ -268,13 +281,35 @@ class Puller:
             if not each.ack_subject:
                 if word is not _WORKING:
                     self._ended(each.place, not word.startswith(_LATER))
-            elif not self._connection.send(each.ack_subject, word) and word is not _WORKING:
-                self._unsent.append((each.ack_subject, word))
+            elif each.made != self._made:
+                continue  # the broker would take it as said of another message
+            elif self._sure.is_set() and self._connection.send(each.ack_subject, word):
+                continue
+            elif word is not _WORKING:
+                self._unsent.append((each, word))
 
-    def _came(self) -> None:
+    def _went(self) -> None:
+        self._sure.clear()
+        self._over.set()
+
+    def _ask(self) -> None:
+        """Ask whether the stream is still the same one. Until then nothing is said or pulled."""
+        self._sure.clear()
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask_until_sure())
+
+    async def _ask_until_sure(self) -> None:
+        while self._connection.up and not self._sure.is_set():
+            try:
+                self._made = (await self._info_of_stream()).created
+            except BrokerAway as error:
+                self._complain(str(error))
+                await asyncio.sleep(AGAIN_S_MAX * random.uniform(0.1, 1))
+            else:
+                self._sure.set()
         unsent, self._unsent = self._unsent, []
-        for subject, word in unsent:
-            self._connection.send(subject, word)
+        for each, word in unsent:
+            self._say((each,), word)
 
     def _complain(self, why: str) -> None:
         if self._occasionally.due(why) is not None:

@@ -100,7 +100,7 @@ class Session:
         self._hears = hears
         self._client = Client()
         # The library makes a transport of its own only if it has none.
-        self._client._transport = BrokerTransport(self.end)
+        self._client._transport = BrokerTransport(self.end, tls=server.startswith("tls://"))
         self._is_open = False
         self._outgoing: deque[Outgoing] = deque()
         self._has_outgoing = asyncio.Event()

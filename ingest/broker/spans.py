@@ -57,10 +57,12 @@ class Spans:
         if first <= last:
             yield Span(first, last)
 
-    @property
-    def begin_to(self) -> int:
-        """All from 1 up to this place were added."""
-        return self._lasts[0] if self._firsts and self._firsts[0] == 1 else 0
+    def end_of(self, place: int) -> int:
+        """Return up to where all places behind `place` were added; `place` if the next was not."""
+        index = bisect_left(self._lasts, place + 1)
+        if index < len(self._firsts) and self._firsts[index] <= place + 1:
+            return self._lasts[index]
+        return place
 
     @property
     def last(self) -> int:

@@ -3,7 +3,8 @@
 Promises: the end of the connection is told at once, whoever meets it first. After that, writing
 does nothing and reading gives the end. The library's own transport raises errors in places where
 the library does not expect them; its clean-up then stops half way. Closing never waits: a frozen
-server would not read what is left to send.
+server would not read what is left to send. If TLS is wanted, nothing is sent without it: the
+library would log in without TLS at a server that says that it has none.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ _CLOSED = "the server has closed the connection"
 
 
 class BrokerTransport(Transport):
-    """`ended` is called with the reason, perhaps more than once."""
+    """`ended` is called with the reason, perhaps more than once. `tls`: send nothing without it."""
 
-    def __init__(self, ended: Callable[[str], None]) -> None:
+    def __init__(self, ended: Callable[[str], None], *, tls: bool = False) -> None:
         self._ended = ended
+        self._lacks_tls = tls
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._is_over = False
@@ -46,13 +48,16 @@ class BrokerTransport(Transport):
         name = uri if isinstance(uri, str) else uri.hostname
         async with asyncio.timeout(connect_timeout):
             await self._writer.start_tls(ssl_context, server_hostname=name)
+        self._lacks_tls = False
 
     def write(self, payload: bytes) -> None:
-        """Send bytes, or nothing after the end."""
+        """Send bytes, or nothing after the end. Raises OSError without the TLS that is wanted."""
         self.writelines([payload])
 
     def writelines(self, payload: list[bytes]) -> None:
-        """Send bytes, or nothing after the end."""
+        """Send bytes, or nothing after the end. Raises OSError without the TLS that is wanted."""
+        if self._lacks_tls:
+            raise OSError("the URL says tls://, and the server offers no TLS; nothing was sent")
         if self._is_over or self._writer is None:
             return
         try:

@@ -19,7 +19,9 @@ from pathlib import Path
 from ingest import __version__
 from ingest.app.advice import advice
 from ingest.buffers.journal.reader import segment_files
+from ingest.cli.doctor_access import access_check
 from ingest.cli.doctor_broker import broker_checks
+from ingest.cli.doctor_certificate import certificate_check
 from ingest.cli.doctor_database import FAIL, OK, WARN, Check, database_checks
 from ingest.cli.find_database import connect_limits, database
 from ingest.cli.parser import Parser, SettingsFlags, add_json_flag
@@ -64,7 +66,8 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
     service = None
     if not any(each.name == "state folder" and each.state == FAIL for each in checks):
         service = running_service(state_dir(settings))
-        checks += [*port_checks(settings, service), dead_letters_check(settings)]
+        checks += [*port_checks(settings, service), access_check(settings)]
+        checks.append(dead_letters_check(settings))
         checks += asyncio.run(broker_checks(settings))
     checks += asyncio.run(_database(loaded, service))
     print_answer([each._asdict() for each in checks], as_text(checks), as_json=args.json)
@@ -94,6 +97,8 @@ def machine_checks(settings: Settings) -> Iterator[Check]:
     yield _libraries()
     yield _c_parsers()
     yield _open_files(settings)
+    if settings.tls_cert_file:
+        yield certificate_check(settings)
 
 
 def _libraries() -> Check:
@@ -231,8 +236,9 @@ def port_checks(settings: Settings, service: ServiceInfo | None) -> Iterator[Che
 
 
 def _running(service: ServiceInfo) -> Check:
+    scheme = "https" if service.cert_file else "http"
     said = (
-        f"runs: pid {service.pid}, version {service.version}, http://{service.listen}, "
+        f"runs: pid {service.pid}, version {service.version}, {scheme}://{service.listen}, "
         f"admin http://{service.admin_listen}"
     )
     try:

@@ -16,14 +16,29 @@ TAKES = "[options]"
 EXAMPLES = (
     "ingest gateway --broker-url nats://gateway:..@nats1:4222 --broker-monitor-url "
     "http://nats1:8222",
-    "ingest gateway --listen 0.0.0.0:8080 --broker-url nats://gateway:..@nats1,nats2,nats3",
+    "ingest gateway --listen 0.0.0.0:8080 --tokens-file /etc/iot-ingest/tokens "
+    "--broker-url nats://gateway:..@nats1,nats2,nats3",
 )
 EPILOG = "exit codes: 0 no reading was lost, 3 some were, 2 it could not start"
 
 
+UNUSED = (
+    *("database_url", "database_url_file", "database_unsafe", "schema_apply"),
+    *("stream_keep_s", "forward_lag_bytes_max", "batch_rows", "batch_linger_s", "writers"),
+    *("write_method", "connect_s_max", "lock_s_max", "statement_s_max", "command_s_max"),
+    *("schema_check_s", "retries_max", "retry_s_max", "wait_s_min", "wait_s_max", "hold_probe_s"),
+    *("unknown_tries_max", "breaker_window_rows", "breaker_rows_max"),
+    *("dlq_replay_rows_per_s", "dlq_replay_pause_s"),
+)
+WORDS = {
+    "ack_default": "ack of a post without ?ack; best: durable",
+    "state_dir": "folder of the file `tokens`; empty: the default",
+}
+
+
 def add_arguments(parser: Parser, _settings: SettingsFlags) -> None:
     """Add the settings."""
-    role.add_arguments(parser)
+    role.add_arguments(parser, first=("listen",), unused=UNUSED, words=WORDS)
 
 
 def run(args: argparse.Namespace, loaded: Loaded) -> int:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from copy import copy
 from dataclasses import Field
 from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn
@@ -83,12 +84,19 @@ def add_all_settings(
     parser: argparse.ArgumentParser,
     first: Sequence[str] = MOST_USED,
     renamed: Mapping[str, str] = MappingProxyType({}),
+    unused: Container[str] = (),
+    words: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Add all settings in their groups, those of `first` first.
 
-    `renamed`: the flag of this name sets that other setting.
+    `renamed`: the flag of this name sets that other setting. Help does not show those in `unused`,
+    which this command does not read. `words` are its own words for what a setting means.
     """
-    declared = {each.name: each for _, members in groups() for each in members}
+    declared = {
+        each.name: _reworded(each, words.get(each.name))
+        for _, members in groups()
+        for each in members
+    }
     most_used = parser.add_argument_group("Most used")
     for name in first:
         _add_flag(most_used, declared[name], is_shown=True)
@@ -99,7 +107,15 @@ def add_all_settings(
         group = parser.add_argument_group(title)
         for each in members:
             if each.name not in {*first, *renamed}:
-                _add_flag(group, each, is_shown=True)
+                _add_flag(group, declared[each.name], is_shown=each.name not in unused)
+
+
+def _reworded(declared: Field[Any], words: str | None) -> Field[Any]:
+    if words is None:
+        return declared
+    other = copy(declared)
+    other.metadata = MappingProxyType({**declared.metadata, "why": words})
+    return other
 
 
 def _add_flag(

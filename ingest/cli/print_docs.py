@@ -70,7 +70,9 @@ def metrics_table() -> str:
         dead_letters=DeadLetterStats,
         database_up=lambda: True,
         hold_reason=lambda: None,
+        tokens_end_s=lambda: 0.0,
         roles_imbalance=lambda: 0,
+        certificate_ends_s=lambda: 0.0,
         broker=lambda: {name: {} if name.startswith("consumer_") else 0 for name in BROKER_FIGURES},
     )
     of_one = list(Exposition(ledger, "").registry.collect())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ingest.cli.parser import Parser, add_all_settings
@@ -18,9 +18,24 @@ Say = Callable[[str], None]
 RunRole = Callable[["Place", Say], Awaitable[int]]
 
 
-def add_arguments(parser: Parser) -> None:
-    """Add the settings, and the flag that only `ingest up` uses."""
-    add_all_settings(parser)
+BROKER_URL = "NATS servers, nats://USER:PASSWORD@HOST:PORT,HOST:PORT"
+UNUSED = (  # by both; other roles, which may have the same file of settings, read them
+    *("broker_bin", "writer_processes", "disk_free_bytes_min"),
+    *("buffer", "journal_bytes_max", "journal_segment_bytes", "journal_unsafe"),
+    *("dlq_segment_bytes", "dlq_keep_days"),
+)
+
+
+def add_arguments(
+    parser: Parser, *, first: Sequence[str], unused: Sequence[str], words: Mapping[str, str]
+) -> None:
+    """Add the settings, and the flag that only `ingest up` uses. See add_all_settings."""
+    add_all_settings(
+        parser,
+        first=("admin_listen", "broker_url", "broker_monitor_url", *first),
+        unused={*UNUSED, *unused},
+        words={"broker_url": BROKER_URL, **words},
+    )
     parser.add_argument("--control-fd", type=int, default=None, help=argparse.SUPPRESS)
 
 
@@ -40,9 +55,9 @@ def run(args: argparse.Namespace, loaded: Loaded, role: str, run_role: RunRole) 
 
 async def _run(control_fd: int | None, loaded: Loaded, role: str, run_role: RunRole) -> int:
     from ingest.app.role import alone, led  # noqa: PLC0415
-    from ingest.http.connections import raise_open_files_limit  # noqa: PLC0415
     from ingest.system import logs  # noqa: PLC0415
     from ingest.system.control import ControlChannel  # noqa: PLC0415
+    from ingest.system.limits import raise_open_files_limit  # noqa: PLC0415
 
     if control_fd is None:
         settings = loaded.settings

@@ -1,4 +1,4 @@
-"""`ingest stream`: makes the streams of the broker, checks them, or shows their state.
+"""`ingest stream`: makes the streams of the broker, checks them, shows or rewinds them.
 
 One has the readings, the other one the dead letters.
 """
@@ -9,11 +9,13 @@ import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ingest.cli.arguments import time_text
 from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_json_flag
 from ingest.cli.terminal import print_answer
 from ingest.config.loading import Loaded
 
 if TYPE_CHECKING:
+    from ingest.broker.connection import BrokerConnection
     from ingest.broker.manage import Found, Info, StreamFault
     from ingest.broker.streams import Names, Wanted
 
@@ -23,7 +25,7 @@ EPILOG = "exit codes: 0 done, 1 something is not as it must be, 2 the broker is 
 
 
 def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
-    """Add the three commands."""
+    """Add the commands."""
     apply = Command(
         "apply",
         "make the streams and their consumers, or change what differs; removes nothing",
@@ -48,7 +50,23 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
         ("ingest stream show", "ingest stream show --json"),
         add_json_flag,
     )
-    add_group(parser, "stream_command", (apply, check, show), settings)
+    rewind = Command(
+        "rewind",
+        "let the writers write again what the stream still has; for a restored database",
+        ("ingest stream rewind --since 2026-11-27T05:00:00Z", "ingest stream rewind"),
+        _add_rewind_flags,
+    )
+    add_group(parser, "stream_command", (apply, check, show, rewind), settings)
+
+
+def _add_rewind_flags(parser: argparse.ArgumentParser) -> None:
+    add_json_flag(parser)
+    parser.add_argument(
+        "--since",
+        metavar="TIME",
+        type=time_text,
+        help="only what was received since then, RFC 3339",
+    )
 
 
 def run(args: argparse.Namespace, loaded: Loaded) -> int:
@@ -73,6 +91,8 @@ async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
             ]
             print_answer({"done": done}, "\n".join(done), as_json=args.json)
             return 0
+        if args.stream_command == "rewind":
+            return await _rewind(reached.connection, args)
         found = [await manage.look(reached.connection, each.names) for each in wanted]
         if args.stream_command == "show":
             document = {**found[0]._asdict(), "dead_letters": found[1]._asdict()}
@@ -91,6 +111,18 @@ async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
     document = {"fits": not listed, "findings": listed}
     print_answer(document, _checked(faults, unsafe), as_json=args.json)
     return 1 if faults or unsafe else 0
+
+
+async def _rewind(connection: BrokerConnection, args: argparse.Namespace) -> int:
+    from ingest.broker import manage  # noqa: PLC0415
+
+    first = await manage.rewind(connection, args.since or "")
+    since = f" that came since {args.since}" if args.since else ""
+    text = f"the stream has no messages{since}"
+    if first is not None:
+        text = f"writers write again all messages{since}: those from {first} on. Start the writers"
+    print_answer({"first": first}, text, as_json=args.json)
+    return 0
 
 
 def _checked(faults: list[StreamFault], unsafe: list[StreamFault]) -> str:

@@ -22,11 +22,22 @@ SIGHUP restarts one process after the other; no connection is refused meanwhile.
 exit codes: 0 no reading was lost, 3 some were, 2 it could not start, 1 a part ended badly"""
 
 RENAMED = {"writers": "writer_processes", "writer_connections": "writers"}  # by flag
+UNUSED = (  # they are those of `serve`: here the broker keeps readings and dead letters
+    *("buffer", "journal_bytes_max", "journal_segment_bytes"),
+    *("dlq_segment_bytes", "dlq_keep_days", "dashboard_url"),
+)
+WORDS = {
+    "state_dir": "folder of broker and database; empty: the default",
+    "ack_default": "ack of a post without ?ack; best: durable",
+    "journal_unsafe": "accept a file system that loses data at a restart, such as tmpfs",
+}
 
 
 def add_arguments(parser: Parser, _settings: SettingsFlags) -> None:
     """Add the settings: the command has no other flags."""
-    add_all_settings(parser, first=(*MOST_USED, "gateways"), renamed=RENAMED)
+    add_all_settings(
+        parser, first=(*MOST_USED, "gateways"), renamed=RENAMED, unused=UNUSED, words=WORDS
+    )
 
 
 def run(_args: argparse.Namespace, loaded: Loaded) -> int:

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 from ingest.config.broker_url import check_broker_url, check_monitor_urls
 from ingest.config.forward_names import forward_names
+from ingest.config.host_names import host_names
+from ingest.config.networks import networks
 from ingest.config.settings import ROW_BYTES_MAX, Settings, split_address
 from ingest.config.sources import gather
 from ingest.config.values import (
@@ -99,8 +101,23 @@ def check_together(settings: Settings, origins: Mapping[str, str] | None = None)
     ordered("inflated_bytes_max", "journal_bytes_max")
     ordered("breaker_rows_max", "breaker_window_rows")
     ordered("forward_lag_bytes_max", "stream_bytes_max")
+    if bool(settings.tls_cert_file) != bool(settings.tls_key_file):
+        raise ConfigError(f"setting {named('tls_cert_file')} needs {named('tls_key_file')}")
     if settings.listen == settings.admin_listen and split_address(settings.listen)[1]:
         raise ConfigError(f"setting {named('listen')} must differ from {named('admin_listen')}")
+
+
+def check_waits(settings: Settings) -> None:
+    """Check the settings of a gateway together. Raises ConfigError that names both.
+
+    A post that waited longer for room would fail at once: its message has no time left.
+    """
+    if settings.put_wait_s_max > settings.publish_wait_s_max:
+        put, publish = (
+            f"{name} ({shown(name, getattr(settings, name))})"
+            for name in ("put_wait_s_max", "publish_wait_s_max")
+        )
+        raise ConfigError(f"setting {put} must not exceed {publish}")
 
 
 def _check_texts(settings: Settings, origins: Mapping[str, str]) -> None:
@@ -115,6 +132,8 @@ def _check_texts(settings: Settings, origins: Mapping[str, str]) -> None:
         ("broker_url", check_broker_url),
         ("broker_monitor_url", check_monitor_urls),
         ("forwards", forward_names),
+        ("trusted_proxies", networks),
+        ("host_names", host_names),
     ):
         try:
             check(getattr(settings, name))

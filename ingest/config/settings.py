@@ -25,6 +25,15 @@ class Settings:
         "data port, HOST:PORT; port 0: any free port",
         opens="Addresses, folders, database",
     )
+    access: str = setting(
+        "auto",
+        "who may post; auto: without tokens everybody on the loopback, and no start beyond it",
+        one_of=("auto", "token", "open"),
+    )
+    tokens_file: str = setting("", "file of the tokens; empty: `tokens` in the state folder")
+    host_names: str = setting(
+        "", "names of the data port whose own pages may post without a token; with commas"
+    )
     admin_listen: str = setting("127.0.0.1:8081", "admin port: probes, metrics, dashboard")
     admin_token: str = setting(
         "", "token for the dashboard and its actions; empty: a new one at each start", secret=True
@@ -62,12 +71,34 @@ class Settings:
         "most open connections; above it a slow or idle one is closed for each new one",
         within=(1, 1_000_000),
     )
-    header_s_max: float = setting(10.0, "time for request headers to arrive", within=(0.05, 600))
+    header_s_max: float = setting(
+        10.0, "time for the TLS handshake and request headers to arrive", within=(0.05, 600)
+    )
     body_s_max: float = setting(10.0, "time for a request's body to arrive", within=(0.05, 600))
     keepalive_s_max: float = setting(
         75.0,
         "idle connections are closed after this; longer than a proxy's 60 s",
         within=(0.05, 3600),
+    )
+    tls_cert_file: str = setting(
+        "", "the data port's certificate, PEM, read again on change; with it the port speaks TLS"
+    )
+    tls_key_file: str = setting("", "private key of tls_cert_file, PEM without a password")
+    sender_readings_per_s_max: float = setting(
+        0.0,
+        "most readings a second of one token, or network without tokens; 0: no limit",
+        within=(0, 1e9),
+    )
+    sender_posts_per_s_max: float = setting(
+        0.0,
+        "most posts a second of one token, or network without tokens; 0: no limit",
+        within=(0, 1e9),
+    )
+    sender_burst_s: float = setting(
+        10.0, "so many seconds of its rates a sender may use at once", within=(0.1, 3600)
+    )
+    trusted_proxies: str = setting(
+        "", "addresses or networks of proxies whose X-Forwarded-For counts; with commas"
     )
     ts_min: str = setting("2000-01-01T00:00:00Z", "oldest ts that is accepted, RFC 3339")
     ts_ahead_s_max: float = setting(86_400.0, "how far ahead of now a ts may be", within=(0, 3.2e9))
@@ -122,12 +153,12 @@ class Settings:
     broker_monitor_url: str = setting(
         "", "monitor ports of these servers, http://HOST:8222, with commas; shows how they sync"
     )
-    broker_bin: str = setting("", "nats-server program of the embedded broker; empty: the wheel's")
+    broker_bin: str = setting("", "nats-server of the embedded broker; empty: the installed one")
     broker_unsafe: bool = setting(False, "accept a broker that may lose readings in a power cut")
     stream_replicas: int = setting(1, "copies of the stream, each on another server", within=(1, 5))
     stream_bytes_max: int = setting(
         8 * GIB,
-        "largest size of the stream; reserved on the disk's account",
+        "largest size of the stream; the broker reserves this space",
         within=(MIB, 16 * TIB),
     )
     stream_keep_s: float = setting(
@@ -135,7 +166,9 @@ class Settings:
     )
     forwards: str = setting("", "forwarders whose readings the stream keeps; names, with commas")
     forward_lag_bytes_max: int = setting(
-        0, "further behind, they skip; 0: half of stream_bytes_max", within=(0, 16 * TIB)
+        0,
+        "a forwarder further behind skips messages; 0: half of stream_bytes_max",
+        within=(0, 16 * TIB),
     )
 
     group_bytes_max: int = setting(
@@ -150,7 +183,7 @@ class Settings:
         1, "processes of `up` that take posts", within=(1, 256), opens="Processes of `up`"
     )
     writer_processes: int = setting(
-        1, "processes of `up` that write; there --writers sets this", within=(1, 64)
+        1, "processes of `up` that write; there the flag is --writers", within=(1, 64)
     )
 
     batch_rows: int = setting(

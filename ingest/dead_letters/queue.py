@@ -18,21 +18,16 @@ from typing import TypeVar
 from ingest.dead_letters.folder import IDS_MAX, AppendRequest, DeadLetterFolder, FolderTotals
 from ingest.dead_letters.folder_store import FolderLetterStore
 from ingest.dead_letters.identity import DEFAULT_RULES
+from ingest.dead_letters.in_work import InWork
 from ingest.dead_letters.reader import LiveLetter
 from ingest.formats.post import Rules
-from ingest.model.errors import BufferFull, DeadLettersBroken, IngestError
+from ingest.model.errors import DeadLettersBroken, IngestError
 from ingest.model.ledger import DeadLetterStats
 from ingest.model.letter import Letter
 from ingest.system.clock import monotonic_s, unix_us
 from ingest.system.files import REAL_CALLS, FileCalls
 
-# Letters of posts that are not on the disk yet. Half of it is for posts with few invalid items, so
-# a client that sends many of them does not keep those out.
-IN_WORK_BYTES_MAX = 16 * 1024**2
-SMALL_BYTES_MAX = 64 * 1024
-LETTER_BYTES = 500  # what a letter takes beside the bytes of its item
 GROUP_BYTES_MAX = 4 * 1024**2  # of one write, for which all lines are in memory twice
-BUSY_S = 1.0
 _STATS_S_MAX = 1.0  # `stats` starts a new scan of the folder if the last one is older
 
 _T = TypeVar("_T")
@@ -73,7 +68,7 @@ class DeadLetterQueue:
         self.letters = FolderLetterStore(folder, self.mark_done)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="dead-letters")
         self._waiting: deque[tuple[AppendRequest, int, asyncio.Future[None]]] = deque()
-        self._in_work_bytes = 0  # about what the letters take that are not on the disk yet
+        self._in_work = InWork("the disk")
         self._writing: asyncio.Future[list[IngestError | None]] | None = None
         self._refreshing: asyncio.Future[None] | None = None
         self._refreshed_s = float("-inf")
@@ -94,14 +89,9 @@ class DeadLetterQueue:
         if not letters:
             return
         self._refuse_closed()
-        size = sum(LETTER_BYTES + len(each.original or b"") for each in letters)
-        if sender is not None:
-            limit = IN_WORK_BYTES_MAX if size <= SMALL_BYTES_MAX else IN_WORK_BYTES_MAX // 2
-            if self._in_work_bytes and self._in_work_bytes + size > limit:
-                raise BufferFull(BUSY_S, "invalid items come faster than the disk takes them")
+        size = self._in_work.add(letters, sender)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         done.add_done_callback(partial(self._append_done, size))
-        self._in_work_bytes += size
         self._waiting.append((AppendRequest(letters, sender), size, done))
         if self._writing is None:
             self._write()
@@ -120,7 +110,7 @@ class DeadLetterQueue:
         self._writing.add_done_callback(partial(self._written, group))
 
     def _append_done(self, size: int, done: asyncio.Future[None]) -> None:
-        self._in_work_bytes -= size
+        self._in_work.end(size)
         take_exception(done)
 
     def _written(

@@ -20,7 +20,7 @@ from ingest.formats.json_slices import parsed_leniently, whole_number
 from ingest.formats.json_whole import EXACT_MAX, FIELDS, may_be_inexact, may_repeat
 from ingest.formats.post import ItemError, Post, too_many
 from ingest.formats.timestamp import number_us, plain_us
-from ingest.model.codes import ITEM_CODES
+from ingest.model.codes import ITEM_CODES, NOT_ALLOWED
 from ingest.model.reading import name_fault
 
 FIELD_CHARACTERS_MAX = 64  # of a field's name in an error
@@ -136,6 +136,8 @@ def _read(
         if faults and not told:
             return None
     device_id = _name(fields, "device_id", faults)
+    if device_id and post.allows is not None and not post.allows(device_id):
+        faults.append(("device_id", NOT_ALLOWED, None))
     if faults and not told:
         return None
     ts_us = _ts_us(fields, post, faults) if told else 0

@@ -10,6 +10,7 @@ from typing import Any
 from ingest.formats.json_whole import FIELDS
 from ingest.formats.post import Post
 from ingest.formats.timestamp import number_us, text_us
+from ingest.model.codes import NOT_ALLOWED
 from ingest.model.reading import name_fault
 from ingest.system.clock import rfc3339
 from ingest.system.words import quoted
@@ -30,6 +31,7 @@ _OTHER_NAMES = {
 }
 _MEANT = {other: field for field, others in _OTHER_NAMES.items() for other in others.split()}
 _TEXTS = {
+    NOT_ALLOWED: "is not a device that the token of this post may speak for",
     "both_shapes": "is not allowed together with `values`",
     "values_empty": "has no entry",
     "value_out_of_range": "does not fit into a float64 (about 1.8e308 at most)",

@@ -73,10 +73,11 @@ def begin(body: bytes, post: Post) -> Decoded | Steps:
         rows = None if len(value) > most_items(size) else many(value, body, post)
     else:
         rows = None
-    if rows is not None:
+    items = value if kind is list else [value]
+    if rows is not None and _are_allowed(items, post):
         return Decoded(_block(rows, post), [])
     reader = _Reader(post, size)
-    return reader.finish(reader.read_again(value if kind is list else [value], body))
+    return reader.finish(reader.read_again(items, body))
 
 
 def _in_slices(body: bytes, post: Post) -> Steps:
@@ -90,6 +91,12 @@ def _require_possible(items: Sequence[Any], post: Post) -> None:
         raise Refused("empty", "the array has no items")
     if len(items) > post.rules.post_rows_max:
         raise too_many(post.rules.post_rows_max)
+
+
+def _are_allowed(items: Sequence[Any], post: Post) -> bool:
+    """Whether the sender may speak for the devices of these items, which are all valid."""
+    allows = post.allows
+    return allows is None or all(allows(item["device_id"]) for item in items)
 
 
 def _originals(text: bytes) -> list[bytes]:
@@ -150,7 +157,7 @@ class _Reader:
                 _require_possible(items, self._post)
             is_bad = self._is_all_bad or self._is_crowd(items)
             rows = None if is_bad else many(items, text, self._post)
-            if rows is not None:
+            if rows is not None and _are_allowed(items, self._post):
                 self._keep(rows, len(items))
             else:
                 yield

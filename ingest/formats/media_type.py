@@ -25,10 +25,12 @@ _CHARSETS = frozenset({"utf-8", "utf8", "us-ascii"})
 
 
 def format_of(header: str) -> Decode:
-    """Return the format that a Content-Type header names, "" for none.
+    """Return the format that a Content-Type header names; without one it is JSON.
 
     Raises Refused("unsupported_media_type"), also if the text is not UTF-8.
     """
+    if not header:
+        return json_post.begin
     media_type, *parameters = header.split(";")
     decode = FORMATS.get(media_type.strip().lower())
     if decode is not None and all(map(_is_harmless, parameters)):
@@ -36,8 +38,7 @@ def format_of(header: str) -> Decode:
     known = " or ".join(FORMATS)
     raise Refused(
         "unsupported_media_type",
-        f"the header must be `Content-Type: {known}`, "
-        f"{f'not {quoted(header)}' if header else 'and the post has none'} "
+        f"the header must be `Content-Type: {known}`, not {quoted(header)} "
         f"(curl: -H 'content-type: {next(iter(FORMATS))}')",
     )
 

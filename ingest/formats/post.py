@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
 from msgspec import Struct
@@ -56,7 +56,7 @@ class Post(Struct, frozen=True, gc=False):
 
     `precision` is the unit of numeric times (s, ms, us, ns; None: by magnitude). The post was
     received at `received_us` (Unix microseconds) and at `received_s` (monotonic). A reading without
-    a time gets `received_us`.
+    a time gets `received_us`. `allows`: whether the sender may speak for a device; None: for all.
     """
 
     precision: str | None
@@ -64,6 +64,7 @@ class Post(Struct, frozen=True, gc=False):
     received_us: int
     received_s: float
     rules: Rules
+    allows: Callable[[str], bool] | None = None
 
 
 class Decoded(NamedTuple):
@@ -74,6 +75,11 @@ class Decoded(NamedTuple):
 
     block: Block | None
     errors: list[ItemError]
+
+    @property
+    def readings(self) -> int:
+        """So many readings it counts as."""
+        return len(self.errors) + (self.block.rows if self.block is not None else 0)
 
 
 # Each `next` does a short step of the work; the result comes with StopIteration. Raises Refused.

@@ -23,7 +23,7 @@ from aiohttp.http import HttpVersion11
 from ingest.http.framer import Framer
 from ingest.http.heads import HEAD_END, KnownHeads, code_of
 from ingest.http.owner import Owner
-from ingest.http.request import Client, Request, client_at
+from ingest.http.request import Client, Forwarding, Request, client_at
 from ingest.http.response import Answer
 from ingest.http.valve import BEHIND, LATER, UNREAD, Valve
 from ingest.system.logs import get_logger
@@ -34,7 +34,6 @@ LINGER_S = 5.0
 HALF_HEAD_BYTES_MAX = 32 * 1024  # of a head whose end has not come
 READ_BYTES = 64 * 1024  # if more bytes wait for the request in work, the socket is not read
 TRIES = 64  # after so many unknown heads in a row, all further ones are parsed
-NOBODY = Client("", "")
 CLOSE = b"Connection: close\r\n"
 STAYS = b"Connection: keep-alive\r\n"
 
@@ -50,14 +49,15 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         *("_at", "_behind", "_client", "_framer", "_half_bytes", "_later", "_linger", "_no_more"),
-        *("_over", "_owner", "_request", "_tries", "retires", "valve"),
+        *("_over", "_owner", "_request", "_tries", "proxies", "retires", "valve"),
     )
 
     def __init__(self, owner: Owner) -> None:
         self.valve = Valve()
+        self.proxies: Forwarding | None = owner.proxies
         self.retires = False  # the connection ends with its next answer
         self._owner = owner
-        self._client = NOBODY
+        self._client = Client("", "")
         self._framer = Framer(self.valve, owner.loop, READ_BYTES)
         self._request: Request | None = None  # in work
         self._behind, self._at = b"", 0  # from _at on: the bytes that came after that request

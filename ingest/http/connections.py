@@ -24,15 +24,18 @@ from collections.abc import Callable
 from itertools import islice
 from typing import NamedTuple
 
-from ingest.http.connection import Connection
+from ingest.http.certificate import Certificate
+from ingest.http.connection import CLOSE, Connection
 from ingest.http.crowds import Crowds
 from ingest.http.fence import require_parser
+from ingest.http.handshakes import Handshakes
 from ingest.http.heads import KnownHeads
 from ingest.http.listener import Listener
 from ingest.http.owner import Reply, RoundQueue
-from ingest.http.request import Request, client_at
+from ingest.http.request import Forwarding, Request, client_at
 from ingest.http.response import Answer
 from ingest.http.retiring import DROP_PAUSE_S, DROPS_A_ROUND, Retiring, last_one_gone
+from ingest.http.tls import TlsConnection
 from ingest.model.errors import StartError
 from ingest.system.clock import monotonic_s
 from ingest.system.limits import SPARE_FILES
@@ -41,22 +44,14 @@ from ingest.system.logs import get_logger
 SWEEP_S_MAX = 1.0
 NEARLY_ALL = 0.8
 SLOW_S = 1.0  # a request that is not here after this time comes slowly
+NEEDS_TLS = "needs_tls"
 LOOKS = 16  # so many connections at most are looked at to find one to close
 
 Handle = Callable[[Request], Reply]
 
 
-def raise_open_files_limit() -> int:
-    """Raise the soft limit of open files to the hard one; return it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
-
-
 class _Open(NamedTuple):
-    # The transport is kept here, because a handler that was closed has none any more.
-    transport: asyncio.Transport
+    transport: asyncio.Transport  # a handler that was closed has none any more
     network: str
 
 
@@ -65,7 +60,8 @@ class Connections:
 
     `closed` is called with the cause when a limit closes one (not at the end of an idle one).
     With a `round_queue` it decides when a request that has arrived whole begins, and the heads of
-    such requests are remembered. `connection_s_max`: see Retiring.
+    such requests are remembered. `connection_s_max`: see Retiring. With a certificate the port
+    speaks TLS only.
     """
 
     def __init__(
@@ -79,12 +75,15 @@ class Connections:
         header_s_max: float,
         keepalive_s_max: float,
         connection_s_max: float = math.inf,
+        certificate: Certificate | None = None,
+        proxies: Forwarding | None = None,
     ) -> None:
         require_parser()
         self.loop = asyncio.get_running_loop()
         self.answer = handle
         self.round_queue = round_queue
         self.known_heads = KnownHeads() if round_queue is not None else None
+        self.proxies = proxies
         self.is_closing = False
         self.malformed = malformed
         self._closed = closed
@@ -101,6 +100,7 @@ class Connections:
         self._idle: OrderedDict[Connection, float] = OrderedDict()
         # Those whose request is not here: the half-open ones, and those in the middle of a body.
         self._unfinished = Crowds[Connection]()
+        self._tls = Handshakes(certificate, self.put_off) if certificate is not None else None
         self._listener: Listener | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._log = get_logger("connections")
@@ -108,9 +108,13 @@ class Connections:
         self._connections_max = min(connections_max, max(files - SPARE_FILES, 16))
         self._untold = (files, connections_max) if self._connections_max < connections_max else None
 
-    def __call__(self) -> Connection:
+    def __call__(self) -> Connection | TlsConnection:
         """Make the protocol of one connection (the event loop calls this)."""
-        return Connection(self)
+        if self._tls is None:
+            return Connection(self)
+        return self._tls.wrapped(
+            Connection(self), lambda: self.malformed(NEEDS_TLS).rendered(CLOSE)
+        )
 
     @property
     def count(self) -> int:
@@ -234,6 +238,8 @@ class Connections:
         period_s = min(SWEEP_S_MAX, self.header_s_max / 4, self.keepalive_s_max / 4)
         while True:
             self._tell_if_near()
+            if self._tls is not None:
+                self._tls.certificate.read_if_changed()
             more = self._drop_late() == DROPS_A_ROUND
             if not more:
                 self._retiring.retire_oldest(period_s)

@@ -15,6 +15,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+from ingest.http.sites import is_loopback
 from ingest.system.logs import Occasionally, get_logger
 
 BACKLOG = 2048
@@ -38,7 +39,10 @@ class Listener:
         self._occasionally = Occasionally(10.0)
 
     async def open(self, host: str, port: int) -> tuple[str, int]:
-        """Bind and listen; return the first real address. Raises OSError or OverflowError."""
+        """Bind and listen; return a real address. Raises OSError or OverflowError.
+
+        If a host has several, it is one beyond the loopback: who asks wants to know who gets in.
+        """
         found = await self._loop.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
@@ -55,7 +59,8 @@ class Listener:
             raise failure or OSError(f"{host} has no address")
         for listening in self._sockets:
             self._resume(listening)
-        name, real_port, *_ = self._sockets[0].getsockname()
+        names = [each.getsockname() for each in self._sockets]
+        name, real_port, *_ = min(names, key=_is_loopback)
         return name, real_port
 
     def take(self, listening: socket.socket) -> tuple[str, int]:
@@ -115,6 +120,10 @@ class Listener:
             await asyncio.wait(self._opening)
 
 
+def _is_loopback(name: tuple[Any, ...]) -> bool:
+    return is_loopback(f"{name[0]}:0")
+
+
 async def open_slots(host: str, port: int, count: int) -> list[socket.socket]:
     """Return `count` listening sockets at the first address that the host has on this machine.
 
@@ -125,7 +134,8 @@ async def open_slots(host: str, port: int, count: int) -> list[socket.socket]:
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )
     failure = OSError(f"{host} has no address")
-    for family, _, _, _, address in dict.fromkeys(found):
+    addresses = [(family, address) for family, _, _, _, address in dict.fromkeys(found)]
+    for number, (family, address) in enumerate(addresses, 1):
         try:
             first = _listening(family, address)
         except OSError as error:
@@ -133,8 +143,21 @@ async def open_slots(host: str, port: int, count: int) -> list[socket.socket]:
             if error.errno not in ABSENT:
                 break
             continue
+        others = [name[0] for kind, name in addresses[number:] if _is_here(kind, name)]
+        if others:
+            get_logger("listener").warning("one_address_only", address=address[0], not_at=others)
         return _slots(first, family, count)
     raise failure
+
+
+def _is_here(family: int, address: tuple[Any, ...]) -> bool:
+    """Whether this machine has the address."""
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as tried:
+            tried.bind((address[0], 0, *address[2:]))
+    except OSError:
+        return False
+    return True
 
 
 def _slots(first: socket.socket, family: int, count: int) -> list[socket.socket]:

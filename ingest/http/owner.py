@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 from ingest.http.heads import KnownHeads
-from ingest.http.request import Request
+from ingest.http.request import Forwarding, Request
 from ingest.http.response import Answer
 
 # An answer; or a coroutine, if the page has to wait; or None: then it calls `request.reply` later.
@@ -37,6 +37,7 @@ class Owner(Protocol):
     round_queue: RoundQueue | None  # None: every request begins in the next round
     known_heads: KnownHeads | None  # None: the parser takes every head
     is_closing: bool
+    proxies: Forwarding | None
 
     def connection_made(self, connection: Any, transport: asyncio.Transport) -> None:
         """Called when a client has connected."""

@@ -83,10 +83,18 @@ class Head:
             raise Refused("unsupported_encoding", "a body may have one Content-Encoding, gzip")
 
 
+class Forwarding(Protocol):
+    """Knows the clients behind trusted proxies."""
+
+    def client_of(self, headers: CIMultiDictProxy[str], peer: Client) -> Client:
+        """Return who sent a request of this peer."""
+
+
 class Sender(Protocol):
     """The connection of a request, as the request uses it."""
 
     valve: Valve
+    proxies: Forwarding | None
 
     def reply(self, answer: Answer) -> None:
         """Answer the request in work."""
@@ -96,25 +104,32 @@ class Request:
     """A request in work.
 
     `body` is the whole body if it arrived with its head, else None: then it is read from `content`.
-    `in_round`: `body` may be decoded now, and is not counted as in memory any more.
+    `peer` is who has connected. `in_round`: `body` may be decoded now, and is not counted as in
+    memory any more.
     """
 
-    __slots__ = ("body", "client", "content", "head", "in_round", "sender")
+    __slots__ = ("body", "content", "head", "in_round", "peer", "sender")
 
     def __init__(
         self,
         head: Head,
-        client: Client,
+        peer: Client,
         sender: Sender,
         body: bytes | None,
         content: StreamReader | None = None,
     ) -> None:
         self.head = head
-        self.client = client
+        self.peer = peer
         self.sender = sender
         self.body = body
         self.content = content
         self.in_round = False
+
+    @property
+    def client(self) -> Client:
+        """Who sent it: the peer, or the client of a trusted proxy."""
+        proxies = self.sender.proxies
+        return self.peer if proxies is None else proxies.client_of(self.head.headers, self.peer)
 
     @property
     def headers(self) -> CIMultiDictProxy[str]:
@@ -153,7 +168,7 @@ class Request:
         kept = [each for each in self.headers.items() if each[0].lower() not in names]
         headers = CIMultiDictProxy(CIMultiDict(kept))
         head = Head(self.head.message._replace(headers=headers), has_body=not self.is_whole)
-        return Request(head, self.client, self.sender, self.body, self.content)
+        return Request(head, self.peer, self.sender, self.body, self.content)
 
 
 @lru_cache(maxsize=4096)

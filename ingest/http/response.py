@@ -7,6 +7,7 @@ Does not: decide which answer a request gets.
 
 from __future__ import annotations
 
+import math
 import random
 from email.utils import formatdate
 from functools import lru_cache
@@ -99,6 +100,8 @@ def problem(refused: Refused, *, headers: bytes = b"", close: bool = False) -> A
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         about_s = refused.retry_after_s or _RETRY_AFTER_S.get(refused.code, 1.0)
         headers += b"Retry-After: %d\r\n" % retry_after_s(about_s)
+    elif refused.retry_after_s is not None:  # one sender waits for its own time: nothing is drawn
+        headers += b"Retry-After: %d\r\n" % math.ceil(refused.retry_after_s)
     return Answer(
         status, orjson.dumps(document), PROBLEM_JSON, headers=headers, close=close or status == 408
     )

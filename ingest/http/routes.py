@@ -14,11 +14,12 @@ from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+from ingest.http.certificate import Certificate
 from ingest.http.connection import HALF_HEAD_BYTES_MAX
 from ingest.http.connections import Connections
 from ingest.http.heads import HEADERS_MAX, LINE_BYTES_MAX
 from ingest.http.owner import Reply, RoundQueue
-from ingest.http.request import Head, Request
+from ingest.http.request import Forwarding, Head, Request
 from ingest.http.response import TEXT, Answer, problem
 from ingest.model.errors import Refused
 from ingest.model.ledger import Ledger
@@ -34,6 +35,7 @@ _MALFORMED = {
         f"the head of a request may have {HEADERS_MAX} headers, {LINE_BYTES_MAX // 1024} KiB in a "
         f"line, and {HALF_HEAD_BYTES_MAX // 1024} KiB before its end has come"
     ),
+    "needs_tls": "this port speaks TLS: the address begins with https://",
     "internal": "the service has a fault; its log has the details",
 }
 
@@ -85,11 +87,13 @@ class Port:
         ledger: Ledger,
         *,
         flag: str,
-        tokens: str = "none yet",
+        tokens: str = "for all posts, unless access is open",
         connections_max: int,
         header_s_max: float,
         keepalive_s_max: float,
         connection_s_max: float = math.inf,
+        certificate: Certificate | None = None,
+        proxies: Forwarding | None = None,
         round_queue: RoundQueue | None = None,
         on_refused: OnRefused = lambda _request, _refused: None,
     ) -> None:
@@ -108,6 +112,8 @@ class Port:
             header_s_max=header_s_max,
             keepalive_s_max=keepalive_s_max,
             connection_s_max=connection_s_max,
+            certificate=certificate,
+            proxies=proxies,
         )
         self._connections: Connections | None = None
         self._log = get_logger("port")

@@ -41,7 +41,7 @@ class Block:
     items: Sequence[int | None] | None = None
     ack: Ack | None = None  # resolved with the outcome; None if no post waits for it
     replayed: bool = False  # a dead letter that is replayed
-    sender: str = ""  # the address or network of the (first) post's client; "" if unknown
+    sender: str = ""  # the token or network of the (first) post's client; "" if unknown
     # Set once a write may have stored it: from then on only the idempotent path may write it.
     doubtful: bool = field(default=False, init=False)
     # Set when the database refuses a row of its batch: the next write looks for that row.

@@ -18,6 +18,7 @@ class Problem(NamedTuple):
 
 PROBLEMS: dict[str, Problem] = {
     "bad_request": Problem(400, "The request is not valid HTTP", "fix the request"),
+    "needs_tls": Problem(400, "This port speaks TLS only", "use https://"),
     "not_json": Problem(400, "The body is not JSON", "fix the body"),
     "not_lines": Problem(400, "The body is not line protocol", "fix the body"),
     "bad_encoding": Problem(
@@ -31,6 +32,12 @@ PROBLEMS: dict[str, Problem] = {
     "unauthorized": Problem(401, "The token is missing or wrong", "send the token"),
     "forbidden": Problem(
         403, "The request does not come from the service's own page", "load the page again"
+    ),
+    "foreign_site": Problem(
+        403, "A page of another site has sent the request", "send it from a program"
+    ),
+    "outside_scope": Problem(
+        403, "The token may not send this", "send only what the token is for, or ask for another"
     ),
     "not_found": Problem(404, "No such page", "post to /v1/readings"),
     "method_not_allowed": Problem(405, "Method not allowed", "use POST"),
@@ -53,6 +60,9 @@ PROBLEMS: dict[str, Problem] = {
     ),
     "dead_letters_full": Problem(
         422, "Some items are invalid, and there is no space to keep them", "post the other items"
+    ),
+    "too_fast": Problem(
+        429, "The sender has sent more than it may", "send it again after Retry-After"
     ),
     "headers_too_large": Problem(431, "The request headers are too large", "send fewer headers"),
     "internal": Problem(500, "A fault of the service", "send it again"),
@@ -91,6 +101,7 @@ PROBLEMS: dict[str, Problem] = {
 }
 
 NO_PARTITION = "no_partition"
+NOT_ALLOWED = "not_allowed"
 ITEM_CODES: dict[str, str] = {
     "not_an_object": "the item is not a JSON object",
     "missing_field": "a required field is missing",
@@ -110,6 +121,7 @@ ITEM_CODES: dict[str, str] = {
     "ts_in_future": "`ts` is later than now plus `ts_ahead_s_max`",
     "line_unreadable": "the line is not line protocol",
     "no_device": "the line has none of the tags that name a device",
+    NOT_ALLOWED: "the token may not speak for this device",
     "refused_by_database": "the database refused this row (`sqlstate` says why)",
     NO_PARTITION: "the table has no partition for the time of this row",
 }

@@ -14,26 +14,36 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
+from ingest.access.tokens import ANYBODY, Identity
 from ingest.formats.media_type import FORMATS, Decode, format_of
 from ingest.formats.post import Decoded, Post, Rules, Steps
+from ingest.http.certificate import Certificate
 from ingest.http.owner import Reply
 from ingest.http.plain_body import PlainBodies
-from ingest.http.request import Request
+from ingest.http.request import Forwarding, Head, Request
 from ingest.http.response import Answer
 from ingest.http.routes import POST, OnRefused, Port, Route, probes
 from ingest.model.errors import ConfigError, Refused
 from ingest.model.ledger import Ledger
+from ingest.model.letter import JSON
 from ingest.model.ports import Admission, Database, DeadLetters, Inlet
+from ingest.receiver.access import Access
 from ingest.receiver.ack_waits import AckWaits
 from ingest.receiver.keeper import ADMISSION_DETAILS, COMMITTED, READINGS, Keeper
 from ingest.receiver.query import Query, parse_query
+from ingest.receiver.quotas import Quota, Quotas
 from ingest.system.clock import unix_us
 from ingest.system.logs import get_logger
 
+SOURCE = "readings"  # what the scope of a token calls /v1/readings
+
 
 class _Plan(NamedTuple):
-    """What the head of a post says: the query, and how to decode the body."""
+    """What the head of a post says: who sent it, the query, and how to decode the body."""
 
+    identity: Identity
+    sender: str  # its token; "" where nobody needs one
+    quota: Quota | None
     query: Query
     decode: Decode
 
@@ -44,7 +54,7 @@ class Endpoint:
     `levels` are the acknowledgements that the buffer gives without the database, best first;
     `committed` is always available. Raises ConfigError if `ack_default` is none of them.
     `on_decoded` is called with every decoded post, kept or not. It must be quick and must not fail.
-    `connection_s_max`: see Connections.
+    `connection_s_max`, `certificate`, `proxies`: see Connections.
     """
 
     def __init__(
@@ -60,6 +70,7 @@ class Endpoint:
         inlet: Inlet,
         dead_letters: DeadLetters,
         ledger: Ledger,
+        access: Access,
         admission: Admission,
         database: Database,
         levels: tuple[str, ...],
@@ -67,27 +78,30 @@ class Endpoint:
         on_refused: OnRefused,
         on_decoded: Callable[[Decoded], None] | None = None,
         connection_s_max: float = math.inf,
+        certificate: Certificate | None = None,
+        proxies: Forwarding | None = None,
+        quotas: Quotas | None = None,
     ) -> None:
         self._rules = rules
+        self._quotas = quotas
+        self._certificate = certificate
         self._plain_bodies = plain_bodies
         self._on_decoded = on_decoded
+        self._access = access
         self._admission = admission
         self._levels = (*levels, COMMITTED)
-        self._ack_default = levels[0] if ack_default == "best" else ack_default
-        if self._ack_default not in self._levels:
-            raise ConfigError(
-                f"setting ack_default: {ack_default} is not available; this service gives "
-                f"{', '.join(self._levels)}"
-            )
+        self._ack_default = _available(ack_default, self._levels)
         self._query = lru_cache(maxsize=256)(self._parse_query)
         self._port = Port(
-            {READINGS: Route(POST, self._readings), **probes(health)},
+            {READINGS: Route(POST, self._readings), **self._guarded(probes(health))},
             ledger,
             flag="--listen",
             connections_max=connections_max,
             header_s_max=header_s_max,
             keepalive_s_max=keepalive_s_max,
             connection_s_max=connection_s_max,
+            certificate=certificate,
+            proxies=proxies,
             round_queue=plain_bodies,
             on_refused=on_refused,
         )
@@ -101,13 +115,26 @@ class Endpoint:
         )
         self._log = get_logger("endpoint")
 
+    def certificate_ends_s(self) -> float | None:
+        """Return when its certificate ends, in seconds since 1970; None without one."""
+        return None if self._certificate is None else self._certificate.ends_s
+
+    @property
+    def needs_token(self) -> bool:
+        """Whether only who has a token may post."""
+        return not self._access.is_open
+
     async def start(self, host: str, port: int) -> str:
-        """Listen; return the real HOST:PORT. Raises StartError that names --listen."""
-        return await self._port.start(host, port)
+        """Listen; return the real HOST:PORT. Raises StartError that names --listen or --access."""
+        address = await self._port.start(host, port)
+        self._access.bound(address)
+        return address
 
     def start_on(self, listening: socket.socket) -> str:
-        """Serve at a socket that listens already; return its HOST:PORT."""
-        return self._port.take(listening)
+        """Serve at a socket that listens already; return its HOST:PORT. Raises StartError."""
+        address = self._port.take(listening)
+        self._access.bound(address)
+        return address
 
     async def step_down(self, *, idle_s: float, timeout_s: float) -> None:
         """Leave the socket to a successor. Posts are taken as before, and not refused.
@@ -138,10 +165,10 @@ class Endpoint:
             raise Refused(refusal, ADMISSION_DETAILS[refusal])
         head = request.head
         plan: _Plan | None = head.plan
-        if plan is None:
-            media_type = head.headers.get("Content-Type", "")
-            decode = FORMATS[media_type] if media_type in FORMATS else format_of(media_type)
-            plan = head.plan = _Plan(self._query(text), decode)
+        if plan is None or not plan.identity.live:
+            plan = head.plan = self._plan(head, text)
+        if self._quotas is not None:
+            self._quota(request, plan).take_post()
         body = request.body
         if body is None or not request.in_round:
             return self._keeper.inside(self._receive(request, plan, received_s))
@@ -149,12 +176,50 @@ class Endpoint:
         decoded = self._decode(plan, body, received_s)
         if not isinstance(decoded, Decoded):
             return self._keeper.inside(self._go_on(request, plan, decoded, body))
-        self._seen(request, decoded)
+        self._seen(request, plan, decoded)
         return self._keeper.take(request, plan.query, decoded, received_s)
+
+    def _plan(self, head: Head, text: str) -> _Plan:
+        """Read the head. Raises Refused."""
+        self._access.check_site(head)
+        identity, text = self._access.identify(head, text)
+        media_type = head.headers.get("Content-Type", "")
+        decode = FORMATS[media_type] if media_type in FORMATS else format_of(media_type)
+        if not identity.covers(SOURCE, JSON):
+            raise Refused("outside_scope", f"the token may not send {JSON} to {READINGS}")
+        sender, quota = "", None
+        if identity is not ANYBODY:
+            sender = f"token {identity.entry.name}"
+            quota = self._quotas.of(sender) if self._quotas is not None else None
+        return _Plan(identity, sender, quota, self._query(text), decode)
+
+    def _quota(self, request: Request, plan: _Plan) -> Quota:
+        """Return that of the token; where nobody needs one, that of the network."""
+        assert self._quotas is not None, "there are limits"
+        return plan.quota or self._quotas.of(request.client.network)
+
+    def _guarded(self, pages: dict[str, Route]) -> dict[str, Route]:
+        """Return pages that need no token, and that no page of another site may ask for."""
+
+        def guarded(page: Route) -> Route:
+            def answer(request: Request, query: str, received_s: float) -> Reply:
+                self._access.check_site(request.head)
+                return page.answer(request, query, received_s)
+
+            return Route(page.methods, answer)
+
+        return {path: guarded(page) for path, page in pages.items()}
 
     def _decode(self, plan: _Plan, body: bytes, received_s: float) -> Decoded | Steps:
         query = plan.query
-        post = Post(query.precision, query.ignore_unknown, unix_us(), received_s, self._rules)
+        post = Post(
+            query.precision,
+            query.ignore_unknown,
+            unix_us(),
+            received_s,
+            self._rules,
+            plan.identity.allows,
+        )
         try:
             return plan.decode(body, post)
         except Refused as refused:
@@ -168,13 +233,13 @@ class Endpoint:
             if not isinstance(decoded, Decoded):
                 decoded = await self._finish_steps(decoded, body, uncounted_bytes=0)
         del body
-        return await self._keeper.keep(plan.query, self._seen(request, decoded))
+        return await self._keeper.keep(plan.query, self._seen(request, plan, decoded))
 
     async def _go_on(self, request: Request, plan: _Plan, steps: Steps, body: bytes) -> Answer:
         """Decode the rest in short steps; then keep what is in it."""
         decoded = await self._finish_steps(steps, body, uncounted_bytes=len(body))
         del body
-        return await self._keeper.keep(plan.query, self._seen(request, decoded))
+        return await self._keeper.keep(plan.query, self._seen(request, plan, decoded))
 
     async def _finish_steps(self, steps: Steps, body: bytes, *, uncounted_bytes: int) -> Decoded:
         try:
@@ -183,10 +248,12 @@ class Endpoint:
             refused.body_start = body
             raise
 
-    def _seen(self, request: Request, decoded: Decoded) -> Decoded:
+    def _seen(self, request: Request, plan: _Plan, decoded: Decoded) -> Decoded:
         request.body = b""  # its memory is free while the post waits for space or for its outcome
         if decoded.block is not None:
-            decoded.block.sender = request.client.network
+            decoded.block.sender = plan.sender or request.client.network
+        if self._quotas is not None:
+            self._quota(request, plan).charge(decoded.readings)
         if self._on_decoded is not None:
             self._on_decoded(decoded)
         return decoded
@@ -202,3 +269,14 @@ class Endpoint:
                 available=self._levels,
             )
         return query
+
+
+def _available(ack: str, levels: tuple[str, ...]) -> str:
+    """Return the default level. Raises ConfigError."""
+    if ack == "best":
+        return levels[0]
+    if ack not in levels:
+        raise ConfigError(
+            f"setting ack_default: {ack} is not available; this service gives {', '.join(levels)}"
+        )
+    return ack

@@ -23,7 +23,7 @@ from ingest.http.response import Answer, problem
 from ingest.http.routes import OnRefused
 from ingest.model.ack import Ack
 from ingest.model.block import Block
-from ingest.model.codes import PROBLEMS
+from ingest.model.codes import NOT_ALLOWED, PROBLEMS
 from ingest.model.errors import (
     BufferFull,
     DeadLettersBroken,
@@ -225,7 +225,7 @@ class Keeper:
         """Reserve, dead-letter, put. If this raises, no reading is kept."""
         block, errors = decoded
         if block is None:
-            raise Refused("all_invalid", "all readings of the post are invalid", **named(errors))
+            raise _nothing_valid(errors)
         if errors and query.strict:
             raise Refused(
                 "invalid_items",
@@ -273,6 +273,13 @@ class Keeper:
 
 def _refused(error: NotKept) -> Refused:
     return Refused(error.code, error.detail, retry_after_s=error.retry_after_s)
+
+
+def _nothing_valid(errors: list[ItemError]) -> Refused:
+    if all(error.code == NOT_ALLOWED for error in errors):
+        text = "the token may not speak for any device of the post"
+        return Refused("outside_scope", text, **named(errors))
+    return Refused("all_invalid", "all readings of the post are invalid", **named(errors))
 
 
 def _letters_full(errors: list[ItemError], *, share: bool = False) -> Refused:

@@ -23,7 +23,8 @@ class ServiceInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What a running service publishes for commands on this machine; `started_us` is Unix time.
 
     `listen` and `admin_listen` are the addresses that are bound. `token` permits admin actions.
-    `page` is the dashboard's address with a key, which works once.
+    `page` is the dashboard's address with a key, which works once. `cert_file` is the certificate
+    of the data port, if that speaks TLS.
     """
 
     pid: int
@@ -34,6 +35,7 @@ class ServiceInfo(msgspec.Struct, frozen=True, kw_only=True):
     token: str
     started_us: int
     page: str = ""
+    cert_file: str = ""
 
 
 class StateFolder:

@@ -19,9 +19,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from loadgen.cli import values
 from loadgen.cli.options import ACKS, Option, add_all
 from loadgen.cli.parser import Parser
-from loadgen.cli.service_options import STATE_DIR, URL, local_of, targets_for
+from loadgen.cli.service_options import CA, STATE_DIR, TOKEN, URL, local_of, targets_for
 from loadgen.csv.client import Client, GaveUp, Reply
 from loadgen.csv.file import Batch, CsvError, CsvFile, zone_named
+from loadgen.driver.trust import context_of
 from loadgen.live import shown
 from loadgen.proof.local_service import NoHome
 
@@ -56,6 +57,8 @@ OPTIONS = {
         Option("--device", "device_id of every reading", str, required=True, shows="NAME"),
         Option("--metric", "metric of every reading", str, required=True, shows="NAME"),
         URL,
+        CA,
+        TOKEN,
         STATE_DIR,
         Option("--batch", "readings a post (%(default)s)", values.count(), 500, "N"),
         Option(
@@ -113,16 +116,19 @@ def main(chosen: argparse.Namespace) -> int:
     """Post the file; return the exit code."""
     try:
         (target,) = targets_for(chosen, local_of(chosen))
-    except NoHome as error:
+        tls = context_of(target)
+    except (NoHome, OSError, ValueError) as error:
         print(f"loadgen csv: {error}", file=sys.stderr)
         return 2
     file = CsvFile(chosen.file, chosen.device, chosen.metric, chosen.timezone)
     tally = _Tally()
     client = Client(
-        f"http://{target.authority}{target.path}",
+        target.url,
+        tls=tls,
         connections_max=chosen.connections,
         give_up_s=chosen.give_up_s,
         parameters={"ack": chosen.ack} if chosen.ack else None,
+        token=target.token,
     )
     began_s = time.monotonic()
     interrupted = False

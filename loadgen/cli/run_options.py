@@ -10,8 +10,10 @@ from loadgen.cli.options import ACKS, Option, add_all, picked
 from loadgen.cli.parser import Parser
 from loadgen.cli.service_options import (
     ADMIN_URL,
+    CA,
     METRICS_URL,
     STATE_DIR,
+    TOKEN,
     URLS,
     admin_urls_for,
     targets_for,
@@ -37,8 +39,10 @@ ODD = {
 OPTIONS = {
     "": (
         URLS,
+        CA,
         ADMIN_URL,
         METRICS_URL,
+        TOKEN,
         STATE_DIR,
         Option(
             "--ack",
@@ -252,8 +256,8 @@ def _connections(chosen: argparse.Namespace) -> int:
 def settings_of(chosen: argparse.Namespace, plan: LoadPlan) -> dict[str, Any]:
     """Return the chosen settings, with defaults, as a report shows them."""
     return {
-        "url": f"http://{plan.target.authority}{plan.target.path}",
-        "other_urls": [f"http://{each.authority}{each.path}" for each in plan.others],
+        "url": plan.target.url,
+        "other_urls": [each.url for each in plan.others],
         "ack": plan.ack,
         "connections": plan.connections,
         "loop": "closed" if plan.shape is None else "open",

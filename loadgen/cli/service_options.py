@@ -7,6 +7,7 @@ there, it is whatever listens at the default addresses.
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from loadgen.cli import values
@@ -24,6 +25,12 @@ URLS = URL._replace(
     into="urls",
     repeats=True,
 )
+CA = Option(
+    "--ca",
+    "certificates that an https service is checked with; default: the system's",
+    values.path,
+    shows="FILE",
+)
 ADMIN_URL = Option(
     "--admin-url",
     "of its admin port (/metrics); several: those of its gateways and writers",
@@ -34,6 +41,13 @@ ADMIN_URL = Option(
 )
 # The name that `run` had before.
 METRICS_URL = ADMIN_URL._replace(name="--metrics-url", help=argparse.SUPPRESS)
+TOKEN = Option(
+    "--token",
+    "sent with each post; also LOADGEN_TOKEN, which others on this machine cannot see",
+    values.token,
+    os.environ.get("LOADGEN_TOKEN", ""),
+    shows="TOKEN",
+)
 STATE_DIR = Option(
     "--state-dir",
     "state folder of a service on this machine: says its addresses; default: the usual place",
@@ -66,7 +80,15 @@ def targets_for(chosen: argparse.Namespace, local: LocalService | None) -> list[
 
     Raises ValueError if they do not go together.
     """
-    targets = given_urls(chosen) or [target_of(local.url if local else DEFAULT_URL)]
+    ca_file = str(chosen.ca or (local.ca_file if local else ""))
+    targets = [
+        each._replace(token=chosen.token, ca_file=ca_file if each.tls else "")
+        for each in given_urls(chosen) or [target_of(local.url if local else DEFAULT_URL)]
+    ]
+    if len({each.tls for each in targets}) > 1:
+        raise ValueError("--url: all must begin with https://, or none")
+    if chosen.ca and not targets[0].tls:
+        raise ValueError("--ca is for a --url that begins with https://")
     if len({each.path for each in targets}) > 1:
         raise ValueError("--url: all must have the same path, because a post goes to any of them")
     return list(dict.fromkeys(targets))

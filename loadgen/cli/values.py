@@ -45,6 +45,13 @@ def readable(read: Callable[[str], Value]) -> Callable[[str], Value]:
 url = readable(target_of)
 
 
+def token(text: str) -> str:
+    """Read a token."""
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise argparse.ArgumentTypeError("a token has printable ASCII characters only")
+    return text
+
+
 def admin_url(text: str) -> str:
     """Read the URL of an admin port, with or without `/metrics`."""
     if not text.startswith(("http://", "https://")):

@@ -13,7 +13,15 @@ from typing import Any
 from loadgen.cli import values
 from loadgen.cli.options import ACKS, Option, add_all, picked
 from loadgen.cli.parser import Parser
-from loadgen.cli.service_options import ADMIN_URL, STATE_DIR, URLS, given_urls, targets_for
+from loadgen.cli.service_options import (
+    ADMIN_URL,
+    CA,
+    STATE_DIR,
+    TOKEN,
+    URLS,
+    given_urls,
+    targets_for,
+)
 from loadgen.proof.conclude import Evidence
 from loadgen.proof.letter_sources import Files, LetterSource, Program
 from loadgen.proof.local_service import LocalService, state_folder
@@ -45,7 +53,9 @@ SENDS = "what to send"
 OPTIONS = {
     "where": (
         URLS,
+        CA,
         ADMIN_URL,
+        TOKEN,
         Option(
             "--database-url",
             "PostgreSQL, the primary; also INGEST_DATABASE_URL",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -71,6 +72,8 @@ class Client:
         connections_max: int,
         give_up_s: float,
         parameters: Mapping[str, str] | None = None,
+        tls: ssl.SSLContext | None = None,
+        token: str = "",
     ) -> None:
         self.url = url.rstrip("/")
         if not self.url.endswith("/v1/readings"):
@@ -80,15 +83,21 @@ class Client:
         self._give_up_s = give_up_s
         self._parameters = dict(parameters or {})
         self._connections_max = connections_max
+        self._tls = tls
+        self._headers = {
+            "Content-Type": "application/json",
+            "User-Agent": "iot-ingest-loadgen",
+            **({"Authorization": f"Bearer {token}"} if token else {}),
+        }
         self._session: aiohttp.ClientSession  # inside of the block
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self._connections_max),
+            connector=aiohttp.TCPConnector(limit=self._connections_max, ssl=self._tls or True),
             timeout=aiohttp.ClientTimeout(
                 total=None, sock_connect=CONNECT_S_MAX, sock_read=ANSWER_S_MAX
             ),
-            headers={"Content-Type": "application/json", "User-Agent": "iot-ingest-loadgen"},
+            headers=self._headers,
         )
         return self
 

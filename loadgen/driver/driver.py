@@ -6,11 +6,10 @@ So a slow service cannot look fast because it delays its own load. Closed loop: 
 takes the next post as soon as it is free.
 
 How exact: a post is sent within 0.3 ms after its intended time (Linux, Python 3.13; elsewhere 1.5
-ms), as long as a connection is free and the machine has a core for the driver. Wake-ups that are
-nearer than `GRAIN_S` become one; this makes 20,000 posts a second possible on one core.
-`lagged` and `lag_s_max` say how often and how late the driver itself was. A driver whose thread
-uses a whole core is the bottleneck even if they are small: compare `time.thread_time` with the
-wall clock.
+ms), if a connection is free and the machine has a core for the driver. Wake-ups nearer than
+`GRAIN_S` become one: so one core sends 20,000 posts a second. `lagged` and `lag_s_max` say how
+often and how late the driver itself was. If its thread uses a whole core (`time.thread_time`), it
+is the bottleneck even if they are small.
 
 Promises: the same bytes in every try; a post is in flight once at most; every post taken from the
 source ends in one call with `final=True`. Does not: read a post's body.
@@ -20,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import ssl
 import time
 from collections.abc import Iterable, Sequence
 
@@ -41,13 +41,13 @@ WAITING_PER_CONNECTION_MAX = 4
 class Driver:
     """Drives one service. `await Driver(..).run()`, once.
 
-    `others`: more addresses of it; each has its share of the connections, and gets any post.
+    `others`: more addresses of it; each has its share of the connections, and gets any post. All of
+    them are connected to with `tls`.
     `schedule` yields the intended send times in seconds from the start, growing (open loop); None
     is the closed loop. `retry` None: no retries. `answer_s_max`: a connection without an answer
     for so long is dropped. `unanswered_max` bounds the posts in flight and waiting for a retry (by
-    default 10,000, closed loop: 4 a connection): at the bound no post is taken, and in open loop
-    the intended times are passed over and counted in `skipped`. The same happens to intended times
-    without a connection for `behind_s_max`, which bounds the time of a run after its schedule.
+    default 10,000, closed loop: 4 a connection): at the bound no post is taken; in open loop times
+    are passed over and counted in `skipped`. So are those without a connection for `behind_s_max`.
     Raises ValueError for an impossible number.
     """
 
@@ -66,6 +66,7 @@ class Driver:
         behind_s_max: float = math.inf,
         seed: int | None = None,
         others: Sequence[Target] = (),
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         if unanswered_max is None:
             closed_max = WAITING_PER_CONNECTION_MAX * connections
@@ -88,7 +89,7 @@ class Driver:
         self._answer_s_max = answer_s_max
         self._unanswered_max = unanswered_max
         self._behind_s_max = math.inf if schedule is None else behind_s_max
-        self._pool = Pool([(host, port), *(each[:2] for each in others)], self, connections)
+        self._pool = Pool([(host, port), *(each[:2] for each in others)], self, connections, tls)
         self._waiting = RetryQueue(retry, seed)
         self._waker: Waker  # these two from `run` on
         self._over: asyncio.Future[None]

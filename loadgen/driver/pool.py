@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from typing import Protocol
 
 from loadgen.driver.connection import Connection, Head, Owner
 from loadgen.driver.retry import Flight
+from loadgen.driver.trust import context_of
 from loadgen.traffic.post import Target
 
 CONNECT_S_MAX = 10.0
@@ -37,7 +39,9 @@ async def unreachable(*targets: Target) -> str:
 async def _unreachable(target: Target) -> str:
     try:
         async with asyncio.timeout(CONNECT_S_MAX / 2):
-            _, writer = await asyncio.open_connection(target.host, target.port)
+            _, writer = await asyncio.open_connection(
+                target.host, target.port, ssl=context_of(target)
+            )
     except (OSError, TimeoutError) as error:
         return f"cannot connect to {target.authority} ({str(error) or 'no answer'})"
     writer.close()
@@ -64,8 +68,13 @@ class Pool:
     """
 
     def __init__(
-        self, addresses: Sequence[tuple[str, int]], opener: Opener, connections_max: int
+        self,
+        addresses: Sequence[tuple[str, int]],
+        opener: Opener,
+        connections_max: int,
+        tls: ssl.SSLContext | None,
     ) -> None:
+        self._tls = tls
         self.free: deque[Connection] = deque()  # used one after another; some may be closed
         self.places = connections_max  # connections that could still be opened
         self._evened_s = -EVEN_S
@@ -138,7 +147,7 @@ class Pool:
         try:
             async with asyncio.timeout(CONNECT_S_MAX):
                 _, connection = await asyncio.get_running_loop().create_connection(
-                    lambda: Connection(self._opener, self._heads), host, port
+                    lambda: Connection(self._opener, self._heads), host, port, ssl=self._tls
                 )
         except TimeoutError:
             return f"no connection within {CONNECT_S_MAX:g} s"

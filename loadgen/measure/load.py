@@ -15,6 +15,7 @@ from itertools import chain, islice, repeat
 
 from loadgen.driver.driver import Driver
 from loadgen.driver.retry import RETRY, Retry
+from loadgen.driver.trust import context_of
 from loadgen.measure.scrape import Scraper
 from loadgen.measure.tally import Tally
 from loadgen.traffic.post import Target
@@ -78,7 +79,7 @@ class Load:
         query = f"?ack={plan.ack}" if plan.ack else ""
         target = plan.target
         self.traffic = Traffic(
-            plan.recipe, f"{target.path}{query}", target.authority, self._clock()
+            plan.recipe, f"{target.path}{query}", target.authority, self._clock(), target.token
         )
         self.tally = Tally(self.traffic.bad_items, plan.measured_from_s)
         self.driver = self.tally.start = Driver(
@@ -93,6 +94,7 @@ class Load:
             behind_s_max=plan.behind_s_max,
             seed=plan.recipe.seed,
             others=plan.others,
+            tls=context_of(target),
         )
         self.scraper = (
             Scraper(plan.metrics_urls, self.tally.timeline, self._since_start)

@@ -22,7 +22,8 @@ class LocalService(NamedTuple):
     """The addresses of a running service; `letters` are its dead letters.
 
     `token` permits actions on the admin port. `page` is the dashboard's address, with a key that
-    logs in the first browser, if the service has one.
+    logs in the first browser, if the service has one. `ca_file` is what to check its certificate
+    with, if `url` is https.
     """
 
     url: str
@@ -31,6 +32,7 @@ class LocalService(NamedTuple):
     letters: Local
     token: str = ""
     page: str = ""
+    ca_file: str = ""
 
 
 def full_path(named: str | Path) -> Path:
@@ -66,22 +68,23 @@ def find(folder: Path) -> LocalService | None:
         if not _is_alive(int(info["pid"])):
             return None
         return LocalService(
-            _url(info["listen"]),
+            _url(info["listen"], "https" if info.get("cert_file") else "http"),
             _url(info["admin_listen"]),
             str(info["database_url"]),
             Local(folder),
             str(info.get("token", "")),
             str(info.get("page", "")),
+            str(info.get("cert_file", "")),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _url(listen: str) -> str:
+def _url(listen: str, scheme: str = "http") -> str:
     """Return the URL to connect to for a listen address."""
     host, _, port = listen.rpartition(":")
     near = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # noqa: S104  not bound here
-    return f"http://{near}:{port}"
+    return f"{scheme}://{near}:{port}"
 
 
 def _is_alive(pid: int) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 from loadgen.driver.driver import Driver
 from loadgen.driver.ports import Loss, Observer
 from loadgen.driver.retry import Retry
+from loadgen.driver.trust import context_of
 from loadgen.proof.balance import read_balance
 from loadgen.proof.ledger import ACKS, Details, Final, LedgerWriter
 from loadgen.proof.readings import Names, Plan
@@ -70,7 +71,8 @@ class Run(Observer):
         self.trouble = ""
         self.ended = False  # all posts have ended, and the ledger has its end record
         self._names = Names(job.plan)
-        self._head = head_of(job.target.path + job.query, job.target.authority)
+        target = job.target
+        self._head = head_of(target.path + job.query, target.authority, token=target.token)
         self._posts = job.plan.posts()
         self._doubtful: set[int] = set()
         self._plain: dict[bytes, tuple[int, str]] = {}
@@ -87,6 +89,7 @@ class Run(Observer):
             retry=job.retry or Retry(job.give_up_s),
             answer_s_max=job.answer_s_max,
             others=job.others,
+            tls=context_of(job.target),
         )
 
     async def go(self) -> None:
@@ -95,7 +98,7 @@ class Run(Observer):
         balance = await read_balance(*job.admin_urls) if job.admin_urls else None
         header = {
             "plan": job.plan.to_json(),
-            "url": f"http://{job.target.authority}{job.target.path}{job.query}",
+            "url": f"{job.target.url}{job.query}",
             "law": balance._asdict() if balance is not None else None,
         }
         self._writer = LedgerWriter(job.ledger, header, fsync=job.fsync)

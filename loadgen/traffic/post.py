@@ -31,13 +31,23 @@ class Post(NamedTuple):
 class Target(NamedTuple):
     """The target of posts: `host` and `port` to connect to, `authority` for the Host header.
 
-    `path` is `/v1/readings` or whatever longer path the URL had, without a query.
+    `path` is `/v1/readings` or whatever longer path the URL had, without a query. With `tls` the
+    server's certificate is checked with `ca_file`; without that, with those of the system. `token`
+    is sent with each post, unless it is empty.
     """
 
     host: str
     port: int
     authority: str
     path: str
+    tls: bool = False
+    ca_file: str = ""
+    token: str = ""
+
+    @property
+    def url(self) -> str:
+        """The whole URL."""
+        return f"{'https' if self.tls else 'http'}://{self.authority}{self.path}"
 
 
 def target_of(url: str) -> Target:
@@ -50,8 +60,8 @@ def target_of(url: str) -> Target:
         port = parts.port
     except ValueError as error:  # a port that is no number, an unclosed bracket
         raise ValueError(f"{url!r} is not a URL: {error}") from error
-    if parts.scheme != "http":
-        raise ValueError(f"{url!r} does not begin with http://")
+    if parts.scheme not in ("http", "https"):
+        raise ValueError(f"{url!r} does not begin with http:// or https://")
     if not parts.hostname or port == 0:
         raise ValueError(f"{url!r} names no host and port")
     if parts.username is not None or parts.query or parts.fragment:
@@ -61,18 +71,20 @@ def target_of(url: str) -> Target:
     path = parts.path.rstrip("/")
     if not path.endswith(READINGS_PATH):
         path += READINGS_PATH
-    return Target(parts.hostname, port or 80, parts.netloc, path)
+    tls = parts.scheme == "https"
+    return Target(parts.hostname, port or (443 if tls else 80), parts.netloc, path, tls)
 
 
-def head_of(path_and_query: str, host: str, *, gzip: bool = False) -> bytes:
+def head_of(path_and_query: str, host: str, *, gzip: bool = False, token: str = "") -> bytes:
     """Return the part of a request's head that does not depend on its body.
 
     `finish(head, body)` is the whole request. `gzip`: for a body of `compress`.
     """
+    bearer = f"Authorization: Bearer {token}\r\n" if token else ""
     encoding = "Content-Encoding: gzip\r\n" if gzip else ""
     return (
         f"POST {path_and_query} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: iot-ingest-loadgen\r\n"
-        f"Content-Type: application/json\r\n{encoding}Content-Length: "
+        f"{bearer}Content-Type: application/json\r\n{encoding}Content-Length: "
     ).encode("ascii")
 
 

@@ -72,14 +72,19 @@ class Traffic:
     """
 
     def __init__(
-        self, recipe: Recipe, path_and_query: str, host: str, now_us: Callable[[], int]
+        self,
+        recipe: Recipe,
+        path_and_query: str,
+        host: str,
+        now_us: Callable[[], int],
+        token: str = "",
     ) -> None:
         self.made: Counter[str] = Counter()
         self.bad_items: dict[int, int] = {}
         self._recipe = recipe
         self._now_us = now_us
-        self._gzip_head = head_of(path_and_query, host, gzip=True)
-        self._plain_head = head_of(path_and_query, host)
+        self._gzip_head = head_of(path_and_query, host, gzip=True, token=token)
+        self._plain_head = head_of(path_and_query, host, token=token)
         self._random = random.Random(f"traffic {recipe.seed}")
         self._sizes = [size for size, _ in recipe.mix]
         self._weights = list(accumulate(weight for _, weight in recipe.mix))

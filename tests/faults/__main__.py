@@ -1,7 +1,8 @@
 """`./run faults`: do harm to the service under load and account for every reading.
 
-Writes FAULTS.md if all faults were run. Exit codes: 0 all is as promised, the controls lost
-readings, the mutants were found; 1 a fault, control or mutant is red (each is named); 2 wrong use.
+Writes FAULTS.md if all faults without a broker were run; `--only broker` runs those with one, and
+writes docs/faults-broker.md. Exit codes: 0 all is as promised, the controls lost readings, the
+mutants were found; 1 a fault, control or mutant is red (each is named); 2 wrong use.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from pathlib import Path
 
 import uvloop
 
-from tests.faults import report
+from ingest.system import logs
+from tests.faults import broker_report, report
 from tests.faults.all_faults import FAULTS
-from tests.faults.matrix import place
+from tests.faults.matrix import of_table, place
 from tests.faults.runner import Done, run_all
 from tests.faults.selections import names_of, told
 
 SEED = 1
+WITH_BROKER = "broker"  # the selection that has a record of its own
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
         "--only",
         default="",
         metavar="F2,F11",
-        help="run only these, or a named selection (ci: see below); no report",
+        help="run only these, or a named selection (see below); only `broker` writes a report",
     )
     made.add_argument(
         "--quick", action="store_true", help="run a few faults, once or twice each; no report"
@@ -55,9 +58,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--write",
         type=Path,
-        default=report.REPOSITORY / "FAULTS.md",
         metavar="FILE",
-        help="the file of the report [FAULTS.md beside ./run]",
+        help="the file of the report [FAULTS.md beside ./run; of broker: docs/faults-broker.md]",
     )
     return made
 
@@ -82,10 +84,16 @@ def say(done: Done) -> None:
         print(f"     kept: {done.artefacts}", flush=True)
 
 
+def write(path: Path, text: str) -> None:
+    """Write a report."""
+    path.write_text(text)
+    print(f"written: {path}")
+
+
 def main(words: list[str] | None = None) -> int:
     """Run the chosen faults; return the exit code."""
     chosen = parser().parse_args(words)
-    names = sorted(FAULTS, key=place)
+    names = sorted(FAULTS, key=place) if chosen.list else list(of_table(brokers=False))
     if chosen.only:
         names = names_of(chosen.only)
         if unknown := [name for name in names if name not in FAULTS]:
@@ -98,6 +106,7 @@ def main(words: list[str] | None = None) -> int:
     if chosen.quick:
         names = [name for name in names if FAULTS[name].quick_times]
     faults = [FAULTS[name] for name in names]
+    logs.configure("error")  # of this process, which connects to brokers too
     began_s, of = time.monotonic(), report.commit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         done = runner.run(
@@ -105,9 +114,10 @@ def main(words: list[str] | None = None) -> int:
         )
     red = [each for each in done if not each.green]
     took_s = time.monotonic() - began_s
-    if not chosen.only and not chosen.quick:
-        chosen.write.write_text(report.text(done, took_s, of))
-        print(f"written: {chosen.write}")
+    if chosen.only == WITH_BROKER:
+        write(chosen.write or broker_report.PATH, broker_report.text(done, took_s, of))
+    elif not chosen.only and not chosen.quick:
+        write(chosen.write or report.PATH, report.text(done, took_s, of))
     if red:
         named = ", ".join(f"{each.fault.name} (seed {each.seed})" for each in red)
         print(f"RED after {took_s:.0f} s: {named}")

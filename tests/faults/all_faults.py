@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from tests.faults import (
+    broker_kill_faults,
+    broker_power_faults,
+    broker_stream_faults,
     connection_faults,
     controls,
     database_faults,
@@ -30,4 +33,5 @@ MODULES = (
     surroundings_faults,
     table_faults,
 )
-__all__ = ["FAULTS", "MODULES"]
+BROKER_MODULES = (broker_power_faults, broker_kill_faults, broker_stream_faults)
+__all__ = ["BROKER_MODULES", "FAULTS", "MODULES"]

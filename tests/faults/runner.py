@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ingest.system.filesystem import filesystem_of, is_volatile
+from tests.faults.broker_world import BrokerWorld
 from tests.faults.machine import NotHere
 from tests.faults.matrix import Fault
 from tests.faults.server import DEBIAN, make_template
-from tests.faults.world import Found, World
+from tests.faults.trial import Found
+from tests.faults.world import World
 from tests.support.tcp_ports import free_port
 
 TEMPLATE, DEBIAN_TEMPLATE = "template", "template-debian"
@@ -71,7 +73,8 @@ async def run_one(fault: Fault, seed: int, folder: Path, template: Path, *, quic
     """Run one fault in a world of its own; errors are in the result, too."""
     began_s = time.monotonic()
     own = folder / f"{fault.name}-{seed}"
-    world = World(fault, seed, own, template, quick=quick)
+    made = BrokerWorld if fault.brokers else World
+    world = made(fault, seed, own, template, quick=quick)
     missing = ""
     try:
         async with asyncio.timeout(fault.limit_s), world:
@@ -79,7 +82,7 @@ async def run_one(fault: Fault, seed: int, folder: Path, template: Path, *, quic
                 await fault.harm(world)
                 await world.conclude()
             finally:
-                (own / "service.log").write_text(world.service.output)
+                world.write_logs()
     except NotHere as error:
         missing = str(error)
     except Exception as error:  # reported, and the others go on

@@ -38,6 +38,8 @@ CI: dict[str, str] = {
     # Missing resources.
     "F29": "without free file descriptors the service waits, logs it, and needs little processor",
     "F30": "a service that the kernel kills for its use of memory loses nothing",
+    # The broker: the rest is in the selection `broker`.
+    "B16": "a message that nats-server passes over in silence is read from another server",
     # The clients.
     "F35": "a client that lost the answer sends again, and the reading is stored once",
     "F37": "in a post that is partly bad exactly the bad items are named and refused",
@@ -51,8 +53,41 @@ CI: dict[str, str] = {
     "M3": "the check sees dead letters that were never fsynced",
     "M4": "the check sees readings that are stored twice, so F11 can fail",
     "M5": "the check sees a failed write that was taken for a success",
+    "M6": "the check sees a message that no writer was given, so B16 can fail",
 }
-SELECTIONS = {"ci": CI}
+BROKER: dict[str, str] = {
+    # The power.
+    "B1": "what a nats-server acknowledged was fsynced",
+    "B2": "the same for three at once: then other copies are no help",
+    # The end of a nats-server.
+    "B3": "without the only server posts wait or are refused, and none is lost",
+    "B4": "while three choose another leader posts wait, and none is refused",
+    "B5": "a leader that stops, or stands still, loses nothing",
+    "B6": "nor does a follower",
+    "B7": "nor does the server that a gateway is connected to: it publishes again to another one",
+    "B8": "nor do all three at once",
+    "B12": "servers can be upgraded one by one, under load",
+    # The end of a gateway or a writer.
+    "B9": "a killed writer's messages come again to another one",
+    "B10": "a message that was stored and not answered comes twice, and is stored once",
+    "B11": "the table's key holds when the stream no longer knows the id of a message",
+    # The stream.
+    "B13": "a full stream refuses, and removes nothing",
+    "B14": "a full disk of the broker is a state, and loses nothing",
+    "B15": "without its consumer the stream keeps all messages",
+    "B16": "a damaged copy is read again from another server",
+    "B17": "a forwarder whose target is away delays nobody",
+    # The only copy is gone: nobody can keep these readings, so the loss must be told.
+    "L1": "a deleted stream is counted, named and alarmed",
+    "L2": "so is a purge by hand",
+    "L3": "so is a damaged message, which nats-server itself passes over in silence",
+    # A check that cannot fail proves nothing: these must lose readings.
+    "C5": "the check sees messages that were never fsynced, so B1 can fail",
+    "C6": "the same for three servers, so B2 can fail",
+    "C7": "the check sees messages that a stream dropped with its consumer, so B15 can fail",
+    "M6": "the check sees a message that no writer was given, so B16 can fail",
+}
+SELECTIONS = {"ci": CI, "broker": BROKER}
 
 
 def names_of(only: str) -> list[str]:

@@ -13,15 +13,16 @@ import pytest
 from loadgen.proof.conclude import Result
 from loadgen.proof.readings import Plan
 from loadgen.proof.reconcile import Fault as Reading
-from tests.faults import report, runner
+from tests.faults import broker_report, report, runner
 from tests.faults.__main__ import parser
-from tests.faults.all_faults import FAULTS, MODULES
-from tests.faults.matrix import place
+from tests.faults.all_faults import BROKER_MODULES, FAULTS, MODULES
+from tests.faults.matrix import of_table, place
 from tests.faults.own import Own
 from tests.faults.patched import PATCHES
 from tests.faults.runner import Done
-from tests.faults.selections import CI, names_of
-from tests.faults.world import Found, World
+from tests.faults.selections import BROKER, CI, names_of
+from tests.faults.trial import Found
+from tests.faults.world import World
 from tests.system.service import REPOSITORY, Reply, environment, run_command
 
 # The faults of the plan's table for one machine without workers or a broker. From 51 on: what
@@ -46,9 +47,10 @@ def test_every_fault_of_the_plan_is_there() -> None:
     assert [name for name in sorted(FAULTS, key=place) if name.startswith("F")] == WANTED
     for each in FAULTS.values():
         assert (each.kind == "fault") == (not each.breaks)
-        assert each.name[0] in {"fault": "FP", "control": "C", "mutant": "M"}[each.kind]
+        letters = {"fault": "B" if each.brokers else "FP", "loss": "L", "control": "C"}
+        assert each.name[0] in letters.get(each.kind, "M")
         assert not each.mutant or each.mutant in PATCHES
-    named = {each.__name__.rpartition(".")[2] for each in MODULES}
+    named = {each.__name__.rpartition(".")[2] for each in (*MODULES, *BROKER_MODULES)}
     there = {path.stem for path in Path(__file__).parent.glob("*_faults.py")} - {"all_faults"}
     assert there - {"test_faults"} == named - {"controls"}
     assert sum(FAULTS[name].times for name in ("F2",)) >= 100
@@ -58,10 +60,19 @@ def test_every_fault_of_the_plan_is_there() -> None:
 def test_selection_for_ci_is_of_every_family_and_can_fail() -> None:
     """`ci` has existing names only, one of each module, and all controls and mutants."""
     assert set(CI) <= set(FAULTS)
-    assert {FAULTS[name].harm.__module__ for name in CI} == {each.__name__ for each in MODULES}
-    assert {name for name, each in FAULTS.items() if each.kind != "fault"} <= set(CI)
-    assert len(CI) < len(FAULTS)
+    ours = [name for name in CI if name in SERVE]
+    assert {FAULTS[name].harm.__module__ for name in ours} == {each.__name__ for each in MODULES}
+    assert {name for name, each in SERVE.items() if each.kind != "fault"} <= set(CI)
+    assert len(ours) < len(SERVE)
     assert all(CI.values())
+
+
+def test_selection_broker_is_all_that_has_one() -> None:
+    """It has each fault with a broker, with a reason, and no other."""
+    assert set(BROKER) == set(of_table(brokers=True))
+    assert all(BROKER.values())
+    modules = {each.harm.__module__ for each in of_table(brokers=True).values()}
+    assert modules == {each.__name__ for each in BROKER_MODULES}
 
 
 def test_selection_stands_for_its_faults() -> None:
@@ -78,39 +89,44 @@ def test_help_says_why_each_fault_is_in_the_selection() -> None:
 
 
 def test_the_report_shows_all_that_the_code_has() -> None:
-    """FAULTS.md agrees with the code: a new, removed or changed fault needs a new run."""
-    assert report.missing_from((REPOSITORY / "FAULTS.md").read_text()) == []
+    """Both documents agree with the code: a new, removed or changed fault needs a new run."""
+    assert report.missing_from(report.PATH.read_text(), SERVE) == []
+    assert report.missing_from(broker_report.PATH.read_text(), of_table(brokers=True)) == []
 
 
 def _done(name: str, **found: object) -> Done:
     return Done(FAULTS[name], 1, Found(**found), 1.0, None)  # type: ignore[arg-type]
 
 
+SERVE = of_table(brokers=False)
 MOST = FAULTS["C1"].lost_each_max or 0
 
 
-def _all_green() -> list[Done]:
+def _all_green(*, brokers: bool = False) -> list[Done]:
     return [
         _done(name, acknowledged=10, kinds=set(each.breaks), count=1)
-        for name, each in FAULTS.items()
+        for name, each in of_table(brokers=brokers).items()
     ]
 
 
 def test_the_report_is_red_where_a_run_is() -> None:
     """The report shows what was found, and its check sees each difference."""
-    document = report.text(_all_green(), 1.0)
-    assert report.missing_from(document) == []
-    for name in FAULTS:
-        row = next(line for line in document.splitlines() if line.startswith(f"| {name} |"))
-        assert report.missing_from(document.replace(row + "\n", "")) != []
-        red_row = row.rsplit(" | ", 1)[0] + " | RED |"
-        assert report.missing_from(document.replace(row, red_row)) == [f"{name}: RED"]
-    assert report.missing_from(document + "\n| F99 | x | y | ok |") == [
-        "F99: the code has no such fault"
-    ]
-    others = [each for each in _all_green() if each.fault.name != "F2"]
-    red = [*others, _done("F2", lost=3, broken=["lost x 3"])]
-    assert report.missing_from(report.text(red, 1.0)) == ["F2: **RED**: lost x 3"]
+    for brokers, text in ((False, report.text), (True, broker_report.text)):
+        faults, first = of_table(brokers=brokers), "B1" if brokers else "F2"
+        document = text(_all_green(brokers=brokers), 1.0)
+        assert report.missing_from(document, faults) == []
+        for name in faults:
+            row = next(line for line in document.splitlines() if line.startswith(f"| {name} |"))
+            assert report.missing_from(document.replace(row + "\n", ""), faults) != []
+            red_row = row.rsplit(" | ", 1)[0] + " | RED |"
+            found = report.missing_from(document.replace(row, red_row), faults)
+            assert found == [f"{name}: RED"]
+        assert report.missing_from(f"{document}\n| {first[0]}99 | x | y | ok |", faults) == [
+            f"{first[0]}99: the code has no such fault"
+        ]
+        others = [each for each in _all_green(brokers=brokers) if each.fault.name != first]
+        red = [*others, _done(first, lost=3, broken=["lost x 3"])]
+        assert report.missing_from(text(red, 1.0), faults) == [f"{first}: **RED**: lost x 3"]
 
 
 @pytest.mark.parametrize(
@@ -127,6 +143,9 @@ def test_the_report_is_red_where_a_run_is() -> None:
         (_done("M4", kinds={"twice", "lost"}, broken=["lost x 3"]), False),
         (_done("M1", kinds={"wrong_answer"}), False),
         (_done("C2", kinds={"lost"}, broken=["I9: the balance"]), False),
+        (_done("L1", kinds={"lost", "law_broken"}), True),
+        (_done("L1", kinds={"lost"}, broken=["told after 12 s"]), False),
+        (_done("L1"), False),
     ],
 )
 def test_a_fault_must_break_nothing_and_a_mutant_one_thing(done: Done, green: bool) -> None:
@@ -144,7 +163,7 @@ def _noted(world: World, **faults: int) -> Found:
     for kind, count in faults.items():
         result.faults[kind] = count
         result.first[kind] = [one._replace(kind=kind)]
-    world._take(result)
+    world.take(result)
     return world.found
 
 
@@ -245,7 +264,7 @@ def test_what_a_machine_cannot_do_is_not_called_tested(monkeypatch: pytest.Monke
     assert done.green
     others = [each for each in _all_green() if each.fault.name != "F20"]
     shown = report.text([*others, done], 1.0)
-    assert report.missing_from(shown) == ["F20: not tested: needs root"]
+    assert report.missing_from(shown, SERVE) == ["F20: not tested: needs root"]
     monkeypatch.setenv("INGEST_TEST_STRICT", "1")
     assert not done.green
 
@@ -293,7 +312,7 @@ def test_the_page_shows_commands_that_are_understood() -> None:
     """The command line takes each command of docs/loadgen.md; the faults that it names exist."""
     section = (REPOSITORY / "docs/loadgen.md").read_text().split("## Fault tests")[1]
     commands = re.findall(r"^\./run faults(.*?)  ", section, re.MULTILINE)
-    assert len(commands) == 5
+    assert len(commands) == 6
     for command in commands:
         chosen = parser().parse_args(command.split())
         assert not chosen.only or set(names_of(chosen.only)) <= set(FAULTS)

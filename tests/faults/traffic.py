@@ -6,6 +6,7 @@ Does not: judge. FAULTS.md lists these figures, which have no limit.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from itertools import count
 from math import ceil
@@ -22,12 +23,15 @@ class Traffic(Run):
 
     `kept` counts the readings of posts that a 2xx answered; `cut_off` the tries that were sent and
     got no answer at all (a refused connection is no try that was sent; a 503 is an answer).
+    `refused` counts the tries that got a 503; `longest_s` is the longest that a 2xx took from the
+    begin of its try. A fault may set both to 0.
     """
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
-        self.kept = self.cut_off = 0
-        self._sent: set[int] = set()  # posts in flight
+        self.kept = self.cut_off = self.refused = 0
+        self.longest_s = 0.0
+        self._sent: dict[int, float] = {}  # posts in flight, and since when
         self._took_s: list[float] = []
 
     def due(self) -> Iterator[float]:
@@ -45,14 +49,17 @@ class Traffic(Run):
 
     def sending(self, post: Post) -> None:
         """Note that a try begins."""
-        self._sent.add(post.number)
+        self._sent[post.number] = time.monotonic()
 
     def answered(
         self, post: Post, status: int, body: bytes, intended_s: float, now_s: float, *, final: bool
     ) -> None:
         """Note an answer; note its time if it is the last one of its post."""
-        self._sent.discard(post.number)
-        self.kept += post.readings if 200 <= status < 300 else 0
+        began_s = self._sent.pop(post.number, now_s)
+        self.refused += status == 503
+        if 200 <= status < 300:
+            self.kept += post.readings
+            self.longest_s = max(self.longest_s, now_s - began_s)
         if final:
             self._took_s.append(now_s - intended_s)
         super().answered(post, status, body, intended_s, now_s, final=final)
@@ -60,5 +67,5 @@ class Traffic(Run):
     def lost(self, loss: Loss) -> None:
         """Note a try without an answer."""
         self.cut_off += loss.post.number in self._sent
-        self._sent.discard(loss.post.number)
+        self._sent.pop(loss.post.number, None)
         super().lost(loss)

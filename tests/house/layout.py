@@ -21,7 +21,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("system",),
         ("config",),
         ("broker", "http_client"),
-        ("http", "formats", "buffers", "writer", "sinks", "embedded"),
+        ("access", "http", "formats", "buffers", "writer", "sinks", "embedded"),
         ("receiver", "dead_letters", "forward"),
         ("admin",),
         ("app",),

@@ -37,6 +37,7 @@ from tests.support.deployment import (
     REPOSITORY,
     Query,
     alerts,
+    compose_services,
     copy_of,
     dockerfile,
     document,
@@ -74,9 +75,10 @@ def test_yaml_file_is_yaml_and_repeats_no_key(path: Path) -> None:
 # Prometheus
 
 
-def test_prometheus_takes_its_configuration_and_the_alerts() -> None:
+@pytest.mark.parametrize("name", ["prometheus.yml", "prometheus.roles.yml"])
+def test_prometheus_takes_its_configuration_and_the_alerts(name: str) -> None:
     """Also the rule file that the configuration names."""
-    code, said = run(program("promtool", "prometheus"), "check", "config", "prometheus.yml")
+    code, said = run(program("promtool", "prometheus"), "check", "config", name)
     assert code == 0, said
     assert f"{len(alerts())} rules found" in said
 
@@ -341,9 +343,15 @@ def test_image_runs_as_nobody_in_particular_and_holds_only_the_service() -> None
     assert "*" in ignored
 
 
-def test_compose_file_fits_the_specification() -> None:
+COMPOSE_FILES = ("compose.yaml", "compose.roles.yaml")
+
+
+@pytest.mark.parametrize("name", COMPOSE_FILES)
+def test_compose_file_fits_the_specification(name: str) -> None:
     """Each key and value is one that the Compose specification knows."""
-    PyCompose.from_json(json.dumps(document(DEPLOY / "compose.yaml"))).validate()
+    written = document(DEPLOY / name)
+    PyCompose.from_json(json.dumps(written)).validate()
+    PyCompose.from_json(json.dumps({**written, "services": compose_services(name)})).validate()
 
 
 @pytest.mark.parametrize(
@@ -366,25 +374,33 @@ def test_compose_specification_would_notice(tmp_path: Path, old: str, new: str) 
 @pytest.fixture(scope="module")
 def services() -> dict[str, Any]:
     """Give the services of compose.yaml."""
-    found: dict[str, Any] = document(DEPLOY / "compose.yaml")["services"]
-    return found
+    return compose_services("compose.yaml")
 
 
-def test_compose_services_are_bounded_and_closed(services: dict[str, Any]) -> None:
+PATH_OF_READINGS = {"ingest", "nats", "gateway", "writer", "forward", "timescaledb"}
+
+
+def is_local(port: str | dict[str, Any]) -> bool:
+    """Whether a published port is on the loopback."""
+    return (port if isinstance(port, str) else port["host_ip"] + ":").startswith("127.0.0.1:")
+
+
+@pytest.mark.parametrize("file", COMPOSE_FILES)
+def test_compose_services_are_bounded_and_closed(file: str) -> None:
     """Limits, no new privileges, a bounded log, a pinned image, ports on the loopback only.
 
     A limit of more than one CPU is an error on a machine that has one.
     """
-    for name, service in services.items():
+    for name, service in compose_services(file).items():
         limits = service["deploy"]["resources"]["limits"]
         assert limits.keys() >= {"memory", "pids"}, name
-        assert ("cpus" in limits) == (name not in {"ingest", "timescaledb"}), name
+        assert ("cpus" in limits) == (name not in PATH_OF_READINGS), name
         assert float(limits.get("cpus", 1)) <= 1, name
         assert "no-new-privileges:true" in service["security_opt"], name
         assert service["logging"]["options"].keys() == {"max-size", "max-file"}, name
         assert re.fullmatch(r"[\w./-]+:v?\d[\w.-]+", service["image"]), name
         assert service["image"].count("/") <= 1, "a short name, of no particular registry"
-        assert all(each.startswith("127.0.0.1:") for each in service.get("ports", [])), name
+        assert all(map(is_local, service.get("ports", []))), name
         own = "build" in service  # the Dockerfile has a HEALTHCHECK
         assert "healthcheck" in service or own, name
         if name != "timescaledb":
@@ -392,9 +408,10 @@ def test_compose_services_are_bounded_and_closed(services: dict[str, Any]) -> No
             assert service["cap_drop"] == ["ALL"], name
 
 
-def test_compose_mounts_what_is_there(services: dict[str, Any]) -> None:
+@pytest.mark.parametrize("file", COMPOSE_FILES)
+def test_compose_mounts_what_is_there(file: str) -> None:
     """A missing file would be mounted as an empty folder."""
-    for name, service in services.items():
+    for name, service in compose_services(file).items():
         for mount in service.get("volumes", []):
             source = mount.split(":")[0]
             if source.startswith("."):
@@ -477,8 +494,12 @@ def test_secrets_are_made_once_and_are_those_of_compose(tmp_path: Path) -> None:
     folder = tmp_path / "secrets"
     assert folder.stat().st_mode & 0o077 == 0
     made = {each.name: each.read_text() for each in folder.iterdir()}
-    wanted = document(DEPLOY / "compose.yaml")["secrets"]
-    assert {f"./secrets/{name}" for name in made} == {each["file"] for each in wanted.values()}
+    wanted = {
+        each["file"]
+        for name in COMPOSE_FILES
+        for each in document(DEPLOY / name)["secrets"].values()
+    }
+    assert {f"./secrets/{name}" for name in made} == wanted - {"./secrets/forward_url"}
     assert len({made[f"{who}_password"] for who in PASSWORDS}) == len(PASSWORDS)
     assert all(len(made[f"{who}_password"].strip()) == 48 for who in PASSWORDS)
     assert made["writer_url"] == (

@@ -23,8 +23,10 @@ from ingest.cli.main import build_parser
 from ingest.config.loading import load
 from ingest.config.settings import Settings
 from tests.support.deployment import (
+    BASE,
     DEPLOY,
     KUBERNETES,
+    ROLES,
     Manifest,
     alerts,
     copy_of,
@@ -35,6 +37,7 @@ from tests.support.deployment import (
     manifest,
     manifests,
     program,
+    restricted_faults,
     run,
     schema_pod,
     secrets_of,
@@ -53,7 +56,11 @@ FOREIGN_KINDS = {
 
 @pytest.mark.parametrize(
     "one",
-    [each for each in manifests() if each["kind"] not in FOREIGN_KINDS],
+    [
+        each
+        for each in (*manifests(), *(each for each in manifests(ROLES) if each not in manifests()))
+        if each["kind"] not in FOREIGN_KINDS
+    ],
     ids=lambda each: f"{each['kind']} {each['metadata']['name']}",
 )
 def test_manifest_fits_the_schema_of_kubernetes(one: Manifest) -> None:
@@ -67,19 +74,27 @@ def test_manifest_fits_the_schema_of_kubernetes(one: Manifest) -> None:
 
 def test_kustomization_lists_every_file_but_the_example() -> None:
     """`kubectl apply -k` makes all of it, and no secret of an example."""
-    listed = set(document(KUBERNETES / "kustomization.yaml")["resources"])
-    there = {each.name for each in KUBERNETES.glob("*.yaml")}
-    assert listed == there - {"kustomization.yaml", "secret.example.yaml"}
-    assert {
-        each["metadata"].get("namespace", "iot-ingest")
-        for each in manifests()
-        if "metadata" in each
-    } == {"iot-ingest"}
+    optional = {"secret.example.yaml", "forward.yaml"}
+    for folder, others in (
+        (KUBERNETES, {"base"}),
+        (BASE, set()),
+        (ROLES, {"../base", "../../nats"}),
+    ):
+        listed = set(document(folder / "kustomization.yaml")["resources"])
+        assert all((folder / each / "kustomization.yaml").is_file() for each in others)
+        there = {each.name for each in folder.glob("*.yaml")}
+        assert listed == (there | others) - {"kustomization.yaml"} - optional
+        assert {
+            each["metadata"].get("namespace", "iot-ingest")
+            for each in manifests(folder)
+            if "metadata" in each
+        } == {"iot-ingest"}
 
 
 def test_kustomization_names_the_image_of_every_container() -> None:
     """All images have one registry, and the version that Compose builds."""
     (image,) = document(KUBERNETES / "kustomization.yaml")["images"]
+    assert document(ROLES / "kustomization.yaml")["images"] == [image]
     for pod in (service_pod(), schema_pod()):
         assert [each["image"] for each in pod["spec"]["containers"]] == [image["name"]]
     built = document(DEPLOY / "compose.yaml")["services"]["ingest"]["image"]
@@ -244,34 +259,6 @@ def test_database_outside_of_the_cluster_can_be_let_in_by_its_comment() -> None:
 # Pod security
 
 
-def restricted_faults(spec: Manifest) -> set[str]:
-    """Return the rules of the level `restricted` (and baseline) that a pod breaks."""
-    pod_context = spec.get("securityContext", {})
-    faults = {each for each in ("hostNetwork", "hostPID", "hostIPC") if spec.get(each)}
-    kinds = {"configMap", "emptyDir", "persistentVolumeClaim", "projected", "secret"}
-    faults |= {"volumes" for each in spec.get("volumes", []) if not each.keys() & kinds}
-    for container in (*spec["containers"], *spec.get("initContainers", [])):
-        own = container.get("securityContext", {})
-        context = {**pod_context, **own}
-        if own.get("privileged"):
-            faults.add("privileged")
-        if own.get("allowPrivilegeEscalation") is not False:
-            faults.add("allowPrivilegeEscalation")
-        if "ALL" not in own.get("capabilities", {}).get("drop", []):
-            faults.add("capabilities")
-        if set(own.get("capabilities", {}).get("add", [])) - {"NET_BIND_SERVICE"}:
-            faults.add("capabilities")
-        if context.get("runAsNonRoot") is not True or context.get("runAsUser") == 0:
-            faults.add("runAsNonRoot")
-        if context.get("seccompProfile", {}).get("type") not in {"RuntimeDefault", "Localhost"}:
-            faults.add("seccompProfile")
-        if any("hostPort" in each for each in container.get("ports", [])):
-            faults.add("hostPort")
-        if context.keys() & {"procMount", "seLinuxOptions", "sysctls", "appArmorProfile"}:
-            faults.add("unusual")  # some may be allowed; then list them here
-    return faults
-
-
 def test_namespace_admits_every_pod() -> None:
     """The namespace enforces `restricted`, and a refused pod would just never start."""
     labels = manifest("Namespace")["metadata"]["labels"]
@@ -331,17 +318,17 @@ def test_rules_of_the_operator_are_those_of_alerts_yml(tmp_path: Path) -> None:
     assert code == 0, said
     assert f"{len(alerts())} rules found" in said
     copy = copy_of(tmp_path, "alerts.yml", "used_ratio > 0.8", "used_ratio > 0.8").parent
-    written = copy / "kubernetes" / "prometheusrule.yaml"
+    written = copy / "kubernetes" / "base" / "prometheusrule.yaml"
     written.write_text("")
     assert run(copy / "make-prometheusrule", cwd=tmp_path) == (0, "")
-    assert written.read_text() == (KUBERNETES / "prometheusrule.yaml").read_text()
+    assert written.read_text() == (BASE / "prometheusrule.yaml").read_text()
 
 
 def test_altered_bound_would_reach_the_operator(tmp_path: Path) -> None:
     """The comparison above can fail."""
     copy = copy_of(tmp_path, "alerts.yml", "used_ratio > 0.8", "used_ratio > 0.95").parent
     assert run(copy / "make-prometheusrule", cwd=tmp_path) == (0, "")
-    assert document(copy / "kubernetes" / "prometheusrule.yaml")["spec"] == document(
+    assert document(copy / "kubernetes" / "base" / "prometheusrule.yaml")["spec"] == document(
         copy / "alerts.yml"
     )
     assert document(copy / "alerts.yml") != manifest("PrometheusRule")["spec"]
@@ -369,7 +356,7 @@ def recorded(folder: Path, script: str, *programs: str) -> list[list[str]]:
 
 def test_documented_commands_leave_nothing_out_and_nothing_late(tmp_path: Path) -> None:
     """The order is: image, role, namespace, secrets, all the rest, the end of the Job."""
-    (script,) = (each.text for each in fences(OPERATING) if "kubectl apply -k" in each.text)
+    (script,) = (each.text for each in fences(OPERATING) if "-k deploy/kubernetes\n" in each.text)
     shutil.copytree(DEPLOY, tmp_path / "deploy")
     for name in ("writer_url", "admin_url"):
         (tmp_path / name).write_text(f"postgresql://{name}/\n")
@@ -387,7 +374,7 @@ def test_documented_commands_leave_nothing_out_and_nothing_late(tmp_path: Path) 
     assert calls[2][:3] == ["psql", "postgresql://admin@db/telemetry", "-c"]
     assert calls[2][3].startswith(f"create role {role} login ")
     namespace, *secrets, everything, wait, _rollout = (" ".join(each) for each in calls[3:])
-    assert namespace == "kubectl apply -f deploy/kubernetes/namespace.yaml"
+    assert namespace == "kubectl apply -f deploy/kubernetes/base/namespace.yaml"
     name = manifest("Namespace")["metadata"]["name"]
     made = [each.split(f"kubectl -n {name} create secret generic ")[1].split() for each in secrets]
     wanted = [secrets_of(service_pod()), secrets_of(schema_pod())]
@@ -405,7 +392,7 @@ def test_documents_name_jobs_and_sets_that_exist() -> None:
     """Commands within sentences name existing objects, too."""
     names = {
         f"{each['kind'].lower()}/{each['metadata']['name']}"
-        for each in manifests()
+        for each in (*manifests(), *manifests(ROLES))
         if "metadata" in each
     }
     named = re.findall(r"\b(?:job|statefulset)[/ ]iot-ingest[\w-]*", OPERATING)

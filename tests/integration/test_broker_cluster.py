@@ -13,8 +13,8 @@ from ingest.broker import given_check, purge
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.pulling import Pull
 from ingest.broker.roles import STREAM, WRITER
-from tests.support.brokers import api, joined, put, until
-from tests.support.clusters import Cluster, Member, cluster
+from tests.support.brokers import joined, put, until
+from tests.support.clusters import Cluster, Member, cluster, lead
 from tests.support.stream_traffic import survives
 from tests.support.stream_writers import purged, writing
 
@@ -36,16 +36,6 @@ async def admin(servers: Cluster) -> AsyncIterator[BrokerConnection]:
     """Give a connection of the admin."""
     async with joined(lambda: servers.address("admin"), "admin") as connection:
         yield connection
-
-
-async def lead(admin: BrokerConnection, what: str, name: str) -> None:
-    """Let a server lead the stream, or its consumer."""
-    kind = "CONSUMER" if what.endswith(WRITER) else "STREAM"
-    async with asyncio.timeout(30):
-        while (await api(admin, f"{kind}.INFO.{what}"))["cluster"].get("leader") != name:
-            wish = {"placement": {"preferred": name}}
-            await api(admin, f"{kind}.LEADER.STEPDOWN.{what}", wish)
-            await asyncio.sleep(0.3)
 
 
 async def damage(servers: Cluster, admin: BrokerConnection, number: int, *bad: Member) -> None:

@@ -317,6 +317,24 @@ authorization {{ user: me, password: secret }}
                 pass
 
 
+async def test_tls_url_sends_nothing_to_a_server_that_says_it_has_no_tls(free_port: int) -> None:
+    """Whoever sits between could say so, to get the password: the library would log in."""
+    got: list[bytes] = []
+
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"version":"2.15.1","max_payload":8000000,"auth_required":true}\r\n')
+        got.append(await reader.read())
+        writer.close()
+
+    async with await asyncio.start_server(greet, "127.0.0.1", free_port):
+        address = Address((f"tls://127.0.0.1:{free_port}",), "me", "secret")
+        with pytest.raises(BrokerAway, match="offers no TLS"):
+            async with connected(address, "admin"):
+                pass
+        await until(lambda: got)
+    assert got == [b""]
+
+
 async def test_connection_ends_also_if_a_ping_misses_its_cancellation(
     server: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

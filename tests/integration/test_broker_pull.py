@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from ingest.broker import pulling
+from ingest.broker import manage, pulling
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.pulling import Delivery, Pull, Puller
 from ingest.broker.roles import STREAM, WRITER
 from ingest.broker.session import Address
 from ingest.broker.skips import Skipped
 from ingest.embedded.broker import EmbeddedBroker
-from tests.support.brokers import api, embedded, joined, put, until
+from tests.support.brokers import WANTED, api, embedded, joined, put, until
 from tests.support.faulty_proxy import FaultyProxy
 
 
@@ -242,6 +242,41 @@ async def test_consumer_that_is_removed_and_made_again_is_read_again(
         body = {"stream_name": STREAM, "config": config, "action": "create"}
         assert "error" not in await api(admin, f"CONSUMER.CREATE.{STREAM}.{WRITER}", body)
         await until(lambda: reader.bodies == [b"1", b"1"])
+
+
+@pytest.mark.parametrize("cut", [False, True])
+async def test_old_word_is_not_said_of_a_message_of_a_new_stream(
+    server: EmbeddedBroker,
+    admin: BrokerConnection,
+    monkeypatch: pytest.MonkeyPatch,
+    cut: bool,
+) -> None:
+    """It has the same name, and the same places: the broker would take its messages for done."""
+    monkeypatch.setattr("ingest.broker.pulling.AGAIN_S_MAX", 0.05)
+    await fill(server, b"1", b"2")
+    direct = server.published.address("writer")
+    async with FaultyProxy("127.0.0.1", server.published.endpoints.port) as proxy:
+        by_proxy = direct._replace(servers=(f"nats://127.0.0.1:{proxy.port}",), ours=False)
+        async with reading(lambda: by_proxy) as reader, reading(server) as other:
+            other.puller.wanted.clear()
+            await until(lambda: len(reader.got) == 2)
+            if cut:
+                await proxy.cut()
+                await until(lambda: not reader.connection.up)
+                reader.puller.done(reader.got[:1])
+            await api(admin, f"STREAM.DELETE.{STREAM}")
+            await manage.apply(admin, WANTED)
+            reader.puller.wanted.clear()
+            other.puller.wanted.set()
+            await fill(server, b"3", b"4")
+            await until(lambda: len({*other.bodies, *reader.bodies} - {b"1", b"2"}) == 2)
+            await until(lambda: reader.connection.up and reader.puller._sure.is_set())
+            reader.puller.done(each for each in reader.got if each.data in {b"1", b"2"})
+            await asyncio.sleep(0.1)
+            assert await floor(admin) == 0
+            for each in (other, reader):
+                each.puller.done(each.got)
+            await floor_is(admin, 2)
 
 
 async def test_damaged_message_is_reported_as_skipped(

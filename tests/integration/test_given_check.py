@@ -207,6 +207,8 @@ async def test_message_that_a_dead_writer_has_done_is_written_again(
         one.puller.working([again])
         one.puller.give_back([again])
         await until(lambda: len(one.got) == 3)
+        one.check.given(1)  # the broker delivers it all the same
+        assert one.check._in_hand == {}
         one.puller.done(one.got[1:])
         await until(lambda: one.check.checked_to == 2)
         assert (one.check.read_again, one.check.skipped) == (2, 0)
@@ -290,3 +292,70 @@ async def test_gateway_may_not_tell_what_writers_were_given(server: EmbeddedBrok
         gateway.send(GIVEN, b'["0","x",[[1,9]]]')
         await asyncio.sleep(0.2)
         assert one.check._others == {}
+
+
+async def _skip_one(server: EmbeddedBroker, one: StreamWriter) -> None:
+    """Let nobody be given message 7, who lives: who has done it is gone. It can still be read."""
+    one.check._others["0"] = float("inf")  # a writer that looks, `one` thinks; it is frozen
+    await until(lambda: one.check._looks)
+    await fill(server, *BODIES[:6])
+    await until(lambda: len(one.got) == 6)
+    one.puller.wanted.clear()
+    await until(one.puller._over.is_set)
+    async with writing(server, checks=False) as dead:
+        await fill(server, BODIES[6])
+        await until(lambda: dead.got)
+    one.puller.wanted.set()
+    await fill(server, *BODIES[7:])
+    await until(lambda: len(one.got) == 29)
+
+
+async def test_successor_does_not_hide_what_was_given_to_nobody(
+    server: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has more done messages behind it than it reads again. Its guess is not what it knows."""
+    monkeypatch.setattr(given_check, "BACK_MAX", 3)
+    async with writing(server) as one:
+        await _skip_one(server, one)
+        async with writing(server) as successor:
+            successor.check._name = "0"  # so it is the one that looks
+            await until(lambda: successor.check.checked_to)
+            assert one.check.checked_to == 6
+            assert 7 not in one.check._settled
+            await until(lambda: successor.got)
+            assert [each.data for each in successor.got] == [BODIES[6]]
+            await until(lambda: one.check.checked_to == successor.check.checked_to == 30)
+
+
+async def test_successor_hears_the_last_word_before_it_has_looked(
+    server: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer steps down as soon as its successor is connected, and says last what it knows."""
+    monkeypatch.setattr(given_check, "BACK_MAX", 3)
+    async with writing(server, checks=False, pulls=False) as successor:
+        async with writing(server) as one:
+            await _skip_one(server, one)
+        await until(lambda: successor.check._others)
+        successor.puller.wanted.set()
+        stopping = asyncio.Event()
+        checking = asyncio.create_task(successor.check.run(stopping))
+        await until(lambda: successor.check.checked_to == 30)
+        stopping.set()
+        await checking
+        assert [each.data for each in successor.got] == [BODIES[6]]
+
+
+async def test_guess_counts_only_once_others_must_have_been_heard(
+    server: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the purge could remove what another writer has not seen to. Later it does count."""
+    monkeypatch.setattr(given_check, "BACK_MAX", 3)
+    await fill(server, *BODIES)
+    async with writing(server) as gone:
+        await until(lambda: len(gone.got) == 30)
+    monkeypatch.setattr(given_check, "KNOWN_S", 60)
+    async with writing(server) as one:
+        await until(lambda: len(one.check._looks) > 2)
+        assert one.check.checked_to == 0
+        monkeypatch.setattr(given_check, "KNOWN_S", 0.1)
+        await until(lambda: one.check.checked_to == 30)

@@ -14,6 +14,7 @@ import pytest
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.roles import DEAD_LETTER_SUBJECT, DEAD_LETTERS
 from ingest.broker.session import Address
+from ingest.dead_letters import in_work
 from ingest.dead_letters.reader import Selection, Tally
 from ingest.dead_letters.store import counted, first, newest
 from ingest.dead_letters.stream import queue as stream_queue
@@ -188,7 +189,7 @@ async def test_sender_with_too_much_under_way_is_told_to_come_later(
     writer: BrokerConnection, admin: BrokerConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Writers are not: their letters have no other place."""
-    monkeypatch.setattr(stream_queue, "IN_WORK_BYTES_MAX", 10_000)
+    monkeypatch.setattr(in_work, "IN_WORK_BYTES_MAX", 10_000)
     queue = queue_of(writer)
     first_one = asyncio.create_task(queue.append([invalid(b"x" * 9_000)], sender="10.0.0.1"))
     await asyncio.sleep(0)

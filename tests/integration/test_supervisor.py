@@ -18,6 +18,7 @@ from structlog.testing import capture_logs
 
 from ingest.app import slot as slot_module
 from ingest.app import up as up_module
+from ingest.app.children import Children
 from ingest.app.slot import SlotTimes
 from ingest.embedded.broker import running_broker
 from ingest.model.errors import StartError
@@ -227,9 +228,12 @@ async def cut_short(folder: Path) -> None:
 
 
 async def test_commands_find_it_and_its_last_line_is_the_sum(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """It publishes what `serve` does; the admin port says who is there; a loss is exit code 3."""
+    """It publishes what `serve` does; the admin port says who is there; a loss is exit code 3.
+
+    What a killed process has stored counts too.
+    """
     monkeypatch.setenv("TINY", "writer-1:loses")
     async with running_up(tmp_path) as up:
         info = running_service(tmp_path)
@@ -246,8 +250,16 @@ async def test_commands_find_it_and_its_last_line_is_the_sum(
         found = await asyncio.to_thread(ready)
         assert found["state"] == "accepting"
         up.supervisor._tell("writer-1", {"do": "release_hold", "dead_letter": True})
+        instances, killed = up.supervisor.admin.instances, up.pids["writer-1"]
+        await until(lambda: sum(each.status.ledger.committed for each in instances) == 1000)
+        os.kill(killed, signal.SIGKILL)
+        await up.replaced("writer-1", killed)
+        up.supervisor._tell("writer-1", {"do": "release_hold", "dead_letter": True})
         assert await up.stop() == 3
-        assert up.lines[-1] == "drained: committed=1000 dead_lettered=0 held=0 lost=5"
+        assert up.lines[-1] == "drained: committed=2000 dead_lettered=0 held=0 lost=5"
+        (line,) = [each for each in capfd.readouterr().out.splitlines() if "child_lost" in each]
+        assert "writer-1" in line
+        assert "5" in line
 
 
 async def test_server_at_another_place_restarts_the_processes(
@@ -263,3 +275,28 @@ async def test_server_at_another_place_restarts_the_processes(
         broker._endpoints = broker._endpoints._replace(port=broker._endpoints.port + 1)
         for instance, pid in before.items():
             await up.replaced(instance, pid)
+
+
+async def test_restart_that_must_be_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that was not restarted looks for the server where it is not any more."""
+    monkeypatch.setattr(up_module, "WATCH_S", 0.05)
+    monkeypatch.setattr(up_module, "AGAIN_S", 0.05)
+    tries = 0
+
+    async def restart(*_: object) -> bool:
+        nonlocal tries
+        tries += 1
+        return tries == 3
+
+    monkeypatch.setattr(Children, "restart", restart)
+    async with running_up(tmp_path, times=SlotTimes(15, 10, 15)) as up:
+        os.kill(os.getpid(), signal.SIGHUP)
+        await until(lambda: tries)
+        await asyncio.sleep(0.2)
+        assert tries == 1, "else an operator decides"
+        up.supervisor._is_moved = True
+        up.supervisor._restart.set()
+        await until(lambda: tries == 3)
+        assert not up.supervisor._is_moved

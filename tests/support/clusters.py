@@ -1,11 +1,11 @@
-"""Three nats-servers on the loopback that are one cluster, with the roles and their passwords."""
+"""nats-servers on the loopback, one or a cluster of three, with the roles and their passwords."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from http.client import HTTPException
 from pathlib import Path
@@ -15,7 +15,7 @@ from ingest.broker.connection import BrokerConnection
 from ingest.broker.monitor import ask
 from ingest.broker.roles import STREAM
 from ingest.broker.session import Address
-from ingest.broker.streams import WantedStream
+from ingest.broker.streams import Wanted, WantedStream
 from ingest.embedded.broker_config import Endpoints, config_text, new_endpoints
 from ingest.embedded.broker_program import find_program
 from ingest.embedded.programs import DatabaseUser, command
@@ -28,22 +28,19 @@ WANTED_3 = WantedStream(replicas=3, bytes_max=64 * MIB)
 
 
 class Member:
-    """One server. `start` it again after its end."""
+    """One server. `start` it again after its end, perhaps with another `program`."""
 
     def __init__(
-        self, name: str, at: Endpoints, config: Path, host: str, inside: tuple[str, ...]
+        self, name: str, at: Endpoints, config: Path, store: Path, host: str = LOCAL
     ) -> None:
         self.name = name
         self.at = at
         self.config = config
+        self.store = store  # where it keeps its messages
+        self.program = find_program("")
+        self.inside: tuple[str, ...] = ()  # the words before its command line
         self._host = host
-        self._inside = inside  # the words before its command line
         self.process: asyncio.subprocess.Process | None = None
-
-    @property
-    def store(self) -> Path:
-        """Where it keeps its messages."""
-        return self.config.parent / "store"
 
     @property
     def url(self) -> str:
@@ -59,8 +56,8 @@ class Member:
         """Start it; do not wait until it can be used."""
         ourselves = DatabaseUser(-1, -1, "")  # it ends with this process
         self.process = await asyncio.create_subprocess_exec(
-            *self._inside,
-            *command(ourselves, find_program(""), "-c", str(self.config)),
+            *self.inside,
+            *command(ourselves, self.program, "-c", str(self.config)),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
@@ -92,7 +89,7 @@ class Member:
 
 
 class Cluster:
-    """The servers n1, n2 and n3."""
+    """The servers n1, n2 and n3, or n1 alone."""
 
     def __init__(self, members: list[Member]) -> None:
         self.members = members
@@ -119,11 +116,72 @@ class Cluster:
                     found = await api(admin, f"STREAM.INFO.{STREAM}")
                 except BrokerAway:
                     found = {}
+                if found.get("config") and len(self.members) == 1:
+                    return self.members[0]
                 cluster = found.get("cluster") or {}
                 copies = cluster.get("replicas") or ()
                 if cluster.get("leader") and all(each.get("current") for each in copies):
                     return self[cluster["leader"]]
                 await asyncio.sleep(0.05)
+
+
+async def lead(admin: BrokerConnection, what: str, name: str) -> None:
+    """Let a server lead a stream, or a consumer: `STREAM.CONSUMER`."""
+    kind = "CONSUMER" if "." in what else "STREAM"
+    async with asyncio.timeout(30):
+        while (await api(admin, f"{kind}.INFO.{what}"))["cluster"].get("leader") != name:
+            wish = {"placement": {"preferred": name}}
+            await api(admin, f"{kind}.LEADER.STEPDOWN.{what}", wish)
+            await asyncio.sleep(0.3)
+
+
+def members_in(
+    folder: Path, hosts: Sequence[str], *, stores: Path | None = None, store_bytes_max: int = 2**30
+) -> list[Member]:
+    """Return servers that sync each message, not started: one, or several that are a cluster.
+
+    `stores` is the folder of their messages, if that is another one.
+    """
+    passwords = new_endpoints(0, 0).passwords
+    ports = [(free_port(), free_port(), free_port()) for _ in hosts]
+    routes = [f"nats://{host}:{port}" for host, (_, _, port) in zip(hosts, ports, strict=True)]
+    members = []
+    for number, (host, (port, monitor_port, route_port)) in enumerate(
+        zip(hosts, ports, strict=True), 1
+    ):
+        name = f"n{number}"
+        (folder / name).mkdir(parents=True)
+        at = Endpoints(port, monitor_port, "/monitor", passwords)
+        store = (stores or folder) / name / "store"
+        text = config_text(
+            at,
+            store=store,
+            log=folder / name / "log",
+            store_bytes_max=store_bytes_max,
+            payload_bytes_max=8 * MIB,
+        ).replace("server_name: iot-ingest", f"server_name: {name}")
+        text = text.replace(LOCAL, host)
+        if len(hosts) > 1:
+            text += f'cluster {{ name: C, listen: "{host}:{route_port}", '
+            text += f"routes: {json.dumps(routes)} }}\n"
+        members.append(Member(name, at, folder / name / "server.conf", store, host))
+        members[-1].config.write_text(text)
+    return members
+
+
+@asynccontextmanager
+async def running(servers: Cluster, *streams: Wanted) -> AsyncIterator[Cluster]:
+    """Run servers, with these streams."""
+    try:
+        await asyncio.gather(*(each.start() for each in servers.members))
+        await asyncio.gather(*(each.is_well() for each in servers.members))
+        await make_streams(servers, *streams)
+        yield servers
+    finally:
+        for each in servers.members:
+            if each.process is not None and each.process.returncode is None:
+                each.send(signal.SIGCONT)
+                await each.end()
 
 
 @asynccontextmanager
@@ -136,49 +194,27 @@ async def cluster(
 
     `inside` returns the words before the command line of a server, such as for a network namespace.
     """
-    passwords = new_endpoints(0, 0).passwords
-    ports = [free_port() for _ in range(9)]
-    routes = [f"nats://{host}:{port}" for host, port in zip(hosts, ports[6:], strict=True)]
-    members = []
-    for number in range(3):
-        name = f"n{number + 1}"
-        (folder / name).mkdir(parents=True)
-        at = Endpoints(ports[number], ports[3 + number], "/monitor", passwords)
-        text = config_text(
-            at,
-            store=folder / name / "store",
-            log=folder / name / "log",
-            store_bytes_max=2**30,
-            payload_bytes_max=8 * MIB,
-        ).replace("server_name: iot-ingest", f"server_name: {name}")
-        text = text.replace(LOCAL, hosts[number])
-        text += f'cluster {{ name: C, listen: "{hosts[number]}:{ports[6 + number]}", '
-        text += f"routes: {json.dumps(routes)} }}\n"
-        members.append(
-            Member(name, at, folder / name / "server.conf", hosts[number], inside(number))
-        )
-        members[-1].config.write_text(text)
-    servers = Cluster(members)
-    try:
-        await asyncio.gather(*(each.start() for each in members))
-        await asyncio.gather(*(each.is_well() for each in members))
-        await _make_stream(servers)
+    members = members_in(folder, hosts)
+    for number, each in enumerate(members):
+        each.inside = inside(number)
+    async with running(Cluster(members), WANTED_3) as servers:
         yield servers
-    finally:
-        for each in members:
-            if each.process is not None and each.process.returncode is None:
-                each.send(signal.SIGCONT)
-                await each.end()
 
 
-async def _make_stream(servers: Cluster) -> None:
+async def make_streams(servers: Cluster, *streams: Wanted) -> None:
+    """Make the streams, as soon as the servers can."""
     async with joined(lambda: servers.address("admin"), "admin") as admin:
         async with asyncio.timeout(20):
-            while True:
-                try:
-                    await manage.apply(admin, WANTED_3)
-                except (BrokerAway, BrokerRefused):  # they have just found each other
-                    await asyncio.sleep(0.1)
-                else:
-                    break
+            for each in streams:
+                await _apply(admin, each)
         await servers.leader(admin)
+
+
+async def _apply(admin: BrokerConnection, wanted: Wanted) -> None:
+    while True:
+        try:
+            await manage.apply(admin, wanted)
+        except (BrokerAway, BrokerRefused):  # they have just found each other
+            await asyncio.sleep(0.1)
+        else:
+            return

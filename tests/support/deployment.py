@@ -31,6 +31,7 @@ from ingest.model.ports import BufferStats
 REPOSITORY = Path(__file__).parents[2]
 DEPLOY = REPOSITORY / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
+BASE, ROLES = KUBERNETES / "base", KUBERNETES / "roles"
 DASHBOARD = DEPLOY / "grafana" / "dashboards" / "iot-ingest.json"
 TARGET_LABELS = frozenset(
     {"job", "instance"}
@@ -85,15 +86,34 @@ def document(path: Path) -> Any:
     return only
 
 
-def manifests() -> list[Manifest]:
-    """Return all Kubernetes objects."""
-    return [each for path in sorted(KUBERNETES.glob("*.yaml")) for each in documents(path)]
+def compose_services(name: str) -> dict[str, Any]:
+    """Return the services of a Compose file, with what they take from another file."""
+    found: dict[str, Any] = {}
+    for service, own in document(DEPLOY / name)["services"].items():
+        merged = dict(own)
+        if (source := merged.pop("extends", None)) is not None:
+            base = document(DEPLOY / source["file"])["services"][source["service"]]
+            volumes = {  # by their place in the container
+                each.split(":")[1]: each
+                for each in (*base.get("volumes", ()), *own.get("volumes", ()))
+            }
+            merged = {**base, **merged, "volumes": list(volumes.values())}
+        found[service] = merged
+    return found
 
 
-def manifest(kind: str, name: str = "iot-ingest") -> Manifest:
+def manifests(folder: Path = KUBERNETES) -> list[Manifest]:
+    """Return the Kubernetes objects of a folder, and of the one that both installations share."""
+    paths = (*sorted(folder.glob("*.yaml")), *sorted(BASE.glob("*.yaml")))
+    return [each for path in paths for each in documents(path)]
+
+
+def manifest(kind: str, name: str = "iot-ingest", folder: Path = KUBERNETES) -> Manifest:
     """Return one Kubernetes object."""
     (found,) = (
-        each for each in manifests() if each["kind"] == kind and each["metadata"]["name"] == name
+        each
+        for each in manifests(folder)
+        if each["kind"] == kind and each["metadata"]["name"] == name
     )
     return found
 
@@ -110,6 +130,34 @@ def schema_pod() -> Manifest:
     return found
 
 
+def restricted_faults(spec: Manifest) -> set[str]:
+    """Return the rules of the level `restricted` (and baseline) that a pod breaks."""
+    pod_context = spec.get("securityContext", {})
+    faults = {each for each in ("hostNetwork", "hostPID", "hostIPC") if spec.get(each)}
+    kinds = {"configMap", "emptyDir", "persistentVolumeClaim", "projected", "secret"}
+    faults |= {"volumes" for each in spec.get("volumes", []) if not each.keys() & kinds}
+    for container in (*spec["containers"], *spec.get("initContainers", [])):
+        own = container.get("securityContext", {})
+        context = {**pod_context, **own}
+        if own.get("privileged"):
+            faults.add("privileged")
+        if own.get("allowPrivilegeEscalation") is not False:
+            faults.add("allowPrivilegeEscalation")
+        if "ALL" not in own.get("capabilities", {}).get("drop", []):
+            faults.add("capabilities")
+        if set(own.get("capabilities", {}).get("add", [])) - {"NET_BIND_SERVICE"}:
+            faults.add("capabilities")
+        if context.get("runAsNonRoot") is not True or context.get("runAsUser") == 0:
+            faults.add("runAsNonRoot")
+        if context.get("seccompProfile", {}).get("type") not in {"RuntimeDefault", "Localhost"}:
+            faults.add("seccompProfile")
+        if any("hostPort" in each for each in container.get("ports", [])):
+            faults.add("hostPort")
+        if context.keys() & {"procMount", "seLinuxOptions", "sysctls", "appArmorProfile"}:
+            faults.add("unusual")  # some may be allowed; then list them here
+    return faults
+
+
 def secrets_of(pod: Manifest) -> list[str]:
     """Return the names of the secrets that a pod mounts."""
     volumes = pod["spec"]["volumes"]
@@ -119,7 +167,7 @@ def secrets_of(pod: Manifest) -> list[str]:
 def environment_of(pod: Manifest) -> dict[str, str]:
     """Return the variables that a pod's container sets beside the image's."""
     (container,) = pod["spec"]["containers"]
-    return {each["name"]: each["value"] for each in container["env"]}
+    return {each["name"]: each["value"] for each in container["env"] if "value" in each}
 
 
 def shown_in_head(path: Path) -> list[list[str]]:
@@ -235,7 +283,12 @@ def exported() -> dict[str, frozenset[str]]:
     figures = {
         name: {"writer": 1} if name.startswith("consumer_") else 1 for name in BROKER_FIGURES
     }
-    ledger.gauges = ledger.gauges._replace(broker=lambda: figures, roles_imbalance=lambda: 0)
+    ledger.gauges = ledger.gauges._replace(
+        broker=lambda: figures,
+        roles_imbalance=lambda: 0,
+        certificate_ends_s=lambda: 0.0,
+        tokens_end_s=lambda: 0.0,
+    )
     shown = Shown("up", "0", ledger, os.getpid(), has_folder=True)
     found: dict[str, frozenset[str]] = {}
     tally = ForwardTally()

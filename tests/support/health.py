@@ -24,7 +24,7 @@ def make_health(**given: Any) -> Health:
         "database_state": FakeDatabase(),
         "free_bytes": lambda: 10**12,
         "refusals": Refusals(Ledger()),
-        "fill": Fill(Settings(), lambda: 0),
+        "fill": Fill(Settings()),
         "advice": {name: f"<{name}>" for name in FIELDS},
         **given,
     }

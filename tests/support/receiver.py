@@ -8,6 +8,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple, Self
 
+from ingest.access.tokens import Tokens
 from ingest.app.receiving import make_endpoint
 from ingest.config.settings import Settings
 from ingest.model.block import Block
@@ -111,7 +112,7 @@ def post(body: bytes, query: str = "", headers: dict[str, str] | None = None) ->
 class Receiver:
     """The running receiver and its fakes."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, tokens: Tokens | None = None) -> None:
         self.settings = settings
         self.inlet = FakeInlet()
         self.dead_letters = FakeDeadLetters()
@@ -135,6 +136,7 @@ class Receiver:
             levels=("buffered",),
             health=lambda: (503, b'{"state":"full"}'),
             on_refused=self.refused_posts.refused,
+            tokens=tokens,
         )
         self.address = ""
         self._clients: list[Client] = []
@@ -192,9 +194,11 @@ async def until(condition: Any, timeout_s: float = 5.0) -> None:
 
 
 @contextlib.asynccontextmanager
-async def running_receiver(**settings: Any) -> AsyncIterator[Receiver]:
+async def running_receiver(
+    tokens: Tokens | None = None, **settings: Any
+) -> AsyncIterator[Receiver]:
     """Run a receiver with these settings. At its end the balance is 0 and nothing is held."""
-    receiver = Receiver(Settings(**settings))
+    receiver = Receiver(Settings(**settings), tokens)
     receiver.address = await receiver.endpoint.start("127.0.0.1", 0)
     try:
         yield receiver

@@ -113,13 +113,20 @@ class Tiny:
             "final": False,
             "cpu_s": 0.0,
             "memory_bytes": 0,
-            "counters": Ledger().snapshot(),
+            "counters": self.ledger().snapshot(),
             "gauges": None,
             "ready": {"state": self.state, "cause": "", "reason": ""},
             "message": "",
             "tail": {"posts": 0, "readings": [], "rejected": [], "rejected_sampled": False},
             "refused_posts": [],
         }
+
+    def ledger(self) -> Ledger:
+        """Return counters: what it has counted is stored."""
+        ledger = Ledger()
+        if self.role == "writer":
+            ledger.delivered = ledger.committed = self.count
+        return ledger
 
     def answer(self, request: Request, query: str, received_s: float) -> Answer:
         """Answer a post; one that says `block` freezes the process."""

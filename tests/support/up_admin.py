@@ -155,4 +155,4 @@ class Child:
             await self._reading
             self._reading = None
             await self.process.wait()
-            self._rig.up.gone(self.name)
+            self._rig.up.gone(self.name, self.process.pid)

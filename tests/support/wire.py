@@ -203,5 +203,5 @@ def head_of(data: bytes) -> Head:
 
 def request_of(data: bytes, body: bytes = b"") -> Request:
     """Return a request that has arrived whole, of a client that is gone."""
-    sender: Any = SimpleNamespace(valve=Valve(), reply=lambda _: None)
+    sender: Any = SimpleNamespace(valve=Valve(), reply=lambda _: None, proxies=None)
     return Request(head_of(data), Client("", ""), sender, body)

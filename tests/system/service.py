@@ -27,8 +27,6 @@ from ingest.system.state_folder import ServiceInfo, running_service
 REPOSITORY = Path(__file__).parent.parent.parent
 START_S_MAX = 45.0
 STOP_S_MAX = 45.0
-_DATA_URL = re.compile(r"(http://\S+)/v1/readings")
-_ADMIN_URL = re.compile(r"(http://\S+)/metrics")
 _KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR")
 _KEPT_PREFIX = "COVERAGE_"  # coverage measures child processes if they can find it
 
@@ -69,6 +67,8 @@ class Service:
     """
 
     command = "serve"
+    data_url_in = re.compile(r"(https?://\S+)/v1/readings")  # in what it prints
+    admin_url_in = re.compile(r"(http://\S+)/metrics")
 
     def __init__(
         self,
@@ -179,9 +179,9 @@ class Service:
             line = raw.decode(errors="replace").rstrip("\n")
             async with self._news:
                 self.lines.append(line)
-                if found := _DATA_URL.search(line):
+                if found := self.data_url_in.search(line):
                     self.url = self.url or found[1]
-                if found := _ADMIN_URL.search(line):
+                if found := self.admin_url_in.search(line):
                     self.admin_url = self.admin_url or found[1]
                 self._news.notify_all()
         async with self._news:

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import re
 import shlex
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-import asyncpg
 import pytest
 
 from ingest.embedded.broker_program import find_program
 from ingest.embedded.server import EmbeddedPostgres
 from tests.support.documents import DOCUMENTS
-from tests.support.receiver import Client, post
 from tests.support.tcp_ports import free_port
-from tests.system.service import REPOSITORY, environment
+from tests.system.roles import Running, has_rows, running, takes
+from tests.system.service import REPOSITORY
 
 SCALING = DOCUMENTS["docs/scaling.md"]
 DATABASE = "postgresql://ingest@db.example/metrics"
 HOSTS = ("nats1", "nats2", "nats3")
 FENCE = re.compile(r"^ +```(\w+)\n(.*?)^ +```$", re.MULTILINE | re.DOTALL)
-READING = b'{"device_id":"d","metric":"m","value":1,"ts":%d}'
 
 
 def blocks(language: str) -> list[str]:
@@ -82,7 +79,8 @@ class Recipe:
             "INGEST_STREAM_BYTES_MAX": "64MiB",
         }
         words = ("bash", "-ec", ours + self.here(shared + script))
-        async with running(self.folder / f"{name}.log", *words, env=env) as process:
+        log = self.folder / f"{name}.log"
+        async with running(log, *words, env=env, folder=self.folder) as process:
             yield process
 
     async def done(self, script: str) -> str:
@@ -91,71 +89,6 @@ class Recipe:
             code = await process.process.wait()
             assert code == 0, process.output()
             return process.output()
-
-
-class Running:
-    """A process, and the file of its output."""
-
-    def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
-        self.process = process
-        self._log = log
-
-    def output(self) -> str:
-        """Return what it has said."""
-        return self._log.read_text()
-
-    async def line_with(self, text: str) -> str:
-        """Return the first line of output that has the text."""
-        async with asyncio.timeout(30):
-            while True:
-                for line in self.output().splitlines():
-                    if text in line:
-                        return line
-                assert self.process.returncode is None, self.output()
-                await asyncio.sleep(0.05)
-
-
-@asynccontextmanager
-async def running(log: Path, *words: str, env: Mapping[str, str]) -> AsyncIterator[Running]:
-    """Give a process that ends with the block."""
-    with log.open("wb") as out:
-        process = await asyncio.create_subprocess_exec(
-            *words, stdout=out, stderr=asyncio.subprocess.STDOUT, env=environment(env)
-        )
-    try:
-        yield Running(process, log)
-    finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
-        await process.wait()
-
-
-async def takes(address: str, first: int, count: int) -> None:
-    """Post readings, again after a 503, until each has got its 202."""
-    client = await Client.connect(address)
-    try:
-        for number in range(first, first + count):
-            while True:
-                await client.send(post(READING % (1_700_000_000_000_000 + number)))
-                reply = await client.reply(20)
-                if reply.status != 503:
-                    break
-            assert reply.status == 202, reply.body
-    finally:
-        await client.close()
-
-
-async def has_rows(url: str, wanted: int) -> None:
-    """Wait until the table has so many readings."""
-    connection = await asyncpg.connect(url)
-    try:
-        async with asyncio.timeout(40):
-            while (there := await connection.fetchval("select count(*) from readings")) != wanted:
-                assert there < wanted
-                await asyncio.sleep(0.05)
-    finally:
-        await connection.close()
 
 
 @pytest.mark.slow
@@ -189,10 +122,7 @@ async def test_recipe_of_three_machines_works_and_survives_one(open_tmp_path: Pa
         addresses = []
         for number in range(2):
             process = await ending.enter_async_context(recipe.shell(f"gateway{number}", gateway))
-            line = await process.line_with("/v1/readings")
-            found = re.search(r"127\.0\.0\.1:\d+", line)
-            assert found, line
-            addresses.append(found[0])
+            addresses.append(await process.address())
         await takes(addresses[0], 0, 20)
         await takes(addresses[1], 20, 20)
         await has_rows(url, 40)

@@ -22,14 +22,9 @@ from ingest.broker.publishing import Publisher
 from ingest.broker.roles import DEAD_LETTER_SUBJECT, DEAD_LETTERS
 from ingest.dead_letters.format import encode_line
 from ingest.dead_letters.identity import DEFAULT_RULES, letter_id
+from ingest.dead_letters.in_work import InWork
 from ingest.dead_letters.live import key_of
-from ingest.dead_letters.queue import (
-    BUSY_S,
-    IN_WORK_BYTES_MAX,
-    LETTER_BYTES,
-    SMALL_BYTES_MAX,
-    take_exception,
-)
+from ingest.dead_letters.queue import take_exception
 from ingest.dead_letters.reader import LiveLetter
 from ingest.dead_letters.room import Room
 from ingest.dead_letters.stream.store import StreamLetterStore
@@ -39,7 +34,6 @@ from ingest.model.errors import (
     BrokerAway,
     BrokerFull,
     BrokerRefused,
-    BufferFull,
     DeadLettersBroken,
     DeadLettersFull,
     IngestError,
@@ -103,7 +97,7 @@ class StreamDeadLetters:
         self._deciding = asyncio.Lock()  # in the order in which the appends came
         self._free = asyncio.Semaphore(UNDER_WAY_MAX)
         self._appends: set[asyncio.Task[None]] = set()
-        self._in_work_bytes = 0  # about what the letters take that are not acknowledged yet
+        self._in_work = InWork("the broker")
         self._places: OrderedDict[bytes, int] = OrderedDict()  # of the newest letters
         self._state = MessagesState()
         self._pending_bytes = 0  # being appended
@@ -123,19 +117,14 @@ class StreamDeadLetters:
         if not letters:
             return
         self._refuse_closed()
-        size = sum(LETTER_BYTES + len(each.original or b"") for each in letters)
-        if sender is not None:
-            limit = IN_WORK_BYTES_MAX if size <= SMALL_BYTES_MAX else IN_WORK_BYTES_MAX // 2
-            if self._in_work_bytes and self._in_work_bytes + size > limit:
-                raise BufferFull(BUSY_S, "invalid items come faster than the broker takes them")
-        self._in_work_bytes += size
+        size = self._in_work.add(letters, sender)
         task = asyncio.create_task(self._append(letters, sender, size))
         self._appends.add(task)
         task.add_done_callback(lambda _: self._append_done(task, size))
         await asyncio.shield(task)
 
     def _append_done(self, task: asyncio.Task[None], size: int) -> None:
-        self._in_work_bytes -= size
+        self._in_work.end(size)
         self._appends.discard(task)
         take_exception(task)
 

@@ -85,7 +85,7 @@ def test_successor_counts_from_zero_and_the_sum_does_not(rig: Rig) -> None:
     assert rig.total().received == 111
     assert slot.serving.pid == new.pid
     rig.hear("gateway-1", old, final=True)
-    rig.instances.gone("gateway-1")
+    rig.instances.gone("gateway-1", old.pid)
     assert rig.total().received == 111
     assert not slot.gone
     assert slot.leaving == {}
@@ -93,6 +93,53 @@ def test_successor_counts_from_zero_and_the_sum_does_not(rig: Rig) -> None:
     rig.hear("gateway-1", new)
     assert rig.total().received == 112
     assert rig.instances.unclean == 0
+
+
+def test_successor_that_dies_before_it_is_ready_doubles_nothing(rig: Rig) -> None:
+    """Its predecessor goes on in the slot, and is not the one that has ended."""
+    old, died, new = FakeProcess("gateway"), FakeProcess("gateway"), FakeProcess("gateway")
+    old.takes(100)
+    rig.hear("gateway-1", old)
+    died.ready["state"] = "starting"
+    rig.hear("gateway-1", died)
+    rig.instances.gone("gateway-1", died.pid)
+    old.takes(10)
+    rig.hear("gateway-1", old)
+    assert rig.total().received == 110
+    (slot,) = rig.instances
+    assert (slot.status.pid, slot.runs, slot.leaving) == (old.pid, True, {})
+    rig.hear("gateway-1", died)  # a line that was still in its channel
+    assert slot.status.pid == old.pid
+    rig.hear("gateway-1", new)
+    new.takes(1)
+    rig.hear("gateway-1", new)
+    rig.hear("gateway-1", old, final=True)
+    rig.instances.gone("gateway-1", old.pid)
+    assert rig.total().received == 111
+
+
+def test_replaced_process_that_comes_back_late_is_counted_once(rig: Rig) -> None:
+    """It was silent for so long that it counted as one that has ended."""
+    old, new = FakeProcess("writer"), FakeProcess("writer")
+    old.takes(4)
+    rig.hear("writer-1", old)
+    rig.hear("writer-1", new)
+    rig.now_s += LEFT_S + 1
+    assert rig.total().delivered == 4
+    rig.hear("writer-1", old)
+    assert rig.total().delivered == 4
+
+
+def test_container_that_was_restarted_has_the_same_pid(rig: Rig) -> None:
+    """And the same name. It counts from 0, and the sum does not."""
+    old, new = FakeProcess("gateway"), FakeProcess("gateway")
+    new.pid = old.pid
+    old.takes(5)
+    rig.hear("gateway-a-1", old)
+    assert rig.total().received == 5
+    new.takes(1)
+    rig.hear("gateway-a-1", new)
+    assert rig.total().received == 6
 
 
 def test_killed_processes_leave_no_imbalance(rig: Rig) -> None:
@@ -105,14 +152,14 @@ def test_killed_processes_leave_no_imbalance(rig: Rig) -> None:
     rig.hear("gateway-1", gateway)
     rig.hear("writer-1", writer)
     assert (rig.total().held, rig.total().imbalance) == (13, 0)
-    rig.instances.gone("gateway-1")
-    rig.instances.gone("writer-1")
+    rig.instances.gone("gateway-1", gateway.pid)
+    rig.instances.gone("writer-1", writer.pid)
     total = rig.total()
     assert (total.held, total.imbalance) == (0, 0)
     assert total.rejected == {"outcome_unknown": 8}
     assert total.returned == 5
     assert rig.instances.unclean == 2
-    rig.instances.gone("writer-1")  # a second time changes nothing
+    rig.instances.gone("writer-1", writer.pid)  # a second time changes nothing
     rig.hear("writer-1", writer)  # a line that was still in the channel
     assert rig.total().delivered == 5
     successor = FakeProcess("writer")
@@ -145,10 +192,10 @@ def test_end_that_is_told_late_does_not_end_the_successor(rig: Rig, final: bool)
     rig.now_s += LEFT_S + 1
     rig.total()
     rig.hear("writer-1", new)
-    rig.instances.gone("writer-1")
+    rig.instances.gone("writer-1", old.pid)
     (slot,) = rig.instances
     assert slot.runs
-    rig.instances.gone("writer-1")
+    rig.instances.gone("writer-1", new.pid)
     assert slot.gone
 
 
@@ -191,14 +238,17 @@ def test_forgotten_process_is_counted_once_if_it_comes_back(
     rig.hear("gateway-a", gateway)
     rig.total()
     assert len(list(rig.instances)) == 2
+    assert rig.instances.unclean == 2, "what was before is not known"
     rig.now_s += 2
     rig.hear("gateway-a", gateway)
     total = rig.total()
+    assert rig.instances.unclean == 3
     assert [each.name for each in rig.instances] == ["gateway-a"]
     assert (total.delivered, total.returned, total.imbalance) == (7, 3, 0)
     rig.seen.clear()  # what it held was not returned after all
     rig.hear("writer-b", writer)
     assert (rig.total().delivered, rig.instances.ledger.returned) == (7, 0)
+    assert rig.instances.unclean == 3, "it is the same one"
     rig.hear("gateway-a", gateway, final=True)
     assert rig.total().received == 5
     assert [each.name for each in rig.instances] == ["writer-b"]
@@ -206,6 +256,7 @@ def test_forgotten_process_is_counted_once_if_it_comes_back(
     successor.takes(2)
     rig.hear("gateway-a", successor)
     assert rig.total().received == 7
+    assert rig.instances.unclean == 4
 
 
 def test_rates_are_those_between_two_statuses_of_one_process(rig: Rig) -> None:
@@ -244,7 +295,7 @@ def test_oldest_reading_has_the_age_that_its_process_told(rig: Rig) -> None:
         oldest_s = rig.instances.buffer().oldest_received_s
         assert oldest_s is not None
         assert rig.now_s - oldest_s == pytest.approx(expected_s)
-    rig.instances.gone("writer-1")
+    rig.instances.gone("writer-1", one.pid)
     rig.hear("writer-2", two)
     oldest_s = rig.instances.buffer().oldest_received_s
     assert oldest_s is not None
@@ -265,8 +316,27 @@ def test_figures_of_the_broker_are_not_added_but_counters_are(rig: Rig) -> None:
         "stream_skipped_total": 3,
         "consumer_pending": {"writer": 4},
     }
-    rig.instances.gone("writer-2")
+    rig.instances.gone("writer-2", two.pid)
     assert rig.instances.broker() == {"broker_up": 1, "stream_bytes": 10, "stream_skipped_total": 3}
+
+
+def test_loss_stays_when_the_process_that_has_seen_it_ends(rig: Rig) -> None:
+    """Else the alert would end at a restart. Each process has seen the same removal."""
+    one, two, new = FakeProcess("writer"), FakeProcess("gateway"), FakeProcess("writer")
+    one.broker = {"stream_removed": 7, "stream_skipped_total": 2, "stream_altered": 1}
+    two.broker = {"stream_removed": 6}
+    assert rig.instances.losses() == {}
+    for name, each in (("writer-1", one), ("gateway-1", two)):
+        rig.hear(name, each)
+        rig.instances.gone(name, each.pid)
+    new.broker = {"stream_removed": 0, "stream_skipped_total": 1, "stream_altered": 0}
+    rig.hear("writer-1", new)
+    assert rig.instances.broker() == {
+        "stream_removed": 7,
+        "stream_skipped_total": 3,
+        "stream_altered": 0,
+    }
+    assert rig.instances.losses() == {"stream_removed": 7, "stream_skipped_total": 2}
 
 
 def test_database_is_up_if_all_writers_reach_it(rig: Rig) -> None:

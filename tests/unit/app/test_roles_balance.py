@@ -128,6 +128,29 @@ def test_killed_process_is_no_loss_and_a_later_one_is_seen() -> None:
     assert rig.tick(WINDOW) == 4
 
 
+def test_messages_that_an_end_of_a_connection_has_swallowed_come_again() -> None:
+    """They are delivered for the broker, and for no writer, until it delivers them again."""
+    rig = Rig(published=50, delivered=50)
+    rig.tick(WINDOW)
+    rig.published, rig.unacknowledged = 90, 3
+    assert rig.tick(int(AGAIN_S) - 1) == 0
+    rig.delivered, rig.unacknowledged = 90, 0
+    assert rig.tick(2 * WINDOW) == 0
+    rig.published += 7
+    assert rig.tick(WINDOW) == 7
+
+
+def test_who_begins_later_takes_what_it_finds_for_no_loss() -> None:
+    """A writer that is started anew does not know what writers before it have got."""
+    rig = Rig(published=9_000, delivered=400, unclean=3)
+    for _ in range(30):  # there is never a rest
+        rig.published += 100
+        rig.delivered += 100
+        assert rig.tick() == 0
+    rig.published += 1_000
+    assert rig.tick(WINDOW) == 1_000
+
+
 @given(
     st.lists(
         st.tuples(st.integers(0, 50), st.integers(0, 2), st.integers(0, 1), st.booleans()),

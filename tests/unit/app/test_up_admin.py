@@ -135,7 +135,7 @@ async def test_hold_release_goes_to_the_writers_that_wait(rig: UpRig) -> None:
     message = {"do": "release_hold", "dead_letter": True}
     assert rig.told == [("writer-2", message), ("writer-3", message)]
     for name in ("writer-2", "writer-3"):
-        rig.up.gone(name)
+        rig.up.gone(name, processes[name].pid)
     reply = await rig.ask("/hold/release", {"dead_letter": False})
     assert json.loads(reply.body) == {"released": False}
     assert len(rig.told) == 2
@@ -154,7 +154,7 @@ async def test_status_that_cannot_be_read_breaks_nothing(
     assert capfd.readouterr().out.count("status_not_read") == 1
     assert [each.name for each in rig.up.instances] == ["gateway-1", "writer-1"]
     assert (await rig.ask("/readyz")).status == 200
-    rig.up.gone("writer-7")  # nobody knows it
+    rig.up.gone("writer-7", 1)  # nobody knows it
 
 
 async def test_page_has_the_processes_the_stream_and_the_newest_readings(rig: UpRig) -> None:

@@ -28,11 +28,15 @@ class Rig:
             monkeypatch.setattr(f"ingest.app.{part}.monotonic_s", lambda: self.now_s)
         self.instances = Instances(Ledger(), "0.1", 1)
         advice = {name: f"<{name}>" for name in FIELDS}
-        self.health = UpHealth(self.instances, Fill(Settings(), lambda: 0), advice)
+        self.health = UpHealth(self.instances, Fill(Settings()), advice)
         self.processes = {
             name: FakeProcess(name.rpartition("-")[0])
             for name in ("gateway-1", "gateway-2", "writer-1", "writer-2")
         }
+
+    def gone(self, name: str) -> None:
+        """Note that a process has ended."""
+        self.instances.gone(name, self.processes[name].pid)
 
     def hear(self, *names: str) -> None:
         """Take the next status of some processes, or of all."""
@@ -115,23 +119,24 @@ def test_process_that_is_silent_or_gone_is_named(rig: Rig) -> None:
     rig.now_s += SILENT_S
     rig.hear("gateway-1", "gateway-2", "writer-1")
     assert rig.short() == (200, "accepting", "instance_away", "writer-2 does not report its state")
-    rig.instances.gone("writer-1")
+    rig.gone("writer-1")
     expected = (200, "accepting", "instance_away", "no writer runs; the stream keeps readings")
     assert rig.short() == expected
     rig.hear("writer-2")
-    rig.instances.gone("gateway-1")
+    rig.gone("gateway-1")
     assert rig.short()[:3] == (200, "accepting", "instance_away")
-    rig.instances.gone("gateway-2")
+    rig.gone("gateway-2")
     expected = (503, "starting", "instance_away", "no gateway reports its state")
     assert rig.short() == expected
 
 
 def test_successor_that_starts_is_not_the_state(rig: Rig) -> None:
     """Its predecessor takes the posts of the slot; without one they are refused."""
+    old = rig.processes["gateway-1"]
     rig.processes["gateway-1"] = FakeProcess("gateway")
     rig.set("gateway-1", "starting", "starting", "it starts")
     assert rig.short()[:2] == (200, "accepting")
-    rig.instances.gone("gateway-1")
+    rig.instances.gone("gateway-1", old.pid)
     assert rig.short()[:2] == (503, "starting")
 
 

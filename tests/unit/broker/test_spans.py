@@ -25,7 +25,9 @@ def test_spans_hold_what_a_set_holds(added: list[tuple[int, int]], first: int, l
     assert all((place in spans) == (place in model) for place in range(60))
     missing = [place for gap in spans.gaps(first, last) for place in range(gap.first, gap.last + 1)]
     assert missing == [place for place in range(first, last + 1) if place not in model]
-    assert spans.begin_to == next(place for place in range(99) if place + 1 not in model)
+    for begin in (0, first):
+        end = next(place for place in range(begin, 99) if place + 1 not in model)
+        assert spans.end_of(begin) == end
 
 
 def test_span_says_what_it_is() -> None:

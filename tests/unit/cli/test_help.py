@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ingest.cli.main import COMMANDS, build_parser, main, split_psql
+from ingest.cli.main import COMMANDS, build_parser, load_settings, main, split_psql
 
 GROUPS = {
     "schema": ("apply", "show"),
@@ -74,6 +74,19 @@ def test_serve_help_begins_with_what_is_used_most(capsys: pytest.CaptureFixture[
     """The addresses, the database and the folder are the first options of `serve`."""
     flags = re.findall(r"^  (--[a-z-]+)", help_of(capsys, "serve"), re.MULTILINE)
     assert flags[:5] == ["--listen", "--admin-listen", "--database-url", "--state-dir", "--config"]
+
+
+@pytest.mark.parametrize("word", ["gateway", "writer", "up"])
+def test_help_of_a_role_shows_what_it_uses(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """And no embedded server where there is none, nor the journal of `serve`."""
+    shown = help_of(capsys, word)
+    assert ("embedded" in shown) == (word == "up")
+    assert "journal" not in shown.replace("--journal-unsafe", "")
+    assert ("--listen" in shown) == (word != "writer")
+    assert ("--database-url " in shown) == (word != "gateway")
+    assert "--dlq-keep-days" not in shown
+    args = build_parser(word).parse_args([word, "--journal-bytes-max", "1GiB"])
+    assert load_settings(args, {}).settings.journal_bytes_max == 1 << 30
 
 
 @pytest.mark.parametrize("words", [[], *([each] for each in GROUPS)], ids=" ".join)

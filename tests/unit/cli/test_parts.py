@@ -411,16 +411,18 @@ def test_hint_of_the_start_names_a_folder_that_is_not_the_usual_one(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "geteuid", lambda: 1)
 
-    def told(folder: str, database: str) -> str:
+    def told(folder: str, database: str, cert_file: str = "", begin: str = "database:") -> str:
         lines = greeting_lines(
             state_dir=Path(folder),
-            listen="a:1",
+            listen="127.0.0.1:1",
+            cert_file=cert_file,
+            needs_token=False,
             admin_listen="a:2",
             page="",
             database=database,
             waiting="",
         )
-        (found,) = (each for each in lines if each.startswith("database:"))
+        (found,) = (each for each in lines if each.startswith(begin))
         return found
 
     def hint(folder: str) -> str:
@@ -433,3 +435,7 @@ def test_hint_of_the_start_names_a_folder_that_is_not_the_usual_one(
     monkeypatch.setenv("HOME", "~no_such_user")
     assert hint("/s") == "./run psql --state-dir /s -c 'table readings'"
     assert told("/s", "the file /u").endswith(" as set by the file /u")
+    assert told("/s", "", "", "post ").endswith(" http://127.0.0.1:1/v1/readings")
+    with_tls = told("/s", "", "/my c.pem", "post ")
+    assert with_tls.startswith("post readings: curl --cacert '/my c.pem' -H ")
+    assert with_tls.endswith(" https://127.0.0.1:1/v1/readings")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ingest.config.loading import check_together, load
+from ingest.config.loading import check_together, check_waits, load
 from ingest.config.settings import ROW_BYTES_MAX, Settings
 from ingest.config.values import MIB, checked, env_name, unit
 from ingest.model.errors import ConfigError
@@ -353,3 +353,12 @@ def test_database_url_of_several_hosts_is_taken() -> None:
     """Several hosts, each with a port, are one allowed URL."""
     url = "postgresql://u:p@one:5432,two:5433/x"
     assert load(environ={"INGEST_DATABASE_URL": url}).settings.database_url == url
+
+
+def test_post_of_a_gateway_does_not_wait_for_room_longer_than_for_the_stream() -> None:
+    """Its message would have no time left. `serve` does not know the second of the two."""
+    check_waits(Settings())
+    longer = Settings(put_wait_s_max=12)
+    check_together(longer)
+    with pytest.raises(ConfigError, match=r"put_wait_s_max \(12 s\).*publish_wait_s_max \(10 s\)"):
+        check_waits(longer)

@@ -152,3 +152,38 @@ async def test_slots_of_an_address_that_is_not_there() -> None:
     (one,) = await open_slots("localhost", 0, 1)
     assert one.getsockname()[0] in ("127.0.0.1", "::1")
     one.close()
+
+
+async def test_slots_say_which_other_addresses_of_the_host_they_do_not_have(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """`serve` listens on all of them. Those that this machine does not have are not told."""
+    found = [
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 0))
+        for host in ("127.0.0.1", "127.0.0.2", "192.0.2.1")
+    ]
+
+    async def getaddrinfo(*_: object, **__: object) -> object:
+        return found
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    (one,) = await open_slots("two", 0, 1)
+    one.close()
+    (line,) = [each for each in capfd.readouterr().out.splitlines() if "one_address" in each]
+    assert "127.0.0.2" in line
+    assert "192.0.2.1" not in line
+
+
+async def test_address_beyond_the_loopback_is_the_one_that_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The name of a machine may mean 127.0.1.1 and its address: then the port is not private."""
+    kind = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
+
+    async def two(*_given: object, **_options: object) -> list[object]:
+        return [(*kind, ("127.0.0.1", 0)), (*kind, ("0.0.0.0", 0))]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", two)
+    listener = Listener(Greeter)
+    assert (await listener.open("machine", 0))[0] == "0.0.0.0"
+    await listener.close()

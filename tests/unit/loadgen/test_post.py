@@ -6,7 +6,7 @@ import gzip
 
 import pytest
 
-from loadgen.traffic.post import compress, finish, head_of, target_of
+from loadgen.traffic.post import Target, compress, finish, head_of, target_of
 from tests.support.receiver import GOOD, running_receiver
 
 
@@ -52,11 +52,15 @@ def test_compressed_body_is_gzip_and_always_the_same() -> None:
         ("http://h/behind/a/proxy", "h", 80, "h", "/behind/a/proxy/v1/readings"),
         ("http://[::1]:8080", "::1", 8080, "[::1]:8080", "/v1/readings"),
         ("HTTP://Host.Example", "host.example", 80, "Host.Example", "/v1/readings"),
+        ("https://host", "host", 443, "host", "/v1/readings"),
+        ("https://host:8443/", "host", 8443, "host:8443", "/v1/readings"),
     ],
 )
 def test_url_says_where_to_post(url: str, host: str, port: int, authority: str, path: str) -> None:
     """The service's URL and that of its readings give the same target."""
-    assert target_of(url) == (host, port, authority, path)
+    found = target_of(url)
+    assert found == Target(host, port, authority, path, url.startswith("https"))
+    assert found.url == f"{url.lower().partition(':')[0]}://{authority}{path}"
 
 
 @pytest.mark.parametrize(
@@ -64,7 +68,6 @@ def test_url_says_where_to_post(url: str, host: str, port: int, authority: str, 
     [
         "",
         "127.0.0.1:8080",
-        "https://host",
         "ftp://host",
         "http://",
         "http://:8080",

@@ -132,7 +132,7 @@ def test_metrics_are_not_guessed_for_a_port_of_ones_own() -> None:
         (["--shape", "steps:"], "--shape: 'steps:': '' is not a number"),
         (["--shape", "ramp:0..0"], "a shape needs a rate above 0"),
         (["--shape", "storm:9999"], "9999 must be at least 1 and at most 1,440"),
-        (["--url", "https://h"], "--url: 'https://h' does not begin with http://"),
+        (["--url", "ftp://h"], "--url: 'ftp://h' does not begin with http:// or https://"),
         (["--json", "/nowhere/x"], "--json: there is no folder /nowhere"),
         (["--html", "/"], "--html: / is a folder"),
         (["--arrivals", "never"], "--arrivals: there is no 'never': one of constant, poisson"),
@@ -160,6 +160,8 @@ def test_value_that_cannot_be_is_an_error_that_names_its_option(
         (["--rate", "5", "--shape", "ramp:1..2"], "--shape ramp:1..2 says the rates"),
         (["--shape", "ramp:1..2", "--posts", "5"], "a ramp needs --duration-s"),
         (["--shape", "steps:1,2", "--posts", "5"], "say how long a step is"),
+        (["--url", "http://h", "--url", "https://h"], "--url: all must begin with https://"),
+        (["--url", "http://h", "--ca", "x.crt"], "--ca is for a --url that begins with https://"),
         (["--find-max", "--posts", "5"], "--find-max goes without --posts"),
         (["--find-max", "--no-retry"], "--find-max goes without --no-retry"),
         (["--find-max", "--shape", "storm"], "--find-max tries constant rates"),
@@ -285,3 +287,15 @@ def test_each_help_has_two_examples_that_parse(capsys: pytest.CaptureFixture[str
             assert cli.parser().parse_args(words).command == (command or words)[0]
     assert cli.main([]) == 2
     assert "verify" in capsys.readouterr().err
+
+
+def test_token_goes_to_each_target() -> None:
+    """Of a list of gateways too; no report shows it."""
+    chosen = _chosen("--token", "iot_x", "--url", "http://a:1", "--url", "http://b:1")
+    plan = plan_of(chosen)
+    assert [each.token for each in (plan.target, *plan.others)] == ["iot_x"] * 2
+    assert "iot_x" not in json.dumps(settings_of(chosen, plan))
+    assert _plan().target.token == ""
+    for wrong in ("a b", "x\r\nHost: y", "ü"):
+        with pytest.raises(SystemExit):
+            _chosen("--token", wrong)

@@ -53,6 +53,24 @@ def test_cause_has_words_a_next_step_and_a_section(name: str) -> None:
     assert "{" not in step
 
 
+def test_unit_of_systemd_is_named_by_its_control_group(tmp_path: Path) -> None:
+    """A command outside of the unit names that of `serve`."""
+    environ = {"STATE_DIRECTORY": "/var/lib/iot-ingest"}
+    groups = tmp_path / "cgroup"
+    for text, unit in (
+        ("0::/system.slice/iot-ingest-up.service\n", "iot-ingest-up"),
+        (
+            "0::/system.slice/system-iot.slice/iot-ingest-gateway@8080.service\n",
+            "iot-ingest-gateway@8080",
+        ),
+        ("0::/user.slice/session-1.scope\n", "iot-ingest"),
+    ):
+        groups.write_text(text)
+        words = command_words(environ, in_container=False, groups=groups)
+        assert words["restart"] == f"systemctl restart {unit}"
+        assert words["log"] == f"journalctl -u {unit}"
+
+
 def test_commands_are_those_of_the_surroundings() -> None:
     """The words are those of the runbook's table; else a command would fail in a container."""
     table = (REPOSITORY / "deploy" / "RUNBOOK.md").read_text()

@@ -10,7 +10,13 @@ from typing import cast
 from ingest.http.request import Client, Request, network_of
 from ingest.model.errors import Refused
 from ingest.model.ledger import Ledger
-from ingest.receiver.refused_posts import BODY_BYTES_MAX, POSTS_MAX, POSTS_OF_PEER_MAX, RefusedPosts
+from ingest.receiver.refused_posts import (
+    BODY_BYTES_MAX,
+    COUNTS_MAX,
+    POSTS_MAX,
+    POSTS_OF_PEER_MAX,
+    RefusedPosts,
+)
 from tests.support.receiver import GOOD, head, post, running_receiver
 
 
@@ -91,3 +97,19 @@ def test_flood_of_refused_posts_is_bounded() -> None:
     assert peers["2001:db8::7"] == POSTS_OF_PEER_MAX
     assert peers.total() == POSTS_MAX
     assert peers["10.0.0.9"] == 10, "the others' newest stay"
+    assert posts.listed()[0]["count"] == 1_000
+    for at in range(COUNTS_MAX):
+        posts.refused(from_peer(f"10.1.{at >> 8}.{at & 255}"), Refused("not_json", ""))
+    posts.refused(from_peer("2001:db8::7"), Refused("not_json", ""))
+    assert posts.listed()[0]["count"] == 1, "the oldest counts are forgotten"
+
+
+async def test_refused_posts_are_counted_by_sender_and_code() -> None:
+    """The one device with a wrong token is found, however often it posts."""
+    async with running_receiver() as receiver:
+        for body in (b"[]", b"{", b"[]", b"[]"):
+            await receiver.send(post(body))
+        listed = receiver.refused_posts.listed()
+    assert [(each["code"], each["count"]) for each in listed] == [
+        *(("empty", 3), ("empty", 2), ("not_json", 1), ("empty", 1))
+    ]

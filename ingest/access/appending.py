@@ -1,0 +1,51 @@
+"""Appends lines to a file of tokens. Blocks; for commands."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+from pathlib import Path
+
+from ingest.access.entries import Entries
+from ingest.model.errors import ConfigError
+from ingest.system.files import AppendFile, sync_folder
+
+
+def read_entries(path: Path) -> Entries:
+    """Return the tokens of a file, none if it is missing. Raises ConfigError for a wrong line."""
+    entries = Entries()
+    try:
+        for _ in entries.read(path.read_bytes()):
+            pass
+    except FileNotFoundError:
+        pass
+    except ValueError as error:
+        raise ConfigError(f"the file of tokens {path} cannot be used: {error}") from error
+    return entries
+
+
+def append_lines(path: Path, lines: bytes) -> None:
+    """Append whole lines; return when they are on the disk. Raises OSError, nothing is appended.
+
+    Several commands may do so at the same time. A new file is readable for the owner of its folder
+    only.
+    """
+    while True:
+        is_new = not path.exists()
+        with closing(AppendFile.open(path, create=False)) as file:
+            if not file.lock():  # another command has just appended
+                continue
+            if is_new and os.geteuid() == 0:  # the service may run as another user
+                owner = path.parent.stat()
+                os.chown(path, owner.st_uid, owner.st_gid)
+            file.append(lines if _ends_line(path) else b"\n" + lines)
+            sync_folder(path.parent)
+            return
+
+
+def _ends_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        if not file.seek(0, os.SEEK_END):
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"

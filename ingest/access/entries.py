@@ -1,0 +1,184 @@
+"""The lines of a file of tokens: what each says, and how it is read and written.
+
+A line is a JSON object. One kind is a token: its name, its digest, and what it may do. The other
+kind names a digest and says from when on its token is refused. Empty lines and lines that begin
+with # are skipped. A later line of the same digest counts.
+Does not: know the file, or any token. A token cannot be found from its digest.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import secrets
+from collections.abc import Iterator
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+import orjson
+
+from ingest.config.values import moment_us
+from ingest.system.clock import rfc3339
+
+NEVER_US = math.inf
+PREFIX = "iot_"  # so that a scanner finds a token that was published by mistake
+TOKEN_BYTES = 32
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+LINE_BYTES_MAX = 16 * 1024
+TEXT_CHARACTERS_MAX = 500
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_LISTS = ("devices", "sources", "formats")
+_TOKEN = frozenset({"name", "sha256", *_LISTS, "device", "expires", "note"})
+_END = frozenset({"end", "at", "name"})
+
+
+class TokenEntry(NamedTuple):
+    """A token as the file has it. An empty tuple: no limit. Its end is in Unix microseconds.
+
+    `devices` are globs; `device` is the one device that it speaks for, also where a post names
+    none. `ends_us` is from when on it is refused, NEVER_US if there is no such time.
+    """
+
+    name: str
+    digest: str
+    devices: tuple[str, ...] = ()
+    device: str = ""
+    sources: tuple[str, ...] = ()
+    formats: tuple[str, ...] = ()
+    ends_us: float = NEVER_US
+    note: str = ""
+
+
+def new_secret() -> str:
+    """Return a new token."""
+    return PREFIX + secrets.token_urlsafe(TOKEN_BYTES)
+
+
+def digest_of(token: str) -> str:
+    """Return the digest of a token, of any text that a client sent."""
+    return sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def entry_line(entry: TokenEntry) -> bytes:
+    """Return the line of a token."""
+    fields: dict[str, Any] = {"name": entry.name, "sha256": entry.digest}
+    fields |= {name: getattr(entry, name) for name in (*_LISTS, "device", "note")}
+    if entry.ends_us != NEVER_US:
+        fields["expires"] = rfc3339(int(entry.ends_us))
+    return orjson.dumps({name: each for name, each in fields.items() if each}) + b"\n"
+
+
+def end_line(entry: TokenEntry, at_us: int) -> bytes:
+    """Return the line that ends a token at this time."""
+    line = {"end": entry.digest, "at": rfc3339(at_us), "name": entry.name}
+    return orjson.dumps(line) + b"\n"
+
+
+class Entries:
+    """The tokens that some lines name, by digest. `read` may be called again with later lines."""
+
+    def __init__(self, before: Entries | None = None) -> None:
+        self.by_digest: dict[str, TokenEntry] = dict(before.by_digest) if before else {}
+        self._ends: dict[str, int] = dict(before._ends) if before else {}
+        self._lines: int = before._lines if before else 0
+
+    def read(self, text: bytes) -> Iterator[None]:
+        """Read whole lines in short steps. Raises ValueError, which shows nothing of a line."""
+        start = 0
+        while start < len(text):
+            end = text.find(b"\n", start)
+            end = len(text) if end < 0 else end
+            self._lines += 1
+            self._read(text[start:end].strip())
+            start = end + 1
+            yield
+
+    def _read(self, line: bytes) -> None:
+        if not line or line.startswith(b"#"):
+            return
+        try:
+            self._take(_fields_of(line))
+        except ValueError as error:
+            raise ValueError(f"line {self._lines}: {error}") from None
+
+    def _take(self, fields: dict[str, Any]) -> None:
+        if "end" in fields:
+            digest, at_us = _end_of(fields)
+            self._ends[digest] = min(self._ends.get(digest, at_us), at_us)
+            known = self.by_digest.get(digest)
+            if known is None:
+                return
+            entry = known
+        else:
+            entry = _entry_of(fields)
+        ends_us = min(entry.ends_us, self._ends.get(entry.digest, NEVER_US))
+        self.by_digest[entry.digest] = entry._replace(ends_us=ends_us)
+
+
+def _fields_of(line: bytes) -> dict[str, Any]:
+    if len(line) > LINE_BYTES_MAX:
+        raise ValueError(f"is longer than {LINE_BYTES_MAX} bytes")
+    try:
+        fields = orjson.loads(line)
+    except ValueError:  # its text would show the line
+        raise ValueError("is not JSON; is it cut off?") from None
+    if type(fields) is not dict:
+        raise ValueError("is not a JSON object")
+    known = _END if "end" in fields else _TOKEN
+    if not known.issuperset(fields):  # it may be a limit of a later version
+        raise ValueError(f"has a field that is not known; known are {', '.join(sorted(known))}")
+    return fields
+
+
+def _entry_of(fields: dict[str, Any]) -> TokenEntry:
+    for name in ("name", "sha256"):
+        if name not in fields:
+            raise ValueError(f"has no `{name}`")
+    check_name(fields["name"])
+    digest = _digest(fields["sha256"], "sha256")
+    lists = {name: _texts(fields, name) for name in _LISTS if name in fields}
+    single = {name: _text(fields[name], name) for name in ("device", "note") if name in fields}
+    if lists.get("devices") and single.get("device"):
+        raise ValueError("has `devices` and `device`; it may have one of them")
+    ends_us = _moment_us(fields["expires"], "expires") if "expires" in fields else NEVER_US
+    return TokenEntry(fields["name"], digest, ends_us=ends_us, **lists, **single)  # type: ignore[arg-type]
+
+
+def _end_of(fields: dict[str, Any]) -> tuple[str, int]:
+    at_us = _moment_us(fields["at"], "at") if "at" in fields else 0
+    return _digest(fields["end"], "end"), at_us
+
+
+def check_name(name: Any) -> None:
+    """Raise ValueError unless this can be the name of a token: it is shown in many places."""
+    if not (isinstance(name, str) and NAME.fullmatch(name)):
+        raise ValueError(
+            "the name of a token has 1 to 64 letters, digits, dots, dashes or underscores, and "
+            "begins with a letter or a digit"
+        )
+
+
+def _moment_us(value: Any, field: str) -> int:
+    try:
+        return moment_us(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"`{field}` is not a time such as 2027-01-01T00:00:00Z") from None
+
+
+def _digest(value: Any, field: str) -> str:
+    if not (isinstance(value, str) and _DIGEST.fullmatch(value)):
+        raise ValueError(f"`{field}` is not a digest of 64 hexadecimal digits")
+    return value
+
+
+def _text(value: Any, field: str) -> str:
+    if not isinstance(value, str) or not value or len(value) > TEXT_CHARACTERS_MAX:
+        raise ValueError(f"`{field}` is not a text of 1 to {TEXT_CHARACTERS_MAX} characters")
+    return value
+
+
+def _texts(fields: dict[str, Any], field: str) -> tuple[str, ...]:
+    value = fields[field]
+    if type(value) is not list or not value:
+        raise ValueError(f"`{field}` is not a list of texts; without it there is no limit")
+    return tuple(_text(each, field) for each in value)

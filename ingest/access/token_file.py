@@ -1,0 +1,196 @@
+"""Reads the file of tokens at the start, and again whenever it changes, without a restart.
+
+Lines that were appended are read from where the file ended. A file that was replaced, changed or
+shrank is read whole; what is not in it any more is revoked.
+Promises: a file that cannot be read or has a wrong line changes nothing: the tokens that were read
+before stay in force, and the log says so as long as it is so. The event loop is never held up for
+more than SLICE_S, however many tokens there are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+from collections.abc import Iterator
+from hashlib import sha256
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+from ingest.access.entries import NEVER_US, Entries
+from ingest.access.tokens import Tokens
+from ingest.model.errors import StartError
+from ingest.system.clock import monotonic_s, rfc3339, sleep_unless, unix_us
+from ingest.system.logs import Occasionally, get_logger
+
+LOOK_S = 0.2  # so often it is looked whether the file has changed
+SLICE_S = 0.002  # a token takes 5 to 10 us
+FILE_BYTES_MAX = 64 * 1024**2
+SAID_EVERY_S = 60.0  # while the file cannot be used
+SOON_US = 14 * 86_400_000_000  # before a token ends, the log says so, once a day
+DAY_S = 86_400.0
+
+
+class _Seen(NamedTuple):
+    """What tells one content of the file from another, without reading it."""
+
+    device: int
+    inode: int
+    size: int
+    changed_ns: int
+
+
+class _Read(NamedTuple):
+    """Content of the file, and its digest. `more`: it is what was read before, and then this."""
+
+    text: bytes
+    more: bytes | None
+    digest: bytes
+
+
+class TokenFile:
+    """The file at `path`. `named`: a setting names it, so it must be there at the start."""
+
+    def __init__(self, path: Path, *, named: bool) -> None:
+        self.path = path
+        self.tokens = Tokens()
+        self.fault = ""  # why the file cannot be used now
+        self._named = named
+        self._seen: _Seen | None = None  # when it was read last
+        self._candidate: _Seen | None = None
+        self._read_bytes = 0
+        self._digest = b""  # of these
+        self._ends_line = True
+        self._occasionally = Occasionally(SAID_EVERY_S)
+        self._warned_s = float("-inf")
+        self._log = get_logger("access")
+
+    def open(self) -> None:
+        """Read the file. Raises StartError if it cannot be used."""
+        try:
+            self._seen = self._look()
+            if self._seen is None:
+                if self._named:
+                    raise OSError(None, "there is no such file")
+                return
+            found = self._content()
+            entries = Entries()
+            for _ in chain(entries.read(found.text), self.tokens.change(entries)):
+                pass
+        except (OSError, ValueError) as error:
+            raise StartError(f"the file of tokens {self.path} cannot be used: {_why(error)}") from (
+                error
+            )
+        self._keep(found)
+
+    async def follow(self, stop: asyncio.Event) -> None:
+        """Look for changes until `stop` is set; revoke tokens when their time is over."""
+        while not await sleep_unless(stop, self._pause_s()):
+            self.tokens.expire()
+            await self._look_again()
+            self._warn()
+
+    def _pause_s(self) -> float:
+        return min(LOOK_S, max(0.001, (self.tokens.next_end_us - unix_us()) / 1e6))
+
+    def _look(self) -> _Seen | None:
+        try:
+            found = os.stat(self.path)
+        except FileNotFoundError:
+            return None
+        return _Seen(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+    async def _look_again(self) -> None:
+        try:
+            seen = self._look()
+            if seen == self._seen:
+                if self.fault:
+                    self._say()
+                return
+            # An editor may empty the file before it writes: that is not the end of all tokens. So
+            # a file that was not only appended to must be the same when it is looked at again.
+            candidate, self._candidate = self._candidate, seen
+            if not self._has_grown(seen) and seen != candidate:
+                return
+            self._seen = seen
+            if seen is None:
+                raise OSError(None, "it is gone")
+            await self._read_again()
+        except (OSError, ValueError) as error:
+            self.fault = _why(error)
+            self._say()
+
+    def _has_grown(self, seen: _Seen | None) -> bool:
+        old = self._seen
+        if seen is None or old is None:
+            return seen is not None  # it has just been made
+        return (seen.device, seen.inode) == (old.device, old.inode) and seen.size > old.size
+
+    async def _read_again(self) -> None:
+        found = await asyncio.to_thread(self._content)
+        entries = Entries(self.tokens.entries if found.more is not None else None)
+        await _in_slices(entries.read(found.text if found.more is None else found.more))
+        before = len(self.tokens.entries.by_digest)
+        await _in_slices(self.tokens.change(entries))
+        self._keep(found)
+        self.fault = ""
+        count = len(entries.by_digest)
+        self._log.info("tokens_read", count=count, before=before)
+
+    def _content(self) -> _Read:
+        """Read the file, whole. Raises OSError. Blocks."""
+        fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with os.fdopen(fd, "rb") as file:
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode):
+                raise OSError(None, "it is not a regular file")
+            text = file.read(FILE_BYTES_MAX + 1)
+        if len(text) > FILE_BYTES_MAX:
+            raise OSError(None, f"it is larger than {FILE_BYTES_MAX} bytes")
+        size = self._read_bytes
+        more = text[size:]
+        is_longer = size and len(more) and sha256(memoryview(text)[:size]).digest() == self._digest
+        begins_line = self._ends_line or more.startswith(b"\n")
+        return _Read(text, more if is_longer and begins_line else None, sha256(text).digest())
+
+    def _keep(self, found: _Read) -> None:
+        self._read_bytes = len(found.text)
+        self._digest = found.digest
+        self._ends_line = not found.text or found.text.endswith(b"\n")
+
+    def _say(self) -> None:
+        if self._occasionally.due(self.fault) is not None:
+            in_force = len(self.tokens.entries.by_digest)
+            self._log.error(
+                "token_file_unusable", path=str(self.path), why=self.fault, in_force=in_force
+            )
+
+    def _warn(self) -> None:
+        """Log once a day which token ends soon."""
+        end_us = self.tokens.next_end_us
+        if end_us == NEVER_US or monotonic_s() - self._warned_s < DAY_S:
+            return
+        if end_us - unix_us() < SOON_US:
+            self._warned_s = monotonic_s()
+            names = [
+                each.name
+                for each in self.tokens.entries.by_digest.values()
+                if unix_us() < each.ends_us < unix_us() + SOON_US
+            ]
+            self._log.warning(
+                "tokens_end_soon", first=rfc3339(int(end_us)), names=names[:20], count=len(names)
+            )
+
+
+async def _in_slices(steps: Iterator[None]) -> None:
+    """Take all steps; let the event loop do its other work after each SLICE_S."""
+    since_s = monotonic_s()
+    for _ in steps:
+        if monotonic_s() - since_s > SLICE_S:
+            await asyncio.sleep(0)
+            since_s = monotonic_s()
+
+
+def _why(error: Exception) -> str:
+    return str(error) if isinstance(error, ValueError) else str(getattr(error, "strerror", error))

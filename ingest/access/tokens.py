@@ -1,0 +1,120 @@
+"""The tokens in force: finds who a client is, and revokes.
+
+A client's head is read once, and its identity is kept with it. So a token that ends is not looked
+up again: its identity says that it is not live any more.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from fnmatch import translate
+
+from ingest.access.entries import NEVER_US, Entries, TokenEntry, digest_of
+from ingest.system.clock import unix_us
+
+DEVICES_KNOWN_MAX = 4_096  # of one token: which of them it may speak for
+_STEP = 64
+
+
+class Identity:
+    """Who sent a request, and what it may do. `live`: it is not revoked and has not expired.
+
+    `allows` says whether it may speak for a device; None: for all of them.
+    """
+
+    __slots__ = ("_known", "_pattern", "allows", "entry", "live")
+
+    def __init__(self, entry: TokenEntry) -> None:
+        self.entry = entry
+        self.live = True
+        self._known: dict[str, bool] = {}
+        self._pattern: re.Pattern[str] | None = None  # made at the first use: it takes 0.1 ms
+        self.allows = self._allows if entry.devices or entry.device else None
+
+    def covers(self, source: str, form: str) -> bool:
+        """Whether it may send in this form to this source."""
+        entry = self.entry
+        of_source = not entry.sources or source in entry.sources
+        return of_source and (not entry.formats or form in entry.formats)
+
+    def _allows(self, device_id: str) -> bool:
+        allowed = self._known.get(device_id)
+        if allowed is None:
+            if len(self._known) >= DEVICES_KNOWN_MAX:
+                self._known.clear()
+            if self._pattern is None:
+                self._pattern = _pattern_of(self.entry)
+            allowed = self._known[device_id] = self._pattern.match(device_id) is not None
+        return allowed
+
+
+def _pattern_of(entry: TokenEntry) -> re.Pattern[str]:
+    if entry.device:
+        return re.compile(re.escape(entry.device) + r"\Z")
+    return re.compile("|".join(map(translate, entry.devices)))
+
+
+ANYBODY = Identity(TokenEntry("", ""))  # where nobody is asked who they are
+
+
+class Tokens:
+    """All tokens of a file. `change` puts other ones in force."""
+
+    def __init__(self) -> None:
+        self.entries = Entries()
+        self._identities: dict[str, Identity] = {}
+        self._next_end_us = NEVER_US
+
+    def find(self, token: str) -> Identity | None:
+        """Return the identity of a live token. The work is the same for every wrong one."""
+        identity = self._identities.get(digest_of(token))
+        return identity if identity is not None and identity.live else None
+
+    def change(self, entries: Entries) -> Iterator[None]:
+        """Put these in force; a step of the iteration is short. Tokens not among them are revoked.
+
+        The identity of a token stays the same if its entry does.
+        """
+        now_us = unix_us()
+        old, new = self._identities, dict[str, Identity]()
+        next_end_us = NEVER_US
+        for digest, entry in entries.by_digest.items():
+            known = old.get(digest)
+            if known is None or not known.live or known.entry != entry:
+                known = Identity(entry)
+                known.live = entry.ends_us > now_us
+            if known.live:
+                next_end_us = min(next_end_us, entry.ends_us)
+            new[digest] = known
+            if not len(new) % _STEP:
+                yield
+        self._identities, self.entries, self._next_end_us = new, entries, next_end_us
+        for at, (digest, identity) in enumerate(old.items()):
+            if new.get(digest) is not identity:
+                identity.live = False
+            if not at % _STEP:
+                yield
+        self.expire()
+
+    def expire(self) -> None:
+        """Revoke those whose time is over; call it often, since it is nearly always cheap."""
+        now_us = unix_us()
+        if now_us < self._next_end_us:
+            return
+        self._next_end_us = NEVER_US
+        for identity in self._identities.values():
+            if identity.entry.ends_us <= now_us:
+                identity.live = False
+            else:
+                self._next_end_us = min(self._next_end_us, identity.entry.ends_us)
+
+    def left_s(self) -> float | None:
+        """Return in how many seconds the next live token ends, None if none does."""
+        end_us = self._next_end_us
+        return None if end_us == NEVER_US else (end_us - unix_us()) / 1e6
+
+    @property
+    def next_end_us(self) -> float:
+        """When the next live token ends (Unix microseconds), NEVER_US if none does."""
+        return self._next_end_us

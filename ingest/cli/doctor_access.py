@@ -1,0 +1,52 @@
+"""What `ingest doctor` finds about who may post: the file of tokens, and the setting `access`."""
+
+from __future__ import annotations
+
+import socket
+
+from ingest.access.rule import is_open
+from ingest.access.token_file import SOON_US
+from ingest.app.access import open_tokens
+from ingest.cli.doctor_database import FAIL, OK, WARN, Check
+from ingest.config.settings import Settings, split_address
+from ingest.http.sites import is_loopback
+from ingest.model.errors import StartError
+from ingest.system.clock import rfc3339_s, unix_us
+from ingest.system.surroundings import command_words
+from ingest.system.words import counted
+
+_NAME = "access"
+
+
+def access_check(settings: Settings) -> Check:
+    """Check what a start would check, and whether a token ends soon."""
+    run = command_words()["run"]
+    try:
+        tokens = open_tokens(settings).tokens
+        count, loopback = len(tokens.entries.by_digest), _is_private(settings.listen)
+        is_free = is_open(
+            settings.access, loopback=loopback, tokens=count, address=settings.listen, run=run
+        )
+    except StartError as error:
+        return Check(_NAME, FAIL, str(error))
+    if is_free:
+        where = "this machine" if loopback else "the network"
+        return Check(_NAME, OK if loopback else WARN, f"everybody on {where} may post")
+    live = sum(each.ends_us > unix_us() for each in tokens.entries.by_digest.values())
+    if not live:
+        return Check(_NAME, WARN, f"nobody may post: make a token with `{run} token new NAME`")
+    told = f"a token is needed to post; {counted(live, 'token')}"
+    if tokens.next_end_us < unix_us() + SOON_US:
+        until = rfc3339_s(int(tokens.next_end_us))
+        return Check(_NAME, WARN, f"{told}; one ends at {until} (`{run} token rotate NAME`)")
+    return Check(_NAME, OK, told)
+
+
+def _is_private(listen: str) -> bool:
+    """Whether all addresses of HOST:PORT are on the loopback; False if that is not known."""
+    host, _ = split_address(listen)
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    return all(is_loopback(f"{each[4][0]}:0") for each in found)

@@ -1,0 +1,304 @@
+"""`ingest token`: makes tokens for those who post, lists them, ends them.
+
+Only the digest of a token is stored, so it is printed once and cannot be printed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import sys
+from typing import TYPE_CHECKING, Any
+
+from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_json_flag
+from ingest.cli.terminal import print_answer
+from ingest.config.loading import Loaded
+from ingest.config.settings import Settings
+from ingest.config.values import moment_us
+from ingest.model.errors import IngestError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ingest.access.entries import Entries, TokenEntry
+
+TAKES = "COMMAND [options]"
+EXAMPLES = ("ingest token new greenhouse", "ingest token list")
+EPILOG = """\
+A running service reads the file by itself. docs/tokens.md says how clients send a token.
+
+exit codes: 0 done, 1 the file cannot be written: the line to add is printed"""
+OVERLAP_DAYS = 30.0
+_DATE = re.compile(r"\d{4}-\d\d-\d\d")
+_DAY_US = 86_400_000_000
+
+
+def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
+    """Add the commands."""
+    new = Command(
+        "new",
+        "make a token, and print it once, as the last word",
+        (
+            "ingest token new greenhouse",
+            "ingest token new greenhouse --devices 'greenhouse-*' --expires 2028-01-01",
+        ),
+        _new_flags,
+        "NAME",
+    )
+    shown = Command(
+        "list",
+        "print the tokens: name, begin of the digest, state, what each may do",
+        ("ingest token list", "ingest token list --json"),
+        add_json_flag,
+    )
+    disable = Command(
+        "disable",
+        "refuse the tokens of this name from now on",
+        ("ingest token disable greenhouse", "ingest token disable greenhouse --digest 3f29a0c4"),
+        _disable_flags,
+        "NAME",
+    )
+    rotate = Command(
+        "rotate",
+        "make another token of this name; the one before ends later",
+        ("ingest token rotate greenhouse", "ingest token rotate greenhouse --overlap-days 7"),
+        _rotate_flags,
+        "NAME",
+    )
+    add_group(parser, "token_command", (new, shown, disable, rotate), settings)
+
+
+def _new_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="shown in lists and logs: no secret")
+    for flag, what in (
+        ("devices", "devices that it may speak for, as in 'greenhouse-*'; may be repeated"),
+        ("sources", "where it may post, as in readings; may be repeated"),
+        ("formats", "formats that it may post, as in json; may be repeated"),
+    ):
+        parser.add_argument(f"--{flag}", metavar="TEXT", action="append", default=[], help=what)
+    parser.add_argument("--device", metavar="ID", default="", help="the one device of the token")
+    parser.add_argument("--expires", metavar="TIME", type=_time, help="as in 2028-01-01 (UTC)")
+    parser.add_argument("--note", metavar="TEXT", default="", help="for people")
+    add_json_flag(parser)
+
+
+def _disable_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("--digest", metavar="BEGIN", default="", help="only this one of the name")
+    add_json_flag(parser)
+
+
+def _rotate_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME")
+    parser.add_argument(
+        "--overlap-days",
+        metavar="DAYS",
+        type=_days,
+        default=OVERLAP_DAYS,
+        help=f"how long the token before stays valid [{OVERLAP_DAYS:g}]",
+    )
+    parser.add_argument(
+        "--expires", metavar="TIME", type=_time, help="of the new one, as in 2028-01-01, or never"
+    )
+    add_json_flag(parser)
+
+
+def _time(text: str) -> float:
+    try:
+        if text == "never":
+            return math.inf
+        return moment_us(f"{text}T00:00:00Z" if _DATE.fullmatch(text) else text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a date such as 2028-01-01 nor RFC 3339"
+        ) from None
+
+
+def _days(text: str) -> float:
+    try:
+        days = float(text)
+    except ValueError:
+        days = -1.0
+    if not 0 <= days <= 3650:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of days, 0 to 3650")
+    return days
+
+
+def run(args: argparse.Namespace, loaded: Loaded) -> int:
+    """Do one of them; return 0, or 1 if the file could not be written."""
+    commands = {"new": _new, "list": _list, "disable": _disable, "rotate": _rotate}
+    return commands[args.token_command](args, loaded.settings)
+
+
+def _list(args: argparse.Namespace, settings: Settings) -> int:
+    from ingest.access.appending import read_entries  # noqa: PLC0415
+
+    path = _path(settings)
+    shown = [_described(each) for each in read_entries(path).by_digest.values()]
+    lines = [
+        f"{each['name']:<24} {each['sha256'][:8]}  {each['state']:<28} {_scope_text(each)}".rstrip()
+        for each in shown
+    ]
+    text = "\n".join(lines) or f"there are no tokens in {path}"
+    print_answer({"file": str(path), "tokens": shown}, text, as_json=args.json)
+    return 0
+
+
+def _new(args: argparse.Namespace, settings: Settings) -> int:
+    from ingest.access.entries import TokenEntry, check_name  # noqa: PLC0415
+
+    try:
+        check_name(args.name)
+    except ValueError as error:
+        raise IngestError(str(error)) from None
+    path, entries = _read(settings)
+    if _live(entries, args.name):
+        raise IngestError(
+            f"there is a token {args.name} already: `ingest token rotate {args.name}` makes its "
+            "successor"
+        )
+    if args.devices and args.device:
+        raise IngestError("a token has --devices or --device, not both")
+    entry = TokenEntry(
+        args.name,
+        "",
+        tuple(args.devices),
+        args.device,
+        tuple(args.sources),
+        tuple(args.formats),
+        math.inf if args.expires is None else args.expires,
+        args.note,
+    )
+    if not entries.by_digest:
+        print(
+            "The first token. If the service runs and lets everybody post, restart it.",
+            file=sys.stderr,
+        )
+    return _make(path, entry, b"", as_json=args.json)
+
+
+def _rotate(args: argparse.Namespace, settings: Settings) -> int:
+    from ingest.access.entries import end_line  # noqa: PLC0415
+    from ingest.system.clock import unix_us  # noqa: PLC0415
+
+    path, entries = _read(settings)
+    live = _required(entries, args.name)
+    before = live[-1]
+    if before.ends_us != math.inf and args.expires is None:
+        raise IngestError(
+            f"the token {args.name} has an end: give the new one its own with --expires TIME, or "
+            "--expires never"
+        )
+    at_us = unix_us() + int(args.overlap_days * _DAY_US)
+    ends = b"".join(end_line(each, at_us) for each in live)
+    like = before._replace(ends_us=math.inf if args.expires is None else args.expires)
+    return _make(path, like, ends, as_json=args.json)
+
+
+def _disable(args: argparse.Namespace, settings: Settings) -> int:
+    from ingest.access.entries import end_line  # noqa: PLC0415
+    from ingest.system.clock import unix_us  # noqa: PLC0415
+
+    path, entries = _read(settings)
+    chosen = [each for each in _required(entries, args.name) if each.digest.startswith(args.digest)]
+    if not chosen:
+        raise IngestError(f"no live token {args.name} has a digest that begins so")
+    lines = b"".join(end_line(each, unix_us()) for each in chosen)
+    kept = _append(path, lines)
+    text = "\n".join(f"disabled: {each.name} {each.digest[:8]}" for each in chosen) if kept else ""
+    if kept or args.json:
+        disabled = [each.digest for each in chosen]
+        print_answer({"disabled": disabled, "written": kept}, text, as_json=args.json)
+    return 0 if kept else 1
+
+
+def _make(path: Path, like: TokenEntry, ends: bytes, *, as_json: bool) -> int:
+    """Make a token with the scope of this entry; `ends` are further lines."""
+    from ingest.access.entries import digest_of, entry_line, new_secret  # noqa: PLC0415
+
+    token = new_secret()
+    entry = like._replace(digest=digest_of(token))
+    kept = _append(path, entry_line(entry) + ends)
+    document = {"name": entry.name, "sha256": entry.digest, "file": str(path), "written": kept}
+    text = f"The token {entry.name}; it is not shown again:\n{token}"
+    print_answer({**document, "token": token}, text, as_json=as_json)
+    return 0 if kept else 1
+
+
+def _append(path: Path, lines: bytes) -> bool:
+    """Append the lines; if the file cannot be written, print them. Returns whether it was."""
+    import asyncio  # noqa: PLC0415
+
+    from ingest.access.appending import append_lines  # noqa: PLC0415
+    from ingest.access.token_file import LOOK_S  # noqa: PLC0415
+
+    try:
+        append_lines(path, lines)
+    except OSError as error:
+        print(
+            f"{path} cannot be written ({error.strerror}). Add this to it:\n"
+            f"{lines.decode().rstrip()}",
+            file=sys.stderr,
+        )
+        return False
+    asyncio.run(asyncio.sleep(2 * LOOK_S))  # then a running service has read it
+    return True
+
+
+def _path(settings: Settings) -> Path:
+    from ingest.app.access import tokens_path  # noqa: PLC0415
+
+    return tokens_path(settings)
+
+
+def _read(settings: Settings) -> tuple[Path, Entries]:
+    """Return the file and what it has. The state folder is made if it is missing."""
+    from ingest.access.appending import read_entries  # noqa: PLC0415
+    from ingest.config.folders import state_dir  # noqa: PLC0415
+    from ingest.system.state_folder import StateFolder  # noqa: PLC0415
+
+    if not settings.tokens_file:
+        StateFolder.open(state_dir(settings))
+    path = _path(settings)
+    return path, read_entries(path)
+
+
+def _live(entries: Entries, name: str) -> list[TokenEntry]:
+    from ingest.system.clock import unix_us  # noqa: PLC0415
+
+    now_us = unix_us()
+    return [
+        each for each in entries.by_digest.values() if each.name == name and each.ends_us > now_us
+    ]
+
+
+def _required(entries: Entries, name: str) -> list[TokenEntry]:
+    live = _live(entries, name)
+    if not live:
+        raise IngestError(f"there is no live token {name!r} (see ingest token list)")
+    return live
+
+
+def _described(entry: TokenEntry) -> dict[str, Any]:
+    from ingest.access.entries import entry_line  # noqa: PLC0415
+    from ingest.system.clock import unix_us  # noqa: PLC0415
+
+    fields: dict[str, Any] = json.loads(entry_line(entry))
+    state = "live"
+    if "expires" in fields:
+        ended = entry.ends_us <= unix_us()
+        state = f"{'ended' if ended else 'live until'} {fields['expires'][:19]}Z"
+    return {**fields, "state": state}
+
+
+def _scope_text(fields: dict[str, Any]) -> str:
+    shown = {name: each for name, each in fields.items() if name not in _PLAIN}
+    return " ".join(
+        f"{name}={','.join(each) if isinstance(each, list) else each}"
+        for name, each in shown.items()
+    )
+
+
+_PLAIN = frozenset({"name", "sha256", "state", "expires"})

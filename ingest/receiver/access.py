@@ -1,0 +1,91 @@
+"""Who may send to the data port, and which pages of a browser may.
+
+A head that the port knows already is not judged again: its identity stays with it. So each post
+looks only whether its identity is still live.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+from ingest.access.rule import is_open
+from ingest.access.tokens import ANYBODY, Identity, Tokens
+from ingest.http.request import Head
+from ingest.http.sites import is_loopback, is_loopback_name, is_same_origin
+from ingest.model.errors import Refused
+from ingest.receiver.credentials import find, without_token
+from ingest.system.logs import get_logger
+from ingest.system.surroundings import command_words
+
+_OWN_SITES = frozenset({"none", "same-origin"})
+
+
+class Known(NamedTuple):
+    """Who sent a request, and its query without what says so."""
+
+    identity: Identity
+    query: str
+
+
+class Access:
+    """The guard of the data port. Until `bound`, a token is needed.
+
+    `access` is the setting. `host_names` are names of this port besides those of the loopback.
+    """
+
+    def __init__(self, tokens: Tokens, *, access: str, host_names: Collection[str]) -> None:
+        self._tokens = tokens
+        self._access = access
+        self._host_names = host_names
+        self.is_open = False
+        self._checks_host = False
+        self._run = command_words()["run"]
+        self._log = get_logger("access")
+
+    def bound(self, address: str) -> None:
+        """Set the HOST:PORT that is bound. Raises StartError if nobody could send there."""
+        loopback, tokens = is_loopback(address), len(self._tokens.entries.by_digest)
+        self.is_open = is_open(
+            self._access, loopback=loopback, tokens=tokens, address=address, run=self._run
+        )
+        self._checks_host = self.is_open and loopback
+        if not self.is_open and not tokens:
+            hint = f"every post gets 401; make a token: {self._run} token new NAME"
+            self._log.warning("nobody_may_send", hint=hint)
+
+    def check_site(self, head: Head) -> None:
+        """Raise Refused if a page of another site made a browser send this.
+
+        Where nobody needs a token, the name of another site may also have been pointed to the
+        loopback; then the browser takes its page for one of ours.
+        """
+        headers = head.headers
+        sites = headers.getall("Sec-Fetch-Site", ())
+        if len(headers.getall("Origin", ())) > 1 or not (
+            _OWN_SITES.issuperset(sites) and is_same_origin(headers)
+        ):
+            raise Refused("foreign_site", "a page of another site has sent this")
+        by_page = self._checks_host and "Origin" in headers
+        if by_page and not is_loopback_name(headers.get("Host", ""), self._host_names):
+            raise Refused(
+                "wrong_host",
+                "a page of this name may not post: it is no name of the loopback, and none of "
+                "host_names",
+            )
+
+    def identify(self, head: Head, query: str) -> Known:
+        """Return who has sent it. Raises Refused `unauthorized`."""
+        if self.is_open:
+            return Known(ANYBODY, without_token(query))
+        token, query = find(head, query)
+        if not token:
+            raise Refused(
+                "unauthorized",
+                "there is no token; send it as `Authorization: Bearer TOKEN`. The operator makes "
+                "one with `ingest token new NAME`",
+            )
+        identity = self._tokens.find(token)
+        if identity is None:
+            raise Refused("unauthorized", "the token is wrong, or is not valid any more")
+        return Known(identity, query)

@@ -1,0 +1,80 @@
+"""Finds the token of a request: clients send it in very different places.
+
+In this order; the first place that has one counts: `Authorization` as Bearer, as Token (also
+`user:token`), or as the password of Basic; `?p=`; X-API-Key; X-Auth-Token. `?u=`, the user beside
+`?p=`, is not read.
+Promises: no error has the token in it.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import NamedTuple
+from urllib.parse import unquote_plus
+
+from ingest.http.request import Head
+from ingest.model.errors import Refused
+
+_HEADERS = ("X-API-Key", "X-Auth-Token")
+
+
+class Presented(NamedTuple):
+    """The token of a request, "" without one, and its query without it."""
+
+    token: str
+    query: str
+
+
+def find(head: Head, query: str) -> Presented:
+    """Return the token. Raises Refused if one place has it twice: proxies and servers may differ
+    in which one counts."""
+    values, query = _split(query)
+    if len(values) > 1:
+        raise Refused("unauthorized", "the query parameter p is there more than once")
+    in_query = unquote_plus("".join(values))
+    token = _of_authorization(_single(head, "Authorization"))
+    others = (in_query, *(_single(head, name).strip() for name in _HEADERS))
+    return Presented(next(filter(None, (token, *others)), ""), query)
+
+
+def without_token(query: str) -> str:
+    """Return the query without a token, where nobody looks at it."""
+    return _split(query)[1]
+
+
+def _single(head: Head, name: str) -> str:
+    if name not in head.headers:
+        return ""
+    values = head.headers.getall(name)
+    if len(values) > 1:
+        raise Refused("unauthorized", f"the header {name} is there more than once")
+    return values[0]
+
+
+def _of_authorization(value: str) -> str:
+    scheme, _, given = value.strip().partition(" ")
+    given = given.strip()
+    match scheme.lower():
+        case "bearer" | "token":
+            return given.rpartition(":")[2]
+        case "basic":
+            return _password(given)
+    return ""
+
+
+def _password(given: str) -> str:
+    try:
+        text = base64.b64decode(given, validate=True)
+    except ValueError:  # also if it is not ASCII
+        return ""
+    return text.decode("utf-8", "surrogateescape").partition(":")[2]
+
+
+def _split(query: str) -> tuple[list[str], str]:
+    """Return the values of `p`, and the query without `p` and `u`."""
+    if "p=" not in query and "u=" not in query:
+        return [], query
+    pairs = [each.partition("=") for each in query.split("&")]
+    values = [value for name, _, value in pairs if name == "p"]
+    rest = "&".join("".join(each) for each in pairs if each[0] not in {"p", "u"})
+    return values, rest

@@ -1,0 +1,195 @@
+"""A Trial: what every world of a fault has: traffic with a ledger, choices, and what was found.
+
+The seed decides what is sent and each random choice of a fault (`random`); the operating system
+decides the exact moments.
+Does not: start a process, or judge a fault.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from loadgen.driver.retry import Retry
+from loadgen.proof.balance import Settled, settle
+from loadgen.proof.conclude import Evidence, Result, conclude
+from loadgen.proof.readings import Plan
+from loadgen.proof.run import Job
+from loadgen.traffic.post import target_of
+from tests.faults.matrix import Fault
+from tests.faults.traffic import CROWD, Traffic
+
+RECOVERY_S_MAX = 60.0
+SLOW_S = 10.0  # a longer recovery gets a note
+AFTER_S = 0.4  # the traffic goes on for this time after the last fault
+
+
+@dataclass
+class Found:
+    """The result of one fault. `broken` is empty if all was as promised.
+
+    `kinds` are the kinds of broken promises; those that a control or a mutant must break are not in
+    `broken`. `figures` are printed and have no limit.
+    """
+
+    acknowledged: int = 0
+    unknown: int = 0
+    lost: int = 0
+    doubled: int = 0
+    recovery_s: float = 0.0
+    count: int = 0
+    broken: list[str] = field(default_factory=list)
+    kinds: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+    figures: list[str] = field(default_factory=list)
+    rss_mb: float = 0.0
+    forgotten_bytes: int = 0
+
+
+class Trial:
+    """The base of a world."""
+
+    answer_s_max = 4.0  # then a client gives up its try
+
+    def __init__(self, fault: Fault, seed: int, folder: Path, *, quick: bool = False) -> None:
+        self.fault = fault
+        self.random = random.Random(f"{seed} {fault.name}")
+        self.folder = folder
+        self.times = fault.quick_times if quick else fault.times
+        self.found = Found()
+        self.ledger = folder / "ledger"
+        self.run: Traffic = None  # type: ignore[assignment]  # made by `begin_traffic`
+        self.last_s: float | None = None
+        self.traffic: asyncio.Task[None] | None = None
+        self.run_id = f"{self.random.getrandbits(32):08x}"
+
+    def begin_traffic(self, urls: tuple[str, ...], admin_urls: tuple[str, ...]) -> None:
+        """Start the traffic: a post goes to any of `urls`."""
+        fault = self.fault
+        plan = Plan(
+            run=self.run_id,
+            seed=self.random.getrandbits(32),
+            first_us=int(time.time() * 1_000_000) - 3_600_000_000,
+            sizes=((1, 6.0), (10, 3.0), (60, 1.0)),
+            duplicates=fault.duplicates,
+            invalid=fault.invalid,
+            refused=0.003,
+            devices=50,
+        )
+        target, *others = map(target_of, urls)
+        job = Job(
+            target=target,
+            others=tuple(others),
+            plan=plan,
+            ledger=self.ledger,
+            query=f"?ack={fault.asks}",
+            connections=CROWD,
+            rate=fault.rate,
+            retry=Retry(150.0, pause_s_max=0.5, patience_s=1.0),
+            answer_s_max=self.answer_s_max,
+            admin_urls=admin_urls,
+        )
+        self.run = Traffic(job)
+        self.traffic = asyncio.create_task(self.run.go())
+
+    async def cancel_traffic(self) -> None:
+        """End the traffic, if it has not ended by itself."""
+        if self.traffic is not None and not self.traffic.done():
+            self.run.stop()
+            self.traffic.cancel()
+            await asyncio.wait([self.traffic])
+
+    # What a fault needs
+
+    async def sleep(self, least_s: float, most_s: float | None = None) -> None:
+        """Wait for a random time between both, which the seed decides."""
+        await asyncio.sleep(self.random.uniform(least_s, most_s or least_s))
+
+    async def answered(self, count: int, within_s: float = 30.0) -> None:
+        """Wait until `count` more posts have their answer."""
+        wanted = self.run.answers.total() + count
+        async with asyncio.timeout(within_s):
+            while self.run.answers.total() < wanted:
+                await asyncio.sleep(0.01)
+                self._look_after()
+
+    def _look_after(self) -> None:
+        if self.traffic is not None and self.traffic.done():
+            self.traffic.result()  # raises what ended it
+            raise AssertionError("the traffic has ended")
+
+    def expect(self, holds: object, said: str) -> None:
+        """If `holds` is false, note in `broken` what is not as promised."""
+        if not holds and said not in self.found.broken:
+            self.found.broken.append(said)
+
+    def count(self) -> None:
+        """Count one harm that was done."""
+        self.found.count += 1
+
+    def fixed(self) -> None:
+        """Note that the last fault is over: the recovery time begins now."""
+        self.last_s = time.monotonic()
+
+    def now_s(self) -> float:
+        """Return the monotonic time, in seconds."""
+        return time.monotonic()
+
+    # The end
+
+    async def compare(self, where: Evidence) -> None:
+        """Finish the traffic, wait until the service is quiet, compare."""
+        if self.last_s is None:
+            self.fixed()
+        found, last_s = self.found, self.last_s or 0.0
+        await asyncio.sleep(AFTER_S)
+        before = self.run.answers.total()
+        with suppress(TimeoutError):
+            await self.answered(3, within_s=RECOVERY_S_MAX)
+        self.expect(self.run.answers.total() > before, "I7: no answer after the fault")
+        first_s = time.monotonic() - last_s
+        self.run.finish()
+        assert self.traffic is not None, "begun"
+        await asyncio.wait([self.traffic], timeout=RECOVERY_S_MAX)
+        if not self.traffic.done():
+            self.run.stop()
+        await self.traffic
+        all_s = time.monotonic() - last_s
+        left_s = max(1.0, RECOVERY_S_MAX - (time.monotonic() - last_s))
+        settled = await self.settle(where, left_s)
+        found.recovery_s = time.monotonic() - last_s
+        if found.recovery_s > SLOW_S:
+            found.notes.append(f"answers after {first_s:.1f} s, to all posts after {all_s:.1f} s")
+        late = f"I7: {found.recovery_s:.0f} s from the last fault to quiet"
+        self.expect(found.recovery_s < RECOVERY_S_MAX, late)
+        self.expect(settled.quiet, f"I7: not quiet {RECOVERY_S_MAX:g} s after the last fault")
+        result = await conclude(self.ledger, where, settle_s=15.0 if settled.quiet else 5.0)
+        self.take(result)
+
+    async def settle(self, where: Evidence, within_s: float) -> Settled:
+        """Wait until nothing is left to do."""
+        return await settle(where.admin_urls, where.letters, f"verify-{self.run_id}-", within_s)
+
+    def take(self, result: Result) -> None:
+        """Note what the comparison has found."""
+        found = self.found
+        counts, faults = result.counts, result.faults
+        found.acknowledged = counts["acknowledged"]
+        found.unknown = counts["unknown"]
+        found.lost = faults["lost"] + faults["not_replayed"]
+        found.doubled = faults["twice"] + faults["in_both"]
+        found.kinds |= set(faults)
+        for kind, each in result.first.items():
+            one = each[0]
+            self.expect(
+                kind in self.fault.breaks | self.fault.follows,
+                f"{kind} x {faults[kind]}: {one.reading} promised {one.promised}; found "
+                f"{one.found}",
+            )
+        self.expect(result.is_proof, "no proof: too few acknowledged readings")
+        if result.balance is not None:
+            self.expect(not result.balance.dropped, "I9: ingest_readings_dropped_total is not 0")

@@ -1,0 +1,125 @@
+"""Tokens of a real service: made, rotated under load, ended; the start beyond the loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.support.commands import ingest
+from tests.support.documents import DOCUMENTS, fences
+from tests.support.receiver import running_receiver
+from tests.support.tokens import SECRET, in_force, line
+from tests.system.service import Service, run_command
+from tests.system.test_up import Up, restart
+
+READING = b'{"device_id":"d1","metric":"m","ts":1750000000000,"value":1}'
+
+
+async def made(folder: Path, *words: str) -> str:
+    """Make or rotate the token `fleet`; return it."""
+    done = await ingest("token", *words, "--state-dir", folder)
+    assert done.code == 0, done.stderr
+    return done.stdout.split()[-1]
+
+
+async def status(service: Service, token: str) -> int:
+    """Post one reading on a connection of its own, so that each gateway gets some."""
+    headers = {"Authorization": f"Bearer {token}", "Connection": "close"}
+    return (await service.post(READING, headers=headers)).status
+
+
+async def test_tokens_are_rotated_under_load_without_a_refused_post(open_tmp_path: Path) -> None:
+    """Posts go on all the time; the old token is good until it is disabled, then no more."""
+    old = await made(open_tmp_path, "new", "fleet")
+    async with Service(open_tmp_path, buffer="memory") as service:
+        assert any("Bearer TOKEN" in each for each in service.lines)
+        assert await status(service, "iot_wrong") == 401
+        using, seen, done = old, set[int](), asyncio.Event()
+
+        async def post_all() -> None:
+            while not done.is_set():
+                seen.add(await status(service, using))
+
+        posting = asyncio.create_task(post_all())
+        using = await made(open_tmp_path, "rotate", "fleet")
+        assert await status(service, old) == await status(service, using) == 202
+        assert (await ingest("token", "new", "other", "--state-dir", open_tmp_path)).code == 0
+        done.set()
+        await posting
+        assert seen == {202}
+        assert (await ingest("token", "disable", "fleet", "--state-dir", open_tmp_path)).code == 0
+        assert [await status(service, each) for each in (old, using)] == [401, 401]
+        told = "\n".join(service.lines) + service.output
+        assert old not in told
+        assert using not in told
+
+
+@pytest.mark.parametrize("command", ["serve", "up"])
+async def test_start_beyond_the_loopback_without_tokens_says_what_to_do(
+    open_tmp_path: Path, command: str
+) -> None:
+    """It ends before anything is served, with exit code 2."""
+    listen = ("--listen", "0.0.0.0:0", "--admin-listen", "127.0.0.1:0")
+    done = await ingest(command, "--state-dir", open_tmp_path, *listen)
+    assert done.code == 2
+    assert "token new NAME" in done.stderr
+    assert "--access open" in done.stderr
+
+
+async def test_commands_of_docs_tokens_md(open_tmp_path: Path) -> None:
+    """As they stand: a token, the start for the network, rotation and end."""
+    first, start, later = (
+        each.text for each in fences(DOCUMENTS["docs/tokens.md"]) if each.language == "sh"
+    )
+    words = shlex.split(first)
+    assert words[:2] == ["./run", "token"]
+    token = await made(open_tmp_path, *words[2:])
+    assert shlex.split(start) == ["./run", "--listen", "0.0.0.0:8080"]
+    async with Service(open_tmp_path, buffer="memory", listen="0.0.0.0:0") as service:
+        told = next((each for each in service.lines if each.startswith("devices:")), "")
+        assert not told or re.search(r"http://[0-9.]+:[0-9]+/v1/readings", told)
+        assert await status(service, token) == 202
+        for command in later.splitlines():
+            done = await ingest(
+                *shlex.split(command, comments=True)[1:], "--state-dir", open_tmp_path
+            )
+            assert done.code == 0, (command, done.stderr)
+        assert await status(service, token) == 401
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(150)
+async def test_each_gateway_of_up_asks_for_the_token(open_tmp_path: Path) -> None:
+    """All of them read the file, also those that come after a restart."""
+    folder = open_tmp_path / "s"
+    token = await made(folder, "new", "fleet")
+    async with Up(folder, gateways=2) as service:
+        for _ in range(2):
+            for _ in range(8):
+                assert await status(service, "iot_wrong") == 401
+                assert await status(service, token) == 202
+            await restart(service, 1)
+        assert (await ingest("token", "disable", "fleet", "--state-dir", folder)).code == 0
+        assert [await status(service, token) for _ in range(8)] == [401] * 8
+
+
+async def test_clients_of_ours_send_the_token(tmp_path: Path) -> None:
+    """`run`, `verify` and `csv` of loadgen share the option; the variable keeps it out of `ps`."""
+    file = tmp_path / "a.csv"
+    file.write_text("timestamp,value\n2026-01-01 00:00:00,1\n2026-01-01 00:00:01,2\n")
+    async with running_receiver(in_force(line())) as receiver:
+        url = ("--url", f"http://{receiver.address}")
+        csv = ("csv", file, "--device", "d", "--metric", "m", *url)
+        refused = await run_command("loadgen", *csv)
+        assert refused.code != 0
+        assert "401 unauthorized" in refused.stderr
+        assert (await run_command("loadgen", *csv, env={"LOADGEN_TOKEN": SECRET})).code == 0
+        load = ("run", "--posts", "5", "--rate", "100", *url, "--token", SECRET)
+        done = await run_command("loadgen", *load)
+        assert done.code == 0, done
+        assert len(receiver.inlet.readings) == 7
+        assert SECRET not in done.stdout + done.stderr

@@ -1,0 +1,147 @@
+"""The examples of deploy/proxies with the real programs: nginx and Caddy, as Debian has them.
+
+In each file only the paths and the ports are replaced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import ssl
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.certificates import make_certificate, make_signed, trusting
+from tests.support.documents import REPOSITORY
+from tests.support.receiver import GOOD, Client, running_receiver
+from tests.support.receiver import post as post_of
+from tests.support.tcp_ports import free_port
+
+EXAMPLES = REPOSITORY / "deploy/proxies"
+AROUND_NGINX = """daemon off; master_process off; pid {folder}/pid; error_log stderr;
+events {{ worker_connections 64; }}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+    include {folder}/example.conf;
+}}
+"""
+COMMANDS = {
+    "nginx.conf": ("nginx", "-p", "{folder}", "-e", "stderr", "-c", "{folder}/whole.conf"),
+    "Caddyfile": ("caddy", "run", "--adapter", "caddyfile", "--config", "{folder}/example.conf"),
+}
+DEVICE = "127.0.0.7"
+HOST = b"Host: localhost\r\n"  # Caddy wants the name for which the client asked in TLS
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
+
+
+def post(body: bytes, **headers: str) -> bytes:
+    """Return a post."""
+    return post_of(body, headers=headers).replace(b"Host: door\r\n", HOST)
+
+
+@asynccontextmanager
+async def proxy(example: str, folder: Path, upstream: str) -> AsyncIterator[int]:
+    """Run a proxy with an example in front of an address; give its port."""
+    program = COMMANDS[example][0]
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed (apt-get install {program})")
+    port = free_port()
+    text = (EXAMPLES / example).read_text()
+    for old, new in (
+        ("/etc/iot-ingest", str(folder)),
+        ("127.0.0.1:8080", upstream),
+        ("8443", str(port)),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    (folder / "example.conf").write_text(text)
+    (folder / "whole.conf").write_text(AROUND_NGINX.format(folder=folder))
+    with (folder / "log").open("w") as log:
+        process = await asyncio.create_subprocess_exec(
+            *(each.format(folder=folder) for each in COMMANDS[example]),
+            env={"PATH": "/usr/sbin:/usr/bin", "HOME": str(folder)},
+            stderr=log,
+        )
+    try:
+        async with asyncio.timeout(20):
+            while not await _listens(port):
+                assert process.returncode is None, (folder / "log").read_text()
+                await asyncio.sleep(0.05)
+        yield port
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def _listens(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
+async def _connect(port: int, context: ssl.SSLContext) -> Client:
+    return Client(
+        *await asyncio.open_connection(
+            "127.0.0.1", port, ssl=context, local_addr=(DEVICE, 0), server_hostname="localhost"
+        )
+    )
+
+
+@pytest.mark.parametrize("example", sorted(COMMANDS))
+async def test_example_lets_in_devices_with_a_certificate(tmp_path: Path, example: str) -> None:
+    """Their address counts at the service. Without a certificate nobody gets to it."""
+    server_cert, _ = make_certificate(tmp_path, "server")
+    make_certificate(tmp_path, "devices-ca")
+    device_cert, device_key = make_signed(tmp_path, "device-1", by="devices-ca")
+    device = trusting(server_cert)
+    device.load_cert_chain(device_cert, device_key)
+    async with (
+        running_receiver(trusted_proxies="127.0.0.1") as receiver,
+        proxy(example, tmp_path, receiver.address) as port,
+    ):
+        client = await _connect(port, device)
+        for _ in range(2):
+            await client.send(post(GOOD))
+            assert (await client.reply()).status == 202
+        await client.send(post(b"no json", **{"X-Forwarded-For": "198.51.100.1"}))
+        assert (await client.reply()).status == 400
+        assert [each["peer"] for each in receiver.refused_posts.listed()] == [DEVICE]
+        await client.close()
+        taken = len(receiver.inlet.blocks)
+        status = 0
+        with contextlib.suppress(ssl.SSLError, ConnectionError, asyncio.IncompleteReadError):
+            stranger = await _connect(port, trusting(server_cert))
+            try:
+                await stranger.send(post(GOOD))
+                status = (await stranger.reply()).status
+            finally:
+                await stranger.close()
+        assert status in (0, 400)
+        assert len(receiver.inlet.blocks) == taken == 2
+
+
+def test_examples_are_all_tested() -> None:
+    """Each file has a command here."""
+    assert {each.name for each in EXAMPLES.iterdir()} == set(COMMANDS)
+
+
+def test_caddy_accepts_its_file_as_it_is_formatted() -> None:
+    """`caddy fmt` would change nothing."""
+    if shutil.which("caddy") is None:
+        pytest.skip("caddy is not installed (apt-get install caddy)")
+    done = subprocess.run(
+        ["caddy", "fmt", EXAMPLES / "Caddyfile"], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == (EXAMPLES / "Caddyfile").read_text()

@@ -1,0 +1,171 @@
+"""The file of tokens while the service runs: it grows, is replaced, breaks, goes, comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from ingest.access.appending import append_lines
+from ingest.access.entries import digest_of, new_secret
+from ingest.access.token_file import TokenFile
+from ingest.model.errors import StartError
+from ingest.system.clock import monotonic_s, unix_us
+from tests.support.receiver import until
+from tests.support.tokens import OTHER, SECRET, end, line
+
+
+@asynccontextmanager
+async def followed(path: Path, *, named: bool = True) -> AsyncIterator[TokenFile]:
+    """Read a file, and look at it often."""
+    file = TokenFile(path, named=named)
+    file.open()
+    stop = asyncio.Event()
+    following = asyncio.create_task(file.follow(stop))
+    try:
+        yield file
+    finally:
+        stop.set()
+        await following
+
+
+@pytest.fixture(autouse=True)
+def _often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ingest.access.token_file.LOOK_S", 0.005)
+
+
+async def test_appended_lines_are_read(tmp_path: Path) -> None:
+    """New tokens count, and ended ones do not; the others keep their identity."""
+    path = tmp_path / "tokens"
+    append_lines(path, line())
+    async with followed(path) as file:
+        first = file.tokens.find(SECRET)
+        assert first
+        append_lines(path, line(OTHER))
+        await until(lambda: file.tokens.find(OTHER))
+        assert file.tokens.find(SECRET) is first
+        append_lines(path, end())
+        await until(lambda: not first.live)
+        assert file.tokens.find(OTHER)
+
+
+async def test_replaced_file_revokes_what_is_not_in_it(tmp_path: Path) -> None:
+    """Also one of the same size, or a larger one, or one that was written in place."""
+    path = tmp_path / "tokens"
+    path.write_bytes(line())
+    async with followed(path) as file:
+        new = tmp_path / "new"
+        for text, gone, there in (
+            (line(OTHER), SECRET, OTHER),
+            (line() + line(new_secret()) + line(new_secret()), OTHER, SECRET),
+            (line(OTHER), SECRET, OTHER),
+        ):
+            new.write_bytes(text)
+            new.replace(path)
+            await until(lambda: file.tokens.find(there))  # noqa: B023
+            assert file.tokens.find(gone) is None
+        path.write_bytes(line() + line(new_secret()))
+        await until(lambda: file.tokens.find(SECRET))
+        assert file.tokens.find(OTHER) is None
+
+
+async def test_broken_or_missing_file_keeps_the_last_good_one(tmp_path: Path) -> None:
+    """A broken line, a missing, unreadable or strange file: the tokens stay, the fault is told."""
+    path = tmp_path / "tokens"
+    path.write_bytes(line())
+    async with followed(path) as file:
+        first = file.tokens.find(SECRET)
+        assert first
+        path.write_bytes(line() + b"{broken\n")
+        await until(lambda: "line 2" in file.fault)
+        path.unlink()
+        await until(lambda: "gone" in file.fault)
+        os.mkfifo(path)
+        await until(lambda: "regular" in file.fault)
+        path.unlink()
+        path.symlink_to(path)
+        await until(lambda: "symbolic" in file.fault)
+        assert file.tokens.find(SECRET) is first
+        path.unlink()
+        path.write_bytes(line() + line(OTHER))
+        await until(lambda: file.tokens.find(OTHER))
+        assert not file.fault
+        assert first.live
+
+
+async def test_cut_line_is_completed_later(tmp_path: Path) -> None:
+    """Somebody writes a line in two parts."""
+    path = tmp_path / "tokens"
+    path.write_bytes(line())
+    async with followed(path) as file:
+        with path.open("ab", buffering=0) as growing:
+            growing.write(line(OTHER)[:40])
+            await until(lambda: "line 2" in file.fault)
+            growing.write(line(OTHER)[40:])
+        await until(lambda: file.tokens.find(OTHER))
+        assert not file.fault
+
+
+async def test_token_ends_in_time_while_it_runs(tmp_path: Path) -> None:
+    """Nobody has to touch the file."""
+    path = tmp_path / "tokens"
+    path.write_bytes(line(ends_us=unix_us() + 30_000))
+    async with followed(path) as file:
+        await until(lambda: file.tokens.find(SECRET) is None)
+
+
+async def test_file_of_the_state_folder_may_be_missing_and_be_made_later(tmp_path: Path) -> None:
+    """A file that a setting names must be there."""
+    path = tmp_path / "tokens"
+    with pytest.raises(StartError, match="no such file"):
+        TokenFile(path, named=True).open()
+    async with followed(path, named=False) as file:
+        assert not file.fault
+        append_lines(path, line())
+        await until(lambda: file.tokens.find(SECRET))
+
+
+def test_broken_file_at_the_start_ends_it(tmp_path: Path) -> None:
+    """With the line, and without what is in it."""
+    path = tmp_path / "tokens"
+    path.write_bytes(line() + SECRET.encode())
+    with pytest.raises(StartError, match="line 2") as raised:
+        TokenFile(path, named=False).open()
+    assert SECRET not in str(raised.value)
+
+
+async def test_many_tokens_do_not_hold_up_the_loop(tmp_path: Path) -> None:
+    """10,000 tokens are read again in slices: no round of the event loop takes long."""
+    path = tmp_path / "tokens"
+    path.write_bytes(b"".join(line(f"{at}", name=f"n{at}") for at in range(10_000)))
+    async with followed(path) as file:
+        longest_s, begun_s = 0.0, monotonic_s()
+        new = tmp_path / "new"
+        new.write_bytes(path.read_bytes() + line())
+        new.replace(path)
+        rounds = 0
+        while not file.tokens.find(SECRET):
+            assert monotonic_s() - begun_s < 10
+            before_s = monotonic_s()
+            await asyncio.sleep(0)
+            longest_s, rounds = max(longest_s, monotonic_s() - before_s), rounds + 1
+        assert file.tokens.entries.by_digest[digest_of("9999")].name == "n9999"
+        assert rounds > 10, "it was done in one step"
+
+
+def test_lines_are_appended_whole_by_several(tmp_path: Path) -> None:
+    """A file without a line end at its end gets one; a link is not followed."""
+    path = tmp_path / "tokens"
+    append_lines(path, line())
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.write_bytes(path.read_bytes().rstrip())
+    append_lines(path, line(OTHER))
+    assert path.read_bytes() == line() + line(OTHER)
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    with pytest.raises(OSError, match="symbolic"):
+        append_lines(link, line())

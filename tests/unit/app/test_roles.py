@@ -1,0 +1,117 @@
+"""Gateways and writers as they are composed: the settings that they read; they need no disk."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ingest.admin.exposition import Exposition
+from ingest.app.buffer import make_buffer
+from ingest.app.gateway import Gateway
+from ingest.app.role import Place, alone
+from ingest.app.stream_writer import StreamWriter
+from ingest.app.take_back import TakeBack
+from ingest.broker.session import Address
+from ingest.broker.skips import Skipped
+from ingest.cli import gateway, role, writer
+from ingest.config.settings import Settings
+from ingest.model.errors import ConfigError, StartError
+from ingest.model.ledger import Ledger
+from ingest.model.ports import Buffer
+from ingest.system.state_folder import StateFolder
+
+BROKER = Address(("nats://127.0.0.1:1",), "", "")
+# Parts that several roles share look at these, and come to nothing by them.
+SHARED = {"buffer", "journal_bytes_max", "database_url", "database_url_file"}
+
+
+class Read:
+    """Settings that note which of them are read."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        self._settings = Settings(database_url="postgresql://127.0.0.1:1/none")
+
+    def __getattr__(self, name: str) -> Any:
+        self.names.add(name)
+        return getattr(self._settings, name)
+
+
+def compose(made: type[Gateway] | type[StreamWriter], settings: Any) -> Gateway | StreamWriter:
+    """Return a role that does not run."""
+    place = Place(settings, "one", BROKER, (), settings.database_url)
+    return made(place, lambda _line: None)
+
+
+@pytest.mark.parametrize(
+    ("made", "unused", "read"),
+    [
+        (Gateway, gateway.UNUSED, ("listen", "body_bytes_max", "publish_wait_s_max")),
+        (StreamWriter, writer.UNUSED, ("database_url", "writers", "stream_keep_s")),
+    ],
+)
+async def test_help_of_a_role_hides_no_setting_that_it_reads(
+    made: type[Gateway] | type[StreamWriter], unused: tuple[str, ...], read: tuple[str, ...]
+) -> None:
+    """What is hidden is a name of a setting, and is needed by nobody here."""
+    hidden = {*role.UNUSED, *unused}
+    assert hidden <= {each.name for each in fields(Settings)}
+    settings = Read()
+    compose(made, settings)
+    assert hidden & settings.names <= SHARED
+    assert set(read) - {"listen", "database_url"} <= settings.names
+    assert not hidden & set(read)
+
+
+@pytest.mark.parametrize("role_name", ["gateway", "writer"])
+def test_role_alone_says_what_it_misses(role_name: str) -> None:
+    """A gateway checks its waits too: `ingest up` does it for those that it leads."""
+    settings = Settings(
+        broker_url="nats://127.0.0.1:1", database_url="postgresql://127.0.0.1:1/none"
+    )
+    assert alone(settings, role_name).broker.servers == BROKER.servers
+    longer = replace(settings, put_wait_s_max=60)
+    if role_name == "gateway":
+        with pytest.raises(ConfigError, match="must not exceed"):
+            alone(longer, role_name)
+    else:
+        alone(longer, role_name)
+    with pytest.raises(StartError, match="broker_url"):
+        alone(Settings(), role_name)
+
+
+def test_messages_that_serve_does_not_get_of_the_stream_are_counted(tmp_path: Path) -> None:
+    """So that the alert which knows those of writers finds them too."""
+    taking = TakeBack(Settings(), StateFolder(tmp_path), make_buffer_of(tmp_path), Ledger())
+    assert taking.figures() == {}
+    taking._skipped(Skipped(3, 5))
+    taking._skipped(Skipped(9, 9))
+    assert taking.figures() == {"stream_skipped_total": 4}
+
+
+def make_buffer_of(folder: Path) -> Buffer:
+    """Return a buffer that is not opened."""
+    return make_buffer(Settings(), StateFolder(folder), Ledger())
+
+
+async def test_page_of_a_writer_says_that_its_button_is_for_this_one_alone() -> None:
+    """It shows all of them, but reaches no other."""
+    alone_one = compose(StreamWriter, Settings(database_url="postgresql://127.0.0.1:1/none"))
+    assert isinstance(alone_one, StreamWriter)
+    assert alone_one._admin is not None
+    assert alone_one._admin._side.dashboard._settings["releases"] == "one"
+
+
+@pytest.mark.parametrize("made", [Gateway, StreamWriter])
+async def test_role_without_a_folder_has_no_disk_that_fills(
+    made: type[Gateway] | type[StreamWriter],
+) -> None:
+    """A free space of 0 would be below its bound, and an alert would say so for ever."""
+    made_one = compose(made, Settings(database_url="postgresql://127.0.0.1:1/none"))
+    made_one.health.started()
+    made_one.health.tick()
+    assert made_one.health.refusal() is None
+    assert b"ingest_disk_free_bytes" not in Exposition(made_one.ledger, "1").text()

@@ -1,0 +1,157 @@
+"""`ingest token`: what it writes, prints and refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ingest.access.appending import read_entries
+from ingest.access.entries import NEVER_US, digest_of
+from ingest.cli.doctor_access import access_check
+from ingest.cli.main import main
+from ingest.config.settings import Settings
+from ingest.system.clock import unix_us
+from tests.support.commands import Here
+from tests.support.tokens import OTHER, line
+
+
+@pytest.fixture
+def here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Here:
+    """Run commands here, without the wait for a service that reads the file."""
+    monkeypatch.setattr("ingest.access.token_file.LOOK_S", 0.0)
+    return Here(capsys)
+
+
+def tokens(folder: Path) -> list[dict[str, object]]:
+    """Return the tokens of a state folder, as `list --json` prints them."""
+    return [each._asdict() for each in read_entries(folder / "tokens").by_digest.values()]
+
+
+async def test_new_prints_the_token_once_and_stores_its_digest(here: Here, tmp_path: Path) -> None:
+    """It is the last word; the file is for the owner only; the limits are kept."""
+    limits = ("--devices", "a-*", "--devices", "b", "--sources", "readings", "--note", "roof")
+    done = await here("token", "new", "garden", "--state-dir", tmp_path, *limits)
+    assert done.code == 0
+    secret = done.stdout.split()[-1]
+    (entry,) = tokens(tmp_path)
+    assert entry["digest"] == digest_of(secret)
+    assert (entry["devices"], entry["sources"], entry["note"]) == (
+        ("a-*", "b"),
+        ("readings",),
+        "roof",
+    )
+    file = tmp_path / "tokens"
+    assert secret not in file.read_text()
+    assert file.stat().st_mode & 0o777 == 0o600
+    shown = await here("token", "list", "--state-dir", tmp_path)
+    assert "garden" in shown.stdout
+    assert "live" in shown.stdout
+    assert "devices=a-*,b" in shown.stdout
+    assert secret not in shown.stdout
+
+
+async def test_rotate_keeps_the_limits_and_ends_the_first_later(here: Here, tmp_path: Path) -> None:
+    """Both are live meanwhile; `disable` ends both, or one by its digest."""
+    where = ("--state-dir", tmp_path)
+    await here("token", "new", "garden", "--device", "x", *where)
+    assert (await here("token", "rotate", "garden", "--overlap-days", "7", *where)).code == 0
+    first, second = tokens(tmp_path)
+    assert first["device"] == second["device"] == "x"
+    assert first["ends_us"] != NEVER_US == second["ends_us"]
+    listed = await here("token", "list", "--json", *where)
+    states = [each["state"].split()[0] for each in json.loads(listed.stdout)["tokens"]]
+    assert states == ["live", "live"]
+    begin = str(second["digest"])[:8]
+    assert begin in (await here("token", "disable", "garden", "--digest", begin, *where)).stdout
+    assert (await here("token", "disable", "garden", *where)).code == 0
+    assert (await here("token", "disable", "garden", *where)).code == 2, "none is live"
+    assert "ended" in (await here("token", "list", *where)).stdout
+
+
+async def test_rotate_of_a_token_that_expires_asks_when_the_new_one_does(
+    here: Here, tmp_path: Path
+) -> None:
+    """It must neither get the same end, nor none without a word."""
+    where = ("--state-dir", tmp_path)
+    await here("token", "new", "a", "--expires", "2999-01-01", *where)
+    asked = await here("token", "rotate", "a", *where)
+    assert asked.code == 2
+    assert "--expires" in asked.stderr
+    assert (await here("token", "rotate", "a", "--expires", "never", *where)).code == 0
+    assert [each["ends_us"] == NEVER_US for each in tokens(tmp_path)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("new", "a b"), "letters"),
+        (("new", "a", "--expires", "tomorrow"), "2028-01-01"),
+        (("new", "a", "--devices", "x", "--device", "y"), "not both"),
+        (("rotate", "nobody"), "no live token"),
+        (("disable", "nobody"), "no live token"),
+        (("rotate", "a", "--overlap-days", "nan"), "days"),
+        (("new",), "NAME"),
+    ],
+)
+async def test_wrong_use_is_one_sentence(
+    here: Here, tmp_path: Path, words: tuple[str, ...], why: str
+) -> None:
+    """Exit code 2, and nothing is written."""
+    done = await here("token", *words, "--state-dir", tmp_path)
+    assert done.code == 2
+    assert why in done.stderr
+    assert not (tmp_path / "tokens").exists()
+
+
+async def test_second_token_of_a_name_is_made_by_rotate(here: Here, tmp_path: Path) -> None:
+    """Two tokens of one name are a rotation; `new` says so."""
+    assert (await here("token", "new", "a", "--state-dir", tmp_path)).code == 0
+    again = await here("token", "new", "a", "--state-dir", tmp_path)
+    assert again.code == 2
+    assert "token rotate a" in again.stderr
+
+
+async def test_read_only_file_prints_the_line_to_add(here: Here, tmp_path: Path) -> None:
+    """A mounted secret: the token works once somebody has added the line. (A link: root may write
+    everything.)"""
+    real = tmp_path / "real"
+    real.write_bytes(b"# mounted\n")
+    mounted = tmp_path / "mounted"
+    mounted.symlink_to(real)
+    done = await here("token", "new", "a", "--tokens-file", mounted)
+    assert done.code == 1
+    line = done.stderr.splitlines()[-1]
+    assert json.loads(line)["sha256"] == digest_of(done.stdout.split()[-1])
+    assert real.read_bytes() == b"# mounted\n"
+
+
+def test_doctor_says_who_may_post(tmp_path: Path) -> None:
+    """What a start would refuse fails; nobody, the whole network, or an end soon: a warning."""
+
+    def told(**settings: Any) -> tuple[str, str]:
+        check = access_check(Settings(state_dir=str(tmp_path), **settings))
+        return check.state, check.detail
+
+    network = "0.0.0.0:8080"
+    assert told() == ("ok", "everybody on this machine may post")
+    assert told(listen=network)[0] == "FAIL"
+    assert told(listen=network, access="open") == ("warn", "everybody on the network may post")
+    assert told(access="token")[0] == "warn"
+    assert told(tokens_file=str(tmp_path / "none"))[0] == "FAIL"
+    (tmp_path / "tokens").write_bytes(line())
+    assert told(listen=network) == ("ok", "a token is needed to post; 1 token")
+    (tmp_path / "tokens").write_bytes(line() + line(OTHER, ends_us=unix_us() + 10**9))
+    assert "ends at" in told()[1]
+    (tmp_path / "tokens").write_text("{")
+    assert told()[0] == "FAIL"
+
+
+def test_broken_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No command writes into a file that the service could not read."""
+    (tmp_path / "tokens").write_text("{")
+    for words in (["list"], ["new", "a"], ["disable", "a"]):
+        assert main(["token", *words, "--state-dir", str(tmp_path)]) == 2
+        assert "line 1" in capsys.readouterr().err

@@ -1,0 +1,65 @@
+"""One sender that sends too much, at a real port, and others beside it."""
+
+from __future__ import annotations
+
+from tests.support.receiver import BAD, GOOD, Receiver, Reply, post, running_receiver
+from tests.support.tokens import OTHER, SECRET, in_force, line
+
+
+async def _send(
+    receiver: Receiver, body: bytes = GOOD, *, token: str = "", came_from: str = ""
+) -> Reply:
+    client = await receiver.connect()
+    headers = {"X-Forwarded-For": came_from} if came_from else {}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    await client.send(post(body, headers=headers))
+    reply = await client.reply()
+    await client.close()
+    return reply
+
+
+async def test_token_above_its_rate_is_refused_and_another_one_is_not() -> None:
+    """The refusal names the time; nothing is kept; both tokens send from one address."""
+    tokens = in_force(line(), line(OTHER, "yard"))
+    async with running_receiver(
+        tokens, sender_posts_per_s_max=0.01, sender_burst_s=300
+    ) as receiver:
+        for secret in (SECRET, OTHER):
+            for _ in range(3):
+                assert (await _send(receiver, token=secret)).status == 202
+        refused = await _send(receiver, token=SECRET)
+        assert (refused.status, refused.code) == (429, "too_fast")
+        assert 1 <= int(refused.headers["retry-after"]) <= 100
+        assert len(receiver.inlet.blocks) == 6
+        assert receiver.ledger.posts_refused == {"too_fast": 1}
+
+
+async def test_without_tokens_a_network_is_a_sender() -> None:
+    """Also behind a proxy, whose other clients go on."""
+    one, two = "203.0.113.1", "203.0.113.2"
+    async with running_receiver(
+        sender_readings_per_s_max=0.01, sender_burst_s=100, trusted_proxies="127.0.0.1"
+    ) as receiver:
+        assert (await _send(receiver, b"[" + GOOD + b"," + BAD + b"]", came_from=one)).status == 202
+        assert (await _send(receiver, came_from=one)).status == 429
+        assert (await _send(receiver, came_from=two)).status == 202
+
+
+async def test_post_in_steps_is_charged_too() -> None:
+    """A body that is decoded in steps, or comes late, costs the same."""
+    async with running_receiver(sender_readings_per_s_max=1, sender_burst_s=1) as receiver:
+        many = b"[" + b",".join([GOOD] * 4_000) + b"]"
+        assert (await _send(receiver, many)).status == 202
+        refused = await _send(receiver)
+        assert refused.status == 429
+        assert int(refused.headers["retry-after"]) > 1_000
+
+
+async def test_gateways_share_the_limit() -> None:
+    """Each of two gives half of it."""
+    async with running_receiver(
+        sender_posts_per_s_max=0.02, sender_burst_s=100, gateways=2
+    ) as receiver:
+        assert (await _send(receiver)).status == 202
+        assert (await _send(receiver)).status == 429
