@@ -32,6 +32,7 @@ from ingest.formats.line_series import (
 from ingest.formats.line_whole import BOOLEANS, EXACT_MAX
 from ingest.formats.post import ItemError, Post
 from ingest.formats.timestamp import number_us
+from ingest.model.codes import NOT_ALLOWED
 from ingest.model.errors import Refused
 from ingest.model.reading import name_fault
 from ingest.system.words import quoted
@@ -62,7 +63,7 @@ _STAMP = re.compile(rb"-?[0-9]+")
 _NO_FIELD: Fault = (UNREADABLE, "the line has no field, or a field has no name or no `=`")
 
 
-class Line(NamedTuple):
+class RawLine(NamedTuple):
     """One line: its number in the body from 0, its bytes and their parts."""
 
     number: int
@@ -86,7 +87,7 @@ class LineRead(NamedTuple):
     error: ItemError | None
 
 
-def next_line(body: bytes, at: int, number: int) -> tuple[Line | None, int, int]:
+def next_line(body: bytes, at: int, number: int) -> tuple[RawLine | None, int, int]:
     """Read the line at a place; return it, where it ends, and the number of the next line.
 
     It is None if the line has no content. Raises Refused (`item_too_large`).
@@ -108,7 +109,7 @@ def next_line(body: bytes, at: int, number: int) -> tuple[Line | None, int, int]
         key = key.removesuffix(b"\r")
     if comment is not None or not (key or fields or rest):
         return None, after, number + lines
-    return Line(number, text.strip(b" "), key, fields or b"", rest), after, number + lines
+    return RawLine(number, text.strip(b" "), key, fields or b"", rest), after, number + lines
 
 
 def line_too_large() -> Refused:
@@ -120,15 +121,15 @@ def line_too_large() -> Refused:
     )
 
 
-def read_line(line: Line, keys: Keys, post: Post) -> Generator[None, None, LineRead]:
+def read_line(line: RawLine, keys: Keys, post: Post) -> Generator[None, None, LineRead]:
     """Read a line; each step reads some of its fields. The result comes with StopIteration."""
-    return (yield from _Reader(line, keys, post).read())
+    return (yield from _LineReader(line, keys, post).read())
 
 
-class _Reader:
+class _LineReader:
     """What has been read of one line."""
 
-    def __init__(self, line: Line, keys: Keys, post: Post) -> None:
+    def __init__(self, line: RawLine, keys: Keys, post: Post) -> None:
         self._line = line
         self._keys = keys
         self._post = post
@@ -187,10 +188,15 @@ class _Reader:
         text, keys = self._line.key, self._keys
         keys.new_left = NEW_MAX
         fields = keys.get(text)
-        if fields is not None:
-            return fields
-        key = read_key(text, keys.naming)
-        return keys.add(text, key) if isinstance(key, Key) else key
+        if fields is None:
+            key = read_key(text, keys.naming)
+            if not isinstance(key, Key):
+                return key
+            fields = keys.add(text, key)
+        allows = self._post.allows
+        if allows is not None and not allows(fields.key.device_id):
+            return NOT_ALLOWED, "the token may not speak for this device"
+        return fields
 
     def _ts_us(self) -> int | Fault:
         stamp, post = self._line.stamp, self._post

@@ -90,7 +90,7 @@ def begin(body: bytes, post: LinePost) -> Points | LineSteps:
     `begin` and the steps raise Refused: `empty`, `not_lines`, `too_many_readings`,
     `item_too_large`, `invalid_items`, `body_too_large`.
     """
-    reader = _Reader(post, len(body))
+    reader = _BodyReader(post, len(body))
     if len(body) <= WHOLE_BYTES and reader.is_read_whole(body):
         return reader.points()
     return reader.read(body)
@@ -105,7 +105,7 @@ def has_usable_time(line: bytes, precision: str | None, least_us: int, most_us: 
     return isinstance(ts_us, int) and least_us <= ts_us <= most_us
 
 
-class _Reader:
+class _BodyReader:
     """What has been read of one post."""
 
     def __init__(self, post: LinePost, body_bytes: int) -> None:

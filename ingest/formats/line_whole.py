@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 from msgspec import Struct
 
-from ingest.formats.line_series import Keys
+from ingest.formats.line_series import Fields, Keys
 from ingest.formats.post import Post
 from ingest.formats.timestamp import integers_us
 from ingest.model.rows import PG_EPOCH_US
@@ -82,7 +82,7 @@ def many(text: bytes, keys: Keys, post: Post) -> Columns | None:
         times = _times(tokens[2::3], post) if parts == 3 else _received(lines, post)
         if values is None or times is None or len(values) != rows:
             return None
-        tables = map(keys.__getitem__, tokens[::parts])
+        tables = _tables(tokens[::parts], keys, post)
         if rows == lines:
             names = [*map(getitem, tables, cells[::2])]
             return Columns(times[0], names, values, times[1], lines, None)
@@ -92,6 +92,17 @@ def many(text: bytes, keys: Keys, post: Post) -> Columns | None:
     except _DOUBTS:
         return None
     return Columns(times_pg_us, names, values, times[1], lines, counts)
+
+
+def _tables(texts: list[bytes], keys: Keys, post: Post) -> list[Fields]:
+    """Return the names of each key. Raises KeyError if one is invalid, or is not allowed."""
+    tables = [*map(keys.__getitem__, texts)]
+    allows = post.allows
+    if allows is not None:
+        for device_id in {each.key.device_id for each in tables}:
+            if not allows(device_id):
+                raise KeyError(device_id)
+    return tables
 
 
 def _spread(cells: Any, counts: list[int]) -> Any:

@@ -581,7 +581,7 @@ async def test_hand_replay_tries_again_what_failed_for_a_moment(
         ({"id": None}, "not text"),
         ({"original": None}, "neither"),
         ({"original": 5}, "not text"),
-        ({"precision": "h"}, "precision"),
+        ({"precision": "w"}, "precision"),
         ({"precision": ["s"]}, "precision"),
         ({"received_at": "now"}, "now"),
         ({"original": None, "original_base64": "!"}, "base64"),

@@ -50,6 +50,8 @@ LETTERS = st.builds(
     format=st.just("json"),
     source=st.just("/v1/readings"),
     ignore_unknown=st.just(False),
+    device=st.just(""),
+    prefix=st.just(""),
 )
 
 

@@ -344,3 +344,16 @@ def test_key_names_what_is_wrong() -> None:
     for key in (b"", b"#m", b"m,", b"m,a", b"m,=b", b"m,a=1,", b"\xff"):
         fault = read_key(key, Naming(TAGS, "d"))
         assert fault[0] == "line_unreadable", key
+
+
+def test_lines_of_other_devices_are_not_allowed() -> None:
+    """Plain lines, others, and lines of texts only, which are not judged."""
+    body = b'm,host=a f=1\nm,host=b f=2\nm,host=b s="x"\nm,host=a f=3,s="y"\nm,host=b f=4,s="z"'
+    post = Post(None, False, NOW_US, 7.0, RULES, lambda device_id: device_id == "a")
+    found = decode(body, LinePost(post, NAMING, 100, 100_000))
+    assert [each.value for each in readings(found)] == [1.0, 3.0]
+    assert [(each.item, each.code) for each in found.errors] == [
+        (1, "not_allowed"),
+        (4, "not_allowed"),
+    ]
+    assert found.strings == 2  # that of the line that is not allowed is in its letter
