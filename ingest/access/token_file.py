@@ -108,15 +108,17 @@ class TokenFile:
                 if self.fault:
                     self._say()
                 return
-            # An editor may empty the file before it writes: that is not the end of all tokens. So
-            # a file that was not only appended to must be the same when it is looked at again.
+            # An editor may empty the file before it writes, and write it in parts: that is not the
+            # end of all tokens. So a file that was not only appended to must be the same when it is
+            # looked at again.
             candidate, self._candidate = self._candidate, seen
             if not self._has_grown(seen) and seen != candidate:
                 return
-            self._seen = seen
+            old, self._seen = self._seen, seen
             if seen is None:
                 raise OSError(None, "it is gone")
-            await self._read_again()
+            if not await self._read_again(stays=seen == candidate):
+                self._seen = old
         except (OSError, ValueError) as error:
             self.fault = _why(error)
             self._say()
@@ -127,8 +129,11 @@ class TokenFile:
             return seen is not None  # it has just been made
         return (seen.device, seen.inode) == (old.device, old.inode) and seen.size > old.size
 
-    async def _read_again(self) -> None:
+    async def _read_again(self, *, stays: bool) -> bool:
+        """Put in force what is in the file; False: it may be a part only. `stays`: it is all."""
         found = await asyncio.to_thread(self._content)
+        if found.more is None and not stays and self.tokens.entries.by_digest:
+            return False
         entries = Entries(self.tokens.entries if found.more is not None else None)
         await _in_slices(entries.read(found.text if found.more is None else found.more))
         before = len(self.tokens.entries.by_digest)
@@ -137,6 +142,7 @@ class TokenFile:
         self.fault = ""
         count = len(entries.by_digest)
         self._log.info("tokens_read", count=count, before=before)
+        return True
 
     def _content(self) -> _Read:
         """Read the file, whole. Raises OSError. Blocks."""

@@ -20,6 +20,7 @@ from ingest.system.clock import monotonic_s
 
 RECORDS = 64  # at most in one go: bytes of many tiny records, or of new keys, are work too
 READ_BYTES = 16 * 1024  # the longest record: OpenSSL returns one at a time
+HELLO_BYTES_MAX = 16 * 1024  # a client cannot send more before our answer; most send 0.5 to 2 KiB
 EARLY_BYTES_MAX = 64 * 1024  # if more wait for a step of the handshake, the socket is not read
 # OpenSSL gets no more at once. It returns at the first data for us; before that it would work on
 # 256 KiB of nothing but new keys for 0.15 s. After this time the rest waits for a later round.
@@ -104,6 +105,9 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
             self._tcp.close()
             return
         self._rest += data
+        if self._object is None and len(self._rest) > HELLO_BYTES_MAX:
+            self._tcp.abort()  # thousands may wait for their first step
+            return
         # Else the socket is read on: the end of a client that has gone must be seen at once.
         if len(self._rest) > EARLY_BYTES_MAX:
             self._hold()

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,7 @@ class Devices:
 
     def __init__(self, address: str) -> None:
         self.address = address.removeprefix("http://")
+        self.connect: Callable[[str], Awaitable[Client]] = Client.connect
         self.served: dict[int, int] = {}  # posts by the pid of the gateway
         self.faults: list[str] = []
         self._more = True
@@ -136,7 +137,7 @@ class Devices:
         """Post once on a new connection."""
         client: Client | None = None
         try:
-            client = await Client.connect(self.address)
+            client = await self.connect(self.address)
             body = self.body()
             await client.send(post(body))
             reply = await client.reply(20)
@@ -155,7 +156,7 @@ class Devices:
                 if client is not None and client.reader.at_eof():  # as each pool of clients looks
                     await client.close()
                     client = None
-                client = client or await Client.connect(self.address)
+                client = client or await self.connect(self.address)
                 body = self.body()
                 await client.send(post(body))
                 reply = await client.reply(20)

@@ -53,6 +53,29 @@ async def test_appended_lines_are_read(tmp_path: Path) -> None:
         assert file.tokens.find(OTHER)
 
 
+async def test_file_that_is_being_written_revokes_nobody(tmp_path: Path) -> None:
+    """An editor writes in parts: it is longer than before, and the last line is still missing."""
+    path = tmp_path / "tokens"
+    for before in (path.touch, path.unlink):
+        path.write_bytes(line())
+        file = TokenFile(path, named=True)
+        file.open()
+        identity = file.tokens.find(SECRET)
+        before()
+        for _ in range(3):
+            await file._look_again()
+        path.write_bytes(line(OTHER) + line(new_secret()))
+        await file._look_again()
+        assert file.tokens.find(SECRET) is identity
+        with path.open("ab") as rest:
+            rest.write(line())
+        for _ in range(2):
+            await file._look_again()
+        assert file.tokens.find(SECRET) is identity
+        assert file.tokens.find(OTHER)
+        assert file.fault == ""
+
+
 async def test_folder_in_its_place_leaves_no_descriptor_open(tmp_path: Path) -> None:
     """However often it changes."""
     file = TokenFile(tmp_path, named=True)

@@ -113,8 +113,9 @@ async def test_broken_handshakes_are_closed(
         async with running_receiver(**settings, header_s_max=0.3) as receiver:
             client = await receiver.connect()
             await client.send(sent)
-            while await client.reader.read(1_000):  # an alert, perhaps
-                pass
+            with suppress(ConnectionError):
+                while await client.reader.read(1_000):  # an alert, perhaps
+                    pass
             polite = await connect(receiver, trusting(files[0]))
             await polite.send(GET)
             assert (await polite.reply()).status == 200

@@ -79,6 +79,16 @@ async def test_bytes_after_the_end_in_tls_are_not_kept(
         assert answer.startswith(b"HTTP/1.1 202")
 
 
+async def test_hello_without_end_is_not_kept(settings: dict[str, Any]) -> None:
+    """Thousands may wait for the first step of their handshake: each may bring a short hello."""
+    async with running_receiver(**settings) as receiver:
+        client = await receiver.connect()
+        record = b"\x16\x03\x01\x40\x00"
+        hello = b"\x01\x01\xff\xf0\x03\x03"  # it says that 128 KiB will come
+        await client.send(record + hello + bytes(16_384 - len(hello)) + record)
+        assert await client.closed()
+
+
 class NewKeys:
     """A TLS 1.3 client in memory that can ask for new keys: Python's ssl module cannot."""
 
