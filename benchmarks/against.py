@@ -80,9 +80,7 @@ def _compare_times(chosen: argparse.Namespace) -> int:
     with scratch() as folder:
         commit = checked_out(chosen.against, folder)
         for _ in range(chosen.times):
-            compared = compare(
-                chosen.only, folder, chosen.seconds, flags=chosen.flags, quick=chosen.quick
-            )
+            compared = compare(chosen, folder)
             passes += not any(slower(each.ratios) for each in compared)
             if chosen.write:
                 _write(chosen, commit, compared)
@@ -99,14 +97,12 @@ def often_enough(passes: int, times: int) -> bool:
     return passes * 10 >= times * PASSES_OF_TEN
 
 
-def compare(
-    ways: Sequence[Way], tree: Path, seconds: float, *, flags: Sequence[str] = (), quick: bool
-) -> list[Compared]:
+def compare(chosen: argparse.Namespace, tree: Path) -> list[Compared]:
     """Compare all cases with the code in `tree`; print a line for each."""
     compared = []
-    for way in ways:
-        with two_services(tree, seconds, flags) as two:
-            compared.append(Compared(way, measured(two, way, quick=quick)))
+    for way in chosen.only:
+        with two_services(tree, chosen.seconds, chosen.flags, chosen.token) as two:
+            compared.append(Compared(way, measured(two, way, quick=chosen.quick)))
         print(f"{way.name}: {summary(compared[-1].ratios)}", flush=True)
     return compared
 
@@ -197,6 +193,9 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="WORDS",
         help="more settings of this tree's service, as one word: what does a setting cost?",
+    )
+    parser.add_argument(
+        "--token", default="", help="goes with each post; with --flags: what do tokens cost?"
     )
     parser.add_argument("--times", type=count, default=1, help="the whole so often [1]")
     parser.add_argument(

@@ -119,12 +119,14 @@ class Two:
     """Both services. `pairs` drives one case for as long as the caller asks for more.
 
     `folder` takes their state folders, which stay from one start to the next. `flags` are more
-    settings for this tree's service.
+    settings for this tree's service. `token` goes with each post to both; the other one may not
+    know what that is.
     """
 
     def __init__(
-        self, folder: Path, other_tree: Path, seconds: float, flags: Sequence[str]
+        self, folder: Path, other_tree: Path, seconds: float, flags: Sequence[str], token: str
     ) -> None:
+        self._token = token
         self._sides = {"this": (REPOSITORY, flags), "other": (other_tree, ())}
         self._folder, self._seconds = folder, seconds
         self._next_us = FIRST_US
@@ -186,6 +188,7 @@ class Two:
             connections=way.connections,
             new_heads=way.new_heads,
             ca_file=str(service.info.get("cert_file", "")),
+            token=self._token,
         )
         before = service.committed()
         used_s, began_s = service.child.cpu_s(), time.monotonic()
@@ -207,7 +210,9 @@ class Two:
 
 
 @contextmanager
-def two_services(other_tree: Path, seconds: float, flags: Sequence[str]) -> Iterator[Two]:
+def two_services(
+    other_tree: Path, seconds: float, flags: Sequence[str] = (), token: str = ""
+) -> Iterator[Two]:
     """Give the services of this tree and of another one a folder for one case."""
     with scratch() as folder:
-        yield Two(folder, other_tree, seconds, flags)
+        yield Two(folder, other_tree, seconds, flags, token)

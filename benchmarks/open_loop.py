@@ -37,7 +37,7 @@ class Load(NamedTuple):
     `rate_per_s` is in posts; None is the closed loop. It lasts `warm_s` and `seconds`; latencies
     are of the latter only. `lists_taken`: the result lists the posts with a 2xx. `new_heads`: each
     head has a number of its own, as behind a proxy that numbers requests. `ca_file`: the service
-    speaks TLS, and this is its certificate.
+    speaks TLS, and this is its certificate. `token` is sent with each post, unless it is empty.
     """
 
     port: int
@@ -51,6 +51,7 @@ class Load(NamedTuple):
     lists_taken: bool = False
     new_heads: bool = False
     ca_file: str = ""
+    token: str = ""
 
 
 class OpenLoop(NamedTuple):
@@ -92,7 +93,7 @@ class Readings:
 
     def __init__(self, load: Load) -> None:
         self._load = load
-        self._head = head_of(load.target, f"127.0.0.1:{load.port}")
+        self._head = head_of(load.target, f"127.0.0.1:{load.port}", token=load.token)
         self._number = 0
         self._items = [
             f'{{"device_id":"device-{at * 7 % 200:03d}","metric":"temperature",'

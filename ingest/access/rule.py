@@ -7,16 +7,17 @@ from ingest.model.errors import StartError
 AUTO, TOKEN, OPEN = "auto", "token", "open"
 
 
-def is_open(access: str, *, loopback: bool, tokens: int, address: str, run: str) -> bool:
+def is_open(access: str, *, private: bool, tokens: int, address: str, run: str) -> bool:
     """Return whether everybody may send to `address`; without it, a token is needed.
 
-    Raises StartError where `auto` finds nobody with a token beyond the loopback: then a start would
-    refuse all devices. `run` is the program, for the text.
+    It is `private` if only this machine reaches it, and no proxy is trusted that may bring posts of
+    others. Raises StartError where `auto` finds nobody with a token for a port that is not private:
+    then a start would refuse all devices. `run` is the program, for the text.
     """
-    if access == AUTO and not loopback and not tokens:
+    if access == AUTO and not private and not tokens:
         raise StartError(
-            f"{address} is open to the network, and nobody has a token. Make one, which devices "
-            f"send with each post: `{run} token new NAME`. Or let everybody post: --access open "
-            "(INGEST_ACCESS=open)"
+            f"{address} is open to the network, or a trusted proxy is in front of it, and nobody "
+            f"has a token. Make one, which devices send with each post: `{run} token new NAME`. Or "
+            "let everybody post: --access open (INGEST_ACCESS=open)"
         )
-    return access == OPEN or (access == AUTO and loopback and not tokens)
+    return access == OPEN or (access == AUTO and private and not tokens)

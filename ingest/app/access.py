@@ -35,7 +35,7 @@ def with_access(settings: Settings, address: str) -> Settings:
     """
     free = is_open(
         settings.access,
-        loopback=is_loopback(address),
+        private=is_loopback(address) and not settings.trusted_proxies,
         tokens=len(open_tokens(settings).tokens.entries.by_digest),
         address=address,
         run=command_words()["run"],

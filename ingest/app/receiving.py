@@ -75,6 +75,7 @@ def make_endpoint(
             tokens or Tokens(),
             access=settings.access,
             host_names=host_names(settings.host_names),
+            has_proxies=bool(settings.trusted_proxies),
         ),
         admission=admission,
         database=database,

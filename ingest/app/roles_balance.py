@@ -55,12 +55,13 @@ class RolesBalance:
         window.append(now)
         if len(window) < WINDOW or not self._is_comparable():
             return
+        first = window[0]
         if now.unclean != self._unclean:
-            # Begin anew, with what is on its way now as delivered: the next rest corrects that.
-            self._base = now.published - (now.delivered - now.returned)
+            # Begin anew. What the window had counts as on its way: of gateways we may know less
+            # than of writers, and a base that is too small would be an alarm. A rest corrects it.
+            self._base = now.published - (first.delivered - first.returned)
             self._booked, self._unclean = self.lost, now.unclean
             return
-        first = window[0]
         missing = first.published - (now.delivered - now.returned) - self._base
         if self._comes_again(now, missing):
             return

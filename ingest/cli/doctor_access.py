@@ -25,7 +25,11 @@ def access_check(settings: Settings) -> Check:
         tokens = open_tokens(settings).tokens
         count, loopback = len(tokens.entries.by_digest), _is_private(settings.listen)
         is_free = is_open(
-            settings.access, loopback=loopback, tokens=count, address=settings.listen, run=run
+            settings.access,
+            private=loopback and not settings.trusted_proxies,
+            tokens=count,
+            address=settings.listen,
+            run=run,
         )
     except StartError as error:
         return Check(_NAME, FAIL, str(error))

@@ -32,9 +32,13 @@ class Access:
     """The guard of the data port. Until `bound`, a token is needed.
 
     `access` is the setting. `host_names` are names of this port besides those of the loopback.
+    `has_proxies`: some are trusted, and bring posts from elsewhere.
     """
 
-    def __init__(self, tokens: Tokens, *, access: str, host_names: Collection[str]) -> None:
+    def __init__(
+        self, tokens: Tokens, *, access: str, host_names: Collection[str], has_proxies: bool
+    ) -> None:
+        self._has_proxies = has_proxies
         self._tokens = tokens
         self._access = access
         self._host_names = host_names
@@ -47,7 +51,11 @@ class Access:
         """Set the HOST:PORT that is bound. Raises StartError if nobody could send there."""
         loopback, tokens = is_loopback(address), len(self._tokens.entries.by_digest)
         self.is_open = is_open(
-            self._access, loopback=loopback, tokens=tokens, address=address, run=self._run
+            self._access,
+            private=loopback and not self._has_proxies,
+            tokens=tokens,
+            address=address,
+            run=self._run,
         )
         self._checks_host = self.is_open and loopback
         if not self.is_open and not tokens:

@@ -6,6 +6,7 @@ import asyncio
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,15 +72,19 @@ async def test_start_beyond_the_loopback_without_tokens_says_what_to_do(
 
 
 async def test_commands_of_docs_tokens_md(open_tmp_path: Path) -> None:
-    """As they stand: a token, the start for the network, rotation and end."""
-    first, start, later = (
+    """As they stand: a token, the start for the network with limits, rotation and end."""
+    first, start, limits, later = (
         each.text for each in fences(DOCUMENTS["docs/tokens.md"]) if each.language == "sh"
     )
     words = shlex.split(first)
     assert words[:2] == ["./run", "token"]
     token = await made(open_tmp_path, *words[2:])
     assert shlex.split(start) == ["./run", "--listen", "0.0.0.0:8080"]
-    async with Service(open_tmp_path, buffer="memory", listen="0.0.0.0:0") as service:
+    _, *flags = shlex.split(limits)
+    settings: dict[str, Any] = {
+        name.removeprefix("--"): text for name, text in zip(flags[::2], flags[1::2], strict=True)
+    }
+    async with Service(open_tmp_path, buffer="memory", listen="0.0.0.0:0", **settings) as service:
         told = next((each for each in service.lines if each.startswith("devices:")), "")
         assert not told or re.search(r"http://[0-9.]+:[0-9]+/v1/readings", told)
         assert await status(service, token) == 202

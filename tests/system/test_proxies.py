@@ -108,7 +108,7 @@ async def test_example_lets_in_devices_with_a_certificate(tmp_path: Path, exampl
     device = trusting(server_cert)
     device.load_cert_chain(device_cert, device_key)
     async with (
-        running_receiver(trusted_proxies="127.0.0.1") as receiver,
+        running_receiver(trusted_proxies="127.0.0.1", access="open") as receiver,
         proxy(example, tmp_path, receiver.address) as port,
     ):
         client = await _connect(port, device)

@@ -147,8 +147,20 @@ def test_who_begins_later_takes_what_it_finds_for_no_loss() -> None:
         rig.published += 100
         rig.delivered += 100
         assert rig.tick() == 0
+    assert rig.tick(WINDOW) == 0
     rig.published += 1_000
     assert rig.tick(WINDOW) == 1_000
+
+
+def test_late_status_at_the_begin_is_no_loss() -> None:
+    """A gateway told nothing for 3 s, and its readings were delivered meanwhile."""
+    rig = Rig(unclean=1)
+    for second in range(30):
+        rig.published = 100 * max(0, second - 3)
+        rig.delivered = 100 * second
+        assert rig.tick() == 0
+    rig.published = rig.delivered
+    assert rig.tick(2 * WINDOW) == 0
 
 
 @given(

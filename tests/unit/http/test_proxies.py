@@ -63,7 +63,7 @@ def test_networks_that_are_none_are_named() -> None:
 @pytest.mark.parametrize(("trusted", "seen"), [("127.0.0.1", "203.0.113.7"), ("", "127.0.0.1")])
 async def test_refused_posts_are_of_the_client_behind_the_proxy(trusted: str, seen: str) -> None:
     """The same with a head that has come before."""
-    async with running_receiver(trusted_proxies=trusted) as receiver:
+    async with running_receiver(trusted_proxies=trusted, access="open") as receiver:
         device = await receiver.connect()
         for _ in range(2):
             await device.send(post(b"no json", headers={"X-Forwarded-For": "203.0.113.7"}))

@@ -317,3 +317,11 @@ async def test_start_beyond_the_loopback_needs_tokens_or_a_word() -> None:
     assert (await started(in_force(line()), "auto")).needs_token
     assert not (await started(None, "open")).needs_token
     assert (await started(None, "token")).needs_token
+
+
+async def test_loopback_behind_a_proxy_needs_tokens_or_a_word() -> None:
+    """All that the proxy brings comes from the loopback, and may be of the whole network."""
+    receiver = Receiver(Settings(trusted_proxies="127.0.0.1"))
+    with pytest.raises(StartError, match="trusted proxy"):
+        await receiver.endpoint.start("127.0.0.1", 0)
+    await receiver.close()

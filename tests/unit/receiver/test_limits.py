@@ -39,7 +39,10 @@ async def test_without_tokens_a_network_is_a_sender() -> None:
     """Also behind a proxy, whose other clients go on."""
     one, two = "203.0.113.1", "203.0.113.2"
     async with running_receiver(
-        sender_readings_per_s_max=0.01, sender_burst_s=100, trusted_proxies="127.0.0.1"
+        sender_readings_per_s_max=0.01,
+        sender_burst_s=100,
+        trusted_proxies="127.0.0.1",
+        access="open",
     ) as receiver:
         assert (await _send(receiver, b"[" + GOOD + b"," + BAD + b"]", came_from=one)).status == 202
         assert (await _send(receiver, came_from=one)).status == 429
