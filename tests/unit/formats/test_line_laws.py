@@ -41,7 +41,18 @@ def a_line(draw: st.DrawFn) -> str:
     key += "".join(f",{escaped(name, ',= ')}={escaped(tag, ',= ')}" for name, tag in tags.items())
     fields = draw(st.lists(st.tuples(NAMES | st.just("value"), NUMBERS), min_size=1, max_size=3))
     written = ",".join(f"{escaped(name, ',= ')}={value}" for name, value in fields)
-    stamps = ["", " 1795600000", " 1795600000123456500", " 5", " 1.5", " x", " ", " -3", "\r"]
+    stamps = [
+        "",
+        " 1795600000",
+        " 1795600000123456500",
+        " 5",
+        " 1.5",
+        " x",
+        " ",
+        " -3",
+        "\r",
+        " 1795600000\r",
+    ]
     return f"{key}{draw(st.sampled_from([' ', '  ']))}{written}{draw(st.sampled_from(stamps))}"
 
 
