@@ -37,7 +37,8 @@ def append_lines(path: Path, lines: bytes) -> None:
                 continue
             if is_new and os.geteuid() == 0:  # the service may run as another user
                 owner = path.parent.stat()
-                os.chown(path, owner.st_uid, owner.st_gid)
+                # Its owner may have put a link in the place of the file meanwhile.
+                os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
             file.append(lines if _ends_line(path) else b"\n" + lines)
             sync_folder(path.parent)
             return

@@ -141,11 +141,14 @@ class TokenFile:
     def _content(self) -> _Read:
         """Read the file, whole. Raises OSError. Blocks."""
         fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with os.fdopen(fd, "rb") as file:
+        try:
             found = os.fstat(fd)
             if not stat.S_ISREG(found.st_mode):
                 raise OSError(None, "it is not a regular file")
-            text = file.read(FILE_BYTES_MAX + 1)
+            with os.fdopen(fd, "rb", closefd=False) as file:  # of a folder it would not close it
+                text = file.read(FILE_BYTES_MAX + 1)
+        finally:
+            os.close(fd)
         if len(text) > FILE_BYTES_MAX:
             raise OSError(None, f"it is larger than {FILE_BYTES_MAX} bytes")
         size = self._read_bytes

@@ -216,11 +216,17 @@ def _disable(args: argparse.Namespace, settings: Settings) -> int:
 
 def _make(path: Path, like: TokenEntry, ends: bytes, *, as_json: bool) -> int:
     """Make a token with the scope of this entry; `ends` are further lines."""
-    from ingest.access.entries import digest_of, entry_line, new_secret  # noqa: PLC0415
+    from ingest.access.entries import Entries, digest_of, entry_line, new_secret  # noqa: PLC0415
 
     token = new_secret()
     entry = like._replace(digest=digest_of(token))
-    kept = _append(path, entry_line(entry) + ends)
+    try:
+        line = entry_line(entry)
+        for _ in Entries().read(line):  # a line that the service cannot read is never written
+            pass
+    except (OverflowError, TypeError, ValueError) as error:
+        raise IngestError(f"the service could not read this token: {error}") from None
+    kept = _append(path, line + ends)
     document = {"name": entry.name, "sha256": entry.digest, "file": str(path), "written": kept}
     text = f"The token {entry.name}; it is not shown again:\n{token}"
     print_answer({**document, "token": token}, text, as_json=as_json)

@@ -62,7 +62,7 @@ class Certificate:
             self._log.error("certificate_unusable", error=self._what(error))
             return
         self._context = context
-        self._log.info("certificate_read", valid_until_s=round(self.ends_s))
+        self._log.info("certificate_read", valid_until_s=self._end())
         self._tell_if_over()
 
     def _look(self) -> tuple[_Seen | None, ...]:
@@ -70,7 +70,10 @@ class Certificate:
 
     def _tell_if_over(self) -> None:
         if self.ends_s * 1e6 < unix_us():
-            self._log.error("certificate_expired", valid_until_s=round(self.ends_s))
+            self._log.error("certificate_expired", valid_until_s=self._end())
+
+    def _end(self) -> int | None:
+        return None if math.isnan(self.ends_s) else round(self.ends_s)
 
     def _what(self, error: Exception) -> str:
         cert_file, key_file = self._files

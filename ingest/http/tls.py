@@ -16,9 +16,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol, cast
 
+from ingest.system.clock import monotonic_s
+
 RECORDS = 64  # at most in one go: bytes of many tiny records, or of new keys, are work too
 READ_BYTES = 16 * 1024  # the longest record: OpenSSL returns one at a time
 EARLY_BYTES_MAX = 64 * 1024  # if more wait for a step of the handshake, the socket is not read
+# OpenSSL gets no more at once. It returns at the first data for us; before that it would work on
+# 256 KiB of nothing but new keys for 0.15 s. After this time the rest waits for a later round.
+PIECE_BYTES = 4 * 1024
+DECRYPT_S_MAX = 0.001
 HANDSHAKE = 0x16  # the first byte of each TLS connection
 
 
@@ -44,8 +50,8 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
 
     __slots__ = (
         *("_context", "_incoming", "_inner", "_is_behind", "_is_established"),
-        *("_is_paused", "_network", "_network_of", "_object", "_outgoing", "_plain", "_steps"),
-        "_tcp",
+        *("_is_over", "_is_paused", "_network", "_network_of", "_object", "_outgoing", "_plain"),
+        *("_rest", "_steps", "_tcp"),
     )
 
     def __init__(
@@ -65,11 +71,13 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         self._plain = plain
         self._network = ""
         self._tcp: asyncio.Transport = self  # until `connection_made`
+        self._rest = b""  # has come, and OpenSSL has not got it yet
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._object: ssl.SSLObject | None = None  # from the first step on
         self._is_established = False
         self._is_behind = False  # some bytes are worked on in a later round
+        self._is_over = False  # the client has said in TLS that it sends no more
         self._is_paused = False  # by the HTTP protocol
 
     # Called by the event loop
@@ -91,13 +99,13 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         if self._is_established:
             self._decrypt(data)
             return
-        if self._object is None and not self._incoming.pending and data[0] != HANDSHAKE:
+        if self._object is None and not self._rest and data[0] != HANDSHAKE:
             self._tcp.write(self._plain())
             self._tcp.close()
             return
-        self._incoming.write(data)
+        self._rest += data
         # Else the socket is read on: the end of a client that has gone must be seen at once.
-        if self._incoming.pending > EARLY_BYTES_MAX:
+        if len(self._rest) > EARLY_BYTES_MAX:
             self._hold()
         self._steps.ask(self, self._network)
 
@@ -116,10 +124,12 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
     # Called by the handshakes
 
     def step(self) -> None:
-        """Do the next step of the handshake with the bytes that are here."""
+        """Do the next step of the handshake with the next piece of the bytes that are here."""
         if self._tcp.is_closing() or self._is_established:
             return
-        if self._is_behind:
+        self._incoming.write(self._rest[:PIECE_BYTES])
+        self._rest = self._rest[PIECE_BYTES:]
+        if self._is_behind and len(self._rest) <= EARLY_BYTES_MAX:
             self._release()
         if self._object is None:
             self._object = self._context().wrap_bio(
@@ -129,6 +139,8 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
             self._object.do_handshake()
         except ssl.SSLWantReadError:
             self._flush()
+            if self._rest:
+                self._steps.ask(self, self._network)
             return
         except ssl.SSLError:
             self._flush()  # the alert says why
@@ -138,41 +150,58 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         self._is_established = True
         self._steps.ended(self, self._network)
         self._flush()
-        if self._incoming.pending:
-            self._decrypt(b"")
+        if self._incoming.pending or self._rest:
+            self._go_on()
 
     # From bytes to bytes
 
     def _decrypt(self, data: bytes) -> None:
         tls, incoming = self._object, self._incoming
-        if tls is None:
+        if tls is None or self._is_over:  # after its end a client may send on: nobody would read it
             return
-        incoming.write(data)
+        data, at = self._rest + data, 0
         parts: list[bytes] = []
-        is_over = False
+        until_s = monotonic_s() + DECRYPT_S_MAX
         try:
-            # Asking for more than there is would raise an error, which costs as much as the rest.
-            while (incoming.pending or tls.pending()) and len(parts) < RECORDS:
-                part = tls.read(READ_BYTES)
-                if not part:
-                    is_over = True
+            while True:
+                if not incoming.pending:
+                    incoming.write(data[at : at + PIECE_BYTES])
+                    at += PIECE_BYTES
+                self._read(tls, parts)
+                if at >= len(data) or len(parts) >= RECORDS or self._is_over:
                     break
-                parts.append(part)
-        except ssl.SSLWantReadError:
-            pass
+                if monotonic_s() >= until_s:
+                    break
         except ssl.SSLError:
             self._flush()
             self._tcp.abort()
             return
-        if incoming.pending and not is_over and len(parts) == RECORDS:
+        self._rest = data[at:]
+        if (self._rest or incoming.pending) and not self._is_over:
             self._hold()
             self._steps.put_off(self._go_on)
         if self._outgoing.pending:
             self._flush()
         if parts:
             self._inner.data_received(parts[0] if len(parts) == 1 else b"".join(parts))
-        if is_over and not self._tcp.is_closing() and not self._inner.eof_received():
-            self.close()
+        if self._is_over:
+            self._rest = b""
+            if not self._tcp.is_closing() and not self._inner.eof_received():
+                self.close()
+
+    def _read(self, tls: ssl.SSLObject, parts: list[bytes]) -> None:
+        """Decrypt what OpenSSL has. Raises ssl.SSLError for what is not valid."""
+        incoming = self._incoming
+        try:
+            # Asking for more than there is would raise an error, which costs as much as the rest.
+            while (incoming.pending or tls.pending()) and len(parts) < RECORDS:
+                part = tls.read(READ_BYTES)
+                if not part:
+                    self._is_over = True
+                    break
+                parts.append(part)
+        except ssl.SSLWantReadError:
+            pass
 
     def _hold(self) -> None:
         """Read nothing until `_release`: bytes that are here have to be worked on first."""
@@ -186,7 +215,7 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
             self._tcp.resume_reading()
 
     def _go_on(self) -> None:
-        """Decrypt the rest."""
+        """Decrypt the next part of what is here."""
         if not self._tcp.is_closing():
             self._release()
             self._decrypt(b"")

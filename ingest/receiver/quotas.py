@@ -43,12 +43,14 @@ class Quota:
     `sent` counts readings of posts that were taken, `refused` posts that were not.
     """
 
-    __slots__ = ("_at_s", "_posts", "_rates", "_readings", "refused", "sent")
+    __slots__ = ("_at_s", "_posts", "_posts_max", "_rates", "_readings", "refused", "sent")
 
     def __init__(self, rates: Rates) -> None:
         self._rates = rates
         self._readings = rates.readings_per_s * rates.burst_s
-        self._posts = rates.posts_per_s * rates.burst_s
+        # A rate below one post a burst would else never allow one.
+        self._posts_max = max(1.0, rates.posts_per_s * rates.burst_s)
+        self._posts = self._posts_max
         self._at_s = monotonic_s()
         self.sent = self.refused = 0
 
@@ -64,8 +66,7 @@ class Quota:
             wait_s = -self._readings / rates.readings_per_s
         if rates.posts_per_s:
             self._posts += passed_s * rates.posts_per_s
-            # A rate below one post a burst would else never allow one.
-            self._posts = min(self._posts, max(1.0, rates.posts_per_s * rates.burst_s))
+            self._posts = min(self._posts, self._posts_max)
             wait_s = max(wait_s, (1.0 - self._posts) / rates.posts_per_s)
         if wait_s > 0:
             self.refused += 1

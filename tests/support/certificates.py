@@ -7,14 +7,16 @@ import subprocess
 from pathlib import Path
 
 
-def make_certificate(folder: Path, name: str = "ours", *, days: int = 30) -> tuple[Path, Path]:
+def make_certificate(
+    folder: Path, name: str = "ours", *, days: int = 30, more: tuple[str, ...] = ()
+) -> tuple[Path, Path]:
     """Write a certificate for localhost and its key; return both files. Blocks."""
     cert_file, key_file = folder / f"{name}.crt", folder / f"{name}.key"
     subprocess.run(
         [
             *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
             *("-nodes", "-days", str(days), "-subj", f"/CN={name}"),
-            *("-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"),
+            *("-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", *more),
             *("-keyout", key_file, "-out", cert_file),
         ],
         check=True,

@@ -15,7 +15,7 @@ from tests.support.receiver import Client, post
 from tests.system.service import environment
 
 READING = b'{"device_id":"d","metric":"m","value":1,"ts":%d}'
-_LISTENS = re.compile(r"127\.0\.0\.1:\d+")
+_LISTENS = re.compile(r"http://[\d.]+:(\d+)")
 
 
 class Running:
@@ -47,7 +47,7 @@ class Running:
         """Return where it takes posts, or where its page is."""
         found = _LISTENS.search(await self.line_with("http://"))
         assert found, self.output()
-        return found[0]
+        return f"127.0.0.1:{found[1]}"
 
     async def stop(self) -> str:
         """Stop it in order; return its last line."""

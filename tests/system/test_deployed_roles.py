@@ -83,10 +83,11 @@ class Place:
 
     async def role(self, name: str, words: list[str], env: Mapping[str, str]) -> Running:
         """Start a role with the environment of its image or unit."""
+        listen = env.get("INGEST_LISTEN", "127.0.0.1:0")  # beyond the loopback it asks who may post
         given = {each: self.here(value) for each, value in env.items()} | {
             "PATH": os.environ["PATH"],
             "PYTHONPATH": str(REPOSITORY),
-            "INGEST_LISTEN": "127.0.0.1:0",
+            "INGEST_LISTEN": f"{listen.rpartition(':')[0]}:0",
             "INGEST_ADMIN_LISTEN": "127.0.0.1:0",
             "INGEST_STREAM_BYTES_MAX": "64MiB",
         }

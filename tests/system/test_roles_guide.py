@@ -86,7 +86,8 @@ class Machines(Recipe):
     async def gateway(self, login: str = GATEWAY, more: str = "") -> Running:
         """Start a gateway."""
         return await self.role(
-            f"{more}export INGEST_BROKER_URL={login}\ningest gateway --listen 0.0.0.0:8080\n"
+            f"{more}export INGEST_BROKER_URL={login}\n"
+            "ingest gateway --listen 0.0.0.0:8080 --access open\n"
         )
 
 
@@ -228,13 +229,14 @@ async def replaced(place: Machines, balancer: Balancer, gateways: list[Running])
     """Replace the gateways one after the other; the balancer sends to the others meanwhile."""
     ready = command("until curl")
     for number, old in enumerate(list(gateways)):
-        address = balancer.addresses.pop(0)
+        balancer.addresses.pop(0)
         assert " held=0 lost=0" in await old.stop()
         gateways[number] = await place.gateway()
         line = await gateways[number].line_with("probes and metrics")
-        address, admin = re.findall(r"http://(127\.0\.0\.1:\d+)", line)
+        (port,) = re.findall(r"http://0\.0\.0\.0:(\d+)/", line)
+        (admin,) = re.findall(r"http://(127\.0\.0\.1:\d+)", line)
         await place.done(ready.replace("127.0.0.1:18080", admin))
-        balancer.addresses.append(address)
+        balancer.addresses.append(f"127.0.0.1:{port}")
         await balancer.goes_on()
 
 

@@ -49,7 +49,7 @@ class Recipe:
         for (host, port), real in self.ports.items():
             text = text.replace(f"{host}:{port}", f"127.0.0.1:{real}")
         database = shlex.quote(self._database)  # the URL of a socket has `&`
-        return text.replace(DATABASE, database).replace("0.0.0.0:8080", "127.0.0.1:0")
+        return text.replace(DATABASE, database).replace("0.0.0.0:8080", "0.0.0.0:0")
 
     def config(self, host: str) -> Path:
         """Write the files of one server; return its nats.conf."""

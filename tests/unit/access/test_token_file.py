@@ -53,6 +53,16 @@ async def test_appended_lines_are_read(tmp_path: Path) -> None:
         assert file.tokens.find(OTHER)
 
 
+async def test_folder_in_its_place_leaves_no_descriptor_open(tmp_path: Path) -> None:
+    """However often it changes."""
+    file = TokenFile(tmp_path, named=True)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        with pytest.raises(StartError, match="it is not a regular file"):
+            file.open()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 async def test_replaced_file_revokes_what_is_not_in_it(tmp_path: Path) -> None:
     """Also one of the same size, or a larger one, or one that was written in place."""
     path = tmp_path / "tokens"

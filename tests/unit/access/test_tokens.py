@@ -120,11 +120,11 @@ def test_random_devices_and_wrong_tokens_fill_no_memory() -> None:
 )
 def test_rule_of_access(access: str, *, loopback: bool, tokens: int, opens: bool) -> None:
     """`auto` is open on the loopback without tokens, and nowhere else."""
-    found = is_open(access, loopback=loopback, tokens=tokens, address="a:1", run="./run")
+    found = is_open(access, private=loopback, tokens=tokens, address="a:1", run="./run")
     assert found is opens
 
 
 def test_rule_refuses_to_start_where_nobody_could_post() -> None:
     """The text names the two ways out."""
     with pytest.raises(StartError, match=r"\./run token new NAME.*--access open"):
-        is_open("auto", loopback=False, tokens=0, address="0.0.0.0:8080", run="./run")
+        is_open("auto", private=False, tokens=0, address="0.0.0.0:8080", run="./run")

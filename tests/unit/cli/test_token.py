@@ -53,6 +53,30 @@ async def test_new_prints_the_token_once_and_stores_its_digest(here: Here, tmp_p
     assert secret not in shown.stdout
 
 
+@pytest.mark.parametrize(
+    "limits",
+    [
+        ("--devices", ""),
+        ("--note", "x" * 501),
+        ("--device", "x" * 501),
+        ("--device", "\udcff"),
+        ("--expires", "9999-12-31T23:59:59-23:59"),
+        ("--devices", "x" * 400) * 50,
+    ],
+)
+async def test_line_that_could_not_be_read_is_never_written(
+    here: Here, tmp_path: Path, limits: tuple[str, ...]
+) -> None:
+    """It would make the whole file unusable: at its next start the service would not start."""
+    where = ("--state-dir", tmp_path)
+    await here("token", "new", "first", *where)
+    before = (tmp_path / "tokens").read_bytes()
+    done = await here("token", "new", "garden", *limits, *where)
+    assert (done.code, done.stdout) == (2, "")
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "tokens").read_bytes() == before
+
+
 async def test_rotate_keeps_the_limits_and_ends_the_first_later(here: Here, tmp_path: Path) -> None:
     """Both are live meanwhile; `disable` ends both, or one by its digest."""
     where = ("--state-dir", tmp_path)

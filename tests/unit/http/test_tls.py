@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import ssl
 import subprocess
@@ -243,6 +244,22 @@ async def test_certificate_is_read_again(tmp_path: Path) -> None:
 def test_end_of_the_validity_is_known(files: tuple[Path, Path], tmp_path: Path) -> None:
     """So that an alert comes before it."""
     assert 29 * 86_400 < Certificate(*files).ends_s - time.time() <= 30 * 86_400
+
+
+def test_certificate_that_no_client_takes_is_read_all_the_same(tmp_path: Path) -> None:
+    """Its end is not known. An error here would end the watch over slow connections, too."""
+    cert_file, key_file = make_certificate(tmp_path)
+    certificate = Certificate(cert_file, key_file)
+    first = certificate.context()
+    for_clients = ("-addext", "extendedKeyUsage=clientAuth")
+    new_cert, new_key = make_certificate(tmp_path, "next", more=for_clients)
+    new_cert.rename(cert_file)
+    new_key.rename(key_file)
+    with structlog.testing.capture_logs() as logs:
+        certificate.read_if_changed()
+    assert [(each["event"], each["valid_until_s"]) for each in logs] == [("certificate_read", None)]
+    assert certificate.context() is not first
+    assert math.isnan(certificate.ends_s)
 
 
 @pytest.mark.parametrize("what", ["missing", "swapped", "not its key", "empty", "password"])

@@ -55,6 +55,13 @@ def test_burst_is_taken_then_the_rate(clock: Clock) -> None:
     assert quota.refused == 2
 
 
+def test_first_post_is_taken_however_small_the_burst(clock: Clock) -> None:
+    """Half a post is never in the way of the first one."""
+    quota = Quota(Rates(posts_per_s=5, burst_s=0.1))
+    assert wait_s(quota) == 0
+    assert wait_s(quota) == pytest.approx(0.2)
+
+
 def test_large_post_is_taken_once_and_paid_for(clock: Clock) -> None:
     """Readings: a debt of one post at most, and the mean rate is the limit."""
     quota = Quota(Rates(readings_per_s=100, burst_s=1))
