@@ -103,7 +103,10 @@ class Overview:
                 all_report=all(each.runs for each in instances.of(WRITER))
                 and not any(each.is_silent for each in instances.of(GATEWAY)),
                 unclean=instances.unclean,
-                messages_waiting=_of_writer(figures.get("consumer_pending")),
+                # While the broker is away, what it has said is old.
+                messages_waiting=_of_writer(figures.get("consumer_pending"))
+                if figures.get("broker_up")
+                else None,
                 messages_unacknowledged=_of_writer(figures.get("consumer_ack_pending")) or 0,
             )
         )

@@ -16,7 +16,9 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
-WINDOW = 5  # samples, one a second: statuses are some seconds old at most
+# Samples, one a second. Statuses are some seconds old; so is what the broker has said of messages
+# that wait, and a question about that may hang for 5 s while servers choose a leader.
+WINDOW = 10
 AGAIN_S = 60.0  # what no writer has got is delivered again within this time (ack_wait, twice)
 
 
@@ -53,6 +55,8 @@ class RolesBalance:
         """Compare both sides, if that is possible now."""
         window = self._window
         window.append(now)
+        if now.messages_waiting is None or not now.all_report:
+            self._missing_since_s = None  # the broker may begin to wait anew
         if len(window) < WINDOW or not self._is_comparable():
             return
         first = window[0]
