@@ -239,6 +239,7 @@ async def test_hostile_names_are_text_wherever_they_are_shown(
         assert (made, await page.evaluate("typeof window.hacked")) == (0, "undefined")
 
 
+@pytest.mark.slow
 async def test_page_has_no_serious_accessibility_fault(
     browser: Browser, tmp_path: Path, readings_url: str
 ) -> None:

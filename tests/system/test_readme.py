@@ -33,6 +33,9 @@ from tests.system.service import REPOSITORY, Service, environment
 NOT_RUN_HERE = {
     "./run\n": "test_run_script.py starts it in a checkout of its own, set-up and all",
     "./run demo\n": "test_demo.py runs it until Ctrl-C",
+    "./run --listen 0.0.0.0:8443 --tls-cert-file server.crt --tls-key-file server.key\n": (
+        "test_tls.py starts one with a certificate"
+    ),
 }
 # The first line of blocks that are marked as text, since a test lacks what they need.
 NEEDS_MORE = {
@@ -249,6 +252,7 @@ def test_readme_leaves_no_command_untested() -> None:
     run_here = {"README.md", "docs/operating.md"}
     run_elsewhere = {"docs/forward.md": "test_forward.py", "docs/scaling.md": "test_scaling.py"}
     run_elsewhere["docs/tokens.md"] = "test_access.py"
+    run_elsewhere["docs/roles.md"] = "test_roles_guide.py"
     for path, test in run_elsewhere.items():
         assert path in (Path(__file__).parent / test).read_text()
         del shown[path]

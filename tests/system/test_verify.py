@@ -290,6 +290,7 @@ def _shown_section() -> str:
     return text_.split("## Proving that nothing was lost\n")[1].split("\n## ")[0]
 
 
+@pytest.mark.slow
 async def test_readme_commands_prove_what_the_readme_says(open_tmp_path: Path) -> None:
     """With a service of `./run` on the same machine the command needs no option."""
     commands = re.findall(r"^\./run loadgen verify(.*)$", _shown_section(), re.MULTILINE)
