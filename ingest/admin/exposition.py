@@ -143,6 +143,7 @@ class LedgerCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         """Return all metrics; see Collector."""
         yield from self._counters()
+        yield from self._labelled_counters()
         yield from self._histograms()
         yield from self._gauges()
 
@@ -160,17 +161,16 @@ class LedgerCollector(Collector):
             ("committed", m.committed, "Readings newly in the table, by the database's own count."),
             ("duplicate", m.duplicate, "Readings that were in the table already."),
             ("recovered", m.recovered, "Readings read from the journal of an earlier process."),
-            (
-                "replayed",
-                m.replayed,
-                "Readings that the automatic replay took from the dead letters.",
-            ),
+            ("replayed", m.replayed, "Readings taken by the automatic replay of dead letters."),
             ("published", m.published, "Readings that the stream of the broker has."),
             ("delivered", m.delivered, "Readings that came from the stream; each delivery counts."),
             ("returned", m.returned, "Readings that were given back to the stream."),
             ("dropped", m.dropped, "Readings lost. Must stay 0."),
         ):
             yield CounterMetricFamily(f"ingest_readings_{name}", meaning, value=count)
+
+    def _labelled_counters(self) -> Iterator[Metric]:
+        m = self._ledger
         retries = {**dict.fromkeys(("wait", "retry", "isolate", "hold"), 0), **m.retries}
         for name, meaning, label, counts in (
             ("readings_rejected", "Readings refused and not kept.", "code", m.rejected),
@@ -191,6 +191,12 @@ class LedgerCollector(Collector):
                 "Readings kept as dead letters.",
                 "reason",
                 m.dead_lettered,
+            ),
+            (
+                "line_fields_changed",
+                "Fields of lines not stored as they came.",
+                "how",
+                m.line_fields,
             ),
             (
                 "flush",

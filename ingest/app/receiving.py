@@ -19,13 +19,14 @@ from ingest.config.networks import networks
 from ingest.config.settings import Settings
 from ingest.formats.post import Decoded
 from ingest.http.certificate import Certificate
-from ingest.http.plain_body import PlainBodies
+from ingest.http.plain_body import BodyLimits, PlainBodies
 from ingest.http.proxies import Proxies
 from ingest.http.routes import OnRefused
 from ingest.model.ledger import Ledger
 from ingest.model.ports import Admission, Database, DeadLetters, Inlet
 from ingest.receiver.access import Access
 from ingest.receiver.endpoint import Endpoint
+from ingest.receiver.lines import LineOptions
 from ingest.receiver.quotas import Quotas, Rates
 
 # With several gateways a connection ends about so often, so that its client may reach another one.
@@ -50,6 +51,7 @@ def make_endpoint(
 
     Raises ConfigError, and StartError if the certificate cannot be used.
     """
+    lines = _line_options(settings)
     return Endpoint(
         rules=make_rules(settings),
         plain_bodies=PlainBodies(
@@ -57,7 +59,9 @@ def make_endpoint(
             body_s_max=settings.body_s_max,
             all_bytes_max=settings.receiver_bytes_max,
             inflated_bytes_max=settings.inflated_bytes_max,
+            largest=lines.bodies.body_bytes_max,
         ),
+        line_options=lines,
         connections_max=settings.connections_max,
         header_s_max=settings.header_s_max,
         keepalive_s_max=settings.keepalive_s_max,
@@ -82,6 +86,20 @@ def make_endpoint(
         certificate=_certificate(settings),
         quotas=Quotas(rates) if (rates := _rates(settings)).any else None,
         proxies=Proxies(trusted) if (trusted := networks(settings.trusted_proxies)) else None,
+    )
+
+
+def _line_options(settings: Settings) -> LineOptions:
+    """Return the options of line protocol: one post may have a part of each bound, at most."""
+    bytes_max = min(
+        settings.line_bytes_max, settings.buffer_bytes_max // 2, settings.receiver_bytes_max // 4
+    )
+    return LineOptions(
+        rows_max=min(settings.line_rows_max, max(1, settings.buffer_rows_max // 2)),
+        rows_bytes_max=settings.buffer_bytes_max // 2,
+        bodies=BodyLimits(bytes_max, bytes_max),
+        has_prefix=settings.line_prefix,
+        answer_s_max=settings.answer_s_max,
     )
 
 

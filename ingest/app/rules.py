@@ -6,6 +6,11 @@ from ingest.config.settings import Settings, ts_min_us
 from ingest.formats.post import Rules
 
 
+def device_tags(settings: Settings) -> tuple[str, ...]:
+    """Return the tags of line protocol that name a device."""
+    return tuple(filter(None, map(str.strip, settings.line_device_tags.split(","))))
+
+
 def make_rules(settings: Settings) -> Rules:
     """Return the limits for posts and times."""
     return Rules(
@@ -13,4 +18,5 @@ def make_rules(settings: Settings) -> Rules:
         ts_min_us=ts_min_us(settings),
         ts_ahead_us_max=int(settings.ts_ahead_s_max * 1e6),
         integers_rounded=settings.value_inexact == "round",
+        device_tags=device_tags(settings),
     )

@@ -61,6 +61,26 @@ class Settings:
     post_rows_max: int = setting(
         5_000, "most readings in one post, which is never split", within=(1, 100_000)
     )
+    line_rows_max: int = setting(
+        100_000,
+        "most fields in a post of line protocol; at most half of buffer_rows_max",
+        within=(1, 1_000_000),
+    )
+    line_bytes_max: int = setting(
+        16 * MIB,
+        "largest body of line protocol; at most 1/4 of receiver_bytes_max, 1/2 of buffer_bytes_max",
+        within=(KIB, 256 * MIB),
+    )
+    line_device_tags: str = setting(
+        "device_id,device,dev_eui,entity_id,node,uuid,host",
+        "tags of line protocol whose value is the device; the first one that a line has",
+    )
+    line_prefix: bool = setting(
+        False, "put the name of the database or bucket in front of the metrics of line protocol"
+    )
+    answer_s_max: float = setting(
+        4.0, "line protocol is answered within this: its clients hang up at 5 s", within=(0.1, 60)
+    )
     receiver_bytes_max: int = setting(
         64 * MIB,
         "memory for all bodies that are being received; 3/4 of it for those over 16 KiB",
@@ -120,7 +140,7 @@ class Settings:
         one_of=("journal", "memory"),
         opens="The buffer",
     )
-    buffer_rows_max: int = setting(100_000, "most readings in memory", within=(1, 100_000_000))
+    buffer_rows_max: int = setting(200_000, "most readings in memory", within=(1, 100_000_000))
     buffer_bytes_max: int = setting(
         64 * MIB, "most bytes of blocks in memory", within=(KIB, 64 * GIB)
     )

@@ -2,10 +2,11 @@
 
     {"v":1,"id":"<32 hex>","reason":..,"code":..,"message":..,"attempts":..,"received_at":..,
      "failed_at":..,"item":..,"field":..,"precision":..,"reading":{..}|null,
-     "format":..,"source":..,"ignore_unknown":..,"original":..,"sum":..}
+     "format":..,"source":..,"ignore_unknown":..,"device":..,"prefix":..,"original":..,"sum":..}
 
 A line with a reading has no `format` and no `source`. Lines of earlier versions have none either:
-then it is JSON, posted to /v1/readings.
+then it is JSON, posted to /v1/readings. `device` and `prefix` are of line protocol; an empty one is
+left out.
 Promises: values and original bytes are read exactly as they were written. `sum` is the CRC-32 of
 all bytes before it, so a line that was cut or changed is found out. `v`, `id` and `reason` are at
 fixed offsets.
@@ -65,6 +66,9 @@ def encode_line(letter: Letter, *, id_: str, failed_us: int) -> bytes:
     if letter.original is not None:
         fields["format"], fields["source"] = letter.format, letter.source
         fields["ignore_unknown"] = letter.ignore_unknown
+        for name, text in (("device", letter.device), ("prefix", letter.prefix)):
+            if text:
+                fields[name] = text
         try:
             fields["original"] = letter.original.decode()
         except UnicodeDecodeError:
@@ -72,8 +76,8 @@ def encode_line(letter: Letter, *, id_: str, failed_us: int) -> bytes:
     try:
         return seal(orjson.dumps(fields))
     except TypeError:  # a text has half of a surrogate pair; such a letter must be kept too
-        for name in ("code", "message", "field", "precision"):
-            if fields[name] is not None:
+        for name in ("code", "message", "field", "precision", "device", "prefix"):
+            if fields.get(name) is not None:
                 fields[name] = utf8(fields[name]).decode()
         return seal(orjson.dumps(fields))
 
@@ -126,6 +130,8 @@ def line_of(fields: dict[str, Any]) -> Line:
             format=_text(fields.get("format", JSON)),
             source=_text(fields.get("source", READINGS)),
             ignore_unknown=fields.get("ignore_unknown") is True,
+            device=_text(fields.get("device", "")),
+            prefix=_text(fields.get("prefix", "")),
         )
         return Line(id_in(fields), time_in(fields["failed_at"]), letter)
     except KeyError as error:

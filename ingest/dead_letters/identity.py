@@ -12,9 +12,10 @@ from hashlib import blake2b
 import orjson
 
 from ingest.dead_letters.format import ID_CHARACTERS, utf8
+from ingest.formats.line_protocol import has_usable_time
 from ingest.formats.post import Rules
 from ingest.formats.timestamp import number_us, text_us
-from ingest.model.letter import Letter
+from ingest.model.letter import JSON, LINE, Letter
 from ingest.model.rows import PG_EPOCH_US
 
 # The times of the settings' defaults.
@@ -36,6 +37,9 @@ def letter_id(letter: Letter, rules: Rules = DEFAULT_RULES) -> str:
         return digest.hexdigest()
     precision, field = utf8(letter.precision or ""), utf8(letter.field or "")
     digest.update(struct.pack(">sII", b"o", len(precision), len(field)) + precision + field)
+    if letter.format != JSON:
+        defaults = "\0".join((letter.format, letter.device, letter.prefix))
+        digest.update(b"f%b\0" % utf8(defaults))
     original = letter.original or b""
     if not _has_usable_time(original, letter, rules):
         digest.update(
@@ -50,6 +54,10 @@ def _has_usable_time(original: bytes, letter: Letter, rules: Rules) -> bool:
 
     Where that is unknown: one letter too many is better than two readings kept as one letter.
     """
+    # A clock that was never set counts from 1970, and one that is ahead is wrong too.
+    ts_us_max = letter.received_us + rules.ts_ahead_us_max
+    if letter.format == LINE:
+        return has_usable_time(original, letter.precision, rules.ts_min_us, ts_us_max)
     try:
         item = orjson.loads(original)
     except ValueError:
@@ -61,6 +69,4 @@ def _has_usable_time(original: bytes, letter: Letter, rules: Rules) -> bool:
         ts_us = number_us(ts, letter.precision)
     else:
         return False
-    # A clock that was never set counts from 1970, and one that is ahead is wrong too.
-    ts_us_max = letter.received_us + rules.ts_ahead_us_max
     return isinstance(ts_us, int) and rules.ts_min_us <= ts_us <= ts_us_max

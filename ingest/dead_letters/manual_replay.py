@@ -15,15 +15,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
+from msgspec import structs
 
 from ingest.dead_letters.files import try_replay_lock
 from ingest.dead_letters.format import BadLine, id_in, original_in, reading_object, time_in
 from ingest.dead_letters.reader import LiveLetter
 from ingest.formats.json_post import decode
+from ingest.formats.line_item import LINE_BYTES_MAX
+from ingest.formats.line_protocol import decode_item
+from ingest.formats.line_series import Naming
 from ingest.formats.post import Decoded, Post, Rules
-from ingest.formats.timestamp import PRECISIONS
+from ingest.formats.timestamp import UNITS
 from ingest.model.errors import IngestError, Refused, ReplayStopped
-from ingest.model.letter import JSON
+from ingest.model.letter import JSON, LINE
 from ingest.model.ports import BadRow, Sink, Stored
 from ingest.model.verdict import OF_ONE_ROW, Verdict, WriteFailed
 from ingest.system.backoff import backoff_s
@@ -64,6 +68,8 @@ class Item(NamedTuple):
     source: LiveLetter | None = None
     format: str = JSON
     ignore_unknown: bool = False
+    device: str = ""
+    prefix: str = ""
 
 
 class RefusedItem(NamedTuple):
@@ -108,6 +114,8 @@ def item_of_letter(live: LiveLetter) -> Item:
         live,
         letter.format,
         letter.ignore_unknown,
+        letter.device,
+        letter.prefix,
     )
 
 
@@ -125,15 +133,24 @@ def item_of_fields(fields: dict[str, Any], place: str) -> Item:
         raise BadLine(str(error)) from error
     if original is None:
         raise BadLine("there is neither a reading nor an original")
-    format_, ignore_unknown = fields.get("format", JSON), fields.get("ignore_unknown") is True
-    return Item(id_, place, original, precision, received_us, None, format_, ignore_unknown)
+    return Item(
+        id_,
+        place,
+        original,
+        precision,
+        received_us,
+        format=fields.get("format", JSON),
+        ignore_unknown=fields.get("ignore_unknown") is True,
+        device=str(fields.get("device", "")),
+        prefix=str(fields.get("prefix", "")),
+    )
 
 
 def _precision_in(fields: dict[str, Any]) -> str | None:
     precision = fields.get("precision")
-    if precision is None or (isinstance(precision, str) and precision in PRECISIONS):
+    if precision is None or (isinstance(precision, str) and precision in UNITS):
         return precision
-    raise ValueError(f"the precision {precision!r:.80} is not s, ms, us or ns")
+    raise ValueError(f"the precision {precision!r:.80} is none of {', '.join(UNITS)}")
 
 
 class ManualReplay:
@@ -186,12 +203,16 @@ class ManualReplay:
         rules = self._rules._replace(ts_ahead_us_max=self._rules.ts_ahead_us_max + since_us)
         ignore_unknown = self._ignore_unknown or item.ignore_unknown
         post = Post(item.precision, ignore_unknown, item.received_us, monotonic_s(), rules)
-        if item.format != JSON:
+        if item.format not in (JSON, LINE):
             message = f"this version cannot decode the format {item.format!r:.80}"
             self.summary.refuse(RefusedItem(item.id, item.place, UNKNOWN_FORMAT, message))
             return None
         try:
-            decoded = decode(b"[" + item.original + b"]", post)
+            if item.format == LINE:
+                naming = Naming(rules.device_tags, item.device, item.prefix)
+                decoded = decode_item(item.original, _line_post(post), naming)
+            else:
+                decoded = decode(b"[" + item.original + b"]", post)
         except Refused as refused:
             self.summary.refuse(RefusedItem(item.id, item.place, refused.code, refused.detail))
             return None
@@ -226,6 +247,11 @@ class ManualReplay:
         self.summary.duplicate += stored.duplicate
         if self._rows_per_s and self._sink is not None:
             await asyncio.sleep(max(0.0, began_s + rows / self._rows_per_s - monotonic_s()))
+
+
+def _line_post(post: Post) -> Post:
+    """Return a post that may have all readings of one line."""
+    return structs.replace(post, rules=post.rules._replace(post_rows_max=LINE_BYTES_MAX))
 
 
 async def _store(sink: Sink, tuples: list[bytes], rows: int) -> tuple[Stored, list[BadRow]]:

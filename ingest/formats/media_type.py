@@ -1,9 +1,9 @@
 """The list of formats: for each media type, the function that decodes a body of it.
 
 A new format is a file of this folder and one entry in FORMATS. Its invalid items become dead
-letters, whose format is JSON so far: a second format must be recorded there, and
-dead_letters/manual_replay must decode it.
-tests/contract/test_formats.py runs over all entries and states what every format keeps.
+letters, which have its name (model/letter.py), and dead_letters/manual_replay must decode it.
+Line protocol is not in the list: its senders write any Content-Type, so its paths decide.
+tests/contract/test_formats.py states what every format keeps, and runs over all of them.
 """
 
 from __future__ import annotations

@@ -20,13 +20,19 @@ INVALID_FEW = ERRORS_MAX
 ITEM_BYTES_MIN = 32
 
 
+# The tags of line protocol whose value is the device; the first one that a line has. They are of
+# our own clients, ChirpStack, Home Assistant, airRohr, vzlogger and Telegraf.
+DEVICE_TAGS = ("device_id", "device", "dev_eui", "entity_id", "node", "uuid", "host")
+
+
 class Rules(NamedTuple):
-    """The settings that decide what a valid post is."""
+    """The settings that decide what a valid post is. `device_tags`: of line protocol."""
 
     post_rows_max: int
     ts_min_us: int
     ts_ahead_us_max: int
     integers_rounded: bool = False  # a value that float64 cannot hold is no error
+    device_tags: tuple[str, ...] = DEVICE_TAGS
 
 
 class ItemError(Struct, frozen=True, gc=False):

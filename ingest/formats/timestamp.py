@@ -24,6 +24,7 @@ Fault = tuple[str, str]  # a key of codes.ITEM_CODES, and a message for the clie
 TextFault = tuple[str, str]
 
 PRECISIONS = ("s", "ms", "us", "ns")
+UNITS = (*PRECISIONS, "m", "h")  # minutes and hours are of line protocol only
 MINUTES_CACHED_MAX = 4_096
 TEXT_CHARACTERS_MAX = 64  # a longer text is refused unread
 # Numbers of this size are beyond all allowed times in each unit. Calculating with floats near 1e308
@@ -38,7 +39,14 @@ _RFC3339 = re.compile(
 _NUMBER = re.compile(r"\s*[+-]?\d+(\.\d*)?\s*")
 _INTEGERS = msgspec.json.Decoder(list[int])
 _EPOCH_DAY = date(1970, 1, 1).toordinal()
-_US_PER_UNIT = {"s": (1_000_000, 1), "ms": (1_000, 1), "us": (1, 1), "ns": (1, 1_000)}
+_US_PER_UNIT = {
+    "h": (3_600_000_000, 1),
+    "m": (60_000_000, 1),
+    "s": (1_000_000, 1),
+    "ms": (1_000, 1),
+    "us": (1, 1),
+    "ns": (1, 1_000),
+}
 
 
 def text_us(text: str) -> int | Fault:
@@ -98,15 +106,31 @@ class Times(NamedTuple):
     newest_us: int
 
 
-def integers_us(numbers: Sequence[int], precision: str | None) -> Times | None:
-    """Do what number_us does for each of one or more integers; None if one has a fault."""
+def integers_us(
+    numbers: Sequence[int], precision: str | None, *, may_be_half: bool = True
+) -> Times | None:
+    """Do what number_us does for each of one or more integers; None if one has a fault.
+
+    `may_be_half` is false if none of them ends in 500: nanoseconds then cost half.
+    """
     least, most = min(numbers), max(numbers)
     unit = precision or _unit(most)
+    if not (precision or (least >= 0 and _unit(least) == unit)):
+        return numbers_us(numbers, precision)
     times, parts = _US_PER_UNIT[unit]
-    if parts == 1 and (precision or (least >= 0 and _unit(least) == unit)):
+    if parts == 1:
         pg_us = [number * times - PG_EPOCH_US for number in numbers]
         return Times(pg_us, least * times, most * times)
-    return numbers_us(numbers, precision)
+    if most > NUMBER_MAX or least < -NUMBER_MAX:
+        return numbers_us(numbers, unit)
+    # Nanoseconds. A half goes to the even microsecond.
+    epoch_ns = 1_000 * PG_EPOCH_US
+    if may_be_half:
+        half_ns = 499 - epoch_ns
+        return _times([(each + half_ns + (each // 1_000 & 1)) // 1_000 for each in numbers])
+    half_ns = 500 - epoch_ns
+    pg_us = [(each + half_ns) // 1_000 for each in numbers]
+    return Times(pg_us, (least + 500) // 1_000, (most + 500) // 1_000)
 
 
 def numbers_us(numbers: Sequence[int | float], precision: str | None) -> Times | None:

@@ -90,27 +90,21 @@ class Bodies:
         self._queue: list[_Place] = []
         self._grant_is_due = False  # nothing is given away before
 
-    def check(self, size_bytes: int) -> None:
-        """Raise Refused("body_too_large") if a body of this size is not allowed."""
-        if size_bytes > self._body_bytes_max:
-            raise Refused(
-                "body_too_large",
-                f"a body may have at most {self._body_bytes_max} bytes",
-                body_bytes_max=self._body_bytes_max,
-            )
-
     @asynccontextmanager
-    async def received(self, request: Request) -> AsyncIterator[bytes]:
+    async def received(
+        self, request: Request, body_bytes_max: int | None = None
+    ) -> AsyncIterator[bytes]:
         """Give the whole body once it has arrived; it counts until the context ends.
 
         Raises Refused (`body_too_large`, `body_timeout`, `buffer_full`, `bad_request`) or
         ConnectionError if the client is gone.
         """
         declared = max(0, request.head.body_bytes)
-        self.check(declared)
+        bytes_max = body_bytes_max or self._body_bytes_max
+        check_size(declared, bytes_max)
         body = _Body(is_large=declared > SMALL_BYTES, body_s_max=self._body_s_max)
         try:
-            yield await self._read(request, body)
+            yield await self._read(request, body, bytes_max)
         finally:
             self._completed(body)
             self._bytes_taken -= body.size_bytes
@@ -145,7 +139,7 @@ class Bodies:
 
     # Reading
 
-    async def _read(self, request: Request, body: _Body) -> bytes:
+    async def _read(self, request: Request, body: _Body, bytes_max: int) -> bytes:
         """Read to the end; book each part as it arrives."""
         parts: list[bytes] = []
         content = request.content
@@ -160,7 +154,7 @@ class Bodies:
             _send_continue(request)
         while not content.at_eof():
             part = await self._next_part(content, body)
-            self.check(body.size_bytes + len(part))
+            check_size(body.size_bytes + len(part), bytes_max)
             body.is_whole = content.at_eof()
             if not self._book(body, len(part)):
                 await self._wait_for_memory(request, body, len(part))
@@ -259,6 +253,16 @@ class Bodies:
                     return
                 place.set_result(None)
             self._queue.remove(place)
+
+
+def check_size(size_bytes: int, bytes_max: int) -> None:
+    """Raise Refused("body_too_large") if a body of this size is not allowed."""
+    if size_bytes > bytes_max:
+        raise Refused(
+            "body_too_large",
+            f"a body may have at most {bytes_max} bytes",
+            body_bytes_max=bytes_max,
+        )
 
 
 def _is_large(body: _Body, more_bytes: int) -> bool:

@@ -63,20 +63,19 @@ class Inflater:
     with 503, so a flood of bombs does not fill the memory.
     """
 
-    def __init__(self, inflated_bytes_max: int, waiting_bytes_max: int) -> None:
-        self._inflated_bytes_max = inflated_bytes_max
+    def __init__(self, *, waiting_bytes_max: int) -> None:
         self._waiting_bytes_max = waiting_bytes_max
         self._waiting_bytes = 0
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="inflate")
 
-    async def inflate(self, body: bytes) -> bytes:
+    async def inflate(self, body: bytes, inflated_bytes_max: int) -> bytes:
         """Return the decompressed body. Raises Refused; safe to cancel."""
         if self._waiting_bytes + len(body) > self._waiting_bytes_max:
             raise Refused("buffer_full", "too many large gzip bodies at once", retry_after_s=2)
         self._waiting_bytes += len(body)
         try:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._threads, gunzip, body, self._inflated_bytes_max)
+            return await loop.run_in_executor(self._threads, gunzip, body, inflated_bytes_max)
         finally:
             self._waiting_bytes -= len(body)
 

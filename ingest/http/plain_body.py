@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
-from ingest.http.bodies import Bodies
+from ingest.http.bodies import Bodies, check_size
 from ingest.http.inflate import THREADS, Inflater, claimed_bytes, gunzip, is_gzip, is_light
 from ingest.http.loop_share import LoopShare
 from ingest.http.request import Request
@@ -26,17 +26,32 @@ UNCOUNTED_BYTES = 16 * 1024
 T = TypeVar("T")
 
 
+class BodyLimits(NamedTuple):
+    """The largest body of a page, as it was sent and decompressed."""
+
+    body_bytes_max: int
+    inflated_bytes_max: int
+
+
 class PlainBodies:
-    """The bodies of one data port."""
+    """The bodies of one data port. A page may have other limits than these, up to `largest`."""
 
     def __init__(
-        self, *, body_bytes_max: int, body_s_max: float, all_bytes_max: int, inflated_bytes_max: int
+        self,
+        *,
+        body_bytes_max: int,
+        body_s_max: float,
+        all_bytes_max: int,
+        inflated_bytes_max: int,
+        largest: int = 0,
     ) -> None:
-        self._inflated_bytes_max = inflated_bytes_max
+        self._limits = BodyLimits(body_bytes_max, inflated_bytes_max)
         self._bodies = Bodies(
-            body_bytes_max=body_bytes_max, body_s_max=body_s_max, all_bytes_max=all_bytes_max
+            body_bytes_max=max(body_bytes_max, largest),
+            body_s_max=body_s_max,
+            all_bytes_max=all_bytes_max,
         )
-        self._inflater = Inflater(inflated_bytes_max, waiting_bytes_max=all_bytes_max)
+        self._inflater = Inflater(waiting_bytes_max=all_bytes_max)
         self._inflated = asyncio.Semaphore(INFLATED_MAX)
         self._loop_share = LoopShare()
 
@@ -60,32 +75,35 @@ class PlainBodies:
 
     def check(self, size_bytes: int) -> None:
         """Raise Refused if a body of this size is too large."""
-        self._bodies.check(size_bytes)
+        check_size(size_bytes, self._limits.body_bytes_max)
 
     @asynccontextmanager
-    async def body(self, request: Request) -> AsyncIterator[bytes]:
+    async def body(
+        self, request: Request, limits: BodyLimits | None = None
+    ) -> AsyncIterator[bytes]:
         """Give the decompressed body; it counts as in memory until the context ends.
 
         Raises Refused, or ConnectionError if the client is gone. Safe to cancel.
         """
         gzipped = is_gzip(request.headers.get("Content-Encoding"))
-        async with self._bodies.received(request) as body:
+        body_bytes_max, inflated_bytes_max = limits or self._limits
+        async with self._bodies.received(request, body_bytes_max) as body:
             if not gzipped:
                 await self._loop_share.wait(len(body))
                 yield body
             elif is_light(body) and claimed_bytes(body) <= UNCOUNTED_BYTES:
                 await self._loop_share.wait(claimed_bytes(body))
-                yield gunzip(body, self._inflated_bytes_max)
+                yield gunzip(body, inflated_bytes_max)
             else:
                 async with self._inflated:
-                    inflated = await self._inflate(body)
+                    inflated = await self._inflate(body, inflated_bytes_max)
                     await self._loop_share.wait(len(inflated))
                     yield inflated
 
-    async def _inflate(self, body: bytes) -> bytes:
+    async def _inflate(self, body: bytes, inflated_bytes_max: int) -> bytes:
         if is_light(body):
-            return gunzip(body, self._inflated_bytes_max)
-        return await self._inflater.inflate(body)
+            return gunzip(body, inflated_bytes_max)
+        return await self._inflater.inflate(body, inflated_bytes_max)
 
     async def finish(self, steps: Generator[None, None, T], uncounted_bytes: int) -> T:
         """Do the steps of a post in the next rounds; return the result.

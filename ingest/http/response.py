@@ -69,6 +69,12 @@ class Answer:
 
     def rendered(self, connection: bytes = b"", *, with_body: bool = True) -> bytes:
         """Return head and body; `connection` is a whole header line, or empty."""
+        if self.status == HTTPStatus.NO_CONTENT:  # it has no body, and must not say how long one is
+            return b"HTTP/1.1 204 No Content\r\nDate: %b\r\n%b%b\r\n" % (
+                _date(int(unix_s())),
+                self.headers,
+                connection,
+            )
         return b"%b%b\r\nContent-Length: %d\r\nDate: %b\r\n%b%b\r\n%b" % (
             _STATUS_LINES[self.status],
             self.content_type,

@@ -43,16 +43,25 @@ _MALFORMED = {
 OnRefused = Callable[[Request | None, Refused], None]
 
 
+def _usual_problem(_request: Request, refused: Refused, headers: bytes, close: bool) -> Answer:
+    return problem(refused, headers=headers, close=close)
+
+
+# From a refused request, further headers, and whether the connection ends, to its answer.
+MakeProblem = Callable[[Request, Refused, bytes, bool], Answer]
+
+
 class Route(NamedTuple):
     """A page: its methods, and `answer(request, query string, monotonic time of receipt)`.
 
     `answer` returns an answer, or a coroutine that returns it. Or it returns None; then the page
     calls `request.reply` later, and counts the request itself. `answer` may raise Refused, or
-    ConnectionError if the client is gone.
+    ConnectionError if the client is gone. `problem` makes the answer of a refusal.
     """
 
     methods: tuple[str, ...]
     answer: Callable[[Request, str, float], Reply]
+    problem: MakeProblem = _usual_problem
 
 
 class _Found(NamedTuple):
@@ -226,7 +235,9 @@ def _refusal(request: Request, page: Route | None, refused: Refused) -> Answer:
     # After a CONNECT too: the parser takes what follows for another protocol.
     unread = request.method == "CONNECT" or not request.is_whole
     close = refused.code == "draining" or unread
-    return problem(refused, headers=headers, close=close)
+    if page is None:
+        return problem(refused, headers=headers, close=close)
+    return page.problem(request, refused, headers, close)
 
 
 def _drop_frames(error: BaseException | None) -> None:

@@ -32,6 +32,7 @@ ROWS_FLUSH = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 25_0
 TRIGGERS = ("count", "time", "backlog", "drain")
 
 
+LINE_FIELDS = ("text_ignored", "integer_rounded")
 CLOSED_BY = ("connections_full", "header_late")  # limits that close connections
 
 
@@ -137,6 +138,8 @@ class Ledger:
         self.rejected: defaultdict[str, int] = defaultdict(int)
         self.dead_lettered: dict[str, int] = dict.fromkeys(REASONS, 0)
         self.at_receiver = 0  # decoded, and neither in the buffer nor answered yet
+        # Fields of line protocol that are not stored as they came.
+        self.line_fields: dict[str, int] = dict.fromkeys(LINE_FIELDS, 0)
         # Requests and writes.
         self.requests: defaultdict[tuple[str, int], int] = defaultdict(int)
         self.request_s: defaultdict[str, Histogram] = defaultdict(partial(Histogram, SECONDS_HTTP))

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from ingest.model.reading import Reading
 
 JSON = "json"
+LINE = "line_protocol"
 READINGS = "/v1/readings"
 
 
@@ -18,7 +19,8 @@ class Letter(NamedTuple):
 
     `reason` is one of REASONS, `code` an item code or a SQLSTATE. `field` and `item` (the index in
     the array) come from the post. So does what is needed to decode the original bytes again:
-    `format`, `source` (where it came in), `precision`, `ignore_unknown`. `received_us` is in Unix
+    `format`, `source` (where it came in), `precision`, `ignore_unknown`, and for lines the `device`
+    of those that name none and the `prefix` of their metrics. `received_us` is in Unix
     microseconds.
     """
 
@@ -35,6 +37,8 @@ class Letter(NamedTuple):
     format: str = JSON
     source: str = READINGS
     ignore_unknown: bool = False
+    device: str = ""
+    prefix: str = ""
 
 
 INVALID = "invalid"

@@ -9,8 +9,8 @@ from __future__ import annotations
 import unicodedata
 from typing import NamedTuple
 
-NAME_CHARACTERS_MAX = 128
-NAME_BYTES_MAX = 256  # two names of this size fit into one index row (2,704 bytes)
+NAME_CHARACTERS_MAX = 256
+NAME_BYTES_MAX = 512  # two names of this size fit into one index row (2,704 bytes)
 
 
 class Reading(NamedTuple):

@@ -1,4 +1,4 @@
-"""The receiver's port: POST /v1/readings, and the probes.
+"""The receiver's port: POST /v1/readings, the pages for line protocol, and the probes.
 
 The steps of a post: check admission; receive; decompress; decode. Then keeper.py keeps what was
 decoded, and answers. If the body arrived with its head and no step has to wait, all of this is one
@@ -14,7 +14,6 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
-from ingest.access.tokens import ANYBODY, Identity
 from ingest.formats.media_type import FORMATS, Decode, format_of
 from ingest.formats.post import Decoded, Post, Rules, Steps
 from ingest.http.certificate import Certificate
@@ -30,9 +29,13 @@ from ingest.model.ports import Admission, Database, DeadLetters, Inlet
 from ingest.receiver.access import Access
 from ingest.receiver.ack_waits import AckWaits
 from ingest.receiver.keeper import ADMISSION_DETAILS, COMMITTED, READINGS, Keeper
+from ingest.receiver.line_keeper import LineKeeper
+from ingest.receiver.line_stubs import stubs
+from ingest.receiver.lines import LineOptions, LinePages
 from ingest.receiver.query import Query, parse_query
-from ingest.receiver.quotas import Quota, Quotas
-from ingest.system.clock import unix_us
+from ingest.receiver.quotas import Quotas
+from ingest.receiver.senders import KnownSender, Senders
+from ingest.system.clock import monotonic_s, unix_us
 from ingest.system.logs import get_logger
 
 SOURCE = "readings"  # what the scope of a token calls /v1/readings
@@ -41,9 +44,7 @@ SOURCE = "readings"  # what the scope of a token calls /v1/readings
 class _Plan(NamedTuple):
     """What the head of a post says: who sent it, the query, and how to decode the body."""
 
-    identity: Identity
-    sender: str  # its token; "" where nobody needs one
-    quota: Quota | None
+    sender: KnownSender
     query: Query
     decode: Decode
 
@@ -62,6 +63,7 @@ class Endpoint:
         *,
         rules: Rules,
         plain_bodies: PlainBodies,
+        line_options: LineOptions,
         connections_max: int,
         header_s_max: float,
         keepalive_s_max: float,
@@ -83,7 +85,7 @@ class Endpoint:
         quotas: Quotas | None = None,
     ) -> None:
         self._rules = rules
-        self._quotas = quotas
+        self._senders = Senders(access, quotas)
         self._certificate = certificate
         self._plain_bodies = plain_bodies
         self._on_decoded = on_decoded
@@ -92,8 +94,18 @@ class Endpoint:
         self._levels = (*levels, COMMITTED)
         self._ack_default = _available(ack_default, self._levels)
         self._query = lru_cache(maxsize=256)(self._parse_query)
+        outcomes = AckWaits(database, ack_wait_s_max, connections_max=connections_max)
+        self._keeper = Keeper(
+            inlet=inlet,
+            dead_letters=dead_letters,
+            ledger=ledger,
+            database=database,
+            outcomes=outcomes,
+            on_refused=on_refused,
+        )
+        self._line_keeper = LineKeeper(inlet, dead_letters, ledger, database, outcomes)
         self._port = Port(
-            {READINGS: Route(POST, self._readings), **self._guarded(probes(health))},
+            self._pages(line_options, health),
             ledger,
             flag="--listen",
             connections_max=connections_max,
@@ -105,15 +117,29 @@ class Endpoint:
             round_queue=plain_bodies,
             on_refused=on_refused,
         )
-        self._keeper = Keeper(
-            inlet=inlet,
-            dead_letters=dead_letters,
-            ledger=ledger,
-            database=database,
-            outcomes=AckWaits(database, ack_wait_s_max, connections_max=connections_max),
-            on_refused=on_refused,
-        )
         self._log = get_logger("endpoint")
+
+    def _pages(
+        self, line_options: LineOptions, health: Callable[[], tuple[int, bytes]]
+    ) -> dict[str, Route]:
+        lines = LinePages(
+            line_options,
+            rules=self._rules,
+            plain_bodies=self._plain_bodies,
+            senders=self._senders,
+            admission=self._admission,
+            keeper=self._keeper,
+            line_keeper=self._line_keeper,
+            levels=self._levels,
+            ack_default=self._ack_default,
+            on_decoded=self._on_decoded,
+        )
+        open_to_all = {**stubs(self._plain_bodies, health), **probes(health)}
+        return {
+            READINGS: Route(POST, self._readings),
+            **lines.pages(),
+            **self._guarded(open_to_all),
+        }
 
     def certificate_ends_s(self) -> float | None:
         """Return when its certificate ends, in seconds since 1970; None without one."""
@@ -146,13 +172,16 @@ class Endpoint:
 
     async def finish(self, timeout_s: float) -> None:
         """Wait until no post is in work, at most `timeout_s`. Admission must refuse new ones."""
+        until_s = monotonic_s() + timeout_s
         left = await self._keeper.finish(timeout_s)
+        left += await self._line_keeper.finish(max(0.0, until_s - monotonic_s()))
         if left:
             self._log.warning("posts_left_inside", count=left)
 
     async def close(self) -> None:
         """Close the port. Dead letters that are being written are finished first. Repeatable."""
         await self._port.close()
+        await self._line_keeper.close()
         await self._keeper.close()
         self._plain_bodies.close()
 
@@ -165,10 +194,9 @@ class Endpoint:
             raise Refused(refusal, ADMISSION_DETAILS[refusal])
         head = request.head
         plan: _Plan | None = head.plan
-        if plan is None or not plan.identity.live:
+        if plan is None or not plan.sender.identity.live:
             plan = head.plan = self._plan(head, text)
-        if self._quotas is not None:
-            self._quota(request, plan).take_post()
+        self._senders.take_post(request, plan.sender)
         body = request.body
         if body is None or not request.in_round:
             return self._keeper.inside(self._receive(request, plan, received_s))
@@ -181,22 +209,10 @@ class Endpoint:
 
     def _plan(self, head: Head, text: str) -> _Plan:
         """Read the head. Raises Refused."""
-        self._access.check_site(head)
-        identity, text = self._access.identify(head, text)
+        sender, text = self._senders.find(head, text, source=SOURCE, form=JSON)
         media_type = head.headers.get("Content-Type", "")
         decode = FORMATS[media_type] if media_type in FORMATS else format_of(media_type)
-        if not identity.covers(SOURCE, JSON):
-            raise Refused("outside_scope", f"the token may not send {JSON} to {READINGS}")
-        sender, quota = "", None
-        if identity is not ANYBODY:
-            sender = f"token {identity.entry.name}"
-            quota = self._quotas.of(sender) if self._quotas is not None else None
-        return _Plan(identity, sender, quota, self._query(text), decode)
-
-    def _quota(self, request: Request, plan: _Plan) -> Quota:
-        """Return that of the token; where nobody needs one, that of the network."""
-        assert self._quotas is not None, "there are limits"
-        return plan.quota or self._quotas.of(request.client.network)
+        return _Plan(sender, self._query(text), decode)
 
     def _guarded(self, pages: dict[str, Route]) -> dict[str, Route]:
         """Return pages that need no token, and that no page of another site may ask for."""
@@ -206,7 +222,7 @@ class Endpoint:
                 self._access.check_site(request.head)
                 return page.answer(request, query, received_s)
 
-            return Route(page.methods, answer)
+            return page._replace(answer=answer)
 
         return {path: guarded(page) for path, page in pages.items()}
 
@@ -218,7 +234,7 @@ class Endpoint:
             unix_us(),
             received_s,
             self._rules,
-            plan.identity.allows,
+            plan.sender.identity.allows,
         )
         try:
             return plan.decode(body, post)
@@ -251,9 +267,8 @@ class Endpoint:
     def _seen(self, request: Request, plan: _Plan, decoded: Decoded) -> Decoded:
         request.body = b""  # its memory is free while the post waits for space or for its outcome
         if decoded.block is not None:
-            decoded.block.sender = plan.sender or request.client.network
-        if self._quotas is not None:
-            self._quota(request, plan).charge(decoded.readings)
+            decoded.block.sender = plan.sender.of(request)
+        self._senders.charge(request, plan.sender, decoded.readings)
         if self._on_decoded is not None:
             self._on_decoded(decoded)
         return decoded

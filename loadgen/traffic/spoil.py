@@ -16,7 +16,7 @@ HOUR_US = 3_600_000_000
 LATE_HOURS_MAX = 168
 # The service's window ends a day ahead of now unless its `ts_ahead_s_max` says otherwise.
 AHEAD_HOURS_MIN, AHEAD_HOURS_MAX = 48, 720
-LONG_NAME_BYTES = 300  # names end at 256 bytes
+LONG_NAME_BYTES = 600  # names end at 512 bytes
 _AFTER_NAME = '","metric"'
 
 # Each makes a reading that no service may accept, from its text and its timestamp.

@@ -292,6 +292,7 @@ async def test_post_that_is_in_memory_stays_there_if_the_disk_fails(durable: Mad
     calls = FailingCalls(write=errno.EIO)
     buffer = durable(calls=calls)
     assert isinstance(buffer, JournalBuffer)
+    buffer.journal._probe_s = 0.1
     blocks = [make_block(1) for _ in range(3)]
     rows, size = content(blocks), len(content(blocks))
     for block in blocks:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache, lru_cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path, PurePosixPath
 
@@ -81,17 +82,27 @@ Found = Iterator[tuple[int, str]]  # line, and the rule that it breaks
 Files = Mapping[PurePosixPath, ast.Module]
 
 
+@lru_cache(maxsize=4)
 def files_of(package: str) -> Files:
-    """Return the syntax trees of all files of a package, by path from the repository."""
+    """Return the syntax trees of all files of a package, by path from the repository.
+
+    To parse all takes a second, and there are thirty rules. The caller changes no tree.
+    """
     return {
         PurePosixPath(path.relative_to(REPOSITORY)): ast.parse(path.read_text())
         for path in sorted((REPOSITORY / package).rglob("*.py"))
     }
 
 
+@cache
+def walk(tree: ast.Module) -> tuple[ast.AST, ...]:
+    """Return all nodes of a file."""
+    return tuple(ast.walk(tree))
+
+
 def imports_absolutely(path: PurePosixPath, tree: ast.Module) -> Found:
     """Imports are written out, with the whole path: the other rules read them."""
-    for node in ast.walk(tree):
+    for node in walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.level or node.names[0].name == "*"):
             yield node.lineno, "a relative import, or a star"
         if isinstance(node, ast.Call) and path != PurePosixPath("ingest/cli/main.py"):
@@ -104,7 +115,7 @@ def imports_absolutely(path: PurePosixPath, tree: ast.Module) -> Found:
 
 def imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
     """Yield line and dotted name of all imports."""
-    for node in ast.walk(tree):
+    for node in walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -200,11 +211,11 @@ def keeps_to_public_names(path: PurePosixPath, tree: ast.Module) -> Found:
     own = set(_names_defined(tree)) | OF_TUPLES | OF_ARGPARSE | FENCED.get(str(path), set())
     inheriting = {
         id(inner)
-        for node in ast.walk(tree)
+        for node in walk(tree)
         if isinstance(node, ast.ClassDef) and _has_foreign_base(node, tree)
         for inner in ast.walk(node)
     }
-    for node in ast.walk(tree):
+    for node in walk(tree):
         if isinstance(node, ast.ImportFrom):
             for name in (*(node.module or "").split("."), *(alias.name for alias in node.names)):
                 if _is_private(name):
@@ -227,14 +238,14 @@ def aiohttp_stays_outside(path: PurePosixPath, tree: ast.Module) -> Found:
     """
     theirs = {
         (alias.asname or alias.name).split(".")[0]
-        for node in ast.walk(tree)
+        for node in walk(tree)
         if isinstance(node, ast.Import | ast.ImportFrom)
         for alias in node.names
         if (getattr(node, "module", None) or alias.name).split(".")[0] == "aiohttp"
     }
     if not theirs:
         return
-    for node in ast.walk(tree):
+    for node in walk(tree):
         if isinstance(node, ast.ClassDef):
             for base in node.bases:
                 if ast.unparse(base).split("[")[0].split(".")[0] in theirs:
@@ -249,7 +260,7 @@ def _has_foreign_base(node: ast.ClassDef, tree: ast.Module) -> bool:
     """Whether a base of the class is a class of another file of ours."""
     ours = {
         alias.asname or alias.name
-        for each in ast.walk(tree)
+        for each in walk(tree)
         if isinstance(each, ast.ImportFrom) and (each.module or "").split(".")[0] in LAYERS
         for alias in each.names
     }
@@ -261,7 +272,7 @@ def _is_private(name: str) -> bool:
 
 
 def _names_defined(tree: ast.Module) -> Iterator[str]:
-    for node in ast.walk(tree):
+    for node in walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.name
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
@@ -304,7 +315,7 @@ def halves_reach_each_other(files: Files) -> list[str]:
 
 def made_elsewhere(path: PurePosixPath, tree: ast.Module) -> Found:
     """A part is made in one file, since a second place would miss later changes of the first."""
-    for node in ast.walk(tree):
+    for node in walk(tree):
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func).rpartition(".")[2]
             if MADE_IN.get(name, str(path)) != str(path):
@@ -343,7 +354,7 @@ def classes_of_one_name(files: Files) -> list[str]:
 def names_of(path: PurePosixPath, tree: ast.Module) -> Iterator[tuple[int, str]]:
     """Yield the names of a file, its folders, its classes and its functions."""
     yield from ((1, part) for part in path.with_suffix("").parts)
-    for node in ast.walk(tree):
+    for node in walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.lineno, node.name
 
@@ -360,7 +371,7 @@ def lists_said_twice(files: Files) -> list[str]:
     """Return the lists of four or more texts that stand in two files, with these files."""
     places: dict[frozenset[str], set[str]] = {}
     for path, tree in files.items():
-        for node in ast.walk(tree):
+        for node in walk(tree):
             if isinstance(node, ast.Tuple | ast.List | ast.Set) and len(node.elts) >= 4:
                 texts = [each.value for each in node.elts if isinstance(each, ast.Constant)]
                 if len(texts) == len(node.elts) and all(isinstance(each, str) for each in texts):
@@ -375,7 +386,7 @@ def lists_said_twice(files: Files) -> list[str]:
 def subclasses(files: Files, base: str) -> Iterator[tuple[str, str]]:
     """Yield path and name of each class that has `base` as a base."""
     for path, tree in files.items():
-        for node in ast.walk(tree):
+        for node in walk(tree):
             if isinstance(node, ast.ClassDef) and base in [
                 ast.unparse(each) for each in node.bases
             ]:

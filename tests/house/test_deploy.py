@@ -108,9 +108,23 @@ def test_one_command_leads_every_alert_to_the_readers_own_runbook(tmp_path: Path
         assert each.read_text() == text.replace(RUNBOOK_BASE[:-1], new)
     changed = {each.name for each, text in before.items() if each.read_text() != text}
     assert changed == {"alerts.yml", "alerts_test.yml", "prometheusrule.yaml"}
+    keep_tests_of("IngestDown", path.parent)
     promtool = program("promtool", "prometheus")
     code, said = run(promtool, "test", "rules", "alerts_test.yml", cwd=path.parent)
     assert code == 0, said
+
+
+def keep_tests_of(alert: str, folder: Path) -> None:
+    """Leave only the tests of one alert: all of them take seconds."""
+    path = folder / "alerts_test.yml"
+    whole = document(path)
+    whole["tests"] = [
+        case
+        for case in whole["tests"]
+        if any(rule["alertname"] == alert for rule in case["alert_rule_test"])
+    ]
+    assert whole["tests"]
+    path.write_text(json.dumps(whole))  # which is YAML too
 
 
 def test_metrics_are_named_as_prometheus_wants_them() -> None:
@@ -149,6 +163,7 @@ def test_altered_bound_of_an_alert_is_noticed(tmp_path: Path) -> None:
     """The tests of the alerts can fail."""
     promtool = program("promtool", "prometheus")
     spoilt = copy_of(tmp_path, "alerts.yml", "used_ratio > 0.8", "used_ratio > 0.95")
+    keep_tests_of("IngestBufferFilling", spoilt.parent)
     code, said = run(promtool, "test", "rules", "alerts_test.yml", cwd=spoilt.parent)
     assert code != 0
     assert "IngestBufferFilling" in said

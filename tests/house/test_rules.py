@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from tests.house.layout import Found, imports
+from tests.house.layout import Found, files_of, imports, walk
 from tests.support.documents import REPOSITORY
 
 FUNCTION_LINES_MAX = 60
@@ -29,7 +29,7 @@ def knows_nothing_of_the_service(path: PurePosixPath, tree: ast.Module) -> Found
 
 def is_short(path: PurePosixPath, tree: ast.Module) -> Found:
     """A function fits on a screen."""
-    for node in ast.walk(tree):
+    for node in walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = (node.end_lineno or node.lineno) - node.lineno + 1
             if lines > FUNCTION_LINES_MAX:
@@ -44,7 +44,7 @@ def opens_with_a_docstring(path: PurePosixPath, tree: ast.Module) -> Found:
 
 def avoids_traps(path: PurePosixPath, tree: ast.Module) -> Found:
     """No asyncio.wait_for (on 3.11 it swallows cancellation), sleep that blocks, broad catch."""
-    for node in ast.walk(tree):
+    for node in walk(tree):
         if isinstance(node, ast.Call) and ast.unparse(node.func) in {
             "asyncio.wait_for",
             "wait_for",
@@ -62,14 +62,14 @@ def prints_nothing(path: PurePosixPath, tree: ast.Module) -> Found:
     """Only the command line prints."""
     if path.is_relative_to("ingest/cli"):
         return
-    for node in ast.walk(tree):
+    for node in walk(tree):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "print":
             yield node.lineno, "print outside the command line"
 
 
 def each_test_states_what_must_hold(path: PurePosixPath, tree: ast.Module) -> Found:
     """Each test says in its docstring what must hold."""
-    for node in ast.walk(tree):
+    for node in walk(tree):
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         if node.name.startswith("test_") and not ast.get_docstring(node):
@@ -90,12 +90,10 @@ RULES: list[tuple[Rule, str]] = [
 def test_code_keeps_the_rule(rule: Rule, folders: str) -> None:
     """Every file of the named folders keeps the rule."""
     broken = [
-        f"{path.relative_to(REPOSITORY)}:{line}: {fault}"
+        f"{path}:{line}: {fault}"
         for folder in folders.split()
-        for path in sorted((REPOSITORY / folder).rglob("*.py"))
-        for line, fault in rule(
-            PurePosixPath(path.relative_to(REPOSITORY)), ast.parse(path.read_text())
-        )
+        for path, tree in files_of(folder).items()
+        for line, fault in rule(path, tree)
     ]
     assert not broken, "\n" + "\n".join(broken)
 

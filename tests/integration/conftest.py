@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -11,9 +12,18 @@ import pytest
 
 from ingest.sinks.postgres import schema
 from tests.support.commands import Here
+from tests.system.database import Database
 
 if TYPE_CHECKING:
     from tests.conftest import Server
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _data_is_made_once(open_tmp: Path) -> Iterator[None]:
+    """Make the data of embedded databases once, as for system tests."""
+    Database.template = open_tmp / "databases" / "data"
+    yield
+    Database.template = None
 
 
 @pytest.fixture

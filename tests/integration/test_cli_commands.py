@@ -14,6 +14,7 @@ import pytest
 
 from ingest.system.state_folder import ServiceInfo, StateFolder, running_service
 from tests.support.commands import Here, ingest, with_user
+from tests.system.database import give_data
 from tests.system.service import REPOSITORY, Service, environment, is_alive, wait_gone
 
 # schema
@@ -127,7 +128,7 @@ async def test_psql_that_is_told_to_end_stops_the_database_it_started(
 ) -> None:
     """Ctrl-C cancels psql's query; SIGINT and SIGTERM end all three processes in order."""
     state = open_tmp_path / "state"
-    assert (await ingest("schema", "apply", "--state-dir", state)).code == 0
+    await give_data(state)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "ingest", "psql", "--state-dir", str(state)),
         *("-c", "select pg_sleep(60)"),
@@ -174,7 +175,7 @@ async def until_sleeping(state: Path) -> int:
 async def test_psql_at_work_stops_no_start(open_tmp_path: Path) -> None:
     """A service that starts meanwhile uses psql's server; it goes on when psql is killed."""
     state = open_tmp_path / "state"
-    assert (await ingest("schema", "apply", "--state-dir", state)).code == 0
+    await give_data(state)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "ingest", "psql", "--state-dir", str(state)),
         *("-c", "select pg_sleep(60)"),

@@ -32,7 +32,7 @@ from ingest.dead_letters.sending import BlockSender
 from ingest.formats.post import Rules
 from ingest.model.errors import ReplayStopped
 from ingest.model.ledger import Gauges, Ledger
-from ingest.model.letter import EXHAUSTED, INVALID, REFUSED, Letter
+from ingest.model.letter import EXHAUSTED, INVALID, LINE, REFUSED, Letter
 from ingest.model.reading import Reading
 from ingest.model.verdict import LETTERS_FULL
 from ingest.system.clock import monotonic_s
@@ -471,13 +471,38 @@ async def test_hand_replay_decodes_as_the_post_said(tmp_path: Path) -> None:
     """Unknown fields are ignored if the post said so. A format of later versions stays."""
     item = b'{"device_id":"d","metric":"m","ts":1760000000,"value":1,"zz":2}'
     open_ = invalid(item, received_us=START_US)._replace(ignore_unknown=True)
-    later = [invalid(b"m,device_id=d value=1")._replace(format="line_protocol")]
+    later = [invalid(b"\x81\xa1a\x01")._replace(format="of_later")]
     replay, done = await by_hand(items_of(tmp_path, [open_, invalid(item + b" "), *later]), None)
     assert [each.original for each in done] == [item]
     assert replay.summary.refused == {"unknown_field": 1, "unknown_format": 1}
     copied = [item_of_fields(orjson.loads(live.line), "") for live in live_letters(tmp_path)]
     _, done = await by_hand(copied, None)
     assert [each.original for each in done] == [item]
+
+
+async def test_hand_replay_reads_lines_as_their_post_said(
+    tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
+) -> None:
+    """With its precision, device and prefix; a line without a device stays, with many texts too."""
+    hour = START_US // 3_600_000_000
+    line = invalid(b"m,host=h a=1,b=2 %d" % hour)._replace(format=LINE, precision="h", prefix="db")
+    no_device = invalid(b"m value=3 %d" % hour, code="no_device")._replace(
+        format=LINE, precision="h"
+    )
+    text = invalid(b'm,host=h s="x"')._replace(format=LINE)
+    long = invalid(b"m " + b",".join(b"f%d=1" % n for n in range(6_000)))._replace(
+        format=LINE, device="gateway"
+    )
+    replay, _ = await by_hand(items_of(tmp_path, [line, no_device, text, long]), readings_url)
+    assert (replay.summary.letters, replay.summary.rows) == (2, 6_002)
+    assert replay.summary.refused == {"no_device": 1, "empty": 1}
+    found = await readings_connection.fetch(
+        "select device_id, metric, value from readings where device_id = 'h' order by metric"
+    )
+    assert [tuple(each) for each in found] == [("h", "db.m.a", 1.0), ("h", "db.m.b", 2.0)]
+    copied = [item_of_fields(orjson.loads(live.line), "") for live in live_letters(tmp_path)]
+    again, _ = await by_hand(copied, None)
+    assert again.summary.rows == 6_002
 
 
 async def test_hand_replay_dry_run_writes_and_marks_nothing(tmp_path: Path) -> None:
@@ -556,7 +581,7 @@ async def test_hand_replay_tries_again_what_failed_for_a_moment(
         ({"id": None}, "not text"),
         ({"original": None}, "neither"),
         ({"original": 5}, "not text"),
-        ({"precision": "h"}, "precision"),
+        ({"precision": "w"}, "precision"),
         ({"precision": ["s"]}, "precision"),
         ({"received_at": "now"}, "now"),
         ({"original": None, "original_base64": "!"}, "base64"),

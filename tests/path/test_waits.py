@@ -26,16 +26,16 @@ async def test_cancelled_inflating_frees_its_memory(monkeypatch: pytest.MonkeyPa
         return really(body, inflated_bytes_max)
 
     monkeypatch.setattr(inflate, "gunzip", slow)
-    inflater = Inflater(1 << 22, waiting_bytes_max=len(packed))
+    inflater = Inflater(waiting_bytes_max=len(packed))
     try:
-        first = asyncio.create_task(inflater.inflate(packed))
+        first = asyncio.create_task(inflater.inflate(packed, 1 << 22))
         await asyncio.sleep(0)
         with pytest.raises(Refused):
-            await inflater.inflate(packed)
+            await inflater.inflate(packed, 1 << 22)
         first.cancel()
         with pytest.raises(asyncio.CancelledError):
             await first
-        second = asyncio.create_task(inflater.inflate(packed))
+        second = asyncio.create_task(inflater.inflate(packed, 1 << 22))
         await asyncio.sleep(0)
         assert not second.done()
         going.set()

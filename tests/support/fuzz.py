@@ -21,6 +21,7 @@ from ingest.buffers.frames import FrameReader, encode_head
 from ingest.buffers.journal.format import Done, encode_done, header_fault
 from ingest.dead_letters.format import BadLine, decode_line, encode_line
 from ingest.dead_letters.identity import letter_id
+from ingest.formats.line_series import Naming
 from ingest.http.inflate import gunzip
 from ingest.model.block import Block
 from ingest.model.errors import Refused
@@ -29,6 +30,7 @@ from ingest.model.rows import decode_rows
 from tests.support.blocks import make_block
 from tests.support.journals import SALT, segment_bytes
 from tests.support.letters import START_US, drained, invalid
+from tests.support.lines import cut_small, expected_of, points_of, told_of
 from tests.support.posts import GOOD, array, decoded
 
 INFLATED_MAX = 4_096
@@ -129,6 +131,18 @@ def fuzz_letters(data: bytes) -> str:
     return "letter"
 
 
+def fuzz_lines(data: bytes) -> str:
+    """Line protocol is read as an oracle reads it that shares no code; also in small slices."""
+    naming = Naming(("device_id", "host"))
+    expected = expected_of(data, naming, None)
+    assert told_of(points_of(data, naming)) == expected
+    with cut_small(20):
+        assert told_of(points_of(data, naming)) == expected
+    if isinstance(expected, str):
+        return expected
+    return "readings" if expected.readings else "errors" if expected.errors else "texts"
+
+
 def seeds() -> dict[str, list[bytes]]:
     """Return valid inputs of each target: the same each time, except their readings."""
     letters = [*drained(2), invalid(b'{"ts":1}'), invalid(b"\xff\0")]
@@ -141,6 +155,12 @@ def seeds() -> dict[str, list[bytes]]:
         ],
         "decode": [GOOD, array(GOOD, GOOD), array(GOOD, b'{"device_id":"d","values":{"a":1}}')],
         "journal": [segment_bytes(blocks), segment_bytes([]), encode_done(1, 2) * 2],
+        "lines": [
+            b"m,host=h value=1\nm,host=h,t=x a=1.5,b=2i 1795600000",
+            b'm\\ x,device_id=d,host=h s="a\\"b\nc",v=t 1795600000000000000\r\n# c\n\n',
+            b"m value=1\nm,host=h a=nan,b=1",
+            b'm,host=h s="text"',
+        ],
         "letters": [encode_line(each, id_=letter_id(each), failed_us=START_US) for each in letters],
     }
 
@@ -149,6 +169,7 @@ TARGETS: dict[str, Callable[[bytes], str]] = {
     "gunzip": fuzz_gunzip,
     "decode": fuzz_decode,
     "journal": fuzz_journal,
+    "lines": fuzz_lines,
     "letters": fuzz_letters,
 }
 

@@ -147,10 +147,31 @@ class Database:
             await line.close()
 
 
+async def give_data(state_dir: Path) -> None:
+    """Give a new state folder data for its embedded database. To make it takes a service seconds.
+
+    Does nothing without a template, or if the folder has a database.
+    """
+    template, folder = Database.template, state_dir / "postgres"
+    if template is None or folder.exists():
+        return
+    folder.mkdir(parents=True)
+    for each in (state_dir, folder):
+        each.chmod(0o755)
+    if template.exists():
+        await copy_data(template, folder)
+        return
+    home = postgres_data.prepare(folder)
+    try:
+        await _make_data(folder, home)
+    finally:
+        remove_socket_folder(home.sockets)
+
+
 async def copy_data(source: Path, folder: Path) -> None:
     """Copy the data of a stopped server into the folder of another one, with its owner."""
     folder.mkdir(parents=True, exist_ok=True)
-    words = ["cp", "-a", str(source), str(folder / "data")]
+    words = ["cp", "-a", "--sparse=always", str(source), str(folder / "data")]
     await asyncio.to_thread(subprocess.run, words, check=True)
 
 

@@ -23,6 +23,7 @@ import asyncpg
 from prometheus_client.parser import text_string_to_metric_families
 
 from ingest.system.state_folder import ServiceInfo, running_service
+from tests.system.database import give_data
 
 REPOSITORY = Path(__file__).parent.parent.parent
 START_S_MAX = 45.0
@@ -63,7 +64,8 @@ class Service:
 
     Settings are given as on the command line (`batch_rows=10` is `--batch-rows 10`); `env` adds to
     the environment. Leaving the block stops the service with SIGTERM, and kills it if need be.
-    `program` are the words that Python runs: the service's module, or a wrapper of it.
+    `program` are the words that Python runs: the service's module, or a wrapper of it. The data of
+    its embedded database is a copy, if there is a template.
     """
 
     command = "serve"
@@ -147,6 +149,8 @@ class Service:
     async def start(self) -> None:
         """Start it (also after stop or kill) and wait until it has printed its addresses."""
         assert not self.running, "one at a time"
+        if self.command == "serve" and "database_url" not in self._settings:
+            await give_data(self.state_dir)
         flags: list[str] = []
         for name, value in self._settings.items():
             shown = str(value).lower() if isinstance(value, bool) else str(value)

@@ -42,6 +42,7 @@ async def test_one_case_is_measured_and_recorded(tmp_path: Path) -> None:
     assert str(REPOSITORY) not in line + text
 
 
+@pytest.mark.slow
 async def test_tree_is_compared_with_a_commit(open_tmp_path: Path) -> None:
     """Both services run under loads in turn; one line a case, a record, and no file is left."""
     scratch, record = open_tmp_path / "scratch", open_tmp_path / "record.ndjson"
@@ -163,6 +164,7 @@ async def test_interrupt_shows_what_there_is_and_leaves_nothing(
     assert not results.exists()
 
 
+@pytest.mark.slow
 async def test_every_part_runs() -> None:
     """Each part runs once without measurement, with the service's functions as they are now."""
     parts = sorted(REPOSITORY.glob("benchmarks/bench_*.py"))

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import asyncpg
+import pytest
 
 from ingest.system.state_folder import running_service
 from loadgen.demo.folder import DemoFolder
@@ -70,6 +71,7 @@ async def _demo(state_dir: Path | None, *flags: str, **env: str) -> AsyncIterato
         await demo.end()
 
 
+@pytest.mark.slow
 async def test_demo_until_ctrl_c_stores_what_was_accepted_and_leaves_nothing(
     open_tmp_path: Path,
 ) -> None:

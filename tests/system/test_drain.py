@@ -22,7 +22,7 @@ async def test_sigterm_under_load_loses_nothing(open_tmp_path: Path) -> None:
     async with service:
         await service.wait_state("accepting")
         async with Fleet(service.url, connections=8, rows=10, pause_s=0) as fleet:
-            await asyncio.sleep(1.5)
+            await asyncio.sleep(0.8)
             code, output = await service.stop()
         assert code == 0, output
         assert "lost=0" in output.splitlines()[-1], output
@@ -79,7 +79,7 @@ async def test_drain_without_database_sets_aside_what_comes_back_at_the_next_sta
             await service.wait_state("accepting")
             await database.kill()
             async with Fleet(service.url, connections=2, rows=10) as fleet:
-                await asyncio.sleep(1)
+                await asyncio.sleep(0.4)
             samples = await service.metrics()
             held = int(samples["ingest_readings_held"])
             assert held == len(fleet.acknowledged)

@@ -7,6 +7,8 @@ import resource
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from ingest.buffers.journal.reader import segment_files
 from tests.system.database import Database
 from tests.system.fleet import FIRST_US, TABLE_SQL, Fleet, check_table, reading
@@ -69,6 +71,7 @@ async def test_killed_service_recovers_exactly_what_it_had_acknowledged(
             assert segment_files(open_tmp_path / "state" / "journal") == []
 
 
+@pytest.mark.slow
 async def test_service_killed_under_load_loses_and_doubles_nothing(open_tmp_path: Path) -> None:
     """kill -9 while it writes, again and again: every 202 is in the table once."""
     service = Service(open_tmp_path / "state", journal_segment_bytes=50_000)

@@ -295,6 +295,7 @@ async def test_find_max_ends_with_a_table_and_a_result_as_json(tmp_path: Path) -
     assert [each["passed"] for each in report["steps"]] == [False]
 
 
+@pytest.mark.slow
 async def test_readme_commands_of_loadgen_run_do_what_they_are_shown_for(
     tmp_path: Path, open_tmp_path: Path
 ) -> None:

@@ -8,6 +8,8 @@ from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
+
 from tests.system.service import Done, Service, run_command
 
 FILES = {
@@ -40,6 +42,7 @@ async def _post(service: Service, path: Path, *more: str) -> Done:
     )
 
 
+@pytest.mark.slow
 async def test_nab_files_posted_twice_are_in_the_table_once_and_bit_exact(
     open_tmp_path: Path, nab_dir: Path
 ) -> None:

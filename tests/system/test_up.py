@@ -73,6 +73,7 @@ async def check_secrets(service: Service) -> None:
         assert "INGEST_" not in Path(f"/proc/{pid}/environ").read_bytes().decode()
 
 
+@pytest.mark.slow
 async def test_rolling_restarts_reset_and_refuse_nobody(open_tmp_path: Path) -> None:
     """Ten times all processes are new; each post of new and old connections gets its 202.
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import pytest
 
 from loadgen.proof.conclude import Evidence, Result, conclude
 from loadgen.proof.letter_sources import Local
@@ -211,6 +212,7 @@ async def test_kill_of_a_service_that_acknowledges_what_is_committed_is_green(
     assert result.balance.is_zero
 
 
+@pytest.mark.slow
 async def test_drained_readings_are_waited_for_until_they_have_come_back(
     open_tmp_path: Path, readings_url: str, free_port: int
 ) -> None:
@@ -230,6 +232,7 @@ async def test_drained_readings_are_waited_for_until_they_have_come_back(
 # A generator that is interrupted or killed
 
 
+@pytest.mark.slow
 async def test_generator_interrupted_or_killed_still_leads_to_a_verdict(
     open_tmp_path: Path, readings_url: str
 ) -> None:

@@ -52,6 +52,7 @@ def check(done: Done) -> None:
         assert [line for line in lines if line.startswith(each) and " ok  " in line], done.stdout
 
 
+@pytest.mark.slow
 async def test_readings_of_all_gateways_are_where_they_were_promised(open_tmp_path: Path) -> None:
     """A gateway is killed meanwhile; invalid items are in the stream, and discarded at the end."""
     report = open_tmp_path / "report.json"

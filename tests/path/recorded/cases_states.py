@@ -49,7 +49,7 @@ def looks() -> Iterator[tuple[str, list[Part], bool]]:
         yield f"/history?{query}", [head("GET", f"/history?{query}")], False
     for query in ("", "?tail=true", "?tail=false", "?tail=true&device_id=d1", "?device_id=d2"):
         yield f"/feed{query}", [head("GET", f"/feed{query}")], True
-    for query in ("?device_id=a%0Ab", "?x=1", "?tail=1&tail=2", f"?device_id={'x' * 129}"):
+    for query in ("?device_id=a%0Ab", "?x=1", "?tail=1&tail=2", f"?device_id={'x' * 257}"):
         yield f"/feed{query:.30}", [head("GET", f"/feed{query}")], False
     yield "/devices", [head("GET", "/devices")], True
     yield "/devices?silent_s=10", [head("GET", "/devices?silent_s=10")], True

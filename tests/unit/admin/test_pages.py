@@ -323,7 +323,7 @@ async def test_no_answer_metric_or_log_has_the_key(
         ("/devices/list?prefix=%00", "bad_parameter"),
         ("/devices/list?limit=201", "bad_parameter"),
         ("/dead-letters/count?limit=1", "unknown_parameter"),
-        ("/devices/readings?device_id=" + "x" * 129, "bad_parameter"),
+        ("/devices/readings?device_id=" + "x" * 257, "bad_parameter"),
         ("/devices/readings?device_id=d&limit=0", "bad_parameter"),
         ("/devices/readings?device_id=%ff", "bad_parameter"),
         ("/devices/readings?device_id=%ED%A0%80", "bad_parameter"),

@@ -39,7 +39,7 @@ def test_defaults_are_those_of_the_contract() -> None:
     contract = {
         "body_bytes_max": 1_048_576,
         "inflated_bytes_max": 4_194_304,
-        "buffer_rows_max": 100_000,
+        "buffer_rows_max": 200_000,
         "buffer_bytes_max": 67_108_864,
         "post_rows_max": 5_000,
         "put_wait_s_max": 1.0,

@@ -22,7 +22,7 @@ from ingest.dead_letters.format import (
     unseal,
 )
 from ingest.dead_letters.identity import letter_id
-from ingest.model.letter import REASONS, Letter
+from ingest.model.letter import JSON, LINE, REASONS, Letter
 from ingest.model.reading import Reading
 from tests.support.letters import START_US, invalid
 
@@ -50,6 +50,8 @@ LETTERS = st.builds(
     format=st.just("json"),
     source=st.just("/v1/readings"),
     ignore_unknown=st.just(False),
+    device=st.just(""),
+    prefix=st.just(""),
 )
 
 
@@ -69,6 +71,8 @@ SAID = st.builds(
     format=TEXTS,
     source=TEXTS,
     ignore_unknown=st.booleans(),
+    device=TEXTS,
+    prefix=TEXTS,
 )
 
 
@@ -241,6 +245,23 @@ def test_id_of_an_item_without_a_usable_time_is_new_each_time(original: bytes) -
     assert letter_id(letter) == letter_id(letter)
     assert letter_id(letter) != letter_id(letter._replace(received_us=letter.received_us + 1))
     assert letter_id(letter) != letter_id(letter._replace(item=1))
+
+
+def test_id_of_a_line_has_its_terms_and_its_time() -> None:
+    """A client that sends a post again does not make a second letter of the same line."""
+    second = START_US // 1_000_000
+    timed = invalid(b"m,host=h value=nan %d" % second)._replace(format=LINE)
+    later = timed._replace(received_us=timed.received_us + 5, item=9)
+    assert letter_id(timed) == letter_id(later)
+    others = [
+        timed._replace(format=JSON),
+        timed._replace(device="d"),
+        timed._replace(prefix="d"),
+        timed._replace(precision="ms"),
+    ]
+    assert len({letter_id(each) for each in [timed, *others]}) == 5
+    untimed = timed._replace(original=b"m,host=h value=nan")
+    assert letter_id(untimed) != letter_id(untimed._replace(item=9))
 
 
 def test_line_of_an_earlier_version_is_json_of_our_own_path() -> None:

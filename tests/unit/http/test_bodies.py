@@ -93,7 +93,9 @@ async def test_large_bodies_never_use_the_share_of_small_ones() -> None:
 
 async def test_many_half_arrived_bodies_all_become_whole() -> None:
     """They need ten times the memory that there is. None is refused, and none waits for ever."""
-    async with running_receiver(body_bytes_max=64 * KIB, receiver_bytes_max=1024 * KIB) as receiver:
+    async with running_receiver(
+        body_bytes_max=64 * KIB, line_bytes_max=64 * KIB, receiver_bytes_max=1024 * KIB
+    ) as receiver:
         bodies = bodies_of(receiver)
         places = 1024 // 256
         half = await begun(receiver, 12 + places, declared(len(LARGE)) + LARGE[:58_000])

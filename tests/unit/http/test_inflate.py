@@ -106,10 +106,10 @@ async def test_inflater_heavy_body_leaves_the_loop_free(monkeypatch: pytest.Monk
         return gunzip(body, cap)
 
     monkeypatch.setattr("ingest.http.inflate.gunzip", gunzip_after_the_loop_turned)
-    inflater = Inflater(4 * MIB, 64 * MIB)
+    inflater = Inflater(waiting_bytes_max=64 * MIB)
     asyncio.get_running_loop().call_later(0.01, loop_turned.set)
     with pytest.raises(Refused) as caught:
-        await inflater.inflate(bomb)
+        await inflater.inflate(bomb, 4 * MIB)
     assert caught.value.code == "inflated_too_large"
     inflater.close()
 
@@ -117,12 +117,12 @@ async def test_inflater_heavy_body_leaves_the_loop_free(monkeypatch: pytest.Monk
 async def test_inflater_many_heavy_bodies_wait_within_bounds() -> None:
     """At most two bodies are in work, and more bytes than allowed do not wait: they are refused."""
     heavy = gzip.compress(bytes(LIGHT_INFLATED_BYTES + 1), mtime=0)
-    inflater = Inflater(4 * MIB, 10 * len(heavy))
+    inflater = Inflater(waiting_bytes_max=10 * len(heavy))
     results = await asyncio.gather(
-        *(inflater.inflate(heavy) for _ in range(15)), return_exceptions=True
+        *(inflater.inflate(heavy, 4 * MIB) for _ in range(15)), return_exceptions=True
     )
     refused = [each for each in results if isinstance(each, Refused)]
     assert [each.code for each in refused] == ["buffer_full"] * 5
     assert sum(thread.name.startswith("inflate") for thread in threading.enumerate()) <= 2
-    assert len(await inflater.inflate(heavy)) == LIGHT_INFLATED_BYTES + 1  # room again
+    assert len(await inflater.inflate(heavy, 4 * MIB)) == LIGHT_INFLATED_BYTES + 1  # room again
     inflater.close()

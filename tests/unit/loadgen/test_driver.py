@@ -866,9 +866,11 @@ async def test_gateway_that_comes_back_gets_its_share_again(
     check(run)
 
 
-async def test_real_service_takes_what_the_driver_sends(open_tmp_path: Path) -> None:
+async def test_real_service_takes_what_the_driver_sends(
+    open_tmp_path: Path, readings_url: str
+) -> None:
     """Closed loop against the real service: each reading is in the table once."""
-    async with Service(open_tmp_path) as service:
+    async with Service(open_tmp_path, database_url=readings_url, database_unsafe=True) as service:
         await service.wait_state("accepting")
         target = target_of(service.url)
         notes = Notes()

@@ -114,6 +114,7 @@ def _plan(url: str) -> LoadPlan:
     return LoadPlan(target=target_of(url), recipe=Recipe(devices=10), shape=None, connections=4)
 
 
+@pytest.mark.slow
 async def test_find_max_finds_what_a_real_server_takes_without_refusals(
     tired: Tired, monkeypatch: pytest.MonkeyPatch
 ) -> None:

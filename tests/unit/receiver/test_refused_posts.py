@@ -31,7 +31,7 @@ async def test_refused_post_is_kept_with_peer_code_field_and_begin() -> None:
         for body in (GOOD, b"[]"):
             await client.send(post(body))
             await client.reply()
-        await receiver.send(head("GET", "/write"))
+        await receiver.send(head("GET", "/nowhere"))
         await receiver.send(post(GOOD))
         listed = receiver.refused_posts.listed()
     assert [each["code"] for each in listed] == [

@@ -1,0 +1,286 @@
+r"""Line protocol, one line at a time: with escapes, strings and comments, and the faults of a line.
+
+    measurement[,tag=value].. field=value[,field=value].. [timestamp]
+
+Spaces part key, fields and time; there may be several, also before and after. Names and tag values
+are any characters. `,`, `=` and space in them are written with `\` before them, `\` itself may be;
+in a measurement `=` needs none. Before any other character `\` is itself. A line feed ends a line,
+but not within a string, or after `\`. A `\r` before it is not of the line. A line that begins with
+`#` is a comment.
+A value is a float (`1`, `1.`, `.5`, `-1e+3`), an integer (`5i`, `5u`), a boolean (`t`, `T`, `true`,
+`True`, `TRUE`; alike for false) or a string in quotes. Strings are no readings. If one field has a
+fault, the others are readings all the same. A field that stands twice is two readings.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Generator
+from typing import NamedTuple
+
+from ingest.formats.line_series import (
+    NEW_MAX,
+    UNREADABLE,
+    Fault,
+    Fields,
+    Key,
+    Keys,
+    read_key,
+    unescaped,
+)
+from ingest.formats.line_whole import BOOLEANS, EXACT_MAX
+from ingest.formats.post import ItemError, Post
+from ingest.formats.timestamp import number_us
+from ingest.model.codes import NOT_ALLOWED
+from ingest.model.errors import Refused
+from ingest.model.reading import name_fault
+from ingest.system.words import quoted
+
+LINE_BYTES_MAX = 128 * 1024
+STEP_FIELDS = 100  # read in one step
+FIELD_CHARACTERS_MAX = 80  # of a name in an error
+ALSO_MAX = 20  # further faults of a line that are told
+NUMBER_BYTES_MAX = 400  # of a value; a float64 has at most 309 digits before the point
+STAMP_BYTES_MAX = 40
+
+_ESCAPE = rb"\\(?:[\s\S]|\Z)"
+_NAME = rb"(?:[^\\ \n,=]++|%b)*+" % _ESCAPE
+_STRING = rb'(?:"(?:[^"\\]++|\\[\s\S])*+")?+'
+_REST = rb"(?:[^\\ \n,]++|%b)*+" % _ESCAPE
+_FIELD = rb"%b(?:=%b%b)?+" % (_NAME, _STRING, _REST)
+# Some lines without content; then comment, key, fields and rest of one line.
+EMPTY = re.compile(rb"(?: *+(?:#[^\n]*+|\r)?\n)++")
+_LINE = re.compile(
+    rb" *+(#[^\n]*+)?((?:[^\\ \n]++|%b)*+)(?: ++(%b(?:,%b)*+))?+([^\n]*+)(\n|\Z)"
+    % (_ESCAPE, _FIELD, _FIELD)
+)
+_ONE_FIELD = re.compile(rb"(%b)(?:=(%b)(%b))?+" % (_NAME, _STRING, _REST))
+_FLOAT = re.compile(rb"-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_INTEGER = re.compile(rb"(?:(-?[0-9]+)i|([0-9]+)u)")
+_NOT_FINITE = re.compile(rb"[+-]?(?:nan|inf|infinity)", re.IGNORECASE)
+_STAMP = re.compile(rb"-?[0-9]+")
+_NO_FIELD: Fault = (UNREADABLE, "the line has no field, or a field has no name or no `=`")
+
+
+class RawLine(NamedTuple):
+    """One line: its number in the body from 0, its bytes and their parts."""
+
+    number: int
+    text: bytes
+    key: bytes
+    fields: bytes
+    stamp: bytes
+
+
+class LineRead(NamedTuple):
+    """What a line has: its readings, the number of its strings, and the error of the rest.
+
+    `rounded` of the values are integers that float64 cannot hold.
+    """
+
+    ts_us: int
+    names: list[bytes]
+    values: list[float]
+    strings: int
+    rounded: int
+    error: ItemError | None
+
+
+def next_line(body: bytes, at: int, number: int) -> tuple[RawLine | None, int, int]:
+    """Read the line at a place; return it, where it ends, and the number of the next line.
+
+    It is None if the line has no content. Raises Refused (`item_too_large`).
+    """
+    most = at + LINE_BYTES_MAX + 1
+    match = _LINE.match(body, at, most)
+    assert match is not None, "it matches any bytes"
+    comment, key, fields, rest, end = match.groups()
+    after = match.end()
+    if after - at - len(end) > LINE_BYTES_MAX:
+        raise line_too_large()
+    lines = body.count(b"\n", at, after)
+    text = match[0].removesuffix(b"\n").removesuffix(b"\r")
+    if rest:
+        rest = rest.removesuffix(b"\r").strip(b" ")
+    elif fields is not None:
+        fields = fields.removesuffix(b"\r")
+    else:
+        key = key.removesuffix(b"\r")
+    if comment is not None or not (key or fields or rest):
+        return None, after, number + lines
+    return RawLine(number, text.strip(b" "), key, fields or b"", rest), after, number + lines
+
+
+def line_too_large() -> Refused:
+    """Return the refusal of a post with a line that has too many bytes."""
+    return Refused(
+        "item_too_large",
+        f"a line may have at most {LINE_BYTES_MAX} bytes",
+        item_bytes_max=LINE_BYTES_MAX,
+    )
+
+
+def read_line(line: RawLine, keys: Keys, post: Post) -> Generator[None, None, LineRead]:
+    """Read a line; each step reads some of its fields. The result comes with StopIteration."""
+    return (yield from _LineReader(line, keys, post).read())
+
+
+class _LineReader:
+    """What has been read of one line."""
+
+    def __init__(self, line: RawLine, keys: Keys, post: Post) -> None:
+        self._line = line
+        self._keys = keys
+        self._post = post
+        self._names: list[bytes] = []
+        self._values: list[float] = []
+        self._strings = 0
+        self._rounded = 0
+        self._bad: list[bytes] = []  # fields with a fault, as posted
+        self._faults: list[tuple[str | None, Fault]] = []
+
+    def read(self) -> Generator[None, None, LineRead]:
+        """Split the fields; read what they have in common, and then each of them."""
+        numbers = yield from self._split()
+        if numbers is None:
+            return self._refused(None, _NO_FIELD)
+        key = self._key()
+        if not isinstance(key, Fields):
+            return self._refused(None, key) if numbers or key[0] == UNREADABLE else self._result(0)
+        if not numbers:
+            return self._result(0)
+        ts_us = self._ts_us()
+        if not isinstance(ts_us, int):
+            return self._refused("ts", ts_us)
+        for place, (name, value) in enumerate(numbers):
+            if place and not place % STEP_FIELDS:
+                yield
+                self._keys.new_left = NEW_MAX
+            fault = self._read_field(key, name, value)
+            if fault is not None:
+                self._bad.append(b"%b=%b" % (name, value))
+                if len(self._faults) <= ALSO_MAX:
+                    self._faults.append((_shown(name), fault))
+        return self._result(ts_us)
+
+    def _split(self) -> Generator[None, None, list[tuple[bytes, bytes]] | None]:
+        """Return name and value of all fields but strings; None if one is not readable."""
+        fields = self._line.fields
+        numbers: list[tuple[bytes, bytes]] = []
+        at = -1
+        while at < len(fields):
+            match = _ONE_FIELD.match(fields, at + 1)
+            assert match is not None, "it matches any bytes"
+            at = match.end()
+            name, string, rest = match.groups()
+            if rest is None or not name or fields[at : at + 1] not in (b"", b","):
+                return None
+            if string and not rest:
+                self._strings += 1
+            else:
+                numbers.append((name, string + rest))
+            if not (len(numbers) + self._strings) % STEP_FIELDS:
+                yield
+        return numbers
+
+    def _key(self) -> Fields | Fault:
+        text, keys = self._line.key, self._keys
+        keys.new_left = NEW_MAX
+        fields = keys.get(text)
+        if fields is None:
+            key = read_key(text, keys.naming)
+            if not isinstance(key, Key):
+                return key
+            fields = keys.add(text, key)
+        allows = self._post.allows
+        if allows is not None and not allows(fields.key.device_id):
+            return NOT_ALLOWED, "the token may not speak for this device"
+        return fields
+
+    def _ts_us(self) -> int | Fault:
+        stamp, post = self._line.stamp, self._post
+        if not stamp:
+            return post.received_us
+        if len(stamp) > STAMP_BYTES_MAX or not _STAMP.fullmatch(stamp):
+            return "ts_unreadable", f"{quoted(_text(stamp))} is not a whole number"
+        ts_us = number_us(int(stamp), post.precision)
+        if not isinstance(ts_us, int):
+            return ts_us
+        if ts_us < post.rules.ts_min_us:
+            return "ts_too_old", f"{_text(stamp)} is before the oldest time that is accepted"
+        if ts_us > post.received_us + post.rules.ts_ahead_us_max:
+            return "ts_in_future", f"{_text(stamp)} is too far ahead of now"
+        return ts_us
+
+    def _read_field(self, fields: Fields, name: bytes, text: bytes) -> Fault | None:
+        """Add a reading, or return the fault of the field."""
+        value = self._value(text)
+        if not isinstance(value, float):
+            return value
+        try:
+            names = fields[name]
+        except KeyError:
+            return _name_fault(fields.key, name)
+        self._names.append(names)
+        self._values.append(value)
+        return None
+
+    def _value(self, text: bytes) -> float | Fault:
+        if len(text) > NUMBER_BYTES_MAX:
+            return "wrong_type", f"the value has more than {NUMBER_BYTES_MAX} characters"
+        if _FLOAT.fullmatch(text):
+            value = float(text) + 0.0  # -0.0 becomes 0.0
+        elif integer := _INTEGER.fullmatch(text):
+            exact = int(integer[1] or integer[2])
+            try:
+                value = exact + 0.0
+            except OverflowError:
+                value = math.inf
+            if EXACT_MAX <= abs(value) < math.inf and int(value) != exact:
+                self._rounded += 1
+        elif text in BOOLEANS:
+            value = float(BOOLEANS[text])
+        elif _NOT_FINITE.fullmatch(text):
+            return "value_out_of_range", f"{_text(text)} is not a finite number"
+        else:
+            return "wrong_type", f"{quoted(_text(text))} is not a number, boolean or string"
+        if math.isinf(value):
+            return "value_out_of_range", f"{quoted(_text(text))} does not fit into a float64"
+        return value
+
+    def _refused(self, field: str | None, fault: Fault) -> LineRead:
+        """Return that nothing of the line is a reading."""
+        error = ItemError(self._line.number, field, *fault, self._line.text)
+        return LineRead(0, [], [], 0, 0, error)
+
+    def _result(self, ts_us: int) -> LineRead:
+        """Return what was read. The error has a line of the fields that have a fault."""
+        error = None
+        if self._bad:
+            line = self._line
+            original = line.text
+            if self._names or self._strings:
+                original = b"%b %b %b" % (line.key, b",".join(self._bad), line.stamp)
+            (field, fault), *others = self._faults
+            also = tuple((field, code) for field, (code, _) in others)
+            error = ItemError(line.number, field, *fault, original.rstrip(b" "), also)
+        return LineRead(ts_us, self._names, self._values, self._strings, self._rounded, error)
+
+
+def _name_fault(key: Key, name: bytes) -> Fault:
+    try:
+        metric = key.metric(unescaped(name.decode()))
+    except UnicodeDecodeError:
+        return UNREADABLE, "the name of a field is not UTF-8"
+    code, message = name_fault(metric) or (UNREADABLE, "the name of the metric is invalid")
+    return code, f"the metric {message}"
+
+
+def _shown(name: bytes) -> str:
+    text = _text(name)
+    return text if len(text) <= FIELD_CHARACTERS_MAX else text[:FIELD_CHARACTERS_MAX] + ".."
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "replace")

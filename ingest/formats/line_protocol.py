@@ -1,0 +1,289 @@
+"""Line protocol: from a body to blocks of its valid readings, and errors for the other lines.
+
+A body is read in slices. line_whole.py reads most slices as a whole. Where it returns None, the
+lines of the slice are read in halves, then one by one (line_item.py).
+Promises: a step is short (a few milliseconds), whatever the body has. What is kept besides the body
+is not larger than the body and its rows, and these are bounded.
+Does not: decide what the answer to a post is.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Generator, Sequence
+from typing import NamedTuple, cast
+
+from ingest.formats.line_item import EMPTY, LINE_BYTES_MAX, line_too_large, next_line, read_line
+from ingest.formats.line_series import KEPT_KEYS, UNREADABLE, Naming
+from ingest.formats.line_whole import Columns, many
+from ingest.formats.post import Decoded, ItemError, Post, most_invalid, too_many_invalid
+from ingest.formats.timestamp import number_us
+from ingest.model.block import Block
+from ingest.model.errors import Refused
+from ingest.model.rows import PG_EPOCH_US, encode_rows
+
+WHOLE_BYTES = 16 * 1024  # a body of this size is read in one step, if all its lines are plain
+SLICE_BYTES = 32 * 1024
+ITEM_ROWS_BYTES_MAX = 64 * 1024 * 1024  # of the lines of a dead letter
+FEW_LINES = 8  # read one by one in one step, if they cannot be read as a whole
+
+_SPECIAL = re.compile(rb'["\\]')
+
+
+class LinePost(NamedTuple):
+    """What all lines of a post have in common.
+
+    A block has at most `post.rules.post_rows_max` rows. All blocks have at most `rows_max` rows,
+    errors and strings, and `rows_bytes_max` bytes.
+    """
+
+    post: Post
+    naming: Naming
+    rows_max: int
+    rows_bytes_max: int
+
+
+class Points(NamedTuple):
+    """What a post has: its readings in blocks, an error for each line with a fault, or nothing.
+
+    `strings` is the number of its fields that are text; they are not kept. `rounded` of the values
+    are integers that float64 cannot hold.
+    """
+
+    blocks: list[Block]
+    errors: list[ItemError]
+    strings: int
+    rounded: int
+
+
+# Each `next` does a short step of the work; the result comes with StopIteration. Raises Refused.
+LineSteps = Generator[None, None, Points]
+
+
+def decode(body: bytes, post: LinePost) -> Points:
+    """Do what `begin` does, in one go."""
+    points = begin(body, post)
+    while not isinstance(points, Points):
+        try:
+            next(points)
+        except StopIteration as end:
+            points = cast("Points", end.value)
+    return points
+
+
+def decode_item(line: bytes, post: Post, naming: Naming) -> Decoded:
+    """Decode a line, or some, to one block; all of it counts for `post_rows_max`.
+
+    Raises Refused, also if there is no reading and no error.
+    """
+    rows_max = post.rules.post_rows_max
+    points = decode(line, LinePost(post, naming, rows_max, ITEM_ROWS_BYTES_MAX))
+    if not (points.blocks or points.errors):
+        raise Refused("empty", "the line has no reading, only text")
+    return Decoded(points.blocks[0] if points.blocks else None, points.errors)
+
+
+def begin(body: bytes, post: LinePost) -> Points | LineSteps:
+    """Return the points of a body, or the steps to them.
+
+    `begin` and the steps raise Refused: `empty`, `not_lines`, `too_many_readings`,
+    `item_too_large`, `invalid_items`, `body_too_large`.
+    """
+    reader = _BodyReader(post, len(body))
+    if len(body) <= WHOLE_BYTES and reader.is_read_whole(body):
+        return reader.points()
+    return reader.read(body)
+
+
+def has_usable_time(line: bytes, precision: str | None, least_us: int, most_us: int) -> bool:
+    """Whether a line, valid or not, has a time of its own between these."""
+    stamp = line.rpartition(b" ")[2]
+    if len(stamp) > 20 or not stamp.removeprefix(b"-").isdigit():
+        return False
+    ts_us = number_us(int(stamp), precision)
+    return isinstance(ts_us, int) and least_us <= ts_us <= most_us
+
+
+class _BodyReader:
+    """What has been read of one post."""
+
+    def __init__(self, post: LinePost, body_bytes: int) -> None:
+        self._post = post
+        self._body_bytes = body_bytes
+        self._lines = 0  # that were read, with those without content
+        self._careful = 0  # of them, read one by one
+        self._is_doubtful = False  # the last lines could not be read as a whole
+        self._blocks: list[Block] = []
+        self._bytes = 0  # of them and of `_parts`
+        self._rows = 0
+        self._strings = 0
+        self._rounded = 0
+        self._errors: list[ItemError] = []
+        # Of the next block:
+        self._parts: list[bytes] = []
+        self._block_rows = 0
+        self._newest_us = 0
+        self._owners = array("L")  # the line of each row
+
+    def is_read_whole(self, body: bytes) -> bool:
+        """Read a whole body in one step. Returns False if that is not possible."""
+        if _SPECIAL.search(body):
+            return False
+        columns = many(body, KEPT_KEYS.of(self._post.naming), self._post.post)
+        if columns is not None:
+            self._keep(columns)
+        return columns is not None
+
+    def read(self, body: bytes) -> LineSteps:
+        """Read a body in slices."""
+        at = 0
+        while at < len(body):
+            stop = body.find(b"\n", at + SLICE_BYTES, at + LINE_BYTES_MAX + 1) + 1
+            if not stop and len(body) - at <= LINE_BYTES_MAX:
+                stop = len(body)
+            elif not stop:
+                stop = body.rfind(b"\n", at, at + SLICE_BYTES) + 1  # before a long line
+                if not stop:
+                    raise line_too_large()
+            at = yield from self._slice(body, at, stop)
+        return self.points()
+
+    def points(self) -> Points:
+        """Return everything that was read. Raises Refused if that is nothing."""
+        self._end_block()
+        errors = self._errors
+        if not (self._blocks or errors or self._strings):
+            raise Refused("empty", "the body has no lines")
+        if not (self._blocks or self._strings) and all(each.code == UNREADABLE for each in errors):
+            raise Refused(
+                "not_lines",
+                f"no line of the body is line protocol; line {errors[0].item + 1}: "
+                f"{errors[0].message}",
+            )
+        return Points(self._blocks, errors, self._strings, self._rounded)
+
+    def _slice(self, body: bytes, at: int, stop: int) -> Generator[None, None, int]:
+        """Read the lines that begin before `stop`; return where the last one ends."""
+        while at < stop:
+            special = _SPECIAL.search(body, at, stop)
+            if special is None:
+                yield from self._plain(body[at:stop])
+                return stop
+            start = body.rfind(b"\n", at, special.start()) + 1  # of the line that has it
+            if start > at:
+                yield from self._plain(body[at:start])
+                at = start
+            at = yield from self._one(body, at)
+        return at
+
+    def _plain(self, text: bytes) -> Generator[None, None, None]:
+        """Read whole lines without `"` and backslash: all together, or in halves."""
+        yield
+        empty = EMPTY.match(text)
+        if empty:
+            self._lines += text.count(b"\n", 0, empty.end())
+            text = text[empty.end() :]
+        half = text.find(b"\n", len(text) // 2, len(text) - 1) + 1
+        is_few = not half or text.count(b"\n") <= FEW_LINES
+        if len(text) <= 2 * SLICE_BYTES and (is_few or not self._is_doubtful):
+            columns = many(text, KEPT_KEYS.of(self._post.naming), self._post.post)
+            self._is_doubtful = columns is None
+            if columns is not None:
+                self._keep(columns)
+                return
+        if not is_few:
+            yield from self._plain(text[:half])
+            yield from self._plain(text[half:])
+            return
+        at = 0
+        while at < len(text):
+            at = yield from self._one(text, at)
+
+    def _one(self, body: bytes, at: int) -> Generator[None, None, int]:
+        """Read the line at a place; return where it ends."""
+        line, at, self._lines = next_line(body, at, self._lines)
+        self._careful += 1
+        if line is None or len(line.text) > SLICE_BYTES or not self._careful % FEW_LINES:
+            yield
+        if line is None:
+            return at
+        read = yield from read_line(line, KEPT_KEYS.of(self._post.naming), self._post.post)
+        self._strings += read.strings
+        self._rounded += read.rounded
+        if read.error is not None:
+            self._errors.append(read.error)
+            if len(self._errors) > most_invalid(self._body_bytes):
+                raise too_many_invalid(self._errors, self._body_bytes)
+        rows = len(read.names)
+        if rows:
+            times_pg_us = [read.ts_us - PG_EPOCH_US] * rows
+            self._add(times_pg_us, read.names, read.values, [line.number] * rows, read.ts_us)
+        self._check()
+        return at
+
+    def _keep(self, columns: Columns) -> None:
+        """Add the rows of the next lines."""
+        first, counts = self._lines, columns.counts
+        self._lines += columns.lines
+        owners: Sequence[int] = range(first, self._lines)
+        if counts is not None:
+            owners = [first + line for line, rows in enumerate(counts) for _ in range(rows)]
+        self._add(columns.times_pg_us, columns.names, columns.values, owners, columns.newest_us)
+        self._check()
+
+    def _add(
+        self,
+        times_pg_us: Sequence[int],
+        names: list[bytes],
+        values: list[float],
+        owners: Sequence[int],
+        newest_us: int,
+    ) -> None:
+        """Add rows to the last block; begin a new one when it is full."""
+        at, rows, block_rows_max = 0, len(names), self._post.post.rules.post_rows_max
+        while at < rows:
+            end = min(rows, at + block_rows_max - self._block_rows)
+            part = encode_rows(times_pg_us[at:end], names[at:end], values[at:end])
+            self._parts.append(part)
+            self._bytes += len(part)
+            self._owners.extend(owners[at:end])
+            self._block_rows += end - at
+            self._newest_us = max(self._newest_us, newest_us)
+            if self._block_rows == block_rows_max:
+                self._end_block()
+            at = end
+        self._rows += rows
+
+    def _end_block(self) -> None:
+        if not self._block_rows:
+            return
+        post, owners = self._post.post, self._owners
+        is_alike = owners == array("L", range(self._block_rows))
+        block = Block(
+            b"".join(self._parts),
+            self._block_rows,
+            received_s=post.received_s,
+            received_us=post.received_us,
+            newest_ts_us=self._newest_us,
+            items=None if is_alike else owners,
+        )
+        self._blocks.append(block)
+        self._parts, self._owners = [], array("L")
+        self._block_rows = self._newest_us = 0
+
+    def _check(self) -> None:
+        """Raise Refused if there is more than allowed."""
+        post = self._post
+        if self._rows + len(self._errors) + self._strings > post.rows_max:
+            raise Refused(
+                "too_many_readings",
+                f"a post may have {post.rows_max} fields; split it",
+                readings_max=post.rows_max,
+            )
+        if self._bytes > post.rows_bytes_max:
+            raise Refused(
+                "body_too_large",
+                f"the readings have more than {post.rows_bytes_max} bytes; split the post",
+                body_bytes_max=post.rows_bytes_max,
+            )

@@ -1,0 +1,216 @@
+r"""From the key of a line of line protocol to the names of its readings.
+
+`cpu,cpu=cpu0,host=h idle=1` is a reading of the device `h` and the metric `cpu.idle,cpu=cpu0`. The
+device is the first tag of a list that the line has, else a default. The metric is the
+measurement, a point and the field (no field if its name is `value`). The other tags follow, sorted,
+each as `,tag=value`. A name is written with `\` before `,`, `=` and `\`, in measurement and field
+also before `.`. So a metric can be read back, and two series never have the same one.
+The names of a series are made once and kept by the bytes of the key and the field, as they were
+posted. All of them are in SERIES too.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from ingest.formats.series import SERIES, Names, SeriesCache
+from ingest.model.reading import NAME_CHARACTERS_MAX, name_fault
+
+VALUE = "value"  # a field of this name is not in the metric
+KEPT_BYTES_MAX = 16 * 1024 * 1024  # of all keys and names that are kept
+KEY_BYTES_MAX = 4 * 1024  # only one with empty tags may be longer, and still have valid names
+NEW_MAX = 128  # keys and names that one step may make; some 5 us each
+UNREADABLE = "line_unreadable"
+_ENTRY_BYTES = 200  # of a key or a name in its dict, besides the bytes
+
+_SPECIAL = re.compile(r"([.,=\\])")
+_SPECIAL_IN_TAG = re.compile(r"([,=\\])")
+_ESCAPED = re.compile(r"\\([,= \\])")
+_ESCAPED_IN_MEASUREMENT = re.compile(r"\\([, \\])")
+_ESCAPES_AND_MARKS = re.compile(r"\\.|[,=]", re.DOTALL)
+_BACKSLASH = r"\\\1"
+
+Fault = tuple[str, str]  # a key of codes.ITEM_CODES, and a message
+
+
+class Naming(NamedTuple):
+    """How keys become names. `prefix` is put in front of each metric, with a point."""
+
+    device_tags: tuple[str, ...]
+    device: str = ""  # of a line that has none of these tags
+    prefix: str = ""
+
+
+class Key(NamedTuple):
+    """The device of a key, and the parts of its metrics before and after the field."""
+
+    device_id: str
+    head: str
+    tail: str
+
+    def metric(self, field: str) -> str:
+        """Return the metric of a field."""
+        if field == VALUE:
+            return self.head + self.tail
+        return f"{self.head}.{_SPECIAL.sub(_BACKSLASH, field)}{self.tail}"
+
+
+def unescaped(text: str) -> str:
+    r"""Return the name of a field or tag: `\` before `,`, `=`, space and `\` is removed."""
+    return _ESCAPED.sub(r"\1", text) if "\\" in text else text
+
+
+def read_key(text: bytes, naming: Naming) -> Key | Fault:
+    """Read measurement and tags, without the space that ends them."""
+    if len(text) > KEY_BYTES_MAX:
+        return "name_too_long", f"measurement and tags have more than {KEY_BYTES_MAX} bytes"
+    try:
+        measurement, *parts = _split(text.decode())
+    except UnicodeDecodeError:
+        return UNREADABLE, "the measurement or a tag is not UTF-8"
+    if not measurement or measurement.startswith("#"):
+        return UNREADABLE, "the measurement is missing"
+    pairs = [_name_and_value(part) for part in parts]
+    if not all(name and value is not None for name, value in pairs):
+        return UNREADABLE, "a tag has no name or no `=`"
+    tags = dict(pairs)
+    if len(tags) < len(pairs):
+        return "repeated_field", "the line has a tag twice"
+    return _named(measurement, tags, naming)
+
+
+def _named(measurement: str, tags: dict[str, str | None], naming: Naming) -> Key | Fault:
+    named = next((name for name in naming.device_tags if tags.get(name)), None)
+    device_id = naming.device if named is None else str(tags.pop(named))
+    if not device_id:
+        return "no_device", "the line has none of the tags that name a device"
+    fault = name_fault(device_id)
+    if fault is not None:
+        return fault[0], f"the device {fault[1]}"
+    if "\\" in measurement:
+        measurement = _ESCAPED_IN_MEASUREMENT.sub(r"\1", measurement)
+    head = _SPECIAL.sub(_BACKSLASH, measurement)
+    if naming.prefix:
+        head = f"{_SPECIAL.sub(_BACKSLASH, naming.prefix)}.{head}"
+    tail = "".join(
+        f",{_SPECIAL_IN_TAG.sub(_BACKSLASH, name)}={_SPECIAL_IN_TAG.sub(_BACKSLASH, value)}"
+        for name, value in sorted(tags.items())
+        if value
+    )
+    if len(head) + len(tail) > NAME_CHARACTERS_MAX:
+        return "name_too_long", f"the metric has more than {NAME_CHARACTERS_MAX} characters"
+    return Key(device_id, head, tail)
+
+
+def _split(key: str) -> list[str]:
+    """Split a key at its commas, but not at those with a backslash."""
+    if "\\" not in key:
+        return key.split(",")
+    parts, start = [], 0
+    for match in _ESCAPES_AND_MARKS.finditer(key):
+        if match[0] == ",":
+            parts.append(key[start : match.start()])
+            start = match.end()
+    return [*parts, key[start:]]
+
+
+def _name_and_value(tag: str) -> tuple[str, str | None]:
+    """Split a tag at its first `=`; the value is None if there is none."""
+    if "\\" not in tag:
+        name, mark, value = tag.partition("=")
+        return name, value if mark else None
+    for match in _ESCAPES_AND_MARKS.finditer(tag):
+        if match[0] == "=":
+            return unescaped(tag[: match.start()]), unescaped(tag[match.end() :])
+    return tag, None
+
+
+class Fields(dict[bytes, bytes]):
+    """The names of one key's readings, by field, as `names_between` writes them.
+
+    A field that it does not know yet is read; that raises KeyError if the metric is invalid, or if
+    enough names were made in this step.
+    """
+
+    def __init__(self, key: Key, keys: Keys) -> None:
+        super().__init__()
+        self.key = key
+        self._keys = keys
+
+    def __missing__(self, field: bytes) -> bytes:
+        self._keys.make_one(field)
+        try:
+            name = unescaped(field.decode())
+        except UnicodeDecodeError:
+            raise KeyError(field) from None
+        if not name:
+            raise KeyError(field)
+        names = SERIES.names(self.key.metric(name), self.key.device_id)
+        self[field] = names
+        self._keys.keep(len(field) + len(names))
+        return names
+
+
+class Keys(dict[bytes, Fields]):
+    """The keys that were read with one naming, by their bytes. Invalid ones raise KeyError."""
+
+    def __init__(self, naming: Naming, kept: KeptKeys) -> None:
+        super().__init__()
+        self.naming = naming
+        self.new_left = 0  # so many keys and names may still be made in this step
+        self._kept = kept
+
+    def make_one(self, text: bytes) -> None:
+        """Count a key or a name that is made. Raises KeyError if it is one too many."""
+        self.new_left -= 1
+        if self.new_left < 0:
+            raise KeyError(text)
+
+    def keep(self, size_bytes: int) -> None:
+        """Count the bytes of a key or a name that was made."""
+        self._kept.size_bytes += size_bytes + _ENTRY_BYTES
+
+    def __missing__(self, text: bytes) -> Fields:
+        self.make_one(text)
+        key = read_key(text, self.naming)
+        if not isinstance(key, Key):
+            raise KeyError(text)
+        return self.add(text, key)
+
+    def add(self, text: bytes, key: Key) -> Fields:
+        """Keep a key that was read."""
+        fields = self[text] = Fields(key, self)
+        self.keep(len(text) + len(key.head) + len(key.tail) + 4 * _ENTRY_BYTES)
+        return fields
+
+
+class KeptKeys:
+    """All keys that are kept, by their naming. They are dropped whenever SERIES begins anew.
+
+    So a series that is posted is always one that SERIES has met.
+    """
+
+    def __init__(self, series: SeriesCache) -> None:
+        self.size_bytes = 0
+        self._series = series
+        self._known: Names = series.known
+        self._by_naming: dict[Naming, Keys] = {}
+
+    def of(self, naming: Naming) -> Keys:
+        """Return the keys of a naming, for one step."""
+        if self._known is not self._series.known or self.size_bytes > KEPT_BYTES_MAX:
+            self._known = self._series.known
+            for each in self._by_naming.values():
+                each.clear()  # so that no cycle keeps it alive
+            self._by_naming.clear()
+            self.size_bytes = 0
+        keys = self._by_naming.get(naming)
+        if keys is None:
+            keys = self._by_naming[naming] = Keys(naming, self)
+            keys.keep(4 * _ENTRY_BYTES)
+        keys.new_left = NEW_MAX
+        return keys
+
+
+KEPT_KEYS = KeptKeys(SERIES)

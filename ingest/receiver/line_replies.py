@@ -1,0 +1,60 @@
+"""The answers to posts of line protocol: as the parsers of all InfluxDB clients read them.
+
+A kept post gets 204 without a body; some clients take any other 2xx for a failure. What may be
+sent again gets 503, never a 4xx: Telegraf drops a batch on each 4xx. An error has `error` (for
+clients of InfluxDB 1), `code` and `message` (2), `line` and `data` (3, QuestDB), and in `problem`
+our own code.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from ingest.http.request import Request
+from ingest.http.response import JSON, Answer, problem
+from ingest.model.codes import PROBLEMS
+from ingest.model.errors import Refused
+
+VERSION = "1.8.10"  # of InfluxDB; clients compare it with the versions that they know
+VERSION_HEADER = b"X-Influxdb-Version: %b\r\n" % VERSION.encode()
+# It takes the seconds of Retry-After for milliseconds, so all its tries would be over in a second.
+_READS_MILLISECONDS = "influxdb-client-js/"
+_CODES = {
+    400: "invalid",
+    401: "unauthorized",
+    403: "forbidden",
+    405: "method not allowed",
+    413: "request too large",
+    415: "unsupported media type",
+    500: "internal error",
+    503: "unavailable",
+}
+# These can be sent again.
+_STATUS = {"body_timeout": 503, "too_fast": 503}
+
+NO_CONTENT = Answer(204, b"", headers=VERSION_HEADER)
+
+
+def line_problem(request: Request, refused: Refused, headers: bytes, close: bool) -> Answer:
+    """Return the answer for a refused request to a path of line protocol."""
+    status = _STATUS.get(refused.code, PROBLEMS[refused.code].status)
+    if status == 422:
+        status = 400
+    data: Any = refused.fields.get("data", [])
+    document: dict[str, Any] = {
+        "error": refused.detail,
+        "code": _CODES.get(status, "invalid"),
+        "message": refused.detail,
+        "problem": refused.code,
+    }
+    if data:
+        document |= {"line": data[0]["line_number"], "data": data}
+    usual = problem(refused, headers=headers, close=close)
+    headers = VERSION_HEADER + usual.headers
+    if request.headers.get("User-Agent", "").startswith(_READS_MILLISECONDS):
+        lines = headers.split(b"\r\n")
+        kept = [line for line in lines if not line.startswith(b"Retry-After:")]
+        headers = b"\r\n".join(kept)
+    return Answer(status, orjson.dumps(document), JSON, headers=headers, close=usual.closes)

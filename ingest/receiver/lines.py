@@ -1,0 +1,191 @@
+"""The pages for line protocol: /write, /api/v2/write and /api/v3/write_lp, also below /influx.
+
+The steps of a post: check admission; receive; decompress; decode; then line_keeper.py keeps it.
+Large bodies are allowed here that are none on /v1/readings; at most LARGE_MAX of them are in work.
+Does not: know the database, or the buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache
+from typing import NamedTuple
+
+from ingest.formats.line_protocol import LinePost, LineSteps, Points, begin
+from ingest.formats.line_series import Naming
+from ingest.formats.post import Decoded, Post, Rules
+from ingest.http.owner import Reply
+from ingest.http.plain_body import BodyLimits, PlainBodies
+from ingest.http.request import Request
+from ingest.http.response import Answer
+from ingest.http.routes import POST, Route
+from ingest.model.errors import Refused
+from ingest.model.letter import LINE
+from ingest.model.ports import Admission
+from ingest.receiver.keeper import ADMISSION_DETAILS, Keeper
+from ingest.receiver.line_keeper import LineKeeper, LineTerms
+from ingest.receiver.line_query import LineQuery, parse_line_query
+from ingest.receiver.line_replies import NO_CONTENT, line_problem
+from ingest.receiver.senders import KnownSender, Senders
+from ingest.system.clock import monotonic_s, unix_us
+
+SOURCE = "line"  # what the scope of a token calls these pages
+WRITE_PATHS = ("/write", "/api/v2/write", "/api/v3/write_lp")
+PREFIXES = ("", "/influx")  # some senders are told to write below /influx
+LARGE_BYTES = 1024 * 1024  # of a body, decompressed
+LARGE_MAX = 2
+
+
+class LineOptions(NamedTuple):
+    """The settings of these pages. For the bounds of a post see LinePost and BodyLimits.
+
+    With `has_prefix` the name of the database or bucket is put in front of each metric. A post is
+    answered `answer_s_max` after its body came.
+    """
+
+    rows_max: int
+    rows_bytes_max: int
+    bodies: BodyLimits
+    has_prefix: bool
+    answer_s_max: float
+
+
+class _Plan(NamedTuple):
+    """What the head of a post says: who sent it, and the query."""
+
+    sender: KnownSender
+    query: LineQuery
+
+
+class LinePages:
+    """The pages for line protocol of one data port. `levels` and `ack_default`: see Endpoint."""
+
+    def __init__(
+        self,
+        options: LineOptions,
+        *,
+        rules: Rules,
+        plain_bodies: PlainBodies,
+        senders: Senders,
+        admission: Admission,
+        keeper: Keeper,
+        line_keeper: LineKeeper,
+        levels: tuple[str, ...],
+        ack_default: str,
+        on_decoded: Callable[[Decoded], None] | None,
+    ) -> None:
+        self._rules = rules
+        self._options = options
+        self._plain_bodies = plain_bodies
+        self._senders = senders
+        self._admission = admission
+        self._keeper = keeper
+        self._line_keeper = line_keeper
+        self._levels = levels
+        self._ack_default = ack_default
+        self._on_decoded = on_decoded
+        self._large = 0  # posts in work
+        self._query = lru_cache(maxsize=256)(self._parse_query)
+
+    def pages(self) -> dict[str, Route]:
+        """Return the pages by path."""
+        return {
+            prefix + path: Route(POST, self._page(prefix + path), line_problem)
+            for prefix in PREFIXES
+            for path in WRITE_PATHS
+        }
+
+    def _page(self, path: str) -> Callable[[Request, str, float], Reply]:
+        def answer(request: Request, text: str, received_s: float) -> Reply:
+            refusal = self._admission.refusal()
+            if refusal is not None:
+                raise Refused(refusal, ADMISSION_DETAILS[refusal])
+            head = request.head
+            plan: _Plan | None = head.plan
+            if plan is None or not plan.sender.identity.live:
+                sender, text = self._senders.find(head, text, source=SOURCE, form=LINE)
+                plan = head.plan = _Plan(sender, self._query(text))
+            self._senders.take_post(request, plan.sender)
+            terms = self._terms(request, plan, path, received_s)
+            return self._keeper.inside(self._receive(request, plan.sender, terms))
+
+        return answer
+
+    def _terms(self, request: Request, plan: _Plan, path: str, received_s: float) -> LineTerms:
+        sender, query = plan
+        prefix = query.database if self._options.has_prefix else ""
+        naming = Naming(self._rules.device_tags, sender.identity.entry.device, prefix)
+        return LineTerms(query, naming, path, sender.of(request), unix_us(), received_s, 0.0)
+
+    async def _receive(self, request: Request, sender: KnownSender, terms: LineTerms) -> Answer:
+        """Wait for the body and its place in a round; keep what is in it."""
+        with ExitStack() as stack:
+            async with self._plain_bodies.body(request, self._options.bodies) as body:
+                stack.enter_context(self._counted(len(body)))
+                terms = terms._replace(answer_by_s=monotonic_s() + self._options.answer_s_max)
+                points = await self._decoded(body, terms, sender.identity.allows)
+            del body
+            request.body = b""  # its memory is free while the post waits
+            for block in points.blocks:
+                block.sender = terms.sender
+            rows = sum(block.rows for block in points.blocks)
+            self._senders.charge(request, sender, rows + len(points.errors))
+            self._observe(points)
+            await self._line_keeper.keep(points, terms)
+        return NO_CONTENT
+
+    @contextmanager
+    def _counted(self, body_bytes: int) -> Iterator[None]:
+        """Count a large post as in work. Raises Refused if there are enough."""
+        if body_bytes <= LARGE_BYTES:
+            yield
+            return
+        if self._large >= LARGE_MAX:
+            raise Refused("buffer_full", "too many large posts at once", retry_after_s=2)
+        self._large += 1
+        try:
+            yield
+        finally:
+            self._large -= 1
+
+    async def _decoded(
+        self, body: bytes, terms: LineTerms, allows: Callable[[str], bool] | None
+    ) -> Points:
+        post = Post(
+            terms.query.precision,
+            False,
+            terms.received_us,
+            terms.received_s,
+            self._rules,
+            allows,
+        )
+        options = self._options
+        line_post = LinePost(post, terms.naming, options.rows_max, options.rows_bytes_max)
+        try:
+            points: Points | LineSteps = begin(body, line_post)
+            if not isinstance(points, Points):
+                points = await self._plain_bodies.finish(points, uncounted_bytes=0)
+        except Refused as refused:
+            if refused.code == "empty":
+                return Points([], [], 0, 0)
+            refused.body_start = body
+            raise
+        return points
+
+    def _observe(self, points: Points) -> None:
+        if self._on_decoded is not None:
+            for at, block in enumerate(points.blocks or [None]):
+                self._on_decoded(Decoded(block, points.errors if at == 0 else []))
+
+    def _parse_query(self, text: str) -> LineQuery:
+        query = parse_line_query(text)
+        if query.ack is None:
+            return query._replace(ack=self._ack_default)
+        if query.ack not in self._levels:
+            raise Refused(
+                "ack_unavailable",
+                f"this service cannot give ack={query.ack}; it gives {', '.join(self._levels)}",
+                available=self._levels,
+            )
+        return query

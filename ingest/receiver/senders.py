@@ -1,0 +1,62 @@
+"""Who sends a post, and how much it has sent: the token of its head, and its quota."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ingest.access.tokens import ANYBODY, Identity
+from ingest.http.request import Head, Request
+from ingest.model.errors import Refused
+from ingest.receiver.access import Access
+from ingest.receiver.quotas import Quota, Quotas
+
+
+class KnownSender(NamedTuple):
+    """Who sends: found once for each head. `name` is its token's; "" where nobody needs one."""
+
+    identity: Identity
+    name: str
+    quota: Quota | None
+
+    def of(self, request: Request) -> str:
+        """Return the sender as in Block: the token, or the network."""
+        return self.name or request.client.network
+
+
+class Senders:
+    """Finds the senders of posts. `quotas` None: there are no limits."""
+
+    def __init__(self, access: Access, quotas: Quotas | None) -> None:
+        self._access = access
+        self._quotas = quotas
+
+    def find(self, head: Head, query: str, *, source: str, form: str) -> tuple[KnownSender, str]:
+        """Return the sender, and the query without its token.
+
+        Raises Refused: it has no valid token, or may not send this form to this source, or is a
+        page of another site.
+        """
+        self._access.check_site(head)
+        identity, query = self._access.identify(head, query)
+        if not identity.covers(source, form):
+            raise Refused("outside_scope", f"the token may not send {form} here ({source})")
+        if identity is ANYBODY:
+            return KnownSender(identity, "", None), query
+        name = f"token {identity.entry.name}"
+        quota = self._quotas.of(name) if self._quotas is not None else None
+        return KnownSender(identity, name, quota), query
+
+    def take_post(self, request: Request, sender: KnownSender) -> None:
+        """Count a post of a sender. Raises Refused if it has sent too much."""
+        if self._quotas is not None:
+            self._quota(self._quotas, request, sender).take_post()
+
+    def charge(self, request: Request, sender: KnownSender, readings: int) -> None:
+        """Count the readings of a post that was decoded."""
+        if self._quotas is not None:
+            self._quota(self._quotas, request, sender).charge(readings)
+
+    @staticmethod
+    def _quota(quotas: Quotas, request: Request, sender: KnownSender) -> Quota:
+        """Return that of the token; where nobody needs one, that of the network."""
+        return sender.quota or quotas.of(request.client.network)

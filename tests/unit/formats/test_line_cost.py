@@ -1,0 +1,95 @@
+"""What a body of line protocol costs: its steps are short, and their number is bounded.
+
+CPU time of this thread is measured, the least of a few tries, so other processes do not matter.
+The tracer of coverage is off meanwhile: on Python 3.11 it multiplies the cost of each line.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from time import thread_time as thread_s
+
+import pytest
+
+from ingest.formats.line_protocol import LinePost, Points, begin
+from ingest.formats.line_series import Naming
+from ingest.formats.post import Post
+from ingest.model.errors import Refused
+from tests.support.posts import NOW_US, RULES
+
+STEP_S_MAX = 0.005
+BODY_S_MAX = 0.9  # of 600 KiB; measured are up to 0.3
+SIZE = 600_000
+LONG = 120_000  # of one line
+POST = LinePost(Post(None, False, NOW_US, 7.0, RULES), Naming(("host",)), 100_000, 1 << 24)
+
+
+def repeated(line: bytes, size: int = SIZE) -> bytes:
+    """Return a line so often that it has this size."""
+    return line * (size // len(line))
+
+
+HOSTILE: dict[str, bytes] = {
+    "good lines": repeated(b"temperature,host=h value=21.5 1795600000\n"),
+    "new series": b"".join(b"m%d,host=h%d value=1 1795600000\n" % (i, i) for i in range(15_000)),
+    "new fields": b"m,host=h " + b",".join(b"f%d=1" % i for i in range(13_000)),
+    "many fields": b"m,host=h " + repeated(b"f=1,", LONG) + b"f=1",
+    "many faulty fields": b"m,host=h " + repeated(b"f=x,", LONG) + b"f=1",
+    "many texts": b"m,host=h " + repeated(b'f="",', LONG) + b"f=1",
+    "many tags": b"m,host=h" + repeated(b",a=1", LONG) + b" f=1",
+    "long measurement": b"m" * LONG + b",host=h " + b"f=1,f=2,f=3",
+    "long field": b"m,host=h " + b"f" * LONG + b"=1",
+    "commas": b"m" + b"," * LONG + b" f=1",
+    "field commas": b"m " + b"," * LONG,
+    "equals": b"m," + b"=" * LONG + b" f=" + b"=" * 1_000,
+    "backslashes": b"\\" * LONG,
+    "escaped quotes": b'm,host=h a="' + b'\\"' * (LONG // 2),
+    "lines of quotes": repeated(b'm,host=h a="\n'),
+    "texts only": repeated(b'm,host=h a=""\n'),
+    "empty lines": repeated(b"\n", 4_000_000),
+    "comments": repeated(b"#\n", 4_000_000),
+    "spaces": repeated(b"  \n", 4_000_000),
+    "bad lines": repeated(b"a\n"),
+    "bad values": repeated(b"m,host=h a=nan\n"),
+    "half bad": repeated(b"m,host=h a=1,b=nan\n"),
+    "mixed": repeated(b'm,host=h a=1\nm,host=h a=1 1795600000\n#\nm,host=h a=1,b=""\n'),
+    "escapes": repeated(b"m\\ m,host=h a=1 1795600000\n"),
+    "long numbers": repeated(b"m,host=h a=" + b"1" * 390 + b"\n"),
+    "large integers": repeated(b"m,host=h a=9007199254740993i\n"),
+    "long times": repeated(b"m,host=h a=1 " + b"1" * 39 + b"\n"),
+}
+
+
+def cost(body: bytes) -> tuple[float, float]:
+    """Return the CPU seconds of a body, and those of its longest step."""
+    longest_s = 0.0
+    tracer = sys.gettrace()
+    sys.settrace(None)
+    gc.disable()
+    began_s = at_s = thread_s()
+    try:
+        found = begin(body, POST)
+        while not isinstance(found, Points):
+            longest_s, at_s = max(longest_s, thread_s() - at_s), thread_s()
+            next(found)
+    except (StopIteration, Refused):
+        pass
+    finally:
+        gc.enable()
+        sys.settrace(tracer)
+    ended_s = thread_s()
+    return ended_s - began_s, max(longest_s, ended_s - at_s)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_body_takes_short_steps_and_a_bounded_time(name: str) -> None:
+    """Whatever lines, names, texts and faults it has."""
+    total_s, step_s = cost(HOSTILE[name])
+    for _ in range(4):
+        if total_s <= BODY_S_MAX and step_s <= STEP_S_MAX:
+            break
+        again = cost(HOSTILE[name])
+        total_s, step_s = min(total_s, again[0]), min(step_s, again[1])
+    assert step_s <= STEP_S_MAX
+    assert total_s <= BODY_S_MAX

@@ -1,0 +1,94 @@
+"""Laws of line protocol, for random bodies: it is read as an independent oracle reads it."""
+
+from __future__ import annotations
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from ingest.formats.line_series import Naming, read_key
+from ingest.formats.timestamp import UNITS
+from tests.support.line_oracle import read_back
+from tests.support.lines import cut_small, expected_of, points_of, told_of
+
+TAGS = ("device_id", "host")
+PIECES = (
+    *("m", "cpu", "é", "value", "device_id", "host", ",host=h", "m,host=h f=1", "\n", "\n", " "),
+    *(",", "=", "\\", '"', "#", "\r", "\r\n", "\t", "\0", ".", "-", "+", "1", "23", "i", "u"),
+    *("e", "E", "nan", "inf", "t", "True", "f=", "1795600000", "1795600000000000500", " f=1"),
+    *("9007199254740993i", "1e999", '"a b"', "18446744073709551616", "\\ ", "\\,", "\\\\"),
+)
+NAMES = st.text('ab.,=\\ "#é', min_size=1, max_size=5)
+NUMBERS = st.sampled_from(
+    [
+        *("1", "1.", ".5", "-.5", "-1e+3", "1E5", "007", "+1", "1.5.2", "1e", "-", "", "5i", "-5i"),
+        *("5u", "-5u", "1.5i", "i5", "5i3", "t", "F", "TRUE", "truei", "nan", "-inf", "+Inf"),
+        *("9007199254740993i", "9007199254740993", "18446744073709551617u", "1e308", "1e309"),
+        *("true", "null", "[1]", "{}", "123t", "0x1fi", "1_0", "٣", '"text"', '"a\nb"', '"a'),
+    ]
+)
+
+
+def escaped(name: str, marks: str) -> str:
+    """Write a name as careful clients do."""
+    return "".join("\\" + each if each in marks + "\\" else each for each in name)
+
+
+@st.composite
+def a_line(draw: st.DrawFn) -> str:
+    """Write a line that is nearly valid."""
+    key = escaped(draw(NAMES), ", ")
+    tags = draw(st.dictionaries(NAMES | st.sampled_from(TAGS), NAMES | st.just(""), max_size=3))
+    key += "".join(f",{escaped(name, ',= ')}={escaped(tag, ',= ')}" for name, tag in tags.items())
+    fields = draw(st.lists(st.tuples(NAMES | st.just("value"), NUMBERS), min_size=1, max_size=3))
+    written = ",".join(f"{escaped(name, ',= ')}={value}" for name, value in fields)
+    stamps = ["", " 1795600000", " 1795600000123456500", " 5", " 1.5", " x", " ", " -3", "\r"]
+    return f"{key}{draw(st.sampled_from([' ', '  ']))}{written}{draw(st.sampled_from(stamps))}"
+
+
+BODIES = st.lists(st.sampled_from(PIECES), max_size=25).map("".join) | st.lists(
+    a_line(), max_size=12
+).map("\n".join)
+NAMINGS = st.sampled_from([Naming(TAGS), Naming(TAGS, "gw"), Naming((), "gw", "d.b")])
+
+
+@given(
+    text=BODIES, naming=NAMINGS, precision=st.sampled_from([None, *UNITS]), cut=st.integers(1, 60)
+)
+@example(
+    text="m,host=h a=5i,b=t,c=truei\nm,host=h a=1 5", naming=Naming(TAGS), precision=None, cut=9
+)
+@example(text='m,host=h a="x\ny",b=1\\', naming=Naming(TAGS), precision=None, cut=3)
+def test_any_body_is_read_as_the_oracle_reads_it(
+    text: str, naming: Naming, precision: str | None, cut: int
+) -> None:
+    """Readings in order, errors, strings, rounded values and refusals; also in small slices."""
+    body = text.encode()
+    expected = expected_of(body, naming, precision)
+    assert told_of(points_of(body, naming, precision)) == expected
+    with cut_small(cut):
+        assert told_of(points_of(body, naming, precision)) == expected
+
+
+@given(body=st.binary(max_size=60), cut=st.integers(1, 20))
+def test_any_bytes_are_read_as_the_oracle_reads_them(body: bytes, cut: int) -> None:
+    """Bytes that are not UTF-8 too."""
+    naming = Naming(TAGS, "gw")
+    expected = expected_of(body, naming, None)
+    assert told_of(points_of(body, naming)) == expected
+    with cut_small(cut):
+        assert told_of(points_of(body, naming)) == expected
+
+
+@given(
+    measurement=NAMES.filter(lambda name: name[0] != "#"),
+    field=NAMES | st.just("value"),
+    tags=st.dictionaries(NAMES, NAMES, max_size=3),
+)
+def test_metric_can_be_read_back(measurement: str, field: str, tags: dict[str, str]) -> None:
+    """So two series never have the same metric."""
+    text = escaped(measurement, ", ")
+    text += "".join(f",{escaped(name, ',= ')}={escaped(tag, ',= ')}" for name, tag in tags.items())
+    key = read_key(text.encode(), Naming((), "gw"))
+    assert isinstance(key, tuple)
+    assert len(key) == 3
+    assert read_back(key.metric(field)) == (measurement, field, tags)
