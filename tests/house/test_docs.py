@@ -114,7 +114,7 @@ def test_readme_client_repeats_what_the_client_of_loadgen_repeats() -> None:
     assert "any 5xx" in again
     assert {each.status for each in codes.PROBLEMS.values() if each.status >= 500} <= TRY_AGAIN
     others = {int(each) for each in re.findall(r"\b4[0-9]{2}\b", section)}
-    assert others - TRY_AGAIN == {413, codes.PROBLEMS["dead_letters_full"].status}
+    assert others - TRY_AGAIN == {401, 403, 413, codes.PROBLEMS["dead_letters_full"].status}
 
 
 def test_documents_name_every_word_of_the_command_line() -> None:
