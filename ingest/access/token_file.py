@@ -49,6 +49,9 @@ class _Read(NamedTuple):
     digest: bytes
 
 
+_UNKNOWN = _Seen(-1, -1, -1, -1)  # as no file is
+
+
 class TokenFile:
     """The file at `path`. `named`: a setting names it, so it must be there at the start."""
 
@@ -103,7 +106,11 @@ class TokenFile:
 
     async def _look_again(self) -> None:
         try:
-            seen = self._look()
+            try:
+                seen = self._look()
+            except OSError:
+                self._seen = _UNKNOWN  # so it is read, whole, once it can be looked at
+                raise
             if seen == self._seen:
                 if self.fault:
                     self._say()
@@ -117,7 +124,12 @@ class TokenFile:
             old, self._seen = self._seen, seen
             if seen is None:
                 raise OSError(None, "it is gone")
-            if not await self._read_again(stays=seen == candidate):
+            try:
+                is_read = await self._read_again(stays=seen == candidate)
+            except OSError:
+                self._seen = old  # its rights may be mended: that changes no time and no size
+                raise
+            if not is_read:
                 self._seen = old
         except (OSError, ValueError) as error:
             self.fault = _why(error)

@@ -68,12 +68,13 @@ class Refusals:
 def _tell(event: str, cause: str, count: int) -> None:
     """Log it. What the client must correct is only information; the rest is a warning.
 
-    So is a wrong token: many clients drop their readings then, and nobody hears of it.
+    So is a wrong token: many clients drop their readings then, and nobody hears of it. And
+    `not_kept`: its lines are lost, though the post got a 2xx.
     """
     status = PROBLEMS[cause].status if cause in PROBLEMS else 0
     if event == "connections_closed":
         _log.warning("connections_closed", cause=cause, count=count)
-    elif status >= 500 or cause == "unauthorized":
+    elif status >= 500 or cause in ("unauthorized", "not_kept"):
         _log.warning("posts_refused", code=cause, status=status, count=count)
     else:
         _log.info("posts_refused", code=cause, status=status, count=count)

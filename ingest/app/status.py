@@ -28,7 +28,7 @@ from ingest.system.clock import (
     unix_us,
 )
 
-STATUS_BYTES_MAX = 64 * 1024
+STATUS_BYTES_MAX = 128 * 1024
 MESSAGE_CHARACTERS_MAX = 500
 NAME_CHARACTERS_MAX = 128
 READINGS_MAX = 9  # of the live tail

@@ -147,6 +147,8 @@ def nearest(name: str, known: Iterable[str], spell: Callable[[str], str] = str) 
 
 _UNITS = (
     ("_rows_per_s", "rows/s"),
+    ("_readings_per_s", "readings/s"),
+    ("_posts_per_s", "posts/s"),
     ("_bytes", "bytes"),
     ("_rows", "rows"),
     ("_days", "days"),

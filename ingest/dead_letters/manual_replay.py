@@ -141,8 +141,8 @@ def item_of_fields(fields: dict[str, Any], place: str) -> Item:
         received_us,
         format=fields.get("format", JSON),
         ignore_unknown=fields.get("ignore_unknown") is True,
-        device=str(fields.get("device", "")),
-        prefix=str(fields.get("prefix", "")),
+        device=str(fields.get("device") or ""),
+        prefix=str(fields.get("prefix") or ""),
     )
 
 

@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 from ingest.model.errors import StartError
 from ingest.system.clock import unix_us
-from ingest.system.logs import get_logger
+from ingest.system.logs import Occasionally, get_logger
 
 NO_CHECK_TIME = ssl.VerifyFlags(0x200000)  # X509_V_FLAG_NO_CHECK_TIME of OpenSSL
+SAID_EVERY_S = 10.0
 ROUND_TRIPS_MAX = 3  # of a handshake
 
 
@@ -37,6 +38,7 @@ class Certificate:
     def __init__(self, cert_file: Path, key_file: Path) -> None:
         self._files = (cert_file, key_file)
         self._log = get_logger("certificate")
+        self._occasionally = Occasionally(SAID_EVERY_S)
         self._seen = self._look()
         try:
             self._context = _context_of(cert_file, key_file)
@@ -59,7 +61,10 @@ class Certificate:
             context = _context_of(*self._files)
             self.ends_s = _ends_s(self._files[0], context)
         except (OSError, ValueError) as error:
-            self._log.error("certificate_unusable", error=self._what(error))
+            if not isinstance(error, ssl.SSLError | ValueError):
+                self._seen = ()  # they could not be read: that may change without a new file
+            if self._occasionally.due("unusable") is not None:
+                self._log.error("certificate_unusable", error=self._what(error))
             return
         self._context = context
         self._log.info("certificate_read", valid_until_s=self._end())

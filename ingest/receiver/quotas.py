@@ -38,12 +38,9 @@ class Rates(NamedTuple):
 
 
 class Quota:
-    """What one sender has left. Both figures grow with time, up to a burst.
+    """What one sender has left. Both figures grow with time, up to a burst."""
 
-    `sent` counts readings of posts that were taken, `refused` posts that were not.
-    """
-
-    __slots__ = ("_at_s", "_posts", "_posts_max", "_rates", "_readings", "refused", "sent")
+    __slots__ = ("_at_s", "_posts", "_posts_max", "_rates", "_readings")
 
     def __init__(self, rates: Rates) -> None:
         self._rates = rates
@@ -52,7 +49,6 @@ class Quota:
         self._posts_max = max(1.0, rates.posts_per_s * rates.burst_s)
         self._posts = self._posts_max
         self._at_s = monotonic_s()
-        self.sent = self.refused = 0
 
     def take_post(self) -> None:
         """Count a post. Raises Refused, with the time after which one may come."""
@@ -69,7 +65,6 @@ class Quota:
             self._posts = min(self._posts, self._posts_max)
             wait_s = max(wait_s, (1.0 - self._posts) / rates.posts_per_s)
         if wait_s > 0:
-            self.refused += 1
             raise Refused(
                 "too_fast",
                 "this sender has sent more than it may; the post is not kept",
@@ -78,9 +73,8 @@ class Quota:
         self._posts -= 1.0
 
     def charge(self, readings: int) -> None:
-        """Count the readings of a post that was taken; below 0: it was not kept after all."""
+        """Count the readings of a post that was read, kept or not."""
         self._readings -= readings
-        self.sent += readings
 
 
 class Quotas:

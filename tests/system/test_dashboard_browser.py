@@ -495,7 +495,7 @@ async def test_memory_has_no_journal_to_show(
     ):
         await readings_connection.execute("alter table readings rename value to val")
         assert (await service.post({"device_id": "d", "metric": "m", "value": 1})).status == 202
-        await seen.wait_text("#state-text", "1 of 100,000 readings are kept")
+        await seen.wait_text("#state-text", "1 of 200,000 readings are kept")
         assert await seen.page.locator("#c-buffer").count() == 1
         assert await seen.page.locator("#f-journal, #c-journal").count() == 0
         await readings_connection.execute("alter table readings rename val to value")

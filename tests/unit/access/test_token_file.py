@@ -130,6 +130,31 @@ async def test_broken_or_missing_file_keeps_the_last_good_one(tmp_path: Path) ->
         assert first.live
 
 
+@pytest.mark.parametrize("call", ["open", "stat"])
+async def test_file_that_could_not_be_read_for_a_moment_is_read_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """No descriptor was free, or its rights were wrong: to mend that changes no time."""
+    path = tmp_path / "tokens"
+    append_lines(path, line() + line(OTHER))
+    real = getattr(os, call)
+
+    def fails(at: object, *more: object, **named: object) -> object:
+        if at == path:
+            raise OSError(24, "Too many open files")
+        return real(at, *more, **named)
+
+    async with followed(path) as file:
+        ended = file.tokens.find(OTHER)
+        assert ended
+        with monkeypatch.context() as patched:
+            patched.setattr(os, call, fails)
+            path.write_bytes(line())
+            await until(lambda: "Too many" in file.fault)
+        await until(lambda: not ended.live)
+        assert file.fault == ""
+
+
 async def test_cut_line_is_completed_later(tmp_path: Path) -> None:
     """Somebody writes a line in two parts."""
     path = tmp_path / "tokens"

@@ -48,13 +48,20 @@ def test_status_comes_back_as_it_was() -> None:
     assert status.memory_bytes > 1_000_000
 
 
+LINE_PATHS = [
+    prefix + path
+    for prefix in ("", "/influx")
+    for path in ("/write", "/api/v2/write", "/api/v3/write_lp", "/ping", "/health", "/query")
+]
+
+
 def test_largest_status_is_below_its_bound() -> None:
     """With all labels, and names and bodies that become six times as long in JSON."""
     ledger = busy()
     for code, problem in PROBLEMS.items():
         ledger.readings_rejected(code, 10**15)
         ledger.post_refused(code)
-        for route in ("/v1/readings", "/livez", "/readyz", "other"):
+        for route in ("/v1/readings", "/livez", "/readyz", "other", *LINE_PATHS):
             ledger.request_answered(route, problem.status, 1.0)
     for cause in CLOSED_BY:
         ledger.connection_closed(cause)

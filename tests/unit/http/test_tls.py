@@ -242,6 +242,27 @@ async def test_certificate_is_read_again(tmp_path: Path) -> None:
         await after.close()
 
 
+def test_files_that_could_not_be_read_for_a_moment_are_read_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No descriptor was free when they had changed; that changes no time and no size."""
+    files = make_certificate(tmp_path)
+    certificate = Certificate(*files)
+    first = certificate.context()
+    for new, old in zip(make_certificate(tmp_path, "next"), files, strict=True):
+        new.rename(old)
+    with monkeypatch.context() as patched:
+
+        def fails(*_: object, **__: object) -> None:
+            raise OSError(24, "Too many open files")
+
+        patched.setattr("ingest.http.certificate._context_of", fails)
+        certificate.read_if_changed()
+    assert certificate.context() is first
+    certificate.read_if_changed()
+    assert certificate.context() is not first
+
+
 def test_end_of_the_validity_is_known(files: tuple[Path, Path], tmp_path: Path) -> None:
     """So that an alert comes before it."""
     assert 29 * 86_400 < Certificate(*files).ends_s - time.time() <= 30 * 86_400
