@@ -23,7 +23,7 @@ from ingest.http.plain_body import BodyLimits, PlainBodies
 from ingest.http.proxies import Proxies
 from ingest.http.routes import OnRefused
 from ingest.model.ledger import Ledger
-from ingest.model.ports import Admission, Database, DeadLetters, Inlet
+from ingest.model.ports import Admission, Database, DeadLetters, PostInlet
 from ingest.receiver.access import Access
 from ingest.receiver.endpoint import Endpoint
 from ingest.receiver.lines import LineOptions
@@ -36,7 +36,7 @@ CONNECTION_S = 300.0
 def make_endpoint(
     settings: Settings,
     *,
-    inlet: Inlet,
+    inlet: PostInlet,
     levels: tuple[str, ...],
     dead_letters: DeadLetters,
     ledger: Ledger,
@@ -90,13 +90,17 @@ def make_endpoint(
 
 
 def _line_options(settings: Settings) -> LineOptions:
-    """Return the options of line protocol: one post may have a part of each bound, at most."""
+    """Return the options of line protocol: one post may have a part of each bound, at most.
+
+    Only defaults are lowered here; see config/loading.check_together.
+    """
     bytes_max = min(
         settings.line_bytes_max, settings.buffer_bytes_max // 2, settings.receiver_bytes_max // 4
     )
     return LineOptions(
         rows_max=min(settings.line_rows_max, max(1, settings.buffer_rows_max // 2)),
-        rows_bytes_max=settings.buffer_bytes_max // 2,
+        # As much as the journal takes at once while memory is full: no post waits for itself.
+        rows_bytes_max=settings.buffer_bytes_max // 4,
         bodies=BodyLimits(bytes_max, bytes_max),
         has_prefix=settings.line_prefix,
         answer_s_max=settings.answer_s_max,

@@ -16,7 +16,7 @@ from ingest.buffers.queue import BlockQueue
 from ingest.buffers.shared_block import SharedBlock
 from ingest.buffers.waiting import WaitingPosts, WaitingWriters
 from ingest.model.block import SHARED_ROWS_MAX, Block
-from ingest.model.ports import BufferStats, JournalStats, Reservation, Told, Work
+from ingest.model.ports import BufferStats, JournalStats, Reservation, Sizes, Told, Work
 
 
 class MemoryBuffer:
@@ -80,12 +80,11 @@ class MemoryBuffer:
         Raises BufferFull after `put_wait_s_max`, or at once if the bodies of waiting posts take too
         much memory. Raises Stopping once the buffer is shut.
         """
-        waiting, place = self._waiting, self._memory.place
-        if not (waiting.posts or waiting.shut):
-            reservation = place(rows, size_bytes)
-            if reservation is not None:
-                return reservation
-        return await waiting.wait(rows, size_bytes, place)
+        return await self._waiting.wait(rows, size_bytes, self._memory.place)
+
+    def reserve_all(self, sizes: Sizes, *, awaited: bool = False) -> list[Reservation] | None:
+        """Reserve room for all blocks of a post at once: see ports.PostInlet."""
+        return self._waiting.place_all(sizes, self._memory.place)
 
     def _may_wait(self, size_bytes: int) -> bool:
         """Whether there is memory for one more post that waits."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ingest.model.errors import BufferFull, Stopping
-from ingest.model.ports import Reservation
+from ingest.model.ports import Reservation, Sizes
 from ingest.system.clock import monotonic_s
 
 RETRY_AFTER_S_MIN, RETRY_AFTER_S_MAX = 1.0, 30.0
@@ -51,6 +51,10 @@ class WaitingPosts:
         """
         if self.shut:
             raise Stopping("the buffer is shut")
+        if not self.posts:
+            reservation = place(rows, size_bytes)
+            if reservation is not None:
+                return reservation
         if self._wait_s_max <= 0 or not self._may_wait(size_bytes):
             raise BufferFull(self._retry_after_s())
         loop = asyncio.get_running_loop()
@@ -66,6 +70,25 @@ class WaitingPosts:
             raise
         finally:
             timer.cancel()
+
+    def place_all(self, sizes: Sizes, place: Place) -> list[Reservation] | None:
+        """Reserve room for all blocks of a post now; None if there is none, or a post waits.
+
+        Raises Stopping once the queue is shut.
+        """
+        if self.shut:
+            raise Stopping("the buffer is shut")
+        if self.posts:
+            return None
+        reserved: list[Reservation] = []
+        for rows, size_bytes in sizes:
+            reservation = place(rows, size_bytes)
+            if reservation is None:
+                for each in reserved:
+                    each.release()
+                return None
+            reserved.append(reservation)
+        return reserved
 
     def admit(self) -> None:
         """Grant room to the posts at the head of the queue, as long as there is room."""

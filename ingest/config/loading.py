@@ -63,6 +63,7 @@ def load(
 def check_together(settings: Settings, origins: Mapping[str, str] | None = None) -> None:
     """Check the bounds between two settings. Raises ConfigError that names both."""
     at = origins or {}
+    given = {name for name, origin in at.items() if origin != "default"}
 
     def named(name: str) -> str:
         return f"{name} ({shown(name, getattr(settings, name))}, {at.get(name, 'default')})"
@@ -98,6 +99,13 @@ def check_together(settings: Settings, origins: Mapping[str, str] | None = None)
                 f"setting {named(segment)} must not exceed a quarter of {named(whole)}: "
                 "whole files are removed"
             )
+    for name, part, parts, whole in (
+        ("line_rows_max", "half", 2, "buffer_rows_max"),
+        ("line_bytes_max", "half", 2, "buffer_bytes_max"),
+        ("line_bytes_max", "a quarter", 4, "receiver_bytes_max"),
+    ):  # a default is lowered instead, see app/receiving.py
+        if name in given and getattr(settings, name) > getattr(settings, whole) // parts:
+            raise ConfigError(f"setting {named(name)} must not exceed {part} of {named(whole)}")
     ordered("inflated_bytes_max", "journal_bytes_max")
     ordered("breaker_rows_max", "breaker_window_rows")
     ordered("forward_lag_bytes_max", "stream_bytes_max")

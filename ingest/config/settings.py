@@ -63,7 +63,7 @@ class Settings:
     )
     line_rows_max: int = setting(
         100_000,
-        "most fields in a post of line protocol; at most half of buffer_rows_max",
+        "most fields in a post of line protocol; the default is lowered to half of buffer_rows_max",
         within=(1, 1_000_000),
     )
     line_bytes_max: int = setting(

@@ -35,7 +35,7 @@ class LinePost(NamedTuple):
     """What all lines of a post have in common.
 
     A block has at most `post.rules.post_rows_max` rows. All blocks have at most `rows_max` rows,
-    errors and strings, and `rows_bytes_max` bytes.
+    faulty lines and strings, and `rows_bytes_max` bytes with the faulty lines.
     """
 
     post: Post
@@ -48,13 +48,15 @@ class Points(NamedTuple):
     """What a post has: its readings in blocks, an error for each line with a fault, or nothing.
 
     `strings` is the number of its fields that are text; they are not kept. `rounded` of the values
-    are integers that float64 cannot hold.
+    are integers that float64 cannot hold. `not_kept` of its lines have a fault and no entry in
+    `errors`, since there are too many of them.
     """
 
     blocks: list[Block]
     errors: list[ItemError]
     strings: int
     rounded: int
+    not_kept: int = 0
 
 
 # Each `next` does a short step of the work; the result comes with StopIteration. Raises Refused.
@@ -79,6 +81,8 @@ def decode_item(line: bytes, post: Post, naming: Naming) -> Decoded:
     """
     rows_max = post.rules.post_rows_max
     points = decode(line, LinePost(post, naming, rows_max, ITEM_ROWS_BYTES_MAX))
+    if points.not_kept:
+        raise too_many_invalid(points.errors, len(line))
     if not (points.blocks or points.errors):
         raise Refused("empty", "the line has no reading, only text")
     return Decoded(points.blocks[0] if points.blocks else None, points.errors)
@@ -88,7 +92,7 @@ def begin(body: bytes, post: LinePost) -> Points | LineSteps:
     """Return the points of a body, or the steps to them.
 
     `begin` and the steps raise Refused: `empty`, `not_lines`, `too_many_readings`,
-    `item_too_large`, `invalid_items`, `body_too_large`.
+    `item_too_large`, `body_too_large`.
     """
     reader = _BodyReader(post, len(body))
     if len(body) <= WHOLE_BYTES and reader.is_read_whole(body):
@@ -110,16 +114,17 @@ class _BodyReader:
 
     def __init__(self, post: LinePost, body_bytes: int) -> None:
         self._post = post
-        self._body_bytes = body_bytes
         self._lines = 0  # that were read, with those without content
         self._careful = 0  # of them, read one by one
         self._is_doubtful = False  # the last lines could not be read as a whole
         self._blocks: list[Block] = []
-        self._bytes = 0  # of them and of `_parts`
+        self._bytes = 0  # of them, of `_parts`, and of the lines in `_errors`
         self._rows = 0
         self._strings = 0
         self._rounded = 0
         self._errors: list[ItemError] = []
+        self._errors_max = most_invalid(body_bytes)
+        self._not_kept = 0  # lines with a fault that are not in `_errors`
         # Of the next block:
         self._parts: list[bytes] = []
         self._block_rows = 0
@@ -155,13 +160,18 @@ class _BodyReader:
         errors = self._errors
         if not (self._blocks or errors or self._strings):
             raise Refused("empty", "the body has no lines")
-        if not (self._blocks or self._strings) and all(each.code == UNREADABLE for each in errors):
+        self._check_readable()
+        return Points(self._blocks, errors, self._strings, self._rounded, self._not_kept)
+
+    def _check_readable(self) -> None:
+        """Raise Refused if no line was line protocol so far."""
+        errors = self._errors
+        if not (self._rows or self._strings) and all(each.code == UNREADABLE for each in errors):
             raise Refused(
                 "not_lines",
                 f"no line of the body is line protocol; line {errors[0].item + 1}: "
                 f"{errors[0].message}",
             )
-        return Points(self._blocks, errors, self._strings, self._rounded)
 
     def _slice(self, body: bytes, at: int, stop: int) -> Generator[None, None, int]:
         """Read the lines that begin before `stop`; return where the last one ends."""
@@ -212,9 +222,13 @@ class _BodyReader:
         self._strings += read.strings
         self._rounded += read.rounded
         if read.error is not None:
-            self._errors.append(read.error)
-            if len(self._errors) > most_invalid(self._body_bytes):
-                raise too_many_invalid(self._errors, self._body_bytes)
+            if len(self._errors) < self._errors_max:
+                self._errors.append(read.error)
+                self._bytes += len(read.error.original)
+            else:
+                if not self._not_kept:
+                    self._check_readable()
+                self._not_kept += 1
         rows = len(read.names)
         if rows:
             times_pg_us = [read.ts_us - PG_EPOCH_US] * rows
@@ -275,7 +289,8 @@ class _BodyReader:
     def _check(self) -> None:
         """Raise Refused if there is more than allowed."""
         post = self._post
-        if self._rows + len(self._errors) + self._strings > post.rows_max:
+        faulty = len(self._errors) + self._not_kept
+        if self._rows + faulty + self._strings > post.rows_max:
             raise Refused(
                 "too_many_readings",
                 f"a post may have {post.rows_max} fields; split it",
@@ -284,6 +299,6 @@ class _BodyReader:
         if self._bytes > post.rows_bytes_max:
             raise Refused(
                 "body_too_large",
-                f"the readings have more than {post.rows_bytes_max} bytes; split the post",
+                f"its readings take more than {post.rows_bytes_max} bytes; split the post",
                 body_bytes_max=post.rows_bytes_max,
             )

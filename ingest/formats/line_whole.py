@@ -128,6 +128,8 @@ def _values(texts: list[bytes]) -> list[float] | None:
 def _times(texts: list[bytes], post: Post) -> tuple[Sequence[int], int] | None:
     """Return the times, and the newest one; None if one has a fault or is not allowed."""
     joined = b"[%b]" % b",".join(texts)
+    if joined.translate(None, b"0123456789-,[]"):  # JSON has spaces that a time may not have
+        return None
     stamps = orjson.loads(joined)
     if {*map(type, stamps)} != {int} or len(stamps) != len(texts):
         return None

@@ -64,6 +64,20 @@ class Inlet(Protocol):
         """
 
 
+Sizes = Sequence[tuple[int, int]]  # of some blocks: rows and bytes of each
+
+
+class PostInlet(Inlet, Protocol):
+    """The inlet of a buffer that also takes posts of several blocks."""
+
+    def reserve_all(self, sizes: Sizes, *, awaited: bool = False) -> list[Reservation] | None:
+        """Reserve room for all blocks of a post at once, one reservation for each.
+
+        Returns None if there is no room for all of them now, or another post waits for room; then
+        nothing is reserved. Raises Stopping and JournalBroken as `reserve` does.
+        """
+
+
 class BufferStats(NamedTuple):
     """The content of a buffer now.
 
@@ -134,7 +148,7 @@ class Outlet(Protocol):
 Work = Callable[[asyncio.Event], Coroutine[Any, Any, None]]  # runs until the event is set
 
 
-class Buffer(Inlet, Outlet, Protocol):
+class Buffer(PostInlet, Outlet, Protocol):
     """The buffer as the service sees it: inlet and outlet, start and stop."""
 
     @property

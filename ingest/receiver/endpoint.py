@@ -25,14 +25,14 @@ from ingest.http.routes import POST, OnRefused, Port, Route, probes
 from ingest.model.errors import ConfigError, Refused
 from ingest.model.ledger import Ledger
 from ingest.model.letter import JSON
-from ingest.model.ports import Admission, Database, DeadLetters, Inlet
+from ingest.model.ports import Admission, Database, DeadLetters, PostInlet
 from ingest.receiver.access import Access
 from ingest.receiver.ack_waits import AckWaits
 from ingest.receiver.keeper import ADMISSION_DETAILS, COMMITTED, READINGS, Keeper
 from ingest.receiver.line_keeper import LineKeeper
 from ingest.receiver.line_stubs import stubs
 from ingest.receiver.lines import LineOptions, LinePages
-from ingest.receiver.query import Query, parse_query
+from ingest.receiver.query import Query, parse_query, with_ack
 from ingest.receiver.quotas import Quotas
 from ingest.receiver.senders import KnownSender, Senders
 from ingest.system.clock import monotonic_s, unix_us
@@ -69,7 +69,7 @@ class Endpoint:
         keepalive_s_max: float,
         ack_default: str,
         ack_wait_s_max: float,
-        inlet: Inlet,
+        inlet: PostInlet,
         dead_letters: DeadLetters,
         ledger: Ledger,
         access: Access,
@@ -274,16 +274,7 @@ class Endpoint:
         return decoded
 
     def _parse_query(self, text: str) -> Query:
-        query = parse_query(text)
-        if query.ack is None:
-            return query._replace(ack=self._ack_default)
-        if query.ack not in self._levels:
-            raise Refused(
-                "ack_unavailable",
-                f"this service cannot give ack={query.ack}; it gives {', '.join(self._levels)}",
-                available=self._levels,
-            )
-        return query
+        return with_ack(parse_query(text), self._ack_default, self._levels)
 
 
 def _available(ack: str, levels: tuple[str, ...]) -> str:

@@ -152,7 +152,7 @@ class Keeper:
                 self._log.error("request_failed", exc_info=True)
 
     def _not_kept(self, request: Request, error: NotKept) -> Answer:
-        refused = _refused(error)
+        refused = refusal_of(error)
         self._on_refused(request, refused)
         return problem(refused)
 
@@ -201,16 +201,12 @@ class Keeper:
             if errors:
                 refused.body_start = errors[0].original
             raise
-        except BufferFull as full:
-            code = "buffer_full"
-            raise Refused(code, str(full), retry_after_s=full.retry_after_s) from full
-        except NotKept as error:
-            code = error.code
-            raise _refused(error) from error
-        except (Stopping, asyncio.CancelledError) as stopped:
+        except (BufferFull, NotKept, Stopping) as error:
+            refusal = refusal_of(error)
+            code = refusal.code
+            raise refusal from error
+        except asyncio.CancelledError:
             code = "draining"
-            if isinstance(stopped, Stopping):
-                raise Refused(code, ADMISSION_DETAILS[code]) from stopped
             raise
         finally:
             ledger.at_receiver -= posted
@@ -271,8 +267,13 @@ class Keeper:
             raise Refused("disk_low", "invalid items could not be written to the disk") from None
 
 
-def _refused(error: NotKept) -> Refused:
-    return Refused(error.code, error.detail, retry_after_s=error.retry_after_s)
+def refusal_of(error: BufferFull | NotKept | Stopping) -> Refused:
+    """Return what the client of a post gets that the buffer did not take."""
+    if isinstance(error, NotKept):
+        return Refused(error.code, error.detail, retry_after_s=error.retry_after_s)
+    if isinstance(error, BufferFull):
+        return Refused("buffer_full", str(error), retry_after_s=error.retry_after_s)
+    return Refused("draining", ADMISSION_DETAILS["draining"])
 
 
 def _nothing_valid(errors: list[ItemError]) -> Refused:

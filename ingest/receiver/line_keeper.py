@@ -1,18 +1,18 @@
 """Keeps the points of a post of line protocol: its readings, and its faulty lines.
 
-A post may have several blocks. Room for all of them is reserved before one is put. Only one such
-post at a time collects room, so two cannot wait for each other. While there is none, it asks again
-until it must be answered; posts that came between are served before it.
+A post may have several blocks. Room for all of them is reserved at once, before one is put. While
+there is not enough, such a post asks again, one post at a time, and holds nothing while it waits.
+So it keeps no other post out.
 Promises: each block is kept whole, or not. A decoded post goes on even if its client is gone. It is
-answered in time; if it is not known by then what became of it, with 503 `outcome_unknown`. A line
-that cannot even be dead-lettered costs the others nothing, and counts as `not_kept`.
+answered in time. Without room until then it gets 503 `buffer_full`, and nothing of it is kept. If
+it is not known what became of it, it gets 503 `outcome_unknown`. A line that cannot even be
+dead-lettered costs the others nothing, and counts as `not_kept`.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import AsyncExitStack, ExitStack
 from typing import NamedTuple
 
 from ingest.formats.line_protocol import Points
@@ -31,9 +31,9 @@ from ingest.model.errors import (
 )
 from ingest.model.ledger import Ledger
 from ingest.model.letter import INVALID, LINE, Letter
-from ingest.model.ports import Database, DeadLetters, Inlet, Reservation
+from ingest.model.ports import Database, DeadLetters, PostInlet, Reservation, Sizes
 from ingest.receiver.ack_waits import AckWaits
-from ingest.receiver.keeper import ADMISSION_DETAILS, BUFFERED, COMMITTED
+from ingest.receiver.keeper import BUFFERED, COMMITTED, refusal_of
 from ingest.receiver.line_query import LineQuery
 from ingest.system.clock import monotonic_s
 from ingest.system.words import counted
@@ -42,6 +42,9 @@ NOT_KEPT = "not_kept"
 LINE_BYTES_SHOWN = 200
 PAUSE_S = 0.02  # between two tries to reserve room
 ANSWER_S = 0.1  # before the answer is due, a post gives up its wait for room
+WAITING_BYTES_MAX = 16 * 1024 * 1024
+FULL_S = 2.0  # after which a post should come again that found no room
+LETTERS_AT_ONCE = 1_000  # so many are made in one step, of about 1 ms
 
 
 class LineTerms(NamedTuple):
@@ -60,21 +63,29 @@ class LineTerms(NamedTuple):
 
 
 class LineKeeper:
-    """Keeps the posts of line protocol of one receiver."""
+    """Keeps the posts of line protocol of one receiver.
+
+    The posts of several blocks that wait for room have together at most `waiting_bytes_max` bytes.
+    A single one may have more.
+    """
 
     def __init__(
         self,
-        inlet: Inlet,
+        inlet: PostInlet,
         dead_letters: DeadLetters,
         ledger: Ledger,
         database: Database,
         outcomes: AckWaits,
+        *,
+        waiting_bytes_max: int = WAITING_BYTES_MAX,
     ) -> None:
         self._inlet = inlet
         self._dead_letters = dead_letters
         self._ledger = ledger
         self._database = database
         self._outcomes = outcomes
+        self._waiting_bytes_max = waiting_bytes_max
+        self._waiting_bytes = 0
         self._collecting = asyncio.Lock()
         self._tails: set[asyncio.Task[None]] = set()
 
@@ -89,16 +100,22 @@ class LineKeeper:
             await asyncio.wait(self._tails, timeout=timeout_s)
         return len(self._tails)
 
-    async def keep(self, points: Points, terms: LineTerms) -> None:
-        """Keep a post. Raises Refused."""
-        codes = {error.code for error in points.errors}
-        if codes == {NOT_ALLOWED} and not points.blocks:
+    def begin(self, points: Points, terms: LineTerms) -> asyncio.Task[None]:
+        """Begin to keep a post; return its task, which goes on whatever happens. Raises Refused."""
+        errors = points.errors
+        if errors and not points.blocks and all(each.code == NOT_ALLOWED for each in errors):
             raise Refused("outside_scope", "the token may not speak for any device of the post")
-        if points.errors and terms.query.strict:
-            raise _not_strict(points.errors)
+        if errors and terms.query.strict:
+            raise _not_strict(errors)
+        if monotonic_s() >= terms.answer_by_s:  # its client may be gone, and sends it again
+            raise refusal_of(BufferFull(FULL_S))
         tail = asyncio.create_task(self._take_in(points, terms))
         self._tails.add(tail)
         tail.add_done_callback(self._tail_done)
+        return tail
+
+    async def kept(self, tail: asyncio.Task[None], points: Points, terms: LineTerms) -> None:
+        """Wait until a post is kept, or must be answered. Raises Refused."""
         try:
             async with asyncio.timeout(max(0.0, terms.answer_by_s - monotonic_s())):
                 await asyncio.shield(tail)  # raises its error
@@ -121,29 +138,25 @@ class LineKeeper:
         ledger.line_fields["text_ignored"] += points.strings
         ledger.line_fields["integer_rounded"] += points.rounded
         rows = sum(block.rows for block in points.blocks)
-        posted = rows + len(points.errors)
+        posted = rows + len(points.errors) + points.not_kept
         ledger.received += posted
         ledger.at_receiver += posted
         reserved: list[Reservation] = []
         code = "internal"
         try:
             reserved = await self._reserve(points.blocks, points.errors, terms)
-            await self._set_aside(points.errors, terms)
+            await self._set_aside(points, terms)
             posted = rows
             code = ""
         except Refused as refused:
             code = refused.code
             raise
-        except BufferFull as full:
-            code = "buffer_full"
-            raise Refused(code, str(full), retry_after_s=full.retry_after_s) from full
-        except NotKept as error:
-            code = error.code
-            raise _refused(error) from error
-        except (Stopping, asyncio.CancelledError) as stopped:
+        except (BufferFull, NotKept, Stopping) as error:
+            refusal = refusal_of(error)
+            code = refusal.code
+            raise refusal from error
+        except asyncio.CancelledError:
             code = "draining"
-            if isinstance(stopped, Stopping):
-                raise Refused(code, ADMISSION_DETAILS[code]) from stopped
             raise
         finally:
             if code:
@@ -164,48 +177,57 @@ class LineKeeper:
             self._outcomes.require_place()
             for block in blocks:
                 block.ack = Ack()
-        reserved: list[Reservation] = []
-        more_bytes = sum(len(error.original) for error in errors)
-        async with AsyncExitStack() as stack:
-            unless_all = stack.enter_context(ExitStack())
-            if len(blocks) > 1:  # a small post does not wait for a large one
-                await stack.enter_async_context(self._collecting)
-            for block in blocks:
-                size_bytes = len(block.tuples) + more_bytes
-                more_bytes = 0
-                reservation = await self._room(block.rows, size_bytes, terms, is_awaited)
-                reserved.append(reservation)
-                unless_all.callback(reservation.release)
-            unless_all.pop_all()
-        return reserved
+        if not blocks:
+            return []
+        sizes = [(block.rows, len(block.tuples)) for block in blocks]
+        sizes[0] = (sizes[0][0], sizes[0][1] + sum(len(error.original) for error in errors))
+        left_s = max(0.0, terms.answer_by_s - ANSWER_S - monotonic_s())
+        try:
+            async with asyncio.timeout(left_s):
+                if len(sizes) > 1:
+                    return await self._collect(sizes, is_awaited)
+                return [await self._inlet.reserve(*sizes[0], awaited=is_awaited)]
+        except TimeoutError:
+            raise BufferFull(FULL_S) from None
 
-    async def _room(
-        self, rows: int, size_bytes: int, terms: LineTerms, is_awaited: bool
-    ) -> Reservation:
-        while True:
-            try:
-                return await self._inlet.reserve(rows, size_bytes, awaited=is_awaited)
-            except BufferFull:
-                if monotonic_s() + PAUSE_S > terms.answer_by_s - ANSWER_S:
-                    raise
-            await asyncio.sleep(PAUSE_S)
+    async def _collect(self, sizes: Sizes, is_awaited: bool) -> list[Reservation]:
+        """Wait until there is room for all blocks of a post. Posts of one block go before it."""
+        size_bytes = sum(each[1] for each in sizes)
+        if self._waiting_bytes and self._waiting_bytes + size_bytes > self._waiting_bytes_max:
+            raise BufferFull(FULL_S)
+        self._waiting_bytes += size_bytes
+        try:
+            async with self._collecting:
+                while True:
+                    reserved = self._inlet.reserve_all(sizes, awaited=is_awaited)
+                    if reserved is not None:
+                        return reserved
+                    await asyncio.sleep(PAUSE_S)
+        finally:
+            self._waiting_bytes -= size_bytes
 
-    async def _set_aside(self, errors: Sequence[ItemError], terms: LineTerms) -> None:
+    async def _set_aside(self, points: Points, terms: LineTerms) -> None:
         """Write faulty lines to the dead letters, or count that they cannot be kept."""
+        ledger, errors = self._ledger, points.errors
         if not errors:
             return
-        ledger = self._ledger
-        letters = [_letter(error, terms) for error in errors]
+        not_kept = points.not_kept
+        letters: list[Letter] = []
+        for at in range(0, len(errors), LETTERS_AT_ONCE):
+            letters += [_letter(error, terms) for error in errors[at : at + LETTERS_AT_ONCE]]
+            await asyncio.sleep(0)
         try:
             await self._dead_letters.append(letters, sender=terms.sender)
         except DeadLettersFull:
-            ledger.readings_rejected(NOT_KEPT, len(errors))
-            ledger.post_refused(NOT_KEPT)
+            not_kept += len(errors)
         except DeadLettersBroken:
             raise Refused("disk_low", "faulty lines could not be written to the disk") from None
         else:
             ledger.readings_dead_lettered(INVALID, len(errors))
-        ledger.at_receiver -= len(errors)
+        if not_kept:
+            ledger.readings_rejected(NOT_KEPT, not_kept)
+            ledger.post_refused(NOT_KEPT)
+        ledger.at_receiver -= len(errors) + points.not_kept
 
     async def _put(
         self, blocks: Sequence[Block], reserved: Sequence[Reservation], query: LineQuery
@@ -213,7 +235,7 @@ class LineKeeper:
         """Put all blocks, and wait until it is known of each whether it is kept."""
         ledger = self._ledger
         is_durable = query.ack != BUFFERED
-        failed: NotKept | None = None
+        failed: list[NotKept] = []
         puts = [
             (block.rows, reservation, reservation.put(block, durable=is_durable))
             for block, reservation in zip(blocks, reserved, strict=True)
@@ -222,19 +244,27 @@ class LineKeeper:
             try:
                 await put
             except NotKept as error:
-                failed = error
+                failed.append(error)
                 ledger.readings_rejected(error.code, rows)
             else:
                 ledger.accepted += rows
             finally:
                 reservation.release()  # does nothing after put
             ledger.at_receiver -= rows
-        if failed is not None:
-            raise _refused(failed)
+        if failed:
+            raise _not_all_kept(failed, len(puts))
 
 
-def _refused(error: NotKept) -> Refused:
-    return Refused(error.code, error.detail, retry_after_s=error.retry_after_s)
+def _not_all_kept(failed: Sequence[NotKept], blocks: int) -> Refused:
+    """Return the refusal of a post with blocks that failed. Others may be kept."""
+    unknown = [error for error in failed if error.code == "outcome_unknown"]
+    if unknown or len(failed) == blocks:
+        return refusal_of((unknown or failed)[0])
+    return Refused(
+        "outcome_unknown",
+        "a part of the post is kept; sending it again is safe for lines with a time",
+        retry_after_s=failed[0].retry_after_s,
+    )
 
 
 def _letter(error: ItemError, terms: LineTerms) -> Letter:

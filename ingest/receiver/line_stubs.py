@@ -12,13 +12,17 @@ from urllib.parse import parse_qs
 import orjson
 
 from ingest.http.owner import Reply
-from ingest.http.plain_body import PlainBodies
+from ingest.http.plain_body import BodyLimits, PlainBodies
 from ingest.http.request import Request
 from ingest.http.response import JSON, Answer
 from ingest.http.routes import READ, Route
 from ingest.model.errors import Refused
 from ingest.receiver.line_replies import NO_CONTENT, VERSION, VERSION_HEADER, line_problem
 from ingest.receiver.lines import PREFIXES
+
+# Nobody needs a token here, so a question is small and cheap to read.
+_QUESTION = BodyLimits(4096, 4096)
+_PARAMETERS_MAX = 16
 
 _CREATE = re.compile(r"\s*create\s+database\b", re.IGNORECASE)
 _SHOW = re.compile(r"\s*show\s+databases\b", re.IGNORECASE)
@@ -28,7 +32,7 @@ def stubs(plain_bodies: PlainBodies, health: Callable[[], tuple[int, bytes]]) ->
     """Return the pages by path. `health` is the status of /readyz."""
 
     def ping(_request: Request, query: str, _received_s: float) -> Answer:
-        if "true" not in parse_qs(query).get("verbose", ()):
+        if _parameter(query, "verbose") != "true":
             return NO_CONTENT
         return _document(200, {"version": VERSION})
 
@@ -46,13 +50,12 @@ def stubs(plain_bodies: PlainBodies, health: Callable[[], tuple[int, bytes]]) ->
         )
 
     def query_page(request: Request, query: str, _received_s: float) -> Reply:
-        asked = parse_qs(query).get("q")
-        return _answered(asked[0]) if asked else posted(request)
+        asked = _parameter(query, "q")
+        return _answered(asked) if asked else posted(request)
 
     async def posted(request: Request) -> Answer:
-        async with plain_bodies.body(request) as body:
-            asked = parse_qs(body.decode("utf-8", "replace")).get("q", [""])
-        return _answered(asked[0])
+        async with plain_bodies.body(request, _QUESTION) as body:
+            return _answered(_parameter(body.decode("utf-8", "replace"), "q"))
 
     return {
         prefix + path: Route(methods, page, line_problem)
@@ -63,6 +66,16 @@ def stubs(plain_bodies: PlainBodies, health: Callable[[], tuple[int, bytes]]) ->
             ("/query", ("GET", "POST"), query_page),
         )
     }
+
+
+def _parameter(text: str, name: str) -> str:
+    """Return the first value of a parameter; empty if there is none. Raises Refused."""
+    try:
+        return parse_qs(text, max_num_fields=_PARAMETERS_MAX).get(name, [""])[0]
+    except ValueError:
+        raise Refused(
+            "bad_parameter", f"there are more than {_PARAMETERS_MAX} parameters; leave some out"
+        ) from None
 
 
 def _answered(asked: str) -> Answer:

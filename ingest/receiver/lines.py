@@ -27,6 +27,7 @@ from ingest.receiver.keeper import ADMISSION_DETAILS, Keeper
 from ingest.receiver.line_keeper import LineKeeper, LineTerms
 from ingest.receiver.line_query import LineQuery, parse_line_query
 from ingest.receiver.line_replies import NO_CONTENT, line_problem
+from ingest.receiver.query import with_ack
 from ingest.receiver.senders import KnownSender, Senders
 from ingest.system.clock import monotonic_s, unix_us
 
@@ -123,16 +124,22 @@ class LinePages:
         with ExitStack() as stack:
             async with self._plain_bodies.body(request, self._options.bodies) as body:
                 stack.enter_context(self._counted(len(body)))
-                terms = terms._replace(answer_by_s=monotonic_s() + self._options.answer_s_max)
+                now_s = monotonic_s()  # a slow network is not our fault
+                answer_by_s = now_s + self._options.answer_s_max
+                terms = terms._replace(received_s=now_s, answer_by_s=answer_by_s)
                 points = await self._decoded(body, terms, sender.identity.allows)
             del body
             request.body = b""  # its memory is free while the post waits
             for block in points.blocks:
                 block.sender = terms.sender
             rows = sum(block.rows for block in points.blocks)
-            self._senders.charge(request, sender, rows + len(points.errors))
+            readings = rows + len(points.errors) + points.not_kept
+            self._senders.charge(request, sender, readings)
             self._observe(points)
-            await self._line_keeper.keep(points, terms)
+            tail = self._line_keeper.begin(points, terms)
+            counted = stack.pop_all()  # until all of it is kept, even if the client is gone
+            tail.add_done_callback(lambda _tail: counted.close())
+        await self._line_keeper.kept(tail, points, terms)
         return NO_CONTENT
 
     @contextmanager
@@ -179,13 +186,4 @@ class LinePages:
                 self._on_decoded(Decoded(block, points.errors if at == 0 else []))
 
     def _parse_query(self, text: str) -> LineQuery:
-        query = parse_line_query(text)
-        if query.ack is None:
-            return query._replace(ack=self._ack_default)
-        if query.ack not in self._levels:
-            raise Refused(
-                "ack_unavailable",
-                f"this service cannot give ack={query.ack}; it gives {', '.join(self._levels)}",
-                available=self._levels,
-            )
-        return query
+        return with_ack(parse_line_query(text), self._ack_default, self._levels)

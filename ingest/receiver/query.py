@@ -5,7 +5,7 @@ Promises: nothing is guessed. An unknown name or value is refused; the text has 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, Self, TypeVar
 from urllib.parse import parse_qsl
 
 from ingest.formats.timestamp import PRECISIONS
@@ -27,6 +27,29 @@ class Query(NamedTuple):
     strict: bool = False
     precision: str | None = None
     ignore_unknown: bool = False
+
+
+class _WithAck(Protocol):
+    @property
+    def ack(self) -> str | None: ...
+
+    def _replace(self, *, ack: str) -> Self: ...
+
+
+AnyQuery = TypeVar("AnyQuery", bound=_WithAck)
+
+
+def with_ack(query: AnyQuery, default: str, levels: tuple[str, ...]) -> AnyQuery:
+    """Return a query with the acknowledgement that counts. Raises Refused("ack_unavailable")."""
+    if query.ack is None:
+        return query._replace(ack=default)
+    if query.ack not in levels:
+        raise Refused(
+            "ack_unavailable",
+            f"this service cannot give ack={query.ack}; it gives {', '.join(levels)}",
+            available=levels,
+        )
+    return query
 
 
 def parse_query(text: str) -> Query:

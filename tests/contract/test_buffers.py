@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 
 from ingest.model.errors import BufferFull, Stopping
+from ingest.model.ports import PostInlet
 from ingest.system.clock import monotonic_s
 from tests.contract.buffers import (
     PLENTY,
@@ -249,3 +250,30 @@ async def test_refused_posts_are_told_to_come_back_later_as_the_outage_lasts(
     assert hints == sorted(hints)
     assert hints[0] >= 1
     assert 1 < hints[1] < hints[2] < hints[3] <= 60
+
+
+async def test_room_for_all_blocks_of_a_post_is_reserved_at_once_or_not_at_all(
+    make: MakeBuffer,
+) -> None:
+    """It does not wait, and goes before nobody who waits."""
+    buffer = make(10, PLENTY, 5)
+    inlet: PostInlet = buffer
+    held = await inlet.reserve(5, 5)
+    assert inlet.reserve_all([(3, 3), (3, 3)]) is None
+    reserved = buffer.reserve_all([(2, 200), (3, 200)])
+    assert reserved is not None
+    assert buffer.reserve_all([(1, 1)]) is None
+    await reserved[0].put(make_block(2))
+    for each in reserved:
+        each.release()
+    (waits,) = await queue_up(buffer, 9)
+    assert buffer.reserve_all([(1, 1), (1, 1)]) is None
+    waits.cancel()
+    await spin()
+    held.release()
+    assert buffer.stats().rows == 2
+    for each in buffer.reserve_all([(4, 4), (4, 4)]) or pytest.fail("there is room"):
+        each.release()
+    buffer.shut_inlet()
+    with pytest.raises(Stopping):
+        buffer.reserve_all([(1, 1)])

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Sequence
 
 from ingest.model.block import Block
-from ingest.model.errors import JournalBroken
+from ingest.model.errors import BufferFull, JournalBroken
 from ingest.model.letter import Letter
-from ingest.model.ports import Told
+from ingest.model.ports import Reservation, Sizes, Told
 from ingest.model.reading import Reading
 from ingest.model.rows import decode_rows
 
@@ -23,7 +23,7 @@ class FakeReservation:
     async def put(self, block: Block, *, durable: bool = True) -> None:
         """Take the block, or raise the inlet's `put_error`."""
         assert not self._used
-        if self._inlet.put_error is not None:
+        if self._inlet.put_error is not None and len(self._inlet.blocks) >= self._inlet.kept_first:
             raise self._inlet.put_error
         self._used = True
         self._inlet.reserved -= 1
@@ -48,6 +48,7 @@ class FakeInlet:
         self.awaited: list[bool] = []
         self.error: Exception | None = None
         self.put_error: Exception | None = None
+        self.kept_first = 0  # so many blocks are kept before `put_error` is raised
         self.open = asyncio.Event()
         self.open.set()
 
@@ -80,6 +81,16 @@ class FakeInlet:
         self.reserved += 1
         self.awaited.append(awaited)
         return FakeReservation(self)
+
+    def reserve_all(self, sizes: Sizes, *, awaited: bool = False) -> list[Reservation] | None:
+        """Return a reservation for each block, None if it is not `open`, or raise `error`."""
+        if not self.open.is_set() or isinstance(self.error, BufferFull):
+            return None
+        if self.error is not None:
+            raise self.error
+        self.reserved += len(sizes)
+        self.awaited += [awaited] * len(sizes)
+        return [FakeReservation(self) for _ in sizes]
 
     @property
     def readings(self) -> list[Reading]:

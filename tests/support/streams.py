@@ -20,7 +20,7 @@ from ingest.http.response import Answer
 from ingest.model.block import SHARED_ROWS_MAX, Block
 from ingest.model.errors import BrokerOutcomeUnknown, NotKept, Refused
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
-from ingest.model.ports import BufferStats, JournalStats, Reservation, Told, Work
+from ingest.model.ports import BufferStats, JournalStats, Reservation, Sizes, Told, Work
 from ingest.receiver.ack_waits import AckWaits
 from ingest.receiver.keeper import Keeper
 from ingest.receiver.query import Query
@@ -243,6 +243,10 @@ class Joined:
     async def reserve(self, rows: int, size_bytes: int, *, awaited: bool = False) -> Reservation:
         """See the inlet."""
         return await self.inlet.reserve(rows, size_bytes, awaited=awaited)
+
+    def reserve_all(self, sizes: Sizes, *, awaited: bool = False) -> list[Reservation] | None:
+        """See the inlet."""
+        return self.inlet.reserve_all(sizes, awaited=awaited)
 
     @property
     def rows_waiting(self) -> int:

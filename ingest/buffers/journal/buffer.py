@@ -26,17 +26,16 @@ from ingest.buffers.journal.loader import LIVE_BATCH_ROWS_MAX, Loader, RecoveryC
 from ingest.buffers.journal.log import Journal
 from ingest.buffers.journal.shared_entries import SharedEntries
 from ingest.buffers.queue import BlockQueue
-from ingest.buffers.waiting import WaitingPosts, WaitingWriters
+from ingest.buffers.waiting import Place, WaitingPosts, WaitingWriters
 from ingest.model.ack import Outcome
 from ingest.model.block import SHARED_ROWS_MAX, Block
 from ingest.model.errors import JournalBroken
-from ingest.model.ports import BufferStats, JournalStats, Reservation, Told, Work
+from ingest.model.ports import BufferStats, JournalStats, Reservation, Sizes, Told, Work
 from ingest.system.clock import monotonic_s, unix_us
 
 BACKLOG_EVERY = 4  # batches
 LIVE_S = 1.0  # for so long after a live post more live posts are expected
-# Spilling ends when so much of memory is in use. A larger share would begin and end spilling more
-# often, and leave many short ranges on the disk.
+# Spilling ends when so much of memory is in use. With more of it, ranges on the disk are short.
 SPILL_ENDS_AT = 0.5
 
 
@@ -132,8 +131,7 @@ class JournalBuffer:
     def take_in(self, block: Block, waiter: object = None, told: Told | None = None) -> bool:
         """Keep a block at once if there is room and no other post waits for room: see ports.Inlet.
 
-        It may become a part of another block. Returns False while blocks are spilled: each of these
-        has a frame of its own.
+        It may become a part of another block. While blocks are spilled, each has its own frame.
         """
         waiting, memory, journal = self._waiting, self.memory, self.journal
         rows, size_bytes = block.rows, len(block.tuples)
@@ -156,18 +154,21 @@ class JournalBuffer:
 
     async def reserve(self, rows: int, size_bytes: int, *, awaited: bool = False) -> Reservation:
         """Wait for room for one block: in the journal, or in memory if `awaited`."""
-        waiting, place = self._waiting, self._place
-        if awaited:
-            place = self._place_in_memory
-            if self._spills:
-                waiting = self._waiting_for_memory
-        elif self.journal.broken is not None and not waiting.shut:
-            raise JournalBroken(str(self.journal.broken))
-        if not (waiting.posts or waiting.shut):
-            reservation = place(rows, size_bytes)
-            if reservation is not None:
-                return reservation
+        waiting, place = self._rooms(awaited)
         return await waiting.wait(rows, size_bytes, place)
+
+    def reserve_all(self, sizes: Sizes, *, awaited: bool = False) -> list[Reservation] | None:
+        """Reserve room for all blocks of a post at once: see ports.PostInlet."""
+        waiting, place = self._rooms(awaited)
+        return waiting.place_all(sizes, place)
+
+    def _rooms(self, awaited: bool) -> tuple[WaitingPosts, Place]:
+        waiting = self._waiting
+        if awaited:
+            return self._waiting_for_memory if self._spills else waiting, self._place_in_memory
+        if self.journal.broken is not None and not waiting.shut:
+            raise JournalBroken(str(self.journal.broken))
+        return waiting, self._place
 
     def _may_wait(self, size_bytes: int) -> bool:
         """Whether there is memory for one more post that waits."""

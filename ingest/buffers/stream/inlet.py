@@ -27,12 +27,12 @@ from ingest.buffers.waiting import WaitingPosts
 from ingest.model.block import Block
 from ingest.model.errors import NotKept
 from ingest.model.ledger import Ledger
-from ingest.model.ports import BufferStats, Reservation, Told
+from ingest.model.ports import BufferStats, Reservation, Sizes, Told
 from ingest.system.clock import monotonic_s
 
 
 class StreamInlet:
-    """The buffer of a gateway: implements ports.Inlet. `life` begins the ids of its messages."""
+    """The buffer of a gateway: a ports.PostInlet. `life` begins the ids of its messages."""
 
     levels: tuple[str, ...] = ("durable", "buffered")
 
@@ -55,6 +55,7 @@ class StreamInlet:
         self._ledger = ledger
         self._group_rows_max = group_rows_max
         self._group_bytes_max = group_bytes_max
+        self._late_s = wait_s_max / 2
         self._queue = GroupQueue(
             publisher,
             self._ended,
@@ -92,12 +93,11 @@ class StreamInlet:
 
         A block that is `awaited` goes to a writer, and not into the stream.
         """
-        waiting, place = self._waiting, partial(self._place, awaited)
-        if not (waiting.posts or waiting.shut):
-            reservation = place(rows, size_bytes)
-            if reservation is not None:
-                return reservation
-        return await waiting.wait(rows, size_bytes, place)
+        return await self._waiting.wait(rows, size_bytes, partial(self._place, awaited))
+
+    def reserve_all(self, sizes: Sizes, *, awaited: bool = False) -> list[Reservation] | None:
+        """Reserve room for all blocks of a post at once: see ports.PostInlet."""
+        return self._waiting.place_all(sizes, partial(self._place, awaited))
 
     def _place(self, awaited: bool, rows: int, size_bytes: int) -> Reservation | None:
         if not self.memory.fits(rows, size_bytes):
@@ -132,6 +132,9 @@ class StreamInlet:
             self._buffered = self._begin(block, promised=True)
 
     def _add_durable(self, block: Block) -> Group:
+        if not block.reloaded and monotonic_s() - block.received_s > self._late_s:
+            # It had to wait for room, and has little time left. That would end the posts of others.
+            return self._begin(block, promised=False)
         last = self._durable
         if last is None or not last.shared.takes(block):
             last = self._durable = self._begin(block, promised=False)

@@ -325,6 +325,24 @@ def test_one_address_for_both_listeners_is_refused_unless_the_port_is_free_choic
     assert load(environ={}, flags=both).settings.listen == "127.0.0.1:0"
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"line_rows_max": "100001"}, r"half of buffer_rows_max \(200,000 rows, default\)"),
+        ({"line_bytes_max": "17MiB"}, r"a quarter of receiver_bytes_max \(64 MiB, default\)"),
+        (
+            {"line_bytes_max": "33MiB", "receiver_bytes_max": "1GiB"},
+            r"half of buffer_bytes_max \(64 MiB, default\)",
+        ),
+    ],
+)
+def test_post_of_lines_may_have_a_part_of_the_bounds(flags: dict[str, str], said: str) -> None:
+    """What somebody has set is never lowered in silence."""
+    with pytest.raises(ConfigError, match=rf"{next(iter(flags))} .* must not exceed {said}"):
+        load(environ={}, flags=flags)
+    load(environ={}, flags={"buffer_rows_max": "100000"})  # a default is lowered
+
+
 def test_settings_made_by_hand_can_be_checked_too() -> None:
     """check_together works without origins."""
     check_together(Settings())

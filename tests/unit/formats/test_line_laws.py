@@ -52,6 +52,8 @@ def a_line(draw: st.DrawFn) -> str:
         " -3",
         "\r",
         " 1795600000\r",
+        " \t1795600000",
+        " \r1795600000",
     ]
     return f"{key}{draw(st.sampled_from([' ', '  ']))}{written}{draw(st.sampled_from(stamps))}"
 

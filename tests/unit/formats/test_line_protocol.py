@@ -16,7 +16,7 @@ from ingest.formats.line_protocol import (
     has_usable_time,
 )
 from ingest.formats.line_series import KEPT_KEYS, KeptKeys, Naming, read_key
-from ingest.formats.post import Post, Rules
+from ingest.formats.post import Post, Rules, most_invalid
 from ingest.formats.series import SERIES, SeriesCache
 from ingest.model.errors import Refused
 from ingest.model.reading import Reading
@@ -280,10 +280,30 @@ def test_too_long_line_is_refused_and_the_longest_one_is_read() -> None:
             assert refused(before + line + b"xxxxxxxxxx" + b'"' + end).code == "item_too_large"
 
 
-def test_more_faults_than_are_kept_are_refused() -> None:
+def test_more_faults_than_are_kept_are_counted() -> None:
     """A post of tiny lines would become dead letters of many times its size."""
-    assert refused(b"m a=1\n" * 1_000).code == "invalid_items"
-    assert len(points(b"m a=1\n" * 100).errors) == 100
+    body = b"m a=1\n" * 1_000 + b"m,host=h value=1"
+    found = points(body)
+    assert len(readings(found)) == 1
+    assert (len(found.errors), found.not_kept) == (most := most_invalid(len(body)), 1_000 - most)
+    found = points(b"m a=1\n" * 100)
+    assert (len(found.errors), found.not_kept) == (100, 0)
+    assert refused(b"m a=1\n" * 300, rows_max=299).code == "too_many_readings"
+    assert refused(b"x\n" * 1_000 + b"m,host=h value=1").code == "not_lines"
+
+
+@pytest.mark.parametrize("space", [b"\t", b"\r"])
+def test_time_with_white_space_is_a_fault_also_on_the_fast_path(space: bytes) -> None:
+    """JSON, which the fast path reads times with, allows it."""
+    (error,) = points(b"m,host=h value=1 " + space + b"1700000000").errors
+    assert error.code == "ts_unreadable"
+
+
+def test_faulty_lines_count_in_the_bytes_of_a_post() -> None:
+    """Room for them is reserved together with that of the rows."""
+    faulty = b"m a=1 " + b"5" * 1_000
+    assert points(faulty, rows_bytes_max=len(faulty)).errors
+    assert refused(faulty, rows_bytes_max=len(faulty) - 1).code == "body_too_large"
 
 
 def test_posted_series_are_met_by_the_cache_of_all_formats() -> None:

@@ -19,6 +19,7 @@ from ingest.model.errors import (
 from ingest.model.letter import LINE
 from ingest.model.reading import Reading
 from ingest.receiver.line_replies import VERSION
+from ingest.system.clock import monotonic_s
 from tests.support import tokens
 from tests.support.receiver import Receiver, Reply, head, running_receiver, until
 
@@ -171,7 +172,7 @@ async def test_all_or_nothing_keeps_nothing(query: str) -> None:
         ("/write?ack=x", LINE_A, 400, "bad_parameter"),
         ("/write?ack=durable", LINE_A, 400, "ack_unavailable"),
         ("/write", b"m,host=h " + b",".join([b"a=1"] * 251), 413, "too_many_readings"),
-        ("/write", b"m a=1\n" * 200, 400, "invalid_items"),
+        ("/write", b"x\n" * 200, 400, "not_lines"),
         ("/write", b"m,host=h a=1 " + b" " * 3_000, 413, "body_too_large"),
     ],
 )
@@ -222,15 +223,84 @@ async def test_body_that_does_not_come_is_503() -> None:
         assert (reply.status, reply.document["problem"]) == (503, "body_timeout")
 
 
-async def test_post_waits_for_room_and_is_answered_in_time() -> None:
-    """It goes on after the answer, and is kept if room comes."""
-    async with running_receiver(answer_s_max=0.2) as receiver:
+async def test_post_without_room_is_refused_in_time() -> None:
+    """Nothing of it is kept, also not later."""
+    async with running_receiver(answer_s_max=0.3) as receiver:
         receiver.inlet.open.clear()
         reply = await write(receiver, LINE_A)
-        assert (reply.status, reply.document["problem"]) == (503, "outcome_unknown")
+        assert (reply.status, reply.document["problem"]) == (503, "buffer_full")
+        await until(lambda: receiver.inlet.waiting == 0)
         receiver.inlet.open.set()
+        assert (await write(receiver, LINE_A)).status == 204
+        assert len(receiver.inlet.blocks) == 1
+        assert receiver.ledger.rejected["buffer_full"] == 1
+
+
+async def test_post_whose_outcome_is_not_known_in_time_goes_on() -> None:
+    """It has its room, but the disk is slow. It is kept after the answer."""
+    async with running_receiver(answer_s_max=0.2) as receiver:
+        receiver.dead_letters.open.clear()
+        reply = await write(receiver, LINE_A + b"\nm a=1")
+        assert (reply.status, reply.document["problem"]) == (503, "outcome_unknown")
+        receiver.dead_letters.open.set()
         await receiver.blocks(1)
         await until(lambda: receiver.ledger.accepted == 1)
+
+
+async def test_large_post_counts_until_all_of_it_is_kept() -> None:
+    """Also when it was answered before, or its client is gone."""
+    large = (b"#" * 999 + b"\n") * 1_100 + LINE_A + b"\nm a=1\n"
+    async with running_receiver(answer_s_max=0.5) as receiver:
+        receiver.dead_letters.open.clear()
+        answers = await asyncio.gather(write(receiver, large), write(receiver, large))
+        assert {each.document["problem"] for each in answers} == {"outcome_unknown"}
+        reply = await write(receiver, large)
+        assert (reply.status, reply.document["problem"]) == (503, "buffer_full")
+        receiver.dead_letters.open.set()
+        await until(lambda: receiver.ledger.accepted == 2)
+        assert (await write(receiver, large)).status == 204
+
+
+async def test_lines_are_received_when_their_body_ends() -> None:
+    """Else the blocks of a slow client would end the messages of others in a gateway."""
+    async with running_receiver() as receiver:
+        client = await receiver.connect()
+        expects = {"Content-Length": str(len(LINE_A)), "Expect": "100-continue"}
+        await client.send(head("POST", "/write", expects))
+        assert (await client.reply()).status == 100
+        middle_s = monotonic_s()
+        await client.send(LINE_A)
+        assert (await client.reply()).status == 204
+        (block,) = receiver.inlet.blocks
+        assert block.received_s >= middle_s
+
+
+async def test_good_lines_are_kept_beside_any_number_of_faulty_ones() -> None:
+    """Some of these are dead letters, and more are counted."""
+    async with running_receiver() as receiver:
+        faulty = 300
+        assert (await write(receiver, b"m,host=h v=NaN\n" * faulty + LINE_A)).status == 204
+        assert len(receiver.inlet.readings) == 1
+        letters = len(receiver.dead_letters.letters)
+        assert 100 < letters < faulty
+        assert receiver.ledger.rejected["not_kept"] == faulty - letters
+        assert receiver.ledger.posts_refused["not_kept"] == 1
+        assert receiver.ledger.received == faulty + 1
+
+
+async def test_question_of_anybody_is_small() -> None:
+    """Nobody needs a token for it."""
+    async with running_receiver() as receiver:
+        reply = await write(receiver, b"q=" + b"x" * 5_000, "/query")
+        assert (reply.status, reply.document["problem"]) == (413, "body_too_large")
+        packed = gzip.compress(b"q=" + b"x" * 5_000)
+        reply = await write(receiver, packed, "/query", {"Content-Encoding": "gzip"})
+        assert (reply.status, reply.document["problem"]) == (413, "inflated_too_large")
+        for reply in (
+            await write(receiver, b"a=1&" * 20, "/query"),
+            await receiver.send(head("GET", "/ping?" + "a=1&" * 20)),
+        ):
+            assert (reply.status, reply.document["problem"]) == (400, "bad_parameter")
 
 
 async def test_lines_that_cannot_be_dead_lettered_cost_the_others_nothing() -> None:
@@ -250,7 +320,9 @@ async def test_lines_that_cannot_be_dead_lettered_cost_the_others_nothing() -> N
 async def test_large_post_is_kept_in_blocks_or_not_at_all() -> None:
     """Its blocks have at most `post_rows_max` rows; one receipt time for all."""
     lines = b"\n".join(b"m,host=h%d a=%d" % (i % 9, i) for i in range(1_000))
-    async with running_receiver(post_rows_max=300, batch_rows_max=300) as receiver:
+    async with running_receiver(
+        post_rows_max=300, batch_rows_max=300, answer_s_max=1.0
+    ) as receiver:
         assert (await write(receiver, lines)).status == 204
         assert [block.rows for block in receiver.inlet.blocks] == [300, 300, 300, 100]
         assert [each.value for each in receiver.inlet.readings] == [*range(1_000)]
@@ -267,7 +339,6 @@ async def test_only_two_large_posts_are_in_work() -> None:
         receiver.inlet.open.clear()
         waiting = [asyncio.create_task(write(receiver, large)) for _ in range(2)]
         await until(lambda: receiver.ledger.received == 180_000)
-        assert receiver.inlet.waiting == 1  # only one collects room
         reply = await write(receiver, large)
         assert (reply.status, reply.document["problem"]) == (503, "buffer_full")
         receiver.inlet.open.set()

@@ -1,0 +1,174 @@
+"""The keeper of line protocol on real buffers: a post without room waits, and holds nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from ingest.formats.line_protocol import Points
+from ingest.formats.line_series import Naming
+from ingest.formats.post import ItemError
+from ingest.model.errors import BrokerAway, BrokerOutcomeUnknown, NotKept, Refused
+from ingest.model.ledger import Ledger
+from ingest.model.ports import PostInlet
+from ingest.receiver.ack_waits import AckWaits
+from ingest.receiver.line_keeper import LETTERS_AT_ONCE, LineKeeper, LineTerms
+from ingest.receiver.line_query import LineQuery
+from ingest.system.clock import monotonic_s, unix_us
+from tests.contract.buffers import memory, spilling
+from tests.support.blocks import make_block
+from tests.support.fakes import FakeDatabase, FakeDeadLetters, FakeInlet
+from tests.support.receiver import until
+
+BLOCK_BYTES = len(make_block(50).tuples)
+
+
+class Rig:
+    """A keeper on an inlet, and fakes."""
+
+    def __init__(self, inlet: PostInlet, waiting_bytes_max: int = 1 << 20) -> None:
+        database = FakeDatabase()
+        self.ledger = Ledger()
+        self.dead_letters = FakeDeadLetters()
+        self.outcomes = AckWaits(database, 1.0, connections_max=100)
+        self.keeper = LineKeeper(
+            inlet,
+            self.dead_letters,
+            self.ledger,
+            database,
+            self.outcomes,
+            waiting_bytes_max=waiting_bytes_max,
+        )
+
+    async def keep(self, points: Points, answer_s: float = 5.0) -> None:
+        """Keep a post; raise Refused."""
+        terms = LineTerms(
+            LineQuery(ack="buffered"),
+            Naming(("host",), "", ""),
+            "/write",
+            "network",
+            unix_us(),
+            monotonic_s(),
+            monotonic_s() + answer_s,
+        )
+        await self.keeper.kept(self.keeper.begin(points, terms), points, terms)
+
+    async def refused(self, points: Points, answer_s: float = 5.0) -> str:
+        """Return the code of the refusal."""
+        with pytest.raises(Refused) as caught:
+            await self.keep(points, answer_s)
+        await self.keeper.close()
+        assert self.ledger.at_receiver == 0
+        return caught.value.code
+
+
+def post(blocks: int) -> Points:
+    """Return a post of blocks of 50 rows."""
+    return Points([make_block(50) for _ in range(blocks)], [], 0, 0)
+
+
+async def test_post_without_room_for_its_last_blocks_gives_all_back(tmp_path: Path) -> None:
+    """There is room for two of four. Its tail ends in time, too."""
+    buffer = memory(tmp_path, 200, 1 << 20, 0.05)
+    (await buffer.reserve(100, BLOCK_BYTES * 2)).put(make_block(100))
+    used = buffer.used
+    assert await Rig(buffer).refused(post(4), 0.2) == "buffer_full"
+    assert buffer.used == used
+
+
+async def test_large_post_that_waits_keeps_no_small_one_out(tmp_path: Path) -> None:
+    """It holds no room meanwhile, and is kept as soon as there is enough."""
+    buffer = memory(tmp_path, 200, 1 << 20, 0.05)
+    rig = Rig(buffer)
+    (await buffer.reserve(100, BLOCK_BYTES * 2)).put(make_block(100))
+    large = asyncio.create_task(rig.keep(post(4)))
+    await until(lambda: rig.ledger.at_receiver == 200)
+    await rig.keep(post(1))
+    await rig.keep(post(1))
+    assert not large.done()
+    buffer.settle(buffer.take(200))
+    await large
+    assert rig.ledger.accepted == 300
+
+
+async def test_posts_that_wait_for_room_are_bounded(tmp_path: Path) -> None:
+    """In memory: one more is refused at once. In time: all are refused, and nothing is left."""
+    buffer = memory(tmp_path, 100, 1 << 20, 0.05)
+    rig = Rig(buffer, waiting_bytes_max=5 * BLOCK_BYTES)
+    (await buffer.reserve(100, BLOCK_BYTES * 2)).put(make_block(100))
+    waiting = [asyncio.create_task(rig.keep(post(2), 0.5)) for _ in range(2)]
+    await until(lambda: rig.ledger.at_receiver == 200)
+    began_s = monotonic_s()
+    with pytest.raises(Refused, match="no room"):
+        await rig.keep(post(2), 60)
+    assert monotonic_s() - began_s < 30
+    for each in waiting:
+        with pytest.raises(Refused, match="no room"):
+            await each
+    assert await rig.keeper.finish(5) == 0
+    assert rig.ledger.rejected["buffer_full"] == 300
+
+
+async def test_post_of_one_block_that_may_not_wait_is_refused_at_once(tmp_path: Path) -> None:
+    """As on /v1/readings: its bytes count nowhere else."""
+    buffer = memory(tmp_path, 100, 1 << 20, 0)
+    (await buffer.reserve(100, BLOCK_BYTES * 2)).put(make_block(100))
+    began_s = monotonic_s()
+    assert await Rig(buffer).refused(post(1), 60) == "buffer_full"
+    assert monotonic_s() - began_s < 30
+
+
+async def test_post_that_is_decoded_too_late_is_not_begun() -> None:
+    """Its client is gone. Kept, it would come a second time."""
+    inlet = FakeInlet()
+    rig = Rig(inlet)
+    assert await rig.refused(post(1), 0) == "buffer_full"
+    assert inlet.blocks == []
+    assert rig.ledger.received == 0
+
+
+async def test_largest_post_is_spilled_and_does_not_wait_for_itself(tmp_path: Path) -> None:
+    """Its blocks fill all that may be on the way to the disk."""
+    buffer = spilling(tmp_path, 50, 16 * BLOCK_BYTES, 0.05)
+    rig = Rig(buffer)
+    await rig.keep(post(1))
+    await rig.keep(post(4))
+    assert rig.ledger.accepted == 250
+    await buffer.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "kept_first", "code"),
+    [
+        (BrokerAway("gone"), 0, "broker_away"),
+        (BrokerAway("gone"), 1, "outcome_unknown"),
+        (BrokerOutcomeUnknown("gone"), 0, "outcome_unknown"),
+    ],
+)
+async def test_post_of_which_a_part_is_kept_has_no_known_outcome(
+    error: NotKept, kept_first: int, code: str
+) -> None:
+    """The client must not be told that nothing is kept."""
+    inlet = FakeInlet()
+    inlet.put_error, inlet.kept_first = error, kept_first
+    rig = Rig(inlet)
+    assert await rig.refused(post(2)) == code
+    assert (rig.ledger.accepted, inlet.reserved) == (50 * kept_first, 0)
+
+
+async def test_many_letters_are_made_in_short_steps() -> None:
+    """Others are served between two steps."""
+    errors = [ItemError(at, None, "x", "no", b"m a=1") for at in range(LETTERS_AT_ONCE * 5)]
+    rig = Rig(FakeInlet())
+    rounds = 0
+    keeping = asyncio.create_task(rig.keep(Points([], errors, 0, 0, not_kept=3)))
+    while not keeping.done():
+        rounds += 1
+        await asyncio.sleep(0)
+    await keeping
+    assert rounds > 5
+    assert len(rig.dead_letters.letters) == len(errors)
+    assert rig.ledger.rejected["not_kept"] == 3
+    assert rig.ledger.at_receiver == 0
