@@ -38,7 +38,9 @@ from tests.support.stream_letters import change, count, kept, live
 MULTI = b'{"device_id":"pump-7","ts":1760000000,"values":{"temp":21.5,"humidity":"wet"}}'
 GOOD_LATE = b'{"device_id":"mended","metric":"m","ts":1750000000,"value":1}'
 # What may differ: where a letter is, and how much room the letters take.
-PLACE = re.compile(r"^(file|stream|files) .*$|\(\d+ s ago\)|dlq-\S+\.jsonl|INGEST_DLQ", re.MULTILINE)
+PLACE = re.compile(
+    r"^(file|stream|files) .*$|\(\d+ s ago\)|dlq-\S+\.jsonl|INGEST_DLQ", re.MULTILINE
+)
 
 
 @pytest.fixture

@@ -81,10 +81,12 @@ def cost(body: bytes) -> tuple[float, float]:
     return ended_s - began_s, max(longest_s, ended_s - at_s)
 
 
-def least(body: bytes, enough: Callable[[float, float], bool]) -> tuple[float, float]:
+def least(
+    body: bytes, enough: Callable[[float, float], bool], tries: int = 20
+) -> tuple[float, float]:
     """Return the least of both costs, of some tries, or of fewer if they are low enough."""
     least_s, step_s = cost(body)
-    for _ in range(20):  # other programs of the machine take their share of the caches
+    for _ in range(tries):  # many, since other programs of the machine use its caches too
         if enough(least_s, step_s):
             break
         again = cost(body)
@@ -95,7 +97,7 @@ def least(body: bytes, enough: Callable[[float, float], bool]) -> tuple[float, f
 @pytest.fixture(scope="module")
 def good_s() -> float:
     """The cost of a good body."""
-    return least(array(*[GOOD] * ITEMS), lambda *_: False)[0]
+    return least(array(*[GOOD] * ITEMS), lambda *_: False, 4)[0]
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -116,7 +118,7 @@ def test_body_takes_short_steps_and_costs_about_as_much_as_a_good_one(
 def test_small_body_of_tiny_items_costs_about_as_much_as_a_good_one(tiny: bytes) -> None:
     """5,000 times `{}` in 15 kB cost 32 times a good body of that size, most of it at once."""
     body, good = (array(*[each] * (15_000 // (len(each) + 1))) for each in (tiny, GOOD))
-    good_s, _ = least(good, lambda *_: False)
+    good_s, _ = least(good, lambda *_: False, 4)
     total_s, _ = least(body, lambda total_s, _: total_s <= GOOD_MAX * good_s)
     assert total_s <= GOOD_MAX * good_s, f"{total_s / good_s:.1f} times a good body"
 
