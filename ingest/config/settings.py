@@ -79,7 +79,9 @@ class Settings:
         False, "put the name of the database or bucket in front of the metrics of line protocol"
     )
     answer_s_max: float = setting(
-        4.0, "line protocol is answered within this: its clients hang up at 5 s", within=(0.1, 60)
+        4.0,
+        "longest time from the body to the answer, for line protocol: its clients hang up at 5 s",
+        within=(0.1, 60),
     )
     receiver_bytes_max: int = setting(
         64 * MIB,

@@ -135,8 +135,6 @@ class LineKeeper:
     async def _take_in(self, points: Points, terms: LineTerms) -> None:
         """Count the readings as received; keep them, or count them as rejected."""
         ledger = self._ledger
-        ledger.line_fields["text_ignored"] += points.strings
-        ledger.line_fields["integer_rounded"] += points.rounded
         rows = sum(block.rows for block in points.blocks)
         posted = rows + len(points.errors) + points.not_kept
         ledger.received += posted
@@ -165,6 +163,8 @@ class LineKeeper:
                 ledger.at_receiver -= posted
                 ledger.readings_rejected(code, posted)
         await self._put(points.blocks, reserved, terms.query)
+        ledger.line_fields["text_ignored"] += points.strings
+        ledger.line_fields["integer_rounded"] += points.rounded
 
     async def _reserve(
         self, blocks: Sequence[Block], errors: Sequence[ItemError], terms: LineTerms

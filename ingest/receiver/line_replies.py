@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from ingest.http.request import Request
-from ingest.http.response import JSON, Answer, problem
+from ingest.http.response import JSON, Answer, problem, retry_after_s
 from ingest.model.codes import PROBLEMS
 from ingest.model.errors import Refused
 
@@ -42,6 +42,8 @@ def line_problem(request: Request, refused: Refused, headers: bytes, close: bool
     status = _STATUS.get(refused.code, PROBLEMS[refused.code].status)
     if status == 422:
         status = 400
+    if refused.code in _STATUS and refused.retry_after_s is None:
+        refused.retry_after_s = retry_after_s(1.0)  # each 503 says when
     data: Any = refused.fields.get("data", [])
     document: dict[str, Any] = {
         "error": refused.detail,

@@ -212,8 +212,9 @@ async def test_journal_that_fails_is_503() -> None:
     """The block was put, and is not kept."""
     async with running_receiver() as receiver:
         receiver.inlet.put_error = JournalBroken("disk")
-        assert (await write(receiver, LINE_A)).status == 503
-        assert receiver.ledger.rejected["disk_low"] == 1
+        assert (await write(receiver, LINE_A + b'\nm,host=h a="text",b=1i')).status == 503
+        assert receiver.ledger.rejected["disk_low"] == 2
+        assert not receiver.ledger.line_fields["text_ignored"]  # the post comes again
 
 
 async def test_body_that_does_not_come_is_503() -> None:
@@ -221,6 +222,7 @@ async def test_body_that_does_not_come_is_503() -> None:
     async with running_receiver(body_s_max=0.05) as receiver:
         reply = await receiver.send(head("POST", "/write", {"Content-Length": "9"}) + b"m")
         assert (reply.status, reply.document["problem"]) == (503, "body_timeout")
+        assert int(reply.headers["retry-after"]) >= 1
 
 
 async def test_post_without_room_is_refused_in_time() -> None:
