@@ -3,7 +3,7 @@
 The path of a reading (`-->` hands over; each name is a folder of this package):
 
     device                                                              PostgreSQL
-      | POST /v1/readings                                                    ^
+      | POST /v1/readings, /write                                            ^
       v                                                                      | commit
     http/ ---> receiver/ ---> buffers/ ---------> writer/ ---------> sinks/postgres/
                | ^  | |        ^  memory           | ^ |                 |
@@ -30,14 +30,17 @@ The folders. Imports go down only, and folders of one row do not know each other
                     gateway, stream_writer and role; up (leads processes) with slot and child
     admin/          the admin port: exposition (/metrics), guard, dashboard/ (and its page/)
     receiver/       endpoint (a post, until it is decoded), keeper (from there to its answer),
-                    query, replies, ack_waits; access and credentials (who may post)
+                    query, replies, ack_waits; the same for line protocol: lines, line_keeper;
+                    access, credentials, senders, quotas (who may post, and how much)
     forward/        bodies, sender, forwarder: from the stream to a webhook
     dead_letters/   queue, folder and files, format, reader, marks; auto_replay, manual_replay;
                     store (what commands and the page use); stream/ (the same in a broker)
     access/         tokens: their file, their entries, who has which
     http/           listener, connections (limits of a port), connection (one) with
-                    framer, valve and heads; request, bodies, response, routes
-    formats/        media_type (their list), json_post (json_slices, json_whole, json_item)
+                    framer, valve and heads; tls, handshakes, certificate; request, bodies,
+                    response, routes, proxies (clients behind them)
+    formats/        media_type (their list), json_post (json_slices, json_whole, json_item),
+                    line_protocol (line_whole, line_item, line_series)
     buffers/        memory, shared_block, frames; journal/ (log, entries, shared_entries, loader,
                     thread, folder, index, reader, format); stream/ (inlet, outlet, messages)
     writer/         writer, batch, database_state, breaker, set_aside
