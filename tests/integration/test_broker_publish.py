@@ -27,7 +27,17 @@ from ingest.model.errors import (
     BrokerRefused,
 )
 from tests.support.blocks import make_block
-from tests.support.brokers import api, embedded, is_up, joined, messages, plain_server, put, until
+from tests.support.brokers import (
+    api,
+    embedded,
+    hit,
+    is_up,
+    joined,
+    messages,
+    plain_server,
+    put,
+    until,
+)
 from tests.support.faulty_proxy import FaultyProxy
 
 
@@ -138,7 +148,7 @@ async def test_killed_server_costs_no_message_and_stores_none_twice(
             await until(lambda count=count: len(acknowledged) >= count)  # type: ignore[misc]
             await until(lambda: server.pid is not None)
             assert publishing.under_way
-            os.kill(server.pid or 0, signal.SIGKILL)
+            hit(server.pid, signal.SIGKILL)
         await posting
     await is_up(admin)
     found = Counter(await stored(admin))

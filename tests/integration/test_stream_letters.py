@@ -30,7 +30,7 @@ from ingest.model.errors import (
     ShareUsed,
 )
 from ingest.model.letter import EXHAUSTED, REFUSED
-from tests.support.brokers import LETTERS, api, embedded, is_up, joined, until
+from tests.support.brokers import LETTERS, api, embedded, hit, is_up, joined, until
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.letters import drained, invalid
 from tests.support.stream_letters import change, count, kept, live, store_of
@@ -66,7 +66,7 @@ async def test_killed_broker_costs_no_letter_and_lists_none_twice(tmp_path: Path
         for reached in (150, 600):
             await until(lambda reached=reached: len(queue._places) > reached)  # type: ignore[misc]
             await until(lambda: own.pid is not None)
-            os.kill(own.pid or 0, signal.SIGKILL)
+            hit(own.pid, signal.SIGKILL)
         await asyncio.gather(*appends)
         async with joined(own, "admin") as admin:
             found = await kept(admin)
