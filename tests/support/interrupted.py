@@ -1,20 +1,25 @@
-"""What is told when a run of tests is interrupted: the tests that had not ended, and why.
+"""What is told when a run of tests hangs: the tests that had not ended, and why.
 
-A test that hangs in Python is ended by its time-out. A process that is stopped, that waits for the
-kernel, or that never gives up the interpreter's lock is not: then .ci/run interrupts the run after
-its time, and this is what there is to find the cause with.
+A test that hangs in Python is ended by its time-out. Two kinds are not. After a failure pytest
+cancels the time-out (for a debugger), so the fixtures' ends have none: here they get one. A process
+that is stopped, that waits for the kernel, or that never gives up the interpreter's lock: .ci/run
+interrupts the run after its time, and what is printed then is what there is to find the cause with.
 """
 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import signal
 import time
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from _pytest.faulthandler import fault_handler_stderr_fd_key
 
+TEARDOWN_S_MAX = 120.0
 STACKS_S = 2.0  # for the test processes, to print their stacks
 
 
@@ -68,6 +73,17 @@ def _read(pid: int, name: str) -> str:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/{name}").read_text(errors="replace")
     return ""
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
+    """Print the stacks of all threads and end the process if the fixtures of a test do not end."""
+    stderr = item.config.stash[fault_handler_stderr_fd_key]
+    faulthandler.dump_traceback_later(TEARDOWN_S_MAX, exit=True, file=stderr)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def pytest_configure(config: pytest.Config) -> None:
