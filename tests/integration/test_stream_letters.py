@@ -52,9 +52,13 @@ async def writer(nats: EmbeddedBroker) -> AsyncIterator[BrokerConnection]:
         yield connection
 
 
-def queue_of(connection: BrokerConnection, bytes_max: int = 64 * MIB) -> StreamDeadLetters:
-    """Return dead letters that give up soon."""
-    return StreamDeadLetters(connection, bytes_max=bytes_max, try_s_max=0.3, wait_s_max=0.6)
+def queue_of(
+    connection: BrokerConnection, bytes_max: int = 64 * MIB, *, wait_s_max: float = 30
+) -> StreamDeadLetters:
+    """Return dead letters that do not give up if the disk of the broker is slow for a while."""
+    return StreamDeadLetters(
+        connection, bytes_max=bytes_max, try_s_max=wait_s_max / 2, wait_s_max=wait_s_max
+    )
 
 
 async def test_killed_broker_costs_no_letter_and_lists_none_twice(tmp_path: Path) -> None:
@@ -82,7 +86,7 @@ async def test_broker_that_is_away_or_frozen_is_told_in_time(
         direct = nats.published.address("gateway")
         by_proxy = Address((f"nats://127.0.0.1:{proxy.port}",), direct.user, direct.password)
         async with joined(lambda: by_proxy, "gateway") as gateway:
-            queue = queue_of(gateway)
+            queue = queue_of(gateway, wait_s_max=0.6)
             letters = drained(3)
             await queue.append(drained(1))
             proxy.stall()
@@ -344,6 +348,6 @@ async def test_missing_stream_is_told(nats: EmbeddedBroker, admin: BrokerConnect
     """An append fails in time, and a look says what to do."""
     await api(admin, f"STREAM.DELETE.{DEAD_LETTERS}")
     with pytest.raises(DeadLettersBroken, match="no stream"):
-        await queue_of(admin).append(drained(1))
+        await queue_of(admin, wait_s_max=0.6).append(drained(1))
     with pytest.raises(BrokerRefused, match="ingest stream apply"):
         await live(store_of(admin))
