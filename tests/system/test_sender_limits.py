@@ -73,8 +73,9 @@ async def test_greedy_sender_costs_the_others_nothing(open_tmp_path: Path) -> No
     """None of theirs is refused, and their p99 stays within twice; it gets about what it may."""
     lines = [line(secret(at), f"n{at}") for at in range(POLITE + 1)]
     append_lines(open_tmp_path / "tokens", b"".join(lines))
-    limits = {"sender_posts_per_s_max": POSTS_PER_S, "sender_burst_s": 1}
-    async with Service(open_tmp_path, **limits) as service:
+    async with Service(
+        open_tmp_path, sender_posts_per_s_max=POSTS_PER_S, sender_burst_s=1
+    ) as service:
         await service.wait_state("accepting")
         devices = Devices(service.url.removeprefix("http://"))
         found: list[tuple[float, float]] = []
