@@ -27,7 +27,9 @@ from ingest.model.ports import Admission, Database, DeadLetters, PostInlet
 from ingest.receiver.access import Access
 from ingest.receiver.endpoint import Endpoint
 from ingest.receiver.lines import LineOptions
+from ingest.receiver.places import Places
 from ingest.receiver.quotas import Quotas, Rates
+from ingest.receiver.senders import Senders
 
 # With several gateways a connection ends about so often, so that its client may reach another one.
 CONNECTION_S = 300.0
@@ -51,7 +53,13 @@ def make_endpoint(
 
     Raises ConfigError, and StartError if the certificate cannot be used.
     """
-    lines = _line_options(settings)
+    lines, rates = _line_options(settings), _rates(settings)
+    access = Access(
+        tokens or Tokens(),
+        access=settings.access,
+        host_names=host_names(settings.host_names),
+        has_proxies=bool(settings.trusted_proxies),
+    )
     return Endpoint(
         rules=make_rules(settings),
         plain_bodies=PlainBodies(
@@ -71,12 +79,8 @@ def make_endpoint(
         levels=levels,
         dead_letters=dead_letters,
         ledger=ledger,
-        access=Access(
-            tokens or Tokens(),
-            access=settings.access,
-            host_names=host_names(settings.host_names),
-            has_proxies=bool(settings.trusted_proxies),
-        ),
+        access=access,
+        senders=Senders(access, Quotas(rates) if rates.any else None, _places(settings)),
         admission=admission,
         database=database,
         health=health,
@@ -84,7 +88,6 @@ def make_endpoint(
         on_decoded=on_decoded,
         connection_s_max=CONNECTION_S if settings.gateways > 1 else math.inf,
         certificate=_certificate(settings),
-        quotas=Quotas(rates) if (rates := _rates(settings)).any else None,
         proxies=Proxies(trusted) if (trusted := networks(settings.trusted_proxies)) else None,
     )
 
@@ -114,6 +117,12 @@ def _rates(settings: Settings) -> Rates:
         settings.sender_posts_per_s_max,
         settings.sender_burst_s,
     ).shared_by(settings.gateways)
+
+
+def _places(settings: Settings) -> Places | None:
+    """Return how many connections one sender may have to this process; None: no limit."""
+    most = settings.sender_connections_max
+    return Places(math.ceil(most / settings.gateways)) if most else None
 
 
 def _certificate(settings: Settings) -> Certificate | None:

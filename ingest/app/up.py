@@ -22,7 +22,7 @@ from typing import Any
 
 from ingest import __version__
 from ingest.access.rule import TOKEN
-from ingest.app.access import with_access
+from ingest.app.access import open_tokens, with_access
 from ingest.app.advice import advice, database_words
 from ingest.app.begin import begun
 from ingest.app.buffer import UNLESS, check_promise
@@ -117,6 +117,7 @@ class Supervisor:
         self._token = settings.admin_token or secrets.token_urlsafe(24)
         self._servers = Servers(settings, folder)
         self._own = OwnBroker(settings, folder, self._servers.admin_address)
+        self._token_file = open_tokens(settings)
         self.admin = UpAdmin(
             settings,
             dead_letters=self._own.dead_letters,
@@ -124,6 +125,7 @@ class Supervisor:
             tell=self._tell,
             free_bytes=folder.free_bytes,
             advice=words,
+            tokens=self._token_file.tokens,
         )
         self._has_broker, self._has_gateways = asyncio.Event(), asyncio.Event()
         self._has_database = asyncio.Event()
@@ -187,6 +189,7 @@ class Supervisor:
         )
         for slot in children.slots:
             self._tasks.spawn(slot.run())
+        self._tasks.spawn(self._token_file.follow(self._halted))
         self._tasks.spawn(self._watch_servers())
         self._tasks.spawn(self._own.take_over(self.admin.ledger, self._stopping))
         self._tasks.spawn(self._restart_when_told(children))

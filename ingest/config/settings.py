@@ -119,6 +119,11 @@ class Settings:
     sender_burst_s: float = setting(
         10.0, "so many seconds of its rates a sender may use at once", within=(0.1, 3600)
     )
+    sender_connections_max: int = setting(
+        0,
+        "most connections of one token, or network without tokens; 0: no limit",
+        within=(0, 1_000_000),
+    )
     trusted_proxies: str = setting(
         "", "addresses or networks of proxies whose X-Forwarded-For counts; with commas"
     )

@@ -40,6 +40,8 @@ _MALFORMED = {
 }
 
 
+_LAST = ("draining", "too_many_connections")  # after these the connection ends
+
 OnRefused = Callable[[Request | None, Refused], None]
 
 
@@ -234,7 +236,7 @@ def _refusal(request: Request, page: Route | None, refused: Refused) -> Answer:
     # If the body has not arrived, the connection is closed: the service does not wait for it.
     # After a CONNECT too: the parser takes what follows for another protocol.
     unread = request.method == "CONNECT" or not request.is_whole
-    close = refused.code == "draining" or unread
+    close = refused.code in _LAST or unread
     if page is None:
         return problem(refused, headers=headers, close=close)
     return page.problem(request, refused, headers, close)

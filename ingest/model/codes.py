@@ -64,6 +64,9 @@ PROBLEMS: dict[str, Problem] = {
     "too_fast": Problem(
         429, "The sender has sent more than it may", "send it again after Retry-After"
     ),
+    "too_many_connections": Problem(
+        429, "The sender uses too many connections", "close some, and send it again later"
+    ),
     "headers_too_large": Problem(431, "The request headers are too large", "send fewer headers"),
     "internal": Problem(500, "A fault of the service", "send it again"),
     "buffer_full": Problem(

@@ -49,7 +49,7 @@ class Access:
 
     def bound(self, address: str) -> None:
         """Set the HOST:PORT that is bound. Raises StartError if nobody could send there."""
-        loopback, tokens = is_loopback(address), len(self._tokens.entries.by_digest)
+        loopback, tokens = is_loopback(address), self._tokens.entries.senders
         self.is_open = is_open(
             self._access,
             private=loopback and not self._has_proxies,

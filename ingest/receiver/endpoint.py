@@ -12,7 +12,7 @@ import math
 import socket
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ingest.formats.media_type import FORMATS, Decode, format_of
 from ingest.formats.post import Decoded, Post, Rules, Steps
@@ -33,7 +33,6 @@ from ingest.receiver.line_keeper import LineKeeper
 from ingest.receiver.line_stubs import stubs
 from ingest.receiver.lines import LineOptions, LinePages
 from ingest.receiver.query import Query, parse_query, with_ack
-from ingest.receiver.quotas import Quotas
 from ingest.receiver.senders import KnownSender, Senders
 from ingest.system.clock import monotonic_s, unix_us
 from ingest.system.logs import get_logger
@@ -73,6 +72,7 @@ class Endpoint:
         dead_letters: DeadLetters,
         ledger: Ledger,
         access: Access,
+        senders: Senders,
         admission: Admission,
         database: Database,
         levels: tuple[str, ...],
@@ -82,13 +82,12 @@ class Endpoint:
         connection_s_max: float = math.inf,
         certificate: Certificate | None = None,
         proxies: Forwarding | None = None,
-        quotas: Quotas | None = None,
     ) -> None:
-        self._rules = rules
-        self._senders = Senders(access, quotas)
+        self._rules, self._senders = rules, senders
         self._certificate = certificate
         self._plain_bodies = plain_bodies
         self._on_decoded = on_decoded
+        self._on_refused = on_refused
         self._access = access
         self._admission = admission
         self._levels = (*levels, COMMITTED)
@@ -101,7 +100,7 @@ class Endpoint:
             ledger=ledger,
             database=database,
             outcomes=outcomes,
-            on_refused=on_refused,
+            on_refused=self._refused,
         )
         self._line_keeper = LineKeeper(inlet, dead_letters, ledger, database, outcomes)
         self._port = Port(
@@ -115,7 +114,7 @@ class Endpoint:
             certificate=certificate,
             proxies=proxies,
             round_queue=plain_bodies,
-            on_refused=on_refused,
+            on_refused=self._refused,
         )
         self._log = get_logger("endpoint")
 
@@ -140,6 +139,15 @@ class Endpoint:
             **lines.pages(),
             **self._guarded(open_to_all),
         }
+
+    def busiest(self) -> list[dict[str, Any]]:
+        """Return the senders that have sent most in the last seconds; see Busiest."""
+        return self._senders.busiest.listed()
+
+    def _refused(self, request: Request | None, refused: Refused) -> None:
+        if request is not None:
+            self._senders.refused(request)
+        self._on_refused(request, refused)
 
     def certificate_ends_s(self) -> float | None:
         """Return when its certificate ends, in seconds since 1970; None without one."""

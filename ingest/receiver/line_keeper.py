@@ -12,6 +12,7 @@ dead-lettered costs the others nothing, and counts as `not_kept`.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -85,7 +86,7 @@ class LineKeeper:
         self._database = database
         self._outcomes = outcomes
         self._waiting_bytes_max = waiting_bytes_max
-        self._waiting_bytes = 0
+        self._waiting = Counter[str]()  # bytes of each sender
         self._collecting = asyncio.Lock()
         self._tails: set[asyncio.Task[None]] = set()
 
@@ -185,17 +186,22 @@ class LineKeeper:
         try:
             async with asyncio.timeout(left_s):
                 if len(sizes) > 1:
-                    return await self._collect(sizes, is_awaited)
-                return [await self._inlet.reserve(*sizes[0], awaited=is_awaited)]
+                    return await self._collect(sizes, terms.sender, is_awaited)
+                return [
+                    await self._inlet.reserve(*sizes[0], awaited=is_awaited, sender=terms.sender)
+                ]
         except TimeoutError:
             raise BufferFull(FULL_S) from None
 
-    async def _collect(self, sizes: Sizes, is_awaited: bool) -> list[Reservation]:
+    async def _collect(self, sizes: Sizes, sender: str, is_awaited: bool) -> list[Reservation]:
         """Wait until there is room for all blocks of a post. Posts of one block go before it."""
         size_bytes = sum(each[1] for each in sizes)
-        if self._waiting_bytes and self._waiting_bytes + size_bytes > self._waiting_bytes_max:
+        own_bytes, all_bytes = self._waiting[sender], self._waiting.total()
+        # A sender leaves as much to others as its own posts take, as in buffers/waiting.py.
+        left_bytes = own_bytes + size_bytes if own_bytes else 0
+        if all_bytes and all_bytes + size_bytes + left_bytes > self._waiting_bytes_max:
             raise BufferFull(FULL_S)
-        self._waiting_bytes += size_bytes
+        self._waiting[sender] += size_bytes
         try:
             async with self._collecting:
                 while True:
@@ -204,7 +210,9 @@ class LineKeeper:
                         return reserved
                     await asyncio.sleep(PAUSE_S)
         finally:
-            self._waiting_bytes -= size_bytes
+            self._waiting[sender] -= size_bytes
+            if not self._waiting[sender]:
+                del self._waiting[sender]
 
     async def _set_aside(self, points: Points, terms: LineTerms) -> None:
         """Write faulty lines to the dead letters, or count that they cannot be kept."""
