@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 TAKES = "COMMAND"
 EXAMPLES = (
     "ingest sources list --sources-file sources.toml",
-    "ingest sources try esp --sources-file sources.toml < body.json",
+    "ingest sources try esp --sources-file sources.toml",
 )
 EPILOG = None
 EXIT_FAULTS = 1
@@ -38,11 +38,11 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
         "print the readings that a body on stdin would become, or why it would not",
         (
             EXAMPLES[1],
-            "ingest sources try chirpstack --query event=up < uplink.json",
+            "ingest sources try chirpstack --query event=up",
             "ingest sources try shelly --get --query 'device=ht1&temperature=21.5'",
         ),
         _try_flags,
-        "NAME < BODY",
+        "NAME",
     )
     add_group(parser, "sources_command", (listed, tried), settings)
 

@@ -9,6 +9,7 @@ Promises: a step is short; a document has at most ITEM_BYTES_MAX bytes, about.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Generator
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
@@ -32,6 +33,9 @@ FORM_FIELDS_MAX = 1_000
 STEP_LINES = 32
 STEP_BYTES = 32 * 1024
 _BOM = b"\xef\xbb\xbf"
+
+# Each string, and a colon if it is the name of a member.
+_STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+"(?:[ \t\n\r]*+(:))?+')
 
 _RAWS = msgspec.json.Decoder(list[Raw])
 
@@ -58,7 +62,7 @@ class Documents(NamedTuple):
         try:
             return [bytes(raw) for raw in _RAWS.decode(self.text)]
         except (RecursionError, msgspec.DecodeError):  # deeper than this parser reads
-            return [orjson.dumps(each, default=lambda _each: None) for each in self.parsed]
+            return [json.dumps(each).encode() for each in self.parsed]
 
 
 Steps = Generator[Documents | None, None, None]
@@ -86,7 +90,10 @@ def documents(body: bytes, readings_max: int) -> Steps:
     elif body.strip(SPACE):
         is_array = first == b"[" or body.lstrip(SPACE)[:1] == b"["
         for each in slices(body, readings_max, lambda: False, parsed_in_full):
-            yield None if each is None else _checked(each[0], each[1], is_array)
+            if each is None or len(each[1]) > 2 * STEP_BYTES:
+                yield None
+            if each is not None:
+                yield _checked(each[0], each[1], is_array)
 
 
 def _form(body: bytes) -> Documents:
@@ -157,13 +164,35 @@ def _line(line: bytes) -> Documents:
 def _checked(parsed: list[Any], text: bytes, is_array: bool) -> Documents:
     """Look for names that stand twice in one object: the parser has dropped one of their values."""
     found = Documents(parsed, text, is_array)
-    if text.count(b'":') == orjson.dumps(parsed, default=str).count(b'":') or not parsed:
-        return found
-    originals = found.originals()
-    for at, original in enumerate(originals):
-        if _repeats(original):
-            parsed[at] = _repeated("an object")
+    if len(parsed) == 1 and not is_array:
+        parsed[0] = _fault_of(parsed[0], text) or parsed[0]
+    elif _fault_of(parsed, text) is not None:
+        for at, original in enumerate(found.originals()):
+            parsed[at] = _fault_of(parsed[at], original) or parsed[at]
     return found
+
+
+def _fault_of(parsed: Any, text: bytes) -> Unreadable | None:
+    """Return the fault of what was parsed without an error.
+
+    Each dropped member has a colon behind its name. So the texts have equally many colons only if
+    there is none; unless the escape of a colon stands in one of them.
+    """
+    try:
+        again = orjson.dumps(parsed)
+    except TypeError:  # it is deeply nested, or has a number of more than 64 bits
+        if len(text) > STEP_BYTES:
+            why = "a large document must not be deeply nested, or have numbers beyond 64 bits"
+            return Unreadable("document_unreadable", why)
+        return _repeated() if _repeats(text) else None
+    if b"\\u003" not in text:
+        return _repeated() if text.count(b":") != again.count(b":") else None
+    return _repeated() if _names(text) != _names(again) else None
+
+
+def _names(text: bytes) -> int:
+    """Return how many names of members a JSON text has."""
+    return sum(map(len, _STRINGS.findall(text)))
 
 
 def _repeats(text: bytes) -> bool:
@@ -181,5 +210,5 @@ def _repeats(text: bytes) -> bool:
     return repeats
 
 
-def _repeated(where: str) -> Unreadable:
+def _repeated(where: str = "an object") -> Unreadable:
     return Unreadable("repeated_field", f"{where} has a name twice")

@@ -37,7 +37,7 @@ class _Missing:
 MISSING = _Missing()
 
 
-class Place:
+class Spot:
     """Where a path is followed: the whole document, what came beside it, and the name of the row.
 
     `roots` has objects by the names in ROOTS.
@@ -52,7 +52,7 @@ class Place:
 
 
 # Follows a path from a row; MISSING if it leads nowhere, or to null.
-Read = Callable[[Any, Place], Any]
+Read = Callable[[Any, Spot], Any]
 
 
 def compile_path(text: str) -> Read:
@@ -74,6 +74,8 @@ def compile_path(text: str) -> Read:
             raise ValueError(f"there is no ${name}; there are {known}")
         if name == "header":
             rest = _header(rest)
+        elif (name, rest) == ("path", "token"):
+            raise ValueError("$path.token is secret; use $token.device")
         begin = _root(name)
         if not dot:
             return begin
@@ -120,7 +122,7 @@ def compile_first(texts: Sequence[str], compile_one: Callable[[str], Read]) -> R
     if len(reads) == 1:
         return reads[0]
 
-    def first(row: Any, place: Place) -> Any:
+    def first(row: Any, place: Spot) -> Any:
         for read in reads:
             value = read(row, place)
             if value is not MISSING:
@@ -142,20 +144,20 @@ def as_text(value: Any) -> str:
     return ""
 
 
-def _itself(row: Any, _place: Place) -> Any:
+def _itself(row: Any, _place: Spot) -> Any:
     return MISSING if row is None else row
 
 
-def _document(_row: Any, place: Place) -> Any:
+def _document(_row: Any, place: Spot) -> Any:
     return MISSING if place.document is None else place.document
 
 
-def _key(_row: Any, place: Place) -> Any:
+def _key(_row: Any, place: Spot) -> Any:
     return place.key or MISSING
 
 
 def _root(name: str) -> Read:
-    def root(_row: Any, place: Place) -> Any:
+    def root(_row: Any, place: Spot) -> Any:
         return place.roots.get(name, MISSING)
 
     return root
@@ -171,14 +173,14 @@ def _header(rest: str) -> str:
 
 
 def _fixed(text: str) -> Read:
-    def fixed(_row: Any, _place: Place) -> Any:
+    def fixed(_row: Any, _place: Spot) -> Any:
         return text or MISSING
 
     return fixed
 
 
 def _joined(pieces: Sequence[str | Read]) -> Read:
-    def joined(row: Any, place: Place) -> Any:
+    def joined(row: Any, place: Spot) -> Any:
         texts: list[str] = []
         for piece in pieces:
             text = piece if isinstance(piece, str) else as_text(piece(row, place))
@@ -193,7 +195,7 @@ def _joined(pieces: Sequence[str | Read]) -> Read:
 def _along(begin: Read, parts: Sequence[str]) -> Read:
     steps = tuple((name, int(name) if _is_place(name) else -1) for name in parts)
 
-    def along(row: Any, place: Place) -> Any:
+    def along(row: Any, place: Spot) -> Any:
         value = begin(row, place)
         for name, index in steps:
             kind = type(value)

@@ -25,6 +25,7 @@ from ingest.model.errors import Refused
 from ingest.model.rows import PG_EPOCH_US, encode_rows
 
 STEP_DOCUMENTS = 32
+STEP_ROWS = 1_000
 PRUNED_BYTES_MIN = 8 * 1024  # of a document; the rows without a fault are left out of its letter
 ITEM_ROWS_BYTES_MAX = 256 * 1024 * 1024
 
@@ -85,6 +86,8 @@ def decode_item(original: bytes, source: Source, roots: Mapping[str, Any], post:
     Raises Refused, also if the mapping leaves it out.
     """
     rows_max = post.rules.post_rows_max
+    if original.lstrip()[:1] == b"[":  # a document that is a list; alone it would be a list of them
+        original = b"[%b]" % original
     points, _ = decode(original, MapPost(post, source, roots, rows_max, ITEM_ROWS_BYTES_MAX))
     if points.not_kept:
         raise too_many_invalid(points.errors, len(original))
@@ -173,7 +176,8 @@ class _PostReader:
                 self._check()
             at = 0
             while at < len(row.names):
-                end = min(len(row.names), at + block_rows_max - self._block_rows)
+                room = min(STEP_ROWS, block_rows_max - self._block_rows)
+                end = min(len(row.names), at + room)
                 times_pg_us = [row.ts_us - PG_EPOCH_US] * (end - at)
                 part = encode_rows(times_pg_us, row.names[at:end], row.values[at:end])
                 self._parts.append(part)
@@ -185,6 +189,8 @@ class _PostReader:
                     self._end_block()
                     self._check()
                 at = end
+                if at < len(row.names):
+                    yield
             self._rows += len(row.names)
 
     def _end_block(self) -> None:

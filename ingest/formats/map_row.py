@@ -12,8 +12,8 @@ from collections.abc import Generator, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ingest.formats.line_series import tags_text
-from ingest.formats.map_paths import MISSING, Place, Read, as_text
-from ingest.formats.map_source import Rows, Source, holds
+from ingest.formats.map_paths import MISSING, Read, Spot, as_text
+from ingest.formats.map_source import Members, Source, holds
 from ingest.formats.map_values import float_of, number_in, time_us
 from ingest.formats.post import Post
 from ingest.formats.series import SERIES
@@ -73,7 +73,7 @@ class _Reader:
         self._document = document
         self._source = source
         self._post = post
-        self._place = Place(document, roots)
+        self._place = Spot(document, roots)
         self._parts = 0
 
     def read(self) -> Generator[None, None, None]:
@@ -193,11 +193,11 @@ class _Reader:
         """Yield (metric, value, its name in the document); without a metric it is only work."""
         source, place = self._source, self._place
         for values in source.values:
-            at = (values.read if isinstance(values, Rows) else values)(row, place)
+            at = (values.read if isinstance(values, Members) else values)(row, place)
             if at is MISSING:
                 continue
             if source.value is not None and source.metric is not None:
-                entries = _each(values, at) if isinstance(values, Rows) else iter([("", at)])
+                entries = _each(values, at) if isinstance(values, Members) else iter([("", at)])
                 yield from self._entries(entries, source.metric, source.value)
                 return
             if type(at) is dict:
@@ -295,7 +295,7 @@ class _Reader:
         return None
 
 
-def _each(rows: Rows, at: Any) -> Iterator[tuple[Any, Any]]:
+def _each(rows: Members, at: Any) -> Iterator[tuple[Any, Any]]:
     """Yield key and content of the rows or entries at a place; none if it is of another kind."""
     if rows.each == "list" and type(at) is list:
         yield from enumerate(at)

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from ingest.formats.map_paths import (
     MISSING,
-    Place,
     Read,
+    Spot,
     compile_first,
     compile_path,
     compile_text,
@@ -46,7 +46,7 @@ class SourceFault(ValueError):
         self.key = key
 
 
-class Rows(NamedTuple):
+class Members(NamedTuple):
     """Where several rows or entries are: `each` of a "list", or of an "object"."""
 
     read: Read
@@ -88,11 +88,11 @@ class Source(NamedTuple):
     preset: str
     paths: tuple[str, ...]
     ignored_paths: tuple[str, ...]
-    rows: Rows | None
+    rows: Members | None
     device: Read
     time: Read | None
     unit: str | None
-    values: tuple[Rows | Read, ...]
+    values: tuple[Members | Read, ...]
     metric: Read | None
     value: Read | None
     tags: Read | None
@@ -203,7 +203,7 @@ class _Table:
                 raise SourceFault(key, f"{path!r} has a name twice, or one that is a number")
         return tuple(paths)
 
-    def _rows(self) -> Rows | None:
+    def _rows(self) -> Members | None:
         if "rows" not in self._keys:
             return None
         text = self._keys["rows"]
@@ -211,7 +211,7 @@ class _Table:
             raise SourceFault("rows", "write a path that ends in [] (a list) or {} (an object)")
         return self._each("rows", text)
 
-    def _each(self, key: str, text: str) -> Rows:
+    def _each(self, key: str, text: str) -> Members:
         path = text[:-2]
         each = "list" if text.endswith("[]") else "object"
         try:
@@ -220,9 +220,9 @@ class _Table:
             parts = tuple(parts_of(path, path)) if path and plain else () if not path else None
         except ValueError as error:
             raise SourceFault(key, str(error)) from None
-        return Rows(read, each, parts)
+        return Members(read, each, parts)
 
-    def _values(self, text: str, has_value: bool) -> Rows | Read:
+    def _values(self, text: str, has_value: bool) -> Members | Read:
         if text[-2:] not in ("[]", "{}"):
             return self._compiled("values", [text], compile_path)
         if not has_value:
@@ -274,7 +274,7 @@ class _Table:
         return {name.lower() for names in found for name in names}
 
 
-def holds(source: Source, row: Any, place: Place) -> bool:
+def holds(source: Source, row: Any, place: Spot) -> bool:
     """Whether a row is one that `when` asks for."""
     for read, values in source.when:
         found = read(row, place)
@@ -297,7 +297,8 @@ def _is_equal(found: Any, wanted: Any) -> bool:
 
 def _names_below(tops: Sequence[str], texts: Sequence[str]) -> frozenset[str]:
     """Return the names, from one of `tops`, of what these texts read."""
-    paths = [path for text in texts for path in (_HOLES.findall(text) or [text])]
+    holes = [path for text in texts for path in (_HOLES.findall(text) or [text])]
+    paths = [".".join(parts_of(path, path)) for path in holes if path[0] not in ".^$="]
     return frozenset(
         path if top == "." else path[len(top) + 1 :]
         for top in tops

@@ -98,15 +98,9 @@ class Endpoint:
         self._ack_default = _available(ack_default, self._levels)
         self._query = lru_cache(maxsize=256)(self._parse_query)
         outcomes = AckWaits(database, ack_wait_s_max, connections_max=connections_max)
-        self._keeper = Keeper(
-            inlet=inlet,
-            dead_letters=dead_letters,
-            ledger=ledger,
-            database=database,
-            outcomes=outcomes,
-            on_refused=on_refused,
-        )
-        self._line_keeper = LineKeeper(inlet, dead_letters, ledger, database, outcomes)
+        parts = (inlet, dead_letters, ledger, database, outcomes)
+        self._keeper = Keeper(*parts, on_refused=on_refused)
+        self._line_keeper = LineKeeper(*parts)
         pages = self._pages(line_options, health)
         self._port = Port(
             pages,

@@ -320,3 +320,14 @@ async def test_path_of_another_page_is_refused_at_the_start(file: Path) -> None:
     with pytest.raises(ConfigError, match=r"source 'a', key path: /v1/readings is a page"):
         async with running(file, '[[source]]\nname = "a"\npath = "/v1/readings"\n'):
             pass
+
+
+async def test_large_bodies_are_decoded_one_after_another(file: Path) -> None:
+    """Each takes ten times its memory while it is decoded; a client that is gone is forgotten."""
+    doc = orjson.dumps([{"id": f"d{at}", "v": at} for at in range(5_000)])
+    async with running(file) as receiver:
+        client = await receiver.connect()
+        await client.send(head("POST", "/v1/in/esp", {"Content-Length": str(len(doc))}) + doc)
+        await client.close()
+        replies = await asyncio.gather(*(send(receiver, body=doc) for _ in range(4)))
+        assert [each.document["accepted"] for each in replies] == [5_000] * 4
