@@ -188,18 +188,9 @@ class LedgerCollector(Collector):
                 "cause",
                 m.connections_closed,
             ),
-            (
-                "readings_dead_lettered",
-                "Readings kept as dead letters.",
-                "reason",
-                m.dead_lettered,
-            ),
-            (
-                "line_fields_changed",
-                "Fields of lines not stored as they came.",
-                "how",
-                m.line_fields,
-            ),
+            ("readings_dead_lettered", "Readings kept as dead letters.", "reason", m.dead_lettered),
+            ("line_fields_changed", "Fields not stored as they came.", "how", m.line_fields),
+            ("events_ignored", "Events without readings, of sources.", "source", m.events_ignored),
             (
                 "flush",
                 "Batches sent to the database, by the reason why the batch was closed.",
