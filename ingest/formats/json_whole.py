@@ -100,7 +100,7 @@ def many(items: list[Item], body: bytes | None, post: Post) -> Rows | None:
         times = _times(items, post)
         if (
             times is None
-            or (math.hypot(*values) >= EXACT_MAX and _are_doubtful(values, body, post))
+            or (not math.hypot(*values) < EXACT_MAX and _are_doubtful(values, body, post))
             or (
                 (body is None or body.count(b",") != 3 * count + present - 1)
                 and _has_more(items, 3 * count + present, body, post)
@@ -143,7 +143,7 @@ def _spread(items: list[Item], body: bytes | None, post: Post) -> Rows | None:
         row_values += [value + 0.0 for value in values.values()]
         row_times_pg_us += [times.pg_us[place]] * len(values)
         owners += [place] * len(values)
-    if math.hypot(*row_values) >= EXACT_MAX and _are_doubtful(row_values, body, post):
+    if not math.hypot(*row_values) < EXACT_MAX and _are_doubtful(row_values, body, post):
         return None
     tuples = encode_rows(row_times_pg_us, names, row_values)
     return Rows(tuples, len(names), times.newest_us, owners)

@@ -24,7 +24,7 @@ from ingest.formats.item_reader import (
 )
 from ingest.formats.json_item import read_item
 from ingest.formats.json_slices import SLICE_BYTES, SLICE_BYTES_MAX, SPACE, check_slice, parsed
-from ingest.formats.json_whole import many
+from ingest.formats.json_whole import many, one
 from ingest.formats.post import Decoded, ItemError, Post, Steps, most_items
 from ingest.model.codes import ITEM_CODES
 from ingest.model.errors import Refused
@@ -50,7 +50,11 @@ def begin(body: bytes, post: Post) -> Decoded | Steps:
         require_possible(len(lines), post)
         items = None if len(lines) > most_items(len(body)) else _parsed(lines, body)
         if items is not None:
-            rows = many(items, b",".join(lines), post)
+            rows = (
+                one(items[0], lines[0], post)
+                if len(items) == 1 and type(items[0]) is dict
+                else many(items, b",".join(lines), post)
+            )
             if rows is not None and are_allowed(items, post):
                 return Decoded(block_of(rows, post), [])
     reader = ItemReader(post, len(body))

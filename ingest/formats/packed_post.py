@@ -25,7 +25,7 @@ from ingest.formats.item_reader import (
     whole,
 )
 from ingest.formats.json_slices import ITEM_BYTES_MAX, SLICE_BYTES
-from ingest.formats.json_whole import Item, Rows, many
+from ingest.formats.json_whole import Item, Rows, many, one
 from ingest.formats.packed_item import array_head, read_packed, size_of_array
 from ingest.formats.post import Decoded, Post, Steps, most_items
 from ingest.model.errors import Refused
@@ -87,7 +87,7 @@ def _rows_of(text: bytes, post: Post) -> tuple[Rows, int] | None:
         return None
     if _may_repeat(items, text):
         return None
-    rows = many(items, None, post)
+    rows = one(items[0], None, post) if len(items) == 1 else many(items, None, post)
     return (rows, len(items)) if rows is not None and are_allowed(items, post) else None
 
 

@@ -29,6 +29,8 @@ from ingest.model.rows import PG_EPOCH_US, encode_rows
 WHOLE_BYTES = 4 * 1024  # a body of this size is decoded in one step
 LARGE_FLOAT = 2.0**63  # the parser gives an integer beyond 64 bits as a float
 _VALUES = ("v", "vb", "vs", "vd")
+_SINGLE = frozenset({"n", "u", "v", "t", "ut", *BASE})  # fields of a record with one number
+_PLAIN = _SINGLE - BASE
 
 
 class _Doubtful(Exception):
@@ -145,14 +147,18 @@ class _Pack:
         if type(record) is not dict:
             raise Bad(None, "not_an_object")
         base = self._base
-        if not BASE.isdisjoint(record):
-            base = self._base = base.after(record)
-            if not is_careful and base.is_large(LARGE_FLOAT):
-                raise _Doubtful
-        for field in record:
-            if field[-1:] == "_":
-                raise Bad(field[:64], "unknown_field")
-        numbers = self._numbers(record, base, is_careful)
+        if not _PLAIN.issuperset(record):
+            if not BASE.isdisjoint(record):
+                base = self._base = base.after(record)
+                if not is_careful and base.is_large(LARGE_FLOAT):
+                    raise _Doubtful
+            for field in record:
+                if field[-1:] == "_":
+                    raise Bad(field[:64], "unknown_field")
+        if "v" in record and base.bs is None and _SINGLE.issuperset(record):
+            numbers = [("", self._number("v", base.bv, record, is_careful))]
+        else:
+            numbers = self._numbers(record, base, is_careful)
         if not numbers:
             return None
         own = record.get("n", "")
@@ -168,7 +174,7 @@ class _Pack:
         if len(given) > 1:
             raise Bad(given[1], "both_shapes")
         field = given[0] if given else ""
-        has_more = bool(given) or not record.keys() <= BASE or not record
+        has_more = not record.keys() <= BASE
         numbers: list[tuple[str, float]] = []
         if field == "v" or (not given and base.bv is not None and has_more):
             numbers.append(("", self._number("v", base.bv, record, is_careful)))
@@ -213,8 +219,8 @@ class _Pack:
         if type(own) not in (int, float) and "t" in record:
             raise Bad("t", "wrong_type")
         ts_us = time_us(base.bt, own, post.received_us)
-        if ts_us is None:
-            raise Bad("t", "ts_in_future" if (own or base.bt or 0) > 0 else "ts_too_old")
+        if not isinstance(ts_us, int):
+            raise Bad("t", ts_us[0])
         if ts_us < post.rules.ts_min_us:
             raise Bad("t", "ts_too_old")
         if ts_us > post.received_us + post.rules.ts_ahead_us_max:

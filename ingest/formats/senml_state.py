@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 import re
-from fractions import Fraction
 from typing import Any, NamedTuple
 
+from ingest.formats.timestamp import Fault, sum_us
 from ingest.model.errors import Refused
 
 VERSION_MAX = 10  # of SenML
-RELATIVE_S = 1 << 28  # a smaller time counts from now
-NUMBER_MAX = 1e21  # of a time; larger ones are refused before they are calculated with
+RELATIVE_US = (1 << 28) * 1_000_000  # a smaller time counts from now
 SUM = ",sum"  # no name of SenML has a comma, so this is no other metric
 NO_NAME = "value"  # the metric if a name is that of a device only
 
@@ -72,19 +71,12 @@ class Base(NamedTuple):
         return {name: value for name, value in self._asdict().items() if value not in (None, "")}
 
 
-def time_us(base: Number | None, own: Number | None, received_us: int) -> int | None:
-    """Return the time of a record in Unix microseconds, half to even; None if beyond all times."""
-    times = [each for each in (base, own) if each is not None]
-    if not all(-NUMBER_MAX <= each <= NUMBER_MAX for each in times):
-        return None
-    whole = [each for each in times if type(each) is int]
-    if len(whole) == len(times):
-        seconds = sum(whole)
-        us = seconds * 1_000_000
-    else:
-        exact = sum(map(Fraction, times), Fraction(0))
-        seconds, us = exact.__floor__(), round(exact * 1_000_000)
-    return us if seconds >= RELATIVE_S else received_us + us
+def time_us(base: Number | None, own: Number | None, received_us: int) -> int | Fault:
+    """Return the time of a record in Unix microseconds, half to even."""
+    us = sum_us(base or 0, own or 0)
+    if not isinstance(us, int) or us >= RELATIVE_US:
+        return us
+    return received_us + us
 
 
 def split_name(name: str) -> tuple[str, str]:
