@@ -6,8 +6,8 @@
      "original":..,"sum":..}
 
 A line with a reading has no `format` and no `source`. Lines of earlier versions have none either:
-then it is JSON, posted to /v1/readings. `device` and `prefix` are of line protocol, `context` of
-mapped documents; an empty one is left out.
+then it is JSON, posted to /v1/readings. `device` is of line protocol and SenML, `prefix` of line
+protocol, `context` of mapped documents; an empty one is left out.
 Promises: values and original bytes are read exactly as they were written. `sum` is the CRC-32 of
 all bytes before it, so a line that was cut or changed is found out. `v`, `id` and `reason` are at
 fixed offsets.

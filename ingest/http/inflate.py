@@ -1,59 +1,133 @@
-"""Strict, bounded decompression of a gzip body.
+"""Strict, bounded decompression of a body: gzip or zstd.
 
-Promises: the result is exactly the content of one whole gzip member, with checksum and length
-verified, and never more than the bound. Several members, bytes after the end and incomplete bodies
-are refused. Decompressing a light body takes less than 1 ms, even if its trailer has a wrong size.
+Promises: the result is exactly the content of one or more whole parts (members of gzip, frames of
+zstd), each with its checksum verified, and never more than the bound. Other bytes after a part, and
+incomplete bodies, are refused. The sizes that a body claims are not trusted: decompressing a light
+one takes about 1 ms at most, whatever it has.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from ingest.model.errors import Refused
 from ingest.system.words import quoted
 
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+GZIP, ZSTD = "gzip", "zstd"
 LIGHT_PACKED_BYTES = 64 * 1024
 LIGHT_INFLATED_BYTES = 256 * 1024
+LIGHT_PARTS = 16
+# Each part of zstd costs 15 us, however short it is.
+PARTS_MAX = 1_000
+PART_BYTES = 16 * 1024  # given to the decoder of each part but the first
+ZSTD_EXPANSION = 4  # of bodies whose size is not known
 THREADS = 2
 
-
-def claimed_bytes(body: bytes) -> int:
-    """Return the decompressed size in the gzip trailer (modulo 4 GiB). It may be wrong."""
-    return int.from_bytes(body[-4:], "little")
-
-
-def is_light(body: bytes) -> bool:
-    """Whether `gunzip` of this body is quick, even if the size in the trailer is wrong."""
-    return len(body) <= LIGHT_PACKED_BYTES and claimed_bytes(body) <= LIGHT_INFLATED_BYTES
+_ENCODINGS = {"gzip": GZIP, "x-gzip": GZIP, "zstd": ZSTD, "identity": None}
+# A window of 8 MiB is what RFC 9659 allows in HTTP. It bounds the memory of a decoder.
+_ZSTD_OPTIONS: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 23}
+_FAULTS = (zlib.error, zstd.ZstdError)
 
 
-def gunzip(body: bytes, inflated_bytes_max: int) -> bytes:
-    """Decompress one gzip member; blocks for about 1 ms per MiB of the result.
+def encoding_of(header: str | None) -> str | None:
+    """Return GZIP, ZSTD, or None for a plain body. Raises Refused("unsupported_encoding")."""
+    encoding = (header or "identity").strip().lower()
+    try:
+        return _ENCODINGS[encoding]
+    except KeyError:
+        raise Refused(
+            "unsupported_encoding",
+            f"the header Content-Encoding may be gzip, zstd or absent, not {quoted(encoding)}",
+        ) from None
 
-    It stops at the size in the trailer. So a bomb with a small size in its trailer costs little.
+
+def expected_bytes(body: bytes, encoding: str) -> int:
+    """Return the decompressed size as the body claims it, or a guess. It may be wrong."""
+    if encoding == GZIP:
+        return int.from_bytes(body[-4:], "little")
+    try:
+        size: int | None = zstd.get_frame_info(body).decompressed_size
+    except zstd.ZstdError:
+        return 0  # it is refused at once
+    return ZSTD_EXPANSION * len(body) if size is None else size
+
+
+def inflated(body: bytes, encoding: str, inflated_bytes_max: int) -> bytes:
+    """Decompress a body; blocks for about 1 ms per MiB of the result.
+
     Raises Refused("bad_encoding") and Refused("inflated_too_large").
     """
-    claimed = claimed_bytes(body)
-    inflater = zlib.decompressobj(wbits=31)  # 16 + 15: a gzip wrapper, and nothing else
-    try:
-        inflated = inflater.decompress(body, min(claimed, inflated_bytes_max) + 1)
-    except zlib.error as error:
-        raise Refused("bad_encoding", "the body is not valid gzip") from error
-    if len(inflated) > inflated_bytes_max:
+    whole = _inflated(body, encoding, inflated_bytes_max, PARTS_MAX)
+    if whole is None:
         raise Refused(
             "inflated_too_large",
-            f"the decompressed body has more than {inflated_bytes_max} bytes",
+            f"the decompressed body has more than {inflated_bytes_max} bytes, or the body has more "
+            f"than {PARTS_MAX} parts",
             inflated_bytes_max=inflated_bytes_max,
         )
-    if len(inflated) > claimed:
-        raise Refused("bad_encoding", "the gzip body is not complete, or more bytes follow it")
-    if not inflater.eof:
-        raise Refused("bad_encoding", "the gzip body is not complete")
-    if inflater.unused_data:
-        raise Refused("bad_encoding", "more bytes follow the gzip body; send one member only")
-    return inflated
+    return whole
+
+
+def light(
+    body: bytes, encoding: str, inflated_bytes_max: int, bytes_max: int = LIGHT_INFLATED_BYTES
+) -> bytes | None:
+    """Decompress a light body, of at most `bytes_max`; None if it is not light.
+
+    Raises Refused("bad_encoding").
+    """
+    if len(body) > LIGHT_PACKED_BYTES:
+        return None
+    return _inflated(body, encoding, min(bytes_max, inflated_bytes_max), LIGHT_PARTS)
+
+
+def _inflated(body: bytes, encoding: str, bytes_max: int, parts_max: int) -> bytes | None:
+    """Decompress a body; None if there is more than allowed."""
+    pieces: list[bytes] = []
+    left_bytes = bytes_max + 1
+    at, step = 0, max(1, len(body))
+    while at < len(body) or not at:
+        if not parts_max:
+            return None
+        parts_max -= 1
+        decoder = _decoder(encoding)
+        first = at
+        while not decoder.eof:
+            some = body[at : at + step]
+            if not some:
+                raise _fault(encoding, first, "is not complete")
+            at += len(some)
+            try:
+                piece = decoder.decompress(some, left_bytes)
+            except _FAULTS as error:
+                raise _fault(encoding, first, f"is not valid {encoding}") from error
+            pieces.append(piece)
+            left_bytes -= len(piece)
+            if left_bytes <= 0:
+                return None
+        at -= len(decoder.unused_data)
+        step = PART_BYTES  # what a decoder does not use is copied
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _decoder(encoding: str) -> Any:
+    """Return a decoder of one part."""
+    if encoding == GZIP:
+        return zlib.decompressobj(wbits=31)  # 16 + 15: a gzip wrapper, and nothing else
+    return zstd.ZstdDecompressor(options=_ZSTD_OPTIONS)
+
+
+def _fault(encoding: str, at: int, why: str) -> Refused:
+    what = f"what follows byte {at} of the {encoding} body" if at else "the body"
+    return Refused("bad_encoding", f"{what} {why}")
 
 
 class Inflater:
@@ -68,30 +142,21 @@ class Inflater:
         self._waiting_bytes = 0
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="inflate")
 
-    async def inflate(self, body: bytes, inflated_bytes_max: int) -> bytes:
+    async def inflate(self, body: bytes, encoding: str, inflated_bytes_max: int) -> bytes:
         """Return the decompressed body. Raises Refused; safe to cancel."""
         if self._waiting_bytes + len(body) > self._waiting_bytes_max:
-            raise Refused("buffer_full", "too many large gzip bodies at once", retry_after_s=2)
+            raise Refused(
+                "buffer_full", "too many large compressed bodies at once", retry_after_s=2
+            )
         self._waiting_bytes += len(body)
         try:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._threads, gunzip, body, inflated_bytes_max)
+            return await loop.run_in_executor(
+                self._threads, inflated, body, encoding, inflated_bytes_max
+            )
         finally:
             self._waiting_bytes -= len(body)
 
     def close(self) -> None:
         """End the threads; blocks for the bodies in work only (milliseconds)."""
         self._threads.shutdown(cancel_futures=True)
-
-
-def is_gzip(header: str | None) -> bool:
-    """Whether the body is gzip. Raises Refused("unsupported_encoding") for other encodings."""
-    encoding = (header or "identity").strip().lower()
-    if encoding in {"gzip", "x-gzip"}:
-        return True
-    if encoding != "identity":
-        raise Refused(
-            "unsupported_encoding",
-            f"the header Content-Encoding may be gzip or absent, not {quoted(encoding)}",
-        )
-    return False

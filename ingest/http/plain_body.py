@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from typing import NamedTuple, TypeVar
 
 from ingest.http.bodies import Bodies, check_size
-from ingest.http.inflate import THREADS, Inflater, claimed_bytes, gunzip, is_gzip, is_light
+from ingest.http.inflate import THREADS, Inflater, encoding_of, expected_bytes, light
 from ingest.http.loop_share import LoopShare
 from ingest.http.request import Request
 from ingest.model.errors import Refused
@@ -85,25 +85,26 @@ class PlainBodies:
 
         Raises Refused, or ConnectionError if the client is gone. Safe to cancel.
         """
-        gzipped = is_gzip(request.headers.get("Content-Encoding"))
+        encoding = encoding_of(request.headers.get("Content-Encoding"))
         body_bytes_max, inflated_bytes_max = limits or self._limits
         async with self._bodies.received(request, body_bytes_max) as body:
-            if not gzipped:
+            if encoding is None:
                 await self._loop_share.wait(len(body))
                 yield body
-            elif is_light(body) and claimed_bytes(body) <= UNCOUNTED_BYTES:
-                await self._loop_share.wait(claimed_bytes(body))
-                yield gunzip(body, inflated_bytes_max)
-            else:
-                async with self._inflated:
-                    inflated = await self._inflate(body, inflated_bytes_max)
-                    await self._loop_share.wait(len(inflated))
+                return
+            expected = expected_bytes(body, encoding)
+            if expected <= UNCOUNTED_BYTES:
+                await self._loop_share.wait(expected)
+                inflated = light(body, encoding, inflated_bytes_max, UNCOUNTED_BYTES)
+                if inflated is not None:
                     yield inflated
-
-    async def _inflate(self, body: bytes, inflated_bytes_max: int) -> bytes:
-        if is_light(body):
-            return gunzip(body, inflated_bytes_max)
-        return await self._inflater.inflate(body, inflated_bytes_max)
+                    return
+            async with self._inflated:
+                inflated = light(body, encoding, inflated_bytes_max)
+                if inflated is None:
+                    inflated = await self._inflater.inflate(body, encoding, inflated_bytes_max)
+                await self._loop_share.wait(len(inflated))
+                yield inflated
 
     async def finish(self, steps: Generator[None, None, T], uncounted_bytes: int) -> T:
         """Do the steps of a post in the next rounds; return the result.

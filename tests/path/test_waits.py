@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from ingest.http import inflate
-from ingest.http.inflate import LIGHT_INFLATED_BYTES, Inflater
+from ingest.http.inflate import GZIP, LIGHT_INFLATED_BYTES, Inflater
 from ingest.model.ack import Outcome
 from ingest.model.errors import Refused
 from tests.support.receiver import GOOD, answering, post, running_receiver, until
@@ -19,23 +19,23 @@ async def test_cancelled_inflating_frees_its_memory(monkeypatch: pytest.MonkeyPa
     """The thread goes on, and its body counts no more: the next one is not refused for it."""
     packed = gzip.compress(bytes(2 * LIGHT_INFLATED_BYTES), mtime=0)
     going = threading.Event()
-    really = inflate.gunzip
+    really = inflate.inflated
 
-    def slow(body: bytes, inflated_bytes_max: int) -> bytes:
+    def slow(body: bytes, encoding: str, inflated_bytes_max: int) -> bytes:
         assert going.wait(10)
-        return really(body, inflated_bytes_max)
+        return really(body, encoding, inflated_bytes_max)
 
-    monkeypatch.setattr(inflate, "gunzip", slow)
+    monkeypatch.setattr(inflate, "inflated", slow)
     inflater = Inflater(waiting_bytes_max=len(packed))
     try:
-        first = asyncio.create_task(inflater.inflate(packed, 1 << 22))
+        first = asyncio.create_task(inflater.inflate(packed, GZIP, 1 << 22))
         await asyncio.sleep(0)
         with pytest.raises(Refused):
-            await inflater.inflate(packed, 1 << 22)
+            await inflater.inflate(packed, GZIP, 1 << 22)
         first.cancel()
         with pytest.raises(asyncio.CancelledError):
             await first
-        second = asyncio.create_task(inflater.inflate(packed, 1 << 22))
+        second = asyncio.create_task(inflater.inflate(packed, GZIP, 1 << 22))
         await asyncio.sleep(0)
         assert not second.done()
         going.set()

@@ -22,7 +22,7 @@ from ingest.buffers.journal.format import Done, encode_done, header_fault
 from ingest.dead_letters.format import BadLine, decode_line, encode_line
 from ingest.dead_letters.identity import letter_id
 from ingest.formats.line_series import Naming
-from ingest.http.inflate import gunzip
+from ingest.http.inflate import GZIP, inflated
 from ingest.model.block import Block
 from ingest.model.errors import Refused
 from ingest.model.reading import name_fault
@@ -39,31 +39,37 @@ INFLATED_MAX = 4_096
 def fuzz_gunzip(data: bytes) -> str:
     """The result is that of the standard library, whole and within the limit."""
     try:
-        inflated = gunzip(data, INFLATED_MAX)
+        whole = inflated(data, GZIP, INFLATED_MAX)
     except Refused as refused:
         code = refused.code
     else:
-        assert inflated == gzip.decompress(data)
-        assert len(inflated) <= INFLATED_MAX
+        assert whole == gzip.decompress(data)
+        assert len(whole) <= INFLATED_MAX
         code = "whole"
     assert code in ("whole", "bad_encoding", "inflated_too_large")
-    assert _is_one_member(data) == (code == "whole")
+    assert _is_whole(data) == (code == "whole")
     return code
 
 
-def _is_one_member(data: bytes) -> bool:
-    """Whether `data` is one whole gzip member of at most INFLATED_MAX, by other code."""
-    member = zlib.decompressobj(wbits=31)
-    parts, size = [], 0
-    try:
-        for at in range(0, len(data), 7):
-            parts.append(member.decompress(data[at : at + 7]))
-            size += len(parts[-1])
-            if size > INFLATED_MAX:
-                return False
-    except zlib.error:
-        return False
-    return member.eof and not member.unused_data
+def _is_whole(data: bytes) -> bool:
+    """Whether `data` is whole gzip members of at most INFLATED_MAX in all, by other code."""
+    size, rest = 0, data
+    while True:
+        member = zlib.decompressobj(wbits=31)
+        try:
+            for at in range(0, len(rest), 7):
+                size += len(member.decompress(rest[at : at + 7]))
+                if size > INFLATED_MAX:
+                    return False
+                if member.eof:
+                    rest = member.unused_data + rest[at + 7 :]
+                    break
+        except zlib.error:
+            return False
+        if not member.eof:
+            return False
+        if not rest:
+            return True
 
 
 def fuzz_decode(data: bytes) -> str:

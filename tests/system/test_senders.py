@@ -1,8 +1,9 @@
-"""docs/senders.md and docs/sources.md: their commands are run, and their tables compiled."""
+"""docs/senders.md, formats.md and sources.md: commands are run, and tables compiled."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -76,3 +77,23 @@ def test_docs_sources_md_names_every_key_and_preset() -> None:
     named = {word for line in SOURCES.splitlines() for word in line.split("|")[1:2]}
     shown = " ".join(named)
     assert not [each for each in (*KEYS, *PRESETS) if f"`{each}`" not in shown and each != "preset"]
+
+
+async def test_commands_of_docs_formats_md_are_answered_as_it_says() -> None:
+    """Each command with the answer that is shown below it."""
+    shown = fences((REPOSITORY / "docs/formats.md").read_text())
+    assert [each.language for each in shown] == ["sh", "json"] * 3
+    async with running_receiver() as receiver:
+        for command, answer in zip(shown[::2], shown[1::2], strict=True):
+            text = command.text.replace("127.0.0.1:8080", receiver.address)
+            done = await asyncio.to_thread(
+                subprocess.run, ["sh", "-c", text], capture_output=True, text=True, check=False
+            )
+            assert json.loads(done.stdout) == {**json.loads(answer.text), "ack": "buffered"}, done
+        kept = [(each.device_id, each.metric, each.value) for each in receiver.inlet.readings]
+        device = "urn:dev:mac:0024befffe804ff1"
+        assert kept == [
+            *(("room-3", "co2", 415.0), ("room-3", "co2", 416.0), ("room-3", "humidity", 40.0)),
+            ("room-3", "on", 1.0),
+            *((device, "temperature", 21.5), (device, "humidity", 40.0), (device, "door", 1.0)),
+        ]

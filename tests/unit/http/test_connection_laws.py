@@ -212,7 +212,7 @@ def played() -> Iterator[tuple[Played, asyncio.Runner]]:
         pytest.MonkeyPatch.context() as patch,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        patch.setattr("ingest.http.plain_body.is_light", lambda _: True)
+        patch.setattr("ingest.http.inflate.LIGHT_PACKED_BYTES", 1 << 30)
         running = running_receiver(body_bytes_max=SMALL)
         receiver = runner.run(running.__aenter__())
         yield Played(receiver), runner

@@ -1,99 +1,170 @@
-"""Gunzip of bodies: strict about the end, capped in size, off the loop when it is work."""
+"""Compressed bodies: strict about the end, capped in size, off the loop when it is work."""
 
 from __future__ import annotations
 
 import asyncio
 import gzip
+import random
+import sys
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.http.inflate import LIGHT_INFLATED_BYTES, Inflater, gunzip, is_light
+from ingest.http.inflate import (
+    GZIP,
+    LIGHT_INFLATED_BYTES,
+    LIGHT_PARTS,
+    PARTS_MAX,
+    ZSTD,
+    Inflater,
+    encoding_of,
+    expected_bytes,
+    inflated,
+    light,
+)
 from ingest.model.errors import Refused
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 MIB = 1024 * 1024
 BODY = b'{"device_id":"d1"}' * 50
 
 
-def refusal(body: bytes, cap: int = MIB) -> str:
+PACK: dict[str, Callable[[bytes], bytes]] = {
+    GZIP: lambda body: gzip.compress(body, mtime=0),
+    ZSTD: zstd.compress,
+}
+SKIPPABLE = b"\x50\x2a\x4d\x18\x04\0\0\0abcd"  # a frame of zstd without content
+both = pytest.mark.parametrize("encoding", PACK)
+
+
+def refusal(body: bytes, cap: int = MIB, encoding: str = GZIP) -> str:
     """Return the code with which a body is refused."""
     with pytest.raises(Refused) as caught:
-        gunzip(body, cap)
+        inflated(body, encoding, cap)
     return caught.value.code
 
 
-@given(st.binary(max_size=5_000))
-def test_gunzip_whole_body_returns_it(body: bytes) -> None:
-    """What gzip packed comes out unchanged, whatever it is."""
-    assert gunzip(gzip.compress(body, mtime=0), MIB) == body
+def with_checksum(body: bytes) -> bytes:
+    """Compress with zstd, with a checksum and without the size, as its program does for a pipe."""
+    packer = zstd.ZstdCompressor(options={zstd.CompressionParameter.checksum_flag: 1})
+    return packer.compress(body) + packer.flush()
 
 
-@pytest.mark.parametrize("cut", [1, 4, 8, 9, 30])
-def test_gunzip_cut_off_body_is_refused(cut: int) -> None:
-    """A body that lacks its end is never taken for a whole one."""
-    assert refusal(gzip.compress(BODY, mtime=0)[:-cut]) == "bad_encoding"
+@both
+@given(parts=st.lists(st.binary(max_size=5_000), min_size=1, max_size=5))
+def test_whole_parts_come_out_unchanged(encoding: str, parts: list[bytes]) -> None:
+    """One part or several joined together, as `cat a.gz b.gz` makes them, whatever is in them."""
+    packed = b"".join(map(PACK[encoding], parts))
+    assert inflated(packed, encoding, MIB) == b"".join(parts)
+    assert light(packed, encoding, MIB) == b"".join(parts)
+    assert refusal(packed + b"x", encoding=encoding) == "bad_encoding"
 
 
-def test_gunzip_every_cut_is_refused() -> None:
-    """There is no length at which a cut-off body passes."""
-    packed = gzip.compress(BODY, mtime=0)
-    for size in range(len(packed)):
-        assert refusal(packed[:size]) == "bad_encoding"
-
-
-def test_gunzip_wrong_checksum_is_refused() -> None:
-    """One altered bit of the checksum, or of the content, is found."""
-    packed = bytearray(gzip.compress(BODY, mtime=0))
-    packed[-6] ^= 1
-    assert refusal(bytes(packed)) == "bad_encoding"
+def test_many_and_large_parts_come_out_unchanged() -> None:
+    """Parts that are longer than what a decoder gets at once; frames without content, or a size."""
+    parts = [bytes([place]) * 20_000 + bytes(range(256)) * place for place in range(200)]
+    parts.append(random.Random(1).randbytes(50_000))
+    for pack in (*PACK.values(), with_checksum, lambda body: SKIPPABLE + with_checksum(body)):
+        encoding = GZIP if pack is PACK[GZIP] else ZSTD
+        packed = b"".join(map(pack, parts))
+        assert inflated(packed, encoding, 64 * MIB) == b"".join(parts)
+        assert light(packed, encoding, 64 * MIB) is None
 
 
 @pytest.mark.parametrize(
-    "tail",
-    [
-        b"x",
-        b"\0",
-        b"\0" * 8,
-        gzip.compress(b"", mtime=0),
-        gzip.compress(BODY, mtime=0),
-        b"\xff" * 20,
-    ],
+    "packed", [PACK[GZIP](BODY), with_checksum(BODY), PACK[GZIP](b"x") + PACK[GZIP](BODY)]
 )
-def test_gunzip_bytes_after_the_end_are_refused(tail: bytes) -> None:
-    """Trailing bytes and second members are refused, zeros included."""
-    assert refusal(gzip.compress(BODY, mtime=0) + tail) == "bad_encoding"
+def test_every_cut_is_refused(packed: bytes) -> None:
+    """There is no length at which a cut-off body passes, but at the end of a part."""
+    encoding = GZIP if packed[:1] == b"\x1f" else ZSTD
+    for size in set(range(len(packed))) - {len(PACK[GZIP](b"x"))}:
+        assert refusal(packed[:size], encoding=encoding) == "bad_encoding"
 
 
+@both
+def test_wrong_checksum_is_refused(encoding: str) -> None:
+    """One altered bit of the checksum is found."""
+    packed = bytearray(PACK[GZIP](BODY) if encoding == GZIP else with_checksum(BODY))
+    packed[-6 if encoding == GZIP else -2] ^= 1
+    assert refusal(bytes(packed), encoding=encoding) == "bad_encoding"
+
+
+@both
+@pytest.mark.parametrize("tail", [b"x", b"\0", b"\0" * 8, b"\xff" * 20, b"\x1f\x8b"])
+def test_other_bytes_after_a_part_are_refused(encoding: str, tail: bytes) -> None:
+    """Trailing bytes are refused, zeros included."""
+    assert refusal(PACK[encoding](BODY) + tail, encoding=encoding) == "bad_encoding"
+
+
+@both
 @pytest.mark.parametrize("body", [b"", b"{}", b"\x1f\x8b", b"\x78\x9c\x03\x00\x00\x00\x00\x01"])
-def test_gunzip_other_bytes_are_refused(body: bytes) -> None:
-    """Nothing, plain text, a stub, and zlib's own format are not gzip."""
-    assert refusal(body) == "bad_encoding"
+def test_other_bytes_are_refused(encoding: str, body: bytes) -> None:
+    """Nothing, plain text, a stub, and zlib's own format are neither."""
+    assert refusal(body, encoding=encoding) == "bad_encoding"
+    expected_bytes(body, encoding)  # never fails
 
 
-def test_gunzip_at_the_cap_passes_and_beyond_is_too_large() -> None:
-    """The cap is inclusive."""
-    assert len(gunzip(gzip.compress(b"x" * 1000, mtime=0), 1000)) == 1000
-    assert refusal(gzip.compress(b"x" * 1001, mtime=0), 1000) == "inflated_too_large"
+@both
+def test_at_the_cap_passes_and_beyond_is_too_large(encoding: str) -> None:
+    """The cap is inclusive, and counts all parts."""
+    pack = PACK[encoding]
+    assert len(inflated(pack(b"x" * 1000), encoding, 1000)) == 1000
+    assert len(inflated(pack(b"x" * 500) * 2, encoding, 1000)) == 1000
+    for packed in (pack(b"x" * 1001), pack(b"x" * 500) * 2 + pack(b"x")):
+        assert refusal(packed, 1000, encoding) == "inflated_too_large"
+    assert light(pack(b"x" * 1001), encoding, 1000) is None
 
 
-def test_gunzip_bomb_that_claims_little_stops_at_its_claim() -> None:
-    """A bomb whose trailer has a small size is decompressed only up to that size."""
-    bomb = bytearray(gzip.compress(bytes(64 * MIB), mtime=0))
-    bomb[-4:] = (10).to_bytes(4, "little")
-    assert is_light(bytes(bomb[-60_000:]))
+@both
+def test_bomb_costs_no_more_than_its_cap(encoding: str) -> None:
+    """Of 64 MiB of zeros only so much is made as is allowed, whatever the body claims."""
+    bomb = bytearray(PACK[encoding](bytes(64 * MIB)))
+    if encoding == GZIP:
+        bomb[-4:] = (10).to_bytes(4, "little")
+    for cap, cost_s in ((4 * MIB, 0.05), (LIGHT_INFLATED_BYTES, 0.01)):
+        before_s = time.thread_time()
+        assert refusal(bytes(bomb), cap, encoding) == "inflated_too_large"
+        assert time.thread_time() - before_s < cost_s
     before_s = time.thread_time()
-    assert refusal(bytes(bomb), 4 * MIB) == "bad_encoding"
+    assert light(bytes(bomb)[:60_000], encoding, 4 * MIB) is None
     assert time.thread_time() - before_s < 0.01
 
 
-def test_is_light_depends_on_both_sizes() -> None:
-    """A body is light if it is small both packed and as it claims to come out."""
-    assert is_light(gzip.compress(BODY, mtime=0))
-    assert not is_light(gzip.compress(bytes(LIGHT_INFLATED_BYTES + 1), mtime=0))
-    assert not is_light(bytes(70_000))
+@both
+def test_very_many_parts_are_refused(encoding: str) -> None:
+    """Each part costs, also an empty one; a light body has few of them."""
+    empty = PACK[encoding](b"")
+    assert inflated(empty * PARTS_MAX, encoding, MIB) == b""
+    assert refusal(empty * (PARTS_MAX + 1), encoding=encoding) == "inflated_too_large"
+    assert light(empty * LIGHT_PARTS, encoding, MIB) == b""
+    assert light(empty * (LIGHT_PARTS + 1), encoding, MIB) is None
+
+
+def test_window_of_zstd_is_bounded() -> None:
+    """A frame that wants more memory than HTTP allows is refused before it gets it (RFC 9659)."""
+    for log, code in ((23, None), (24, "bad_encoding")):
+        packer = zstd.ZstdCompressor(options={zstd.CompressionParameter.window_log: log})
+        packed = packer.compress(BODY) + packer.flush()
+        if code is None:
+            assert inflated(packed, ZSTD, MIB) == BODY
+        else:
+            assert refusal(packed, encoding=ZSTD) == code
+
+
+def test_encoding_is_found_in_any_case() -> None:
+    """The names of RFC 9110 and RFC 8878; any other one is refused, with those that are known."""
+    names = {" GZIP": GZIP, "x-gzip": GZIP, "Zstd": ZSTD, "identity": None, "": None, None: None}
+    assert {name: encoding_of(name) for name in names} == names
+    with pytest.raises(Refused, match="gzip, zstd or absent"):
+        encoding_of("gzip, zstd")
 
 
 async def test_inflater_heavy_body_leaves_the_loop_free(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,15 +172,15 @@ async def test_inflater_heavy_body_leaves_the_loop_free(monkeypatch: pytest.Monk
     bomb = await asyncio.to_thread(lambda: gzip.compress(bytes(200 * MIB), 1, mtime=0))
     loop_turned = threading.Event()
 
-    def gunzip_after_the_loop_turned(body: bytes, cap: int) -> bytes:
+    def after_the_loop_turned(body: bytes, encoding: str, cap: int) -> bytes:
         assert loop_turned.wait(5)
-        return gunzip(body, cap)
+        return inflated(body, encoding, cap)
 
-    monkeypatch.setattr("ingest.http.inflate.gunzip", gunzip_after_the_loop_turned)
+    monkeypatch.setattr("ingest.http.inflate.inflated", after_the_loop_turned)
     inflater = Inflater(waiting_bytes_max=64 * MIB)
     asyncio.get_running_loop().call_later(0.01, loop_turned.set)
     with pytest.raises(Refused) as caught:
-        await inflater.inflate(bomb, 4 * MIB)
+        await inflater.inflate(bomb, GZIP, 4 * MIB)
     assert caught.value.code == "inflated_too_large"
     inflater.close()
 
@@ -119,10 +190,12 @@ async def test_inflater_many_heavy_bodies_wait_within_bounds() -> None:
     heavy = gzip.compress(bytes(LIGHT_INFLATED_BYTES + 1), mtime=0)
     inflater = Inflater(waiting_bytes_max=10 * len(heavy))
     results = await asyncio.gather(
-        *(inflater.inflate(heavy, 4 * MIB) for _ in range(15)), return_exceptions=True
+        *(inflater.inflate(heavy, GZIP, 4 * MIB) for _ in range(15)), return_exceptions=True
     )
     refused = [each for each in results if isinstance(each, Refused)]
     assert [each.code for each in refused] == ["buffer_full"] * 5
     assert sum(thread.name.startswith("inflate") for thread in threading.enumerate()) <= 2
-    assert len(await inflater.inflate(heavy, 4 * MIB)) == LIGHT_INFLATED_BYTES + 1  # room again
+    assert (
+        len(await inflater.inflate(heavy, GZIP, 4 * MIB)) == LIGHT_INFLATED_BYTES + 1
+    )  # room again
     inflater.close()
