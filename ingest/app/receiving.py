@@ -30,6 +30,7 @@ from ingest.receiver.lines import LineOptions
 from ingest.receiver.places import Places
 from ingest.receiver.quotas import Quotas, Rates
 from ingest.receiver.senders import Senders
+from ingest.receiver.sources import SourceOptions
 
 # With several gateways a connection ends about so often, so that its client may reach another one.
 CONNECTION_S = 300.0
@@ -70,6 +71,7 @@ def make_endpoint(
             largest=lines.bodies.body_bytes_max,
         ),
         line_options=lines,
+        source_options=_source_options(settings, lines),
         connections_max=settings.connections_max,
         header_s_max=settings.header_s_max,
         keepalive_s_max=settings.keepalive_s_max,
@@ -106,6 +108,15 @@ def _line_options(settings: Settings) -> LineOptions:
         rows_bytes_max=settings.buffer_bytes_max // 4,
         bodies=BodyLimits(bytes_max, bytes_max),
         has_prefix=settings.line_prefix,
+        answer_s_max=settings.answer_s_max,
+    )
+
+
+def _source_options(settings: Settings, lines: LineOptions) -> SourceOptions:
+    """Return the options of mapped sources: a post may have as many readings as one of lines."""
+    return SourceOptions(
+        rows_max=lines.rows_max,
+        rows_bytes_max=settings.buffer_bytes_max // 16,
         answer_s_max=settings.answer_s_max,
     )
 

@@ -284,6 +284,7 @@ class StreamWriter:
             "stream_altered": float(bool(watch.faults)),
             "stream_removed": watch.removed,
             "stream_skipped_total": self._check.skipped,
+            "stream_unforwarded_total": self._purge.unforwarded,
             "redeliveries_total": self.outlet.redeliveries,
         }
         if (state := watch.state) is None:

@@ -30,6 +30,7 @@ from ingest.app.child import PROGRAM
 from ingest.app.children import ACCOUNTS, GATEWAY, WRITER, Children, Told, together
 from ingest.app.greeting import greeting_lines
 from ingest.app.own_broker import OwnBroker
+from ingest.app.rules import make_rules
 from ingest.app.servers import Servers
 from ingest.app.slot import SlotTimes
 from ingest.app.tasks import EXIT_BROKEN, EXIT_LOST, EXIT_OK, TASKS_S_MAX, Tasks
@@ -69,6 +70,7 @@ async def up(
     person. `program` are the words that start a child. `url_origin`: where database_url was set.
     """
     check_waits(settings)
+    make_rules(settings)  # a gateway would find the fault of a source, and end again and again
     with begun(settings, "up") as folder:
         notifier = Notifier.from_environment()
         limits = times or SlotTimes(leave_s_max=_leave_s_max(settings))

@@ -1,4 +1,4 @@
-"""The receiver's port: POST /v1/readings, the pages for line protocol, and the probes.
+"""The receiver's port: POST /v1/readings, line protocol, mapped sources, and the probes.
 
 The steps of a post: check admission; receive; decompress; decode. Then keeper.py keeps what was
 decoded, and answers. If the body arrived with its head and no step has to wait, all of this is one
@@ -34,6 +34,7 @@ from ingest.receiver.line_stubs import stubs
 from ingest.receiver.lines import LineOptions, LinePages
 from ingest.receiver.query import Query, parse_query, with_ack
 from ingest.receiver.senders import KnownSender, Senders
+from ingest.receiver.sources import SourceOptions, SourcePages
 from ingest.system.clock import monotonic_s, unix_us
 from ingest.system.logs import get_logger
 
@@ -63,6 +64,7 @@ class Endpoint:
         rules: Rules,
         plain_bodies: PlainBodies,
         line_options: LineOptions,
+        source_options: SourceOptions,
         connections_max: int,
         header_s_max: float,
         keepalive_s_max: float,
@@ -89,23 +91,20 @@ class Endpoint:
         self._on_decoded = on_decoded
         self._on_refused = on_refused
         self._access = access
+        self._ledger = ledger
         self._admission = admission
         self._levels = (*levels, COMMITTED)
         self._ack_default = _available(ack_default, self._levels)
         self._query = lru_cache(maxsize=256)(self._parse_query)
         outcomes = AckWaits(database, ack_wait_s_max, connections_max=connections_max)
-        self._keeper = Keeper(
-            inlet=inlet,
-            dead_letters=dead_letters,
-            ledger=ledger,
-            database=database,
-            outcomes=outcomes,
-            on_refused=self._refused,
-        )
-        self._line_keeper = LineKeeper(inlet, dead_letters, ledger, database, outcomes)
+        parts = (inlet, dead_letters, ledger, database, outcomes)
+        self._keeper = Keeper(*parts, on_refused=self._refused)
+        self._line_keeper = LineKeeper(*parts)
+        pages = self._pages(line_options, health)
         self._port = Port(
-            self._pages(line_options, health),
+            pages,
             ledger,
+            patterns=self._sources(source_options).patterns(pages),
             flag="--listen",
             connections_max=connections_max,
             header_s_max=header_s_max,
@@ -148,6 +147,20 @@ class Endpoint:
         if request is not None:
             self._senders.refused(request)
         self._on_refused(request, refused)
+
+    def _sources(self, options: SourceOptions) -> SourcePages:
+        return SourcePages(
+            options,
+            rules=self._rules,
+            plain_bodies=self._plain_bodies,
+            senders=self._senders,
+            admission=self._admission,
+            keeper=self._keeper,
+            line_keeper=self._line_keeper,
+            ledger=self._ledger,
+            ack=self._ack_default,
+            on_decoded=self._on_decoded,
+        )
 
     def certificate_ends_s(self) -> float | None:
         """Return when its certificate ends, in seconds since 1970; None without one."""

@@ -61,12 +61,12 @@ class Keeper:
 
     def __init__(
         self,
-        *,
         inlet: Inlet,
         dead_letters: DeadLetters,
         ledger: Ledger,
         database: Database,
         outcomes: AckWaits,
+        *,
         on_refused: OnRefused,
     ) -> None:
         self._inlet = inlet

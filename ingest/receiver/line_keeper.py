@@ -1,5 +1,7 @@
 """Keeps the points of a post of line protocol: its readings, and its faulty lines.
 
+Mapped posts are kept by it too; their faulty documents are what is called a line here.
+
 A post may have several blocks. Room for all of them is reserved at once, before one is put. While
 there is not enough, such a post asks again, one post at a time, and holds nothing while it waits.
 So it keeps no other post out.
@@ -51,7 +53,7 @@ LETTERS_AT_ONCE = 1_000  # so many are made in one step, of about 1 ms
 class LineTerms(NamedTuple):
     """What a post said of its lines, and where and when it came in; `sender` as in Block.
 
-    It must be answered at `answer_by_s` (monotonic).
+    It must be answered at `answer_by_s` (monotonic). `form` and `context` as in Letter.
     """
 
     query: LineQuery
@@ -61,6 +63,8 @@ class LineTerms(NamedTuple):
     received_us: int
     received_s: float
     answer_by_s: float
+    form: str = LINE
+    context: str = ""
 
 
 class LineKeeper:
@@ -285,10 +289,11 @@ def _letter(error: ItemError, terms: LineTerms) -> Letter:
         precision=terms.query.precision,
         field=error.field,
         item=error.item,
-        format=LINE,
+        format=terms.form,
         source=terms.source,
         device=terms.naming.device,
         prefix=terms.naming.prefix,
+        context=terms.context,
     )
 
 

@@ -34,14 +34,25 @@ class Senders:
         self._places = places
         self.busiest = Busiest()
 
-    def find(self, head: Head, query: str, *, source: str, form: str) -> tuple[KnownSender, str]:
-        """Return the sender, and the query without its token.
+    def find(
+        self,
+        head: Head,
+        query: str,
+        *,
+        source: str,
+        form: str,
+        in_path: str = "",
+        in_query: bool = True,
+    ) -> tuple[KnownSender, str]:
+        """Return the sender, and the query without its token; for the last two see Access.identify.
 
         Raises Refused: it has no valid token, or may not send this form to this source, or is a
         page of another site.
         """
         self._access.check_site(head)
-        identity, query = self._access.identify(head, query)
+        if head.method == "GET":
+            self._access.check_get(head)
+        identity, query = self._access.identify(head, query, in_path, in_query=in_query)
         if not identity.covers(source, form):
             raise Refused("outside_scope", f"the token may not send {form} here ({source})")
         if identity is ANYBODY:

@@ -328,11 +328,11 @@ class Poster:
         self.tasks: list[asyncio.Task[None]] = []
         database = FakeDatabase()
         self.keeper = Keeper(
-            inlet=inlet,
-            dead_letters=self.letters,
-            ledger=ledger,
-            database=database,
-            outcomes=AckWaits(database, 1.0, connections_max=100),
+            inlet,
+            self.letters,
+            ledger,
+            database,
+            AckWaits(database, 1.0, connections_max=100),
             on_refused=_refuse,
         )
 

@@ -80,6 +80,7 @@ def _busy(rig: UpRig) -> None:
         "stream_bytes": 10,
         "stream_bytes_max": 100,
         "stream_skipped_total": 0,
+        "stream_unforwarded_total": 0,
         "consumer_pending": {"writer": 0, "forward-a": 3},
         "consumer_ack_pending": {"writer": 2},
     }
