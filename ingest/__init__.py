@@ -31,6 +31,7 @@ The folders. Imports go down only, and folders of one row do not know each other
     admin/          the admin port: exposition (/metrics), guard, dashboard/ (and its page/)
     receiver/       endpoint (a post, until it is decoded), keeper (from there to its answer),
                     query, replies, ack_waits; the same for line protocol: lines, line_keeper;
+                    sources and source_head: the pages of sources, also kept by line_keeper;
                     access, credentials, senders, quotas (who may post, and how much)
     forward/        bodies, sender, forwarder: from the stream to a webhook
     dead_letters/   queue, folder and files, format, reader, marks; auto_replay, manual_replay;
@@ -40,7 +41,8 @@ The folders. Imports go down only, and folders of one row do not know each other
                     framer, valve and heads; tls, handshakes, certificate; request, bodies,
                     response, routes, proxies (clients behind them)
     formats/        media_type (their list), json_post (json_slices, json_whole, json_item),
-                    line_protocol (line_whole, line_item, line_series)
+                    line_protocol (line_whole, line_item, line_series), map_post (other JSON by
+                    the table of a source: map_source, map_paths, map_row, map_documents)
     buffers/        memory, shared_block, frames; journal/ (log, entries, shared_entries, loader,
                     thread, folder, index, reader, format); stream/ (inlet, outlet, messages)
     writer/         writer, batch, database_state, breaker, set_aside

@@ -23,6 +23,7 @@ from ingest.cli.doctor_access import access_check
 from ingest.cli.doctor_broker import broker_checks
 from ingest.cli.doctor_certificate import certificate_check
 from ingest.cli.doctor_database import FAIL, OK, WARN, Check, database_checks
+from ingest.cli.doctor_sources import sources_check
 from ingest.cli.find_database import connect_limits, database
 from ingest.cli.parser import Parser, SettingsFlags, add_json_flag
 from ingest.cli.running_service import ask_service
@@ -99,6 +100,8 @@ def machine_checks(settings: Settings) -> Iterator[Check]:
     yield _open_files(settings)
     if settings.tls_cert_file:
         yield certificate_check(settings)
+    if settings.sources_file:
+        yield sources_check(settings)
 
 
 def _libraries() -> Check:

@@ -81,7 +81,7 @@ class Source(NamedTuple):
     `paths` are the templates of its own pages, `ignored_paths` of those that are answered and not
     read. `values` are tried in order. `tags` is the path of an object, `tags_left_out` names of it.
     `own_names` are members of the values that name the device or the time. `headers` are the
-    headers that its paths name, `reads_query` whether one begins with $query.
+    headers that its paths name, `reads_query` whether its values or rows are of the query.
     """
 
     name: str
@@ -157,7 +157,10 @@ class _Table:
             numeric_strings=self._flag("numeric_strings"),
             when=self._when(),
             headers=tuple(sorted(self._headers())),
-            reads_query=any("$query" in text or "$form" in text for text in self._all_texts()),
+            reads_query=any(
+                text.startswith(("$query", "$form"))
+                for text in (*value_paths, self._keys.get("rows", ""))
+            ),
         )
 
     def _name(self) -> str:

@@ -28,6 +28,7 @@ MODULES = (
     "receiver/lines",
     "receiver/line_keeper",
     "receiver/line_stubs",
+    "receiver/sources",
     "receiver/ack_waits",
     "model/ack",
     "buffers/memory",

@@ -210,7 +210,12 @@ class Oracle:
         elif isinstance(value, bool) or not isinstance(value, int | float):
             return "ts_unreadable"
         else:
-            parts = {"s": 10**6, "ms": 1000, "us": 1, "ns": Fraction(1, 1000)}
+            parts: dict[str, Fraction | int] = {
+                "s": 10**6,
+                "ms": 1000,
+                "us": 1,
+                "ns": Fraction(1, 1000),
+            }
             unit = self.table.get("time_unit") or "utc"
             if unit == "utc":
                 size = abs(value)

@@ -25,7 +25,8 @@ ingest_readings_duplicate_total ingest_readings_recovered_total ingest_readings_
 ingest_readings_published_total ingest_readings_delivered_total ingest_readings_returned_total
 ingest_readings_dropped_total
 ingest_readings_rejected_total{code} ingest_readings_dead_lettered_total{reason}
-ingest_line_fields_changed_total{how} ingest_flush_total{trigger} ingest_retries_total{verdict}
+ingest_line_fields_changed_total{how} ingest_events_ignored_total{source}
+ingest_flush_total{trigger} ingest_retries_total{verdict}
 ingest_readings_held ingest_ledger_imbalance_rows ingest_buffer_rows ingest_buffer_rows_max
 ingest_buffer_bytes ingest_buffer_oldest_age_seconds ingest_db_up ingest_hold{reason}
 ingest_dlq_bytes ingest_dlq_readings ingest_dlq_oldest_age_seconds ingest_build_info{version}
@@ -69,6 +70,7 @@ def busy() -> Ledger:
     ledger.post_refused("all_invalid")
     ledger.connection_closed("slow_body")
     ledger.retries["retry"] += 1
+    ledger.events_ignored["ttn"] += 1
     ledger.commit_s.observe(0.03)
     ledger.lag_s.observe(1e9)
     ledger.journal_sync_s.observe(0.0003)

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from ingest.cli.doctor_sources import sources_check
 from ingest.cli.main import main
+from ingest.config.settings import Settings
 from ingest.config.source_tables import SOURCES_MAX
 
 ESP = '[[source]]\nname = "esp"\ndevice = "id"\n'
@@ -125,6 +127,14 @@ def test_fault_of_the_file_is_told(
     code, _, error = ran(monkeypatch, capsys, "list", "--sources-file", str(file))
     assert code == 2
     assert said in error
+
+
+def test_doctor_says_what_is_in_the_file(file: Path) -> None:
+    """The service would not start with a wrong one."""
+    settings = Settings(sources_file=str(file))
+    assert sources_check(settings) == ("sources", "ok", "1 source: esp")
+    file.write_text("x")
+    assert sources_check(settings).state == "FAIL"
 
 
 def test_source_in_the_file_of_settings_is_told(

@@ -52,6 +52,7 @@ LETTERS = st.builds(
     ignore_unknown=st.just(False),
     device=st.just(""),
     prefix=st.just(""),
+    context=st.just(""),
 )
 
 
@@ -73,6 +74,7 @@ SAID = st.builds(
     ignore_unknown=st.booleans(),
     device=TEXTS,
     prefix=TEXTS,
+    context=TEXTS,
 )
 
 

@@ -108,7 +108,7 @@ def told(mapped: Mapped) -> tuple[list[Any], list[str], int, int]:
     return sorted(rows), sorted(codes), mapped.ignored, mapped.points.rounded
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(table=a_table(), document=DOCUMENTS)
 @example(table={"name": "s", "device": "a", "values": "."}, document={"a": "d", "b": 1, "t": "x"})
 @example(
@@ -133,6 +133,7 @@ def test_any_table_reads_any_document_as_the_oracle_reads_it(
     assert rounded == expected.rounded
 
 
+@settings(max_examples=60)
 @given(
     table=a_table(),
     body=st.binary(max_size=60)
@@ -154,6 +155,7 @@ def test_any_body_is_read_or_refused(table: dict[str, Any], body: bytes) -> None
         assert any(each.code == error.code for each in again.errors)
 
 
+@settings(max_examples=40)
 @given(documents=st.lists(DOCUMENTS, min_size=1, max_size=6), table=a_table())
 def test_list_and_lines_are_read_alike(documents: list[Any], table: dict[str, Any]) -> None:
     """As an array, and as a line for each."""
@@ -165,6 +167,7 @@ def test_list_and_lines_are_read_alike(documents: list[Any], table: dict[str, An
     assert told(decode(lines, map_post(table))) == told(decode(array, map_post(table)))
 
 
+@settings(max_examples=60)
 @given(
     table=st.dictionaries(
         st.sampled_from(

@@ -65,8 +65,9 @@ def metrics(receiver: Receiver) -> list[tuple[str, str, float]]:
 async def test_own_json_is_kept_whatever_its_media_type(file: Path, media_type: str) -> None:
     """Many clients write a wrong one. The answer is 200, with a small body."""
     async with running(file) as receiver:
-        headers = {"Content_Type": media_type} if media_type else {}
-        reply = await send(receiver, **headers)
+        typed = {"Content-Type": media_type} if media_type else {}
+        sized = {"Content-Length": str(len(BODY)), **typed}
+        reply = await receiver.send(head("POST", "/v1/in/esp", sized) + BODY)
         assert reply.status == 200
         assert reply.document == {"accepted": 2, "faulty": 0, "ignored": 0}
         assert metrics(receiver) == [("esp-1", "temp", 21.4), ("esp-1", "hum", 40.0)]
@@ -272,11 +273,11 @@ async def test_device_of_another_token_is_not_allowed(file: Path) -> None:
     in_force = tokens.in_force(tokens.line(devices=("esp-*",)))
     async with running(file, tokens=in_force, access="token") as receiver:
         other = b'{"id":"other","t":1}'
-        sent = {"Authorization": f"Bearer {tokens.SECRET}"}
-        reply = await send(receiver, body=b"[%b,%b]" % (BODY, other), **sent)
+        sent = f"Bearer {tokens.SECRET}"
+        reply = await send(receiver, body=b"[%b,%b]" % (BODY, other), Authorization=sent)
         assert reply.document["accepted"] == 2
         assert [each.code for each in receiver.dead_letters.letters] == ["not_allowed"]
-        assert (await send(receiver, body=other, **sent)).code == "outside_scope"
+        assert (await send(receiver, body=other, Authorization=sent)).code == "outside_scope"
 
 
 async def test_own_path_gives_the_device(file: Path) -> None:
@@ -306,13 +307,13 @@ async def test_large_post_is_kept_in_blocks(file: Path) -> None:
 
 async def test_small_posts_go_on_beside_a_large_one(file: Path) -> None:
     """A large body is decoded in short steps."""
-    doc = orjson.dumps([{"id": f"d{at}", "v": at} for at in range(20_000)])
+    doc = orjson.dumps([{"id": f"d{at}", "v": at} for at in range(6_000)])
     async with running(file) as receiver:
         large = asyncio.create_task(send(receiver, body=doc))
         small = asyncio.create_task(send(receiver))
         await until(small.done)
         assert (await small).status == 200
-        assert (await large).document["accepted"] == 20_000
+        assert (await large).document["accepted"] == 6_000
 
 
 async def test_path_of_another_page_is_refused_at_the_start(file: Path) -> None:
@@ -324,10 +325,10 @@ async def test_path_of_another_page_is_refused_at_the_start(file: Path) -> None:
 
 async def test_large_bodies_are_decoded_one_after_another(file: Path) -> None:
     """Each takes ten times its memory while it is decoded; a client that is gone is forgotten."""
-    doc = orjson.dumps([{"id": f"d{at}", "v": at} for at in range(5_000)])
+    doc = orjson.dumps([{"id": f"d{at}", "v": at} for at in range(3_000)])
     async with running(file) as receiver:
         client = await receiver.connect()
         await client.send(head("POST", "/v1/in/esp", {"Content-Length": str(len(doc))}) + doc)
         await client.close()
         replies = await asyncio.gather(*(send(receiver, body=doc) for _ in range(4)))
-        assert [each.document["accepted"] for each in replies] == [5_000] * 4
+        assert [each.document["accepted"] for each in replies] == [3_000] * 4
