@@ -32,6 +32,8 @@ from ingest.receiver.keeper import ADMISSION_DETAILS, COMMITTED, READINGS, Keepe
 from ingest.receiver.line_keeper import LineKeeper
 from ingest.receiver.line_stubs import stubs
 from ingest.receiver.lines import LineOptions, LinePages
+from ingest.receiver.openapi.document import pages_with_document
+from ingest.receiver.openapi.paths import PATH, StatedLimits
 from ingest.receiver.query import Query, parse_query, with_ack
 from ingest.receiver.quotas import Quotas
 from ingest.receiver.senders import KnownSender, Senders
@@ -55,8 +57,11 @@ class Endpoint:
     `levels` are the acknowledgements that the buffer gives without the database, best first;
     `committed` is always available. Raises ConfigError if `ack_default` is none of them.
     `on_decoded` is called with every decoded post, kept or not. It must be quick and must not fail.
-    `connection_s_max`, `certificate`, `proxies`: see Connections.
+    `connection_s_max`, `certificate`, `proxies`: see Connections. `openapi` is the document of its
+    pages, in bytes.
     """
+
+    openapi: bytes
 
     def __init__(
         self,
@@ -135,11 +140,15 @@ class Endpoint:
             on_decoded=self._on_decoded,
         )
         open_to_all = {**stubs(self._plain_bodies, health), **probes(health)}
-        return {
+        pages = {
             READINGS: Route(POST, self._readings),
             **lines.pages(),
             **self._guarded(open_to_all),
         }
+        bodies, rows_max = self._plain_bodies.limits, self._rules.post_rows_max
+        limits = StatedLimits(rows_max, bodies, line_options.rows_max, line_options.bodies)
+        pages, self.openapi = pages_with_document(pages, limits)
+        return pages | self._guarded({PATH: pages[PATH]})
 
     def certificate_ends_s(self) -> float | None:
         """Return when its certificate ends, in seconds since 1970; None without one."""

@@ -1,7 +1,10 @@
 """`./run clients`: unmodified client libraries write, while database and service are killed.
 
+At last schemathesis asks all that the OpenAPI document knows.
+
 Exit codes: 0 all points that a client was told are kept are in the table, once and unaltered, and
-each client says if its token is wrong; 1 not so; 2 wrong use.
+each client says if its token is wrong, and each answer is in the OpenAPI document; 1 not so; 2
+wrong use.
 """
 
 from __future__ import annotations
@@ -15,11 +18,14 @@ from pathlib import Path
 
 import uvloop
 
+from tests.clients.document import NAME as SCHEMATHESIS
+from tests.clients.document import try_document
 from tests.clients.judge import says_so
-from tests.clients.libraries import CLIENTS, Client, Libraries
-from tests.clients.trial import Result, opened, try_client
+from tests.clients.libraries import CLIENTS, Libraries, MissingProgram
+from tests.clients.trial import Result, World, opened, try_client
 
 COLUMNS = "client|version|token as|points|told kept|in table|lost|doubled|altered|errors shown"
+NAMES = [*(client.name for client in CLIENTS), SCHEMATHESIS]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,13 +42,16 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME",
-        choices=[client.name for client in CLIENTS],
-        help="run only this one; may be repeated: " + ", ".join(each.name for each in CLIENTS),
+        choices=NAMES,
+        help="run only this one; may be repeated: " + ", ".join(NAMES),
     )
     made.add_argument(
         "--points", type=int, default=10_000, metavar="N", help="of each client [10000]"
     )
-    made.add_argument("--seed", type=int, default=1, metavar="N", help="of the values [1]")
+    made.add_argument(
+        "--requests", type=int, default=2_000, metavar="N", help="of schemathesis [2000]"
+    )
+    made.add_argument("--seed", type=int, default=1, metavar="N", help="of all random values [1]")
     made.add_argument("--libraries", type=Path, required=True, help=argparse.SUPPRESS)
     return made
 
@@ -70,34 +79,55 @@ def faults_of(result: Result) -> list[str]:
     return found
 
 
-async def run_all(chosen: list[Client], libraries: Libraries, points: int, seed: int) -> int:
-    """Run the clients one after another; return the exit code."""
-    results = []
+async def run_all(given: argparse.Namespace) -> int:
+    """Run the chosen clients one after another; return the exit code."""
+    chosen = set(given.only or NAMES)
     with tempfile.TemporaryDirectory(prefix="clients-") as folder:
         Path(folder).chmod(0o755)  # PostgreSQL may run as another user
         async with opened(Path(folder)) as world:
-            for client in chosen:
-                began_s = time.monotonic()
-                result = await try_client(world, libraries, client, points=points, seed=seed)
-                results.append(result)
-                took_s = time.monotonic() - began_s
-                word = "RED" if faults_of(result) else "ok"
-                print(f"{word:<4} {client.name} ({took_s:.0f} s)", flush=True)
-                for fault in faults_of(result):
-                    print(f"     {fault}", flush=True)
-    print(f"\n{table(results)}\n\nwith a wrong token:")
+            green = await _run_clients(world, given, chosen - {SCHEMATHESIS})
+            if SCHEMATHESIS in chosen:
+                green = await _run_schemathesis(world, given) and green
+    return 0 if green else 1
+
+
+async def _run_clients(world: World, given: argparse.Namespace, chosen: set[str]) -> bool:
+    results, libraries = list[Result](), Libraries(given.libraries)
+    clients = [client for client in CLIENTS if client.name in chosen]
+    libraries.prepare(clients)
+    for client in clients:
+        began_s = time.monotonic()
+        result = await try_client(world, libraries, client, points=given.points, seed=given.seed)
+        results.append(result)
+        word = "RED" if faults_of(result) else "ok"
+        print(f"{word:<4} {client.name} ({time.monotonic() - began_s:.0f} s)", flush=True)
+        for fault in faults_of(result):
+            print(f"     {fault}", flush=True)
+    if results:
+        print(f"\n{table(results)}\n\nwith a wrong token:")
     for result in results:
         kind = result.said.partition(":")[0]
         print(f"  {result.client.name}: {kind}: .. {says_so(result.said) or 'says nothing'}")
-    return 1 if any(faults_of(result) for result in results) else 0
+    return not any(faults_of(result) for result in results)
+
+
+async def _run_schemathesis(world: World, given: argparse.Namespace) -> bool:
+    found = await try_document(
+        world, given.libraries / "bin", requests=given.requests, seed=given.seed
+    )
+    print(f"\n{found.fault}\n{'RED' if found.fault else 'ok':<4} {found.shown()}".lstrip("\n"))
+    return not found.fault
 
 
 def main(words: list[str] | None = None) -> int:
     """Run the chosen clients; return the exit code."""
     given = parser().parse_args(words)
-    chosen = [each for each in CLIENTS if not given.only or each.name in given.only]
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(run_all(chosen, Libraries(given.libraries), given.points, given.seed))
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(run_all(given))
+    except MissingProgram as error:
+        print(f"./run clients: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -133,33 +133,24 @@ async def try_client(
 ) -> Result:
     """Let a client write through both faults, and once with a wrong token."""
     token = await make_token(world.service.state_dir, client.measurement)
-    order = {
-        "url": world.service.url,
-        "token": token,
-        "measurement": client.measurement,
-        "points": points,
-        "seed": seed,
-        "gates": [points // 5, points // 2],
-    }
-    wrong = f"{client.measurement}_wrong"
-    _, refused = await run_client(
-        libraries,
-        client,
-        {**order, "token": WRONG, "measurement": wrong, "points": 1, "gates": []},
-        [],
-    )
-    told, said = await run_client(
-        libraries, client, order, [world.restart_database, world.kill_service]
-    )
+    all_points, wrong = make_points(points, seed), f"{client.measurement}_wrong"
+    file = world.service.state_dir.parent / "points.json"
+    order: dict[str, object] = {"url": world.service.url, "file": str(file)}
+    file.write_text(json.dumps(all_points[:1]))
+    refused = {"token": WRONG, "measurement": wrong, "gates": []}
+    _, refusals = await run_client(libraries, client, {**order, **refused}, [])
+    file.write_text(json.dumps(all_points))
+    order |= {"token": token, "measurement": client.measurement}
+    order["gates"] = [points // 5, points // 2]
+    faults: Faults = [world.restart_database, world.kill_service]
+    told, said = await run_client(libraries, client, order, faults)
     rows = await world.rows()
-    verdict = judge(
-        make_points(points, seed), told, _of(client.measurement, rows), client.measurement
-    )
+    verdict = judge(all_points, told, _of(client.measurement, rows), client.measurement)
     return Result(
         client=client,
         version=libraries.version(client),
         verdict=verdict._replace(from_wrong_token=len(_of(wrong, rows))),
-        said=refused[0] if refused else "",
+        said=refusals[0] if refusals else "",
         tries=len(said),
     )
 

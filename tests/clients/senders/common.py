@@ -12,9 +12,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
-from tests.clients.points import Point, make_points
+from tests.clients.points import Point
 
 BATCH = 100
 PACE_S = 0.02  # between two batches, so that the faults come in the middle
@@ -23,14 +24,20 @@ WRONG = "iot_wrong-token-wrong-token-wrong-token-wrong-to"
 
 
 class Order(NamedTuple):
-    """What a program has to do. Without `points` it sends one point, and shows what it is told."""
+    """What a program has to do. `file` has the points as JSON.
+
+    If it is one point, the token is wrong: the program sends it once, and shows what it is told.
+    """
 
     url: str
     token: str
     measurement: str
-    points: int
-    seed: int
+    file: str
     gates: tuple[int, ...]
+
+    def read(self) -> list[Point]:
+        """Return the points."""
+        return [Point(*each) for each in json.loads(Path(self.file).read_text())]
 
     @property
     def host_and_port(self) -> tuple[str, int]:
@@ -75,14 +82,14 @@ def write_each(order: Order, write: Callable[[list[Point]], object]) -> None:
 
     `write` raises an exception if the client was not told that the points are written.
     """
-    points = make_points(order.points, order.seed)
+    points = order.read()
     for batch in batches(points, order.gates):
         while True:
             try:
                 write([points[at] for at in batch])
             except Exception as error:
                 said(error)
-                if order.points == 1:
+                if len(points) == 1:
                     return
                 time.sleep(AGAIN_S)
             else:
@@ -141,6 +148,6 @@ def write_in_background(
     for batch in batches(points, order.gates):
         write([points[at] for at in batch])
     while failed := told.wait():
-        if order.points == 1:
+        if len(points) == 1:
             return
         write([points[at] for at in sorted(failed)])

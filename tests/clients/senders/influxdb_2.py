@@ -12,7 +12,7 @@ from influxdb_client import InfluxDBClient, WriteOptions, WritePrecision
 from influxdb_client import Point as ClientPoint
 from influxdb_client.client.write_api import SYNCHRONOUS
 
-from tests.clients.points import Point, make_points
+from tests.clients.points import Point
 from tests.clients.senders.common import Order, Told, order, write_each, write_in_background
 
 BATCHING = WriteOptions(batch_size=500, flush_interval=1_000, jitter_interval=100)
@@ -32,7 +32,7 @@ def records(measurement: str, points: list[Point]) -> list[ClientPoint]:
 
 def in_background(client: InfluxDBClient, ordered: Order) -> None:
     """Write with batches and tries of the client's own."""
-    points = make_points(ordered.points, ordered.seed)
+    points = ordered.read()
     told = Told(points, us=1)
     with client.write_api(
         write_options=BATCHING,

@@ -16,7 +16,7 @@ from influxdb_client_3 import (
 )
 from influxdb_client_3 import Point as ClientPoint
 
-from tests.clients.points import Point, make_points
+from tests.clients.points import Point
 from tests.clients.senders.common import Order, Told, order, write_each, write_in_background
 
 BATCHING = WriteOptions(batch_size=500, flush_interval=1_000, jitter_interval=100)
@@ -43,7 +43,7 @@ def make_client(ordered: Order, **options: Any) -> InfluxDBClient3:
 
 def in_background(ordered: Order) -> None:
     """Write with batches and tries of the client's own."""
-    points = make_points(ordered.points, ordered.seed)
+    points = ordered.read()
     told = Told(points, us=1)
     options = write_client_options(
         write_options=BATCHING,
