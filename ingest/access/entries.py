@@ -28,7 +28,8 @@ LINE_BYTES_MAX = 16 * 1024
 TEXT_CHARACTERS_MAX = 500
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LISTS = ("devices", "sources", "formats")
-_TOKEN = frozenset({"name", "sha256", *_LISTS, "device", "expires", "note"})
+_TOKEN = frozenset({"name", "sha256", *_LISTS, "device", "expires", "note", "admin"})
+READS, OPERATES = "read", "operate"  # what a token may do at the admin port
 _END = frozenset({"end", "at", "name"})
 
 
@@ -36,7 +37,8 @@ class TokenEntry(NamedTuple):
     """A token as the file has it. An empty tuple: no limit. Its end is in Unix microseconds.
 
     `devices` are globs; `device` is the one device that it speaks for, also where a post names
-    none. `ends_us` is from when on it is refused, NEVER_US if there is no such time.
+    none. `ends_us` is from when on it is refused, NEVER_US if there is no such time. With `admin`
+    (READS or OPERATES) it is for the admin port, and posts nothing.
     """
 
     name: str
@@ -47,6 +49,7 @@ class TokenEntry(NamedTuple):
     formats: tuple[str, ...] = ()
     ends_us: float = NEVER_US
     note: str = ""
+    admin: str = ""
 
 
 def new_secret() -> str:
@@ -62,7 +65,7 @@ def digest_of(token: str) -> str:
 def entry_line(entry: TokenEntry) -> bytes:
     """Return the line of a token."""
     fields: dict[str, Any] = {"name": entry.name, "sha256": entry.digest}
-    fields |= {name: getattr(entry, name) for name in (*_LISTS, "device", "note")}
+    fields |= {name: getattr(entry, name) for name in (*_LISTS, "device", "note", "admin")}
     if entry.ends_us != NEVER_US:
         fields["expires"] = rfc3339(int(entry.ends_us))
     return orjson.dumps({name: each for name, each in fields.items() if each}) + b"\n"
@@ -81,6 +84,11 @@ class Entries:
         self.by_digest: dict[str, TokenEntry] = dict(before.by_digest) if before else {}
         self._ends: dict[str, int] = dict(before._ends) if before else {}
         self._lines: int = before._lines if before else 0
+
+    @property
+    def senders(self) -> int:
+        """How many tokens there are that may post, those that have ended included."""
+        return sum(not each.admin for each in self.by_digest.values())
 
     def read(self, text: bytes) -> Iterator[None]:
         """Read whole lines in short steps. Raises ValueError, which shows nothing of a line."""
@@ -137,9 +145,15 @@ def _entry_of(fields: dict[str, Any]) -> TokenEntry:
     check_name(fields["name"])
     digest = _digest(fields["sha256"], "sha256")
     lists = {name: _texts(fields, name) for name in _LISTS if name in fields}
-    single = {name: _text(fields[name], name) for name in ("device", "note") if name in fields}
+    texts = ("device", "note", "admin")
+    single = {name: _text(fields[name], name) for name in texts if name in fields}
     if lists.get("devices") and single.get("device"):
         raise ValueError("has `devices` and `device`; it may have one of them")
+    if "admin" in single:
+        if single["admin"] not in {READS, OPERATES}:
+            raise ValueError(f"`admin` is neither {READS} nor {OPERATES}")
+        if lists or "device" in single:
+            raise ValueError("has `admin`; such a token posts nothing, so it has no other limits")
     ends_us = _moment_us(fields["expires"], "expires") if "expires" in fields else NEVER_US
     return TokenEntry(fields["name"], digest, ends_us=ends_us, **lists, **single)  # type: ignore[arg-type]
 

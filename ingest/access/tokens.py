@@ -35,6 +35,8 @@ class Identity:
     def covers(self, source: str, form: str) -> bool:
         """Whether it may send in this form to this source."""
         entry = self.entry
+        if entry.admin:
+            return False
         of_source = not entry.sources or source in entry.sources
         return of_source and (not entry.formats or form in entry.formats)
 
@@ -63,12 +65,17 @@ class Tokens:
 
     def __init__(self) -> None:
         self.entries = Entries()
+        self.has_admins = False  # a token for the admin port is there, also if it has ended
         self._identities: dict[str, Identity] = {}
         self._next_end_us = NEVER_US
 
     def find(self, token: str) -> Identity | None:
         """Return the identity of a live token. The work is the same for every wrong one."""
-        identity = self._identities.get(digest_of(token))
+        return self.with_digest(digest_of(token))
+
+    def with_digest(self, digest: str) -> Identity | None:
+        """Return the identity of the live token that has this digest."""
+        identity = self._identities.get(digest)
         return identity if identity is not None and identity.live else None
 
     def change(self, entries: Entries) -> Iterator[None]:
@@ -78,7 +85,7 @@ class Tokens:
         """
         now_us = unix_us()
         old, new = self._identities, dict[str, Identity]()
-        next_end_us = NEVER_US
+        next_end_us, has_admins = NEVER_US, False
         for digest, entry in entries.by_digest.items():
             known = old.get(digest)
             if known is None or not known.live or known.entry != entry:
@@ -86,10 +93,12 @@ class Tokens:
                 known.live = entry.ends_us > now_us
             if known.live:
                 next_end_us = min(next_end_us, entry.ends_us)
+            has_admins = has_admins or bool(entry.admin)
             new[digest] = known
             if not len(new) % _STEP:
                 yield
         self._identities, self.entries, self._next_end_us = new, entries, next_end_us
+        self.has_admins = has_admins
         for at, (digest, identity) in enumerate(old.items()):
             if new.get(digest) is not identity:
                 identity.live = False

@@ -40,6 +40,8 @@ BROKER_FIGURES = {
     "consumer_redelivered": "Messages that were delivered again and are not acknowledged.",
     "stream_removed": "Messages that somebody removed before they were done, as seen by processes.",
     "stream_skipped_total": "Messages that no writer was given, and that cannot be read any more.",
+    "stream_unforwarded_total": "Messages that were removed, though a forwarder that does not run "
+    "had not sent them.",
     "redeliveries_total": "Messages that came to this process and had been delivered before.",
 }
 
@@ -186,18 +188,9 @@ class LedgerCollector(Collector):
                 "cause",
                 m.connections_closed,
             ),
-            (
-                "readings_dead_lettered",
-                "Readings kept as dead letters.",
-                "reason",
-                m.dead_lettered,
-            ),
-            (
-                "line_fields_changed",
-                "Fields of lines not stored as they came.",
-                "how",
-                m.line_fields,
-            ),
+            ("readings_dead_lettered", "Readings kept as dead letters.", "reason", m.dead_lettered),
+            ("line_fields_changed", "Fields not stored as they came.", "how", m.line_fields),
+            ("events_ignored", "Events without readings, of sources.", "source", m.events_ignored),
             (
                 "flush",
                 "Batches sent to the database, by the reason why the batch was closed.",

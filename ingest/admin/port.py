@@ -1,4 +1,4 @@
-"""The admin port: probes, metrics, `hold`, `hold/release`, `refused`, and the dashboard's pages.
+"""The admin port: probes, metrics, `hold`, `refused`, `senders`, and the dashboard's pages.
 
 Promises: probes and /metrics need no token, and there is room for them whatever else is asked for.
 `hold/release` and `refused` (the last refused posts) need the admin token, or must come from our
@@ -41,7 +41,8 @@ class Admin:
 
     `release_hold(dead_letter)` makes writers that wait try at once, and returns whether they
     waited. `message` returns the last message of the database while they wait. `pages` are further
-    routes, which check access themselves. `refused_posts` lists the last refused posts.
+    routes, which check access themselves. `refused_posts` lists the last refused posts,
+    `senders` those who send most.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Admin:
         bodies: Bodies,
         release_hold: Callable[[bool], bool],
         refused_posts: Callable[[], list[dict[str, Any]]],
+        senders: Callable[[], list[dict[str, Any]]] = list,
         pages: Mapping[str, Route],
     ) -> None:
         self._exposition = exposition
@@ -62,6 +64,7 @@ class Admin:
         self._guard = guard
         self._release_hold = release_hold
         self._refused_posts = refused_posts
+        self._senders = senders
         self._bodies = bodies
         self._port = Port(
             {
@@ -94,6 +97,7 @@ class Admin:
             "/hold": Route(READ, self._hold),
             "/hold/release": Route(POST, self._release),
             "/refused": Route(READ, self._refused),
+            "/senders": Route(READ, self._busiest),
         }
         bounded = {
             path: (few_log_ins if path.startswith("/login") else few).bounded(
@@ -118,6 +122,11 @@ class Admin:
     async def _refused(self, request: Request, _query: str, _at_s: float) -> Answer:
         self._check_act(request.headers)
         document = orjson.dumps({"posts": self._refused_posts()})
+        return Answer(200, document, headers=b"Cache-Control: no-store\r\n")
+
+    async def _busiest(self, request: Request, _query: str, _at_s: float) -> Answer:
+        self._guard.check_look(request.headers)
+        document = orjson.dumps({"senders": self._senders()})
         return Answer(200, document, headers=b"Cache-Control: no-store\r\n")
 
     def _check_act(self, headers: Mapping[str, str]) -> None:

@@ -21,9 +21,13 @@ def tokens_path(settings: Settings) -> Path:
     return state_dir(settings) / "tokens"
 
 
-def open_tokens(settings: Settings) -> TokenFile:
-    """Return the file of tokens, read for the first time. Raises StartError."""
-    file = TokenFile(tokens_path(settings), named=bool(settings.tokens_file))
+def open_tokens(settings: Settings, *, may_be_missing: bool = False) -> TokenFile:
+    """Return the file of tokens, read for the first time. Raises StartError.
+
+    That of the state folder may be missing; one that is set only if it `may_be_missing`.
+    """
+    named = bool(settings.tokens_file) and not may_be_missing
+    file = TokenFile(tokens_path(settings), named=named)
     file.open()
     return file
 
@@ -36,7 +40,7 @@ def with_access(settings: Settings, address: str) -> Settings:
     free = is_open(
         settings.access,
         private=is_loopback(address) and not settings.trusted_proxies,
-        tokens=len(open_tokens(settings).tokens.entries.by_digest),
+        tokens=open_tokens(settings).tokens.entries.senders,
         address=address,
         run=command_words()["run"],
     )

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from ingest import __version__
+from ingest.access.tokens import Tokens
 from ingest.admin.dashboard.letters import Letters
 from ingest.admin.dashboard.pages import Dashboard, Sources
 from ingest.admin.dashboard.tail import ObservedDeadLetters, TailSource
@@ -47,6 +48,7 @@ class AdminSide:
 
     `readyz` is that of Health. `message` returns the last message of the database. Figures of the
     buffer and the journal come from the ledger's gauges. `database` sets the database's URL later.
+    `tokens` are those of the file, some of which may be for this port.
     `buffer` is the one that the page shows, if it is not that of the settings (`stream`). With
     `joint` the ledger is the sum of several processes.
     """
@@ -62,32 +64,24 @@ class AdminSide:
         token: str,
         release_hold: Callable[[bool], bool],
         refused_posts: Callable[[], list[dict[str, Any]]],
+        senders: Callable[[], list[dict[str, Any]]] = list,
         buffer: str = "",
         joint: Joint | None = None,
+        tokens: Tokens | None = None,
     ) -> None:
         self._settings = settings
         self._database_url: DatabaseUrl | None = None
         self._known: KnownServer | None = None
         self._lookup: Lookup | None = None
         # Who has set a token uses it: no key then, so that there is one way to log in.
-        self.guard = Guard(token, with_key=not settings.admin_token)
+        self.guard = Guard(token, with_key=not settings.admin_token, tokens=tokens)
         self._dead_letters = dead_letters
         # These limits are not those of the data port. The dashboard has bodies of its own, because
         # everybody may send a log-in, and these must not use up the memory for `hold/release`.
         bodies = partial(Bodies, body_bytes_max=MIB, body_s_max=10.0, all_bytes_max=64 * MIB)
         self._words = command_words()
         self.dashboard = Dashboard(
-            {
-                "typed": self._words,
-                "buffer": buffer or settings.buffer,
-                "buffer_rows_max": settings.buffer_rows_max,
-                "journal_bytes_max": settings.journal_bytes_max,
-                "stream_bytes_max": settings.stream_bytes_max,
-                "batch_rows_max": settings.batch_rows_max,
-                "dlq_bytes_max": settings.dlq_bytes_max,
-                "hold_probe_s": settings.hold_probe_s,
-                "releases": joint.releases if joint else "",
-            },
+            self._shown(buffer, joint),
             Sources(
                 __version__,
                 ledger,
@@ -109,8 +103,23 @@ class AdminSide:
             bodies=bodies(),
             release_hold=release_hold,
             refused_posts=refused_posts,
+            senders=senders,
             pages=self.dashboard.pages,
         )
+
+    def _shown(self, buffer: str, joint: Joint | None) -> dict[str, Any]:
+        """Return the settings that the page shows."""
+        return {
+            "typed": self._words,
+            "buffer": buffer or self._settings.buffer,
+            "buffer_rows_max": self._settings.buffer_rows_max,
+            "journal_bytes_max": self._settings.journal_bytes_max,
+            "stream_bytes_max": self._settings.stream_bytes_max,
+            "batch_rows_max": self._settings.batch_rows_max,
+            "dlq_bytes_max": self._settings.dlq_bytes_max,
+            "hold_probe_s": self._settings.hold_probe_s,
+            "releases": joint.releases if joint else "",
+        }
 
     def _sink(self) -> Sink | None:
         if self._database_url is None:

@@ -166,6 +166,7 @@ class Gateway:
             self.health.readyz,
             tail=self._tail.take,
             refused_posts=refused_posts.listed,
+            senders=self.endpoint.busiest,
         )
         self._admin = None if self._place.channel else self._own_admin(refused_posts)
 
@@ -175,7 +176,9 @@ class Gateway:
             ledger=self.ledger,
             readyz=self.health.readyz,
             token=self._settings.admin_token or secrets.token_urlsafe(24),
+            tokens=self._token_file.tokens,
             refused_posts=refused_posts.listed,
+            senders=self.endpoint.busiest,
         )
 
     def _figures(self) -> BrokerFigures:

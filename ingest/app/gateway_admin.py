@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ingest import __version__
+from ingest.access.tokens import Tokens
 from ingest.admin.dashboard.assets import assets, html, page
 from ingest.admin.exposition import Exposition
 from ingest.admin.guard import Guard
@@ -37,11 +38,13 @@ class GatewayAdmin:
         readyz: Callable[[], tuple[int, bytes]],
         token: str,
         refused_posts: Callable[[], list[dict[str, Any]]],
+        senders: Callable[[], list[dict[str, Any]]] = list,
+        tokens: Tokens | None = None,
     ) -> None:
         self._admin_listen = settings.admin_listen
         self._dashboard_url = settings.dashboard_url
         self._listen = ""
-        self._guard = Guard(token)
+        self._guard = Guard(token, tokens=tokens)
         files = assets()
         self._admin = Admin(
             ledger=ledger,
@@ -52,6 +55,7 @@ class GatewayAdmin:
             bodies=Bodies(body_bytes_max=MIB, body_s_max=10.0, all_bytes_max=MIB),
             release_hold=lambda _dead_letter: False,
             refused_posts=refused_posts,
+            senders=senders,
             pages={
                 "/": Route(READ, self._front),
                 **{path: Route(READ, files[path].handle) for path in _ASSETS},

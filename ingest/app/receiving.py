@@ -27,7 +27,10 @@ from ingest.model.ports import Admission, Database, DeadLetters, PostInlet
 from ingest.receiver.access import Access
 from ingest.receiver.endpoint import Endpoint
 from ingest.receiver.lines import LineOptions
+from ingest.receiver.places import Places
 from ingest.receiver.quotas import Quotas, Rates
+from ingest.receiver.senders import Senders
+from ingest.receiver.sources import SourceOptions
 
 # With several gateways a connection ends about so often, so that its client may reach another one.
 CONNECTION_S = 300.0
@@ -51,7 +54,13 @@ def make_endpoint(
 
     Raises ConfigError, and StartError if the certificate cannot be used.
     """
-    lines = _line_options(settings)
+    lines, rates = _line_options(settings), _rates(settings)
+    access = Access(
+        tokens or Tokens(),
+        access=settings.access,
+        host_names=host_names(settings.host_names),
+        has_proxies=bool(settings.trusted_proxies),
+    )
     return Endpoint(
         rules=make_rules(settings),
         plain_bodies=PlainBodies(
@@ -62,6 +71,7 @@ def make_endpoint(
             largest=lines.bodies.body_bytes_max,
         ),
         line_options=lines,
+        source_options=_source_options(settings, lines),
         connections_max=settings.connections_max,
         header_s_max=settings.header_s_max,
         keepalive_s_max=settings.keepalive_s_max,
@@ -71,12 +81,8 @@ def make_endpoint(
         levels=levels,
         dead_letters=dead_letters,
         ledger=ledger,
-        access=Access(
-            tokens or Tokens(),
-            access=settings.access,
-            host_names=host_names(settings.host_names),
-            has_proxies=bool(settings.trusted_proxies),
-        ),
+        access=access,
+        senders=Senders(access, Quotas(rates) if rates.any else None, _places(settings)),
         admission=admission,
         database=database,
         health=health,
@@ -84,7 +90,6 @@ def make_endpoint(
         on_decoded=on_decoded,
         connection_s_max=CONNECTION_S if settings.gateways > 1 else math.inf,
         certificate=_certificate(settings),
-        quotas=Quotas(rates) if (rates := _rates(settings)).any else None,
         proxies=Proxies(trusted) if (trusted := networks(settings.trusted_proxies)) else None,
     )
 
@@ -107,6 +112,15 @@ def _line_options(settings: Settings) -> LineOptions:
     )
 
 
+def _source_options(settings: Settings, lines: LineOptions) -> SourceOptions:
+    """Return the options of mapped sources: a post may have as many readings as one of lines."""
+    return SourceOptions(
+        rows_max=lines.rows_max,
+        rows_bytes_max=settings.buffer_bytes_max // 16,
+        answer_s_max=settings.answer_s_max,
+    )
+
+
 def _rates(settings: Settings) -> Rates:
     """Return what one sender may send to this process."""
     return Rates(
@@ -114,6 +128,12 @@ def _rates(settings: Settings) -> Rates:
         settings.sender_posts_per_s_max,
         settings.sender_burst_s,
     ).shared_by(settings.gateways)
+
+
+def _places(settings: Settings) -> Places | None:
+    """Return how many connections one sender may have to this process; None: no limit."""
+    most = settings.sender_connections_max
+    return Places(math.ceil(most / settings.gateways)) if most else None
 
 
 def _certificate(settings: Settings) -> Certificate | None:

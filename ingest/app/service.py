@@ -118,12 +118,12 @@ class Service:
             rules=make_rules(settings),
         )
         self._taking_back = TakeBack(settings, folder, self.buffer, self.ledger)
+        self._token_file = open_tokens(settings)
         self._connect_parts(words)
 
     def _connect_parts(self, words: Mapping[str, str]) -> None:
         settings, database_state = self._settings, self.writing.database_state
         self._reread = RereadUrl(settings)
-        self._token_file = open_tokens(settings)
         fill = Fill(settings, lambda: self.buffer.journal_stats().size_bytes)
         refused_posts = RefusedPosts(self.ledger)
         self.health = Health(
@@ -150,8 +150,10 @@ class Service:
             readyz=self.health.readyz,
             message=lambda: database_state.message,
             token=self._token,
+            tokens=self._token_file.tokens,
             release_hold=self.writing.release_hold,
             refused_posts=refused_posts.listed,
+            senders=lambda: self.endpoint.busiest(),  # noqa: PLW0108  made below
         )
         self.endpoint = make_endpoint(
             settings,

@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import Any
 
 from ingest.admin.dashboard.tail import ObservedDeadLetters, Tail
+from ingest.app.access import open_tokens
 from ingest.app.advice import advice
 from ingest.app.dead_letters import make_dead_letters, make_stream_replayer
 from ingest.app.fill import Fill
@@ -135,6 +136,8 @@ class StreamWriter:
         )
         self._admin: WriterAdmin | None = None
         if self._place.channel is None:
+            # The tokens are for posts, mostly, and a writer takes none: so they may be missing.
+            self._token_file = open_tokens(settings, may_be_missing=True)
             admin = self._admin = WriterAdmin(
                 settings,
                 self._place.instance,
@@ -143,6 +146,7 @@ class StreamWriter:
                 readyz=self.health.readyz,
                 release_hold=self.writing.release_hold,
                 advice=words,
+                tokens=self._token_file.tokens,
             )
             role.on_status = admin.status
             role.connection.hear(STATUS, admin.hear)
@@ -176,6 +180,7 @@ class StreamWriter:
             bound = await self._admin.start()
             self._admin.database(url, self.writing.known)
             tasks.spawn(self._admin.run(role.halted))
+            tasks.spawn(self._token_file.follow(role.halted))
             page = self._admin.page_address(bound)
             self._announce(f"writer {self._place.instance}, dashboard: {page}")
             role.listening()
@@ -279,6 +284,7 @@ class StreamWriter:
             "stream_altered": float(bool(watch.faults)),
             "stream_removed": watch.removed,
             "stream_skipped_total": self._check.skipped,
+            "stream_unforwarded_total": self._purge.unforwarded,
             "redeliveries_total": self.outlet.redeliveries,
         }
         if (state := watch.state) is None:

@@ -22,7 +22,7 @@ from typing import Any
 
 from ingest import __version__
 from ingest.access.rule import TOKEN
-from ingest.app.access import with_access
+from ingest.app.access import open_tokens, with_access
 from ingest.app.advice import advice, database_words
 from ingest.app.begin import begun
 from ingest.app.buffer import UNLESS, check_promise
@@ -30,6 +30,7 @@ from ingest.app.child import PROGRAM
 from ingest.app.children import ACCOUNTS, GATEWAY, WRITER, Children, Told, together
 from ingest.app.greeting import greeting_lines
 from ingest.app.own_broker import OwnBroker
+from ingest.app.rules import make_rules
 from ingest.app.servers import Servers
 from ingest.app.slot import SlotTimes
 from ingest.app.tasks import EXIT_BROKEN, EXIT_LOST, EXIT_OK, TASKS_S_MAX, Tasks
@@ -69,6 +70,7 @@ async def up(
     person. `program` are the words that start a child. `url_origin`: where database_url was set.
     """
     check_waits(settings)
+    make_rules(settings)  # a gateway would find the fault of a source, and end again and again
     with begun(settings, "up") as folder:
         notifier = Notifier.from_environment()
         limits = times or SlotTimes(leave_s_max=_leave_s_max(settings))
@@ -117,6 +119,7 @@ class Supervisor:
         self._token = settings.admin_token or secrets.token_urlsafe(24)
         self._servers = Servers(settings, folder)
         self._own = OwnBroker(settings, folder, self._servers.admin_address)
+        self._token_file = open_tokens(settings)
         self.admin = UpAdmin(
             settings,
             dead_letters=self._own.dead_letters,
@@ -124,6 +127,7 @@ class Supervisor:
             tell=self._tell,
             free_bytes=folder.free_bytes,
             advice=words,
+            tokens=self._token_file.tokens,
         )
         self._has_broker, self._has_gateways = asyncio.Event(), asyncio.Event()
         self._has_database = asyncio.Event()
@@ -187,6 +191,7 @@ class Supervisor:
         )
         for slot in children.slots:
             self._tasks.spawn(slot.run())
+        self._tasks.spawn(self._token_file.follow(self._halted))
         self._tasks.spawn(self._watch_servers())
         self._tasks.spawn(self._own.take_over(self.admin.ledger, self._stopping))
         self._tasks.spawn(self._restart_when_told(children))

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ingest.access.tokens import Tokens
 from ingest.admin.dashboard.pages import Dashboard
 from ingest.admin.exposition import JointExposition
 from ingest.app.admin import AdminSide, Joint
@@ -40,6 +41,7 @@ class UpAdmin:
         tell: Tell,
         free_bytes: Callable[[], int],
         advice: Mapping[str, str],
+        tokens: Tokens | None = None,
     ) -> None:
         self._admin_listen = settings.admin_listen
         self._bound = ""
@@ -60,7 +62,9 @@ class UpAdmin:
             token=token,
             release_hold=self._release_hold,
             refused_posts=self.instances.refused_posts,
+            senders=self.instances.senders,
             buffer="stream",
+            tokens=tokens,
             joint=Joint(self.ledger, JointExposition(self.instances.shown), overview.tail),
         )
 

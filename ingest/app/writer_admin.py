@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ingest import __version__
+from ingest.access.tokens import Tokens
 from ingest.admin.exposition import Exposition
 from ingest.app.admin import AdminSide, Joint
 from ingest.app.overview import LATE_S, Overview
@@ -44,6 +45,7 @@ class WriterAdmin:
         readyz: Callable[[], tuple[int, bytes]],
         release_hold: Callable[[bool], bool],
         advice: Mapping[str, str],
+        tokens: Tokens | None = None,
     ) -> None:
         self._instance = instance
         self._admin_listen = settings.admin_listen
@@ -65,7 +67,9 @@ class WriterAdmin:
             token=settings.admin_token or secrets.token_urlsafe(24),
             release_hold=release_hold,
             refused_posts=overview.instances.refused_posts,
+            senders=overview.instances.senders,
             buffer="stream",
+            tokens=tokens,
             joint=Joint(
                 ledger,
                 Exposition(ledger, __version__),

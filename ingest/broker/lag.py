@@ -1,9 +1,9 @@
-"""How far a forwarder is behind, and what is passed over so that it never fills the stream. No I/O.
+"""How far a forwarder is behind, and what is skipped so that it never fills the stream. No I/O.
 
 The stream keeps a message until the writers and each named forwarder have done it. A forwarder
 whose target is away for long would fill it, and the stream would then refuse posts. So beyond a
-bound its oldest messages are passed over, until the lag is KEPT of the bound. Messages that the
-writers have not done are not passed over: the stream keeps them anyway.
+bound its oldest messages are skipped, until the lag is KEPT of the bound. Messages that the
+writers have not done are not skipped: the stream keeps them anyway.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def lag_of(stream: Mapping[str, Any], consumer: Mapping[str, Any]) -> Lag:
 
 
 def place_to_skip_to(lag: Lag, bytes_max: int, writers_floor: int | None) -> int:
-    """Return the place up to which messages are passed over; 0 if none are.
+    """Return the place up to which messages are skipped; 0 if none are.
 
     Up to `writers_floor` the writers are done; None: there are no writers.
     """

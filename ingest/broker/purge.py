@@ -38,7 +38,7 @@ class StreamPurge:
     """`forwards`: further consumers that must have done a message. `checked_to`: see above.
 
     A forwarder whose lag is larger than `forward_lag_bytes_max` does not count (0: it always does).
-    If it runs, it passes over messages itself, sooner. `delivered_bytes` is how many bytes came to
+    If it runs, it skips messages itself, sooner. `delivered_bytes` is how many bytes came to
     our writer so far.
     """
 
@@ -53,6 +53,7 @@ class StreamPurge:
         forward_lag_bytes_max: int = 0,
     ) -> None:
         self.purged_to = 0  # all up to this place were removed, by us
+        self.unforwarded = 0  # messages that we removed though a forwarder had not sent them
         self.faults: tuple[StreamFault, ...] = ()  # why nothing is removed
         self._connection = connection
         self._consumers = (WRITER, *forwards)
@@ -62,6 +63,7 @@ class StreamPurge:
         self._delivered_before = 0
         self._kept = Kept(keep_s)
         self._made = ""
+        self._too_far_behind: dict[str, int] = {}  # forwarders: all up to this place is done
         self._occasionally = Occasionally(WARNING_S)
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -98,6 +100,7 @@ class StreamPurge:
             self._kept.clear()
             self.purged_to = 0
         floors: dict[str, int | None] = {}
+        self._too_far_behind.clear()
         for each in self._consumers:
             floors[each] = await self._floor(each, stream, floors.get(WRITER))
         missing = [each for each, floor in floors.items() if floor is None]
@@ -111,6 +114,7 @@ class StreamPurge:
         if to >= stream["state"]["first_seq"]:
             await manage.purge(self._connection, to)
             self.purged_to = to
+            self.unforwarded += sum(max(0, to - done) for done in self._too_far_behind.values())
 
     async def _floor(
         self, consumer: str, stream: Mapping[str, Any], writers: int | None
@@ -128,6 +132,7 @@ class StreamPurge:
         lag = lag_of(stream, found)
         place = place_to_skip_to(lag, self._forward_lag_bytes_max, writers)
         if place > floor:
+            self._too_far_behind[consumer] = lag.first
             _log.error("forward_passed_over", consumer=consumer, first=lag.first + 1, last=place)
         return max(floor, place)
 

@@ -191,11 +191,12 @@ class Session:
         self.ended.set()
 
     async def _send_all(self) -> None:
+        # The library hides a cancellation while it waits for the socket, so the end is looked at.
         try:
-            while True:
+            while not self.ended.is_set():
                 await self._has_outgoing.wait()
                 self._has_outgoing.clear()
-                while self._outgoing:
+                while self._outgoing and not self.ended.is_set():
                     out = self._outgoing.popleft()
                     headers = dict(out.headers) if out.headers else None
                     await self._client.publish(out.subject, out.payload, out.reply_to, headers)

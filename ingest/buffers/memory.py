@@ -74,13 +74,15 @@ class MemoryBuffer:
         self._memory.add(block.rows, len(block.tuples))
         self._queue.append(block)
 
-    async def reserve(self, rows: int, size_bytes: int, *, awaited: bool = False) -> Reservation:
+    async def reserve(
+        self, rows: int, size_bytes: int, *, awaited: bool = False, sender: str = ""
+    ) -> Reservation:
         """Wait for room for one block of `rows` rows and `size_bytes` bytes.
 
         Raises BufferFull after `put_wait_s_max`, or at once if the bodies of waiting posts take too
         much memory. Raises Stopping once the buffer is shut.
         """
-        return await self._waiting.wait(rows, size_bytes, self._memory.place)
+        return await self._waiting.wait(rows, size_bytes, self._memory.place, sender=sender)
 
     def reserve_all(self, sizes: Sizes, *, awaited: bool = False) -> list[Reservation] | None:
         """Reserve room for all blocks of a post at once: see ports.PostInlet."""

@@ -1,18 +1,19 @@
 """Waits at a buffer: posts wait for room, and writers wait for rows.
 
-Promises: posts get room in the order in which they came. A post waits at most `wait_s_max`. A wait
-may be cancelled at any time: no room is lost, even if it was granted in the same round of the event
-loop.
+Promises: the posts of one sender get room in the order in which they came; senders take turns. Of
+the memory for posts that wait, a sender leaves as much free as its own posts take. A post waits at
+most `wait_s_max`. A wait may be cancelled at any time: no room is lost, even if it was granted in
+the same round of the event loop.
 Does not: know how much room there is. The buffer does, and makes the reservations.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ingest.buffers.turns import Turns
 from ingest.model.errors import BufferFull, Stopping
 from ingest.model.ports import Reservation, Sizes
 from ingest.system.clock import monotonic_s
@@ -36,18 +37,21 @@ class WaitingPosts:
         may_wait: Callable[[int], bool],
         oldest_s: Callable[[], float | None],
     ) -> None:
-        self.posts: deque[_WaitingPost] = deque()
+        self._turns = Turns[_WaitingPost]()
+        self.posts = self._turns.posts
         self.size_bytes = 0  # of the posts
         self.shut = False
         self._wait_s_max = wait_s_max
         self._may_wait = may_wait
         self._oldest_s = oldest_s
 
-    async def wait(self, rows: int, size_bytes: int, place: Place) -> Reservation:
+    async def wait(
+        self, rows: int, size_bytes: int, place: Place, *, sender: str = ""
+    ) -> Reservation:
         """Wait until `place` returns a reservation of `rows` rows and `size_bytes` bytes.
 
-        Raises BufferFull after `wait_s_max`, or at once if the post may not wait; Stopping once the
-        queue is shut.
+        `sender` is that of Block; "" is bound to no share. Raises BufferFull after `wait_s_max`, or
+        at once if the post may not wait; Stopping once the queue is shut.
         """
         if self.shut:
             raise Stopping("the buffer is shut")
@@ -55,11 +59,11 @@ class WaitingPosts:
             reservation = place(rows, size_bytes)
             if reservation is not None:
                 return reservation
-        if self._wait_s_max <= 0 or not self._may_wait(size_bytes):
+        if self._wait_s_max <= 0 or not self._has_place(size_bytes, sender):
             raise BufferFull(self._retry_after_s())
         loop = asyncio.get_running_loop()
         post = _WaitingPost(rows, size_bytes, place, loop.create_future())
-        self.posts.append(post)
+        self._turns.add(post, sender, size_bytes)
         self.size_bytes += size_bytes
         # A timer that ends the wait itself costs less than asyncio.timeout.
         timer = loop.call_later(self._wait_s_max, self._expire, post)
@@ -70,6 +74,14 @@ class WaitingPosts:
             raise
         finally:
             timer.cancel()
+
+    def _has_place(self, size_bytes: int, sender: str) -> bool:
+        """Whether there is memory for one more post of a sender that waits.
+
+        The first one of a sender needs its own bytes only: it may be larger than half of all.
+        """
+        own_bytes = self._turns.own_bytes(sender) if sender else 0
+        return self._may_wait(size_bytes + (own_bytes + size_bytes if own_bytes else 0))
 
     def place_all(self, sizes: Sizes, place: Place) -> list[Reservation] | None:
         """Reserve room for all blocks of a post now; None if there is none, or a post waits.
@@ -91,16 +103,17 @@ class WaitingPosts:
         return reserved
 
     def admit(self) -> None:
-        """Grant room to the posts at the head of the queue, as long as there is room."""
-        posts = self.posts
-        while posts:
-            post = posts[0]
+        """Grant room to the posts whose turn it is, as long as there is room."""
+        if not self.posts:
+            return
+        turns = self._turns
+        while (post := turns.first()) is not None:
             if not post.granted.done():  # else it was cancelled, and its task has not run yet
                 reservation = post.place(post.rows, post.size_bytes)
                 if reservation is None:
                     return
                 post.granted.set_result(reservation)
-            posts.popleft()
+            turns.serve()
             self.size_bytes -= post.size_bytes
 
     def shut_out(self) -> None:
@@ -109,7 +122,7 @@ class WaitingPosts:
         for post in self.posts:
             if not post.granted.done():
                 post.granted.set_exception(Stopping("the buffer is shut"))
-        self.posts.clear()
+        self._turns.clear()
         self.size_bytes = 0
 
     def _expire(self, post: _WaitingPost) -> None:
@@ -119,7 +132,7 @@ class WaitingPosts:
             self._remove(post)
 
     def _remove(self, post: _WaitingPost) -> None:
-        self.posts.remove(post)
+        self._turns.leave(post)
         self.size_bytes -= post.size_bytes
         self.admit()  # this post may have been too large for the free room, and the next one not
 

@@ -79,6 +79,12 @@ def _new_flags(parser: argparse.ArgumentParser) -> None:
     ):
         parser.add_argument(f"--{flag}", metavar="TEXT", action="append", default=[], help=what)
     parser.add_argument("--device", metavar="ID", default="", help="the one device of the token")
+    parser.add_argument(
+        "--admin",
+        choices=("read", "operate"),
+        default="",
+        help="for the admin port, and not for posts: see the dashboard, or act there, too",
+    )
     parser.add_argument("--expires", metavar="TIME", type=_time, help="as in 2028-01-01 (UTC)")
     parser.add_argument("--note", metavar="TEXT", default="", help="for people")
     add_json_flag(parser)
@@ -161,6 +167,8 @@ def _new(args: argparse.Namespace, settings: Settings) -> int:
         )
     if args.devices and args.device:
         raise IngestError("a token has --devices or --device, not both")
+    if args.admin and (args.devices or args.device or args.sources or args.formats):
+        raise IngestError("a token with --admin posts nothing: it has no devices or sources")
     entry = TokenEntry(
         args.name,
         "",
@@ -170,8 +178,9 @@ def _new(args: argparse.Namespace, settings: Settings) -> int:
         tuple(args.formats),
         math.inf if args.expires is None else args.expires,
         args.note,
+        args.admin,
     )
-    if not entries.by_digest:
+    if not (entries.senders or args.admin):
         print(
             "The first token. If the service runs and lets everybody post, restart it.",
             file=sys.stderr,

@@ -78,9 +78,10 @@ class Settings:
     line_prefix: bool = setting(
         False, "put the name of the database or bucket in front of the metrics of line protocol"
     )
+    sources_file: str = setting("", "file with a `[[source]]` table for each sender of other JSON")
     answer_s_max: float = setting(
         4.0,
-        "longest time from the body to the answer, for line protocol: its clients hang up at 5 s",
+        "longest time from the body to the answer, but not of /v1/readings: clients hang up at 5 s",
         within=(0.1, 60),
     )
     receiver_bytes_max: int = setting(
@@ -118,6 +119,11 @@ class Settings:
     )
     sender_burst_s: float = setting(
         10.0, "so many seconds of its rates a sender may use at once", within=(0.1, 3600)
+    )
+    sender_connections_max: int = setting(
+        0,
+        "most connections of one token, or network without tokens; 0: no limit",
+        within=(0, 1_000_000),
     )
     trusted_proxies: str = setting(
         "", "addresses or networks of proxies whose X-Forwarded-For counts; with commas"

@@ -58,7 +58,7 @@ def gather(
 def _of_toml(path: Path, known: Mapping[str, Field[Any]]) -> Found:
     import tomllib  # noqa: PLC0415  it would add 2 ms to starts without such a file
 
-    raw = _read(path, TOML_BYTES_MAX + 1)
+    raw = read_file(path, TOML_BYTES_MAX + 1)
     if len(raw) > TOML_BYTES_MAX:
         raise ConfigError(f"{path} is larger than {TOML_BYTES_MAX:,} bytes: no file of settings")
     try:
@@ -66,6 +66,8 @@ def _of_toml(path: Path, known: Mapping[str, Field[Any]]) -> Found:
     except ValueError as error:  # syntax, encoding, a number of 5,000 digits
         raise ConfigError(f"{path} is not TOML: {error}") from error
     for name in written:
+        if name == "source":
+            raise ConfigError(f"{path}: sources have a file of their own: setting sources_file")
         if name not in known:
             raise ConfigError(f"{path}: there is no setting {name!r}{nearest(name, known)}")
     return {name: (value, str(path)) for name, value in written.items()}
@@ -108,7 +110,7 @@ def _read_secret_file(found: Found, name: str, declared: Field[Any]) -> None:
         raise ConfigError(f"setting {declared.name} ({origin}): {error}") from None
 
 
-def _read(path: Path, bytes_max: int) -> bytes:
+def read_file(path: Path, bytes_max: int) -> bytes:
     """Return the first bytes of a file; of a pipe, the bytes until its writers have closed it.
 
     Opening a named pipe waits until somebody opens it for writing. O_NONBLOCK prevents that wait,
@@ -125,7 +127,7 @@ def _read(path: Path, bytes_max: int) -> bytes:
 
 def read_secret(path: Path) -> str:
     """Return the one line of a secret's file, without the line end and blanks around it."""
-    raw = _read(path, SECRET_BYTES_MAX + 1)
+    raw = read_file(path, SECRET_BYTES_MAX + 1)
     try:
         text = raw.decode("utf-8-sig").strip()
     except ValueError:

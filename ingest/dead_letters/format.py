@@ -2,11 +2,12 @@
 
     {"v":1,"id":"<32 hex>","reason":..,"code":..,"message":..,"attempts":..,"received_at":..,
      "failed_at":..,"item":..,"field":..,"precision":..,"reading":{..}|null,
-     "format":..,"source":..,"ignore_unknown":..,"device":..,"prefix":..,"original":..,"sum":..}
+     "format":..,"source":..,"ignore_unknown":..,"device":..,"prefix":..,"context":..,
+     "original":..,"sum":..}
 
 A line with a reading has no `format` and no `source`. Lines of earlier versions have none either:
-then it is JSON, posted to /v1/readings. `device` and `prefix` are of line protocol; an empty one is
-left out.
+then it is JSON, posted to /v1/readings. `device` and `prefix` are of line protocol, `context` of
+mapped documents; an empty one is left out.
 Promises: values and original bytes are read exactly as they were written. `sum` is the CRC-32 of
 all bytes before it, so a line that was cut or changed is found out. `v`, `id` and `reason` are at
 fixed offsets.
@@ -28,6 +29,7 @@ from ingest.system.clock import rfc3339_or_us
 
 VERSION = 1
 LINE_BYTES_MAX = 64 * 1024 * 1024  # readers take no longer line into memory
+_IF_ANY = ("device", "prefix", "context")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SUM_BYTES = len(b',"sum":"00000000"}\n')
 ID_AT = len(b'{"v":1,"id":"')
@@ -66,8 +68,8 @@ def encode_line(letter: Letter, *, id_: str, failed_us: int) -> bytes:
     if letter.original is not None:
         fields["format"], fields["source"] = letter.format, letter.source
         fields["ignore_unknown"] = letter.ignore_unknown
-        for name, text in (("device", letter.device), ("prefix", letter.prefix)):
-            if text:
+        for name in _IF_ANY:
+            if text := getattr(letter, name):
                 fields[name] = text
         try:
             fields["original"] = letter.original.decode()
@@ -76,7 +78,7 @@ def encode_line(letter: Letter, *, id_: str, failed_us: int) -> bytes:
     try:
         return seal(orjson.dumps(fields))
     except TypeError:  # a text has half of a surrogate pair; such a letter must be kept too
-        for name in ("code", "message", "field", "precision", "device", "prefix"):
+        for name in ("code", "message", "field", "precision", *_IF_ANY):
             if fields.get(name) is not None:
                 fields[name] = utf8(fields[name]).decode()
         return seal(orjson.dumps(fields))
@@ -132,6 +134,7 @@ def line_of(fields: dict[str, Any]) -> Line:
             ignore_unknown=fields.get("ignore_unknown") is True,
             device=_text(fields.get("device", "")),
             prefix=_text(fields.get("prefix", "")),
+            context=_text(fields.get("context", "")),
         )
         return Line(id_in(fields), time_in(fields["failed_at"]), letter)
     except KeyError as error:

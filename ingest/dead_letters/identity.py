@@ -15,7 +15,7 @@ from ingest.dead_letters.format import ID_CHARACTERS, utf8
 from ingest.formats.line_protocol import has_usable_time
 from ingest.formats.post import Rules
 from ingest.formats.timestamp import number_us, text_us
-from ingest.model.letter import JSON, LINE, Letter
+from ingest.model.letter import JSON, LINE, MAPPED, Letter
 from ingest.model.rows import PG_EPOCH_US
 
 # The times of the settings' defaults.
@@ -39,6 +39,8 @@ def letter_id(letter: Letter, rules: Rules = DEFAULT_RULES) -> str:
     digest.update(struct.pack(">sII", b"o", len(precision), len(field)) + precision + field)
     if letter.format != JSON:
         defaults = "\0".join((letter.format, letter.device, letter.prefix))
+        if letter.format == MAPPED:
+            defaults = "\0".join((defaults, letter.source, letter.context))
         digest.update(b"f%b\0" % utf8(defaults))
     original = letter.original or b""
     if not _has_usable_time(original, letter, rules):
@@ -58,6 +60,8 @@ def _has_usable_time(original: bytes, letter: Letter, rules: Rules) -> bool:
     ts_us_max = letter.received_us + rules.ts_ahead_us_max
     if letter.format == LINE:
         return has_usable_time(original, letter.precision, rules.ts_min_us, ts_us_max)
+    if letter.format == MAPPED:
+        return False  # the mapping knows, and it may change
     try:
         item = orjson.loads(original)
     except ValueError:

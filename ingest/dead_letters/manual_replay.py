@@ -24,10 +24,13 @@ from ingest.formats.json_post import decode
 from ingest.formats.line_item import LINE_BYTES_MAX
 from ingest.formats.line_protocol import decode_item
 from ingest.formats.line_series import Naming
+from ingest.formats.map_post import decode_item as decode_document
+from ingest.formats.map_roots import roots_of
+from ingest.formats.map_source import IN
 from ingest.formats.post import Decoded, Post, Rules
 from ingest.formats.timestamp import UNITS
 from ingest.model.errors import IngestError, Refused, ReplayStopped
-from ingest.model.letter import JSON, LINE
+from ingest.model.letter import JSON, LINE, MAPPED
 from ingest.model.ports import BadRow, Sink, Stored
 from ingest.model.verdict import OF_ONE_ROW, Verdict, WriteFailed
 from ingest.system.backoff import backoff_s
@@ -70,6 +73,8 @@ class Item(NamedTuple):
     ignore_unknown: bool = False
     device: str = ""
     prefix: str = ""
+    posted_to: str = ""
+    context: str = ""
 
 
 class RefusedItem(NamedTuple):
@@ -116,6 +121,8 @@ def item_of_letter(live: LiveLetter) -> Item:
         letter.ignore_unknown,
         letter.device,
         letter.prefix,
+        letter.source,
+        letter.context,
     )
 
 
@@ -143,6 +150,8 @@ def item_of_fields(fields: dict[str, Any], place: str) -> Item:
         ignore_unknown=fields.get("ignore_unknown") is True,
         device=str(fields.get("device") or ""),
         prefix=str(fields.get("prefix") or ""),
+        posted_to=str(fields.get("source") or ""),
+        context=str(fields.get("context") or ""),
     )
 
 
@@ -203,7 +212,7 @@ class ManualReplay:
         rules = self._rules._replace(ts_ahead_us_max=self._rules.ts_ahead_us_max + since_us)
         ignore_unknown = self._ignore_unknown or item.ignore_unknown
         post = Post(item.precision, ignore_unknown, item.received_us, monotonic_s(), rules)
-        if item.format not in (JSON, LINE):
+        if item.format not in (JSON, LINE, MAPPED):
             message = f"this version cannot decode the format {item.format!r:.80}"
             self.summary.refuse(RefusedItem(item.id, item.place, UNKNOWN_FORMAT, message))
             return None
@@ -211,6 +220,8 @@ class ManualReplay:
             if item.format == LINE:
                 naming = Naming(rules.device_tags, item.device, item.prefix)
                 decoded = decode_item(item.original, _line_post(post), naming)
+            elif item.format == MAPPED:
+                decoded = self._decode_mapped(item, post)
             else:
                 decoded = decode(b"[" + item.original + b"]", post)
         except Refused as refused:
@@ -222,6 +233,14 @@ class ManualReplay:
         message = f"{fault.field}: {fault.message}" if fault.field else fault.message
         self.summary.refuse(RefusedItem(item.id, item.place, fault.code, message))
         return None
+
+    def _decode_mapped(self, item: Item, post: Post) -> Decoded:
+        """Decode a document with the mapping of its source as it is now. Raises Refused."""
+        name = item.posted_to.removeprefix(IN)
+        source = self._rules.sources.get(name)
+        if source is None:
+            raise Refused("not_found", f"the file of sources has no source {name!r:.80} now")
+        return decode_document(item.original, source, roots_of(item.context), _line_post(post))
 
     async def _write(self, batch: list[tuple[Item, bytes, int]], rows: int) -> None:
         began_s = monotonic_s()
@@ -250,7 +269,7 @@ class ManualReplay:
 
 
 def _line_post(post: Post) -> Post:
-    """Return a post that may have all readings of one line."""
+    """Return a post that may have all readings of one line, or of one document."""
     return structs.replace(post, rules=post.rules._replace(post_rows_max=LINE_BYTES_MAX))
 
 

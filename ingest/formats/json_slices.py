@@ -34,6 +34,7 @@ COMMAS_PER_READING_MAX = 2
 COMMAS_MIN = 8_192
 BYTES_PER_BRACKET_MIN = 24  # to make an array costs as much as 12 bytes of other JSON
 CROWD_BYTES = 64 * 1024  # a slice of this size may have any number of parts
+NESTED_MAX = 20_000  # lists and objects of a large item, if all of them are made: some 3 ms
 INT_DIGITS_MAX = 400  # a float64 has at most 309; the time of int() grows with their square
 SPACE = b" \t\n\r"
 
@@ -151,16 +152,36 @@ def _fault_of(fault: msgspec.DecodeError, text: bytes) -> ValueError:
     return _Unfinished(why) if is_at_end else ValueError(why)
 
 
-def slices(body: bytes, rows_max: int, is_suspect: Callable[[], bool]) -> Iterator[Slice | None]:
+def parsed_in_full(text: bytes) -> Any:
+    """Parse JSON with all that is in it. Raises ValueError, Refused (`too_many_readings`)."""
+    if len(text) > CROWD_BYTES and text.count(b"[") + text.count(b"{") > NESTED_MAX:
+        raise too_many(NESTED_MAX, f"an item has more than {NESTED_MAX} lists and objects")
+    try:
+        return _parsed_fully(text)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+
+
+def slices(
+    body: bytes,
+    rows_max: int,
+    is_suspect: Callable[[], bool],
+    parse: Callable[[bytes], Any] | None = None,
+) -> Iterator[Slice | None]:
     """Yield the slices of a body, and None after a part that was no slice.
 
     While `is_suspect` is true, objects are counted before a slice is parsed, as arrays always are.
+    `parse` parses a slice in another way: `parsed_in_full`.
     Raises Refused: `not_json`, `too_many_readings`, `item_too_large`.
     """
+
+    def parsed_slice(text: bytes) -> Any:
+        return _parsed_slice(text, is_suspect()) if parse is None else parse(text)
+
     at, end = _first(body), len(body)
     if body[at : at + 1] != b"[":
         _check_size(body, at, end, rows_max)
-        yield [_parsed_last(body, is_suspect())], body
+        yield [_parsed_last(body, parsed_slice)], body
         return
     first, size = at + 1, SLICE_BYTES
     at = first
@@ -170,10 +191,10 @@ def slices(body: bytes, rows_max: int, is_suspect: Callable[[], bool]) -> Iterat
         try:
             if stop == end:
                 text = b"[%b" % body[at:]
-                items = _parsed_last(text, is_suspect())
+                items = _parsed_last(text, parsed_slice)
             else:
                 text = b"[%b]" % body[at : stop - 1]
-                items = _parsed_slice(text, is_suspect())
+                items = parsed_slice(text)
         except _Unfinished:
             size *= 2
             yield None
@@ -207,9 +228,9 @@ def _parsed_slice(text: bytes, is_suspect: bool) -> Any:
         raise ValueError(_TOO_DEEP) from None
 
 
-def _parsed_last(text: bytes, is_suspect: bool) -> Any:
+def _parsed_last(text: bytes, parse: Callable[[bytes], Any]) -> Any:
     try:
-        return _parsed_slice(text, is_suspect)
+        return parse(text)
     except ValueError as fault:
         raise not_json(fault) from None
 

@@ -93,14 +93,18 @@ def _named(measurement: str, tags: dict[str, str | None], naming: Naming) -> Key
     head = _SPECIAL.sub(_BACKSLASH, measurement)
     if naming.prefix:
         head = f"{_SPECIAL.sub(_BACKSLASH, naming.prefix)}.{head}"
-    tail = "".join(
-        f",{_SPECIAL_IN_TAG.sub(_BACKSLASH, name)}={_SPECIAL_IN_TAG.sub(_BACKSLASH, value)}"
-        for name, value in sorted(tags.items())
-        if value
-    )
+    tail = tags_text({name: value for name, value in tags.items() if value})
     if len(head) + len(tail) > NAME_CHARACTERS_MAX:
         return "name_too_long", f"the metric has more than {NAME_CHARACTERS_MAX} characters"
     return Key(device_id, head, tail)
+
+
+def tags_text(tags: dict[str, str]) -> str:
+    """Return tags as they stand behind a metric."""
+    return "".join(
+        f",{_SPECIAL_IN_TAG.sub(_BACKSLASH, name)}={_SPECIAL_IN_TAG.sub(_BACKSLASH, value)}"
+        for name, value in sorted(tags.items())
+    )
 
 
 def _split(key: str) -> list[str]:

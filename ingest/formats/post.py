@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from msgspec import Struct
 
+from ingest.formats.map_source import Source
 from ingest.model.block import Block
 from ingest.model.errors import Refused
 
@@ -26,13 +28,17 @@ DEVICE_TAGS = ("device_id", "device", "dev_eui", "entity_id", "node", "uuid", "h
 
 
 class Rules(NamedTuple):
-    """The settings that decide what a valid post is. `device_tags`: of line protocol."""
+    """The settings that decide what a valid post is.
+
+    `device_tags` are of line protocol. `sources` are the mappings by name.
+    """
 
     post_rows_max: int
     ts_min_us: int
     ts_ahead_us_max: int
     integers_rounded: bool = False  # a value that float64 cannot hold is no error
     device_tags: tuple[str, ...] = DEVICE_TAGS
+    sources: Mapping[str, Source] = MappingProxyType({})
 
 
 class ItemError(Struct, frozen=True, gc=False):

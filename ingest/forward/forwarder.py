@@ -77,7 +77,7 @@ class Forwarder:
         self._held_bytes = 0
         self._arrived = asyncio.Event()
         self._stopping = False
-        self._skip_to = 0  # messages up to this place are passed over
+        self._skip_to = 0  # messages up to this place are skipped
 
     def connect(self, consumer: Consumer) -> None:
         """Set where the messages come from. Before anything else."""

@@ -1,8 +1,7 @@
 """One connection: its requests, one at a time and in order, and their answers.
 
 A request that has arrived whole is answered by a plain call, in a later round, after all sockets
-have been read. At once, its client would send the next one before the other sockets are read, and
-each round would find fewer requests. An answer gets a task only if it has to wait for something.
+have been read: so each round finds more requests. An answer gets a task only if it has to wait.
 If the bytes of a head have come before, and the body is here too, the head is not parsed. While the
 parser has a part of a request, all bytes go to the parser (framer.py).
 Promises: every request is answered, also if its client has closed its sending side. If a body
@@ -23,7 +22,7 @@ from aiohttp.http import HttpVersion11
 from ingest.http.framer import Framer
 from ingest.http.heads import HEAD_END, KnownHeads, code_of
 from ingest.http.owner import Owner
-from ingest.http.request import Client, Forwarding, Request, client_at
+from ingest.http.request import NO_PLACE, Client, Forwarding, HeldPlace, Request, client_at
 from ingest.http.response import Answer
 from ingest.http.valve import BEHIND, LATER, UNREAD, Valve
 from ingest.system.logs import get_logger
@@ -38,7 +37,6 @@ CLOSE = b"Connection: close\r\n"
 STAYS = b"Connection: keep-alive\r\n"
 
 _log = get_logger("connection")
-
 # Where Python can, a new task runs at once until it has to wait. Most answers never wait.
 _EAGER: dict[str, Any] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
 _start_task: Callable[..., asyncio.Task[Answer]] = partial(asyncio.Task, **_EAGER)
@@ -49,12 +47,13 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         *("_at", "_behind", "_client", "_framer", "_half_bytes", "_later", "_linger", "_no_more"),
-        *("_over", "_owner", "_request", "_tries", "proxies", "retires", "valve"),
+        *("_over", "_owner", "_request", "_tries", "place", "proxies", "retires", "valve"),
     )
 
     def __init__(self, owner: Owner) -> None:
         self.valve = Valve()
         self.proxies: Forwarding | None = owner.proxies
+        self.place: HeldPlace = NO_PLACE
         self.retires = False  # the connection ends with its next answer
         self._owner = owner
         self._client = Client("", "")
@@ -94,6 +93,7 @@ class Connection(asyncio.Protocol):
         if self._linger is not None:
             self._linger.cancel()
         self._framer.close()
+        self.place.left()
         self._linger = None  # it holds this connection: both would wait for the garbage collector
         self._owner.connection_lost(self)
 

@@ -17,7 +17,6 @@ import asyncio
 import contextlib
 import ipaddress
 import math
-import resource
 import socket
 from collections import OrderedDict
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from ingest.http.fence import require_parser
 from ingest.http.handshakes import Handshakes
 from ingest.http.heads import KnownHeads
 from ingest.http.listener import Listener
+from ingest.http.open_files import OpenFiles
 from ingest.http.owner import Reply, RoundQueue
 from ingest.http.request import Forwarding, Request, client_at
 from ingest.http.response import Answer
@@ -38,11 +38,9 @@ from ingest.http.retiring import DROP_PAUSE_S, DROPS_A_ROUND, Retiring, last_one
 from ingest.http.tls import TlsConnection
 from ingest.model.errors import StartError
 from ingest.system.clock import monotonic_s
-from ingest.system.limits import SPARE_FILES
-from ingest.system.logs import get_logger
+from ingest.system.logs import Occasionally, get_logger
 
 SWEEP_S_MAX = 1.0
-NEARLY_ALL = 0.8
 SLOW_S = 1.0  # a request that is not here after this time comes slowly
 NEEDS_TLS = "needs_tls"
 LOOKS = 16  # so many connections at most are looked at to find one to close
@@ -104,9 +102,8 @@ class Connections:
         self._listener: Listener | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._log = get_logger("connections")
-        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self._connections_max = min(connections_max, max(files - SPARE_FILES, 16))
-        self._untold = (files, connections_max) if self._connections_max < connections_max else None
+        self._files = OpenFiles(connections_max)
+        self._occasionally = Occasionally(60.0)
 
     def __call__(self) -> Connection | TlsConnection:
         """Make the protocol of one connection (the event loop calls this)."""
@@ -125,7 +122,7 @@ class Connections:
 
     def connection_made(self, handler: Connection, transport: asyncio.Transport) -> None:
         """Add a new connection; if there are too many, close another one, or this one."""
-        if len(self._open) >= self._connections_max:
+        if len(self._open) >= self._files.most:
             self._closed("connections_full")
             another = self._to_close()
             if another is None:
@@ -237,26 +234,23 @@ class Connections:
     async def _sweep(self) -> None:
         period_s = min(SWEEP_S_MAX, self.header_s_max / 4, self.keepalive_s_max / 4)
         while True:
-            self._tell_if_near()
-            if self._tls is not None:
-                self._tls.certificate.read_if_changed()
-            more = self._drop_late() == DROPS_A_ROUND
-            if not more:
-                self._retiring.retire_oldest(period_s)
+            more = False
+            try:
+                more = self._sweep_once(period_s)
+            except Exception:  # a bug; without the sweep slow clients would be there for ever
+                if (left_out := self._occasionally.due("sweep")) is not None:
+                    self._log.error("sweep_failed", exc_info=True, similar_suppressed=left_out)
             await asyncio.sleep(DROP_PAUSE_S if more else period_s)
 
-    def _tell_if_near(self) -> None:
-        """Log once that open files limit the connections, when nearly all of these are open."""
-        if self._untold is None or len(self._open) < NEARLY_ALL * self._connections_max:
-            return
-        (files, wanted), self._untold = self._untold, None
-        self._log.warning(
-            "fewer_connections",
-            most=self._connections_max,
-            wanted=wanted,
-            open_files_max=files,
-            open_files_needed=wanted + SPARE_FILES,
-        )
+    def _sweep_once(self, period_s: float) -> bool:
+        """Close those that are late, a few; return whether there are more."""
+        self._files.tell_if_near(len(self._open))
+        if self._tls is not None:
+            self._tls.certificate.read_if_changed()
+        if self._drop_late() == DROPS_A_ROUND:
+            return True
+        self._retiring.retire_oldest(period_s)
+        return False
 
     def _drop_late(self) -> int:
         """Close connections that are too late, at most DROPS_A_ROUND; return how many."""

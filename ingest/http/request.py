@@ -90,11 +90,31 @@ class Forwarding(Protocol):
         """Return who sent a request of this peer."""
 
 
+class HeldPlace(Protocol):
+    """What a connection holds of a limit of its sender."""
+
+    sender: str
+
+    def left(self) -> None:
+        """Give it back: the connection is closed, or is used by another sender."""
+
+
+class _NoPlace:
+    sender = ""
+
+    def left(self) -> None:
+        pass
+
+
+NO_PLACE: HeldPlace = _NoPlace()  # nobody's
+
+
 class Sender(Protocol):
     """The connection of a request, as the request uses it."""
 
     valve: Valve
     proxies: Forwarding | None
+    place: HeldPlace  # of the sender of its last post
 
     def reply(self, answer: Answer) -> None:
         """Answer the request in work."""

@@ -9,8 +9,9 @@ Does not: know the content of the pages.
 from __future__ import annotations
 
 import math
+import re
 import socket
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -40,6 +41,8 @@ _MALFORMED = {
 }
 
 
+_LAST = ("draining", "too_many_connections")  # after these the connection ends
+
 OnRefused = Callable[[Request | None, Refused], None]
 
 
@@ -64,6 +67,14 @@ class Route(NamedTuple):
     problem: MakeProblem = _usual_problem
 
 
+class Pattern(NamedTuple):
+    """A page for many paths: those that match. `label` is their name in metrics."""
+
+    label: str
+    path: re.Pattern[str]
+    route: Route
+
+
 class _Found(NamedTuple):
     path: str
     page: Route | None
@@ -79,6 +90,12 @@ async def answered(page: Route, request: Request, query: str, received_s: float)
     return await answer
 
 
+def sent_path(head: Head) -> str:
+    """Return the path of a request as it was sent, percent-encoded."""
+    path = head.raw_path.partition("?")[0]
+    return path if path.startswith("/") else head.message.url.raw_path
+
+
 READ = ("GET", "HEAD")
 POST = ("POST",)
 
@@ -86,8 +103,9 @@ POST = ("POST",)
 class Port:
     """A port with pages by path. `tokens` says which of them need a token; a warning shows it.
 
-    `on_refused` is called for each refused request; without a request, if its bytes were not HTTP.
-    It must be quick and must not fail.
+    `patterns` are for paths without a page of their own, the first that matches counts; they match
+    the path as it was sent. `on_refused` is called for each refused request; without a request, if
+    its bytes were not HTTP. It must be quick and must not fail.
     """
 
     def __init__(
@@ -104,8 +122,10 @@ class Port:
         certificate: Certificate | None = None,
         proxies: Forwarding | None = None,
         round_queue: RoundQueue | None = None,
+        patterns: Sequence[Pattern] = (),
         on_refused: OnRefused = lambda _request, _refused: None,
     ) -> None:
+        self._patterns = patterns
         self._on_refused = on_refused
         self._pages = pages
         self._ledger = ledger
@@ -197,6 +217,11 @@ class Port:
         if page is None:
             path = head.message.url.path  # perhaps percent-encoded, or a whole URL
             page = self._pages.get(path)
+        if page is None:
+            sent = sent_path(head)
+            for each in self._patterns:
+                if each.path.fullmatch(sent):
+                    return _Found(each.label, each.route, query)
         return _Found(path, page, query)
 
     def _no_page(self, path: str, page: Route | None) -> Refused:
@@ -234,7 +259,7 @@ def _refusal(request: Request, page: Route | None, refused: Refused) -> Answer:
     # If the body has not arrived, the connection is closed: the service does not wait for it.
     # After a CONNECT too: the parser takes what follows for another protocol.
     unread = request.method == "CONNECT" or not request.is_whole
-    close = refused.code == "draining" or unread
+    close = refused.code in _LAST or unread
     if page is None:
         return problem(refused, headers=headers, close=close)
     return page.problem(request, refused, headers, close)

@@ -19,9 +19,12 @@ def is_loopback(address: str) -> bool:
     return ipaddress.ip_address(host).is_loopback
 
 
-def is_same_origin(headers: Mapping[str, str]) -> bool:
-    """Whether the page that sent a request is of this server; True if no page sent it."""
-    origin = headers.get("Origin")
+def is_same_origin(headers: Mapping[str, str], name: str = "Origin") -> bool:
+    """Whether the page that sent a request is of this server; True if no page sent it.
+
+    The header `name` has its address.
+    """
+    origin = headers.get(name)
     try:
         return origin is None or urlsplit(origin).netloc == headers.get("Host")
     except ValueError:  # brackets without an IPv6 address

@@ -64,6 +64,9 @@ PROBLEMS: dict[str, Problem] = {
     "too_fast": Problem(
         429, "The sender has sent more than it may", "send it again after Retry-After"
     ),
+    "too_many_connections": Problem(
+        429, "The sender uses too many connections", "close some, and send it again later"
+    ),
     "headers_too_large": Problem(431, "The request headers are too large", "send fewer headers"),
     "internal": Problem(500, "A fault of the service", "send it again"),
     "buffer_full": Problem(
@@ -120,7 +123,9 @@ ITEM_CODES: dict[str, str] = {
     "ts_too_old": "`ts` is before the oldest allowed time (setting `ts_min`)",
     "ts_in_future": "`ts` is later than now plus `ts_ahead_s_max`",
     "line_unreadable": "the line is not line protocol",
-    "no_device": "the line has none of the tags that name a device",
+    "no_device": "nothing names a device: no tag of the line, or no place of the mapping",
+    "no_value": "the document has no number where the mapping looks for values",
+    "document_unreadable": "the document is not JSON",
     NOT_ALLOWED: "the token may not speak for this device",
     "refused_by_database": "the database refused this row (`sqlstate` says why)",
     NO_PARTITION: "the table has no partition for the time of this row",

@@ -140,6 +140,8 @@ class Ledger:
         self.at_receiver = 0  # decoded, and neither in the buffer nor answered yet
         # Fields of line protocol that are not stored as they came.
         self.line_fields: dict[str, int] = dict.fromkeys(LINE_FIELDS, 0)
+        # Events that a mapping leaves out, by source.
+        self.events_ignored: defaultdict[str, int] = defaultdict(int)
         # Requests and writes.
         self.requests: defaultdict[tuple[str, int], int] = defaultdict(int)
         self.request_s: defaultdict[str, Histogram] = defaultdict(partial(Histogram, SECONDS_HTTP))

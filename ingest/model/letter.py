@@ -11,6 +11,7 @@ from ingest.model.reading import Reading
 
 JSON = "json"
 LINE = "line_protocol"
+MAPPED = "mapped"
 READINGS = "/v1/readings"
 
 
@@ -19,9 +20,9 @@ class Letter(NamedTuple):
 
     `reason` is one of REASONS, `code` an item code or a SQLSTATE. `field` and `item` (the index in
     the array) come from the post. So does what is needed to decode the original bytes again:
-    `format`, `source` (where it came in), `precision`, `ignore_unknown`, and for lines the `device`
-    of those that name none and the `prefix` of their metrics. `received_us` is in Unix
-    microseconds.
+    `format`, `source` (where it came in), `precision`, `ignore_unknown`, for lines the `device` of
+    those that name none and the `prefix` of their metrics, and for mapped documents the `context`:
+    a JSON object of what came beside the body. `received_us` is in Unix microseconds.
     """
 
     reason: str
@@ -39,6 +40,7 @@ class Letter(NamedTuple):
     ignore_unknown: bool = False
     device: str = ""
     prefix: str = ""
+    context: str = ""
 
 
 INVALID = "invalid"

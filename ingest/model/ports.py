@@ -53,8 +53,10 @@ class Inlet(Protocol):
         All posts of a buffer have the same `told`, which must not fail.
         """
 
-    async def reserve(self, rows: int, size_bytes: int, *, awaited: bool = False) -> Reservation:
-        """Wait for room, first come first served, at most `put_wait_s_max`.
+    async def reserve(
+        self, rows: int, size_bytes: int, *, awaited: bool = False, sender: str = ""
+    ) -> Reservation:
+        """Wait for room, at most `put_wait_s_max`. Senders (as in Block) that wait take turns.
 
         `awaited`: the post waits until its block is in the table. So the block stays in memory and
         is not written to a journal.

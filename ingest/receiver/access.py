@@ -49,7 +49,7 @@ class Access:
 
     def bound(self, address: str) -> None:
         """Set the HOST:PORT that is bound. Raises StartError if nobody could send there."""
-        loopback, tokens = is_loopback(address), len(self._tokens.entries.by_digest)
+        loopback, tokens = is_loopback(address), self._tokens.entries.senders
         self.is_open = is_open(
             self._access,
             private=loopback and not self._has_proxies,
@@ -82,11 +82,34 @@ class Access:
                 "host_names",
             )
 
-    def identify(self, head: Head, query: str) -> Known:
-        """Return who has sent it. Raises Refused `unauthorized`."""
+    def check_get(self, head: Head) -> None:
+        """Raise Refused if a page may have made a browser GET what is written.
+
+        With a GET for a picture, say, a browser may send no Origin and no Sec-Fetch-Site. So here
+        the Host must be known where nobody needs a token, and a Referer must be ours.
+        """
+        headers = head.headers
+        if not is_same_origin(headers, "Referer"):
+            raise Refused("foreign_site", "a page of another site has sent this")
+        host = headers.get("Host", "")
+        if self._checks_host and not is_loopback_name(host, self._host_names):
+            raise Refused(
+                "wrong_host",
+                "where nobody needs a token, a GET that is stored needs a name of the loopback, or "
+                "one of host_names",
+            )
+
+    def identify(
+        self, head: Head, query: str, in_path: str = "", *, in_query: bool = True
+    ) -> Known:
+        """Return who has sent it. Raises Refused `unauthorized`.
+
+        `in_path`: what stands in the path in place of a token. Without `in_query` the query is
+        data, and has none.
+        """
         if self.is_open:
-            return Known(ANYBODY, without_token(query))
-        token, query = find(head, query)
+            return Known(ANYBODY, without_token(query) if in_query else query)
+        token, query = find(head, query, in_path, in_query=in_query)
         if not token:
             raise Refused(
                 "unauthorized",

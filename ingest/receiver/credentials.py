@@ -1,8 +1,8 @@
 """Finds the token of a request: clients send it in very different places.
 
 In this order; the first place that has one counts: `Authorization` as Bearer, as Token (also
-`user:token`), or as the password of Basic; `?p=`; X-API-Key; X-Auth-Token. `?u=`, the user beside
-`?p=`, is not read.
+`user:token`), or as the password of Basic; `?p=`; X-API-Key; X-Auth-Token; a part of the path.
+`?u=`, the user beside `?p=`, is not read. Where the query is data, `p` and `u` are.
 Promises: no error has the token in it.
 """
 
@@ -25,15 +25,15 @@ class Presented(NamedTuple):
     query: str
 
 
-def find(head: Head, query: str) -> Presented:
+def find(head: Head, query: str, in_path: str = "", *, in_query: bool = True) -> Presented:
     """Return the token. Raises Refused if one place has it twice: proxies and servers may differ
     in which one counts."""
-    values, query = _split(query)
+    values, query = _split(query) if in_query else ([], query)
     if len(values) > 1:
         raise Refused("unauthorized", "the query parameter p is there more than once")
-    in_query = unquote_plus("".join(values))
+    of_query = unquote_plus("".join(values))
     token = _of_authorization(_single(head, "Authorization"))
-    others = (in_query, *(_single(head, name).strip() for name in TOKEN_HEADERS))
+    others = (of_query, *(_single(head, name).strip() for name in TOKEN_HEADERS), in_path)
     return Presented(next(filter(None, (token, *others)), ""), query)
 
 

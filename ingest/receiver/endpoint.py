@@ -1,4 +1,4 @@
-"""The receiver's port: POST /v1/readings, the pages for line protocol, and the probes.
+"""The receiver's port: POST /v1/readings, line protocol, mapped sources, and the probes.
 
 The steps of a post: check admission; receive; decompress; decode. Then keeper.py keeps what was
 decoded, and answers. If the body arrived with its head and no step has to wait, all of this is one
@@ -12,7 +12,7 @@ import math
 import socket
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ingest.formats.media_type import FORMATS, Decode, format_of
 from ingest.formats.post import Decoded, Post, Rules, Steps
@@ -32,11 +32,11 @@ from ingest.receiver.keeper import ADMISSION_DETAILS, COMMITTED, READINGS, Keepe
 from ingest.receiver.line_keeper import LineKeeper
 from ingest.receiver.line_stubs import stubs
 from ingest.receiver.lines import LineOptions, LinePages
-from ingest.receiver.openapi.document import pages_with_document
+from ingest.receiver.openapi.document import page_of_document
 from ingest.receiver.openapi.paths import PATH, StatedLimits
 from ingest.receiver.query import Query, parse_query, with_ack
-from ingest.receiver.quotas import Quotas
 from ingest.receiver.senders import KnownSender, Senders
+from ingest.receiver.sources import SourceOptions, SourcePages
 from ingest.system.clock import monotonic_s, unix_us
 from ingest.system.logs import get_logger
 
@@ -69,6 +69,7 @@ class Endpoint:
         rules: Rules,
         plain_bodies: PlainBodies,
         line_options: LineOptions,
+        source_options: SourceOptions,
         connections_max: int,
         header_s_max: float,
         keepalive_s_max: float,
@@ -78,6 +79,7 @@ class Endpoint:
         dead_letters: DeadLetters,
         ledger: Ledger,
         access: Access,
+        senders: Senders,
         admission: Admission,
         database: Database,
         levels: tuple[str, ...],
@@ -87,31 +89,29 @@ class Endpoint:
         connection_s_max: float = math.inf,
         certificate: Certificate | None = None,
         proxies: Forwarding | None = None,
-        quotas: Quotas | None = None,
     ) -> None:
-        self._rules = rules
-        self._senders = Senders(access, quotas)
-        self._certificate = certificate
-        self._plain_bodies = plain_bodies
+        self._rules, self._senders = rules, senders
+        self._certificate, self._plain_bodies = certificate, plain_bodies
         self._on_decoded = on_decoded
+        self._on_refused = on_refused
         self._access = access
+        self._ledger = ledger
         self._admission = admission
         self._levels = (*levels, COMMITTED)
         self._ack_default = _available(ack_default, self._levels)
         self._query = lru_cache(maxsize=256)(self._parse_query)
         outcomes = AckWaits(database, ack_wait_s_max, connections_max=connections_max)
-        self._keeper = Keeper(
-            inlet=inlet,
-            dead_letters=dead_letters,
-            ledger=ledger,
-            database=database,
-            outcomes=outcomes,
-            on_refused=on_refused,
-        )
-        self._line_keeper = LineKeeper(inlet, dead_letters, ledger, database, outcomes)
+        parts = (inlet, dead_letters, ledger, database, outcomes)
+        self._keeper = Keeper(*parts, on_refused=self._refused)
+        self._line_keeper = LineKeeper(*parts)
+        pages = self._pages(line_options, health)
+        patterns = self._sources(source_options).patterns({*pages, PATH})
+        limits = _stated(rules, plain_bodies, line_options)
+        shown, self.openapi = page_of_document(pages, patterns, limits)
         self._port = Port(
-            self._pages(line_options, health),
+            pages | self._guarded({PATH: shown}),
             ledger,
+            patterns=patterns,
             flag="--listen",
             connections_max=connections_max,
             header_s_max=header_s_max,
@@ -120,7 +120,7 @@ class Endpoint:
             certificate=certificate,
             proxies=proxies,
             round_queue=plain_bodies,
-            on_refused=on_refused,
+            on_refused=self._refused,
         )
         self._log = get_logger("endpoint")
 
@@ -140,15 +140,34 @@ class Endpoint:
             on_decoded=self._on_decoded,
         )
         open_to_all = {**stubs(self._plain_bodies, health), **probes(health)}
-        pages = {
+        return {
             READINGS: Route(POST, self._readings),
             **lines.pages(),
             **self._guarded(open_to_all),
         }
-        bodies, rows_max = self._plain_bodies.limits, self._rules.post_rows_max
-        limits = StatedLimits(rows_max, bodies, line_options.rows_max, line_options.bodies)
-        pages, self.openapi = pages_with_document(pages, limits)
-        return pages | self._guarded({PATH: pages[PATH]})
+
+    def busiest(self) -> list[dict[str, Any]]:
+        """Return the senders that have sent most in the last seconds; see Busiest."""
+        return self._senders.busiest.listed()
+
+    def _refused(self, request: Request | None, refused: Refused) -> None:
+        if request is not None:
+            self._senders.refused(request)
+        self._on_refused(request, refused)
+
+    def _sources(self, options: SourceOptions) -> SourcePages:
+        return SourcePages(
+            options,
+            rules=self._rules,
+            plain_bodies=self._plain_bodies,
+            senders=self._senders,
+            admission=self._admission,
+            keeper=self._keeper,
+            line_keeper=self._line_keeper,
+            ledger=self._ledger,
+            ack=self._ack_default,
+            on_decoded=self._on_decoded,
+        )
 
     def certificate_ends_s(self) -> float | None:
         """Return when its certificate ends, in seconds since 1970; None without one."""
@@ -284,6 +303,10 @@ class Endpoint:
 
     def _parse_query(self, text: str) -> Query:
         return with_ack(parse_query(text), self._ack_default, self._levels)
+
+
+def _stated(rules: Rules, plain_bodies: PlainBodies, lines: LineOptions) -> StatedLimits:
+    return StatedLimits(rules.post_rows_max, plain_bodies.limits, lines.rows_max, lines.bodies)
 
 
 def _available(ack: str, levels: tuple[str, ...]) -> str:

@@ -61,12 +61,12 @@ class Keeper:
 
     def __init__(
         self,
-        *,
         inlet: Inlet,
         dead_letters: DeadLetters,
         ledger: Ledger,
         database: Database,
         outcomes: AckWaits,
+        *,
         on_refused: OnRefused,
     ) -> None:
         self._inlet = inlet
@@ -235,7 +235,10 @@ class Keeper:
             block.ack = Ack()
         original_bytes = sum(len(error.original) for error in errors)
         reservation = await self._inlet.reserve(
-            block.rows, len(block.tuples) + original_bytes, awaited=query.ack == COMMITTED
+            block.rows,
+            len(block.tuples) + original_bytes,
+            awaited=query.ack == COMMITTED,
+            sender=block.sender,
         )
         try:
             if errors:
@@ -284,7 +287,7 @@ def _nothing_valid(errors: list[ItemError]) -> Refused:
 
 
 def _letters_full(errors: list[ItemError], *, share: bool = False) -> Refused:
-    why = "your address has used its share of the space" if share else "there is no space"
+    why = "this sender has used its share of the space" if share else "there is no space"
     return Refused(
         "dead_letters_full",
         f"{why} to keep the invalid items; post the other items without them",

@@ -1,5 +1,7 @@
 """Keeps the points of a post of line protocol: its readings, and its faulty lines.
 
+Mapped posts are kept by it too; their faulty documents are what is called a line here.
+
 A post may have several blocks. Room for all of them is reserved at once, before one is put. While
 there is not enough, such a post asks again, one post at a time, and holds nothing while it waits.
 So it keeps no other post out.
@@ -12,6 +14,7 @@ dead-lettered costs the others nothing, and counts as `not_kept`.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -50,7 +53,7 @@ LETTERS_AT_ONCE = 1_000  # so many are made in one step, of about 1 ms
 class LineTerms(NamedTuple):
     """What a post said of its lines, and where and when it came in; `sender` as in Block.
 
-    It must be answered at `answer_by_s` (monotonic).
+    It must be answered at `answer_by_s` (monotonic). `form` and `context` as in Letter.
     """
 
     query: LineQuery
@@ -60,6 +63,8 @@ class LineTerms(NamedTuple):
     received_us: int
     received_s: float
     answer_by_s: float
+    form: str = LINE
+    context: str = ""
 
 
 class LineKeeper:
@@ -85,7 +90,7 @@ class LineKeeper:
         self._database = database
         self._outcomes = outcomes
         self._waiting_bytes_max = waiting_bytes_max
-        self._waiting_bytes = 0
+        self._waiting = Counter[str]()  # bytes of each sender
         self._collecting = asyncio.Lock()
         self._tails: set[asyncio.Task[None]] = set()
 
@@ -185,17 +190,22 @@ class LineKeeper:
         try:
             async with asyncio.timeout(left_s):
                 if len(sizes) > 1:
-                    return await self._collect(sizes, is_awaited)
-                return [await self._inlet.reserve(*sizes[0], awaited=is_awaited)]
+                    return await self._collect(sizes, terms.sender, is_awaited)
+                return [
+                    await self._inlet.reserve(*sizes[0], awaited=is_awaited, sender=terms.sender)
+                ]
         except TimeoutError:
             raise BufferFull(FULL_S) from None
 
-    async def _collect(self, sizes: Sizes, is_awaited: bool) -> list[Reservation]:
+    async def _collect(self, sizes: Sizes, sender: str, is_awaited: bool) -> list[Reservation]:
         """Wait until there is room for all blocks of a post. Posts of one block go before it."""
         size_bytes = sum(each[1] for each in sizes)
-        if self._waiting_bytes and self._waiting_bytes + size_bytes > self._waiting_bytes_max:
+        own_bytes, all_bytes = self._waiting[sender], self._waiting.total()
+        # A sender leaves as much to others as its own posts take, as in buffers/waiting.py.
+        left_bytes = own_bytes + size_bytes if own_bytes else 0
+        if all_bytes and all_bytes + size_bytes + left_bytes > self._waiting_bytes_max:
             raise BufferFull(FULL_S)
-        self._waiting_bytes += size_bytes
+        self._waiting[sender] += size_bytes
         try:
             async with self._collecting:
                 while True:
@@ -204,7 +214,9 @@ class LineKeeper:
                         return reserved
                     await asyncio.sleep(PAUSE_S)
         finally:
-            self._waiting_bytes -= size_bytes
+            self._waiting[sender] -= size_bytes
+            if not self._waiting[sender]:
+                del self._waiting[sender]
 
     async def _set_aside(self, points: Points, terms: LineTerms) -> None:
         """Write faulty lines to the dead letters, or count that they cannot be kept."""
@@ -277,10 +289,11 @@ def _letter(error: ItemError, terms: LineTerms) -> Letter:
         precision=terms.query.precision,
         field=error.field,
         item=error.item,
-        format=LINE,
+        format=terms.form,
         source=terms.source,
         device=terms.naming.device,
         prefix=terms.naming.prefix,
+        context=terms.context,
     )
 
 

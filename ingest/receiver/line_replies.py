@@ -32,7 +32,7 @@ _CODES = {
     503: "unavailable",
 }
 # These can be sent again.
-_STATUS = {"body_timeout": 503, "too_fast": 503}
+_STATUS = {"body_timeout": 503, "too_fast": 503, "too_many_connections": 503}
 
 NO_CONTENT = Answer(204, b"", headers=VERSION_HEADER)
 

@@ -46,6 +46,7 @@ EVENTS: dict[str, str] = {
     "certificate_read": "The files of the certificate have changed, and were read.",
     "certificate_unusable": "The changed files cannot be used. The last good ones stay in use.",
     "certificate_expired": "No client accepts the certificate any more: put a new one there.",
+    "sweep_failed": "A bug: late connections were not closed. It is tried again.",
     "request_failed": "A bug: a request was answered 500.",
     "tick_failed": "A bug of the dashboard. Posts are not affected.",
     "status_not_read": "A process of `up` has sent a status that this version cannot read.",

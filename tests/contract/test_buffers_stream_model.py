@@ -130,7 +130,7 @@ class StreamMachine(RuleBasedStateMachine):
         waiting = self.joined.inlet._waiting
         self._idle()  # a post may get its room in this round
         if waiting.posts:
-            self._run(lambda: waiting._expire(waiting.posts[0]))
+            self._run(lambda: waiting._expire(next(iter(waiting.posts))))
 
     @rule(at=numbers, also_answers=st.booleans())
     def hang_up(self, at: int, also_answers: bool) -> None:

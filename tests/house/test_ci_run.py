@@ -72,7 +72,9 @@ def test_it_runs_all_clients_within_six_minutes() -> None:
 
 def test_it_tests_receiver_and_http_without_known_heads() -> None:
     """The step follows `./run test`; its folders exist, and hold tests that it must leave out."""
-    (line,) = re.findall(r"^timed \./run test\n(?:#.*\n)*timed env (.* \\\n.*)$", RUN, re.MULTILINE)
+    (line,) = re.findall(
+        r"^timed .* \./run test\n(?:#.*\n)*timed env (.* \\\n.*)$", RUN, re.MULTILINE
+    )
     switch, *command, http, receiver = shlex.split(line.replace("\\\n", ""))
     assert switch == "INGEST_TEST_KNOWN_HEADS=off"
     assert command == ["./run", "test", "-q", "-m", "not slow and not known_heads"]

@@ -27,7 +27,17 @@ from ingest.model.errors import (
     BrokerRefused,
 )
 from tests.support.blocks import make_block
-from tests.support.brokers import api, embedded, is_up, joined, messages, plain_server, put, until
+from tests.support.brokers import (
+    api,
+    embedded,
+    hit,
+    is_up,
+    joined,
+    messages,
+    plain_server,
+    put,
+    until,
+)
 from tests.support.faulty_proxy import FaultyProxy
 
 
@@ -119,6 +129,23 @@ async def test_answer_that_does_not_come_is_asked_for_again(
     assert await messages(admin) == 1
 
 
+@pytest.mark.parametrize("size_bytes", [10, 7 * 1024**2])
+async def test_stop_does_not_wait_for_a_server_that_takes_nothing(
+    server: EmbeddedBroker, proxy: FaultyProxy, size_bytes: int
+) -> None:
+    """Also in the middle of a large message, where the library hides that we cancel."""
+    direct = server.published.address("gateway")
+    by_proxy = Address((f"nats://127.0.0.1:{proxy.port}",), direct.user, direct.password)
+    async with asyncio.timeout(8):
+        async with joined(lambda: by_proxy, "gateway") as gateway:
+            proxy.stall()
+            for _ in range(3):
+                assert gateway.send(SUBJECT, bytes(size_bytes))
+            await asyncio.sleep(0.2)
+        assert not gateway.up
+        proxy.resume()
+
+
 async def test_killed_server_costs_no_message_and_stores_none_twice(
     server: EmbeddedBroker, admin: BrokerConnection
 ) -> None:
@@ -138,7 +165,7 @@ async def test_killed_server_costs_no_message_and_stores_none_twice(
             await until(lambda count=count: len(acknowledged) >= count)  # type: ignore[misc]
             await until(lambda: server.pid is not None)
             assert publishing.under_way
-            os.kill(server.pid or 0, signal.SIGKILL)
+            hit(server.pid, signal.SIGKILL)
         await posting
     await is_up(admin)
     found = Counter(await stored(admin))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -18,7 +17,7 @@ from ingest.broker.roles import STREAM, WRITER
 from ingest.broker.session import Address
 from ingest.broker.skips import Skipped
 from ingest.embedded.broker import EmbeddedBroker
-from tests.support.brokers import WANTED, api, embedded, joined, put, until
+from tests.support.brokers import WANTED, api, embedded, hit, joined, put, until
 from tests.support.faulty_proxy import FaultyProxy
 
 
@@ -216,7 +215,7 @@ async def test_reading_goes_on_after_a_kill_of_the_server(
     async with reading(server) as reader:
         await until(lambda: len(reader.got) == 2)
         killed = server.pid
-        os.kill(killed or 0, signal.SIGKILL)
+        hit(killed, signal.SIGKILL)
         await until(lambda: server.pid not in (None, killed) and admin.up)
         await fill(server, b"3")
         await until(lambda: b"3" in reader.bodies)

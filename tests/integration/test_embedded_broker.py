@@ -22,7 +22,17 @@ from ingest.embedded import broker as launcher
 from ingest.embedded.broker import EmbeddedBroker, running_broker
 from ingest.embedded.broker_program import find_program
 from ingest.model.errors import BrokerAway, StartError
-from tests.support.brokers import embedded, ended, is_up, joined, messages, put, start_parent, until
+from tests.support.brokers import (
+    embedded,
+    ended,
+    hit,
+    is_up,
+    joined,
+    messages,
+    put,
+    start_parent,
+    until,
+)
 
 
 async def _login(port: int, user: str, password: str) -> None:
@@ -195,10 +205,10 @@ async def test_port_that_somebody_has_taken_is_left_to_him(
     monkeypatch.setattr(session, "CONNECT_S_MAX", 0.3)
     async with embedded(tmp_path) as server, joined(server, "gateway") as gateway:
         port = server.published.endpoints.port
-        os.kill(server.pid or 0, signal.SIGSTOP)  # so that it is not restarted meanwhile
+        hit(server.pid, signal.SIGSTOP)  # so that it is not restarted meanwhile
         with socket.socket() as thief:
             thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            os.kill(server.pid or 0, signal.SIGKILL)
+            hit(server.pid, signal.SIGKILL)
             await until(lambda: server.pid is None)
             thief.bind(("127.0.0.1", port))
             thief.listen()

@@ -422,12 +422,16 @@ async def test_purge_does_not_wait_for_a_forwarder_that_does_not_run(
 
         await write_all(server, admin, 20)
         for bound, left in ((0, 100), (2 * size, 100), (size // 2, 80)):
-            assert await purge_at(bound).purge()
+            purge = purge_at(bound)
+            assert await purge.purge()
             assert await messages_left(admin) == left
+            assert purge.unforwarded == 100 - left
         await write_all(server, admin, 100)
-        assert await purge_at(size // 2).purge()
+        purge = purge_at(size // 2)
+        assert await purge.purge()
         left = await messages_left(admin)
         assert 30 < left < 50
+        assert purge.unforwarded == 80 - left
     async with Webhook() as target, forwarding(server, target.url, tmp_path):
         await floor_is(admin, 100)
     assert sorted(target.items) == sorted(items_of(those[-10 * left :]))

@@ -7,7 +7,6 @@ skipped between them shows only if they tell each other what they were given.
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -20,7 +19,7 @@ from ingest.broker.connection import BrokerConnection
 from ingest.broker.roles import GIVEN, STREAM, WRITER
 from ingest.embedded.broker import EmbeddedBroker
 from ingest.model.errors import BrokerAway
-from tests.support.brokers import WANTED, api, embedded, joined, put, until
+from tests.support.brokers import WANTED, api, embedded, hit, joined, put, until
 from tests.support.stream_writers import FEW, StreamWriter, first_place, in_turns, purged, writing
 
 BODIES = [b"payload-number-%03d-" % n + b"x" * 200 for n in range(1, 31)]
@@ -169,7 +168,7 @@ async def test_writers_that_come_and_go_find_nothing_in_a_sound_stream(
                 await until(lambda: guest.got, 5)
                 writers.append(guest)
             if number == 2:
-                os.kill(server.pid or 0, signal.SIGKILL)
+                hit(server.pid, signal.SIGKILL)
             await asyncio.sleep(0.3)
         stopping.set()
         count = await publishing

@@ -127,6 +127,25 @@ async def test_server_that_never_speaks_waits_within_the_deadline() -> None:
     assert monotonic_s() - began_s < 2
 
 
+async def test_abort_at_any_moment_of_the_opening_fails_with_wait(readings_url: str) -> None:
+    """Also between two steps of a statement, of which the driver says nothing in its own words."""
+    ends = set[object]()
+    for number in range(30):
+        sink = make_sink(readings_url, Settings(database_unsafe=True))
+        opening = asyncio.create_task(sink.open())
+        opening_s = 0.0004 * number
+        asyncio.get_running_loop().call_later(opening_s, sink.abort)
+        try:
+            await opening
+            ends.add("open")
+        except WriteFailed as failed:
+            ends.add(failed.verdict)
+        sink.abort()
+        await sink.close()
+    assert Verdict.WAIT in ends
+    assert ends <= {Verdict.WAIT, "open"}
+
+
 async def test_abort_while_connecting_ends_the_wait() -> None:
     """A drain does not wait for a server that never answers."""
     with socket.create_server(("127.0.0.1", 0)) as silent:

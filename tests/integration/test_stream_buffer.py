@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import signal
 from collections import Counter
@@ -26,7 +25,7 @@ from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
 from ingest.model.rows import row_offsets
 from ingest.system.clock import monotonic_s
 from tests.support.blocks import make_block
-from tests.support.brokers import api, embedded, joined, put, until
+from tests.support.brokers import api, embedded, hit, joined, put, until
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.streams import Poster
 
@@ -260,7 +259,7 @@ async def test_killed_broker_loses_nothing(server: EmbeddedBroker) -> None:
         for rows in (200, 700):
             await until(lambda rows=rows: sends.ledger.accepted > rows)  # type: ignore[misc]
             await until(lambda: server.pid is not None)
-            os.kill(server.pid or 0, signal.SIGKILL)
+            hit(server.pid, signal.SIGKILL)
         await traffic
         await sends.poster.finish()
         await sends.inlet.finish()

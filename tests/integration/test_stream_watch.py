@@ -27,6 +27,7 @@ from tests.support.brokers import (
     WANTED,
     api,
     embedded,
+    hit,
     is_up,
     joined,
     plain_server,
@@ -221,7 +222,7 @@ async def test_broker_that_is_killed_is_away_until_it_is_back(server: EmbeddedBr
     async with gateway(server) as it:
         before_s = clock.monotonic_s()
         killed = server.pid
-        os.kill(killed or 0, signal.SIGKILL)
+        hit(killed, signal.SIGKILL)
         await until(lambda: it.watch.away_since_s is not None)
         assert before_s <= (it.watch.away_since_s or 0) <= clock.monotonic_s()
         assert it.watch.why_away
@@ -324,7 +325,7 @@ async def test_full_disk_of_the_server_is_named_until_it_is_restarted(
         (small_disk / "other").unlink()
         await asyncio.sleep(0.3)
         assert it.watch.disk_failed, "space alone does not help"
-        os.kill(server.pid or 0, signal.SIGKILL)
+        hit(server.pid, signal.SIGKILL)
         await asyncio.gather(*results)
         await until(lambda: not it.watch.degraded)
         assert (it.watch.disk_failed, it.watch.removed) == ("", 0)

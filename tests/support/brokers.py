@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -40,6 +41,12 @@ async def main():
     await asyncio.Event().wait()
 asyncio.run(main())
 """
+
+
+def hit(pid: int | None, number: int) -> None:
+    """Send a signal to a server. One that does not run is a fault: 0 is our own process group."""
+    assert pid is not None, "the server does not run"
+    os.kill(pid, number)
 
 
 @asynccontextmanager

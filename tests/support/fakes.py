@@ -68,7 +68,7 @@ class FakeInlet:
         return True
 
     async def reserve(
-        self, rows: int, size_bytes: int, *, awaited: bool = False
+        self, rows: int, size_bytes: int, *, awaited: bool = False, sender: str = ""
     ) -> FakeReservation:
         """Return a reservation once `open` is set, or raise `error`."""
         self.waiting += 1

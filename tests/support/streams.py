@@ -240,9 +240,11 @@ class Joined:
         """See the inlet."""
         return self.inlet.take_in(block, waiter, told)
 
-    async def reserve(self, rows: int, size_bytes: int, *, awaited: bool = False) -> Reservation:
+    async def reserve(
+        self, rows: int, size_bytes: int, *, awaited: bool = False, sender: str = ""
+    ) -> Reservation:
         """See the inlet."""
-        return await self.inlet.reserve(rows, size_bytes, awaited=awaited)
+        return await self.inlet.reserve(rows, size_bytes, awaited=awaited, sender=sender)
 
     def reserve_all(self, sizes: Sizes, *, awaited: bool = False) -> list[Reservation] | None:
         """See the inlet."""
@@ -326,11 +328,11 @@ class Poster:
         self.tasks: list[asyncio.Task[None]] = []
         database = FakeDatabase()
         self.keeper = Keeper(
-            inlet=inlet,
-            dead_letters=self.letters,
-            ledger=ledger,
-            database=database,
-            outcomes=AckWaits(database, 1.0, connections_max=100),
+            inlet,
+            self.letters,
+            ledger,
+            database,
+            AckWaits(database, 1.0, connections_max=100),
             on_refused=_refuse,
         )
 

@@ -72,8 +72,8 @@ async def test_start_beyond_the_loopback_without_tokens_says_what_to_do(
 
 
 async def test_commands_of_docs_tokens_md(open_tmp_path: Path) -> None:
-    """As they stand: a token, the start for the network with limits, rotation and end."""
-    first, start, limits, later = (
+    """As they stand: a token, the start for the network with limits, admins, rotation, end."""
+    first, start, limits, admins, later = (
         each.text for each in fences(DOCUMENTS["docs/tokens.md"]) if each.language == "sh"
     )
     words = shlex.split(first)
@@ -88,6 +88,19 @@ async def test_commands_of_docs_tokens_md(open_tmp_path: Path) -> None:
         told = next((each for each in service.lines if each.startswith("devices:")), "")
         assert not told or re.search(r"http://[0-9.]+:[0-9]+/v1/readings", told)
         assert await status(service, token) == 202
+        for command, may_act in zip(admins.splitlines(), (401, 200), strict=True):
+            words = shlex.split(command, comments=True)
+            admin = await made(open_tmp_path, *words[2:])
+            sent = {"Authorization": f"Bearer {admin}"}
+            asked = [("GET", "/"), ("GET", "/senders"), ("POST", "/hold/release")]
+            got = [
+                (await service.request(method, service.admin_url + path, headers=sent)).status
+                for method, path in asked
+            ]
+            assert got == [200, 200, may_act]
+            assert await status(service, admin) == 403
+        assert (await service.request("GET", service.admin_url + "/")).status == 401
+        assert (await ingest("hold", "show", "--state-dir", open_tmp_path)).code == 0
         for command in later.splitlines():
             done = await ingest(
                 *shlex.split(command, comments=True)[1:], "--state-dir", open_tmp_path

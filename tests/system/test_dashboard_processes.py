@@ -35,6 +35,8 @@ class Machine:
         self.rig = rig
         self.processes = {name: FakeProcess(name.rpartition("-")[0]) for name in NAMES}
         self.processes["writer-1"].broker = dict(FIGURES)
+        rates = {"readings_per_s": 90.0, "posts_per_s": 9.0, "refused_per_s": 0.5}
+        self.processes["gateway-1"].senders = [{"sender": "token <b>garden", **rates}]
 
     async def run(self) -> None:
         """Let them work."""
@@ -76,6 +78,7 @@ async def test_page_lists_the_processes_and_what_waits_in_the_stream(tmp_path: P
         listed = await rows(seen)
         assert [row[0] for row in listed] == list(NAMES)
         assert [row[1] for row in listed] == ["accepting", "accepting", "runs"]
+        await seen.wait_text("#sender-list tbody", "token <b>garden")
         note = await seen.text("#stream-note")
         assert "1,200 messages wait for a writer, and 14 are with one" in note
         assert "3 of these were delivered again" in note

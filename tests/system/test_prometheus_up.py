@@ -30,6 +30,7 @@ FIGURES = {
     "consumer_redelivered": {"writer": 0},
     "stream_removed": 0,
     "stream_skipped_total": 0,
+    "stream_unforwarded_total": 0,
     "redeliveries_total": 0,
 }
 

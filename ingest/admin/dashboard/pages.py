@@ -310,20 +310,20 @@ class Dashboard:
         async with self._log_in_bodies.received(request) as body:
             form = body.decode("utf-8", "replace")
         token = parameters(form, "token").get("token", "").strip()
-        if not self._guard.is_token(token):
+        cookie = self._guard.log_in(token)
+        if not cookie:
             await asyncio.sleep(WRONG_TOKEN_S)
             text = self._log_in.replace(b"hidden data-wrong", b"data-wrong")
             return html(request.headers, text, status=401)
-        return self._to_the_page(logged_in=True)
+        return self._to_the_page(cookie)
 
     async def _by_key(self, request: Request, query: str, _at_s: float) -> Answer:
         """Log the browser in that comes first; another one is sent to the page to look."""
         self._guard.check_host(request.headers)
         key = parameters(query, "key").get("key", "")
-        return self._to_the_page(logged_in=self._guard.use_key(key))
+        return self._to_the_page(self._guard.cookie_line() if self._guard.use_key(key) else b"")
 
-    def _to_the_page(self, *, logged_in: bool) -> Answer:
-        cookie = self._guard.cookie_line() if logged_in else b""
+    def _to_the_page(self, cookie: bytes) -> Answer:
         return Answer(303, b"", JSON, headers=b"Location: /\r\n" + NO_STORE + cookie)
 
     def close(self) -> None:

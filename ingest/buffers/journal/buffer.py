@@ -152,10 +152,12 @@ class JournalBuffer:
             self._shared.add(block, waiter, told)
         return True
 
-    async def reserve(self, rows: int, size_bytes: int, *, awaited: bool = False) -> Reservation:
+    async def reserve(
+        self, rows: int, size_bytes: int, *, awaited: bool = False, sender: str = ""
+    ) -> Reservation:
         """Wait for room for one block: in the journal, or in memory if `awaited`."""
         waiting, place = self._rooms(awaited)
-        return await waiting.wait(rows, size_bytes, place)
+        return await waiting.wait(rows, size_bytes, place, sender=sender)
 
     def reserve_all(self, sizes: Sizes, *, awaited: bool = False) -> list[Reservation] | None:
         """Reserve room for all blocks of a post at once: see ports.PostInlet."""
@@ -172,10 +174,9 @@ class JournalBuffer:
 
     def _may_wait(self, size_bytes: int) -> bool:
         """Whether there is memory for one more post that waits."""
-        bytes_waiting = self._bytes_waiting + size_bytes
-        if self._spills:  # posts also wait while memory is full, so they have a bound of their own
-            return bytes_waiting <= self.memory.bytes_max // 4
-        return self.memory.size_bytes + bytes_waiting <= self.memory.bytes_max
+        memory = self.memory  # with spills posts also wait while it is full: so they have a bound
+        size_max = memory.bytes_max // 4 if self._spills else memory.bytes_max - memory.size_bytes
+        return self._bytes_waiting + size_bytes <= size_max
 
     @property
     def _bytes_waiting(self) -> int:
@@ -325,10 +326,9 @@ class JournalBuffer:
         The backlog may fill a quarter of memory. If the bounds are tiny it may have one block.
         """
         memory = self.memory
-        rows = max(1, memory.rows_max // 4) - self._backlog.rows
-        rows = min(rows, memory.rows_max - memory.rows)
-        size_bytes = max(1, memory.bytes_max // 4) - self._backlog_bytes
-        size_bytes = min(size_bytes, memory.bytes_max - memory.size_bytes)
+        quarter = max(1, memory.rows_max // 4), max(1, memory.bytes_max // 4)
+        rows = min(quarter[0] - self._backlog.rows, memory.rows_max - memory.rows)
+        size_bytes = min(quarter[1] - self._backlog_bytes, memory.bytes_max - memory.size_bytes)
         return (rows, size_bytes) if rows > 0 and size_bytes > 0 else None
 
     def load(self, blocks: Sequence[Block], *, newest_s: float) -> None:

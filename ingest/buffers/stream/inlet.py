@@ -88,12 +88,15 @@ class StreamInlet:
             self._add_durable(block).add_waiter(waiter, rows, told)
         return True
 
-    async def reserve(self, rows: int, size_bytes: int, *, awaited: bool = False) -> Reservation:
+    async def reserve(
+        self, rows: int, size_bytes: int, *, awaited: bool = False, sender: str = ""
+    ) -> Reservation:
         """Wait for room: see ports.Inlet. Raises BufferFull and Stopping.
 
         A block that is `awaited` goes to a writer, and not into the stream.
         """
-        return await self._waiting.wait(rows, size_bytes, partial(self._place, awaited))
+        place = partial(self._place, awaited)
+        return await self._waiting.wait(rows, size_bytes, place, sender=sender)
 
     def reserve_all(self, sizes: Sizes, *, awaited: bool = False) -> list[Reservation] | None:
         """Reserve room for all blocks of a post at once: see ports.PostInlet."""

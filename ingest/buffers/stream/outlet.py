@@ -138,9 +138,11 @@ class StreamOutlet:
         """Keep a block that is no message, at once if that is possible: see ports.Inlet."""
         return self._memory.take_in(block, waiter, told)
 
-    async def reserve(self, rows: int, size_bytes: int, *, awaited: bool = False) -> Reservation:
+    async def reserve(
+        self, rows: int, size_bytes: int, *, awaited: bool = False, sender: str = ""
+    ) -> Reservation:
         """Wait for room in memory for a block that is no message: see ports.Inlet."""
-        return await self._memory.reserve(rows, size_bytes, awaited=awaited)
+        return await self._memory.reserve(rows, size_bytes, awaited=awaited, sender=sender)
 
     # The outlet
 

@@ -19,9 +19,10 @@ from ingest.receiver.openapi.schemas import (
     problem_of,
     ref,
 )
+from ingest.receiver.sources import LATER
 
 # Codes that only the admin port answers.
-ADMIN_ONLY = frozenset({"forbidden", "busy", "too_slow"})
+ADMIN_ONLY = frozenset({"forbidden", "too_slow"})
 # Answers to requests for which the document has no operation.
 UNPLACED = ("not_found", "method_not_allowed")
 # Answers to any request; to one that is not HTTP, or needs TLS, also before its path is known.
@@ -46,8 +47,9 @@ def _status(code: str) -> int:
 # The kinds of pages that answer in the same way: their codes, and how these become answers.
 KINDS: dict[str, tuple[Sequence[str], Callable[[str], int]]] = {
     "post": (_posts(), _status),
-    "readings": (_posts(LINES_ONLY), _status),
-    "lines": (_posts(JSON_ONLY), line_status),
+    "readings": (_posts(LINES_ONLY | {"busy"}), _status),
+    "lines": (_posts(JSON_ONLY | {"busy"}), line_status),
+    "source": (_posts(LINES_ONLY | LATER), _status),
     "open": (OPEN, _status),
     "stub": (OPEN, line_status),
     "question": ((*OPEN, "bad_parameter"), line_status),

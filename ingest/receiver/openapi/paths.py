@@ -5,6 +5,7 @@ A path that is not known here is described as a post of any body.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -27,6 +28,8 @@ from ingest.receiver.openapi.schemas import (
 from ingest.receiver.query import ALLOWED
 
 PATH = "/openapi.json"
+_FORM = "application/x-www-form-urlencoded"
+_HOLE = re.compile(r"\{(\w+)\}")
 
 # The bodies of /v1/readings by media type.
 _BODIES: dict[str, Schema] = {
@@ -147,6 +150,25 @@ def _other(summary: str) -> Schema:
     }
 
 
+def source(path: str, method: str, limits: StatedLimits) -> Schema:
+    """Describe a method of a mapped source, whose body only its sender knows."""
+    body: Schema = {"content": {name: {"schema": {}} for name in (JSON, _FORM)}}
+    return {
+        "summary": "Take what a sender sends in a form of its own",
+        "description": f"A table in the file of sources says what it becomes. It has at most "
+        f"{_size(limits.bodies)}. The media type is not read.",
+        "parameters": [
+            {"name": name, "in": "path", "required": True, "schema": TEXT}
+            for name in _HOLE.findall(path)
+        ],
+        **({"requestBody": body} if method == "POST" else {}),
+        "responses": {
+            "200": _answer("What could be read is kept.", ref("schemas", "Mapped")),
+            **refused("source"),
+        },
+    }
+
+
 # Questions
 
 
@@ -176,7 +198,7 @@ def _health(_method: str) -> Schema:
 
 def _query(method: str) -> Schema:
     is_post = method == "POST"
-    form = {"application/x-www-form-urlencoded": {"schema": record({"q": TEXT})}}
+    form = {_FORM: {"schema": record({"q": TEXT})}}
     return {
         "summary": "CREATE DATABASE and SHOW DATABASES, for clients that ask before they write",
         "parameters": [_parameter("q", TEXT, "The question.", "SHOW DATABASES")],

@@ -158,6 +158,7 @@ def schemas() -> dict[str, Schema]:
         "Problem": _problem(),
         "LineProblem": _line_problem(),
         "Ready": _ready(),
+        "Mapped": record({"accepted": COUNT, "faulty": COUNT, "ignored": COUNT}),
         "Ping": record({"version": TEXT}),
         "Health": record(
             {

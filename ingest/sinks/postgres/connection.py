@@ -24,6 +24,7 @@ from ingest.config.values import is_torn
 from ingest.model.verdict import NO_SUCH_HOST, UNREACHABLE
 from ingest.sinks.postgres.lost_connection import (
     CLOSED,
+    CUT,
     forget_unreachable_futures,
     is_of_a_closed_connection,
 )
@@ -189,7 +190,11 @@ def _tune(connection: Connection) -> None:
 
 @contextmanager
 def deadline(connection: Connection, limit_s: float) -> Iterator[None]:
-    """Cut the connection if the body takes longer than `limit_s`, and raise Expired then."""
+    """Cut the connection if the body takes longer than `limit_s`, and raise Expired then.
+
+    If it is cut between two steps of a statement, the driver misses its own parts (AttributeError).
+    Here that is an error of the driver, as in all other moments.
+    """
     expired = False
 
     def cut() -> None:
@@ -203,6 +208,8 @@ def deadline(connection: Connection, limit_s: float) -> Iterator[None]:
     except Exception as error:
         if expired:
             raise Expired(f"no answer within {limit_s:g} s") from error
+        if isinstance(error, AttributeError) and connection.is_closed():
+            raise asyncpg.InterfaceError(CUT) from error
         raise
     finally:
         timer.cancel()

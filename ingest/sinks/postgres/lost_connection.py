@@ -15,6 +15,7 @@ from typing import Any
 import asyncpg
 
 CLOSED = "the server closed the connection"
+CUT = "the connection was cut"
 _UNRETRIEVED = "Future exception was never retrieved"
 
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from ingest.access.tokens import Tokens
 from ingest.admin.exposition import Exposition
 from ingest.admin.guard import Guard
 from ingest.admin.port import PAGES_MAX, Admin
@@ -15,9 +16,10 @@ from ingest.http.bodies import Bodies
 from ingest.http.request import Request
 from ingest.http.response import Answer
 from ingest.http.routes import READ, Route
-from ingest.model.errors import StartError
+from ingest.model.errors import Refused, StartError
 from ingest.model.ledger import Ledger
 from tests.support.receiver import Client, Reply, head
+from tests.support.tokens import OTHER, SECRET, end, line, put
 
 TOKEN = "s3cret-token"
 
@@ -29,7 +31,8 @@ class Rig:
         self.ledger = Ledger()
         self.released: list[bool] = []
         self.state = b'{"state":"on_hold","reason":"<b>28P01</b>","since":"2026-01-01T00:00:00Z"}'
-        self.guard = Guard(TOKEN)
+        self.tokens = Tokens()
+        self.guard = Guard(TOKEN, tokens=self.tokens)
         self.admin = Admin(
             ledger=self.ledger,
             exposition=Exposition(self.ledger, "1.2.3"),
@@ -39,6 +42,7 @@ class Rig:
             message=lambda: "no <b>column</b>",
             release_hold=self._release_hold,
             refused_posts=lambda: [{"peer": "10.0.0.7"}],
+            senders=lambda: [{"sender": "token a"}],
             pages={"/slow": Route(READ, self._slow)},
         )
         self.address = ""
@@ -222,3 +226,64 @@ async def test_start_on_a_busy_port_names_its_own_flag(rig: Rig) -> None:
     """An address that cannot be bound is an error that names --admin-listen."""
     with pytest.raises(StartError, match="--admin-listen HOST:PORT"):
         await Rig().admin.start("127.0.0.1", int(rig.address.rpartition(":")[2]))
+
+
+def bearer(token: str) -> dict[str, str]:
+    """Return the header with a token."""
+    return {"Authorization": f"Bearer {token}"}
+
+
+async def test_with_a_token_for_this_port_everybody_needs_one(rig: Rig) -> None:
+    """Also on the loopback. One to read may not act; a token for posts opens nothing."""
+    rig.guard.bound("127.0.0.1:1")
+    look = head("GET", "/senders").replace(b"Host: door", b"Host: localhost")
+    assert (await rig.ask(look)).document == {"senders": [{"sender": "token a"}]}
+    post_token = "iot_" + "p" * 43
+    put(
+        rig.tokens,
+        line(SECRET, "ops", admin="operate"),
+        line(OTHER, "wall", admin="read"),
+        line(post_token, "device"),
+    )
+
+    def asked(method: str, target: str, token: str) -> bytes:
+        headers = {**bearer(token), "Content-Length": "0"} if token else {"Content-Length": "0"}
+        return head(method, target, headers).replace(b"Host: door", b"Host: localhost")
+
+    expected = {"": (401, 401), post_token: (401, 401), OTHER: (200, 401), SECRET: (200, 200)}
+    expected[TOKEN] = (200, 200)
+    for token, (looks, acts) in expected.items():
+        assert (await rig.ask(asked("GET", "/senders", token))).status == looks, token
+        assert (await rig.ask(asked("POST", "/hold/release", token))).status == acts, token
+        assert (await rig.ask(asked("GET", "/refused", token))).status == acts, token
+        for open_page in ("/livez", "/readyz", "/metrics"):
+            assert (await rig.ask(asked("GET", open_page, token))).status == 200
+    put(rig.tokens, line(SECRET, "ops", admin="operate"), end(SECRET))
+    for token in ("", SECRET):  # that the only one has ended does not open the page
+        assert (await rig.ask(asked("GET", "/senders", token))).status == 401
+
+
+async def test_log_in_lasts_as_long_as_its_token(rig: Rig) -> None:
+    """The cookie of a token cannot be made from its digest or from the cookie of another one."""
+    guard = rig.guard
+    guard.bound("0.0.0.0:1")
+    put(rig.tokens, line(SECRET, "ops", admin="operate"), line(OTHER, "wall", admin="read"))
+
+    def cookie(token: str) -> str:
+        return guard.log_in(token).decode().removeprefix("Set-Cookie: ").partition(";")[0]
+
+    assert guard.log_in("wrong") == b""
+    ours, ops, wall = cookie(TOKEN), cookie(SECRET), cookie(OTHER)
+    rights = [(guard.may_look({"Cookie": each}), guard.may_act({"Cookie": each}))
+              for each in (ours, ops, wall)]  # fmt: skip
+    assert rights == [(True, True), (True, True), (True, False)]
+    name, _, value = ops.partition("=")
+    forged = value.partition(".")[0] + "." + wall.partition(".")[2]
+    for bad in (forged, value[:-1], value.partition(".")[0], "." + value.partition(".")[2], "é."):
+        assert not guard.may_look({"Cookie": f"{name}={bad}"})
+    assert SECRET not in ops
+    put(rig.tokens, line(OTHER, "wall", admin="read"))
+    assert not guard.may_look({"Cookie": ops})
+    assert guard.may_act({"Cookie": ours})
+    with pytest.raises(Refused):  # a cookie needs the page's CSRF token, as before
+        guard.check_act({"Cookie": ours})

@@ -80,11 +80,36 @@ def _busy(rig: UpRig) -> None:
         "stream_bytes": 10,
         "stream_bytes_max": 100,
         "stream_skipped_total": 0,
+        "stream_unforwarded_total": 0,
         "consumer_pending": {"writer": 0, "forward-a": 3},
         "consumer_ack_pending": {"writer": 2},
     }
     rig.hear("gateway-1", gateway)
     rig.hear("writer-1", writer)
+
+
+def sends(sender: str, readings_per_s: float) -> dict[str, Any]:
+    """Return a sender as a gateway lists it."""
+    rates = {"readings_per_s": readings_per_s, "posts_per_s": 1.0, "refused_per_s": 0.0}
+    return {"sender": sender, **rates}
+
+
+async def test_senders_of_all_gateways_are_added_up(rig: UpRig) -> None:
+    """An older gateway tells of none; what is no list of senders is a status that is not read."""
+    gateways = [FakeProcess("gateway") for _ in range(4)]
+    gateways[0].senders = [sends("token b", 3.0), sends("token a", 2.0)]
+    gateways[1].senders = [sends("token a", 2.0)]
+    gateways[2].senders = [{"sender": "token c", "readings_per_s": "many"}]
+    for number, each in enumerate(gateways[:3]):
+        rig.hear(f"gateway-{number}", each)
+    old = gateways[3].sent()
+    del old["senders"]
+    rig.up.status("gateway-3", old)
+    found = json.loads((await rig.ask("/senders")).body)["senders"]
+    assert [(each["sender"], each["readings_per_s"], each["posts_per_s"]) for each in found] == [
+        ("token a", 4.0, 2.0),
+        ("token b", 3.0, 1.0),
+    ]
 
 
 async def test_every_series_has_the_label_of_its_process(rig: UpRig) -> None:

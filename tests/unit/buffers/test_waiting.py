@@ -31,10 +31,10 @@ class Rig:
         assert self.reserved is not None
         self.reserved.release()
 
-    async def post(self, rows: int) -> asyncio.Task[object]:
+    async def post(self, rows: int, sender: str = "") -> asyncio.Task[object]:
         """Let a post wait."""
         place = self.memory.place
-        task = asyncio.create_task(self.waiting.wait(rows, rows, place))
+        task = asyncio.create_task(self.waiting.wait(rows, rows, place, sender=sender))
         await spin()
         return task
 
@@ -96,7 +96,7 @@ async def test_post_cancelled_in_the_round_of_its_refusal_is_cancelled(
     rig = Rig()
     post = await rig.post(1)
     if by == "expires":
-        rig.waiting._expire(rig.waiting.posts[0])
+        rig.waiting._expire(next(iter(rig.waiting.posts)))
     else:
         rig.waiting.shut_out()
     post.cancel()
@@ -117,6 +117,45 @@ async def test_expiry_in_the_round_of_a_grant_changes_nothing() -> None:
     rig.waiting._expire(post)
     await task
     assert rig.memory.rows == 4
+
+
+async def test_sender_with_many_posts_gets_half_of_the_room_beside_another_one() -> None:
+    """Its posts came first. Of the room that comes free, each of the two gets five rows."""
+    rig = Rig()
+    many = [await rig.post(1, "many") for _ in range(20)]
+    few = [await rig.post(1, "few") for _ in range(8)]
+    rig.free()
+    await spin()
+    assert [sum(each.done() for each in posts) for posts in (many, few)] == [5, 5]
+    for each in (*many, *few):
+        each.cancel()
+
+
+async def test_sender_leaves_as_much_of_the_memory_as_its_posts_take() -> None:
+    """One alone may let posts of half of it wait; its first one may be larger."""
+    waiting = WaitingPosts(
+        5.0, may_wait=lambda more: waiting.size_bytes + more <= 100, oldest_s=lambda: None
+    )
+
+    def wait(size_bytes: int, sender: str) -> asyncio.Task[object]:
+        return asyncio.create_task(
+            waiting.wait(1, size_bytes, lambda _rows, _bytes: None, sender=sender)
+        )
+
+    posts = [wait(10, "many") for _ in range(20)]
+    await spin()
+    assert sum(each.done() for each in posts) == 15
+    large = wait(50, "other")
+    await spin()
+    assert not large.done()
+    assert waiting.size_bytes == 100
+    refused = wait(1, "third")
+    await spin()
+    assert isinstance(refused.exception(), BufferFull)
+    for each in (*posts[:5], large):
+        each.cancel()
+    await asyncio.gather(*posts, large, return_exceptions=True)
+    assert waiting.size_bytes == 0
 
 
 async def test_nobody_waits_after_the_end() -> None:

@@ -1,6 +1,7 @@
 """What a body costs: bounded steps, and a refused body costs about as much as a good one.
 
 CPU time of this thread is measured, the least of a few tries, so other processes do not matter.
+The bounds are multiples of what a good body costs in the same run: machines differ.
 The tracer of coverage is off meanwhile: on Python 3.11 it multiplies the cost of each line.
 """
 
@@ -18,10 +19,10 @@ from ingest.model.errors import Refused
 from tests.support.posts import GOOD, NOW_US, RULES, array, item
 
 ITEMS = 5_000
-STEP_S_MAX = 0.005
-# Of good bodies with as many items. Measured are up to 3.6; the rest is for a machine with other
+STEP_MAX = 2.7  # good bodies; measured are up to 1.8 (of one item with 4,999 values)
+# Of good bodies with as many items. Measured are up to 5.0; the rest is for a machine with other
 # work.
-GOOD_MAX = 6.0
+GOOD_MAX = 9.0
 POST = Post(None, False, NOW_US, 7.0, RULES)
 
 
@@ -106,11 +107,11 @@ def test_body_takes_short_steps_and_costs_about_as_much_as_a_good_one(
 ) -> None:
     """Whatever numbers, texts, nesting and faults it has."""
     times, body = HOSTILE[name]
-    most_s = GOOD_MAX * times * good_s
+    most_s, step_s_max = GOOD_MAX * times * good_s, STEP_MAX * good_s
     total_s, step_s = least(
-        body, lambda total_s, step_s: total_s <= most_s and step_s <= STEP_S_MAX
+        body, lambda total_s, step_s: total_s <= most_s and step_s <= step_s_max
     )
-    assert step_s <= STEP_S_MAX
+    assert step_s <= step_s_max
     assert total_s <= most_s, f"{total_s / good_s:.1f} times a good body"
 
 
@@ -123,7 +124,7 @@ def test_small_body_of_tiny_items_costs_about_as_much_as_a_good_one(tiny: bytes)
     assert total_s <= GOOD_MAX * good_s, f"{total_s / good_s:.1f} times a good body"
 
 
-def test_large_good_body_takes_short_steps() -> None:
-    """5,000 good readings held the loop for 4 ms, on a slow machine for more."""
-    _, step_s = least(array(*[GOOD] * ITEMS), lambda _, step_s: step_s <= 0.002)
-    assert step_s <= 0.002
+def test_large_good_body_takes_short_steps(good_s: float) -> None:
+    """5,000 good readings held the loop for 4 ms, on a slow machine for more; now a tenth."""
+    _, step_s = least(array(*[GOOD] * ITEMS), lambda _, step_s: step_s <= good_s / 3)
+    assert step_s <= good_s / 3

@@ -1,6 +1,7 @@
 """What a body of line protocol costs: its steps are short, and their number is bounded.
 
 CPU time of this thread is measured, the least of a few tries, so other processes do not matter.
+The bounds are multiples of what a body of good lines costs in the same run: machines differ.
 The tracer of coverage is off meanwhile: on Python 3.11 it multiplies the cost of each line.
 """
 
@@ -18,8 +19,8 @@ from ingest.formats.post import Post
 from ingest.model.errors import Refused
 from tests.support.posts import NOW_US, RULES
 
-STEP_S_MAX = 0.005
-BODY_S_MAX = 0.9  # of 600 KiB; measured are up to 0.3
+STEP_MAX = 15  # longest steps of good lines (1.4 ms on 2 cores of 2026); measured are up to 8
+BODY_MAX = 60  # bodies of good lines of the same size; measured are up to 27
 SIZE = 600_000
 LONG = 120_000  # of one line
 POST = LinePost(Post(None, False, NOW_US, 7.0, RULES), Naming(("host",)), 100_000, 1 << 24)
@@ -82,14 +83,27 @@ def cost(body: bytes) -> tuple[float, float]:
     return ended_s - began_s, max(longest_s, ended_s - at_s)
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_body_takes_short_steps_and_a_bounded_time(name: str) -> None:
-    """Whatever lines, names, texts and faults it has."""
-    total_s, step_s = cost(HOSTILE[name])
-    for _ in range(20):  # many, since other programs of the machine use its caches too
-        if total_s <= BODY_S_MAX and step_s <= STEP_S_MAX:
+def least(body: bytes, tries: int, *, total_s_max: float = 0, step_s_max: float = 0) -> list[float]:
+    """Return the least of both costs, of some tries, or of fewer if they are low enough."""
+    total_s, step_s = cost(body)
+    for _ in range(tries):  # many, since other programs of the machine use its caches too
+        if total_s <= total_s_max and step_s <= step_s_max:
             break
-        again = cost(HOSTILE[name])
+        again = cost(body)
         total_s, step_s = min(total_s, again[0]), min(step_s, again[1])
-    assert step_s <= STEP_S_MAX
-    assert total_s <= BODY_S_MAX
+    return [total_s, step_s]
+
+
+@pytest.fixture(scope="module")
+def good() -> list[float]:
+    """Both costs of a good body."""
+    return least(HOSTILE["good lines"], 6)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_body_takes_short_steps_and_a_bounded_time(name: str, good: list[float]) -> None:
+    """Whatever lines, names, texts and faults it has."""
+    total_s_max, step_s_max = BODY_MAX * good[0], STEP_MAX * good[1]
+    total_s, step_s = least(HOSTILE[name], 20, total_s_max=total_s_max, step_s_max=step_s_max)
+    assert step_s <= step_s_max
+    assert total_s <= total_s_max

@@ -375,13 +375,13 @@ async def test_more_connections_than_open_files_are_not_promised(
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (500, hard))
-    monkeypatch.setattr("ingest.http.connections.NEARLY_ALL", 3 / (500 - 384))
+    monkeypatch.setattr("ingest.http.open_files.NEARLY_ALL", 3 / (500 - 384))
     try:
         with structlog.testing.capture_logs() as lines:
             async with running_receiver(connections_max=20_000, header_s_max=0.1) as receiver:
                 connections = receiver.endpoint._port._connections
                 assert connections is not None
-                assert connections._connections_max == 500 - 384
+                assert connections._files.most == 500 - 384
                 await receiver.connect()
                 await asyncio.sleep(0.03)
                 assert not [line for line in lines if line["event"] == "fewer_connections"]
@@ -393,3 +393,23 @@ async def test_more_connections_than_open_files_are_not_promised(
         assert (told["open_files_max"], told["open_files_needed"]) == (500, 20_000 + 384)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_sweep_goes_on_after_a_fault_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is logged; the next time, the silent client is closed. Else none ever was again."""
+    faults = iter([True, True])
+    once = Connections._sweep_once
+
+    def faulty(connections: Connections, period_s: float) -> bool:
+        if next(faults, False):
+            raise ValueError("a bug")
+        return once(connections, period_s)
+
+    monkeypatch.setattr(Connections, "_sweep_once", faulty)
+    with structlog.testing.capture_logs() as lines:
+        async with running_receiver(header_s_max=0.1) as receiver:
+            client = await receiver.connect()
+            assert await client.closed()
+    told = [line for line in lines if line["event"] == "sweep_failed"]
+    assert len(told) == 1
+    assert told[0]["exc_info"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from tests.support.receiver import BAD, GOOD, Receiver, Reply, post, running_receiver
 from tests.support.tokens import OTHER, SECRET, in_force, line
 
@@ -66,3 +68,32 @@ async def test_gateways_share_the_limit() -> None:
     ) as receiver:
         assert (await _send(receiver)).status == 202
         assert (await _send(receiver)).status == 429
+
+
+async def test_sender_uses_no_more_connections_than_it_may() -> None:
+    """The one too many gets 429 and is closed. Another sender goes on; a closed one gives place."""
+    tokens = in_force(line(), line(OTHER, "yard"))
+    async with running_receiver(tokens, sender_connections_max=2) as receiver:
+        headers = {"Authorization": f"Bearer {SECRET}"}
+        clients = [await receiver.connect() for _ in range(3)]
+        for _ in range(2):
+            for client in clients[:2]:
+                await client.send(post(GOOD, headers=headers))
+                assert (await client.reply()).status == 202
+        await clients[2].send(post(GOOD, headers=headers))
+        refused = await clients[2].reply()
+        assert (refused.status, refused.code) == (429, "too_many_connections")
+        assert refused.headers["retry-after"] == "5"
+        assert await clients[2].closed()
+        assert (await _send(receiver, token=OTHER)).status == 202
+        await clients[0].close()
+        await asyncio.sleep(0.05)
+        assert (await _send(receiver, token=SECRET)).status == 202
+        # A connection counts for the sender of its last post.
+        await clients[1].send(post(GOOD, headers={"Authorization": f"Bearer {OTHER}"}))
+        assert (await clients[1].reply()).status == 202
+        await asyncio.sleep(0.05)
+        assert receiver.endpoint._senders._places is not None
+        assert receiver.endpoint._senders._places.used == {"token yard": 1}
+        await clients[1].close()
+        assert len(receiver.inlet.blocks) == 7

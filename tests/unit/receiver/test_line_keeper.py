@@ -96,7 +96,7 @@ async def test_large_post_that_waits_keeps_no_small_one_out(tmp_path: Path) -> N
 async def test_posts_that_wait_for_room_are_bounded(tmp_path: Path) -> None:
     """In memory: one more is refused at once. In time: all are refused, and nothing is left."""
     buffer = memory(tmp_path, 100, 1 << 20, 0.05)
-    rig = Rig(buffer, waiting_bytes_max=5 * BLOCK_BYTES)
+    rig = Rig(buffer, waiting_bytes_max=8 * BLOCK_BYTES)
     (await buffer.reserve(100, BLOCK_BYTES * 2)).put(make_block(100))
     waiting = [asyncio.create_task(rig.keep(post(2), 0.5)) for _ in range(2)]
     await until(lambda: rig.ledger.at_receiver == 200)

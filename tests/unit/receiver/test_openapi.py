@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,6 +49,11 @@ def nodes(document: Any) -> Iterator[Any]:
             yield from nodes(child)
 
 
+def nodes_with(document: Any, name: str) -> Iterator[Any]:
+    """Yield every value of a member."""
+    yield from (each[name] for each in nodes(document) if isinstance(each, dict) and name in each)
+
+
 @pytest.fixture
 async def served() -> dict[str, Any]:
     """Return the document as a client gets it."""
@@ -80,7 +86,8 @@ async def test_it_has_every_page_and_method_of_the_port_and_no_other(
 
 def test_it_has_every_problem_code_of_the_port_and_no_other() -> None:
     """A code of the admin port is not raised by any part that answers at the data port."""
-    made = document({"/v1/readings": ["POST"], "/write": ["POST"]}, NONE)
+    methods = {"/v1/readings": ["POST"], "/write": ["POST"]}
+    made = document(methods, {"/v1/in/x": ["POST"]}, NONE)
     codes = {
         code
         for each in nodes(made["components"]["responses"])
@@ -112,7 +119,9 @@ def test_every_reference_leads_somewhere_and_nothing_is_unused(served: dict[str,
         kind, name = reference.removeprefix("#/components/").split("/")
         assert name in components[kind], reference
     unused = {f"#/components/responses/{name}" for name in components["responses"]} - used
-    assert {each.rpartition("/")[2].rstrip("0123456789") for each in unused} == {"unplaced", "post"}
+    assert {each.rpartition("/")[2].rstrip("0123456789") for each in unused} == {
+        *("unplaced", "post", "source")
+    }
 
 
 def test_media_types_and_limits_are_those_of_the_service(served: dict[str, Any]) -> None:
@@ -128,6 +137,22 @@ def test_page_without_a_description_is_in_it_all_the_same() -> None:
     made = described("/v1/new", NONE)("POST")
     assert made["summary"] == "POST /v1/new"
     assert "503" in made["responses"]
+
+
+async def test_sources_are_in_it_with_the_parts_of_their_paths(tmp_path: Path) -> None:
+    """A source has a page under /v1/in, and perhaps a path of its own."""
+    file = tmp_path / "sources.toml"
+    file.write_text('[[source]]\npreset = "ttn"\n[[source]]\npreset = "airgradient"\n')
+    async with running_receiver(sources_file=str(file)) as receiver:
+        paths = json.loads(receiver.endpoint.openapi)["paths"]
+        own = paths["/sensors/airgradient:{device}/measures"]
+        assert set(own) == set(paths["/v1/in/ttn"]) == {"post", "head"}
+        assert [each["name"] for each in own["post"]["parameters"]] == ["device"]
+        post = head("POST", "/sensors/airgradient:a1/measures", {"Content-Length": "13"})
+        reply = await receiver.send(post + b'{"rco2": 400}')
+        (known,) = nodes_with(own["post"]["responses"]["200"], "$ref")
+        schema = json.loads(receiver.endpoint.openapi)["components"]["schemas"]
+        assert set(reply.document) == set(schema[known.rpartition("/")[2]]["required"])
 
 
 async def test_page_needs_no_token_but_no_page_of_another_site_may_ask() -> None:

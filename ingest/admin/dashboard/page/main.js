@@ -7,6 +7,7 @@ import { Feed } from "./feed.js";
 import { showFigures } from "./figures.js";
 import { Letters } from "./letters.js";
 import { Refused } from "./refused.js";
+import { showSenders } from "./senders.js";
 import { showLink, showState } from "./state.js";
 import { Tail } from "./tail.js";
 import { byId, clock, duration, typed } from "./text.js";
@@ -82,6 +83,7 @@ paint(THEMES.includes(localStorage.getItem("theme")) ? localStorage.getItem("the
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => paint(theme.dataset.chosen));
 
 feed.open();
+showSenders();
 devices.load();
 letters.load();
 device.restore();

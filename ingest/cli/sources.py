@@ -1,0 +1,183 @@
+"""`ingest sources`: lists the sources, and shows what a body becomes, without a service."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_json_flag
+from ingest.cli.terminal import print_answer
+from ingest.config.loading import Loaded
+from ingest.config.settings import Settings
+from ingest.model.errors import IngestError, Refused
+
+if TYPE_CHECKING:
+    from ingest.formats.map_source import Source
+
+TAKES = "COMMAND"
+EXAMPLES = (
+    "ingest sources list --sources-file sources.toml",
+    "ingest sources try esp --sources-file sources.toml",
+)
+EPILOG = None
+EXIT_FAULTS = 1
+BODY_BYTES_MAX = 64 * 1024 * 1024
+
+
+def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
+    """Add the commands of the group."""
+    listed = Command(
+        "list",
+        "print the sources and the presets: where each is posted to",
+        (EXAMPLES[0], "ingest sources list --json"),
+        add_json_flag,
+    )
+    tried = Command(
+        "try",
+        "print the readings that a body on stdin would become, or why it would not",
+        (
+            EXAMPLES[1],
+            "ingest sources try chirpstack --query event=up",
+            "ingest sources try shelly --get --query 'device=ht1&temperature=21.5'",
+        ),
+        _try_flags,
+        "NAME",
+    )
+    add_group(parser, "sources_command", (listed, tried), settings)
+
+
+def _try_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="a source of the file, or a preset")
+    parser.add_argument("--query", metavar="TEXT", default="", help="what stands behind the `?`")
+    parser.add_argument("--get", action="store_true", help="a GET: the query is the body")
+    parser.add_argument(
+        "--header", metavar="NAME:VALUE", action="append", default=[], help="may be repeated"
+    )
+    parser.add_argument(
+        "--in-path", metavar="NAME=TEXT", action="append", default=[], help="as in device=ht1"
+    )
+    parser.add_argument(
+        "--token-device", metavar="ID", default="", help="the device of the sender's token"
+    )
+    add_json_flag(parser)
+
+
+def run(args: argparse.Namespace, loaded: Loaded) -> int:
+    """Do one of them; return 0, or 1 if something of the body would not be stored."""
+    return _list(args, loaded.settings) if args.sources_command == "list" else _try(args, loaded)
+
+
+def _list(args: argparse.Namespace, settings: Settings) -> int:
+    from ingest.app.rules import make_sources  # noqa: PLC0415
+    from ingest.formats.map_presets import PRESETS  # noqa: PLC0415
+
+    sources = [_described(each) for each in make_sources(settings).values()]
+    lines = [
+        f"{each['name']:<20} {' '.join(each['methods']):<10} {' '.join(each['paths'])}"
+        + (f"  (preset {each['preset']})" if each["preset"] else "")
+        for each in sources
+    ]
+    file = settings.sources_file
+    none = f"{file} has no sources" if file else "there are no sources: sources_file is empty"
+    text = "\n".join([*(lines or [none]), "", f"presets: {', '.join(PRESETS)}"])
+    print_answer({"sources": sources, "presets": [*PRESETS]}, text, as_json=args.json)
+    return 0
+
+
+def _described(source: Source) -> dict[str, Any]:
+    from ingest.formats.map_source import IN  # noqa: PLC0415
+
+    return {
+        "name": source.name,
+        "preset": source.preset,
+        "methods": ["POST", "GET"] if source.reads_query else ["POST"],
+        "paths": [IN + source.name, *source.paths],
+        "ignored_paths": [*source.ignored_paths],
+    }
+
+
+def _try(args: argparse.Namespace, loaded: Loaded) -> int:
+    from ingest.formats.map_documents import form_in  # noqa: PLC0415
+
+    settings = loaded.settings
+    source = _chosen(args.name, settings)
+    headers = dict(_pair(each, ":") for each in args.header)
+    roots = {
+        "query": form_in(args.query),
+        "header": {name.lower(): text.strip() for name, text in headers.items()},
+        "path": dict(_pair(each, "=") for each in args.in_path),
+        "token": {"device": args.token_device} if args.token_device else {},
+    }
+    body = args.query.encode() if args.get else sys.stdin.buffer.read(BODY_BYTES_MAX)
+    try:
+        document = _read(body, source, roots, settings)
+    except Refused as refused:
+        raise IngestError(f"the post would be refused ({refused.code}): {refused.detail}") from None
+    print_answer(document, _text(document), as_json=args.json)
+    return EXIT_FAULTS if document["faults"] or not document["readings"] else 0
+
+
+def _chosen(name: str, settings: Settings) -> Source:
+    from ingest.app.rules import make_sources  # noqa: PLC0415
+    from ingest.config.values import nearest  # noqa: PLC0415
+    from ingest.formats.map_presets import PRESETS  # noqa: PLC0415
+    from ingest.formats.map_source import compile_source  # noqa: PLC0415
+
+    sources = make_sources(settings)
+    if name in sources:
+        return sources[name]
+    if name in PRESETS:
+        print(f"no source is called {name}; this is the preset as it is", file=sys.stderr)
+        return compile_source({"preset": name})
+    known = [*sources, *PRESETS]
+    raise IngestError(f"there is no source {name!r}{nearest(name, known)}: see ingest sources list")
+
+
+def _read(body: bytes, source: Source, roots: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    from ingest.app.rules import make_rules  # noqa: PLC0415
+    from ingest.formats.map_post import MapPost, decode  # noqa: PLC0415
+    from ingest.formats.post import Post  # noqa: PLC0415
+    from ingest.model.rows import decode_rows  # noqa: PLC0415
+    from ingest.system.clock import monotonic_s, rfc3339_or_us, unix_us  # noqa: PLC0415
+
+    post = Post(None, False, unix_us(), monotonic_s(), make_rules(settings))
+    rows_bytes_max = settings.buffer_bytes_max // 16
+    found = decode(body, MapPost(post, source, roots, settings.line_rows_max, rows_bytes_max))
+    return {
+        "readings": [
+            {
+                "ts": rfc3339_or_us(each.ts_us),
+                "device_id": each.device_id,
+                "metric": each.metric,
+                "value": each.value,
+            }
+            for block in found.points.blocks
+            for each in decode_rows(block.tuples)
+        ],
+        "faults": [
+            {"index": each.item, "code": each.code, "field": each.field, "message": each.message}
+            for each in found.points.errors
+        ],
+        "ignored": found.ignored,
+    }
+
+
+def _text(document: dict[str, Any]) -> str:
+    lines = [
+        f"{each['ts']}  {each['device_id']}  {each['metric']}  {each['value']!r}"
+        for each in document["readings"]
+    ]
+    for each in document["faults"]:
+        field = f" at {each['field']}" if each["field"] else ""
+        lines.append(f"document {each['index']}: {each['code']}{field}: {each['message']}")
+    if document["ignored"]:
+        lines.append(f"ignored: {document['ignored']} (`when`, or nothing was sent)")
+    return "\n".join(lines)
+
+
+def _pair(text: str, mark: str) -> tuple[str, str]:
+    name, found, value = text.partition(mark)
+    if not found:
+        raise IngestError(f"{text!r} has no {mark!r}: write NAME{mark}VALUE")
+    return name, value

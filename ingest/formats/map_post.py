@@ -1,0 +1,255 @@
+"""A post of a mapped source: from its body to blocks of its readings, and errors for its documents.
+
+A document with a fault is one error. Its good readings are kept, and its original bytes become a
+dead letter, which is read again by the mapping that is in force then. Of a large document only the
+rows with a fault are in the letter.
+Promises: a step is short (a few milliseconds), whatever the body has. What is kept besides the body
+is bounded.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Generator, Mapping
+from typing import Any, NamedTuple, cast
+
+import orjson
+
+from ingest.formats.line_protocol import Points
+from ingest.formats.map_documents import Documents, Unreadable, documents
+from ingest.formats.map_row import DocumentRead, RowRead, read_document
+from ingest.formats.map_source import Source
+from ingest.formats.post import Decoded, ItemError, Post, most_invalid, too_many_invalid
+from ingest.model.block import Block
+from ingest.model.errors import Refused
+from ingest.model.rows import PG_EPOCH_US, encode_rows
+
+STEP_DOCUMENTS = 32
+STEP_ROWS = 1_000
+PRUNED_BYTES_MIN = 8 * 1024  # of a document; the rows without a fault are left out of its letter
+ITEM_ROWS_BYTES_MAX = 256 * 1024 * 1024
+
+
+class MapPost(NamedTuple):
+    """What all documents of a post have in common.
+
+    `roots` has what came beside the body, by the names of map_paths.ROOTS. A block has at most
+    `post.rules.post_rows_max` rows. All blocks have at most `rows_max` rows and faults, and
+    `rows_bytes_max` bytes with the documents that have a fault.
+    """
+
+    post: Post
+    source: Source
+    roots: Mapping[str, Any]
+    rows_max: int
+    rows_bytes_max: int
+
+
+class Mapped(NamedTuple):
+    """What a post has. `ignored` is the number of its events that the mapping leaves out."""
+
+    points: Points
+    ignored: int
+
+
+MapSteps = Generator[None, None, Mapped]
+
+
+def begin(body: bytes, post: MapPost) -> Mapped | MapSteps:
+    """Return the readings of a body, or the steps to them.
+
+    `begin` and the steps raise Refused: `not_json`, `too_many_readings`, `item_too_large`,
+    `body_too_large`, and `invalid_items` if there is nothing but very many faults.
+    """
+    steps = _PostReader(post, len(body)).read(body)
+    try:
+        next(steps)
+    except StopIteration as end:
+        return cast("Mapped", end.value)
+    return steps
+
+
+def decode(body: bytes, post: MapPost) -> Mapped:
+    """Do what `begin` does, in one go."""
+    mapped = begin(body, post)
+    while not isinstance(mapped, Mapped):
+        try:
+            next(mapped)
+        except StopIteration as end:
+            mapped = cast("Mapped", end.value)
+    return mapped
+
+
+def decode_item(original: bytes, source: Source, roots: Mapping[str, Any], post: Post) -> Decoded:
+    """Decode a document to one block; `post.rules.post_rows_max` must be large enough.
+
+    Raises Refused, also if the mapping leaves it out.
+    """
+    rows_max = post.rules.post_rows_max
+    if original.lstrip()[:1] == b"[":  # a document that is a list; alone it would be a list of them
+        original = b"[%b]" % original
+    points, _ = decode(original, MapPost(post, source, roots, rows_max, ITEM_ROWS_BYTES_MAX))
+    if points.not_kept:
+        raise too_many_invalid(points.errors, len(original))
+    if not (points.blocks or points.errors):
+        raise Refused("empty", f"the mapping {source.name} leaves this document out")
+    return Decoded(points.blocks[0] if points.blocks else None, points.errors)
+
+
+class _PostReader:
+    """What has been read of one post."""
+
+    def __init__(self, post: MapPost, body_bytes: int) -> None:
+        self._post = post
+        self._items = 0  # documents that were read
+        self._blocks: list[Block] = []
+        self._bytes = 0  # of the rows, and of the documents in `_errors`
+        self._rows = 0
+        self._rounded = 0
+        self._ignored = 0
+        self._errors: list[ItemError] = []
+        self._body_bytes = body_bytes
+        self._errors_max = most_invalid(body_bytes)
+        self._not_kept = 0
+        # Of the next block:
+        self._parts: list[bytes] = []
+        self._block_rows = 0
+        self._newest_us = 0
+        self._owners = array("L")
+
+    def read(self, body: bytes) -> MapSteps:
+        """Read all documents of a body."""
+        for some in documents(body, self._post.rows_max):
+            if some is None:
+                yield
+            else:
+                yield from self._read_some(some)
+        if not self._items:
+            self._ignored += 1  # an empty body, or an empty list
+        self._end_block()
+        points = Points(self._blocks, self._errors, 0, self._rounded, self._not_kept)
+        return Mapped(points, self._ignored)
+
+    def _read_some(self, some: Documents) -> Generator[None, None, None]:
+        originals: list[bytes] | None = None
+        for at, document in enumerate(some.parsed):
+            if self._items and not self._items % STEP_DOCUMENTS:
+                yield
+            if isinstance(document, Unreadable):
+                found = DocumentRead()
+                found.fault(None, document.code, document.why)
+            else:
+                post = self._post
+                roots = post.roots if "form" in post.roots else {**post.roots, "form": document}
+                found = yield from read_document(document, post.source, roots, post.post)
+                yield from self._keep(found.rows)
+            self._rounded += found.rounded
+            self._ignored += found.ignored
+            if found.fault_count:
+                originals = some.originals() if originals is None else originals
+                self._note(found, document, originals[at])
+            elif not found.readings and not found.ignored:
+                self._ignored += 1
+            self._items += 1
+            self._check()
+
+    def _note(self, found: DocumentRead, document: Any, original: bytes) -> None:
+        """Keep a document with a fault, if it is not one too many."""
+        if len(self._errors) >= self._errors_max:
+            if not self._rows:
+                raise too_many_invalid(self._errors, self._body_bytes)
+            self._not_kept += 1
+            return
+        if len(original) > PRUNED_BYTES_MIN:
+            original = _pruned(found, document, self._post.source) or original
+        (field, code, message), *others = found.faults
+        also = tuple((field, code) for field, code, _ in others)
+        self._errors.append(ItemError(self._items, field, code, message, original, also))
+        self._bytes += len(original)
+
+    def _keep(self, rows: list[RowRead]) -> Generator[None, None, None]:
+        """Add the readings of a document; begin a new block when one is full."""
+        block_rows_max = self._post.post.rules.post_rows_max
+        for count, row in enumerate(rows):
+            if count and not count % STEP_DOCUMENTS:
+                yield
+                self._check()
+            at = 0
+            while at < len(row.names):
+                room = min(STEP_ROWS, block_rows_max - self._block_rows)
+                end = min(len(row.names), at + room)
+                times_pg_us = [row.ts_us - PG_EPOCH_US] * (end - at)
+                part = encode_rows(times_pg_us, row.names[at:end], row.values[at:end])
+                self._parts.append(part)
+                self._bytes += len(part)
+                self._owners.extend([self._items] * (end - at))
+                self._block_rows += end - at
+                self._newest_us = max(self._newest_us, row.ts_us)
+                if self._block_rows == block_rows_max:
+                    self._end_block()
+                    self._check()
+                at = end
+                if at < len(row.names):
+                    yield
+            self._rows += len(row.names)
+
+    def _end_block(self) -> None:
+        if not self._block_rows:
+            return
+        post, owners = self._post.post, self._owners
+        is_alike = owners == array("L", range(self._block_rows))
+        self._blocks.append(
+            Block(
+                b"".join(self._parts),
+                self._block_rows,
+                received_s=post.received_s,
+                received_us=post.received_us,
+                newest_ts_us=self._newest_us,
+                items=None if is_alike else owners,
+            )
+        )
+        self._parts, self._owners = [], array("L")
+        self._block_rows = self._newest_us = 0
+
+    def _check(self) -> None:
+        """Raise Refused if there is more than allowed."""
+        post = self._post
+        if self._rows + len(self._errors) + self._not_kept > post.rows_max:
+            raise Refused(
+                "too_many_readings",
+                f"a post may have {post.rows_max} readings; split it",
+                readings_max=post.rows_max,
+            )
+        if self._bytes > post.rows_bytes_max:
+            raise Refused(
+                "body_too_large",
+                f"its readings take more than {post.rows_bytes_max} bytes; split the post",
+                body_bytes_max=post.rows_bytes_max,
+            )
+
+
+def _pruned(found: DocumentRead, document: Any, source: Source) -> bytes | None:
+    """Return a document with only the rows that have a fault; None if that cannot be."""
+    rows = source.rows
+    if rows is None or rows.parts is None or not 0 < len(found.bad_rows) < found.row_count:
+        return None
+    top = copy = dict(document) if rows.parts else None
+    parent: Any = document
+    for name in rows.parts[:-1]:
+        parent = parent[name]
+        if not isinstance(parent, dict) or copy is None:
+            return None
+        copy[name] = copy = dict(parent)
+    every = parent[rows.parts[-1]] if rows.parts else document
+    if rows.each == "object":
+        kept: Any = {key: every[key] for key in found.bad_rows}
+    else:
+        kept = [every[key] for key in found.bad_rows]
+    if copy is None:
+        top = kept
+    else:
+        copy[rows.parts[-1]] = kept
+    try:
+        return orjson.dumps(top)
+    except TypeError:  # a number of more than 64 bits
+        return None

@@ -1,0 +1,312 @@
+"""One document of a mapped post: its rows to readings, and the faults of the others.
+
+Promises: a step is short, whatever the document has; nothing that it has raises an exception. A
+fault of a row's device or time costs the row, one of a value the value. Two values of a row that
+would have one metric are both a fault.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from ingest.formats.line_series import tags_text
+from ingest.formats.map_paths import MISSING, Read, Spot, as_text
+from ingest.formats.map_source import Members, Source, holds
+from ingest.formats.map_values import float_of, number_in, time_us
+from ingest.formats.post import Post
+from ingest.formats.series import SERIES
+from ingest.model.codes import NOT_ALLOWED
+from ingest.model.reading import NAME_CHARACTERS_MAX, name_fault
+
+STEP_PARTS = 300  # members of objects, or values, that are read in one step
+FAULTS_MAX = 10  # of a document that are told
+FIELD_CHARACTERS_MAX = 80
+NO_DEVICE, NO_VALUE = "no_device", "no_value"
+
+Fault = tuple[str | None, str, str]  # field, code, message
+
+
+class RowRead(NamedTuple):
+    """The readings of one row: they have one time and one device."""
+
+    ts_us: int
+    names: list[bytes]
+    values: list[float]
+
+
+class DocumentRead:
+    """What has been read of a document. `bad_rows` are the keys of its rows that have a fault."""
+
+    def __init__(self) -> None:
+        self.rows: list[RowRead] = []
+        self.readings = 0
+        self.faults: list[Fault] = []
+        self.fault_count = 0
+        self.bad_rows: list[Any] = []
+        self.row_count = 0
+        self.ignored = 0  # rows that `when` leaves out
+        self.rounded = 0
+        self.left_out = False  # a value was not stored because of `only` or `except`
+        self.has_device = True
+
+    def fault(self, field: str | None, code: str, message: str) -> None:
+        """Note a fault."""
+        self.fault_count += 1
+        if len(self.faults) < FAULTS_MAX:
+            self.faults.append((field, code, message))
+
+
+def read_document(
+    document: Any, source: Source, roots: Mapping[str, Any], post: Post
+) -> Generator[None, None, DocumentRead]:
+    """Read a document; each step reads some of it. The result comes with StopIteration."""
+    reader = _Reader(document, source, roots, post)
+    yield from reader.read()
+    return reader.found
+
+
+class _Reader:
+    def __init__(self, document: Any, source: Source, roots: Mapping[str, Any], post: Post) -> None:
+        self.found = DocumentRead()
+        self._document = document
+        self._source = source
+        self._post = post
+        self._place = Spot(document, roots)
+        self._parts = 0
+
+    def read(self) -> Generator[None, None, None]:
+        """Read all rows."""
+        found = self.found
+        for key, row in self._rows():
+            found.row_count += 1
+            if not found.row_count % STEP_PARTS:
+                yield
+            self._place.key = key if isinstance(key, str) else ""
+            if not holds(self._source, row, self._place):
+                found.ignored += 1
+                continue
+            before = found.fault_count
+            yield from self._read_row(row)
+            if found.fault_count > before:
+                found.bad_rows.append(key)
+        if not found.readings and not found.fault_count and not self._is_meant():
+            if found.has_device:
+                found.fault(None, NO_VALUE, "there is no number at the place of the values")
+            else:
+                found.fault("device", NO_DEVICE, "nothing names a device")
+
+    def _is_meant(self) -> bool:
+        """Whether the table says that nothing of the document is to be stored."""
+        return self.found.left_out or 0 < self.found.ignored == self.found.row_count
+
+    def _rows(self) -> Iterator[tuple[Any, Any]]:
+        rows = self._source.rows
+        if rows is None:
+            yield "", self._document
+        else:
+            yield from _each(rows, rows.read(self._document, self._place))
+
+    def _read_row(self, row: Any) -> Generator[None, None, None]:
+        found, post = self.found, self._post
+        key = self._place.key
+        device = self._device(row)
+        values: dict[str, float] = {}
+        repeated: set[str] = set()
+        for metric, value, label in self._labelled(row):
+            self._parts += 1
+            if not self._parts % STEP_PARTS:
+                yield
+            if metric is None:
+                continue  # only a part of the work
+            number = self._number(value, label)
+            if number is None:
+                continue
+            if metric in values:
+                repeated.add(metric)
+            values[metric] = number
+        self._place.key = key
+        for metric in repeated:
+            del values[metric]
+            found.fault(_shown(metric), "repeated_field", "two values have this metric")
+        if not values:
+            found.has_device = found.has_device and bool(device)
+            return
+        if not device:
+            found.fault("device", NO_DEVICE, "nothing names a device")
+            return
+        fault = name_fault(device)
+        if fault is not None:
+            found.fault("device", fault[0], f"the device {fault[1]}")
+            return
+        if post.allows is not None and not post.allows(device):
+            found.fault("device", NOT_ALLOWED, "the token may not speak for this device")
+            return
+        ts_us = self._ts_us(row)
+        if ts_us is None:
+            return
+        yield from self._name(values, device, self._tail(row), ts_us)
+
+    def _name(
+        self, values: dict[str, float], device: str, tail: str, ts_us: int
+    ) -> Generator[None, None, None]:
+        """Add the readings of a row; a metric may be no valid name."""
+        names: list[bytes] = []
+        numbers: list[float] = []
+        for metric, number in values.items():
+            self._parts += 1
+            if not self._parts % STEP_PARTS:
+                yield
+            try:
+                names.append(SERIES.names(metric + tail, device))
+            except KeyError:
+                code, message = name_fault(metric + tail) or ("name_empty", "is invalid")
+                self.found.fault(_shown(metric), code, f"the metric {message}")
+            else:
+                numbers.append(number)
+        if names:
+            self.found.rows.append(RowRead(ts_us, names, numbers))
+            self.found.readings += len(names)
+
+    def _device(self, row: Any) -> str:
+        device = as_text(self._source.device(row, self._place))
+        return device or as_text(_token_device(self._place.roots))
+
+    def _tail(self, row: Any) -> str:
+        """Return the tags of a row, as they follow its metrics."""
+        source = self._source
+        tags = source.tags(row, self._place) if source.tags is not None else None
+        if type(tags) is not dict:
+            return ""
+        texts = {
+            name: text[: NAME_CHARACTERS_MAX + 1]
+            for name, value in tags.items()
+            if name not in source.tags_left_out and len(name) <= NAME_CHARACTERS_MAX
+            if (text := as_text(value))
+        }
+        return tags_text(texts)
+
+    # Values
+
+    def _labelled(self, row: Any) -> Iterator[tuple[str | None, Any, str]]:
+        """Yield (metric, value, its name in the document); without a metric it is only work."""
+        source, place = self._source, self._place
+        for values in source.values:
+            at = (values.read if isinstance(values, Members) else values)(row, place)
+            if at is MISSING:
+                continue
+            if source.value is not None and source.metric is not None:
+                entries = _each(values, at) if isinstance(values, Members) else iter([("", at)])
+                yield from self._entries(entries, source.metric, source.value)
+                return
+            if type(at) is dict:
+                yield from self._leaves(at, row)
+                return
+
+    def _entries(
+        self, entries: Iterator[tuple[Any, Any]], metric: Read, value: Read
+    ) -> Iterator[tuple[str | None, Any, str]]:
+        place = self._place
+        key = place.key
+        for name, entry in entries:
+            place.key = name if isinstance(name, str) and name else key
+            text = as_text(metric(entry, place))
+            found = value(entry, place)
+            if found is MISSING or not self._is_number(found):
+                yield None, None, ""
+            elif not text:
+                self.found.fault("metric", "name_empty", "an entry has a value and no metric")
+                yield None, None, ""
+            else:
+                yield self._wanted(text), found, text
+
+    def _leaves(self, top: dict[str, Any], row: Any) -> Iterator[tuple[str | None, Any, str]]:
+        source, place = self._source, self._place
+        stack: list[tuple[str, dict[str, Any]]] = [("", top)]
+        while stack:
+            prefix, members = stack.pop()
+            for name, value in members.items():
+                label = prefix + name
+                if type(value) is dict:
+                    if len(label) <= NAME_CHARACTERS_MAX:
+                        stack.append((f"{label}.", value))
+                    else:
+                        self.found.fault(_shown(label), "name_too_long", "the metric is too long")
+                elif self._is_number(value) and label not in source.own_names:
+                    metric = label
+                    if source.metric is not None:
+                        place.key = label
+                        metric = as_text(source.metric(row, place))
+                        if not metric:
+                            self.found.fault(_shown(label), "name_empty", "its metric is empty")
+                            yield None, None, ""
+                            continue
+                    yield self._wanted(metric), value, label
+                    continue
+                yield None, None, ""
+
+    def _wanted(self, metric: str) -> str | None:
+        """Return a metric that is stored, else None."""
+        if len(metric) > NAME_CHARACTERS_MAX:
+            self.found.fault(_shown(metric), "name_too_long", "the metric is too long")
+            return None
+        wants = self._source.wants
+        if wants is None or wants(metric):
+            return metric
+        self.found.left_out = True
+        return None
+
+    def _is_number(self, value: Any) -> bool:
+        """Whether this is a value: other texts, lists and null are none, and are skipped."""
+        kind = type(value)
+        if kind is str:
+            return self._source.numeric_strings and number_in(value) is not None
+        return kind is float or kind is int or kind is bool
+
+    def _number(self, value: Any, label: str) -> float | None:
+        """Return the value as a float64; None after a fault."""
+        number, is_exact = float_of(value)
+        if math.isinf(number):
+            code = "value_out_of_range"
+            self.found.fault(_shown(label), code, "the number does not fit into a float64")
+            return None
+        self.found.rounded += not is_exact
+        return number
+
+    # Time
+
+    def _ts_us(self, row: Any) -> int | None:
+        """Return the time of a row; None after a fault."""
+        post, read = self._post, self._source.time
+        value = MISSING if read is None else read(row, self._place)
+        if value is MISSING or value in ("", "now"):
+            return post.received_us
+        ts_us = time_us(value, self._source.unit)
+        if not isinstance(ts_us, int):
+            code, message = ts_us
+        elif ts_us < post.rules.ts_min_us:
+            code, message = "ts_too_old", "the time is before the oldest time that is accepted"
+        elif ts_us > post.received_us + post.rules.ts_ahead_us_max:
+            code, message = "ts_in_future", "the time is too far ahead of now"
+        else:
+            return ts_us
+        self.found.fault("time", code, message)
+        return None
+
+
+def _each(rows: Members, at: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield key and content of the rows or entries at a place; none if it is of another kind."""
+    if rows.each == "list" and type(at) is list:
+        yield from enumerate(at)
+    elif rows.each == "object" and type(at) is dict:
+        yield from at.items()
+
+
+def _token_device(roots: Mapping[str, Any]) -> Any:
+    token = roots.get("token")
+    return token.get("device", "") if isinstance(token, dict) else ""
+
+
+def _shown(name: str) -> str:
+    return name if len(name) <= FIELD_CHARACTERS_MAX else name[:FIELD_CHARACTERS_MAX] + ".."

@@ -1,0 +1,94 @@
+"""Who sends most: posts, readings and refused posts of each sender, in spans of ten seconds.
+
+Promises: a call costs the same however many senders there are. The memory is bounded: of more than
+SENDERS_MAX in one span, those that come first are counted; a busy one is nearly always among them.
+Does not: know any token. A sender is a text, as in Block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from heapq import nlargest
+from itertools import chain
+from typing import Any
+
+from ingest.system.clock import monotonic_s
+
+SPAN_S = 10.0
+SENDERS_MAX = 5_000  # to find the busiest of so many takes 1 ms
+LISTED = 20
+RATES = ("readings_per_s", "posts_per_s", "refused_per_s")
+
+
+class _Counts:
+    __slots__ = ("posts", "readings", "refused")
+
+    def __init__(self) -> None:
+        self.posts = self.readings = self.refused = 0
+
+
+class Busiest:
+    """The senders of this process. A span ends with the first call after it."""
+
+    def __init__(self) -> None:
+        self._span: dict[str, _Counts] = {}
+        self._began_s = monotonic_s()
+        self._before: dict[str, _Counts] = {}  # the last whole span
+
+    def posted(self, sender: str) -> None:
+        """Count a post, whatever becomes of it."""
+        if monotonic_s() - self._began_s >= SPAN_S:
+            self._next_span()
+        counts = self._span.get(sender)
+        if counts is None:
+            if len(self._span) >= SENDERS_MAX:
+                return
+            counts = self._span[sender] = _Counts()
+        counts.posts += 1
+
+    def decoded(self, sender: str, readings: int) -> None:
+        """Count the readings of a post that was counted."""
+        counts = self._span.get(sender)
+        if counts is not None:
+            counts.readings += readings
+
+    def refused(self, sender: str) -> None:
+        """Count that a post was refused which was counted."""
+        counts = self._span.get(sender)
+        if counts is not None:
+            counts.refused += 1
+
+    def listed(self) -> list[dict[str, Any]]:
+        """Return the busiest ones of the last whole span for JSON, the first one first."""
+        if monotonic_s() - self._began_s >= SPAN_S:
+            self._next_span()
+        most = nlargest(
+            LISTED, self._before.items(), key=lambda each: (each[1].readings, each[1].posts)
+        )
+        return [
+            {
+                "sender": sender,
+                "posts_per_s": round(each.posts / SPAN_S, 1),
+                "readings_per_s": round(each.readings / SPAN_S, 1),
+                "refused_per_s": round(each.refused / SPAN_S, 1),
+            }
+            for sender, each in most
+        ]
+
+    def _next_span(self) -> None:
+        now_s = monotonic_s()
+        passed = int((now_s - self._began_s) / SPAN_S)
+        self._before = self._span if passed == 1 else {}
+        self._span = {}
+        self._began_s += passed * SPAN_S
+
+
+def joined(lists: Iterable[Iterable[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Return the busiest senders of several processes, of what `listed` has returned in each."""
+    sums: dict[str, dict[str, Any]] = {}
+    for each in chain.from_iterable(lists):
+        known = sums.setdefault(each["sender"], dict.fromkeys(RATES, 0.0))
+        for name in RATES:
+            known[name] = round(known[name] + each[name], 1)
+    found = nlargest(LISTED, sums.items(), key=lambda one: tuple(one[1].values()))
+    return [{"sender": sender, **rates} for sender, rates in found]

@@ -1,0 +1,229 @@
+"""The pages of mapped sources: /v1/in/NAME and below, and the own paths of a source.
+
+The steps of a post: check admission; receive; decompress; decode by the mapping; then
+line_keeper.py keeps it. A large body is decoded alone: what is made of a document takes ten times
+its memory.
+Promises: a post that can be kept gets 200, also if it has faults or nothing to keep: its sender
+cannot be changed, and most drop what gets anything else. "Later" is always 503.
+Does not: know the database, or the buffer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Collection
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import orjson
+
+from ingest.formats.line_series import Naming
+from ingest.formats.map_post import Mapped, MapPost, begin
+from ingest.formats.map_roots import context_of
+from ingest.formats.map_source import IN, Source, template_pattern
+from ingest.formats.post import Decoded, Post, Rules
+from ingest.http.owner import Reply
+from ingest.http.plain_body import PlainBodies
+from ingest.http.request import Request
+from ingest.http.response import Answer, problem
+from ingest.http.routes import Pattern, Route
+from ingest.model.errors import ConfigError, Refused
+from ingest.model.ledger import Ledger
+from ingest.model.letter import MAPPED
+from ingest.model.ports import Admission
+from ingest.receiver.keeper import ADMISSION_DETAILS, Keeper
+from ingest.receiver.line_keeper import LineKeeper, LineTerms
+from ingest.receiver.line_query import LineQuery
+from ingest.receiver.senders import KnownSender, Senders
+from ingest.receiver.source_head import CREDENTIAL, names_in_path, roots_of
+from ingest.system.clock import monotonic_s, unix_us
+
+ALONE_BYTES = 64 * 1024  # of a body that is decoded alone
+# They can be sent again; a 4xx would lose what they have.
+LATER = frozenset({"body_timeout", "too_fast"})
+
+
+class SourceOptions(NamedTuple):
+    """The settings of these pages. For the bounds of a post see MapPost.
+
+    A post is answered `answer_s_max` after its body came.
+    """
+
+    rows_max: int
+    rows_bytes_max: int
+    answer_s_max: float
+
+
+class _Plan(NamedTuple):
+    """What the head of a post says: who sent it, and what its mapping may read of it."""
+
+    sender: KnownSender
+    roots: dict[str, Any]
+    query: str
+
+
+class SourcePages:
+    """The pages of all sources of one data port. `ack` is how safely posts are kept."""
+
+    def __init__(
+        self,
+        options: SourceOptions,
+        *,
+        rules: Rules,
+        plain_bodies: PlainBodies,
+        senders: Senders,
+        admission: Admission,
+        keeper: Keeper,
+        line_keeper: LineKeeper,
+        ledger: Ledger,
+        ack: str,
+        on_decoded: Callable[[Decoded], None] | None,
+    ) -> None:
+        self._rules = rules
+        self._options = options
+        self._plain_bodies = plain_bodies
+        self._senders = senders
+        self._admission = admission
+        self._keeper = keeper
+        self._line_keeper = line_keeper
+        self._ledger = ledger
+        self._query = LineQuery(ack=ack)
+        self._on_decoded = on_decoded
+        self._alone = asyncio.Lock()
+
+    def patterns(self, pages: Collection[str]) -> list[Pattern]:
+        """Return the pages. Raises ConfigError if one is among `pages`, which others have."""
+        own: list[Pattern] = []
+        named: list[Pattern] = []
+        for name, source in self._rules.sources.items():
+            self._ledger.events_ignored[name] += 0
+            taken = next((each for each in source.paths if each in pages), None)
+            if taken is not None:
+                raise ConfigError(f"source {name!r}, key path: {taken} is a page of the service")
+            below = re.compile(re.escape(IN + name) + "(?:/(?P<rest>.*))?")
+            patterns = [template_pattern(each) for each in source.paths]
+            route = self._route(source, (*patterns, below))
+            own += map(Pattern, source.paths, patterns, [route] * len(patterns))
+            own += [
+                Pattern(path, pattern, self._route(source, (pattern,), is_read=False))
+                for path in source.ignored_paths
+                for pattern in [template_pattern(path)]
+            ]
+            named.append(Pattern(IN + name, below, route))
+        return own + named
+
+    def _route(
+        self, source: Source, patterns: tuple[re.Pattern[str], ...], *, is_read: bool = True
+    ) -> Route:
+        methods = ("POST", "HEAD", "GET") if source.reads_query else ("POST", "HEAD")
+        return Route(methods, self._page(source, patterns, is_read), _problem)
+
+    def _page(
+        self, source: Source, patterns: tuple[re.Pattern[str], ...], is_read: bool
+    ) -> Callable[[Request, str, float], Reply]:
+        def answer(request: Request, text: str, received_s: float) -> Reply:
+            refusal = self._admission.refusal()
+            if refusal is not None:
+                raise Refused(refusal, ADMISSION_DETAILS[refusal])
+            plan: _Plan | None = request.head.plan
+            if plan is None or not plan.sender.identity.live:
+                plan = request.head.plan = self._plan(request, source, patterns, text)
+            if request.method == "HEAD":
+                return _answer(0, 0, 0)
+            self._senders.take_post(request, plan.sender)
+            coming = self._receive(request, source, plan, received_s, is_read)
+            return self._keeper.inside(coming)
+
+        return answer
+
+    def _plan(
+        self, request: Request, source: Source, patterns: tuple[re.Pattern[str], ...], text: str
+    ) -> _Plan:
+        head = request.head
+        in_path = names_in_path(head, patterns)
+        sender, query = self._senders.find(
+            head,
+            text,
+            source=source.name,
+            form=MAPPED,
+            in_path=in_path.get(CREDENTIAL, ""),
+            in_query=not source.reads_query,
+        )
+        roots = roots_of(head, source, query, in_path, sender.identity.entry.device)
+        return _Plan(sender, roots, query)
+
+    async def _receive(
+        self, request: Request, source: Source, plan: _Plan, received_s: float, is_read: bool
+    ) -> Answer:
+        """Wait for the body and its place in a round; keep what is in it."""
+        terms = self._terms(request, source, plan, received_s)
+        async with self._plain_bodies.body(request) as body:
+            if not is_read:
+                self._ledger.events_ignored[source.name] += 1
+                return _answer(0, 0, 1)
+            terms = terms._replace(answer_by_s=monotonic_s() + self._options.answer_s_max)
+            text = plan.query.encode("utf-8", "replace") if request.method == "GET" else body
+            points, ignored = await self._decoded(text, source, plan, terms)
+        del body, text
+        request.body = b""  # its memory is free while the post waits
+        self._ledger.events_ignored[source.name] += ignored
+        for block in points.blocks:
+            block.sender = terms.sender
+        rows = sum(block.rows for block in points.blocks)
+        faults = len(points.errors) + points.not_kept
+        self._senders.charge(request, plan.sender, rows + faults)
+        if self._on_decoded is not None:
+            for at, each in enumerate(points.blocks or [None]):
+                self._on_decoded(Decoded(each, points.errors if at == 0 else []))
+        if rows or faults:
+            tail = self._line_keeper.begin(points, terms)
+            await self._line_keeper.kept(tail, points, terms)
+        return _answer(rows, faults, ignored)
+
+    def _terms(self, request: Request, source: Source, plan: _Plan, received_s: float) -> LineTerms:
+        return LineTerms(
+            self._query,
+            Naming(()),
+            IN + source.name,
+            plan.sender.of(request),
+            unix_us(),
+            received_s,
+            0.0,
+            MAPPED,
+            context_of(plan.roots),
+        )
+
+    async def _decoded(self, body: bytes, source: Source, plan: _Plan, terms: LineTerms) -> Mapped:
+        post = Post(
+            None,
+            False,
+            terms.received_us,
+            terms.received_s,
+            self._rules,
+            plan.sender.identity.allows,
+        )
+        options = self._options
+        map_post = MapPost(post, source, plan.roots, options.rows_max, options.rows_bytes_max)
+        try:
+            async with self._alone if len(body) > ALONE_BYTES else nullcontext():
+                mapped = begin(body, map_post)
+                if not isinstance(mapped, Mapped):
+                    mapped = await self._plain_bodies.finish(mapped, uncounted_bytes=0)
+        except Refused as refused:
+            refused.body_start = body
+            raise
+        return mapped
+
+
+def _answer(rows: int, faults: int, ignored: int) -> Answer:
+    document = {"accepted": rows, "faulty": faults, "ignored": ignored}
+    return Answer(200, orjson.dumps(document), headers=b"Cache-Control: no-store\r\n")
+
+
+def _problem(_request: Request, refused: Refused, headers: bytes, close: bool) -> Answer:
+    """Return the answer for a refusal."""
+    if refused.code in LATER:
+        refused = Refused("busy", refused.detail, retry_after_s=refused.retry_after_s)
+        close = close or not refused.retry_after_s
+    return problem(refused, headers=headers, close=close)
