@@ -143,9 +143,7 @@ class MqttService:
         )
         self._make_bridge()
         self._make_session()
-        exposition = MqttExposition(
-            self.tally, self._figures, name=wanted.name, version=__version__
-        )
+        exposition = MqttExposition(self.tally, self.figures, name=wanted.name, version=__version__)
         self._admin = SmallAdmin(exposition.text, self.readyz)
 
     def _make_bridge(self) -> None:
@@ -217,7 +215,8 @@ class MqttService:
 
     # State
 
-    def _figures(self) -> MqttFigures:
+    def figures(self) -> MqttFigures:
+        """Return what the metrics show of this moment."""
         oldest_us = self._bridge.oldest_us()
         letters = self._dead_letters.stats()
         return MqttFigures(

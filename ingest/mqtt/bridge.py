@@ -293,7 +293,9 @@ class MqttBridge:
             if self._stopping or not messages:
                 return
             try:
-                await self._dead_letters.append([_letter(each, code, why) for each in messages])
+                await self._dead_letters.append(
+                    [_letter(each, self._form, code, why) for each in messages]
+                )
                 break
             except (DeadLettersFull, DeadLettersBroken) as error:
                 self._failed(f"there is no space for a dead letter: {error}")
@@ -355,7 +357,7 @@ class MqttBridge:
             _log.warning("mqtt_post_failed", why=why, similar_suppressed=left_out)
 
 
-def _letter(message: MqttMessage, code: str, why: str) -> Letter:
+def _letter(message: MqttMessage, form: MessageForm, code: str, why: str) -> Letter:
     return Letter(
         reason=REFUSED_BY_SERVICE,
         code=code,
@@ -363,6 +365,8 @@ def _letter(message: MqttMessage, code: str, why: str) -> Letter:
         received_us=message.received_us,
         original=message.payload,
         attempts=1,
+        format=form.name,
+        source=form.path,
     )
 
 
