@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.documents import DOCUMENTS, fences
 from tests.support.mosquitto import (
     PERSISTENT,
     Mosquitto,
@@ -17,7 +20,8 @@ from tests.support.mosquitto import (
     publish,
     publisher,
 )
-from tests.system.service import Service, run_command
+from tests.support.tcp_ports import free_port
+from tests.system.service import REPOSITORY, Service, environment, run_command
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 PART = 1_000
@@ -41,9 +45,7 @@ async def stored(service: Service, count: int) -> None:
     assert [int(each[0]) for each in rows] == list(range(count))
 
 
-async def test_each_message_is_stored_once_through_kills_of_all_three(
-    tmp_path: Path, state_dir: Path
-) -> None:
+async def test_each_message_is_stored_once_through_kills_of_all_three(open_tmp_path: Path) -> None:
     """kill -9 of `ingest mqtt`, of the service, and of Mosquitto, each in the middle of the work.
 
     Mosquitto has written its messages before it is killed: else they are lost with it.
@@ -126,3 +128,47 @@ async def test_two_share_a_topic_and_one_is_killed(open_tmp_path: Path) -> None:
             code, _ = await second.stop()
             assert code == 0
             await second.kill()
+
+
+async def test_blocks_of_the_page_bring_a_message_into_the_table(open_tmp_path: Path) -> None:
+    """docs/mqtt.md, on other ports. The doctor then says what it cannot promise."""
+    config, commands = (
+        next(each.text for each in fences(DOCUMENTS["docs/mqtt.md"]) if each.language == language)
+        for language in ("text", "sh")
+    )
+    port, data, ours = (free_port() for _ in range(3))
+    folder = open_tmp_path / "work"
+    folder.mkdir()
+    folder.chmod(0o777)
+    config = config.replace("1883", str(port)).replace("/var/lib/mosquitto", str(folder))
+    (folder / "mosquitto.conf").write_text(config + "user root\n")
+    state = open_tmp_path / "service"
+    async with Service(state, listen=f"127.0.0.1:{data}"):
+        env = {
+            **environment(),
+            "INGEST_STATE_DIR": str(state),
+            "INGEST_ADMIN_LISTEN": f"127.0.0.1:{ours}",
+        }
+        script = (
+            f'ingest() {{ "{sys.executable}" -P -m ingest "$@"; }}\n'
+            'PATH=$PATH:/usr/sbin\ntrap "kill 0" EXIT\n'
+            + commands.replace("1883", str(port)).replace(
+                "'sensors/#'", f"'sensors/#' --url {_url(data)}"
+            )
+        )
+        done = await asyncio.create_subprocess_exec(
+            *("bash", "-c", script),
+            cwd=folder,
+            env={**env, "PYTHONPATH": str(REPOSITORY)},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+        )
+        output = (await done.communicate())[0].decode()
+        assert re.search(r"boiler-7 *\| temperature *\| *21.5", output), output
+        found = await run_command("ingest", "doctor", "--state-dir", state)
+        assert re.search("ok +mqtt default +what the MQTT broker drops", found.stdout)
+
+
+def _url(port: int) -> str:
+    return f"http://127.0.0.1:{port}"
