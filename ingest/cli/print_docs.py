@@ -25,6 +25,7 @@ from ingest.admin.exposition import (
     Shown,
 )
 from ingest.admin.forward_exposition import ForwardExposition
+from ingest.admin.mqtt_exposition import MqttExposition
 from ingest.app.receiving import make_endpoint
 from ingest.config.settings import Settings
 from ingest.config.text import env_example, markdown_table
@@ -33,6 +34,7 @@ from ingest.forward.tally import ForwardFigures, ForwardTally
 from ingest.model.codes import ITEM_CODES, PROBLEMS
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
 from ingest.model.ports import BufferStats
+from ingest.mqtt.tally import MqttFigures, MqttTally
 from ingest.sinks.postgres import durability
 from ingest.system.filesystem import REMOTE, VOLATILE
 from ingest.system.log_events import EVENTS
@@ -89,6 +91,12 @@ def forward_metrics_table() -> str:
     """Return the table of the metrics of a forwarder."""
     exposition = ForwardExposition(ForwardTally(), ForwardFigures, name="", version="")
     return _metrics(each for each in exposition.registry.collect() if "_forward_" in each.name)
+
+
+def mqtt_metrics_table() -> str:
+    """Return the table of the metrics of `ingest mqtt`."""
+    exposition = MqttExposition(MqttTally(), MqttFigures, name="", version="")
+    return _metrics(each for each in exposition.registry.collect() if "_mqtt_" in each.name)
 
 
 def _metrics(families: Iterable[Any], of_instances: Iterable[Any] = ()) -> str:
@@ -176,6 +184,7 @@ TABLES = {
     "item-codes": item_codes_table,
     "metrics": metrics_table,
     "forward-metrics": forward_metrics_table,
+    "mqtt-metrics": mqtt_metrics_table,
     "log-events": log_events_table,
 }
 

@@ -23,7 +23,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("config",),
         ("broker", "http_client"),
         ("access", "http", "formats", "buffers", "writer", "sinks", "embedded"),
-        ("receiver", "dead_letters", "forward"),
+        ("receiver", "dead_letters", "forward", "mqtt"),
         ("admin",),
         ("app",),
         ("cli",),
@@ -48,10 +48,12 @@ LIBRARIES = {
     "aiohttp.DummyCookieJar": "ingest/http_client",
     "aiohttp.TCPConnector": "ingest/http_client",
     "asyncpg": "ingest/sinks",
-    "prometheus_client": "ingest/admin/exposition.py ingest/admin/forward_exposition.py",
+    "prometheus_client": "ingest/admin/exposition.py ingest/admin/forward_exposition.py "
+    "ingest/admin/mqtt_exposition.py",
     "multidict": "ingest/http",
     "yarl": "ingest/http_client",
     "nats": "ingest/broker",
+    "paho": "ingest/mqtt",
     "fcntl": "ingest/system",
     "time": "ingest/system",
 }
