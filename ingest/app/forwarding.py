@@ -85,7 +85,7 @@ async def forward(
     """
     logs.configure(settings.log_level, form=settings.log_format)
     where = broker_of(settings)
-    folder = StateFolder.open(StateFolder(state_dir(settings)).forward(wanted.name).path)
+    folder = StateFolder.open(StateFolder(state_dir(settings)).of_process(ROLE, wanted.name).path)
     with folder.lock():
         notifier = Notifier.from_environment()
         service = ForwardService(settings, wanted, folder, where)

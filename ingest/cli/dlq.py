@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from ingest.cli import dlq_show as show
 from ingest.cli.arguments import forward_name
 from ingest.cli.dlq_replay import add_replay_arguments, replay
-from ingest.cli.find_letters import FILES, STORES, STREAM, letter_store
+from ingest.cli.find_letters import FILES, STORES, STREAM, OwnLetters, letter_store
 from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_json_flag
 from ingest.config.folders import state_dir
 from ingest.config.loading import Loaded
@@ -25,7 +25,7 @@ from ingest.dead_letters.reader import LiveLetter, Selection, Tally
 from ingest.dead_letters.store import LetterStore, newest, once
 from ingest.formats.timestamp import text_us
 from ingest.model.errors import IngestError
-from ingest.model.letter import REASONS, REFUSED_BY_TARGET
+from ingest.model.letter import REASONS, REFUSED_BY_SERVICE, REFUSED_BY_TARGET
 from ingest.system.state_folder import StateFolder
 from ingest.system.words import counted
 
@@ -133,7 +133,9 @@ def _store(parser: argparse.ArgumentParser) -> None:
         choices=STORES,
         help=f"{FILES}: those of the state folder; {STREAM}: those of the broker; default: found",
     )
-    parser.add_argument("--forward", metavar="NAME", type=forward_name, help="those of a forwarder")
+    whose = parser.add_mutually_exclusive_group()
+    whose.add_argument("--forward", metavar="NAME", type=forward_name, help="those of a forwarder")
+    whose.add_argument("--mqtt", metavar="NAME", type=forward_name, help="those of `ingest mqtt`")
 
 
 def _limit(text: str) -> int:
@@ -166,7 +168,14 @@ async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
             "dlq replay writes to the table, and the readings of a forwarder are there already: "
             "post what `ingest dlq show --json --forward` prints, then discard it"
         )
-    async with letter_store(loaded.settings, args.store, forward=args.forward) as store:
+    if args.mqtt is not None and args.dlq_command == "replay":
+        raise IngestError(
+            "dlq replay cannot read messages of MQTT: publish them again, corrected, or post what "
+            "`ingest dlq show --json --mqtt` prints; then discard them"
+        )
+    own = OwnLetters("forward", args.forward) if args.forward is not None else None
+    own = OwnLetters("mqtt", args.mqtt) if args.mqtt is not None else own
+    async with letter_store(loaded.settings, args.store, own=own) as store:
         if args.dlq_command in {"list", "show"}:
             return await _list(args, store)
         if args.dlq_command == "stats":
@@ -190,7 +199,8 @@ def where_of(texts: Sequence[str] | None) -> Selection:
                 raise IngestError(f"--where names {name} twice")
             found[name] = value
     reason = found.get("reason")
-    if reason is not None and reason not in (*REASONS, REFUSED_BY_TARGET):
+    known = (*REASONS, REFUSED_BY_TARGET, REFUSED_BY_SERVICE)
+    if reason is not None and reason not in known:
         raise IngestError(f"--where reason={reason}: not one of {', '.join(REASONS)}")
     since_us = text_us(found["since"]) if "since" in found else None
     if since_us is not None and not isinstance(since_us, int):

@@ -23,6 +23,7 @@ from ingest.cli.doctor_access import access_check
 from ingest.cli.doctor_broker import broker_checks
 from ingest.cli.doctor_certificate import certificate_check
 from ingest.cli.doctor_database import FAIL, OK, WARN, Check, database_checks
+from ingest.cli.doctor_mqtt import mqtt_checks
 from ingest.cli.doctor_sources import sources_check
 from ingest.cli.find_database import connect_limits, database
 from ingest.cli.parser import Parser, SettingsFlags, add_json_flag
@@ -70,6 +71,7 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
         checks += [*port_checks(settings, service), access_check(settings)]
         checks.append(dead_letters_check(settings))
         checks += asyncio.run(broker_checks(settings))
+        checks += mqtt_checks(settings)
     checks += asyncio.run(_database(loaded, service))
     print_answer([each._asdict() for each in checks], as_text(checks), as_json=args.json)
     return 1 if any(each.state == FAIL for each in checks) else 0

@@ -11,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from ingest.broker.roles import DEAD_LETTERS
 from ingest.config.folders import state_dir
@@ -25,13 +26,20 @@ FILES, STREAM = "files", "stream"
 STORES = (FILES, STREAM)
 
 
+class OwnLetters(NamedTuple):
+    """Whose dead letters: the command of the process (`forward`, `mqtt`), and its name."""
+
+    command: str
+    name: str
+
+
 @asynccontextmanager
 async def letter_store(
-    settings: Settings, asked_for: str | None, *, forward: str | None = None
+    settings: Settings, asked_for: str | None, *, own: OwnLetters | None = None
 ) -> AsyncIterator[LetterStore]:
     """Yield the dead letters. An embedded broker that this starts is stopped afterwards.
 
-    Those of a forwarder are always in files.
+    Those that a process has for itself (`own`) are always in files.
 
     Raises StartError, BrokerAway or BrokerRefused. If there are letters in the files and in the
     stream, it tells the user, unless `asked_for` chooses one of them.
@@ -40,11 +48,11 @@ async def letter_store(
     if not settings.broker_url:
         existing(path)
     folder = StateFolder(path)
-    if forward is not None:
-        letters = folder.forward(forward).dead_letters
+    if own is not None:
+        letters = folder.of_process(own.command, own.name).dead_letters
         if not letters.exists():
             raise StartError(
-                f"there is no folder {letters}: no forwarder of this name has run here"
+                f"there is no folder {letters}: no `ingest {own.command}` of this name has run here"
             )
         yield FolderLetterStore(letters)
         return

@@ -31,6 +31,7 @@ COMMANDS: dict[str, str] = {
     "schema": "create the table, or compare it with what is needed",
     "stream": "make the stream of the broker, check it, or show its state",
     "forward": "post the readings of the stream to a webhook",
+    "mqtt": "post the messages of an MQTT broker to the service",
     "dlq": "show the dead letters, replay them, discard them",
     "hold": "show why writes are paused, or try again now",
     "config": "print every setting, its value, and where the value comes from",

@@ -2,13 +2,15 @@
 
 `python -m ingest.cli.print_docs` prints all tables. `--write FILE..` rewrites parts of Markdown
 files, from `<!-- generated: NAME -->` to `<!-- end -->`, and the example file of the environment.
-`roles.conf` are the users of a nats-server. A test compares all of it with the code.
+`roles.conf` are the users of a nats-server, `openapi.json` describes the data port. A test compares
+all of it with the code.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,12 +25,16 @@ from ingest.admin.exposition import (
     Shown,
 )
 from ingest.admin.forward_exposition import ForwardExposition
+from ingest.admin.mqtt_exposition import MqttExposition
+from ingest.app.receiving import make_endpoint
+from ingest.config.settings import Settings
 from ingest.config.text import env_example, markdown_table
 from ingest.embedded.broker_config import roles_text
 from ingest.forward.tally import ForwardFigures, ForwardTally
 from ingest.model.codes import ITEM_CODES, PROBLEMS
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
 from ingest.model.ports import BufferStats
+from ingest.mqtt.tally import MqttFigures, MqttTally
 from ingest.sinks.postgres import durability
 from ingest.system.filesystem import REMOTE, VOLATILE
 from ingest.system.log_events import EVENTS
@@ -85,6 +91,12 @@ def forward_metrics_table() -> str:
     """Return the table of the metrics of a forwarder."""
     exposition = ForwardExposition(ForwardTally(), ForwardFigures, name="", version="")
     return _metrics(each for each in exposition.registry.collect() if "_forward_" in each.name)
+
+
+def mqtt_metrics_table() -> str:
+    """Return the table of the metrics of `ingest mqtt`."""
+    exposition = MqttExposition(MqttTally(), MqttFigures, name="", version="")
+    return _metrics(each for each in exposition.registry.collect() if "_mqtt_" in each.name)
 
 
 def _metrics(families: Iterable[Any], of_instances: Iterable[Any] = ()) -> str:
@@ -147,6 +159,23 @@ def file_systems_table() -> str:
     )
 
 
+def openapi_text() -> str:
+    """Return the OpenAPI document of a data port with the default settings."""
+    unused: Any = None  # nothing is posted
+    endpoint = make_endpoint(
+        Settings(),
+        inlet=unused,
+        levels=("durable", "buffered"),
+        dead_letters=unused,
+        ledger=Ledger(),
+        admission=unused,
+        database=unused,
+        health=lambda: (200, b""),
+        on_refused=lambda _request, _refused: None,
+    )
+    return json.dumps(json.loads(endpoint.openapi), indent=1, ensure_ascii=False) + "\n"
+
+
 TABLES = {
     "database-kept": durability.table,
     "file-systems": file_systems_table,
@@ -155,6 +184,7 @@ TABLES = {
     "item-codes": item_codes_table,
     "metrics": metrics_table,
     "forward-metrics": forward_metrics_table,
+    "mqtt-metrics": mqtt_metrics_table,
     "log-events": log_events_table,
 }
 
@@ -175,12 +205,14 @@ def refreshed(text: str) -> str:
 
 
 def write(paths: Iterable[Path]) -> None:
-    """Rewrite files: the generated parts of Markdown; `.env.example`, `roles.conf` as a whole."""
+    """Rewrite the generated parts of Markdown files, and all other files as a whole."""
     for path in paths:
         if path.name.endswith(".env.example"):
             path.write_text(env_example())
         elif path.name == "roles.conf":
             path.write_text(roles_text())
+        elif path.name == "openapi.json":
+            path.write_text(openapi_text())
         else:
             path.write_text(refreshed(path.read_text()))
 

@@ -34,7 +34,8 @@ Found = dict[str, tuple[Any, str]]  # setting -> the value as it was written, an
 # INGEST_ variables that are no settings: a few of our own, and those that Kubernetes adds to every
 # pod if a service has the name `ingest`.
 _NOT_OURS = re.compile(
-    r"INGEST_(CONFIG|PG_BIN|TEST_\w+|SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP)\w*)?)"
+    r"INGEST_(CONFIG|PG_BIN|MQTT_PASSWORD|MQTT_TOKEN|TEST_\w+"
+    r"|SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP)\w*)?)"
 )
 
 

@@ -15,10 +15,11 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from ingest.forward.answers import AnswerMeaning, meaning_of, retry_after_s
+from ingest.forward.answers import AnswerMeaning, meaning_of
 from ingest.forward.bodies import ForwardPost
 from ingest.forward.tally import ForwardTally
 from ingest.http_client.client import ServerReply
+from ingest.http_client.retry_after import retry_after_s
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull, NoReply
 from ingest.model.letter import REFUSED_BY_TARGET, Letter
 from ingest.model.ports import DeadLetters

@@ -45,7 +45,7 @@ class PlainBodies:
         inflated_bytes_max: int,
         largest: int = 0,
     ) -> None:
-        self._limits = BodyLimits(body_bytes_max, inflated_bytes_max)
+        self.limits = BodyLimits(body_bytes_max, inflated_bytes_max)
         self._bodies = Bodies(
             body_bytes_max=max(body_bytes_max, largest),
             body_s_max=body_s_max,
@@ -75,7 +75,7 @@ class PlainBodies:
 
     def check(self, size_bytes: int) -> None:
         """Raise Refused if a body of this size is too large."""
-        check_size(size_bytes, self._limits.body_bytes_max)
+        check_size(size_bytes, self.limits.body_bytes_max)
 
     @asynccontextmanager
     async def body(
@@ -86,7 +86,7 @@ class PlainBodies:
         Raises Refused, or ConnectionError if the client is gone. Safe to cancel.
         """
         encoding = encoding_of(request.headers.get("Content-Encoding"))
-        body_bytes_max, inflated_bytes_max = limits or self._limits
+        body_bytes_max, inflated_bytes_max = limits or self.limits
         async with self._bodies.received(request, body_bytes_max) as body:
             if encoding is None:
                 await self._loop_share.wait(len(body))

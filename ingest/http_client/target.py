@@ -37,7 +37,7 @@ def target_of(url: str, *, plain_http: bool = False) -> Target:
             "the target has a user or a password, which all users of this machine could read: sign "
             "the posts instead (--secret-file)"
         )
-    if parts.scheme == "http" and not (plain_http or _is_loopback(host)):
+    if parts.scheme == "http" and not (plain_http or is_loopback(host)):
         raise ConfigError(
             f"the target {host} would get the readings without TLS: use https://, or --plain-http "
             "if the way to it is safe"
@@ -46,7 +46,8 @@ def target_of(url: str, *, plain_http: bool = False) -> Target:
     return Target(url, f"{parts.scheme}://{bracketed}{f':{port}' if port else ''}")
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Return whether a host is this machine, by its address or name."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -55,3 +55,5 @@ NOT_OURS = "not_ours"  # a message of the stream that is no block of readings
 REASONS = (INVALID, REFUSED, EXHAUSTED, DRAINED, NOT_OURS)
 # Of a forwarder, which has its own dead letters.
 REFUSED_BY_TARGET = "refused_by_target"
+# Of `ingest mqtt`, which has its own, too: its messages as they came.
+REFUSED_BY_SERVICE = "refused_by_service"

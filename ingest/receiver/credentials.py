@@ -15,7 +15,7 @@ from urllib.parse import unquote_plus
 from ingest.http.request import Head
 from ingest.model.errors import Refused
 
-_HEADERS = ("X-API-Key", "X-Auth-Token")
+TOKEN_HEADERS = ("X-API-Key", "X-Auth-Token")
 
 
 class Presented(NamedTuple):
@@ -33,7 +33,7 @@ def find(head: Head, query: str, in_path: str = "", *, in_query: bool = True) ->
         raise Refused("unauthorized", "the query parameter p is there more than once")
     of_query = unquote_plus("".join(values))
     token = _of_authorization(_single(head, "Authorization"))
-    others = (of_query, *(_single(head, name).strip() for name in _HEADERS), in_path)
+    others = (of_query, *(_single(head, name).strip() for name in TOKEN_HEADERS), in_path)
     return Presented(next(filter(None, (token, *others)), ""), query)
 
 

@@ -33,6 +33,8 @@ from ingest.receiver.keeper import ADMISSION_DETAILS, COMMITTED, READINGS, Keepe
 from ingest.receiver.line_keeper import LineKeeper
 from ingest.receiver.line_stubs import stubs
 from ingest.receiver.lines import LineOptions, LinePages
+from ingest.receiver.openapi.document import page_of_document
+from ingest.receiver.openapi.paths import PATH, StatedLimits
 from ingest.receiver.query import Query, parse_query, with_ack
 from ingest.receiver.senders import KnownSender, Senders
 from ingest.receiver.sources import SourceOptions, SourcePages
@@ -56,8 +58,11 @@ class Endpoint:
     `levels` are the acknowledgements that the buffer gives without the database, best first;
     `committed` is always available. Raises ConfigError if `ack_default` is none of them.
     `on_decoded` is called with every decoded post, kept or not. It must be quick and must not fail.
-    `connection_s_max`, `certificate`, `proxies`: see Connections.
+    `connection_s_max`, `certificate`, `proxies`: see Connections. `openapi` is the document of its
+    pages, in bytes.
     """
+
+    openapi: bytes
 
     def __init__(
         self,
@@ -87,8 +92,7 @@ class Endpoint:
         proxies: Forwarding | None = None,
     ) -> None:
         self._rules, self._senders = rules, senders
-        self._certificate = certificate
-        self._plain_bodies = plain_bodies
+        self._certificate, self._plain_bodies = certificate, plain_bodies
         self._on_decoded = on_decoded
         self._on_refused = on_refused
         self._access = access
@@ -102,10 +106,13 @@ class Endpoint:
         self._keeper = Keeper(*parts, on_refused=self._refused)
         self._line_keeper = LineKeeper(*parts)
         pages = self._pages(line_options, health)
+        patterns = self._sources(source_options).patterns({*pages, PATH})
+        limits = _stated(rules, plain_bodies, line_options)
+        shown, self.openapi = page_of_document(pages, patterns, limits)
         self._port = Port(
-            pages,
+            pages | self._guarded({PATH: shown}),
             ledger,
-            patterns=self._sources(source_options).patterns(pages),
+            patterns=patterns,
             flag="--listen",
             connections_max=connections_max,
             header_s_max=header_s_max,
@@ -304,6 +311,10 @@ class Endpoint:
 
     def _parse_query(self, text: str) -> Query:
         return with_ack(parse_query(text), self._ack_default, self._levels)
+
+
+def _stated(rules: Rules, plain_bodies: PlainBodies, lines: LineOptions) -> StatedLimits:
+    return StatedLimits(rules.post_rows_max, plain_bodies.limits, lines.rows_max, lines.bodies)
 
 
 def _available(ack: str, levels: tuple[str, ...]) -> str:

@@ -13,7 +13,7 @@ from ingest.model.errors import Refused
 from ingest.system.words import quoted
 
 ACKS = ("buffered", "durable", "committed")
-_UNITS: dict[str, str | None] = {
+PRECISIONS: dict[str, str | None] = {
     "": None,
     "auto": None,
     **dict.fromkeys(("n", "ns", "nanosecond"), "ns"),
@@ -41,8 +41,8 @@ def parse_line_query(text: str) -> LineQuery:
     """Parse the text after the `?`. Raises Refused("bad_parameter")."""
     given = dict(parse_qsl(text, keep_blank_values=True))
     precision = given.get("precision", "")
-    if precision not in _UNITS:
-        raise _bad("precision", precision, [each for each in _UNITS if each])
+    if precision not in PRECISIONS:
+        raise _bad("precision", precision, [each for each in PRECISIONS if each])
     ack = given.get("ack")
     if ack is None and given.get("no_sync") == "true":
         ack = "buffered"
@@ -51,7 +51,7 @@ def parse_line_query(text: str) -> LineQuery:
     return LineQuery(
         ack=ack,
         strict=given.get("strict") == "true" or given.get("accept_partial") == "false",
-        precision=_UNITS[precision],
+        precision=PRECISIONS[precision],
         database=given.get("db") or given.get("bucket") or "",
     )
 

@@ -37,11 +37,15 @@ _STATUS = {"body_timeout": 503, "too_fast": 503, "too_many_connections": 503}
 NO_CONTENT = Answer(204, b"", headers=VERSION_HEADER)
 
 
+def line_status(code: str) -> int:
+    """Return the status of a problem on the paths of line protocol."""
+    status = _STATUS.get(code, PROBLEMS[code].status)
+    return 400 if status == 422 else status
+
+
 def line_problem(request: Request, refused: Refused, headers: bytes, close: bool) -> Answer:
     """Return the answer for a refused request to a path of line protocol."""
-    status = _STATUS.get(refused.code, PROBLEMS[refused.code].status)
-    if status == 422:
-        status = 400
+    status = line_status(refused.code)
     if refused.code in _STATUS and refused.retry_after_s is None:
         refused.retry_after_s = retry_after_s(1.0)  # each 503 says when
     data: Any = refused.fields.get("data", [])

@@ -12,7 +12,7 @@ from ingest.formats.timestamp import PRECISIONS
 from ingest.model.errors import Refused
 from ingest.system.words import quoted
 
-_ALLOWED: dict[str, tuple[str, ...]] = {
+ALLOWED: dict[str, tuple[str, ...]] = {
     "ack": ("buffered", "durable", "committed"),
     "strict": ("true", "false"),
     "precision": PRECISIONS,
@@ -56,11 +56,11 @@ def parse_query(text: str) -> Query:
     """Parse the text after the `?`. Raises Refused("unknown_parameter" or "bad_parameter")."""
     given: dict[str, str] = {}
     for name, value in parse_qsl(text, keep_blank_values=True):
-        allowed = _ALLOWED.get(name)
+        allowed = ALLOWED.get(name)
         if allowed is None:
             raise Refused(
                 "unknown_parameter",
-                f"there is no query parameter {quoted(name)}; known: {', '.join(_ALLOWED)}",
+                f"there is no query parameter {quoted(name)}; known: {', '.join(ALLOWED)}",
                 parameter=name[:80].encode("ascii", "backslashreplace").decode(),
             )
         if name in given:

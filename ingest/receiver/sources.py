@@ -41,7 +41,7 @@ from ingest.system.clock import monotonic_s, unix_us
 
 ALONE_BYTES = 64 * 1024  # of a body that is decoded alone
 # They can be sent again; a 4xx would lose what they have.
-_LATER = frozenset({"body_timeout", "too_fast"})
+LATER = frozenset({"body_timeout", "too_fast"})
 
 
 class SourceOptions(NamedTuple):
@@ -223,7 +223,7 @@ def _answer(rows: int, faults: int, ignored: int) -> Answer:
 
 def _problem(_request: Request, refused: Refused, headers: bytes, close: bool) -> Answer:
     """Return the answer for a refusal."""
-    if refused.code in _LATER:
+    if refused.code in LATER:
         refused = Refused("busy", refused.detail, retry_after_s=refused.retry_after_s)
         close = close or not refused.retry_after_s
     return problem(refused, headers=headers, close=close)

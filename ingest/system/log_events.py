@@ -111,6 +111,16 @@ EVENTS: dict[str, str] = {
     "forward_not_ours": "A message that no gateway has written was skipped.",
     "forward_secret_changed": "The file has another secret. It is used now.",
     "forward_secret_unusable": "The file of the secret cannot be used. The old secret is used.",
+    # `ingest mqtt`
+    "mqtt_connected": "The broker delivers messages. old_session: also those that waited there.",
+    "mqtt_away": "There is no connection to the MQTT broker. It is tried again.",
+    "mqtt_session_lost": "The broker has forgotten us: messages that waited there are lost.",
+    "mqtt_qos_0": "The broker has granted QoS 0 only: what it sends can be lost.",
+    "mqtt_plain_password": "The password of the MQTT broker goes over a network without TLS.",
+    "mqtt_topics_not_kept": "The list of topics cannot be written. A change of --topic needs it.",
+    "mqtt_post_failed": "The service did not take a post of messages. It is sent again.",
+    "mqtt_service_back": "The service takes posts again, after so many seconds.",
+    "mqtt_refused": "The service refuses messages for good. They are dead letters now.",
     # Dead letters
     "invalid_items_refused": "The dead letters are half full: posts with an invalid item get 422.",
     "invalid_items_kept_again": "There is space for invalid items again.",

@@ -73,9 +73,9 @@ class StateFolder:
             ) from error
         return folder
 
-    def forward(self, name: str) -> StateFolder:
-        """Return the state folder of a forwarder: it has dead letters of its own."""
-        return StateFolder(self.path / "forward" / name)
+    def of_process(self, command: str, name: str) -> StateFolder:
+        """Return the state folder of a forwarder or an `mqtt`: it has dead letters of its own."""
+        return StateFolder(self.path / command / name)
 
     def lock(self) -> FolderLock:
         """Lock the folder for this process. Raises StartError with the pid of another owner."""

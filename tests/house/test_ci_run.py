@@ -65,6 +65,11 @@ def test_it_has_80_minutes_and_runs_a_selection_of_faults_that_exists() -> None:
     assert set(names_of(chosen.only)) < set(FAULTS)
 
 
+def test_it_runs_all_clients_within_six_minutes() -> None:
+    """The step takes no flag, so it runs each client with the usual number of points."""
+    assert re.search(r"^timed timeout .* 6m \./run clients$", RUN, re.MULTILINE)
+
+
 def test_it_tests_receiver_and_http_without_known_heads() -> None:
     """The step follows `./run test`; its folders exist, and hold tests that it must leave out."""
     (line,) = re.findall(

@@ -62,6 +62,7 @@ MODULES = (
     "app/buffer",
     "forward/forwarder",
     "forward/sender",
+    "mqtt/bridge",
     "http_client/client",
 )
 # Awaits of these come before the first reading, or concern no reading.

@@ -24,9 +24,11 @@ import yaml  # type: ignore[import-untyped]
 
 from ingest.admin.exposition import BROKER_FIGURES, JointExposition, Shown
 from ingest.admin.forward_exposition import ForwardExposition
+from ingest.admin.mqtt_exposition import MqttExposition
 from ingest.forward.tally import ForwardFigures, ForwardTally
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
 from ingest.model.ports import BufferStats
+from ingest.mqtt.tally import MqttFigures, MqttTally
 
 REPOSITORY = Path(__file__).parents[2]
 DEPLOY = REPOSITORY / "deploy"
@@ -295,7 +297,10 @@ def exported() -> dict[str, frozenset[str]]:
     tally.posts["204"] = 1
     forward = ForwardExposition(tally, ForwardFigures, name="x", version="0")
     joint = JointExposition(lambda: [shown])
-    for family in (*joint.families(), *forward.registry.collect()):
+    messages = MqttTally()
+    messages.posts["202"] = 1
+    mqtt = MqttExposition(messages, MqttFigures, name="x", version="0")
+    for family in (*joint.families(), *forward.registry.collect(), *mqtt.registry.collect()):
         for sample in family.samples:
             labels = frozenset(sample.labels) | found.get(sample.name, frozenset())
             found[sample.name] = labels | TARGET_LABELS

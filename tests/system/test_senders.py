@@ -1,82 +1,51 @@
-"""docs/senders.md, formats.md and sources.md: commands are run, and tables compiled."""
+"""docs/senders.md and formats.md: commands and programs are run as they stand, but for the port."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
+import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from ingest.app.rules import make_sources
-from ingest.config.settings import Settings
-from ingest.formats.map_presets import PRESETS
-from ingest.formats.map_source import KEYS
+from tests.clients.libraries import CLIENTS, NODE
 from tests.support.documents import REPOSITORY, fences
-from tests.support.receiver import head, running_receiver
+from tests.support.receiver import running_receiver
 
-PAGE = REPOSITORY / "docs/senders.md"
-SOURCES = (REPOSITORY / "docs/sources.md").read_text()
-FIRST, *OTHERS = [each.text for each in fences(SOURCES) if each.language == "toml"]
-BODY = b'{"id":"esp-1","temp":21.4,"hum":40}'
+TEXT = (REPOSITORY / "docs/senders.md").read_text()
+HERE = "127.0.0.1:8080"
+NEEDS_NODE = pytest.mark.skipif(
+    shutil.which("node") is None, reason="no node: apt-get install -y nodejs"
+)
 
 
-async def test_command_of_docs_senders_md_stores_two_readings() -> None:
-    """The status is the one that the page names."""
-    (block,) = [each.text for each in fences(PAGE.read_text()) if each.language == "sh"]
+@pytest.mark.parametrize(
+    ("language", "command"),
+    [
+        ("sh", ["sh", "-c"]),
+        ("python", [sys.executable, "-c"]),
+        pytest.param("js", ["node", "-e"], marks=NEEDS_NODE),
+    ],
+)
+async def test_block_stores_two_readings(language: str, command: list[str]) -> None:
+    """A reader who types it has two readings in the table."""
+    (block,) = [each.text for each in fences(TEXT) if each.language == language]
     async with running_receiver() as receiver:
-        command = block.replace("127.0.0.1:8080", receiver.address)
-        assert command != block
+        text = block.replace(HERE, receiver.address)
+        assert text != block
         done = await asyncio.to_thread(
-            subprocess.run, ["sh", "-c", command], capture_output=True, text=True, check=False
+            subprocess.run, [*command, text], capture_output=True, text=True, check=True, timeout=30
         )
-        assert " 204 No Content" in done.stdout, done
+        assert " 204 No Content" in done.stdout or not done.stdout, done
         assert sum(each.rows for each in receiver.inlet.blocks) == 2
 
 
-async def test_first_table_of_docs_sources_md_reads_the_body_of_the_device(tmp_path: Path) -> None:
-    """Its command prints the readings, and a post stores them; the answer is the one shown."""
-    file = tmp_path / "sources.toml"
-    file.write_text(FIRST)
-    (tmp_path / "run").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m ingest "$@"\n')
-    (tmp_path / "run").chmod(0o755)
-    (command,) = [each.text for each in fences(SOURCES) if each.language == "sh"]
-    done = await asyncio.to_thread(
-        subprocess.run,
-        ["sh", "-c", command],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert [line.split()[1:] for line in done.stdout.splitlines()] == [
-        ["esp-1", "temp", "21.4"],
-        ["esp-1", "hum", "40.0"],
-    ], done
-    async with running_receiver(sources_file=str(file)) as receiver:
-        post = head("POST", "/v1/in/esp", {"Content-Length": str(len(BODY))}) + BODY
-        reply = await receiver.send(post)
-        assert "200 | what could be read is kept, as safely as `ack_default` says: `{" in SOURCES
-        assert '{"accepted": 2, "faulty": 0, "ignored": 0}' in SOURCES
-        assert reply.document == {"accepted": 2, "faulty": 0, "ignored": 0}
-
-
-@pytest.mark.parametrize("text", OTHERS, ids=["presets", "examples"])
-def test_tables_of_docs_sources_md_are_valid(text: str, tmp_path: Path) -> None:
-    """Also those that were not tried with their senders."""
-    file = tmp_path / "sources.toml"
-    file.write_text(text)
-    assert make_sources(Settings(sources_file=str(file)))
-
-
-def test_docs_sources_md_names_every_key_and_preset() -> None:
-    """In its tables."""
-    named = {word for line in SOURCES.splitlines() for word in line.split("|")[1:2]}
-    shown = " ".join(named)
-    assert not [each for each in (*KEYS, *PRESETS) if f"`{each}`" not in shown and each != "preset"]
+def test_no_other_block_pretends_to_be_run() -> None:
+    """What no test runs is marked as text."""
+    assert {each.language for each in fences(TEXT)} == {"sh", "python", "js", "text"}
 
 
 async def test_commands_of_docs_formats_md_are_answered_as_it_says() -> None:
@@ -97,3 +66,15 @@ async def test_commands_of_docs_formats_md_are_answered_as_it_says() -> None:
             ("room-3", "on", 1.0),
             *((device, "temperature", 21.5), (device, "humidity", 40.0), (device, "door", 1.0)),
         ]
+
+
+def test_libraries_that_were_tried_are_those_of_run_clients_with_their_versions() -> None:
+    """The table has the versions of the lock files."""
+    lock = (REPOSITORY / "tests/clients/requirements.lock").read_text()
+    packages = json.loads((NODE / "package-lock.json").read_text())["packages"]
+    for client in CLIENTS:
+        found = re.search(rf"^{re.escape(client.library)}==([\d.]+)", lock, re.MULTILINE)
+        version = found[1] if found else packages[f"node_modules/{client.library}"]["version"]
+        short = ".".join(version.split(".")[:2])
+        row = rf"^\| \[{re.escape(client.library)}\]\(#[a-z-]+\) {short} .*\| yes \|$"
+        assert re.search(row, TEXT, re.MULTILINE), (client.library, version)

@@ -76,6 +76,7 @@ def test_every_setting_is_a_flag_of_every_word(capsys: pytest.CaptureFixture[str
         "hold": ["show"],
         "dlq": ["stats"],
         "forward": ["--name", "x", "--to", "https://x.example/"],
+        "mqtt": ["--mqtt-url", "mqtt://x.example", "--topic", "a"],
     }
     for word in set(COMMANDS) - {"psql"}:
         inner = needed.get(word, [])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ingest.forward.answers import AnswerMeaning, meaning_of, retry_after_s
+from ingest.forward.answers import AnswerMeaning, meaning_of
+from ingest.http_client.retry_after import retry_after_s
 
 NOW_S = 1_700_000_000.0  # Tue, 14 Nov 2023 22:13:20 GMT
 

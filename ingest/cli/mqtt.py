@@ -1,0 +1,140 @@
+"""`ingest mqtt`: posts the messages of an MQTT broker to the service, until a signal ends it."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+from importlib.util import find_spec
+from pathlib import Path
+
+from ingest.cli.arguments import forward_name
+from ingest.cli.parser import Parser, SettingsFlags
+from ingest.cli.terminal import say
+from ingest.config.loading import Loaded
+from ingest.config.mqtt_options import MqttOptions, mqtt_options
+from ingest.config.text import help_text, metavar
+from ingest.config.values import flag_name, full_path
+from ingest.model.errors import StartError
+
+TAKES = "--mqtt-url URL --topic TOPIC [options]"
+EXAMPLES = (
+    "ingest mqtt --mqtt-url mqtt://127.0.0.1 --topic 'sensors/#'",
+    "ingest mqtt --mqtt-url mqtts://reader@broker.example --mqtt-password-file password "
+    "--topic '$share/ingest/sensors/+/up' --format lines",
+)
+EPILOG = """\
+secrets: INGEST_MQTT_PASSWORD or --mqtt-password-file; INGEST_MQTT_TOKEN or --token-file
+exit codes: 0 stopped in order, 1 stopped by a fault of its own, 2 it could not start"""
+PASSWORD_VARIABLE, TOKEN_VARIABLE = "INGEST_MQTT_PASSWORD", "INGEST_MQTT_TOKEN"
+ACKS = ("buffered", "durable", "committed")
+SERVICE_URL = "http://127.0.0.1:8080"
+NO_LIBRARY = "ingest mqtt needs the package paho-mqtt: pip install 'iot-ingest[mqtt]'"
+
+_OPTION = "option."
+
+
+def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
+    """Add the flags of broker, messages and service, and those of the settings."""
+    add = parser.add_argument
+    add("--mqtt-url", metavar="URL", required=True, help="mqtt[s]://[USER@]HOST[:PORT]")
+    add(
+        "--topic",
+        action="append",
+        required=True,
+        metavar="FILTER",
+        help="what to subscribe to, as 'sensors/#' or '$share/GROUP/sensors/#'; may be repeated",
+    )
+    add(
+        "--format",
+        choices=("json", "lines"),
+        default="json",
+        help="json: items of POST /v1/readings; lines: line protocol [json]",
+    )
+    add(
+        "--name",
+        type=forward_name,
+        default="default",
+        help="its folder of dead letters, and a part of its client id [default]",
+    )
+    add(
+        "--client-id",
+        default="",
+        metavar="ID",
+        help="the broker keeps messages for this name [iot-ingest-NAME]",
+    )
+    add("--mqtt-password-file", metavar="FILE", help="the user's password; read at each connect")
+    add("--mqtt-ca", metavar="FILE", default="", help="certificates to check the broker with")
+    add("--mqtt-cert", metavar="FILE", default="", help="a certificate of our own, for the broker")
+    add("--mqtt-key", metavar="FILE", default="", help="its key, if that is another file")
+    add(
+        "--mqtt-version",
+        choices=("5", "3.1.1"),
+        default="5",
+        help="3.1.1 has no receive window and no end of sessions [5]",
+    )
+    add("--url", default=SERVICE_URL, help=f"the service [{SERVICE_URL}]")
+    add("--token-file", metavar="FILE", help="the token for the service; read at each post")
+    add("--ack", choices=ACKS, help="when the service answers; default: its ack_default")
+    add("--ca-file", metavar="FILE", default="", help="certificates to check the service with")
+    add("--plain-http", action="store_true", help="allow http:// to another machine")
+    for each in fields(MqttOptions):
+        add(
+            flag_name(each.name),
+            dest=_OPTION + each.name,
+            default=argparse.SUPPRESS,
+            metavar=metavar(each),
+            help=help_text(each),
+        )
+    settings.add_to(parser)
+
+
+def run(args: argparse.Namespace, loaded: Loaded) -> int:
+    """Take messages and post them; return the exit code."""
+    if find_spec("paho") is None:
+        raise StartError(NO_LIBRARY)
+    import asyncio  # noqa: PLC0415
+
+    import uvloop  # noqa: PLC0415
+
+    from ingest.app.mqtt import (  # noqa: PLC0415
+        ADMIN_LISTEN,
+        FORMS,
+        MqttTls,
+        MqttWanted,
+        mqtt,
+        secret_of,
+    )
+    from ingest.http_client.target import target_of  # noqa: PLC0415
+    from ingest.mqtt.broker_address import check_filter, mqtt_address  # noqa: PLC0415
+
+    for topic in args.topic:
+        check_filter(topic)
+    path = FORMS[args.format].path + (f"?ack={args.ack}" if args.ack else "")
+    wanted = MqttWanted(
+        name=args.name,
+        address=mqtt_address(args.mqtt_url),
+        topics=tuple(dict.fromkeys(args.topic)),
+        target=target_of(args.url.rstrip("/") + path, plain_http=args.plain_http),
+        form=args.format,
+        client_id=args.client_id,
+        version=5 if args.mqtt_version == "5" else 3,
+        tls=MqttTls(args.mqtt_ca, args.mqtt_cert, args.mqtt_key),
+        password=secret_of(_file(args.mqtt_password_file), PASSWORD_VARIABLE),
+        token=secret_of(_file(args.token_file), TOKEN_VARIABLE),
+        service_ca_file=args.ca_file,
+        options=mqtt_options(
+            {
+                name.removeprefix(_OPTION): value
+                for name, value in vars(args).items()
+                if name.startswith(_OPTION)
+            }
+        ),
+    )
+    is_default = loaded.origins["admin_listen"] == "default"
+    admin_listen = ADMIN_LISTEN if is_default else loaded.settings.admin_listen
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(mqtt(loaded.settings, wanted, admin_listen=admin_listen, announce=say))
+
+
+def _file(named: str | None) -> Path | None:
+    return None if named is None else full_path(named)

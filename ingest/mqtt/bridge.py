@@ -1,0 +1,374 @@
+"""The path of messages: from the broker into posts to the service, and the acknowledgements.
+
+    take -> waiting -> gathered -> post -> 2xx                  acknowledge
+                          ^         |----> refused, alone       dead letter, acknowledge
+                          |         |----> not now, alone       set aside, posted alone later
+                          '---------'----> refused, several     in two halves
+                                    '----> again                a pause, the same post
+
+Promises: a message with QoS 1 is acknowledged only when the service has taken it, or when it is a
+dead letter on our disk, or has no reading. What is held has a bound. A stop acknowledges what was
+taken, and leaves the rest to the broker. What a lost connection has brought is posted no more,
+unless it is on its way: the broker sends it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+from ingest.http_client.client import ServerReply
+from ingest.http_client.retry_after import retry_after_s
+from ingest.model.errors import ConfigError, DeadLettersBroken, DeadLettersFull, NoReply
+from ingest.model.letter import REFUSED_BY_SERVICE, Letter
+from ingest.model.ports import DeadLetters
+from ingest.mqtt.connection import MqttConnection, MqttMessage
+from ingest.mqtt.gathering import MessageForm, MessagePart, PostBounds, Unusable, WaitingMessages
+from ingest.mqtt.tally import MqttTally
+from ingest.mqtt.verdicts import PostAnswer, PostVerdict, answer_of
+from ingest.system import clock
+from ingest.system.backoff import backoff_s
+from ingest.system.logs import Occasionally, get_logger
+
+AGAIN_S_MIN = 0.2  # the bound of the first pause
+WARNING_S = 60.0
+HELD_BYTES_MAX = 32 * 1024**2
+QUOTED_CHARACTERS = 200
+
+_log = get_logger("mqtt")
+
+
+class ServicePort(Protocol):
+    """Posts to the service; see http_client/client.py."""
+
+    async def post(self, body: bytes, headers: Mapping[str, str]) -> ServerReply:
+        """Return the answer. Raises NoReply."""
+
+    def abort(self) -> None:
+        """Let all posts end now."""
+
+
+class Headers(Protocol):
+    """Makes the headers of a post."""
+
+    def __call__(self) -> Mapping[str, str]:
+        """Return them; with the token of now. Raises ConfigError."""
+
+
+class MqttBridge:
+    """Takes messages and posts them, `in_flight` posts at once. Times in seconds."""
+
+    def __init__(
+        self,
+        poster: ServicePort,
+        form: MessageForm,
+        dead_letters: DeadLetters,
+        tally: MqttTally,
+        *,
+        headers: Headers,
+        bounds: PostBounds,
+        held_max: int,
+        in_flight: int,
+        linger_s: float,
+        retry_s_max: float,
+    ) -> None:
+        self.trouble = ""  # why the service takes nothing; empty if it took the last post
+        self._poster = poster
+        self._form = form
+        self._dead_letters = dead_letters
+        self._tally = tally
+        self._headers = headers
+        self._held_max = held_max
+        self._in_flight = in_flight
+        self._linger_s = linger_s
+        self._retry_s_max = retry_s_max
+        self._waiting = WaitingMessages(bounds)
+        self._unusable: deque[tuple[MqttMessage, Unusable]] = deque()
+        self._aside: deque[MessagePart] = deque()  # refused for now; tried again one by one
+        self._in_work: dict[int, MqttMessage] = {}  # by id()
+        self._paused: set[MqttConnection] = set()
+        self._arrived = asyncio.Event()
+        self._full = asyncio.Event()
+        self._again = asyncio.Event()  # wakes those who pause
+        self._not_before_s = 0.0  # the service has asked for a pause until then
+        self._last_us = 0  # each message has a time of its own
+        self._stopping = False
+        self._failing_since_s: float | None = None
+        self._occasionally = Occasionally(WARNING_S)
+
+    # Messages come in
+
+    def take(self, message: MqttMessage) -> None:
+        """Take a message from the broker."""
+        tally = self._tally
+        tally.received[message.packet_id > 0] += 1
+        tally.again += message.is_again
+        message.received_us = self._last_us = max(message.received_us, self._last_us + 1)
+        if self._stopping:
+            return  # the broker keeps it
+        if message.packet_id == 0 and self._is_full:
+            tally.dropped += 1
+            return
+        try:
+            part = self._form.part(message)
+        except Unusable as error:
+            self._unusable.append((message, error))
+        else:
+            if part is None:
+                tally.empty += 1
+                self._done(message)
+                return
+            self._waiting.add(part)
+            if self._waiting.is_full:
+                self._full.set()
+        self._arrived.set()
+        if self._is_full and message.connection is not None:
+            message.connection.pause()
+            self._paused.add(message.connection)
+
+    @property
+    def _is_full(self) -> bool:
+        waiting = len(self._waiting) + len(self._unusable)
+        return waiting >= 2 * self._held_max or self._waiting.size >= HELD_BYTES_MAX
+
+    @property
+    def held_messages(self) -> int:
+        """Messages that are neither acknowledged nor given up."""
+        return len(self._waiting) + len(self._unusable) + len(self._in_work) + len(self._aside)
+
+    @property
+    def set_aside_messages(self) -> int:
+        """Of these, messages that the service refuses for now."""
+        return len(self._aside)
+
+    def oldest_us(self) -> int | None:
+        """Return when the oldest of these messages came, in Unix microseconds."""
+        found = [each.received_us for each in self._in_work.values()]
+        found += [each.message.received_us for each in list(self._aside)[:1]]
+        if self._waiting.oldest_us is not None:
+            found.append(self._waiting.oldest_us)
+        return min(found, default=None)
+
+    def _done(self, message: MqttMessage) -> None:
+        if message.packet_id and message.connection is not None:
+            message.connection.ack(message.packet_id)
+
+    # Work
+
+    async def run(self, stopping: asyncio.Event, aborted: asyncio.Event, stop_s_max: float) -> None:
+        """Post until `stopping` is set. Then posts on their way have `stop_s_max` to end."""
+        workers = [asyncio.create_task(self._work()) for _ in range(self._in_flight)]
+        workers.append(asyncio.create_task(self._retry_aside()))
+        told = asyncio.create_task(stopping.wait())
+        await asyncio.wait([told, *workers], return_when="FIRST_COMPLETED")
+        self._stopping = True
+        for event in (self._arrived, self._full, self._again):
+            event.set()
+        ending = asyncio.create_task(clock.sleep_unless(aborted, stop_s_max))
+        ended = asyncio.create_task(_all(workers))
+        await asyncio.wait([ending, ended], return_when="FIRST_COMPLETED")
+        self._poster.abort()
+        await ended
+        told.cancel()
+        ending.cancel()
+        for each in workers:
+            each.result()  # raises the error of a bug
+
+    async def _work(self) -> None:
+        while not self._stopping:
+            if self._unusable:
+                await self._give_up_on_unusable()
+                continue
+            if not self._waiting:
+                self._arrived.clear()
+                await self._arrived.wait()
+                continue
+            if not self._waiting.is_full:
+                self._full.clear()
+                await clock.sleep_unless(self._full, self._linger_s)
+            parts = self._waiting.gather()
+            self._let_in()
+            await self._send(parts)
+
+    def _let_in(self) -> None:
+        """Read on, once half of what may wait is gone."""
+        if self._paused and len(self._waiting) <= self._held_max // 2:
+            for each in self._paused:
+                each.resume()
+            self._paused.clear()
+
+    async def _send(self, parts: list[MessagePart]) -> None:
+        """Post messages until each is taken, a dead letter, set aside, or sent again."""
+        todo = [parts]
+        for each in parts:
+            self._in_work[id(each.message)] = each.message
+        try:
+            while todo and not self._stopping:
+                group = todo.pop()
+                answer = await self._post_until_answered(group)
+                if answer is None:
+                    continue
+                if answer.verdict is PostVerdict.TAKEN:
+                    self._tally.taken += len(group)
+                    self._settle(group)
+                elif len(group) > 1 and not answer.for_each:
+                    half = len(group) // 2
+                    todo += [group[half:], group[:half]]
+                elif answer.verdict is PostVerdict.REFUSED or not self._set_aside(group):
+                    await self._give_up(group, answer)
+        finally:
+            for each in parts:
+                self._in_work.pop(id(each.message), None)
+
+    async def _post_until_answered(self, group: list[MessagePart]) -> PostAnswer | None:
+        """Return what the answer means; None if nothing of the group is to be posted any more."""
+        tries = 0
+        while True:
+            await self._pause(0.0 if tries == 0 else self._backoff_s(tries))
+            group[:] = [each for each in group if each.message.is_wanted]
+            if self._stopping or not group:
+                return None
+            tries += 1
+            answer = await self._try(self._form.join(group))
+            if answer is not None and answer.verdict is not PostVerdict.AGAIN:
+                if answer.verdict is PostVerdict.TAKEN:
+                    self._service_took()
+                return answer
+
+    def _backoff_s(self, tries: int) -> float:
+        return backoff_s(tries - 1, first_s=AGAIN_S_MIN, cap_s=self._retry_s_max)
+
+    async def _try(self, body: bytes) -> PostAnswer | None:
+        try:
+            reply = await self._poster.post(body, self._headers())
+        except (NoReply, ConfigError) as error:
+            self._tally.posts["none"] += 1
+            self._failed(str(error))
+            return None
+        self._tally.posts[str(reply.status)] += 1
+        answer = answer_of(reply.status, reply.text)
+        if answer.verdict is PostVerdict.AGAIN:
+            self._failed(f"it answers {answer.why[:QUOTED_CHARACTERS]}")
+            wait_s = retry_after_s(reply.retry_after, clock.unix_s(), self._retry_s_max)
+            self._not_before_s = max(self._not_before_s, clock.monotonic_s() + wait_s)
+        return answer
+
+    async def _pause(self, pause_s: float) -> None:
+        """Wait: until another post was taken, and as long as the service has asked for."""
+        until_s = clock.monotonic_s() + pause_s
+        while not self._stopping:
+            left_s = max(until_s, self._not_before_s) - clock.monotonic_s()
+            if left_s <= 0:
+                return
+            if await clock.sleep_unless(self._again, left_s):
+                until_s = 0.0
+
+    def _settle(self, group: Iterable[MessagePart]) -> None:
+        for each in group:
+            self._done(each.message)
+
+    # Messages that the service does not take
+
+    async def _give_up_on_unusable(self) -> None:
+        group, self._unusable = self._unusable, deque()
+        by_code: dict[str, list[MqttMessage]] = {}
+        why: dict[str, str] = {}
+        for message, error in group:
+            by_code.setdefault(error.code, []).append(message)
+            why.setdefault(error.code, str(error))
+        for code, messages in by_code.items():
+            await self._keep(messages, code, why[code])
+        self._let_in()
+
+    async def _give_up(self, group: Sequence[MessagePart], answer: PostAnswer) -> None:
+        await self._keep([each.message for each in group], answer.code, answer.why)
+
+    async def _keep(self, messages: list[MqttMessage], code: str, why: str) -> None:
+        """Keep messages as dead letters, and acknowledge them. Without space: later."""
+        tries = 0
+        while True:
+            messages = [each for each in messages if each.is_wanted]
+            if self._stopping or not messages:
+                return
+            try:
+                await self._dead_letters.append(
+                    [_letter(each, self._form, code, why) for each in messages]
+                )
+                break
+            except (DeadLettersFull, DeadLettersBroken) as error:
+                self._failed(f"there is no space for a dead letter: {error}")
+            tries += 1
+            await self._pause(self._backoff_s(tries))
+        self._tally.dead_lettered += len(messages)
+        for each in messages:
+            self._done(each)
+        left_out = self._occasionally.due(code)
+        if left_out is not None:
+            _log.error(
+                "mqtt_refused",
+                code=code,
+                messages=len(messages),
+                topic=messages[0].topic[:QUOTED_CHARACTERS],
+                why=why[:QUOTED_CHARACTERS],
+                similar_suppressed=left_out,
+            )
+
+    def _set_aside(self, group: Sequence[MessagePart]) -> bool:
+        """Let messages wait without holding others back; False if too many wait so."""
+        if len(self._aside) + len(group) > max(1, self._held_max // 4):
+            return False
+        for each in group:
+            if each.message.packet_id and each.message.connection is not None:
+                each.message.connection.pass_by(each.message.packet_id)
+            self._aside.append(each)
+        return True
+
+    async def _retry_aside(self) -> None:
+        while not self._stopping:
+            await clock.sleep_unless(self._again, self._retry_s_max)
+            for _ in range(len(self._aside)):
+                if self._stopping:
+                    return
+                await self._send([self._aside.popleft()])
+
+    # What we know of the service
+
+    def _service_took(self) -> None:
+        self._tally.service_up = True
+        self.trouble = ""
+        if self._failing_since_s is not None:
+            after_s = round(clock.monotonic_s() - self._failing_since_s, 1)
+            self._failing_since_s = None
+            _log.info("mqtt_service_back", after_s=after_s)
+            self._again.set()
+            self._again = asyncio.Event()
+
+    def _failed(self, why: str) -> None:
+        if self._stopping:
+            return  # it was perhaps ended by us
+        self._tally.service_up = False
+        self.trouble = why
+        if self._failing_since_s is None:
+            self._failing_since_s = clock.monotonic_s()
+        left_out = self._occasionally.due(why)
+        if left_out is not None:
+            _log.warning("mqtt_post_failed", why=why, similar_suppressed=left_out)
+
+
+def _letter(message: MqttMessage, form: MessageForm, code: str, why: str) -> Letter:
+    return Letter(
+        reason=REFUSED_BY_SERVICE,
+        code=code,
+        message=f"topic {message.topic[:QUOTED_CHARACTERS]!r}: {why[:QUOTED_CHARACTERS]}",
+        received_us=message.received_us,
+        original=message.payload,
+        attempts=1,
+        format=form.name,
+        source=form.path,
+    )
+
+
+async def _all(tasks: Iterable[asyncio.Task[None]]) -> None:
+    await asyncio.wait(list(tasks))

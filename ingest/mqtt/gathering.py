@@ -1,0 +1,197 @@
+"""From messages to the bodies of posts: what a message must be, and how several are joined.
+
+    json    a message is an item, or an array of items  -> one array
+    lines   a message has lines of line protocol        -> all lines
+
+Promises: a message in a post cannot change how another one is read. What would is refused here, or
+is the last of its post. Readings without a time get that of their message: with the time of the
+post, two of one device and metric would be one row. Of an item, no other byte is changed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import msgspec
+import orjson
+
+from ingest.model.letter import JSON, LINE
+from ingest.mqtt.connection import MqttMessage
+
+BLANKS = b" \t\r\n"
+# A line with texts, each closed in its line: then no text goes on in the next message. It is
+# stricter than line protocol is; other lines with texts are the last of their post.
+_KEY = rb'(?:[^"\\ \n]|\\[^"\n])+'
+_FIELD = rb'[^"\\ ,=\n]+=(?:[^"\\ ,=\n]+|"(?:[^"\\\n]|\\[^\n])*+")'
+_TIMELESS = _KEY + rb" +" + _FIELD + rb"(?:," + _FIELD + rb")*+"
+_LINE = _TIMELESS + rb" *(?:-?[0-9]+ *)?\r?"
+_WITHOUT_TIME = re.compile(_TIMELESS)
+_CLOSED_LINES = re.compile(_LINE + rb"(?:\n+" + _LINE + rb")*+\n*")
+
+
+class MessagePart(NamedTuple):
+    """What a message adds to a post. `is_last`: nothing may come behind it. `rows` is a guess."""
+
+    message: MqttMessage
+    body: bytes
+    rows: int
+    is_last: bool = False
+
+
+class Unusable(ValueError):
+    """A message that no service would take. The text says why; `code` is a problem code."""
+
+    def __init__(self, code: str, why: str) -> None:
+        super().__init__(why)
+        self.code = code
+
+
+class MessageForm(Protocol):
+    """How messages are written."""
+
+    name: str
+    path: str
+    media_type: str
+
+    def part(self, message: MqttMessage) -> MessagePart | None:
+        """Return what a message adds to a post; None if it has no reading. Raises Unusable."""
+
+    def join(self, parts: Sequence[MessagePart]) -> bytes:
+        """Return the body of a post."""
+
+
+class JsonForm:
+    """Items of POST /v1/readings."""
+
+    name, path, media_type = JSON, "/v1/readings", "application/json"
+
+    def part(self, message: MqttMessage) -> MessagePart | None:
+        """Return a message's items, without the brackets of an array."""
+        body = message.payload.strip(BLANKS)
+        if not body:
+            return None
+        try:
+            document = orjson.loads(body)
+        except ValueError as error:
+            raise Unusable("not_json", f"the message is not JSON: {error}") from None
+        if not isinstance(document, list):
+            return MessagePart(message, _stamped(body, document, message), _rows(document))
+        if not document:
+            return None
+        if all(map(_has_time, document)):
+            body = body[1:-1]
+        else:
+            items = zip(msgspec.json.decode(body, type=list[msgspec.Raw]), document, strict=True)
+            body = b",".join([_stamped(bytes(raw), item, message) for raw, item in items])
+        return MessagePart(message, body, sum(map(_rows, document)))
+
+    def join(self, parts: Sequence[MessagePart]) -> bytes:
+        """Return one array."""
+        return b"[" + b",".join([each.body for each in parts]) + b"]"
+
+
+def _has_time(item: object) -> bool:
+    return not isinstance(item, dict) or "ts" in item
+
+
+def _stamped(body: bytes, item: object, message: MqttMessage) -> bytes:
+    """Return an item with a time: that of its message, if it has none of its own."""
+    if _has_time(item):
+        return body
+    head = b'{"ts":%d,' if item else b'{"ts":%d'
+    return head % message.received_us + body[1:]
+
+
+def _rows(item: object) -> int:
+    values = item.get("values") if isinstance(item, dict) else None
+    return len(values) if isinstance(values, dict) and values else 1
+
+
+class LineForm:
+    """Line protocol, posted to /write."""
+
+    name, path, media_type = LINE, "/write", "text/plain; charset=utf-8"
+
+    def part(self, message: MqttMessage) -> MessagePart | None:
+        """Return a message's lines."""
+        body = message.payload.strip(b"\r\n")
+        if not body:
+            return None
+        rows = body.count(b"=")
+        is_open = b'"' in body and _CLOSED_LINES.fullmatch(body) is None
+        if is_open or body.endswith(b"\\"):
+            return MessagePart(message, body, rows, is_last=True)
+        lines = [_with_time(line.rstrip(), message) for line in body.split(b"\n")]
+        return MessagePart(message, b"\n".join(lines), rows)
+
+    def join(self, parts: Sequence[MessagePart]) -> bytes:
+        """Return all lines."""
+        return b"\n".join([each.body for each in parts])
+
+
+def _with_time(line: bytes, message: MqttMessage) -> bytes:
+    if _WITHOUT_TIME.fullmatch(line) is None:
+        return line
+    return b"%b %d" % (line, message.received_us)
+
+
+class PostBounds(NamedTuple):
+    """The bounds of one post. A message that is larger is a post of its own."""
+
+    messages_max: int
+    rows_max: int
+    bytes_max: int
+
+
+class WaitingMessages:
+    """The messages that wait, in the order in which they came."""
+
+    def __init__(self, bounds: PostBounds) -> None:
+        self.size = 0  # bytes
+        self._bounds = bounds
+        self._parts: deque[MessagePart] = deque()
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is enough for a post."""
+        return len(self) >= self._bounds.messages_max or self.size >= self._bounds.bytes_max
+
+    @property
+    def oldest_us(self) -> int | None:
+        """When the oldest one was received, in Unix microseconds."""
+        return self._parts[0].message.received_us if self._parts else None
+
+    def add(self, part: MessagePart) -> None:
+        """Let it wait."""
+        self._parts.append(part)
+        self.size += len(part.body)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._parts.clear()
+        self.size = 0
+
+    def gather(self) -> list[MessagePart]:
+        """Take the messages of the next post. Those that the broker sends again are left out."""
+        found: list[MessagePart] = []
+        rows = size = 0
+        bounds = self._bounds
+        while self._parts and len(found) < bounds.messages_max:
+            part = self._parts[0]
+            if part.message.is_wanted:
+                rows += part.rows
+                size += len(part.body) + 1
+                if found and (rows > bounds.rows_max or size > bounds.bytes_max):
+                    return found
+                found.append(part)
+            self._parts.popleft()
+            self.size -= len(part.body)
+            if found and part.is_last and found[-1] is part:
+                return found
+        return found

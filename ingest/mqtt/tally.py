@@ -1,0 +1,37 @@
+"""The counters of `ingest mqtt`. admin/mqtt_exposition.py shows them as metrics.
+
+A message that was received ends in exactly one of taken, dead_lettered, empty and dropped. One that
+comes again, since it was not acknowledged, counts again.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import NamedTuple
+
+
+class MqttTally:
+    """Plain numbers of one event loop. They start at 0 with each process."""
+
+    def __init__(self) -> None:
+        self.received = [0, 0]  # messages by QoS
+        self.again = 0  # of these, those that the broker has sent before
+        self.taken = 0  # the service has answered 2xx
+        self.dead_lettered = 0
+        self.empty = 0  # without a reading; as what clears a retained message
+        self.dropped = 0  # with QoS 0, while too many waited
+        self.posts: defaultdict[str, int] = defaultdict(int)  # by status; `none`: no answer
+        self.connects = 0
+        self.sessions_lost = 0
+        self.service_up = False  # whether the service took the last post
+
+
+class MqttFigures(NamedTuple):
+    """What the metrics show beside the counters."""
+
+    connected: bool = False
+    held_messages: int = 0
+    set_aside_messages: int = 0
+    oldest_age_s: float = 0.0  # of the messages that are held
+    dead_letters: int = 0
+    dead_letter_bytes: int = 0

@@ -1,0 +1,1 @@
+"""`./run clients`: unmodified client libraries write, while database and service are killed."""

@@ -1,0 +1,113 @@
+"""schemathesis: requests made from the OpenAPI document; each answer must be one that it knows."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.clients.trial import World, make_token
+from tests.system.service import REPOSITORY, environment
+
+NAME = "schemathesis"
+ROUND_S_MAX = 900.0
+# Of a round for each operation. Operations without parameters need only a few requests.
+EXAMPLES_MAX = 400
+_CHECKS = (
+    *("status_code_conformance", "content_type_conformance", "response_headers_conformance"),
+    *("response_schema_conformance", "only_503"),
+)
+_REQUESTS = re.compile(r'^ingest_http_requests_total\{code="(\d+)"')
+
+
+class Found(NamedTuple):
+    """What came of it: the answers by status, and what was said if one was not as it must be."""
+
+    answers: Counter[int]
+    fault: str
+
+    def shown(self) -> str:
+        """Return it as a line."""
+        counts = ", ".join(f"{status}: {count:,}" for status, count in sorted(self.answers.items()))
+        return f"{NAME}: {self.answers.total():,} requests ({counts})"
+
+
+async def try_document(world: World, programs: Path, *, requests: int, seed: int) -> Found:
+    """Send at least so many requests, in rounds of one seed each; stop at the first fault.
+
+    A control comes first: a document that lacks an answer must be found wrong.
+    """
+    token = await make_token(world.service.state_dir, NAME)
+    text = (await world.service.request("GET", f"{world.service.url}/openapi.json")).text
+    file = world.service.state_dir.parent / "openapi.json"
+    words = (str(file), "--url", world.service.url, "--header", f"Authorization: Bearer {token}")
+    file.write_text(_without(text, "400"))
+    control = await _run(programs / NAME, *_command(words, 10, seed))
+    fault = "" if "Undocumented status code" in control else f"the control is green:{control}"
+    file.write_text(text)
+    fault = fault or await _run(programs / "openapi-spec-validator", str(file))
+    of_control, answers = await _answers(world), Counter[int]()
+    while not fault and (missing := requests - answers.total()) > 0:
+        examples = min(EXAMPLES_MAX, 10 + missing // 12)
+        fault = await _run(programs / NAME, *_command(words, examples, seed))
+        before, answers = answers, await _answers(world) - of_control
+        if answers.total() == before.total():
+            fault = fault or "it has sent nothing"
+        seed += 1
+    await world.service.wait_quiet()
+    if imbalance := await world.service.imbalance():
+        fault = fault or f"the balance is {imbalance}"
+    return Found(answers, fault)
+
+
+def _without(text: str, status: str) -> str:
+    """Return a document in which no operation has answers with this status."""
+    document = json.loads(text)
+    for path in document["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop(status, None)
+    return json.dumps(document)
+
+
+def _command(words: Sequence[str], examples: int, seed: int) -> list[str]:
+    return [
+        *("run", *words, "--no-color", "--phases", "coverage,fuzzing"),
+        *("--max-examples", str(examples), "--seed", str(seed), "--checks", ",".join(_CHECKS)),
+        *("--continue-on-failure", "--generation-database", "none", "--warnings", "off"),
+        *("--generation-with-security-parameters", "false"),
+    ]
+
+
+async def _answers(world: World) -> Counter[int]:
+    """Return how many requests the service has answered, by status."""
+    found = Counter[int]()
+    for name, value in (await world.service.metrics()).items():
+        if named := _REQUESTS.match(name):
+            found[int(named[1])] += int(value)
+    return found
+
+
+async def _run(program: Path, *words: str) -> str:
+    """Run a program; return what it printed if it failed, else nothing."""
+    hooks = {"SCHEMATHESIS_HOOKS": "tests.clients.openapi_hooks", "PYTHONPATH": str(REPOSITORY)}
+    process = await asyncio.create_subprocess_exec(
+        program,
+        *words,
+        cwd=REPOSITORY,
+        env=environment(hooks),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        async with asyncio.timeout(ROUND_S_MAX):
+            output, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return output.decode() if process.returncode else ""

@@ -1,0 +1,1 @@
+"""One program for each client library. They run in the environment of the libraries."""

@@ -1,0 +1,174 @@
+"""`ingest mqtt` as a process: kills of all three, shared work, and the page that describes it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.documents import DOCUMENTS, fences
+from tests.support.mosquitto import (
+    PERSISTENT,
+    Mosquitto,
+    MqttProcess,
+    item,
+    publish,
+    publisher,
+)
+from tests.support.tcp_ports import free_port
+from tests.system.service import REPOSITORY, Service, environment, run_command
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+PART = 1_000
+
+
+def process(state: Path, broker: Mosquitto, service: Service, **more: Any) -> MqttProcess:
+    """Return an `ingest mqtt` that is not started."""
+    flags = {"topic": "sensors/#", "send_retry_s_max": 0.5, **more}
+    return MqttProcess(state, mqtt_url=broker.url, url=service.url, **flags)
+
+
+async def stored(service: Service, count: int) -> None:
+    """Wait until so many readings are in the table; check that they are 0, 1, 2, .."""
+    async with asyncio.timeout(60):
+        while True:
+            found = await service.query("select count(*) from readings")
+            if found[0][0] >= count:
+                break
+            await asyncio.sleep(0.1)
+    rows = await service.query("select value from readings order by value")
+    assert [int(each[0]) for each in rows] == list(range(count))
+
+
+async def test_each_message_is_stored_once_through_kills_of_all_three(open_tmp_path: Path) -> None:
+    """kill -9 of `ingest mqtt`, of the service, and of Mosquitto, each in the middle of the work.
+
+    Mosquitto has written its messages before it is killed: else they are lost with it.
+    """
+    tmp_path = open_tmp_path
+    async with (
+        Mosquitto(tmp_path / "broker", PERSISTENT) as broker,
+        publisher(broker.port) as client,
+        Service(tmp_path / "service") as service,
+    ):
+        port = int(service.url.rpartition(":")[2])
+        fixed = Service(tmp_path / "service", listen=f"127.0.0.1:{port}")
+        ours = process(tmp_path / "state", broker, service)
+        await ours.start()
+        await ours.wait_receiving()
+
+        publishing = asyncio.create_task(publish(client, map(item, range(PART))))
+        await asyncio.sleep(0.1)
+        await ours.kill()
+        await publishing
+        await ours.start()
+        await stored(service, PART)
+
+        publishing = asyncio.create_task(publish(client, map(item, range(PART, 2 * PART))))
+        await asyncio.sleep(0.1)
+        await service.kill()
+        await publishing
+        await ours.wait_state("service_away")
+        await publish(client, map(item, range(2 * PART, 3 * PART)))
+        await publish(client, [b"garbage", b'{"device_id":"d","metric":"m","value":"x"}'])
+        broker.signal(signal.SIGUSR1)  # write the messages
+        await broker.wait_logged("Saving in-memory database")
+        await asyncio.sleep(0.3)
+        await broker.end(signal.SIGKILL)
+        await ours.wait_state("broker_away")
+        await broker.start()
+        await ours.wait_state("service_away")
+        async with fixed:
+            await ours.wait_state("receiving")
+            await publish(client, map(item, range(3 * PART, 4 * PART)))
+            await stored(fixed, 4 * PART)
+            async with asyncio.timeout(20):
+                while await ours.sample("ingest_mqtt_held_messages"):  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            code, output = await ours.stop()
+            assert code == 0, output
+            assert "left_to_broker=0" in output
+        letters = await run_command(
+            *("ingest", "dlq", "list", "--mqtt", "default", "--state-dir", tmp_path / "state")
+        )
+        assert "garbage" in letters.stdout
+        assert "all_invalid" in letters.stdout
+        await ours.kill()
+
+
+async def test_two_share_a_topic_and_one_is_killed(open_tmp_path: Path) -> None:
+    """What the killed one has not acknowledged is kept for it, and comes when it is back."""
+    tmp_path = open_tmp_path
+    async with (
+        Mosquitto(tmp_path / "broker") as broker,
+        publisher(broker.port) as client,
+        Service(tmp_path / "service") as service,
+    ):
+        more = {"topic": "$share/ingest/sensors/#"}
+        async with process(tmp_path / "a", broker, service, client_id="a", **more) as first:
+            second = process(tmp_path / "b", broker, service, client_id="b", **more)
+            await second.start()
+            for each in (first, second):
+                await each.wait_receiving()
+            await publish(client, map(item, range(PART)))
+            await stored(service, PART)
+            for each in (first, second):
+                assert await each.sample("ingest_mqtt_messages_total", outcome="taken") > PART / 4
+            publishing = asyncio.create_task(publish(client, map(item, range(PART, 2 * PART))))
+            await asyncio.sleep(0.05)
+            await second.kill()
+            await publishing
+            await second.start()
+            await stored(service, 2 * PART)
+            code, _ = await second.stop()
+            assert code == 0
+            await second.kill()
+
+
+async def test_blocks_of_the_page_bring_a_message_into_the_table(open_tmp_path: Path) -> None:
+    """docs/mqtt.md, on other ports. The doctor then says what it cannot promise."""
+    config, commands = (
+        next(each.text for each in fences(DOCUMENTS["docs/mqtt.md"]) if each.language == language)
+        for language in ("text", "sh")
+    )
+    port, data, ours = (free_port() for _ in range(3))
+    folder = open_tmp_path / "work"
+    folder.mkdir()
+    folder.chmod(0o777)
+    config = config.replace("1883", str(port)).replace("/var/lib/mosquitto", str(folder))
+    (folder / "mosquitto.conf").write_text(config + "user root\n")
+    state = open_tmp_path / "service"
+    async with Service(state, listen=f"127.0.0.1:{data}"):
+        env = {
+            **environment(),
+            "INGEST_STATE_DIR": str(state),
+            "INGEST_ADMIN_LISTEN": f"127.0.0.1:{ours}",
+        }
+        script = (
+            f'ingest() {{ "{sys.executable}" -P -m ingest "$@"; }}\n'
+            'PATH=$PATH:/usr/sbin\ntrap "kill 0" EXIT\n'
+            + commands.replace("1883", str(port)).replace(
+                "'sensors/#'", f"'sensors/#' --url {_url(data)}"
+            )
+        )
+        done = await asyncio.create_subprocess_exec(
+            *("bash", "-c", script),
+            cwd=folder,
+            env={**env, "PYTHONPATH": str(REPOSITORY)},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+        )
+        output = (await done.communicate())[0].decode()
+        assert re.search(r"boiler-7 *\| temperature *\| *21.5", output), output
+        found = await run_command("ingest", "doctor", "--state-dir", state)
+        assert re.search("ok +mqtt default +what the MQTT broker drops", found.stdout)
+
+
+def _url(port: int) -> str:
+    return f"http://127.0.0.1:{port}"

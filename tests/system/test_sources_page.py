@@ -1,0 +1,64 @@
+"""docs/sources.md: its command is run, and its tables are compiled."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ingest.app.rules import make_sources
+from ingest.config.settings import Settings
+from ingest.formats.map_presets import PRESETS
+from ingest.formats.map_source import KEYS
+from tests.support.documents import REPOSITORY, fences
+from tests.support.receiver import head, running_receiver
+
+SOURCES = (REPOSITORY / "docs/sources.md").read_text()
+FIRST, *OTHERS = [each.text for each in fences(SOURCES) if each.language == "toml"]
+BODY = b'{"id":"esp-1","temp":21.4,"hum":40}'
+
+
+async def test_first_table_of_docs_sources_md_reads_the_body_of_the_device(tmp_path: Path) -> None:
+    """Its command prints the readings, and a post stores them; the answer is the one shown."""
+    file = tmp_path / "sources.toml"
+    file.write_text(FIRST)
+    (tmp_path / "run").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m ingest "$@"\n')
+    (tmp_path / "run").chmod(0o755)
+    (command,) = [each.text for each in fences(SOURCES) if each.language == "sh"]
+    done = await asyncio.to_thread(
+        subprocess.run,
+        ["sh", "-c", command],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert [line.split()[1:] for line in done.stdout.splitlines()] == [
+        ["esp-1", "temp", "21.4"],
+        ["esp-1", "hum", "40.0"],
+    ], done
+    async with running_receiver(sources_file=str(file)) as receiver:
+        post = head("POST", "/v1/in/esp", {"Content-Length": str(len(BODY))}) + BODY
+        reply = await receiver.send(post)
+        assert "200 | what could be read is kept, as safely as `ack_default` says: `{" in SOURCES
+        assert '{"accepted": 2, "faulty": 0, "ignored": 0}' in SOURCES
+        assert reply.document == {"accepted": 2, "faulty": 0, "ignored": 0}
+
+
+@pytest.mark.parametrize("text", OTHERS, ids=["presets", "examples"])
+def test_tables_of_docs_sources_md_are_valid(text: str, tmp_path: Path) -> None:
+    """Also those that were not tried with their senders."""
+    file = tmp_path / "sources.toml"
+    file.write_text(text)
+    assert make_sources(Settings(sources_file=str(file)))
+
+
+def test_docs_sources_md_names_every_key_and_preset() -> None:
+    """In its tables."""
+    named = {word for line in SOURCES.splitlines() for word in line.split("|")[1:2]}
+    shown = " ".join(named)
+    assert not [each for each in (*KEYS, *PRESETS) if f"`{each}`" not in shown and each != "preset"]

@@ -1,0 +1,1 @@
+"""Of `./run clients`: what decides whether a client lost something."""
