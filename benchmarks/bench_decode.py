@@ -96,7 +96,7 @@ def test_decode_a_post(benchmark: BenchmarkFixture, body: bytes, rows: int, bad:
         block, errors = None, list[ItemError]()
         for _ in range(times):
             post = Post(None, b"unit" in body, NOW_S * 1_000_000, 0.0, RULES)
-            block, errors = decode(body, post)
+            block, errors, _ = decode(body, post)
         return block.rows if block else 0, len(errors)
 
     benchmark.extra_info["posts"] = times

@@ -53,7 +53,7 @@ class Wired:
 
     async def post(self, body: bytes) -> None:
         """Take a body in as the receiver does; return once all of it is committed."""
-        block, errors = decode(body, Post(None, False, unix_us(), monotonic_s(), self._rules))
+        block, errors, _ = decode(body, Post(None, False, unix_us(), monotonic_s(), self._rules))
         assert block is not None, errors
         block.ack = Ack()
         reservation = await self._buffer.reserve(block.rows, len(block.tuples))

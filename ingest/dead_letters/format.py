@@ -5,8 +5,8 @@
      "format":..,"source":..,"ignore_unknown":..,"device":..,"prefix":..,"original":..,"sum":..}
 
 A line with a reading has no `format` and no `source`. Lines of earlier versions have none either:
-then it is JSON, posted to /v1/readings. `device` and `prefix` are of line protocol; an empty one is
-left out.
+then it is JSON, posted to /v1/readings. `device` and `prefix` are of line protocol, `device` also
+of SenML; an empty one is left out.
 Promises: values and original bytes are read exactly as they were written. `sum` is the CRC-32 of
 all bytes before it, so a line that was cut or changed is found out. `v`, `id` and `reason` are at
 fixed offsets.

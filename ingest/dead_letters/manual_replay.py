@@ -20,10 +20,10 @@ from msgspec import structs
 from ingest.dead_letters.files import try_replay_lock
 from ingest.dead_letters.format import BadLine, id_in, original_in, reading_object, time_in
 from ingest.dead_letters.reader import LiveLetter
-from ingest.formats.json_post import decode
 from ingest.formats.line_item import LINE_BYTES_MAX
 from ingest.formats.line_protocol import decode_item
 from ingest.formats.line_series import Naming
+from ingest.formats.media_type import DECODE_ITEM
 from ingest.formats.post import Decoded, Post, Rules
 from ingest.formats.timestamp import UNITS
 from ingest.model.errors import IngestError, Refused, ReplayStopped
@@ -202,8 +202,15 @@ class ManualReplay:
         since_us = max(0, unix_us() - item.received_us)
         rules = self._rules._replace(ts_ahead_us_max=self._rules.ts_ahead_us_max + since_us)
         ignore_unknown = self._ignore_unknown or item.ignore_unknown
-        post = Post(item.precision, ignore_unknown, item.received_us, monotonic_s(), rules)
-        if item.format not in (JSON, LINE):
+        post = Post(
+            item.precision,
+            ignore_unknown,
+            item.received_us,
+            monotonic_s(),
+            rules,
+            device=item.device,
+        )
+        if item.format != LINE and item.format not in DECODE_ITEM:
             message = f"this version cannot decode the format {item.format!r:.80}"
             self.summary.refuse(RefusedItem(item.id, item.place, UNKNOWN_FORMAT, message))
             return None
@@ -212,7 +219,7 @@ class ManualReplay:
                 naming = Naming(rules.device_tags, item.device, item.prefix)
                 decoded = decode_item(item.original, _line_post(post), naming)
             else:
-                decoded = decode(b"[" + item.original + b"]", post)
+                decoded = DECODE_ITEM[item.format](item.original, post)
         except Refused as refused:
             self.summary.refuse(RefusedItem(item.id, item.place, refused.code, refused.detail))
             return None

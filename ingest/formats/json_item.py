@@ -12,9 +12,10 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ingest.formats.item_reader import ItemReadings
 from ingest.formats.json_messages import Fault, Pairs, message_of
 from ingest.formats.json_slices import parsed_leniently, whole_number
 from ingest.formats.json_whole import EXACT_MAX, FIELDS, may_be_inexact, may_repeat
@@ -27,9 +28,6 @@ FIELD_CHARACTERS_MAX = 64  # of a field's name in an error
 ALSO_MAX = 8  # faults of an item that are named besides the first one
 LARGE_FLOAT = 2.0**63  # the parser gives an integer beyond 64 bits as a float
 
-# What is valid in an item: the time, the device, the values by metric.
-ItemReadings = tuple[int, str, dict[str, float]]
-
 _KNOWN = frozenset(FIELDS)
 _QUOTED = tuple(f'"{field}"'.encode() for field in FIELDS)
 _LONG_VALUE = re.compile(rb'"value"[ \t\n\r]*:[ \t\n\r]*(-?[0-9]{16,})[ \t\n\r]*[,}]')
@@ -38,18 +36,27 @@ _PAIRS = json.JSONDecoder(object_pairs_hook=Pairs, parse_int=whole_number)
 
 
 def read_item(
-    value: Any, original: bytes, item: int, post: Post, *, told: bool = True
+    value: Any,
+    original: bytes,
+    item: int,
+    post: Post,
+    *,
+    told: bool = True,
+    as_posted: Sequence[str] | None = None,
 ) -> tuple[ItemReadings | None, ItemError | None]:
     """Return the valid readings of one item, and its error; together at least one.
 
-    `value` is the parsed `original`. Raises RecursionError if it is nested too deeply to be read,
-    Refused (`too_many_readings`).
+    `value` is the parsed `original`. With `as_posted`, the names of the item in order, nothing is
+    hidden in it: integers are exact, and `values` is Pairs if a name stands twice. Raises
+    RecursionError if it is nested too deeply to be read, Refused (`too_many_readings`).
     """
     faults: list[Fault] = []
     readings: ItemReadings | None = None
     if type(value) is dict:
-        readings = _read(value, value, post, faults, told)
-        if readings is not None and not told and _is_plain(value, original, post):
+        readings = _read(value, value if as_posted is None else as_posted, post, faults, told)
+        if as_posted is not None:
+            pass
+        elif readings is not None and not told and _is_plain(value, original, post):
             if code := _hidden(value, original, post):
                 readings, faults = None, [(None, code, None)]
         elif readings is not None or told:

@@ -159,14 +159,14 @@ def slices(body: bytes, rows_max: int, is_suspect: Callable[[], bool]) -> Iterat
     """
     at, end = _first(body), len(body)
     if body[at : at + 1] != b"[":
-        _check_size(body, at, end, rows_max)
+        check_slice(body, at, end, rows_max)
         yield [_parsed_last(body, is_suspect())], body
         return
     first, size = at + 1, SLICE_BYTES
     at = first
     while True:
         stop = _cut(body, at, at + size)
-        _check_size(body, at, stop, rows_max)
+        check_slice(body, at, stop, rows_max)
         try:
             if stop == end:
                 text = b"[%b" % body[at:]
@@ -227,8 +227,8 @@ def _cut(body: bytes, at: int, first: int) -> int:
     return len(body)
 
 
-def _check_size(body: bytes, at: int, stop: int, rows_max: int) -> None:
-    """Refuse a slice that would take too long to parse. Only a large item makes a large slice."""
+def check_slice(body: bytes, at: int, stop: int, rows_max: int) -> None:
+    """Raise Refused if a slice would take too long to parse. Only a large item makes it large."""
     if stop - at > SLICE_BYTES_MAX:
         raise Refused(
             "item_too_large",

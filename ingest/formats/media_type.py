@@ -1,7 +1,7 @@
-"""The list of formats: for each media type, the function that decodes a body of it.
+"""The list of formats: for each media type, its name and the function that decodes a body of it.
 
-A new format is a file of this folder and one entry in FORMATS. Its invalid items become dead
-letters, which have its name (model/letter.py), and dead_letters/manual_replay must decode it.
+A new format is a file of this folder and its entries in FORMATS. Its invalid items become dead
+letters, which have its name (model/letter.py), and DECODE_ITEM must decode one of them.
 Line protocol is not in the list: its senders write any Content-Type, so its paths decide.
 tests/contract/test_formats.py states what every format keeps, and runs over all of them.
 """
@@ -9,37 +9,71 @@ tests/contract/test_formats.py states what every format keeps, and runs over all
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
-from ingest.formats import json_post
-from ingest.formats.post import Decoded, Post, Steps
+from ingest.formats import json_post, ndjson, packed_post, senml
+from ingest.formats.post import Decode, Decoded, Post
 from ingest.model.errors import Refused
+from ingest.model.letter import JSON, MSGPACK, NDJSON, SENML
 from ingest.system.words import quoted
 
-# From the bytes of a body to a block and errors, or to the steps that lead there if they take more
-# than a moment. Raises Refused and nothing else.
-Decode = Callable[[bytes, Post], Decoded | Steps]
 
-FORMATS: dict[str, Decode] = {"application/json": json_post.begin}
+class Format(NamedTuple):
+    """A format: its name in dead letters and in the scope of tokens, and its decoder."""
+
+    name: str
+    decode: Decode
+
+
+_JSON = Format(JSON, json_post.begin)
+_NDJSON = Format(NDJSON, ndjson.begin)
+_MSGPACK = Format(MSGPACK, packed_post.begin)
+FORMATS: dict[str, Format] = {
+    "application/json": _JSON,
+    "application/x-ndjson": _NDJSON,
+    "application/ndjson": _NDJSON,
+    "application/jsonl": _NDJSON,
+    "application/x-jsonl": _NDJSON,
+    "application/jsonlines": _NDJSON,
+    "application/x-jsonlines": _NDJSON,
+    "application/json-lines": _NDJSON,
+    "application/msgpack": _MSGPACK,
+    "application/x-msgpack": _MSGPACK,
+    "application/vnd.msgpack": _MSGPACK,
+    "application/senml+json": Format(SENML, senml.begin),
+}
+# The one of each format that is named to users.
+USUAL = (
+    *("application/json", "application/x-ndjson", "application/msgpack"),
+    "application/senml+json",
+)
+# From the bytes of a dead letter, by its format.
+DECODE_ITEM: dict[str, Callable[[bytes, Post], Decoded]] = {
+    JSON: lambda original, post: json_post.decode(b"[%b]" % original, post),
+    NDJSON: ndjson.decode,
+    MSGPACK: packed_post.decode_item,
+    SENML: lambda original, post: senml.decode(b"[%b]" % original, post),
+}
 
 _CHARSETS = frozenset({"utf-8", "utf8", "us-ascii"})
 
 
-def format_of(header: str) -> Decode:
+def format_of(header: str) -> Format:
     """Return the format that a Content-Type header names; without one it is JSON.
 
     Raises Refused("unsupported_media_type"), also if the text is not UTF-8.
     """
     if not header:
-        return json_post.begin
+        return _JSON
     media_type, *parameters = header.split(";")
-    decode = FORMATS.get(media_type.strip().lower())
-    if decode is not None and all(map(_is_harmless, parameters)):
-        return decode
-    known = " or ".join(FORMATS)
+    found = FORMATS.get(media_type.strip().lower())
+    if found is not None and all(map(_is_harmless, parameters)):
+        return found
+    known = ", ".join(USUAL[:-1])
     raise Refused(
         "unsupported_media_type",
-        f"the header must be `Content-Type: {known}`, not {quoted(header)} "
-        f"(curl: -H 'content-type: {next(iter(FORMATS))}')",
+        f"the header `Content-Type` must be {known} or {USUAL[-1]}, not {quoted(header)} "
+        f"(curl: -H 'content-type: {USUAL[0]}')",
     )
 
 

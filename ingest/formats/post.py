@@ -57,6 +57,7 @@ class Post(Struct, frozen=True, gc=False):
     `precision` is the unit of numeric times (s, ms, us, ns; None: by magnitude). The post was
     received at `received_us` (Unix microseconds) and at `received_s` (monotonic). A reading without
     a time gets `received_us`. `allows`: whether the sender may speak for a device; None: for all.
+    `device`: that of a SenML record that names none; "" if there is none.
     """
 
     precision: str | None
@@ -65,16 +66,19 @@ class Post(Struct, frozen=True, gc=False):
     received_s: float
     rules: Rules
     allows: Callable[[str], bool] | None = None
+    device: str = ""
 
 
 class Decoded(NamedTuple):
     """What a decoder returns. `block` is None if no reading is valid.
 
-    A post counts as `block.rows` readings and one for each error.
+    A post counts as `block.rows` readings and one for each error. `texts` are values of SenML that
+    are no numbers, and are left out.
     """
 
     block: Block | None
     errors: list[ItemError]
+    texts: int = 0
 
     @property
     def readings(self) -> int:
@@ -84,6 +88,9 @@ class Decoded(NamedTuple):
 
 # Each `next` does a short step of the work; the result comes with StopIteration. Raises Refused.
 Steps = Generator[None, None, Decoded]
+# From the bytes of a body to a block and errors, or to the steps that lead there if they take more
+# than a moment. Raises Refused and nothing else.
+Decode = Callable[[bytes, Post], Decoded | Steps]
 
 
 def too_many(rows_max: int, why: str = "the post has too many readings") -> Refused:

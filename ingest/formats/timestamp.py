@@ -98,6 +98,17 @@ def number_us(number: int | float, precision: str | None) -> int | Fault:
     return _divided(number * times, parts)
 
 
+def sum_us(first_s: int | float, second_s: int | float) -> int | Fault:
+    """Return the sum of two numbers of seconds, exactly, in microseconds, half to even."""
+    if not (-NUMBER_MAX <= first_s <= NUMBER_MAX and -NUMBER_MAX <= second_s <= NUMBER_MAX):
+        return ("ts_in_future" if first_s + second_s > 0 else "ts_too_old"), "is beyond all times"
+    first, first_parts = first_s.as_integer_ratio()
+    second, second_parts = second_s.as_integer_ratio()
+    parts = max(first_parts, second_parts)  # both are powers of two
+    total = first * (parts // first_parts) + second * (parts // second_parts)
+    return _divided(total * 1_000_000, parts) if parts > 1 else total * 1_000_000
+
+
 class Times(NamedTuple):
     """Several times, in microseconds of PostgreSQL; the oldest and the newest in those of Unix."""
 

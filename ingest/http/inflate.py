@@ -34,7 +34,7 @@ THREADS = 2
 
 _ENCODINGS = {"gzip": GZIP, "x-gzip": GZIP, "zstd": ZSTD, "identity": None}
 # A window of 8 MiB is what RFC 9659 allows in HTTP. It bounds the memory of a decoder.
-_ZSTD_OPTIONS = {zstd.DecompressionParameter.window_log_max: 23}
+_ZSTD_OPTIONS: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 23}
 _FAULTS = (zlib.error, zstd.ZstdError)
 
 
@@ -145,7 +145,9 @@ class Inflater:
     async def inflate(self, body: bytes, encoding: str, inflated_bytes_max: int) -> bytes:
         """Return the decompressed body. Raises Refused; safe to cancel."""
         if self._waiting_bytes + len(body) > self._waiting_bytes_max:
-            raise Refused("buffer_full", "too many large compressed bodies at once", retry_after_s=2)
+            raise Refused(
+                "buffer_full", "too many large compressed bodies at once", retry_after_s=2
+            )
         self._waiting_bytes += len(body)
         try:
             loop = asyncio.get_running_loop()

@@ -80,7 +80,9 @@ class Head:
         if any(each.lower() != "100-continue" for each in headers.getall("Expect", ())):
             raise Refused("bad_request", "the only Expect is 100-continue")
         if len(headers.getall("Content-Encoding", ())) > 1:
-            raise Refused("unsupported_encoding", "a body may have one Content-Encoding, gzip or zstd")
+            raise Refused(
+                "unsupported_encoding", "a body may have one Content-Encoding, gzip or zstd"
+            )
 
 
 class Forwarding(Protocol):

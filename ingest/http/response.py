@@ -108,6 +108,8 @@ def problem(refused: Refused, *, headers: bytes = b"", close: bool = False) -> A
         headers += b"Retry-After: %d\r\n" % retry_after_s(about_s)
     elif refused.retry_after_s is not None:  # one sender waits for its own time: nothing is drawn
         headers += b"Retry-After: %d\r\n" % math.ceil(refused.retry_after_s)
+    if refused.code == "unsupported_encoding":
+        headers += b"Accept-Encoding: gzip, zstd\r\n"
     return Answer(
         status, orjson.dumps(document), PROBLEM_JSON, headers=headers, close=close or status == 408
     )

@@ -20,6 +20,8 @@ PROBLEMS: dict[str, Problem] = {
     "bad_request": Problem(400, "The request is not valid HTTP", "fix the request"),
     "needs_tls": Problem(400, "This port speaks TLS only", "use https://"),
     "not_json": Problem(400, "The body is not JSON", "fix the body"),
+    "not_msgpack": Problem(400, "The body is not MessagePack", "fix the body"),
+    "not_senml": Problem(400, "The body is not a SenML pack", "fix the body"),
     "not_lines": Problem(400, "The body is not line protocol", "fix the body"),
     "bad_encoding": Problem(
         400, "The body does not match its content encoding", "compress the body again"
@@ -48,9 +50,11 @@ PROBLEMS: dict[str, Problem] = {
     "too_many_readings": Problem(
         413, "Too many readings in one post", "split the post, or its item"
     ),
-    "unsupported_media_type": Problem(415, "Unsupported media type", "send application/json"),
+    "unsupported_media_type": Problem(
+        415, "Unsupported media type", "send application/json, or another known type"
+    ),
     "unsupported_encoding": Problem(
-        415, "Unsupported content encoding", "send gzip, or no encoding"
+        415, "Unsupported content encoding", "send gzip or zstd, or no encoding"
     ),
     "wrong_host": Problem(421, "The host name is not a name of the loopback", "use localhost"),
     "empty": Problem(422, "There are no readings in the post", "send at least one"),
@@ -103,11 +107,12 @@ PROBLEMS: dict[str, Problem] = {
 NO_PARTITION = "no_partition"
 NOT_ALLOWED = "not_allowed"
 ITEM_CODES: dict[str, str] = {
+    "item_unreadable": "the item is not JSON, or not MessagePack with text as names",
     "not_an_object": "the item is not a JSON object",
     "missing_field": "a required field is missing",
     "unknown_field": "readings have no such field (`?unknown=ignore` accepts it)",
     "repeated_field": "a name appears twice in one object, or a tag in one line",
-    "both_shapes": "the item has `values`, and also `metric` or `value`",
+    "both_shapes": "the item has `values`, and also `metric` or `value`, or has two values (SenML)",
     "values_empty": "`values` has no entry",
     "wrong_type": "a field has the wrong type",
     "name_empty": "a name is empty",
@@ -120,7 +125,7 @@ ITEM_CODES: dict[str, str] = {
     "ts_too_old": "`ts` is before the oldest allowed time (setting `ts_min`)",
     "ts_in_future": "`ts` is later than now plus `ts_ahead_s_max`",
     "line_unreadable": "the line is not line protocol",
-    "no_device": "the line has none of the tags that name a device",
+    "no_device": "the line has no tag that names a device, or the SenML name has no device",
     NOT_ALLOWED: "the token may not speak for this device",
     "refused_by_database": "the database refused this row (`sqlstate` says why)",
     NO_PARTITION: "the table has no partition for the time of this row",

@@ -10,6 +10,9 @@ from typing import NamedTuple
 from ingest.model.reading import Reading
 
 JSON = "json"
+NDJSON = "ndjson"
+MSGPACK = "msgpack"
+SENML = "senml"
 LINE = "line_protocol"
 READINGS = "/v1/readings"
 
@@ -19,9 +22,9 @@ class Letter(NamedTuple):
 
     `reason` is one of REASONS, `code` an item code or a SQLSTATE. `field` and `item` (the index in
     the array) come from the post. So does what is needed to decode the original bytes again:
-    `format`, `source` (where it came in), `precision`, `ignore_unknown`, and for lines the `device`
-    of those that name none and the `prefix` of their metrics. `received_us` is in Unix
-    microseconds.
+    `format`, `source` (where it came in), `precision`, `ignore_unknown`, for lines and SenML the
+    `device` of those that name none, and for lines the `prefix` of their metrics. `received_us` is
+    in Unix microseconds.
     """
 
     reason: str

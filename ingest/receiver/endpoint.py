@@ -14,8 +14,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
-from ingest.formats.media_type import FORMATS, Decode, format_of
-from ingest.formats.post import Decoded, Post, Rules, Steps
+from ingest.formats.media_type import FORMATS, USUAL, format_of
+from ingest.formats.post import Decode, Decoded, Post, Rules, Steps
 from ingest.http.certificate import Certificate
 from ingest.http.owner import Reply
 from ingest.http.plain_body import PlainBodies
@@ -24,11 +24,12 @@ from ingest.http.response import Answer
 from ingest.http.routes import POST, OnRefused, Port, Route, probes
 from ingest.model.errors import ConfigError, Refused
 from ingest.model.ledger import Ledger
-from ingest.model.letter import JSON
+from ingest.model.letter import SENML
 from ingest.model.ports import Admission, Database, DeadLetters, PostInlet
+from ingest.receiver import replies
 from ingest.receiver.access import Access
 from ingest.receiver.ack_waits import AckWaits
-from ingest.receiver.keeper import ADMISSION_DETAILS, COMMITTED, READINGS, Keeper
+from ingest.receiver.keeper import ADMISSION_DETAILS, COMMITTED, READINGS, Keeper, PostTerms
 from ingest.receiver.line_keeper import LineKeeper
 from ingest.receiver.line_stubs import stubs
 from ingest.receiver.lines import LineOptions, LinePages
@@ -45,7 +46,7 @@ class _Plan(NamedTuple):
     """What the head of a post says: who sent it, the query, and how to decode the body."""
 
     sender: KnownSender
-    query: Query
+    terms: PostTerms
     decode: Decode
 
 
@@ -136,7 +137,7 @@ class Endpoint:
         )
         open_to_all = {**stubs(self._plain_bodies, health), **probes(health)}
         return {
-            READINGS: Route(POST, self._readings),
+            READINGS: Route(POST, self._readings, replies.problem_of_readings),
             **lines.pages(),
             **self._guarded(open_to_all),
         }
@@ -205,14 +206,20 @@ class Endpoint:
         if not isinstance(decoded, Decoded):
             return self._keeper.inside(self._go_on(request, plan, decoded, body))
         self._seen(request, plan, decoded)
-        return self._keeper.take(request, plan.query, decoded, received_s)
+        return self._keeper.take(request, plan.terms, decoded, received_s)
 
     def _plan(self, head: Head, text: str) -> _Plan:
         """Read the head. Raises Refused."""
-        sender, text = self._senders.find(head, text, source=SOURCE, form=JSON)
-        media_type = head.headers.get("Content-Type", "")
-        decode = FORMATS[media_type] if media_type in FORMATS else format_of(media_type)
-        return _Plan(sender, self._query(text), decode)
+        unknown: Refused | None = None
+        try:
+            found = format_of(head.headers.get("Content-Type", ""))
+        except Refused as refused:  # who has no token hears that first
+            unknown, found = refused, FORMATS[USUAL[0]]
+        sender, text = self._senders.find(head, text, source=SOURCE, form=found.name)
+        if unknown is not None:
+            raise unknown
+        device = sender.identity.entry.device if found.name == SENML else ""
+        return _Plan(sender, PostTerms(self._query(text), found.name, device), found.decode)
 
     def _guarded(self, pages: dict[str, Route]) -> dict[str, Route]:
         """Return pages that need no token, and that no page of another site may ask for."""
@@ -227,7 +234,7 @@ class Endpoint:
         return {path: guarded(page) for path, page in pages.items()}
 
     def _decode(self, plan: _Plan, body: bytes, received_s: float) -> Decoded | Steps:
-        query = plan.query
+        query = plan.terms.query
         post = Post(
             query.precision,
             query.ignore_unknown,
@@ -235,6 +242,7 @@ class Endpoint:
             received_s,
             self._rules,
             plan.sender.identity.allows,
+            plan.terms.device,
         )
         try:
             return plan.decode(body, post)
@@ -249,13 +257,13 @@ class Endpoint:
             if not isinstance(decoded, Decoded):
                 decoded = await self._finish_steps(decoded, body, uncounted_bytes=0)
         del body
-        return await self._keeper.keep(plan.query, self._seen(request, plan, decoded))
+        return await self._keeper.keep(plan.terms, self._seen(request, plan, decoded))
 
     async def _go_on(self, request: Request, plan: _Plan, steps: Steps, body: bytes) -> Answer:
         """Decode the rest in short steps; then keep what is in it."""
         decoded = await self._finish_steps(steps, body, uncounted_bytes=len(body))
         del body
-        return await self._keeper.keep(plan.query, self._seen(request, plan, decoded))
+        return await self._keeper.keep(plan.terms, self._seen(request, plan, decoded))
 
     async def _finish_steps(self, steps: Steps, body: bytes, *, uncounted_bytes: int) -> Decoded:
         try:

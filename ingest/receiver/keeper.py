@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ingest.formats.post import Decoded, ItemError, named
 from ingest.http.owner import Reply
@@ -51,6 +51,14 @@ ADMISSION_DETAILS = {
     "disk_low": "the disk with the journal and the dead letters is full or has failed",
     "broker_away": "the broker cannot be reached, or has no working stream",
 }
+
+
+class PostTerms(NamedTuple):
+    """What a post said of its items. `device`: that of records that name none."""
+
+    query: Query
+    format: str
+    device: str
 
 
 _Waiter = tuple[Request, int, float]  # a post, its rows, and when it was received (monotonic)
@@ -109,10 +117,17 @@ class Keeper:
 
     # At once
 
-    def take(self, request: Request, query: Query, decoded: Decoded, received_s: float) -> Reply:
+    def take(
+        self, request: Request, terms: PostTerms, decoded: Decoded, received_s: float
+    ) -> Reply:
         """Keep a post at once if that is possible; else return the coroutine that keeps it."""
-        block, ack = decoded.block, query.ack
-        if block is not None and not decoded.errors and ack != COMMITTED:
+        block, ack = decoded.block, terms.query.ack
+        if (
+            block is not None
+            and ack != COMMITTED
+            and not decoded.errors
+            and not decoded.texts  # are counted once the post is kept
+        ):
             rows, ledger = block.rows, self._ledger
             if ack == BUFFERED and self._inlet.take_in(block):
                 ledger.received += rows
@@ -124,7 +139,7 @@ class Keeper:
                 ledger.at_receiver += rows
                 self.posts_inside += 1
                 return None  # `_tell` answers it
-        return self.inside(self.keep(query, decoded))
+        return self.inside(self.keep(terms, decoded))
 
     def _tell(self, waiters: Sequence[_Waiter], error: NotKept | None) -> None:
         """The posts of a block are on the disk, or refused: answer all of them."""
@@ -158,23 +173,23 @@ class Keeper:
 
     # With waits
 
-    async def keep(self, query: Query, decoded: Decoded) -> Answer:
+    async def keep(self, terms: PostTerms, decoded: Decoded) -> Answer:
         """Keep readings and invalid items; return the answer. Raises Refused."""
         if not decoded.errors:
-            await self._take_in(decoded, query)
+            await self._take_in(decoded, terms)
         else:
             # Once invalid items are being dead-lettered, the other readings must be kept too, even
             # if the client disconnects and this task is cancelled.
-            tail = asyncio.create_task(self._take_in(decoded, query))
+            tail = asyncio.create_task(self._take_in(decoded, terms))
             self._tails.add(tail)
             tail.add_done_callback(self._tail_done)
             await asyncio.shield(tail)
-        block, errors = decoded
+        block, errors, _ = decoded
         assert block is not None, "a post without a valid reading has been refused"
         if block.ack is not None:
             outcome = await self._outcomes.of(block.ack)
             return replies.committed(block, errors, outcome)
-        return replies.accepted(query.ack or "", block.rows, errors)
+        return replies.accepted(terms.query.ack or "", block.rows, errors)
 
     def _tail_done(self, tail: asyncio.Task[None]) -> None:
         self._tails.discard(tail)
@@ -184,17 +199,17 @@ class Keeper:
             # log its exception as never retrieved.
             tail.exception()
 
-    async def _take_in(self, decoded: Decoded, query: Query) -> None:
+    async def _take_in(self, decoded: Decoded, terms: PostTerms) -> None:
         """Count the readings as received, keep them or raise Refused, count the result."""
         ledger = self._ledger
-        block, errors = decoded
+        block, errors, texts = decoded
         rows = block.rows if block is not None else 0
         posted = rows + len(errors)
         ledger.received += posted
         ledger.at_receiver += posted
         code = "internal"
         try:
-            await self._keep(decoded, query)
+            await self._keep(decoded, terms)
             code = ""
         except Refused as refused:
             code = refused.code
@@ -214,12 +229,14 @@ class Keeper:
                 ledger.readings_rejected(code, posted)
             else:
                 ledger.accepted += rows
+                ledger.line_fields["text_ignored"] += texts
                 if errors:
                     ledger.readings_dead_lettered(INVALID, len(errors))
 
-    async def _keep(self, decoded: Decoded, query: Query) -> None:
+    async def _keep(self, decoded: Decoded, terms: PostTerms) -> None:
         """Reserve, dead-letter, put. If this raises, no reading is kept."""
-        block, errors = decoded
+        block, errors, _ = decoded
+        query = terms.query
         if block is None:
             raise _nothing_valid(errors)
         if errors and query.strict:
@@ -239,12 +256,13 @@ class Keeper:
         )
         try:
             if errors:
-                await self._set_aside(errors, query, block)
+                await self._set_aside(errors, terms, block)
             await reservation.put(block, durable=query.ack != BUFFERED)
         finally:
             reservation.release()  # does nothing after put
 
-    async def _set_aside(self, errors: list[ItemError], query: Query, block: Block) -> None:
+    async def _set_aside(self, errors: list[ItemError], terms: PostTerms, block: Block) -> None:
+        query = terms.query
         letters = [
             Letter(
                 reason=INVALID,
@@ -255,7 +273,9 @@ class Keeper:
                 precision=query.precision,
                 field=error.field,
                 item=error.item,
+                format=terms.format,
                 ignore_unknown=query.ignore_unknown,
+                device=terms.device,
             )
             for error in errors
         ]

@@ -12,13 +12,25 @@ from typing import Any
 
 import orjson
 
+from ingest.formats.media_type import USUAL
 from ingest.formats.post import ERRORS_MAX, ItemError, limited, named, shown
-from ingest.http.response import Answer
+from ingest.http.request import Request
+from ingest.http.response import Answer, problem
 from ingest.model.ack import Outcome, Refusal
 from ingest.model.block import Block
 from ingest.model.codes import ITEM_CODES, NO_PARTITION
+from ingest.model.errors import Refused
 from ingest.model.letter import REFUSED
 from ingest.system.words import quoted
+
+_KNOWN_TYPES = b"Accept: %b\r\n" % ", ".join(USUAL).encode()
+
+
+def problem_of_readings(_: Request, refused: Refused, headers: bytes, close: bool) -> Answer:
+    """Return the answer for a refused post; to an unknown media type it lists the known ones."""
+    if refused.code == "unsupported_media_type":
+        headers += _KNOWN_TYPES
+    return problem(refused, headers=headers, close=close)
 
 
 def accepted(ack: str, rows: int, errors: Sequence[ItemError]) -> Answer:

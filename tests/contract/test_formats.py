@@ -10,14 +10,15 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ingest.formats.line_protocol import decode_item
 from ingest.formats.line_series import Naming
-from ingest.formats.media_type import FORMATS, Decode, format_of
-from ingest.formats.post import Decoded, Post
+from ingest.formats.media_type import DECODE_ITEM, FORMATS, USUAL, Format, format_of
+from ingest.formats.post import Decode, Decoded, Post
 from ingest.model.codes import ITEM_CODES, PROBLEMS
 from ingest.model.errors import Refused
 from ingest.model.letter import LINE
@@ -68,9 +69,45 @@ def kept_of_line(reading: Reading) -> Reading:
     return reading._replace(metric=metric_of(f"m{reading.metric}", "value", {}))
 
 
+def line_of_json(reading: Reading) -> bytes:
+    """Write a reading as a line of NDJSON, with the spaces that some writers put there."""
+    return b"\t%b \r" % json_item(reading)
+
+
+def packed_item(reading: Reading) -> bytes:
+    """Write a reading as MessagePack."""
+    return msgspec.msgpack.encode(
+        dict(zip(("ts", "device_id", "metric", "value"), reading, strict=True))
+    )
+
+
+def packed_body(items: Sequence[bytes]) -> bytes:
+    """Write items as an array of MessagePack, whose head is not the shortest one."""
+    return b"\xdd%b%b" % (len(items).to_bytes(4), b"".join(items))
+
+
+def record(reading: Reading) -> bytes:
+    """Write a reading as a SenML record. Its names have none of the marks that separate them."""
+    ts_us, device_id, metric, value = reading
+    device, metric = (re.sub("[:/]", "_", each) for each in (device_id, metric))
+    name = f"{device}/{metric}"
+    seconds = f"{ts_us // 1_000_000}.{ts_us % 1_000_000:06}"
+    return b'{"n":%b,"t":%b,"v":%b}' % (
+        json.dumps(name, ensure_ascii=False).encode(),
+        seconds.encode(),
+        json.dumps(value).encode(),
+    )
+
+
+def kept_of_record(reading: Reading) -> Reading:
+    """Return the reading of `record`."""
+    device, metric = (re.sub("[:/]", "_", each) for each in (reading.device_id, reading.metric))
+    return reading._replace(device_id=device, metric=metric)
+
+
 # The formats that a media type names, and those that are found by the path of a post.
 DECODERS: dict[str, Decode] = {
-    **FORMATS,
+    **{media_type: FORMATS[media_type].decode for media_type in USUAL},
     LINE: lambda body, post: decode_item(body, post, Naming(("host",))),
 }
 WRITERS: dict[str, Writer] = {
@@ -82,6 +119,49 @@ WRITERS: dict[str, Writer] = {
         [b"pump-1", GOOD, b"\xff\xfe", b"<xml/>", b"[]", b"m,host=h"],
         'mh,=\\" #\n\r1.-eit',
         kept_of_line,
+    ),
+    "application/x-ndjson": Writer(
+        line_of_json,
+        b"\n \r\n".join,
+        b'{"metric": "rpm",  "value":21.5}',
+        [b"", b" ", b"\n\r\n \n"],
+        [b"pump-1 rpm=21.5", GOOD[:-1], b"\xff\xfe", b"\x81\xa1a\x01", GOOD.replace(b":", b":\n")],
+        '[]{}",:0.e-tr\\ u\n',
+    ),
+    "application/msgpack": Writer(
+        packed_item,
+        packed_body,
+        b"\x82\xa6metric\xa3rpm\xd9\x05value\xca\x41\xac\x00\x00",
+        [b"\x90", b"\xdc\x00\x00", b"\xdd\x00\x00\x00\x00"],
+        [
+            b"",
+            b"\x91",
+            b"\xc0\xc0",
+            b"\x92\xc0",
+            b"\xc1",
+            b"\xdd\x00",
+            b"\x91" * 3_000 + b"\xc0\xc0",
+        ],
+        "\x01\x05\x10az",
+    ),
+    "application/senml+json": Writer(
+        record,
+        json_body,
+        b'{"n":"rpm",  "v":21.5}',
+        [b"[]", b" [ ] ", b'[{"bn":"a/","bt":1795600000}]', b'[{"n":"a/b","vs":"x"}]'],
+        [
+            b"",
+            b" ",
+            GOOD,
+            b"0",
+            GOOD[:-1],
+            b'[{"bver":11}]',
+            b'[{"bn":1}]',
+            b"\xff\xfe",
+            b'[{"bv":1e999}]',
+        ],
+        '[]{}",:0.e-vbnt1s_\\/',
+        kept_of_record,
     ),
     "application/json": Writer(
         json_item,
@@ -131,19 +211,21 @@ def refusal(media_type: str, body: bytes, *, rows_max: int = RULES.post_rows_max
 def test_every_format_has_a_writer() -> None:
     """A format without a Writer here would be a format without tests."""
     assert WRITERS.keys() == DECODERS.keys()
+    assert {FORMATS[media_type] for media_type in USUAL} == set(FORMATS.values())
+    assert DECODE_ITEM.keys() == {each.name for each in FORMATS.values()}
 
 
 @every_media_type
 def test_media_type_is_found_in_any_case_and_with_a_charset_of_utf_8(media_type: str) -> None:
     """Clients write a media type in several ways; each way finds the same format."""
-    expected: Decode = FORMATS[media_type]
+    expected: Format = FORMATS[media_type]
     for header in (media_type, media_type.upper(), f" {media_type} ;charset=UTF-8"):
         assert format_of(header) is expected
     for header in (f"{media_type};charset=latin-1", f"{media_type}x", f"x{media_type}"):
         with pytest.raises(Refused) as caught:
             format_of(header)
         assert caught.value.code == "unsupported_media_type"
-        assert media_type in caught.value.detail
+        assert USUAL[0] in caught.value.detail
 
 
 @every_media_type
@@ -172,7 +254,9 @@ def test_block_has_the_times_and_the_size_of_its_post(media_type: str) -> None:
     """The block says when its post was received, and which reading of it is the newest."""
     write = WRITERS[media_type]
     older = GOOD_READING._replace(ts_us=GOOD_READING.ts_us - 5)
-    block, errors = decoded(media_type, write.body([write.item(GOOD_READING), write.item(older)]))
+    block, errors, _ = decoded(
+        media_type, write.body([write.item(GOOD_READING), write.item(older)])
+    )
     assert errors == []
     assert block is not None
     assert (block.received_us, block.received_s, block.rows) == (NOW_US, 7.0, 2)
@@ -186,7 +270,7 @@ def test_valid_readings_are_kept_bit_exact_and_in_order(
 ) -> None:
     """The block has the bytes of exactly those readings that the client wrote."""
     write = WRITERS[media_type]
-    block, errors = decoded(media_type, write.body([write.item(each) for each in facts]))
+    block, errors, _ = decoded(media_type, write.body([write.item(each) for each in facts]))
     assert errors == []
     assert block is not None
     assert block.tuples == b"".join(map(encode_reading, map(write.kept, facts)))

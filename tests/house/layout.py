@@ -50,6 +50,8 @@ LIBRARIES = {
     "asyncpg": "ingest/sinks",
     "prometheus_client": "ingest/admin/exposition.py ingest/admin/forward_exposition.py",
     "multidict": "ingest/http",
+    "backports": "ingest/http",
+    "compression": "ingest/http",
     "yarl": "ingest/http_client",
     "nats": "ingest/broker",
     "fcntl": "ingest/system",

@@ -253,7 +253,7 @@ def test_readme_leaves_no_command_untested() -> None:
     run_elsewhere = {"docs/forward.md": "test_forward.py", "docs/scaling.md": "test_scaling.py"}
     run_elsewhere["docs/tokens.md"] = "test_access.py"
     run_elsewhere["docs/roles.md"] = "test_roles_guide.py"
-    run_elsewhere["docs/senders.md"] = "test_senders.py"
+    run_elsewhere["docs/senders.md"] = run_elsewhere["docs/formats.md"] = "test_senders.py"
     for path, test in run_elsewhere.items():
         assert path in (Path(__file__).parent / test).read_text()
         del shown[path]

@@ -84,7 +84,7 @@ class Tail:
 
     def observe(self, decoded: Decoded) -> None:
         """Keep a sample of a decoded post, quickly. Never fails."""
-        block, errors = decoded
+        block, errors, _ = decoded
         self._posts += 1
         if errors:
             most = max(0, ERRORS_MAX - len(self._kept.errors))

@@ -195,7 +195,7 @@ def test_program_is_fetched_once(programs: Path, tmp_path: Path) -> None:
 def decoded(body: bytes) -> list[object]:
     """Give the readings of a body, as the service takes them."""
     rules = make_rules(Settings())
-    block, errors = decode(body, posted.Post(None, False, 1_800_000_000_000_000, 0.0, rules))
+    block, errors, _ = decode(body, posted.Post(None, False, 1_800_000_000_000_000, 0.0, rules))
     assert not errors
     assert block is not None
     return list(decode_rows(block.tuples))

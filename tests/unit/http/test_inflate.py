@@ -186,5 +186,7 @@ async def test_inflater_many_heavy_bodies_wait_within_bounds() -> None:
     refused = [each for each in results if isinstance(each, Refused)]
     assert [each.code for each in refused] == ["buffer_full"] * 5
     assert sum(thread.name.startswith("inflate") for thread in threading.enumerate()) <= 2
-    assert len(await inflater.inflate(heavy, GZIP, 4 * MIB)) == LIGHT_INFLATED_BYTES + 1  # room again
+    assert (
+        len(await inflater.inflate(heavy, GZIP, 4 * MIB)) == LIGHT_INFLATED_BYTES + 1
+    )  # room again
     inflater.close()

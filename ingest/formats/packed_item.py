@@ -1,0 +1,131 @@
+"""The careful path for MessagePack: the bytes of one item to its readings, with a code for a fault.
+
+An object becomes a list of names and raw values, so names that stand twice are found, and what is
+within an array is never made. json_item.py then decides as for JSON.
+Does not: parse a body; the bytes are one whole value of MessagePack.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from ingest.formats.item_reader import ItemReadings
+from ingest.formats.json_item import read_item
+from ingest.formats.json_messages import Pairs
+from ingest.formats.post import ItemError, Post, too_many
+from ingest.formats.timestamp import NUMBER_MAX
+from ingest.model.codes import ITEM_CODES
+from ingest.system.clock import rfc3339_s
+
+UNREADABLE = "item_unreadable"
+NAMES_MAX = 8_192  # of an item; more take too long
+YEARS_S = (-62_135_596_800, 253_402_300_799)  # from year 1 to year 9999
+
+_RAWS = msgspec.msgpack.Decoder(list[Raw])
+_NAME = msgspec.msgpack.Decoder(str)
+_SCALAR = msgspec.msgpack.Decoder(bool | int | float | str | None)
+
+
+def array_head(size: int) -> bytes:
+    """Return the shortest head of an array."""
+    if size < 16:
+        return bytes((0x90 | size,))
+    return b"\xdc%b" % size.to_bytes(2) if size < 1 << 16 else b"\xdd%b" % size.to_bytes(4)
+
+
+def size_of_array(text: bytes) -> tuple[int, int] | None:
+    """Return the number of elements and where the first one begins; None if it is no array."""
+    return _size(text, 0x90, 0xDC)
+
+
+def _size(text: bytes, short: int, long: int) -> tuple[int, int] | None:
+    first = text[0]
+    if first & 0xF0 == short:
+        return first & 0x0F, 1
+    if first == long:
+        return int.from_bytes(text[1:3]), 3
+    return (int.from_bytes(text[1:5]), 5) if first == long + 1 else None
+
+
+def read_packed(
+    original: bytes, item: int, post: Post, *, told: bool
+) -> tuple[ItemReadings | None, ItemError | None]:
+    """Return the valid readings of one item, and its error; together at least one.
+
+    Raises Refused (`too_many_readings`).
+    """
+    try:
+        pairs = _pairs(original, NAMES_MAX)
+        if pairs is None:
+            value = _scalar(original)
+            return read_item(value, original, item, post, told=told, as_posted=())
+        fields = {name: _field(name, raw, post) for name, raw in pairs}
+    except (msgspec.DecodeError, UnicodeDecodeError) as fault:
+        why = f"the item cannot be read: {fault}"[:200] if told else ITEM_CODES[UNREADABLE]
+        return None, ItemError(item, None, UNREADABLE, why, original)
+    names = [name for name, _ in pairs]
+    return read_item(fields, original, item, post, told=told, as_posted=names)
+
+
+def _pairs(text: bytes, names_max: int) -> list[tuple[str, bytes]] | None:
+    """Return the names and raw values of an object, None if it is none.
+
+    Raises Refused (`too_many_readings`), DecodeError if a name is no text, UnicodeDecodeError.
+    """
+    size = _size(text, 0x80, 0xDE)
+    if size is None:
+        return None
+    count, start = size
+    if count > names_max:
+        raise too_many(names_max, "an item has too many names")
+    raws = [bytes(raw) for raw in _RAWS.decode(array_head(2 * count) + text[start:])]
+    return [*zip(map(_NAME.decode, raws[::2]), raws[1::2], strict=True)]
+
+
+def _field(name: str, raw: bytes, post: Post) -> Any:
+    if name == "values":
+        pairs = _pairs(raw, post.rules.post_rows_max)
+        if pairs is not None:
+            entries = Pairs((metric, _scalar(value)) for metric, value in pairs)
+            by_name = dict(entries)
+            return entries if len(by_name) < len(entries) else by_name
+    if name == "ts":
+        moment = _moment(raw)
+        if moment is not None:
+            return moment
+    return _scalar(raw)
+
+
+def _scalar(raw: bytes) -> Any:
+    """Return a value as JSON has it: what is within an array or object is left out."""
+    first = raw[0]
+    if first & 0xF0 == 0x80 or first in (0xDE, 0xDF):
+        return {}
+    if first & 0xF0 == 0x90 or 0xC4 <= first <= 0xC9 or 0xD4 <= first <= 0xD8 or first >= 0xDC:
+        return _SCALAR.decode(raw) if first >= 0xE0 else []
+    return _SCALAR.decode(raw)
+
+
+def _moment(raw: bytes) -> str | float | None:
+    """Return MessagePack's own kind of time as RFC 3339; None if the value is none.
+
+    A time that RFC 3339 cannot write is a number beyond all times.
+    """
+    ns = 0
+    if raw[:2] == b"\xd6\xff":
+        seconds = int.from_bytes(raw[2:])
+    elif raw[:2] == b"\xd7\xff":
+        both = int.from_bytes(raw[2:])
+        ns, seconds = both >> 34, both & (1 << 34) - 1
+    elif raw[:3] == b"\xc7\x0c\xff":
+        ns, seconds = int.from_bytes(raw[3:7]), int.from_bytes(raw[7:], signed=True)
+    else:
+        return None
+    if ns >= 1_000_000_000:
+        return None
+    if not YEARS_S[0] <= seconds <= YEARS_S[1]:
+        return 2 * NUMBER_MAX * (1 if seconds > 0 else -1)
+    return f"{rfc3339_s(seconds * 1_000_000)[:-1]}.{ns:09d}Z"
