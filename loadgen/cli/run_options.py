@@ -11,6 +11,7 @@ from loadgen.cli.parser import Parser
 from loadgen.cli.service_options import (
     ADMIN_URL,
     CA,
+    FORMAT,
     METRICS_URL,
     STATE_DIR,
     TOKEN,
@@ -133,6 +134,7 @@ OPTIONS = {
             Option(f"--{name}", f"so many (1%% or 0.01) {what}", values.share, 0.0, "SHARE")
             for name, what in ODD.items()
         ),
+        FORMAT,
         Option("--gzip", "gzip the bodies, which costs the generator more"),
     ),
     "reports": (
@@ -273,6 +275,7 @@ def settings_of(chosen: argparse.Namespace, plan: LoadPlan) -> dict[str, Any]:
         "batch": ",".join(f"{size}x{weight:g}" for size, weight in plan.recipe.mix),
         **{name: getattr(plan.recipe, name) for name in ODD},
         "gzip": plan.recipe.gzip,
+        "format": plan.recipe.format,
         "retry": plan.retry is not None,
         "give_up_s": plan.retry.give_up_s if plan.retry else None,
         "answer_s": plan.answer_s_max,

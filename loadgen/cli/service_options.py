@@ -13,6 +13,7 @@ from pathlib import Path
 from loadgen.cli import values
 from loadgen.cli.options import Option
 from loadgen.proof.local_service import LocalService, find, state_folder
+from loadgen.traffic.encode import FORMATS
 from loadgen.traffic.post import Target, target_of
 
 DATA_PORT, ADMIN_PORT = 8080, 8081
@@ -47,6 +48,13 @@ TOKEN = Option(
     values.token,
     os.environ.get("LOADGEN_TOKEN", ""),
     shows="TOKEN",
+)
+FORMAT = Option(
+    "--format",
+    "of the bodies; lines: line protocol to /write, whose answers do not say what was invalid "
+    "(%(default)s)",
+    tuple(FORMATS),
+    "json",
 )
 STATE_DIR = Option(
     "--state-dir",

@@ -16,6 +16,7 @@ from loadgen.cli.parser import Parser
 from loadgen.cli.service_options import (
     ADMIN_URL,
     CA,
+    FORMAT,
     STATE_DIR,
     TOKEN,
     URLS,
@@ -27,6 +28,7 @@ from loadgen.proof.letter_sources import Files, LetterSource, Program
 from loadgen.proof.local_service import LocalService, state_folder
 from loadgen.proof.readings import POST_READINGS_MAX, REFUSED_METRIC, Plan
 from loadgen.proof.run import Job
+from loadgen.traffic.encode import FORMATS
 
 DURATION_S = 10.0
 
@@ -95,6 +97,7 @@ OPTIONS = {
             into="sizes",
         ),
         Option("--ack", "default: the service's", ACKS),
+        FORMAT,
         Option("--seed", "of all choices (%(default)s)", values.count(0), 1, "N"),
         Option(
             "--duplicates",
@@ -239,11 +242,19 @@ def job_of(chosen: argparse.Namespace, local: LocalService | None, where: Eviden
             max(size for size, _ in chosen.sizes) > POST_READINGS_MAX,
             f"--batch: at most {POST_READINGS_MAX:,} readings a post",
         ),
+        (
+            not FORMATS[chosen.format].is_answered
+            and (chosen.refused > 0 or (chosen.invalid > 0 and "--invalid" in chosen.sends)),
+            f"--format {chosen.format} goes without --invalid and --refused-by-check: its answers "
+            "do not say which readings are dead letters",
+        ),
         (shares > 0.9, "--duplicates, --invalid and --refused-by-check: at most 90% in all"),
         (ledger.exists(), f"--ledger {ledger} exists: choose another, or --reconcile-only"),
     ):
         if is_so:
             raise WrongUse(why)
+    if not FORMATS[chosen.format].is_answered:
+        chosen.invalid = 0.0
     plan = Plan(run=run, first_us=int(time.time() * 1_000_000), **picked(chosen, Plan))
     try:
         targets = targets_for(chosen, local)

@@ -18,7 +18,7 @@ from loadgen.driver.retry import RETRY, Retry
 from loadgen.driver.trust import context_of
 from loadgen.measure.scrape import Scraper
 from loadgen.measure.tally import Tally
-from loadgen.traffic.post import Target
+from loadgen.traffic.post import Target, path_for
 from loadgen.traffic.schedule import Arrivals, Shape, moments
 from loadgen.traffic.traffic import Recipe, Traffic
 
@@ -79,7 +79,11 @@ class Load:
         query = f"?ack={plan.ack}" if plan.ack else ""
         target = plan.target
         self.traffic = Traffic(
-            plan.recipe, f"{target.path}{query}", target.authority, self._clock(), target.token
+            plan.recipe,
+            f"{path_for(target, plan.recipe.format)}{query}",
+            target.authority,
+            self._clock(),
+            target.token,
         )
         self.tally = Tally(self.traffic.bad_items, plan.measured_from_s)
         self.driver = self.tally.start = Driver(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from base64 import b64decode
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,6 +23,7 @@ Row = tuple[int, str, str, float]  # ts in Unix microseconds, device_id, metric,
 COMES_BACK = frozenset({"retries_exhausted", "drained"})  # the service itself replays these
 
 _SEGMENT = re.compile(r"dlq-[0-9TZ]+-\d+-[0-9a-f]+\.jsonl")
+_BASE64 = re.compile(rb'"original_base64":"([A-Za-z0-9+/=]+)"')
 _SUM = re.compile(rb',"sum":"([0-9a-f]{8})"\}\n\Z')
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -31,7 +33,10 @@ class DeadLettersError(Exception):
 
 
 class Letter(NamedTuple):
-    """An open dead letter: a reading, or the text of an invalid item. `place` is for messages."""
+    """An open dead letter: a reading, or the text of an invalid item. `place` is for messages.
+
+    The characters of an `original` that is no text are its bytes.
+    """
 
     id: str
     reason: str
@@ -70,7 +75,7 @@ class LetterReader:
         if not line.endswith(b"\n"):
             found.torn += 1
             return
-        if self._mark not in line:
+        if self._mark not in line and not self._is_in_base64(line):
             return
         fields = _unsealed(line)
         if fields is None:
@@ -84,6 +89,11 @@ class LetterReader:
             else:
                 self._ids.add(letter.id)
                 found.letters.append(letter)
+
+    def _is_in_base64(self, line: bytes) -> bool:
+        """Whether the mark is in an original that is no text."""
+        found = _BASE64.search(line)
+        return found is not None and self._mark in b64decode(found[1])
 
 
 def read_folder(folder: Path, reader: LetterReader) -> None:
@@ -149,8 +159,9 @@ def _letter(fields: dict[str, Any], place: str) -> Letter | None:
             moment = datetime.fromisoformat(reading["ts"]) - _EPOCH
             ts_us = moment // timedelta(microseconds=1)
             row = (ts_us, reading["device_id"], reading["metric"], float(reading["value"]))
-        return Letter(
-            fields["id"], fields["reason"], fields["code"], row, fields.get("original"), place
-        )
+        original = fields.get("original")
+        if "original_base64" in fields:
+            original = b64decode(fields["original_base64"]).decode("latin-1")
+        return Letter(fields["id"], fields["reason"], fields["code"], row, original, place)
     except (KeyError, TypeError, ValueError):
         return None

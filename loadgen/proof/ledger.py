@@ -64,7 +64,8 @@ class Final(NamedTuple):
     def grants(self, asked: str) -> bool:
         """Whether the ack of a 2xx is at least the one asked for, and fits its status."""
         enough = ACKS.index(self.ack) >= ACKS.index(asked)
-        return enough and (self.status == 200) == (self.ack == "committed")
+        fits = self.status == 204 or (self.status == 200) == (self.ack == "committed")
+        return enough and fits
 
 
 class Details(NamedTuple):

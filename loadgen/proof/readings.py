@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, NamedTuple
 
+from loadgen.traffic.encode import FORMATS, letter_text
+
 VERSION = 1  # of the choices below: another version makes other readings of the same plan
 # Fresh items within which an item may come again. A reconciliation reads so far ahead.
 WINDOW = 1_000
@@ -96,7 +98,8 @@ class Plan:
     """The content of a run. The same plan gives the same posts, byte by byte.
 
     `run` names it (8 hexadecimal digits); `first_us` is the time of reading 0, Unix microseconds;
-    `sizes` are (readings a post, weight); shares are of the items, 0 to 1.
+    `sizes` are (readings a post, weight); shares are of the items, 0 to 1. `format` is a key of
+    traffic.encode.FORMATS; formats without answers cannot have `invalid` and `refused` readings.
     """
 
     run: str
@@ -107,6 +110,7 @@ class Plan:
     invalid: float = 0.0
     refused: float = 0.0
     devices: int = 500
+    format: str = "json"
 
     @property
     def prefix(self) -> str:
@@ -173,6 +177,7 @@ class Names:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
+        self._body = FORMATS[plan.format].body
         self._salt = int(plan.run, 16) & _MASK
         self._devices = [f"{plan.prefix}{number:04}" for number in range(plan.devices)]
         self._devices_count = plan.devices
@@ -211,7 +216,7 @@ class Names:
         return number if self.value(number) == value else None
 
     def body(self, items: Sequence[Item], post: int) -> bytes:
-        """Return a post's body: a single item as an object, several as an array.
+        """Return a post's body: in JSON a single item is an object, several are an array.
 
         It takes 2 us a reading. All values of a post are made together: one by one they would take
         as long as all the rest.
@@ -241,7 +246,7 @@ class Names:
                 else:
                     texts.append(self._odd(item, ts, values[place : place + count]))
             place += count
-        return (texts[0] if len(texts) == 1 else f"[{','.join(texts)}]").encode()
+        return self._body(texts)
 
     def _values(self, numbers: Sequence[int]) -> list[str]:
         """Return the values of some readings as they are posted."""
@@ -264,6 +269,10 @@ class Names:
             f'"{metric}":{value}' for metric, value in zip(METRICS, values, strict=False)
         )
         return f'{{"device_id":"{device}","ts":{ts},"values":{{{entries}}}}}'
+
+    def invalid_original(self, item: Item) -> str:
+        """Return what the dead letter of an invalid item has; bytes as characters."""
+        return letter_text(self.plan.format, self.invalid_text(item))
 
     def invalid_text(self, item: Item) -> str:
         """Return an invalid item as it is posted."""

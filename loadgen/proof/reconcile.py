@@ -298,7 +298,7 @@ class Reconciliation:
         elif flags == _REFUSED:
             found = f"a letter in {letters[0].place}"
             self._say("kept_though_refused", item, 0, "refused: nothing kept", found)
-        code, text = INVALID[item.kind].code, self._names.invalid_text(item)
+        code, text = INVALID[item.kind].code, self._names.invalid_original(item)
         for letter in letters:
             if letter.original != text:
                 self._say("altered", item, 0, text, f"{letter.original} in {letter.place}")

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import parse_qs
 
 from loadgen.driver.driver import Driver
 from loadgen.driver.ports import Loss, Observer
@@ -21,7 +22,8 @@ from loadgen.proof.balance import read_balance
 from loadgen.proof.ledger import ACKS, Details, Final, LedgerWriter
 from loadgen.proof.readings import Names, Plan
 from loadgen.proof.reconcile import PROBLEM
-from loadgen.traffic.post import Post, Target, finish, head_of
+from loadgen.traffic.encode import FORMATS
+from loadgen.traffic.post import Post, Target, finish, head_of, path_for
 from loadgen.traffic.schedule import constant, moments
 from loadgen.wire.answer import counts_of, fields_of, item_errors_of
 
@@ -72,7 +74,11 @@ class Run(Observer):
         self.ended = False  # all posts have ended, and the ledger has its end record
         self._names = Names(job.plan)
         target = job.target
-        self._head = head_of(target.path + job.query, target.authority, token=target.token)
+        path = path_for(target, job.plan.format) + job.query
+        media_type = FORMATS[job.plan.format].media_type
+        self._is_answered = FORMATS[job.plan.format].is_answered
+        self._asked = parse_qs(job.query.removeprefix("?")).get("ack", [""])[0]
+        self._head = head_of(path, target.authority, token=target.token, media_type=media_type)
         self._posts = job.plan.posts()
         self._doubtful: set[int] = set()
         self._plain: dict[bytes, tuple[int, str]] = {}
@@ -180,7 +186,7 @@ class Run(Observer):
                 self._plain[body] = details.accepted, last.ack
             if details.accepted == post.readings:
                 details = None
-        self._accepted |= bool(last.ack)
+        self._accepted |= bool(last.ack) or status == 204
         self._writer.final(post.number, last, at_ms, details)
 
     def lost(self, loss: Loss) -> None:
@@ -208,6 +214,8 @@ class Run(Observer):
                 return Final(status, doubt=True), None
             code = str(fields.get("code", "")) or "without_code"
             return Final(status, doubt=doubt), Details(0, 0, False, {PROBLEM: code})
+        if status == 204 and not self._is_answered:
+            return Final(status, self._asked, doubt), None
         counts, ack = counts_of(fields), fields.get("ack")
         if counts is None or min(counts) < 0 or ack not in ACKS[1:]:
             return Final(status, doubt=doubt, odd=True), None

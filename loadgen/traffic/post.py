@@ -10,7 +10,8 @@ import zlib
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-READINGS_PATH = "/v1/readings"
+from loadgen.traffic.encode import FORMATS, READINGS_PATH
+
 _GZIP_WINDOW_BITS = 31  # in zlib: a gzip header and trailer, the largest window
 
 
@@ -75,7 +76,19 @@ def target_of(url: str) -> Target:
     return Target(parts.hostname, port or (443 if tls else 80), parts.netloc, path, tls)
 
 
-def head_of(path_and_query: str, host: str, *, gzip: bool = False, token: str = "") -> bytes:
+def path_for(target: Target, name: str) -> str:
+    """Return where posts of a format go at a target."""
+    return target.path.removesuffix(READINGS_PATH) + FORMATS[name].path
+
+
+def head_of(
+    path_and_query: str,
+    host: str,
+    *,
+    gzip: bool = False,
+    token: str = "",
+    media_type: str = FORMATS["json"].media_type,
+) -> bytes:
     """Return the part of a request's head that does not depend on its body.
 
     `finish(head, body)` is the whole request. `gzip`: for a body of `compress`.
@@ -84,7 +97,7 @@ def head_of(path_and_query: str, host: str, *, gzip: bool = False, token: str = 
     encoding = "Content-Encoding: gzip\r\n" if gzip else ""
     return (
         f"POST {path_and_query} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: iot-ingest-loadgen\r\n"
-        f"{bearer}Content-Type: application/json\r\n{encoding}Content-Length: "
+        f"{bearer}Content-Type: {media_type}\r\n{encoding}Content-Length: "
     ).encode("ascii")
 
 

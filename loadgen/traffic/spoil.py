@@ -39,9 +39,9 @@ def reading(how: str, text: str, ts_us: int, draw: random.Random) -> str:
     return draw.choice(_POISON)(text, str(ts_us))
 
 
-def body(whole: bytes, draw: random.Random) -> tuple[bytes, bool]:
+def body(whole: bytes, draw: random.Random, *, is_gzip_only: bool = False) -> tuple[bytes, bool]:
     """Return a body that cannot be read, and whether its head must say gzip."""
-    how = draw.randrange(3)
+    how = 2 if is_gzip_only else draw.randrange(3)
     if how == 0:  # the connection was cut, and a proxy made it a whole request
         return whole[: len(whole) // 2], False
     if how == 1:  # flash memory went bad: not UTF-8

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from loadgen.traffic import spoil
+from loadgen.traffic.encode import FORMATS
 from loadgen.traffic.fleet import make_fleet
 from loadgen.traffic.post import Post, compress, finish, head_of
 
@@ -42,6 +43,7 @@ class Recipe:
     `mix` has (readings a post, weight). `late`, `future` and `poison` are shares of readings,
     `duplicates` and `broken` of posts, 0 to 1. `backlog_minutes`: each device first posts its
     backlog without a connection, a reading of each metric a minute. `posts_max` None: no end.
+    `format` is a key of encode.FORMATS.
     """
 
     devices: int = 1000
@@ -53,6 +55,7 @@ class Recipe:
     poison: float = 0.0
     broken: float = 0.0
     gzip: bool = False
+    format: str = "json"
     backlog_minutes: int = 0
     posts_max: int | None = None
 
@@ -83,8 +86,12 @@ class Traffic:
         self.bad_items: dict[int, int] = {}
         self._recipe = recipe
         self._now_us = now_us
-        self._gzip_head = head_of(path_and_query, host, gzip=True, token=token)
-        self._plain_head = head_of(path_and_query, host, token=token)
+        self._format = FORMATS[recipe.format]
+        media_type = self._format.media_type
+        self._gzip_head = head_of(
+            path_and_query, host, gzip=True, token=token, media_type=media_type
+        )
+        self._plain_head = head_of(path_and_query, host, token=token, media_type=media_type)
         self._random = random.Random(f"traffic {recipe.seed}")
         self._sizes = [size for size, _ in recipe.mix]
         self._weights = list(accumulate(weight for _, weight in recipe.mix))
@@ -187,9 +194,15 @@ class Traffic:
         items = [f"{text}{ts_us}" for text, ts_us in zip(chosen, range(at_us, at_us + rows))]  # noqa: B905  equal by construction
         bad = self._spoil(items, chosen, at_us) if self._readings + rows > self._odd_from else 0
         self._readings += rows
-        if rows == 1:
-            return (items[0] + "}").encode(), 1, bad
-        return f"[{'},'.join(items)}}}]".encode(), rows, bad
+        if not self._format.is_answered:
+            bad = 0  # the right answer is the same
+        return self._body(items), rows, bad
+
+    def _body(self, items: list[str]) -> bytes:
+        """Return a body of readings, each as its text up to the closing brace."""
+        if self._recipe.format != "json":
+            return self._format.body([f"{item}}}" for item in items])
+        return (f"{items[0]}}}" if len(items) == 1 else f"[{'},'.join(items)}}}]").encode()
 
     def _size(self) -> int:
         if len(self._sizes) == 1:
@@ -244,7 +257,9 @@ class Traffic:
         """Return a post whose body does not fit its head."""
         self.made["broken"] += 1
         body, readings, _ = self._live(at_us)
-        body, is_gzip = spoil.body(body, self._random)
+        # Half of a body of lines, or of MessagePack, may still be one.
+        is_gzip_only = self._recipe.format != "json"
+        body, is_gzip = spoil.body(body, self._random, is_gzip_only=is_gzip_only)
         head = self._gzip_head if is_gzip else self._plain_head
         return Post(finish(head, body), readings, BROKEN, number)
 
@@ -257,4 +272,4 @@ class Traffic:
         self._first(number, at_us)
         self.made["backlog"] += 1
         self._last_us = at_us
-        return self._post(f"[{'},'.join(items)}}}]".encode(), len(items), GOOD, number)
+        return self._post(self._body(items), len(items), GOOD, number)
