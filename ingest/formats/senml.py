@@ -236,13 +236,13 @@ class _Pack:
         device = device or self._post.device
         if not device:
             raise Bad("n", "no_device")
-        for each in (device, metric + kind):
-            fault = name_fault(each)
-            if fault is not None:
-                raise Bad("n", fault[0])
         if self._post.allows is not None and not self._post.allows(device):
             raise Bad("n", NOT_ALLOWED)
-        names = self._names[whole_name + kind] = SERIES.names(metric + kind, device)
+        try:
+            names = self._names[whole_name + kind] = SERIES.names(metric + kind, device)
+        except KeyError:
+            fault = name_fault(device) or name_fault(metric + kind)
+            raise Bad("n", fault[0] if fault else "name_empty") from None
         return names
 
 

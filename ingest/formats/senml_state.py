@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ingest.formats.timestamp import Fault, sum_us
@@ -17,6 +18,7 @@ from ingest.model.errors import Refused
 VERSION_MAX = 10  # of SenML
 RELATIVE_US = (1 << 28) * 1_000_000  # a smaller time counts from now
 SUM = ",sum"  # no name of SenML has a comma, so this is no other metric
+SHORT_NAME = 300  # in characters; longer ones are not kept in memory
 NO_NAME = "value"  # the metric if a name is that of a device only
 
 BASE = frozenset({"bn", "bt", "bu", "bv", "bs", "bver"})
@@ -81,6 +83,11 @@ def time_us(base: Number | None, own: Number | None, received_us: int) -> int | 
 
 def split_name(name: str) -> tuple[str, str]:
     """Return the device and the metric of a record's whole name; the device may be empty."""
+    return _split(name) if len(name) <= SHORT_NAME else _split.__wrapped__(name)
+
+
+@lru_cache(maxsize=8_192)
+def _split(name: str) -> tuple[str, str]:
     urn = _URN.fullmatch(name)
     if urn is not None:
         return urn[1], urn[2] or NO_NAME

@@ -111,6 +111,28 @@ async def test_all_is_as_promised_though_the_database_dies_in_the_middle(
         assert rows["count"] == summary["readings"]["in_table"]
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        "msgpack",
+        pytest.param("ndjson", marks=pytest.mark.slow),
+        pytest.param("lines", marks=pytest.mark.slow),
+    ],
+)
+async def test_formats_are_proven_as_json_is(open_tmp_path: Path, form: str) -> None:
+    """With invalid items where answers name them, and with each kind of time and value."""
+    async with Service(open_tmp_path / "state") as service:
+        await service.wait_state("accepting")
+        words = ("--state-dir", open_tmp_path / "state", "--posts", 200, "--batch", "1,30")
+        done = await _verify(*words, "--format", form)
+        assert done.code == 0, done.stdout + done.stderr
+        run = await run_command(
+            *("loadgen", "run", "--url", service.url, "--format", form, "--posts", 50),
+            *("--rate", 500, "--batch", "3", "--poison", "2%", "--broken", "2%", "--gzip"),
+        )
+        assert run.code == 0, run.stdout + run.stderr
+
+
 # A service that is killed
 
 
