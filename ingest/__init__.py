@@ -40,6 +40,7 @@ The folders. Imports go down only, and folders of one row do not know each other
                     framer, valve and heads; tls, handshakes, certificate; request, bodies,
                     response, routes, proxies (clients behind them)
     formats/        media_type (their list), json_post (json_slices, json_whole, json_item),
+                    ndjson, packed_post (packed_item), senml (senml_state, senml_record),
                     line_protocol (line_whole, line_item, line_series)
     buffers/        memory, shared_block, frames; journal/ (log, entries, shared_entries, loader,
                     thread, folder, index, reader, format); stream/ (inlet, outlet, messages)

@@ -193,7 +193,13 @@ def _resolved(pack: Any) -> list[Reading]:
         if abs(seconds - 2**28) < 1:
             raise Other
         device, mark, metric = (base["bn"] + name).replace(":", "/").rpartition("/")
-        if not mark or not device or not metric or "//" in base["bn"] + name or device[:1] == "/":
+        if (
+            not mark
+            or not device
+            or not metric
+            or "//" in (base["bn"] + name).replace(":", "/")
+            or device[:1] == "/"
+        ):
             raise Other
         if "urn" in device.lower():
             raise Other
