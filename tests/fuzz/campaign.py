@@ -102,16 +102,23 @@ def a_body_of_messagepack(chance: random.Random) -> bytes:
 def a_pack(chance: random.Random) -> bytes:
     """Return SenML."""
     records: list[dict[str, Any]] = []
+    is_good = chance.random() < 0.5
     for _ in range(chance.randrange(1, 7)):
-        record: dict[str, Any] = {"n": chance.choice(("t", "rpm", "/x", "")), "v": 21.5}
-        drawn = chance.random()
+        record: dict[str, Any] = {"n": chance.choice(("t", "rpm", "µ:x")), "v": 21.5}
+        drawn = chance.random() * (0.9 if is_good else 1.0)
+        if not is_good:
+            record["n"] = chance.choice(("t", "/x", "", "urn:dev:ow:1"))
         if not records or drawn < 0.3:
-            record["bn"] = chance.choice(("room-1/", "a:b:", "q/w/e", "urn:dev:mac:0024:", ""))
+            record["bn"] = chance.choice(("room-1/", "a:b:", "ä/"))
+        if not is_good and chance.random() < 0.3:
+            record["bn"] = chance.choice(("q/w/e", "urn:dev:mac:0024:", "", "a//"))
         if chance.random() < 0.4:
             record["bt"] = chance.choice((1_795_600_000, 1.795e9, 1_795_599_999.25, 0, -60))
         if chance.random() < 0.5:
-            record["t"] = chance.choice((-5, 0.125, 0.1, 1e-7, -0.3, 2**28, 1e300))
-        record["v"] = chance.choice(NUMBERS[:9])
+            record["t"] = chance.choice((-5, 0.125, 0.1, 1e-7, -0.3))
+        if not is_good and chance.random() < 0.1:
+            record["t"] = chance.choice((2**28, 1e300, -1e300, 2**28 - 5))
+        record["v"] = chance.choice(NUMBERS[:5] if is_good else NUMBERS[:9])
         if drawn > 0.9:
             record[chance.choice(("vs", "vb", "s", "x_", "u", "bver", "bv", "v"))] = chance.choice(
                 (*NUMBERS, *NO_NUMBERS)
