@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import struct
 from collections.abc import Sequence
 from time import thread_time as thread_s
@@ -19,13 +18,13 @@ from ingest.formats.item_reader import CAREFUL_ITEMS
 from ingest.formats.media_type import DECODE_ITEM
 from ingest.formats.post import Decoded
 from ingest.model.errors import Refused
-from ingest.model.reading import Reading, name_fault
+from ingest.model.reading import Reading
 from ingest.model.rows import encode_reading
-from tests.support.encodings import BEGIN, ORACLES, decoded, objects_of, post, written
+from tests.support.encodings import BEGIN, decoded, objects_of, post, written
 from tests.support.posts import GOOD_READING, NOW_US, RULES, readings_of
 
-NAMES = st.text(max_size=8).filter(
-    lambda name: name_fault(name) is None and not {*":/"} & {*name} and name[:3] != "urn"
+NAMES = st.text(
+    st.characters(exclude_categories=["Cs", "Cc"], exclude_characters=":/"), min_size=1, max_size=8
 )
 READINGS = st.lists(
     st.builds(
@@ -59,53 +58,6 @@ def test_same_readings_give_the_same_block(facts: list[Reading], slice_bytes: in
             assert found.errors == []
             assert found.block is not None
             assert found.block.tuples == expected
-
-
-def changed(body: bytes, chance: random.Random) -> bytes:
-    """Replace, remove or add some bytes, or swap two parts."""
-    for _ in range(chance.choice((1, 1, 2, 4))):
-        at = chance.randrange(len(body) + 1)
-        other = chance.randrange(len(body) + 1)
-        new = chance.choice((b"", bytes((chance.randrange(256),)), body[other : other + 9], b"1e3"))
-        body = body[:at] + new + body[at + chance.randrange(3) :]
-    return body
-
-
-@pytest.mark.parametrize("name", ORACLES)
-def test_what_the_oracle_reads_is_read_alike(name: str) -> None:
-    """Bodies with bytes changed: no exception, and no value differs from the oracle's."""
-    assert compared(name, bodies=400, seed=1)["readings"] > 20
-
-
-def compared(name: str, bodies: int, seed: int) -> dict[str, int]:
-    """Compare the decoder of a format with its oracle; count what became of the bodies."""
-    chance = random.Random(f"{name} {seed}")
-    counts = dict.fromkeys(("readings", "some", "refused"), 0)
-    for _ in range(bodies):
-        facts = [
-            Reading(
-                NOW_US - chance.randrange(10**9),
-                chance.choice(("room-1", "a/b", "ä", "pump")) if name != "senml" else "room-1",
-                chance.choice(("t", "rpm", "µ")),
-                chance.choice((21.5, -0.0, 1e300, 2.0**53, float(chance.randrange(99)))),
-            )
-            for _ in range(chance.choice((1, 2, 5)))
-        ]
-        body = changed(written(name, facts), chance)
-        expected = ORACLES[name](body)
-        try:
-            found = decoded(name, body)
-        except Refused:
-            counts["refused"] += 1
-            assert not expected, body
-            continue
-        if expected is None:
-            counts["some"] += 1
-            continue
-        counts["readings"] += 1
-        assert found.errors == [], body
-        assert [*map(encode_reading, readings_of(found))] == [*map(encode_reading, expected)], body
-    return counts
 
 
 @pytest.mark.parametrize("name", BEGIN)
