@@ -201,7 +201,7 @@ class MqttBridge:
 
     async def _send(self, parts: list[MessagePart]) -> None:
         """Post messages until each is taken, a dead letter, set aside, or sent again."""
-        todo = [parts]
+        todo = [list(parts)]  # a try leaves out what is not wanted any more
         for each in parts:
             self._in_work[id(each.message)] = each.message
         try:
