@@ -32,8 +32,8 @@ from ingest.http_client.target import Target, is_loopback
 from ingest.model.errors import ConfigError, StartError
 from ingest.mqtt.bridge import MqttBridge
 from ingest.mqtt.broker_address import MqttAddress
-from ingest.mqtt.connection import NEVER_S, MqttWish
 from ingest.mqtt.gathering import JsonForm, LineForm, PostBounds
+from ingest.mqtt.messages import NEVER_S, MqttWish
 from ingest.mqtt.session import MqttSession
 from ingest.mqtt.tally import MqttFigures, MqttTally
 from ingest.system import logs

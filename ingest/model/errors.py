@@ -117,6 +117,10 @@ class NoReply(IngestError):
     """A server of others did not answer. It may have done all of what it was asked for."""
 
 
+class MqttAway(IngestError):
+    """There is no connection to the MQTT broker, or no more. The text says why."""
+
+
 class CommitRefused(NotKept):
     """No writer takes a post with `ack=committed` now. Nothing of it is kept."""
 

@@ -16,16 +16,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Sequence
 
-from ingest.http_client.client import ServerReply
 from ingest.http_client.retry_after import retry_after_s
 from ingest.model.errors import ConfigError, DeadLettersBroken, DeadLettersFull, NoReply
-from ingest.model.letter import REFUSED_BY_SERVICE, Letter
 from ingest.model.ports import DeadLetters
-from ingest.mqtt.connection import MqttConnection, MqttMessage
 from ingest.mqtt.gathering import MessageForm, MessagePart, PostBounds, Unusable, WaitingMessages
+from ingest.mqtt.messages import AckPort, MqttMessage
+from ingest.mqtt.service_port import QUOTED_CHARACTERS, PostHeaders, ServicePort, letter_of
 from ingest.mqtt.tally import MqttTally
 from ingest.mqtt.verdicts import PostAnswer, PostVerdict, answer_of
 from ingest.system import clock
@@ -35,26 +33,8 @@ from ingest.system.logs import Occasionally, get_logger
 AGAIN_S_MIN = 0.2  # the bound of the first pause
 WARNING_S = 60.0
 HELD_BYTES_MAX = 32 * 1024**2
-QUOTED_CHARACTERS = 200
 
 _log = get_logger("mqtt")
-
-
-class ServicePort(Protocol):
-    """Posts to the service; see http_client/client.py."""
-
-    async def post(self, body: bytes, headers: Mapping[str, str]) -> ServerReply:
-        """Return the answer. Raises NoReply."""
-
-    def abort(self) -> None:
-        """Let all posts end now."""
-
-
-class Headers(Protocol):
-    """Makes the headers of a post."""
-
-    def __call__(self) -> Mapping[str, str]:
-        """Return them; with the token of now. Raises ConfigError."""
 
 
 class MqttBridge:
@@ -67,7 +47,7 @@ class MqttBridge:
         dead_letters: DeadLetters,
         tally: MqttTally,
         *,
-        headers: Headers,
+        headers: PostHeaders,
         bounds: PostBounds,
         held_max: int,
         in_flight: int,
@@ -88,7 +68,7 @@ class MqttBridge:
         self._unusable: deque[tuple[MqttMessage, Unusable]] = deque()
         self._aside: deque[MessagePart] = deque()  # refused for now; tried again one by one
         self._in_work: dict[int, MqttMessage] = {}  # by id()
-        self._paused: set[MqttConnection] = set()
+        self._paused: set[AckPort] = set()
         self._arrived = asyncio.Event()
         self._full = asyncio.Event()
         self._again = asyncio.Event()  # wakes those who pause
@@ -201,7 +181,7 @@ class MqttBridge:
 
     async def _send(self, parts: list[MessagePart]) -> None:
         """Post messages until each is taken, a dead letter, set aside, or sent again."""
-        todo = [parts]
+        todo = [list(parts)]  # a try leaves out what is not wanted any more
         for each in parts:
             self._in_work[id(each.message)] = each.message
         try:
@@ -294,7 +274,7 @@ class MqttBridge:
                 return
             try:
                 await self._dead_letters.append(
-                    [_letter(each, self._form, code, why) for each in messages]
+                    [letter_of(each, self._form, code, why) for each in messages]
                 )
                 break
             except (DeadLettersFull, DeadLettersBroken) as error:
@@ -355,19 +335,6 @@ class MqttBridge:
         left_out = self._occasionally.due(why)
         if left_out is not None:
             _log.warning("mqtt_post_failed", why=why, similar_suppressed=left_out)
-
-
-def _letter(message: MqttMessage, form: MessageForm, code: str, why: str) -> Letter:
-    return Letter(
-        reason=REFUSED_BY_SERVICE,
-        code=code,
-        message=f"topic {message.topic[:QUOTED_CHARACTERS]!r}: {why[:QUOTED_CHARACTERS]}",
-        received_us=message.received_us,
-        original=message.payload,
-        attempts=1,
-        format=form.name,
-        source=form.path,
-    )
 
 
 async def _all(tasks: Iterable[asyncio.Task[None]]) -> None:

@@ -5,8 +5,7 @@ identifier that the broker uses again is never acknowledged by mistake. Acknowle
 order of the messages, as MQTT wants it. No call but `open` waits.
 Does not: connect again (session.py).
 
-The library works without its threads here: the event loop tells it when the socket can be read.
-Only connecting blocks, so that is done in a thread.
+The library has no thread here, but to connect: the event loop tells it when it can read.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from paho.mqtt.client import (
     Client,
@@ -28,67 +27,14 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from ingest.model.errors import IngestError
-from ingest.mqtt.broker_address import MqttAddress
+from ingest.model.errors import MqttAway
+from ingest.mqtt.messages import MqttMessage, MqttSessionFacts, MqttWish
 
 READS_MAX = 64  # packets in a round of the event loop
 PACKET_BYTES_MAX = 16 * 1024**2  # the broker drops what is larger, and tells nobody
-NEVER_S = 0xFFFFFFFF  # as a session's expiry: it does not end
+VERSIONS = {5: MQTTProtocolVersion.MQTTv5, 3: MQTTProtocolVersion.MQTTv311}
 TAKEN_OVER = 142  # another client has connected with our name
 GIVES_UP = 128  # reason codes from here on are failures
-
-
-class MqttAway(IngestError):
-    """There is no connection to the broker, or no more. The text says why."""
-
-
-class MqttWish(NamedTuple):
-    """How to connect, and what to subscribe to. Times in seconds; `version` is 5 or 3."""
-
-    address: MqttAddress
-    client_id: str
-    topics: Sequence[str]
-    version: int = 5
-    receive_max: int = 1000
-    session_s: int = NEVER_S
-    keepalive_s: int = 30
-    connect_s_max: float = 5.0
-
-
-class MqttSessionFacts(NamedTuple):
-    """What the broker has granted. `qos` is the lowest of all filters."""
-
-    is_old: bool  # the broker has kept the session, with messages that wait
-    session_s: int
-    qos: int
-
-
-class MqttMessage:
-    """A message: its payload, and how to acknowledge it. `packet_id` is 0 with QoS 0."""
-
-    __slots__ = ("connection", "is_again", "packet_id", "payload", "received_us", "topic")
-
-    def __init__(
-        self,
-        topic: str,
-        payload: bytes,
-        received_us: int,
-        *,
-        packet_id: int = 0,
-        connection: MqttConnection | None = None,
-        is_again: bool = False,
-    ) -> None:
-        self.topic = topic
-        self.payload = payload
-        self.received_us = received_us
-        self.packet_id = packet_id
-        self.connection = connection
-        self.is_again = is_again
-
-    @property
-    def is_wanted(self) -> bool:
-        """Whether we still have to care for it: else the broker sends it again."""
-        return self.packet_id == 0 or (self.connection is not None and self.connection.is_open)
 
 
 class MqttConnection:
@@ -119,9 +65,7 @@ class MqttConnection:
         self._client = Client(
             CallbackAPIVersion.VERSION2,
             client_id=wish.client_id,
-            protocol=MQTTProtocolVersion.MQTTv5
-            if wish.version == 5
-            else MQTTProtocolVersion.MQTTv311,
+            protocol=VERSIONS[wish.version],
             clean_session=None if wish.version == 5 else False,
             reconnect_on_failure=False,
             manual_ack=True,
@@ -141,6 +85,7 @@ class MqttConnection:
             client.username_pw_set(wish.address.user, password or None)
         if tls is not None:
             client.tls_set_context(tls)
+        is_done = False
         try:
             await self._loop.run_in_executor(None, self._connect)
             self._attach()
@@ -150,12 +95,12 @@ class MqttConnection:
                     raise properties
                 self._subscribe()
                 granted = await self._granted
+            is_done = True
         except (OSError, ValueError) as error:  # a ValueError: a host name that cannot be one
-            self.abandon()
             raise MqttAway(self._why or str(error) or "no answer in time") from error
-        except BaseException:
-            self.abandon()
-            raise
+        finally:
+            if not is_done:
+                self.abandon()
         refused = [
             f"{topic} ({ReasonCode(PacketTypes.SUBACK, identifier=code).getName()})"
             for topic, code in zip(wish.topics, granted, strict=False)

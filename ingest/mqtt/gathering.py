@@ -19,7 +19,7 @@ import msgspec
 import orjson
 
 from ingest.model.letter import JSON, LINE
-from ingest.mqtt.connection import MqttMessage
+from ingest.mqtt.messages import MqttMessage
 
 BLANKS = b" \t\r\n"
 # A line with texts, each closed in its line: then no text goes on in the next message. It is

@@ -22,7 +22,8 @@ from tests.clients.document import NAME as SCHEMATHESIS
 from tests.clients.document import try_document
 from tests.clients.judge import says_so
 from tests.clients.libraries import CLIENTS, Libraries, MissingProgram
-from tests.clients.trial import Result, World, opened, try_client
+from tests.clients.running import World, opened
+from tests.clients.trial import Result, try_client
 
 COLUMNS = "client|version|token as|points|told kept|in table|lost|doubled|altered|errors shown"
 NAMES = [*(client.name for client in CLIENTS), SCHEMATHESIS]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.clients.trial import World, make_token
+from tests.clients.running import World, make_token
 from tests.system.service import REPOSITORY, environment
 
 NAME = "schemathesis"

@@ -40,6 +40,11 @@ class Client(NamedTuple):
         return re.sub("[^a-z0-9]+", "_", self.name).strip("_")
 
     @property
+    def needs_broker(self) -> bool:
+        """Whether it writes to an MQTT broker."""
+        return self.library == "paho-mqtt"
+
+    @property
     def is_node(self) -> bool:
         """Whether it is JavaScript."""
         return self.words[0].endswith(".js")
@@ -58,6 +63,7 @@ CLIENTS = (
     _python("influxdb3-python", "influxdb_3", "synchronous", sent_as="Bearer"),
     _python("questdb", "questdb", sent_as="Basic"),
     _python("questdb", "questdb", "bearer", sent_as="Bearer"),
+    _python("paho-mqtt", "paho_mqtt", sent_as="ingest mqtt"),
     Client("influx (npm)", "influx", ("influx.js",), "Basic"),
     Client(
         *("@influxdata/influxdb-client (npm)", "@influxdata/influxdb-client"),

@@ -54,12 +54,9 @@ async def test_each_message_is_stored_once_through_kills_of_all_three(open_tmp_p
     async with (
         Mosquitto(tmp_path / "broker", PERSISTENT) as broker,
         publisher(broker.port) as client,
-        Service(tmp_path / "service") as service,
+        Service(tmp_path / "service", listen=f"127.0.0.1:{free_port()}") as service,
+        process(tmp_path / "state", broker, service) as ours,
     ):
-        port = int(service.url.rpartition(":")[2])
-        fixed = Service(tmp_path / "service", listen=f"127.0.0.1:{port}")
-        ours = process(tmp_path / "state", broker, service)
-        await ours.start()
         await ours.wait_receiving()
 
         publishing = asyncio.create_task(publish(client, map(item, range(PART))))
@@ -83,22 +80,21 @@ async def test_each_message_is_stored_once_through_kills_of_all_three(open_tmp_p
         await ours.wait_state("broker_away")
         await broker.start()
         await ours.wait_state("service_away")
-        async with fixed:
-            await ours.wait_state("receiving")
-            await publish(client, map(item, range(3 * PART, 4 * PART)))
-            await stored(fixed, 4 * PART)
-            async with asyncio.timeout(20):
-                while await ours.sample("ingest_mqtt_held_messages"):  # noqa: ASYNC110
-                    await asyncio.sleep(0.05)
-            code, output = await ours.stop()
-            assert code == 0, output
-            assert "left_to_broker=0" in output
+        await service.start()
+        await ours.wait_state("receiving")
+        await publish(client, map(item, range(3 * PART, 4 * PART)))
+        await stored(service, 4 * PART)
+        async with asyncio.timeout(20):
+            while await ours.sample("ingest_mqtt_held_messages"):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        code, output = await ours.stop()
+        assert code == 0, output
+        assert "left_to_broker=0" in output
         letters = await run_command(
             *("ingest", "dlq", "list", "--mqtt", "default", "--state-dir", tmp_path / "state")
         )
         assert "garbage" in letters.stdout
         assert "all_invalid" in letters.stdout
-        await ours.kill()
 
 
 async def test_two_share_a_topic_and_one_is_killed(open_tmp_path: Path) -> None:
@@ -110,9 +106,10 @@ async def test_two_share_a_topic_and_one_is_killed(open_tmp_path: Path) -> None:
         Service(tmp_path / "service") as service,
     ):
         more = {"topic": "$share/ingest/sensors/#"}
-        async with process(tmp_path / "a", broker, service, client_id="a", **more) as first:
-            second = process(tmp_path / "b", broker, service, client_id="b", **more)
-            await second.start()
+        async with (
+            process(tmp_path / "a", broker, service, client_id="a", **more) as first,
+            process(tmp_path / "b", broker, service, client_id="b", **more) as second,
+        ):
             for each in (first, second):
                 await each.wait_receiving()
             await publish(client, map(item, range(PART)))
@@ -127,7 +124,6 @@ async def test_two_share_a_topic_and_one_is_killed(open_tmp_path: Path) -> None:
             await stored(service, 2 * PART)
             code, _ = await second.stop()
             assert code == 0
-            await second.kill()
 
 
 async def test_blocks_of_the_page_bring_a_message_into_the_table(open_tmp_path: Path) -> None:

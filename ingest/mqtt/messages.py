@@ -1,0 +1,77 @@
+"""A message of a broker, and what a connection is asked for and grants."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from ingest.mqtt.broker_address import MqttAddress
+
+NEVER_S = 0xFFFFFFFF  # as a session's expiry: it does not end
+
+
+class AckPort(Protocol):
+    """The connection that a message came by; see connection.py."""
+
+    is_open: bool
+
+    def ack(self, packet_id: int) -> None:
+        """Acknowledge a message, once all before it are."""
+
+    def pass_by(self, packet_id: int) -> None:
+        """Let later messages be acknowledged before this one."""
+
+    def pause(self) -> None:
+        """Read nothing more, until `resume`."""
+
+    def resume(self) -> None:
+        """Read again."""
+
+
+class MqttWish(NamedTuple):
+    """How to connect, and what to subscribe to. Times in seconds; `version` is 5 or 3."""
+
+    address: MqttAddress
+    client_id: str
+    topics: Sequence[str]
+    version: int = 5
+    receive_max: int = 1000
+    session_s: int = NEVER_S
+    keepalive_s: int = 30
+    connect_s_max: float = 5.0
+
+
+class MqttSessionFacts(NamedTuple):
+    """What the broker has granted. `qos` is the lowest of all filters."""
+
+    is_old: bool  # the broker has kept the session, with messages that wait
+    session_s: int
+    qos: int
+
+
+class MqttMessage:
+    """A message: its payload, and how to acknowledge it. `packet_id` is 0 with QoS 0."""
+
+    __slots__ = ("connection", "is_again", "packet_id", "payload", "received_us", "topic")
+
+    def __init__(
+        self,
+        topic: str,
+        payload: bytes,
+        received_us: int,
+        *,
+        packet_id: int = 0,
+        connection: AckPort | None = None,
+        is_again: bool = False,
+    ) -> None:
+        self.topic = topic
+        self.payload = payload
+        self.received_us = received_us
+        self.packet_id = packet_id
+        self.connection = connection
+        self.is_again = is_again
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether we still have to care for it: else the broker sends it again."""
+        return self.packet_id == 0 or (self.connection is not None and self.connection.is_open)
