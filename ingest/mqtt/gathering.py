@@ -124,7 +124,7 @@ class LineForm:
         is_open = b'"' in body and _CLOSED_LINES.fullmatch(body) is None
         if is_open or body.endswith(b"\\"):
             return MessagePart(message, body, rows, is_last=True)
-        lines = [_with_time(line.rstrip(), message) for line in body.split(b"\n")]
+        lines = [_with_time(line, message) for line in body.split(b"\n")]
         return MessagePart(message, b"\n".join(lines), rows)
 
     def join(self, parts: Sequence[MessagePart]) -> bytes:
@@ -133,9 +133,10 @@ class LineForm:
 
 
 def _with_time(line: bytes, message: MqttMessage) -> bytes:
-    if _WITHOUT_TIME.fullmatch(line) is None:
-        return line
-    return b"%b %d" % (line, message.received_us)
+    stripped = line.removesuffix(b"\r").rstrip(b" ")
+    if _WITHOUT_TIME.fullmatch(stripped) is None:
+        return line  # as it is: behind a backslash a space has a meaning
+    return b"%b %d" % (stripped, message.received_us)
 
 
 class PostBounds(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ingest.mqtt.gathering import (
@@ -100,6 +100,7 @@ def test_message_without_an_item_adds_nothing(payload: bytes) -> None:
     assert LineForm().part(message(b"\n")) is None
 
 
+@example([b"\\ ", b"a"])
 @given(st.lists(LINE_BYTES, max_size=5))
 def test_lines_of_a_message_are_read_as_if_it_came_alone(payloads: list[bytes]) -> None:
     """By an oracle that shares no code with us: the same readings, and as many errors."""
