@@ -46,14 +46,14 @@ async def try_document(world: World, programs: Path, *, requests: int, seed: int
     file = world.service.state_dir.parent / "openapi.json"
     words = (str(file), "--url", world.service.url, "--header", f"Authorization: Bearer {token}")
     file.write_text(_without(text, "400"))
-    control = await _run(programs / NAME, *_command(words, 10, seed))
+    control = await _run(file.parent, programs / NAME, *_command(words, 10, seed))
     fault = "" if "Undocumented status code" in control else f"the control is green:{control}"
     file.write_text(text)
-    fault = fault or await _run(programs / "openapi-spec-validator", str(file))
+    fault = fault or await _run(file.parent, programs / "openapi-spec-validator", str(file))
     of_control, answers = await _answers(world), Counter[int]()
     while not fault and (missing := requests - answers.total()) > 0:
         examples = min(EXAMPLES_MAX, 10 + missing // 12)
-        fault = await _run(programs / NAME, *_command(words, examples, seed))
+        fault = await _run(file.parent, programs / NAME, *_command(words, examples, seed))
         before, answers = answers, await _answers(world) - of_control
         if answers.total() == before.total():
             fault = fault or "it has sent nothing"
@@ -91,13 +91,13 @@ async def _answers(world: World) -> Counter[int]:
     return found
 
 
-async def _run(program: Path, *words: str) -> str:
-    """Run a program; return what it printed if it failed, else nothing."""
+async def _run(folder: Path, program: Path, *words: str) -> str:
+    """Run a program in a folder; return what it printed if it failed, else nothing."""
     hooks = {"SCHEMATHESIS_HOOKS": "tests.clients.openapi_hooks", "PYTHONPATH": str(REPOSITORY)}
     process = await asyncio.create_subprocess_exec(
         program,
         *words,
-        cwd=REPOSITORY,
+        cwd=folder,  # it leaves a cache there
         env=environment(hooks),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
