@@ -32,7 +32,9 @@ BODY = (
     *("body_timeout", "body_too_large", "inflated_too_large", "bad_encoding"),
     *("unsupported_encoding", "buffer_full"),
 )
-JSON_ONLY = frozenset({"not_json", "unknown_parameter", "unsupported_media_type"})
+JSON_ONLY = frozenset(
+    {"not_json", "not_msgpack", "not_senml", "unknown_parameter", "unsupported_media_type"}
+)
 LINES_ONLY = frozenset({"not_lines"})
 
 
@@ -49,7 +51,7 @@ KINDS: dict[str, tuple[Sequence[str], Callable[[str], int]]] = {
     "post": (_posts(), _status),
     "readings": (_posts(LINES_ONLY | {"busy"}), _status),
     "lines": (_posts(JSON_ONLY | {"busy"}), line_status),
-    "source": (_posts(LINES_ONLY | LATER), _status),
+    "source": (_posts(LINES_ONLY | LATER | {"not_msgpack", "not_senml"}), _status),
     "open": (OPEN, _status),
     "stub": (OPEN, line_status),
     "question": ((*OPEN, "bad_parameter"), line_status),

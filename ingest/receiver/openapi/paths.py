@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from ingest.formats.media_type import FORMATS
 from ingest.http.plain_body import BodyLimits
+from ingest.model.letter import NDJSON
 from ingest.receiver.keeper import READINGS
 from ingest.receiver.line_query import PRECISIONS
 from ingest.receiver.lines import PREFIXES, WRITE_PATHS
@@ -36,6 +37,18 @@ _BODIES: dict[str, Schema] = {
     JSON: {
         "schema": {"oneOf": [ref("schemas", "Item"), array(ref("schemas", "Item"))]},
         "example": {"device_id": "boiler-7", "metric": "temperature", "value": 21.5},
+    },
+    **{
+        name: {
+            "schema": TEXT,
+            "example": '{"device_id":"boiler-7","metric":"temperature","value":21.5}\n',
+        }
+        for name, form in FORMATS.items()
+        if form.name == NDJSON
+    },
+    "application/senml+json": {
+        "schema": {"type": "array", "items": {"type": "object"}},
+        "example": [{"n": "urn:dev:mac:0024befffe804ff1:temperature", "u": "Cel", "v": 21.5}],
     },
 }
 _LINE: Schema = {"schema": TEXT, "example": "room,device=pi-1 temperature=21.5,humidity=40i"}
