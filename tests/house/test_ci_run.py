@@ -65,9 +65,9 @@ def test_it_has_80_minutes_and_runs_a_selection_of_faults_that_exists() -> None:
     assert set(names_of(chosen.only)) < set(FAULTS)
 
 
-def test_it_runs_all_clients_within_six_minutes() -> None:
+def test_it_runs_all_clients_in_bounded_time() -> None:
     """The step takes no flag, so it runs each client with the usual number of points."""
-    assert re.search(r"^timed timeout .* 6m \./run clients$", RUN, re.MULTILINE)
+    assert re.search(r"^timed timeout .* 10m \./run clients$", RUN, re.MULTILINE)
 
 
 def test_it_tests_receiver_and_http_without_known_heads() -> None:
