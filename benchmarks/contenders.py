@@ -30,6 +30,7 @@ INSERTS_S_MIN = 3.0
 COPY_ROWS_PER_S = 500_000  # about; says how many rows a run of `seconds` copies
 JOURNAL = ("--buffer", "journal")
 COMMITTED = f"{wrk.READINGS}?ack=committed"
+LINES = "/write?precision=u&ack=durable"  # the same bytes as InfluxDB gets
 
 
 class Plan(NamedTuple):
@@ -83,7 +84,7 @@ def running_service(*flags: str) -> Iterator[Service]:
 
 def warm_up(service: Service, script: str, target: str = wrk.READINGS) -> None:
     """Drive a service for WARM_S, until all is in the table."""
-    wrk.drive(script, service.port, WARM_S, WARM_US, target=target)
+    wrk.drive(script, service.port, WARM_S, WARM_US, target=target, form=_form(target))
     service.quiet()
 
 
@@ -94,7 +95,8 @@ def service_peak(
     rows = wrk.ROWS[script]
     before, cpu = service.committed(), service.cpu()
     began_s = time.monotonic()
-    peak = wrk.drive(script, service.port, seconds, first_us, target=target)
+    form = _form(target)
+    peak = wrk.drive(script, service.port, seconds, first_us, target=target, form=form)
     samples = service.quiet()
     took_s = time.monotonic() - began_s
     used = service.cpu()
@@ -108,6 +110,10 @@ def service_peak(
         "postgres_cores": (used.postgres_s - cpu.postgres_s) / took_s,
         "rss_peak_mib": service.child.rss_peak_mib(),
     }
+
+
+def _form(target: str) -> str:
+    return "line" if target.startswith("/write") else "json"
 
 
 def check_table(service: Service) -> None:
@@ -213,6 +219,7 @@ WAYS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("_committed", "memory, ack=committed", COMMITTED, ()),
     ("_journal_buffered", "journal, ack=buffered", f"{wrk.READINGS}?ack=buffered", JOURNAL),
     ("_journal_durable", "journal, ack=durable", f"{wrk.READINGS}?ack=durable", JOURNAL),
+    ("_lines_durable", "line protocol, journal, ack=durable", LINES, JOURNAL),
 )
 
 
