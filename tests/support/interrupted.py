@@ -47,11 +47,12 @@ class Unfinished:
         for pid in children:
             writer.line(process_line(pid))
         writer.flush()
-        for pid in children:
-            if "sys.stdin.readline" in _read(pid, "cmdline"):  # a test process of xdist
+        tests = [pid for pid in children if "sys.stdin.readline" in _read(pid, "cmdline")]
+        for number in (signal.SIGABRT, signal.SIGKILL):  # ABRT: the stacks of all threads
+            for pid in tests:  # those that xdist has started
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGABRT)  # pytest prints the stacks of all threads then
-        time.sleep(STACKS_S)
+                    os.kill(pid, number)
+            time.sleep(STACKS_S)
 
 
 def descendants(pid: int) -> list[int]:
