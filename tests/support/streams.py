@@ -20,9 +20,10 @@ from ingest.http.response import Answer
 from ingest.model.block import SHARED_ROWS_MAX, Block
 from ingest.model.errors import BrokerOutcomeUnknown, NotKept, Refused
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
+from ingest.model.letter import JSON
 from ingest.model.ports import BufferStats, JournalStats, Reservation, Sizes, Told, Work
 from ingest.receiver.ack_waits import AckWaits
-from ingest.receiver.keeper import Keeper
+from ingest.receiver.keeper import Keeper, PostTerms
 from ingest.receiver.query import Query
 from tests.support.fakes import FakeDatabase, FakeDeadLetters
 
@@ -342,7 +343,8 @@ class Poster:
         self.posts.append(post)
         block.sender = "192.0.2.1"
         decoded = Decoded(block, [INVALID] * invalid)
-        reply = self.keeper.take(post, Query(ack=ack), decoded, block.received_s)  # type: ignore[arg-type]
+        terms = PostTerms(Query(ack=ack), JSON, device="")
+        reply = self.keeper.take(post, terms, decoded, block.received_s)  # type: ignore[arg-type]
         if isinstance(reply, Answer):
             post.reply(reply)
         elif reply is not None:
