@@ -141,8 +141,9 @@ class MqttService:
             auto_replay=False,
             rules=make_rules(settings),
         )
+        tls = tls_context(wanted.tls) if wanted.address.tls else None
         self._make_bridge()
-        self._make_session()
+        self._make_session(tls)
         exposition = MqttExposition(self.tally, self.figures, name=wanted.name, version=__version__)
         self._admin = SmallAdmin(exposition.text, self.readyz)
 
@@ -176,7 +177,7 @@ class MqttService:
         headers = {"Content-Type": self._form.media_type}
         return {**headers, "Authorization": f"Bearer {token}"} if token else headers
 
-    def _make_session(self) -> None:
+    def _make_session(self, tls: ssl.SSLContext | None) -> None:
         wanted, options = self._wanted, self._wanted.options
         left = self._known_topics()
         self._session = MqttSession(
@@ -192,7 +193,7 @@ class MqttService:
             ),
             self.tally,
             secret=wanted.password,
-            tls=tls_context(wanted.tls) if wanted.address.tls else None,
+            tls=tls,
             take=self._bridge.take,
             left_topics=[each for each in left or () if each not in wanted.topics],
             expects_old=left is not None,

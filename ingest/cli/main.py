@@ -27,7 +27,7 @@ COMMANDS: dict[str, str] = {
     "gateway": "take posts, and publish them to the stream of a broker",
     "writer": "take messages of the stream of a broker, and write them to PostgreSQL",
     "token": "make, list and end the tokens of those who post",
-    "sources": "show how bodies of other senders are mapped to readings, and try one",
+    "sources": "show how JSON of other senders becomes readings, and try it with a body",
     "schema": "create the table, or compare it with what is needed",
     "stream": "make the stream of the broker, check it, or show its state",
     "forward": "post the readings of the stream to a webhook",

@@ -28,7 +28,7 @@ exit codes: 0 stopped in order, 1 stopped by a fault of its own, 2 it could not 
 PASSWORD_VARIABLE, TOKEN_VARIABLE = "INGEST_MQTT_PASSWORD", "INGEST_MQTT_TOKEN"
 ACKS = ("buffered", "durable", "committed")
 SERVICE_URL = "http://127.0.0.1:8080"
-NO_LIBRARY = "ingest mqtt needs the package paho-mqtt: pip install 'iot-ingest[mqtt]'"
+NO_LIBRARY = "ingest mqtt needs the package paho-mqtt, 2.2 or later: pip install paho-mqtt"
 
 _OPTION = "option."
 
@@ -54,7 +54,7 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
         "--name",
         type=forward_name,
         default="default",
-        help="its folder of dead letters, and a part of its client id [default]",
+        help="name of this process: names its folder of dead letters and its client id [default]",
     )
     add(
         "--client-id",
@@ -70,7 +70,7 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
         "--mqtt-version",
         choices=("5", "3.1.1"),
         default="5",
-        help="3.1.1 has no receive window and no end of sessions [5]",
+        help="with 3.1.1 the broker decides how much it sends, and how long it keeps messages [5]",
     )
     add("--url", default=SERVICE_URL, help=f"the service [{SERVICE_URL}]")
     add("--token-file", metavar="FILE", help="the token for the service; read at each post")
@@ -114,7 +114,12 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
         name=args.name,
         address=mqtt_address(args.mqtt_url),
         topics=tuple(dict.fromkeys(args.topic)),
-        target=target_of(args.url.rstrip("/") + path, plain_http=args.plain_http),
+        target=target_of(
+            args.url.rstrip("/") + path,
+            plain_http=args.plain_http,
+            name="--url",
+            instead="send a token instead (--token-file)",
+        ),
         form=args.format,
         client_id=args.client_id,
         version=5 if args.mqtt_version == "5" else 3,

@@ -131,7 +131,9 @@ def _chosen(name: str, settings: Settings) -> Source:
         print(f"no source is called {name}; this is the preset as it is", file=sys.stderr)
         return compile_source({"preset": name})
     known = [*sources, *PRESETS]
-    raise IngestError(f"there is no source {name!r}{nearest(name, known)}: see ingest sources list")
+    file = settings.sources_file
+    seen = f"; {file} has {', '.join(sources) or 'none'}" if file else "; add --sources-file FILE"
+    raise IngestError(f"there is no source {name!r}{nearest(name, known)}{seen}")
 
 
 def _read(body: bytes, source: Source, roots: dict[str, Any], settings: Settings) -> dict[str, Any]:
@@ -172,7 +174,9 @@ def _text(document: dict[str, Any]) -> str:
         field = f" at {each['field']}" if each["field"] else ""
         lines.append(f"document {each['index']}: {each['code']}{field}: {each['message']}")
     if document["ignored"]:
-        lines.append(f"ignored: {document['ignored']} (`when`, or nothing was sent)")
+        lines.append(
+            f"ignored: {document['ignored']} (left out by `when`, `only` or `except`, or empty)"
+        )
     return "\n".join(lines)
 
 

@@ -18,6 +18,7 @@ from ingest.config.loading import Loaded
 from ingest.config.settings import Settings
 from ingest.config.values import moment_us
 from ingest.model.errors import IngestError
+from ingest.model.letter import JSON, LINE, MAPPED, MSGPACK, NDJSON, SENML
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,6 +32,7 @@ A running service reads the file by itself. docs/tokens.md says how clients send
 
 exit codes: 0 done, 1 the file cannot be written: the line to add is printed"""
 OVERLAP_DAYS = 30.0
+FORMS = (JSON, NDJSON, MSGPACK, SENML, LINE, MAPPED)  # that a token may be limited to
 _DATE = re.compile(r"\d{4}-\d\d-\d\d")
 _DAY_US = 86_400_000_000
 
@@ -73,12 +75,17 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
 def _new_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="shown in lists and logs: no secret")
     for flag, what in (
-        ("devices", "devices that it may speak for, as in 'greenhouse-*'; may be repeated"),
-        ("sources", "where it may post, as in readings; may be repeated"),
-        ("formats", "formats that it may post, as in json; may be repeated"),
+        ("devices", "devices that it may send readings of, as in 'greenhouse-*'; may be repeated"),
+        ("sources", "where it may post: readings, line, or the name of a source; may be repeated"),
+        ("formats", f"formats that it may post: {', '.join(FORMS)}; may be repeated"),
     ):
         parser.add_argument(f"--{flag}", metavar="TEXT", action="append", default=[], help=what)
-    parser.add_argument("--device", metavar="ID", default="", help="the one device of the token")
+    parser.add_argument(
+        "--device",
+        metavar="ID",
+        default="",
+        help="the only device that it may send readings of, also if a post names none",
+    )
     parser.add_argument(
         "--admin",
         choices=("read", "operate"),
@@ -167,6 +174,8 @@ def _new(args: argparse.Namespace, settings: Settings) -> int:
         )
     if args.devices and args.device:
         raise IngestError("a token has --devices or --device, not both")
+    if unknown := [each for each in args.formats if each not in FORMS]:
+        raise IngestError(f"there is no format {unknown[0]!r}; there are {', '.join(FORMS)}")
     if args.admin and (args.devices or args.device or args.sources or args.formats):
         raise IngestError("a token with --admin posts nothing: it has no devices or sources")
     entry = TokenEntry(

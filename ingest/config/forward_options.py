@@ -18,7 +18,7 @@ class ForwardOptions:
     send_bytes_max: int = setting(MIB, "largest body of a post", within=(4 * KIB, 64 * MIB))
     send_connect_s_max: float = setting(5.0, "time to connect to the target", within=(0.1, 60))
     send_s_max: float = setting(
-        30.0, "deadline of a post, from its begin to the end of the answer", within=(0.1, 600)
+        30.0, "deadline of a post, from its start to the end of the answer", within=(0.1, 600)
     )
     send_retry_s_max: float = setting(
         60.0, "longest pause between tries; a longer Retry-After is cut", within=(0.01, 3600)

@@ -78,10 +78,12 @@ class Settings:
     line_prefix: bool = setting(
         False, "put the name of the database or bucket in front of the metrics of line protocol"
     )
-    sources_file: str = setting("", "file with a `[[source]]` table for each sender of other JSON")
+    sources_file: str = setting(
+        "", "file with the sources: a `[[source]]` table for each sender with JSON of its own"
+    )
     answer_s_max: float = setting(
         4.0,
-        "longest time from the body to the answer, but not of /v1/readings: clients hang up at 5 s",
+        "for line protocol and sources: longest time from body to answer; clients hang up at 5 s",
         within=(0.1, 60),
     )
     receiver_bytes_max: int = setting(
@@ -109,20 +111,22 @@ class Settings:
     tls_key_file: str = setting("", "private key of tls_cert_file, PEM without a password")
     sender_readings_per_s_max: float = setting(
         0.0,
-        "most readings a second of one token, or network without tokens; 0: no limit",
+        "most readings a second of one token (or network, if nobody needs one); 0: no limit",
         within=(0, 1e9),
     )
     sender_posts_per_s_max: float = setting(
         0.0,
-        "most posts a second of one token, or network without tokens; 0: no limit",
+        "most posts a second of one token (or network, if nobody needs one); 0: no limit",
         within=(0, 1e9),
     )
     sender_burst_s: float = setting(
-        10.0, "so many seconds of its rates a sender may use at once", within=(0.1, 3600)
+        10.0,
+        "a sender that was quiet may send at once what its rates allow in this time",
+        within=(0.1, 3600),
     )
     sender_connections_max: int = setting(
         0,
-        "most connections of one token, or network without tokens; 0: no limit",
+        "most connections of one token (or network, if nobody needs one); 0: no limit",
         within=(0, 1_000_000),
     )
     trusted_proxies: str = setting(

@@ -2,7 +2,7 @@
 
     a.b  a.0  "x-y".c     from the row: names of objects and places in lists; odd names in quotes
     .  ^a  $key           the row itself; from the whole document; the name that the row has
-    $query.x  $form  $header.x  $path.x  $token.device  $topic.2     what came beside the body
+    $query.x  $form  $header.x  $path.x  $token.device     what came beside the body
 
 A text with `{path}` in it is put together from what is at these paths. A text that begins with `=`
 is the rest of it, as it is. A path is compiled once; to follow it costs a call for each part.
@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-ROOTS = ("query", "form", "header", "path", "token", "topic")
+ROOTS = ("query", "form", "header", "path", "token")
 SECRET_HEADERS = frozenset(
     {"authorization", "proxy-authorization", "cookie", "x-api-key", "x-auth-token"}
 )
@@ -69,6 +69,8 @@ def compile_path(text: str) -> Read:
             return _document
     elif text.startswith("$"):
         name, dot, rest = text[1:].partition(".")
+        if not name:
+            raise ValueError(f"{text!r} is no path: a path begins with a name, as in a.b")
         if name not in ROOTS:
             known = ", ".join(f"${each}" for each in ("key", *ROOTS))
             raise ValueError(f"there is no ${name}; there are {known}")
@@ -94,6 +96,10 @@ def parts_of(text: str, whole: str) -> list[str]:
         at = found.end()
         if at == len(text):
             return parts
+        if text[at] in "{}":
+            raise ValueError(f"{whole!r} has a brace without its partner")
+        if text[at] == "[":
+            raise ValueError(f"{whole!r} is no path: a place in a list is written as in a.0")
         if text[at] != ".":
             raise ValueError(f"{whole!r} is no path: a point is missing behind {text[:at]!r}")
         at += 1

@@ -24,6 +24,9 @@ STEP_PARTS = 300  # members of objects, or values, that are read in one step
 FAULTS_MAX = 10  # of a document that are told
 FIELD_CHARACTERS_MAX = 80
 NO_DEVICE, NO_VALUE = "no_device", "no_value"
+NOTHING_NAMES_IT = (
+    "nothing names a device: `device` of the source leads nowhere, and the token has no device"
+)
 
 Fault = tuple[str | None, str, str]  # field, code, message
 
@@ -95,7 +98,7 @@ class _Reader:
             if found.has_device:
                 found.fault(None, NO_VALUE, "there is no number at the place of the values")
             else:
-                found.fault("device", NO_DEVICE, "nothing names a device")
+                found.fault("device", NO_DEVICE, NOTHING_NAMES_IT)
 
     def _is_meant(self) -> bool:
         """Whether the table says that nothing of the document is to be stored."""
@@ -134,7 +137,7 @@ class _Reader:
             found.has_device = found.has_device and bool(device)
             return
         if not device:
-            found.fault("device", NO_DEVICE, "nothing names a device")
+            found.fault("device", NO_DEVICE, NOTHING_NAMES_IT)
             return
         fault = name_fault(device)
         if fault is not None:

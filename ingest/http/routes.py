@@ -27,6 +27,7 @@ from ingest.model.ledger import Ledger
 from ingest.system.clock import monotonic_s
 from ingest.system.logs import Occasionally, get_logger
 
+PATTERNS_SHOWN_MAX = 20  # in the answer to a wrong path
 OTHER = "other"  # the label of all requests for which there is no page
 
 # The texts for faults that no page has found.
@@ -226,7 +227,8 @@ class Port:
 
     def _no_page(self, path: str, page: Route | None) -> Refused:
         if page is None:
-            return Refused("not_found", f"there are {', '.join(self._pages)}")
+            labels = (each.label for each in self._patterns[:PATTERNS_SHOWN_MAX])
+            return Refused("not_found", f"there are {', '.join([*self._pages, *labels])}")
         return Refused("method_not_allowed", f"{path} allows {' and '.join(page.methods)}")
 
     def _failed(self, request: Request, found: _Found, error: Exception) -> Answer:

@@ -18,29 +18,36 @@ class Target(NamedTuple):
     shown: str
 
 
-def target_of(url: str, *, plain_http: bool = False) -> Target:
+def target_of(
+    url: str,
+    *,
+    plain_http: bool = False,
+    name: str = "the target",
+    instead: str = "sign the posts instead (--secret-file)",
+) -> Target:
     """Return a checked URL. Raises ConfigError with a sentence for the user.
 
-    Readings leave this machine only by https://, unless `plain_http` is set.
+    Readings leave this machine only by https://, unless `plain_http` is set. `name` is what the
+    user calls the URL, `instead` what to do without a password in it.
     """
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
     except ValueError as error:  # brackets without an IPv6 address, a port that is no number
-        raise ConfigError(f"the target cannot be read as a URL: {error}") from None
+        raise ConfigError(f"{name} cannot be read as a URL: {error}") from None
     if parts.scheme not in {"http", "https"} or not host:
-        raise ConfigError("the target is not http://HOST/.. or https://HOST/..")
+        raise ConfigError(f"{name} is not http://HOST/.. or https://HOST/..")
     if not url.isascii() or not url.isprintable() or " " in url:
-        raise ConfigError("the target has a character that a URL may not have: write it as %XX")
+        raise ConfigError(f"{name} has a character that a URL may not have: write it as %XX")
     if "@" in parts.netloc:
         raise ConfigError(
-            "the target has a user or a password, which all users of this machine could read: sign "
-            "the posts instead (--secret-file)"
+            f"{name} has a user or a password, which all users of this machine could read: "
+            f"{instead}"
         )
     if parts.scheme == "http" and not (plain_http or is_loopback(host)):
         raise ConfigError(
-            f"the target {host} would get the readings without TLS: use https://, or --plain-http "
-            "if the way to it is safe"
+            f"{name}: {host} would get the readings without TLS: use https://, or --plain-http if "
+            "the network between is safe"
         )
     bracketed = f"[{host}]" if ":" in host else host
     return Target(url, f"{parts.scheme}://{bracketed}{f':{port}' if port else ''}")

@@ -54,7 +54,11 @@ class Senders:
             self._access.check_get(head)
         identity, query = self._access.identify(head, query, in_path, in_query=in_query)
         if not identity.covers(source, form):
-            raise Refused("outside_scope", f"the token may not send {form} here ({source})")
+            raise Refused(
+                "outside_scope",
+                f"the token is not for the source {source!r} with the format {form!r}: "
+                "`ingest token list` shows what it is for",
+            )
         if identity is ANYBODY:
             return KnownSender(identity, "", None), query
         name = f"token {identity.entry.name}"

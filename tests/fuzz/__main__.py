@@ -1,4 +1,6 @@
-"""`./run fuzz`: random bodies of each format against oracles; prints what became of them.
+"""`./run fuzz`: random bodies of each format, compared with other decoders.
+
+Prints a line for each format.
 
 Exit codes: 0 no difference; 1 a difference or an exception, which is printed with its body.
 """

@@ -55,7 +55,8 @@ def test_try_says_why_not(
     """Exit code 1 for a fault, 2 for a body that would be refused, or a wrong name."""
     at = ("--sources-file", str(file))
     code, out, _ = ran(monkeypatch, capsys, "try", "esp", *at, body=b'{"t":1}')
-    assert (code, out) == (1, "document 0: no_device at device: nothing names a device\n")
+    assert code == 1
+    assert out.startswith("document 0: no_device at device: nothing names a device: `device` ")
     code, _, said = ran(monkeypatch, capsys, "try", "esp", *at, body=b"{")
     assert code == 2
     assert "the post would be refused (not_json)" in said

@@ -114,6 +114,7 @@ async def test_rotate_of_a_token_that_expires_asks_when_the_new_one_does(
         (("new", "a b"), "letters"),
         (("new", "a", "--expires", "tomorrow"), "2028-01-01"),
         (("new", "a", "--devices", "x", "--device", "y"), "not both"),
+        (("new", "a", "--formats", "lines"), "there are json, ndjson"),
         (("rotate", "nobody"), "no live token"),
         (("disable", "nobody"), "no live token"),
         (("rotate", "a", "--overlap-days", "nan"), "days"),
