@@ -35,6 +35,7 @@ from ingest.mqtt.broker_address import MqttAddress
 from ingest.mqtt.gathering import JsonForm, LineForm, PostBounds
 from ingest.mqtt.messages import NEVER_S, MqttWish
 from ingest.mqtt.session import MqttSession
+from ingest.mqtt.source_form import DOCUMENTS_MAX, SourceForm
 from ingest.mqtt.tally import MqttFigures, MqttTally
 from ingest.system import logs
 from ingest.system import signals as app_signals
@@ -63,7 +64,8 @@ class MqttTls(NamedTuple):
 class MqttWanted(NamedTuple):
     """What an `ingest mqtt` has to do, as its command line says. `target` is the whole URL.
 
-    `password` and `token` are read at each use, so they may change.
+    With a `source`, messages go there, and `form` means nothing. `password` and `token` are read
+    at each use, so they may change.
     """
 
     name: str
@@ -71,6 +73,7 @@ class MqttWanted(NamedTuple):
     topics: tuple[str, ...]
     target: Target
     form: str = "json"
+    source: str = ""
     client_id: str = ""
     version: int = 5
     tls: MqttTls = MqttTls()
@@ -149,7 +152,8 @@ class MqttService:
 
     def _make_bridge(self) -> None:
         wanted, options = self._wanted, self._wanted.options
-        self._form = FORMS[wanted.form]()
+        self._form = SourceForm(wanted.source) if wanted.source else FORMS[wanted.form]()
+        rows_max = min(options.send_rows_max, DOCUMENTS_MAX if wanted.source else 100_000)
         self._client = HttpClient(
             wanted.target,
             connections_max=options.in_flight + 1,  # one for what was set aside
@@ -163,9 +167,7 @@ class MqttService:
             self._dead_letters,
             self.tally,
             headers=self._headers,
-            bounds=PostBounds(
-                options.send_messages_max, options.send_rows_max, options.send_bytes_max
-            ),
+            bounds=PostBounds(options.send_messages_max, rows_max, options.send_bytes_max),
             held_max=options.mqtt_receive_max,
             in_flight=options.in_flight,
             linger_s=options.send_linger_s,

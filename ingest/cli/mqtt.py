@@ -21,6 +21,7 @@ EXAMPLES = (
     "ingest mqtt --mqtt-url mqtt://127.0.0.1 --topic 'sensors/#'",
     "ingest mqtt --mqtt-url mqtts://reader@broker.example --mqtt-password-file password "
     "--topic '$share/ingest/sensors/+/up' --format lines",
+    "ingest mqtt --mqtt-url mqtt://127.0.0.1 --topic 'sensors/#' --source house",
 )
 EPILOG = """\
 secrets: INGEST_MQTT_PASSWORD or --mqtt-password-file; INGEST_MQTT_TOKEN or --token-file
@@ -47,8 +48,12 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
     add(
         "--format",
         choices=("json", "lines"),
-        default="json",
         help="json: items of POST /v1/readings; lines: line protocol [json]",
+    )
+    add(
+        "--source",
+        metavar="NAME",
+        help="messages are any JSON: a source of the service says what they become",
     )
     add(
         "--name",
@@ -109,7 +114,10 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
 
     for topic in args.topic:
         check_filter(topic)
-    path = FORMS[args.format].path + (f"?ack={args.ack}" if args.ack else "")
+    form = args.format or "json"
+    path = FORMS[form].path + (f"?ack={args.ack}" if args.ack else "")
+    if args.source is not None:
+        path = _source_path(args)
     wanted = MqttWanted(
         name=args.name,
         address=mqtt_address(args.mqtt_url),
@@ -120,7 +128,8 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
             name="--url",
             instead="send a token instead (--token-file)",
         ),
-        form=args.format,
+        form=form,
+        source=args.source or "",
         client_id=args.client_id,
         version=5 if args.mqtt_version == "5" else 3,
         tls=MqttTls(args.mqtt_ca, args.mqtt_cert, args.mqtt_key),
@@ -139,6 +148,17 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
     admin_listen = ADMIN_LISTEN if is_default else loaded.settings.admin_listen
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(mqtt(loaded.settings, wanted, admin_listen=admin_listen, announce=say))
+
+
+def _source_path(args: argparse.Namespace) -> str:
+    from ingest.formats.map_source import IN, NAME  # noqa: PLC0415
+
+    for flag in ("format", "ack"):
+        if getattr(args, flag):
+            raise StartError(f"--{flag} is not for a source; leave it out, or --source")
+    if not NAME.fullmatch(args.source):
+        raise StartError("--source is the name of a source, as in `ingest sources list`")
+    return f"{IN}{args.source}"
 
 
 def _file(named: str | None) -> Path | None:

@@ -40,6 +40,7 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
             EXAMPLES[1],
             "ingest sources try chirpstack --query event=up",
             "ingest sources try shelly --get --query 'device=ht1&temperature=21.5'",
+            "ingest sources try house --topic sensors/greenhouse/temp",
         ),
         _try_flags,
         "NAME",
@@ -57,6 +58,7 @@ def _try_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--in-path", metavar="NAME=TEXT", action="append", default=[], help="as in device=ht1"
     )
+    parser.add_argument("--topic", default="", help="the topic of an MQTT message")
     parser.add_argument(
         "--token-device", metavar="ID", default="", help="the device of the sender's token"
     )
@@ -108,6 +110,7 @@ def _try(args: argparse.Namespace, loaded: Loaded) -> int:
         "header": {name.lower(): text.strip() for name, text in headers.items()},
         "path": dict(_pair(each, "=") for each in args.in_path),
         "token": {"device": args.token_device} if args.token_device else {},
+        "topic": args.topic,
     }
     body = args.query.encode() if args.get else sys.stdin.buffer.read(BODY_BYTES_MAX)
     try:

@@ -3,6 +3,7 @@
     a.b  a.0  "x-y".c     from the row: names of objects and places in lists; odd names in quotes
     .  ^a  $key           the row itself; from the whole document; the name that the row has
     $query.x  $form  $header.x  $path.x  $token.device     what came beside the body
+    $topic  $topic.2  the topic of an MQTT message; its second level
 
 A text with `{path}` in it is put together from what is at these paths. A text that begins with `=`
 is the rest of it, as it is. A path is compiled once; to follow it costs a call for each part.
@@ -40,7 +41,7 @@ MISSING = _Missing()
 class Spot:
     """Where a path is followed: the whole document, what came beside it, and the name of the row.
 
-    `roots` has objects by the names in ROOTS.
+    `roots` has objects by the names in ROOTS; the topic is a text.
     """
 
     __slots__ = ("document", "key", "roots")
@@ -78,6 +79,8 @@ def compile_path(text: str) -> Read:
             rest = _header(rest)
         elif (name, rest) == ("path", "token"):
             raise ValueError("$path.token is secret; use $token.device")
+        elif name == "topic" and dot:
+            return _level(rest)
         begin = _root(name)
         if not dot:
             return begin
@@ -167,6 +170,20 @@ def _root(name: str) -> Read:
         return place.roots.get(name, MISSING)
 
     return root
+
+
+def _level(rest: str) -> Read:
+    """Return what reads a level of the topic; the first one is 1."""
+    if not _is_place(rest) or int(rest) == 0:
+        raise ValueError(f"$topic.{rest} is no level: write $topic.1 for the first one")
+    at = int(rest) - 1
+
+    def level(_row: Any, place: Spot) -> Any:
+        topic = place.roots.get("topic")
+        levels = topic.split("/", at + 1) if type(topic) is str else []
+        return (levels[at] if at < len(levels) else "") or MISSING
+
+    return level
 
 
 def _header(rest: str) -> str:

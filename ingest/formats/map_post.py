@@ -10,7 +10,7 @@ is bounded.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import orjson
@@ -35,7 +35,7 @@ class MapPost(NamedTuple):
 
     `roots` has what came beside the body, by the names of map_paths.ROOTS. A block has at most
     `post.rules.post_rows_max` rows. All blocks have at most `rows_max` rows and faults, and
-    `rows_bytes_max` bytes with the documents that have a fault.
+    `rows_bytes_max` bytes with the documents that have a fault. For `times_us` see `received_at`.
     """
 
     post: Post
@@ -43,6 +43,15 @@ class MapPost(NamedTuple):
     roots: Mapping[str, Any]
     rows_max: int
     rows_bytes_max: int
+    times_us: Sequence[int] = ()
+
+
+def received_at(times_us: Sequence[int], at: int, post_us: int) -> int:
+    """Return when document `at` was received: by who has posted it, else by us with its post.
+
+    A document behind the last time has the last time.
+    """
+    return times_us[min(at, len(times_us) - 1)] if times_us else post_us
 
 
 class Mapped(NamedTuple):
@@ -141,7 +150,8 @@ class _PostReader:
             else:
                 post = self._post
                 roots = post.roots if "form" in post.roots else {**post.roots, "form": document}
-                found = yield from read_document(document, post.source, roots, post.post)
+                at_us = received_at(post.times_us, self._items, post.post.received_us)
+                found = yield from read_document(document, post.source, roots, post.post, at_us)
                 yield from self._keep(found.rows)
             self._rounded += found.rounded
             self._ignored += found.ignored

@@ -62,20 +62,31 @@ class DocumentRead:
 
 
 def read_document(
-    document: Any, source: Source, roots: Mapping[str, Any], post: Post
+    document: Any, source: Source, roots: Mapping[str, Any], post: Post, received_us: int
 ) -> Generator[None, None, DocumentRead]:
-    """Read a document; each step reads some of it. The result comes with StopIteration."""
-    reader = _Reader(document, source, roots, post)
+    """Read a document that somebody has received at `received_us`, perhaps before the post.
+
+    Each step reads some of it. The result comes with StopIteration.
+    """
+    reader = _Reader(document, source, roots, post, received_us)
     yield from reader.read()
     return reader.found
 
 
 class _Reader:
-    def __init__(self, document: Any, source: Source, roots: Mapping[str, Any], post: Post) -> None:
+    def __init__(
+        self,
+        document: Any,
+        source: Source,
+        roots: Mapping[str, Any],
+        post: Post,
+        received_us: int,
+    ) -> None:
         self.found = DocumentRead()
         self._document = document
         self._source = source
         self._post = post
+        self._received_us = received_us
         self._place = Spot(document, roots)
         self._parts = 0
 
@@ -283,9 +294,13 @@ class _Reader:
         """Return the time of a row; None after a fault."""
         post, read = self._post, self._source.time
         value = MISSING if read is None else read(row, self._place)
+        ts_us: int | tuple[str, str]
         if value is MISSING or value in ("", "now"):
-            return post.received_us
-        ts_us = time_us(value, self._source.unit)
+            ts_us = self._received_us
+            if ts_us == post.received_us:
+                return ts_us
+        else:
+            ts_us = time_us(value, self._source.unit)
         if not isinstance(ts_us, int):
             code, message = ts_us
         elif ts_us < post.rules.ts_min_us:

@@ -27,7 +27,9 @@ PROBLEMS: dict[str, Problem] = {
         400, "The body does not match its content encoding", "compress the body again"
     ),
     "unknown_parameter": Problem(400, "Unknown query parameter", "remove the parameter"),
-    "bad_parameter": Problem(400, "Wrong value of a query parameter", "use a listed value"),
+    "bad_parameter": Problem(
+        400, "Wrong value of a query parameter or header", "use a listed value"
+    ),
     "ack_unavailable": Problem(
         400, "This acknowledgement is not available", "ask for a weaker one"
     ),

@@ -165,9 +165,11 @@ class MqttBridge:
                 self._arrived.clear()
                 await self._arrived.wait()
                 continue
-            if not self._waiting.is_full:
+            due_s = 0.0 if self._waiting.is_full else self._waiting.due_in_s(self._linger_s)
+            if due_s > 0:
                 self._full.clear()
-                await clock.sleep_unless(self._full, self._linger_s)
+                await clock.sleep_unless(self._full, due_s)
+                continue
             parts = self._waiting.gather()
             self._let_in()
             await self._send(parts)
@@ -211,7 +213,7 @@ class MqttBridge:
             if self._stopping or not group:
                 return None
             tries += 1
-            answer = await self._try(self._form.join(group))
+            answer = await self._try(group)
             if answer is not None and answer.verdict is not PostVerdict.AGAIN:
                 if answer.verdict is PostVerdict.TAKEN:
                     self._service_took()
@@ -220,9 +222,10 @@ class MqttBridge:
     def _backoff_s(self, tries: int) -> float:
         return backoff_s(tries - 1, first_s=AGAIN_S_MIN, cap_s=self._retry_s_max)
 
-    async def _try(self, body: bytes) -> PostAnswer | None:
+    async def _try(self, group: list[MessagePart]) -> PostAnswer | None:
         try:
-            reply = await self._poster.post(body, self._headers())
+            headers = {**self._headers(), **self._form.headers(group)}
+            reply = await self._poster.post(self._form.join(group), headers)
         except (NoReply, ConfigError) as error:
             self._tally.posts["none"] += 1
             self._failed(str(error))

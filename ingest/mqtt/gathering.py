@@ -2,6 +2,7 @@
 
     json    a message is an item, or an array of items  -> one array
     lines   a message has lines of line protocol        -> all lines
+    source  a message is any JSON: see source_form.py   -> one array for each topic
 
 Promises: a message in a post cannot change how another one is read. What would is refused here, or
 is the last of its post. Readings without a time get that of their message: with the time of the
@@ -12,14 +13,15 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import orjson
 
 from ingest.model.letter import JSON, LINE
 from ingest.mqtt.messages import MqttMessage
+from ingest.system.clock import monotonic_s
 
 BLANKS = b" \t\r\n"
 # A line with texts, each closed in its line: then no text goes on in the next message. It is
@@ -33,12 +35,16 @@ _CLOSED_LINES = re.compile(_LINE + rb"(?:\n+" + _LINE + rb")*+\n*")
 
 
 class MessagePart(NamedTuple):
-    """What a message adds to a post. `is_last`: nothing may come behind it. `rows` is a guess."""
+    """What a message adds to a post. `is_last`: nothing may come behind it. `rows` is a guess.
+
+    All messages of a post have one `group`.
+    """
 
     message: MqttMessage
     body: bytes
     rows: int
     is_last: bool = False
+    group: str = ""
 
 
 class Unusable(ValueError):
@@ -56,6 +62,12 @@ class MessageForm(Protocol):
     path: str
     media_type: str
 
+    def headers(self, parts: Sequence[MessagePart]) -> Mapping[str, str]:
+        """Return the headers of a post that are about its messages."""
+
+    def context(self, message: MqttMessage) -> str:
+        """Return the `context` of a message's dead letter."""
+
     def part(self, message: MqttMessage) -> MessagePart | None:
         """Return what a message adds to a post; None if it has no reading. Raises Unusable."""
 
@@ -63,24 +75,43 @@ class MessageForm(Protocol):
         """Return the body of a post."""
 
 
-class JsonForm:
+class _PlainForm:
+    """All that a post of ours needs is in its body."""
+
+    def headers(self, _parts: Sequence[MessagePart]) -> Mapping[str, str]:
+        """Return no headers."""
+        return {}
+
+    def context(self, _message: MqttMessage) -> str:
+        """Return nothing."""
+        return ""
+
+
+def json_in(message: MqttMessage) -> tuple[bytes, Any] | None:
+    """Return the JSON of a message, and what it is; None if there is nothing. Raises Unusable."""
+    body = message.payload.strip(BLANKS)
+    if not body:
+        return None
+    try:
+        document = orjson.loads(body)
+    except ValueError as error:
+        raise Unusable("not_json", f"the message is not JSON: {error}") from None
+    return None if document == [] else (body, document)
+
+
+class JsonForm(_PlainForm):
     """Items of POST /v1/readings."""
 
     name, path, media_type = JSON, "/v1/readings", "application/json"
 
     def part(self, message: MqttMessage) -> MessagePart | None:
         """Return a message's items, without the brackets of an array."""
-        body = message.payload.strip(BLANKS)
-        if not body:
+        found = json_in(message)
+        if found is None:
             return None
-        try:
-            document = orjson.loads(body)
-        except ValueError as error:
-            raise Unusable("not_json", f"the message is not JSON: {error}") from None
+        body, document = found
         if not isinstance(document, list):
             return MessagePart(message, _stamped(body, document, message), _rows(document))
-        if not document:
-            return None
         if all(map(_has_time, document)):
             body = body[1:-1]
         else:
@@ -110,7 +141,7 @@ def _rows(item: object) -> int:
     return len(values) if isinstance(values, dict) and values else 1
 
 
-class LineForm:
+class LineForm(_PlainForm):
     """Line protocol, posted to /write."""
 
     name, path, media_type = LINE, "/write", "text/plain; charset=utf-8"
@@ -147,16 +178,27 @@ class PostBounds(NamedTuple):
     bytes_max: int
 
 
+class _Group:
+    """Messages for the same posts. The next post of them is due `linger_s` after `since_s`."""
+
+    __slots__ = ("parts", "since_s")
+
+    def __init__(self) -> None:
+        self.parts: deque[MessagePart] = deque()
+        self.since_s = monotonic_s()
+
+
 class WaitingMessages:
-    """The messages that wait, in the order in which they came."""
+    """The messages that wait: their groups take turns, each has the order in which they came."""
 
     def __init__(self, bounds: PostBounds) -> None:
         self.size = 0  # bytes
+        self._count = 0
         self._bounds = bounds
-        self._parts: deque[MessagePart] = deque()
+        self._groups: dict[str, _Group] = {}  # none is empty
 
     def __len__(self) -> int:
-        return len(self._parts)
+        return self._count
 
     @property
     def is_full(self) -> bool:
@@ -166,32 +208,48 @@ class WaitingMessages:
     @property
     def oldest_us(self) -> int | None:
         """When the oldest one was received, in Unix microseconds."""
-        return self._parts[0].message.received_us if self._parts else None
+        first = (each.parts[0].message.received_us for each in self._groups.values())
+        return min(first, default=None)
+
+    def due_in_s(self, linger_s: float) -> float:
+        """Return how long the next post should wait for more messages, in seconds."""
+        for group in self._groups.values():
+            return max(0.0, group.since_s + linger_s - monotonic_s())
+        return 0.0
 
     def add(self, part: MessagePart) -> None:
         """Let it wait."""
-        self._parts.append(part)
+        group = self._groups.get(part.group)
+        if group is None:
+            group = self._groups[part.group] = _Group()
+        group.parts.append(part)
+        self._count += 1
         self.size += len(part.body)
-
-    def clear(self) -> None:
-        """Forget all."""
-        self._parts.clear()
-        self.size = 0
 
     def gather(self) -> list[MessagePart]:
         """Take the messages of the next post. Those that the broker sends again are left out."""
+        for name, group in self._groups.items():
+            found = self._gather(group.parts)
+            del self._groups[name]
+            if group.parts:  # the others go before it
+                self._groups[name] = group
+            return found
+        return []
+
+    def _gather(self, parts: deque[MessagePart]) -> list[MessagePart]:
         found: list[MessagePart] = []
         rows = size = 0
         bounds = self._bounds
-        while self._parts and len(found) < bounds.messages_max:
-            part = self._parts[0]
+        while parts and len(found) < bounds.messages_max:
+            part = parts[0]
             if part.message.is_wanted:
                 rows += part.rows
                 size += len(part.body) + 1
                 if found and (rows > bounds.rows_max or size > bounds.bytes_max):
                     return found
                 found.append(part)
-            self._parts.popleft()
+            parts.popleft()
+            self._count -= 1
             self.size -= len(part.body)
             if found and part.is_last and found[-1] is part:
                 return found

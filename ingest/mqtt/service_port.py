@@ -41,4 +41,5 @@ def letter_of(message: MqttMessage, form: MessageForm, code: str, why: str) -> L
         attempts=1,
         format=form.name,
         source=form.path,
+        context=form.context(message),
     )

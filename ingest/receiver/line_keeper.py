@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from ingest.formats.line_protocol import Points
 from ingest.formats.line_series import Naming
+from ingest.formats.map_post import received_at
 from ingest.formats.post import ERRORS_MAX, ItemError
 from ingest.model.ack import Ack
 from ingest.model.block import Block
@@ -53,7 +54,8 @@ LETTERS_AT_ONCE = 1_000  # so many are made in one step, of about 1 ms
 class LineTerms(NamedTuple):
     """What a post said of its lines, and where and when it came in; `sender` as in Block.
 
-    It must be answered at `answer_by_s` (monotonic). `form` and `context` as in Letter.
+    It must be answered at `answer_by_s` (monotonic). `form` and `context` as in Letter. For
+    `times_us` of mapped documents see map_post.py.
     """
 
     query: LineQuery
@@ -65,6 +67,7 @@ class LineTerms(NamedTuple):
     answer_by_s: float
     form: str = LINE
     context: str = ""
+    times_us: Sequence[int] = ()
 
 
 class LineKeeper:
@@ -284,7 +287,7 @@ def _letter(error: ItemError, terms: LineTerms) -> Letter:
         reason=INVALID,
         code=error.code,
         message=error.message,
-        received_us=terms.received_us,
+        received_us=received_at(terms.times_us, error.item, terms.received_us),
         original=error.original,
         precision=terms.query.precision,
         field=error.field,

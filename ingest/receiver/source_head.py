@@ -1,4 +1,4 @@
-"""What the head of a mapped post says to its mapping: query, headers, path, and the token's device.
+"""What the head of a mapped post says to its mapping: query, headers, path, topic, token's device.
 
 Promises: no token is in it.
 """
@@ -14,8 +14,12 @@ from ingest.formats.map_documents import form_in
 from ingest.formats.map_source import Source
 from ingest.http.request import Head
 from ingest.http.routes import sent_path
+from ingest.model.errors import Refused
 
 CREDENTIAL = "token"  # the name in a path's template that stands for the token
+# Who posts for others says here where and when it got what it posts, as `ingest mqtt` does.
+TOPIC, RECEIVED_AT = "X-Topic", "X-Received-At"
+_TIMES = re.compile(r"[0-9]{1,17}(?:,[0-9]{1,17})*")
 
 
 def names_in_path(head: Head, patterns: Sequence[re.Pattern[str]]) -> dict[str, str]:
@@ -38,4 +42,23 @@ def roots_of(
         "header": headers,
         "path": {name: text for name, text in in_path.items() if name != CREDENTIAL},
         "token": {"device": device} if device else {},
+        # What is no UTF-8 becomes half surrogate pairs, as in headers: no name may have them.
+        "topic": unquote(head.headers.get(TOPIC, ""), errors="surrogateescape"),
     }
+
+
+def times_of(head: Head) -> tuple[int, ...]:
+    """Return when the documents of a post were received, in Unix microseconds; often nothing.
+
+    Raises Refused if the header has something else.
+    """
+    text = head.headers.get(RECEIVED_AT, "")
+    if not text:
+        return ()
+    if not _TIMES.fullmatch(text):
+        raise Refused(
+            "bad_parameter",
+            f"{RECEIVED_AT} has Unix microseconds: one time for all documents, or one for each, "
+            "with commas between them",
+        )
+    return tuple(map(int, text.split(",")))

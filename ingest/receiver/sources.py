@@ -36,7 +36,7 @@ from ingest.receiver.keeper import ADMISSION_DETAILS, Keeper
 from ingest.receiver.line_keeper import LineKeeper, LineTerms
 from ingest.receiver.line_query import LineQuery
 from ingest.receiver.senders import KnownSender, Senders
-from ingest.receiver.source_head import CREDENTIAL, names_in_path, roots_of
+from ingest.receiver.source_head import CREDENTIAL, names_in_path, roots_of, times_of
 from ingest.system.clock import monotonic_s, unix_us
 
 ALONE_BYTES = 64 * 1024  # of a body that is decoded alone
@@ -61,6 +61,7 @@ class _Plan(NamedTuple):
     sender: KnownSender
     roots: dict[str, Any]
     query: str
+    times_us: tuple[int, ...]
 
 
 class SourcePages:
@@ -151,7 +152,7 @@ class SourcePages:
             in_query=not source.reads_query,
         )
         roots = roots_of(head, source, query, in_path, sender.identity.entry.device)
-        return _Plan(sender, roots, query)
+        return _Plan(sender, roots, query, times_of(head))
 
     async def _receive(
         self, request: Request, source: Source, plan: _Plan, received_s: float, is_read: bool
@@ -192,6 +193,7 @@ class SourcePages:
             0.0,
             MAPPED,
             context_of(plan.roots),
+            plan.times_us,
         )
 
     async def _decoded(self, body: bytes, source: Source, plan: _Plan, terms: LineTerms) -> Mapped:
@@ -204,7 +206,8 @@ class SourcePages:
             plan.sender.identity.allows,
         )
         options = self._options
-        map_post = MapPost(post, source, plan.roots, options.rows_max, options.rows_bytes_max)
+        rows_max, bytes_max = options.rows_max, options.rows_bytes_max
+        map_post = MapPost(post, source, plan.roots, rows_max, bytes_max, plan.times_us)
         try:
             async with self._alone if len(body) > ALONE_BYTES else nullcontext():
                 mapped = begin(body, map_post)

@@ -23,7 +23,9 @@ from ingest.mqtt.broker_address import mqtt_address
 from ingest.system.state_folder import StateFolder
 from tests.support.brokers import until
 from tests.support.certificates import make_certificate
+from tests.support.documents import DOCUMENTS, fences
 from tests.support.mosquitto import Mosquitto, item, publish, publisher
+from tests.support.receiver import running_receiver
 from tests.support.tcp_ports import free_port
 
 Answer = Callable[[list[Any]], tuple[int, str]]
@@ -77,7 +79,7 @@ async def bridge(
         name="x",
         address=mqtt_address(broker),
         topics=more.pop("topics", ("sensors/#",)),
-        target=target_of(f"http://127.0.0.1:{port}/v1/readings"),
+        target=target_of(f"http://127.0.0.1:{port}{more.pop('path', '/v1/readings')}"),
         options=MqttOptions(**{"send_retry_s_max": 0.2, "send_linger_s": 0.01, **options}),
         **more,
     )
@@ -283,6 +285,44 @@ async def test_what_the_broker_drops_is_not_ours_to_keep(tmp_path: Path) -> None
             await broker.start()
             await until(lambda: state(ours) == "receiving")
             assert ours.tally.sessions_lost == 1
+
+
+async def test_bare_number_is_a_reading_of_the_device_in_its_topic(tmp_path: Path) -> None:
+    """By the table of docs/mqtt.md. A backlog of one device keeps a time for each message.
+
+    A text that is no JSON, and a document without a number, hold nobody back.
+    """
+    file = tmp_path / "sources.toml"
+    file.write_text(next(e.text for e in fences(DOCUMENTS["docs/mqtt.md"]) if e.language == "toml"))
+    async with (
+        Mosquitto(tmp_path / "broker") as broker,
+        publisher(broker.port) as client,
+        running_receiver(sources_file=str(file)) as service,
+        bridge(
+            tmp_path / "state",
+            broker.url,
+            int(service.address.rpartition(":")[2]),
+            source="house",
+            path="/v1/in/house",
+        ) as ours,
+    ):
+        service.admission.code = "starting"
+        await publish(client, [b"21.5", b'{"v":22}', b"ON"], "sensors/greenhouse/temp")
+        await publish(client, [b'{"state":"on"}'], "sensors/pump/state")
+        await publish(client, [b"%d" % at for at in range(300)], "sensors/kü %/a/b")
+        await until(lambda: state(ours) == "service_away")
+        service.admission.code = None
+        await until(lambda: len(service.inlet.readings) == 302)
+        await until(lambda: ours.figures().held_messages == 0)
+        assert ours.summary().endswith("taken=303 dead_lettered=1 left_to_broker=0")
+        assert len({each.ts_us for each in service.inlet.readings}) == 302
+        found = {each[1:] for each in service.inlet.readings}
+        assert {("greenhouse", "temp", 21.5), ("greenhouse", "temp", 22.0)} < found
+        assert found > {("kü %", "a", float(at)) for at in range(300)}
+        (letter,) = service.dead_letters.letters
+        assert letter.code == "no_value"
+        assert json.loads(letter.context)["topic"] == "sensors/pump/state"
+        assert len(service.inlet.blocks) < 10, "messages of one topic are one post"
 
 
 async def _run(*words: str) -> None:

@@ -259,6 +259,9 @@ class Oracle:
             at, path = document, path[1:] or "."
         elif path.startswith("$"):
             at, path = self.roots, path[1:]
+            if path.startswith("topic."):
+                levels = ["", *self.roots.get("topic", "").split("/")]
+                return (levels[int(path[6:])] if int(path[6:]) < len(levels) else "") or NOTHING
         for name in [] if path == "." else path.split("."):
             if isinstance(at, dict) and name in at:
                 at = at[name]

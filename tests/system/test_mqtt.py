@@ -128,6 +128,39 @@ async def test_two_share_a_topic_and_one_is_killed(open_tmp_path: Path) -> None:
             assert code == 0
 
 
+async def test_messages_of_a_source_are_stored_once_through_a_kill(open_tmp_path: Path) -> None:
+    """Of many topics, and of one; each message has a time of its own."""
+    tmp_path = open_tmp_path
+    file = tmp_path / "sources.toml"
+    file.write_text(
+        '[[source]]\nname = "house"\ndevice = "$topic.2"\nmetric = "=m"\n'
+        'values = "."\nvalue = "v"\ntime = "t"\n'
+    )
+    async with (
+        Mosquitto(tmp_path / "broker") as broker,
+        publisher(broker.port) as client,
+        Service(tmp_path / "service", sources_file=file) as service,
+        process(tmp_path / "state", broker, service, source="house") as ours,
+    ):
+        await ours.wait_receiving()
+        payloads = [b'{"v":%d,"t":%d}' % (at, 1_790_000_000 + at) for at in range(2 * PART)]
+        publishing = asyncio.create_task(publish(client, payloads[:PART], "sensors/a/x"))
+        await asyncio.sleep(0.1)
+        await ours.kill()
+        await publishing
+        await ours.start()
+        for at, each in enumerate(payloads[PART:]):
+            client.publish(f"sensors/d{at % 300}/x", each, qos=1)
+        await publish(client, [b"ON"], "sensors/a/x")
+        await stored(service, 2 * PART)
+        found = await service.query("select count(distinct device_id) from readings")
+        assert found[0][0] == 301
+        assert await ours.sample("ingest_mqtt_posts_total", status="200") > 300
+        code, output = await ours.stop()
+        assert code == 0, output
+        assert "left_to_broker=0" in output
+
+
 async def test_blocks_of_the_page_bring_a_message_into_the_table(open_tmp_path: Path) -> None:
     """docs/mqtt.md, on other ports. The doctor then says what it cannot promise."""
     config, commands = (

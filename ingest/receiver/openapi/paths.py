@@ -27,6 +27,7 @@ from ingest.receiver.openapi.schemas import (
     ref,
 )
 from ingest.receiver.query import ALLOWED
+from ingest.receiver.source_head import RECEIVED_AT, TOPIC
 
 PATH = "/openapi.json"
 _FORM = "application/x-www-form-urlencoded"
@@ -163,6 +164,24 @@ def _other(summary: str) -> Schema:
     }
 
 
+_OF_MESSAGES: list[Schema] = [
+    {
+        "name": TOPIC,
+        "in": "header",
+        "schema": TEXT,
+        "description": "The topic of the MQTT messages in the body, percent-encoded.",
+        "example": "sensors/greenhouse/temp",
+    },
+    {
+        "name": RECEIVED_AT,
+        "in": "header",
+        "schema": {"type": "string", "pattern": "^[0-9]{1,17}(,[0-9]{1,17})*$"},
+        "description": "When the documents were received, in Unix microseconds: one time for all, "
+        "or one for each. Without it they are received now.",
+    },
+]
+
+
 def source(path: str, method: str, limits: StatedLimits) -> Schema:
     """Describe a method of a mapped source, whose body only its sender knows."""
     body: Schema = {"content": {name: {"schema": {}} for name in (JSON, _FORM)}}
@@ -173,7 +192,8 @@ def source(path: str, method: str, limits: StatedLimits) -> Schema:
         "parameters": [
             {"name": name, "in": "path", "required": True, "schema": TEXT}
             for name in _HOLE.findall(path)
-        ],
+        ]
+        + _OF_MESSAGES,
         **({"requestBody": body} if method == "POST" else {}),
         "responses": {
             "200": _answer("What could be read is kept.", ref("schemas", "Mapped")),

@@ -20,6 +20,7 @@ ROOTS = {
     "query": {"a": "q", "t": "1777636800"},
     "token": {"device": "tok"},
     "path": {"device": "p"},
+    "topic": "x//d2",
 }
 NAMES = st.sampled_from(["a", "b", "c", "t", "tags", "x", ""])
 LEAVES = st.one_of(
@@ -47,6 +48,7 @@ PATHS = st.sampled_from(
     [
         *(".", "a", "b", "t", "a.b", "a.0", "c.x", "^a", "^b.c", "^.", "$key", "$query.a"),
         *("$query.t", "$path.device", "$token.device", "tags.x"),
+        *("$topic", "$topic.1", "$topic.2", "$topic.3", "$topic.4"),
     ]
 )
 TEXTS = PATHS | st.sampled_from(["{a}-{b}", "x-{t}", "{$key}", "=fixed", "{^a}.{$key}"])

@@ -18,6 +18,8 @@ from ingest.model.rows import decode_rows
 from tests.support.posts import NOW_US, RULES
 
 BASE = {"name": "s", "device": "id"}
+# The commonest MQTT messages: a bare number, or an object with one.
+MESSAGE = {"device": "$topic.2", "metric": "=m", "values": ".", "value": ["v", "."]}
 WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"name": ""}, "name", "letters, digits"),
     ({"name": "line"}, "name", "another page"),
@@ -41,6 +43,9 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"device": "$header.Authorization"}, "device", r"use \$token.device"),
     ({"device": "$path.token"}, "device", r"use \$token.device"),
     ({"device": "$header"}, "device", "needs a name"),
+    ({"device": "$topic.0"}, "device", r"write \$topic.1"),
+    ({"device": "x-{$topic.a}"}, "device", r"write \$topic.1"),
+    ({"device": "$topic.2.3"}, "device", r"write \$topic.1"),
     ({"time": 5}, "time", "write a text"),
     ({"time_unit": "s"}, "time_unit", "needs `time`"),
     ({"time": "t", "time_unit": "h"}, "time_unit", "none of s, ms"),
@@ -105,13 +110,26 @@ def map_post(table: dict[str, Any], roots: dict[str, Any] | None = None) -> MapP
             [("d", r"v,a=x\,y,z=1", 1.0)],
         ),
         ({"device": ["no", "$token.device"]}, b'{"v":true}', [("tok", "v", 1.0)]),
+        *(
+            ({**MESSAGE, "metric": ["m", "$topic.3"]}, body, [("hall", metric, value)])
+            for body, metric, value in [
+                (b"21.5", "temp", 21.5),
+                (b" -3\n", "temp", -3.0),
+                (b"[true]", "temp", 1.0),
+                (b'{"v":21.5}', "temp", 21.5),
+                (b'{"v":21.5,"m":"t"}', "t", 21.5),
+            ]
+        ),
+        ({**MESSAGE, "device": "$topic"}, b"1", [("sensors/hall/temp/", "m", 1.0)]),
+        ({**MESSAGE, "device": ["$topic.4", "$topic.5", "=x"]}, b"1", [("x", "m", 1.0)]),
     ],
 )
 def test_key_does_what_the_page_says(
     table: dict[str, Any], body: bytes, expected: list[Any]
 ) -> None:
     """One case of each."""
-    rows, _ = read(table, body, token={"device": "" if "metric" in table else "tok"})
+    token = {"device": "" if "metric" in table else "tok"}
+    rows, _ = read(table, body, token=token, topic="sensors/hall/temp/")
     assert rows == expected
 
 
@@ -249,6 +267,25 @@ def test_letter_of_a_large_document_has_what_stands_around_its_rows() -> None:
     assert error.original == b'{"data":{"timestamp":1777636800,"tags":{"":{"v":5}}}}'
     assert sum(each.rows for each in points.blocks) == 900
     assert decode_item(error.original, post.source, {}, post.post).errors[0].code == "no_device"
+
+
+@pytest.mark.parametrize("times_us", [(NOW_US - 9,), (NOW_US - 9, NOW_US - 5)])
+def test_document_without_a_time_has_that_of_its_message(times_us: tuple[int, ...]) -> None:
+    """Who posts for others says when it got what; a time in the document is better."""
+    post = map_post({"time": "t"})._replace(times_us=times_us)
+    body = b'[{"id":"a","v":1},{"id":"a","v":1},{"id":"a","v":1,"t":1777636800}]'
+    (block,) = decode(body, post).points.blocks
+    found = [each.ts_us for each in decode_rows(block.tuples)]
+    assert found == [times_us[0], times_us[-1], 1777636800_000_000]
+
+
+@pytest.mark.parametrize(
+    ("time_us", "code"), [(0, "ts_too_old"), (10**17 - 1, "ts_in_future"), (NOW_US + 1, None)]
+)
+def test_time_of_a_message_has_the_limits_of_all_times(time_us: int, code: str | None) -> None:
+    """The clock of who posts it may be wrong."""
+    mapped = decode(b'{"id":"a","v":1}', map_post({})._replace(times_us=(time_us,)))
+    assert [each.code for each in mapped.points.errors] == ([code] if code else [])
 
 
 @pytest.mark.parametrize("code", ["too_many_readings", "body_too_large"])

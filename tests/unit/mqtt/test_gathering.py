@@ -101,6 +101,7 @@ def test_message_without_an_item_adds_nothing(payload: bytes) -> None:
 
 
 @example([b"\\ ", b"a"])
+@example([b"\\ \na"])
 @given(st.lists(LINE_BYTES, max_size=5))
 def test_lines_of_a_message_are_read_as_if_it_came_alone(payloads: list[bytes]) -> None:
     """By an oracle that shares no code with us: the same readings, and as many errors."""

@@ -147,7 +147,8 @@ async def test_sources_are_in_it_with_the_parts_of_their_paths(tmp_path: Path) -
         paths = json.loads(receiver.endpoint.openapi)["paths"]
         own = paths["/sensors/airgradient:{device}/measures"]
         assert set(own) == set(paths["/v1/in/ttn"]) == {"post", "head"}
-        assert [each["name"] for each in own["post"]["parameters"]] == ["device"]
+        names = [each["name"] for each in own["post"]["parameters"]]
+        assert names == ["device", "X-Topic", "X-Received-At"]
         post = head("POST", "/sensors/airgradient:a1/measures", {"Content-Length": "13"})
         reply = await receiver.send(post + b'{"rco2": 400}')
         (known,) = nodes_with(own["post"]["responses"]["200"], "$ref")
