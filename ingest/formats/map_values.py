@@ -11,6 +11,7 @@ from ingest.formats.timestamp import Fault, number_us, text_us
 
 UTC = "utc"  # the unit of a text without an offset; numbers are by magnitude then
 _NUMBER_CHARACTERS_MAX = 400
+_TIME_CHARACTERS_MAX = 200
 
 _NUMBER = re.compile(
     r"\s*([+-]?)(?:([0-9]+)|(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][+-]?[0-9]+)?)\s*"
@@ -44,6 +45,8 @@ def float_of(value: Any) -> tuple[float, bool]:
 def time_us(value: Any, unit: str | None) -> int | Fault:
     """Return a time as Unix microseconds. `unit` is that of numbers, or UTC; None: by magnitude."""
     if type(value) is str:
+        if len(value) > _TIME_CHARACTERS_MAX:
+            return "ts_unreadable", "the time is no number, and no RFC 3339 time"
         text = value.strip()
         if not _UNIX.fullmatch(text):
             ts_us = text_us(text)
