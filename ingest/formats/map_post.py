@@ -19,7 +19,15 @@ from ingest.formats.line_protocol import Points
 from ingest.formats.map_documents import Documents, Unreadable, documents
 from ingest.formats.map_row import DocumentRead, RowRead, read_document
 from ingest.formats.map_source import Source
-from ingest.formats.post import Decoded, ItemError, Post, most_invalid, too_many_invalid
+from ingest.formats.map_values import Receipt
+from ingest.formats.post import (
+    Decoded,
+    ItemError,
+    Post,
+    most_invalid,
+    too_many_invalid,
+    too_many_of_post,
+)
 from ingest.model.block import Block
 from ingest.model.errors import Refused
 from ingest.model.rows import PG_EPOCH_US, encode_rows
@@ -151,7 +159,8 @@ class _PostReader:
                 post = self._post
                 roots = post.roots if "form" in post.roots else {**post.roots, "form": document}
                 at_us = received_at(post.times_us, self._items, post.post.received_us)
-                found = yield from read_document(document, post.source, roots, post.post, at_us)
+                receipt = Receipt(at_us, post.rows_max)
+                found = yield from read_document(document, post.source, roots, post.post, receipt)
                 yield from self._keep(found.rows)
             self._rounded += found.rounded
             self._ignored += found.ignored
@@ -225,11 +234,7 @@ class _PostReader:
         """Raise Refused if there is more than allowed."""
         post = self._post
         if self._rows + len(self._errors) + self._not_kept > post.rows_max:
-            raise Refused(
-                "too_many_readings",
-                f"a post may have {post.rows_max} readings; split it",
-                readings_max=post.rows_max,
-            )
+            raise too_many_of_post(post.rows_max)
         if self._bytes > post.rows_bytes_max:
             raise Refused(
                 "body_too_large",
@@ -242,6 +247,8 @@ def _pruned(found: DocumentRead, document: Any, source: Source) -> bytes | None:
     """Return a document with only the rows that have a fault; None if that cannot be."""
     rows = source.rows
     if rows is None or rows.parts is None or not 0 < len(found.bad_rows) < found.row_count:
+        return None
+    if rows.parts and not isinstance(document, dict):
         return None
     top = copy = dict(document) if rows.parts else None
     parent: Any = document

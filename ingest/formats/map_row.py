@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from ingest.formats.line_series import tags_text
 from ingest.formats.map_paths import MISSING, Read, Spot, as_text
 from ingest.formats.map_source import Members, Source, holds
-from ingest.formats.map_values import float_of, number_in, time_us
-from ingest.formats.post import Post
+from ingest.formats.map_values import Receipt, float_of, number_in, time_us
+from ingest.formats.post import Post, too_many_of_post
 from ingest.formats.series import SERIES
 from ingest.model.codes import NOT_ALLOWED
 from ingest.model.reading import NAME_CHARACTERS_MAX, name_fault
@@ -62,13 +62,17 @@ class DocumentRead:
 
 
 def read_document(
-    document: Any, source: Source, roots: Mapping[str, Any], post: Post, received_us: int
+    document: Any,
+    source: Source,
+    roots: Mapping[str, Any],
+    post: Post,
+    receipt: Receipt,
 ) -> Generator[None, None, DocumentRead]:
-    """Read a document that somebody has received at `received_us`, perhaps before the post.
+    """Read a document; each step reads some of it. The result comes with StopIteration.
 
-    Each step reads some of it. The result comes with StopIteration.
+    Raises Refused (`too_many_readings`): several rows may share the same values.
     """
-    reader = _Reader(document, source, roots, post, received_us)
+    reader = _Reader(document, source, roots, post, receipt)
     yield from reader.read()
     return reader.found
 
@@ -80,15 +84,17 @@ class _Reader:
         source: Source,
         roots: Mapping[str, Any],
         post: Post,
-        received_us: int,
+        receipt: Receipt,
     ) -> None:
+        self._received_us, self._readings_max = receipt
         self.found = DocumentRead()
         self._document = document
         self._source = source
         self._post = post
-        self._received_us = received_us
         self._place = Spot(document, roots)
         self._parts = 0
+        self._tags: Any = None  # of the row before, and what follows its metrics
+        self._tags_text = ""
 
     def read(self) -> Generator[None, None, None]:
         """Read all rows."""
@@ -182,6 +188,8 @@ class _Reader:
         if names:
             self.found.rows.append(RowRead(ts_us, names, numbers))
             self.found.readings += len(names)
+        if self.found.readings > self._readings_max:
+            raise too_many_of_post(self._readings_max)
 
     def _device(self, row: Any) -> str:
         device = as_text(self._source.device(row, self._place))
@@ -193,13 +201,20 @@ class _Reader:
         tags = source.tags(row, self._place) if source.tags is not None else None
         if type(tags) is not dict:
             return ""
-        texts = {
-            name: text[: NAME_CHARACTERS_MAX + 1]
-            for name, value in tags.items()
-            if name not in source.tags_left_out and len(name) <= NAME_CHARACTERS_MAX
-            if (text := as_text(value))
-        }
-        return tags_text(texts)
+        if tags is self._tags:  # they may be many, and of all rows
+            return self._tags_text
+        texts: dict[str, str] = {}
+        size = 0
+        for name, value in tags.items():
+            if name not in source.tags_left_out and len(name) <= NAME_CHARACTERS_MAX:
+                text = as_text(value)[: NAME_CHARACTERS_MAX + 1]
+                if text:
+                    texts[name] = text
+                    size += len(name) + len(text) + 2
+            if size > NAME_CHARACTERS_MAX:
+                break  # with these the metric is too long already
+        self._tags, self._tags_text = tags, tags_text(texts)
+        return self._tags_text
 
     # Values
 

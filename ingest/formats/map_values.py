@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from ingest.formats.json_whole import EXACT_MAX
 from ingest.formats.timestamp import Fault, number_us, text_us
 
 UTC = "utc"  # the unit of a text without an offset; numbers are by magnitude then
 _NUMBER_CHARACTERS_MAX = 400
+_TIME_CHARACTERS_MAX = 200
 
 _NUMBER = re.compile(
     r"\s*([+-]?)(?:([0-9]+)|(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][+-]?[0-9]+)?)\s*"
 )
 _UNIX = re.compile(r"-?[0-9]{1,20}(\.[0-9]{0,20})?")
+
+
+class Receipt(NamedTuple):
+    """When somebody has received a document (Unix us), perhaps before its post; and its bound."""
+
+    at_us: int
+    readings_max: int
 
 
 def number_in(text: str) -> int | float | None:
@@ -44,6 +52,8 @@ def float_of(value: Any) -> tuple[float, bool]:
 def time_us(value: Any, unit: str | None) -> int | Fault:
     """Return a time as Unix microseconds. `unit` is that of numbers, or UTC; None: by magnitude."""
     if type(value) is str:
+        if len(value) > _TIME_CHARACTERS_MAX:
+            return "ts_unreadable", "the time is no number, and no RFC 3339 time"
         text = value.strip()
         if not _UNIX.fullmatch(text):
             ts_us = text_us(text)

@@ -99,6 +99,15 @@ Steps = Generator[None, None, Decoded]
 Decode = Callable[[bytes, Post], Decoded | Steps]
 
 
+def too_many_of_post(readings_max: int) -> Refused:
+    """Return the refusal of a post of a mapped source with too many readings."""
+    return Refused(
+        "too_many_readings",
+        f"a post may have {readings_max} readings; split it",
+        readings_max=readings_max,
+    )
+
+
 def too_many(rows_max: int, why: str = "the post has too many readings") -> Refused:
     """Return the refusal of a post with more readings than allowed, or with too many parts."""
     return Refused(

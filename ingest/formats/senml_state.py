@@ -18,6 +18,7 @@ from ingest.model.errors import Refused
 VERSION_MAX = 10  # of SenML
 RELATIVE_US = (1 << 28) * 1_000_000  # a smaller time counts from now
 SUM = ",sum"  # no name of SenML has a comma, so this is no other metric
+BN_CHARACTERS_MAX = 600  # device and metric have 256 each; it is joined with each name of a pack
 SHORT_NAME = 300  # in characters; longer ones are not kept in memory
 NO_NAME = "value"  # the metric if a name is that of a device only
 
@@ -58,6 +59,9 @@ class Base(NamedTuple):
                 raise Refused("not_senml", f"the base field `{field}` has the wrong type")
             if type(value) is float and not math.isfinite(value):
                 raise Refused("not_senml", f"the base field `{field}` does not fit into a float64")
+            if field == "bn" and len(value) > BN_CHARACTERS_MAX:
+                why = f"the base field `bn` has more than {BN_CHARACTERS_MAX} characters"
+                raise Refused("not_senml", why)
             if field == "bver" and not 1 <= value <= VERSION_MAX:
                 raise Refused("not_senml", f"only versions of SenML up to {VERSION_MAX} are known")
             changed[field] = value

@@ -32,7 +32,7 @@ from ingest.system.logs import Occasionally, get_logger
 
 AGAIN_S_MIN = 0.2  # the bound of the first pause
 WARNING_S = 60.0
-HELD_BYTES_MAX = 32 * 1024**2
+HELD_BYTES_MAX = 32 * 1024**2  # of those that wait or are unusable; and of those set aside
 
 _log = get_logger("mqtt")
 
@@ -66,7 +66,9 @@ class MqttBridge:
         self._retry_s_max = retry_s_max
         self._waiting = WaitingMessages(bounds)
         self._unusable: deque[tuple[MqttMessage, Unusable]] = deque()
+        self._unusable_bytes = 0
         self._aside: deque[MessagePart] = deque()  # refused for now; tried again one by one
+        self._aside_bytes = 0
         self._in_work: dict[int, MqttMessage] = {}  # by id()
         self._paused: set[AckPort] = set()
         self._arrived = asyncio.Event()
@@ -95,6 +97,7 @@ class MqttBridge:
             part = self._form.part(message)
         except Unusable as error:
             self._unusable.append((message, error))
+            self._unusable_bytes += len(message.payload)
         else:
             if part is None:
                 tally.empty += 1
@@ -111,7 +114,8 @@ class MqttBridge:
     @property
     def _is_full(self) -> bool:
         waiting = len(self._waiting) + len(self._unusable)
-        return waiting >= 2 * self._held_max or self._waiting.size >= HELD_BYTES_MAX
+        size = self._waiting.size + self._unusable_bytes
+        return waiting >= 2 * self._held_max or size >= HELD_BYTES_MAX
 
     @property
     def held_messages(self) -> int:
@@ -176,7 +180,7 @@ class MqttBridge:
 
     def _let_in(self) -> None:
         """Read on, once half of what may wait is gone."""
-        if self._paused and len(self._waiting) <= self._held_max // 2:
+        if self._paused and len(self._waiting) <= self._held_max // 2 and not self._is_full:
             for each in self._paused:
                 each.resume()
             self._paused.clear()
@@ -263,6 +267,7 @@ class MqttBridge:
             why.setdefault(error.code, str(error))
         for code, messages in by_code.items():
             await self._keep(messages, code, why[code])
+        self._unusable_bytes -= sum(len(message.payload) for message, _ in group)
         self._let_in()
 
     async def _give_up(self, group: Sequence[MessagePart], answer: PostAnswer) -> None:
@@ -300,8 +305,10 @@ class MqttBridge:
 
     def _set_aside(self, group: Sequence[MessagePart]) -> bool:
         """Let messages wait without holding others back; False if too many wait so."""
-        if len(self._aside) + len(group) > max(1, self._held_max // 4):
+        size = self._aside_bytes + sum(len(each.body) for each in group)
+        if len(self._aside) + len(group) > max(1, self._held_max // 4) or size > HELD_BYTES_MAX:
             return False
+        self._aside_bytes = size
         for each in group:
             if each.message.packet_id and each.message.connection is not None:
                 each.message.connection.pass_by(each.message.packet_id)
@@ -314,7 +321,9 @@ class MqttBridge:
             for _ in range(len(self._aside)):
                 if self._stopping:
                     return
-                await self._send([self._aside.popleft()])
+                part = self._aside.popleft()
+                self._aside_bytes -= len(part.body)
+                await self._send([part])
 
     # What we know of the service
 

@@ -115,7 +115,11 @@ class JsonForm(_PlainForm):
         if all(map(_has_time, document)):
             body = body[1:-1]
         else:
-            items = zip(msgspec.json.decode(body, type=list[msgspec.Raw]), document, strict=True)
+            try:
+                raws = msgspec.json.decode(body, type=list[msgspec.Raw])
+            except RecursionError:  # this parser reads less deeply than the other one
+                raise Unusable("not_json", "the message is nested too deeply") from None
+            items = zip(raws, document, strict=True)
             body = b",".join([_stamped(bytes(raw), item, message) for raw, item in items])
         return MessagePart(message, body, sum(map(_rows, document)))
 

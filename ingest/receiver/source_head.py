@@ -28,7 +28,7 @@ def names_in_path(head: Head, patterns: Sequence[re.Pattern[str]]) -> dict[str, 
     for pattern in patterns:
         found = pattern.fullmatch(path)
         if found is not None:
-            return {name: unquote(text or "") for name, text in found.groupdict().items()}
+            return {name: unquote(_text(text or "")) for name, text in found.groupdict().items()}
     return {}
 
 
@@ -36,9 +36,9 @@ def roots_of(
     head: Head, source: Source, query: str, in_path: dict[str, str], device: str
 ) -> dict[str, Any]:
     """Return the roots of the mapping's paths. Raises Refused if the query has too many fields."""
-    headers = {name: head.headers[name] for name in source.headers if name in head.headers}
+    headers = {name: _text(head.headers[name]) for name in source.headers if name in head.headers}
     return {
-        "query": form_in(query) if query else {},
+        "query": form_in(_text(query)) if query else {},
         "header": headers,
         "path": {name: text for name, text in in_path.items() if name != CREDENTIAL},
         "token": {"device": device} if device else {},
@@ -62,3 +62,8 @@ def times_of(head: Head) -> tuple[int, ...]:
             "with commas between them",
         )
     return tuple(map(int, text.split(",")))
+
+
+def _text(sent: str) -> str:
+    """Return a text of the head; bytes that are not UTF-8 are replaced, as in a query."""
+    return sent.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

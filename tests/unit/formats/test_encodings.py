@@ -337,6 +337,7 @@ def test_faulty_record_is_named_and_has_its_base(
         b'[{"bver":true,"n":"a/b","v":1}]',
         b'[{"bv":1e999,"n":"a/b","v":1}]',
         b'[{"bn":"a","bn":"b","n":"c","v":1}]',
+        b'[{"bn":"%b"},{"n":"c","v":1}]' % (b"/" * 601),
     ],
 )
 def test_pack_whose_base_is_wrong_is_refused(body: bytes) -> None:

@@ -288,6 +288,45 @@ def test_time_of_a_message_has_the_limits_of_all_times(time_us: int, code: str |
     assert [each.code for each in mapped.points.errors] == ([code] if code else [])
 
 
+def test_letter_of_a_large_list_of_rows_is_the_whole_list() -> None:
+    """Its rows are at a place in a list, and not in an object."""
+    body = b'[[[{"id":"a","v":1,"pad":"%b"},{"id":"","v":2}]]]' % (b"x" * 9_000)
+    points, _ = decode(body, map_post({"rows": "0[]"}))
+    assert [each.code for each in points.errors] == ["no_device"]
+    assert points.errors[0].original == body[1:-1]
+
+
+def rows_below(shared: bytes) -> bytes:
+    """Return a document with 3,000 rows, and what all of them share."""
+    return b'{%b,"rows":[%b]}' % (shared, b",".join([b'{"v":1}'] * 3_000))
+
+
+@pytest.mark.parametrize(
+    ("key", "shared"),
+    [
+        ("tags", b"{%b}" % b",".join(b'"t%d":"a"' % at for at in range(3_000))),
+        ("time", b'"%b"' % (b" " * HALF)),
+    ],
+)
+def test_what_rows_share_is_not_read_for_each_of_them(key: str, shared: bytes) -> None:
+    """Else a small body would keep the service busy for minutes."""
+    began_s = thread_s()
+    table = {"rows": "rows[]", "device": "=a", key: "^x"}
+    _, codes = read(table, rows_below(b'"x":%b' % shared))
+    assert codes == ["name_too_long" if key == "tags" else "ts_unreadable"]
+    assert thread_s() - began_s < 1.0
+
+
+def test_values_that_rows_share_count_for_each_of_them() -> None:
+    """They are counted before they fill the memory."""
+    post = map_post({"rows": "rows[]", "device": "=a", "values": "^x"})._replace(rows_max=50_000)
+    shared = b",".join(b'"k%d":1' % at for at in range(3_000))
+    began_s = thread_s()
+    with pytest.raises(Refused, match="50000"):
+        decode(rows_below(b'"x":{%b}' % shared), post)
+    assert thread_s() - began_s < 1.0
+
+
 @pytest.mark.parametrize("code", ["too_many_readings", "body_too_large"])
 def test_post_with_too_much_is_refused(code: str) -> None:
     """Nothing of it is kept."""

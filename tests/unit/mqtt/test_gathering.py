@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from unittest.mock import Mock
 
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -81,6 +83,16 @@ def test_digits_of_an_item_stay_as_they_are() -> None:
     part = JsonForm().part(message(b'[{"value":1.100}, {"value":0.10, "ts":1.0}]'))
     assert part is not None
     assert part.body == b'{"ts":%d,"value":1.100},{"value":0.10, "ts":1.0}' % NOW_US
+
+
+def test_message_that_only_one_parser_can_read_is_refused_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """How deeply a parser reads depends on the interpreter. An error would end the connection."""
+    decode = Mock(side_effect=RecursionError)
+    monkeypatch.setattr(msgspec.json, "decode", decode)
+    with pytest.raises(Unusable, match="too deeply"):
+        JsonForm().part(message(b'[{"a":[[]]}]'))
 
 
 @pytest.mark.parametrize(

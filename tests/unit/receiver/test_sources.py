@@ -289,6 +289,16 @@ async def test_own_path_gives_the_device(file: Path) -> None:
         assert (await send(receiver, "/sensors/airgradient:a/b/measures", b"{}")).status == 404
 
 
+@pytest.mark.parametrize("where", ["header.x-sensor", "path.rest"])
+async def test_bytes_of_the_head_that_are_not_utf_8_are_replaced(file: Path, where: str) -> None:
+    """They are no fault of the service."""
+    async with running(file, f'[[source]]\nname = "odd"\ndevice = "${where}"\n') as receiver:
+        sent = b"POST /v1/in/odd/a%ff HTTP/1.1\r\nHost: x\r\nX-Sensor: a\xff\r\n"
+        reply = await receiver.send(sent + b'Content-Length: 7\r\n\r\n{"t":1}')
+        assert reply.status == 200
+        assert metrics(receiver) == [("a\ufffd", "t", 1.0)]
+
+
 async def test_large_post_is_kept_in_blocks(file: Path) -> None:
     """Telegraf posts 10,000 readings at once; one that cannot be kept now is 503 as a whole."""
     fields = {f"usage_{at}": at + 0.5 for at in range(10)}
