@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-ROOTS = ("query", "form", "header", "path", "token")
+ROOTS = ("query", "form", "header", "path", "token", "topic")
 SECRET_HEADERS = frozenset(
     {"authorization", "proxy-authorization", "cookie", "x-api-key", "x-auth-token"}
 )
