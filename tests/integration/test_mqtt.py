@@ -137,6 +137,7 @@ async def test_message_is_acknowledged_after_the_answer_and_not_before(tmp_path:
             await publish(client, map(item, range(100, 200)))
             await until(lambda: len(service.kept) == 200)
             await until(lambda: json.loads(ours.readyz()[1]).get("set_aside") == "1")
+            await until(lambda: ours.figures().held_messages == 1)  # the answer has come, too
             # The garbage has come again: acknowledgements keep the order of the messages.
             assert ours.tally.dead_lettered == 2
             assert ours.summary().endswith("dead_lettered=2 left_to_broker=1")
