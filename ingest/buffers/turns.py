@@ -27,8 +27,9 @@ class Turns(Generic[Post]):
         self.posts: dict[Post, tuple[str, int]] = {}  # of each: the sender, and its bytes
         self._heap: list[tuple[int, int, Post]] = []  # where it begins, its number
         self._ends: dict[str, int] = {}  # of a sender: where its last post ends
+        self._begins: dict[str, int] = {}  # and where it begins: no later one may begin before it
         self._own: dict[str, int] = {}  # bytes that wait, of a sender
-        self._now = 0
+        self._now = self._floor = 0
         self._number = 0
 
     def own_bytes(self, sender: str) -> int:
@@ -39,7 +40,11 @@ class Turns(Generic[Post]):
         """Add a post behind the others of its sender."""
         if len(self._ends) >= SENDERS_MAX and sender not in self._ends:
             self._ends.clear()
-        begin = max(self._now, self._ends.get(sender, 0))
+            self._begins.clear()
+            self._floor = max((each[0] for each in self._heap), default=0)
+        # A post before it may have left since, and counts no more; the others keep their order.
+        own = max(self._ends.get(sender, 0), self._begins.get(sender, 0))
+        begin = self._begins[sender] = max(self._now, self._floor, own)
         self._ends[sender] = begin + size_bytes
         self._own[sender] = self._own.get(sender, 0) + size_bytes
         self._number += 1
@@ -78,6 +83,8 @@ class Turns(Generic[Post]):
         own_bytes = self._own.pop(sender, 0) - size_bytes
         if own_bytes > 0:
             self._own[sender] = own_bytes
+        else:
+            self._begins.pop(sender, None)
         if not self.posts:
             self._begin_again()
         return sender, size_bytes
@@ -85,4 +92,5 @@ class Turns(Generic[Post]):
     def _begin_again(self) -> None:
         self._heap.clear()
         self._ends.clear()
-        self._now = 0
+        self._begins.clear()
+        self._now = self._floor = 0

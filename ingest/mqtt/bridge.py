@@ -198,7 +198,8 @@ class MqttBridge:
                     continue
                 if answer.verdict is PostVerdict.TAKEN:
                     self._tally.taken += len(group)
-                    self._settle(group)
+                    for each in group:
+                        self._done(each.message)
                 elif len(group) > 1 and not answer.for_each:
                     half = len(group) // 2
                     todo += [group[half:], group[:half]]
@@ -251,10 +252,6 @@ class MqttBridge:
                 return
             if await clock.sleep_unless(self._again, left_s):
                 until_s = 0.0
-
-    def _settle(self, group: Iterable[MessagePart]) -> None:
-        for each in group:
-            self._done(each.message)
 
     # Messages that the service does not take
 

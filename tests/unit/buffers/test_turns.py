@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from collections import Counter
 
+import pytest
+
 from ingest.buffers import turns as turns_module
 from ingest.buffers.turns import Turns
 
@@ -61,6 +63,27 @@ def test_post_that_was_not_served_does_not_count() -> None:
     assert turns.first() is None
 
 
+@pytest.mark.parametrize("senders_max", [1, 2, 5, turns_module.SENDERS_MAX])
+def test_each_sender_keeps_its_order_whatever_leaves(
+    senders_max: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when a post before it has left, and when what senders were given is forgotten."""
+    monkeypatch.setattr(turns_module, "SENDERS_MAX", senders_max)
+    rng = random.Random(senders_max)
+    for _ in range(300):
+        turns, done = Turns[int](), dict[str, int]()
+        for number in range(60):
+            turns.add(number, rng.choice("abc"), rng.choice((1, 2, 50)))
+            if turns.posts and rng.random() < 0.4:
+                turns.leave(rng.choice(list(turns.posts)))
+            if (first := turns.first()) is not None and rng.random() < 0.4:
+                sender = turns.posts[first][0]
+                assert done.get(sender, -1) < first
+                assert first == next(each for each, (of, _) in turns.posts.items() if of == sender)
+                done[sender] = first
+                turns.serve()
+
+
 def test_memory_is_bounded_by_what_waits() -> None:
     """Posts that leave in any order, of ever new senders, leave nothing behind."""
     turns, rng = Turns[int](), random.Random(1)
@@ -74,6 +97,7 @@ def test_memory_is_bounded_by_what_waits() -> None:
     assert len(turns._heap) <= 2 * len(turns.posts) + turns_module.SPARE
     assert len(turns._ends) <= turns_module.SENDERS_MAX
     assert len(turns._own) == len(turns.posts) == 21
+    assert len(turns._begins) <= 21
     assert Counter(sender for sender, _ in turns.posts.values())["stays"] == 1
     turns.clear()
     assert not turns._own
