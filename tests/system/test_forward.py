@@ -328,7 +328,7 @@ async def test_dead_letters_of_a_forwarder_are_not_replayed_into_the_table(
     assert "post what" in done.stderr
     done = await here("dlq", "stats", *words)
     assert done.code == 2
-    assert "no forwarder of this name has run here" in done.stderr
+    assert "no `ingest forward` of this name has run here" in done.stderr
 
 
 @pytest.mark.slow
