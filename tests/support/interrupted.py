@@ -90,4 +90,6 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
 def pytest_configure(config: pytest.Config) -> None:
     """Watch the tests, unless this is one of the processes that xdist has started."""
     if not hasattr(config, "workerinput"):
+        # A shell lets what it starts in the background ignore it; Python leaves it so.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         config.pluginmanager.register(Unfinished(config), "unfinished")

@@ -277,6 +277,15 @@ class Service:
         finally:
             await connection.close()
 
+    async def wait_rows(self, count: int, within_s: float = 30) -> None:
+        """Wait until the table has so many rows. After a start the journal is read meanwhile."""
+        async with asyncio.timeout(within_s):
+            while True:
+                (row,) = await self.query("select count(*) from readings")
+                if row[0] >= count:
+                    return
+                await asyncio.sleep(0.05)
+
     async def wait_line(self, text: str, within_s: float = 20) -> str:
         """Wait until it has printed or logged a line that holds `text`; return the line."""
 

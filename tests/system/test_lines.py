@@ -41,6 +41,7 @@ async def test_killed_service_has_every_line_that_got_a_204(
         assert (await large).status == 204
         await service.kill()
         await service.start()
+        await service.wait_rows(100_150)
         samples = await service.wait_quiet()
         (row,) = await service.query(
             "select count(*), count(distinct (ts, device_id, metric)), count(*) filter (where"

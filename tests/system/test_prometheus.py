@@ -28,7 +28,7 @@ FIRST_US = 1_760_000_000_000_000
 EMPTY_AT_PEACE = {"ingest_hold"}
 # This service has no certificate, and no token that ends.
 UNUSED = {"ingest_certificate_ends_seconds", "ingest_tokens_end_seconds"}
-OF_BROKER = re.compile(r"ingest_(broker|stream|consumer|redeliveries|instance|roles|forward)")
+OF_BROKER = re.compile(r"ingest_(broker|stream|consumer|redeliveries|instance|roles|forward|mqtt)")
 
 
 def _reading(number: int, **changed: Any) -> dict[str, Any]:

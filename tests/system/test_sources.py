@@ -51,6 +51,7 @@ async def test_killed_service_has_every_document_that_got_a_200(
             assert reply.document == {"accepted": 1, "faulty": 1, "ignored": 0}
         await service.kill()
         await service.start()
+        await service.wait_rows(10_050)
         samples = await service.wait_quiet()
         (row,) = await service.query("select count(*) from readings")
         assert row[0] == 10_050
