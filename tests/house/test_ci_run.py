@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 from tests.faults.__main__ import parser
 from tests.faults.all_faults import FAULTS
@@ -55,6 +56,55 @@ def test_table_names_the_step_that_was_cut_short() -> None:
     assert re.search(r"^ci: +\d+ +cut  bash -c kill", table, re.MULTILINE)
 
 
+def test_few_failed_tests_get_a_second_try_alone_and_it_is_told(tmp_path: Path) -> None:
+    """One that passes then does not stop the run; one that fails again does, and so do four."""
+    (tmp_path / "test_some.py").write_text(
+        """
+import pathlib, pytest
+
+@pytest.mark.parametrize("at", range(4))
+def test_it(at, request):
+    been = pathlib.Path(f"been-{at}")
+    first = not been.exists()
+    been.touch()
+    assert at not in {fails_always} and not (first and at in {fails_once})
+"""
+    )
+    source = (tmp_path / "test_some.py").read_text()
+
+    def said(fails_once: set[int], fails_always: set[int]) -> tuple[int, str]:
+        for been in tmp_path.glob("been-*"):
+            been.unlink()
+        (tmp_path / "test_some.py").write_text(
+            source.replace("{fails_once}", str(fails_once or [])).replace(
+                "{fails_always}", str(fails_always or [])
+            )
+        )
+        done = subprocess.run(
+            [
+                "bash",
+                "-c",
+                f"set -euo pipefail; source {REPOSITORY}/.ci/timed.sh; "
+                f"source {REPOSITORY}/.ci/again.sh; "
+                f"tests {sys.executable} -m pytest -q test_some.py; second_tries",
+            ],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=50,
+        )
+        return done.returncode, done.stdout
+
+    code, text = said({1}, set())
+    assert code == 0
+    assert "FAILED ONCE, passed at the second try: test_some.py::test_it[1]\n" in text
+    assert said(set(), {2})[0] == 1
+    code, text = said({0, 1, 2, 3}, set())
+    assert code == 1
+    assert "second try" not in text
+
+
 def test_it_has_80_minutes_and_runs_a_selection_of_faults_that_exists() -> None:
     """`./run faults` takes the command line of the step, which has a time limit of its own."""
     assert "--kill-after=30 80m bash .ci/run" in RUN
@@ -73,7 +123,7 @@ def test_it_runs_all_clients_in_bounded_time() -> None:
 def test_it_tests_receiver_and_http_without_known_heads() -> None:
     """The step follows `./run test`; its folders exist, and hold tests that it must leave out."""
     (line,) = re.findall(
-        r"^timed .* \./run test\n(?:#.*\n)*timed env (.* \\\n.*)$", RUN, re.MULTILINE
+        r"^tests .* \./run test\n(?:#.*\n)*tests env (.* \\\n.*)$", RUN, re.MULTILINE
     )
     switch, *command, http, receiver = shlex.split(line.replace("\\\n", ""))
     assert switch == "INGEST_TEST_KNOWN_HEADS=off"

@@ -1,0 +1,25 @@
+# Sourced by .ci/run, after timed.sh: at most 3 failed tests get a second try, and it is told.
+tries=() # the tests that passed at their second try only
+
+failed_tests() { # prints those that pytest's last run left as failed
+    python3 -c '
+import json, pathlib
+kept = pathlib.Path(".pytest_cache/v/cache/lastfailed")
+print(*json.loads(kept.read_text()) if kept.exists() else [], sep="\n", end="")'
+}
+
+tests() { # a command that ends in pytest's arguments: runs it, and what failed a second time, alone
+    local code=0 failed=()
+    rm -f .pytest_cache/v/cache/lastfailed
+    timed "$@" || code=$?
+    [[ $code -eq 1 ]] || return "$code" # with 1 it has ended in order, and tests failed
+    mapfile -t failed < <(failed_tests)
+    ((${#failed[@]} >= 1 && ${#failed[@]} <= 3)) || return "$code"
+    printf 'ci: a second try, alone: %s\n' "${failed[@]}"
+    timed "$@" -n 0 --last-failed --last-failed-no-failures=none || return
+    tries+=("${failed[@]}")
+}
+
+second_tries() { # says which tests failed once
+    ((${#tries[@]} == 0)) || printf 'ci: FAILED ONCE, passed at the second try: %s\n' "${tries[@]}"
+}
