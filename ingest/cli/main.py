@@ -34,6 +34,7 @@ COMMANDS: dict[str, str] = {
     "mqtt": "post the messages of an MQTT broker to the service",
     "dlq": "show the dead letters, replay them, discard them",
     "hold": "show why writes are paused, or try again now",
+    "size": "calculate what a fleet needs: processes, cores, network, disk",
     "config": "print every setting, its value, and where the value comes from",
     "psql": "open psql on the database of the service; further arguments go to psql",
     "doctor": "check this machine, the state folder and the database, and say what to do",
