@@ -168,6 +168,19 @@ CASES = (
         _of_influx("hundreds", 0.8, 0.55),
         "rows_per_s",
     ),
+    Case(
+        "telegraf_peers",
+        "Posts as Telegraf's (1,000 lines of 10 fields, gzip), beside InfluxDB and VictoriaMetrics",
+        ("telegraf_influx", "telegraf_victoria", "telegraf_lines_durable"),
+        (
+            Wanted(
+                "rows/s with ack=durable, divided by those of InfluxDB",
+                ratio("telegraf_lines_durable", "telegraf_influx"),
+                0.4,
+            ),
+        ),
+        "rows_per_s",
+    ),
     *(
         Case(
             f"{script}_durable",

@@ -8,7 +8,7 @@ checks that all taken readings are stored, and raises Broken if they are not.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -208,7 +208,7 @@ def measure_peer(
         warm = drive(WARM_S, WARM_US)
         peak, figures = program_peak(peer.child, drive, plan.seconds, rows)
         taken = (warm.taken + peak.taken) * rows
-        peers.check_count(peer, taken, unanswered=2 * wrk.CONNECTIONS * rows)
+        peers.check_count(peer, taken, unanswered=2 * wrk.connections_of(script) * rows)
         figures["rss_peak_mib"] = peer.child.rss_peak_mib()  # it may still have been writing
     return figures
 
@@ -223,31 +223,38 @@ WAYS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
 )
 
 
+def _ways(script: str, ways: Iterable[tuple[str, str, str, tuple[str, ...]]]) -> list[Contender]:
+    """Return the service in some of WAYS."""
+    return [
+        Contender(
+            script + end,
+            f"iot-ingest, {title}",
+            partial(measure_service, script=script, target=target, flags=flags),
+        )
+        for end, title, target, flags in ways
+    ]
+
+
+def _peers(script: str) -> list[Contender]:
+    return [
+        Contender(f"{script}_{name}", title, partial(measure_peer, peer_in=peer_in, script=script))
+        for name, title, peer_in in (
+            ("influx", "InfluxDB 1.x", peers.influx),
+            ("victoria", "VictoriaMetrics", peers.victoria),
+        )
+    ]
+
+
 def _of_script(script: str) -> tuple[Contender, ...]:
     """Return the contenders that there are for singles and for hundreds."""
     return (
-        *(
-            Contender(
-                script + end,
-                f"iot-ingest, {title}",
-                partial(measure_service, script=script, target=target, flags=flags),
-            )
-            for end, title, target, flags in WAYS
-        ),
+        *_ways(script, WAYS),
         Contender(
             f"{script}_inserts",
             f"one INSERT per {'request' if script == 'singles' else 'reading'}",
             partial(measure_inserts, script=script),
         ),
-        *(
-            Contender(
-                f"{script}_{name}", title, partial(measure_peer, peer_in=peer_in, script=script)
-            )
-            for name, title, peer_in in (
-                ("influx", "InfluxDB 1.x", peers.influx),
-                ("victoria", "VictoriaMetrics", peers.victoria),
-            )
-        ),
+        *_peers(script),
     )
 
 
@@ -269,4 +276,6 @@ CONTENDERS = (
         for rows in floors.COPY_BATCHES
     ),
     *_of_script("hundreds"),
+    *_ways("telegraf", WAYS[-1:]),
+    *_peers("telegraf"),
 )

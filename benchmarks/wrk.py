@@ -1,5 +1,6 @@
-"""wrk, the driver of peaks: closed loop, one thread, 64 connections, every timestamp new.
+"""wrk, the driver of peaks: closed loop, one thread, every timestamp new.
 
+There are 64 connections, but few for the posts of Telegraf, which have 10,000 readings each.
 The Lua scripts beside this file make the bodies: the same readings as JSON or as line protocol.
 """
 
@@ -10,11 +11,12 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks import telegraf
 from benchmarks.processes import Broken, Missing, run_driver
 
 HERE = Path(__file__).resolve().parent
 CONNECTIONS = 64
-ROWS = {"singles": 1, "hundreds": 100}
+ROWS = {"singles": 1, "hundreds": 100, "telegraf": telegraf.ROWS}
 READINGS = "/v1/readings"
 _MS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
 _MISSING = "wrk is not on PATH: install it (Debian: apt-get install wrk)"
@@ -55,21 +57,31 @@ def drive(
     *,
     target: str = READINGS,
     form: str = "json",
-    connections: int = CONNECTIONS,
+    connections: int = 0,
 ) -> Peak:
     """Drive one port of the loopback for so long. `script` is one of ROWS, `form` json or line.
+    0 connections: as many as is usual for the script.
 
     Timestamps count up from `first_us`, one microsecond a reading. Raises Missing, Broken.
     """
+    words = [str(first_us), form]
+    if script == "telegraf":
+        words.append(str(telegraf.bodies(first_us, max(1, round(seconds)))))
+    connections = connections or connections_of(script)
     output, cpu_s = run_driver(
         [
             *("wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--latency"),
             *("--timeout", "30s", "-s", HERE / f"{script}.lua", f"http://127.0.0.1:{port}{target}"),
-            *("--", str(first_us), form),
+            *("--", *words),
         ],
         seconds,
     )
     return understand(output, cpu_s)
+
+
+def connections_of(script: str) -> int:
+    """Return how many connections a script usually has."""
+    return telegraf.CONNECTIONS if script == "telegraf" else CONNECTIONS
 
 
 def understand(output: str, cpu_s: float) -> Peak:
