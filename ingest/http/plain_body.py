@@ -73,9 +73,9 @@ class PlainBodies:
         """Call `go_on`, a short step, in a later round. All such steps share a short time."""
         self._loop_share.put_off(go_on)
 
-    def check(self, size_bytes: int) -> None:
+    def check(self, size_bytes: int, limits: BodyLimits | None = None) -> None:
         """Raise Refused if a body of this size is too large."""
-        check_size(size_bytes, self.limits.body_bytes_max)
+        check_size(size_bytes, (limits or self.limits).body_bytes_max)
 
     @asynccontextmanager
     async def body(

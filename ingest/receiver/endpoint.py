@@ -29,7 +29,8 @@ from ingest.model.ports import Admission, Database, DeadLetters, PostInlet
 from ingest.receiver import replies
 from ingest.receiver.access import Access
 from ingest.receiver.ack_waits import AckWaits
-from ingest.receiver.keeper import ADMISSION_DETAILS, COMMITTED, READINGS, Keeper, PostTerms
+from ingest.receiver.at_once import ADMISSION_DETAILS, COMMITTED
+from ingest.receiver.keeper import READINGS, Keeper, PostTerms
 from ingest.receiver.line_keeper import LineKeeper
 from ingest.receiver.line_stubs import stubs
 from ingest.receiver.lines import LineOptions, LinePages

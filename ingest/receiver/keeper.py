@@ -13,17 +13,17 @@ Does not: know the database, or the kind of the buffer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Coroutine
+from typing import Any, Literal, NamedTuple
 
 from ingest.formats.post import Decoded, ItemError, named
 from ingest.http.owner import Reply
 from ingest.http.request import Request
-from ingest.http.response import Answer, problem
+from ingest.http.response import Answer
 from ingest.http.routes import OnRefused
 from ingest.model.ack import Ack
 from ingest.model.block import Block
-from ingest.model.codes import NOT_ALLOWED, PROBLEMS
+from ingest.model.codes import NOT_ALLOWED
 from ingest.model.errors import (
     BufferFull,
     DeadLettersBroken,
@@ -38,19 +38,17 @@ from ingest.model.letter import INVALID, Letter
 from ingest.model.ports import Database, DeadLetters, Inlet
 from ingest.receiver import replies
 from ingest.receiver.ack_waits import AckWaits
+from ingest.receiver.at_once import (
+    BUFFERED,
+    COMMITTED,
+    AtOnce,
+    Page,
+    refusal_of,
+)
 from ingest.receiver.query import Query
-from ingest.system.clock import monotonic_s
-from ingest.system.logs import get_logger
 from ingest.system.words import counted
 
 READINGS = "/v1/readings"
-DURABLE, BUFFERED, COMMITTED = "durable", "buffered", "committed"
-ADMISSION_DETAILS = {
-    "starting": "the service has not connected to its database and checked its table yet",
-    "draining": "the service is stopping; another one may replace it",
-    "disk_low": "the disk with the journal and the dead letters is full or has failed",
-    "broker_away": "the broker cannot be reached, or has no working stream",
-}
 
 
 class PostTerms(NamedTuple):
@@ -59,9 +57,6 @@ class PostTerms(NamedTuple):
     query: Query
     format: str
     device: str
-
-
-_Waiter = tuple[Request, int, float]  # a post, its rows, and when it was received (monotonic)
 
 
 class Keeper:
@@ -82,12 +77,11 @@ class Keeper:
         self._ledger = ledger
         self._database = database
         self._outcomes = outcomes
-        self._on_refused = on_refused
-        self._told = self._tell  # so that not each post makes a bound method
+        self.at_once = AtOnce(inlet, ledger, on_refused=on_refused, on_answered=self._answered)
+        self._page = Page(READINGS, replies.all_accepted, replies.problem_of_readings)
         self.posts_inside = 0
         self._tails: set[asyncio.Task[None]] = set()  # each finishes a post with invalid items
         self._left = asyncio.Event()  # set whenever a post or a tail has ended
-        self._log = get_logger("keeper")
 
     async def finish(self, timeout_s: float) -> int:
         """Wait until no post is in work, at most `timeout_s`; return how many still are."""
@@ -105,6 +99,7 @@ class Keeper:
         if self._tails:
             await asyncio.wait(self._tails)
         self._outcomes.close()
+        self.at_once.close()
 
     async def inside(self, coming: Coroutine[Any, Any, Answer]) -> Answer:
         """Count a post as in work until it is answered."""
@@ -127,49 +122,24 @@ class Keeper:
             and ack != COMMITTED
             and not decoded.errors
             and not decoded.texts  # are counted once the post is kept
+            and (reply := self.take_block(request, self._page, block, ack, received_s)) is not False
         ):
-            rows, ledger = block.rows, self._ledger
-            if ack == BUFFERED and self._inlet.take_in(block):
-                ledger.received += rows
-                ledger.accepted += rows
-                return replies.all_accepted(BUFFERED, rows)
-            waiter = (request, rows, received_s)
-            if ack == DURABLE and self._inlet.take_in(block, waiter, self._told):
-                ledger.received += rows
-                ledger.at_receiver += rows
-                self.posts_inside += 1
-                return None  # `_tell` answers it
+            return reply
         return self.inside(self.keep(terms, decoded))
 
-    def _tell(self, waiters: Sequence[_Waiter], error: NotKept | None) -> None:
-        """The posts of a block are on the disk, or refused: answer all of them."""
-        ledger = self._ledger
-        rows = sum(waiter[1] for waiter in waiters)
-        ledger.at_receiver -= rows
-        now_s = monotonic_s()
-        took_s = [now_s - waiter[2] for waiter in waiters]
-        self.posts_inside -= len(waiters)
-        self._left.set()
-        if error is None:
-            ledger.accepted += rows
-            ledger.requests_answered(READINGS, 202, took_s)
-        else:
-            ledger.readings_rejected(error.code, rows)
-            ledger.requests_answered(READINGS, PROBLEMS[error.code].status, took_s)
-        for request, posted, _ in waiters:
-            try:
-                request.reply(
-                    replies.all_accepted(DURABLE, posted)
-                    if error is None
-                    else self._not_kept(request, error)
-                )
-            except Exception:  # a bug, and none of the others' or of the journal, which calls this
-                self._log.error("request_failed", exc_info=True)
+    def take_block(
+        self, request: Request, page: Page, block: Block, ack: str | None, received_s: float
+    ) -> Answer | Literal[False] | None:
+        """Keep a block at once; return a Reply, or False: then it is not kept."""
+        reply = self.at_once.keep(request, page, block, ack, received_s)
+        if reply is True:
+            self.posts_inside += 1
+            return None
+        return reply
 
-    def _not_kept(self, request: Request, error: NotKept) -> Answer:
-        refused = refusal_of(error)
-        self._on_refused(request, refused)
-        return problem(refused)
+    def _answered(self, posts: int) -> None:
+        self.posts_inside -= posts
+        self._left.set()
 
     # With waits
 
@@ -288,15 +258,6 @@ class Keeper:
             raise _letters_full(errors, share=isinstance(full, ShareUsed)) from None
         except DeadLettersBroken:
             raise Refused("disk_low", "invalid items could not be written to the disk") from None
-
-
-def refusal_of(error: BufferFull | NotKept | Stopping) -> Refused:
-    """Return what the client of a post gets that the buffer did not take."""
-    if isinstance(error, NotKept):
-        return Refused(error.code, error.detail, retry_after_s=error.retry_after_s)
-    if isinstance(error, BufferFull):
-        return Refused("buffer_full", str(error), retry_after_s=error.retry_after_s)
-    return Refused("draining", ADMISSION_DETAILS["draining"])
 
 
 def _nothing_valid(errors: list[ItemError]) -> Refused:

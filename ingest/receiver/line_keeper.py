@@ -37,7 +37,7 @@ from ingest.model.ledger import Ledger
 from ingest.model.letter import INVALID, LINE, Letter
 from ingest.model.ports import Database, DeadLetters, PostInlet, Reservation, Sizes
 from ingest.receiver.ack_waits import AckWaits
-from ingest.receiver.keeper import BUFFERED, COMMITTED, refusal_of
+from ingest.receiver.at_once import BUFFERED, COMMITTED, LATE, refusal_of
 from ingest.receiver.line_query import LineQuery
 from ingest.system.clock import monotonic_s
 from ingest.system.words import counted
@@ -131,9 +131,7 @@ class LineKeeper:
                     if block.ack is not None:
                         await self._outcomes.of(block.ack)
         except TimeoutError:
-            raise Refused(
-                "outcome_unknown", "it is not known in time what became of the post"
-            ) from None
+            raise Refused("outcome_unknown", LATE) from None
 
     def _tail_done(self, tail: asyncio.Task[None]) -> None:
         self._tails.discard(tail)

@@ -23,7 +23,8 @@ from ingest.http.routes import POST, Route
 from ingest.model.errors import Refused
 from ingest.model.letter import LINE
 from ingest.model.ports import Admission
-from ingest.receiver.keeper import ADMISSION_DETAILS, Keeper
+from ingest.receiver.at_once import ADMISSION_DETAILS, Page
+from ingest.receiver.keeper import Keeper
 from ingest.receiver.line_keeper import LineKeeper, LineTerms
 from ingest.receiver.line_query import LineQuery, parse_line_query
 from ingest.receiver.line_replies import NO_CONTENT, line_problem
@@ -36,6 +37,9 @@ WRITE_PATHS = ("/write", "/api/v2/write", "/api/v3/write_lp")
 PREFIXES = ("", "/influx")  # some senders are told to write below /influx
 LARGE_BYTES = 1024 * 1024  # of a body, decompressed
 LARGE_MAX = 2
+SMALL_BYTES = 16 * 1024  # of a body that is decoded at once
+NO_POINTS = Points([], [], 0, 0)
+NOTHING_ELSE = NO_POINTS[1:]  # of a post whose lines are all kept as they are
 
 
 class LineOptions(NamedTuple):
@@ -98,6 +102,8 @@ class LinePages:
         }
 
     def _page(self, path: str) -> Callable[[Request, str, float], Reply]:
+        kept_at = Page(path, _no_content, line_problem, self._options.answer_s_max)
+
         def answer(request: Request, text: str, received_s: float) -> Reply:
             refusal = self._admission.refusal()
             if refusal is not None:
@@ -109,9 +115,31 @@ class LinePages:
                 plan = head.plan = _Plan(sender, self._query(text))
             self._senders.take_post(request, plan.sender)
             terms = self._terms(request, plan, path, received_s)
-            return self._keeper.inside(self._receive(request, plan.sender, terms))
+            body = request.body
+            if body is None or not request.in_round or len(body) > SMALL_BYTES:
+                return self._keeper.inside(self._receive(request, plan.sender, terms))
+            return self._small(request, plan.sender, terms, kept_at)
 
         return answer
+
+    def _small(self, request: Request, sender: KnownSender, terms: LineTerms, page: Page) -> Reply:
+        """Take a small post in at once if nothing has to wait; else return the coroutine."""
+        body = request.body
+        assert body is not None, "it has come with its head"
+        self._plain_bodies.check(len(body), self._options.bodies)
+        answer_by_s = terms.received_s + self._options.answer_s_max
+        terms = terms._replace(answer_by_s=answer_by_s)
+        points = self._begun(body, terms, sender.identity.allows)
+        if not isinstance(points, Points):
+            return self._keeper.inside(self._go_on(request, sender, terms, points, body))
+        self._seen(request, sender, terms, points)
+        if len(points.blocks) == 1 and points[1:] == NOTHING_ELSE:
+            reply = self._keeper.take_block(
+                request, page, points.blocks[0], terms.query.ack, terms.received_s
+            )
+            if reply is not False:
+                return reply
+        return self._keeper.inside(self._keep(points, terms))
 
     def _terms(self, request: Request, plan: _Plan, path: str, received_s: float) -> LineTerms:
         sender, query = plan
@@ -127,20 +155,41 @@ class LinePages:
                 now_s = monotonic_s()  # a slow network is not our fault
                 answer_by_s = now_s + self._options.answer_s_max
                 terms = terms._replace(received_s=now_s, answer_by_s=answer_by_s)
-                points = await self._decoded(body, terms, sender.identity.allows)
+                points = await self._finished(
+                    self._begun(body, terms, sender.identity.allows), body, uncounted_bytes=0
+                )
             del body
-            request.body = b""  # its memory is free while the post waits
-            for block in points.blocks:
-                block.sender = terms.sender
-            rows = sum(block.rows for block in points.blocks)
-            readings = rows + len(points.errors) + points.not_kept
-            self._senders.charge(request, sender, readings)
-            self._observe(points)
+            self._seen(request, sender, terms, points)
             tail = self._line_keeper.begin(points, terms)
             counted = stack.pop_all()  # until all of it is kept, even if the client is gone
             tail.add_done_callback(lambda _tail: counted.close())
         await self._line_keeper.kept(tail, points, terms)
         return NO_CONTENT
+
+    async def _go_on(
+        self, request: Request, sender: KnownSender, terms: LineTerms, steps: LineSteps, body: bytes
+    ) -> Answer:
+        """Decode the rest in short steps; keep what is in it."""
+        points = await self._finished(steps, body, uncounted_bytes=len(body))
+        self._seen(request, sender, terms, points)
+        return await self._keep(points, terms)
+
+    async def _keep(self, points: Points, terms: LineTerms) -> Answer:
+        tail = self._line_keeper.begin(points, terms)
+        await self._line_keeper.kept(tail, points, terms)
+        return NO_CONTENT
+
+    def _seen(
+        self, request: Request, sender: KnownSender, terms: LineTerms, points: Points
+    ) -> None:
+        request.body = b""  # its memory is free while the post waits
+        for block in points.blocks:
+            block.sender = terms.sender
+        rows = sum(block.rows for block in points.blocks)
+        self._senders.charge(request, sender, rows + len(points.errors) + points.not_kept)
+        if self._on_decoded is not None:
+            for at, each in enumerate(points.blocks or [None]):
+                self._on_decoded(Decoded(each, points.errors if at == 0 else []))
 
     @contextmanager
     def _counted(self, body_bytes: int) -> Iterator[None]:
@@ -156,9 +205,9 @@ class LinePages:
         finally:
             self._large -= 1
 
-    async def _decoded(
+    def _begun(
         self, body: bytes, terms: LineTerms, allows: Callable[[str], bool] | None
-    ) -> Points:
+    ) -> Points | LineSteps:
         post = Post(
             terms.query.precision,
             False,
@@ -170,20 +219,31 @@ class LinePages:
         options = self._options
         line_post = LinePost(post, terms.naming, options.rows_max, options.rows_bytes_max)
         try:
-            points: Points | LineSteps = begin(body, line_post)
-            if not isinstance(points, Points):
-                points = await self._plain_bodies.finish(points, uncounted_bytes=0)
+            return begin(body, line_post)
         except Refused as refused:
-            if refused.code == "empty":
-                return Points([], [], 0, 0)
-            refused.body_start = body
-            raise
-        return points
+            return _refused(refused, body)
 
-    def _observe(self, points: Points) -> None:
-        if self._on_decoded is not None:
-            for at, block in enumerate(points.blocks or [None]):
-                self._on_decoded(Decoded(block, points.errors if at == 0 else []))
+    async def _finished(
+        self, points: Points | LineSteps, body: bytes, *, uncounted_bytes: int
+    ) -> Points:
+        if isinstance(points, Points):
+            return points
+        try:
+            return await self._plain_bodies.finish(points, uncounted_bytes=uncounted_bytes)
+        except Refused as refused:
+            return _refused(refused, body)
 
     def _parse_query(self, text: str) -> LineQuery:
         return with_ack(parse_line_query(text), self._ack_default, self._levels)
+
+
+def _refused(refused: Refused, body: bytes) -> Points:
+    """Return no points for an empty body. Raises the refusal of any other."""
+    if refused.code == "empty":
+        return NO_POINTS
+    refused.body_start = body
+    raise refused
+
+
+def _no_content(_ack: str, _rows: int) -> Answer:
+    return NO_CONTENT

@@ -32,7 +32,8 @@ from ingest.model.errors import ConfigError, Refused
 from ingest.model.ledger import Ledger
 from ingest.model.letter import MAPPED
 from ingest.model.ports import Admission
-from ingest.receiver.keeper import ADMISSION_DETAILS, Keeper
+from ingest.receiver.at_once import ADMISSION_DETAILS
+from ingest.receiver.keeper import Keeper
 from ingest.receiver.line_keeper import LineKeeper, LineTerms
 from ingest.receiver.line_query import LineQuery
 from ingest.receiver.senders import KnownSender, Senders

@@ -22,6 +22,7 @@ from ingest.receiver.line_replies import VERSION
 from ingest.system.clock import monotonic_s
 from tests.support import tokens
 from tests.support.receiver import Receiver, Reply, head, running_receiver, until
+from tests.support.ways import both_ways
 
 TS = 1_750_000_000
 LINE_A = b"cpu,host=h,cpu=cpu0 idle=1.5 %d" % TS
@@ -39,6 +40,7 @@ async def write(
     return await receiver.send(head("POST", target, sized) + body)
 
 
+@both_ways
 @pytest.mark.parametrize("path", PATHS)
 async def test_lines_are_kept_and_answered_with_204(path: str) -> None:
     """Without a body and without a Content-Length; whatever else the client says."""
@@ -52,6 +54,7 @@ async def test_lines_are_kept_and_answered_with_204(path: str) -> None:
         assert receiver.ledger.requests[path, 204] == 1
 
 
+@both_ways
 async def test_connection_stays_open_after_a_204() -> None:
     """Two posts and a probe on one connection, sent at once."""
     async with running_receiver() as receiver:
