@@ -20,6 +20,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from ingest.admin.process_exposition import ProcessExposition
 from ingest.model.ledger import BrokerFigures, Gauges, Histogram, Ledger
 from ingest.model.ports import STATES
 from ingest.system.clock import monotonic_s, unix_us
@@ -46,19 +47,11 @@ BROKER_FIGURES = {
 }
 
 
-class Exposition:
+class Exposition(ProcessExposition):
     """The metrics of a ledger and of the process."""
 
     def __init__(self, ledger: Ledger, version: str) -> None:
-        self.registry = CollectorRegistry(auto_describe=False)
-        self.registry.register(LedgerCollector(ledger, version))
-        ProcessCollector(registry=self.registry)
-        PlatformCollector(registry=self.registry)
-        GCCollector(registry=self.registry)
-
-    def text(self) -> bytes:
-        """Return all metrics in Prometheus' text format."""
-        return generate_latest(self.registry)
+        super().__init__(LedgerCollector(ledger, version))
 
 
 class Shown(NamedTuple):

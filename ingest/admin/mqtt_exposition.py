@@ -4,38 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.gc_collector import GCCollector
-from prometheus_client.platform_collector import PlatformCollector
-from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from ingest.admin.process_exposition import build_info
 from ingest.mqtt.tally import MqttFigures, MqttTally
 
 _LABELS = ("mqtt",)
 
 
-class MqttExposition:
-    """The metrics of one `ingest mqtt` and of its process. `figures` is called at each scrape."""
+class MqttCollector(Collector):
+    """The metrics of one `ingest mqtt`. `figures` is called at each scrape."""
 
     def __init__(
         self, tally: MqttTally, figures: Callable[[], MqttFigures], *, name: str, version: str
-    ) -> None:
-        self.registry = CollectorRegistry(auto_describe=False)
-        self.registry.register(_MqttCollector(tally, figures, name, version))
-        ProcessCollector(registry=self.registry)
-        PlatformCollector(registry=self.registry)
-        GCCollector(registry=self.registry)
-
-    def text(self) -> bytes:
-        """Return all metrics in Prometheus' text format."""
-        return generate_latest(self.registry)
-
-
-class _MqttCollector(Collector):
-    def __init__(
-        self, tally: MqttTally, figures: Callable[[], MqttFigures], name: str, version: str
     ) -> None:
         self._tally = tally
         self._figures = figures
@@ -43,9 +25,8 @@ class _MqttCollector(Collector):
         self._version = version
 
     def collect(self) -> Iterable[Metric]:
-        build = GaugeMetricFamily("ingest_build_info", "Always 1.", labels=["version"])
-        build.add_metric([self._version], 1)
-        yield build
+        """Return all of them."""
+        yield build_info(self._version)
         yield from self._counters()
         yield from self._gauges()
 

@@ -16,10 +16,11 @@ from typing import NamedTuple
 import orjson
 
 from ingest import __version__
-from ingest.admin.forward_exposition import ForwardExposition
+from ingest.admin.forward_exposition import ForwardCollector
+from ingest.admin.process_exposition import ProcessExposition
 from ingest.admin.small_port import SmallAdmin
 from ingest.app.broker import configured_address
-from ingest.app.rules import make_rules
+from ingest.app.client_process import CLOSE_S_MAX, make_dead_letters, run_client, tidy
 from ingest.app.tasks import Tasks
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.lag import lag_bytes_max
@@ -30,7 +31,6 @@ from ingest.broker.skips import Skipped
 from ingest.config.folders import state_dir
 from ingest.config.forward_options import ForwardOptions
 from ingest.config.settings import Settings, split_address
-from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.embedded.broker import running_broker
 from ingest.forward.bodies import Filters, PostLimits
 from ingest.forward.forwarder import Forwarder
@@ -42,17 +42,12 @@ from ingest.http_client.client import HttpClient
 from ingest.http_client.target import Target
 from ingest.model.errors import StartError
 from ingest.system import logs
-from ingest.system import signals as app_signals
-from ingest.system.clock import sleep_unless, unix_us
-from ingest.system.notify import Notifier
+from ingest.system.clock import unix_us
 from ingest.system.state_folder import StateFolder
 
 ROLE = "forward"
 ADMIN_LISTEN = "127.0.0.1:8082"  # unless admin_listen is set: a service on this machine has 8081
 MESSAGE_BYTES_MAX = 64 * 1024**2  # no nats-server takes a larger one
-TIDY_S = 3600.0
-CLOSE_S_MAX = 5.0
-EXIT_OK, EXIT_BROKEN = 0, 1
 NO_BROKER = (
     "a forwarder reads the stream of a broker, and here is none: `ingest serve` keeps readings in "
     "its own journal, which only it reads. Run `ingest up` on this state folder, or set "
@@ -83,28 +78,16 @@ async def forward(
 
     Raises StartError and ConfigError with a sentence for the user.
     """
-    logs.configure(settings.log_level, form=settings.log_format)
     where = broker_of(settings)
-    folder = StateFolder.open(StateFolder(state_dir(settings)).of_process(ROLE, wanted.name).path)
-    with folder.lock():
-        notifier = Notifier.from_environment()
-        service = ForwardService(settings, wanted, folder, where)
-        app_signals.handle(service.stopping, service.halted)
-        async with notifier.reporting(service.in_words):
-            try:
-                listen = await service.start(admin_listen)
-                notifier.ready()
-                announce(
-                    f"forwards {wanted.name} to {wanted.target.shown}; probes and metrics: "
-                    f"http://{listen}"
-                )
-                await service.run()
-            finally:
-                notifier.stopping()
-                await service.close()
-        app_signals.ignore()  # before the message: its reader may send another signal
-        announce(service.summary())
-        return EXIT_BROKEN if service.broken else EXIT_OK
+    return await run_client(
+        settings,
+        ROLE,
+        wanted.name,
+        lambda folder: ForwardService(settings, wanted, folder, where),
+        admin_listen=admin_listen,
+        does=f"forwards {wanted.name} to {wanted.target.shown}",
+        announce=announce,
+    )
 
 
 def broker_of(settings: Settings) -> Callable[[], Address]:
@@ -146,21 +129,14 @@ class ForwardService:
         self._log = logs.get_logger("forward")
         self._closing = asyncio.Event()  # the connection to the broker ends
         self._tasks = Tasks(self.stopping, "forward")
-        self._dead_letters = DeadLetterQueue(
-            folder.dead_letters,
-            bytes_max=settings.dlq_bytes_max,
-            segment_bytes=settings.dlq_segment_bytes,
-            keep_days=settings.dlq_keep_days,
-            auto_replay=False,
-            rules=make_rules(settings),
-        )
+        self._dead_letters = make_dead_letters(settings, folder)
         self._make_sender()
         self._connection = BrokerConnection(where, ROLE)
         self._make_reader()
-        exposition = ForwardExposition(
+        collector = ForwardCollector(
             self.tally, self._figures, name=wanted.name, version=__version__
         )
-        self._admin = SmallAdmin(exposition.text, self.readyz)
+        self._admin = SmallAdmin(ProcessExposition(collector).text, self.readyz)
 
     def _make_sender(self) -> None:
         wanted, options = self._wanted, self._wanted.options
@@ -265,7 +241,7 @@ class ForwardService:
             raise StartError(self.watch.missing)
         self._tasks.spawn(self.watch.run(self.stopping))
         self._tasks.spawn(self._puller.run(self.stopping))
-        self._tasks.spawn(self._tidy())
+        self._tasks.spawn(tidy(self._dead_letters, self.stopping))
         return listen
 
     async def run(self) -> None:
@@ -294,10 +270,6 @@ class ForwardService:
         await self._client.close()
         await self._dead_letters.close()
         await self._admin.close()
-
-    async def _tidy(self) -> None:
-        while not await sleep_unless(self.stopping, TIDY_S):
-            await self._dead_letters.tidy()
 
 
 def _unsigned(_key: str, _body: bytes, _now_s: float) -> Mapping[str, str]:

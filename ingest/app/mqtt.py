@@ -18,15 +18,14 @@ from typing import NamedTuple
 import orjson
 
 from ingest import __version__
-from ingest.admin.mqtt_exposition import MqttExposition
+from ingest.admin.mqtt_exposition import MqttCollector
+from ingest.admin.process_exposition import ProcessExposition
 from ingest.admin.small_port import SmallAdmin
-from ingest.app.rules import make_rules
+from ingest.app.client_process import CLOSE_S_MAX, make_dead_letters, run_client, tidy
 from ingest.app.tasks import Tasks
-from ingest.config.folders import state_dir
 from ingest.config.mqtt_options import MqttOptions
 from ingest.config.settings import Settings, split_address
 from ingest.config.sources import read_secret
-from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.http_client.client import HttpClient
 from ingest.http_client.target import Target, is_loopback
 from ingest.model.errors import ConfigError, StartError
@@ -38,17 +37,12 @@ from ingest.mqtt.session import MqttSession
 from ingest.mqtt.source_form import DOCUMENTS_MAX, SourceForm
 from ingest.mqtt.tally import MqttFigures, MqttTally
 from ingest.system import logs
-from ingest.system import signals as app_signals
-from ingest.system.clock import sleep_unless, unix_us
+from ingest.system.clock import unix_us
 from ingest.system.files import replace_private
-from ingest.system.notify import Notifier
 from ingest.system.state_folder import StateFolder
 
 ROLE = "mqtt"
 ADMIN_LISTEN = "127.0.0.1:8083"  # unless admin_listen is set: a service has 8081, a forwarder 8082
-TIDY_S = 3600.0
-CLOSE_S_MAX = 5.0
-EXIT_OK, EXIT_BROKEN = 0, 1
 TOPICS_FILE = "topics.json"
 FORMS: dict[str, type[JsonForm | LineForm]] = {"json": JsonForm, "lines": LineForm}
 
@@ -101,27 +95,15 @@ async def mqtt(
 
     Raises StartError and ConfigError with a sentence for the user.
     """
-    logs.configure(settings.log_level, form=settings.log_format)
-    folder = StateFolder.open(StateFolder(state_dir(settings)).of_process(ROLE, wanted.name).path)
-    with folder.lock():
-        notifier = Notifier.from_environment()
-        service = MqttService(settings, wanted, folder)
-        app_signals.handle(service.stopping, service.halted)
-        async with notifier.reporting(service.in_words):
-            try:
-                listen = await service.start(admin_listen)
-                notifier.ready()
-                announce(
-                    f"takes messages of {wanted.address.shown} for {wanted.target.shown}; probes "
-                    f"and metrics: http://{listen}"
-                )
-                await service.run()
-            finally:
-                notifier.stopping()
-                await service.close()
-        app_signals.ignore()  # before the message: its reader may send another signal
-        announce(service.summary())
-        return EXIT_BROKEN if service.broken else EXIT_OK
+    return await run_client(
+        settings,
+        ROLE,
+        wanted.name,
+        lambda folder: MqttService(settings, wanted, folder),
+        admin_listen=admin_listen,
+        does=f"takes messages of {wanted.address.shown} for {wanted.target.shown}",
+        announce=announce,
+    )
 
 
 class MqttService:
@@ -136,19 +118,12 @@ class MqttService:
         self._topics_path = folder.path / TOPICS_FILE
         self._log = logs.get_logger(ROLE)
         self._tasks = Tasks(self.stopping, ROLE)
-        self._dead_letters = DeadLetterQueue(
-            folder.dead_letters,
-            bytes_max=settings.dlq_bytes_max,
-            segment_bytes=settings.dlq_segment_bytes,
-            keep_days=settings.dlq_keep_days,
-            auto_replay=False,
-            rules=make_rules(settings),
-        )
+        self._dead_letters = make_dead_letters(settings, folder)
         tls = tls_context(wanted.tls) if wanted.address.tls else None
         self._make_bridge()
         self._make_session(tls)
-        exposition = MqttExposition(self.tally, self.figures, name=wanted.name, version=__version__)
-        self._admin = SmallAdmin(exposition.text, self.readyz)
+        collector = MqttCollector(self.tally, self.figures, name=wanted.name, version=__version__)
+        self._admin = SmallAdmin(ProcessExposition(collector).text, self.readyz)
 
     def _make_bridge(self) -> None:
         wanted, options = self._wanted, self._wanted.options
@@ -271,7 +246,7 @@ class MqttService:
         await self._dead_letters.open()
         listen = await self._admin.start(*split_address(admin_listen))
         self._tasks.spawn(self._session.run(self.stopping))
-        self._tasks.spawn(self._tidy())
+        self._tasks.spawn(tidy(self._dead_letters, self.stopping))
         return listen
 
     async def run(self) -> None:
@@ -307,10 +282,6 @@ class MqttService:
         await self._client.close()
         await self._dead_letters.close()
         await self._admin.close()
-
-    async def _tidy(self) -> None:
-        while not await sleep_unless(self.stopping, TIDY_S):
-            await self._dead_letters.tidy()
 
 
 def tls_context(files: MqttTls) -> ssl.SSLContext:

@@ -24,8 +24,8 @@ from ingest.admin.exposition import (
     JointExposition,
     Shown,
 )
-from ingest.admin.forward_exposition import ForwardExposition
-from ingest.admin.mqtt_exposition import MqttExposition
+from ingest.admin.forward_exposition import ForwardCollector
+from ingest.admin.mqtt_exposition import MqttCollector
 from ingest.app.receiving import make_endpoint
 from ingest.config.settings import Settings
 from ingest.config.text import env_example, markdown_table
@@ -89,14 +89,14 @@ def metrics_table() -> str:
 
 def forward_metrics_table() -> str:
     """Return the table of the metrics of a forwarder."""
-    exposition = ForwardExposition(ForwardTally(), ForwardFigures, name="", version="")
-    return _metrics(each for each in exposition.registry.collect() if "_forward_" in each.name)
+    collector = ForwardCollector(ForwardTally(), ForwardFigures, name="", version="")
+    return _metrics(each for each in collector.collect() if "_forward_" in each.name)
 
 
 def mqtt_metrics_table() -> str:
     """Return the table of the metrics of `ingest mqtt`."""
-    exposition = MqttExposition(MqttTally(), MqttFigures, name="", version="")
-    return _metrics(each for each in exposition.registry.collect() if "_mqtt_" in each.name)
+    collector = MqttCollector(MqttTally(), MqttFigures, name="", version="")
+    return _metrics(each for each in collector.collect() if "_mqtt_" in each.name)
 
 
 def _metrics(families: Iterable[Any], of_instances: Iterable[Any] = ()) -> str:

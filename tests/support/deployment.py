@@ -23,8 +23,8 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 from ingest.admin.exposition import BROKER_FIGURES, JointExposition, Shown
-from ingest.admin.forward_exposition import ForwardExposition
-from ingest.admin.mqtt_exposition import MqttExposition
+from ingest.admin.forward_exposition import ForwardCollector
+from ingest.admin.mqtt_exposition import MqttCollector
 from ingest.forward.tally import ForwardFigures, ForwardTally
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
 from ingest.model.ports import BufferStats
@@ -295,12 +295,12 @@ def exported() -> dict[str, frozenset[str]]:
     found: dict[str, frozenset[str]] = {}
     tally = ForwardTally()
     tally.posts["204"] = 1
-    forward = ForwardExposition(tally, ForwardFigures, name="x", version="0")
+    forward = ForwardCollector(tally, ForwardFigures, name="x", version="0")
     joint = JointExposition(lambda: [shown])
     messages = MqttTally()
     messages.posts["202"] = 1
-    mqtt = MqttExposition(messages, MqttFigures, name="x", version="0")
-    for family in (*joint.families(), *forward.registry.collect(), *mqtt.registry.collect()):
+    mqtt = MqttCollector(messages, MqttFigures, name="x", version="0")
+    for family in (*joint.families(), *forward.collect(), *mqtt.collect()):
         for sample in family.samples:
             labels = frozenset(sample.labels) | found.get(sample.name, frozenset())
             found[sample.name] = labels | TARGET_LABELS
