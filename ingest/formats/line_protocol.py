@@ -16,12 +16,12 @@ from typing import NamedTuple, cast
 
 from ingest.formats.line_item import EMPTY, LINE_BYTES_MAX, line_too_large, next_line, read_line
 from ingest.formats.line_series import KEPT_KEYS, UNREADABLE, Naming
-from ingest.formats.line_whole import Columns, many
+from ingest.formats.line_whole import ONE_BYTES_MAX, Columns, many, one
 from ingest.formats.post import Decoded, ItemError, Post, most_invalid, too_many_invalid
 from ingest.formats.timestamp import number_us
 from ingest.model.block import Block
 from ingest.model.errors import Refused
-from ingest.model.rows import PG_EPOCH_US, encode_rows
+from ingest.model.rows import PG_EPOCH_US, encode_row, encode_rows
 
 WHOLE_BYTES = 16 * 1024  # a body of this size is read in one step, if all its lines are plain
 SLICE_BYTES = 32 * 1024
@@ -94,10 +94,26 @@ def begin(body: bytes, post: LinePost) -> Points | LineSteps:
     `begin` and the steps raise Refused: `empty`, `not_lines`, `too_many_readings`,
     `item_too_large`, `body_too_large`.
     """
+    if len(body) <= ONE_BYTES_MAX and (block := _one_reading(body, post)) is not None:
+        return Points([block], [], 0, 0)
     reader = _BodyReader(post, len(body))
     if len(body) <= WHOLE_BYTES and reader.is_read_whole(body):
         return reader.points()
     return reader.read(body)
+
+
+def _one_reading(body: bytes, line_post: LinePost) -> Block | None:
+    """Return the block of a body with a single reading, if it is a plain one."""
+    post = line_post.post
+    read = one(body, KEPT_KEYS.of(line_post.naming), post)
+    if read is None:
+        return None
+    row = encode_row(*read)
+    if len(row) > line_post.rows_bytes_max:
+        return None
+    return Block(
+        row, 1, received_s=post.received_s, received_us=post.received_us, newest_ts_us=read[0]
+    )
 
 
 def has_usable_time(line: bytes, precision: str | None, least_us: int, most_us: int) -> bool:

@@ -57,10 +57,11 @@ class LineOptions(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """What the head of a post says: who sent it, and the query."""
+    """What the head of a post says: who sent it, the query, and how lines are named."""
 
     sender: KnownSender
     query: LineQuery
+    naming: Naming
 
 
 class LinePages:
@@ -112,54 +113,68 @@ class LinePages:
             plan: _Plan | None = head.plan
             if plan is None or not plan.sender.identity.live:
                 sender, text = self._senders.find(head, text, source=SOURCE, form=LINE)
-                plan = head.plan = _Plan(sender, self._query(text))
+                plan = head.plan = self._plan(sender, text)
             self._senders.take_post(request, plan.sender)
-            terms = self._terms(request, plan, path, received_s)
             body = request.body
             if body is None or not request.in_round or len(body) > SMALL_BYTES:
-                return self._keeper.inside(self._receive(request, plan.sender, terms))
-            return self._small(request, plan.sender, terms, kept_at)
+                return self._keeper.inside(self._receive(request, plan, kept_at))
+            return self._small(request, plan, kept_at, received_s)
 
         return answer
 
-    def _small(self, request: Request, sender: KnownSender, terms: LineTerms, page: Page) -> Reply:
+    def _plan(self, sender: KnownSender, text: str) -> _Plan:
+        query = self._query(text)
+        prefix = query.database if self._options.has_prefix else ""
+        return _Plan(
+            sender, query, Naming(self._rules.device_tags, sender.identity.entry.device, prefix)
+        )
+
+    def _small(self, request: Request, plan: _Plan, page: Page, received_s: float) -> Reply:
         """Take a small post in at once if nothing has to wait; else return the coroutine."""
         body = request.body
         assert body is not None, "it has come with its head"
         self._plain_bodies.check(len(body), self._options.bodies)
-        answer_by_s = terms.received_s + self._options.answer_s_max
-        terms = terms._replace(answer_by_s=answer_by_s)
-        points = self._begun(body, terms, sender.identity.allows)
+        post = self._post(plan, received_s)
+        points = self._begun(body, plan, post)
         if not isinstance(points, Points):
-            return self._keeper.inside(self._go_on(request, sender, terms, points, body))
-        self._seen(request, sender, terms, points)
+            return self._keeper.inside(self._go_on(request, plan, page, post, points))
+        self._seen(request, plan, points)
         if len(points.blocks) == 1 and points[1:] == NOTHING_ELSE:
-            reply = self._keeper.take_block(
-                request, page, points.blocks[0], terms.query.ack, terms.received_s
-            )
+            block, ack = points.blocks[0], plan.query.ack
+            reply = self._keeper.take_block(request, page, block, ack, received_s)
             if reply is not False:
                 return reply
+        terms = self._terms(request, plan, page, post)
         return self._keeper.inside(self._keep(points, terms))
 
-    def _terms(self, request: Request, plan: _Plan, path: str, received_s: float) -> LineTerms:
-        sender, query = plan
-        prefix = query.database if self._options.has_prefix else ""
-        naming = Naming(self._rules.device_tags, sender.identity.entry.device, prefix)
-        return LineTerms(query, naming, path, sender.of(request), unix_us(), received_s, 0.0)
+    def _post(self, plan: _Plan, received_s: float) -> Post:
+        allows = plan.sender.identity.allows
+        return Post(plan.query.precision, False, unix_us(), received_s, self._rules, allows)
 
-    async def _receive(self, request: Request, sender: KnownSender, terms: LineTerms) -> Answer:
+    def _terms(self, request: Request, plan: _Plan, page: Page, post: Post) -> LineTerms:
+        """Return the terms of a post whose body came at `post.received_s`."""
+        return LineTerms(
+            plan.query,
+            plan.naming,
+            page.label,
+            plan.sender.of(request),
+            post.received_us,
+            post.received_s,
+            post.received_s + self._options.answer_s_max,
+        )
+
+    async def _receive(self, request: Request, plan: _Plan, page: Page) -> Answer:
         """Wait for the body and its place in a round; keep what is in it."""
         with ExitStack() as stack:
             async with self._plain_bodies.body(request, self._options.bodies) as body:
                 stack.enter_context(self._counted(len(body)))
-                now_s = monotonic_s()  # a slow network is not our fault
-                answer_by_s = now_s + self._options.answer_s_max
-                terms = terms._replace(received_s=now_s, answer_by_s=answer_by_s)
+                post = self._post(plan, monotonic_s())  # a slow network is not our fault
                 points = await self._finished(
-                    self._begun(body, terms, sender.identity.allows), body, uncounted_bytes=0
+                    self._begun(body, plan, post), body, uncounted_bytes=0
                 )
             del body
-            self._seen(request, sender, terms, points)
+            self._seen(request, plan, points)
+            terms = self._terms(request, plan, page, post)
             tail = self._line_keeper.begin(points, terms)
             counted = stack.pop_all()  # until all of it is kept, even if the client is gone
             tail.add_done_callback(lambda _tail: counted.close())
@@ -167,25 +182,27 @@ class LinePages:
         return NO_CONTENT
 
     async def _go_on(
-        self, request: Request, sender: KnownSender, terms: LineTerms, steps: LineSteps, body: bytes
+        self, request: Request, plan: _Plan, page: Page, post: Post, steps: LineSteps
     ) -> Answer:
         """Decode the rest in short steps; keep what is in it."""
+        body = request.body or b""
         points = await self._finished(steps, body, uncounted_bytes=len(body))
-        self._seen(request, sender, terms, points)
-        return await self._keep(points, terms)
+        del body
+        self._seen(request, plan, points)
+        return await self._keep(points, self._terms(request, plan, page, post))
 
     async def _keep(self, points: Points, terms: LineTerms) -> Answer:
         tail = self._line_keeper.begin(points, terms)
         await self._line_keeper.kept(tail, points, terms)
         return NO_CONTENT
 
-    def _seen(
-        self, request: Request, sender: KnownSender, terms: LineTerms, points: Points
-    ) -> None:
+    def _seen(self, request: Request, plan: _Plan, points: Points) -> None:
         request.body = b""  # its memory is free while the post waits
+        sender = plan.sender
+        rows = 0
         for block in points.blocks:
-            block.sender = terms.sender
-        rows = sum(block.rows for block in points.blocks)
+            block.sender = sender.of(request)
+            rows += block.rows
         self._senders.charge(request, sender, rows + len(points.errors) + points.not_kept)
         if self._on_decoded is not None:
             for at, each in enumerate(points.blocks or [None]):
@@ -205,19 +222,9 @@ class LinePages:
         finally:
             self._large -= 1
 
-    def _begun(
-        self, body: bytes, terms: LineTerms, allows: Callable[[str], bool] | None
-    ) -> Points | LineSteps:
-        post = Post(
-            terms.query.precision,
-            False,
-            terms.received_us,
-            terms.received_s,
-            self._rules,
-            allows,
-        )
+    def _begun(self, body: bytes, plan: _Plan, post: Post) -> Points | LineSteps:
         options = self._options
-        line_post = LinePost(post, terms.naming, options.rows_max, options.rows_bytes_max)
+        line_post = LinePost(post, plan.naming, options.rows_max, options.rows_bytes_max)
         try:
             return begin(body, line_post)
         except Refused as refused:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import chain
+from itertools import chain, product
 
 import pytest
 
@@ -15,7 +15,7 @@ from ingest.formats.line_protocol import (
     decode,
     has_usable_time,
 )
-from ingest.formats.line_series import KEPT_KEYS, KeptKeys, Naming, read_key
+from ingest.formats.line_series import KEPT_KEYS, UNREADABLE, KeptKeys, Naming, read_key
 from ingest.formats.post import Post, Rules, most_invalid
 from ingest.formats.series import SERIES, SeriesCache
 from ingest.model.errors import Refused
@@ -93,6 +93,29 @@ def test_line_becomes_a_reading(line: str, device: str, metric: str, value: floa
     found = points(line)
     assert readings(found) == [Reading(NOW_US, device, metric, value)]
     assert (found.errors, found.strings, found.rounded) == ([], 0, 0)
+
+
+NUMBERS = (
+    *("1", "-0", "0.0", "-0.0", "007", "1.", ".5", "21.50", "999999999999999.123456789012345"),
+    *("9007199254740993", "9007199254740992", "1e5", "-", "1.5.2", "5i", "nan"),
+)
+
+
+@pytest.mark.parametrize("key", ["m,host=h", "#m,host=h", "m", "m,host=h,", "m,host=h,host=i"])
+def test_single_reading_is_read_as_among_others(key: str) -> None:
+    """The quick way for a body of one reading gives what the careful one does."""
+    stamps = ("", f" {S}", f" {S}123456789", " -5", " 0", " 01", " " + "9" * 19)
+    for number, stamp, end in product(NUMBERS, stamps, ("", "\n")):
+        line = f"{key} f={number}{stamp}"
+        careful = points(f'{line}\nx,host=h text="y"')
+        if readings(careful):
+            alone = points(line + end)
+            assert readings(alone) == readings(careful), line
+            assert (alone.rounded, alone.errors) == (careful.rounded, careful.errors)
+        elif (careful.errors and careful.errors[0].code == UNREADABLE) or not careful.errors:
+            assert refused((line + end).encode()).code in {"not_lines", "empty"}
+        else:
+            assert points(line + end).errors == careful.errors, line
 
 
 @pytest.mark.parametrize(
