@@ -43,6 +43,7 @@ async def test_one_case_is_measured_and_recorded(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 async def test_tree_is_compared_with_a_commit(open_tmp_path: Path) -> None:
     """Both services run under loads in turn; one line a case, a record, and no file is left."""
     scratch, record = open_tmp_path / "scratch", open_tmp_path / "record.ndjson"
@@ -165,6 +166,7 @@ async def test_interrupt_shows_what_there_is_and_leaves_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 async def test_every_part_runs() -> None:
     """Each part runs once without measurement, with the service's functions as they are now."""
     parts = sorted(REPOSITORY.glob("benchmarks/bench_*.py"))
@@ -175,6 +177,7 @@ async def test_every_part_runs() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 async def test_quick_run_measures_every_case() -> None:
     """All contenders run, all data arrives, and no case is left out if nothing is missing.
@@ -189,6 +192,7 @@ async def test_quick_run_measures_every_case() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(180)
 async def test_roles_are_measured_beside_the_service(tmp_path: Path) -> None:
     """One gateway, and three brokers: the CPU of each role is told, all is in the table."""
@@ -208,6 +212,7 @@ async def test_roles_are_measured_beside_the_service(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 async def test_replay_of_a_journal_is_measured_beside_live_posts() -> None:
     """All rows of it are in the table. Whether the bounds are kept depends on the machine."""
     words = ("--gib", 0.02, "--seconds", 0.5, "--rate", 50, "--json")
@@ -224,6 +229,7 @@ async def test_replay_of_a_journal_is_measured_beside_live_posts() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(180)
 async def test_soak_proves_beside_a_kill_of_the_database(tmp_path: Path) -> None:
     """A short soak gives the verdict of verify; the database is killed once and comes back."""
