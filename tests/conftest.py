@@ -34,7 +34,7 @@ from tests.support import tcp_ports
 from tests.support.brokers import LETTERS, api, joined
 from tests.support.embedded import running
 
-pytest_plugins = ["tests.support.interrupted"]
+pytest_plugins = ["tests.support.interrupted", "tests.support.scheduling"]
 
 if os.environ.get("INGEST_TEST_KNOWN_HEADS") == "off":
     connection.TRIES = 0  # the parser takes each head, also one that has come before
