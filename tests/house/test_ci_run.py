@@ -142,7 +142,7 @@ def test_it_runs_each_long_test_once_and_some_of_them_alone() -> None:
 
 
 def test_it_measures_coverage_once_and_does_not_forget_it() -> None:
-    """The other Python runs the same tests without; the bound of `./run test` is looked at again."""
+    """The other Python runs without it; the bound of `./run test` is looked at once more."""
     bound = re.findall(r"--cov-fail-under=(\d+)", (REPOSITORY / "run").read_text())
     assert re.findall(r"coverage report .*--fail-under=(\d+)$", RUN, re.MULTILINE) == bound
     assert re.findall(r"\./run test( --no-cov)?$", RUN, re.MULTILINE) == ["", " --no-cov"]

@@ -8,21 +8,23 @@ import re
 import signal
 import socket
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+import benchmarks.__main__
 from benchmarks.cases import CASES
 from benchmarks.processes import descendants, scratch
 from benchmarks.service import Service
 from benchmarks.stories import post_one
+from tests.support.commands import Here
 from tests.system.service import REPOSITORY, Done, environment, run_command, wait_gone
 
 
-async def bench(*words: object, path: str | None = None, within_s: float = 60) -> Done:
+async def bench(*words: object, within_s: float = 60) -> Done:
     """Run it."""
-    extra = {} if path is None else {"PATH": path}
-    return await run_command("benchmarks", *words, env=extra, within_s=within_s)
+    return await run_command("benchmarks", *words, within_s=within_s)
 
 
 async def test_one_case_is_measured_and_recorded(tmp_path: Path) -> None:
@@ -77,18 +79,39 @@ def test_service_is_measured_with_the_buffer_that_the_record_names() -> None:
         assert not (folder / "journal").exists()
 
 
+@pytest.fixture
+def here(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Done]]:
+    """Give a way to run the command in this process, which has no wrk: for what ends at once."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr("benchmarks.against.raise_open_files_limit", lambda: None)
+
+    def main(words: list[str]) -> int:
+        monkeypatch.setattr(sys, "argv", ["bench", *words])
+        return benchmarks.__main__.main()
+
+    yield Here(capsys, main).ended
+    signal.signal(signal.SIGTERM, before)
+
+
 @pytest.mark.parametrize("word", ["--quick", "--no-record"])
-async def test_quick_and_no_record_write_nothing(tmp_path: Path, word: str) -> None:
+def test_quick_and_no_record_write_nothing(
+    here: Callable[..., Done], tmp_path: Path, word: str
+) -> None:
     """A run that only shows that everything works records no figures."""
-    done = await bench("--only", "singles", word, "--results", tmp_path, path="/nonexistent")
+    done = here("--only", "singles", word, "--results", tmp_path)
     assert done.code == 0, done.stderr
     assert "left out" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_what_the_machine_lacks_is_left_out_and_named(tmp_path: Path) -> None:
+def test_what_the_machine_lacks_is_left_out_and_named(
+    here: Callable[..., Done], tmp_path: Path
+) -> None:
     """A case without wrk is left out with the reason, in RESULTS.md too; it is no error."""
-    done = await bench("--only", "singles", "--runs", 2, "--results", tmp_path, path="/nonexistent")
+    done = here("--only", "singles", "--runs", 2, "--results", tmp_path)
     assert done.code == 0, done.stderr
     assert "left out: singles: wrk is not on PATH" in done.stderr
     assert "(wanted: at least 0.85) left out" in done.stdout
@@ -112,9 +135,11 @@ async def test_what_the_machine_lacks_is_left_out_and_named(tmp_path: Path) -> N
         (("--against=--all",), "./run bench: --all is no commit"),
     ],
 )
-async def test_wrong_option_is_named_before_anything_runs(words: tuple[str, ...], why: str) -> None:
+def test_wrong_option_is_named_before_anything_runs(
+    here: Callable[..., Done], words: tuple[str, ...], why: str
+) -> None:
     """A misspelt option is an error before the parts run, which takes a minute."""
-    done = await bench(*words, within_s=10)
+    done = here(*words)
     assert done.code == 2
     assert why in done.stderr
 
@@ -126,9 +151,9 @@ async def test_help_names_every_case() -> None:
     assert all(case.name in done.stdout for case in CASES)
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.alone
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_interrupt_shows_what_there_is_and_leaves_nothing(
     open_tmp_path: Path, number: signal.Signals
 ) -> None:
