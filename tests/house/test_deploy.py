@@ -108,21 +108,21 @@ def test_one_command_leads_every_alert_to_the_readers_own_runbook(tmp_path: Path
         assert each.read_text() == text.replace(RUNBOOK_BASE[:-1], new)
     changed = {each.name for each, text in before.items() if each.read_text() != text}
     assert changed == {"alerts.yml", "alerts_test.yml", "prometheusrule.yaml"}
-    keep_tests_of("IngestDown", path.parent)
+    keep_cases_of("IngestDown", path.parent)
     promtool = program("promtool", "prometheus")
     code, said = run(promtool, "test", "rules", "alerts_test.yml", cwd=path.parent)
     assert code == 0, said
 
 
-def keep_tests_of(alert: str, folder: Path) -> None:
+def keep_cases_of(alert: str, folder: Path) -> None:
     """Leave only the tests of one alert: all of them take seconds."""
     path = folder / "alerts_test.yml"
     whole = document(path)
-    whole["tests"] = tests_of(alert, whole["tests"])
+    whole["tests"] = cases_of(alert, whole["tests"])
     path.write_text(json.dumps(whole))
 
 
-def tests_of(alert: str, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def cases_of(alert: str, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the tests of one alert; none is an error."""
     found = [
         case
@@ -160,7 +160,7 @@ def test_alerts_fire_and_stay_silent_as_their_tests_say(tmp_path: Path) -> None:
             name = rule["alert"]
             rules = {"groups": [{**group, "rules": [rule]}]}
             (tmp_path / f"{name}.yml").write_text(json.dumps(rules))  # which is YAML too
-            own = {**whole, "rule_files": [f"{name}.yml"], "tests": tests_of(name, whole["tests"])}
+            own = {**whole, "rule_files": [f"{name}.yml"], "tests": cases_of(name, whole["tests"])}
             (tmp_path / f"{name}_test.yml").write_text(json.dumps(own))
             names.append(f"{name}_test.yml")
     code, said = run(program("promtool", "prometheus"), "test", "rules", *names, cwd=tmp_path)
@@ -193,7 +193,7 @@ def test_altered_bound_of_an_alert_is_noticed(tmp_path: Path) -> None:
     """The tests of the alerts can fail."""
     promtool = program("promtool", "prometheus")
     spoilt = copy_of(tmp_path, "alerts.yml", "used_ratio > 0.8", "used_ratio > 0.95")
-    keep_tests_of("IngestBufferFilling", spoilt.parent)
+    keep_cases_of("IngestBufferFilling", spoilt.parent)
     code, said = run(promtool, "test", "rules", "alerts_test.yml", cwd=spoilt.parent)
     assert code != 0
     assert "IngestBufferFilling" in said
