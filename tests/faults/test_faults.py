@@ -300,7 +300,7 @@ def test_run_script_has_the_command_faults(tmp_path: Path) -> None:
     (tmp_path / "ok").write_text(f"{sums[0]} dev {sums[1]}\n{sys.executable}\n")
     done = subprocess.run(
         [REPOSITORY / "run", "faults", "--list"],
-        env=environment({"RUN_VENV": str(tmp_path)}),
+        env=environment({"RUN_VENV": str(tmp_path)}, measured=False),
         cwd=tmp_path,
         capture_output=True,
         text=True,

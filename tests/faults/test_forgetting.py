@@ -62,7 +62,7 @@ def _written(tmp_path: Path, count: int, *, unsynced: str = "", named: str = "")
         [sys.executable, "-c", WRITER, unsynced, named, *map(str, folders)],
         check=True,
         cwd=REPOSITORY,
-        env=environment(),
+        env=environment(measured=False),
     )
     return [(each / "state", each / "disk") for each in folders]
 

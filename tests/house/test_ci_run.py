@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
@@ -15,7 +14,7 @@ from tests.conftest import SKIPPED
 from tests.faults.__main__ import parser
 from tests.faults.all_faults import FAULTS
 from tests.faults.selections import names_of
-from tests.system.service import REPOSITORY
+from tests.system.service import REPOSITORY, environment
 
 RUN = (REPOSITORY / ".ci" / "run").read_text()
 
@@ -92,7 +91,7 @@ def test_it(at, request):
                 f"tests {sys.executable} -m pytest -p xdist -q test_some.py; second_tries",
             ],
             cwd=tmp_path,
-            env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+            env=environment({"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}, measured=False),
             capture_output=True,
             text=True,
             check=False,
@@ -182,7 +181,7 @@ print(asyncio.run(taken()))
         value: subprocess.Popen(
             [sys.executable, "-c", code],
             cwd=REPOSITORY,
-            env={**os.environ, "INGEST_TEST_KNOWN_HEADS": value},
+            env=environment({"INGEST_TEST_KNOWN_HEADS": value}, measured=False),
             stdout=subprocess.PIPE,
             text=True,
         )

@@ -165,7 +165,7 @@ async def test_interrupt_shows_what_there_is_and_leaves_nothing(
         sys.executable,
         *("-m", "benchmarks", "--only", "start", "--runs", "50", "--results", str(results)),
         cwd=REPOSITORY,
-        env=environment({"TMPDIR": str(scratch)}),
+        env=environment({"TMPDIR": str(scratch)}, measured=False),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
