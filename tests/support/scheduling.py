@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from xdist.scheduler import LoadFileScheduling
-from xdist.workermanage import WorkerController
+from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
+from xdist.workermanage import WorkerController  # type: ignore[import-untyped]
 
 WAITING = ("tests/system/", "tests/integration/", "tests/faults/")
 COMPUTING_FOR_EACH = 2  # the last files are short ones, which end at about the same time
@@ -34,7 +34,7 @@ def in_turn(files: Mapping[str, Unit]) -> dict[str, Unit]:
     return {name: files[name] for name in order}
 
 
-class FilesInTurn(LoadFileScheduling):
+class FilesInTurn(LoadFileScheduling):  # type: ignore[misc]
     """Each file is run by one process."""
 
     def schedule(self) -> None:
@@ -52,7 +52,7 @@ class FilesInTurn(LoadFileScheduling):
 
         That test has failed, and is not run again.
         """
-        left = {
+        left: dict[str, Unit] = {
             name: unit
             for name, unit in self.assigned_work.pop(node).items()
             if not all(unit.values())
