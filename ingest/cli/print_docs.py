@@ -14,6 +14,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -116,15 +117,22 @@ def _metrics(families: Iterable[Any], of_instances: Iterable[Any] = ()) -> str:
 def log_calls(folder: Path = _PACKAGE) -> Iterator[tuple[str, str, list[str]]]:
     """Yield event, level and fields of each call that logs. Raises ValueError without an event."""
     for path in sorted(folder.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
-                continue
-            if node.func.attr not in LEVELS or not _LOGGER.match(ast.unparse(node.func.value)):
-                continue
-            event = node.args[0]
-            if not (isinstance(event, ast.Constant) and isinstance(event.value, str)):
-                raise ValueError(f"{path.name}:{node.lineno}: an event is a constant text")
-            yield event.value, node.func.attr, [each.arg or "" for each in node.keywords]
+        yield from _log_calls_in(path.name, path.read_text())
+
+
+@cache  # several tables and tests need them
+def _log_calls_in(name: str, text: str) -> list[tuple[str, str, list[str]]]:
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        if node.func.attr not in LEVELS or not _LOGGER.match(ast.unparse(node.func.value)):
+            continue
+        event = node.args[0]
+        if not (isinstance(event, ast.Constant) and isinstance(event.value, str)):
+            raise ValueError(f"{name}:{node.lineno}: an event is a constant text")
+        found.append((event.value, node.func.attr, [each.arg or "" for each in node.keywords]))
+    return found
 
 
 def log_events_table() -> str:

@@ -371,8 +371,11 @@ class BufferMachine(RuleBasedStateMachine):
         self.loop.close()
 
 
+@pytest.mark.parametrize("times", [1, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("factory", FACTORIES)
-def test_buffer_agrees_with_the_model_after_any_steps(factory: Any, tmp_path: Path) -> None:
+def test_buffer_agrees_with_the_model_after_any_steps(
+    factory: Any, tmp_path: Path, times: int
+) -> None:
     """Bounds, order and all counters agree, for any order of posts, writers and the stop."""
     attributes: dict[str, Any] = {
         "make": staticmethod(partial(factory, tmp_path, shared_rows_max=SHARED_ROWS_MAX))
@@ -381,7 +384,7 @@ def test_buffer_agrees_with_the_model_after_any_steps(factory: Any, tmp_path: Pa
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=300 if factory is memory else 120,  # a folder and a thread each
+            max_examples=times * (150 if factory is memory else 50),  # a folder and a thread each
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -301,13 +301,16 @@ class StreamMachine(RuleBasedStateMachine):
             self.loop.close()
 
 
-def test_nothing_is_lost_or_doubled_after_any_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("times", [1, pytest.param(5, marks=pytest.mark.slow)])
+def test_nothing_is_lost_or_doubled_after_any_steps(
+    monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
     """Whatever fails, comes twice, is cancelled, stopped or killed, in any order."""
     monkeypatch.setattr(group_queue, "AGAIN_S", 1_000)  # a rule says when
     run_state_machine_as_test(
         StreamMachine,
         settings=settings(
-            max_examples=150,
+            max_examples=times * 75,
             stateful_step_count=50,
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -14,7 +14,7 @@ from loadgen.proof.conclude import Result
 from loadgen.proof.readings import Plan
 from loadgen.proof.reconcile import Fault as Reading
 from tests.faults import broker_report, report, runner
-from tests.faults.__main__ import parser
+from tests.faults.__main__ import main, parser
 from tests.faults.all_faults import BROKER_MODULES, FAULTS, MODULES
 from tests.faults.matrix import of_table, place
 from tests.faults.own import Own
@@ -32,6 +32,7 @@ WANTED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 async def test_quick_faults_are_green_and_the_control_loses() -> None:
     """One or two kills of each kind under load: only the control with memory loses readings."""
@@ -269,14 +270,14 @@ def test_what_a_machine_cannot_do_is_not_called_tested(monkeypatch: pytest.Monke
     assert not done.green
 
 
-async def test_list_and_unknown_names() -> None:
+def test_list_and_unknown_names(capsys: pytest.CaptureFixture[str]) -> None:
     """`--list` prints every fault with its text; an unknown name is wrong use."""
-    done = await run_command("tests.faults", "--list")
-    assert done.code == 0
+    assert main(["--list"]) == 0
+    shown = capsys.readouterr().out
     for each in FAULTS.values():
-        assert f"{each.name:<4} {each.title}: {report.does(each)}" in done.stdout
-    done = await run_command("tests.faults", "--only", "F1")
-    assert (done.code, done.stderr) == (2, "./run faults: there is no F1; see --list\n")
+        assert f"{each.name:<4} {each.title}: {report.does(each)}" in shown
+    assert main(["--only", "F1"]) == 2
+    assert capsys.readouterr().err == "./run faults: there is no F1; see --list\n"
 
 
 def test_run_script_has_the_command_faults(tmp_path: Path) -> None:
@@ -299,7 +300,7 @@ def test_run_script_has_the_command_faults(tmp_path: Path) -> None:
     (tmp_path / "ok").write_text(f"{sums[0]} dev {sums[1]}\n{sys.executable}\n")
     done = subprocess.run(
         [REPOSITORY / "run", "faults", "--list"],
-        env=environment({"RUN_VENV": str(tmp_path)}),
+        env=environment({"RUN_VENV": str(tmp_path)}, measured=False),
         cwd=tmp_path,
         capture_output=True,
         text=True,

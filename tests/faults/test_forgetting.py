@@ -13,66 +13,78 @@ from tests.faults import forgetting
 from tests.faults.lazy_disk import Lazy
 from tests.system.service import REPOSITORY, environment
 
+Written = list[tuple[Path, Path]]
+
 # Our own files
 
 WRITER = """
 import os, sys
 from pathlib import Path
 from tests.faults.forgetting import record
-state = Path(sys.argv[1])
-(state / "journal").mkdir(parents=True)
-record(state, state.parent / "disk", unsynced=sys.argv[2])
-from ingest.system.files import AppendFile, sync_folder
-folder = state / "journal"
-kept = AppendFile.open(folder / "kept", create=True)
-kept.append(b"k" * 5000)
-gone = AppendFile.open(folder / "gone", create=True)
-sync_folder(folder)
-kept.append(b"K" * 5000)
-os.write(kept._fd, b"x" * 3000)
-os.write(gone._fd, b"y" * 3000)
-nameless = AppendFile.open(folder / "nameless", create=True)
-nameless.append(b"n" * 100)
-removed = AppendFile.open(folder / "removed", create=True)
-removed.append(b"r" * 700)
-sync_folder(folder) if len(sys.argv) > 3 else None
-(folder / "removed").unlink()
+
+def write(state, unsynced, named):
+    (state / "journal").mkdir(parents=True)
+    record(state, state.parent / "disk", unsynced=unsynced)
+    from ingest.system.files import AppendFile, sync_folder
+    folder = state / "journal"
+    kept = AppendFile.open(folder / "kept", create=True)
+    kept.append(b"k" * 5000)
+    gone = AppendFile.open(folder / "gone", create=True)
+    sync_folder(folder)
+    kept.append(b"K" * 5000)
+    os.write(kept._fd, b"x" * 3000)
+    os.write(gone._fd, b"y" * 3000)
+    nameless = AppendFile.open(folder / "nameless", create=True)
+    nameless.append(b"n" * 100)
+    removed = AppendFile.open(folder / "removed", create=True)
+    removed.append(b"r" * 700)
+    sync_folder(folder) if named else None
+    (folder / "removed").unlink()
+
+for folder in sys.argv[3:]:
+    if not os.fork():
+        try:
+            write(Path(folder) / "state", sys.argv[1], sys.argv[2])
+            os._exit(0)
+        finally:
+            os._exit(1)
+assert not any(os.wait()[1] for _ in sys.argv[3:])
 """
 
 
-def _written(tmp_path: Path, *words: str) -> tuple[Path, Path]:
-    state = tmp_path / "state"
+def _written(tmp_path: Path, count: int, *, unsynced: str = "", named: str = "") -> Written:
+    """Write the same files so many times, each by a process of its own; return state and notes.
+
+    The processes are forks: to start Python takes longer than all that they do.
+    """
+    folders = [tmp_path / str(number) for number in range(count)]
     subprocess.run(
-        [sys.executable, "-c", WRITER, str(state), *words],
+        [sys.executable, "-c", WRITER, unsynced, named, *map(str, folders)],
         check=True,
         cwd=REPOSITORY,
-        env=environment(),
+        env=environment(measured=False),
     )
-    return state, tmp_path / "disk"
+    return [(each / "state", each / "disk") for each in folders]
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_forgetting_keeps_what_was_synced_and_nothing_else_for_sure(
-    tmp_path: Path, seed: int
-) -> None:
+def test_forgetting_keeps_what_was_synced_and_nothing_else_for_sure(tmp_path: Path) -> None:
     """Synced bytes of named files stay; the rest may go, is torn by sectors, and never grows."""
-    state, notes = _written(tmp_path, "")
-    forgetting.forget(state, notes, random.Random(seed))
-    kept = (state / "journal" / "kept").read_bytes()
-    assert kept[:10_000] == b"k" * 5000 + b"K" * 5000
-    assert set(kept[10_000:]) <= {0, ord("x")}
-    assert len(kept) <= 13_000
-    gone = (state / "journal" / "gone").read_bytes()
-    assert len(gone) <= 3_000
-    assert set(gone) <= {0, ord("y")}
-    assert not (state / "journal" / "removed").exists(), "its name was never on the disk"
+    for seed, (state, notes) in enumerate(_written(tmp_path, 20)):
+        forgetting.forget(state, notes, random.Random(seed))
+        kept = (state / "journal" / "kept").read_bytes()
+        assert kept[:10_000] == b"k" * 5000 + b"K" * 5000, seed
+        assert set(kept[10_000:]) <= {0, ord("x")}, seed
+        assert len(kept) <= 13_000, seed
+        gone = (state / "journal" / "gone").read_bytes()
+        assert len(gone) <= 3_000, seed
+        assert set(gone) <= {0, ord("y")}, seed
+        assert not (state / "journal" / "removed").exists(), "its name was never on the disk"
 
 
 def test_forgetting_takes_each_thing_that_it_may(tmp_path: Path) -> None:
     """Over some seeds: an unsynced name is there and is not, bytes go, a removed file is back."""
     seen = set()
-    for seed in range(12):
-        state, notes = _written(tmp_path / str(seed), "", "removed is named")
+    for seed, (state, notes) in enumerate(_written(tmp_path / "named", 12, named="all")):
         forgetting.forget(state, notes, random.Random(seed))
         folder = state / "journal"
         seen.add(("removed", (folder / "removed").exists()))
@@ -80,9 +92,9 @@ def test_forgetting_takes_each_thing_that_it_may(tmp_path: Path) -> None:
         if (folder / "removed").exists():
             assert (folder / "removed").read_bytes() == b"r" * 700
         assert (folder / "nameless").read_bytes() == b"n" * 100
-        other, notes = _written(tmp_path / f"other {seed}", "")
-        forgetting.forget(other, notes, random.Random(seed))
-        seen.add(("nameless", (other / "journal" / "nameless").exists()))
+    for seed, (state, notes) in enumerate(_written(tmp_path / "others", 12)):
+        forgetting.forget(state, notes, random.Random(seed))
+        seen.add(("nameless", (state / "journal" / "nameless").exists()))
     assert seen == {
         (name, there) for name in ("removed", "unsynced", "nameless") for there in (True, False)
     }
@@ -91,8 +103,7 @@ def test_forgetting_takes_each_thing_that_it_may(tmp_path: Path) -> None:
 def test_forgetting_loses_what_was_never_synced(tmp_path: Path) -> None:
     """The mutant without fsync: of all that it wrote nothing is sure."""
     lost = 0
-    for seed in range(8):
-        state, notes = _written(tmp_path / str(seed), "/journal/")
+    for seed, (state, notes) in enumerate(_written(tmp_path, 8, unsynced="/journal/")):
         forgetting.forget(state, notes, random.Random(seed))
         kept = state / "journal" / "kept"
         lost += not kept.exists() or not kept.read_bytes().startswith(b"k" * 5000)

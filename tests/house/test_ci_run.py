@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from tests.conftest import SKIPPED
 from tests.faults.__main__ import parser
 from tests.faults.all_faults import FAULTS
 from tests.faults.selections import names_of
-from tests.system.service import REPOSITORY
+from tests.system.service import REPOSITORY, environment
 
 RUN = (REPOSITORY / ".ci" / "run").read_text()
 
@@ -86,9 +88,10 @@ def test_it(at, request):
                 "-c",
                 f"set -euo pipefail; source {REPOSITORY}/.ci/timed.sh; "
                 f"source {REPOSITORY}/.ci/again.sh; "
-                f"tests {sys.executable} -m pytest -q test_some.py; second_tries",
+                f"tests {sys.executable} -m pytest -p xdist -q test_some.py; second_tries",
             ],
             cwd=tmp_path,
+            env=environment({"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}, measured=False),
             capture_output=True,
             text=True,
             check=False,
@@ -105,6 +108,13 @@ def test_it(at, request):
     assert "second try" not in text
 
 
+def test_no_second_try_where_something_else_is_wrong() -> None:
+    """After another exit code than 1, as that of skipped tests, the step fails at once."""
+    code, table = steps(f"source .ci/again.sh; tests bash -c 'exit {SKIPPED}'; timed echo never")
+    assert code == SKIPPED != pytest.ExitCode.TESTS_FAILED
+    assert len(table.splitlines()) == 3
+
+
 def test_it_has_80_minutes_and_runs_a_selection_of_faults_that_exists() -> None:
     """`./run faults` takes the command line of the step, which has a time limit of its own."""
     assert "--kill-after=30 80m bash .ci/run" in RUN
@@ -118,6 +128,23 @@ def test_it_has_80_minutes_and_runs_a_selection_of_faults_that_exists() -> None:
 def test_it_runs_all_clients_in_bounded_time() -> None:
     """The step takes no flag, so it runs each client with the usual number of points."""
     assert re.search(r"^timed timeout .* 10m \./run clients$", RUN, re.MULTILINE)
+
+
+def test_it_runs_each_long_test_once_and_some_of_them_alone() -> None:
+    """Two steps divide all of them; what is alone is long too."""
+    beside, alone = re.findall(r'\./run test-long (?:\\\n +)?-m "(.*?)"', RUN)
+    assert beside == "slow and not network and not alone"
+    assert alone == "slow and alone"
+    for path in (REPOSITORY / "tests").rglob("test_*.py"):
+        marks = re.findall(r"(?:^@pytest\.mark\.\w+.*\n)+", path.read_text(), re.MULTILINE)
+        assert all("mark.slow" in each for each in marks if "mark.alone" in each), path
+
+
+def test_it_measures_coverage_once_and_does_not_forget_it() -> None:
+    """The other Python runs without it; the bound of `./run test` is looked at once more."""
+    bound = re.findall(r"--cov-fail-under=(\d+)", (REPOSITORY / "run").read_text())
+    assert re.findall(r"coverage report .*--fail-under=(\d+)$", RUN, re.MULTILINE) == bound
+    assert re.findall(r"\./run test( --no-cov)?$", RUN, re.MULTILINE) == ["", " --no-cov"]
 
 
 def test_it_tests_receiver_and_http_without_known_heads() -> None:
@@ -150,16 +177,15 @@ async def taken():
 
 print(asyncio.run(taken()))
 """
-    said = {}
-    for value in ("on", "off"):
-        done = subprocess.run(
+    both = {
+        value: subprocess.Popen(
             [sys.executable, "-c", code],
             cwd=REPOSITORY,
-            env={**os.environ, "INGEST_TEST_KNOWN_HEADS": value},
-            capture_output=True,
+            env=environment({"INGEST_TEST_KNOWN_HEADS": value}, measured=False),
+            stdout=subprocess.PIPE,
             text=True,
-            check=True,
-            timeout=60,
         )
-        said[value] = done.stdout.split()[-1]
+        for value in ("on", "off")
+    }
+    said = {value: each.communicate(timeout=60)[0].split()[-1] for value, each in both.items()}
     assert said == {"on": "2", "off": "0"}

@@ -108,23 +108,29 @@ def test_one_command_leads_every_alert_to_the_readers_own_runbook(tmp_path: Path
         assert each.read_text() == text.replace(RUNBOOK_BASE[:-1], new)
     changed = {each.name for each, text in before.items() if each.read_text() != text}
     assert changed == {"alerts.yml", "alerts_test.yml", "prometheusrule.yaml"}
-    keep_tests_of("IngestDown", path.parent)
+    keep_cases_of("IngestDown", path.parent)
     promtool = program("promtool", "prometheus")
     code, said = run(promtool, "test", "rules", "alerts_test.yml", cwd=path.parent)
     assert code == 0, said
 
 
-def keep_tests_of(alert: str, folder: Path) -> None:
+def keep_cases_of(alert: str, folder: Path) -> None:
     """Leave only the tests of one alert: all of them take seconds."""
     path = folder / "alerts_test.yml"
     whole = document(path)
-    whole["tests"] = [
+    whole["tests"] = cases_of(alert, whole["tests"])
+    path.write_text(json.dumps(whole))
+
+
+def cases_of(alert: str, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the tests of one alert; none is an error."""
+    found = [
         case
-        for case in whole["tests"]
+        for case in cases
         if any(rule["alertname"] == alert for rule in case["alert_rule_test"])
     ]
-    assert whole["tests"]
-    path.write_text(json.dumps(whole))  # which is YAML too
+    assert found
+    return found
 
 
 def test_metrics_are_named_as_prometheus_wants_them() -> None:
@@ -141,9 +147,33 @@ def test_metrics_are_named_as_prometheus_wants_them() -> None:
     assert (done.returncode, done.stdout + done.stderr) == (0, b"")
 
 
-def test_alerts_fire_and_stay_silent_as_their_tests_say() -> None:
-    """promtool plays the series of alerts_test.yml."""
-    code, said = run(program("promtool", "prometheus"), "test", "rules", "alerts_test.yml")
+def test_alerts_fire_and_stay_silent_as_their_tests_say(tmp_path: Path) -> None:
+    """promtool plays the series of alerts_test.yml, to each alert those of its own tests.
+
+    With all alerts in one file each test would evaluate all of them, which takes seven times as
+    long: see the next test.
+    """
+    whole = document(DEPLOY / "alerts_test.yml")
+    names = []
+    for group in document(DEPLOY / "alerts.yml")["groups"]:
+        for rule in group["rules"]:
+            name = rule["alert"]
+            rules = {"groups": [{**group, "rules": [rule]}]}
+            (tmp_path / f"{name}.yml").write_text(json.dumps(rules))  # which is YAML too
+            own = {**whole, "rule_files": [f"{name}.yml"], "tests": cases_of(name, whole["tests"])}
+            (tmp_path / f"{name}_test.yml").write_text(json.dumps(own))
+            names.append(f"{name}_test.yml")
+    code, said = run(program("promtool", "prometheus"), "test", "rules", *names, cwd=tmp_path)
+    assert code == 0, said
+    assert said.count("SUCCESS") == len(alerts())
+
+
+@pytest.mark.slow
+def test_command_of_the_file_of_tests_plays_all_of_them() -> None:
+    """The command in its head, with the files as they stand."""
+    promtool = program("promtool", "prometheus")
+    (command,) = re.findall(r"`promtool (.*?)`", (DEPLOY / "alerts_test.yml").read_text())
+    code, said = run(promtool, *command.split())
     assert code == 0, said
 
 
@@ -163,7 +193,7 @@ def test_altered_bound_of_an_alert_is_noticed(tmp_path: Path) -> None:
     """The tests of the alerts can fail."""
     promtool = program("promtool", "prometheus")
     spoilt = copy_of(tmp_path, "alerts.yml", "used_ratio > 0.8", "used_ratio > 0.95")
-    keep_tests_of("IngestBufferFilling", spoilt.parent)
+    keep_cases_of("IngestBufferFilling", spoilt.parent)
     code, said = run(promtool, "test", "rules", "alerts_test.yml", cwd=spoilt.parent)
     assert code != 0
     assert "IngestBufferFilling" in said

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import fields
 from datetime import date
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -86,14 +88,20 @@ def faults_of(design: str) -> Iterator[str]:
             yield f"{number} speaks of the contract and does not lead there"
 
 
-def texts() -> Iterator[tuple[str, str]]:
-    """Yield path and text of code, tests and documents."""
-    for path in sorted(REPOSITORY.rglob("*")):
-        inside = path.relative_to(REPOSITORY)
-        if path.suffix in {".py", ".md", ".yml", ".yaml", ".toml", ".js"} and not any(
-            each.startswith(".") or each in {"node_modules", "__pycache__"} for each in inside.parts
-        ):
-            yield str(inside), path.read_text()
+@cache
+def texts() -> list[tuple[str, str]]:
+    """Return path and text of code, tests and documents."""
+    found = []
+    for folder, folders, names in os.walk(REPOSITORY):  # not into packages that are installed here
+        hidden = {each for each in folders if each.startswith(".")}
+        folders[:] = sorted({*folders} - hidden - {"node_modules", "__pycache__"})
+        paths = [Path(folder) / each for each in sorted(names) if not each.startswith(".")]
+        found += [
+            (str(path.relative_to(REPOSITORY)), path.read_text())
+            for path in paths
+            if path.suffix in {".py", ".md", ".yml", ".yaml", ".toml", ".js"}
+        ]
+    return found
 
 
 def test_decisions_are_numbered_dated_and_short() -> None:

@@ -181,7 +181,7 @@ def test_rule_lets_pass_what_it_allows(rule: Rule, path: str, code: str) -> None
     assert not list(rule(PurePosixPath("ingest") / path, ast.parse(code)))
 
 
-@pytest.mark.parametrize("package", ["ingest", "loadgen", "benchmarks", "tests"])
+@pytest.mark.parametrize("package", ["ingest", "loadgen", "benchmarks"])
 def test_no_files_import_each_other_in_a_circle(package: str) -> None:
     """No files import each other in a circle, also not for types only."""
     assert circles(files_of(package)) == []

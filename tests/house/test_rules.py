@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from tests.house.layout import Found, files_of, imports, walk
+from tests.house.layout import Found, circles, files_of, imports, walk
 from tests.support.documents import REPOSITORY
 
 FUNCTION_LINES_MAX = 60
@@ -126,6 +126,11 @@ def test_rule_finds_what_it_forbids(rule: Rule, name: str, code: str) -> None:
 def test_rule_lets_pass_what_it_allows(rule: Rule, name: str, code: str) -> None:
     """The command line may print."""
     assert not list(rule(PurePosixPath(name), ast.parse(code)))
+
+
+def test_no_tests_import_each_other_in_a_circle() -> None:
+    """As test_layout.py has it of the packages; here, where their files have been parsed."""
+    assert circles(files_of("tests")) == []
 
 
 def test_nothing_is_left_for_later() -> None:

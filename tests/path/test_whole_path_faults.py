@@ -25,6 +25,7 @@ from tests.support.whole_path import BUFFERED, COMMITTED, DURABLE, Promises, Who
 CALLS_MAX = 200  # more than any run needs
 CLEAN_RUNS = 4  # end a sweep: posts share groups by chance, so the number of calls varies
 NAMES = ("write", "fdatasync", "fsync", "ftruncate")
+CODES = (ENOSPC, pytest.param(EIO, marks=pytest.mark.slow))
 once_and_for_ever = pytest.mark.parametrize("forever", [False, True], ids=["once", "for ever"])
 
 
@@ -85,7 +86,7 @@ async def test_every_call_to_the_table_fails(
 
 
 @once_and_for_ever
-@pytest.mark.parametrize("code", [EIO, ENOSPC], ids=errorcode.get)
+@pytest.mark.parametrize("code", CODES, ids=errorcode.get)
 @pytest.mark.parametrize(
     ("layer", "goes"),
     [("journal_calls", AT_ONCE), ("journal_calls", RESERVED), ("letter_calls", AT_ONCE)],

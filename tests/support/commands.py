@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
@@ -16,15 +17,28 @@ async def ingest(*words: object) -> Done:
 
 
 class Here:
-    """Runs commands in this process, which is quicker; only for commands that start no process."""
+    """Runs commands in this process, which is quicker; only for commands that start no process.
 
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+    Those of `ingest`, unless another command line is given.
+    """
+
+    def __init__(
+        self, capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], int] = main
+    ) -> None:
         self._capsys = capsys
+        self._main = main
 
     async def __call__(self, *words: object) -> Done:
-        """Run `ingest ..` to its end, in a thread, since it has an event loop of its own."""
+        """Run a command to its end, in a thread, since it has an event loop of its own."""
+        return await asyncio.to_thread(self.ended, *words)
+
+    def ended(self, *words: object) -> Done:
+        """Run a command to its end in this thread."""
         self._capsys.readouterr()
-        code = await asyncio.to_thread(main, [str(each) for each in words])
+        try:
+            code = self._main([str(each) for each in words])
+        except SystemExit as ended:  # by its parser
+            code = int(ended.code or 0)
         return Done(code, *self._capsys.readouterr())
 
 

@@ -32,12 +32,15 @@ _KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR")
 _KEPT_PREFIX = "COVERAGE_"  # coverage measures child processes if they can find it
 
 
-def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return a clean environment for a child: no INGEST_ variable except the given ones."""
+def environment(extra: Mapping[str, str] | None = None, *, measured: bool = True) -> dict[str, str]:
+    """Return a clean environment for a child: no INGEST_ variable except the given ones.
+
+    A child that runs no code of the service need not be measured; then it starts in half the time.
+    """
     kept = {
         name: value
         for name, value in os.environ.items()
-        if name in _KEPT or name.startswith(_KEPT_PREFIX)
+        if name in _KEPT or (measured and name.startswith(_KEPT_PREFIX))
     }
     return {**kept, "PYTHONUNBUFFERED": "1", **(extra or {})}
 
@@ -333,7 +336,7 @@ async def run_command(
         sys.executable,
         *("-m", module, *(str(each) for each in arguments)),
         cwd=REPOSITORY,
-        env=environment(env),
+        env=environment(env, measured=module == "ingest"),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import pytest
 
 from ingest.buffers.journal.reader import SegmentScan, segment_files
 from tests.system.database import Database
@@ -182,6 +183,7 @@ async def _table(database: Database) -> set[int]:
     return {row["ts_us"] for row in rows}
 
 
+@pytest.mark.slow
 async def test_service_killed_at_any_moment_recovers_what_was_not_stored(
     open_tmp_path: Path, free_port: int
 ) -> None:

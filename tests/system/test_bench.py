@@ -8,21 +8,23 @@ import re
 import signal
 import socket
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+import benchmarks.__main__
 from benchmarks.cases import CASES
 from benchmarks.processes import descendants, scratch
 from benchmarks.service import Service
 from benchmarks.stories import post_one
+from tests.support.commands import Here
 from tests.system.service import REPOSITORY, Done, environment, run_command, wait_gone
 
 
-async def bench(*words: object, path: str | None = None, within_s: float = 60) -> Done:
+async def bench(*words: object, within_s: float = 60) -> Done:
     """Run it."""
-    extra = {} if path is None else {"PATH": path}
-    return await run_command("benchmarks", *words, env=extra, within_s=within_s)
+    return await run_command("benchmarks", *words, within_s=within_s)
 
 
 async def test_one_case_is_measured_and_recorded(tmp_path: Path) -> None:
@@ -43,6 +45,7 @@ async def test_one_case_is_measured_and_recorded(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 async def test_tree_is_compared_with_a_commit(open_tmp_path: Path) -> None:
     """Both services run under loads in turn; one line a case, a record, and no file is left."""
     scratch, record = open_tmp_path / "scratch", open_tmp_path / "record.ndjson"
@@ -76,18 +79,39 @@ def test_service_is_measured_with_the_buffer_that_the_record_names() -> None:
         assert not (folder / "journal").exists()
 
 
+@pytest.fixture
+def here(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Done]]:
+    """Give a way to run the command in this process, which has no wrk: for what ends at once."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr("benchmarks.against.raise_open_files_limit", lambda: None)
+
+    def main(words: list[str]) -> int:
+        monkeypatch.setattr(sys, "argv", ["bench", *words])
+        return benchmarks.__main__.main()
+
+    yield Here(capsys, main).ended
+    signal.signal(signal.SIGTERM, before)
+
+
 @pytest.mark.parametrize("word", ["--quick", "--no-record"])
-async def test_quick_and_no_record_write_nothing(tmp_path: Path, word: str) -> None:
+def test_quick_and_no_record_write_nothing(
+    here: Callable[..., Done], tmp_path: Path, word: str
+) -> None:
     """A run that only shows that everything works records no figures."""
-    done = await bench("--only", "singles", word, "--results", tmp_path, path="/nonexistent")
+    done = here("--only", "singles", word, "--results", tmp_path)
     assert done.code == 0, done.stderr
     assert "left out" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_what_the_machine_lacks_is_left_out_and_named(tmp_path: Path) -> None:
+def test_what_the_machine_lacks_is_left_out_and_named(
+    here: Callable[..., Done], tmp_path: Path
+) -> None:
     """A case without wrk is left out with the reason, in RESULTS.md too; it is no error."""
-    done = await bench("--only", "singles", "--runs", 2, "--results", tmp_path, path="/nonexistent")
+    done = here("--only", "singles", "--runs", 2, "--results", tmp_path)
     assert done.code == 0, done.stderr
     assert "left out: singles: wrk is not on PATH" in done.stderr
     assert "(wanted: at least 0.85) left out" in done.stdout
@@ -111,9 +135,11 @@ async def test_what_the_machine_lacks_is_left_out_and_named(tmp_path: Path) -> N
         (("--against=--all",), "./run bench: --all is no commit"),
     ],
 )
-async def test_wrong_option_is_named_before_anything_runs(words: tuple[str, ...], why: str) -> None:
+def test_wrong_option_is_named_before_anything_runs(
+    here: Callable[..., Done], words: tuple[str, ...], why: str
+) -> None:
     """A misspelt option is an error before the parts run, which takes a minute."""
-    done = await bench(*words, within_s=10)
+    done = here(*words)
     assert done.code == 2
     assert why in done.stderr
 
@@ -125,9 +151,9 @@ async def test_help_names_every_case() -> None:
     assert all(case.name in done.stdout for case in CASES)
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.alone
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_interrupt_shows_what_there_is_and_leaves_nothing(
     open_tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -139,7 +165,7 @@ async def test_interrupt_shows_what_there_is_and_leaves_nothing(
         sys.executable,
         *("-m", "benchmarks", "--only", "start", "--runs", "50", "--results", str(results)),
         cwd=REPOSITORY,
-        env=environment({"TMPDIR": str(scratch)}),
+        env=environment({"TMPDIR": str(scratch)}, measured=False),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -165,6 +191,7 @@ async def test_interrupt_shows_what_there_is_and_leaves_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 async def test_every_part_runs() -> None:
     """Each part runs once without measurement, with the service's functions as they are now."""
     parts = sorted(REPOSITORY.glob("benchmarks/bench_*.py"))
@@ -175,6 +202,7 @@ async def test_every_part_runs() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 async def test_quick_run_measures_every_case() -> None:
     """All contenders run, all data arrives, and no case is left out if nothing is missing.
@@ -189,6 +217,7 @@ async def test_quick_run_measures_every_case() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(180)
 async def test_roles_are_measured_beside_the_service(tmp_path: Path) -> None:
     """One gateway, and three brokers: the CPU of each role is told, all is in the table."""
@@ -208,6 +237,7 @@ async def test_roles_are_measured_beside_the_service(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 async def test_replay_of_a_journal_is_measured_beside_live_posts() -> None:
     """All rows of it are in the table. Whether the bounds are kept depends on the machine."""
     words = ("--gib", 0.02, "--seconds", 0.5, "--rate", 50, "--json")
@@ -224,6 +254,7 @@ async def test_replay_of_a_journal_is_measured_beside_live_posts() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(180)
 async def test_soak_proves_beside_a_kill_of_the_database(tmp_path: Path) -> None:
     """A short soak gives the verdict of verify; the database is killed once and comes back."""

@@ -17,7 +17,14 @@ from tests.system.service import Service, run_command
 QUICK: dict[str, Any] = {"wait_s_max": 0.3, "hold_probe_s": 0.2, "schema_check_s": 0.2}
 
 
-@pytest.mark.parametrize("name", ["fsync", "full_page_writes", "synchronous_commit"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fsync",
+        pytest.param("full_page_writes", marks=pytest.mark.slow),
+        pytest.param("synchronous_commit", marks=pytest.mark.slow),
+    ],
+)
 async def test_service_does_not_start_on_a_database_that_forgets(
     open_tmp_path: Path, free_port: int, name: str
 ) -> None:

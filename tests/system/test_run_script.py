@@ -143,6 +143,7 @@ def test_run_two_at_once_set_up_once(checkout: Checkout) -> None:
     assert sum(err.count("Setting up") for _, err in said) == 1
 
 
+@pytest.mark.slow
 def test_run_set_up_killed_half_way_is_done_again(checkout: Checkout) -> None:
     """A set-up that was killed is done again."""
     (checkout.venv / "ok").unlink()
@@ -255,6 +256,7 @@ def test_run_old_python3_beside_a_new_one_takes_the_new(checkout: Checkout, tmp_
     assert (code, out) == (0, LISTEN), err
 
 
+@pytest.mark.slow
 def test_run_without_network_shows_why(fresh: Checkout) -> None:
     """Without a network the set-up says so, shows the last lines and the file of the rest."""
     code, out, err = fresh.run(*CHEAP, environ=NOWHERE)
@@ -284,6 +286,7 @@ def test_run_venv_elsewhere_leaves_the_checkout_alone(checkout: Checkout, tmp_pa
     assert (checkout.venv / "ok").stat().st_mtime_ns == ok
 
 
+@pytest.mark.slow
 def test_run_as_an_ordinary_user_works(fresh: Checkout) -> None:
     """The owner of the checkout needs no further rights."""
     user = 65534 if os.geteuid() == 0 else os.geteuid()

@@ -68,6 +68,7 @@ def secret(number: int) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(150)
 async def test_greedy_sender_costs_the_others_nothing(open_tmp_path: Path) -> None:
     """None of theirs is refused, and their p99 stays within twice; it gets about what it may."""

@@ -107,19 +107,6 @@ async def test_rolling_restarts_reset_and_refuse_nobody(open_tmp_path: Path) -> 
         assert names == ["READY", *["RELOADING", "READY"] * 10, "STOPPING"]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-async def test_fifty_rolling_restarts_at_500_new_connections_a_second(open_tmp_path: Path) -> None:
-    """0 resets, 0 refused, with two gateways on one port."""
-    async with tiny_up(open_tmp_path, gateways=2) as service:
-        devices = Devices(service.url)
-        async with devices.posting(500, kept=20):
-            await restart(service, 50)
-        assert devices.faults == []
-        assert len(devices.served) == 102
-        assert (await service.stop())[0] == 0
-
-
 async def test_children_of_a_killed_supervisor_end_and_a_new_one_starts(
     open_tmp_path: Path,
 ) -> None:

@@ -115,6 +115,7 @@ async def test_killed_processes_lose_nothing_that_was_acknowledged(
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(900)
 async def test_fifty_rolling_restarts_of_real_processes_at_500_new_connections_a_second(
     open_tmp_path: Path, readings_url: str

@@ -47,7 +47,7 @@ async def _started(*words: object) -> AsyncIterator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "loadgen", "verify", *map(str, words)),
         cwd=REPOSITORY,
-        env=environment(),
+        env=environment(measured=False),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

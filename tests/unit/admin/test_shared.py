@@ -62,10 +62,16 @@ async def test_answer_is_never_older_than_its_request() -> None:
 async def test_page_takes_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """A flood of different queries, too; and one alone does not wait."""
     monkeypatch.setattr(shared, "PAUSE_S_MAX", 0.05)
-    page = Page(0.01)
-    began_s = monotonic_s()
+
+    async def alone_s() -> float:
+        began_s = monotonic_s()
+        await Page(0.01).ask()
+        return monotonic_s() - began_s
+
+    # The machine may stand still for a moment.
+    assert min([await alone_s() for _ in range(3)]) < 0.04
+    page, began_s = Page(0.01), monotonic_s()
     await page.ask()
-    assert monotonic_s() - began_s < 0.04
     await asyncio.gather(*(page.ask(str(number)) for number in range(4)))
     assert page.made == 5
     assert monotonic_s() - began_s >= 0.01 + 4 * 0.06

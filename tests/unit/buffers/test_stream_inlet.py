@@ -309,7 +309,7 @@ async def test_full_stream_is_tried_with_one_group_at_a_time(
     again = len(joined.stream.tried) - 40
     assert 2 <= again <= (monotonic_s() - begin_s) / 0.02 + 1
     joined.stream.usual = STORED
-    async with asyncio.timeout(0.4):  # one by one it takes 0.8 s
+    async with asyncio.timeout(0.7):  # one by one it takes 0.8 s
         await joined.inlet.finish()
     assert len(joined.stream.stored) == 40
     assert is_quiet(joined)
@@ -362,7 +362,7 @@ async def test_no_durable_post_waits_longer_than_its_time_also_behind_others(bef
     last = poster.post(make_block(1))
     await until(lambda: last.status)
     assert last.status == 503
-    assert 0.15 < monotonic_s() - began_s < 0.35
+    assert 0.15 < monotonic_s() - began_s < 0.55  # behind the others it would be 0.6
     assert joined.gateway.rejected["broker_away"] >= 1
     joined.stream.usual = STORED
     await joined.inlet.finish()
@@ -381,7 +381,7 @@ async def test_post_that_had_to_wait_for_room_makes_its_group_end_in_time() -> N
     began_s = monotonic_s()
     await until(lambda: told.waiters)
     assert told.waiters == [1, 2]
-    assert monotonic_s() - began_s < 0.75
+    assert monotonic_s() - began_s < 0.95  # the time of the youngest is 1.0
     assert all(isinstance(error, BrokerAway) for error in told.errors)
     await joined.close()
 

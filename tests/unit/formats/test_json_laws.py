@@ -132,7 +132,7 @@ def test_valid_readings_come_through_bit_exact(
 
 
 @given(st.lists(ITEMS, min_size=1, max_size=40), st.booleans(), st.sampled_from([None, "us"]))
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_post_is_what_its_items_are_one_by_one(
     items: list[str], ignore_unknown: bool, precision: str | None
 ) -> None:
@@ -245,7 +245,7 @@ def test_any_bytes_are_decoded_or_refused(body: bytes) -> None:
     st.lists(st.tuples(st.integers(0, 400), st.binary(max_size=2)), min_size=1, max_size=3),
     st.booleans(),
 )
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_mutated_body_is_refused_if_and_only_if_it_is_not_json(
     items: list[str], mutations: list[tuple[int, bytes]], ignore_unknown: bool
 ) -> None:

@@ -272,7 +272,7 @@ def test_any_stream_in_any_pieces_is_answered_as_its_requests_alone() -> None:
         for stream in streams:
             for pieces in (1, 4, 30):
                 check(stream, [each / pieces for each in range(pieces)], [1])
-        settings(max_examples=200)(given(STREAMS, CUTS, ROUNDS)(check))()
+        settings(max_examples=100)(given(STREAMS, CUTS, ROUNDS)(check))()
         assert port.seen.taken > 100
     statuses = {status for each in alone.values() for status, _ in each.answers}
     assert statuses == {200, 202, 400, 404, 405, 413, 415, 422, 431}
@@ -283,7 +283,7 @@ def test_any_bytes_are_answered_alike_with_and_without_known_heads() -> None:
     """Byte by byte the same answers, also to what nearly is HTTP."""
     with played() as (port, runner):
 
-        @settings(max_examples=200)
+        @settings(max_examples=100)
         @given(STREAMS, st.data(), CUTS, ROUNDS)
         def holds(
             stream: list[Element], drawn: st.DataObject, cuts: list[float], rounds: list[int]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,11 +10,15 @@ from types import SimpleNamespace
 import pytest
 from aiohttp import web
 
+from loadgen.cli.main import main
 from loadgen.csv import client as client_module
 from loadgen.csv.client import Client, GaveUp
+from tests.support.commands import Here
 from tests.support.faulty_proxy import FaultyProxy
+from tests.system.service import Done
 
 Script = Callable[[web.Request, bytes], Awaitable[web.StreamResponse]]
+Csv = Callable[..., Awaitable[Done]]
 
 
 class Scripted:
@@ -179,19 +181,15 @@ async def test_post_whose_reply_is_lost_is_sent_again(scripted: Scripted) -> Non
     assert scripted.bodies == [b"[1,2,3]"] * 2
 
 
-async def _csv(path: Path, url: str, *more: str) -> tuple[int, str, str]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "loadgen", "csv", str(path), "--device", "d", "--metric", "m", "--url", url),
-        *more,
-        cwd=Path(__file__).parents[3],
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    async with asyncio.timeout(30):
-        stdout, stderr = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, stdout.decode(), stderr.decode()
+@pytest.fixture
+def csv(capsys: pytest.CaptureFixture[str]) -> Csv:
+    """Give a way to run `loadgen csv`, in this process."""
+    here = Here(capsys, main)
+
+    async def run(path: Path, url: str, *more: str) -> Done:
+        return await here("csv", path, "--device", "d", "--metric", "m", "--url", url, *more)
+
+    return run
 
 
 def _write(path: Path, rows: int) -> Path:
@@ -201,11 +199,11 @@ def _write(path: Path, rows: int) -> Path:
 
 
 async def test_csv_all_accepted_exits_with_zero_and_a_summary(
-    scripted: Scripted, tmp_path: Path
+    csv: Csv, scripted: Scripted, tmp_path: Path
 ) -> None:
     """Every row is posted once, in batches, with the ack that was asked for."""
     path = _write(tmp_path / "f.csv", 1050)
-    code, out, err = await _csv(path, scripted.url, "--batch", "100", "--ack", "committed")
+    code, out, err = await csv(path, scripted.url, "--batch", "100", "--ack", "committed")
     assert (code, err) == (0, "")
     assert out.startswith(
         "rows=1050 accepted=1050 dead_lettered=0 refused=0 left_out=0 retries=0 seconds="
@@ -217,14 +215,14 @@ async def test_csv_all_accepted_exits_with_zero_and_a_summary(
 
 
 async def test_csv_with_bad_lines_and_dead_letters_names_the_lines_and_exits_with_one(
-    scripted: Scripted, tmp_path: Path
+    csv: Csv, scripted: Scripted, tmp_path: Path
 ) -> None:
     """Refused items are named by their line in the file; the others are accepted."""
     path = _write(tmp_path / "f.csv", 20)
     path.write_text(path.read_text().replace(",3\n", ",three\n"))
     error = {"index": 4, "field": "ts", "code": "ts_too_old", "message": "old"}
     scripted.answers = [_says(202, {"accepted": 9, "dead_lettered": 1, "errors": [error]})]
-    code, out, err = await _csv(path, scripted.url, "--batch", "10", "--connections", "1")
+    code, out, err = await csv(path, scripted.url, "--batch", "10", "--connections", "1")
     assert code == 1
     assert "rows=19 accepted=18 dead_lettered=1 refused=0 left_out=1" in out
     assert "line 5: 'three' is not a number" in err
@@ -233,11 +231,13 @@ async def test_csv_with_bad_lines_and_dead_letters_names_the_lines_and_exits_wit
     )  # item 4 is in line 7, since the bad line before it is no item
 
 
-async def test_csv_refused_as_a_whole_stops_at_once(scripted: Scripted, tmp_path: Path) -> None:
+async def test_csv_refused_as_a_whole_stops_at_once(
+    csv: Csv, scripted: Scripted, tmp_path: Path
+) -> None:
     """A refusal that is not about the items ends the run, since it concerns all posts."""
     scripted.answers = [_says(400, {"code": "ack_unavailable", "detail": "memory only"})]
     path = _write(tmp_path / "f.csv", 100)
-    code, out, err = await _csv(
+    code, out, err = await csv(
         path, scripted.url, "--ack", "durable", "--batch", "10", "--connections", "1"
     )
     assert code == 1
@@ -247,23 +247,23 @@ async def test_csv_refused_as_a_whole_stops_at_once(scripted: Scripted, tmp_path
 
 
 async def test_csv_items_refused_goes_on_with_the_next_post(
-    scripted: Scripted, tmp_path: Path
+    csv: Csv, scripted: Scripted, tmp_path: Path
 ) -> None:
     """After a 422, which is about the items of one post, the next post is sent."""
     scripted.answers = [_says(422, {"code": "all_invalid", "detail": "all of them"})]
     path = _write(tmp_path / "f.csv", 20)
-    code, out, err = await _csv(path, scripted.url, "--batch", "10", "--connections", "1")
+    code, out, err = await csv(path, scripted.url, "--batch", "10", "--connections", "1")
     assert (code, len(scripted.bodies)) == (1, 2)
     assert "accepted=10 dead_lettered=0 refused=10" in out
     assert "line 2: 422 all_invalid: all of them" in err
 
 
 async def test_csv_without_a_service_gives_up_and_names_the_line(
-    free_port: int, tmp_path: Path
+    csv: Csv, free_port: int, tmp_path: Path
 ) -> None:
     """The message names the line at which it gave up."""
     path = _write(tmp_path / "f.csv", 20)
-    code, out, err = await _csv(path, f"http://127.0.0.1:{free_port}", "--give-up-s", "0.3")
+    code, out, err = await csv(path, f"http://127.0.0.1:{free_port}", "--give-up-s", "0.3")
     assert code == 1
     assert "gave up at line 2: no answer from" in err
     assert "accepted=0" in out
@@ -279,10 +279,10 @@ async def test_csv_without_a_service_gives_up_and_names_the_line(
     ],
 )
 async def test_csv_used_wrongly_exits_with_two(
-    tmp_path: Path, more: tuple[str, ...], why: str
+    csv: Csv, tmp_path: Path, more: tuple[str, ...], why: str
 ) -> None:
     """A wrong flag is named before a post is sent."""
-    code, _, err = await _csv(_write(tmp_path / "f.csv", 1), "http://127.0.0.1:9", *more)
+    code, _, err = await csv(_write(tmp_path / "f.csv", 1), "http://127.0.0.1:9", *more)
     assert code == 2
     assert why in err
 
@@ -297,7 +297,7 @@ async def test_csv_used_wrongly_exits_with_two(
     ],
 )
 async def test_csv_that_is_none_is_wrong_use_and_a_sentence(
-    tmp_path: Path, content: str | None, why: str
+    csv: Csv, tmp_path: Path, content: str | None, why: str
 ) -> None:
     """A wrong file gives one sentence: no traceback, and no result line."""
     path = tmp_path / "file.csv"
@@ -305,16 +305,16 @@ async def test_csv_that_is_none_is_wrong_use_and_a_sentence(
         path.mkdir()
     elif content is not None:
         path.write_text(content)
-    code, out, err = await _csv(path, "http://127.0.0.1:9")
+    code, out, err = await csv(path, "http://127.0.0.1:9")
     assert (code, out) == (2, "")
     assert err.startswith("loadgen csv: " + why.format(path=path))
     assert err.count("\n") == 1
 
 
-async def test_csv_of_a_header_only_is_an_empty_result(tmp_path: Path) -> None:
+async def test_csv_of_a_header_only_is_an_empty_result(csv: Csv, tmp_path: Path) -> None:
     """A file without rows is no error."""
     path = tmp_path / "file.csv"
     path.write_text("timestamp,value\n")
-    code, out, err = await _csv(path, "http://127.0.0.1:9")
+    code, out, err = await csv(path, "http://127.0.0.1:9")
     assert (code, err) == (0, "")
     assert out.startswith("rows=0 accepted=0")

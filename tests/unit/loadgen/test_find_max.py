@@ -115,6 +115,7 @@ def _plan(url: str) -> LoadPlan:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 async def test_find_max_finds_what_a_real_server_takes_without_refusals(
     tired: Tired, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def test_holds_the_lock_of_the_interpreter():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(150)  # of a busy machine, with its core dumps
 def test_interrupted_run_names_what_has_not_ended(tmp_path: Path) -> None:
     """The tests, the states of their processes, and the stack of the one that can print it."""
     for number in (1, 2):
@@ -50,7 +52,10 @@ def test_interrupted_run_names_what_has_not_ended(tmp_path: Path) -> None:
             time.sleep(0.05)
         time.sleep(1)  # for what the test processes tell the other one
         run.send_signal(signal.SIGINT)
-        said, _ = run.communicate(timeout=30)
+        late = threading.Timer(90, run.kill)
+        late.start()
+        said, _ = run.communicate()
+        late.cancel()
     finally:
         run.kill()
     assert all(f"s: {each}" in said for each in tests), said
