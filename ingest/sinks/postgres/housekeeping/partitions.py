@@ -24,10 +24,6 @@ from ingest.sinks.postgres.housekeeping.spans import (
 
 __all__ = ["Partition", "gaps", "partition_name", "partitions", "span_bounds"]
 
-PLAIN, PARTITIONED, OTHER, HYPERTABLE, MISSING = (
-    *("plain", "partitioned", "other", "hypertable", "missing"),
-)
-
 # The bounds are text of the session's own time zone, and its cast reads them in the same way. A
 # bound of several columns, of a list or of a hash does not match: such a partition is left out.
 _PARTITIONS = r"""
@@ -42,16 +38,6 @@ select name, lower, upper, bytes from (
     lateral (select (extract(epoch from bounds[1]::timestamptz) * 1000000)::int8 as lower,
                     (extract(epoch from bounds[2]::timestamptz) * 1000000)::int8 as upper) as read
 where bounds is not null"""
-
-# Whether the table is partitioned by the range of one column, `ts`.
-_KIND = """
-select c.relkind::text as kind, coalesce(p.partstrat = 'r' and p.partnatts = 1
-           and (select attname from pg_attribute where attrelid = c.oid and attnum = p.partattrs[0])
-               = $2, false) as by_time,
-       exists (select from pg_trigger where tgrelid = c.oid
-               and tgname = 'ts_insert_blocker') as hypertable
-from pg_class c left join pg_partitioned_table p on p.partrelid = c.oid
-where c.oid = to_regclass($1)"""
 
 
 class Partition(NamedTuple):
@@ -92,18 +78,6 @@ def _partition(
 def bounds_entry(from_us: int, to_us: int) -> dict[str, int]:
     """Return what the registry has of a partition of ours, under `partition/NAME`."""
     return {"from_us": from_us, "to_us": to_us}
-
-
-async def kind_of(connection: Connection, table: str, column: str = "ts") -> str:
-    """Return whether a table is PLAIN, PARTITIONED by the range of its time, or something else."""
-    row = await connection.fetchrow(_KIND, table, column)
-    if row is None:
-        return MISSING
-    if row["kind"] == "p":
-        return PARTITIONED if row["by_time"] else OTHER
-    if row["kind"] != "r":
-        return OTHER
-    return HYPERTABLE if row["hypertable"] else PLAIN
 
 
 def gaps(found: Sequence[Span | Partition], span: str, from_us: int, to_us: int) -> list[Span]:

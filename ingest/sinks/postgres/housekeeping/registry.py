@@ -1,8 +1,8 @@
 """The table `ingest_housekeeping` beside the readings table: what was done, and what was answered.
 
-Keys: `partition/NAME` (made or adopted by us: its bounds), `answer/..` (what a person confirmed),
-`archive/NAME` (how far the archive of a span is), `pinned/NAME`. The owner writes it; the role that
-writes readings need not see it.
+Keys: `table/NAME` (a table whose partitions we make: its span), `partition/NAME` (made or adopted
+by us: its bounds), `answer/..` (what a person confirmed), `archive/NAME` (how far the archive of a
+span is), `pinned/NAME`. The owner writes it; the role that writes readings need not see it.
 Promises: each write is one statement of the caller's transaction. The driver's errors pass through.
 """
 
@@ -14,7 +14,8 @@ import orjson
 from asyncpg import Connection
 
 NAME = "ingest_housekeeping"
-PARTITION, ANSWER, ARCHIVE, PINNED = "partition/", "answer/", "archive/", "pinned/"
+TABLE, PARTITION, ANSWER = "table/", "partition/", "answer/"
+ARCHIVE, PINNED = "archive/", "pinned/"
 
 _BESIDE = """
 select format('%I.%I', n.nspname, $2::text) as name,

@@ -1,0 +1,122 @@
+"""What housekeeping sees at its begin: the table, its partitions, the clock, and what the role may.
+
+Does not: change anything. The driver's errors pass through.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from asyncpg import Connection
+
+from ingest.sinks.postgres.housekeeping import registry
+from ingest.sinks.postgres.housekeeping.partitions import Partition, partitions
+from ingest.sinks.postgres.housekeeping.spans import DAY, NONE, span_bounds
+
+# The kinds of a table.
+MISSING, PLAIN, PARTITIONED, HYPERTABLE, OTHER = (
+    *("missing", "plain", "partitioned", "hypertable", "other"),
+)
+
+# `by_time`: it is partitioned by the range of one column, the time. A default partition would be
+# locked against all writes, and read in full, by each partition that is attached beside it.
+_TABLE = """
+select c.oid::int8 as oid, c.relkind::text as kind, format('%I.%I', n.nspname, c.relname) as name,
+       coalesce(p.partstrat = 'r' and p.partnatts = 1 and (select attname from pg_attribute
+           where attrelid = c.oid and attnum = p.partattrs[0]) = $2, false) as by_time,
+       coalesce(p.partdefid, 0)::int8 as default_partition,
+       exists (select from pg_trigger where tgrelid = c.oid and tgname = 'ts_insert_blocker')
+           as blocked,
+       pg_has_role(current_user, c.relowner, 'USAGE') as owner,
+       has_schema_privilege(n.oid, 'CREATE') as may_create,
+       pg_get_userbyid(c.relowner)::text as owner_name, current_user::text as role,
+       c.relname::text as bare_name, n.nspname::text as schema,
+       (extract(epoch from clock_timestamp()) * 1000000)::int8 as now_us
+from pg_class c join pg_namespace n on n.oid = c.relnamespace
+left join pg_partitioned_table p on p.partrelid = c.oid
+where c.oid = to_regclass($1)"""
+
+
+class View(NamedTuple):
+    """The table as it was at `now_us` of the database's clock.
+
+    `table` is its name with the schema, as SQL has it; `bare_name` is without. `span` is day or
+    month: that of new partitions. `ours`: it was made partitioned by us, or adopted. `cannot_make`
+    is why this role cannot make partitions, or empty.
+    """
+
+    table: str
+    bare_name: str
+    oid: int
+    kind: str
+    span: str
+    partitions: list[Partition]
+    now_us: int
+    ours: bool
+    cannot_make: str
+
+    @property
+    def covered_to_us(self) -> int:
+        """Until when each time from now on has a partition; the time of now if it has none."""
+        at = self.now_us
+        for each in self.partitions:
+            if each.from_us <= at < each.to_us:
+                at = each.to_us
+        return at
+
+    @property
+    def spans_ahead(self) -> int:
+        """How many whole days or months after the present one have a partition, without a gap."""
+        return count_ahead(self.span, self.now_us, self.covered_to_us)
+
+
+def count_ahead(span: str, now_us: int, covered_to_us: int, most: int = 100_000) -> int:
+    """Return how many spans after that of `now_us` end at `covered_to_us` or before; at most."""
+    count = 0
+    bounds = span_bounds(span, now_us)
+    while count < most:
+        bounds = span_bounds(span, bounds.to_us)
+        if bounds.to_us > covered_to_us:
+            break
+        count += 1
+    return count
+
+
+async def look_at(
+    connection: Connection, table: str, span: str, *, column: str = "ts", sizes: bool = True
+) -> View:
+    """Return the view of a table. `span` is the setting; with `none` that of its making counts."""
+    row = await connection.fetchrow(_TABLE, table, column)
+    if row is None:
+        return View(table, table, 0, MISSING, span, [], 0, False, f"there is no table {table}")
+    kind = _kind(row["kind"], by_time=row["by_time"], blocked=row["blocked"])
+    known = await registry.entries(connection, table, registry.TABLE)
+    made_as = known.get(row["bare_name"], {}).get("span", DAY)
+    found = []
+    if kind == PARTITIONED:
+        found = await partitions(connection, table, sizes=sizes)
+    lacks = "" if row["owner"] else f"does not own {row['name']} (its owner is {row['owner_name']})"
+    if not lacks and not row["may_create"]:
+        lacks = f"may not create tables in the schema {row['schema']}"
+    cannot = f"the role {row['role']} {lacks}" if lacks else ""
+    if kind == PARTITIONED and row["default_partition"]:
+        cannot = f"{row['name']} has a default partition, which each new one would lock"
+    return View(
+        table=row["name"],
+        bare_name=row["bare_name"],
+        oid=row["oid"],
+        kind=kind,
+        span=made_as if span == NONE else span,
+        partitions=found,
+        now_us=row["now_us"],
+        ours=row["bare_name"] in known,
+        cannot_make=cannot,
+    )
+
+
+def _kind(relkind: str, *, by_time: bool, blocked: bool) -> str:
+    if relkind == "p":
+        return PARTITIONED if by_time else OTHER
+    if relkind != "r":
+        return OTHER
+    return HYPERTABLE if blocked else PLAIN
