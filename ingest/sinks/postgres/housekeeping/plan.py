@@ -105,6 +105,7 @@ async def run(
 
 async def _do(connection: Connection, view: View, job: Job, step: Step) -> str:
     """Do a step, again after a lock that was not free; return why it failed, or nothing."""
+    failed = ""
     for again in range(TRIES):
         if again:
             await asyncio.sleep(TRY_AGAIN_S * again)
@@ -122,10 +123,10 @@ async def _do(connection: Connection, view: View, job: Job, step: Step) -> str:
 @asynccontextmanager
 async def alone(connection: Connection, table_oid: int) -> AsyncIterator[None]:
     """Hold the lock of the only run on a table. Raises OtherRun if another session has it."""
-    if not await connection.fetchval(f"select pg_try_advisory_lock({_LOCK})", table_oid):  # noqa: S608
+    if not await connection.fetchval(f"select pg_try_advisory_lock({_LOCK})", table_oid):
         raise OtherRun("another housekeeping run is under way")
     try:
         yield
     finally:
         if not connection.is_closed():
-            await connection.execute(f"select pg_advisory_unlock({_LOCK})", table_oid)  # noqa: S608
+            await connection.execute(f"select pg_advisory_unlock({_LOCK})", table_oid)
