@@ -11,7 +11,6 @@ a server on a big-endian machine, which hashes names in another way.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -53,11 +52,11 @@ NOTHING = Checksum(0, 0)
 
 def checksum_of(rows: pa.RecordBatch | pa.Table) -> Checksum:
     """Return the checksum of rows with the columns of the archive. Blocks: some 50 ns a row."""
-    total = NOTHING
+    found = NOTHING
     for batch in rows.to_batches() if isinstance(rows, pa.Table) else [rows]:
         if batch.num_rows:
-            total = total.plus(_of_batch(batch))
-    return total
+            found = found.plus(_of_batch(batch))
+    return found
 
 
 def _of_batch(batch: pa.RecordBatch) -> Checksum:
@@ -101,7 +100,7 @@ def _seeds(batch: pa.RecordBatch) -> Words:
 
 
 def _hash_int64(numbers: pa.Array, seed: Words) -> Words:
-    """hashint8extended: for numbers from 0 on, the result is that of a 32-bit number."""
+    """hashint8extended. It folds the two halves, so that a small number has one hash in all types."""
     halves = _halves(numbers)
     negative = pc.less(numbers, pa.scalar(0, pa.int64()))
     folded = pc.bit_wise_xor(
@@ -198,8 +197,3 @@ def _mix(state: list[int]) -> None:
         turned = (word << bits | word >> (32 - bits)) & _MASK
         state[changed] = ((state[changed] - word) & _MASK) ^ turned
         state[by] = (word + state[grown]) & _MASK
-
-
-def total(parts: Sequence[Checksum]) -> Checksum:
-    """Return the checksum of all parts together."""
-    return Checksum(sum(each.rows for each in parts), sum(each.sum for each in parts))

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ingest.archive import files
 from ingest.archive.copied_rows import Columns, Decoder
@@ -21,6 +22,7 @@ _RUN_GROUP_ROWS = 16_384
 MERGED_MAX = 64  # runs at once
 _MERGED_ROWS = 262_144  # in memory, of all runs together
 _PIECE_ROWS_MIN = 1_024
+_SAMPLE_ROWS = 65_536  # of each run: whether values repeat
 
 
 class Runs:
@@ -34,7 +36,13 @@ class Runs:
         self._rows = self._name_bytes = 0
         self._count = 0
         self._runs: list[Path] = []
+        self._sampled = self._different = 0
         self.left_out = NOTHING
+
+    @property
+    def values_repeat(self) -> bool:
+        """Whether fewer than half of the values are different, by samples of all runs."""
+        return 2 * self._different < self._sampled
 
     def add(self, data: bytes) -> None:
         """Take the next bytes of the COPY."""
@@ -60,6 +68,9 @@ class Runs:
         parts, self._parts = self._parts, []
         self._rows = self._name_bytes = 0
         found = sort_columns(parts)
+        values = parts[0].value.slice(0, _SAMPLE_ROWS)
+        self._sampled += len(values)
+        self._different += pc.count_distinct(values).as_py()
         parts.clear()
         self.left_out = self.left_out.plus(checksum_of(found.left_out))
         self._runs.append(self._write_run([found.rows]))
@@ -87,6 +98,11 @@ class Runs:
                 each.unlink()
         sources = [list(before)] if before else []
         yield from self._merge([*sources, *([each] for each in self._runs)])
+
+    def remove(self) -> None:
+        """Remove the files of all runs."""
+        for each in self._runs:
+            each.unlink()
 
     def _merge(self, sources: Sequence[Sequence[Path]]) -> Iterator[pa.Table]:
         rows = max(_PIECE_ROWS_MIN, _MERGED_ROWS // max(1, len(sources)))

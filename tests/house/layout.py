@@ -23,7 +23,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("config",),
         ("broker", "http_client"),
         ("access", "http", "formats", "buffers", "writer", "sinks", "embedded"),
-        ("receiver", "dead_letters", "forward", "mqtt"),
+        ("receiver", "dead_letters", "forward", "mqtt", "archive"),
         ("admin",),
         ("app",),
         ("cli",),
@@ -56,6 +56,7 @@ LIBRARIES = {
     "yarl": "ingest/http_client",
     "nats": "ingest/broker",
     "paho": "ingest/mqtt",
+    "pyarrow": "ingest/archive",
     "fcntl": "ingest/system",
     "time": "ingest/system",
 }

@@ -19,6 +19,7 @@ from ingest.model.errors import StartError
 from ingest.sinks.postgres.connection import Expired
 from ingest.sinks.postgres.housekeeping import registry
 from ingest.sinks.postgres.housekeeping.partitions import bounds_entry
+from ingest.sinks.postgres.housekeeping.registry import quoted
 from ingest.sinks.postgres.housekeeping.spans import BEGINNING_US, END_US, literal
 from ingest.sinks.postgres.schema import KEY
 
@@ -53,16 +54,12 @@ class RowsTable(NamedTuple):
     @property
     def name(self) -> str:
         """The table as SQL has it, with its schema."""
-        return f"{_quoted(self.schema)}.{_quoted(self.table)}"
+        return f"{quoted(self.schema)}.{quoted(self.table)}"
 
     def named(self, text: str) -> str:
         """Put the names into a statement."""
-        columns = map(_quoted, self.columns)
+        columns = map(quoted, self.columns)
         return text.format(table=self.name, **dict(zip(KEY, columns, strict=True)))
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
 
 
 async def beside(
@@ -73,6 +70,15 @@ async def beside(
     if row is None:
         raise StartError(f"there is no table {parent}")
     return RowsTable(row["schema"], table, tuple(columns)), row["there"]
+
+
+async def is_attached(connection: Connection, table: RowsTable) -> bool:
+    """Whether a table is a partition of some table."""
+    return bool(
+        await connection.fetchval(
+            "select exists (select from pg_inherits where inhrelid = to_regclass($1))", table.name
+        )
+    )
 
 
 async def checksum(connection: Connection, table: RowsTable) -> tuple[int, int]:
