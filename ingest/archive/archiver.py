@@ -41,7 +41,7 @@ class ParquetArchiver:
     """Archives into `folder`."""
 
     def __init__(self, folder: ArchiveFolder) -> None:
-        self._folder = folder
+        self.folder = folder
         # One thread: what is freed in it, is used again in it.
         self._thread = ThreadPoolExecutor(1, "archive")
 
@@ -50,14 +50,14 @@ class ParquetArchiver:
 
         If a span has been archived before, the rows are merged with its files.
         """
-        with self._folder.locked():
+        with self.folder.locked():
             before = await source.contents()
             if before is not None:
                 await self._aside(self._finish, before)
             name = source.name if before is None else before.name
-            await self._aside(self._folder.sweep, name)
+            await self._aside(self.folder.sweep, name)
             await self._aside(
-                self._folder.check_free, name, [] if before is None else _names(before)
+                self.folder.check_free, name, [] if before is None else _names(before)
             )
             table = Checksum(*await source.checksum())
             if before is not None and table in (
@@ -72,10 +72,10 @@ class ParquetArchiver:
         self, source: Detached, name: str, table: Checksum, before: Contents | None
     ) -> None:
         """Write, verify, record and move the files of a span."""
-        self._folder.check_room(table.rows, 0 if before is None else before.bytes)
-        token, hidden = await self._aside(self._folder.new_temporary, name)
+        self.folder.check_room(table.rows, 0 if before is None else before.bytes)
+        token, hidden = await self._aside(self.folder.new_temporary, name)
         runs = await self._sorted_runs(source, hidden)
-        old = [] if before is None else self._folder.paths(_names(before))
+        old = [] if before is None else self.folder.paths(_names(before))
         written = await self._aside(self._merge, name, hidden, runs, old)
         got = await self._aside(
             files.checksum_of_files, [hidden / each.name for each in written]
@@ -89,7 +89,7 @@ class ParquetArchiver:
                 f"{table.plus(kept).minus(runs.left_out).rows:,}, or another checksum; nothing was "
                 "changed. If somebody writes to the detached table, the next run goes on"
             )
-        await self._aside(self._folder.sync_temporary, name, token)
+        await self._aside(self.folder.sync_temporary, name, token)
         found = Contents(
             name,
             source.from_us if before is None else before.from_us,
@@ -138,7 +138,7 @@ class ParquetArchiver:
 
     def _finish(self, found: Contents) -> None:
         """Complete the move of recorded files, if it was cut off."""
-        self._folder.move(found.name, found.token, _names(found))
+        self.folder.move(found.name, found.token, _names(found))
 
     def verify(self, found: Contents) -> None:
         """Read the files of a span, and compare them with the record. Raises ArchiveFailed.
@@ -147,12 +147,12 @@ class ParquetArchiver:
         """
         for name, _, size in found.files:
             try:
-                there = (self._folder.path / name).stat().st_size
+                there = (self.folder.path / name).stat().st_size
             except OSError as error:
-                raise ArchiveFailed(f"{self._folder.path / name}: {error.strerror}") from error
+                raise ArchiveFailed(f"{self.folder.path / name}: {error.strerror}") from error
             if there != size:
                 raise ArchiveFailed(f"{name} has {there:,} bytes; {size:,} were recorded")
-        got = checked(files.checksum_of_files, self._folder.paths(_names(found)))
+        got = checked(files.checksum_of_files, self.folder.paths(_names(found)))
         if got != Checksum(found.rows, found.sum):
             raise ArchiveFailed(
                 f"the readings of {found.name} differ from its record: {got.rows:,} of "
@@ -166,7 +166,7 @@ class ParquetArchiver:
             yield piece
 
     def _read(self, found: Contents) -> Iterator[pa.Table]:
-        for path in self._folder.paths(_names(found)):
+        for path in self.folder.paths(_names(found)):
             yield from files.read(path)
 
     async def _aside(self, do: Callable[..., T], *args: object) -> T:
