@@ -43,7 +43,7 @@ select c.oid::int8 as oid, n.nspname::text as schema, c.relname::text as name,
              where contype = 'f' and c.oid in (conrelid, confrelid) order by 1) as foreign_keys,
        array(select distinct pubname::text from pg_publication_tables
              where schemaname = n.nspname and tablename = c.relname order by 1) as publications,
-       array(select distinct pg_describe_object(classid, objid, 0) from pg_depend
+       array(select distinct pg_describe_object(classid, objid, objsubid) from pg_depend
              where deptype = 'n' and (refclassid = 'pg_type'::regclass
                  and refobjid in (c.reltype, (select typarray from pg_type where oid = c.reltype))
                  or refclassid = 'pg_class'::regclass and refobjid = c.oid
@@ -111,9 +111,9 @@ _KINDS = {
 class Plain(NamedTuple):
     """A table as it was found. `reasons` say why it cannot be turned; empty: it can.
 
-    `table`, `column` and `owner` are written as SQL names them, the table with its schema. `newest_us` is the time of the newest reading
-    (None: it is empty). `until_us` is the end that an earlier run has set, and `checked` whether
-    all rows were compared with it; None without one. Times are Unix microseconds.
+    `table` (with its schema), `column` and `owner` are written as SQL names them. `newest_us` is
+    the time of the newest reading (None: it is empty). `until_us` is the end that an earlier run
+    has set, and `checked` whether all rows were compared with it; None without one.
     """
 
     kind: str

@@ -34,7 +34,7 @@ with granted as (
     union all
     select c.relowner, a.attname, right_.* from pg_class c join pg_attribute a on a.attrelid = c.oid
            cross join aclexplode(a.attacl) right_ where c.oid = $1::oid and not a.attisdropped)
-select privilege_type || coalesce(format(' (%I)', attribute), '') as what,
+select privilege_type || coalesce(' (' || quote_ident(attribute) || ')', '') as what,
        case when grantee = 0 then 'public' else format('%I', pg_get_userbyid(grantee)) end as whom,
        case when is_grantable then ' with grant option' else '' end as and_more
 from granted where grantee <> owner"""

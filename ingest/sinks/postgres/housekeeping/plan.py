@@ -122,10 +122,10 @@ async def _do(connection: Connection, view: View, job: Job, step: Step) -> str:
 @asynccontextmanager
 async def alone(connection: Connection, table_oid: int) -> AsyncIterator[None]:
     """Hold the lock of the only run on a table. Raises OtherRun if another session has it."""
-    if not await connection.fetchval(f"select pg_try_advisory_lock({_LOCK})", table_oid):  # noqa: S608
+    if not await connection.fetchval(f"select pg_try_advisory_lock({_LOCK})", table_oid):
         raise OtherRun("another housekeeping run is under way")
     try:
         yield
     finally:
         if not connection.is_closed():
-            await connection.execute(f"select pg_advisory_unlock({_LOCK})", table_oid)  # noqa: S608
+            await connection.execute(f"select pg_advisory_unlock({_LOCK})", table_oid)

@@ -89,7 +89,7 @@ class Retention:
 
     @staticmethod
     def _is_half(entry: dict[str, Any]) -> bool:
-        return entry["state"] == DETACHING
+        return bool(entry["state"] == DETACHING)
 
     def _steps(self, name: str, from_us: int, to_us: int, waits: str, *, begun: bool) -> list[Step]:
         archives = self._policy is not None and self._policy.archive_dir

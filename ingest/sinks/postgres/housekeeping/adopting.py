@@ -30,18 +30,19 @@ def adoptable(view: View, names: Sequence[str]) -> list[Partition]:
     return [each for each in chosen if not each.ours]
 
 
-async def adopt(connection: Connection, view: View, chosen: Sequence[Partition]) -> None:
+async def adopt(connection: Connection, view: View, chosen: Sequence[Partition], span: str) -> None:
     """Enter the partitions, and the table, as ours, with the bounds that they have now.
 
-    Raises StartError if this role may not drop them later, or if there is no span for new ones.
+    New partitions will have a `span` each. Raises StartError if this role may not make or drop
+    partitions, or if there is no span.
     """
     if view.cannot_make:
         raise StartError(view.cannot_make)
-    if view.span == NONE:
-        raise StartError("set partition_span: it says what new partitions are to span")
+    if span == NONE:
+        raise StartError("set partition_span to day or month: new partitions get this span")
     async with connection.transaction():
-        kept = await registry.make(connection, view.table)
-        await registry.put(connection, kept, registry.TABLE + view.bare_name, {"span": view.span})
+        kept = await registry.make(connection, view.table, view.owner)
+        await registry.put(connection, kept, registry.TABLE + view.name, {"span": span})
         for each in chosen:
             entry = bounds_entry(each.from_us, each.to_us)
             await registry.put(connection, kept, registry.PARTITION + each.name, entry)
