@@ -144,7 +144,9 @@ class Retention:
             raise StartError(f"{step.partition} is not in the archive yet: it is not dropped")
         found = await connection.fetchrow(_LEFT, entry["oid"], step.partition)
         if found is not None and found["attached"]:
+            # Somebody wants to keep it: then it is theirs, until it is adopted.
             await registry.remove(connection, kept, key)
+            await registry.remove(connection, kept, registry.PARTITION + step.partition)
             raise StartError(f"{step.partition} was attached again by somebody: it stays")
         async with connection.transaction():
             if found is not None:
