@@ -134,6 +134,7 @@ class Service:
             free_bytes=self._folder.free_bytes,
             disk_broken=lambda: self.buffer.broken,
             dead_letters=self.dead_letters.stats,
+            table=self.writing.table_cause,
             refusals=Refusals(self.ledger),
             fill=fill,
             advice=words,
@@ -178,7 +179,7 @@ class Service:
             state=self.health.state,
             disk_free_bytes=lambda: self.health.disk_free_bytes,
             limits=fill.limits,
-            broker=self._taking_back.figures,
+            broker=lambda: {**self._taking_back.figures(), **self.writing.table_figures()},
             tokens_end_s=self._token_file.tokens.left_s,
         )
 

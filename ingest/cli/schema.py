@@ -53,8 +53,10 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
 
 
 async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
+    from ingest.app.database import partitions_ahead  # noqa: PLC0415
     from ingest.cli.find_database import connect_limits, database  # noqa: PLC0415
     from ingest.sinks.postgres import schema  # noqa: PLC0415
+    from ingest.sinks.postgres.make_table import first_partitions  # noqa: PLC0415
     from ingest.sinks.postgres.session import as_start_error, connected  # noqa: PLC0415
 
     settings = loaded.settings
@@ -65,7 +67,13 @@ async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
     ):
         with as_start_error(url):
             if applies:
-                done = await schema.apply(opened, device_index=args.device_index, role=args.role)
+                ahead = partitions_ahead(settings)
+                done = await schema.apply(
+                    opened,
+                    device_index=args.device_index,
+                    role=args.role,
+                    partitions=await first_partitions(opened, settings.partition_span, ahead),
+                )
                 print_answer({"done": done}, "\n".join(done), as_json=args.json)
                 return 0
             text, difference = await schema.show(opened), await schema.difference(opened)

@@ -105,6 +105,7 @@ async def run(
 
 async def _do(connection: Connection, view: View, job: Job, step: Step) -> str:
     """Do a step, again after a lock that was not free; return why it failed, or nothing."""
+    failed = ""
     for again in range(TRIES):
         if again:
             await asyncio.sleep(TRY_AGAIN_S * again)

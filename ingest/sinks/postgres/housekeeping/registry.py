@@ -30,15 +30,25 @@ async def name_beside(connection: Connection, table: str) -> tuple[str, bool]:
     return (found["name"], found["readable"]) if found is not None else (NAME, False)
 
 
-async def make(connection: Connection, table: str) -> str:
-    """Make the registry beside the table if it is missing; return its name with its schema."""
+async def make(connection: Connection, table: str, owner: str | None = None) -> str:
+    """Make the registry beside the table if it is missing; return its name with its schema.
+
+    `owner` is that of the table; it owns the registry too.
+    """
     name, readable = await name_beside(connection, table)
     if not readable:
         await connection.execute(
             f"create table if not exists {name} (key text primary key, value jsonb not null, "
             "at timestamptz not null default now())"
         )
+        if owner is not None:
+            await connection.execute(f"alter table {name} owner to {quoted(owner)}")
     return name
+
+
+def quoted(name: str) -> str:
+    """Return a name as SQL has it."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 async def entries(connection: Connection, table: str, prefix: str) -> dict[str, Any]:

@@ -11,12 +11,21 @@ from asyncpg import Connection
 
 from ingest.sinks.postgres.housekeeping import registry
 from ingest.sinks.postgres.housekeeping.partitions import Partition, partitions
-from ingest.sinks.postgres.housekeeping.spans import DAY, NONE, span_bounds
+from ingest.sinks.postgres.housekeeping.spans import (
+    BEGINNING_US,
+    DAY,
+    END_US,
+    NONE,
+    literal,
+    span_bounds,
+)
 
 # The kinds of a table.
 MISSING, PLAIN, PARTITIONED, HYPERTABLE, OTHER = (
     *("missing", "plain", "partitioned", "hypertable", "other"),
 )
+
+OLDEST_LOOKED_AT = 5  # the oldest partitions, in search of the oldest reading
 
 # `by_time`: it is partitioned by the range of one column, the time. A default partition would be
 # locked against all writes, and read in full, by each partition that is attached beside it.
@@ -40,25 +49,30 @@ where c.oid = to_regclass($1)"""
 class View(NamedTuple):
     """The table as it was at `now_us` of the database's clock.
 
-    `table` is its name with the schema, as SQL has it; `bare_name` is without. `span` is day or
-    month: that of new partitions. `ours`: it was made partitioned by us, or adopted. `cannot_make`
-    is why this role cannot make partitions, or empty.
+    `table` is its name with the schema, as SQL has it; `schema` and `name` are its parts as they
+    are. `span` is day or month: that of new partitions. `ours`: it was made partitioned by us, or
+    adopted, and this role can see that. `owner` owns it, `role` is who we are. `cannot_make` is why
+    this role cannot make partitions, or empty.
     """
 
     table: str
-    bare_name: str
+    schema: str
+    name: str
     oid: int
     kind: str
     span: str
     partitions: list[Partition]
     now_us: int
     ours: bool
+    has_default: bool
+    owner: str
+    role: str
     cannot_make: str
 
     @property
     def covered_to_us(self) -> int:
         """Until when each time from now on has a partition; the time of now if it has none."""
-        at = self.now_us
+        at = END_US if self.has_default else self.now_us
         for each in self.partitions:
             if each.from_us <= at < each.to_us:
                 at = each.to_us
@@ -70,7 +84,26 @@ class View(NamedTuple):
         return count_ahead(self.span, self.now_us, self.covered_to_us)
 
 
-def count_ahead(span: str, now_us: int, covered_to_us: int, most: int = 100_000) -> int:
+async def oldest_us(connection: Connection, view: View, column: str = "ts") -> int | None:
+    """Return the time of the oldest reading; of a partitioned table it looks into few partitions.
+
+    Returns None if there is none, or it was not found.
+    """
+    wheres = [
+        f"where {column} >= {literal(each.from_us)} and {column} < {literal(each.to_us)}"
+        for each in view.partitions[:OLDEST_LOOKED_AT]
+        if each.from_us != BEGINNING_US and each.to_us != END_US
+    ]
+    for where in wheres if view.kind == PARTITIONED else [""]:
+        found: int | None = await connection.fetchval(
+            f"select (extract(epoch from min({column})) * 1000000)::int8 from {view.table} {where}"  # noqa: S608
+        )
+        if found is not None:
+            return found
+    return None
+
+
+def count_ahead(span: str, now_us: int, covered_to_us: int, most: int = 1_000) -> int:
     """Return how many spans after that of `now_us` end at `covered_to_us` or before; at most."""
     count = 0
     bounds = span_bounds(span, now_us)
@@ -88,7 +121,7 @@ async def look_at(
     """Return the view of a table. `span` is the setting; with `none` that of its making counts."""
     row = await connection.fetchrow(_TABLE, table, column)
     if row is None:
-        return View(table, table, 0, MISSING, span, [], 0, False, f"there is no table {table}")
+        return _missing(table)
     kind = _kind(row["kind"], by_time=row["by_time"], blocked=row["blocked"])
     known = await registry.entries(connection, table, registry.TABLE)
     made_as = known.get(row["bare_name"], {}).get("span", DAY)
@@ -103,14 +136,37 @@ async def look_at(
         cannot = f"{row['name']} has a default partition, which each new one would lock"
     return View(
         table=row["name"],
-        bare_name=row["bare_name"],
+        schema=row["schema"],
+        name=row["bare_name"],
         oid=row["oid"],
         kind=kind,
-        span=made_as if span == NONE else span,
+        # A table of others is only looked at, and its spans may be of any length.
+        span=span if row["bare_name"] in known and span != NONE else made_as,
         partitions=found,
         now_us=row["now_us"],
         ours=row["bare_name"] in known,
+        has_default=bool(row["default_partition"]),
+        owner=row["owner_name"],
+        role=row["role"],
         cannot_make=cannot,
+    )
+
+
+def _missing(table: str) -> View:
+    return View(
+        table=table,
+        schema="",
+        name=table,
+        oid=0,
+        kind=MISSING,
+        span=DAY,
+        partitions=[],
+        now_us=0,
+        ours=False,
+        has_default=False,
+        owner="",
+        role="",
+        cannot_make=f"there is no table {table}",
     )
 
 
