@@ -11,7 +11,7 @@ import asyncio
 
 from ingest.app.database import housekeeping_jobs, housekeeping_url, timeouts
 from ingest.config.settings import Settings
-from ingest.model.causes import PARTITIONS_END
+from ingest.model.causes import PARTITIONS_END, RETENTION_WAITS
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.sinks.postgres.housekeeping import runs
@@ -84,14 +84,20 @@ class Housekeeping:
 
     def cause(self) -> str:
         """Return the key of causes.CAUSES, or nothing."""
-        return PARTITIONS_END if self._found is not None and ends_soon(self._found.view) else ""
+        if self._found is None:
+            return ""
+        if ends_soon(self._found.view):
+            return PARTITIONS_END
+        return RETENTION_WAITS if any(each.waits for each in self._found.due) else ""
 
     def figures(self) -> dict[str, float]:
         """Return the figures of the table for metrics, by their names."""
         if self._found is None:
             return {}
         view, oldest = self._found.view, self._found.oldest_us
-        figures: dict[str, float] = {}
+        figures: dict[str, float] = {
+            "housekeeping_steps_waiting": sum(bool(each.waits) for each in self._found.due)
+        }
         if oldest is not None:
             figures["table_oldest_age_seconds"] = (unix_us() - oldest) / 1e6
         if view.kind == PARTITIONED:

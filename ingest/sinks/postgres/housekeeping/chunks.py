@@ -68,7 +68,7 @@ class Chunks:
                 "a hypertable is not archived: without archive_dir its old chunks are dropped"
             )
         if step.waits:
-            kept = await registry.make(connection, view.table)
+            kept = await registry.make(connection, view.table, view.owner)
             await registry.put(connection, kept, KEEP_HOT, policy.entry(view.now_us))
         await connection.execute(
             f"select drop_chunks({view.oid}::oid::regclass, "

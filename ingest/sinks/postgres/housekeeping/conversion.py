@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
 import asyncpg
@@ -43,6 +43,7 @@ MARGIN_US = DAY_US  # so long a run may be interrupted before a reading could co
 AHEAD_US_MAX = 400 * DAY_US
 HOLD_S_MAX = 2.0
 WAIT_S_MAX = 120.0
+VALIDATE_LOCK_MS = 30_000
 OTHER_RUN_S_MAX = 15.0  # of the service; or of a killed one, until the server has noticed that
 
 
@@ -116,8 +117,9 @@ async def convert(
     """Do it, or what is left of it; `say` is given a sentence for each step.
 
     Raises StartError if it cannot be done, or if the table was in use for `wait_s_max`; then the
-    next run continues. `connection` must have no limit for statements.
+    next run continues. It sets the time limits of the session anew.
     """
+    await _prepare(connection)
     plan = await planned(connection, table, span, ahead_us, column=column)
     async with _alone(connection, plan.plain.oid):
         # Another run may have ended meanwhile.
@@ -137,6 +139,13 @@ async def convert(
             wait_s_max=wait_s_max,
         )
         say(f"{plan.plain.table} is partitioned, {plan.name} is its first part ({_ms(held_s)})")
+
+
+async def _prepare(connection: Connection) -> None:
+    """Set the session: no limit for the comparison, and the server notices if we are killed."""
+    await connection.execute(f"set statement_timeout = 0; set lock_timeout = {VALIDATE_LOCK_MS}")
+    with suppress(asyncpg.PostgresError):  # not every version and system can
+        await connection.execute("set client_connection_check_interval = '1s'")
 
 
 @asynccontextmanager
@@ -196,7 +205,6 @@ async def _constrain(connection: Connection, plan: Conversion, wait_s_max: float
 
 async def _validate(connection: Connection, table: str) -> None:
     """Compare all rows. Its lock keeps nobody from writing, so it may wait for an autovacuum."""
-    await connection.execute("set lock_timeout = '30s'")
     try:
         await connection.execute(f"alter table {table} validate constraint {UNTIL}")
     except asyncpg.LockNotAvailableError as error:
@@ -223,8 +231,7 @@ async def _swap(connection: Connection, plan: Conversion, column: str) -> None:
         f"alter table {plain.table} attach partition {part} for values {bounds}"
     )
     await connection.execute(f"alter table {part} drop constraint {UNTIL}")
-    kept = await registry.make(connection, plain.table)
-    await connection.execute(f"alter table {kept} owner to {plain.owner}")
+    kept = await registry.make(connection, plain.table, plain.owner)
     entry = bounds_entry(BEGINNING_US, plan.until_us)
     await registry.put(connection, kept, registry.PARTITION + plan.name, entry)
     await registry.put(connection, kept, registry.TABLE + plain.name, {"span": plan.span})

@@ -28,7 +28,7 @@ UNTIL = "ingest_partition_until"
 _TABLE = r"""
 select c.oid::int8 as oid, n.nspname::text as schema, c.relname::text as name,
        format('%I.%I', n.nspname, c.relname) as table, format('%I', $2::text) as column,
-       format('%I', r.rolname) as owner,
+       r.rolname::text as owner,
        pg_has_role(c.relowner, 'USAGE') as owns,
        has_schema_privilege(n.oid, 'CREATE') as may_create,
        greatest(c.reltuples, 0)::float8 as rows, pg_total_relation_size(c.oid) as bytes,
@@ -111,7 +111,7 @@ _KINDS = {
 class Plain(NamedTuple):
     """A table as it was found. `reasons` say why it cannot be turned; empty: it can.
 
-    `table` (with its schema), `column` and `owner` are written as SQL names them. `newest_us` is
+    `table` (with its schema) and `column` are written as SQL names them. `newest_us` is
     the time of the newest reading (None: it is empty). `until_us` is the end that an earlier run
     has set, and `checked` whether all rows were compared with it; None without one.
     """

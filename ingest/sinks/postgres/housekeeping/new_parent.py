@@ -11,10 +11,11 @@ from asyncpg import Connection, Record
 
 from ingest.sinks.postgres.housekeeping.conversion_check import UNTIL, Plain
 from ingest.sinks.postgres.housekeeping.names import fitted
+from ingest.sinks.postgres.housekeeping.registry import quoted
 
 # The definitions name the table as it is called now: the new one will have this name.
 _INDEXES = """
-select x.relname::text as name, format('%I', x.relname) as quoted,
+select x.relname::text as name, format('%I', x.relname) as as_sql,
        case when k.oid is null then pg_get_indexdef(x.oid)
        else format('alter table %s add constraint %I %s', $2::text, k.conname,
                    pg_get_constraintdef(k.oid)) end as definition,
@@ -55,17 +56,16 @@ async def make(connection: Connection, plain: Plain, part: str) -> str:
     rights = await connection.fetch(_RIGHTS, plain.oid)
     about = await connection.fetchrow(_ABOUT, plain.oid, plain.table)
     assert about is not None, "the question always has one row"
-    quoted = await _quoted(connection, part)
-    schema = await _quoted(connection, plain.schema)
-    old = f"{schema}.{quoted}"
-    await connection.execute(f"alter table {plain.table} rename to {quoted}")
+    schema = quoted(plain.schema)
+    old = f"{schema}.{quoted(part)}"
+    await connection.execute(f"alter table {plain.table} rename to {quoted(part)}")
     await _rename_indexes(connection, plain, part, schema, indexes)
     await connection.execute(
         f"create table {plain.table} (like {old} including all excluding indexes "
         f"excluding identity) partition by range ({plain.column}){about['tablespace'] or ''}"
     )
     await connection.execute(f"alter table {plain.table} drop constraint {UNTIL}")
-    await connection.execute(f"alter table {plain.table} owner to {plain.owner}")
+    await connection.execute(f"alter table {plain.table} owner to {quoted(plain.owner)}")
     await _copy_rights(connection, plain.table, rights)
     for row in indexes:
         await connection.execute(row["definition"])
@@ -81,13 +81,8 @@ async def _rename_indexes(
     for number, row in enumerate(indexes):
         name: str = row["name"]
         rest = name.removeprefix(plain.name) if name.startswith(plain.name) else f"_{number}_idx"
-        to = await _quoted(connection, fitted(part, rest))
-        await connection.execute(f"alter index {schema}.{row['quoted']} rename to {to}")
-
-
-async def _quoted(connection: Connection, name: str) -> str:
-    quoted: str = await connection.fetchval("select format('%I', $1::text)", name)
-    return quoted
+        to = quoted(fitted(part, rest))
+        await connection.execute(f"alter index {schema}.{row['as_sql']} rename to {to}")
 
 
 async def _copy_rights(connection: Connection, table: str, rights: list[Record]) -> None:

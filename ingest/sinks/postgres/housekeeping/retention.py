@@ -103,7 +103,7 @@ class Retention:
 
     async def do(self, connection: Connection, view: View, step: Step) -> None:
         """Detach or drop. A step that waited was confirmed: that is recorded first."""
-        kept = await registry.make(connection, view.table)
+        kept = await registry.make(connection, view.table, view.owner)
         if step.waits and self._policy is not None:
             await registry.put(connection, kept, KEEP_HOT, self._policy.entry(view.now_us))
         if step.kind == DETACH:
