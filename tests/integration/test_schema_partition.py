@@ -17,6 +17,7 @@ from ingest.sinks.postgres.housekeeping import conversion
 from ingest.sinks.postgres.housekeeping.conversion_check import UNTIL
 from ingest.sinks.postgres.housekeeping.view import PARTITIONED, look_at
 from ingest.system.clock import rfc3339
+from tests.support.commands import Here
 from tests.support.rows import encode, readings
 
 AHEAD_US = 86_400_000_000
@@ -250,3 +251,34 @@ async def test_end_of_an_earlier_run_that_has_come_too_near_is_set_anew(
     await convert(operator)
     view = await look_at(operator, "readings", "day")
     assert view.partitions[0].to_us > view.now_us + AHEAD_US
+
+
+async def test_commands_say_what_they_would_do_and_do_it_with_yes(
+    here: Here, readings_url: str
+) -> None:
+    """`partition` makes the later partitions too; `adopt` lets retention have those of others."""
+    url = ("--database-url", readings_url)
+    day = ("--partition-span", "day")
+    assert "set partition_span" in (await here("schema", "partition", "--yes", *url)).stderr
+    done = await here("schema", "partition", *day, *url)
+    assert done.code == 1
+    assert "It becomes one partition, readings_before_" in done.stdout
+    assert "repeat it with --yes" in done.stdout
+    assert "nothing to undo" in (await here("schema", "partition", "--undo", *url)).stdout
+    done = await here("schema", "partition", "--yes", *day, *url)
+    assert done.code == 0, done.stderr
+    assert "partitions were made for the days after it" in done.stdout
+    done = await here("schema", "partition", "--yes", *day, *url)
+    assert (done.code, "it is partitioned already" in done.stderr) == (2, True)
+    assert "none: all of these are ours" in (await here("schema", "adopt", *day, *url)).stdout
+    connection = await asyncpg.connect(readings_url)
+    await connection.execute("delete from ingest_housekeeping")
+    assert "readings has no partition x" in (await here("schema", "adopt", "x", *url)).stderr
+    done = await here("schema", "adopt", *day, *url)
+    assert (done.code, "would be adopted: readings_before_" in done.stdout) == (1, True)
+    assert "set partition_span" in (await here("schema", "adopt", "--yes", *url)).stderr
+    assert (await here("schema", "adopt", "--yes", *day, *url)).code == 0
+    view = await look_at(connection, "readings", "day")
+    assert view.ours
+    assert all(each.ours for each in view.partitions)
+    await connection.close()

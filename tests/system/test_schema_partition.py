@@ -87,7 +87,7 @@ async def test_table_is_partitioned_under_load_although_the_command_is_killed(
             await service.wait_quiet()
             assert fleet.statuses() == {"202"}
             assert states <= {"accepting", "slowed"}
-            assert (await service.metrics())["ingest_dlq_entries"] == 0
+            assert (await service.metrics())["ingest_dlq_readings"] == 0
             check_table(fleet, await database.run(f"{TABLE_SQL} where device_id <> 'old'"))
             (old,) = await database.run("select count(*) from readings where device_id = 'old'")
             assert old["count"] == OLD_ROWS
