@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ingest.sinks.postgres.housekeeping.keeping import Policy, due, must_confirm
+from ingest.sinks.postgres.housekeeping.keeping import Policy, due, full_in_s, must_confirm
 from ingest.sinks.postgres.housekeeping.partitions import Partition
 from ingest.sinks.postgres.housekeeping.spans import BEGINNING_US, DAY_US, END_US
 
@@ -61,3 +61,15 @@ def test_a_person_confirms_a_new_setting_and_many_at_once(
     waits = must_confirm(leaving, count, POLICY, answer)
     assert said in waits
     assert bool(waits) == bool(said)
+
+
+def test_disk_is_full_at_the_rate_of_the_last_whole_partitions() -> None:
+    """The present partition grows still; the old table has no beginning; a policy may end it."""
+    old = Partition("before", BEGINNING_US, 90 * DAY_US, 10**12, ours=True)
+    sized = [each._replace(bytes=1_000) for each in days(90, 110)]
+    day_s = DAY_US / 1e6
+    assert full_in_s([old, *sized], NOW_US, 50_000, None) == pytest.approx(50 * day_s)
+    assert full_in_s([old, *sized], NOW_US, 50_000, POLICY) is None  # the oldest goes in 21 days
+    assert full_in_s([old, *sized], NOW_US, 10_000, POLICY) == pytest.approx(10 * day_s)
+    assert full_in_s([old], NOW_US, 50_000, None) is None
+    assert full_in_s(days(90, 110), NOW_US, 50_000, None) is None

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ingest.sinks.postgres.housekeeping.partitions import Partition
+from ingest.sinks.postgres.housekeeping.spans import BEGINNING_US
 from ingest.system.clock import rfc3339_or_us
 
 # More at once may be a wrong setting or a clock that has jumped.
@@ -69,3 +70,26 @@ def must_confirm(
     if len(fresh) > MANY and len(fresh) > MANY_SHARE * count:
         return f"so many at once: {said}"
     return ""
+
+
+RATE_OF = 7  # partitions
+
+
+def full_in_s(
+    found: Sequence[Partition], now_us: int, free_bytes: int, policy: Policy | None
+) -> float | None:
+    """Return in how many seconds a disk with so much room is full, if the table grows as it did.
+
+    The rate is that of the last whole partitions. None: there are none, or it does not fill, since
+    `policy` lets the oldest readings leave before.
+    """
+    whole = [each for each in found if each.from_us > BEGINNING_US and each.to_us <= now_us]
+    last = whole[-RATE_OF:]
+    span_us = sum(each.to_us - each.from_us for each in last)
+    grown = sum(each.bytes for each in last)
+    if not span_us or not grown:
+        return None
+    left_us = free_bytes * span_us / grown
+    if policy is not None and left_us > whole[0].to_us - policy.cutoff_us(now_us):
+        return None
+    return left_us / 1e6
