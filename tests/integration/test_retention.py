@@ -7,12 +7,16 @@ import asyncio
 import asyncpg
 import pytest
 
+from ingest.app.housekeeping import Housekeeping
+from ingest.config.settings import Settings
+from ingest.model.causes import RETENTION_WAITS
 from ingest.sinks.postgres.housekeeping import plan, registry
 from ingest.sinks.postgres.housekeeping.keeping import Policy
 from ingest.sinks.postgres.housekeeping.partitions import bounds_entry
 from ingest.sinks.postgres.housekeeping.retention import ARCHIVE, DETACH, DROP, Retention
 from ingest.sinks.postgres.housekeeping.spans import DAY, DAY_US, literal, partition_name
 from ingest.sinks.postgres.housekeeping.view import View, look_at
+from tests.support.commands import Here
 
 KEEP = Policy(2 * DAY_US, "2d")
 TABLE = """create table readings (ts timestamptz, device_id text, metric text, value float8,
@@ -21,7 +25,7 @@ primary key (ts, device_id, metric, value)) partition by range (ts)"""
 
 async def make(connection: asyncpg.Connection, days: int, *, ours: bool = True) -> list[str]:
     """Make a table with a partition for each of the last days; return their names."""
-    await connection.execute(f"{TABLE}; set timezone = 'UTC'; set lock_timeout = '200ms'")
+    await connection.execute(f"{TABLE}; set timezone = 'UTC'; set lock_timeout = '50ms'")
     kept = await registry.make(connection, "readings")
     now_us = (await look_at(connection, "readings", DAY)).now_us
     names = []
@@ -196,3 +200,32 @@ async def test_with_an_archive_nothing_is_dropped_before_it_was_verified(
     entry = (await registry.entries(connection, "readings", key))[""]
     assert (entry["state"], entry["rows"]) == ("dropped", 1)
     assert await tables(connection) == made[1:]
+
+
+async def test_service_says_that_it_waits_and_a_yes_of_the_command_ends_it(
+    connection: asyncpg.Connection, shared_url: str, here: Here
+) -> None:
+    """/readyz has the cause, metrics the number of steps, and `plan` says what would be done."""
+    made = await make(connection, 4)
+    kept = await registry.make(connection, "readings")
+    await registry.put(connection, kept, "table/readings", {"span": DAY})
+    settings = Settings(keep_hot="2d", housekeeping_pause_s=0.05)
+    housekeeping = Housekeeping(settings, lambda: shared_url)
+    stopping = asyncio.Event()
+    running = asyncio.create_task(housekeeping.run(stopping))
+    while housekeeping.cause() != RETENTION_WAITS:
+        assert not running.done()
+        await asyncio.sleep(0.01)
+    assert housekeeping.figures()["housekeeping_steps_waiting"] == 2
+    words = ("--keep-hot", "2d", "--database-url", shared_url)
+    assert "(waits: keep_hot = 2d" in (await here("housekeeping", "plan", *words)).stdout
+    said = ""
+    while f"drop {made[0]}: done" not in said:  # the other run may have the lock
+        said = (await here("housekeeping", "run", "--yes", *words)).stdout
+    while housekeeping.cause():
+        await asyncio.sleep(0.01)
+    assert housekeeping.figures()["housekeeping_steps_waiting"] == 0
+    assert housekeeping.figures(1)["table_full_in_seconds"] < 3_600
+    assert "table_full_in_seconds" not in housekeeping.figures(10**15)
+    stopping.set()
+    await running
