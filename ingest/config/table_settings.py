@@ -35,6 +35,9 @@ class TableSettings:
         "with so many partitions late readings get no further one: dead letter no_partition",
         within=(10, 100_000),
     )
+    keep_hot: str = setting(
+        "", "so long readings stay in the table, as 30d, 12h, 8w, 2y; empty: for ever"
+    )
     housekeeping_url: str = setting(
         "",
         "database_url with the role that owns the table, for partitions; empty: database_url",
