@@ -134,6 +134,7 @@ class Service:
             free_bytes=self._folder.free_bytes,
             disk_broken=lambda: self.buffer.broken,
             dead_letters=self.dead_letters.stats,
+            table=self.writing.table_cause,
             refusals=Refusals(self.ledger),
             fill=fill,
             advice=words,
@@ -178,7 +179,7 @@ class Service:
             state=self.health.state,
             disk_free_bytes=lambda: self.health.disk_free_bytes,
             limits=fill.limits,
-            broker=self._taking_back.figures,
+            broker=lambda: {**self._taking_back.figures(), **self._table_figures()},
             tokens_end_s=self._token_file.tokens.left_s,
         )
 
@@ -246,6 +247,11 @@ class Service:
             else writing.database_state.message or "no answer yet",
         ):
             self._announce(line)
+
+    def _table_figures(self) -> dict[str, float]:
+        """Return the figures of the table; the embedded database is on the disk that we know."""
+        free = self.health.disk_free_bytes if self._embedded is not None else None
+        return self.writing.table_figures(free)
 
     async def _database(self) -> DatabaseUrl:
         """Return what gives the URL of the configured database, or of the embedded one."""

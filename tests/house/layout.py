@@ -24,7 +24,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("config",),
         ("broker", "http_client"),
         ("access", "http", "formats", "buffers", "writer", "sinks", "embedded"),
-        ("receiver", "dead_letters", "forward", "mqtt"),
+        ("receiver", "dead_letters", "forward", "mqtt", "archive"),
         ("admin",),
         ("app",),
         ("cli",),
@@ -57,6 +57,7 @@ LIBRARIES = {
     "yarl": "ingest/http_client",
     "nats": "ingest/broker",
     "paho": "ingest/mqtt",
+    "pyarrow": "ingest/archive",
     "fcntl": "ingest/system",
     "time": "ingest/system",
 }

@@ -6,6 +6,7 @@ full check. The driver's errors pass through: a sink and a command handle them i
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 from asyncpg import Connection, Record
@@ -116,12 +117,21 @@ class Look(NamedTuple):
     difference: str | None
 
 
+# Called with the connection, in the transaction that has made the table; returns sentences.
+OnMade = Callable[[Connection], Awaitable[list[str]]]
+
+
 async def apply(
-    connection: Connection, *, device_index: bool = False, role: str | None = None
+    connection: Connection,
+    *,
+    device_index: bool = False,
+    role: str | None = None,
+    partitions: OnMade | None = None,
 ) -> list[str]:
     """Create the table if it is missing, and on request the index for devices and the grants.
 
-    Returns one sentence for each step. What exists is not changed, so it may run at every start,
+    With `partitions` it is partitioned by time, and this makes the first ones. Returns one sentence
+    for each step. What exists is not changed, so it may run at every start,
     and in several processes at once. It waits for locks as long as the settings of the connection
     allow. Raises StartError, with what to do, if a table of that name differs from ours or `role`
     does not exist.
@@ -132,8 +142,11 @@ async def apply(
         # Two services that start at the same time must not both create it.
         await connection.execute("select pg_advisory_xact_lock(hashtext('iot-ingest schema'))")
         if not await connection.fetchval("select to_regclass($1) is not null", TABLE):
-            await connection.execute(_CREATE_TABLE)
+            by_time = " partition by range (ts)" if partitions else ""
+            await connection.execute(_CREATE_TABLE + by_time)
             done.append(f"made the table {TABLE}")
+            if partitions:
+                done += await partitions(connection)
         elif found := await difference(connection):
             raise StartError(f"{found}; a table that exists is never changed by us: alter it")
         else:

@@ -1,0 +1,71 @@
+"""The connections to the database, made from the settings: who connects where, how long."""
+
+from __future__ import annotations
+
+from ingest.config.reread_url import RereadUrl
+from ingest.config.settings import Settings
+from ingest.config.values import duration_us
+from ingest.sinks.postgres.connection import DatabaseUrl, Timeouts
+from ingest.sinks.postgres.housekeeping.ahead import PartitionsAhead
+from ingest.sinks.postgres.housekeeping.chunks import Chunks
+from ingest.sinks.postgres.housekeeping.keeping import Policy
+from ingest.sinks.postgres.housekeeping.late import LatePartitions, Limits
+from ingest.sinks.postgres.housekeeping.plan import Job
+from ingest.sinks.postgres.housekeeping.retention import Retention
+from ingest.sinks.postgres.schema import TABLE
+
+DAY_US = 86_400_000_000
+
+
+def timeouts(settings: Settings) -> Timeouts:
+    """Return the time-outs of a connection that writes."""
+    return Timeouts(
+        connect_s_max=settings.connect_s_max,
+        lock_s_max=settings.lock_s_max,
+        statement_s_max=settings.statement_s_max,
+        command_s_max=settings.command_s_max,
+        schema_check_s=settings.schema_check_s,
+    )
+
+
+def housekeeping_url(settings: Settings, url: DatabaseUrl) -> DatabaseUrl:
+    """Return what gives the URL of the owner's role; without one, that of the writers."""
+    return RereadUrl(settings, "housekeeping_url") if settings.housekeeping_url else url
+
+
+def partitions_ahead(settings: Settings) -> PartitionsAhead:
+    """Return the job that makes partitions ahead of time."""
+    return PartitionsAhead(ahead_s=settings.ts_ahead_s_max, spans=settings.partitions_ahead)
+
+
+def retention_policy(settings: Settings) -> Policy | None:
+    """Return how long readings stay in the table; None: for ever."""
+    keep_us = duration_us(settings.keep_hot)
+    return None if keep_us is None else Policy(keep_us, settings.keep_hot)
+
+
+def late_partitions(settings: Settings, url: DatabaseUrl) -> LatePartitions:
+    """Return what makes partitions for readings that find none; `url` is that of the owner.
+
+    Without an archive, the next run would drop a partition of readings older than `keep_hot`.
+    """
+    late_us = int(settings.partition_late_days_max * DAY_US)
+    policy = retention_policy(settings)
+    if policy is not None and not policy.archive_dir:
+        late_us = min(late_us, policy.keep_us)
+    return LatePartitions(
+        url,
+        timeouts(settings),
+        span=settings.partition_span,
+        table=TABLE,
+        limits=Limits(
+            late_us_max=late_us,
+            partitions_max=settings.partitions_max,
+        ),
+    )
+
+
+def housekeeping_jobs(settings: Settings) -> list[Job]:
+    """Return the jobs of the housekeeping, in the order in which their steps are done."""
+    policy = retention_policy(settings)
+    return [partitions_ahead(settings), Retention(policy), Chunks(policy)]

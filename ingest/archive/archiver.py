@@ -1,0 +1,189 @@
+"""Archives a detached partition: into files, verified and recorded. Also reads files back.
+
+The order: sum up the table in SQL; write its rows, merged with the files of the span, into new
+files; read these again and compare; record; move them to their place. Old files are replaced only
+by verified new ones.
+Promises: killed at any moment, the next call goes on, and no reading is lost or there twice. Memory
+is bounded. The work on rows is done in a thread, so that the event loop is free.
+Does not: detach or drop a table.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import pyarrow as pa
+
+from ingest.archive import files
+from ingest.archive.copied_rows import Decoder, encoded
+from ingest.archive.folder import ArchiveFailed, ArchiveFolder
+from ingest.archive.postgres_hash import NOTHING, Checksum
+from ingest.archive.runs import Runs
+from ingest.model.errors import IngestError
+from ingest.sinks.postgres.housekeeping.archived import Contents
+from ingest.sinks.postgres.housekeeping.archiving import Detached
+from ingest.system.logs import get_logger
+
+PIECE_BYTES = 4 * 1024**2  # of COPY, for one call of the thread
+
+# Large blocks go back to the system when they are freed.
+pa.set_memory_pool(pa.system_memory_pool())
+
+T = TypeVar("T")
+log = get_logger("archive")
+
+
+class ParquetArchiver:
+    """Archives into `folder`."""
+
+    def __init__(self, folder: ArchiveFolder) -> None:
+        self.folder = folder
+        # One thread: what is freed in it, is used again in it.
+        self._thread = ThreadPoolExecutor(1, "archive")
+
+    async def archive(self, source: Detached) -> None:
+        """Archive all rows of a table. Raises ArchiveFailed; the table and old files are as before.
+
+        If a span has been archived before, the rows are merged with its files.
+        """
+        with self.folder.locked():
+            before = await source.contents()
+            if before is not None:
+                await self._aside(self._finish, before)
+            name = source.name if before is None else before.name
+            await self._aside(self.folder.sweep, name)
+            await self._aside(
+                self.folder.check_free, name, [] if before is None else _names(before)
+            )
+            table = Checksum(*await source.checksum())
+            if before is not None and table in (
+                Checksum(before.last_rows, before.last_sum),
+                Checksum(before.rows, before.sum),
+            ):
+                await self._aside(self.verify, before)
+                return
+            await self._write(source, name, table, before)
+
+    async def _write(
+        self, source: Detached, name: str, table: Checksum, before: Contents | None
+    ) -> None:
+        """Write, verify, record and move the files of a span."""
+        self.folder.check_room(table.rows, 0 if before is None else before.bytes)
+        token, hidden = await self._aside(self.folder.new_temporary, name)
+        runs = await self._sorted_runs(source, hidden)
+        old = [] if before is None else self.folder.paths(_names(before))
+        written = await self._aside(self._merge, name, hidden, runs, old)
+        got = await self._aside(
+            files.checksum_of_files, [hidden / each.name for each in written]
+        )
+        kept = NOTHING if before is None else Checksum(before.rows, before.sum)
+        if got != table.plus(kept).minus(runs.left_out):
+            if before is not None:
+                await self._aside(self.verify, before)  # it says so if the old files are damaged
+            raise ArchiveFailed(
+                f"the new files of {name} differ from the table: {got.rows:,} readings instead of "
+                f"{table.plus(kept).minus(runs.left_out).rows:,}, or another checksum; nothing was "
+                "changed. If somebody writes to the detached table, the next run goes on"
+            )
+        await self._aside(self.folder.sync_temporary, name, token)
+        found = Contents(
+            name,
+            source.from_us if before is None else before.from_us,
+            source.to_us if before is None else before.to_us,
+            *got,
+            tuple(map(tuple, written)),
+            token,
+            *table,
+        )
+        await source.record(found)
+        await self._aside(self._finish, found)
+
+    async def _sorted_runs(self, source: Detached, hidden: Path) -> Runs:
+        """Read the whole table into sorted runs; the next piece is read while one is sorted."""
+        decoder = Decoder()
+        runs = Runs(hidden, decoder)
+        pieces: list[bytes] = []
+        work: asyncio.Task[None] | None = None
+
+        async def take(data: bytes) -> None:
+            nonlocal work
+            pieces.append(data)
+            if sum(map(len, pieces)) >= PIECE_BYTES:
+                if work is not None:
+                    await work
+                work = asyncio.create_task(self._aside(runs.add, b"".join(pieces)))
+                pieces.clear()
+
+        try:
+            await source.copy_out(decoder.marker, take)
+        finally:
+            if work is not None:
+                await asyncio.wait([work])
+        if work is not None:
+            await work
+        await self._aside(runs.add, b"".join(pieces))
+        await self._aside(runs.end)
+        return runs
+
+    @staticmethod
+    def _merge(name: str, hidden: Path, runs: Runs, old: list[Path]) -> list[files.Written]:
+        repeat = files.values_repeat(old) if old else runs.values_repeat
+        written = files.write(hidden, name, runs.merged(old), values_repeat=repeat)
+        runs.remove()
+        return written
+
+    def _finish(self, found: Contents) -> None:
+        """Complete the move of recorded files, if it was cut off."""
+        self.folder.move(found.name, found.token, _names(found))
+
+    def verify(self, found: Contents) -> None:
+        """Read the files of a span, and compare them with the record. Raises ArchiveFailed.
+
+        Blocks. Changes nothing.
+        """
+        for name, _, size in found.files:
+            try:
+                there = (self.folder.path / name).stat().st_size
+            except OSError as error:
+                raise ArchiveFailed(f"{self.folder.path / name}: {error.strerror}") from error
+            if there != size:
+                raise ArchiveFailed(f"{name} has {there:,} bytes; {size:,} were recorded")
+        got = checked(files.checksum_of_files, self.folder.paths(_names(found)))
+        if got != Checksum(found.rows, found.sum):
+            raise ArchiveFailed(
+                f"the readings of {found.name} differ from its record: {got.rows:,} of "
+                f"{found.rows:,}, or another checksum"
+            )
+
+    async def rows(self, found: Contents) -> AsyncIterator[bytes]:
+        """Yield the rows of a span as binary COPY."""
+        pieces = checked(encoded, self._read(found))
+        while (piece := await self._aside(next, pieces, None)) is not None:
+            yield piece
+
+    def _read(self, found: Contents) -> Iterator[pa.Table]:
+        for path in self.folder.paths(_names(found)):
+            yield from files.read(path)
+
+    async def _aside(self, do: Callable[..., T], *args: object) -> T:
+        """Do it in the thread; errors of files and of pyarrow are ArchiveFailed."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, checked, do, *args)
+
+
+def _names(found: Contents) -> list[str]:
+    return [each[0] for each in found.files]
+
+
+def checked(do: Callable[..., T], *args: object) -> T:
+    """Do it. Raises ArchiveFailed for errors of files, of rows and of pyarrow."""
+    try:
+        return do(*args)
+    except ArchiveFailed:
+        raise
+    except (OSError, pa.ArrowException, IngestError) as error:
+        raise ArchiveFailed(f"the archive: {error}") from error

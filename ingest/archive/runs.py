@@ -1,0 +1,117 @@
+"""Sorts the rows of one COPY with bounded memory: sorted runs in a folder, which are then merged.
+
+A run has RUN_ROWS rows, or fewer if names are many and long. All calls block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ingest.archive import files
+from ingest.archive.copied_rows import Columns, Decoder
+from ingest.archive.postgres_hash import NOTHING, checksum_of
+from ingest.archive.sorting import merge, sort_columns
+
+RUN_ROWS = 524_288
+_RUN_NAME_BYTES = 32 * 1024**2
+_RUN_GROUP_ROWS = 16_384
+MERGED_MAX = 64  # runs at once
+_MERGED_ROWS = 262_144  # in memory, of all runs together
+_PIECE_ROWS_MIN = 1_024
+_SAMPLE_ROWS = 65_536  # of each run: whether values repeat
+
+
+class Runs:
+    """The rows of one COPY. `left_out` is the checksum of rows that equal one that is kept."""
+
+    def __init__(self, folder: Path, decoder: Decoder, *, run_rows: int = RUN_ROWS) -> None:
+        self._folder = folder
+        self._decoder = decoder
+        self._run_rows = run_rows
+        self._parts: list[Columns] = []
+        self._rows = self._name_bytes = 0
+        self._count = 0
+        self._runs: list[Path] = []
+        self._sampled = self._different = 0
+        self.left_out = NOTHING
+
+    @property
+    def values_repeat(self) -> bool:
+        """Whether fewer than half of the values are different, by samples of all runs."""
+        return 2 * self._different < self._sampled
+
+    def add(self, data: bytes) -> None:
+        """Take the next bytes of the COPY."""
+        self._keep(self._decoder.rows_of(data))
+
+    def end(self) -> None:
+        """All bytes have come: write the last run."""
+        self._keep(self._decoder.end())
+        self._write()
+
+    def _keep(self, part: Columns | None) -> None:
+        if part is None:
+            return
+        self._parts.append(part)
+        self._rows += len(part.ts)
+        self._name_bytes += part.names.dictionary.nbytes
+        if self._rows >= self._run_rows or self._name_bytes >= _RUN_NAME_BYTES:
+            self._write()
+
+    def _write(self) -> None:
+        if not self._parts:
+            return
+        parts, self._parts = self._parts, []
+        self._rows = self._name_bytes = 0
+        found = sort_columns(parts)
+        values = parts[0].value.slice(0, _SAMPLE_ROWS)
+        self._sampled += len(values)
+        self._different += pc.count_distinct(values).as_py()
+        parts.clear()
+        self.left_out = self.left_out.plus(checksum_of(found.left_out))
+        self._runs.append(self._write_run([found.rows]))
+
+    def _write_run(self, pieces: Sequence[pa.Table] | Iterator[pa.Table]) -> Path:
+        self._count += 1
+        (written,) = files.write(
+            self._folder,
+            f"run{self._count}",
+            pieces,
+            group_rows=_RUN_GROUP_ROWS,
+            file_rows_max=2**63,
+        )
+        return self._folder / written.name
+
+    def merged(self, before: Sequence[Path]) -> Iterator[pa.Table]:
+        """Yield the rows of the files `before` (consecutive, sorted) and of all runs, in order.
+
+        Of equal rows that of `before` is kept.
+        """
+        while len(self._runs) > MERGED_MAX:
+            some, self._runs = self._runs[:MERGED_MAX], self._runs[MERGED_MAX:]
+            self._runs.append(self._write_run(self._merge([[each] for each in some])))
+            for each in some:
+                each.unlink()
+        sources = [list(before)] if before else []
+        yield from self._merge([*sources, *([each] for each in self._runs)])
+
+    def remove(self) -> None:
+        """Remove the files of all runs."""
+        for each in self._runs:
+            each.unlink()
+
+    def _merge(self, sources: Sequence[Sequence[Path]]) -> Iterator[pa.Table]:
+        rows = max(_PIECE_ROWS_MIN, _MERGED_ROWS // max(1, len(sources)))
+        for found in merge([_read_all(each, rows) for each in sources]):
+            self.left_out = self.left_out.plus(checksum_of(found.left_out))
+            if found.rows.num_rows:
+                yield found.rows
+
+
+def _read_all(paths: Sequence[Path], rows: int) -> Iterator[pa.Table]:
+    for path in paths:
+        yield from files.read(path, rows)

@@ -1,0 +1,214 @@
+"""The rows of a whole table for the archive: read by COPY, summed up by the server, made again.
+
+Promises: a read or a write that stands still for STILL_S_MAX ends with an error; time limits of the
+role do not end one that goes on. `restore` is one transaction: a partition is there with all its
+rows, or not at all.
+Does not: know files. The driver's errors pass through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from asyncpg import Connection
+
+from ingest.model.errors import StartError
+from ingest.sinks.postgres.connection import Expired
+from ingest.sinks.postgres.housekeeping import registry
+from ingest.sinks.postgres.housekeeping.partitions import bounds_entry
+from ingest.sinks.postgres.housekeeping.registry import quoted
+from ingest.sinks.postgres.housekeeping.spans import BEGINNING_US, END_US, literal
+from ingest.sinks.postgres.schema import KEY
+
+STILL_S_MAX = 120.0  # without one row
+SCAN_S_MAX = 6 * 3600.0  # of one statement over a whole table
+ATTACH_LOCK_S_MAX = 3
+
+_BESIDE = """
+select n.nspname::text as schema, to_regclass(format('%I.%I', n.nspname, $2::text)) is not null
+       as there
+from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = to_regclass($1)"""
+
+# The same as in archive/postgres_hash.py, which says why zeros and NaN are apart.
+_CHECKSUM = """
+select count(*) as rows, coalesce(sum(hash), 0)::text as sum from (
+    select case when value = 0 or value = 'NaN'
+           then hashint8extended(('x' || encode(float8send(value), 'hex'))::bit(64)::int8, seed)
+           else hashfloat8extended(value, seed) end as hash
+    from (select {value} as value,
+                 timestamp_hash_extended({ts} at time zone 'UTC',
+                     hashtextextended({metric}, hashtextextended({device_id}, 1))) as seed
+          from only {table}) as seeded) as hashed"""
+
+
+class RowsTable(NamedTuple):
+    """A table with readings, and the names of its four columns; all names without quotes."""
+
+    schema: str
+    table: str
+    columns: tuple[str, ...] = KEY  # ts, device_id, metric, value
+
+    @property
+    def name(self) -> str:
+        """The table as SQL has it, with its schema."""
+        return f"{quoted(self.schema)}.{quoted(self.table)}"
+
+    def named(self, text: str) -> str:
+        """Put the names into a statement."""
+        columns = map(quoted, self.columns)
+        return text.format(table=self.name, **dict(zip(KEY, columns, strict=True)))
+
+
+async def beside(
+    connection: Connection, parent: str, table: str, columns: Sequence[str] = KEY
+) -> tuple[RowsTable, bool]:
+    """Return the table of this name in the schema of `parent`, and whether it exists."""
+    row = await connection.fetchrow(_BESIDE, parent, table)
+    if row is None:
+        raise StartError(f"there is no table {parent}")
+    return RowsTable(row["schema"], table, tuple(columns)), row["there"]
+
+
+async def is_attached(connection: Connection, table: RowsTable) -> bool:
+    """Whether a table is a partition of some table."""
+    return bool(
+        await connection.fetchval(
+            "select exists (select from pg_inherits where inhrelid = to_regclass($1))", table.name
+        )
+    )
+
+
+async def checksum(connection: Connection, table: RowsTable) -> tuple[int, int]:
+    """Return how many rows a table has, and the sum of their hashes. Some 0.5 us a row."""
+    async with connection.transaction():
+        await connection.execute("set local statement_timeout = 0")
+        row = await connection.fetchrow(table.named(_CHECKSUM), timeout=SCAN_S_MAX)
+    assert row is not None, "an aggregate always has one row"
+    return row["rows"], int(row["sum"])
+
+
+async def copy_out(
+    connection: Connection,
+    table: RowsTable,
+    marker: bytes,
+    take: Callable[[bytes], Awaitable[None]],
+) -> int:
+    """Give all rows of a table to `take`, in pieces of binary COPY; return how many there were.
+
+    Each row has five columns: `marker`, ts, value, device_id, metric. So the begin of a row can be
+    found by its bytes. The next piece is read when `take` has returned.
+    """
+    query = f"select '\\x{marker.hex()}'::bytea, {{ts}}, {{value}}, {{device_id}}, {{metric}} "
+    async with connection.transaction():
+        await connection.execute("set local statement_timeout = 0")
+        with _ends_if_still(connection) as moved:
+
+            async def moved_and_taken(data: bytes) -> None:
+                await take(data)
+                moved()
+
+            tag = await connection.copy_from_query(
+                table.named(f"{query} from only {{table}}"),
+                output=moved_and_taken,
+                format="binary",
+                timeout=SCAN_S_MAX,
+            )
+    return int(tag.rsplit(" ", 1)[1])
+
+
+class Restore(NamedTuple):
+    """A partition that is to be made again: `table` for `parent`, and what it must contain."""
+
+    parent: str
+    table: RowsTable
+    from_us: int
+    to_us: int
+    rows: int
+    sum: int
+
+
+async def restore(connection: Connection, wanted: Restore, rows: AsyncIterator[bytes]) -> None:
+    """Make a partition from rows of binary COPY, attach it and pin it, in one transaction.
+
+    Raises StartError if its checksum is not as wanted; then nothing is changed.
+    """
+    table = wanted.table
+    known = await registry.make(connection, wanted.parent)
+    async with connection.transaction():
+        await connection.execute("set local statement_timeout = 0")
+        await connection.execute(
+            f"create table {table.name} (like {wanted.parent} including defaults "
+            "including constraints including storage including generated)"
+        )
+        with _ends_if_still(connection) as moved:
+            await connection.copy_to_table(
+                table.table,
+                schema_name=table.schema,
+                columns=table.columns,
+                source=_seen(rows, moved),
+                format="binary",
+                timeout=SCAN_S_MAX,
+            )
+        if await checksum(connection, table) != (wanted.rows, wanted.sum):
+            raise StartError(f"{table.name}: the rows differ from those of the archive")
+        await _attach(connection, wanted)
+        bounds = bounds_entry(wanted.from_us, wanted.to_us)
+        await registry.put(connection, known, registry.PARTITION + table.table, bounds)
+        await registry.put(connection, known, registry.PINNED + table.table, {"why": "restored"})
+
+
+async def _seen(rows: AsyncIterator[bytes], moved: Callable[[], None]) -> AsyncIterator[bytes]:
+    async for each in rows:
+        moved()
+        yield each
+
+
+async def _attach(connection: Connection, wanted: Restore) -> None:
+    """Attach the table. The constraint spares the scan of it under the lock."""
+    table = wanted.table
+    lower, upper = literal(wanted.from_us), literal(wanted.to_us)
+    checks = [f"{{ts}} >= {lower}"] if wanted.from_us != BEGINNING_US else []
+    checks += [f"{{ts}} < {upper}"] if wanted.to_us != END_US else []
+    if checks:
+        check = f"alter table {{table}} add constraint ingest_bounds check ({' and '.join(checks)})"
+        await connection.execute(table.named(check), timeout=SCAN_S_MAX)
+    await connection.execute(f"set local lock_timeout = '{ATTACH_LOCK_S_MAX}s'")
+    await connection.execute(
+        f"alter table {wanted.parent} attach partition {table.name} "
+        f"for values from ({lower}) to ({upper})",
+        timeout=SCAN_S_MAX,
+    )
+    if checks:
+        await connection.execute(f"alter table {table.name} drop constraint ingest_bounds")
+
+
+@contextmanager
+def _ends_if_still(connection: Connection) -> Iterator[Callable[[], None]]:
+    """Cut the connection, and raise Expired, if nobody calls what this yields for STILL_S_MAX."""
+    loop = asyncio.get_running_loop()
+    last_s, expired = loop.time(), False
+
+    def moved() -> None:
+        nonlocal last_s
+        last_s = loop.time()
+
+    def look() -> None:
+        nonlocal timer, expired
+        if loop.time() - last_s < STILL_S_MAX:
+            timer = loop.call_at(last_s + STILL_S_MAX, look)
+            return
+        expired = True
+        connection.terminate()
+
+    timer = loop.call_later(STILL_S_MAX, look)
+    try:
+        yield moved
+    except Exception as error:
+        if expired:
+            raise Expired(f"nothing moved for {STILL_S_MAX:g} s") from error
+        raise
+    finally:
+        timer.cancel()

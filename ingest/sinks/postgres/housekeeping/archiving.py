@@ -1,0 +1,108 @@
+"""The job of housekeeping that archives detached partitions, and what an archiver needs of a table.
+
+The archiver itself knows files, and lies above this folder: it is given to the job.
+Promises: a partition is marked as verified only after the archiver has returned.
+Does not: plan a step. Retention plans those of the kind `archive`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Protocol
+
+from asyncpg import Connection
+
+from ingest.model.errors import StartError
+from ingest.sinks.postgres.housekeeping import archive_rows, archived
+from ingest.sinks.postgres.housekeeping.archive_rows import Restore, RowsTable
+from ingest.sinks.postgres.housekeeping.archived import Contents
+from ingest.sinks.postgres.housekeeping.plan import Step
+from ingest.sinks.postgres.housekeeping.view import PARTITIONED, View
+
+ARCHIVE = "archive"
+
+
+class Detached:
+    """A partition that is detached: its rows, and what the registry knows of its span."""
+
+    def __init__(
+        self, connection: Connection, parent: str, table: RowsTable, from_us: int, to_us: int
+    ) -> None:
+        self.name = table.table
+        self.from_us = from_us
+        self.to_us = to_us
+        self._connection = connection
+        self._parent = parent
+        self._table = table
+
+    async def checksum(self) -> tuple[int, int]:
+        """Return the number of rows, and the sum of their hashes, as the server calculates it."""
+        return await archive_rows.checksum(self._connection, self._table)
+
+    async def copy_out(self, marker: bytes, take: Callable[[bytes], Awaitable[None]]) -> int:
+        """Give all rows to `take`; return how many there were."""
+        return await archive_rows.copy_out(self._connection, self._table, marker, take)
+
+    async def contents(self) -> Contents | None:
+        """Return what is in the archive of a span in which this one lies."""
+        for each in await archived.contents(self._connection, self._parent):
+            if each.from_us <= self.from_us and self.to_us <= each.to_us:
+                return each
+        return None
+
+    async def record(self, found: Contents) -> None:
+        """Store what is in the archive."""
+        await archived.record(self._connection, self._parent, found)
+
+
+class Archiver(Protocol):
+    """Writes partitions into an archive."""
+
+    async def archive(self, source: Detached) -> None:
+        """Archive all rows of a table, and verify it. Raises StartError if it cannot be done."""
+
+
+class Archiving:
+    """A Job. The steps come from retention."""
+
+    kinds = frozenset({ARCHIVE})
+
+    def __init__(self, archiver: Archiver) -> None:
+        self._archiver = archiver
+
+    async def plan(self, connection: Connection, view: View) -> list[Step]:
+        """Return nothing."""
+        return []
+
+    async def do(self, connection: Connection, view: View, step: Step) -> None:
+        """Archive one partition, which is detached."""
+        table, there = await archive_rows.beside(connection, view.table, step.partition)
+        if not there:
+            raise StartError(f"the table {table.name} is gone: it cannot be archived")
+        if await archive_rows.is_attached(connection, table):
+            raise StartError(f"{table.name} is still a partition: it is archived once detached")
+        source = Detached(connection, view.table, table, step.from_us, step.to_us)
+        await self._archiver.archive(source)
+        await archived.mark_verified(connection, view.table, step.partition)
+
+
+async def restore(
+    connection: Connection,
+    view: View,
+    found: Contents,
+    rows: AsyncIterator[bytes],
+) -> None:
+    """Make the partition of `found` again, and pin it. Raises StartError if it cannot be done."""
+    if view.kind != PARTITIONED:
+        raise StartError(f"{view.table} has no partitions: there is no place for the readings")
+    for each in view.partitions:
+        if each.from_us < found.to_us and found.from_us < each.to_us:
+            raise StartError(
+                f"{each.name} has readings of this time. If they are late ones, the next "
+                "housekeeping run merges them with the archive, and then it can be restored"
+            )
+    table, there = await archive_rows.beside(connection, view.table, found.name)
+    if there:
+        raise StartError(f"there is a table {table.name}, which is not a partition: remove it")
+    wanted = Restore(view.table, table, found.from_us, found.to_us, found.rows, found.sum)
+    await archive_rows.restore(connection, wanted, rows)

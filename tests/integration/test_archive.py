@@ -1,0 +1,173 @@
+"""The archive with a real PostgreSQL: bit for bit, merged, verified, restored, killed half-way."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from ingest.archive import runs
+from ingest.archive.folder import ArchiveFailed
+from ingest.sinks.postgres.housekeeping import archive_rows, archived, registry
+from ingest.sinks.postgres.housekeeping.archive_rows import RowsTable
+from tests.support.archives import (
+    FROM_US,
+    PARTITION,
+    TO_US,
+    archiver,
+    detached,
+    drawn,
+    fill,
+    key_of,
+    rows_in,
+    rows_in_files,
+    store,
+)
+
+
+@pytest.fixture
+async def table(operator: asyncpg.Connection) -> AsyncIterator[asyncpg.Connection]:
+    """Give a connection to a database with the table and its registry."""
+    await registry.make(operator, "readings")
+    yield operator
+
+
+async def test_rows_come_back_bit_for_bit(table: asyncpg.Connection, tmp_path: Path) -> None:
+    """All kinds of floats, times and names, sorted by device, metric and time; nothing beside."""
+    rows = drawn(3_000, 1)
+    await fill(table, PARTITION, rows)
+    await archiver(tmp_path).archive(detached(table))
+    (found,) = await archived.contents(table, "readings")
+    assert sorted(rows_in_files([tmp_path / found.files[0][0]])) == sorted(rows)
+    in_file = rows_in_files([tmp_path / f"{PARTITION}.parquet"])
+    order = [(row[1].encode(), row[2].encode(), row[0]) for row in in_file]
+    assert order == sorted(order)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["lock", f"{PARTITION}.parquet"]
+    assert (found.rows, found.from_us, found.to_us) == (3_000, FROM_US, TO_US)
+
+
+async def test_late_readings_are_merged_each_once(
+    table: asyncpg.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of three visits, some of them sent again; of equal zeros and NaN the first ones stay.
+
+    With runs of 100 rows, of which two are merged at once.
+    """
+    monkeypatch.setattr(runs, "MERGED_MAX", 2)
+    monkeypatch.setattr(runs.Runs.__init__, "__kwdefaults__", {"run_rows": 100})
+    kept = {}
+    rows = drawn(2_000, 2)
+    draw = random.Random(3)
+    for visit in range(3):
+        some = [*draw.sample(rows, 700), *drawn(5, 10 + visit)]
+        changed = [
+            (*row[:3], row[3] ^ 1 << 63) if row[3] << 1 & (1 << 64) - 1 == 0 else row
+            for row in some
+        ]
+        unique = {key_of(row): row for row in changed}
+        for key, row in unique.items():
+            kept.setdefault(key, row)
+        await fill(table, PARTITION, unique.values())
+        await archiver(tmp_path).archive(detached(table))
+        await table.execute(f"drop table {PARTITION}")
+        (found,) = await archived.contents(table, "readings")
+        assert sorted(rows_in_files([tmp_path / found.files[0][0]])) == sorted(kept.values())
+        archiver(tmp_path).verify(found)
+    assert [each.name for each in tmp_path.iterdir() if each.name.startswith(".")] == []
+
+
+async def test_partition_of_a_part_of_the_span_is_merged(
+    table: asyncpg.Connection, tmp_path: Path
+) -> None:
+    """A late reading's partition has another name, and may be a day of an archived month."""
+    rows = drawn(50, 4)
+    await fill(table, PARTITION, rows[:30])
+    await fill(table, "readings_p20261126_2", rows[30:])
+    wide = detached(table)
+    wide.from_us -= 10_000_000
+    await archiver(tmp_path).archive(wide)
+    await archiver(tmp_path).archive(detached(table, "readings_p20261126_2"))
+    (found,) = await archived.contents(table, "readings")
+    assert (found.name, found.rows, found.from_us) == (PARTITION, 50, FROM_US - 10_000_000)
+
+
+async def test_second_call_writes_nothing(table: asyncpg.Connection, tmp_path: Path) -> None:
+    """A run that was killed before the drop finds the same rows in the archive."""
+    await fill(table, PARTITION, drawn(100, 5))
+    await archiver(tmp_path).archive(detached(table))
+    before = (tmp_path / f"{PARTITION}.parquet").stat()
+    await archiver(tmp_path).archive(detached(table))
+    assert (tmp_path / f"{PARTITION}.parquet").stat() == before
+
+
+async def test_empty_partition_makes_no_file(table: asyncpg.Connection, tmp_path: Path) -> None:
+    """It is recorded, so it may be dropped; late readings then make the file."""
+    await fill(table, PARTITION, [])
+    await archiver(tmp_path).archive(detached(table))
+    (found,) = await archived.contents(table, "readings")
+    assert (found.rows, found.files) == (0, ())
+    await store(table, PARTITION, drawn(10, 6))
+    await archiver(tmp_path).archive(detached(table))
+    (found,) = await archived.contents(table, "readings")
+    assert (found.rows, len(found.files)) == (10, 1)
+
+
+async def test_damaged_files_are_found(table: asyncpg.Connection, tmp_path: Path) -> None:
+    """Each byte counts, and late readings are not merged with damaged files."""
+    await fill(table, PARTITION, drawn(500, 7))
+    await archiver(tmp_path).archive(detached(table))
+    (found,) = await archived.contents(table, "readings")
+    path = tmp_path / f"{PARTITION}.parquet"
+    whole = path.read_bytes()
+    for at in (len(whole) // 4, len(whole) // 2, len(whole) - 20):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        with pytest.raises(ArchiveFailed):
+            archiver(tmp_path).verify(found)
+    await store(table, PARTITION, drawn(3, 8))
+    with pytest.raises(ArchiveFailed):
+        await archiver(tmp_path).archive(detached(table))
+    path.unlink()
+    with pytest.raises(ArchiveFailed, match="No such file"):
+        archiver(tmp_path).verify(found)
+
+
+async def test_rows_that_change_meanwhile_are_noticed(
+    table: asyncpg.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody writes to the detached table between the checksum and COPY: the next run goes on."""
+    await fill(table, PARTITION, drawn(100, 9))
+    source = detached(table)
+    original = source.checksum
+
+    async def then_changed() -> tuple[int, int]:
+        found = await original()
+        await table.execute(f"update {PARTITION} set value = 1 where value = 25")
+        await table.execute(f"insert into {PARTITION} values ('2026-11-26', 'new', 'm', 1)")
+        return found
+
+    monkeypatch.setattr(source, "checksum", then_changed)
+    with pytest.raises(ArchiveFailed, match="differ from the table"):
+        await archiver(tmp_path).archive(source)
+    assert await archived.contents(table, "readings") == []
+    assert not (tmp_path / f"{PARTITION}.parquet").exists()
+    await archiver(tmp_path).archive(detached(table))
+    assert (await archived.contents(table, "readings"))[0].rows == 101
+
+
+async def test_full_disk_and_foreign_files_are_refused(
+    table: asyncpg.Connection, tmp_path: Path
+) -> None:
+    """Before anything is written; so is a second process in the same folder."""
+    await fill(table, PARTITION, drawn(10, 11))
+    with pytest.raises(ArchiveFailed, match="make room"):
+        await archiver(tmp_path, free_bytes_min=2**60).archive(detached(table))
+    (tmp_path / f"{PARTITION}.parquet").write_bytes(b"of another database")
+    with pytest.raises(ArchiveFailed, match="not in the record"):
+        await archiver(tmp_path).archive(detached(table))
+    assert (tmp_path / f"{PARTITION}.parquet").read_bytes() == b"of another database"
+    (tmp_path / f"{PARTITION}.parquet").unlink()
+    with archiver(tmp_path).folder.locked(), pytest.raises(ArchiveFailed, match="another process"):
+        await archiver(tmp_path).archive(detached(table))
