@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import aiohttp
 import asyncpg
@@ -72,6 +72,7 @@ class Service:
     """
 
     command = "serve"
+    measured: ClassVar[bool] = True  # for coverage: see environment()
     data_url_in = re.compile(r"(https?://\S+)/v1/readings")  # in what it prints
     admin_url_in = re.compile(r"(http://\S+)/metrics")
 
@@ -87,7 +88,7 @@ class Service:
         self.url = ""
         self.admin_url = ""
         self.lines: list[str] = []
-        self._env = environment(env)
+        self._env = environment(env, measured=self.measured)
         self._program = tuple(program)
         self._settings = {
             "listen": "127.0.0.1:0",
@@ -123,7 +124,7 @@ class Service:
 
     def change(self, env: Mapping[str, str], program: Sequence[str]) -> None:
         """Use this environment and this program from the next start on."""
-        self._env = environment(env)
+        self._env = environment(env, measured=self.measured)
         self._program = tuple(program)
 
     @property
