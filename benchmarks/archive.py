@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import asyncpg
@@ -70,7 +71,7 @@ def nab_items(rows: int, seed: int) -> Iterator[Item]:
     for name in NAB_FILES:
         with (folder / "nab" / name).open() as file:
             series.append([float(row["value"]) for row in csv.DictReader(file)])
-    steps = [[b - a for a, b in zip(each, each[1:], strict=False)] for each in series]
+    steps = [[b - a for a, b in pairwise(each)] for each in series]
     draw = random.Random(seed)
     sensors = DEVICES
     names = [names_between(f"machine-{at:05d}", "temperature") for at in range(sensors)]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from ingest.app.archive import ArchiverWhenNeeded
+from ingest.config.folders import archive_dir
 from ingest.config.reread_url import RereadUrl
 from ingest.config.settings import Settings
 from ingest.config.values import duration_us
 from ingest.sinks.postgres.connection import DatabaseUrl, Timeouts
 from ingest.sinks.postgres.housekeeping.ahead import PartitionsAhead
+from ingest.sinks.postgres.housekeeping.archiving import Archiving
 from ingest.sinks.postgres.housekeeping.chunks import Chunks
 from ingest.sinks.postgres.housekeeping.keeping import Policy
 from ingest.sinks.postgres.housekeeping.late import LatePartitions, Limits
@@ -41,7 +44,10 @@ def partitions_ahead(settings: Settings) -> PartitionsAhead:
 def retention_policy(settings: Settings) -> Policy | None:
     """Return how long readings stay in the table; None: for ever."""
     keep_us = duration_us(settings.keep_hot)
-    return None if keep_us is None else Policy(keep_us, settings.keep_hot)
+    if keep_us is None:
+        return None
+    folder = archive_dir(settings)
+    return Policy(keep_us, settings.keep_hot, str(folder) if folder is not None else "")
 
 
 def late_partitions(settings: Settings, url: DatabaseUrl) -> LatePartitions:
@@ -68,4 +74,7 @@ def late_partitions(settings: Settings, url: DatabaseUrl) -> LatePartitions:
 def housekeeping_jobs(settings: Settings) -> list[Job]:
     """Return the jobs of the housekeeping, in the order in which their steps are done."""
     policy = retention_policy(settings)
-    return [partitions_ahead(settings), Retention(policy), Chunks(policy)]
+    jobs: list[Job] = [partitions_ahead(settings), Retention(policy), Chunks(policy)]
+    if settings.archive_dir:
+        jobs.append(Archiving(ArchiverWhenNeeded(settings)))
+    return jobs

@@ -36,6 +36,7 @@ COMMANDS: dict[str, str] = {
     "dlq": "show the dead letters, replay them, discard them",
     "hold": "show why writes are paused, or try again now",
     "config": "print every setting, its value, and where the value comes from",
+    "archive": "list, verify and restore what has left the table for files",
     "psql": "open psql on the database of the service; further arguments go to psql",
     "doctor": "check this machine, the state folder and the database, and say what to do",
 }
