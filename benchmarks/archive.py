@@ -15,6 +15,7 @@ import csv
 import json
 import os
 import random
+import resource
 import subprocess
 import sys
 import time
@@ -118,6 +119,7 @@ async def archive(url: str, folder: Path) -> dict[str, float]:
         "readings": found.rows,
         "bytes_a_reading": found.bytes / found.rows,
         "readings_a_second": found.rows / took_s,
+        "cpu_us_a_reading": 1e6 * sum(resource.getrusage(resource.RUSAGE_SELF)[:2]) / found.rows,
         "peak_rss_mb": peak_kib * 1024 / 1e6,
     }
 

@@ -15,6 +15,7 @@ import pytest
 
 from ingest.archive import runs
 from ingest.archive.folder import ArchiveFailed
+from ingest.archive.postgres_hash import series_hash
 from ingest.sinks.postgres.housekeeping import archived, registry
 from tests.support.archives import (
     FROM_US,
@@ -174,6 +175,15 @@ async def test_full_disk_and_foreign_files_are_refused(
     (tmp_path / f"{PARTITION}.parquet").unlink()
     with archiver(tmp_path).folder.locked(), pytest.raises(ArchiveFailed, match="another process"):
         await archiver(tmp_path).archive(detached(table))
+
+
+async def test_hash_of_names_is_that_of_the_server(connection: asyncpg.Connection) -> None:
+    """Of names of all lengths, since the hash takes 12 bytes at a time."""
+    names = [("é" * size)[: max(1, size)] + "abc"[: size % 4] for size in range(1, 60)]
+    for name in names:
+        wanted = "select hashtextextended($1, hashtextextended($2, 1))"
+        got = await connection.fetchval(wanted, name, name[::-1])
+        assert series_hash(name[::-1], name) == got % 2**64, name
 
 
 class Killed(BaseException):
