@@ -34,7 +34,7 @@ def partitions_ahead(settings: Settings) -> PartitionsAhead:
     return PartitionsAhead(ahead_s=settings.ts_ahead_s_max, spans=settings.partitions_ahead)
 
 
-def late_partitions(settings: Settings, url: DatabaseUrl) -> LatePartitions:
+def late_partitions(settings: Settings, url: DatabaseUrl, *, eager: bool = False) -> LatePartitions:
     """Return what makes partitions for readings that find none; `url` is that of the owner."""
     return LatePartitions(
         url,
@@ -45,6 +45,7 @@ def late_partitions(settings: Settings, url: DatabaseUrl) -> LatePartitions:
             late_us_max=int(settings.partition_late_days_max * DAY_US),
             partitions_max=settings.partitions_max,
         ),
+        eager=eager,
     )
 
 
