@@ -6,7 +6,7 @@ from ingest.config.reread_url import RereadUrl
 from ingest.config.settings import Settings
 from ingest.sinks.postgres.connection import DatabaseUrl, Timeouts
 from ingest.sinks.postgres.housekeeping.ahead import PartitionsAhead
-from ingest.sinks.postgres.housekeeping.late import LatePartitions, Limits
+from ingest.sinks.postgres.housekeeping.late import LateLimits, LatePartitions
 from ingest.sinks.postgres.housekeeping.plan import Job
 from ingest.sinks.postgres.schema import TABLE
 
@@ -41,7 +41,7 @@ def late_partitions(settings: Settings, url: DatabaseUrl, *, eager: bool = False
         timeouts(settings),
         span=settings.partition_span,
         table=TABLE,
-        limits=Limits(
+        limits=LateLimits(
             late_us_max=int(settings.partition_late_days_max * DAY_US),
             partitions_max=settings.partitions_max,
         ),

@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 
 from ingest.app.database import housekeeping_jobs, late_partitions, partitions_ahead, timeouts
+from ingest.cli.doctor_partitions import partition_checks
 from ingest.config.settings import Settings
 from ingest.model.letter import EXHAUSTED, REFUSED
 from ingest.model.reading import Reading
@@ -46,6 +47,12 @@ async def run(url: str, settings: Settings) -> Report:
     """Run the housekeeping once."""
     jobs = housekeeping_jobs(settings)
     return await runs.run(url, timeouts(settings), settings.partition_span, jobs)
+
+
+async def look(url: str, settings: Settings) -> Report:
+    """Look at the table, and change nothing."""
+    jobs = housekeeping_jobs(settings)
+    return await runs.look(url, timeouts(settings), settings.partition_span, jobs)
 
 
 @pytest.fixture
@@ -305,6 +312,27 @@ async def test_number_of_partitions_is_bounded(
     assert {each.code for each in letters} == {"no_partition"}
     assert len(letters) == 7
     assert "partitions_max" in letters[0].message
+
+
+async def test_schema_apply_says_who_has_to_make_further_partitions(
+    here: Here, connection: asyncpg.Connection, shared_url: str, role: str
+) -> None:
+    """A role that does not own the table, and then what `doctor` says with its URL."""
+    words = ("--partition-span", "month")
+    done = await here("schema", "apply", "--role", role, "--database-url", shared_url, *words)
+    assert f"the role {role} cannot make further partitions" in done.stdout
+    later = (await partitions(connection, "readings"))[1]
+    await connection.execute(f"drop table {later.name}")
+    url = with_user(shared_url, role)
+    try:
+        report = await look(url, daily(partition_span=MONTH))
+        assert report.view.cannot_make.startswith(f"the role {role} does not own")
+        checks = await partition_checks(daily(), url)
+        assert [each.state for each in checks] == ["FAIL"]
+        checks = await partition_checks(daily(housekeeping_url=shared_url), url)
+        assert "only 0" in checks[0].detail
+    finally:
+        await connection.execute(f"drop owned by {role}")
 
 
 async def test_command_plans_runs_and_shows(

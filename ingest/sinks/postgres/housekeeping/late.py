@@ -37,7 +37,7 @@ WARNING_S = 600.0
 log = get_logger("housekeeping")
 
 
-class Limits(NamedTuple):
+class LateLimits(NamedTuple):
     """What readings may cause: the settings of these names, as numbers."""
 
     late_us_max: int
@@ -65,7 +65,7 @@ class LatePartitions:
         *,
         span: str,
         table: str,
-        limits: Limits,
+        limits: LateLimits,
         eager: bool = False,
     ) -> None:
         self.eager = eager
