@@ -34,6 +34,9 @@ select c.oid::int8 as oid, c.relkind::text as kind, format('%I.%I', n.nspname, c
        coalesce(p.partstrat = 'r' and p.partnatts = 1 and (select attname from pg_attribute
            where attrelid = c.oid and attnum = p.partattrs[0]) = $2, false) as by_time,
        coalesce(p.partdefid, 0)::int8 as default_partition,
+       exists (select from pg_index i join pg_attribute a
+               on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
+               where i.indrelid = c.oid and i.indisvalid and a.attname = $2) as time_index,
        exists (select from pg_trigger where tgrelid = c.oid and tgname = 'ts_insert_blocker')
            as blocked,
        pg_has_role(current_user, c.relowner, 'USAGE') as owner,
@@ -51,8 +54,8 @@ class View(NamedTuple):
 
     `table` is its name with the schema, as SQL has it; `schema` and `name` are its parts as they
     are. `span` is day or month: that of new partitions. `ours`: it was made partitioned by us, or
-    adopted, and this role can see that. `owner` owns it, `role` is who we are. `cannot_make` is why
-    this role cannot make partitions, or empty.
+    adopted, and this role can see that. `time_index`: an index begins with the time. `owner` owns
+    it, `role` is who we are. `cannot_make` is why this role cannot make partitions, or empty.
     """
 
     table: str
@@ -65,6 +68,7 @@ class View(NamedTuple):
     now_us: int
     ours: bool
     has_default: bool
+    time_index: bool
     owner: str
     role: str
     cannot_make: str
@@ -87,8 +91,10 @@ class View(NamedTuple):
 async def oldest_us(connection: Connection, view: View, column: str = "ts") -> int | None:
     """Return the time of the oldest reading; of a partitioned table it looks into few partitions.
 
-    Returns None if there is none, or it was not found.
+    Returns None if there is none, or no index helps to find it.
     """
+    if not view.time_index:
+        return None
     wheres = [
         f"where {column} >= {literal(each.from_us)} and {column} < {literal(each.to_us)}"
         for each in view.partitions[:OLDEST_LOOKED_AT]
@@ -146,6 +152,7 @@ async def look_at(
         now_us=row["now_us"],
         ours=row["bare_name"] in known,
         has_default=bool(row["default_partition"]),
+        time_index=row["time_index"],
         owner=row["owner_name"],
         role=row["role"],
         cannot_make=cannot,
@@ -164,6 +171,7 @@ def _missing(table: str) -> View:
         now_us=0,
         ours=False,
         has_default=False,
+        time_index=False,
         owner="",
         role="",
         cannot_make=f"there is no table {table}",
