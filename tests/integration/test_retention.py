@@ -222,7 +222,7 @@ async def test_service_says_that_it_waits_and_a_yes_of_the_command_ends_it(
     said = ""
     while f"drop {made[0]}: done" not in said:  # the other run may have the lock
         said = (await here("housekeeping", "run", "--yes", *words)).stdout
-    while housekeeping.cause():
+    while housekeeping.cause():  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     assert housekeeping.figures()["housekeeping_steps_waiting"] == 0
     assert housekeeping.figures(1)["table_full_in_seconds"] < 3_600
