@@ -105,8 +105,8 @@ class Housekeeping:
             return {}
         view, oldest = self._found.view, self._found.oldest_us
         figures: dict[str, float] = {}
-        if view.kind in (PARTITIONED, HYPERTABLE):
-            waiting = sum(bool(each.waits) for each in self._found.due)
+        waiting = sum(bool(each.waits) for each in self._found.due)
+        if waiting or view.kind in (PARTITIONED, HYPERTABLE):
             figures["housekeeping_steps_waiting"] = waiting
         if oldest is not None:
             figures["table_oldest_age_seconds"] = (unix_us() - oldest) / 1e6

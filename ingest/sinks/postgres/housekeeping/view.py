@@ -95,11 +95,7 @@ async def oldest_us(connection: Connection, view: View, column: str = "ts") -> i
     """
     if not view.time_index:
         return None
-    wheres = [
-        f"where {column} >= {literal(each.from_us)} and {column} < {literal(each.to_us)}"
-        for each in view.partitions[:OLDEST_LOOKED_AT]
-        if each.from_us != BEGINNING_US and each.to_us != END_US
-    ]
+    wheres = [_where(column, each) for each in view.partitions[:OLDEST_LOOKED_AT]]
     for where in wheres if view.kind == PARTITIONED else [""]:
         found: int | None = await connection.fetchval(
             f"select (extract(epoch from min({column})) * 1000000)::int8 from {view.table} {where}"  # noqa: S608
@@ -107,6 +103,16 @@ async def oldest_us(connection: Connection, view: View, column: str = "ts") -> i
         if found is not None:
             return found
     return None
+
+
+def _where(column: str, partition: Partition) -> str:
+    """Return the condition that lets the server look into this partition alone."""
+    conditions = []
+    if partition.from_us != BEGINNING_US:
+        conditions.append(f"{column} >= {literal(partition.from_us)}")
+    if partition.to_us != END_US:
+        conditions.append(f"{column} < {literal(partition.to_us)}")
+    return f"where {' and '.join(conditions)}" if conditions else ""
 
 
 def count_ahead(span: str, now_us: int, covered_to_us: int, most: int = 1_000) -> int:
