@@ -12,7 +12,7 @@ from ingest.sinks.postgres.housekeeping.ahead import PartitionsAhead
 from ingest.sinks.postgres.housekeeping.archiving import Archiving
 from ingest.sinks.postgres.housekeeping.chunks import Chunks
 from ingest.sinks.postgres.housekeeping.keeping import Policy
-from ingest.sinks.postgres.housekeeping.late import LatePartitions, Limits
+from ingest.sinks.postgres.housekeeping.late import LateLimits, LatePartitions
 from ingest.sinks.postgres.housekeeping.plan import Job
 from ingest.sinks.postgres.housekeeping.retention import Retention
 from ingest.sinks.postgres.schema import TABLE
@@ -50,7 +50,7 @@ def retention_policy(settings: Settings) -> Policy | None:
     return Policy(keep_us, settings.keep_hot, str(folder) if folder is not None else "")
 
 
-def late_partitions(settings: Settings, url: DatabaseUrl) -> LatePartitions:
+def late_partitions(settings: Settings, url: DatabaseUrl, *, eager: bool = False) -> LatePartitions:
     """Return what makes partitions for readings that find none; `url` is that of the owner.
 
     Without an archive, the next run would drop a partition of readings older than `keep_hot`.
@@ -64,10 +64,11 @@ def late_partitions(settings: Settings, url: DatabaseUrl) -> LatePartitions:
         timeouts(settings),
         span=settings.partition_span,
         table=TABLE,
-        limits=Limits(
+        limits=LateLimits(
             late_us_max=late_us,
             partitions_max=settings.partitions_max,
         ),
+        eager=eager,
     )
 
 
