@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from ingest.app.archive import ArchiverWhenNeeded
+from ingest.config.folders import archive_dir
 from ingest.config.reread_url import RereadUrl
 from ingest.config.settings import Settings
 from ingest.config.values import duration_us
 from ingest.sinks.postgres.connection import DatabaseUrl, Timeouts
 from ingest.sinks.postgres.housekeeping.ahead import PartitionsAhead
+from ingest.sinks.postgres.housekeeping.archiving import Archiving
 from ingest.sinks.postgres.housekeeping.chunks import Chunks
 from ingest.sinks.postgres.housekeeping.keeping import Policy
-from ingest.sinks.postgres.housekeeping.late import LatePartitions, Limits
+from ingest.sinks.postgres.housekeeping.late import LateLimits, LatePartitions
 from ingest.sinks.postgres.housekeeping.plan import Job
 from ingest.sinks.postgres.housekeeping.retention import Retention
 from ingest.sinks.postgres.schema import TABLE
@@ -41,10 +44,13 @@ def partitions_ahead(settings: Settings) -> PartitionsAhead:
 def retention_policy(settings: Settings) -> Policy | None:
     """Return how long readings stay in the table; None: for ever."""
     keep_us = duration_us(settings.keep_hot)
-    return None if keep_us is None else Policy(keep_us, settings.keep_hot)
+    if keep_us is None:
+        return None
+    folder = archive_dir(settings)
+    return Policy(keep_us, settings.keep_hot, str(folder) if folder is not None else "")
 
 
-def late_partitions(settings: Settings, url: DatabaseUrl) -> LatePartitions:
+def late_partitions(settings: Settings, url: DatabaseUrl, *, eager: bool = False) -> LatePartitions:
     """Return what makes partitions for readings that find none; `url` is that of the owner.
 
     Without an archive, the next run would drop a partition of readings older than `keep_hot`.
@@ -58,14 +64,18 @@ def late_partitions(settings: Settings, url: DatabaseUrl) -> LatePartitions:
         timeouts(settings),
         span=settings.partition_span,
         table=TABLE,
-        limits=Limits(
+        limits=LateLimits(
             late_us_max=late_us,
             partitions_max=settings.partitions_max,
         ),
+        eager=eager,
     )
 
 
 def housekeeping_jobs(settings: Settings) -> list[Job]:
     """Return the jobs of the housekeeping, in the order in which their steps are done."""
     policy = retention_policy(settings)
-    return [partitions_ahead(settings), Retention(policy), Chunks(policy)]
+    jobs: list[Job] = [partitions_ahead(settings), Retention(policy), Chunks(policy)]
+    if settings.archive_dir:
+        jobs.append(Archiving(ArchiverWhenNeeded(settings)))
+    return jobs

@@ -119,11 +119,11 @@ class Service:
         )
         self._taking_back = TakeBack(settings, folder, self.buffer, self.ledger)
         self._token_file = open_tokens(settings)
+        self._reread = RereadUrl(settings)
         self._connect_parts(words)
 
     def _connect_parts(self, words: Mapping[str, str]) -> None:
         settings, database_state = self._settings, self.writing.database_state
-        self._reread = RereadUrl(settings)
         fill = Fill(settings, lambda: self.buffer.journal_stats().size_bytes)
         refused_posts = RefusedPosts(self.ledger)
         self.health = Health(

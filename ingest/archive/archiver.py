@@ -26,7 +26,6 @@ from ingest.archive.runs import Runs
 from ingest.model.errors import IngestError
 from ingest.sinks.postgres.housekeeping.archived import Contents
 from ingest.sinks.postgres.housekeeping.archiving import Detached
-from ingest.system.logs import get_logger
 
 PIECE_BYTES = 4 * 1024**2  # of COPY, for one call of the thread
 
@@ -34,7 +33,6 @@ PIECE_BYTES = 4 * 1024**2  # of COPY, for one call of the thread
 pa.set_memory_pool(pa.system_memory_pool())
 
 T = TypeVar("T")
-log = get_logger("archive")
 
 
 class ParquetArchiver:
@@ -66,41 +64,53 @@ class ParquetArchiver:
             ):
                 await self._aside(self.verify, before)
                 return
-            await self._write(source, name, table, before)
+            await self._record_new(source, name, table, before)
 
-    async def _write(
+    async def _record_new(
         self, source: Detached, name: str, table: Checksum, before: Contents | None
     ) -> None:
         """Write, verify, record and move the files of a span."""
         self.folder.check_room(table.rows, 0 if before is None else before.bytes)
         token, hidden = await self._aside(self.folder.new_temporary, name)
-        runs = await self._sorted_runs(source, hidden)
-        old = [] if before is None else self.folder.paths(_names(before))
-        written = await self._aside(self._merge, name, hidden, runs, old)
-        got = await self._aside(
-            files.checksum_of_files, [hidden / each.name for each in written]
-        )
-        kept = NOTHING if before is None else Checksum(before.rows, before.sum)
-        if got != table.plus(kept).minus(runs.left_out):
-            if before is not None:
-                await self._aside(self.verify, before)  # it says so if the old files are damaged
-            raise ArchiveFailed(
-                f"the new files of {name} differ from the table: {got.rows:,} readings instead of "
-                f"{table.plus(kept).minus(runs.left_out).rows:,}, or another checksum; nothing was "
-                "changed. If somebody writes to the detached table, the next run goes on"
-            )
-        await self._aside(self.folder.sync_temporary, name, token)
+        is_whole = False
+        try:
+            written, got = await self._write(source, name, table, before, hidden)
+            await self._aside(self.folder.sync_temporary, name, token)
+            is_whole = True
+        finally:
+            if not is_whole:  # a full disk needs the room; a killed run leaves it to the next one
+                await self._aside(self.folder.sweep, name)
         found = Contents(
             name,
             source.from_us if before is None else before.from_us,
             source.to_us if before is None else before.to_us,
             *got,
-            tuple(map(tuple, written)),
+            tuple((each.name, each.rows, each.bytes) for each in written),
             token,
             *table,
         )
         await source.record(found)
         await self._aside(self._finish, found)
+
+    async def _write(
+        self, source: Detached, name: str, table: Checksum, before: Contents | None, hidden: Path
+    ) -> tuple[list[files.Written], Checksum]:
+        """Write the files, read them again, and compare."""
+        runs = await self._sorted_runs(source, hidden)
+        old = [] if before is None else self.folder.paths(_names(before))
+        written = await self._aside(self._merge, self.folder.stem(name), hidden, runs, old)
+        got = await self._aside(files.checksum_of_files, [hidden / each.name for each in written])
+        kept = NOTHING if before is None else Checksum(before.rows, before.sum)
+        expected = table.plus(kept).minus(runs.left_out)
+        if got != expected:
+            if before is not None:
+                await self._aside(self.verify, before)  # it says so if the old files are damaged
+            raise ArchiveFailed(
+                f"the new files of {name} differ from the table: {got.rows:,} readings instead of "
+                f"{expected.rows:,}, or another checksum; nothing was changed. If somebody writes "
+                "to the detached table, the next run goes on"
+            )
+        return written, got
 
     async def _sorted_runs(self, source: Detached, hidden: Path) -> Runs:
         """Read the whole table into sorted runs; the next piece is read while one is sorted."""
@@ -130,9 +140,9 @@ class ParquetArchiver:
         return runs
 
     @staticmethod
-    def _merge(name: str, hidden: Path, runs: Runs, old: list[Path]) -> list[files.Written]:
+    def _merge(stem: str, hidden: Path, runs: Runs, old: list[Path]) -> list[files.Written]:
         repeat = files.values_repeat(old) if old else runs.values_repeat
-        written = files.write(hidden, name, runs.merged(old), values_repeat=repeat)
+        written = files.write(hidden, stem, runs.merged(old), values_repeat=repeat)
         runs.remove()
         return written
 

@@ -1,4 +1,4 @@
-"""Rows between PostgreSQL's binary COPY and columns of Arrow, without a step of Python for each row.
+"""Rows between PostgreSQL's binary COPY and columns of Arrow, without a loop over rows.
 
 From the server each row has five columns: a marker, ts, value, device_id, metric. The marker is
 random and begins with bytes that no UTF-8 text has, so Arrow finds the begin of each row by it.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -123,11 +123,12 @@ def split_names(names: pa.BinaryArray) -> tuple[pa.StringArray, pa.StringArray]:
     return devices.cast(pa.string()), metrics.cast(pa.string())
 
 
-def encoded(rows: pa.Table) -> Iterator[bytes]:
+def encoded(pieces: Iterable[pa.Table]) -> Iterator[bytes]:
     """Yield rows as binary COPY with the four columns of the table, for `copy .. from stdin`."""
     yield HEADER
-    for batch in rows.to_batches(max_chunksize=_ENCODED_ROWS):
-        yield _encode(batch)
+    for rows in pieces:
+        for batch in rows.to_batches(max_chunksize=_ENCODED_ROWS):
+            yield _encode(batch)
     yield TRAILER
 
 
@@ -151,7 +152,7 @@ def _encode(batch: pa.RecordBatch) -> bytes:
 def _wire(numbers: pa.Array) -> pa.Array:
     plain = pa.concat_arrays([numbers])  # without an offset
     as_bytes = pa.Array.from_buffers(pa.binary(8), len(plain), [None, plain.buffers()[1]])
-    return pc.binary_reverse(as_bytes).cast(pa.large_binary())
+    return pc.binary_reverse(as_bytes.cast(pa.large_binary()))
 
 
 def _sized(names: pa.DictionaryArray) -> pa.Array:

@@ -48,8 +48,8 @@ def write(
 ) -> list[Written]:
     """Write sorted rows into one file or several; return them. No rows: no file.
 
-    `values_repeat`: the values are stored as numbers of a dictionary. That is a third of the size if
-    many are equal, as those of sensors with two decimals, and a third more if few are.
+    `values_repeat`: the values are stored as numbers of a dictionary. That is less than half of the
+    size if many are equal, as those of sensors with two decimals, and a third more if few are.
     """
     written: list[Written] = []
     groups = _in_groups(pieces, group_rows)

@@ -91,7 +91,9 @@ def _seeds(batch: pa.RecordBatch) -> Words:
     ).dictionary_encode()
     device_names, metric_names = devices.dictionary.to_pylist(), metrics.dictionary.to_pylist()
     hashes = [
-        series_hash(device_names[number // len(metric_names)], metric_names[number % len(metric_names)])
+        series_hash(
+            device_names[number // len(metric_names)], metric_names[number % len(metric_names)]
+        )
         for number in series.dictionary.to_pylist()
     ]
     high = pa.array([each >> 32 for each in hashes], _U32)
@@ -100,7 +102,7 @@ def _seeds(batch: pa.RecordBatch) -> Words:
 
 
 def _hash_int64(numbers: pa.Array, seed: Words) -> Words:
-    """hashint8extended. It folds the two halves, so that a small number has one hash in all types."""
+    """hashint8extended: it folds the two halves, so a small number has one hash in all types."""
     halves = _halves(numbers)
     negative = pc.less(numbers, pa.scalar(0, pa.int64()))
     folded = pc.bit_wise_xor(

@@ -37,6 +37,7 @@ COMMANDS: dict[str, str] = {
     "hold": "show why writes are paused, or try again now",
     "size": "calculate what a fleet needs: processes, cores, network, disk",
     "config": "print every setting, its value, and where the value comes from",
+    "archive": "list, verify and restore what has left the table for files",
     "psql": "open psql on the database of the service; further arguments go to psql",
     "doctor": "check this machine, the state folder and the database, and say what to do",
 }

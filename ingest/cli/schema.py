@@ -9,6 +9,10 @@ from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_jso
 from ingest.cli.terminal import print_answer
 from ingest.config.loading import Loaded
 
+NOT_OWNER = (
+    "the role {role} cannot make further partitions: run `ingest housekeeping run` each day with "
+    "this URL, or set housekeeping_url for the service"
+)
 TAKES = "COMMAND [options]"
 EXAMPLES = ("ingest schema show", "ingest schema apply --role ingest")
 EPILOG = None
@@ -75,6 +79,7 @@ async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
     from ingest.app.database import housekeeping_url, partitions_ahead  # noqa: PLC0415
     from ingest.cli.find_database import connect_limits, database  # noqa: PLC0415
     from ingest.sinks.postgres import schema  # noqa: PLC0415
+    from ingest.sinks.postgres.housekeeping.view import look_at  # noqa: PLC0415
     from ingest.sinks.postgres.make_table import first_partitions  # noqa: PLC0415
     from ingest.sinks.postgres.session import as_start_error, connected  # noqa: PLC0415
 
@@ -97,6 +102,9 @@ async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
                     role=args.role,
                     partitions=await first_partitions(opened, settings.partition_span, ahead),
                 )
+                view = await look_at(opened, schema.TABLE, settings.partition_span, sizes=False)
+                if args.role and view.ours and args.role != view.owner:
+                    done.append(NOT_OWNER.format(role=args.role))
                 print_answer({"done": done}, "\n".join(done), as_json=args.json)
                 return 0
             text, difference = await schema.show(opened), await schema.difference(opened)

@@ -35,6 +35,7 @@ async def partition(args: argparse.Namespace, settings: Settings, url: str) -> i
     from ingest.app.database import partitions_ahead, timeouts  # noqa: PLC0415
     from ingest.sinks.postgres.housekeeping import conversion, runs  # noqa: PLC0415
     from ingest.sinks.postgres.housekeeping.opening import opened  # noqa: PLC0415
+    from ingest.sinks.postgres.housekeeping.view import PARTITIONED, look_at  # noqa: PLC0415
     from ingest.sinks.postgres.schema import TABLE  # noqa: PLC0415
     from ingest.sinks.postgres.session import as_start_error  # noqa: PLC0415
 
@@ -48,12 +49,16 @@ async def partition(args: argparse.Namespace, settings: Settings, url: str) -> i
             if span == "none":
                 raise StartError("set partition_span to day or month: --partition-span day")
             ahead_us = int(settings.ts_ahead_s_max * US_PER_S)
-            if not args.yes:
+            view = await look_at(connection, TABLE, span, sizes=False)
+            if view.kind == PARTITIONED and view.ours:  # a killed run may have come so far
+                say(f"{view.table} is partitioned already")
+            elif not args.yes:
                 plan = await conversion.planned(connection, TABLE, span, ahead_us)
                 say("\n".join(conversion.in_words(plan)))
                 say("To do it, repeat it with --yes; the service may run meanwhile.")
                 return 1
-            await conversion.convert(connection, TABLE, span, ahead_us, say=say)
+            else:
+                await conversion.convert(connection, TABLE, span, ahead_us, say=say)
     report = await runs.run(url, timeouts(settings), span, [partitions_ahead(settings)])
     failed = [each.error for each in report.did if each.error]
     say(f"{len(report.did) - len(failed)} partitions were made for the days after it")

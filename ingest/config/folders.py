@@ -34,3 +34,13 @@ def state_dir(settings: Settings) -> Path:
         except ConfigError as error:
             raise ConfigError(f"setting state_dir: {error}") from None
     return default_state_dir()
+
+
+def archive_dir(settings: Settings) -> Path | None:
+    """Return the folder of the archive as an absolute path; None if there is none."""
+    if not settings.archive_dir:
+        return None
+    try:
+        return full_path(settings.archive_dir)
+    except ConfigError as error:
+        raise ConfigError(f"setting archive_dir: {error}") from None

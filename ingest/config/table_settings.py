@@ -38,6 +38,9 @@ class TableSettings:
     keep_hot: str = setting(
         "", "so long readings stay in the table, as 30d, 12h, 8w, 2y; empty: for ever"
     )
+    archive_dir: str = setting(
+        "", "folder of Parquet files for readings that leave the table; empty: they are dropped"
+    )
     housekeeping_url: str = setting(
         "",
         "database_url with the role that owns the table, for partitions; empty: database_url",

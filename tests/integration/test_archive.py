@@ -3,36 +3,40 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator
+import resource
+import signal
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
 
 from ingest.archive import runs
 from ingest.archive.folder import ArchiveFailed
-from ingest.sinks.postgres.housekeeping import archive_rows, archived, registry
-from ingest.sinks.postgres.housekeeping.archive_rows import RowsTable
+from ingest.archive.postgres_hash import series_hash
+from ingest.sinks.postgres.housekeeping import archived, registry
 from tests.support.archives import (
     FROM_US,
     PARTITION,
     TO_US,
+    Row,
     archiver,
     detached,
     drawn,
     fill,
     key_of,
-    rows_in,
     rows_in_files,
     store,
 )
 
 
 @pytest.fixture
-async def table(operator: asyncpg.Connection) -> AsyncIterator[asyncpg.Connection]:
+async def table(operator: asyncpg.Connection) -> asyncpg.Connection:
     """Give a connection to a database with the table and its registry."""
     await registry.make(operator, "readings")
-    yield operator
+    return operator
 
 
 async def test_rows_come_back_bit_for_bit(table: asyncpg.Connection, tmp_path: Path) -> None:
@@ -54,15 +58,15 @@ async def test_late_readings_are_merged_each_once(
 ) -> None:
     """Rows of three visits, some of them sent again; of equal zeros and NaN the first ones stay.
 
-    With runs of 100 rows, of which two are merged at once.
+    With runs of 50 rows, of which two are merged at once.
     """
     monkeypatch.setattr(runs, "MERGED_MAX", 2)
-    monkeypatch.setattr(runs.Runs.__init__, "__kwdefaults__", {"run_rows": 100})
-    kept = {}
-    rows = drawn(2_000, 2)
+    monkeypatch.setattr(runs.Runs.__init__, "__kwdefaults__", {"run_rows": 50})
+    kept: dict[object, Row] = {}
+    rows = drawn(500, 2)
     draw = random.Random(3)
     for visit in range(3):
-        some = [*draw.sample(rows, 700), *drawn(5, 10 + visit)]
+        some = [*draw.sample(rows, 250), *drawn(5, 10 + visit)]
         changed = [
             (*row[:3], row[3] ^ 1 << 63) if row[3] << 1 & (1 << 64) - 1 == 0 else row
             for row in some
@@ -171,3 +175,85 @@ async def test_full_disk_and_foreign_files_are_refused(
     (tmp_path / f"{PARTITION}.parquet").unlink()
     with archiver(tmp_path).folder.locked(), pytest.raises(ArchiveFailed, match="another process"):
         await archiver(tmp_path).archive(detached(table))
+
+
+async def test_hash_of_names_is_that_of_the_server(connection: asyncpg.Connection) -> None:
+    """Of names of all lengths, since the hash takes 12 bytes at a time."""
+    names = [("é" * size)[: max(1, size)] + "abc"[: size % 4] for size in range(1, 60)]
+    for name in names:
+        wanted = "select hashtextextended($1, hashtextextended($2, 1))"
+        got = await connection.fetchval(wanted, name, name[::-1])
+        assert series_hash(name[::-1], name) == got % 2**64, name
+
+
+class Killed(BaseException):
+    """The process was killed here."""
+
+
+async def killed_at(
+    moment: int, connection: asyncpg.Connection, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> bool:
+    """Archive, and stop for good before the step `moment`; return whether there was such a step."""
+    dying = archiver(folder)
+    steps = count(1)
+
+    def or_die(do: Callable[..., Any]) -> Callable[..., Any]:
+        async def step(*args: Any) -> Any:
+            if next(steps) >= moment:
+                raise Killed
+            return await do(*args)
+
+        return step
+
+    source = detached(connection)
+    monkeypatch.setattr(dying, "_aside", or_die(dying._aside))
+    monkeypatch.setattr(source, "record", or_die(source.record))
+    try:
+        await dying.archive(source)
+    except Killed:
+        return True
+    return False
+
+
+async def test_killed_at_any_step_the_next_run_goes_on(
+    table: asyncpg.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a first archive, then of a merge: after the next run each reading is there once."""
+    first, late = drawn(40, 20), drawn(20, 21)
+    for moment in count(1):
+        folder = tmp_path / str(moment)
+        for rows, wanted in ((first, first), ([*late, *first[:5]], [*first, *late])):
+            await table.execute(f"drop table if exists {PARTITION}")
+            await fill(table, PARTITION, rows)
+            was_killed = await killed_at(moment, table, folder, monkeypatch)
+            await archiver(folder).archive(detached(table))
+            (found,) = await archived.contents(table, "readings")
+            archiver(folder).verify(found)
+            assert sorted(rows_in_files(folder.glob("*.parquet"))) == sorted(wanted), moment
+            assert len(list(folder.iterdir())) == 2, moment
+        await table.execute("delete from ingest_housekeeping")
+        if not was_killed:
+            break
+    assert moment > 10
+
+
+async def test_disk_that_fills_up_leaves_nothing_and_the_next_run_goes_on(
+    table: asyncpg.Connection, tmp_path: Path
+) -> None:
+    """The limit of a file's size stands for the disk: a write in the middle fails."""
+    await fill(table, PARTITION, drawn(2_000, 22))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        for limit in (100, 20_000):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+            try:
+                with pytest.raises(ArchiveFailed, match="File too large"):
+                    await archiver(tmp_path).archive(detached(table))
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            assert [each.name for each in tmp_path.iterdir()] == ["lock"]
+    finally:
+        signal.signal(signal.SIGXFSZ, handler)
+    await archiver(tmp_path).archive(detached(table))
+    assert (await archived.contents(table, "readings"))[0].rows == 2_000

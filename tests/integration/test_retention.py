@@ -10,6 +10,7 @@ import pytest
 from ingest.app.housekeeping import Housekeeping
 from ingest.config.settings import Settings
 from ingest.model.causes import RETENTION_WAITS
+from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.housekeeping import plan, registry
 from ingest.sinks.postgres.housekeeping.keeping import Policy
 from ingest.sinks.postgres.housekeeping.partitions import bounds_entry
@@ -110,6 +111,16 @@ async def test_partitions_of_others_and_pinned_ones_stay(connection: asyncpg.Con
     assert await run(connection, yes=True) == []
     await registry.remove(connection, kept, registry.PINNED + made[0])
     assert len(await run(connection, yes=True)) == 2
+    assert await run(connection, None) == []
+
+
+async def test_keep_hot_on_a_plain_table_says_what_to_do(connection: asyncpg.Connection) -> None:
+    """A yes does not help: it has no partitions. Without keep_hot nothing is said."""
+    await schema.apply(connection)
+    (said,) = await run(connection)
+    assert said.startswith("drop readings: waits: public.readings has no partitions by time")
+    (said,) = await run(connection, yes=True)
+    assert said.startswith("drop readings: public.readings has no partitions by time")
     assert await run(connection, None) == []
 
 
@@ -222,7 +233,7 @@ async def test_service_says_that_it_waits_and_a_yes_of_the_command_ends_it(
     said = ""
     while f"drop {made[0]}: done" not in said:  # the other run may have the lock
         said = (await here("housekeeping", "run", "--yes", *words)).stdout
-    while housekeeping.cause():
+    while housekeeping.cause():  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     assert housekeeping.figures()["housekeeping_steps_waiting"] == 0
     assert housekeeping.figures(1)["table_full_in_seconds"] < 3_600

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 import struct
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,7 +28,16 @@ BITS = (
     *(0x7FF0000000000000, 0xFFF0000000000000, 0x7FF8000000000000, 0xFFF8000000000001),
     *(0x7FF0000000000001, 0x7FEFFFFFFFFFFFFF, 0x3FF0000000000000, 0x4039000000000000),
 )
-NAMES = ("a", "room-0001", "é" * 256, "x" * 512, "\U0001f321 ,\"'\\ {}", "a b", "\ud7ff\ue000", "aa")
+NAMES = (
+    "a",
+    "room-0001",
+    "é" * 256,
+    "x" * 512,
+    "\U0001f321 ,\"'\\ {}",
+    "a b",
+    "\ud7ff\ue000",
+    "aa",
+)
 
 
 def value_of(bits: int) -> float:
@@ -43,7 +53,7 @@ def bits_of(value: float) -> int:
 def key_of(row: Row) -> tuple[int, str, str, float | str]:
     """Return what PostgreSQL's key takes as one."""
     value = value_of(row[3])
-    return (*row[:3], "NaN" if value != value else value + 0.0)
+    return (*row[:3], "NaN" if math.isnan(value) else value + 0.0)
 
 
 def drawn(count: int, seed: int, *, from_us: int = FROM_US, to_us: int = TO_US) -> list[Row]:
@@ -52,7 +62,8 @@ def drawn(count: int, seed: int, *, from_us: int = FROM_US, to_us: int = TO_US) 
     found: dict[object, Row] = {}
     while len(found) < count:
         row = (
-            draw.randrange(from_us, min(to_us, from_us + 50)) if draw.random() < 0.3
+            draw.randrange(from_us, min(to_us, from_us + 50))
+            if draw.random() < 0.3
             else draw.randrange(from_us, to_us),
             draw.choice(NAMES),
             draw.choice(NAMES),
@@ -72,7 +83,7 @@ async def store(connection: Connection, name: str, rows: Iterable[Row]) -> None:
     """Store rows in a table, bit for bit."""
     data = b"".join(encode_reading(Reading(*row[:3], value_of(row[3]))) for row in rows)
 
-    async def source() -> object:
+    async def source() -> AsyncIterator[bytes]:
         yield HEADER + data + TRAILER
 
     await connection.copy_to_table(name, source=source(), format="binary")

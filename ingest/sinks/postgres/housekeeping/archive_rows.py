@@ -195,6 +195,8 @@ def _ends_if_still(connection: Connection) -> Iterator[Callable[[], None]]:
         nonlocal last_s
         last_s = loop.time()
 
+    timer: asyncio.TimerHandle
+
     def look() -> None:
         nonlocal timer, expired
         if loop.time() - last_s < STILL_S_MAX:

@@ -18,6 +18,9 @@ from ingest.sinks.postgres.housekeeping.archive_rows import Restore, RowsTable
 from ingest.sinks.postgres.housekeeping.archived import Contents
 from ingest.sinks.postgres.housekeeping.plan import Step
 from ingest.sinks.postgres.housekeeping.view import PARTITIONED, View
+from ingest.sinks.postgres.schema import TABLE
+
+__all__ = ["ARCHIVE", "TABLE", "Archiver", "Archiving", "Detached", "restore"]
 
 ARCHIVE = "archive"
 

@@ -2,7 +2,8 @@
 
 Keys: `table/NAME` (a table whose partitions we make: its span), `partition/NAME` (made or adopted
 by us: its bounds), `answer/..` (what a person confirmed), `archive/NAME` (how far the archive of a
-span is), `files/NAME` (what is in the archive), `pinned/NAME`. The owner writes it; the role that writes readings need not see it.
+span is), `files/NAME` (what is in the archive), `pinned/NAME`. The owner writes it; the role that
+writes readings need not see it.
 Promises: each write is one statement of the caller's transaction. The driver's errors pass through.
 """
 

@@ -19,7 +19,7 @@ from ingest.model.errors import StartError
 from ingest.sinks.postgres.housekeeping import registry
 from ingest.sinks.postgres.housekeeping.keeping import Policy, due, must_confirm
 from ingest.sinks.postgres.housekeeping.plan import Step
-from ingest.sinks.postgres.housekeeping.view import PARTITIONED, View
+from ingest.sinks.postgres.housekeeping.view import OTHER, PARTITIONED, PLAIN, View
 from ingest.system.clock import rfc3339_or_us
 
 DETACH, ARCHIVE, DROP = "detach", "archive", "drop"
@@ -28,7 +28,9 @@ DETACHING, DETACHED, WRITTEN, VERIFIED, DROPPED = (
 )
 KEEP_HOT = registry.ANSWER + "keep_hot"
 _UNDER_WAY = {DETACHING, DETACHED, WRITTEN, VERIFIED}
+_NOT_BY_TIME = "{} has no partitions by time that could be dropped: see `ingest schema partition`"
 _CONCURRENTLY_FROM = 14  # PostgreSQL; before, a detach locks the table for a moment
+_LOCK_MS = 300  # for that lock: all writers wait behind it
 
 _ATTACHED = """
 select c.oid::int8 as oid, format('%I.%I', n.nspname, c.relname) as name,
@@ -56,7 +58,7 @@ class Retention:
     async def plan(self, connection: Connection, view: View) -> list[Step]:
         """Return the steps of the partitions that are old enough, the oldest first."""
         if view.kind != PARTITIONED:
-            return []
+            return self._without_partitions(view)
         begun = {
             name: entry
             for name, entry in (await registry.entries(connection, view.table, "archive/")).items()
@@ -73,6 +75,13 @@ class Retention:
         for each in leaving:
             steps += self._steps(each.name, each.from_us, each.to_us, waits, begun=False)
         return steps
+
+    def _without_partitions(self, view: View) -> list[Step]:
+        """Return a step that says why `keep_hot` does nothing to this table."""
+        if self._policy is None or view.kind not in (PLAIN, OTHER):
+            return []
+        why = f"keep_hot = {self._policy.keep_hot}"
+        return [Step(DROP, view.name, why, waits=_NOT_BY_TIME.format(view.table))]
 
     def _to_end(self, begun: dict[str, Any], view: View) -> list[Step]:
         """Return the rest of what was begun. It was confirmed then, under the policy of then."""
@@ -103,6 +112,8 @@ class Retention:
 
     async def do(self, connection: Connection, view: View, step: Step) -> None:
         """Detach or drop. A step that waited was confirmed: that is recorded first."""
+        if view.kind != PARTITIONED:
+            raise StartError(_NOT_BY_TIME.format(view.table))
         kept = await registry.make(connection, view.table, view.owner)
         if step.waits and self._policy is not None:
             await registry.put(connection, kept, KEEP_HOT, self._policy.entry(view.now_us))
@@ -128,10 +139,13 @@ class Retention:
                 "archive_dir": self._policy.archive_dir if self._policy else "",
             }
             await registry.put(connection, kept, key, entry)
-            how = " finalize" if found["pending"] else _concurrently(connection)
-            await connection.execute(
-                f"alter table {view.table} detach partition {found['name']}{how}"
-            )
+            detach = f"alter table {view.table} detach partition {found['name']}"
+            if connection.get_server_version().major < _CONCURRENTLY_FROM:
+                async with connection.transaction():
+                    await connection.execute(f"set local lock_timeout = {_LOCK_MS}; {detach}")
+            else:
+                how = "finalize" if found["pending"] else "concurrently"
+                await connection.execute(f"{detach} {how}")
         await registry.put(connection, kept, key, {**entry, "state": DETACHED})
 
     async def _drop(self, connection: Connection, view: View, step: Step, kept: str) -> None:
@@ -156,8 +170,3 @@ class Retention:
                 await registry.put(connection, kept, key, {**entry, "state": DROPPED})
             else:
                 await registry.remove(connection, kept, key)
-
-
-def _concurrently(connection: Connection) -> str:
-    version: int = connection.get_server_version().major
-    return " concurrently" if version >= _CONCURRENTLY_FROM else ""

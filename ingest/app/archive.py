@@ -1,0 +1,48 @@
+"""The archive, made from the settings. pyarrow is loaded only when something is archived or read.
+
+It takes 60 MB of memory and half a second, and it is an optional extra.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from ingest.config.folders import archive_dir
+from ingest.config.settings import Settings
+from ingest.model.errors import StartError
+from ingest.sinks.postgres.housekeeping.archiving import Detached
+
+if TYPE_CHECKING:
+    from ingest.archive.archiver import ParquetArchiver
+
+
+def parquet_archiver(settings: Settings) -> ParquetArchiver:
+    """Return the archiver of `archive_dir`. Raises StartError if there is none. Blocks."""
+    folder = archive_dir(settings)
+    if folder is None:
+        raise StartError("there is no archive: archive_dir is not set")
+    try:
+        from ingest.archive.archiver import ParquetArchiver  # noqa: PLC0415
+        from ingest.archive.folder import ArchiveFolder  # noqa: PLC0415
+    except ImportError as error:
+        raise StartError(
+            f"the archive needs pyarrow, which cannot be loaded ({error}): `./run` with "
+            "archive_dir set installs it, and so does pip install 'iot-ingest[archive]'; the image "
+            "needs the build argument ARCHIVE=1"
+        ) from error
+    return ParquetArchiver(ArchiveFolder(folder, free_bytes_min=settings.disk_free_bytes_min))
+
+
+class ArchiverWhenNeeded:
+    """An archiver that is made for the first partition."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._made: ParquetArchiver | None = None
+
+    async def archive(self, source: Detached) -> None:
+        """Archive a partition. Raises StartError if it cannot be done."""
+        if self._made is None:
+            self._made = await asyncio.to_thread(parquet_archiver, self._settings)
+        await self._made.archive(source)

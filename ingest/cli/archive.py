@@ -1,0 +1,153 @@
+"""`ingest archive`: what is in the archive, whether it is whole, the way back into the table."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_json_flag
+from ingest.cli.terminal import print_answer
+from ingest.config.loading import Loaded
+from ingest.model.errors import StartError
+from ingest.system.clock import rfc3339_or_us
+from ingest.system.words import counted
+
+if TYPE_CHECKING:
+    from ingest.sinks.postgres.housekeeping.archived import Contents
+
+TAKES = "COMMAND [options]"
+EXAMPLES = ("ingest archive list", "ingest archive verify")
+EPILOG = "It needs archive_dir, and the extra `archive` (docs/archive.md)."
+
+
+def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
+    """Add the four commands."""
+    commands = (
+        Command(
+            "list",
+            "one line for each partition in the archive, the oldest first",
+            ("ingest archive list", "ingest archive list --json"),
+            add_json_flag,
+        ),
+        Command(
+            "verify",
+            "read the files again, and compare each reading with the record",
+            ("ingest archive verify", "ingest archive verify readings_p20261126 --json"),
+            _some_names,
+            "[NAME ..]",
+        ),
+        Command(
+            "restore",
+            "put a partition of the archive back into the table; it stays until it is released",
+            ("ingest archive restore readings_p20261126",),
+            _one_name,
+            "NAME",
+        ),
+        Command(
+            "release",
+            "let a restored partition leave the table again; its files are still there",
+            ("ingest archive release readings_p20261126",),
+            _one_name,
+            "NAME",
+        ),
+    )
+    add_group(parser, "archive_command", commands, settings)
+
+
+def _some_names(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", nargs="*", metavar="NAME", help="as `ingest archive list` shows")
+    add_json_flag(parser)
+
+
+def _one_name(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="as `ingest archive list` shows")
+    add_json_flag(parser)
+
+
+def run(args: argparse.Namespace, loaded: Loaded) -> int:
+    """Run the command; return 0, or 1 if `verify` has found a fault."""
+    return asyncio.run(_run(args, loaded))
+
+
+async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
+    from ingest.app.archive import parquet_archiver  # noqa: PLC0415
+    from ingest.app.database import housekeeping_url, timeouts  # noqa: PLC0415
+    from ingest.cli.find_database import database  # noqa: PLC0415
+    from ingest.sinks.postgres.housekeeping import archived, archiving  # noqa: PLC0415
+    from ingest.sinks.postgres.housekeeping.opening import opened  # noqa: PLC0415
+    from ingest.sinks.postgres.housekeeping.plan import alone  # noqa: PLC0415
+    from ingest.sinks.postgres.housekeeping.view import look_at  # noqa: PLC0415
+
+    settings = loaded.settings
+    async with database(settings) as found:
+        url = housekeeping_url(settings, lambda: found)()
+        async with opened(url, timeouts(settings)) as connection:
+            view = await look_at(connection, archiving.TABLE, settings.partition_span, sizes=False)
+            contents = await archived.contents(connection, view.table)
+            pinned = await archived.pinned(connection, view.table)
+            if args.archive_command == "list":
+                return _list(contents, pinned, as_json=args.json)
+            if args.archive_command == "release":
+                was = await archived.release(connection, view.table, args.name)
+                said = "released" if was else "it was not pinned"
+                print_answer({"released": was}, f"{args.name}: {said}", as_json=args.json)
+                return 0 if was else 1
+            archiver = parquet_archiver(settings)
+            if args.archive_command == "verify":
+                return _verify(archiver.verify, _named(contents, args.names), as_json=args.json)
+            (wanted,) = _named(contents, [args.name])
+            async with alone(connection, view.oid):
+                await archiving.restore(connection, view, wanted, archiver.rows(wanted))
+    said = f"{args.name}: {counted(wanted.rows, 'reading')} are in the table until it is released"
+    print_answer(_entry(wanted, {args.name}), said, as_json=args.json)
+    return 0
+
+
+def _named(contents: list[Contents], names: list[str]) -> list[Contents]:
+    """Return those of these names; all if there is no name. Raises StartError."""
+    known = {each.name: each for each in contents}
+    for name in names:
+        if name not in known:
+            raise StartError(f"there is no {name} in the archive (see ingest archive list)")
+    return [known[name] for name in names] or contents
+
+
+def _entry(found: Contents, pinned: set[str]) -> dict[str, Any]:
+    return {
+        "name": found.name,
+        "from": rfc3339_or_us(found.from_us),
+        "to": rfc3339_or_us(found.to_us),
+        "readings": found.rows,
+        "bytes": found.bytes,
+        "checksum": str(found.sum),
+        "files": [each[0] for each in found.files],
+        "restored": found.name in pinned,
+    }
+
+
+def _list(contents: list[Contents], pinned: set[str], *, as_json: bool) -> int:
+    lines = []
+    for each in contents:
+        a_reading = f", {each.bytes / each.rows:.2f} bytes each" if each.rows else ""
+        restored = ", restored" if each.name in pinned else ""
+        lines.append(
+            f"{each.name}  {rfc3339_or_us(each.from_us)} to {rfc3339_or_us(each.to_us)}  "
+            f"{counted(each.rows, 'reading')}{a_reading}{restored}"
+        )
+    text = "\n".join(lines) or "the archive is empty"
+    print_answer([_entry(each, pinned) for each in contents], text, as_json=as_json)
+    return 0
+
+
+def _verify(verify: Any, contents: list[Contents], *, as_json: bool) -> int:
+    faults = {}
+    for each in contents:
+        try:
+            verify(each)
+        except StartError as error:
+            faults[each.name] = str(error)
+    good = len(contents) - len(faults)
+    text = "\n".join([*faults.values(), f"{counted(good, 'partition')} as recorded"])
+    print_answer({"good": good, "faults": faults}, text, as_json=as_json)
+    return 1 if faults else 0
