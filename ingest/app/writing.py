@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from ingest.app.target import make_target
 from ingest.config.settings import Settings
 from ingest.dead_letters.auto_replay import OwnFolder, Replayer
 from ingest.dead_letters.sending import BlockSender, Rooms
@@ -55,7 +56,7 @@ def make_sink(
         method=settings.write_method,
         unsafe=settings.database_unsafe,
         name=name,
-        known=known or KnownServer(),
+        known=known or KnownServer(target=make_target(settings)),
         on_checked=on_checked,
     )
 
@@ -96,7 +97,7 @@ class WritingHalf:
         self._ledger = ledger
         self._halted = halted
         self._tasks: list[asyncio.Task[None]] = []
-        self.known = KnownServer(settings.writers)
+        self.known = KnownServer(settings.writers, make_target(settings))
         self.sinks: list[Sink] = []  # one for each writer
         self.first_try = asyncio.Event()  # the database was tried once, with or without success
         self.refusal = ""  # the result of that try, if the process must not start
@@ -147,7 +148,9 @@ class WritingHalf:
                 if stopping.is_set():
                     return False  # the stop aborted it
                 if failure.reason == SCHEMA and may_apply:
-                    may_apply = not await make_table(url(), _timeouts(self._settings))
+                    may_apply = not await make_table(
+                        url(), self.known.target, _timeouts(self._settings)
+                    )
                     if may_apply:  # the server could not be reached
                         await self._try_later()
                     continue

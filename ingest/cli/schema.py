@@ -53,11 +53,12 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
 
 
 async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
+    from ingest.app.target import make_target  # noqa: PLC0415
     from ingest.cli.find_database import connect_limits, database  # noqa: PLC0415
     from ingest.sinks.postgres import schema  # noqa: PLC0415
     from ingest.sinks.postgres.session import as_start_error, connected  # noqa: PLC0415
 
-    settings = loaded.settings
+    settings, target = loaded.settings, make_target(loaded.settings)
     applies = args.schema_command == "apply"
     async with (
         database(settings, may_make=applies) as url,
@@ -65,10 +66,13 @@ async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
     ):
         with as_start_error(url):
             if applies:
-                done = await schema.apply(opened, device_index=args.device_index, role=args.role)
+                done = await schema.apply(
+                    opened, target, device_index=args.device_index, role=args.role
+                )
                 print_answer({"done": done}, "\n".join(done), as_json=args.json)
                 return 0
-            text, difference = await schema.show(opened), await schema.difference(opened)
+            text = await schema.show(opened, target)
+            difference = await schema.difference(opened, target)
             found = {"fits": difference is None, "difference": difference, "table": text}
             print_answer(found, text, as_json=args.json)
             return 0 if difference is None else 1

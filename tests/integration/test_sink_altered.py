@@ -210,7 +210,7 @@ async def test_table_that_comes_earlier_on_the_search_path_is_not_written_to(
         assert await write(sinks[1], "insert", readings(1, start=9)) == Stored(1, 0)
         assert await operator.fetchval("select count(*) from postgres.readings") == 0
         assert await operator.fetchval("select count(*) from public.readings") == 5
-        assert known.table == "public.readings"
+        assert known.target.name == "public.readings"
         found = await lookup.newest(10)
         assert len(found["readings"]) == 5
         await lookup.close()

@@ -16,10 +16,11 @@ from ingest.sinks.postgres import connection as sink_connection
 from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.connection import DRIVER_ERRORS, Timeouts, text_of
 from ingest.sinks.postgres.sqlstate import verdict_for
+from ingest.sinks.postgres.target import Target
 from ingest.system.logs import get_logger
 
 
-async def make_table(database_url: str, timeouts: Timeouts) -> bool:
+async def make_table(database_url: str, target: Target, timeouts: Timeouts) -> bool:
     """Connect, create the table if it is missing, and disconnect. Raises no error of the driver.
 
     Returns False if another try may help: the server was away, or the table was locked.
@@ -35,7 +36,7 @@ async def make_table(database_url: str, timeouts: Timeouts) -> bool:
         try:
             # The commit of a new table may wait for a standby, for which the server has no limit.
             with sink_connection.deadline(connection, timeouts.command_s_max):
-                await schema.apply(connection)
+                await schema.apply(connection, target)
         finally:
             await sink_connection.close_politely(connection)
     except (asyncpg.PostgresError, *DRIVER_ERRORS, StartError) as error:
