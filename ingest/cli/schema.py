@@ -1,12 +1,17 @@
-"""`ingest schema`: creates the table if it is missing, or compares it with what is needed."""
+"""`ingest schema`: makes the table or a view of it, or compares it with what is needed."""
 
 from __future__ import annotations
 
 import argparse
+import csv
+from typing import TYPE_CHECKING, Any
 
 from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_json_flag
 from ingest.cli.terminal import print_answer
 from ingest.config.loading import Loaded
+
+if TYPE_CHECKING:
+    from ingest.sinks.postgres.target import Target
 
 TAKES = "COMMAND [options]"
 EXAMPLES = ("ingest schema show", "ingest schema apply --role ingest")
@@ -14,7 +19,7 @@ EPILOG = None
 
 
 def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
-    """Add the two commands."""
+    """Add the commands."""
     apply = Command(
         "apply",
         "create the table and its key; an existing table is not changed",
@@ -30,7 +35,13 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
         ("ingest schema show", "ingest schema show --json"),
         add_json_flag,
     )
-    add_group(parser, "schema_command", (apply, show), settings)
+    view = Command(
+        "view",
+        "print the SQL of a view with a column for each metric; with --yes make it",
+        ("ingest schema view --wide climate --metrics temperature,humidity --yes",),
+        _view_flags,
+    )
+    add_group(parser, "schema_command", (apply, show, view), settings)
 
 
 def _apply_flags(parser: argparse.ArgumentParser) -> None:
@@ -45,8 +56,32 @@ def _apply_flags(parser: argparse.ArgumentParser) -> None:
     add_json_flag(parser)
 
 
+def _view_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--wide", metavar="NAME", required=True, help="the view's name, without quotes"
+    )
+    parser.add_argument(
+        "--metrics",
+        metavar="NAMES",
+        type=_names,
+        required=True,
+        help="the metrics, with commas; one that has a comma itself in quotes: '\"a,b\",c'",
+    )
+    parser.add_argument("--yes", action="store_true", help="make the view")
+    add_json_flag(parser)
+
+
+def _names(text: str) -> list[str]:
+    """Read `a,b` or `"a,b",c`."""
+    try:
+        (found,) = csv.reader([text], skipinitialspace=True, strict=True)
+    except (csv.Error, ValueError):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of names with commas") from None
+    return found
+
+
 def run(args: argparse.Namespace, loaded: Loaded) -> int:
-    """Apply or show; return 0, or 1 if `show` found a table that cannot be used."""
+    """Apply, show or view; return 0, or 1 if `show` found a table that cannot be used."""
     import asyncio  # noqa: PLC0415
 
     return asyncio.run(_run(args, loaded))
@@ -55,24 +90,45 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
 async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
     from ingest.app.target import make_target  # noqa: PLC0415
     from ingest.cli.find_database import connect_limits, database  # noqa: PLC0415
-    from ingest.sinks.postgres import schema  # noqa: PLC0415
     from ingest.sinks.postgres.session import as_start_error, connected  # noqa: PLC0415
 
     settings, target = loaded.settings, make_target(loaded.settings)
-    applies = args.schema_command == "apply"
+    commands = {"apply": _apply, "show": _show, "view": _view}
     async with (
-        database(settings, may_make=applies) as url,
+        database(settings, may_make=args.schema_command == "apply") as url,
         connected(url, **connect_limits(settings)) as opened,
     ):
         with as_start_error(url):
-            if applies:
-                done = await schema.apply(
-                    opened, target, device_index=args.device_index, role=args.role
-                )
-                print_answer({"done": done}, "\n".join(done), as_json=args.json)
-                return 0
-            text = await schema.show(opened, target)
-            difference = await schema.difference(opened, target)
-            found = {"fits": difference is None, "difference": difference, "table": text}
-            print_answer(found, text, as_json=args.json)
-            return 0 if difference is None else 1
+            return await commands[args.schema_command](opened, target, args)
+
+
+async def _apply(opened: Any, target: Target, args: argparse.Namespace) -> int:
+    from ingest.sinks.postgres import schema  # noqa: PLC0415
+
+    done = await schema.apply(opened, target, device_index=args.device_index, role=args.role)
+    print_answer({"done": done}, "\n".join(done), as_json=args.json)
+    return 0
+
+
+async def _show(opened: Any, target: Target, args: argparse.Namespace) -> int:
+    from ingest.sinks.postgres import schema  # noqa: PLC0415
+
+    text = await schema.show(opened, target)
+    difference = await schema.difference(opened, target)
+    found = {"fits": difference is None, "difference": difference, "table": text}
+    print_answer(found, text, as_json=args.json)
+    return 0 if difference is None else 1
+
+
+async def _view(opened: Any, target: Target, args: argparse.Namespace) -> int:
+    from ingest.sinks.postgres import wide_view  # noqa: PLC0415
+
+    view, sql = await wide_view.wide_view(opened, target, args.wide, args.metrics)
+    if args.yes:
+        await wide_view.make_wide_view(opened, view, sql)
+    said = [f"made the view {view}"] if args.yes else [sql]
+    said += [f"-- {each}" for each in wide_view.COST]
+    if not args.yes:
+        said.append("-- Nothing was made: --yes makes it.")
+    print_answer({"view": view, "sql": sql, "made": args.yes}, "\n".join(said), as_json=args.json)
+    return 0

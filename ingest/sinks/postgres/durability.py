@@ -64,7 +64,7 @@ async def findings(connection: Connection, target: Target = READINGS) -> list[Fi
     return list(_judge(dict(row), target))
 
 
-def _judge(found: dict[str, Any], target: Target) -> Iterator[Finding]:
+def _judge(found: dict[str, Any], target: Target = READINGS) -> Iterator[Finding]:
     for name, risk in _OFF.items():
         value = str(found[name])
         if value == "off":

@@ -129,7 +129,7 @@ async def apply(
             await _create(connection, target)
             done.append(f"made the table {table}")
         elif found := await difference(connection, target):
-            raise StartError(f"{found}; a table that exists is never changed by us: alter it")
+            raise StartError(f"{found}; what exists is never changed by us: alter it")
         else:
             done.append(f"the table {table} was there, and fits")
         if device_index:
@@ -193,23 +193,27 @@ async def look(connection: Connection, target: Target = READINGS) -> Look:
 
 
 def _difference(target: Target, table: Record, rows: list[Record]) -> str | None:
+    table_name = quoted(target.table)
     if (kind := _KINDS.get(table["kind"], "something else")) != "table":
-        return f"{target.name} is a {kind}; a table is needed"
+        return (
+            f"{table_name} is a {kind}; a table is needed: nothing else has the unique key that "
+            "makes a retry safe. Name a table (table_name); docs/your-table.md says how to go on "
+            "from it"
+        )
     columns = {each["name"]: each for each in rows}
-    for name, kind in zip(target.columns, _TYPES, strict=True):
-        if found := _column_difference(target, name, kind, columns.get(name)):
+    for name, kept in zip(target.columns, _TYPES, strict=True):
+        if found := _column_difference(target, name, kept, columns.get(name)):
             return found
     for name, column in columns.items():
         if name not in target.columns and column["must_fill"]:
             return (
-                f"column {quoted(name)} of {target.name} is NOT NULL without a default, and not "
-                "one of ours"
+                f"column {name} of {table_name} is NOT NULL without a default, and not one of ours"
             )
     return _key_or_rule_difference(target, table)
 
 
 def _key_or_rule_difference(target: Target, table: Record) -> str | None:
-    name = target.name
+    name = quoted(target.table)
     if not table["keyed"]:
         return (
             f"table {name} has no unique key on exactly ({target.column_list}): a retry would "
@@ -236,7 +240,7 @@ def _key_or_rule_difference(target: Target, table: Record) -> str | None:
 def _column_difference(
     target: Target, name: str, kind: tuple[int, str], column: Record | None
 ) -> str | None:
-    table, shown = target.name, quoted(name)
+    table, shown = quoted(target.table), quoted(name)
     if column is None:
         return f"table {table} has no column {shown}"
     type_oid, type_name = kind
