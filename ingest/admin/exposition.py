@@ -26,8 +26,8 @@ from ingest.system.clock import monotonic_s, unix_us
 
 _STATE = "1 for the state that /readyz shows, 0 for the others."
 INSTANCE = "instance"  # the label of a process, if one port shows several
-# The figures of the broker that a process may have. `_total` is counted by the process itself;
-# `consumer_..` has a value for each consumer; the others are the same in all processes.
+# The figures of the broker and of the table that a process may have. `_total` is counted by the
+# process itself; `consumer_..` has a value for each consumer; the others are the same in all.
 BROKER_FIGURES = {
     "broker_up": "1 while there is a connection to the broker.",
     "stream_altered": "1 while the stream is missing, or is not as it must be.",
@@ -43,6 +43,10 @@ BROKER_FIGURES = {
     "stream_unforwarded_total": "Messages that were removed, though a forwarder that does not run "
     "had not sent them.",
     "redeliveries_total": "Messages that came to this process and had been delivered before.",
+    "partitions": "Partitions of the table.",
+    "partition_spans_ahead": "Days or months after the present one that have a partition.",
+    "table_bytes": "Bytes of all partitions, with their indexes.",
+    "table_oldest_age_seconds": "Age of the oldest reading in the table.",
 }
 
 

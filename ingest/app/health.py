@@ -48,9 +48,9 @@ class Health:
     `free_bytes` returns the free space of the state folder, and may raise OSError; None: there is
     no folder. `disk_broken` returns True if the journal cannot be written. `url_fault` returns what
     is wrong with the file of the database's URL, or nothing. `broker` returns why the broker is of
-    no use now, as a key of causes.CAUSES, or nothing; the state is `broker_away` then. `untaken`
-    says what a start waits for. `advice` are the words of the next steps: a text for each of
-    causes.FIELDS.
+    no use now, as a key of causes.CAUSES, or nothing; the state is `broker_away` then. `table` says
+    what is wrong with the partitions of the table, in the same way. `untaken` says what a start
+    waits for. `advice` are the words of the next steps: a text for each of causes.FIELDS.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class Health:
         broker: Callable[[], str] = str,
         untaken: str = UNTAKEN,
         dead_letters: Callable[[], DeadLetterStats] = DeadLetterStats,
+        table: Callable[[], str] = str,
         refusals: Refusals,
         fill: Fill,
         advice: Mapping[str, str],
@@ -78,6 +79,7 @@ class Health:
         self._broker = broker
         self._untaken = untaken
         self._dead_letters = dead_letters
+        self._table = table
         self._refusals = refusals
         self._fill = fill
         self._advice = advice
@@ -246,7 +248,7 @@ class Health:
             return self._database_cause()
         if state in {"starting", "full", "slowed"}:
             return state
-        return INVALID_FULL if self._invalid_full else ""
+        return INVALID_FULL if self._invalid_full else self._table()
 
     def _open_state(self, stats: BufferStats) -> str:
         if broker := self._broker():

@@ -121,11 +121,11 @@ class Service:
         )
         self._taking_back = TakeBack(settings, folder, self.buffer, self.ledger)
         self._token_file = open_tokens(settings)
+        self._reread = RereadUrl(settings)
         self._connect_parts(words)
 
     def _connect_parts(self, words: Mapping[str, str]) -> None:
         settings, database_state = self._settings, self.writing.database_state
-        self._reread = RereadUrl(settings)
         fill = Fill(settings, lambda: self.buffer.journal_stats().size_bytes)
         refused_posts = RefusedPosts(self.ledger)
         self.health = Health(
@@ -136,6 +136,7 @@ class Service:
             free_bytes=self._folder.free_bytes,
             disk_broken=lambda: self.buffer.broken,
             dead_letters=self.dead_letters.stats,
+            table=self.writing.table_cause,
             refusals=Refusals(self.ledger),
             fill=fill,
             advice=words,
@@ -181,7 +182,7 @@ class Service:
             state=self.health.state,
             disk_free_bytes=lambda: self.health.disk_free_bytes,
             limits=fill.limits,
-            broker=self._taking_back.figures,
+            broker=lambda: {**self._taking_back.figures(), **self.writing.table_figures()},
             tokens_end_s=self._token_file.tokens.left_s,
         )
 

@@ -112,6 +112,7 @@ class StreamWriter:
             free_bytes=None,
             broker=role.broker_state.cause,
             dead_letters=self.dead_letters.stats,
+            table=self.writing.table_cause,
             refusals=Refusals(self.ledger),
             fill=fill,
             advice=words,
@@ -124,7 +125,7 @@ class StreamWriter:
             state=self.health.state,
             disk_free_bytes=lambda: None,
             limits=fill.limits,
-            broker=self._figures,
+            broker=lambda: {**self._figures(), **self.writing.table_figures()},
         )
         self._tail = Tail()
         self._status = StatusSource(

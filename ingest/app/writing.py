@@ -13,6 +13,13 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from ingest.app.database import (
+    housekeeping_url,
+    late_partitions,
+    partitions_ahead,
+    timeouts,
+)
+from ingest.app.housekeeping import Housekeeping
 from ingest.app.target import make_target
 from ingest.config.settings import Settings
 from ingest.dead_letters.auto_replay import OwnFolder, Replayer
@@ -27,7 +34,8 @@ from ingest.model.verdict import (
     Verdict,
     WriteFailed,
 )
-from ingest.sinks.postgres.connection import DatabaseUrl, Timeouts
+from ingest.sinks.postgres.connection import DatabaseUrl
+from ingest.sinks.postgres.housekeeping.late import LatePartitions
 from ingest.sinks.postgres.known_server import KnownServer
 from ingest.sinks.postgres.make_table import make_table
 from ingest.sinks.postgres.sink import SinkPostgres
@@ -48,32 +56,25 @@ def make_sink(
     name: str = "iot-ingest",
     known: KnownServer | None = None,
     on_checked: Callable[[str], None] | None = None,
+    late: LatePartitions | None = None,
 ) -> SinkPostgres:
     """Return a sink that connects to `url` at its first use; see CheckedConnection."""
-    return SinkPostgres(
+    sink = SinkPostgres(
         url if callable(url) else lambda: url,
-        _timeouts(settings),
+        timeouts(settings),
         method=settings.write_method,
         unsafe=settings.database_unsafe,
         name=name,
         known=known or KnownServer(target=make_target(settings)),
         on_checked=on_checked,
     )
+    sink.late = late
+    return sink
 
 
 def _no_answer(failure: WriteFailed) -> bool:
     """Whether the server is away for now. A refusal, or an unknown host name, is an answer."""
     return failure.verdict is Verdict.WAIT and failure.reason != NO_SUCH_HOST
-
-
-def _timeouts(settings: Settings) -> Timeouts:
-    return Timeouts(
-        connect_s_max=settings.connect_s_max,
-        lock_s_max=settings.lock_s_max,
-        statement_s_max=settings.statement_s_max,
-        command_s_max=settings.command_s_max,
-        schema_check_s=settings.schema_check_s,
-    )
 
 
 class WritingHalf:
@@ -110,6 +111,8 @@ class WritingHalf:
         self.breaker = CircuitBreaker(
             window_rows=settings.breaker_window_rows, rows_max=settings.breaker_rows_max
         )
+        self.late: LatePartitions | None = None
+        self.housekeeping: Housekeeping | None = None  # once the sinks have been made
         self.cap = BatchCap(
             settings.batch_rows, settings.batch_rows_max, write_s_max=settings.statement_s_max
         )
@@ -130,6 +133,7 @@ class WritingHalf:
         Returns True if `start` may follow; writes may be paused then. Returns False if nothing will
         be written, because the process stops or must not start (`refusal`).
         """
+        self.late = late_partitions(self._settings, housekeeping_url(self._settings, url))
         self.sinks += [
             make_sink(
                 url,
@@ -137,9 +141,11 @@ class WritingHalf:
                 name=f"iot-ingest writer {number}",
                 known=self.known,
                 on_checked=on_checked,
+                late=self.late,
             )
             for number in range(self._settings.writers)
         ]
+        self.housekeeping = Housekeeping(self._settings, url)
         may_apply = self._settings.schema_apply
         while not (stopping.is_set() or self.checked):
             try:
@@ -148,9 +154,7 @@ class WritingHalf:
                 if stopping.is_set():
                     return False  # the stop aborted it
                 if failure.reason == SCHEMA and may_apply:
-                    may_apply = not await make_table(
-                        url(), self.known.target, _timeouts(self._settings)
-                    )
+                    may_apply = not await self._make_table(url())
                     if may_apply:  # the server could not be reached
                         await self._try_later()
                     continue
@@ -170,6 +174,16 @@ class WritingHalf:
         if self.checked or self.refusal:
             self.first_try.set()
         return self.checked
+
+    async def _make_table(self, url: str) -> bool:
+        settings = self._settings
+        return await make_table(
+            url,
+            self.known.target,
+            timeouts(settings),
+            span=settings.partition_span,
+            ahead=partitions_ahead(settings),
+        )
 
     async def _try_later(self) -> None:
         self.first_try.set()
@@ -225,8 +239,18 @@ class WritingHalf:
         dead_letters: DeadLetters,
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
     ) -> None:
-        """Start the writers, each in a task that `spawn` makes."""
+        """Start the writers, each in a task that `spawn` makes, and the housekeeping."""
         self._tasks = [spawn(each.run()) for each in self.make_writers(dead_letters)]
+        if self.housekeeping is not None:
+            spawn(self.housekeeping.run(self._halted))
+
+    def table_figures(self) -> dict[str, float]:
+        """Return what the housekeeping has found, as figures for metrics."""
+        return self.housekeeping.figures() if self.housekeeping is not None else {}
+
+    def table_cause(self) -> str:
+        """Return what is wrong with the partitions, as a key of causes.CAUSES, or nothing."""
+        return self.housekeeping.cause() if self.housekeeping is not None else ""
 
     def release_hold(self, dead_letter: bool) -> bool:
         """Try now; with `dead_letter` dead-letter the rows that the database refuses.

@@ -29,6 +29,7 @@ COMMANDS: dict[str, str] = {
     "token": "make, list and end the tokens of those who post",
     "sources": "show how JSON of other senders becomes readings, and try it with a body",
     "schema": "create the table, or compare it with what is needed",
+    "housekeeping": "make the partitions that the table will need, and show those it has",
     "stream": "make the stream of the broker, check it, or show its state",
     "forward": "post the readings of the stream to a webhook",
     "mqtt": "post the messages of an MQTT broker to the service",

@@ -11,8 +11,13 @@ from ingest.cli.terminal import print_answer
 from ingest.config.loading import Loaded
 
 if TYPE_CHECKING:
+    from ingest.config.settings import Settings
     from ingest.sinks.postgres.target import Target
 
+NOT_OWNER = (
+    "the role {role} cannot make further partitions: run `ingest housekeeping run` each day with "
+    "this URL, or set housekeeping_url for the service"
+)
 TAKES = "COMMAND [options]"
 EXAMPLES = ("ingest schema show", "ingest schema apply --role ingest")
 EPILOG = None
@@ -99,18 +104,31 @@ async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
         connected(url, **connect_limits(settings)) as opened,
     ):
         with as_start_error(url):
-            return await commands[args.schema_command](opened, target, args)
+            return await commands[args.schema_command](opened, target, args, settings)
 
 
-async def _apply(opened: Any, target: Target, args: argparse.Namespace) -> int:
+async def _apply(opened: Any, target: Target, args: argparse.Namespace, settings: Settings) -> int:
+    from ingest.app.database import partitions_ahead  # noqa: PLC0415
     from ingest.sinks.postgres import schema  # noqa: PLC0415
+    from ingest.sinks.postgres.housekeeping.view import look_at  # noqa: PLC0415
+    from ingest.sinks.postgres.make_table import first_partitions  # noqa: PLC0415
 
-    done = await schema.apply(opened, target, device_index=args.device_index, role=args.role)
+    span, ahead = settings.partition_span, partitions_ahead(settings)
+    done = await schema.apply(
+        opened,
+        target,
+        device_index=args.device_index,
+        role=args.role,
+        partitions=await first_partitions(opened, span, ahead, target),
+    )
+    view = await look_at(opened, target.name, span, target=target, sizes=False)
+    if args.role and view.ours and args.role != view.owner:
+        done.append(NOT_OWNER.format(role=args.role))
     print_answer({"done": done}, "\n".join(done), as_json=args.json)
     return 0
 
 
-async def _show(opened: Any, target: Target, args: argparse.Namespace) -> int:
+async def _show(opened: Any, target: Target, args: argparse.Namespace, _: Settings) -> int:
     from ingest.sinks.postgres import schema  # noqa: PLC0415
 
     text = await schema.show(opened, target)
@@ -120,7 +138,7 @@ async def _show(opened: Any, target: Target, args: argparse.Namespace) -> int:
     return 0 if difference is None else 1
 
 
-async def _view(opened: Any, target: Target, args: argparse.Namespace) -> int:
+async def _view(opened: Any, target: Target, args: argparse.Namespace, _: Settings) -> int:
     from ingest.sinks.postgres import wide_view  # noqa: PLC0415
 
     view, sql = await wide_view.wide_view(opened, target, args.wide, args.metrics)

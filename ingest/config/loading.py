@@ -138,6 +138,7 @@ def _check_texts(settings: Settings, origins: Mapping[str, str]) -> None:
         ("admin_listen", split_address),
         ("ts_min", moment_us),
         ("database_url", check_database_url),
+        ("housekeeping_url", check_database_url),
         ("admin_token", check_token),
         ("dashboard_url", check_page_url),
         ("broker_url", check_broker_url),

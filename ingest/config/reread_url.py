@@ -23,12 +23,17 @@ _log = get_logger("config")
 
 
 class RereadUrl:
-    """Call it for the URL now. It begins with the one of the settings."""
+    """Call it for the URL now. It begins with the one of the settings.
 
-    def __init__(self, settings: Settings) -> None:
-        file = full_path(settings.database_url_file) if settings.database_url_file else None
+    `name` is the setting: database_url, or another one that has a file.
+    """
+
+    def __init__(self, settings: Settings, name: str = "database_url") -> None:
+        named: str = getattr(settings, f"{name}_file")
+        file = full_path(named) if named else None
         self._file = None if file is None or file.is_fifo() else file
-        self._url = settings.database_url
+        self._name = name
+        self._url: str = getattr(settings, name)
         self._fault = ""  # why the file could not be used the last time
         self._occasionally = Occasionally(WARNING_S)
 
@@ -51,7 +56,7 @@ class RereadUrl:
 
         Devices may read it: the name of a file is not for them.
         """
-        return self._fault and f"database_url_file {self._fault}; the old URL is still used"
+        return self._fault and f"{self._name}_file {self._fault}; the old URL is still used"
 
     def _warn(self, file: Path, why: str) -> None:
         due = self._occasionally.due(why) is not None

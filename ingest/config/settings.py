@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, fields
 
+from ingest.config.table_settings import TableSettings
 from ingest.config.values import GIB, KIB, MIB, TIB, moment_us, setting
 from ingest.model.errors import ConfigError
 from ingest.model.reading import NAME_BYTES_MAX
@@ -17,7 +18,7 @@ ROW_BYTES_MAX = 34 + 2 * NAME_BYTES_MAX  # of one row (model/rows.py shows its l
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Settings:
+class Settings(TableSettings):
     """All settings of the service, each with its meaning. Times in seconds, sizes in bytes."""
 
     listen: str = setting(

@@ -18,7 +18,10 @@ from ingest.model.errors import ConfigError
 
 SECRET_BYTES_MAX = 16_384
 TOML_BYTES_MAX = 1_048_576
-SECRET_FILES = {each: f"{each}_file" for each in ("database_url", "admin_token", "broker_url")}
+SECRET_FILES = {
+    each: f"{each}_file"
+    for each in ("database_url", "admin_token", "broker_url", "housekeeping_url")
+}
 
 
 class UnusableFile(ConfigError):

@@ -11,13 +11,15 @@ from dataclasses import Field, fields
 from typing import Any
 
 from ingest.config.settings import Settings
+from ingest.config.table_settings import TableSettings
 from ingest.config.values import env_name, shown, unit
 
 
 def groups() -> Iterator[tuple[str, list[Field[Any]]]]:
-    """Yield (title, settings) in the order of their declaration."""
+    """Yield (title, settings) in the order of their declaration, those of TableSettings last."""
     title, members = "", list[Field[Any]]()
-    for each in fields(Settings):
+    last = {each.name for each in fields(TableSettings)}
+    for each in sorted(fields(Settings), key=lambda each: each.name in last):
         if each.metadata["opens"]:
             if members:
                 yield title, members

@@ -11,13 +11,22 @@ from typing import NamedTuple
 
 
 class Refusal(NamedTuple):
-    """One row of a block that the database refused. It is in the dead-letter queue now."""
+    """One row of a block that the database refused. It is in the dead-letter queue now.
+
+    The fields are those of ports.BadRow. With `comes_back` it is sent again by itself.
+    """
 
     row: int
     sqlstate: str
     message: str
     constraint: str | None = None
     no_partition: bool = False
+    too_old: bool = False
+
+    @property
+    def comes_back(self) -> bool:
+        """Whether it can be stored once a partition has been made."""
+        return self.no_partition and not self.too_old
 
 
 class Outcome(NamedTuple):
@@ -25,6 +34,11 @@ class Outcome(NamedTuple):
 
     refusals: tuple[Refusal, ...] = ()
     set_aside: bool = False
+
+    @property
+    def coming_back(self) -> frozenset[int]:
+        """The refused rows that are sent again by themselves."""
+        return frozenset(each.row for each in self.refusals if each.comes_back)
 
 
 class Ack:

@@ -46,6 +46,7 @@ JOURNAL_BROKEN, INVALID_FULL = "journal_broken", "invalid_full"
 BROKER_AWAY, BROKER_UNSAFE, BROKER_DISK = "broker_away", "broker_unsafe", "broker_disk"
 STREAM_MISSING, STREAM_ALTERED, STREAM_FULL = "stream_missing", "stream_altered", "stream_full"
 INSTANCE_AWAY = "instance_away"  # of `up`
+PARTITIONS_END = "partitions_end"
 
 _READ_MESSAGE = "`{run} hold show` prints the message of the server."
 _MAKE_SPACE = (
@@ -193,6 +194,13 @@ CAUSES: dict[str, Cause] = {
         "Writers are slower than the posts come in, or the database is away: find out why, or "
         "raise stream_bytes_max if the disk of the broker has space, then `{run} stream apply`.",
         "ingeststreamfilling",
+    ),
+    PARTITIONS_END: Cause(
+        "the table has partitions for a few days only; without more of them new readings would "
+        "become dead letters",
+        "`{run} housekeeping status` says how many are left, and why no more are made. Set "
+        "housekeeping_url to the role that owns the table, or run `{run} housekeeping run` as it.",
+        "ingestpartitionsend",
     ),
     INSTANCE_AWAY: Cause(
         "a process of the service does not report its state",

@@ -110,6 +110,7 @@ PROBLEMS: dict[str, Problem] = {
 }
 
 NO_PARTITION = "no_partition"
+TS_TOO_OLD = "ts_too_old"
 NOT_ALLOWED = "not_allowed"
 ITEM_CODES: dict[str, str] = {
     "item_unreadable": "the item is not JSON, or not MessagePack with text as names",
@@ -127,7 +128,7 @@ ITEM_CODES: dict[str, str] = {
     "value_not_exact": "the value is an integer that float64 cannot hold (setting `value_inexact`)",
     "ts_unreadable": "`ts` is neither RFC 3339 nor a number",
     "ts_without_offset": "`ts` is an RFC 3339 time without `Z` or an offset",
-    "ts_too_old": "`ts` is before the oldest allowed time (setting `ts_min`)",
+    TS_TOO_OLD: "`ts` is before the oldest allowed time (`ts_min`, `partition_late_days_max`)",
     "ts_in_future": "`ts` is later than now plus `ts_ahead_s_max`",
     "line_unreadable": "the line is not line protocol",
     "no_device": "nothing names a device: no tag of the line, no name of SenML, "

@@ -191,7 +191,7 @@ class BadRow(NamedTuple):
     """One row (its index in the batch) that the database refuses, with the SQLSTATE.
 
     `constraint` is the name of the violated constraint, if the server gave one. `no_partition`: the
-    table has no partition for the row.
+    table has no partition for the row; with `too_old` it gets none later, either.
     """
 
     row: int
@@ -199,6 +199,7 @@ class BadRow(NamedTuple):
     message: str
     constraint: str | None = None
     no_partition: bool = False
+    too_old: bool = False
 
 
 SetAside = Callable[[list[BadRow]], Awaitable[None]]

@@ -27,6 +27,8 @@ DEVICE_COLUMN = 14  # where the size of device_id begins in a row
 _HEAD = struct.Struct(">hiqi")
 _SIZE = struct.Struct(">i")
 _VALUE = struct.Struct(">id")
+_TIME = struct.Struct(">q")
+_TIME_AT = 6  # in a row
 
 _ROW_HEAD = b"\x00\x04\x00\x00\x00\x08"  # four columns, the first of them 8 bytes long
 
@@ -117,6 +119,12 @@ def row_offsets(tuples: bytes) -> list[int]:
         end += 16 + size_of(tuples, end)[0]  # metric and value
         offsets.append(end)
     return offsets
+
+
+def row_times_us(tuples: bytes, offsets: Sequence[int]) -> list[int]:
+    """Return the time of each row in Unix microseconds; `offsets` are those of `row_offsets`."""
+    time_of = _TIME.unpack_from
+    return [time_of(tuples, at + _TIME_AT)[0] + PG_EPOCH_US for at in offsets[:-1]]
 
 
 def rows_fault(tuples: bytes, rows: int) -> str:

@@ -45,7 +45,8 @@ class WriteFailed(IngestError):
     `sqlstate` is None if no server answered (socket, time-out); `reason` is UNREACHABLE then.
     `doubtful` means that the rows may be in the table. `row` is the index of the row that the
     server named as the cause, `constraint` the constraint that it named. `may_be_row`: with HOLD,
-    that some rows may be the cause, and not an operator.
+    that some rows may be the cause, and not an operator. `known_rows`: the sink knows which rows
+    are the cause, without trying them.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class WriteFailed(IngestError):
         row: int | None = None,
         constraint: str | None = None,
         may_be_row: bool = False,
+        known_rows: bool = False,
         reason: str = UNREACHABLE,
     ) -> None:
         super().__init__(message)
@@ -68,4 +70,5 @@ class WriteFailed(IngestError):
         self.row = row
         self.constraint = constraint
         self.may_be_row = may_be_row
+        self.known_rows = known_rows
         self.reason = reason

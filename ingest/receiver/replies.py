@@ -18,7 +18,7 @@ from ingest.http.request import Request
 from ingest.http.response import Answer, problem
 from ingest.model.ack import Outcome, Refusal
 from ingest.model.block import Block
-from ingest.model.codes import ITEM_CODES, NO_PARTITION
+from ingest.model.codes import ITEM_CODES, NO_PARTITION, TS_TOO_OLD
 from ingest.model.errors import Refused
 from ingest.model.letter import REFUSED
 from ingest.system.words import quoted
@@ -71,7 +71,7 @@ def committed(block: Block, errors: Sequence[ItemError], outcome: Outcome) -> An
 
 
 def _refused(refusal: Refusal, index: int | None) -> dict[str, Any]:
-    code = NO_PARTITION if refusal.no_partition else REFUSED
+    code = (TS_TOO_OLD if refusal.too_old else NO_PARTITION) if refusal.no_partition else REFUSED
     error = {
         "index": index,
         "code": code,

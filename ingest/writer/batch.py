@@ -109,3 +109,10 @@ def halves(blocks: list[Block]) -> tuple[list[Block], list[Block]]:
         if rows + blocks[cut].rows / 2 >= half:
             return blocks[:cut], blocks[cut:]
     return blocks[:-1], blocks[-1:]
+
+
+def isolated(blocks: list[Block]) -> list[Block]:
+    """Mark blocks: their next write looks for the rows that the database refuses."""
+    for block in blocks:
+        block.isolate = True
+    return blocks

@@ -6,21 +6,23 @@ Does not: decide when. The writer does, and the end of a drain.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Protocol
 
 from ingest.model.ack import Outcome, Refusal
 from ingest.model.block import Block
-from ingest.model.codes import NO_PARTITION
+from ingest.model.codes import NO_PARTITION, TS_TOO_OLD
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull
 from ingest.model.ledger import Ledger
-from ingest.model.letter import DRAINED, REFUSED, Letter
+from ingest.model.letter import DRAINED, EXHAUSTED, REFUSED, Letter
 from ingest.model.ports import BadRow, DeadLetters
 from ingest.model.rows import decode_rows
 from ingest.model.verdict import LETTERS_FULL, Verdict, WriteFailed
 from ingest.system.clock import monotonic_s
 from ingest.system.logs import get_logger
+from ingest.writer.breaker import Refused
 
 FAILURE_S_MAX = 1.0  # of an append at the end of a drain: then no further one is tried
 REST_ROWS = 1_000  # in one append at the end of a drain: if one append fails, others may not
@@ -93,8 +95,8 @@ def refusal_letters(piece: list[Block], refused: dict[int, list[Refusal]]) -> li
         origins = block.origins([refusal.row for refusal in refusals])
         letters += [
             Letter(
-                REFUSED,
-                NO_PARTITION if refusal.no_partition else refusal.sqlstate,
+                _reason_of(refusal),
+                _code_of(refusal),
                 refusal.message,
                 received_us,
                 readings[refusal.row],
@@ -104,6 +106,36 @@ def refusal_letters(piece: list[Block], refused: dict[int, list[Refusal]]) -> li
             for refusal, (received_us, item) in zip(refusals, origins, strict=True)
         ]
     return letters
+
+
+def votes_of(refused: Refused) -> dict[int, list[Refusal]]:
+    """Return those that count for the circuit breaker: a missing partition never pauses writes."""
+    votes = {
+        index: [each for each in refusals if not each.no_partition]
+        for index, refusals in refused.items()
+    }
+    return {index: refusals for index, refusals in votes.items() if refusals}
+
+
+def last_vote(bad: Sequence[BadRow]) -> BadRow:
+    """Return the last one that counts for the circuit breaker; there must be one."""
+    return next(each for each in reversed(bad) if not each.no_partition)
+
+
+def counted(refused: Refused) -> Counter[str]:
+    """Count refused rows by the reason of their letters."""
+    return Counter(_reason_of(each) for refusals in refused.values() for each in refusals)
+
+
+def _reason_of(refusal: Refusal) -> str:
+    """Return the reason of a refused row's letter. With EXHAUSTED it is replayed by itself."""
+    return EXHAUSTED if refusal.comes_back else REFUSED
+
+
+def _code_of(refusal: Refusal) -> str:
+    if refusal.too_old:
+        return TS_TOO_OLD
+    return NO_PARTITION if refusal.no_partition else refusal.sqlstate
 
 
 def block_letters(blocks: list[Block], reason: str, code: str, message: str) -> list[Letter]:

@@ -15,22 +15,25 @@ from collections.abc import Sequence
 from ingest.model.ack import Outcome, Refusal
 from ingest.model.block import Block
 from ingest.model.ledger import Ledger
-from ingest.model.letter import EXHAUSTED, REFUSED
+from ingest.model.letter import EXHAUSTED
 from ingest.model.ports import BadRow, DeadLetters, Outlet, Sink, Stored
 from ingest.model.verdict import OF_ONE_ROW, TOO_MANY_CONNECTIONS, Verdict, WriteFailed
 from ingest.system.backoff import backoff_s
 from ingest.system.clock import monotonic_s, sleep_unless, unix_us
 from ingest.system.logs import get_logger
 from ingest.writer.at_fault import takes_other_rows
-from ingest.writer.batch import Batch, BatchCap, Gatherer
+from ingest.writer.batch import Batch, BatchCap, Gatherer, isolated
 from ingest.writer.breaker import BREAKER, NONE, CircuitBreaker, Refused
 from ingest.writer.database_state import DatabaseState
 from ingest.writer.hand import Hand
 from ingest.writer.set_aside import (
     append_or_hold,
     block_letters,
+    counted,
+    last_vote,
     refusal_letters,
     refusals_by_block,
+    votes_of,
 )
 
 STORED = Outcome()
@@ -232,12 +235,13 @@ class Writer:
 
         async def set_aside(refused: list[BadRow]) -> None:
             by_block = refusals_by_block(piece, refused)
-            self._breaker.judge(piece, by_block, refused[-1])
+            if votes := votes_of(by_block):
+                self._breaker.judge(piece, votes, last_vote(refused))
             await append_or_hold(self._dead_letters, refusal_letters(piece, by_block))
             refusals.update(by_block)
 
         stored = await sink.write_isolating(tuples, rows, set_aside, at_fault=self._rows_at_fault)
-        self._breaker.written(piece, refusals)
+        self._breaker.written(piece, votes_of(refusals))
         self._settle(piece, stored, began_s, refusals)
 
     async def _pieces_after(self, failure: WriteFailed, piece: list[Block]) -> list[list[Block]]:
@@ -254,6 +258,9 @@ class Writer:
             self._unknown_tries_left -= 1
             verdict = Verdict.RETRY
         to_cut = verdict is Verdict.ISOLATE and not piece[0].isolate
+        if to_cut and failure.known_rows:  # the sink finds them at once, among however many
+            self._ledger.retries[verdict.value] += 1
+            return [isolated(piece)]
         if not to_cut and verdict is not Verdict.RETRY:
             raise failure
         self._ledger.retries[verdict.value] += 1
@@ -272,14 +279,14 @@ class Writer:
         if not self._rows_at_fault:
             raise failure
         self._ledger.retries[Verdict.ISOLATE.value] += 1
-        return [_isolated(piece)]
+        return [isolated(piece)]
 
     def _cut(self, piece: list[Block]) -> list[list[Block]]:
         """Halve a piece that has a bad row; mark it `isolate` if it is too small for that."""
         rows = sum(block.rows for block in piece)
         self._cap.shrink(rows)
         pieces = self._cap.halved(piece, rows)
-        return pieces if len(pieces) > 1 else [_isolated(piece)]
+        return pieces if len(pieces) > 1 else [isolated(piece)]
 
     async def _retried(self, piece: list[Block], failure: WriteFailed) -> list[list[Block]]:
         """Pause; return what to write again. Blocks that failed too often are dead-lettered."""
@@ -329,7 +336,8 @@ class Writer:
         now_us = unix_us()
         ledger = self._ledger
         ledger.batch_stored(self._sink.method, now_s - began_s, stored.committed, stored.duplicate)
-        ledger.readings_dead_lettered(REFUSED, sum(map(len, refusals.values())))
+        for reason, count in counted(refusals).items():
+            ledger.readings_dead_lettered(reason, count)
         self._hand.settle(piece)
         commit, lag = ledger.commit_s.observe, ledger.lag_s.observe
         for index, block in enumerate(piece):
@@ -338,9 +346,3 @@ class Writer:
             if block.ack is not None:
                 refused = refusals.get(index)
                 block.ack.resolve(Outcome(tuple(refused)) if refused else STORED)
-
-
-def _isolated(piece: list[Block]) -> list[Block]:
-    for block in piece:
-        block.isolate = True
-    return piece

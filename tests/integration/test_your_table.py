@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 
 import asyncpg
 import pytest
@@ -49,6 +51,13 @@ async def plant(connection: asyncpg.Connection) -> asyncpg.Connection:
     return connection
 
 
+@pytest.fixture
+async def closing() -> AsyncIterator[AsyncExitStack]:
+    """Give a stack of what is to be closed at the end, also of a test that fails."""
+    async with AsyncExitStack() as stack:
+        yield stack
+
+
 async def count(plant: asyncpg.Connection) -> int:
     """Return how many rows the table has."""
     found: int = await plant.fetchval(f"select count(*) from {TABLE}")
@@ -57,17 +66,20 @@ async def count(plant: asyncpg.Connection) -> int:
 
 @pytest.mark.parametrize("method", ["copy", "insert"])
 async def test_every_way_writes_to_a_table_with_other_names(
-    plant: asyncpg.Connection, shared_url: str, method: str
+    plant: asyncpg.Connection, shared_url: str, closing: AsyncExitStack, method: str
 ) -> None:
     """New rows, rows again, rows that are refused, and an ALTER TABLE between two writes."""
     settings = named(write_method=method)
     await schema.apply(plant, make_target(settings), device_index=True)
     sink = make_sink(shared_url, settings)
+    closing.push_async_callback(sink.close)
     rows = readings(20)
     assert await sink.write(encode(rows), 20, idempotent=False) == Stored(20, 0)
     assert await sink.write(encode(rows), 20, idempotent=False) == Stored(0, 20)
     assert await sink.write(encode(readings(25)), 25, idempotent=True) == Stored(5, 20)
-    await plant.execute(f'alter table {TABLE} add constraint sane check ("va\\lue.%s" <> 27)')
+    await plant.execute(
+        f'alter table {TABLE} add constraint sane check ("va\\lue.%s" not between 2.65 and 2.75)'
+    )
     more = readings(10, start=25)
     with pytest.raises(WriteFailed) as failed:
         await sink.write(encode(more), 10, idempotent=False)
@@ -85,7 +97,6 @@ async def test_every_way_writes_to_a_table_with_other_names(
     with pytest.raises(WriteFailed, match='no column "time"') as failed:
         await sink.write(encode(readings(1, start=90)), 1, idempotent=False)
     assert failed.value.verdict is Verdict.HOLD
-    await sink.close()
 
 
 @pytest.mark.parametrize("indexed", [False, True])
@@ -123,11 +134,17 @@ async def test_commands_name_the_table_of_the_settings(
     """`schema apply`, `show`, `doctor` and `loadgen verify` all mean the same table."""
     at = ["--database-url", shared_url, *FLAGS]
     assert (await here("schema", "show", *at)).code == 1
-    done = await here("schema", "apply", "--device-index", "--role", role, *at)
-    assert done.stdout == (
-        f'made the table {TABLE}\nmade the index "order_device_idx"\n'
-        f"the role {role} may write and read the table\n"
+    done = await here(
+        "schema", "apply", "--device-index", "--role", role, "--partition-span", "day", *at
     )
+    made = done.stdout.splitlines()
+    assert (done.code, done.stderr) == (0, "")
+    assert made[0] == f"made the table {TABLE}"
+    assert made[1].endswith("partitions, one for each day")
+    assert made[2] == 'made the index "order_device_idx"'
+    assert made[3] == f"the role {role} may write and read the table"
+    planned = json.loads((await here("housekeeping", "plan", "--json", *at)).stdout)
+    assert planned["table"] == TABLE, planned
     shown = await here("schema", "show", *at)
     assert (shown.code, shown.stdout.splitlines()[0]) == (0, f"table {TABLE}")
     doctor = json.loads((await here("doctor", "--json", *at)).stdout)

@@ -9,21 +9,49 @@ from __future__ import annotations
 import asyncio
 
 import asyncpg
+from asyncpg import Connection
 
 from ingest.model.errors import StartError
 from ingest.model.verdict import Verdict
 from ingest.sinks.postgres import connection as sink_connection
 from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.connection import DRIVER_ERRORS, Timeouts, text_of
+from ingest.sinks.postgres.housekeeping.ahead import PartitionsAhead
+from ingest.sinks.postgres.housekeeping.spans import NONE
+from ingest.sinks.postgres.housekeeping.view import look_at
 from ingest.sinks.postgres.sqlstate import verdict_for
-from ingest.sinks.postgres.target import Target
+from ingest.sinks.postgres.target import READINGS, Target
 from ingest.system.logs import get_logger
+from ingest.system.words import counted
+
+_HAS_TIMESCALEDB = "select exists (select from pg_extension where extname = 'timescaledb')"
 
 
-async def make_table(database_url: str, target: Target, timeouts: Timeouts) -> bool:
+async def first_partitions(
+    connection: Connection, span: str, ahead: PartitionsAhead, target: Target = READINGS
+) -> schema.OnMade | None:
+    """Return what makes the first partitions of a new table; None if it is to have none.
+
+    TimescaleDB can make a hypertable of a plain table only, and then makes the chunks itself.
+    """
+    if span == NONE or await connection.fetchval(_HAS_TIMESCALEDB):
+        return None
+
+    async def begin(connection: Connection) -> list[str]:
+        view = await look_at(connection, target.name, span, target=target)
+        made = await ahead.begin(connection, view._replace(span=span))
+        return [f"made {counted(made, 'partition')}, one for each {span}"]
+
+    return begin
+
+
+async def make_table(
+    database_url: str, target: Target, timeouts: Timeouts, *, span: str, ahead: PartitionsAhead
+) -> bool:
     """Connect, create the table if it is missing, and disconnect. Raises no error of the driver.
 
-    Returns False if another try may help: the server was away, or the table was locked.
+    It has a partition for each `span`, which may be `none`. Returns False if another try may help:
+    the server was away, or the table was locked.
     """
     try:
         async with asyncio.timeout(timeouts.connect_s_max):
@@ -36,7 +64,8 @@ async def make_table(database_url: str, target: Target, timeouts: Timeouts) -> b
         try:
             # The commit of a new table may wait for a standby, for which the server has no limit.
             with sink_connection.deadline(connection, timeouts.command_s_max):
-                await schema.apply(connection, target)
+                partitions = await first_partitions(connection, span, ahead, target)
+                await schema.apply(connection, target, partitions=partitions)
         finally:
             await sink_connection.close_politely(connection)
     except (asyncpg.PostgresError, *DRIVER_ERRORS, StartError) as error:

@@ -6,6 +6,7 @@ full check. The driver's errors pass through: a sink and a command handle them i
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 from asyncpg import Connection, Record
@@ -105,16 +106,22 @@ class Look(NamedTuple):
     difference: str | None
 
 
+# Called with the connection, in the transaction that has made the table; returns sentences.
+OnMade = Callable[[Connection], Awaitable[list[str]]]
+
+
 async def apply(
     connection: Connection,
     target: Target = READINGS,
     *,
     device_index: bool = False,
     role: str | None = None,
+    partitions: OnMade | None = None,
 ) -> list[str]:
     """Create the table if it is missing, and on request the index for devices and the grants.
 
-    Returns one sentence for each step. What exists is not changed, so it may run at every start,
+    With `partitions` it is partitioned by time, and this makes the first ones. Returns one sentence
+    for each step. What exists is not changed, so it may run at every start,
     and in several processes at once. It waits for locks as long as the settings of the connection
     allow. Raises StartError, with what to do, if a table of that name differs from ours, or its
     schema or `role` does not exist.
@@ -126,8 +133,10 @@ async def apply(
         # Two services that start at the same time must not both create it.
         await connection.execute("select pg_advisory_xact_lock(hashtext('iot-ingest schema'))")
         if not await connection.fetchval("select to_regclass($1) is not null", table):
-            await _create(connection, target)
+            await _create(connection, target, by_time=partitions is not None)
             done.append(f"made the table {table}")
+            if partitions:
+                done += await partitions(connection)
         elif found := await difference(connection, target):
             raise StartError(f"{found}; what exists is never changed by us: alter it")
         else:
@@ -145,15 +154,16 @@ async def apply(
     return done
 
 
-async def _create(connection: Connection, target: Target) -> None:
+async def _create(connection: Connection, target: Target, *, by_time: bool) -> None:
     schema = target.schema
     if schema and not await connection.fetchval(
         "select exists (select from pg_namespace where nspname = $1)", schema
     ):
         raise StartError(f"there is no schema {quoted(schema)}: create it first (CREATE SCHEMA)")
     names = {name: quoted(getattr(target, name)) for name in KEY}
+    partitioned = f" partition by range ({names['ts']})" if by_time else ""
     await connection.execute(
-        _CREATE_TABLE.format(name=target.name, columns=target.column_list, **names)
+        _CREATE_TABLE.format(name=target.name, columns=target.column_list, **names) + partitioned
     )
 
 

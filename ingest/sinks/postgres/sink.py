@@ -17,13 +17,15 @@ from collections.abc import Sequence
 from asyncpg import Connection
 
 from ingest.model.ports import BadRow, SetAside, Stored
-from ingest.model.rows import row_offsets
+from ingest.model.rows import row_offsets, row_times_us
 from ingest.model.verdict import OF_ONE_ROW, Verdict, WriteFailed
 from ingest.sinks.postgres import statements
 from ingest.sinks.postgres.checked_connection import CheckedConnection
+from ingest.sinks.postgres.housekeeping.late import LatePartitions
 
 # Deferred constraints are checked at once here. Otherwise the COMMIT would fail and name no row.
 _ISOLATING = "; set constraints all immediate; savepoint range"
+MISSING = "23514"  # of PostgreSQL, if there is no partition for a row
 _KEEP_RANGE = "release savepoint range; savepoint range"
 _UNDO_RANGE = "rollback to savepoint range"
 
@@ -36,28 +38,43 @@ _DUPLICATE_STAY = 20
 class SinkPostgres(CheckedConnection):
     """A ports.Sink on one connection, which is opened when it is first needed."""
 
+    late: LatePartitions | None = None  # shared by the sinks of a process
     _staging_on: Connection | None = None  # the connection that has the staging table
     _duplicate_run = 0
     _idempotent_left = 0
 
     async def write(self, tuples: Sequence[bytes], rows: int, *, idempotent: bool) -> Stored:
-        """Commit all rows, or none that we know of. Opens the connection if there is none."""
+        """Commit all rows, or none that we know of. Opens the connection if there is none.
+
+        If rows find no partition, those that may be made are made, and the write is tried again.
+        """
         await self.ready()
-        if self.method == "insert" or idempotent or self._idempotent_left or self.refuses_copy:
-            committed = await self._write_once(tuples)
-        else:
-            try:
-                committed = await self.checked(
-                    lambda connection: statements.copy(connection, self.sql.checked_copy, tuples),
-                    doubt=True,
-                    copying=True,
-                )
-            except WriteFailed as failed:
-                if failed.verdict is not Verdict.DUPLICATE:
-                    raise
-                committed = await self._write_once(tuples)
+        try:
+            committed = await self._write(tuples, idempotent=idempotent)
+        except WriteFailed as failed:
+            if failed.verdict is not Verdict.NO_PARTITION or self.late is None:
+                raise
+            if not await self.late.make_for(_times_us(tuples)):
+                failed.known_rows = self.late.knows
+                raise
+            await self.ready()
+            committed = await self._write(tuples, idempotent=idempotent)
         self._remember_duplicates(rows - committed)
         return Stored(committed, rows - committed)
+
+    async def _write(self, tuples: Sequence[bytes], *, idempotent: bool) -> int:
+        if self.method == "insert" or idempotent or self._idempotent_left or self.refuses_copy:
+            return await self._write_once(tuples)
+        try:
+            return await self.checked(
+                lambda connection: statements.copy(connection, self.sql.checked_copy, tuples),
+                doubt=True,
+                copying=True,
+            )
+        except WriteFailed as failed:
+            if failed.verdict is not Verdict.DUPLICATE:
+                raise
+        return await self._write_once(tuples)
 
     async def takes_any(self, rows: Sequence[bytes], *, like_stored: bool = False) -> bool:
         """Whether the table takes one of these rows as a new row. All of it is undone."""
@@ -79,29 +96,30 @@ class SinkPostgres(CheckedConnection):
     ) -> Stored:
         """Find the rows that the database refuses; commit the others in the same transaction."""
         await self.ready()
-        data = b"".join(tuples)
+        if self.late is not None and self.late.eager:
+            await self.late.make_for(_times_us(tuples))
+        data, numbers, bad = self._without_partition(b"".join(tuples))
         offsets = row_offsets(data)
-        bad: list[BadRow] = []
         committed = start = 0
-        length = rows
+        length = found = len(numbers)
         done = False
         try:
             await self._begin(_ISOLATING)
-            while start < rows:
-                end = min(start + length, rows)
+            while start < found:
+                end = min(start + length, found)
                 part = data[offsets[start] : offsets[end]]
                 stored = await self._try_range(part, at_fault=at_fault)
                 if isinstance(stored, int):
                     committed += stored
                     start, length = end, 8 * length
                 elif stored.row == 0 or end == start + 1:
-                    bad.append(_bad_row(start, stored))
+                    bad.append(_bad_row(numbers[start], stored))
                     start, length = start + 1, max(1, length // 2)
                 else:  # next up to the row that the server names, or half if it names none
                     half = (end - start) // 2
                     length = stored.row if stored.row and stored.row < end - start else half
             if bad:
-                await set_aside(bad)
+                await set_aside(sorted(bad))
             async with self.exchange(doubt=True) as connection:
                 await connection.execute("commit")
             done = True
@@ -109,6 +127,23 @@ class SinkPostgres(CheckedConnection):
             if not done:
                 self.drop()
         return Stored(committed, rows - len(bad) - committed)
+
+    def _without_partition(self, data: bytes) -> tuple[bytes, Sequence[int], list[BadRow]]:
+        """Return the rows to try, their numbers, and those of which it is known: no partition."""
+        offsets = row_offsets(data)
+        rows = len(offsets) - 1
+        if self.late is None or not self.late.knows:
+            return data, range(rows), []
+        why_not, numbers, bad = self.late.why_not, list[int](), list[BadRow]()
+        for row, ts_us in enumerate(row_times_us(data, offsets)):
+            if why := why_not(ts_us):
+                bad.append(BadRow(row, MISSING, why.message, None, True, why.final))
+            else:
+                numbers.append(row)
+        if not bad:
+            return data, range(rows), []
+        tried = b"".join([data[offsets[row] : offsets[row + 1]] for row in numbers])
+        return tried, numbers, bad
 
     async def _begin(self, more: str = "") -> None:
         """Begin a transaction in which nobody can alter the table that was checked."""
@@ -176,6 +211,11 @@ class SinkPostgres(CheckedConnection):
         self._duplicate_run += 1
         if self._duplicate_run >= _DUPLICATE_RUN:
             self._idempotent_left = _DUPLICATE_STAY
+
+
+def _times_us(tuples: Sequence[bytes]) -> list[int]:
+    data = b"".join(tuples)
+    return row_times_us(data, row_offsets(data))
 
 
 def _bad_row(row: int, failed: WriteFailed) -> BadRow:

@@ -1,0 +1,103 @@
+"""Housekeeping in the background of a process that writes, and what it has found.
+
+Each run has a connection of its own, so it never holds up a write. Several processes may do it:
+one of them runs, the others only look.
+Promises: an error is logged, and tried again with the next run. Nothing here pauses writes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from ingest.app.database import housekeeping_jobs, housekeeping_url, timeouts
+from ingest.app.target import make_target
+from ingest.config.settings import Settings
+from ingest.model.causes import PARTITIONS_END
+from ingest.model.errors import StartError
+from ingest.sinks.postgres.connection import DatabaseUrl
+from ingest.sinks.postgres.housekeeping import runs
+from ingest.sinks.postgres.housekeeping.runs import Report
+from ingest.sinks.postgres.housekeeping.view import PARTITIONED, View
+from ingest.system.clock import sleep_unless, unix_us
+from ingest.system.logs import Occasionally, get_logger
+
+WARNING_S = 3600.0
+SPANS_LEFT_MIN = 3  # with fewer partitions ahead somebody should look
+FIRST_PAUSES_S = (1.0, 5.0, 30.0)  # after runs that failed: the database may be starting
+
+log = get_logger("housekeeping")
+
+
+def ends_soon(view: View) -> bool:
+    """Whether few partitions are left: readings of later days would become dead letters."""
+    return view.kind == PARTITIONED and view.spans_ahead < SPANS_LEFT_MIN
+
+
+class Housekeeping:
+    """The housekeeping of one process. `url` is the writers'."""
+
+    def __init__(self, settings: Settings, url: DatabaseUrl) -> None:
+        self._settings = settings
+        self._url = housekeeping_url(settings, url)
+        self._jobs = housekeeping_jobs(settings)
+        self._found: Report | None = None
+        self._occasionally = Occasionally(WARNING_S)
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Run until `stopping` is set; it is never cancelled."""
+        failures = 0
+        pause_s = 0.0
+        while not await sleep_unless(stopping, pause_s):
+            pause_s = self._settings.housekeeping_pause_s
+            if await self._once(stopping):
+                failures = 0
+            else:
+                first_s = FIRST_PAUSES_S[min(failures, len(FIRST_PAUSES_S) - 1)]
+                pause_s = min(pause_s, first_s if failures < len(FIRST_PAUSES_S) else pause_s)
+                failures += 1
+
+    async def _once(self, stopping: asyncio.Event) -> bool:
+        """Run once; return False if another try may help soon."""
+        settings = self._settings
+        where = (self._url(), timeouts(settings), settings.partition_span, self._jobs)
+        target = make_target(settings)
+        try:
+            if settings.housekeeping:
+                report = await runs.run(*where, target=target, stopped=stopping.is_set)
+            else:
+                report = await runs.look(*where, target=target)
+        except StartError as error:
+            if self._occasionally.due(str(error)) is not None:
+                log.warning("housekeeping_failed", why=str(error))
+            return False
+        self._found = report
+        for each in report.did:
+            step = each.step
+            if not each.error:
+                log.info("housekeeping_did", step=step.kind, partition=step.partition)
+            elif self._occasionally.due((step.kind, each.error)) is not None:
+                log.warning(
+                    "housekeeping_step_failed",
+                    step=step.kind,
+                    partition=step.partition,
+                    why=each.error,
+                )
+        return True
+
+    def cause(self) -> str:
+        """Return the key of causes.CAUSES, or nothing."""
+        return PARTITIONS_END if self._found is not None and ends_soon(self._found.view) else ""
+
+    def figures(self) -> dict[str, float]:
+        """Return the figures of the table for metrics, by their names."""
+        if self._found is None:
+            return {}
+        view, oldest = self._found.view, self._found.oldest_us
+        figures: dict[str, float] = {}
+        if oldest is not None:
+            figures["table_oldest_age_seconds"] = (unix_us() - oldest) / 1e6
+        if view.kind == PARTITIONED:
+            figures["partitions"] = len(view.partitions)
+            figures["partition_spans_ahead"] = view.spans_ahead
+            figures["table_bytes"] = sum(each.bytes for each in view.partitions)
+        return figures

@@ -1,0 +1,194 @@
+"""`ingest housekeeping`: what is due for the table, doing it, and how the table is.
+
+It connects with `housekeeping_url`, the role that owns the table. It works while the service runs
+and while it does not; a timer may run it in place of the service.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_json_flag
+from ingest.cli.terminal import print_answer
+from ingest.config.loading import Loaded
+from ingest.sinks.postgres.housekeeping.spans import END_US
+from ingest.system.clock import rfc3339_or_us
+from ingest.system.words import counted
+
+if TYPE_CHECKING:
+    from ingest.sinks.postgres.housekeeping.plan import Did, Step
+    from ingest.sinks.postgres.housekeeping.runs import Report
+
+TAKES = "COMMAND [options]"
+EXAMPLES = ("ingest housekeeping status", "ingest housekeeping plan", "ingest housekeeping run")
+EPILOG = None
+PLAN_SHOWN_MAX = 50
+
+
+def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
+    """Add the three commands."""
+    plan = Command(
+        "plan",
+        "print what is due, and change nothing",
+        ("ingest housekeeping plan", "ingest housekeeping plan --json"),
+        add_json_flag,
+    )
+    run = Command(
+        "run",
+        "do what is due, once",
+        ("ingest housekeeping run", "ingest housekeeping run --yes"),
+        _run_flags,
+    )
+    status = Command(
+        "status",
+        "print how the table is partitioned, and how long the partitions last",
+        ("ingest housekeeping status", "ingest housekeeping status --json"),
+        add_json_flag,
+    )
+    add_group(parser, "housekeeping_command", (plan, run, status), settings)
+
+
+def _run_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--yes", action="store_true", help="also do the steps that wait for a person's yes"
+    )
+    add_json_flag(parser)
+
+
+def run(args: argparse.Namespace, loaded: Loaded) -> int:
+    """Plan, run or show; return 1 if a step of `run` failed, else 0."""
+    report = asyncio.run(_report(args, loaded))
+    if args.housekeeping_command == "plan":
+        print_answer(_steps(report.due), plan_text(report), as_json=args.json)
+        return 0
+    if args.housekeeping_command == "status":
+        print_answer(status_of(report), status_text(report), as_json=args.json)
+        return 0
+    answer = {"did": [_did(each) for each in report.did], "other_run": report.other_run}
+    print_answer(answer, run_text(report), as_json=args.json)
+    return 1 if any(each.error and not each.step.waits for each in report.did) else 0
+
+
+async def _report(args: argparse.Namespace, loaded: Loaded) -> Report:
+    from ingest.app.database import housekeeping_jobs, housekeeping_url, timeouts  # noqa: PLC0415
+    from ingest.app.target import make_target  # noqa: PLC0415
+    from ingest.cli.find_database import database  # noqa: PLC0415
+    from ingest.sinks.postgres.housekeeping import runs  # noqa: PLC0415
+
+    settings = loaded.settings
+    async with database(settings) as found:
+        url = housekeeping_url(settings, lambda: found)()
+        where = (url, timeouts(settings), settings.partition_span, housekeeping_jobs(settings))
+        target = make_target(settings)
+        if args.housekeeping_command == "run":
+            return await runs.run(*where, target=target, yes=args.yes)
+        return await runs.look(*where, target=target)
+
+
+def _steps(steps: Sequence[Step]) -> list[dict[str, Any]]:
+    return [
+        {
+            "kind": each.kind,
+            "partition": each.partition,
+            "from": _moment(each.from_us),
+            "to": _moment(each.to_us),
+            "why": each.why,
+            "waits": each.waits,
+        }
+        for each in steps
+    ]
+
+
+def _did(did: Did) -> dict[str, Any]:
+    (step,) = _steps([did.step])
+    return {**step, "error": did.error}
+
+
+def plan_text(report: Report) -> str:
+    """Return the steps as lines for a person."""
+    if not report.due:
+        return f"nothing is due: {_kind_words(report)}"
+    lines = [
+        f"{each.kind} {each.partition}: {each.why}{each.waits and f' (waits: {each.waits})'}"
+        for each in report.due[:PLAN_SHOWN_MAX]
+    ]
+    if (more := len(report.due) - PLAN_SHOWN_MAX) > 0:
+        lines.append(f"and {more} more; --json has all")
+    if report.view.cannot_make:
+        lines.append(f"not possible now: {report.view.cannot_make}")
+    return "\n".join(lines)
+
+
+def run_text(report: Report) -> str:
+    """Return what was done as lines for a person."""
+    if report.other_run:
+        return "another housekeeping run is under way; nothing was done"
+    if not report.did:
+        return f"nothing was due: {_kind_words(report)}"
+    return "\n".join(
+        f"{each.step.kind} {each.step.partition}: {each.error or 'done'}" for each in report.did
+    )
+
+
+def _kind_words(report: Report) -> str:
+    view = report.view
+    return {
+        "missing": f"there is no table {view.table} yet",
+        "plain": f"{view.table} has no partitions, and works without them",
+        "hypertable": f"{view.table} is a hypertable; TimescaleDB makes its chunks",
+        "other": f"{view.table} is not partitioned by the range of its time",
+        "partitioned": f"{view.table} has partitions until {_until(report)}"
+        if view.ours
+        else f"{view.table} was partitioned by somebody else, or this role may not see who did",
+    }[view.kind]
+
+
+def _moment(ts_us: int) -> str | int:
+    return rfc3339_or_us(ts_us - ts_us % 1_000_000)
+
+
+def _until(report: Report) -> str | int:
+
+    until_us = report.view.covered_to_us
+    return "for ever" if until_us == END_US else _moment(until_us)
+
+
+def status_of(report: Report) -> dict[str, Any]:
+    """Return the state of the table for programs."""
+    view = report.view
+    partitioned = view.kind == "partitioned"
+    return {
+        "table": view.table,
+        "kind": view.kind,
+        "span": view.span if partitioned else None,
+        "ours": view.ours,
+        "partitions": len(view.partitions),
+        "partitions_ours": sum(each.ours for each in view.partitions),
+        "bytes": sum(each.bytes for each in view.partitions),
+        "oldest": None if report.oldest_us is None else _moment(report.oldest_us),
+        "until": _until(report) if partitioned else None,
+        "spans_ahead": view.spans_ahead if partitioned else None,
+        "due": len(report.due),
+        "cannot_make": view.cannot_make,
+    }
+
+
+def status_text(report: Report) -> str:
+    """Return the same as lines for a person."""
+    found = status_of(report)
+    lines = {"table": _kind_words(report), "oldest reading": found["oldest"] or "none"}
+    if found["kind"] == "partitioned":
+        lines |= {
+            "partitions": f"{counted(found['partitions'], 'partition')}, "
+            f"{found['partitions_ours']} of them ours, {found['bytes'] / 1e6:,.0f} MB",
+            "ahead": f"{counted(found['spans_ahead'], found['span'])} after the present one, "
+            f"until {found['until']}",
+            "due": counted(found["due"], "step"),
+        }
+        if found["cannot_make"]:
+            lines["not possible"] = found["cannot_make"]
+    width = max(map(len, lines)) + 1
+    return "\n".join(f"{name + ':':<{width}} {text}" for name, text in lines.items())

@@ -1,0 +1,126 @@
+"""The partitions of a table by time: which ones there are, and which time has none.
+
+Promises: bounds are read from the catalog, where they are in force, never from a name.
+Does not: make or drop a partition. The driver's errors pass through.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from asyncpg import Connection
+
+from ingest.sinks.postgres.housekeeping import registry
+from ingest.sinks.postgres.housekeeping.spans import (
+    BEGINNING_US,
+    END_US,
+    TimeSpan,
+    partition_name,
+    span_bounds,
+    spans_between,
+)
+
+__all__ = ["Partition", "gaps", "partition_name", "partitions", "span_bounds"]
+
+# The bounds are text of the session's own time zone, and its cast reads them in the same way. A
+# bound of several columns, of a list or of a hash does not match: such a partition is left out.
+_PARTITIONS = r"""
+select name, lower, upper, bytes from (
+    select c.oid, c.relname::text as name,
+           regexp_match(pg_get_expr(c.relpartbound, c.oid),
+               '^FOR VALUES FROM \((?:''([^'']*)''|MINVALUE)\) TO \((?:''([^'']*)''|MAXVALUE)\)$')
+               as bounds,
+           case when $2 then coalesce(pg_total_relation_size(c.oid), 0) else 0 end as bytes
+    from pg_inherits i join pg_class c on c.oid = i.inhrelid
+    where i.inhparent = to_regclass($1) and c.relispartition) as child,
+    lateral (select (extract(epoch from bounds[1]::timestamptz) * 1000000)::int8 as lower,
+                    (extract(epoch from bounds[2]::timestamptz) * 1000000)::int8 as upper) as read
+where bounds is not null"""
+
+
+class Partition(NamedTuple):
+    """A partition: its table without the schema, and its bounds: Unix microseconds, half open.
+
+    `bytes` has the indexes too. `ours`: it was made or adopted by us, as the registry says.
+    """
+
+    name: str
+    from_us: int
+    to_us: int
+    bytes: int
+    ours: bool
+
+
+async def partitions(connection: Connection, table: str, *, sizes: bool = True) -> list[Partition]:
+    """Return the partitions by time, sorted by `from_us`. Without `sizes` all `bytes` are 0.
+
+    Sizes need a lock (ACCESS SHARE) on each partition for a moment.
+    """
+    known = await registry.entries(connection, table, registry.PARTITION)
+    found = [
+        _partition(row["name"], row["lower"], row["upper"], row["bytes"], known)
+        for row in await connection.fetch(_PARTITIONS, table, sizes)
+    ]
+    return sorted(found, key=lambda each: each.from_us)
+
+
+def _partition(
+    name: str, lower: int | None, upper: int | None, size: int, known: dict[str, object]
+) -> Partition:
+    from_us = BEGINNING_US if lower is None else lower
+    to_us = END_US if upper is None else upper
+    ours = known.get(name) == bounds_entry(from_us, to_us)
+    return Partition(name, from_us, to_us, size, ours)
+
+
+def bounds_entry(from_us: int, to_us: int) -> dict[str, int]:
+    """Return what the registry has of a partition of ours, under `partition/NAME`."""
+    return {"from_us": from_us, "to_us": to_us}
+
+
+def gaps(
+    found: Sequence[TimeSpan | Partition], span: str, from_us: int, to_us: int
+) -> list[TimeSpan]:
+    """Return the spans between two times that have no partition, in order.
+
+    If a partition of an operator covers a part of a day or month, the rest of it is a gap.
+    `found` is sorted by `from_us`.
+    """
+    missing: list[TimeSpan] = []
+    for each in spans_between(span, from_us, to_us):
+        missing += _gaps_in(found, each)
+    return missing
+
+
+def _gaps_in(found: Sequence[TimeSpan | Partition], span: TimeSpan) -> list[TimeSpan]:
+    missing: list[TimeSpan] = []
+    at = span.from_us
+    first = max(0, bisect_right(found, span.from_us, key=lambda each: each.from_us) - 1)
+    for each in found[first:]:
+        if each.from_us >= span.to_us:
+            break
+        if each.to_us <= at:
+            continue
+        if each.from_us > at:
+            missing.append(TimeSpan(at, each.from_us))
+        at = each.to_us
+    if at < span.to_us:
+        missing.append(TimeSpan(at, span.to_us))
+    return missing
+
+
+def gaps_of(
+    found: Sequence[TimeSpan | Partition], span: str, times_us: Iterable[int]
+) -> list[TimeSpan]:
+    """Return the gaps that have at least one of these times, in order."""
+    by_bounds: dict[TimeSpan, list[int]] = {}
+    for each in times_us:
+        by_bounds.setdefault(span_bounds(span, each), []).append(each)
+    return [
+        gap
+        for bounds, inside in sorted(by_bounds.items())
+        for gap in _gaps_in(found, bounds)
+        if any(gap.from_us <= each < gap.to_us for each in inside)
+    ]

@@ -1,0 +1,132 @@
+"""The plan of housekeeping: the steps that are due. `run` does them in order, one run at a time.
+
+Each job plans its own steps: partitions ahead, retention, archive. A step that fails does not stop
+the steps of other partitions; those of the same one are left for the next run.
+Promises: a step waits for a lock at most `lock_timeout` of the session, some times. Two runs never
+do a step at the same time, in whatever processes they are. A run that was killed is continued by
+the next one: what is due is read from the database each time.
+Does not: know what a step does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import NamedTuple, Protocol
+
+import asyncpg
+from asyncpg import Connection
+
+from ingest.model.errors import StartError
+from ingest.sinks.postgres.connection import DRIVER_ERRORS, text_of
+from ingest.sinks.postgres.housekeeping.spans import BEGINNING_US, END_US
+from ingest.sinks.postgres.housekeeping.view import View
+
+TRIES = 3
+TRY_AGAIN_S = 0.5
+_TRY_AGAIN = frozenset({"55P03", "40P01", "40001"})  # lock_timeout, deadlock, serialization
+_LOCK = "hashtextextended('iot-ingest housekeeping', $1::int8)"
+
+
+class Step(NamedTuple):
+    """One thing that is due. `partition` is a table without its schema; `why` is a sentence.
+
+    `from_us` and `to_us` are its bounds. `waits` is not empty if a person must confirm the step
+    first (`run --yes`), and says why.
+    """
+
+    kind: str
+    partition: str
+    why: str
+    from_us: int = BEGINNING_US
+    to_us: int = END_US
+    waits: str = ""
+
+
+class Did(NamedTuple):
+    """What became of a step: `error` is empty if it was done."""
+
+    step: Step
+    error: str = ""
+
+
+class Job(Protocol):
+    """One concern of housekeeping. It raises the driver's errors, and StartError with a reason."""
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """The kinds of the steps that it plans and does."""
+
+    async def plan(self, connection: Connection, view: View) -> list[Step]:
+        """Return the steps that are due, in order. Changes nothing."""
+
+    async def do(self, connection: Connection, view: View, step: Step) -> None:
+        """Do one step. It may have been done in part before."""
+
+
+class OtherRun(StartError):
+    """Another run of housekeeping is under way on this table."""
+
+
+async def plan(connection: Connection, view: View, jobs: Sequence[Job]) -> list[Step]:
+    """Return the steps of all jobs, in the order of the jobs."""
+    return [step for job in jobs for step in await job.plan(connection, view)]
+
+
+async def run(
+    connection: Connection,
+    view: View,
+    jobs: Sequence[Job],
+    *,
+    yes: bool = False,
+    stopped: Callable[[], bool] = lambda: False,
+) -> list[Did]:
+    """Plan, and do the steps; return what became of each. With `yes` also those that wait.
+
+    Raises OtherRun if a run is under way. `stopped` is asked before each step.
+    """
+    by_kind = {kind: job for job in jobs for kind in job.kinds}
+    did: list[Did] = []
+    failed = set[str]()
+    async with alone(connection, view.oid):
+        for step in await plan(connection, view, jobs):
+            if stopped() or connection.is_closed():
+                break
+            if step.waits and not yes:
+                did.append(Did(step, f"waits: {step.waits}"))
+            elif step.partition not in failed:
+                error = await _do(connection, view, by_kind[step.kind], step)
+                did.append(Did(step, error))
+                if error:
+                    failed.add(step.partition)
+    return did
+
+
+async def _do(connection: Connection, view: View, job: Job, step: Step) -> str:
+    """Do a step, again after a lock that was not free; return why it failed, or nothing."""
+    failed = ""
+    for again in range(TRIES):
+        if again:
+            await asyncio.sleep(TRY_AGAIN_S * again)
+        try:
+            await job.do(connection, view, step)
+        except (asyncpg.PostgresError, *DRIVER_ERRORS, StartError) as error:
+            failed = text_of(error)
+            if getattr(error, "sqlstate", None) not in _TRY_AGAIN:
+                break
+        else:
+            return ""
+    return failed
+
+
+@asynccontextmanager
+async def alone(connection: Connection, table_oid: int) -> AsyncIterator[None]:
+    """Hold the lock of the only run on a table. Raises OtherRun if another session has it."""
+    if not await connection.fetchval(f"select pg_try_advisory_lock({_LOCK})", table_oid):
+        raise OtherRun("another housekeeping run is under way")
+    try:
+        yield
+    finally:
+        if not connection.is_closed():
+            await connection.execute(f"select pg_advisory_unlock({_LOCK})", table_oid)

@@ -1,0 +1,82 @@
+"""The table `ingest_housekeeping` beside the readings table: what was done, and what was answered.
+
+Keys: `table/NAME` (a table whose partitions we make: its span), `partition/NAME` (made or adopted
+by us: its bounds), `answer/..` (what a person confirmed), `archive/NAME` (how far the archive of a
+span is), `pinned/NAME`. The owner writes it; the role that writes readings need not see it.
+Promises: each write is one statement of the caller's transaction. The driver's errors pass through.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from asyncpg import Connection
+
+NAME = "ingest_housekeeping"
+TABLE, PARTITION, ANSWER = "table/", "partition/", "answer/"
+ARCHIVE, PINNED = "archive/", "pinned/"
+
+_BESIDE = """
+select format('%I.%I', n.nspname, $2::text) as name,
+       coalesce(has_table_privilege(to_regclass(format('%I.%I', n.nspname, $2::text)), 'SELECT'),
+                false) as readable
+from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = to_regclass($1)"""
+
+
+async def name_beside(connection: Connection, table: str) -> tuple[str, bool]:
+    """Return the name of the registry of a table, with its schema; and whether we can read it."""
+    found = await connection.fetchrow(_BESIDE, table, NAME)
+    return (found["name"], found["readable"]) if found is not None else (NAME, False)
+
+
+async def make(connection: Connection, table: str, owner: str | None = None) -> str:
+    """Make the registry beside the table if it is missing; return its name with its schema.
+
+    `owner` is that of the table; it owns the registry too.
+    """
+    name, readable = await name_beside(connection, table)
+    if not readable:
+        await connection.execute(
+            f"create table if not exists {name} (key text primary key, value jsonb not null, "
+            "at timestamptz not null default now())"
+        )
+        if owner is not None:
+            await connection.execute(f"alter table {name} owner to {quoted(owner)}")
+    return name
+
+
+def quoted(name: str) -> str:
+    """Return a name as SQL has it."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+async def entries(connection: Connection, table: str, prefix: str) -> dict[str, Any]:
+    """Return the values whose keys begin with `prefix`, by the rest of the key.
+
+    Returns nothing if there is no registry, or this role may not read it.
+    """
+    name, readable = await name_beside(connection, table)
+    if not readable:
+        return {}
+    rows = await connection.fetch(
+        f"select substr(key, length($1) + 1) as rest, value::text as value from {name} "  # noqa: S608
+        "where starts_with(key, $1) order by key",
+        prefix,
+    )
+    return {row["rest"]: orjson.loads(row["value"]) for row in rows}
+
+
+async def put(connection: Connection, registry: str, key: str, value: Any) -> None:
+    """Store a value in the registry of this name (of `make`)."""
+    await connection.execute(
+        f"insert into {registry} (key, value) values ($1, $2::text::jsonb) "  # noqa: S608
+        "on conflict (key) do update set value = excluded.value, at = now()",
+        key,
+        orjson.dumps(value).decode(),
+    )
+
+
+async def remove(connection: Connection, registry: str, key: str) -> None:
+    """Remove a key; it may be missing."""
+    await connection.execute(f"delete from {registry} where key = $1", key)  # noqa: S608
