@@ -24,8 +24,8 @@ from ingest.app.writing import make_sink
 from ingest.config.settings import Settings
 from ingest.model.reading import Reading
 from ingest.model.rows import HEADER, TRAILER, encode_reading
-from ingest.sinks.postgres.schema import KEY, KEY_LIST, TABLE
 from ingest.sinks.postgres.sink import SinkPostgres
+from ingest.sinks.postgres.target import KEY, KEY_LIST, TABLE
 
 START_US = 1_760_000_000_000_000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

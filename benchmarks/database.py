@@ -12,7 +12,8 @@ import uvloop
 
 from benchmarks.processes import scratch
 from ingest.embedded.server import EmbeddedPostgres
-from ingest.sinks.postgres.schema import TABLE, apply
+from ingest.sinks.postgres.schema import apply
+from ingest.sinks.postgres.target import TABLE
 
 COUNT = f"select count(*) from {TABLE}"
 _T = TypeVar("_T")

@@ -37,7 +37,7 @@ from benchmarks.database import count_rows, execute, fresh_table
 from benchmarks.open_loop import Load, drive_openly
 from benchmarks.processes import Broken, free_port, raise_open_files_limit, scratch, serving
 from benchmarks.service import Service
-from ingest.sinks.postgres.schema import TABLE
+from ingest.sinks.postgres.target import TABLE
 
 IDLE_CONNECTIONS = 5_000
 # For a service with these flags: the levels, and the connections of each. As many as at the peak;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ingest.app.archive import ArchiverWhenNeeded
+from ingest.app.target import make_target
 from ingest.config.folders import archive_dir
 from ingest.config.reread_url import RereadUrl
 from ingest.config.settings import Settings
@@ -15,7 +16,6 @@ from ingest.sinks.postgres.housekeeping.keeping import Policy
 from ingest.sinks.postgres.housekeeping.late import LateLimits, LatePartitions
 from ingest.sinks.postgres.housekeeping.plan import Job
 from ingest.sinks.postgres.housekeeping.retention import Retention
-from ingest.sinks.postgres.schema import TABLE
 
 DAY_US = 86_400_000_000
 
@@ -63,7 +63,7 @@ def late_partitions(settings: Settings, url: DatabaseUrl, *, eager: bool = False
         url,
         timeouts(settings),
         span=settings.partition_span,
-        table=TABLE,
+        target=make_target(settings),
         limits=LateLimits(
             late_us_max=late_us,
             partitions_max=settings.partitions_max,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from ingest.app.health import Health
 from ingest.sinks.postgres.connection import identity
+from ingest.sinks.postgres.target import READINGS, Target
 from ingest.system.logs import Occasionally, get_logger
 from ingest.system.state_folder import StateFolder
 
@@ -19,19 +20,28 @@ WARNING_S = 60.0
 class FirstContact:
     """Tells `health` when posts are taken. `may_take`: also before the table has been checked."""
 
-    def __init__(self, health: Health, folder: StateFolder, *, may_take: bool) -> None:
+    def __init__(
+        self, health: Health, folder: StateFolder, *, may_take: bool, target: Target = READINGS
+    ) -> None:
         self._health = health
         self._folder = folder
         self._may_take = may_take
+        self._target = target
         self._known = False
         self._remembered = ""
         self._occasionally = Occasionally(WARNING_S)
         self._log = get_logger("service")
 
+    def _name(self, url: str) -> str:
+        """Return the database and the table, if that is not the default, for the state folder."""
+        target, database = self._target, identity(url)
+        ours = f" {target.name} ({target.column_list})"
+        return database if target == READINGS else database + ours
+
     def begin(self, url: str) -> None:
         """The first connection to this database is about to be made."""
         self._remembered = self._folder.remembered_database()
-        self._known = self._may_take and self._remembered == identity(url)
+        self._known = self._may_take and self._remembered == self._name(url)
         if self._known:
             self._health.taking_unchecked()
 
@@ -49,7 +59,7 @@ class FirstContact:
 
     def checked(self, url: str) -> None:
         """The table of this database is right. Blocks for two fsyncs if that is new."""
-        name = identity(url)
+        name = self._name(url)
         if not self._may_take or name == self._remembered:
             return
         try:

@@ -25,12 +25,14 @@ def greeting_lines(
     admin_listen: str,
     page: str,
     database: str,
+    table: str,
     waiting: str,
 ) -> Iterator[str]:
     """Yield the lines. With a `cert_file` the data port speaks TLS.
 
     `page` is the address of the dashboard. `database` is what sets its URL; empty if it is
-    embedded. `waiting` is why the database does not answer yet, or empty.
+    embedded. `table` is named as in SQL. `waiting` is why the database does not answer yet, or
+    empty.
     """
     yield f"iot-ingest {__version__}, state folder: {state_dir}"
     scheme, trust = "http", ""
@@ -48,7 +50,7 @@ def greeting_lines(
     yield f"dashboard:     {page}{once}"
     yield f"metrics:       http://{admin_listen}/metrics  (state: /readyz)"
     if not database:
-        look = f"./run psql{_flag(state_dir)} -c 'table readings'"
+        look = f"./run psql{_flag(state_dir)} -c {shlex.quote(f'table {table}')}"
         yield f"database:      embedded; to look into it: {look}"
     else:
         yield f"database:      as set by {database}"

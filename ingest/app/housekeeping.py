@@ -15,6 +15,7 @@ from ingest.app.database import (
     retention_policy,
     timeouts,
 )
+from ingest.app.target import make_target
 from ingest.config.settings import Settings
 from ingest.model.causes import PARTITIONS_END, RETENTION_WAITS
 from ingest.model.errors import StartError
@@ -68,11 +69,12 @@ class Housekeeping:
         """Run once; return False if another try may help soon."""
         settings = self._settings
         where = (self._url(), timeouts(settings), settings.partition_span, self._jobs)
+        target = make_target(settings)
         try:
             if settings.housekeeping:
-                report = await runs.run(*where, stopped=stopping.is_set)
+                report = await runs.run(*where, target=target, stopped=stopping.is_set)
             else:
-                report = await runs.look(*where)
+                report = await runs.look(*where, target=target)
         except StartError as error:
             if self._occasionally.due(str(error)) is not None:
                 log.warning("housekeeping_failed", why=str(error))

@@ -34,6 +34,7 @@ from ingest.app.receiving import make_endpoint
 from ingest.app.refusals import Refusals
 from ingest.app.rules import make_rules
 from ingest.app.take_back import TakeBack
+from ingest.app.target import make_target
 from ingest.app.tasks import EXIT_BROKEN, EXIT_LOST, EXIT_OK, TASKS_S_MAX, Tasks
 from ingest.app.writing import WritingHalf
 from ingest.config.reread_url import RereadUrl
@@ -88,6 +89,7 @@ class Service:
         terminal: bool,
     ) -> None:
         self._settings = settings
+        self._target = make_target(settings)
         self._terminal = terminal
         self._folder = folder
         self._announce = announce
@@ -143,6 +145,7 @@ class Service:
             self.health,
             self._folder,
             may_take=settings.buffer == "journal" and bool(settings.database_url),
+            target=self._target,
         )
         self.admin_side = AdminSide(
             settings,
@@ -226,6 +229,7 @@ class Service:
             page=self.admin_side.page_address(admin_listen, with_key=True),
             started_us=unix_us(),
             cert_file=settings.tls_cert_file and str(Path(settings.tls_cert_file).absolute()),
+            target=self._target.in_sql,
         )
         self._folder.publish(self._info)
         self.first_contact.begin(url())
@@ -242,6 +246,7 @@ class Service:
             needs_token=self.endpoint.needs_token,
             page=self.admin_side.page_address(admin_listen, with_key=self._terminal),
             database="" if self._embedded else database_words(self._settings),
+            table=self._target.name,
             waiting=""
             if writing.database_state.is_open
             else writing.database_state.message or "no answer yet",

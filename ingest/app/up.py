@@ -33,6 +33,7 @@ from ingest.app.own_broker import OwnBroker
 from ingest.app.rules import make_rules
 from ingest.app.servers import Servers
 from ingest.app.slot import SlotTimes
+from ingest.app.target import make_target
 from ingest.app.tasks import EXIT_BROKEN, EXIT_LOST, EXIT_OK, TASKS_S_MAX, Tasks
 from ingest.app.up_admin import UpAdmin
 from ingest.config.loading import check_waits
@@ -195,7 +196,8 @@ class Supervisor:
         self._tasks.spawn(self._watch_servers())
         self._tasks.spawn(self._own.take_over(self.admin.ledger, self._stopping))
         self._tasks.spawn(self._restart_when_told(children))
-        self.admin.database(lambda: self._servers.database_url, KnownServer(0))
+        known = KnownServer(0, make_target(settings))
+        self.admin.database(lambda: self._servers.database_url, known)
         self._publish(listen, admin_listen)
         for line in greeting_lines(
             state_dir=folder.path,
@@ -205,6 +207,7 @@ class Supervisor:
             needs_token=settings.access == TOKEN,
             page=self.admin.page(with_key=self._terminal),
             database="" if self._servers.is_embedded else database_words(settings),
+            table=known.target.name,
             waiting="",
         ):
             self._announce(line)
@@ -272,6 +275,7 @@ class Supervisor:
                 page=self.admin.page(with_key=True),
                 started_us=unix_us(),
                 cert_file=cert_file and str(Path(cert_file).absolute()),
+                target=make_target(self._settings).in_sql,
             )
         )
 

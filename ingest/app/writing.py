@@ -20,6 +20,7 @@ from ingest.app.database import (
     timeouts,
 )
 from ingest.app.housekeeping import Housekeeping
+from ingest.app.target import make_target
 from ingest.config.settings import Settings
 from ingest.dead_letters.auto_replay import OwnFolder, Replayer
 from ingest.dead_letters.sending import BlockSender, Rooms
@@ -64,7 +65,7 @@ def make_sink(
         method=settings.write_method,
         unsafe=settings.database_unsafe,
         name=name,
-        known=known or KnownServer(),
+        known=known or KnownServer(target=make_target(settings)),
         on_checked=on_checked,
     )
     sink.late = late
@@ -97,7 +98,7 @@ class WritingHalf:
         self._ledger = ledger
         self._halted = halted
         self._tasks: list[asyncio.Task[None]] = []
-        self.known = KnownServer(settings.writers)
+        self.known = KnownServer(settings.writers, make_target(settings))
         self.sinks: list[Sink] = []  # one for each writer
         self.first_try = asyncio.Event()  # the database was tried once, with or without success
         self.refusal = ""  # the result of that try, if the process must not start
@@ -178,6 +179,7 @@ class WritingHalf:
         settings = self._settings
         return await make_table(
             url,
+            self.known.target,
             timeouts(settings),
             span=settings.partition_span,
             ahead=partitions_ahead(settings),

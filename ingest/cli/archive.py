@@ -73,17 +73,19 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
 async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
     from ingest.app.archive import parquet_archiver  # noqa: PLC0415
     from ingest.app.database import housekeeping_url, timeouts  # noqa: PLC0415
+    from ingest.app.target import make_target  # noqa: PLC0415
     from ingest.cli.find_database import database  # noqa: PLC0415
     from ingest.sinks.postgres.housekeeping import archived, archiving  # noqa: PLC0415
     from ingest.sinks.postgres.housekeeping.opening import opened  # noqa: PLC0415
     from ingest.sinks.postgres.housekeeping.plan import alone  # noqa: PLC0415
     from ingest.sinks.postgres.housekeeping.view import look_at  # noqa: PLC0415
 
-    settings = loaded.settings
+    settings, target = loaded.settings, make_target(loaded.settings)
     async with database(settings) as found:
         url = housekeeping_url(settings, lambda: found)()
         async with opened(url, timeouts(settings)) as connection:
-            view = await look_at(connection, archiving.TABLE, settings.partition_span, sizes=False)
+            span = settings.partition_span
+            view = await look_at(connection, target.name, span, target=target, sizes=False)
             contents = await archived.contents(connection, view.table)
             pinned = await archived.pinned(connection, view.table)
             if args.archive_command == "list":

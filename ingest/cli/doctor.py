@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ingest import __version__
 from ingest.app.advice import advice
+from ingest.app.target import make_target
 from ingest.buffers.journal.reader import segment_files
 from ingest.cli.doctor_access import access_check
 from ingest.cli.doctor_broker import broker_checks
@@ -320,7 +321,7 @@ async def _database(loaded: Loaded, service: ServiceInfo | None) -> list[Check]:
             connected(url, **connect_limits(settings)) as opened,
         ):
             with as_start_error(url):
-                found = await examine(opened)
+                found = await examine(opened, make_target(settings))
             partitions = await partition_checks(settings, url)
     except DatabaseRefused as error:
         words = advice(settings, loaded.origins["database_url"])

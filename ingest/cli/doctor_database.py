@@ -77,7 +77,8 @@ def _table(found: dict[str, Any], settings: Settings) -> Check:
     if found["difference"] is None:
         return Check("table", OK, f"{found['table']} is correct")
     if not found["there"] and settings.schema_apply and found["may_create"]:
-        return Check("table", OK, "readings does not exist yet; `ingest serve` creates it at start")
+        said = f"{found['table']} does not exist yet; `ingest serve` creates it at start"
+        return Check("table", OK, said)
     advice = "" if found["there"] else "; a role that may create tables must run it"
     return Check("table", FAIL, f"{found['difference']}{advice}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ingest.app.database import housekeeping_jobs, housekeeping_url, timeouts
 from ingest.app.housekeeping import ends_soon
+from ingest.app.target import make_target
 from ingest.cli.doctor_database import FAIL, OK, WARN, Check
 from ingest.config.settings import Settings
 from ingest.model.errors import StartError
@@ -19,7 +20,11 @@ async def partition_checks(settings: Settings, url: str) -> list[Check]:
     own_url = housekeeping_url(settings, lambda: url)()
     try:
         report = await runs.look(
-            own_url, timeouts(settings), settings.partition_span, housekeeping_jobs(settings)
+            own_url,
+            timeouts(settings),
+            settings.partition_span,
+            housekeeping_jobs(settings),
+            target=make_target(settings),
         )
     except StartError as error:
         return [Check(_NAME, FAIL if settings.housekeeping_url else WARN, str(error))]

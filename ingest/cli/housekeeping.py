@@ -74,6 +74,7 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
 
 async def _report(args: argparse.Namespace, loaded: Loaded) -> Report:
     from ingest.app.database import housekeeping_jobs, housekeeping_url, timeouts  # noqa: PLC0415
+    from ingest.app.target import make_target  # noqa: PLC0415
     from ingest.cli.find_database import database  # noqa: PLC0415
     from ingest.sinks.postgres.housekeeping import runs  # noqa: PLC0415
 
@@ -81,9 +82,10 @@ async def _report(args: argparse.Namespace, loaded: Loaded) -> Report:
     async with database(settings) as found:
         url = housekeeping_url(settings, lambda: found)()
         where = (url, timeouts(settings), settings.partition_span, housekeeping_jobs(settings))
+        target = make_target(settings)
         if args.housekeeping_command == "run":
-            return await runs.run(*where, yes=args.yes)
-        return await runs.look(*where)
+            return await runs.run(*where, target=target, yes=args.yes)
+        return await runs.look(*where, target=target)
 
 
 def _steps(steps: Sequence[Step]) -> list[dict[str, Any]]:

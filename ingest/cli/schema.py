@@ -1,13 +1,19 @@
-"""`ingest schema`: creates the table, compares it with what is needed, gives it partitions."""
+"""`ingest schema`: makes the table, its partitions or a view of it, or compares it."""
 
 from __future__ import annotations
 
 import argparse
+import csv
+from typing import TYPE_CHECKING, Any
 
 from ingest.cli import schema_partition
 from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_json_flag
 from ingest.cli.terminal import print_answer
 from ingest.config.loading import Loaded
+
+if TYPE_CHECKING:
+    from ingest.config.settings import Settings
+    from ingest.sinks.postgres.target import Target
 
 NOT_OWNER = (
     "the role {role} cannot make further partitions: run `ingest housekeeping run` each day with "
@@ -53,7 +59,13 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
         ("ingest schema show", "ingest schema show --json"),
         add_json_flag,
     )
-    add_group(parser, "schema_command", (apply, partition, adopt, show), settings)
+    view = Command(
+        "view",
+        "print the SQL of a view with a column for each metric; with --yes make it",
+        ("ingest schema view --wide climate --metrics temperature,humidity --yes",),
+        _view_flags,
+    )
+    add_group(parser, "schema_command", (apply, partition, adopt, show, view), settings)
 
 
 def _apply_flags(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +80,30 @@ def _apply_flags(parser: argparse.ArgumentParser) -> None:
     add_json_flag(parser)
 
 
+def _view_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--wide", metavar="NAME", required=True, help="the view's name, without quotes"
+    )
+    parser.add_argument(
+        "--metrics",
+        metavar="NAMES",
+        type=_names,
+        required=True,
+        help="the metrics, with commas; one that has a comma itself in quotes: '\"a,b\",c'",
+    )
+    parser.add_argument("--yes", action="store_true", help="make the view")
+    add_json_flag(parser)
+
+
+def _names(text: str) -> list[str]:
+    """Read `a,b` or `"a,b",c`."""
+    try:
+        (found,) = csv.reader([text], skipinitialspace=True, strict=True)
+    except (csv.Error, ValueError):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of names with commas") from None
+    return found
+
+
 def run(args: argparse.Namespace, loaded: Loaded) -> int:
     """Return 0, or 1 if `show` found a table that cannot be used, or a yes is needed."""
     import asyncio  # noqa: PLC0415
@@ -76,38 +112,65 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
 
 
 async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
-    from ingest.app.database import housekeeping_url, partitions_ahead  # noqa: PLC0415
+    from ingest.app.database import housekeeping_url  # noqa: PLC0415
+    from ingest.app.target import make_target  # noqa: PLC0415
     from ingest.cli.find_database import connect_limits, database  # noqa: PLC0415
-    from ingest.sinks.postgres import schema  # noqa: PLC0415
-    from ingest.sinks.postgres.housekeeping.view import look_at  # noqa: PLC0415
-    from ingest.sinks.postgres.make_table import first_partitions  # noqa: PLC0415
     from ingest.sinks.postgres.session import as_start_error, connected  # noqa: PLC0415
 
-    settings = loaded.settings
+    settings, target = loaded.settings, make_target(loaded.settings)
     if args.schema_command in _OF_PARTITIONS:
         async with database(settings) as found:
             url = housekeeping_url(settings, lambda: found)()
             return await _OF_PARTITIONS[args.schema_command](args, settings, url)
-    applies = args.schema_command == "apply"
+    commands = {"apply": _apply, "show": _show, "view": _view}
     async with (
-        database(settings, may_make=applies) as url,
+        database(settings, may_make=args.schema_command == "apply") as url,
         connected(url, **connect_limits(settings)) as opened,
     ):
         with as_start_error(url):
-            if applies:
-                ahead = partitions_ahead(settings)
-                done = await schema.apply(
-                    opened,
-                    device_index=args.device_index,
-                    role=args.role,
-                    partitions=await first_partitions(opened, settings.partition_span, ahead),
-                )
-                view = await look_at(opened, schema.TABLE, settings.partition_span, sizes=False)
-                if args.role and view.ours and args.role != view.owner:
-                    done.append(NOT_OWNER.format(role=args.role))
-                print_answer({"done": done}, "\n".join(done), as_json=args.json)
-                return 0
-            text, difference = await schema.show(opened), await schema.difference(opened)
-            answer = {"fits": difference is None, "difference": difference, "table": text}
-            print_answer(answer, text, as_json=args.json)
-            return 0 if difference is None else 1
+            return await commands[args.schema_command](opened, target, args, settings)
+
+
+async def _apply(opened: Any, target: Target, args: argparse.Namespace, settings: Settings) -> int:
+    from ingest.app.database import partitions_ahead  # noqa: PLC0415
+    from ingest.sinks.postgres import schema  # noqa: PLC0415
+    from ingest.sinks.postgres.housekeeping.view import look_at  # noqa: PLC0415
+    from ingest.sinks.postgres.make_table import first_partitions  # noqa: PLC0415
+
+    span, ahead = settings.partition_span, partitions_ahead(settings)
+    done = await schema.apply(
+        opened,
+        target,
+        device_index=args.device_index,
+        role=args.role,
+        partitions=await first_partitions(opened, span, ahead, target),
+    )
+    view = await look_at(opened, target.name, span, target=target, sizes=False)
+    if args.role and view.ours and args.role != view.owner:
+        done.append(NOT_OWNER.format(role=args.role))
+    print_answer({"done": done}, "\n".join(done), as_json=args.json)
+    return 0
+
+
+async def _show(opened: Any, target: Target, args: argparse.Namespace, _: Settings) -> int:
+    from ingest.sinks.postgres import schema  # noqa: PLC0415
+
+    text = await schema.show(opened, target)
+    difference = await schema.difference(opened, target)
+    found = {"fits": difference is None, "difference": difference, "table": text}
+    print_answer(found, text, as_json=args.json)
+    return 0 if difference is None else 1
+
+
+async def _view(opened: Any, target: Target, args: argparse.Namespace, _: Settings) -> int:
+    from ingest.sinks.postgres import wide_view  # noqa: PLC0415
+
+    view, sql = await wide_view.wide_view(opened, target, args.wide, args.metrics)
+    if args.yes:
+        await wide_view.make_wide_view(opened, view, sql)
+    said = [f"made the view {view}"] if args.yes else [sql]
+    said += [f"-- {each}" for each in wide_view.COST]
+    if not args.yes:
+        said.append("-- Nothing was made: --yes makes it.")
+    print_answer({"view": view, "sql": sql, "made": args.yes}, "\n".join(said), as_json=args.json)
+    return 0

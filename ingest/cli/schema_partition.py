@@ -33,33 +33,39 @@ def adopt_flags(parser: argparse.ArgumentParser) -> None:
 async def partition(args: argparse.Namespace, settings: Settings, url: str) -> int:
     """Turn the plain table into a partitioned one; return 1 if it was only printed."""
     from ingest.app.database import partitions_ahead, timeouts  # noqa: PLC0415
+    from ingest.app.target import make_target  # noqa: PLC0415
     from ingest.sinks.postgres.housekeeping import conversion, runs  # noqa: PLC0415
     from ingest.sinks.postgres.housekeeping.opening import opened  # noqa: PLC0415
     from ingest.sinks.postgres.housekeeping.view import PARTITIONED, look_at  # noqa: PLC0415
-    from ingest.sinks.postgres.schema import TABLE  # noqa: PLC0415
     from ingest.sinks.postgres.session import as_start_error  # noqa: PLC0415
 
-    span = settings.partition_span
+    span, target = settings.partition_span, make_target(settings)
     async with opened(url, timeouts(settings)) as connection:
         with as_start_error(url):
             if args.undo:
-                undone = await conversion.take_back(connection, TABLE)
+                undone = await conversion.take_back(connection, target.name, column=target.ts)
                 say("taken back: the table is as before" if undone else "there is nothing to undo")
                 return 0
             if span == "none":
                 raise StartError("set partition_span to day or month: --partition-span day")
             ahead_us = int(settings.ts_ahead_s_max * US_PER_S)
-            view = await look_at(connection, TABLE, span, sizes=False)
+            view = await look_at(connection, target.name, span, target=target, sizes=False)
             if view.kind == PARTITIONED and view.ours:  # a killed run may have come so far
                 say(f"{view.table} is partitioned already")
             elif not args.yes:
-                plan = await conversion.planned(connection, TABLE, span, ahead_us)
+                plan = await conversion.planned(
+                    connection, target.name, span, ahead_us, column=target.ts
+                )
                 say("\n".join(conversion.in_words(plan)))
                 say("To do it, repeat it with --yes; the service may run meanwhile.")
                 return 1
             else:
-                await conversion.convert(connection, TABLE, span, ahead_us, say=say)
-    report = await runs.run(url, timeouts(settings), span, [partitions_ahead(settings)])
+                await conversion.convert(
+                    connection, target.name, span, ahead_us, say=say, column=target.ts
+                )
+    report = await runs.run(
+        url, timeouts(settings), span, [partitions_ahead(settings)], target=target
+    )
     failed = [each.error for each in report.did if each.error]
     say(f"{len(report.did) - len(failed)} partitions were made for the days after it")
     for error in failed:
@@ -70,15 +76,16 @@ async def partition(args: argparse.Namespace, settings: Settings, url: str) -> i
 async def adopt(args: argparse.Namespace, settings: Settings, url: str) -> int:
     """Make partitions of somebody else ours; return 1 if it was only printed."""
     from ingest.app.database import timeouts  # noqa: PLC0415
+    from ingest.app.target import make_target  # noqa: PLC0415
     from ingest.sinks.postgres.housekeeping import adopting  # noqa: PLC0415
     from ingest.sinks.postgres.housekeeping.opening import opened  # noqa: PLC0415
     from ingest.sinks.postgres.housekeeping.view import look_at  # noqa: PLC0415
-    from ingest.sinks.postgres.schema import TABLE  # noqa: PLC0415
     from ingest.sinks.postgres.session import as_start_error  # noqa: PLC0415
 
+    target = make_target(settings)
     async with opened(url, timeouts(settings)) as connection:
         with as_start_error(url):
-            view = await look_at(connection, TABLE, settings.partition_span)
+            view = await look_at(connection, target.name, settings.partition_span, target=target)
             chosen = adopting.adoptable(view, args.names)
             names = [each.name for each in chosen]
             if args.yes:

@@ -19,6 +19,7 @@ from ingest.config.host_names import host_names
 from ingest.config.networks import networks
 from ingest.config.settings import ROW_BYTES_MAX, Settings, split_address
 from ingest.config.sources import gather
+from ingest.config.table_names import COLUMNS, check_name, check_schema, repeated_column
 from ingest.config.values import (
     check_database_url,
     check_page_url,
@@ -112,6 +113,8 @@ def check_together(settings: Settings, origins: Mapping[str, str] | None = None)
     ordered("forward_lag_bytes_max", "stream_bytes_max")
     if bool(settings.tls_cert_file) != bool(settings.tls_key_file):
         raise ConfigError(f"setting {named('tls_cert_file')} needs {named('tls_key_file')}")
+    if same := repeated_column(settings):
+        raise ConfigError(f"setting {named(same[0])} must differ from {named(same[1])}")
     if settings.listen == settings.admin_listen and split_address(settings.listen)[1]:
         raise ConfigError(f"setting {named('listen')} must differ from {named('admin_listen')}")
 
@@ -145,6 +148,8 @@ def _check_texts(settings: Settings, origins: Mapping[str, str]) -> None:
         ("forwards", forward_names),
         ("trusted_proxies", networks),
         ("host_names", host_names),
+        ("table_schema", check_schema),
+        *((name, check_name) for name in ("table_name", *COLUMNS)),
     ):
         try:
             check(getattr(settings, name))

@@ -24,7 +24,8 @@ class ServiceInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     `listen` and `admin_listen` are the addresses that are bound. `token` permits admin actions.
     `page` is the dashboard's address with a key, which works once. `cert_file` is the certificate
-    of the data port, if that speaks TLS.
+    of the data port, if that speaks TLS. `target` are the table and its
+    columns for time, device, metric and value, as SQL names them.
     """
 
     pid: int
@@ -36,6 +37,7 @@ class ServiceInfo(msgspec.Struct, frozen=True, kw_only=True):
     started_us: int
     page: str = ""
     cert_file: str = ""
+    target: tuple[str, ...] = ("readings", "ts", "device_id", "metric", "value")
 
 
 class StateFolder:

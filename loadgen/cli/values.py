@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from loadgen.proof.table_names import column_names, table_name
 from loadgen.traffic import schedule
 from loadgen.traffic.post import target_of
 
@@ -43,6 +44,8 @@ def readable(read: Callable[[str], Value]) -> Callable[[str], Value]:
 
 
 url = readable(target_of)
+table = readable(table_name)
+columns = readable(column_names)
 
 
 def token(text: str) -> str:

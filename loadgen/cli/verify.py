@@ -136,13 +136,14 @@ async def _look_ahead(job: Job, where: Evidence) -> None:
     if job.plan.refused:
         device = f"{job.plan.prefix}ahead"
         try:
-            refused = await refuses(where.database_url, job.plan.first_us, device)
+            refused = await refuses(where.database_url, where.names, job.plan.first_us, device)
         except TableError as error:
             raise CannotCheck(str(error)) from error
         if refused is False:
             raise WrongUse(
-                "--refused-by-check: the table refuses no such reading; let its owner say: alter "
-                f"table readings add constraint loadgen_verify check (metric <> '{REFUSED_METRIC}')"
+                "--refused-by-check: the table refuses no such reading; let its owner say: "
+                f"alter table {where.names.table} add constraint loadgen_verify check "
+                f"({where.names.metric} <> '{REFUSED_METRIC}')"
             )
 
 

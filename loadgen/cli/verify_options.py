@@ -28,6 +28,7 @@ from loadgen.proof.letter_sources import Files, LetterSource, Program
 from loadgen.proof.local_service import LocalService, state_folder
 from loadgen.proof.readings import POST_READINGS_MAX, REFUSED_METRIC, Plan
 from loadgen.proof.run import Job
+from loadgen.proof.table_names import TableNames
 from loadgen.traffic.encode import FORMATS
 
 DURATION_S = 10.0
@@ -63,6 +64,13 @@ OPTIONS = {
             "PostgreSQL, the primary; also INGEST_DATABASE_URL",
             str,
             shows="URL",
+        ),
+        Option("--table", "the service's table, as SQL names it", values.table, shows="NAME"),
+        Option(
+            "--columns",
+            "its columns for time, device, metric and value, as SQL names them",
+            values.columns,
+            shows="NAMES",
         ),
         Option("--dlq-dir", "the dead-letter folder", values.path, shows="DIR"),
         Option(
@@ -204,7 +212,9 @@ def where_of(chosen: argparse.Namespace, local: LocalService | None) -> Evidence
             why = "another --url" if given_urls(chosen) else f"no service runs on {folder}"
             raise WrongUse(f"{why}, so where its proof lies is not known: say {option}")
     assert letters is not None, "said above"
-    return Evidence(database_url, letters, tuple(dict.fromkeys(admin_urls)))
+    names = local.names if local else TableNames()
+    names = TableNames(chosen.table or names.table, *(chosen.columns or names[1:]))
+    return Evidence(database_url, letters, tuple(dict.fromkeys(admin_urls)), names)
 
 
 def _letters_of(chosen: argparse.Namespace, local: LocalService | None) -> LetterSource | None:

@@ -26,6 +26,7 @@ from loadgen.proof.letter_sources import LetterSource
 from loadgen.proof.readings import Plan
 from loadgen.proof.reconcile import FAULTS, Fault, Reconciliation
 from loadgen.proof.table import TableError, check_table, stream_rows
+from loadgen.proof.table_names import TableNames
 from loadgen.words import counted
 
 FIRST_FAULTS = 20
@@ -44,6 +45,7 @@ class Evidence(NamedTuple):
     database_url: str
     letters: LetterSource
     admin_urls: tuple[str, ...] = ()
+    names: TableNames = TableNames()
 
 
 @dataclass
@@ -170,7 +172,7 @@ async def _compare(
         work = Reconciliation(ledger, folder, fault, replays=balance is not None)
         result.reasons = Counter(work.reasons)
         result.counts = work.counts
-        await stream_rows(where.database_url, plan.prefix, work.feed)
+        await stream_rows(where.database_url, where.names, plan.prefix, work.feed)
         work.finish()
         result.counts["perhaps_never_sent"] = _readings_after(ledger, plan)
         _check_balance(ledger, result, fault)
@@ -260,6 +262,6 @@ async def check_ahead(where: Evidence, prefix: str) -> None:
     """Check that a comparison will be possible. Raises CannotCheck."""
     try:
         await asyncio.to_thread(where.letters.read, prefix)
-        await check_table(where.database_url)
+        await check_table(where.database_url, where.names)
     except (TableError, DeadLettersError) as error:
         raise CannotCheck(str(error)) from error

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from loadgen.proof.letter_sources import Local
+from loadgen.proof.table_names import TableNames
 
 
 class NoHome(Exception):
@@ -23,7 +24,7 @@ class LocalService(NamedTuple):
 
     `token` permits actions on the admin port. `page` is the dashboard's address, with a key that
     logs in the first browser, if the service has one. `ca_file` is what to check its certificate
-    with, if `url` is https.
+    with, if `url` is https. `names` are those of its table.
     """
 
     url: str
@@ -33,6 +34,7 @@ class LocalService(NamedTuple):
     token: str = ""
     page: str = ""
     ca_file: str = ""
+    names: TableNames = TableNames()
 
 
 def full_path(named: str | Path) -> Path:
@@ -75,6 +77,7 @@ def find(folder: Path) -> LocalService | None:
             str(info.get("token", "")),
             str(info.get("page", "")),
             str(info.get("cert_file", "")),
+            TableNames(*map(str, info.get("target", ()))),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -15,6 +15,7 @@ from typing import Any
 import asyncpg
 
 from loadgen.proof.readings import REFUSED_METRIC
+from loadgen.proof.table_names import TableNames
 
 CONNECT_S_MAX = 10.0
 FETCH_ROWS = 5_000
@@ -23,9 +24,9 @@ _PG_EPOCH_US = 946_684_800_000_000  # PostgreSQL counts from 2000-01-01
 
 # The key's index has all columns and this order; the collation is that of the column.
 _ROWS = """
-select ts, device_id, metric, value from readings
-where device_id collate "C" >= $1 and device_id collate "C" < $2
-order by ts
+select {names.columns} from {names.table}
+where {names.device_id} collate "C" >= $1 and {names.device_id} collate "C" < $2
+order by {names.ts}
 """
 
 
@@ -33,23 +34,23 @@ class TableError(Exception):
     """The table cannot be read; the text says why."""
 
 
-async def check_table(database_url: str) -> None:
+async def check_table(database_url: str, names: TableNames) -> None:
     """Check that a reconciliation is possible. Raises TableError."""
-    async with _connected(database_url):
+    async with _connected(database_url, names):
         pass
 
 
-async def refuses(database_url: str, plan_us: int, device: str) -> bool | None:
+async def refuses(database_url: str, names: TableNames, plan_us: int, device: str) -> bool | None:
     """Whether a row with REFUSED_METRIC breaks a constraint; None: no privilege to try.
 
     The row is inserted and rolled back. Raises TableError.
     """
-    async with _connected(database_url) as connection:
+    async with _connected(database_url, names) as connection:
         transaction = connection.transaction()
         await transaction.start()
         try:
             await connection.execute(
-                "insert into readings (ts, device_id, metric, value) values ($1, $2, $3, 0.5)",
+                f"insert into {names.table} ({names.columns}) values ($1, $2, $3, 0.5)",  # noqa: S608
                 _EPOCH + timedelta(microseconds=plan_us),
                 device,
                 REFUSED_METRIC,
@@ -64,13 +65,13 @@ async def refuses(database_url: str, plan_us: int, device: str) -> bool | None:
 
 
 async def stream_rows(
-    database_url: str, prefix: str, feed: Callable[[Sequence[Any]], None]
+    database_url: str, names: TableNames, prefix: str, feed: Callable[[Sequence[Any]], None]
 ) -> None:
     """Hand all rows of the devices that begin with `prefix` to `feed`, thousands at a time.
 
     A row is (ts in Unix microseconds, device_id, metric, value). Raises TableError.
     """
-    async with _connected(database_url) as connection:
+    async with _connected(database_url, names) as connection:
         await connection.set_type_codec(
             "timestamptz",
             schema="pg_catalog",
@@ -81,14 +82,16 @@ async def stream_rows(
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             await connection.execute("set local statement_timeout = 0")
             await connection.execute("set local idle_in_transaction_session_timeout = 0")
-            cursor = await connection.cursor(_ROWS, prefix, prefix[:-1] + chr(ord(prefix[-1]) + 1))
+            rows_of = _ROWS.format(names=names)
+            end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
+            cursor = await connection.cursor(rows_of, prefix, end)
             while rows := await cursor.fetch(FETCH_ROWS):
                 feed(rows)
                 await asyncio.sleep(0)  # so that signals are handled
 
 
 @asynccontextmanager
-async def _connected(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+async def _connected(database_url: str, names: TableNames) -> AsyncIterator[asyncpg.Connection]:
     """Connect to a primary that has the table. Raises TableError, also for errors in the block."""
     try:
         connection = await asyncpg.connect(database_url, timeout=CONNECT_S_MAX)
@@ -97,7 +100,7 @@ async def _connected(database_url: str) -> AsyncIterator[asyncpg.Connection]:
     try:
         if await connection.fetchval("select pg_is_in_recovery()"):
             raise TableError("the database is a standby: it may lag behind; name the primary")
-        await connection.execute("select ts, device_id, metric, value from readings limit 0")
+        await connection.execute(f"select {names.columns} from {names.table} limit 0")  # noqa: S608
         yield connection
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise TableError(f"cannot read the table: {_told(error)}") from error

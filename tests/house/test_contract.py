@@ -14,8 +14,8 @@ from ingest.model.codes import PROBLEMS
 from ingest.model.letter import REASONS
 from ingest.model.ports import STATES
 from ingest.model.verdict import Verdict
-from ingest.sinks.postgres.schema import KEY
 from ingest.sinks.postgres.sqlstate import verdict_for
+from ingest.sinks.postgres.target import KEY
 
 CONTRACT = (Path(ingest.__file__).parent.parent / "docs" / "contract.md").read_text()
 BY_COLUMN = "23502"  # the verdict depends on the column

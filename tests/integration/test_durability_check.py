@@ -21,6 +21,7 @@ from ingest.model.verdict import NOT_DURABLE, Verdict, WriteFailed
 from ingest.sinks.postgres import checked_connection, durability, schema
 from ingest.sinks.postgres.examination import examine
 from ingest.sinks.postgres.sink import SinkPostgres
+from ingest.sinks.postgres.target import TABLE
 from ingest.system.logs import Occasionally
 from tests.support.commands import Here
 from tests.support.letters import drained, keep, make_store, read
@@ -173,7 +174,7 @@ async def test_every_value_of_synchronous_commit_is_judged(
 ) -> None:
     """All but `off` wait for the primary's disk. Less than a standby's disk is a warning."""
     connection = await asyncpg.connect(readings_url)
-    found = await connection.fetchrow(durability._QUESTION, schema.TABLE)
+    found = await connection.fetchrow(durability._QUESTION, TABLE)
     await connection.close()
     assert found is not None
     row = dict(found) | {"synchronous_commit": value, "standbys": standbys}

@@ -121,8 +121,9 @@ SWAPPED = {  # what is there instead of our table, and the reason and the messag
     ),
     "alter table readings rename to old; create view readings as table old": (
         "schema",
-        "readings is a view; a table is needed; INSERT and SELECT on public.readings are not "
-        "granted to the role plain_role",
+        "readings is a view; a table is needed: nothing else has the unique key that makes a retry "
+        "safe. Name a table (table_name); docs/your-table.md says how to go on from it; "
+        "INSERT and SELECT on public.readings are not granted to the role plain_role",
     ),
 }
 
@@ -210,7 +211,7 @@ async def test_table_that_comes_earlier_on_the_search_path_is_not_written_to(
         assert await write(sinks[1], "insert", readings(1, start=9)) == Stored(1, 0)
         assert await operator.fetchval("select count(*) from postgres.readings") == 0
         assert await operator.fetchval("select count(*) from public.readings") == 5
-        assert known.table == "public.readings"
+        assert known.target.name == "public.readings"
         found = await lookup.newest(10)
         assert len(found["readings"]) == 5
         await lookup.close()

@@ -194,10 +194,10 @@ class CheckedConnection(OneConnection):
         """Check in full that the table is as we need it, and that the server keeps a commit."""
         known = self._known
         async with self.exchange(opening=True) as connection:
-            look = await schema.look(connection, known.table)
+            look = await schema.look(connection, known.target)
             found, reason = look.difference, SCHEMA
             if found is None:
-                kept = await durability.findings(connection, look.table)
+                kept = await durability.findings(connection, look.target)
                 if fault := durability.fault(kept):
                     found, reason = self._not_durable(fault), NOT_DURABLE
             if found is None and self._statements is None:
@@ -265,7 +265,7 @@ class CheckedConnection(OneConnection):
                     yield connection
                     sound = True
                 except asyncpg.PostgresError as error:
-                    failed = server_failed(error, doubt=doubt)
+                    failed = server_failed(error, self._known.target, doubt=doubt)
                     failed.may_be_row &= not opening
                     if failed.verdict in _EXAMINED or (copying and failed.sqlstate == NO_COPY):
                         await self._undo(connection, undo)
@@ -277,7 +277,7 @@ class CheckedConnection(OneConnection):
             verdict = Verdict.WAIT if opening else Verdict.RETRY
             raise WriteFailed(verdict, text_of(error), doubtful=doubt) from error
         except asyncpg.PostgresError as error:  # while another one was examined
-            raise server_failed(error, doubt=doubt) from error
+            raise server_failed(error, self._known.target, doubt=doubt) from error
         except DRIVER_ERRORS as error:
             raise WriteFailed(Verdict.WAIT, text_of(error), doubtful=doubt) from error
         finally:
@@ -298,26 +298,27 @@ class CheckedConnection(OneConnection):
         """Ask the server for more: whether our key was violated, or how the table differs."""
         if connection.is_closed():
             return
+        target = self._known.target
         # Our key is violated despite ON CONFLICT if a trigger inserts a row: the row is at fault.
         if failed.sqlstate == "23505" and copying:
             key = (error.schema_name or "", error.constraint_name or "")
-            if key in self._keys or await schema.is_key(connection, *key, self._known.table):
+            if key in self._keys or await schema.is_key(connection, *key, target):
                 self._keys.add(key)
                 failed.verdict = Verdict.DUPLICATE
         elif failed.sqlstate == NO_COPY and copying:
-            if await connection.fetchval(_ROW_SECURITY, self._known.table):
+            if await connection.fetchval(_ROW_SECURITY, target.name):
                 self.refuses_copy = True
                 failed.verdict = Verdict.DUPLICATE
         elif failed.sqlstate == NO_SUCH_STATEMENT:
             failed.message = self._known.not_kept().message
         elif failed.reason == PERMISSION:
             # Another table, or a view, may have this name now.
-            if text := await schema.not_granted(connection, self._known.table):
+            if text := await schema.not_granted(connection, target):
                 failed.message, failed.may_be_row = text, False
-                look = await schema.look(connection, self._known.table)
+                look = await schema.look(connection, target)
                 if look.difference is not None:
                     failed.message, failed.reason = f"{look.difference}; {text}", SCHEMA
         elif failed.reason == SCHEMA:
-            look = await schema.look(connection, self._known.table)
+            look = await schema.look(connection, target)
             if look.difference is not None:
                 failed.message, failed.may_be_row = look.difference, False

@@ -11,6 +11,7 @@ from typing import Any
 from asyncpg import Connection
 
 from ingest.sinks.postgres import durability, known_server, schema
+from ingest.sinks.postgres.target import READINGS, Target, quoted
 from ingest.system.clock import unix_us
 
 _QUESTION = """
@@ -29,14 +30,16 @@ select current_setting('server_version') as version,
        current_user::text as role,
        current_database()::text as database,
        has_database_privilege(current_database(), 'TEMP') as may_temp,
-       to_regclass('readings') is not null as there,
-       has_table_privilege(to_regclass('readings'), 'INSERT') as may_insert,
-       has_table_privilege(to_regclass('readings'), 'SELECT') as may_select,
-       coalesce(has_schema_privilege(current_schema(), 'CREATE'), false) as may_create,
+       to_regclass($2) is not null as there,
+       has_table_privilege(to_regclass($2), 'INSERT') as may_insert,
+       has_table_privilege(to_regclass($2), 'SELECT') as may_select,
+       coalesce(case when $3::text = '' then has_schema_privilege(current_schema(), 'CREATE')
+                else has_schema_privilege(to_regnamespace($3)::oid, 'CREATE') end, false)
+           as may_create,
        (extract(epoch from clock_timestamp()) * 1000000)::bigint as now_us"""
 
 
-async def examine(connection: Connection) -> dict[str, Any]:
+async def examine(connection: Connection, target: Target = READINGS) -> dict[str, Any]:
     """Return the columns of the query by name, and some more values.
 
     `ahead_s` is how far the database's clock is ahead of ours, give or take `doubt_s`. `table` is
@@ -44,15 +47,16 @@ async def examine(connection: Connection) -> dict[str, Any]:
     is None. `durability` is a list of Finding.
     """
     before_us = unix_us()
-    row = await connection.fetchrow(_QUESTION, known_server.HUNG_S)
+    schema_name = quoted(target.schema) if target.schema else ""
+    row = await connection.fetchrow(_QUESTION, known_server.HUNG_S, target.name, schema_name)
     after_us = unix_us()
     assert row is not None
-    look = await schema.look(connection)
+    look = await schema.look(connection, target)
     return {
         **row,
         "ahead_s": (row["now_us"] - (before_us + after_us) / 2) / 1e6,
         "doubt_s": (after_us - before_us) / 2e6,
-        "table": look.table,
+        "table": look.target.name,
         "difference": look.difference,
-        "durability": await durability.findings(connection),
+        "durability": await durability.findings(connection, target),
     }

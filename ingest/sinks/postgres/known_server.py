@@ -22,7 +22,8 @@ from ingest.model.verdict import (
     WriteFailed,
 )
 from ingest.sinks.postgres.connection import SessionNotKept
-from ingest.sinks.postgres.schema import TABLE, Look
+from ingest.sinks.postgres.schema import Look
+from ingest.sinks.postgres.target import READINGS, Target
 from ingest.system.logs import get_logger
 
 log = get_logger("database")
@@ -59,30 +60,25 @@ where pid <> pg_backend_pid() and usename = session_user and datname = current_d
 class KnownServer:
     """Shared by the sinks of one process that use the same database.
 
-    `table` names the table, with its schema once it was found. `opening` is held by a sink while it
+    `target` is the table, with its schema once it was found. `opening` is held by a sink while it
     connects. `session_number` goes up when sessions turn out not to be kept: then every sink
     connects anew.
     """
 
-    def __init__(self, connections_max: int = 1) -> None:
+    def __init__(self, connections_max: int = 1, target: Target = READINGS) -> None:
         self._connections_max = connections_max
         self._oid = 0
         self._in_use = set[str]()  # server processes
         self._cut = set[str]()
-        self.table = TABLE
+        self.target = target
         self.opening = asyncio.Lock()
         self.session_number = 0
-
-    @property
-    def schema(self) -> str:
-        """The schema of the table as SQL names it; "" as long as no table was found."""
-        return self.table.rpartition(".")[0]
 
     def found(self, look: Look) -> None:
         """Take what a full check without a difference has found."""
         if self._oid and look.oid != self._oid:
-            log.warning("table_replaced", table=look.table, oid=look.oid, oid_was=self._oid)
-        self.table, self._oid = look.table, look.oid
+            log.warning("table_replaced", table=look.target.name, oid=look.oid, oid_was=self._oid)
+        self.target, self._oid = look.target, look.oid
 
     async def enter(self, connection: Connection, limits_ms: tuple[int, ...]) -> Record:
         """Check a new connection; return its session. Raises WriteFailed, and driver's errors.

@@ -21,7 +21,6 @@ from ingest.model.errors import Refused
 from ingest.sinks.postgres import connection as sink_connection
 from ingest.sinks.postgres.connection import DRIVER_ERRORS, DatabaseUrl, Expired, OneConnection
 from ingest.sinks.postgres.known_server import KnownServer
-from ingest.sinks.postgres.schema import TABLE
 from ingest.system.clock import rfc3339_or_us
 
 LOOKUP_S_MAX = 2.0
@@ -49,17 +48,19 @@ select coalesce(bool_or(true), false) as there,
 from pg_index i where i.indrelid = to_regclass($1) and i.indisvalid and i.indpred is null
   and (select array_agg(a.attname::text order by n) from generate_series(0, 2) n
        join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[n]
-      ) = array['device_id', 'metric', 'ts']"""
+      ) = $2::text[]"""
 
 _US = "(extract(epoch from {}) * 1000000)::int8 as ts_us"
 _WITHIN = (
     "ts >= coalesce($3::timestamptz, '-infinity') and ts < coalesce($4::timestamptz, 'infinity')"
 )
+# In the questions the table has this name. It is replaced by Target.source: see `_fetch`.
+_SOURCE = ":readings"
 # The metrics of a device, one search in the index for each.
 _METRICS = f"""
-(select metric from {TABLE} where device_id = {{device}} order by metric limit 1)
+(select r.metric from {_SOURCE} r where r.device_id = {{device}} order by r.metric limit 1)
 union all
-select (select r.metric from {TABLE} r where r.device_id = {{device}} and r.metric > m.metric
+select (select r.metric from {_SOURCE} r where r.device_id = {{device}} and r.metric > m.metric
         order by r.metric limit 1) from m where m.metric is not null"""  # noqa: S608
 _METRICS_OF = f"""with recursive m (metric) as ({_METRICS.format(device="$1")})
 select metric from m where metric is not null limit {METRICS_MAX}"""  # noqa: S608
@@ -67,37 +68,38 @@ select metric from m where metric is not null limit {METRICS_MAX}"""  # noqa: S6
 # column the planner may take the key, which begins with `ts`: 300 ms instead of 1 ms (measured).
 _OF_INDEX = "(device_id, metric, ts) >= ({device}, m.metric, {least})"
 _READINGS = f"""
-select {_US.format("ts")}, device_id, metric, value from {TABLE}
+select {_US.format("ts")}, device_id, metric, value from {_SOURCE} r
 where device_id = $1 and metric = coalesce($5, metric) and {_WITHIN}
 order by ts desc limit $2"""  # noqa: S608
 _READINGS_BY_INDEX = f"""
 select {_US.format("r.ts")}, device_id, r.metric, r.value from unnest($5::text[]) m (metric)
 cross join lateral (
-    select ts, device_id, metric, value from {TABLE}
+    select ts, device_id, metric, value from {_SOURCE} s
     where {_OF_INDEX.format(device="$1", least="coalesce($3::timestamptz, '-infinity')")}
       and (device_id, metric, ts) < ($1, m.metric, coalesce($4::timestamptz, 'infinity'))
     order by device_id desc, metric desc, ts desc limit $2) r
 order by r.ts desc limit $2"""  # noqa: S608
 _NEWEST = f"""
-select {_US.format("ts")}, device_id, metric, value from {TABLE} order by ts desc limit $1"""  # noqa: S608
+select {_US.format("ts")}, device_id, metric, value from {_SOURCE} r order by ts desc limit $1"""  # noqa: S608
 _CURVE = f"""
 select {_US.format("bucket")}, min, mean, max, count from (
     select date_bin($5::interval, ts, 'epoch'::timestamptz) as bucket,
            min(value), max(value), count(*),
            sum(value) filter (where abs(value) <= {_MEAN_OF_MAX:g})
            / nullif(count(*) filter (where abs(value) <= {_MEAN_OF_MAX:g}), 0) as mean
-    from {TABLE} where device_id = $1 and metric = $2 and {_WITHIN} group by 1) b
+    from {_SOURCE} r where device_id = $1 and metric = $2 and {_WITHIN} group by 1) b
 order by bucket"""  # noqa: S608
 _DEVICES = f"""
 with recursive d (device_id) as (
-    (select device_id from {TABLE} where device_id > $1 and device_id >= $2
+    (select device_id from {_SOURCE} r where device_id > $1 and device_id >= $2
      order by device_id limit 1)
     union all
-    select (select r.device_id from {TABLE} r where r.device_id > d.device_id
+    select (select r.device_id from {_SOURCE} r where r.device_id > d.device_id
             order by r.device_id limit 1) from d where starts_with(d.device_id, $2))
 select device_id from d where starts_with(device_id, $2) limit $3"""  # noqa: S608
 _RECENT_DEVICES = f"""
-select device_id from (select device_id from {TABLE} order by ts desc limit {RECENT_ROWS}) recent
+select device_id from (
+    select device_id from {_SOURCE} r order by ts desc limit {RECENT_ROWS}) recent
 where device_id collate "C" > $1 and starts_with(device_id, $2)
 group by 1 order by device_id collate "C" limit $3"""  # noqa: S608
 _LAST_BY_INDEX = f"""
@@ -105,14 +107,14 @@ select d.device_id, {_US.format("r.ts")}, r.metric, r.value
 from unnest($1::text[]) d (device_id) cross join lateral (
     with recursive m (metric) as ({_METRICS.format(device="d.device_id")})
     select l.ts, l.metric, l.value from (select metric from m where metric is not null limit 20) m
-    cross join lateral (select ts, metric, value from {TABLE}
+    cross join lateral (select ts, metric, value from {_SOURCE} s
         where {_OF_INDEX.format(device="d.device_id", least="'-infinity'::timestamptz")}
           and (device_id, metric, ts) <= (d.device_id, m.metric, 'infinity')
         order by device_id desc, metric desc, ts desc limit 1) l
     order by l.ts desc limit 1) r"""  # noqa: S608
 _LAST_RECENT = f"""
 select distinct on (device_id) device_id, {_US.format("ts")}, metric, value
-from (select * from {TABLE} order by ts desc limit {RECENT_ROWS}) recent
+from (select * from {_SOURCE} r order by ts desc limit {RECENT_ROWS}) recent
 where device_id = any($1::text[]) order by device_id, ts desc"""  # noqa: S608
 
 T = TypeVar("T")
@@ -143,7 +145,6 @@ class Lookup(OneConnection):
         self.index_advice = INDEX_ADVICE.format(run=run)
         self._database_url = database_url
         self._known = known or KnownServer()
-        self._schema = ""
         self._queue = asyncio.Lock()
         self._waiting = 0
         self._has_index = self._in_c_order = False
@@ -160,11 +161,13 @@ class Lookup(OneConnection):
         async def ask(connection: Connection) -> dict[str, Any]:
             between = (device_id, count, _moment(within.from_us), _moment(within.to_us))
             if not self._has_index:
-                rows = await connection.fetch(_READINGS, *between, metric)
+                rows = await self._fetch(connection, _READINGS, *between, metric)
                 return {"readings": _readings(rows), "metrics": sorted({r["metric"] for r in rows})}
-            metrics = [row["metric"] for row in await connection.fetch(_METRICS_OF, device_id)]
+            metrics = [
+                row["metric"] for row in await self._fetch(connection, _METRICS_OF, device_id)
+            ]
             wanted = metrics if metric is None else [metric]
-            rows = await connection.fetch(_READINGS_BY_INDEX, *between, wanted)
+            rows = await self._fetch(connection, _READINGS_BY_INDEX, *between, wanted)
             return {"readings": _readings(rows), "metrics": metrics}
 
         return {**await self._answer(ask), "device_index": self._has_index}
@@ -173,7 +176,7 @@ class Lookup(OneConnection):
         """Return the newest `readings` of all devices, newest `ts` first."""
 
         async def ask(connection: Connection) -> list[dict[str, Any]]:
-            rows = await connection.fetch(_NEWEST, min(count, READINGS_MAX))
+            rows = await self._fetch(connection, _NEWEST, min(count, READINGS_MAX))
             return [
                 {"device_id": row["device_id"], **each}
                 for row, each in zip(rows, _readings(rows), strict=True)
@@ -193,7 +196,7 @@ class Lookup(OneConnection):
         async def ask(connection: Connection) -> list[list[Any]]:
             between = (_moment(within.from_us), _moment(within.to_us))
             step = timedelta(microseconds=step_us)
-            rows = await connection.fetch(_CURVE, device_id, metric, *between, step)
+            rows = await self._fetch(connection, _CURVE, device_id, metric, *between, step)
             return [[r["ts_us"] / 1e6, r["min"], r["mean"], r["max"], r["count"]] for r in rows]
 
         return {"buckets": await self._answer(ask), "device_index": self._has_index}
@@ -210,11 +213,11 @@ class Lookup(OneConnection):
 
         async def ask(connection: Connection) -> tuple[list[str], list[Record]]:
             by_name = _DEVICES if self._in_c_order else _RECENT_DEVICES
-            rows = await connection.fetch(by_name, after, prefix, count)
+            rows = await self._fetch(connection, by_name, after, prefix, count)
             more = [row["device_id"] for row in rows]
             wanted = sorted({*names, *more})[:count]
             question = _LAST_BY_INDEX if self._has_index else _LAST_RECENT
-            return more, await connection.fetch(question, wanted)
+            return more, await self._fetch(connection, question, wanted)
 
         more, rows = await self._answer(ask)
         last = {row["device_id"]: each for row, each in zip(rows, _readings(rows), strict=True)}
@@ -269,9 +272,17 @@ class Lookup(OneConnection):
                 self.drop()
         return answer
 
+    async def _fetch(self, connection: Connection, question: str, *values: Any) -> list[Record]:
+        """Ask about the table that is written to, and no other."""
+        source = self._known.target.source
+        rows: list[Record] = await connection.fetch(question.replace(_SOURCE, source), *values)
+        return rows
+
     async def _look_for_index(self, connection: Connection) -> None:
         """Look each time: an operator may make it or drop it, and this takes less than 1 ms."""
-        (found,) = await connection.fetch(_INDEX, TABLE)
+        target = self._known.target
+        columns = (target.device_id, target.metric, target.ts)
+        (found,) = await connection.fetch(_INDEX, target.name, columns)
         self._has_index, self._in_c_order = found["there"], found["in_c_order"]
 
     async def _open(self) -> Connection:
@@ -283,10 +294,6 @@ class Lookup(OneConnection):
                 lock_s_max=1.0,
             )
             await self.connection.execute(_SESSION)
-            self._schema = ""
-        if self._schema != self._known.schema:  # read the table that is written to, and no other
-            self._schema = self._known.schema
-            await self.connection.execute(f"set search_path = {self._schema}")
         return self.connection
 
     def _too_slow(self) -> Refused:

@@ -20,6 +20,7 @@ from ingest.sinks.postgres.housekeeping.ahead import PartitionsAhead
 from ingest.sinks.postgres.housekeeping.spans import NONE
 from ingest.sinks.postgres.housekeeping.view import look_at
 from ingest.sinks.postgres.sqlstate import verdict_for
+from ingest.sinks.postgres.target import READINGS, Target
 from ingest.system.logs import get_logger
 from ingest.system.words import counted
 
@@ -27,7 +28,7 @@ _HAS_TIMESCALEDB = "select exists (select from pg_extension where extname = 'tim
 
 
 async def first_partitions(
-    connection: Connection, span: str, ahead: PartitionsAhead
+    connection: Connection, span: str, ahead: PartitionsAhead, target: Target = READINGS
 ) -> schema.OnMade | None:
     """Return what makes the first partitions of a new table; None if it is to have none.
 
@@ -37,7 +38,7 @@ async def first_partitions(
         return None
 
     async def begin(connection: Connection) -> list[str]:
-        view = await look_at(connection, schema.TABLE, span)
+        view = await look_at(connection, target.name, span, target=target)
         made = await ahead.begin(connection, view._replace(span=span))
         return [f"made {counted(made, 'partition')}, one for each {span}"]
 
@@ -45,7 +46,7 @@ async def first_partitions(
 
 
 async def make_table(
-    database_url: str, timeouts: Timeouts, *, span: str, ahead: PartitionsAhead
+    database_url: str, target: Target, timeouts: Timeouts, *, span: str, ahead: PartitionsAhead
 ) -> bool:
     """Connect, create the table if it is missing, and disconnect. Raises no error of the driver.
 
@@ -63,8 +64,8 @@ async def make_table(
         try:
             # The commit of a new table may wait for a standby, for which the server has no limit.
             with sink_connection.deadline(connection, timeouts.command_s_max):
-                partitions = await first_partitions(connection, span, ahead)
-                await schema.apply(connection, partitions=partitions)
+                partitions = await first_partitions(connection, span, ahead, target)
+                await schema.apply(connection, target, partitions=partitions)
         finally:
             await sink_connection.close_politely(connection)
     except (asyncpg.PostgresError, *DRIVER_ERRORS, StartError) as error:

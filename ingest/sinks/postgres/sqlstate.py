@@ -17,7 +17,7 @@ from ingest.model.verdict import (
     Verdict,
     WriteFailed,
 )
-from ingest.sinks.postgres.schema import KEY
+from ingest.sinks.postgres.target import READINGS, TABLE, Target
 
 # Exact codes first, then classes (the first two characters). Sources: docs/contract.md, section 5,
 # then PostgreSQL's Appendix A. A code that is in neither is unknown on purpose: rows are never
@@ -94,7 +94,9 @@ _MAY_BE_ROW = frozenset({"3F", "42"})
 _USERS_OWN = frozenset("IJKLMNOPQRSTUVWXYZ")
 
 
-def verdict_for(sqlstate: str | None, *, column: str | None = None) -> Verdict:
+def verdict_for(
+    sqlstate: str | None, target: Target = READINGS, *, column: str | None = None
+) -> Verdict:
     """Return the verdict for a server's error; `column` is the error's own field.
 
     None (socket error, closed connection) is WAIT. 23505 is ISOLATE: only the sink can find out
@@ -102,7 +104,7 @@ def verdict_for(sqlstate: str | None, *, column: str | None = None) -> Verdict:
     """
     if sqlstate is None:
         return Verdict.WAIT
-    if sqlstate == "23502" and column not in KEY:
+    if sqlstate == "23502" and column not in target.columns:
         return Verdict.HOLD  # a NOT NULL column that we do not fill: a migration, not a reading
     verdict = _BY_CODE.get(sqlstate) or _BY_CLASS.get(sqlstate[:2])
     if verdict is None and sqlstate[:1] in _USERS_OWN and sqlstate[:2] != "P0":
@@ -137,11 +139,13 @@ _MESSAGE_CHARACTERS_MAX = 1_000
 _NAME_CHARACTERS_MAX = 63  # of PostgreSQL; an operator's RAISE may set any text
 
 
-def server_failed(error: ServerError, *, doubt: bool = False) -> WriteFailed:
+def server_failed(
+    error: ServerError, target: Target = READINGS, *, doubt: bool = False
+) -> WriteFailed:
     """Turn a server's error into WriteFailed. `doubt`: the rows may have been committed before."""
     # ERROR means that the server has rolled back. FATAL, PANIC and the driver's own 08003 do not.
     rolled_back = error.severity_en == "ERROR" and error.sqlstate not in _UNKNOWN_OUTCOME
-    verdict = verdict_for(error.sqlstate, column=error.column_name)
+    verdict = verdict_for(error.sqlstate, target, column=error.column_name)
     # Only the error for a missing partition names a table and no constraint.
     if error.sqlstate == "23514" and error.table_name and not error.constraint_name:
         verdict = Verdict.NO_PARTITION
@@ -151,7 +155,7 @@ def server_failed(error: ServerError, *, doubt: bool = False) -> WriteFailed:
         sqlstate=error.sqlstate,
         reason=reason_for(error.sqlstate),
         doubtful=doubt and not rolled_back,
-        row=copy_row(error.context),
+        row=copy_row(error.context, target.table),
         constraint=(error.constraint_name or "")[:_NAME_CHARACTERS_MAX] or None,
         may_be_row=verdict is Verdict.HOLD and error.sqlstate[:2] in _MAY_BE_ROW,
     )
@@ -174,15 +178,13 @@ def server_refused(error: ServerError) -> WriteFailed:
     return failed
 
 
-_COPY_LINE = re.compile(r"\b(?:readings|ingest_staging)\b\D*(\d+)", re.ASCII)
-
-
-def copy_row(context: str | None) -> int | None:
-    """Return the 0-based row that COPY names in an error's context, or None.
+def copy_row(context: str | None, table: str = TABLE) -> int | None:
+    """Return the 0-based row of `table` that COPY names in an error's context, or None.
 
     The context may be translated (`COPY readings, line 58`, `COPY readings, Zeile 58`). Its
     outermost frame comes last. The first number after the table's name is the line.
     """
     last = context.rsplit("\n", 1)[-1] if context else ""
-    found = _COPY_LINE.search(last) if "COPY" in last else None
+    names = rf"(?<!\w)(?:{re.escape(table)}|ingest_staging)(?!\w)"
+    found = re.search(rf"{names}\D*(\d+)", last, re.ASCII) if "COPY" in last else None
     return int(found[1]) - 1 if found and int(found[1]) > 0 else None

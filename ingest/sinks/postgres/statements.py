@@ -18,7 +18,8 @@ import asyncpg
 from asyncpg import Connection
 
 from ingest.model.rows import HEADER, PG_EPOCH_US, TRAILER, decode_rows
-from ingest.sinks.postgres.schema import KEY_LIST, STATE, TABLE, Look
+from ingest.sinks.postgres.schema import STATE, Look
+from ingest.sinks.postgres.target import KEY_LIST, literal
 
 ALTERED = "3F000"  # of the check; also of a schema that is gone
 
@@ -32,7 +33,6 @@ create temp table ingest_staging (
 ) on commit delete rows; commit"""
 EMPTY_STAGING = f"delete from {STAGING}"  # noqa: S608
 _COPY_STAGED = f"copy {STAGING} ({KEY_LIST}) from stdin (format binary)"
-_ONCE = f"on conflict ({KEY_LIST}) do nothing"
 
 
 class Statements(NamedTuple):
@@ -61,28 +61,30 @@ def statements_for(found: Look) -> Statements:
     function that raises an error. The name of the check is new for each connection: a session that
     is not ours has none of this name.
     """
-    table, name = found.table, f"ingest_check_{token_hex(4)}"
+    table, name = found.target.name, f"ingest_check_{token_hex(4)}"
+    columns = found.target.column_list
     check = f"lock table only {table} in row exclusive mode; execute {name}"
-    copy = f"copy {table} ({KEY_LIST}) from stdin (format binary)"
-    insert = f"insert into {table} ({KEY_LIST})"
+    copy = f"copy {table} ({columns}) from stdin (format binary)"
+    insert, once = f"insert into {table} ({columns})", f"on conflict ({columns}) do nothing"
     return Statements(
         prepare=f"""prepare {name} as
-select '"{TABLE} was altered after iot-ingest checked it"'::text::regnamespace from pg_class c
-where c.oid = '{table.replace("'", "''")}'::regclass
+select '"the table was altered after iot-ingest checked it"'::text::regnamespace from pg_class c
+where c.oid = {literal(table)}::regclass
 and (c.oid <> {found.oid} or ({STATE}) <> '{found.state}'::xid[])""",  # noqa: S608
         check=check,
         checked_copy=f"{check}; {copy}",
         copy=copy,
-        insert_staged=f"{insert} select {KEY_LIST} from {STAGING} order by {KEY_LIST} {_ONCE}",  # noqa: S608
+        insert_staged=f"{insert} select {KEY_LIST} from {STAGING} order by {KEY_LIST} {once}",  # noqa: S608
         insert_arrays=f"""{insert}
 select * from unnest($1::timestamptz[], $2::text[], $3::text[], $4::float8[]) as r ({KEY_LIST})
-order by ts, device_id collate "C", metric collate "C", value {_ONCE}""",  # noqa: S608
+order by ts, device_id collate "C", metric collate "C", value {once}""",  # noqa: S608
         insert_like_stored=f"""{insert}
 select ts, device_id, metric,
        case when value = 0 then 5e-324 else value * (1 + 2.220446049250313e-16::float8) end
-from ((select {KEY_LIST} from {table} limit 1)
-      union all (select now(), 'iot-ingest', 'try', 1 where not exists (select from {table}))) as r
-{_ONCE}""",  # noqa: S608
+from ((select {columns} from {table} limit 1)
+      union all (select now(), 'iot-ingest', 'try', 1 where not exists (select from {table}))
+     ) as r ({KEY_LIST})
+{once}""",  # noqa: S608
     )
 
 

@@ -411,7 +411,13 @@ def test_hint_of_the_start_names_a_folder_that_is_not_the_usual_one(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "geteuid", lambda: 1)
 
-    def told(folder: str, database: str, cert_file: str = "", begin: str = "database:") -> str:
+    def told(
+        folder: str,
+        database: str,
+        cert_file: str = "",
+        begin: str = "database:",
+        table: str = "readings",
+    ) -> str:
         lines = greeting_lines(
             state_dir=Path(folder),
             listen="127.0.0.1:1",
@@ -420,6 +426,7 @@ def test_hint_of_the_start_names_a_folder_that_is_not_the_usual_one(
             admin_listen="a:2",
             page="",
             database=database,
+            table=table,
             waiting="",
         )
         (found,) = (each for each in lines if each.startswith(begin))

@@ -26,6 +26,7 @@ from loadgen.proof.ledger import Final
 from loadgen.proof.letter_sources import Files, Local, Program
 from loadgen.proof.local_service import NoHome, find, state_folder
 from loadgen.proof.table import refuses
+from loadgen.proof.table_names import TableNames
 from loadgen.traffic.post import target_of
 from tests.support.embedded import running
 from tests.support.proofs import PLAN, World
@@ -354,14 +355,14 @@ async def test_refused_readings_need_a_constraint(
     readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
     """Without a constraint the run is refused; the try leaves no row."""
-    assert await refuses(readings_url, 1_764_000_000_000_000, "d") is False
+    assert await refuses(readings_url, TableNames(), 1_764_000_000_000_000, "d") is False
     assert await readings_connection.fetchval("select count(*) from readings") == 0
     await readings_connection.execute(
         "alter table readings add constraint no_such check (metric <> 'refused')"
     )
-    assert await refuses(readings_url, 1_764_000_000_000_000, "d") is True
+    assert await refuses(readings_url, TableNames(), 1_764_000_000_000_000, "d") is True
     await readings_connection.execute("create role reader login")
     await readings_connection.execute("grant select on readings to reader")
     reader_url = readings_url.replace("postgres@", "reader@", 1)
-    assert await refuses(reader_url, 1_764_000_000_000_000, "d") is None
+    assert await refuses(reader_url, TableNames(), 1_764_000_000_000_000, "d") is None
     await readings_connection.execute("drop owned by reader; drop role reader")

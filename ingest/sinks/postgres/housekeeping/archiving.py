@@ -18,9 +18,8 @@ from ingest.sinks.postgres.housekeeping.archive_rows import Restore, RowsTable
 from ingest.sinks.postgres.housekeeping.archived import Contents
 from ingest.sinks.postgres.housekeeping.plan import Step
 from ingest.sinks.postgres.housekeeping.view import PARTITIONED, View
-from ingest.sinks.postgres.schema import TABLE
 
-__all__ = ["ARCHIVE", "TABLE", "Archiver", "Archiving", "Detached", "restore"]
+__all__ = ["ARCHIVE", "Archiver", "Archiving", "Detached", "restore"]
 
 ARCHIVE = "archive"
 
@@ -79,7 +78,9 @@ class Archiving:
 
     async def do(self, connection: Connection, view: View, step: Step) -> None:
         """Archive one partition, which is detached."""
-        table, there = await archive_rows.beside(connection, view.table, step.partition)
+        table, there = await archive_rows.beside(
+            connection, view.table, step.partition, view.target.columns
+        )
         if not there:
             raise StartError(f"the table {table.name} is gone: it cannot be archived")
         if await archive_rows.is_attached(connection, table):
@@ -104,7 +105,9 @@ async def restore(
                 f"{each.name} has readings of this time. If they are late ones, the next "
                 "housekeeping run merges them with the archive, and then it can be restored"
             )
-    table, there = await archive_rows.beside(connection, view.table, found.name)
+    table, there = await archive_rows.beside(
+        connection, view.table, found.name, view.target.columns
+    )
     if there:
         raise StartError(f"there is a table {table.name}, which is not a partition: remove it")
     wanted = Restore(view.table, table, found.from_us, found.to_us, found.rows, found.sum)

@@ -20,6 +20,7 @@ from ingest.sinks.postgres.housekeeping.view import (
     PLAIN,
     look_at,
 )
+from ingest.sinks.postgres.target import READINGS
 from ingest.system.clock import rfc3339_or_us
 
 # Our constraint on the plain table while it is being turned: no row from `until` on.
@@ -137,7 +138,7 @@ NOTHING = Plain(MISSING, 0, "", "", "", "", "", 0, 0, 0, None, None, None, [])
 
 async def examine(connection: Connection, table: str, column: str = "ts") -> Plain:
     """Examine the table. The newest reading is found by the key, whose first column is the time."""
-    view = await look_at(connection, table, DAY, column=column, sizes=False)
+    view = await look_at(connection, table, DAY, target=READINGS._replace(ts=column), sizes=False)
     row = await connection.fetchrow(_TABLE, table, column, UNTIL)
     if view.kind != PLAIN or row is None:
         return NOTHING._replace(kind=view.kind, reasons=[_KINDS[view.kind]])

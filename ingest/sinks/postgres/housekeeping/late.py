@@ -25,6 +25,7 @@ from ingest.sinks.postgres.housekeeping.partitions import gaps_of
 from ingest.sinks.postgres.housekeeping.spans import DAY_US, TimeSpan
 from ingest.sinks.postgres.housekeeping.view import PARTITIONED, View, look_at
 from ingest.sinks.postgres.session import as_start_error
+from ingest.sinks.postgres.target import Target
 from ingest.system.backoff import backoff_s
 from ingest.system.clock import monotonic_s, unix_us
 from ingest.system.logs import Occasionally, get_logger
@@ -64,7 +65,7 @@ class LatePartitions:
         timeouts: Timeouts,
         *,
         span: str,
-        table: str,
+        target: Target,
         limits: LateLimits,
         eager: bool = False,
     ) -> None:
@@ -72,7 +73,7 @@ class LatePartitions:
         self._url = url
         self._timeouts = timeouts
         self._span = span
-        self._table = table
+        self._target = target
         self._limits = limits
         self._making = asyncio.Lock()
         self._view: View | None = None
@@ -142,7 +143,9 @@ class LatePartitions:
                 await self._look(connection)
 
     async def _look(self, connection: Connection) -> None:
-        view = await look_at(connection, self._table, self._span, sizes=False)
+        view = await look_at(
+            connection, self._target.name, self._span, target=self._target, sizes=False
+        )
         self._view = view
         self._lower = [each.from_us for each in view.partitions]
         self._upper = [each.to_us for each in view.partitions]

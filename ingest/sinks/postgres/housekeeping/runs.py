@@ -13,8 +13,8 @@ from ingest.sinks.postgres.housekeeping import plan
 from ingest.sinks.postgres.housekeeping.opening import opened
 from ingest.sinks.postgres.housekeeping.plan import Did, Job, OtherRun, Step
 from ingest.sinks.postgres.housekeeping.view import View, look_at, oldest_us
-from ingest.sinks.postgres.schema import TABLE
 from ingest.sinks.postgres.session import as_start_error
+from ingest.sinks.postgres.target import READINGS, Target
 
 
 class Report(NamedTuple):
@@ -30,11 +30,13 @@ class Report(NamedTuple):
     other_run: bool = False
 
 
-async def look(url: str, timeouts: Timeouts, span: str, jobs: Sequence[Job]) -> Report:
+async def look(
+    url: str, timeouts: Timeouts, span: str, jobs: Sequence[Job], *, target: Target = READINGS
+) -> Report:
     """Look at the table, and plan; change nothing."""
     async with opened(url, timeouts) as connection:
         with as_start_error(url):
-            view = await look_at(connection, TABLE, span)
+            view = await look_at(connection, target.name, span, target=target)
             due = await plan.plan(connection, view, jobs)
             return Report(view, await oldest_us(connection, view), due, [])
 
@@ -45,20 +47,21 @@ async def run(
     span: str,
     jobs: Sequence[Job],
     *,
+    target: Target = READINGS,
     yes: bool = False,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Report:
     """Look, do what is due, and look again. With `yes` also the steps that wait for a person."""
     async with opened(url, timeouts) as connection:
         with as_start_error(url):
-            view = await look_at(connection, TABLE, span)
+            view = await look_at(connection, target.name, span, target=target)
             did, other_run = list[Did](), False
             try:
                 did = await plan.run(connection, view, jobs, yes=yes, stopped=stopped)
             except OtherRun:
                 other_run = True
             if did:
-                view = await look_at(connection, TABLE, span)
+                view = await look_at(connection, target.name, span, target=target)
             due = await plan.plan(connection, view, jobs)
             oldest = await oldest_us(connection, view)
             return Report(view, oldest, due, did, other_run)

@@ -19,6 +19,7 @@ from ingest.sinks.postgres.housekeeping.spans import (
     literal,
     span_bounds,
 )
+from ingest.sinks.postgres.target import READINGS, Target, quoted
 
 # The kinds of a table.
 MISSING, PLAIN, PARTITIONED, HYPERTABLE, OTHER = (
@@ -56,6 +57,7 @@ class View(NamedTuple):
     are. `span` is day or month: that of new partitions. `ours`: it was made partitioned by us, or
     adopted, and this role can see that. `time_index`: an index begins with the time. `owner` owns
     it, `role` is who we are. `cannot_make` is why this role cannot make partitions, or empty.
+    `target` has the names of the columns.
     """
 
     table: str
@@ -72,6 +74,7 @@ class View(NamedTuple):
     owner: str
     role: str
     cannot_make: str
+    target: Target = READINGS
 
     @property
     def covered_to_us(self) -> int:
@@ -88,13 +91,14 @@ class View(NamedTuple):
         return count_ahead(self.span, self.now_us, self.covered_to_us)
 
 
-async def oldest_us(connection: Connection, view: View, column: str = "ts") -> int | None:
+async def oldest_us(connection: Connection, view: View) -> int | None:
     """Return the time of the oldest reading; of a partitioned table it looks into few partitions.
 
     Returns None if there is none, or no index helps to find it.
     """
     if not view.time_index:
         return None
+    column = quoted(view.target.ts)
     wheres = [_where(column, each) for each in view.partitions[:OLDEST_LOOKED_AT]]
     for where in wheres if view.kind == PARTITIONED else [""]:
         found: int | None = await connection.fetchval(
@@ -128,10 +132,10 @@ def count_ahead(span: str, now_us: int, covered_to_us: int, most: int = 1_000) -
 
 
 async def look_at(
-    connection: Connection, table: str, span: str, *, column: str = "ts", sizes: bool = True
+    connection: Connection, table: str, span: str, *, target: Target = READINGS, sizes: bool = True
 ) -> View:
     """Return the view of a table. `span` is the setting; with `none` that of its making counts."""
-    row = await connection.fetchrow(_TABLE, table, column)
+    row = await connection.fetchrow(_TABLE, table, target.ts)
     if row is None:
         return _missing(table)
     kind = _kind(row["kind"], by_time=row["by_time"], blocked=row["blocked"])
@@ -162,6 +166,7 @@ async def look_at(
         owner=row["owner_name"],
         role=row["role"],
         cannot_make=cannot,
+        target=target._replace(schema=row["schema"]),
     )
 
 
