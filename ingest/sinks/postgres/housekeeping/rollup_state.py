@@ -1,0 +1,71 @@
+"""How far the rollups of a table are, in the registry; and what retention must ask and tell.
+
+The driver's errors pass through.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from asyncpg import Connection
+
+from ingest.sinks.postgres.housekeeping import registry
+from ingest.sinks.postgres.housekeeping.rollup_tables import tables_of
+from ingest.sinks.postgres.housekeeping.spans import literal
+from ingest.sinks.postgres.target import Target
+
+KEY = "rollups"  # in the registry
+
+
+class Progress(NamedTuple):
+    """Times in Unix microseconds.
+
+    Hours before `until_us` and days before `days_until_us` are computed; None: none yet. Readings
+    before `raw_from_us` have been removed: late ones of that time are left out.
+    """
+
+    until_us: int | None = None
+    days_until_us: int | None = None
+    raw_from_us: int | None = None
+
+
+async def progress(connection: Connection, table: str) -> Progress | None:
+    """Return how far they are; None if there are none, or they are off."""
+    found = (await registry.entries(connection, table, KEY)).get("")
+    if found is None:
+        return None
+    return Progress(*(found.get(name) for name in Progress._fields))
+
+
+async def put(connection: Connection, registry_name: str, at: Progress) -> None:
+    """Store how far they are, in the caller's transaction."""
+    values: dict[str, Any] = at._asdict()
+    await registry.put(connection, registry_name, KEY, values)
+
+
+async def needs_raw(connection: Connection, target: Target, before_us: int) -> str:
+    """Return why the readings before this time must not be removed yet, or nothing.
+
+    `target` has its schema. Retention asks this before it removes readings, and calls `raw_removed`
+    in the transaction in which it does.
+    """
+    at = await progress(connection, target.name)
+    if at is None:
+        return ""
+    if at.until_us is None or at.until_us < before_us:
+        return "the rollups of this time are not computed yet"
+    names = tables_of(target)
+    older = f"hour < {literal(before_us)}"
+    late = await connection.fetchval(
+        f"select exists (select from {names.late} where {older}) "  # noqa: S608
+        f"or exists (select from {names.due} where {older})"
+    )
+    return "late readings of this time are not in the rollups yet" if late else ""
+
+
+async def raw_removed(connection: Connection, target: Target, before_us: int) -> None:
+    """Note that the readings before this time are removed: their rollups stay as they are."""
+    at = await progress(connection, target.name)
+    if at is not None and (at.raw_from_us is None or at.raw_from_us < before_us):
+        name, _ = await registry.name_beside(connection, target.name)
+        await put(connection, name, at._replace(raw_from_us=before_us))
