@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ingest.config.reread_url import RereadUrl
 from ingest.config.settings import Settings
 from ingest.sinks.postgres.connection import DatabaseUrl, Timeouts
 from ingest.sinks.postgres.housekeeping.ahead import PartitionsAhead
 from ingest.sinks.postgres.housekeeping.late import LatePartitions, Limits
 from ingest.sinks.postgres.housekeeping.plan import Job
+from ingest.sinks.postgres.housekeeping.rollups import Rollups
 from ingest.sinks.postgres.schema import TABLE
 
 DAY_US = 86_400_000_000
@@ -48,6 +51,15 @@ def late_partitions(settings: Settings, url: DatabaseUrl) -> LatePartitions:
     )
 
 
-def housekeeping_jobs(settings: Settings) -> list[Job]:
-    """Return the jobs of the housekeeping, in the order in which their steps are done."""
-    return [partitions_ahead(settings)]
+def rollups(settings: Settings, stopped: Callable[[], bool]) -> Rollups:
+    """Return the job that computes rollups, or removes what records late readings."""
+    keep_us = int(settings.keep_rollups_days * DAY_US)
+    return Rollups(wanted=settings.rollups, keep_us=keep_us or None, stopped=stopped)
+
+
+def housekeeping_jobs(settings: Settings, stopped: Callable[[], bool] = lambda: False) -> list[Job]:
+    """Return the jobs of the housekeeping, in the order in which their steps are done.
+
+    `stopped` is asked by steps that take long.
+    """
+    return [partitions_ahead(settings), rollups(settings, stopped)]

@@ -49,3 +49,9 @@ class TableSettings:
     housekeeping_pause_s: float = setting(
         600.0, "pause between runs of the housekeeping", within=(1, 86_400)
     )
+    rollups: bool = setting(
+        False, "compute count, least, greatest, sum, first and last of each hour, day and series"
+    )
+    keep_rollups_days: float = setting(
+        0.0, "rollups are removed after so many days; 0: never", within=(0, 100_000)
+    )

@@ -23,6 +23,7 @@ from ingest.sinks.postgres.housekeeping.rollup_state import (
 from ingest.sinks.postgres.housekeeping.rollup_tables import Spans
 from ingest.sinks.postgres.housekeeping.rollups import Rollups
 from ingest.sinks.postgres.housekeeping.view import look_at
+from ingest.sinks.postgres.lookup import Between, Lookup
 from ingest.sinks.postgres.target import Target
 from tests.support.rollups import DAY_US, HOUR_US, differences, expected, raw, stored
 
@@ -207,7 +208,9 @@ async def test_clock_that_is_set_back_opens_hours_again(operator: asyncpg.Connec
     await registry.put(operator, name, "rollups", Progress(ahead_us, ahead_us)._asdict())
     await run(operator)
     at = await progress(operator, "readings")
-    assert at is not None and at.until_us is not None and at.days_until_us is not None
+    assert at is not None
+    assert at.until_us is not None
+    assert at.days_until_us is not None
     assert at.until_us < ahead_us
     assert at.days_until_us <= at.until_us
 
@@ -230,7 +233,7 @@ async def test_killed_run_is_continued(
         "hour": 'insert into public."readings_hourly"',
         "day": 'insert into public."readings_daily"',
         "late": "with gone as",
-        "due": "k.hour, k.device_id",
+        "due": "unnest($1::text[]::timestamptz[]",
     }
     pid = victim.get_server_pid()
     execute, fetchval, seen = victim.execute, victim.fetchval, 0
@@ -251,9 +254,12 @@ async def test_killed_run_is_continued(
         lambda sql, *v: maybe_killed(fetchval, sql, *v),
     )
     view = await look_at(victim, "readings", "none")
-    did = await plan.run(killed, view, [Rollups(wanted=True)])  # type: ignore[arg-type]
-    assert [bool(each.error) for each in did] == [True]
-    assert victim.is_closed()
+    try:
+        did = await plan.run(killed, view, [Rollups(wanted=True)])  # type: ignore[arg-type]
+        assert [bool(each.error) for each in did] == [True]
+        assert victim.is_closed()
+    finally:
+        victim.terminate()
     await run(operator)
     assert await wrong(operator) == []
 
@@ -357,6 +363,39 @@ async def test_rollups_outlive_their_readings(operator: asyncpg.Connection) -> N
     await run(operator, keep_us=DAY_US)
     assert await stored(operator, "readings_hourly", "hour") == {}
     assert await stored(operator, "readings_daily", "day") == {}
+
+
+@pytest.mark.parametrize("step_us", [HOUR_US, 6 * HOUR_US, DAY_US, 2 * DAY_US, HOUR_US // 2])
+async def test_curve_of_rollups_equals_that_of_readings(
+    operator: asyncpg.Connection, shared_url: str, step_us: int
+) -> None:
+    """Whatever the time asked for, whole hours or not; the open hours come from the readings."""
+    await write(operator, drawn(1, 1_500, 120))
+    await run(operator)
+    name = await registry.make(operator, "readings")
+    at = Progress(START_US + 100 * HOUR_US, START_US + 4 * DAY_US)
+    await registry.put(operator, name, "rollups", at._asdict())
+    lookup = Lookup(lambda: shared_url)
+    try:
+        for from_us, to_us in (
+            (START_US - DAY_US, START_US + 10 * DAY_US),
+            (START_US + 1_234_567, START_US + 99 * HOUR_US + 987_654),
+            (START_US + 101 * HOUR_US, START_US + 102 * HOUR_US),
+            (START_US + HOUR_US + 1, START_US + HOUR_US + 2),
+            (-60_000 * DAY_US, START_US + 30 * HOUR_US),
+        ):
+            asked = ("d1", "t", Between(from_us, to_us), step_us)
+            rolled = await lookup.curve(*asked)
+            await registry.remove(operator, name, "rollups")
+            plain = await lookup.curve(*asked)
+            await registry.put(operator, name, "rollups", at._asdict())
+            assert plain["rollups"] is False
+            assert rolled["rollups"] is (step_us % HOUR_US == 0 and to_us - from_us > 10**10)
+            for a, b in zip(rolled["buckets"], plain["buckets"], strict=True):
+                assert [*a[:2], *a[3:]] == [*b[:2], *b[3:]]
+                assert a[2] == pytest.approx(b[2], rel=1e-9, abs=1e-9)
+    finally:
+        await lookup.close()
 
 
 async def test_role_that_only_writes_leaves_records_and_reads_rollups(

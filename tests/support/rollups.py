@@ -21,7 +21,7 @@ Key = tuple[int, str, str]  # the start in Unix microseconds, the device, the me
 class Rollup(NamedTuple):
     """The numbers of one bucket. `magnitude` is the sum of the absolute values, of an oracle."""
 
-    count: int
+    readings: int
     least: float
     greatest: float
     sum: float
@@ -106,4 +106,4 @@ def _alike(found: Rollup, wanted: Rollup) -> bool:
     close = both_nan or found.sum == wanted.sum
     if not close and math.isfinite(found.sum) and math.isfinite(wanted.sum):
         close = abs(found.sum - wanted.sum) <= 1e-12 * wanted.magnitude
-    return found.count == wanted.count and close
+    return found.readings == wanted.readings and close
