@@ -46,6 +46,8 @@ BROKER_FIGURES = {
     "partitions": "Partitions of the table.",
     "partition_spans_ahead": "Days or months after the present one that have a partition.",
     "table_bytes": "Bytes of all partitions, with their indexes.",
+    "table_full_in_seconds": "Time until the table fills the disk of the embedded database.",
+    "housekeeping_steps_waiting": "Steps of the housekeeping that a person must confirm first.",
     "table_oldest_age_seconds": "Age of the oldest reading in the table.",
 }
 

@@ -14,6 +14,7 @@ from ingest.admin.dashboard.tail import ObservedDeadLetters, TailSource
 from ingest.admin.exposition import Exposition, JointExposition
 from ingest.admin.guard import Guard
 from ingest.admin.port import Admin
+from ingest.app.database import housekeeping_url, late_partitions
 from ingest.app.rules import make_rules
 from ingest.app.writing import make_sink
 from ingest.config.settings import Settings, split_address
@@ -124,8 +125,14 @@ class AdminSide:
     def _sink(self) -> Sink | None:
         if self._database_url is None:
             return None
-        name = "iot-ingest dashboard replay"
-        return make_sink(self._database_url, self._settings, name=name, known=self._known)
+        settings, url = self._settings, self._database_url
+        return make_sink(
+            url,
+            settings,
+            name="iot-ingest dashboard replay",
+            known=self._known,
+            late=late_partitions(settings, housekeeping_url(settings, url), eager=True),
+        )
 
     @property
     def observed_dead_letters(self) -> ObservedDeadLetters:

@@ -6,10 +6,14 @@ from collections.abc import Callable
 
 from ingest.config.reread_url import RereadUrl
 from ingest.config.settings import Settings
+from ingest.config.values import duration_us
 from ingest.sinks.postgres.connection import DatabaseUrl, Timeouts
 from ingest.sinks.postgres.housekeeping.ahead import PartitionsAhead
-from ingest.sinks.postgres.housekeeping.late import LatePartitions, Limits
+from ingest.sinks.postgres.housekeeping.chunks import Chunks
+from ingest.sinks.postgres.housekeeping.keeping import Policy
+from ingest.sinks.postgres.housekeeping.late import LateLimits, LatePartitions
 from ingest.sinks.postgres.housekeeping.plan import Job
+from ingest.sinks.postgres.housekeeping.retention import Retention
 from ingest.sinks.postgres.housekeeping.rollups import Rollups
 from ingest.sinks.postgres.schema import TABLE
 
@@ -37,29 +41,49 @@ def partitions_ahead(settings: Settings) -> PartitionsAhead:
     return PartitionsAhead(ahead_s=settings.ts_ahead_s_max, spans=settings.partitions_ahead)
 
 
-def late_partitions(settings: Settings, url: DatabaseUrl) -> LatePartitions:
-    """Return what makes partitions for readings that find none; `url` is that of the owner."""
+def retention_policy(settings: Settings) -> Policy | None:
+    """Return how long readings stay in the table; None: for ever."""
+    keep_us = duration_us(settings.keep_hot)
+    return None if keep_us is None else Policy(keep_us, settings.keep_hot)
+
+
+def late_partitions(settings: Settings, url: DatabaseUrl, *, eager: bool = False) -> LatePartitions:
+    """Return what makes partitions for readings that find none; `url` is that of the owner.
+
+    Without an archive, the next run would drop a partition of readings older than `keep_hot`.
+    """
+    late_us = int(settings.partition_late_days_max * DAY_US)
+    policy = retention_policy(settings)
+    if policy is not None and not policy.archive_dir:
+        late_us = min(late_us, policy.keep_us)
     return LatePartitions(
         url,
         timeouts(settings),
         span=settings.partition_span,
         table=TABLE,
-        limits=Limits(
-            late_us_max=int(settings.partition_late_days_max * DAY_US),
+        limits=LateLimits(
+            late_us_max=late_us,
             partitions_max=settings.partitions_max,
         ),
+        eager=eager,
     )
 
 
 def rollups(settings: Settings, stopped: Callable[[], bool]) -> Rollups:
     """Return the job that computes rollups, or removes what records late readings."""
-    keep_us = int(settings.keep_rollups_days * DAY_US)
-    return Rollups(wanted=settings.rollups, keep_us=keep_us or None, stopped=stopped)
+    keep_us = duration_us(settings.keep_rollups)
+    return Rollups(wanted=settings.rollups, keep_us=keep_us, stopped=stopped)
 
 
 def housekeeping_jobs(settings: Settings, stopped: Callable[[], bool] = lambda: False) -> list[Job]:
     """Return the jobs of the housekeeping, in the order in which their steps are done.
 
-    `stopped` is asked by steps that take long.
+    Rollups come before their readings leave. `stopped` is asked by steps that take long.
     """
-    return [partitions_ahead(settings), rollups(settings, stopped)]
+    policy = retention_policy(settings)
+    return [
+        partitions_ahead(settings),
+        rollups(settings, stopped),
+        Retention(policy),
+        Chunks(policy),
+    ]

@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import asyncio
 
-from ingest.app.database import housekeeping_jobs, housekeeping_url, timeouts
+from ingest.app.database import (
+    housekeeping_jobs,
+    housekeeping_url,
+    retention_policy,
+    timeouts,
+)
 from ingest.config.settings import Settings
-from ingest.model.causes import PARTITIONS_END
+from ingest.model.causes import PARTITIONS_END, RETENTION_WAITS
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.sinks.postgres.housekeeping import runs
+from ingest.sinks.postgres.housekeeping.keeping import full_in_s
 from ingest.sinks.postgres.housekeeping.runs import Report
-from ingest.sinks.postgres.housekeeping.view import PARTITIONED, View
+from ingest.sinks.postgres.housekeeping.view import HYPERTABLE, PARTITIONED, View
 from ingest.system.clock import sleep_unless, unix_us
 from ingest.system.logs import Occasionally, get_logger
 
@@ -89,18 +95,33 @@ class Housekeeping:
 
     def cause(self) -> str:
         """Return the key of causes.CAUSES, or nothing."""
-        return PARTITIONS_END if self._found is not None and ends_soon(self._found.view) else ""
+        if self._found is None:
+            return ""
+        if ends_soon(self._found.view):
+            return PARTITIONS_END
+        return RETENTION_WAITS if any(each.waits for each in self._found.due) else ""
 
-    def figures(self) -> dict[str, float]:
-        """Return the figures of the table for metrics, by their names."""
+    def figures(self, disk_free_bytes: int | None = None) -> dict[str, float]:
+        """Return the figures of the table for metrics, by their names.
+
+        `disk_free_bytes` is the room on the disk of the database, if that is known.
+        """
         if self._found is None:
             return {}
         view, oldest = self._found.view, self._found.oldest_us
         figures: dict[str, float] = {}
+        waiting = sum(bool(each.waits) for each in self._found.due)
+        if waiting or view.kind in (PARTITIONED, HYPERTABLE):
+            figures["housekeeping_steps_waiting"] = waiting
         if oldest is not None:
             figures["table_oldest_age_seconds"] = (unix_us() - oldest) / 1e6
         if view.kind == PARTITIONED:
             figures["partitions"] = len(view.partitions)
             figures["partition_spans_ahead"] = view.spans_ahead
             figures["table_bytes"] = sum(each.bytes for each in view.partitions)
+            if disk_free_bytes is not None:
+                policy = retention_policy(self._settings)
+                full_s = full_in_s(view.partitions, view.now_us, disk_free_bytes, policy)
+                if full_s is not None:
+                    figures["table_full_in_seconds"] = full_s
         return figures

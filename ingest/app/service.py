@@ -119,11 +119,11 @@ class Service:
         )
         self._taking_back = TakeBack(settings, folder, self.buffer, self.ledger)
         self._token_file = open_tokens(settings)
+        self._reread = RereadUrl(settings)
         self._connect_parts(words)
 
     def _connect_parts(self, words: Mapping[str, str]) -> None:
         settings, database_state = self._settings, self.writing.database_state
-        self._reread = RereadUrl(settings)
         fill = Fill(settings, lambda: self.buffer.journal_stats().size_bytes)
         refused_posts = RefusedPosts(self.ledger)
         self.health = Health(
@@ -179,7 +179,7 @@ class Service:
             state=self.health.state,
             disk_free_bytes=lambda: self.health.disk_free_bytes,
             limits=fill.limits,
-            broker=lambda: {**self._taking_back.figures(), **self.writing.table_figures()},
+            broker=lambda: {**self._taking_back.figures(), **self._table_figures()},
             tokens_end_s=self._token_file.tokens.left_s,
         )
 
@@ -247,6 +247,11 @@ class Service:
             else writing.database_state.message or "no answer yet",
         ):
             self._announce(line)
+
+    def _table_figures(self) -> dict[str, float]:
+        """Return the figures of the table; the embedded database is on the disk that we know."""
+        free = self.health.disk_free_bytes if self._embedded is not None else None
+        return self.writing.table_figures(free)
 
     async def _database(self) -> DatabaseUrl:
         """Return what gives the URL of the configured database, or of the embedded one."""

@@ -242,9 +242,12 @@ class WritingHalf:
         if self.housekeeping is not None:
             spawn(self.housekeeping.run(self._halted))
 
-    def table_figures(self) -> dict[str, float]:
-        """Return what the housekeeping has found, as figures for metrics."""
-        return self.housekeeping.figures() if self.housekeeping is not None else {}
+    def table_figures(self, disk_free_bytes: int | None = None) -> dict[str, float]:
+        """Return what the housekeeping has found, as figures for metrics.
+
+        `disk_free_bytes` is the room on the disk of the database, if that is known.
+        """
+        return self.housekeeping.figures(disk_free_bytes) if self.housekeeping is not None else {}
 
     def table_cause(self) -> str:
         """Return what is wrong with the partitions, as a key of causes.CAUSES, or nothing."""

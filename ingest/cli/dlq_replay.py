@@ -52,6 +52,7 @@ async def replay(
     args: argparse.Namespace, settings: Settings, store: LetterStore, where: Selection
 ) -> int:
     """Replay the selected letters and print the result; return 1 if some of them are left."""
+    from ingest.app.database import housekeeping_url, late_partitions  # noqa: PLC0415
     from ingest.app.writing import make_sink  # noqa: PLC0415
     from ingest.cli.find_database import database  # noqa: PLC0415
 
@@ -70,7 +71,9 @@ async def replay(
         if args.dry_run:
             return await _replay(args, settings, store, where, None)
         async with database(settings) as url:
-            sink = make_sink(url, settings, name="iot-ingest dlq replay")
+            own_url = housekeeping_url(settings, lambda: url)
+            late = late_partitions(settings, own_url, eager=True)
+            sink = make_sink(url, settings, name="iot-ingest dlq replay", late=late)
             try:
                 return await _replay(args, settings, store, where, sink)
             finally:

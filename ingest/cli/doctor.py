@@ -24,6 +24,7 @@ from ingest.cli.doctor_broker import broker_checks
 from ingest.cli.doctor_certificate import certificate_check
 from ingest.cli.doctor_database import FAIL, OK, WARN, Check, database_checks
 from ingest.cli.doctor_mqtt import mqtt_checks
+from ingest.cli.doctor_partitions import partition_checks
 from ingest.cli.doctor_sources import sources_check
 from ingest.cli.find_database import connect_limits, database
 from ingest.cli.parser import Parser, SettingsFlags, add_json_flag
@@ -320,6 +321,7 @@ async def _database(loaded: Loaded, service: ServiceInfo | None) -> list[Check]:
         ):
             with as_start_error(url):
                 found = await examine(opened)
+            partitions = await partition_checks(settings, url)
     except DatabaseRefused as error:
         words = advice(settings, loaded.origins["database_url"])
         return [Check("database", FAIL, f"{error}. {next_step(error.reason, words)}")]
@@ -327,4 +329,4 @@ async def _database(loaded: Loaded, service: ServiceInfo | None) -> list[Check]:
         return [Check("database", FAIL, str(error))]
     kind = "configured" if settings.database_url else "embedded"
     checks = database_checks(found, settings, service_runs=service is not None)
-    return [Check("database", OK, f"answers ({kind})"), *checks]
+    return [Check("database", OK, f"answers ({kind})"), *checks, *partitions]

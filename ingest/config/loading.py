@@ -24,6 +24,7 @@ from ingest.config.values import (
     check_page_url,
     check_token,
     checked,
+    duration_us,
     moment_us,
     shown,
 )
@@ -136,6 +137,8 @@ def _check_texts(settings: Settings, origins: Mapping[str, str]) -> None:
         ("ts_min", moment_us),
         ("database_url", check_database_url),
         ("housekeeping_url", check_database_url),
+        ("keep_hot", duration_us),
+        ("keep_rollups", duration_us),
         ("admin_token", check_token),
         ("dashboard_url", check_page_url),
         ("broker_url", check_broker_url),

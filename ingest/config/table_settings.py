@@ -35,6 +35,9 @@ class TableSettings:
         "with so many partitions late readings get no further one: dead letter no_partition",
         within=(10, 100_000),
     )
+    keep_hot: str = setting(
+        "", "so long readings stay in the table, as 30d, 12h, 8w, 2y; empty: for ever"
+    )
     housekeeping_url: str = setting(
         "",
         "database_url with the role that owns the table, for partitions; empty: database_url",
@@ -52,6 +55,4 @@ class TableSettings:
     rollups: bool = setting(
         False, "compute count, least, greatest, sum, first and last of each hour, day and series"
     )
-    keep_rollups_days: float = setting(
-        0.0, "rollups are removed after so many days; 0: never", within=(0, 100_000)
-    )
+    keep_rollups: str = setting("", "so long rollups stay, as 2y; empty: for ever")

@@ -217,6 +217,19 @@ def check_database_url(url: str) -> None:
         )
 
 
+_DURATION = re.compile(r"([1-9]\d{0,5})\s*([hdwy])")
+_HOURS = {"h": 1, "d": 24, "w": 7 * 24, "y": 365 * 24}
+
+
+def duration_us(text: str) -> int | None:
+    """Return a time such as `30d` in microseconds; None for an empty text. Raises ValueError."""
+    if not text.strip():
+        return None
+    if (found := _DURATION.fullmatch(text.strip())) is None:
+        raise ValueError(f"{text!r} is not a number of h, d, w or y, such as 30d")
+    return int(found[1]) * _HOURS[found[2]] * 3_600_000_000
+
+
 def moment_us(text: str) -> int:
     """Return a moment, RFC 3339 with an offset, in Unix microseconds. Raises ValueError."""
     try:

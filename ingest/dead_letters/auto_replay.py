@@ -17,6 +17,7 @@ from typing import Protocol
 from ingest.dead_letters.files import segments, try_replay_lock
 from ingest.dead_letters.reader import LiveLetter, Selection, first_letters
 from ingest.dead_letters.sending import BlockSender, fits_a_row
+from ingest.model.ack import Outcome
 from ingest.model.errors import BufferFull, DeadLettersBroken, Stopping
 from ingest.model.letter import DRAINED, EXHAUSTED
 from ingest.system.backoff import backoff_s
@@ -42,6 +43,14 @@ class OwnFolder(Protocol):
 
     async def tidy(self) -> list[Path]:
         """Remove finished segments that are not needed; return them."""
+
+
+def finished(letters: list[LiveLetter], outcome: Outcome) -> list[LiveLetter]:
+    """Return those of a block that are stored, or have become letters of another reason."""
+    if outcome.set_aside:
+        return []
+    live = outcome.coming_back
+    return [each for row, each in enumerate(letters) if row not in live]
 
 
 class Replayer:
@@ -148,10 +157,11 @@ class Replayer:
             outcome = await self._sender.send(letters, stopping)
             if outcome is None:
                 return 0, True
-            well = not outcome.set_aside
-            if well:
-                await self._folder.mark_done(letters, "replayed")
-            self._log.info("replayed", rows=len(letters), set_aside_again=outcome.set_aside)
+            done = finished(letters, outcome)
+            well = len(done) == len(letters)
+            if done:
+                await self._folder.mark_done(done, "replayed")
+            self._log.info("replayed", rows=len(done), set_aside_again=not well)
         self._next[segment] = end
         if well and start == done_to:
             self._done_to[segment] = end

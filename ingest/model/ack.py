@@ -35,6 +35,11 @@ class Outcome(NamedTuple):
     refusals: tuple[Refusal, ...] = ()
     set_aside: bool = False
 
+    @property
+    def coming_back(self) -> frozenset[int]:
+        """The refused rows that are sent again by themselves."""
+        return frozenset(each.row for each in self.refusals if each.comes_back)
+
 
 class Ack:
     """It belongs to a block and is resolved once: after commit, or after the dead-letter fsync."""

@@ -46,7 +46,7 @@ JOURNAL_BROKEN, INVALID_FULL = "journal_broken", "invalid_full"
 BROKER_AWAY, BROKER_UNSAFE, BROKER_DISK = "broker_away", "broker_unsafe", "broker_disk"
 STREAM_MISSING, STREAM_ALTERED, STREAM_FULL = "stream_missing", "stream_altered", "stream_full"
 INSTANCE_AWAY = "instance_away"  # of `up`
-PARTITIONS_END = "partitions_end"
+PARTITIONS_END, RETENTION_WAITS = "partitions_end", "retention_waits"
 
 _READ_MESSAGE = "`{run} hold show` prints the message of the server."
 _MAKE_SPACE = (
@@ -194,6 +194,12 @@ CAUSES: dict[str, Cause] = {
         "Writers are slower than the posts come in, or the database is away: find out why, or "
         "raise stream_bytes_max if the disk of the broker has space, then `{run} stream apply`.",
         "ingeststreamfilling",
+    ),
+    RETENTION_WAITS: Cause(
+        "old readings are not removed from the table before a person has said yes",
+        "`{run} housekeeping plan` prints what would be dropped, and why it waits. If that is "
+        "right: `{run} housekeeping run --yes`. If not, correct keep_hot.",
+        "ingestretentionwaits",
     ),
     PARTITIONS_END: Cause(
         "the table has partitions for a few days only; without more of them new readings would "

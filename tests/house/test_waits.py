@@ -59,6 +59,7 @@ MODULES = (
     "sinks/postgres/known_server",
     "sinks/postgres/connection",
     "sinks/postgres/statements",
+    "sinks/postgres/housekeeping/late",
     "app/buffer",
     "forward/forwarder",
     "forward/sender",

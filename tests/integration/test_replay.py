@@ -70,7 +70,8 @@ class Half:
         self.stopping = asyncio.Event()
         self.halted = asyncio.Event()
         half = WritingHalf(settings, outlet=self.buffer, ledger=self.ledger, halted=self.halted)
-        half.sinks.append(make_sink(url, settings))
+        self.sink = make_sink(url, settings)
+        half.sinks.append(self.sink)
         (self.writer,) = half.make_writers(self.letters)
         self.database_state = half.database_state
         self.replayer = Replayer(

@@ -11,24 +11,22 @@ from typing import Any
 import asyncpg
 import pytest
 
+from ingest.model.errors import StartError
 from ingest.model.reading import Reading
 from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.housekeeping import plan, registry, rollup_hours, rollup_late
 from ingest.sinks.postgres.housekeeping.rollup_state import (
     Progress,
-    needs_raw,
+    leave,
     progress,
-    raw_removed,
 )
 from ingest.sinks.postgres.housekeeping.rollup_tables import Spans
 from ingest.sinks.postgres.housekeeping.rollups import Rollups
 from ingest.sinks.postgres.housekeeping.view import look_at
 from ingest.sinks.postgres.lookup import Between, Lookup
-from ingest.sinks.postgres.target import Target
 from tests.support.rollups import DAY_US, HOUR_US, differences, expected, raw, stored
 
 START_US = 20_000 * DAY_US  # 2024-10-04
-READINGS = Target("public")
 ODD = (math.nan, math.inf, -math.inf, -0.0, 0.0, 1.7e308, -1.7e308, 1e-320, 5.0)
 
 
@@ -339,20 +337,22 @@ async def test_rollups_outlive_their_readings(operator: asyncpg.Connection) -> N
     readings = drawn(1, 400, 50)
     await write(operator, readings)
     day_us = START_US + DAY_US
-    assert await needs_raw(operator, READINGS, day_us) == ""
+    view = await look_at(operator, "readings", "none")
+    await leave(operator, view, day_us)
     await run(operator)
-    assert await needs_raw(operator, READINGS, day_us) == ""
-    assert "computed" in await needs_raw(operator, READINGS, 40_000 * DAY_US)
+    with pytest.raises(StartError, match="not computed yet"):
+        await leave(operator, view, 40_000 * DAY_US)
     await write(operator, [Reading(START_US, "d0", "t", 9.0)])
-    assert "late" in await needs_raw(operator, READINGS, day_us)
+    with pytest.raises(StartError, match="late readings"):
+        await leave(operator, view, day_us)
     await run(operator)
     hours = await stored(operator, "readings_hourly", "hour")
     days = await stored(operator, "readings_daily", "day")
-    async with operator.transaction():
-        await operator.execute("delete from readings where ts < '2024-10-05+00'")
-        await raw_removed(operator, READINGS, day_us)
+    await leave(operator, view, day_us)
+    await operator.execute("delete from readings where ts < '2024-10-05+00'")
     late = [Reading(START_US + n, "d0", "t", 9.0) for n in range(100)]
     await write(operator, late)
+    await leave(operator, view, day_us)
     await run(operator)
     assert await stored(operator, "readings_hourly", "hour") == hours
     assert await stored(operator, "readings_daily", "day") == days

@@ -14,7 +14,7 @@ import pytest
 
 from ingest.app.writing import make_sink
 from ingest.config.settings import Settings
-from ingest.model.letter import REFUSED
+from ingest.model.letter import EXHAUSTED, REFUSED
 from ingest.model.reading import Reading
 from ingest.system.clock import monotonic_s, unix_us
 from tests.conftest import Server
@@ -71,7 +71,7 @@ class Fleet(Writing):
 
     def refused(self) -> int:
         """Return how many rows became dead letters."""
-        return self.ledger.dead_lettered[REFUSED]
+        return self.ledger.dead_lettered[REFUSED] + self.ledger.dead_lettered[EXHAUSTED]
 
 
 @pytest.fixture(scope="module")

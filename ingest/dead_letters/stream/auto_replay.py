@@ -26,6 +26,7 @@ from ingest.dead_letters.auto_replay import (
     PAUSE_S_MAX,
     REPLAYED,
     UNLOCKED_S_MIN,
+    finished,
 )
 from ingest.dead_letters.format import BadLine
 from ingest.dead_letters.live import key_of
@@ -192,13 +193,13 @@ class StreamReplayer:
         if outcome is None:
             return None  # its letters stay in `replaying` until the next block
         self._replaying.clear()
-        well = not outcome.set_aside
-        if well:
-            places = {each.offset for each in good}
+        places = {each.offset for each in finished(good, outcome)}
+        well = len(places) == len(good)
+        if places:
             own.stored |= own.place in places
             # Last: once it is gone, the consumer gives the next message to somebody else.
             await self._messages.delete(places - {own.place})
-        _log.info("replayed", rows=len(good), set_aside_again=outcome.set_aside)
+        _log.info("replayed", rows=len(places), set_aside_again=not well)
         return well
 
 

@@ -51,6 +51,9 @@ from ingest.sinks.postgres.statements import (
 from ingest.system import clock
 from ingest.system.logs import Occasionally, get_logger
 
+# A table may be altered several times in a row, as `ingest schema partition` does it.
+ALTERED_TRIES = 5
+
 NO_COPY = "0A000"  # also of other things that PostgreSQL has not
 _ROW_SECURITY = "select row_security_active($1::text)"
 
@@ -222,18 +225,18 @@ class CheckedConnection(OneConnection):
         copying: bool = False,
     ) -> int:
         """Do what begins with the check of the table. If it was altered, check it in full first."""
-        for again in (True, False):
+        for left in reversed(range(ALTERED_TRIES)):
             await self.open()
             try:
                 async with self.exchange(doubt=doubt, copying=copying) as connection:
                     return await do(connection)
             except WriteFailed as failed:
-                if not (again and failed.sqlstate == ALTERED):
+                if not (left and failed.sqlstate == ALTERED):
                     raise
             self._statements = None
             if self.is_open:
                 await self._check_schema()
-        raise AssertionError("the second try returns or raises")
+        raise AssertionError("the last try returns or raises")
 
     @asynccontextmanager
     async def exchange(

@@ -37,7 +37,8 @@ async def first_partitions(
         return None
 
     async def begin(connection: Connection) -> list[str]:
-        made = await ahead.begin(connection, await look_at(connection, schema.TABLE, span))
+        view = await look_at(connection, schema.TABLE, span)
+        made = await ahead.begin(connection, view._replace(span=span))
         return [f"made {counted(made, 'partition')}, one for each {span}"]
 
     return begin

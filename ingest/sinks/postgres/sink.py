@@ -96,6 +96,8 @@ class SinkPostgres(CheckedConnection):
     ) -> Stored:
         """Find the rows that the database refuses; commit the others in the same transaction."""
         await self.ready()
+        if self.late is not None and self.late.eager:
+            await self.late.make_for(_times_us(tuples))
         data, numbers, bad = self._without_partition(b"".join(tuples))
         offsets = row_offsets(data)
         committed = start = 0

@@ -37,6 +37,7 @@ class Rig:
         )
         self.journal_bytes = 0
         self.url_fault = ""
+        self.table = ""
         self.ledger = Ledger()
         for part in ("health", "fill", "refusals"):
             monkeypatch.setattr(f"ingest.app.{part}.monotonic_s", lambda: self.now_s)
@@ -47,6 +48,7 @@ class Rig:
             url_fault=lambda: self.url_fault,
             free_bytes=self.free_bytes,
             dead_letters=lambda: self.letters,
+            table=lambda: self.table,
             refusals=Refusals(self.ledger),
             fill=Fill(settings, lambda: self.journal_bytes),
         )
@@ -336,6 +338,16 @@ def test_full_half_for_invalid_items_is_told(rig: Rig) -> None:
     told = [(each["event"], each["log_level"]) for each in lines if each["event"] != "state"]
     assert told == [("invalid_items_refused", "warning"), ("invalid_items_kept_again", "info")]
     assert rig.document["cause"] == ""
+
+
+def test_end_of_the_partitions_is_told_and_refuses_nothing(rig: Rig) -> None:
+    """/readyz says it with its next step. What stops writes now is more important."""
+    rig.table = "partitions_end"
+    assert (rig.tick(), rig.status) == ("accepting", 200)
+    assert "partitions for a few days only" in rig.document["reason"]
+    assert "housekeeping status" in rig.document["next"]
+    rig.database.hold("schema")
+    assert rig.document["cause"] == "schema"
 
 
 def test_refused_posts_are_counted_for_a_minute_and_logged_once_a_minute(rig: Rig) -> None:

@@ -10,7 +10,7 @@ import pytest
 from ingest.config.folders import default_state_dir, state_dir
 from ingest.config.loading import load
 from ingest.config.settings import Settings, secret_names, split_address, ts_min_us
-from ingest.config.values import MIB, checked, mask_url, shown
+from ingest.config.values import MIB, checked, duration_us, mask_url, shown
 from ingest.model.errors import ConfigError
 
 KNOWN = {each.name: each for each in fields(Settings)}
@@ -205,3 +205,19 @@ def test_value_is_shown_with_its_unit(name: str, value: object, text: str) -> No
 def test_shown_number_is_not_rounded() -> None:
     """The value that is printed is the one that applies."""
     assert shown("batch_linger_s", 0.123456789) == "0.123456789 s"
+
+
+@pytest.mark.parametrize(
+    ("text", "hours"),
+    [("30d", 720), ("12h", 12), (" 8 w ", 1_344), ("2y", 17_520), ("", None), ("  ", None)],
+)
+def test_duration_has_a_number_and_a_unit(text: str, hours: int | None) -> None:
+    """An empty text is no duration."""
+    assert duration_us(text) == (None if hours is None else hours * 3_600_000_000)
+
+
+@pytest.mark.parametrize("text", ["30", "d", "0d", "-1d", "1.5d", "30 days", "30m", "1234567d"])
+def test_other_durations_are_refused(text: str) -> None:
+    """Also zero, and `m`, which may be minutes or months."""
+    with pytest.raises(ValueError, match="such as 30d"):
+        duration_us(text)

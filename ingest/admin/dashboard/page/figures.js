@@ -2,6 +2,7 @@
 
 import { byId, bytes, count, duration, make, ms, rough, short } from "./text.js";
 
+const WEEK_S = 604800;
 const GROUPS = [["flow", "Flow"], ["trouble", "Trouble"], ["machine", "Machine"]];
 const lists = new Map();
 const figures = new Map();
@@ -79,6 +80,13 @@ function showMachine({ sum, ready }, about, value) {
     const full = ready.full_in_s?.stream;
     const most = sum.broker?.stream_bytes_max ?? about.stream_bytes_max;
     figure("machine", "stream", "Stream", bytes(value("stream_bytes")), full > 0 ? `full in ${rough(full)}` : `of ${bytes(most)}`, full > 0 ? "warn" : "");
+  }
+  const table = sum.broker;
+  if (table?.partitions) {
+    const full = table.table_full_in_seconds;
+    const oldest = table.table_oldest_age_seconds;
+    const more = full > 0 ? `; disk full in ${rough(full)}` : oldest > 0 ? `; oldest reading ${rough(oldest)}` : "";
+    figure("machine", "table", "Table", bytes(table.table_bytes), `${short(table.partitions)} partitions${more}`, full < WEEK_S ? "warn" : "");
   }
   figure("machine", "commit", "Time to store", ms(value("commit_p99_ms")),
     value("commit_p50_ms") === null ? "none now" : `half within ${ms(value("commit_p50_ms"))}`);

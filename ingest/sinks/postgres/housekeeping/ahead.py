@@ -14,7 +14,7 @@ from ingest.sinks.postgres.housekeeping.partitions import gaps
 from ingest.sinks.postgres.housekeeping.plan import Step
 from ingest.sinks.postgres.housekeeping.spans import (
     DAY_US,
-    Span,
+    TimeSpan,
     partition_name,
     span_bounds,
 )
@@ -48,7 +48,7 @@ class PartitionsAhead:
             for gap in self.missing(view)
         ]
 
-    def missing(self, view: View) -> list[Span]:
+    def missing(self, view: View) -> list[TimeSpan]:
         """Return what must be covered from now on, and is not."""
         bounds = span_bounds(view.span, view.now_us + self._ahead_us)
         for _ in range(self._spans):
@@ -57,7 +57,7 @@ class PartitionsAhead:
 
     async def do(self, connection: Connection, view: View, step: Step) -> None:
         """Make one partition. Another process may have made it meanwhile."""
-        await make_partition(connection, view, Span(step.from_us, step.to_us))
+        await make_partition(connection, view, TimeSpan(step.from_us, step.to_us))
 
     async def begin(self, connection: Connection, view: View) -> int:
         """Make the first partitions of a table that was just made; return how many."""

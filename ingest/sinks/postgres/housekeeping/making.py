@@ -18,7 +18,7 @@ from ingest.sinks.postgres.housekeeping.partitions import bounds_entry
 from ingest.sinks.postgres.housekeeping.registry import quoted
 from ingest.sinks.postgres.housekeeping.spans import (
     NAME_BYTES_MAX,
-    Span,
+    TimeSpan,
     literal,
     partition_name,
 )
@@ -33,7 +33,7 @@ _TABLESPACE = """
 select s.spcname from pg_class c join pg_tablespace s on s.oid = c.reltablespace where c.oid = $1"""
 
 
-async def make_partition(connection: Connection, view: View, bounds: Span) -> str | None:
+async def make_partition(connection: Connection, view: View, bounds: TimeSpan) -> str | None:
     """Make and attach a partition; return its name. None: a part of its time has one by now.
 
     Raises StartError if the role may not. Waits for locks as long as LOCK_MS.
@@ -58,7 +58,7 @@ async def make_partition(connection: Connection, view: View, bounds: Span) -> st
     return name
 
 
-async def _make(connection: Connection, view: View, name: str, bounds: Span) -> None:
+async def _make(connection: Connection, view: View, name: str, bounds: TimeSpan) -> None:
     table = f"{quoted(view.schema)}.{quoted(name)}"
     space = await connection.fetchval(_TABLESPACE, view.oid)
     await connection.execute(
@@ -73,7 +73,7 @@ async def _make(connection: Connection, view: View, name: str, bounds: Span) -> 
     )
 
 
-async def _free_name(connection: Connection, view: View, bounds: Span) -> str:
+async def _free_name(connection: Connection, view: View, bounds: TimeSpan) -> str:
     """Return the name of a partition; if a table has it, the next one, such as .._2.
 
     A partition that was detached keeps its name, and its readings.

@@ -16,7 +16,7 @@ from ingest.sinks.postgres.housekeeping import registry
 from ingest.sinks.postgres.housekeeping.spans import (
     BEGINNING_US,
     END_US,
-    Span,
+    TimeSpan,
     partition_name,
     span_bounds,
     spans_between,
@@ -80,20 +80,22 @@ def bounds_entry(from_us: int, to_us: int) -> dict[str, int]:
     return {"from_us": from_us, "to_us": to_us}
 
 
-def gaps(found: Sequence[Span | Partition], span: str, from_us: int, to_us: int) -> list[Span]:
+def gaps(
+    found: Sequence[TimeSpan | Partition], span: str, from_us: int, to_us: int
+) -> list[TimeSpan]:
     """Return the spans between two times that have no partition, in order.
 
     If a partition of an operator covers a part of a day or month, the rest of it is a gap.
     `found` is sorted by `from_us`.
     """
-    missing: list[Span] = []
+    missing: list[TimeSpan] = []
     for each in spans_between(span, from_us, to_us):
         missing += _gaps_in(found, each)
     return missing
 
 
-def _gaps_in(found: Sequence[Span | Partition], span: Span) -> list[Span]:
-    missing: list[Span] = []
+def _gaps_in(found: Sequence[TimeSpan | Partition], span: TimeSpan) -> list[TimeSpan]:
+    missing: list[TimeSpan] = []
     at = span.from_us
     first = max(0, bisect_right(found, span.from_us, key=lambda each: each.from_us) - 1)
     for each in found[first:]:
@@ -102,16 +104,18 @@ def _gaps_in(found: Sequence[Span | Partition], span: Span) -> list[Span]:
         if each.to_us <= at:
             continue
         if each.from_us > at:
-            missing.append(Span(at, each.from_us))
+            missing.append(TimeSpan(at, each.from_us))
         at = each.to_us
     if at < span.to_us:
-        missing.append(Span(at, span.to_us))
+        missing.append(TimeSpan(at, span.to_us))
     return missing
 
 
-def gaps_of(found: Sequence[Span | Partition], span: str, times_us: Iterable[int]) -> list[Span]:
+def gaps_of(
+    found: Sequence[TimeSpan | Partition], span: str, times_us: Iterable[int]
+) -> list[TimeSpan]:
     """Return the gaps that have at least one of these times, in order."""
-    by_bounds: dict[Span, list[int]] = {}
+    by_bounds: dict[TimeSpan, list[int]] = {}
     for each in times_us:
         by_bounds.setdefault(span_bounds(span, each), []).append(each)
     return [

@@ -1,4 +1,4 @@
-"""How far the rollups of a table are, in the registry; and what retention must ask and tell.
+"""How far the rollups of a table are, in the registry; and what retention must call.
 
 The driver's errors pass through.
 """
@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 
 from asyncpg import Connection
 
+from ingest.model.errors import StartError
 from ingest.sinks.postgres.housekeeping import registry
 from ingest.sinks.postgres.housekeeping.rollup_tables import tables_of
 from ingest.sinks.postgres.housekeeping.spans import literal
+from ingest.sinks.postgres.housekeeping.view import View
 from ingest.sinks.postgres.target import Target
 
 KEY = "rollups"  # in the registry
@@ -43,29 +45,30 @@ async def put(connection: Connection, registry_name: str, at: Progress) -> None:
     await registry.put(connection, registry_name, KEY, values)
 
 
-async def needs_raw(connection: Connection, target: Target, before_us: int) -> str:
-    """Return why the readings before this time must not be removed yet, or nothing.
+async def leave(connection: Connection, view: View, before_us: int) -> None:
+    """Call it before the readings of the time before are removed: their rollups stay as they are.
 
-    `target` has its schema. Retention asks this before it removes readings, and calls `raw_removed`
-    in the transaction in which it does.
+    Raises StartError, and notes nothing, if a rollup still needs these readings.
     """
-    at = await progress(connection, target.name)
+    at = await progress(connection, view.table)
     if at is None:
-        return ""
+        return
+    if why := await _needs(connection, view, at, before_us):
+        raise StartError(why)
+    if at.raw_from_us is None or at.raw_from_us < before_us:
+        name, _ = await registry.name_beside(connection, view.table)
+        await put(connection, name, at._replace(raw_from_us=before_us))
+
+
+async def _needs(connection: Connection, view: View, at: Progress, before_us: int) -> str:
     if at.until_us is None or at.until_us < before_us:
         return "the rollups of this time are not computed yet"
-    names = tables_of(target)
+    names = tables_of(Target(schema=view.schema, table=view.name))
     older = f"hour < {literal(before_us)}"
+    if at.raw_from_us is not None:
+        older += f" and hour >= {literal(at.raw_from_us)}"
     late = await connection.fetchval(
         f"select exists (select from {names.late} where {older}) "  # noqa: S608
         f"or exists (select from {names.due} where {older})"
     )
-    return "late readings of this time are not in the rollups yet" if late else ""
-
-
-async def raw_removed(connection: Connection, target: Target, before_us: int) -> None:
-    """Note that the readings before this time are removed: their rollups stay as they are."""
-    at = await progress(connection, target.name)
-    if at is not None and (at.raw_from_us is None or at.raw_from_us < before_us):
-        name, _ = await registry.name_beside(connection, target.name)
-        await put(connection, name, at._replace(raw_from_us=before_us))
+    return "late readings of this time are not in its rollups yet" if late else ""

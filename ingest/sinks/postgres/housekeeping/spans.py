@@ -16,26 +16,26 @@ NAME_BYTES_MAX = 63  # of PostgreSQL
 BEGINNING_US, END_US = -(2**63), 2**63 - 1  # of a partition without a lower or upper bound
 
 
-class Span(NamedTuple):
+class TimeSpan(NamedTuple):
     """From `from_us` until before `to_us`."""
 
     from_us: int
     to_us: int
 
 
-def span_bounds(span: str, ts_us: int) -> Span:
+def span_bounds(span: str, ts_us: int) -> TimeSpan:
     """Return the day or month (`span`) of a time."""
     day = ts_us // DAY_US
     if span == DAY:
-        return Span(day * DAY_US, (day + 1) * DAY_US)
+        return TimeSpan(day * DAY_US, (day + 1) * DAY_US)
     if span != MONTH:
         raise ValueError(f"there are no spans of {span!r}")
     year, month, _ = _date(day)
     after = (year + month // 12, month % 12 + 1)
-    return Span(_day(year, month, 1) * DAY_US, _day(*after, 1) * DAY_US)
+    return TimeSpan(_day(year, month, 1) * DAY_US, _day(*after, 1) * DAY_US)
 
 
-def spans_between(span: str, from_us: int, to_us: int) -> Iterator[Span]:
+def spans_between(span: str, from_us: int, to_us: int) -> Iterator[TimeSpan]:
     """Yield the spans that touch the time from `from_us` until before `to_us`, in order."""
     while from_us < to_us:
         found = span_bounds(span, from_us)

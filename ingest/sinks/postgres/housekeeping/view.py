@@ -34,6 +34,9 @@ select c.oid::int8 as oid, c.relkind::text as kind, format('%I.%I', n.nspname, c
        coalesce(p.partstrat = 'r' and p.partnatts = 1 and (select attname from pg_attribute
            where attrelid = c.oid and attnum = p.partattrs[0]) = $2, false) as by_time,
        coalesce(p.partdefid, 0)::int8 as default_partition,
+       exists (select from pg_index i join pg_attribute a
+               on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
+               where i.indrelid = c.oid and i.indisvalid and a.attname = $2) as time_index,
        exists (select from pg_trigger where tgrelid = c.oid and tgname = 'ts_insert_blocker')
            as blocked,
        pg_has_role(current_user, c.relowner, 'USAGE') as owner,
@@ -51,8 +54,8 @@ class View(NamedTuple):
 
     `table` is its name with the schema, as SQL has it; `schema` and `name` are its parts as they
     are. `span` is day or month: that of new partitions. `ours`: it was made partitioned by us, or
-    adopted, and this role can see that. `owner` owns it, `role` is who we are. `cannot_make` is why
-    this role cannot make partitions, or empty.
+    adopted, and this role can see that. `time_index`: an index begins with the time. `owner` owns
+    it, `role` is who we are. `cannot_make` is why this role cannot make partitions, or empty.
     """
 
     table: str
@@ -65,6 +68,7 @@ class View(NamedTuple):
     now_us: int
     ours: bool
     has_default: bool
+    time_index: bool
     owner: str
     role: str
     cannot_make: str
@@ -87,13 +91,11 @@ class View(NamedTuple):
 async def oldest_us(connection: Connection, view: View, column: str = "ts") -> int | None:
     """Return the time of the oldest reading; of a partitioned table it looks into few partitions.
 
-    Returns None if there is none, or it was not found.
+    Returns None if there is none, or no index helps to find it.
     """
-    wheres = [
-        f"where {column} >= {literal(each.from_us)} and {column} < {literal(each.to_us)}"
-        for each in view.partitions[:OLDEST_LOOKED_AT]
-        if each.from_us != BEGINNING_US and each.to_us != END_US
-    ]
+    if not view.time_index:
+        return None
+    wheres = [_where(column, each) for each in view.partitions[:OLDEST_LOOKED_AT]]
     for where in wheres if view.kind == PARTITIONED else [""]:
         found: int | None = await connection.fetchval(
             f"select (extract(epoch from min({column})) * 1000000)::int8 from {view.table} {where}"  # noqa: S608
@@ -101,6 +103,16 @@ async def oldest_us(connection: Connection, view: View, column: str = "ts") -> i
         if found is not None:
             return found
     return None
+
+
+def _where(column: str, partition: Partition) -> str:
+    """Return the condition that lets the server look into this partition alone."""
+    conditions = []
+    if partition.from_us != BEGINNING_US:
+        conditions.append(f"{column} >= {literal(partition.from_us)}")
+    if partition.to_us != END_US:
+        conditions.append(f"{column} < {literal(partition.to_us)}")
+    return f"where {' and '.join(conditions)}" if conditions else ""
 
 
 def count_ahead(span: str, now_us: int, covered_to_us: int, most: int = 1_000) -> int:
@@ -146,6 +158,7 @@ async def look_at(
         now_us=row["now_us"],
         ours=row["bare_name"] in known,
         has_default=bool(row["default_partition"]),
+        time_index=row["time_index"],
         owner=row["owner_name"],
         role=row["role"],
         cannot_make=cannot,
@@ -164,6 +177,7 @@ def _missing(table: str) -> View:
         now_us=0,
         ours=False,
         has_default=False,
+        time_index=False,
         owner="",
         role="",
         cannot_make=f"there is no table {table}",

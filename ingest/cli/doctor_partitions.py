@@ -1,0 +1,42 @@
+"""What `ingest doctor` finds about the partitions of the table: whether they last."""
+
+from __future__ import annotations
+
+from ingest.app.database import housekeeping_jobs, housekeeping_url, timeouts
+from ingest.app.housekeeping import ends_soon
+from ingest.cli.doctor_database import FAIL, OK, WARN, Check
+from ingest.config.settings import Settings
+from ingest.model.errors import StartError
+from ingest.sinks.postgres.housekeeping import runs
+from ingest.sinks.postgres.housekeeping.view import PARTITIONED, View
+from ingest.system.words import counted
+
+_NAME = "partitions"
+
+
+async def partition_checks(settings: Settings, url: str) -> list[Check]:
+    """Look with the role that makes partitions; return nothing for a table that has none."""
+    own_url = housekeeping_url(settings, lambda: url)()
+    try:
+        report = await runs.look(
+            own_url, timeouts(settings), settings.partition_span, housekeeping_jobs(settings)
+        )
+    except StartError as error:
+        return [Check(_NAME, FAIL if settings.housekeeping_url else WARN, str(error))]
+    if report.view.kind != PARTITIONED:
+        return []
+    return [_check(report.view)]
+
+
+def _check(view: View) -> Check:
+    left = f"{counted(view.spans_ahead, view.span)} after the present one have a partition"
+    if view.has_default:
+        return Check(_NAME, OK, "there is a default partition, so the service makes none")
+    if view.cannot_make:
+        fix = "set housekeeping_url to the role that owns the table"
+        said = f"{left}, and no more can be made: {view.cannot_make}; {fix}"
+        return Check(_NAME, FAIL if not view.spans_ahead else WARN, said)
+    if ends_soon(view):
+        who = "" if view.ours else "; the service makes none, since somebody else made the first"
+        return Check(_NAME, FAIL if not view.spans_ahead else WARN, f"only {left}{who}")
+    return Check(_NAME, OK, left)

@@ -1,0 +1,92 @@
+"""`ingest schema partition` and `adopt`: partitions for a table that has none, or has others' ones.
+
+Both print what they would do, and do it only with --yes.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from ingest.cli.terminal import say
+from ingest.config.settings import Settings
+from ingest.model.errors import StartError
+
+US_PER_S = 1_000_000
+
+
+def partition_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `partition`."""
+    parser.add_argument("--yes", action="store_true", help="do it, not only print what would be")
+    parser.add_argument(
+        "--undo", action="store_true", help="take back what a run that did not end has left"
+    )
+
+
+def adopt_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `adopt`."""
+    parser.add_argument(
+        "names", nargs="*", metavar="PARTITION", help="a partition; without one: all of the table"
+    )
+    parser.add_argument("--yes", action="store_true", help="do it, not only print what would be")
+
+
+async def partition(args: argparse.Namespace, settings: Settings, url: str) -> int:
+    """Turn the plain table into a partitioned one; return 1 if it was only printed."""
+    from ingest.app.database import partitions_ahead, timeouts  # noqa: PLC0415
+    from ingest.sinks.postgres.housekeeping import conversion, runs  # noqa: PLC0415
+    from ingest.sinks.postgres.housekeeping.opening import opened  # noqa: PLC0415
+    from ingest.sinks.postgres.housekeeping.view import PARTITIONED, look_at  # noqa: PLC0415
+    from ingest.sinks.postgres.schema import TABLE  # noqa: PLC0415
+    from ingest.sinks.postgres.session import as_start_error  # noqa: PLC0415
+
+    span = settings.partition_span
+    async with opened(url, timeouts(settings)) as connection:
+        with as_start_error(url):
+            if args.undo:
+                undone = await conversion.take_back(connection, TABLE)
+                say("taken back: the table is as before" if undone else "there is nothing to undo")
+                return 0
+            if span == "none":
+                raise StartError("set partition_span to day or month: --partition-span day")
+            ahead_us = int(settings.ts_ahead_s_max * US_PER_S)
+            view = await look_at(connection, TABLE, span, sizes=False)
+            if view.kind == PARTITIONED and view.ours:  # a killed run may have come so far
+                say(f"{view.table} is partitioned already")
+            elif not args.yes:
+                plan = await conversion.planned(connection, TABLE, span, ahead_us)
+                say("\n".join(conversion.in_words(plan)))
+                say("To do it, repeat it with --yes; the service may run meanwhile.")
+                return 1
+            else:
+                await conversion.convert(connection, TABLE, span, ahead_us, say=say)
+    report = await runs.run(url, timeouts(settings), span, [partitions_ahead(settings)])
+    failed = [each.error for each in report.did if each.error]
+    say(f"{len(report.did) - len(failed)} partitions were made for the days after it")
+    for error in failed:
+        say(f"not made: {error}; `ingest housekeeping run` tries again")
+    return 1 if failed or report.other_run else 0
+
+
+async def adopt(args: argparse.Namespace, settings: Settings, url: str) -> int:
+    """Make partitions of somebody else ours; return 1 if it was only printed."""
+    from ingest.app.database import timeouts  # noqa: PLC0415
+    from ingest.sinks.postgres.housekeeping import adopting  # noqa: PLC0415
+    from ingest.sinks.postgres.housekeeping.opening import opened  # noqa: PLC0415
+    from ingest.sinks.postgres.housekeeping.view import look_at  # noqa: PLC0415
+    from ingest.sinks.postgres.schema import TABLE  # noqa: PLC0415
+    from ingest.sinks.postgres.session import as_start_error  # noqa: PLC0415
+
+    async with opened(url, timeouts(settings)) as connection:
+        with as_start_error(url):
+            view = await look_at(connection, TABLE, settings.partition_span)
+            chosen = adopting.adoptable(view, args.names)
+            names = [each.name for each in chosen]
+            if args.yes:
+                await adopting.adopt(connection, view, chosen, settings.partition_span)
+    listed = ", ".join(names) or "none: all of these are ours already"
+    if args.yes:
+        say(f"adopted: {listed}")
+        return 0
+    say(f"would be adopted: {listed}")
+    say("They may then be dropped or archived, if keep_hot is set. To do it, repeat it with --yes.")
+    return 1

@@ -1,0 +1,95 @@
+"""Which partitions are old enough to leave the table, and which of them a person must confirm.
+
+Pure: it reads nothing and changes nothing. Times are Unix microseconds of the database's clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ingest.sinks.postgres.housekeeping.partitions import Partition
+from ingest.sinks.postgres.housekeeping.spans import BEGINNING_US
+from ingest.system.clock import rfc3339_or_us
+
+# More at once may be a wrong setting or a clock that has jumped.
+MANY, MANY_SHARE = 3, 0.1
+
+
+class Policy(NamedTuple):
+    """How long readings stay in the table (`keep_hot`), and where they go then.
+
+    An empty `archive_dir`: they are dropped. `keep_hot` is the setting as it was written.
+    """
+
+    keep_us: int
+    keep_hot: str
+    archive_dir: str = ""
+
+    def cutoff_us(self, now_us: int) -> int:
+        """Return the time before which all readings may leave."""
+        return now_us - self.keep_us
+
+    def entry(self, now_us: int) -> dict[str, Any]:
+        """Return what the registry has of a confirmation, under `answer/keep_hot`."""
+        return {
+            "keep_us": self.keep_us,
+            "archive_dir": self.archive_dir,
+            "until_us": self.cutoff_us(now_us),
+        }
+
+
+def due(found: Sequence[Partition], pinned: Mapping[str, Any], cutoff_us: int) -> list[Partition]:
+    """Return the partitions of ours that have only readings from before `cutoff_us`."""
+    return [
+        each for each in found if each.ours and each.to_us <= cutoff_us and each.name not in pinned
+    ]
+
+
+def must_confirm(
+    leaving: Sequence[Partition], count: int, policy: Policy, answer: Mapping[str, Any] | None
+) -> str:
+    """Return why a person must confirm that these leave a table of `count` partitions, or nothing.
+
+    `answer` is the last confirmation. It is good for all partitions up to its `until_us`.
+    """
+    if not leaving:
+        return ""
+    what = "archived and dropped" if policy.archive_dir else "dropped"
+    until = rfc3339_or_us(leaving[-1].to_us)
+    said = (
+        f"{len(leaving)} of {count} partitions, with all readings before {until}, would be {what}"
+    )
+    if (
+        answer is None
+        or answer.get("keep_us") != policy.keep_us
+        or answer.get("archive_dir") != policy.archive_dir
+    ):
+        return f"keep_hot = {policy.keep_hot} has not been confirmed: {said}"
+    fresh = [each for each in leaving if each.to_us > answer.get("until_us", 0)]
+    if len(fresh) > MANY and len(fresh) > MANY_SHARE * count:
+        return f"so many at once: {said}"
+    return ""
+
+
+RATE_OF = 7  # partitions
+
+
+def full_in_s(
+    found: Sequence[Partition], now_us: int, free_bytes: int, policy: Policy | None
+) -> float | None:
+    """Return in how many seconds a disk with so much room is full, if the table grows as it did.
+
+    The rate is that of the last whole partitions. None: there are none, or it does not fill, since
+    `policy` lets the oldest readings leave before.
+    """
+    whole = [each for each in found if each.from_us > BEGINNING_US and each.to_us <= now_us]
+    last = whole[-RATE_OF:]
+    span_us = sum(each.to_us - each.from_us for each in last)
+    grown = sum(each.bytes for each in last)
+    if not span_us or not grown:
+        return None
+    left_us = free_bytes * span_us / grown
+    if policy is not None and left_us > whole[0].to_us - policy.cutoff_us(now_us):
+        return None
+    return left_us / 1e6

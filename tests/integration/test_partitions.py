@@ -1,0 +1,355 @@
+"""Partitions on a real server: made at the creation, ahead of time, and for late readings."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from ingest.app.database import housekeeping_jobs, late_partitions, partitions_ahead, timeouts
+from ingest.cli.doctor_partitions import partition_checks
+from ingest.config.settings import Settings
+from ingest.model.letter import EXHAUSTED, REFUSED
+from ingest.model.reading import Reading
+from ingest.sinks.postgres import schema
+from ingest.sinks.postgres.housekeeping import runs
+from ingest.sinks.postgres.housekeeping.making import make_partition
+from ingest.sinks.postgres.housekeeping.partitions import partitions
+from ingest.sinks.postgres.housekeeping.runs import Report
+from ingest.sinks.postgres.housekeeping.spans import DAY, DAY_US, MONTH, TimeSpan, span_bounds
+from ingest.sinks.postgres.housekeeping.view import look_at
+from ingest.sinks.postgres.make_table import first_partitions
+from ingest.system.clock import unix_us
+from tests.integration.test_replay import Half, rows, running, until_live
+from tests.support.blocks import block_of
+from tests.support.commands import Here, with_user
+from tests.support.letters import read
+
+
+def daily(**more: object) -> Settings:
+    """Return the settings of the tests, with a partition for each day."""
+    values = {"database_unsafe": True, "partition_span": DAY, "lock_s_max": 0.2}
+    return Settings(**{**values, **more})  # type: ignore[arg-type]
+
+
+async def make(connection: asyncpg.Connection, settings: Settings) -> list[str]:
+    """Make the table as the service does."""
+    ahead = partitions_ahead(settings)
+    begin = await first_partitions(connection, settings.partition_span, ahead)
+    return await schema.apply(connection, partitions=begin)
+
+
+async def run(url: str, settings: Settings) -> Report:
+    """Run the housekeeping once."""
+    jobs = housekeeping_jobs(settings)
+    return await runs.run(url, timeouts(settings), settings.partition_span, jobs)
+
+
+async def look(url: str, settings: Settings) -> Report:
+    """Look at the table, and change nothing."""
+    jobs = housekeeping_jobs(settings)
+    return await runs.look(url, timeouts(settings), settings.partition_span, jobs)
+
+
+@pytest.fixture
+async def table(connection: asyncpg.Connection) -> asyncpg.Connection:
+    """Give the owner's connection to a fresh table with a partition for each day."""
+    await make(connection, daily())
+    return connection
+
+
+@pytest.mark.parametrize(("span", "count"), [(DAY, 9), (MONTH, 8)])
+async def test_new_table_has_the_partitions_that_it_will_need(
+    connection: asyncpg.Connection, span: str, count: int
+) -> None:
+    """Same columns and key; from now to `ts_ahead_s_max` and seven spans more; no default."""
+    settings = daily(partition_span=span, ts_ahead_s_max=86_400.0 if span == DAY else 60.0)
+    done = await make(connection, settings)
+    assert await schema.difference(connection) is None
+    assert await make(connection, settings) == ["the table readings was there, and fits"]
+    await connection.execute("set timezone = 'Pacific/Apia'; set datestyle = 'German'")
+    found = await partitions(connection, "readings")
+    assert len(found) in (count, count + 1)  # one more if a span ends in this moment
+    assert done[1].startswith(f"made {len(found)} partitions")
+    assert found[0][1:3] == span_bounds(span, unix_us())
+    for before, after in pairwise(found):
+        assert before.to_us == after.from_us
+        assert span_bounds(span, before.from_us) == (before.from_us, before.to_us)
+    assert all(each.ours and each.bytes > 0 for each in found)
+    view = await look_at(connection, "readings", span)
+    assert (view.spans_ahead, view.has_default) == (len(found) - 1, False)
+    keys = await connection.fetch(
+        "select pg_get_indexdef(indexrelid) as made from pg_index where indisprimary"
+        " and indrelid = any (select inhrelid from pg_inherits union select 'readings'::regclass)"
+    )
+    assert len(keys) == len(found) + 1
+    assert {each["made"].partition("btree")[2] for each in keys} == {
+        " (ts, device_id, metric, value)"
+    }
+
+
+@pytest.mark.parametrize(
+    "moment",
+    ["2024-02-29", "1969-12-31", "0001-01-01", "0044-03-15 BC", "9999-12-31", "12026-01-31"],
+)
+async def test_bounds_in_the_catalog_are_those_that_were_asked_for(
+    table: asyncpg.Connection, moment: str
+) -> None:
+    """Leap days, before 1970, years that datetime does not know."""
+    ts_us = await table.fetchval(
+        "select (extract(epoch from $1::text::timestamptz) * 1000000)::int8", f"{moment} 12:00 UTC"
+    )
+    for span in (DAY, MONTH):
+        view = await look_at(table, "readings", span, sizes=False)
+        bounds = span_bounds(span, ts_us)
+        if span == MONTH:
+            bounds = TimeSpan(bounds.to_us, span_bounds(span, bounds.to_us).to_us)  # the next one
+        name = await make_partition(table, view, bounds)
+        (found,) = [each for each in await partitions(table, "readings") if each.name == name]
+        assert found[1:3] == bounds
+        assert await make_partition(table, view, bounds) is None  # there is one
+
+
+async def test_housekeeping_makes_what_is_missing_and_then_nothing(
+    table: asyncpg.Connection, shared_url: str
+) -> None:
+    """Of two runs at the same time one does it. A lock of somebody else delays no write."""
+    found = await partitions(table, "readings")
+    for each in found[2:]:
+        await table.execute(f"drop table {each.name}")
+    settings = daily()
+    reports = await asyncio.gather(*(run(shared_url, settings) for _ in range(3)))
+    assert sum(len(each.did) for each in reports) >= len(found) - 2
+    assert not any(each.error for report in reports for each in report.did)
+    assert [each[:3] for each in await partitions(table, "readings")] == [e[:3] for e in found]
+    assert (await run(shared_url, settings)).did == []
+
+
+async def test_run_that_finds_a_lock_leaves_the_step_and_holds_up_no_write(
+    table: asyncpg.Connection, shared_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody analyzes or alters the table: the step fails in bounded time, writes go on."""
+    monkeypatch.setattr("ingest.sinks.postgres.housekeeping.making.LOCK_MS", 50)
+    monkeypatch.setattr("ingest.sinks.postgres.housekeeping.plan.TRY_AGAIN_S", 0.2)
+    last = (await partitions(table, "readings"))[-1]
+    await table.execute(f"drop table {last.name}")
+    other = await asyncpg.connect(shared_url)
+    try:
+        async with other.transaction():
+            await other.execute("lock table readings in share update exclusive mode")
+            running_now = asyncio.create_task(run(shared_url, daily()))
+            while not running_now.done():
+                async with asyncio.timeout(1):
+                    await table.execute(
+                        "insert into readings values (clock_timestamp(), 'd', 'm', 1)"
+                    )
+                await asyncio.sleep(0.01)
+            (did,) = running_now.result().did
+            assert "lock timeout" in did.error
+    finally:
+        await other.close()
+    (did,) = (await run(shared_url, daily())).did
+    assert (did.step.partition, did.error) == (last.name, "")
+
+
+async def test_partition_that_is_cut_off_half_made_leaves_nothing(
+    table: asyncpg.Connection, shared_url: str
+) -> None:
+    """The server process ends between the new table and its attachment, as by kill -9."""
+    view = await look_at(table, "readings", DAY)
+    bounds = span_bounds(DAY, 0)
+    other, maker = await asyncpg.connect(shared_url), await asyncpg.connect(shared_url)
+    pid = await maker.fetchval("select pg_backend_pid()")
+    try:
+        async with other.transaction():
+            await other.execute("lock table readings in share update exclusive mode")
+            making = asyncio.create_task(make_partition(maker, view, bounds))
+            waits = "select wait_event_type = 'Lock' from pg_stat_activity where pid = $1"
+            while not await table.fetchval(waits, pid):  # noqa: ASYNC110  of the server
+                await asyncio.sleep(0.01)
+            await table.execute("select pg_terminate_backend($1)", pid)
+            with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
+                await making
+    finally:
+        await other.close()
+        maker.terminate()
+    assert await table.fetchval("select to_regclass('readings_p19700101')") is None
+    assert await make_partition(table, view, bounds) == "readings_p19700101"
+
+
+async def test_detached_partition_keeps_its_name_and_its_readings(
+    table: asyncpg.Connection,
+) -> None:
+    """Somebody detached it by hand: a late reading of that day gets another one."""
+    bounds = span_bounds(DAY, 0)
+    view = await look_at(table, "readings", DAY)
+    assert await make_partition(table, view, bounds) == "readings_p19700101"
+    await table.execute("alter table readings detach partition readings_p19700101")
+    assert await make_partition(table, view, bounds) == "readings_p19700101_2"
+    known = await partitions(table, "readings")
+    assert known[0][:3] == ("readings_p19700101_2", *bounds)
+
+
+async def test_tables_of_others_are_left_alone(
+    connection: asyncpg.Connection, shared_url: str
+) -> None:
+    """A plain table of an earlier version, and one that somebody else has partitioned."""
+    assert (await run(shared_url, daily())).view.kind == "missing"
+    await schema.apply(connection)
+    report = await run(shared_url, daily())
+    assert (report.view.kind, report.due, report.did) == ("plain", [], [])
+    await connection.execute(
+        """drop table readings; create table readings (ts timestamptz, device_id text,
+        metric text, value float8) partition by range (ts);
+        create table week partition of readings for values from ('2026-11-23') to ('2026-11-30')"""
+    )
+    report = await run(shared_url, daily())
+    assert (report.view.kind, report.view.ours, report.due) == ("partitioned", False, [])
+    assert report.view.partitions[0].name == "week"
+    assert not report.view.partitions[0].ours
+
+
+# Readings that find no partition
+
+
+class Path2(Half):
+    """The second half of the service, with partitions for late readings."""
+
+    def __init__(self, url: str, owner_url: str, folder: Path, settings: Settings) -> None:
+        super().__init__(url, folder, settings)
+        self.late = late_partitions(settings, lambda: owner_url)
+        self.sink.late = self.late
+
+    async def send(self, *times_us: int) -> None:
+        """Post readings of these times."""
+        readings = [Reading(ts_us, "d", "m", float(n)) for n, ts_us in enumerate(times_us)]
+        block = block_of(readings)
+        reservation = await self.buffer.reserve(len(readings), len(block.tuples))
+        self.ledger.received += len(readings)
+        self.ledger.accepted += len(readings)
+        reservation.put(block)
+        async with asyncio.timeout(10):
+            while self.ledger.held:  # noqa: ASYNC110  it is a number
+                await asyncio.sleep(0.005)
+        assert self.ledger.imbalance == 0
+
+
+def quick(**more: object) -> Settings:
+    """Return settings with which the replay looks often."""
+    return daily(
+        dlq_replay_pause_s=0.02, batch_linger_s=0.001, retry_s_max=0.01, hold_probe_s=0.05, **more
+    )
+
+
+async def test_late_reading_makes_its_partition_and_is_stored_once(
+    table: asyncpg.Connection, shared_url: str, tmp_path: Path
+) -> None:
+    """Among readings of now; a second time nothing is stored. One too old is a dead letter."""
+    now_us = unix_us()
+    path = Path2(shared_url, shared_url, tmp_path, quick(partition_late_days_max=100.0))
+    times_us = [now_us, now_us - 50 * DAY_US, now_us - 99 * DAY_US, now_us - 102 * DAY_US]
+    async with running(path):
+        for _ in range(2):
+            await path.send(*times_us)
+        assert await rows(table) == 3
+        (letter,) = read(tmp_path)
+        assert (letter.reason, letter.code) == (REFUSED, "ts_too_old")
+        assert "partition_late_days_max" in letter.message
+        assert path.late.made == 2
+    ledger = path.ledger
+    assert (ledger.committed, ledger.duplicate, ledger.dead_lettered[REFUSED]) == (3, 3, 2)
+    assert ledger.retries["hold"] == ledger.retries["retry"] == 0
+    names = {each.name for each in await partitions(table, "readings") if each.to_us < now_us}
+    assert len(names) == 2
+
+
+async def test_without_rights_only_these_rows_are_set_aside_and_come_back(
+    table: asyncpg.Connection, shared_url: str, tmp_path: Path, role: str
+) -> None:
+    """Many of them from all senders never pause writes. They return once the owner has acted."""
+    await schema.apply(table, role=role)
+    now_us = unix_us()
+    url = with_user(shared_url, role)
+    path = Path2(url, url, tmp_path, quick(breaker_window_rows=50, breaker_rows_max=5))
+    try:
+        async with running(path):
+            await path.send(now_us - 30 * DAY_US)
+            for number in range(1, 60):
+                await path.send(now_us + number, now_us - 30 * DAY_US + number)
+            await path.send(now_us)
+            assert await rows(table) == 60
+            assert {(each.reason, each.code) for each in read(tmp_path)} == {
+                (EXHAUSTED, "no_partition")
+            }
+            assert path.database_state.is_open
+            assert path.ledger.retries["hold"] == path.ledger.dead_lettered[REFUSED] == 0
+            view = await look_at(table, "readings", DAY)
+            assert view.ours
+            await make_partition(table, view, span_bounds(DAY, now_us - 30 * DAY_US))
+            await until_live(tmp_path, 0)
+        assert await rows(table) == 120
+        assert path.ledger.imbalance == 0
+    finally:
+        await table.execute(f"drop owned by {role}")
+
+
+async def test_number_of_partitions_is_bounded(
+    table: asyncpg.Connection, shared_url: str, tmp_path: Path
+) -> None:
+    """A device with a wild clock: the newest days first, at most so many in all; the rest waits."""
+    count = len(await partitions(table, "readings"))
+    path = Path2(shared_url, shared_url, tmp_path, quick(partitions_max=count + 3))
+    now_us = unix_us()
+    async with running(path):
+        await path.send(now_us, *(now_us - days * DAY_US for days in range(1, 11)))
+    assert len(await partitions(table, "readings")) == count + 3
+    assert await rows(table) == 4
+    letters = read(tmp_path)
+    assert {each.code for each in letters} == {"no_partition"}
+    assert len(letters) == 7
+    assert "partitions_max" in letters[0].message
+
+
+async def test_schema_apply_says_who_has_to_make_further_partitions(
+    here: Here, connection: asyncpg.Connection, shared_url: str, role: str
+) -> None:
+    """A role that does not own the table, and then what `doctor` says with its URL."""
+    words = ("--partition-span", "month")
+    done = await here("schema", "apply", "--role", role, "--database-url", shared_url, *words)
+    assert f"the role {role} cannot make further partitions" in done.stdout
+    later = (await partitions(connection, "readings"))[1]
+    await connection.execute(f"drop table {later.name}")
+    url = with_user(shared_url, role)
+    try:
+        report = await look(url, daily(partition_span=MONTH))
+        assert report.view.cannot_make.startswith(f"the role {role} does not own")
+        checks = await partition_checks(daily(), url)
+        assert [each.state for each in checks] == ["FAIL"]
+        checks = await partition_checks(daily(housekeeping_url=shared_url), url)
+        assert "only 0" in checks[0].detail
+    finally:
+        await connection.execute(f"drop owned by {role}")
+
+
+async def test_command_plans_runs_and_shows(
+    here: Here, table: asyncpg.Connection, shared_url: str
+) -> None:
+    """As text and as JSON; after a run nothing is due."""
+    last = (await partitions(table, "readings"))[-1]
+    await table.execute(f"drop table {last.name}")
+    words = ("--database-url", shared_url, "--partition-span", "day")
+    done = await here("housekeeping", "plan", *words)
+    assert done.stdout == f"make {last.name}: readings of this time may come soon\n"
+    done = await here("housekeeping", "run", "--json", *words)
+    assert json.loads(done.stdout)["did"][0]["error"] == ""
+    done = await here("housekeeping", "run", *words)
+    assert done.stdout.startswith("nothing was due")
+    done = await here("housekeeping", "status", *words)
+    assert "ahead:" in done.stdout
+    found = json.loads((await here("housekeeping", "status", "--json", *words)).stdout)
+    assert (found["ours"], found["due"], found["span"]) == (True, 0, "day")
+    assert found["partitions"] == found["partitions_ours"] == found["spans_ahead"] + 1

@@ -1,0 +1,242 @@
+"""Old partitions leave the table: who must say yes, and what a cut-off run leaves to the next."""
+
+from __future__ import annotations
+
+import asyncio
+
+import asyncpg
+import pytest
+
+from ingest.app.housekeeping import Housekeeping
+from ingest.config.settings import Settings
+from ingest.model.causes import RETENTION_WAITS
+from ingest.sinks.postgres import schema
+from ingest.sinks.postgres.housekeeping import plan, registry
+from ingest.sinks.postgres.housekeeping.keeping import Policy
+from ingest.sinks.postgres.housekeeping.partitions import bounds_entry
+from ingest.sinks.postgres.housekeeping.retention import ARCHIVE, DETACH, DROP, Retention
+from ingest.sinks.postgres.housekeeping.spans import DAY, DAY_US, literal, partition_name
+from ingest.sinks.postgres.housekeeping.view import View, look_at
+from tests.support.commands import Here
+
+KEEP = Policy(2 * DAY_US, "2d")
+TABLE = """create table readings (ts timestamptz, device_id text, metric text, value float8,
+primary key (ts, device_id, metric, value)) partition by range (ts)"""
+
+
+async def make(connection: asyncpg.Connection, days: int, *, ours: bool = True) -> list[str]:
+    """Make a table with a partition for each of the last days; return their names."""
+    await connection.execute(f"{TABLE}; set timezone = 'UTC'; set lock_timeout = '50ms'")
+    kept = await registry.make(connection, "readings")
+    now_us = (await look_at(connection, "readings", DAY)).now_us
+    names = []
+    for back in reversed(range(days)):
+        start = (now_us // DAY_US - back) * DAY_US
+        name = partition_name("readings", DAY, start)
+        lower, upper = literal(start), literal(start + DAY_US)
+        await connection.execute(
+            f"create table {name} partition of readings for values from ({lower}) to ({upper}); "
+            f"insert into readings values ({lower}, 'd', 'm', 1)"
+        )
+        entry = bounds_entry(start, start + DAY_US)
+        if ours:
+            await registry.put(connection, kept, registry.PARTITION + name, entry)
+        names.append(name)
+    return names
+
+
+async def seen(connection: asyncpg.Connection) -> View:
+    """Look at the table."""
+    return await look_at(connection, "readings", DAY)
+
+
+async def run(
+    connection: asyncpg.Connection, policy: Policy | None = KEEP, *, yes: bool = False
+) -> list[str]:
+    """Do what is due; return what became of each step."""
+    did = await plan.run(connection, await seen(connection), [Retention(policy)], yes=yes)
+    return [
+        f"{each.step.kind} {each.step.partition}{each.error and ': ' + each.error}" for each in did
+    ]
+
+
+async def names(connection: asyncpg.Connection) -> list[str]:
+    """Return the names of the partitions."""
+    return [each.name for each in (await seen(connection)).partitions]
+
+
+async def tables(connection: asyncpg.Connection) -> list[str]:
+    """Return the names of all partitions, also of those that were detached."""
+    rows = await connection.fetch(
+        "select relname from pg_class where relname like 'readings_p2%' and relkind = 'r' "
+        "order by 1"
+    )
+    return [row[0] for row in rows]
+
+
+async def test_old_partitions_go_once_a_person_has_said_yes(
+    connection: asyncpg.Connection,
+) -> None:
+    """The first time it waits; the answer is recorded, and later spans go by themselves."""
+    made = await make(connection, 5)
+    said = await run(connection)
+    assert [each.split(":")[0] for each in said] == [
+        f"{kind} {name}" for name in made[:2] for kind in (DETACH, DROP)
+    ]
+    assert all("keep_hot = 2d has not been confirmed: 2 of 5 partitions" in each for each in said)
+    assert await names(connection) == made
+    assert await run(connection, yes=True) == [each.split(":")[0] for each in said]
+    assert await names(connection) == await tables(connection) == made[2:]
+    assert await connection.fetchval("select count(*) from readings") == 3
+    assert await registry.entries(connection, "readings", "partition/" + made[0]) == {}
+    assert await registry.entries(connection, "readings", registry.ARCHIVE) == {}
+    assert await run(connection) == []
+    # With the same keep_us, as if a day had passed; another one must be confirmed again.
+    kept = await registry.make(connection, "readings")
+    answer = Policy(DAY_US, "1d").entry((await seen(connection)).now_us)
+    assert "not been confirmed" in (await run(connection, Policy(DAY_US, "1d")))[0]
+    await registry.put(connection, kept, "answer/keep_hot", answer)
+    assert await run(connection, Policy(DAY_US, "1d")) == [f"detach {made[2]}", f"drop {made[2]}"]
+
+
+async def test_partitions_of_others_and_pinned_ones_stay(connection: asyncpg.Connection) -> None:
+    """Only what we made or adopted leaves; and what was restored stays until it is released."""
+    made = await make(connection, 4, ours=False)
+    assert await run(connection, yes=True) == []
+    kept = await registry.make(connection, "readings")
+    for each in (await seen(connection)).partitions:
+        entry = bounds_entry(each.from_us, each.to_us)
+        await registry.put(connection, kept, registry.PARTITION + each.name, entry)
+    await registry.put(connection, kept, registry.PINNED + made[0], {})
+    assert await run(connection, yes=True) == []
+    await registry.remove(connection, kept, registry.PINNED + made[0])
+    assert len(await run(connection, yes=True)) == 2
+    assert await run(connection, None) == []
+
+
+async def test_keep_hot_on_a_plain_table_says_what_to_do(connection: asyncpg.Connection) -> None:
+    """A yes does not help: it has no partitions. Without keep_hot nothing is said."""
+    await schema.apply(connection)
+    (said,) = await run(connection)
+    assert said.startswith("drop readings: waits: public.readings has no partitions by time")
+    (said,) = await run(connection, yes=True)
+    assert said.startswith("drop readings: public.readings has no partitions by time")
+    assert await run(connection, None) == []
+
+
+async def test_reader_delays_a_detach_and_the_next_run_ends_it(
+    connection: asyncpg.Connection, shared_url: str
+) -> None:
+    """Writes go on meanwhile. Until it ends nothing is dropped."""
+    made = await make(connection, 4)
+    reader = await asyncpg.connect(shared_url)
+    reading = reader.transaction(isolation="repeatable_read")
+    await reading.start()
+    assert await reader.fetchval("select count(*) from readings") == 4
+    running = asyncio.create_task(run(connection, yes=True))
+    writer = await asyncpg.connect(shared_url)
+    while not running.done():
+        await writer.execute("insert into readings values (now(), 'd', 'm', random())")
+        await asyncio.sleep(0.01)
+    (said,) = await running
+    assert said.startswith(f"detach {made[0]}: ")
+    assert "timeout" in said
+    assert made[0] in await tables(connection)
+    assert await reader.fetchval("select count(*) from readings") == 4
+    await reading.rollback()
+    assert await run(connection, yes=True) == [f"detach {made[0]}", f"drop {made[0]}"]
+    assert await tables(connection) == made[1:]
+    await reader.close()
+    await writer.close()
+
+
+async def test_run_that_was_cut_off_is_ended_by_the_next(connection: asyncpg.Connection) -> None:
+    """After the detach the rest is due, and needs no second yes; without a policy it waits."""
+    made = await make(connection, 4)
+    job = Retention(KEEP)
+    detach, drop = await job.plan(connection, await seen(connection))
+    assert (detach.kind, drop.kind) == (DETACH, DROP)
+    await job.do(connection, await seen(connection), detach)
+    assert await names(connection) == made[1:]
+    assert (await run(connection, None))[0].startswith(f"drop {made[0]}: waits: keep_hot is not")
+    assert await run(connection) == [f"drop {made[0]}"]
+    assert await tables(connection) == made[1:]
+
+
+async def test_partition_that_somebody_attached_again_or_made_anew_stays(
+    connection: asyncpg.Connection,
+) -> None:
+    """What is dropped is the table that was detached, and it belongs to no other table now."""
+    made = await make(connection, 5)
+    job = Retention(KEEP)
+    steps = await job.plan(connection, await seen(connection))
+    first, second = ([each for each in steps if each.partition == name] for name in made[:2])
+    for detach, _ in (first, second):
+        await job.do(connection, await seen(connection), detach)
+    lower, upper = literal(first[0].from_us), literal(first[0].to_us)
+    await connection.execute(
+        f"alter table readings attach partition {made[0]} for values from ({lower}) to ({upper}); "
+        f"drop table {made[1]}; create table {made[1]} (mine int)"
+    )
+    assert await run(connection) == [
+        f"drop {made[0]}: {made[0]} was attached again by somebody: it stays",
+        f"drop {made[1]}",
+    ]
+    assert await run(connection) == []
+    assert await tables(connection) == made
+    assert await connection.fetchval("select count(*) from readings") == 4
+
+
+async def test_with_an_archive_nothing_is_dropped_before_it_was_verified(
+    connection: asyncpg.Connection,
+) -> None:
+    """The step between detach and drop is that of the archive; the registry says how far it is."""
+    made = await make(connection, 4)
+    policy = KEEP._replace(archive_dir="/cold")
+    job = Retention(policy)
+    detach, archive, drop = await job.plan(connection, await seen(connection))
+    assert [each.kind for each in (detach, archive, drop)] == [DETACH, ARCHIVE, DROP]
+    assert "archived and dropped" in archive.waits
+    view = await seen(connection)
+    await job.do(connection, view, detach)
+    with pytest.raises(Exception, match="not in the archive yet"):
+        await job.do(connection, view, drop)
+    assert [each.kind for each in await job.plan(connection, view)] == [ARCHIVE, DROP]
+    kept = await registry.make(connection, "readings")
+    key = registry.ARCHIVE + made[0]
+    entry = (await registry.entries(connection, "readings", key))[""]
+    assert entry["state"] == "detached"
+    await registry.put(connection, kept, key, {**entry, "state": "verified", "rows": 1})
+    await job.do(connection, view, drop)
+    entry = (await registry.entries(connection, "readings", key))[""]
+    assert (entry["state"], entry["rows"]) == ("dropped", 1)
+    assert await tables(connection) == made[1:]
+
+
+async def test_service_says_that_it_waits_and_a_yes_of_the_command_ends_it(
+    connection: asyncpg.Connection, shared_url: str, here: Here
+) -> None:
+    """/readyz has the cause, metrics the number of steps, and `plan` says what would be done."""
+    made = await make(connection, 4)
+    kept = await registry.make(connection, "readings")
+    await registry.put(connection, kept, "table/readings", {"span": DAY})
+    settings = Settings(keep_hot="2d", housekeeping_pause_s=0.05)
+    housekeeping = Housekeeping(settings, lambda: shared_url)
+    stopping = asyncio.Event()
+    running = asyncio.create_task(housekeeping.run(stopping))
+    while housekeeping.cause() != RETENTION_WAITS:
+        assert not running.done()
+        await asyncio.sleep(0.01)
+    assert housekeeping.figures()["housekeeping_steps_waiting"] == 2
+    words = ("--keep-hot", "2d", "--database-url", shared_url)
+    assert "(waits: keep_hot = 2d" in (await here("housekeeping", "plan", *words)).stdout
+    said = ""
+    while f"drop {made[0]}: done" not in said:  # the other run may have the lock
+        said = (await here("housekeeping", "run", "--yes", *words)).stdout
+    while housekeeping.cause():  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    assert housekeeping.figures()["housekeeping_steps_waiting"] == 0
+    assert housekeeping.figures(1)["table_full_in_seconds"] < 3_600
+    assert "table_full_in_seconds" not in housekeeping.figures(10**15)
+    stopping.set()
+    await running
