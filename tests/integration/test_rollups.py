@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -259,6 +260,28 @@ async def test_killed_run_is_continued(
     finally:
         victim.terminate()
     await run(operator)
+    assert await wrong(operator) == []
+
+
+@pytest.mark.slow
+async def test_kill_9_at_drawn_moments(operator: asyncpg.Connection, shared_url: str) -> None:
+    """Runs are killed again and again, beside late readings of several writers."""
+    some = random.Random(5)
+    await write(operator, drawn(1, 500, 60))
+    command = [sys.executable, "-m", "tests.support.rollup_runs", shared_url]
+    for number in range(25):
+        child = await asyncio.create_subprocess_exec(*command)
+        for part in range(4):
+            await write(operator, drawn(1_000 + 10 * number + part, 40, 60, odd=True))
+            await asyncio.sleep(some.uniform(0.05, 0.5))
+        child.kill()
+        await child.wait()
+    for _ in range(50):
+        try:
+            await run(operator)
+            break
+        except plan.OtherRun:
+            await asyncio.sleep(0.1)
     assert await wrong(operator) == []
 
 

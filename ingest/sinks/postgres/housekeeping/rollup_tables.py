@@ -87,15 +87,12 @@ async def is_marking(connection: Connection, oid: int) -> bool:
 async def make(
     connection: Connection, oid: int, target: Target, spans: Spans, owner: str = ""
 ) -> None:
-    """Make what is missing, and the trigger anew. Writes wait until the caller commits.
+    """Make what is missing, and the trigger anew. The caller has locked the table against writes.
 
-    `owner` is to own all, if it is not this role.
-
-    Every write that has begun before has ended then, and every later one fires the trigger.
+    So every write that has begun before has ended, and every later one fires the trigger. `owner`
+    is to own all, if it is not this role.
     """
     await connection.execute("set local client_min_messages = warning")
-    # Writers lock the table before its partitions, and so do we: otherwise a deadlock is possible.
-    await connection.execute(f"lock table only {target.name} in share row exclusive mode")
     for statement in _statements(tables_of(target), target, spans):
         await connection.execute(statement)
     if owner:

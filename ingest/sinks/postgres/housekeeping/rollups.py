@@ -23,10 +23,11 @@ from ingest.sinks.postgres.housekeeping import (
     rollup_state,
     rollup_tables,
 )
+from ingest.sinks.postgres.housekeeping.locking import change_alone
 from ingest.sinks.postgres.housekeeping.plan import Step
 from ingest.sinks.postgres.housekeeping.rollup_run import Run
 from ingest.sinks.postgres.housekeeping.rollup_state import Progress, progress
-from ingest.sinks.postgres.housekeeping.rollup_tables import Spans, tables_of
+from ingest.sinks.postgres.housekeeping.rollup_tables import Spans
 from ingest.sinks.postgres.housekeeping.view import HYPERTABLE, PARTITIONED, PLAIN, View
 from ingest.sinks.postgres.target import READINGS, Target
 from ingest.system.clock import monotonic_s
@@ -34,6 +35,8 @@ from ingest.system.clock import monotonic_s
 KIND, OFF = "rollups", "rollups_off"
 BUDGET_S = 60.0  # of one run
 PART_US_FIRST = 60_000_000
+HOLD_S_MAX = 10.0  # writers wait while the trigger is made
+LOCK_WAIT_S_MAX = 30.0
 
 _SESSION = """set jit = off; set max_parallel_workers_per_gather = 0; set work_mem = '64MB';
 set plan_cache_mode = force_custom_plan; set statement_timeout = 0"""
@@ -78,13 +81,15 @@ class Rollups:
                 return [Step(OFF, run.names.hourly, "rollups are off: remove their trigger")]
             return []
         why = "make the tables of rollups, and compute them"
-        if await rollup_tables.is_made(connection, view.oid, run.target, self._spans):
+        if _is_not_owner(view):  # then it may not see what is due; `do` says so
+            why = "compute what is due"
+        elif await rollup_tables.is_made(connection, view.oid, run.target, self._spans):
             why = await self._due(run, view)
         return [Step(KIND, run.names.hourly, why)] if why else []
 
     async def do(self, connection: Connection, view: View, step: Step) -> None:
         """Compute for about `budget_s`; what is left is for the next run."""
-        if view.cannot_make and not view.has_default:
+        if _is_not_owner(view):
             raise StartError(view.cannot_make)
         run = self._run(connection, view)
         run.registry = await registry.make(connection, view.table, view.owner)
@@ -149,15 +154,25 @@ class Rollups:
         Nobody knows which late readings came while there was no trigger.
         """
         connection, oid = run.connection, view.oid
+
+        async def change() -> None:
+            owner = "" if view.role == view.owner else view.owner
+            await rollup_tables.make(connection, oid, run.target, self._spans, owner)
+            at = await progress(connection, view.table) or Progress()
+            await run.put(at._replace(until_us=None, days_until_us=None))
+
         if not await rollup_tables.is_made(connection, oid, run.target, self._spans):
-            async with connection.transaction():
-                owner = "" if view.role == view.owner else view.owner
-                await rollup_tables.make(connection, oid, run.target, self._spans, owner)
-                at = await progress(connection, view.table) or Progress()
-                await run.put(at._replace(until_us=None, days_until_us=None))
+            await change_alone(
+                connection,
+                view.table,
+                oid,
+                change,
+                hold_s_max=HOLD_S_MAX,
+                wait_s_max=LOCK_WAIT_S_MAX,
+                mode="share row exclusive",
+            )
         await rollup_tables.grant_to_readers(connection, oid, run.target, run.registry)
 
 
-def names_of(view: View, on: Target = READINGS) -> tuple[str, str]:
-    """Return the names of the tables of hours and days, as SQL has them."""
-    return tables_of(on._replace(schema=view.schema, table=view.name))[:2]
+def _is_not_owner(view: View) -> bool:
+    return bool(view.cannot_make) and not view.has_default
