@@ -31,7 +31,7 @@ from ingest.sinks.postgres.housekeeping import (
     rollup_tables,
 )
 from ingest.sinks.postgres.housekeeping.rollup_run import US, Run
-from ingest.sinks.postgres.housekeeping.rollup_tables import Spans
+from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans
 from ingest.sinks.postgres.housekeeping.view import look_at
 from ingest.sinks.postgres.target import Target
 
@@ -43,7 +43,7 @@ PAUSE_S = 0.5
 CPU_RATIO_MAX = 1.4
 PHASE_US = 600_000_000
 FLAGS = (*JOURNAL, "--housekeeping", "false")
-SPANS = Spans(hour_us=SERIES * READINGS_AN_HOUR, day_us=24 * SERIES * READINGS_AN_HOUR)
+SPANS = RollupSpans(hour_us=SERIES * READINGS_AN_HOUR, day_us=24 * SERIES * READINGS_AN_HOUR)
 _WRONG = """
 with wanted as (
     select device_id, metric, date_bin($1::interval, ts, 'epoch') as hour, count(*), min(value),

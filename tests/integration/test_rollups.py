@@ -21,10 +21,11 @@ from ingest.sinks.postgres.housekeeping.rollup_state import (
     leave,
     progress,
 )
-from ingest.sinks.postgres.housekeeping.rollup_tables import Spans
+from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans
 from ingest.sinks.postgres.housekeeping.rollups import Rollups
 from ingest.sinks.postgres.housekeeping.view import look_at
 from ingest.sinks.postgres.lookup import Between, Lookup
+from ingest.sinks.postgres.target import Target
 from tests.support.rollups import DAY_US, HOUR_US, differences, expected, raw, stored
 
 START_US = 20_000 * DAY_US  # 2024-10-04
@@ -177,7 +178,7 @@ async def test_hour_waits_for_a_writer_that_began_before_its_end(
 ) -> None:
     """On a short clock: a reading that is not late leaves no record, so its commit is awaited."""
     monkeypatch.setattr(rollup_hours, "WRITERS_S_MAX", 0.3)
-    spans = Spans(hour_us=200_000, day_us=1_000_000, late_us=300_000, close_us=400_000)
+    spans = RollupSpans(hour_us=200_000, day_us=1_000_000, late_us=300_000, close_us=400_000)
     await run(operator, spans=spans)
     other = await asyncpg.connect(shared_url)
     try:
@@ -336,6 +337,29 @@ async def test_budget_ends_a_run_and_the_next_goes_on(
     else:
         pytest.fail("the runs do not end")
     assert await wrong(operator) == []
+
+
+async def test_table_and_columns_may_have_other_names(operator: asyncpg.Connection) -> None:
+    """Names that must be quoted, and columns in another order; the tables of rollups have ours."""
+    await operator.execute(
+        """create table "My ""Data" (
+        "Value" float8 not null, "order" text not null, "at" timestamptz not null,
+        "dev id" varchar collate "C" not null, primary key ("at", "dev id", "order", "Value"));
+        insert into "My ""Data" select n, 'm', timestamptz '2024-10-04Z' + n * interval '1 min', 'd'
+        from generate_series(1, 200) n"""
+    )
+    on = Target("public", 'My "Data', "at", "dev id", "order", "Value")
+    job = Rollups(wanted=True, on=on)
+    for _ in range(2):
+        view = await look_at(operator, '"My ""Data"', "none", column="at")
+        assert [each.error for each in await plan.run(operator, view, [job])] == [""]
+        readings = await raw(operator, on.source + " r")
+        found = await stored(operator, '"My ""Data_hourly"', "hour")
+        assert differences(found, expected(readings, HOUR_US)) == []
+        await operator.execute(
+            """insert into "My ""Data" select -n, 'm', timestamptz '2024-10-04Z'
+            + n * interval '1 min', 'd' from generate_series(1, 200) n"""
+        )
 
 
 async def test_off_and_on_again(operator: asyncpg.Connection) -> None:

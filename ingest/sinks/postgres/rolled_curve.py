@@ -10,11 +10,11 @@ from __future__ import annotations
 from asyncpg import Connection, Record
 
 from ingest.sinks.postgres.housekeeping.rollup_state import Progress, progress
-from ingest.sinks.postgres.housekeeping.rollup_tables import Spans, tables_of
+from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans, tables_of
 from ingest.sinks.postgres.housekeeping.spans import literal
 from ingest.sinks.postgres.target import Target
 
-_HOUR_US, _DAY_US = Spans().hour_us, Spans().day_us
+_HOUR_US, _DAY_US = RollupSpans().hour_us, RollupSpans().day_us
 _READABLE = """
 select bool_and(coalesce(has_table_privilege(to_regclass(name), 'SELECT'), false))
 from unnest($1::text[]) name"""

@@ -11,7 +11,7 @@ from asyncpg import Connection
 
 from ingest.sinks.postgres.housekeeping import rollup_state
 from ingest.sinks.postgres.housekeeping.rollup_state import Progress
-from ingest.sinks.postgres.housekeeping.rollup_tables import Spans, tables_of
+from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans, tables_of
 from ingest.sinks.postgres.target import Target
 from ingest.system.clock import monotonic_s
 
@@ -30,7 +30,7 @@ class Run:
         oid: int,
         target: Target,
         *,
-        spans: Spans,
+        spans: RollupSpans,
         end_s: float,
         stopped: Callable[[], bool],
         part_us: int,

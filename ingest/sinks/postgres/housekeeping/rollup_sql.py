@@ -9,7 +9,7 @@ removed, in part or all.
 
 from __future__ import annotations
 
-from ingest.sinks.postgres.housekeeping.rollup_tables import Spans, tables_of
+from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans, tables_of
 from ingest.sinks.postgres.housekeeping.spans import literal
 from ingest.sinks.postgres.target import Target
 
@@ -64,7 +64,7 @@ def hour_of_parts(target: Target, hour_us: int) -> str:
     return _stored(target, f"{parts} from {PARTS} group by device_id, metric")
 
 
-def of_keys(target: Target, spans: Spans) -> str:
+def of_keys(target: Target, spans: RollupSpans) -> str:
     """Return the statement that computes series of hours: $1 hours, $2 devices, $3 metrics.
 
     It asks for each by itself; that needs the index for devices.
@@ -78,7 +78,7 @@ def of_keys(target: Target, spans: Spans) -> str:
     )
 
 
-def of_keys_of_hour(target: Target, spans: Spans, hour_us: int) -> str:
+def of_keys_of_hour(target: Target, spans: RollupSpans, hour_us: int) -> str:
     """Return the statement that computes series of an hour, as `of_keys`; it reads all of it."""
     return _stored(
         target,
@@ -109,14 +109,14 @@ def _replace(start: str) -> str:
     {", ".join(f"{each} = excluded.{each}" for each in names)} where excluded.count >= old.count"""
 
 
-def day(target: Target, spans: Spans, day_us: int) -> str:
+def day(target: Target, spans: RollupSpans, day_us: int) -> str:
     """Return the statement that computes a day of all series, from its hours."""
     where = f"h.hour >= {literal(day_us)} and h.hour < {literal(day_us + spans.day_us)}"
     start = f"{literal(day_us)}::timestamptz"
     return _stored_day(target, start, f"{tables_of(target).hourly} h where {where}")
 
 
-def days_of_keys(target: Target, spans: Spans, until_us: int) -> str:
+def days_of_keys(target: Target, spans: RollupSpans, until_us: int) -> str:
     """Return the statement that computes the days, before `until_us`, of series of hours."""
     bin_ = f"date_bin({_us(spans.day_us)}, hour, {_EPOCH})"
     return _stored_day(

@@ -37,7 +37,7 @@ where c.oid = $1::oid and a.privilege_type = 'SELECT' and grantee <> c.relowner
                   and b.grantee = a.grantee and b.privilege_type = 'SELECT')"""
 
 
-class Spans(NamedTuple):
+class RollupSpans(NamedTuple):
     """How long an hour and a day are, and when an hour is computed; all in microseconds.
 
     A reading is late if it comes `late_us` after its `ts` or later, by the server's clock. An hour
@@ -69,7 +69,7 @@ def tables_of(target: Target) -> RollupTables:
     )
 
 
-async def is_made(connection: Connection, oid: int, target: Target, spans: Spans) -> bool:
+async def is_made(connection: Connection, oid: int, target: Target, spans: RollupSpans) -> bool:
     """Whether all tables are there, and the trigger of this version, enabled."""
     names = list(tables_of(target)[:4])
     query = "select bool_and(to_regclass(name) is not null) from unnest($1::text[]) name"
@@ -85,7 +85,7 @@ async def is_marking(connection: Connection, oid: int) -> bool:
 
 
 async def make(
-    connection: Connection, oid: int, target: Target, spans: Spans, owner: str = ""
+    connection: Connection, oid: int, target: Target, spans: RollupSpans, owner: str = ""
 ) -> None:
     """Make what is missing, and the trigger anew. The caller has locked the table against writes.
 
@@ -131,7 +131,7 @@ async def _drop_triggers(connection: Connection, oid: int) -> None:
         await connection.execute(f"drop trigger {TRIGGER} on {each['name']}")
 
 
-def _late(spans: Spans) -> str:
+def _late(spans: RollupSpans) -> str:
     """Return the interval as the server prints it, so that definitions can be compared."""
     seconds, rest_us = divmod(spans.late_us, 1_000_000)
     minutes, seconds = divmod(seconds, 60)
@@ -139,7 +139,7 @@ def _late(spans: Spans) -> str:
     return f"'{minutes // 60:02d}:{minutes % 60:02d}:{seconds:02d}{fraction}'"
 
 
-def _statements(names: RollupTables, target: Target, spans: Spans) -> list[str]:
+def _statements(names: RollupTables, target: Target, spans: RollupSpans) -> list[str]:
     series = 'device_id text collate "C" not null, metric text collate "C" not null'
     numbers = ", ".join(
         f"{name} double precision not null" for name in ("min", "max", "sum", "first", "last")

@@ -27,7 +27,7 @@ from ingest.sinks.postgres.housekeeping.locking import change_alone
 from ingest.sinks.postgres.housekeeping.plan import Step
 from ingest.sinks.postgres.housekeeping.rollup_run import Run
 from ingest.sinks.postgres.housekeeping.rollup_state import Progress, progress
-from ingest.sinks.postgres.housekeeping.rollup_tables import Spans
+from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans
 from ingest.sinks.postgres.housekeeping.view import HYPERTABLE, PARTITIONED, PLAIN, View
 from ingest.sinks.postgres.target import READINGS, Target
 from ingest.system.clock import monotonic_s
@@ -59,7 +59,7 @@ class Rollups:
         wanted: bool,
         keep_us: int | None = None,
         on: Target = READINGS,
-        spans: Spans = Spans(),  # noqa: B008  it cannot change
+        spans: RollupSpans = RollupSpans(),  # noqa: B008  it cannot change
         budget_s: float = BUDGET_S,
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
