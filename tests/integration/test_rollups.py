@@ -344,7 +344,7 @@ async def test_table_and_columns_may_have_other_names(operator: asyncpg.Connecti
     await operator.execute(
         """create table "My ""Data" (
         "Value" float8 not null, "order" text not null, "at" timestamptz not null,
-        "dev id" varchar collate "C" not null, primary key ("at", "dev id", "order", "Value"));
+        "dev id" text collate "C" not null, primary key ("at", "dev id", "order", "Value"));
         insert into "My ""Data" select n, 'm', timestamptz '2024-10-04Z' + n * interval '1 min', 'd'
         from generate_series(1, 200) n"""
     )
@@ -360,6 +360,30 @@ async def test_table_and_columns_may_have_other_names(operator: asyncpg.Connecti
             """insert into "My ""Data" select -n, 'm', timestamptz '2024-10-04Z'
             + n * interval '1 min', 'd' from generate_series(1, 200) n"""
         )
+
+
+async def test_table_that_became_a_partition_is_computed_anew(
+    operator: asyncpg.Connection,
+) -> None:
+    """Its trigger gives way to one of the whole table; nobody knows what came in between."""
+    await write(operator, drawn(1, 100, 30))
+    await run(operator)
+    await operator.execute(
+        """alter table readings rename to readings_first;
+        create table readings (like readings_first) partition by range (ts);
+        alter table readings add primary key (ts, device_id, metric, value);
+        alter table readings attach partition readings_first for values from (minvalue)
+        to ('2024-10-05+00');
+        create table readings_next partition of readings for values from ('2024-10-05+00')
+        to (maxvalue)"""
+    )
+    await write(operator, drawn(2, 100, 30))
+    await run(operator)
+    assert await wrong(operator) == []
+    await write(operator, drawn(3, 100, 30))
+    await run(operator)
+    assert await wrong(operator) == []
+    assert await run(operator) == []
 
 
 async def test_off_and_on_again(operator: asyncpg.Connection) -> None:

@@ -1,4 +1,4 @@
-"""`python -m tests.support.rollup_runs URL`: runs the rollups again and again until it is killed."""
+"""`python -m tests.support.rollup_runs URL`: runs the rollups until it is killed."""
 
 from __future__ import annotations
 

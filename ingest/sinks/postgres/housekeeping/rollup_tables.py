@@ -17,7 +17,7 @@ from asyncpg import Connection
 
 from ingest.sinks.postgres.target import Target, quoted, shortened
 
-TRIGGER = "ingest_rollup_mark"
+TRIGGER = "ingest_rollup_mark"  # conversion_check.py knows it too
 
 # A partition that was attached as a table may have a trigger of its own (no parent).
 _TRIGGERS = """
