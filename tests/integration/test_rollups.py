@@ -357,7 +357,7 @@ async def test_table_and_columns_may_have_other_names(operator: asyncpg.Connecti
         found = await stored(operator, '"My ""Data_hourly"', "hour")
         assert differences(found, expected(readings, HOUR_US)) == []
         await operator.execute(
-            """insert into "My ""Data" select -n, 'm', timestamptz '2024-10-04Z'
+            """insert into "My ""Data" select -n - random(), 'm', timestamptz '2024-10-04Z'
             + n * interval '1 min', 'd' from generate_series(1, 200) n"""
         )
 
@@ -373,8 +373,8 @@ async def test_table_that_became_a_partition_is_computed_anew(
         create table readings (like readings_first) partition by range (ts);
         alter table readings add primary key (ts, device_id, metric, value);
         alter table readings attach partition readings_first for values from (minvalue)
-        to ('2024-10-05+00');
-        create table readings_next partition of readings for values from ('2024-10-05+00')
+        to ('2024-10-06+00');
+        create table readings_next partition of readings for values from ('2024-10-06+00')
         to (maxvalue)"""
     )
     await write(operator, drawn(2, 100, 30))
