@@ -74,6 +74,7 @@ class Roller(threading.Thread):
         self._stopping = threading.Event()
         self._made = threading.Event()
         self.wrong = -1
+        self.row_bytes = 0  # of an hour of a series, with its key
         self.behind_s = 0.0  # how long it took to compute the rest after the last post
 
     def begin(self) -> None:
@@ -122,6 +123,10 @@ class Roller(threading.Thread):
         until_at = await connection.fetchval(until)
         hour = await connection.fetchval(f"select '{SPANS.hour_us} us'::interval")
         self.wrong = await connection.fetchval(_WRONG, hour, until_at)
+        self.row_bytes = await connection.fetchval(
+            "select pg_total_relation_size('readings_hourly') / greatest(count(*), 1) "
+            "from readings_hourly"
+        )
         await connection.close()
 
 
@@ -172,7 +177,7 @@ def main() -> int:
     print(f"p99 of posts: {p99['without']:.1f} ms without, {p99['with']:.1f} ms with rollups")
     print(
         f"after the last post the rest took {roller.behind_s:.1f} s; of the rollups of {rows:,} "
-        f"readings {roller.wrong} differ"
+        f"readings {roller.wrong} differ; one has {roller.row_bytes} bytes"
     )
     good = ratio <= CPU_RATIO_MAX and p99["with"] <= 2 * p99["without"] and roller.wrong == 0
     good &= roller.behind_s <= BEHIND_S_MAX

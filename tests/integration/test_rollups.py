@@ -26,6 +26,7 @@ from ingest.sinks.postgres.housekeeping.rollups import Rollups
 from ingest.sinks.postgres.housekeeping.view import look_at
 from ingest.sinks.postgres.lookup import Between, Lookup
 from ingest.sinks.postgres.target import Target
+from tests.support.commands import Here, with_user
 from tests.support.rollups import DAY_US, HOUR_US, differences, expected, raw, stored
 
 START_US = 20_000 * DAY_US  # 2024-10-04
@@ -337,6 +338,28 @@ async def test_budget_ends_a_run_and_the_next_goes_on(
     else:
         pytest.fail("the runs do not end")
     assert await wrong(operator) == []
+
+
+async def test_command_computes_and_says_how_far(
+    operator: asyncpg.Connection, shared_url: str, here: Here, role: str
+) -> None:
+    """A role that does not own the table is told so; `keep_rollups` removes old ones."""
+    await write(operator, drawn(1, 50, 5))
+    words = ("--database-url", shared_url, "--rollups", "true")
+    assert "make the tables of rollups" in (await here("housekeeping", "plan", *words)).stdout
+    assert "done" in (await here("housekeeping", "run", *words)).stdout
+    assert "of all hours until 20" in (await here("housekeeping", "status", *words)).stdout
+    assert await wrong(operator) == []
+    assert "nothing was due" in (await here("housekeeping", "run", *words)).stdout
+    await operator.execute(f"grant usage on schema public to {role}")
+    await operator.execute(f"grant insert, select on readings to {role}")
+    plain = ("--database-url", with_user(shared_url, role), *words[2:])
+    done = await here("housekeeping", "run", *plain)
+    assert done.code == 1
+    assert "does not own" in done.stdout
+    await here("housekeeping", "run", *words, "--keep-rollups", "30d")
+    assert await stored(operator, "readings_daily", "day") == {}
+    await operator.execute("drop schema public cascade; create schema public")
 
 
 async def test_table_and_columns_may_have_other_names(operator: asyncpg.Connection) -> None:
