@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ingest.app.archive import ArchiverWhenNeeded
 from ingest.app.target import make_target
 from ingest.config.folders import archive_dir
@@ -16,6 +18,7 @@ from ingest.sinks.postgres.housekeeping.keeping import Policy
 from ingest.sinks.postgres.housekeeping.late import LateLimits, LatePartitions
 from ingest.sinks.postgres.housekeeping.plan import Job
 from ingest.sinks.postgres.housekeeping.retention import Retention
+from ingest.sinks.postgres.housekeeping.rollups import Rollups
 
 DAY_US = 86_400_000_000
 
@@ -72,10 +75,25 @@ def late_partitions(settings: Settings, url: DatabaseUrl, *, eager: bool = False
     )
 
 
-def housekeeping_jobs(settings: Settings) -> list[Job]:
-    """Return the jobs of the housekeeping, in the order in which their steps are done."""
+def rollups(settings: Settings, stopped: Callable[[], bool]) -> Rollups:
+    """Return the job that computes rollups, or removes what records late readings."""
+    keep_us = duration_us(settings.keep_rollups)
+    target = make_target(settings)
+    return Rollups(wanted=settings.rollups, keep_us=keep_us, on=target, stopped=stopped)
+
+
+def housekeeping_jobs(settings: Settings, stopped: Callable[[], bool] = lambda: False) -> list[Job]:
+    """Return the jobs of the housekeeping, in the order in which their steps are done.
+
+    Rollups come before their readings leave. `stopped` is asked by steps that take long.
+    """
     policy = retention_policy(settings)
-    jobs: list[Job] = [partitions_ahead(settings), Retention(policy), Chunks(policy)]
+    jobs: list[Job] = [
+        partitions_ahead(settings),
+        rollups(settings, stopped),
+        Retention(policy),
+        Chunks(policy),
+    ]
     if settings.archive_dir:
         jobs.append(Archiving(ArchiverWhenNeeded(settings)))
     return jobs

@@ -45,15 +45,20 @@ class Housekeeping:
     def __init__(self, settings: Settings, url: DatabaseUrl) -> None:
         self._settings = settings
         self._url = housekeeping_url(settings, url)
-        self._jobs = housekeeping_jobs(settings)
+        self._stopping = asyncio.Event()  # until `run` is given another one
+        self._jobs = housekeeping_jobs(settings, self._is_stopping)
         self._cause = ""
         self._figures: dict[str, float] = {}
         self._oldest_us: int | None = None
         self._growth: Growth | None = None
         self._occasionally = Occasionally(WARNING_S)
 
+    def _is_stopping(self) -> bool:
+        return self._stopping.is_set()
+
     async def run(self, stopping: asyncio.Event) -> None:
         """Run until `stopping` is set; it is never cancelled."""
+        self._stopping = stopping
         failures = 0
         pause_s = 0.0
         while not await sleep_unless(stopping, pause_s):

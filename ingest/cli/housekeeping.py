@@ -156,6 +156,12 @@ def _until(report: Report) -> str | int:
     return "for ever" if until_us == END_US else _moment(until_us)
 
 
+def _rollups_until(report: Report) -> str | int | None:
+    """Return until when all hours have rollups; None without rollups, or before the first."""
+    rollups = report.rollups
+    return None if rollups is None or rollups.until_us is None else _moment(rollups.until_us)
+
+
 def status_of(report: Report) -> dict[str, Any]:
     """Return the state of the table for programs."""
     view = report.view
@@ -169,6 +175,7 @@ def status_of(report: Report) -> dict[str, Any]:
         "partitions_ours": sum(each.ours for each in view.partitions),
         "bytes": sum(each.bytes for each in view.partitions),
         "oldest": None if report.oldest_us is None else _moment(report.oldest_us),
+        "rollups_until": _rollups_until(report),
         "until": _until(report) if partitioned else None,
         "spans_ahead": view.spans_ahead if partitioned else None,
         "due": len(report.due),
@@ -180,6 +187,9 @@ def status_text(report: Report) -> str:
     """Return the same as lines for a person."""
     found = status_of(report)
     lines = {"table": _kind_words(report), "oldest reading": found["oldest"] or "none"}
+    if report.rollups is not None:
+        until = found["rollups_until"]
+        lines["rollups"] = f"of all hours until {until}" if until else "not computed yet"
     if found["kind"] == "partitioned":
         lines |= {
             "partitions": f"{counted(found['partitions'], 'partition')}, "

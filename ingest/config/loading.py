@@ -141,6 +141,7 @@ def _check_texts(settings: Settings, origins: Mapping[str, str]) -> None:
         ("database_url", check_database_url),
         ("housekeeping_url", check_database_url),
         ("keep_hot", duration_us),
+        ("keep_rollups", duration_us),
         ("admin_token", check_token),
         ("dashboard_url", check_page_url),
         ("broker_url", check_broker_url),

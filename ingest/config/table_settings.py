@@ -55,3 +55,7 @@ class TableSettings:
     housekeeping_pause_s: float = setting(
         600.0, "pause between runs of the housekeeping", within=(1, 86_400)
     )
+    rollups: bool = setting(
+        False, "compute count, least, greatest, sum, first and last of each hour, day and series"
+    )
+    keep_rollups: str = setting("", "so long rollups stay, as 2y; empty: for ever")

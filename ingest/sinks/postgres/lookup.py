@@ -21,6 +21,7 @@ from ingest.model.errors import Refused
 from ingest.sinks.postgres import connection as sink_connection
 from ingest.sinks.postgres.connection import DRIVER_ERRORS, DatabaseUrl, Expired, OneConnection
 from ingest.sinks.postgres.known_server import KnownServer
+from ingest.sinks.postgres.rolled_curve import curve as rolled_curve
 from ingest.system.clock import rfc3339_or_us
 
 LOOKUP_S_MAX = 2.0
@@ -190,16 +191,24 @@ class Lookup(OneConnection):
         """Return the `buckets` of `step_us` in which the device has readings, oldest first.
 
         Each is [start in Unix seconds, least, mean, greatest, number]. A bucket starts at a
-        multiple of the step since 1970. Values beyond 1e290 do not count in the mean.
+        multiple of the step since 1970. Values beyond 1e290 do not count in the mean. `rollups`:
+        they are from rollups, as far as there are any; then the step is of whole hours.
         """
 
-        async def ask(connection: Connection) -> list[list[Any]]:
+        async def ask(connection: Connection) -> tuple[bool, list[Record]]:
+            if within.from_us is not None and within.to_us is not None:
+                span, target = (within.from_us, within.to_us), self._known.target
+                series = (device_id, metric)
+                rolled = await rolled_curve(connection, target, series, span, step_us)
+                if rolled is not None:
+                    return True, rolled
             between = (_moment(within.from_us), _moment(within.to_us))
             step = timedelta(microseconds=step_us)
-            rows = await self._fetch(connection, _CURVE, device_id, metric, *between, step)
-            return [[r["ts_us"] / 1e6, r["min"], r["mean"], r["max"], r["count"]] for r in rows]
+            return False, await self._fetch(connection, _CURVE, device_id, metric, *between, step)
 
-        return {"buckets": await self._answer(ask), "device_index": self._has_index}
+        rollups, rows = await self._answer(ask)
+        buckets = [[r["ts_us"] / 1e6, r["min"], r["mean"], r["max"], r["count"]] for r in rows]
+        return {"buckets": buckets, "rollups": rollups, "device_index": self._has_index}
 
     async def devices(
         self, names: Sequence[str], prefix: str, after: str, count: int
@@ -297,7 +306,9 @@ class Lookup(OneConnection):
         return self.connection
 
     def _too_slow(self) -> Refused:
-        advice = "ask for a shorter time" if self._has_index else self.index_advice
+        advice = (
+            "ask for a shorter time, or set `rollups`" if self._has_index else self.index_advice
+        )
         return Refused("too_slow", f"there was no answer within {LOOKUP_S_MAX:g} s; {advice}")
 
 

@@ -4,7 +4,7 @@ import { Board } from "./board.js";
 import { Chart } from "./charts.js";
 import { ask, byId, make, moment, say, short } from "./text.js";
 
-const STEPS_S = { 900: 3, 3600: 12, 86400: 300, 604800: 1800, 2592000: 7200 }; // some 300 points
+const STEPS_S = { 900: 3, 3600: 12, 86400: 300, 604800: 3600, 2592000: 7200, 31536000: 86400 }; // some 300 points, whole hours from 7 d on
 const LIVE_S = [3, 60]; // asks again after a step, but not more and not less often
 const LAST_MS = 10_000;
 const JOIN = 3; // times the usual pause: a longer one is a gap
@@ -127,7 +127,7 @@ export class Device {
     this.put(columns, to - span, step, found.buckets);
     this.tell(found);
     byId("device-chart").hidden = false;
-    this.chart.element.querySelector("h3").replaceChildren(metric, " ", make("small", {}, `one point for ${step < 60 ? `${step} s` : step < 3600 ? `${step / 60} min` : `${step / 3600} h`}`));
+    this.chart.element.querySelector("h3").replaceChildren(metric, " ", make("small", {}, `one point for ${step < 60 ? `${step} s` : step < 3600 ? `${step / 60} min` : step < 86400 ? `${step / 3600} h` : "1 day"}`));
     Object.assign(this.chart, { title: `${metric} of ${device}`, unit: "values" });
     this.step = step;
     this.board.replace(to - span, step, columns);

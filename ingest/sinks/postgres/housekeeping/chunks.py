@@ -10,7 +10,7 @@ from __future__ import annotations
 from asyncpg import Connection
 
 from ingest.model.errors import StartError
-from ingest.sinks.postgres.housekeeping import registry
+from ingest.sinks.postgres.housekeeping import registry, rollup_state
 from ingest.sinks.postgres.housekeeping.keeping import Policy, due, must_confirm
 from ingest.sinks.postgres.housekeeping.partitions import Partition
 from ingest.sinks.postgres.housekeeping.plan import Step
@@ -70,6 +70,7 @@ class Chunks:
         if step.waits:
             kept = await registry.make(connection, view.table, view.owner)
             await registry.put(connection, kept, KEEP_HOT, policy.entry(view.now_us))
+        await rollup_state.leave(connection, view, step.to_us)
         await connection.execute(
             f"select drop_chunks({view.oid}::oid::regclass, "
             f"older_than => timestamptz {literal(step.to_us)})"

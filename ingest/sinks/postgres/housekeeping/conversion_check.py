@@ -38,7 +38,8 @@ select c.oid::int8 as oid, n.nspname::text as schema, c.relname::text as name,
        c.relrowsecurity or exists (select from pg_policy where polrelid = c.oid) as row_security,
        exists (select from pg_inherits where c.oid in (inhparent, inhrelid)) as inherits,
        array(select tgname::text from pg_trigger
-             where tgrelid = c.oid and not tgisinternal order by 1) as triggers,
+             where tgrelid = c.oid and not tgisinternal
+             and tgname <> 'ingest_rollup_mark' order by 1) as triggers,
        array(select rulename::text from pg_rewrite where ev_class = c.oid order by 1) as rules,
        array(select format('%s of %s', conname, conrelid::regclass) from pg_constraint
              where contype = 'f' and c.oid in (conrelid, confrelid) order by 1) as foreign_keys,

@@ -40,8 +40,11 @@ async def change_alone(
     *,
     hold_s_max: float,
     wait_s_max: float,
+    mode: str = "access exclusive",
 ) -> float:
     """Lock the table against all others, and make the change in that transaction.
+
+    `share row exclusive` is a mode that lets others read.
 
     Returns for how many seconds the lock was held. Raises StartError if it was not free for
     `wait_s_max`, or if the change took longer than `hold_s_max`: then nothing was changed.
@@ -55,7 +58,7 @@ async def change_alone(
                     f"set local lock_timeout = {round(1000 * WAITS_S[min(tries, 3)])}; "
                     f"set local statement_timeout = {round(1000 * hold_s_max)}"
                 )
-                await connection.execute(f"lock table {table} in access exclusive mode")
+                await connection.execute(f"lock table {table} in {mode} mode")
                 locked_s = monotonic_s()
                 await change()
             return monotonic_s() - locked_s

@@ -16,7 +16,7 @@ from typing import Any
 from asyncpg import Connection
 
 from ingest.model.errors import StartError
-from ingest.sinks.postgres.housekeeping import registry
+from ingest.sinks.postgres.housekeeping import registry, rollup_state
 from ingest.sinks.postgres.housekeeping.keeping import Policy, due, must_confirm
 from ingest.sinks.postgres.housekeeping.plan import Step
 from ingest.sinks.postgres.housekeeping.view import OTHER, PARTITIONED, PLAIN, View
@@ -138,6 +138,8 @@ class Retention:
                 "to_us": step.to_us,
                 "archive_dir": self._policy.archive_dir if self._policy else "",
             }
+            if not found["pending"]:
+                await rollup_state.leave(connection, view, step.to_us)
             await registry.put(connection, kept, key, entry)
             detach = f"alter table {view.table} detach partition {found['name']}"
             if connection.get_server_version().major < _CONCURRENTLY_FROM:

@@ -12,6 +12,7 @@ from ingest.sinks.postgres.connection import Timeouts
 from ingest.sinks.postgres.housekeeping import plan
 from ingest.sinks.postgres.housekeeping.opening import opened
 from ingest.sinks.postgres.housekeeping.plan import Did, Job, OtherRun, Step
+from ingest.sinks.postgres.housekeeping.rollup_state import Progress, progress
 from ingest.sinks.postgres.housekeeping.view import View, look_at, oldest_us
 from ingest.sinks.postgres.session import as_start_error
 from ingest.sinks.postgres.target import READINGS, Target
@@ -20,13 +21,15 @@ from ingest.sinks.postgres.target import READINGS, Target
 class Report(NamedTuple):
     """The table at the end, the time of its oldest reading, what is due, and what was done.
 
-    `other_run`: nothing was done, because another run is under way.
+    `rollups` is how far they are, or None. `other_run`: nothing was done, because another run is
+    under way.
     """
 
     view: View
     oldest_us: int | None
     due: list[Step]
     did: list[Did]
+    rollups: Progress | None = None
     other_run: bool = False
 
 
@@ -38,7 +41,8 @@ async def look(
         with as_start_error(url):
             view = await look_at(connection, target.name, span, target=target)
             due = await plan.plan(connection, view, jobs)
-            return Report(view, await oldest_us(connection, view), due, [])
+            rollups = await progress(connection, view.table)
+            return Report(view, await oldest_us(connection, view), due, [], rollups)
 
 
 async def run(
@@ -64,4 +68,5 @@ async def run(
                 view = await look_at(connection, target.name, span, target=target)
             due = await plan.plan(connection, view, jobs)
             oldest = await oldest_us(connection, view)
-            return Report(view, oldest, due, did, other_run)
+            rollups = await progress(connection, view.table)
+            return Report(view, oldest, due, did, rollups, other_run)

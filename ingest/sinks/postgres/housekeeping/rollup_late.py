@@ -1,0 +1,92 @@
+"""Computes the series of hours that late readings have changed, and their days.
+
+The trigger has left a record of each late reading. First they are gathered, each series of an hour
+once; then these are computed from all their readings.
+Promises: a record is removed only in a transaction that computes its series, or moves it. The
+driver's errors pass through.
+"""
+
+from __future__ import annotations
+
+from ingest.sinks.postgres.housekeeping import rollup_sql
+from ingest.sinks.postgres.housekeeping.rollup_run import US, Run
+from ingest.sinks.postgres.housekeeping.spans import literal
+
+KEYS_MAX = 1_000  # series of hours in one transaction
+KEYS_OF_HOUR_MAX = 50_000  # the same without the index for devices
+LATE_ROWS = 50_000  # records of late readings in one statement
+
+_HAS_DEVICE_INDEX = """
+select exists (select from pg_index i where i.indrelid = $1::oid and i.indisvalid
+  and i.indpred is null and (
+      select array_agg(a.attname::text order by n) from generate_series(0, 2) n
+      join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[n]) = $2::text[])"""
+
+
+async def is_due(run: Run) -> bool:
+    """Whether there is any record."""
+    found: bool = await run.connection.fetchval(
+        f"select exists (select from {run.names.late}) or exists (select from {run.names.due})"  # noqa: S608
+    )
+    return found
+
+
+async def gather(run: Run) -> None:
+    """Move the records to what is due, each once.
+
+    Hours that are not computed yet need none: their computation sees these readings.
+    """
+    late, due = run.names.late, run.names.due
+    until = "'-infinity'" if run.at.until_us is None else literal(run.at.until_us)
+    statement = f"""with gone as (
+    delete from {late} where ctid = any (array(select ctid from {late} limit {LATE_ROWS}))
+    returning hour, device_id, metric), kept as (
+    insert into {due} (hour, device_id, metric)
+    select distinct hour, device_id, metric from gone where hour < {until} and isfinite(hour)
+    order by 1, 2, 3 on conflict do nothing)
+select count(*) from gone"""  # noqa: S608
+    while not run.ended() and await run.connection.fetchval(statement) == LATE_ROWS:
+        pass
+
+
+async def compute(run: Run) -> None:
+    """Compute what is due, until the run ends.
+
+    With the index for devices each series is looked up. Without it, all series of an hour that are
+    due share one reading of that hour.
+    """
+    columns = (run.target.device_id, run.target.metric, run.target.ts)
+    by_index = await run.connection.fetchval(_HAS_DEVICE_INDEX, run.oid, columns)
+    while not run.ended() and await _compute_some(run, by_index=by_index):
+        pass
+
+
+async def _compute_some(run: Run, *, by_index: bool) -> bool:
+    """Compute some series, without the index those of one hour; return whether any was due.
+
+    They are removed from what is due in the same transaction, before they are computed: so each
+    reading whose record is removed is seen.
+    """
+    due, connection = run.names.due, run.connection
+    some = f"order by hour, device_id, metric limit {KEYS_MAX}"
+    if not by_index:
+        some = f"where hour = (select min(hour) from {due}) limit {KEYS_OF_HOUR_MAX}"  # noqa: S608
+    async with connection.transaction():
+        rows = await connection.fetch(
+            f"delete from {due} where ctid = any (array(select ctid from {due} {some})) "  # noqa: S608
+            f"returning hour::text as hour, device_id, metric, {US.format('hour')} as hour_us"
+        )
+        raw_us = run.at.raw_from_us
+        kept = [row for row in rows if raw_us is None or row["hour_us"] >= raw_us]
+        if not kept:
+            return bool(rows)
+        keys = [[row[name] for row in kept] for name in ("hour", "device_id", "metric")]
+        if by_index:
+            statement = rollup_sql.of_keys(run.target, run.spans)
+        else:
+            statement = rollup_sql.of_keys_of_hour(run.target, run.spans, kept[0]["hour_us"])
+        await connection.execute(statement, *keys)
+        if (days_us := run.at.days_until_us) is not None:
+            days = rollup_sql.days_of_keys(run.target, run.spans, days_us)
+            await connection.execute(days, *keys)
+    return True

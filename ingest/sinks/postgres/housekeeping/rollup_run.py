@@ -1,0 +1,69 @@
+"""One run of the rollups: what all its parts use.
+
+The driver's errors pass through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from asyncpg import Connection
+
+from ingest.sinks.postgres.housekeeping import rollup_state
+from ingest.sinks.postgres.housekeeping.rollup_state import Progress
+from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans, tables_of
+from ingest.sinks.postgres.target import Target
+from ingest.system.clock import monotonic_s
+
+US = "(extract(epoch from {}) * 1000000)::int8"
+
+
+class Run:
+    """`target` has its schema. `at` is how far the rollups are.
+
+    `part_us` is the length of a part of an hour that takes about a second.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        oid: int,
+        target: Target,
+        *,
+        spans: RollupSpans,
+        end_s: float,
+        stopped: Callable[[], bool],
+        part_us: int,
+    ) -> None:
+        self.connection = connection
+        self.oid = oid
+        self.target = target
+        self.names = tables_of(target)
+        self.spans = spans
+        self.stopped = stopped
+        self._end_s = end_s
+        self.part_us = part_us
+        self.registry = ""
+        self.at = Progress()
+
+    def ended(self) -> bool:
+        """Whether the time of the run is over."""
+        return self.stopped() or monotonic_s() >= self._end_s
+
+    async def put(self, at: Progress) -> None:
+        """Store how far the rollups are, in the transaction of the caller if there is one."""
+        await rollup_state.put(self.connection, self.registry, at)
+        self.at = at
+
+    def hour(self, ts_us: int) -> int:
+        """Return the start of the hour of a time."""
+        return ts_us // self.spans.hour_us * self.spans.hour_us
+
+    def day(self, ts_us: int) -> int:
+        """Return the start of the day of a time."""
+        return ts_us // self.spans.day_us * self.spans.day_us
+
+    async def closed_us(self) -> int:
+        """Return the end of the last hour that may be computed, by the server's clock now."""
+        now_us: int = await self.connection.fetchval(f"select {US.format('clock_timestamp()')}")
+        return self.hour(now_us - self.spans.close_us)

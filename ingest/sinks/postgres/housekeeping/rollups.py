@@ -1,0 +1,178 @@
+"""The rollups: for each hour, day and series what its readings amount to.
+
+An hour is computed once, some time after its end. A reading that comes later is recorded by a
+trigger, in its own transaction; then its series is computed again for this hour and its day.
+Promises: what is stored equals a computation from all readings, once no late reading waits. It may
+be killed at any moment, and the next run goes on. It has no lock that a write waits for, but for a
+moment when it makes its trigger.
+Does not: notice readings that are changed or removed; rollups outlive their readings. Nor may two
+runs work at the same time: plan.py sees to that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from asyncpg import Connection
+
+from ingest.model.errors import StartError
+from ingest.sinks.postgres.housekeeping import (
+    registry,
+    rollup_hours,
+    rollup_late,
+    rollup_state,
+    rollup_tables,
+)
+from ingest.sinks.postgres.housekeeping.locking import change_alone
+from ingest.sinks.postgres.housekeeping.plan import Step
+from ingest.sinks.postgres.housekeeping.rollup_run import Run
+from ingest.sinks.postgres.housekeeping.rollup_state import Progress, progress
+from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans
+from ingest.sinks.postgres.housekeeping.view import HYPERTABLE, PARTITIONED, PLAIN, View
+from ingest.sinks.postgres.target import READINGS, Target
+from ingest.system.clock import monotonic_s
+
+KIND, OFF = "rollups", "rollups_off"
+BUDGET_S = 60.0  # of one run
+PART_US_FIRST = 60_000_000
+HOLD_S_MAX = 10.0  # writers wait while the trigger is made
+LOCK_WAIT_S_MAX = 30.0
+
+_SESSION = """set jit = off; set max_parallel_workers_per_gather = 0; set work_mem = '64MB';
+set plan_cache_mode = force_custom_plan; set statement_timeout = 0"""
+_RESET = """reset jit; reset max_parallel_workers_per_gather; reset work_mem;
+reset plan_cache_mode; set statement_timeout = """
+
+
+class Rollups:
+    """A Job of plan.py. `wanted` is the setting; without it the trigger is removed if there is one.
+
+    `keep_us` is how long rollups are kept; None: for ever. `on` names the table and its columns.
+    `stopped` is asked between two statements, and ends a run early.
+    """
+
+    kinds = frozenset({KIND, OFF})
+
+    def __init__(
+        self,
+        *,
+        wanted: bool,
+        keep_us: int | None = None,
+        on: Target = READINGS,
+        spans: RollupSpans = RollupSpans(),  # noqa: B008  it cannot change
+        budget_s: float = BUDGET_S,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._wanted = wanted
+        self._keep_us = keep_us
+        self._on = on
+        self._spans = spans
+        self._budget_s = budget_s
+        self._stopped = stopped
+        self._part_us = PART_US_FIRST
+
+    async def plan(self, connection: Connection, view: View) -> list[Step]:
+        """Return one step if anything is to be computed, made or removed."""
+        if view.kind not in (PLAIN, PARTITIONED, HYPERTABLE):
+            return []
+        run = self._run(connection, view)
+        if not self._wanted:
+            if await rollup_tables.is_marking(connection, view.oid):
+                return [Step(OFF, run.names.hourly, "rollups are off: remove their trigger")]
+            return []
+        why = "make the tables of rollups, and compute them"
+        if _is_not_owner(view):  # then it may not see what is due; `do` says so
+            why = "compute what is due"
+        elif await rollup_tables.is_made(connection, view.oid, run.target, self._spans):
+            why = await self._due(run, view)
+        return [Step(KIND, run.names.hourly, why)] if why else []
+
+    async def do(self, connection: Connection, view: View, step: Step) -> None:
+        """Compute for about `budget_s`; what is left is for the next run."""
+        if _is_not_owner(view):
+            raise StartError(view.cannot_make)
+        run = self._run(connection, view)
+        run.registry = await registry.make(connection, view.table, view.owner)
+        if step.kind == OFF:
+            async with connection.transaction():
+                await rollup_tables.unmake(connection, view.oid, run.target)
+                await registry.remove(connection, run.registry, rollup_state.KEY)
+            return
+        limit = await connection.fetchval("show statement_timeout")
+        await connection.execute(_SESSION)
+        try:
+            await self._compute(run, view)
+        finally:
+            self._part_us = run.part_us
+            if not connection.is_closed():
+                await connection.execute(f"{_RESET} '{limit}'")
+
+    def _run(self, connection: Connection, view: View) -> Run:
+        end_s = monotonic_s() + self._budget_s
+        return Run(
+            connection,
+            view.oid,
+            self._on._replace(schema=view.schema, table=view.name),
+            spans=self._spans,
+            end_s=end_s,
+            stopped=self._stopped,
+            part_us=self._part_us,
+        )
+
+    def _kept_from_us(self, run: Run, view: View) -> int | None:
+        return None if self._keep_us is None else run.day(view.now_us - self._keep_us)
+
+    async def _due(self, run: Run, view: View) -> str:
+        """Return what is to be done, in words, or nothing."""
+        run.at = await progress(run.connection, view.table) or Progress()
+        if await rollup_late.is_due(run):
+            return "compute hours with late readings again"
+        if run.at.until_us != await run.closed_us():
+            return "compute the hours that have ended"
+        if rollup_hours.next_day_us(run) is not None:
+            return "compute the days that have ended"
+        from_us = self._kept_from_us(run, view)
+        if from_us is not None and await rollup_hours.has_older(run, from_us):
+            return "remove rollups older than keep_rollups"
+        return ""
+
+    async def _compute(self, run: Run, view: View) -> None:
+        """Do all that is due, late readings first, until the time is over."""
+        await self._make(run, view)
+        run.at = await progress(run.connection, view.table) or Progress()
+        await rollup_late.gather(run)
+        await rollup_late.compute(run)
+        await rollup_hours.compute_hours(run)
+        await rollup_hours.compute_days(run)
+        from_us = self._kept_from_us(run, view)
+        if from_us is not None:
+            await rollup_hours.remove(run, from_us)
+
+    async def _make(self, run: Run, view: View) -> None:
+        """Make the tables and the trigger if need be: then all hours are computed anew.
+
+        Nobody knows which late readings came while there was no trigger.
+        """
+        connection, oid = run.connection, view.oid
+
+        async def change() -> None:
+            owner = "" if view.role == view.owner else view.owner
+            await rollup_tables.make(connection, oid, run.target, self._spans, owner)
+            at = await progress(connection, view.table) or Progress()
+            await run.put(at._replace(until_us=None, days_until_us=None))
+
+        if not await rollup_tables.is_made(connection, oid, run.target, self._spans):
+            await change_alone(
+                connection,
+                view.table,
+                oid,
+                change,
+                hold_s_max=HOLD_S_MAX,
+                wait_s_max=LOCK_WAIT_S_MAX,
+                mode="share row exclusive",
+            )
+        await rollup_tables.grant_to_readers(connection, oid, run.target, run.registry)
+
+
+def _is_not_owner(view: View) -> bool:
+    return bool(view.cannot_make) and not view.has_default
