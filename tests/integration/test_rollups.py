@@ -374,7 +374,7 @@ async def test_table_and_columns_may_have_other_names(operator: asyncpg.Connecti
     on = Target("public", 'My "Data', "at", "dev id", "order", "Value")
     job = Rollups(wanted=True, on=on)
     for _ in range(2):
-        view = await look_at(operator, '"My ""Data"', "none", column="at")
+        view = await look_at(operator, '"My ""Data"', "none", target=on)
         assert [each.error for each in await plan.run(operator, view, [job])] == [""]
         readings = await raw(operator, on.source + " r")
         found = await stored(operator, '"My ""Data_hourly"', "hour")
