@@ -136,7 +136,9 @@ def test_it_runs_each_long_test_once_and_some_of_them_alone() -> None:
     assert beside == "slow and not network and not alone"
     assert alone == "slow and alone"
     for path in (REPOSITORY / "tests").rglob("test_*.py"):
-        marks = re.findall(r"(?:^@pytest\.mark\.\w+.*\n)+", path.read_text(), re.MULTILINE)
+        marks = re.findall(
+            r"(?:^@pytest\.mark\.\w+.*\n)+|^pytestmark = .*\n", path.read_text(), re.MULTILINE
+        )
         assert all("mark.slow" in each for each in marks if "mark.alone" in each), path
 
 
