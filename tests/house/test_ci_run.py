@@ -156,7 +156,8 @@ def test_it_tests_receiver_and_http_without_known_heads() -> None:
     )
     switch, *command, http, receiver = shlex.split(line.replace("\\\n", ""))
     assert switch == "INGEST_TEST_KNOWN_HEADS=off"
-    assert command == ["./run", "test", "-q", "-m", "not slow and not known_heads"]
+    assert command[:2] == ["./run", "test"]
+    assert command[-2:] == ["-m", "not slow and not known_heads"]
     assert "mark.known_heads" in "".join(
         path.read_text() for path in (REPOSITORY / http).glob("test_*.py")
     )
