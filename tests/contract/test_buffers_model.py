@@ -371,7 +371,9 @@ class BufferMachine(RuleBasedStateMachine):
         self.loop.close()
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "times", [1, pytest.param(5, marks=[pytest.mark.slow, pytest.mark.timeout(240)])]
+)
 @pytest.mark.parametrize("factory", FACTORIES)
 def test_buffer_agrees_with_the_model_after_any_steps(
     factory: Any, tmp_path: Path, times: int

@@ -301,7 +301,9 @@ class StreamMachine(RuleBasedStateMachine):
             self.loop.close()
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "times", [1, pytest.param(5, marks=[pytest.mark.slow, pytest.mark.timeout(240)])]
+)
 def test_nothing_is_lost_or_doubled_after_any_steps(
     monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:

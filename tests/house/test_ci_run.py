@@ -136,7 +136,9 @@ def test_it_runs_each_long_test_once_and_some_of_them_alone() -> None:
     assert beside == "slow and not network and not alone"
     assert alone == "slow and alone"
     for path in (REPOSITORY / "tests").rglob("test_*.py"):
-        marks = re.findall(r"(?:^@pytest\.mark\.\w+.*\n)+", path.read_text(), re.MULTILINE)
+        marks = re.findall(
+            r"(?:^@pytest\.mark\.\w+.*\n)+|^pytestmark = .*\n", path.read_text(), re.MULTILINE
+        )
         assert all("mark.slow" in each for each in marks if "mark.alone" in each), path
 
 
@@ -154,7 +156,8 @@ def test_it_tests_receiver_and_http_without_known_heads() -> None:
     )
     switch, *command, http, receiver = shlex.split(line.replace("\\\n", ""))
     assert switch == "INGEST_TEST_KNOWN_HEADS=off"
-    assert command == ["./run", "test", "-q", "-m", "not slow and not known_heads"]
+    assert command[:2] == ["./run", "test"]
+    assert command[-2:] == ["-m", "not slow and not known_heads"]
     assert "mark.known_heads" in "".join(
         path.read_text() for path in (REPOSITORY / http).glob("test_*.py")
     )

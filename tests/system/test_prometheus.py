@@ -19,7 +19,8 @@ from tests.system.database import Database
 from tests.system.prometheus import Prometheus
 from tests.system.service import Service
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+# Alone: a test beside it that writes much would make the alarm about the disk ring.
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(240)]
 
 QUICK: dict[str, Any] = {"wait_s_max": 0.5, "hold_probe_s": 0.3, "schema_check_s": 0.3}
 LOAD_S = 15

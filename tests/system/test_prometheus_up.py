@@ -15,7 +15,7 @@ from tests.support.tcp_ports import free_port
 from tests.support.up_admin import UpRig, running_up
 from tests.system.prometheus import Prometheus
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(120)]
 
 NAMES = ("gateway-1", "gateway-2", "writer-1")
 FIGURES = {
