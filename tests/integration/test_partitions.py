@@ -216,6 +216,9 @@ async def test_tables_of_others_are_left_alone(
     assert (view.has_default, len(view.partitions)) == (True, 1)
     assert "default partition" in view.cannot_make
     assert view.spans_ahead > 500
+    late = late_partitions(daily(), lambda: shared_url)
+    assert not await late.make_for([0])
+    assert (late.knows, late.why_not(0)) == (False, None), "the default partition takes it"
 
 
 # Readings that find no partition
