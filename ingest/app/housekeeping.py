@@ -20,7 +20,7 @@ from ingest.model.causes import PARTITIONS_END, RETENTION_WAITS
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.sinks.postgres.housekeeping import runs
-from ingest.sinks.postgres.housekeeping.keeping import full_in_s
+from ingest.sinks.postgres.housekeeping.keeping import Growth, growth
 from ingest.sinks.postgres.housekeeping.runs import Report
 from ingest.sinks.postgres.housekeeping.view import HYPERTABLE, PARTITIONED, View
 from ingest.system.clock import sleep_unless, unix_us
@@ -46,7 +46,10 @@ class Housekeeping:
         self._url = housekeeping_url(settings, url)
         self._stopping = asyncio.Event()  # until `run` is given another one
         self._jobs = housekeeping_jobs(settings, self._is_stopping)
-        self._found: Report | None = None
+        self._cause = ""
+        self._figures: dict[str, float] = {}
+        self._oldest_us: int | None = None
+        self._growth: Growth | None = None
         self._occasionally = Occasionally(WARNING_S)
 
     def _is_stopping(self) -> bool:
@@ -79,7 +82,7 @@ class Housekeeping:
             if self._occasionally.due(str(error)) is not None:
                 log.warning("housekeeping_failed", why=str(error))
             return False
-        self._found = report
+        self._look_at(report)
         for each in report.did:
             step = each.step
             if not each.error:
@@ -93,35 +96,40 @@ class Housekeeping:
                 )
         return True
 
+    def _look_at(self, report: Report) -> None:
+        """Keep what others ask for; with thousands of partitions it is not counted each time."""
+        view = report.view
+        self._oldest_us = report.oldest_us
+        waiting = sum(bool(each.waits) for each in report.due)
+        self._cause = RETENTION_WAITS if waiting else ""
+        if ends_soon(view):
+            self._cause = PARTITIONS_END
+        self._figures = {}
+        self._growth = growth(view.partitions, view.now_us, retention_policy(self._settings))
+        if view.kind == PARTITIONED:
+            self._figures = {
+                "partitions": len(view.partitions),
+                "partition_spans_ahead": view.spans_ahead,
+                "table_bytes": sum(each.bytes for each in view.partitions),
+            }
+        if waiting or view.kind in (PARTITIONED, HYPERTABLE):
+            self._figures["housekeeping_steps_waiting"] = waiting
+
     def cause(self) -> str:
         """Return the key of causes.CAUSES, or nothing."""
-        if self._found is None:
-            return ""
-        if ends_soon(self._found.view):
-            return PARTITIONS_END
-        return RETENTION_WAITS if any(each.waits for each in self._found.due) else ""
+        return self._cause
 
     def figures(self, disk_free_bytes: int | None = None) -> dict[str, float]:
         """Return the figures of the table for metrics, by their names.
 
         `disk_free_bytes` is the room on the disk of the database, if that is known.
         """
-        if self._found is None:
-            return {}
-        view, oldest = self._found.view, self._found.oldest_us
-        figures: dict[str, float] = {}
-        waiting = sum(bool(each.waits) for each in self._found.due)
-        if waiting or view.kind in (PARTITIONED, HYPERTABLE):
-            figures["housekeeping_steps_waiting"] = waiting
-        if oldest is not None:
-            figures["table_oldest_age_seconds"] = (unix_us() - oldest) / 1e6
-        if view.kind == PARTITIONED:
-            figures["partitions"] = len(view.partitions)
-            figures["partition_spans_ahead"] = view.spans_ahead
-            figures["table_bytes"] = sum(each.bytes for each in view.partitions)
-            if disk_free_bytes is not None:
-                policy = retention_policy(self._settings)
-                full_s = full_in_s(view.partitions, view.now_us, disk_free_bytes, policy)
-                if full_s is not None:
-                    figures["table_full_in_seconds"] = full_s
+        figures = self._figures
+        if self._oldest_us is not None:
+            age_s = (unix_us() - self._oldest_us) / 1e6
+            figures = {**figures, "table_oldest_age_seconds": age_s}
+        if self._growth is not None and disk_free_bytes is not None:
+            full_s = self._growth.full_in_s(disk_free_bytes)
+            if full_s is not None:
+                figures = {**figures, "table_full_in_seconds": full_s}
         return figures

@@ -15,7 +15,7 @@ from ingest.model.errors import StartError
 from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.housekeeping import conversion
 from ingest.sinks.postgres.housekeeping.conversion_check import UNTIL
-from ingest.sinks.postgres.housekeeping.view import PARTITIONED, look_at
+from ingest.sinks.postgres.housekeeping.view import PARTITIONED, PLAIN, look_at
 from ingest.system.clock import rfc3339
 from tests.support.commands import Here
 from tests.support.rows import encode, readings
@@ -228,6 +228,28 @@ async def test_table_in_use_gives_up_and_the_next_run_goes_on(
     said = await convert(operator)
     assert said.startswith("public.readings is partitioned")
     await other.close()
+
+
+SLOW = """create function slow() returns event_trigger language plpgsql
+as 'begin perform pg_sleep(10); end';
+create event trigger slow on ddl_command_end when tag in ('CREATE TABLE')
+execute function slow()"""
+
+
+async def test_change_that_takes_too_long_is_undone(
+    operator: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writers wait for a bounded time, whatever the server has to do. The next run ends it."""
+    monkeypatch.setattr(conversion, "HOLD_S_MAX", 0.2)
+    await operator.execute(SLOW)
+    try:
+        with pytest.raises(StartError, match=r"would have taken longer than 0\.2 s"):
+            await convert(operator)
+    finally:
+        await operator.execute("drop event trigger slow")
+    assert (await look_at(operator, "readings", "day")).kind == PLAIN
+    monkeypatch.undo()
+    await convert(operator)
 
 
 async def convert_until_checked(connection: asyncpg.Connection) -> None:

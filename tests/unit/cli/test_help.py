@@ -99,7 +99,7 @@ def test_group_without_a_command_prints_its_help(
     out, err = capsys.readouterr()
     assert (out, err) == ("", shown)
     for each in GROUPS.get(words[0], ()) if words else COMMANDS:
-        assert re.search(rf"^    {each} ", err, re.MULTILINE), each
+        assert re.search(rf"^    {each}\s", err, re.MULTILINE), each
 
 
 def test_help_says_what_the_exit_codes_mean(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ingest.sinks.postgres.housekeeping.keeping import Policy, due, full_in_s, must_confirm
+from ingest.sinks.postgres.housekeeping.keeping import Policy, due, growth, must_confirm
 from ingest.sinks.postgres.housekeeping.partitions import Partition
 from ingest.sinks.postgres.housekeeping.spans import BEGINNING_US, DAY_US, END_US
 
@@ -68,8 +68,12 @@ def test_disk_is_full_at_the_rate_of_the_last_whole_partitions() -> None:
     old = Partition("before", BEGINNING_US, 90 * DAY_US, 10**12, ours=True)
     sized = [each._replace(bytes=1_000) for each in days(90, 110)]
     day_s = DAY_US / 1e6
-    assert full_in_s([old, *sized], NOW_US, 50_000, None) == pytest.approx(50 * day_s)
-    assert full_in_s([old, *sized], NOW_US, 50_000, POLICY) is None  # the oldest goes in 21 days
-    assert full_in_s([old, *sized], NOW_US, 10_000, POLICY) == pytest.approx(10 * day_s)
-    assert full_in_s([old], NOW_US, 50_000, None) is None
-    assert full_in_s(days(90, 110), NOW_US, 50_000, None) is None
+    free = growth([old, *sized], NOW_US, None)
+    kept = growth([old, *sized], NOW_US, POLICY)
+    assert free is not None
+    assert kept is not None
+    assert free.full_in_s(50_000) == pytest.approx(50 * day_s)
+    assert kept.full_in_s(50_000) is None  # the oldest goes in 21 days
+    assert kept.full_in_s(10_000) == pytest.approx(10 * day_s)
+    assert growth([old], NOW_US, None) is None
+    assert growth(days(90, 110), NOW_US, None) is None

@@ -5,6 +5,7 @@ Pure: it reads nothing and changes nothing. Times are Unix microseconds of the d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -75,21 +76,27 @@ def must_confirm(
 RATE_OF = 7  # partitions
 
 
-def full_in_s(
-    found: Sequence[Partition], now_us: int, free_bytes: int, policy: Policy | None
-) -> float | None:
-    """Return in how many seconds a disk with so much room is full, if the table grows as it did.
+class Growth(NamedTuple):
+    """How fast a table grows, and in how many seconds its oldest partition will leave (or inf)."""
 
-    The rate is that of the last whole partitions. None: there are none, or it does not fill, since
-    `policy` lets the oldest readings leave before.
-    """
+    bytes_per_s: float
+    ends_in_s: float
+
+    def full_in_s(self, free_bytes: int) -> float | None:
+        """Return in how many seconds a disk with so much room is full; None: it does not fill."""
+        left_s = free_bytes / self.bytes_per_s
+        return left_s if left_s <= self.ends_in_s else None
+
+
+def growth(found: Sequence[Partition], now_us: int, policy: Policy | None) -> Growth | None:
+    """Return how the table grows, from its last whole partitions; None if it has none."""
     whole = [each for each in found if each.from_us > BEGINNING_US and each.to_us <= now_us]
     last = whole[-RATE_OF:]
-    span_us = sum(each.to_us - each.from_us for each in last)
     grown = sum(each.bytes for each in last)
-    if not span_us or not grown:
+    if not grown:
         return None
-    left_us = free_bytes * span_us / grown
-    if policy is not None and left_us > whole[0].to_us - policy.cutoff_us(now_us):
-        return None
-    return left_us / 1e6
+    span_s = sum(each.to_us - each.from_us for each in last) / 1e6
+    ends_in_s = math.inf
+    if policy is not None:
+        ends_in_s = (whole[0].to_us - policy.cutoff_us(now_us)) / 1e6
+    return Growth(grown / span_s, ends_in_s)
