@@ -15,7 +15,7 @@ import pytest
 from ingest.model.errors import StartError
 from ingest.model.reading import Reading
 from ingest.sinks.postgres import schema
-from ingest.sinks.postgres.housekeeping import plan, registry, rollup_hours, rollup_late
+from ingest.sinks.postgres.housekeeping import plan, registry, rollup_hours, rollup_late, rollups
 from ingest.sinks.postgres.housekeeping.rollup_state import (
     Progress,
     leave,
@@ -337,6 +337,31 @@ async def test_budget_ends_a_run_and_the_next_goes_on(
             break
     else:
         pytest.fail("the runs do not end")
+    assert await wrong(operator) == []
+
+
+async def test_stop_ends_a_long_statement(
+    operator: asyncpg.Connection, shared_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service does not wait for it; what it has done is undone, and done by the next run."""
+    monkeypatch.setattr(rollups, "STOP_S", 0.0)
+    monkeypatch.setattr(rollups, "STOP_POLL_S", 0.05)
+    await write(operator, drawn(1, 50, 5))
+    await run(operator)
+    await write(operator, drawn(2, 50, 5))
+    other = await asyncpg.connect(shared_url)
+    stopping = asyncio.Event()
+    asyncio.get_running_loop().call_later(0.3, stopping.set)
+    try:
+        async with operator.transaction():
+            await operator.execute("lock table readings_hourly in exclusive mode")
+            view = await look_at(other, "readings", "none")
+            did = await plan.run(other, view, [Rollups(wanted=True, stopped=stopping.is_set)])
+            assert did[0].error
+            assert other.is_closed()
+    finally:
+        other.terminate()
+    await run(operator)
     assert await wrong(operator) == []
 
 

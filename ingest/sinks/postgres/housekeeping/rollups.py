@@ -11,6 +11,7 @@ runs work at the same time: plan.py sees to that.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from asyncpg import Connection
@@ -37,6 +38,7 @@ BUDGET_S = 60.0  # of one run
 PART_US_FIRST = 60_000_000
 HOLD_S_MAX = 10.0  # writers wait while the trigger is made
 LOCK_WAIT_S_MAX = 30.0
+STOP_S, STOP_POLL_S = 3.0, 0.5
 
 _SESSION = """set jit = off; set max_parallel_workers_per_gather = 0; set work_mem = '64MB';
 set plan_cache_mode = force_custom_plan; set statement_timeout = 0"""
@@ -101,7 +103,7 @@ class Rollups:
         limit = await connection.fetchval("show statement_timeout")
         await connection.execute(_SESSION)
         try:
-            await self._compute(run, view)
+            await self._compute_unless_stopped(run, view)
         finally:
             self._part_us = run.part_us
             if not connection.is_closed():
@@ -135,6 +137,17 @@ class Rollups:
         if from_us is not None and await rollup_hours.has_older(run, from_us):
             return "remove rollups older than keep_rollups"
         return ""
+
+    async def _compute_unless_stopped(self, run: Run, view: View) -> None:
+        """Cut the connection if a statement goes on for STOP_S after a stop. It is undone then."""
+        work = asyncio.ensure_future(self._compute(run, view))
+        stopped_s = 0.0
+        while not work.done():
+            await asyncio.wait({work}, timeout=STOP_POLL_S)
+            stopped_s = stopped_s + STOP_POLL_S if self._stopped() else 0.0
+            if stopped_s > STOP_S:
+                run.connection.terminate()
+        await work
 
     async def _compute(self, run: Run, view: View) -> None:
         """Do all that is due, late readings first, until the time is over."""
