@@ -34,6 +34,8 @@ The folders. Imports go down only, and folders of one row do not know each other
                     sources and source_head: the pages of sources, also kept by line_keeper;
                     access, credentials, senders, quotas (who may post, and how much)
     forward/        bodies, sender, forwarder: from the stream to a webhook
+    archive/        archiver, folder, files, runs, sorting, copied_rows, postgres_hash: old
+                    partitions as Parquet files
     mqtt/           connection, session, gathering, bridge: from an MQTT broker to the service
     dead_letters/   queue, folder and files, format, reader, marks; auto_replay, manual_replay;
                     store (what commands and the page use); stream/ (the same in a broker)

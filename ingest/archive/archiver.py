@@ -19,11 +19,10 @@ from typing import TypeVar
 import pyarrow as pa
 
 from ingest.archive import files
-from ingest.archive.copied_rows import Decoder, encoded
+from ingest.archive.copied_rows import DamagedRows, Decoder, encoded
 from ingest.archive.folder import ArchiveFailed, ArchiveFolder
 from ingest.archive.postgres_hash import NOTHING, Checksum
 from ingest.archive.runs import Runs
-from ingest.model.errors import IngestError
 from ingest.sinks.postgres.housekeeping.archived import Contents
 from ingest.sinks.postgres.housekeeping.archiving import Detached
 
@@ -195,5 +194,5 @@ def checked(do: Callable[..., T], *args: object) -> T:
         return do(*args)
     except ArchiveFailed:
         raise
-    except (OSError, pa.ArrowException, IngestError) as error:
+    except (OSError, pa.ArrowException, DamagedRows) as error:
         raise ArchiveFailed(f"the archive: {error}") from error

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingest.model.errors import IngestError
+from ingest.model.errors import StartError
 from ingest.model.rows import HEADER, PG_EPOCH_US, TRAILER
 
 MARKER_BYTES = 8
@@ -36,11 +36,11 @@ _ENCODED_ROWS = 65_536
 _TS, _VALUE, _NAMES = 4, 16, 24
 
 
-class DamagedRows(IngestError):
+class DamagedRows(StartError):
     """The bytes are not the rows that they should be."""
 
 
-class Columns(NamedTuple):
+class CopiedRows(NamedTuple):
     """Some rows, in any order. `names` has both names of a row as the server sent them."""
 
     ts: pa.Int64Array  # Unix microseconds
@@ -59,7 +59,7 @@ class Decoder:
         self._rest = b""
         self._is_first = True
 
-    def rows_of(self, data: bytes) -> Columns | None:
+    def rows_of(self, data: bytes) -> CopiedRows | None:
         """Return the rows that are complete; None if there are none. Keeps the rest."""
         data = self._rest + data
         cut = data.rfind(_FIVE_COLUMNS + self.marker)
@@ -69,14 +69,14 @@ class Decoder:
         self._rest = data[cut:]
         return self._decode(data[:cut])
 
-    def end(self) -> Columns | None:
+    def end(self) -> CopiedRows | None:
         """Return the last row, or None. Raises DamagedRows if the COPY was cut off."""
         rest, self._rest = self._rest, b""
         if not rest.endswith(TRAILER):
             raise DamagedRows("the server's answer to COPY has no end")
         return self._decode(rest.removesuffix(TRAILER))
 
-    def _decode(self, data: bytes) -> Columns | None:
+    def _decode(self, data: bytes) -> CopiedRows | None:
         # With the begin of a next row at the end, all rows have the same bytes after them.
         whole = pa.array([data + _FIVE_COLUMNS], pa.large_binary())
         parts = pc.split_pattern(whole, pattern=self.marker).values
@@ -91,7 +91,7 @@ class Decoder:
             if not pc.all(pc.equal(pc.binary_slice(rows, at, at + 4), _EIGHT)).as_py():
                 raise DamagedRows("a row has a null, or columns of other types")
         names = pc.binary_slice(rows, _NAMES, -len(_FIVE_COLUMNS))
-        return Columns(
+        return CopiedRows(
             pc.add_checked(_numbers(rows, _TS, pa.int64()), pa.scalar(PG_EPOCH_US, pa.int64())),
             _numbers(rows, _VALUE, pa.float64()),
             names.cast(pa.binary()).dictionary_encode(),

@@ -18,8 +18,9 @@ from urllib.parse import quote
 
 from ingest.archive.files import ENDING
 from ingest.model.errors import StartError
-from ingest.system.files import FolderLock, make_folder, sync_folder
+from ingest.system.files import Lock, make_folder, sync_folder
 
+LOCK = ".lock"  # other tools read all files whose names begin in another way
 ROW_BYTES = 24  # at most, of a reading: once in sorted runs, once in the file
 
 
@@ -38,7 +39,7 @@ class ArchiveFolder:
     def locked(self) -> Iterator[None]:
         """Make the folder if it is missing, and keep other writers out."""
         make_folder(self.path)
-        lock = FolderLock.try_take(self.path)
+        lock = Lock.try_take(self.path / LOCK, create=True)
         if lock is None:
             raise ArchiveFailed(f"another process writes to the archive in {self.path}")
         with lock:

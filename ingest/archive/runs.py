@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingest.archive import files
-from ingest.archive.copied_rows import Columns, Decoder
+from ingest.archive.copied_rows import CopiedRows, Decoder
 from ingest.archive.postgres_hash import NOTHING, checksum_of
 from ingest.archive.sorting import merge, sort_columns
 
@@ -32,7 +32,7 @@ class Runs:
         self._folder = folder
         self._decoder = decoder
         self._run_rows = run_rows
-        self._parts: list[Columns] = []
+        self._parts: list[CopiedRows] = []
         self._rows = self._name_bytes = 0
         self._count = 0
         self._runs: list[Path] = []
@@ -53,7 +53,7 @@ class Runs:
         self._keep(self._decoder.end())
         self._write()
 
-    def _keep(self, part: Columns | None) -> None:
+    def _keep(self, part: CopiedRows | None) -> None:
         if part is None:
             return
         self._parts.append(part)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingest.archive.copied_rows import SCHEMA, Columns, split_names
+from ingest.archive.copied_rows import SCHEMA, CopiedRows, split_names
 
 Key = tuple[str, str, int, int]
 
@@ -28,7 +28,7 @@ class Sorted(NamedTuple):
     left_out: pa.Table
 
 
-def sort_columns(parts: Sequence[Columns]) -> Sorted:
+def sort_columns(parts: Sequence[CopiedRows]) -> Sorted:
     """Sort rows as the server sent them. Some 300 ns a row."""
     ts = pa.concat_arrays([each.ts for each in parts])
     value = pa.concat_arrays([each.value for each in parts])

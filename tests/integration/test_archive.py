@@ -49,7 +49,7 @@ async def test_rows_come_back_bit_for_bit(table: asyncpg.Connection, tmp_path: P
     in_file = rows_in_files([tmp_path / f"{PARTITION}.parquet"])
     order = [(row[1].encode(), row[2].encode(), row[0]) for row in in_file]
     assert order == sorted(order)
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["lock", f"{PARTITION}.parquet"]
+    assert sorted(each.name for each in tmp_path.iterdir()) == [".lock", f"{PARTITION}.parquet"]
     assert (found.rows, found.from_us, found.to_us) == (3_000, FROM_US, TO_US)
 
 
@@ -80,7 +80,7 @@ async def test_late_readings_are_merged_each_once(
         (found,) = await archived.contents(table, "readings")
         assert sorted(rows_in_files([tmp_path / found.files[0][0]])) == sorted(kept.values())
         archiver(tmp_path).verify(found)
-    assert [each.name for each in tmp_path.iterdir() if each.name.startswith(".")] == []
+    assert [each.name for each in tmp_path.iterdir() if each.is_dir()] == []
 
 
 async def test_partition_of_a_part_of_the_span_is_merged(
@@ -89,11 +89,11 @@ async def test_partition_of_a_part_of_the_span_is_merged(
     """A late reading's partition has another name, and may be a day of an archived month."""
     rows = drawn(50, 4)
     await fill(table, PARTITION, rows[:30])
-    await fill(table, "readings_p20261126_2", rows[30:])
+    await fill(table, "readings_p20261127_2", rows[30:])
     wide = detached(table)
     wide.from_us -= 10_000_000
     await archiver(tmp_path).archive(wide)
-    await archiver(tmp_path).archive(detached(table, "readings_p20261126_2"))
+    await archiver(tmp_path).archive(detached(table, "readings_p20261127_2"))
     (found,) = await archived.contents(table, "readings")
     assert (found.name, found.rows, found.from_us) == (PARTITION, 50, FROM_US - 10_000_000)
 
@@ -149,7 +149,7 @@ async def test_rows_that_change_meanwhile_are_noticed(
     async def then_changed() -> tuple[int, int]:
         found = await original()
         await table.execute(f"update {PARTITION} set value = 1 where value = 25")
-        await table.execute(f"insert into {PARTITION} values ('2026-11-26', 'new', 'm', 1)")
+        await table.execute(f"insert into {PARTITION} values ('2026-11-27', 'new', 'm', 1)")
         return found
 
     monkeypatch.setattr(source, "checksum", then_changed)
@@ -252,7 +252,7 @@ async def test_disk_that_fills_up_leaves_nothing_and_the_next_run_goes_on(
                     await archiver(tmp_path).archive(detached(table))
             finally:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-            assert [each.name for each in tmp_path.iterdir()] == ["lock"]
+            assert [each.name for each in tmp_path.iterdir()] == [".lock"]
     finally:
         signal.signal(signal.SIGXFSZ, handler)
     await archiver(tmp_path).archive(detached(table))

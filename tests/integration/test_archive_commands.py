@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import random
+import sys
 from pathlib import Path
 
 import asyncpg
+import pytest
+from pyarrow import parquet
 
 from ingest.sinks.postgres.housekeeping import registry
-from tests.support.archives import drawn, rows_in, rows_in_files, store
+from tests.support.archives import Row, drawn, rows_in, rows_in_files, store
 from tests.support.commands import Here
 
 DAY_US = 86_400_000_000
+OLD_US = 1_779_926_400_000_000  # 2026-05-28
+NAME = "readings_p20260528"
+
+
+async def arrive(connection: asyncpg.Connection, rows: list[Row]) -> None:
+    """Store readings of an old day, for which a partition of ours is made."""
+    kept = await registry.make(connection, "readings")
+    await connection.execute(
+        f"create table {NAME} partition of readings "
+        "for values from ('2026-05-28 00:00:00+00') to ('2026-05-29 00:00:00+00')"
+    )
+    bounds = {"from_us": OLD_US, "to_us": OLD_US + DAY_US}
+    await registry.put(connection, kept, registry.PARTITION + NAME, bounds)
+    await store(connection, "readings", rows)
 
 
 async def test_readings_leave_for_files_and_come_back(
@@ -21,24 +40,9 @@ async def test_readings_leave_for_files_and_come_back(
     words = ("--database-url", shared_url, "--partition-span", "day", "--keep-hot", "30d")
     words = (*words, "--archive-dir", tmp_path, "--housekeeping-pause-s", 1)
     assert (await here("schema", "apply", *words)).code == 0
-    old_us = 1_779_926_400_000_000  # 2026-05-28
-    name = "readings_p20260528"
-    rows = drawn(30, 1, from_us=old_us, to_us=old_us + DAY_US)
+    name = NAME
+    rows = drawn(30, 1, from_us=OLD_US, to_us=OLD_US + DAY_US)
     first, late = rows[:20], rows[20:]
-
-    async def arrive(some: list[tuple[int, str, str, int]]) -> None:
-        kept = await registry.make(connection, "readings")
-        await connection.execute(
-            f"create table {name} partition of readings "
-            "for values from ('2026-05-28 00:00:00+00') to ('2026-05-29 00:00:00+00')"
-        )
-        await registry.put(
-            connection,
-            kept,
-            registry.PARTITION + name,
-            {"from_us": old_us, "to_us": old_us + DAY_US},
-        )
-        await store(connection, "readings", some)
 
     async def keep_house() -> list[tuple[str, str]]:
         done = await here("housekeeping", "run", "--yes", "--json", *words)
@@ -51,12 +55,14 @@ async def test_readings_leave_for_files_and_come_back(
         assert done.code == 0, done
         return json.loads(done.stdout)
 
-    await arrive(first)
+    await arrive(connection, first)
     assert (await keep_house())[-3:] == [("detach", name), ("archive", name), ("drop", name)]
     assert await rows_in(connection, "readings") == []
-    await arrive([*late, *first[:3]])
+    await arrive(connection, [*late, *first[:3]])
     await keep_house()
     assert sorted(rows_in_files(tmp_path.glob("*.parquet"))) == sorted(rows)
+    some = parquet.read_table(tmp_path, filters=[("device_id", "==", rows[0][1])])  # as pandas does
+    assert some.num_rows == sum(row[1] == rows[0][1] for row in rows)
     (listed,) = await archive("list")
     assert (listed["name"], listed["readings"], listed["restored"]) == (name, 30, False)
     assert await archive("verify") == {"good": 1, "faults": {}}
@@ -79,3 +85,39 @@ async def test_readings_leave_for_files_and_come_back(
     missing = await here("archive", "verify", "nothing", *words)
     assert "there is no nothing in the archive" in missing.stderr
     assert (await here("archive", "release", name, *words)).code == 1
+
+
+@pytest.mark.slow
+async def test_runs_killed_at_drawn_moments_lose_nothing(
+    connection: asyncpg.Connection, shared_url: str, here: Here, tmp_path: Path
+) -> None:
+    """kill -9 of `housekeeping run`, again and again, then one to the end; then late readings."""
+    words = ["--database-url", shared_url, "--partition-span", "day", "--keep-hot", "30d"]
+    words += ["--archive-dir", str(tmp_path)]
+    assert (await here("schema", "apply", *words)).code == 0
+    draw = random.Random(1)
+    rows = drawn(40_000, 1, from_us=OLD_US, to_us=OLD_US + DAY_US)
+    for part, moments in ((rows[:30_000], 12), (rows[29_000:], 8)):
+        await arrive(connection, part)
+        for _ in range(moments):
+            run = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "ingest", "housekeeping", "run", "--yes", *words),
+                stdout=asyncio.subprocess.DEVNULL,
+            )
+            await asyncio.sleep(draw.uniform(0.3, 3))
+            if run.returncode is None:
+                run.kill()
+            await run.wait()
+            gone = await connection.fetchval(f"select to_regclass('{NAME}') is null")
+            if gone:  # it came to its end
+                assert (await here("archive", "verify", *words)).code == 0
+        for _ in range(20):
+            done = await here("housekeeping", "run", "--yes", *words)
+            if "another housekeeping run" not in done.stdout:  # of a session that is just ending
+                break
+            await asyncio.sleep(0.2)
+        assert done.code == 0, done
+        assert await rows_in(connection, "readings") == []
+    assert (await here("archive", "verify", *words)).code == 0
+    assert sorted(rows_in_files(tmp_path.glob("*.parquet"))) == sorted(rows)
+    assert len(list(tmp_path.iterdir())) == 2

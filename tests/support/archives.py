@@ -22,7 +22,7 @@ from ingest.sinks.postgres.housekeeping.archiving import Detached
 Row = tuple[int, str, str, int]  # ts in Unix microseconds, names, the bits of the value
 
 FROM_US, TO_US = 1_795_737_600_000_000, 1_795_824_000_000_000  # one day
-PARTITION = "readings_p20261126"
+PARTITION = "readings_p20261127"
 BITS = (
     *(0x0000000000000000, 0x8000000000000000, 0x0000000000000001, 0x800FFFFFFFFFFFFF),
     *(0x7FF0000000000000, 0xFFF0000000000000, 0x7FF8000000000000, 0xFFF8000000000001),

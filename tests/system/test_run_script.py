@@ -311,6 +311,27 @@ def test_run_without_pip_uses_venv(fresh: Checkout, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_run_installs_pyarrow_where_archive_dir_is_set(fresh: Checkout, tmp_path: Path) -> None:
+    """By the file of settings, the environment or a flag; a start without it keeps it."""
+    settings = tmp_path / "ingest.toml"
+    settings.write_text('# archive_dir = "/other"\n')
+    assert fresh.run(*CHEAP, "--config", str(settings))[0] == 0
+    assert not list(fresh.venv.glob("lib/*/site-packages/pyarrow"))
+    settings.write_text('archive_dir = "/srv/cold"\n')
+    code, out, err = fresh.run(*CHEAP, "--config", str(settings))
+    assert (code, out) == (0, LISTEN), err
+    assert "Setting up" in err
+    assert list(fresh.venv.glob("lib/*/site-packages/pyarrow"))
+    for words, environ in (
+        ((), {}),
+        (("--archive-dir=/srv/cold",), {}),
+        ((), {"INGEST_ARCHIVE_DIR": "/srv/cold"}),
+        ((), {"INGEST_CONFIG": str(settings)}),
+    ):
+        assert fresh.run(*CHEAP, *words, environ=environ) == (0, LISTEN, "")
+
+
+@pytest.mark.slow
 def test_run_set_up_for_tests_also_serves(fresh: Checkout) -> None:
     """The packages for the tests are installed, and the service runs with them, too."""
     code, _, err = fresh.run(*CHEAP)

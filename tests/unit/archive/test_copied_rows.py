@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from ingest.archive import files
-from ingest.archive.copied_rows import Columns, DamagedRows, Decoder, encoded
+from ingest.archive.copied_rows import CopiedRows, DamagedRows, Decoder, encoded
 from ingest.archive.sorting import merge, sort_columns
 from ingest.model.rows import HEADER, PG_EPOCH_US, TRAILER, decode_rows
 from tests.support.archives import Row, bits_of, drawn, key_of, rows_of
@@ -28,7 +28,7 @@ def sent(marker: bytes, row: Row) -> bytes:
     return head + EIGHT + struct.pack(">Q", bits) + names
 
 
-def decoded(rows: list[Row], seed: int) -> list[Columns]:
+def decoded(rows: list[Row], seed: int) -> list[CopiedRows]:
     """Send rows in pieces of drawn sizes."""
     decoder = Decoder()
     data = HEADER + b"".join(sent(decoder.marker, row) for row in rows) + TRAILER
