@@ -292,6 +292,7 @@ class Lookup(OneConnection):
                 name="iot-ingest dashboard",
                 statement_s_max=LOOKUP_S_MAX,
                 lock_s_max=1.0,
+                within_s=LOOKUP_S_MAX,
             )
             await self.connection.execute(_SESSION)
         return self.connection

@@ -60,6 +60,7 @@ async def make_table(
                 name="iot-ingest schema",
                 statement_s_max=timeouts.statement_s_max,
                 lock_s_max=timeouts.lock_s_max,
+                within_s=timeouts.connect_s_max,
             )
         try:
             # The commit of a new table may wait for a standby, for which the server has no limit.
