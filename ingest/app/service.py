@@ -141,11 +141,9 @@ class Service:
             fill=fill,
             advice=words,
         )
+        may_take = settings.buffer == "journal" and bool(settings.database_url)
         self.first_contact = FirstContact(
-            self.health,
-            self._folder,
-            may_take=settings.buffer == "journal" and bool(settings.database_url),
-            target=self._target,
+            self.health, self._folder, may_take=may_take, target=self._target
         )
         self.admin_side = AdminSide(
             settings,

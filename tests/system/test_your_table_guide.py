@@ -48,7 +48,10 @@ async def test_trigger_of_the_guide_feeds_a_table_with_a_foreign_key(
         assert await post("d1", at + 1, temperature=2, humidity=50) == 200  # sent again
         assert await post("d1", at + 2, temperature=4) == 200  # another value of that time
         assert await post("new-1", at + 3, temperature=5, humidity=52) == 200
-        known = [("d1", at + 1, 2, 50), ("d1", at + 2, 4, 51)]
+        known: list[tuple[str, int, float, float | None]] = [
+            ("d1", at + 1, 2, 50),
+            ("d1", at + 2, 4, 51),
+        ]
         assert await _climate(readings_connection) == known
         await readings_connection.execute("insert into devices values ('new-1', 'roof')")
         await readings_connection.execute(later)
