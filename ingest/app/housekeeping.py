@@ -40,7 +40,9 @@ class Housekeeping:
         self._settings = settings
         self._url = housekeeping_url(settings, url)
         self._jobs = housekeeping_jobs(settings)
-        self._found: Report | None = None
+        self._cause = ""
+        self._figures: dict[str, float] = {}
+        self._oldest_us: int | None = None
         self._occasionally = Occasionally(WARNING_S)
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -70,7 +72,7 @@ class Housekeeping:
             if self._occasionally.due(str(error)) is not None:
                 log.warning("housekeeping_failed", why=str(error))
             return False
-        self._found = report
+        self._look_at(report)
         for each in report.did:
             step = each.step
             if not each.error:
@@ -84,20 +86,26 @@ class Housekeeping:
                 )
         return True
 
+    def _look_at(self, report: Report) -> None:
+        """Keep what others ask for; with thousands of partitions it is not counted each time."""
+        view = report.view
+        self._oldest_us = report.oldest_us
+        self._cause = PARTITIONS_END if ends_soon(view) else ""
+        self._figures = {}
+        if view.kind == PARTITIONED:
+            self._figures = {
+                "partitions": len(view.partitions),
+                "partition_spans_ahead": view.spans_ahead,
+                "table_bytes": sum(each.bytes for each in view.partitions),
+            }
+
     def cause(self) -> str:
         """Return the key of causes.CAUSES, or nothing."""
-        return PARTITIONS_END if self._found is not None and ends_soon(self._found.view) else ""
+        return self._cause
 
     def figures(self) -> dict[str, float]:
         """Return the figures of the table for metrics, by their names."""
-        if self._found is None:
-            return {}
-        view, oldest = self._found.view, self._found.oldest_us
-        figures: dict[str, float] = {}
-        if oldest is not None:
-            figures["table_oldest_age_seconds"] = (unix_us() - oldest) / 1e6
-        if view.kind == PARTITIONED:
-            figures["partitions"] = len(view.partitions)
-            figures["partition_spans_ahead"] = view.spans_ahead
-            figures["table_bytes"] = sum(each.bytes for each in view.partitions)
-        return figures
+        if self._oldest_us is None:
+            return self._figures
+        age_s = (unix_us() - self._oldest_us) / 1e6
+        return {**self._figures, "table_oldest_age_seconds": age_s}

@@ -278,6 +278,29 @@ async def test_row_refused_now_becomes_a_letter_of_that_reason(
     assert await rows(readings_connection) == 40
 
 
+async def test_row_without_a_partition_stays_until_there_is_one(
+    nats: EmbeddedBroker,
+    admin: BrokerConnection,
+    readings_url: str,
+    readings_connection: asyncpg.Connection,
+) -> None:
+    """The replay finds it refused again, and neither deletes its letter nor writes a second one."""
+    await readings_connection.execute(
+        """alter table readings rename to plain;
+        create table readings (like plain, primary key (ts, device_id, metric, value))
+        partition by range (ts)"""
+    )
+    await append(nats, drained(3, reason=EXHAUSTED))
+    async with running(nats, readings_url) as half:
+        await until(lambda: half.ledger.dead_lettered[EXHAUSTED] >= 3)
+        assert await count(admin) == 3
+        await readings_connection.execute(
+            "create table whole partition of readings for values from (minvalue) to (maxvalue)"
+        )
+        await until_left(admin, 0)
+    assert await rows(readings_connection) == 3
+
+
 async def test_letter_that_no_row_can_hold_is_passed_over(
     nats: EmbeddedBroker,
     admin: BrokerConnection,

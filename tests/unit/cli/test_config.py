@@ -12,11 +12,13 @@ import pytest
 from ingest.cli.main import main
 from ingest.config.loading import load
 from ingest.config.settings import Settings
+from ingest.config.table_settings import TableSettings
 from ingest.config.text import bounds_text, env_example, groups, toml_example
 from ingest.config.values import env_name
 
 REPOSITORY = Path(__file__).parents[3]
-NAMES = [each.name for each in fields(Settings)]
+_LAST = {each.name for each in fields(TableSettings)}
+NAMES = sorted((each.name for each in fields(Settings)), key=_LAST.__contains__)  # as documented
 
 
 @pytest.fixture(autouse=True)

@@ -120,7 +120,7 @@ def test_database_url_is_never_shown_in_an_error() -> None:
     said = refusal(database_url="mysql://me:hunter2@db/x")
     assert said == "setting database_url (--database-url): does not begin with postgresql://"
     assert "hunter2" not in refusal(database_url="hunter2\0")
-    assert secret_names() == {"admin_token", "broker_url", "database_url"}
+    assert secret_names() == {"admin_token", "broker_url", "database_url", "housekeeping_url"}
 
 
 TORN = (

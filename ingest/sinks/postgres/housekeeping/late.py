@@ -93,8 +93,11 @@ class LatePartitions:
 
     @property
     def _partitioned(self) -> View | None:
+        """The view, if only the bounds of the partitions decide which times have one."""
         view = self._view
-        return view if view is not None and view.kind == PARTITIONED else None
+        if view is None or view.kind != PARTITIONED or view.has_default:
+            return None
+        return view
 
     @property
     def _age_s(self) -> float:

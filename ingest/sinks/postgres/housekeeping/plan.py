@@ -21,7 +21,7 @@ from asyncpg import Connection
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.connection import DRIVER_ERRORS, text_of
 from ingest.sinks.postgres.housekeeping.spans import BEGINNING_US, END_US
-from ingest.sinks.postgres.housekeeping.view import View
+from ingest.sinks.postgres.housekeeping.view import View, look_at
 
 TRIES = 3
 TRY_AGAIN_S = 0.5
@@ -90,6 +90,7 @@ async def run(
     did: list[Did] = []
     failed = set[str]()
     async with alone(connection, view.oid):
+        view = await look_at(connection, view.table, view.span)  # another run may just have ended
         for step in await plan(connection, view, jobs):
             if stopped() or connection.is_closed():
                 break
