@@ -34,7 +34,7 @@ from ingest.sinks.postgres.housekeeping import (
 from ingest.sinks.postgres.housekeeping.rollup_run import US, Run
 from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans
 from ingest.sinks.postgres.housekeeping.view import look_at
-from ingest.sinks.postgres.target import Target
+from ingest.sinks.postgres.target import TargetTable
 
 ROWS, SERIES = 100, 100  # of a post: one reading of each series
 READINGS_AN_HOUR = 360
@@ -95,7 +95,7 @@ class Roller(threading.Thread):
     async def _roll(self) -> None:
         connection = await asyncpg.connect(self._url, server_settings={"timezone": "UTC"})
         view = await look_at(connection, "readings", "none")
-        target = Target(schema=view.schema, table=view.name)
+        target = TargetTable(schema=view.schema, table=view.name)
         run = _Run(
             connection,
             view.oid,

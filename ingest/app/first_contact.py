@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from ingest.app.health import Health
 from ingest.sinks.postgres.connection import identity
-from ingest.sinks.postgres.target import READINGS, Target
+from ingest.sinks.postgres.target import READINGS, TargetTable
 from ingest.system.logs import Occasionally, get_logger
 from ingest.system.state_folder import StateFolder
 
@@ -21,7 +21,7 @@ class FirstContact:
     """Tells `health` when posts are taken. `may_take`: also before the table has been checked."""
 
     def __init__(
-        self, health: Health, folder: StateFolder, *, may_take: bool, target: Target = READINGS
+        self, health: Health, folder: StateFolder, *, may_take: bool, target: TargetTable = READINGS
     ) -> None:
         self._health = health
         self._folder = folder

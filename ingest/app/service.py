@@ -125,13 +125,13 @@ class Service:
         self._connect_parts(words)
 
     def _connect_parts(self, words: Mapping[str, str]) -> None:
-        settings, database_state = self._settings, self.writing.database_state
+        settings = self._settings
         fill = Fill(settings, lambda: self.buffer.journal_stats().size_bytes)
         refused_posts = RefusedPosts(self.ledger)
         self.health = Health(
             settings=settings,
             buffer=self.buffer.stats,
-            database_state=database_state,
+            database_state=self.writing.database_state,
             url_fault=self._reread.fault,
             free_bytes=self._folder.free_bytes,
             disk_broken=lambda: self.buffer.broken,
@@ -141,11 +141,9 @@ class Service:
             fill=fill,
             advice=words,
         )
+        may_take = settings.buffer == "journal" and bool(settings.database_url)
         self.first_contact = FirstContact(
-            self.health,
-            self._folder,
-            may_take=settings.buffer == "journal" and bool(settings.database_url),
-            target=self._target,
+            self.health, self._folder, may_take=may_take, target=self._target
         )
         self.admin_side = AdminSide(
             settings,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from ingest.config.settings import Settings
-from ingest.sinks.postgres.target import Target
+from ingest.sinks.postgres.target import TargetTable
 
 
-def make_target(settings: Settings) -> Target:
+def make_target(settings: Settings) -> TargetTable:
     """Return the table of these settings; the server has not been asked whether it is there."""
-    return Target(
+    return TargetTable(
         schema=settings.table_schema,
         table=settings.table_name,
         ts=settings.column_ts,

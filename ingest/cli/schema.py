@@ -13,7 +13,7 @@ from ingest.config.loading import Loaded
 
 if TYPE_CHECKING:
     from ingest.config.settings import Settings
-    from ingest.sinks.postgres.target import Target
+    from ingest.sinks.postgres.target import TargetTable
 
 NOT_OWNER = (
     "the role {role} cannot make further partitions: run `ingest housekeeping run` each day with "
@@ -131,7 +131,9 @@ async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
             return await commands[args.schema_command](opened, target, args, settings)
 
 
-async def _apply(opened: Any, target: Target, args: argparse.Namespace, settings: Settings) -> int:
+async def _apply(
+    opened: Any, target: TargetTable, args: argparse.Namespace, settings: Settings
+) -> int:
     from ingest.app.database import partitions_ahead  # noqa: PLC0415
     from ingest.sinks.postgres import schema  # noqa: PLC0415
     from ingest.sinks.postgres.housekeeping.view import look_at  # noqa: PLC0415
@@ -152,7 +154,7 @@ async def _apply(opened: Any, target: Target, args: argparse.Namespace, settings
     return 0
 
 
-async def _show(opened: Any, target: Target, args: argparse.Namespace, _: Settings) -> int:
+async def _show(opened: Any, target: TargetTable, args: argparse.Namespace, _: Settings) -> int:
     from ingest.sinks.postgres import schema  # noqa: PLC0415
 
     text = await schema.show(opened, target)
@@ -162,7 +164,7 @@ async def _show(opened: Any, target: Target, args: argparse.Namespace, _: Settin
     return 0 if difference is None else 1
 
 
-async def _view(opened: Any, target: Target, args: argparse.Namespace, _: Settings) -> int:
+async def _view(opened: Any, target: TargetTable, args: argparse.Namespace, _: Settings) -> int:
     from ingest.sinks.postgres import wide_view  # noqa: PLC0415
 
     view, sql = await wide_view.wide_view(opened, target, args.wide, args.metrics)

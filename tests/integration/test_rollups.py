@@ -25,7 +25,7 @@ from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans
 from ingest.sinks.postgres.housekeeping.rollups import Rollups
 from ingest.sinks.postgres.housekeeping.view import look_at
 from ingest.sinks.postgres.lookup import Between, Lookup
-from ingest.sinks.postgres.target import Target
+from ingest.sinks.postgres.target import TargetTable
 from tests.support.commands import Here, with_user
 from tests.support.rollups import DAY_US, HOUR_US, differences, expected, raw, stored
 
@@ -396,7 +396,7 @@ async def test_table_and_columns_may_have_other_names(operator: asyncpg.Connecti
         insert into "My ""Data" select n, 'm', timestamptz '2024-10-04Z' + n * interval '1 min', 'd'
         from generate_series(1, 200) n"""
     )
-    on = Target("public", 'My "Data', "at", "dev id", "order", "Value")
+    on = TargetTable("public", 'My "Data', "at", "dev id", "order", "Value")
     job = Rollups(wanted=True, on=on)
     for _ in range(2):
         view = await look_at(operator, '"My ""Data"', "none", target=on)

@@ -22,7 +22,7 @@ from ingest.model.reading import Reading
 from ingest.model.verdict import Verdict, WriteFailed
 from ingest.sinks.postgres import durability
 from ingest.sinks.postgres.sink import SinkPostgres
-from ingest.sinks.postgres.target import Target
+from ingest.sinks.postgres.target import TargetTable
 from ingest.system.clock import monotonic_s
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.rows import encode, readings
@@ -167,7 +167,7 @@ async def test_connection_cut_as_its_last_reply_came_waits(
     """If a process stood still, reply and deadline come at once, and the deadline counts."""
     real = durability.findings
 
-    async def cut_after(connection: asyncpg.Connection, target: Target) -> Any:
+    async def cut_after(connection: asyncpg.Connection, target: TargetTable) -> Any:
         found = await real(connection, target)
         connection.terminate()
         return found

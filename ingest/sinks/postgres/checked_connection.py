@@ -133,6 +133,7 @@ class CheckedConnection(OneConnection):
                     name=self._name,
                     statement_s_max=timeouts.statement_s_max,
                     lock_s_max=timeouts.lock_s_max,
+                    within_s=timeouts.connect_s_max,
                 )
         except asyncpg.TargetServerAttributeNotMatched as error:
             raise WriteFailed(Verdict.WAIT, "it is read-only", sqlstate="25006") from error

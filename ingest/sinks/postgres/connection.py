@@ -81,18 +81,20 @@ DRIVER_ERRORS = (
 
 
 async def connect(
-    database_url: str, *, name: str, statement_s_max: float, lock_s_max: float
+    database_url: str,
+    *,
+    name: str,
+    statement_s_max: float,
+    lock_s_max: float,
+    within_s: float = 5.0,
 ) -> Connection:
     """Connect to a server that can be written to, and set the time limits of the session.
 
-    The caller limits the time. Raises the driver's errors, and SessionNotKept.
+    The caller limits the time to `within_s`, of which each of several hosts has its share. Raises
+    the driver's errors, and SessionNotKept.
     """
     forget_unreachable_futures()
-    connection: Connection = await asyncpg.connect(
-        database_url,
-        target_session_attrs=SessionAttribute.read_write,
-        server_settings={"application_name": name, "timezone": "UTC"},
-    )
+    connection = await _first_that_writes(database_url, name, within_s)
     ours = False
     try:
         _tune(connection)
@@ -103,6 +105,42 @@ async def connect(
         if not ours:
             connection.terminate()
     return connection
+
+
+# Of one of several hosts: then the next one is tried.
+_NEXT_HOST = (
+    OSError,  # it cannot be reached, or does not answer in time
+    asyncpg.TargetServerAttributeNotMatched,  # it is a standby
+    asyncpg.CannotConnectNowError,  # it starts, or shuts down
+    asyncpg.ConnectionDoesNotExistError,  # it was cut off
+)
+
+
+async def _first_that_writes(database_url: str, name: str, within_s: float) -> Connection:
+    """Try the hosts in order. The driver would spend all the time on one that does not answer."""
+    urls = each_host(database_url)
+    for left, url in zip(range(len(urls) - 1, -1, -1), urls, strict=True):
+        try:
+            async with asyncio.timeout(within_s / len(urls) if left else None):
+                connection: Connection = await asyncpg.connect(
+                    url,
+                    target_session_attrs=SessionAttribute.read_write,
+                    server_settings={"application_name": name, "timezone": "UTC"},
+                )
+                return connection
+        except _NEXT_HOST:
+            if not left:
+                raise
+    raise AssertionError("the last host returns or raises")
+
+
+def each_host(database_url: str) -> list[str]:
+    """Return one URL for each host that stands before the path of the URL."""
+    parts = urlsplit(database_url)
+    user, at, hosts = parts.netloc.rpartition("@")
+    if "," not in hosts or is_torn(parts):
+        return [database_url]
+    return [parts._replace(netloc=f"{user}{at}{each}").geturl() for each in hosts.split(",")]
 
 
 async def refuse_shared(connection: Connection) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from asyncpg import Connection
 
 from ingest.sinks.postgres import durability, known_server, schema
-from ingest.sinks.postgres.target import READINGS, Target, quoted
+from ingest.sinks.postgres.target import READINGS, TargetTable, quoted
 from ingest.system.clock import unix_us
 
 _QUESTION = """
@@ -39,7 +39,7 @@ select current_setting('server_version') as version,
        (extract(epoch from clock_timestamp()) * 1000000)::bigint as now_us"""
 
 
-async def examine(connection: Connection, target: Target = READINGS) -> dict[str, Any]:
+async def examine(connection: Connection, target: TargetTable = READINGS) -> dict[str, Any]:
     """Return the columns of the query by name, and some more values.
 
     `ahead_s` is how far the database's clock is ahead of ours, give or take `doubt_s`. `table` is

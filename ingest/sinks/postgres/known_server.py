@@ -23,7 +23,7 @@ from ingest.model.verdict import (
 )
 from ingest.sinks.postgres.connection import SessionNotKept
 from ingest.sinks.postgres.schema import Look
-from ingest.sinks.postgres.target import READINGS, Target
+from ingest.sinks.postgres.target import READINGS, TargetTable
 from ingest.system.logs import get_logger
 
 log = get_logger("database")
@@ -65,7 +65,7 @@ class KnownServer:
     connects anew.
     """
 
-    def __init__(self, connections_max: int = 1, target: Target = READINGS) -> None:
+    def __init__(self, connections_max: int = 1, target: TargetTable = READINGS) -> None:
         self._connections_max = connections_max
         self._oid = 0
         self._in_use = set[str]()  # server processes

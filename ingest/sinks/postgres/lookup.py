@@ -55,7 +55,7 @@ _US = "(extract(epoch from {}) * 1000000)::int8 as ts_us"
 _WITHIN = (
     "ts >= coalesce($3::timestamptz, '-infinity') and ts < coalesce($4::timestamptz, 'infinity')"
 )
-# In the questions the table has this name. It is replaced by Target.source: see `_fetch`.
+# In the questions the table has this name. It is replaced by TargetTable.source: see `_fetch`.
 _SOURCE = ":readings"
 # The metrics of a device, one search in the index for each.
 _METRICS = f"""
@@ -301,6 +301,7 @@ class Lookup(OneConnection):
                 name="iot-ingest dashboard",
                 statement_s_max=LOOKUP_S_MAX,
                 lock_s_max=1.0,
+                within_s=LOOKUP_S_MAX,
             )
             await self.connection.execute(_SESSION)
         return self.connection

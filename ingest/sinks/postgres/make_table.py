@@ -20,7 +20,7 @@ from ingest.sinks.postgres.housekeeping.ahead import PartitionsAhead
 from ingest.sinks.postgres.housekeeping.spans import NONE
 from ingest.sinks.postgres.housekeeping.view import look_at
 from ingest.sinks.postgres.sqlstate import verdict_for
-from ingest.sinks.postgres.target import READINGS, Target
+from ingest.sinks.postgres.target import READINGS, TargetTable
 from ingest.system.logs import get_logger
 from ingest.system.words import counted
 
@@ -28,7 +28,7 @@ _HAS_TIMESCALEDB = "select exists (select from pg_extension where extname = 'tim
 
 
 async def first_partitions(
-    connection: Connection, span: str, ahead: PartitionsAhead, target: Target = READINGS
+    connection: Connection, span: str, ahead: PartitionsAhead, target: TargetTable = READINGS
 ) -> schema.OnMade | None:
     """Return what makes the first partitions of a new table; None if it is to have none.
 
@@ -46,7 +46,7 @@ async def first_partitions(
 
 
 async def make_table(
-    database_url: str, target: Target, timeouts: Timeouts, *, span: str, ahead: PartitionsAhead
+    database_url: str, target: TargetTable, timeouts: Timeouts, *, span: str, ahead: PartitionsAhead
 ) -> bool:
     """Connect, create the table if it is missing, and disconnect. Raises no error of the driver.
 
@@ -60,6 +60,7 @@ async def make_table(
                 name="iot-ingest schema",
                 statement_s_max=timeouts.statement_s_max,
                 lock_s_max=timeouts.lock_s_max,
+                within_s=timeouts.connect_s_max,
             )
         try:
             # The commit of a new table may wait for a standby, for which the server has no limit.

@@ -12,7 +12,7 @@ from asyncpg import Connection, Record
 from ingest.sinks.postgres.housekeeping.rollup_state import Progress, progress
 from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans, tables_of
 from ingest.sinks.postgres.housekeeping.spans import literal
-from ingest.sinks.postgres.target import Target
+from ingest.sinks.postgres.target import TargetTable
 
 _HOUR_US, _DAY_US = RollupSpans().hour_us, RollupSpans().day_us
 _READABLE = """
@@ -24,7 +24,7 @@ Piece = tuple[str, int, int]  # "day", "hour" or "ts", and from when until befor
 
 async def curve(
     connection: Connection,
-    target: Target,
+    target: TargetTable,
     series: tuple[str, str],
     span: tuple[int, int],
     step: int,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from asyncpg import Connection, Record
 
 from ingest.model.errors import StartError
-from ingest.sinks.postgres.target import KEY, READINGS, Target, quoted
+from ingest.sinks.postgres.target import KEY, READINGS, TargetTable, quoted
 
 # OID and name, in the order of KEY
 _TYPES = ((1184, "timestamptz"), (25, "text"), (25, "text"), (701, "float8"))
@@ -100,7 +100,7 @@ class Look(NamedTuple):
     `state` is that of STATE; it was read before everything else. `oid` is 0 if there is no table.
     """
 
-    target: Target
+    target: TargetTable
     oid: int
     state: str
     difference: str | None
@@ -112,7 +112,7 @@ OnMade = Callable[[Connection], Awaitable[list[str]]]
 
 async def apply(
     connection: Connection,
-    target: Target = READINGS,
+    target: TargetTable = READINGS,
     *,
     device_index: bool = False,
     role: str | None = None,
@@ -154,7 +154,7 @@ async def apply(
     return done
 
 
-async def _create(connection: Connection, target: Target, *, by_time: bool) -> None:
+async def _create(connection: Connection, target: TargetTable, *, by_time: bool) -> None:
     schema = target.schema
     if schema and not await connection.fetchval(
         "select exists (select from pg_namespace where nspname = $1)", schema
@@ -167,7 +167,7 @@ async def _create(connection: Connection, target: Target, *, by_time: bool) -> N
     )
 
 
-async def _grant(connection: Connection, target: Target, role: str) -> None:
+async def _grant(connection: Connection, target: TargetTable, role: str) -> None:
     """Allow `role` to write and read the table, and nothing else."""
     names = await connection.fetchrow(
         """select format('%I', r.rolname) as role, format('%I', current_database()) as database,
@@ -185,12 +185,12 @@ async def _grant(connection: Connection, target: Target, role: str) -> None:
     await connection.execute(f"grant temp on database {names['database']} to {names['role']}")
 
 
-async def difference(connection: Connection, target: Target = READINGS) -> str | None:
+async def difference(connection: Connection, target: TargetTable = READINGS) -> str | None:
     """Return in one sentence how the table differs from the contract; None if it does not."""
     return (await look(connection, target)).difference
 
 
-async def look(connection: Connection, target: Target = READINGS) -> Look:
+async def look(connection: Connection, target: TargetTable = READINGS) -> Look:
     """Check the table in full. Without a schema it is found by the search_path."""
     found = await connection.fetchrow(_TABLE, target.name, target.columns)
     if found is None:
@@ -202,7 +202,7 @@ async def look(connection: Connection, target: Target = READINGS) -> Look:
     return Look(at, found["oid"], state, _difference(target, found, columns))
 
 
-def _difference(target: Target, table: Record, rows: list[Record]) -> str | None:
+def _difference(target: TargetTable, table: Record, rows: list[Record]) -> str | None:
     table_name = quoted(target.table)
     if (kind := _KINDS.get(table["kind"], "something else")) != "table":
         return (
@@ -222,7 +222,7 @@ def _difference(target: Target, table: Record, rows: list[Record]) -> str | None
     return _key_or_rule_difference(target, table)
 
 
-def _key_or_rule_difference(target: Target, table: Record) -> str | None:
+def _key_or_rule_difference(target: TargetTable, table: Record) -> str | None:
     name = quoted(target.table)
     if not table["keyed"]:
         return (
@@ -248,7 +248,7 @@ def _key_or_rule_difference(target: Target, table: Record) -> str | None:
 
 
 def _column_difference(
-    target: Target, name: str, kind: tuple[int, str], column: Record | None
+    target: TargetTable, name: str, kind: tuple[int, str], column: Record | None
 ) -> str | None:
     table, shown = quoted(target.table), quoted(name)
     if column is None:
@@ -271,7 +271,7 @@ def _column_difference(
     return None
 
 
-async def not_granted(connection: Connection, target: Target = READINGS) -> str | None:
+async def not_granted(connection: Connection, target: TargetTable = READINGS) -> str | None:
     """Return in one sentence which right on the table the role lacks; None if it lacks none."""
     found = await connection.fetchrow(_NOT_GRANTED, target.name)
     assert found is not None, "the question always has one row"
@@ -283,13 +283,13 @@ async def not_granted(connection: Connection, target: Target = READINGS) -> str 
 
 
 async def is_key(
-    connection: Connection, schema: str, index: str, target: Target = READINGS
+    connection: Connection, schema: str, index: str, target: TargetTable = READINGS
 ) -> bool:
     """Whether `index` is the unique key of the table, or of one of its partitions."""
     return bool(await connection.fetchval(_IS_KEY, target.name, target.columns, schema, index))
 
 
-async def show(connection: Connection, target: Target = READINGS) -> str:
+async def show(connection: Connection, target: TargetTable = READINGS) -> str:
     """Describe the table for a user: columns, indexes, rules, and how it differs from ours."""
     found = await connection.fetchrow(_TABLE, target.name, target.columns)
     if found is None:

@@ -17,7 +17,7 @@ from ingest.model.verdict import (
     Verdict,
     WriteFailed,
 )
-from ingest.sinks.postgres.target import READINGS, TABLE, Target
+from ingest.sinks.postgres.target import READINGS, TABLE, TargetTable
 
 # Exact codes first, then classes (the first two characters). Sources: docs/contract.md, section 5,
 # then PostgreSQL's Appendix A. A code that is in neither is unknown on purpose: rows are never
@@ -95,7 +95,7 @@ _USERS_OWN = frozenset("IJKLMNOPQRSTUVWXYZ")
 
 
 def verdict_for(
-    sqlstate: str | None, target: Target = READINGS, *, column: str | None = None
+    sqlstate: str | None, target: TargetTable = READINGS, *, column: str | None = None
 ) -> Verdict:
     """Return the verdict for a server's error; `column` is the error's own field.
 
@@ -140,7 +140,7 @@ _NAME_CHARACTERS_MAX = 63  # of PostgreSQL; an operator's RAISE may set any text
 
 
 def server_failed(
-    error: ServerError, target: Target = READINGS, *, doubt: bool = False
+    error: ServerError, target: TargetTable = READINGS, *, doubt: bool = False
 ) -> WriteFailed:
     """Turn a server's error into WriteFailed. `doubt`: the rows may have been committed before."""
     # ERROR means that the server has rolled back. FATAL, PANIC and the driver's own 08003 do not.

@@ -36,7 +36,7 @@ def shortened(name: str, suffix: str) -> str:
     return kept.decode(errors="ignore") + suffix
 
 
-class Target(NamedTuple):
+class TargetTable(NamedTuple):
     """A table and its four columns, all without quotes.
 
     An empty `schema`: the first one of the search_path that has the table.
@@ -84,4 +84,4 @@ class Target(NamedTuple):
         return shortened(self.table, _DEVICE_INDEX)
 
 
-READINGS = Target()
+READINGS = TargetTable()

@@ -14,7 +14,7 @@ from asyncpg import Connection
 
 from ingest.model.errors import StartError
 from ingest.sinks.postgres import schema
-from ingest.sinks.postgres.target import NAME_BYTES_MAX, Target, literal, quoted
+from ingest.sinks.postgres.target import NAME_BYTES_MAX, TargetTable, literal, quoted
 
 COST = (
     "It stores nothing: each question groups the readings that it needs.",
@@ -29,7 +29,7 @@ from pg_class c where c.oid = to_regclass($1)"""
 
 
 async def wide_view(
-    connection: Connection, target: Target, name: str, metrics: Sequence[str]
+    connection: Connection, target: TargetTable, name: str, metrics: Sequence[str]
 ) -> tuple[str, str]:
     """Return the view's name in SQL, beside the table, and the statements that make it.
 
@@ -59,7 +59,7 @@ async def make_wide_view(connection: Connection, view: str, statements: str) -> 
         ) from error
 
 
-def _check(target: Target, name: str, metrics: Sequence[str]) -> None:
+def _check(target: TargetTable, name: str, metrics: Sequence[str]) -> None:
     for what, each in (("view", name), *(("metric", metric) for metric in metrics)):
         size = len(each.encode())
         if not 0 < size <= NAME_BYTES_MAX:
@@ -74,7 +74,7 @@ def _check(target: Target, name: str, metrics: Sequence[str]) -> None:
         taken.add(each)
 
 
-def _statements(view: str, target: Target, metrics: Sequence[str]) -> str:
+def _statements(view: str, target: TargetTable, metrics: Sequence[str]) -> str:
     ts, device_id, metric, value = map(quoted, target.columns)
     columns = "".join(
         f",\n       min({value}) filter (where {metric} = {literal(each)}) as {quoted(each)}"

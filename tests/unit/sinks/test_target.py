@@ -7,10 +7,10 @@ import pytest
 from ingest.config.loading import load
 from ingest.model.errors import ConfigError
 from ingest.sinks.postgres.sqlstate import copy_row, verdict_for
-from ingest.sinks.postgres.target import READINGS, Target, literal, quoted, shortened
+from ingest.sinks.postgres.target import READINGS, TargetTable, literal, quoted, shortened
 from loadgen.proof.table_names import column_names, table_name
 
-ODD = Target('plant "1"', "my table", "time", "Gerät", "it's", "va\\lue")
+ODD = TargetTable('plant "1"', "my table", "time", "Gerät", "it's", "va\\lue")
 
 
 def test_names_are_quoted_unless_they_are_our_own() -> None:

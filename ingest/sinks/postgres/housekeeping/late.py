@@ -25,7 +25,7 @@ from ingest.sinks.postgres.housekeeping.partitions import gaps_of
 from ingest.sinks.postgres.housekeeping.spans import DAY_US, TimeSpan
 from ingest.sinks.postgres.housekeeping.view import PARTITIONED, View, look_at
 from ingest.sinks.postgres.session import as_start_error
-from ingest.sinks.postgres.target import Target
+from ingest.sinks.postgres.target import TargetTable
 from ingest.system.backoff import backoff_s
 from ingest.system.clock import monotonic_s, unix_us
 from ingest.system.logs import Occasionally, get_logger
@@ -65,7 +65,7 @@ class LatePartitions:
         timeouts: Timeouts,
         *,
         span: str,
-        target: Target,
+        target: TargetTable,
         limits: LateLimits,
         eager: bool = False,
     ) -> None:

@@ -26,6 +26,7 @@ async def opened(url: str, timeouts: Timeouts) -> AsyncIterator[Connection]:
                 url,
                 name="iot-ingest housekeeping",
                 statement_s_max=timeouts.statement_s_max,
+                within_s=timeouts.connect_s_max,
                 lock_s_max=timeouts.lock_s_max,
             )
         try:

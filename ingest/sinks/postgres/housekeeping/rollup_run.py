@@ -12,7 +12,7 @@ from asyncpg import Connection
 from ingest.sinks.postgres.housekeeping import rollup_state
 from ingest.sinks.postgres.housekeeping.rollup_state import Progress
 from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans, tables_of
-from ingest.sinks.postgres.target import Target
+from ingest.sinks.postgres.target import TargetTable
 from ingest.system.clock import monotonic_s
 
 US = "(extract(epoch from {}) * 1000000)::int8"
@@ -28,7 +28,7 @@ class Run:
         self,
         connection: Connection,
         oid: int,
-        target: Target,
+        target: TargetTable,
         *,
         spans: RollupSpans,
         end_s: float,

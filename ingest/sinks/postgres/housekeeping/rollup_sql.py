@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans, tables_of
 from ingest.sinks.postgres.housekeeping.spans import literal
-from ingest.sinks.postgres.target import Target
+from ingest.sinks.postgres.target import TargetTable
 
 # The parts of the hour that is being computed. Names have the default collation: so in comparisons
 # with those of the table the table's collation counts, and its indexes fit.
@@ -51,20 +51,20 @@ _MERGED = """sum(n)::bigint as n, min(least) as least, max(greatest) as greatest
         """
 
 
-def part(target: Target, from_us: int, to_us: int) -> str:
+def part(target: TargetTable, from_us: int, to_us: int) -> str:
     """Return the statement that adds the readings of a time to the parts."""
     return f"""insert into {PARTS} select device_id, metric, {_AGGREGATES}
 from {target.source} r where ts >= {literal(from_us)} and ts < {literal(to_us)}
 group by device_id, metric"""  # noqa: S608
 
 
-def hour_of_parts(target: Target, hour_us: int) -> str:
+def hour_of_parts(target: TargetTable, hour_us: int) -> str:
     """Return the statement that stores the rollups of the hour that the parts are of."""
     parts = f"select device_id, metric, {literal(hour_us)}::timestamptz as hour, {_MERGED}"
     return _stored(target, f"{parts} from {PARTS} group by device_id, metric")
 
 
-def of_keys(target: Target, spans: RollupSpans) -> str:
+def of_keys(target: TargetTable, spans: RollupSpans) -> str:
     """Return the statement that computes series of hours: $1 hours, $2 devices, $3 metrics.
 
     It asks for each by itself; that needs the index for devices.
@@ -78,7 +78,7 @@ def of_keys(target: Target, spans: RollupSpans) -> str:
     )
 
 
-def of_keys_of_hour(target: Target, spans: RollupSpans, hour_us: int) -> str:
+def of_keys_of_hour(target: TargetTable, spans: RollupSpans, hour_us: int) -> str:
     """Return the statement that computes series of an hour, as `of_keys`; it reads all of it."""
     return _stored(
         target,
@@ -89,7 +89,7 @@ def of_keys_of_hour(target: Target, spans: RollupSpans, hour_us: int) -> str:
     )
 
 
-def _stored(target: Target, found: str) -> str:
+def _stored(target: TargetTable, found: str) -> str:
     """Store rollups of hours. The value of a time is looked up by the key, which begins with ts."""
     value = f"""select value from {target.source} r where r.ts = p.%s and r.device_id = p.device_id
     and r.metric = p.metric order by value limit 1"""  # noqa: S608
@@ -109,14 +109,14 @@ def _replace(start: str) -> str:
     {", ".join(f"{each} = excluded.{each}" for each in names)} where excluded.count >= old.count"""
 
 
-def day(target: Target, spans: RollupSpans, day_us: int) -> str:
+def day(target: TargetTable, spans: RollupSpans, day_us: int) -> str:
     """Return the statement that computes a day of all series, from its hours."""
     where = f"h.hour >= {literal(day_us)} and h.hour < {literal(day_us + spans.day_us)}"
     start = f"{literal(day_us)}::timestamptz"
     return _stored_day(target, start, f"{tables_of(target).hourly} h where {where}")
 
 
-def days_of_keys(target: Target, spans: RollupSpans, until_us: int) -> str:
+def days_of_keys(target: TargetTable, spans: RollupSpans, until_us: int) -> str:
     """Return the statement that computes the days, before `until_us`, of series of hours."""
     bin_ = f"date_bin({_us(spans.day_us)}, hour, {_EPOCH})"
     return _stored_day(
@@ -129,7 +129,7 @@ def days_of_keys(target: Target, spans: RollupSpans, until_us: int) -> str:
     )
 
 
-def _stored_day(target: Target, start: str, source: str) -> str:
+def _stored_day(target: TargetTable, start: str, source: str) -> str:
     return f"""insert into {tables_of(target).daily} as old
     (device_id, metric, day, count, min, max, sum, first, last)
 select device_id, metric, day, n, least, greatest, {_sum_of("total", "large")}, first, last from (

@@ -14,7 +14,7 @@ from ingest.sinks.postgres.housekeeping import registry
 from ingest.sinks.postgres.housekeeping.rollup_tables import tables_of
 from ingest.sinks.postgres.housekeeping.spans import literal
 from ingest.sinks.postgres.housekeeping.view import View
-from ingest.sinks.postgres.target import Target
+from ingest.sinks.postgres.target import TargetTable
 
 KEY = "rollups"  # in the registry
 
@@ -63,7 +63,7 @@ async def leave(connection: Connection, view: View, before_us: int) -> None:
 async def _needs(connection: Connection, view: View, at: Progress, before_us: int) -> str:
     if at.until_us is None or at.until_us < before_us:
         return "the rollups of this time are not computed yet"
-    names = tables_of(Target(schema=view.schema, table=view.name))
+    names = tables_of(TargetTable(schema=view.schema, table=view.name))
     older = f"hour < {literal(before_us)}"
     if at.raw_from_us is not None:
         older += f" and hour >= {literal(at.raw_from_us)}"

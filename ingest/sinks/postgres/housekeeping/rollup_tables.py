@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from asyncpg import Connection
 
-from ingest.sinks.postgres.target import Target, quoted, shortened
+from ingest.sinks.postgres.target import TargetTable, quoted, shortened
 
 TRIGGER = "ingest_rollup_mark"  # conversion_check.py knows it too
 
@@ -61,7 +61,7 @@ class RollupTables(NamedTuple):
     function: str
 
 
-def tables_of(target: Target) -> RollupTables:
+def tables_of(target: TargetTable) -> RollupTables:
     """Return the names for a table; without the schema if that of the target is not known."""
     endings = ("_hourly", "_daily", "_rollup_late", "_rollup_due", "_rollup_mark")
     return RollupTables(
@@ -69,7 +69,9 @@ def tables_of(target: Target) -> RollupTables:
     )
 
 
-async def is_made(connection: Connection, oid: int, target: Target, spans: RollupSpans) -> bool:
+async def is_made(
+    connection: Connection, oid: int, target: TargetTable, spans: RollupSpans
+) -> bool:
     """Whether all tables are there, and the trigger of this version, enabled."""
     names = list(tables_of(target)[:4])
     query = "select bool_and(to_regclass(name) is not null) from unnest($1::text[]) name"
@@ -85,7 +87,7 @@ async def is_marking(connection: Connection, oid: int) -> bool:
 
 
 async def make(
-    connection: Connection, oid: int, target: Target, spans: RollupSpans, owner: str = ""
+    connection: Connection, oid: int, target: TargetTable, spans: RollupSpans, owner: str = ""
 ) -> None:
     """Make what is missing, and the trigger anew. The caller has locked the table against writes.
 
@@ -108,7 +110,7 @@ async def make(
     )
 
 
-async def unmake(connection: Connection, oid: int, target: Target) -> None:
+async def unmake(connection: Connection, oid: int, target: TargetTable) -> None:
     """Drop the trigger and what it writes to. The rollups stay."""
     await connection.execute("set local client_min_messages = warning")
     names = tables_of(target)
@@ -118,7 +120,7 @@ async def unmake(connection: Connection, oid: int, target: Target) -> None:
 
 
 async def grant_to_readers(
-    connection: Connection, oid: int, target: Target, registry_name: str
+    connection: Connection, oid: int, target: TargetTable, registry_name: str
 ) -> None:
     """Let all who may read the readings read the rollups, and how far they are."""
     for table in (*tables_of(target)[:2], registry_name):
@@ -139,7 +141,7 @@ def _late(spans: RollupSpans) -> str:
     return f"'{minutes // 60:02d}:{minutes % 60:02d}:{seconds:02d}{fraction}'"
 
 
-def _statements(names: RollupTables, target: Target, spans: RollupSpans) -> list[str]:
+def _statements(names: RollupTables, target: TargetTable, spans: RollupSpans) -> list[str]:
     series = 'device_id text collate "C" not null, metric text collate "C" not null'
     numbers = ", ".join(
         f"{name} double precision not null" for name in ("min", "max", "sum", "first", "last")

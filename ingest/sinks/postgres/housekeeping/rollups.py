@@ -30,7 +30,7 @@ from ingest.sinks.postgres.housekeeping.rollup_run import Run
 from ingest.sinks.postgres.housekeeping.rollup_state import Progress, progress
 from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans
 from ingest.sinks.postgres.housekeeping.view import HYPERTABLE, PARTITIONED, PLAIN, View
-from ingest.sinks.postgres.target import READINGS, Target
+from ingest.sinks.postgres.target import READINGS, TargetTable
 from ingest.system.clock import monotonic_s
 
 KIND, OFF = "rollups", "rollups_off"
@@ -60,7 +60,7 @@ class Rollups:
         *,
         wanted: bool,
         keep_us: int | None = None,
-        on: Target = READINGS,
+        on: TargetTable = READINGS,
         spans: RollupSpans = RollupSpans(),  # noqa: B008  it cannot change
         budget_s: float = BUDGET_S,
         stopped: Callable[[], bool] = lambda: False,

@@ -15,7 +15,7 @@ from ingest.sinks.postgres.housekeeping.plan import Did, Job, OtherRun, Step
 from ingest.sinks.postgres.housekeeping.rollup_state import Progress, progress
 from ingest.sinks.postgres.housekeeping.view import View, look_at, oldest_us
 from ingest.sinks.postgres.session import as_start_error
-from ingest.sinks.postgres.target import READINGS, Target
+from ingest.sinks.postgres.target import READINGS, TargetTable
 
 
 class Report(NamedTuple):
@@ -34,7 +34,7 @@ class Report(NamedTuple):
 
 
 async def look(
-    url: str, timeouts: Timeouts, span: str, jobs: Sequence[Job], *, target: Target = READINGS
+    url: str, timeouts: Timeouts, span: str, jobs: Sequence[Job], *, target: TargetTable = READINGS
 ) -> Report:
     """Look at the table, and plan; change nothing."""
     async with opened(url, timeouts) as connection:
@@ -51,7 +51,7 @@ async def run(
     span: str,
     jobs: Sequence[Job],
     *,
-    target: Target = READINGS,
+    target: TargetTable = READINGS,
     yes: bool = False,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Report:

@@ -19,7 +19,7 @@ from ingest.sinks.postgres.housekeeping.spans import (
     literal,
     span_bounds,
 )
-from ingest.sinks.postgres.target import READINGS, Target, quoted
+from ingest.sinks.postgres.target import READINGS, TargetTable, quoted
 
 # The kinds of a table.
 MISSING, PLAIN, PARTITIONED, HYPERTABLE, OTHER = (
@@ -74,7 +74,7 @@ class View(NamedTuple):
     owner: str
     role: str
     cannot_make: str
-    target: Target = READINGS
+    target: TargetTable = READINGS
 
     @property
     def covered_to_us(self) -> int:
@@ -132,7 +132,12 @@ def count_ahead(span: str, now_us: int, covered_to_us: int, most: int = 1_000) -
 
 
 async def look_at(
-    connection: Connection, table: str, span: str, *, target: Target = READINGS, sizes: bool = True
+    connection: Connection,
+    table: str,
+    span: str,
+    *,
+    target: TargetTable = READINGS,
+    sizes: bool = True,
 ) -> View:
     """Return the view of a table. `span` is the setting; with `none` that of its making counts."""
     row = await connection.fetchrow(_TABLE, table, target.ts)
