@@ -125,13 +125,13 @@ class Service:
         self._connect_parts(words)
 
     def _connect_parts(self, words: Mapping[str, str]) -> None:
-        settings = self._settings
+        settings, database_state = self._settings, self.writing.database_state
         fill = Fill(settings, lambda: self.buffer.journal_stats().size_bytes)
         refused_posts = RefusedPosts(self.ledger)
         self.health = Health(
             settings=settings,
             buffer=self.buffer.stats,
-            database_state=self.writing.database_state,
+            database_state=database_state,
             url_fault=self._reread.fault,
             free_bytes=self._folder.free_bytes,
             disk_broken=lambda: self.buffer.broken,
