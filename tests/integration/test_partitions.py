@@ -211,6 +211,11 @@ async def test_tables_of_others_are_left_alone(
     assert (report.view.kind, report.view.ours, report.due) == ("partitioned", False, [])
     assert report.view.partitions[0].name == "week"
     assert not report.view.partitions[0].ours
+    await connection.execute("create table rest partition of readings default")
+    view = (await run(shared_url, daily())).view
+    assert (view.has_default, len(view.partitions)) == (True, 1)
+    assert "default partition" in view.cannot_make
+    assert view.spans_ahead > 500
 
 
 # Readings that find no partition
@@ -330,7 +335,8 @@ async def test_schema_apply_says_who_has_to_make_further_partitions(
         checks = await partition_checks(daily(), url)
         assert "does not own" in checks[0].detail
         assert checks[0].state != "ok"
-        checks = await partition_checks(daily(housekeeping_url=shared_url), url)
+        own = daily(housekeeping_url=shared_url, partition_span=MONTH)
+        checks = await partition_checks(own, url)
         assert "only 0" in checks[0].detail
     finally:
         await connection.execute(f"drop owned by {role}")
