@@ -116,16 +116,19 @@ class ParquetArchiver:
         decoder = Decoder()
         runs = Runs(hidden, decoder)
         pieces: list[bytes] = []
+        size = 0
         work: asyncio.Task[None] | None = None
 
         async def take(data: bytes) -> None:
-            nonlocal work
+            nonlocal work, size
             pieces.append(data)
-            if sum(map(len, pieces)) >= PIECE_BYTES:
+            size += len(data)
+            if size >= PIECE_BYTES:
                 if work is not None:
                     await work
                 work = asyncio.create_task(self._aside(runs.add, b"".join(pieces)))
                 pieces.clear()
+                size = 0
 
         try:
             await source.copy_out(decoder.marker, take)
