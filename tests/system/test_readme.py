@@ -269,6 +269,7 @@ def test_readme_leaves_no_command_untested() -> None:
     run_elsewhere["docs/senders.md"] = "test_senders.py"
     run_elsewhere["docs/sources.md"] = "test_sources_page.py"
     run_elsewhere["docs/formats.md"] = "test_senders.py"
+    run_elsewhere["docs/your-table.md"] = "test_your_table_guide.py"
     for path, test in run_elsewhere.items():
         assert path in (Path(__file__).parent / test).read_text()
         del shown[path]
