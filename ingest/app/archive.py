@@ -6,6 +6,7 @@ It takes 60 MB of memory and half a second, and it is an optional extra.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ingest.config.folders import archive_dir
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from ingest.archive.archiver import ParquetArchiver
 
 
-def parquet_archiver(settings: Settings) -> ParquetArchiver:
+def parquet_archiver(
+    settings: Settings, stopped: Callable[[], bool] = lambda: False
+) -> ParquetArchiver:
     """Return the archiver of `archive_dir`. Raises StartError if there is none. Blocks."""
     folder = archive_dir(settings)
     if folder is None:
@@ -31,18 +34,20 @@ def parquet_archiver(settings: Settings) -> ParquetArchiver:
             "archive_dir set installs it, and so does pip install 'iot-ingest[archive]'; the image "
             "needs the build argument ARCHIVE=1"
         ) from error
-    return ParquetArchiver(ArchiveFolder(folder, free_bytes_min=settings.disk_free_bytes_min))
+    kept = ArchiveFolder(folder, free_bytes_min=settings.disk_free_bytes_min)
+    return ParquetArchiver(kept, stopped)
 
 
 class ArchiverWhenNeeded:
-    """An archiver that is made for the first partition."""
+    """An archiver that is made for the first partition. `stopped`: see ParquetArchiver."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, stopped: Callable[[], bool]) -> None:
         self._settings = settings
+        self._stopped = stopped
         self._made: ParquetArchiver | None = None
 
     async def archive(self, source: Detached) -> None:
         """Archive a partition. Raises StartError if it cannot be done."""
         if self._made is None:
-            self._made = await asyncio.to_thread(parquet_archiver, self._settings)
+            self._made = await asyncio.to_thread(parquet_archiver, self._settings, self._stopped)
         await self._made.archive(source)

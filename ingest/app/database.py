@@ -59,9 +59,10 @@ def late_partitions(settings: Settings, url: DatabaseUrl, *, eager: bool = False
     Without an archive, the next run would drop a partition of readings older than `keep_hot`.
     """
     late_us = int(settings.partition_late_days_max * DAY_US)
+    late_setting = "partition_late_days_max"
     policy = retention_policy(settings)
-    if policy is not None and not policy.archive_dir:
-        late_us = min(late_us, policy.keep_us)
+    if policy is not None and not policy.archive_dir and policy.keep_us < late_us:
+        late_us, late_setting = policy.keep_us, "keep_hot"
     return LatePartitions(
         url,
         timeouts(settings),
@@ -70,6 +71,7 @@ def late_partitions(settings: Settings, url: DatabaseUrl, *, eager: bool = False
         limits=LateLimits(
             late_us_max=late_us,
             partitions_max=settings.partitions_max,
+            late_setting=late_setting,
         ),
         eager=eager,
     )
@@ -91,9 +93,9 @@ def housekeeping_jobs(settings: Settings, stopped: Callable[[], bool] = lambda: 
     jobs: list[Job] = [
         partitions_ahead(settings),
         rollups(settings, stopped),
-        Retention(policy),
-        Chunks(policy),
+        Retention(policy, rollups=settings.rollups),
+        Chunks(policy, rollups=settings.rollups),
     ]
     if settings.archive_dir:
-        jobs.append(Archiving(ArchiverWhenNeeded(settings)))
+        jobs.append(Archiving(ArchiverWhenNeeded(settings, stopped)))
     return jobs

@@ -35,10 +35,11 @@ T = TypeVar("T")
 
 
 class ParquetArchiver:
-    """Archives into `folder`."""
+    """Archives into `folder`. `stopped` is asked for each piece of rows, and ends it early."""
 
-    def __init__(self, folder: ArchiveFolder) -> None:
+    def __init__(self, folder: ArchiveFolder, stopped: Callable[[], bool] = lambda: False) -> None:
         self.folder = folder
+        self._stopped = stopped
         # One thread: what is freed in it, is used again in it.
         self._thread = ThreadPoolExecutor(1, "archive")
 
@@ -98,7 +99,8 @@ class ParquetArchiver:
         runs = await self._sorted_runs(source, hidden)
         old = [] if before is None else self.folder.paths(_names(before))
         written = await self._aside(self._merge, self.folder.stem(name), hidden, runs, old)
-        got = await self._aside(files.checksum_of_files, [hidden / each.name for each in written])
+        new = [hidden / each.name for each in written]
+        got = await self._aside(files.checksum_of_files, new, self._go_on)
         kept = NOTHING if before is None else Checksum(before.rows, before.sum)
         expected = table.plus(kept).minus(runs.left_out)
         if got != expected:
@@ -114,13 +116,14 @@ class ParquetArchiver:
     async def _sorted_runs(self, source: Detached, hidden: Path) -> Runs:
         """Read the whole table into sorted runs; the next piece is read while one is sorted."""
         decoder = Decoder()
-        runs = Runs(hidden, decoder)
+        runs = Runs(hidden, decoder, go_on=self._go_on)
         pieces: list[bytes] = []
         size = 0
         work: asyncio.Task[None] | None = None
 
         async def take(data: bytes) -> None:
             nonlocal work, size
+            self._go_on()
             pieces.append(data)
             size += len(data)
             if size >= PIECE_BYTES:
@@ -140,6 +143,11 @@ class ParquetArchiver:
         await self._aside(runs.add, b"".join(pieces))
         await self._aside(runs.end)
         return runs
+
+    def _go_on(self) -> None:
+        """Raise ArchiveFailed if the process stops: a thread at work would hold up its end."""
+        if self._stopped():
+            raise ArchiveFailed("the process stops; the next run archives it from the begin")
 
     @staticmethod
     def _merge(stem: str, hidden: Path, runs: Runs, old: list[Path]) -> list[files.Written]:
@@ -164,7 +172,7 @@ class ParquetArchiver:
                 raise ArchiveFailed(f"{self.folder.path / name}: {error.strerror}") from error
             if there != size:
                 raise ArchiveFailed(f"{name} has {there:,} bytes; {size:,} were recorded")
-        got = checked(files.checksum_of_files, self.folder.paths(_names(found)))
+        got = checked(files.checksum_of_files, self.folder.paths(_names(found)), self._go_on)
         if got != Checksum(found.rows, found.sum):
             raise ArchiveFailed(
                 f"the readings of {found.name} differ from its record: {got.rows:,} of "

@@ -5,7 +5,7 @@ A run has RUN_ROWS rows, or fewer if names are many and long. All calls block.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,11 +26,22 @@ _SAMPLE_ROWS = 65_536  # of each run: whether values repeat
 
 
 class Runs:
-    """The rows of one COPY. `left_out` is the checksum of rows that equal one that is kept."""
+    """The rows of one COPY. `left_out` is the checksum of rows that equal one that is kept.
 
-    def __init__(self, folder: Path, decoder: Decoder, *, run_rows: int = RUN_ROWS) -> None:
+    `go_on` is called for each piece that is merged; it may end that by an error.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        decoder: Decoder,
+        *,
+        go_on: Callable[[], None],
+        run_rows: int = RUN_ROWS,
+    ) -> None:
         self._folder = folder
         self._decoder = decoder
+        self._go_on = go_on
         self._run_rows = run_rows
         self._parts: list[CopiedRows] = []
         self._rows = self._name_bytes = 0
@@ -107,6 +118,7 @@ class Runs:
     def _merge(self, sources: Sequence[Sequence[Path]]) -> Iterator[pa.Table]:
         rows = max(_PIECE_ROWS_MIN, _MERGED_ROWS // max(1, len(sources)))
         for found in merge([_read_all(each, rows) for each in sources]):
+            self._go_on()
             self.left_out = self.left_out.plus(checksum_of(found.left_out))
             if found.rows.num_rows:
                 yield found.rows

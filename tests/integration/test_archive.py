@@ -14,7 +14,8 @@ import asyncpg
 import pytest
 
 from ingest.archive import runs
-from ingest.archive.folder import ArchiveFailed
+from ingest.archive.archiver import ParquetArchiver
+from ingest.archive.folder import ArchiveFailed, ArchiveFolder
 from ingest.archive.postgres_hash import series_hash
 from ingest.sinks.postgres.housekeeping import archived, registry
 from tests.support.archives import (
@@ -51,6 +52,23 @@ async def test_rows_come_back_bit_for_bit(table: asyncpg.Connection, tmp_path: P
     assert order == sorted(order)
     assert sorted(each.name for each in tmp_path.iterdir()) == [".lock", f"{PARTITION}.parquet"]
     assert (found.rows, found.from_us, found.to_us) == (3_000, FROM_US, TO_US)
+
+
+async def test_stop_ends_it_at_the_next_piece(table: asyncpg.Connection, tmp_path: Path) -> None:
+    """While it reads, merges and verifies: nothing is left, and the next run does all of it."""
+    rows = drawn(200, 4)
+    await fill(table, PARTITION, rows)
+    for calls in range(1, 10):
+        left = iter([False] * calls)
+        kept = ParquetArchiver(ArchiveFolder(tmp_path), lambda left=left: next(left, True))
+        try:
+            await kept.archive(detached(table))
+            break
+        except ArchiveFailed as error:
+            assert "the process stops" in str(error)  # noqa: PT017
+        assert [each.name for each in tmp_path.iterdir()] == [".lock"]
+    assert calls > 2
+    assert sorted(rows_in_files([tmp_path / f"{PARTITION}.parquet"])) == sorted(rows)
 
 
 async def test_late_readings_are_merged_each_once(

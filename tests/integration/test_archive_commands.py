@@ -68,6 +68,15 @@ async def test_readings_leave_for_files_and_come_back(
     assert (listed["name"], listed["readings"], listed["restored"]) == (name, 30, False)
     assert await archive("verify") == {"good": 1, "faults": {}}
 
+    kept = await registry.make(connection, "readings")
+    await connection.execute(f"create table {name} (theirs int)")
+    assert "rename it" in (await here("archive", "restore", name, *words)).stderr
+    entry = (await registry.entries(connection, "readings", f"archive/{name}"))[""]
+    await registry.put(connection, kept, f"archive/{name}", {**entry, "state": "detached"})
+    assert "on its way" in (await here("archive", "restore", name, *words)).stderr
+    await registry.put(connection, kept, f"archive/{name}", entry)
+    await connection.execute(f"drop table {name}")
+
     await archive("restore", name)
     assert await rows_in(connection, "readings") == sorted(rows)
     assert await keep_house() == []
@@ -86,6 +95,59 @@ async def test_readings_leave_for_files_and_come_back(
     missing = await here("archive", "verify", "nothing", *words)
     assert "there is no nothing in the archive" in missing.stderr
     assert (await here("archive", "release", name, *words)).code == 1
+
+
+async def test_tables_with_other_names_in_one_schema_have_nothing_in_common(
+    connection: asyncpg.Connection, shared_url: str, here: Here, tmp_path: Path, role: str
+) -> None:
+    """Partitions, rollups, archive and restore mean the names of the settings, of one table only.
+
+    A yes for one table is none for the other.
+    """
+    words = ["--database-url", shared_url, "--partition-span", "day", "--rollups", "true"]
+    words += ["--keep-hot", "30d", "--archive-dir", str(tmp_path)]
+    own = [*words, "--table-name", "My data", "--column-ts", "time", "--column-value", "va lue"]
+    insert = """insert into "My data" values ('2026-05-28 01:00+00', 'd', 'm', 1)"""
+    for flags in (words, own):
+        assert (await here("schema", "apply", *flags)).code == 0
+    for table in ("readings", "My data"):
+        kept = await registry.make(connection, f'"{table}"')
+        name = f"{table}_p20260528"
+        await connection.execute(
+            f'create table "{name}" partition of "{table}" '
+            "for values from ('2026-05-28 00:00:00+00') to ('2026-05-29 00:00:00+00')"
+        )
+        bounds = {"from_us": OLD_US, "to_us": OLD_US + DAY_US}
+        await registry.put(connection, kept, registry.PARTITION + name, bounds)
+    (last,) = await connection.fetch(
+        "select max(relname) from pg_class where relname like 'My data_p%' and relkind = 'r'"
+    )
+    await connection.execute(f'drop table "{last[0]}"; {insert}')
+
+    async def keep_house(flags: list[str]) -> list[tuple[str, str]]:
+        done = await here("housekeeping", "run", "--yes", "--json", *flags)
+        did = json.loads(done.stdout)["did"]
+        assert [each["error"] for each in did] == [""] * len(did), done
+        return [(each["kind"], each["partition"]) for each in did]
+
+    name = "My data_p20260528"
+    left = [("detach", name), ("archive", name), ("drop", name)]
+    assert [each[0] for each in (await keep_house(words))[-3:]] == ["detach", "archive", "drop"]
+    waits = await here("housekeeping", "run", "--json", *own)
+    did = json.loads(waits.stdout)["did"]
+    assert (did[0]["kind"], did[0]["partition"]) == ("make", last[0])
+    assert [each["error"][:21] for each in did[-3:]] == ["waits: keep_hot = 30d"] * 3
+    assert await keep_house(own) == left
+    assert await connection.fetchval('select count(*) from "My data_hourly"') == 1
+    assert await connection.fetchval('select count(*) from "My data"') == 0
+    listed = json.loads((await here("archive", "list", "--json", *own)).stdout)
+    assert [(each["name"], each["readings"]) for each in listed] == [(name, 1)]
+    await connection.execute(f'alter table "My data" owner to {role}')
+    assert (await here("archive", "restore", name, *own)).code == 0
+    assert await connection.fetchval('select "va lue" from "My data"') == 1
+    owner = f"""select relowner::regrole::text from pg_class where relname = '{name}'"""
+    assert await connection.fetchval(owner) == role
+    await connection.execute(f"reassign owned by {role} to current_user; drop owned by {role}")
 
 
 @pytest.mark.slow

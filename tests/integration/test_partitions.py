@@ -20,7 +20,15 @@ from ingest.sinks.postgres.housekeeping import runs
 from ingest.sinks.postgres.housekeeping.making import make_partition
 from ingest.sinks.postgres.housekeeping.partitions import partitions
 from ingest.sinks.postgres.housekeeping.runs import Report
-from ingest.sinks.postgres.housekeeping.spans import DAY, DAY_US, MONTH, TimeSpan, span_bounds
+from ingest.sinks.postgres.housekeeping.spans import (
+    BEGINNING_US,
+    DAY,
+    DAY_US,
+    END_US,
+    MONTH,
+    TimeSpan,
+    span_bounds,
+)
 from ingest.sinks.postgres.housekeeping.view import look_at
 from ingest.sinks.postgres.make_table import first_partitions
 from ingest.system.clock import unix_us
@@ -205,13 +213,16 @@ async def test_tables_of_others_are_left_alone(
     await connection.execute(
         """drop table readings; create table readings (ts timestamptz, device_id text,
         metric text, value float8) partition by range (ts);
-        create table week partition of readings for values from ('2026-11-23') to ('2026-11-30')"""
+        create table week partition of readings for values from ('-infinity') to ('2026-11-30');
+        create table rest partition of readings for values from ('2026-11-30') to ('infinity')"""
     )
     report = await run(shared_url, daily())
     assert (report.view.kind, report.view.ours, report.due) == ("partitioned", False, [])
     assert report.view.partitions[0].name == "week"
     assert not report.view.partitions[0].ours
-    await connection.execute("create table rest partition of readings default")
+    found = report.view.partitions
+    assert (found[0].from_us, found[1].to_us) == (BEGINNING_US, END_US)
+    await connection.execute("drop table rest; create table rest partition of readings default")
     view = (await run(shared_url, daily())).view
     assert (view.has_default, len(view.partitions)) == (True, 1)
     assert "default partition" in view.cannot_make
@@ -268,6 +279,9 @@ async def test_late_reading_makes_its_partition_and_is_stored_once(
         assert (letter.reason, letter.code) == (REFUSED, "ts_too_old")
         assert "partition_late_days_max" in letter.message
         assert path.late.made == 2
+    late = late_partitions(daily(keep_hot="12h"), lambda: shared_url)
+    await late.make_for([now_us])
+    assert late.why_not(now_us - 20 * DAY_US) == ("older than 0.5 days (keep_hot)", True)
     ledger = path.ledger
     assert (ledger.committed, ledger.duplicate, ledger.dead_lettered[REFUSED]) == (3, 3, 2)
     assert ledger.retries["hold"] == ledger.retries["retry"] == 0

@@ -10,6 +10,7 @@ import pytest
 from ingest.app.housekeeping import Housekeeping
 from ingest.config.settings import Settings
 from ingest.model.causes import RETENTION_WAITS
+from ingest.model.errors import StartError
 from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.housekeeping import plan, registry
 from ingest.sinks.postgres.housekeeping.keeping import Policy
@@ -114,6 +115,18 @@ async def test_partitions_of_others_and_pinned_ones_stay(connection: asyncpg.Con
     assert await run(connection, None) == []
 
 
+async def test_nothing_leaves_before_wanted_rollups_are_made(
+    connection: asyncpg.Connection,
+) -> None:
+    """The table may have been in use all the time that their trigger needed its lock."""
+    made = await make(connection, 4)
+    did = await plan.run(
+        connection, await seen(connection), [Retention(KEEP, rollups=True)], yes=True
+    )
+    assert [each.error for each in did] == ["the rollups of this time are not computed yet"]
+    assert await names(connection) == made
+
+
 async def test_keep_hot_on_a_plain_table_says_what_to_do(connection: asyncpg.Connection) -> None:
     """A yes does not help: it has no partitions. Without keep_hot nothing is said."""
     await schema.apply(connection)
@@ -163,6 +176,43 @@ async def test_run_that_was_cut_off_is_ended_by_the_next(connection: asyncpg.Con
     assert await tables(connection) == made[1:]
 
 
+async def test_detach_that_got_no_lock_is_judged_by_the_policy_of_now(
+    connection: asyncpg.Connection,
+) -> None:
+    """Its partition is still there. If keep_hot was raised or removed meanwhile, it stays."""
+    made = await make(connection, 4)
+    (detach, _) = await Retention(KEEP).plan(connection, await seen(connection))
+    kept = await registry.make(connection, "readings")
+    oid = await connection.fetchval("select $1::regclass::oid::int8", made[0])
+    entry = {"state": "detaching", "oid": oid, "from_us": detach.from_us, "to_us": detach.to_us}
+    await registry.put(connection, kept, registry.ARCHIVE + made[0], {**entry, "archive_dir": ""})
+    assert await run(connection, None) == []
+    assert await run(connection, Policy(30 * DAY_US, "30d"), yes=True) == []
+    assert await names(connection) == made
+    assert "has not been confirmed" in (await run(connection))[0]
+    assert await run(connection, yes=True) == [f"detach {made[0]}", f"drop {made[0]}"]
+
+
+async def test_half_a_detach_for_an_archive_is_not_dropped_without_one(
+    connection: asyncpg.Connection, shared_url: str
+) -> None:
+    """The rest of the detach is done at once; the drop waits, also in the runs after it."""
+    made = await make(connection, 4)
+    reader = await asyncpg.connect(shared_url)
+    async with reader.transaction(isolation="repeatable_read"):
+        await reader.fetchval("select count(*) from readings")
+        said = await run(connection, KEEP._replace(archive_dir="/cold"), yes=True)
+        assert "timeout" in said[0]
+    await reader.close()
+    said = await run(connection)
+    assert said[0] == f"detach {made[0]}"
+    for again in (said[1:], await run(connection)):
+        assert again == [
+            f"drop {made[0]}: waits: archive_dir was changed after {made[0]} was detached"
+        ]
+    assert await tables(connection) == made
+
+
 async def test_partition_that_somebody_attached_again_or_made_anew_stays(
     connection: asyncpg.Connection,
 ) -> None:
@@ -185,6 +235,20 @@ async def test_partition_that_somebody_attached_again_or_made_anew_stays(
     assert await run(connection) == []
     assert await tables(connection) == made
     assert await connection.fetchval("select count(*) from readings") == 4
+    # The same with an archive, which gets nothing of it.
+    kept = await registry.make(connection, "readings")
+    await registry.put(connection, kept, f"partition/{made[0]}", bounds_entry(*first[0][3:5]))
+    job = Retention(KEEP._replace(archive_dir="/cold"))
+    detach, _, _ = await job.plan(connection, await seen(connection))
+    await job.do(connection, await seen(connection), detach)
+    await connection.execute(
+        f"alter table readings attach partition {made[0]} for values from ({lower}) to ({upper})"
+    )
+    (drop,) = await job.plan(connection, await seen(connection))
+    with pytest.raises(StartError, match="attached again by somebody"):
+        await job.do(connection, await seen(connection), drop)
+    assert await job.plan(connection, await seen(connection)) == []
+    assert await tables(connection) == made
 
 
 async def test_with_an_archive_nothing_is_dropped_before_it_was_verified(

@@ -128,6 +128,7 @@ class Restore(NamedTuple):
     to_us: int
     rows: int
     sum: int
+    owner: str  # of both
 
 
 async def restore(connection: Connection, wanted: Restore, rows: AsyncIterator[bytes]) -> None:
@@ -136,7 +137,7 @@ async def restore(connection: Connection, wanted: Restore, rows: AsyncIterator[b
     Raises StartError if its checksum is not as wanted; then nothing is changed.
     """
     table = wanted.table
-    known = await registry.make(connection, wanted.parent)
+    known = await registry.make(connection, wanted.parent, wanted.owner)
     async with connection.transaction():
         await connection.execute("set local statement_timeout = 0")
         await connection.execute(
@@ -154,6 +155,7 @@ async def restore(connection: Connection, wanted: Restore, rows: AsyncIterator[b
             )
         if await checksum(connection, table) != (wanted.rows, wanted.sum):
             raise StartError(f"{table.name}: the rows differ from those of the archive")
+        await connection.execute(f"alter table {table.name} owner to {quoted(wanted.owner)}")
         await _attach(connection, wanted)
         bounds = bounds_entry(wanted.from_us, wanted.to_us)
         await registry.put(connection, known, registry.PARTITION + table.table, bounds)

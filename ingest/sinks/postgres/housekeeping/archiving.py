@@ -13,10 +13,11 @@ from typing import Protocol
 from asyncpg import Connection
 
 from ingest.model.errors import StartError
-from ingest.sinks.postgres.housekeeping import archive_rows, archived
+from ingest.sinks.postgres.housekeeping import archive_rows, archived, registry
 from ingest.sinks.postgres.housekeeping.archive_rows import Restore, RowsTable
 from ingest.sinks.postgres.housekeeping.archived import Contents
 from ingest.sinks.postgres.housekeeping.plan import Step
+from ingest.sinks.postgres.housekeeping.retention import DROPPED
 from ingest.sinks.postgres.housekeeping.view import PARTITIONED, View
 
 __all__ = ["ARCHIVE", "Archiver", "Archiving", "Detached", "restore"]
@@ -109,6 +110,13 @@ async def restore(
         connection, view.table, found.name, view.target.columns
     )
     if there:
-        raise StartError(f"there is a table {table.name}, which is not a partition: remove it")
-    wanted = Restore(view.table, table, found.from_us, found.to_us, found.rows, found.sum)
+        entries = await registry.entries(connection, view.table, registry.ARCHIVE + found.name)
+        if entries.get("", {}).get("state") not in (None, DROPPED):
+            raise StartError(
+                f"{table.name} is on its way into the archive: `ingest housekeeping run` ends "
+                "that, and then it can be restored"
+            )
+        raise StartError(f"there is a table {table.name}, which is not a partition: rename it")
+    bounds = (found.from_us, found.to_us)
+    wanted = Restore(view.table, table, *bounds, found.rows, found.sum, view.owner)
     await archive_rows.restore(connection, wanted, rows)

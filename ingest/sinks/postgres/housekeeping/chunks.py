@@ -31,12 +31,13 @@ where c.oid = $1::oid and k.range_end is not null order by k.range_end"""
 
 
 class Chunks:
-    """A Job. Without a policy nothing is dropped."""
+    """A Job. Without a policy nothing is dropped; with `rollups`, only what is in them."""
 
     kinds = frozenset({DROP_CHUNKS})
 
-    def __init__(self, policy: Policy | None) -> None:
+    def __init__(self, policy: Policy | None, *, rollups: bool = False) -> None:
         self._policy = policy
+        self._rollups = rollups
 
     async def plan(self, connection: Connection, view: View) -> list[Step]:
         """Return one step for all chunks that are old enough."""
@@ -70,7 +71,7 @@ class Chunks:
         if step.waits:
             kept = await registry.make(connection, view.table, view.owner)
             await registry.put(connection, kept, KEEP_HOT, policy.entry(view.now_us))
-        await rollup_state.leave(connection, view, step.to_us)
+        await rollup_state.leave(connection, view, step.to_us, wanted=self._rollups)
         await connection.execute(
             f"select drop_chunks({view.oid}::oid::regclass, "
             f"older_than => timestamptz {literal(step.to_us)})"

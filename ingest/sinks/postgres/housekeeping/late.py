@@ -39,10 +39,11 @@ log = get_logger("housekeeping")
 
 
 class LateLimits(NamedTuple):
-    """What readings may cause: the settings of these names, as numbers."""
+    """What readings may cause. `late_setting` names the setting that `late_us_max` is of."""
 
     late_us_max: int
     partitions_max: int
+    late_setting: str = "partition_late_days_max"
 
 
 class NoPartition(NamedTuple):
@@ -172,8 +173,8 @@ class LatePartitions:
             return None
         late_us = self._limits.late_us_max
         if view.ours and ts_us < unix_us() - late_us:
-            days = late_us // DAY_US
-            return NoPartition(f"older than {days} days (partition_late_days_max)", final=True)
+            days = f"{late_us / DAY_US:g} days ({self._limits.late_setting})"
+            return NoPartition(f"older than {days}", final=True)
         return NoPartition(
             f"there is no partition for this time: {self._reason(view)}", final=False
         )

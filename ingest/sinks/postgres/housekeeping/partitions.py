@@ -36,10 +36,10 @@ select name, from_us, to_us, bytes, {ours} as ours from (
            case when $2 then coalesce(pg_total_relation_size(c.oid), 0) else 0 end as bytes
     from pg_inherits i join pg_class c on c.oid = i.inhrelid
     where i.inhparent = to_regclass($1) and c.relispartition offset 0) as child,
-    lateral (select coalesce((extract(epoch from bounds[1]::timestamptz) * 1000000)::int8, $3)
-                 as from_us,
-             coalesce((extract(epoch from bounds[2]::timestamptz) * 1000000)::int8, $4) as to_us
-             offset 0) as read
+    lateral (select coalesce((extract(epoch from nullif(bounds[1], '-infinity')::timestamptz)
+                 * 1000000)::int8, $3) as from_us,
+             coalesce((extract(epoch from nullif(bounds[2], 'infinity')::timestamptz)
+                 * 1000000)::int8, $4) as to_us offset 0) as read
 where bounds is not null order by from_us"""
 # With thousands of partitions the server compares faster than we.
 _OURS = """exists (select from {registry} as r where r.key = '{prefix}' || name

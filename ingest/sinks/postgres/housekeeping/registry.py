@@ -1,5 +1,8 @@
 """The table `ingest_housekeeping` beside the readings table: what was done, and what was answered.
 
+Beside a table with another name, such as climate, it is called ingest_housekeeping_climate: so
+two tables in one schema have nothing in common.
+
 Keys: `table/NAME` (a table whose partitions we make: its span), `partition/NAME` (made or adopted
 by us: its bounds), `answer/..` (what a person confirmed), `archive/NAME` (how far the archive of a
 span is), `files/NAME` (what is in the archive), `pinned/NAME`. The owner writes it; the role that
@@ -14,20 +17,24 @@ from typing import Any
 import orjson
 from asyncpg import Connection
 
+from ingest.sinks.postgres.target import TABLE as TABLE_NAME
+
 NAME = "ingest_housekeeping"
 TABLE, PARTITION, ANSWER = "table/", "partition/", "answer/"
 ARCHIVE, PINNED = "archive/", "pinned/"
 
+# The cast cuts a name that is too long.
 _BESIDE = """
-select format('%I.%I', n.nspname, $2::text) as name,
-       coalesce(has_table_privilege(to_regclass(format('%I.%I', n.nspname, $2::text)), 'SELECT'),
-                false) as readable
-from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = to_regclass($1)"""
+select name, coalesce(has_table_privilege(to_regclass(name), 'SELECT'), false) as readable
+from pg_class c join pg_namespace n on n.oid = c.relnamespace, lateral (
+    select format('%I.%I', n.nspname, (case when c.relname = $3 then $2::text
+        else $2::text || '_' || c.relname end)::name) as name offset 0) as beside
+where c.oid = to_regclass($1)"""
 
 
 async def name_beside(connection: Connection, table: str) -> tuple[str, bool]:
     """Return the name of the registry of a table, with its schema; and whether we can read it."""
-    found = await connection.fetchrow(_BESIDE, table, NAME)
+    found = await connection.fetchrow(_BESIDE, table, NAME, TABLE_NAME)
     return (found["name"], found["readable"]) if found is not None else (NAME, False)
 
 

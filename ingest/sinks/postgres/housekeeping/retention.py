@@ -26,6 +26,9 @@ DETACH, ARCHIVE, DROP = "detach", "archive", "drop"
 DETACHING, DETACHED, WRITTEN, VERIFIED, DROPPED = (
     *("detaching", "detached", "written", "verified", "dropped"),
 )
+ATTACHED = "attached"
+# Steps that are not done in a state; `drop` says of an attached one that it stays.
+_LEFT_OUT: dict[str, set[str]] = {DETACHING: set(), ATTACHED: {DETACH, ARCHIVE}}
 KEEP_HOT = registry.ANSWER + "keep_hot"
 _UNDER_WAY = {DETACHING, DETACHED, WRITTEN, VERIFIED}
 _NOT_BY_TIME = "{} has no partitions by time that could be dropped: see `ingest schema partition`"
@@ -37,6 +40,10 @@ select c.oid::int8 as oid, format('%I.%I', n.nspname, c.relname) as name,
        coalesce((to_jsonb(i) ->> 'inhdetachpending')::bool, false) as pending
 from pg_inherits i join pg_class c on c.oid = i.inhrelid join pg_namespace n on n.oid = relnamespace
 where i.inhparent = $1::oid and c.relname = $2"""
+_STILL_THERE = """
+select c.relname::text as name from pg_inherits i join pg_class c on c.oid = i.inhrelid
+where i.inhparent = $1::oid and c.relname = any ($2::text[])
+  and not coalesce((to_jsonb(i) ->> 'inhdetachpending')::bool, false)"""
 _LEFT = """
 select format('%I.%I', n.nspname, c.relname) as name,
        exists (select from pg_inherits where inhrelid = c.oid) as attached
@@ -47,23 +54,21 @@ where c.oid = $1::oid and c.relname = $2"""
 class Retention:
     """A Job. Without a policy nothing leaves; what was begun before waits for an answer.
 
-    It plans the steps of kind `archive` for the job of the archive, which does them.
+    It plans the steps of kind `archive` for the job of the archive, which does them. With `rollups`
+    nothing leaves before it is in them.
     """
 
     kinds = frozenset({DETACH, DROP})
 
-    def __init__(self, policy: Policy | None) -> None:
+    def __init__(self, policy: Policy | None, *, rollups: bool = False) -> None:
         self._policy = policy
+        self._rollups = rollups
 
     async def plan(self, connection: Connection, view: View) -> list[Step]:
         """Return the steps of the partitions that are old enough, the oldest first."""
         if view.kind != PARTITIONED:
             return self._without_partitions(view)
-        begun = {
-            name: entry
-            for name, entry in (await registry.entries(connection, view.table, "archive/")).items()
-            if entry.get("state") in _UNDER_WAY
-        }
+        begun = await _begun(connection, view)
         steps = self._to_end(begun, view)
         if self._policy is None:
             return steps
@@ -93,12 +98,9 @@ class Retention:
             elif entry.get("archive_dir", "") != self._policy.archive_dir:
                 waits = f"archive_dir was changed after {name} was detached"
             found = self._steps(name, entry["from_us"], entry["to_us"], waits, begun=True)
-            steps += [each for each in found if each.kind != DETACH or self._is_half(entry)]
+            left_out = _LEFT_OUT.get(entry["state"], {DETACH})
+            steps += [each for each in found if each.kind not in left_out]
         return steps
-
-    @staticmethod
-    def _is_half(entry: dict[str, Any]) -> bool:
-        return bool(entry["state"] == DETACHING)
 
     def _steps(self, name: str, from_us: int, to_us: int, waits: str, *, begun: bool) -> list[Step]:
         archives = self._policy is not None and self._policy.archive_dir
@@ -131,15 +133,16 @@ class Retention:
             if entry is None:
                 raise StartError(f"{step.partition} is not a partition of {view.table} any more")
         else:
-            entry = {
-                "state": DETACHING,
-                "oid": found["oid"],
-                "from_us": step.from_us,
-                "to_us": step.to_us,
-                "archive_dir": self._policy.archive_dir if self._policy else "",
-            }
+            if entry is None or not found["pending"]:  # else it is still that of its first try
+                entry = {
+                    "state": DETACHING,
+                    "oid": found["oid"],
+                    "from_us": step.from_us,
+                    "to_us": step.to_us,
+                    "archive_dir": self._policy.archive_dir if self._policy else "",
+                }
             if not found["pending"]:
-                await rollup_state.leave(connection, view, step.to_us)
+                await rollup_state.leave(connection, view, step.to_us, wanted=self._rollups)
             await registry.put(connection, kept, key, entry)
             detach = f"alter table {view.table} detach partition {found['name']}"
             if connection.get_server_version().major < _CONCURRENTLY_FROM:
@@ -156,14 +159,14 @@ class Retention:
         archived = self._policy is not None and bool(self._policy.archive_dir)
         if entry is None or entry.get("state") not in _UNDER_WAY:
             raise StartError(f"{step.partition} was not detached by us")
-        if archived and entry["state"] != VERIFIED:
-            raise StartError(f"{step.partition} is not in the archive yet: it is not dropped")
         found = await connection.fetchrow(_LEFT, entry["oid"], step.partition)
         if found is not None and found["attached"]:
             # Somebody wants to keep it: then it is theirs, until it is adopted.
             await registry.remove(connection, kept, key)
             await registry.remove(connection, kept, registry.PARTITION + step.partition)
             raise StartError(f"{step.partition} was attached again by somebody: it stays")
+        if archived and entry["state"] != VERIFIED:
+            raise StartError(f"{step.partition} is not in the archive yet: it is not dropped")
         async with connection.transaction():
             if found is not None:
                 await connection.execute(f"drop table {found['name']}")
@@ -172,3 +175,20 @@ class Retention:
                 await registry.put(connection, kept, key, {**entry, "state": DROPPED})
             else:
                 await registry.remove(connection, kept, key)
+
+
+async def _begun(connection: Connection, view: View) -> dict[str, Any]:
+    """Return the entries of the partitions that are on their way out.
+
+    A detach that got no lock has not begun: the partition is judged anew, by the policy of now.
+    One that was attached again by somebody has the state `attached`.
+    """
+    entries = (await registry.entries(connection, view.table, registry.ARCHIVE)).items()
+    begun = {name: entry for name, entry in entries if entry.get("state") in _UNDER_WAY}
+    for row in await connection.fetch(_STILL_THERE, view.oid, list(begun)) if begun else []:
+        name = row["name"]
+        if begun[name]["state"] == DETACHING:
+            del begun[name]
+        else:
+            begun[name] = {**begun[name], "state": ATTACHED}
+    return begun

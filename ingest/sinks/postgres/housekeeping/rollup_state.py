@@ -17,6 +17,7 @@ from ingest.sinks.postgres.housekeeping.view import View
 from ingest.sinks.postgres.target import TargetTable
 
 KEY = "rollups"  # in the registry
+NOT_COMPUTED = "the rollups of this time are not computed yet"
 
 
 class Progress(NamedTuple):
@@ -45,13 +46,18 @@ async def put(connection: Connection, registry_name: str, at: Progress) -> None:
     await registry.put(connection, registry_name, KEY, values)
 
 
-async def leave(connection: Connection, view: View, before_us: int) -> None:
+async def leave(
+    connection: Connection, view: View, before_us: int, *, wanted: bool = False
+) -> None:
     """Call it before the readings of the time before are removed: their rollups stay as they are.
 
-    Raises StartError, and notes nothing, if a rollup still needs these readings.
+    Raises StartError, and notes nothing, if a rollup still needs these readings; also if rollups
+    are `wanted`, and their tables could not be made yet.
     """
     at = await progress(connection, view.table)
     if at is None:
+        if wanted:
+            raise StartError(NOT_COMPUTED)
         return
     if why := await _needs(connection, view, at, before_us):
         raise StartError(why)
@@ -62,7 +68,7 @@ async def leave(connection: Connection, view: View, before_us: int) -> None:
 
 async def _needs(connection: Connection, view: View, at: Progress, before_us: int) -> str:
     if at.until_us is None or at.until_us < before_us:
-        return "the rollups of this time are not computed yet"
+        return NOT_COMPUTED
     names = tables_of(TargetTable(schema=view.schema, table=view.name))
     older = f"hour < {literal(before_us)}"
     if at.raw_from_us is not None:

@@ -142,7 +142,7 @@ async def look_at(
     """Return the view of a table. `span` is the setting; with `none` that of its making counts."""
     row = await connection.fetchrow(_TABLE, table, target.ts)
     if row is None:
-        return _missing(table)
+        return _missing(table, target)
     kind = _kind(row["kind"], by_time=row["by_time"], blocked=row["blocked"])
     known = await registry.entries(connection, table, registry.TABLE)
     made_as = known.get(row["bare_name"], {}).get("span", DAY)
@@ -175,7 +175,7 @@ async def look_at(
     )
 
 
-def _missing(table: str) -> View:
+def _missing(table: str, target: TargetTable) -> View:
     return View(
         table=table,
         schema="",
@@ -191,6 +191,7 @@ def _missing(table: str) -> View:
         owner="",
         role="",
         cannot_make=f"there is no table {table}",
+        target=target,
     )
 
 
