@@ -42,6 +42,9 @@ select format('%I.%I', n.nspname, c.relname) as name,
        exists (select from pg_inherits where inhrelid = c.oid) as attached
 from pg_class c join pg_namespace n on n.oid = c.relnamespace
 where c.oid = $1::oid and c.relname = $2"""
+_FURTHER_COLUMNS = """
+select attname::text as name from pg_attribute where attrelid = $1::oid and attnum > 0
+and not attisdropped and attname <> all ($2::text[]) order by attnum"""
 
 
 class Retention:
@@ -67,11 +70,12 @@ class Retention:
         steps = self._to_end(begun, view)
         if self._policy is None:
             return steps
+        policy = await _of_table(self._policy, connection, view)
         pinned = await registry.entries(connection, view.table, registry.PINNED)
-        leaving = due(view.partitions, pinned, self._policy.cutoff_us(view.now_us))
+        leaving = due(view.partitions, pinned, policy.cutoff_us(view.now_us))
         leaving = [each for each in leaving if each.name not in begun]
         answers = await registry.entries(connection, view.table, registry.ANSWER)
-        waits = must_confirm(leaving, len(view.partitions), self._policy, answers.get("keep_hot"))
+        waits = must_confirm(leaving, len(view.partitions), policy, answers.get("keep_hot"))
         for each in leaving:
             steps += self._steps(each.name, each.from_us, each.to_us, waits, begun=False)
         return steps
@@ -116,7 +120,8 @@ class Retention:
             raise StartError(_NOT_BY_TIME.format(view.table))
         kept = await registry.make(connection, view.table, view.owner)
         if step.waits and self._policy is not None:
-            await registry.put(connection, kept, KEEP_HOT, self._policy.entry(view.now_us))
+            policy = await _of_table(self._policy, connection, view)
+            await registry.put(connection, kept, KEEP_HOT, policy.entry(view.now_us))
         if step.kind == DETACH:
             await self._detach(connection, view, step, kept)
         else:
@@ -172,3 +177,11 @@ class Retention:
                 await registry.put(connection, kept, key, {**entry, "state": DROPPED})
             else:
                 await registry.remove(connection, kept, key)
+
+
+async def _of_table(policy: Policy, connection: Connection, view: View) -> Policy:
+    """Return the policy with the columns of this table that the archive does not have."""
+    if not policy.archive_dir:
+        return policy
+    rows = await connection.fetch(_FURTHER_COLUMNS, view.oid, list(view.target.columns))
+    return policy._replace(left_out=tuple(row["name"] for row in rows))
