@@ -6,6 +6,7 @@ import asyncio
 
 import asyncpg
 import pytest
+import structlog
 
 from ingest.app.housekeeping import Housekeeping
 from ingest.config.settings import Settings
@@ -243,7 +244,7 @@ async def test_service_says_that_it_waits_and_a_yes_of_the_command_ends_it(
 
 
 async def test_damaged_entry_of_the_registry_does_not_end_the_service(
-    connection: asyncpg.Connection, shared_url: str, caplog: pytest.LogCaptureFixture
+    connection: asyncpg.Connection, shared_url: str
 ) -> None:
     """The housekeeping says what it cannot read, and goes on once that is mended."""
     await make(connection, 1)
@@ -252,10 +253,12 @@ async def test_damaged_entry_of_the_registry_does_not_end_the_service(
     settings = Settings(keep_hot="2d", housekeeping_pause_s=0.05)
     housekeeping = Housekeeping(settings, lambda: shared_url)
     stopping = asyncio.Event()
-    running = asyncio.create_task(housekeeping.run(stopping))
-    while "KeyError" not in caplog.text:
-        assert not running.done()
-        await asyncio.sleep(0.01)
+    with structlog.testing.capture_logs() as lines:
+        running = asyncio.create_task(housekeeping.run(stopping))
+        while not lines:
+            assert not running.done()
+            await asyncio.sleep(0.01)
+    assert (lines[0]["event"], lines[0]["why"]) == ("housekeeping_failed", "KeyError: 'from_us'")
     await registry.remove(connection, kept, "archive/x")
     while not housekeeping.figures():
         assert not running.done()
