@@ -102,6 +102,13 @@ class Housekeeping:
             if self._occasionally.due(str(error)) is not None:
                 log.warning("housekeeping_failed", why=str(error))
             return False
+        except Exception as error:
+            # Such as an entry of the registry, or a file of the archive, that somebody has changed.
+            # Posts must not stop for it, and would: an error that leaves a task ends the process.
+            why = f"{type(error).__name__}: {error}"
+            if self._occasionally.due(why) is not None:
+                log.warning("housekeeping_failed", why=why, exc_info=True)
+            return False
         self._look_at(report)
         for each in report.did:
             step = each.step
