@@ -68,15 +68,6 @@ async def test_readings_leave_for_files_and_come_back(
     assert (listed["name"], listed["readings"], listed["restored"]) == (name, 30, False)
     assert await archive("verify") == {"good": 1, "faults": {}}
 
-    kept = await registry.make(connection, "readings")
-    await connection.execute(f"create table {name} (theirs int)")
-    assert "rename it" in (await here("archive", "restore", name, *words)).stderr
-    entry = (await registry.entries(connection, "readings", f"archive/{name}"))[""]
-    await registry.put(connection, kept, f"archive/{name}", {**entry, "state": "detached"})
-    assert "on its way" in (await here("archive", "restore", name, *words)).stderr
-    await registry.put(connection, kept, f"archive/{name}", entry)
-    await connection.execute(f"drop table {name}")
-
     await archive("restore", name)
     assert await rows_in(connection, "readings") == sorted(rows)
     assert await keep_house() == []
@@ -148,6 +139,23 @@ async def test_tables_with_other_names_in_one_schema_have_nothing_in_common(
     owner = f"""select relowner::regrole::text from pg_class where relname = '{name}'"""
     assert await connection.fetchval(owner) == role
     await connection.execute(f"reassign owned by {role} to current_user; drop owned by {role}")
+
+
+async def test_restore_tells_nobody_to_remove_what_is_not_in_the_archive_yet(
+    connection: asyncpg.Connection, shared_url: str, here: Here, tmp_path: Path
+) -> None:
+    """A table has the name: one of somebody else, then a detached one with late readings."""
+    words = ["--database-url", shared_url, "--partition-span", "day", "--keep-hot", "30d"]
+    words += ["--archive-dir", str(tmp_path)]
+    assert (await here("schema", "apply", *words)).code == 0
+    await arrive(connection, drawn(3, 1, from_us=OLD_US, to_us=OLD_US + DAY_US))
+    assert (await here("housekeeping", "run", "--yes", *words)).code == 0
+    await connection.execute(f"create table {NAME} (theirs int)")
+    assert "rename it" in (await here("archive", "restore", NAME, *words)).stderr
+    kept = await registry.make(connection, "readings")
+    entry = (await registry.entries(connection, "readings", f"archive/{NAME}"))[""]
+    await registry.put(connection, kept, f"archive/{NAME}", {**entry, "state": "detached"})
+    assert "on its way" in (await here("archive", "restore", NAME, *words)).stderr
 
 
 @pytest.mark.slow
