@@ -22,7 +22,7 @@ from ingest.sinks.postgres.connection import DatabaseUrl, Timeouts, text_of
 from ingest.sinks.postgres.housekeeping.making import make_partition
 from ingest.sinks.postgres.housekeeping.opening import opened
 from ingest.sinks.postgres.housekeeping.partitions import gaps_of
-from ingest.sinks.postgres.housekeeping.spans import DAY_US, TimeSpan
+from ingest.sinks.postgres.housekeeping.spans import TimeSpan
 from ingest.sinks.postgres.housekeeping.view import PARTITIONED, View, look_at
 from ingest.sinks.postgres.session import as_start_error
 from ingest.sinks.postgres.target import TargetTable
@@ -39,10 +39,11 @@ log = get_logger("housekeeping")
 
 
 class LateLimits(NamedTuple):
-    """What readings may cause: the settings of these names, as numbers."""
+    """What readings may cause. `late_us_max`: older ones get no partition."""
 
     late_us_max: int
     partitions_max: int
+    late_named: str  # how long that is, and the setting of it
 
 
 class NoPartition(NamedTuple):
@@ -172,8 +173,7 @@ class LatePartitions:
             return None
         late_us = self._limits.late_us_max
         if view.ours and ts_us < unix_us() - late_us:
-            days = late_us // DAY_US
-            return NoPartition(f"older than {days} days (partition_late_days_max)", final=True)
+            return NoPartition(f"older than {self._limits.late_named}", final=True)
         return NoPartition(
             f"there is no partition for this time: {self._reason(view)}", final=False
         )
