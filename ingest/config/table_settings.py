@@ -23,7 +23,7 @@ class TableSettings:
         opens="The table, for years",
     )
     partitions_ahead: int = setting(
-        7, "how many partitions are made ahead, after ts_ahead_s_max from now", within=(1, 400)
+        7, "how many partitions are made beyond now + ts_ahead_s_max", within=(1, 400)
     )
     partition_late_days_max: float = setting(
         3_650.0,
