@@ -42,6 +42,6 @@ def _check(view: View) -> Check:
         said = f"{left}, and no more can be made: {view.cannot_make}; {fix}"
         return Check(_NAME, FAIL if not view.spans_ahead else WARN, said)
     if ends_soon(view):
-        who = "" if view.ours else "; the service makes none, since somebody else made the first"
+        who = "" if view.ours else "; another tool made them: see `ingest schema adopt`"
         return Check(_NAME, FAIL if not view.spans_ahead else WARN, f"only {left}{who}")
     return Check(_NAME, OK, left)

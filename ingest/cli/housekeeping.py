@@ -15,6 +15,7 @@ from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_jso
 from ingest.cli.terminal import print_answer
 from ingest.config.loading import Loaded
 from ingest.sinks.postgres.housekeeping.spans import END_US
+from ingest.sinks.postgres.housekeeping.view import HYPERTABLE, PARTITIONED
 from ingest.system.clock import rfc3339_or_us
 from ingest.system.words import counted
 
@@ -26,6 +27,7 @@ TAKES = "COMMAND [options]"
 EXAMPLES = ("ingest housekeeping status", "ingest housekeeping plan", "ingest housekeeping run")
 EPILOG = None
 PLAN_SHOWN_MAX = 50
+CONFIRM = "to do what waits, if it is right: `ingest housekeeping run --yes`"
 
 
 def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
@@ -53,7 +55,7 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
 
 def _run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--yes", action="store_true", help="also do the steps that wait for a person's yes"
+        "--yes", action="store_true", help="also do the steps that a person must confirm"
     )
     add_json_flag(parser)
 
@@ -119,7 +121,13 @@ def plan_text(report: Report) -> str:
         lines.append(f"and {more} more; --json has all")
     if report.view.cannot_make:
         lines.append(f"not possible now: {report.view.cannot_make}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_confirm(report)])
+
+
+def _confirm(report: Report) -> list[str]:
+    """Return the line with the next step, if a yes helps a step that waits."""
+    waits = any(each.waits for each in report.due)
+    return [CONFIRM] if waits and report.view.kind in (PARTITIONED, HYPERTABLE) else []
 
 
 def run_text(report: Report) -> str:
@@ -128,21 +136,24 @@ def run_text(report: Report) -> str:
         return "another housekeeping run is under way; nothing was done"
     if not report.did:
         return f"nothing was due: {_kind_words(report)}"
-    return "\n".join(
+    lines = [
         f"{each.step.kind} {each.step.partition}: {each.error or 'done'}" for each in report.did
-    )
+    ]
+    return "\n".join([*lines, *_confirm(report)])
 
 
 def _kind_words(report: Report) -> str:
     view = report.view
     return {
         "missing": f"there is no table {view.table} yet",
-        "plain": f"{view.table} has no partitions, and works without them",
+        "plain": f"{view.table} has no partitions, and works without them "
+        "(`ingest schema partition` makes them)",
         "hypertable": f"{view.table} is a hypertable; TimescaleDB makes its chunks",
         "other": f"{view.table} is not partitioned by the range of its time",
         "partitioned": f"{view.table} has partitions until {_until(report)}"
         if view.ours
-        else f"{view.table} was partitioned by somebody else, or this role may not see who did",
+        else f"{view.table} was partitioned by another tool, or this role may not read "
+        "ingest_housekeeping (`ingest schema adopt` hands it over to the housekeeping)",
     }[view.kind]
 
 
@@ -193,10 +204,12 @@ def status_text(report: Report) -> str:
     if found["kind"] == "partitioned":
         lines |= {
             "partitions": f"{counted(found['partitions'], 'partition')}, "
-            f"{found['partitions_ours']} of them ours, {found['bytes'] / 1e6:,.0f} MB",
+            f"{found['partitions_ours']} of them made or adopted by the housekeeping, "
+            f"{found['bytes'] / 1e6:,.0f} MB",
             "ahead": f"{counted(found['spans_ahead'], found['span'])} after the present one, "
             f"until {found['until']}",
-            "due": counted(found["due"], "step"),
+            "due": counted(found["due"], "step")
+            + (" (see `ingest housekeeping plan`)" if found["due"] else ""),
         }
         if found["cannot_make"]:
             lines["not possible"] = found["cannot_make"]
