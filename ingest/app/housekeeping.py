@@ -85,6 +85,9 @@ class Housekeeping:
                 log.warning("housekeeping_failed", why=str(error))
             return False
         self._look_at(report)
+        needs = report.schema.needs
+        if needs and self._occasionally.due(needs) is not None:
+            log.warning("schema_version_differs", why=needs)
         for each in report.did:
             step = each.step
             if not each.error:

@@ -90,7 +90,8 @@ async def run(
     did: list[Did] = []
     failed = set[str]()
     async with alone(connection, view.oid):
-        view = await look_at(connection, view.table, view.span)  # another run may just have ended
+        # Another run may just have ended.
+        view = await look_at(connection, view.table, view.span, target=view.target)
         for step in await plan(connection, view, jobs):
             if stopped() or connection.is_closed():
                 break
