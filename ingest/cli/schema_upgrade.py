@@ -28,7 +28,7 @@ async def upgrade(args: argparse.Namespace, settings: Settings, url: str) -> int
     from ingest.app.database import timeouts  # noqa: PLC0415
     from ingest.app.target import make_target  # noqa: PLC0415
     from ingest.sinks.postgres import schema  # noqa: PLC0415
-    from ingest.sinks.postgres.housekeeping import versions  # noqa: PLC0415
+    from ingest.sinks.postgres.housekeeping import registry, versions  # noqa: PLC0415
     from ingest.sinks.postgres.housekeeping.opening import opened  # noqa: PLC0415
     from ingest.sinks.postgres.session import as_start_error  # noqa: PLC0415
 
@@ -49,7 +49,7 @@ async def upgrade(args: argparse.Namespace, settings: Settings, url: str) -> int
     answer = {
         "table": look.target.name,
         "version": found.version,
-        "version_of_program": versions.SCHEMA_VERSION,
+        "version_of_program": registry.SCHEMA_VERSION,
         "due": [] if args.yes else due,
         "done": done,
     }

@@ -30,7 +30,8 @@ from tests.support.rows import encode, readings
 OF_TODAY = '{"version": 1}'
 # As commit 54a95c7 made it, the last one before there were partitions, with the index for devices.
 TABLE_BEFORE = """create table readings (
-    ts timestamptz not null, device_id text collate "C" not null, metric text collate "C" not null, value double precision not null,
+    ts timestamptz not null, device_id text collate "C" not null,
+    metric text collate "C" not null, value double precision not null,
     primary key (ts, device_id, metric, value));
     create index readings_device_idx on readings (device_id, metric, ts)"""
 

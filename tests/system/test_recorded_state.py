@@ -18,7 +18,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from tests.path.recorded.exchange import Case, exchange
+from tests.path.recorded.exchange import Case, Part, exchange
 from tests.path.recorded.record import HERE, REPOSITORY
 from tests.path.recorded.record_state import listed_letters
 from tests.path.recorded.service import Done, Running, command, run_sql
@@ -86,7 +86,9 @@ async def fill(url: str, rows: list[list[Any]]) -> None:
 async def status_of_post(service: Running, *headers: str) -> str:
     """Post an empty array; return the status line."""
     head = "".join(f"{each}\r\n" for each in ("Host: localhost", *headers, "Content-Length: 2"))
-    send = [f"POST /v1/readings HTTP/1.1\r\nContent-Type: application/json\r\n{head}\r\n[]"]
+    send: list[Part] = [
+        f"POST /v1/readings HTTP/1.1\r\nContent-Type: application/json\r\n{head}\r\n[]"
+    ]
     got, then = await exchange(service.address("data"), Case("post", "", "data", send))
     assert got, then
     return str(got[0][0])
