@@ -28,9 +28,10 @@ async def partition_checks(settings: Settings, url: str) -> list[Check]:
         )
     except StartError as error:
         return [Check(_NAME, FAIL if settings.housekeeping_url else WARN, str(error))]
-    if report.view.kind != PARTITIONED:
-        return []
-    return [_check(report.view)]
+    found = [_check(report.view)] if report.view.kind == PARTITIONED else []
+    if report.schema.needs:
+        found.append(Check("schema", FAIL if report.schema.refuses else WARN, report.schema.needs))
+    return found
 
 
 def _check(view: View) -> Check:

@@ -69,9 +69,14 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
     if args.housekeeping_command == "status":
         print_answer(status_of(report), status_text(report), as_json=args.json)
         return 0
-    answer = {"did": [_did(each) for each in report.did], "other_run": report.other_run}
+    answer = {
+        "did": [_did(each) for each in report.did],
+        "other_run": report.other_run,
+        "refused": report.schema.needs if report.schema.refuses else "",
+    }
     print_answer(answer, run_text(report), as_json=args.json)
-    return 1 if any(each.error and (args.yes or not each.step.waits) for each in report.did) else 0
+    failed = any(each.error and (args.yes or not each.step.waits) for each in report.did)
+    return 1 if failed or report.schema.refuses else 0
 
 
 async def _report(args: argparse.Namespace, loaded: Loaded) -> Report:
@@ -111,16 +116,17 @@ def _did(did: Did) -> dict[str, Any]:
 
 def plan_text(report: Report) -> str:
     """Return the steps as lines for a person."""
-    if not report.due:
-        return f"nothing is due: {_kind_words(report)}"
-    lines = [
+    lines = [] if report.due else [f"nothing is due: {_kind_words(report)}"]
+    lines += [
         f"{each.kind} {each.partition}: {each.why}{each.waits and f' (waits: {each.waits})'}"
         for each in report.due[:PLAN_SHOWN_MAX]
     ]
     if (more := len(report.due) - PLAN_SHOWN_MAX) > 0:
         lines.append(f"and {more} more; --json has all")
-    if report.view.cannot_make:
+    if report.due and report.view.cannot_make:
         lines.append(f"not possible now: {report.view.cannot_make}")
+    if report.schema.refuses:
+        lines.append(f"not possible now: {report.schema.needs}")
     return "\n".join([*lines, *_confirm(report)])
 
 
@@ -132,6 +138,8 @@ def _confirm(report: Report) -> list[str]:
 
 def run_text(report: Report) -> str:
     """Return what was done as lines for a person."""
+    if report.schema.refuses:
+        return f"nothing was done: {report.schema.needs}"
     if report.other_run:
         return "another housekeeping run is under way; nothing was done"
     if not report.did:
@@ -191,6 +199,7 @@ def status_of(report: Report) -> dict[str, Any]:
         "spans_ahead": view.spans_ahead if partitioned else None,
         "due": len(report.due),
         "cannot_make": view.cannot_make,
+        "schema_version": report.schema.version,
     }
 
 
@@ -213,5 +222,7 @@ def status_text(report: Report) -> str:
         }
         if found["cannot_make"]:
             lines["not possible"] = found["cannot_make"]
+    if report.schema.needs:
+        lines["schema"] = report.schema.needs
     width = max(map(len, lines)) + 1
     return "\n".join(f"{name + ':':<{width}} {text}" for name, text in lines.items())

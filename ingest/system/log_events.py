@@ -76,6 +76,8 @@ EVENTS: dict[str, str] = {
     "housekeeping_did": "The housekeeping has done this step.",
     "housekeeping_step_failed": "The housekeeping could not do this step. It is tried again.",
     "housekeeping_failed": "The housekeeping could not run. It is tried again.",
+    "schema_version_differs": "The schema was made by an older or newer program. `why` says what "
+    "to do.",
     # The broker
     "broker_connected": "There is a connection to this server of the broker.",
     "broker_away": "The connection to the broker has ended. A new one is tried.",
