@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from ingest.sinks.postgres.housekeeping import registry
 from tests.support.archives import Row, drawn, rows_in, rows_in_files, store
-from tests.support.commands import Here
+from tests.support.commands import Here, with_user
 
 DAY_US = 86_400_000_000
 OLD_US = 1_779_926_400_000_000  # 2026-05-28
@@ -191,3 +191,18 @@ async def test_runs_killed_at_drawn_moments_lose_nothing(
     assert (await here("archive", "verify", *words)).code == 0
     assert sorted(rows_in_files(tmp_path.glob("*.parquet"))) == sorted(rows)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+async def test_role_that_may_not_see_the_archive_is_told(
+    connection: asyncpg.Connection, shared_url: str, here: Here, tmp_path: Path, role: str
+) -> None:
+    """Else `verify` would find all of nothing in order."""
+    words = ["--partition-span", "day", "--archive-dir", str(tmp_path)]
+    assert (await here("schema", "apply", "--database-url", shared_url, *words)).code == 0
+    await connection.execute(f"grant usage on schema public to {role}")
+    words += ["--database-url", with_user(shared_url, role)]
+    for command in ("list", "verify"):
+        done = await here("archive", command, *words)
+        assert (done.code, done.stdout) == (2, "")
+        assert '"ingest_housekeeping": set housekeeping_url' in done.stderr
+    await connection.execute(f"drop owned by {role}")

@@ -9,9 +9,13 @@ import asyncpg
 from pyarrow import parquet
 
 from ingest.sinks.postgres.housekeeping import registry
+from ingest.sinks.postgres.housekeeping.making import make_partition
+from ingest.sinks.postgres.housekeeping.spans import DAY, DAY_US, TimeSpan
+from ingest.sinks.postgres.housekeeping.view import look_at
 from tests.support.commands import Here
 
 OLD = "2026-05-28"
+OLD_US = 1_779_926_400_000_000  # the same
 COLUMNS = {"ts": "time", "device_id": "Gerät ID", "metric": "it's", "value": "va\\lue.%s"}
 
 
@@ -39,8 +43,8 @@ async def test_two_tables_of_one_schema_have_archive_and_rollups_of_their_own(
         assert adopted.code == 0, adopted
     for number, table in enumerate(tables):
         words = [*at, "--table-name", table, "--archive-dir", str(tmp_path / str(number))]
-        await here("housekeeping", "run", "--yes", "--json", *words)
         # The first run waits with the old day until it is in the rollups.
+        await here("housekeeping", "run", "--yes", *words)
         done = await here("housekeeping", "run", "--yes", "--json", *words)
         did = json.loads(done.stdout)["did"]
         assert [each["error"] for each in did] == [""] * len(did), done
@@ -59,3 +63,23 @@ def test_name_of_a_registry_fits_and_differs() -> None:
     names = {registry.name_for("é" * 30 + each) for each in ("", "a", "b")}
     assert len(names) == 3
     assert all(len(each.encode()) <= 63 for each in names)
+
+
+async def test_new_partition_is_not_kept_by_the_pin_of_one_dropped_by_hand(
+    operator: asyncpg.Connection,
+) -> None:
+    """A restored partition was dropped by hand: late readings of its day may leave again."""
+    await operator.execute(
+        "drop table readings; create table readings (ts timestamptz, device_id text, metric text, "
+        "value float8, primary key (ts, device_id, metric, value)) partition by range (ts)"
+    )
+    kept = await registry.make(operator, "readings")
+    await registry.put(operator, kept, "pinned/readings_p20260528", {"why": "restored"})
+    other = {"from_us": OLD_US - DAY_US, "to_us": OLD_US}
+    await registry.put(operator, kept, "files/readings_p20260529", other)
+    view = await look_at(operator, "readings", DAY)
+    day = TimeSpan(OLD_US, OLD_US + DAY_US)
+    assert await make_partition(operator, view, day) == "readings_p20260528"
+    assert await registry.entries(operator, "readings", registry.PINNED) == {}
+    after = TimeSpan(day.to_us, day.to_us + DAY_US)
+    assert await make_partition(operator, view, after) == "readings_p20260529_2"  # not of its files

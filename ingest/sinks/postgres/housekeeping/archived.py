@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from asyncpg import Connection
 
+from ingest.model.errors import StartError
 from ingest.sinks.postgres.housekeeping import registry
 from ingest.sinks.postgres.housekeeping.spans import BEGINNING_US, TimeSpan
 
@@ -41,7 +42,13 @@ class Contents(NamedTuple):
 
 
 async def contents(connection: Connection, table: str) -> list[Contents]:
-    """Return what is in the archive of a table, the oldest first."""
+    """Return what is in the archive of a table, the oldest first.
+
+    Raises StartError if this role may not see it: that must not look like an empty archive.
+    """
+    name, readable = await registry.name_beside(connection, table)
+    if not readable and await connection.fetchval("select to_regclass($1) is not null", name):
+        raise StartError(f"this role may not read {name}: set housekeeping_url to the owner's URL")
     found = (await registry.entries(connection, table, registry.FILES)).items()
     return sorted((_read(name, entry) for name, entry in found), key=lambda each: each.from_us)
 
