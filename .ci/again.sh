@@ -1,5 +1,6 @@
-# Sourced by .ci/run, after timed.sh: at most 3 failed tests get a second try, and it is told.
-tries=() # the tests that passed at their second try only
+# Sourced by .ci/run, after timed.sh: at most 3 failed tests, and at most 2 red faults, get a second
+# try, and it is told.
+tries=() # the tests and faults that passed at their second try only
 
 failed_tests() { # prints those that pytest's last run left as failed
     python3 -c '
@@ -20,6 +21,22 @@ tests() { # a command that ends in pytest's arguments: runs it, and what failed 
     tries+=("${failed[@]}")
 }
 
-second_tries() { # says which tests failed once
+faults() { # a command of ./run faults on one seed: runs it, and what is red a second time, alone
+    local code=0 red=() said
+    said=$(mktemp)
+    timed "$@" > >(tee "$said") || code=$?
+    wait $! # for tee
+    mapfile -t red < <(sed -n 's/^RED after [0-9]* s: //p' "$said" | grep -oE '[A-Z]+[0-9]+')
+    if grep -E ' RED ' "$said" | grep -qvE ' 0 lost +0 doubled '; then
+        red=() # a reading is missing, or is there twice: that is never tried again
+    fi
+    rm "$said"
+    [[ $code -eq 1 ]] && ((${#red[@]} >= 1 && ${#red[@]} <= 2)) || return "$code"
+    printf 'ci: a second try, alone: %s\n' "${red[@]}"
+    timed ./run faults --only "$(IFS=, && echo "${red[*]}")" --seed 1 || return
+    tries+=("${red[@]}")
+}
+
+second_tries() { # says which failed once
     ((${#tries[@]} == 0)) || printf 'ci: FAILED ONCE, passed at the second try: %s\n' "${tries[@]}"
 }

@@ -28,6 +28,7 @@ from ingest.system.clock import sleep_unless, unix_us
 from ingest.system.logs import Occasionally, get_logger
 
 WARNING_S = 3600.0
+STOP_S_MAX = 1.0
 SPANS_LEFT_MIN = 3  # with fewer partitions ahead somebody should look
 FIRST_PAUSES_S = (1.0, 5.0, 30.0)  # after runs that failed: the database may be starting
 
@@ -57,18 +58,35 @@ class Housekeeping:
         return self._stopping.is_set()
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Run until `stopping` is set; it is never cancelled."""
+        """Run until `stopping` is set. A run that is under way has STOP_S_MAX to end by itself."""
         self._stopping = stopping
         failures = 0
         pause_s = 0.0
         while not await sleep_unless(stopping, pause_s):
             pause_s = self._settings.housekeeping_pause_s
-            if await self._once(stopping):
+            if await self._once_unless(stopping):
                 failures = 0
             else:
                 first_s = FIRST_PAUSES_S[min(failures, len(FIRST_PAUSES_S) - 1)]
                 pause_s = min(pause_s, first_s if failures < len(FIRST_PAUSES_S) else pause_s)
                 failures += 1
+
+    async def _once_unless(self, stopping: asyncio.Event) -> bool:
+        """Run once. At a stop it is cut off: the server may say nothing, or a step may take long.
+
+        The next run goes on with what was cut off, as after a kill.
+        """
+        once = asyncio.create_task(self._once(stopping))
+        ending = asyncio.create_task(stopping.wait())
+        await asyncio.wait({once, ending}, return_when=asyncio.FIRST_COMPLETED)
+        ending.cancel()
+        if not once.done():
+            await asyncio.wait({once}, timeout=STOP_S_MAX)
+        if not once.done():
+            once.cancel()
+            await asyncio.wait({once}, timeout=STOP_S_MAX)
+            return False
+        return once.result()
 
     async def _once(self, stopping: asyncio.Event) -> bool:
         """Run once; return False if another try may help soon."""
@@ -83,6 +101,13 @@ class Housekeeping:
         except StartError as error:
             if self._occasionally.due(str(error)) is not None:
                 log.warning("housekeeping_failed", why=str(error))
+            return False
+        except Exception as error:
+            # Such as an entry of the registry, or a file of the archive, that somebody has changed.
+            # Posts must not stop for it, and would: an error that leaves a task ends the process.
+            why = f"{type(error).__name__}: {error}"
+            if self._occasionally.due(why) is not None:
+                log.warning("housekeeping_failed", why=why, exc_info=True)
             return False
         self._look_at(report)
         for each in report.did:

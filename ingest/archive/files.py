@@ -118,12 +118,18 @@ def _synced_bytes(path: Path) -> int:
 
 
 def read(path: Path, rows: int = READ_ROWS) -> Iterator[pa.Table]:
-    """Yield the rows of a file in order, at most so many at once."""
-    with pq.ParquetFile(path, pre_buffer=False, buffer_size=64 * 1024) as file:
-        if file.schema_arrow.remove_metadata() != SCHEMA:
-            raise DamagedRows(f"{path.name} is a Parquet file, but not one of the archive")
-        for batch in file.iter_batches(batch_size=rows, use_threads=False):
-            yield pa.Table.from_batches([batch])
+    """Yield the rows of a file in order, at most so many at once.
+
+    Raises DamagedRows, with the name of the file, if it cannot be read.
+    """
+    try:
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=64 * 1024) as file:
+            if file.schema_arrow.remove_metadata() != SCHEMA:
+                raise DamagedRows("it is a Parquet file, but not one of the archive")
+            for batch in file.iter_batches(batch_size=rows, use_threads=False):
+                yield pa.Table.from_batches([batch])
+    except (pa.ArrowException, OSError, DamagedRows) as error:
+        raise DamagedRows(f"{path.name}: {error}") from error
 
 
 def checksum_of_files(paths: Sequence[Path], go_on: Callable[[], None]) -> Checksum:

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
         return 0
     answer = {"did": [_did(each) for each in report.did], "other_run": report.other_run}
     print_answer(answer, run_text(report), as_json=args.json)
-    return 1 if any(each.error and not each.step.waits for each in report.did) else 0
+    return 1 if any(each.error and (args.yes or not each.step.waits) for each in report.did) else 0
 
 
 async def _report(args: argparse.Namespace, loaded: Loaded) -> Report:

@@ -115,10 +115,49 @@ def test_no_second_try_where_something_else_is_wrong() -> None:
     assert len(table.splitlines()) == 3
 
 
+def test_few_red_faults_get_a_second_try(tmp_path: Path) -> None:
+    """A fault that is green then does not stop the run. Three red ones do, and a lost reading."""
+    run = tmp_path / "run"
+
+    def said(red: str, lost: int = 0) -> tuple[int, str]:
+        run.write_text(
+            f"""#!/bin/sh
+case $* in
+*ci*) echo "F25  seed 1    RED  9 acknowledged {lost:6} lost    0 doubled  3 s"
+    echo "RED after 9 s: {red}"; exit 1 ;;
+*) echo "again: $*" ;;
+esac
+"""
+        )
+        run.chmod(0o755)
+        done = subprocess.run(
+            [
+                "bash",
+                "-c",
+                f"set -euo pipefail; source {REPOSITORY}/.ci/timed.sh; "
+                f"source {REPOSITORY}/.ci/again.sh; "
+                "faults ./run faults --only ci --seed 1; second_tries",
+            ],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=20,
+        )
+        return done.returncode, done.stdout
+
+    code, text = said("F25 (seed 1), B2 (seed 1)")
+    assert code == 0
+    assert "again: faults --only F25,B2 --seed 1\n" in text
+    assert "FAILED ONCE, passed at the second try: F25\n" in text
+    assert said("F1 (seed 1), F2 (seed 1), F3 (seed 1)")[0] == 1
+    assert said("F25 (seed 1)", lost=1)[0] == 1
+
+
 def test_it_has_80_minutes_and_runs_a_selection_of_faults_that_exists() -> None:
     """`./run faults` takes the command line of the step, which has a time limit of its own."""
     assert "--kill-after=30 80m bash .ci/run" in RUN
-    (words,) = re.findall(r"^timed timeout .* 12m \./run faults (.*)$", RUN, re.MULTILINE)
+    (words,) = re.findall(r"^faults timeout .* 12m \./run faults (.*)$", RUN, re.MULTILINE)
     chosen = parser().parse_args(words.split())
     assert chosen.only == "ci"
     assert chosen.seed == [1]

@@ -377,3 +377,19 @@ async def test_command_plans_runs_and_shows(
     found = json.loads((await here("housekeeping", "status", "--json", *words)).stdout)
     assert (found["ours"], found["due"], found["span"]) == (True, 0, "day")
     assert found["partitions"] == found["partitions_ours"] == found["spans_ahead"] + 1
+
+
+async def test_bounds_of_infinite_times_are_read(table: asyncpg.Connection) -> None:
+    """An operator may write 'infinity' for MAXVALUE; one partition of it must not stop all."""
+    before = await partitions(table, "readings")
+    for name, bounds in (
+        ("far", "('2090-01-01') to ('infinity')"),
+        ("beyond", "('infinity') to (maxvalue)"),
+        ("old", "('-infinity') to ('1980-01-01')"),
+        ("older", "(minvalue) to ('-infinity')"),
+    ):
+        await table.execute(f"create table {name} partition of readings for values from {bounds}")
+    old, *found, far = await partitions(table, "readings")
+    assert found == before
+    assert (old.name, old.from_us) == ("old", -(2**63))
+    assert (far.name, far.to_us) == ("far", 2**63 - 1)

@@ -6,6 +6,7 @@ import asyncio
 
 import asyncpg
 import pytest
+import structlog
 
 from ingest.app.housekeeping import Housekeeping
 from ingest.config.settings import Settings
@@ -300,7 +301,60 @@ async def test_service_says_that_it_waits_and_a_yes_of_the_command_ends_it(
     while housekeeping.cause():  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     assert housekeeping.figures()["housekeeping_steps_waiting"] == 0
+    while "table_full_in_seconds" not in housekeeping.figures(1):  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
     assert housekeeping.figures(1)["table_full_in_seconds"] < 3_600
     assert "table_full_in_seconds" not in housekeeping.figures(10**15)
     stopping.set()
     await running
+
+
+async def test_damaged_entry_of_the_registry_does_not_end_the_service(
+    connection: asyncpg.Connection, shared_url: str
+) -> None:
+    """The housekeeping says what it cannot read, and goes on once that is mended."""
+    await make(connection, 1)
+    kept = await registry.make(connection, "readings")
+    await registry.put(connection, kept, "archive/x", {"state": "detached"})
+    settings = Settings(keep_hot="2d", housekeeping_pause_s=0.05)
+    housekeeping = Housekeeping(settings, lambda: shared_url)
+    stopping = asyncio.Event()
+    with structlog.testing.capture_logs() as lines:
+        running = asyncio.create_task(housekeeping.run(stopping))
+        while not lines:
+            assert not running.done()
+            await asyncio.sleep(0.01)
+    assert (lines[0]["event"], lines[0]["why"]) == ("housekeeping_failed", "KeyError: 'from_us'")
+    await registry.remove(connection, kept, "archive/x")
+    while not housekeeping.figures():
+        assert not running.done()
+        await asyncio.sleep(0.01)
+    stopping.set()
+    await running
+
+
+async def test_columns_that_no_file_has_are_named_before_a_person_says_yes(
+    connection: asyncpg.Connection,
+) -> None:
+    """Also if such a column was added after the first yes; not if the archive is not used."""
+    await make(connection, 4)
+    cold = Policy(2 * DAY_US, "2d", "/cold")
+
+    async def waits(policy: Policy) -> set[str]:
+        steps = await Retention(policy).plan(connection, await seen(connection))
+        return {each.waits for each in steps}
+
+    assert "would be lost" not in "".join(await waits(cold))
+    kept = await registry.make(connection, "readings")
+    await registry.put(connection, kept, "answer/keep_hot", cold.entry(0))
+    assert await waits(cold) == {""}
+    await connection.execute("alter table readings add received timestamptz default now()")
+    (why,) = await waits(cold)
+    assert "what is in received would be lost: the files lack it" in why
+    assert "would be lost" not in "".join(await waits(KEEP))
+    await Retention(cold).do(
+        connection,
+        await seen(connection),
+        (await Retention(cold).plan(connection, await seen(connection)))[0],
+    )
+    assert await waits(cold) == {""}

@@ -230,6 +230,17 @@ async def test_table_in_use_gives_up_and_the_next_run_goes_on(
     await other.close()
 
 
+async def test_taken_name_of_the_first_partition_is_told_before_anything_is_done(
+    operator: asyncpg.Connection,
+) -> None:
+    """Else the constraint would stay, and refuse each reading from the next day on."""
+    name = (await conversion.planned(operator, "readings", "day", AHEAD_US)).name
+    await operator.execute(f"create table {name} ()")
+    with pytest.raises(StartError, match=f"{name}: rename that table"):
+        await convert(operator)
+    assert not await conversion.take_back(operator, "readings")
+
+
 SLOW = """create function slow() returns event_trigger language plpgsql
 as 'begin perform pg_sleep(10); end';
 create event trigger slow on ddl_command_end when tag in ('CREATE TABLE')

@@ -68,6 +68,8 @@ class FilesInTurn(LoadFileScheduling):  # type: ignore[misc]
         return died_in
 
     def _reschedule(self, node: WorkerController) -> None:
+        if node not in self.registered_collections:
+            return  # it has replaced a dead one, and has not collected its tests yet
         super()._reschedule(node)
         # Else the process waits for another file before it runs the last test of this one.
         if not self.workqueue and not node.shutting_down:

@@ -98,3 +98,21 @@ def test_gaps_are_what_no_partition_covers() -> None:
     assert gaps_of([week], MONTH, [week.from_us]) == []
     everything = TimeSpan(BEGINNING_US, END_US)
     assert gaps([everything], DAY, day, day + 100 * DAY_US) == []
+
+
+def test_gap_lies_within_one_archived_span_or_outside_of_all() -> None:
+    """Days were archived, then partition_span became month: late readings go to their files."""
+    month = span_bounds(MONTH, 1_795_737_600_000_000)
+    fifth, ninth = (
+        TimeSpan(month.from_us + n * DAY_US, month.from_us + (n + 1) * DAY_US) for n in (4, 8)
+    )
+
+    def gap(ts_us: int) -> list[TimeSpan]:
+        return gaps_of([], MONTH, [ts_us], [fifth, ninth])
+
+    assert gap(fifth.from_us) == gap(fifth.to_us - 1) == [fifth]
+    assert gap(fifth.to_us) == [TimeSpan(fifth.to_us, ninth.from_us)]
+    assert gap(month.from_us) == [TimeSpan(month.from_us, fifth.from_us)]
+    assert gap(ninth.to_us) == [TimeSpan(ninth.to_us, month.to_us)]
+    assert gaps_of([], DAY, [fifth.from_us + 1], [month]) == [fifth]
+    assert gaps_of([], MONTH, [month.to_us], [fifth, ninth]) == [span_bounds(MONTH, month.to_us)]

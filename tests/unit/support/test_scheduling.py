@@ -22,13 +22,18 @@ TESTS = [f"{name}::test_{at}" for name in (*SYSTEM, *UNIT) for at in range(3)]
 class Process:
     """What a scheduler knows of a process; it runs what it is given, one test behind."""
 
-    def __init__(self, scheduler: FilesInTurn) -> None:
+    def __init__(self, scheduler: FilesInTurn, *, collects: bool = True) -> None:
         self.gateway = SimpleNamespace(id="gw")
         self.shutting_down = False
         self.given: list[int] = []
         self._scheduler = scheduler
         scheduler.add_node(cast(Any, self))
-        scheduler.add_node_collection(cast(Any, self), TESTS)
+        if collects:
+            self.collect()
+
+    def collect(self) -> None:
+        """Tell the scheduler which tests there are."""
+        self._scheduler.add_node_collection(cast(Any, self), TESTS)
 
     def send_runtest_some(self, indices: list[int]) -> None:
         """Take tests."""
@@ -99,6 +104,20 @@ def test_run_ends_although_a_process_died(after: int) -> None:
     ran += run_all([other, new])
     assert sorted([*ran, *([died_in] if died_in else [])]) == sorted(TESTS)
     assert died_in
+    assert scheduler.tests_finished
+
+
+def test_two_processes_may_die_at_the_same_time() -> None:
+    """The first of the new ones gets tests before the second one has collected them."""
+    scheduler, processes = started(2)
+    died_in = [scheduler.remove_node(cast(Any, each)) for each in processes]
+    first, second = [Process(scheduler, collects=False) for _ in range(2)]
+    first.collect()
+    scheduler.schedule()
+    second.collect()
+    scheduler.schedule()
+    ran = run_all([first, second])
+    assert sorted([*ran, *map(str, died_in)]) == sorted(TESTS)
     assert scheduler.tests_finished
 
 

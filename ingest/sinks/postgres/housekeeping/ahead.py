@@ -53,7 +53,8 @@ class PartitionsAhead:
         bounds = span_bounds(view.span, view.now_us + self._ahead_us)
         for _ in range(self._spans):
             bounds = span_bounds(view.span, bounds.to_us)
-        return gaps(view.partitions, view.span, view.now_us, bounds.to_us)
+        found = gaps(view.partitions, view.span, view.now_us, bounds.to_us)
+        return [each for each in found if each.to_us > view.now_us]
 
     async def do(self, connection: Connection, view: View, step: Step) -> None:
         """Make one partition. Another process may have made it meanwhile."""

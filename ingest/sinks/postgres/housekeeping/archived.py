@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from asyncpg import Connection
 
 from ingest.sinks.postgres.housekeeping import registry
+from ingest.sinks.postgres.housekeeping.spans import BEGINNING_US, TimeSpan
 
-FILES = "files/"
 VERIFIED = "verified"
 
 
@@ -42,8 +42,15 @@ class Contents(NamedTuple):
 
 async def contents(connection: Connection, table: str) -> list[Contents]:
     """Return what is in the archive of a table, the oldest first."""
-    found = (await registry.entries(connection, table, FILES)).items()
+    found = (await registry.entries(connection, table, registry.FILES)).items()
     return sorted((_read(name, entry) for name, entry in found), key=lambda each: each.from_us)
+
+
+async def spans(connection: Connection, table: str) -> list[TimeSpan]:
+    """Return the spans that have files, sorted; not those of a whole table of before."""
+    found = (await registry.entries(connection, table, registry.FILES)).values()
+    bounds = sorted(TimeSpan(each["from_us"], each["to_us"]) for each in found)
+    return [each for each in bounds if each.from_us != BEGINNING_US]
 
 
 def _read(name: str, entry: dict[str, Any]) -> Contents:
@@ -69,7 +76,7 @@ async def record(connection: Connection, table: str, found: Contents) -> None:
         "bytes": found.bytes,
         "files": [{"name": n, "rows": rows, "bytes": size} for n, rows, size in found.files],
     }
-    await registry.put(connection, known, FILES + found.name, entry)
+    await registry.put(connection, known, registry.FILES + found.name, entry)
 
 
 async def mark_verified(connection: Connection, table: str, partition: str) -> None:

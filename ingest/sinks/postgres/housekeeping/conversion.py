@@ -30,6 +30,7 @@ from ingest.sinks.postgres.housekeeping.locking import change_alone
 from ingest.sinks.postgres.housekeeping.names import fitted
 from ingest.sinks.postgres.housekeeping.partitions import bounds_entry
 from ingest.sinks.postgres.housekeeping.plan import OtherRun, alone
+from ingest.sinks.postgres.housekeeping.registry import quoted
 from ingest.sinks.postgres.housekeeping.spans import (
     BEGINNING_US,
     DAY_US,
@@ -44,6 +45,7 @@ AHEAD_US_MAX = 400 * DAY_US
 HOLD_S_MAX = 2.0
 WAIT_S_MAX = 120.0
 VALIDATE_LOCK_MS = 30_000
+_IS_TAKEN = "select to_regclass($1) is not null"
 OTHER_RUN_S_MAX = 15.0  # of the service; or of a killed one, until the server has noticed that
 
 
@@ -77,10 +79,13 @@ async def planned(
         until_us = span_bounds(span, max(newest_us, least_us + MARGIN_US)).to_us
     if plain.kind == PLAIN and not reasons and (far := too_far(plain, until_us, AHEAD_US_MAX)):
         reasons.append(far)
+    cannot = f"{plain.table or table} cannot be partitioned"
     if reasons:
-        raise StartError(f"{plain.table or table} cannot be partitioned: {'; '.join(reasons)}")
+        raise StartError(f"{cannot}: {'; '.join(reasons)}")
     date = rfc3339(until_us)[:10].replace("-", "")
     name = fitted(plain.name, f"_before_{date}")
+    if await connection.fetchval(_IS_TAKEN, f"{quoted(plain.schema)}.{quoted(name)}"):
+        raise StartError(f"{cannot}: its part would be {name}: rename that table")
     return Conversion(plain, span, name, until_us, begun)
 
 

@@ -21,11 +21,13 @@ class Policy(NamedTuple):
     """How long readings stay in the table (`keep_hot`), and where they go then.
 
     An empty `archive_dir`: they are dropped. `keep_hot` is the setting as it was written.
+    `left_out` are the columns of the table that the archive does not have.
     """
 
     keep_us: int
     keep_hot: str
     archive_dir: str = ""
+    left_out: tuple[str, ...] = ()
 
     def cutoff_us(self, now_us: int) -> int:
         """Return the time before which all readings may leave."""
@@ -36,6 +38,7 @@ class Policy(NamedTuple):
         return {
             "keep_us": self.keep_us,
             "archive_dir": self.archive_dir,
+            "left_out": list(self.left_out),
             "until_us": self.cutoff_us(now_us),
         }
 
@@ -61,10 +64,13 @@ def must_confirm(
     said = (
         f"{len(leaving)} of {count} partitions, with all readings before {until}, would be {what}"
     )
+    if policy.left_out:
+        said += f", but what is in {', '.join(policy.left_out)} would be lost: the files lack it"
     if (
         answer is None
         or answer.get("keep_us") != policy.keep_us
         or answer.get("archive_dir") != policy.archive_dir
+        or not set(policy.left_out) <= set(answer.get("left_out", ()))
     ):
         return f"keep_hot = {policy.keep_hot} has not been confirmed: {said}"
     fresh = [each for each in leaving if each.to_us > answer.get("until_us", 0)]

@@ -19,6 +19,7 @@ from asyncpg import Connection
 
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.connection import DatabaseUrl, Timeouts, text_of
+from ingest.sinks.postgres.housekeeping import archived
 from ingest.sinks.postgres.housekeeping.making import make_partition
 from ingest.sinks.postgres.housekeeping.opening import opened
 from ingest.sinks.postgres.housekeeping.partitions import gaps_of
@@ -80,6 +81,7 @@ class LatePartitions:
         self._view: View | None = None
         self._lower: list[int] = []  # of the partitions, sorted
         self._upper: list[int] = []
+        self._archived: list[TimeSpan] = []
         self._looked_s = self._not_before_s = float("-inf")
         self._is_away = False  # the database could not be looked at
         self._failures = 0
@@ -150,6 +152,7 @@ class LatePartitions:
         view = await look_at(
             connection, self._target.name, self._span, target=self._target, sizes=False
         )
+        self._archived = await archived.spans(connection, view.table)
         self._view = view
         self._lower = [each.from_us for each in view.partitions]
         self._upper = [each.to_us for each in view.partitions]
@@ -164,7 +167,9 @@ class LatePartitions:
         oldest_us = unix_us() - self._limits.late_us_max
         late = [each for each in times_us if each >= oldest_us and not self.is_covered(each)]
         room = max(0, self._limits.partitions_max - len(view.partitions))
-        return gaps_of(view.partitions, view.span, late)[::-1][:room] if late else []
+        if not late:
+            return []
+        return gaps_of(view.partitions, view.span, late, self._archived)[::-1][:room]
 
     def why_not(self, ts_us: int) -> NoPartition | None:
         """Return why a time has no partition; None if it has one, or that is not known."""

@@ -51,6 +51,8 @@ async def make_partition(connection: Connection, view: View, bounds: TimeSpan) -
             known = await registry.make(connection, view.table, view.owner)
             entry = bounds_entry(bounds.from_us, bounds.to_us)
             await registry.put(connection, known, registry.PARTITION + name, entry)
+            # A restored partition that had this name was dropped by hand: this one may leave.
+            await registry.remove(connection, known, registry.PINNED + name)
     except asyncpg.InvalidObjectDefinitionError as error:
         if error.sqlstate != _OVERLAPS:
             raise
@@ -76,13 +78,17 @@ async def _make(connection: Connection, view: View, name: str, bounds: TimeSpan)
 async def _free_name(connection: Connection, view: View, bounds: TimeSpan) -> str:
     """Return the name of a partition; if a table has it, the next one, such as .._2.
 
-    A partition that was detached keeps its name, and its readings.
+    A partition that was detached keeps its name, and its readings; an archived one its files.
     """
     wanted = partition_name(view.name, view.span, bounds.from_us)
+    files = await registry.entries(connection, view.table, registry.FILES + wanted)
     for number in range(1, _SAME_NAME_MAX):
         ending = f"_{number}" if number > 1 else ""
         name = wanted.encode()[: NAME_BYTES_MAX - len(ending)].decode(errors="ignore") + ending
         taken = f"{quoted(view.schema)}.{quoted(name)}"
+        held = files.get(ending)  # the files of this name: of a time that has this one in it?
+        if held and not held["from_us"] <= bounds.from_us < bounds.to_us <= held["to_us"]:
+            continue
         if await connection.fetchval("select to_regclass($1) is null", taken):
             return name
     raise StartError(f"there are {_SAME_NAME_MAX} tables whose names begin with {wanted}")

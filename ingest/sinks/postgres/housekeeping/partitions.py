@@ -25,13 +25,15 @@ from ingest.sinks.postgres.housekeeping.spans import (
 __all__ = ["Partition", "gaps", "partition_name", "partitions", "span_bounds"]
 
 # The bounds are text of the session's own time zone, and its cast reads them in the same way. A
-# bound of several columns, of a list or of a hash does not match: such a partition is left out.
+# bound of several columns, of a list or of a hash does not match: such a partition is left out. So
+# is one with infinite times alone.
 # Without `offset 0` the server would read and match the text again for each use of it.
 _PARTITIONS = r"""
 select name, from_us, to_us, bytes, {ours} as ours from (
     select c.oid, c.relname::text as name,
            regexp_match(pg_get_expr(c.relpartbound, c.oid),
-               '^FOR VALUES FROM \((?:''([^'']*)''|MINVALUE)\) TO \((?:''([^'']*)''|MAXVALUE)\)$')
+               '^FOR VALUES FROM \((?:''(?!infinity)([^'']*)''|MINVALUE)\) '
+               'TO \((?:''(?!-infinity)([^'']*)''|MAXVALUE)\)$')
                as bounds,
            case when $2 then coalesce(pg_total_relation_size(c.oid), 0) else 0 end as bytes
     from pg_inherits i join pg_class c on c.oid = i.inhrelid
@@ -39,7 +41,8 @@ select name, from_us, to_us, bytes, {ours} as ours from (
     lateral (select coalesce((extract(epoch from nullif(bounds[1], '-infinity')::timestamptz)
                  * 1000000)::int8, $3) as from_us,
              coalesce((extract(epoch from nullif(bounds[2], 'infinity')::timestamptz)
-                 * 1000000)::int8, $4) as to_us offset 0) as read
+                 * 1000000)::int8, $4) as to_us
+             offset 0) as read
 where bounds is not null order by from_us"""
 # With thousands of partitions the server compares faster than we.
 _OURS = """exists (select from {registry} as r where r.key = '{prefix}' || name
@@ -108,15 +111,37 @@ def _gaps_in(found: Sequence[TimeSpan | Partition], span: TimeSpan) -> list[Time
 
 
 def gaps_of(
-    found: Sequence[TimeSpan | Partition], span: str, times_us: Iterable[int]
+    found: Sequence[TimeSpan | Partition],
+    span: str,
+    times_us: Iterable[int],
+    archived: Sequence[TimeSpan] = (),
 ) -> list[TimeSpan]:
-    """Return the gaps that have at least one of these times, in order."""
+    """Return the gaps that have at least one of these times, in order.
+
+    A gap lies within one of the spans `archived`, or outside of all: so it can be merged with the
+    files of that span. They are sorted, and do not overlap.
+    """
     by_bounds: dict[TimeSpan, list[int]] = {}
     for each in times_us:
-        by_bounds.setdefault(span_bounds(span, each), []).append(each)
+        bounds = _apart(archived, span_bounds(span, each), each)
+        by_bounds.setdefault(bounds, []).append(each)
     return [
         gap
         for bounds, inside in sorted(by_bounds.items())
         for gap in _gaps_in(found, bounds)
         if any(gap.from_us <= each < gap.to_us for each in inside)
     ]
+
+
+def _apart(archived: Sequence[TimeSpan], bounds: TimeSpan, ts_us: int) -> TimeSpan:
+    """Return the part of `bounds` around a time that is in one archived span, or in none."""
+    at = bisect_right(archived, ts_us, key=lambda each: each.from_us)
+    lower_us, upper_us = bounds
+    if at > 0:
+        before = archived[at - 1]
+        if ts_us < before.to_us:
+            return TimeSpan(max(lower_us, before.from_us), min(upper_us, before.to_us))
+        lower_us = max(lower_us, before.to_us)
+    if at < len(archived):
+        upper_us = min(upper_us, archived[at].from_us)
+    return TimeSpan(lower_us, upper_us)

@@ -1,8 +1,7 @@
 """The table `ingest_housekeeping` beside the readings table: what was done, and what was answered.
 
-Beside a table with another name, such as climate, it is called ingest_housekeeping_climate: so
-two tables in one schema have nothing in common.
-
+A readings table of another name has its own, such as `ingest_housekeeping_NAME`: two tables of one
+schema must not take each other's partitions, files and rollups for their own.
 Keys: `table/NAME` (a table whose partitions we make: its span), `partition/NAME` (made or adopted
 by us: its bounds), `answer/..` (what a person confirmed), `archive/NAME` (how far the archive of a
 span is), `files/NAME` (what is in the archive), `pinned/NAME`. The owner writes it; the role that
@@ -12,30 +11,42 @@ Promises: each write is one statement of the caller's transaction. The driver's 
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import orjson
 from asyncpg import Connection
 
-from ingest.sinks.postgres.target import TABLE as TABLE_NAME
+from ingest.sinks.postgres.target import NAME_BYTES_MAX, shortened
+from ingest.sinks.postgres.target import TABLE as READINGS_TABLE
 
 NAME = "ingest_housekeeping"
 TABLE, PARTITION, ANSWER = "table/", "partition/", "answer/"
-ARCHIVE, PINNED = "archive/", "pinned/"
+ARCHIVE, PINNED, FILES = "archive/", "pinned/", "files/"
 
-# The cast cuts a name that is too long.
 _BESIDE = """
-select name, coalesce(has_table_privilege(to_regclass(name), 'SELECT'), false) as readable
-from pg_class c join pg_namespace n on n.oid = c.relnamespace, lateral (
-    select format('%I.%I', n.nspname, (case when c.relname = $3 then $2::text
-        else $2::text || '_' || c.relname end)::name) as name offset 0) as beside
-where c.oid = to_regclass($1)"""
+select n.nspname::text as schema, c.relname::text as name
+from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = to_regclass($1)"""
+_READABLE = "select coalesce(has_table_privilege(to_regclass($1), 'SELECT'), false)"
+
+
+def name_for(table: str) -> str:
+    """Return the name of the registry of a table; both without schema and quotes."""
+    if table == READINGS_TABLE:
+        return NAME
+    name = f"{NAME}_{table}"
+    if len(name.encode()) <= NAME_BYTES_MAX:
+        return name
+    return shortened(name, "_" + hashlib.sha256(table.encode()).hexdigest()[:8])
 
 
 async def name_beside(connection: Connection, table: str) -> tuple[str, bool]:
     """Return the name of the registry of a table, with its schema; and whether we can read it."""
-    found = await connection.fetchrow(_BESIDE, table, NAME, TABLE_NAME)
-    return (found["name"], found["readable"]) if found is not None else (NAME, False)
+    found = await connection.fetchrow(_BESIDE, table)
+    if found is None:
+        return NAME, False
+    name = f"{quoted(found['schema'])}.{quoted(name_for(found['name']))}"
+    return name, await connection.fetchval(_READABLE, name)
 
 
 async def make(connection: Connection, table: str, owner: str | None = None) -> str:
@@ -62,7 +73,8 @@ def quoted(name: str) -> str:
 async def entries(connection: Connection, table: str, prefix: str) -> dict[str, Any]:
     """Return the values whose keys begin with `prefix`, by the rest of the key.
 
-    Returns nothing if there is no registry, or this role may not read it.
+    Returns nothing if there is no registry, or this role may not read it. Values are objects; what
+    somebody else has put there, is left out.
     """
     name, readable = await name_beside(connection, table)
     if not readable:
@@ -72,7 +84,8 @@ async def entries(connection: Connection, table: str, prefix: str) -> dict[str, 
         "where starts_with(key, $1) order by key",
         prefix,
     )
-    return {row["rest"]: orjson.loads(row["value"]) for row in rows}
+    found = ((row["rest"], orjson.loads(row["value"])) for row in rows)
+    return {rest: value for rest, value in found if isinstance(value, dict)}
 
 
 async def put(connection: Connection, registry: str, key: str, value: Any) -> None:

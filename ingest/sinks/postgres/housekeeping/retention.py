@@ -49,6 +49,9 @@ select format('%I.%I', n.nspname, c.relname) as name,
        exists (select from pg_inherits where inhrelid = c.oid) as attached
 from pg_class c join pg_namespace n on n.oid = c.relnamespace
 where c.oid = $1::oid and c.relname = $2"""
+_FURTHER_COLUMNS = """
+select attname::text as name from pg_attribute where attrelid = $1::oid and attnum > 0
+and not attisdropped and attname <> all ($2::text[]) order by attnum"""
 
 
 class Retention:
@@ -72,11 +75,12 @@ class Retention:
         steps = self._to_end(begun, view)
         if self._policy is None:
             return steps
+        policy = await _of_table(self._policy, connection, view)
         pinned = await registry.entries(connection, view.table, registry.PINNED)
-        leaving = due(view.partitions, pinned, self._policy.cutoff_us(view.now_us))
+        leaving = due(view.partitions, pinned, policy.cutoff_us(view.now_us))
         leaving = [each for each in leaving if each.name not in begun]
         answers = await registry.entries(connection, view.table, registry.ANSWER)
-        waits = must_confirm(leaving, len(view.partitions), self._policy, answers.get("keep_hot"))
+        waits = must_confirm(leaving, len(view.partitions), policy, answers.get("keep_hot"))
         for each in leaving:
             steps += self._steps(each.name, each.from_us, each.to_us, waits, begun=False)
         return steps
@@ -118,7 +122,8 @@ class Retention:
             raise StartError(_NOT_BY_TIME.format(view.table))
         kept = await registry.make(connection, view.table, view.owner)
         if step.waits and self._policy is not None:
-            await registry.put(connection, kept, KEEP_HOT, self._policy.entry(view.now_us))
+            policy = await _of_table(self._policy, connection, view)
+            await registry.put(connection, kept, KEEP_HOT, policy.entry(view.now_us))
         if step.kind == DETACH:
             await self._detach(connection, view, step, kept)
         else:
@@ -192,3 +197,11 @@ async def _begun(connection: Connection, view: View) -> dict[str, Any]:
         else:
             begun[name] = {**begun[name], "state": ATTACHED}
     return begun
+
+
+async def _of_table(policy: Policy, connection: Connection, view: View) -> Policy:
+    """Return the policy with the columns of this table that the archive does not have."""
+    if not policy.archive_dir:
+        return policy
+    rows = await connection.fetch(_FURTHER_COLUMNS, view.oid, list(view.target.columns))
+    return policy._replace(left_out=tuple(row["name"] for row in rows))

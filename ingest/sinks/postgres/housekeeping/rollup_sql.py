@@ -91,14 +91,17 @@ def of_keys_of_hour(target: TargetTable, spans: RollupSpans, hour_us: int) -> st
 
 def _stored(target: TargetTable, found: str) -> str:
     """Store rollups of hours. The value of a time is looked up by the key, which begins with ts."""
-    value = f"""select value from {target.source} r where r.ts = p.%s and r.device_id = p.device_id
+    first, last = (
+        f"""select value from {target.source} r where r.ts = p.{ts} and r.device_id = p.device_id
     and r.metric = p.metric order by value limit 1"""  # noqa: S608
+        for ts in ("first_ts", "last_ts")
+    )
     return f"""insert into {tables_of(target).hourly} as old
     (device_id, metric, hour, count, min, max, sum, first, last)
 select p.device_id, p.metric, p.hour, p.n, p.least + 0.0, p.greatest + 0.0,
     {_sum_of("p.total", "p.large")}, f.value, l.value
 from ({found}) as p
-cross join lateral ({value % "first_ts"}) f cross join lateral ({value % "last_ts"}) l
+cross join lateral ({first}) f cross join lateral ({last}) l
 order by 1, 2, 3
 {_replace("hour")}"""  # noqa: S608
 
