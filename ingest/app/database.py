@@ -59,10 +59,10 @@ def late_partitions(settings: Settings, url: DatabaseUrl, *, eager: bool = False
     Without an archive, the next run would drop a partition of readings older than `keep_hot`.
     """
     late_us = int(settings.partition_late_days_max * DAY_US)
-    late_setting = "partition_late_days_max"
+    named = f"{settings.partition_late_days_max:g} days (partition_late_days_max)"
     policy = retention_policy(settings)
     if policy is not None and not policy.archive_dir and policy.keep_us < late_us:
-        late_us, late_setting = policy.keep_us, "keep_hot"
+        late_us, named = policy.keep_us, f"{policy.keep_hot} (keep_hot)"
     return LatePartitions(
         url,
         timeouts(settings),
@@ -71,7 +71,7 @@ def late_partitions(settings: Settings, url: DatabaseUrl, *, eager: bool = False
         limits=LateLimits(
             late_us_max=late_us,
             partitions_max=settings.partitions_max,
-            late_setting=late_setting,
+            late_named=named,
         ),
         eager=eager,
     )

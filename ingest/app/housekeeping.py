@@ -110,6 +110,9 @@ class Housekeeping:
                 log.warning("housekeeping_failed", why=why, exc_info=True)
             return False
         self._look_at(report)
+        needs = report.schema.needs
+        if needs and self._occasionally.due(needs) is not None:
+            log.warning("schema_version_differs", why=needs)
         for each in report.did:
             step = each.step
             if not each.error:

@@ -46,7 +46,7 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
         ),
         Command(
             "release",
-            "let a restored partition leave the table again; its files are still there",
+            "let the housekeeping remove a restored partition again; its files are still there",
             ("ingest archive release readings_p20261126",),
             _one_name,
             "NAME",
@@ -92,7 +92,7 @@ async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
                 return _list(contents, pinned, as_json=args.json)
             if args.archive_command == "release":
                 was = await archived.release(connection, view.table, args.name)
-                said = "released" if was else "it was not pinned"
+                said = "released" if was else "it was not restored, so there is nothing to release"
                 print_answer({"released": was}, f"{args.name}: {said}", as_json=args.json)
                 return 0 if was else 1
             archiver = parquet_archiver(settings)
@@ -150,6 +150,6 @@ def _verify(verify: Any, contents: list[Contents], *, as_json: bool) -> int:
         except StartError as error:
             faults[each.name] = str(error)
     good = len(contents) - len(faults)
-    text = "\n".join([*faults.values(), f"{counted(good, 'partition')} as recorded"])
+    text = "\n".join([*faults.values(), f"as recorded: {counted(good, 'partition')}"])
     print_answer({"good": good, "faults": faults}, text, as_json=as_json)
     return 1 if faults else 0

@@ -28,9 +28,10 @@ async def partition_checks(settings: Settings, url: str) -> list[Check]:
         )
     except StartError as error:
         return [Check(_NAME, FAIL if settings.housekeeping_url else WARN, str(error))]
-    if report.view.kind != PARTITIONED:
-        return []
-    return [_check(report.view)]
+    found = [_check(report.view)] if report.view.kind == PARTITIONED else []
+    if report.schema.needs:
+        found.append(Check("schema", FAIL if report.schema.refuses else WARN, report.schema.needs))
+    return found
 
 
 def _check(view: View) -> Check:
@@ -42,6 +43,6 @@ def _check(view: View) -> Check:
         said = f"{left}, and no more can be made: {view.cannot_make}; {fix}"
         return Check(_NAME, FAIL if not view.spans_ahead else WARN, said)
     if ends_soon(view):
-        who = "" if view.ours else "; the service makes none, since somebody else made the first"
+        who = "" if view.ours else "; another tool made them: see `ingest schema adopt`"
         return Check(_NAME, FAIL if not view.spans_ahead else WARN, f"only {left}{who}")
     return Check(_NAME, OK, left)

@@ -15,6 +15,7 @@ from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_jso
 from ingest.cli.terminal import print_answer
 from ingest.config.loading import Loaded
 from ingest.sinks.postgres.housekeeping.spans import END_US
+from ingest.sinks.postgres.housekeeping.view import HYPERTABLE, PARTITIONED
 from ingest.system.clock import rfc3339_or_us
 from ingest.system.words import counted
 
@@ -26,6 +27,7 @@ TAKES = "COMMAND [options]"
 EXAMPLES = ("ingest housekeeping status", "ingest housekeeping plan", "ingest housekeeping run")
 EPILOG = None
 PLAN_SHOWN_MAX = 50
+CONFIRM = "to do what waits, if it is right: `ingest housekeeping run --yes`"
 
 
 def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
@@ -53,7 +55,7 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
 
 def _run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--yes", action="store_true", help="also do the steps that wait for a person's yes"
+        "--yes", action="store_true", help="also do the steps that a person must confirm"
     )
     add_json_flag(parser)
 
@@ -67,9 +69,14 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
     if args.housekeeping_command == "status":
         print_answer(status_of(report), status_text(report), as_json=args.json)
         return 0
-    answer = {"did": [_did(each) for each in report.did], "other_run": report.other_run}
+    answer = {
+        "did": [_did(each) for each in report.did],
+        "other_run": report.other_run,
+        "refused": report.schema.needs if report.schema.refuses else "",
+    }
     print_answer(answer, run_text(report), as_json=args.json)
-    return 1 if any(each.error and (args.yes or not each.step.waits) for each in report.did) else 0
+    failed = any(each.error and (args.yes or not each.step.waits) for each in report.did)
+    return 1 if failed or report.schema.refuses else 0
 
 
 async def _report(args: argparse.Namespace, loaded: Loaded) -> Report:
@@ -109,40 +116,52 @@ def _did(did: Did) -> dict[str, Any]:
 
 def plan_text(report: Report) -> str:
     """Return the steps as lines for a person."""
-    if not report.due:
-        return f"nothing is due: {_kind_words(report)}"
-    lines = [
+    lines = [] if report.due else [f"nothing is due: {_kind_words(report)}"]
+    lines += [
         f"{each.kind} {each.partition}: {each.why}{each.waits and f' (waits: {each.waits})'}"
         for each in report.due[:PLAN_SHOWN_MAX]
     ]
     if (more := len(report.due) - PLAN_SHOWN_MAX) > 0:
         lines.append(f"and {more} more; --json has all")
-    if report.view.cannot_make:
+    if report.due and report.view.cannot_make:
         lines.append(f"not possible now: {report.view.cannot_make}")
-    return "\n".join(lines)
+    if report.schema.refuses:
+        lines.append(f"not possible now: {report.schema.needs}")
+    return "\n".join([*lines, *_confirm(report)])
+
+
+def _confirm(report: Report) -> list[str]:
+    """Return the line with the next step, if a yes helps a step that waits."""
+    waits = any(each.waits for each in report.due)
+    return [CONFIRM] if waits and report.view.kind in (PARTITIONED, HYPERTABLE) else []
 
 
 def run_text(report: Report) -> str:
     """Return what was done as lines for a person."""
+    if report.schema.refuses:
+        return f"nothing was done: {report.schema.needs}"
     if report.other_run:
         return "another housekeeping run is under way; nothing was done"
     if not report.did:
         return f"nothing was due: {_kind_words(report)}"
-    return "\n".join(
+    lines = [
         f"{each.step.kind} {each.step.partition}: {each.error or 'done'}" for each in report.did
-    )
+    ]
+    return "\n".join([*lines, *_confirm(report)])
 
 
 def _kind_words(report: Report) -> str:
     view = report.view
     return {
         "missing": f"there is no table {view.table} yet",
-        "plain": f"{view.table} has no partitions, and works without them",
+        "plain": f"{view.table} has no partitions, and works without them "
+        "(`ingest schema partition` makes them)",
         "hypertable": f"{view.table} is a hypertable; TimescaleDB makes its chunks",
         "other": f"{view.table} is not partitioned by the range of its time",
         "partitioned": f"{view.table} has partitions until {_until(report)}"
         if view.ours
-        else f"{view.table} was partitioned by somebody else, or this role may not see who did",
+        else f"{view.table} was partitioned by another tool, or this role may not read "
+        "ingest_housekeeping (`ingest schema adopt` hands it over to the housekeeping)",
     }[view.kind]
 
 
@@ -180,6 +199,7 @@ def status_of(report: Report) -> dict[str, Any]:
         "spans_ahead": view.spans_ahead if partitioned else None,
         "due": len(report.due),
         "cannot_make": view.cannot_make,
+        "schema_version": report.schema.version,
     }
 
 
@@ -193,12 +213,16 @@ def status_text(report: Report) -> str:
     if found["kind"] == "partitioned":
         lines |= {
             "partitions": f"{counted(found['partitions'], 'partition')}, "
-            f"{found['partitions_ours']} of them ours, {found['bytes'] / 1e6:,.0f} MB",
+            f"{found['partitions_ours']} of them made or adopted by the housekeeping, "
+            f"{found['bytes'] / 1e6:,.0f} MB",
             "ahead": f"{counted(found['spans_ahead'], found['span'])} after the present one, "
             f"until {found['until']}",
-            "due": counted(found["due"], "step"),
+            "due": counted(found["due"], "step")
+            + (" (see `ingest housekeeping plan`)" if found["due"] else ""),
         }
         if found["cannot_make"]:
             lines["not possible"] = found["cannot_make"]
+    if report.schema.needs:
+        lines["schema"] = report.schema.needs
     width = max(map(len, lines)) + 1
     return "\n".join(f"{name + ':':<{width}} {text}" for name, text in lines.items())

@@ -29,7 +29,7 @@ COMMANDS: dict[str, str] = {
     "token": "make, list and end the tokens of those who post",
     "sources": "show how JSON of other senders becomes readings, and try it with a body",
     "schema": "create the table, or compare it with what is needed",
-    "housekeeping": "make the partitions that the table will need, and show those it has",
+    "housekeeping": "make partitions, drop or archive old ones, compute rollups; show what is due",
     "stream": "make the stream of the broker, check it, or show its state",
     "forward": "post the readings of the stream to a webhook",
     "mqtt": "post the messages of an MQTT broker to the service",
@@ -37,7 +37,7 @@ COMMANDS: dict[str, str] = {
     "hold": "show why writes are paused, or try again now",
     "size": "calculate what a fleet needs: processes, cores, network, disk",
     "config": "print every setting, its value, and where the value comes from",
-    "archive": "list, verify and restore what has left the table for files",
+    "archive": "list, verify, restore and release old readings that are in Parquet files",
     "psql": "open psql on the database of the service; further arguments go to psql",
     "doctor": "check this machine, the state folder and the database, and say what to do",
 }

@@ -1,4 +1,4 @@
-"""`ingest schema`: makes the table, its partitions or a view of it, or compares it."""
+"""`ingest schema`: makes the table, its partitions or a view of it, compares it, or upgrades."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import csv
 from typing import TYPE_CHECKING, Any
 
-from ingest.cli import schema_partition
+from ingest.cli import schema_partition, schema_upgrade
 from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_json_flag
 from ingest.cli.terminal import print_answer
 from ingest.config.loading import Loaded
@@ -22,7 +22,11 @@ NOT_OWNER = (
 TAKES = "COMMAND [options]"
 EXAMPLES = ("ingest schema show", "ingest schema apply --role ingest")
 EPILOG = None
-_OF_PARTITIONS = {"partition": schema_partition.partition, "adopt": schema_partition.adopt}
+_OF_THE_OWNER = {
+    "partition": schema_partition.partition,
+    "adopt": schema_partition.adopt,
+    "upgrade": schema_upgrade.upgrade,
+}
 
 
 def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
@@ -65,7 +69,13 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
         ("ingest schema view --wide climate --metrics temperature,humidity --yes",),
         _view_flags,
     )
-    add_group(parser, "schema_command", (apply, partition, adopt, show, view), settings)
+    upgrade = Command(
+        "upgrade",
+        "bring what is kept beside the table to the version of this program",
+        ("ingest schema upgrade", "ingest schema upgrade --yes"),
+        schema_upgrade.upgrade_flags,
+    )
+    add_group(parser, "schema_command", (apply, partition, adopt, show, view, upgrade), settings)
 
 
 def _apply_flags(parser: argparse.ArgumentParser) -> None:
@@ -118,10 +128,10 @@ async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
     from ingest.sinks.postgres.session import as_start_error, connected  # noqa: PLC0415
 
     settings, target = loaded.settings, make_target(loaded.settings)
-    if args.schema_command in _OF_PARTITIONS:
+    if args.schema_command in _OF_THE_OWNER:
         async with database(settings) as found:
             url = housekeeping_url(settings, lambda: found)()
-            return await _OF_PARTITIONS[args.schema_command](args, settings, url)
+            return await _OF_THE_OWNER[args.schema_command](args, settings, url)
     commands = {"apply": _apply, "show": _show, "view": _view}
     async with (
         database(settings, may_make=args.schema_command == "apply") as url,

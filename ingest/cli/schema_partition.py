@@ -67,7 +67,7 @@ async def partition(args: argparse.Namespace, settings: Settings, url: str) -> i
         url, timeouts(settings), span, [partitions_ahead(settings)], target=target
     )
     failed = [each.error for each in report.did if each.error]
-    say(f"{len(report.did) - len(failed)} partitions were made for the days after it")
+    say(f"partitions made for the time after it: {len(report.did) - len(failed)}")
     for error in failed:
         say(f"not made: {error}; `ingest housekeeping run` tries again")
     return 1 if failed or report.other_run else 0
@@ -90,10 +90,10 @@ async def adopt(args: argparse.Namespace, settings: Settings, url: str) -> int:
             names = [each.name for each in chosen]
             if args.yes:
                 await adopting.adopt(connection, view, chosen, settings.partition_span)
-    listed = ", ".join(names) or "none: all of these are ours already"
+    listed = ", ".join(names) or "none: the housekeeping has all of these already"
     if args.yes:
         say(f"adopted: {listed}")
         return 0
     say(f"would be adopted: {listed}")
-    say("They may then be dropped or archived, if keep_hot is set. To do it, repeat it with --yes.")
+    say("If keep_hot is set, they may then be dropped or archived. To do it, repeat it with --yes.")
     return 1

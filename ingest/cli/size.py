@@ -32,7 +32,7 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
     """Add the description of the fleet."""
     parser.add_argument("--devices", metavar="N", required=True, help="how many devices post")
     parser.add_argument(
-        "--every", metavar="TIME", required=True, help="a device measures once in this: 500ms, 10s"
+        "--every", metavar="TIME", required=True, help="a device measures every TIME: 500ms, 10s"
     )
     parser.add_argument(
         "--metrics", metavar="N", default="1", help="readings of one measurement [default: 1]"
@@ -86,10 +86,10 @@ def as_text(fleet: Fleet, need: Need, connections_max: int) -> str:
         ("network in", f"{_short(need.network_mb_per_s)} MB/s", "JSON over HTTP, without TLS"),
         ("run", need.command, need.why),
         *(
-            (f"cores, {role}", _short(cores), "busy; have twice as many")
+            (f"cores, {role}", _short(cores), "busy; buy twice as many")
             for role, cores in need.cores.items()
         ),
-        ("WAL", f"{_short(need.wal_mb_per_s)} MB/s", "what PostgreSQL writes first"),
+        ("WAL", f"{_short(need.wal_mb_per_s)} MB/s", "PostgreSQL's write-ahead log"),
         ("table", f"{_short(need.hot_gb_per_day)} GB a day", "heap and key, in PostgreSQL"),
         ("archive", f"{_short(need.cold_gb_per_day)} GB a day", "the same as Parquet files"),
         ("journal", _duration(need.journal_minutes), "of an outage until it is full"),

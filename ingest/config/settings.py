@@ -48,13 +48,13 @@ class Settings(TableSettings):
     )
     database_unsafe: bool = setting(False, "accept a PostgreSQL that can lose rows in a crash")
     table_schema: str = setting(
-        "", "schema of the table; empty: the first of the search_path that has the table"
+        "", "schema of the table; empty: the first one in the search_path that has the table"
     )
-    table_name: str = setting("readings", "the table, its name as in the catalog: without quotes")
-    column_ts: str = setting("ts", "its column for the time, timestamptz")
-    column_device_id: str = setting("device_id", "its column for the device, text")
-    column_metric: str = setting("metric", "its column for the metric, text")
-    column_value: str = setting("value", "its column for the value, double precision")
+    table_name: str = setting("readings", "name of the table, without quotes")
+    column_ts: str = setting("ts", "column for the time, timestamptz")
+    column_device_id: str = setting("device_id", "column for the device, text")
+    column_metric: str = setting("metric", "column for the metric, text")
+    column_value: str = setting("value", "column for the value, double precision")
     schema_apply: bool = setting(True, "create a missing table at start, if the role may")
     log_level: str = setting(
         "info", "lowest level that is logged", one_of=("debug", "info", "warning", "error")

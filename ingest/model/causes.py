@@ -196,13 +196,14 @@ CAUSES: dict[str, Cause] = {
         "ingeststreamfilling",
     ),
     RETENTION_WAITS: Cause(
-        "old readings are not removed from the table before a person has said yes",
+        "old readings stay in the table until a person confirms that they are removed",
         "`{run} housekeeping plan` prints what would be dropped, and why it waits. If that is "
-        "right: `{run} housekeeping run --yes`. If not, correct keep_hot.",
+        "right: `{run} housekeeping run --yes`. If not, correct keep_hot. If the table has no "
+        "partitions: `{run} schema partition`.",
         "ingestretentionwaits",
     ),
     PARTITIONS_END: Cause(
-        "the table has partitions for a few days only; without more of them new readings would "
+        "few partitions are left after the present one; when the last one is over, new readings "
         "become dead letters",
         "`{run} housekeeping status` says how many are left, and why no more are made. Set "
         "housekeeping_url to the role that owns the table, or run `{run} housekeeping run` as it.",

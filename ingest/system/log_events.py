@@ -72,10 +72,12 @@ EVENTS: dict[str, str] = {
     "database_restarted": "The embedded database runs again.",
     "database_not_restarted": "The embedded database could not be started. It is tried again.",
     "partition_made": "A partition was made for readings that found none.",
-    "partition_not_made": "It could not be made. Its readings are dead letters, and come back.",
+    "partition_not_made": "A partition could not be made. Its readings wait as dead letters.",
     "housekeeping_did": "The housekeeping has done this step.",
     "housekeeping_step_failed": "The housekeeping could not do this step. It is tried again.",
     "housekeeping_failed": "The housekeeping could not run. It is tried again.",
+    "schema_version_differs": "The schema was made by an older or newer program. `why` says what "
+    "to do.",
     # The broker
     "broker_connected": "There is a connection to this server of the broker.",
     "broker_away": "The connection to the broker has ended. A new one is tried.",

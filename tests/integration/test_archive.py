@@ -60,8 +60,8 @@ async def test_stop_ends_it_at_the_next_piece(table: asyncpg.Connection, tmp_pat
     rows = drawn(200, 4)
     await fill(table, PARTITION, rows)
     for calls in range(1, 10):
-        left = iter([False] * calls)
-        kept = ParquetArchiver(ArchiveFolder(tmp_path), partial(next, left, True))
+        asked = partial(next, iter([False] * calls), True)
+        kept = ParquetArchiver(ArchiveFolder(tmp_path), asked)
         try:
             await kept.archive(detached(table))
             break

@@ -172,7 +172,9 @@ async def test_run_that_was_cut_off_is_ended_by_the_next(connection: asyncpg.Con
     assert (detach.kind, drop.kind) == (DETACH, DROP)
     await job.do(connection, await seen(connection), detach)
     assert await names(connection) == made[1:]
-    assert (await run(connection, None))[0].startswith(f"drop {made[0]}: waits: keep_hot is not")
+    assert (await run(connection, None))[0].startswith(
+        f"drop {made[0]}: waits: {made[0]} was detached"
+    )
     assert await run(connection) == [f"drop {made[0]}"]
     assert await tables(connection) == made[1:]
 

@@ -226,7 +226,7 @@ async def test_table_in_use_gives_up_and_the_next_run_goes_on(
     assert plan.plain.checked
     assert "continued" in conversion.in_words(plan)[-1]
     said = await convert(operator)
-    assert said.startswith("public.readings is partitioned")
+    assert said.startswith("step 3 of 3: public.readings has partitions")
     await other.close()
 
 
@@ -300,11 +300,11 @@ async def test_commands_say_what_they_would_do_and_do_it_with_yes(
     assert "nothing to undo" in (await here("schema", "partition", "--undo", *url)).stdout
     done = await here("schema", "partition", "--yes", *day, *url)
     assert done.code == 0, done.stderr
-    assert "partitions were made for the days after it" in done.stdout
+    assert "partitions made for the time after it: " in done.stdout
     done = await here("schema", "partition", "--yes", *day, *url)
     assert (done.code, done.stderr) == (0, "")
-    assert "is partitioned already\n0 partitions were made" in done.stdout
-    assert "none: all of these are ours" in (await here("schema", "adopt", *day, *url)).stdout
+    assert "already\npartitions made for the time after it: 0" in done.stdout
+    assert "none: the housekeeping has all" in (await here("schema", "adopt", *day, *url)).stdout
     connection = await asyncpg.connect(readings_url)
     await connection.execute("delete from ingest_housekeeping")
     done = await here("schema", "partition", "--yes", *day, *url)

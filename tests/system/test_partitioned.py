@@ -38,6 +38,6 @@ async def test_service_makes_partitions_and_stores_late_readings_in_new_ones(
         assert (await service.readyz()).document["cause"] == ""
         status = await run_command("ingest", "housekeeping", "status", "--state-dir", state, *FLAGS)
         assert status.code == 0, status.stderr
-        assert f"{len(found)} partitions, {len(found)} of them ours" in status.stdout
+        assert f"{len(found)} partitions, {len(found)} of them made or adopted" in status.stdout
         doctor = await run_command("ingest", "doctor", "--state-dir", state, *FLAGS)
         assert "after the present one have a partition" in doctor.stdout

@@ -1,7 +1,8 @@
-"""The service takes over the state folder of an older commit: no reading is lost or stored twice.
+"""The service takes over the state of an older commit: no reading is lost or stored twice.
 
 tests/path/recorded/ has the files and the recording script. The service was killed while its
-database was away; the database of these tests is new and empty.
+database was away. The database of these tests has the table of that time, with what was written.
+54a95c7 is the version before this one, fd6d781 an older one.
 """
 
 from __future__ import annotations
@@ -14,35 +15,51 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 
+from tests.path.recorded.exchange import Case, Part, exchange
 from tests.path.recorded.record import HERE, REPOSITORY
 from tests.path.recorded.record_state import listed_letters
 from tests.path.recorded.service import Done, Running, command, run_sql
 
-RECORDED = HERE / "state-fd6d781"
 BYTES_MAX = 200_000
 LONG_AGO_S = 1_000_000_000.0  # the files are older than the longest time for finished files
 TABLE_SQL = """
     select (extract(epoch from ts) * 1000000)::bigint as ts_us, device_id, metric, value
     from readings
 """
+TABLE_BEFORE = """
+    create table readings (ts timestamptz not null, device_id text collate "C" not null,
+    metric text collate "C" not null, value double precision not null,
+    primary key (ts, device_id, metric, value))
+"""
+FILL_SQL = """
+    insert into readings select 'epoch'::timestamptz + (row->>0)::bigint * interval '1 us',
+    row->>1, row->>2, (row->>3)::float8 from jsonb_array_elements($1::text::jsonb) row
+"""
 QUICK = {"dlq_replay_pause_s": 0.1}
 Row = tuple[Any, ...]
 
 
+@pytest.fixture(scope="module", params=["54a95c7", pytest.param("fd6d781", marks=pytest.mark.slow)])
+def recorded(request: pytest.FixtureRequest) -> Path:
+    """Give the recorded folder of a commit."""
+    return HERE / f"state-{request.param}"
+
+
 @pytest.fixture(scope="module")
-def expected() -> dict[str, Any]:
+def expected(recorded: Path) -> dict[str, Any]:
     """Give the acknowledged readings, and the older commit's list of its dead letters."""
-    found: dict[str, Any] = json.loads(RECORDED.with_suffix(".json").read_text())
+    found: dict[str, Any] = json.loads(recorded.with_suffix(".json").read_text())
     return found
 
 
 @pytest.fixture
-def state_dir(open_tmp_path: Path) -> Path:
+def state_dir(recorded: Path, open_tmp_path: Path) -> Path:
     """Give a copy of the recorded folder, with the modes and the times of such a folder."""
     copy = open_tmp_path / "state"
-    shutil.copytree(RECORDED, copy)
+    shutil.copytree(recorded, copy)
     for path in [copy, *copy.rglob("*")]:
         path.chmod((0o755 if path == copy else 0o700) if path.is_dir() else 0o600)
         os.utime(path, (LONG_AGO_S, LONG_AGO_S))
@@ -54,6 +71,27 @@ def differing(wanted: Iterable[Iterable[Any]], there: Iterable[Iterable[Any]]) -
     left, right = Counter(map(tuple, wanted)), Counter(map(tuple, there))
     missing = [f"is not in the table: {row}" for row in left - right]
     return missing + [f"is in the table and must not: {row}" for row in right - left]
+
+
+async def fill(url: str, rows: list[list[Any]]) -> None:
+    """Make the table as it was, with the readings that were written."""
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(TABLE_BEFORE)
+        await connection.execute(FILL_SQL, json.dumps(rows))
+    finally:
+        await connection.close()
+
+
+async def status_of_post(service: Running, *headers: str) -> str:
+    """Post an empty array; return the status line."""
+    head = "".join(f"{each}\r\n" for each in ("Host: localhost", *headers, "Content-Length: 2"))
+    send: list[Part] = [
+        f"POST /v1/readings HTTP/1.1\r\nContent-Type: application/json\r\n{head}\r\n[]"
+    ]
+    got, then = await exchange(service.address("data"), Case("post", "", "data", send))
+    assert got, then
+    return str(got[0][0])
 
 
 async def table(url: str) -> list[Row]:
@@ -79,6 +117,8 @@ async def test_recorded_state_folder_is_taken_over(
             counted[each["reason"]] += each["letters"]
         return dict(counted)
 
+    written = expected["elsewhere"]
+    await fill(database_url, written)
     assert await listed_letters(REPOSITORY, state_dir) == expected["dead_letters"]
     async with Running(REPOSITORY, state_dir, database_url, QUICK) as service:
         await service.wait_state("accepting")
@@ -89,13 +129,17 @@ async def test_recorded_state_folder_is_taken_over(
         assert samples["ingest_readings_replayed_total"] == len(returning)
         assert samples["ingest_readings_committed_total"] == len(journal) + len(returning)
         assert samples["ingest_readings_dropped_total"] == 0
-        assert differing([*journal, *returning], await table(database_url)) == []
+        assert differing([*written, *journal, *returning], await table(database_url)) == []
         wanted = {"refused_by_database": len(refused), "invalid": expected["invalid"]}
         assert await left_by_reason() == wanted
-        # By hand. Marked letters are done: their readings are in the table of the older commit.
+        if "token" in expected:
+            with_token = f"Authorization: Bearer {expected['token']}"
+            assert (await status_of_post(service)).startswith("HTTP/1.1 401")
+            assert not (await status_of_post(service, with_token)).startswith("HTTP/1.1 401")
+        # By hand. Marked letters are done: their readings are in the table already.
         done = await dlq("replay", *unsafe, "--where", "reason=refused_by_database")
         assert done.code == 0, done
-        everything = [*journal, *returning, *refused]
+        everything = [*written, *journal, *returning, *refused]
         assert differing(everything, await table(database_url)) == []
         done = await dlq("replay", *unsafe)
         assert done.code == 1, "invalid items are still invalid"
@@ -112,9 +156,11 @@ async def test_recorded_state_folder_is_taken_over(
         assert differing(everything, await table(database_url)) == []
 
 
-def test_recorded_state_folder_holds_what_the_takeover_is_about(expected: dict[str, Any]) -> None:
+def test_recorded_state_folder_holds_what_the_takeover_is_about(
+    recorded: Path, expected: dict[str, Any]
+) -> None:
     """Several segments, readings done and not done, dead letters of each reason, marks: small."""
-    files = [path for path in RECORDED.rglob("*") if path.is_file()]
+    files = [path for path in recorded.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < BYTES_MAX
     kinds = Counter(path.suffix for path in files)
     assert kinds[".log"] >= 2

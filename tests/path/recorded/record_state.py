@@ -1,12 +1,14 @@
 """Records a state folder of the real service of a checkout, as a SIGKILL leaves it.
 
-`python -m tests.path.recorded.record_state --checkout FOLDER --name fd6d781` (default: this
+`python -m tests.path.recorded.record_state --checkout FOLDER --name 54a95c7` (default: this
 repository and its commit) writes the folder `state-NAME` and, beside it, `state-NAME.json`: the
-acknowledged readings, and the service's own list of its dead letters.
+acknowledged readings, and the service's own list of its dead letters. state-fd6d781 was made by an
+earlier script: its version had no line protocol, no tokens, and one post in each frame.
 
 The folder has a journal of several segments with written readings, readings that are not written,
 and a torn tail; dead letters of each reason, some of them marked as done, with a torn line and a
-torn mark; the lock and the files of the killed process. It has no data of PostgreSQL.
+torn mark; the lock and the files of the killed process; two tokens, one of them has ended. It has
+no data of PostgreSQL.
 """
 
 from __future__ import annotations
@@ -114,6 +116,7 @@ class Recording:
         self.returning: list[Row] = []  # dead letters that the service replays
         self.refused: list[Row] = []  # dead letters that are replayed by hand
         self.invalid = 0
+        self.token = ""
 
     def _service(self, settings: dict[str, Any]) -> Running:
         return Running(self._checkout, self._state_dir, self._forwarder.url, settings)
@@ -132,6 +135,7 @@ class Recording:
         async with self._service(QUICK) as service:
             await service.wait_state("accepting")
             await self._keep_in_journal(service)
+        await self._make_tokens()
 
     async def _set_aside(self, service: Running) -> None:
         refuse = f"alter table readings add constraint sane check (value <> {REFUSED_VALUE})"
@@ -150,6 +154,11 @@ class Recording:
         for each in bad:
             self.elsewhere += await post(service, rows("written", 1), each)
             self.invalid += 1
+        (row,) = rows("written", 1, 0.5)
+        lines = f"m,device={row[1]} value={row[3]} {row[0]}000\nm,device=bad value=x {row[0]}000\n"
+        await post_lines(service, lines)
+        self.elsewhere.append(row)
+        self.invalid += 1
         await service.wait_quiet()
         async with locked(self._direct_url):
             self.returning += await post(service, rows("exhausted", 5))
@@ -191,7 +200,20 @@ class Recording:
             self.journal += await post(service, rows("single", 1), *bad)
             self.invalid += len(bad)
             self.recovered += 1
+        together = [post(service, rows("together", 1)) for _ in range(20)]
+        for sent in await asyncio.gather(*together):  # some share a frame
+            self.journal += sent
+            self.recovered += 1
         service.kill()
+
+    async def _make_tokens(self) -> None:
+        where = ("--state-dir", self._state_dir)
+        for name in ("ended", "fleet"):
+            done = await command(self._checkout, "token", "new", name, *where)
+            assert done.code == 0, done
+            self.token = done.stdout.split()[-1]
+        done = await command(self._checkout, "token", "disable", "ended", *where)
+        assert done.code == 0, done
 
 
 @contextlib.asynccontextmanager
@@ -218,6 +240,14 @@ async def post(service: Running, sent: list[Row], *bad: Any, ack: str = "durable
     told = got[0][-1]
     assert (told["accepted"], told["dead_lettered"]) == (len(sent), len(bad)), told
     return sent
+
+
+async def post_lines(service: Running, lines: str) -> None:
+    """Post line protocol of which a part is invalid."""
+    head = f"POST /write HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(lines)}\r\n\r\n"
+    got, then = await exchange(service.address("data"), Case("lines", "", "data", [head + lines]))
+    assert got, then
+    assert got[0][0].startswith("HTTP/1.1 20"), got
 
 
 def tear(state_dir: Path) -> None:
@@ -263,6 +293,7 @@ async def record(checkout: Path, folder: Path, to: Path) -> dict[str, Any]:
         "returning": recording.returning,
         "refused": recording.refused,
         "elsewhere": recording.elsewhere,
+        "token": recording.token,
     }
 
 

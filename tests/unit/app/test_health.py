@@ -344,7 +344,7 @@ def test_end_of_the_partitions_is_told_and_refuses_nothing(rig: Rig) -> None:
     """/readyz says it with its next step. What stops writes now is more important."""
     rig.table = "partitions_end"
     assert (rig.tick(), rig.status) == ("accepting", 200)
-    assert "partitions for a few days only" in rig.document["reason"]
+    assert "few partitions are left" in rig.document["reason"]
     assert "housekeeping status" in rig.document["next"]
     rig.database.hold("schema")
     assert rig.document["cause"] == "schema"

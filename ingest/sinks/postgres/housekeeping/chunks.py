@@ -20,6 +20,7 @@ from ingest.sinks.postgres.housekeeping.view import HYPERTABLE, View
 from ingest.system.clock import rfc3339_or_us
 
 DROP_CHUNKS = "drop_chunks"
+_NOT_ARCHIVED = "a hypertable is not archived: without archive_dir its old chunks are dropped"
 
 _CHUNKS = """
 select k.chunk_name::text as name,
@@ -54,6 +55,7 @@ class Chunks:
         answers = await registry.entries(connection, view.table, registry.ANSWER)
         bare = policy._replace(archive_dir="")
         waits = must_confirm(leaving, len(found), bare, answers.get("keep_hot"))
+        waits = _NOT_ARCHIVED if policy.archive_dir else waits
         until_us = leaving[-1].to_us
         why = (
             f"{len(leaving)} chunks have only readings from before {rfc3339_or_us(until_us)} "
@@ -65,9 +67,7 @@ class Chunks:
         """Drop the chunks. A step that waited was confirmed: that is recorded first."""
         policy = self._policy
         if policy is None or policy.archive_dir:
-            raise StartError(
-                "a hypertable is not archived: without archive_dir its old chunks are dropped"
-            )
+            raise StartError(_NOT_ARCHIVED)
         if step.waits:
             kept = await registry.make(connection, view.table, view.owner)
             await registry.put(connection, kept, KEEP_HOT, policy.entry(view.now_us))

@@ -131,10 +131,11 @@ async def convert(
         plan = await planned(connection, table, span, ahead_us, column=column)
         if not plan.begun:
             held_s = await _constrain(connection, plan, wait_s_max)
-            say(f"no reading after {rfc3339(plan.until_us)} is accepted now ({_ms(held_s)})")
+            until = rfc3339(plan.until_us)
+            say(f"step 1 of 3: the table takes readings before {until} only ({_ms(held_s)})")
         if not plan.plain.checked or not plan.begun:
             await _validate(connection, plan.plain.table)
-            say("all rows were compared with that time")
+            say("step 2 of 3: all rows were compared with that time")
         held_s = await change_alone(
             connection,
             plan.plain.table,
@@ -143,7 +144,7 @@ async def convert(
             hold_s_max=HOLD_S_MAX,
             wait_s_max=wait_s_max,
         )
-        say(f"{plan.plain.table} is partitioned, {plan.name} is its first part ({_ms(held_s)})")
+        say(f"step 3 of 3: {plan.plain.table} has partitions, {plan.name} first ({_ms(held_s)})")
 
 
 async def _prepare(connection: Connection) -> None:

@@ -23,7 +23,7 @@ from ingest.sinks.postgres.housekeeping import archived
 from ingest.sinks.postgres.housekeeping.making import make_partition
 from ingest.sinks.postgres.housekeeping.opening import opened
 from ingest.sinks.postgres.housekeeping.partitions import gaps_of
-from ingest.sinks.postgres.housekeeping.spans import DAY_US, TimeSpan
+from ingest.sinks.postgres.housekeeping.spans import TimeSpan
 from ingest.sinks.postgres.housekeeping.view import PARTITIONED, View, look_at
 from ingest.sinks.postgres.session import as_start_error
 from ingest.sinks.postgres.target import TargetTable
@@ -40,11 +40,11 @@ log = get_logger("housekeeping")
 
 
 class LateLimits(NamedTuple):
-    """What readings may cause. `late_setting` names the setting that `late_us_max` is of."""
+    """What readings may cause. `late_us_max`: older ones get no partition."""
 
     late_us_max: int
     partitions_max: int
-    late_setting: str = "partition_late_days_max"
+    late_named: str  # how long that is, and the setting of it
 
 
 class NoPartition(NamedTuple):
@@ -178,8 +178,7 @@ class LatePartitions:
             return None
         late_us = self._limits.late_us_max
         if view.ours and ts_us < unix_us() - late_us:
-            days = f"{late_us / DAY_US:g} days ({self._limits.late_setting})"
-            return NoPartition(f"older than {days}", final=True)
+            return NoPartition(f"older than {self._limits.late_named}", final=True)
         return NoPartition(
             f"there is no partition for this time: {self._reason(view)}", final=False
         )

@@ -4,25 +4,29 @@ A readings table of another name has its own, such as `ingest_housekeeping_NAME`
 schema must not take each other's partitions, files and rollups for their own.
 Keys: `table/NAME` (a table whose partitions we make: its span), `partition/NAME` (made or adopted
 by us: its bounds), `answer/..` (what a person confirmed), `archive/NAME` (how far the archive of a
-span is), `files/NAME` (what is in the archive), `pinned/NAME`. The owner writes it; the role that
-writes readings need not see it.
+span is), `files/NAME` (what is in the archive), `pinned/NAME`, `schema` (the version of
+all this, see versions.py). The owner writes it; the role that writes readings need not see it.
 Promises: each write is one statement of the caller's transaction. The driver's errors pass through.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Any
 
 import orjson
 from asyncpg import Connection
 
+from ingest.model.errors import StartError
 from ingest.sinks.postgres.target import NAME_BYTES_MAX, shortened
 from ingest.sinks.postgres.target import TABLE as READINGS_TABLE
 
 NAME = "ingest_housekeeping"
 TABLE, PARTITION, ANSWER = "table/", "partition/", "answer/"
 ARCHIVE, PINNED, FILES = "archive/", "pinned/", "files/"
+SCHEMA = "schema"
+SCHEMA_VERSION = 1  # what this program reads and writes here; a registry without a number has 0
 
 _BESIDE = """
 select n.nspname::text as schema, c.relname::text as name
@@ -52,17 +56,50 @@ async def name_beside(connection: Connection, table: str) -> tuple[str, bool]:
 async def make(connection: Connection, table: str, owner: str | None = None) -> str:
     """Make the registry beside the table if it is missing; return its name with its schema.
 
-    `owner` is that of the table; it owns the registry too.
+    `owner` is that of the table; it owns the registry too. Who writes to it calls this first: it
+    raises StartError if a newer program has changed what is kept there.
     """
     name, readable = await name_beside(connection, table)
-    if not readable:
+    if readable:
+        if why := refusal(await version_in(connection, name)):
+            raise StartError(why)
+    else:
         await connection.execute(
             f"create table if not exists {name} (key text primary key, value jsonb not null, "
             "at timestamptz not null default now())"
         )
         if owner is not None:
             await connection.execute(f"alter table {name} owner to {quoted(owner)}")
+        await connection.execute(
+            f"insert into {name} (key, value) values ($1, jsonb_build_object('version', $2::int)) "  # noqa: S608
+            "on conflict do nothing",
+            SCHEMA,
+            SCHEMA_VERSION,
+        )
     return name
+
+
+async def version_in(connection: Connection, registry: str) -> int:
+    """Return the version in the registry of this name; 0 if it has none, -1 if it is no number."""
+    found = await connection.fetchval(
+        f"select coalesce(value->>'version', '') from {registry} where key = $1",  # noqa: S608
+        SCHEMA,
+    )
+    if found is None:
+        return 0
+    return int(found) if re.fullmatch("[0-9]{1,9}", found) else -1
+
+
+def refusal(version: int) -> str:
+    """Return why nothing may be changed under this version, or nothing."""
+    if 0 <= version <= SCHEMA_VERSION:
+        return ""
+    said = f"version {version}" if version >= 0 else "a version that is no number"
+    return (
+        f"the schema has {said} (key `{SCHEMA}` of {NAME}), and this program knows "
+        f"{SCHEMA_VERSION}: run the newer program again; until then no partition is made, archived "
+        "or dropped, and readings are written as before"
+    )
 
 
 def quoted(name: str) -> str:

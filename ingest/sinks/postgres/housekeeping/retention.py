@@ -98,7 +98,7 @@ class Retention:
         for name, entry in begun.items():
             waits = ""
             if self._policy is None:
-                waits = f"keep_hot is not set any more, but {name} was detached: drop it?"
+                waits = f"{name} was detached, but keep_hot is not set any more: --yes drops it"
             elif entry.get("archive_dir", "") != self._policy.archive_dir:
                 waits = f"archive_dir was changed after {name} was detached"
             found = self._steps(name, entry["from_us"], entry["to_us"], waits, begun=True)

@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ingest.sinks.postgres.connection import Timeouts
-from ingest.sinks.postgres.housekeeping import plan
+from ingest.sinks.postgres.housekeeping import plan, versions
 from ingest.sinks.postgres.housekeeping.opening import opened
 from ingest.sinks.postgres.housekeeping.plan import Did, Job, OtherRun, Step
 from ingest.sinks.postgres.housekeeping.rollup_state import Progress, progress
+from ingest.sinks.postgres.housekeeping.versions import SchemaState
 from ingest.sinks.postgres.housekeeping.view import View, look_at, oldest_us
 from ingest.sinks.postgres.session import as_start_error
 from ingest.sinks.postgres.target import READINGS, TargetTable
@@ -22,7 +23,7 @@ class Report(NamedTuple):
     """The table at the end, the time of its oldest reading, what is due, and what was done.
 
     `rollups` is how far they are, or None. `other_run`: nothing was done, because another run is
-    under way.
+    under way. `schema` is the version of what was found; if it refuses, nothing was done either.
     """
 
     view: View
@@ -31,6 +32,7 @@ class Report(NamedTuple):
     did: list[Did]
     rollups: Progress | None = None
     other_run: bool = False
+    schema: SchemaState = SchemaState(None)
 
 
 async def look(
@@ -42,7 +44,9 @@ async def look(
             view = await look_at(connection, target.name, span, target=target)
             due = await plan.plan(connection, view, jobs)
             rollups = await progress(connection, view.table)
-            return Report(view, await oldest_us(connection, view), due, [], rollups)
+            found = await versions.state_of(connection, view.table)
+            oldest = await oldest_us(connection, view)
+            return Report(view, oldest, due, [], rollups, schema=found)
 
 
 async def run(
@@ -59,9 +63,11 @@ async def run(
     async with opened(url, timeouts) as connection:
         with as_start_error(url):
             view = await look_at(connection, target.name, span, target=target)
+            found = await versions.state_of(connection, view.table)
             did, other_run = list[Did](), False
             try:
-                did = await plan.run(connection, view, jobs, yes=yes, stopped=stopped)
+                if not found.refuses:
+                    did = await plan.run(connection, view, jobs, yes=yes, stopped=stopped)
             except OtherRun:
                 other_run = True
             if did:
@@ -69,4 +75,4 @@ async def run(
             due = await plan.plan(connection, view, jobs)
             oldest = await oldest_us(connection, view)
             rollups = await progress(connection, view.table)
-            return Report(view, oldest, due, did, rollups, other_run)
+            return Report(view, oldest, due, did, rollups, other_run, found)

@@ -1,0 +1,257 @@
+"""The version of the schema: older, of today, newer, unreadable; the command; who may do what."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import asyncpg
+import pytest
+
+from ingest.app.database import housekeeping_jobs, late_partitions, partitions_ahead, timeouts
+from ingest.app.housekeeping import Housekeeping
+from ingest.app.target import make_target
+from ingest.app.writing import make_sink
+from ingest.cli.doctor_database import FAIL, WARN
+from ingest.cli.doctor_partitions import partition_checks
+from ingest.config.settings import Settings
+from ingest.model.errors import StartError
+from ingest.model.ports import Stored
+from ingest.sinks.postgres import schema
+from ingest.sinks.postgres.housekeeping import making, registry, runs, versions
+from ingest.sinks.postgres.housekeeping.plan import OtherRun, alone
+from ingest.sinks.postgres.housekeeping.runs import Report
+from ingest.sinks.postgres.housekeeping.spans import DAY_US, span_bounds
+from ingest.sinks.postgres.housekeeping.view import look_at
+from ingest.sinks.postgres.make_table import first_partitions
+from tests.support.commands import Here, with_user
+from tests.support.rows import encode, readings
+
+OF_TODAY = '{"version": 1}'
+# As commit 54a95c7 made it, the last one before there were partitions, with the index for devices.
+TABLE_BEFORE = """create table readings (
+    ts timestamptz not null, device_id text collate "C" not null,
+    metric text collate "C" not null, value double precision not null,
+    primary key (ts, device_id, metric, value));
+    create index readings_device_idx on readings (device_id, metric, ts)"""
+
+
+def daily(**more: object) -> Settings:
+    """Return settings with a partition for each day."""
+    values = {"database_unsafe": True, "partition_span": "day", "lock_s_max": 0.2}
+    return Settings(**{**values, **more})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+async def table(connection: asyncpg.Connection) -> asyncpg.Connection:
+    """Give the owner's connection to a fresh table with a partition for each day."""
+    await make(connection, daily())
+    return connection
+
+
+async def make(connection: asyncpg.Connection, settings: Settings) -> None:
+    """Make the table as the service does."""
+    target, ahead = make_target(settings), partitions_ahead(settings)
+    begin = await first_partitions(connection, settings.partition_span, ahead, target)
+    await schema.apply(connection, target, partitions=begin)
+
+
+async def run(url: str, settings: Settings | None = None) -> Report:
+    """Run the housekeeping once."""
+    chosen = settings or daily()
+    jobs, target = housekeeping_jobs(chosen), make_target(chosen)
+    return await runs.run(url, timeouts(chosen), chosen.partition_span, jobs, target=target)
+
+
+async def put(connection: asyncpg.Connection, value: str) -> None:
+    """Let the schema have this version; with nothing it has no number."""
+    await connection.execute("delete from ingest_housekeeping where key = 'schema'")
+    if value:
+        await connection.execute(
+            "insert into ingest_housekeeping (key, value) values ('schema', $1::text::jsonb)", value
+        )
+
+
+async def got(connection: asyncpg.Connection) -> str | None:
+    """Return the stored version as text."""
+    found: str | None = await connection.fetchval(
+        "select value::text from ingest_housekeeping where key = 'schema'"
+    )
+    return found
+
+
+async def test_plain_table_of_the_version_before_needs_no_upgrade(
+    connection: asyncpg.Connection, shared_url: str, here: Here
+) -> None:
+    """Nothing is made beside it, also with --yes, and it is written to as before."""
+    words = ("schema", "upgrade", "--database-url", shared_url)
+    done = await here(*words)
+    assert (done.code, done.stdout) == (2, "")
+    assert "there is no table readings" in done.stderr
+    await connection.execute(TABLE_BEFORE)
+    for more in ((), ("--yes",)):
+        done = await here(*words, *more)
+        assert done.code == 0, done
+        assert "nothing to upgrade: this role sees no table" in done.stdout
+    assert await connection.fetchval("select to_regclass('ingest_housekeeping') is null")
+    report = await run(shared_url)
+    assert (report.schema.version, report.schema.needs) == (None, "")
+    sink = make_sink(shared_url, daily())
+    try:
+        assert await sink.write(encode(readings(3)), 3, idempotent=False) == Stored(3, 0)
+    finally:
+        await sink.close()
+
+
+async def test_older_schema_works_and_is_upgraded_on_request(
+    table: asyncpg.Connection, shared_url: str, here: Here
+) -> None:
+    """Without a number: as the code before it has left it. Upgraded once, by a yes."""
+    assert await got(table) == OF_TODAY, "a new registry has the number"
+    assert (await run(shared_url)).schema == versions.SchemaState(1, "public.ingest_housekeeping")
+    await put(table, "")
+    report = await run(shared_url, daily(partitions_ahead=12))
+    assert (report.schema.version, report.schema.refuses) == (0, False)
+    assert report.did, "it works with both"
+    assert not any(each.error for each in report.did)
+    assert await got(table) is None, "nobody has asked"
+    (_, found) = await partition_checks(daily(), shared_url)
+    assert (found.name, found.state) == ("schema", WARN)
+    assert "run `ingest schema upgrade`" in found.detail
+
+    words = ("schema", "upgrade", "--database-url", shared_url)
+    done = await here(*words)
+    assert (done.code, "due: version 1: write down the version" in done.stdout) == (1, True)
+    assert await got(table) is None
+    done = await here(*words, "--yes", "--json")
+    assert done.code == 0, done
+    assert json.loads(done.stdout) == {
+        "table": "public.readings",
+        "version": 0,
+        "version_of_program": 1,
+        "due": [],
+        "done": ["version 1: write down the version"],
+    }
+    assert await got(table) == OF_TODAY
+    for more in ((), ("--yes",)):
+        done = await here(*words, *more)
+        assert (done.code, "nothing to upgrade: the schema has version 1" in done.stdout) == (
+            0,
+            True,
+        )
+
+
+@pytest.mark.parametrize("value", ['{"version": 2}', '{"version": "x"}', '{"version": -1}', "7"])
+async def test_newer_schema_is_left_alone_and_readings_are_written(
+    table: asyncpg.Connection,
+    shared_url: str,
+    here: Here,
+    capsys: pytest.CaptureFixture[str],
+    value: str,
+) -> None:
+    """No partition is made or dropped; commands say why; nothing pauses the writes."""
+    before = await table.fetch("select * from ingest_housekeeping where key <> 'schema'")
+    await put(table, value)
+    settings = daily(partitions_ahead=12)
+    report = await run(shared_url, settings)
+    assert (report.schema.refuses, report.did) == (True, [])
+    assert report.due, "there was something to do"
+    view = await look_at(table, "readings", "day")
+    with pytest.raises(StartError, match=r"the schema has .*, and this program knows 1"):
+        await making.make_partition(table, view, span_bounds("day", 0))
+    assert len((await look_at(table, "readings", "day")).partitions) == len(view.partitions)
+    sink = make_sink(shared_url, settings)
+    try:
+        now = [each._replace(ts_us=view.now_us) for each in readings(3)]
+        assert await sink.write(encode(now), 3, idempotent=False) == Stored(3, 0)
+    finally:
+        await sink.close()
+    late, days_ago_us = late_partitions(settings, lambda: shared_url), view.now_us - 3 * DAY_US
+    assert not await late.make_for([days_ago_us])
+    why = late.why_not(days_ago_us)
+    assert why is not None
+    assert ("and this program knows 1" in why.message, why.final) == (True, False)
+
+    (_, found) = await partition_checks(settings, shared_url)
+    assert (found.name, found.state) == ("schema", FAIL)
+    for words, code in (
+        (("housekeeping", "run"), 1),
+        (("housekeeping", "run", "--yes", "--json"), 1),
+        (("housekeeping", "plan"), 0),
+        (("housekeeping", "status"), 0),
+        (("schema", "upgrade", "--yes"), 2),
+    ):
+        done = await here(*words, "--database-url", shared_url, "--partition-span", "day")
+        assert done.code == code, done
+        assert "run the newer program again" in done.stdout + done.stderr
+    stopping = asyncio.Event()
+    background = asyncio.create_task(Housekeeping(settings, lambda: shared_url).run(stopping))
+    told = ""
+    async with asyncio.timeout(10):
+        while "schema_version_differs" not in told:
+            await asyncio.sleep(0.02)
+            told += "".join(capsys.readouterr())
+    stopping.set()
+    await background
+    assert await table.fetch("select * from ingest_housekeeping where key <> 'schema'") == before
+
+
+async def test_upgrade_and_housekeeping_are_never_at_work_together(
+    table: asyncpg.Connection, shared_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step that fails leaves the version; a run under way lets none begin."""
+    await put(table, "")
+    oid = (await look_at(table, "readings", "day")).oid
+    other = await asyncpg.connect(shared_url)
+    try:
+        async with alone(table, oid):
+            with pytest.raises(OtherRun):
+                await versions.upgrade(other, "readings", oid)
+
+        async def fails(connection: asyncpg.Connection, name: str) -> None:
+            await connection.execute(f"alter table {name} add column more int")
+            raise StartError("stopped half-way")
+
+        steps = (*versions.STEPS, versions.Upgrade(2, "more", fails))
+        monkeypatch.setattr(versions, "STEPS", steps)
+        with pytest.raises(StartError, match="stopped half-way"):
+            await versions.upgrade(other, "readings", oid)
+    finally:
+        await other.close()
+    assert await got(table) == OF_TODAY, "the step before it is done, once"
+    assert [each.to for each in versions.steps_from(1)] == [2]
+    columns = "select count(*) from pg_attribute where attrelid = $1::regclass and attnum > 0"
+    assert await table.fetchval(columns, registry.NAME) == 3, "and this one not in part"
+
+
+async def test_role_that_only_writes_sees_no_version_and_needs_none(
+    table: asyncpg.Connection, shared_url: str, here: Here, role: str
+) -> None:
+    """The command says whose role can see it: that of housekeeping_url."""
+    await put(table, '{"version": 2}')
+    await table.execute(f"grant usage on schema public to {role}")
+    await table.execute(f"grant select, insert on readings to {role}")
+    try:
+        words = ("schema", "upgrade", "--database-url", with_user(shared_url, role))
+        done = await here(*words)
+        assert (done.code, "this role sees no table" in done.stdout) == (0, True), done
+        done = await here(*words, "--housekeeping-url", shared_url)
+        assert (done.code, "the schema has version 2" in done.stderr) == (2, True), done
+        await put(table, "")
+        await table.execute(f"grant select on ingest_housekeeping to {role}")
+        done = await here(*words, "--yes")
+        assert (done.code, "permission denied" in done.stderr) == (2, True), done
+        assert await got(table) is None
+    finally:
+        await table.execute(f"drop owned by {role}")
+
+
+async def test_housekeeping_of_a_table_with_other_names(
+    connection: asyncpg.Connection, shared_url: str
+) -> None:
+    """The column of the time may have any name: partitions are made ahead all the same."""
+    settings = daily(table_name="own", column_ts="time")
+    await make(connection, settings)
+    report = await run(shared_url, daily(table_name="own", column_ts="time", partitions_ahead=12))
+    assert [each.error for each in report.did] == [""] * len(report.did)
+    assert (bool(report.did), report.due, report.schema.version) == (True, [], 1)
