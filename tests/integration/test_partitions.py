@@ -281,7 +281,7 @@ async def test_late_reading_makes_its_partition_and_is_stored_once(
         assert path.late.made == 2
     late = late_partitions(daily(keep_hot="12h"), lambda: shared_url)
     await late.make_for([now_us])
-    assert late.why_not(now_us - 20 * DAY_US) == ("older than 0.5 days (keep_hot)", True)
+    assert late.why_not(now_us - 20 * DAY_US) == ("older than 12h (keep_hot)", True)
     ledger = path.ledger
     assert (ledger.committed, ledger.duplicate, ledger.dead_lettered[REFUSED]) == (3, 3, 2)
     assert ledger.retries["hold"] == ledger.retries["retry"] == 0

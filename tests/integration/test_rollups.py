@@ -361,7 +361,13 @@ async def test_stop_ends_a_long_statement(
             assert other.is_closed()
     finally:
         other.terminate()
-    await run(operator)
+    async with asyncio.timeout(30):
+        while True:  # the server notices the end of the other session a little later
+            try:
+                await run(operator)
+                break
+            except plan.OtherRun:
+                await asyncio.sleep(0.05)
     assert await wrong(operator) == []
 
 

@@ -31,7 +31,9 @@ SCHEMA_VERSION = 1  # what this program reads and writes here; a registry withou
 _BESIDE = """
 select n.nspname::text as schema, c.relname::text as name
 from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = to_regclass($1)"""
-_READABLE = "select coalesce(has_table_privilege(to_regclass($1), 'SELECT'), false)"
+_READABLE = """
+select name, coalesce(has_table_privilege(to_regclass(name), 'SELECT'), false) as readable
+from format('%I.%I', $1::text, $2::text) as name"""
 
 
 def name_for(table: str) -> str:
@@ -49,8 +51,8 @@ async def name_beside(connection: Connection, table: str) -> tuple[str, bool]:
     found = await connection.fetchrow(_BESIDE, table)
     if found is None:
         return NAME, False
-    name = f"{quoted(found['schema'])}.{quoted(name_for(found['name']))}"
-    return name, await connection.fetchval(_READABLE, name)
+    (row,) = await connection.fetch(_READABLE, found["schema"], name_for(found["name"]))
+    return row["name"], row["readable"]
 
 
 async def make(connection: Connection, table: str, owner: str | None = None) -> str:
