@@ -204,5 +204,5 @@ async def test_role_that_may_not_see_the_archive_is_told(
     for command in ("list", "verify"):
         done = await here("archive", command, *words)
         assert (done.code, done.stdout) == (2, "")
-        assert '"ingest_housekeeping": set housekeeping_url' in done.stderr
+        assert "public.ingest_housekeeping: set housekeeping_url" in done.stderr
     await connection.execute(f"drop owned by {role}")
