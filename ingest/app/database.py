@@ -19,8 +19,7 @@ from ingest.sinks.postgres.housekeeping.late import LateLimits, LatePartitions
 from ingest.sinks.postgres.housekeeping.plan import Job
 from ingest.sinks.postgres.housekeeping.retention import Retention
 from ingest.sinks.postgres.housekeeping.rollups import Rollups
-
-DAY_US = 86_400_000_000
+from ingest.sinks.postgres.housekeeping.spans import DAY_US
 
 
 def timeouts(settings: Settings) -> Timeouts:
