@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import resource
 import signal
@@ -18,7 +19,7 @@ from ingest.archive import runs
 from ingest.archive.archiver import ParquetArchiver
 from ingest.archive.folder import ArchiveFailed, ArchiveFolder
 from ingest.archive.postgres_hash import series_hash
-from ingest.sinks.postgres.housekeeping import archived, registry
+from ingest.sinks.postgres.housekeeping import archive_rows, archived, registry
 from tests.support.archives import (
     FROM_US,
     PARTITION,
@@ -70,6 +71,35 @@ async def test_stop_ends_it_at_the_next_piece(table: asyncpg.Connection, tmp_pat
         assert [each.name for each in tmp_path.iterdir()] == [".lock"]
     assert calls > 2
     assert sorted(rows_in_files([tmp_path / f"{PARTITION}.parquet"])) == sorted(rows)
+
+
+async def test_stop_in_the_last_piece_leaves_a_connection_of_use(
+    table: asyncpg.Connection, tmp_path: Path
+) -> None:
+    """The server has sent all rows when the first ones are refused: no statement waits for more."""
+    rows = drawn(20, 5)
+    await fill(table, PARTITION, rows)
+    async with asyncio.timeout(10):
+        with pytest.raises(ArchiveFailed, match="the process stops"):
+            await ParquetArchiver(ArchiveFolder(tmp_path), lambda: True).archive(detached(table))
+        await archiver(tmp_path).archive(detached(table))
+    assert sorted(rows_in_files([tmp_path / f"{PARTITION}.parquet"])) == sorted(rows)
+
+
+async def test_stop_with_much_to_come_cuts_the_connection(
+    table: asyncpg.Connection,
+    shared_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The error says why it ended, not that the connection is closed."""
+    monkeypatch.setattr(archive_rows, "DROPPED_BYTES_MAX", 10_000)
+    await fill(table, PARTITION, drawn(2_000, 6))
+    connection = await asyncpg.connect(shared_url)
+    with pytest.raises(ArchiveFailed, match="the process stops"):
+        await ParquetArchiver(ArchiveFolder(tmp_path), lambda: True).archive(detached(connection))
+    assert connection.is_closed()
+    await archiver(tmp_path).archive(detached(table))
 
 
 async def test_late_readings_are_merged_each_once(

@@ -13,7 +13,9 @@ import asyncpg
 import pytest
 from pyarrow import parquet
 
-from ingest.sinks.postgres.housekeeping import registry
+from ingest.archive.archiver import ParquetArchiver
+from ingest.archive.folder import ArchiveFailed
+from ingest.sinks.postgres.housekeeping import archive_rows, registry
 from tests.support.archives import Row, drawn, rows_in, rows_in_files, store
 from tests.support.commands import Here, with_user
 
@@ -86,6 +88,32 @@ async def test_readings_leave_for_files_and_come_back(
     missing = await here("archive", "verify", "nothing", *words)
     assert "there is no nothing in the archive" in missing.stderr
     assert (await here("archive", "release", name, *words)).code == 1
+
+
+async def test_run_whose_connection_was_cut_says_why(
+    connection: asyncpg.Connection,
+    shared_url: str,
+    here: Here,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A full disk while the server still sends rows: that is told, and the next run goes on."""
+    words: tuple[str, ...] = ("--database-url", shared_url, "--partition-span", "day")
+    words = (*words, "--keep-hot", "30d", "--archive-dir", str(tmp_path))
+    assert (await here("schema", "apply", *words)).code == 0
+    await arrive(connection, drawn(1_000, 3, from_us=OLD_US, to_us=OLD_US + DAY_US))
+
+    def full(_: object) -> None:
+        raise ArchiveFailed("no space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(archive_rows, "DROPPED_BYTES_MAX", 1_000)
+        patched.setattr(ParquetArchiver, "_go_on", full)
+        failed = await here("housekeeping", "run", "--yes", *words)
+    assert failed.code != 0
+    assert "no space left on device" in failed.stderr
+    assert (await here("housekeeping", "run", "--yes", *words)).code == 0
+    assert len(rows_in_files(tmp_path.glob("*.parquet"))) == 1_000
 
 
 async def test_tables_with_other_names_in_one_schema_have_nothing_in_common(

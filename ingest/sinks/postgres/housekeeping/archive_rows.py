@@ -26,6 +26,7 @@ from ingest.sinks.postgres.target import KEY
 STILL_S_MAX = 120.0  # without one row
 SCAN_S_MAX = 6 * 3600.0  # of one statement over a whole table
 ATTACH_LOCK_S_MAX = 3
+DROPPED_BYTES_MAX = 64 * 1024**2  # some 0.2 s of COPY
 
 _BESIDE = """
 select n.nspname::text as schema, to_regclass(format('%I.%I', n.nspname, $2::text)) is not null
@@ -99,24 +100,63 @@ async def copy_out(
     """Give all rows of a table to `take`, in pieces of binary COPY; return how many there were.
 
     Each row has five columns: `marker`, ts, value, device_id, metric. So the begin of a row can be
-    found by its bytes. The next piece is read when `take` has returned.
+    found by its bytes. The next piece is read when `take` has returned. Raises an error of
+    `take`. Then the connection is cut if more than DROPPED_BYTES_MAX are still to come.
     """
     query = f"select '\\x{marker.hex()}'::bytea, {{ts}}, {{value}}, {{device_id}}, {{metric}} "
-    async with connection.transaction():
-        await connection.execute("set local statement_timeout = 0")
+    taking = _Taking(connection, take)
+    try:
         with _ends_if_still(connection) as moved:
+            async with connection.transaction():
+                await connection.execute("set local statement_timeout = 0")
 
-            async def moved_and_taken(data: bytes) -> None:
-                await take(data)
-                moved()
+                async def moved_and_taken(data: bytes) -> None:
+                    await taking.take(data)
+                    moved()
 
-            tag = await connection.copy_from_query(
-                table.named(f"{query} from only {{table}}"),
-                output=moved_and_taken,
-                format="binary",
-                timeout=SCAN_S_MAX,
-            )
+                tag = await connection.copy_from_query(
+                    table.named(f"{query} from only {{table}}"),
+                    output=moved_and_taken,
+                    format="binary",
+                    timeout=SCAN_S_MAX,
+                )
+    except Exception:
+        taking.raise_failed()  # it is the cause of the others
+        raise
+    taking.raise_failed()
     return int(tag.rsplit(" ", 1)[1])
+
+
+class _Taking:
+    """Gives pieces to `take` until it fails; then it drops them, because it must not raise.
+
+    asyncpg 0.32 asks the server to cancel when the taker of a COPY raises, and the next statement
+    waits for the answer. If the COPY had already ended, no answer comes, and it waits for ever.
+    """
+
+    def __init__(self, connection: Connection, take: Callable[[bytes], Awaitable[None]]) -> None:
+        self._connection = connection
+        self._take = take
+        self._failed: Exception | None = None
+        self._dropped_bytes = 0
+
+    async def take(self, data: bytes) -> None:
+        """Give a piece to `take`, or drop it. Raises only if the connection is cut."""
+        if self._failed is None:
+            try:
+                await self._take(data)
+            except Exception as error:
+                self._failed = error
+            return
+        self._dropped_bytes += len(data)
+        if self._dropped_bytes > DROPPED_BYTES_MAX:
+            self._connection.terminate()
+            raise self._failed
+
+    def raise_failed(self) -> None:
+        """Raise the error of `take`, if there was one."""
+        if self._failed is not None:
+            raise self._failed
 
 
 class Restore(NamedTuple):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from ingest.model.errors import StartError
 from ingest.sinks.postgres.connection import Timeouts
 from ingest.sinks.postgres.housekeeping import plan, versions
 from ingest.sinks.postgres.housekeeping.opening import opened
@@ -70,6 +71,8 @@ async def run(
                     did = await plan.run(connection, view, jobs, yes=yes, stopped=stopped)
             except OtherRun:
                 other_run = True
+            if connection.is_closed() and did and did[-1].error:
+                raise StartError(did[-1].error)  # of more use than that the connection is closed
             if did:
                 view = await look_at(connection, target.name, span, target=target)
             due = await plan.plan(connection, view, jobs)
