@@ -127,7 +127,10 @@ async def publisher(port: int, name: str = "publisher") -> AsyncIterator[Client]
 async def publish(
     client: Client, messages: Iterable[bytes], topic: str = "sensors/a", *, qos: int = 1
 ) -> None:
-    """Return once the broker has acknowledged all messages."""
+    """Wait for the connection, and return once the broker has acknowledged all messages."""
+    async with asyncio.timeout(60):
+        while not client.is_connected():  # noqa: ASYNC110  a thread does it
+            await asyncio.sleep(0.01)
     sent = [client.publish(topic, each, qos=qos) for each in messages]
     async with asyncio.timeout(60):
         while not all(each.is_published() for each in sent):  # noqa: ASYNC110  a thread does it
