@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ingest.config.values import setting
 
-PARTITION_SPAN = "none"  # the default
+PARTITION_SPAN = "day"  # the default
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +26,7 @@ class TableSettings:
         7, "how many partitions are made beyond now + ts_ahead_s_max", within=(1, 400)
     )
     partition_late_days_max: float = setting(
-        3_650.0,
+        36_500.0,
         "an older reading that has no partition becomes a dead letter (ts_too_old)",
         within=(1, 100_000),
     )

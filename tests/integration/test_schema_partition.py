@@ -292,7 +292,8 @@ async def test_commands_say_what_they_would_do_and_do_it_with_yes(
     """`partition` makes the later partitions too; `adopt` lets retention have those of others."""
     url = ("--database-url", readings_url)
     day = ("--partition-span", "day")
-    assert "set partition_span" in (await here("schema", "partition", "--yes", *url)).stderr
+    none = ("--partition-span", "none", *url)
+    assert "set partition_span" in (await here("schema", "partition", "--yes", *none)).stderr
     done = await here("schema", "partition", *day, *url)
     assert done.code == 1
     assert "It becomes one partition, readings_before_" in done.stdout
@@ -312,7 +313,7 @@ async def test_commands_say_what_they_would_do_and_do_it_with_yes(
     assert "readings has no partition x" in (await here("schema", "adopt", "x", *url)).stderr
     done = await here("schema", "adopt", *day, *url)
     assert (done.code, "would be adopted: readings_before_" in done.stdout) == (1, True)
-    assert "set partition_span" in (await here("schema", "adopt", "--yes", *url)).stderr
+    assert "set partition_span" in (await here("schema", "adopt", "--yes", *none)).stderr
     assert (await here("schema", "adopt", "--yes", *day, *url)).code == 0
     view = await look_at(connection, "readings", "day")
     assert view.ours
