@@ -80,14 +80,13 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
 
 
 async def _report(args: argparse.Namespace, loaded: Loaded) -> Report:
-    from ingest.app.database import housekeeping_jobs, housekeeping_url, timeouts  # noqa: PLC0415
+    from ingest.app.database import housekeeping_jobs, timeouts  # noqa: PLC0415
     from ingest.app.target import make_target  # noqa: PLC0415
-    from ingest.cli.find_database import database  # noqa: PLC0415
+    from ingest.cli.find_database import owners_database  # noqa: PLC0415
     from ingest.sinks.postgres.housekeeping import runs  # noqa: PLC0415
 
     settings = loaded.settings
-    async with database(settings) as found:
-        url = housekeeping_url(settings, lambda: found)()
+    async with owners_database(settings) as url:
         where = (url, timeouts(settings), settings.partition_span, housekeeping_jobs(settings))
         target = make_target(settings)
         if args.housekeeping_command == "run":

@@ -1,0 +1,94 @@
+"""Runs the housekeeping as the examples of deploy/ do: the owner's URL is in the job alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import asyncpg
+import pytest
+
+from ingest.system.clock import unix_us
+from tests.support.archives import rows_in_files
+from tests.support.commands import with_user
+from tests.support.housekeeping_jobs import commands
+from tests.system.service import Service, run_command
+
+if TYPE_CHECKING:
+    from tests.conftest import Server
+
+
+@pytest.fixture
+def empty_database(server: Server) -> Iterator[str]:
+    """Give the URL of a database without a table."""
+    name = server.create("template0")
+    yield server.url_of(name)
+    server.drop(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", ["kubernetes", "systemd", "compose"])
+async def test_job_of_the_owner_works_for_a_service_that_owns_nothing(
+    open_tmp_path: Path, empty_database: str, example: str
+) -> None:
+    """It makes partitions, and archives old ones after a yes; the service says how many last."""
+    words, environ = commands()[example]
+    folder = open_tmp_path / "archive"
+    owner = open_tmp_path / "owner_url"
+    line = await asyncpg.connect(empty_database)
+    try:
+        await line.execute("drop role if exists job_owner; drop role if exists job_writer")
+        await line.execute("create role job_owner login; create role job_writer login")
+        await line.execute("grant all on schema public to job_owner")
+        owner.write_text(with_user(empty_database, "job_owner") + "\n")
+        writer = ("--database-url", with_user(empty_database, "job_writer"))
+        environ |= {"INGEST_HOUSEKEEPING_URL_FILE": str(owner), "INGEST_ARCHIVE_DIR": str(folder)}
+        apply = ("schema", "apply", "--role", "job_writer", "--partition-span", "day")
+        done = await run_command("ingest", *apply, "--database-url-file", owner)
+        assert done.code == 0, done.stderr
+        (ahead,) = await line.fetch(
+            "select max(inhrelid::regclass::text) from pg_inherits where inhparent = "
+            "'readings'::regclass"
+        )
+        await line.execute(f"drop table {ahead[0]}")
+
+        first = await run_command(*words, env=environ)
+        assert first.code == 0, first.stderr
+        assert f"make {ahead[0]}: done" in first.stdout
+
+        service_settings = {"database_url": writer[1], "schema_apply": False}
+        shared = {name: value for name, value in environ.items() if not name.endswith("_FILE")}
+        shared["INGEST_HOUSEKEEPING"] = "false"
+        async with Service(open_tmp_path / "state", env=shared, **service_settings) as service:
+            await service.wait_state("accepting")
+            reading = {"device_id": "d", "metric": "m", "ts": unix_us() / 1e6, "value": 1}
+            assert (await service.post(reading, ack="committed")).status == 200
+            for command in ("housekeeping status --json", "doctor"):
+                done = await run_command("ingest", *command.split(), *writer, env=shared)
+                if command == "doctor":
+                    assert "days after the present one have a partition" in done.stdout
+                else:
+                    said = json.loads(done.stdout)
+                    assert said["spans_ahead"] >= 7
+                    assert "does not own" in said["cannot_make"]
+
+        await line.execute("set role job_owner")
+        old = "readings_p20250101"
+        await line.execute(
+            f"create table {old} partition of readings for values from ('2025-01-01+00') "
+            f"to ('2025-01-02+00'); insert into {old} values ('2025-01-01 05:00+00', 'd', 'm', 7);"
+            f"insert into ingest_housekeeping values ('partition/{old}', "
+            '\'{"from_us": 1735689600000000, "to_us": 1735776000000000}\')'
+        )
+        waits = await run_command(*words, env=environ)
+        assert (waits.code, "has not been confirmed" in waits.stdout) == (0, True)
+        done = await run_command(*words, "--yes", env=environ)
+        assert done.code == 0, done.stdout
+        assert rows_in_files(folder.glob("*.parquet"))[0][1:3] == ("d", "m")
+        assert await line.fetchval("select count(*) from readings") == 1
+    finally:
+        await line.execute("reset role; drop schema public cascade; create schema public")
+        await line.execute("drop role job_owner; drop role job_writer")
+        await line.close()
