@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
@@ -58,10 +58,10 @@ async def test_job_of_the_owner_works_for_a_service_that_owns_nothing(
         assert first.code == 0, first.stderr
         assert f"make {ahead[0]}: done" in first.stdout
 
-        service_settings = {"database_url": writer[1], "schema_apply": False}
+        own: Any = {"database_url": writer[1], "schema_apply": False, "database_unsafe": True}
         shared = {name: value for name, value in environ.items() if not name.endswith("_FILE")}
         shared["INGEST_HOUSEKEEPING"] = "false"
-        async with Service(open_tmp_path / "state", env=shared, **service_settings) as service:
+        async with Service(open_tmp_path / "state", env=shared, **own) as service:
             await service.wait_state("accepting")
             reading = {"device_id": "d", "metric": "m", "ts": unix_us() / 1e6, "value": 1}
             assert (await service.post(reading, ack="committed")).status == 200
