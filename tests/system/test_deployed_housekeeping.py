@@ -28,6 +28,23 @@ def empty_database(server: Server) -> Iterator[str]:
     server.drop(name)
 
 
+async def service_says(state: Path, url: str, environ: dict[str, str]) -> None:
+    """Run the service with a role that owns nothing: it writes, and says how many days last."""
+    environ = {**environ, "INGEST_HOUSEKEEPING": "false"}
+    own: Any = {"database_url": url, "schema_apply": False, "database_unsafe": True}
+    async with Service(state, env=environ, **own) as service:
+        await service.wait_state("accepting")
+        reading = {"device_id": "d", "metric": "m", "ts": unix_us() / 1e6, "value": 1}
+        assert (await service.post(reading, ack="committed")).status == 200
+        words = ("housekeeping", "status", "--json", "--database-url", url)
+        status = json.loads((await run_command("ingest", *words, env=environ)).stdout)
+        assert status["spans_ahead"] >= 7
+        assert "does not own" in status["cannot_make"]
+        doctor = await run_command("ingest", "doctor", "--database-url", url, env=environ)
+        said = "days after the present one have a partition; a job with the owner"
+        assert said in doctor.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("example", ["kubernetes", "systemd", "compose"])
 async def test_job_of_the_owner_works_for_a_service_that_owns_nothing(
@@ -43,7 +60,7 @@ async def test_job_of_the_owner_works_for_a_service_that_owns_nothing(
         await line.execute("create role job_owner login; create role job_writer login")
         await line.execute("grant all on schema public to job_owner")
         owner.write_text(with_user(empty_database, "job_owner") + "\n")
-        writer = ("--database-url", with_user(empty_database, "job_writer"))
+        writer = with_user(empty_database, "job_writer")
         environ |= {"INGEST_HOUSEKEEPING_URL_FILE": str(owner), "INGEST_ARCHIVE_DIR": str(folder)}
         apply = ("schema", "apply", "--role", "job_writer", "--partition-span", "day")
         done = await run_command("ingest", *apply, "--database-url-file", owner)
@@ -58,22 +75,8 @@ async def test_job_of_the_owner_works_for_a_service_that_owns_nothing(
         assert first.code == 0, first.stderr
         assert f"make {ahead[0]}: done" in first.stdout
 
-        own: Any = {"database_url": writer[1], "schema_apply": False, "database_unsafe": True}
         shared = {name: value for name, value in environ.items() if not name.endswith("_FILE")}
-        shared["INGEST_HOUSEKEEPING"] = "false"
-        async with Service(open_tmp_path / "state", env=shared, **own) as service:
-            await service.wait_state("accepting")
-            reading = {"device_id": "d", "metric": "m", "ts": unix_us() / 1e6, "value": 1}
-            assert (await service.post(reading, ack="committed")).status == 200
-            for command in ("housekeeping status --json", "doctor"):
-                done = await run_command("ingest", *command.split(), *writer, env=shared)
-                if command == "doctor":
-                    said = "days after the present one have a partition; a job with the owner"
-                    assert said in done.stdout
-                else:
-                    said = json.loads(done.stdout)
-                    assert said["spans_ahead"] >= 7
-                    assert "does not own" in said["cannot_make"]
+        await service_says(open_tmp_path / "state", writer, shared)
 
         await line.execute("set role job_owner")
         old = "readings_p20250101"
