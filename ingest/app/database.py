@@ -18,6 +18,7 @@ from ingest.sinks.postgres.housekeeping.keeping import Policy
 from ingest.sinks.postgres.housekeeping.late import LateLimits, LatePartitions
 from ingest.sinks.postgres.housekeeping.plan import Job
 from ingest.sinks.postgres.housekeeping.retention import Retention
+from ingest.sinks.postgres.housekeeping.rollup_archived import ArchivedRollups
 from ingest.sinks.postgres.housekeeping.rollups import Rollups
 from ingest.sinks.postgres.housekeeping.spans import DAY_US
 
@@ -89,12 +90,19 @@ def housekeeping_jobs(settings: Settings, stopped: Callable[[], bool] = lambda: 
     Rollups come before their readings leave. `stopped` is asked by steps that take long.
     """
     policy = retention_policy(settings)
+    archive = ArchiverWhenNeeded(settings, stopped) if settings.archive_dir else None
     jobs: list[Job] = [
         partitions_ahead(settings),
         rollups(settings, stopped),
+        ArchivedRollups(
+            archive,
+            keep_us=duration_us(settings.keep_rollups),
+            on=make_target(settings),
+            stopped=stopped,
+        ),
         Retention(policy, rollups=settings.rollups),
         Chunks(policy, rollups=settings.rollups),
     ]
-    if settings.archive_dir:
-        jobs.append(Archiving(ArchiverWhenNeeded(settings, stopped)))
+    if archive is not None:
+        jobs.append(Archiving(archive))
     return jobs

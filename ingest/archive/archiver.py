@@ -11,7 +11,7 @@ Does not: detach or drop a table.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -165,13 +165,7 @@ class ParquetArchiver:
 
         Blocks. Changes nothing.
         """
-        for name, _, size in found.files:
-            try:
-                there = (self.folder.path / name).stat().st_size
-            except OSError as error:
-                raise ArchiveFailed(f"{self.folder.path / name}: {error.strerror}") from error
-            if there != size:
-                raise ArchiveFailed(f"{name} has {there:,} bytes; {size:,} were recorded")
+        self._check_sizes(found)
         got = checked(files.checksum_of_files, self.folder.paths(_names(found)), self._go_on)
         if got != Checksum(found.rows, found.sum):
             raise ArchiveFailed(
@@ -179,11 +173,41 @@ class ParquetArchiver:
                 f"{found.rows:,}, or another checksum"
             )
 
+    def _check_sizes(self, found: Contents) -> None:
+        """Raise ArchiveFailed if a file is missing, or is not as long as recorded."""
+        for name, _, size in found.files:
+            try:
+                there = (self.folder.path / name).stat().st_size
+            except OSError as error:
+                raise ArchiveFailed(f"{self.folder.path / name}: {error.strerror}") from error
+            if there != size:
+                raise ArchiveFailed(f"{name} has {there:,} bytes; {size:,} were recorded")
+
     async def rows(self, found: Contents) -> AsyncIterator[bytes]:
         """Yield the rows of a span as binary COPY."""
         pieces = checked(encoded, self._read(found))
         while (piece := await self._aside(next, pieces, None)) is not None:
             yield piece
+
+    async def rows_of_series(
+        self, found: Contents, series: Sequence[tuple[str, str]], from_us: int, to_us: int
+    ) -> AsyncIterator[bytes]:
+        """Yield the rows of some series (device, metric) in a time, as binary COPY.
+
+        Raises ArchiveFailed if a file has another size than recorded; it is not verified more.
+        """
+        await self._aside(self._check_sizes, found)
+        paths = self.folder.paths(_names(found))
+        pieces = checked(
+            encoded, self._until_stopped(files.of_series(paths, series, from_us, to_us))
+        )
+        while (piece := await self._aside(next, pieces, None)) is not None:
+            yield piece
+
+    def _until_stopped(self, pieces: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        for each in pieces:
+            self._go_on()
+            yield each
 
     def _read(self, found: Contents) -> Iterator[pa.Table]:
         for path in self.folder.paths(_names(found)):

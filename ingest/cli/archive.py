@@ -72,35 +72,36 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
 
 async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
     from ingest.app.archive import parquet_archiver  # noqa: PLC0415
-    from ingest.app.database import housekeeping_url, timeouts  # noqa: PLC0415
+    from ingest.app.database import timeouts  # noqa: PLC0415
     from ingest.app.target import make_target  # noqa: PLC0415
-    from ingest.cli.find_database import database  # noqa: PLC0415
+    from ingest.cli.find_database import owners_database  # noqa: PLC0415
     from ingest.sinks.postgres.housekeeping import archived, archiving  # noqa: PLC0415
     from ingest.sinks.postgres.housekeeping.opening import opened  # noqa: PLC0415
     from ingest.sinks.postgres.housekeeping.plan import alone  # noqa: PLC0415
     from ingest.sinks.postgres.housekeeping.view import look_at  # noqa: PLC0415
 
     settings, target = loaded.settings, make_target(loaded.settings)
-    async with database(settings) as found:
-        url = housekeeping_url(settings, lambda: found)()
-        async with opened(url, timeouts(settings)) as connection:
-            span = settings.partition_span
-            view = await look_at(connection, target.name, span, target=target, sizes=False)
-            contents = await archived.contents(connection, view.table)
-            pinned = await archived.pinned(connection, view.table)
-            if args.archive_command == "list":
-                return _list(contents, pinned, as_json=args.json)
-            if args.archive_command == "release":
-                was = await archived.release(connection, view.table, args.name)
-                said = "released" if was else "it was not restored, so there is nothing to release"
-                print_answer({"released": was}, f"{args.name}: {said}", as_json=args.json)
-                return 0 if was else 1
-            archiver = parquet_archiver(settings)
-            if args.archive_command == "verify":
-                return _verify(archiver.verify, _named(contents, args.names), as_json=args.json)
-            (wanted,) = _named(contents, [args.name])
-            async with alone(connection, view.oid):
-                await archiving.restore(connection, view, wanted, archiver.rows(wanted))
+    async with (
+        owners_database(settings) as url,
+        opened(url, timeouts(settings)) as connection,
+    ):
+        span = settings.partition_span
+        view = await look_at(connection, target.name, span, target=target, sizes=False)
+        contents = await archived.contents(connection, view.table)
+        pinned = await archived.pinned(connection, view.table)
+        if args.archive_command == "list":
+            return _list(contents, pinned, as_json=args.json)
+        if args.archive_command == "release":
+            was = await archived.release(connection, view.table, args.name)
+            said = "released" if was else "it was not restored, so there is nothing to release"
+            print_answer({"released": was}, f"{args.name}: {said}", as_json=args.json)
+            return 0 if was else 1
+        archiver = parquet_archiver(settings)
+        if args.archive_command == "verify":
+            return _verify(archiver.verify, _named(contents, args.names), as_json=args.json)
+        (wanted,) = _named(contents, [args.name])
+        async with alone(connection, view.oid):
+            await archiving.restore(connection, view, wanted, archiver.rows(wanted))
     said = f"{args.name}: {counted(wanted.rows, 'reading')} are in the table until it is released"
     print_answer(_entry(wanted, {args.name}), said, as_json=args.json)
     return 0

@@ -28,16 +28,22 @@ async def partition_checks(settings: Settings, url: str) -> list[Check]:
         )
     except StartError as error:
         return [Check(_NAME, FAIL if settings.housekeeping_url else WARN, str(error))]
-    found = [_check(report.view)] if report.view.kind == PARTITIONED else []
+    by_job = not settings.housekeeping
+    found = [_check(report.view, by_job=by_job)] if report.view.kind == PARTITIONED else []
     if report.schema.needs:
         found.append(Check("schema", FAIL if report.schema.refuses else WARN, report.schema.needs))
     return found
 
 
-def _check(view: View) -> Check:
+def _check(view: View, *, by_job: bool) -> Check:
+    """Judge how long the partitions last. `by_job`: the setting `housekeeping` is false."""
     left = f"{counted(view.spans_ahead, view.span)} after the present one have a partition"
     if view.has_default:
         return Check(_NAME, OK, "there is a default partition, so the service makes none")
+    if view.cannot_make and by_job and view.spans_ahead:
+        if ends_soon(view):
+            return Check(_NAME, WARN, f"only {left}: does the job run `ingest housekeeping run`?")
+        return Check(_NAME, OK, f"{left}; a job with the owner's role must make more")
     if view.cannot_make:
         fix = "set housekeeping_url to the role that owns the table"
         said = f"{left}, and no more can be made: {view.cannot_make}; {fix}"

@@ -66,3 +66,18 @@ async def database(settings: Settings, *, may_make: bool = False) -> AsyncIterat
         yield url
     finally:
         await server.stop()
+
+
+@asynccontextmanager
+async def owners_database(settings: Settings) -> AsyncIterator[str]:
+    """Yield the URL with the role that owns the table; without one, that of `database`.
+
+    So a job of its own needs no other URL, and no state folder.
+    """
+    from ingest.app.database import housekeeping_url  # noqa: PLC0415
+
+    if settings.housekeeping_url:
+        yield housekeeping_url(settings, lambda: "")()
+        return
+    async with database(settings) as found:
+        yield found

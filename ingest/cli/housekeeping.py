@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 TAKES = "COMMAND [options]"
 EXAMPLES = ("ingest housekeeping status", "ingest housekeeping plan", "ingest housekeeping run")
 EPILOG = None
-PLAN_SHOWN_MAX = 50
+PLAN_SHOWN_MAX, DAYS_SHOWN_MAX = 50, 10
 CONFIRM = "to do what waits, if it is right: `ingest housekeeping run --yes`"
 
 
@@ -80,14 +80,13 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
 
 
 async def _report(args: argparse.Namespace, loaded: Loaded) -> Report:
-    from ingest.app.database import housekeeping_jobs, housekeeping_url, timeouts  # noqa: PLC0415
+    from ingest.app.database import housekeeping_jobs, timeouts  # noqa: PLC0415
     from ingest.app.target import make_target  # noqa: PLC0415
-    from ingest.cli.find_database import database  # noqa: PLC0415
+    from ingest.cli.find_database import owners_database  # noqa: PLC0415
     from ingest.sinks.postgres.housekeeping import runs  # noqa: PLC0415
 
     settings = loaded.settings
-    async with database(settings) as found:
-        url = housekeeping_url(settings, lambda: found)()
+    async with owners_database(settings) as url:
         where = (url, timeouts(settings), settings.partition_span, housekeeping_jobs(settings))
         target = make_target(settings)
         if args.housekeeping_command == "run":
@@ -181,6 +180,12 @@ def _rollups_until(report: Report) -> str | int | None:
     return None if rollups is None or rollups.until_us is None else _moment(rollups.until_us)
 
 
+def _lacking_words(days: Sequence[str | int]) -> str:
+    named = ", ".join(str(each)[:10] for each in days[:DAYS_SHOWN_MAX])
+    more = ", .." if len(days) > DAYS_SHOWN_MAX else ""
+    return f"late readings of {counted(len(days), 'archived day')}: {named}{more}"
+
+
 def status_of(report: Report) -> dict[str, Any]:
     """Return the state of the table for programs."""
     view = report.view
@@ -195,6 +200,7 @@ def status_of(report: Report) -> dict[str, Any]:
         "bytes": sum(each.bytes for each in view.partitions),
         "oldest": None if report.oldest_us is None else _moment(report.oldest_us),
         "rollups_until": _rollups_until(report),
+        "rollups_lack_late": [_moment(each) for each in report.lacking],
         "until": _until(report) if partitioned else None,
         "spans_ahead": view.spans_ahead if partitioned else None,
         "due": len(report.due),
@@ -210,6 +216,8 @@ def status_text(report: Report) -> str:
     if report.rollups is not None:
         until = found["rollups_until"]
         lines["rollups"] = f"of all hours until {until}" if until else "not computed yet"
+    if found["rollups_lack_late"]:
+        lines["rollups lack"] = _lacking_words(found["rollups_lack_late"])
     if found["kind"] == "partitioned":
         lines |= {
             "partitions": f"{counted(found['partitions'], 'partition')}, "

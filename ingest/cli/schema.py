@@ -122,15 +122,17 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
 
 
 async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
-    from ingest.app.database import housekeeping_url  # noqa: PLC0415
     from ingest.app.target import make_target  # noqa: PLC0415
-    from ingest.cli.find_database import connect_limits, database  # noqa: PLC0415
+    from ingest.cli.find_database import (  # noqa: PLC0415
+        connect_limits,
+        database,
+        owners_database,
+    )
     from ingest.sinks.postgres.session import as_start_error, connected  # noqa: PLC0415
 
     settings, target = loaded.settings, make_target(loaded.settings)
     if args.schema_command in _OF_THE_OWNER:
-        async with database(settings) as found:
-            url = housekeeping_url(settings, lambda: found)()
+        async with owners_database(settings) as url:
             return await _OF_THE_OWNER[args.schema_command](args, settings, url)
     commands = {"apply": _apply, "show": _show, "view": _view}
     async with (

@@ -344,8 +344,10 @@ async def test_schema_apply_says_who_has_to_make_further_partitions(
     done = await here("schema", "apply", "--role", role, "--database-url", shared_url, *words)
     assert f"the role {role} cannot make further partitions" in done.stdout
     later = (await partitions(connection, "readings"))[1]
-    await connection.execute(f"drop table {later.name}")
     url = with_user(shared_url, role)
+    (check,) = await partition_checks(daily(housekeeping=False), url)
+    assert (check.state, "a job with the owner's role" in check.detail) == ("ok", True)
+    await connection.execute(f"drop table {later.name}")
     try:
         report = await look(url, daily(partition_span=MONTH))
         assert report.view.cannot_make.startswith(f"the role {role} does not own")

@@ -184,15 +184,7 @@ async def restore(connection: Connection, wanted: Restore, rows: AsyncIterator[b
             f"create table {table.name} (like {wanted.parent} including defaults "
             "including constraints including storage including generated)"
         )
-        with _ends_if_still(connection) as moved:
-            await connection.copy_to_table(
-                table.table,
-                schema_name=table.schema,
-                columns=table.columns,
-                source=_seen(rows, moved),
-                format="binary",
-                timeout=SCAN_S_MAX,
-            )
+        await copy_in(connection, table, rows)
         if await checksum(connection, table) != (wanted.rows, wanted.sum):
             raise StartError(f"{table.name}: the rows differ from those of the archive")
         await connection.execute(f"alter table {table.name} owner to {quoted(wanted.owner)}")
@@ -200,6 +192,19 @@ async def restore(connection: Connection, wanted: Restore, rows: AsyncIterator[b
         bounds = bounds_entry(wanted.from_us, wanted.to_us)
         await registry.put(connection, known, registry.PARTITION + table.table, bounds)
         await registry.put(connection, known, registry.PINNED + table.table, {"why": "restored"})
+
+
+async def copy_in(connection: Connection, table: RowsTable, rows: AsyncIterator[bytes]) -> None:
+    """Store rows of binary COPY in a table."""
+    with _ends_if_still(connection) as moved:
+        await connection.copy_to_table(
+            table.table,
+            schema_name=table.schema,
+            columns=table.columns,
+            source=_seen(rows, moved),
+            format="binary",
+            timeout=SCAN_S_MAX,
+        )
 
 
 async def _seen(rows: AsyncIterator[bytes], moved: Callable[[], None]) -> AsyncIterator[bytes]:

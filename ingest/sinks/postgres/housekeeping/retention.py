@@ -147,7 +147,14 @@ class Retention:
                     "archive_dir": self._policy.archive_dir if self._policy else "",
                 }
             if not found["pending"]:
-                await rollup_state.leave(connection, view, step.to_us, wanted=self._rollups)
+                await rollup_state.leave(
+                    connection,
+                    view,
+                    step.to_us,
+                    from_us=step.from_us,
+                    wanted=self._rollups,
+                    archived=bool(entry["archive_dir"]),
+                )
             await registry.put(connection, kept, key, entry)
             detach = f"alter table {view.table} detach partition {found['name']}"
             if connection.get_server_version().major < _CONCURRENTLY_FROM:
@@ -180,6 +187,7 @@ class Retention:
                 await registry.put(connection, kept, key, {**entry, "state": DROPPED})
             else:
                 await registry.remove(connection, kept, key)
+                await rollup_state.removed(connection, view, entry["to_us"])
 
 
 async def _begun(connection: Connection, view: View) -> dict[str, Any]:

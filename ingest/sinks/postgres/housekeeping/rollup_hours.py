@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 
-from ingest.sinks.postgres.housekeeping import rollup_sql
+from ingest.sinks.postgres.housekeeping import rollup_late, rollup_sql
 from ingest.sinks.postgres.housekeeping.rollup_run import US, Run
 from ingest.sinks.postgres.housekeeping.spans import literal
 from ingest.system.clock import monotonic_s
@@ -55,7 +55,10 @@ async def _compute_next(run: Run, closed_us: int) -> None:
         await _computed_until(run, closed_us, None)
         return
     hour_us = run.hour(first_us)
-    if await _sum_parts(run, hour_us):
+    if run.left.is_apart(hour_us):
+        await rollup_late.put_off(run, hour_us)
+        await _computed_until(run, hour_us + run.spans.hour_us, None)
+    elif await _sum_parts(run, hour_us):
         await _computed_until(run, hour_us + run.spans.hour_us, hour_us)
 
 

@@ -1,7 +1,8 @@
 """Computes the series of hours that late readings have changed, and their days.
 
 The trigger has left a record of each late reading. First they are gathered, each series of an hour
-once; then these are computed from all their readings.
+once; then these are computed from all their readings. Those of archived days are left to
+rollup_archived.py.
 Promises: a record is removed only in a transaction that computes its series, or moves it. The
 driver's errors pass through.
 """
@@ -24,9 +25,10 @@ select exists (select from pg_index i where i.indrelid = $1::oid and i.indisvali
 
 
 async def is_due(run: Run) -> bool:
-    """Whether there is any record."""
+    """Whether there is any record that is to be gathered, or computed here."""
     found: bool = await run.connection.fetchval(
-        f"select exists (select from {run.names.late}) or exists (select from {run.names.due})"  # noqa: S608
+        f"select exists (select from {run.names.late}) or exists ("  # noqa: S608
+        f"select from {run.names.due} where not {run.left.condition})"
     )
     return found
 
@@ -49,6 +51,17 @@ select count(*) from gone"""  # noqa: S608
         pass
 
 
+async def put_off(run: Run, hour_us: int) -> None:
+    """Note all series of an hour as due, in place of computing it."""
+    await run.connection.execute(
+        f"""insert into {run.names.due} (hour, device_id, metric)
+        select distinct {literal(hour_us)}::timestamptz, device_id, metric
+        from {run.target.source} r
+        where ts >= {literal(hour_us)} and ts < {literal(hour_us + run.spans.hour_us)}
+        order by 1, 2, 3 on conflict do nothing"""  # noqa: S608
+    )
+
+
 async def compute(run: Run) -> None:
     """Compute what is due, until the run ends.
 
@@ -68,9 +81,11 @@ async def _compute_some(run: Run, *, by_index: bool) -> bool:
     reading whose record is removed is seen.
     """
     due, connection = run.names.due, run.connection
-    some = f"order by hour, device_id, metric limit {KEYS_MAX}"
+    here = f"not {run.left.condition}"
+    some = f"where {here} order by hour, device_id, metric limit {KEYS_MAX}"
     if not by_index:
-        some = f"where hour = (select min(hour) from {due}) limit {KEYS_OF_HOUR_MAX}"  # noqa: S608
+        first = f"select min(hour) from {due} where {here}"  # noqa: S608
+        some = f"where hour = ({first}) limit {KEYS_OF_HOUR_MAX}"
     async with connection.transaction():
         rows = await connection.fetch(
             f"delete from {due} where ctid = any (array(select ctid from {due} {some})) "  # noqa: S608

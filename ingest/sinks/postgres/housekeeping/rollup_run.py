@@ -10,6 +10,7 @@ from collections.abc import Callable
 from asyncpg import Connection
 
 from ingest.sinks.postgres.housekeeping import rollup_state
+from ingest.sinks.postgres.housekeeping.rollup_left import NOTHING_LEFT
 from ingest.sinks.postgres.housekeeping.rollup_state import Progress
 from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans, tables_of
 from ingest.sinks.postgres.target import TargetTable
@@ -19,7 +20,7 @@ US = "(extract(epoch from {}) * 1000000)::int8"
 
 
 class Run:
-    """`target` has its schema. `at` is how far the rollups are.
+    """`target` has its schema. `at` is how far the rollups are, `left` what is in the archive.
 
     `part_us` is the length of a part of an hour that takes about a second.
     """
@@ -45,6 +46,7 @@ class Run:
         self.part_us = part_us
         self.registry = ""
         self.at = Progress()
+        self.left = NOTHING_LEFT
 
     def ended(self) -> bool:
         """Whether the time of the run is over."""

@@ -89,11 +89,24 @@ def of_keys_of_hour(target: TargetTable, spans: RollupSpans, hour_us: int) -> st
     )
 
 
-def _stored(target: TargetTable, found: str) -> str:
+def of_rows(target: TargetTable, spans: RollupSpans, source: str) -> str:
+    """Return the statement that stores all hours of the table `source`, which has the names of KEY.
+
+    It needs an index for devices.
+    """
+    return _stored(
+        target,
+        f"""select date_bin({_us(spans.hour_us)}, ts, {_EPOCH}) as hour, device_id, metric,
+        {_AGGREGATES} from {source} r group by 1, 2, 3""",  # noqa: S608
+        source,
+    )
+
+
+def _stored(target: TargetTable, found: str, source: str = "") -> str:
     """Store rollups of hours. The value of a time is looked up by the key, which begins with ts."""
     first, last = (
-        f"""select value from {target.source} r where r.ts = p.{ts} and r.device_id = p.device_id
-    and r.metric = p.metric order by value limit 1"""  # noqa: S608
+        f"""select value from {source or target.source} r where r.ts = p.{ts}
+    and r.device_id = p.device_id and r.metric = p.metric order by value limit 1"""  # noqa: S608
         for ts in ("first_ts", "last_ts")
     )
     return f"""insert into {tables_of(target).hourly} as old

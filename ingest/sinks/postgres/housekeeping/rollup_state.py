@@ -12,7 +12,7 @@ from asyncpg import Connection
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.housekeeping import registry
 from ingest.sinks.postgres.housekeeping.rollup_tables import tables_of
-from ingest.sinks.postgres.housekeeping.spans import literal
+from ingest.sinks.postgres.housekeeping.spans import BEGINNING_US, TimeSpan, literal
 from ingest.sinks.postgres.housekeeping.view import View
 from ingest.sinks.postgres.target import TargetTable
 
@@ -24,7 +24,7 @@ class Progress(NamedTuple):
     """Times in Unix microseconds.
 
     Hours before `until_us` and days before `days_until_us` are computed; None: none yet. Readings
-    before `raw_from_us` have been removed: late ones of that time are left out.
+    before `raw_from_us` were removed, and not to an archive: late ones of that time are left out.
     """
 
     until_us: int | None = None
@@ -47,32 +47,50 @@ async def put(connection: Connection, registry_name: str, at: Progress) -> None:
 
 
 async def leave(
-    connection: Connection, view: View, before_us: int, *, wanted: bool = False
+    connection: Connection,
+    view: View,
+    before_us: int,
+    *,
+    from_us: int = BEGINNING_US,
+    wanted: bool = False,
+    archived: bool = False,
 ) -> None:
-    """Call it before the readings of the time before are removed: their rollups stay as they are.
+    """Call it before the readings of a time are removed: their rollups stay as they are.
 
-    Raises StartError, and notes nothing, if a rollup still needs these readings; also if rollups
-    are `wanted`, and their tables could not be made yet.
+    `archived`: they go to the archive, so that late ones can be added. Raises StartError, and notes
+    nothing, if a rollup still needs these readings; also if rollups are `wanted`, and their tables
+    could not be made yet.
     """
     at = await progress(connection, view.table)
     if at is None:
         if wanted:
             raise StartError(NOT_COMPUTED)
         return
-    if why := await _needs(connection, view, at, before_us):
+    if why := await _needs(connection, view, at, TimeSpan(from_us, before_us)):
         raise StartError(why)
+    if not archived:
+        await removed(connection, view, before_us)
+
+
+async def removed(connection: Connection, view: View, before_us: int) -> None:
+    """Note that the readings of the time before are in no archive, and leave the table."""
+    at = await progress(connection, view.table)
+    if at is None:
+        return
     if at.raw_from_us is None or at.raw_from_us < before_us:
         name, _ = await registry.name_beside(connection, view.table)
         await put(connection, name, at._replace(raw_from_us=before_us))
 
 
-async def _needs(connection: Connection, view: View, at: Progress, before_us: int) -> str:
-    if at.until_us is None or at.until_us < before_us:
+async def _needs(connection: Connection, view: View, at: Progress, span: TimeSpan) -> str:
+    if at.until_us is None or at.until_us < span.to_us:
         return NOT_COMPUTED
     names = tables_of(TargetTable(schema=view.schema, table=view.name))
-    older = f"hour < {literal(before_us)}"
+    older = f"hour < {literal(span.to_us)}"
     if at.raw_from_us is not None:
         older += f" and hour >= {literal(at.raw_from_us)}"
+    if span.from_us != BEGINNING_US:
+        older += f" and hour > {literal(span.from_us)}::timestamptz - '1 h'::interval"
     late = await connection.fetchval(
         f"select exists (select from {names.late} where {older}) "  # noqa: S608
         f"or exists (select from {names.due} where {older})"

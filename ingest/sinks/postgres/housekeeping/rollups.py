@@ -21,6 +21,7 @@ from ingest.sinks.postgres.housekeeping import (
     registry,
     rollup_hours,
     rollup_late,
+    rollup_left,
     rollup_state,
     rollup_tables,
 )
@@ -127,6 +128,7 @@ class Rollups:
     async def _due(self, run: Run, view: View) -> str:
         """Return what is to be done, in words, or nothing."""
         run.at = await progress(run.connection, view.table) or Progress()
+        run.left = await rollup_left.left(run.connection, view.table, self._spans)
         if await rollup_late.is_due(run):
             return "compute hours with late readings again"
         if run.at.until_us != await run.closed_us():
@@ -153,6 +155,7 @@ class Rollups:
         """Do all that is due, late readings first, until the time is over."""
         await self._make(run, view)
         run.at = await progress(run.connection, view.table) or Progress()
+        run.left = await rollup_left.left(run.connection, view.table, self._spans)
         await rollup_late.gather(run)
         await rollup_late.compute(run)
         await rollup_hours.compute_hours(run)

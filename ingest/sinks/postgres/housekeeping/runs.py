@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from asyncpg import Connection
+
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.connection import Timeouts
-from ingest.sinks.postgres.housekeeping import plan, versions
+from ingest.sinks.postgres.housekeeping import plan, rollup_left, versions
 from ingest.sinks.postgres.housekeeping.opening import opened
 from ingest.sinks.postgres.housekeeping.plan import Did, Job, OtherRun, Step
 from ingest.sinks.postgres.housekeeping.rollup_state import Progress, progress
+from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans
 from ingest.sinks.postgres.housekeeping.versions import SchemaState
 from ingest.sinks.postgres.housekeeping.view import View, look_at, oldest_us
 from ingest.sinks.postgres.session import as_start_error
@@ -23,7 +26,8 @@ from ingest.sinks.postgres.target import READINGS, TargetTable
 class Report(NamedTuple):
     """The table at the end, the time of its oldest reading, what is due, and what was done.
 
-    `rollups` is how far they are, or None. `other_run`: nothing was done, because another run is
+    `rollups` is how far they are, or None; `lacking` are the starts of archived days whose rollups
+    lack late readings. `other_run`: nothing was done, because another run is
     under way. `schema` is the version of what was found; if it refuses, nothing was done either.
     """
 
@@ -34,6 +38,7 @@ class Report(NamedTuple):
     rollups: Progress | None = None
     other_run: bool = False
     schema: SchemaState = SchemaState(None)
+    lacking: Sequence[int] = ()
 
 
 async def look(
@@ -47,7 +52,8 @@ async def look(
             rollups = await progress(connection, view.table)
             found = await versions.state_of(connection, view.table)
             oldest = await oldest_us(connection, view)
-            return Report(view, oldest, due, [], rollups, schema=found)
+            lacking = await _lacking(connection, view) if rollups is not None else []
+            return Report(view, oldest, due, [], rollups, schema=found, lacking=lacking)
 
 
 async def run(
@@ -78,4 +84,11 @@ async def run(
             due = await plan.plan(connection, view, jobs)
             oldest = await oldest_us(connection, view)
             rollups = await progress(connection, view.table)
-            return Report(view, oldest, due, did, rollups, other_run, found)
+            lacking = await _lacking(connection, view) if rollups is not None else []
+            return Report(view, oldest, due, did, rollups, other_run, found, lacking)
+
+
+async def _lacking(connection: Connection, view: View) -> list[int]:
+    spans = RollupSpans()
+    left = await rollup_left.left(connection, view.table, spans)
+    return await rollup_left.days_with_late(connection, view, left, spans)
