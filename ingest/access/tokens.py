@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from fnmatch import translate
 
-from ingest.access.entries import NEVER_US, Entries, TokenEntry, digest_of
+from ingest.access.entries import CERTIFICATE, NEVER_US, Entries, TokenEntry, digest_of
 from ingest.system.clock import unix_us
 
 DEVICES_KNOWN_MAX = 4_096  # of one token: which of them it may speak for
@@ -72,6 +72,10 @@ class Tokens:
     def find(self, token: str) -> Identity | None:
         """Return the identity of a live token. The work is the same for every wrong one."""
         return self.with_digest(digest_of(token))
+
+    def with_certificate(self, name: str) -> Identity | None:
+        """Return the identity of a certificate with this name that somebody trusted has checked."""
+        return self.with_digest(CERTIFICATE + name)
 
     def with_digest(self, digest: str) -> Identity | None:
         """Return the identity of the live token that has this digest."""

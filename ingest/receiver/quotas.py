@@ -77,21 +77,28 @@ class Quota:
         self._readings -= readings
 
 
+_Key = tuple[str, Rates | None]
+
+
 class Quotas:
-    """The quotas of all senders of this process."""
+    """The quotas of all senders of this process. `rates`: of those that have none of their own."""
 
     def __init__(self, rates: Rates, *, senders_max: int = SENDERS_MAX) -> None:
         self._rates = rates
         self._senders_max = senders_max
-        self._quotas: OrderedDict[str, Quota] = OrderedDict()  # the one that sent last is last
+        self._quotas: OrderedDict[_Key, Quota] = OrderedDict()  # the one that sent last is last
 
-    def of(self, sender: str) -> Quota:
-        """Return the quota of a sender, a new one if it is not known."""
-        quota = self._quotas.get(sender)
+    def of(self, sender: str, own: Rates | None = None) -> Quota:
+        """Return the quota of a sender, a new one if it is not known.
+
+        `own` are rates of its own: two tokens of one name share a quota if they have the same.
+        """
+        key = (sender, own)
+        quota = self._quotas.get(key)
         if quota is None:
             if len(self._quotas) >= self._senders_max:
                 self._quotas.popitem(last=False)
-            quota = self._quotas[sender] = Quota(self._rates)
+            quota = self._quotas[key] = Quota(own or self._rates)
         else:
-            self._quotas.move_to_end(sender)
+            self._quotas.move_to_end(key)
         return quota
