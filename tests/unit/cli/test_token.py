@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ingest.access.appending import read_entries
-from ingest.access.entries import NEVER_US, digest_of
+from ingest.access.entries import NEVER_US, TokenEntry, certificate_key, digest_of, entry_line
 from ingest.cli.doctor_access import access_check
 from ingest.cli.main import main
 from ingest.config.settings import Settings
@@ -211,6 +211,13 @@ def test_doctor_says_who_may_post(tmp_path: Path) -> None:
     assert told(listen=network) == ("ok", "a token is needed to post; 1 token")
     (tmp_path / "tokens").write_bytes(line() + line(OTHER, ends_us=unix_us() + 10**9))
     assert "ends at" in told()[1]
+    (tmp_path / "tokens").write_bytes(line(admin="read"))
+    assert told() == ("ok", "everybody on this machine may post"), "it cannot post"
+    named = TokenEntry("boiler", certificate_key("boiler-7"))
+    (tmp_path / "tokens").write_bytes(entry_line(named))
+    assert "boiler has a certificate" in told(trusted_proxies="127.0.0.1")[1]
+    header = {"trusted_proxies": "127.0.0.1", "client_certificate_header": "X-Name"}
+    assert told(**header) == ("ok", "a token is needed to post; 1 token")
     (tmp_path / "tokens").write_text("{")
     assert told()[0] == "FAIL"
 
