@@ -28,7 +28,7 @@ from ingest.receiver.access import Access
 from ingest.receiver.endpoint import Endpoint
 from ingest.receiver.lines import LineOptions
 from ingest.receiver.quotas import Rates
-from ingest.receiver.senders import Limits, Senders
+from ingest.receiver.senders import SenderLimits, Senders
 from ingest.receiver.sources import SourceOptions
 
 # With several gateways a connection ends about so often, so that its client may reach another one.
@@ -121,14 +121,14 @@ def _source_options(settings: Settings, lines: LineOptions) -> SourceOptions:
     )
 
 
-def _limits(settings: Settings) -> Limits:
+def _limits(settings: Settings) -> SenderLimits:
     """Return what one sender may send, if its token says nothing else."""
     rates = Rates(
         settings.sender_readings_per_s_max,
         settings.sender_posts_per_s_max,
         settings.sender_burst_s,
     )
-    return Limits(rates, settings.sender_connections_max, settings.gateways)
+    return SenderLimits(rates, settings.sender_connections_max, settings.gateways)
 
 
 def _certificate(settings: Settings) -> Certificate | None:

@@ -15,7 +15,7 @@ from ingest.receiver.places import Places
 from ingest.receiver.quotas import Quota, Quotas, Rates
 
 
-class Limits(NamedTuple):
+class SenderLimits(NamedTuple):
     """What one sender may send to all processes together. 0: no limit."""
 
     rates: Rates = Rates()
@@ -32,7 +32,7 @@ class Limits(NamedTuple):
         """The most connections to one process."""
         return math.ceil(self.connections_max / self.processes)
 
-    def of(self, entry: TokenEntry) -> Limits:
+    def of(self, entry: TokenEntry) -> SenderLimits:
         """Return those of a token: its own, and for the others these."""
         rates, connections_max = self.rates, self.connections_max
         if entry.readings_per_s_max is not None:
@@ -41,7 +41,7 @@ class Limits(NamedTuple):
             rates = rates._replace(posts_per_s=entry.posts_per_s_max)
         if entry.connections_max is not None:
             connections_max = entry.connections_max
-        return Limits(rates, connections_max, self.processes)
+        return SenderLimits(rates, connections_max, self.processes)
 
 
 class KnownSender(NamedTuple):
@@ -66,7 +66,7 @@ class KnownSender(NamedTuple):
 class Senders:
     """Finds the senders of posts. `limits` are those of a sender that has none of its own."""
 
-    def __init__(self, access: Access, limits: Limits) -> None:
+    def __init__(self, access: Access, limits: SenderLimits) -> None:
         self._access = access
         self._limits = limits
         self._quotas = Quotas(limits.rates_here)
