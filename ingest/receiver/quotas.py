@@ -40,11 +40,11 @@ class Rates(NamedTuple):
 class Quota:
     """What one sender has left. Both figures grow with time, up to a burst."""
 
-    __slots__ = ("_at_s", "_posts", "_posts_max", "_rates", "_readings")
+    __slots__ = ("_at_s", "_posts", "_posts_max", "_rates", "_readings", "_readings_max")
 
     def __init__(self, rates: Rates) -> None:
         self._rates = rates
-        self._readings = rates.readings_per_s * rates.burst_s
+        self._readings = self._readings_max = rates.readings_per_s * rates.burst_s
         # A rate below one post a burst would else never allow one.
         self._posts_max = max(1.0, rates.posts_per_s * rates.burst_s)
         self._posts = self._posts_max
@@ -58,12 +58,13 @@ class Quota:
         wait_s = 0.0
         if rates.readings_per_s:
             self._readings += passed_s * rates.readings_per_s
-            self._readings = min(self._readings, rates.readings_per_s * rates.burst_s)
+            self._readings = min(self._readings, self._readings_max)
             wait_s = -self._readings / rates.readings_per_s
         if rates.posts_per_s:
             self._posts += passed_s * rates.posts_per_s
             self._posts = min(self._posts, self._posts_max)
-            wait_s = max(wait_s, (1.0 - self._posts) / rates.posts_per_s)
+            if self._posts < 1.0:
+                wait_s = max(wait_s, (1.0 - self._posts) / rates.posts_per_s)
         if wait_s > 0:
             raise Refused(
                 "too_fast",
