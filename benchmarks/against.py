@@ -101,7 +101,7 @@ def compare(chosen: argparse.Namespace, tree: Path) -> list[Compared]:
     """Compare all cases with the code in `tree`; print a line for each."""
     compared = []
     for way in chosen.only:
-        with two_services(tree, chosen.seconds, chosen.flags, chosen.token) as two:
+        with two_services(tree, chosen.seconds, chosen.flags) as two:
             compared.append(Compared(way, measured(two, way, quick=chosen.quick)))
         print(f"{way.name}: {summary(compared[-1].ratios)}", flush=True)
     return compared
@@ -193,9 +193,6 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="WORDS",
         help="more settings of this tree's service, as one word: what does a setting cost?",
-    )
-    parser.add_argument(
-        "--token", default="", help="goes with each post; with --flags: what do tokens cost?"
     )
     parser.add_argument("--times", type=count, default=1, help="the whole so often [1]")
     parser.add_argument(

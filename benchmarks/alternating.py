@@ -40,8 +40,10 @@ from benchmarks.processes import REPOSITORY, Broken, scratch
 from benchmarks.ratios import MORE_IS_BETTER
 from benchmarks.service import Service
 from benchmarks.wrk import CONNECTIONS, READINGS
+from ingest.access.entries import TokenEntry, digest_of, entry_line, new_secret
 from loadgen.measure.histogram import Histogram
 
+THIS = "this"
 ROWS_MAX = 4_000_000
 MEMORY = ("--buffer-rows-max", str(ROWS_MAX), "--buffer-bytes-max", str(256 * ROWS_MAX))
 LOAD_US = 10_000_000  # between the first timestamps of two loads
@@ -52,7 +54,9 @@ SAME_SEED = {"PYTHONHASHSEED": "0"}  # a random seed makes two processes of the 
 class Way(NamedTuple):
     """One case: posts of `rows` readings with this acknowledgement; `flags` of the service.
 
-    `at_half`: at half the peak. `new_heads` as in open_loop.Load.
+    `at_half`: at half the peak. `new_heads` as in open_loop.Load. With `token_for` this tree's
+    service wants a token, which each post to it has; it is for these devices, or for all if there
+    are none. To the other service everybody may post, without a token.
     """
 
     name: str
@@ -62,6 +66,7 @@ class Way(NamedTuple):
     connections: int = CONNECTIONS
     at_half: bool = False
     new_heads: bool = False
+    token_for: tuple[str, ...] | None = None
 
 
 WAYS = (
@@ -75,6 +80,8 @@ MORE_WAYS = (
     Way("singles_durable_half", 1, "durable", JOURNAL, at_half=True),
     Way("singles_durable_512", 1, "durable", JOURNAL, connections=512),
     Way("singles_durable_new_heads", 1, "durable", JOURNAL, new_heads=True),
+    Way("singles_durable_token", 1, "durable", JOURNAL, token_for=()),
+    Way("singles_durable_devices", 1, "durable", JOURNAL, token_for=("device-*",)),
 )
 
 
@@ -119,15 +126,14 @@ class Two:
     """Both services. `pairs` drives one case for as long as the caller asks for more.
 
     `folder` takes their state folders, which stay from one start to the next. `flags` are more
-    settings for this tree's service. `token` goes with each post to both; the other one may not
-    know what that is.
+    settings for this tree's service.
     """
 
     def __init__(
-        self, folder: Path, other_tree: Path, seconds: float, flags: Sequence[str], token: str
+        self, folder: Path, other_tree: Path, seconds: float, flags: Sequence[str]
     ) -> None:
-        self._token = token
-        self._sides = {"this": (REPOSITORY, flags), "other": (other_tree, ())}
+        self._sides = {THIS: (REPOSITORY, flags), "other": (other_tree, ())}
+        self._token = new_secret()
         self._folder, self._seconds = folder, seconds
         self._next_us = FIRST_US
 
@@ -153,6 +159,11 @@ class Two:
         """Make this one's service, and the other one's once the first has been started."""
         for name, (tree, more) in self._sides.items():
             flags = (*MEMORY, *way.flags, *more)
+            if name == THIS and way.token_for is not None:
+                entry = TokenEntry("bench", digest_of(self._token), devices=way.token_for)
+                file = self._folder / "tokens"
+                file.write_bytes(entry_line(entry))
+                flags += ("--access", "token", "--tokens-file", str(file))
             yield Service(self._folder / name, *flags, tree=tree, env=SAME_SEED)
 
     def _half_peak_per_s(self, both: Sequence[Service], way: Way) -> float:
@@ -188,7 +199,7 @@ class Two:
             connections=way.connections,
             new_heads=way.new_heads,
             ca_file=str(service.info.get("cert_file", "")),
-            token=self._token,
+            token="" if way.token_for is None or service.folder.name != THIS else self._token,
         )
         before = service.committed()
         used_s, began_s = service.child.cpu_s(), time.monotonic()
@@ -210,9 +221,7 @@ class Two:
 
 
 @contextmanager
-def two_services(
-    other_tree: Path, seconds: float, flags: Sequence[str] = (), token: str = ""
-) -> Iterator[Two]:
+def two_services(other_tree: Path, seconds: float, flags: Sequence[str] = ()) -> Iterator[Two]:
     """Give the services of this tree and of another one a folder for one case."""
     with scratch() as folder:
-        yield Two(folder, other_tree, seconds, flags, token)
+        yield Two(folder, other_tree, seconds, flags)

@@ -1,8 +1,9 @@
 """The lines of a file of tokens: what each says, and how it is read and written.
 
-A line is a JSON object. One kind is a token: its name, its digest, and what it may do. The other
-kind names a digest and says from when on its token is refused. Empty lines and lines that begin
-with # are skipped. A later line of the same digest counts.
+A line is a JSON object. One kind is a token: its name, its digest, and what it may do; or, instead
+of the digest, the name in a certificate that a trusted proxy has checked. The other kind names one
+of both and says from when on it is refused. Empty lines and lines that begin with # are skipped. A
+later line of the same digest counts.
 Does not: know the file, or any token. A token cannot be found from its digest.
 """
 
@@ -26,9 +27,16 @@ TOKEN_BYTES = 32
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 LINE_BYTES_MAX = 16 * 1024
 TEXT_CHARACTERS_MAX = 500
+CERTIFICATE = "certificate:"  # in the place of a digest, before the name; no digest begins so
+LIMITS = ("readings_per_s_max", "posts_per_s_max", "connections_max")
+LIMIT_MAX = 1e9
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+# No character with which a subject separates its parts: see receiver/credentials.
+_CERTIFICATE_NAME = re.compile(r"[A-Za-z0-9*](?:[A-Za-z0-9 ._:@*-]{0,254}[A-Za-z0-9._:@*-])?")
 _LISTS = ("devices", "sources", "formats")
-_TOKEN = frozenset({"name", "sha256", *_LISTS, "device", "expires", "note", "admin"})
+_TEXTS = ("device", "note", "admin")
+_PROOFS = ("sha256", "certificate")  # one of them
+_TOKEN = frozenset({"name", *_PROOFS, *_LISTS, *_TEXTS, *LIMITS, "expires"})
 READS, OPERATES = "read", "operate"  # what a token may do at the admin port
 _END = frozenset({"end", "at", "name"})
 
@@ -36,9 +44,11 @@ _END = frozenset({"end", "at", "name"})
 class TokenEntry(NamedTuple):
     """A token as the file has it. An empty tuple: no limit. Its end is in Unix microseconds.
 
+    `digest` is its SHA-256 in hexadecimal digits, or CERTIFICATE and the name in a certificate.
     `devices` are globs; `device` is the one device that it speaks for, also where a post names
     none. `ends_us` is from when on it is refused, NEVER_US if there is no such time. With `admin`
-    (READS or OPERATES) it is for the admin port, and posts nothing.
+    (READS or OPERATES) it is for the admin port, and posts nothing. LIMITS are what it may send:
+    None: what the settings say; 0: no limit.
     """
 
     name: str
@@ -50,6 +60,14 @@ class TokenEntry(NamedTuple):
     ends_us: float = NEVER_US
     note: str = ""
     admin: str = ""
+    readings_per_s_max: float | None = None
+    posts_per_s_max: float | None = None
+    connections_max: int | None = None
+
+    @property
+    def certificate(self) -> str:
+        """The name in the certificate; "" if this is a token."""
+        return self.digest[len(CERTIFICATE) :] if self.digest.startswith(CERTIFICATE) else ""
 
 
 def new_secret() -> str:
@@ -64,11 +82,15 @@ def digest_of(token: str) -> str:
 
 def entry_line(entry: TokenEntry) -> bytes:
     """Return the line of a token."""
-    fields: dict[str, Any] = {"name": entry.name, "sha256": entry.digest}
-    fields |= {name: getattr(entry, name) for name in (*_LISTS, "device", "note", "admin")}
+    fields: dict[str, Any] = {"name": entry.name}
+    fields |= {"certificate": entry.certificate} if entry.certificate else {"sha256": entry.digest}
+    scope = {name: getattr(entry, name) for name in (*_LISTS, *_TEXTS)}
+    fields |= {name: each for name, each in scope.items() if each}
+    limits = {name: getattr(entry, name) for name in LIMITS}
+    fields |= {name: each for name, each in limits.items() if each is not None}
     if entry.ends_us != NEVER_US:
         fields["expires"] = rfc3339(int(entry.ends_us))
-    return orjson.dumps({name: each for name, each in fields.items() if each}) + b"\n"
+    return orjson.dumps(fields) + b"\n"
 
 
 def end_line(entry: TokenEntry, at_us: int) -> bytes:
@@ -139,28 +161,52 @@ def _fields_of(line: bytes) -> dict[str, Any]:
 
 
 def _entry_of(fields: dict[str, Any]) -> TokenEntry:
-    for name in ("name", "sha256"):
-        if name not in fields:
-            raise ValueError(f"has no `{name}`")
+    if "name" not in fields:
+        raise ValueError("has no `name`")
     check_name(fields["name"])
-    digest = _digest(fields["sha256"], "sha256")
+    digest = _proof(fields)
     lists = {name: _texts(fields, name) for name in _LISTS if name in fields}
-    texts = ("device", "note", "admin")
-    single = {name: _text(fields[name], name) for name in texts if name in fields}
+    single = {name: _text(fields[name], name) for name in _TEXTS if name in fields}
+    limits = {name: _limit(fields[name], name) for name in LIMITS if name in fields}
     if lists.get("devices") and single.get("device"):
         raise ValueError("has `devices` and `device`; it may have one of them")
     if "admin" in single:
         if single["admin"] not in {READS, OPERATES}:
             raise ValueError(f"`admin` is neither {READS} nor {OPERATES}")
-        if lists or "device" in single:
+        if lists or limits or "device" in single:
             raise ValueError("has `admin`; such a token posts nothing, so it has no other limits")
+        if "certificate" in fields:
+            raise ValueError("has `admin` and `certificate`; the admin port reads no certificate")
     ends_us = _moment_us(fields["expires"], "expires") if "expires" in fields else NEVER_US
-    return TokenEntry(fields["name"], digest, ends_us=ends_us, **lists, **single)  # type: ignore[arg-type]
+    scope: dict[str, Any] = {**lists, **single, **limits}
+    return TokenEntry(fields["name"], digest, ends_us=ends_us, **scope)
 
 
 def _end_of(fields: dict[str, Any]) -> tuple[str, int]:
     at_us = _moment_us(fields["at"], "at") if "at" in fields else 0
-    return _digest(fields["end"], "end"), at_us
+    ended = fields["end"]
+    if isinstance(ended, str) and ended.startswith(CERTIFICATE):
+        return certificate_key(ended[len(CERTIFICATE) :]), at_us
+    return _digest(ended, "end"), at_us
+
+
+def _proof(fields: dict[str, Any]) -> str:
+    given = [name for name in _PROOFS if name in fields]
+    if len(given) != 1:
+        raise ValueError("does not have one of `sha256` and `certificate`")
+    if given == ["certificate"]:
+        return certificate_key(fields["certificate"])
+    return _digest(fields["sha256"], "sha256")
+
+
+def certificate_key(name: Any) -> str:
+    """Return what stands in the place of a digest. Raises ValueError if it cannot be a name."""
+    if not (isinstance(name, str) and _CERTIFICATE_NAME.fullmatch(name)):
+        raise ValueError(
+            "`certificate` is not the name in a certificate (its CN): 1 to 256 letters, digits, "
+            "spaces, and . - _ : @ *"
+        )
+    return CERTIFICATE + name
 
 
 def check_name(name: Any) -> None:
@@ -188,6 +234,14 @@ def _digest(value: Any, field: str) -> str:
 def _text(value: Any, field: str) -> str:
     if not isinstance(value, str) or not value or len(value) > TEXT_CHARACTERS_MAX:
         raise ValueError(f"`{field}` is not a text of 1 to {TEXT_CHARACTERS_MAX} characters")
+    return value
+
+
+def _limit(value: Any, field: str) -> Any:
+    kinds = (int,) if field == "connections_max" else (int, float)
+    if type(value) not in kinds or not 0 <= value <= LIMIT_MAX:
+        kind = "a whole number" if len(kinds) == 1 else "a number"
+        raise ValueError(f"`{field}` is not {kind} from 0 (no limit) to {LIMIT_MAX:g}")
     return value
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from fnmatch import translate
 
-from ingest.access.entries import NEVER_US, Entries, TokenEntry, digest_of
+from ingest.access.entries import CERTIFICATE, NEVER_US, Entries, TokenEntry, digest_of
 from ingest.system.clock import unix_us
 
 DEVICES_KNOWN_MAX = 4_096  # of one token: which of them it may speak for
@@ -23,14 +23,12 @@ class Identity:
     `allows` says whether it may speak for a device; None: for all of them.
     """
 
-    __slots__ = ("_known", "_pattern", "allows", "entry", "live")
+    __slots__ = ("allows", "entry", "live")
 
     def __init__(self, entry: TokenEntry) -> None:
         self.entry = entry
         self.live = True
-        self._known: dict[str, bool] = {}
-        self._pattern: re.Pattern[str] | None = None  # made at the first use: it takes 0.1 ms
-        self.allows = self._allows if entry.devices or entry.device else None
+        self.allows = _Allowed(entry).__getitem__ if entry.devices or entry.device else None
 
     def covers(self, source: str, form: str) -> bool:
         """Whether it may send in this form to this source."""
@@ -40,14 +38,24 @@ class Identity:
         of_source = not entry.sources or source in entry.sources
         return of_source and (not entry.formats or form in entry.formats)
 
-    def _allows(self, device_id: str) -> bool:
-        allowed = self._known.get(device_id)
-        if allowed is None:
-            if len(self._known) >= DEVICES_KNOWN_MAX:
-                self._known.clear()
-            if self._pattern is None:
-                self._pattern = _pattern_of(self.entry)
-            allowed = self._known[device_id] = self._pattern.match(device_id) is not None
+
+class _Allowed(dict[str, bool]):
+    """Whether a token may speak for a device, by its id. One that is known is found without a call
+    of Python code."""
+
+    __slots__ = ("_entry", "_pattern")
+
+    def __init__(self, entry: TokenEntry) -> None:
+        super().__init__()
+        self._entry = entry
+        self._pattern: re.Pattern[str] | None = None  # made at the first use: it takes 0.1 ms
+
+    def __missing__(self, device_id: str) -> bool:
+        if len(self) >= DEVICES_KNOWN_MAX:
+            self.clear()
+        if self._pattern is None:
+            self._pattern = _pattern_of(self._entry)
+        allowed = self[device_id] = self._pattern.match(device_id) is not None
         return allowed
 
 
@@ -72,6 +80,10 @@ class Tokens:
     def find(self, token: str) -> Identity | None:
         """Return the identity of a live token. The work is the same for every wrong one."""
         return self.with_digest(digest_of(token))
+
+    def with_certificate(self, name: str) -> Identity | None:
+        """Return the identity of a certificate with this name that somebody trusted has checked."""
+        return self.with_digest(CERTIFICATE + name)
 
     def with_digest(self, digest: str) -> Identity | None:
         """Return the identity of the live token that has this digest."""

@@ -27,9 +27,8 @@ from ingest.model.ports import Admission, Database, DeadLetters, PostInlet
 from ingest.receiver.access import Access
 from ingest.receiver.endpoint import Endpoint
 from ingest.receiver.lines import LineOptions
-from ingest.receiver.places import Places
-from ingest.receiver.quotas import Quotas, Rates
-from ingest.receiver.senders import Senders
+from ingest.receiver.quotas import Rates
+from ingest.receiver.senders import SenderLimits, Senders
 from ingest.receiver.sources import SourceOptions
 
 # With several gateways a connection ends about so often, so that its client may reach another one.
@@ -54,12 +53,13 @@ def make_endpoint(
 
     Raises ConfigError, and StartError if the certificate cannot be used.
     """
-    lines, rates = _line_options(settings), _rates(settings)
+    lines = _line_options(settings)
     access = Access(
         tokens or Tokens(),
         access=settings.access,
         host_names=host_names(settings.host_names),
         has_proxies=bool(settings.trusted_proxies),
+        certificate_header=settings.client_certificate_header,
     )
     return Endpoint(
         rules=make_rules(settings),
@@ -82,7 +82,7 @@ def make_endpoint(
         dead_letters=dead_letters,
         ledger=ledger,
         access=access,
-        senders=Senders(access, Quotas(rates) if rates.any else None, _places(settings)),
+        senders=Senders(access, _limits(settings)),
         admission=admission,
         database=database,
         health=health,
@@ -121,19 +121,14 @@ def _source_options(settings: Settings, lines: LineOptions) -> SourceOptions:
     )
 
 
-def _rates(settings: Settings) -> Rates:
-    """Return what one sender may send to this process."""
-    return Rates(
+def _limits(settings: Settings) -> SenderLimits:
+    """Return what one sender may send, if its token says nothing else."""
+    rates = Rates(
         settings.sender_readings_per_s_max,
         settings.sender_posts_per_s_max,
         settings.sender_burst_s,
-    ).shared_by(settings.gateways)
-
-
-def _places(settings: Settings) -> Places | None:
-    """Return how many connections one sender may have to this process; None: no limit."""
-    most = settings.sender_connections_max
-    return Places(math.ceil(most / settings.gateways)) if most else None
+    )
+    return SenderLimits(rates, settings.sender_connections_max, settings.gateways)
 
 
 def _certificate(settings: Settings) -> Certificate | None:

@@ -23,11 +23,12 @@ def access_check(settings: Settings) -> Check:
     run = command_words()["run"]
     try:
         tokens = open_tokens(settings).tokens
-        count, loopback = len(tokens.entries.by_digest), _is_private(settings.listen)
+        senders = [each for each in tokens.entries.by_digest.values() if not each.admin]
+        loopback = _is_private(settings.listen)
         is_free = is_open(
             settings.access,
             private=loopback and not settings.trusted_proxies,
-            tokens=count,
+            tokens=len(senders),
             address=settings.listen,
             run=run,
         )
@@ -36,10 +37,14 @@ def access_check(settings: Settings) -> Check:
     if is_free:
         where = "this machine" if loopback else "the network"
         return Check(_NAME, OK if loopback else WARN, f"everybody on {where} may post")
-    live = sum(each.ends_us > unix_us() for each in tokens.entries.by_digest.values())
+    live = [each for each in senders if each.ends_us > unix_us()]
     if not live:
         return Check(_NAME, WARN, f"nobody may post: make a token with `{run} token new NAME`")
-    told = f"a token is needed to post; {counted(live, 'token')}"
+    unread = next((each for each in live if each.certificate), None)
+    if unread is not None and not settings.client_certificate_header:
+        told = f"{unread.name} has a certificate, which counts only with client_certificate_header"
+        return Check(_NAME, WARN, told)
+    told = f"a token is needed to post; {counted(len(live), 'token')}"
     if tokens.next_end_us < unix_us() + SOON_US:
         until = rfc3339_s(int(tokens.next_end_us))
         return Check(_NAME, WARN, f"{told}; one ends at {until} (`{run} token rotate NAME`)")

@@ -8,17 +8,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import re
 import sys
 from typing import TYPE_CHECKING, Any
 
 from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_json_flag
 from ingest.cli.terminal import print_answer
+from ingest.cli.token_flags import FORMS, disable_flags, new_flags, rotate_flags
 from ingest.config.loading import Loaded
 from ingest.config.settings import Settings
-from ingest.config.values import moment_us
 from ingest.model.errors import IngestError
-from ingest.model.letter import JSON, LINE, MAPPED, MSGPACK, NDJSON, SENML
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,9 +29,6 @@ EPILOG = """\
 A running service reads the file by itself. docs/tokens.md says how clients send a token.
 
 exit codes: 0 done, 1 the file cannot be written: the line to add is printed"""
-OVERLAP_DAYS = 30.0
-FORMS = (JSON, NDJSON, MSGPACK, SENML, LINE, MAPPED)  # that a token may be limited to
-_DATE = re.compile(r"\d{4}-\d\d-\d\d")
 _DAY_US = 86_400_000_000
 
 
@@ -45,8 +40,9 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
         (
             "ingest token new greenhouse",
             "ingest token new greenhouse --devices 'greenhouse-*' --expires 2028-01-01",
+            "ingest token new boiler --certificate boiler-7 --device boiler-7",
         ),
-        _new_flags,
+        new_flags,
         "NAME",
     )
     shown = Command(
@@ -59,84 +55,17 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
         "disable",
         "refuse the tokens of this name from now on",
         ("ingest token disable greenhouse", "ingest token disable greenhouse --digest 3f29a0c4"),
-        _disable_flags,
+        disable_flags,
         "NAME",
     )
     rotate = Command(
         "rotate",
         "make another token of this name; the one before ends later",
         ("ingest token rotate greenhouse", "ingest token rotate greenhouse --overlap-days 7"),
-        _rotate_flags,
+        rotate_flags,
         "NAME",
     )
     add_group(parser, "token_command", (new, shown, disable, rotate), settings)
-
-
-def _new_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="shown in lists and logs: no secret")
-    for flag, what in (
-        ("devices", "devices that it may send readings of, as in 'greenhouse-*'; may be repeated"),
-        ("sources", "where it may post: readings, line, or the name of a source; may be repeated"),
-        ("formats", f"formats that it may post: {', '.join(FORMS)}; may be repeated"),
-    ):
-        parser.add_argument(f"--{flag}", metavar="TEXT", action="append", default=[], help=what)
-    parser.add_argument(
-        "--device",
-        metavar="ID",
-        default="",
-        help="the only device that it may send readings of, also if a post names none",
-    )
-    parser.add_argument(
-        "--admin",
-        choices=("read", "operate"),
-        default="",
-        help="for the admin port, and not for posts: see the dashboard, or act there, too",
-    )
-    parser.add_argument("--expires", metavar="TIME", type=_time, help="as in 2028-01-01 (UTC)")
-    parser.add_argument("--note", metavar="TEXT", default="", help="for people")
-    add_json_flag(parser)
-
-
-def _disable_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME")
-    parser.add_argument("--digest", metavar="BEGIN", default="", help="only this one of the name")
-    add_json_flag(parser)
-
-
-def _rotate_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME")
-    parser.add_argument(
-        "--overlap-days",
-        metavar="DAYS",
-        type=_days,
-        default=OVERLAP_DAYS,
-        help=f"how long the token before stays valid [{OVERLAP_DAYS:g}]",
-    )
-    parser.add_argument(
-        "--expires", metavar="TIME", type=_time, help="of the new one, as in 2028-01-01, or never"
-    )
-    add_json_flag(parser)
-
-
-def _time(text: str) -> float:
-    try:
-        if text == "never":
-            return math.inf
-        return moment_us(f"{text}T00:00:00Z" if _DATE.fullmatch(text) else text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is neither a date such as 2028-01-01 nor RFC 3339"
-        ) from None
-
-
-def _days(text: str) -> float:
-    try:
-        days = float(text)
-    except ValueError:
-        days = -1.0
-    if not 0 <= days <= 3650:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of days, 0 to 3650")
-    return days
 
 
 def run(args: argparse.Namespace, loaded: Loaded) -> int:
@@ -151,7 +80,8 @@ def _list(args: argparse.Namespace, settings: Settings) -> int:
     path = _path(settings)
     shown = [_described(each) for each in read_entries(path).by_digest.values()]
     lines = [
-        f"{each['name']:<24} {each['sha256'][:8]}  {each['state']:<28} {_scope_text(each)}".rstrip()
+        f"{each['name']:<24} {each.get('sha256', 'by name')[:8]:<8}  {each['state']:<28} "
+        f"{_scope_text(each)}".rstrip()
         for each in shown
     ]
     text = "\n".join(lines) or f"there are no tokens in {path}"
@@ -180,7 +110,7 @@ def _new(args: argparse.Namespace, settings: Settings) -> int:
         raise IngestError("a token with --admin posts nothing: it has no devices or sources")
     entry = TokenEntry(
         args.name,
-        "",
+        _certificate_key(args.certificate, entries),
         tuple(args.devices),
         args.device,
         tuple(args.sources),
@@ -188,6 +118,9 @@ def _new(args: argparse.Namespace, settings: Settings) -> int:
         math.inf if args.expires is None else args.expires,
         args.note,
         args.admin,
+        args.readings_per_s,
+        args.posts_per_s,
+        args.connections,
     )
     if not (entries.senders or args.admin):
         print(
@@ -204,6 +137,11 @@ def _rotate(args: argparse.Namespace, settings: Settings) -> int:
     path, entries = _read(settings)
     live = _required(entries, args.name)
     before = live[-1]
+    if before.certificate:
+        raise IngestError(
+            f"{args.name} has no token: its certificate is renewed by who has signed it, and goes "
+            "on to count by its name"
+        )
     if before.ends_us != math.inf and args.expires is None:
         raise IngestError(
             f"the token {args.name} has an end: give the new one its own with --expires TIME, or "
@@ -225,7 +163,11 @@ def _disable(args: argparse.Namespace, settings: Settings) -> int:
         raise IngestError(f"no live token {args.name} has a digest that begins so")
     lines = b"".join(end_line(each, unix_us()) for each in chosen)
     kept = _append(path, lines)
-    text = "\n".join(f"disabled: {each.name} {each.digest[:8]}" for each in chosen) if kept else ""
+    text = ""
+    if kept:
+        text = "\n".join(
+            f"disabled: {each.name} {each.certificate or each.digest[:8]}" for each in chosen
+        )
     if kept or args.json:
         disabled = [each.digest for each in chosen]
         print_answer({"disabled": disabled, "written": kept}, text, as_json=args.json)
@@ -233,11 +175,12 @@ def _disable(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _make(path: Path, like: TokenEntry, ends: bytes, *, as_json: bool) -> int:
-    """Make a token with the scope of this entry; `ends` are further lines."""
+    """Make a token with the scope of this entry; `ends` are further lines. For a certificate
+    there is none."""
     from ingest.access.entries import Entries, digest_of, entry_line, new_secret  # noqa: PLC0415
 
     token = new_secret()
-    entry = like._replace(digest=digest_of(token))
+    entry = like if like.certificate else like._replace(digest=digest_of(token))
     try:
         line = entry_line(entry)
         for _ in Entries().read(line):  # a line that the service cannot read is never written
@@ -245,10 +188,37 @@ def _make(path: Path, like: TokenEntry, ends: bytes, *, as_json: bool) -> int:
     except (OverflowError, TypeError, ValueError) as error:
         raise IngestError(f"the service could not read this token: {error}") from None
     kept = _append(path, line + ends)
-    document = {"name": entry.name, "sha256": entry.digest, "file": str(path), "written": kept}
+    document = {"name": entry.name, "file": str(path), "written": kept}
+    if entry.certificate:
+        text = f"{entry.name}: the certificate {entry.certificate}" if kept else ""
+        if kept or as_json:
+            print_answer({**document, "certificate": entry.certificate}, text, as_json=as_json)
+        return 0 if kept else 1
+    document["sha256"] = entry.digest
     text = f"The token {entry.name}; it is not shown again:\n{token}"
     print_answer({**document, "token": token}, text, as_json=as_json)
     return 0 if kept else 1
+
+
+def _certificate_key(name: str, entries: Entries) -> str:
+    """Return what an entry of a certificate has in the place of a digest; "" for a token."""
+    from ingest.access.entries import certificate_key  # noqa: PLC0415
+    from ingest.system.clock import unix_us  # noqa: PLC0415
+
+    if not name:
+        return ""
+    try:
+        key = certificate_key(name)
+    except ValueError as error:
+        raise IngestError(str(error).replace("`certificate`", repr(name))) from None
+    known = entries.by_digest.get(key)
+    if known is not None and known.ends_us > unix_us():
+        raise IngestError(f"the certificate {name!r} counts for {known.name} already")
+    if known is not None:
+        raise IngestError(
+            f"the certificate {name!r} was ended: remove the line that ends it from the file"
+        )
+    return key
 
 
 def _append(path: Path, lines: bytes) -> bool:

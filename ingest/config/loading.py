@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from ingest.config.broker_url import check_broker_url, check_monitor_urls
 from ingest.config.forward_names import forward_names
-from ingest.config.host_names import host_names
+from ingest.config.host_names import header_name, host_names
 from ingest.config.networks import networks
 from ingest.config.settings import ROW_BYTES_MAX, Settings, split_address
 from ingest.config.sources import gather
@@ -108,6 +108,11 @@ def check_together(settings: Settings, origins: Mapping[str, str] | None = None)
     ):  # a default is lowered instead, see app/receiving.py
         if name in given and getattr(settings, name) > getattr(settings, whole) // parts:
             raise ConfigError(f"setting {named(name)} must not exceed {part} of {named(whole)}")
+    if settings.client_certificate_header and not settings.trusted_proxies:
+        raise ConfigError(
+            f"setting {named('client_certificate_header')} needs trusted_proxies: from others "
+            "such a header counts for nothing"
+        )
     ordered("inflated_bytes_max", "journal_bytes_max")
     ordered("breaker_rows_max", "breaker_window_rows")
     ordered("forward_lag_bytes_max", "stream_bytes_max")
@@ -149,6 +154,7 @@ def _check_texts(settings: Settings, origins: Mapping[str, str]) -> None:
         ("forwards", forward_names),
         ("trusted_proxies", networks),
         ("host_names", host_names),
+        ("client_certificate_header", header_name),
         ("table_schema", check_schema),
         *((name, check_name) for name in ("table_name", *COLUMNS)),
     ):

@@ -70,7 +70,11 @@ def require_possible(items: int, post: Post) -> None:
 def are_allowed(items: Sequence[Any], post: Post) -> bool:
     """Whether the sender may speak for the devices of these items, which are all valid."""
     allows = post.allows
-    return allows is None or all(allows(item["device_id"]) for item in items)
+    if allows is not None:
+        for item in items:  # a generator would cost a post of one reading 0.3 us more
+            if not allows(item["device_id"]):
+                return False
+    return True
 
 
 class ItemReader:

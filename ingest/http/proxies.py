@@ -24,10 +24,13 @@ class Proxies:
 
     def __init__(self, networks: Networks) -> None:
         self._networks = tuple(networks)
-        self.has = lru_cache(maxsize=4096)(self._has)
+        self._known = lru_cache(maxsize=4096)(self._has)
+
+    def has(self, address: str) -> bool:
+        """Whether a trusted proxy has this address. A text that is no address is none."""
+        return self._known(address)
 
     def _has(self, address: str) -> bool:
-        """Whether a trusted proxy has this address. A text that is no address is none."""
         try:
             ip = ip_address(address.partition("%")[0])
         except ValueError:

@@ -86,7 +86,10 @@ class Head:
 
 
 class Forwarding(Protocol):
-    """Knows the clients behind trusted proxies."""
+    """Knows the trusted proxies, and the clients behind them."""
+
+    def has(self, address: str) -> bool:
+        """Whether a trusted proxy has this address."""
 
     def client_of(self, headers: CIMultiDictProxy[str], peer: Client) -> Client:
         """Return who sent a request of this peer."""
@@ -152,6 +155,12 @@ class Request:
         """Who sent it: the peer, or the client of a trusted proxy."""
         proxies = self.sender.proxies
         return self.peer if proxies is None else proxies.client_of(self.head.headers, self.peer)
+
+    @property
+    def is_forwarded(self) -> bool:
+        """Whether a trusted proxy brings it."""
+        proxies = self.sender.proxies
+        return proxies is not None and proxies.has(self.peer.address)
 
     @property
     def headers(self) -> CIMultiDictProxy[str]:

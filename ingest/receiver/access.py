@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 from ingest.access.rule import is_open
 from ingest.access.tokens import ANYBODY, Identity, Tokens
-from ingest.http.request import Head
+from ingest.http.request import Head, Request
 from ingest.http.sites import is_loopback, is_loopback_name, is_same_origin
 from ingest.model.errors import Refused
-from ingest.receiver.credentials import find, without_token
+from ingest.receiver.credentials import certificate_name, find, single, without_token
 from ingest.system.logs import get_logger
 from ingest.system.surroundings import command_words
 
@@ -32,12 +32,20 @@ class Access:
     """The guard of the data port. Until `bound`, a token is needed.
 
     `access` is the setting. `host_names` are names of this port besides those of the loopback.
-    `has_proxies`: some are trusted, and bring posts from elsewhere.
+    `has_proxies`: some are trusted, and bring posts from elsewhere. `certificate_header` is where
+    they tell the name in a client's certificate; "": they tell none.
     """
 
     def __init__(
-        self, tokens: Tokens, *, access: str, host_names: Collection[str], has_proxies: bool
+        self,
+        tokens: Tokens,
+        *,
+        access: str,
+        host_names: Collection[str],
+        has_proxies: bool,
+        certificate_header: str = "",
     ) -> None:
+        self._certificate_header = certificate_header
         self._has_proxies = has_proxies
         self._tokens = tokens
         self._access = access
@@ -100,17 +108,20 @@ class Access:
             )
 
     def identify(
-        self, head: Head, query: str, in_path: str = "", *, in_query: bool = True
+        self, request: Request, query: str, in_path: str = "", *, in_query: bool = True
     ) -> Known:
         """Return who has sent it. Raises Refused `unauthorized`.
 
-        `in_path`: what stands in the path in place of a token. Without `in_query` the query is
-        data, and has none.
+        A token counts before a certificate. Others may send the same head as a proxy that tells of
+        a certificate: see `check_proxy`. `in_path`: what stands in the path in place of a token.
+        Without `in_query` the query is data, and has none.
         """
         if self.is_open:
             return Known(ANYBODY, without_token(query) if in_query else query)
-        token, query = find(head, query, in_path, in_query=in_query)
+        token, query = find(request.head, query, in_path, in_query=in_query)
         if not token:
+            if (identity := self._with_certificate(request)) is not None:
+                return Known(identity, query)
             raise Refused(
                 "unauthorized",
                 "there is no token; send it as `Authorization: Bearer TOKEN`. The operator makes "
@@ -120,3 +131,29 @@ class Access:
         if identity is None:
             raise Refused("unauthorized", "the token is wrong, or is not valid any more")
         return Known(identity, query)
+
+    def check_proxy(self, request: Request) -> None:
+        """Raise Refused `unauthorized` unless a trusted proxy brings this request.
+
+        To be asked for each request of an identity that a certificate has proved: the head of a
+        request is known by its bytes, and anybody can send these.
+        """
+        if not request.is_forwarded:
+            raise Refused("unauthorized", "only a trusted proxy may tell of a certificate")
+
+    def _with_certificate(self, request: Request) -> Identity | None:
+        """Return the identity of the certificate that a trusted proxy has checked. Raises Refused
+        if the certificate is nobody's."""
+        header = self._certificate_header
+        if not header or not request.is_forwarded:
+            return None
+        told = single(request.head, header)
+        if not told.strip():
+            return None
+        identity = self._tokens.with_certificate(certificate_name(told))
+        if identity is None:
+            raise Refused(
+                "unauthorized",
+                "the name in the certificate is not known or not clear, or is not valid any more",
+            )
+        return identity

@@ -3,6 +3,8 @@
 In this order; the first place that has one counts: `Authorization` as Bearer, as Token (also
 `user:token`), or as the password of Basic; `?p=`; X-API-Key; X-Auth-Token; a part of the path.
 `?u=`, the user beside `?p=`, is not read. Where the query is data, `p` and `u` are.
+A proxy that has checked a client's certificate tells its name in a header of its own: the name
+alone, or the whole subject.
 Promises: no error has the token in it.
 """
 
@@ -16,6 +18,7 @@ from ingest.http.request import Head
 from ingest.model.errors import Refused
 
 TOKEN_HEADERS = ("X-API-Key", "X-Auth-Token")
+_UNCLEAR = frozenset('\\"+;<>')
 
 
 class Presented(NamedTuple):
@@ -32,9 +35,23 @@ def find(head: Head, query: str, in_path: str = "", *, in_query: bool = True) ->
     if len(values) > 1:
         raise Refused("unauthorized", "the query parameter p is there more than once")
     of_query = unquote_plus("".join(values))
-    token = _of_authorization(_single(head, "Authorization"))
-    others = (of_query, *(_single(head, name).strip() for name in TOKEN_HEADERS), in_path)
+    token = _of_authorization(single(head, "Authorization"))
+    others = (of_query, *(single(head, name).strip() for name in TOKEN_HEADERS), in_path)
     return Presented(next(filter(None, (token, *others)), ""), query)
+
+
+def certificate_name(value: str) -> str:
+    """Return the name in a certificate, from what a proxy tells of it; "" if that is not clear.
+
+    A subject (RFC 4514, as of nginx and Caddy) must have one CN. One with an escaped or quoted
+    character, or with two values in one part, has none: others might read it differently.
+    """
+    value = value.strip()
+    if "=" not in value:
+        return value
+    parts = [each.strip() for each in value.split(",")]
+    names = [each[3:] for each in parts if each[:3].upper() == "CN="]
+    return names[0] if len(names) == 1 and not _UNCLEAR.intersection(value) else ""
 
 
 def without_token(query: str) -> str:
@@ -42,7 +59,8 @@ def without_token(query: str) -> str:
     return _split(query)[1]
 
 
-def _single(head: Head, name: str) -> str:
+def single(head: Head, name: str) -> str:
+    """Return the value of a header, "" without it. Raises Refused if it is there twice."""
     if name not in head.headers:
         return ""
     values = head.headers.getall(name)

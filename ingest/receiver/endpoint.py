@@ -19,7 +19,7 @@ from ingest.formats.post import Decode, Decoded, Post, Rules, Steps
 from ingest.http.certificate import Certificate
 from ingest.http.owner import Reply
 from ingest.http.plain_body import PlainBodies
-from ingest.http.request import Forwarding, Head, Request
+from ingest.http.request import Forwarding, Request
 from ingest.http.response import Answer
 from ingest.http.routes import POST, OnRefused, Port, Route, probes
 from ingest.model.errors import ConfigError, Refused
@@ -225,7 +225,7 @@ class Endpoint:
         head = request.head
         plan: _Plan | None = head.plan
         if plan is None or not plan.sender.identity.live:
-            plan = head.plan = self._plan(head, text)
+            plan = head.plan = self._plan(request, text)
         self._senders.take_post(request, plan.sender)
         body = request.body
         if body is None or not request.in_round:
@@ -237,14 +237,14 @@ class Endpoint:
         self._seen(request, plan, decoded)
         return self._keeper.take(request, plan.terms, decoded, received_s)
 
-    def _plan(self, head: Head, text: str) -> _Plan:
+    def _plan(self, request: Request, text: str) -> _Plan:
         """Read the head. Raises Refused."""
         unknown: Refused | None = None
         try:
-            found = format_of(head.headers.get("Content-Type", ""))
+            found = format_of(request.headers.get("Content-Type", ""))
         except Refused as refused:  # who has no token hears that first
             unknown, found = refused, FORMATS[USUAL[0]]
-        sender, text = self._senders.find(head, text, source=SOURCE, form=found.name)
+        sender, text = self._senders.find(request, text, source=SOURCE, form=found.name)
         if unknown is not None:
             raise unknown
         device = sender.identity.entry.device if found.name == SENML else ""

@@ -112,7 +112,7 @@ class LinePages:
             head = request.head
             plan: _Plan | None = head.plan
             if plan is None or not plan.sender.identity.live:
-                sender, text = self._senders.find(head, text, source=SOURCE, form=LINE)
+                sender, text = self._senders.find(request, text, source=SOURCE, form=LINE)
                 plan = head.plan = self._plan(sender, text)
             self._senders.take_post(request, plan.sender)
             body = request.body

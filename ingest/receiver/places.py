@@ -2,7 +2,7 @@
 
 A connection counts for the sender of its last post. So one that has not posted counts for nobody:
 the limits of the port hold for it.
-Promises: no sender has more than `connections_max`; the memory is bounded by the open connections.
+Promises: no sender has more than it may; the memory is bounded by the open connections.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ AGAIN_S = 5.0
 class Places:
     """The connections of all senders of this process."""
 
-    def __init__(self, connections_max: int) -> None:
-        self._connections_max = connections_max
+    def __init__(self) -> None:
         self.used: dict[str, int] = {}
 
-    def take(self, connection: Sender, sender: str) -> None:
-        """Count a connection for the sender of a post. Raises Refused if it has too many."""
+    def take(self, connection: Sender, sender: str, connections_max: int) -> None:
+        """Count a connection for the sender of a post. Raises Refused if it has too many.
+
+        `connections_max` 0: it may have any number.
+        """
         place = connection.place
         if place.sender == sender:
             return
@@ -30,7 +32,7 @@ class Places:
         if connection.valve.transport is None:
             return  # it is gone: nobody would give the place back
         used = self.used.get(sender, 0)
-        if used >= self._connections_max:
+        if connections_max and used >= connections_max:
             raise Refused(
                 "too_many_connections",
                 f"this sender uses {used} connections, and may not use more; nothing is kept",

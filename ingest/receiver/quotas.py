@@ -40,11 +40,11 @@ class Rates(NamedTuple):
 class Quota:
     """What one sender has left. Both figures grow with time, up to a burst."""
 
-    __slots__ = ("_at_s", "_posts", "_posts_max", "_rates", "_readings")
+    __slots__ = ("_at_s", "_posts", "_posts_max", "_rates", "_readings", "_readings_max")
 
     def __init__(self, rates: Rates) -> None:
         self._rates = rates
-        self._readings = rates.readings_per_s * rates.burst_s
+        self._readings = self._readings_max = rates.readings_per_s * rates.burst_s
         # A rate below one post a burst would else never allow one.
         self._posts_max = max(1.0, rates.posts_per_s * rates.burst_s)
         self._posts = self._posts_max
@@ -58,12 +58,13 @@ class Quota:
         wait_s = 0.0
         if rates.readings_per_s:
             self._readings += passed_s * rates.readings_per_s
-            self._readings = min(self._readings, rates.readings_per_s * rates.burst_s)
+            self._readings = min(self._readings, self._readings_max)
             wait_s = -self._readings / rates.readings_per_s
         if rates.posts_per_s:
             self._posts += passed_s * rates.posts_per_s
             self._posts = min(self._posts, self._posts_max)
-            wait_s = max(wait_s, (1.0 - self._posts) / rates.posts_per_s)
+            if self._posts < 1.0:
+                wait_s = max(wait_s, (1.0 - self._posts) / rates.posts_per_s)
         if wait_s > 0:
             raise Refused(
                 "too_fast",
@@ -77,21 +78,28 @@ class Quota:
         self._readings -= readings
 
 
+_Key = tuple[str, Rates | None]
+
+
 class Quotas:
-    """The quotas of all senders of this process."""
+    """The quotas of all senders of this process. `rates`: of those that have none of their own."""
 
     def __init__(self, rates: Rates, *, senders_max: int = SENDERS_MAX) -> None:
         self._rates = rates
         self._senders_max = senders_max
-        self._quotas: OrderedDict[str, Quota] = OrderedDict()  # the one that sent last is last
+        self._quotas: OrderedDict[_Key, Quota] = OrderedDict()  # the one that sent last is last
 
-    def of(self, sender: str) -> Quota:
-        """Return the quota of a sender, a new one if it is not known."""
-        quota = self._quotas.get(sender)
+    def of(self, sender: str, own: Rates | None = None) -> Quota:
+        """Return the quota of a sender, a new one if it is not known.
+
+        `own` are rates of its own: two tokens of one name share a quota if they have the same.
+        """
+        key = (sender, own)
+        quota = self._quotas.get(key)
         if quota is None:
             if len(self._quotas) >= self._senders_max:
                 self._quotas.popitem(last=False)
-            quota = self._quotas[sender] = Quota(self._rates)
+            quota = self._quotas[key] = Quota(own or self._rates)
         else:
-            self._quotas.move_to_end(sender)
+            self._quotas.move_to_end(key)
         return quota

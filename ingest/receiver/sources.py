@@ -145,7 +145,7 @@ class SourcePages:
         head = request.head
         in_path = names_in_path(head, patterns)
         sender, query = self._senders.find(
-            head,
+            request,
             text,
             source=source.name,
             form=MAPPED,

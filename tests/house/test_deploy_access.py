@@ -34,7 +34,9 @@ def examples() -> Iterator[tuple[str, Mapping[str, str]]]:
     yield "kubernetes", {**image, **environment_of(service_pod())}
     gateway = manifest("Deployment", "iot-ingest-gateway", KUBERNETES / "roles")
     yield "kubernetes roles", {**image, **environment_of(gateway["spec"]["template"])}
-    for unit in (DEPLOY / "iot-ingest.service", DEPLOY / "systemd" / "iot-ingest-gateway@.service"):
+    for unit in (DEPLOY / "iot-ingest.service", *sorted((DEPLOY / "systemd").glob("*.service"))):
+        if not re.search(r"^ExecStart=.* -m ingest (serve|gateway|up)\b", unit.read_text(), re.M):
+            continue
         set_here = re.findall(r"^Environment=(.*)$", unit.read_text(), re.MULTILINE)
         pairs = [each.partition("=") for line in set_here for each in line.split()]
         yield unit.name, {name: value.replace("%i", "8080") for name, _, value in pairs}
@@ -68,5 +70,5 @@ def test_all_examples_are_here() -> None:
     kinds = {name.split()[0] for name in EXAMPLES}
     assert kinds == {
         *("Dockerfile", "compose.yaml", "compose.roles.yaml", "kubernetes"),
-        *("iot-ingest.service", "iot-ingest-gateway@.service"),
+        *("iot-ingest.service", "iot-ingest-gateway@.service", "iot-ingest-up.service"),
     }

@@ -72,22 +72,29 @@ async def test_start_beyond_the_loopback_without_tokens_says_what_to_do(
 
 
 async def test_commands_of_docs_tokens_md(open_tmp_path: Path) -> None:
-    """As they stand: a token, the start for the network with limits, admins, rotation, end."""
-    first, start, limits, admins, later = (
+    """As they stand: a token, the start for the network with limits, limits of a token, a
+    certificate, admins, rotation, end."""
+    first, start, limits, own, proxy, certificate, admins, later = (
         each.text for each in fences(DOCUMENTS["docs/tokens.md"]) if each.language == "sh"
     )
     words = shlex.split(first)
     assert words[:2] == ["./run", "token"]
     token = await made(open_tmp_path, *words[2:])
     assert shlex.split(start) == ["./run", "--listen", "0.0.0.0:8080"]
-    _, *flags = shlex.split(limits)
+    for each in (own, certificate):
+        await made(open_tmp_path, *shlex.split(each)[2:])
+    flags = shlex.split(limits)[1:] + shlex.split(proxy)[1:]
     settings: dict[str, Any] = {
         name.removeprefix("--"): text for name, text in zip(flags[::2], flags[1::2], strict=True)
     }
     async with Service(open_tmp_path, buffer="memory", listen="0.0.0.0:0", **settings) as service:
-        told = next((each for each in service.lines if each.startswith("devices:")), "")
-        assert not told or re.search(r"http://[0-9.]+:[0-9]+/v1/readings", told)
+        devices = next((each for each in service.lines if each.startswith("devices:")), "")
+        assert not devices or re.search(r"http://[0-9.]+:[0-9]+/v1/readings", devices)
         assert await status(service, token) == 202
+        headers = {settings["client-certificate-header"]: "CN=boiler-7,O=Example"}
+        of_boiler = READING.replace(b"d1", b"boiler-7")
+        for body, told in ((of_boiler, 202), (READING, 403)):
+            assert (await service.post(body, headers=headers)).status == told
         for command, may_act in zip(admins.splitlines(), (401, 200), strict=True):
             words = shlex.split(command, comments=True)
             admin = await made(open_tmp_path, *words[2:])
@@ -121,8 +128,10 @@ async def test_each_gateway_of_up_asks_for_the_token(open_tmp_path: Path) -> Non
                 assert await status(service, "iot_wrong") == 401
                 assert await status(service, token) == 202
             await restart(service, 1)
+        new = await made(folder, "rotate", "fleet")
+        assert [await status(service, each) for each in (token, new) * 8] == [202] * 16
         assert (await ingest("token", "disable", "fleet", "--state-dir", folder)).code == 0
-        assert [await status(service, token) for _ in range(8)] == [401] * 8
+        assert [await status(service, each) for each in (token, new) * 8] == [401] * 16
 
 
 async def test_clients_of_ours_send_the_token(tmp_path: Path) -> None:

@@ -16,11 +16,13 @@ from pathlib import Path
 
 import pytest
 
+from ingest.access.entries import TokenEntry, certificate_key, entry_line
 from tests.support.certificates import make_certificate, make_signed, trusting
 from tests.support.documents import REPOSITORY
 from tests.support.receiver import GOOD, Client, head, running_receiver
 from tests.support.receiver import post as post_of
 from tests.support.tcp_ports import free_port
+from tests.support.tokens import in_force
 
 EXAMPLES = REPOSITORY / "deploy/proxies"
 AROUND_NGINX = """daemon off; master_process off; pid {folder}/pid; error_log stderr;
@@ -97,6 +99,40 @@ async def _connect(port: int, context: ssl.SSLContext) -> Client:
             "127.0.0.1", port, ssl=context, local_addr=(DEVICE, 0), server_hostname="localhost"
         )
     )
+
+
+@pytest.mark.parametrize("example", sorted(COMMANDS))
+async def test_certificate_says_who_posts(tmp_path: Path, example: str) -> None:
+    """The name in it, and not what the device writes into the header. One without an entry: 401.
+
+    Two devices come over one connection of the proxy.
+    """
+    server_cert, _ = make_certificate(tmp_path, "server")
+    make_certificate(tmp_path, "devices-ca")
+    known = ("device-1", "device-2")
+    tokens = in_force(
+        *(entry_line(TokenEntry(f"n-{each}", certificate_key(each))) for each in known)
+    )
+    async with (
+        running_receiver(
+            tokens,
+            trusted_proxies="127.0.0.1",
+            client_certificate_header="X-Client-Certificate",
+        ) as receiver,
+        proxy(example, tmp_path, receiver.address) as port,
+    ):
+        for _ in range(2):
+            for name in (*known, "device-3"):
+                device = trusting(server_cert)
+                device.load_cert_chain(*make_signed(tmp_path, name, by="devices-ca"))
+                client = await _connect(port, device)
+                written: tuple[dict[str, str], ...] = ({}, {"X-Client-Certificate": "device-2"})
+                for headers in written:
+                    await client.send(post(GOOD, **headers))
+                    assert (await client.reply()).status == (202 if name in known else 401)
+                await client.close()
+        senders = [each.sender for each in receiver.inlet.blocks]
+        assert senders == ["token n-device-1"] * 2 + ["token n-device-2"] * 2 + senders[:4]
 
 
 @pytest.mark.parametrize("example", sorted(COMMANDS))

@@ -11,6 +11,7 @@ from ingest.access.entries import (
     NEVER_US,
     Entries,
     TokenEntry,
+    certificate_key,
     digest_of,
     end_line,
     entry_line,
@@ -37,6 +38,30 @@ def test_line_of_a_token_is_read_back() -> None:
     assert entries_of(written).by_digest == {DIGEST: entry}
     assert SECRET.encode() not in written
     assert json.loads(entry_line(TokenEntry("a", DIGEST))) == {"name": "a", "sha256": DIGEST}
+
+
+def test_line_of_a_certificate_and_limits_are_read_back() -> None:
+    """A name stands in the place of the digest, also in the line of its end; 0 is a limit, too."""
+    entry = TokenEntry(
+        "a",
+        certificate_key("boiler 7.example"),
+        readings_per_s_max=2.5,
+        posts_per_s_max=0,
+        connections_max=3,
+    )
+    assert entry.certificate == "boiler 7.example"
+    written = json.loads(entry_line(entry))
+    assert written == {
+        "name": "a",
+        "certificate": "boiler 7.example",
+        "readings_per_s_max": 2.5,
+        "posts_per_s_max": 0,
+        "connections_max": 3,
+    }
+    assert entries_of(entry_line(entry)).by_digest == {entry.digest: entry}
+    ended = entries_of(entry_line(entry), end_line(entry, 1_000_000))
+    assert ended.by_digest[entry.digest].ends_us == 1_000_000
+    assert not TokenEntry("a", DIGEST).certificate
 
 
 def test_end_counts_before_and_after_the_token_and_the_earlier_one_counts() -> None:
@@ -75,6 +100,20 @@ def test_empty_lines_and_comments_are_skipped() -> None:
         ('{"name":"a","sha256":"' + DIGEST + '","expires":"tomorrow"}', "`expires`"),
         ('{"name":"a","sha256":"' + DIGEST + '","expires":"2027-01-01T00:00:00"}', "`expires`"),
         ('{"name":"a","sha256":"' + DIGEST + '","rate":5}', "not known"),
+        ('{"name":"a","sha256":"' + DIGEST + '","posts_per_s_max":-1}', "`posts_per_s_max`"),
+        ('{"name":"a","sha256":"' + DIGEST + '","posts_per_s_max":"5"}', "`posts_per_s_max`"),
+        ('{"name":"a","sha256":"' + DIGEST + '","readings_per_s_max":true}', "a number from 0"),
+        ('{"name":"a","sha256":"' + DIGEST + '","readings_per_s_max":1e10}', "a number from 0"),
+        ('{"name":"a","sha256":"' + DIGEST + '","connections_max":1.5}', "a whole number"),
+        ('{"name":"a","sha256":"' + DIGEST + '","admin":"read","connections_max":1}', "`admin`"),
+        ('{"name":"a","sha256":"' + DIGEST + '","certificate":"c"}', "one of `sha256`"),
+        ('{"name":"a","certificate":"c","admin":"read"}', "reads no certificate"),
+        ('{"name":"a","certificate":""}', "CN"),
+        ('{"name":"a","certificate":"CN=c"}', "CN"),
+        ('{"name":"a","certificate":"c,d"}', "CN"),
+        ('{"name":"a","certificate":"c "}', "CN"),
+        ('{"name":"a","certificate":7}', "CN"),
+        ('{"end":"certificate:"}', "CN"),
         ('{"end":"' + DIGEST + '","at":5}', "`at`"),
         ('{"end":"' + DIGEST[:-1] + '"}', "hexadecimal"),
         ("[]", "object"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ingest.access.appending import read_entries
-from ingest.access.entries import NEVER_US, digest_of
+from ingest.access.entries import NEVER_US, TokenEntry, certificate_key, digest_of, entry_line
 from ingest.cli.doctor_access import access_check
 from ingest.cli.main import main
 from ingest.config.settings import Settings
@@ -62,6 +62,8 @@ async def test_new_prints_the_token_once_and_stores_its_digest(here: Here, tmp_p
         ("--device", "\udcff"),
         ("--expires", "9999-12-31T23:59:59-23:59"),
         ("--devices", "x" * 400) * 50,
+        ("--certificate", "CN=a,O=b"),
+        ("--admin", "read", "--connections", "1"),
     ],
 )
 async def test_line_that_could_not_be_read_is_never_written(
@@ -95,6 +97,42 @@ async def test_rotate_keeps_the_limits_and_ends_the_first_later(here: Here, tmp_
     assert "ended" in (await here("token", "list", *where)).stdout
 
 
+async def test_limits_are_kept_by_rotate_and_shown(here: Here, tmp_path: Path) -> None:
+    """0 is one of them: no limit, whatever the settings say."""
+    where = ("--state-dir", tmp_path)
+    limits = ("--posts-per-s", "0.5", "--readings-per-s", "0", "--connections", "3")
+    await here("token", "new", "garden", *limits, *where)
+    await here("token", "rotate", "garden", *where)
+    kept = [
+        (each["posts_per_s_max"], each["readings_per_s_max"], each["connections_max"])
+        for each in tokens(tmp_path)
+    ]
+    assert kept == [(0.5, 0, 3)] * 2
+    shown = (await here("token", "list", *where)).stdout
+    assert "readings_per_s_max=0" in shown
+    assert "posts_per_s_max=0.5 connections_max=3" in shown
+
+
+async def test_certificate_is_let_in_and_ended_by_its_name(here: Here, tmp_path: Path) -> None:
+    """No token is made: there is nothing to print, and nothing to rotate."""
+    where = ("--state-dir", tmp_path)
+    named = ("--certificate", "boiler 7", "--device", "b7")
+    done = await here("token", "new", "boiler", *named, *where)
+    assert (done.code, done.stdout) == (0, "boiler: the certificate boiler 7\n")
+    (entry,) = tokens(tmp_path)
+    assert (entry["digest"], entry["device"]) == ("certificate:boiler 7", "b7")
+    again = await here("token", "new", "other", *named, *where)
+    assert "counts for boiler already" in again.stderr
+    rotated = await here("token", "rotate", "boiler", *where)
+    assert "renewed" in rotated.stderr
+    assert again.code == rotated.code == 2
+    shown = (await here("token", "list", *where)).stdout
+    assert "certificate=boiler 7" in shown
+    assert "boiler 7" in (await here("token", "disable", "boiler", *where)).stdout
+    assert "ended" in (await here("token", "list", *where)).stdout
+    assert "was ended" in (await here("token", "new", "boiler", *named, *where)).stderr
+
+
 async def test_rotate_of_a_token_that_expires_asks_when_the_new_one_does(
     here: Here, tmp_path: Path
 ) -> None:
@@ -115,6 +153,9 @@ async def test_rotate_of_a_token_that_expires_asks_when_the_new_one_does(
         (("new", "a", "--expires", "tomorrow"), "2028-01-01"),
         (("new", "a", "--devices", "x", "--device", "y"), "not both"),
         (("new", "a", "--formats", "lines"), "there are json, ndjson"),
+        (("new", "a", "--posts-per-s", "fast"), "no number"),
+        (("new", "a", "--readings-per-s", "nan"), "no number"),
+        (("new", "a", "--connections", "1.5"), "no whole number"),
         (("rotate", "nobody"), "no live token"),
         (("disable", "nobody"), "no live token"),
         (("rotate", "a", "--overlap-days", "nan"), "days"),
@@ -170,6 +211,13 @@ def test_doctor_says_who_may_post(tmp_path: Path) -> None:
     assert told(listen=network) == ("ok", "a token is needed to post; 1 token")
     (tmp_path / "tokens").write_bytes(line() + line(OTHER, ends_us=unix_us() + 10**9))
     assert "ends at" in told()[1]
+    (tmp_path / "tokens").write_bytes(line(admin="read"))
+    assert told() == ("ok", "everybody on this machine may post"), "it cannot post"
+    named = TokenEntry("boiler", certificate_key("boiler-7"))
+    (tmp_path / "tokens").write_bytes(entry_line(named))
+    assert "boiler has a certificate" in told(trusted_proxies="127.0.0.1")[1]
+    header = {"trusted_proxies": "127.0.0.1", "client_certificate_header": "X-Name"}
+    assert told(**header) == ("ok", "a token is needed to post; 1 token")
     (tmp_path / "tokens").write_text("{")
     assert told()[0] == "FAIL"
 

@@ -343,6 +343,17 @@ def test_post_of_lines_may_have_a_part_of_the_bounds(flags: dict[str, str], said
     load(environ={}, flags={"buffer_rows_max": "100000"})  # a default is lowered
 
 
+def test_header_of_certificates_needs_a_proxy_and_a_name_of_its_own() -> None:
+    """Only a proxy that is trusted may tell of a certificate; no header of a client does."""
+    flag = {"client_certificate_header": "X-Client-Certificate"}
+    assert "needs trusted_proxies" in refusal(flags=flag)
+    proxies = {"trusted_proxies": "127.0.0.1"}
+    assert load(environ={}, flags={**flag, **proxies}).settings.client_certificate_header
+    for wrong in ("X_Client", "X-Client:", "authorization", "X-Forwarded-For", "a" * 65, "é"):
+        said = refusal(flags={**proxies, "client_certificate_header": wrong})
+        assert "is no name of a header" in said
+
+
 def test_settings_made_by_hand_can_be_checked_too() -> None:
     """check_together works without origins."""
     check_together(Settings())

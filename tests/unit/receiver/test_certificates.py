@@ -1,0 +1,145 @@
+"""Identity by the name in a client's certificate, which only a trusted proxy may tell."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from ingest.access.entries import TokenEntry, certificate_key, end_line, entry_line
+from ingest.receiver.credentials import certificate_name
+from tests.support.receiver import GOOD, Client, Receiver, Reply, head, post, running_receiver
+from tests.support.tokens import OTHER, SECRET, in_force, line, put
+
+HEADER = "X-Client-Certificate"
+PROXY, STRANGER = "127.0.0.1", "127.0.0.2"
+SETTINGS = {"trusted_proxies": PROXY, "client_certificate_header": HEADER}
+ENTRY = TokenEntry("boiler", certificate_key("boiler-7"), device="d1")
+BOILER = entry_line(ENTRY)
+OF_OTHER = GOOD.replace(b"d1", b"d2")
+
+
+async def connected(receiver: Receiver, address: str) -> Client:
+    """Connect from an address of the loopback."""
+    host, _, port = receiver.address.rpartition(":")
+    return Client(*await asyncio.open_connection(host, int(port), local_addr=(address, 0)))
+
+
+async def send(receiver: Receiver, data: bytes, address: str = PROXY) -> Reply:
+    """Send bytes from an address; return the answer."""
+    client = await connected(receiver, address)
+    await client.send(data)
+    reply = await client.reply(head_only=data.startswith(b"HEAD"))
+    await client.close()
+    return reply
+
+
+def told(name: str, body: bytes = GOOD, **more: str) -> bytes:
+    """Return a post of a proxy that tells this name."""
+    return post(body, headers={HEADER: name, **more})
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        ("boiler-7", "boiler-7"),
+        (" boiler 7 ", "boiler 7"),
+        ("CN=boiler-7", "boiler-7"),
+        ("cn=boiler-7,OU=heating,O=a=b,C=DE", "boiler-7"),
+        ("O=x, CN=boiler-7", "boiler-7"),
+        # Not clear, or no CN.
+        ("CN=boiler-7,CN=boiler-8", ""),
+        ("CN=boiler-7+OU=x", ""),
+        (r"O=x\,CN=boiler-7", ""),
+        (r"CN=other\,CN=boiler-7", ""),
+        ('O="x,CN=boiler-7"', ""),
+        ("O=x;CN=boiler-7", ""),
+        ("/O=x/CN=boiler-7", ""),
+        ("OU=CN=boiler-7", ""),
+        ("O=x", ""),
+        ("CN=", ""),
+        ("", ""),
+    ],
+)
+def test_name_is_that_of_the_subject(value: str, name: str) -> None:
+    """A name alone, or a subject with one CN that every program reads in the same way."""
+    assert certificate_name(value) == name
+
+
+async def test_certificate_gives_the_scope_of_its_entry() -> None:
+    """Its device only; another name, no name, two names and a wrong token are refused."""
+    async with running_receiver(in_force(line(), BOILER), **SETTINGS) as receiver:
+        for name in ("boiler-7", "CN=boiler-7,O=x"):
+            assert (await send(receiver, told(name))).status == 202
+        assert (await send(receiver, told("boiler-7", OF_OTHER))).status == 403
+        for name in ("boiler", "boiler-8", "CN=x,CN=boiler-7", "certificate:boiler-7", "", SECRET):
+            reply = await send(receiver, told(name))
+            assert (reply.status, reply.code) == (401, "unauthorized"), name
+            assert "www-authenticate" in reply.headers
+        twice = told("boiler-7").replace(b"Host", HEADER.encode() + b": boiler-7\r\nHost")
+        assert (await send(receiver, twice)).status == 401
+        # A token counts before a certificate.
+        for token, status in ((SECRET, 202), (OTHER, 401)):
+            sent = told("boiler-7", OF_OTHER, **{"X-API-Key": token})
+            assert (await send(receiver, sent)).status == status
+        assert [each.sender for each in receiver.inlet.blocks] == [
+            *["token boiler"] * 2,
+            "token garden",
+        ]
+
+
+@pytest.mark.parametrize("name", ["boiler-7", "CN=boiler-7"])
+async def test_head_of_a_proxy_is_nothing_from_anybody_else(name: str) -> None:
+    """Also where the port knows the same bytes already, on each page, and before the proxy came."""
+    lines = b"m,device=d1 value=1"
+    sized = {HEADER: name, "Content-Length": str(len(lines))}
+    of_lines = head("POST", "/write", sized) + lines
+    async with running_receiver(in_force(line(), BOILER), **SETTINGS) as receiver:
+        for data, status in ((told(name), 202), (of_lines, 204)):
+            for _ in range(3):  # a head is known from the second time on
+                assert (await send(receiver, data, STRANGER)).status == 401
+                assert (await send(receiver, data)).status == status
+            spoof = data.replace(b"Host", b"X-Forwarded-For: 127.0.0.1\r\nHost")
+            for _ in range(3):
+                assert (await send(receiver, spoof, STRANGER)).status == 401
+            mixed = await connected(receiver, STRANGER)
+            await mixed.send(data * 3)
+            assert [(await mixed.reply()).status for _ in range(3)] == [401] * 3
+            await mixed.close()
+        assert len(receiver.inlet.blocks) == 6
+
+
+async def test_page_of_a_source_asks_who_tells_of_a_certificate(tmp_path: Path) -> None:
+    """HEAD, too: it must not say which names there are."""
+    file = tmp_path / "sources.toml"
+    file.write_text('[[source]]\nname = "esp"\ndevice = "id"\n')
+    body = b'{"id":"d1","temp":21.4}'
+    sent = head("POST", "/v1/in/esp", {HEADER: "boiler-7", "Content-Length": str(len(body))}) + body
+    asked = head("HEAD", "/v1/in/esp", {HEADER: "boiler-7"})
+    async with running_receiver(
+        in_force(line(), BOILER), sources_file=str(file), **SETTINGS
+    ) as receiver:
+        for _ in range(3):
+            for data in (sent, asked):
+                assert (await send(receiver, data)).status == 200
+                assert (await send(receiver, data, STRANGER)).status == 401
+
+
+async def test_certificate_that_ends_is_refused_where_its_head_is_known() -> None:
+    """And is served again after the line of its end is gone."""
+    tokens = in_force(line(), BOILER)
+    async with running_receiver(tokens, **SETTINGS) as receiver:
+        client = await connected(receiver, PROXY)
+        for lines, status in (((), 202), ((end_line(ENTRY, 0),), 401), ((), 202)):
+            put(tokens, line(), BOILER, *lines)
+            for _ in range(3):
+                await client.send(told("boiler-7"))
+                assert (await client.reply()).status == status
+        await client.close()
+
+
+async def test_without_the_setting_the_header_counts_for_nothing() -> None:
+    """A proxy that does not know of it may leave in what a client wrote."""
+    async with running_receiver(in_force(line(), BOILER), trusted_proxies=PROXY) as receiver:
+        assert (await send(receiver, told("boiler-7"))).status == 401
