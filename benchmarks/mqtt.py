@@ -21,7 +21,17 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from benchmarks.contenders import FIRST_US, JOURNAL
 from benchmarks.options import seconds_within
-from benchmarks.processes import Broken, Child, accepts, answers, fetch, free_port, scratch, serving
+from benchmarks.processes import (
+    REPOSITORY,
+    Broken,
+    Child,
+    accepts,
+    answers,
+    fetch,
+    free_port,
+    scratch,
+    serving,
+)
 from benchmarks.service import Service
 
 MESSAGES_PER_S = 10_000
@@ -66,7 +76,8 @@ def _bridge(folder: Path, service_port: int, broker_port: int, admin_port: int) 
     words = ["--mqtt-url", f"mqtt://127.0.0.1:{broker_port}", "--topic", "sensors/#"]
     words += ["--url", f"http://127.0.0.1:{service_port}", "--ack", "durable"]
     words += ["--admin-listen", f"127.0.0.1:{admin_port}", "--state-dir", str(folder / "mqtt")]
-    return Child("ingest mqtt", [sys.executable, "-P", "-m", "ingest", "mqtt", *words], folder)
+    command = [sys.executable, "-P", "-m", "ingest", "mqtt", *words]
+    return Child("ingest mqtt", command, folder, env={"PYTHONPATH": str(REPOSITORY)})
 
 
 def _measured(  # noqa: PLR0917
