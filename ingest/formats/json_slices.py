@@ -54,7 +54,14 @@ def whole_number(digits: str) -> int | float:
     return int(digits) if len(digits) <= INT_DIGITS_MAX else float(digits)
 
 
+def _number_of_64_bits(digits: str) -> int | float:
+    """Return an integer as the fast parser reads it: as a float if it has more than 64 bits."""
+    number = whole_number(digits)
+    return number if -(2**63) <= number < 2**64 else float(digits)
+
+
 _LENIENT = json.JSONDecoder(parse_int=whole_number)
+_LENIENT_OF_64_BITS = json.JSONDecoder(parse_int=_number_of_64_bits)
 _TOO_DEEP = "the body is nested too deeply"
 
 
@@ -75,18 +82,18 @@ def parsed(text: bytes) -> Any:
         raise ValueError(_TOO_DEEP) from None
 
 
-def _parsed_fully(text: bytes) -> Any:
+def _parsed_fully(text: bytes, lenient: json.JSONDecoder = _LENIENT) -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as fault:
-        return _parsed_again(text, fault)
+        return _parsed_again(text, fault, lenient)
 
 
-def _parsed_again(text: bytes, fault: orjson.JSONDecodeError) -> Any:
+def _parsed_again(text: bytes, fault: orjson.JSONDecodeError, lenient: json.JSONDecoder) -> Any:
     if fault.msg.startswith("number is infinity"):
         try:
             _check(text)
-            return parsed_leniently(text)
+            return lenient.decode(text.decode())
         except RecursionError:
             raise ValueError(_TOO_DEEP) from None
     if "UTF-8" not in fault.msg and fault.pos >= len(text.decode()) - 1:
@@ -153,11 +160,14 @@ def _fault_of(fault: msgspec.DecodeError, text: bytes) -> ValueError:
 
 
 def parsed_in_full(text: bytes) -> Any:
-    """Parse JSON with all that is in it. Raises ValueError, Refused (`too_many_readings`)."""
+    """Parse JSON with all that is in it. Raises ValueError, Refused (`too_many_readings`).
+
+    A number is read in the same way whatever stands beside it.
+    """
     if len(text) > CROWD_BYTES and text.count(b"[") + text.count(b"{") > NESTED_MAX:
         raise too_many(NESTED_MAX, f"an item has more than {NESTED_MAX} lists and objects")
     try:
-        return _parsed_fully(text)
+        return _parsed_fully(text, _LENIENT_OF_64_BITS)
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
 

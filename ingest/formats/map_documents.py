@@ -1,8 +1,8 @@
 """From the body of a mapped post to its documents: JSON, an array of it, lines of it, or a form.
 
 The Content-Type is not looked at: many senders write a wrong one. A body that begins with `{`, `[`
-or `"` is JSON. Else, if it has a `=`, it is a form. If the first line of several is JSON by itself,
-each line is.
+or `"` is JSON. Else, if it has a `=` behind what may be the name of a field, it is a form. If the
+first line of several is JSON by itself, each line is.
 Promises: a step is short; a document has at most ITEM_BYTES_MAX bytes, about.
 """
 
@@ -33,6 +33,9 @@ FORM_FIELDS_MAX = 1_000
 STEP_LINES = 32
 STEP_BYTES = 32 * 1024
 _BOM = b"\xef\xbb\xbf"
+
+# JSON that has lost its beginning has one of these marks before a `=`.
+_FORM = re.compile(rb'[ \t\n\r]*+[^"{}\[\]<\n=]*+=')
 
 # Each string, and a colon if it is the name of a member.
 _STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+"(?:[ \t\n\r]*+(:))?+')
@@ -83,7 +86,7 @@ def documents(body: bytes, readings_max: int) -> Steps:
     """Yield the documents of a body, and None after other work. Raises Refused."""
     body = body.removeprefix(_BOM)
     first = body[:64].lstrip(SPACE)[:1]
-    if first not in (b"{", b"[", b'"') and b"=" in body:
+    if first not in (b"{", b"[", b'"') and _FORM.match(body):
         yield _form(body)
     elif first and _is_lines(body):
         yield from _lines(body)

@@ -9,6 +9,7 @@ is bounded.
 
 from __future__ import annotations
 
+import json
 from array import array
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
@@ -267,6 +268,9 @@ def _pruned(found: DocumentRead, document: Any, source: Source) -> bytes | None:
     else:
         copy[rows.parts[-1]] = kept
     try:
-        return orjson.dumps(top)
-    except TypeError:  # a number of more than 64 bits
+        text = orjson.dumps(top)
+        if b"null" in text:
+            json.dumps(top, allow_nan=False)  # an infinite number would become null, without fault
+    except (TypeError, ValueError, RecursionError):
         return None
+    return text

@@ -29,7 +29,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "bu": (str,),
     "bv": (int, float),
     "bs": (int, float),
-    "bver": (int,),
+    "bver": (int, float),  # 1e1 is 10
 }
 # RFC 9039: the device ends before the next separator.
 _URN = re.compile(r"(urn:dev:[^:/_]+:[^:/_]+)(?:[:/_]+(.*))?", re.IGNORECASE | re.DOTALL)
@@ -45,7 +45,7 @@ class Base(NamedTuple):
     bt: Number | None = None
     bv: Number | None = None
     bs: Number | None = None
-    bver: int | None = None
+    bver: Number | None = None
 
     def after(self, record: dict[str, Any]) -> Base:
         """Return the base with the fields of a record.
@@ -62,7 +62,7 @@ class Base(NamedTuple):
             if field == "bn" and len(value) > BN_CHARACTERS_MAX:
                 why = f"the base field `bn` has more than {BN_CHARACTERS_MAX} characters"
                 raise Refused("not_senml", why)
-            if field == "bver" and not 1 <= value <= VERSION_MAX:
+            if field == "bver" and not (1 <= value <= VERSION_MAX and value % 1 == 0):
                 raise Refused("not_senml", f"only versions of SenML up to {VERSION_MAX} are known")
             changed[field] = value
         changed.pop("bu", None)

@@ -1,8 +1,8 @@
 """The pages of mapped sources: /v1/in/NAME and below, and the own paths of a source.
 
 The steps of a post: check admission; receive; decompress; decode by the mapping; then
-line_keeper.py keeps it. A large body is decoded alone: what is made of a document takes ten times
-its memory.
+line_keeper.py keeps it. A small body that came with its head, and has readings and nothing else, is
+kept at once. A large body is decoded alone: what is made of a document takes ten times its memory.
 Promises: a post that can be kept gets 200, also if it has faults or nothing to keep: its sender
 cannot be changed, and most drop what gets anything else. "Later" is always 503.
 Does not: know the database, or the buffer.
@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from ingest.formats.line_protocol import Points
 from ingest.formats.line_series import Naming
-from ingest.formats.map_post import Mapped, MapPost, begin
+from ingest.formats.map_post import Mapped, MapPost, MapSteps, begin
 from ingest.formats.map_roots import context_of
 from ingest.formats.map_source import IN, Source, template_pattern
 from ingest.formats.post import Decoded, Post, Rules
@@ -32,7 +33,7 @@ from ingest.model.errors import ConfigError, Refused
 from ingest.model.ledger import Ledger
 from ingest.model.letter import MAPPED
 from ingest.model.ports import Admission
-from ingest.receiver.at_once import ADMISSION_DETAILS
+from ingest.receiver.at_once import ADMISSION_DETAILS, Page
 from ingest.receiver.keeper import Keeper
 from ingest.receiver.line_keeper import LineKeeper, LineTerms
 from ingest.receiver.line_query import LineQuery
@@ -40,7 +41,9 @@ from ingest.receiver.senders import KnownSender, Senders
 from ingest.receiver.source_head import CREDENTIAL, names_in_path, roots_of, times_of
 from ingest.system.clock import monotonic_s, unix_us
 
+SMALL_BYTES = 16 * 1024  # of a body that is decoded at once
 ALONE_BYTES = 64 * 1024  # of a body that is decoded alone
+NOTHING_ELSE = Points([], [], 0, 0)[1:]  # of a post that has only readings
 # They can be sent again; a 4xx would lose what they have.
 LATER = frozenset({"body_timeout", "too_fast"})
 
@@ -124,6 +127,8 @@ class SourcePages:
     def _page(
         self, source: Source, patterns: tuple[re.Pattern[str], ...], is_read: bool
     ) -> Callable[[Request, str, float], Reply]:
+        page = Page(IN + source.name, _kept, _problem, self._options.answer_s_max)
+
         def answer(request: Request, text: str, received_s: float) -> Reply:
             refusal = self._admission.refusal()
             if refusal is not None:
@@ -134,8 +139,11 @@ class SourcePages:
             if request.method == "HEAD":
                 return _answer(0, 0, 0)
             self._senders.take_post(request, plan.sender)
-            coming = self._receive(request, source, plan, received_s, is_read)
-            return self._keeper.inside(coming)
+            body = request.body
+            is_here = body is not None and request.in_round and len(body) <= SMALL_BYTES
+            if is_here and is_read and request.method == "POST":
+                return self._small(request, source, plan, page, received_s)
+            return self._keeper.inside(self._receive(request, source, plan, received_s, is_read))
 
         return answer
 
@@ -155,69 +163,130 @@ class SourcePages:
         roots = roots_of(head, source, query, in_path, sender.identity.entry.device)
         return _Plan(sender, roots, query, times_of(head))
 
+    def _small(
+        self, request: Request, source: Source, plan: _Plan, page: Page, received_s: float
+    ) -> Reply:
+        """Take a small post in at once if nothing has to wait; else return the coroutine."""
+        body = request.body
+        assert body is not None, "it has come with its head"
+        self._plain_bodies.check(len(body))
+        post = self._post(plan, received_s)
+        begun = self._begun(body, source, plan, post)
+        if not isinstance(begun, Mapped):
+            return self._keeper.inside(self._go_on(request, source, plan, post, begun))
+        self._seen(request, source, plan, begun)
+        points, ignored = begun
+        if len(points.blocks) == 1 and not ignored and points[1:] == NOTHING_ELSE:
+            block, ack = points.blocks[0], self._query.ack
+            reply = self._keeper.take_block(request, page, block, ack, received_s)
+            if reply is not False:
+                return reply
+        return self._keeper.inside(self._keep(begun, self._terms(request, source, plan, post)))
+
     async def _receive(
         self, request: Request, source: Source, plan: _Plan, received_s: float, is_read: bool
     ) -> Answer:
         """Wait for the body and its place in a round; keep what is in it."""
-        terms = self._terms(request, source, plan, received_s)
+        post = self._post(plan, received_s)
         async with self._plain_bodies.body(request) as body:
             if not is_read:
                 self._ledger.events_ignored[source.name] += 1
                 return _answer(0, 0, 1)
-            terms = terms._replace(answer_by_s=monotonic_s() + self._options.answer_s_max)
+            terms = self._terms(request, source, plan, post, came_s=monotonic_s())
             text = plan.query.encode("utf-8", "replace") if request.method == "GET" else body
-            points, ignored = await self._decoded(text, source, plan, terms)
+            async with self._alone if len(text) > ALONE_BYTES else nullcontext():
+                begun = self._begun(text, source, plan, post)
+                mapped = await self._finished(begun, text, uncounted_bytes=0)
         del body, text
-        request.body = b""  # its memory is free while the post waits
-        self._ledger.events_ignored[source.name] += ignored
-        for block in points.blocks:
-            block.sender = terms.sender
+        self._seen(request, source, plan, mapped)
+        return await self._keep(mapped, terms)
+
+    async def _go_on(
+        self, request: Request, source: Source, plan: _Plan, post: Post, steps: MapSteps
+    ) -> Answer:
+        """Decode the rest in short steps; keep what is in it."""
+        terms = self._terms(request, source, plan, post)
+        body = request.body or b""
+        mapped = await self._finished(steps, body, uncounted_bytes=len(body))
+        del body
+        self._seen(request, source, plan, mapped)
+        return await self._keep(mapped, terms)
+
+    async def _keep(self, mapped: Mapped, terms: LineTerms) -> Answer:
+        points, ignored = mapped
         rows = sum(block.rows for block in points.blocks)
         faults = len(points.errors) + points.not_kept
-        self._senders.charge(request, plan.sender, rows + faults)
-        if self._on_decoded is not None:
-            for at, each in enumerate(points.blocks or [None]):
-                self._on_decoded(Decoded(each, points.errors if at == 0 else []))
         if rows or faults:
             tail = self._line_keeper.begin(points, terms)
             await self._line_keeper.kept(tail, points, terms)
         return _answer(rows, faults, ignored)
 
-    def _terms(self, request: Request, source: Source, plan: _Plan, received_s: float) -> LineTerms:
+    def _seen(self, request: Request, source: Source, plan: _Plan, mapped: Mapped) -> None:
+        """Count what a post has, and charge its sender."""
+        request.body = b""  # its memory is free while the post waits
+        points, ignored = mapped
+        self._ledger.events_ignored[source.name] += ignored
+        rows = 0
+        for block in points.blocks:
+            block.sender = plan.sender.of(request)
+            rows += block.rows
+        self._senders.charge(request, plan.sender, rows + len(points.errors) + points.not_kept)
+        if self._on_decoded is not None:
+            for at, each in enumerate(points.blocks or [None]):
+                self._on_decoded(Decoded(each, points.errors if at == 0 else []))
+
+    def _post(self, plan: _Plan, received_s: float) -> Post:
+        allows = plan.sender.identity.allows
+        return Post(None, False, unix_us(), received_s, self._rules, allows)
+
+    def _terms(
+        self,
+        request: Request,
+        source: Source,
+        plan: _Plan,
+        post: Post,
+        *,
+        came_s: float | None = None,
+    ) -> LineTerms:
+        """Return the terms of a post whose body came at `came_s`, or with its head."""
         return LineTerms(
             self._query,
             Naming(()),
             IN + source.name,
             plan.sender.of(request),
-            unix_us(),
-            received_s,
-            0.0,
+            post.received_us,
+            post.received_s,
+            (came_s or post.received_s) + self._options.answer_s_max,
             MAPPED,
             context_of(plan.roots),
             plan.times_us,
         )
 
-    async def _decoded(self, body: bytes, source: Source, plan: _Plan, terms: LineTerms) -> Mapped:
-        post = Post(
-            None,
-            False,
-            terms.received_us,
-            terms.received_s,
-            self._rules,
-            plan.sender.identity.allows,
-        )
+    def _begun(self, body: bytes, source: Source, plan: _Plan, post: Post) -> Mapped | MapSteps:
         options = self._options
         rows_max, bytes_max = options.rows_max, options.rows_bytes_max
-        map_post = MapPost(post, source, plan.roots, rows_max, bytes_max, plan.times_us)
         try:
-            async with self._alone if len(body) > ALONE_BYTES else nullcontext():
-                mapped = begin(body, map_post)
-                if not isinstance(mapped, Mapped):
-                    mapped = await self._plain_bodies.finish(mapped, uncounted_bytes=0)
+            return begin(
+                body, MapPost(post, source, plan.roots, rows_max, bytes_max, plan.times_us)
+            )
         except Refused as refused:
             refused.body_start = body
             raise
-        return mapped
+
+    async def _finished(
+        self, mapped: Mapped | MapSteps, body: bytes, *, uncounted_bytes: int
+    ) -> Mapped:
+        if isinstance(mapped, Mapped):
+            return mapped
+        try:
+            return await self._plain_bodies.finish(mapped, uncounted_bytes=uncounted_bytes)
+        except Refused as refused:
+            refused.body_start = body
+            raise
+
+
+def _kept(_ack: str, rows: int) -> Answer:
+    return _answer(rows, 0, 0)
 
 
 def _answer(rows: int, faults: int, ignored: int) -> Answer:

@@ -51,8 +51,8 @@ TOKEN = Option(
 )
 FORMAT = Option(
     "--format",
-    "of the bodies; lines: line protocol to /write, whose answers do not say what was invalid "
-    "(%(default)s)",
+    "of the bodies; lines: line protocol to /write; mapped: JSON of another form to the source "
+    "loadgen. Their answers do not say what was invalid (%(default)s)",
     tuple(FORMATS),
     "json",
 )
@@ -88,6 +88,9 @@ def targets_for(chosen: argparse.Namespace, local: LocalService | None) -> list[
 
     Raises ValueError if they do not go together.
     """
+    name = getattr(chosen, "format", "json")
+    if chosen.ack and not FORMATS[name].takes_ack:
+        raise ValueError(f"--ack is not for --format {name}: the service's ack_default holds")
     ca_file = str(chosen.ca or (local.ca_file if local else ""))
     targets = [
         each._replace(token=chosen.token, ca_file=ca_file if each.tls else "")

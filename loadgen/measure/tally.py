@@ -148,4 +148,7 @@ def _kept(body: bytes, readings: int) -> tuple[int, int]:
     """Return (accepted, dead-lettered) of a 2xx; without these counts all readings are accepted."""
     if body.startswith(b'{"accepted":%d,"dead_lettered":0,' % readings):
         return readings, 0
-    return counts_of(fields_of(body)) or (readings, 0)
+    fields = fields_of(body)
+    if "faulty" in fields:  # of a mapped source: which readings are faulty it does not say
+        return readings, 0
+    return counts_of(fields) or (readings, 0)

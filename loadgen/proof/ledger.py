@@ -62,9 +62,13 @@ class Final(NamedTuple):
     details: bool = False
 
     def grants(self, asked: str) -> bool:
-        """Whether the ack of a 2xx is at least the one asked for, and fits its status."""
+        """Whether the ack of a 2xx is at least the one asked for, and fits its status.
+
+        Answers of some formats say no ack.
+        """
         enough = ACKS.index(self.ack) >= ACKS.index(asked)
-        fits = self.status == 204 or (self.status == 200) == (self.ack == "committed")
+        is_silent = self.status == 204 or not self.ack
+        fits = is_silent or (self.status == 200) == (self.ack == "committed")
         return enough and fits
 
 

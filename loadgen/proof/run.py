@@ -186,7 +186,7 @@ class Run(Observer):
                 self._plain[body] = details.accepted, last.ack
             if details.accepted == post.readings:
                 details = None
-        self._accepted |= bool(last.ack) or status == 204
+        self._accepted |= bool(last.ack) or (not self._is_answered and 200 <= status < 300)
         self._writer.final(post.number, last, at_ms, details)
 
     def lost(self, loss: Loss) -> None:
@@ -214,7 +214,7 @@ class Run(Observer):
                 return Final(status, doubt=True), None
             code = str(fields.get("code", "")) or "without_code"
             return Final(status, doubt=doubt), Details(0, 0, False, {PROBLEM: code})
-        if status == 204 and not self._is_answered:
+        if not self._is_answered and (status == 204 or fields.get("faulty") == 0):
             return Final(status, self._asked, doubt), None
         counts, ack = counts_of(fields), fields.get("ack")
         if counts is None or min(counts) < 0 or ack not in ACKS[1:]:

@@ -2,7 +2,7 @@
 
 Pure. Promises: the same items give the same bytes. A body has the same readings in each format:
 times to the microsecond, values to the last bit.
-A source with a mapping of its own is one more entry of FORMATS, with its path.
+"mapped" is JSON of a form of its own: the service needs the source of docs/loadgen.md.
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ _MEASUREMENT_MARKS = re.compile(r"([, \\])")
 class Format(NamedTuple):
     """A format: how its bodies are written, and the media type and path that they have.
 
-    `is_answered`: the answer says how many readings were kept. Without it a 2xx promises only what
-    could be read: invalid readings are dead letters, and nobody hears of them.
+    `is_answered`: the answer names the readings that were not kept. Without it a 2xx promises only
+    what could be read: invalid readings are dead letters, and the sender does not hear which.
+    `takes_ack`: a post may ask how safely it is kept.
     """
 
     media_type: str
     body: Callable[[Sequence[str]], bytes]
     path: str = READINGS_PATH
     is_answered: bool = True
+    takes_ack: bool = True
 
 
 def _json(texts: Sequence[str]) -> bytes:
@@ -64,6 +66,19 @@ def _lines_of(item: dict[str, Any]) -> list[str]:
     ]
 
 
+def _mapped(texts: Sequence[str]) -> bytes:
+    items = [*map(json.loads, texts)]
+    documents = [
+        {
+            "id": item["device_id"],
+            "at": _time_us(item["ts"]),
+            "data": item.get("values") or {item["metric"]: item["value"]},
+        }
+        for item in items
+    ]
+    return json.dumps(documents[0] if len(documents) == 1 else documents).encode()
+
+
 def _time_us(ts: str | int) -> int:
     if isinstance(ts, int):
         return ts
@@ -75,6 +90,9 @@ FORMATS = {
     "ndjson": Format("application/x-ndjson", _ndjson),
     "msgpack": Format("application/msgpack", _msgpack),
     "lines": Format("text/plain; charset=utf-8", _lines, "/write", is_answered=False),
+    "mapped": Format(
+        "application/json", _mapped, "/v1/in/loadgen", is_answered=False, takes_ack=False
+    ),
 }
 
 

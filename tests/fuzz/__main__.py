@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Sequence
 
-from tests.fuzz.campaign import BODIES, campaign
+from tests.fuzz.campaign import FORMATS, campaign
 
 BODIES_USUAL = 100_000
 
@@ -31,11 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--bodies", type=int, default=BODIES_USUAL, metavar="N", help="of each format"
     )
     parser.add_argument("--seed", type=int, default=1, help="the same seed makes the same bodies")
-    parser.add_argument("--only", choices=BODIES, action="append", help="may be repeated")
+    parser.add_argument("--only", choices=FORMATS, action="append", help="may be repeated")
     chosen = parser.parse_args(arguments)
     is_right = True
     show(["format", "bodies", "readings", "with faults", "refused", "s"])
-    for name in chosen.only or BODIES:
+    for name in chosen.only or FORMATS:
         began_s = time.monotonic()
         try:
             came = campaign(name, chosen.bodies, chosen.seed)

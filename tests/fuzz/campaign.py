@@ -12,6 +12,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -20,6 +21,7 @@ from ingest.formats.line_series import Naming
 from ingest.model.codes import ITEM_CODES, PROBLEMS
 from ingest.model.errors import Refused
 from ingest.model.rows import encode_reading
+from tests.fuzz import mappings
 from tests.support.encodings import ORACLES, decoded
 from tests.support.lines import expected_of, points_of, told_of
 from tests.support.posts import NOW_US, readings_of
@@ -170,14 +172,6 @@ def damaged(body: bytes, chance: random.Random) -> bytes:
     return body
 
 
-BODIES: dict[str, Callable[[random.Random], bytes]] = {
-    "lines": a_body_of_lines,
-    "msgpack": a_body_of_messagepack,
-    "senml": a_pack,
-    "ndjson": a_body_of_lines_of_json,
-}
-
-
 def compare_lines(body: bytes) -> str:
     """Compare one body of line protocol; return what became of it."""
     expected = expected_of(body, NAMING, None)
@@ -207,19 +201,34 @@ def compare_items(name: str, body: bytes) -> str:
     return "readings"
 
 
+Make = Callable[[random.Random], Any]
+Compare = Callable[[Any], str]
+# How a body of a format is made, and how it is compared. That of a mapping is a Case with a body.
+FORMATS: dict[str, tuple[Make, Compare]] = {
+    "lines": (a_body_of_lines, compare_lines),
+    "msgpack": (a_body_of_messagepack, partial(compare_items, "msgpack")),
+    "senml": (a_pack, partial(compare_items, "senml")),
+    "ndjson": (a_body_of_lines_of_json, partial(compare_items, "ndjson")),
+    "mappings": (mappings.a_case, mappings.compare),
+}
+
+
 def campaign(name: str, bodies: int, seed: int = 1) -> Counter[str]:
     """Compare so many bodies of a format; count what became of them.
 
     An AssertionError has the body. Any other exception is a fault of the decoder.
     """
     chance = random.Random(f"{name} {seed}")
+    make, compare = FORMATS[name]
     came: Counter[str] = Counter()
     for number in range(bodies):
-        body = BODIES[name](chance)
-        if number % 2:
+        body = make(chance)
+        if number % 2 and isinstance(body, mappings.Case):
+            body = body._replace(body=damaged(body.body, chance))
+        elif number % 2:
             body = damaged(body, chance)
         try:
-            came[compare_lines(body) if name == "lines" else compare_items(name, body)] += 1
+            came[compare(body)] += 1
         except Exception as error:
             error.add_note(f"{name}, seed {seed}, body {number}: {body!r}")
             raise

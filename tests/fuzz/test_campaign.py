@@ -6,10 +6,10 @@ import pytest
 
 from ingest.formats import item_reader
 from tests.fuzz import __main__ as command
-from tests.fuzz.campaign import BODIES, campaign
+from tests.fuzz.campaign import FORMATS, campaign
 
 
-@pytest.mark.parametrize("name", BODIES)
+@pytest.mark.parametrize("name", FORMATS)
 def test_no_body_differs_from_its_oracle(name: str) -> None:
     """500 bodies; enough of them are compared value by value."""
     came = campaign(name, 500)

@@ -75,7 +75,7 @@ def test_yaml_file_is_yaml_and_repeats_no_key(path: Path) -> None:
 # Prometheus
 
 
-@pytest.mark.parametrize("name", ["prometheus.yml", "prometheus.roles.yml"])
+@pytest.mark.parametrize("name", ["prometheus.yml", "prometheus.roles.yml", "prometheus.mqtt.yml"])
 def test_prometheus_takes_its_configuration_and_the_alerts(name: str) -> None:
     """Also the rule file that the configuration names."""
     code, said = run(program("promtool", "prometheus"), "check", "config", name)
@@ -388,7 +388,7 @@ def test_image_runs_as_nobody_in_particular_and_holds_only_the_service() -> None
     assert "*" in ignored
 
 
-COMPOSE_FILES = ("compose.yaml", "compose.roles.yaml")
+COMPOSE_FILES = ("compose.yaml", "compose.roles.yaml", "compose.mqtt.yaml")
 
 
 @pytest.mark.parametrize("name", COMPOSE_FILES)
@@ -422,7 +422,7 @@ def services() -> dict[str, Any]:
     return compose_services("compose.yaml")
 
 
-PATH_OF_READINGS = {"ingest", "nats", "gateway", "writer", "forward", "timescaledb"}
+PATH_OF_READINGS = {"ingest", "nats", "gateway", "writer", "forward", "mqtt", "timescaledb"}
 
 
 def is_local(port: str | dict[str, Any]) -> bool:
@@ -544,7 +544,8 @@ def test_secrets_are_made_once_and_are_those_of_compose(tmp_path: Path) -> None:
         for name in COMPOSE_FILES
         for each in document(DEPLOY / name)["secrets"].values()
     }
-    assert {f"./secrets/{name}" for name in made} == wanted - {"./secrets/forward_url"}
+    of_others = {"./secrets/forward_url", "./secrets/mqtt_password"}
+    assert {f"./secrets/{name}" for name in made} == wanted - of_others
     assert len({made[f"{who}_password"] for who in PASSWORDS}) == len(PASSWORDS)
     assert all(len(made[f"{who}_password"].strip()) == 48 for who in PASSWORDS)
     assert made["writer_url"] == (

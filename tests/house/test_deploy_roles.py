@@ -47,6 +47,7 @@ UNITS = {
     "iot-ingest-gateway@8080": "gateway",
     "iot-ingest-writer@8091": "writer",
     "iot-ingest-forward@billing": "forward",
+    "iot-ingest-mqtt@plant": "mqtt",
 }
 DRAIN_S = Settings().drain_s_max
 NATS_FILES = ("nats.conf", "single.conf", "kubernetes.conf")
@@ -136,7 +137,7 @@ def test_unit_runs_its_role_with_settings_that_exist(unit: str) -> None:
     credentials = [value.partition(":")[0] for name, value in lines if name == "LoadCredential"]
     named = [each.partition("%d/")[2] for each in (*environ.values(), *words) if "%d/" in each]
     assert sorted(named) == sorted(credentials)
-    assert ("INGEST_BROKER_URL_FILE" in environ) == (unit != "iot-ingest-up")
+    assert ("INGEST_BROKER_URL_FILE" in environ) == (UNITS[unit] not in {"up", "mqtt"})
     assert ("INGEST_DATABASE_URL_FILE" in environ) == (UNITS[unit] in {"up", "writer"})
     assert int(keys["TimeoutStopSec"]) > (4 if UNITS[unit] == "up" else 2) * DRAIN_S
     assert keys["Type"] == "notify"

@@ -1,16 +1,27 @@
 """An oracle for mappings: it interprets a table for a parsed document, one step after another.
 
-It shares no code with ingest/formats/map_*.py. It knows what a valid table says, and is slow.
+It shares no code with ingest/formats/map_*.py. It knows what a valid table says, and is slow. Its
+times, numbers and names are in map_oracle_values.py, the documents of a body in
+map_oracle_bodies.py.
 """
 
 from __future__ import annotations
 
 import fnmatch
-import json
 import math
 import re
 from fractions import Fraction
 from typing import Any, NamedTuple
+
+from tests.support.map_oracle_values import (
+    fault_of_name,
+    is_same,
+    leaves,
+    name_of,
+    number_of,
+    tags_of,
+    time_of,
+)
 
 NOTHING = object()
 Reading = tuple[int, str, str, float]
@@ -26,7 +37,10 @@ class Expected(NamedTuple):
 
 
 class Oracle:
-    """Interprets one table. Times must be between `least_us` and `most_us`."""
+    """Interprets one table. Times must be between `least_us` and `most_us`.
+
+    The sender may not speak for the device `forbidden`.
+    """
 
     def __init__(
         self,
@@ -35,12 +49,16 @@ class Oracle:
         received_us: int,
         least_us: int,
         most_us: int,
+        *,
+        forbidden: str = "",
     ) -> None:
         self.table, self.roots, self.received_us = table, roots, received_us
+        self.forbidden = forbidden
         self.least_us, self.most_us = least_us, most_us
 
     def read(self, document: Any) -> Expected:
         """Read one document."""
+        self.roots = {**self.roots, "form": document}
         rows = [("", document)]
         if "rows" in self.table:
             rows = self.entries(self.table["rows"], document, document, "")
@@ -72,16 +90,27 @@ class Oracle:
             return [], faults, rounded, left_out, bool(device)
         if not device:
             return [], [*faults, "no_device"], rounded, left_out, True
-        ts_us = self.time(row, document, key)
+        fault = fault_of_name(device) or ("not_allowed" if device == self.forbidden else "")
+        ts_us = fault or self.time(row, document, key)
         if isinstance(ts_us, str):
             return [], [*faults, ts_us], rounded, left_out, True
         readings = []
+        tail = self.tail(row, document, key)
         for metric, value in values.items():
-            if metric:
-                readings.append((ts_us, device, metric, value))
+            fault = fault_of_name(metric + tail)
+            if fault:
+                faults.append(fault)
             else:
-                faults.append("name_empty")
+                readings.append((ts_us, device, metric + tail, value))
         return readings, faults, rounded, left_out, True
+
+    def tail(self, row: Any, document: Any, key: str) -> str:
+        """Return the tags of a row as they follow its metrics."""
+        tags = self.first(self.table.get("tags", []), row, document, key)
+        if not isinstance(tags, dict):
+            return ""
+        left_out = self.names_below(as_list(self.table["tags"]), self.paths("device"))
+        return tags_of({name: each for name, each in tags.items() if name not in left_out})
 
     def device(self, row: Any, document: Any, key: str) -> str:
         """Return the device, "" without one."""
@@ -95,8 +124,7 @@ class Oracle:
             if found is NOTHING:
                 return False
             if wanted != "*" and not any(
-                type(found) is type(each) and found == each
-                for each in (wanted if isinstance(wanted, list) else [wanted])
+                is_same(found, each) for each in (wanted if isinstance(wanted, list) else [wanted])
             ):
                 return False
         return True
@@ -169,61 +197,40 @@ class Oracle:
             faults.append("repeated_field")
         return values, faults, rounded, left_out
 
+    def paths(self, *keys: str) -> list[str]:
+        """Return the paths from the row in these keys."""
+        texts = [text for key in keys for text in as_list(self.table.get(key, []))]
+        paths = [path for text in texts for path in re.findall(r"{(.+?)}", text) or [text]]
+        return [path for path in paths if path[0] not in ".^$="]
+
     def own_names(self) -> set[str]:
         """Return the names below the values that are the device or the time."""
-        texts = [*as_list(self.table.get("device", [])), *as_list(self.table.get("time", []))]
-        paths = [path for text in texts for path in re.findall(r"{(.+?)}", text) or [text]]
-        found: set[str] = set()
-        for top in as_list(self.table.get("values", ".")):
-            for path in paths:
-                if top == ".":
-                    found.add(path)
-                elif path.startswith(f"{top}."):
-                    found.add(path.removeprefix(f"{top}."))
-        return found
+        return self.names_below(
+            as_list(self.table.get("values", ".")), self.paths("device", "time")
+        )
+
+    def names_below(self, tops: list[str], paths: list[str]) -> set[str]:
+        """Return the rest of each path that begins with one of `tops`."""
+        found = {path for path in paths if "." in tops}
+        return found | {
+            path.removeprefix(f"{top}.")
+            for top in tops
+            for path in paths
+            if path.startswith(f"{top}.")
+        }
 
     def number(self, value: Any) -> Any:
         """Return a value as an exact number, None if it is none."""
-        if value is True or value is False:
-            return int(value)
-        if isinstance(value, int):
-            return value
-        if isinstance(value, float):
-            return value if math.isinf(value) else Fraction(value)
-        if isinstance(value, str) and self.table.get("numeric_strings"):
-            text = value.strip(" \t\n\r\v\f")
-            if re.fullmatch(r"[+-]?[0-9]+", text):
-                return int(text)
-            if re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", text):
-                return Fraction(float(text)) if math.isfinite(float(text)) else math.inf
-        return None
+        return number_of(value, is_text=bool(self.table.get("numeric_strings")))
 
     def time(self, row: Any, document: Any, key: str) -> int | str:
-        """Return the time in microseconds, or the code of a fault. Texts are digits or RFC 3339."""
+        """Return the time in microseconds, or the code of a fault."""
         value = self.first(self.table.get("time", []), row, document, key)
         if value is NOTHING or value in ("", "now"):
             return self.received_us
-        if isinstance(value, str) and re.fullmatch(r"-?[0-9]+", value):
-            value = int(value)
-        if isinstance(value, str) and value in TIMES:
-            ts_us = TIMES[value]
-        elif isinstance(value, bool) or not isinstance(value, int | float):
-            return "ts_unreadable"
-        else:
-            parts: dict[str, Fraction | int] = {
-                "s": 10**6,
-                "ms": 1000,
-                "us": 1,
-                "ns": Fraction(1, 1000),
-            }
-            unit = self.table.get("time_unit") or "utc"
-            if unit == "utc":
-                size = abs(value)
-                unit = next(
-                    (u for u, most in (("s", 1e11), ("ms", 1e14), ("us", 1e17)) if size < most),
-                    "ns",
-                )
-            ts_us = round(Fraction(value) * parts[unit])
+        ts_us = time_of(value, self.table.get("time_unit"))
+        if isinstance(ts_us, str):
+            return ts_us
         if ts_us < self.least_us:
             return "ts_too_old"
         return "ts_in_future" if ts_us > self.most_us else ts_us
@@ -284,39 +291,6 @@ class Oracle:
         return []
 
 
-# Texts of times that the oracle knows.
-TIMES = {"2026-05-01T12:00:00Z": 1777636800000000, "2026-05-01T14:00:00.5+02:00": 1777636800500000}
-
-
-def leaves(top: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Return all that is no object, with the names of its objects before it."""
-    found = []
-    for name, value in top.items():
-        if isinstance(value, dict):
-            found += leaves(value, f"{prefix}{name}.")
-        else:
-            found.append((prefix + name, value))
-    return found
-
-
-def name_of(value: Any) -> str:
-    """Return a text or a number as a name."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        return ""
-    if isinstance(value, int) and abs(value) >= 2**64:
-        return ""
-    return "" if value in (math.inf, -math.inf) else str(value)
-
-
 def as_list(texts: Any) -> list[str]:
     """Return a text or a list of texts as a list."""
     return [texts] if isinstance(texts, str) else list(texts)
-
-
-def parsed(body: bytes) -> Any:
-    """Parse JSON with exact integers; beyond 64 bits our parser makes a float of them."""
-    return json.loads(body, parse_int=lambda text: _whole(int(text)))
-
-
-def _whole(number: int) -> int | float:
-    return number if -(2**63) <= number < 2**64 else float(number)

@@ -238,6 +238,30 @@ async def test_roles_are_measured_beside_the_service(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.alone
+async def test_cost_of_messages_of_mqtt_is_measured() -> None:
+    """All of them are in the table. Whether the bound is kept depends on the machine."""
+    done = await bench("--mqtt", "--seconds", 1, "--rate", 200, within_s=60)
+    assert done.code in (0, 1), done.stderr
+    told = re.findall(r"^\| ([\w ]+) \| \d+\.\d\d \|$", done.stdout, re.MULTILINE)
+    assert told == ["mosquitto", "ingest mqtt", "service", "PostgreSQL"]
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+async def test_single_posts_are_measured_beside_the_largest_ones() -> None:
+    """Line protocol and JSON; every single post is taken. The bound depends on the machine."""
+    words = ("--seconds", 1, "--rounds", 1)
+    done = await run_command("benchmarks.large_posts", *words, within_s=60)
+    assert done.code in (0, 1), done.stderr
+    assert [each.split(" | ")[0] for each in done.stdout.splitlines()[2:]] == [
+        "| nothing",
+        "| line protocol, 100,000 readings",
+        "| JSON, 5,000 readings",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.alone
 async def test_replay_of_a_journal_is_measured_beside_live_posts() -> None:
     """All rows of it are in the table. Whether the bounds are kept depends on the machine."""
     words = ("--gib", 0.02, "--seconds", 0.5, "--rate", 50, "--json")

@@ -22,6 +22,7 @@ from loadgen.proof.readings import REFUSED_METRIC, Plan
 from loadgen.proof.run import Job, Run
 from loadgen.report.verdict import text
 from loadgen.traffic.post import target_of
+from tests.support.documents import fences
 from tests.system.database import Database
 from tests.system.service import REPOSITORY, Done, Service, environment, run_command
 from tests.system.test_database_faults import QUICK
@@ -117,11 +118,16 @@ async def test_all_is_as_promised_though_the_database_dies_in_the_middle(
         "msgpack",
         pytest.param("ndjson", marks=pytest.mark.slow),
         pytest.param("lines", marks=pytest.mark.slow),
+        pytest.param("mapped", marks=pytest.mark.slow),
     ],
 )
 async def test_formats_are_proven_as_json_is(open_tmp_path: Path, form: str) -> None:
     """With invalid items where answers name them, and with each kind of time and value."""
-    async with Service(open_tmp_path / "state") as service:
+    sources = open_tmp_path / "sources.toml"
+    text = (REPOSITORY / "docs" / "loadgen.md").read_text()
+    (source,) = (each.text for each in fences(text) if each.language == "toml")
+    sources.write_text(source)
+    async with Service(open_tmp_path / "state", sources_file=sources) as service:
         await service.wait_state("accepting")
         words = ("--state-dir", open_tmp_path / "state", "--posts", 200, "--batch", "1,30")
         done = await _verify(*words, "--format", form)

@@ -242,7 +242,7 @@ def test_base_fields_hold_for_the_records_after_them() -> None:
     found = decoded(
         "senml",
         pack(
-            {"bn": "a/", "bt": -10, "bver": 5, "bu": "W"},
+            {"bn": "a/", "bt": -10, "bver": 1e1, "bu": "W"},
             {"n": "x", "v": 1, "t": -1},
             {"n": "y", "vb": True, "u": "/", "l": "ignored"},
             {"n": "text", "vs": "on"},
@@ -335,6 +335,7 @@ def test_faulty_record_is_named_and_has_its_base(
         b'[{"bt":"1"}]',
         b'[{"bver":11,"n":"a/b","v":1}]',
         b'[{"bver":true,"n":"a/b","v":1}]',
+        b'[{"bver":1.5,"n":"a/b","v":1}]',
         b'[{"bv":1e999,"n":"a/b","v":1}]',
         b'[{"bn":"a","bn":"b","n":"c","v":1}]',
         b'[{"bn":"%b"},{"n":"c","v":1}]' % (b"/" * 601),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +14,8 @@ from ingest.formats.map_source import SourceFault, compile_source
 from ingest.formats.post import Post
 from ingest.model.errors import Refused
 from ingest.model.rows import decode_rows
-from tests.support.map_oracle import TIMES, Oracle, parsed
+from tests.support.map_oracle import Oracle
+from tests.support.map_oracle_bodies import parsed
 from tests.support.posts import NOW_US, RULES
 
 ROOTS = {
@@ -22,6 +24,7 @@ ROOTS = {
     "path": {"device": "p"},
     "topic": "x//d2",
 }
+TIMES = ("2026-05-01T12:00:00Z", "2026-05-01T14:00:00.5+02:00", "2026-05-01 12:00:60")
 NAMES = st.sampled_from(["a", "b", "c", "t", "tags", "x", ""])
 LEAVES = st.one_of(
     st.sampled_from(
@@ -73,6 +76,7 @@ BASES = st.fixed_dictionaries(
         "only": GLOBS,
         "except": GLOBS,
         "numeric_strings": st.booleans(),
+        "tags": some(PATHS),
         "when": st.dictionaries(PATHS, WANTED, max_size=1),
     },
 )
@@ -195,3 +199,33 @@ def test_any_table_is_compiled_or_its_key_is_named(table: dict[str, Any]) -> Non
         return
     post = Post(None, False, NOW_US, 7.0, RULES)
     begin(b'{"a":{"b":[1,{"a":2}]},"t":"x"}', MapPost(post, source, ROOTS, 100, 1 << 20))
+
+
+def test_number_is_read_alike_whatever_stands_beside_it() -> None:
+    """An integer of more than 64 bits is a float, also beside a number that no float64 holds."""
+    table = {"name": "s", "device": "d", "values": "."}
+    alone = b'{"d":18446744073709551616,"a":1000000000000000000000000000001}'
+    rows, _, _, rounded = told(decode(b"[%b]" % alone, map_post(table)))
+    assert rows
+    assert not rounded
+    beside, codes, _, also_rounded = told(
+        decode(b'[%b,{"d":1,"a":1e999}]' % alone, map_post(table))
+    )
+    assert (beside, codes, also_rounded) == (rows, ["value_out_of_range"], 0)
+
+
+def test_letter_of_a_large_document_keeps_a_number_that_does_not_fit() -> None:
+    """It is not written again as null, which is no fault."""
+    rows = b'{"d":"x","a":1e999},' + b",".join([b'{"d":"x","a":1}'] * 600)
+    post = map_post({"name": "s", "rows": "r[]", "device": "d", "values": "."})
+    (error,) = decode(b'{"r":[%b]}' % rows, post).points.errors
+    again = decode_item(error.original, post.source, ROOTS, post.post)
+    assert [each.code for each in again.errors] == [error.code] == ["value_out_of_range"]
+
+
+@pytest.mark.parametrize("body", [b'"a":1,"b":"x=y"}', b'a":1,"b=":2}', b"<v a='1'/>", b"[a=1"])
+def test_json_that_lost_its_beginning_is_no_form(body: bytes) -> None:
+    """Also if a text in it has a `=`."""
+    with pytest.raises(Refused) as refused:
+        decode(body, map_post({"name": "s", "device": "=d"}))
+    assert refused.value.code == "not_json"

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
+import tomllib
 
 import pytest
 
 from ingest.dead_letters.format import encode_line
 from ingest.formats.line_protocol import LinePost, decode
 from ingest.formats.line_series import Naming
+from ingest.formats.map_post import MapPost
+from ingest.formats.map_post import decode as map_decode
+from ingest.formats.map_source import compile_source
 from ingest.model.reading import Reading
 from ingest.model.rows import decode_rows
 from loadgen.cli.main import parser
@@ -21,13 +25,25 @@ from loadgen.proof.readings import INVALID, Item, Names, Plan
 from loadgen.traffic.encode import FORMATS
 from loadgen.traffic.post import head_of, path_for, target_of
 from loadgen.traffic.traffic import GOOD, MIXED, Recipe, Traffic
+from tests.support.documents import REPOSITORY, fences
 from tests.support.encodings import decoded, post
 from tests.support.letters import invalid
 from tests.support.posts import NOW_US, readings_of
 
+(SOURCE,) = (
+    each.text
+    for each in fences((REPOSITORY / "docs" / "loadgen.md").read_text())
+    if each.language == "toml"
+)
+
 
 def readings_in(name: str, body: bytes) -> list[Reading]:
     """Return what the service reads out of a body."""
+    if name == "mapped":
+        source = compile_source(tomllib.loads(SOURCE)["source"][0])
+        points, _ = map_decode(body, MapPost(post(), source, {}, 10_000, 1 << 24))
+        assert not points.errors
+        return [each for block in points.blocks for each in decode_rows(block.tuples)]
     if name != "lines":
         return readings_of(decoded(name, body, precision=None))
     points = decode(body, LinePost(post(precision=None), Naming(("device_id",)), 10_000, 1 << 24))
@@ -82,15 +98,24 @@ def test_simulated_fleet_sends_each_format(name: str) -> None:
         assert head.startswith(b"POST %b HTTP" % path.encode())
         assert FORMATS[name].media_type.encode() in head
         kinds.add(sent.kind)
-        if name != "lines":
+        if FORMATS[name].is_answered:
             found = decoded(name, body, precision=None)
             assert found.readings == sent.readings
             assert len(found.errors) == traffic.bad_items.get(sent.number, len(found.errors))
         elif sent.kind == GOOD and not traffic.made["poison"]:
             assert len(readings_in(name, body)) == sent.readings
     assert traffic.made["poison"]
-    assert (MIXED in kinds) == (name != "lines")
+    assert (MIXED in kinds) == FORMATS[name].is_answered
     assert b"application/json" in head_of("/x", "host")
+
+
+def test_mapped_source_cannot_be_asked_how_safely_it_keeps() -> None:
+    """Its query is data."""
+    where = Evidence("postgresql://x", Files("x"), ())  # type: ignore[arg-type]
+    words = ["verify", "--url", "http://127.0.0.1:1", "--format", "mapped"]
+    assert job_of(parser().parse_args(words), None, where).query == ""
+    with pytest.raises(WrongUse, match="--ack is not for --format mapped"):
+        job_of(parser().parse_args([*words, "--ack", "durable"]), None, where)
 
 
 def test_lines_cannot_have_invalid_readings_in_a_proof() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from ingest.app.receiving import make_endpoint
@@ -146,3 +147,34 @@ async def test_client_that_is_gone_does_not_disturb_the_others() -> None:
         receiver.inlet.tell()
         assert (await clients[1].reply()).status == 204
         assert receiver.ledger.accepted == 2
+
+
+def mapped(body: bytes) -> bytes:
+    """Return a post of a mapped source."""
+    return head("POST", "/v1/in/esp", {"Content-Length": str(len(body))}) + body
+
+
+async def test_small_posts_of_a_source_share_a_group_too(tmp_path: Path) -> None:
+    """Each gets its own number of readings; what has anything else goes the long way."""
+    file = tmp_path / "sources.toml"
+    file.write_text('[[source]]\nname = "esp"\ndevice = "id"\nwhen = { kind = "up" }\n')
+    async with held(sources_file=str(file)) as receiver:
+        one, two = b'{"id":"e","kind":"up","t":1}', b'{"id":"e","kind":"up","t":1,"h":2}'
+        clients = await receiver.sent(mapped(one), post(GOOD), mapped(b"[%b,%b]" % (one, two)))
+        assert receiver.inlet.blocks[0].sender
+        receiver.inlet.tell()
+        answers = [await each.reply() for each in clients]
+        assert [(each.status, each.document["accepted"]) for each in answers] == [
+            *((200, 1), (202, 1), (200, 3)),
+        ]
+        assert receiver.ledger.requests["/v1/in/esp", 200] == 2
+        assert receiver.ledger.accepted == 5
+        (client,) = await receiver.sent(mapped(two))
+        receiver.inlet.tell(JournalBroken("no space"))
+        assert (await client.reply()).code == "disk_low"
+        receiver.inlet.blocks.pop()
+        for body in (b'{"id":"e","kind":"x"}', b"[%b,%b]" % (one, b'{"kind":"up","id":1}'), b""):
+            before = len(receiver.inlet.waiters)
+            reply = await receiver.send(mapped(body))
+            assert reply.status == 200, body
+            assert len(receiver.inlet.waiters) == before, body
