@@ -95,20 +95,16 @@ async def _attach_again(world: YearsWorld, name: str, bounds: str) -> None:
     limit_s=300,
 )
 async def half_detached(world: YearsWorld) -> None:
-    """Leave a partition of today or of an old day half detached."""
+    """Leave the partition of today or of yesterday half detached; post for its time meanwhile."""
     for number in range(world.times):
         await world.answered(20)
-        is_old = number % 2 == 1
-        name = await _store_one_day(world, DAYS[0]) if is_old else await _of_today(world)
-        bounds = await _bounds_of(world, name)
+        name = await _store_one_day(world, number % 2)
         await _half_detach(world, name)
         world.count()
-        await world.wait_said('"step":"finish"')
+        await world.old.post(world.old.rows(number % 2, 20))
+        await world.wait_said(f'"step":"finish","partition":"{name}"')
         await _waits_for_none(world)
-        if is_old:
-            await _attach_again(world, name, bounds)
-        else:
-            await _copy_back(world, name)
+        await _copy_back(world, name)
         world.fixed()
 
 
@@ -123,11 +119,6 @@ async def _copy_back(world: YearsWorld, name: str) -> None:
                 await asyncio.sleep(0.2)
             else:
                 return
-
-
-async def _of_today(world: YearsWorld) -> str:
-    rows = await world.server.ask("select max(tableoid::regclass::text) from readings")
-    return str(rows[0][0])
 
 
 async def _half_detach(world: YearsWorld, name: str) -> None:

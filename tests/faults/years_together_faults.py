@@ -16,7 +16,7 @@ ANSWER_S_MAX = 6.0
 @fault(
     "Y5",
     "two instances and a run",
-    "two services with the same table and archive, which both do the housekeeping each second, "
+    "two services with the same table and archive, which both do the housekeeping each 3 s, "
     "take posts by turns; beside them `ingest housekeeping run --yes` {n} times, two at once: each "
     "partition leaves once, and the others say that a run is under way",
     years=True,
