@@ -233,7 +233,7 @@ def dies_in_run() -> None:
         return call
 
     names = ("execute", "fetch", "fetchrow", "fetchval", "copy_from_query")
-    calls = [(Connection, name) for name in names]
+    calls: list[tuple[Any, str]] = [(Connection, name) for name in names]
     calls += [(Path, "replace"), (Path, "unlink"), (os, "fsync"), (shutil, "rmtree")]
     for where, name in calls:
         setattr(where, name, counted(getattr(where, name)))

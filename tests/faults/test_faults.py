@@ -76,7 +76,9 @@ def test_selection_for_ci_is_of_every_family_and_can_fail() -> None:
 
 
 @pytest.mark.parametrize(("table", "modules"), [(BROKER, BROKER_MODULES), (YEARS, YEARS_MODULES)])
-def test_selection_with_a_record_is_its_whole_table(table: str, modules: tuple[ModuleType]) -> None:
+def test_selection_with_a_record_is_its_whole_table(
+    table: str, modules: tuple[ModuleType, ...]
+) -> None:
     """It has each fault of its table, with a reason, and no other."""
     faults, chosen = of_table(table), SELECTIONS[table]
     assert set(chosen) == set(faults)

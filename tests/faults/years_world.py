@@ -64,7 +64,7 @@ class YearsWorld(World):
         self.others: list[Service] = []  # further instances
         today_us = int(self.wall_s() * 1e6) // DAY_US * DAY_US
         self.old = OldDays(self.random, today_us, lambda: [self.service, *self.others])
-        self._ways: list[Callable[[object], Awaitable[None]]] = []  # not drawn yet
+        self._ways: list[tuple[Callable[[object], Awaitable[None]], float]] = []  # not drawn yet
         self.moments: Counter[str] = Counter()  # what was under way when harm was done
         self.said: list[str] = []  # why steps of housekeeping failed, each once
 
@@ -181,15 +181,18 @@ class YearsWorld(World):
         gone a step further, by the registry; up to 0.1 s after a file was begun.
         """
         if not self._ways:
-            self._ways = [self._nothing, self._registry_changes, self._file_is_written]
+            self._ways = [
+                (self._nothing, 1.2),
+                (self._registry_changes, 0.2),
+                (self._file_is_written, 0.1),
+            ]
             self.random.shuffle(self._ways)
-        way = self._ways.pop()
+        way, latest_s = self._ways.pop()
         before = await self.server.ask(ON_THEIR_WAY)
         await self.under_way(within_s=60)
         with contextlib.suppress(TimeoutError):  # then it is any other moment
             async with asyncio.timeout(LEAVES_S_MAX):
                 await way(before)
-        latest_s = {self._nothing: 1.2, self._registry_changes: 0.2}.get(way, 0.1)
         await self.sleep(0, latest_s)
 
     async def _nothing(self, _: object) -> None:
