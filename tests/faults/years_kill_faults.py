@@ -52,6 +52,7 @@ async def service_killed(world: YearsWorld) -> None:
     "SIGKILL to all of its processes at once, SIGKILL to the postmaster alone, an immediate stop, "
     "SIGKILL to the backend of the housekeeping",
     years=True,
+    settings={"rollups": False},
     times=16,
     limit_s=420,
 )

@@ -17,7 +17,7 @@ ATTACHED = (
 )
 GONE_S = 4.0
 LACKS = "the role keeper does not own public.readings (its owner is fleet)"
-TOLD_S_MAX = 30.0
+TOLD_S_MAX = 90.0  # dead letters come back after a while
 
 
 async def _bounds_of(world: YearsWorld, name: str) -> str:
@@ -91,8 +91,8 @@ async def _attach_again(world: YearsWorld, name: str, bounds: str) -> None:
     "the detach, says so, and readings of its time come back by themselves",
     years=True,
     settings={"log_level": "info"},
-    times=3,
-    limit_s=300,
+    times=2,
+    limit_s=400,
 )
 async def half_detached(world: YearsWorld) -> None:
     """Leave the partition of today or of yesterday half detached; post for its time meanwhile."""
@@ -102,7 +102,7 @@ async def half_detached(world: YearsWorld) -> None:
         await _half_detach(world, name)
         world.count()
         await world.old.post(world.old.rows(number % 2, 20))
-        await world.wait_said(f'"step":"finish","partition":"{name}"')
+        await world.wait_said(f'"step":"finish","partition":"{name}"', TOLD_S_MAX)
         await _waits_for_none(world)
         await _copy_back(world, name)
         world.fixed()
