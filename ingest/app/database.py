@@ -14,6 +14,7 @@ from ingest.sinks.postgres.connection import DatabaseUrl, Timeouts
 from ingest.sinks.postgres.housekeeping.ahead import PartitionsAhead
 from ingest.sinks.postgres.housekeeping.archiving import Archiving
 from ingest.sinks.postgres.housekeeping.chunks import Chunks
+from ingest.sinks.postgres.housekeeping.half_detached import HalfDetached
 from ingest.sinks.postgres.housekeeping.keeping import Policy
 from ingest.sinks.postgres.housekeeping.late import LateLimits, LatePartitions
 from ingest.sinks.postgres.housekeeping.plan import Job
@@ -92,6 +93,7 @@ def housekeeping_jobs(settings: Settings, stopped: Callable[[], bool] = lambda: 
     policy = retention_policy(settings)
     archive = ArchiverWhenNeeded(settings, stopped) if settings.archive_dir else None
     jobs: list[Job] = [
+        HalfDetached(),
         partitions_ahead(settings),
         rollups(settings, stopped),
         ArchivedRollups(

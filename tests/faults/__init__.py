@@ -7,6 +7,8 @@ quick part of it. Both use the same child processes and proxy (`Service`, `Datab
 
     matrix.py      defines fault, control and mutant; the list of all of them
     world.py       one service, one database, a proxy between them, traffic with a ledger
+    broker_world.py, years_world.py
+                   the same with a broker; with partitions that leave for an archive
     own.py         the posts of a fault itself beside that traffic, on record too
     *_faults.py    the faults, a family a file; controls.py: controls and mutants, which must lose
     patched.py     the service's own start, after a mutant or the forgetting disk is put in

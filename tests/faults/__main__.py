@@ -1,7 +1,8 @@
 """`./run faults`: do harm to the service under load and account for every reading.
 
-Writes FAULTS.md if all faults without a broker were run; `--only broker` runs those with one, and
-writes docs/faults-broker.md. Exit codes: 0 all is as promised, the controls lost readings, the
+Writes FAULTS.md if all faults of its table were run. `--only broker` runs those with a broker, and
+writes docs/faults-broker.md; `--only years` runs those of partitions and the archive, and writes
+docs/faults-years.md. Exit codes: 0 all is as promised, the controls lost readings, the
 mutants were found; 1 a fault, control or mutant is red (each is named); 2 wrong use.
 """
 
@@ -16,14 +17,14 @@ from pathlib import Path
 import uvloop
 
 from ingest.system import logs
-from tests.faults import broker_report, report
+from tests.faults import broker_report, report, years_report
 from tests.faults.all_faults import FAULTS
-from tests.faults.matrix import of_table, place
+from tests.faults.matrix import BROKER, YEARS, of_table, place
 from tests.faults.runner import Done, run_all
 from tests.faults.selections import names_of, told
 
 SEED = 1
-WITH_BROKER = "broker"  # the selection that has a record of its own
+RECORDS = {BROKER: broker_report, YEARS: years_report}  # of the selections that have their own
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
         "--only",
         default="",
         metavar="F2,F11",
-        help="run only these, or a named selection (see below); only `broker` writes a report",
+        help="run only these, or a named selection (see below); `broker`, `years` write a report",
     )
     made.add_argument(
         "--quick", action="store_true", help="run a few faults, once or twice each; no report"
@@ -59,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
         "--write",
         type=Path,
         metavar="FILE",
-        help="the file of the report [FAULTS.md beside ./run; of broker: docs/faults-broker.md]",
+        help="the file of the report [FAULTS.md beside ./run; of broker and years: docs/faults-..]",
     )
     return made
 
@@ -93,7 +94,7 @@ def write(path: Path, text: str) -> None:
 def main(words: list[str] | None = None) -> int:
     """Run the chosen faults; return the exit code."""
     chosen = parser().parse_args(words)
-    names = sorted(FAULTS, key=place) if chosen.list else list(of_table(brokers=False))
+    names = sorted(FAULTS, key=place) if chosen.list else list(of_table())
     if chosen.only:
         names = names_of(chosen.only)
         if unknown := [name for name in names if name not in FAULTS]:
@@ -114,8 +115,8 @@ def main(words: list[str] | None = None) -> int:
         )
     red = [each for each in done if not each.green]
     took_s = time.monotonic() - began_s
-    if chosen.only == WITH_BROKER:
-        write(chosen.write or broker_report.PATH, broker_report.text(done, took_s, of))
+    if record := RECORDS.get(chosen.only):
+        write(chosen.write or record.PATH, record.text(done, took_s, of))
     elif not chosen.only and not chosen.quick:
         write(chosen.write or report.PATH, report.text(done, took_s, of))
     if red:

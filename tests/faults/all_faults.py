@@ -17,6 +17,11 @@ from tests.faults import (
     starved_faults,
     surroundings_faults,
     table_faults,
+    years_clock_faults,
+    years_disk_faults,
+    years_kill_faults,
+    years_operator_faults,
+    years_together_faults,
 )
 from tests.faults.matrix import FAULTS
 
@@ -34,4 +39,11 @@ MODULES = (
     table_faults,
 )
 BROKER_MODULES = (broker_power_faults, broker_kill_faults, broker_stream_faults)
-__all__ = ["BROKER_MODULES", "FAULTS", "MODULES"]
+YEARS_MODULES = (
+    years_kill_faults,
+    years_disk_faults,
+    years_operator_faults,
+    years_together_faults,
+    years_clock_faults,
+)
+__all__ = ["BROKER_MODULES", "FAULTS", "MODULES", "YEARS_MODULES"]

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 Harm = Callable[[Any], Awaitable[None]]  # its argument is the World, which imports this file
 Kind = Literal["fault", "loss", "control", "mutant"]
+SERVE, BROKER, YEARS = "serve", "broker", "years"  # the tables of faults
 FILES_MAX = 400  # open files of the service (I8)
 
 
@@ -33,6 +34,7 @@ class Fault:
     must a loss: a harm to the only copy of readings, which nobody can keep, but which must be told.
     `brokers`: gateways and writers with so many nats-servers, instead of one service (0). In their
     configuration `broker_words` replaces words; `stream` are other settings of the stream.
+    `years`: the table has partitions, which leave it for an archive.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Fault:
     front: bool = False
     lazy_disk: bool = False
     debian: bool = False
+    years: bool = False
     brokers: int = 0
     broker_words: Mapping[str, str] = field(default_factory=dict)
     stream: Mapping[str, object] = field(default_factory=dict)
@@ -61,6 +64,11 @@ class Fault:
     follows: frozenset[str] = frozenset()
     lost_each_max: int | None = None
     limit_s: float = 180.0
+
+    @property
+    def table(self) -> str:
+        """The table that it is in: each has a record of its own."""
+        return BROKER if self.brokers else YEARS if self.years else SERVE
 
 
 FAULTS: dict[str, Fault] = {}
@@ -77,12 +85,12 @@ def fault(name: str, title: str, does: str, **more: object) -> Callable[[Harm], 
     return put
 
 
-def of_table(*, brokers: bool) -> dict[str, Fault]:
-    """Return the faults with a broker, or those without one, in the order of their table."""
+def of_table(table: str = SERVE) -> dict[str, Fault]:
+    """Return the faults of SERVE, BROKER or YEARS, in the order of their table."""
     names = sorted(FAULTS, key=place)
-    return {name: FAULTS[name] for name in names if bool(FAULTS[name].brokers) == brokers}
+    return {name: FAULTS[name] for name in names if FAULTS[name].table == table}
 
 
 def place(name: str) -> tuple[int, int]:
     """Return a key that sorts F2 before F10, and faults before controls before mutants."""
-    return "FPBLCM".index(name[0]), int(name[1:])
+    return "FPBYLCM".index(name[0]), int(name[1:])

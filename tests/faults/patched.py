@@ -202,6 +202,80 @@ def blind() -> None:
     GivenCheck._see_to_unknown = see  # type: ignore[method-assign]
 
 
+def dies_in_run() -> None:
+    """The process kills itself before the n-th call to the database or to a file of the archive.
+
+    FAULTS_NTH says which; the first one is that which follows the first step of retention.
+    """
+    import shutil
+    import signal
+
+    from asyncpg import Connection
+
+    from ingest.sinks.postgres.housekeeping.retention import Retention
+
+    left = count(int(os.environ["FAULTS_NTH"]), -1)
+    do, begun = Retention.do, False
+
+    async def begin(*args: Any) -> None:
+        nonlocal begun
+        begun = True
+        await do(*args)
+
+    Retention.do = begin  # type: ignore[method-assign]
+
+    def counted(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **named: Any) -> Any:
+            if begun and next(left) <= 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args, **named)
+
+        return call
+
+    names = ("execute", "fetch", "fetchrow", "fetchval", "copy_from_query")
+    calls: list[tuple[Any, str]] = [(Connection, name) for name in names]
+    calls += [(Path, "replace"), (Path, "unlink"), (os, "fsync"), (shutil, "rmtree")]
+    for where, name in calls:
+        setattr(where, name, counted(getattr(where, name)))
+
+
+def archives_nothing() -> None:
+    """A partition counts as archived and verified, and nothing was written."""
+    from ingest.app.archive import ArchiverWhenNeeded
+
+    async def archive(self: Any, source: Any) -> None:
+        del self, source
+
+    ArchiverWhenNeeded.archive = archive  # type: ignore[method-assign]
+
+
+def forgets_old_files() -> None:
+    """New files have the late readings alone, and replace the old files of their time."""
+    from ingest.archive.archiver import ParquetArchiver
+
+    real = ParquetArchiver._write
+
+    async def write(self: Any, source: Any, name: Any, table: Any, _: Any, hidden: Any) -> Any:
+        return await real(self, source, name, table, None, hidden)
+
+    ParquetArchiver._write = write  # type: ignore[method-assign]
+
+
+def keeps_partition() -> None:
+    """A partition that was archived is attached again, where it should be dropped."""
+    from ingest.sinks.postgres.housekeeping.retention import Retention
+    from ingest.sinks.postgres.housekeeping.spans import literal
+
+    async def attach(self: Any, connection: Any, view: Any, step: Any, kept: str) -> None:
+        del self, kept
+        await connection.execute(
+            f"alter table {view.table} attach partition {step.partition} "
+            f"for values from ({literal(step.from_us)}) to ({literal(step.to_us)})"
+        )
+
+    Retention._drop = attach  # type: ignore[method-assign]
+
+
 PATCHES: dict[str, Callable[[], None]] = {
     each.__name__: each
     for each in (
@@ -218,6 +292,10 @@ PATCHES: dict[str, Callable[[], None]] = {
         short_window,
         by_interest,
         blind,
+        dies_in_run,
+        archives_nothing,
+        forgets_old_files,
+        keeps_partition,
     )
 }
 

@@ -108,7 +108,7 @@ def commit() -> str:
             for words in (
                 ("rev-parse", "--short", "HEAD"),
                 # which runs write
-                ("status", "--porcelain", "--", ".", ":!FAULTS.md", ":!docs/faults-broker.md"),
+                ("status", "--porcelain", "--", ".", ":!FAULTS.md", ":!docs/faults-*.md"),
             )
         )
     except (OSError, subprocess.CalledProcessError):
@@ -146,7 +146,7 @@ def rows_by_kind(done: Sequence[Done]) -> dict[str, str]:
 
 
 RESULTS = {"fault": "ok", "loss": "lost, told", "control": "loses, found", "mutant": "caught"}
-ROWS = tuple(f"| {letter}" for letter in "FPBLCM")
+ROWS = tuple(f"| {letter}" for letter in "FPBYLCM")
 HEAD = (
     "| | fault | what is done, each seed | seeds | acknowledged | lost | doubled | recovery, s | "
     "result |\n| --- | --- | --- | --- | ---: | ---: | ---: | ---: | --- |\n"
@@ -213,7 +213,7 @@ def _files() -> str:
     """Return how many files may be open, and the faults that may open more."""
     more = [
         f"{each.name}: {each.files_max:,}"
-        for each in of_table(brokers=False).values()
+        for each in of_table().values()
         if each.files_max != FILES_MAX
     ]
     return f"{FILES_MAX} ({', '.join(more)})" if more else f"{FILES_MAX}"

@@ -15,12 +15,18 @@ from typing import NamedTuple
 from ingest.system.filesystem import filesystem_of, is_volatile
 from tests.faults.broker_world import BrokerWorld
 from tests.faults.machine import NotHere
-from tests.faults.matrix import Fault
+from tests.faults.matrix import BROKER, SERVE, YEARS, Fault
 from tests.faults.server import DEBIAN, make_template
 from tests.faults.trial import Found
 from tests.faults.world import World
+from tests.faults.years_world import YearsWorld
 from tests.support.tcp_ports import free_port
 
+WORLDS: dict[str, type[World | BrokerWorld]] = {
+    SERVE: World,
+    BROKER: BrokerWorld,
+    YEARS: YearsWorld,
+}
 TEMPLATE, DEBIAN_TEMPLATE = "template", "template-debian"
 
 
@@ -73,8 +79,7 @@ async def run_one(fault: Fault, seed: int, folder: Path, template: Path, *, quic
     """Run one fault in a world of its own; errors are in the result, too."""
     began_s = time.monotonic()
     own = folder / f"{fault.name}-{seed}"
-    made = BrokerWorld if fault.brokers else World
-    world = made(fault, seed, own, template, quick=quick)
+    world = WORLDS[fault.table](fault, seed, own, template, quick=quick)
     missing = ""
     try:
         async with asyncio.timeout(fault.limit_s), world:

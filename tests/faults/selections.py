@@ -87,7 +87,28 @@ BROKER: dict[str, str] = {
     "C7": "the check sees messages that a stream dropped with its consumer, so B15 can fail",
     "M6": "the check sees a message that no writer was given, so B16 can fail",
 }
-SELECTIONS = {"ci": CI, "broker": BROKER}
+YEARS: dict[str, str] = {
+    # Kills, 50 in all: what was begun is ended by the next run.
+    "Y1": "a killed service loses nothing that is on its way into the archive",
+    "Y2": "nor does a killed PostgreSQL, in the middle of a detach, a record or a drop",
+    "Y3": "nor does a killed run, at drawn moments and before drawn calls",
+    # The disk.
+    "Y4": "an archive without room drops nothing, says so, and goes on when there is room",
+    # Several at once.
+    "Y5": "two instances and a run beside them archive each partition once",
+    "Y6": "readings for a day that is just being archived wait for nobody, and are there once",
+    # What an operator does.
+    "Y7": "a partition that was detached by hand is nobody else's; attached again, it is merged",
+    "Y8": "a detach by hand that was cut off does not keep readings out for ever",
+    "Y9": "a role without rights is named with what it lacks, and readings wait for it",
+    # The clocks.
+    "Y10": "a clock that jumps makes nothing leave that nobody has confirmed",
+    # A check that cannot fail proves nothing: these must lose readings, or have some twice.
+    "M7": "the check sees a partition that was dropped and not archived, so Y1 to Y3 can fail",
+    "M8": "the check sees a merge that forgot the old file, so Y6 can fail",
+    "M9": "the check sees readings that are in the table and in a file, so Y5 can fail",
+}
+SELECTIONS = {"ci": CI, "broker": BROKER, "years": YEARS}
 
 
 def names_of(only: str) -> list[str]:

@@ -7,20 +7,21 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from loadgen.proof.conclude import Result
 from loadgen.proof.readings import Plan
 from loadgen.proof.reconcile import Fault as Reading
-from tests.faults import broker_report, report, runner
+from tests.faults import broker_report, report, runner, years_report
 from tests.faults.__main__ import main, parser
-from tests.faults.all_faults import BROKER_MODULES, FAULTS, MODULES
-from tests.faults.matrix import of_table, place
+from tests.faults.all_faults import BROKER_MODULES, FAULTS, MODULES, YEARS_MODULES
+from tests.faults.matrix import BROKER, SERVE, YEARS, of_table, place
 from tests.faults.own import Own
 from tests.faults.patched import PATCHES
 from tests.faults.runner import Done
-from tests.faults.selections import BROKER, CI, names_of
+from tests.faults.selections import CI, SELECTIONS, names_of
 from tests.faults.trial import Found
 from tests.faults.world import World
 from tests.system.service import REPOSITORY, Reply, environment, run_command
@@ -30,6 +31,9 @@ from tests.system.service import REPOSITORY, Reply, environment, run_command
 WANTED = [
     f"F{number}" for number in (*range(2, 23), *range(25, 33), *range(34, 40), 48, *range(50, 62))
 ]
+LETTERS = {SERVE: "FP", BROKER: "B", YEARS: "Y"}
+# Of each table: what writes its document, and its first fault.
+RECORDS = {SERVE: (report, "F2"), BROKER: (broker_report, "B1"), YEARS: (years_report, "Y1")}
 
 
 @pytest.mark.slow
@@ -48,32 +52,41 @@ def test_every_fault_of_the_plan_is_there() -> None:
     assert [name for name in sorted(FAULTS, key=place) if name.startswith("F")] == WANTED
     for each in FAULTS.values():
         assert (each.kind == "fault") == (not each.breaks)
-        letters = {"fault": "B" if each.brokers else "FP", "loss": "L", "control": "C"}
+        letters = {"fault": LETTERS[each.table], "loss": "L", "control": "C"}
         assert each.name[0] in letters.get(each.kind, "M")
         assert not each.mutant or each.mutant in PATCHES
-    named = {each.__name__.rpartition(".")[2] for each in (*MODULES, *BROKER_MODULES)}
+    named = {
+        each.__name__.rpartition(".")[2] for each in (*MODULES, *BROKER_MODULES, *YEARS_MODULES)
+    }
     there = {path.stem for path in Path(__file__).parent.glob("*_faults.py")} - {"all_faults"}
     assert there - {"test_faults"} == named - {"controls"}
     assert sum(FAULTS[name].times for name in ("F2",)) >= 100
     assert FAULTS["F10"].times * 3 // 4 >= 30
+    assert sum(FAULTS[name].times for name in ("Y1", "Y2", "Y3")) == 50
 
 
 def test_selection_for_ci_is_of_every_family_and_can_fail() -> None:
     """`ci` has existing names only, one of each module, and all controls and mutants."""
     assert set(CI) <= set(FAULTS)
-    ours = [name for name in CI if name in SERVE]
+    ours = [name for name in CI if name in OF_SERVE]
     assert {FAULTS[name].harm.__module__ for name in ours} == {each.__name__ for each in MODULES}
-    assert {name for name, each in SERVE.items() if each.kind != "fault"} <= set(CI)
-    assert len(ours) < len(SERVE)
+    assert {name for name, each in OF_SERVE.items() if each.kind != "fault"} <= set(CI)
+    assert len(ours) < len(OF_SERVE)
     assert all(CI.values())
 
 
-def test_selection_broker_is_all_that_has_one() -> None:
-    """It has each fault with a broker, with a reason, and no other."""
-    assert set(BROKER) == set(of_table(brokers=True))
-    assert all(BROKER.values())
-    modules = {each.harm.__module__ for each in of_table(brokers=True).values()}
-    assert modules == {each.__name__ for each in BROKER_MODULES}
+@pytest.mark.parametrize(("table", "modules"), [(BROKER, BROKER_MODULES), (YEARS, YEARS_MODULES)])
+def test_selection_with_a_record_is_its_whole_table(
+    table: str, modules: tuple[ModuleType, ...]
+) -> None:
+    """It has each fault of its table, with a reason, and no other."""
+    faults, chosen = of_table(table), SELECTIONS[table]
+    assert set(chosen) == set(faults)
+    assert all(chosen.values())
+    assert {each.harm.__module__ for each in faults.values()} == {
+        each.__name__
+        for each in modules  # type: ignore[attr-defined]
+    }
 
 
 def test_selection_stands_for_its_faults() -> None:
@@ -90,31 +103,31 @@ def test_help_says_why_each_fault_is_in_the_selection() -> None:
 
 
 def test_the_report_shows_all_that_the_code_has() -> None:
-    """Both documents agree with the code: a new, removed or changed fault needs a new run."""
-    assert report.missing_from(report.PATH.read_text(), SERVE) == []
-    assert report.missing_from(broker_report.PATH.read_text(), of_table(brokers=True)) == []
+    """All documents agree with the code: a new, removed or changed fault needs a new run."""
+    for table, (record, _) in RECORDS.items():
+        assert report.missing_from(record.PATH.read_text(), of_table(table)) == []
 
 
 def _done(name: str, **found: object) -> Done:
     return Done(FAULTS[name], 1, Found(**found), 1.0, None)  # type: ignore[arg-type]
 
 
-SERVE = of_table(brokers=False)
+OF_SERVE = of_table()
 MOST = FAULTS["C1"].lost_each_max or 0
 
 
-def _all_green(*, brokers: bool = False) -> list[Done]:
+def _all_green(table: str = SERVE) -> list[Done]:
     return [
         _done(name, acknowledged=10, kinds=set(each.breaks), count=1)
-        for name, each in of_table(brokers=brokers).items()
+        for name, each in of_table(table).items()
     ]
 
 
 def test_the_report_is_red_where_a_run_is() -> None:
     """The report shows what was found, and its check sees each difference."""
-    for brokers, text in ((False, report.text), (True, broker_report.text)):
-        faults, first = of_table(brokers=brokers), "B1" if brokers else "F2"
-        document = text(_all_green(brokers=brokers), 1.0)
+    for table, (record, first) in RECORDS.items():
+        faults, text = of_table(table), record.text
+        document = text(_all_green(table), 1.0)
         assert report.missing_from(document, faults) == []
         for name in faults:
             row = next(line for line in document.splitlines() if line.startswith(f"| {name} |"))
@@ -125,7 +138,7 @@ def test_the_report_is_red_where_a_run_is() -> None:
         assert report.missing_from(f"{document}\n| {first[0]}99 | x | y | ok |", faults) == [
             f"{first[0]}99: the code has no such fault"
         ]
-        others = [each for each in _all_green(brokers=brokers) if each.fault.name != first]
+        others = [each for each in _all_green(table) if each.fault.name != first]
         red = [*others, _done(first, lost=3, broken=["lost x 3"])]
         assert report.missing_from(text(red, 1.0), faults) == [f"{first}: **RED**: lost x 3"]
 
@@ -265,7 +278,7 @@ def test_what_a_machine_cannot_do_is_not_called_tested(monkeypatch: pytest.Monke
     assert done.green
     others = [each for each in _all_green() if each.fault.name != "F20"]
     shown = report.text([*others, done], 1.0)
-    assert report.missing_from(shown, SERVE) == ["F20: not tested: needs root"]
+    assert report.missing_from(shown, OF_SERVE) == ["F20: not tested: needs root"]
     monkeypatch.setenv("INGEST_TEST_STRICT", "1")
     assert not done.green
 
@@ -313,7 +326,7 @@ def test_the_page_shows_commands_that_are_understood() -> None:
     """The command line takes each command of docs/loadgen.md; the faults that it names exist."""
     section = (REPOSITORY / "docs/loadgen.md").read_text().split("## Fault tests")[1]
     commands = re.findall(r"^\./run faults(.*?)  ", section, re.MULTILINE)
-    assert len(commands) == 6
+    assert len(commands) == 7
     for command in commands:
         chosen = parser().parse_args(command.split())
         assert not chosen.only or set(names_of(chosen.only)) <= set(FAULTS)

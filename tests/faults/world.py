@@ -87,14 +87,14 @@ class World(Trial):
             await self._open.enter_async_context(self.server)
             await self._open.enter_async_context(self.proxy)
             await self._open.enter_async_context(self.front)
-            if self.fault.before is not None:
-                await self.fault.before(self)
+            await self.prepare()
             self.service = self.make_service()
             await self._open.enter_async_context(self.service)
             self._watch = Watch(self)
             self._open.push_async_callback(self._watch.stop)
             await self.service.wait_state("accepting", within_s=40)
             self.begin()
+            await self.opened()
         except BaseException:
             await self._open.aclose()
             raise
@@ -112,6 +112,14 @@ class World(Trial):
         self.proxy.resume()
         self.front.resume()
         await self._open.aclose()
+
+    async def prepare(self) -> None:
+        """Do what the fault wants before the service starts."""
+        if self.fault.before is not None:
+            await self.fault.before(self)
+
+    async def opened(self) -> None:
+        """Do what this kind of world wants when traffic has begun."""
 
     def make_service(self) -> Service:
         """Return the service of this world, not started."""

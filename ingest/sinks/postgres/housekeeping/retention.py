@@ -134,11 +134,11 @@ class Retention:
         key = registry.ARCHIVE + step.partition
         entries = await registry.entries(connection, view.table, key)
         entry: dict[str, Any] | None = entries.get("")
-        if found is None:
-            if entry is None:
-                raise StartError(f"{step.partition} is not a partition of {view.table} any more")
-        else:
-            if entry is None or not found["pending"]:  # else it is still that of its first try
+        begun = entry is not None and entry.get("state") in _UNDER_WAY
+        if found is None and not begun:
+            raise StartError(f"{step.partition} is not a partition of {view.table} any more")
+        if found is not None:
+            if not found["pending"]:
                 entry = {
                     "state": DETACHING,
                     "oid": found["oid"],
@@ -146,7 +146,6 @@ class Retention:
                     "to_us": step.to_us,
                     "archive_dir": self._policy.archive_dir if self._policy else "",
                 }
-            if not found["pending"]:
                 await rollup_state.leave(
                     connection,
                     view,
@@ -155,6 +154,8 @@ class Retention:
                     wanted=self._rollups,
                     archived=bool(entry["archive_dir"]),
                 )
+            elif entry is None or not begun or entry["oid"] != found["oid"]:
+                raise StartError(f"{step.partition} was half detached by somebody else")
             await registry.put(connection, kept, key, entry)
             detach = f"alter table {view.table} detach partition {found['name']}"
             if connection.get_server_version().major < _CONCURRENTLY_FROM:
@@ -163,7 +164,7 @@ class Retention:
             else:
                 how = "finalize" if found["pending"] else "concurrently"
                 await connection.execute(f"{detach} {how}")
-        await registry.put(connection, kept, key, {**entry, "state": DETACHED})
+        await registry.put(connection, kept, key, {**(entry or {}), "state": DETACHED})
 
     async def _drop(self, connection: Connection, view: View, step: Step, kept: str) -> None:
         key = registry.ARCHIVE + step.partition
