@@ -1,8 +1,8 @@
 """Archives a detached partition: into files, verified and recorded. Also reads files back.
 
-The order: sum up the table in SQL; write its rows, merged with the files of the span, into new
-files; read these again and compare; record; move them to their place. Old files are replaced only
-by verified new ones.
+The order: read the table once, into sorted runs; merge these, and the files of the span, into new
+files, and read them again, while the server sums up the table in SQL; compare; record; move them to
+their place. Old files are replaced only by verified new ones.
 Promises: killed at any moment, the next call goes on, and no reading is lost or there twice. Memory
 is bounded. The work on rows is done in a thread, so that the event loop is free.
 Does not: detach or drop a table.
@@ -57,24 +57,25 @@ class ParquetArchiver:
             await self._aside(
                 self.folder.check_free, name, [] if before is None else _names(before)
             )
-            table = Checksum(*await source.checksum())
-            if before is not None and table in (
+            known = None if before is None else Checksum(*await source.checksum())
+            if before is not None and known in (
                 Checksum(before.last_rows, before.last_sum),
                 Checksum(before.rows, before.sum),
             ):
                 await self._aside(self.verify, before)
                 return
-            await self._record_new(source, name, table, before)
+            await self._record_new(source, name, known, before)
 
     async def _record_new(
-        self, source: Detached, name: str, table: Checksum, before: Contents | None
+        self, source: Detached, name: str, known: Checksum | None, before: Contents | None
     ) -> None:
-        """Write, verify, record and move the files of a span."""
-        self.folder.check_room(table.rows, 0 if before is None else before.bytes)
+        """Write, verify, record and move the files of a span. `known` is the table's checksum."""
+        rows_max = await source.rows_max() if known is None else known.rows
+        self.folder.check_room(rows_max, 0 if before is None else before.bytes)
         token, hidden = await self._aside(self.folder.new_temporary, name)
         is_whole = False
         try:
-            written, got = await self._write(source, name, table, before, hidden)
+            written, got, table = await self._write(source, name, known, before, hidden)
             await self._aside(self.folder.sync_temporary, name, token)
             is_whole = True
         finally:
@@ -93,14 +94,25 @@ class ParquetArchiver:
         await self._aside(self._finish, found)
 
     async def _write(
-        self, source: Detached, name: str, table: Checksum, before: Contents | None, hidden: Path
-    ) -> tuple[list[files.Written], Checksum]:
-        """Write the files, read them again, and compare."""
+        self,
+        source: Detached,
+        name: str,
+        known: Checksum | None,
+        before: Contents | None,
+        hidden: Path,
+    ) -> tuple[list[files.Written], Checksum, Checksum]:
+        """Write the files, read them again, and compare; return them, their sum, the table's."""
         runs = await self._sorted_runs(source, hidden)
         old = [] if before is None else self.folder.paths(_names(before))
-        written = await self._aside(self._merge, self.folder.stem(name), hidden, runs, old)
-        new = [hidden / each.name for each in written]
-        got = await self._aside(files.checksum_of_files, new, self._go_on)
+        summed = asyncio.create_task(_checksum(source, known))  # the connection is free by now
+        try:
+            written = await self._aside(self._merge, self.folder.stem(name), hidden, runs, old)
+            new = [hidden / each.name for each in written]
+            got = await self._aside(files.checksum_of_files, new, self._go_on)
+            table = await summed
+        finally:
+            summed.cancel()  # nothing, if it is done
+            await asyncio.gather(summed, return_exceptions=True)
         kept = NOTHING if before is None else Checksum(before.rows, before.sum)
         expected = table.plus(kept).minus(runs.left_out)
         if got != expected:
@@ -111,7 +123,7 @@ class ParquetArchiver:
                 f"{expected.rows:,}, or another checksum; nothing was changed. If somebody writes "
                 "to the detached table, the next run goes on"
             )
-        return written, got
+        return written, got, table
 
     async def _sorted_runs(self, source: Detached, hidden: Path) -> Runs:
         """Read the whole table into sorted runs; the next piece is read while one is sorted."""
@@ -217,6 +229,10 @@ class ParquetArchiver:
         """Do it in the thread; errors of files and of pyarrow are ArchiveFailed."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, checked, do, *args)
+
+
+async def _checksum(source: Detached, known: Checksum | None) -> Checksum:
+    return Checksum(*await source.checksum()) if known is None else known
 
 
 def _names(found: Contents) -> list[str]:

@@ -190,18 +190,17 @@ async def test_damaged_files_are_found(table: asyncpg.Connection, tmp_path: Path
 async def test_rows_that_change_meanwhile_are_noticed(
     table: asyncpg.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody writes to the detached table between the checksum and COPY: the next run goes on."""
+    """Somebody writes to the detached table between COPY and the checksum: the next run goes on."""
     await fill(table, PARTITION, drawn(100, 9))
     source = detached(table)
     original = source.checksum
 
-    async def then_changed() -> tuple[int, int]:
-        found = await original()
+    async def after_a_change() -> tuple[int, int]:
         await table.execute(f"update {PARTITION} set value = 1 where value = 25")
         await table.execute(f"insert into {PARTITION} values ('2026-11-27', 'new', 'm', 1)")
-        return found
+        return await original()
 
-    monkeypatch.setattr(source, "checksum", then_changed)
+    monkeypatch.setattr(source, "checksum", after_a_change)
     with pytest.raises(ArchiveFailed, match="differ from the table"):
         await archiver(tmp_path).archive(source)
     assert await archived.contents(table, "readings") == []

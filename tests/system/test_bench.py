@@ -291,3 +291,25 @@ async def test_soak_proves_beside_a_kill_of_the_database(tmp_path: Path) -> None
     assert re.search(r"database killed once, back after \d+\.\d s", done.stdout)
     assert re.search(r"[1-9]\d* refused_by_database\)", done.stdout)
     assert "as promised" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+@pytest.mark.timeout(180)
+async def test_years_are_measured(tmp_path: Path) -> None:
+    """Nothing is lost or doubled; whether the bounds are kept depends on rows and machine."""
+    record = tmp_path / "years.ndjson"
+    words = ("--rows", 100_000, "--rate", 100, "--seconds", 1, "--write", record)
+    done = await run_command("benchmarks.years", *words, within_s=170)
+    assert done.code in (0, 1), done.stderr
+    (line,) = record.read_text().splitlines()
+    found = json.loads(line)
+    assert found == json.loads(done.stdout)
+    assert done.code == bool(found["faults"])
+    assert found["is_same"]
+    assert found["missing_rows"] == found["failed"] == 0
+    assert found["hot_rows"] + found["archived_rows"] == 100_000 + found["live_rows"]
+    assert found["retention"]["partitions"] == 23
+    assert 20 < found["retention"]["rss_mb"] < 300
+    assert found["live_rows"] > 300
+    assert 0 < found["day"]["p50_ms"] < found["day"]["p99_ms"]

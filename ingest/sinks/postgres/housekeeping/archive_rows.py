@@ -26,6 +26,7 @@ from ingest.sinks.postgres.target import KEY
 STILL_S_MAX = 120.0  # without one row
 SCAN_S_MAX = 6 * 3600.0  # of one statement over a whole table
 ATTACH_LOCK_S_MAX = 3
+HEAP_ROW_BYTES_MIN = 52  # with names of one character; usual are some 70
 DROPPED_BYTES_MAX = 64 * 1024**2  # some 0.2 s of COPY
 
 _BESIDE = """
@@ -89,6 +90,12 @@ async def checksum(connection: Connection, table: RowsTable) -> tuple[int, int]:
         row = await connection.fetchrow(table.named(_CHECKSUM), timeout=SCAN_S_MAX)
     assert row is not None, "an aggregate always has one row"
     return row["rows"], int(row["sum"])
+
+
+async def rows_max(connection: Connection, table: RowsTable) -> int:
+    """Return how many rows a table may have, by the size of its heap."""
+    heap_bytes = await connection.fetchval("select pg_relation_size(to_regclass($1))", table.name)
+    return int(heap_bytes or 0) // HEAP_ROW_BYTES_MIN
 
 
 async def copy_out(

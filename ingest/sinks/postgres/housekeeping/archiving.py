@@ -42,6 +42,10 @@ class Detached:
         """Return the number of rows, and the sum of their hashes, as the server calculates it."""
         return await archive_rows.checksum(self._connection, self._table)
 
+    async def rows_max(self) -> int:
+        """Return how many rows the table may have, by its size. Costs nothing."""
+        return await archive_rows.rows_max(self._connection, self._table)
+
     async def copy_out(self, marker: bytes, take: Callable[[bytes], Awaitable[None]]) -> int:
         """Give all rows to `take`; return how many there were."""
         return await archive_rows.copy_out(self._connection, self._table, marker, take)
