@@ -11,7 +11,7 @@ Does not: detach or drop a table.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -20,13 +20,15 @@ import pyarrow as pa
 
 from ingest.archive import files
 from ingest.archive.copied_rows import DamagedRows, Decoder, encoded
-from ingest.archive.folder import ArchiveFailed, ArchiveFolder
+from ingest.archive.folder import ArchiveFailed, ArchiveFolder, FolderInUse
 from ingest.archive.postgres_hash import NOTHING, Checksum
 from ingest.archive.runs import Runs
 from ingest.sinks.postgres.housekeeping.archived import Contents
 from ingest.sinks.postgres.housekeeping.archiving import Detached
+from ingest.system.clock import monotonic_s
 
 PIECE_BYTES = 4 * 1024**2  # of COPY, for one call of the thread
+ALONE_S_MAX, ALONE_POLL_S = 60.0, 0.2  # how long `verify_alone` waits for a run
 
 # Large blocks go back to the system when they are freed.
 pa.set_memory_pool(pa.system_memory_pool())
@@ -194,6 +196,26 @@ class ParquetArchiver:
                 raise ArchiveFailed(f"{self.folder.path / name}: {error.strerror}") from error
             if there != size:
                 raise ArchiveFailed(f"{name} has {there:,} bytes; {size:,} were recorded")
+
+    async def verify_alone(self, record: Callable[[], Awaitable[Contents | None]]) -> None:
+        """Verify what `record` returns, while no other process writes to the archive.
+
+        Without that a run may replace files between a look at their record and one at them. A move
+        that was cut off is completed. Waits for other processes as long as ALONE_S_MAX. Raises
+        ArchiveFailed, and OSError if there is no folder, or this user may not lock it.
+        """
+        end_s = monotonic_s() + ALONE_S_MAX
+        while True:
+            try:
+                with self.folder.locked(make=False):
+                    if (found := await record()) is not None:
+                        await self._aside(self._finish, found)
+                        await self._aside(self.verify, found)
+                    return
+            except FolderInUse:
+                if monotonic_s() >= end_s:
+                    raise
+            await asyncio.sleep(ALONE_POLL_S)
 
     async def rows(self, found: Contents) -> AsyncIterator[bytes]:
         """Yield the rows of a span as binary COPY."""

@@ -28,6 +28,10 @@ class ArchiveFailed(StartError):
     """A step of the archive could not be done. Nothing is lost: the text says what to do."""
 
 
+class FolderInUse(ArchiveFailed):
+    """Another process writes to the archive now."""
+
+
 class ArchiveFolder:
     """The folder `archive_dir`. It keeps `free_bytes_min` of the disk free."""
 
@@ -36,12 +40,13 @@ class ArchiveFolder:
         self._free_bytes_min = free_bytes_min
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Make the folder if it is missing, and keep other writers out."""
-        make_folder(self.path)
+    def locked(self, *, make: bool = True) -> Iterator[None]:
+        """Keep other writers out; make the folder if it is missing. Raises FolderInUse."""
+        if make:
+            make_folder(self.path)
         lock = Lock.try_take(self.path / LOCK, create=True)
         if lock is None:
-            raise ArchiveFailed(f"another process writes to the archive in {self.path}")
+            raise FolderInUse(f"another process writes to the archive in {self.path}")
         with lock:
             yield
 

@@ -14,6 +14,7 @@ from ingest.system.clock import rfc3339_or_us
 from ingest.system.words import counted
 
 if TYPE_CHECKING:
+    from ingest.archive.archiver import ParquetArchiver
     from ingest.sinks.postgres.housekeeping.archived import Contents
 
 TAKES = "COMMAND [options]"
@@ -98,12 +99,14 @@ async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
             return 0 if was else 1
         archiver = parquet_archiver(settings)
         if args.archive_command == "verify":
-            return _verify(archiver.verify, _named(contents, args.names), as_json=args.json)
-        (wanted,) = _named(contents, [args.name])
+            wanted = _named(contents, args.names)
+            faults = await _faults(archiver, wanted, connection, view.table)
+            return _verified(wanted, faults, as_json=args.json)
+        (one,) = _named(contents, [args.name])
         async with alone(connection, view.oid):
-            await archiving.restore(connection, view, wanted, archiver.rows(wanted))
-    said = f"{args.name}: {counted(wanted.rows, 'reading')} are in the table until it is released"
-    print_answer(_entry(wanted, {args.name}), said, as_json=args.json)
+            await archiving.restore(connection, view, one, archiver.rows(one))
+    said = f"{args.name}: {counted(one.rows, 'reading')} are in the table until it is released"
+    print_answer(_entry(one, {args.name}), said, as_json=args.json)
     return 0
 
 
@@ -143,13 +146,33 @@ def _list(contents: list[Contents], pinned: set[str], *, as_json: bool) -> int:
     return 0
 
 
-def _verify(verify: Any, contents: list[Contents], *, as_json: bool) -> int:
+async def _faults(
+    archiver: ParquetArchiver, contents: list[Contents], connection: Any, table: str
+) -> dict[str, str]:
+    """Read all files; return what is wrong, by partition."""
+    from ingest.sinks.postgres.housekeeping import archived  # noqa: PLC0415
+
     faults = {}
     for each in contents:
+        name = each.name
+
+        async def record(name: str = name) -> Contents | None:
+            now = await archived.contents(connection, table)
+            return next((each for each in now if each.name == name), None)
+
         try:
-            verify(each)
-        except StartError as error:
-            faults[each.name] = str(error)
+            archiver.verify(each)
+        except StartError as error:  # or a run has just replaced the files
+            try:
+                await archiver.verify_alone(record)
+            except StartError as again:
+                faults[name] = str(again)
+            except OSError:
+                faults[name] = str(error)
+    return faults
+
+
+def _verified(contents: list[Contents], faults: dict[str, str], *, as_json: bool) -> int:
     good = len(contents) - len(faults)
     text = "\n".join([*faults.values(), f"as recorded: {counted(good, 'partition')}"])
     print_answer({"good": good, "faults": faults}, text, as_json=as_json)

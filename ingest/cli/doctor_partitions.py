@@ -28,15 +28,19 @@ async def partition_checks(settings: Settings, url: str) -> list[Check]:
         )
     except StartError as error:
         return [Check(_NAME, FAIL if settings.housekeeping_url else WARN, str(error))]
-    by_job = not settings.housekeeping
-    found = [_check(report.view, by_job=by_job)] if report.view.kind == PARTITIONED else []
+    job, leaves = not settings.housekeeping, bool(settings.keep_hot)
+    view = report.view
+    found = [_check(view, by_job=job, leaves=leaves)] if view.kind == PARTITIONED else []
     if report.schema.needs:
         found.append(Check("schema", FAIL if report.schema.refuses else WARN, report.schema.needs))
     return found
 
 
-def _check(view: View, *, by_job: bool) -> Check:
-    """Judge how long the partitions last. `by_job`: the setting `housekeeping` is false."""
+def _check(view: View, *, by_job: bool, leaves: bool) -> Check:
+    """Judge how long the partitions last. `by_job`: the setting `housekeeping` is false.
+
+    `leaves`: old ones are to leave the table.
+    """
     left = f"{counted(view.spans_ahead, view.span)} after the present one have a partition"
     if view.has_default:
         return Check(_NAME, OK, "there is a default partition, so the service makes none")
@@ -44,11 +48,20 @@ def _check(view: View, *, by_job: bool) -> Check:
         if ends_soon(view):
             return Check(_NAME, WARN, f"only {left}: does the job run `ingest housekeeping run`?")
         return Check(_NAME, OK, f"{left}; a job with the owner's role must make more")
+    said = _fault(view, left, leaves=leaves)
+    if said:
+        return Check(_NAME, FAIL if not view.spans_ahead else WARN, said)
+    return Check(_NAME, OK, left)
+
+
+def _fault(view: View, left: str, *, leaves: bool) -> str:
+    """Return why they do not last, or nothing. `left` says how many there are."""
     if view.cannot_make:
         fix = "set housekeeping_url to the role that owns the table"
-        said = f"{left}, and no more can be made: {view.cannot_make}; {fix}"
-        return Check(_NAME, FAIL if not view.spans_ahead else WARN, said)
+        return f"{left}, and no more can be made: {view.cannot_make}; {fix}"
+    if leaves and view.not_ours:
+        return f"{left}; {view.not_ours}"
     if ends_soon(view):
         who = "" if view.ours else "; another tool made them: see `ingest schema adopt`"
-        return Check(_NAME, FAIL if not view.spans_ahead else WARN, f"only {left}{who}")
-    return Check(_NAME, OK, left)
+        return f"only {left}{who}"
+    return ""

@@ -6,8 +6,6 @@ that follows decides.
 
 from __future__ import annotations
 
-import asyncio
-
 import asyncpg
 from asyncpg import Connection
 
@@ -17,6 +15,7 @@ from ingest.sinks.postgres import connection as sink_connection
 from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.connection import DRIVER_ERRORS, Timeouts, text_of
 from ingest.sinks.postgres.housekeeping.ahead import PartitionsAhead
+from ingest.sinks.postgres.housekeeping.opening import opened_as
 from ingest.sinks.postgres.housekeeping.spans import NONE
 from ingest.sinks.postgres.housekeeping.view import look_at
 from ingest.sinks.postgres.sqlstate import verdict_for
@@ -24,6 +23,7 @@ from ingest.sinks.postgres.target import READINGS, TargetTable
 from ingest.system.logs import get_logger
 from ingest.system.words import counted
 
+NAME = "iot-ingest schema"  # as pg_stat_activity shows it
 _HAS_TIMESCALEDB = "select exists (select from pg_extension where extname = 'timescaledb')"
 
 
@@ -54,21 +54,11 @@ async def make_table(
     the server was away, or the table was locked.
     """
     try:
-        async with asyncio.timeout(timeouts.connect_s_max):
-            connection = await sink_connection.connect(
-                database_url,
-                name="iot-ingest schema",
-                statement_s_max=timeouts.statement_s_max,
-                lock_s_max=timeouts.lock_s_max,
-                within_s=timeouts.connect_s_max,
-            )
-        try:
+        async with opened_as(NAME, database_url, timeouts) as connection:
             # The commit of a new table may wait for a standby, for which the server has no limit.
             with sink_connection.deadline(connection, timeouts.command_s_max):
                 partitions = await first_partitions(connection, span, ahead, target)
                 await schema.apply(connection, target, partitions=partitions)
-        finally:
-            await sink_connection.close_politely(connection)
     except (asyncpg.PostgresError, *DRIVER_ERRORS, StartError) as error:
         get_logger("schema").warning("table_not_made", why=text_of(error))
         verdict = verdict_for(getattr(error, "sqlstate", None))

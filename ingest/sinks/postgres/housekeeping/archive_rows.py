@@ -19,9 +19,8 @@ from ingest.model.errors import StartError
 from ingest.sinks.postgres.connection import Expired
 from ingest.sinks.postgres.housekeeping import registry
 from ingest.sinks.postgres.housekeeping.partitions import bounds_entry
-from ingest.sinks.postgres.housekeeping.registry import quoted
 from ingest.sinks.postgres.housekeeping.spans import BEGINNING_US, END_US, literal
-from ingest.sinks.postgres.target import KEY
+from ingest.sinks.postgres.target import KEY, quoted
 
 STILL_S_MAX = 120.0  # without one row
 SCAN_S_MAX = 6 * 3600.0  # of one statement over a whole table

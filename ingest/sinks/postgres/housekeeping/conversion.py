@@ -30,7 +30,6 @@ from ingest.sinks.postgres.housekeeping.locking import change_alone
 from ingest.sinks.postgres.housekeeping.names import fitted
 from ingest.sinks.postgres.housekeeping.partitions import bounds_entry
 from ingest.sinks.postgres.housekeeping.plan import OtherRun, alone
-from ingest.sinks.postgres.housekeeping.registry import quoted
 from ingest.sinks.postgres.housekeeping.spans import (
     BEGINNING_US,
     DAY_US,
@@ -38,6 +37,7 @@ from ingest.sinks.postgres.housekeeping.spans import (
     span_bounds,
 )
 from ingest.sinks.postgres.housekeeping.view import PLAIN
+from ingest.sinks.postgres.target import quoted
 from ingest.system.clock import monotonic_s, rfc3339
 
 MARGIN_US = DAY_US  # so long a run may be interrupted before a reading could come after the end

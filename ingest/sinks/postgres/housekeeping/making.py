@@ -15,7 +15,6 @@ from asyncpg import Connection
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.housekeeping import registry
 from ingest.sinks.postgres.housekeeping.partitions import bounds_entry
-from ingest.sinks.postgres.housekeeping.registry import quoted
 from ingest.sinks.postgres.housekeeping.spans import (
     NAME_BYTES_MAX,
     TimeSpan,
@@ -23,6 +22,7 @@ from ingest.sinks.postgres.housekeeping.spans import (
     partition_name,
 )
 from ingest.sinks.postgres.housekeeping.view import View
+from ingest.sinks.postgres.target import quoted
 
 LOCK_MS = 1_000  # for the lock of the parent: somebody may be changing the table
 _SAME_NAME_MAX = 100

@@ -11,7 +11,7 @@ from asyncpg import Connection, Record
 
 from ingest.sinks.postgres.housekeeping.conversion_check import UNTIL, Plain
 from ingest.sinks.postgres.housekeeping.names import fitted
-from ingest.sinks.postgres.housekeeping.registry import quoted
+from ingest.sinks.postgres.target import quoted
 
 # The definitions name the table as it is called now: the new one will have this name.
 _INDEXES = """

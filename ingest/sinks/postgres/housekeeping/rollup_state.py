@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from asyncpg import Connection
 
-from ingest.model.errors import StartError
 from ingest.sinks.postgres.housekeeping import registry
+from ingest.sinks.postgres.housekeeping.plan import NotYet
 from ingest.sinks.postgres.housekeeping.rollup_tables import tables_of
 from ingest.sinks.postgres.housekeeping.spans import BEGINNING_US, TimeSpan, literal
 from ingest.sinks.postgres.housekeeping.view import View
@@ -53,31 +53,28 @@ async def leave(
     *,
     from_us: int = BEGINNING_US,
     wanted: bool = False,
-    archived: bool = False,
 ) -> None:
-    """Call it before the readings of a time are removed: their rollups stay as they are.
+    """Call it before the readings of a time leave the table.
 
-    `archived`: they go to the archive, so that late ones can be added. Raises StartError, and notes
-    nothing, if a rollup still needs these readings; also if rollups are `wanted`, and their tables
-    could not be made yet.
+    Raises NotYet if a rollup still needs these readings; also if rollups are `wanted`, and their
+    tables could not be made yet.
     """
     at = await progress(connection, view.table)
     if at is None:
         if wanted:
-            raise StartError(NOT_COMPUTED)
+            raise NotYet(NOT_COMPUTED)
         return
     if why := await _needs(connection, view, at, TimeSpan(from_us, before_us)):
-        raise StartError(why)
-    if not archived:
-        await removed(connection, view, before_us)
+        raise NotYet(why)
 
 
-async def removed(connection: Connection, view: View, before_us: int) -> None:
-    """Note that the readings of the time before are in no archive, and leave the table."""
+async def left(connection: Connection, view: View, before_us: int) -> None:
+    """Call it after readings of the time before have left, and are in no archive.
+
+    From now on the rollups of that time stay as they are.
+    """
     at = await progress(connection, view.table)
-    if at is None:
-        return
-    if at.raw_from_us is None or at.raw_from_us < before_us:
+    if at is not None and (at.raw_from_us is None or at.raw_from_us < before_us):
         name, _ = await registry.name_beside(connection, view.table)
         await put(connection, name, at._replace(raw_from_us=before_us))
 
