@@ -222,7 +222,7 @@ def dies_in_run() -> None:
         begun = True
         await do(*args)
 
-    Retention.do = begin  # type: ignore[method-assign]
+    Retention.do = begin  # type: ignore[assignment, method-assign]
 
     def counted(real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **named: Any) -> Any:
@@ -258,7 +258,7 @@ def forgets_old_files() -> None:
     async def write(self: Any, source: Any, name: Any, table: Any, _: Any, hidden: Any) -> Any:
         return await real(self, source, name, table, None, hidden)
 
-    ParquetArchiver._write = write  # type: ignore[method-assign]
+    ParquetArchiver._write = write  # type: ignore[assignment, method-assign]
 
 
 def keeps_partition() -> None:

@@ -83,10 +83,7 @@ def test_selection_with_a_record_is_its_whole_table(
     faults, chosen = of_table(table), SELECTIONS[table]
     assert set(chosen) == set(faults)
     assert all(chosen.values())
-    assert {each.harm.__module__ for each in faults.values()} == {
-        each.__name__
-        for each in modules  # type: ignore[attr-defined]
-    }
+    assert {each.harm.__module__ for each in faults.values()} == {each.__name__ for each in modules}
 
 
 def test_selection_stands_for_its_faults() -> None:

@@ -148,9 +148,9 @@ class YearsWorld(World):
         for _ in range(RUNS_MAX):
             answer = await self.housekeep(*words)
             if not answer["other_run"]:
-                break
+                return answer
             await self.sleep(0.1, 0.5)
-        return answer
+        raise TimeoutError(f"another run was under way {RUNS_MAX} times")
 
     def _note(self, said: str) -> None:
         if said and said not in self.said:
