@@ -137,7 +137,7 @@ class YearsWorld(World):
         done = await self.command("housekeeping", "run", "--json", *words, mutant=mutant, **env)
         if not done.stdout.startswith("{"):
             self._note(done.stderr.strip())
-            return {"did": [], "other_run": True}
+            return {"did": [], "other_run": False, "failed": True}
         answer: dict[str, Any] = json.loads(done.stdout)
         for each in answer["did"]:
             self._note(each["error"])
@@ -147,7 +147,7 @@ class YearsWorld(World):
         """Do the same as `housekeep`, again while another run is under way."""
         for _ in range(RUNS_MAX):
             answer = await self.housekeep(*words)
-            if not answer["other_run"]:
+            if not (answer["other_run"] or "failed" in answer):
                 return answer
             await self.sleep(0.1, 0.5)
         raise TimeoutError(f"another run was under way {RUNS_MAX} times")
@@ -161,7 +161,7 @@ class YearsWorld(World):
         for _ in range(within_runs):
             answer = await self.housekeep("--yes", mutant=mutant)
             due = [each for each in answer["did"] if each["kind"] in LEAVING or each["error"]]
-            if not (due or answer["other_run"]):
+            if not (due or answer["other_run"] or "failed" in answer):
                 return True
             await asyncio.sleep(0.2)
         return False
