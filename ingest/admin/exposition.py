@@ -49,6 +49,8 @@ BROKER_FIGURES = {
     "table_bytes": "Bytes of all partitions, with their indexes.",
     "table_full_in_seconds": "Time until the table fills the disk of the embedded database.",
     "housekeeping_steps_waiting": "Steps of the housekeeping that a person must confirm first.",
+    "housekeeping_steps_failed": "Steps that the last run of the housekeeping could not do; 1 if "
+    "it could not run.",
     "table_oldest_age_seconds": "Age of the oldest reading in the table.",
 }
 

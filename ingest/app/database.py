@@ -48,29 +48,26 @@ def retention_policy(settings: Settings) -> Policy | None:
     keep_us = duration_us(settings.keep_hot)
     if keep_us is None:
         return None
+    return Policy(keep_us, settings.keep_hot, _archive(settings))
+
+
+def _archive(settings: Settings) -> str:
     folder = archive_dir(settings)
-    return Policy(keep_us, settings.keep_hot, str(folder) if folder is not None else "")
+    return str(folder) if folder is not None else ""
 
 
 def late_partitions(settings: Settings, url: DatabaseUrl, *, eager: bool = False) -> LatePartitions:
-    """Return what makes partitions for readings that find none; `url` is that of the owner.
-
-    Without an archive, the next run would drop a partition of readings older than `keep_hot`.
-    """
-    late_us = int(settings.partition_late_days_max * DAY_US)
-    named = f"{settings.partition_late_days_max:g} days (partition_late_days_max)"
-    policy = retention_policy(settings)
-    if policy is not None and not policy.archive_dir and policy.keep_us < late_us:
-        late_us, named = policy.keep_us, f"{policy.keep_hot} (keep_hot)"
+    """Return what makes partitions for readings that find none; `url` is that of the owner."""
     return LatePartitions(
         url,
         timeouts(settings),
         span=settings.partition_span,
         target=make_target(settings),
         limits=LateLimits(
-            late_us_max=late_us,
+            late_us_max=int(settings.partition_late_days_max * DAY_US),
             partitions_max=settings.partitions_max,
-            late_named=named,
+            late_named=f"{settings.partition_late_days_max:g} days (partition_late_days_max)",
+            policy=retention_policy(settings),
         ),
         eager=eager,
     )
@@ -92,7 +89,7 @@ def housekeeping_jobs(settings: Settings, stopped: Callable[[], bool] = lambda: 
     jobs: list[Job] = [
         partitions_ahead(settings),
         rollups(settings, stopped),
-        Retention(policy, rollups=settings.rollups),
+        Retention(policy, archive_dir=_archive(settings), rollups=settings.rollups),
         Chunks(policy, rollups=settings.rollups),
     ]
     if settings.archive_dir:

@@ -49,8 +49,9 @@ class Health:
     no folder. `disk_broken` returns True if the journal cannot be written. `url_fault` returns what
     is wrong with the file of the database's URL, or nothing. `broker` returns why the broker is of
     no use now, as a key of causes.CAUSES, or nothing; the state is `broker_away` then. `table` says
-    what is wrong with the partitions of the table, in the same way. `untaken` says what a start
-    waits for. `advice` are the words of the next steps: a text for each of causes.FIELDS.
+    what is wrong with the partitions of the table, in the same way, and `table_words` what exactly,
+    for those who may see paths of this machine. `untaken` says what a start waits for. `advice` are
+    the words of the next steps: a text for each of causes.FIELDS.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Health:
         untaken: str = UNTAKEN,
         dead_letters: Callable[[], DeadLetterStats] = DeadLetterStats,
         table: Callable[[], str] = str,
+        table_words: Callable[[], str] = str,
         refusals: Refusals,
         fill: Fill,
         advice: Mapping[str, str],
@@ -80,6 +82,7 @@ class Health:
         self._untaken = untaken
         self._dead_letters = dead_letters
         self._table = table
+        self._table_words = table_words
         self._refusals = refusals
         self._fill = fill
         self._advice = advice
@@ -151,6 +154,8 @@ class Health:
         """Return the HTTP status and the JSON document of /readyz for the admin port."""
         status, document = self._readyz()
         next_one = next_step(self._cause, self._advice) if self._cause else ""
+        if self._cause and self._cause == self._table() and self._table_words():
+            document["reason"] += f": {self._table_words()}"
         return status, orjson.dumps({**document, "next": next_one})
 
     def readyz_for_devices(self) -> tuple[int, bytes]:

@@ -17,11 +17,12 @@ from ingest.app.database import (
 )
 from ingest.app.target import make_target
 from ingest.config.settings import Settings
-from ingest.model.causes import PARTITIONS_END, RETENTION_WAITS
+from ingest.model.causes import HOUSEKEEPING_FAILS, PARTITIONS_END, RETENTION_WAITS
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.sinks.postgres.housekeeping import runs
 from ingest.sinks.postgres.housekeeping.keeping import Growth, growth
+from ingest.sinks.postgres.housekeeping.plan import Did, Step
 from ingest.sinks.postgres.housekeeping.runs import Report
 from ingest.sinks.postgres.housekeeping.view import HYPERTABLE, PARTITIONED, View
 from ingest.system.clock import sleep_unless, unix_us
@@ -29,8 +30,9 @@ from ingest.system.logs import Occasionally, get_logger
 
 WARNING_S = 3600.0
 STOP_S_MAX = 1.0
+WORDS_MAX = 500  # characters of what a step says
 SPANS_LEFT_MIN = 3  # with fewer partitions ahead somebody should look
-FIRST_PAUSES_S = (1.0, 5.0, 30.0)  # after runs that failed: the database may be starting
+FAILED_PAUSES_S = (1.0, 5.0, 30.0, 60.0)  # after runs that failed in a row; then 60 s each
 
 log = get_logger("housekeeping")
 
@@ -38,6 +40,10 @@ log = get_logger("housekeeping")
 def ends_soon(view: View) -> bool:
     """Whether few partitions are left: readings of later days would become dead letters."""
     return view.kind == PARTITIONED and view.spans_ahead < SPANS_LEFT_MIN
+
+
+def _said(step: Step, why: str) -> str:
+    return f"{step.kind} {step.partition}: {why}"
 
 
 class Housekeeping:
@@ -48,7 +54,9 @@ class Housekeeping:
         self._url = housekeeping_url(settings, url)
         self._stopping = asyncio.Event()  # until `run` is given another one
         self._jobs = housekeeping_jobs(settings, self._is_stopping)
-        self._cause = ""
+        self._view: View | None = None  # as the last run has left it
+        self._failed: list[str] = []  # of the last run
+        self._waiting: list[str] = []
         self._figures: dict[str, float] = {}
         self._oldest_us: int | None = None
         self._growth: Growth | None = None
@@ -67,8 +75,8 @@ class Housekeeping:
             if await self._once_unless(stopping):
                 failures = 0
             else:
-                first_s = FIRST_PAUSES_S[min(failures, len(FIRST_PAUSES_S) - 1)]
-                pause_s = min(pause_s, first_s if failures < len(FIRST_PAUSES_S) else pause_s)
+                failed_s = FAILED_PAUSES_S[min(failures, len(FAILED_PAUSES_S) - 1)]
+                pause_s = min(pause_s, failed_s)
                 failures += 1
 
     async def _once_unless(self, stopping: asyncio.Event) -> bool:
@@ -99,6 +107,7 @@ class Housekeeping:
             else:
                 report = await runs.look(*where, target=target)
         except StartError as error:
+            self._failed = [str(error)]
             if self._occasionally.due(str(error)) is not None:
                 log.warning("housekeeping_failed", why=str(error))
             return False
@@ -106,6 +115,7 @@ class Housekeeping:
             # Such as an entry of the registry, or a file of the archive, that somebody has changed.
             # Posts must not stop for it, and would: an error that leaves a task ends the process.
             why = f"{type(error).__name__}: {error}"
+            self._failed = [why]
             if self._occasionally.due(why) is not None:
                 log.warning("housekeeping_failed", why=why, exc_info=True)
             return False
@@ -114,26 +124,28 @@ class Housekeeping:
         if needs and self._occasionally.due(needs) is not None:
             log.warning("schema_version_differs", why=needs)
         for each in report.did:
-            step = each.step
-            if not each.error:
-                log.info("housekeeping_did", step=step.kind, partition=step.partition)
-            elif self._occasionally.due((step.kind, each.error)) is not None:
-                log.warning(
-                    "housekeeping_step_failed",
-                    step=step.kind,
-                    partition=step.partition,
-                    why=each.error,
-                )
+            self._tell(each)
         return True
+
+    def _tell(self, did: Did) -> None:
+        """Log what became of a step; of those that say the same, one an hour."""
+        step, partition, why = did.step.kind, did.step.partition, did.error or did.left
+        if not why:
+            log.info("housekeeping_did", step=step, partition=partition)
+        elif self._occasionally.due((step, why)) is None:
+            pass
+        elif did.error:
+            log.warning("housekeeping_step_failed", step=step, partition=partition, why=why)
+        else:
+            log.warning("housekeeping_step_left", step=step, partition=partition, why=why)
 
     def _look_at(self, report: Report) -> None:
         """Keep what others ask for; with thousands of partitions it is not counted each time."""
-        view = report.view
+        view = self._view = report.view
         self._oldest_us = report.oldest_us
-        waiting = sum(bool(each.waits) for each in report.due)
-        self._cause = RETENTION_WAITS if waiting else ""
-        if ends_soon(view):
-            self._cause = PARTITIONS_END
+        self._waiting = [_said(each, each.waits) for each in report.due if each.waits]
+        if not report.other_run:
+            self._failed = [_said(each.step, each.error) for each in report.did if each.error]
         self._figures = {}
         self._growth = growth(view.partitions, view.now_us, retention_policy(self._settings))
         if view.kind == PARTITIONED:
@@ -142,12 +154,22 @@ class Housekeeping:
                 "partition_spans_ahead": view.spans_ahead,
                 "table_bytes": sum(each.bytes for each in view.partitions),
             }
-        if waiting or view.kind in (PARTITIONED, HYPERTABLE):
-            self._figures["housekeeping_steps_waiting"] = waiting
+        if view.kind in (PARTITIONED, HYPERTABLE):
+            self._figures["housekeeping_steps_waiting"] = len(self._waiting)
 
     def cause(self) -> str:
         """Return the key of causes.CAUSES, or nothing."""
-        return self._cause
+        if self._view is not None and ends_soon(self._view):
+            return PARTITIONS_END
+        if self._failed:
+            return HOUSEKEEPING_FAILS
+        return RETENTION_WAITS if self._waiting else ""
+
+    def words(self) -> str:
+        """Return what the first step that failed says, or that waits; with paths of the machine."""
+        said = self._failed or self._waiting
+        more = f" (and {len(said) - 1} more)" if len(said) > 1 else ""
+        return said[0][:WORDS_MAX] + more if said else ""
 
     def figures(self, disk_free_bytes: int | None = None) -> dict[str, float]:
         """Return the figures of the table for metrics, by their names.
@@ -155,6 +177,8 @@ class Housekeeping:
         `disk_free_bytes` is the room on the disk of the database, if that is known.
         """
         figures = self._figures
+        if self._failed or self._view is not None:
+            figures = {**figures, "housekeeping_steps_failed": len(self._failed)}
         if self._oldest_us is not None:
             age_s = (unix_us() - self._oldest_us) / 1e6
             figures = {**figures, "table_oldest_age_seconds": age_s}

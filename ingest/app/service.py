@@ -137,6 +137,7 @@ class Service:
             disk_broken=lambda: self.buffer.broken,
             dead_letters=self.dead_letters.stats,
             table=self.writing.table_cause,
+            table_words=self.writing.table_words,
             refusals=Refusals(self.ledger),
             fill=fill,
             advice=words,

@@ -113,6 +113,7 @@ class StreamWriter:
             broker=role.broker_state.cause,
             dead_letters=self.dead_letters.stats,
             table=self.writing.table_cause,
+            table_words=self.writing.table_words,
             refusals=Refusals(self.ledger),
             fill=fill,
             advice=words,

@@ -255,6 +255,10 @@ class WritingHalf:
         """Return what is wrong with the partitions, as a key of causes.CAUSES, or nothing."""
         return self.housekeeping.cause() if self.housekeeping is not None else ""
 
+    def table_words(self) -> str:
+        """Return what exactly is wrong there, or nothing."""
+        return self.housekeeping.words() if self.housekeeping is not None else ""
+
     def release_hold(self, dead_letter: bool) -> bool:
         """Try now; with `dead_letter` dead-letter the rows that the database refuses.
 

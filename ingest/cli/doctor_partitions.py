@@ -28,13 +28,15 @@ async def partition_checks(settings: Settings, url: str) -> list[Check]:
         )
     except StartError as error:
         return [Check(_NAME, FAIL if settings.housekeeping_url else WARN, str(error))]
-    found = [_check(report.view)] if report.view.kind == PARTITIONED else []
+    leaves = bool(settings.keep_hot)
+    found = [_check(report.view, leaves=leaves)] if report.view.kind == PARTITIONED else []
     if report.schema.needs:
         found.append(Check("schema", FAIL if report.schema.refuses else WARN, report.schema.needs))
     return found
 
 
-def _check(view: View) -> Check:
+def _check(view: View, *, leaves: bool) -> Check:
+    """Return whether they last. `leaves`: old ones are to leave the table."""
     left = f"{counted(view.spans_ahead, view.span)} after the present one have a partition"
     if view.has_default:
         return Check(_NAME, OK, "there is a default partition, so the service makes none")
@@ -42,6 +44,8 @@ def _check(view: View) -> Check:
         fix = "set housekeeping_url to the role that owns the table"
         said = f"{left}, and no more can be made: {view.cannot_make}; {fix}"
         return Check(_NAME, FAIL if not view.spans_ahead else WARN, said)
+    if leaves and view.not_ours:
+        return Check(_NAME, FAIL if not view.spans_ahead else WARN, f"{left}; {view.not_ours}")
     if ends_soon(view):
         who = "" if view.ours else "; another tool made them: see `ingest schema adopt`"
         return Check(_NAME, FAIL if not view.spans_ahead else WARN, f"only {left}{who}")

@@ -15,7 +15,6 @@ from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_jso
 from ingest.cli.terminal import print_answer
 from ingest.config.loading import Loaded
 from ingest.sinks.postgres.housekeeping.spans import END_US
-from ingest.sinks.postgres.housekeeping.view import HYPERTABLE, PARTITIONED
 from ingest.system.clock import rfc3339_or_us
 from ingest.system.words import counted
 
@@ -75,7 +74,7 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
         "refused": report.schema.needs if report.schema.refuses else "",
     }
     print_answer(answer, run_text(report), as_json=args.json)
-    failed = any(each.error and (args.yes or not each.step.waits) for each in report.did)
+    failed = any(each.error for each in report.did)
     return 1 if failed or report.schema.refuses else 0
 
 
@@ -111,7 +110,7 @@ def _steps(steps: Sequence[Step]) -> list[dict[str, Any]]:
 
 def _did(did: Did) -> dict[str, Any]:
     (step,) = _steps([did.step])
-    return {**step, "error": did.error}
+    return {**step, "error": did.error, "left": did.left}
 
 
 def plan_text(report: Report) -> str:
@@ -131,9 +130,8 @@ def plan_text(report: Report) -> str:
 
 
 def _confirm(report: Report) -> list[str]:
-    """Return the line with the next step, if a yes helps a step that waits."""
-    waits = any(each.waits for each in report.due)
-    return [CONFIRM] if waits and report.view.kind in (PARTITIONED, HYPERTABLE) else []
+    """Return the line with the next step, if a step waits."""
+    return [CONFIRM] if any(each.waits for each in report.due) else []
 
 
 def run_text(report: Report) -> str:
@@ -144,10 +142,14 @@ def run_text(report: Report) -> str:
         return "another housekeeping run is under way; nothing was done"
     if not report.did:
         return f"nothing was due: {_kind_words(report)}"
-    lines = [
-        f"{each.step.kind} {each.step.partition}: {each.error or 'done'}" for each in report.did
-    ]
+    lines = [f"{each.step.kind} {each.step.partition}: {_became(each)}" for each in report.did]
     return "\n".join([*lines, *_confirm(report)])
+
+
+def _became(did: Did) -> str:
+    if did.error:
+        return f"failed: {did.error}"
+    return f"waits: {did.left}" if did.left else "done"
 
 
 def _kind_words(report: Report) -> str:
@@ -160,8 +162,7 @@ def _kind_words(report: Report) -> str:
         "other": f"{view.table} is not partitioned by the range of its time",
         "partitioned": f"{view.table} has partitions until {_until(report)}"
         if view.ours
-        else f"{view.table} was partitioned by another tool, or this role may not read "
-        "ingest_housekeeping (`ingest schema adopt` hands it over to the housekeeping)",
+        else view.not_ours or f"this role may not see who made the partitions of {view.table}",
     }[view.kind]
 
 

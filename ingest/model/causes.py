@@ -47,6 +47,7 @@ BROKER_AWAY, BROKER_UNSAFE, BROKER_DISK = "broker_away", "broker_unsafe", "broke
 STREAM_MISSING, STREAM_ALTERED, STREAM_FULL = "stream_missing", "stream_altered", "stream_full"
 INSTANCE_AWAY = "instance_away"  # of `up`
 PARTITIONS_END, RETENTION_WAITS = "partitions_end", "retention_waits"
+HOUSEKEEPING_FAILS = "housekeeping_fails"
 
 _READ_MESSAGE = "`{run} hold show` prints the message of the server."
 _MAKE_SPACE = (
@@ -198,9 +199,15 @@ CAUSES: dict[str, Cause] = {
     RETENTION_WAITS: Cause(
         "old readings stay in the table until a person confirms that they are removed",
         "`{run} housekeeping plan` prints what would be dropped, and why it waits. If that is "
-        "right: `{run} housekeeping run --yes`. If not, correct keep_hot. If the table has no "
-        "partitions: `{run} schema partition`.",
+        "right: `{run} housekeeping run --yes`. If not, correct keep_hot.",
         "ingestretentionwaits",
+    ),
+    HOUSEKEEPING_FAILS: Cause(
+        "the housekeeping of the table could not do a step; readings are written as before",
+        "Mend what the reason says, here or in `{log}` (housekeeping_step_failed, "
+        "housekeeping_failed). The next run goes on by itself; `{run} housekeeping run` does it at "
+        "once.",
+        "ingesthousekeepingfails",
     ),
     PARTITIONS_END: Cause(
         "few partitions are left after the present one; when the last one is over, new readings "

@@ -75,6 +75,7 @@ EVENTS: dict[str, str] = {
     "partition_not_made": "A partition could not be made. Its readings wait as dead letters.",
     "housekeeping_did": "The housekeeping has done this step.",
     "housekeeping_step_failed": "The housekeeping could not do this step. It is tried again.",
+    "housekeeping_step_left": "This step is left for a later run: `why` says what it waits for.",
     "housekeeping_failed": "The housekeeping could not run. It is tried again.",
     "schema_version_differs": "The schema was made by an older or newer program. `why` says what "
     "to do.",

@@ -13,9 +13,12 @@ import asyncpg
 import pytest
 from pyarrow import parquet
 
+from ingest.app.housekeeping import Housekeeping
 from ingest.archive.archiver import ParquetArchiver
-from ingest.archive.folder import ArchiveFailed
-from ingest.sinks.postgres.housekeeping import archive_rows, registry
+from ingest.archive.folder import ArchiveFailed, ArchiveFolder
+from ingest.config.settings import Settings
+from ingest.model.causes import HOUSEKEEPING_FAILS
+from ingest.sinks.postgres.housekeeping import archive_rows, archived, registry
 from tests.support.archives import Row, drawn, rows_in, rows_in_files, store
 from tests.support.commands import Here, with_user
 
@@ -155,7 +158,8 @@ async def test_tables_with_other_names_in_one_schema_have_nothing_in_common(
     waits = await here("housekeeping", "run", "--json", *own)
     did = json.loads(waits.stdout)["did"]
     assert (did[0]["kind"], did[0]["partition"]) == ("make", last[0])
-    assert [each["error"][:21] for each in did[-3:]] == ["waits: keep_hot = 30d"] * 3
+    assert [each["left"][:14] for each in did[-3:]] == ["keep_hot = 30d"] * 3
+    assert [each["error"] for each in did[-3:]] == [""] * 3
     assert await keep_house(own) == left
     assert await connection.fetchval('select count(*) from "My data_hourly"') == 1
     assert await connection.fetchval('select count(*) from "My data"') == 0
@@ -184,6 +188,81 @@ async def test_restore_tells_nobody_to_remove_what_is_not_in_the_archive_yet(
     entry = (await registry.entries(connection, "readings", f"archive/{NAME}"))[""]
     await registry.put(connection, kept, f"archive/{NAME}", {**entry, "state": "detached"})
     assert "on its way" in (await here("archive", "restore", NAME, *words)).stderr
+
+
+async def test_archive_that_cannot_be_written_is_told_until_it_is_mended(
+    connection: asyncpg.Connection, shared_url: str, here: Here, tmp_path: Path
+) -> None:
+    """The service says which step fails and why, and goes on by itself once that is mended."""
+    in_the_way = tmp_path / "cold"
+    in_the_way.write_text("")
+    words = ["--database-url", shared_url, "--partition-span", "day", "--keep-hot", "30d"]
+    words += ["--archive-dir", str(in_the_way)]
+    assert (await here("schema", "apply", *words)).code == 0
+    await arrive(connection, drawn(3, 1, from_us=OLD_US, to_us=OLD_US + DAY_US))
+    failed = await here("housekeeping", "run", "--yes", *words)
+    assert (failed.code, f"archive {NAME}: failed: " in failed.stdout) == (1, True)
+    settings = Settings(
+        partition_span="day",
+        keep_hot="30d",
+        archive_dir=str(in_the_way),
+        housekeeping_pause_s=0.05,
+    )
+    housekeeping = Housekeeping(settings, lambda: shared_url)
+    stopping = asyncio.Event()
+    running = asyncio.create_task(housekeeping.run(stopping))
+    while housekeeping.cause() != HOUSEKEEPING_FAILS:
+        assert not running.done()
+        await asyncio.sleep(0.01)
+    assert housekeeping.words().startswith(f"archive {NAME}: ")
+    assert str(in_the_way) in housekeeping.words()
+    assert housekeeping.figures()["housekeeping_steps_failed"] == 1
+    in_the_way.unlink()
+    while housekeeping.cause():
+        assert not running.done()
+        await asyncio.sleep(0.01)
+    assert housekeeping.figures()["housekeeping_steps_failed"] == 0
+    stopping.set()
+    await running
+    assert len(rows_in_files(in_the_way.glob("*.parquet"))) == 3
+
+
+async def test_verify_tells_no_fault_while_a_run_replaces_files(
+    connection: asyncpg.Connection,
+    shared_url: str,
+    here: Here,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It looks again under the lock of the folder, and completes a move that was cut off."""
+    words = ["--database-url", shared_url, "--partition-span", "day", "--keep-hot", "30d"]
+    words += ["--archive-dir", str(tmp_path)]
+    assert (await here("schema", "apply", *words)).code == 0
+    await arrive(connection, drawn(3, 1, from_us=OLD_US, to_us=OLD_US + DAY_US))
+    assert (await here("housekeeping", "run", "--yes", *words)).code == 0
+    (found,) = await archived.contents(connection, "readings")
+    hidden = tmp_path / f".{NAME}.{found.token}"
+
+    def hide() -> None:  # as between the record and the move
+        hidden.mkdir()
+        (tmp_path / f"{NAME}.parquet").rename(hidden / f"{NAME}.parquet")
+
+    hide()
+    assert (await here("archive", "verify", *words)).code == 0
+    hide()
+    with ArchiveFolder(tmp_path).locked():
+        verifying = asyncio.create_task(here("archive", "verify", *words))
+        await asyncio.sleep(0.3)
+        assert not verifying.done()
+    assert (await verifying).code == 0
+    hide()
+    monkeypatch.setattr("ingest.archive.archiver.ALONE_S_MAX", 0.0)
+    with ArchiveFolder(tmp_path).locked():
+        refused = await here("archive", "verify", *words)
+    assert (refused.code, "another process writes" in refused.stdout) == (1, True)
+    elsewhere = await here("archive", "verify", *words[:-1], str(tmp_path / "elsewhere"))
+    assert (elsewhere.code, "No such file" in elsewhere.stdout) == (1, True)
+    assert not (tmp_path / "elsewhere").exists()
 
 
 @pytest.mark.slow

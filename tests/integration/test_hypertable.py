@@ -48,7 +48,7 @@ async def test_old_chunks_are_dropped_after_a_yes(
             "from generate_series(0, 9) n"
         )
         (waiting,) = await run(connection, KEEP)
-        assert "7 of 10 partitions" in waiting.error
+        assert "7 of 10 partitions" in waiting.left
         (cold,) = await run(connection, KEEP._replace(archive_dir="/cold"), yes=True)
         assert "a hypertable is not archived" in cold.error
         assert await connection.fetchval("select count(*) from readings") == 10

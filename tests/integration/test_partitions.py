@@ -10,13 +10,19 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest.app.database import housekeeping_jobs, late_partitions, partitions_ahead, timeouts
+from ingest.app.database import (
+    housekeeping_jobs,
+    late_partitions,
+    partitions_ahead,
+    retention_policy,
+    timeouts,
+)
 from ingest.cli.doctor_partitions import partition_checks
 from ingest.config.settings import Settings
 from ingest.model.letter import EXHAUSTED, REFUSED
 from ingest.model.reading import Reading
 from ingest.sinks.postgres import schema
-from ingest.sinks.postgres.housekeeping import runs
+from ingest.sinks.postgres.housekeeping import registry, runs
 from ingest.sinks.postgres.housekeeping.making import make_partition
 from ingest.sinks.postgres.housekeeping.partitions import partitions
 from ingest.sinks.postgres.housekeeping.runs import Report
@@ -279,7 +285,16 @@ async def test_late_reading_makes_its_partition_and_is_stored_once(
         assert (letter.reason, letter.code) == (REFUSED, "ts_too_old")
         assert "partition_late_days_max" in letter.message
         assert path.late.made == 2
-    late = late_partitions(daily(keep_hot="12h"), lambda: shared_url)
+    settings = daily(keep_hot="12h")
+    late = late_partitions(settings, lambda: shared_url)
+    await late.make_for([now_us])
+    why = late.why_not(now_us - 20 * DAY_US)
+    assert why is not None
+    assert not why.final, "nobody has confirmed keep_hot yet"
+    kept, policy = await registry.make(table, "readings"), retention_policy(settings)
+    assert policy is not None
+    await registry.put(table, kept, registry.KEEP_HOT, policy.entry(now_us))
+    late = late_partitions(settings, lambda: shared_url)
     await late.make_for([now_us])
     assert late.why_not(now_us - 20 * DAY_US) == ("older than 12h (keep_hot)", True)
     ledger = path.ledger

@@ -9,14 +9,24 @@ import pytest
 import structlog
 
 from ingest.app.housekeeping import Housekeeping
+from ingest.cli.doctor_database import OK
+from ingest.cli.doctor_partitions import partition_checks
 from ingest.config.settings import Settings
-from ingest.model.causes import RETENTION_WAITS
+from ingest.model.causes import HOUSEKEEPING_FAILS, RETENTION_WAITS
 from ingest.model.errors import StartError
 from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.housekeeping import plan, registry
 from ingest.sinks.postgres.housekeeping.keeping import Policy
 from ingest.sinks.postgres.housekeeping.partitions import bounds_entry
-from ingest.sinks.postgres.housekeeping.retention import ARCHIVE, DETACH, DROP, Retention
+from ingest.sinks.postgres.housekeeping.retention import (
+    ARCHIVE,
+    DETACH,
+    DROP,
+    Retention,
+    note_what_left,
+)
+from ingest.sinks.postgres.housekeeping.rollup_state import progress
+from ingest.sinks.postgres.housekeeping.rollups import Rollups
 from ingest.sinks.postgres.housekeeping.spans import DAY, DAY_US, literal, partition_name
 from ingest.sinks.postgres.housekeeping.view import View, look_at
 from tests.support.commands import Here
@@ -53,12 +63,19 @@ async def seen(connection: asyncpg.Connection) -> View:
 
 
 async def run(
-    connection: asyncpg.Connection, policy: Policy | None = KEEP, *, yes: bool = False
+    connection: asyncpg.Connection,
+    policy: Policy | None = KEEP,
+    *,
+    yes: bool = False,
+    archive_dir: str = "",
 ) -> list[str]:
     """Do what is due; return what became of each step."""
-    did = await plan.run(connection, await seen(connection), [Retention(policy)], yes=yes)
+    job = Retention(policy, archive_dir=archive_dir)
+    did = await plan.run(connection, await seen(connection), [job], yes=yes)
     return [
-        f"{each.step.kind} {each.step.partition}{each.error and ': ' + each.error}" for each in did
+        f"{each.step.kind} {each.step.partition}"
+        f"{each.error and ': ' + each.error}{each.left and ': waits: ' + each.left}"
+        for each in did
     ]
 
 
@@ -104,8 +121,9 @@ async def test_old_partitions_go_once_a_person_has_said_yes(
 async def test_partitions_of_others_and_pinned_ones_stay(connection: asyncpg.Connection) -> None:
     """Only what we made or adopted leaves; and what was restored stays until it is released."""
     made = await make(connection, 4, ours=False)
-    assert await run(connection, yes=True) == []
     kept = await registry.make(connection, "readings")
+    await registry.put(connection, kept, "table/readings", {"span": DAY})
+    assert await run(connection, yes=True) == []
     for each in (await seen(connection)).partitions:
         entry = bounds_entry(each.from_us, each.to_us)
         await registry.put(connection, kept, registry.PARTITION + each.name, entry)
@@ -124,17 +142,18 @@ async def test_nothing_leaves_before_wanted_rollups_are_made(
     did = await plan.run(
         connection, await seen(connection), [Retention(KEEP, rollups=True)], yes=True
     )
-    assert [each.error for each in did] == ["the rollups of this time are not computed yet"]
+    said = [(each.error, each.left) for each in did]
+    assert said == [("", "the rollups of this time are not computed yet")], "that is no failure"
     assert await names(connection) == made
 
 
 async def test_keep_hot_on_a_plain_table_says_what_to_do(connection: asyncpg.Connection) -> None:
-    """A yes does not help: it has no partitions. Without keep_hot nothing is said."""
+    """It fails: no yes would help. Without keep_hot nothing is said."""
     await schema.apply(connection)
-    (said,) = await run(connection)
-    assert said.startswith("drop readings: waits: public.readings has no partitions by time")
-    (said,) = await run(connection, yes=True)
-    assert said.startswith("drop readings: public.readings has no partitions by time")
+    for yes in (False, True):
+        (said,) = await run(connection, yes=yes)
+        assert said.startswith("drop readings: public.readings has no partitions by time")
+        assert "ingest schema partition" in said
     assert await run(connection, None) == []
 
 
@@ -165,16 +184,17 @@ async def test_reader_delays_a_detach_and_the_next_run_ends_it(
 
 
 async def test_run_that_was_cut_off_is_ended_by_the_next(connection: asyncpg.Connection) -> None:
-    """After the detach the rest is due, and needs no second yes; without a policy it waits."""
+    """After the detach the rest is due, and needs no second yes, if keep_hot still wants it."""
     made = await make(connection, 4)
     job = Retention(KEEP)
     detach, drop = await job.plan(connection, await seen(connection))
     assert (detach.kind, drop.kind) == (DETACH, DROP)
     await job.do(connection, await seen(connection), detach)
     assert await names(connection) == made[1:]
-    assert (await run(connection, None))[0].startswith(
-        f"drop {made[0]}: waits: {made[0]} was detached"
-    )
+    for policy in (None, Policy(30 * DAY_US, "30d")):
+        (said,) = await run(connection, policy)
+        assert said.startswith(f"drop {made[0]}: waits: {made[0]} was detached to be dropped")
+        assert f'attach partition public."{made[0]}" for values from (' in said
     assert await run(connection) == [f"drop {made[0]}"]
     assert await tables(connection) == made[1:]
 
@@ -199,7 +219,10 @@ async def test_detach_that_got_no_lock_is_judged_by_the_policy_of_now(
 async def test_half_a_detach_for_an_archive_is_not_dropped_without_one(
     connection: asyncpg.Connection, shared_url: str
 ) -> None:
-    """The rest of the detach is done at once; the drop waits, also in the runs after it."""
+    """The rest of the detach is done at once. No yes drops it: the next run archives it.
+
+    Also if keep_hot is removed or longer by then: what was confirmed is done.
+    """
     made = await make(connection, 4)
     reader = await asyncpg.connect(shared_url)
     async with reader.transaction(isolation="repeatable_read"):
@@ -209,11 +232,18 @@ async def test_half_a_detach_for_an_archive_is_not_dropped_without_one(
     await reader.close()
     said = await run(connection)
     assert said[0] == f"detach {made[0]}"
-    for again in (said[1:], await run(connection)):
-        assert again == [
-            f"drop {made[0]}: waits: archive_dir was changed after {made[0]} was detached"
-        ]
-    assert await tables(connection) == made
+    for again in (said[1:], await run(connection, yes=True), await run(connection, None, yes=True)):
+        (dropped, *more) = again
+        assert dropped.startswith(f"drop {made[0]}: {made[0]} was detached to be archived in /cold")
+        assert [each.split(":")[0] for each in more] in ([], [f"drop {made[1]}"])
+    assert made[0] in await tables(connection)
+    view = await seen(connection)
+    for policy in (None, Policy(30 * DAY_US, "30d", "/cold"), KEEP._replace(archive_dir="/cold")):
+        steps = await Retention(policy, archive_dir="/cold").plan(connection, view)
+        steps = [each for each in steps if each.partition == made[0]]
+        assert [(each.kind, each.waits) for each in steps] == [(ARCHIVE, ""), (DROP, "")]
+    (archive, _) = await Retention(None, archive_dir="/other").plan(connection, view)
+    assert "--yes archives it in /other, and then drops it" in archive.waits
 
 
 async def test_partition_that_somebody_attached_again_or_made_anew_stays(
@@ -252,6 +282,100 @@ async def test_partition_that_somebody_attached_again_or_made_anew_stays(
         await job.do(connection, await seen(connection), drop)
     assert await job.plan(connection, await seen(connection)) == []
     assert await tables(connection) == made
+
+
+async def test_detached_table_that_was_dropped_by_hand_is_told_once(
+    connection: asyncpg.Connection,
+) -> None:
+    """In each state before the archive has it; a new partition of the same name stays ours."""
+    made = await make(connection, 6)
+    policy = KEEP._replace(archive_dir="/cold")
+    job = Retention(policy)
+    steps = await job.plan(connection, await seen(connection))
+    first, second, third = ([each for each in steps if each.partition == name] for name in made[:3])
+    for each in (first, second, third):
+        await job.do(connection, await seen(connection), each[0])
+    kept = await registry.make(connection, "readings")
+    for name, state in ((made[0], "detaching"), (made[2], "verified")):
+        key = registry.ARCHIVE + name
+        entry = (await registry.entries(connection, "readings", key))[""]
+        await registry.put(connection, kept, key, {**entry, "state": state})
+    await registry.put(connection, kept, registry.PINNED + made[0], {})
+    bounds = first[0][3:5]
+    await connection.execute(
+        f"drop table {made[0]}; alter table {made[1]} rename to mine; drop table {made[2]}; "
+        f"create table {made[0]} partition of readings for values "
+        f"from ({literal(bounds[0])}) to ({literal(bounds[1])})"
+    )
+    said = await run(connection, policy)
+    gone = "was dropped or renamed by somebody before it was in the archive"
+    assert [each.split(":")[:2] for each in said] == [
+        [f"drop {made[0]}", f" {made[0]} {gone}"],
+        [f"drop {made[1]}", f" {made[1]} {gone}"],
+        [f"drop {made[2]}"],
+    ]
+    entries = await registry.entries(connection, "readings", registry.ARCHIVE)
+    assert {name: each["state"] for name, each in entries.items()} == {made[2]: "dropped"}
+    ours = {each.name for each in (await seen(connection)).partitions if each.ours}
+    assert made[0] in ours
+    assert await run(connection, policy) == []
+
+
+async def test_rollups_know_what_has_left_the_table_and_nothing_else(
+    connection: asyncpg.Connection, shared_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A detach without its lock changes nothing; one that is half done counts from then on."""
+    made = await make(connection, 4)
+    monkeypatch.setattr(plan, "TRY_AGAIN_S", 0.01)
+    jobs: list[plan.Job] = [Rollups(wanted=True), Retention(KEEP, rollups=True)]
+    (did,) = await plan.run(connection, await seen(connection), jobs[:1])
+    assert did.error == ""
+
+    async def ran() -> list[str]:
+        did = await plan.run(connection, await seen(connection), jobs, yes=True)
+        return [each.error for each in did if each.step.kind == DETACH]
+
+    async def raw_from_us() -> int | None:
+        at = await progress(connection, "readings")
+        return None if at is None else at.raw_from_us
+
+    end_us = (await seen(connection)).partitions[0].to_us
+    other = await asyncpg.connect(shared_url)
+    async with other.transaction():
+        await other.execute("lock table readings in share update exclusive mode")
+        (error,) = await ran()
+    assert "lock timeout" in error
+    assert await raw_from_us() is None
+    async with other.transaction(isolation="repeatable_read"):
+        await other.fetchval("select count(*) from readings")
+        (error,) = await ran()
+    assert "timeout" in error
+    await other.close()
+    await note_what_left(connection, await seen(connection))  # as the next run of the rollups does
+    assert await raw_from_us() == end_us
+    assert await ran() == [""]
+    assert await raw_from_us() == end_us
+    assert await names(connection) == made[1:]
+
+
+async def test_table_whose_record_is_lost_is_told_with_the_command_that_mends_it(
+    connection: asyncpg.Connection, shared_url: str, here: Here
+) -> None:
+    """Run, plan, status and doctor say it; then `schema adopt` ends it."""
+    await make(connection, 4)
+    await connection.execute("drop table ingest_housekeeping")
+    words = ("--keep-hot", "2d", "--partition-span", "day", "--database-url", shared_url)
+    done = await here("housekeeping", "run", "--yes", *words)
+    assert done.code == 1
+    shown = [(await here("housekeeping", each, *words)).stdout for each in ("plan", "status")]
+    (check,) = await partition_checks(Settings(keep_hot="2d"), shared_url)
+    assert check.state != OK
+    for said in (done.stdout, *shown, check.detail):
+        assert "public.ingest_housekeeping has no entry of public.readings" in said
+        assert "`ingest schema adopt --yes` hands the partitions over" in said
+    assert (await here("schema", "adopt", "--yes", *words)).code == 0
+    waits = await here("housekeeping", "plan", *words)
+    assert "(waits: keep_hot = 2d has not been confirmed" in waits.stdout
 
 
 async def test_with_an_archive_nothing_is_dropped_before_it_was_verified(
@@ -295,6 +419,8 @@ async def test_service_says_that_it_waits_and_a_yes_of_the_command_ends_it(
         assert not running.done()
         await asyncio.sleep(0.01)
     assert housekeeping.figures()["housekeeping_steps_waiting"] == 2
+    assert housekeeping.figures()["housekeeping_steps_failed"] == 0
+    assert housekeeping.words().startswith(f"detach {made[0]}: keep_hot = 2d has not been")
     words = ("--keep-hot", "2d", "--database-url", shared_url)
     assert "(waits: keep_hot = 2d" in (await here("housekeeping", "plan", *words)).stdout
     said = ""
@@ -328,7 +454,9 @@ async def test_damaged_entry_of_the_registry_does_not_end_the_service(
             await asyncio.sleep(0.01)
     assert (lines[0]["event"], lines[0]["why"]) == ("housekeeping_failed", "KeyError: 'from_us'")
     await registry.remove(connection, kept, "archive/x")
-    while not housekeeping.figures():
+    assert housekeeping.cause() == HOUSEKEEPING_FAILS
+    assert housekeeping.words() == "KeyError: 'from_us'"
+    while housekeeping.figures()["housekeeping_steps_failed"]:
         assert not running.done()
         await asyncio.sleep(0.01)
     stopping.set()

@@ -12,6 +12,7 @@ from ingest.sinks.postgres.housekeeping import registry
 from ingest.sinks.postgres.housekeeping.making import make_partition
 from ingest.sinks.postgres.housekeeping.spans import DAY, DAY_US, TimeSpan
 from ingest.sinks.postgres.housekeeping.view import look_at
+from ingest.sinks.postgres.target import quoted
 from tests.support.commands import Here
 
 OLD = "2026-05-28"
@@ -29,10 +30,10 @@ async def test_two_tables_of_one_schema_have_archive_and_rollups_of_their_own(
         at += [f"--column-{name.replace('_', '-')}", column]
     tables = ("order", 'Ord\'er "2"')
     for number, table in enumerate(tables):
-        sql = registry.quoted(table)
+        sql = quoted(table)
         words = [*at, "--table-name", table, "--archive-dir", str(tmp_path / str(number))]
         assert (await here("schema", "apply", *words)).code == 0
-        part = registry.quoted(f"{table}_p20260528")
+        part = quoted(f"{table}_p20260528")
         await connection.execute(
             f"create table {part} partition of {sql} "
             f"for values from ('{OLD} 00:00:00+00') to ('2026-05-29 00:00:00+00'); "
@@ -50,7 +51,7 @@ async def test_two_tables_of_one_schema_have_archive_and_rollups_of_their_own(
         assert [each["error"] for each in did] == [""] * len(did), done
         found = parquet.read_table(tmp_path / str(number)).to_pylist()
         assert [each["device_id"] for each in found] == ["both", f"d{number}"]
-        sql = registry.quoted(f"{table}_hourly")
+        sql = quoted(f"{table}_hourly")
         counted = await connection.fetch(f"select device_id from {sql} order by 1")
         assert [each["device_id"] for each in counted] == ["both", f"d{number}"]
         assert (await here("archive", "verify", *words)).code == 0

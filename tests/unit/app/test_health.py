@@ -37,7 +37,7 @@ class Rig:
         )
         self.journal_bytes = 0
         self.url_fault = ""
-        self.table = ""
+        self.table = self.table_words = ""
         self.ledger = Ledger()
         for part in ("health", "fill", "refusals"):
             monkeypatch.setattr(f"ingest.app.{part}.monotonic_s", lambda: self.now_s)
@@ -49,6 +49,7 @@ class Rig:
             free_bytes=self.free_bytes,
             dead_letters=lambda: self.letters,
             table=lambda: self.table,
+            table_words=lambda: self.table_words,
             refusals=Refusals(self.ledger),
             fill=Fill(settings, lambda: self.journal_bytes),
         )
@@ -346,8 +347,13 @@ def test_end_of_the_partitions_is_told_and_refuses_nothing(rig: Rig) -> None:
     assert (rig.tick(), rig.status) == ("accepting", 200)
     assert "few partitions are left" in rig.document["reason"]
     assert "housekeeping status" in rig.document["next"]
+    rig.table, rig.table_words = "housekeeping_fails", "archive p: /srv/cold is not writable"
+    assert (rig.tick(), rig.status) == ("accepting", 200)
+    assert rig.document["reason"].endswith(": archive p: /srv/cold is not writable")
+    assert b"/srv/cold" not in rig.health.readyz_for_devices()[1], "a path of this machine"
     rig.database.hold("schema")
     assert rig.document["cause"] == "schema"
+    assert "/srv/cold" not in rig.document["reason"]
 
 
 def test_refused_posts_are_counted_for_a_minute_and_logged_once_a_minute(rig: Rig) -> None:

@@ -34,9 +34,12 @@ class PartitionsAhead:
         self._spans = spans
 
     async def plan(self, connection: Connection, view: View) -> list[Step]:
-        """Return a step for each span that has no partition; none for a table that is not ours."""
+        """Return a step for each span that has no partition; none for a table that is not ours.
+
+        Nor for one with a default partition, which takes all readings.
+        """
         del connection
-        if view.kind != PARTITIONED or not view.ours:
+        if view.kind != PARTITIONED or not view.ours or view.has_default:
             return []
         return [
             Step(

@@ -47,7 +47,7 @@ async def contents(connection: Connection, table: str) -> list[Contents]:
     Raises StartError if this role may not see it: that must not look like an empty archive.
     """
     name, readable = await registry.name_beside(connection, table)
-    if not readable and await connection.fetchval("select to_regclass($1) is not null", name):
+    if not readable and await registry.exists(connection, name):
         raise StartError(f"this role may not read {name}: set housekeeping_url to the owner's URL")
     found = (await registry.entries(connection, table, registry.FILES)).items()
     return sorted((_read(name, entry) for name, entry in found), key=lambda each: each.from_us)

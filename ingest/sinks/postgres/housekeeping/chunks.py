@@ -14,7 +14,6 @@ from ingest.sinks.postgres.housekeeping import registry, rollup_state
 from ingest.sinks.postgres.housekeeping.keeping import Policy, due, must_confirm
 from ingest.sinks.postgres.housekeeping.partitions import Partition
 from ingest.sinks.postgres.housekeeping.plan import Step
-from ingest.sinks.postgres.housekeeping.retention import KEEP_HOT
 from ingest.sinks.postgres.housekeeping.spans import literal
 from ingest.sinks.postgres.housekeeping.view import HYPERTABLE, View
 from ingest.system.clock import rfc3339_or_us
@@ -52,10 +51,10 @@ class Chunks:
         leaving = due(found, {}, policy.cutoff_us(view.now_us))
         if not leaving:
             return []
-        answers = await registry.entries(connection, view.table, registry.ANSWER)
-        bare = policy._replace(archive_dir="")
-        waits = must_confirm(leaving, len(found), bare, answers.get("keep_hot"))
-        waits = _NOT_ARCHIVED if policy.archive_dir else waits
+        if policy.archive_dir:
+            return [Step(DROP_CHUNKS, view.table, _NOT_ARCHIVED)]  # it fails, and says so
+        answers = await registry.entries(connection, view.table, registry.KEEP_HOT)
+        waits = must_confirm(leaving, len(found), policy, answers.get(""))
         until_us = leaving[-1].to_us
         why = (
             f"{len(leaving)} chunks have only readings from before {rfc3339_or_us(until_us)} "
@@ -70,9 +69,11 @@ class Chunks:
             raise StartError(_NOT_ARCHIVED)
         if step.waits:
             kept = await registry.make(connection, view.table, view.owner)
-            await registry.put(connection, kept, KEEP_HOT, policy.entry(view.now_us))
+            await registry.put(connection, kept, registry.KEEP_HOT, policy.entry(view.now_us))
         await rollup_state.leave(connection, view, step.to_us, wanted=self._rollups)
-        await connection.execute(
-            f"select drop_chunks({view.oid}::oid::regclass, "
-            f"older_than => timestamptz {literal(step.to_us)})"
-        )
+        async with connection.transaction():
+            await connection.execute(
+                f"select drop_chunks({view.oid}::oid::regclass, "
+                f"older_than => timestamptz {literal(step.to_us)})"
+            )
+            await rollup_state.left(connection, view, step.to_us)

@@ -50,6 +50,16 @@ def due(found: Sequence[Partition], pinned: Mapping[str, Any], cutoff_us: int) -
     ]
 
 
+def is_confirmed(policy: Policy, answer: Mapping[str, Any] | None) -> bool:
+    """Whether a person has said yes to this policy; `answer` is the last confirmation."""
+    return (
+        answer is not None
+        and answer.get("keep_us") == policy.keep_us
+        and answer.get("archive_dir") == policy.archive_dir
+        and set(policy.left_out) <= set(answer.get("left_out", ()))
+    )
+
+
 def must_confirm(
     leaving: Sequence[Partition], count: int, policy: Policy, answer: Mapping[str, Any] | None
 ) -> str:
@@ -66,12 +76,7 @@ def must_confirm(
     )
     if policy.left_out:
         said += f", but what is in {', '.join(policy.left_out)} would be lost: the files lack it"
-    if (
-        answer is None
-        or answer.get("keep_us") != policy.keep_us
-        or answer.get("archive_dir") != policy.archive_dir
-        or not set(policy.left_out) <= set(answer.get("left_out", ()))
-    ):
+    if answer is None or not is_confirmed(policy, answer):
         return f"keep_hot = {policy.keep_hot} has not been confirmed: {said}"
     fresh = [each for each in leaving if each.to_us > answer.get("until_us", 0)]
     if len(fresh) > MANY and len(fresh) > MANY_SHARE * count:

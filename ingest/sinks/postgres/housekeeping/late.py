@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_right
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from asyncpg import Connection
 
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.connection import DatabaseUrl, Timeouts, text_of
-from ingest.sinks.postgres.housekeeping import archived
+from ingest.sinks.postgres.housekeeping import archived, registry
+from ingest.sinks.postgres.housekeeping.keeping import Policy, is_confirmed
 from ingest.sinks.postgres.housekeeping.making import make_partition
 from ingest.sinks.postgres.housekeeping.opening import opened
 from ingest.sinks.postgres.housekeeping.partitions import gaps_of
@@ -40,11 +41,27 @@ log = get_logger("housekeeping")
 
 
 class LateLimits(NamedTuple):
-    """What readings may cause. `late_us_max`: older ones get no partition."""
+    """What readings may cause. `late_us_max`: older ones get no partition.
+
+    Nor do those that `policy` would let leave at once, without an archive: but only once a person
+    has confirmed it.
+    """
 
     late_us_max: int
     partitions_max: int
     late_named: str  # how long that is, and the setting of it
+    policy: Policy | None = None
+
+    def under(self, answer: Mapping[str, Any] | None) -> LateLimits:
+        """Return the limits after the last confirmation, which may be None."""
+        policy = self.policy
+        if policy is None or policy.archive_dir or policy.keep_us >= self.late_us_max:
+            return self
+        if not is_confirmed(policy, answer):
+            return self
+        return self._replace(
+            late_us_max=policy.keep_us, late_named=f"{policy.keep_hot} (keep_hot)", policy=None
+        )
 
 
 class NoPartition(NamedTuple):
@@ -76,7 +93,7 @@ class LatePartitions:
         self._timeouts = timeouts
         self._span = span
         self._target = target
-        self._limits = limits
+        self._configured = self._limits = limits
         self._making = asyncio.Lock()
         self._view: View | None = None
         self._lower: list[int] = []  # of the partitions, sorted
@@ -153,6 +170,8 @@ class LatePartitions:
             connection, self._target.name, self._span, target=self._target, sizes=False
         )
         self._archived = await archived.spans(connection, view.table)
+        answers = await registry.entries(connection, view.table, registry.KEEP_HOT)
+        self._limits = self._configured.under(answers.get(""))
         self._view = view
         self._lower = [each.from_us for each in view.partitions]
         self._upper = [each.to_us for each in view.partitions]

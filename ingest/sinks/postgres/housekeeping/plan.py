@@ -1,7 +1,7 @@
 """The plan of housekeeping: the steps that are due. `run` does them in order, one run at a time.
 
 Each job plans its own steps: partitions ahead, retention, archive. A step that fails does not stop
-the steps of other partitions; those of the same one are left for the next run.
+the steps of other partitions; those of the same one are done by a later run.
 Promises: a step waits for a lock at most `lock_timeout` of the session, some times. Two runs never
 do a step at the same time, in whatever processes they are. A run that was killed is continued by
 the next one: what is due is read from the database each time.
@@ -45,10 +45,14 @@ class Step(NamedTuple):
 
 
 class Did(NamedTuple):
-    """What became of a step: `error` is empty if it was done."""
+    """What became of a step. `error` is why it failed, `left` why it was left for a later run.
+
+    Both are empty if it was done.
+    """
 
     step: Step
     error: str = ""
+    left: str = ""
 
 
 class Job(Protocol):
@@ -63,6 +67,10 @@ class Job(Protocol):
 
     async def do(self, connection: Connection, view: View, step: Step) -> None:
         """Do one step. It may have been done in part before."""
+
+
+class NotYet(StartError):
+    """A step has to wait for something that comes by itself: it is left for a later run."""
 
 
 class OtherRun(StartError):
@@ -88,7 +96,7 @@ async def run(
     """
     by_kind = {kind: job for job in jobs for kind in job.kinds}
     did: list[Did] = []
-    failed = set[str]()
+    undone = set[str]()
     async with alone(connection, view.oid):
         # Another run may just have ended.
         view = await look_at(connection, view.table, view.span, target=view.target)
@@ -96,30 +104,31 @@ async def run(
             if stopped() or connection.is_closed():
                 break
             if step.waits and not yes:
-                did.append(Did(step, f"waits: {step.waits}"))
-            elif step.partition not in failed:
-                error = await _do(connection, view, by_kind[step.kind], step)
-                did.append(Did(step, error))
-                if error:
-                    failed.add(step.partition)
+                did.append(Did(step, left=step.waits))
+            elif step.partition not in undone:
+                did.append(await _do(connection, view, by_kind[step.kind], step))
+                if did[-1].error or did[-1].left:
+                    undone.add(step.partition)
     return did
 
 
-async def _do(connection: Connection, view: View, job: Job, step: Step) -> str:
-    """Do a step, again after a lock that was not free; return why it failed, or nothing."""
+async def _do(connection: Connection, view: View, job: Job, step: Step) -> Did:
+    """Do a step, again after a lock that was not free."""
     failed = ""
     for again in range(TRIES):
         if again:
             await asyncio.sleep(TRY_AGAIN_S * again)
         try:
             await job.do(connection, view, step)
+        except NotYet as error:
+            return Did(step, left=str(error))
         except (asyncpg.PostgresError, *DRIVER_ERRORS, StartError) as error:
             failed = text_of(error)
             if getattr(error, "sqlstate", None) not in _TRY_AGAIN:
                 break
         else:
-            return ""
-    return failed
+            return Did(step)
+    return Did(step, failed)
 
 
 @asynccontextmanager

@@ -3,9 +3,9 @@
 A readings table of another name has its own, such as `ingest_housekeeping_NAME`: two tables of one
 schema must not take each other's partitions, files and rollups for their own.
 Keys: `table/NAME` (a table whose partitions we make: its span), `partition/NAME` (made or adopted
-by us: its bounds), `answer/..` (what a person confirmed), `archive/NAME` (how far the archive of a
-span is), `files/NAME` (what is in the archive), `pinned/NAME`, `schema` (the version of
-all this, see versions.py). The owner writes it; the role that writes readings need not see it.
+by us: its bounds), `answer/keep_hot` (what a person confirmed), `archive/NAME` (how far the archive
+of a span is), `files/NAME` (what is in the archive), `pinned/NAME`, `schema` (the version of all
+this, see versions.py). The owner writes it; the role that writes readings need not see it.
 Promises: each write is one statement of the caller's transaction. The driver's errors pass through.
 """
 
@@ -19,11 +19,11 @@ import orjson
 from asyncpg import Connection
 
 from ingest.model.errors import StartError
-from ingest.sinks.postgres.target import NAME_BYTES_MAX, shortened
+from ingest.sinks.postgres.target import NAME_BYTES_MAX, quoted, shortened
 from ingest.sinks.postgres.target import TABLE as READINGS_TABLE
 
 NAME = "ingest_housekeeping"
-TABLE, PARTITION, ANSWER = "table/", "partition/", "answer/"
+TABLE, PARTITION, KEEP_HOT = "table/", "partition/", "answer/keep_hot"
 ARCHIVE, PINNED, FILES = "archive/", "pinned/", "files/"
 SCHEMA = "schema"
 SCHEMA_VERSION = 1  # what this program reads and writes here; a registry without a number has 0
@@ -53,6 +53,12 @@ async def name_beside(connection: Connection, table: str) -> tuple[str, bool]:
         return NAME, False
     (row,) = await connection.fetch(_READABLE, found["schema"], name_for(found["name"]))
     return row["name"], row["readable"]
+
+
+async def exists(connection: Connection, registry: str) -> bool:
+    """Whether there is a registry of this name (of `name_beside`), readable or not."""
+    found: bool = await connection.fetchval("select to_regclass($1) is not null", registry)
+    return found
 
 
 async def make(connection: Connection, table: str, owner: str | None = None) -> str:
@@ -102,11 +108,6 @@ def refusal(version: int) -> str:
         f"{SCHEMA_VERSION}: run the newer program again; until then no partition is made, archived "
         "or dropped, and readings are written as before"
     )
-
-
-def quoted(name: str) -> str:
-    """Return a name as SQL has it."""
-    return '"' + name.replace('"', '""') + '"'
 
 
 async def entries(connection: Connection, table: str, prefix: str) -> dict[str, Any]:

@@ -6,32 +6,43 @@ verifies it; then the table is dropped. The registry has under `archive/NAME` ho
 `dropped`. Without an archive nothing is left.
 Promises: only a table that we made or adopted is dropped, and it is the one that was detached: its
 oid is in the registry. With an archive it is dropped only if it was verified. What waits for a
-person's answer is not begun. Killed at any moment, the next run goes on.
+person's answer is not begun. Killed at any moment, the next run goes on. What was detached to be
+archived is not dropped without that, whatever the settings are by then.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from asyncpg import Connection
+from asyncpg import Connection, Record
 
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.housekeeping import registry, rollup_state
 from ingest.sinks.postgres.housekeeping.keeping import Policy, due, must_confirm
 from ingest.sinks.postgres.housekeeping.plan import Step
+from ingest.sinks.postgres.housekeeping.spans import literal
 from ingest.sinks.postgres.housekeeping.view import OTHER, PARTITIONED, PLAIN, View
+from ingest.sinks.postgres.target import quoted
 from ingest.system.clock import rfc3339_or_us
 
 DETACH, ARCHIVE, DROP = "detach", "archive", "drop"
 DETACHING, DETACHED, WRITTEN, VERIFIED, DROPPED = (
     *("detaching", "detached", "written", "verified", "dropped"),
 )
-ATTACHED = "attached"
-# Steps that are not done in a state; `drop` says of an attached one that it stays.
-_LEFT_OUT: dict[str, set[str]] = {DETACHING: set(), ATTACHED: {DETACH, ARCHIVE}}
-KEEP_HOT = registry.ANSWER + "keep_hot"
+ATTACHED, GONE = "attached", "gone"  # what somebody else has done to a table that was on its way
+# Steps that are not done in a state; `drop` says what became of one that is attached or gone.
+_LEFT_OUT: dict[str, set[str]] = {
+    DETACHING: set(),
+    ATTACHED: {DETACH, ARCHIVE},
+    GONE: {DETACH, ARCHIVE},
+}
+_DECIDED = {ATTACHED, GONE, VERIFIED}  # nothing is lost by what comes next: it needs no answer
 _UNDER_WAY = {DETACHING, DETACHED, WRITTEN, VERIFIED}
 _NOT_BY_TIME = "{} has no partitions by time that could be dropped: see `ingest schema partition`"
+_NO_ARCHIVE = (
+    "{} was detached to be archived in {}, and archive_dir is not set any more: set it again. "
+    "Until then the table is not dropped"
+)
 _CONCURRENTLY_FROM = 14  # PostgreSQL; before, a detach locks the table for a moment
 _LOCK_MS = 300  # for that lock: all writers wait behind it
 
@@ -40,10 +51,11 @@ select c.oid::int8 as oid, format('%I.%I', n.nspname, c.relname) as name,
        coalesce((to_jsonb(i) ->> 'inhdetachpending')::bool, false) as pending
 from pg_inherits i join pg_class c on c.oid = i.inhrelid join pg_namespace n on n.oid = relnamespace
 where i.inhparent = $1::oid and c.relname = $2"""
-_STILL_THERE = """
-select c.relname::text as name from pg_inherits i join pg_class c on c.oid = i.inhrelid
-where i.inhparent = $1::oid and c.relname = any ($2::text[])
-  and not coalesce((to_jsonb(i) ->> 'inhdetachpending')::bool, false)"""
+_THERE = """
+select c.oid::int8 as oid, c.relname::text as name, i.inhparent::int8 as parent
+from pg_class c left join pg_inherits i on i.inhrelid = c.oid
+  and not coalesce((to_jsonb(i) ->> 'inhdetachpending')::bool, false)
+where c.oid = any ($1::oid[])"""
 _LEFT = """
 select format('%I.%I', n.nspname, c.relname) as name,
        exists (select from pg_inherits where inhrelid = c.oid) as attached
@@ -55,22 +67,28 @@ and not attisdropped and attname <> all ($2::text[]) order by attnum"""
 
 
 class Retention:
-    """A Job. Without a policy nothing leaves; what was begun before waits for an answer.
+    """A Job. Without a policy nothing leaves, but for what was begun before.
 
     It plans the steps of kind `archive` for the job of the archive, which does them. With `rollups`
-    nothing leaves before it is in them.
+    nothing leaves before it is in them. `archive_dir` is that of the policy; if there is none, it
+    is for what was begun.
     """
 
     kinds = frozenset({DETACH, DROP})
 
-    def __init__(self, policy: Policy | None, *, rollups: bool = False) -> None:
+    def __init__(
+        self, policy: Policy | None, *, archive_dir: str = "", rollups: bool = False
+    ) -> None:
         self._policy = policy
+        self._archive_dir = archive_dir if policy is None else policy.archive_dir
         self._rollups = rollups
 
     async def plan(self, connection: Connection, view: View) -> list[Step]:
         """Return the steps of the partitions that are old enough, the oldest first."""
+        if why := self._useless(view):
+            return [Step(DROP, view.name, why)]  # it fails, and says so
         if view.kind != PARTITIONED:
-            return self._without_partitions(view)
+            return []
         begun = await _begun(connection, view)
         steps = self._to_end(begun, view)
         if self._policy is None:
@@ -79,51 +97,67 @@ class Retention:
         pinned = await registry.entries(connection, view.table, registry.PINNED)
         leaving = due(view.partitions, pinned, policy.cutoff_us(view.now_us))
         leaving = [each for each in leaving if each.name not in begun]
-        answers = await registry.entries(connection, view.table, registry.ANSWER)
-        waits = must_confirm(leaving, len(view.partitions), policy, answers.get("keep_hot"))
+        answers = await registry.entries(connection, view.table, registry.KEEP_HOT)
+        waits = must_confirm(leaving, len(view.partitions), policy, answers.get(""))
         for each in leaving:
             steps += self._steps(each.name, each.from_us, each.to_us, waits, begun=False)
         return steps
 
-    def _without_partitions(self, view: View) -> list[Step]:
-        """Return a step that says why `keep_hot` does nothing to this table."""
-        if self._policy is None or view.kind not in (PLAIN, OTHER):
-            return []
-        why = f"keep_hot = {self._policy.keep_hot}"
-        return [Step(DROP, view.name, why, waits=_NOT_BY_TIME.format(view.table))]
+    def _useless(self, view: View) -> str:
+        """Return why `keep_hot` does nothing to this table, if it is set."""
+        if self._policy is None:
+            return ""
+        if view.kind in (PLAIN, OTHER):
+            return _NOT_BY_TIME.format(view.table)
+        return view.not_ours
 
     def _to_end(self, begun: dict[str, Any], view: View) -> list[Step]:
         """Return the rest of what was begun. It was confirmed then, under the policy of then."""
         steps = []
         for name, entry in begun.items():
-            waits = ""
-            if self._policy is None:
-                waits = f"{name} was detached, but keep_hot is not set any more: --yes drops it"
-            elif entry.get("archive_dir", "") != self._policy.archive_dir:
-                waits = f"archive_dir was changed after {name} was detached"
+            waits = "" if entry["state"] in _DECIDED else self._question(name, entry, view)
             found = self._steps(name, entry["from_us"], entry["to_us"], waits, begun=True)
             left_out = _LEFT_OUT.get(entry["state"], {DETACH})
             steps += [each for each in found if each.kind not in left_out]
         return steps
 
+    def _question(self, name: str, entry: dict[str, Any], view: View) -> str:
+        """Return what a person must answer, if a detached table cannot go on as was confirmed."""
+        confirmed = entry.get("archive_dir", "")
+        if confirmed and not self._archive_dir:
+            return ""  # no answer helps: the drop fails, and says so
+        if confirmed != self._archive_dir:
+            return (
+                f"archive_dir was changed after {name} was detached: --yes archives it in "
+                f"{self._archive_dir}, and then drops it"
+            )
+        policy = self._policy
+        if confirmed or (policy and entry["to_us"] <= policy.cutoff_us(view.now_us)):
+            return ""
+        bounds = f"from ({literal(entry['from_us'])}) to ({literal(entry['to_us'])})"
+        return (
+            f"{name} was detached to be dropped, but keep_hot does not want that any more: --yes "
+            f"drops it, without an archive. This keeps it: alter table {view.table} attach "
+            f"partition {quoted(view.schema)}.{quoted(name)} for values {bounds}"
+        )
+
     def _steps(self, name: str, from_us: int, to_us: int, waits: str, *, begun: bool) -> list[Step]:
-        archives = self._policy is not None and self._policy.archive_dir
         kept = f"keep_hot = {self._policy.keep_hot}" if self._policy else "begun before"
         why = f"all its readings are from before {rfc3339_or_us(to_us)} ({kept})"
         # The rest of a detach is done in any case: until then no query sees the partition.
         steps = [Step(DETACH, name, why, from_us, to_us, "" if begun else waits)]
-        if archives:
+        if self._archive_dir:
             steps.append(Step(ARCHIVE, name, why, from_us, to_us, waits))
         return [*steps, Step(DROP, name, why, from_us, to_us, waits)]
 
     async def do(self, connection: Connection, view: View, step: Step) -> None:
         """Detach or drop. A step that waited was confirmed: that is recorded first."""
-        if view.kind != PARTITIONED:
-            raise StartError(_NOT_BY_TIME.format(view.table))
+        if why := self._useless(view):
+            raise StartError(why)
         kept = await registry.make(connection, view.table, view.owner)
         if step.waits and self._policy is not None:
             policy = await _of_table(self._policy, connection, view)
-            await registry.put(connection, kept, KEEP_HOT, policy.entry(view.now_us))
+            await registry.put(connection, kept, registry.KEEP_HOT, policy.entry(view.now_us))
         if step.kind == DETACH:
             await self._detach(connection, view, step, kept)
         else:
@@ -144,7 +178,7 @@ class Retention:
                     "oid": found["oid"],
                     "from_us": step.from_us,
                     "to_us": step.to_us,
-                    "archive_dir": self._policy.archive_dir if self._policy else "",
+                    "archive_dir": self._archive_dir,
                 }
             if not found["pending"]:
                 await rollup_state.leave(connection, view, step.to_us, wanted=self._rollups)
@@ -156,46 +190,79 @@ class Retention:
             else:
                 how = "finalize" if found["pending"] else "concurrently"
                 await connection.execute(f"{detach} {how}")
+        await rollup_state.left(connection, view, step.to_us)
         await registry.put(connection, kept, key, {**entry, "state": DETACHED})
 
     async def _drop(self, connection: Connection, view: View, step: Step, kept: str) -> None:
         key = registry.ARCHIVE + step.partition
         entry = (await registry.entries(connection, view.table, key)).get("")
-        archived = self._policy is not None and bool(self._policy.archive_dir)
         if entry is None or entry.get("state") not in _UNDER_WAY:
             raise StartError(f"{step.partition} was not detached by us")
         found = await connection.fetchrow(_LEFT, entry["oid"], step.partition)
-        if found is not None and found["attached"]:
-            # Somebody wants to keep it: then it is theirs, until it is adopted.
-            await registry.remove(connection, kept, key)
-            await registry.remove(connection, kept, registry.PARTITION + step.partition)
-            raise StartError(f"{step.partition} was attached again by somebody: it stays")
-        if archived and entry["state"] != VERIFIED:
+        confirmed = entry.get("archive_dir", "")
+        archived = bool(confirmed or self._archive_dir)
+        lacks = archived and entry["state"] != VERIFIED
+        ended = _what_ended_it(step.partition, found, lacks=lacks)
+        if lacks and not ended:
+            if not self._archive_dir:
+                raise StartError(_NO_ARCHIVE.format(step.partition, confirmed))
             raise StartError(f"{step.partition} is not in the archive yet: it is not dropped")
         async with connection.transaction():
-            if found is not None:
+            if found is not None and not ended:
                 await connection.execute(f"drop table {found['name']}")
-            await registry.remove(connection, kept, registry.PARTITION + step.partition)
-            if archived:
+            if found is not None or not await connection.fetchrow(
+                _ATTACHED, view.oid, step.partition
+            ):  # else a new partition has this name
+                await registry.remove(connection, kept, registry.PARTITION + step.partition)
+            if archived and not ended:
                 await registry.put(connection, kept, key, {**entry, "state": DROPPED})
             else:
                 await registry.remove(connection, kept, key)
+        if ended:
+            raise StartError(ended)
+
+
+def _what_ended_it(name: str, found: Record | None, *, lacks: bool) -> str:
+    """Return what somebody else has done to a table, so that its way out ends; or nothing.
+
+    One that was attached again is theirs, until it is adopted. `lacks`: its readings should be in
+    the archive, and are not.
+    """
+    if found is not None:
+        return f"{name} was attached again by somebody: it stays" if found["attached"] else ""
+    gone = f"{name} was dropped or renamed by somebody before it was in the archive"
+    return f"{gone}: it is not archived, and nothing more is done for it" if lacks else ""
+
+
+async def note_what_left(connection: Connection, view: View) -> None:
+    """Tell the rollups up to when readings have left the table, as the catalog has it."""
+    begun = (await _begun(connection, view)).values()
+    ends = [entry["to_us"] for entry in begun if entry["state"] not in (ATTACHED, GONE)]
+    if ends:
+        await rollup_state.left(connection, view, max(ends))
 
 
 async def _begun(connection: Connection, view: View) -> dict[str, Any]:
     """Return the entries of the partitions that are on their way out.
 
     A detach that got no lock has not begun: the partition is judged anew, by the policy of now.
-    One that was attached again by somebody has the state `attached`.
+    One that was attached again by somebody has the state `attached`, one that was dropped or
+    renamed `gone`.
     """
     entries = (await registry.entries(connection, view.table, registry.ARCHIVE)).items()
     begun = {name: entry for name, entry in entries if entry.get("state") in _UNDER_WAY}
-    for row in await connection.fetch(_STILL_THERE, view.oid, list(begun)) if begun else []:
-        name = row["name"]
-        if begun[name]["state"] == DETACHING:
+    if not begun:
+        return begun
+    rows = await connection.fetch(_THERE, [entry.get("oid") for entry in begun.values()])
+    parents = {(row["oid"], row["name"]): row["parent"] for row in rows}
+    for name, entry in list(begun.items()):
+        at = (entry.get("oid"), name)
+        if at not in parents:
+            begun[name] = {**entry, "state": GONE}
+        elif entry["state"] == DETACHING and parents[at] == view.oid:
             del begun[name]
-        else:
-            begun[name] = {**begun[name], "state": ATTACHED}
+        elif parents[at] is not None:
+            begun[name] = {**entry, "state": ATTACHED}
     return begun
 
 

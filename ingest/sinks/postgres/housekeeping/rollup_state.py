@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from asyncpg import Connection
 
-from ingest.model.errors import StartError
 from ingest.sinks.postgres.housekeeping import registry
+from ingest.sinks.postgres.housekeeping.plan import NotYet
 from ingest.sinks.postgres.housekeeping.rollup_tables import tables_of
 from ingest.sinks.postgres.housekeeping.spans import literal
 from ingest.sinks.postgres.housekeeping.view import View
@@ -49,19 +49,24 @@ async def put(connection: Connection, registry_name: str, at: Progress) -> None:
 async def leave(
     connection: Connection, view: View, before_us: int, *, wanted: bool = False
 ) -> None:
-    """Call it before the readings of the time before are removed: their rollups stay as they are.
+    """Call it before the readings of the time before are removed.
 
-    Raises StartError, and notes nothing, if a rollup still needs these readings; also if rollups
-    are `wanted`, and their tables could not be made yet.
+    Raises NotYet if a rollup still needs these readings; also if rollups are `wanted`, and their
+    tables could not be made yet.
     """
     at = await progress(connection, view.table)
     if at is None:
         if wanted:
-            raise StartError(NOT_COMPUTED)
+            raise NotYet(NOT_COMPUTED)
         return
     if why := await _needs(connection, view, at, before_us):
-        raise StartError(why)
-    if at.raw_from_us is None or at.raw_from_us < before_us:
+        raise NotYet(why)
+
+
+async def left(connection: Connection, view: View, before_us: int) -> None:
+    """Call it after they were removed: from now on the rollups of that time stay as they are."""
+    at = await progress(connection, view.table)
+    if at is not None and (at.raw_from_us is None or at.raw_from_us < before_us):
         name, _ = await registry.name_beside(connection, view.table)
         await put(connection, name, at._replace(raw_from_us=before_us))
 

@@ -19,6 +19,7 @@ from asyncpg import Connection
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.housekeeping import (
     registry,
+    retention,
     rollup_hours,
     rollup_late,
     rollup_state,
@@ -152,6 +153,7 @@ class Rollups:
     async def _compute(self, run: Run, view: View) -> None:
         """Do all that is due, late readings first, until the time is over."""
         await self._make(run, view)
+        await retention.note_what_left(run.connection, view)  # of a run that was cut off
         run.at = await progress(run.connection, view.table) or Progress()
         await rollup_late.gather(run)
         await rollup_late.compute(run)

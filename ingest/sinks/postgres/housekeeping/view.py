@@ -57,7 +57,8 @@ class View(NamedTuple):
     are. `span` is day or month: that of new partitions. `ours`: it was made partitioned by us, or
     adopted, and this role can see that. `time_index`: an index begins with the time. `owner` owns
     it, `role` is who we are. `cannot_make` is why this role cannot make partitions, or empty.
-    `target` has the names of the columns.
+    `target` has the names of the columns. `registry` is the name of our records, and empty if this
+    role may not read them.
     """
 
     table: str
@@ -75,6 +76,22 @@ class View(NamedTuple):
     role: str
     cannot_make: str
     target: TargetTable = READINGS
+    registry: str = ""
+
+    @property
+    def not_ours(self) -> str:
+        """Why nothing of a table with partitions is ours, in words; empty if something is.
+
+        Also empty if this role may not read our records.
+        """
+        ours = self.ours or any(each.ours for each in self.partitions)
+        if self.kind != PARTITIONED or ours or not self.registry:
+            return ""
+        return (
+            f"{self.registry} has no entry of {self.table} and its partitions: another tool made "
+            "them, or the entries are lost (restore them from a back-up, if there is an archive). "
+            "`ingest schema adopt --yes` hands the partitions over to the housekeeping"
+        )
 
     @property
     def covered_to_us(self) -> int:
@@ -145,6 +162,8 @@ async def look_at(
         return _missing(table, target)
     kind = _kind(row["kind"], by_time=row["by_time"], blocked=row["blocked"])
     known = await registry.entries(connection, table, registry.TABLE)
+    records, is_readable = await registry.name_beside(connection, table)
+    is_hidden = not is_readable and await registry.exists(connection, records)
     made_as = known.get(row["bare_name"], {}).get("span", DAY)
     found = []
     if kind == PARTITIONED:
@@ -172,6 +191,7 @@ async def look_at(
         role=row["role"],
         cannot_make=cannot,
         target=target._replace(schema=row["schema"]),
+        registry="" if is_hidden else records,
     )
 
 
