@@ -19,6 +19,7 @@ from ingest.sinks.postgres.housekeeping import plan, registry, rollup_hours, rol
 from ingest.sinks.postgres.housekeeping.rollup_state import (
     Progress,
     leave,
+    left,
     progress,
 )
 from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans
@@ -475,6 +476,7 @@ async def test_rollups_outlive_their_readings(operator: asyncpg.Connection) -> N
     days = await stored(operator, "readings_daily", "day")
     await leave(operator, view, day_us)
     await operator.execute("delete from readings where ts < '2024-10-05+00'")
+    await left(operator, view, day_us)
     late = [Reading(START_US + n, "d0", "t", 9.0) for n in range(100)]
     await write(operator, late)
     await leave(operator, view, day_us)
