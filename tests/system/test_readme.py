@@ -52,6 +52,8 @@ NEEDS_MORE = {
     "import pandas": "another library; it was tried by hand",
     "create extension": "TimescaleDB, which no test has; it was tried by hand",
     "create role ingest_reader": "a role for all databases of the server; test_deployed.py has it",
+    "docker build -f deploy/Dockerfile --build-arg ARCHIVE=1": "a container engine, and a cluster",
+    "kubectl -n iot-ingest create job": "a cluster; test_deploy_housekeeping.py looks at the job",
     "export REGISTRY=": "a cluster; test_deploy_kubernetes.py runs it up to the cluster's API",
     "sed -i 's|https://runbook.example": "run by test_deploy.py on a copy",
     "./run test  ": "it would run itself",
@@ -60,6 +62,7 @@ NEEDS_MORE = {
     "./run loadgen csv": "a file of the reader's; test_loadgen_csv.py has some",
     "./run loadgen run": "run by test_loadgen_run.py, shorter",
     "./run loadgen verify": "run by test_verify.py, shorter",
+    '[[source]]\nname = "loadgen"': "a setting; test_verify.py runs a service with it",
     "./run faults --seed": "run by tests/faults/test_faults.py, --quick; the whole by CI",
 }
 NEEDS_CURL = pytest.mark.skipif(
