@@ -74,7 +74,7 @@ async def test_start_beyond_the_loopback_without_tokens_says_what_to_do(
 async def test_commands_of_docs_tokens_md(open_tmp_path: Path) -> None:
     """As they stand: a token, the start for the network with limits, limits of a token, a
     certificate, admins, rotation, end."""
-    first, start, limits, own, proxy, certificate, admins, later = (
+    first, start, limits, own, certificate, proxy, admins, later = (
         each.text for each in fences(DOCUMENTS["docs/tokens.md"]) if each.language == "sh"
     )
     words = shlex.split(first)

@@ -46,7 +46,7 @@ NEEDS_MORE = {
     "docker compose --profile housekeeping": "the same; test_deployed_housekeeping.py runs its command",
     "./run schema partition": "a plain table; tests/system/test_schema_partition.py has one",
     "./run housekeeping plan": "old partitions; test_retention.py has some",
-    "./run --partition-span day --keep-hot": "a folder of the reader's; test_archive_commands.py",
+    "./run --keep-hot 30d --archive-dir": "a folder of the reader's; test_archive_commands.py",
     "./run archive list": "an archive; test_archive_commands.py has one",
     "duckdb -c": "another program; it was tried by hand",
     "spark.read": "another program; it was not tried",
