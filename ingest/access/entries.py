@@ -1,9 +1,9 @@
 """The lines of a file of tokens: what each says, and how it is read and written.
 
-A line is a JSON object. One kind is a token: its name, its digest, and what it may do; or, instead
-of the digest, the name in a certificate that a trusted proxy has checked. The other kind names one
-of both and says from when on it is refused. Empty lines and lines that begin with # are skipped. A
-later line of the same digest counts.
+A line is a JSON object of one of two kinds. The first is an entry: its name, what proves it, and
+what it may do. The proof is the digest of a token, or the name in a certificate that a trusted
+proxy has checked. The second kind names a digest or a certificate, and from when on it is refused.
+Empty lines and lines that begin with # are skipped. A later line of the same digest counts.
 Does not: know the file, or any token. A token cannot be found from its digest.
 """
 
@@ -193,7 +193,7 @@ def _end_of(fields: dict[str, Any]) -> tuple[str, int]:
 def _proof(fields: dict[str, Any]) -> str:
     given = [name for name in _PROOFS if name in fields]
     if len(given) != 1:
-        raise ValueError("does not have one of `sha256` and `certificate`")
+        raise ValueError("must have either `sha256` or `certificate`")
     if given == ["certificate"]:
         return certificate_key(fields["certificate"])
     return _digest(fields["sha256"], "sha256")

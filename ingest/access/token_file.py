@@ -127,7 +127,7 @@ class TokenFile:
             try:
                 is_read = await self._read_again(stays=seen == candidate)
             except OSError:
-                self._seen = old  # its rights may be mended: that changes no time and no size
+                self._seen = old  # its rights may be corrected: that changes no time and no size
                 raise
             if not is_read:
                 self._seen = old

@@ -26,7 +26,7 @@ TAKES = "COMMAND [options]"
 EXAMPLES = ("ingest housekeeping status", "ingest housekeeping plan", "ingest housekeeping run")
 EPILOG = None
 PLAN_SHOWN_MAX, DAYS_SHOWN_MAX = 50, 10
-CONFIRM = "to do what waits, if it is right: `ingest housekeeping run --yes`"
+CONFIRM = "if what waits is right: `ingest housekeeping run --yes`, with the same settings"
 
 
 def add_arguments(parser: Parser, settings: SettingsFlags) -> None:

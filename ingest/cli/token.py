@@ -139,8 +139,8 @@ def _rotate(args: argparse.Namespace, settings: Settings) -> int:
     before = live[-1]
     if before.certificate:
         raise IngestError(
-            f"{args.name} has no token: its certificate is renewed by who has signed it, and goes "
-            "on to count by its name"
+            f"{args.name} has a certificate and no token, so there is nothing to rotate. A renewed "
+            "certificate with the same name counts without a change here"
         )
     if before.ends_us != math.inf and args.expires is None:
         raise IngestError(

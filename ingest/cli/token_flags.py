@@ -35,7 +35,7 @@ def new_flags(parser: argparse.ArgumentParser) -> None:
         "--certificate",
         metavar="CN",
         default="",
-        help="no token: the name in a client's certificate, as a trusted proxy tells it",
+        help="instead of a token: the name (CN) in a client's certificate, which a proxy checks",
     )
     for flag, kind, what in (
         ("readings-per-s", _rate, "most readings a second"),
@@ -46,7 +46,7 @@ def new_flags(parser: argparse.ArgumentParser) -> None:
             f"--{flag}",
             metavar="N",
             type=kind,
-            help=f"{what}; 0: no limit; else as the setting says",
+            help=f"{what}; 0: no limit; without this flag the setting counts",
         )
     parser.add_argument(
         "--admin",

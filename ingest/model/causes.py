@@ -198,15 +198,16 @@ CAUSES: dict[str, Cause] = {
     ),
     RETENTION_WAITS: Cause(
         "old readings stay in the table until a person confirms that they are removed",
-        "`{run} housekeeping plan` prints what would be dropped, and why it waits. If that is "
-        "right: `{run} housekeeping run --yes`. If not, correct keep_hot.",
+        "Give these commands the settings of the service. `{run} housekeeping plan` prints what "
+        "would be dropped, and why it waits. If that is right: `{run} housekeeping run --yes`. If "
+        "not, correct keep_hot.",
         "ingestretentionwaits",
     ),
     HOUSEKEEPING_FAILS: Cause(
         "the housekeeping of the table could not do a step; readings are written as before",
-        "Mend what the reason says, here or in `{log}` (housekeeping_step_failed, "
-        "housekeeping_failed). The next run goes on by itself; `{run} housekeeping run` does it at "
-        "once.",
+        "Fix what the reason names, here or in `{log}` (housekeeping_step_failed, "
+        "housekeeping_failed). Then the next run goes on by itself. To run it at once: "
+        "`{run} housekeeping run`.",
         "ingesthousekeepingfails",
     ),
     PARTITIONS_END: Cause(

@@ -143,7 +143,7 @@ class Access:
 
     def _with_certificate(self, request: Request) -> Identity | None:
         """Return the identity of the certificate that a trusted proxy has checked. Raises Refused
-        if the certificate is nobody's."""
+        if no entry has its name."""
         header = self._certificate_header
         if not header or not request.is_forwarded:
             return None

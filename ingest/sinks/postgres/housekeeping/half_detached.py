@@ -1,9 +1,9 @@
 """The job of housekeeping that ends a DETACH .. CONCURRENTLY which somebody else did not end.
 
 If it is cut off while it waits, the server leaves the partition half detached: no query sees it, no
-reading can be written to it, and no other partition can be made in its place. It cannot be undone.
-So the end of it is all that is left to do. Then it is as every partition that was detached by hand:
-the table stays as it is, and readings of its time get a new partition.
+reading can be written to it, and no other partition can be made in its place. It cannot be undone,
+so the only way is to complete it. After that the table is like each one that was detached by hand:
+it stays as it is, and readings of its time get a new partition.
 Does not: touch a partition that retention has begun to detach, or one in a table that is not ours.
 """
 
@@ -17,7 +17,10 @@ from ingest.sinks.postgres.housekeeping.retention import DETACHING
 from ingest.sinks.postgres.housekeeping.view import PARTITIONED, View
 
 FINISH = "finish"
-WHY = "its DETACH .. CONCURRENTLY was cut off: until its end no reading of its time can be stored"
+WHY = (
+    "its DETACH .. CONCURRENTLY was cut off: until it is completed, no reading of its time can be "
+    "stored"
+)
 
 # Before PostgreSQL 14 there is no such column, and no such detach.
 _PENDING = """

@@ -221,7 +221,7 @@ class LatePartitions:
             log.warning("partition_not_made", why=why)
 
     def _warn(self, times_us: Sequence[int]) -> None:
-        """Say why there is none for one of these times, if that is to be mended by somebody."""
+        """Say why there is none for one of these times, if somebody has to fix that."""
         whys = filter(None, map(self.why_not, times_us))
         why = next((each.message for each in whys if not each.final), "")
         if why and self._occasionally.due(why) is not None:

@@ -136,8 +136,8 @@ class Retention:
             return ""
         bounds = f"from ({literal(entry['from_us'])}) to ({literal(entry['to_us'])})"
         return (
-            f"{name} was detached to be dropped, but keep_hot does not want that any more: --yes "
-            f"drops it, without an archive. This keeps it: alter table {view.table} attach "
+            f"{name} was detached to be dropped, but under today's keep_hot it would stay. --yes "
+            f"drops it, without an archive. To keep it: alter table {view.table} attach "
             f"partition {quoted(view.schema)}.{quoted(name)} for values {bounds}"
         )
 
