@@ -142,7 +142,7 @@ class Settings(TableSettings):
         "", "addresses or networks of proxies whose X-Forwarded-For counts; with commas"
     )
     client_certificate_header: str = setting(
-        "", "header in which a trusted proxy tells the name in a client's certificate; empty: none"
+        "", "header in which a trusted proxy sends the name in a client's certificate; empty: none"
     )
     ts_min: str = setting("2000-01-01T00:00:00Z", "oldest ts that is accepted, RFC 3339")
     ts_ahead_s_max: float = setting(86_400.0, "how far ahead of now a ts may be", within=(0, 3.2e9))
