@@ -25,7 +25,7 @@ def header_name(text: str) -> str:
     """Return the name of a header, which may be empty. Raises ValueError."""
     if text and (not _HEADER.fullmatch(text) or text.lower() in _OTHERS):
         raise ValueError(
-            f"{text[:80]!r} is no name of a header that can be used here: it has letters, digits and "
-            "`-`, and no other meaning, as Host or Authorization have"
+            f"{text[:80]!r} is no name of a header that can be used here: it has letters, digits "
+            "and `-`, and no other meaning, as Host or Authorization have"
         )
     return text
