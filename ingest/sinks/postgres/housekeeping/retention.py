@@ -218,7 +218,7 @@ class Retention:
             raise StartError(f"{step.partition} is not in the archive yet: it is not dropped")
         async with connection.transaction():
             if found is not None and not ended:
-                await connection.execute(f"drop table {found['name']}")
+                await _drop_table(connection, found["name"], entry["oid"], step.partition)
             if found is not None or not await connection.fetchrow(
                 _ATTACHED, view.oid, step.partition
             ):  # else a new partition has this name
@@ -231,6 +231,15 @@ class Retention:
                     await rollup_state.left(connection, view, entry["to_us"])
         if ended:
             raise StartError(ended)
+
+
+async def _drop_table(connection: Connection, table: str, oid: int, name: str) -> None:
+    """Drop it in the caller's transaction. Who attaches it just now is waited for, and keeps it."""
+    await connection.execute(f"lock table {table} in access exclusive mode")
+    found = await connection.fetchrow(_LEFT, oid, name)
+    if found is None or found["attached"]:
+        raise StartError(f"somebody has just attached or renamed {name}: the next run looks again")
+    await connection.execute(f"drop table {table}")
 
 
 def _what_ended_it(name: str, found: Record | None, *, lacks: bool) -> str:
