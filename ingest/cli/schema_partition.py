@@ -91,9 +91,10 @@ async def adopt(args: argparse.Namespace, settings: Settings, url: str) -> int:
             if args.yes:
                 await adopting.adopt(connection, view, chosen, settings.partition_span)
     listed = ", ".join(names) or "none: the housekeeping has all of these already"
+    say(f"{'adopted' if args.yes else 'would be adopted'}: {listed}")
+    if settings.partition_span != "none":
+        say(f"New partitions of the table have one {settings.partition_span} each.")
     if args.yes:
-        say(f"adopted: {listed}")
         return 0
-    say(f"would be adopted: {listed}")
     say("If keep_hot is set, they may then be dropped or archived. To do it, repeat it with --yes.")
     return 1

@@ -11,6 +11,7 @@ Promises: no error has the token in it.
 from __future__ import annotations
 
 import base64
+import re
 from typing import NamedTuple
 from urllib.parse import unquote_plus
 
@@ -19,6 +20,8 @@ from ingest.model.errors import Refused
 
 TOKEN_HEADERS = ("X-API-Key", "X-Auth-Token")
 _UNCLEAR = frozenset('\\"+;<>')
+# Else it is the older form of OpenSSL, `/O=x/CN=y`, in which a comma is not escaped.
+_PART = re.compile(r"(?:[A-Za-z][A-Za-z0-9-]*|[0-9]+(?:\.[0-9]+)*)=.*")
 
 
 class Presented(NamedTuple):
@@ -44,14 +47,17 @@ def certificate_name(value: str) -> str:
     """Return the name in a certificate, from what a proxy tells of it; "" if that is not clear.
 
     A subject (RFC 4514, as of nginx and Caddy) must have one CN. One with an escaped or quoted
-    character, or with two values in one part, has none: others might read it differently.
+    character, with two values in one part, or in another form, has none: others might read it
+    differently.
     """
     value = value.strip()
     if "=" not in value:
         return value
     parts = [each.strip() for each in value.split(",")]
+    if _UNCLEAR.intersection(value) or not all(map(_PART.fullmatch, parts)):
+        return ""
     names = [each[3:] for each in parts if each[:3].upper() == "CN="]
-    return names[0] if len(names) == 1 and not _UNCLEAR.intersection(value) else ""
+    return names[0] if len(names) == 1 else ""
 
 
 def without_token(query: str) -> str:

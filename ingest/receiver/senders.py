@@ -137,8 +137,11 @@ class Senders:
 
     def refused(self, request: Request) -> None:
         """Count that a request was refused, if it is known who has sent it."""
-        if (plan := request.head.plan) is not None:
-            self.busiest.refused(plan.sender.of(request))
+        if (plan := request.head.plan) is None:
+            return
+        sender: KnownSender = plan.sender
+        if not sender.by_certificate or request.is_forwarded:  # else it only has the same bytes
+            self.busiest.refused(sender.of(request))
 
     def _quota(self, request: Request, sender: KnownSender) -> Quota:
         """Return that of the token; where nobody needs one, that of the network."""

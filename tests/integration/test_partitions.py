@@ -96,6 +96,8 @@ async def test_new_table_has_the_partitions_that_it_will_need(
     assert all(each.ours and each.bytes > 0 for each in found)
     view = await look_at(connection, "readings", span)
     assert (view.spans_ahead, view.has_default) == (len(found) - 1, False)
+    for setting in ("none", DAY):  # `day` is the default: it changes no table of months
+        assert (await look_at(connection, "readings", setting)).span == span
     keys = await connection.fetch(
         "select pg_get_indexdef(indexrelid) as made from pg_index where indisprimary"
         " and indrelid = any (select inhrelid from pg_inherits union select 'readings'::regclass)"

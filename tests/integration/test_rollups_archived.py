@@ -215,7 +215,8 @@ async def test_rollups_that_are_made_again_keep_those_of_archived_days(
     first = drawn(1, 300)
     await write(table, first)
     await run(table, jobs)
-    await run(table, [Rollups(wanted=False)])
+    await write(table, drawn(4, 20))
+    await run(table, [Rollups(wanted=False), ArchivedRollups(archiver(tmp_path))])
     await write(table, [*drawn(2, 100), *first[:50], *drawn(3, 30, days=5)])
     await run(table, jobs[:2])
     await run(table, jobs[:2])
@@ -240,6 +241,28 @@ async def test_readings_that_were_dropped_without_an_archive_stay_left_out(
     at = await rollup_state.progress(table, "readings")
     assert at is not None
     assert at.raw_from_us == START_US + 3 * DAY_US
+
+
+async def test_late_readings_that_somebody_has_dropped_end_nothing(
+    table: asyncpg.Connection, tmp_path: Path
+) -> None:
+    """Their table was on its way into the archive, which has the day: its rollups go on."""
+    jobs = jobs_in(tmp_path)
+    await write(table, drawn(1, 300))
+    await run(table, jobs)
+    late = drawn(2, 60, days=1)
+    await write(table, late)
+    await run(table, jobs[:2])
+    view = await look_at(table, "readings", DAY)
+    (detach, *_) = await jobs[2].plan(table, view)
+    await jobs[2].do(table, view, detach)
+    await table.execute(f"drop table {detach.partition}")
+    did = await plan.run(table, view, jobs, yes=True)
+    assert "was dropped or renamed by somebody" in did[-1].error
+    await write(table, [*late, Reading(START_US + 7, "new", "t", 1.0)])
+    await run(table, jobs[:2])
+    assert await wrong(table, tmp_path) == []
+    assert await waiting(table) == []
 
 
 class Killed(BaseException):

@@ -56,6 +56,9 @@ def told(name: str, body: bytes = GOOD, **more: str) -> bytes:
         ('O="x,CN=boiler-7"', ""),
         ("O=x;CN=boiler-7", ""),
         ("/O=x/CN=boiler-7", ""),
+        ("/O=x/CN=other,CN=boiler-7", ""),  # one name with a comma, as HAProxy's ssl_c_s_dn has it
+        ("O=x,other,CN=boiler-7", ""),
+        ("1.2.840.3=x,CN=boiler-7", "boiler-7"),
         ("OU=CN=boiler-7", ""),
         ("O=x", ""),
         ("CN=", ""),

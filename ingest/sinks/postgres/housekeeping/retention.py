@@ -17,7 +17,7 @@ from typing import Any
 from asyncpg import Connection, Record
 
 from ingest.model.errors import StartError
-from ingest.sinks.postgres.housekeeping import registry, rollup_state
+from ingest.sinks.postgres.housekeeping import archived, registry, rollup_state
 from ingest.sinks.postgres.housekeeping.keeping import Policy, due, must_confirm
 from ingest.sinks.postgres.housekeeping.plan import Step
 from ingest.sinks.postgres.housekeeping.spans import literal
@@ -198,7 +198,7 @@ class Retention:
             else:
                 how = "finalize" if found["pending"] else "concurrently"
                 await connection.execute(f"{detach} {how}")
-        if not entry["archive_dir"]:
+        if not entry.get("archive_dir"):
             await rollup_state.left(connection, view, step.to_us)
         await registry.put(connection, kept, key, {**entry, "state": DETACHED})
 
@@ -209,8 +209,8 @@ class Retention:
             raise StartError(f"{step.partition} was not detached by us")
         found = await connection.fetchrow(_LEFT, entry["oid"], step.partition)
         confirmed = entry.get("archive_dir", "")
-        archived = bool(confirmed or self._archive_dir)
-        lacks = archived and entry["state"] != VERIFIED
+        for_archive = bool(confirmed or self._archive_dir)
+        lacks = for_archive and entry["state"] != VERIFIED
         ended = _what_ended_it(step.partition, found, lacks=lacks)
         if lacks and not ended:
             if not self._archive_dir:
@@ -218,19 +218,37 @@ class Retention:
             raise StartError(f"{step.partition} is not in the archive yet: it is not dropped")
         async with connection.transaction():
             if found is not None and not ended:
-                await connection.execute(f"drop table {found['name']}")
+                await _drop_table(connection, found["name"], entry["oid"], step.partition)
             if found is not None or not await connection.fetchrow(
                 _ATTACHED, view.oid, step.partition
             ):  # else a new partition has this name
                 await registry.remove(connection, kept, registry.PARTITION + step.partition)
-            if archived and not ended:
+            if for_archive and not ended:
                 await registry.put(connection, kept, key, {**entry, "state": DROPPED})
             else:
                 await registry.remove(connection, kept, key)
-                if found is None or not found["attached"]:
+                is_gone = found is None or not found["attached"]
+                if is_gone and not (for_archive and await _has_files(connection, view, entry)):
                     await rollup_state.left(connection, view, entry["to_us"])
         if ended:
             raise StartError(ended)
+
+
+async def _drop_table(connection: Connection, table: str, oid: int, name: str) -> None:
+    """Drop it in the caller's transaction. Who attaches it just now is waited for, and keeps it."""
+    await connection.execute(f"lock table {table} in access exclusive mode")
+    found = await connection.fetchrow(_LEFT, oid, name)
+    if found is None or found["attached"]:
+        raise StartError(f"somebody has just attached or renamed {name}: the next run looks again")
+    await connection.execute(f"drop table {table}")
+
+
+async def _has_files(connection: Connection, view: View, entry: dict[str, Any]) -> bool:
+    """Whether the archive has this time already: then it was a partition of late readings."""
+    return any(
+        each.from_us <= entry["from_us"] and entry["to_us"] <= each.to_us
+        for each in await archived.contents(connection, view.table)
+    )
 
 
 def _what_ended_it(name: str, found: Record | None, *, lacks: bool) -> str:

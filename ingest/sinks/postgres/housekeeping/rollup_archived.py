@@ -26,7 +26,6 @@ from ingest.sinks.postgres.housekeeping.archive_rows import RowsTable
 from ingest.sinks.postgres.housekeeping.archived import Contents
 from ingest.sinks.postgres.housekeeping.plan import Step
 from ingest.sinks.postgres.housekeeping.rollup_run import US, Run
-from ingest.sinks.postgres.housekeeping.rollup_state import Progress
 from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans
 from ingest.sinks.postgres.housekeeping.spans import TimeSpan, literal
 from ingest.sinks.postgres.housekeeping.view import PARTITIONED, View
@@ -103,6 +102,9 @@ class ArchivedRollups:
 
     async def do(self, connection: Connection, view: View, step: Step) -> None:
         """Compute for about BUDGET_S; what is left is for the next run."""
+        at = await rollup_state.progress(connection, view.table)
+        if at is None:  # rollups were turned off by a step before this one
+            return
         run = Run(
             connection,
             view.oid,
@@ -113,7 +115,7 @@ class ArchivedRollups:
             part_us=0,
         )
         run.registry = await registry.make(connection, view.table, view.owner)
-        run.at = await rollup_state.progress(connection, view.table) or Progress()
+        run.at = at
         run.left = await rollup_left.left(connection, view.table, self._spans)
         span = TimeSpan(step.from_us, step.to_us)
         await connection.execute(

@@ -15,7 +15,7 @@ from ingest.sinks.postgres.housekeeping.spans import (
     BEGINNING_US,
     DAY,
     END_US,
-    NONE,
+    MONTH,
     literal,
     span_bounds,
 )
@@ -156,7 +156,11 @@ async def look_at(
     target: TargetTable = READINGS,
     sizes: bool = True,
 ) -> View:
-    """Return the view of a table. `span` is the setting; with `none` that of its making counts."""
+    """Return the view of a table. `span` is the setting.
+
+    Only `month` changes that of a table which exists. `day` is the default, and a command may lack
+    the setting of the service: then the one that the table was made with counts.
+    """
     row = await connection.fetchrow(_TABLE, table, target.ts)
     if row is None:
         return _missing(table, target)
@@ -181,7 +185,7 @@ async def look_at(
         oid=row["oid"],
         kind=kind,
         # A table of others is only looked at, and its spans may be of any length.
-        span=span if row["bare_name"] in known and span != NONE else made_as,
+        span=MONTH if row["bare_name"] in known and span == MONTH else made_as,
         partitions=found,
         now_us=row["now_us"],
         ours=row["bare_name"] in known,
