@@ -125,7 +125,7 @@ async def test_formats_are_proven_as_json_is(open_tmp_path: Path, form: str) -> 
     """With invalid items where answers name them, and with each kind of time and value."""
     sources = open_tmp_path / "sources.toml"
     text = (REPOSITORY / "docs" / "loadgen.md").read_text()
-    (source,) = (each.text for each in fences(text) if each.language == "toml")
+    (source,) = (each.text for each in fences(text) if each.text.startswith("[[source]]"))
     sources.write_text(source)
     async with Service(open_tmp_path / "state", sources_file=sources) as service:
         await service.wait_state("accepting")

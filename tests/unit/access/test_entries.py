@@ -106,7 +106,7 @@ def test_empty_lines_and_comments_are_skipped() -> None:
         ('{"name":"a","sha256":"' + DIGEST + '","readings_per_s_max":1e10}', "a number from 0"),
         ('{"name":"a","sha256":"' + DIGEST + '","connections_max":1.5}', "a whole number"),
         ('{"name":"a","sha256":"' + DIGEST + '","admin":"read","connections_max":1}', "`admin`"),
-        ('{"name":"a","sha256":"' + DIGEST + '","certificate":"c"}', "one of `sha256`"),
+        ('{"name":"a","sha256":"' + DIGEST + '","certificate":"c"}', "either `sha256`"),
         ('{"name":"a","certificate":"c","admin":"read"}', "reads no certificate"),
         ('{"name":"a","certificate":""}', "CN"),
         ('{"name":"a","certificate":"CN=c"}', "CN"),

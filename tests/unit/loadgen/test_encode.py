@@ -33,7 +33,7 @@ from tests.support.posts import NOW_US, readings_of
 (SOURCE,) = (
     each.text
     for each in fences((REPOSITORY / "docs" / "loadgen.md").read_text())
-    if each.language == "toml"
+    if each.text.startswith("[[source]]")
 )
 
 
