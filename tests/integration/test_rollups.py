@@ -333,8 +333,8 @@ async def test_budget_ends_a_run_and_the_next_goes_on(
     """A run does little, and each is nearer to the end."""
     monkeypatch.setattr(rollup_late, "KEYS_MAX", 5)
     await write(operator, drawn(1, 300, 30))
-    for _ in range(400):
-        if not await run(operator, budget_s=0.01):
+    for _ in range(1_000):
+        if not await run(operator, budget_s=0.02):
             break
     else:
         pytest.fail("the runs do not end")
