@@ -308,14 +308,15 @@ async def test_killed_after_any_statement(
         try:
             view = await look_at(table, "readings", DAY)
             await plan.run(dying, view, jobs_in(tmp_path))
-            break
+            if not real.is_closed():  # asyncpg hides the kill in a transaction by its own error
+                break
         except Killed:
             pass
         finally:
             real.terminate()
     else:
         pytest.fail("it does not end")
-    assert moment > 60
+    assert moment > 100
     async with asyncio.timeout(20):
         while True:  # the server notices the end of the other session a little later
             try:
