@@ -219,7 +219,7 @@ async def test_readme_items_of_the_reference_are_stored(open_tmp_path: Path) -> 
 async def test_readme_backup_restores_what_was_deleted_and_keeps_what_is_new(
     open_tmp_path: Path,
 ) -> None:
-    """The commands restore a back-up: readings of a partition that left come back, new ones stay."""
+    """Readings of a partition that has left the table come back, and new ones stay."""
     folder = open_tmp_path / "checkout"
     _checkout(folder)
     env = {"INGEST_STATE_DIR": str(open_tmp_path / "state"), "PYTHONPATH": str(REPOSITORY)}
