@@ -40,9 +40,14 @@ def housekeeping_url(settings: Settings, url: DatabaseUrl) -> DatabaseUrl:
     return RereadUrl(settings, "housekeeping_url") if settings.housekeeping_url else url
 
 
-def partitions_ahead(settings: Settings) -> PartitionsAhead:
-    """Return the job that makes partitions ahead of time."""
-    return PartitionsAhead(ahead_s=settings.ts_ahead_s_max, spans=settings.partitions_ahead)
+def partitions_ahead(settings: Settings, *, from_us: int | None = None) -> PartitionsAhead:
+    """Return the job that makes partitions ahead of time; with `from_us` from that time on."""
+    return PartitionsAhead(
+        ahead_s=settings.ts_ahead_s_max,
+        spans=settings.partitions_ahead,
+        from_us=from_us,
+        partitions_max=settings.partitions_max,
+    )
 
 
 def retention_policy(settings: Settings) -> Policy | None:
@@ -82,16 +87,19 @@ def rollups(settings: Settings, stopped: Callable[[], bool]) -> Rollups:
     return Rollups(wanted=settings.rollups, keep_us=keep_us, on=target, stopped=stopped)
 
 
-def housekeeping_jobs(settings: Settings, stopped: Callable[[], bool] = lambda: False) -> list[Job]:
+def housekeeping_jobs(
+    settings: Settings, stopped: Callable[[], bool] = lambda: False, *, from_us: int | None = None
+) -> list[Job]:
     """Return the jobs of the housekeeping, in the order in which their steps are done.
 
-    Rollups come before their readings leave. `stopped` is asked by steps that take long.
+    Rollups come before their readings leave. `stopped` is asked by steps that take long. With
+    `from_us` partitions are made from that time on.
     """
     policy = retention_policy(settings)
     archive = ArchiverWhenNeeded(settings, stopped) if settings.archive_dir else None
     jobs: list[Job] = [
         HalfDetached(),
-        partitions_ahead(settings),
+        partitions_ahead(settings, from_us=from_us),
         rollups(settings, stopped),
         ArchivedRollups(
             archive,

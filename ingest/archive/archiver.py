@@ -50,6 +50,8 @@ class ParquetArchiver:
 
         If a span has been archived before, the rows are merged with its files.
         """
+        if str(self.folder.path) in await source.folders():
+            await self._aside(self.folder.check_there)
         with self.folder.locked():
             before = await source.contents()
             if before is not None:
@@ -92,7 +94,7 @@ class ParquetArchiver:
             token,
             *table,
         )
-        await source.record(found)
+        await source.record(found, str(self.folder.path))
         await self._aside(self._finish, found)
 
     async def _write(

@@ -50,6 +50,18 @@ class ArchiveFolder:
         with lock:
             yield
 
+    def check_there(self) -> None:
+        """Raise ArchiveFailed if a folder that has had files is gone, or is another one.
+
+        The place where a disk should be is an empty folder: what is written there is hidden when
+        the disk comes back.
+        """
+        if not (self.path / LOCK).exists():
+            raise ArchiveFailed(
+                f"{self.path} had files of the archive, and has no {LOCK} now: is its disk there? "
+                "If the folder is the right one, make this file (empty), and the next run goes on"
+            )
+
     def stem(self, partition: str) -> str:
         """Return how the names of a partition's files begin. Any text becomes a safe name."""
         return quote(partition, safe="").replace(".", "%2E").replace("~", "%7E")

@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 from collections.abc import Sequence
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_json_flag
 from ingest.cli.terminal import print_answer
 from ingest.config.loading import Loaded
-from ingest.sinks.postgres.housekeeping.spans import END_US
+from ingest.sinks.postgres.housekeeping.spans import DAY_US, END_US
 from ingest.system.clock import rfc3339_or_us
 from ingest.system.words import counted
 
@@ -35,12 +36,12 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
         "plan",
         "print what is due, and change nothing",
         ("ingest housekeeping plan", "ingest housekeeping plan --json"),
-        add_json_flag,
+        _plan_flags,
     )
     run = Command(
         "run",
         "do what is due, once",
-        ("ingest housekeeping run", "ingest housekeeping run --yes"),
+        ("ingest housekeeping run --yes", "ingest housekeeping run --from 2026-10-01"),
         _run_flags,
     )
     status = Command(
@@ -52,11 +53,29 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
     add_group(parser, "housekeeping_command", (plan, run, status), settings)
 
 
+def _plan_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--from",
+        dest="from_us",
+        metavar="DAY",
+        type=_day_us,
+        help="also make the partitions from this day on (UTC), for readings that you bring in",
+    )
+    add_json_flag(parser)
+
+
 def _run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--yes", action="store_true", help="also do the steps that a person must confirm"
     )
-    add_json_flag(parser)
+    _plan_flags(parser)
+
+
+def _day_us(text: str) -> int:
+    try:
+        return (date.fromisoformat(text) - date(1970, 1, 1)).days * DAY_US
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no day such as 2026-10-01") from None
 
 
 def run(args: argparse.Namespace, loaded: Loaded) -> int:
@@ -86,7 +105,8 @@ async def _report(args: argparse.Namespace, loaded: Loaded) -> Report:
 
     settings = loaded.settings
     async with owners_database(settings) as url:
-        where = (url, timeouts(settings), settings.partition_span, housekeeping_jobs(settings))
+        jobs = housekeeping_jobs(settings, from_us=getattr(args, "from_us", None))
+        where = (url, timeouts(settings), settings.partition_span, jobs)
         target = make_target(settings)
         if args.housekeeping_command == "run":
             return await runs.run(*where, target=target, yes=args.yes)

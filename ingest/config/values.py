@@ -217,6 +217,7 @@ def check_database_url(url: str) -> None:
         )
 
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DURATION = re.compile(r"([1-9]\d{0,5})\s*([hdwy])")
 _HOURS = {"h": 1, "d": 24, "w": 7 * 24, "y": 365 * 24}
 
@@ -231,11 +232,14 @@ def duration_us(text: str) -> int | None:
 
 
 def moment_us(text: str) -> int:
-    """Return a moment, RFC 3339 with an offset, in Unix microseconds. Raises ValueError."""
+    """Return a moment, RFC 3339 with an offset, in Unix microseconds. Raises ValueError.
+
+    It is in the years 1 to 9999, in UTC too: so it can be written again.
+    """
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
-        raise ValueError(f"{text!r} is not RFC 3339 with an offset, such as 2000-01-01T00:00:00Z")
-    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+        if moment.tzinfo is not None:
+            return (moment.astimezone(UTC) - _EPOCH) // timedelta(microseconds=1)
+    except (ValueError, OverflowError):
+        pass
+    raise ValueError(f"{text!r} is not RFC 3339 with an offset, such as 2000-01-01T00:00:00Z")

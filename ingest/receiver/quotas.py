@@ -16,6 +16,7 @@ from ingest.model.errors import Refused
 from ingest.system.clock import monotonic_s
 
 SENDERS_MAX = 100_000  # some 300 bytes each
+WAIT_S_MAX = 30 * 86_400.0  # that is told: a tiny rate makes it infinite, and no header says that
 
 
 class Rates(NamedTuple):
@@ -69,7 +70,7 @@ class Quota:
             raise Refused(
                 "too_fast",
                 "this sender has sent more than it may; the post is not kept",
-                retry_after_s=wait_s,
+                retry_after_s=min(wait_s, WAIT_S_MAX),
             )
         self._posts -= 1.0
 

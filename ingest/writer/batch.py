@@ -9,6 +9,7 @@ after a slow or failed write, and doubled after a quick one. Large batches are f
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ingest.model.block import Block
@@ -109,6 +110,22 @@ def halves(blocks: list[Block]) -> tuple[list[Block], list[Block]]:
         if rows + blocks[cut].rows / 2 >= half:
             return blocks[:cut], blocks[cut:]
     return blocks[:-1], blocks[-1:]
+
+
+def in_pieces(blocks: Sequence[Block], rows_max: int) -> list[list[Block]]:
+    """Return the blocks in pieces of at most `rows_max` rows, the last one first.
+
+    A block that has more is a piece of its own.
+    """
+    pieces: list[list[Block]] = []
+    rows = rows_max
+    for block in blocks:
+        rows += block.rows
+        if rows > rows_max:
+            pieces.append([])
+            rows = block.rows
+        pieces[-1].append(block)
+    return pieces[::-1]
 
 
 def isolated(blocks: list[Block]) -> list[Block]:

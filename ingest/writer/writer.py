@@ -22,7 +22,7 @@ from ingest.system.backoff import backoff_s
 from ingest.system.clock import monotonic_s, sleep_unless, unix_us
 from ingest.system.logs import get_logger
 from ingest.writer.at_fault import takes_other_rows
-from ingest.writer.batch import Batch, BatchCap, Gatherer, isolated
+from ingest.writer.batch import Batch, BatchCap, Gatherer, in_pieces, isolated
 from ingest.writer.breaker import BREAKER, NONE, CircuitBreaker, Refused
 from ingest.writer.database_state import DatabaseState
 from ingest.writer.hand import Hand
@@ -40,6 +40,7 @@ STORED = Outcome()
 RETRY_S_MIN = 0.1
 # Between two tries to connect, while the server is full and another writer has a connection.
 RECONNECT_S = 2.0
+KNOWN_ROWS_MAX = 2_000  # looked through and made dead letters of in one go: some 10 ms
 IDLE_S = 2.0  # without a batch: then the server is checked, and not only at the next post
 
 
@@ -260,7 +261,7 @@ class Writer:
         to_cut = verdict is Verdict.ISOLATE and not piece[0].isolate
         if to_cut and failure.known_rows:  # the sink finds them at once, among however many
             self._ledger.retries[verdict.value] += 1
-            return [isolated(piece)]
+            return [isolated(each) for each in in_pieces(piece, KNOWN_ROWS_MAX)]
         if not to_cut and verdict is not Verdict.RETRY:
             raise failure
         self._ledger.retries[verdict.value] += 1

@@ -56,6 +56,28 @@ async def test_rows_come_back_bit_for_bit(table: asyncpg.Connection, tmp_path: P
     assert (found.rows, found.from_us, found.to_us) == (3_000, FROM_US, TO_US)
 
 
+async def test_nothing_is_written_where_the_disk_of_the_archive_is_missing(
+    table: asyncpg.Connection, tmp_path: Path
+) -> None:
+    """The folder is empty, or gone: the table waits. A new archive_dir is made as always."""
+    await fill(table, PARTITION, drawn(20, 2))
+    cold, away = tmp_path / "cold", tmp_path / "away"
+    await archiver(cold).archive(detached(table))
+    await table.execute(f"truncate {PARTITION}")
+    rows = drawn(20, 3)
+    await store(table, PARTITION, rows)
+    cold.rename(away)
+    for _ in range(2):
+        with pytest.raises(ArchiveFailed, match="is its disk there"):
+            await archiver(cold).archive(detached(table))
+        assert not cold.exists() or not list(cold.iterdir())
+        cold.mkdir(exist_ok=True)
+    cold.rmdir()
+    away.rename(cold)
+    await archiver(cold).archive(detached(table))
+    assert len(rows_in_files([cold / f"{PARTITION}.parquet"])) > 20
+
+
 async def test_stop_ends_it_at_the_next_piece(table: asyncpg.Connection, tmp_path: Path) -> None:
     """While it reads, merges and verifies: nothing is left, and the next run does all of it."""
     rows = drawn(200, 4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import date
 from itertools import pairwise
 from pathlib import Path
 
@@ -396,6 +397,27 @@ async def test_command_plans_runs_and_shows(
     found = json.loads((await here("housekeeping", "status", "--json", *words)).stdout)
     assert (found["ours"], found["due"], found["span"]) == (True, 0, "day")
     assert found["partitions"] == found["partitions_ours"] == found["spans_ahead"] + 1
+
+
+async def test_partitions_are_made_from_a_day_on(
+    here: Here, table: asyncpg.Connection, shared_url: str
+) -> None:
+    """For older readings that somebody brings in; not if there would be too many."""
+    before = len(await partitions(table, "readings"))
+    words = ("--database-url", shared_url, "--partition-span", "day")
+    today = span_bounds(DAY, unix_us()).from_us // DAY_US
+    first = date.fromordinal(date(1970, 1, 1).toordinal() + today - 12).isoformat()
+    refused = await here("housekeeping", "run", "--from", first, "--partitions-max=20", *words)
+    assert (refused.code, "more than partitions_max (20)" in refused.stderr) == (2, True)
+    planned = await here("housekeeping", "plan", "--from", first, *words)
+    assert planned.stdout.count("make readings_p") == 12
+    assert (await here("housekeeping", "run", "--from", first, *words)).code == 0
+    found = await partitions(table, "readings")
+    assert (len(found), found[0].from_us) == (before + 12, (today - 12) * DAY_US)
+    assert all(each.ours for each in found)
+    await table.execute("insert into readings values (now() - '11 days'::interval, 'd', 'm', 1)")
+    wrong = await here("housekeeping", "run", "--from", "soon", *words)
+    assert (wrong.code, "no day such as" in wrong.stderr) == (2, True)
 
 
 async def test_bounds_of_infinite_times_are_read(table: asyncpg.Connection) -> None:

@@ -12,6 +12,7 @@ import re
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -218,7 +219,7 @@ async def test_readme_items_of_the_reference_are_stored(open_tmp_path: Path) -> 
 async def test_readme_backup_restores_what_was_deleted_and_keeps_what_is_new(
     open_tmp_path: Path,
 ) -> None:
-    """The commands restore a back-up: deleted readings come back, new ones stay."""
+    """Readings of a partition that has left the table come back, and new ones stay."""
     folder = open_tmp_path / "checkout"
     _checkout(folder)
     env = {"INGEST_STATE_DIR": str(open_tmp_path / "state"), "PYTHONPATH": str(REPOSITORY)}
@@ -226,12 +227,16 @@ async def test_readme_backup_restores_what_was_deleted_and_keeps_what_is_new(
     (restore,) = (fence.text for fence in fences(OPERATING) if "pg_restore" in fence.text)
     async with Service(open_tmp_path / "state") as service:
         item = {"device_id": "d 1\\t", "metric": "COPY public.readings"}
-        posted = [{**item, "ts": 1_700_000_000 + n, "value": n / 3} for n in range(500)]
+        ts = int(time.time()) // 86_400 * 86_400 - 3 * 86_400
+        posted = [{**item, "ts": ts + n, "value": n / 3} for n in range(500)]
         assert (await service.post(posted, ack="committed")).status == 200
         before = await service.query("select * from readings order by ts")
         await _shell(dump, folder, env)
-        await service.query("delete from readings where value > 100")
-        new = {**item, "ts": 1_700_001_000, "value": 1}
+        day = time.strftime("%Y-%m-%d", time.gmtime(ts))
+        await service.query(f"drop table readings_p{day.replace('-', '')}")
+        (command,) = re.findall(r"on:\n`(\./run housekeeping run --from )[0-9-]+`", OPERATING)
+        await _shell(command + day, folder, env)
+        new = {**item, "ts": ts + 1_000, "value": 1}
         assert (await service.post(new, ack="committed")).status == 200
         await _shell(f"{dump.splitlines()[0]}\n{restore}", folder, env)
         after = await service.query("select * from readings order by ts")

@@ -99,6 +99,7 @@ def test_empty_lines_and_comments_are_skipped() -> None:
         ('{"name":"a","sha256":"' + DIGEST + '","devices":["x"],"device":"y"}', "one of them"),
         ('{"name":"a","sha256":"' + DIGEST + '","expires":"tomorrow"}', "`expires`"),
         ('{"name":"a","sha256":"' + DIGEST + '","expires":"2027-01-01T00:00:00"}', "`expires`"),
+        ('{"name":"a","sha256":"' + DIGEST + '","expires":"9999-12-31T23:00-01:00"}', "`expires`"),
         ('{"name":"a","sha256":"' + DIGEST + '","rate":5}', "not known"),
         ('{"name":"a","sha256":"' + DIGEST + '","posts_per_s_max":-1}', "`posts_per_s_max`"),
         ('{"name":"a","sha256":"' + DIGEST + '","posts_per_s_max":"5"}', "`posts_per_s_max`"),

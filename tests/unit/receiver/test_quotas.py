@@ -61,6 +61,15 @@ def test_first_post_is_taken_however_small_the_burst(clock: Clock) -> None:
     assert wait_s(quota) == pytest.approx(0.2)
 
 
+@pytest.mark.parametrize("rate", [5e-324, 1e-310, 1e-300, 1e-9])
+def test_tiny_rate_tells_a_wait_that_a_header_can_have(clock: Clock, rate: float) -> None:
+    """The wait may be infinite, as a number: then 30 days are told."""
+    posts, readings = Quota(Rates(posts_per_s=rate)), Quota(Rates(readings_per_s=rate))
+    assert (wait_s(posts), wait_s(readings)) == (0, 0)
+    readings.charge(1)
+    assert (wait_s(posts), wait_s(readings)) == (quotas.WAIT_S_MAX, quotas.WAIT_S_MAX)
+
+
 def test_large_post_is_taken_once_and_paid_for(clock: Clock) -> None:
     """Readings: a debt of one post at most, and the mean rate is the limit."""
     quota = Quota(Rates(readings_per_s=100, burst_s=1))

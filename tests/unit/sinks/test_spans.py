@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.sinks.postgres.housekeeping.partitions import gaps, gaps_of
+from ingest.sinks.postgres.housekeeping.partitions import cut_at, gaps, gaps_of
 from ingest.sinks.postgres.housekeeping.spans import (
     BEGINNING_US,
     DAY,
@@ -114,5 +114,13 @@ def test_gap_lies_within_one_archived_span_or_outside_of_all() -> None:
     assert gap(fifth.to_us) == [TimeSpan(fifth.to_us, ninth.from_us)]
     assert gap(month.from_us) == [TimeSpan(month.from_us, fifth.from_us)]
     assert gap(ninth.to_us) == [TimeSpan(ninth.to_us, month.to_us)]
+    assert cut_at(month, [fifth, ninth]) == [
+        (month.from_us, fifth.from_us),
+        fifth,
+        (fifth.to_us, ninth.from_us),
+        ninth,
+        (ninth.to_us, month.to_us),
+    ]
+    assert cut_at(fifth, [month]) == cut_at(fifth, [fifth]) == cut_at(fifth, [ninth]) == [fifth]
     assert gaps_of([], DAY, [fifth.from_us + 1], [month]) == [fifth]
     assert gaps_of([], MONTH, [month.to_us], [fifth, ninth]) == [span_bounds(MONTH, month.to_us)]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ingest.buffers.memory import MemoryBuffer
 from ingest.model.block import Block
 from ingest.system.clock import monotonic_s
-from ingest.writer.batch import Batch, BatchCap, Gatherer, halves
+from ingest.writer.batch import Batch, BatchCap, Gatherer, halves, in_pieces
 from tests.support.blocks import make_block
 
 ROWS_MIN, ROWS_MAX = 100, 1_000
@@ -229,3 +229,13 @@ def test_cap_grows_after_quick_writes_and_shrinks_before_the_deadline() -> None:
     assert cap.rows == 100
     cap.written(100, 1)
     assert cap.rows == 200
+
+
+def test_pieces_have_whole_blocks_and_the_last_one_comes_first() -> None:
+    """Of at most so many rows; a larger block is alone."""
+    blocks = [make_block(rows) for rows in (40, 60, 1, 300, 99, 1, 1)]
+    pieces = in_pieces(blocks, 100)
+    rows = [[each.rows for each in piece] for piece in pieces]
+    assert rows == [[1], [99, 1], [300], [1], [40, 60]]
+    assert [each for piece in pieces[::-1] for each in piece] == blocks
+    assert in_pieces([], 100) == []

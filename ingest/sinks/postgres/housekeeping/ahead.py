@@ -1,7 +1,8 @@
 """The job that makes partitions ahead of time, so that no write waits for one.
 
 It covers the times that a reading may have: from now to `ts_ahead_s_max` ahead, and some spans
-more, so that a few days without housekeeping do no harm.
+more, so that a few days without housekeeping do no harm. Somebody who is about to bring older
+readings into the table can have it begin earlier.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 from asyncpg import Connection
 
 from ingest.model.errors import StartError
+from ingest.sinks.postgres.housekeeping import archived
 from ingest.sinks.postgres.housekeeping.making import make_partition, mark_ours
-from ingest.sinks.postgres.housekeeping.partitions import gaps
+from ingest.sinks.postgres.housekeeping.partitions import cut_at, gaps
 from ingest.sinks.postgres.housekeeping.plan import Step
 from ingest.sinks.postgres.housekeeping.spans import (
     DAY_US,
@@ -25,22 +27,40 @@ AHEAD_US_MAX = 400 * DAY_US  # further ahead a reading makes its own partition
 
 
 class PartitionsAhead:
-    """Implements plan.Job. `ahead_s` is `ts_ahead_s_max`, `spans` how many more are made."""
+    """Implements plan.Job. `ahead_s` is `ts_ahead_s_max`, `spans` how many more are made.
+
+    With `from_us` it begins at that time, and makes none if there would be more than
+    `partitions_max`.
+    """
 
     kinds = frozenset({MAKE})
 
-    def __init__(self, *, ahead_s: float, spans: int) -> None:
+    def __init__(
+        self, *, ahead_s: float, spans: int, from_us: int | None = None, partitions_max: int = 0
+    ) -> None:
         self._ahead_us = min(int(ahead_s * 1e6), AHEAD_US_MAX)
         self._spans = spans
+        self._from_us = from_us
+        self._partitions_max = partitions_max
 
     async def plan(self, connection: Connection, view: View) -> list[Step]:
         """Return a step for each span that has no partition; none for a table that is not ours.
 
-        Nor for one with a default partition, which takes all readings.
+        Nor for one with a default partition, which takes all readings. Raises StartError if
+        `from_us` asks for too many.
         """
-        del connection
         if view.kind != PARTITIONED or not view.ours or view.has_default:
             return []
+        missing = self.missing(view)
+        if self._from_us is not None:
+            # A partition may lie in one archived span only: it is merged with the files of that.
+            files = await archived.spans(connection, view.table)
+            missing = [each for gap in missing for each in cut_at(gap, files)]
+            if (count := len(view.partitions) + len(missing)) > self._partitions_max:
+                raise StartError(
+                    f"the table would have {count:,} partitions, more than partitions_max "
+                    f"({self._partitions_max:,}): none was made"
+                )
         return [
             Step(
                 MAKE,
@@ -48,7 +68,7 @@ class PartitionsAhead:
                 "readings of this time may come soon",
                 *gap,
             )
-            for gap in self.missing(view)
+            for gap in missing
         ]
 
     def missing(self, view: View) -> list[TimeSpan]:
@@ -56,8 +76,9 @@ class PartitionsAhead:
         bounds = span_bounds(view.span, view.now_us + self._ahead_us)
         for _ in range(self._spans):
             bounds = span_bounds(view.span, bounds.to_us)
-        found = gaps(view.partitions, view.span, view.now_us, bounds.to_us)
-        return [each for each in found if each.to_us > view.now_us]
+        from_us = view.now_us if self._from_us is None else min(view.now_us, self._from_us)
+        found = gaps(view.partitions, view.span, from_us, bounds.to_us)
+        return [each for each in found if each.to_us > from_us]
 
     async def do(self, connection: Connection, view: View, step: Step) -> None:
         """Make one partition. Another process may have made it meanwhile."""

@@ -74,13 +74,23 @@ def _read(name: str, entry: dict[str, Any]) -> Contents:
     )
 
 
-async def record(connection: Connection, table: str, found: Contents) -> None:
-    """Store what is in the archive. A sum may be too large for a number of JSON: it is a text."""
+async def folders(connection: Connection, table: str) -> set[str]:
+    """Return the folders into which files that are in the archive now were written."""
+    found = (await registry.entries(connection, table, registry.FILES)).values()
+    return {each["folder"] for each in found if "folder" in each}
+
+
+async def record(connection: Connection, table: str, found: Contents, folder: str) -> None:
+    """Store what is in the archive, and in which folder its files were written.
+
+    A sum may be too large for a number of JSON: it is a text.
+    """
     known = await registry.make(connection, table)
     entry = found._asdict() | {
         "sum": str(found.sum),
         "last_sum": str(found.last_sum),
         "bytes": found.bytes,
+        "folder": folder,
         "files": [{"name": n, "rows": rows, "bytes": size} for n, rows, size in found.files],
     }
     await registry.put(connection, known, registry.FILES + found.name, entry)

@@ -57,9 +57,13 @@ class Detached:
                 return each
         return None
 
-    async def record(self, found: Contents) -> None:
-        """Store what is in the archive."""
-        await archived.record(self._connection, self._parent, found)
+    async def folders(self) -> set[str]:
+        """Return the folders into which files of the archive were written."""
+        return await archived.folders(self._connection, self._parent)
+
+    async def record(self, found: Contents, folder: str) -> None:
+        """Store what is in the archive, and the folder of the files."""
+        await archived.record(self._connection, self._parent, found, folder)
 
 
 class Archiver(Protocol):

@@ -33,7 +33,7 @@ from ingest.system.clock import monotonic_s, unix_us
 from ingest.system.logs import Occasionally, get_logger
 
 AT_ONCE_MAX = 32
-LOOK_S_MIN, FRESH_S = 2.0, 5.0  # between two looks at the catalog; how long one is believed
+LOOK_S_MIN, FRESH_S = 2.0, 15.0  # between two looks at the catalog; how long one is believed
 FAILED_S_MIN, FAILED_S_MAX = 2.0, 60.0  # after a partition could not be made
 WARNING_S = 600.0
 
@@ -158,7 +158,7 @@ class LatePartitions:
                 if view is None or not missing:
                     self._warn(times_us)
                     return
-                for gap in missing[:AT_ONCE_MAX]:
+                for gap in missing:
                     if name := await make_partition(connection, view, gap):
                         self.made += 1
                         log.info("partition_made", partition=name, why="readings found none")
@@ -184,11 +184,14 @@ class LatePartitions:
         if view is None or not view.ours or monotonic_s() < self._not_before_s:
             return []
         oldest_us = unix_us() - self._limits.late_us_max
-        late = [each for each in times_us if each >= oldest_us and not self.is_covered(each)]
-        room = max(0, self._limits.partitions_max - len(view.partitions))
-        if not late:
-            return []
-        return gaps_of(view.partitions, view.span, late, self._archived)[::-1][:room]
+        most = min(AT_ONCE_MAX, self._limits.partitions_max - len(view.partitions))
+        found: list[TimeSpan] = []
+        for each in sorted(set(times_us), reverse=True):
+            if len(found) >= most or each < oldest_us:
+                break
+            if not (found and found[-1].from_us <= each) and not self.is_covered(each):
+                found += gaps_of(view.partitions, view.span, [each], self._archived)
+        return found
 
     def why_not(self, ts_us: int) -> NoPartition | None:
         """Return why a time has no partition; None if it has one, or that is not known."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from asyncpg import Connection
@@ -131,6 +132,12 @@ def gaps_of(
         for gap in _gaps_in(found, bounds)
         if any(gap.from_us <= each < gap.to_us for each in inside)
     ]
+
+
+def cut_at(gap: TimeSpan, archived: Sequence[TimeSpan]) -> list[TimeSpan]:
+    """Return the parts of a gap, each within one of the spans `archived`, or outside of all."""
+    inside = {us for span in archived for us in span if gap.from_us < us < gap.to_us}
+    return [TimeSpan(*part) for part in pairwise(sorted({*gap, *inside}))]
 
 
 def _apart(archived: Sequence[TimeSpan], bounds: TimeSpan, ts_us: int) -> TimeSpan:
