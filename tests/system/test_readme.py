@@ -43,7 +43,7 @@ NEEDS_MORE = {
     'psql "$ADMIN_URL" ': "an administrator's URL; test_cli_commands.py has one",
     "cd deploy": "a container engine; test_deploy.py looks at what it would run",
     "docker compose --project-name": "the same",
-    "docker compose --profile housekeeping": "the same; test_deployed_housekeeping.py runs its command",
+    "docker compose --profile housekeeping": "the same; test_deployed_housekeeping.py has it",
     "./run schema partition": "a plain table; tests/system/test_schema_partition.py has one",
     "./run housekeeping plan": "old partitions; test_retention.py has some",
     "./run --partition-span day --keep-hot": "a folder of the reader's; test_archive_commands.py",
