@@ -294,14 +294,15 @@ class _Dying:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 async def test_killed_after_any_statement(
     table: asyncpg.Connection, shared_url: str, tmp_path: Path
 ) -> None:
-    """At each one in turn, while late readings come: the next run goes on, and all is right."""
+    """At every second one, while late readings come: the next run goes on, and all is right."""
     jobs = jobs_in(tmp_path)
     await write(table, drawn(1, 100, days=2))
     await run(table, jobs)
-    for moment in range(1, 1_000):
+    for moment in range(1, 1_000, 2):
         await write(table, drawn(1_000 + moment, 10, days=2))
         real = await asyncpg.connect(shared_url, server_settings={"timezone": "UTC"})
         dying: Any = _Dying(real, moment)
