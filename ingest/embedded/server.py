@@ -47,6 +47,9 @@ SETTINGS: dict[str, str] = {
     "max_wal_size": "1GB",
     "wal_compression": "on",
     "max_connections": "40",
+    # A query over all partitions locks each of them, and each of its indexes. With the default (64)
+    # there is room for 4,000 of such locks, of all sessions together; this is for 30,000.
+    "max_locks_per_transaction": "512",
     "timezone": "UTC",
     "log_timezone": "UTC",
     "jit": "off",

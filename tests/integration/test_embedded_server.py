@@ -43,6 +43,7 @@ async def test_start_defaults_are_durable_and_private(open_tmp_path: Path) -> No
             "TimeZone": "UTC",
             "server_encoding": "UTF8",
             "max_connections": "40",
+            "max_locks_per_transaction": "512",
         }.items():
             assert await ask(url, f"show {name}") == expected, name
         data = open_tmp_path / "data"
