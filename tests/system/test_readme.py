@@ -244,6 +244,26 @@ async def test_readme_backup_restores_what_was_deleted_and_keeps_what_is_new(
     assert after[-1]["value"] == 1
 
 
+@pytest.mark.slow
+async def test_readme_backup_is_restored_into_a_new_state_folder(open_tmp_path: Path) -> None:
+    """With its partitions, and the record of the housekeeping; posts are taken before it."""
+    folder, (old, new) = open_tmp_path / "checkout", (open_tmp_path / each for each in "ab")
+    _checkout(folder)
+    envs = [{"INGEST_STATE_DIR": str(each), "PYTHONPATH": str(REPOSITORY)} for each in (old, new)]
+    (dump,) = (fence.text for fence in fences(OPERATING) if "pg_dump" in fence.text)
+    (restore,) = re.findall(r"`(.+config --print database_url.+readings[.]dump)`", OPERATING)
+    item = {"device_id": "d", "metric": "m", "value": 1}
+    async with Service(old) as service:
+        assert (await service.post({**item, "ts": 1_700_000_000}, ack="committed")).status == 200
+        await _shell(dump, folder, envs[0])
+    async with Service(new, schema_apply=False) as service:
+        assert (await service.post(item)).status == 202
+        await _shell(f"{dump.splitlines()[0]}\n{restore}", folder, envs[1])
+        await service.wait_rows(2)
+        records = await service.query("select from ingest_housekeeping where key like '%p20231114'")
+        assert len(records) == 1
+
+
 def test_readme_commands_in_sentences_are_taken_by_the_parser() -> None:
     """Each command of the service in a sentence of the documents can be typed as it stands."""
     checked = set[str]()
