@@ -120,16 +120,8 @@ async def test_database_of_compose_lets_the_service_write_and_no_more(
             urls[who] = open_tmp_path / f"{who}_url"
             urls[who].write_text(url.replace("timescaledb:5432", f"127.0.0.1:{free_port}"))
         # A plain table, as on TimescaleDB: only the owner could make a partition for old readings.
-        apply: tuple[str | Path, ...] = (
-            "schema",
-            "apply",
-            "--role",
-            "ingest",
-            "--partition-span",
-            "none",
-        )
-        apply = (*apply, "--database-url-file", urls["admin"])
-        done = await run_command("ingest", *apply)
+        apply = ("schema", "apply", "--role", "ingest", "--partition-span", "none")
+        done = await run_command("ingest", *apply, "--database-url-file", urls["admin"])
         assert done.code == 0, done.stderr
         settings: dict[str, Any] = {
             "database_url_file": urls["writer"],
