@@ -39,7 +39,7 @@ def main() -> int:
     good = True
     for name, words in KEYS.items():
         with scratch() as folder:
-            files = _certificate(folder, words)
+            files = certificate(folder, words)
             flags = ("--tls-cert-file", str(files[0]), "--tls-key-file", str(files[1]))
             with Service(folder / "state", *flags) as service:
                 alone, beside, hellos_per_s = _rounds(service, folder)
@@ -54,7 +54,8 @@ def main() -> int:
     return 0 if good else 1
 
 
-def _certificate(folder: Path, key: tuple[str, ...]) -> tuple[Path, Path]:
+def certificate(folder: Path, key: tuple[str, ...]) -> tuple[Path, Path]:
+    """Make a certificate with this kind of key; return its file and that of the key. Blocks."""
     files = folder / "server.crt", folder / "server.key"
     subprocess.run(
         [

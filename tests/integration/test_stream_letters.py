@@ -150,7 +150,7 @@ async def test_letters_in_replay_are_not_appended(
     (one, _) = await live(store_of(admin))
     queue.replaying.add((one.id + EXHAUSTED[:3]).encode())
     await change(admin, duplicate_window=100_000_000)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while await count(admin) < 3:  # until the broker has forgotten the message ids
             await asyncio.sleep(0.3)
             queue._places.clear()

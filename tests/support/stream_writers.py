@@ -108,7 +108,7 @@ async def first_place(admin: BrokerConnection) -> int:
 
 async def purged(admin: BrokerConnection, to: int, *by: StreamPurge) -> None:
     """Wait until all up to a place is gone; let these purge meanwhile."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while await first_place(admin) <= to:
             await asyncio.gather(*(each.purge() for each in by))
             await asyncio.sleep(0.01)

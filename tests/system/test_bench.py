@@ -324,3 +324,14 @@ async def test_many_partitions_are_measured() -> None:
     found = json.loads(done.stdout)["partitions"]
     assert [*found] == ["30", "60"]
     assert found["60"]["60"]["rows_per_s"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+async def test_cost_of_tls_is_measured() -> None:
+    """Both services take posts, and the ratios are told."""
+    done = await run_command("benchmarks.tls", "quick", within_s=60)
+    assert done.code == 0, done.stderr
+    told = re.findall(r"^(.+) with TLS, of that without: ([\d.]+) ", done.stdout, re.MULTILINE)
+    assert [name for name, _ in told] == ["rate", "CPU a post"]
+    assert all(0 < float(ratio) < 10 for _, ratio in told)
