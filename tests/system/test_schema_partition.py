@@ -62,7 +62,10 @@ async def test_table_is_partitioned_under_load_although_the_command_is_killed(
     states, stop = set[str](), asyncio.Event()
     async with Database(open_tmp_path / "db", free_port) as database:
         service = Service(
-            open_tmp_path / "state", database_url=database.url, housekeeping_pause_s=1
+            open_tmp_path / "state",
+            database_url=database.url,
+            housekeeping_pause_s=1,
+            partition_span="none",
         )
         async with service, asyncio.TaskGroup() as tasks:
             await service.wait_state("accepting")
