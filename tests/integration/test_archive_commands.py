@@ -39,13 +39,19 @@ async def arrive(connection: asyncpg.Connection, rows: list[Row]) -> None:
     await store(connection, "readings", rows)
 
 
+async def archiving(here: Here, url: str, folder: Path) -> tuple[str, ...]:
+    """Make the table; return the flags with which days leave it for files in a folder."""
+    words = ("--database-url", url, "--partition-span", "day", "--keep-hot", "30d")
+    flags = (*words, "--archive-dir", str(folder))
+    assert (await here("schema", "apply", *flags)).code == 0
+    return flags
+
+
 async def test_readings_leave_for_files_and_come_back(
     connection: asyncpg.Connection, shared_url: str, here: Here, tmp_path: Path
 ) -> None:
     """Retention archives a day; a late reading is merged; restored, it stays until released."""
-    words: tuple[str, ...] = ("--database-url", shared_url, "--partition-span", "day")
-    words = (*words, "--keep-hot", "30d", "--archive-dir", str(tmp_path))
-    assert (await here("schema", "apply", *words)).code == 0
+    words = await archiving(here, shared_url, tmp_path)
     name = NAME
     rows = drawn(30, 1, from_us=OLD_US, to_us=OLD_US + DAY_US)
     first, late = rows[:20], rows[20:]
@@ -101,9 +107,7 @@ async def test_run_whose_connection_was_cut_says_why(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A full disk while the server still sends rows: that is told, and the next run goes on."""
-    words: tuple[str, ...] = ("--database-url", shared_url, "--partition-span", "day")
-    words = (*words, "--keep-hot", "30d", "--archive-dir", str(tmp_path))
-    assert (await here("schema", "apply", *words)).code == 0
+    words = await archiving(here, shared_url, tmp_path)
     await arrive(connection, drawn(1_000, 3, from_us=OLD_US, to_us=OLD_US + DAY_US))
 
     def full(_: object) -> None:
@@ -177,9 +181,7 @@ async def test_restore_tells_nobody_to_remove_what_is_not_in_the_archive_yet(
     connection: asyncpg.Connection, shared_url: str, here: Here, tmp_path: Path
 ) -> None:
     """A table has the name: one of somebody else, then a detached one with late readings."""
-    words = ["--database-url", shared_url, "--partition-span", "day", "--keep-hot", "30d"]
-    words += ["--archive-dir", str(tmp_path)]
-    assert (await here("schema", "apply", *words)).code == 0
+    words = await archiving(here, shared_url, tmp_path)
     await arrive(connection, drawn(3, 1, from_us=OLD_US, to_us=OLD_US + DAY_US))
     assert (await here("housekeeping", "run", "--yes", *words)).code == 0
     await connection.execute(f"create table {NAME} (theirs int)")
@@ -196,9 +198,7 @@ async def test_archive_that_cannot_be_written_is_told_until_it_is_mended(
     """The service says which step fails and why, and goes on by itself once that is mended."""
     in_the_way = tmp_path / "cold"
     in_the_way.write_text("")
-    words = ["--database-url", shared_url, "--partition-span", "day", "--keep-hot", "30d"]
-    words += ["--archive-dir", str(in_the_way)]
-    assert (await here("schema", "apply", *words)).code == 0
+    words = await archiving(here, shared_url, in_the_way)
     await arrive(connection, drawn(3, 1, from_us=OLD_US, to_us=OLD_US + DAY_US))
     failed = await here("housekeeping", "run", "--yes", *words)
     assert (failed.code, f"archive {NAME}: failed: " in failed.stdout) == (1, True)
@@ -235,9 +235,7 @@ async def test_verify_tells_no_fault_while_a_run_replaces_files(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It looks again under the lock of the folder, and completes a move that was cut off."""
-    words = ["--database-url", shared_url, "--partition-span", "day", "--keep-hot", "30d"]
-    words += ["--archive-dir", str(tmp_path)]
-    assert (await here("schema", "apply", *words)).code == 0
+    words = await archiving(here, shared_url, tmp_path)
     await arrive(connection, drawn(3, 1, from_us=OLD_US, to_us=OLD_US + DAY_US))
     assert (await here("housekeeping", "run", "--yes", *words)).code == 0
     (found,) = await archived.contents(connection, "readings")
@@ -270,9 +268,7 @@ async def test_runs_killed_at_drawn_moments_lose_nothing(
     connection: asyncpg.Connection, shared_url: str, here: Here, tmp_path: Path
 ) -> None:
     """kill -9 of `housekeeping run`, again and again, then one to the end; then late readings."""
-    words = ["--database-url", shared_url, "--partition-span", "day", "--keep-hot", "30d"]
-    words += ["--archive-dir", str(tmp_path)]
-    assert (await here("schema", "apply", *words)).code == 0
+    words = await archiving(here, shared_url, tmp_path)
     draw = random.Random(1)
     rows = drawn(40_000, 1, from_us=OLD_US, to_us=OLD_US + DAY_US)
     for part, moments in ((rows[:30_000], 12), (rows[29_000:], 8)):
