@@ -63,7 +63,8 @@ then SIGTERM ends it with exit 0 and `lost=0` | clock, `/metrics`, exit code |
 | I10 | `buffered` in memory loses at most the readings that memory may take, each time \
 | control C1 |
 
-"Without help" means: a killed process is started again, as a supervisor does, and nothing else is
+If it is not quiet 180 s after the last fault, the result says so, and calls no reading lost: it may
+still come. "Without help" means: a killed process is started again, as a supervisor does, and nothing else is
 done. "Lost" counts acknowledged readings that are in no place; "doubled" those that are there twice
 or in both places. The recovery time begins at the end of the last fault (where a process was
 killed: when it is started again) and ends when the service is quiet: all posts are answered, no
