@@ -168,8 +168,8 @@ async def test_example_lets_in_devices_with_a_certificate(tmp_path: Path, exampl
             await client.send(request + lines)
             assert (await client.reply(20.0)).status == 204
         for path, status in (("/v1/in/esp", 200), ("/v1/in/esp/uplink?x=1", 200), NOWHERE):
-            size = {"Content-Length": str(len(OWN_JSON)), "Content-Type": "text/plain"}
-            request = head("POST", path, size).replace(b"Host: door\r\n", HOST)
+            typed = {"Content-Length": str(len(OWN_JSON)), "Content-Type": "text/plain"}
+            request = head("POST", path, typed).replace(b"Host: door\r\n", HOST)
             await client.send(request + OWN_JSON)
             assert (await client.reply()).status == status, path
         for path in ("/metrics", "/v1/in", "/v1/in/", "/v1/in/../../metrics", "/v1/in/%2e%2e/x"):
