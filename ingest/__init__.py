@@ -61,4 +61,4 @@ The folders. Imports go down only, and folders of one row do not know each other
 tests/house/layout.py holds the rule.
 """
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"

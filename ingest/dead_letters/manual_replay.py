@@ -23,6 +23,7 @@ from ingest.dead_letters.reader import LiveLetter
 from ingest.formats.line_item import LINE_BYTES_MAX
 from ingest.formats.line_protocol import decode_item
 from ingest.formats.line_series import Naming
+from ingest.formats.map_documents import UNREADABLE
 from ingest.formats.map_post import decode_item as decode_document
 from ingest.formats.map_roots import roots_of
 from ingest.formats.map_source import IN
@@ -43,6 +44,8 @@ REFUSALS_TOLD_MAX = 20
 LOCK_S_MAX = 15.0
 UNKNOWN_FORMAT = "unknown_format"
 LOCK_PAUSE_S = 0.005
+# Codes of a mapped document that came as JSON, and is none. A form never gets them.
+CAME_AS_JSON = frozenset({UNREADABLE, "not_json"})
 
 
 async def hold_replay_lock(folder: Path, wait_s_max: float | None = None) -> Lock:
@@ -60,7 +63,8 @@ async def hold_replay_lock(folder: Path, wait_s_max: float | None = None) -> Loc
 class Item(NamedTuple):
     """A letter as an item of a post: its bytes, and what that post said of them.
 
-    `place` tells a user where it came from. `source` is the live letter, if it was one.
+    `place` tells a user where it came from. `source` is the live letter, if it was one. `code` is
+    why it was refused then.
     """
 
     id: str
@@ -75,6 +79,7 @@ class Item(NamedTuple):
     prefix: str = ""
     posted_to: str = ""
     context: str = ""
+    code: str = ""
 
 
 class RefusedItem(NamedTuple):
@@ -123,6 +128,7 @@ def item_of_letter(live: LiveLetter) -> Item:
         letter.prefix,
         letter.source,
         letter.context,
+        letter.code,
     )
 
 
@@ -152,6 +158,7 @@ def item_of_fields(fields: dict[str, Any], place: str) -> Item:
         prefix=str(fields.get("prefix") or ""),
         posted_to=str(fields.get("source") or ""),
         context=str(fields.get("context") or ""),
+        code=str(fields.get("code") or ""),
     )
 
 
@@ -242,12 +249,21 @@ class ManualReplay:
         return None
 
     def _decode_mapped(self, item: Item, post: Post) -> Decoded:
-        """Decode a document with the mapping of its source as it is now. Raises Refused."""
+        """Decode a document with the mapping of its source as it is now. Raises Refused.
+
+        What came as JSON is read as JSON, and never as a form.
+        """
         name = item.posted_to.removeprefix(IN)
         source = self._rules.sources.get(name)
         if source is None:
             raise Refused("not_found", f"the file of sources has no source {name!r:.80} now")
-        return decode_document(item.original, source, roots_of(item.context), _line_post(post))
+        return decode_document(
+            item.original,
+            source,
+            roots_of(item.context),
+            _line_post(post),
+            is_json=item.code in CAME_AS_JSON,
+        )
 
     async def _write(self, batch: list[tuple[Item, bytes, int]], rows: int) -> None:
         began_s = monotonic_s()

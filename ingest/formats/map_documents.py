@@ -2,7 +2,8 @@
 
 The Content-Type is not looked at: many senders write a wrong one. A body that begins with `{`, `[`
 or `"` is JSON. Else, if it has a `=` behind what may be the name of a field, it is a form. If the
-first line of several is JSON by itself, each line is.
+first line of several is JSON by itself, each line is. So a line that is not JSON, such as `a=5`,
+must not be read alone later as if it were a form: see `is_json`.
 Promises: a step is short; a document has at most ITEM_BYTES_MAX bytes, about.
 """
 
@@ -32,6 +33,7 @@ FORM_BYTES_MAX = 64 * 1024
 FORM_FIELDS_MAX = 1_000
 STEP_LINES = 32
 STEP_BYTES = 32 * 1024
+UNREADABLE = "document_unreadable"  # only a document of JSON is, never a form
 _BOM = b"\xef\xbb\xbf"
 
 # JSON that has lost its beginning has one of these marks before a `=`.
@@ -82,11 +84,14 @@ def form_in(text: str) -> dict[str, str]:
         raise _form_too_large() from None
 
 
-def documents(body: bytes, readings_max: int) -> Steps:
-    """Yield the documents of a body, and None after other work. Raises Refused."""
+def documents(body: bytes, readings_max: int, *, is_json: bool = False) -> Steps:
+    """Yield the documents of a body, and None after other work. Raises Refused.
+
+    `is_json`: it is known to be no form, whatever it looks like.
+    """
     body = body.removeprefix(_BOM)
     first = body[:64].lstrip(SPACE)[:1]
-    if first not in (b"{", b"[", b'"') and _FORM.match(body):
+    if not is_json and first not in (b"{", b"[", b'"') and _FORM.match(body):
         yield _form(body)
     elif first and _is_lines(body):
         yield from _lines(body)
@@ -158,7 +163,7 @@ def _line(line: bytes) -> Documents:
     try:
         parsed = parsed_in_full(line)
     except ValueError as fault:
-        unreadable = Unreadable("document_unreadable", not_json(fault).detail)
+        unreadable = Unreadable(UNREADABLE, not_json(fault).detail)
         return Documents([unreadable], line, is_array=False)
     is_array = isinstance(parsed, list)
     return _checked(parsed if is_array else [parsed], line, is_array)
@@ -186,7 +191,7 @@ def _fault_of(parsed: Any, text: bytes) -> Unreadable | None:
     except TypeError:  # it is deeply nested, or has a number of more than 64 bits
         if len(text) > STEP_BYTES:
             why = "a large document must not be deeply nested, or have numbers beyond 64 bits"
-            return Unreadable("document_unreadable", why)
+            return Unreadable(UNREADABLE, why)
         return _repeated() if _repeats(text) else None
     if b"\\u003" not in text:
         return _repeated() if text.count(b":") != again.count(b":") else None

@@ -44,7 +44,8 @@ class MapPost(NamedTuple):
 
     `roots` has what came beside the body, by the names of map_paths.ROOTS. A block has at most
     `post.rules.post_rows_max` rows. All blocks have at most `rows_max` rows and faults, and
-    `rows_bytes_max` bytes with the documents that have a fault. For `times_us` see `received_at`.
+    `rows_bytes_max` bytes with the documents that have a fault. For `times_us` see `received_at`,
+    for `is_json` map_documents.
     """
 
     post: Post
@@ -53,6 +54,7 @@ class MapPost(NamedTuple):
     rows_max: int
     rows_bytes_max: int
     times_us: Sequence[int] = ()
+    is_json: bool = False
 
 
 def received_at(times_us: Sequence[int], at: int, post_us: int) -> int:
@@ -98,15 +100,24 @@ def decode(body: bytes, post: MapPost) -> Mapped:
     return mapped
 
 
-def decode_item(original: bytes, source: Source, roots: Mapping[str, Any], post: Post) -> Decoded:
+def decode_item(
+    original: bytes,
+    source: Source,
+    roots: Mapping[str, Any],
+    post: Post,
+    *,
+    is_json: bool = False,
+) -> Decoded:
     """Decode a document to one block; `post.rules.post_rows_max` must be large enough.
 
-    Raises Refused, also if the mapping leaves it out.
+    `is_json`: it came as JSON, so it is no form, also if it looks like one. Raises Refused, also if
+    the mapping leaves it out.
     """
     rows_max = post.rules.post_rows_max
     if original.lstrip()[:1] == b"[":  # a document that is a list; alone it would be a list of them
         original = b"[%b]" % original
-    points, _ = decode(original, MapPost(post, source, roots, rows_max, ITEM_ROWS_BYTES_MAX))
+    whole = MapPost(post, source, roots, rows_max, ITEM_ROWS_BYTES_MAX, is_json=is_json)
+    points, _ = decode(original, whole)
     if points.not_kept:
         raise too_many_invalid(points.errors, len(original))
     if not (points.blocks or points.errors):
@@ -137,7 +148,7 @@ class _PostReader:
 
     def read(self, body: bytes) -> MapSteps:
         """Read all documents of a body."""
-        for some in documents(body, self._post.rows_max):
+        for some in documents(body, self._post.rows_max, is_json=self._post.is_json):
             if some is None:
                 yield
             else:

@@ -63,13 +63,14 @@ then SIGTERM ends it with exit 0 and `lost=0` | clock, `/metrics`, exit code |
 | I10 | `buffered` in memory loses at most the readings that memory may take, each time \
 | control C1 |
 
-"Without help" means: a killed process is started again, as a supervisor does, and nothing else is
-done. "Lost" counts acknowledged readings that are in no place; "doubled" those that are there twice
-or in both places. The recovery time begins at the end of the last fault (where a process was
-killed: when it is started again) and ends when the service is quiet: all posts are answered, no
-reading is held. PostgreSQL's own recovery is part of the fault. A control or a mutant must break
-the invariant that it is made for, and no other of this table except a direct consequence (M1 also
-reports as committed what a constraint then refuses).
+If it is not quiet 180 s after the last fault, the result says so, and calls no reading lost: it may
+still come. "Without help" means: a killed process is started again, as a supervisor does, and
+nothing else is done. "Lost" counts acknowledged readings that are in no place; "doubled" those that
+are there twice or in both places. The recovery time begins at the end of the last fault (where a
+process was killed: when it is started again) and ends when the service is quiet: all posts are
+answered, no reading is held. PostgreSQL's own recovery is part of the fault. A control or a mutant
+must break the invariant that it is made for, and no other of this table except a direct consequence
+(M1 also reports as committed what a constraint then refuses).
 """
 
 NOT_TESTED = """## What is not tested here, and why

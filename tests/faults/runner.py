@@ -17,7 +17,7 @@ from tests.faults.broker_world import BrokerWorld
 from tests.faults.machine import NotHere
 from tests.faults.matrix import BROKER, SERVE, YEARS, Fault
 from tests.faults.server import DEBIAN, make_template
-from tests.faults.trial import Found
+from tests.faults.trial import QUIET_S_MAX, Found
 from tests.faults.world import World
 from tests.faults.years_world import YearsWorld
 from tests.support.tcp_ports import free_port
@@ -82,7 +82,7 @@ async def run_one(fault: Fault, seed: int, folder: Path, template: Path, *, quic
     world = WORLDS[fault.table](fault, seed, own, template, quick=quick)
     missing = ""
     try:
-        async with asyncio.timeout(fault.limit_s), world:
+        async with asyncio.timeout(fault.limit_s + 2 * QUIET_S_MAX), world:
             try:
                 await fault.harm(world)
                 await world.conclude()

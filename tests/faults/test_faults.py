@@ -189,6 +189,25 @@ def test_a_control_is_let_break_only_what_it_is_to_break(tmp_path: Path) -> None
     assert said.startswith("lost x 5: ")
 
 
+@pytest.mark.parametrize("quiet", [True, False])
+def test_what_is_on_its_way_is_not_called_lost(tmp_path: Path, quiet: bool) -> None:
+    """Where the service is not quiet, that is the verdict; what is there twice is there twice."""
+    world = World(FAULTS["F2"], 1, tmp_path, tmp_path)
+    assert world.quiet_s_max > world.recovery_s_max
+    world.expect_quiet(quiet, "I7: not quiet")
+    found = _noted(world, lost=5, in_both=1, twice=2)
+    if quiet:
+        assert (found.lost, found.doubled, len(found.broken)) == (5, 3, 3)
+    else:
+        assert (found.lost, found.doubled, found.kinds) == (0, 2, {"twice"})
+        assert [each.partition(":")[0] for each in found.broken] == ["I7", "twice x 2"]
+        assert len(found.notes) == 2
+    control = World(FAULTS["C2"], 1, tmp_path, tmp_path)  # it may never be quiet, and must lose
+    control.expect_quiet(quiet, "I7: not quiet")
+    assert _noted(control, lost=5).lost == 5
+    assert control.quiet_s_max == control.recovery_s_max
+
+
 class _Table:
     """A database that answers each query with these rows."""
 

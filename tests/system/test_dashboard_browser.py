@@ -314,7 +314,8 @@ async def test_curves_have_one_read_out_and_draw_gaps_as_gaps(
         assert await seen.page.evaluate(SCALES) == {
             "tops": [0.8, 1000, 1500, 80 * 2**20, 2**10, 2**30],
             "usual": [1040, 30],
-            "between": [1, 2e-9, 1e308],
+            "between": [1, 0.2, 1e308],
+            "alone": [[20, 23, 1], [-1, 1, 1]],
             "begin": 1000,
             "told": ["0 B", "80 MiB", "1.5 GiB", "2 TiB"],
         }
@@ -390,6 +391,7 @@ SCALES = """(async () => {
         tops: tops.map((each) => scale(...each).top),
         usual: [usual([Array(290).fill(800), [25000, 24000]]), usual([[1, 2, 30]])],
         between: [[20.1, 21.9], [5, 5], [-1e308, 1e308]].map((each) => between(...each).step),
+        alone: [[21.4, 21.4], [0, 0]].map((each) => Object.values(between(...each))),
         begin: young.begin,
         told: [0, 80 * 2 ** 20, 1.5 * 2 ** 30, 2 ** 41].map(bytes),
     };

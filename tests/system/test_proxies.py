@@ -40,6 +40,9 @@ COMMANDS = {
 }
 DEVICE = "127.0.0.7"
 HOST = b"Host: localhost\r\n"  # Caddy wants the name for which the client asked in TLS
+OWN_JSON = b'{"id":"esp-1","temp":21.4,"hum":40}'
+OWN_READINGS = [("esp-1", "temp", 21.4), ("esp-1", "hum", 40.0)]
+NOWHERE = ("/v1/in/nobody", 404)  # the service says so
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 
@@ -143,8 +146,12 @@ async def test_example_lets_in_devices_with_a_certificate(tmp_path: Path, exampl
     device_cert, device_key = make_signed(tmp_path, "device-1", by="devices-ca")
     device = trusting(server_cert)
     device.load_cert_chain(device_cert, device_key)
+    sources = tmp_path / "sources.toml"
+    sources.write_text('[[source]]\nname = "esp"\ndevice = "id"\n')
     async with (
-        running_receiver(trusted_proxies="127.0.0.1", access="open") as receiver,
+        running_receiver(
+            trusted_proxies="127.0.0.1", access="open", sources_file=str(sources)
+        ) as receiver,
         proxy(example, tmp_path, receiver.address) as port,
     ):
         client = await _connect(port, device)
@@ -160,8 +167,15 @@ async def test_example_lets_in_devices_with_a_certificate(tmp_path: Path, exampl
             request = head("POST", path, {"Content-Length": size}).replace(b"Host: door\r\n", HOST)
             await client.send(request + lines)
             assert (await client.reply(20.0)).status == 204
-        await client.send(head("GET", "/metrics").replace(b"Host: door\r\n", HOST))
-        assert (await client.reply()).status == 404
+        for path, status in (("/v1/in/esp", 200), ("/v1/in/esp/uplink?x=1", 200), NOWHERE):
+            typed = {"Content-Length": str(len(OWN_JSON)), "Content-Type": "text/plain"}
+            request = head("POST", path, typed).replace(b"Host: door\r\n", HOST)
+            await client.send(request + OWN_JSON)
+            assert (await client.reply()).status == status, path
+        for path in ("/metrics", "/v1/in", "/v1/in/", "/v1/in/../../metrics", "/v1/in/%2e%2e/x"):
+            await client.send(head("GET", path).replace(b"Host: door\r\n", HOST))
+            assert (await client.reply()).status == 404, path
+        assert [each[1:] for each in receiver.inlet.readings][-4:] == OWN_READINGS * 2
         await client.close()
         taken = len(receiver.inlet.blocks)
         status = 0

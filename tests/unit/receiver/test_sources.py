@@ -122,6 +122,31 @@ async def test_faulty_document_is_a_dead_letter_with_what_came_beside_it(file: P
     assert await replayed(first, file) == (0, {"not_found": 1})
 
 
+@pytest.mark.parametrize(
+    ("body", "code", "refusals"),
+    [
+        (b'{"id":"d","x":1}\na=5', "document_unreadable", {"not_json": 1}),  # lines of JSON
+        (b"a=5", "no_device", {"no_device": 1}),  # a form
+        (b"a=5&a=6", "repeated_field", {"repeated_field": 1}),
+    ],
+)
+async def test_letter_is_replayed_as_what_it_was(
+    file: Path, body: bytes, code: str, refusals: dict[str, int]
+) -> None:
+    """A line of a JSON post is no form, whatever it looks like: it would give readings."""
+    text = '[[source]]\nname = "s"\ndevice = "id"\nnumeric_strings = true\n'
+    async with running(file, text) as receiver:
+        await send(receiver, "/v1/in/s", body)
+        (letter,) = receiver.dead_letters.letters
+        assert letter.code == code
+    assert await replayed(letter, file) == (0, refusals)
+    file.write_text(text.replace('"id"', '"=fixed"'))
+    is_form = code == "no_device"
+    assert await replayed(letter, file) == ((1, {}) if is_form else (0, refusals))
+    message = letter._replace(code="not_json", original=b"a=5")  # as `ingest mqtt` refuses it
+    assert await replayed(message, file) == (0, {"not_json": 1})
+
+
 async def replayed(letter: Letter, file: Path) -> tuple[int, dict[str, int]]:
     """Write a letter as a line, and replay it by the file's mapping of now: readings, refusals."""
     line = encode_line(letter, id_=letter_id(letter), failed_us=letter.received_us)

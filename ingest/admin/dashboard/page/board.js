@@ -108,9 +108,13 @@ export function scale(value, base = 1000) {
   return { bottom: 0, top: 10 * power, step: 5 * power };
 }
 
-/** An axis for values that need not be near 0. */
+/** An axis for values that need not be near 0. One value alone is in the middle of a twentieth more and less. */
 export function between(least, most) {
   const size = Math.max(Math.abs(least), Math.abs(most));
+  if (least === most && size < 1e300) {
+    const room = size / 20 || 1;
+    return between(least - room, most + room);
+  }
   const wide = Math.max(most - least, size * 1e-9, 1e-300);
   if (!Number.isFinite(wide)) return { bottom: -size, top: size, step: size };
   const power = 10 ** Math.floor(Math.log10(wide / 3));

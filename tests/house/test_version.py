@@ -1,0 +1,40 @@
+"""The version stands in many files: all have the one of the package. And it keeps its promise."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from ingest import __version__
+from tests.house.public_names import RECORD, public_names
+from tests.support.documents import DOCUMENTS, REPOSITORY
+
+# An image of ours with its tag, or the tag alone in a kustomization.
+_IMAGE = re.compile(r"(?:iot-ingest(?:-archive)?:|newTag: )(\d+\.\d+\.\d+)")
+_PLACES = {"deploy/Dockerfile": 2, "deploy/compose.yaml": 2, "docs/roles.md": 2}  # at least
+
+
+def test_every_image_has_the_version_of_the_package() -> None:
+    """In deploy/ and in the documents."""
+    files = [path for path in (REPOSITORY / "deploy").rglob("*") if path.is_file()]
+    texts = {str(path.relative_to(REPOSITORY)): path.read_text() for path in files}
+    texts |= {str(name): text for name, text in DOCUMENTS.items()}
+    found = {name: _IMAGE.findall(text) for name, text in texts.items()}
+    assert {name: each for name, each in found.items() if set(each) - {__version__}} == {}
+    for name, least in _PLACES.items():
+        assert len(found[name]) >= least, f"{name} is not looked at"
+
+
+def test_changelog_begins_with_the_version() -> None:
+    """With its date, so that it is a release."""
+    headings = re.findall(r"^## (.*)$", (REPOSITORY / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert re.fullmatch(rf"\[{re.escape(__version__)}\] - \d{{4}}-\d\d-\d\d", headings[0])
+
+
+def test_no_public_name_has_gone() -> None:
+    """Only a new MAJOR may take one away; see docs/upgrading.md."""
+    now, recorded = public_names(), json.loads(RECORD.read_text())
+    gone = {kind: sorted({*names} - {*now[kind]}) for kind, names in recorded.items()}
+    assert {kind: names for kind, names in gone.items() if names} == {}
+    assert len(recorded) == 6
+    assert all(len(names) >= 10 for names in recorded.values()), "a kind is not looked at"
