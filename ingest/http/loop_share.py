@@ -6,7 +6,9 @@ round begins a bounded number of posts. The other posts wait in a queue for the 
 
 A small valid post is done when it has begun: its time is known from its bytes. All other posts go
 on in short steps, in the time that each round keeps for steps, after the posts of the round have
-begun. So a large post, or one with invalid items, never delays a small one by more than that.
+begun. So a large post, or one with invalid items, never delays a small one by more than that. The
+loop does not sleep until its steps are done, and small posts wait for the journal's thread. So if
+the steps of a post take long, other threads get the interpreter sooner until it is done.
 Promises: posts in the queue are served first come, first served. Posts in steps take turns, and
 each round does at least one step.
 """
@@ -16,16 +18,39 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Generator
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 from ingest.system.clock import monotonic_s
+from ingest.system.interpreter import sharing_soon
 
 POST_BYTES = 2 * 1024  # the cost of a post without its body, in bytes of body: some 10 us
 ROUND_BYTES = 256 * 1024  # some 120 single readings or 24 posts of 100, about 2 ms
 BEGIN_BYTES = 64 * 1024  # the most that a post can cost before it goes on in steps
 STEPS_S = 0.001  # of a round, for the steps of all posts
+# The steps of a post take long: more than this. Those of 5,000 readings of JSON take some 3 ms.
+# While many of those come the journal's thread may wait: so its groups are larger, and cost less.
+LONG_S = 0.01
 
 T = TypeVar("T")
+
+
+class _InSteps:
+    """A post in steps. `until_done` ends when nobody waits for it any more."""
+
+    __slots__ = ("finished", "steps", "took_s", "until_done")
+
+    def __init__(self, steps: Generator[None, None, Any], until_done: ExitStack) -> None:
+        self.steps = steps
+        self.until_done = until_done
+        self.finished: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.took_s = 0.0
+
+    def took(self, step_s: float) -> None:
+        """Note the time of a step. If all took long, other threads get the interpreter sooner."""
+        before_s, self.took_s = self.took_s, self.took_s + step_s
+        if before_s <= LONG_S < self.took_s:
+            self.until_done.enter_context(sharing_soon())
 
 
 class LoopShare:
@@ -34,7 +59,7 @@ class LoopShare:
     def __init__(self) -> None:
         self._bytes_left = ROUND_BYTES
         self._queue: deque[tuple[int, Callable[[], object]]] = deque()
-        self._in_steps: deque[tuple[Generator[None, None, Any], asyncio.Future[Any]]] = deque()
+        self._in_steps: deque[_InSteps] = deque()
         self._put_off: deque[Callable[[], object]] = deque()
         self._next_is_due = False
 
@@ -76,10 +101,12 @@ class LoopShare:
 
         Raises what a step raises. Safe to cancel.
         """
-        finished: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._in_steps.append((steps, finished))
-        self._schedule()
-        return await finished
+        with ExitStack() as until_done:
+            post = _InSteps(steps, until_done)
+            self._in_steps.append(post)
+            self._schedule()
+            finished: asyncio.Future[T] = post.finished
+            return await finished
 
     def _schedule(self) -> None:
         if not self._next_is_due:
@@ -98,27 +125,32 @@ class LoopShare:
                 self._bytes_left -= POST_BYTES
                 self._bytes_left -= body_bytes if body_bytes < BEGIN_BYTES else BEGIN_BYTES
         if self._in_steps or self._put_off:
-            until_s = monotonic_s() + STEPS_S
+            now_s = monotonic_s()
+            until_s = now_s + STEPS_S
             for _ in range(len(self._put_off)):
                 self._put_off.popleft()()
-                if monotonic_s() >= until_s:
+                now_s = monotonic_s()
+                if now_s >= until_s:
                     break
-            self._do_steps(until_s)
+            self._do_steps(now_s, until_s)
 
-    def _do_steps(self, until_s: float) -> None:
+    def _do_steps(self, now_s: float, until_s: float) -> None:
         """Do steps of one post after the other, at least one step."""
         while self._in_steps:
-            steps, finished = self._in_steps.popleft()
-            if finished.done():  # the wait was cancelled
-                steps.close()
+            post = self._in_steps.popleft()
+            if post.finished.done():  # the wait was cancelled
+                post.steps.close()
                 continue
+            began_s = now_s
             try:
-                next(steps)
+                next(post.steps)
             except StopIteration as end:
-                finished.set_result(end.value)
+                post.finished.set_result(end.value)
             except Exception as error:  # it is raised where the post waits
-                finished.set_exception(error)
+                post.finished.set_exception(error)
             else:
-                self._in_steps.append((steps, finished))
-            if monotonic_s() >= until_s:
+                self._in_steps.append(post)
+            now_s = monotonic_s()
+            post.took(now_s - began_s)
+            if now_s >= until_s:
                 return

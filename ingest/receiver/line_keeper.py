@@ -4,7 +4,8 @@ Mapped posts are kept by it too; their faulty documents are what is called a lin
 
 A post may have several blocks. Room for all of them is reserved at once, before one is put. While
 there is not enough, such a post asks again, one post at a time, and holds nothing while it waits.
-So it keeps no other post out.
+So it keeps no other post out. Then the blocks are put in portions, one after the other. So posts
+that come meanwhile wait for the disk with one portion, and not with the whole post.
 Promises: each block is kept whole, or not. A decoded post goes on even if its client is gone. It is
 answered in time. Without room until then it gets 503 `buffer_full`, and nothing of it is kept. If
 it is not known what became of it, it gets 503 `outcome_unknown`. A line that cannot even be
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from ingest.formats.line_protocol import Points
@@ -49,6 +50,8 @@ ANSWER_S = 0.1  # before the answer is due, a post gives up its wait for room
 WAITING_BYTES_MAX = 16 * 1024 * 1024
 FULL_S = 2.0  # after which a post should come again that found no room
 LETTERS_AT_ONCE = 1_000  # so many are made in one step, of about 1 ms
+PORTION_BYTES = 256 * 1024  # of blocks that are put together; a single block may have more
+Portion = list[tuple[Block, Reservation]]
 
 
 class LineTerms(NamedTuple):
@@ -245,13 +248,34 @@ class LineKeeper:
     async def _put(
         self, blocks: Sequence[Block], reserved: Sequence[Reservation], query: LineQuery
     ) -> None:
-        """Put all blocks, and wait until it is known of each whether it is kept."""
+        """Put the blocks in portions, and wait until it is known of each whether it is kept.
+
+        After a portion of which not all is kept, no other one is put.
+        """
         ledger = self._ledger
-        is_durable = query.ack != BUFFERED
+        portions = _portions(zip(blocks, reserved, strict=True))
+        # A portion waits for the one before it, whatever the sender asked for.
+        is_durable = query.ack != BUFFERED or len(portions) > 1
+        failed: list[NotKept] = []
+        for portion in portions:
+            if not failed:
+                failed += await self._put_portion(portion, durable=is_durable)
+                continue
+            for block, reservation in portion:
+                reservation.release()
+                ledger.readings_rejected(failed[0].code, block.rows)
+                ledger.at_receiver -= block.rows
+                failed.append(failed[0])
+        if failed:
+            raise _not_all_kept(failed, len(blocks))
+
+    async def _put_portion(self, portion: Portion, *, durable: bool) -> list[NotKept]:
+        """Put blocks together; wait for all of them; return the errors of those not kept."""
+        ledger = self._ledger
         failed: list[NotKept] = []
         puts = [
-            (block.rows, reservation, reservation.put(block, durable=is_durable))
-            for block, reservation in zip(blocks, reserved, strict=True)
+            (block.rows, reservation, reservation.put(block, durable=durable))
+            for block, reservation in portion
         ]
         for rows, reservation, put in puts:
             try:
@@ -264,8 +288,20 @@ class LineKeeper:
             finally:
                 reservation.release()  # does nothing after put
             ledger.at_receiver -= rows
-        if failed:
-            raise _not_all_kept(failed, len(puts))
+        return failed
+
+
+def _portions(blocks: Iterable[tuple[Block, Reservation]]) -> list[Portion]:
+    """Return all blocks in their order, in portions of at most PORTION_BYTES or one block."""
+    portions: list[Portion] = []
+    left = -1
+    for block, reservation in blocks:
+        left -= len(block.tuples)
+        if left < 0:
+            portions.append([])
+            left = PORTION_BYTES - len(block.tuples)
+        portions[-1].append((block, reservation))
+    return portions
 
 
 def _not_all_kept(failed: Sequence[NotKept], blocks: int) -> Refused:

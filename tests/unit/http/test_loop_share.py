@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import Counter
 from collections.abc import Generator
 from functools import partial
@@ -11,8 +12,17 @@ from time import thread_time as thread_s
 
 import pytest
 
-from ingest.http.loop_share import BEGIN_BYTES, POST_BYTES, ROUND_BYTES, STEPS_S, LoopShare
+from ingest.http import loop_share
+from ingest.http.loop_share import (
+    BEGIN_BYTES,
+    LONG_S,
+    POST_BYTES,
+    ROUND_BYTES,
+    STEPS_S,
+    LoopShare,
+)
 from ingest.model.errors import Refused
+from ingest.system.interpreter import SWITCH_S
 
 Steps = Generator[None, None, str]
 
@@ -158,6 +168,30 @@ async def test_cancelled_post_does_no_more_steps() -> None:
     steps = done.count("gone")
     assert await share.finish(steps_of(100, done, "next")) == "next"
     assert done.count("gone") <= steps + 1
+
+
+async def test_threads_get_the_interpreter_soon_if_the_steps_of_a_post_take_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The journal's thread waits for it after each call; so do the small posts of its group."""
+    share, usual_s = LoopShare(), sys.getswitchinterval()
+
+    async def intervals(large: Steps, *, is_gone: bool = False) -> list[float]:
+        post = asyncio.create_task(share.finish(large))
+        found = list[float]()
+        while not post.done():
+            await asyncio.sleep(0)
+            found.append(sys.getswitchinterval())
+            if is_gone and found[-1] != usual_s:
+                post.cancel()
+        assert sys.getswitchinterval() == usual_s
+        return found
+
+    for is_gone in (False, True):
+        found = await intervals(steps_of(20, [], "long", step_s=LONG_S / 5), is_gone=is_gone)
+        assert min(found) == pytest.approx(SWITCH_S)
+    monkeypatch.setattr(loop_share, "LONG_S", 60)  # or a busy machine makes them long
+    assert set(await intervals(steps_of(20, [], "short"))) == {usual_s}
 
 
 async def test_cancelled_wait_for_a_round_delays_nobody() -> None:

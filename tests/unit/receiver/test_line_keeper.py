@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from pathlib import Path
 
 import pytest
@@ -10,16 +11,19 @@ import pytest
 from ingest.formats.line_protocol import Points
 from ingest.formats.line_series import Naming
 from ingest.formats.post import ItemError
+from ingest.model.block import Block
 from ingest.model.errors import BrokerAway, BrokerOutcomeUnknown, NotKept, Refused
 from ingest.model.ledger import Ledger
 from ingest.model.ports import PostInlet
+from ingest.model.rows import encode_reading
 from ingest.receiver.ack_waits import AckWaits
-from ingest.receiver.line_keeper import LETTERS_AT_ONCE, LineKeeper, LineTerms
+from ingest.receiver.line_keeper import LETTERS_AT_ONCE, PORTION_BYTES, LineKeeper, LineTerms
 from ingest.receiver.line_query import LineQuery
 from ingest.system.clock import monotonic_s, unix_us
-from tests.contract.buffers import memory, spilling
-from tests.support.blocks import make_block
+from tests.contract.buffers import journal, memory, spilling
+from tests.support.blocks import block_of, make_block, make_reading
 from tests.support.fakes import FakeDatabase, FakeDeadLetters, FakeInlet
+from tests.support.journals import FailingCalls, HangingDisk, on_disk
 from tests.support.receiver import until
 
 BLOCK_BYTES = len(make_block(50).tuples)
@@ -42,10 +46,10 @@ class Rig:
             waiting_bytes_max=waiting_bytes_max,
         )
 
-    async def keep(self, points: Points, answer_s: float = 5.0) -> None:
+    async def keep(self, points: Points, answer_s: float = 5.0, ack: str = "buffered") -> None:
         """Keep a post; raise Refused."""
         terms = LineTerms(
-            LineQuery(ack="buffered"),
+            LineQuery(ack=ack),
             Naming(("host",), "", ""),
             "/write",
             "network",
@@ -62,6 +66,12 @@ class Rig:
         await self.keeper.close()
         assert self.ledger.at_receiver == 0
         return caught.value.code
+
+
+def portion() -> Block:
+    """Return a block of which no two are in one portion."""
+    reading = make_reading()
+    return block_of([reading] * (PORTION_BYTES // 2 // len(encode_reading(reading)) + 1))
 
 
 def post(blocks: int) -> Points:
@@ -156,6 +166,48 @@ async def test_post_of_which_a_part_is_kept_has_no_known_outcome(
     rig = Rig(inlet)
     assert await rig.refused(post(2)) == code
     assert (rig.ledger.accepted, inlet.reserved) == (50 * kept_first, 0)
+
+
+@pytest.mark.parametrize("ack", ["durable", "buffered"])
+async def test_small_post_waits_for_one_portion_of_a_large_one(tmp_path: Path, ack: str) -> None:
+    """It comes while the first portion is written, and goes before the second one."""
+    disk = HangingDisk()
+    buffer = journal(tmp_path, 100_000, 1 << 26, 0.05, calls=disk)
+    large, small = Points([portion() for _ in range(3)], [], 0, 0), make_block(1)
+    disk.go.clear()
+    keeping = asyncio.create_task(Rig(buffer).keep(large, ack=ack))
+    await until(lambda: large.blocks[0].sequence)
+    put = (await buffer.reserve(1, len(small.tuples))).put(small)
+    disk.go.set()
+    await asyncio.gather(keeping, put)
+    first, *rest = [block.tuples for block in large.blocks]
+    assert on_disk(next(tmp_path.iterdir())) == [first, small.tuples, *rest]
+    await buffer.close()
+
+
+@pytest.mark.parametrize(
+    ("failing_sync", "kept", "code"),
+    [(2, 0, "disk_low"), (4, 1, "outcome_unknown")],  # each file has a header before
+    ids=["first portion", "second portion"],
+)
+async def test_after_a_portion_that_fails_no_other_one_is_put(
+    tmp_path: Path, failing_sync: int, kept: int, code: str
+) -> None:
+    """The disk works again after one fault, but the client sends all of the post again."""
+    disk = FailingCalls(fdatasync=errno.EIO)
+    disk.nth = failing_sync
+    buffer = journal(tmp_path, 100_000, 1 << 26, 0.05, calls=disk)
+    rig = Rig(buffer)
+    blocks = [portion() for _ in range(4)]
+    with pytest.raises(Refused) as caught:
+        await rig.keep(Points(blocks, [], 0, 0), ack="durable")
+    rows = blocks[0].rows
+    assert caught.value.code == code
+    assert on_disk(next(tmp_path.iterdir())) == [each.tuples for each in blocks[:kept]]
+    assert (rig.ledger.accepted, rig.ledger.at_receiver) == (kept * rows, 0)
+    assert sum(rig.ledger.rejected.values()) == (4 - kept) * rows
+    assert (buffer.memory.rows, buffer.unwritten.size_bytes) == (kept * rows, 0)
+    await buffer.close()
 
 
 async def test_many_letters_are_made_in_short_steps() -> None:
