@@ -35,7 +35,7 @@ from ingest.sinks.postgres.target import READINGS, TargetTable
 from ingest.system.clock import monotonic_s
 
 KIND, OFF = "rollups", "rollups_off"
-BUDGET_S = 120.0  # of one run
+BUDGET_S = 300.0  # of one run
 PART_US_FIRST = 60_000_000
 HOLD_S_MAX = 10.0  # writers wait while the trigger is made
 LOCK_WAIT_S_MAX = 30.0
