@@ -44,9 +44,9 @@ from ingest.sinks.postgres.target import TargetTable
 
 ROWS, SERIES = 100, 100  # of a post: one reading of each series
 READINGS_AN_HOUR = 360
-ROUNDS = 10
-SECONDS, WARM_S, PEAK_S = 4.0, 0.5, 5.0
-PAUSE_S, SETTLE_S = 0.5, 1.0
+ROUNDS = 8
+SECONDS, WARM_S, PEAK_S = 5.0, 0.5, 5.0
+PAUSE_S, SETTLE_S = 2.0, 3.0  # a run has many hours to compute, as in the service
 CPU_RATIO_MAX = 1.4
 BEHIND_S_MAX = 5.0
 PHASE_US = 600_000_000
