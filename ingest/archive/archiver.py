@@ -56,6 +56,7 @@ class ParquetArchiver:
             before = await source.contents()
             if before is not None:
                 await self._aside(self._finish, before)
+                await self._aside(self._check_sizes, before)
             name = source.name if before is None else before.name
             await self._aside(self.folder.sweep, name)
             await self._aside(
@@ -195,7 +196,13 @@ class ParquetArchiver:
             try:
                 there = (self.folder.path / name).stat().st_size
             except OSError as error:
-                raise ArchiveFailed(f"{self.folder.path / name}: {error.strerror}") from error
+                what = f"{self.folder.path / name}: {error.strerror}"
+                if isinstance(error, FileNotFoundError):
+                    what += (
+                        f". If archive_dir was changed, move all files of the old folder into "
+                        f"{self.folder.path}; else restore this file from a back-up"
+                    )
+                raise ArchiveFailed(what) from error
             if there != size:
                 raise ArchiveFailed(f"{name} has {there:,} bytes; {size:,} were recorded")
 

@@ -59,7 +59,7 @@ async def test_rows_come_back_bit_for_bit(table: asyncpg.Connection, tmp_path: P
 async def test_nothing_is_written_where_the_disk_of_the_archive_is_missing(
     table: asyncpg.Connection, tmp_path: Path
 ) -> None:
-    """The folder is empty, or gone: the table waits. A new archive_dir is made as always."""
+    """The folder is empty, or gone: the table waits. A new archive_dir needs the old files too."""
     await fill(table, PARTITION, drawn(20, 2))
     cold, away = tmp_path / "cold", tmp_path / "away"
     await archiver(cold).archive(detached(table))
@@ -73,9 +73,12 @@ async def test_nothing_is_written_where_the_disk_of_the_archive_is_missing(
         assert not cold.exists() or not list(cold.iterdir())
         cold.mkdir(exist_ok=True)
     cold.rmdir()
-    away.rename(cold)
-    await archiver(cold).archive(detached(table))
-    assert len(rows_in_files([cold / f"{PARTITION}.parquet"])) > 20
+    with pytest.raises(ArchiveFailed, match=f"move all files of the old folder into {cold}2;"):
+        await archiver(tmp_path / "cold2").archive(detached(table))
+    for each in away.iterdir():
+        each.rename(tmp_path / "cold2" / each.name)
+    await archiver(tmp_path / "cold2").archive(detached(table))
+    assert len(rows_in_files([tmp_path / "cold2" / f"{PARTITION}.parquet"])) > 20
 
 
 async def test_stop_ends_it_at_the_next_piece(table: asyncpg.Connection, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from ingest.config.settings import Settings
 from ingest.model.causes import HOUSEKEEPING_FAILS, RETENTION_WAITS
 from ingest.model.errors import StartError
 from ingest.sinks.postgres import schema
-from ingest.sinks.postgres.housekeeping import plan, registry
+from ingest.sinks.postgres.housekeeping import plan, registry, rollup_left
 from ingest.sinks.postgres.housekeeping.keeping import Policy
 from ingest.sinks.postgres.housekeeping.partitions import bounds_entry
 from ingest.sinks.postgres.housekeeping.retention import (
@@ -23,11 +23,17 @@ from ingest.sinks.postgres.housekeeping.retention import (
     DETACH,
     DROP,
     Retention,
-    note_what_left,
 )
 from ingest.sinks.postgres.housekeeping.rollup_state import progress
+from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans
 from ingest.sinks.postgres.housekeeping.rollups import Rollups
-from ingest.sinks.postgres.housekeeping.spans import DAY, DAY_US, literal, partition_name
+from ingest.sinks.postgres.housekeeping.spans import (
+    DAY,
+    DAY_US,
+    TimeSpan,
+    literal,
+    partition_name,
+)
 from ingest.sinks.postgres.housekeeping.view import View, look_at
 from tests.support.commands import Here
 
@@ -324,7 +330,7 @@ async def test_detached_table_that_was_dropped_by_hand_is_told_once(
 async def test_rollups_know_what_has_left_the_table_and_nothing_else(
     connection: asyncpg.Connection, shared_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A detach without its lock changes nothing; one that is half done counts from then on."""
+    """A detach without its lock changes nothing; the days of one that is half done wait."""
     made = await make(connection, 4)
     monkeypatch.setattr(plan, "TRY_AGAIN_S", 0.01)
     jobs: list[plan.Job] = [Rollups(wanted=True), Retention(KEEP, rollups=True)]
@@ -335,26 +341,27 @@ async def test_rollups_know_what_has_left_the_table_and_nothing_else(
         did = await plan.run(connection, await seen(connection), jobs, yes=True)
         return [each.error for each in did if each.step.kind == DETACH]
 
-    async def raw_from_us() -> int | None:
+    async def state() -> tuple[object, list[TimeSpan]]:
         at = await progress(connection, "readings")
-        return None if at is None else at.raw_from_us
+        left = await rollup_left.left(connection, "readings", RollupSpans())
+        return at and at.gone, left.hidden
 
-    end_us = (await seen(connection)).partitions[0].to_us
+    first = (await seen(connection)).partitions[0]
+    span = TimeSpan(first.from_us, first.to_us)
     other = await asyncpg.connect(shared_url)
     async with other.transaction():
         await other.execute("lock table readings in share update exclusive mode")
         (error,) = await ran()
     assert "lock timeout" in error
-    assert await raw_from_us() is None
+    assert await state() == ((), [])
     async with other.transaction(isolation="repeatable_read"):
         await other.fetchval("select count(*) from readings")
         (error,) = await ran()
     assert "timeout" in error
     await other.close()
-    await note_what_left(connection, await seen(connection))  # as the next run of the rollups does
-    assert await raw_from_us() == end_us
+    assert await state() == ((), [span])
     assert await ran() == [""]
-    assert await raw_from_us() == end_us
+    assert await state() == ((span,), [])
     assert await names(connection) == made[1:]
 
 

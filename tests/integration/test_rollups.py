@@ -24,6 +24,7 @@ from ingest.sinks.postgres.housekeeping.rollup_state import (
 )
 from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans
 from ingest.sinks.postgres.housekeeping.rollups import Rollups
+from ingest.sinks.postgres.housekeeping.spans import BEGINNING_US, TimeSpan
 from ingest.sinks.postgres.housekeeping.view import look_at
 from ingest.sinks.postgres.lookup import Between, Lookup
 from ingest.sinks.postgres.target import TargetTable
@@ -476,7 +477,7 @@ async def test_rollups_outlive_their_readings(operator: asyncpg.Connection) -> N
     days = await stored(operator, "readings_daily", "day")
     await leave(operator, view, day_us)
     await operator.execute("delete from readings where ts < '2024-10-05+00'")
-    await left(operator, view, day_us)
+    await left(operator, view, TimeSpan(BEGINNING_US, day_us))
     late = [Reading(START_US + n, "d0", "t", 9.0) for n in range(100)]
     await write(operator, late)
     await leave(operator, view, day_us)

@@ -20,6 +20,7 @@ from ingest.sinks.postgres.housekeeping import (
     plan,
     registry,
     rollup_archived,
+    rollup_late,
     rollup_left,
     rollup_state,
 )
@@ -31,7 +32,7 @@ from ingest.sinks.postgres.housekeeping.rollup_archived import ArchivedRollups
 from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans
 from ingest.sinks.postgres.housekeeping.rollups import Rollups
 from ingest.sinks.postgres.housekeeping.spans import DAY, TimeSpan
-from ingest.sinks.postgres.housekeeping.view import look_at
+from ingest.sinks.postgres.housekeeping.view import View, look_at
 from tests.support.archives import Row, archiver, key_of, rows_in_files, value_of
 from tests.support.commands import Here
 from tests.support.rollups import DAY_US, HOUR_US, differences, expected, raw, stored
@@ -240,7 +241,83 @@ async def test_readings_that_were_dropped_without_an_archive_stay_left_out(
     assert differences(await stored(table, "readings_hourly", "hour"), hours) == []
     at = await rollup_state.progress(table, "readings")
     assert at is not None
-    assert at.raw_from_us == START_US + 3 * DAY_US
+    assert at.gone == (TimeSpan(START_US, START_US + 3 * DAY_US),)
+
+
+async def test_days_that_were_dropped_leave_the_rollups_of_archived_days_alone(
+    table: asyncpg.Connection, tmp_path: Path
+) -> None:
+    """Archived, dropped, archived: only the rollups of the dropped day stay as they are."""
+    jobs = jobs_in(tmp_path)
+    await write(table, drawn(1, 200, days=1))
+    await run(table, jobs)
+    dropped = [each._replace(ts_us=each.ts_us + DAY_US) for each in drawn(2, 200, days=1)]
+    await write(table, dropped)
+    await run(table, jobs_in(None))
+    day_us = START_US + DAY_US
+    for seed in (3, 4):
+        older = Reading(START_US - 9 * DAY_US + seed, "d0", "t", 1.0)  # a day that was never there
+        await write(table, [*drawn(seed, 900), older])
+        for _ in range(2):  # before the merge, and after it
+            await run(table, jobs[:2] if await raw(table) else jobs)
+            assert await waiting(table) == []
+            hours = await stored(table, "readings_hourly", "hour")
+            kept = {key: each for key, each in hours.items() if 0 <= key[0] - day_us < DAY_US}
+            assert differences(kept, expected(dropped, HOUR_US)) == []
+            assert [each for each in await wrong(table, tmp_path) if not _is_in(each, day_us)] == []
+        await run(table, jobs)
+        assert await raw(table) == []
+    at = await rollup_state.progress(table, "readings")
+    assert at is not None
+    assert at.gone == (TimeSpan(day_us, day_us + DAY_US),)
+
+
+def _is_in(difference: Any, day_us: int) -> bool:
+    return bool(0 <= difference[0][0] - day_us < DAY_US)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+async def test_late_readings_that_come_while_their_partition_is_detached_are_in_the_rollups(
+    table: asyncpg.Connection, shared_url: str, monkeypatch: pytest.MonkeyPatch, *, killed: bool
+) -> None:
+    """Nothing else has them: without an archive, their partition is dropped."""
+    monkeypatch.setattr(rollup_late, "KEYS_MAX", 7)
+    jobs = jobs_in(None)
+    first, late = drawn(1, 300), [*drawn(2, 60), Reading(START_US + 7, "new", "t", -0.0)]
+    await write(table, first)
+    await run(table, jobs[:2])
+    other = await asyncpg.connect(shared_url)
+    leave = rollup_state.leave
+
+    async def leave_and_write(
+        connection: asyncpg.Connection, view: View, before_us: int, **more: Any
+    ) -> None:
+        await leave(connection, view, before_us, **more)
+        await write(
+            other, [each for each in late if each.ts_us // DAY_US == before_us // DAY_US - 1]
+        )
+
+    monkeypatch.setattr(rollup_state, "leave", leave_and_write)
+    try:
+        if killed:  # after each detach
+            view = await look_at(table, "readings", DAY)
+            for step in await jobs[2].plan(table, view):
+                if step.kind == "detach":
+                    await jobs[2].do(table, view, step)
+            assert await waiting(table) == [0, 1, 2]
+            await run(table, jobs[:2])
+        await run(table, jobs)
+    finally:
+        await other.close()
+    assert await raw(table) == []
+    everything = [*first, *late]
+    hours = await stored(table, "readings_hourly", "hour")
+    assert differences(hours, expected(set(everything), HOUR_US)) == []
+    days = await stored(table, "readings_daily", "day")
+    assert differences(days, expected(set(everything), DAY_US)) == []
+    await run(table, jobs)
+    assert await run(table, jobs) == []
+    assert await waiting(table) == []
 
 
 async def test_late_readings_that_somebody_has_dropped_end_nothing(

@@ -14,7 +14,7 @@ from ingest.sinks.postgres.housekeeping import registry, rollup_state
 from ingest.sinks.postgres.housekeeping.keeping import Policy, due, must_confirm
 from ingest.sinks.postgres.housekeeping.partitions import Partition
 from ingest.sinks.postgres.housekeeping.plan import Step
-from ingest.sinks.postgres.housekeeping.spans import literal
+from ingest.sinks.postgres.housekeeping.spans import BEGINNING_US, TimeSpan, literal
 from ingest.sinks.postgres.housekeeping.view import HYPERTABLE, View
 from ingest.system.clock import rfc3339_or_us
 
@@ -76,4 +76,4 @@ class Chunks:
                 f"select drop_chunks({view.oid}::oid::regclass, "
                 f"older_than => timestamptz {literal(step.to_us)})"
             )
-            await rollup_state.left(connection, view, step.to_us)
+            await rollup_state.left(connection, view, TimeSpan(BEGINNING_US, step.to_us))

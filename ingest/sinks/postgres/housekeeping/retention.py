@@ -17,10 +17,10 @@ from typing import Any
 from asyncpg import Connection, Record
 
 from ingest.model.errors import StartError
-from ingest.sinks.postgres.housekeeping import archived, registry, rollup_state
+from ingest.sinks.postgres.housekeeping import archived, registry, rollup_leaving, rollup_state
 from ingest.sinks.postgres.housekeeping.keeping import Policy, due, must_confirm
 from ingest.sinks.postgres.housekeeping.plan import Step
-from ingest.sinks.postgres.housekeeping.spans import literal
+from ingest.sinks.postgres.housekeeping.spans import TimeSpan, literal
 from ingest.sinks.postgres.housekeeping.view import OTHER, PARTITIONED, PLAIN, View
 from ingest.sinks.postgres.target import quoted
 from ingest.system.clock import rfc3339_or_us
@@ -198,8 +198,6 @@ class Retention:
             else:
                 how = "finalize" if found["pending"] else "concurrently"
                 await connection.execute(f"{detach} {how}")
-        if not entry.get("archive_dir"):
-            await rollup_state.left(connection, view, step.to_us)
         await registry.put(connection, kept, key, {**entry, "state": DETACHED})
 
     async def _drop(self, connection: Connection, view: View, step: Step, kept: str) -> None:
@@ -216,6 +214,9 @@ class Retention:
             if not self._archive_dir:
                 raise StartError(_NO_ARCHIVE.format(step.partition, confirmed))
             raise StartError(f"{step.partition} is not in the archive yet: it is not dropped")
+        span = TimeSpan(entry["from_us"], entry["to_us"])
+        if found is not None and not ended and not for_archive:
+            await rollup_leaving.compute(connection, view, entry["oid"], step.partition, span)
         async with connection.transaction():
             if found is not None and not ended:
                 await _drop_table(connection, found["name"], entry["oid"], step.partition)
@@ -229,7 +230,7 @@ class Retention:
                 await registry.remove(connection, kept, key)
                 is_gone = found is None or not found["attached"]
                 if is_gone and not (for_archive and await _has_files(connection, view, entry)):
-                    await rollup_state.left(connection, view, entry["to_us"])
+                    await rollup_state.left(connection, view, span)
         if ended:
             raise StartError(ended)
 
@@ -261,15 +262,6 @@ def _what_ended_it(name: str, found: Record | None, *, lacks: bool) -> str:
         return f"{name} was attached again by somebody: it stays" if found["attached"] else ""
     gone = f"{name} was dropped or renamed by somebody before it was in the archive"
     return f"{gone}: it is not archived, and nothing more is done for it" if lacks else ""
-
-
-async def note_what_left(connection: Connection, view: View) -> None:
-    """Tell the rollups up to when readings have left without an archive, as the catalog has it."""
-    begun = (await _begun(connection, view)).values()
-    left = [each for each in begun if each["state"] != ATTACHED and not each.get("archive_dir")]
-    ends = [each["to_us"] for each in left]
-    if ends:
-        await rollup_state.left(connection, view, max(ends))
 
 
 async def _begun(connection: Connection, view: View) -> dict[str, Any]:

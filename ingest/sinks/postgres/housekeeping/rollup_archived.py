@@ -27,13 +27,13 @@ from ingest.sinks.postgres.housekeeping.archived import Contents
 from ingest.sinks.postgres.housekeeping.plan import Step
 from ingest.sinks.postgres.housekeeping.rollup_run import US, Run
 from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans
-from ingest.sinks.postgres.housekeeping.spans import TimeSpan, literal
+from ingest.sinks.postgres.housekeeping.spans import BEGINNING_US, TimeSpan, literal
 from ingest.sinks.postgres.housekeeping.view import PARTITIONED, View
 from ingest.sinks.postgres.target import READINGS, TargetTable
 from ingest.system.clock import monotonic_s
 
 KIND = "rollups_archived"
-BUDGET_S = 60.0  # of one step
+BUDGET_S = 120.0  # of one step
 SERIES_MAX = 2_000  # in one transaction
 ROWS_MAX = 1_000_000  # readings in one transaction
 
@@ -43,7 +43,8 @@ _MAKE_ROWS = """create temp table ingest_rollup_rows (ts timestamptz not null,
     value double precision not null) on commit drop"""
 _INDEX_ROWS = "create unique index on ingest_rollup_rows (device_id, metric, ts, value)"
 _SESSION = """set local statement_timeout = 0; set local jit = off;
-set local max_parallel_workers_per_gather = 0; set local work_mem = '64MB'"""
+set local max_parallel_workers_per_gather = 0; set local work_mem = '64MB';
+set local synchronous_commit = off"""
 
 
 class ArchiveReader(Protocol):
@@ -123,15 +124,14 @@ class ArchivedRollups:
             f"and {self._left_out(run, view)}"
         )
         while not run.ended() and await self._compute_some(run, span):
-            pass
+            await run.rest()
 
     def _left_out(self, run: Run, view: View) -> str:
         """Return what SQL asks of `hour`: whether its rollups stay as they are, or are removed."""
-        ends = [run.at.raw_from_us]
+        spans = [*run.at.gone, *run.left.lost]
         if self._keep_us is not None:
-            ends.append(run.day(view.now_us - self._keep_us))
-        older = [f"hour < {literal(each)}" for each in ends if each is not None]
-        return f"({' or '.join([*older, rollup_left.within(run.left.lost)])})"
+            spans.append(TimeSpan(BEGINNING_US, run.day(view.now_us - self._keep_us)))
+        return rollup_left.within(spans)
 
     async def _compute_some(self, run: Run, span: TimeSpan) -> bool:
         """Compute the days of some series; return whether any was due."""

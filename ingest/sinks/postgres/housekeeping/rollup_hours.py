@@ -41,6 +41,7 @@ async def compute_hours(run: Run) -> None:
         await run.connection.execute(rollup_sql.MAKE_PARTS)
         while not run.ended() and run.at.until_us != closed_us:
             await _compute_next(run, closed_us)
+            await run.rest()
 
 
 async def _compute_next(run: Run, closed_us: int) -> None:
@@ -83,6 +84,7 @@ async def _sum_parts(run: Run, hour_us: int) -> bool:
         from_us = to_us
         if run.stopped():
             return False
+        await run.rest()
     return True
 
 
@@ -129,6 +131,7 @@ async def compute_days(run: Run) -> None:
             if done == "INSERT 0 0":
                 next_us = await _next_with_hours_us(run, next_us)
             await run.put(run.at._replace(days_until_us=next_us))
+        await run.rest()
 
 
 async def _next_with_hours_us(run: Run, from_us: int) -> int:
@@ -159,3 +162,4 @@ async def remove(run: Run, from_us: int) -> None:
             removed = await run.connection.execute(
                 f"delete from {table} where ctid = any (array({older}))"  # noqa: S608
             )
+            await run.rest()

@@ -9,9 +9,12 @@ driver's errors pass through.
 
 from __future__ import annotations
 
+from asyncpg import Connection
+
 from ingest.sinks.postgres.housekeeping import rollup_sql
 from ingest.sinks.postgres.housekeeping.rollup_run import US, Run
 from ingest.sinks.postgres.housekeeping.spans import literal
+from ingest.sinks.postgres.target import TargetTable
 
 KEYS_MAX = 1_000  # series of hours in one transaction
 KEYS_OF_HOUR_MAX = 50_000  # the same without the index for devices
@@ -48,7 +51,7 @@ async def gather(run: Run) -> None:
     order by 1, 2, 3 on conflict do nothing)
 select count(*) from gone"""  # noqa: S608
     while not run.ended() and await run.connection.fetchval(statement) == LATE_ROWS:
-        pass
+        await run.rest()
 
 
 async def put_off(run: Run, hour_us: int) -> None:
@@ -68,20 +71,27 @@ async def compute(run: Run) -> None:
     With the index for devices each series is looked up. Without it, all series of an hour that are
     due share one reading of that hour.
     """
-    columns = (run.target.device_id, run.target.metric, run.target.ts)
-    by_index = await run.connection.fetchval(_HAS_DEVICE_INDEX, run.oid, columns)
-    while not run.ended() and await _compute_some(run, by_index=by_index):
-        pass
+    by_index = await has_device_index(run.connection, run.oid, run.target)
+    here = f"not {run.left.condition}"
+    while not run.ended() and await compute_some(run, here, by_index=by_index):
+        await run.rest()
 
 
-async def _compute_some(run: Run, *, by_index: bool) -> bool:
+async def has_device_index(connection: Connection, table_oid: int, target: TargetTable) -> bool:
+    """Whether a table with the columns of the target has the index for devices."""
+    columns = (target.device_id, target.metric, target.ts)
+    found: bool = await connection.fetchval(_HAS_DEVICE_INDEX, table_oid, columns)
+    return found
+
+
+async def compute_some(run: Run, here: str, *, by_index: bool, source: str = "") -> bool:
     """Compute some series, without the index those of one hour; return whether any was due.
 
-    They are removed from what is due in the same transaction, before they are computed: so each
-    reading whose record is removed is seen.
+    `here` is what SQL asks of `hour`. They are removed from what is due in the same transaction,
+    before they are computed: so each reading whose record is removed is seen. `source` is read in
+    place of the table.
     """
     due, connection = run.names.due, run.connection
-    here = f"not {run.left.condition}"
     some = f"where {here} order by hour, device_id, metric limit {KEYS_MAX}"
     if not by_index:
         first = f"select min(hour) from {due} where {here}"  # noqa: S608
@@ -91,15 +101,16 @@ async def _compute_some(run: Run, *, by_index: bool) -> bool:
             f"delete from {due} where ctid = any (array(select ctid from {due} {some})) "  # noqa: S608
             f"returning hour::text as hour, device_id, metric, {US.format('hour')} as hour_us"
         )
-        raw_us = run.at.raw_from_us
-        kept = [row for row in rows if raw_us is None or row["hour_us"] >= raw_us]
+        kept = [row for row in rows if not run.at.is_gone(row["hour_us"])]
         if not kept:
             return bool(rows)
         keys = [[row[name] for row in kept] for name in ("hour", "device_id", "metric")]
         if by_index:
-            statement = rollup_sql.of_keys(run.target, run.spans)
+            statement = rollup_sql.of_keys(run.target, run.spans, source)
         else:
-            statement = rollup_sql.of_keys_of_hour(run.target, run.spans, kept[0]["hour_us"])
+            statement = rollup_sql.of_keys_of_hour(
+                run.target, run.spans, kept[0]["hour_us"], source
+            )
         await connection.execute(statement, *keys)
         if (days_us := run.at.days_until_us) is not None:
             days = rollup_sql.days_of_keys(run.target, run.spans, days_us)

@@ -99,7 +99,7 @@ async def left(connection: Connection, table: str, spans: RollupSpans) -> Left:
     lost = [each for each in map(_bounds, gone) if not _is_in_one(each, bounds)]
 
     def days(found: list[TimeSpan]) -> list[TimeSpan]:
-        return _joined([_whole_days(each, spans.day_us) for each in found])
+        return joined([whole(each, spans.day_us) for each in found])
 
     return Left(days([*bounds, *hidden, *lost]), contents, days(hidden), lost)
 
@@ -113,16 +113,17 @@ def _is_in_one(span: TimeSpan, others: list[TimeSpan]) -> bool:
     return at >= 0 and span.to_us <= others[at].to_us
 
 
-def _whole_days(span: TimeSpan, day_us: int) -> TimeSpan:
+def whole(span: TimeSpan, unit_us: int) -> TimeSpan:
+    """Return the whole hours or days (`unit_us`) that a span touches."""
     from_us, to_us = span
     if from_us != BEGINNING_US:
-        from_us = from_us // day_us * day_us
+        from_us = from_us // unit_us * unit_us
     if to_us != END_US:
-        to_us = -(-to_us // day_us) * day_us
+        to_us = -(-to_us // unit_us) * unit_us
     return TimeSpan(from_us, to_us)
 
 
-def _joined(spans: list[TimeSpan]) -> list[TimeSpan]:
+def joined(spans: list[TimeSpan]) -> list[TimeSpan]:
     """Return the same times, sorted, and those that touch as one."""
     found: list[TimeSpan] = []
     for each in sorted(spans):

@@ -5,6 +5,7 @@ The driver's errors pass through.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from asyncpg import Connection
@@ -16,6 +17,8 @@ from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans, tables
 from ingest.sinks.postgres.target import TargetTable
 from ingest.system.clock import monotonic_s
 
+# A pause after work; less work than REST_S_MIN gets none, and then counts with the next.
+REST_S_MIN, REST_S_MAX = 0.005, 2.0
 US = "(extract(epoch from {}) * 1000000)::int8"
 
 
@@ -43,6 +46,7 @@ class Run:
         self.spans = spans
         self.stopped = stopped
         self._end_s = end_s
+        self._rested_s = monotonic_s()
         self.part_us = part_us
         self.registry = ""
         self.at = Progress()
@@ -51,6 +55,16 @@ class Run:
     def ended(self) -> bool:
         """Whether the time of the run is over."""
         return self.stopped() or monotonic_s() >= self._end_s
+
+    async def rest(self) -> None:
+        """Pause for as long as the work since the last pause took: others need the CPU too.
+
+        So a run takes at most half of one core of the server.
+        """
+        worked_s = monotonic_s() - self._rested_s
+        if worked_s >= REST_S_MIN:
+            await asyncio.sleep(min(worked_s, REST_S_MAX))
+            self._rested_s = monotonic_s()
 
     async def put(self, at: Progress) -> None:
         """Store how far the rollups are, in the transaction of the caller if there is one."""

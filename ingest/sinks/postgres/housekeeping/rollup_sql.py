@@ -64,28 +64,31 @@ def hour_of_parts(target: TargetTable, hour_us: int) -> str:
     return _stored(target, f"{parts} from {PARTS} group by device_id, metric")
 
 
-def of_keys(target: TargetTable, spans: RollupSpans) -> str:
+def of_keys(target: TargetTable, spans: RollupSpans, source: str = "") -> str:
     """Return the statement that computes series of hours: $1 hours, $2 devices, $3 metrics.
 
-    It asks for each by itself; that needs the index for devices.
+    It asks for each by itself; that needs the index for devices. `source` is read in place of the
+    table, if it is not empty; it has the names of KEY.
     """
     return _stored(
         target,
         f"""select k.hour, k.device_id, k.metric, a.* from {KEYS} cross join lateral (
-        select {_AGGREGATES} from {target.source} r
+        select {_AGGREGATES} from {source or target.source} r
         where r.device_id = k.device_id and r.metric = k.metric
         and r.ts >= k.hour and r.ts < k.hour + {_us(spans.hour_us)}) a where a.n > 0""",  # noqa: S608
+        source,
     )
 
 
-def of_keys_of_hour(target: TargetTable, spans: RollupSpans, hour_us: int) -> str:
+def of_keys_of_hour(target: TargetTable, spans: RollupSpans, hour_us: int, source: str = "") -> str:
     """Return the statement that computes series of an hour, as `of_keys`; it reads all of it."""
     return _stored(
         target,
         f"""select {literal(hour_us)}::timestamptz as hour, device_id, metric, {_AGGREGATES}
-        from {target.source} r join {KEYS} using (device_id, metric)
+        from {source or target.source} r join {KEYS} using (device_id, metric)
         where ts >= {literal(hour_us)} and ts < {literal(hour_us + spans.hour_us)}
         group by device_id, metric""",  # noqa: S608
+        source,
     )
 
 

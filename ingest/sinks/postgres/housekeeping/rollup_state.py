@@ -11,7 +11,8 @@ from asyncpg import Connection
 
 from ingest.sinks.postgres.housekeeping import registry
 from ingest.sinks.postgres.housekeeping.plan import NotYet
-from ingest.sinks.postgres.housekeeping.rollup_tables import tables_of
+from ingest.sinks.postgres.housekeeping.rollup_left import joined, whole, within
+from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans, tables_of
 from ingest.sinks.postgres.housekeeping.spans import BEGINNING_US, TimeSpan, literal
 from ingest.sinks.postgres.housekeeping.view import View
 from ingest.sinks.postgres.target import TargetTable
@@ -23,13 +24,18 @@ NOT_COMPUTED = "the rollups of this time are not computed yet"
 class Progress(NamedTuple):
     """Times in Unix microseconds.
 
-    Hours before `until_us` and days before `days_until_us` are computed; None: none yet. Readings
-    before `raw_from_us` were removed, and not to an archive: late ones of that time are left out.
+    Hours before `until_us` and days before `days_until_us` are computed; None: none yet. `gone` are
+    times whose readings were removed, and not to an archive: late ones are left out. They have
+    whole hours, are apart from each other, and sorted.
     """
 
     until_us: int | None = None
     days_until_us: int | None = None
-    raw_from_us: int | None = None
+    gone: tuple[TimeSpan, ...] = ()
+
+    def is_gone(self, hour_us: int) -> bool:
+        """Whether the rollups of an hour stay as they are."""
+        return any(each.from_us <= hour_us < each.to_us for each in self.gone)
 
 
 async def progress(connection: Connection, table: str) -> Progress | None:
@@ -37,12 +43,13 @@ async def progress(connection: Connection, table: str) -> Progress | None:
     found = (await registry.entries(connection, table, KEY)).get("")
     if found is None:
         return None
-    return Progress(*(found.get(name) for name in Progress._fields))
+    gone = tuple(TimeSpan(*each) for each in found.get("gone", ()))
+    return Progress(found.get("until_us"), found.get("days_until_us"), gone)
 
 
 async def put(connection: Connection, registry_name: str, at: Progress) -> None:
     """Store how far they are, in the caller's transaction."""
-    values: dict[str, Any] = at._asdict()
+    values: dict[str, Any] = at._asdict() | {"gone": [list(each) for each in at.gone]}
     await registry.put(connection, registry_name, KEY, values)
 
 
@@ -68,24 +75,23 @@ async def leave(
         raise NotYet(why)
 
 
-async def left(connection: Connection, view: View, before_us: int) -> None:
-    """Call it after readings of the time before have left, and are in no archive.
+async def left(connection: Connection, view: View, span: TimeSpan) -> None:
+    """Call it in the transaction in which the readings of a time are dropped without an archive.
 
     From now on the rollups of that time stay as they are.
     """
     at = await progress(connection, view.table)
-    if at is not None and (at.raw_from_us is None or at.raw_from_us < before_us):
+    if at is not None:
         name, _ = await registry.name_beside(connection, view.table)
-        await put(connection, name, at._replace(raw_from_us=before_us))
+        gone = joined([*at.gone, whole(span, RollupSpans().hour_us)])
+        await put(connection, name, at._replace(gone=tuple(gone)))
 
 
 async def _needs(connection: Connection, view: View, at: Progress, span: TimeSpan) -> str:
     if at.until_us is None or at.until_us < span.to_us:
         return NOT_COMPUTED
     names = tables_of(TargetTable(schema=view.schema, table=view.name))
-    older = f"hour < {literal(span.to_us)}"
-    if at.raw_from_us is not None:
-        older += f" and hour >= {literal(at.raw_from_us)}"
+    older = f"hour < {literal(span.to_us)} and not {within(at.gone)}"
     if span.from_us != BEGINNING_US:
         older += f" and hour > {literal(span.from_us)}::timestamptz - '1 h'::interval"
     late = await connection.fetchval(

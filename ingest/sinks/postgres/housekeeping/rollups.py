@@ -19,7 +19,6 @@ from asyncpg import Connection
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.housekeeping import (
     registry,
-    retention,
     rollup_hours,
     rollup_late,
     rollup_left,
@@ -36,16 +35,19 @@ from ingest.sinks.postgres.target import READINGS, TargetTable
 from ingest.system.clock import monotonic_s
 
 KIND, OFF = "rollups", "rollups_off"
-BUDGET_S = 60.0  # of one run
+BUDGET_S = 300.0  # of one run
 PART_US_FIRST = 60_000_000
 HOLD_S_MAX = 10.0  # writers wait while the trigger is made
 LOCK_WAIT_S_MAX = 30.0
 STOP_S, STOP_POLL_S = 3.0, 0.5
 
-_SESSION = """set jit = off; set max_parallel_workers_per_gather = 0; set work_mem = '64MB';
-set plan_cache_mode = force_custom_plan; set statement_timeout = 0"""
+# What a crash takes with it is computed again: how far we are is in the same transaction. A commit
+# of others that is durable, such as that of a drop, makes all before it durable.
+SESSION = """set jit = off; set max_parallel_workers_per_gather = 0; set work_mem = '64MB';
+set plan_cache_mode = force_custom_plan; set statement_timeout = 0;
+set synchronous_commit = off"""
 _RESET = """reset jit; reset max_parallel_workers_per_gather; reset work_mem;
-reset plan_cache_mode; set statement_timeout = """
+reset plan_cache_mode; reset synchronous_commit; set statement_timeout = """
 
 
 class Rollups:
@@ -103,7 +105,7 @@ class Rollups:
                 await registry.remove(connection, run.registry, rollup_state.KEY)
             return
         limit = await connection.fetchval("show statement_timeout")
-        await connection.execute(_SESSION)
+        await connection.execute(SESSION)
         try:
             await self._compute_unless_stopped(run, view)
         finally:
@@ -155,7 +157,6 @@ class Rollups:
     async def _compute(self, run: Run, view: View) -> None:
         """Do all that is due, late readings first, until the time is over."""
         await self._make(run, view)
-        await retention.note_what_left(run.connection, view)  # of a run that was cut off
         run.at = await progress(run.connection, view.table) or Progress()
         run.left = await rollup_left.left(run.connection, view.table, self._spans)
         await rollup_late.gather(run)

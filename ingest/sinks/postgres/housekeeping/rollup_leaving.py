@@ -1,0 +1,59 @@
+"""Computes what a detached partition still has for the rollups, before it is dropped.
+
+No partition is detached before its readings are in the rollups. But a late reading may be committed
+between that check and the end of the detach. Its record is there, and its reading only in the
+detached table, to which nobody writes any more.
+Promises: a record is removed only in a transaction that computes its series. Killed at any moment,
+it may be called again. The driver's errors pass through.
+"""
+
+from __future__ import annotations
+
+from asyncpg import Connection
+
+from ingest.sinks.postgres.housekeeping import rollup_late, rollup_left, rollup_state
+from ingest.sinks.postgres.housekeeping.rollup_run import Run
+from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans
+from ingest.sinks.postgres.housekeeping.spans import TimeSpan
+from ingest.sinks.postgres.housekeeping.view import View
+from ingest.sinks.postgres.target import KEY_LIST
+
+_SETTINGS = """set local statement_timeout = 0; set local jit = off;
+set local max_parallel_workers_per_gather = 0; set local plan_cache_mode = force_custom_plan"""
+
+
+async def compute(
+    connection: Connection, view: View, table_oid: int, table: str, span: TimeSpan
+) -> None:
+    """Compute the hours of a span that have late readings, from this table and the other readings.
+
+    Nothing, if there are no rollups. Takes as long as it needs: usually nothing is due.
+    """
+    at = await rollup_state.progress(connection, view.table)
+    if at is None:
+        return
+    target = view.target._replace(schema=view.schema, table=view.name)
+    spans = RollupSpans()
+    run = Run(
+        connection,
+        view.oid,
+        target,
+        spans=spans,
+        end_s=float("inf"),
+        stopped=lambda: False,
+        part_us=0,
+    )
+    run.at = at
+    detached = target._replace(table=table)
+    source = (
+        f"(select {KEY_LIST} from {target.source} a "  # noqa: S608
+        f"union all select {KEY_LIST} from {detached.source} b)"
+    )
+    here = rollup_left.within([rollup_left.whole(span, spans.hour_us)])
+    await rollup_late.gather(run)
+    by_index = await rollup_late.has_device_index(connection, table_oid, target)
+    some = True
+    while some:
+        async with connection.transaction():
+            await connection.execute(_SETTINGS)
+            some = await rollup_late.compute_some(run, here, by_index=by_index, source=source)
