@@ -23,6 +23,7 @@ import asyncpg
 from prometheus_client.parser import text_string_to_metric_families
 
 from ingest.system.state_folder import ServiceInfo, running_service
+from tests.support.processes import output_of
 from tests.system.database import give_data
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -342,13 +343,7 @@ async def run_command(
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    try:
-        async with asyncio.timeout(within_s):
-            stdout, stderr = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+    stdout, stderr = await output_of(process, within_s)
     assert process.returncode is not None, "it has ended"
     return Done(process.returncode, stdout.decode(), stderr.decode())
 

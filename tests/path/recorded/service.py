@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import asyncpg
 
 from tests.path.recorded.exchange import Case, exchange
+from tests.support.processes import output_of
 
 START_S_MAX = 40.0
 TOKEN = "recorded-token-of-the-tests"
@@ -166,13 +167,7 @@ async def command(checkout: Path, *words: object, within_s: float = 40) -> Done:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    try:
-        async with asyncio.timeout(within_s):
-            stdout, stderr = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+    stdout, stderr = await output_of(process, within_s)
     return Done(process.returncode or 0, stdout.decode(), stderr.decode())
 
 
