@@ -158,7 +158,11 @@ async def test_each_client_of_a_group_that_fails_gets_a_503(tmp_path: Path) -> N
 
 @both_ways
 @pytest.mark.parametrize("forever", [False, True], ids=["once", "for ever"])
-@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC], ids=errno.errorcode.get)
+@pytest.mark.parametrize(
+    "code",
+    [errno.ENOSPC, pytest.param(errno.EIO, marks=pytest.mark.slow)],
+    ids=errno.errorcode.get,
+)
 async def test_nth_call_fails_and_each_answer_is_true(
     tmp_path: Path, goes: Ways, code: int, forever: bool
 ) -> None:
