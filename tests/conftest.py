@@ -30,17 +30,24 @@ from ingest.http import connection
 from ingest.sinks.postgres import schema
 from ingest.system.filesystem import filesystem_of, is_volatile
 from ingest.system.state_folder import StateFolder
-from tests.support import tcp_ports
+from tests.support import measuring, tcp_ports
 from tests.support.brokers import LETTERS, api, joined
+from tests.support.commands import Here
 from tests.support.embedded import running
+from tests.support.examples import USUAL, number
+from tests.system.database import Database, give_data
 
-pytest_plugins = ["tests.support.interrupted", "tests.support.scheduling"]
+pytest_plugins = [
+    "tests.support.collecting",
+    "tests.support.interrupted",
+    "tests.support.scheduling",
+]
 
 if os.environ.get("INGEST_TEST_KNOWN_HEADS") == "off":
     connection.TRIES = 0  # the parser takes each head, also one that has come before
 
 # A busy machine is no fault of the code.
-settings.register_profile("untimed", deadline=None)
+settings.register_profile("untimed", deadline=None, max_examples=number(USUAL))
 settings.load_profile("untimed")
 
 REPOSITORY = Path(__file__).parent.parent
@@ -82,6 +89,13 @@ def pytest_terminal_summary(
         terminalreporter.write_line(f"FAILED: skipped, and INGEST_TEST_STRICT=1: {names}", red=True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _children_are_not_measured() -> Iterator[None]:
+    """Measure the coverage of those child processes only that a test names."""
+    with measuring.hidden():
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _fresh_logs() -> Iterator[None]:
     """Undo a test's log settings: they are of the whole process, and a level would hide lines."""
@@ -91,6 +105,15 @@ def _fresh_logs() -> Iterator[None]:
     structlog.reset_defaults()
     root.handlers[:] = handlers
     root.setLevel(level)
+
+
+@pytest.fixture
+def here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Here:
+    """Give a way to run commands in this process, without what the machine sets."""
+    for name in list(os.environ):
+        if name.startswith("INGEST_"):
+            monkeypatch.delenv(name)
+    return Here(capsys)
 
 
 class Server:
@@ -157,13 +180,22 @@ def open_tmp_path(open_tmp: Path) -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _data_is_made_once(open_tmp: Path) -> Iterator[None]:
+    """Make the data of databases once: to copy it is several times faster."""
+    Database.template = open_tmp / "databases" / "data"
+    yield
+    Database.template = None
+
+
 @pytest.fixture(scope="session")
 def data_template(open_tmp: Path) -> Path:
-    """Make a data folder once; tests copy it, since making it takes most of their time."""
+    """Give a data folder that a server has used once; tests copy it."""
 
-    async def make(folder: Path) -> Path:
-        async with running(folder):
-            return folder / "data"
+    async def make(state: Path) -> Path:
+        await give_data(state)
+        async with running(state / "postgres"):
+            return state / "postgres" / "data"
 
     with asyncio.Runner() as runner:
         return runner.run(make(open_tmp / "template"))
@@ -182,6 +214,7 @@ def server(open_tmp: Path) -> Iterator[Server]:
     """Run one PostgreSQL for this test process."""
     embedded = EmbeddedPostgres(open_tmp / "postgres", settings=SERVER_SETTINGS)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(give_data(open_tmp))
         url = runner.run(embedded.start())
         try:
             yield Server(url, runner)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.clients.running import World, make_token
+from tests.support.processes import output_of
 from tests.system.service import REPOSITORY, environment
 
 NAME = "schemathesis"
@@ -103,11 +104,5 @@ async def _run(folder: Path, program: Path, *words: str) -> str:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    try:
-        async with asyncio.timeout(ROUND_S_MAX):
-            output, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+    output, _ = await output_of(process, ROUND_S_MAX)
     return output.decode() if process.returncode else ""

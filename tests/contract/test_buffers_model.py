@@ -372,7 +372,7 @@ class BufferMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize(
-    "times", [1, pytest.param(5, marks=[pytest.mark.slow, pytest.mark.timeout(240)])]
+    "times", [1, pytest.param(13, marks=[pytest.mark.slow, pytest.mark.timeout(240)])]
 )
 @pytest.mark.parametrize("factory", FACTORIES)
 def test_buffer_agrees_with_the_model_after_any_steps(
@@ -386,7 +386,7 @@ def test_buffer_agrees_with_the_model_after_any_steps(
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=times * (150 if factory is memory else 50),  # a folder and a thread each
+            max_examples=times * (60 if factory is memory else 20),  # a folder and a thread each
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -28,6 +28,7 @@ from tests.faults.server import CHECK
 from tests.faults.trial import Found
 from tests.faults.world import PATCHED, PLAIN, PROMPT, World
 from tests.faults.years_ledger import DAY_US, KEPT_CODES, PREFIX, OldDays, detached, look
+from tests.support.processes import output_of
 from tests.system.service import REPOSITORY, Done, Service, environment
 
 YEARS: dict[str, object] = {
@@ -123,13 +124,7 @@ class YearsWorld(World):
     async def command(self, *words: str, mutant: str = "", **env: object) -> Done:
         """Run `ingest WORDS` to its end."""
         process = await self.start_command(*words, mutant=mutant, env=env)
-        try:
-            async with asyncio.timeout(RUN_S_MAX):
-                out, errors = await process.communicate()
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+        out, errors = await output_of(process, RUN_S_MAX)
         return Done(process.returncode or 0, out.decode(), errors.decode())
 
     async def housekeep(self, *words: str, mutant: str = "", **env: object) -> dict[str, Any]:

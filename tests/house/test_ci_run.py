@@ -170,9 +170,12 @@ def test_it_runs_all_clients_in_bounded_time() -> None:
 
 
 def test_it_runs_each_long_test_once_and_some_of_them_alone() -> None:
-    """Two steps divide all of them; what is alone is long too."""
+    """Two steps divide all of them; what is alone is long too.
+
+    The first one also tries all examples of the tests with Hypothesis.
+    """
     beside, alone = re.findall(r'\./run test-long (?:\\\n +)?-m "(.*?)"', RUN)
-    assert beside == "slow and not network and not alone"
+    assert beside == "(slow or hypothesis) and not network and not alone"
     assert alone == "slow and alone"
     for path in (REPOSITORY / "tests").rglob("test_*.py"):
         marks = re.findall(

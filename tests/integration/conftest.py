@@ -1,38 +1,17 @@
-"""Fixtures of several tests: commands run in this process, a role, a database for a whole file."""
+"""Fixtures of several tests: a role, and a database for a whole file."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import asyncpg
 import pytest
 
 from ingest.sinks.postgres import schema
-from tests.support.commands import Here
-from tests.system.database import Database
 
 if TYPE_CHECKING:
     from tests.conftest import Server
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _data_is_made_once(open_tmp: Path) -> Iterator[None]:
-    """Make the data of embedded databases once, as for system tests."""
-    Database.template = open_tmp / "databases" / "data"
-    yield
-    Database.template = None
-
-
-@pytest.fixture
-def here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Here:
-    """Give a way to run commands in this process, without what the machine sets."""
-    for name in list(os.environ):
-        if name.startswith("INGEST_"):
-            monkeypatch.delenv(name)
-    return Here(capsys)
 
 
 @pytest.fixture

@@ -1,11 +1,14 @@
 """Whether a commit is kept, asked of a real PostgreSQL by the sink and by doctor.
 
-The server of the other tests does not fsync. Here each test starts its own server.
+The server of the other tests does not fsync. This file has a server of its own, and two tests start
+one each.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import subprocess
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,19 +38,37 @@ class Kept(NamedTuple):
     line: asyncpg.Connection[Any]
 
 
-@pytest.fixture
-async def kept(made: Path) -> AsyncIterator[Kept]:
-    """Give a server of its own that is durable, with the table and a role that may write."""
-    server = EmbeddedPostgres(made, settings={"shared_buffers": "8MB"})
-    url = await server.start()
-    line = await asyncpg.connect(url)
-    try:
+@pytest.fixture(scope="module")
+def durable_url(open_tmp: Path, data_template: Path) -> Iterator[str]:
+    """Run a server that is durable, with a role that may write later."""
+    folder = open_tmp / "durable"
+    folder.mkdir(mode=0o755)
+    words = ["cp", "-a", "--sparse=always", str(data_template), str(folder / "data")]
+    subprocess.run(words, check=True)
+    server = EmbeddedPostgres(folder, settings={"shared_buffers": "8MB"})
+
+    async def start() -> str:
+        url = await server.start()
+        line = await asyncpg.connect(url)
         await line.execute("create role writer login")
+        await line.close()
+        return url
+
+    with asyncio.Runner() as runner:
+        yield runner.run(start())
+        runner.run(server.stop())
+
+
+@pytest.fixture
+async def kept(durable_url: str) -> AsyncIterator[Kept]:
+    """Give that server with a fresh table."""
+    line = await asyncpg.connect(durable_url)
+    try:
+        await line.execute("drop schema public cascade; create schema public")
         await schema.apply(line, role="writer")
-        yield Kept(url, line)
+        yield Kept(durable_url, line)
     finally:
         await line.close()
-        await server.stop()
 
 
 async def failure(sink: SinkPostgres) -> WriteFailed:

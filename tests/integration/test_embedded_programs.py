@@ -25,6 +25,7 @@ from ingest.model.errors import StartError
 from tests.support.embedded import ask, running
 
 
+@pytest.mark.slow
 async def test_programs_in_a_private_folder_still_run(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -270,7 +270,7 @@ async def test_killed_broker_loses_nothing(server: EmbeddedBroker) -> None:
         assert sends.ledger.published == len(table)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 async def test_connections_cut_anywhere_lose_nothing(server: EmbeddedBroker, seed: int) -> None:
     """Of gateway and writer, at random moments, some answers and acknowledgements lost."""
     chance = random.Random(seed)

@@ -18,16 +18,12 @@ from typing import Any
 
 import pytest
 
-from ingest.app.receiving import make_endpoint
-from ingest.config.settings import Settings
 from ingest.http.request import Request
 from ingest.http.response import Answer
 from ingest.model.reading import Reading
 from ingest.model.rows import decode_rows
-from ingest.receiver.refused_posts import RefusedPosts
-from tests.support.fakes import FakeAdmission, FakeDatabase, FakeDeadLetters
 from tests.support.journals import HangingDisk, JournalRun, killed, on_disk
-from tests.support.receiver import BAD, Client, Reply, post, until
+from tests.support.receiver import BAD, Client, OverFakes, Reply, post, until
 from tests.support.ways import Ways, both_ways
 
 CALLS_MAX = 60  # more than any run needs
@@ -40,28 +36,14 @@ def reading(number: int) -> bytes:
     return b'{"device_id":"d%d","metric":"m","ts":1750000000000,"value":%d.5}' % (number, number)
 
 
-class Rig:
+class Rig(OverFakes):
     """A receiver over a journal. Each client has a connection, and its number in its readings."""
 
     def __init__(self, folder: Path, disk: HangingDisk, **bounds: Any) -> None:
         self.folder = folder
         self.disk = disk
         self.life = JournalRun(folder, calls=disk, **bounds)
-        self.ledger = self.life.ledger
-        self.refused = RefusedPosts(self.ledger)
-        self.admission = FakeAdmission()
-        self.endpoint = make_endpoint(
-            Settings(),
-            inlet=self.life.buffer,
-            dead_letters=FakeDeadLetters(),
-            ledger=self.ledger,
-            admission=self.admission,
-            database=FakeDatabase(),
-            levels=self.life.buffer.levels,
-            health=lambda: (200, b"{}"),
-            on_refused=self.refused.refused,
-        )
-        self.address = ""
+        super().__init__(self.life.buffer, self.life.ledger, levels=self.life.buffer.levels)
         self.clients: list[Client] = []
 
     async def connect(self, count: int = CLIENTS) -> None:
@@ -176,7 +158,11 @@ async def test_each_client_of_a_group_that_fails_gets_a_503(tmp_path: Path) -> N
 
 @both_ways
 @pytest.mark.parametrize("forever", [False, True], ids=["once", "for ever"])
-@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC], ids=errno.errorcode.get)
+@pytest.mark.parametrize(
+    "code",
+    [errno.ENOSPC, pytest.param(errno.EIO, marks=pytest.mark.slow)],
+    ids=errno.errorcode.get,
+)
 async def test_nth_call_fails_and_each_answer_is_true(
     tmp_path: Path, goes: Ways, code: int, forever: bool
 ) -> None:

@@ -89,7 +89,11 @@ async def test_every_call_to_the_table_fails(
 @pytest.mark.parametrize("code", CODES, ids=errorcode.get)
 @pytest.mark.parametrize(
     ("layer", "goes"),
-    [("journal_calls", AT_ONCE), ("journal_calls", RESERVED), ("letter_calls", AT_ONCE)],
+    [
+        ("journal_calls", AT_ONCE),
+        pytest.param("journal_calls", RESERVED, marks=pytest.mark.slow),
+        ("letter_calls", AT_ONCE),
+    ],
     indirect=["goes"],
 )
 @pytest.mark.parametrize("killed", [True, False], ids=["killed", "stopped"])

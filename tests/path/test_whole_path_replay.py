@@ -94,7 +94,9 @@ async def test_every_call_to_the_table_fails_while_letters_come_back(
 
 
 @once_and_for_ever
-@pytest.mark.parametrize("code", [EIO, ENOSPC], ids=errorcode.get)
+@pytest.mark.parametrize(
+    "code", [ENOSPC, pytest.param(EIO, marks=pytest.mark.slow)], ids=errorcode.get
+)
 async def test_every_call_to_the_dead_letters_fails_while_they_come_back(
     tmp_path: Path, code: int, forever: bool
 ) -> None:
@@ -118,6 +120,7 @@ async def test_hold_leaves_the_lock_to_the_command_that_makes_room(
 ) -> None:
     """A replayed row is refused, the dead letters are full: a command can still discard some."""
     monkeypatch.setattr("ingest.dead_letters.sending.LOOK_S", 0.01)
+    monkeypatch.setattr("ingest.dead_letters.folder._MAKE_ROOM_S_MIN", 0.05)
     folder = tmp_path / "dead-letters"
     whole = Whole(tmp_path, Promises())
     whole.promises.leave_aside(tmp_path, 1, bad=1)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+import ssl
+from collections.abc import AsyncIterator, Callable
 from typing import Any, NamedTuple, Self
 
 from ingest.access.tokens import Tokens
@@ -13,7 +14,7 @@ from ingest.app.receiving import make_endpoint
 from ingest.config.settings import Settings
 from ingest.model.block import Block
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
-from ingest.model.ports import BufferStats
+from ingest.model.ports import BufferStats, PostInlet
 from ingest.receiver.refused_posts import RefusedPosts
 from tests.support.fakes import FakeAdmission, FakeDatabase, FakeDeadLetters, FakeInlet
 
@@ -51,10 +52,10 @@ class Client:
         self.writer = writer
 
     @classmethod
-    async def connect(cls, address: str) -> Self:
-        """Connect to HOST:PORT."""
+    async def connect(cls, address: str, context: ssl.SSLContext | None = None) -> Self:
+        """Connect to HOST:PORT, with TLS if there is a context."""
         host, _, port = address.rpartition(":")
-        return cls(*await asyncio.open_connection(host, int(port)))
+        return cls(*await asyncio.open_connection(host, int(port), ssl=context))
 
     async def send(self, data: bytes) -> None:
         """Send bytes as they are."""
@@ -109,36 +110,62 @@ def post(body: bytes, query: str = "", headers: dict[str, str] | None = None) ->
     return head("POST", "/v1/readings" + query, sized) + body
 
 
-class Receiver:
-    """The running receiver and its fakes."""
+class OverFakes:
+    """A data port whose posts go into an inlet; its other partners are fakes."""
 
-    def __init__(self, settings: Settings, tokens: Tokens | None = None) -> None:
-        self.settings = settings
-        self.inlet = FakeInlet()
+    def __init__(
+        self,
+        inlet: PostInlet,
+        ledger: Ledger | None = None,
+        *,
+        settings: Settings | None = None,
+        levels: tuple[str, ...] = ("buffered",),
+        tokens: Tokens | None = None,
+    ) -> None:
+        self.settings = settings or Settings()
         self.dead_letters = FakeDeadLetters()
         self.admission = FakeAdmission()
         self.database = FakeDatabase()
-        self.ledger = Ledger()
-        self.ledger.gauges = Gauges(
-            buffer=self.stats,
-            dead_letters=DeadLetterStats,
-            database_up=lambda: True,
-            hold_reason=lambda: None,
-        )
+        self.ledger = ledger or Ledger()
         self.refused_posts = RefusedPosts(self.ledger)
         self.endpoint = make_endpoint(
-            settings,
-            inlet=self.inlet,
+            self.settings,
+            inlet=inlet,
             dead_letters=self.dead_letters,
             ledger=self.ledger,
             admission=self.admission,
             database=self.database,
-            levels=("buffered",),
+            levels=levels,
             health=lambda: (503, b'{"state":"full"}'),
             on_refused=self.refused_posts.refused,
             tokens=tokens,
         )
         self.address = ""
+
+    def gauge(self, stats: Callable[[], BufferStats]) -> None:
+        """Let the ledger know what the buffer holds."""
+        self.ledger.gauges = Gauges(
+            buffer=stats,
+            dead_letters=DeadLetterStats,
+            database_up=lambda: True,
+            hold_reason=lambda: None,
+        )
+
+
+class Receiver(OverFakes):
+    """The running receiver and its fakes."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        tokens: Tokens | None = None,
+        *,
+        inlet: FakeInlet | None = None,
+        levels: tuple[str, ...] = ("buffered",),
+    ) -> None:
+        self.inlet = inlet or FakeInlet()
+        super().__init__(self.inlet, settings=settings, levels=levels, tokens=tokens)
+        self.gauge(self.stats)
         self._clients: list[Client] = []
 
     def stats(self) -> BufferStats:

@@ -1,28 +1,25 @@
-"""Makes the data of databases once in a test process, and says whose services are measured."""
+"""Gives a service a database of the tests' server; says whose services are measured."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.system.database import Database
 from tests.system.service import Service
 
 # Services of these files run what those of the others run. To measure one costs 0.2 s more.
-MEASURED = (
-    *("access", "drain", "forward", "kill_9", "refused_rows", "start_without_database"),
-    *("tls", "up_roles"),
-)
+MEASURED = ("drain", "forward", "start_without_database", "up_roles")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _data_is_made_once(open_tmp: Path) -> Iterator[None]:
-    """Make the data once: to copy it is several times faster, and it is always the same."""
-    Database.template = open_tmp / "databases" / "data"
-    yield
-    Database.template = None
+@pytest.fixture
+def at_hand(database_url: str) -> dict[str, Any]:
+    """Give the settings of a service that needs no server of its own: it starts a second earlier.
+
+    Its database is empty, as an embedded one is. The tests' server does not fsync.
+    """
+    return {"database_url": database_url, "database_unsafe": True}
 
 
 @pytest.fixture(scope="module", autouse=True)

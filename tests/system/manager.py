@@ -36,7 +36,7 @@ class Manager:
 
     def environment(self, **more: str) -> dict[str, str]:
         """Return the environment of a service that reports to this manager."""
-        return environment({"NOTIFY_SOCKET": self.address, **more})
+        return environment({"NOTIFY_SOCKET": self.address, **more}, measured=False)
 
     def read(self) -> list[tuple[str, str]]:
         """Read the messages that came; return all fields so far as (name, value)."""

@@ -23,25 +23,24 @@ import asyncpg
 from prometheus_client.parser import text_string_to_metric_families
 
 from ingest.system.state_folder import ServiceInfo, running_service
+from tests.support import measuring
+from tests.support.processes import output_of
 from tests.system.database import give_data
 
 REPOSITORY = Path(__file__).parent.parent.parent
 START_S_MAX = 45.0
 STOP_S_MAX = 45.0
 _KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR")
-_KEPT_PREFIX = "COVERAGE_"  # coverage measures child processes if they can find it
 
 
 def environment(extra: Mapping[str, str] | None = None, *, measured: bool = True) -> dict[str, str]:
     """Return a clean environment for a child: no INGEST_ variable except the given ones.
 
-    A child that runs no code of the service need not be measured; then it starts in half the time.
+    A child that is not measured for coverage starts in half the time.
     """
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name in _KEPT or (measured and name.startswith(_KEPT_PREFIX))
-    }
+    kept = {name: value for name, value in os.environ.items() if name in _KEPT}
+    if measured:
+        kept |= measuring.variables()
     return {**kept, "PYTHONUNBUFFERED": "1", **(extra or {})}
 
 
@@ -337,18 +336,12 @@ async def run_command(
         sys.executable,
         *("-m", module, *(str(each) for each in arguments)),
         cwd=REPOSITORY,
-        env=environment(env, measured=module == "ingest"),
+        env=environment(env, measured=False),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    try:
-        async with asyncio.timeout(within_s):
-            stdout, stderr = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+    stdout, stderr = await output_of(process, within_s)
     assert process.returncode is not None, "it has ended"
     return Done(process.returncode, stdout.decode(), stderr.decode())
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.commands import ingest
+from tests.support.commands import Here, ingest
 from tests.support.documents import DOCUMENTS, fences
 from tests.support.receiver import running_receiver
 from tests.support.tokens import SECRET, in_force, line
@@ -20,9 +20,9 @@ from tests.system.test_up import Up, restart
 READING = b'{"device_id":"d1","metric":"m","ts":1750000000000,"value":1}'
 
 
-async def made(folder: Path, *words: str) -> str:
+async def made(here: Here, folder: Path, *words: str) -> str:
     """Make or rotate the token `fleet`; return it."""
-    done = await ingest("token", *words, "--state-dir", folder)
+    done = await here("token", *words, "--state-dir", folder)
     assert done.code == 0, done.stderr
     return done.stdout.split()[-1]
 
@@ -33,10 +33,12 @@ async def status(service: Service, token: str) -> int:
     return (await service.post(READING, headers=headers)).status
 
 
-async def test_tokens_are_rotated_under_load_without_a_refused_post(open_tmp_path: Path) -> None:
+async def test_tokens_are_rotated_under_load_without_a_refused_post(
+    open_tmp_path: Path, at_hand: dict[str, Any], here: Here
+) -> None:
     """Posts go on all the time; the old token is good until it is disabled, then no more."""
-    old = await made(open_tmp_path, "new", "fleet")
-    async with Service(open_tmp_path, buffer="memory") as service:
+    old = await made(here, open_tmp_path, "new", "fleet")
+    async with Service(open_tmp_path, buffer="memory", **at_hand) as service:
         assert any("Bearer TOKEN" in each for each in service.lines)
         assert await status(service, "iot_wrong") == 401
         using, seen, done = old, set[int](), asyncio.Event()
@@ -46,13 +48,13 @@ async def test_tokens_are_rotated_under_load_without_a_refused_post(open_tmp_pat
                 seen.add(await status(service, using))
 
         posting = asyncio.create_task(post_all())
-        using = await made(open_tmp_path, "rotate", "fleet")
+        using = await made(here, open_tmp_path, "rotate", "fleet")
         assert await status(service, old) == await status(service, using) == 202
-        assert (await ingest("token", "new", "other", "--state-dir", open_tmp_path)).code == 0
+        assert (await here("token", "new", "other", "--state-dir", open_tmp_path)).code == 0
         done.set()
         await posting
         assert seen == {202}
-        assert (await ingest("token", "disable", "fleet", "--state-dir", open_tmp_path)).code == 0
+        assert (await here("token", "disable", "fleet", "--state-dir", open_tmp_path)).code == 0
         assert [await status(service, each) for each in (old, using)] == [401, 401]
         told = "\n".join(service.lines) + service.output
         assert old not in told
@@ -71,7 +73,9 @@ async def test_start_beyond_the_loopback_without_tokens_says_what_to_do(
     assert "--access open" in done.stderr
 
 
-async def test_commands_of_docs_tokens_md(open_tmp_path: Path) -> None:
+async def test_commands_of_docs_tokens_md(
+    open_tmp_path: Path, at_hand: dict[str, Any], here: Here
+) -> None:
     """As they stand: a token, the start for the network with limits, limits of a token, a
     certificate, admins, rotation, end."""
     first, start, limits, own, certificate, proxy, admins, later = (
@@ -79,15 +83,16 @@ async def test_commands_of_docs_tokens_md(open_tmp_path: Path) -> None:
     )
     words = shlex.split(first)
     assert words[:2] == ["./run", "token"]
-    token = await made(open_tmp_path, *words[2:])
+    token = await made(here, open_tmp_path, *words[2:])
     assert shlex.split(start) == ["./run", "--listen", "0.0.0.0:8080"]
     for each in (own, certificate):
-        await made(open_tmp_path, *shlex.split(each)[2:])
+        await made(here, open_tmp_path, *shlex.split(each)[2:])
     flags = shlex.split(limits)[1:] + shlex.split(proxy)[1:]
     settings: dict[str, Any] = {
         name.removeprefix("--"): text for name, text in zip(flags[::2], flags[1::2], strict=True)
     }
-    async with Service(open_tmp_path, buffer="memory", listen="0.0.0.0:0", **settings) as service:
+    given = {**at_hand, "buffer": "memory", "listen": "0.0.0.0:0", **settings}
+    async with Service(open_tmp_path, **given) as service:
         devices = next((each for each in service.lines if each.startswith("devices:")), "")
         assert not devices or re.search(r"http://[0-9.]+:[0-9]+/v1/readings", devices)
         assert await status(service, token) == 202
@@ -97,7 +102,7 @@ async def test_commands_of_docs_tokens_md(open_tmp_path: Path) -> None:
             assert (await service.post(body, headers=headers)).status == told
         for command, may_act in zip(admins.splitlines(), (401, 200), strict=True):
             words = shlex.split(command, comments=True)
-            admin = await made(open_tmp_path, *words[2:])
+            admin = await made(here, open_tmp_path, *words[2:])
             sent = {"Authorization": f"Bearer {admin}"}
             asked = [("GET", "/"), ("GET", "/senders"), ("POST", "/hold/release")]
             got = [
@@ -107,9 +112,9 @@ async def test_commands_of_docs_tokens_md(open_tmp_path: Path) -> None:
             assert got == [200, 200, may_act]
             assert await status(service, admin) == 403
         assert (await service.request("GET", service.admin_url + "/")).status == 401
-        assert (await ingest("hold", "show", "--state-dir", open_tmp_path)).code == 0
+        assert (await here("hold", "show", "--state-dir", open_tmp_path)).code == 0
         for command in later.splitlines():
-            done = await ingest(
+            done = await here(
                 *shlex.split(command, comments=True)[1:], "--state-dir", open_tmp_path
             )
             assert done.code == 0, (command, done.stderr)
@@ -118,19 +123,19 @@ async def test_commands_of_docs_tokens_md(open_tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(150)
-async def test_each_gateway_of_up_asks_for_the_token(open_tmp_path: Path) -> None:
+async def test_each_gateway_of_up_asks_for_the_token(open_tmp_path: Path, here: Here) -> None:
     """All of them read the file, also those that come after a restart."""
     folder = open_tmp_path / "s"
-    token = await made(folder, "new", "fleet")
+    token = await made(here, folder, "new", "fleet")
     async with Up(folder, gateways=2) as service:
         for _ in range(2):
             for _ in range(8):
                 assert await status(service, "iot_wrong") == 401
                 assert await status(service, token) == 202
             await restart(service, 1)
-        new = await made(folder, "rotate", "fleet")
+        new = await made(here, folder, "rotate", "fleet")
         assert [await status(service, each) for each in (token, new) * 8] == [202] * 16
-        assert (await ingest("token", "disable", "fleet", "--state-dir", folder)).code == 0
+        assert (await here("token", "disable", "fleet", "--state-dir", folder)).code == 0
         assert [await status(service, each) for each in (token, new) * 8] == [401] * 16
 
 

@@ -98,6 +98,7 @@ class Posted:
         return samples
 
 
+@pytest.mark.slow
 async def test_recovered_is_acknowledged_and_not_yet_stored_in_every_run(
     open_tmp_path: Path, free_port: int
 ) -> None:

@@ -131,6 +131,7 @@ async def test_page_shows_load_as_moving_curves_and_weighs_little(
         assert await seen.page.evaluate(forged + TOO_WIDE)  # the check can fail
 
 
+@pytest.mark.slow
 async def test_hold_shows_within_three_seconds_and_goes_by_itself(
     browser: Browser, tmp_path: Path, readings_url: str
 ) -> None:
@@ -398,6 +399,7 @@ SCALES = """(async () => {
 })()"""
 
 
+@pytest.mark.slow
 async def test_journal_tells_what_is_only_there_and_what_came_back(
     browser: Browser, tmp_path: Path, readings_url: str, free_port: int
 ) -> None:
@@ -437,6 +439,7 @@ async def test_journal_tells_what_is_only_there_and_what_came_back(
         await seen.wait_text("#f-balance", "Every reading is accounted for")
 
 
+@pytest.mark.slow
 async def test_journal_that_cannot_be_written_is_said_and_goes_by_itself(
     browser: Browser, tmp_path: Path, readings_url: str
 ) -> None:
@@ -453,6 +456,7 @@ async def test_journal_that_cannot_be_written_is_said_and_goes_by_itself(
         await seen.wait_text("#state-word", "Accepting")
 
 
+@pytest.mark.slow
 async def test_start_without_a_database_says_that_posts_are_not_taken(
     browser: Browser, tmp_path: Path, free_port: int
 ) -> None:
@@ -471,6 +475,7 @@ async def test_start_without_a_database_says_that_posts_are_not_taken(
         assert await seen.page.is_visible("#try-now")
 
 
+@pytest.mark.slow
 async def test_what_waits_for_the_table_is_not_called_dealt_with(
     browser: Browser, tmp_path: Path, readings_url: str
 ) -> None:
@@ -487,6 +492,7 @@ async def test_what_waits_for_the_table_is_not_called_dealt_with(
         await seen.wait_text("#state-text", "None is waiting")
 
 
+@pytest.mark.slow
 async def test_memory_has_no_journal_to_show(
     browser: Browser, tmp_path: Path, readings_url: str
 ) -> None:
@@ -504,6 +510,7 @@ async def test_memory_has_no_journal_to_show(
         await seen.wait_text("#state-word", "Accepting")
 
 
+@pytest.mark.slow
 async def test_lost_service_is_said_and_found_again(
     browser: Browser, tmp_path: Path, readings_url: str, free_port: int
 ) -> None:
@@ -528,6 +535,7 @@ async def test_lost_service_is_said_and_found_again(
         await seen.wait_text("#letters-note", "letters discarded")
 
 
+@pytest.mark.slow
 async def test_beyond_the_loopback_the_page_asks_for_the_token(
     browser: Browser, tmp_path: Path, readings_url: str
 ) -> None:

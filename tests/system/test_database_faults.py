@@ -67,16 +67,7 @@ async def _kill_often(
         assert "cannot switch to state" not in service.output
 
 
-async def test_database_killed_under_load_loses_nothing(
-    open_tmp_path: Path, free_port: int
-) -> None:
-    """A server that is stopped, then killed, costs no reading, no dead letter, and no error line.
-
-    Each outage makes one warning.
-    """
-    await _kill_often(open_tmp_path, free_port, times=2, down_s=0.7, buffer_rows_max=6_000)
-
-
+@pytest.mark.slow
 async def test_database_that_goes_and_comes_is_noticed_without_a_post(
     open_tmp_path: Path, free_port: int
 ) -> None:
@@ -131,7 +122,10 @@ async def test_role_with_one_connection_is_written_by_one_writer(
 async def test_database_killed_five_times_for_twenty_seconds_loses_nothing(
     open_tmp_path: Path, free_port: int
 ) -> None:
-    """Five outages of 20 s, in each the buffer becomes full."""
+    """Five outages of 20 s, in each the buffer becomes full; the first is an orderly stop.
+
+    No reading is lost or dead-lettered, and each outage makes one warning and no error line.
+    """
     await _kill_often(open_tmp_path, free_port, times=5, down_s=20, buffer_rows_max=10_000)
 
 
@@ -237,9 +231,10 @@ async def test_operators_fault_holds_and_goes_on_by_itself(
 ) -> None:
     """Writes are paused (on hold): logged once, with the reason, nothing dead-lettered.
 
-    One fault after the other, on one service.
+    One fault after the other, on one service. The long test has the other ones.
     """
-    await _hold(open_tmp_path, free_port, list(HOLDS), held_s=0.7)
+    faults = ("column renamed", "password changed")
+    await _hold(open_tmp_path, free_port, faults, held_s=0.3)
 
 
 @pytest.mark.slow
@@ -278,17 +273,10 @@ async def _alter_value_and_back(folder: Path, port: int, altered_s: float) -> No
         await _check_end(service, database, fleet)
 
 
-async def test_value_altered_to_bigint_and_back_stores_no_wrong_value(
-    open_tmp_path: Path, free_port: int
-) -> None:
-    """Binary COPY would store float bits as a whole number: never, also at the change's moment."""
-    await _alter_value_and_back(open_tmp_path, free_port, altered_s=0.5)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 async def test_value_altered_to_bigint_for_twenty_seconds_stores_no_wrong_value(
     open_tmp_path: Path, free_port: int
 ) -> None:
-    """The same for 20 s."""
+    """Binary COPY would store float bits as a whole number: never, also at the change's moment."""
     await _alter_value_and_back(open_tmp_path, free_port, altered_s=20)

@@ -19,6 +19,7 @@ import pytest
 
 from ingest.system.state_folder import running_service
 from loadgen.demo.folder import DemoFolder
+from tests.system.database import give_data
 from tests.system.service import REPOSITORY, environment, wait_gone
 
 PORTS = ("--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0")
@@ -134,6 +135,7 @@ def test_demo_folder_is_removed_only_if_this_demo_has_made_it(tmp_path: Path) ->
 
 async def test_demo_whose_service_dies_says_so_with_its_last_lines(open_tmp_path: Path) -> None:
     """The demo ends when its service ends, with the service's last lines."""
+    await give_data(open_tmp_path / "demo")
     async with _demo(open_tmp_path / "demo", *PORTS) as demo:
         await demo.wait_line("^Ctrl-C stops")
         info = running_service(open_tmp_path / "demo")
@@ -163,6 +165,7 @@ async def test_demo_on_a_busy_port_ends_with_the_services_own_words(open_tmp_pat
 
 async def test_demo_killed_takes_its_service_along(open_tmp_path: Path) -> None:
     """When the demo is killed, its service ends too."""
+    await give_data(open_tmp_path / "demo")
     async with _demo(open_tmp_path / "demo", *PORTS) as demo:
         await demo.wait_line("^Ctrl-C stops")
         info = running_service(open_tmp_path / "demo")
@@ -184,6 +187,7 @@ async def test_demo_used_wrongly_exits_with_two(open_tmp_path: Path) -> None:
 
 async def test_demo_on_a_terminal_shows_one_live_line(open_tmp_path: Path) -> None:
     """On a terminal the status is rewritten in place, and the address of the page has its key."""
+    await give_data(open_tmp_path / "demo")
     ours, theirs = pty.openpty()
     process = await asyncio.create_subprocess_exec(
         sys.executable,

@@ -42,7 +42,7 @@ async def test_sigterm_answers_draining_until_it_ends(open_tmp_path: Path, free_
             lock_s_max=0.2,
             statement_s_max=0.4,
             command_s_max=0.6,
-            drain_s_max=2,
+            drain_s_max=1.5,
             buffer="memory",
         ) as service,
     ):
@@ -113,9 +113,11 @@ async def test_second_signal_hastens_and_loses_nothing(open_tmp_path: Path, free
         assert "dead_lettered=50 held=0 lost=0" in output.splitlines()[-1]
 
 
-async def test_signals_after_the_drain_change_nothing(open_tmp_path: Path) -> None:
+async def test_signals_after_the_drain_change_nothing(
+    open_tmp_path: Path, at_hand: dict[str, Any]
+) -> None:
     """After `drained:` is printed, further signals do not change exit code 0."""
-    async with Service(open_tmp_path / "state", buffer="memory") as service:
+    async with Service(open_tmp_path / "state", buffer="memory", **at_hand) as service:
         await service.wait_state("accepting")
         first = asyncio.create_task(service.stop())
         await service.wait_line("drained:")

@@ -33,12 +33,6 @@ from tests.system.test_up_roles import real_up
 CONSUMER = FORWARD + "x"
 
 
-@pytest.fixture
-def here(capsys: pytest.CaptureFixture[str]) -> Here:
-    """Give what runs commands in this process."""
-    return Here(capsys)
-
-
 MIB = 1024**2
 
 

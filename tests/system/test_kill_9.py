@@ -96,6 +96,7 @@ async def test_service_killed_under_load_loses_and_doubles_nothing(open_tmp_path
         check_table(everything, await service.query(TABLE_SQL))
 
 
+@pytest.mark.slow
 async def test_drain_without_database_leaves_all_to_the_journal(
     open_tmp_path: Path, free_port: int
 ) -> None:
@@ -127,9 +128,11 @@ async def test_drain_without_database_leaves_all_to_the_journal(
             assert await service.imbalance() == 0
 
 
-async def test_disk_that_takes_nothing_is_disk_low_until_it_does(open_tmp_path: Path) -> None:
+async def test_disk_that_takes_nothing_is_disk_low_until_it_does(
+    open_tmp_path: Path, at_hand: dict[str, Any]
+) -> None:
     """With a limit of file sizes: 503 `disk_low` and not ready; then ready again by itself."""
-    service = Service(open_tmp_path / "state", journal_segment_bytes=4096)
+    service = Service(open_tmp_path / "state", journal_segment_bytes=4096, **at_hand)
     async with service:
         await service.wait_state("accepting")
         kept = [(await service.post([reading(FIRST_US)])).status]
@@ -154,6 +157,7 @@ async def test_disk_that_takes_nothing_is_disk_low_until_it_does(open_tmp_path: 
         assert samples['ingest_readings_rejected_total{code="disk_low"}'] == 99
 
 
+@pytest.mark.slow
 async def test_journal_left_behind_is_named_and_not_touched(
     open_tmp_path: Path, free_port: int
 ) -> None:

@@ -32,14 +32,16 @@ def _read(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-async def test_run_against_the_service_reports_what_the_table_holds(open_tmp_path: Path) -> None:
+async def test_run_against_the_service_reports_what_the_table_holds(
+    open_tmp_path: Path, at_hand: dict[str, Any]
+) -> None:
     """Odd posts get the right refusal, the others are in the table, all reports agree."""
     files = (open_tmp_path / "run.json", open_tmp_path / "run.html")
-    async with Service(open_tmp_path / "state") as service:
+    async with Service(open_tmp_path / "state", **at_hand) as service:
         metrics = f"{service.admin_url}/metrics"
         done = await run_command(
             *("loadgen", "run", "--url", service.url, "--metrics-url", metrics),
-            *("--rate", 600, "--arrivals", "poisson", "--posts", 1200, "--devices", 50),
+            *("--rate", 1000, "--arrivals", "poisson", "--posts", 1200, "--devices", 50),
             *("--batch", "1x3,10x1", "--duplicates", "5%", "--late", "2%", "--future", "2%"),
             *("--poison", "3%", "--broken", "2%", "--seed", 7),
             *("--json", files[0], "--html", files[1]),

@@ -95,7 +95,7 @@ async def _shell(script: str, folder: Path, env: Mapping[str, str]) -> str:
     process = await asyncio.create_subprocess_exec(
         *("sh", "-euc", script),
         cwd=folder,
-        env=environment(env),
+        env=environment(env, measured=False),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -191,13 +191,15 @@ async def test_readme_commands_in_their_order_do_what_is_said(open_tmp_path: Pat
         assert samples["ingest_ledger_imbalance_rows"] == 0
 
 
-async def test_readme_items_of_the_reference_are_stored(open_tmp_path: Path) -> None:
+async def test_readme_items_of_the_reference_are_stored(
+    open_tmp_path: Path, at_hand: dict[str, Any]
+) -> None:
     """The receiver takes the items that docs/posting.md shows, and names faults as it says."""
     posting = DOCUMENTS["docs/posting.md"]
     *shown, error = [each.text for each in fences(posting) if each.language == "json"]
     assert len(shown) == 2
     sql = [each.text for each in fences(DOCUMENTS["docs/posting.md"]) if each.language == "text"]
-    async with Service(open_tmp_path / "state") as service:
+    async with Service(open_tmp_path / "state", **at_hand) as service:
         for text in shown:
             reply = await service.post(text.encode(), ack="committed")
             assert reply.status == 200, reply.text

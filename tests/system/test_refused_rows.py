@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tests.support.commands import Here
 from tests.system.fleet import FIRST_US, TABLE_SQL, reading
-from tests.system.service import Service, run_command
+from tests.system.service import Service
 
 
 def _post_of_100() -> list[dict[str, Any]]:
@@ -20,11 +21,11 @@ def _post_of_100() -> list[dict[str, Any]]:
 
 
 async def test_post_with_four_bad_items_keeps_ninety_six_and_the_bytes_of_four(
-    open_tmp_path: Path,
+    open_tmp_path: Path, at_hand: dict[str, Any], here: Here
 ) -> None:
     """Accepted and dead-lettered add up, each error is named, and fixed items are accepted."""
     state = open_tmp_path / "state"
-    async with Service(state) as service:
+    async with Service(state, **at_hand) as service:
         await service.wait_state("accepting")
         answer = await service.post(_post_of_100())
         assert answer.status == 202
@@ -41,7 +42,7 @@ async def test_post_with_four_bad_items_keeps_ninety_six_and_the_bytes_of_four(
         assert samples["ingest_ledger_imbalance_rows"] == 0
         assert len(await service.query(TABLE_SQL)) == 96
 
-        shown = await run_command("ingest", "dlq", "show", "--state-dir", state)
+        shown = await here("dlq", "show", "--state-dir", state)
         assert shown.code == 0, shown.stderr
         for text in ("wrong_type", "ts_in_future", "9999-01-01T00:00:00Z", "x" * 300):
             assert text in shown.stdout
@@ -64,20 +65,19 @@ async def test_post_with_four_bad_items_keeps_ninety_six_and_the_bytes_of_four(
             assert wrong in line["original"]
             copied.append(json.dumps({**line, "original": line["original"].replace(wrong, right)}))
         copy.write_text("\n".join(copied) + "\n")
-        done = await run_command(
-            "ingest", "dlq", "replay", "--file", copy, "--edited", "--state-dir", state
-        )
+        words = ("--file", copy, "--edited", "--state-dir", state, "--database-unsafe", "true")
+        done = await here("dlq", "replay", *words)
         assert done.code == 0, done.stdout + done.stderr
         assert len(await service.query(TABLE_SQL)) == 100
-        stats = await run_command("ingest", "dlq", "stats", "--json", "--state-dir", state)
+        stats = await here("dlq", "stats", "--json", "--state-dir", state)
         assert stats.code == 0, stats.stderr
 
 
 async def test_check_constraint_refuses_one_row_and_commits_ninety_nine_in_the_same_flush(
-    open_tmp_path: Path,
+    open_tmp_path: Path, at_hand: dict[str, Any]
 ) -> None:
     """The other rows are committed; `ack=committed` names the refused row with its SQLSTATE."""
-    async with Service(open_tmp_path / "state") as service:
+    async with Service(open_tmp_path / "state", **at_hand) as service:
         await service.wait_state("accepting")
         await service.query("alter table readings add constraint warm check (value < 1000000)")
         items = [reading(FIRST_US + n) for n in range(100)]

@@ -63,10 +63,10 @@ async def test_watchdog_is_fed_while_the_service_drains(
 ) -> None:
     """The watchdog gets its messages during a drain, so that no manager ends the drain."""
     times: dict[str, Any] = {
-        "lock_s_max": 0.5,
-        "statement_s_max": 1,
-        "command_s_max": 1.5,
-        "drain_s_max": 3,
+        "lock_s_max": 0.2,
+        "statement_s_max": 0.4,
+        "command_s_max": 0.6,
+        "drain_s_max": 2,
         "buffer": "memory",  # with a journal such a stop does not wait
     }
     with Manager(str(open_tmp_path / "notify")) as manager:

@@ -58,7 +58,7 @@ class Secret(Devices):
     def __init__(self, url: str, context: ssl.SSLContext) -> None:
         super().__init__(url.removeprefix("https://"))
         self.posted = self.acknowledged = 0
-        self.connect = partial(_connected, context)
+        self.connect = partial(Client.connect, context=context)
 
     def body(self) -> bytes:
         """Return the next post."""
@@ -72,11 +72,6 @@ class Secret(Devices):
             self.acknowledged += 1
         else:
             self.faults.append(f"{status} {body!r}")
-
-
-async def _connected(context: ssl.SSLContext, address: str) -> Client:
-    host, _, port = address.rpartition(":")
-    return Client(*await asyncio.open_connection(host, int(port), ssl=context))
 
 
 async def test_rolling_restarts_reset_and_refuse_nobody(open_tmp_path: Path) -> None:

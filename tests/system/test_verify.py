@@ -121,13 +121,15 @@ async def test_all_is_as_promised_though_the_database_dies_in_the_middle(
         pytest.param("mapped", marks=pytest.mark.slow),
     ],
 )
-async def test_formats_are_proven_as_json_is(open_tmp_path: Path, form: str) -> None:
+async def test_formats_are_proven_as_json_is(
+    open_tmp_path: Path, at_hand: dict[str, Any], form: str
+) -> None:
     """With invalid items where answers name them, and with each kind of time and value."""
     sources = open_tmp_path / "sources.toml"
     text = (REPOSITORY / "docs" / "loadgen.md").read_text()
     (source,) = (each.text for each in fences(text) if each.text.startswith("[[source]]"))
     sources.write_text(source)
-    async with Service(open_tmp_path / "state", sources_file=sources) as service:
+    async with Service(open_tmp_path / "state", sources_file=sources, **at_hand) as service:
         await service.wait_state("accepting")
         words = ("--state-dir", open_tmp_path / "state", "--posts", 200, "--batch", "1,30")
         done = await _verify(*words, "--format", form)
@@ -204,6 +206,7 @@ async def _ended_while_it_holds(
         return await conclude(folder / "ledger", where, settle_s=20)
 
 
+@pytest.mark.slow
 async def test_kill_of_a_service_that_acknowledged_too_early_is_red(
     open_tmp_path: Path, readings_url: str, free_port: int
 ) -> None:
@@ -228,6 +231,7 @@ async def test_kill_of_a_service_with_a_journal_is_green(
     assert result.balance.is_zero
 
 
+@pytest.mark.slow
 async def test_kill_of_a_service_that_acknowledges_what_is_committed_is_green(
     open_tmp_path: Path, readings_url: str, free_port: int
 ) -> None:

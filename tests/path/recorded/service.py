@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import asyncpg
 
 from tests.path.recorded.exchange import Case, exchange
+from tests.support import measuring
+from tests.support.processes import output_of
 
 START_S_MAX = 40.0
 TOKEN = "recorded-token-of-the-tests"
@@ -143,8 +145,12 @@ def environment(checkout: Path) -> dict[str, str]:
     """Return a clean environment for code of a checkout, without variables of settings."""
     kept = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR")
     found = {name: value for name, value in os.environ.items() if name in kept}
-    measured = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
-    return {**found, **measured, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(checkout)}
+    return {
+        **found,
+        **measuring.variables(),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": str(checkout),
+    }
 
 
 class Done(NamedTuple):
@@ -166,13 +172,7 @@ async def command(checkout: Path, *words: object, within_s: float = 40) -> Done:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    try:
-        async with asyncio.timeout(within_s):
-            stdout, stderr = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+    stdout, stderr = await output_of(process, within_s)
     return Done(process.returncode or 0, stdout.decode(), stderr.decode())
 
 

@@ -88,15 +88,15 @@ async def test_spilled_blocks_cost_ranges_not_blocks(tmp_path: Path) -> None:
         tracemalloc.start()
         try:
             before = tracemalloc.get_traced_memory()[0]
-            for _ in range(3000):
+            for _ in range(1500):
                 await life.put(make_block(1))
             calls.names.clear()
             grown = tracemalloc.get_traced_memory()[0] - before
         finally:
             tracemalloc.stop()
-        assert grown < 60_000, "20 bytes a block: somebody remembers each"
+        assert grown < 30_000, "20 bytes a block: somebody remembers each"
         life.load()
-        assert len(await life.drain()) == 3500
+        assert len(await life.drain()) == 2000
 
 
 async def test_memory_never_holds_more_than_its_bounds(tmp_path: Path) -> None:

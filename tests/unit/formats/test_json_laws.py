@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ingest.formats import json_post, json_slices
@@ -17,6 +17,7 @@ from ingest.model.errors import Refused
 from ingest.model.reading import Reading, name_fault
 from ingest.model.rows import encode_reading
 from ingest.system.clock import rfc3339
+from tests.support.examples import examples
 from tests.support.posts import GOOD, NOW_US, RULES, array, decoded, readings_of
 
 NAMES = st.text(min_size=1, max_size=20).filter(lambda name: name_fault(name) is None)
@@ -132,7 +133,7 @@ def test_valid_readings_come_through_bit_exact(
 
 
 @given(st.lists(ITEMS, min_size=1, max_size=40), st.booleans(), st.sampled_from([None, "us"]))
-@settings(max_examples=150)
+@examples(150)
 def test_post_is_what_its_items_are_one_by_one(
     items: list[str], ignore_unknown: bool, precision: str | None
 ) -> None:
@@ -245,7 +246,7 @@ def test_any_bytes_are_decoded_or_refused(body: bytes) -> None:
     st.lists(st.tuples(st.integers(0, 400), st.binary(max_size=2)), min_size=1, max_size=3),
     st.booleans(),
 )
-@settings(max_examples=150)
+@examples(150)
 def test_mutated_body_is_refused_if_and_only_if_it_is_not_json(
     items: list[str], mutations: list[tuple[int, bytes]], ignore_unknown: bool
 ) -> None:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ingest.formats.map_post import Mapped, MapPost, begin, decode, decode_item
@@ -14,6 +14,7 @@ from ingest.formats.map_source import SourceFault, compile_source
 from ingest.formats.post import Post
 from ingest.model.errors import Refused
 from ingest.model.rows import decode_rows
+from tests.support.examples import examples
 from tests.support.map_oracle import Oracle
 from tests.support.map_oracle_bodies import parsed
 from tests.support.posts import NOW_US, RULES
@@ -114,7 +115,7 @@ def told(mapped: Mapped) -> tuple[list[Any], list[str], int, int]:
     return sorted(rows), sorted(codes), mapped.ignored, mapped.points.rounded
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(table=a_table(), document=DOCUMENTS)
 @example(table={"name": "s", "device": "a", "values": "."}, document={"a": "d", "b": 1, "t": "x"})
 @example(
@@ -139,7 +140,7 @@ def test_any_table_reads_any_document_as_the_oracle_reads_it(
     assert rounded == expected.rounded
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     table=a_table(),
     body=st.binary(max_size=60)
@@ -161,7 +162,7 @@ def test_any_body_is_read_or_refused(table: dict[str, Any], body: bytes) -> None
         assert any(each.code == error.code for each in again.errors)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(documents=st.lists(DOCUMENTS, min_size=1, max_size=6), table=a_table())
 def test_list_and_lines_are_read_alike(documents: list[Any], table: dict[str, Any]) -> None:
     """As an array, and as a line for each."""
@@ -173,7 +174,7 @@ def test_list_and_lines_are_read_alike(documents: list[Any], table: dict[str, An
     assert told(decode(lines, map_post(table))) == told(decode(array, map_post(table)))
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     table=st.dictionaries(
         st.sampled_from(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import os
 import ssl
@@ -20,47 +19,21 @@ from ingest.http.certificate import Certificate
 from ingest.http.handshakes import UNDER_WAY_MAX
 from ingest.model.errors import StartError
 from tests.support.certificates import make_certificate, trusting
-from tests.support.receiver import GOOD, Client, Receiver, head, post, running_receiver, until
+from tests.support.receiver import GOOD, Client, head, post, running_receiver, until
+from tests.support.tls_in_memory import TlsInMemory, hello
 
 GET = head("GET", "/livez")
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Make one certificate for all tests."""
-    return make_certificate(tmp_path_factory.mktemp("tls"))
-
-
-@pytest.fixture
-def settings(files: tuple[Path, Path]) -> dict[str, Any]:
-    """Give the settings of a port with TLS."""
-    return {"tls_cert_file": str(files[0]), "tls_key_file": str(files[1])}
-
-
-async def connect(receiver: Receiver, context: ssl.SSLContext) -> Client:
-    """Connect with TLS."""
-    host, _, port = receiver.address.rpartition(":")
-    return Client(*await asyncio.open_connection(host, int(port), ssl=context))
-
-
-def first_bytes(files: tuple[Path, Path]) -> bytes:
-    """Return what a client sends first."""
-    outgoing = ssl.MemoryBIO()
-    client = trusting(files[0]).wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost")
-    with pytest.raises(ssl.SSLWantReadError):
-        client.do_handshake()
-    return outgoing.read()
-
-
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 async def test_posts_come_over_one_connection(
-    settings: dict[str, Any], files: tuple[Path, Path], version: ssl.TLSVersion
+    tls_settings: dict[str, Any], tls_files: tuple[Path, Path], version: ssl.TLSVersion
 ) -> None:
     """Small and large ones, and several at once; each is kept, each is answered."""
-    context = trusting(files[0])
+    context = trusting(tls_files[0])
     context.minimum_version = context.maximum_version = version
-    async with running_receiver(**settings) as receiver:
-        client = await connect(receiver, context)
+    async with running_receiver(**tls_settings) as receiver:
+        client = await Client.connect(receiver.address, context)
         large = b"[" + b",".join([GOOD] * 4_000) + b"]"  # in many records
         for body, rows in ((GOOD, 1), (large, 4_000)):
             await client.send(post(body))
@@ -74,20 +47,20 @@ async def test_posts_come_over_one_connection(
 
 
 async def test_client_that_ends_its_side_still_gets_its_answer(
-    settings: dict[str, Any], files: tuple[Path, Path]
+    tls_settings: dict[str, Any], tls_files: tuple[Path, Path]
 ) -> None:
     """`Connection: close`, as curl sends it: the answer, and then an end that is no error."""
-    async with running_receiver(**settings) as receiver:
-        client = await connect(receiver, trusting(files[0]))
+    async with running_receiver(**tls_settings) as receiver:
+        client = await Client.connect(receiver.address, trusting(tls_files[0]))
         await client.send(post(GOOD, headers={"Connection": "close"}))
         assert (await client.reply()).status == 202
         assert await client.closed()
         await client.close()
 
 
-async def test_client_without_tls_is_told(settings: dict[str, Any]) -> None:
+async def test_client_without_tls_is_told(tls_settings: dict[str, Any]) -> None:
     """It gets a problem in plain HTTP, and the end of the connection."""
-    async with running_receiver(**settings) as receiver:
+    async with running_receiver(**tls_settings) as receiver:
         client = await receiver.connect()
         await client.send(post(GOOD))
         reply = await client.reply()
@@ -98,25 +71,25 @@ async def test_client_without_tls_is_told(settings: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("what", ["random", "cut", "too much", "old version", "plain after hello"])
 async def test_broken_handshakes_are_closed(
-    settings: dict[str, Any], files: tuple[Path, Path], what: str
+    tls_settings: dict[str, Any], tls_files: tuple[Path, Path], what: str
 ) -> None:
     """Nothing is logged, nothing stays, and the next client is served."""
-    hello = first_bytes(files)
+    first = hello(trusting(tls_files[0]))
     sent = {
         "random": b"\x16" + os.urandom(500),
-        "cut": hello[:40],
+        "cut": first[:40],
         "too much": b"\x16\x03\x01\x40\x00" + bytes(100_000),
-        "old version": hello[:9] + b"\x03\x01" + hello[11:],
-        "plain after hello": hello + b"GET / HTTP/1.1\r\n\r\n",
+        "old version": first[:9] + b"\x03\x01" + first[11:],
+        "plain after hello": first + b"GET / HTTP/1.1\r\n\r\n",
     }[what]
     with structlog.testing.capture_logs() as logs:
-        async with running_receiver(**settings, header_s_max=0.3) as receiver:
+        async with running_receiver(**tls_settings, header_s_max=0.3) as receiver:
             client = await receiver.connect()
             await client.send(sent)
             with suppress(ConnectionError):
                 while await client.reader.read(1_000):  # an alert, perhaps
                     pass
-            polite = await connect(receiver, trusting(files[0]))
+            polite = await Client.connect(receiver.address, trusting(tls_files[0]))
             await polite.send(GET)
             assert (await polite.reply()).status == 200
             await polite.close()
@@ -124,78 +97,49 @@ async def test_broken_handshakes_are_closed(
 
 
 async def test_handshake_may_come_byte_by_byte(
-    settings: dict[str, Any], files: tuple[Path, Path]
+    tls_settings: dict[str, Any], tls_files: tuple[Path, Path]
 ) -> None:
     """A step that finds too little waits for more."""
-    async with running_receiver(**settings) as receiver:
+    async with running_receiver(**tls_settings) as receiver:
         raw = await receiver.connect()
-        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        client = trusting(files[0]).wrap_bio(incoming, outgoing, server_hostname="localhost")
-        while True:
-            try:
-                client.do_handshake()
-                break
-            except ssl.SSLWantReadError:
-                for byte in outgoing.read():
-                    await raw.send(bytes([byte]))
-                    await asyncio.sleep(0)
-                incoming.write(await raw.reader.read(65_536))
-        client.write(GET)
-        for byte in outgoing.read():
-            await raw.send(bytes([byte]))
-        while True:
-            incoming.write(await raw.reader.read(65_536))
-            try:
-                assert client.read().startswith(b"HTTP/1.1 200")
-                break
-            except ssl.SSLWantReadError:
-                continue
+        client = TlsInMemory(trusting(tls_files[0]), raw)
+        await client.shake_hands(by_byte=True)
+        client.tls.write(GET)
+        await client.send(by_byte=True)
+        assert (await client.answers(bool)).startswith(b"HTTP/1.1 200")
 
 
 async def test_many_tiny_records_are_read_in_steps(
-    settings: dict[str, Any], files: tuple[Path, Path]
+    tls_settings: dict[str, Any], tls_files: tuple[Path, Path]
 ) -> None:
     """Posts of one byte a record, all sent at once: each is answered, and in order."""
-    async with running_receiver(**settings) as receiver:
+    async with running_receiver(**tls_settings) as receiver:
         raw = await receiver.connect()
-        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        client = trusting(files[0]).wrap_bio(incoming, outgoing, server_hostname="localhost")
-        while True:
-            try:
-                client.do_handshake()
-                break
-            except ssl.SSLWantReadError:
-                await raw.send(outgoing.read())
-                incoming.write(await raw.reader.read(65_536))
+        client = TlsInMemory(trusting(tls_files[0]), raw)
+        await client.shake_hands()
         for byte in post(GOOD) * 20:
-            client.write(bytes([byte]))
-        await raw.send(outgoing.read())
-        answers = b""
-        while answers.count(b"HTTP/1.1 202") < 20:
-            data = await raw.reader.read(65_536)
-            assert data, f"the connection ended after {answers!r}"
-            incoming.write(data)
-            with suppress(ssl.SSLWantReadError):
-                while part := client.read():
-                    answers += part
+            client.tls.write(bytes([byte]))
+        await client.send()
+        answers = await client.answers(lambda came: came.count(b"HTTP/1.1 202") == 20)
+        assert answers.count(b"HTTP/1.1 202") == 20, f"the connection ended after {answers!r}"
         assert sum(each.rows for each in receiver.inlet.blocks) == 20
 
 
 async def test_silent_handshakes_do_not_keep_others_out(
-    settings: dict[str, Any], files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    tls_settings: dict[str, Any], tls_files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A hundred begin one and say no more: few are under way, and a polite client is served."""
     monkeypatch.setattr(handshakes, "PLACE_S", 0.2)
-    hello = first_bytes(files)
-    async with running_receiver(**settings) as receiver:
+    first = hello(trusting(tls_files[0]))
+    async with running_receiver(**tls_settings) as receiver:
         silent = [await receiver.connect() for _ in range(100)]
         for each in silent:
-            await each.send(hello)
+            await each.send(first)
         tls = receiver.endpoint._port._connections._tls  # type: ignore[union-attr]
         assert tls is not None
         await until(lambda: tls.under_way == UNDER_WAY_MAX)
         began_s = time.monotonic()
-        polite = await connect(receiver, trusting(files[0]))
+        polite = await Client.connect(receiver.address, trusting(tls_files[0]))
         await polite.send(GET)
         assert (await polite.reply()).status == 200
         assert time.monotonic() - began_s < 10
@@ -205,9 +149,11 @@ async def test_silent_handshakes_do_not_keep_others_out(
         await until(lambda: tls.under_way == 0)
 
 
-async def test_connection_without_a_handshake_is_closed_in_time(settings: dict[str, Any]) -> None:
+async def test_connection_without_a_handshake_is_closed_in_time(
+    tls_settings: dict[str, Any],
+) -> None:
     """The time for a head includes the handshake."""
-    async with running_receiver(**settings, header_s_max=0.2) as receiver:
+    async with running_receiver(**tls_settings, header_s_max=0.2) as receiver:
         client = await receiver.connect()
         assert await client.closed()
 
@@ -219,19 +165,19 @@ async def test_certificate_is_read_again(tmp_path: Path) -> None:
     async with running_receiver(
         tls_cert_file=str(cert_file), tls_key_file=str(key_file), header_s_max=0.4
     ) as receiver:
-        before = await connect(receiver, old)
+        before = await Client.connect(receiver.address, old)
         certificate = receiver.endpoint._port._connections._tls.certificate  # type: ignore[union-attr]
         first = certificate.context()
         new_cert, new_key = make_certificate(tmp_path, "next")
         new_cert.rename(cert_file)  # for a moment the pair is no pair
         new_key.rename(key_file)
         await until(lambda: certificate.context() is not first)
-        after = await connect(receiver, trusting(cert_file))
+        after = await Client.connect(receiver.address, trusting(cert_file))
         for client in (before, after):
             await client.send(GET)
             assert (await client.reply()).status == 200
         with pytest.raises(ssl.SSLCertVerificationError):
-            await connect(receiver, old)
+            await Client.connect(receiver.address, old)
         second = certificate.context()
         with structlog.testing.capture_logs() as logs:
             key_file.write_text("no key")
@@ -263,9 +209,9 @@ def test_files_that_could_not_be_read_for_a_moment_are_read_later(
     assert certificate.context() is not first
 
 
-def test_end_of_the_validity_is_known(files: tuple[Path, Path], tmp_path: Path) -> None:
+def test_end_of_the_validity_is_known(tls_files: tuple[Path, Path], tmp_path: Path) -> None:
     """So that an alert comes before it."""
-    assert 29 * 86_400 < Certificate(*files).ends_s - time.time() <= 30 * 86_400
+    assert 29 * 86_400 < Certificate(*tls_files).ends_s - time.time() <= 30 * 86_400
 
 
 def test_certificate_that_no_client_takes_is_read_all_the_same(tmp_path: Path) -> None:

@@ -14,22 +14,11 @@ from typing import Any
 import pytest
 
 from ingest.http.tls import PIECE_BYTES, TlsConnection
-from tests.support.certificates import make_certificate, trusting
+from tests.support.certificates import trusting
 from tests.support.receiver import GOOD, Client, Receiver, head, post, running_receiver, until
+from tests.support.tls_in_memory import TlsInMemory
 
 GET = head("GET", "/livez")
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Make one certificate for all tests."""
-    return make_certificate(tmp_path_factory.mktemp("tls"))
-
-
-@pytest.fixture
-def settings(files: tuple[Path, Path]) -> dict[str, Any]:
-    """Give the settings of a port with TLS."""
-    return {"tls_cert_file": str(files[0]), "tls_key_file": str(files[1])}
 
 
 def connection_of(receiver: Receiver) -> TlsConnection:
@@ -41,47 +30,35 @@ def connection_of(receiver: Receiver) -> TlsConnection:
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 async def test_bytes_after_the_end_in_tls_are_not_kept(
-    settings: dict[str, Any], files: tuple[Path, Path], version: ssl.TLSVersion
+    tls_settings: dict[str, Any], tls_files: tuple[Path, Path], version: ssl.TLSVersion
 ) -> None:
     """A post waits, its client says that it sends no more, and sends megabytes: they are dropped.
 
     The post is answered all the same.
     """
-    async with running_receiver(**settings) as receiver:
+    async with running_receiver(**tls_settings) as receiver:
         receiver.inlet.open.clear()
         raw = await receiver.connect()
-        context = trusting(files[0])
+        context = trusting(tls_files[0])
         context.minimum_version = context.maximum_version = version
-        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        client = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
-        while True:
-            try:
-                client.do_handshake()
-                break
-            except ssl.SSLWantReadError:
-                await raw.send(outgoing.read())
-                incoming.write(await raw.reader.read(65_536))
-        client.write(post(GOOD))
+        client = TlsInMemory(context, raw)
+        await client.shake_hands()
+        client.tls.write(post(GOOD))
         with suppress(ssl.SSLError):
-            client.unwrap()
-        await raw.send(outgoing.read())
+            client.tls.unwrap()
+        await client.send()
         await until(lambda: receiver.inlet.waiting)
         for _ in range(50):
             await raw.send(b"\x17\x03\x03\x40\x00" + bytes(100_000))
         connection = connection_of(receiver)
         assert connection._incoming.pending + len(connection._rest) <= PIECE_BYTES
         receiver.inlet.open.set()
-        answer = b""
-        while data := await raw.reader.read(65_536):
-            incoming.write(data)
-            with suppress(ssl.SSLError):
-                answer += client.read()
-        assert answer.startswith(b"HTTP/1.1 202")
+        assert (await client.answers()).startswith(b"HTTP/1.1 202")
 
 
-async def test_hello_without_end_is_not_kept(settings: dict[str, Any]) -> None:
+async def test_hello_without_end_is_not_kept(tls_settings: dict[str, Any]) -> None:
     """Thousands may wait for the first step of their handshake: each may bring a short hello."""
-    async with running_receiver(**settings) as receiver:
+    async with running_receiver(**tls_settings) as receiver:
         client = await receiver.connect()
         record = b"\x16\x03\x01\x40\x00"
         hello = b"\x01\x01\xff\xf0\x03\x03"  # it says that 128 KiB will come
@@ -147,9 +124,9 @@ class NewKeys:
 
 
 @pytest.mark.skipif(not find_library("ssl"), reason="there is no libssl here")
-async def test_new_keys_without_end_are_made_in_steps(settings: dict[str, Any]) -> None:
+async def test_new_keys_without_end_are_made_in_steps(tls_settings: dict[str, Any]) -> None:
     """200 KB of them would take 0.1 s in one call; others have their turn meanwhile."""
-    async with running_receiver(**settings) as receiver:
+    async with running_receiver(**tls_settings) as receiver:
         raw = await receiver.connect()
         client = NewKeys()
         await client.shake_hands(raw)

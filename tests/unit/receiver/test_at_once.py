@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from ingest.app.receiving import make_endpoint
 from ingest.config.settings import Settings
 from ingest.model.block import Block
 from ingest.model.errors import JournalBroken, NotKept
@@ -49,19 +48,7 @@ class Held(Receiver):
     inlet: HeldInlet
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
-        self.inlet = HeldInlet()
-        self.endpoint = make_endpoint(
-            settings,
-            inlet=self.inlet,
-            dead_letters=self.dead_letters,
-            ledger=self.ledger,
-            admission=self.admission,
-            database=self.database,
-            levels=("durable", "buffered"),
-            health=lambda: (200, b"{}"),
-            on_refused=self.refused_posts.refused,
-        )
+        super().__init__(settings, inlet=HeldInlet(), levels=("durable", "buffered"))
 
     async def sent(self, *requests: bytes) -> list[Client]:
         """Send each on a connection of its own; return these once all posts wait for the disk."""

@@ -7,40 +7,18 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from ingest.app.receiving import make_endpoint
 from ingest.buffers.memory import MemoryBuffer
-from ingest.config.settings import Settings
-from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
-from ingest.receiver.refused_posts import RefusedPosts
-from tests.support.fakes import FakeAdmission, FakeDatabase, FakeDeadLetters
-from tests.support.receiver import BAD, GOOD, Client, post, until
+from tests.support.receiver import BAD, GOOD, Client, OverFakes, post, until
 from tests.support.ways import both_ways
 
 
-class Rig:
+class Rig(OverFakes):
     """A receiver with a buffer of ten readings."""
 
     def __init__(self, put_wait_s_max: float) -> None:
         self.buffer = MemoryBuffer(rows_max=10, bytes_max=100_000, put_wait_s_max=put_wait_s_max)
-        self.ledger = Ledger()
-        self.ledger.gauges = Gauges(
-            buffer=self.buffer.stats,
-            dead_letters=DeadLetterStats,
-            database_up=lambda: True,
-            hold_reason=lambda: None,
-        )
-        self.endpoint = make_endpoint(
-            Settings(),
-            inlet=self.buffer,
-            dead_letters=FakeDeadLetters(),
-            ledger=self.ledger,
-            admission=FakeAdmission(),
-            database=FakeDatabase(),
-            levels=("buffered",),
-            health=lambda: (200, b"{}"),
-            on_refused=RefusedPosts(self.ledger).refused,
-        )
-        self.address = ""
+        super().__init__(self.buffer)
+        self.gauge(self.buffer.stats)
 
     def store(self, rows_max: int) -> None:
         """Play the writer: take blocks and have them committed."""

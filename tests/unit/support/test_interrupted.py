@@ -39,7 +39,7 @@ def test_interrupted_run_names_what_has_not_ended(tmp_path: Path) -> None:
     run = subprocess.Popen(
         [sys.executable, "-m", "pytest", "--timeout-method=thread", *words, *tests],
         cwd=tmp_path,
-        env=environment() | {"PYTHONPATH": str(REPOSITORY)},
+        env=environment(measured=False) | {"PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -144,7 +144,9 @@ def test_run_with_a_process_that_dies_ends_and_tells_it(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *words, "--dist", "loadfile"],
         cwd=tmp_path,
-        env=environment({"PYTHONPATH": str(REPOSITORY), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}),
+        env=environment(
+            {"PYTHONPATH": str(REPOSITORY), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}, measured=False
+        ),
         capture_output=True,
         text=True,
         timeout=40,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.model.ack import Refusal
@@ -14,6 +14,7 @@ from ingest.model.ports import BadRow
 from ingest.model.verdict import Verdict, WriteFailed
 from ingest.system.clock import monotonic_s
 from ingest.writer.breaker import WINDOW_POSTS_MIN, CircuitBreaker
+from tests.support.examples import examples
 
 WINDOW, ROWS_MAX = 1_000, 200
 LAST = BadRow(0, "23514", "check")
@@ -207,7 +208,7 @@ posts_of_batches = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(posts_of_batches)
 def test_verdict_is_that_of_the_rule_taken_literally(batches: list[list[Post]]) -> None:
     """Each window is the fewest last posts that have enough rows and are enough posts."""
@@ -236,7 +237,7 @@ def test_verdict_is_that_of_the_rule_taken_literally(batches: list[list[Post]]) 
             past += batch
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(posts_of_batches, st.lists(st.integers(1, 30), max_size=30))
 def test_posts_that_share_blocks_have_the_votes_of_posts_with_their_own(
     batches: list[list[Post]], sizes: list[int]
