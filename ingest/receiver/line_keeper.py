@@ -15,8 +15,8 @@ dead-lettered costs the others nothing, and counts as `not_kept`.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ingest.formats.line_protocol import Points
@@ -51,6 +51,7 @@ WAITING_BYTES_MAX = 16 * 1024 * 1024
 FULL_S = 2.0  # after which a post should come again that found no room
 LETTERS_AT_ONCE = 1_000  # so many are made in one step, of about 1 ms
 PORTION_BYTES = 256 * 1024  # of blocks that are put together; a single block may have more
+SLOW_S = 0.02  # after a portion that took longer, the next one has twice as many bytes
 Portion = list[tuple[Block, Reservation]]
 
 
@@ -250,22 +251,25 @@ class LineKeeper:
     ) -> None:
         """Put the blocks in portions, and wait until it is known of each whether it is kept.
 
-        After a portion of which not all is kept, no other one is put.
+        After one of which not all is kept, no other one is put. On a slow disk they become larger.
         """
         ledger = self._ledger
-        portions = _portions(zip(blocks, reserved, strict=True))
-        # A portion waits for the one before it, whatever the sender asked for.
-        is_durable = query.ack != BUFFERED or len(portions) > 1
+        waiting = deque(zip(blocks, reserved, strict=True))
+        portion_bytes = PORTION_BYTES
         failed: list[NotKept] = []
-        for portion in portions:
-            if not failed:
-                failed += await self._put_portion(portion, durable=is_durable)
-                continue
-            for block, reservation in portion:
-                reservation.release()
-                ledger.readings_rejected(failed[0].code, block.rows)
-                ledger.at_receiver -= block.rows
-                failed.append(failed[0])
+        while waiting and not failed:
+            portion = _taken(waiting, portion_bytes)
+            began_s = monotonic_s()
+            # The next portion waits for this one, whatever the sender asked for.
+            is_durable = query.ack != BUFFERED or bool(waiting)
+            failed += await self._put_portion(portion, durable=is_durable)
+            if monotonic_s() - began_s > SLOW_S:
+                portion_bytes *= 2
+        for block, reservation in waiting:
+            reservation.release()
+            ledger.readings_rejected(failed[0].code, block.rows)
+            ledger.at_receiver -= block.rows
+            failed.append(failed[0])
         if failed:
             raise _not_all_kept(failed, len(blocks))
 
@@ -291,17 +295,13 @@ class LineKeeper:
         return failed
 
 
-def _portions(blocks: Iterable[tuple[Block, Reservation]]) -> list[Portion]:
-    """Return all blocks in their order, in portions of at most PORTION_BYTES or one block."""
-    portions: list[Portion] = []
-    left = -1
-    for block, reservation in blocks:
-        left -= len(block.tuples)
-        if left < 0:
-            portions.append([])
-            left = PORTION_BYTES - len(block.tuples)
-        portions[-1].append((block, reservation))
-    return portions
+def _taken(waiting: deque[tuple[Block, Reservation]], bytes_max: int) -> Portion:
+    """Take the first blocks that have at most so many bytes together, or one block."""
+    portion = [waiting.popleft()]
+    left = bytes_max - len(portion[0][0].tuples)
+    while waiting and (left := left - len(waiting[0][0].tuples)) >= 0:
+        portion.append(waiting.popleft())
+    return portion
 
 
 def _not_all_kept(failed: Sequence[NotKept], blocks: int) -> Refused:

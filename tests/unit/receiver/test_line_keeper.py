@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,13 @@ from ingest.model.ledger import Ledger
 from ingest.model.ports import PostInlet
 from ingest.model.rows import encode_reading
 from ingest.receiver.ack_waits import AckWaits
-from ingest.receiver.line_keeper import LETTERS_AT_ONCE, PORTION_BYTES, LineKeeper, LineTerms
+from ingest.receiver.line_keeper import (
+    LETTERS_AT_ONCE,
+    PORTION_BYTES,
+    SLOW_S,
+    LineKeeper,
+    LineTerms,
+)
 from ingest.receiver.line_query import LineQuery
 from ingest.system.clock import monotonic_s, unix_us
 from tests.contract.buffers import journal, memory, spilling
@@ -180,8 +187,29 @@ async def test_small_post_waits_for_one_portion_of_a_large_one(tmp_path: Path, a
     put = (await buffer.reserve(1, len(small.tuples))).put(small)
     disk.go.set()
     await asyncio.gather(keeping, put)
+    await buffer.close()
     first, *rest = [block.tuples for block in large.blocks]
     assert on_disk(next(tmp_path.iterdir())) == [first, small.tuples, *rest]
+
+
+class SlowDisk(FailingCalls):
+    """Each fdatasync takes longer than SLOW_S. `syncs` counts them."""
+
+    syncs = 0
+
+    def _call(self, name: str) -> None:
+        if name == "fdatasync":
+            self.syncs += 1
+            time.sleep(SLOW_S * 1.1)
+        super()._call(name)
+
+
+async def test_on_a_slow_disk_portions_become_larger(tmp_path: Path) -> None:
+    """Eight blocks are written as one, two, four and the last one."""
+    disk = SlowDisk()
+    buffer = journal(tmp_path, 100_000, 1 << 26, 0.05, calls=disk)
+    await Rig(buffer).keep(Points([portion() for _ in range(8)], [], 0, 0), ack="durable")
+    assert disk.syncs == 4 + 2  # the headers of two files
     await buffer.close()
 
 
