@@ -5,7 +5,9 @@ today are posted to a service (line protocol, `ack=committed`, so at the speed o
 the index for devices is made, and days of single devices are read by it. At last `ingest
 housekeeping run --yes` archives and drops all but 7 days, while single readings of today are posted
 with `ack=durable`. Count and checksum of the table and of the files together are compared with what
-was sent; an independent sum of both kinds: SQL for the table, ours for the files.
+was sent; an independent sum of both kinds: SQL for the table, ours for the files. How many readings
+a second are archived has no bound here, as the archive rests for the posts: benchmarks.archive
+measures it alone.
 It needs disk of some 300 bytes a reading in TMPDIR, and removes all of it. Exit code 1 if a bound
 is not kept. Timings of a busy machine have no meaning.
 """
@@ -39,11 +41,11 @@ from ingest.archive import files
 from ingest.archive.postgres_hash import Checksum
 
 KEPT_DAYS = 7
-LAST_MIN, DAY_MS_MAX, P99_TIMES_MAX, RSS_MB_MAX, ARCHIVE_PER_S_MIN = 0.9, 10.0, 3.0, 300.0, 300_000
+LAST_MIN, DAY_MS_MAX, P99_TIMES_MAX, RSS_MB_MAX = 0.9, 10.0, 3.0, 300.0
 DISK_BYTES = 300  # a reading: table, keys, log; then the files beside it
 LOG_ROWS_MAX = 8_000_000  # of a table that is dropped: makes the server's log files
 _FILLER = "create table filler as select at, repeat('x', 90) from generate_series(1, {}) at"
-PHASES_BEFORE = 3
+PHASES_BEFORE = 5  # the fill leaves writes behind: single ones had a p99 of a second
 DAYS_DRAWN = 1_000
 
 
@@ -160,6 +162,7 @@ class Run(NamedTuple):
     retained: Retention
     after: OpenLoop
     live_rows: int
+    stolen: list[float]  # of all phases, the first of which only warms it up
     sent: Checksum
     hot: Checksum
     cold: Checksum
@@ -195,7 +198,7 @@ def measure(folder: Path, *, rows: int, rate_per_s: float, seconds: float) -> Ru
     sent = plan.checksum().plus(live.sent)
     return Run(
         *(plan, filled, bare, indexed, days, before, retained, after),
-        *(live.sent.rows, sent, hot, cold, cold_bytes, rss_mib),
+        *(live.sent.rows, live.stolen, sent, hot, cold, cold_bytes, rss_mib),
     )
 
 
@@ -214,6 +217,7 @@ def figures_of(run: Run) -> dict[str, Any]:
         "live_rows": run.live_rows,
         "p50_ms": {name: [each.p50_ms for each in found] for name, found in phases.items()},
         "p99_ms": {name: [each.p99_ms for each in found] for name, found in phases.items()},
+        "stolen_cpu": run.stolen,
         "p99_times": _p99(retained.beside) / _p99(run.before),
         "failed": sum(each.failed for found in phases.values() for each in found),
         "retention": {**retained._asdict(), "beside": len(retained.beside)},
@@ -248,9 +252,6 @@ def faults_of(found: dict[str, Any]) -> list[str]:
         f"{found['failed']} live posts were refused, lost or skipped": found["failed"] > 0,
         f"p99 beside it is {found['p99_times']:.1f} times normal": (
             found["p99_times"] > P99_TIMES_MAX
-        ),
-        f"{found['archived_per_s']:,.0f} rows/s were archived": (
-            found["archived_per_s"] < ARCHIVE_PER_S_MIN
         ),
         f"the run needed {run['rss_mb']:.0f} MB": run["rss_mb"] > RSS_MB_MAX,
     }

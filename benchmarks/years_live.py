@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
+from benchmarks import machine
 from benchmarks.open_loop import Load, OpenLoop, drive_openly
 from benchmarks.service import Service
 from benchmarks.wrk import READINGS
@@ -17,7 +18,11 @@ LIVE_DEVICES = 200  # of open_loop
 
 
 class Live:
-    """Posts of single readings of now, phase by phase. `sent` is the sum of what was taken."""
+    """Posts of single readings of now, phase by phase. `sent` is the sum of what was taken.
+
+    `stolen` has the share of the processors' time that the host took away, for each phase: such a
+    phase says nothing about the service.
+    """
 
     def __init__(self, service: Service, rate_per_s: float, seconds: float) -> None:
         first_us = int(time.time() * 1e6)
@@ -31,10 +36,13 @@ class Live:
             lists_taken=True,
         )
         self.sent = NOTHING
+        self.stolen: list[float] = []
 
     def phase(self) -> OpenLoop:
         """Drive once."""
+        before = machine.processors()
         found = drive_openly(self._load)
+        self.stolen.append(round(machine.processors().stolen_since(before), 3))
         self.sent = self.sent.plus(_live_checksum(found.taken_us, self._load.first_us))
         self._load = self._load._replace(first_us=self._load.first_us + self._step_us)
         return found._replace(taken_us=[])

@@ -21,6 +21,7 @@ import pyarrow as pa
 from ingest.archive import files
 from ingest.archive.copied_rows import DamagedRows, Decoder, encoded
 from ingest.archive.folder import ArchiveFailed, ArchiveFolder, FolderInUse
+from ingest.archive.pace import Pace
 from ingest.archive.postgres_hash import NOTHING, Checksum
 from ingest.archive.runs import Runs
 from ingest.sinks.postgres.housekeeping.archived import Contents
@@ -39,9 +40,16 @@ T = TypeVar("T")
 class ParquetArchiver:
     """Archives into `folder`. `stopped` is asked for each piece of rows, and ends it early."""
 
-    def __init__(self, folder: ArchiveFolder, stopped: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        folder: ArchiveFolder,
+        stopped: Callable[[], bool] = lambda: False,
+        *,
+        pace: Pace | None = None,
+    ) -> None:
         self.folder = folder
         self._stopped = stopped
+        self._pace = pace or Pace()
         # One thread: what is freed in it, is used again in it.
         self._thread = ThreadPoolExecutor(1, "archive")
 
@@ -62,7 +70,7 @@ class ParquetArchiver:
             await self._aside(
                 self.folder.check_free, name, [] if before is None else _names(before)
             )
-            known = None if before is None else Checksum(*await source.checksum())
+            known = None if before is None else await self._of_table(source)
             if before is not None and known in (
                 Checksum(before.last_rows, before.last_sum),
                 Checksum(before.rows, before.sum),
@@ -109,11 +117,11 @@ class ParquetArchiver:
         """Write the files, read them again, and compare; return them, their sum, the table's."""
         runs = await self._sorted_runs(source, hidden)
         old = [] if before is None else self.folder.paths(_names(before))
-        summed = asyncio.create_task(_checksum(source, known))  # the connection is free by now
+        summed = asyncio.create_task(self._of_table(source, known))  # the connection is free by now
         try:
             written = await self._aside(self._merge, self.folder.stem(name), hidden, runs, old)
             new = [hidden / each.name for each in written]
-            got = await self._aside(files.checksum_of_files, new, self._go_on)
+            got = await self._aside(self._checksum, new)
             table = await summed
         finally:
             summed.cancel()  # nothing, if it is done
@@ -133,7 +141,7 @@ class ParquetArchiver:
     async def _sorted_runs(self, source: Detached, hidden: Path) -> Runs:
         """Read the whole table into sorted runs; the next piece is read while one is sorted."""
         decoder = Decoder()
-        runs = Runs(hidden, decoder, go_on=self._go_on)
+        runs = Runs(hidden, decoder, go_on=self._rest)
         pieces: list[bytes] = []
         size = 0
         work: asyncio.Task[None] | None = None
@@ -146,7 +154,7 @@ class ParquetArchiver:
             if size >= PIECE_BYTES:
                 if work is not None:
                     await work
-                work = asyncio.create_task(self._aside(runs.add, b"".join(pieces)))
+                work = asyncio.create_task(self._aside(self._add, runs, b"".join(pieces)))
                 pieces.clear()
                 size = 0
 
@@ -157,7 +165,7 @@ class ParquetArchiver:
                 await asyncio.wait([work])
         if work is not None:
             await work
-        await self._aside(runs.add, b"".join(pieces))
+        await self._aside(self._add, runs, b"".join(pieces))
         await self._aside(runs.end)
         return runs
 
@@ -166,8 +174,30 @@ class ParquetArchiver:
         if self._stopped():
             raise ArchiveFailed("the process stops; the next run archives it from the begin")
 
-    @staticmethod
-    def _merge(stem: str, hidden: Path, runs: Runs, old: list[Path]) -> list[files.Written]:
+    async def _of_table(self, source: Detached, known: Checksum | None = None) -> Checksum:
+        """Return the checksum of a table, unless it is known."""
+
+        async def pause(took_s: float) -> None:
+            await asyncio.sleep(self._pace.rest_s(took_s))
+
+        return Checksum(*await source.checksum(pause)) if known is None else known
+
+    def _add(self, runs: Runs, data: bytes) -> None:
+        self._pace.begin()
+        runs.add(data)
+        self._pace.rest()
+
+    def _checksum(self, paths: list[Path]) -> Checksum:
+        self._pace.begin()
+        return files.checksum_of_files(paths, self._rest)
+
+    def _rest(self) -> None:
+        """Between two pieces of work, in the thread: see `Pace`, and `_go_on`."""
+        self._go_on()
+        self._pace.rest()
+
+    def _merge(self, stem: str, hidden: Path, runs: Runs, old: list[Path]) -> list[files.Written]:
+        self._pace.begin()
         repeat = files.values_repeat(old) if old else runs.values_repeat
         written = files.write(hidden, stem, runs.merged(old), values_repeat=repeat)
         runs.remove()
@@ -183,7 +213,7 @@ class ParquetArchiver:
         Blocks. Changes nothing.
         """
         self._check_sizes(found)
-        got = checked(files.checksum_of_files, self.folder.paths(_names(found)), self._go_on)
+        got = checked(self._checksum, self.folder.paths(_names(found)))
         if got != Checksum(found.rows, found.sum):
             raise ArchiveFailed(
                 f"the readings of {found.name} differ from its record: {got.rows:,} of "
@@ -260,10 +290,6 @@ class ParquetArchiver:
         """Do it in the thread; errors of files and of pyarrow are ArchiveFailed."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, checked, do, *args)
-
-
-async def _checksum(source: Detached, known: Checksum | None) -> Checksum:
-    return Checksum(*await source.checksum()) if known is None else known
 
 
 def _names(found: Contents) -> list[str]:

@@ -13,6 +13,8 @@ from datetime import UTC, datetime, timedelta
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 monotonic_s = time.monotonic
+sleep = time.sleep  # of a thread that is no event loop
+thread_cpu_s = time.thread_time  # CPU seconds of the calling thread
 unix_s = time.time  # for what is shown; a call of `unix_us` costs twice as much
 
 

@@ -6,7 +6,7 @@ import asyncio
 import random
 import resource
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -220,10 +220,10 @@ async def test_rows_that_change_meanwhile_are_noticed(
     source = detached(table)
     original = source.checksum
 
-    async def after_a_change() -> tuple[int, int]:
+    async def after_a_change(pause: Callable[[float], Awaitable[None]]) -> tuple[int, int]:
         await table.execute(f"update {PARTITION} set value = 1 where value = 25")
         await table.execute(f"insert into {PARTITION} values ('2026-11-27', 'new', 'm', 1)")
-        return await original()
+        return await original(pause)
 
     monkeypatch.setattr(source, "checksum", after_a_change)
     with pytest.raises(ArchiveFailed, match="differ from the table"):

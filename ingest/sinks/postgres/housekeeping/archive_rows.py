@@ -21,11 +21,14 @@ from ingest.sinks.postgres.housekeeping import registry
 from ingest.sinks.postgres.housekeeping.partitions import bounds_entry
 from ingest.sinks.postgres.housekeeping.spans import BEGINNING_US, END_US, literal
 from ingest.sinks.postgres.target import KEY, quoted
+from ingest.system.clock import monotonic_s
 
 STILL_S_MAX = 120.0  # without one row
 SCAN_S_MAX = 6 * 3600.0  # of one statement over a whole table
 ATTACH_LOCK_S_MAX = 3
 HEAP_ROW_BYTES_MIN = 52  # with names of one character; usual are some 70
+PART_BLOCKS = 2_000  # of a checksum: some 200,000 rows, 0.1 s
+_TID_RANGE_FROM = 14  # PostgreSQL
 DROPPED_BYTES_MAX = 64 * 1024**2  # some 0.2 s of COPY
 
 _BESIDE = """
@@ -42,7 +45,13 @@ select count(*) as rows, coalesce(sum(hash), 0)::text as sum from (
     from (select {value} as value,
                  timestamp_hash_extended({ts} at time zone 'UTC',
                      hashtextextended({metric}, hashtextextended({device_id}, 1))) as seed
-          from only {table}) as seeded) as hashed"""
+          from only {table}{part}) as seeded) as hashed"""
+
+
+_BLOCKS = """
+select pg_relation_size(to_regclass($1)) / current_setting('block_size')::int8"""
+# Without statistics the planner would read the whole table for each part. One process is enough.
+_BY_BLOCKS = "set local enable_seqscan = off; set local max_parallel_workers_per_gather = 0"
 
 
 class RowsTable(NamedTuple):
@@ -82,11 +91,47 @@ async def is_attached(connection: Connection, table: RowsTable) -> bool:
     )
 
 
-async def checksum(connection: Connection, table: RowsTable) -> tuple[int, int]:
-    """Return how many rows a table has, and the sum of their hashes. Some 0.5 us a row."""
-    async with connection.transaction():
+async def checksum(
+    connection: Connection,
+    table: RowsTable,
+    pause: Callable[[float], Awaitable[None]] | None = None,
+) -> tuple[int, int]:
+    """Return how many rows a table has, and the sum of their hashes. Some 0.5 us a row.
+
+    With `pause` they are read part by part, all in one snapshot. After each part `pause` is called
+    with the seconds that it took.
+    """
+    if pause is None:
+        async with connection.transaction():
+            await connection.execute("set local statement_timeout = 0")
+            return await _checksum(connection, table, "")
+    rows = total = 0
+    async with connection.transaction(isolation="repeatable_read"):
         await connection.execute("set local statement_timeout = 0")
-        row = await connection.fetchrow(table.named(_CHECKSUM), timeout=SCAN_S_MAX)
+        for part in await _parts(connection, table):
+            began_s = monotonic_s()
+            found = await _checksum(connection, table, part)
+            rows, total = rows + found[0], total + found[1]
+            await pause(monotonic_s() - began_s)
+    return rows, total
+
+
+async def _parts(connection: Connection, table: RowsTable) -> list[str]:
+    """Return the conditions of all parts, by blocks; prepare the transaction for reading them.
+
+    The last one has no end. An older server would read the whole table for each: it has one part.
+    """
+    if connection.get_server_version().major < _TID_RANGE_FROM:
+        return [""]
+    await connection.execute(_BY_BLOCKS)
+    firsts = range(0, await connection.fetchval(_BLOCKS, table.name) or 1, PART_BLOCKS)
+    ends = [f" and ctid < '({first},0)'" for first in firsts[1:]] + [""]
+    return [f" where ctid >= '({first},0)'{end}" for first, end in zip(firsts, ends, strict=True)]
+
+
+async def _checksum(connection: Connection, table: RowsTable, part: str) -> tuple[int, int]:
+    query = table.named(_CHECKSUM.replace("{part}", part))
+    row = await connection.fetchrow(query, timeout=SCAN_S_MAX)
     assert row is not None, "an aggregate always has one row"
     return row["rows"], int(row["sum"])
 

@@ -38,9 +38,12 @@ class Detached:
         self._parent = parent
         self._table = table
 
-    async def checksum(self) -> tuple[int, int]:
-        """Return the number of rows, and the sum of their hashes, as the server calculates it."""
-        return await archive_rows.checksum(self._connection, self._table)
+    async def checksum(self, pause: Callable[[float], Awaitable[None]]) -> tuple[int, int]:
+        """Return the number of rows, and the sum of their hashes, as the server calculates it.
+
+        After each part of the table `pause` is called with the seconds that it took.
+        """
+        return await archive_rows.checksum(self._connection, self._table, pause)
 
     async def rows_max(self) -> int:
         """Return how many rows the table may have, by its size. Costs nothing."""

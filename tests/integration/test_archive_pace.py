@@ -1,0 +1,58 @@
+"""The archive rests while others need the processors; with a real PostgreSQL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from ingest.archive.archiver import ParquetArchiver
+from ingest.archive.folder import ArchiveFolder
+from ingest.archive.pace import REST_S_MAX, Pace
+from ingest.sinks.postgres.housekeeping import archive_rows, registry
+from ingest.sinks.postgres.housekeeping.archive_rows import RowsTable
+from tests.support.archives import PARTITION, detached, drawn, fill, rows_in_files
+
+
+@pytest.fixture
+async def table(operator: asyncpg.Connection) -> asyncpg.Connection:
+    """Give a connection to a database with the table and its registry."""
+    await registry.make(operator, "readings")
+    return operator
+
+
+async def test_it_rests_in_each_phase_if_others_need_the_processors(
+    table: asyncpg.Connection, tmp_path: Path
+) -> None:
+    """After each piece: one of the COPY, one that was merged, one of the new file."""
+    rests: list[float] = []
+    rows = drawn(2_000, 7)
+    await fill(table, PARTITION, rows)
+    busy = Pace(cpu_s=lambda: 0.0, sleep=rests.append)
+    kept = ParquetArchiver(ArchiveFolder(tmp_path), pace=busy)
+    await kept.archive(detached(table))
+    assert len(rests) == 3
+    assert all(0 < each <= REST_S_MAX for each in rests)
+    assert sorted(rows_in_files([tmp_path / f"{PARTITION}.parquet"])) == sorted(rows)
+
+
+async def test_parts_have_the_checksum_of_the_whole_table(
+    table: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one block each. A table without rows is one part."""
+    monkeypatch.setattr(archive_rows, "PART_BLOCKS", 1)
+    took_s: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        took_s.append(seconds)
+
+    for count, parts_min in ((0, 1), (500, 10)):
+        name = f"{PARTITION}_{count}"
+        await fill(table, name, drawn(count, 8))
+        source = detached(table, name)
+        took_s.clear()
+        found = await archive_rows.checksum(table, RowsTable("public", name))
+        assert await source.checksum(pause) == found
+        assert found[0] == count
+        assert len(took_s) >= parts_min
