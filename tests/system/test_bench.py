@@ -312,6 +312,8 @@ async def test_years_are_measured(tmp_path: Path) -> None:
     assert 15 < found["retention"]["partitions"] <= 23  # with so few readings a day may have none
     assert 20 < found["retention"]["rss_mb"] < 300
     assert found["live_rows"] > 300
+    assert len(found["stolen_cpu"]) >= 8
+    assert all(0 <= each <= 1 for each in found["stolen_cpu"])
     assert 0 < found["day"]["p50_ms"] < found["day"]["p99_ms"]
 
 
