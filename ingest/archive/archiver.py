@@ -178,6 +178,7 @@ class ParquetArchiver:
         """Return the checksum of a table, unless it is known."""
 
         async def pause(took_s: float) -> None:
+            self._go_on()
             await asyncio.sleep(self._pace.rest_s(took_s))
 
         return Checksum(*await source.checksum(pause)) if known is None else known

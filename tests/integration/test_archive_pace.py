@@ -8,11 +8,11 @@ import asyncpg
 import pytest
 
 from ingest.archive.archiver import ParquetArchiver
-from ingest.archive.folder import ArchiveFolder
+from ingest.archive.folder import ArchiveFailed, ArchiveFolder
 from ingest.archive.pace import REST_S_MAX, Pace
 from ingest.sinks.postgres.housekeeping import archive_rows, registry
 from ingest.sinks.postgres.housekeeping.archive_rows import RowsTable
-from tests.support.archives import PARTITION, detached, drawn, fill, rows_in_files
+from tests.support.archives import PARTITION, detached, drawn, fill, rows_in_files, store
 
 
 @pytest.fixture
@@ -56,3 +56,26 @@ async def test_parts_have_the_checksum_of_the_whole_table(
         assert await source.checksum(pause) == found
         assert found[0] == count
         assert len(took_s) >= parts_min
+
+
+async def test_stop_ends_the_sum_of_a_table_after_one_part(
+    table: asyncpg.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a merge nothing else is done meanwhile that would notice the stop."""
+    monkeypatch.setattr(archive_rows, "PART_BLOCKS", 1)
+    rests = 0
+
+    class Counted(Pace):
+        def rest_s(self, took_s: float) -> float:
+            nonlocal rests
+            rests += 1
+            return super().rest_s(took_s)
+
+    rows = drawn(500, 9)
+    await fill(table, PARTITION, rows[:490])
+    await ParquetArchiver(ArchiveFolder(tmp_path)).archive(detached(table))
+    await store(table, PARTITION, rows[490:])
+    stopped = ParquetArchiver(ArchiveFolder(tmp_path), lambda: True, pace=Counted())
+    with pytest.raises(ArchiveFailed, match="the process stops"):
+        await stopped.archive(detached(table))
+    assert rests == 0

@@ -459,8 +459,14 @@ async def test_off_and_on_again(operator: asyncpg.Connection) -> None:
     assert await wrong(operator) == []
 
 
-async def test_rollups_outlive_their_readings(operator: asyncpg.Connection) -> None:
-    """Retention waits for them. Late readings of a removed time leave them as they are."""
+@pytest.mark.parametrize("by_0_1_0", [False, True])
+async def test_rollups_outlive_their_readings(
+    operator: asyncpg.Connection, *, by_0_1_0: bool
+) -> None:
+    """Retention waits for them. Late readings of a removed time leave them as they are.
+
+    Also if 0.1.0 has removed them: it noted one number, up to when.
+    """
     readings = drawn(1, 400, 50)
     await write(operator, readings)
     day_us = START_US + DAY_US
@@ -477,7 +483,13 @@ async def test_rollups_outlive_their_readings(operator: asyncpg.Connection) -> N
     days = await stored(operator, "readings_daily", "day")
     await leave(operator, view, day_us)
     await operator.execute("delete from readings where ts < '2024-10-05+00'")
-    await left(operator, view, TimeSpan(BEGINNING_US, day_us))
+    if by_0_1_0:
+        key = await registry.entries(operator, view.table, "rollups")
+        entry = {each: key[""][each] for each in ("until_us", "days_until_us")}
+        name, _ = await registry.name_beside(operator, view.table)
+        await registry.put(operator, name, "rollups", entry | {"raw_from_us": day_us})
+    else:
+        await left(operator, view, TimeSpan(BEGINNING_US, day_us))
     late = [Reading(START_US + n, "d0", "t", 9.0) for n in range(100)]
     await write(operator, late)
     await leave(operator, view, day_us)

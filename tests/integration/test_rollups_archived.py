@@ -280,11 +280,18 @@ def _is_in(difference: Any, day_us: int) -> bool:
 async def test_late_readings_that_come_while_their_partition_is_detached_are_in_the_rollups(
     table: asyncpg.Connection, shared_url: str, monkeypatch: pytest.MonkeyPatch, *, killed: bool
 ) -> None:
-    """Nothing else has them: without an archive, their partition is dropped."""
+    """Nothing else has them: without an archive, their partition is dropped.
+
+    One was adopted: it is in another schema.
+    """
     monkeypatch.setattr(rollup_late, "KEYS_MAX", 7)
     jobs = jobs_in(None)
     first, late = drawn(1, 300), [*drawn(2, 60), Reading(START_US + 7, "new", "t", -0.0)]
     await write(table, first)
+    await table.execute(
+        "drop schema if exists theirs cascade; create schema theirs; "
+        "alter table readings_p20241004 set schema theirs"
+    )
     await run(table, jobs[:2])
     other = await asyncpg.connect(shared_url)
     leave = rollup_state.leave
@@ -318,6 +325,27 @@ async def test_late_readings_that_come_while_their_partition_is_detached_are_in_
     await run(table, jobs)
     assert await run(table, jobs) == []
     assert await waiting(table) == []
+    await table.execute("drop schema theirs")
+
+
+async def test_reading_that_comes_again_after_the_detach_counts_once(
+    table: asyncpg.Connection,
+) -> None:
+    """It is in the detached table, and in a new partition of that time."""
+    jobs = jobs_in(None)
+    await write(table, drawn(1, 200, days=1))
+    readings = await raw(table)
+    await run(table, jobs[:2])
+    view = await look_at(table, "readings", DAY)
+    detach, _ = await jobs[2].plan(table, view)
+    await jobs[2].do(table, view, detach)
+    late = Reading(START_US + 7, "d0", "t", 1.0)
+    await write(table, [*readings[:100], late])
+    await run(table, jobs)
+    hours = await stored(table, "readings_hourly", "hour")
+    assert differences(hours, expected([*readings, late], HOUR_US)) == []
+    days = await stored(table, "readings_daily", "day")
+    assert differences(days, expected([*readings, late], DAY_US)) == []
 
 
 async def test_late_readings_that_somebody_has_dropped_end_nothing(

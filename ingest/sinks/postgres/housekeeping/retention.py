@@ -57,7 +57,7 @@ from pg_class c left join pg_inherits i on i.inhrelid = c.oid
   and not coalesce((to_jsonb(i) ->> 'inhdetachpending')::bool, false)
 where c.oid = any ($1::oid[])"""
 _LEFT = """
-select format('%I.%I', n.nspname, c.relname) as name,
+select format('%I.%I', n.nspname, c.relname) as name, n.nspname::text as schema,
        exists (select from pg_inherits where inhrelid = c.oid) as attached
 from pg_class c join pg_namespace n on n.oid = c.relnamespace
 where c.oid = $1::oid and c.relname = $2"""
@@ -216,7 +216,8 @@ class Retention:
             raise StartError(f"{step.partition} is not in the archive yet: it is not dropped")
         span = TimeSpan(entry["from_us"], entry["to_us"])
         if found is not None and not ended and not for_archive:
-            await rollup_leaving.compute(connection, view, entry["oid"], step.partition, span)
+            detached = view.target._replace(schema=found["schema"], table=step.partition)
+            await rollup_leaving.compute(connection, view, entry["oid"], detached, span)
         async with connection.transaction():
             if found is not None and not ended:
                 await _drop_table(connection, found["name"], entry["oid"], step.partition)

@@ -16,18 +16,19 @@ from ingest.sinks.postgres.housekeeping.rollup_run import Run
 from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans
 from ingest.sinks.postgres.housekeeping.spans import TimeSpan
 from ingest.sinks.postgres.housekeeping.view import View
-from ingest.sinks.postgres.target import KEY_LIST
+from ingest.sinks.postgres.target import KEY_LIST, TargetTable
 
 _SETTINGS = """set local statement_timeout = 0; set local jit = off;
 set local max_parallel_workers_per_gather = 0; set local plan_cache_mode = force_custom_plan"""
 
 
 async def compute(
-    connection: Connection, view: View, table_oid: int, table: str, span: TimeSpan
+    connection: Connection, view: View, table_oid: int, detached: TargetTable, span: TimeSpan
 ) -> None:
-    """Compute the hours of a span that have late readings, from this table and the other readings.
+    """Compute the hours of a span that have late readings, from `detached` and the other readings.
 
-    Nothing, if there are no rollups. Takes as long as it needs: usually nothing is due.
+    Nothing, if there are no rollups. Takes as long as it needs: usually nothing is due. A reading
+    counts once, also if it came again after the detach, and so is in both.
     """
     at = await rollup_state.progress(connection, view.table)
     if at is None:
@@ -44,10 +45,9 @@ async def compute(
         part_us=0,
     )
     run.at = at
-    detached = target._replace(table=table)
     source = (
         f"(select {KEY_LIST} from {target.source} a "  # noqa: S608
-        f"union all select {KEY_LIST} from {detached.source} b)"
+        f"union select {KEY_LIST} from {detached.source} b)"
     )
     here = rollup_left.within([rollup_left.whole(span, spans.hour_us)])
     await rollup_late.gather(run)

@@ -43,8 +43,11 @@ async def progress(connection: Connection, table: str) -> Progress | None:
     found = (await registry.entries(connection, table, KEY)).get("")
     if found is None:
         return None
-    gone = tuple(TimeSpan(*each) for each in found.get("gone", ()))
-    return Progress(found.get("until_us"), found.get("days_until_us"), gone)
+    gone = [TimeSpan(*each) for each in found.get("gone", ())]
+    if (raw_from_us := found.get("raw_from_us")) is not None:  # of 0.1.0, in place of `gone`
+        before = TimeSpan(BEGINNING_US, raw_from_us)
+        gone = joined([*gone, whole(before, RollupSpans().hour_us)])
+    return Progress(found.get("until_us"), found.get("days_until_us"), tuple(gone))
 
 
 async def put(connection: Connection, registry_name: str, at: Progress) -> None:
