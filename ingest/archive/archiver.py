@@ -172,7 +172,7 @@ class ParquetArchiver:
     def _go_on(self) -> None:
         """Raise ArchiveFailed if the process stops: a thread at work would hold up its end."""
         if self._stopped():
-            raise ArchiveFailed("the process stops; the next run archives it from the begin")
+            raise ArchiveFailed("the process stops; the next run begins again")
 
     async def _of_table(self, source: Detached, known: Checksum | None = None) -> Checksum:
         """Return the checksum of a table, unless it is known."""

@@ -33,7 +33,7 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
         ),
         Command(
             "verify",
-            "read the files again, and compare each reading with the record",
+            "read the files again, and compare number and checksum with the record",
             ("ingest archive verify", "ingest archive verify readings_p20261126 --json"),
             _some_names,
             "[NAME ..]",

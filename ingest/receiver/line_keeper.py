@@ -51,7 +51,7 @@ WAITING_BYTES_MAX = 16 * 1024 * 1024
 FULL_S = 2.0  # after which a post should come again that found no room
 LETTERS_AT_ONCE = 1_000  # so many are made in one step, of about 1 ms
 PORTION_BYTES = 256 * 1024  # of blocks that are put together; a single block may have more
-SLOW_S = 0.02  # after a portion that took longer, the next one has twice as many bytes
+SLOW_S = 0.02  # after a portion that took longer, the next one has four times as many bytes
 Portion = list[tuple[Block, Reservation]]
 
 
@@ -264,7 +264,7 @@ class LineKeeper:
             is_durable = query.ack != BUFFERED or bool(waiting)
             failed += await self._put_portion(portion, durable=is_durable)
             if monotonic_s() - began_s > SLOW_S:
-                portion_bytes *= 2
+                portion_bytes *= 4
         for block, reservation in waiting:
             reservation.release()
             ledger.readings_rejected(failed[0].code, block.rows)

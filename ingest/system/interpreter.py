@@ -2,7 +2,7 @@
 
 A thread that has work waits for the lock, and asks for it after the switch interval. Python's is 5
 ms. But the event loop gives the lock back in each round, for a moment that is too short for another
-thread to wake up, and the 5 ms begin anew. So beside a loop that has always something to do, a
+thread to wake up, and the 5 ms begin anew. So beside a loop that always has something to do, a
 thread waits for 5 to 15 ms each time that a system call of it ends (measured).
 """
 

@@ -17,7 +17,7 @@ from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans, tables
 from ingest.sinks.postgres.target import TargetTable
 from ingest.system.clock import monotonic_s
 
-# A pause after work; less work than REST_S_MIN gets none, and then counts with the next.
+# Of a pause. Work shorter than REST_S_MIN gets none: its time is added to that of the next work.
 REST_S_MIN, REST_S_MAX = 0.005, 2.0
 US = "(extract(epoch from {}) * 1000000)::int8"
 
@@ -59,7 +59,7 @@ class Run:
     async def rest(self) -> None:
         """Pause for as long as the work since the last pause took: others need the CPU too.
 
-        So a run takes at most half of one core of the server.
+        So a run takes about half of one core of the server. A pause has a bound, REST_S_MAX.
         """
         worked_s = monotonic_s() - self._rested_s
         if worked_s >= REST_S_MIN:
