@@ -5,6 +5,7 @@ The driver's errors pass through.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import Any, NamedTuple
 
 from asyncpg import Connection
@@ -35,7 +36,8 @@ class Progress(NamedTuple):
 
     def is_gone(self, hour_us: int) -> bool:
         """Whether the rollups of an hour stay as they are."""
-        return any(each.from_us <= hour_us < each.to_us for each in self.gone)
+        at = bisect_right(self.gone, hour_us, key=lambda each: each.from_us) - 1
+        return at >= 0 and hour_us < self.gone[at].to_us
 
 
 async def progress(connection: Connection, table: str) -> Progress | None:
