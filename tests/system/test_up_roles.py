@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,10 @@ async def test_fifty_rolling_restarts_of_real_processes_at_500_new_connections_a
         await all_stored(service, devices.kept)
         code, output = await service.stop()
         assert code == 0, output
-        assert f"drained: committed={len(devices.kept)} dead_lettered=0 held=0 lost=0" in output
+        last = re.search(r"drained: committed=(\d+) dead_lettered=0 held=0 lost=0$", output)
+        assert last, output
+        # What a writer had when it or the broker was replaced may be written again.
+        assert int(last[1]) >= len(devices.kept)
 
 
 @pytest.mark.slow
