@@ -1,6 +1,6 @@
 """The figures behind `ingest size`, each with its source, and what follows from them.
 
-Pure: numbers in, numbers out. All figures are of two cores of an AMD EPYC that also ran PostgreSQL
+Pure: numbers in, numbers out. All figures are of machines with two cores that also ran PostgreSQL
 and the load generator (benchmarks/RESULTS.md, docs/scaling.md, 2026-11-27).
 """
 
@@ -31,7 +31,7 @@ def _cost(alone_us: float, in_hundreds_us: float) -> Cost:
 
 
 # README.md, "Performance": journal, ack=durable.
-SERVE = {"serve": _cost(28.9, 1.32), "PostgreSQL": _cost(4.94, 1.66)}
+SERVE = {"serve": _cost(33.1, 1.55), "PostgreSQL": _cost(5.06, 1.91)}
 # docs/scaling.md, "The CPU of every role": `up` with one gateway.
 ROLES = {
     "gateways": _cost(19.4, 1.01),
