@@ -34,10 +34,10 @@ def _cost(alone_us: float, in_hundreds_us: float) -> Cost:
 SERVE = {"serve": _cost(33.1, 1.55), "PostgreSQL": _cost(5.06, 1.91)}
 # docs/scaling.md, "The CPU of every role": `up` with one gateway.
 ROLES = {
-    "gateways": _cost(19.4, 1.01),
-    "nats-server": _cost(10.5, 0.42),
-    "writer": _cost(6.13, 0.30),
-    "PostgreSQL": _cost(4.72, 1.31),
+    "gateways": _cost(33.1, 1.79),
+    "nats-server": _cost(14.1, 0.52),
+    "writer": _cost(9.66, 0.39),
+    "PostgreSQL": _cost(6.89, 2.60),
 }
 BUSY_MAX = 0.5  # of one core: above it, bursts and slow moments make posts wait
 DATABASE_CORES_MAX = 4.0  # nothing above it was measured with one table

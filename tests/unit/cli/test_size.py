@@ -39,8 +39,8 @@ def test_cost_goes_through_both_measured_points() -> None:
     """A reading alone, and one of a post of 100, cost what README and docs/scaling.md say."""
     assert SERVE["serve"].cores(1e6, 1e6) == pytest.approx(33.1)
     assert SERVE["serve"].cores(1e4, 1e6) == pytest.approx(1.55)
-    assert ROLES["gateways"].cores(1e6, 1e6) == pytest.approx(19.4)
-    assert ROLES["nats-server"].cores(1e4, 1e6) == pytest.approx(0.42)
+    assert ROLES["gateways"].cores(1e6, 1e6) == pytest.approx(33.1)
+    assert ROLES["nats-server"].cores(1e4, 1e6) == pytest.approx(0.52)
     readme = (REPOSITORY / "README.md").read_text()
     scaling = (REPOSITORY / "docs" / "scaling.md").read_text()
     for rows in (
@@ -49,8 +49,8 @@ def test_cost_goes_through_both_measured_points() -> None:
     ):
         assert re.search(rows, readme), "measured anew: change size_figures.py too"
     alone, in_hundreds = re.findall(r"^\| `up`, 1 gateway, .*µ?.*\(.*$", scaling, re.MULTILINE)[2:4]
-    assert re.findall(r"([\d.]+) \(", alone)[:3] == ["19.4", "10.5", "6.13"]
-    assert re.findall(r"([\d.]+) \(", in_hundreds)[:3] == ["1.01", "0.42", "0.30"]
+    assert re.findall(r"([\d.]+) \(", alone)[:3] == ["33.1", "14.1", "9.66"]
+    assert re.findall(r"([\d.]+) \(", in_hundreds)[:3] == ["1.79", "0.52", "0.39"]
 
 
 def test_one_process_if_it_stays_below_half_a_core_else_several() -> None:
@@ -58,11 +58,11 @@ def test_one_process_if_it_stays_below_half_a_core_else_several() -> None:
     small = need_of(Fleet(15_000, 1.0, 1, 1), JOURNAL_BYTES_MAX)
     assert (small.command, small.warnings) == ("ingest serve", [])
     large = need_of(Fleet(50_000, 1.0, 1, 1), JOURNAL_BYTES_MAX)
-    assert large.command == "ingest up --gateways 2"
+    assert large.command == "ingest up --gateways 4"
     assert "In posts of 100" in large.warnings[0]
     huge = need_of(Fleet(10_000_000, 1.0, 1, 100), JOURNAL_BYTES_MAX)
-    assert huge.command == "ingest up --gateways 21 --writers 6"
-    assert "13 busy cores for one table" in huge.warnings[0]
+    assert huge.command == "ingest up --gateways 36 --writers 8"
+    assert "26 busy cores for one table" in huge.warnings[0]
 
 
 def test_journal_lasts_as_long_as_it_takes_to_fill_it() -> None:
@@ -102,7 +102,7 @@ def test_answer_for_a_person_and_for_a_program(capsys: pytest.CaptureFixture[str
     assert main(words) == 0
     out = capsys.readouterr().out
     assert re.search(r"^readings +50,000/s +4,320,000,000 a day$", out, re.MULTILINE)
-    assert re.search(r"^run +ingest up --gateways 2 +one process would be busy for", out, re.M)
+    assert re.search(r"^run +ingest up --gateways 4 +one process would be busy for", out, re.M)
     assert "connections_max is 20,000" in out
     assert main([*words, "--connections-max", "60000", "--journal-bytes-max", "1GiB"]) == 0
     less = capsys.readouterr().out
