@@ -3,6 +3,7 @@
 The steps of a post: check admission; receive; decompress; decode by the mapping; then
 line_keeper.py keeps it. A small body that came with its head, and has readings and nothing else, is
 kept at once. A large body is decoded alone: what is made of a document takes ten times its memory.
+The senders of those that wait for this take turns.
 Promises: a post that can be kept gets 200, also if it has faults or nothing to keep: its sender
 cannot be changed, and most drop what gets anything else. "Later" is always 503.
 Does not: know the database, or the buffer.
@@ -10,7 +11,6 @@ Does not: know the database, or the buffer.
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
@@ -34,9 +34,11 @@ from ingest.model.ledger import Ledger
 from ingest.model.letter import MAPPED
 from ingest.model.ports import Admission
 from ingest.receiver.at_once import ADMISSION_DETAILS, Page
+from ingest.receiver.in_time import in_time
 from ingest.receiver.keeper import Keeper
 from ingest.receiver.line_keeper import LineKeeper, LineTerms
 from ingest.receiver.line_query import LineQuery
+from ingest.receiver.one_by_one import OneByOne
 from ingest.receiver.senders import KnownSender, Senders
 from ingest.receiver.source_head import CREDENTIAL, names_in_path, roots_of, times_of
 from ingest.system.clock import monotonic_s, unix_us
@@ -95,7 +97,7 @@ class SourcePages:
         self._ledger = ledger
         self._query = LineQuery(ack=ack)
         self._on_decoded = on_decoded
-        self._alone = asyncio.Lock()
+        self._alone = OneByOne()
 
     def patterns(self, pages: Collection[str]) -> list[Pattern]:
         """Return the pages. Raises ConfigError if one is among `pages`, which others have."""
@@ -194,7 +196,9 @@ class SourcePages:
                 return _answer(0, 0, 1)
             terms = self._terms(request, source, plan, post, came_s=monotonic_s())
             text = plan.query.encode("utf-8", "replace") if request.method == "GET" else body
-            async with self._alone if len(text) > ALONE_BYTES else nullcontext():
+            is_large = len(text) > ALONE_BYTES
+            alone = self._alone.turn(terms.sender, len(text)) if is_large else nullcontext()
+            async with in_time(terms.answer_by_s), alone:
                 begun = self._begun(text, source, plan, post)
                 mapped = await self._finished(begun, text, uncounted_bytes=0)
         del body, text
@@ -207,7 +211,8 @@ class SourcePages:
         """Decode the rest in short steps; keep what is in it."""
         terms = self._terms(request, source, plan, post)
         body = request.body or b""
-        mapped = await self._finished(steps, body, uncounted_bytes=len(body))
+        async with in_time(terms.answer_by_s):
+            mapped = await self._finished(steps, body, uncounted_bytes=len(body))
         del body
         self._seen(request, source, plan, mapped)
         return await self._keep(mapped, terms)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from ingest.dead_letters.manual_replay import ManualReplay, item_of_fields
 from ingest.model.errors import BufferFull, ConfigError, DeadLettersFull, JournalBroken
 from ingest.model.letter import MAPPED, Letter
 from ingest.model.reading import Reading
+from ingest.receiver import lines, sources
 from tests.support import tokens
 from tests.support.receiver import Receiver, Reply, head, running_receiver, until
 
@@ -349,6 +350,27 @@ async def test_small_posts_go_on_beside_a_large_one(file: Path) -> None:
         await until(small.done)
         assert (await small).status == 200
         assert (await large).document["accepted"] == 6_000
+
+
+@pytest.mark.parametrize("target", ["/v1/in/esp", "/write"])
+@pytest.mark.parametrize("size", [1_000, 100_000])
+async def test_post_is_answered_in_time_though_it_cannot_be_read(
+    file: Path, monkeypatch: pytest.MonkeyPatch, target: str, size: int
+) -> None:
+    """Others take turns with it. Its client does not wait, and sends it again."""
+
+    def never_ends(*_: object) -> Iterator[None]:
+        while True:
+            yield
+
+    monkeypatch.setattr(sources, "begin", never_ends)
+    monkeypatch.setattr(lines, "begin", never_ends)
+    async with running(file, answer_s_max=0.1) as receiver:
+        body = b" " * size
+        replies = await asyncio.gather(*(send(receiver, target, body) for _ in range(2)))
+        assert [each.status for each in replies] == [503, 503]
+        assert all(b"in time" in each.body for each in replies)
+        assert receiver.ledger.received == 0
 
 
 async def test_path_of_another_page_is_refused_at_the_start(file: Path) -> None:
