@@ -345,4 +345,5 @@ def _token_device(roots: Mapping[str, Any]) -> Any:
 
 
 def _shown(name: str) -> str:
-    return name if len(name) <= FIELD_CHARACTERS_MAX else name[:FIELD_CHARACTERS_MAX] + ".."
+    shown = name if len(name) <= FIELD_CHARACTERS_MAX else name[:FIELD_CHARACTERS_MAX] + ".."
+    return shown.encode("utf-8", "replace").decode()  # half of a surrogate pair has no bytes

@@ -12,7 +12,7 @@ Does not: know the database, or the buffer.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from ingest.formats.line_series import Naming
 from ingest.formats.map_post import Mapped, MapPost, MapSteps, begin
 from ingest.formats.map_roots import context_of
 from ingest.formats.map_source import IN, Source, template_pattern
-from ingest.formats.post import Decoded, Post, Rules
+from ingest.formats.post import Decoded, ItemError, Post, Rules, shown
 from ingest.http.owner import Reply
 from ingest.http.plain_body import PlainBodies
 from ingest.http.request import Request
@@ -34,6 +34,7 @@ from ingest.model.ledger import Ledger
 from ingest.model.letter import MAPPED
 from ingest.model.ports import Admission
 from ingest.receiver.at_once import ADMISSION_DETAILS, Page
+from ingest.receiver.hints import with_body
 from ingest.receiver.in_time import in_time
 from ingest.receiver.keeper import Keeper
 from ingest.receiver.line_keeper import LineKeeper, LineTerms
@@ -47,7 +48,7 @@ SMALL_BYTES = 16 * 1024  # of a body that is decoded at once
 ALONE_BYTES = 64 * 1024  # of a body that is decoded alone
 NOTHING_ELSE = Points([], [], 0, 0)[1:]  # of a post that has only readings
 # They can be sent again; a 4xx would lose what they have.
-LATER = frozenset({"body_timeout", "too_fast"})
+LATER = frozenset({"body_timeout", "too_fast", "too_many_connections"})
 
 
 class SourceOptions(NamedTuple):
@@ -224,7 +225,7 @@ class SourcePages:
         if rows or faults:
             tail = self._line_keeper.begin(points, terms)
             await self._line_keeper.kept(tail, points, terms)
-        return _answer(rows, faults, ignored)
+        return _answer(rows, faults, ignored, points.errors)
 
     def _seen(self, request: Request, source: Source, plan: _Plan, mapped: Mapped) -> None:
         """Count what a post has, and charge its sender."""
@@ -275,8 +276,7 @@ class SourcePages:
                 body, MapPost(post, source, plan.roots, rows_max, bytes_max, plan.times_us)
             )
         except Refused as refused:
-            refused.body_start = body
-            raise
+            raise with_body(refused, body)
 
     async def _finished(
         self, mapped: Mapped | MapSteps, body: bytes, *, uncounted_bytes: int
@@ -286,16 +286,17 @@ class SourcePages:
         try:
             return await self._plain_bodies.finish(mapped, uncounted_bytes=uncounted_bytes)
         except Refused as refused:
-            refused.body_start = body
-            raise
+            raise with_body(refused, body)
 
 
 def _kept(_ack: str, rows: int) -> Answer:
     return _answer(rows, 0, 0)
 
 
-def _answer(rows: int, faults: int, ignored: int) -> Answer:
-    document = {"accepted": rows, "faulty": faults, "ignored": ignored}
+def _answer(rows: int, faults: int, ignored: int, errors: Sequence[ItemError] = ()) -> Answer:
+    document: dict[str, Any] = {"accepted": rows, "faulty": faults, "ignored": ignored}
+    if errors:
+        document["first_fault"] = shown(errors[0])
     return Answer(200, orjson.dumps(document), headers=b"Cache-Control: no-store\r\n")
 
 

@@ -110,7 +110,9 @@ async def test_faulty_document_is_a_dead_letter_with_what_came_beside_it(file: P
     async with running(file, text) as receiver:
         body = b'[{"v":1},{"v":2,"at":"yesterday"},{"note":"no value"}]'
         reply = await send(receiver, "/v1/in/s?dev=d1&p=%73ecret", body)
-        assert reply.document == {"accepted": 1, "faulty": 2, "ignored": 0}
+        found = reply.document.pop("first_fault")
+        assert (found["index"], found["code"], found["field"]) == (1, "ts_unreadable", "time")
+        assert "yesterday" in found["message"]
         first, second = receiver.dead_letters.letters
         assert (first.code, first.item, first.field) == ("ts_unreadable", 1, "time")
         assert (second.code, second.original) == ("no_value", b'{"note":"no value"}')
@@ -165,7 +167,7 @@ async def test_large_document_keeps_only_its_faulty_rows_as_a_letter(file: Path)
     rows[7] = rows[7].replace(b'"host":"h7"', b'"host":""')
     async with running(file, '[[source]]\npreset = "telegraf_json"\n') as receiver:
         reply = await send(receiver, "/v1/in/telegraf_json", b'{"metrics":[%b]}' % b",".join(rows))
-        assert reply.document == {"accepted": 199, "faulty": 1, "ignored": 0}
+        assert (reply.document["accepted"], reply.document["faulty"]) == (199, 1)
         (letter,) = receiver.dead_letters.letters
         assert letter.original == b'{"metrics":[%b]}' % rows[7]
         assert letter.code == "no_device"
@@ -223,6 +225,11 @@ async def test_what_can_be_sent_again_is_503(file: Path) -> None:
     async with running(file, body_s_max=0.1) as receiver:
         reply = await receiver.send(head("POST", "/v1/in/esp", {"Content-Length": "9"}) + b"{")
         assert (reply.status, reply.code) == (503, "busy")
+    async with running(file, sender_connections_max=1) as receiver:
+        assert (await send(receiver)).status == 200
+        reply = await send(receiver)  # the connection of the first one is still open
+        assert (reply.status, reply.code) == (503, "busy")
+        assert reply.headers["connection"] == "close"
 
 
 GET = """
