@@ -17,11 +17,17 @@ from ingest.app.database import (
 )
 from ingest.app.target import make_target
 from ingest.config.settings import Settings
-from ingest.model.causes import HOUSEKEEPING_FAILS, PARTITIONS_END, RETENTION_WAITS
+from ingest.model.causes import (
+    HOUSEKEEPING_FAILS,
+    PARTITION_MISSING,
+    PARTITIONS_END,
+    RETENTION_WAITS,
+)
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.sinks.postgres.housekeeping import runs
 from ingest.sinks.postgres.housekeeping.keeping import Growth, growth
+from ingest.sinks.postgres.housekeeping.late import LatePartitions
 from ingest.sinks.postgres.housekeeping.plan import Did, Step
 from ingest.sinks.postgres.housekeeping.runs import Report
 from ingest.sinks.postgres.housekeeping.view import HYPERTABLE, PARTITIONED, View
@@ -47,10 +53,13 @@ def _said(step: Step, why: str) -> str:
 
 
 class Housekeeping:
-    """The housekeeping of one process. `url` is the writers'."""
+    """The housekeeping of one process. `url` is the writers', `late` makes their partitions."""
 
-    def __init__(self, settings: Settings, url: DatabaseUrl) -> None:
+    def __init__(
+        self, settings: Settings, url: DatabaseUrl, *, late: LatePartitions | None = None
+    ) -> None:
         self._settings = settings
+        self._late = late
         self._url = housekeeping_url(settings, url)
         self._stopping = asyncio.Event()  # until `run` is given another one
         self._jobs = housekeeping_jobs(settings, self._is_stopping)
@@ -142,6 +151,8 @@ class Housekeeping:
     def _look_at(self, report: Report) -> None:
         """Keep what others ask for; with thousands of partitions it is not counted each time."""
         view = self._view = report.view
+        if self._late is not None:
+            self._late.seen(view)
         self._oldest_us = report.oldest_us
         self._waiting = [_said(each, each.waits) for each in report.due if each.waits]
         if not report.other_run:
@@ -163,11 +174,20 @@ class Housekeeping:
             return PARTITIONS_END
         if self._failed:
             return HOUSEKEEPING_FAILS
+        if self._lacking:
+            return PARTITION_MISSING
         return RETENTION_WAITS if self._waiting else ""
 
+    @property
+    def _lacking(self) -> str:
+        return self._late.lacking if self._late is not None else ""
+
     def words(self) -> str:
-        """Return what the first step that failed says, or that waits; with paths of the machine."""
-        said = self._failed or self._waiting
+        """Return what the first step that failed says, or that waits; with paths of the machine.
+
+        Before those that wait: which readings can get no partition.
+        """
+        said = self._failed or ([self._lacking] if self._lacking else self._waiting)
         more = f" (and {len(said) - 1} more)" if len(said) > 1 else ""
         return said[0][:WORDS_MAX] + more if said else ""
 

@@ -145,7 +145,7 @@ class WritingHalf:
             )
             for number in range(self._settings.writers)
         ]
-        self.housekeeping = Housekeeping(self._settings, url)
+        self.housekeeping = Housekeeping(self._settings, url, late=self.late)
         may_apply = self._settings.schema_apply
         while not (stopping.is_set() or self.checked):
             try:

@@ -13,6 +13,10 @@ from ingest.sinks.postgres.housekeeping.view import PARTITIONED, View
 from ingest.system.words import counted
 
 _NAME = "partitions"
+_OLDER = (
+    "readings of older days wait as dead letters until `ingest housekeeping run --from DAY` was "
+    "run with that role"
+)
 
 
 async def partition_checks(settings: Settings, url: str) -> list[Check]:
@@ -47,7 +51,7 @@ def _check(view: View, *, by_job: bool, leaves: bool) -> Check:
     if view.cannot_make and by_job and view.spans_ahead:
         if ends_soon(view):
             return Check(_NAME, WARN, f"only {left}: does the job run `ingest housekeeping run`?")
-        return Check(_NAME, OK, f"{left}; a job with the owner's role must make more")
+        return Check(_NAME, OK, f"{left}; a job with the owner's role must make more; {_OLDER}")
     said = _fault(view, left, leaves=leaves)
     if said:
         return Check(_NAME, FAIL if not view.spans_ahead else WARN, said)
@@ -58,7 +62,7 @@ def _fault(view: View, left: str, *, leaves: bool) -> str:
     """Return why they do not last, or nothing. `left` says how many there are."""
     if view.cannot_make:
         fix = "set housekeeping_url to the role that owns the table"
-        return f"{left}, and no more can be made: {view.cannot_make}; {fix}"
+        return f"{left}, and no more can be made: {view.cannot_make}; {fix}; {_OLDER}"
     if leaves and view.not_ours:
         return f"{left}; {view.not_ours}"
     if ends_soon(view):

@@ -27,6 +27,7 @@ TAKES = "COMMAND [options]"
 EXAMPLES = ("ingest housekeeping status", "ingest housekeeping plan", "ingest housekeeping run")
 EPILOG = None
 PLAN_SHOWN_MAX, DAYS_SHOWN_MAX = 50, 10
+DONE = "done"
 CONFIRM = "if what waits is right: `ingest housekeeping run --yes`, with the same settings"
 
 
@@ -161,14 +162,20 @@ def run_text(report: Report) -> str:
         return "another housekeeping run is under way; nothing was done"
     if not report.did:
         return f"nothing was due: {_kind_words(report)}"
-    lines = [f"{each.step.kind} {each.step.partition}: {_became(each)}" for each in report.did]
+    lines, done = list[str](), 0
+    for each in report.did:
+        done += _became(each) == DONE
+        if _became(each) != DONE or done <= PLAN_SHOWN_MAX:
+            lines.append(f"{each.step.kind} {each.step.partition}: {_became(each)}")
+    if (more := done - PLAN_SHOWN_MAX) > 0:
+        lines.append(f"and {more} more {DONE}; --json has all")
     return "\n".join([*lines, *_confirm(report)])
 
 
 def _became(did: Did) -> str:
     if did.error:
         return f"failed: {did.error}"
-    return f"waits: {did.left}" if did.left else "done"
+    return f"waits: {did.left}" if did.left else DONE
 
 
 def _kind_words(report: Report) -> str:

@@ -98,6 +98,8 @@ def _parsed_again(text: bytes, fault: orjson.JSONDecodeError, lenient: json.JSON
             raise ValueError(_TOO_DEEP) from None
     if "UTF-8" not in fault.msg and fault.pos >= len(text.decode()) - 1:
         raise _Unfinished(fault.msg)
+    if "UTF-8" in fault.msg:
+        raise ValueError("it is not UTF-8")
     raise ValueError(_TOO_DEEP if "depth" in fault.msg else fault.msg)
 
 
@@ -165,7 +167,11 @@ def parsed_in_full(text: bytes) -> Any:
     A number is read in the same way whatever stands beside it.
     """
     if len(text) > CROWD_BYTES and text.count(b"[") + text.count(b"{") > NESTED_MAX:
-        raise too_many(NESTED_MAX, f"an item has more than {NESTED_MAX} lists and objects")
+        raise Refused(
+            "too_many_readings",
+            f"a document of more than {CROWD_BYTES} bytes may have {NESTED_MAX} lists and objects; "
+            "split it",
+        )
     try:
         return _parsed_fully(text, _LENIENT_OF_64_BITS)
     except RecursionError:

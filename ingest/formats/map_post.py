@@ -140,6 +140,8 @@ class _PostReader:
         self._body_bytes = body_bytes
         self._errors_max = most_invalid(body_bytes)
         self._not_kept = 0
+        # Fewer than bytes, but for values that several rows share. Each reading is two parts.
+        self._parts_left = body_bytes + 2 * post.rows_max
         # Of the next block:
         self._parts: list[bytes] = []
         self._block_rows = 0
@@ -171,8 +173,9 @@ class _PostReader:
                 post = self._post
                 roots = post.roots if "form" in post.roots else {**post.roots, "form": document}
                 at_us = received_at(post.times_us, self._items, post.post.received_us)
-                receipt = Receipt(at_us, post.rows_max)
+                receipt = Receipt(at_us, post.rows_max, self._parts_left)
                 found = yield from read_document(document, post.source, roots, post.post, receipt)
+                self._parts_left -= found.parts
                 yield from self._keep(found.rows)
             self._rounded += found.rounded
             self._ignored += found.ignored

@@ -15,7 +15,7 @@ from ingest.formats.line_series import tags_text
 from ingest.formats.map_paths import MISSING, Read, Spot, as_text
 from ingest.formats.map_source import Members, Source, holds
 from ingest.formats.map_values import Receipt, float_of, number_in, time_us
-from ingest.formats.post import Post, too_many_of_post
+from ingest.formats.post import Post, too_many_of_post, too_much_shared
 from ingest.formats.series import SERIES
 from ingest.model.codes import NOT_ALLOWED
 from ingest.model.reading import NAME_CHARACTERS_MAX, name_fault
@@ -51,6 +51,7 @@ class DocumentRead:
         self.row_count = 0
         self.ignored = 0  # rows that `when` leaves out
         self.rounded = 0
+        self.parts = 0  # members and entries that were read
         self.left_out = False  # a value was not stored because of `only` or `except`
         self.has_device = True
 
@@ -70,7 +71,8 @@ def read_document(
 ) -> Generator[None, None, DocumentRead]:
     """Read a document; each step reads some of it. The result comes with StopIteration.
 
-    Raises Refused (`too_many_readings`): several rows may share the same values.
+    Raises Refused (`too_many_readings`): several rows may share the same values, which are read
+    for each of them.
     """
     reader = _Reader(document, source, roots, post, receipt)
     yield from reader.read()
@@ -86,13 +88,12 @@ class _Reader:
         post: Post,
         receipt: Receipt,
     ) -> None:
-        self._received_us, self._readings_max = receipt
+        self._received_us, self._readings_max, self._parts_max = receipt
         self.found = DocumentRead()
         self._document = document
         self._source = source
         self._post = post
         self._place = Spot(document, roots)
-        self._parts = 0
         self._tags: Any = None  # of the row before, and what follows its metrics
         self._tags_text = ""
 
@@ -135,8 +136,10 @@ class _Reader:
         values: dict[str, float] = {}
         repeated: set[str] = set()
         for metric, value, label in self._labelled(row):
-            self._parts += 1
-            if not self._parts % STEP_PARTS:
+            found.parts += 1
+            if not found.parts % STEP_PARTS:
+                if found.parts > self._parts_max:
+                    raise too_much_shared(self._parts_max)
                 yield
             if metric is None:
                 continue  # only a part of the work
@@ -175,8 +178,8 @@ class _Reader:
         names: list[bytes] = []
         numbers: list[float] = []
         for metric, number in values.items():
-            self._parts += 1
-            if not self._parts % STEP_PARTS:
+            self.found.parts += 1
+            if not self.found.parts % STEP_PARTS:
                 yield
             try:
                 names.append(SERIES.names(metric + tail, device))
@@ -342,4 +345,5 @@ def _token_device(roots: Mapping[str, Any]) -> Any:
 
 
 def _shown(name: str) -> str:
-    return name if len(name) <= FIELD_CHARACTERS_MAX else name[:FIELD_CHARACTERS_MAX] + ".."
+    shown = name if len(name) <= FIELD_CHARACTERS_MAX else name[:FIELD_CHARACTERS_MAX] + ".."
+    return shown.encode("utf-8", "replace").decode()  # half of a surrogate pair has no bytes

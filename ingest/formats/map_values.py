@@ -20,10 +20,11 @@ _UNIX = re.compile(r"-?[0-9]{1,20}(\.[0-9]{0,20})?")
 
 
 class Receipt(NamedTuple):
-    """When somebody has received a document (Unix us), perhaps before its post; and its bound."""
+    """When somebody has received a document (Unix us), perhaps before its post; and its bounds."""
 
     at_us: int
     readings_max: int
+    parts_max: int  # members and entries that are read for all rows together
 
 
 def number_in(text: str) -> int | float | None:

@@ -99,6 +99,15 @@ Steps = Generator[None, None, Decoded]
 Decode = Callable[[bytes, Post], Decoded | Steps]
 
 
+def too_much_shared(parts_max: int) -> Refused:
+    """Return the refusal of a mapped document whose rows share so many values."""
+    return Refused(
+        "too_many_readings",
+        f"its rows share values, and for all rows together more than {parts_max} values would have "
+        "to be read; split the document",
+    )
+
+
 def too_many_of_post(readings_max: int) -> Refused:
     """Return the refusal of a post of a mapped source with too many readings."""
     return Refused(

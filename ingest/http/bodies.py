@@ -20,6 +20,7 @@ from itertools import count
 
 from aiohttp import StreamReader, web
 
+from ingest.http.framer import SMALL_CHUNKS
 from ingest.http.request import Request
 from ingest.http.valve import MEMORY
 from ingest.model.errors import Refused
@@ -169,8 +170,9 @@ class Bodies:
                 part = await content.readany()
         except TimeoutError:
             raise self._too_slow(in_time_s < body.deadline_s) from None
-        except web.RequestPayloadError:
-            raise Refused("bad_request", "the body is not complete") from None
+        except web.RequestPayloadError as broken:
+            why = SMALL_CHUNKS if str(broken) == SMALL_CHUNKS else "the body is not complete"
+            raise Refused("bad_request", why) from None
         except RuntimeError as error:  # aiohttp raises it if the transport is closed already
             raise ConnectionResetError("the client is gone") from error
         body.part_bytes += len(part)

@@ -29,6 +29,7 @@ PARSE_S_MAX = 0.0002
 # So many bytes of a chunked body may be sizes, line ends and trailers, and as many again as it has
 # of its own. Otherwise a few connections with chunks of one byte would use the whole CPU.
 OVERHEAD_BYTES_MAX = 16 * 1024
+SMALL_CHUNKS = "the chunks of the body are too small: sizes and line ends have more bytes than it has"
 # In a chunked body with more empty lines than this, nobody looks for the end: with 256 KiB of empty
 # lines that would take 0.4 s. The connection ends with this request, and what follows it is lost.
 LINES_MAX = 500
@@ -43,7 +44,7 @@ class Framer:
     """
 
     __slots__ = (
-        *("_last", "_left", "_lines", "_loop", "_parser", "_valve", "_read_bytes"),
+        *("_last", "_left", "_lines", "_loop", "_parser", "_read_bytes", "_valve", "_why_broken"),
         *("content", "half", "head", "text"),
     )
 
@@ -56,6 +57,7 @@ class Framer:
         self._last = b""  # all of the last part that the parser got
         # Bytes of the body that have not come; of a chunked one: those that have come, below -1.
         self._left = 0
+        self._why_broken = ""  # if it is known
         self._lines = 0  # empty lines in the body, if it is chunked
         self.head: Head | None = None
         self.text = b""
@@ -127,7 +129,8 @@ class Framer:
             return
         content_bytes = self.content.total_bytes
         if -self._left - content_bytes > OVERHEAD_BYTES_MAX + content_bytes:
-            raise BadHttpMessage("the chunks are too small")
+            self._why_broken = SMALL_CHUNKS
+            raise BadHttpMessage(SMALL_CHUNKS)
 
     def _end_of_part(self, data: bytes, at: int) -> int:
         """Return where the request may end at the earliest: the parser must not get more."""
@@ -163,7 +166,7 @@ class Framer:
         """End the wait for a body with an error: the rest of it never comes."""
         content = self.content
         if content is not None and not content.is_eof() and content.exception() is None:
-            broken = web.RequestPayloadError("the body breaks off")
+            broken = web.RequestPayloadError(self._why_broken)
             content.set_exception(broken)
             # A reader that was woken in this round looks for bytes only, and waits again.
             self._loop.call_soon(content.set_exception, broken)

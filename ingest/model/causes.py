@@ -47,7 +47,7 @@ BROKER_AWAY, BROKER_UNSAFE, BROKER_DISK = "broker_away", "broker_unsafe", "broke
 STREAM_MISSING, STREAM_ALTERED, STREAM_FULL = "stream_missing", "stream_altered", "stream_full"
 INSTANCE_AWAY = "instance_away"  # of `up`
 PARTITIONS_END, RETENTION_WAITS = "partitions_end", "retention_waits"
-HOUSEKEEPING_FAILS = "housekeeping_fails"
+HOUSEKEEPING_FAILS, PARTITION_MISSING = "housekeeping_fails", "partition_missing"
 
 _READ_MESSAGE = "`{run} hold show` prints the message of the server."
 _MAKE_SPACE = (
@@ -209,6 +209,14 @@ CAUSES: dict[str, Cause] = {
         "housekeeping_failed). Then the next run goes on by itself. To run it at once: "
         "`{run} housekeeping run`.",
         "ingesthousekeepingfails",
+    ),
+    PARTITION_MISSING: Cause(
+        "readings of days without a partition wait as dead letters, and the service makes none",
+        "If its role may not: with the URL of the role that owns the table, `{run} housekeeping "
+        "run --from DAY` makes them from this day on; or set housekeeping_url. If partitions_max "
+        "is reached, raise it. If another tool makes the partitions, let it make these. Then the "
+        "readings come back by themselves.",
+        "ingestpartitionsend",
     ),
     PARTITIONS_END: Cause(
         "few partitions are left after the present one; when the last one is over, new readings "

@@ -24,6 +24,8 @@ from ingest.model.errors import Refused
 from ingest.model.letter import LINE
 from ingest.model.ports import Admission
 from ingest.receiver.at_once import ADMISSION_DETAILS, Page
+from ingest.receiver.hints import with_body
+from ingest.receiver.in_time import in_time
 from ingest.receiver.keeper import Keeper
 from ingest.receiver.line_keeper import LineKeeper, LineTerms
 from ingest.receiver.line_query import LineQuery, parse_line_query
@@ -169,9 +171,10 @@ class LinePages:
             async with self._plain_bodies.body(request, self._options.bodies) as body:
                 stack.enter_context(self._counted(len(body)))
                 post = self._post(plan, monotonic_s())  # a slow network is not our fault
-                points = await self._finished(
-                    self._begun(body, plan, post), body, uncounted_bytes=0
-                )
+                async with in_time(post.received_s + self._options.answer_s_max):
+                    points = await self._finished(
+                        self._begun(body, plan, post), body, uncounted_bytes=0
+                    )
             del body
             self._seen(request, plan, points)
             terms = self._terms(request, plan, page, post)
@@ -186,7 +189,8 @@ class LinePages:
     ) -> Answer:
         """Decode the rest in short steps; keep what is in it."""
         body = request.body or b""
-        points = await self._finished(steps, body, uncounted_bytes=len(body))
+        async with in_time(post.received_s + self._options.answer_s_max):
+            points = await self._finished(steps, body, uncounted_bytes=len(body))
         del body
         self._seen(request, plan, points)
         return await self._keep(points, self._terms(request, plan, page, post))
@@ -248,8 +252,7 @@ def _refused(refused: Refused, body: bytes) -> Points:
     """Return no points for an empty body. Raises the refusal of any other."""
     if refused.code == "empty":
         return NO_POINTS
-    refused.body_start = body
-    raise refused
+    raise with_body(refused, body)
 
 
 def _no_content(_ack: str, _rows: int) -> Answer:

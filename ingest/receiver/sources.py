@@ -3,6 +3,7 @@
 The steps of a post: check admission; receive; decompress; decode by the mapping; then
 line_keeper.py keeps it. A small body that came with its head, and has readings and nothing else, is
 kept at once. A large body is decoded alone: what is made of a document takes ten times its memory.
+The senders of those that wait for this take turns.
 Promises: a post that can be kept gets 200, also if it has faults or nothing to keep: its sender
 cannot be changed, and most drop what gets anything else. "Later" is always 503.
 Does not: know the database, or the buffer.
@@ -10,9 +11,8 @@ Does not: know the database, or the buffer.
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from ingest.formats.line_series import Naming
 from ingest.formats.map_post import Mapped, MapPost, MapSteps, begin
 from ingest.formats.map_roots import context_of
 from ingest.formats.map_source import IN, Source, template_pattern
-from ingest.formats.post import Decoded, Post, Rules
+from ingest.formats.post import Decoded, ItemError, Post, Rules, shown
 from ingest.http.owner import Reply
 from ingest.http.plain_body import PlainBodies
 from ingest.http.request import Request
@@ -34,9 +34,12 @@ from ingest.model.ledger import Ledger
 from ingest.model.letter import MAPPED
 from ingest.model.ports import Admission
 from ingest.receiver.at_once import ADMISSION_DETAILS, Page
+from ingest.receiver.hints import with_body
+from ingest.receiver.in_time import in_time
 from ingest.receiver.keeper import Keeper
 from ingest.receiver.line_keeper import LineKeeper, LineTerms
 from ingest.receiver.line_query import LineQuery
+from ingest.receiver.one_by_one import OneByOne
 from ingest.receiver.senders import KnownSender, Senders
 from ingest.receiver.source_head import CREDENTIAL, names_in_path, roots_of, times_of
 from ingest.system.clock import monotonic_s, unix_us
@@ -45,7 +48,7 @@ SMALL_BYTES = 16 * 1024  # of a body that is decoded at once
 ALONE_BYTES = 64 * 1024  # of a body that is decoded alone
 NOTHING_ELSE = Points([], [], 0, 0)[1:]  # of a post that has only readings
 # They can be sent again; a 4xx would lose what they have.
-LATER = frozenset({"body_timeout", "too_fast"})
+LATER = frozenset({"body_timeout", "too_fast", "too_many_connections"})
 
 
 class SourceOptions(NamedTuple):
@@ -95,7 +98,7 @@ class SourcePages:
         self._ledger = ledger
         self._query = LineQuery(ack=ack)
         self._on_decoded = on_decoded
-        self._alone = asyncio.Lock()
+        self._alone = OneByOne()
 
     def patterns(self, pages: Collection[str]) -> list[Pattern]:
         """Return the pages. Raises ConfigError if one is among `pages`, which others have."""
@@ -194,7 +197,9 @@ class SourcePages:
                 return _answer(0, 0, 1)
             terms = self._terms(request, source, plan, post, came_s=monotonic_s())
             text = plan.query.encode("utf-8", "replace") if request.method == "GET" else body
-            async with self._alone if len(text) > ALONE_BYTES else nullcontext():
+            is_large = len(text) > ALONE_BYTES
+            alone = self._alone.turn(terms.sender, len(text)) if is_large else nullcontext()
+            async with in_time(terms.answer_by_s), alone:
                 begun = self._begun(text, source, plan, post)
                 mapped = await self._finished(begun, text, uncounted_bytes=0)
         del body, text
@@ -207,7 +212,8 @@ class SourcePages:
         """Decode the rest in short steps; keep what is in it."""
         terms = self._terms(request, source, plan, post)
         body = request.body or b""
-        mapped = await self._finished(steps, body, uncounted_bytes=len(body))
+        async with in_time(terms.answer_by_s):
+            mapped = await self._finished(steps, body, uncounted_bytes=len(body))
         del body
         self._seen(request, source, plan, mapped)
         return await self._keep(mapped, terms)
@@ -219,7 +225,7 @@ class SourcePages:
         if rows or faults:
             tail = self._line_keeper.begin(points, terms)
             await self._line_keeper.kept(tail, points, terms)
-        return _answer(rows, faults, ignored)
+        return _answer(rows, faults, ignored, points.errors)
 
     def _seen(self, request: Request, source: Source, plan: _Plan, mapped: Mapped) -> None:
         """Count what a post has, and charge its sender."""
@@ -270,8 +276,7 @@ class SourcePages:
                 body, MapPost(post, source, plan.roots, rows_max, bytes_max, plan.times_us)
             )
         except Refused as refused:
-            refused.body_start = body
-            raise
+            raise with_body(refused, body)
 
     async def _finished(
         self, mapped: Mapped | MapSteps, body: bytes, *, uncounted_bytes: int
@@ -281,16 +286,17 @@ class SourcePages:
         try:
             return await self._plain_bodies.finish(mapped, uncounted_bytes=uncounted_bytes)
         except Refused as refused:
-            refused.body_start = body
-            raise
+            raise with_body(refused, body)
 
 
 def _kept(_ack: str, rows: int) -> Answer:
     return _answer(rows, 0, 0)
 
 
-def _answer(rows: int, faults: int, ignored: int) -> Answer:
-    document = {"accepted": rows, "faulty": faults, "ignored": ignored}
+def _answer(rows: int, faults: int, ignored: int, errors: Sequence[ItemError] = ()) -> Answer:
+    document: dict[str, Any] = {"accepted": rows, "faulty": faults, "ignored": ignored}
+    if errors:
+        document["first_fault"] = shown(errors[0])
     return Answer(200, orjson.dumps(document), headers=b"Cache-Control: no-store\r\n")
 
 

@@ -48,7 +48,7 @@ async def test_killed_service_has_every_document_that_got_a_200(
             ]
             body = json.dumps(documents).encode()
             reply = await service.request("POST", f"{service.url}/v1/in/esp", body=body)
-            assert reply.document == {"accepted": 1, "faulty": 1, "ignored": 0}
+            assert (reply.document["accepted"], reply.document["faulty"]) == (1, 1)
         await service.kill()
         await service.start()
         await service.wait_rows(10_050)

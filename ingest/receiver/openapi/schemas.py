@@ -158,7 +158,10 @@ def schemas() -> dict[str, Schema]:
         "Problem": _problem(),
         "LineProblem": _line_problem(),
         "Ready": _ready(),
-        "Mapped": record({"accepted": COUNT, "faulty": COUNT, "ignored": COUNT}),
+        "Mapped": record(
+            {"accepted": COUNT, "faulty": COUNT, "ignored": COUNT},
+            {"first_fault": ref("schemas", "Invalid")},
+        ),
         "Ping": record({"version": TEXT}),
         "Health": record(
             {

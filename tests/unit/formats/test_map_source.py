@@ -143,6 +143,7 @@ def test_key_does_what_the_page_says(
         (b'{"id":"a","x":1,"x":2}', "repeated_field"),
         (b'{"id":"a","x":{"":1,"\\u0022:":1},"y" :1,"y":2}', "repeated_field"),
         (b'{"id":"a","x\\u003a":1,"x:":2}', "repeated_field"),
+        (b'{"id":"a","x\\\\u003a":1,"x\\\\u003a":2}', "repeated_field"),
         (b'{"id":"a","x":1,"x":2,"y":1e400,"z":%b}' % (b"9" * 30), "repeated_field"),
         (b'{"id":"%b","x":1}' % (b"x" * 600), "name_too_long"),
         (b'{"id":true,"x":1}', "no_device"),
@@ -200,6 +201,7 @@ HOSTILE = {
     "one line feed each": b'{"v":1}' + b"\n" * HALF,
     "no JSON": b"{" * HALF,
     "numbers in texts": b'{"id":"a",%b}' % b",".join(b'"k%d":"1e5"' % at for at in range(20_000)),
+    "escapes": b'{"id":"a","v":1,"\\u003a":"%b"}' % (b"\\\\" * (HALF // 2)),
     "twice": b'{"id":"a",%b}' % b",".join([b'"k":1'] * 60_000),
 }
 STEP_S_MAX = 0.010
@@ -248,6 +250,7 @@ def test_globs_are_remembered_up_to_a_bound() -> None:
     "body",
     [
         b'{"id":"\\u003c","v":1}',
+        b'{"id":"<","v":1,"a\\u003A":"\\\\u003a\\\\\\u003a"}',
         b'{"id":"<" , "v" : 1,"text":"\\":"}',
         b'{"id":"<","v":1,"deep":%b0%b}' % (b"[" * 400, b"]" * 400),
     ],
@@ -325,6 +328,15 @@ def test_values_that_rows_share_count_for_each_of_them() -> None:
     with pytest.raises(Refused, match="50000"):
         decode(rows_below(b'"x":{%b}' % shared), post)
     assert thread_s() - began_s < 1.0
+
+
+def test_shared_values_that_are_no_numbers_count_too() -> None:
+    """A body of 20 kB would be read for a minute, and give no reading."""
+    table = {"rows": "rows[]", "device": "=a", "values": "^x[]", "metric": "n", "value": "v"}
+    shared = b'"x":[%b]' % b",".join([b'{"n":"a"}'] * 500)
+    with pytest.raises(Refused, match="share values") as raised:
+        decode(rows_below(shared), map_post(table)._replace(rows_max=5_000))
+    assert raised.value.code == "too_many_readings"
 
 
 @pytest.mark.parametrize("code", ["too_many_readings", "body_too_large"])

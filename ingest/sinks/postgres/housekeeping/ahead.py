@@ -11,7 +11,7 @@ from asyncpg import Connection
 
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.housekeeping import archived
-from ingest.sinks.postgres.housekeeping.making import make_partition, mark_ours
+from ingest.sinks.postgres.housekeeping.making import GROUP_MAX, make_partitions, mark_ours
 from ingest.sinks.postgres.housekeeping.partitions import cut_at, gaps
 from ingest.sinks.postgres.housekeeping.plan import Step
 from ingest.sinks.postgres.housekeeping.spans import (
@@ -42,6 +42,8 @@ class PartitionsAhead:
         self._spans = spans
         self._from_us = from_us
         self._partitions_max = partitions_max
+        self._planned: list[TimeSpan] = []
+        self._made = set[TimeSpan]()  # with an earlier step of the plan
 
     async def plan(self, connection: Connection, view: View) -> list[Step]:
         """Return a step for each span that has no partition; none for a table that is not ours.
@@ -52,6 +54,7 @@ class PartitionsAhead:
         if view.kind != PARTITIONED or not view.ours or view.has_default:
             return []
         missing = self.missing(view)
+        self._made.clear()
         if self._from_us is not None:
             # A partition may lie in one archived span only: it is merged with the files of that.
             files = await archived.spans(connection, view.table)
@@ -61,6 +64,7 @@ class PartitionsAhead:
                     f"the table would have {count:,} partitions, more than partitions_max "
                     f"({self._partitions_max:,}): none was made"
                 )
+        self._planned = missing
         return [
             Step(
                 MAKE,
@@ -81,8 +85,16 @@ class PartitionsAhead:
         return [each for each in found if each.to_us > from_us]
 
     async def do(self, connection: Connection, view: View, step: Step) -> None:
-        """Make one partition. Another process may have made it meanwhile."""
-        await make_partition(connection, view, TimeSpan(step.from_us, step.to_us))
+        """Make this partition, and the next ones of the plan in the same transaction.
+
+        Another process may have made one meanwhile.
+        """
+        bounds = TimeSpan(step.from_us, step.to_us)
+        if bounds not in self._made:
+            at = self._planned.index(bounds)
+            group = self._planned[at : at + GROUP_MAX]
+            await make_partitions(connection, view, group)
+            self._made.update(group)
 
     async def begin(self, connection: Connection, view: View) -> int:
         """Make the first partitions of a table that was just made; return how many."""
@@ -90,6 +102,6 @@ class PartitionsAhead:
             raise StartError(f"{view.table} is not partitioned by time")
         await mark_ours(connection, view)
         missing = self.missing(view)
-        for gap in missing:
-            await make_partition(connection, view, gap)
+        for at in range(0, len(missing), GROUP_MAX):
+            await make_partitions(connection, view, missing[at : at + GROUP_MAX])
         return len(missing)

@@ -2,16 +2,17 @@
 
 Shared by the sinks of one process. After a write that found no partition, the sink asks here which
 times have one, and whether the others can get one.
-Promises: bounded: at most AT_ONCE_MAX partitions for one write, none for a time older than
-`late_us_max`, none if the table has `partitions_max`, and after a failure none for a while. So a
-write waits a few seconds at most, and once. All else is set aside, and comes back by itself.
+Promises: bounded: for one write partitions are made for AT_ONCE_S, in transactions of GROUP_MAX,
+and at most AT_ONCE_MAX in all; none for a time older than `late_us_max`, none if the table has
+`partitions_max`, and after a failure none for a while. So a write waits some seconds at most, and
+once. All else is set aside, and comes back by itself.
 Does not: raise an error of the driver, or hold the connection of a sink.
 """
 
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_right
+from bisect import bisect_right, insort
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,21 +22,24 @@ from ingest.model.errors import StartError
 from ingest.sinks.postgres.connection import DatabaseUrl, Timeouts, text_of
 from ingest.sinks.postgres.housekeeping import archived, registry
 from ingest.sinks.postgres.housekeeping.keeping import Policy, is_confirmed
-from ingest.sinks.postgres.housekeeping.making import make_partition
+from ingest.sinks.postgres.housekeeping.making import GROUP_MAX, make_partitions
 from ingest.sinks.postgres.housekeeping.opening import opened
-from ingest.sinks.postgres.housekeeping.partitions import gaps_of
-from ingest.sinks.postgres.housekeeping.spans import TimeSpan
+from ingest.sinks.postgres.housekeeping.partitions import Partition, gaps_of
+from ingest.sinks.postgres.housekeeping.spans import DAY_US, TimeSpan
 from ingest.sinks.postgres.housekeeping.view import PARTITIONED, View, look_at
 from ingest.sinks.postgres.session import as_start_error
 from ingest.sinks.postgres.target import TargetTable
 from ingest.system.backoff import backoff_s
-from ingest.system.clock import monotonic_s, unix_us
+from ingest.system.clock import monotonic_s, rfc3339_or_us, unix_us
 from ingest.system.logs import Occasionally, get_logger
 
-AT_ONCE_MAX = 32
+# For one write. A device with a wrong clock delays the others of a batch for no longer than this;
+# a user who brings in years of readings has each of these days made after few writes.
+AT_ONCE_S, AT_ONCE_MAX = 1.0, 512
 LOOK_S_MIN, FRESH_S = 2.0, 15.0  # between two looks at the catalog; how long one is believed
 FAILED_S_MIN, FAILED_S_MAX = 2.0, 60.0  # after a partition could not be made
 WARNING_S = 600.0
+LACKING_S = 330.0  # the automatic replay tries such readings again more often than this
 
 log = get_logger("housekeeping")
 
@@ -71,6 +75,18 @@ class NoPartition(NamedTuple):
     final: bool
 
 
+class Lack(NamedTuple):
+    """Readings that wait for a person: `why` no partition can be made, seen at `at_s`.
+
+    `from_us` and `to_us` are the oldest and the newest of their times.
+    """
+
+    from_us: int
+    to_us: int
+    why: str
+    at_s: float
+
+
 class LatePartitions:
     """Knows which times have a partition, and makes missing ones. For one event loop.
 
@@ -103,6 +119,7 @@ class LatePartitions:
         self._is_away = False  # the database could not be looked at
         self._failures = 0
         self._why = ""  # of the last failure
+        self._lack: Lack | None = None
         self.made = 0
         self._occasionally = Occasionally(WARNING_S)
 
@@ -134,36 +151,83 @@ class LatePartitions:
         Returns whether the same write may succeed now: all of them have one. Takes some seconds at
         most, and after a failure nothing for a while.
         """
+        until_s = monotonic_s() + AT_ONCE_S
         async with self._making:
             seen = self._age_s < LOOK_S_MIN and not self._to_make(times_us)
             rests = self._is_away and monotonic_s() < self._not_before_s
             if not (seen or rests):
-                await self._try_to_make(times_us)
-        return self.knows and all(map(self.is_covered, times_us))
+                await self._try_to_make(times_us, until_s)
+            if self.knows and all(map(self.is_covered, times_us)):
+                return True
+            self._note_lack(times_us)
+        return False
 
-    async def _try_to_make(self, times_us: Sequence[int]) -> None:
+    @property
+    def lacking(self) -> str:
+        """What readings wait for and only a person can do, in words; empty if none do."""
+        lack = self._lack
+        if lack is None or monotonic_s() - lack.at_s > LACKING_S:
+            return ""
+        first, last = (str(rfc3339_or_us(each - each % DAY_US))[:10] for each in lack[:2])
+        return f"no partition for readings from {first} to {last}: {lack.why}"
+
+    def seen(self, view: View) -> None:
+        """Take over that somebody else has made what was lacking."""
+        lack = self._lack
+        if lack is not None and not gaps_of(view.partitions, view.span, lack[:2]):
+            self._lack = None
+
+    def _note_lack(self, times_us: Sequence[int]) -> None:
+        view, lack = self._partitioned, self._lack
+        age_s = LACKING_S if lack is None else monotonic_s() - lack.at_s
+        if view is None or age_s < LOOK_S_MIN:
+            return
+        oldest_us = unix_us() - self._limits.late_us_max
+        times = [each for each in times_us if each >= oldest_us and not self.is_covered(each)]
+        if times and (why := self._for_a_person(view)):
+            if lack is not None and age_s < LACKING_S:
+                times += lack[:2]
+            self._lack = Lack(min(times), max(times), why, monotonic_s())
+
+    async def _try_to_make(self, times_us: Sequence[int], until_s: float) -> None:
         self._is_away = True
         try:
             async with asyncio.timeout(self._timeouts.command_s_max):
-                await self._look_and_make(times_us)
+                await self._look_and_make(times_us, until_s)
         except (StartError, TimeoutError) as error:
             self._failed(text_of(error))
 
-    async def _look_and_make(self, times_us: Sequence[int]) -> None:
+    async def _look_and_make(self, times_us: Sequence[int], until_s: float) -> None:
         url = self._url()
         async with opened(url, self._timeouts) as connection:
             with as_start_error(url):
-                await self._look(connection)
-                view, missing = self._view, self._to_make(times_us)
-                if view is None or not missing:
+                self._is_away = False
+                if self._age_s >= LOOK_S_MIN:
+                    await self._look(connection)
+                missing = self._to_make(times_us)
+                if not missing:
                     self._warn(times_us)
                     return
-                for gap in missing:
-                    if name := await make_partition(connection, view, gap):
-                        self.made += 1
-                        log.info("partition_made", partition=name, why="readings found none")
+                for at in range(0, len(missing), GROUP_MAX):
+                    await self._make(connection, missing[at : at + GROUP_MAX])
+                    if monotonic_s() > until_s:
+                        break
                 self._failures, self._why = 0, ""
-                await self._look(connection)
+
+    async def _make(self, connection: Connection, spans: Sequence[TimeSpan]) -> None:
+        """Make a group of partitions, and know them without a look: that takes long with many."""
+        view = self._view
+        assert view is not None, "the spans come from it"
+        names = await make_partitions(connection, view, spans)
+        self.made += len(names)
+        for name in names:
+            log.info("partition_made", partition=name, why="readings found none")
+        if len(names) < len(spans):  # somebody else has made one
+            await self._look(connection)
+            return
+        for name, bounds in zip(names, spans, strict=True):
+            insort(view.partitions, Partition(name, *bounds, 0, True), key=_by_time)
+        self._keep_bounds(view)
 
     async def _look(self, connection: Connection) -> None:
         view = await look_at(
@@ -173,10 +237,12 @@ class LatePartitions:
         answers = await registry.entries(connection, view.table, registry.KEEP_HOT)
         self._limits = self._configured.under(answers.get(""))
         self._view = view
+        self._keep_bounds(view)
+        self._looked_s = monotonic_s()
+
+    def _keep_bounds(self, view: View) -> None:
         self._lower = [each.from_us for each in view.partitions]
         self._upper = [each.to_us for each in view.partitions]
-        self._looked_s = monotonic_s()
-        self._is_away = False
 
     def _to_make(self, times_us: Sequence[int]) -> list[TimeSpan]:
         """Return the spans to make now, the newest first: readings of today wait least."""
@@ -206,13 +272,17 @@ class LatePartitions:
         )
 
     def _reason(self, view: View) -> str:
+        return self._for_a_person(view) or self._why or "it will be made soon"
+
+    def _for_a_person(self, view: View) -> str:
+        """Return why the service makes none and will make none, or nothing."""
         if view.cannot_make:
             return view.cannot_make
         if not view.ours:
             return "the table was partitioned by somebody else"
         if len(view.partitions) >= self._limits.partitions_max:
             return f"the table has {len(view.partitions)} (partitions_max)"
-        return self._why or "it will be made soon"
+        return ""
 
     def _failed(self, why: str) -> None:
         """Make none for a while; say why."""
@@ -229,3 +299,7 @@ class LatePartitions:
         why = next((each.message for each in whys if not each.final), "")
         if why and self._occasionally.due(why) is not None:
             log.warning("partition_not_made", why=why)
+
+
+def _by_time(partition: Partition) -> int:
+    return partition.from_us

@@ -1,13 +1,16 @@
-"""Makes a partition: a table of its own, which is then attached.
+"""Makes partitions: each is a table of its own, which is then attached.
 
 To attach a table takes SHARE UPDATE EXCLUSIVE on the parent, so that writes go on. CREATE TABLE ..
 PARTITION OF would lock it against them. All of it is one transaction: if it is cut off, nothing is
 left. The new table is empty, and nobody else sees it yet, so the check of its rows costs nothing.
+Some are made in one transaction: to commit each one alone would take longer than to make it.
 Promises: columns, constraints and key are those of the parent; so is the owner.
 Does not: decide which ones are made. The driver's errors pass through.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import asyncpg
 from asyncpg import Connection
@@ -24,55 +27,104 @@ from ingest.sinks.postgres.housekeeping.spans import (
 from ingest.sinks.postgres.housekeeping.view import View
 from ingest.sinks.postgres.target import quoted
 
+GROUP_MAX = 16  # in one transaction: it takes some tenths of a second if there are thousands
 LOCK_MS = 1_000  # for the lock of the parent: somebody may be changing the table
 _SAME_NAME_MAX = 100
 _OVERLAPS = "42P17"
-_ALONE = "select pg_advisory_xact_lock(hashtextextended('iot-ingest partitions', $1::int8))"
+_ALONE = "select pg_advisory_xact_lock(hashtextextended('iot-ingest partitions', {oid}))"
+_ANY_IS_THERE = "select bool_or(to_regclass(name) is not null) from unnest($1::text[]) as name"
 # Of the parent: where its partitions are to be.
 _TABLESPACE = """
 select s.spcname from pg_class c join pg_tablespace s on s.oid = c.reltablespace where c.oid = $1"""
 
 
 async def make_partition(connection: Connection, view: View, bounds: TimeSpan) -> str | None:
-    """Make and attach a partition; return its name. None: a part of its time has one by now.
+    """Make one; return its name. None: a part of its time has a partition by now."""
+    made = await make_partitions(connection, view, [bounds])
+    return made[0] if made else None
 
-    Raises StartError if the role may not. Waits for locks as long as LOCK_MS.
+
+async def make_partitions(
+    connection: Connection, view: View, spans: Sequence[TimeSpan]
+) -> list[str]:
+    """Make and attach partitions, at most GROUP_MAX; return their names: all of them or none.
+
+    If a part of one of their times has a partition by now, each is made by itself. Then that one
+    is left out. Raises StartError if the role may not. Waits for locks as long as LOCK_MS.
     """
     if view.cannot_make:
         raise StartError(view.cannot_make)
     try:
-        async with connection.transaction():
-            await connection.execute(
-                f"set local lock_timeout = {LOCK_MS}; set local client_min_messages = warning"
-            )
-            await connection.execute(_ALONE, view.oid)
-            name = await _free_name(connection, view, bounds)
-            await _make(connection, view, name, bounds)
-            known = await registry.make(connection, view.table, view.owner)
-            entry = bounds_entry(bounds.from_us, bounds.to_us)
-            await registry.put(connection, known, registry.PARTITION + name, entry)
-            # A restored partition that had this name was dropped by hand: this one may leave.
-            await registry.remove(connection, known, registry.PINNED + name)
+        return await _make_all(connection, view, spans)
     except asyncpg.InvalidObjectDefinitionError as error:
         if error.sqlstate != _OVERLAPS:
             raise
-        return None
-    return name
+    if len(spans) == 1:
+        return []
+    return [
+        name for each in spans if (name := await make_partition(connection, view, each)) is not None
+    ]
 
 
-async def _make(connection: Connection, view: View, name: str, bounds: TimeSpan) -> None:
+async def _make_all(connection: Connection, view: View, spans: Sequence[TimeSpan]) -> list[str]:
+    async with connection.transaction():
+        await connection.execute(
+            f"set local lock_timeout = {LOCK_MS}; set local client_min_messages = warning; "
+            f"{_ALONE.format(oid=view.oid)}"
+        )
+        space = await connection.fetchval(_TABLESPACE, view.oid)
+        names = await _wanted_names(connection, view, spans)
+        if names:
+            # All tables first: after each attachment the server reads all bounds of the parent.
+            tables = [_make(view, name, space) for name in names]
+            attached = [_attach(view, *each) for each in zip(names, spans, strict=True)]
+            await connection.execute("; ".join(tables + attached))
+        else:
+            for bounds in spans:
+                names.append(await _free_name(connection, view, bounds))
+                made = _make(view, names[-1], space)
+                await connection.execute(f"{made}; {_attach(view, names[-1], bounds)}")
+        known = await registry.make(connection, view.table, view.owner)
+        entries = {
+            registry.PARTITION + name: bounds_entry(*bounds)
+            for name, bounds in zip(names, spans, strict=True)
+        }
+        await registry.put_all(connection, known, entries)
+        # A restored partition that had such a name was dropped by hand: this one may leave.
+        await registry.remove(connection, known, *(registry.PINNED + name for name in names))
+    return names
+
+
+def _make(view: View, name: str, space: str | None) -> str:
     table = f"{quoted(view.schema)}.{quoted(name)}"
-    space = await connection.fetchval(_TABLESPACE, view.oid)
-    await connection.execute(
+    made = (
         f"create table {table} (like {view.table} including all excluding indexes "
         f"excluding identity){f' tablespace {quoted(space)}' if space else ''}"
     )
-    if view.role != view.owner:
-        await connection.execute(f"alter table {table} owner to {quoted(view.owner)}")
+    if view.role == view.owner:
+        return made
+    return f"{made}; alter table {table} owner to {quoted(view.owner)}"
+
+
+def _attach(view: View, name: str, bounds: TimeSpan) -> str:
     lower, upper = literal(bounds.from_us), literal(bounds.to_us)
-    await connection.execute(
+    table = f"{quoted(view.schema)}.{quoted(name)}"
+    return (
         f"alter table {view.table} attach partition {table} for values from ({lower}) to ({upper})"
     )
+
+
+async def _wanted_names(connection: Connection, view: View, spans: Sequence[TimeSpan]) -> list[str]:
+    """Return the names that partitions usually have; nothing if one of them is not free."""
+    names = [partition_name(view.name, view.span, each.from_us) for each in spans]
+    tables = [f"{quoted(view.schema)}.{quoted(name)}" for name in names]
+    keys = [registry.FILES + name for name in names]
+    free = (
+        len(set(names)) == len(names)
+        and not await connection.fetchval(_ANY_IS_THERE, tables)
+        and not await registry.has_any(connection, view.table, keys)
+    )
+    return names if free else []
 
 
 async def _free_name(connection: Connection, view: View, bounds: TimeSpan) -> str:

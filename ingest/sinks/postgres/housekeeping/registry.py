@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -128,16 +129,34 @@ async def entries(connection: Connection, table: str, prefix: str) -> dict[str, 
     return {rest: value for rest, value in found if isinstance(value, dict)}
 
 
+async def has_any(connection: Connection, table: str, keys: Sequence[str]) -> bool:
+    """Whether the registry has one of these keys; False if this role may not read it."""
+    name, readable = await name_beside(connection, table)
+    if not readable:
+        return False
+    found: bool = await connection.fetchval(
+        f"select exists (select from {name} where key = any($1::text[]))",  # noqa: S608
+        keys,
+    )
+    return found
+
+
 async def put(connection: Connection, registry: str, key: str, value: Any) -> None:
     """Store a value in the registry of this name (of `make`)."""
+    await put_all(connection, registry, {key: value})
+
+
+async def put_all(connection: Connection, registry: str, values: Mapping[str, Any]) -> None:
+    """Store values in the registry of this name, by their keys."""
     await connection.execute(
-        f"insert into {registry} (key, value) values ($1, $2::text::jsonb) "  # noqa: S608
+        f"insert into {registry} (key, value) "  # noqa: S608
+        "select key, value::jsonb from unnest($1::text[], $2::text[]) as new (key, value) "
         "on conflict (key) do update set value = excluded.value, at = now()",
-        key,
-        orjson.dumps(value).decode(),
+        list(values),
+        [orjson.dumps(each).decode() for each in values.values()],
     )
 
 
-async def remove(connection: Connection, registry: str, key: str) -> None:
-    """Remove a key; it may be missing."""
-    await connection.execute(f"delete from {registry} where key = $1", key)  # noqa: S608
+async def remove(connection: Connection, registry: str, *keys: str) -> None:
+    """Remove keys; they may be missing."""
+    await connection.execute(f"delete from {registry} where key = any($1::text[])", keys)  # noqa: S608

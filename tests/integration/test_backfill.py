@@ -1,0 +1,162 @@
+"""Years of old readings that somebody brings in: partitions are made in groups, and bounded."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import date, timedelta
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from ingest.app.database import late_partitions, partitions_ahead
+from ingest.app.housekeeping import Housekeeping
+from ingest.cli.doctor_partitions import partition_checks
+from ingest.model.causes import PARTITION_MISSING
+from ingest.sinks.postgres import schema
+from ingest.sinks.postgres.housekeeping import late as late_module
+from ingest.sinks.postgres.housekeeping.making import (
+    GROUP_MAX,
+    make_partition,
+    make_partitions,
+)
+from ingest.sinks.postgres.housekeeping.partitions import partitions
+from ingest.sinks.postgres.housekeeping.spans import DAY, DAY_US, span_bounds
+from ingest.sinks.postgres.housekeeping.view import look_at
+from ingest.system.clock import unix_us
+from tests.integration.test_partitions import Path2, daily, make, quick
+from tests.integration.test_replay import rows, running, until_live
+from tests.support.commands import Here, with_user
+from tests.support.letters import read
+
+DAYS = 5 * GROUP_MAX
+
+
+@pytest.fixture
+async def table(connection: asyncpg.Connection) -> asyncpg.Connection:
+    """Give the owner's connection to a fresh table with a partition for each day."""
+    await make(connection, daily())
+    return connection
+
+
+async def test_one_write_of_many_old_days_is_stored_at_once(
+    table: asyncpg.Connection, shared_url: str, tmp_path: Path
+) -> None:
+    """No row of it becomes a dead letter; a second time nothing is made or stored."""
+    now_us = unix_us()
+    times_us = [now_us - days * DAY_US for days in range(DAYS)]
+    path = Path2(shared_url, shared_url, tmp_path, quick())
+    async with running(path):
+        for _ in range(2):
+            await path.send(*times_us)
+    assert await rows(table) == DAYS
+    assert path.late.made == DAYS - 1
+    assert read(tmp_path) == []
+    assert (path.ledger.committed, path.ledger.duplicate) == (DAYS, DAYS)
+    found = await partitions(table, "readings")
+    assert all(each.ours and each.to_us - each.from_us == DAY_US for each in found)
+
+
+async def test_write_that_may_take_no_longer_sets_the_rest_aside(
+    table: asyncpg.Connection, shared_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After one group: others of the batch must not wait. The rest comes back by itself."""
+    monkeypatch.setattr(late_module, "AT_ONCE_S", 0.0)
+    now_us = unix_us()
+    path = Path2(shared_url, shared_url, tmp_path, quick())
+    late = late_partitions(quick(), lambda: shared_url)
+    assert not await late.make_for([now_us - (DAYS + days) * DAY_US for days in range(DAYS)])
+    assert late.made == GROUP_MAX
+    async with running(path):
+        await path.send(*(now_us - days * DAY_US for days in range(DAYS)))
+        await until_live(tmp_path, 0)
+    assert await rows(table) == DAYS
+    assert path.ledger.imbalance == 0
+
+
+async def test_group_leaves_out_what_somebody_else_has_made(table: asyncpg.Connection) -> None:
+    """Two who bring in the same days at the same time: each day is made once."""
+    view = await look_at(table, "readings", DAY)
+    spans = [span_bounds(DAY, day * DAY_US) for day in range(4)]
+    assert await make_partition(table, view, spans[2]) == "readings_p19700103"
+    made = await make_partitions(table, view, spans)
+    assert made == ["readings_p19700101", "readings_p19700102", "readings_p19700104"]
+    assert await make_partitions(table, view, spans) == []
+    found = [each for each in await partitions(table, "readings") if each.to_us <= 4 * DAY_US]
+    assert [each[1:3] for each in found] == spans
+    assert all(each.ours for each in found)
+
+
+async def test_two_processes_bring_in_the_same_days(
+    table: asyncpg.Connection, shared_url: str
+) -> None:
+    """Each finds in the end that all days have a partition."""
+    times_us = [unix_us() - days * DAY_US for days in range(DAYS)]
+    both = [late_partitions(daily(lock_s_max=3.0), lambda: shared_url) for _ in range(2)]
+    done = await asyncio.gather(*(each.make_for(times_us) for each in both))
+    for each, covers in zip(both, done, strict=True):
+        assert covers or await each.make_for(times_us)
+    assert sum(each.made for each in both) == DAYS - 1
+
+
+async def test_step_of_the_housekeeping_makes_the_next_ones_too(table: asyncpg.Connection) -> None:
+    """In one transaction, so that `--from` takes seconds for years."""
+    job = partitions_ahead(daily(), from_us=unix_us() - DAYS * DAY_US)
+    before = len(await partitions(table, "readings"))
+    view = await look_at(table, "readings", DAY)
+    steps = await job.plan(table, view)
+    assert len(steps) == DAYS
+    await job.do(table, view, steps[0])
+    assert len(await partitions(table, "readings")) == before + GROUP_MAX
+    for step in steps[1:]:
+        await job.do(table, view, step)
+    assert len(await partitions(table, "readings")) == before + DAYS
+
+
+async def test_command_for_years_says_what_it_did_in_a_few_lines(
+    here: Here, table: asyncpg.Connection, shared_url: str
+) -> None:
+    """The first fifty partitions, and how many more; a second run makes nothing."""
+    before = len(await partitions(table, "readings"))
+    first = date.today() - timedelta(DAYS)
+    words = ("--from", first.isoformat(), "--database-url", shared_url)
+    done = await here("housekeeping", "run", *words)
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"make readings_p{first:%Y%m%d}: done"
+    assert (len(lines), lines[50].endswith("more done; --json has all")) == (51, True)
+    assert len(await partitions(table, "readings")) >= before + DAYS - 1
+    assert (await here("housekeeping", "run", *words)).stdout.startswith("nothing was due")
+
+
+async def test_role_without_the_right_says_what_to_do_until_it_is_done(
+    table: asyncpg.Connection, shared_url: str, tmp_path: Path, role: str
+) -> None:
+    """On /readyz and by `doctor`; then the rows come back by themselves."""
+    await schema.apply(table, role=role)
+    today_us = unix_us() // DAY_US * DAY_US
+    url = with_user(shared_url, role)
+    settings = quick(housekeeping=False, housekeeping_pause_s=0.05)
+    path = Path2(url, url, tmp_path, settings)
+    housekeeping = Housekeeping(settings, lambda: url, late=path.late)
+    (check,) = await partition_checks(settings, url)
+    assert "`ingest housekeeping run --from DAY`" in check.detail
+    stopping = asyncio.Event()
+    looking = asyncio.create_task(housekeeping.run(stopping))
+    try:
+        async with running(path):
+            await path.send(today_us, today_us - 400 * DAY_US, today_us - 399 * DAY_US)
+            assert housekeeping.cause() == PARTITION_MISSING
+            assert "does not own" in housekeeping.words()
+            assert len(read(tmp_path)) == 2
+            view = await look_at(table, "readings", DAY)
+            spans = [span_bounds(DAY, today_us - days * DAY_US) for days in (400, 399)]
+            await make_partitions(table, view, spans)
+            await until_live(tmp_path, 0)
+            async with asyncio.timeout(5):
+                while housekeeping.cause():  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+        assert await rows(table) == 3
+    finally:
+        stopping.set()
+        await looking
+        await table.execute(f"drop owned by {role}")
