@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import random
 import sys
@@ -505,11 +506,18 @@ async def test_rollups_outlive_their_readings(
     assert await stored(operator, "readings_daily", "day") == {}
 
 
-@pytest.mark.parametrize("step_us", [HOUR_US, 6 * HOUR_US, DAY_US, 2 * DAY_US, HOUR_US // 2])
 async def test_curve_of_rollups_equals_that_of_readings(
-    operator: asyncpg.Connection, shared_url: str, step_us: int
+    operator: asyncpg.Connection, shared_url: str
 ) -> None:
     """Whatever the time asked for, whole hours or not; the open hours come from the readings."""
+    steps_us = (HOUR_US, 6 * HOUR_US, DAY_US, 2 * DAY_US, HOUR_US // 2)
+    times_us = (
+        (START_US - DAY_US, START_US + 10 * DAY_US),
+        (START_US + 1_234_567, START_US + 99 * HOUR_US + 987_654),
+        (START_US + 101 * HOUR_US, START_US + 102 * HOUR_US),
+        (START_US + HOUR_US + 1, START_US + HOUR_US + 2),
+        (-60_000 * DAY_US, START_US + 30 * HOUR_US),
+    )
     await write(operator, drawn(1, 1_500, 120))
     await run(operator)
     name = await registry.make(operator, "readings")
@@ -517,13 +525,7 @@ async def test_curve_of_rollups_equals_that_of_readings(
     await registry.put(operator, name, "rollups", at._asdict())
     lookup = Lookup(lambda: shared_url)
     try:
-        for from_us, to_us in (
-            (START_US - DAY_US, START_US + 10 * DAY_US),
-            (START_US + 1_234_567, START_US + 99 * HOUR_US + 987_654),
-            (START_US + 101 * HOUR_US, START_US + 102 * HOUR_US),
-            (START_US + HOUR_US + 1, START_US + HOUR_US + 2),
-            (-60_000 * DAY_US, START_US + 30 * HOUR_US),
-        ):
+        for step_us, (from_us, to_us) in itertools.product(steps_us, times_us):
             asked = ("d1", "t", Between(from_us, to_us), step_us)
             rolled = await lookup.curve(*asked)
             await registry.remove(operator, name, "rollups")

@@ -85,7 +85,6 @@ async def test_every_call_to_the_table_fails(
     pytest.fail("the sweep did not come to a clean run")
 
 
-@once_and_for_ever
 @pytest.mark.parametrize("code", CODES, ids=errorcode.get)
 @pytest.mark.parametrize(
     ("layer", "goes"),
@@ -96,7 +95,15 @@ async def test_every_call_to_the_table_fails(
     ],
     indirect=["goes"],
 )
-@pytest.mark.parametrize("killed", [True, False], ids=["killed", "stopped"])
+@pytest.mark.parametrize(
+    ("killed", "forever"),
+    [
+        pytest.param(True, False, id="killed, once"),
+        pytest.param(False, True, id="stopped, for ever"),
+        pytest.param(True, True, id="killed, for ever", marks=pytest.mark.slow),
+        pytest.param(False, False, id="stopped, once", marks=pytest.mark.slow),
+    ],
+)
 async def test_every_call_to_the_files_fails(
     tmp_path: Path, layer: str, code: int, forever: bool, killed: bool
 ) -> None:

@@ -1,7 +1,8 @@
-"""Gives files of tests to the processes: those that wait between those that compute.
+"""Gives files of tests to the processes: some wait, while the others compute, up to the end.
 
 A system test mostly waits: for a start, a time limit, a disk. If all processes are at such tests,
-the processors are idle; later all of them compute. So files of both kinds come in turn.
+the processors are idle; later all of them compute, and each takes longer. So as many processes get
+such files as are needed for both kinds to come to their end at the same time.
 
 And xdist is mended: after a process has died (a test beyond its time limit ends its process), xdist
 gives away all files of the dead one again, also those that are done. A process that gets a file in
@@ -10,7 +11,7 @@ which nothing is left to do never asks for another one, and the run never ends.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -18,34 +19,34 @@ from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 from xdist.workermanage import WorkerController  # type: ignore[import-untyped]
 
 WAITING = ("tests/system/", "tests/integration/", "tests/faults/")
-COMPUTING_FOR_EACH = 2  # the last files are short ones, which end at about the same time
+TAKES = 4  # times as long as another file
 
 Unit = dict[str, bool]  # test -> whether it is done
 
 
-def in_turn(files: Mapping[str, Unit]) -> dict[str, Unit]:
-    """Return the files in the order in which they are given away."""
-    waiting = [name for name in files if name.startswith(WAITING)]
-    computing = [name for name in files if not name.startswith(WAITING)]
-    order = []
-    while waiting or computing:
-        order += [*waiting[:1], *computing[:COMPUTING_FOR_EACH]]
-        del waiting[:1], computing[:COMPUTING_FOR_EACH]
-    return {name: files[name] for name in order}
+def next_file(files: Sequence[str], others: Sequence[str]) -> str:
+    """Return which of the files a process gets while the other processes are at `others`.
+
+    Those that compute are given away backwards: the longest ones, sweeps of faults, are near the
+    end of the alphabet, and the last ones must be short.
+    """
+    waiting = [each for each in files if each.startswith(WAITING)]
+    to_wait = TAKES * len(waiting)
+    share = to_wait / (to_wait + len(files) - len(waiting))
+    wait_now = sum(each.startswith(WAITING) for each in others)
+    if wait_now + 0.5 < share * (len(others) + 1):
+        return waiting[0]
+    return next(each for each in reversed(files) if not each.startswith(WAITING))
 
 
 class FilesInTurn(LoadFileScheduling):  # type: ignore[misc]
     """Each file is run by one process."""
 
-    def schedule(self) -> None:
-        """Sort the tests by file at the first call; give files to processes that have none."""
-        if self.collection is None and self.collection_is_completed:
-            found: dict[str, Unit] = {}
-            for test in next(iter(self.registered_collections.values())):
-                found.setdefault(self._split_scope(test), {})[test] = False
-            # What super() finds in the queue keeps its place there.
-            self.workqueue.update(in_turn(found))
-        super().schedule()
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        units = (each for at, each in self.assigned_work.items() if at is not node)
+        others = [next(reversed(each), "") for each in units]
+        self.workqueue.move_to_end(next_file(list(self.workqueue), others), last=False)
+        super()._assign_work_unit(node)
 
     def remove_node(self, node: WorkerController) -> str | None:
         """Take back what a process has not done; return the test in which it died.

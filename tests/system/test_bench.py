@@ -27,6 +27,7 @@ async def bench(*words: object, within_s: float = 60) -> Done:
     return await run_command("benchmarks", *words, within_s=within_s)
 
 
+@pytest.mark.slow
 async def test_one_case_is_measured_and_recorded(tmp_path: Path) -> None:
     """A real service is started; figures, verdict and machine are printed and written down."""
     done = await bench("--only", "start", "--runs", 1, "--results", tmp_path)

@@ -156,6 +156,7 @@ async def test_hold_shows_within_three_seconds_and_goes_by_itself(
         await service.wait_quiet()
 
 
+@pytest.mark.slow
 async def test_dead_letters_are_shown_in_full_replayed_and_discarded_after_a_question(
     browser: Browser, tmp_path: Path, readings_url: str
 ) -> None:
@@ -203,6 +204,7 @@ async def test_dead_letters_are_shown_in_full_replayed_and_discarded_after_a_que
         await service.wait_sample("ingest_dlq_readings", 0)
 
 
+@pytest.mark.slow
 async def test_hostile_names_are_text_wherever_they_are_shown(
     browser: Browser, tmp_path: Path, readings_url: str
 ) -> None:

@@ -47,6 +47,7 @@ async def test_service_does_not_start_on_a_database_that_forgets(
             assert (await service.post(reading(FIRST_US), ack="committed")).status == 200
 
 
+@pytest.mark.slow
 async def test_database_that_comes_later_and_forgets_is_put_on_hold(
     open_tmp_path: Path, free_port: int
 ) -> None:
@@ -76,6 +77,7 @@ async def test_database_that_comes_later_and_forgets_is_put_on_hold(
         assert len(await database.run("table readings")) == 1
 
 
+@pytest.mark.slow
 async def test_running_service_notices_when_its_role_stops_waiting_for_the_disk(
     open_tmp_path: Path, free_port: int
 ) -> None:

@@ -89,6 +89,7 @@ async def _shell(script: Path, **variables: str) -> str:
     return said.decode()
 
 
+@pytest.mark.slow
 async def test_database_of_compose_lets_the_service_write_and_no_more(
     open_tmp_path: Path, free_port: int
 ) -> None:

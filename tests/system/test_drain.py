@@ -13,6 +13,7 @@ from tests.support.faulty_proxy import FaultyProxy
 from tests.support.receiver import until
 from tests.system.database import Database
 from tests.system.fleet import FIRST_US, TABLE_SQL, Fleet, check_table, reading
+from tests.system.manager import Manager
 from tests.system.service import Service, wait_gone
 
 
@@ -33,31 +34,42 @@ async def test_sigterm_under_load_loses_nothing(open_tmp_path: Path) -> None:
 
 
 async def test_sigterm_answers_draining_until_it_ends(open_tmp_path: Path, free_port: int) -> None:
-    """During a drain the data port answers `draining`; /readyz answers 503."""
-    async with (
-        Database(open_tmp_path / "db", free_port) as database,
-        Service(
-            open_tmp_path / "state",
-            database_url=database.url,
-            lock_s_max=0.2,
-            statement_s_max=0.4,
-            command_s_max=0.6,
-            drain_s_max=1.5,
-            buffer="memory",
-        ) as service,
-    ):
-        await service.wait_state("accepting")
-        await database.kill()
-        assert (await service.post(reading(FIRST_US))).status == 202
-        ending = asyncio.create_task(service.stop())
-        await service.wait_state("draining", within_s=5)
-        assert (await service.readyz()).status == 503
-        refused = await service.post(reading(FIRST_US + 1))
-        assert (refused.status, refused.document["code"]) == (503, "draining")
-        assert refused.headers["Connection"] == "close"
-        assert int(refused.headers["Retry-After"]) >= 1
-        code, output = await ending
+    """During a drain the data port answers `draining`; /readyz answers 503.
+
+    The watchdog gets its messages, so that no manager ends the drain.
+    """
+    times: dict[str, Any] = {
+        "lock_s_max": 0.2,
+        "statement_s_max": 0.4,
+        "command_s_max": 0.6,
+        "drain_s_max": 2,
+        "buffer": "memory",  # with a journal such a stop does not wait
+    }
+    with Manager(str(open_tmp_path / "notify")) as manager:
+        env = manager.environment(WATCHDOG_USEC="400000")
+        async with (
+            Database(open_tmp_path / "db", free_port) as database,
+            Service(
+                open_tmp_path / "state", env=env, database_url=database.url, **times
+            ) as service,
+        ):
+            await service.wait_state("accepting")
+            await database.kill()
+            assert (await service.post(reading(FIRST_US))).status == 202
+            ending = asyncio.create_task(service.stop())
+            await manager.wait("STOPPING", "1")
+            fed = len(manager.values("WATCHDOG"))
+            await service.wait_state("draining", within_s=5)
+            assert (await service.readyz()).status == 503
+            refused = await service.post(reading(FIRST_US + 1))
+            assert (refused.status, refused.document["code"]) == (503, "draining")
+            assert refused.headers["Connection"] == "close"
+            assert int(refused.headers["Retry-After"]) >= 1
+            await until(lambda: len(manager.values("WATCHDOG")) >= fed + 5, 20)
+            assert manager.values("STATUS")[-1].startswith("draining")
+            code, output = await ending
         assert code == 0, output
+        assert "lost=0" in output.splitlines()[-1], output
 
 
 async def test_drain_without_database_sets_aside_what_comes_back_at_the_next_start(

@@ -82,8 +82,10 @@ class Process:
 
 
 @asynccontextmanager
-async def forward(state: Path, url: str | None, *more: object) -> AsyncIterator[Process]:
-    """Run a forwarder until the end of the block, at the latest."""
+async def forward(
+    state: Path, url: str | None, *more: object, measured: bool = False
+) -> AsyncIterator[Process]:
+    """Run a forwarder until the end of the block, at the latest; `measured` for coverage."""
     target = () if url is None else ("--to", url)
     flags = ("--name", "x", *target, "--state-dir", state, "--admin-listen", "127.0.0.1:0")
     words = [str(each) for each in (*flags, "--send-retry-s-max", "0.2", *more)]
@@ -91,7 +93,7 @@ async def forward(state: Path, url: str | None, *more: object) -> AsyncIterator[
         await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "ingest", "forward", *words),
             cwd=REPOSITORY,
-            env=environment(),
+            env=environment(measured=measured),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             limit=MIB,
@@ -161,7 +163,8 @@ async def test_probes_metrics_and_the_end_of_a_process(tmp_path: Path, here: Her
         await fill(server, messages_of(readings(50), 10))
         url = tmp_path / "url"
         url.write_text(target.url)
-        async with forward(tmp_path, None, "--to-file", url, "--device", "device-[0-3]") as running:
+        flags = ("--to-file", url, "--device", "device-[0-3]")
+        async with forward(tmp_path, None, *flags, measured=True) as running:
             assert running.lines[-1].startswith("forwards x to http://127.0.0.1:")
             assert "token=secret" not in running.lines[-1]
             await until(lambda: len(target.kept) == 5)
@@ -225,6 +228,7 @@ async def test_another_service_can_be_the_target(tmp_path: Path, readings_url: s
         assert stored == [(each.device_id, each.metric, each.value) for each in those]
 
 
+@pytest.mark.slow
 async def test_up_forwards_what_its_gateway_takes(open_tmp_path: Path, readings_url: str) -> None:
     """`up` makes the consumer, and the table has the readings too."""
     async with (

@@ -191,6 +191,7 @@ def test_reading_that_is_missing_or_not_wanted_is_found(expected: dict[str, Any]
     assert len(differing(rows, [[*rows[0][:3], 0.5], *rows[1:]])) == 2
 
 
+@pytest.mark.slow
 async def test_folder_of_which_a_file_is_lost_is_not_taken_over_whole(
     expected: dict[str, Any], state_dir: Path, database_url: str
 ) -> None:

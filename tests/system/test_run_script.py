@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -84,6 +84,15 @@ def fresh(open_tmp_path: Path) -> Checkout:
 
 
 @pytest.fixture(scope="module")
+def untouched(open_tmp: Path) -> Iterator[Checkout]:
+    """Give a copy in which nothing has been set up, for tests that set nothing up."""
+    made = Checkout(open_tmp / "untouched")
+    before = sorted(made.folder.rglob("*"))
+    yield made
+    assert sorted(made.folder.rglob("*")) == before
+
+
+@pytest.fixture(scope="module")
 def checkout(open_tmp: Path) -> Checkout:
     """Give a copy that its first start has set up; the messages go to stderr only."""
     made = Checkout(open_tmp / "run-script")
@@ -126,14 +135,15 @@ def test_run_second_start_is_quiet_and_quick(checkout: Checkout) -> None:
     assert min(took) - min(bare) < 0.1
 
 
-def test_run_help_sets_nothing_up(fresh: Checkout) -> None:
+def test_run_help_sets_nothing_up(untouched: Checkout) -> None:
     """The help is printed at once, without a set-up."""
-    code, out, err = fresh.run("--help")
+    code, out, err = untouched.run("--help")
     assert (code, err) == (0, "")
     assert "./run demo" in out
-    assert not fresh.venv.exists()
+    assert not untouched.venv.exists()
 
 
+@pytest.mark.slow
 def test_run_two_at_once_set_up_once(checkout: Checkout) -> None:
     """Of two starts at once the second waits, and uses the set-up of the first."""
     (checkout.venv / "ok").unlink()
@@ -191,6 +201,7 @@ def test_run_exit_code_and_arguments_pass_through(checkout: Checkout) -> None:
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_run_signal_reaches_the_service(checkout: Checkout, open_tmp_path: Path) -> None:
     """The started process is the service itself: SIGTERM drains it."""
     _drain(checkout, open_tmp_path / "state", "--listen", "127.0.0.1:0")
@@ -221,30 +232,31 @@ def _drain(checkout: Checkout, folder: Path, *flags: str) -> None:
     assert "lost=0" in out + err
 
 
-def test_run_wrong_python_is_named(fresh: Checkout, tmp_path: Path) -> None:
+def test_run_wrong_python_is_named(untouched: Checkout, tmp_path: Path) -> None:
     """A Python that is too old is named with its version; nothing is made."""
     old = tmp_path / "python3"
     old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.2\nexit 1\n')
     old.chmod(0o755)
-    code, out, err = fresh.run(*CHEAP, environ={"PYTHON": str(old)})
+    code, out, err = untouched.run(*CHEAP, environ={"PYTHON": str(old)})
     assert (code, out) == (2, "")
     assert "3.11 or later" in err
     assert "Python 3.9.2" in err
-    code, _, err = fresh.run(*CHEAP, environ={"PYTHON": "no-such-python"})
+    code, _, err = untouched.run(*CHEAP, environ={"PYTHON": "no-such-python"})
     assert code == 2
     assert "no-such-python" in err
-    assert not fresh.venv.exists()
+    assert not untouched.venv.exists()
 
 
-def test_run_without_python_says_what_to_install(fresh: Checkout, tmp_path: Path) -> None:
+def test_run_without_python_says_what_to_install(untouched: Checkout, tmp_path: Path) -> None:
     """Without Python the message says what to install."""
     for name in ("sh", "readlink", "dirname", "cksum", "cat"):
         (tmp_path / name).symlink_to(shutil.which(name) or name)
-    code, out, err = fresh.run(*CHEAP, environ={"PATH": str(tmp_path)})
+    code, out, err = untouched.run(*CHEAP, environ={"PATH": str(tmp_path)})
     assert (code, out) == (2, "")
     assert "needs Python 3.11" in err
 
 
+@pytest.mark.slow
 def test_run_old_python3_beside_a_new_one_takes_the_new(checkout: Checkout, tmp_path: Path) -> None:
     """If `python3` is too old, a newer Python with another name is used."""
     old = tmp_path / "python3"
@@ -268,13 +280,14 @@ def test_run_without_network_shows_why(fresh: Checkout) -> None:
     assert not (fresh.venv / "ok").exists()
 
 
-def test_run_folder_not_writable_names_the_way_out(fresh: Checkout) -> None:
+def test_run_folder_not_writable_names_the_way_out(untouched: Checkout) -> None:
     """If the packages cannot be written, the message names the variable for another folder."""
-    code, _, err = fresh.run(*CHEAP, environ={"RUN_VENV": "/dev/null/venv"})
+    code, _, err = untouched.run(*CHEAP, environ={"RUN_VENV": "/dev/null/venv"})
     assert code == 2
     assert "RUN_VENV" in err
 
 
+@pytest.mark.slow
 def test_run_venv_elsewhere_leaves_the_checkout_alone(checkout: Checkout, tmp_path: Path) -> None:
     """With RUN_VENV nothing is written into the checkout, which may be read-only."""
     before = sorted(checkout.folder.iterdir())

@@ -6,9 +6,7 @@ import asyncio
 import os
 import signal
 from pathlib import Path
-from typing import Any
 
-from tests.system.database import Database
 from tests.system.manager import Manager
 from tests.system.service import Service
 
@@ -56,33 +54,3 @@ async def test_service_that_waits_for_its_database_is_ready_and_says_why(
             code, output = await service.stop()
         assert code == 0, output
         assert manager.values("WATCHDOG") == []
-
-
-async def test_watchdog_is_fed_while_the_service_drains(
-    open_tmp_path: Path, free_port: int
-) -> None:
-    """The watchdog gets its messages during a drain, so that no manager ends the drain."""
-    times: dict[str, Any] = {
-        "lock_s_max": 0.2,
-        "statement_s_max": 0.4,
-        "command_s_max": 0.6,
-        "drain_s_max": 2,
-        "buffer": "memory",  # with a journal such a stop does not wait
-    }
-    with Manager(str(open_tmp_path / "notify")) as manager:
-        env = manager.environment(WATCHDOG_USEC="400000")
-        async with (
-            Database(open_tmp_path / "db", free_port) as database,
-            Service(open_tmp_path / "s", env=env, database_url=database.url, **times) as service,
-        ):
-            await service.wait_state("accepting")
-            await database.kill()
-            reading = {"device_id": "d", "metric": "m", "ts": 1_760_000_000, "value": 1}
-            assert (await service.post(reading)).status == 202
-            ending = asyncio.create_task(service.stop())
-            await manager.wait("STOPPING", "1")
-            await manager.wait_more("WATCHDOG", 5)
-            assert manager.values("STATUS")[-1].startswith("draining")
-            code, output = await ending
-        assert code == 0, output
-        assert "lost=0" in output

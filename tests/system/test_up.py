@@ -107,6 +107,7 @@ async def test_rolling_restarts_reset_and_refuse_nobody(open_tmp_path: Path) -> 
         assert names == ["READY", *["RELOADING", "READY"] * 10, "STOPPING"]
 
 
+@pytest.mark.slow
 async def test_children_of_a_killed_supervisor_end_and_a_new_one_starts(
     open_tmp_path: Path,
 ) -> None:

@@ -218,6 +218,7 @@ async def test_kill_of_a_service_that_acknowledged_too_early_is_red(
     assert "the service was started anew during the run" in result.notes
 
 
+@pytest.mark.slow
 async def test_kill_of_a_service_with_a_journal_is_green(
     open_tmp_path: Path, readings_url: str, free_port: int
 ) -> None:

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import asyncpg
 
 from tests.path.recorded.exchange import Case, exchange
-from tests.support import measuring
 from tests.support.processes import output_of
 
 START_S_MAX = 40.0
@@ -142,15 +141,13 @@ class Running:
 
 
 def environment(checkout: Path) -> dict[str, str]:
-    """Return a clean environment for code of a checkout, without variables of settings."""
+    """Return a clean environment for code of a checkout, without variables of settings.
+
+    Not measured for coverage: most of these services are killed, and keep nothing of it.
+    """
     kept = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR")
     found = {name: value for name, value in os.environ.items() if name in kept}
-    return {
-        **found,
-        **measuring.variables(),
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONPATH": str(checkout),
-    }
+    return {**found, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(checkout)}
 
 
 class Done(NamedTuple):

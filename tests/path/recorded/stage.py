@@ -105,7 +105,11 @@ class Stage:
             async with slow if case.answers == 0 or "never" in case.name else free:
                 await self._send(service, case)
 
-        await asyncio.gather(*map(send, _at(cases, WORKING)))
+        # A late reading whose day has no partition yet must not share a batch with a row that the
+        # table refuses: then it is set aside, and comes back by itself a little later.
+        first = [case for case in _at(cases, WORKING) if "666" not in str(case.send)]
+        await asyncio.gather(*map(send, first))
+        await asyncio.gather(*(send(case) for case in _at(cases, WORKING) if case not in first))
         samples = await service.wait_quiet()
         await self._alone(service, _at(cases, "settled"))
         rows = await run_sql(self._urls[WORKING], ROWS_SQL)

@@ -126,7 +126,9 @@ class Story:
                 torn.write(b"\xf7JR\n\0\0")
 
 
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize(
+    "seed", [*range(8), *(pytest.param(each, marks=pytest.mark.slow) for each in range(8, 25))]
+)
 async def test_story_of_many_processes_loses_and_doubles_nothing(seed: int, tmp_path: Path) -> None:
     """In each process exactly the blocks that were acknowledged and not stored are recovered."""
     await Story(seed, tmp_path).run()

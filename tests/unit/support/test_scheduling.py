@@ -1,4 +1,4 @@
-"""Each test is run once, also after a process has died; files that wait come between others."""
+"""Each test is run once, also after a process has died; some wait while others compute."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from tests.support.scheduling import FilesInTurn, in_turn
+from tests.support.scheduling import FilesInTurn, next_file
 from tests.system.service import REPOSITORY, environment
 
 SYSTEM = [f"tests/system/test_{number}.py" for number in range(3)]
@@ -74,12 +74,21 @@ def run_all(processes: list[Process]) -> list[str]:
         ran += now
 
 
-def test_files_that_wait_come_between_others() -> None:
-    """One of them, then two others; the others that are left come last."""
-    order = list(in_turn({name: {} for name in (*SYSTEM, *UNIT)}))
-    assert order[:6] == [SYSTEM[0], *UNIT[:2], SYSTEM[1], *UNIT[2:4]]
-    assert order[9:] == UNIT[6:]
-    assert list(in_turn({name: {} for name in SYSTEM})) == SYSTEM
+def test_files_of_both_kinds_come_to_their_end_together() -> None:
+    """Files that wait take as long as four others each: here half of the processes get them."""
+    files = [*(f"tests/system/test_{at}.py" for at in range(25)), *UNIT * 11, UNIT[8]]
+    waits, computes = SYSTEM[0], UNIT[8]
+    assert next_file(files, [waits, computes, computes]) == waits
+    assert next_file(files, [waits, waits, computes]) == computes
+    assert next_file(files[20:], [waits, computes, computes]) == computes, "few are left"
+    assert next_file(files[:50], [waits, waits, computes]) == waits, "many are left"
+
+
+def test_file_of_the_kind_that_is_left_is_given() -> None:
+    """To any number of processes; those that compute backwards."""
+    for others in ([], [SYSTEM[0]], [SYSTEM[0], UNIT[0]], [UNIT[0], UNIT[1]]):
+        assert next_file(SYSTEM, others) == SYSTEM[0]
+        assert next_file(UNIT, others) == UNIT[8]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -124,12 +133,13 @@ def test_two_processes_may_die_at_the_same_time() -> None:
 def test_last_test_of_a_dead_process_is_run() -> None:
     """One test is left of its file: the process that gets it does not wait for more."""
     scheduler, (first,) = started(1)
-    while first.step() != TESTS[-3]:
+    begins, middle, ends = TESTS[9:12]  # of the file of its kind that is given last
+    while first.step() != begins:
         pass
-    assert scheduler.remove_node(cast(Any, first)) == TESTS[-2]
+    assert scheduler.remove_node(cast(Any, first)) == middle
     new = Process(scheduler)
     scheduler.schedule()
-    assert run_all([new]) == TESTS[-1:]
+    assert run_all([new]) == [ends]
 
 
 @pytest.mark.slow

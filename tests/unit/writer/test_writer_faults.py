@@ -21,7 +21,14 @@ PLACES = [(BEFORE, False), (BEFORE, True), (MIDDLE, True), (AFTER, True)]
 FAULT = ("verdict", "where", "doubtful")
 FAULTS = [(each, *place) for each in VERDICTS for place in PLACES]
 every_fault = pytest.mark.parametrize(FAULT, FAULTS)
-main_faults = pytest.mark.parametrize(FAULT, [each for each in FAULTS if each[1:] != PLACES[1]])
+main_faults = pytest.mark.parametrize(
+    FAULT,
+    [
+        pytest.param(*each, marks=pytest.mark.slow) if each[1:] == PLACES[2] else each
+        for each in FAULTS
+        if each[1:] != PLACES[1]
+    ],
+)
 
 
 async def posted(script: Script) -> Writing:
