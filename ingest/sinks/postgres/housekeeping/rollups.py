@@ -83,7 +83,8 @@ class Rollups:
             return []
         run = self._run(connection, view)
         if not self._wanted:
-            if await rollup_tables.is_marking(connection, view.oid):
+            is_on = await progress(connection, view.table) is not None
+            if is_on or await rollup_tables.is_marking(connection, view.oid):
                 return [Step(OFF, run.names.hourly, "rollups are off: remove their trigger")]
             return []
         why = "make the tables of rollups, and compute them"
@@ -102,7 +103,8 @@ class Rollups:
         if step.kind == OFF:
             async with connection.transaction():
                 await rollup_tables.unmake(connection, view.oid, run.target)
-                await registry.remove(connection, run.registry, rollup_state.KEY)
+                at = await rollup_state.last(connection, view.table)
+                await rollup_state.turn_off(connection, run.registry, at)
             return
         limit = await connection.fetchval("show statement_timeout")
         await connection.execute(SESSION)
@@ -177,8 +179,8 @@ class Rollups:
         async def change() -> None:
             owner = "" if view.role == view.owner else view.owner
             await rollup_tables.make(connection, oid, run.target, self._spans, owner)
-            at = await progress(connection, view.table) or Progress()
-            await run.put(at._replace(until_us=None, days_until_us=None))
+            at = await rollup_state.last(connection, view.table) or Progress()
+            await run.put(Progress(gone=at.gone))
 
         if not await rollup_tables.is_made(connection, oid, run.target, self._spans):
             await change_alone(
