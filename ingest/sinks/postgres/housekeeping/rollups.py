@@ -146,14 +146,23 @@ class Rollups:
         return ""
 
     async def _compute_unless_stopped(self, run: Run, view: View) -> None:
-        """Cut the connection if a statement goes on for STOP_S after a stop. It is undone then."""
+        """Cut the connection if a statement goes on for STOP_S after a stop. It is undone then.
+
+        If the caller waits no longer, it is cut at once: nobody else may use it meanwhile.
+        """
         work = asyncio.ensure_future(self._compute(run, view))
         stopped_s = 0.0
-        while not work.done():
-            await asyncio.wait({work}, timeout=STOP_POLL_S)
-            stopped_s = stopped_s + STOP_POLL_S if self._stopped() else 0.0
-            if stopped_s > STOP_S:
+        try:
+            while not work.done():
+                await asyncio.wait({work}, timeout=STOP_POLL_S)
+                stopped_s = stopped_s + STOP_POLL_S if self._stopped() else 0.0
+                if stopped_s > STOP_S:
+                    run.connection.terminate()
+        finally:
+            if not work.done():
                 run.connection.terminate()
+                work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
         await work
 
     async def _compute(self, run: Run, view: View) -> None:
