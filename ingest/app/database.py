@@ -107,7 +107,9 @@ def housekeeping_jobs(
             on=make_target(settings),
             stopped=stopped,
         ),
-        Retention(policy, archive_dir=_archive(settings), rollups=settings.rollups),
+        Retention(
+            policy, archive_dir=_archive(settings), rollups=settings.rollups, stopped=stopped
+        ),
         Chunks(policy, rollups=settings.rollups),
     ]
     if archive is not None:

@@ -70,6 +70,7 @@ class Housekeeping:
         self._oldest_us: int | None = None
         self._growth: Growth | None = None
         self._occasionally = Occasionally(WARNING_S)
+        self._has_more = False  # the last run has ended early: see Report
 
     def _is_stopping(self) -> bool:
         return self._stopping.is_set()
@@ -83,6 +84,8 @@ class Housekeeping:
             pause_s = self._settings.housekeeping_pause_s
             if await self._once_unless(stopping):
                 failures = 0
+                if self._has_more:
+                    pause_s = 0.0
             else:
                 failed_s = FAILED_PAUSES_S[min(failures, len(FAILED_PAUSES_S) - 1)]
                 pause_s = min(pause_s, failed_s)
@@ -108,6 +111,7 @@ class Housekeeping:
     async def _once(self, stopping: asyncio.Event) -> bool:
         """Run once; return False if another try may help soon."""
         settings = self._settings
+        self._has_more = False
         where = (self._url(), timeouts(settings), settings.partition_span, self._jobs)
         target = make_target(settings)
         try:
@@ -134,6 +138,7 @@ class Housekeeping:
             log.warning("schema_version_differs", why=needs)
         for each in report.did:
             self._tell(each)
+        self._has_more = report.has_more
         return True
 
     def _tell(self, did: Did) -> None:

@@ -110,7 +110,7 @@ async def _report(args: argparse.Namespace, loaded: Loaded) -> Report:
         where = (url, timeouts(settings), settings.partition_span, jobs)
         target = make_target(settings)
         if args.housekeeping_command == "run":
-            return await runs.run(*where, target=target, yes=args.yes)
+            return await runs.run_all(*where, target=target, yes=args.yes)
         return await runs.look(*where, target=target)
 
 

@@ -1,7 +1,10 @@
-"""The archive rests while others need the processors; with a real PostgreSQL."""
+"""The archive's rests, and its one snapshot of many parts; with a real PostgreSQL."""
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 from pathlib import Path
 
 import asyncpg
@@ -10,9 +13,13 @@ import pytest
 from ingest.archive.archiver import ParquetArchiver
 from ingest.archive.folder import ArchiveFailed, ArchiveFolder
 from ingest.archive.pace import REST_S_MAX, Pace
+from ingest.sinks.postgres.connection import Expired, Timeouts
 from ingest.sinks.postgres.housekeeping import archive_rows, registry
 from ingest.sinks.postgres.housekeeping.archive_rows import RowsTable
+from ingest.sinks.postgres.housekeeping.opening import opened_as
 from tests.support.archives import PARTITION, detached, drawn, fill, rows_in_files, store
+
+TIMEOUTS = Timeouts(5.0, 3.0, 10.0, 20.0, 60.0)
 
 
 @pytest.fixture
@@ -79,3 +86,36 @@ async def test_stop_ends_the_sum_of_a_table_after_one_part(
     with pytest.raises(ArchiveFailed, match="the process stops"):
         await stopped.archive(detached(table))
     assert rests == 0
+
+
+async def test_sum_ends_if_the_server_stands_still_and_not_by_a_limit_of_the_role(
+    table: asyncpg.Connection, shared_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A snapshot may be open for minutes. A part takes a tenth of a second, and never hours."""
+    monkeypatch.setattr(archive_rows, "PART_BLOCKS", 2)
+    monkeypatch.setattr(archive_rows, "STILL_S_MAX", 0.5)
+    await fill(table, PARTITION, drawn(500, 10))
+    named = RowsTable("public", PARTITION)
+    wanted = await archive_rows.checksum(table, named)
+    has_limit = table.get_server_version().major >= 17
+    url = f"{shared_url}&transaction_timeout=300ms" if has_limit else shared_url
+    stopped: list[int] = []
+
+    async def pause(_: float) -> None:
+        await asyncio.sleep(0.05)
+
+    async with opened_as("iot-ingest test", url, TIMEOUTS) as connection:
+        assert await archive_rows.checksum(connection, named, pause) == wanted
+        pid = await connection.fetchval("select pg_backend_pid()")
+
+        async def stop(_: float) -> None:
+            os.kill(pid, signal.SIGSTOP)
+            stopped.append(pid)
+
+        try:
+            async with asyncio.timeout(20):
+                with pytest.raises(Expired):
+                    await archive_rows.checksum(connection, named, stop)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+    assert stopped == [pid]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import asyncpg
 import pytest
 import structlog
 
+from ingest.app.database import housekeeping_jobs, timeouts
 from ingest.app.housekeeping import Housekeeping
 from ingest.cli.doctor_database import OK
 from ingest.cli.doctor_partitions import partition_checks
@@ -15,7 +17,7 @@ from ingest.config.settings import Settings
 from ingest.model.causes import HOUSEKEEPING_FAILS, RETENTION_WAITS
 from ingest.model.errors import StartError
 from ingest.sinks.postgres import schema
-from ingest.sinks.postgres.housekeeping import plan, registry, rollup_left
+from ingest.sinks.postgres.housekeeping import plan, registry, rollup_left, runs
 from ingest.sinks.postgres.housekeeping.keeping import Policy
 from ingest.sinks.postgres.housekeeping.partitions import bounds_entry
 from ingest.sinks.postgres.housekeeping.retention import (
@@ -442,6 +444,42 @@ async def test_service_says_that_it_waits_and_a_yes_of_the_command_ends_it(
     assert "table_full_in_seconds" not in housekeeping.figures(10**15)
     stopping.set()
     await running
+
+
+async def test_long_run_ends_early_and_the_next_one_begins_at_once(
+    connection: asyncpg.Connection, shared_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So partitions are made ahead, and rollups computed, while hundreds of partitions leave."""
+    made = await make(connection, 6)
+    kept = await registry.make(connection, "readings")
+    now_us = (await seen(connection)).now_us
+    await registry.put(connection, kept, registry.KEEP_HOT, KEEP.entry(now_us))
+    counted = 0
+
+    async def run_counted(*where: Any, **more: Any) -> runs.Report:
+        nonlocal counted
+        counted += 1
+        return await real(*where, **more)
+
+    real = runs.run
+    monkeypatch.setattr(runs, "run", run_counted)
+    monkeypatch.setattr(runs, "RUN_S", 0.0)
+    housekeeping = Housekeeping(Settings(keep_hot="2d"), lambda: shared_url)
+    stopping = asyncio.Event()
+    running = asyncio.create_task(housekeeping.run(stopping))
+    async with asyncio.timeout(20):
+        while await tables(connection) != made[3:] or counted < 7:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    await asyncio.sleep(0.1)
+    assert counted == 7  # one a step, and one that found nothing; then it pauses
+    stopping.set()
+    await running
+    settings = Settings(keep_hot="1d")
+    where = (shared_url, timeouts(settings), DAY, housekeeping_jobs(settings))
+    report = await runs.run_all(*where, yes=True)  # as the command
+    assert counted == 10
+    assert [each.step.kind for each in report.did] == [DETACH, DROP]
+    assert await tables(connection) == made[4:]
 
 
 async def test_damaged_entry_of_the_registry_does_not_end_the_service(

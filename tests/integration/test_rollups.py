@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import math
 import random
@@ -458,6 +459,32 @@ async def test_off_and_on_again(operator: asyncpg.Connection) -> None:
     await write(operator, drawn(3, 100, 30))
     await run(operator)
     assert await wrong(operator) == []
+
+
+async def test_run_that_is_cancelled_leaves_nothing_at_work(
+    operator: asyncpg.Connection, shared_url: str
+) -> None:
+    """At a stop nobody waits for it longer: its statement ends with its connection."""
+    said: list[Any] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: said.append(context))
+    await write(operator, drawn(1, 50, 5))
+    await run(operator)
+    await write(operator, drawn(2, 50, 5))
+    other = await asyncpg.connect(shared_url, server_settings={"timezone": "UTC"})
+    async with operator.transaction():
+        await operator.execute("lock table readings_hourly in access exclusive mode")
+        work = asyncio.create_task(run(other))
+        waits = "select exists (select from pg_locks where not granted)"
+        while not await operator.fetchval(waits):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(asyncio.shield(work), 5)
+    assert other.is_closed()
+    gc.collect()
+    await asyncio.sleep(0)
+    assert said == []
 
 
 @pytest.mark.parametrize("by_0_1_0", [False, True])

@@ -99,30 +99,31 @@ async def checksum(
     """Return how many rows a table has, and the sum of their hashes. Some 0.5 us a row.
 
     With `pause` they are read part by part, all in one snapshot. After each part `pause` is called
-    with the seconds that it took.
+    with the seconds that it took. An older server would read the whole table for each part: there
+    it is one statement.
     """
-    if pause is None:
+    if pause is None or connection.get_server_version().major < _TID_RANGE_FROM:
         async with connection.transaction():
             await connection.execute("set local statement_timeout = 0")
             return await _checksum(connection, table, "")
     rows = total = 0
-    async with connection.transaction(isolation="repeatable_read"):
-        await connection.execute("set local statement_timeout = 0")
-        for part in await _parts(connection, table):
-            began_s = monotonic_s()
-            found = await _checksum(connection, table, part)
-            rows, total = rows + found[0], total + found[1]
-            await pause(monotonic_s() - began_s)
+    with _ends_if_still(connection) as moved:
+        async with connection.transaction(isolation="repeatable_read"):
+            await connection.execute("set local statement_timeout = 0")
+            for part in await _parts(connection, table):
+                began_s = monotonic_s()
+                found = await _checksum(connection, table, part)
+                moved()
+                rows, total = rows + found[0], total + found[1]
+                await pause(monotonic_s() - began_s)
     return rows, total
 
 
 async def _parts(connection: Connection, table: RowsTable) -> list[str]:
     """Return the conditions of all parts, by blocks; prepare the transaction for reading them.
 
-    The last one has no end. An older server would read the whole table for each: it has one part.
+    The last one has no end.
     """
-    if connection.get_server_version().major < _TID_RANGE_FROM:
-        return [""]
     await connection.execute(_BY_BLOCKS)
     firsts = range(0, await connection.fetchval(_BLOCKS, table.name) or 1, PART_BLOCKS)
     ends = [f" and ctid < '({first},0)'" for first in firsts[1:]] + [""]

@@ -1,7 +1,7 @@
 """A connection of the owner's role: of a housekeeping run, or to make the table.
 
 Promises: a statement waits for a lock no longer than `lock_s_max`, and takes no longer than
-`statement_s_max`.
+`statement_s_max`. A transaction may take longer, whatever limit the role has.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ from ingest.sinks.postgres.connection import Timeouts
 from ingest.sinks.postgres.session import as_start_error
 
 NAME = "iot-ingest housekeeping"  # as pg_stat_activity shows it
+
+# Servers before PostgreSQL 17 have no such limit.
+_NO_LIMIT = """
+select set_config(name, '0', false) from pg_settings where name = 'transaction_timeout'"""
 
 
 @asynccontextmanager
@@ -42,6 +46,7 @@ async def opened_as(name: str, url: str, timeouts: Timeouts) -> AsyncIterator[Co
             within_s=timeouts.connect_s_max,
         )
     try:
+        await connection.execute(_NO_LIMIT)
         yield connection
     finally:
         await sink_connection.close_politely(connection)

@@ -11,6 +11,7 @@ Does not: know what a step does.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple, Protocol
@@ -22,6 +23,7 @@ from ingest.model.errors import StartError
 from ingest.sinks.postgres.connection import DRIVER_ERRORS, text_of
 from ingest.sinks.postgres.housekeeping.spans import BEGINNING_US, END_US
 from ingest.sinks.postgres.housekeeping.view import View, look_at
+from ingest.system.clock import monotonic_s
 
 TRIES = 3
 TRY_AGAIN_S = 0.5
@@ -89,11 +91,14 @@ async def run(
     *,
     yes: bool = False,
     stopped: Callable[[], bool] = lambda: False,
+    within_s: float = math.inf,
 ) -> list[Did]:
     """Plan, and do the steps; return what became of each. With `yes` also those that wait.
 
-    Raises OtherRun if a run is under way. `stopped` is asked before each step.
+    Raises OtherRun if a run is under way. `stopped` is asked before each step. After `within_s` no
+    further step is begun: what is left is for the next run.
     """
+    end_s = monotonic_s() + within_s
     by_kind = {kind: job for job in jobs for kind in job.kinds}
     did: list[Did] = []
     undone = set[str]()
@@ -101,7 +106,7 @@ async def run(
         # Another run may just have ended.
         view = await look_at(connection, view.table, view.span, target=view.target)
         for step in await plan(connection, view, jobs):
-            if stopped() or connection.is_closed():
+            if stopped() or connection.is_closed() or (did and monotonic_s() >= end_s):
                 break
             if step.waits and not yes:
                 did.append(Did(step, left=step.waits))

@@ -12,6 +12,7 @@ archived is not dropped without that, whatever the settings are by then.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from asyncpg import Connection, Record
@@ -71,17 +72,23 @@ class Retention:
 
     It plans the steps of kind `archive` for the job of the archive, which does them. With `rollups`
     nothing leaves before it is in them. `archive_dir` is that of the policy; if there is none, it
-    is for what was begun.
+    is for what was begun. `stopped` ends a step early that takes long.
     """
 
     kinds = frozenset({DETACH, DROP})
 
     def __init__(
-        self, policy: Policy | None, *, archive_dir: str = "", rollups: bool = False
+        self,
+        policy: Policy | None,
+        *,
+        archive_dir: str = "",
+        rollups: bool = False,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self._policy = policy
         self._archive_dir = archive_dir if policy is None else policy.archive_dir
         self._rollups = rollups
+        self._stopped = stopped
 
     async def plan(self, connection: Connection, view: View) -> list[Step]:
         """Return the steps of the partitions that are old enough, the oldest first."""
@@ -217,7 +224,9 @@ class Retention:
         span = TimeSpan(entry["from_us"], entry["to_us"])
         if found is not None and not ended and not for_archive:
             detached = view.target._replace(schema=found["schema"], table=step.partition)
-            await rollup_leaving.compute(connection, view, entry["oid"], detached, span)
+            await rollup_leaving.compute(
+                connection, view, entry["oid"], detached, span, stopped=self._stopped
+            )
         async with connection.transaction():
             if found is not None and not ended:
                 await _drop_table(connection, found["name"], entry["oid"], step.partition)

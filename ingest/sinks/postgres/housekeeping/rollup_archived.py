@@ -121,14 +121,15 @@ class ArchivedRollups:
         span = TimeSpan(step.from_us, step.to_us)
         await connection.execute(
             f"delete from {run.names.due} where {rollup_left.within([span])} "  # noqa: S608
-            f"and {self._left_out(run, view)}"
+            f"and {self._left_out(run, view, span)}"
         )
         while not run.ended() and await self._compute_some(run, span):
             await run.rest()
 
-    def _left_out(self, run: Run, view: View) -> str:
-        """Return what SQL asks of `hour`: whether its rollups stay as they are, or are removed."""
-        spans = [*run.at.gone, *run.left.lost]
+    def _left_out(self, run: Run, view: View, span: TimeSpan) -> str:
+        """Return what SQL asks of an `hour` in `span`: whether its rollups stay, or are removed."""
+        left_out = (*run.at.gone, *run.left.lost)
+        spans = [each for each in left_out if rollup_left.overlap(each, span)]
         if self._keep_us is not None:
             spans.append(TimeSpan(BEGINNING_US, run.day(view.now_us - self._keep_us)))
         return rollup_left.within(spans)

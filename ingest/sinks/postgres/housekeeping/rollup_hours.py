@@ -56,7 +56,9 @@ async def _compute_next(run: Run, closed_us: int) -> None:
         await _computed_until(run, closed_us, None)
         return
     hour_us = run.hour(first_us)
-    if run.left.is_apart(hour_us):
+    if (gone_until_us := run.at.gone_until(hour_us)) is not None:
+        await _computed_until(run, min(gone_until_us, closed_us), None)
+    elif run.left.is_apart(hour_us):
         await rollup_late.put_off(run, hour_us)
         await _computed_until(run, hour_us + run.spans.hour_us, None)
     elif await _sum_parts(run, hour_us):

@@ -36,18 +36,21 @@ async def is_due(run: Run) -> bool:
     return found
 
 
-async def gather(run: Run) -> None:
-    """Move the records to what is due, each once.
+async def gather(run: Run, here: str = "true") -> None:
+    """Move the records to what is due, each once. `here` is what SQL asks of `hour`.
 
-    Hours that are not computed yet need none: their computation sees these readings.
+    Hours that are not computed yet need none: their computation sees these readings. But it does
+    not see those of a detached table.
     """
     late, due = run.names.late, run.names.due
+    some = f"select ctid from {late} where {here} limit {LATE_ROWS}"  # noqa: S608
     until = "'-infinity'" if run.at.until_us is None else literal(run.at.until_us)
     statement = f"""with gone as (
-    delete from {late} where ctid = any (array(select ctid from {late} limit {LATE_ROWS}))
+    delete from {late} where ctid = any (array({some}))
     returning hour, device_id, metric), kept as (
     insert into {due} (hour, device_id, metric)
-    select distinct hour, device_id, metric from gone where hour < {until} and isfinite(hour)
+    select distinct hour, device_id, metric from gone
+    where (hour < {until} or {run.left.hidden_days}) and isfinite(hour)
     order by 1, 2, 3 on conflict do nothing)
 select count(*) from gone"""  # noqa: S608
     while not run.ended() and await run.connection.fetchval(statement) == LATE_ROWS:
@@ -101,7 +104,7 @@ async def compute_some(run: Run, here: str, *, by_index: bool, source: str = "")
             f"delete from {due} where ctid = any (array(select ctid from {due} {some})) "  # noqa: S608
             f"returning hour::text as hour, device_id, metric, {US.format('hour')} as hour_us"
         )
-        kept = [row for row in rows if not run.at.is_gone(row["hour_us"])]
+        kept = [row for row in rows if run.at.gone_until(row["hour_us"]) is None]
         if not kept:
             return bool(rows)
         keys = [[row[name] for row in kept] for name in ("hour", "device_id", "metric")]

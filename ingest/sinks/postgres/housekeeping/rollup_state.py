@@ -12,7 +12,7 @@ from asyncpg import Connection
 
 from ingest.sinks.postgres.housekeeping import registry
 from ingest.sinks.postgres.housekeeping.plan import NotYet
-from ingest.sinks.postgres.housekeeping.rollup_left import joined, whole, within
+from ingest.sinks.postgres.housekeeping.rollup_left import joined, overlap, whole, within
 from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans, tables_of
 from ingest.sinks.postgres.housekeeping.spans import BEGINNING_US, TimeSpan, literal
 from ingest.sinks.postgres.housekeeping.view import View
@@ -20,6 +20,7 @@ from ingest.sinks.postgres.target import TargetTable
 
 KEY = "rollups"  # in the registry
 NOT_COMPUTED = "the rollups of this time are not computed yet"
+LATE_MISSING = "late readings of this time are not in its rollups yet"
 
 
 class Progress(NamedTuple):
@@ -27,21 +28,30 @@ class Progress(NamedTuple):
 
     Hours before `until_us` and days before `days_until_us` are computed; None: none yet. `gone` are
     times whose readings were removed, and not to an archive: late ones are left out. They have
-    whole hours, are apart from each other, and sorted.
+    whole hours, are apart from each other, and sorted. `off`: nothing is computed; only `gone`
+    grows.
     """
 
     until_us: int | None = None
     days_until_us: int | None = None
     gone: tuple[TimeSpan, ...] = ()
+    off: bool = False
 
-    def is_gone(self, hour_us: int) -> bool:
-        """Whether the rollups of an hour stay as they are."""
+    def gone_until(self, hour_us: int) -> int | None:
+        """Return until when the rollups stay as they are from an hour on; None: they do not."""
         at = bisect_right(self.gone, hour_us, key=lambda each: each.from_us) - 1
-        return at >= 0 and hour_us < self.gone[at].to_us
+        is_gone = at >= 0 and hour_us < self.gone[at].to_us
+        return self.gone[at].to_us if is_gone else None
 
 
 async def progress(connection: Connection, table: str) -> Progress | None:
     """Return how far they are; None if there are none, or they are off."""
+    at = await last(connection, table)
+    return None if at is None or at.off else at
+
+
+async def last(connection: Connection, table: str) -> Progress | None:
+    """Return how far they are, also if they are off; None if they have never been on."""
     found = (await registry.entries(connection, table, KEY)).get("")
     if found is None:
         return None
@@ -49,13 +59,20 @@ async def progress(connection: Connection, table: str) -> Progress | None:
     if (raw_from_us := found.get("raw_from_us")) is not None:  # of 0.1.0, in place of `gone`
         before = TimeSpan(BEGINNING_US, raw_from_us)
         gone = joined([*gone, whole(before, RollupSpans().hour_us)])
-    return Progress(found.get("until_us"), found.get("days_until_us"), tuple(gone))
+    at = Progress(found.get("until_us"), found.get("days_until_us"), tuple(gone))
+    return at._replace(off=found.get("off") is True)
 
 
 async def put(connection: Connection, registry_name: str, at: Progress) -> None:
     """Store how far they are, in the caller's transaction."""
     values: dict[str, Any] = at._asdict() | {"gone": [list(each) for each in at.gone]}
     await registry.put(connection, registry_name, KEY, values)
+
+
+async def turn_off(connection: Connection, registry_name: str, at: Progress | None) -> None:
+    """Note that they are off. What was dropped stays known, for when they are on again."""
+    gone = () if at is None else at.gone
+    await put(connection, registry_name, Progress(gone=gone, off=True))
 
 
 async def leave(
@@ -83,9 +100,9 @@ async def leave(
 async def left(connection: Connection, view: View, span: TimeSpan) -> None:
     """Call it in the transaction in which the readings of a time are dropped without an archive.
 
-    From now on the rollups of that time stay as they are.
+    From now on the rollups of that time stay as they are, also if they are off and on again.
     """
-    at = await progress(connection, view.table)
+    at = await last(connection, view.table)
     if at is not None:
         name, _ = await registry.name_beside(connection, view.table)
         gone = joined([*at.gone, whole(span, RollupSpans().hour_us)])
@@ -96,11 +113,12 @@ async def _needs(connection: Connection, view: View, at: Progress, span: TimeSpa
     if at.until_us is None or at.until_us < span.to_us:
         return NOT_COMPUTED
     names = tables_of(TargetTable(schema=view.schema, table=view.name))
-    older = f"hour < {literal(span.to_us)} and not {within(at.gone)}"
+    gone = [each for each in at.gone if overlap(each, whole(span, RollupSpans().hour_us))]
+    older = f"hour < {literal(span.to_us)} and not {within(gone)}"
     if span.from_us != BEGINNING_US:
         older += f" and hour > {literal(span.from_us)}::timestamptz - '1 h'::interval"
     late = await connection.fetchval(
         f"select exists (select from {names.late} where {older}) "  # noqa: S608
         f"or exists (select from {names.due} where {older})"
     )
-    return "late readings of this time are not in its rollups yet" if late else ""
+    return LATE_MISSING if late else ""

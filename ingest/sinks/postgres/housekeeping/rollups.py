@@ -83,7 +83,8 @@ class Rollups:
             return []
         run = self._run(connection, view)
         if not self._wanted:
-            if await rollup_tables.is_marking(connection, view.oid):
+            is_on = await progress(connection, view.table) is not None
+            if is_on or await rollup_tables.is_marking(connection, view.oid):
                 return [Step(OFF, run.names.hourly, "rollups are off: remove their trigger")]
             return []
         why = "make the tables of rollups, and compute them"
@@ -102,7 +103,8 @@ class Rollups:
         if step.kind == OFF:
             async with connection.transaction():
                 await rollup_tables.unmake(connection, view.oid, run.target)
-                await registry.remove(connection, run.registry, rollup_state.KEY)
+                at = await rollup_state.last(connection, view.table)
+                await rollup_state.turn_off(connection, run.registry, at)
             return
         limit = await connection.fetchval("show statement_timeout")
         await connection.execute(SESSION)
@@ -144,14 +146,23 @@ class Rollups:
         return ""
 
     async def _compute_unless_stopped(self, run: Run, view: View) -> None:
-        """Cut the connection if a statement goes on for STOP_S after a stop. It is undone then."""
+        """Cut the connection if a statement goes on for STOP_S after a stop. It is undone then.
+
+        If the caller waits no longer, it is cut at once: nobody else may use it meanwhile.
+        """
         work = asyncio.ensure_future(self._compute(run, view))
         stopped_s = 0.0
-        while not work.done():
-            await asyncio.wait({work}, timeout=STOP_POLL_S)
-            stopped_s = stopped_s + STOP_POLL_S if self._stopped() else 0.0
-            if stopped_s > STOP_S:
+        try:
+            while not work.done():
+                await asyncio.wait({work}, timeout=STOP_POLL_S)
+                stopped_s = stopped_s + STOP_POLL_S if self._stopped() else 0.0
+                if stopped_s > STOP_S:
+                    run.connection.terminate()
+        finally:
+            if not work.done():
                 run.connection.terminate()
+                work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
         await work
 
     async def _compute(self, run: Run, view: View) -> None:
@@ -177,8 +188,8 @@ class Rollups:
         async def change() -> None:
             owner = "" if view.role == view.owner else view.owner
             await rollup_tables.make(connection, oid, run.target, self._spans, owner)
-            at = await progress(connection, view.table) or Progress()
-            await run.put(at._replace(until_us=None, days_until_us=None))
+            at = await rollup_state.last(connection, view.table) or Progress()
+            await run.put(Progress(gone=at.gone))
 
         if not await rollup_tables.is_made(connection, oid, run.target, self._spans):
             await change_alone(

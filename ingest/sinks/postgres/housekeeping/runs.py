@@ -1,5 +1,7 @@
 """One run of housekeeping, with a connection of its own: look, plan, do, and look again.
 
+A run with many steps ends early, after RUN_S, and the next one plans anew. So partitions are made
+ahead, and rollups computed, also while hundreds of partitions are archived.
 Promises: each failure of the whole run is a StartError; of a step, it is in the report.
 """
 
@@ -21,6 +23,9 @@ from ingest.sinks.postgres.housekeeping.versions import SchemaState
 from ingest.sinks.postgres.housekeeping.view import View, look_at, oldest_us
 from ingest.sinks.postgres.session import as_start_error
 from ingest.sinks.postgres.target import READINGS, TargetTable
+from ingest.system.clock import monotonic_s
+
+RUN_S = 900.0  # after it a run begins no further step
 
 
 class Report(NamedTuple):
@@ -29,6 +34,7 @@ class Report(NamedTuple):
     `rollups` is how far they are, or None; `lacking` are the starts of archived days whose rollups
     lack late readings. `other_run`: nothing was done, because another run is
     under way. `schema` is the version of what was found; if it refuses, nothing was done either.
+    `has_more`: the run has ended early, and no step has failed: the next one may begin at once.
     """
 
     view: View
@@ -39,6 +45,7 @@ class Report(NamedTuple):
     other_run: bool = False
     schema: SchemaState = SchemaState(None)
     lacking: Sequence[int] = ()
+    has_more: bool = False
 
 
 async def look(
@@ -67,6 +74,7 @@ async def run(
     stopped: Callable[[], bool] = lambda: False,
 ) -> Report:
     """Look, do what is due, and look again. With `yes` also the steps that wait for a person."""
+    began_s = monotonic_s()
     async with opened(url, timeouts) as connection:
         with as_start_error(url):
             view = await look_at(connection, target.name, span, target=target)
@@ -74,7 +82,9 @@ async def run(
             did, other_run = list[Did](), False
             try:
                 if not found.refuses:
-                    did = await plan.run(connection, view, jobs, yes=yes, stopped=stopped)
+                    did = await plan.run(
+                        connection, view, jobs, yes=yes, stopped=stopped, within_s=RUN_S
+                    )
             except OtherRun:
                 other_run = True
             if connection.is_closed() and did and did[-1].error:
@@ -85,7 +95,27 @@ async def run(
             oldest = await oldest_us(connection, view)
             rollups = await progress(connection, view.table)
             lacking = await _lacking(connection, view) if rollups is not None else []
-            return Report(view, oldest, due, did, rollups, other_run, found, lacking)
+            report = Report(view, oldest, due, did, rollups, other_run, found, lacking)
+            is_over = bool(did) and monotonic_s() - began_s >= RUN_S
+            return report._replace(has_more=is_over and not any(each.error for each in did))
+
+
+async def run_all(
+    url: str,
+    timeouts: Timeouts,
+    span: str,
+    jobs: Sequence[Job],
+    *,
+    target: TargetTable = READINGS,
+    yes: bool = False,
+) -> Report:
+    """Run until a run has done all that was due, or a step has failed; report on all of them."""
+    did: list[Did] = []
+    while True:
+        report = await run(url, timeouts, span, jobs, target=target, yes=yes)
+        did += report.did
+        if not report.has_more:
+            return report._replace(did=did, other_run=report.other_run and not did)
 
 
 async def _lacking(connection: Connection, view: View) -> list[int]:
