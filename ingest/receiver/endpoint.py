@@ -30,7 +30,7 @@ from ingest.receiver import replies
 from ingest.receiver.access import Access
 from ingest.receiver.ack_waits import AckWaits
 from ingest.receiver.at_once import ADMISSION_DETAILS, COMMITTED
-from ingest.receiver.hints import with_body
+from ingest.receiver.hints import note_body
 from ingest.receiver.keeper import READINGS, Keeper, PostTerms
 from ingest.receiver.line_keeper import LineKeeper
 from ingest.receiver.line_stubs import stubs
@@ -277,7 +277,8 @@ class Endpoint:
         try:
             return plan.decode(body, post)
         except Refused as refused:
-            raise with_body(refused, body)
+            note_body(refused, body)
+            raise
 
     async def _receive(self, request: Request, plan: _Plan, received_s: float) -> Answer:
         """Wait for the body and its place in a round; then keep what is in it."""
@@ -298,7 +299,8 @@ class Endpoint:
         try:
             return await self._plain_bodies.finish(steps, uncounted_bytes=uncounted_bytes)
         except Refused as refused:
-            raise with_body(refused, body)
+            note_body(refused, body)
+            raise
 
     def _seen(self, request: Request, plan: _Plan, decoded: Decoded) -> Decoded:
         request.body = b""  # its memory is free while the post waits for space or for its outcome

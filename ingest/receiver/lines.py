@@ -24,7 +24,7 @@ from ingest.model.errors import Refused
 from ingest.model.letter import LINE
 from ingest.model.ports import Admission
 from ingest.receiver.at_once import ADMISSION_DETAILS, Page
-from ingest.receiver.hints import with_body
+from ingest.receiver.hints import note_body
 from ingest.receiver.in_time import in_time
 from ingest.receiver.keeper import Keeper
 from ingest.receiver.line_keeper import LineKeeper, LineTerms
@@ -252,7 +252,8 @@ def _refused(refused: Refused, body: bytes) -> Points:
     """Return no points for an empty body. Raises the refusal of any other."""
     if refused.code == "empty":
         return NO_POINTS
-    raise with_body(refused, body)
+    note_body(refused, body)
+    raise refused
 
 
 def _no_content(_ack: str, _rows: int) -> Answer:

@@ -34,7 +34,7 @@ from ingest.model.ledger import Ledger
 from ingest.model.letter import MAPPED
 from ingest.model.ports import Admission
 from ingest.receiver.at_once import ADMISSION_DETAILS, Page
-from ingest.receiver.hints import with_body
+from ingest.receiver.hints import note_body
 from ingest.receiver.in_time import in_time
 from ingest.receiver.keeper import Keeper
 from ingest.receiver.line_keeper import LineKeeper, LineTerms
@@ -276,7 +276,8 @@ class SourcePages:
                 body, MapPost(post, source, plan.roots, rows_max, bytes_max, plan.times_us)
             )
         except Refused as refused:
-            raise with_body(refused, body)
+            note_body(refused, body)
+            raise
 
     async def _finished(
         self, mapped: Mapped | MapSteps, body: bytes, *, uncounted_bytes: int
@@ -286,7 +287,8 @@ class SourcePages:
         try:
             return await self._plain_bodies.finish(mapped, uncounted_bytes=uncounted_bytes)
         except Refused as refused:
-            raise with_body(refused, body)
+            note_body(refused, body)
+            raise
 
 
 def _kept(_ack: str, rows: int) -> Answer:
