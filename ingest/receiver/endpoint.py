@@ -285,19 +285,23 @@ class Endpoint:
         async with self._plain_bodies.body(request) as body:
             decoded = self._decode(plan, body, received_s)
             if not isinstance(decoded, Decoded):
-                decoded = await self._finish_steps(decoded, body, uncounted_bytes=0)
+                sender = plan.sender.of(request)
+                decoded = await self._finish_steps(decoded, body, sender, uncounted_bytes=0)
         del body
         return await self._keeper.keep(plan.terms, self._seen(request, plan, decoded))
 
     async def _go_on(self, request: Request, plan: _Plan, steps: Steps, body: bytes) -> Answer:
         """Decode the rest in short steps; then keep what is in it."""
-        decoded = await self._finish_steps(steps, body, uncounted_bytes=len(body))
+        sender = plan.sender.of(request)
+        decoded = await self._finish_steps(steps, body, sender, uncounted_bytes=len(body))
         del body
         return await self._keeper.keep(plan.terms, self._seen(request, plan, decoded))
 
-    async def _finish_steps(self, steps: Steps, body: bytes, *, uncounted_bytes: int) -> Decoded:
+    async def _finish_steps(
+        self, steps: Steps, body: bytes, sender: str, *, uncounted_bytes: int
+    ) -> Decoded:
         try:
-            return await self._plain_bodies.finish(steps, uncounted_bytes=uncounted_bytes)
+            return await self._plain_bodies.finish(steps, uncounted_bytes, sender)
         except Refused as refused:
             note_body(refused, body)
             raise
