@@ -29,7 +29,9 @@ PARSE_S_MAX = 0.0002
 # So many bytes of a chunked body may be sizes, line ends and trailers, and as many again as it has
 # of its own. Otherwise a few connections with chunks of one byte would use the whole CPU.
 OVERHEAD_BYTES_MAX = 16 * 1024
-SMALL_CHUNKS = "the chunks of the body are too small: sizes and line ends have more bytes than it has"
+SMALL_CHUNKS = (
+    "the chunks of the body are too small: sizes and line ends have more bytes than it has"
+)
 # In a chunked body with more empty lines than this, nobody looks for the end: with 256 KiB of empty
 # lines that would take 0.4 s. The connection ends with this request, and what follows it is lost.
 LINES_MAX = 500

@@ -9,8 +9,8 @@ on in short steps, in the time that each round keeps for steps, after the posts 
 begun. So a large post, or one with invalid items, never delays a small one by more than that. The
 loop does not sleep until its steps are done, and small posts wait for the journal's thread. So if
 the steps of a post take long, other threads get the interpreter sooner until it is done.
-Promises: posts in the queue are served first come, first served. Posts in steps take turns, and
-each round does at least one step.
+Promises: posts in the queue are served first come, first served. Senders with posts in steps take
+turns, and so do the posts of each. Each round does at least one step.
 """
 
 from __future__ import annotations
@@ -38,9 +38,12 @@ T = TypeVar("T")
 class _InSteps:
     """A post in steps. `until_done` ends when nobody waits for it any more."""
 
-    __slots__ = ("finished", "steps", "took_s", "until_done")
+    __slots__ = ("finished", "sender", "steps", "took_s", "until_done")
 
-    def __init__(self, steps: Generator[None, None, Any], until_done: ExitStack) -> None:
+    def __init__(
+        self, steps: Generator[None, None, Any], until_done: ExitStack, sender: str
+    ) -> None:
+        self.sender = sender
         self.steps = steps
         self.until_done = until_done
         self.finished: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -59,7 +62,7 @@ class LoopShare:
     def __init__(self) -> None:
         self._bytes_left = ROUND_BYTES
         self._queue: deque[tuple[int, Callable[[], object]]] = deque()
-        self._in_steps: deque[_InSteps] = deque()
+        self._in_steps: dict[str, deque[_InSteps]] = {}  # of each sender; the next one is first
         self._put_off: deque[Callable[[], object]] = deque()
         self._next_is_due = False
 
@@ -96,14 +99,14 @@ class LoopShare:
         self.enqueue(body_bytes, begin)
         await granted
 
-    async def finish(self, steps: Generator[None, None, T]) -> T:
+    async def finish(self, steps: Generator[None, None, T], sender: str = "") -> T:
         """Do the steps in the rounds' time for steps; return the result.
 
         Raises what a step raises. Safe to cancel.
         """
         with ExitStack() as until_done:
-            post = _InSteps(steps, until_done)
-            self._in_steps.append(post)
+            post = _InSteps(steps, until_done, sender)
+            self._in_steps.setdefault(sender, deque()).append(post)
             self._schedule()
             finished: asyncio.Future[T] = post.finished
             return await finished
@@ -136,8 +139,7 @@ class LoopShare:
 
     def _do_steps(self, now_s: float, until_s: float) -> None:
         """Do steps of one post after the other, at least one step."""
-        while self._in_steps:
-            post = self._in_steps.popleft()
+        while (post := self._next_in_steps()) is not None:
             if post.finished.done():  # the wait was cancelled
                 post.steps.close()
                 continue
@@ -149,8 +151,18 @@ class LoopShare:
             except Exception as error:  # it is raised where the post waits
                 post.finished.set_exception(error)
             else:
-                self._in_steps.append(post)
+                self._in_steps.setdefault(post.sender, deque()).append(post)
             now_s = monotonic_s()
             post.took(now_s - began_s)
             if now_s >= until_s:
                 return
+
+    def _next_in_steps(self) -> _InSteps | None:
+        """Take a post of the sender whose turn it is; the sender is the last one then."""
+        for sender, posts in self._in_steps.items():
+            post = posts.popleft()
+            del self._in_steps[sender]
+            if posts:
+                self._in_steps[sender] = posts
+            return post
+        return None

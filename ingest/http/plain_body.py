@@ -106,8 +106,10 @@ class PlainBodies:
                 await self._loop_share.wait(len(inflated))
                 yield inflated
 
-    async def finish(self, steps: Generator[None, None, T], uncounted_bytes: int) -> T:
-        """Do the steps of a post in the next rounds; return the result.
+    async def finish(
+        self, steps: Generator[None, None, T], uncounted_bytes: int, sender: str = ""
+    ) -> T:
+        """Do the steps of a post in the next rounds; return the result. Senders take turns.
 
         `uncounted_bytes` of its body are in memory and not counted: they are, until the end. Raises
         Refused, also if there is no room for them. Safe to cancel.
@@ -115,7 +117,7 @@ class PlainBodies:
         if not self._bodies.count_in(uncounted_bytes):
             raise Refused("buffer_full", "too many bodies at once", retry_after_s=2)
         try:
-            return await self._loop_share.finish(steps)
+            return await self._loop_share.finish(steps, sender)
         finally:
             self._bodies.count_out(uncounted_bytes)
 

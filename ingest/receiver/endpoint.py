@@ -30,7 +30,7 @@ from ingest.receiver import replies
 from ingest.receiver.access import Access
 from ingest.receiver.ack_waits import AckWaits
 from ingest.receiver.at_once import ADMISSION_DETAILS, COMMITTED
-from ingest.receiver.hints import with_body
+from ingest.receiver.hints import note_body
 from ingest.receiver.keeper import READINGS, Keeper, PostTerms
 from ingest.receiver.line_keeper import LineKeeper
 from ingest.receiver.line_stubs import stubs
@@ -277,28 +277,34 @@ class Endpoint:
         try:
             return plan.decode(body, post)
         except Refused as refused:
-            raise with_body(refused, body)
+            note_body(refused, body)
+            raise
 
     async def _receive(self, request: Request, plan: _Plan, received_s: float) -> Answer:
         """Wait for the body and its place in a round; then keep what is in it."""
         async with self._plain_bodies.body(request) as body:
             decoded = self._decode(plan, body, received_s)
             if not isinstance(decoded, Decoded):
-                decoded = await self._finish_steps(decoded, body, uncounted_bytes=0)
+                sender = plan.sender.of(request)
+                decoded = await self._finish_steps(decoded, body, sender, uncounted_bytes=0)
         del body
         return await self._keeper.keep(plan.terms, self._seen(request, plan, decoded))
 
     async def _go_on(self, request: Request, plan: _Plan, steps: Steps, body: bytes) -> Answer:
         """Decode the rest in short steps; then keep what is in it."""
-        decoded = await self._finish_steps(steps, body, uncounted_bytes=len(body))
+        sender = plan.sender.of(request)
+        decoded = await self._finish_steps(steps, body, sender, uncounted_bytes=len(body))
         del body
         return await self._keeper.keep(plan.terms, self._seen(request, plan, decoded))
 
-    async def _finish_steps(self, steps: Steps, body: bytes, *, uncounted_bytes: int) -> Decoded:
+    async def _finish_steps(
+        self, steps: Steps, body: bytes, sender: str, *, uncounted_bytes: int
+    ) -> Decoded:
         try:
-            return await self._plain_bodies.finish(steps, uncounted_bytes=uncounted_bytes)
+            return await self._plain_bodies.finish(steps, uncounted_bytes, sender)
         except Refused as refused:
-            raise with_body(refused, body)
+            note_body(refused, body)
+            raise
 
     def _seen(self, request: Request, plan: _Plan, decoded: Decoded) -> Decoded:
         request.body = b""  # its memory is free while the post waits for space or for its outcome

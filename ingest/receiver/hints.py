@@ -9,11 +9,11 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}  # how they beg
 _LOOKED_AT_BYTES = 64
 
 
-def with_body(refused: Refused, body: bytes) -> Refused:
+def note_body(refused: Refused, body: bytes) -> None:
     """Note the body of a refused post; tell its sender if it begins as another format does."""
     refused.body_start = body
     if refused.code not in _UNREADABLE:
-        return refused
+        return
     for begin, encoding in _COMPRESSED.items():
         if body.startswith(begin):
             refused.detail += (
@@ -22,4 +22,3 @@ def with_body(refused: Refused, body: bytes) -> Refused:
             )
     if refused.code == "not_lines" and body[:_LOOKED_AT_BYTES].lstrip()[:1] in (b"{", b"["):
         refused.detail += "; JSON is posted to /v1/readings"
-    return refused

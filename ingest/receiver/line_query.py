@@ -39,9 +39,6 @@ class LineQuery(NamedTuple):
 
 def parse_line_query(text: str) -> LineQuery:
     """Parse the text after the `?`. Raises Refused("bad_parameter")."""
-    # Bytes that are not UTF-8 are replaced, as are those that are percent-encoded. Half surrogate
-    # pairs in the name of a database would not be the same when a dead letter is read again.
-    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     given = dict(parse_qsl(text, keep_blank_values=True))
     precision = given.get("precision", "")
     if precision not in PRECISIONS:

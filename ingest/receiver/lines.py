@@ -24,7 +24,7 @@ from ingest.model.errors import Refused
 from ingest.model.letter import LINE
 from ingest.model.ports import Admission
 from ingest.receiver.at_once import ADMISSION_DETAILS, Page
-from ingest.receiver.hints import with_body
+from ingest.receiver.hints import note_body
 from ingest.receiver.in_time import in_time
 from ingest.receiver.keeper import Keeper
 from ingest.receiver.line_keeper import LineKeeper, LineTerms
@@ -172,9 +172,8 @@ class LinePages:
                 stack.enter_context(self._counted(len(body)))
                 post = self._post(plan, monotonic_s())  # a slow network is not our fault
                 async with in_time(post.received_s + self._options.answer_s_max):
-                    points = await self._finished(
-                        self._begun(body, plan, post), body, uncounted_bytes=0
-                    )
+                    begun, sender = self._begun(body, plan, post), plan.sender.of(request)
+                    points = await self._finished(begun, body, sender, uncounted_bytes=0)
             del body
             self._seen(request, plan, points)
             terms = self._terms(request, plan, page, post)
@@ -190,7 +189,8 @@ class LinePages:
         """Decode the rest in short steps; keep what is in it."""
         body = request.body or b""
         async with in_time(post.received_s + self._options.answer_s_max):
-            points = await self._finished(steps, body, uncounted_bytes=len(body))
+            sender = plan.sender.of(request)
+            points = await self._finished(steps, body, sender, uncounted_bytes=len(body))
         del body
         self._seen(request, plan, points)
         return await self._keep(points, self._terms(request, plan, page, post))
@@ -235,12 +235,12 @@ class LinePages:
             return _refused(refused, body)
 
     async def _finished(
-        self, points: Points | LineSteps, body: bytes, *, uncounted_bytes: int
+        self, points: Points | LineSteps, body: bytes, sender: str, *, uncounted_bytes: int
     ) -> Points:
         if isinstance(points, Points):
             return points
         try:
-            return await self._plain_bodies.finish(points, uncounted_bytes=uncounted_bytes)
+            return await self._plain_bodies.finish(points, uncounted_bytes, sender)
         except Refused as refused:
             return _refused(refused, body)
 
@@ -252,7 +252,8 @@ def _refused(refused: Refused, body: bytes) -> Points:
     """Return no points for an empty body. Raises the refusal of any other."""
     if refused.code == "empty":
         return NO_POINTS
-    raise with_body(refused, body)
+    note_body(refused, body)
+    raise refused
 
 
 def _no_content(_ack: str, _rows: int) -> Answer:

@@ -34,7 +34,7 @@ from ingest.model.ledger import Ledger
 from ingest.model.letter import MAPPED
 from ingest.model.ports import Admission
 from ingest.receiver.at_once import ADMISSION_DETAILS, Page
-from ingest.receiver.hints import with_body
+from ingest.receiver.hints import note_body
 from ingest.receiver.in_time import in_time
 from ingest.receiver.keeper import Keeper
 from ingest.receiver.line_keeper import LineKeeper, LineTerms
@@ -46,6 +46,7 @@ from ingest.system.clock import monotonic_s, unix_us
 
 SMALL_BYTES = 16 * 1024  # of a body that is decoded at once
 ALONE_BYTES = 64 * 1024  # of a body that is decoded alone
+ALONE = "decoded alone"  # no sender is called so
 NOTHING_ELSE = Points([], [], 0, 0)[1:]  # of a post that has only readings
 # They can be sent again; a 4xx would lose what they have.
 LATER = frozenset({"body_timeout", "too_fast", "too_many_connections"})
@@ -201,7 +202,9 @@ class SourcePages:
             alone = self._alone.turn(terms.sender, len(text)) if is_large else nullcontext()
             async with in_time(terms.answer_by_s), alone:
                 begun = self._begun(text, source, plan, post)
-                mapped = await self._finished(begun, text, uncounted_bytes=0)
+                # The others wait for one that is decoded alone: it has turns of its own.
+                turns_of = ALONE if is_large else terms.sender
+                mapped = await self._finished(begun, text, turns_of, uncounted_bytes=0)
         del body, text
         self._seen(request, source, plan, mapped)
         return await self._keep(mapped, terms)
@@ -213,7 +216,7 @@ class SourcePages:
         terms = self._terms(request, source, plan, post)
         body = request.body or b""
         async with in_time(terms.answer_by_s):
-            mapped = await self._finished(steps, body, uncounted_bytes=len(body))
+            mapped = await self._finished(steps, body, terms.sender, uncounted_bytes=len(body))
         del body
         self._seen(request, source, plan, mapped)
         return await self._keep(mapped, terms)
@@ -276,17 +279,19 @@ class SourcePages:
                 body, MapPost(post, source, plan.roots, rows_max, bytes_max, plan.times_us)
             )
         except Refused as refused:
-            raise with_body(refused, body)
+            note_body(refused, body)
+            raise
 
     async def _finished(
-        self, mapped: Mapped | MapSteps, body: bytes, *, uncounted_bytes: int
+        self, mapped: Mapped | MapSteps, body: bytes, turns_of: str, *, uncounted_bytes: int
     ) -> Mapped:
         if isinstance(mapped, Mapped):
             return mapped
         try:
-            return await self._plain_bodies.finish(mapped, uncounted_bytes=uncounted_bytes)
+            return await self._plain_bodies.finish(mapped, uncounted_bytes, turns_of)
         except Refused as refused:
-            raise with_body(refused, body)
+            note_body(refused, body)
+            raise
 
 
 def _kept(_ack: str, rows: int) -> Answer:

@@ -143,6 +143,20 @@ async def test_posts_in_steps_take_turns() -> None:
     assert await long == "long"
 
 
+async def test_senders_with_posts_in_steps_take_turns() -> None:
+    """Fifty posts of one sender get no more than one of another."""
+    share, done = LoopShare(), list[str]()
+    step_s = STEPS_S / 5
+    many = [
+        asyncio.create_task(share.finish(steps_of(6, done, "many", step_s=step_s), "m"))
+        for _ in range(30)
+    ]
+    await asyncio.sleep(0)
+    assert await share.finish(steps_of(10, done, "one", step_s=step_s), "o") == "one"
+    assert done.count("many") <= 30
+    assert set(await asyncio.gather(*many)) == {"many"}
+
+
 async def test_fault_in_a_step_is_raised_where_the_post_waits() -> None:
     """In the first step and in a later one; the other posts go on."""
     share, done = LoopShare(), list[str]()

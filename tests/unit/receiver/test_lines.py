@@ -140,15 +140,6 @@ async def test_faulty_lines_are_dead_lettered_with_their_defaults() -> None:
         assert receiver.ledger.received == 4
 
 
-async def test_bucket_that_is_not_utf_8_is_the_same_for_a_dead_letter() -> None:
-    """Else the replay of the letter would make a series that nobody has sent."""
-    async with running_receiver(line_prefix=True) as receiver:
-        sized = head("POST", "/write?db=a~", {"Content-Length": "21"}).replace(b"~", b"\xff")
-        assert (await receiver.send(sized + b"m,host=h good=1,bad=x")).status == 204
-        assert [each.metric for each in receiver.inlet.readings] == ["a\ufffd.m.good"]
-        assert [each.prefix for each in receiver.dead_letters.letters] == ["a\ufffd"]
-
-
 async def test_post_of_faulty_lines_only_is_kept_as_dead_letters() -> None:
     """Senders with one line a post would lose each of them."""
     async with running_receiver() as receiver:
