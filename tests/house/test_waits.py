@@ -29,6 +29,8 @@ MODULES = (
     "receiver/line_keeper",
     "receiver/line_stubs",
     "receiver/sources",
+    "receiver/in_time",
+    "receiver/one_by_one",
     "receiver/ack_waits",
     "model/ack",
     "buffers/memory",
