@@ -169,8 +169,8 @@ def parsed_in_full(text: bytes) -> Any:
     if len(text) > CROWD_BYTES and text.count(b"[") + text.count(b"{") > NESTED_MAX:
         raise Refused(
             "too_many_readings",
-            f"a document of more than {CROWD_BYTES} bytes may have {NESTED_MAX} lists and objects; "
-            "split it",
+            f"a document of more than {CROWD_BYTES} bytes may have at most {NESTED_MAX} lists and "
+            "objects; split it",
         )
     try:
         return _parsed_fully(text, _LENIENT_OF_64_BITS)

@@ -110,6 +110,8 @@ class _Reader:
                 continue
             before = found.fault_count
             yield from self._read_row(row)
+            if found.parts > self._parts_max:  # one row alone has fewer than its document has bytes
+                raise too_much_shared()
             if found.fault_count > before:
                 found.bad_rows.append(key)
         if not found.readings and not found.fault_count and not self._is_meant():
@@ -138,8 +140,6 @@ class _Reader:
         for metric, value, label in self._labelled(row):
             found.parts += 1
             if not found.parts % STEP_PARTS:
-                if found.parts > self._parts_max:
-                    raise too_much_shared(self._parts_max)
                 yield
             if metric is None:
                 continue  # only a part of the work

@@ -99,12 +99,12 @@ Steps = Generator[None, None, Decoded]
 Decode = Callable[[bytes, Post], Decoded | Steps]
 
 
-def too_much_shared(parts_max: int) -> Refused:
-    """Return the refusal of a mapped document whose rows share so many values."""
+def too_much_shared() -> Refused:
+    """Return the refusal of a mapped post whose rows share so many values."""
     return Refused(
         "too_many_readings",
-        f"its rows share values, and for all rows together more than {parts_max} values would have "
-        "to be read; split the document",
+        "its rows share values, which are read for each row: for all rows together these are too "
+        "many; split the document",
     )
 
 

@@ -212,10 +212,11 @@ CAUSES: dict[str, Cause] = {
     ),
     PARTITION_MISSING: Cause(
         "readings of days without a partition wait as dead letters, and the service makes none",
-        "If its role may not: with the URL of the role that owns the table, `{run} housekeeping "
-        "run --from DAY` makes them from this day on; or set housekeeping_url. If partitions_max "
-        "is reached, raise it. If another tool makes the partitions, let it make these. Then the "
-        "readings come back by themselves.",
+        "If the role of the service may not make partitions: run `{run} housekeeping run --from "
+        "DAY` with the URL of the role that owns the table (DAY is the oldest of these days), or "
+        "set housekeeping_url. If partitions_max is reached: see whether a device has a wrong "
+        "clock; if not, raise it. If another tool makes the partitions: let it make these. Then "
+        "the readings come back by themselves.",
         "ingestpartitionsend",
     ),
     PARTITIONS_END: Cause(

@@ -21,9 +21,12 @@ async def in_time(answer_by_s: float) -> AsyncIterator[None]:
 
     Raises Refused (`buffer_full`) then: nothing of the post is kept.
     """
+    due = asyncio.timeout(max(0.0, answer_by_s - monotonic_s()))
     try:
-        async with asyncio.timeout(max(0.0, answer_by_s - monotonic_s())):
+        async with due:
             yield
     except TimeoutError:
+        if not due.expired():
+            raise  # of what is inside
         why = "the service could not read the post in time, since it reads others; nothing is kept"
         raise Refused("buffer_full", why, retry_after_s=AGAIN_S) from None

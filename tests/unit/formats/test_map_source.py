@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ingest.formats.map_post import Mapped, MapPost, begin, decode, decode_item
+from ingest.formats.map_row import STEP_PARTS
 from ingest.formats.map_source import SourceFault, compile_source
 from ingest.formats.post import Post
 from ingest.model.errors import Refused
@@ -337,6 +338,18 @@ def test_shared_values_that_are_no_numbers_count_too() -> None:
     with pytest.raises(Refused, match="share values") as raised:
         decode(rows_below(shared), map_post(table)._replace(rows_max=5_000))
     assert raised.value.code == "too_many_readings"
+
+
+@pytest.mark.parametrize("documents", [1, 1_000])
+def test_shared_values_are_counted_wherever_a_step_ends(documents: int) -> None:
+    """A row with as many parts as a step has, or many documents that are smaller than a step."""
+    table = {"rows": "rows[]", "device": "=a", "values": "^x[]", "metric": "n", "value": "v"}
+    entries = [b'{"n":"a","v":1}', *[b"{}"] * (STEP_PARTS - 2)]
+    body = rows_below(b'"x":[%b]' % b",".join(entries))
+    if documents > 1:
+        body = b"[%b]" % b",".join([b'{"x":[%b1],"rows":[%b1]}' % (b"1," * 15, b"1," * 15)] * 1_000)
+    with pytest.raises(Refused, match="share values"):
+        decode(body, map_post(table)._replace(rows_max=5_000))
 
 
 @pytest.mark.parametrize("code", ["too_many_readings", "body_too_large"])

@@ -21,7 +21,7 @@ ZSTD = b"\x28\xb5\x2f\xfd\x04\x00"
         ("/write", gzip.compress(GOOD), "header Content-Encoding: gzip missing"),
         ("/write", b" " + GOOD, "JSON is posted to /v1/readings"),
         ("/v1/readings", b'{"device_id":"\xff"}', "it is not UTF-8"),
-        ("/v1/in/esp", b"[%b1]" % (b"[]," * 25_000), "may have 20000 lists and objects"),
+        ("/v1/in/esp", b"[%b1]" % (b"[]," * 25_000), "may have at most 20000 lists and objects"),
     ],
 )
 async def test_cause_is_told(tmp_path: Path, target: str, body: bytes, told: str) -> None:
