@@ -63,9 +63,9 @@ def decisions(design: str) -> dict[int, Decision]:
 
 def never_used(design: str) -> set[int]:
     """Return the numbers that the design says no decision ever had."""
-    (line,) = re.findall(r"^([0-9, to]+): never used\.", design, re.MULTILINE)
+    (line,) = re.findall(r"^(\d[0-9, to\n]+): never used\.", design, re.MULTILINE)
     numbers = set()
-    for each in line.split(", "):
+    for each in re.split(r",\s", line):
         first, _, last = each.partition(" to ")
         numbers |= set(range(int(first), int(last or first) + 1))
     return numbers
