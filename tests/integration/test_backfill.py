@@ -15,15 +15,21 @@ from ingest.cli.doctor_partitions import partition_checks
 from ingest.model.causes import PARTITION_MISSING
 from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.housekeeping import late as late_module
+from ingest.sinks.postgres.housekeeping import plan
 from ingest.sinks.postgres.housekeeping.making import (
     GROUP_MAX,
     make_partition,
     make_partitions,
 )
 from ingest.sinks.postgres.housekeeping.partitions import partitions
-from ingest.sinks.postgres.housekeeping.spans import DAY, DAY_US, span_bounds
+from ingest.sinks.postgres.housekeeping.spans import (
+    DAY,
+    DAY_US,
+    partition_name,
+    span_bounds,
+)
 from ingest.sinks.postgres.housekeeping.view import look_at
-from ingest.system.clock import unix_us
+from ingest.system.clock import monotonic_s, unix_us
 from tests.integration.test_partitions import Path2, daily, make, quick
 from tests.integration.test_replay import rows, running, until_live
 from tests.support.commands import Here, with_user
@@ -97,6 +103,50 @@ async def test_two_processes_bring_in_the_same_days(
     for each, covers in zip(both, done, strict=True):
         assert covers or await each.make_for(times_us)
     assert sum(each.made for each in both) == DAYS - 1
+
+
+async def test_day_that_cannot_be_made_holds_up_no_other(
+    table: asyncpg.Connection, shared_url: str
+) -> None:
+    """A type has the name of its partition. The step of this day says so, and no other one."""
+    now_us = unix_us()
+    late = late_partitions(daily(), lambda: shared_url)
+    times_us = [now_us - days * DAY_US for days in range(300, 305)]
+    job = partitions_ahead(daily(), from_us=now_us - 20 * DAY_US)
+    view = await look_at(table, "readings", DAY)
+    taken = [
+        (await job.plan(table, view))[2].partition,
+        partition_name("readings", DAY, span_bounds(DAY, times_us[2]).from_us),
+    ]
+    for each in taken:
+        await table.execute(f"create type {each} as enum ()")
+    try:
+        assert not await late.make_for(times_us)
+        assert list(map(late.is_covered, times_us)) == [True, True, False, True, True]
+        why = late.why_not(times_us[2])
+        assert why is not None
+        assert f'type "{taken[1]}" already exists' in why.message
+        did = await plan.run(table, view, [job])
+        assert [each.step.partition for each in did if each.error] == taken[:1]
+        assert len(did) == 20
+    finally:
+        for each in taken:
+            await table.execute(f"drop type {each}")
+    view = await look_at(table, "readings", DAY)
+    assert [each.partition for each in await job.plan(table, view)] == taken[:1]
+
+
+async def test_database_that_cannot_be_looked_at_is_left_alone_for_a_while(
+    table: asyncpg.Connection, shared_url: str
+) -> None:
+    """Else each write of an old reading would wait for it."""
+    late = late_partitions(daily(), lambda: shared_url)
+    async with table.transaction():
+        await table.execute("lock table ingest_housekeeping")
+        assert not await late.make_for([0])
+        began_s = monotonic_s()
+        assert not await late.make_for([0])
+        assert monotonic_s() - began_s < 0.1
 
 
 async def test_step_of_the_housekeeping_makes_the_next_ones_too(table: asyncpg.Connection) -> None:

@@ -7,11 +7,19 @@ readings into the table can have it begin earlier.
 
 from __future__ import annotations
 
+import asyncpg
 from asyncpg import Connection
 
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.housekeeping import archived
-from ingest.sinks.postgres.housekeeping.making import GROUP_MAX, make_partitions, mark_ours
+from ingest.sinks.postgres.housekeeping.making import (
+    GROUP_MAX,
+    fails_for_all,
+    make_group,
+    make_partition,
+    make_partitions,
+    mark_ours,
+)
 from ingest.sinks.postgres.housekeeping.partitions import cut_at, gaps
 from ingest.sinks.postgres.housekeeping.plan import Step
 from ingest.sinks.postgres.housekeeping.spans import (
@@ -87,13 +95,20 @@ class PartitionsAhead:
     async def do(self, connection: Connection, view: View, step: Step) -> None:
         """Make this partition, and the next ones of the plan in the same transaction.
 
-        Another process may have made one meanwhile.
+        Another process may have made one meanwhile. If one of the next ones cannot be made, its
+        own step says so.
         """
         bounds = TimeSpan(step.from_us, step.to_us)
         if bounds not in self._made:
             at = self._planned.index(bounds)
             group = self._planned[at : at + GROUP_MAX]
-            await make_partitions(connection, view, group)
+            try:
+                await make_group(connection, view, group)
+            except (asyncpg.PostgresError, StartError) as error:
+                if fails_for_all(connection, error):
+                    raise
+                group = [bounds]
+                await make_partition(connection, view, bounds)
             self._made.update(group)
 
     async def begin(self, connection: Connection, view: View) -> int:

@@ -16,6 +16,7 @@ from bisect import bisect_right, insort
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import asyncpg
 from asyncpg import Connection
 
 from ingest.model.errors import StartError
@@ -201,9 +202,9 @@ class LatePartitions:
         url = self._url()
         async with opened(url, self._timeouts) as connection:
             with as_start_error(url):
-                self._is_away = False
                 if self._age_s >= LOOK_S_MIN:
                     await self._look(connection)
+                self._is_away = False
                 missing = self._to_make(times_us)
                 if not missing:
                     self._warn(times_us)
@@ -218,7 +219,12 @@ class LatePartitions:
         """Make a group of partitions, and know them without a look: that takes long with many."""
         view = self._view
         assert view is not None, "the spans come from it"
-        names = await make_partitions(connection, view, spans)
+        try:
+            names = await make_partitions(connection, view, spans)
+        except (asyncpg.PostgresError, StartError):
+            if len(spans) > 1 and not connection.is_closed():
+                await self._look(connection)  # the others have been made
+            raise
         self.made += len(names)
         for name in names:
             log.info("partition_made", partition=name, why="readings found none")

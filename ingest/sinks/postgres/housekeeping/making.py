@@ -28,6 +28,7 @@ from ingest.sinks.postgres.housekeeping.view import View
 from ingest.sinks.postgres.target import quoted
 
 GROUP_MAX = 16  # in one transaction: it takes some tenths of a second if there are thousands
+FAILED_MAX = 3  # of a group: then the others would probably fail too
 LOCK_MS = 1_000  # for the lock of the parent: somebody may be changing the table
 _SAME_NAME_MAX = 100
 _OVERLAPS = "42P17"
@@ -47,26 +48,46 @@ async def make_partition(connection: Connection, view: View, bounds: TimeSpan) -
 async def make_partitions(
     connection: Connection, view: View, spans: Sequence[TimeSpan]
 ) -> list[str]:
-    """Make and attach partitions, at most GROUP_MAX; return their names: all of them or none.
+    """Make and attach partitions, at most GROUP_MAX, in one transaction; return their names.
 
-    If a part of one of their times has a partition by now, each is made by itself. Then that one
-    is left out. Raises StartError if the role may not. Waits for locks as long as LOCK_MS.
+    If one of them cannot be made, each is made by itself. One is left out if a part of its time has
+    a partition by now. Any other failure is raised when the others have been tried, or after
+    FAILED_MAX. Raises StartError if the role may not. Waits for locks as long as LOCK_MS.
     """
     if view.cannot_make:
         raise StartError(view.cannot_make)
     try:
-        return await _make_all(connection, view, spans)
-    except asyncpg.InvalidObjectDefinitionError as error:
-        if error.sqlstate != _OVERLAPS:
+        return await make_group(connection, view, spans)
+    except (asyncpg.PostgresError, StartError) as error:
+        if len(spans) == 1 and getattr(error, "sqlstate", None) == _OVERLAPS:
+            return []
+        if len(spans) == 1 or fails_for_all(connection, error):
             raise
-    if len(spans) == 1:
-        return []
-    return [
-        name for each in spans if (name := await make_partition(connection, view, each)) is not None
-    ]
+    return await _make_each(connection, view, spans)
 
 
-async def _make_all(connection: Connection, view: View, spans: Sequence[TimeSpan]) -> list[str]:
+async def _make_each(connection: Connection, view: View, spans: Sequence[TimeSpan]) -> list[str]:
+    names: list[str] = []
+    failed: list[Exception] = []
+    for each in spans:
+        try:
+            names += await make_partitions(connection, view, [each])
+        except (asyncpg.PostgresError, StartError) as error:
+            failed.append(error)
+            if fails_for_all(connection, error) or len(failed) == FAILED_MAX:
+                break
+    if failed:
+        raise failed[0]
+    return names
+
+
+def fails_for_all(connection: Connection, error: Exception) -> bool:
+    """Whether no other partition could be made now, either."""
+    return connection.is_closed() or isinstance(error, asyncpg.LockNotAvailableError)
+
+
+async def make_group(connection: Connection, view: View, spans: Sequence[TimeSpan]) -> list[str]:
+    """Make and attach partitions in one transaction: all of them or none. Return their names."""
     async with connection.transaction():
         await connection.execute(
             f"set local lock_timeout = {LOCK_MS}; set local client_min_messages = warning; "
