@@ -9,20 +9,22 @@ import pytest
 
 from tests.support.receiver import GOOD, JSON, head, running_receiver
 
+GZIP = gzip.compress(GOOD, mtime=0)
 ZSTD = b"\x28\xb5\x2f\xfd\x04\x00"
 
 
 @pytest.mark.parametrize(
     ("target", "body", "told"),
     [
-        ("/v1/readings", gzip.compress(GOOD), "header Content-Encoding: gzip missing"),
+        ("/v1/readings", GZIP, "header Content-Encoding: gzip missing"),
         ("/v1/readings", ZSTD, "header Content-Encoding: zstd missing"),
-        ("/v1/in/esp", gzip.compress(GOOD), "header Content-Encoding: gzip missing"),
-        ("/write", gzip.compress(GOOD), "header Content-Encoding: gzip missing"),
+        ("/v1/in/esp", GZIP, "header Content-Encoding: gzip missing"),
+        ("/write", GZIP, "header Content-Encoding: gzip missing"),
         ("/write", b" " + GOOD, "JSON is posted to /v1/readings"),
         ("/v1/readings", b'{"device_id":"\xff"}', "it is not UTF-8"),
         ("/v1/in/esp", b"[%b1]" % (b"[]," * 25_000), "may have at most 20000 lists and objects"),
     ],
+    ids=["gzip", "zstd", "gzip_source", "gzip_lines", "json_lines", "not_utf8", "many_lists"],
 )
 async def test_cause_is_told(tmp_path: Path, target: str, body: bytes, told: str) -> None:
     """And not only what the parser has found."""
