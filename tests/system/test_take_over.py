@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import asyncpg
 import orjson
 import pytest
 
+from ingest.embedded.broker import running_broker
 from tests.system.service import Service, run_command
 from tests.system.test_up import Up
 
@@ -38,8 +40,18 @@ async def fill(service: Service, begin: int) -> None:
 async def letters(state_dir: Path) -> int:
     """Return how many dead letters the command counts."""
     done = await run_command("ingest", "dlq", "stats", "--json", "--state-dir", state_dir)
+    assert done.code == 0, done
     count: int = orjson.loads(done.stdout)["live"]
     return count
+
+
+async def taken_back(state_dir: Path) -> None:
+    """Wait until `serve` has stopped the broker: after the readings it moves the dead letters."""
+    async with asyncio.timeout(20):
+        while True:
+            if running_broker(state_dir / "broker") is None:
+                return
+            await asyncio.sleep(0.05)
 
 
 @pytest.mark.slow
@@ -61,6 +73,7 @@ async def test_each_takes_over_what_the_other_has_left(
     async with Service(folder, **there) as service:
         await service.wait_sample("ingest_readings_committed_total", 40 * POSTS)
         assert await service.imbalance() == 0
+        await taken_back(folder)
         assert await letters(folder) == 2 * POSTS
         await fill(service, 2 * POSTS)
     async with Up(folder, **there) as service:
