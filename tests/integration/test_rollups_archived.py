@@ -6,7 +6,8 @@ import asyncio
 import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from ingest.sinks.postgres.housekeeping import (
 from ingest.sinks.postgres.housekeeping.archiving import Archiving
 from ingest.sinks.postgres.housekeeping.keeping import Policy
 from ingest.sinks.postgres.housekeeping.making import make_partition
-from ingest.sinks.postgres.housekeeping.retention import Retention
+from ingest.sinks.postgres.housekeeping.retention import DETACH, Retention
 from ingest.sinks.postgres.housekeeping.rollup_archived import ArchivedRollups
 from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans
 from ingest.sinks.postgres.housekeeping.rollups import Rollups
@@ -42,6 +43,36 @@ ODD = (math.nan, math.inf, -0.0, 0.0, 1.7e308, 5.0)
 TABLE = """create table readings (ts timestamptz, device_id text collate "C",
 metric text collate "C", value float8, primary key (ts, device_id, metric, value))
 partition by range (ts)"""
+
+
+@asynccontextmanager
+async def late_while_leaving(url: str, late: Sequence[Reading]) -> AsyncIterator[None]:
+    """Write the late readings of a day right after the check that its partition may leave."""
+    other = await asyncpg.connect(url)
+    leave = rollup_state.leave
+
+    async def leave_and_write(
+        connection: asyncpg.Connection, view: View, before_us: int, **more: Any
+    ) -> None:
+        await leave(connection, view, before_us, **more)
+        await write(
+            other, [each for each in late if each.ts_us // DAY_US == before_us // DAY_US - 1]
+        )
+
+    try:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(rollup_state, "leave", leave_and_write)
+            yield
+    finally:
+        await other.close()
+
+
+async def detach(connection: asyncpg.Connection, retention: plan.Job) -> None:
+    """Do only these steps of the retention."""
+    view = await look_at(connection, "readings", DAY)
+    for step in await retention.plan(connection, view):
+        if step.kind == DETACH:
+            await retention.do(connection, view, step)
 
 
 async def write(connection: asyncpg.Connection, readings: Sequence[Reading]) -> None:
@@ -293,29 +324,12 @@ async def test_late_readings_that_come_while_their_partition_is_detached_are_in_
         "alter table readings_p20241004 set schema theirs"
     )
     await run(table, jobs[:2])
-    other = await asyncpg.connect(shared_url)
-    leave = rollup_state.leave
-
-    async def leave_and_write(
-        connection: asyncpg.Connection, view: View, before_us: int, **more: Any
-    ) -> None:
-        await leave(connection, view, before_us, **more)
-        await write(
-            other, [each for each in late if each.ts_us // DAY_US == before_us // DAY_US - 1]
-        )
-
-    monkeypatch.setattr(rollup_state, "leave", leave_and_write)
-    try:
+    async with late_while_leaving(shared_url, late):
         if killed:  # after each detach
-            view = await look_at(table, "readings", DAY)
-            for step in await jobs[2].plan(table, view):
-                if step.kind == "detach":
-                    await jobs[2].do(table, view, step)
+            await detach(table, jobs[2])
             assert await waiting(table) == [0, 1, 2]
             await run(table, jobs[:2])
         await run(table, jobs)
-    finally:
-        await other.close()
     assert await raw(table) == []
     everything = [*first, *late]
     hours = await stored(table, "readings_hourly", "hour")

@@ -11,12 +11,21 @@ import pytest
 from ingest.model.reading import Reading
 from ingest.sinks.postgres.housekeeping import plan, rollup_leaving, rollup_state
 from ingest.sinks.postgres.housekeeping.keeping import Policy
-from ingest.sinks.postgres.housekeeping.retention import DETACH, Retention
+from ingest.sinks.postgres.housekeeping.retention import Retention
 from ingest.sinks.postgres.housekeeping.rollup_archived import ArchivedRollups
 from ingest.sinks.postgres.housekeeping.rollups import Rollups
 from ingest.sinks.postgres.housekeeping.spans import DAY, TimeSpan
-from ingest.sinks.postgres.housekeeping.view import View, look_at
-from tests.integration.test_rollups_archived import START_US, drawn, jobs_in, run, table, write
+from ingest.sinks.postgres.housekeeping.view import look_at
+from tests.integration.test_rollups_archived import (
+    START_US,
+    detach,
+    drawn,
+    jobs_in,
+    late_while_leaving,
+    run,
+    table,
+    write,
+)
 from tests.support.rollups import DAY_US, HOUR_US, Key, Rollup, differences, expected, raw, stored
 
 __all__ = ["table"]
@@ -96,34 +105,14 @@ async def test_off_ends_also_if_somebody_has_dropped_the_trigger(
 
 
 @pytest.fixture
-async def late(
-    table: asyncpg.Connection, shared_url: str, monkeypatch: pytest.MonkeyPatch
-) -> set[Reading]:
+async def late(table: asyncpg.Connection, shared_url: str) -> set[Reading]:
     """Detach three days, while late readings of them come; return all readings."""
     jobs = jobs_in(None)
     first, late = drawn(1, 300), drawn(2, 60)
     await write(table, first)
     await run(table, jobs[:2])
-    other = await asyncpg.connect(shared_url)
-    leave = rollup_state.leave
-
-    async def leave_and_write(
-        connection: asyncpg.Connection, view: View, before_us: int, **more: Any
-    ) -> None:
-        await leave(connection, view, before_us, **more)
-        await write(
-            other, [each for each in late if each.ts_us // DAY_US == before_us // DAY_US - 1]
-        )
-
-    try:
-        with monkeypatch.context() as patched:
-            patched.setattr(rollup_state, "leave", leave_and_write)
-            view = await look_at(table, "readings", DAY)
-            for step in await jobs[2].plan(table, view):
-                if step.kind == DETACH:
-                    await jobs[2].do(table, view, step)
-    finally:
-        await other.close()
+    async with late_while_leaving(shared_url, late):
+        await detach(table, jobs[2])
     return {*first, *late}
 
 
