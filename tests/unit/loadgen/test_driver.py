@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -528,7 +529,13 @@ async def test_posts_that_found_no_connection_for_too_long_are_skipped_and_count
     assert 240 <= run.driver.skipped < 300
     due_before_s = notes.calls[0].now_s - run.driver.started_s - 0.15
     due_before = sum(0 < number / 1000 <= due_before_s for number in range(300))
-    assert run.driver.skipped == pytest.approx(due_before, abs=1)
+    assert run.driver.skipped >= due_before - 1
+    # And none too early, also if the machine made the run stand still once more.
+    sent_s = dict(notes.sent)
+    posts = sorted((each.intended_s, sent_s[each.number]) for each in notes.calls)
+    for (before_s, _), (due_s, at_s) in pairwise(posts):
+        if round((due_s - before_s) * 1000) > 1:  # the one before it was skipped
+            assert at_s - (due_s - 0.001) > 0.15
 
 
 async def test_post_after_those_that_are_skipped_is_not_sent_early() -> None:
