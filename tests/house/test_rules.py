@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 import pytest
 
 from tests.house.layout import Found, circles, files_of, imports, walk
+from tests.house.weight import ADVICE, CEILINGS, counted, faults, statements
 from tests.support.documents import REPOSITORY
 
 FUNCTION_LINES_MAX = 60
@@ -131,6 +132,21 @@ def test_rule_lets_pass_what_it_allows(rule: Rule, name: str, code: str) -> None
 def test_no_tests_import_each_other_in_a_circle() -> None:
     """As test_layout.py has it of the packages; here, where their files have been parsed."""
     assert circles(files_of("tests")) == []
+
+
+def test_no_folder_is_heavier_than_its_ceiling() -> None:
+    """Nor is a ceiling far above its folder; weight.py has the table, and prints it anew."""
+    assert faults(counted(), CEILINGS) == []
+
+
+def test_weight_that_grows_is_found() -> None:
+    """Also in a folder without a ceiling, or whose ceiling is left over or holds nothing back."""
+    assert faults({"a": 100}, {"a": 100}) == faults({"a": 100}, {"a": 127}) == []
+    assert faults({"a": 101}, {"a": 100}) == [f"a has 101 statements, its ceiling is 100: {ADVICE}"]
+    assert faults({"new": 1}, {}) == [f"new has 1 statements, its ceiling is 0: {ADVICE}"]
+    assert faults({"a": 100}, {"a": 128}) == ["a has 100 statements: lower its ceiling of 128"]
+    assert faults({}, {"gone": 26}) == ["gone has 0 statements: lower its ceiling of 26"]
+    assert statements(ast.parse('"""Text."""\nimport os\ndef f():\n    """Text."""\n    f()')) == 3
 
 
 def test_nothing_is_left_for_later() -> None:
