@@ -1,17 +1,21 @@
-"""What a version number promises, as names (docs/upgrading.md), of the code as it is now.
+"""What users type or read, as names of the code as it is now (docs/upgrading.md).
 
-`python -m tests.house.public_names > tests/house/public_names.json` records it: with a new MAJOR,
-and where names were added with a MINOR. The record keeps a name from being taken away by accident.
+RECORD_ANEW is the command that records them. Until the first release a name may change: the record
+shows it in the diff of its commit. At the release it is made anew; from then on none may go.
+public_names_102f91b0.json has those of a commit that others have used.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
-from ingest.cli.main import COMMANDS
+from ingest.cli.main import COMMANDS, build_parser
+from ingest.cli.parser import DEST
 from ingest.cli.print_docs import (
     forward_metrics_table,
     metrics_table,
@@ -19,9 +23,13 @@ from ingest.cli.print_docs import (
     openapi_text,
 )
 from ingest.config.settings import Settings
+from ingest.model.causes import CAUSES
 from ingest.model.codes import ITEM_CODES, PROBLEMS
+from ingest.system.log_events import EVENTS
 
 RECORD = Path(__file__).parent / "public_names.json"
+RECORD_ANEW = "python -m tests.house.public_names > tests/house/public_names.json"
+OF_ALL = ("help", "config_file")  # flags that each command has
 _METRIC = re.compile(r"^\| `(ingest_\w+)` \| (\w+) \| ([^|]*) \|", re.MULTILINE)
 _LABEL = re.compile(r"`(\w+)`")
 
@@ -35,11 +43,15 @@ def public_names() -> dict[str, list[str]]:
         for name, kind, labels in _METRIC.findall(tables)
     ]
     found = {
-        "commands": list(COMMANDS),
+        "commands and flags": [
+            words for name in COMMANDS for words in _words_of(build_parser(name), "ingest")
+        ],
         "settings": [each.name for each in fields(Settings)],
         "metrics": metrics,
         "problem codes": [f"{code} {each.status}" for code, each in PROBLEMS.items()],
         "item codes": list(ITEM_CODES),
+        "causes": list(CAUSES),
+        "log events": list(EVENTS),
         "requests": [
             f"{method.upper()} {path}"
             for path, methods in paths.items()
@@ -48,6 +60,17 @@ def public_names() -> dict[str, list[str]]:
         ],
     }
     return {kind: sorted(set(names)) for kind, names in found.items()}
+
+
+def _words_of(parser: argparse.ArgumentParser, before: str) -> Iterator[str]:
+    """Yield the commands below a parser, each with its flags; a setting's flag has its name."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, each in action.choices.items():
+                yield f"{before} {name}"
+                yield from _words_of(each, f"{before} {name}")
+        elif action.help != argparse.SUPPRESS and not action.dest.startswith((DEST, *OF_ALL)):
+            yield from (f"{before} {flag}" for flag in action.option_strings)
 
 
 if __name__ == "__main__":
