@@ -1,4 +1,4 @@
-"""`./run bench --against COMMIT`: is this working tree slower than that commit?
+"""`./run bench --against [COMMIT]`: is this working tree slower than that commit?
 
 It starts both, puts the same short loads on them alternately (alternating.py), and judges the
 ratios of the pairs (ratios.py defines "not slower"). It prints one line a case. `--times 10` does
@@ -26,6 +26,7 @@ from benchmarks.options import count, seconds_within, some_of
 from benchmarks.processes import Broken, raise_open_files_limit, scratch
 from benchmarks.ratios import MORE_IS_BETTER, PAIRS_FOR_INTERVAL, Ratios, enough, slower, summary
 
+BASELINE = "102f91b0"  # "not slower" is judged against it until the round of changes has ended
 SECONDS, QUICK_SECONDS = 0.6, 0.1
 PASSES_OF_TEN = 9
 BY_NAME = {way.name: way for way in (*WAYS, *MORE_WAYS)}
@@ -59,7 +60,7 @@ def _columns(rows: Sequence[dict[str, float]]) -> dict[str, list[float]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare, print, write; return the exit code."""
-    chosen = _parser().parse_args(arguments)
+    chosen = parser().parse_args(arguments)
     chosen.seconds = chosen.seconds or (QUICK_SECONDS if chosen.quick else SECONDS)
     raise_open_files_limit()
     began_s = time.monotonic()
@@ -170,8 +171,9 @@ def _write(chosen: argparse.Namespace, commit: str, compared: Sequence[Compared]
         file.write(json.dumps(record) + "\n")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    made = argparse.ArgumentParser(
         prog="./run bench",
         description="Compare this working tree with a commit: the same short loads on both,\n"
         "alternately. CPU a reading, rate and latency are compared, by the ratios of the pairs.",
@@ -179,29 +181,36 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,  # __main__ compares whole words
     )
-    parser.add_argument("--against", required=True, metavar="COMMIT", help="the other one")
-    parser.add_argument(
+    made.add_argument(
+        "--against",
+        required=True,
+        nargs="?",
+        const=BASELINE,
+        metavar="COMMIT",
+        help=f"the other one [{BASELINE}]",
+    )
+    made.add_argument(
         "--only",
         type=some_of(BY_NAME),
         default=WAYS,
         metavar="CASE,..",
         help="these cases, not the first four",
     )
-    parser.add_argument(
+    made.add_argument(
         "--flags",
         type=shlex.split,
         default=[],
         metavar="WORDS",
         help="more settings of this tree's service, as one word: what does a setting cost?",
     )
-    parser.add_argument("--times", type=count, default=1, help="the whole so often [1]")
-    parser.add_argument(
+    made.add_argument("--times", type=count, default=1, help="the whole so often [1]")
+    made.add_argument(
         "--seconds", type=seconds_within(0.1, 60), help=f"that one load drives [{SECONDS:g}]"
     )
-    parser.add_argument(
+    made.add_argument(
         "--write", type=Path, metavar="FILE", help="add a line of JSON for each time to this file"
     )
-    parser.add_argument(
+    made.add_argument(
         "--quick", action="store_true", help="few and tiny loads: see that it works, judge nothing"
     )
-    return parser
+    return made

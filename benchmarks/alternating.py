@@ -33,12 +33,13 @@ from typing import NamedTuple
 
 import uvloop
 
+from benchmarks import telegraf
 from benchmarks.contenders import FIRST_US, JOURNAL
 from benchmarks.database import execute
-from benchmarks.open_loop import Load, Tally, send
+from benchmarks.open_loop import JSON, LINES, TELEGRAF, Load, Tally, send
 from benchmarks.processes import REPOSITORY, Broken, scratch
 from benchmarks.ratios import MORE_IS_BETTER
-from benchmarks.service import Service
+from benchmarks.service import PLAIN_TABLE, Service
 from benchmarks.wrk import CONNECTIONS, READINGS
 from ingest.access.entries import TokenEntry, digest_of, entry_line, new_secret
 from loadgen.measure.histogram import Histogram
@@ -51,12 +52,18 @@ QUIET_POLL_S = 0.05
 SAME_SEED = {"PYTHONHASHSEED": "0"}  # a random seed makes two processes of the same code differ
 
 
+def knows_partitions(tree: Path) -> bool:
+    """Whether the code in a tree has the setting of PLAIN_TABLE: an unknown one ends its start."""
+    declared = tree.glob("ingest/**/*settings.py")
+    return any("partition_span:" in each.read_text() for each in declared)
+
+
 class Way(NamedTuple):
     """One case: posts of `rows` readings with this acknowledgement; `flags` of the service.
 
-    `at_half`: at half the peak. `new_heads` as in open_loop.Load. With `token_for` this tree's
-    service wants a token, which each post to it has; it is for these devices, or for all if there
-    are none. To the other service everybody may post, without a token.
+    `at_half`: at half the peak. `new_heads` and `form` as in open_loop.Load. With `token_for` this
+    tree's service wants a token, which each post to it has; it is for these devices, or for all if
+    there are none. To the other service everybody may post, without a token.
     """
 
     name: str
@@ -67,6 +74,7 @@ class Way(NamedTuple):
     at_half: bool = False
     new_heads: bool = False
     token_for: tuple[str, ...] | None = None
+    form: str = JSON
 
 
 WAYS = (
@@ -82,6 +90,15 @@ MORE_WAYS = (
     Way("singles_durable_new_heads", 1, "durable", JOURNAL, new_heads=True),
     Way("singles_durable_token", 1, "durable", JOURNAL, token_for=()),
     Way("singles_durable_devices", 1, "durable", JOURNAL, token_for=("device-*",)),
+    Way("singles_committed", 1, "committed", JOURNAL),
+    Way("hundreds_committed", 100, "committed", JOURNAL, at_half=True),
+    Way("lines_singles", 1, "durable", JOURNAL, form=LINES),
+    Way("lines_hundreds", 100, "durable", JOURNAL, at_half=True, form=LINES),
+    Way(
+        *("telegraf", telegraf.ROWS, "durable", JOURNAL),
+        connections=telegraf.CONNECTIONS,
+        form=TELEGRAF,
+    ),
 )
 
 
@@ -164,7 +181,8 @@ class Two:
                 file = self._folder / "tokens"
                 file.write_bytes(entry_line(entry))
                 flags += ("--access", "token", "--tokens-file", str(file))
-            yield Service(self._folder / name, *flags, tree=tree, env=SAME_SEED)
+            table = PLAIN_TABLE if knows_partitions(tree) else {}  # without them it is plain too
+            yield Service(self._folder / name, *flags, tree=tree, env={**SAME_SEED, **table})
 
     def _half_peak_per_s(self, both: Sequence[Service], way: Way) -> float:
         """Return half of the posts a second that the slower one stores."""
@@ -188,18 +206,19 @@ class Two:
         that the load should take: so equal counts are equal rates.
         """
         first_us, self._next_us = self._next_us, self._next_us + LOAD_US
-        target = f"{READINGS}?ack={way.ack}"
+        path = f"{READINGS}?" if way.form == JSON else "/write?precision=u&"
         load = Load(
             service.port,
             rate_per_s,
             self._seconds,
             first_us,
             way.rows,
-            target,
+            f"{path}ack={way.ack}",
             connections=way.connections,
             new_heads=way.new_heads,
             ca_file=str(service.info.get("cert_file", "")),
             token="" if way.token_for is None or service.folder.name != THIS else self._token,
+            form=way.form,
         )
         before = service.committed()
         used_s, began_s = service.child.cpu_s(), time.monotonic()

@@ -20,15 +20,21 @@ from typing import Any, NamedTuple
 
 import uvloop
 
+from benchmarks import telegraf
 from benchmarks.processes import print_whole, raise_open_files_limit, run_driver
 from benchmarks.wrk import CONNECTIONS, READINGS
 from loadgen.driver.driver import Driver
 from loadgen.driver.ports import Loss
 from loadgen.measure.histogram import Histogram
-from loadgen.traffic.post import Post, finish, head_of
+from loadgen.traffic.post import Post, compress, finish, head_of
 from loadgen.traffic.schedule import constant, moments
 
 SEED = 1
+JSON, LINES, TELEGRAF = "json", "lines", "telegraf"  # forms of posts
+_ITEMS = {
+    JSON: '{"device_id":"device-%03d","metric":"temperature","value":%s,"ts":%%d}',
+    LINES: "temperature,device_id=device-%03d value=%s %%d",
+}
 
 
 class Load(NamedTuple):
@@ -38,6 +44,7 @@ class Load(NamedTuple):
     are of the latter only. `lists_taken`: the result lists the posts with a 2xx. `new_heads`: each
     head has a number of its own, as behind a proxy that numbers requests. `ca_file`: the service
     speaks TLS, and this is its certificate. `token` is sent with each post, unless it is empty.
+    `form` is of `rows` readings; TELEGRAF is a post of telegraf.py, which has telegraf.ROWS.
     """
 
     port: int
@@ -52,6 +59,7 @@ class Load(NamedTuple):
     new_heads: bool = False
     ca_file: str = ""
     token: str = ""
+    form: str = JSON
 
 
 class OpenLoop(NamedTuple):
@@ -93,14 +101,20 @@ class Readings:
 
     def __init__(self, load: Load) -> None:
         self._load = load
-        self._head = head_of(load.target, f"127.0.0.1:{load.port}", token=load.token)
+        is_json = load.form == JSON
+        self._head = head_of(
+            load.target,
+            f"127.0.0.1:{load.port}",
+            gzip=load.form == TELEGRAF,
+            token=load.token,
+            media_type="application/json" if is_json else "text/plain",
+        )
         self._number = 0
         self._items = [
-            f'{{"device_id":"device-{at * 7 % 200:03d}","metric":"temperature",'
-            f'"value":{20 + at % 5}.{at % 100:02d},"ts":%d}}'
+            _ITEMS[JSON if is_json else LINES] % (at * 7 % 200, f"{20 + at % 5}.{at % 100:02d}")
             for at in range(200 if load.rows == 1 else load.rows)
         ]
-        self._pattern = "[" + ",".join(self._items) + "]"
+        self._pattern = f"[{','.join(self._items)}]" if is_json else "\n".join(self._items)
         self._ends_s = math.inf
 
     def take(self) -> Post | None:
@@ -114,14 +128,16 @@ class Readings:
                 return None
         self._number += 1
         first_us = self._load.first_us + number * rows
-        if rows == 1:
-            body = self._items[number % 200] % first_us
+        if self._load.form == TELEGRAF:
+            body = compress(telegraf.body(first_us), telegraf.LEVEL)
+        elif rows == 1:
+            body = (self._items[number % 200] % first_us).encode()
         else:
-            body = self._pattern % tuple(range(first_us, first_us + rows))
+            body = (self._pattern % tuple(range(first_us, first_us + rows))).encode()
         head = self._head
         if self._load.new_heads:
             head = head.replace(b"\r\n", b"\r\nX-Request-Id: %016x\r\n" % number, 1)
-        return Post(finish(head, body.encode()), rows, "live", number)
+        return Post(finish(head, body), rows, "live", number)
 
 
 class Tally:

@@ -19,7 +19,7 @@ from benchmarks.processes import REPOSITORY, Broken, Child, answers, cpu_below_s
 
 QUIET_S_MAX = 60.0
 # The floors and peers write readings of one old day into the same table, and make no partitions. A
-# variable, and no flag: commits that do not know it ignore it. Flags win.
+# variable, and no flag: flags win.
 PLAIN_TABLE = {"INGEST_PARTITION_SPAN": "none"}
 BUFFERED = ("--buffer", "memory", "--ack-default", "buffered")
 
@@ -36,7 +36,7 @@ class Service:
 
     `folder` is the state folder; the service uses again what an earlier start left there. `command`
     is `serve` or `up`. `flags` come after BUFFERED, so they win; `up` gets no BUFFERED. `tree` is
-    the checkout whose code runs (`python -m ingest`).
+    the checkout whose code runs (`python -m ingest`), `env` takes the place of PLAIN_TABLE.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Service:
                 *("--log-level", "warning", *(BUFFERED if command == "serve" else ()), *flags),
             ],
             folder,
-            env={"PYTHONPATH": str(tree), **PLAIN_TABLE, **(env or {})},
+            env={"PYTHONPATH": str(tree), **(PLAIN_TABLE if env is None else env)},
         )
 
     def __enter__(self) -> Self:

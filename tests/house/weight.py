@@ -35,9 +35,9 @@ CEILINGS = {
     "ingest/sinks": 3641,
     "ingest/system": 766,
     "ingest/writer": 610,
-    "tests": 52560,
+    "tests": 52590,
     "loadgen": 4801,
-    "benchmarks": 4438,
+    "benchmarks": 4470,
 }
 ADVICE = "take something away, or raise the ceiling with a decision that says what users get for it"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import os
 import socket
 import subprocess
@@ -15,13 +16,14 @@ import pytest
 import uvloop
 from aiohttp import web
 
-from benchmarks import peers, wrk
+from benchmarks import against, peers, telegraf, wrk
+from benchmarks.alternating import knows_partitions
 from benchmarks.attack import most_mib
 from benchmarks.attackers import HALF_HEAD, KINDS
 from benchmarks.contenders import PHASE_US
 from benchmarks.database import execute
 from benchmarks.floors import copy, ready_batches
-from benchmarks.open_loop import Load, OpenLoop, Readings, Tally
+from benchmarks.open_loop import LINES, TELEGRAF, Load, OpenLoop, Readings, Tally
 from benchmarks.overload import Flood, lost_rows
 from benchmarks.processes import Broken, Child, Missing, cpu_clock_s, free_port, run_driver
 from benchmarks.stories import close_all, is_open
@@ -217,6 +219,31 @@ def test_open_loop_posts_are_taken_and_all_new(rows: int) -> None:
     assert sorted(each.ts_us for each in found) == list(  # type: ignore[attr-defined]
         range(1_700_000_000_000_000, 1_700_000_000_000_000 + 5 * rows)
     )
+
+
+def test_posts_of_lines_and_of_telegraf_have_their_bodies() -> None:
+    """Lines have the readings of the JSON posts; a post of Telegraf is gzip, and of one time."""
+    post = Readings(Load(8080, 1, 1, 1_000_000, 2, "/write", form=LINES)).take()
+    assert post is not None
+    head, _, body = post.request.partition(b"\r\n\r\n")
+    assert b"Content-Type: text/plain\r\n" in head
+    assert body == (
+        b"temperature,device_id=device-000 value=20.00 1000000\n"
+        b"temperature,device_id=device-007 value=21.01 1000001"
+    )
+    post = Readings(Load(8080, 1, 1, 5, telegraf.ROWS, "/write", form=TELEGRAF)).take()
+    assert post is not None
+    head, _, body = post.request.partition(b"\r\n\r\n")
+    assert b"Content-Encoding: gzip\r\n" in head
+    assert gzip.decompress(body) == telegraf.body(5)
+
+
+def test_other_commit_is_102f91b0_unless_one_is_named(tmp_path: Path) -> None:
+    """And a tree that does not know partitions is not asked for a table without them."""
+    assert against.parser().parse_args(["--against", "--quick"]).against == "102f91b0"
+    assert against.parser().parse_args(["--against", "HEAD"]).against == "HEAD"
+    assert knows_partitions(REPOSITORY)
+    assert not knows_partitions(tmp_path)
 
 
 def test_closed_loop_is_over_a_while_after_its_first_post() -> None:
