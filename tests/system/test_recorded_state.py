@@ -2,11 +2,13 @@
 
 tests/path/recorded/ has the files and the recording script. The service was killed while its
 database was away. The database of these tests has the table of that time, with what was written.
-54a95c7 is the version before this one, fd6d781 an older one.
+102f91b0 is the newest, 54a95c7 the last one before partitions, fd6d781 an older one. Of 102f91b0
+there are also a database with partitions and rollups, and a folder that `serve` and then `up` used.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -22,6 +24,8 @@ from tests.path.recorded.exchange import Case, Part, exchange
 from tests.path.recorded.record import HERE, REPOSITORY
 from tests.path.recorded.record_state import listed_letters
 from tests.path.recorded.service import Done, Running, command, run_sql
+from tests.support.rollups import DAY_US, HOUR_US, differences, raw, stored
+from tests.support.rollups import expected as rollups_of
 
 BYTES_MAX = 200_000
 LONG_AGO_S = 1_000_000_000.0  # the files are older than the longest time for finished files
@@ -38,11 +42,14 @@ FILL_SQL = """
     insert into readings select 'epoch'::timestamptz + (row->>0)::bigint * interval '1 us',
     row->>1, row->>2, (row->>3)::float8 from jsonb_array_elements($1::text::jsonb) row
 """
+OLDER = ("54a95c7", "fd6d781")
 QUICK = {"dlq_replay_pause_s": 0.1}
+STATES = ["102f91b0", *(pytest.param(each, marks=pytest.mark.slow) for each in OLDER)]
+UP = "102f91b0"  # of the recorded database and the folder of `up`
 Row = tuple[Any, ...]
 
 
-@pytest.fixture(scope="module", params=["54a95c7", pytest.param("fd6d781", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=STATES)
 def recorded(request: pytest.FixtureRequest) -> Path:
     """Give the recorded folder of a commit."""
     return HERE / f"state-{request.param}"
@@ -57,8 +64,12 @@ def expected(recorded: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def state_dir(recorded: Path, open_tmp_path: Path) -> Path:
-    """Give a copy of the recorded folder, with the modes and the times of such a folder."""
-    copy = open_tmp_path / "state"
+    """Give a copy of the recorded folder."""
+    return copied(recorded, open_tmp_path / "state")
+
+
+def copied(recorded: Path, copy: Path) -> Path:
+    """Copy a recorded folder, with the modes and the times of such a folder."""
     shutil.copytree(recorded, copy)
     for path in [copy, *copy.rglob("*")]:
         path.chmod((0o755 if path == copy else 0o700) if path.is_dir() else 0o600)
@@ -210,3 +221,72 @@ async def test_folder_of_which_a_file_is_lost_is_not_taken_over_whole(
         found = differing(expected["journal"], await table(database_url))
         assert any(each.startswith("is not in the table") for each in found)
         assert any("'replayed'" in each for each in found)
+
+
+@pytest.fixture
+async def left(database_url: str) -> dict[str, list[Row]]:
+    """Restore the recorded database; give the readings in it, and those that the stream has."""
+    connection = await asyncpg.connect(database_url)
+    try:
+        await connection.execute((HERE / f"database-{UP}.sql").read_text())
+    finally:
+        await connection.close()
+    found = json.loads((HERE / f"up-{UP}.json").read_text())
+    return {name: [tuple(row) for row in rows] for name, rows in found.items()}
+
+
+async def housekeeping(url: str, *words: str) -> Done:
+    """Run `ingest housekeeping` with rollups."""
+    flags = ("--database-url", url, "--database-unsafe", "true", "--rollups", "true")
+    done = await command(REPOSITORY, "housekeeping", *words, *flags)
+    assert done.code == 0, done
+    return done
+
+
+async def rollups_differ(url: str) -> list[Any]:
+    """Return which rollups of the table are not those of its readings."""
+    connection = await asyncpg.connect(url)
+    try:
+        readings = await raw(connection)
+        hours = await stored(connection, "readings_hourly", "hour")
+        days = await stored(connection, "readings_daily", "day")
+    finally:
+        await connection.close()
+    return [
+        *differences(hours, rollups_of(readings, HOUR_US)),
+        *differences(days, rollups_of(readings, DAY_US)),
+    ]
+
+
+async def test_recorded_database_is_taken_over(
+    left: dict[str, list[Row]], database_url: str
+) -> None:
+    """All partitions are in the registry; late readings come to the rollups; none is lost."""
+    assert differing(left["table"], await table(database_url)) == []
+    assert await rollups_differ(database_url) != [], "the late readings are in no rollup yet"
+    await housekeeping(database_url, "run", "--yes")
+    assert await rollups_differ(database_url) == []
+    status = json.loads((await housekeeping(database_url, "status", "--json")).stdout)
+    assert status["partitions"] == status["partitions_ours"] >= 13
+    assert differing(left["table"], await table(database_url)) == []
+
+
+@pytest.mark.slow
+async def test_recorded_folder_of_up_is_taken_over(
+    left: dict[str, list[Row]], database_url: str, open_tmp_path: Path
+) -> None:
+    """What `serve` had left, and what `up` has taken, comes from the stream into the table."""
+    state_dir = copied(HERE / f"up-{UP}", open_tmp_path / "state")
+    settings = {"rollups": True, "housekeeping": False, "partition_late_days_max": 20_000}
+    async with Running(REPOSITORY, state_dir, database_url, settings, "up") as up:
+        wanted = [*left["table"], *left["stream"]]
+        async with asyncio.timeout(20):
+            while len(await table(database_url)) < len(wanted):  # noqa: ASYNC110  another process
+                await asyncio.sleep(0.05)
+        assert differing(wanted, await table(database_url)) == []
+        done = await command(REPOSITORY, "dlq", "stats", "--json", "--state-dir", state_dir)
+        assert json.loads(done.stdout)["live"] == 2, done
+        up.signal(15)
+        assert up.ended() == 0
+    await housekeeping(database_url, "run", "--yes")
+    assert await rollups_differ(database_url) == []

@@ -25,11 +25,17 @@ TOKEN = "recorded-token-of-the-tests"
 
 
 class Running:
-    """One `ingest serve`. `async with Running(checkout, state_dir, url, settings) as service`."""
+    """An `ingest serve` or `up`. `async with Running(checkout, state_dir, url, settings) as it`."""
 
     def __init__(
-        self, checkout: Path, state_dir: Path, database_url: str, settings: Mapping[str, Any]
+        self,
+        checkout: Path,
+        state_dir: Path,
+        database_url: str,
+        settings: Mapping[str, Any],
+        command: str = "serve",
     ) -> None:
+        self._command = command
         self.state_dir = state_dir
         self._checkout = checkout
         self._settings = {
@@ -69,7 +75,7 @@ class Running:
             flags += ["--" + name.replace("_", "-"), shown] if shown else []
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: ASYNC220  it does not wait
-                [sys.executable, "-m", "ingest", "serve", *flags],
+                [sys.executable, "-m", "ingest", self._command, *flags],
                 cwd=self._checkout,
                 env=environment(self._checkout),
                 stdin=subprocess.DEVNULL,
