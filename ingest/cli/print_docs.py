@@ -2,15 +2,13 @@
 
 `python -m ingest.cli.print_docs` prints all tables. `--write FILE..` rewrites parts of Markdown
 files, from `<!-- generated: NAME -->` to `<!-- end -->`, and the example file of the environment.
-`roles.conf` are the users of a nats-server, `openapi.json` describes the data port. A test compares
-all of it with the code.
+`roles.conf` are the users of a nats-server. A test compares all of it with the code.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
-import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,8 +25,6 @@ from ingest.admin.exposition import (
 )
 from ingest.admin.forward_exposition import ForwardCollector
 from ingest.admin.mqtt_exposition import MqttCollector
-from ingest.app.receiving import make_endpoint
-from ingest.config.settings import Settings
 from ingest.config.text import env_example, markdown_table
 from ingest.embedded.broker_config import roles_text
 from ingest.forward.tally import ForwardFigures, ForwardTally
@@ -167,23 +163,6 @@ def file_systems_table() -> str:
     )
 
 
-def openapi_text() -> str:
-    """Return the OpenAPI document of a data port with the default settings."""
-    unused: Any = None  # nothing is posted
-    endpoint = make_endpoint(
-        Settings(),
-        inlet=unused,
-        levels=("durable", "buffered"),
-        dead_letters=unused,
-        ledger=Ledger(),
-        admission=unused,
-        database=unused,
-        health=lambda: (200, b""),
-        on_refused=lambda _request, _refused: None,
-    )
-    return json.dumps(json.loads(endpoint.openapi), indent=1, ensure_ascii=False) + "\n"
-
-
 TABLES = {
     "database-kept": durability.table,
     "file-systems": file_systems_table,
@@ -219,8 +198,6 @@ def write(paths: Iterable[Path]) -> None:
             path.write_text(env_example())
         elif path.name == "roles.conf":
             path.write_text(roles_text())
-        elif path.name == "openapi.json":
-            path.write_text(openapi_text())
         else:
             path.write_text(refreshed(path.read_text()))
 

@@ -35,8 +35,14 @@ from ingest.receiver.keeper import READINGS, Keeper, PostTerms
 from ingest.receiver.line_keeper import LineKeeper
 from ingest.receiver.line_stubs import stubs
 from ingest.receiver.lines import LineOptions, LinePages
-from ingest.receiver.openapi.document import page_of_document
-from ingest.receiver.openapi.paths import PATH, StatedLimits
+from ingest.receiver.openapi import (
+    OF_LINES,
+    OF_READINGS,
+    OF_SOURCES,
+    PATH,
+    page_of_document,
+    size,
+)
 from ingest.receiver.query import Query, parse_query, with_ack
 from ingest.receiver.senders import KnownSender, Senders
 from ingest.receiver.sources import SourceOptions, SourcePages
@@ -60,11 +66,8 @@ class Endpoint:
     `levels` are the acknowledgements that the buffer gives without the database, best first;
     `committed` is always available. Raises ConfigError if `ack_default` is none of them.
     `on_decoded` is called with every decoded post, kept or not. It must be quick and must not fail.
-    `connection_s_max`, `certificate`, `proxies`: see Connections. `openapi` is the document of its
-    pages, in bytes.
+    `connection_s_max`, `certificate`, `proxies`: see Connections.
     """
-
-    openapi: bytes
 
     def __init__(
         self,
@@ -110,7 +113,7 @@ class Endpoint:
         pages = self._pages(line_options, health)
         patterns = self._sources(source_options).patterns({*pages, PATH})
         limits = _stated(rules, plain_bodies, line_options)
-        shown, self.openapi = page_of_document(pages, patterns, limits)
+        shown = page_of_document(limits, patterns)
         self._port = Port(
             pages | self._guarded({PATH: shown}),
             ledger,
@@ -319,8 +322,13 @@ class Endpoint:
         return with_ack(parse_query(text), self._ack_default, self._levels)
 
 
-def _stated(rules: Rules, plain_bodies: PlainBodies, lines: LineOptions) -> StatedLimits:
-    return StatedLimits(rules.post_rows_max, plain_bodies.limits, lines.rows_max, lines.bodies)
+def _stated(rules: Rules, plain_bodies: PlainBodies, lines: LineOptions) -> dict[str, str]:
+    body = size(plain_bodies.limits)
+    return {
+        OF_READINGS: f"A post has at most {rules.post_rows_max:,} readings, {body}.",
+        OF_LINES: f"A post has at most {lines.rows_max:,} fields, {size(lines.bodies)}.",
+        OF_SOURCES: f"A post has at most {body}.",
+    }
 
 
 def _available(ack: str, levels: tuple[str, ...]) -> str:

@@ -1,6 +1,6 @@
 """`./run clients`: unmodified client libraries write, while database and service are killed.
 
-At last schemathesis asks all that the OpenAPI document knows.
+At last a client is made from the OpenAPI document, and schemathesis asks all that it knows.
 
 Exit codes: 0 all points that a client was told are kept are in the table, once and unaltered, and
 each client says if its token is wrong, and each answer is in the OpenAPI document; 1 not so; 2
@@ -18,15 +18,15 @@ from pathlib import Path
 
 import uvloop
 
+from tests.clients.document import MAKER, Found, try_document, try_made_client
 from tests.clients.document import NAME as SCHEMATHESIS
-from tests.clients.document import try_document
 from tests.clients.judge import says_so
 from tests.clients.libraries import CLIENTS, Libraries, MissingProgram
 from tests.clients.running import World, opened
 from tests.clients.trial import Result, try_client
 
 COLUMNS = "client|version|token as|points|told kept|in table|lost|doubled|altered|errors shown"
-NAMES = [*(client.name for client in CLIENTS), SCHEMATHESIS]
+NAMES = [*(client.name for client in CLIENTS), MAKER, SCHEMATHESIS]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -86,9 +86,13 @@ async def run_all(given: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="clients-") as folder:
         Path(folder).chmod(0o755)  # PostgreSQL may run as another user
         async with opened(Path(folder)) as world:
-            green = await _run_clients(world, given, chosen - {SCHEMATHESIS})
+            programs = given.libraries / "bin"
+            green = await _run_clients(world, given, chosen - {MAKER, SCHEMATHESIS})
+            if MAKER in chosen:
+                green = _told(await try_made_client(world, programs)) and green
             if SCHEMATHESIS in chosen:
-                green = await _run_schemathesis(world, given) and green
+                how = {"requests": given.requests, "seed": given.seed}
+                green = _told(await try_document(world, programs, **how)) and green
     return 0 if green else 1
 
 
@@ -112,10 +116,8 @@ async def _run_clients(world: World, given: argparse.Namespace, chosen: set[str]
     return not any(faults_of(result) for result in results)
 
 
-async def _run_schemathesis(world: World, given: argparse.Namespace) -> bool:
-    found = await try_document(
-        world, given.libraries / "bin", requests=given.requests, seed=given.seed
-    )
+def _told(found: Found) -> bool:
+    """Print what came of a program; return whether nothing is wrong."""
     print(f"\n{found.fault}\n{'RED' if found.fault else 'ok':<4} {found.shown()}".lstrip("\n"))
     return not found.fault
 

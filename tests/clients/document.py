@@ -1,4 +1,8 @@
-"""schemathesis: requests made from the OpenAPI document; each answer must be one that it knows."""
+"""Programs that read the OpenAPI document: one that asks by it, and one that makes a client of it.
+
+schemathesis makes requests; each answer must be one that the document knows. The client that
+openapi-python-client makes must post, and understand the answers.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,10 @@ from tests.clients.running import World, make_token
 from tests.support.processes import output_of
 from tests.system.service import REPOSITORY, environment
 
-NAME = "schemathesis"
+NAME, MAKER = "schemathesis", "openapi-python-client"
+SENDER = Path(__file__).parent / "senders" / "generated.py"
+# One item; two items with three readings; an item without a device.
+WANTED = "202 1\n202 3\n422 all_invalid\n"
 ROUND_S_MAX = 900.0
 # Of a round for each operation. Operations without parameters need only a few requests.
 EXAMPLES_MAX = 400
@@ -30,11 +37,30 @@ class Found(NamedTuple):
 
     answers: Counter[int]
     fault: str
+    name: str = NAME
 
     def shown(self) -> str:
         """Return it as a line."""
         counts = ", ".join(f"{status}: {count:,}" for status, count in sorted(self.answers.items()))
-        return f"{NAME}: {self.answers.total():,} requests ({counts})"
+        return f"{self.name}: {self.answers.total():,} requests ({counts})"
+
+
+async def try_made_client(world: World, programs: Path) -> Found:
+    """Make a client from the document, and post with it."""
+    token = await make_token(world.service.state_dir, MAKER)
+    folder = world.service.state_dir.parent
+    reply = await world.service.request("GET", f"{world.service.url}/openapi.json")
+    (folder / "openapi.json").write_text(reply.text)
+    made, before = folder / "made", await _answers(world)
+    words = ("generate", "--path", "openapi.json", "--output-path", str(made), "--overwrite")
+    fault, _ = await _run(folder, programs / MAKER, *words)
+    sending = (str(SENDER), str(made), world.service.url, token)
+    failed, told = await _run(folder, programs / "python", *sending)
+    fault = fault or failed or ("" if told == WANTED else f"it was told:\n{told}")
+    rows = [row for row in await world.rows() if row.device == "made"]
+    if not fault and len(rows) != 4:
+        fault = f"{len(rows)} of 4 readings are in the table"
+    return Found(await _answers(world) - before, fault, MAKER)
 
 
 async def try_document(world: World, programs: Path, *, requests: int, seed: int) -> Found:
@@ -47,14 +73,15 @@ async def try_document(world: World, programs: Path, *, requests: int, seed: int
     file = world.service.state_dir.parent / "openapi.json"
     words = (str(file), "--url", world.service.url, "--header", f"Authorization: Bearer {token}")
     file.write_text(_without(text, "400"))
-    control = await _run(file.parent, programs / NAME, *_command(words, 10, seed))
+    control, _ = await _run(file.parent, programs / NAME, *_command(words, 10, seed))
     fault = "" if "Undocumented status code" in control else f"the control is green:{control}"
     file.write_text(text)
-    fault = fault or await _run(file.parent, programs / "openapi-spec-validator", str(file))
+    validator = programs / "openapi-spec-validator"
+    fault = fault or (await _run(file.parent, validator, str(file)))[0]
     of_control, answers = await _answers(world), Counter[int]()
     while not fault and (missing := requests - answers.total()) > 0:
         examples = min(EXAMPLES_MAX, 10 + missing // 12)
-        fault = await _run(file.parent, programs / NAME, *_command(words, examples, seed))
+        fault, _ = await _run(file.parent, programs / NAME, *_command(words, examples, seed))
         before, answers = answers, await _answers(world) - of_control
         if answers.total() == before.total():
             fault = fault or "it has sent nothing"
@@ -92,8 +119,8 @@ async def _answers(world: World) -> Counter[int]:
     return found
 
 
-async def _run(folder: Path, program: Path, *words: str) -> str:
-    """Run a program in a folder; return what it printed if it failed, else nothing."""
+async def _run(folder: Path, program: Path, *words: str) -> tuple[str, str]:
+    """Run a program in a folder; return what it printed if it failed, and if it did not."""
     hooks = {"SCHEMATHESIS_HOOKS": "tests.clients.openapi_hooks", "PYTHONPATH": str(REPOSITORY)}
     process = await asyncio.create_subprocess_exec(
         program,
@@ -105,4 +132,5 @@ async def _run(folder: Path, program: Path, *words: str) -> str:
         stderr=asyncio.subprocess.STDOUT,
     )
     output, _ = await output_of(process, ROUND_S_MAX)
-    return output.decode() if process.returncode else ""
+    text = output.decode()
+    return (text, "") if process.returncode else ("", text)

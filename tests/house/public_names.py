@@ -20,11 +20,11 @@ from ingest.cli.print_docs import (
     forward_metrics_table,
     metrics_table,
     mqtt_metrics_table,
-    openapi_text,
 )
 from ingest.config.settings import Settings
 from ingest.model.causes import CAUSES
 from ingest.model.codes import ITEM_CODES, PROBLEMS
+from ingest.receiver.openapi import FILE
 from ingest.system.log_events import EVENTS
 
 RECORD = Path(__file__).parent / "public_names.json"
@@ -37,7 +37,7 @@ _LABEL = re.compile(r"`(\w+)`")
 def public_names() -> dict[str, list[str]]:
     """Return sorted names of each kind; a metric has its type and labels, a code its status."""
     tables = metrics_table() + "\n" + forward_metrics_table() + "\n" + mqtt_metrics_table()
-    paths = json.loads(openapi_text())["paths"]
+    paths = json.loads(FILE.read_text())["paths"]
     metrics = [
         " ".join([name, kind, *_LABEL.findall(labels)])
         for name, kind, labels in _METRIC.findall(tables)

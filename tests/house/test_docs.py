@@ -1,8 +1,8 @@
 """Documents show tables and figures as the code prints them; links lead somewhere.
 
-`python -m ingest.cli.print_docs --write docs/*.md docs/openapi.json deploy/ingest.env.example
-deploy/nats/roles.conf`, `python -m benchmarks.results` and `python -m benchmarks.roles_document`
-repair what fails here; the author repairs links.
+`python -m ingest.cli.print_docs --write docs/*.md deploy/ingest.env.example
+deploy/nats/roles.conf`, `python -m tests.printing.openapi`, `python -m benchmarks.results` and
+`python -m benchmarks.roles_document` repair what fails here; the author repairs links.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from benchmarks import readme_numbers, results, roles_document, roles_record
 from benchmarks.document import anchor
 from benchmarks.record import newest_of, read
 from ingest.cli.main import COMMANDS
-from ingest.cli.print_docs import TABLES, log_calls, main, metrics_table, openapi_text, refreshed
+from ingest.cli.print_docs import TABLES, log_calls, main, metrics_table, refreshed
 from ingest.config.text import env_example
 from ingest.embedded.broker_config import roles_text
 from ingest.model import codes
+from ingest.receiver.openapi import FILE
 from ingest.system.log_events import EVENTS
 from loadgen.csv.client import TRY_AGAIN
+from tests.printing import openapi
 from tests.support.documents import DOCUMENTS, README, REPOSITORY, without_fences
 
 EXAMPLE = REPOSITORY / "deploy" / "ingest.env.example"
@@ -128,7 +130,7 @@ def test_example_of_the_environment_is_what_the_code_prints() -> None:
     """deploy/ingest.env.example holds exactly the settings that exist; so do the other files."""
     assert EXAMPLE.read_text() == env_example()
     assert ROLES.read_text() == roles_text()
-    assert (REPOSITORY / "docs/openapi.json").read_text() == openapi_text()
+    assert FILE.read_text() == openapi.text()
 
 
 def test_refreshing_current_documents_changes_nothing(tmp_path: Path) -> None:

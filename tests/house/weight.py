@@ -21,7 +21,7 @@ CEILINGS = {
     "ingest/archive": 796,
     "ingest/broker": 1915,
     "ingest/buffers": 2477,
-    "ingest/cli": 2705,
+    "ingest/cli": 2696,
     "ingest/config": 736,
     "ingest/dead_letters": 1833,
     "ingest/embedded": 814,
@@ -31,13 +31,13 @@ CEILINGS = {
     "ingest/http_client": 101,
     "ingest/model": 660,
     "ingest/mqtt": 928,
-    "ingest/receiver": 1971,
+    "ingest/receiver": 1806,
     "ingest/sinks": 3641,
     "ingest/system": 766,
     "ingest/writer": 610,
-    "tests": 52720,
+    "tests": 52813,
     "loadgen": 4801,
-    "benchmarks": 4470,
+    "benchmarks": 4452,
 }
 ADVICE = "take something away, or raise the ceiling with a decision that says what users get for it"
 

@@ -1,9 +1,8 @@
 """Records a state folder of the real service of a checkout, as a SIGKILL leaves it.
 
-`python -m tests.path.recorded.record_state --checkout FOLDER --name 54a95c7` (default: this
-repository and its commit) writes the folder `state-NAME` and, beside it, `state-NAME.json`: the
-acknowledged readings, and the service's own list of its dead letters. state-fd6d781 was made by an
-earlier script: its version had no line protocol, no tokens, and one post in each frame.
+record_up.py has the command. It writes the folder `state-NAME` and, beside it, `state-NAME.json`:
+the acknowledged readings, and the service's own list of its dead letters. state-fd6d781 was made by
+an earlier script: its version had no line protocol, no tokens, and one post in each frame.
 
 The folder has a journal of several segments with written readings, readings that are not written,
 and a torn tail; dead letters of each reason, some of them marked as done, with a torn line and a
@@ -13,16 +12,13 @@ no data of PostgreSQL.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import itertools
 import json
 import shutil
 import signal
-import sys
-import tempfile
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -30,7 +26,7 @@ from urllib.parse import parse_qs, urlsplit
 import asyncpg
 
 from tests.path.recorded.exchange import Case, exchange
-from tests.path.recorded.record import HERE, REPOSITORY, databases
+from tests.path.recorded.record import databases
 from tests.path.recorded.service import Running, command, run_sql
 
 FIRST_US = 1_750_000_000_000_000
@@ -310,23 +306,3 @@ def text_of(expected: dict[str, Any]) -> str:
             yield json.dumps(value)
 
     return "".join(shown(expected)) + "\n"
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Record and write the files."""
-    parser = argparse.ArgumentParser(prog="python -m tests.path.recorded.record_state")
-    parser.add_argument("--checkout", type=Path, default=REPOSITORY, help="the code to record")
-    parser.add_argument("--name", required=True, help="its commit")
-    chosen = parser.parse_args(arguments)
-    to = HERE / f"state-{chosen.name}"
-    with tempfile.TemporaryDirectory(prefix="ingest-record-", dir="/var/tmp") as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        expected = asyncio.run(record(chosen.checkout.resolve(), folder, to))
-    to.with_suffix(".json").write_text(text_of(expected))
-    sys.stdout.write(f"recorded in {to}\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

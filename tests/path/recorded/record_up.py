@@ -1,11 +1,11 @@
 """Records what a checkout leaves: a database with rollups, and a state folder of `ingest up`.
 
-`python -m tests.path.recorded.record_up --checkout FOLDER --name 102f91b0` writes them, as
-record_state.py does. `database-NAME.sql` has the readings of several days, each in its partition,
-the registry of the housekeeping, rollups, and late readings that no rollup has yet. The folder
-`up-NAME` is that of a `serve` and then of an `up`, both killed while the database was away. The
-stream has what `up` took over from the journal, and what was posted to `up`; so has the stream of
-the dead letters. `up-NAME.json` has the acknowledged readings of both.
+`python -m tests.path.recorded.record_up --checkout FOLDER --name 102f91b0` (default: this
+repository) writes them, and the folder of record_state.py. `database-NAME.sql` has the readings of
+several days, each in its partition, the registry of the housekeeping, rollups, and late readings
+that no rollup has yet. The folder `up-NAME` is that of a `serve` and then of an `up`, both killed
+while the database was away. The stream has what `up` took over from the journal, and what was
+posted to `up`; so has the stream of the dead letters. `up-NAME.json` has the acknowledged readings.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 
 from ingest.embedded.programs import find_binaries
 from ingest.system.files import is_locked
+from tests.path.recorded import record_state
 from tests.path.recorded.record import HERE, REPOSITORY, databases
 from tests.path.recorded.record_state import Forwarder, Row, post, rows, text_of
 from tests.path.recorded.service import Running, command
@@ -90,16 +91,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkout", type=Path, default=REPOSITORY, help="the code to record")
     parser.add_argument("--name", required=True, help="its commit")
     chosen = parser.parse_args(arguments)
-    to = HERE / f"up-{chosen.name}"
+    state, up = (HERE / f"{kind}-{chosen.name}" for kind in ("state", "up"))
     with tempfile.TemporaryDirectory(prefix="ingest-record-", dir="/var/tmp") as name:
         folder = Path(name)
         folder.chmod(0o755)
-        dump, acknowledged = asyncio.run(record(chosen.checkout.resolve(), folder))
-        shutil.rmtree(to, ignore_errors=True)
-        shutil.copytree(folder / "up", to)
+        checkout = chosen.checkout.resolve()
+        expected = asyncio.run(record_state.record(checkout, folder, state))
+        dump, acknowledged = asyncio.run(record(checkout, folder))
+        shutil.rmtree(up, ignore_errors=True)
+        shutil.copytree(folder / "up", up)
+    state.with_suffix(".json").write_text(text_of(expected))
+    up.with_suffix(".json").write_text(text_of(dict(acknowledged)))
     (HERE / f"database-{chosen.name}.sql").write_text(dump)
-    to.with_suffix(".json").write_text(text_of(dict(acknowledged)))
-    sys.stdout.write(f"recorded in {to}\n")
     return 0
 
 

@@ -1,1 +1,0 @@
-"""The OpenAPI document of the data port. Only endpoint.py and `print_docs` import it."""
