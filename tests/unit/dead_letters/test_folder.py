@@ -650,7 +650,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_full_disk_for_real_keeps_what_was_kept_and_goes_on(small_disk: Path) -> None:
     """ENOSPC of a real file system leaves only whole lines."""
     store = make_store(small_disk / "dead", bytes_max=1 << 30)
-    kept = []
+    kept: list[Letter] = []
     with contextlib.suppress(DeadLettersBroken):
         while len(kept) < 700:
             letters = drained(7)
