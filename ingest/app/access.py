@@ -42,6 +42,6 @@ def with_access(settings: Settings, address: str) -> Settings:
         private=is_loopback(address) and not settings.trusted_proxies,
         tokens=open_tokens(settings).tokens.entries.senders,
         address=address,
-        run=command_words()["run"],
+        run=command_words()["down"],
     )
     return replace(settings, access=OPEN if free else TOKEN)

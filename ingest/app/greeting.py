@@ -11,6 +11,7 @@ from pathlib import Path
 from ingest import __version__
 from ingest.config.folders import default_state_dir
 from ingest.model.errors import ConfigError
+from ingest.system.surroundings import command_words
 
 _ELSEWHERE = ("192.0.2.1", "2001:db8::1")  # addresses that no machine has
 _EXAMPLE = '{"device_id":"d1","metric":"temperature","value":21.5}'
@@ -34,6 +35,7 @@ def greeting_lines(
     embedded. `table` is named as in SQL. `waiting` is why the database does not answer yet, or
     empty.
     """
+    run = command_words()["run"]
     yield f"iot-ingest {__version__}, state folder: {state_dir}"
     scheme, trust = "http", ""
     if cert_file:
@@ -45,12 +47,12 @@ def greeting_lines(
     )
     if (host := _from_network(listen)) and needs_token:
         url = f"{scheme}://{host}/v1/readings"
-        yield f"devices:       {url}, each with a token (./run token new NAME)"
+        yield f"devices:       {url}, each with a token (`{run} token new NAME`)"
     once = "  (the first browser that opens it may act)" if "/login/" in page else ""
     yield f"dashboard:     {page}{once}"
     yield f"metrics:       http://{admin_listen}/metrics  (state: /readyz)"
     if not database:
-        look = f"./run psql{_flag(state_dir)} -c {shlex.quote(f'table {table}')}"
+        look = f"{run} psql{_flag(state_dir)} -c {shlex.quote(f'table {table}')}"
         yield f"database:      embedded; to look into it: {look}"
     else:
         yield f"database:      as set by {database}"

@@ -63,7 +63,7 @@ class Access:
             private=loopback and not self._has_proxies,
             tokens=tokens,
             address=address,
-            run=self._run,
+            run=command_words()["down"],
         )
         self._checks_host = self.is_open and loopback
         if not self.is_open and not tokens:

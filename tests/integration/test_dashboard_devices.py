@@ -63,7 +63,7 @@ async def test_curve_has_least_mean_and_greatest_of_each_step(
         ]
         assert (found["device_id"], found["metric"], found["step"]) == ("d", "t", 10)
         assert found["device_index"] is index
-        assert found.get("advice") == (None if index else INDEX_ADVICE.format(run="./run"))
+        assert found.get("advice") == (None if index else INDEX_ADVICE.format(run="ingest"))
         large = await document(rig, f"{query}&from=1990&to=2010")
         assert large["buckets"] == [[2000, 3, 3, 1.7e308, 3]]
         query = "/devices/readings?device_id=d&metric=t&from=1020&to=1024&limit=3"

@@ -50,7 +50,7 @@ OF_PROMETHEUS = {
 
 def program(name: str, package: str) -> str:
     """Return the path of a program; else skip the test with the command that installs it."""
-    found = shutil.which(name)
+    found = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
     if found is None:
         pytest.skip(f"no {name} here: apt-get install {package}")
     return found

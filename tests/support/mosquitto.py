@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import shutil
 import signal
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -15,10 +14,10 @@ from typing import Self
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion
 
+from tests.support.deployment import program
 from tests.support.tcp_ports import free_port
 from tests.system.service import Service
 
-PROGRAM = shutil.which("mosquitto") or "/usr/sbin/mosquitto"
 PERSISTENT = "persistence true\nautosave_interval 1800\nmax_queued_messages 0\n"
 STOP_S_MAX = 20.0
 
@@ -63,10 +62,11 @@ class Mosquitto:
         self._folder.chmod(0o777)  # as root it changes to a user of its own
         config = self._folder / "mosquitto.conf"
         config.write_text(f"{self._text}persistence_location {self._folder}/\nuser root\n")
+        mosquitto = program("mosquitto", "mosquitto")
         log = (self._folder / "log").open("ab")
         with log:
             self._process = await asyncio.create_subprocess_exec(
-                PROGRAM, "-c", config, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
+                mosquitto, "-c", config, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
             )
         async with asyncio.timeout(STOP_S_MAX):
             while not await self._listens():

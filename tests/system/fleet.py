@@ -28,12 +28,13 @@ class Fleet:
         rows: int = 10,
         pause_s: float = 0.01,
         ack: str = "buffered",
+        first_us: int = FIRST_US,
     ) -> None:
         self._url = f"{url}/v1/readings?ack={ack}"
         self._connections = connections
         self._rows = rows
         self._pause_s = pause_s
-        self._next_us = FIRST_US
+        self._next_us = first_us
         self._stopping = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self.acknowledged: set[int] = set()

@@ -145,7 +145,7 @@ async def test_hold_shows_within_three_seconds_and_goes_by_itself(
             await readings_connection.execute("alter table readings rename value to val")
             await seen.wait_text("#state-word", "Writes are paused", within_s=3)
             await seen.wait_text("#state-text", "has no column value")
-            await seen.wait_text("#state-todo", "./run schema show")
+            await seen.wait_text("#state-todo", "ingest schema show")
             assert await seen.page.is_visible("#try-now")
             assert await seen.page.get_attribute("#state", "data-level") == "warn"
             assert (await seen.page.title()).startswith("Writes are paused")
@@ -523,7 +523,7 @@ async def test_lost_service_is_said_and_found_again(
         await service.stop()
         await seen.wait_text("#link", "Not connected for")
         await seen.wait_text("#state-word", "Not connected")
-        await seen.wait_text("#state-todo", "start it: ./run")
+        await seen.wait_text("#state-todo", "start it: ingest serve")
         await service.start()
         await seen.wait_text("#link", "Live", within_s=20)
         await seen.wait_text("#state-word", "Accepting")

@@ -96,12 +96,10 @@ def untouched(open_tmp: Path) -> Iterator[Checkout]:
 def checkout(open_tmp: Path) -> Checkout:
     """Give a copy that its first start has set up; the messages go to stderr only."""
     made = Checkout(open_tmp / "run-script")
-    began = time.monotonic()
     code, out, err = made.run(*CHEAP)
     assert (code, out) == (0, LISTEN), err
     assert "Setting up" in err
     assert "done in" in err
-    assert time.monotonic() - began < 60
     return made
 
 

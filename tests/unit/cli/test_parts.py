@@ -436,11 +436,11 @@ def test_hint_of_the_start_names_a_folder_that_is_not_the_usual_one(
         return told(folder, "").partition("to look into it: ")[2]
 
     monkeypatch.setenv("XDG_STATE_HOME", "/s")
-    assert hint("/s/iot-ingest") == "./run psql -c 'table readings'"
-    assert hint("/my s") == "./run psql --state-dir '/my s' -c 'table readings'"
+    assert hint("/s/iot-ingest") == "ingest psql -c 'table readings'"
+    assert hint("/my s") == "ingest psql --state-dir '/my s' -c 'table readings'"
     monkeypatch.setenv("XDG_STATE_HOME", "")
     monkeypatch.setenv("HOME", "~no_such_user")
-    assert hint("/s") == "./run psql --state-dir /s -c 'table readings'"
+    assert hint("/s") == "ingest psql --state-dir /s -c 'table readings'"
     assert told("/s", "the file /u").endswith(" as set by the file /u")
     assert told("/s", "", "", "post ").endswith(" http://127.0.0.1:1/v1/readings")
     with_tls = told("/s", "", "/my c.pem", "post ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -53,36 +54,32 @@ def test_cause_has_words_a_next_step_and_a_section(name: str) -> None:
     assert "{" not in step
 
 
-def test_unit_of_systemd_is_named_by_its_control_group(tmp_path: Path) -> None:
-    """A command outside of the unit names that of `serve`."""
-    environ = {"STATE_DIRECTORY": "/var/lib/iot-ingest"}
-    groups = tmp_path / "cgroup"
-    for text, unit in (
-        ("0::/system.slice/iot-ingest-up.service\n", "iot-ingest-up"),
-        (
-            "0::/system.slice/system-iot.slice/iot-ingest-gateway@8080.service\n",
-            "iot-ingest-gateway@8080",
-        ),
-        ("0::/user.slice/session-1.scope\n", "iot-ingest"),
-    ):
-        groups.write_text(text)
-        words = command_words(environ, in_container=False, groups=groups)
-        assert words["restart"] == f"systemctl restart {unit}"
-        assert words["log"] == f"journalctl -u {unit}"
-
-
-def test_commands_are_those_of_the_surroundings() -> None:
-    """The words are those of the runbook's table; else a command would fail in a container."""
+def test_commands_are_those_of_the_runbook() -> None:
+    """Who starts the process says how to type a command; else one would fail in a container."""
     table = (REPOSITORY / "deploy" / "RUNBOOK.md").read_text()
-    for environ, in_container, run in (
-        ({}, False, "./run"),
-        ({"STATE_DIRECTORY": "/var/lib/iot-ingest"}, False, "ingest"),
-        ({}, True, "docker compose exec ingest python -P -m ingest"),
+    deploy = REPOSITORY / "deploy"
+    for kind, file in (
+        ("./run", REPOSITORY / "run"),
+        ("docker compose exec ingest python -P -m ingest", deploy / "compose.yaml"),
+        ("docker exec {host} python -P -m ingest", deploy / "Dockerfile"),
+        (
+            "kubectl -n iot-ingest exec {host} -- python -P -m ingest",
+            deploy / "kubernetes" / "statefulset.yaml",
+        ),
     ):
-        assert command_words(environ, in_container=in_container)["run"] == run
-        assert f"`{run} COMMAND`" in table
-    pod = command_words({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, in_container=True)
-    assert re.fullmatch(r"kubectl -n iot-ingest exec \S+ -- python -P -m ingest", pod["run"])
+        assert kind in file.read_text()
+        words = command_words({"INGEST_COMMAND": kind, "INGEST_COMMAND_LOG": "logs {host}"})
+        assert words["run"] == words["down"] == kind.replace("{host}", os.uname().nodename)
+        assert words["log"] == f"logs {os.uname().nodename}"
+        container = "POD" if "kubectl" in kind else "CONTAINER"
+        assert f"`{kind.replace('{host}', container)} COMMAND`" in table
+    assert command_words({}) == {
+        "run": "ingest",
+        "down": "ingest",
+        "restart": "ingest serve",
+        "log": "ingest doctor",
+    }
+    assert command_words({"INGEST_COMMAND_DOWN": "a"})["down"] == "a"
 
 
 @pytest.mark.parametrize(
