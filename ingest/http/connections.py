@@ -19,7 +19,7 @@ import ipaddress
 import math
 import socket
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -276,10 +276,12 @@ class Connections:
 
     # Opening and closing the port
 
-    def take(self, listening: socket.socket) -> str:
-        """Serve at a socket that listens already; return its HOST:PORT."""
+    def take(
+        self, sockets: Sequence[socket.socket], accepts: Callable[[], bool], tokens: str
+    ) -> str:
+        """Serve at sockets that listen already; see Listener.take. Returns HOST:PORT."""
         self._listener = Listener(self)
-        return self._serving(*self._listener.take(listening))
+        return self._serving(*self._listener.take(sockets, accepts), tokens)
 
     async def listen(self, host: str, port: int, flag: str, *, tokens: str = "none yet") -> str:
         """Bind and serve; return the real HOST:PORT. Raises StartError that names `flag`.
@@ -295,11 +297,11 @@ class Connections:
                 f"cannot listen on {host}:{port} ({_why(error)}); choose another address "
                 f"with {flag} HOST:PORT"
             ) from error
+        return self._serving(bound, real_port, tokens)
+
+    def _serving(self, bound: str, port: int, tokens: str) -> str:
         if not ipaddress.ip_address(bound.partition("%")[0]).is_loopback:
             self._log.warning("open_to_the_network", address=bound, tokens=tokens)
-        return self._serving(bound, real_port)
-
-    def _serving(self, bound: str, port: int) -> str:
         self._sweeper = asyncio.create_task(self._sweep())
         return f"[{bound}]:{port}" if ":" in bound else f"{bound}:{port}"
 
