@@ -41,7 +41,7 @@ The folders. Imports go down only, and folders of one row do not know each other
                     store (what commands and the page use); stream/ (the same in a broker)
     access/         tokens: their file, their entries, who has which
     http/           listener, connections (limits of a port), connection (one) with
-                    framer, valve and heads; tls, handshakes, certificate; request, bodies,
+                    framer, valve and heads; tls, certificate; request, bodies,
                     response, routes, proxies (clients behind them)
     formats/        media_type (their list), json_post (json_slices, json_whole, json_item),
                     ndjson, packed_post (packed_item), senml (senml_state, senml_record),

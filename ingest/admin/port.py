@@ -8,7 +8,8 @@ Does not: take readings, or know the pages of the dashboard.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import socket
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -83,9 +84,12 @@ class Admin:
         )
         self._log = get_logger("admin")
 
-    async def start(self, host: str, port: int) -> str:
-        """Listen; return the real HOST:PORT. Raises StartError that names --admin-listen."""
-        return await self._port.start(host, port)
+    async def start(self, host: str, port: int, given: Sequence[socket.socket] = ()) -> str:
+        """Listen, or serve at the sockets that are `given`; return the real HOST:PORT.
+
+        Raises StartError that names --admin-listen.
+        """
+        return self._port.take(given) if given else await self._port.start(host, port)
 
     async def close(self) -> None:
         """Close the port. Repeatable."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -139,12 +140,15 @@ class AdminSide:
         """The dead letters for the writers. The page counts refused readings by device."""
         return ObservedDeadLetters(self._dead_letters, self.dashboard.tail)
 
-    async def start(self, listen: str, admin_listen: str) -> str:
+    async def start(
+        self, listen: str, admin_listen: str, given: Sequence[socket.socket] = ()
+    ) -> str:
         """Listen at `admin_listen`; return the bound HOST:PORT. `listen` is that of the data port.
 
-        Raises StartError that names --admin-listen.
+        `given` are sockets that listen already, in place of the address. Raises StartError that
+        names --admin-listen.
         """
-        bound = await self.admin.start(*split_address(admin_listen))
+        bound = await self.admin.start(*split_address(admin_listen), given)
         self.dashboard.listen = listen
         self.guard.bound(bound)
         return bound

@@ -13,8 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
 
 from ingest.admin.dashboard.tail import Tail
 from ingest.app.access import open_tokens
@@ -24,10 +23,11 @@ from ingest.app.dead_letters import make_dead_letters
 from ingest.app.fill import Fill
 from ingest.app.gateway_admin import GatewayAdmin
 from ingest.app.health import Health
-from ingest.app.receiving import make_endpoint
+from ingest.app.receiving import make_endpoint, taking
 from ingest.app.refusals import Refusals
 from ingest.app.role import Place, Role
 from ingest.app.status import StatusSource
+from ingest.app.tasks import first_of
 from ingest.broker.publishing import Publisher
 from ingest.broker.roles import STREAM, SUBJECT
 from ingest.buffers.stream.commits import CommitRequests
@@ -42,20 +42,6 @@ HANDLERS_GRACE_S = 1.0
 IDLE_S = 5.0  # a connection without a request for so long is closed when a successor is there
 LEAVE_S_MAX = 30.0  # until the last connection is closed then
 LOOK_S = 0.02
-# In an inherited socket connections wait until the stream has been looked at: a gateway that
-# replaces another one must refuse nothing. After this time they get `starting`.
-QUEUE_S_MAX = 5.0
-
-
-async def first_of(*works: Coroutine[Any, Any, object]) -> None:
-    """Return once one of them has ended; the others are cancelled."""
-    tasks = [asyncio.create_task(each) for each in works]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for each in tasks:
-            each.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class NoDatabase:
@@ -213,9 +199,9 @@ class Gateway:
     async def _start(self) -> None:
         settings, role = self._settings, self._role
         listening = self._place.listening
-        listen = ""
-        if listening is None:
-            listen = await self.endpoint.start(*split_address(settings.listen))
+        accepts = taking(lambda: not self.health.starting, role.stopping)
+        given = [] if listening is None else [listening]
+        listen = await self.endpoint.start(*split_address(settings.listen), given, accepts)
         if self._admin is not None:
             bound = await self._admin.start(listen)
             scheme = "https" if settings.tls_cert_file else "http"
@@ -225,17 +211,13 @@ class Gateway:
             role.listening()
         role.tasks.spawn(self.health.run(role.stopping))
         role.tasks.spawn(self._token_file.follow(role.halted))
-        since_s = monotonic_s()
         while not role.watch.checked:  # posts get `starting` until then
-            if listening is not None and monotonic_s() - since_s > QUEUE_S_MAX:
-                self.endpoint.start_on(listening)
+            if listening is not None and accepts():
                 listening = None
                 role.ready()
             if await sleep_unless(role.stopping, LOOK_S):
                 return
         self.health.started()
-        if listening is not None:
-            self.endpoint.start_on(listening)
         role.ready()
 
     async def _stop(self) -> int:

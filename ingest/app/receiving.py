@@ -8,12 +8,14 @@ Does not: import the writer or a sink, so a program can take posts in without th
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable
 from pathlib import Path
 
 from ingest.access.tokens import Tokens
 from ingest.app.rules import make_rules
+from ingest.app.tasks import first_of
 from ingest.config.host_names import host_names
 from ingest.config.networks import networks
 from ingest.config.settings import Settings
@@ -30,9 +32,28 @@ from ingest.receiver.lines import LineOptions
 from ingest.receiver.quotas import Rates
 from ingest.receiver.senders import SenderLimits, Senders
 from ingest.receiver.sources import SourceOptions
+from ingest.system.clock import monotonic_s
 
 # With several gateways a connection ends about so often, so that its client may reach another one.
 CONNECTION_S = 300.0
+# In an inherited socket connections wait until posts are taken: a process that replaces another one
+# must refuse nothing. After this time they get `starting`.
+QUEUE_S_MAX = 5.0
+# While connections end, new ones wait in the socket for the next process: so not for long. A
+# connection without a request for LEAVE_IDLE_S is closed.
+LEAVE_IDLE_S, LEAVE_S_MAX = 1.0, 2.0
+
+
+def taking(is_ready: Callable[[], bool], stopping: asyncio.Event) -> Callable[[], bool]:
+    """Return what says whether to accept from an inherited socket."""
+    until_s = monotonic_s() + QUEUE_S_MAX
+    return lambda: not stopping.is_set() and (is_ready() or monotonic_s() > until_s)
+
+
+async def leave(endpoint: Endpoint, halted: asyncio.Event) -> None:
+    """Leave a given socket to the next process; what comes to open connections is still taken."""
+    leaving = endpoint.step_down(idle_s=LEAVE_IDLE_S, timeout_s=LEAVE_S_MAX)
+    await first_of(leaving, halted.wait())
 
 
 def make_endpoint(

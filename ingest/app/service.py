@@ -3,16 +3,15 @@
 `receiving` makes the first half of the path, `writing` the second, `admin` the admin port.
 Order of the start: state folder, journal, dead letters, ports (they answer `starting`), database,
 writers, replay.
-Order of the stop: no new posts; posts in flight are finished; the writers empty the buffer; rows
-that are left stay in the journal or go to the dead letters; data port, dead letters, journal,
-embedded database and admin port are closed.
+Order of the stop: connections end, if the process manager keeps their socket; no new posts; posts
+in flight are finished; the writers empty the buffer; rows that are left stay in the journal or go
+to the dead letters; data port, dead letters, journal, embedded database and admin port are closed.
 Promises: a task that has readings is never cancelled.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import secrets
 from collections.abc import Callable, Mapping
 from os import getpid
@@ -30,7 +29,7 @@ from ingest.app.fill import Fill
 from ingest.app.first_contact import FirstContact
 from ingest.app.greeting import greeting_lines
 from ingest.app.health import Health
-from ingest.app.receiving import make_endpoint
+from ingest.app.receiving import leave, make_endpoint, taking
 from ingest.app.refusals import Refusals
 from ingest.app.rules import make_rules
 from ingest.app.take_back import TakeBack
@@ -47,6 +46,7 @@ from ingest.receiver.refused_posts import RefusedPosts
 from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.system import logs
 from ingest.system import signals as app_signals
+from ingest.system.activation import given_sockets
 from ingest.system.clock import monotonic_s, sleep_unless, unix_us
 from ingest.system.notify import Notifier
 from ingest.system.state_folder import ServiceInfo, StateFolder
@@ -89,12 +89,12 @@ class Service:
         terminal: bool,
     ) -> None:
         self._settings = settings
+        self._given = given_sockets()
         self._target = make_target(settings)
         self._terminal = terminal
         self._folder = folder
         self._announce = announce
         self._notifier = notifier
-        self._log = logs.get_logger("service")
         self._token = settings.admin_token or secrets.token_urlsafe(24)
         self._stopping = asyncio.Event()  # the drain begins
         self._halted = asyncio.Event()  # the drain ends: rows that are left are kept as they are
@@ -209,8 +209,10 @@ class Service:
         for work in open_buffer(self.buffer, settings, self._folder, self._announce):
             self._tasks.spawn(work(self._stopping))
         await self.dead_letters.open()
-        listen = await self.endpoint.start(*split_address(settings.listen))
-        admin_listen = await self.admin_side.start(listen, settings.admin_listen)
+        data, admin = self._given
+        accepts = taking(lambda: not self.health.starting, self._stopping)
+        listen = await self.endpoint.start(*split_address(settings.listen), data, accepts)
+        admin_listen = await self.admin_side.start(listen, settings.admin_listen, admin)
         self._notifier.ready()
         self._tasks.spawn(self._token_file.follow(self._halted))
         self._tasks.spawn(self.health.run(self._stopping))
@@ -237,6 +239,7 @@ class Service:
         await writing.first_try.wait()
         if writing.refusal:
             raise StartError(writing.refusal)
+        state = writing.database_state
         for line in greeting_lines(
             state_dir=self._folder.path,
             listen=listen,
@@ -246,9 +249,7 @@ class Service:
             page=self.admin_side.page_address(admin_listen, with_key=self._terminal),
             database="" if self._embedded else database_words(self._settings),
             table=self._target.name,
-            waiting=""
-            if writing.database_state.is_open
-            else writing.database_state.message or "no answer yet",
+            waiting="" if state.is_open else state.message or "no answer yet",
         ):
             self._announce(line)
 
@@ -273,7 +274,7 @@ class Service:
             try:
                 self._folder.publish(self._info)
             except OSError as error:  # commands do not find the new URL; the service goes on
-                self._log.warning("url_not_published", why=str(error))
+                logs.get_logger("service").warning("url_not_published", why=str(error))
 
     async def _open_database(self, url: DatabaseUrl) -> None:
         """Check the table; then accept posts and start writers and replay."""
@@ -293,13 +294,14 @@ class Service:
 
     async def _stop(self) -> int:
         """Drain; return the exit code. Bounded by `drain_s_max` and the dead letters' disk."""
-        drain_s_max = min(
-            self._settings.drain_s_max,
-            HANDLERS_GRACE_S if self.writing.leaves_rest else math.inf,
-        )
+        self._notifier.stopping()
+        if self._given.data:
+            await leave(self.endpoint, self._halted)
+        drain_s_max = self._settings.drain_s_max
+        if self.writing.leaves_rest:
+            drain_s_max = min(drain_s_max, HANDLERS_GRACE_S)
         deadline_s = monotonic_s() + drain_s_max
         self.health.draining()
-        self._notifier.stopping()
         halt = asyncio.create_task(self._halt_at(deadline_s))
         if self.writing.leaves_rest:  # posts that wait for their commit get their answer now
             await self.writing.finish()
@@ -335,9 +337,8 @@ class Service:
 
     async def _end(self) -> None:
         """End all tasks, close everything, and stop the embedded database. Called in any case."""
-        self._stopping.set()
-        self._halted.set()
-        self._writing_ends.set()
+        for each in (self._stopping, self._halted, self._writing_ends):
+            each.set()
         self.buffer.shut_inlet()
         await self._tasks.wait(TASKS_S_MAX)
         await self.endpoint.close()

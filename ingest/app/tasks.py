@@ -12,6 +12,17 @@ EXIT_OK, EXIT_BROKEN, EXIT_LOST = 0, 1, 3  # of serve, up, gateway and writer
 TASKS_S_MAX = 5.0  # until all tasks have ended
 
 
+async def first_of(*works: Coroutine[Any, Any, object]) -> None:
+    """Return once one of them has ended; the others are cancelled."""
+    tasks = [asyncio.create_task(each) for each in works]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for each in tasks:
+            each.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 class Tasks:
     """Tasks that run until they end by themselves. An unexpected error in one sets `stopping`."""
 

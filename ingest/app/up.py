@@ -39,7 +39,6 @@ from ingest.app.up_admin import UpAdmin
 from ingest.config.loading import check_waits
 from ingest.config.settings import Settings, split_address
 from ingest.http.listener import open_slots
-from ingest.http.sites import is_loopback
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.known_server import KnownServer
 from ingest.system import logs
@@ -225,10 +224,7 @@ class Supervisor:
             ) from error
         bound, real_port, *_ = self._sockets[0].getsockname()
         address = f"[{bound}]:{real_port}" if ":" in bound else f"{bound}:{real_port}"
-        settings = self._settings = with_access(self._settings, address)
-        if not is_loopback(address):
-            tokens = "for all posts" if settings.access == TOKEN else "none: everybody may post"
-            self._log.warning("open_to_the_network", address=bound, tokens=tokens)
+        self._settings = with_access(self._settings, address)
         return address
 
     def _configuration(self, role: str, instance: str, listen_fd: int | None) -> Message:

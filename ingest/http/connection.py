@@ -171,7 +171,7 @@ class Connection(asyncio.Protocol):
         """Parse these bytes in a later round."""
         self._later = data
         self.valve.shut(LATER)
-        self._owner.put_off(self._go_on_parsing)
+        self._owner.put_off(self._go_on_parsing, self._client.network)
 
     def _go_on_parsing(self) -> None:
         data, self._later = self._later, b""

@@ -19,7 +19,7 @@ import ipaddress
 import math
 import socket
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -27,7 +27,6 @@ from ingest.http.certificate import Certificate
 from ingest.http.connection import CLOSE, Connection
 from ingest.http.crowds import Crowds
 from ingest.http.fence import require_parser
-from ingest.http.handshakes import Handshakes
 from ingest.http.heads import KnownHeads
 from ingest.http.listener import Listener
 from ingest.http.open_files import OpenFiles
@@ -98,7 +97,7 @@ class Connections:
         self._idle: OrderedDict[Connection, float] = OrderedDict()
         # Those whose request is not here: the half-open ones, and those in the middle of a body.
         self._unfinished = Crowds[Connection]()
-        self._tls = Handshakes(certificate, self.put_off) if certificate is not None else None
+        self._certificate = certificate
         self._listener: Listener | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._log = get_logger("connections")
@@ -107,10 +106,15 @@ class Connections:
 
     def __call__(self) -> Connection | TlsConnection:
         """Make the protocol of one connection (the event loop calls this)."""
-        if self._tls is None:
+        if self._certificate is None:
             return Connection(self)
-        return self._tls.wrapped(
-            Connection(self), lambda: self.malformed(NEEDS_TLS).rendered(CLOSE)
+        assert self.round_queue is not None, "only the data port has a certificate"
+        return TlsConnection(
+            Connection(self),
+            self.round_queue,
+            context=self._certificate.context,
+            network_of=lambda transport: client_at(transport).network,
+            plain=lambda: self.malformed(NEEDS_TLS).rendered(CLOSE),
         )
 
     @property
@@ -175,12 +179,12 @@ class Connections:
         if (opened := self._open.get(handler)) is not None:
             self._unfinished.remove(opened.network, handler)
 
-    def put_off(self, go_on: Callable[[], object]) -> None:
-        """Call `go_on`, a short step, in a later round."""
+    def put_off(self, go_on: Callable[[], object], network: str) -> None:
+        """Call `go_on`, a short step, later. Networks take turns."""
         if self.round_queue is None:
             self.loop.call_soon(go_on)
         else:
-            self.round_queue.put_off(go_on)
+            self.round_queue.put_off(go_on, network)
 
     def suspended(self, task: asyncio.Task[Answer]) -> None:
         """Keep the task of an answer that has to wait; `close` waits for it."""
@@ -245,8 +249,8 @@ class Connections:
     def _sweep_once(self, period_s: float) -> bool:
         """Close those that are late, a few; return whether there are more."""
         self._files.tell_if_near(len(self._open))
-        if self._tls is not None:
-            self._tls.certificate.read_if_changed()
+        if self._certificate is not None:
+            self._certificate.read_if_changed()
         if self._drop_late() == DROPS_A_ROUND:
             return True
         self._retiring.retire_oldest(period_s)
@@ -272,10 +276,12 @@ class Connections:
 
     # Opening and closing the port
 
-    def take(self, listening: socket.socket) -> str:
-        """Serve at a socket that listens already; return its HOST:PORT."""
+    def take(
+        self, sockets: Sequence[socket.socket], accepts: Callable[[], bool], tokens: str
+    ) -> str:
+        """Serve at sockets that listen already; see Listener.take. Returns HOST:PORT."""
         self._listener = Listener(self)
-        return self._serving(*self._listener.take(listening))
+        return self._serving(*self._listener.take(sockets, accepts), tokens)
 
     async def listen(self, host: str, port: int, flag: str, *, tokens: str = "none yet") -> str:
         """Bind and serve; return the real HOST:PORT. Raises StartError that names `flag`.
@@ -291,11 +297,11 @@ class Connections:
                 f"cannot listen on {host}:{port} ({_why(error)}); choose another address "
                 f"with {flag} HOST:PORT"
             ) from error
+        return self._serving(bound, real_port, tokens)
+
+    def _serving(self, bound: str, port: int, tokens: str) -> str:
         if not ipaddress.ip_address(bound.partition("%")[0]).is_loopback:
             self._log.warning("open_to_the_network", address=bound, tokens=tokens)
-        return self._serving(bound, real_port)
-
-    def _serving(self, bound: str, port: int) -> str:
         self._sweeper = asyncio.create_task(self._sweep())
         return f"[{bound}]:{port}" if ":" in bound else f"{bound}:{port}"
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ingest.http.sites import is_loopback
@@ -21,7 +21,9 @@ from ingest.system.logs import Occasionally, get_logger
 BACKLOG = 2048
 ACCEPTS_A_ROUND = 16  # some 0.1 ms each
 ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # `localhost` without IPv6
-PAUSE_S = 0.1  # after an accept that failed because files or memory were missing
+# After an accept that failed because files or memory were missing; and between two looks whether a
+# socket is accepted from.
+PAUSE_S = 0.1
 
 
 class Listener:
@@ -34,6 +36,7 @@ class Listener:
         self._protocol = protocol
         self._loop = asyncio.get_running_loop()
         self._sockets: list[socket.socket] = []
+        self._accepts: Callable[[], bool] = lambda: True
         self._opening: set[asyncio.Task[None]] = set()
         self._log = get_logger("listener")
         self._occasionally = Occasionally(10.0)
@@ -57,21 +60,21 @@ class Listener:
         if not self._sockets or (failure is not None and failure.errno not in ABSENT):
             await self.close()
             raise failure or OSError(f"{host} has no address")
-        for listening in self._sockets:
-            self._resume(listening)
-        names = [each.getsockname() for each in self._sockets]
-        name, real_port, *_ = min(names, key=_is_loopback)
-        return name, real_port
+        return self.take(self._sockets)
 
-    def take(self, listening: socket.socket) -> tuple[str, int]:
-        """Accept from a socket that listens already; return its address.
+    def take(
+        self, sockets: Sequence[socket.socket], accepts: Callable[[], bool] = lambda: True
+    ) -> tuple[str, int]:
+        """Accept from sockets that listen already, once `accepts` says so; return an address.
 
-        Other processes may have this socket too, and accept from it.
+        Of several addresses it is one beyond the loopback. Other processes may have these sockets
+        too, and accept from them.
         """
-        listening.setblocking(False)
-        self._sockets.append(listening)
-        self._resume(listening)
-        name, port, *_ = listening.getsockname()
+        self._sockets, self._accepts = list(sockets), accepts
+        for listening in sockets:
+            listening.setblocking(False)
+            self._resume(listening)
+        name, port, *_ = min((each.getsockname() for each in sockets), key=_is_loopback)
         return name, port
 
     def _accept(self, listening: socket.socket) -> None:
@@ -97,8 +100,12 @@ class Listener:
         self._loop.call_later(PAUSE_S, self._resume, listening)
 
     def _resume(self, listening: socket.socket) -> None:
-        if listening in self._sockets:
+        if listening not in self._sockets:
+            return
+        if self._accepts():
             self._loop.add_reader(listening, self._accept, listening)
+        else:
+            self._loop.call_later(PAUSE_S, self._resume, listening)
 
     async def _open(self, accepted: socket.socket) -> None:
         try:

@@ -10,7 +10,8 @@ begun. So a large post, or one with invalid items, never delays a small one by m
 loop does not sleep until its steps are done, and small posts wait for the journal's thread. So if
 the steps of a post take long, other threads get the interpreter sooner until it is done.
 Promises: posts in the queue are served first come, first served. Senders with posts in steps take
-turns, and so do the posts of each. Each round does at least one step.
+turns, and so do the posts of each. Each round does at least one step. Work that was put off has its
+turns by network in the same way, so a flood from one network delays another one by a step.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ class LoopShare:
     def __init__(self) -> None:
         self._bytes_left = ROUND_BYTES
         self._queue: deque[tuple[int, Callable[[], object]]] = deque()
-        self._in_steps: dict[str, deque[_InSteps]] = {}  # of each sender; the next one is first
-        self._put_off: deque[Callable[[], object]] = deque()
+        self._in_steps: dict[str, dict[_InSteps, None]] = {}  # of each sender; the next is first
+        self._put_off: dict[str, dict[Callable[[], object], None]] = {}  # of each network, too
         self._next_is_due = False
 
     def take(self, body_bytes: int) -> bool:
@@ -79,10 +80,20 @@ class LoopShare:
         if not self._next_is_due:
             self._schedule()
 
-    def put_off(self, go_on: Callable[[], object]) -> None:
-        """Call `go_on`, a short step, in the time for steps of a later round."""
-        self._put_off.append(go_on)
+    def put_off(self, go_on: Callable[[], object], network: str) -> None:
+        """Call `go_on`, a short step of this network, in the time that rounds keep for steps.
+
+        One that waits already keeps its place.
+        """
+        self._put_off.setdefault(network, {})[go_on] = None
         self._schedule()
+
+    def forget(self, go_on: Callable[[], object], network: str) -> None:
+        """Do not call it, if it was put off and has not been called yet."""
+        steps = self._put_off.get(network, {})
+        steps.pop(go_on, None)
+        if not steps:
+            self._put_off.pop(network, None)
 
     async def wait(self, body_bytes: int) -> None:
         """Wait for a round that has a share left; not at all if this one has. Safe to cancel."""
@@ -106,7 +117,7 @@ class LoopShare:
         """
         with ExitStack() as until_done:
             post = _InSteps(steps, until_done, sender)
-            self._in_steps.setdefault(sender, deque()).append(post)
+            self._in_steps.setdefault(sender, {})[post] = None
             self._schedule()
             finished: asyncio.Future[T] = post.finished
             return await finished
@@ -130,8 +141,8 @@ class LoopShare:
         if self._in_steps or self._put_off:
             now_s = monotonic_s()
             until_s = now_s + STEPS_S
-            for _ in range(len(self._put_off)):
-                self._put_off.popleft()()
+            while (go_on := _next_of(self._put_off)) is not None:
+                go_on()
                 now_s = monotonic_s()
                 if now_s >= until_s:
                     break
@@ -139,7 +150,7 @@ class LoopShare:
 
     def _do_steps(self, now_s: float, until_s: float) -> None:
         """Do steps of one post after the other, at least one step."""
-        while (post := self._next_in_steps()) is not None:
+        while (post := _next_of(self._in_steps)) is not None:
             if post.finished.done():  # the wait was cancelled
                 post.steps.close()
                 continue
@@ -151,18 +162,19 @@ class LoopShare:
             except Exception as error:  # it is raised where the post waits
                 post.finished.set_exception(error)
             else:
-                self._in_steps.setdefault(post.sender, deque()).append(post)
+                self._in_steps.setdefault(post.sender, {})[post] = None
             now_s = monotonic_s()
             post.took(now_s - began_s)
             if now_s >= until_s:
                 return
 
-    def _next_in_steps(self) -> _InSteps | None:
-        """Take a post of the sender whose turn it is; the sender is the last one then."""
-        for sender, posts in self._in_steps.items():
-            post = posts.popleft()
-            del self._in_steps[sender]
-            if posts:
-                self._in_steps[sender] = posts
-            return post
-        return None
+
+def _next_of(waiting: dict[str, dict[T, None]]) -> T | None:
+    """Take the first work of the sender whose turn it is; the sender is the last one then."""
+    for sender, works in waiting.items():
+        work = next(iter(works))
+        del works[work], waiting[sender]
+        if works:
+            waiting[sender] = works
+        return work
+    return None

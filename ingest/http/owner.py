@@ -26,8 +26,11 @@ class RoundQueue(Protocol):
     def begun(self, body_bytes: int) -> None:
         """Note that a request of the queue begins."""
 
-    def put_off(self, go_on: Callable[[], object]) -> None:
-        """Call `go_on`, a short step, in a later round; few of them in each."""
+    def put_off(self, go_on: Callable[[], object], network: str) -> None:
+        """Call `go_on`, a short step, later; few of them in each round. Networks take turns."""
+
+    def forget(self, go_on: Callable[[], object], network: str) -> None:
+        """Do not call it, if it was put off and has not been called yet."""
 
 
 class Owner(Protocol):
@@ -66,8 +69,8 @@ class Owner(Protocol):
     def answer(self, request: Request) -> Reply:
         """Answer a request. Raises ConnectionError if its client is gone."""
 
-    def put_off(self, go_on: Callable[[], object]) -> None:
-        """Call `go_on`, a short step, in a later round."""
+    def put_off(self, go_on: Callable[[], object], network: str) -> None:
+        """Call `go_on`, a short step, later. Networks take turns."""
 
     def suspended(self, task: asyncio.Task[Answer]) -> None:
         """Called with the task of an answer that has to wait for something."""

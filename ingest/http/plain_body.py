@@ -69,9 +69,13 @@ class PlainBodies:
         """Do not count a body of the queue any more: its request begins."""
         self._bodies.count_out(body_bytes, may_return=True)
 
-    def put_off(self, go_on: Callable[[], object]) -> None:
-        """Call `go_on`, a short step, in a later round. All such steps share a short time."""
-        self._loop_share.put_off(go_on)
+    def put_off(self, go_on: Callable[[], object], network: str) -> None:
+        """Call `go_on`, a short step, later. All such steps share a short time of each round."""
+        self._loop_share.put_off(go_on, network)
+
+    def forget(self, go_on: Callable[[], object], network: str) -> None:
+        """Do not call it, if it was put off and has not been called yet."""
+        self._loop_share.forget(go_on, network)
 
     def check(self, size_bytes: int, limits: BodyLimits | None = None) -> None:
         """Raise Refused if a body of this size is too large."""

@@ -154,15 +154,17 @@ class Port:
         self._connections = self._make_connections()
         return await self._connections.listen(host, port, self._flag, tokens=self._tokens)
 
-    def take(self, listening: socket.socket) -> str:
-        """Serve at a socket that listens already; return its HOST:PORT."""
+    def take(
+        self, sockets: Sequence[socket.socket], accepts: Callable[[], bool] = lambda: True
+    ) -> str:
+        """Serve at sockets that listen already, once `accepts` says so; return HOST:PORT."""
         self._connections = self._make_connections()
-        return self._connections.take(listening)
+        return self._connections.take(sockets, accepts, self._tokens)
 
     async def step_down(self, *, idle_s: float, timeout_s: float) -> None:
-        """Leave the socket to a successor; see Connections. Then `close`."""
-        assert self._connections is not None, "it has started"
-        await self._connections.step_down(idle_s=idle_s, timeout_s=timeout_s)
+        """Leave the socket to a successor, if it has one; see Connections. Then `close`."""
+        if self._connections is not None:
+            await self._connections.step_down(idle_s=idle_s, timeout_s=timeout_s)
 
     async def close(self) -> None:
         """Close the port and all its connections. Repeatable, and allowed before `start`."""

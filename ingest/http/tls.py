@@ -3,9 +3,12 @@
 To the HTTP protocol it is the transport; to the event loop it is the protocol. A connection counts
 from the moment at which it is accepted. So every bound of connections.py holds for one that never
 finishes its handshake, and the time for a head includes the handshake.
-Promises: no private key work before the client's first bytes are here, and only when the handshakes
-allow it. Bytes that are not TLS get an answer in plain HTTP that says so.
-Does not: read files (certificate.py), or decide when a step is due (handshakes.py).
+A step of a handshake costs 0.1 to 1 ms of the event loop, for work with the private key. So it is
+put off into the time that each round keeps for steps, where networks take turns. Handshakes that
+have begun are not bounded: one that says no more costs memory, as any open connection, and no time.
+Promises: no private key work before the client's first bytes are here. Bytes that are not TLS get
+an answer in plain HTTP that says so.
+Does not: read files (certificate.py), or decide when a step is due (loop_share.py).
 """
 
 from __future__ import annotations
@@ -14,8 +17,9 @@ import asyncio
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
+from ingest.http.owner import RoundQueue
 from ingest.system.clock import monotonic_s
 
 RECORDS = 64  # at most in one go: bytes of many tiny records, or of new keys, are work too
@@ -27,19 +31,6 @@ EARLY_BYTES_MAX = 64 * 1024  # if more wait for a step of the handshake, the soc
 PIECE_BYTES = 4 * 1024
 DECRYPT_S_MAX = 0.001
 HANDSHAKE = 0x16  # the first byte of each TLS connection
-
-
-class Steps(Protocol):
-    """Decides when a connection may do the next step of its handshake."""
-
-    def ask(self, connection: TlsConnection, network: str) -> None:
-        """Call `connection.step` soon; for its first step it may have to wait for others."""
-
-    def ended(self, connection: TlsConnection, network: str) -> None:
-        """Note that its handshake is over, or that it is gone. Repeatable."""
-
-    def put_off(self, go_on: Callable[[], object]) -> None:
-        """Call `go_on`, a short step, in a later round."""
 
 
 class TlsConnection(asyncio.Transport, asyncio.Protocol):
@@ -58,7 +49,7 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
     def __init__(
         self,
         inner: asyncio.Protocol,
-        steps: Steps,
+        steps: RoundQueue,
         *,
         context: Callable[[], ssl.SSLContext],
         network_of: Callable[[asyncio.BaseTransport], str],
@@ -91,7 +82,7 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the handshake and the HTTP protocol."""
-        self._steps.ended(self, self._network)
+        self._steps.forget(self._step, self._network)
         self._object = None
         self._inner.connection_lost(exc)
 
@@ -111,7 +102,7 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         # Else the socket is read on: the end of a client that has gone must be seen at once.
         if len(self._rest) > EARLY_BYTES_MAX:
             self._hold()
-        self._steps.ask(self, self._network)
+        self._steps.put_off(self._step, self._network)
 
     def eof_received(self) -> bool:
         """The client sends no more. Without an end in TLS, this is a broken connection too."""
@@ -125,9 +116,9 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         """Pass it on."""
         self._inner.resume_writing()
 
-    # Called by the handshakes
+    # The handshake
 
-    def step(self) -> None:
+    def _step(self) -> None:
         """Do the next step of the handshake with the next piece of the bytes that are here."""
         if self._tcp.is_closing() or self._is_established:
             return
@@ -144,15 +135,13 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         except ssl.SSLWantReadError:
             self._flush()
             if self._rest:
-                self._steps.ask(self, self._network)
+                self._steps.put_off(self._step, self._network)
             return
         except ssl.SSLError:
             self._flush()  # the alert says why
-            self._steps.ended(self, self._network)
             self._tcp.close()
             return
         self._is_established = True
-        self._steps.ended(self, self._network)
         self._flush()
         if self._incoming.pending or self._rest:
             self._go_on()
@@ -183,7 +172,7 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         self._rest = data[at:]
         if (self._rest or incoming.pending) and not self._is_over:
             self._hold()
-            self._steps.put_off(self._go_on)
+            self._steps.put_off(self._go_on, self._network)
         if self._outgoing.pending:
             self._flush()
         if parts:

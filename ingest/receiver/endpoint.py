@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -184,15 +184,31 @@ class Endpoint:
         """Whether only who has a token may post."""
         return not self._access.is_open
 
-    async def start(self, host: str, port: int) -> str:
-        """Listen; return the real HOST:PORT. Raises StartError that names --listen or --access."""
+    async def start(
+        self,
+        host: str,
+        port: int,
+        given: Sequence[socket.socket] = (),
+        accepts: Callable[[], bool] = lambda: True,
+    ) -> str:
+        """Listen, or serve at the sockets that are `given`; return the real HOST:PORT.
+
+        Raises StartError that names --listen or --access.
+        """
+        if given:
+            return self.start_on(given, accepts)
         address = await self._port.start(host, port)
         self._access.bound(address)
         return address
 
-    def start_on(self, listening: socket.socket) -> str:
-        """Serve at a socket that listens already; return its HOST:PORT. Raises StartError."""
-        address = self._port.take(listening)
+    def start_on(
+        self, sockets: Sequence[socket.socket], accepts: Callable[[], bool] = lambda: True
+    ) -> str:
+        """Serve at sockets that listen already, once `accepts` says so; return HOST:PORT.
+
+        Raises StartError that names --access.
+        """
+        address = self._port.take(sockets, accepts)
         self._access.bound(address)
         return address
 

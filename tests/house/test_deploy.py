@@ -584,7 +584,8 @@ def test_systemd_takes_the_unit_without_a_warning(tmp_path: Path) -> None:
     """Unknown keys and values are warnings to systemd, and failures here."""
     analyze = program("systemd-analyze", "systemd")
     unit = placed_unit(tmp_path, UNIT.read_text())
-    assert run(analyze, "verify", "--man=no", unit) == (0, "")
+    keeper = Path(shutil.copy(UNIT.with_suffix(".socket"), tmp_path))
+    assert run(analyze, "verify", "--man=no", unit, keeper) == (0, "")
     spoilt = placed_unit(tmp_path, UNIT.read_text().replace("ProtectHome=", "ProtectHom="))
     assert "ProtectHom" in run(analyze, "verify", "--man=no", spoilt)[1]
 

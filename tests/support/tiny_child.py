@@ -70,7 +70,7 @@ class Tiny:
                 keepalive_s_max=60,
             )
             self.configuration = first
-            self.port.take(socket.socket(fileno=first["listen_fd"]))
+            self.port.take([socket.socket(fileno=first["listen_fd"])])
         self.state = "accepting"
         self.channel.send({"ready": True})
         await self.obey()

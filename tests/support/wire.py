@@ -170,9 +170,12 @@ class NextRound:
     def begun(self, body_bytes: int) -> None:
         """Nothing was counted."""
 
-    def put_off(self, go_on: Callable[[], object]) -> None:
+    def put_off(self, go_on: Callable[[], object], network: str) -> None:
         """Do it in the next round."""
         asyncio.get_running_loop().call_soon(go_on)
+
+    def forget(self, go_on: Callable[[], object], network: str) -> None:
+        """No step of a bare port can be forgotten."""
 
 
 def connections_of(answer: Callable[[Request], Reply], **limits: float) -> Connections:

@@ -89,6 +89,7 @@ class Service:
         self.lines: list[str] = []
         self._env = environment(env, measured=self.measured)
         self._program = tuple(program)
+        self.pass_fds: tuple[int, ...] = ()  # what it inherits
         self._settings = {
             "listen": "127.0.0.1:0",
             "admin_listen": "127.0.0.1:0",
@@ -168,6 +169,7 @@ class Service:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
+            pass_fds=self.pass_fds,
             limit=1024**2,
         )
         if self._session is None:

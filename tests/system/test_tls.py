@@ -55,7 +55,7 @@ async def test_our_clients_find_it_and_check_its_certificate(open_tmp_path: Path
 class Secret(Devices):
     """Devices that post with TLS, each time another reading."""
 
-    def __init__(self, url: str, context: ssl.SSLContext) -> None:
+    def __init__(self, url: str, context: ssl.SSLContext | None = None) -> None:
         super().__init__(url.removeprefix("https://"))
         self.posted = self.acknowledged = 0
         self.connect = partial(Client.connect, context=context)

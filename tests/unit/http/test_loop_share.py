@@ -247,13 +247,34 @@ async def test_steps_put_off_share_the_time_of_a_round(monkeypatch: pytest.Monke
     def step(number: int, left: int) -> None:
         done.append((watch.round, number))
         if left:
-            share.put_off(partial(step, number, left - 1))
+            share.put_off(partial(step, number, left - 1), "n")
 
     for number in range(3):
-        share.put_off(partial(step, number, 1))
+        share.put_off(partial(step, number, 1), "n")
     while len(done) < 6:  # noqa: ASYNC110  the rounds are counted
         await asyncio.sleep(0)
     watch.stop()
     assert [number for _, number in done] == [0, 1, 2, 0, 1, 2]
     rounds = [at for at, _ in done]
     assert rounds == list(range(rounds[0], rounds[0] + 6))
+
+
+async def test_networks_with_steps_put_off_take_turns() -> None:
+    """A hundred steps of one network delay those of another by one each; a forgotten one by none.
+
+    Those of one network keep their order, and one that is put off twice is done once.
+    """
+    share, done = LoopShare(), list[str]()
+    many = [partial(note, done, f"many {number}") for number in range(100)]
+    for each in (*many, many[50]):
+        share.put_off(each, "m")
+    for number in range(3):
+        share.put_off(partial(note, done, f"one {number}"), "o")
+    share.forget(many[1], "m")
+    share.forget(many[1], "unknown")
+    while len(done) < 102:  # noqa: ASYNC110  the rounds are counted
+        await asyncio.sleep(0)
+    assert done[:6] == ["many 0", "one 0", "many 2", "one 1", "many 3", "one 2"]
+    assert [each for each in done if each.startswith("many")] == [
+        f"many {number}" for number in range(100) if number != 1
+    ]

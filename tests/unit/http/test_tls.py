@@ -14,9 +14,7 @@ from typing import Any
 import pytest
 import structlog
 
-from ingest.http import handshakes
 from ingest.http.certificate import Certificate
-from ingest.http.handshakes import UNDER_WAY_MAX
 from ingest.model.errors import StartError
 from tests.support.certificates import make_certificate, trusting
 from tests.support.receiver import GOOD, Client, head, post, running_receiver, until
@@ -126,27 +124,36 @@ async def test_many_tiny_records_are_read_in_steps(
 
 
 async def test_silent_handshakes_do_not_keep_others_out(
-    tls_settings: dict[str, Any], tls_files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    tls_settings: dict[str, Any], tls_files: tuple[Path, Path]
 ) -> None:
-    """A hundred begin one and say no more: few are under way, and a polite client is served."""
-    monkeypatch.setattr(handshakes, "PLACE_S", 0.2)
+    """A hundred begin one and say no more: each had its step, and a polite client is served."""
     first = hello(trusting(tls_files[0]))
     async with running_receiver(**tls_settings) as receiver:
         silent = [await receiver.connect() for _ in range(100)]
         for each in silent:
             await each.send(first)
-        tls = receiver.endpoint._port._connections._tls  # type: ignore[union-attr]
-        assert tls is not None
-        await until(lambda: tls.under_way == UNDER_WAY_MAX)
-        began_s = time.monotonic()
+        for each in silent:
+            assert await each.reader.read(1), "it got no answer to its hello"
         polite = await Client.connect(receiver.address, trusting(tls_files[0]))
         await polite.send(GET)
         assert (await polite.reply()).status == 200
-        assert time.monotonic() - began_s < 10
-        assert tls.under_way <= UNDER_WAY_MAX
+        assert not any(each.reader.at_eof() for each in silent)
         for each in (polite, *silent):
             await each.close()
-        await until(lambda: tls.under_way == 0)
+
+
+async def test_client_that_goes_before_its_first_step_leaves_nothing(
+    tls_settings: dict[str, Any], tls_files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thousands that drop their connection at once must not wait in memory for their turn."""
+    async with running_receiver(**tls_settings) as receiver:
+        share = receiver.endpoint._plain_bodies._loop_share
+        monkeypatch.setattr(share, "_schedule", lambda: None)  # no step is ever done
+        client = await receiver.connect()
+        await client.send(hello(trusting(tls_files[0])))
+        await until(lambda: share._put_off)
+        await client.close()
+        await until(lambda: not share._put_off)
 
 
 async def test_connection_without_a_handshake_is_closed_in_time(
@@ -166,7 +173,8 @@ async def test_certificate_is_read_again(tmp_path: Path) -> None:
         tls_cert_file=str(cert_file), tls_key_file=str(key_file), header_s_max=0.4
     ) as receiver:
         before = await Client.connect(receiver.address, old)
-        certificate = receiver.endpoint._port._connections._tls.certificate  # type: ignore[union-attr]
+        certificate = receiver.endpoint._certificate
+        assert certificate is not None
         first = certificate.context()
         new_cert, new_key = make_certificate(tmp_path, "next")
         new_cert.rename(cert_file)  # for a moment the pair is no pair
