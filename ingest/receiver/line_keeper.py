@@ -25,7 +25,7 @@ from ingest.formats.map_post import received_at
 from ingest.formats.post import ERRORS_MAX, ItemError
 from ingest.model.ack import Ack
 from ingest.model.block import Block
-from ingest.model.codes import NOT_ALLOWED
+from ingest.model.codes import NO_DEVICE, NOT_ALLOWED
 from ingest.model.errors import (
     BufferFull,
     DeadLettersBroken,
@@ -115,10 +115,13 @@ class LineKeeper:
     def begin(self, points: Points, terms: LineTerms) -> asyncio.Task[None]:
         """Begin to keep a post; return its task, which goes on whatever happens. Raises Refused."""
         errors = points.errors
-        if errors and not points.blocks and all(each.code == NOT_ALLOWED for each in errors):
+        codes = {each.code for each in errors}
+        if codes == {NOT_ALLOWED} and not points.blocks:
             raise Refused("outside_scope", "the token may not speak for any device of the post")
         if errors and terms.query.strict:
-            raise _not_strict(errors)
+            raise _faulty("invalid_items", "and its sender wants all or nothing", errors)
+        if codes and NO_DEVICE not in codes and not points.blocks and terms.form == LINE:
+            raise _faulty("all_invalid", "and no reading", errors)
         if monotonic_s() >= terms.answer_by_s:  # its client may be gone, and sends it again
             raise refusal_of(BufferFull(FULL_S))
         tail = asyncio.create_task(self._take_in(points, terms))
@@ -334,10 +337,10 @@ def _letter(error: ItemError, terms: LineTerms) -> Letter:
     )
 
 
-def _not_strict(errors: Sequence[ItemError]) -> Refused:
+def _faulty(code: str, why: str, errors: Sequence[ItemError]) -> Refused:
     return Refused(
-        "invalid_items",
-        f"the post has {counted(len(errors), 'faulty line')}, and its sender wants all or nothing; "
+        code,
+        f"the post has {counted(len(errors), 'faulty line')}, {why}; "
         f"line {errors[0].item + 1}: {errors[0].message}",
         data=[
             {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from ingest.formats.line_escapes import marked
 from ingest.formats.line_series import Naming, read_key
 from ingest.formats.timestamp import UNITS
 from tests.support.line_oracle import read_back
@@ -29,8 +30,8 @@ NUMBERS = st.sampled_from(
 
 
 def escaped(name: str, marks: str) -> str:
-    """Write a name as careful clients do."""
-    return "".join("\\" + each if each in marks + "\\" else each for each in name)
+    """Write a name as clients do: with a backslash before each of these."""
+    return "".join("\\" + each if each in marks else each for each in name)
 
 
 @st.composite
@@ -61,7 +62,12 @@ def a_line(draw: st.DrawFn) -> str:
 BODIES = st.lists(st.sampled_from(PIECES), max_size=25).map("".join) | st.lists(
     a_line(), max_size=12
 ).map("\n".join)
-NAMINGS = st.sampled_from([Naming(TAGS), Naming(TAGS, "gw"), Naming((), "gw", "d.b")])
+NAMINGS = st.sampled_from(
+    [
+        *(Naming(TAGS), Naming(TAGS, "gw"), Naming((), "gw", "d.b")),
+        *(Naming(TAGS, "", "", "questdb"), Naming((), "gw", "", "questdb")),
+    ]
+)
 
 
 @given(
@@ -99,9 +105,10 @@ def test_any_bytes_are_read_as_the_oracle_reads_them(body: bytes, cut: int) -> N
 )
 def test_metric_can_be_read_back(measurement: str, field: str, tags: dict[str, str]) -> None:
     """So two series never have the same metric."""
-    text = escaped(measurement, ", ")
-    text += "".join(f",{escaped(name, ',= ')}={escaped(tag, ',= ')}" for name, tag in tags.items())
-    key = read_key(text.encode(), Naming((), "gw"))
+    text = escaped(measurement, ", \\")
+    for pair in tags.items():
+        text += ",{}={}".format(*(escaped(each, ",= \\") for each in pair))
+    key = read_key(marked(text.encode(), "questdb"), Naming((), "gw"))
     assert isinstance(key, tuple)
     assert len(key) == 3
     assert read_back(key.metric(field)) == (measurement, field, tags)
