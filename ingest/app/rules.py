@@ -26,6 +26,7 @@ def make_rules(settings: Settings) -> Rules:
         ts_ahead_us_max=int(settings.ts_ahead_s_max * 1e6),
         integers_rounded=settings.value_inexact == "round",
         device_tags=device_tags(settings),
+        line_escapes=settings.line_escapes,
         sources=make_sources(settings),
     )
 

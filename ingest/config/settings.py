@@ -87,6 +87,11 @@ class Settings(TableSettings):
     line_prefix: bool = setting(
         False, "put the name of the database or bucket in front of the metrics of line protocol"
     )
+    line_escapes: str = setting(
+        "influxdb",
+        "what a backslash is in names of line protocol: questdb reads two of them as one",
+        one_of=("influxdb", "questdb"),
+    )
     sources_file: str = setting(
         "", "file with the sources: a `[[source]]` table for each sender with JSON of its own"
     )

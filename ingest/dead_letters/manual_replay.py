@@ -232,7 +232,7 @@ class ManualReplay:
             return None
         try:
             if item.format == LINE:
-                naming = Naming(rules.device_tags, item.device, item.prefix)
+                naming = Naming(rules.device_tags, item.device, item.prefix, rules.line_escapes)
                 decoded = decode_item(item.original, _line_post(post), naming)
             elif item.format == MAPPED:
                 decoded = self._decode_mapped(item, post)

@@ -3,13 +3,14 @@ r"""Line protocol, one line at a time: with escapes, strings and comments, and t
     measurement[,tag=value].. field=value[,field=value].. [timestamp]
 
 Spaces part key, fields and time; there may be several, also before and after. Names and tag values
-are any characters. `,`, `=` and space in them are written with `\` before them, `\` itself may be;
-in a measurement `=` needs none. Before any other character `\` is itself. A line feed ends a line,
-but not within a string, or after `\`. A `\r` before it is not of the line. A line that begins with
-`#` is a comment.
-A value is a float (`1`, `1.`, `.5`, `-1e+3`), an integer (`5i`, `5u`), a boolean (`t`, `T`, `true`,
-`True`, `TRUE`; alike for false) or a string in quotes. Strings are no readings. If one field has a
-fault, the others are readings all the same. A field that stands twice is two readings.
+are any characters. `,`, `=` and space in them are written with `\` before them; in a measurement
+`=` needs none. For the other escapes see line_escapes.py. A line feed ends a line, but not within a
+string. A `\r` before it is not of the line. A line that begins with `#` is a comment.
+A value is a float (`1`, `1.`, `.5`, `-1e+3`), an integer (`5i` of 64 bits, `5u` without a sign), a
+boolean (`t`, `T`, `true`, `True`, `TRUE`; alike for false) or a string in quotes, where `\` stands
+before `"` and `\`. Strings are no readings. If one field has a fault, the others are readings all
+the same. A field that stands twice is two readings. The unit of a time may be behind it, as
+QuestDB's clients write it: `n`, `t` for microseconds, `m` for milliseconds.
 """
 
 from __future__ import annotations
@@ -19,17 +20,18 @@ import re
 from collections.abc import Generator
 from typing import NamedTuple
 
+from ingest.formats.line_escapes import as_posted, marked, name_of
 from ingest.formats.line_series import (
-    NEW_MAX,
+    FIELD_BYTES_MAX,
+    NEW_BYTES_MAX,
     UNREADABLE,
     Fault,
     Fields,
     Key,
     Keys,
     read_key,
-    unescaped,
 )
-from ingest.formats.line_whole import BOOLEANS, EXACT_MAX
+from ingest.formats.line_whole import BOOLEANS
 from ingest.formats.post import ItemError, Post
 from ingest.formats.timestamp import number_us
 from ingest.model.codes import NOT_ALLOWED
@@ -38,33 +40,45 @@ from ingest.model.reading import name_fault
 from ingest.system.words import quoted
 
 LINE_BYTES_MAX = 128 * 1024
-STEP_FIELDS = 100  # read in one step
+STEP_FIELDS = 100  # parted in one step
+STEP_BYTES = 8 * 1024  # of lines and fields read in one step, of 0.5 ms at most
+FIELD_BYTES = 64  # so many count for each of them, besides its own
 FIELD_CHARACTERS_MAX = 80  # of a name in an error
 ALSO_MAX = 20  # further faults of a line that are told
 NUMBER_BYTES_MAX = 400  # of a value; a float64 has at most 309 digits before the point
 STAMP_BYTES_MAX = 40
 
-_ESCAPE = rb"\\(?:[\s\S]|\Z)"
-_NAME = rb"(?:[^\\ \n,=]++|%b)*+" % _ESCAPE
-_STRING = rb'(?:"(?:[^"\\]++|\\[\s\S])*+")?+'
-_REST = rb"(?:[^\\ \n,]++|%b)*+" % _ESCAPE
+_NAME = rb"[^ \n,=]*+"
+_STRING = rb'(?:"[^"\\]*+(?:\\[\s\S][^"\\]*+)*+"|(?!"))'
+_REST = rb"[^ \n,]*+"
 _FIELD = rb"%b(?:=%b%b)?+" % (_NAME, _STRING, _REST)
-# Some lines without content; then comment, key, fields and rest of one line.
+# Some lines without content; then comment, key, fields and rest of one line, marked. The rest
+# begins with _OPEN if a string has no end.
 EMPTY = re.compile(rb"(?: *+(?:#[^\n]*+|\r)?\n)++")
 _LINE = re.compile(
-    rb" *+(#[^\n]*+)?((?:[^\\ \n]++|%b)*+)(?: ++(%b(?:,%b)*+))?+([^\n]*+)(\n|\Z)"
-    % (_ESCAPE, _FIELD, _FIELD)
+    rb" *+(#[^\n]*+)?([^ \n]*+)(?: ++(%b(?:,%b)*+))?+([^\n]*+)(\n?)" % (_FIELD, _FIELD)
 )
+_OPEN = b'="'
 _ONE_FIELD = re.compile(rb"(%b)(?:=(%b)(%b))?+" % (_NAME, _STRING, _REST))
 _FLOAT = re.compile(rb"-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _INTEGER = re.compile(rb"(?:(-?[0-9]+)i|([0-9]+)u)")
+_INT64, _UINT64 = (-(2**63), 2**63 - 1), (0, 2**64 - 1)
 _NOT_FINITE = re.compile(rb"[+-]?(?:nan|inf|infinity)", re.IGNORECASE)
 _STAMP = re.compile(rb"-?[0-9]+")
-_NO_FIELD: Fault = (UNREADABLE, "the line has no field, or a field has no name or no `=`")
+# Values in the binary form of QuestDB's clients: an array, a float64, a decimal.
+_BINARY = (b"=\x0e", b"=\x10", b"=\x17")
+_UNITS = {b"n": "ns", b"t": "us", b"m": "ms"}  # of a time, as in QuestDB
+_SET_VERSION = (
+    "values in QuestDB's binary form cannot be read: set protocol_version=1 in its client"
+)
+_NO_FIELD: Fault = (
+    UNREADABLE,
+    "the line has no field, or a field has no name, no `=`, or a text without an end",
+)
 
 
 class RawLine(NamedTuple):
-    """One line: its number in the body from 0, its bytes and their parts."""
+    """One line: its number in the body from 0, its bytes, and their parts, which are marked."""
 
     number: int
     text: bytes
@@ -87,20 +101,27 @@ class LineRead(NamedTuple):
     error: ItemError | None
 
 
-def next_line(body: bytes, at: int, number: int) -> tuple[RawLine | None, int, int]:
+def next_line(body: bytes, at: int, number: int, escapes: str) -> tuple[RawLine | None, int, int]:
     """Read the line at a place; return it, where it ends, and the number of the next line.
 
     It is None if the line has no content. Raises Refused (`item_too_large`).
     """
-    most = at + LINE_BYTES_MAX + 1
-    match = _LINE.match(body, at, most)
-    assert match is not None, "it matches any bytes"
-    comment, key, fields, rest, end = match.groups()
-    after = match.end()
+    most = min(len(body), at + LINE_BYTES_MAX + 1)
+    stop = at
+    while True:
+        # A string may have line feeds: twice as much is looked at until it has its end.
+        stop = body.find(b"\n", stop + (stop - at), most) + 1 or most
+        match = _LINE.match(marked(body[at:stop], escapes))
+        assert match is not None, "it matches any bytes"
+        comment, key, fields, rest, end = match.groups()
+        is_open = rest.startswith(_OPEN) or not end
+        if stop == most or comment is not None or not is_open:
+            break
+    after = at + match.end()
     if after - at - len(end) > LINE_BYTES_MAX:
         raise line_too_large()
     lines = body.count(b"\n", at, after)
-    text = match[0].removesuffix(b"\n").removesuffix(b"\r")
+    text = body[at:after].removesuffix(b"\n").removesuffix(b"\r")
     if rest:
         rest = rest.removesuffix(b"\r").strip(b" ")
     elif fields is not None:
@@ -122,7 +143,10 @@ def line_too_large() -> Refused:
 
 
 def read_line(line: RawLine, keys: Keys, post: Post) -> Generator[None, None, LineRead]:
-    """Read a line; each step reads some of its fields. The result comes with StopIteration."""
+    """Read a line; each step reads some of its fields. The result comes with StopIteration.
+
+    Raises Refused for a value in QuestDB's binary form: its sender can be set to write text.
+    """
     return (yield from _LineReader(line, keys, post).read())
 
 
@@ -145,6 +169,10 @@ class _LineReader:
         numbers = yield from self._split()
         if numbers is None:
             return self._refused(None, _NO_FIELD)
+        try:
+            self._line.text.decode()
+        except UnicodeDecodeError:
+            return self._refused(None, (UNREADABLE, "the line is not UTF-8"))
         key = self._key()
         if not isinstance(key, Fields):
             return self._refused(None, key) if numbers or key[0] == UNREADABLE else self._result(0)
@@ -153,10 +181,13 @@ class _LineReader:
         ts_us = self._ts_us()
         if not isinstance(ts_us, int):
             return self._refused("ts", ts_us)
-        for place, (name, value) in enumerate(numbers):
-            if place and not place % STEP_FIELDS:
+        read_bytes = 0
+        for name, value in numbers:
+            read_bytes += FIELD_BYTES + len(name) + len(value)
+            if read_bytes > STEP_BYTES:
                 yield
-                self._keys.new_left = NEW_MAX
+                read_bytes = 0
+                self._keys.new_bytes_left = NEW_BYTES_MAX
             fault = self._read_field(key, name, value)
             if fault is not None:
                 self._bad.append(b"%b=%b" % (name, value))
@@ -167,6 +198,7 @@ class _LineReader:
     def _split(self) -> Generator[None, None, list[tuple[bytes, bytes]] | None]:
         """Return name and value of all fields but strings; None if one is not readable."""
         fields = self._line.fields
+        may_be_binary = b"==" in fields
         numbers: list[tuple[bytes, bytes]] = []
         at = -1
         while at < len(fields):
@@ -176,6 +208,8 @@ class _LineReader:
             name, string, rest = match.groups()
             if rest is None or not name or fields[at : at + 1] not in (b"", b","):
                 return None
+            if may_be_binary and rest.startswith(_BINARY):
+                raise Refused("not_lines", _SET_VERSION)
             if string and not rest:
                 self._strings += 1
             else:
@@ -186,7 +220,7 @@ class _LineReader:
 
     def _key(self) -> Fields | Fault:
         text, keys = self._line.key, self._keys
-        keys.new_left = NEW_MAX
+        keys.new_bytes_left = NEW_BYTES_MAX
         fields = keys.get(text)
         if fields is None:
             key = read_key(text, keys.naming)
@@ -202,9 +236,7 @@ class _LineReader:
         stamp, post = self._line.stamp, self._post
         if not stamp:
             return post.received_us
-        if len(stamp) > STAMP_BYTES_MAX or not _STAMP.fullmatch(stamp):
-            return "ts_unreadable", f"{quoted(_text(stamp))} is not a whole number"
-        ts_us = number_us(int(stamp), post.precision)
+        ts_us = stamp_us(stamp, post.precision)
         if not isinstance(ts_us, int):
             return ts_us
         if ts_us < post.rules.ts_min_us:
@@ -233,12 +265,11 @@ class _LineReader:
             value = float(text) + 0.0  # -0.0 becomes 0.0
         elif integer := _INTEGER.fullmatch(text):
             exact = int(integer[1] or integer[2])
-            try:
-                value = exact + 0.0
-            except OverflowError:
-                value = math.inf
-            if EXACT_MAX <= abs(value) < math.inf and int(value) != exact:
-                self._rounded += 1
+            least, most = _INT64 if integer[1] else _UINT64
+            if not least <= exact <= most:
+                return "value_out_of_range", f"{quoted(_text(text))} does not fit into 64 bits"
+            value = exact + 0.0
+            self._rounded += int(value) != exact
         elif text in BOOLEANS:
             value = float(BOOLEANS[text])
         elif _NOT_FINITE.fullmatch(text):
@@ -261,19 +292,28 @@ class _LineReader:
             line = self._line
             original = line.text
             if self._names or self._strings:
-                original = b"%b %b %b" % (line.key, b",".join(self._bad), line.stamp)
+                parts = b"%b %b %b" % (line.key, b",".join(self._bad), line.stamp)
+                original = as_posted(parts)
             (field, fault), *others = self._faults
             also = tuple((field, code) for field, (code, _) in others)
             error = ItemError(line.number, field, *fault, original.rstrip(b" "), also)
         return LineRead(ts_us, self._names, self._values, self._strings, self._rounded, error)
 
 
+def stamp_us(stamp: bytes, precision: str | None) -> int | Fault:
+    """Return a time in Unix microseconds; its unit is behind it, or is `precision`."""
+    unit = _UNITS.get(stamp[-1:])
+    digits = stamp[:-1] if unit else stamp
+    if len(digits) > STAMP_BYTES_MAX or not _STAMP.fullmatch(digits):
+        return "ts_unreadable", f"{quoted(_text(stamp))} is not a whole number"
+    return number_us(int(digits), unit or precision)
+
+
 def _name_fault(key: Key, name: bytes) -> Fault:
-    try:
-        metric = key.metric(unescaped(name.decode()))
-    except UnicodeDecodeError:
-        return UNREADABLE, "the name of a field is not UTF-8"
-    code, message = name_fault(metric) or (UNREADABLE, "the name of the metric is invalid")
+    if len(name) > FIELD_BYTES_MAX:
+        return "name_too_long", f"the name of a field has more than {FIELD_BYTES_MAX} bytes"
+    fault = name_fault(key.metric(name_of(name)))
+    code, message = fault or (UNREADABLE, "the name of the metric is invalid")
     return code, f"the metric {message}"
 
 
@@ -283,4 +323,4 @@ def _shown(name: bytes) -> str:
 
 
 def _text(name: bytes) -> str:
-    return name.decode("utf-8", "replace")
+    return as_posted(name).decode("utf-8", "replace")

@@ -9,16 +9,24 @@ Does not: decide what the answer to a post is.
 
 from __future__ import annotations
 
-import re
 from array import array
 from collections.abc import Generator, Sequence
 from typing import NamedTuple, cast
 
-from ingest.formats.line_item import EMPTY, LINE_BYTES_MAX, line_too_large, next_line, read_line
+from ingest.formats.line_escapes import marked
+from ingest.formats.line_item import (
+    EMPTY,
+    FIELD_BYTES,
+    LINE_BYTES_MAX,
+    STEP_BYTES,
+    line_too_large,
+    next_line,
+    read_line,
+    stamp_us,
+)
 from ingest.formats.line_series import KEPT_KEYS, UNREADABLE, Naming
 from ingest.formats.line_whole import ONE_BYTES_MAX, Columns, many, one
 from ingest.formats.post import Decoded, ItemError, Post, most_invalid, too_many_invalid
-from ingest.formats.timestamp import number_us
 from ingest.model.block import Block
 from ingest.model.errors import Refused
 from ingest.model.rows import PG_EPOCH_US, encode_row, encode_rows
@@ -26,9 +34,9 @@ from ingest.model.rows import PG_EPOCH_US, encode_row, encode_rows
 WHOLE_BYTES = 16 * 1024  # a body of this size is read in one step, if all its lines are plain
 SLICE_BYTES = 32 * 1024
 ITEM_ROWS_BYTES_MAX = 64 * 1024 * 1024  # of the lines of a dead letter
-FEW_LINES = 8  # read one by one in one step, if they cannot be read as a whole
-
-_SPECIAL = re.compile(rb'["\\]')
+FEW_LINES = 8  # are read one by one if they cannot be read as a whole
+LINE_BYTES = 256  # so many count for each of these in a step, besides its own
+QUOTE = b'"'
 
 
 class LinePost(NamedTuple):
@@ -118,10 +126,7 @@ def _one_reading(body: bytes, line_post: LinePost) -> Block | None:
 
 def has_usable_time(line: bytes, precision: str | None, least_us: int, most_us: int) -> bool:
     """Whether a line, valid or not, has a time of its own between these."""
-    stamp = line.rpartition(b" ")[2]
-    if len(stamp) > 20 or not stamp.removeprefix(b"-").isdigit():
-        return False
-    ts_us = number_us(int(stamp), precision)
+    ts_us = stamp_us(line.rpartition(b" ")[2], precision)
     return isinstance(ts_us, int) and least_us <= ts_us <= most_us
 
 
@@ -131,7 +136,7 @@ class _BodyReader:
     def __init__(self, post: LinePost, body_bytes: int) -> None:
         self._post = post
         self._lines = 0  # that were read, with those without content
-        self._careful = 0  # of them, read one by one
+        self._step_bytes = 0  # of lines read one by one in this step
         self._is_doubtful = False  # the last lines could not be read as a whole
         self._blocks: list[Block] = []
         self._bytes = 0  # of them, of `_parts`, and of the lines in `_errors`
@@ -149,9 +154,13 @@ class _BodyReader:
 
     def is_read_whole(self, body: bytes) -> bool:
         """Read a whole body in one step. Returns False if that is not possible."""
-        if _SPECIAL.search(body):
-            return False
-        columns = many(body, KEPT_KEYS.of(self._post.naming), self._post.post)
+        return QUOTE not in body and self._is_kept(body)
+
+    def _is_kept(self, text: bytes) -> bool:
+        """Read lines without `"` all together. Returns False if that is not possible."""
+        naming, post = self._post.naming, self._post.post
+        columns = many(marked(text, naming.escapes), KEPT_KEYS.of(naming), post)
+        self._is_doubtful = columns is None
         if columns is not None:
             self._keep(columns)
         return columns is not None
@@ -192,49 +201,49 @@ class _BodyReader:
     def _slice(self, body: bytes, at: int, stop: int) -> Generator[None, None, int]:
         """Read the lines that begin before `stop`; return where the last one ends."""
         while at < stop:
-            special = _SPECIAL.search(body, at, stop)
-            if special is None:
-                yield from self._plain(body[at:stop])
-                return stop
-            start = body.rfind(b"\n", at, special.start()) + 1  # of the line that has it
+            quote = body.find(QUOTE, at, stop)
+            if quote < 0:
+                return (yield from self._plain(body, at, stop))
+            start = body.rfind(b"\n", at, quote) + 1  # of the line that has it
             if start > at:
-                yield from self._plain(body[at:start])
-                at = start
+                at = yield from self._plain(body, at, start)
+            else:
+                at = yield from self._one(body, at)
+        return at
+
+    def _plain(self, body: bytes, at: int, stop: int) -> Generator[None, None, int]:
+        """Read lines without `"` that begin before `stop`: all together, or in halves.
+
+        Returns where the last one ends.
+        """
+        yield
+        empty = EMPTY.match(body, at, stop)
+        if empty:
+            self._lines += body.count(b"\n", at, empty.end())
+            at = empty.end()
+        half = body.find(b"\n", (at + stop) // 2, stop - 1) + 1
+        is_few = not half or body.count(b"\n", at, stop) <= FEW_LINES
+        is_tried = stop - at <= 2 * SLICE_BYTES and (is_few or not self._is_doubtful)
+        if is_tried and self._is_kept(body[at:stop]):
+            return stop
+        if not is_few:
+            at = yield from self._plain(body, at, half)
+            return (yield from self._plain(body, at, stop))
+        while at < stop:
             at = yield from self._one(body, at)
         return at
 
-    def _plain(self, text: bytes) -> Generator[None, None, None]:
-        """Read whole lines without `"` and backslash: all together, or in halves."""
-        yield
-        empty = EMPTY.match(text)
-        if empty:
-            self._lines += text.count(b"\n", 0, empty.end())
-            text = text[empty.end() :]
-        half = text.find(b"\n", len(text) // 2, len(text) - 1) + 1
-        is_few = not half or text.count(b"\n") <= FEW_LINES
-        if len(text) <= 2 * SLICE_BYTES and (is_few or not self._is_doubtful):
-            columns = many(text, KEPT_KEYS.of(self._post.naming), self._post.post)
-            self._is_doubtful = columns is None
-            if columns is not None:
-                self._keep(columns)
-                return
-        if not is_few:
-            yield from self._plain(text[:half])
-            yield from self._plain(text[half:])
-            return
-        at = 0
-        while at < len(text):
-            at = yield from self._one(text, at)
-
     def _one(self, body: bytes, at: int) -> Generator[None, None, int]:
         """Read the line at a place; return where it ends."""
-        line, at, self._lines = next_line(body, at, self._lines)
-        self._careful += 1
-        if line is None or len(line.text) > SLICE_BYTES or not self._careful % FEW_LINES:
+        naming, start = self._post.naming, at
+        line, at, self._lines = next_line(body, at, self._lines, naming.escapes)
+        self._step_bytes += LINE_BYTES + at - start + FIELD_BYTES * body.count(b"=", start, at)
+        if self._step_bytes > STEP_BYTES:
             yield
+            self._step_bytes = 0
         if line is None:
             return at
-        read = yield from read_line(line, KEPT_KEYS.of(self._post.naming), self._post.post)
+        read = yield from read_line(line, KEPT_KEYS.of(naming), self._post.post)
         self._strings += read.strings
         self._rounded += read.rounded
         if read.error is not None:

@@ -11,25 +11,24 @@ posted. All of them are in SERIES too.
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple
 
+from ingest.formats.line_escapes import ESCAPED_EQUALS, INFLUXDB, name_of
 from ingest.formats.series import SERIES, Names, SeriesCache
-from ingest.model.reading import NAME_CHARACTERS_MAX, name_fault
+from ingest.model.codes import NO_DEVICE
+from ingest.model.reading import NAME_BYTES_MAX, NAME_CHARACTERS_MAX, name_fault
 
 VALUE = "value"  # a field of this name is not in the metric
 KEPT_BYTES_MAX = 16 * 1024 * 1024  # of all keys and names that are kept
-KEY_BYTES_MAX = 4 * 1024  # only one with empty tags may be longer, and still have valid names
-NEW_MAX = 128  # keys and names that one step may make; some 5 us each
+FIELD_BYTES_MAX = 2 * NAME_BYTES_MAX  # of a name in which each character may be escaped
+KEY_BYTES_MAX = 2 * FIELD_BYTES_MAX + 512  # a device, a metric, and the tag of the device
+NEW_BYTES_MAX = 16 * 1024  # of keys and names that one step may make: 0.5 ms
+NEW_BYTES = 64  # so many count for each of them, besides its own
 UNREADABLE = "line_unreadable"
 _ENTRY_BYTES = 200  # of a key or a name in its dict, besides the bytes
 
-_SPECIAL = re.compile(r"([.,=\\])")
-_SPECIAL_IN_TAG = re.compile(r"([,=\\])")
-_ESCAPED = re.compile(r"\\([,= \\])")
-_ESCAPED_IN_MEASUREMENT = re.compile(r"\\([, \\])")
-_ESCAPES_AND_MARKS = re.compile(r"\\.|[,=]", re.DOTALL)
-_BACKSLASH = r"\\\1"
+_SPECIAL_IN_TAG = "\\,="  # the backslash comes first: the others put in some of their own
+_SPECIAL = _SPECIAL_IN_TAG + "."
 
 Fault = tuple[str, str]  # a key of codes.ITEM_CODES, and a message
 
@@ -40,6 +39,7 @@ class Naming(NamedTuple):
     device_tags: tuple[str, ...]
     device: str = ""  # of a line that has none of these tags
     prefix: str = ""
+    escapes: str = INFLUXDB  # whose, see line_escapes.py
 
 
 class Key(NamedTuple):
@@ -53,47 +53,40 @@ class Key(NamedTuple):
         """Return the metric of a field."""
         if field == VALUE:
             return self.head + self.tail
-        return f"{self.head}.{_SPECIAL.sub(_BACKSLASH, field)}{self.tail}"
-
-
-def unescaped(text: str) -> str:
-    r"""Return the name of a field or tag: `\` before `,`, `=`, space and `\` is removed."""
-    return _ESCAPED.sub(r"\1", text) if "\\" in text else text
+        return f"{self.head}.{_escaped(field, _SPECIAL)}{self.tail}"
 
 
 def read_key(text: bytes, naming: Naming) -> Key | Fault:
-    """Read measurement and tags, without the space that ends them."""
+    """Read measurement and tags, marked, without the space that ends them.
+
+    Raises UnicodeDecodeError.
+    """
     if len(text) > KEY_BYTES_MAX:
         return "name_too_long", f"measurement and tags have more than {KEY_BYTES_MAX} bytes"
-    try:
-        measurement, *parts = _split(text.decode())
-    except UnicodeDecodeError:
-        return UNREADABLE, "the measurement or a tag is not UTF-8"
-    if not measurement or measurement.startswith("#"):
+    measurement, *parts = text.split(b",")
+    if not measurement or measurement.startswith(b"#"):
         return UNREADABLE, "the measurement is missing"
-    pairs = [_name_and_value(part) for part in parts]
-    if not all(name and value is not None for name, value in pairs):
-        return UNREADABLE, "a tag has no name or no `=`"
-    tags = dict(pairs)
+    pairs = [part.split(b"=") for part in parts]
+    if not all(len(pair) == 2 and all(pair) for pair in pairs):
+        return UNREADABLE, "a tag has no name, no value, or not one `=`"
+    tags = {name_of(name): name_of(value) for name, value in pairs}
     if len(tags) < len(pairs):
         return "repeated_field", "the line has a tag twice"
-    return _named(measurement, tags, naming)
+    return _named(name_of(measurement.replace(ESCAPED_EQUALS, b"\\=")), tags, naming)
 
 
-def _named(measurement: str, tags: dict[str, str | None], naming: Naming) -> Key | Fault:
-    named = next((name for name in naming.device_tags if tags.get(name)), None)
-    device_id = naming.device if named is None else str(tags.pop(named))
+def _named(measurement: str, tags: dict[str, str], naming: Naming) -> Key | Fault:
+    named = next((name for name in naming.device_tags if name in tags), None)
+    device_id = naming.device if named is None else tags.pop(named)
     if not device_id:
-        return "no_device", "the line has none of the tags that name a device"
+        return NO_DEVICE, "the line has none of the tags that name a device"
     fault = name_fault(device_id)
     if fault is not None:
         return fault[0], f"the device {fault[1]}"
-    if "\\" in measurement:
-        measurement = _ESCAPED_IN_MEASUREMENT.sub(r"\1", measurement)
-    head = _SPECIAL.sub(_BACKSLASH, measurement)
+    head = _escaped(measurement, _SPECIAL)
     if naming.prefix:
-        head = f"{_SPECIAL.sub(_BACKSLASH, naming.prefix)}.{head}"
-    tail = tags_text({name: value for name, value in tags.items() if value})
+        head = f"{_escaped(naming.prefix, _SPECIAL)}.{head}"
+    tail = tags_text(tags)
     if len(head) + len(tail) > NAME_CHARACTERS_MAX:
         return "name_too_long", f"the metric has more than {NAME_CHARACTERS_MAX} characters"
     return Key(device_id, head, tail)
@@ -102,39 +95,22 @@ def _named(measurement: str, tags: dict[str, str | None], naming: Naming) -> Key
 def tags_text(tags: dict[str, str]) -> str:
     """Return tags as they stand behind a metric."""
     return "".join(
-        f",{_SPECIAL_IN_TAG.sub(_BACKSLASH, name)}={_SPECIAL_IN_TAG.sub(_BACKSLASH, value)}"
+        f",{_escaped(name, _SPECIAL_IN_TAG)}={_escaped(value, _SPECIAL_IN_TAG)}"
         for name, value in sorted(tags.items())
     )
 
 
-def _split(key: str) -> list[str]:
-    """Split a key at its commas, but not at those with a backslash."""
-    if "\\" not in key:
-        return key.split(",")
-    parts, start = [], 0
-    for match in _ESCAPES_AND_MARKS.finditer(key):
-        if match[0] == ",":
-            parts.append(key[start : match.start()])
-            start = match.end()
-    return [*parts, key[start:]]
-
-
-def _name_and_value(tag: str) -> tuple[str, str | None]:
-    """Split a tag at its first `=`; the value is None if there is none."""
-    if "\\" not in tag:
-        name, mark, value = tag.partition("=")
-        return name, value if mark else None
-    for match in _ESCAPES_AND_MARKS.finditer(tag):
-        if match[0] == "=":
-            return unescaped(tag[: match.start()]), unescaped(tag[match.end() :])
-    return tag, None
+def _escaped(name: str, special: str) -> str:
+    for each in special:
+        name = name.replace(each, "\\" + each)
+    return name
 
 
 class Fields(dict[bytes, bytes]):
     """The names of one key's readings, by field, as `names_between` writes them.
 
     A field that it does not know yet is read; that raises KeyError if the metric is invalid, or if
-    enough names were made in this step.
+    enough names were made in this step, and UnicodeDecodeError.
     """
 
     def __init__(self, key: Key, keys: Keys) -> None:
@@ -143,32 +119,31 @@ class Fields(dict[bytes, bytes]):
         self._keys = keys
 
     def __missing__(self, field: bytes) -> bytes:
-        self._keys.make_one(field)
-        try:
-            name = unescaped(field.decode())
-        except UnicodeDecodeError:
-            raise KeyError(field) from None
-        if not name:
+        if not 0 < len(field) <= FIELD_BYTES_MAX:
             raise KeyError(field)
-        names = SERIES.names(self.key.metric(name), self.key.device_id)
+        self._keys.make_one(field)
+        names = SERIES.names(self.key.metric(name_of(field)), self.key.device_id)
         self[field] = names
         self._keys.keep(len(field) + len(names))
         return names
 
 
 class Keys(dict[bytes, Fields]):
-    """The keys that were read with one naming, by their bytes. Invalid ones raise KeyError."""
+    """The keys that were read with one naming, by their marked bytes.
+
+    Invalid ones raise KeyError or UnicodeDecodeError.
+    """
 
     def __init__(self, naming: Naming, kept: KeptKeys) -> None:
         super().__init__()
         self.naming = naming
-        self.new_left = 0  # so many keys and names may still be made in this step
+        self.new_bytes_left = 0  # of keys and names that may still be made in this step
         self._kept = kept
 
     def make_one(self, text: bytes) -> None:
         """Count a key or a name that is made. Raises KeyError if it is one too many."""
-        self.new_left -= 1
-        if self.new_left < 0:
+        self.new_bytes_left -= NEW_BYTES + len(text)
+        if self.new_bytes_left < 0:
             raise KeyError(text)
 
     def keep(self, size_bytes: int) -> None:
@@ -213,7 +188,7 @@ class KeptKeys:
         if keys is None:
             keys = self._by_naming[naming] = Keys(naming, self)
             keys.keep(4 * _ENTRY_BYTES)
-        keys.new_left = NEW_MAX
+        keys.new_bytes_left = NEW_BYTES_MAX
         return keys
 
 

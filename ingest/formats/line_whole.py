@@ -2,7 +2,7 @@
 
 Promises: it accepts nothing that line_item.py would refuse, and reads the rest as that does.
 Does not: name an error. At the first doubt it returns None; then there is a string, a comment, an
-escape, an invalid line, or one of another form than the others.
+invalid line, or one of another form than the others.
 
 It works on columns (all keys, all fields, all times); each step is one pass in C. A regular
 expression for each line alone would cost more than all of this.
@@ -47,9 +47,10 @@ _KNOWN_SHAPES = _SHAPES | _INTEGERS | BOOLEANS.keys()
 _DOUBTS = (KeyError, TypeError, ValueError)
 
 
-# A line of one field, as most devices send it: key, field, number, time. `many` reads all else.
+# A line of one field, as most devices send it: key, field, number, time. `many` reads all else. It
+# has nothing that would have to be marked.
 _ONE = re.compile(
-    rb"""([^ "\\\r\n]+)[ ]([^ =,"\\\r\n]+)=(-?(?:0|[1-9][0-9]{0,14})(?:[.][0-9]{1,15})?)
+    rb"""([^ "\\\r\n\xff]+)[ ]([^ =,"\\\r\n\xff]+)=(-?(?:0|[1-9][0-9]{0,14})(?:[.][0-9]{1,15})?)
     (?:[ ](-?[1-9][0-9]{0,18}))?\n?""",
     re.VERBOSE,
 )
@@ -86,12 +87,12 @@ def one(text: bytes, keys: Keys, post: Post) -> tuple[int, bytes, float] | None:
     try:
         (table,) = _tables([key], keys, post)
         return ts_us, table[field], float(number) + 0.0  # -0.0 becomes 0.0
-    except KeyError:
+    except _DOUBTS:
         return None
 
 
 def many(text: bytes, keys: Keys, post: Post) -> Columns | None:
-    """Return the rows of whole lines without `"` and backslash, or None if there is a doubt.
+    """Return the rows of whole lines, marked and without `"`, or None if there is a doubt.
 
     A line feed ends each line but the last one, which may have one.
     """

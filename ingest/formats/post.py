@@ -30,7 +30,7 @@ DEVICE_TAGS = ("device_id", "device", "dev_eui", "entity_id", "node", "uuid", "h
 class Rules(NamedTuple):
     """The settings that decide what a valid post is.
 
-    `device_tags` are of line protocol. `sources` are the mappings by name.
+    `device_tags` and `line_escapes` are of line protocol. `sources` are the mappings by name.
     """
 
     post_rows_max: int
@@ -38,6 +38,7 @@ class Rules(NamedTuple):
     ts_ahead_us_max: int
     integers_rounded: bool = False  # a value that float64 cannot hold is no error
     device_tags: tuple[str, ...] = DEVICE_TAGS
+    line_escapes: str = "influxdb"
     sources: Mapping[str, Source] = MappingProxyType({})
 
 

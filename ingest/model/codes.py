@@ -112,6 +112,7 @@ PROBLEMS: dict[str, Problem] = {
 NO_PARTITION = "no_partition"
 TS_TOO_OLD = "ts_too_old"
 NOT_ALLOWED = "not_allowed"
+NO_DEVICE = "no_device"
 ITEM_CODES: dict[str, str] = {
     "item_unreadable": "the item is not JSON, or not MessagePack with text as names",
     "not_an_object": "the item is not a JSON object",
@@ -132,7 +133,7 @@ ITEM_CODES: dict[str, str] = {
     "without an archive also a confirmed `keep_hot`)",
     "ts_in_future": "`ts` is later than now plus `ts_ahead_s_max`",
     "line_unreadable": "the line is not line protocol",
-    "no_device": "nothing names a device: no tag of the line, no name of SenML, "
+    NO_DEVICE: "nothing names a device: no tag of the line, no name of SenML, "
     "or no place of the mapping",
     "no_value": "the document has no number where the mapping looks for values",
     "document_unreadable": "the document is not JSON",

@@ -22,10 +22,10 @@ from typing import NamedTuple
 from ingest.formats.line_protocol import Points
 from ingest.formats.line_series import Naming
 from ingest.formats.map_post import received_at
-from ingest.formats.post import ERRORS_MAX, ItemError
+from ingest.formats.post import ItemError
 from ingest.model.ack import Ack
 from ingest.model.block import Block
-from ingest.model.codes import NOT_ALLOWED
+from ingest.model.codes import NO_DEVICE, NOT_ALLOWED
 from ingest.model.errors import (
     BufferFull,
     DeadLettersBroken,
@@ -40,11 +40,10 @@ from ingest.model.ports import Database, DeadLetters, PostInlet, Reservation, Si
 from ingest.receiver.ack_waits import AckWaits
 from ingest.receiver.at_once import BUFFERED, COMMITTED, LATE, refusal_of
 from ingest.receiver.line_query import LineQuery
+from ingest.receiver.line_replies import faulty
 from ingest.system.clock import monotonic_s
-from ingest.system.words import counted
 
 NOT_KEPT = "not_kept"
-LINE_BYTES_SHOWN = 200
 PAUSE_S = 0.02  # between two tries to reserve room
 ANSWER_S = 0.1  # before the answer is due, a post gives up its wait for room
 WAITING_BYTES_MAX = 16 * 1024 * 1024
@@ -115,10 +114,13 @@ class LineKeeper:
     def begin(self, points: Points, terms: LineTerms) -> asyncio.Task[None]:
         """Begin to keep a post; return its task, which goes on whatever happens. Raises Refused."""
         errors = points.errors
-        if errors and not points.blocks and all(each.code == NOT_ALLOWED for each in errors):
+        codes = {each.code for each in errors}
+        if codes == {NOT_ALLOWED} and not points.blocks:
             raise Refused("outside_scope", "the token may not speak for any device of the post")
         if errors and terms.query.strict:
-            raise _not_strict(errors)
+            raise faulty("invalid_items", "and its sender wants all or nothing", errors)
+        if codes and NO_DEVICE not in codes and not points.blocks and terms.form == LINE:
+            raise faulty("all_invalid", "and no reading", errors)
         if monotonic_s() >= terms.answer_by_s:  # its client may be gone, and sends it again
             raise refusal_of(BufferFull(FULL_S))
         tail = asyncio.create_task(self._take_in(points, terms))
@@ -331,20 +333,4 @@ def _letter(error: ItemError, terms: LineTerms) -> Letter:
         device=terms.naming.device,
         prefix=terms.naming.prefix,
         context=terms.context,
-    )
-
-
-def _not_strict(errors: Sequence[ItemError]) -> Refused:
-    return Refused(
-        "invalid_items",
-        f"the post has {counted(len(errors), 'faulty line')}, and its sender wants all or nothing; "
-        f"line {errors[0].item + 1}: {errors[0].message}",
-        data=[
-            {
-                "line_number": error.item + 1,
-                "original_line": error.original[:LINE_BYTES_SHOWN].decode("utf-8", "replace"),
-                "error_message": error.message,
-            }
-            for error in errors[:ERRORS_MAX]
-        ],
     )

@@ -8,19 +8,23 @@ our own code.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
 
+from ingest.formats.post import ERRORS_MAX, ItemError
 from ingest.http.request import Request
 from ingest.http.response import JSON, Answer, problem, retry_after_s
 from ingest.model.codes import PROBLEMS
 from ingest.model.errors import Refused
+from ingest.system.words import counted
 
 VERSION = "1.8.10"  # of InfluxDB; clients compare it with the versions that they know
 VERSION_HEADER = b"X-Influxdb-Version: %b\r\n" % VERSION.encode()
 # It takes the seconds of Retry-After for milliseconds, so all its tries would be over in a second.
 _READS_MILLISECONDS = "influxdb-client-js/"
+LINE_BYTES_SHOWN = 200
 _CODES = {
     400: "invalid",
     401: "unauthorized",
@@ -64,3 +68,20 @@ def line_problem(request: Request, refused: Refused, headers: bytes, close: bool
         kept = [line for line in lines if not line.startswith(b"Retry-After:")]
         headers = b"\r\n".join(kept)
     return Answer(status, orjson.dumps(document), JSON, headers=headers, close=usual.closes)
+
+
+def faulty(code: str, why: str, errors: Sequence[ItemError]) -> Refused:
+    """Return the refusal of a post for its faulty lines, with the first of them."""
+    return Refused(
+        code,
+        f"the post has {counted(len(errors), 'faulty line')}, {why}; "
+        f"line {errors[0].item + 1}: {errors[0].message}",
+        data=[
+            {
+                "line_number": error.item + 1,
+                "original_line": error.original[:LINE_BYTES_SHOWN].decode("utf-8", "replace"),
+                "error_message": error.message,
+            }
+            for error in errors[:ERRORS_MAX]
+        ],
+    )

@@ -127,9 +127,8 @@ class LinePages:
     def _plan(self, sender: KnownSender, text: str) -> _Plan:
         query = self._query(text)
         prefix = query.database if self._options.has_prefix else ""
-        return _Plan(
-            sender, query, Naming(self._rules.device_tags, sender.identity.entry.device, prefix)
-        )
+        rules, device = self._rules, sender.identity.entry.device
+        return _Plan(sender, query, Naming(rules.device_tags, device, prefix, rules.line_escapes))
 
     def _small(self, request: Request, plan: _Plan, page: Page, received_s: float) -> Reply:
         """Take a small post in at once if nothing has to wait; else return the coroutine."""

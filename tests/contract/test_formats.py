@@ -57,7 +57,7 @@ def json_body(items: Sequence[bytes]) -> bytes:
 
 
 def line(reading: Reading) -> bytes:
-    """Write a reading as a line. A measurement cannot begin with every character."""
+    """Write a reading as a line of QuestDB's, which can have any name."""
     ts_us, device_id, metric, value = reading
     device = re.sub(r"([, =\\])", r"\\\1", device_id)
     measurement = re.sub(r"([, \\])", r"\\\1", f"m{metric}")
@@ -108,7 +108,7 @@ def kept_of_record(reading: Reading) -> Reading:
 # The formats that a media type names, and those that are found by the path of a post.
 DECODERS: dict[str, Decode] = {
     **{media_type: FORMATS[media_type].decode for media_type in USUAL},
-    LINE: lambda body, post: decode_item(body, post, Naming(("host",))),
+    LINE: lambda body, post: decode_item(body, post, Naming(("host",), escapes="questdb")),
 }
 WRITERS: dict[str, Writer] = {
     LINE: Writer(

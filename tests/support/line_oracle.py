@@ -47,6 +47,11 @@ class Rules:
     received_us: int
     ts_min_us: int
     ts_max_us: int
+    escapes: str = "influxdb"
+
+    def escaped(self, marks: str) -> str:
+        """Return what a backslash is an escape before: a name that has these as marks."""
+        return marks if self.escapes == "influxdb" else marks + "\\\n"
 
 
 class Bad(Exception):
@@ -59,30 +64,37 @@ def read(body: bytes, rules: Rules) -> Told:
     at = number = 0
     while at < len(body):
         start = at
-        at, key, fields, rest = _cut(body, at)
+        at, key, fields, rest = _cut(body, at, rules)
         text = body[start:at].removesuffix(b"\n")
         line, number = number, number + body[start:at].count(b"\n")
         if key is None or not (key or fields or rest):
             continue
         text = text.removesuffix(b"\r").strip(b" ")
         try:
+            try:
+                text.decode()
+            except UnicodeDecodeError:
+                raise Bad("line_unreadable") from None
             _read_line(Line(line, text, key, fields, rest), rules, told)
         except Bad as bad:
             told.errors.append((line, bad.args[0], text))
     return told
 
 
-def _cut(body: bytes, at: int) -> tuple[int, bytes | None, Fields, bytes]:
+def _cut(body: bytes, at: int, rules: Rules) -> tuple[int, bytes | None, Fields, bytes]:
     """Return the place after a line, its key (None: a comment), its fields and the rest."""
     while body[at : at + 1] == b" ":
         at += 1
     if body[at : at + 1] == b"#":
         return _line_end(body, at) + 1, None, [], b""
-    key, at = _until(body, at, b" \n")
+    key, at = _until(body, at, " \n", rules.escaped(",= "))
     fields: Fields = []
     if body[at : at + 1] == b" ":
-        fields, at = _fields(body, at)
-    end = _line_end(body, at)
+        fields, at = _fields(body, at, rules)
+    end = at
+    while body[end : end + 1] not in (b"", b"\n"):
+        end += 2 if rules.escapes == "questdb" and body[end : end + 2] == b"\\\n" else 1
+    end = min(end, len(body))
     rest = body[at:end]
     if rest:
         rest = rest.removesuffix(b"\r").strip(b" ")
@@ -103,37 +115,41 @@ def _line_end(body: bytes, at: int) -> int:
     return at
 
 
-def _fields(body: bytes, at: int) -> tuple[Fields, int]:
+def _fields(body: bytes, at: int, rules: Rules) -> tuple[Fields, int]:
     while body[at : at + 1] == b" ":
         at += 1
     fields: Fields = []
     while True:
-        name, at = _until(body, at, b",= \n")
+        name, at = _until(body, at, ",= \n", rules.escaped(",= "))
         value: bytes | None = None
-        if body[at : at + 1] == b"=":
-            value, at = _value(body, at + 1)
+        if body[at : at + 1] == b"=" and not _is_open(body, at + 1):
+            value, at = _value(body, at + 1, rules)
         fields.append((name, value))
         if body[at : at + 1] != b",":
             return fields, at
         at += 1
 
 
-def _until(body: bytes, at: int, marks: bytes) -> tuple[bytes, int]:
-    """Return the bytes before the first of these marks that has no backslash, and its place."""
+def _until(body: bytes, at: int, marks: str, escaped: str) -> tuple[bytes, int]:
+    """Return the bytes before the first of these marks that is not escaped, and its place."""
     start = at
-    while at < len(body) and body[at] not in marks:
-        at += 2 if body[at] == BACKSLASH else 1
+    while at < len(body) and chr(body[at]) not in marks:
+        at += (
+            2 if body[at] == BACKSLASH and body[at + 1 : at + 2].decode("latin-1") in escaped else 1
+        )
     at = min(at, len(body))
     return body[start:at], at
 
 
-def _value(body: bytes, at: int) -> tuple[bytes, int]:
+def _is_open(body: bytes, at: int) -> bool:
+    return body[at : at + 1] == b'"' and _end_of_string(body, at) is None
+
+
+def _value(body: bytes, at: int, rules: Rules) -> tuple[bytes, int]:
     start = at
     if body[at : at + 1] == b'"':
-        end = _end_of_string(body, at)
-        if end is not None:
-            at = end
-    _, at = _until(body, at, b", \n")
+        at = _end_of_string(body, at) or at
+    _, at = _until(body, at, ", \n", rules.escaped(",= "))
     return body[start:at], at
 
 
@@ -182,10 +198,10 @@ def _read_line(line: Line, rules: Rules, told: Told) -> None:
         try:
             number, rounded = _number(value)
             told.rounded += rounded
-            try:
-                metric = metric_of(measurement, _plain(name.decode(), ",= \\"), tags, rules.prefix)
-            except UnicodeDecodeError:
-                raise Bad("line_unreadable") from None
+            field_name = _plain(name.decode(), rules.escaped(",= "))
+            metric = metric_of(measurement, field_name, tags, rules.prefix)
+            if len(name) > 1_024:
+                raise Bad("name_too_long")
             _check_name(metric)
         except Bad as bad:
             faults.append((bad.args[0], name + b"=" + value))
@@ -206,24 +222,23 @@ def _end_of_string_is_end(value: bytes) -> bool:
 
 
 def _key(key: bytes, rules: Rules) -> tuple[str, dict[str, str], str]:
-    try:
-        parts = _split(key.decode(), ",")
-    except UnicodeDecodeError:
-        raise Bad("line_unreadable") from None
+    if len(key) > 2_560:
+        raise Bad("name_too_long")
+    in_tag = rules.escaped(",= ")
+    parts = _split(key.decode(), ",", in_tag)
     if not parts[0] or parts[0][0] == "#":
         raise Bad("line_unreadable")
     pairs: list[tuple[str, str]] = []
     for part in parts[1:]:
-        name, *values = _split(part, "=", once=True)
-        if not values or not name:
+        pair = _split(part, "=", in_tag)
+        if len(pair) != 2 or not all(pair):
             raise Bad("line_unreadable")
-        pairs.append((_plain(name, ",= \\"), _plain(values[0], ",= \\")))
+        pairs.append((_plain(pair[0], in_tag), _plain(pair[1], in_tag)))
     tags: dict[str, str] = {}
     for name, value in pairs:
         if name in tags:
             raise Bad("repeated_field")
         tags[name] = value
-    tags = {name: value for name, value in tags.items() if value}
     device = rules.device
     for name in rules.device_tags:
         if name in tags:
@@ -232,20 +247,20 @@ def _key(key: bytes, rules: Rules) -> tuple[str, dict[str, str], str]:
     if not device:
         raise Bad("no_device")
     _check_name(device)
-    measurement = _plain(parts[0], ", \\")
+    measurement = _plain(parts[0], rules.escaped(", "))
     if len(metric_of(measurement, "value", tags, rules.prefix)) > 256:
         raise Bad("name_too_long")
     return measurement, tags, device
 
 
-def _split(text: str, mark: str, *, once: bool = False) -> list[str]:
+def _split(text: str, mark: str, escaped: str) -> list[str]:
     parts = [""]
     at = 0
     while at < len(text):
-        if text[at] == "\\":
+        if text[at] == "\\" and text[at + 1 : at + 2] in escaped:
             parts[-1] += text[at : at + 2]
             at += 2
-        elif text[at] == mark and not (once and len(parts) == 2):
+        elif text[at] == mark:
             parts.append("")
             at += 1
         else:
@@ -275,6 +290,9 @@ def _check_name(name: str) -> None:
 def _time(rest: bytes, rules: Rules) -> int:
     if not rest:
         return rules.received_us
+    unit = {b"n": "ns", b"t": "us", b"m": "ms"}.get(rest[-1:], rules.precision)
+    if rest[-1:] in (b"n", b"t", b"m"):
+        rest = rest[:-1]
     digits = rest[1:] if rest[:1] == b"-" else rest
     if not digits or not all(each in b"0123456789" for each in digits) or len(rest) > 40:
         raise Bad("ts_unreadable")
@@ -283,7 +301,6 @@ def _time(rest: bytes, rules: Rules) -> int:
         raise Bad("ts_in_future")
     if number < -(10**21):
         raise Bad("ts_too_old")
-    unit = rules.precision
     if unit is None:
         sizes = {"s": 5 * 10**9, "ms": 5 * 10**12, "us": 5 * 10**15}
         unit = next((name for name, size in sizes.items() if abs(number) < size), "ns")
@@ -309,10 +326,10 @@ def _number(value: bytes) -> tuple[float, bool]:
     digits = whole.removeprefix("-") if text[-1:] == "i" else whole
     if text[-1:] in ("i", "u") and digits and set(digits) <= set("0123456789"):
         exact = int(whole)
-        try:
-            number = float(exact)
-        except OverflowError:
-            raise Bad("value_out_of_range") from None
+        bits = 63 if text[-1] == "i" else 64
+        if not (-(2**63) if bits == 63 else 0) <= exact < 2**bits:
+            raise Bad("value_out_of_range")
+        number = float(exact)
         return number + 0.0, int(number) != exact
     if not _is_float(text):
         raise Bad("wrong_type")
@@ -367,11 +384,11 @@ def _marked(text: str, special: str) -> str:
 
 def read_back(metric: str) -> tuple[str, str, dict[str, str]]:
     """Return measurement, field and tags of a metric without a prefix."""
-    head, *pairs = _split(metric, ",")
-    measurement, *field_name = _split(head, ".")
+    head, *pairs = _split(metric, ",", ".,=\\")
+    measurement, *field_name = _split(head, ".", ".,=\\")
     tags = {}
     for pair in pairs:
-        name, value = _split(pair, "=")
+        name, value = _split(pair, "=", ",=\\")
         tags[_plain(name, ",=\\")] = _plain(value, ",=\\")
     plain = [_plain(each, ".,=\\") for each in (measurement, *field_name)]
     return plain[0], plain[1] if len(plain) == 2 else "value", tags

@@ -24,6 +24,7 @@ def cut_small(size_bytes: int) -> Iterator[None]:
         patched.setattr(line_protocol, "WHOLE_BYTES", -1)
         patched.setattr(line_protocol, "SLICE_BYTES", size_bytes)
         patched.setattr(line_protocol, "FEW_LINES", 2)
+        patched.setattr(line_protocol, "STEP_BYTES", 0)
         yield
 
 
@@ -55,7 +56,10 @@ def told_of(points: Points | str) -> line_oracle.Told | str:
 def expected_of(body: bytes, naming: Naming, precision: str | None) -> line_oracle.Told | str:
     """Return what the oracle says of a body, or the code of the refusal."""
     latest_us = NOW_US + RULES.ts_ahead_us_max
-    rules = line_oracle.Rules(*naming, precision, NOW_US, RULES.ts_min_us, latest_us)
+    tags, device, prefix, escapes = naming
+    rules = line_oracle.Rules(
+        tags, device, prefix, precision, NOW_US, RULES.ts_min_us, latest_us, escapes
+    )
     told = line_oracle.read(body, rules)
     if not (told.readings or told.errors or told.strings):
         return "empty"

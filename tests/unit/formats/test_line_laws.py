@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from ingest.formats.line_escapes import marked
 from ingest.formats.line_series import Naming, read_key
 from ingest.formats.timestamp import UNITS
+from ingest.model.rows import decode_rows
 from tests.support.line_oracle import read_back
 from tests.support.lines import cut_small, expected_of, points_of, told_of
+from tests.unit.formats.record_line_corpus import CORPUS, Meant
 
 TAGS = ("device_id", "host")
 PIECES = (
@@ -29,8 +34,8 @@ NUMBERS = st.sampled_from(
 
 
 def escaped(name: str, marks: str) -> str:
-    """Write a name as careful clients do."""
-    return "".join("\\" + each if each in marks + "\\" else each for each in name)
+    """Write a name as clients do: with a backslash before each of these."""
+    return "".join("\\" + each if each in marks else each for each in name)
 
 
 @st.composite
@@ -61,7 +66,12 @@ def a_line(draw: st.DrawFn) -> str:
 BODIES = st.lists(st.sampled_from(PIECES), max_size=25).map("".join) | st.lists(
     a_line(), max_size=12
 ).map("\n".join)
-NAMINGS = st.sampled_from([Naming(TAGS), Naming(TAGS, "gw"), Naming((), "gw", "d.b")])
+NAMINGS = st.sampled_from(
+    [
+        *(Naming(TAGS), Naming(TAGS, "gw"), Naming((), "gw", "d.b")),
+        *(Naming(TAGS, "", "", "questdb"), Naming((), "gw", "", "questdb")),
+    ]
+)
 
 
 @given(
@@ -99,9 +109,35 @@ def test_any_bytes_are_read_as_the_oracle_reads_them(body: bytes, cut: int) -> N
 )
 def test_metric_can_be_read_back(measurement: str, field: str, tags: dict[str, str]) -> None:
     """So two series never have the same metric."""
-    text = escaped(measurement, ", ")
-    text += "".join(f",{escaped(name, ',= ')}={escaped(tag, ',= ')}" for name, tag in tags.items())
-    key = read_key(text.encode(), Naming((), "gw"))
+    text = escaped(measurement, ", \\")
+    for pair in tags.items():
+        text += ",{}={}".format(*(escaped(each, ",= \\") for each in pair))
+    key = read_key(marked(text.encode(), "questdb"), Naming((), "gw"))
     assert isinstance(key, tuple)
     assert len(key) == 3
     assert read_back(key.metric(field)) == (measurement, field, tags)
+
+
+def meant_by(line: str) -> Meant:
+    """Return what the service reads in a line: measurement, tags, and the fields with numbers."""
+    points = points_of(line.encode(), Naming((), "gw"))
+    if isinstance(points, str) or points.errors:
+        return [] if points == "empty" else None
+    rows = [each for block in points.blocks for each in decode_rows(block.tuples)]
+    read = [(read_back(each.metric), each.value) for each in rows]
+    if not read:
+        return []
+    return [*read[0][0][::2], {field: value for (_, field, _), value in read}]
+
+
+def test_names_are_read_as_influxdb_and_others_read_them() -> None:
+    """2,000 lines with backslashes and marks at each place; see record_line_corpus.py."""
+    different = []
+    for entry in map(json.loads, CORPUS.read_text().splitlines()):
+        line, meant, _ = entry
+        if meant is not None:
+            numbers = {k: v for k, v in meant[2].items() if not isinstance(v, str)}
+            meant = [meant[0], meant[1], numbers] if numbers else []
+        if meant_by(line) != meant:
+            different.append((entry, meant_by(line)))
+    assert not different

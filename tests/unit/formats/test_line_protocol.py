@@ -15,7 +15,14 @@ from ingest.formats.line_protocol import (
     decode,
     has_usable_time,
 )
-from ingest.formats.line_series import KEPT_KEYS, UNREADABLE, KeptKeys, Naming, read_key
+from ingest.formats.line_series import (
+    KEPT_KEYS,
+    NEW_BYTES,
+    UNREADABLE,
+    KeptKeys,
+    Naming,
+    read_key,
+)
 from ingest.formats.post import Post, Rules, most_invalid
 from ingest.formats.series import SERIES, SeriesCache
 from ingest.model.errors import Refused
@@ -63,13 +70,14 @@ def refused(body: bytes, **options: int) -> Refused:
         ("cpu,host=h,cpu=cpu0,b=2 idle=1", "h", "cpu.idle,b=2,cpu=cpu0", 1.0),
         ("cpu,b=2,cpu=cpu0,host=h idle=1", "h", "cpu.idle,b=2,cpu=cpu0", 1.0),
         ("m,host=h,device_id=d value=1", "d", "m,host=h", 1.0),
-        ("m,device_id=,host=h value=1", "h", "m", 1.0),  # an empty tag counts as absent
         ("a.b,host=h c.d=1", "h", r"a\.b.c\.d", 1.0),
         (r"a\,b\ c=d,host=h value=1", "h", r"a\,b c\=d", 1.0),
         (r"a\=b,host=h value=1", "h", r"a\\\=b", 1.0),  # a measurement has no such escape
         (r"m,host=a\ b\,c\=d value=1", "a b,c=d", "m", 1.0),
-        (r"m,host=h,t\=a\,g=x\\y.z value=1", "h", r"m,t\=a\,g=x\\y.z", 1.0),
-        (r"m,host=h,t=a=b value=1", "h", r"m,t=a\=b", 1.0),  # only the first `=` is a mark
+        (r"m,host=h,t\=a\,g=x\y.z value=1", "h", r"m,t\=a\,g=x\\y.z", 1.0),
+        (r"m,host=\\nas\a value=1", r"\\nas\a", "m", 1.0),  # a backslash is itself
+        (r"m,host=a\\ b,t=\\\,\x value=1", r"a\ b", r"m,t=\\\\\,\\x", 1.0),
+        (r"m,host=h,a\\=b=c f\\=1=2", "h", r"m.f\\\=1,a\\\=b=c", 2.0),
         (r"m,host=h,t=a\nb value=1", "h", r"m,t=a\\nb", 1.0),  # as the Python client writes it
         (r"m,host=h f\ \=g=1", "h", r"m.f \=g", 1.0),
         ('m,host="h" value=1', '"h"', "m", 1.0),  # quotes are special in values only
@@ -77,6 +85,7 @@ def refused(body: bytes, **options: int) -> Refused:
         ("m,host=h value=.5", "h", "m", 0.5),
         ("m,host=h value=-1e+3", "h", "m", -1000.0),
         ("m,host=h value=1E5", "h", "m", 100_000.0),
+        ("m,host=h value=-9223372036854775808i", "h", "m", -(2.0**63)),
         ("m,host=h value=-0", "h", "m", 0.0),
         ("m,host=h value=5i", "h", "m", 5.0),
         ("m,host=h value=-5i", "h", "m", -5.0),
@@ -151,19 +160,24 @@ def test_time_has_the_given_unit_or_one_by_its_size(
         (f"m,host=h value={'9' * 310}i", "value_out_of_range", "value"),
         ("m,host=h value=abc", "wrong_type", "value"),
         ("m,host=h value=+1", "wrong_type", "value"),
+        ("m,host=h value=9223372036854775808i", "value_out_of_range", "value"),
+        ("m,host=h value=-9223372036854775809i", "value_out_of_range", "value"),
+        ("m,host=h value=18446744073709551616u", "value_out_of_range", "value"),
         ("m,host=h value=-5u", "wrong_type", "value"),
         ("m,host=h value=i5", "wrong_type", "value"),
         ("m,host=h value=123t", "wrong_type", "value"),
-        ('m,host=h value="a', "wrong_type", "value"),
+        ('m,host=h a=1,b="a', "line_unreadable", None),
+        ("m,region=,host=h value=1", "line_unreadable", None),
+        ("m,host=h,t=a=b value=1", "line_unreadable", None),
         ("m,host=h value=1 1.5", "ts_unreadable", "ts"),
         ("m,host=h value=1 1 2", "ts_unreadable", "ts"),
         ("m,host=h value=1 5", "ts_too_old", "ts"),
         ("m,host=h value=1 4999999999", "ts_in_future", "ts"),
         (f"m,host={'h' * 257} value=1", "name_too_long", None),
         (f"m,host=h {'f' * 255}=1", "name_too_long", "f" * 80 + ".."),
-        (f"m,host=h{',t=' * 2_000} value=1", "name_too_long", None),
+        (f"m,host=h{',t=1' * 2_000} value=1", "name_too_long", None),
+        ("m,host=h " + "\\," * 60_000 + "=1", "name_too_long", "\\," * 40 + ".."),
         ("m\t,host=h value=1", "name_control_character", "value"),
-        ("m,host=h\\\nx value=1", "name_control_character", None),
     ],
 )
 def test_line_with_a_fault_is_an_error_with_its_text(
@@ -202,9 +216,9 @@ def test_default_device_and_prefix_are_used() -> None:
 
 def test_rounded_integers_are_counted() -> None:
     """Only integers can be said to be rounded; a float is what it is."""
-    found = points("m,host=h a=9007199254740993i,b=9007199254740993,c=9007199254740992i,d=1i")
-    assert [each.value for each in readings(found)] == [2.0**53, 2.0**53, 2.0**53, 1.0]
-    assert (found.rounded, found.errors) == (1, [])
+    found = points("m,host=h a=9007199254740993i,b=9007199254740993,c=18446744073709551615u,d=1i")
+    assert [each.value for each in readings(found)] == [2.0**53, 2.0**53, 2.0**64, 1.0]
+    assert (found.rounded, found.errors) == (2, [])
 
 
 def test_lines_of_texts_only_are_read_and_counted() -> None:
@@ -360,7 +374,7 @@ def test_kept_keys_are_bounded_and_dropped_with_the_series() -> None:
 def test_one_step_makes_a_bounded_number_of_names() -> None:
     """New names are slow to make; a step with many of them ends early."""
     keys = KEPT_KEYS.of(Naming(TAGS, "steps"))
-    keys.new_left = 2
+    keys.new_bytes_left = 2 * NEW_BYTES + 2
     assert keys[b"m"][b"a"]
     with pytest.raises(KeyError):
         keys[b"m"][b"b"]
@@ -384,7 +398,7 @@ def test_time_of_a_line_is_found_again() -> None:
 
 def test_key_names_what_is_wrong() -> None:
     """Each fault of measurement and tags has its own text."""
-    for key in (b"", b"#m", b"m,", b"m,a", b"m,=b", b"m,a=1,", b"\xff"):
+    for key in (b"", b"#m", b"m,", b"m,a", b"m,=b", b"m,a=1,", b"m,a=", b"m,a=b=c"):
         fault = read_key(key, Naming(TAGS, "d"))
         assert fault[0] == "line_unreadable", key
 

@@ -109,6 +109,9 @@ async def test_chunked_and_compressed_bodies_are_read() -> None:
         ("precision=auto", b"%d000" % TS),
         ("precision=m", b"%d" % (TS // 60)),
         ("precision=h", b"%d" % (TS // 3600)),
+        ("precision=s", b"%d000000000n" % TS),  # as QuestDB's client writes it
+        ("", b"%d000000t" % TS),
+        ("precision=ns", b"%d000m" % TS),
     ],
 )
 async def test_precision_of_all_dialects(query: str, stamp: bytes) -> None:
@@ -140,11 +143,55 @@ async def test_faulty_lines_are_dead_lettered_with_their_defaults() -> None:
         assert receiver.ledger.received == 4
 
 
-async def test_post_of_faulty_lines_only_is_kept_as_dead_letters() -> None:
-    """Senders with one line a post would lose each of them."""
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"m,host=h a=nan", "line 1: nan is not a finite number"),
+        (b'm,host=h t="x"\nm,host=h a=1 5', "1 faulty line, and no reading; line 2"),
+        (b"m,host=h\t a=1\nm,host= a=1\nm,host=h a=18446744073709551616u", "3 faulty lines"),
+    ],
+)
+async def test_post_without_a_reading_is_refused(body: bytes, says: str) -> None:
+    """Nothing of it is kept, so its sender must hear of it."""
+    async with running_receiver() as receiver:
+        reply = await write(receiver, body)
+        assert (reply.status, reply.document["problem"]) == (400, "all_invalid")
+        assert says in reply.document["message"]
+        assert reply.document["line"] == reply.document["data"][0]["line_number"]
+        assert not receiver.dead_letters.letters
+        assert receiver.ledger.received == receiver.ledger.at_receiver == 0
+
+
+async def test_lines_without_a_device_are_dead_letters_all_the_same() -> None:
+    """They can be replayed with another setting; a sender with one line a post would lose each."""
     async with running_receiver() as receiver:
         assert (await write(receiver, b"m a=1")).status == 204
-        assert len(receiver.dead_letters.letters) == 1
+        assert (await write(receiver, b"m a=1\nm,host=h a=nan")).status == 204
+        assert [each.code for each in receiver.dead_letters.letters] == [
+            *("no_device", "no_device", "value_out_of_range")
+        ]
+
+
+@pytest.mark.parametrize("kind", [b"\x0e", b"\x10", b"\x17"])
+async def test_binary_values_of_questdb_refuse_the_post(kind: bytes) -> None:
+    """Its client keeps the rows; as dead letters they could never be replayed."""
+    async with running_receiver() as receiver:
+        for line in (b'm,host=h f==%b\n =,"\xff\\ 5n\n', b"m a=1i,f==%b\0\0\0\0\0\0\xf0? 5n\n"):
+            body = LINE_A + b"\n" + line % kind + LINE_A
+            reply = await write(receiver, body)
+            assert (reply.status, reply.document["problem"]) == (400, "not_lines")
+            assert "protocol_version=1" in reply.document["message"]
+        assert not receiver.dead_letters.letters
+        assert not receiver.inlet.blocks
+
+
+async def test_backslashes_are_read_as_the_setting_says() -> None:
+    """As InfluxDB has it, two are two; QuestDB's client writes one as two."""
+    body = b"m,host=a\\\\b a=1"
+    for setting, device in (("influxdb", "a\\\\b"), ("questdb", "a\\b")):
+        async with running_receiver(line_escapes=setting) as receiver:
+            assert (await write(receiver, body)).status == 204
+            assert [each.device_id for each in receiver.inlet.readings] == [device]
 
 
 @pytest.mark.parametrize("query", ["strict=true", "accept_partial=false"])

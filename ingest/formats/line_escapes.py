@@ -1,0 +1,46 @@
+r"""The escapes of line protocol, as marks: then a line is split at its `,`, `=` and spaces alone.
+
+A `\` before `,`, `=` or space is not in a name, but says that the name has that character. What it
+is before another character depends on who wrote the line. InfluxDB has no other escapes: each `\`
+is itself, also before another one, so `a\\ b` is the name `a\ b`. QuestDB's clients write `\\` for
+a backslash, and `\` before a line feed.
+A mark has as many bytes as its escape: MARK, and a letter. MARK is in no UTF-8, so in no name.
+"""
+
+from __future__ import annotations
+
+MARK = b"\xff"
+INFLUXDB, QUESTDB = "influxdb", "questdb"  # who decides what an escape is
+ESCAPED_EQUALS = MARK + b"e"  # is no escape in a measurement
+
+_NOT_UTF8 = b"\xfe"
+_MARKS = ((b",", MARK + b"c"), (b"=", ESCAPED_EQUALS), (b" ", MARK + b"s"))
+# The backslash is the first one: in `\\,` it is escaped, and the comma is not.
+_ALL_MARKS = ((b"\\", MARK + b"b"), *_MARKS, (b"\n", MARK + b"n"))
+_MARKS_OF = {INFLUXDB: _MARKS, QUESTDB: _ALL_MARKS}
+
+
+def marked(text: bytes, escapes: str) -> bytes:
+    """Return whole lines with marks in place of escapes. The size stays the same."""
+    if MARK in text:
+        text = text.replace(MARK, _NOT_UTF8)
+    if b"\\" in text:
+        for character, mark in _MARKS_OF[escapes]:
+            text = text.replace(b"\\" + character, mark)
+    return text
+
+
+def name_of(text: bytes) -> str:
+    """Return the name that a marked text is. Raises UnicodeDecodeError."""
+    if MARK in text:
+        for character, mark in _ALL_MARKS:
+            text = text.replace(mark, character)
+    return text.decode()
+
+
+def as_posted(text: bytes) -> bytes:
+    """Return a marked text with its escapes."""
+    if MARK in text:
+        for character, mark in _ALL_MARKS:
+            text = text.replace(mark, b"\\" + character)
+    return text
