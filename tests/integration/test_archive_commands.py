@@ -19,7 +19,8 @@ from ingest.archive.folder import ArchiveFailed, ArchiveFolder
 from ingest.cli.doctor_partitions import partition_checks
 from ingest.config.settings import Settings
 from ingest.model.causes import HOUSEKEEPING_FAILS
-from ingest.sinks.postgres.housekeeping import archive_rows, archived, registry
+from ingest.sinks.postgres.housekeeping import archive_rows, archived, plan, registry
+from ingest.sinks.postgres.housekeeping.view import look_at
 from tests.support.archives import Row, drawn, rows_in, rows_in_files, store
 from tests.support.commands import Here, with_user
 
@@ -80,7 +81,15 @@ async def test_readings_leave_for_files_and_come_back(
     assert (listed["name"], listed["readings"], listed["restored"]) == (name, 30, False)
     assert await archive("verify") == {"good": 1, "faults": {}}
 
-    await archive("restore", name)
+    asked = (
+        "select exists (select from pg_stat_activity where query ~ 'advisory_lock' and pid <> $1)"
+    )
+    async with plan.alone(connection, (await look_at(connection, "readings", "day")).oid):
+        restoring = asyncio.create_task(archive("restore", name))
+        while not await connection.fetchval(asked, connection.get_server_pid()):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert not restoring.done()
+    await restoring
     assert await rows_in(connection, "readings") == sorted(rows)
     assert await keep_house() == []
     again = await here("archive", "restore", name, *words)
