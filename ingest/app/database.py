@@ -97,10 +97,11 @@ def housekeeping_jobs(
     """
     policy = retention_policy(settings)
     archive = ArchiverWhenNeeded(settings, stopped) if settings.archive_dir else None
+    rolled = rollups(settings, stopped)
     jobs: list[Job] = [
         HalfDetached(),
         partitions_ahead(settings, from_us=from_us),
-        rollups(settings, stopped),
+        rolled,
         ArchivedRollups(
             archive,
             keep_us=duration_us(settings.keep_rollups),
@@ -108,7 +109,11 @@ def housekeeping_jobs(
             stopped=stopped,
         ),
         Retention(
-            policy, archive_dir=_archive(settings), rollups=settings.rollups, stopped=stopped
+            policy,
+            archive_dir=_archive(settings),
+            rollups=settings.rollups,
+            failed=rolled.failed,
+            stopped=stopped,
         ),
         Chunks(policy, rollups=settings.rollups),
     ]

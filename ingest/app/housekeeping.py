@@ -66,6 +66,7 @@ class Housekeeping:
         self._view: View | None = None  # as the last run has left it
         self._failed: list[str] = []  # of the last run
         self._waiting: list[str] = []
+        self._hidden = ""  # what is said of detached partitions that a run has left behind
         self._figures: dict[str, float] = {}
         self._oldest_us: int | None = None
         self._growth: Growth | None = None
@@ -119,18 +120,14 @@ class Housekeeping:
                 report = await runs.run(*where, target=target, stopped=stopping.is_set)
             else:
                 report = await runs.look(*where, target=target)
-        except StartError as error:
-            self._failed = [str(error)]
-            if self._occasionally.due(str(error)) is not None:
-                log.warning("housekeeping_failed", why=str(error))
-            return False
         except Exception as error:
             # Such as an entry of the registry, or a file of the archive, that somebody has changed.
             # Posts must not stop for it, and would: an error that leaves a task ends the process.
-            why = f"{type(error).__name__}: {error}"
+            known = isinstance(error, StartError)
+            why = str(error) if known else f"{type(error).__name__}: {error}"
             self._failed = [why]
             if self._occasionally.due(why) is not None:
-                log.warning("housekeeping_failed", why=why, exc_info=True)
+                log.warning("housekeeping_failed", why=why, exc_info=not known)
             return False
         self._look_at(report)
         needs = report.schema.needs
@@ -160,6 +157,8 @@ class Housekeeping:
             self._late.seen(view)
         self._oldest_us = report.oldest_us
         self._waiting = [_said(each, each.waits) for each in report.due if each.waits]
+        at_work = report.other_run or report.has_more
+        self._hidden = "" if at_work else report.hidden_words
         if not report.other_run:
             self._failed = [_said(each.step, each.error) for each in report.did if each.error]
         self._figures = {}
@@ -177,7 +176,7 @@ class Housekeeping:
         """Return the key of causes.CAUSES, or nothing."""
         if self._view is not None and ends_soon(self._view):
             return PARTITIONS_END
-        if self._failed:
+        if self._failed or self._hidden:
             return HOUSEKEEPING_FAILS
         if self._lacking:
             return PARTITION_MISSING
@@ -190,11 +189,12 @@ class Housekeeping:
     def words(self) -> str:
         """Return what the first step that failed says, or that waits; with paths of the machine.
 
-        Before those that wait: which readings can get no partition.
+        Before those that wait: which readings can get no partition. At the end: what is detached.
         """
         said = self._failed or ([self._lacking] if self._lacking else self._waiting)
         more = f" (and {len(said) - 1} more)" if len(said) > 1 else ""
-        return said[0][:WORDS_MAX] + more if said else ""
+        shown = said[0][:WORDS_MAX] + more if said else ""
+        return "; ".join(filter(None, (shown, self._hidden)))
 
     def figures(self, disk_free_bytes: int | None = None) -> dict[str, float]:
         """Return the figures of the table for metrics, by their names.

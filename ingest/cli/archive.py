@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 TAKES = "COMMAND [options]"
 EXAMPLES = ("ingest archive list", "ingest archive verify")
+ALONE_S_MAX = 60.0  # how long `restore` waits for a run, as `verify` does
 EPILOG = "It needs archive_dir, and the extra `archive` (docs/archive.md)."
 
 
@@ -102,8 +103,9 @@ async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
             wanted = _named(contents, args.names)
             faults = await _faults(archiver, wanted, connection, view.table)
             return _verified(wanted, faults, as_json=args.json)
-        (one,) = _named(contents, [args.name])
-        async with alone(connection, view.oid):
+        async with alone(connection, view.oid, within_s=ALONE_S_MAX):
+            view = await look_at(connection, target.name, span, target=target, sizes=False)
+            (one,) = _named(await archived.contents(connection, view.table), [args.name])
             await archiving.restore(connection, view, one, archiver.rows(one))
     said = f"{args.name}: {counted(one.rows, 'reading')} are in the table until it is released"
     print_answer(_entry(one, {args.name}), said, as_json=args.json)

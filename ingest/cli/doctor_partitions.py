@@ -35,6 +35,8 @@ async def partition_checks(settings: Settings, url: str) -> list[Check]:
     job, leaves = not settings.housekeeping, bool(settings.keep_hot)
     view = report.view
     found = [_check(view, by_job=job, leaves=leaves)] if view.kind == PARTITIONED else []
+    if report.hidden:
+        found.append(Check(_NAME, WARN, report.hidden_words))
     if report.schema.needs:
         found.append(Check("schema", FAIL if report.schema.refuses else WARN, report.schema.needs))
     return found
@@ -61,8 +63,7 @@ def _check(view: View, *, by_job: bool, leaves: bool) -> Check:
 def _fault(view: View, left: str, *, leaves: bool) -> str:
     """Return why they do not last, or nothing. `left` says how many there are."""
     if view.cannot_make:
-        fix = "set housekeeping_url to the role that owns the table"
-        return f"{left}, and no more can be made: {view.cannot_make}; {fix}; {_OLDER}"
+        return f"{left}, and no more can be made: {view.cannot_make}; {_OLDER}"
     if leaves and view.not_ours:
         return f"{left}; {view.not_ours}"
     if ends_soon(view):

@@ -231,6 +231,7 @@ def status_of(report: Report) -> dict[str, Any]:
         "rollups_lack_late": [_moment(each) for each in report.lacking],
         "until": _until(report) if partitioned else None,
         "spans_ahead": view.spans_ahead if partitioned else None,
+        "detached": list(report.hidden),
         "due": len(report.due),
         "cannot_make": view.cannot_make,
         "schema_version": report.schema.version,
@@ -258,6 +259,8 @@ def status_text(report: Report) -> str:
         }
         if found["cannot_make"]:
             lines["not possible"] = found["cannot_make"]
+    if report.hidden:
+        lines["detached"] = report.hidden_words
     if report.schema.needs:
         lines["schema"] = report.schema.needs
     width = max(map(len, lines)) + 1

@@ -59,7 +59,7 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
     )
     show = Command(
         "show",
-        "print the table, and how it differs from what is needed",
+        "print the table, how it differs from what is needed, and the SQL that ends this",
         ("ingest schema show", "ingest schema show --json"),
         add_json_flag,
     )
@@ -170,10 +170,11 @@ async def _show(opened: Any, target: TargetTable, args: argparse.Namespace, _: S
     from ingest.sinks.postgres import schema  # noqa: PLC0415
 
     text = await schema.show(opened, target)
-    difference = await schema.difference(opened, target)
-    found = {"fits": difference is None, "difference": difference, "table": text}
+    seen = await schema.look(opened, target)
+    fits = seen.difference is None
+    found = {"fits": fits, "difference": seen.difference, "sql": seen.sql, "table": text}
     print_answer(found, text, as_json=args.json)
-    return 0 if difference is None else 1
+    return 0 if fits else 1
 
 
 async def _view(opened: Any, target: TargetTable, args: argparse.Namespace, _: Settings) -> int:

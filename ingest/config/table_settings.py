@@ -32,7 +32,8 @@ class TableSettings:
     )
     partitions_max: int = setting(
         4_000,
-        "with so many partitions none is made for late readings: dead letters (no_partition)",
+        "most partitions; for late readings half of those that are left are made in a day, without "
+        "one they become dead letters (no_partition)",
         within=(10, 100_000),
     )
     keep_hot: str = setting(

@@ -76,6 +76,7 @@ EVENTS: dict[str, str] = {
     "housekeeping_did": "The housekeeping has done this step.",
     "housekeeping_step_failed": "The housekeeping could not do this step. It is tried again.",
     "housekeeping_step_left": "This step is left for a later run: `why` says what it waits for.",
+    "rollup_given_up": "A rollup could not be computed before its readings left for the archive.",
     "housekeeping_failed": "The housekeeping could not run. It is tried again.",
     "schema_version_differs": "The schema was made by an older or newer program. `why` says what "
     "to do.",

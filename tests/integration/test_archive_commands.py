@@ -16,9 +16,11 @@ from pyarrow import parquet
 from ingest.app.housekeeping import Housekeeping
 from ingest.archive.archiver import ParquetArchiver
 from ingest.archive.folder import ArchiveFailed, ArchiveFolder
+from ingest.cli.doctor_partitions import partition_checks
 from ingest.config.settings import Settings
 from ingest.model.causes import HOUSEKEEPING_FAILS
-from ingest.sinks.postgres.housekeeping import archive_rows, archived, registry
+from ingest.sinks.postgres.housekeeping import archive_rows, archived, plan, registry
+from ingest.sinks.postgres.housekeeping.view import look_at
 from tests.support.archives import Row, drawn, rows_in, rows_in_files, store
 from tests.support.commands import Here, with_user
 
@@ -79,7 +81,15 @@ async def test_readings_leave_for_files_and_come_back(
     assert (listed["name"], listed["readings"], listed["restored"]) == (name, 30, False)
     assert await archive("verify") == {"good": 1, "faults": {}}
 
-    await archive("restore", name)
+    asked = (
+        "select exists (select from pg_stat_activity where query ~ 'advisory_lock' and pid <> $1)"
+    )
+    async with plan.alone(connection, (await look_at(connection, "readings", "day")).oid):
+        restoring = asyncio.create_task(archive("restore", name))
+        while not await connection.fetchval(asked, connection.get_server_pid()):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert not restoring.done()
+    await restoring
     assert await rows_in(connection, "readings") == sorted(rows)
     assert await keep_house() == []
     again = await here("archive", "restore", name, *words)
@@ -208,6 +218,10 @@ async def test_archive_that_cannot_be_written_is_told_until_it_is_mended(
         archive_dir=str(in_the_way),
         housekeeping_pause_s=0.05,
     )
+    detached = f"1 partition detached on the way out, and no query sees the readings: {NAME}"
+    assert detached in (await here("housekeeping", "status", *words)).stdout
+    checks = await partition_checks(settings, shared_url)
+    assert [each.state for each in checks if detached in each.detail] == ["warn"]
     housekeeping = Housekeeping(settings, lambda: shared_url)
     stopping = asyncio.Event()
     running = asyncio.create_task(housekeeping.run(stopping))
@@ -216,6 +230,7 @@ async def test_archive_that_cannot_be_written_is_told_until_it_is_mended(
         await asyncio.sleep(0.01)
     assert housekeeping.words().startswith(f"archive {NAME}: ")
     assert str(in_the_way) in housekeeping.words()
+    assert f"; {detached}" in housekeeping.words()
     assert housekeeping.figures()["housekeeping_steps_failed"] == 1
     in_the_way.unlink()
     while housekeeping.cause():

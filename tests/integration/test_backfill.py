@@ -56,7 +56,7 @@ async def test_one_write_of_many_old_days_is_stored_at_once(
         for _ in range(2):
             await path.send(*times_us)
     assert await rows(table) == DAYS
-    assert path.late.made == DAYS - 1
+    assert len(path.late.made_s) == DAYS - 1
     assert read(tmp_path) == []
     assert (path.ledger.committed, path.ledger.duplicate) == (DAYS, DAYS)
     found = await partitions(table, "readings")
@@ -72,7 +72,7 @@ async def test_write_that_may_take_no_longer_sets_the_rest_aside(
     path = Path2(shared_url, shared_url, tmp_path, quick())
     late = late_partitions(quick(), lambda: shared_url)
     assert not await late.make_for([now_us - (DAYS + days) * DAY_US for days in range(DAYS)])
-    assert late.made == GROUP_MAX
+    assert len(late.made_s) == GROUP_MAX
     async with running(path):
         await path.send(*(now_us - days * DAY_US for days in range(DAYS)))
         await until_live(tmp_path, 0)
@@ -102,7 +102,7 @@ async def test_two_processes_bring_in_the_same_days(
     done = await asyncio.gather(*(each.make_for(times_us) for each in both))
     for each, covers in zip(both, done, strict=True):
         assert covers or await each.make_for(times_us)
-    assert sum(each.made for each in both) == DAYS - 1
+    assert sum(len(each.made_s) for each in both) == DAYS - 1
 
 
 async def test_day_that_cannot_be_made_holds_up_no_other(

@@ -76,7 +76,8 @@ async def test_schema_failure_is_the_databases_sentence_without_password(
         await connection.close()
     done = await here("schema", "apply", "--database-url", database_url)
     assert done.code == 2
-    assert done.stderr.count("\n") == 1
+    assert "no column device_id; table readings has no column metric; " in done.stderr
+    assert "\ncreate unique index on public.readings (" in done.stderr
     away = "postgresql://me:hunter2@127.0.0.1:1/x"
     done = await here("schema", "show", "--database-url", away)
     assert done.code == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import deque
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
@@ -287,7 +288,7 @@ async def test_late_reading_makes_its_partition_and_is_stored_once(
         (letter,) = read(tmp_path)
         assert (letter.reason, letter.code) == (REFUSED, "ts_too_old")
         assert "partition_late_days_max" in letter.message
-        assert path.late.made == 2
+        assert len(path.late.made_s) == 2
     settings = daily(keep_hot="12h")
     late = late_partitions(settings, lambda: shared_url)
     await late.make_for([now_us])
@@ -340,18 +341,25 @@ async def test_without_rights_only_these_rows_are_set_aside_and_come_back(
 async def test_number_of_partitions_is_bounded(
     table: asyncpg.Connection, shared_url: str, tmp_path: Path
 ) -> None:
-    """A device with a wild clock: the newest days first, at most so many in all; the rest waits."""
+    """A device with a wild clock: the newest days first, within a day half of those that are left.
+
+    The rest waits, is told, and comes back by itself.
+    """
     count = len(await partitions(table, "readings"))
-    path = Path2(shared_url, shared_url, tmp_path, quick(partitions_max=count + 3))
+    path = Path2(shared_url, shared_url, tmp_path, quick(partitions_max=count + 13))
     now_us = unix_us()
     async with running(path):
         await path.send(now_us, *(now_us - days * DAY_US for days in range(1, 11)))
-    assert len(await partitions(table, "readings")) == count + 3
-    assert await rows(table) == 4
-    letters = read(tmp_path)
-    assert {each.code for each in letters} == {"no_partition"}
-    assert len(letters) == 7
-    assert "partitions_max" in letters[0].message
+        assert len(await partitions(table, "readings")) == count + 7
+        assert await rows(table) == 8
+        letters = read(tmp_path)
+        assert {each.code for each in letters} == {"no_partition"}
+        assert len(letters) == 3
+        assert "7 were made within a day" in letters[0].message
+        assert f"partitions_max ({count + 13}) leaves" in path.late.lacking
+        path.late.made_s = deque(each - 86_400 for each in path.late.made_s)  # a day later
+        await until_live(tmp_path, 0)
+    assert await rows(table) == 11
 
 
 async def test_schema_apply_says_who_has_to_make_further_partitions(

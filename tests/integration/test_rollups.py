@@ -7,6 +7,7 @@ import gc
 import itertools
 import math
 import random
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -34,6 +35,7 @@ from tests.support.commands import Here, with_user
 from tests.support.rollups import DAY_US, HOUR_US, differences, expected, raw, stored
 
 START_US = 20_000 * DAY_US  # 2024-10-04
+MAX = sys.float_info.max
 ODD = (math.nan, math.inf, -math.inf, -0.0, 0.0, 1.7e308, -1.7e308, 1e-320, 5.0)
 
 
@@ -147,6 +149,76 @@ async def test_sums_and_ties(operator: asyncpg.Connection) -> None:
     assert math.copysign(1, found["zero"].first) == -1
     assert math.copysign(1, found["zero"].least) == 1
     assert found["tiny"].sum == 1e-323
+
+
+TINY = (5e-324, -5e-324, 1e-320, 2.3e-308, 0.0)
+HOSTILE = (*TINY, 1e-305, 1.0, 1e290, 2e290, -2e290, 1e300, -1e300, *ODD[1:3], MAX, -MAX)
+
+
+async def test_no_values_make_a_sum_or_a_mean_fail(
+    operator: asyncpg.Connection, shared_url: str
+) -> None:
+    """Any two, in one hour or in two of a day; and what is left of large ones that cancel out."""
+    sets: list[tuple[float, ...]] = [*itertools.combinations_with_replacement(HOSTILE, 2)]
+    sets += [(MAX, -MAX, 5e-324), (2e290, -1e290, -1e290), (1e300, 5e-324, -5e-324)]
+    readings, sums = list[Reading](), dict[str, float]()
+    for values, hours in itertools.product(sets, (0, 1)):
+        name = f"{hours} {values}"
+        for number, value in enumerate(values):
+            at_us = START_US + number * (hours * HOUR_US + 1_000_000)
+            readings.append(Reading(at_us, name, "t", value))
+        sums[name] = sum(values) if len(values) == 2 else math.fsum(values)
+    await write(operator, readings)
+    await run(operator)
+    for name, found in await operator.fetch("select device_id, sum from readings_daily"):
+        assert repr(found) == repr(sums.pop(name))
+    assert sums == {}
+    lookup = Lookup(lambda: shared_url)
+    try:
+        for values, hours in itertools.product(itertools.combinations(TINY, 2), (0, 1)):
+            within = Between(START_US, START_US + DAY_US)
+            curves = [
+                await lookup.curve(f"{hours} {values}", "t", within, step_us)
+                for step_us in (DAY_US, 2 * DAY_US, DAY_US // 7)
+            ]
+            means = [each["buckets"][0][2] for each in curves]
+            assert means == [sum(values) / 2] * 3
+    finally:
+        await lookup.close()
+
+
+async def test_rollup_that_the_database_refuses_stops_no_other(
+    operator: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hours, days and late readings of all other series go on, it is told, and it comes back."""
+    monkeypatch.setattr(rollup_late, "KEYS_MAX", 16)
+    await write(operator, drawn(1, 60, 30))
+    await run(operator)
+    refuses = "add constraint a check (device_id <> 'd1' or metric <> 't' or {}) not valid"
+    hours, days = (
+        refuses.format(each) for each in ("hour < '2024-10-04 05:00Z'", "day < '2024-10-05 00:00Z'")
+    )
+    await operator.execute(
+        f"alter table readings_hourly {hours}; alter table readings_daily {days}"
+    )
+    await write(operator, drawn(2, 60, 60))
+    name = await registry.make(operator, "readings")
+    for late in (True, False):
+        if not late:  # as if the hours were new
+            at = Progress(START_US + 30 * HOUR_US, START_US + DAY_US)
+            await registry.put(operator, name, "rollups", at._asdict())
+        job = Rollups(wanted=True)
+        view = await look_at(operator, "readings", "none")
+        (did,) = await plan.run(operator, view, [job])
+        assert re.match(
+            r"\d+ rollups could not be .* of d1, t, 2024-10-0.*check constraint", did.error
+        )
+        assert {key[1:] for key in job.failed} == {("d1", "t")}
+        assert {key[1:] for key, *_ in await wrong(operator)} == {("d1", "t")}
+    for table in ("readings_hourly", "readings_daily"):
+        await operator.execute(f"alter table {table} drop constraint a")
+    await run(operator)
+    assert await wrong(operator) == []
 
 
 async def test_reading_whose_commit_comes_after_a_run_is_computed_by_the_next(

@@ -106,10 +106,11 @@ def jobs_in(folder: Path | None, keep_days: int = 30) -> list[plan.Job]:
     """Return the jobs of a housekeeping whose archive is in this folder."""
     policy = Policy(keep_days * DAY_US, f"{keep_days}d", "" if folder is None else str(folder))
     archive = None if folder is None else archiver(folder)
+    rolled = Rollups(wanted=True)
     jobs: list[plan.Job] = [
-        Rollups(wanted=True),
+        rolled,
         ArchivedRollups(archive),
-        Retention(policy, rollups=True),
+        Retention(policy, rollups=True, failed=rolled.failed),
     ]
     return jobs if archive is None else [*jobs, Archiving(archive)]
 
@@ -180,6 +181,33 @@ async def test_late_and_repeated_readings_of_archived_days(
         assert await raw(table) == []
         assert await wrong(table, tmp_path) == []
         assert await run(table, jobs) == []
+
+
+@pytest.mark.parametrize("with_archive", [True, False])
+async def test_rollup_that_the_database_refuses_holds_up_no_other_day(
+    table: asyncpg.Connection, tmp_path: Path, *, with_archive: bool
+) -> None:
+    """With an archive it is given up; without one its own day stays, as nothing else has it."""
+    jobs = jobs_in(tmp_path if with_archive else None)
+    await run(table, jobs)
+    await table.execute(
+        """alter table readings_hourly add constraint a check (device_id <> 'd1'
+        or hour < '2024-10-05 00:00Z' or hour >= '2024-10-06 00:00Z')"""
+    )
+    await write(table, drawn(1, 300))
+    did = await plan.run(table, await look_at(table, "readings", DAY), jobs, yes=True)
+    assert [each.step.kind for each in did if each.error] == ["rollups"]
+    left = (await look_at(table, "readings", DAY)).partitions
+    assert [each.name for each in left] == ([] if with_archive else ["readings_p20241005"])
+    held = [each.step.partition for each in did if each.left]
+    assert held == [] if with_archive else ["readings_p20241005"]
+    await table.execute("alter table readings_hourly drop constraint a")
+    assert await run(table, jobs) == ([] if with_archive else ["rollups", "detach", "drop"])
+    hours = await stored(table, "readings_hourly", "hour")
+    lacks = [key for key in expected(drawn(1, 300), HOUR_US) if key not in hours]
+    days = {key[0] // DAY_US - START_US // DAY_US for key in lacks}
+    assert days == ({1} if with_archive else set())
+    assert {key[1] for key in lacks} <= {"d1"}
 
 
 async def test_records_of_a_partition_on_its_way_wait(

@@ -9,6 +9,7 @@ import pytest
 
 from ingest.model.errors import StartError
 from ingest.sinks.postgres import schema
+from ingest.sinks.postgres.target import TargetTable
 
 
 async def test_table_applied_is_as_the_contract_says(connection: asyncpg.Connection) -> None:
@@ -172,6 +173,29 @@ async def test_difference_is_named_in_a_sentence(
     assert found in await schema.show(connection)
 
 
+async def test_all_differences_come_with_the_statements_that_end_them(
+    connection: asyncpg.Connection,
+) -> None:
+    """A table with history is named in one look, and fits once its owner has done what is said."""
+    await connection.execute(
+        """create table "My Data" ("time" timestamp, sensor varchar(64), kind varchar(9) not null,
+        val real not null, site text not null);
+        insert into "My Data" values ('2020-01-01 12:00', 'd', 'm', 0.5, 'a'),
+        ('2020-01-01 12:00', 'd', 'm', 0.5, 'a'), (null, 'd', 'm', 0.5, 'a')"""
+    )
+    on = TargetTable("", "My Data", "time", "sensor", "kind", "val")
+    seen = await schema.look(connection, on)
+    assert (seen.difference or "").count(";") == len(seen.sql) - 1 == 7
+    with pytest.raises(StartError, match=r'alter table public."My Data" alter "kind" type text'):
+        await schema.apply(connection, on)
+    rows = 'select * from "My Data"'
+    assert len(await connection.fetch(rows)) == 3
+    await connection.execute("\n".join(seen.sql).replace("-- ", ""))
+    assert (await schema.look(connection, on)).difference is None
+    (row,) = await connection.fetch(rows)
+    assert (row["time"].isoformat(), *row.values())[::4] == ("2020-01-01T12:00:00+00:00", 0.5)
+
+
 HARMLESS = [
     "create rule r as on delete to readings do instead nothing",
     """create rule r as on insert to readings do instead nothing;
@@ -255,7 +279,13 @@ async def test_show_says_all_that_the_check_looks_at(connection: asyncpg.Connect
         "(ts, device_id, metric, value)",
         "  RULE r ON INSERT",
         "column ts of readings is timestamp(3) with time zone instead of timestamptz: "
-        "values would be rounded",
+        "values would be rounded; column metric of readings has the nondeterministic collation "
+        'loose: different names would be one; use collate "C"; table readings has a rule for '
+        "INSERT (r): readings could be changed or lost; drop the rule",
+        "alter table public.readings alter ts type timestamptz using ts::timestamptz;",
+        'alter table public.readings alter metric type text collate "C" '
+        'using metric::text collate "C";',
+        'drop rule "r" on public.readings;',
     ]
     await connection.execute("drop table readings; create view readings as select 1")
     assert (await schema.show(connection)).startswith("view public.readings")

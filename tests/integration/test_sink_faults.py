@@ -21,6 +21,7 @@ from ingest.model.ports import Stored
 from ingest.model.reading import Reading
 from ingest.model.verdict import Verdict, WriteFailed
 from ingest.sinks.postgres import durability
+from ingest.sinks.postgres.connection import text_of
 from ingest.sinks.postgres.sink import SinkPostgres
 from ingest.sinks.postgres.target import TargetTable
 from ingest.system.clock import monotonic_s
@@ -143,6 +144,19 @@ async def test_connection_lost_while_idle_is_replaced_unseen(
     await operator.execute("select pg_terminate_backend($1, 5000)", pid)
     await asyncio.sleep(0.05)
     assert await sink.write(encode(readings(5)), 5, idempotent=False) == Stored(5, 0)
+
+
+async def test_transaction_whose_connection_was_cut_is_told_in_words(
+    operator: asyncpg.Connection, shared_url: str
+) -> None:
+    """The driver names its own method, which hides why."""
+    other = await asyncpg.connect(shared_url)
+    with pytest.raises(asyncpg.InterfaceError) as raised:
+        async with other.transaction():
+            await operator.execute("select pg_terminate_backend($1, 5000)", other.get_server_pid())
+            while not other.is_closed():
+                await asyncio.sleep(0.01)
+    assert text_of(raised.value) == "the server closed the connection"
 
 
 async def test_write_after_the_last_message_of_a_server_is_a_closed_connection(

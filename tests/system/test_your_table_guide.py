@@ -30,7 +30,7 @@ async def test_trigger_of_the_guide_feeds_a_table_with_a_foreign_key(
     readings_url: str, readings_connection: asyncpg.Connection, tmp_path: Path
 ) -> None:
     """It is made while the service runs; unknown devices come later, by the statement shown."""
-    tables, trigger, later = _sql()
+    _, tables, trigger, later = _sql()
     at = 1_764_000_000
     async with Service(tmp_path, database_url=readings_url, database_unsafe=True) as service:
 
@@ -86,3 +86,17 @@ async def test_trigger_of_the_guide_feeds_a_table_with_a_foreign_key(
         known.append(("new-2", at + 4, 7, None))
         known.insert(2, ("d1", at + 4, 6, None))
         assert await _climate(readings_connection) == sorted(known, key=lambda each: each[:2])
+
+
+async def test_view_of_the_guide_has_a_reading_of_both_tables_once(
+    readings_connection: asyncpg.Connection,
+) -> None:
+    """The day of its conditions divides the two."""
+    await readings_connection.execute(
+        "create table measurements (time timestamptz, sensor varchar(9), kind text, val real); "
+        "insert into measurements select time, 'd1', 'm', 1 from unnest(array['2020-01-01Z', "
+        f"'2030-01-01Z']::timestamptz[]) as time; {_sql()[0]}; "
+        "insert into readings values ('2020-01-01Z', 'd1', 'm', 1), ('2030-01-01Z', 'd1', 'm', 2)"
+    )
+    found = await readings_connection.fetch("select val from all_measurements order by time")
+    assert [row["val"] for row in found] == [1, 2]

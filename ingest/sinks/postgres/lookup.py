@@ -18,10 +18,19 @@ import asyncpg
 from asyncpg import Connection, Record
 
 from ingest.model.errors import Refused
+from ingest.model.verdict import Verdict
 from ingest.sinks.postgres import connection as sink_connection
-from ingest.sinks.postgres.connection import DRIVER_ERRORS, DatabaseUrl, Expired, OneConnection
+from ingest.sinks.postgres.connection import (
+    DRIVER_ERRORS,
+    DatabaseUrl,
+    Expired,
+    OneConnection,
+    text_of,
+)
 from ingest.sinks.postgres.known_server import KnownServer
 from ingest.sinks.postgres.rolled_curve import curve as rolled_curve
+from ingest.sinks.postgres.rolled_curve import mean
+from ingest.sinks.postgres.sqlstate import verdict_for
 from ingest.system.clock import rfc3339_or_us
 
 LOOKUP_S_MAX = 2.0
@@ -38,7 +47,6 @@ INDEX_ADVICE = (
 _QUERY_CANCELED = "57014"
 _INSUFFICIENT_PRIVILEGE = "42501"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MEAN_OF_MAX = 1e290  # the sum of larger values could be an error of the server
 _SESSION = """set default_transaction_read_only = on; set max_parallel_workers_per_gather = 0;
 set jit = off"""
 
@@ -86,8 +94,7 @@ _CURVE = f"""
 select {_US.format("bucket")}, min, mean, max, count from (
     select date_bin($5::interval, ts, 'epoch'::timestamptz) as bucket,
            min(value), max(value), count(*),
-           sum(value) filter (where abs(value) <= {_MEAN_OF_MAX:g})
-           / nullif(count(*) filter (where abs(value) <= {_MEAN_OF_MAX:g}), 0) as mean
+           {mean("value", "count(*)")} as mean
     from {_SOURCE} r where device_id = $1 and metric = $2 and {_WITHIN} group by 1) b
 order by bucket"""  # noqa: S608
 _DEVICES = f"""
@@ -136,7 +143,7 @@ class Lookup(OneConnection):
 
     `run` is how a person types a command of the service, for `index_advice`.
     Times in answers are RFC 3339, or Unix microseconds if the year is not between 1 and 9999. Every
-    question may raise Refused: `busy`, `too_slow` or `database_away`.
+    question may raise Refused: `busy`, `too_slow`, `internal` or `database_away`.
     """
 
     def __init__(
@@ -268,10 +275,12 @@ class Lookup(OneConnection):
             if error.sqlstate == _QUERY_CANCELED:
                 sound = True
                 raise self._too_slow() from error
-            why = "the database does not answer the question"
+            code, why = "database_away", "the database does not answer the question"
             if error.sqlstate == _INSUFFICIENT_PRIVILEGE:
                 why = "the role of the service may not read the table: SELECT is not granted"
-            raise Refused("database_away", why) from error
+            elif verdict_for(error.sqlstate) is Verdict.ISOLATE:  # it is of some values
+                code, why = "internal", f"the database cannot compute this: {text_of(error)}"
+            raise Refused(code, why) from error
         except (Expired, TimeoutError) as error:  # not even the error that it takes too long
             raise Refused("database_away", "the database does not answer") from error
         except (*DRIVER_ERRORS, ValueError) as error:

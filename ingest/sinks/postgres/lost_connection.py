@@ -23,7 +23,8 @@ def is_of_a_closed_connection(error: BaseException) -> bool:
     """Whether the driver, or uvloop, says in its own words that the connection has ended."""
     if isinstance(error, asyncpg.InternalClientError):
         return str(error).startswith("cannot switch to state")
-    return isinstance(error, RuntimeError) and "handler is closed" in str(error)
+    closed = {RuntimeError: "handler is closed", asyncpg.InterfaceError: "connection is closed"}
+    return any(isinstance(error, kind) and text in str(error) for kind, text in closed.items())
 
 
 def forget_unreachable_futures() -> None:

@@ -18,8 +18,18 @@ _HOUR_US, _DAY_US = RollupSpans().hour_us, RollupSpans().day_us
 _READABLE = """
 select bool_and(coalesce(has_table_privilege(to_regclass(name), 'SELECT'), false))
 from unnest($1::text[]) name"""
-_MEAN_OF_MAX = "1e290"  # the sum of larger ones could be an error of the server
 Piece = tuple[str, int, int]  # "day", "hour" or "ts", and from when until before when
+
+
+def mean(total: str, number: str) -> str:
+    """Return the mean in SQL: of all `total` that are not beyond 1e290, by their `number`.
+
+    The sum of larger ones, and a quotient that underflows, would be an error of the server.
+    """
+    counts = f"filter (where abs({total}) <= 1e290)"
+    sum_, number = f"sum({total}) {counts}", f"({number} {counts})::float8"
+    return f"""case when 2 * abs({sum_}) <= {number} * '5e-324'::float8 then 0
+        else {sum_} / {number} end"""
 
 
 async def curve(
@@ -57,13 +67,12 @@ async def curve(
         f"and {kind} >= {literal(from_us)} and {kind} < {literal(to_us)}"
         for kind, from_us, to_us in parts
     )
-    counts = f"filter (where abs(total) <= {_MEAN_OF_MAX})"
     rows: list[Record] = await connection.fetch(
         f"""select (extract(epoch from bucket) * 1000000)::int8 as ts_us, min, mean, max, count
         from (
             select date_bin('{step} microseconds', at, 'epoch'::timestamptz) as bucket,
                 min(least), max(greatest), sum(n)::int8 as count,
-                sum(total) {counts} / nullif(sum(n) {counts}, 0)::float8 as mean
+                {mean("total", "sum(n)")} as mean
             from ({union}) as u (at, least, greatest, total, n) group by 1) b
         order by bucket""",  # noqa: S608
         *series,

@@ -6,7 +6,7 @@ full check. The driver's errors pass through: a sink and a command handle them i
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from asyncpg import Connection, Record
@@ -16,6 +16,8 @@ from ingest.sinks.postgres.target import KEY, READINGS, TargetTable, quoted
 
 # OID and name, in the order of KEY
 _TYPES = ((1184, "timestamptz"), (25, "text"), (25, "text"), (701, "float8"))
+_FULL_TYPES = {"text": 'text collate "C"', "float8": "double precision"}  # as ALTER has them
+_LOCAL = 1114  # timestamp without time zone
 _NO_TYPMOD = -1  # no precision and no length in brackets
 _KINDS = {"r": "table", "p": "table", "v": "view", "m": "materialized view", "f": "foreign table"}
 
@@ -98,13 +100,17 @@ class Look(NamedTuple):
     """What the full check found: the table, with its schema, and how it differs from ours.
 
     `state` is that of STATE; it was read before everything else. `oid` is 0 if there is no table.
+    `difference` names all differences in one line; `sql` are the statements that end them.
     """
 
     target: TargetTable
     oid: int
     state: str
     difference: str | None
+    sql: Sequence[str] = ()
 
+
+Difference = tuple[str, str]  # a sentence, and the SQL of the table's owner that ends it
 
 # Called with the connection, in the transaction that has made the table; returns sentences.
 OnMade = Callable[[Connection], Awaitable[list[str]]]
@@ -137,8 +143,9 @@ async def apply(
             done.append(f"made the table {table}")
             if partitions:
                 done += await partitions(connection)
-        elif found := await difference(connection, target):
-            raise StartError(f"{found}; what exists is never changed by us: alter it")
+        elif (found := await look(connection, target)).difference:
+            said = f"{found.difference}; what exists is never changed by us. Its owner may do it:"
+            raise StartError("\n".join([said, *found.sql]))
         else:
             done.append(f"the table {table} was there, and fits")
         if device_index:
@@ -186,7 +193,7 @@ async def _grant(connection: Connection, target: TargetTable, role: str) -> None
 
 
 async def difference(connection: Connection, target: TargetTable = READINGS) -> str | None:
-    """Return in one sentence how the table differs from the contract; None if it does not."""
+    """Return how the table differs from the contract, in one line; None if it does not."""
     return (await look(connection, target)).difference
 
 
@@ -199,76 +206,97 @@ async def look(connection: Connection, target: TargetTable = READINGS) -> Look:
     columns = await connection.fetch(_COLUMNS, found["oid"])
     state = "{" + ",".join(map(str, found["state"])) + "}"
     at = target._replace(schema=found["schema"])
-    return Look(at, found["oid"], state, _difference(target, found, columns))
+    differs = list(_differences(at, found, columns))
+    difference = "; ".join(said for said, _ in differs) or None
+    return Look(at, found["oid"], state, difference, [sql for _, sql in differs if sql])
 
 
-def _difference(target: TargetTable, table: Record, rows: list[Record]) -> str | None:
-    table_name = quoted(target.table)
+def _differences(target: TargetTable, table: Record, rows: list[Record]) -> Iterator[Difference]:
+    name = quoted(target.table)
     if (kind := _KINDS.get(table["kind"], "something else")) != "table":
-        return (
-            f"{table_name} is a {kind}; a table is needed: nothing else has the unique key that "
+        yield (
+            f"{name} is a {kind}; a table is needed: nothing else has the unique key that "
             "makes a retry safe. Name a table (table_name); docs/your-table.md says how to go on "
-            "from it"
+            "from it",
+            "",
         )
+        return
     columns = {each["name"]: each for each in rows}
-    for name, kept in zip(target.columns, _TYPES, strict=True):
-        if found := _column_difference(target, name, kept, columns.get(name)):
-            return found
-    for name, column in columns.items():
-        if name not in target.columns and column["must_fill"]:
-            return (
-                f"column {name} of {table_name} is NOT NULL without a default, and not one of ours"
+    for column, kept in zip(target.columns, _TYPES, strict=True):
+        yield from _column_differences(target, column, kept, columns.get(column))
+    for column, found in columns.items():
+        if column not in target.columns and found["must_fill"]:
+            yield (
+                f"column {column} of {name} is NOT NULL without a default, and not one of ours",
+                f"alter table {target.name} alter {quoted(column)} drop not null;",
             )
-    return _key_or_rule_difference(target, table)
+    yield from _key_and_rule_differences(target, table, any(each["loose"] for each in rows))
 
 
-def _key_or_rule_difference(target: TargetTable, table: Record) -> str | None:
+def _key_and_rule_differences(
+    target: TargetTable, table: Record, column_is_loose: bool
+) -> Iterator[Difference]:
+    """`column_is_loose`: then its indexes are too, and become what the column becomes."""
     name = quoted(target.table)
     if not table["keyed"]:
-        return (
+        pairs = (", ".join(f"{row}.{quoted(each)}" for each in target.columns) for row in "ab")
+        same = " = ".join(f"({each})" for each in pairs)
+        yield (
             f"table {name} has no unique key on exactly ({target.column_list}): a retry would "
-            "store twice"
+            "store twice",
+            f"-- delete from {target.name} a using {target.name} b "  # noqa: S608
+            f"where a.tableoid = b.tableoid and a.ctid > b.ctid and {same};\n"
+            f"create unique index on {target.name} ({target.column_list});",
         )
-    if table["loose_key"]:
-        return (
-            f"the unique index {table['loose_key']} of {name} has a nondeterministic collation: "
-            'different names would be one; make it with collate "C"'
+    for index, what, needed in (
+        (not column_is_loose and table["loose_key"], "a nondeterministic collation", 'collate "C"'),
+        (table["foreign_class"], "an operator class of its own", "the default"),
+    ):
+        if index:
+            yield (
+                f"the unique index {index} of {name} has {what}: different names could be one; "
+                f"make it with {needed}",
+                f"drop index {index.rpartition(' (')[0]};",
+            )
+    if rules := table["insert_rules"]:
+        yield (
+            f"table {name} has a rule for INSERT ({', '.join(rules)}): readings could be changed "
+            "or lost; drop the rule",
+            "\n".join(f"drop rule {quoted(each)} on {target.name};" for each in rules),
         )
-    if table["foreign_class"]:
-        return (
-            f"the unique index {table['foreign_class']} of {name} has an operator class of its "
-            "own: different names could be one; make it with the default"
-        )
-    if rules := ", ".join(table["insert_rules"]):
-        return (
-            f"table {name} has a rule for INSERT ({rules}): readings could be changed or lost; "
-            "drop the rule"
-        )
-    return None
 
 
-def _column_difference(
+def _column_differences(
     target: TargetTable, name: str, kind: tuple[int, str], column: Record | None
-) -> str | None:
+) -> Iterator[Difference]:
     table, shown = quoted(target.table), quoted(name)
+    alter = f"alter table {target.name} alter {shown}"
     if column is None:
-        return f"table {table} has no column {shown}"
+        yield (
+            f"table {table} has no column {shown}",
+            f"-- alter table {target.name} rename THE_COLUMN to {shown};",
+        )
+        return
     type_oid, type_name = kind
+    full = _FULL_TYPES.get(type_name, type_name)
+    using = f"{shown} at time zone 'UTC'" if column["type_oid"] == _LOCAL else f"{shown}::{full}"
+    to_type = f"{alter} type {full} using {using};"
+    is_loose, typed = column["loose"], f"column {shown} of {table} is {column['type_name']}"
     if column["type_oid"] != type_oid:
-        return f"column {shown} of {table} is {column['type_name']} instead of {type_name}"
-    if column["typmod"] != _NO_TYPMOD:
-        return (
-            f"column {shown} of {table} is {column['type_name']} instead of {type_name}: "
-            "values would be rounded"
+        yield f"{typed} instead of {type_name}", to_type
+    elif column["typmod"] != _NO_TYPMOD:
+        yield f"{typed} instead of {type_name}: values would be rounded", to_type
+    elif is_loose:
+        yield (
+            f"column {shown} of {table} has the nondeterministic collation {column['collation']}: "
+            'different names would be one; use collate "C"',
+            to_type,
         )
     if not column["not_null"]:
-        return f"column {shown} of {table} may be null: two nulls would be two readings"
-    if column["loose"]:
-        return (
-            f"column {shown} of {table} has the nondeterministic collation {column['collation']}: "
-            'different names would be one; use collate "C"'
+        yield (
+            f"column {shown} of {table} may be null: two nulls would be two readings",
+            f"-- delete from {target.name} where {shown} is null;\n{alter} set not null;",  # noqa: S608
         )
-    return None
 
 
 async def not_granted(connection: Connection, target: TargetTable = READINGS) -> str | None:
@@ -291,17 +319,16 @@ async def is_key(
 
 async def show(connection: Connection, target: TargetTable = READINGS) -> str:
     """Describe the table for a user: columns, indexes, rules, and how it differs from ours."""
+    seen = await look(connection, target)
     found = await connection.fetchrow(_TABLE, target.name, target.columns)
     if found is None:
-        return f"table {target.name}\n{(await look(connection, target)).difference}"
-    rows = await connection.fetch(_COLUMNS, found["oid"])
-    at = target._replace(schema=found["schema"])
-    lines = [f"{_KINDS.get(found['kind'], 'something else')} {at.name}"]
-    lines += [_column_line(row) for row in rows]
+        return f"table {target.name}\n{seen.difference}"
+    lines = [f"{_KINDS.get(found['kind'], 'something else')} {seen.target.name}"]
+    lines += [_column_line(row) for row in await connection.fetch(_COLUMNS, found["oid"])]
     lines += [f"  {each[0]}" for each in await connection.fetch(_INDEXES, found["oid"])]
     lines += [f"  RULE {each} ON INSERT" for each in found["insert_rules"]]
-    lines.append(_difference(target, found, rows) or "as the service expects it")
-    return "\n".join(lines)
+    lines.append(seen.difference or "as the service expects it")
+    return "\n".join([*lines, *seen.sql])
 
 
 def _column_line(column: Record) -> str:

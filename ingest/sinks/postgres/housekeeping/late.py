@@ -3,9 +3,10 @@
 Shared by the sinks of one process. After a write that found no partition, the sink asks here which
 times have one, and whether the others can get one.
 Promises: bounded: for one write partitions are made for AT_ONCE_S, in transactions of GROUP_MAX,
-and at most AT_ONCE_MAX in all; none for a time older than `late_us_max`, none if the table has
-`partitions_max`, and after a failure none for a while. So a write waits some seconds at most, and
-once. All else is set aside, and comes back by itself.
+and at most AT_ONCE_MAX in all; none for a time older than `late_us_max`, within a day half of those
+that `partitions_max` leaves, and after a failure none for a while. So a write waits some seconds at
+most, and once; and no sender takes all partitions at once. All else is set aside, and comes back by
+itself.
 Does not: raise an error of the driver, or hold the connection of a sink.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_right, insort
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -38,6 +40,7 @@ from ingest.system.logs import Occasionally, get_logger
 # a user who brings in years of readings has each of these days made after few writes.
 AT_ONCE_S, AT_ONCE_MAX = 1.0, 512
 LOOK_S_MIN, FRESH_S = 2.0, 15.0  # between two looks at the catalog; how long one is believed
+DAY_S = 86_400.0
 FAILED_S_MIN, FAILED_S_MAX = 2.0, 60.0  # after a partition could not be made
 WARNING_S = 600.0
 LACKING_S = 330.0  # the automatic replay tries such readings again more often than this
@@ -121,7 +124,7 @@ class LatePartitions:
         self._failures = 0
         self._why = ""  # of the last failure
         self._lack: Lack | None = None
-        self.made = 0
+        self.made_s: deque[float] = deque()  # when each one of the last day was made
         self._occasionally = Occasionally(WARNING_S)
 
     @property
@@ -225,7 +228,7 @@ class LatePartitions:
             if len(spans) > 1 and not connection.is_closed():
                 await self._look(connection)  # the others have been made
             raise
-        self.made += len(names)
+        self.made_s += [monotonic_s()] * len(names)
         for name in names:
             log.info("partition_made", partition=name, why="readings found none")
         if len(names) < len(spans):  # somebody else has made one
@@ -256,7 +259,7 @@ class LatePartitions:
         if view is None or not view.ours or monotonic_s() < self._not_before_s:
             return []
         oldest_us = unix_us() - self._limits.late_us_max
-        most = min(AT_ONCE_MAX, self._limits.partitions_max - len(view.partitions))
+        most = min(AT_ONCE_MAX, self._may_make(view))
         found: list[TimeSpan] = []
         for each in sorted(set(times_us), reverse=True):
             if len(found) >= most or each < oldest_us:
@@ -264,6 +267,13 @@ class LatePartitions:
             if not (found and found[-1].from_us <= each) and not self.is_covered(each):
                 found += gaps_of(view.partitions, view.span, [each], self._archived)
         return found
+
+    def _may_make(self, view: View) -> int:
+        """Return how many of those that were free a day ago may still be made: half of them."""
+        while self.made_s and self.made_s[0] < monotonic_s() - DAY_S:
+            self.made_s.popleft()
+        free = self._limits.partitions_max - len(view.partitions)
+        return (free - len(self.made_s) + 1) // 2
 
     def why_not(self, ts_us: int) -> NoPartition | None:
         """Return why a time has no partition; None if it has one, or that is not known."""
@@ -286,9 +296,13 @@ class LatePartitions:
             return view.cannot_make
         if not view.ours:
             return "the table was partitioned by somebody else"
-        if len(view.partitions) >= self._limits.partitions_max:
-            return f"the table has {len(view.partitions)} (partitions_max)"
-        return ""
+        if self._may_make(view) > 0:
+            return ""
+        return (
+            f"the table has {len(view.partitions)}; {len(self.made_s)} were made within a day, and "
+            f"no more than half of those that partitions_max ({self._limits.partitions_max}) leaves "
+            "are made in a day"
+        )
 
     def _failed(self, why: str) -> None:
         """Make none for a while; say why."""

@@ -137,10 +137,15 @@ async def _do(connection: Connection, view: View, job: Job, step: Step) -> Did:
 
 
 @asynccontextmanager
-async def alone(connection: Connection, table_oid: int) -> AsyncIterator[None]:
-    """Hold the lock of the only run on a table. Raises OtherRun if another session has it."""
-    if not await connection.fetchval(f"select pg_try_advisory_lock({_LOCK})", table_oid):
-        raise OtherRun("another housekeeping run is under way")
+async def alone(
+    connection: Connection, table_oid: int, *, within_s: float = 0.0
+) -> AsyncIterator[None]:
+    """Hold the lock of the only run on a table. Raises OtherRun if another session keeps it."""
+    end_s = monotonic_s() + within_s
+    while not await connection.fetchval(f"select pg_try_advisory_lock({_LOCK})", table_oid):
+        if monotonic_s() >= end_s:
+            raise OtherRun("another housekeeping run is under way")
+        await asyncio.sleep(TRY_AGAIN_S)
     try:
         yield
     finally:

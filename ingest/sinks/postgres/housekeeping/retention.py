@@ -12,7 +12,7 @@ archived is not dropped without that, whatever the settings are by then.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from asyncpg import Connection, Record
@@ -21,6 +21,7 @@ from ingest.model.errors import StartError
 from ingest.sinks.postgres.housekeeping import archived, registry, rollup_leaving, rollup_state
 from ingest.sinks.postgres.housekeeping.keeping import Policy, due, must_confirm
 from ingest.sinks.postgres.housekeeping.plan import Step
+from ingest.sinks.postgres.housekeeping.rollup_run import Key
 from ingest.sinks.postgres.housekeeping.spans import TimeSpan, literal
 from ingest.sinks.postgres.housekeeping.view import OTHER, PARTITIONED, PLAIN, View
 from ingest.sinks.postgres.target import quoted
@@ -71,8 +72,9 @@ class Retention:
     """A Job. Without a policy nothing leaves, but for what was begun before.
 
     It plans the steps of kind `archive` for the job of the archive, which does them. With `rollups`
-    nothing leaves before it is in them. `archive_dir` is that of the policy; if there is none, it
-    is for what was begun. `stopped` ends a step early that takes long.
+    nothing leaves before it is in them; `failed` are those that cannot be computed now, and with an
+    archive they are given up. `archive_dir` is that of the policy; if there is none, it is for what
+    was begun. `stopped` ends a step early that takes long.
     """
 
     kinds = frozenset({DETACH, DROP})
@@ -83,11 +85,13 @@ class Retention:
         *,
         archive_dir: str = "",
         rollups: bool = False,
+        failed: Mapping[Key, str] | None = None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self._policy = policy
         self._archive_dir = archive_dir if policy is None else policy.archive_dir
         self._rollups = rollups
+        self._failed = failed
         self._stopped = stopped
 
     async def plan(self, connection: Connection, view: View) -> list[Step]:
@@ -194,6 +198,7 @@ class Retention:
                     step.to_us,
                     from_us=step.from_us,
                     wanted=self._rollups,
+                    failed=self._failed if self._archive_dir else None,
                 )
             elif entry is None or not begun or entry["oid"] != found["oid"]:
                 raise StartError(f"{step.partition} was half detached by somebody else")
@@ -272,6 +277,12 @@ def _what_ended_it(name: str, found: Record | None, *, lacks: bool) -> str:
         return f"{name} was attached again by somebody: it stays" if found["attached"] else ""
     gone = f"{name} was dropped or renamed by somebody before it was in the archive"
     return f"{gone}: it is not archived, and nothing more is done for it" if lacks else ""
+
+
+async def hidden(connection: Connection, view: View) -> list[str]:
+    """Return the partitions that are detached and not dropped yet: no query sees their readings."""
+    begun = await _begun(connection, view)
+    return [name for name, entry in begun.items() if entry["state"] in _UNDER_WAY]
 
 
 async def _begun(connection: Connection, view: View) -> dict[str, Any]:

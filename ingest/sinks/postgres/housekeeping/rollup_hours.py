@@ -11,7 +11,7 @@ import asyncio
 
 from ingest.sinks.postgres.housekeeping import rollup_late, rollup_sql
 from ingest.sinks.postgres.housekeeping.rollup_run import US, Run
-from ingest.sinks.postgres.housekeeping.spans import literal
+from ingest.sinks.postgres.housekeeping.spans import TimeSpan, literal
 from ingest.system.clock import monotonic_s
 
 PART_S_MIN, PART_S_MAX = 0.4, 1.6  # a part of an hour becomes longer or shorter outside of it
@@ -59,7 +59,9 @@ async def _compute_next(run: Run, closed_us: int) -> None:
     if (gone_until_us := run.at.gone_until(hour_us)) is not None:
         await _computed_until(run, min(gone_until_us, closed_us), None)
     elif run.left.is_apart(hour_us):
-        await rollup_late.put_off(run, hour_us)
+        await rollup_late.put_off(
+            run, run.target.source, TimeSpan(hour_us, hour_us + run.spans.hour_us)
+        )
         await _computed_until(run, hour_us + run.spans.hour_us, None)
     elif await _sum_parts(run, hour_us):
         await _computed_until(run, hour_us + run.spans.hour_us, hour_us)
@@ -97,7 +99,10 @@ async def _computed_until(run: Run, until_us: int, hour_us: int | None) -> None:
         days_us = run.day(until_us if hour_us is None else hour_us)
     async with run.connection.transaction():
         if hour_us is not None:
-            await run.connection.execute(rollup_sql.hour_of_parts(run.target, hour_us))
+            statement = rollup_sql.hour_of_parts(run.target, hour_us)
+            await rollup_late.store(
+                run, statement, run.target.source, TimeSpan(hour_us, hour_us + run.spans.hour_us)
+            )
         await run.put(run.at._replace(until_us=until_us, days_until_us=days_us))
 
 
@@ -128,8 +133,10 @@ async def compute_days(run: Run) -> None:
     """Compute the days whose hours are all computed; days without readings are passed over."""
     while not run.ended() and (day_us := next_day_us(run)) is not None:
         async with run.connection.transaction():
-            done = await run.connection.execute(rollup_sql.day(run.target, run.spans, day_us))
             next_us = day_us + run.spans.day_us
+            statement = rollup_sql.day(run.target, run.spans, day_us)
+            day = TimeSpan(day_us, next_us)
+            done = await rollup_late.store(run, statement, run.names.hourly, day, "hour")
             if done == "INSERT 0 0":
                 next_us = await _next_with_hours_us(run, next_us)
             await run.put(run.at._replace(days_until_us=next_us))

@@ -9,16 +9,21 @@ driver's errors pass through.
 
 from __future__ import annotations
 
+import asyncpg
 from asyncpg import Connection
 
+from ingest.model.verdict import Verdict
+from ingest.sinks.postgres.connection import text_of
 from ingest.sinks.postgres.housekeeping import rollup_sql
 from ingest.sinks.postgres.housekeeping.rollup_run import US, Run
-from ingest.sinks.postgres.housekeeping.spans import literal
+from ingest.sinks.postgres.housekeeping.spans import TimeSpan, literal
+from ingest.sinks.postgres.sqlstate import verdict_for
 from ingest.sinks.postgres.target import TargetTable
 
 KEYS_MAX = 1_000  # series of hours in one transaction
 KEYS_OF_HOUR_MAX = 50_000  # the same without the index for devices
 LATE_ROWS = 50_000  # records of late readings in one statement
+FAILED_MAX = 10_000  # more of them are no fault of some series: then the run fails
 
 _HAS_DEVICE_INDEX = """
 select exists (select from pg_index i where i.indrelid = $1::oid and i.indisvalid
@@ -57,13 +62,34 @@ select count(*) from gone"""  # noqa: S608
         await run.rest()
 
 
-async def put_off(run: Run, hour_us: int) -> None:
-    """Note all series of an hour as due, in place of computing it."""
+async def store(run: Run, statement: str, source: str, span: TimeSpan, start: str = "ts") -> str:
+    """Execute the statement for an hour or a day; return what the server says of it.
+
+    If the server refuses it for some series, all those of `source` in this time become due: then
+    `compute` finds out which. `start` is the time in `source`.
+    """
+    try:
+        async with run.connection.transaction():
+            done: str = await run.connection.execute(statement)
+            return done
+    except asyncpg.PostgresError as error:
+        if not _is_of_some(error):
+            raise
+        await put_off(run, source, span, start)
+        return ""
+
+
+def _is_of_some(error: asyncpg.PostgresError) -> bool:
+    """Whether the server refuses some rows, and may take the others."""
+    return verdict_for(error.sqlstate) is Verdict.ISOLATE
+
+
+async def put_off(run: Run, source: str, span: TimeSpan, start: str = "ts") -> None:
+    """Note all series of an hour or a day as due, in place of computing it."""
     await run.connection.execute(
         f"""insert into {run.names.due} (hour, device_id, metric)
-        select distinct {literal(hour_us)}::timestamptz, device_id, metric
-        from {run.target.source} r
-        where ts >= {literal(hour_us)} and ts < {literal(hour_us + run.spans.hour_us)}
+        select distinct {literal(span.from_us)}::timestamptz, device_id, metric from {source} r
+        where {start} >= {literal(span.from_us)} and {start} < {literal(span.to_us)}
         order by 1, 2, 3 on conflict do nothing"""  # noqa: S608
     )
 
@@ -72,11 +98,23 @@ async def compute(run: Run) -> None:
     """Compute what is due, until the run ends.
 
     With the index for devices each series is looked up. Without it, all series of an hour that are
-    due share one reading of that hour.
+    due share one reading of that hour. If the server refuses some, half of them are tried, down to
+    one. This one stays due, and is in `run.failed`; the others go on.
     """
     by_index = await has_device_index(run.connection, run.oid, run.target)
     here = f"not {run.left.condition}"
-    while not run.ended() and await compute_some(run, here, by_index=by_index):
+    most = count = KEYS_MAX if by_index else KEYS_OF_HOUR_MAX
+    some = True
+    while some and not run.ended():
+        try:
+            some = await compute_some(run, here, by_index=by_index, count=count)
+            count = min(most, 2 * count)
+        except asyncpg.PostgresError as error:
+            if not _is_of_some(error) or len(run.failed) >= FAILED_MAX:
+                raise
+            if len(run.taken) == 1:
+                run.failed[run.taken[0]] = text_of(error)
+            count = max(1, len(run.taken) // 2)
         await run.rest()
 
 
@@ -87,23 +125,27 @@ async def has_device_index(connection: Connection, table_oid: int, target: Targe
     return found
 
 
-async def compute_some(run: Run, here: str, *, by_index: bool, source: str = "") -> bool:
-    """Compute some series, without the index those of one hour; return whether any was due.
+async def compute_some(
+    run: Run, here: str, *, by_index: bool, count: int = KEYS_MAX, source: str = ""
+) -> bool:
+    """Compute `count` series, without the index those of one hour; return whether any was due.
 
-    `here` is what SQL asks of `hour`. They are removed from what is due in the same transaction,
-    before they are computed: so each reading whose record is removed is seen. `source` is read in
-    place of the table.
+    `here` is what SQL asks of `hour`. Those in `run.failed` are left out. They are
+    removed from what is due in the same transaction, before they are computed: so each reading
+    whose record is removed is seen. `source` is read in place of the table.
     """
     due, connection = run.names.due, run.connection
-    some = f"where {here} order by hour, device_id, metric limit {KEYS_MAX}"
+    here = f"{here} and not {rollup_sql.IS_OF_KEYS}"
     if not by_index:
-        first = f"select min(hour) from {due} where {here}"  # noqa: S608
-        some = f"where hour = ({first}) limit {KEYS_OF_HOUR_MAX}"
+        here += f" and hour = (select min(hour) from {due} where {here})"  # noqa: S608
+    some = f"where {here} order by hour, device_id, metric limit {count}"
     async with connection.transaction():
         rows = await connection.fetch(
             f"delete from {due} where ctid = any (array(select ctid from {due} {some})) "  # noqa: S608
-            f"returning hour::text as hour, device_id, metric, {US.format('hour')} as hour_us"
+            f"returning hour::text as hour, device_id, metric, {US.format('hour')} as hour_us",
+            *rollup_sql.columns(run.failed),
         )
+        run.taken = [(row["hour"], row["device_id"], row["metric"]) for row in rows]
         kept = [row for row in rows if run.at.gone_until(row["hour_us"]) is None]
         if not kept:
             return bool(rows)

@@ -20,12 +20,14 @@ from ingest.system.clock import monotonic_s
 # Of a pause. Work shorter than REST_S_MIN gets none: its time is added to that of the next work.
 REST_S_MIN, REST_S_MAX = 0.005, 2.0
 US = "(extract(epoch from {}) * 1000000)::int8"
+Key = tuple[str, str, str]  # hour, as the server prints it; device, metric
 
 
 class Run:
     """`target` has its schema. `at` is how far the rollups are, `left` what is in the archive.
 
-    `part_us` is the length of a part of an hour that takes about a second.
+    `part_us` is the length of a part of an hour that takes about a second. `taken` are those that
+    are computed now; `failed` those that cannot be computed, and why.
     """
 
     def __init__(
@@ -51,6 +53,8 @@ class Run:
         self.registry = ""
         self.at = Progress()
         self.left = NOTHING_LEFT
+        self.taken: list[Key] = []
+        self.failed: dict[Key, str] = {}
 
     def ended(self) -> bool:
         """Whether the time of the run is over."""

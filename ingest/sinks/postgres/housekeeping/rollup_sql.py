@@ -9,6 +9,8 @@ removed, in part or all.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans, tables_of
 from ingest.sinks.postgres.housekeeping.spans import literal
 from ingest.sinks.postgres.target import TargetTable
@@ -28,6 +30,13 @@ _DOWN, _UP = repr(2.0**-64), repr(2.0**64)
 _UP_MAX = repr(2.0**960)  # times _UP it is infinite
 _EPOCH = "'1970-01-01 00:00:00+00'::timestamptz"
 KEYS = "unnest($1::text[]::timestamptz[], $2::text[], $3::text[]) as k (hour, device_id, metric)"
+# What SQL asks of a row of what is due.
+IS_OF_KEYS = f"(hour, device_id, metric) in (select hour, device_id, metric from {KEYS})"  # noqa: S608
+
+
+def columns(keys: Iterable[tuple[str, str, str]]) -> list[list[str]]:
+    """Return the three parameters of KEYS."""
+    return [[each[at] for each in keys] for at in range(3)]
 
 
 def _sums(column: str) -> str:
@@ -37,9 +46,14 @@ def _sums(column: str) -> str:
 
 
 def _sum_of(total: str, large: str) -> str:
-    """Return the sum of both in SQL, infinite if it is too large."""
-    both = f"({large} + coalesce({total}, 0) * {_DOWN}::float8)"
-    return f"""case when {large} is null then {total}
+    """Return the sum of both in SQL, infinite if it is too large.
+
+    A product that underflows is an error of the server. `large` is 0 or at least 2^847, as all its
+    values are multiples of that: beside it a total below 1 does not count.
+    """
+    total = f"coalesce({total}, 0)"
+    both = f"({large} + case when abs({total}) > 1 then {total} * {_DOWN}::float8 else 0 end)"
+    return f"""case when coalesce({large}, 0) = 0 then {total}
         when abs{both} >= {_UP_MAX}::float8 then {both} * 'infinity'::float8
         else {both} * {_UP}::float8 end"""
 

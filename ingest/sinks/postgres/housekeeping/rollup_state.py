@@ -6,21 +6,25 @@ The driver's errors pass through.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from asyncpg import Connection
 
-from ingest.sinks.postgres.housekeeping import registry
+from ingest.sinks.postgres.housekeeping import registry, rollup_sql
 from ingest.sinks.postgres.housekeeping.plan import NotYet
 from ingest.sinks.postgres.housekeeping.rollup_left import joined, overlap, whole, within
 from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans, tables_of
 from ingest.sinks.postgres.housekeeping.spans import BEGINNING_US, TimeSpan, literal
 from ingest.sinks.postgres.housekeeping.view import View
 from ingest.sinks.postgres.target import TargetTable
+from ingest.system.logs import get_logger
 
 KEY = "rollups"  # in the registry
 NOT_COMPUTED = "the rollups of this time are not computed yet"
 LATE_MISSING = "late readings of this time are not in its rollups yet"
+
+log = get_logger("rollups")
 
 
 class Progress(NamedTuple):
@@ -82,19 +86,37 @@ async def leave(
     *,
     from_us: int = BEGINNING_US,
     wanted: bool = False,
+    failed: Mapping[tuple[str, str, str], str] | None = None,
 ) -> None:
     """Call it before the readings of a time leave the table.
 
     Raises NotYet if a rollup still needs these readings; also if rollups are `wanted`, and their
-    tables could not be made yet.
+    tables could not be made yet. Those that have `failed` are given up: nothing computes them any
+    more. It is None if the readings are not in an archive afterwards: then they are needed too.
     """
     at = await progress(connection, view.table)
     if at is None:
         if wanted:
             raise NotYet(NOT_COMPUTED)
         return
-    if why := await _needs(connection, view, at, TimeSpan(from_us, before_us)):
-        raise NotYet(why)
+    if at.until_us is None or at.until_us < before_us:
+        raise NotYet(NOT_COMPUTED)
+    names = tables_of(TargetTable(schema=view.schema, table=view.name))
+    older = _older(at, TimeSpan(from_us, before_us))
+    keys = rollup_sql.columns(failed or ())
+    if await connection.fetchval(
+        f"select exists (select from {names.late} where {older}) "  # noqa: S608
+        f"or exists (select from {names.due} where {older} and not {rollup_sql.IS_OF_KEYS})",
+        *keys,
+    ):
+        raise NotYet(LATE_MISSING)
+    if failed:
+        for row in await connection.fetch(
+            f"delete from {names.due} where {older} and {rollup_sql.IS_OF_KEYS} "  # noqa: S608
+            "returning hour::text as hour, device_id, metric",
+            *keys,
+        ):
+            log.warning("rollup_given_up", **row)
 
 
 async def left(connection: Connection, view: View, span: TimeSpan) -> None:
@@ -109,16 +131,10 @@ async def left(connection: Connection, view: View, span: TimeSpan) -> None:
         await put(connection, name, at._replace(gone=tuple(gone)))
 
 
-async def _needs(connection: Connection, view: View, at: Progress, span: TimeSpan) -> str:
-    if at.until_us is None or at.until_us < span.to_us:
-        return NOT_COMPUTED
-    names = tables_of(TargetTable(schema=view.schema, table=view.name))
+def _older(at: Progress, span: TimeSpan) -> str:
+    """Return what SQL asks of `hour`: whether a rollup of it may still need readings of a time."""
     gone = [each for each in at.gone if overlap(each, whole(span, RollupSpans().hour_us))]
     older = f"hour < {literal(span.to_us)} and not {within(gone)}"
     if span.from_us != BEGINNING_US:
         older += f" and hour > {literal(span.from_us)}::timestamptz - '1 h'::interval"
-    late = await connection.fetchval(
-        f"select exists (select from {names.late} where {older}) "  # noqa: S608
-        f"or exists (select from {names.due} where {older})"
-    )
-    return LATE_MISSING if late else ""
+    return older

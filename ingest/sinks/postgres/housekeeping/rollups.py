@@ -27,12 +27,13 @@ from ingest.sinks.postgres.housekeeping import (
 )
 from ingest.sinks.postgres.housekeeping.locking import change_alone
 from ingest.sinks.postgres.housekeeping.plan import Step
-from ingest.sinks.postgres.housekeeping.rollup_run import Run
+from ingest.sinks.postgres.housekeeping.rollup_run import Key, Run
 from ingest.sinks.postgres.housekeeping.rollup_state import Progress, progress
 from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans
 from ingest.sinks.postgres.housekeeping.view import HYPERTABLE, PARTITIONED, PLAIN, View
 from ingest.sinks.postgres.target import READINGS, TargetTable
 from ingest.system.clock import monotonic_s
+from ingest.system.words import counted
 
 KIND, OFF = "rollups", "rollups_off"
 BUDGET_S = 300.0  # of one run
@@ -54,7 +55,8 @@ class Rollups:
     """A Job of plan.py. `wanted` is the setting; without it the trigger is removed if there is one.
 
     `keep_us` is how long rollups are kept; None: for ever. `on` names the table and its columns.
-    `stopped` is asked between two statements, and ends a run early.
+    `stopped` is asked between two statements, and ends a run early. `failed` is what the last run
+    could not compute, and why.
     """
 
     kinds = frozenset({KIND, OFF})
@@ -69,6 +71,7 @@ class Rollups:
         budget_s: float = BUDGET_S,
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
+        self.failed: dict[Key, str] = {}
         self._wanted = wanted
         self._keep_us = keep_us
         self._on = on
@@ -106,6 +109,8 @@ class Rollups:
                 at = await rollup_state.last(connection, view.table)
                 await rollup_state.turn_off(connection, run.registry, at)
             return
+        run.failed = self.failed
+        run.failed.clear()
         limit = await connection.fetchval("show statement_timeout")
         await connection.execute(SESSION)
         try:
@@ -114,6 +119,11 @@ class Rollups:
             self._part_us = run.part_us
             if not connection.is_closed():
                 await connection.execute(f"{_RESET} '{limit}'")
+        for (hour, device_id, metric), why in run.failed.items():
+            raise StartError(
+                f"{counted(len(run.failed), 'rollup')} could not be computed, such as that of "
+                f"{device_id}, {metric}, {hour}: {why}. All others were"
+            )
 
     def _run(self, connection: Connection, view: View) -> Run:
         end_s = monotonic_s() + self._budget_s
@@ -174,6 +184,7 @@ class Rollups:
         await rollup_late.compute(run)
         await rollup_hours.compute_hours(run)
         await rollup_hours.compute_days(run)
+        await rollup_late.compute(run)  # what they have put off
         from_us = self._kept_from_us(run, view)
         if from_us is not None:
             await rollup_hours.remove(run, from_us)

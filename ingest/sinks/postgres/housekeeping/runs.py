@@ -14,7 +14,7 @@ from asyncpg import Connection
 
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.connection import Timeouts
-from ingest.sinks.postgres.housekeeping import plan, rollup_left, versions
+from ingest.sinks.postgres.housekeeping import plan, retention, rollup_left, versions
 from ingest.sinks.postgres.housekeeping.opening import opened
 from ingest.sinks.postgres.housekeeping.plan import Did, Job, OtherRun, Step
 from ingest.sinks.postgres.housekeeping.rollup_state import Progress, progress
@@ -24,7 +24,9 @@ from ingest.sinks.postgres.housekeeping.view import View, look_at, oldest_us
 from ingest.sinks.postgres.session import as_start_error
 from ingest.sinks.postgres.target import READINGS, TargetTable
 from ingest.system.clock import monotonic_s
+from ingest.system.words import counted
 
+HIDDEN_SHOWN_MAX = 5
 RUN_S = 900.0  # after it a run begins no further step
 
 
@@ -35,6 +37,7 @@ class Report(NamedTuple):
     lack late readings. `other_run`: nothing was done, because another run is
     under way. `schema` is the version of what was found; if it refuses, nothing was done either.
     `has_more`: the run has ended early, and no step has failed: the next one may begin at once.
+    `hidden` are the partitions of retention.hidden.
     """
 
     view: View
@@ -46,6 +49,18 @@ class Report(NamedTuple):
     schema: SchemaState = SchemaState(None)
     lacking: Sequence[int] = ()
     has_more: bool = False
+    hidden: Sequence[str] = ()
+
+    @property
+    def hidden_words(self) -> str:
+        """What is to be said of `hidden`, or nothing."""
+        if not self.hidden:
+            return ""
+        return (
+            f"{counted(len(self.hidden), 'partition')} detached on the way out, and no query sees "
+            f"the readings: {', '.join(self.hidden[:HIDDEN_SHOWN_MAX])}. If no run is at work: "
+            "`ingest housekeeping run`"
+        )
 
 
 async def look(
@@ -55,12 +70,8 @@ async def look(
     async with opened(url, timeouts) as connection:
         with as_start_error(url):
             view = await look_at(connection, target.name, span, target=target)
-            due = await plan.plan(connection, view, jobs)
-            rollups = await progress(connection, view.table)
             found = await versions.state_of(connection, view.table)
-            oldest = await oldest_us(connection, view)
-            lacking = await _lacking(connection, view) if rollups is not None else []
-            return Report(view, oldest, due, [], rollups, schema=found, lacking=lacking)
+            return (await _report(connection, view, jobs))._replace(schema=found)
 
 
 async def run(
@@ -91,13 +102,10 @@ async def run(
                 raise StartError(did[-1].error)  # of more use than that the connection is closed
             if did:
                 view = await look_at(connection, target.name, span, target=target)
-            due = await plan.plan(connection, view, jobs)
-            oldest = await oldest_us(connection, view)
-            rollups = await progress(connection, view.table)
-            lacking = await _lacking(connection, view) if rollups is not None else []
-            report = Report(view, oldest, due, did, rollups, other_run, found, lacking)
+            report = await _report(connection, view, jobs)
             is_over = bool(did) and monotonic_s() - began_s >= RUN_S
-            return report._replace(has_more=is_over and not any(each.error for each in did))
+            has_more = is_over and not any(each.error for each in did)
+            return report._replace(did=did, other_run=other_run, schema=found, has_more=has_more)
 
 
 async def run_all(
@@ -118,7 +126,13 @@ async def run_all(
             return report._replace(did=did, other_run=report.other_run and not did)
 
 
-async def _lacking(connection: Connection, view: View) -> list[int]:
-    spans = RollupSpans()
-    left = await rollup_left.left(connection, view.table, spans)
-    return await rollup_left.days_with_late(connection, view, left, spans)
+async def _report(connection: Connection, view: View, jobs: Sequence[Job]) -> Report:
+    """Return what is due, and how the table is."""
+    due = await plan.plan(connection, view, jobs)
+    rollups, spans = await progress(connection, view.table), RollupSpans()
+    lacking = list[int]()
+    if rollups is not None:
+        left = await rollup_left.left(connection, view.table, spans)
+        lacking = await rollup_left.days_with_late(connection, view, left, spans)
+    oldest, hidden = await oldest_us(connection, view), await retention.hidden(connection, view)
+    return Report(view, oldest, due, [], rollups, lacking=lacking, hidden=hidden)
