@@ -13,7 +13,7 @@ import structlog
 from ingest.app.fill import Fill
 from ingest.app.refusals import Refusals
 from ingest.config.settings import Settings
-from ingest.model.causes import CAUSES
+from ingest.model.causes import CAUSES, Trouble
 from ingest.model.ledger import DeadLetterStats, Ledger
 from ingest.model.ports import STATES
 from tests.support.fakes import FakeDatabase
@@ -37,7 +37,7 @@ class Rig:
         )
         self.journal_bytes = 0
         self.url_fault = ""
-        self.table = self.table_words = ""
+        self.table = Trouble()
         self.ledger = Ledger()
         for part in ("health", "fill", "refusals"):
             monkeypatch.setattr(f"ingest.app.{part}.monotonic_s", lambda: self.now_s)
@@ -48,8 +48,7 @@ class Rig:
             url_fault=lambda: self.url_fault,
             free_bytes=self.free_bytes,
             dead_letters=lambda: self.letters,
-            table=lambda: self.table,
-            table_words=lambda: self.table_words,
+            troubles=(lambda: self.table,),
             refusals=Refusals(self.ledger),
             fill=Fill(settings, lambda: self.journal_bytes),
         )
@@ -343,11 +342,11 @@ def test_full_half_for_invalid_items_is_told(rig: Rig) -> None:
 
 def test_end_of_the_partitions_is_told_and_refuses_nothing(rig: Rig) -> None:
     """/readyz says it with its next step. What stops writes now is more important."""
-    rig.table = "partitions_end"
+    rig.table = Trouble("partitions_end", "few partitions are left")
     assert (rig.tick(), rig.status) == ("accepting", 200)
     assert "few partitions are left" in rig.document["reason"]
     assert "housekeeping status" in rig.document["next"]
-    rig.table, rig.table_words = "housekeeping_fails", "archive p: /srv/cold is not writable"
+    rig.table = Trouble("housekeeping_fails", "a step", "archive p: /srv/cold is not writable")
     assert (rig.tick(), rig.status) == ("accepting", 200)
     assert rig.document["reason"].endswith(": archive p: /srv/cold is not writable")
     assert b"/srv/cold" not in rig.health.readyz_for_devices()[1], "a path of this machine"
