@@ -142,7 +142,7 @@ class Health:
         self._check_invalid_items()
         self._check_buffer(stats)
         self._refresh(stats)
-        self._fill.tick(stats, self._dead_letters().size_bytes, self.disk_free_bytes)
+        self._fill.tick(stats, self._dead_letters(), self.disk_free_bytes)
         self._refusals.tick()
 
     def state(self) -> str:

@@ -386,12 +386,14 @@ def test_refused_posts_are_counted_for_a_minute_and_logged_once_a_minute(rig: Ri
 def test_time_to_full_is_told_for_what_fills(rig: Rig) -> None:
     """The journal by what an outage adds to it, not by what was before it; and until when."""
     assert rig.document["full_in_s"] == {"journal": None, "dead_letters": None, "disk": None}
+    rig.free = 2_000_000
     for _ in range(400):  # all is stored at once: the file that is being written grows
         rig.journal_bytes += 10
+        rig.free -= 10
         rig.tick(1, oldest_received_s=rig.now_s)
     assert rig.document["full_in_s"] == {"journal": None, "dead_letters": None, "disk": None}
     began_s = rig.now_s
-    rig.database.up = False
+    rig.database.up, rig.free = False, 10**12
     for second in range(60):
         rig.journal_bytes += 1_000
         rig.free = 10**12 - 1000 * second
@@ -399,18 +401,24 @@ def test_time_to_full_is_told_for_what_fills(rig: Rig) -> None:
     left_s = (1_000_000 - rig.journal_bytes) / 1_000
     assert rig.document["full_in_s"]["journal"] == pytest.approx(left_s, abs=10)
     assert rig.document["full_in_s"]["disk"] is None, "a year is not soon"
+    rig.free = 200_000  # less than the journal may still take
+    rig.tick()
+    left_s = (200_000 - 1_000) / 1_000
+    assert rig.document["full_in_s"]["disk"] == pytest.approx(left_s, abs=10)
     rig.free = 2_000_000
     rig.tick(400, oldest_received_s=rig.now_s)
     for second in range(150):
         rig.free -= 1_000
-        rig.letters = DeadLetterStats(size_bytes=100 * second)
+        rig.letters = DeadLetterStats(size_bytes=100 * second, live=1)
         rig.tick(1, oldest_received_s=rig.now_s)
     full_in_s = rig.document["full_in_s"]
     assert full_in_s["journal"] is None
     assert full_in_s["disk"] == pytest.approx(1_850, abs=40)
     assert full_in_s["dead_letters"] == pytest.approx(4_850, abs=200)
-    rig.tick(70)
-    assert rig.document["full_in_s"]["dead_letters"] is None
+    rig.free += 200_000  # somebody removes some of what fills it
+    rig.letters = rig.letters._replace(live=0)
+    rig.tick(5)
+    assert rig.document["full_in_s"] == {"journal": None, "dead_letters": None, "disk": None}
 
 
 async def test_run_ticks_until_stopped(rig: Rig) -> None:
