@@ -52,9 +52,7 @@ class Backlog:
         told = f"{count:,} {noun} wait, the oldest for {duration(oldest_s)}"
         if silent_s >= WAITS_S_MIN:
             words = f"no write has gone through for {duration(silent_s)}; {told}"
-            return Trouble(
-                WRITES_FAIL, words, "; ".join(filter(None, (state.failure, state.blocker)))
-            )
+            return Trouble(WRITES_FAIL, words, state.failure)
         self._left.sample(monotonic_s(), -count)
         done_s = self._left.full_in_s(0)
         soon = "" if done_s is None else f"; at this rate all are written in {duration(done_s)}"

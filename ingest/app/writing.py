@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from typing import Any
 
 from ingest.app.backlog import Backlog, Waiting, waiting_in
@@ -26,8 +25,7 @@ from ingest.app.target import make_target
 from ingest.config.settings import Settings
 from ingest.dead_letters.auto_replay import OwnFolder, Replayer
 from ingest.dead_letters.sending import BlockSender, Rooms
-from ingest.model.causes import WRITES_FAIL, Trouble, cause_of
-from ingest.model.errors import Refused
+from ingest.model.causes import Trouble, cause_of
 from ingest.model.ledger import Ledger
 from ingest.model.ports import DeadLetters, Inlet, Outlet, Sink
 from ingest.model.verdict import (
@@ -41,21 +39,16 @@ from ingest.model.verdict import (
 from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.sinks.postgres.housekeeping.late import LatePartitions
 from ingest.sinks.postgres.known_server import KnownServer
-from ingest.sinks.postgres.lookup import Lookup
 from ingest.sinks.postgres.make_table import make_table
 from ingest.sinks.postgres.sink import SinkPostgres
-from ingest.system.clock import monotonic_s, sleep_unless
-from ingest.system.logs import get_logger
+from ingest.system.clock import monotonic_s
 from ingest.writer.batch import BatchCap, Gatherer
 from ingest.writer.breaker import CircuitBreaker
 from ingest.writer.connecting import stop_connecting
 from ingest.writer.database_state import DatabaseState
 from ingest.writer.writer import Writer
 
-BLOCKER_LOOK_S = 2.0  # a write waits for a lock for lock_s_max (3 s), then pauses
 LEAVING_S = 0.1  # between two looks whether the database went away during a drain
-
-log = get_logger("writer")
 
 
 def make_sink(
@@ -158,7 +151,6 @@ class WritingHalf:
             for number in range(self._settings.writers)
         ]
         self.housekeeping = Housekeeping(self._settings, url, late=self.late)
-        self._lookup = Lookup(url, self.known)
         may_apply = self._settings.schema_apply
         while not (stopping.is_set() or self.checked):
             try:
@@ -256,25 +248,6 @@ class WritingHalf:
         self._tasks = [spawn(each.run()) for each in self.make_writers(dead_letters)]
         if self.housekeeping is not None:
             spawn(self.housekeeping.run(self._halted))
-        spawn(self._look_for_blocker())
-
-    async def _look_for_blocker(self) -> None:
-        """While writes fail, ask the server now and then what blocks them.
-
-        A server that does not answer this either is not asked more often for it.
-        """
-        state = self.database_state
-        while not await sleep_unless(self._halted, BLOCKER_LOOK_S):
-            if self.backlog.trouble().cause != WRITES_FAIL:
-                await self._lookup.close()
-                continue
-            with suppress(Refused):
-                # Between two tries no write waits: what blocked the last one is still told.
-                found = await self._lookup.blocker()
-                if found and not state.blocker:
-                    log.warning("writes_blocked", by=found)
-                state.blocker = found or state.blocker
-        await self._lookup.close()
 
     def table_figures(self, disk_free_bytes: int | None = None) -> dict[str, float]:
         """Return what the housekeeping has found, as figures for metrics.
@@ -289,11 +262,9 @@ class WritingHalf:
         return self.backlog.trouble, self._table_trouble
 
     def _table_trouble(self) -> Trouble:
-        housekeeping = self.housekeeping
-        if housekeeping is None:
+        if self.housekeeping is None or not (cause := self.housekeeping.cause()):
             return Trouble()
-        cause = housekeeping.cause()
-        return Trouble(cause, cause_of(cause).words, housekeeping.words()) if cause else Trouble()
+        return Trouble(cause, cause_of(cause).words, self.housekeeping.words())
 
     def release_hold(self, dead_letter: bool) -> bool:
         """Try now; with `dead_letter` dead-letter the rows that the database refuses.

@@ -59,6 +59,7 @@ BROKER_AWAY, BROKER_UNSAFE, BROKER_DISK = "broker_away", "broker_unsafe", "broke
 STREAM_MISSING, STREAM_ALTERED, STREAM_FULL = "stream_missing", "stream_altered", "stream_full"
 INSTANCE_AWAY = "instance_away"  # of `up`
 WRITES_FAIL, BEHIND = "writes_fail", "behind"  # of readings that wait
+SENDER_NOT_STORED = "sender_not_stored"
 PARTITIONS_END, RETENTION_WAITS = "partitions_end", "retention_waits"
 HOUSEKEEPING_FAILS, PARTITION_MISSING = "housekeeping_fails", "partition_missing"
 
@@ -175,6 +176,15 @@ CAUSES: dict[str, Cause] = {
         "kept for valid readings",
         _MAKE_SPACE,
         "ingestinvaliditemsrefused",
+    ),
+    SENDER_NOT_STORED: Cause(
+        "of a sender no reading is stored",
+        "All become dead letters. The sender gets 2xx, and does not know it. `{run} dlq show "
+        "--where reason=invalid` shows them, with a code. no_device, of line protocol: add the tag "
+        "that names the device to line_device_tags, or let the sender write one (Telegraf: no "
+        "omit_hostname). After a restart with that setting, `{run} dlq replay --where "
+        "reason=invalid` stores them.",
+        "ingestsendernotstored",
     ),
     "disk_low": Cause(
         "the disk of the state folder is nearly full",

@@ -63,7 +63,6 @@ EVENTS: dict[str, str] = {
     "database_url_file_unusable": "The file cannot be read or has no URL. The old URL is used.",
     "url_not_published": "Other commands do not find the new URL of the database.",
     "writer_left_out": "The database has no connection for this writer; another one writes.",
-    "writes_blocked": "Writes fail, and this blocks them at the server.",
     "write_failed": "A write failed and is tried again.",
     "table_not_made": "The role may not create the table, or the creation failed.",
     "table_replaced": "Another table has this name now. It was checked in full, and fits.",

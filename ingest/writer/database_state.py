@@ -37,7 +37,6 @@ class DatabaseState:
         self.message = ""  # of the server, for people
         self._since_s = self.stored_s = monotonic_s()  # `stored_s`: of the last write
         self.failure = ""  # of the last write, if none went through since
-        self.blocker = ""  # what blocks the writes at the server, as far as it is known
 
     @property
     def is_open(self) -> bool:
@@ -84,7 +83,7 @@ class DatabaseState:
 
     def stored(self) -> None:
         """A write went through, or nothing keeps one from it."""
-        self.stored_s, self.failure, self.blocker = monotonic_s(), "", ""
+        self.stored_s, self.failure = monotonic_s(), ""
 
     def retried(self, failure: WriteFailed, *, rows: int, attempt: int) -> None:
         """A write failed, and is tried again: the server answers."""

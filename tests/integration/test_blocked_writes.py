@@ -25,7 +25,6 @@ async def test_who_blocks_the_writes_is_told(
 ) -> None:
     """With its process, its name, and the first word of its last command, but no value of it."""
     monkeypatch.setattr("ingest.app.backlog.WAITS_S_MIN", 0.3)
-    monkeypatch.setattr("ingest.app.writing.BLOCKER_LOOK_S", 0.05)
     buffer = MemoryBuffer(rows_max=1_000, bytes_max=1 << 20, put_wait_s_max=1)
     halted, ledger, tasks = asyncio.Event(), Ledger(), list[asyncio.Task[None]]()
     ledger.gauges = Gauges(buffer.stats, DeadLetterStats, lambda: True, lambda: None)
@@ -58,8 +57,10 @@ async def test_who_blocks_the_writes_is_told(
         assert "1 readings wait" in words
         error, _, blocker = details.partition("; ")
         assert error.startswith("55P03: ")
-        process = f"process {operator.get_server_pid()} of the database blocks it, a-migration, "
-        assert blocker.startswith(f"{process}idle in transaction, in a transaction for 00:00:")
+        process = f"process {operator.get_server_pid()} of the database locks the table"
+        assert blocker.startswith(
+            f"{process}, a-migration, idle in transaction, in a transaction for 00:00:"
+        )
         assert blocker.endswith("last command lock"), "and nothing of its values"
         await transaction.rollback()
         async with asyncio.timeout(20):

@@ -74,11 +74,6 @@ class KnownServer:
         self.opening = asyncio.Lock()
         self.session_number = 0
 
-    @property
-    def in_use(self) -> list[str]:
-        """The server's processes of the connections in use, each as `pid start`."""
-        return list(self._in_use)
-
     def found(self, look: Look) -> None:
         """Take what a full check without a difference has found."""
         if self._oid and look.oid != self._oid:

@@ -117,21 +117,6 @@ _LAST_RECENT = f"""
 select distinct on (device_id) device_id, {_US.format("ts")}, metric, value
 from (select * from {_SOURCE} r order by ts desc limit {RECENT_ROWS}) recent
 where device_id = any($1::text[]) order by device_id, ts desc"""  # noqa: S608
-# What blocks one of these server processes ($1), in words; first what does not wait itself.
-# Process 0 stands for a prepared transaction. Of a query only the first word is told: the rest may
-# have readings. What the role of the service may not see is null, and left out.
-_BLOCKER = """
-select case blocking.pid when 0 then 'a prepared transaction blocks it (pg_prepared_xacts)' else
-  concat_ws(', ', format('process %s of the database blocks it', blocking.pid),
-    regexp_replace(coalesce(nullif(b.application_name, ''), b.usename), '[^[:print:]]', '?', 'g'),
-    b.state, case when b.wait_event_type = 'Lock' then 'waits for a lock itself' end,
-    'in a transaction for ' || date_trunc('second', clock_timestamp() - b.xact_start),
-    'last command ' || substring(b.query from '^\\s*([A-Za-z]+)')) end
-from pg_stat_activity ours cross join lateral unnest(pg_blocking_pids(ours.pid)) blocking (pid)
-left join pg_stat_activity b on b.pid = blocking.pid
-where format('%s %s', ours.pid, extract(epoch from ours.backend_start)) = any ($1)
-  and not coalesce(format('%s %s', b.pid, extract(epoch from b.backend_start)) = any ($1), false)
-order by b.wait_event_type = 'Lock', b.xact_start limit 1"""
 
 T = TypeVar("T")
 
@@ -246,13 +231,6 @@ class Lookup(OneConnection):
         more, rows = await self._answer(ask)
         last = {row["device_id"]: each for row, each in zip(rows, _readings(rows), strict=True)}
         return {"devices": more, "last": last, "device_index": self._has_index}
-
-    async def blocker(self) -> str:
-        """Return what blocks a write of this process at the server, or nothing."""
-        return (
-            await self._answer(lambda connection: connection.fetchval(_BLOCKER, self._known.in_use))
-            or ""
-        )
 
     # One question
 

@@ -49,8 +49,6 @@ def test_writes_that_do_not_go_through_are_told_with_what_is_known(rig: Rig) -> 
     assert rig.after(2, 71_800, 11) == ("writes_fail", told, "")
     rig.state.retried(LOCKED, rows=1, attempt=1)
     assert rig.backlog.trouble().details == "55P03: no lock"
-    rig.state.blocker = "process 7 blocks it"
-    assert rig.backlog.trouble().details == "55P03: no lock; process 7 blocks it"
     rig.state.failed(AWAY)
     assert rig.after(1, 71_800, 12) == Trouble()
     rig.state.opened()
