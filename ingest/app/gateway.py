@@ -123,7 +123,7 @@ class Gateway:
             settings=settings,
             buffer=self.inlet.stats,
             database_state=NoDatabase(),
-            free_bytes=None,
+            disk=None,
             broker=role.broker_state.cause,
             untaken="posts are not taken until the stream has been checked",
             dead_letters=self.dead_letters.stats,

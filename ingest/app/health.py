@@ -34,6 +34,7 @@ from ingest.model.ports import BufferStats, Database
 from ingest.model.verdict import UNREACHABLE
 from ingest.system.clock import monotonic_s, rfc3339, sleep_unless, unix_us
 from ingest.system.logs import get_logger
+from ingest.system.state_folder import StateFolder
 
 TICK_S = 1.0
 FULL_ABOVE, SPACE_BELOW = 0.95, 0.8  # of the buffer's bounds
@@ -47,12 +48,12 @@ UNTAKEN = "posts are not taken until the table has been checked"
 class Health:
     """The state of the service; implements ports.Admission.
 
-    `free_bytes` returns the free space of the state folder, and may raise OSError; None: there is
-    no folder. `disk_broken` returns True if the journal cannot be written. `url_fault` returns what
-    is wrong with the file of the database's URL, or nothing. `broker` returns why the broker is of
-    no use now, as a key of causes.CAUSES, or nothing; the state is `broker_away` then. `troubles`
-    say what else is wrong, the most important first. `untaken` says what a start waits for.
-    `advice` are the words of the next steps: a text for each of causes.FIELDS.
+    `disk` is the state folder; None: there is none. `disk_broken` returns True if the journal
+    cannot be written. `url_fault` returns what is wrong with the file of the database's URL, or
+    nothing. `broker` returns why the broker is of no use now, as a key of causes.CAUSES, or
+    nothing; the state is `broker_away` then. `troubles` say what else is wrong, the most important
+    first. `untaken` says what a start waits for. `advice` are the words of the next steps: a text
+    for each of causes.FIELDS.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Health:
         buffer: Callable[[], BufferStats],
         database_state: Database,
         url_fault: Callable[[], str] = str,
-        free_bytes: Callable[[], int] | None,
+        disk: StateFolder | None,
         disk_broken: Callable[[], bool] = lambda: False,
         broker: Callable[[], str] = str,
         untaken: str = UNTAKEN,
@@ -76,7 +77,7 @@ class Health:
         self._buffer = buffer
         self._database_state = database_state
         self._url_fault = url_fault
-        self._free_bytes = free_bytes
+        self._disk = disk
         self._disk_broken = disk_broken
         self._broker = broker
         self._untaken = untaken
@@ -86,7 +87,7 @@ class Health:
         self._refusals = refusals
         self._fill = fill
         self._advice = advice
-        self.disk_free_bytes = None if free_bytes is None else 0  # at the last check
+        self.disk_free_bytes = None if disk is None else 0  # at the last check
         self._starting = True
         self._unchecked = False  # posts are accepted, but the table has not been checked yet
         self._draining = False
@@ -154,8 +155,11 @@ class Health:
         """Return the HTTP status and the JSON document of /readyz for the admin port."""
         status, document = self._readyz()
         next_one = next_step(self._cause, self._advice) if self._cause else ""
-        if self._trouble.details and self._cause == self._trouble.cause:
-            document["reason"] += f": {self._trouble.details}"
+        details = self._trouble.details if self._cause == self._trouble.cause else ""
+        if self._state == "disk_low" and self._disk is not None:
+            details = self._disk.fullest_disk()
+        if details:
+            document["reason"] += f": {details}"
         return status, orjson.dumps({**document, "next": next_one})
 
     def readyz_for_devices(self) -> tuple[int, bytes]:
@@ -189,11 +193,11 @@ class Health:
         return f"{self._state}: {reason}" if reason else self._state
 
     def _check_disk(self) -> None:
-        if self._free_bytes is None:
+        if self._disk is None:
             return
         least = self._settings.disk_free_bytes_min
         try:
-            free = self._free_bytes()
+            free = self._disk.free_bytes()
         except OSError:
             free = 0  # a disk that cannot be asked cannot keep dead letters
         self.disk_free_bytes = free

@@ -133,7 +133,7 @@ class Service:
             buffer=self.buffer.stats,
             database_state=database_state,
             url_fault=self._reread.fault,
-            free_bytes=self._folder.free_bytes,
+            disk=self._folder,
             disk_broken=lambda: self.buffer.broken,
             dead_letters=self.dead_letters.stats,
             troubles=(*self.writing.troubles, lambda: self.endpoint.not_stored()),  # noqa: PLW0108

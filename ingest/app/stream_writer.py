@@ -111,7 +111,7 @@ class StreamWriter:
             buffer=self.outlet.stats,
             database_state=database_state,
             url_fault=self._reread.fault,
-            free_bytes=None,
+            disk=None,
             broker=role.broker_state.cause,
             dead_letters=self.dead_letters.stats,
             troubles=self.writing.troubles,

@@ -161,7 +161,7 @@ def folder_checks(settings: Settings) -> Iterator[Check]:
         return
     yield Check("state folder", OK, str(folder.path))
     yield _file_system(folder, settings)
-    yield _free_space(folder.free_bytes(), settings)
+    yield _free_space(folder, settings)
     yield _journal(folder.journal, settings)
 
 
@@ -205,8 +205,9 @@ def _journal(folder: Path, settings: Settings) -> Check:
     return Check("journal", OK, said)
 
 
-def _free_space(free: int, settings: Settings) -> Check:
-    said = f"{free / 2**30:,.1f} GiB free"
+def _free_space(folder: StateFolder, settings: Settings) -> Check:
+    free = folder.free_bytes()
+    said = f"{free / 2**30:,.1f} GiB free in {folder.fullest_disk()}"
     least, wanted, names = settings.disk_free_bytes_min, settings.dlq_bytes_max, "dlq_bytes_max"
     if settings.buffer == "journal":
         wanted += settings.journal_bytes_max
@@ -215,14 +216,14 @@ def _free_space(free: int, settings: Settings) -> Check:
         return Check(
             "free space",
             FAIL,
-            f"{said}, less than disk_free_bytes_min ({shown('disk_free_bytes_min', least)}): "
+            f"{said}: less than disk_free_bytes_min ({shown('disk_free_bytes_min', least)}): "
             "posts are refused; free some space",
         )
     if free < wanted:
         return Check(
             "free space",
             WARN,
-            f"{said}, less than {names} ({shown('dlq_bytes_max', wanted)})",
+            f"{said}: less than {names} ({shown('dlq_bytes_max', wanted)})",
         )
     return Check("free space", OK, said)
 

@@ -188,7 +188,7 @@ CAUSES: dict[str, Cause] = {
     ),
     "disk_low": Cause(
         "the disk of the state folder is nearly full",
-        "Free some space on that disk. The service continues by itself.",
+        "Free some space on the disk that the reason names. The service continues by itself.",
         "ingestnoposttaken",
     ),
     JOURNAL_BROKEN: Cause(
