@@ -44,6 +44,7 @@ BROKER_FIGURES = {
     "stream_unforwarded_total": "Messages that were removed, though a forwarder that does not run "
     "had not sent them.",
     "redeliveries_total": "Messages that came to this process and had been delivered before.",
+    "sender_not_stored": "1 while all readings of a sender become dead letters.",
     "partitions": "Partitions of the table.",
     "partition_spans_ahead": "Days or months after the present one that have a partition.",
     "table_bytes": "Bytes of all partitions, with their indexes.",

@@ -1,7 +1,9 @@
 """How long the journal, the dead letters and the disk last at the present rate.
 
 Promises: `None` for what does not fill. The journal fills only while readings wait: its files also
-grow while all is stored in time, until a whole file is removed.
+grow while all is stored in time, until a whole file is removed. So its files are not counted as
+what fills the disk; but while readings wait, the disk may be full before the journal is. Dead
+letters fill only while entries wait: else their files are removed when space is needed.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from collections.abc import Callable
 
 from ingest.app.forecast import Forecast
 from ingest.config.settings import Settings
-from ingest.model.ledger import Limits
+from ingest.model.ledger import DeadLetterStats, Limits
 from ingest.model.ports import BufferStats
 from ingest.system.clock import monotonic_s
 
@@ -41,19 +43,26 @@ class Fill:
         self._journal, self._dead_letters = (Forecast(span_s_min=OURS_S_MIN) for _ in range(2))
         self._disk = Forecast(span_s_min=DISK_S_MIN)
         self._dlq_bytes = 0
+        self._left_bytes = 0  # on the disk
 
-    def tick(self, buffer: BufferStats, dlq_bytes: int, disk_free_bytes: int | None) -> None:
+    def tick(
+        self, buffer: BufferStats, letters: DeadLetterStats, disk_free_bytes: int | None
+    ) -> None:
         """Take samples; cheap."""
-        now_s = monotonic_s()
+        now_s, journal_bytes = monotonic_s(), self._journal_bytes()
         oldest_s = buffer.oldest_received_s
         if oldest_s is None or now_s - oldest_s < WAITS_S_MIN:
             self._journal.restart()
         else:
-            self._journal.sample(now_s, self._journal_bytes())
-        self._dlq_bytes = dlq_bytes
-        self._dead_letters.sample(now_s, dlq_bytes)
+            self._journal.sample(now_s, journal_bytes)
+        self._dlq_bytes = letters.size_bytes
+        if letters.live:
+            self._dead_letters.sample(now_s, letters.size_bytes)
+        else:
+            self._dead_letters.restart()
         if disk_free_bytes is not None:
-            self._disk.sample(now_s, -disk_free_bytes)
+            self._left_bytes = disk_free_bytes - self.limits.disk_free_bytes_min
+            self._disk.sample(now_s, -disk_free_bytes - journal_bytes)
 
     def full_in_s(self) -> dict[str, int | None]:
         """Return the seconds that are left for each, or None.
@@ -61,11 +70,12 @@ class Fill:
         For dead letters until they are half full, when invalid items are refused, and beyond that
         until they are full.
         """
-        limits = self.limits
+        limits, journal_bytes, left = self.limits, self._journal_bytes(), self._left_bytes
+        half = 2 if self._dlq_bytes < limits.dlq_bytes_max // 2 else 1
+        by_journal = self._journal.full_in_s(journal_bytes + left) if left else None
+        disk = (self._disk.full_in_s(-limits.disk_free_bytes_min - journal_bytes), by_journal)
         return {
             "journal": self._journal.full_in_s(limits.journal_bytes_max),
-            "dead_letters": self._dead_letters.full_in_s(
-                limits.dlq_bytes_max // (2 if self._dlq_bytes < limits.dlq_bytes_max // 2 else 1)
-            ),
-            "disk": self._disk.full_in_s(-limits.disk_free_bytes_min),
+            "dead_letters": self._dead_letters.full_in_s(limits.dlq_bytes_max // half),
+            "disk": min((each for each in disk if each is not None), default=None),
         }

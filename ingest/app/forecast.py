@@ -1,12 +1,13 @@
 """How long until something is full, at the rate of the last minutes.
 
 The rate is the slope of a straight line through the samples (least squares), as `predict_linear` of
-Prometheus has it. A series that stood still for a minute begins anew: minutes before an outage must
-not make its rate look small.
+Prometheus has it. A series that did not grow in the last minute begins anew: what has ended, or was
+freed, says nothing of what comes, and minutes before an outage must not make its rate look small.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 SAMPLE_S = 5.0
@@ -24,17 +25,14 @@ class Forecast:
     def __init__(self, *, span_s_min: float) -> None:
         self._span_s_min = span_s_min
         self._samples: deque[tuple[float, float]] = deque()
-        self._grown_s = 0.0  # when it was larger than before for the last time
 
     def sample(self, now_s: float, used: float) -> None:
         """Take a sample, at most one in SAMPLE_S."""
         samples = self._samples
         if samples and now_s - samples[-1][0] < SAMPLE_S:
             return
-        if not samples or used > samples[-1][1]:
-            self._grown_s = now_s
-        stands_still = now_s - self._grown_s >= STILL_S or len(samples) == 1
-        if samples and stands_still and used <= samples[-1][1]:
+        lately = (before for at_s, before in samples if now_s - at_s <= STILL_S)
+        if used <= next(lately, math.inf):
             samples.clear()  # the first sample is the last one before it grows
         samples.append((now_s, used))
         while now_s - samples[0][0] > WINDOW_S:

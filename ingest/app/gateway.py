@@ -109,10 +109,11 @@ class Gateway:
             settings=settings,
             buffer=self.inlet.stats,
             database_state=NoDatabase(),
-            free_bytes=None,
+            disk=None,
             broker=role.broker_state.cause,
             untaken="posts are not taken until the stream has been checked",
             dead_letters=self.dead_letters.stats,
+            troubles=(lambda: self.endpoint.not_stored(),),  # noqa: PLW0108  made below
             refusals=Refusals(self.ledger),
             fill=self._fill,
             advice=advice(settings, ""),
@@ -174,6 +175,7 @@ class Gateway:
             "broker_up": float(self._role.broker_state.away_s == 0),
             "stream_altered": float(bool(watch.faults)),
             "stream_removed": watch.removed,
+            **self.endpoint.figures(),
         }
 
     async def run(self) -> int:

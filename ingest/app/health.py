@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -23,6 +23,8 @@ from ingest.model.causes import (
     INVALID_FULL,
     JOURNAL_BROKEN,
     STREAM_FULL,
+    WRITES_FAIL,
+    Trouble,
     cause_of,
     may_be_url,
     next_step,
@@ -32,6 +34,7 @@ from ingest.model.ports import BufferStats, Database
 from ingest.model.verdict import UNREACHABLE
 from ingest.system.clock import monotonic_s, rfc3339, sleep_unless, unix_us
 from ingest.system.logs import get_logger
+from ingest.system.state_folder import StateFolder
 
 TICK_S = 1.0
 FULL_ABOVE, SPACE_BELOW = 0.95, 0.8  # of the buffer's bounds
@@ -45,13 +48,12 @@ UNTAKEN = "posts are not taken until the table has been checked"
 class Health:
     """The state of the service; implements ports.Admission.
 
-    `free_bytes` returns the free space of the state folder, and may raise OSError; None: there is
-    no folder. `disk_broken` returns True if the journal cannot be written. `url_fault` returns what
-    is wrong with the file of the database's URL, or nothing. `broker` returns why the broker is of
-    no use now, as a key of causes.CAUSES, or nothing; the state is `broker_away` then. `table` says
-    what is wrong with the partitions of the table, in the same way, and `table_words` what exactly,
-    for those who may see paths of this machine. `untaken` says what a start waits for. `advice` are
-    the words of the next steps: a text for each of causes.FIELDS.
+    `disk` is the state folder; None: there is none. `disk_broken` returns True if the journal
+    cannot be written. `url_fault` returns what is wrong with the file of the database's URL, or
+    nothing. `broker` returns why the broker is of no use now, as a key of causes.CAUSES, or
+    nothing; the state is `broker_away` then. `troubles` say what else is wrong, the most important
+    first. `untaken` says what a start waits for. `advice` are the words of the next steps: a text
+    for each of causes.FIELDS.
     """
 
     def __init__(
@@ -61,13 +63,12 @@ class Health:
         buffer: Callable[[], BufferStats],
         database_state: Database,
         url_fault: Callable[[], str] = str,
-        free_bytes: Callable[[], int] | None,
+        disk: StateFolder | None,
         disk_broken: Callable[[], bool] = lambda: False,
         broker: Callable[[], str] = str,
         untaken: str = UNTAKEN,
         dead_letters: Callable[[], DeadLetterStats] = DeadLetterStats,
-        table: Callable[[], str] = str,
-        table_words: Callable[[], str] = str,
+        troubles: Sequence[Callable[[], Trouble]] = (),
         refusals: Refusals,
         fill: Fill,
         advice: Mapping[str, str],
@@ -76,17 +77,17 @@ class Health:
         self._buffer = buffer
         self._database_state = database_state
         self._url_fault = url_fault
-        self._free_bytes = free_bytes
+        self._disk = disk
         self._disk_broken = disk_broken
         self._broker = broker
         self._untaken = untaken
         self._dead_letters = dead_letters
-        self._table = table
-        self._table_words = table_words
+        self._troubles = troubles
+        self._trouble = Trouble()
         self._refusals = refusals
         self._fill = fill
         self._advice = advice
-        self.disk_free_bytes = None if free_bytes is None else 0  # at the last check
+        self.disk_free_bytes = None if disk is None else 0  # at the last check
         self._starting = True
         self._unchecked = False  # posts are accepted, but the table has not been checked yet
         self._draining = False
@@ -142,7 +143,7 @@ class Health:
         self._check_invalid_items()
         self._check_buffer(stats)
         self._refresh(stats)
-        self._fill.tick(stats, self._dead_letters().size_bytes, self.disk_free_bytes)
+        self._fill.tick(stats, self._dead_letters(), self.disk_free_bytes)
         self._refusals.tick()
 
     def state(self) -> str:
@@ -154,8 +155,11 @@ class Health:
         """Return the HTTP status and the JSON document of /readyz for the admin port."""
         status, document = self._readyz()
         next_one = next_step(self._cause, self._advice) if self._cause else ""
-        if self._cause and self._cause == self._table() and self._table_words():
-            document["reason"] += f": {self._table_words()}"
+        details = self._trouble.details if self._cause == self._trouble.cause else ""
+        if self._state == "disk_low" and self._disk is not None:
+            details = self._disk.fullest_disk()
+        if details:
+            document["reason"] += f": {details}"
         return status, orjson.dumps({**document, "next": next_one})
 
     def readyz_for_devices(self) -> tuple[int, bytes]:
@@ -189,11 +193,11 @@ class Health:
         return f"{self._state}: {reason}" if reason else self._state
 
     def _check_disk(self) -> None:
-        if self._free_bytes is None:
+        if self._disk is None:
             return
         least = self._settings.disk_free_bytes_min
         try:
-            free = self._free_bytes()
+            free = self._disk.free_bytes()
         except OSError:
             free = 0  # a disk that cannot be asked cannot keep dead letters
         self.disk_free_bytes = free
@@ -234,11 +238,28 @@ class Health:
         was, self._state = self._state, state
         if state != was:
             self._since_us = unix_us()
+        self._look_for_trouble()
         cause = self._cause_now()
         if cause != self._cause:
             self._cause, self._cause_since_us = cause, unix_us()
         if state != was and (state in UNREADY or was in UNREADY):
-            self._log.info("state", state=state, was=was, reason=self._reason(stats))
+            said = {"state": state, "was": was, "reason": self._reason(stats)}
+            if state in UNREADY - {"starting", "draining"}:
+                self._log.error("state", **said)
+            else:
+                self._log.info("state", **said)
+
+    def _look_for_trouble(self) -> None:
+        """Ask the parts, and log when another trouble begins, or the last one ends."""
+        found = (trouble() for trouble in self._troubles)
+        was, self._trouble = self._trouble, next((each for each in found if each.cause), Trouble())
+        cause, _, details = self._trouble
+        if cause == was.cause:
+            return
+        if cause:
+            self._log.warning("trouble", cause=cause, reason=self._words_of(cause), details=details)
+        else:
+            self._log.info("trouble_over", cause=was.cause)
 
     def _cause_now(self) -> str:
         """Return the cause of the state, or of what else is wrong: a key of causes.CAUSES."""
@@ -253,7 +274,7 @@ class Health:
             return self._database_cause()
         if state in {"starting", "full", "slowed"}:
             return state
-        return INVALID_FULL if self._invalid_full else self._table()
+        return INVALID_FULL if self._invalid_full else self._trouble.cause
 
     def _open_state(self, stats: BufferStats) -> str:
         if broker := self._broker():
@@ -279,11 +300,12 @@ class Health:
             load = f"{stats.rows} readings{most}{journal}, {stats.posts_waiting} posts wait"
             return f"{load}; {self._database_words()}" if self._database_words() else load
         database = self._database_words() if self._cause == self._database_cause() else ""
-        return database or (cause_of(self._cause).words if self._cause else "")
+        return database or (self._words_of(self._cause) if self._cause else "")
 
     def _database_cause(self) -> str:
         """Return why nothing is written, or nothing; before the first check nobody has answered."""
-        return self._database_state.cause or (UNREACHABLE if self._unchecked else "")
+        failing = WRITES_FAIL if self._trouble.cause == WRITES_FAIL else ""
+        return self._database_state.cause or (UNREACHABLE if self._unchecked else failing)
 
     def _database_words(self) -> str:
         """Return that in words; if a wrong URL may be why, also what is wrong with its file."""
@@ -299,4 +321,7 @@ class Health:
         if not cause:
             return ""
         kept = "" if self._state == "starting" else "; readings are kept"
-        return f"{cause_of(cause).words}{kept}"
+        return f"{self._words_of(cause)}{kept}"
+
+    def _words_of(self, cause: str) -> str:
+        return self._trouble.words if cause == self._trouble.cause else cause_of(cause).words

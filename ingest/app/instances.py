@@ -22,7 +22,8 @@ from ingest.model.ports import BufferStats
 from ingest.receiver.busiest import joined
 from ingest.system.clock import monotonic_s
 
-AS_THE_WORST = ("stream_altered", "stream_removed")  # one process that has seen it is enough
+# One process that has seen it is enough.
+AS_THE_WORST = ("stream_altered", "stream_removed", "sender_not_stored")
 LOSSES = ("stream_removed", "stream_skipped_total")  # of messages that were acknowledged
 SILENT_S = 3.0  # without a status for so long, a process does not count as running
 RATE_S_MIN = 0.5  # a rate over less time says little

@@ -92,7 +92,7 @@ class Overview:
             self._disk_free_bytes = 0
         instances = self.instances
         instances.refresh()
-        self.health.tick(self._dead_letters().size_bytes, self._disk_free_bytes)
+        self.health.tick(self._dead_letters(), self._disk_free_bytes)
         total, figures = instances.ledger, instances.broker()
         self.balance.tick(
             Sample(

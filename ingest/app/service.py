@@ -41,7 +41,7 @@ from ingest.config.settings import Settings, split_address
 from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.embedded.server import EmbeddedPostgres
 from ingest.model.errors import StartError
-from ingest.model.ledger import Gauges, Ledger
+from ingest.model.ledger import BrokerFigures, Gauges, Ledger
 from ingest.receiver.refused_posts import RefusedPosts
 from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.system import logs
@@ -133,11 +133,10 @@ class Service:
             buffer=self.buffer.stats,
             database_state=database_state,
             url_fault=self._reread.fault,
-            free_bytes=self._folder.free_bytes,
+            disk=self._folder,
             disk_broken=lambda: self.buffer.broken,
             dead_letters=self.dead_letters.stats,
-            table=self.writing.table_cause,
-            table_words=self.writing.table_words,
+            troubles=(*self.writing.troubles, lambda: self.endpoint.not_stored()),  # noqa: PLW0108
             refusals=Refusals(self.ledger),
             fill=fill,
             advice=words,
@@ -181,7 +180,7 @@ class Service:
             state=self.health.state,
             disk_free_bytes=lambda: self.health.disk_free_bytes,
             limits=fill.limits,
-            broker=lambda: {**self._taking_back.figures(), **self._table_figures()},
+            broker=self._figures,
             tokens_end_s=self._token_file.tokens.left_s,
         )
 
@@ -253,10 +252,11 @@ class Service:
         ):
             self._announce(line)
 
-    def _table_figures(self) -> dict[str, float]:
-        """Return the figures of the table; the embedded database is on the disk that we know."""
+    def _figures(self) -> BrokerFigures:
+        """Return more figures; the embedded database is on the disk that we know."""
         free = self.health.disk_free_bytes if self._embedded is not None else None
-        return self.writing.table_figures(free)
+        table = self.writing.table_figures(free)
+        return {**self._taking_back.figures(), **table, **self.endpoint.figures()}
 
     async def _database(self) -> DatabaseUrl:
         """Return what gives the URL of the configured database, or of the embedded one."""

@@ -19,6 +19,7 @@ from ingest.app.forecast import Forecast
 from ingest.app.health import UNREADY
 from ingest.app.instances import GATEWAY, WRITER, Instance, Instances
 from ingest.model.causes import INSTANCE_AWAY, cause_of, next_step
+from ingest.model.ledger import DeadLetterStats
 from ingest.model.ports import STATES
 from ingest.system.clock import monotonic_s, rfc3339, unix_us
 
@@ -55,10 +56,10 @@ class UpHealth:
         """Note that all processes stop."""
         self._draining = True
 
-    def tick(self, dlq_bytes: int, disk_free_bytes: int | None) -> None:
+    def tick(self, letters: DeadLetterStats, disk_free_bytes: int | None) -> None:
         """Take samples for the forecasts; once a second."""
         self._refresh()
-        self._fill.tick(self._instances.buffer(), dlq_bytes, disk_free_bytes)
+        self._fill.tick(self._instances.buffer(), letters, disk_free_bytes)
         figures = self._instances.broker()
         now_s = monotonic_s()
         self._bytes_max = _number(figures.get("stream_bytes_max"))
@@ -110,7 +111,7 @@ class UpHealth:
         running = [each for each in self._instances.of(GATEWAY) if each.runs]
         if not running:
             return self._without_gateway()
-        worst = max(running, key=lambda each: _badness(each.serving.state))
+        worst = max(running, key=lambda each: (_badness(each.serving.state), any(_cause(each))))
         if worst.serving.state in UNREADY:
             return _of_gateway(worst, running)
         found = self._of_writers()

@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from ingest.app.backlog import Backlog, Waiting, waiting_in
 from ingest.app.database import (
     housekeeping_url,
     late_partitions,
@@ -24,6 +25,7 @@ from ingest.app.target import make_target
 from ingest.config.settings import Settings
 from ingest.dead_letters.auto_replay import OwnFolder, Replayer
 from ingest.dead_letters.sending import BlockSender, Rooms
+from ingest.model.causes import Trouble, cause_of
 from ingest.model.ledger import Ledger
 from ingest.model.ports import DeadLetters, Inlet, Outlet, Sink
 from ingest.model.verdict import (
@@ -81,6 +83,7 @@ class WritingHalf:
     """The writers of one process and what they share. `halted` stops them at once.
 
     `keeps_rest` says whether the buffer keeps the rows that no writer stores until the next start.
+    `waiting` returns what waits for its write, if that is not only what is in the buffer.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class WritingHalf:
         ledger: Ledger,
         halted: asyncio.Event,
         keeps_rest: Callable[[], bool] = lambda: False,
+        waiting: Callable[[], Waiting] | None = None,
     ) -> None:
         self._keeps_rest = keeps_rest
         self._settings = settings
@@ -108,6 +112,7 @@ class WritingHalf:
             wait_s_max=settings.wait_s_max,
             hold_probe_s=settings.hold_probe_s,
         )
+        self.backlog = Backlog(self.database_state, waiting or (lambda: waiting_in(outlet.stats())))
         self.breaker = CircuitBreaker(
             window_rows=settings.breaker_window_rows, rows_max=settings.breaker_rows_max
         )
@@ -251,13 +256,15 @@ class WritingHalf:
         """
         return self.housekeeping.figures(disk_free_bytes) if self.housekeeping is not None else {}
 
-    def table_cause(self) -> str:
-        """Return what is wrong with the partitions, as a key of causes.CAUSES, or nothing."""
-        return self.housekeeping.cause() if self.housekeeping is not None else ""
+    @property
+    def troubles(self) -> tuple[Callable[[], Trouble], ...]:
+        """What the writers and the housekeeping find wrong, for Health."""
+        return self.backlog.trouble, self._table_trouble
 
-    def table_words(self) -> str:
-        """Return what exactly is wrong there, or nothing."""
-        return self.housekeeping.words() if self.housekeeping is not None else ""
+    def _table_trouble(self) -> Trouble:
+        if self.housekeeping is None or not (cause := self.housekeeping.cause()):
+            return Trouble()
+        return Trouble(cause, cause_of(cause).words, self.housekeeping.words())
 
     def release_hold(self, dead_letter: bool) -> bool:
         """Try now; with `dead_letter` dead-letter the rows that the database refuses.

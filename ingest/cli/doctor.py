@@ -38,7 +38,7 @@ from ingest.config.values import shown
 from ingest.dead_letters.files import segments
 from ingest.dead_letters.reader import Tally, undone_lines
 from ingest.dead_letters.room import Room
-from ingest.model.causes import INVALID_FULL, cause_of, next_step
+from ingest.model.causes import INVALID_FULL, WRITES_FAIL, cause_of, next_step
 from ingest.model.errors import IngestError, StartError
 from ingest.system.files import size_bytes
 from ingest.system.filesystem import filesystem_of, is_remote, is_volatile
@@ -161,7 +161,7 @@ def folder_checks(settings: Settings) -> Iterator[Check]:
         return
     yield Check("state folder", OK, str(folder.path))
     yield _file_system(folder, settings)
-    yield _free_space(folder.free_bytes(), settings)
+    yield _free_space(folder, settings)
     yield _journal(folder.journal, settings)
 
 
@@ -205,8 +205,9 @@ def _journal(folder: Path, settings: Settings) -> Check:
     return Check("journal", OK, said)
 
 
-def _free_space(free: int, settings: Settings) -> Check:
-    said = f"{free / 2**30:,.1f} GiB free"
+def _free_space(folder: StateFolder, settings: Settings) -> Check:
+    free = folder.free_bytes()
+    said = f"{free / 2**30:,.1f} GiB free in {folder.fullest_disk()}"
     least, wanted, names = settings.disk_free_bytes_min, settings.dlq_bytes_max, "dlq_bytes_max"
     if settings.buffer == "journal":
         wanted += settings.journal_bytes_max
@@ -215,14 +216,14 @@ def _free_space(free: int, settings: Settings) -> Check:
         return Check(
             "free space",
             FAIL,
-            f"{said}, less than disk_free_bytes_min ({shown('disk_free_bytes_min', least)}): "
+            f"{said}: less than disk_free_bytes_min ({shown('disk_free_bytes_min', least)}): "
             "posts are refused; free some space",
         )
     if free < wanted:
         return Check(
             "free space",
             WARN,
-            f"{said}, less than {names} ({shown('dlq_bytes_max', wanted)})",
+            f"{said}: less than {names} ({shown('dlq_bytes_max', wanted)})",
         )
     return Check("free space", OK, said)
 
@@ -260,8 +261,8 @@ def _running(service: ServiceInfo) -> Check:
     if status != 200:
         return Check("service", FAIL, f"{said}; it takes no posts: {told}")
     if reason or state != "accepting" or refused:
-        stopped = state == "on_hold" or ready.get("cause") == INVALID_FULL  # somebody must act
-        level = FAIL if stopped else WARN
+        must_act = state == "on_hold" or ready.get("cause") in (INVALID_FULL, WRITES_FAIL)
+        level = FAIL if must_act else WARN
         return Check("service", level, f"{said}; {told}")
     return Check("service", OK, f"{said}, {state}")
 

@@ -23,6 +23,18 @@ from ingest.model.verdict import (
 )
 
 
+class Trouble(NamedTuple):
+    """What a part of the service finds wrong now: a key of CAUSES, or nothing.
+
+    `words` say it with figures. `details` name what only an operator may see, such as paths of this
+    machine or processes of the database.
+    """
+
+    cause: str = ""
+    words: str = ""
+    details: str = ""
+
+
 class Cause(NamedTuple):
     """What is wrong, what to do next, and the section of deploy/RUNBOOK.md.
 
@@ -46,6 +58,8 @@ JOURNAL_BROKEN, INVALID_FULL = "journal_broken", "invalid_full"
 BROKER_AWAY, BROKER_UNSAFE, BROKER_DISK = "broker_away", "broker_unsafe", "broker_disk"
 STREAM_MISSING, STREAM_ALTERED, STREAM_FULL = "stream_missing", "stream_altered", "stream_full"
 INSTANCE_AWAY = "instance_away"  # of `up`
+WRITES_FAIL, BEHIND = "writes_fail", "behind"  # of readings that wait
+SENDER_NOT_STORED = "sender_not_stored"
 PARTITIONS_END, RETENTION_WAITS = "partitions_end", "retention_waits"
 HOUSEKEEPING_FAILS, PARTITION_MISSING = "housekeeping_fails", "partition_missing"
 
@@ -138,6 +152,19 @@ CAUSES: dict[str, Cause] = {
         "letters: `{run} hold release --dead-letter`.",
         "ingestonhold",
     ),
+    WRITES_FAIL: Cause(
+        "no write goes through, though the database answers",
+        "If the reason names a process of the database: see what it does, then end it, with a role "
+        "that may: `{run} psql -c 'select pg_terminate_backend(PID)'`. If it names none, look at "
+        "the log and the disk of the database. The service continues by itself.",
+        "ingestwritesfail",
+    ),
+    BEHIND: Cause(
+        "readings wait long until they are written",
+        "After an outage this is over by itself. If they do not become fewer, the database is too "
+        "slow for this load: find out why, or send less.",
+        "ingestreadingswaitlong",
+    ),
     LETTERS_FULL: Cause("dead letters are full", _MAKE_SPACE, "ingestdeadlettersfilling"),
     "dead_letters_broken": Cause(
         "dead letters cannot be written",
@@ -150,9 +177,18 @@ CAUSES: dict[str, Cause] = {
         _MAKE_SPACE,
         "ingestinvaliditemsrefused",
     ),
+    SENDER_NOT_STORED: Cause(
+        "of a sender no reading is stored",
+        "All become dead letters. The sender gets 2xx, and does not know it. `{run} dlq show "
+        "--where reason=invalid` shows them, with a code. no_device, of line protocol: add the tag "
+        "that names the device to line_device_tags, or let the sender write one (Telegraf: no "
+        "omit_hostname). After a restart with that setting, `{run} dlq replay --where "
+        "reason=invalid` stores them.",
+        "ingestsendernotstored",
+    ),
     "disk_low": Cause(
         "the disk of the state folder is nearly full",
-        "Free some space on that disk. The service continues by itself.",
+        "Free some space on the disk that the reason names. The service continues by itself.",
         "ingestnoposttaken",
     ),
     JOURNAL_BROKEN: Cause(

@@ -1,5 +1,8 @@
 """Who sends most: posts, readings and refused posts of each sender, in spans of ten seconds.
 
+And of whom nothing is stored: of line protocol without a device all lines become dead letters. The
+sender gets 2xx, so only the operator can notice (Telegraf without the tag `host`, for example).
+
 Promises: a call costs the same however many senders there are. The memory is bounded: of more than
 SENDERS_MAX in one span, those that come first are counted; a busy one is nearly always among them.
 Does not: know any token. A sender is a text, as in Block.
@@ -12,19 +15,24 @@ from heapq import nlargest
 from itertools import chain
 from typing import Any
 
+from ingest.model.causes import SENDER_NOT_STORED, Trouble
 from ingest.system.clock import monotonic_s
+from ingest.system.words import counted
 
 SPAN_S = 10.0
 SENDERS_MAX = 5_000  # to find the busiest of so many takes 1 ms
 LISTED = 20
+NOT_STORED_MAX = 100  # senders
+READINGS_MIN, LASTS_S_MIN = 10, 60.0  # less may be one bad post, or somebody who tries something
+FORGET_S = 300.0
 RATES = ("readings_per_s", "posts_per_s", "refused_per_s")
 
 
 class _Counts:
-    __slots__ = ("posts", "readings", "refused")
+    __slots__ = ("posts", "readings", "refused", "valid")
 
     def __init__(self) -> None:
-        self.posts = self.readings = self.refused = 0
+        self.posts = self.readings = self.valid = self.refused = 0
 
 
 class Busiest:
@@ -34,6 +42,8 @@ class Busiest:
         self._span: dict[str, _Counts] = {}
         self._began_s = monotonic_s()
         self._before: dict[str, _Counts] = {}  # the last whole span
+        # Of whom nothing was stored: since when, until when, how many readings.
+        self._not_stored: dict[str, tuple[float, float, int]] = {}
 
     def posted(self, sender: str) -> None:
         """Count a post, whatever becomes of it."""
@@ -46,11 +56,12 @@ class Busiest:
             counts = self._span[sender] = _Counts()
         counts.posts += 1
 
-    def decoded(self, sender: str, readings: int) -> None:
-        """Count the readings of a post that was counted."""
+    def decoded(self, sender: str, readings: int, valid: int) -> None:
+        """Count the readings of a post that was counted; so many of them are valid."""
         counts = self._span.get(sender)
         if counts is not None:
             counts.readings += readings
+            counts.valid += valid
 
     def refused(self, sender: str) -> None:
         """Count that a post was refused which was counted."""
@@ -75,8 +86,36 @@ class Busiest:
             for sender, each in most
         ]
 
+    def not_stored(self) -> Trouble:
+        """Return of whom nothing was stored: of several the one who has sent most."""
+        now_s = monotonic_s()
+        if now_s - self._began_s >= SPAN_S:
+            self._next_span()
+        found = {
+            sender: readings
+            for sender, (since_s, until_s, readings) in self._not_stored.items()
+            if readings >= READINGS_MIN and until_s - since_s >= LASTS_S_MIN
+        }
+        if not found:
+            return Trouble()
+        most = max(found, key=found.__getitem__)
+        words = f"of {counted(len(found), 'sender')} no reading is stored"
+        return Trouble(SENDER_NOT_STORED, words, f"{most}, {found[most]:,} readings")
+
+    def _note_not_stored(self, now_s: float) -> None:
+        runs = self._not_stored
+        for sender, each in self._span.items():
+            if each.valid:
+                runs.pop(sender, None)
+            elif each.readings and each.posts > each.refused:  # some were answered 2xx
+                since_s, _, readings = runs.get(sender, (self._began_s, 0.0, 0))
+                runs[sender] = (since_s, now_s, readings + each.readings)
+        last = [(sender, run) for sender, run in runs.items() if now_s - run[1] < FORGET_S]
+        self._not_stored = dict(last[:NOT_STORED_MAX])
+
     def _next_span(self) -> None:
         now_s = monotonic_s()
+        self._note_not_stored(now_s)
         passed = int((now_s - self._began_s) / SPAN_S)
         self._before = self._span if passed == 1 else {}
         self._span = {}

@@ -22,6 +22,7 @@ from ingest.http.plain_body import PlainBodies
 from ingest.http.request import Forwarding, Request
 from ingest.http.response import Answer
 from ingest.http.routes import POST, OnRefused, Port, Route, probes
+from ingest.model.causes import Trouble
 from ingest.model.errors import ConfigError, Refused
 from ingest.model.ledger import Ledger
 from ingest.model.letter import SENML
@@ -155,6 +156,14 @@ class Endpoint:
     def busiest(self) -> list[dict[str, Any]]:
         """Return the senders that have sent most in the last seconds; see Busiest."""
         return self._senders.busiest.listed()
+
+    def not_stored(self) -> Trouble:
+        """Return the sender of which nothing is stored, if there is one; see Busiest."""
+        return self._senders.busiest.not_stored()
+
+    def figures(self) -> dict[str, float]:
+        """Return more figures for metrics, by their names."""
+        return {"sender_not_stored": float(bool(self.not_stored().cause))}
 
     def _refused(self, request: Request | None, refused: Refused) -> None:
         if request is not None:
@@ -329,7 +338,8 @@ class Endpoint:
         request.body = b""  # its memory is free while the post waits for space or for its outcome
         if decoded.block is not None:
             decoded.block.sender = plan.sender.of(request)
-        self._senders.charge(request, plan.sender, decoded.readings)
+        readings = decoded.readings
+        self._senders.charge(request, plan.sender, readings, readings - len(decoded.errors))
         if self._on_decoded is not None:
             self._on_decoded(decoded)
         return decoded

@@ -206,7 +206,7 @@ class LinePages:
         for block in points.blocks:
             block.sender = sender.of(request)
             rows += block.rows
-        self._senders.charge(request, sender, rows + len(points.errors) + points.not_kept)
+        self._senders.charge(request, sender, rows + len(points.errors) + points.not_kept, rows)
         if self._on_decoded is not None:
             for at, each in enumerate(points.blocks or [None]):
                 self._on_decoded(Decoded(each, points.errors if at == 0 else []))

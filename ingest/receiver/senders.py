@@ -129,9 +129,9 @@ class Senders:
         if sender.has_rates:
             self._quota(request, sender).take_post()
 
-    def charge(self, request: Request, sender: KnownSender, readings: int) -> None:
-        """Count the readings of a post that was decoded."""
-        self.busiest.decoded(sender.of(request), readings)
+    def charge(self, request: Request, sender: KnownSender, readings: int, valid: int) -> None:
+        """Count the readings of a post that was decoded; so many of them are valid."""
+        self.busiest.decoded(sender.of(request), readings, valid)
         if sender.has_rates:
             self._quota(request, sender).charge(readings)
 

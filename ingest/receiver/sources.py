@@ -239,7 +239,8 @@ class SourcePages:
         for block in points.blocks:
             block.sender = plan.sender.of(request)
             rows += block.rows
-        self._senders.charge(request, plan.sender, rows + len(points.errors) + points.not_kept)
+        faults = len(points.errors) + points.not_kept
+        self._senders.charge(request, plan.sender, rows + faults, rows)
         if self._on_decoded is not None:
             for at, each in enumerate(points.blocks or [None]):
                 self._on_decoded(Decoded(each, points.errors if at == 0 else []))

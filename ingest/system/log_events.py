@@ -13,6 +13,8 @@ EVENTS: dict[str, str] = {
     "readings_lost": "At a stop, readings could neither be stored nor kept. This is a loss.",
     "task_died": "A bug: a part of the service failed. The service stops in an orderly way.",
     "state": "/readyz has another state: the service takes posts again, or refuses them.",
+    "trouble": "Something else is wrong: `cause` is that of /readyz.",
+    "trouble_over": "This is over.",
     "hold_released": "Somebody used `hold release`, or the button of the page.",
     "open_to_the_network": "A port listens beyond the loopback.",
     "one_address_only": "The host has other addresses too, and `ingest up` takes only one of them.",

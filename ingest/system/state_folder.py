@@ -129,8 +129,20 @@ class StateFolder:
 
     def free_bytes(self) -> int:
         """Return the free space of the part that has the least. Raises OSError."""
+        return self._fullest()[0]
+
+    def fullest_disk(self) -> str:
+        """Return which part that is, and where its disk is mounted, for people."""
+        try:
+            folder = self._fullest()[1]
+        except OSError as error:  # a disk that is gone
+            return str(error)
+        mount = next(each for each in (folder, *folder.parents) if each.is_mount())
+        return f"{folder}, on the disk that is mounted at {mount}"
+
+    def _fullest(self) -> tuple[int, Path]:
         parts = [each for each in (self.journal, self.dead_letters) if each.exists()]
-        return min(shutil.disk_usage(each).free for each in (self.path, *parts))
+        return min((shutil.disk_usage(each).free, each) for each in (self.path, *parts))
 
 
 def existing(path: Path) -> Path:

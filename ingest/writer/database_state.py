@@ -35,7 +35,8 @@ class DatabaseState:
         self.state = OPEN
         self.reason = ""  # one of a closed set, for metrics
         self.message = ""  # of the server, for people
-        self._since_s = monotonic_s()
+        self._since_s = self.stored_s = monotonic_s()  # `stored_s`: of the last write
+        self.failure = ""  # of the last write, if none went through since
 
     @property
     def is_open(self) -> bool:
@@ -78,6 +79,17 @@ class DatabaseState:
                 log.info("database_back", after_s=after_s)
             self._change(OPEN, "", "")
         self._tries = 0
+        self.stored()
+
+    def stored(self) -> None:
+        """A write went through, or nothing keeps one from it."""
+        self.stored_s, self.failure = monotonic_s(), ""
+
+    def retried(self, failure: WriteFailed, *, rows: int, attempt: int) -> None:
+        """A write failed, and is tried again: the server answers."""
+        sqlstate, message = failure.sqlstate, failure.message
+        log.warning("write_failed", sqlstate=sqlstate, message=message, rows=rows, attempt=attempt)
+        self.failure = ": ".join(filter(None, (sqlstate, message)))
 
     def answered(self, failure: WriteFailed) -> None:
         """A probe's write failed. If the batch is the cause, a server that was away is back."""

@@ -292,13 +292,7 @@ class Writer:
     async def _retried(self, piece: list[Block], failure: WriteFailed) -> list[list[Block]]:
         """Pause; return what to write again. Blocks that failed too often are dead-lettered."""
         rows = sum(block.rows for block in piece)
-        self._log.warning(
-            "write_failed",
-            sqlstate=failure.sqlstate,
-            message=failure.message,
-            rows=rows,
-            attempt=piece[0].attempts + 1,
-        )
+        self._database_state.retried(failure, rows=rows, attempt=piece[0].attempts + 1)
         for block in piece:
             block.attempts += 1
             # The rows may be in the table. From now on only the key makes another write safe.
@@ -340,6 +334,7 @@ class Writer:
         for reason, count in counted(refusals).items():
             ledger.readings_dead_lettered(reason, count)
         self._hand.settle(piece)
+        self._database_state.stored()
         commit, lag = ledger.commit_s.observe, ledger.lag_s.observe
         for index, block in enumerate(piece):
             commit(now_s - block.received_s, block.posts)

@@ -16,13 +16,30 @@ from tests.support.fakes import FakeDatabase
 EMPTY = BufferStats(0, 1000, 0, 10**6, 0, 0, 0, None)
 
 
+class FakeDisk:
+    """A state folder with so much free space."""
+
+    def __init__(self, free: int | OSError = 10**12) -> None:
+        self.free = free
+
+    def free_bytes(self) -> int:
+        """Return the free space, or fail as a disk does."""
+        if isinstance(self.free, OSError):
+            raise self.free
+        return self.free
+
+    def fullest_disk(self) -> str:
+        """Name it, as StateFolder does."""
+        return "/srv/state, on the disk that is mounted at /srv"
+
+
 def make_health(**given: Any) -> Health:
     """Return a Health; `given` replaces some of its arguments."""
     arguments: dict[str, Any] = {
         "settings": Settings(),
         "buffer": lambda: EMPTY,
         "database_state": FakeDatabase(),
-        "free_bytes": lambda: 10**12,
+        "disk": FakeDisk(),
         "refusals": Refusals(Ledger()),
         "fill": Fill(Settings()),
         "advice": {name: f"<{name}>" for name in FIELDS},

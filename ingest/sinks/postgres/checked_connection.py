@@ -37,6 +37,7 @@ from ingest.sinks.postgres.connection import (
 )
 from ingest.sinks.postgres.known_server import KnownServer
 from ingest.sinks.postgres.sqlstate import (
+    LOCKED,
     NO_SUCH_STATEMENT,
     reason_for,
     server_failed,
@@ -44,6 +45,7 @@ from ingest.sinks.postgres.sqlstate import (
 )
 from ingest.sinks.postgres.statements import (
     ALTERED,
+    LOCKED_BY,
     Statements,
     prepare_for_insert,
     statements_for,
@@ -268,7 +270,8 @@ class CheckedConnection(OneConnection):
                 except asyncpg.PostgresError as error:
                     failed = server_failed(error, self._known.target, doubt=doubt)
                     failed.may_be_row &= not opening
-                    if failed.verdict in _EXAMINED or (copying and failed.sqlstate == NO_COPY):
+                    no_copy = copying and failed.sqlstate == NO_COPY
+                    if failed.verdict in _EXAMINED or no_copy or failed.sqlstate == LOCKED:
                         await self._undo(connection, undo)
                         if not (rows_at_fault and failed.may_be_row):
                             await self._examine(connection, error, failed, copying)
@@ -296,7 +299,7 @@ class CheckedConnection(OneConnection):
         failed: WriteFailed,
         copying: bool,
     ) -> None:
-        """Ask the server for more: whether our key was violated, or how the table differs."""
+        """Ask for more: whether our key was violated, how the table differs, who locks it."""
         if connection.is_closed():
             return
         target = self._known.target
@@ -310,6 +313,9 @@ class CheckedConnection(OneConnection):
             if await connection.fetchval(_ROW_SECURITY, target.name):
                 self.refuses_copy = True
                 failed.verdict = Verdict.DUPLICATE
+        elif failed.sqlstate == LOCKED:
+            locked_by = await connection.fetchval(LOCKED_BY, target.name)
+            failed.message = "; ".join(filter(None, (failed.message, locked_by)))
         elif failed.sqlstate == NO_SUCH_STATEMENT:
             failed.message = self._known.not_kept().message
         elif failed.reason == PERMISSION:

@@ -35,6 +35,23 @@ EMPTY_STAGING = f"delete from {STAGING}"  # noqa: S608
 _COPY_STAGED = f"copy {STAGING} ({KEY_LIST}) from stdin (format binary)"
 
 
+# What has a lock on the table ($1), or on a part of it, that a write must wait for, or waits for
+# one before us; in words, the oldest transaction first. Of a query only the first word is told: the
+# rest may have readings. What the role of the service may not see is null, and left out.
+LOCKED_BY = """
+select concat_ws(', ', coalesce('process ' || l.pid, 'a prepared transaction')
+                       || ' of the database locks the table',
+    regexp_replace(coalesce(nullif(a.application_name, ''), a.usename), '[^[:print:]]', '?', 'g'),
+    a.state, 'in a transaction for ' || date_trunc('second', clock_timestamp() - a.xact_start),
+    'last command ' || substring(a.query from '^\\s*([A-Za-z]+)'))
+from pg_locks l left join pg_stat_activity a on a.pid = l.pid
+where l.relation in (select to_regclass($1) union
+                     select inhrelid from pg_inherits where inhparent = to_regclass($1))
+  and l.database = (select oid from pg_database where datname = current_database())
+  and l.mode in ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+order by not l.granted, a.xact_start limit 1"""
+
+
 class Statements(NamedTuple):
     """The statements for one table on one connection.
 

@@ -13,11 +13,11 @@ import structlog
 from ingest.app.fill import Fill
 from ingest.app.refusals import Refusals
 from ingest.config.settings import Settings
-from ingest.model.causes import CAUSES
+from ingest.model.causes import CAUSES, Trouble
 from ingest.model.ledger import DeadLetterStats, Ledger
 from ingest.model.ports import STATES
 from tests.support.fakes import FakeDatabase
-from tests.support.health import EMPTY, make_health
+from tests.support.health import EMPTY, FakeDisk, make_health
 
 
 class Rig:
@@ -27,7 +27,7 @@ class Rig:
         self.now_s = 1000.0
         self.stats = EMPTY
         self.database = FakeDatabase()
-        self.free: int | OSError = 10**12
+        self.disk = FakeDisk()
         self.letters = DeadLetterStats()
         settings = Settings(
             full_s_min=5,
@@ -37,7 +37,7 @@ class Rig:
         )
         self.journal_bytes = 0
         self.url_fault = ""
-        self.table = self.table_words = ""
+        self.table = Trouble()
         self.ledger = Ledger()
         for part in ("health", "fill", "refusals"):
             monkeypatch.setattr(f"ingest.app.{part}.monotonic_s", lambda: self.now_s)
@@ -46,19 +46,12 @@ class Rig:
             buffer=lambda: self.stats,
             database_state=self.database,
             url_fault=lambda: self.url_fault,
-            free_bytes=self.free_bytes,
+            disk=self.disk,
             dead_letters=lambda: self.letters,
-            table=lambda: self.table,
-            table_words=lambda: self.table_words,
+            troubles=(lambda: self.table,),
             refusals=Refusals(self.ledger),
             fill=Fill(settings, lambda: self.journal_bytes),
         )
-
-    def free_bytes(self) -> int:
-        """Return the free space, or fail as a disk does."""
-        if isinstance(self.free, OSError):
-            raise self.free
-        return self.free
 
     def tick(self, seconds: int = 1, **stats: Any) -> str:
         """Let seconds pass with these figures; return the state."""
@@ -201,21 +194,23 @@ def test_full_ends_with_room_or_lasting_movement(rig: Rig) -> None:
 
 def test_disk_low_refuses_and_recovers_with_hysteresis(rig: Rig) -> None:
     """Below the least free space posts are refused until there is clearly more than that."""
-    rig.free = 999
+    rig.disk.free = 999
     assert rig.tick() == "disk_low"
     assert (rig.status, rig.health.refusal()) == (503, "disk_low")
-    assert rig.document["reason"] == "less than 1,000 bytes of disk are free"
-    rig.free = 1200
+    low = "less than 1,000 bytes of disk are free"
+    assert rig.document["reason"] == f"{low}: /srv/state, on the disk that is mounted at /srv"
+    assert json.loads(rig.health.readyz_for_devices()[1])["reason"] == low
+    rig.disk.free = 1200
     assert rig.tick() == "disk_low"
-    rig.free = 1250
+    rig.disk.free = 1250
     assert rig.tick() == "accepting"
-    rig.free = OSError("gone")
+    rig.disk.free = OSError("gone")
     assert rig.tick() == "disk_low"
 
 
 def test_disk_bound_is_told_as_people_say_it() -> None:
     """The reason writes the least free space with its unit."""
-    health = make_health(settings=Settings(disk_free_bytes_min=200 * 1024**3), free_bytes=lambda: 0)
+    health = make_health(settings=Settings(disk_free_bytes_min=200 * 1024**3), disk=FakeDisk(0))
     health.started()
     health.tick()
     assert health.in_words() == "disk_low: less than 200 GiB of disk are free"
@@ -223,7 +218,7 @@ def test_disk_bound_is_told_as_people_say_it() -> None:
 
 def test_disk_bound_zero_never_looks() -> None:
     """With disk_free_bytes_min 0 the disk is not checked."""
-    health = make_health(settings=Settings(disk_free_bytes_min=0), free_bytes=lambda: 0)
+    health = make_health(settings=Settings(disk_free_bytes_min=0), disk=FakeDisk(0))
     health.started()
     health.tick()
     assert health.refusal() is None
@@ -231,11 +226,11 @@ def test_disk_bound_zero_never_looks() -> None:
 
 def test_draining_comes_before_everything(rig: Rig) -> None:
     """Draining comes before all other states."""
-    rig.free = 0
+    rig.disk.free = 0
     rig.tick(8, rows=1000, posts_waiting=1, oldest_received_s=1.0)
     rig.database.hold("28P01")
     assert rig.state == "disk_low"
-    rig.free = 10**12
+    rig.disk.free = 10**12
     assert rig.tick() == "full"
     rig.health.draining()
     assert (rig.state, rig.status, rig.health.refusal()) == ("draining", 503, "draining")
@@ -247,9 +242,9 @@ def test_log_says_why_the_state_is_the_new_one(monkeypatch: pytest.MonkeyPatch) 
     with structlog.testing.capture_logs() as lines:
         rig.health.started()
         rig.tick()
-        rig.free = 0
+        rig.disk.free = 0
         rig.tick()
-        rig.free = 10**12
+        rig.disk.free = 10**12
         rig.database.hold("28P01")
         rig.tick()
         rig.database.hold_reason = None
@@ -343,11 +338,11 @@ def test_full_half_for_invalid_items_is_told(rig: Rig) -> None:
 
 def test_end_of_the_partitions_is_told_and_refuses_nothing(rig: Rig) -> None:
     """/readyz says it with its next step. What stops writes now is more important."""
-    rig.table = "partitions_end"
+    rig.table = Trouble("partitions_end", "few partitions are left")
     assert (rig.tick(), rig.status) == ("accepting", 200)
     assert "few partitions are left" in rig.document["reason"]
     assert "housekeeping status" in rig.document["next"]
-    rig.table, rig.table_words = "housekeeping_fails", "archive p: /srv/cold is not writable"
+    rig.table = Trouble("housekeeping_fails", "a step", "archive p: /srv/cold is not writable")
     assert (rig.tick(), rig.status) == ("accepting", 200)
     assert rig.document["reason"].endswith(": archive p: /srv/cold is not writable")
     assert b"/srv/cold" not in rig.health.readyz_for_devices()[1], "a path of this machine"
@@ -387,36 +382,44 @@ def test_refused_posts_are_counted_for_a_minute_and_logged_once_a_minute(rig: Ri
 def test_time_to_full_is_told_for_what_fills(rig: Rig) -> None:
     """The journal by what an outage adds to it, not by what was before it; and until when."""
     assert rig.document["full_in_s"] == {"journal": None, "dead_letters": None, "disk": None}
+    rig.disk.free = 2_000_000
     for _ in range(400):  # all is stored at once: the file that is being written grows
         rig.journal_bytes += 10
+        rig.disk.free -= 10
         rig.tick(1, oldest_received_s=rig.now_s)
     assert rig.document["full_in_s"] == {"journal": None, "dead_letters": None, "disk": None}
     began_s = rig.now_s
-    rig.database.up = False
+    rig.database.up, rig.disk.free = False, 10**12
     for second in range(60):
         rig.journal_bytes += 1_000
-        rig.free = 10**12 - 1000 * second
+        rig.disk.free = 10**12 - 1000 * second
         rig.tick(1, oldest_received_s=began_s)
     left_s = (1_000_000 - rig.journal_bytes) / 1_000
     assert rig.document["full_in_s"]["journal"] == pytest.approx(left_s, abs=10)
     assert rig.document["full_in_s"]["disk"] is None, "a year is not soon"
-    rig.free = 2_000_000
+    rig.disk.free = 200_000  # less than the journal may still take
+    rig.tick()
+    left_s = (200_000 - 1_000) / 1_000
+    assert rig.document["full_in_s"]["disk"] == pytest.approx(left_s, abs=10)
+    rig.disk.free = 2_000_000
     rig.tick(400, oldest_received_s=rig.now_s)
     for second in range(150):
-        rig.free -= 1_000
-        rig.letters = DeadLetterStats(size_bytes=100 * second)
+        rig.disk.free -= 1_000
+        rig.letters = DeadLetterStats(size_bytes=100 * second, live=1)
         rig.tick(1, oldest_received_s=rig.now_s)
     full_in_s = rig.document["full_in_s"]
     assert full_in_s["journal"] is None
     assert full_in_s["disk"] == pytest.approx(1_850, abs=40)
     assert full_in_s["dead_letters"] == pytest.approx(4_850, abs=200)
-    rig.tick(70)
-    assert rig.document["full_in_s"]["dead_letters"] is None
+    rig.disk.free += 200_000  # somebody removes some of what fills it
+    rig.letters = rig.letters._replace(live=0)
+    rig.tick(5)
+    assert rig.document["full_in_s"] == {"journal": None, "dead_letters": None, "disk": None}
 
 
 async def test_run_ticks_until_stopped(rig: Rig) -> None:
     """The task ticks at once and repeatedly, and ends with the event."""
-    rig.free = 0
+    rig.disk.free = 0
     stop = asyncio.Event()
     running = asyncio.create_task(rig.health.run(stop))
     await asyncio.sleep(0)

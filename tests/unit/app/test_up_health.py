@@ -13,7 +13,7 @@ from ingest.app.status import read_status
 from ingest.app.up_health import UpHealth
 from ingest.config.settings import Settings
 from ingest.model.causes import FIELDS
-from ingest.model.ledger import Ledger
+from ingest.model.ledger import DeadLetterStats, Ledger
 from tests.support.statuses import FakeProcess
 
 GIB = 1024**3
@@ -169,7 +169,7 @@ def test_time_until_the_stream_is_full(rig: Rig) -> None:
                 "stream_oldest_age_seconds": age_s,
             }
             rig.hear()
-            rig.health.tick(0, 10**12)
+            rig.health.tick(DeadLetterStats(), 10**12)
         left_s = rig.readyz()[1]["full_in_s"]["stream"]
         assert (left_s is not None) == expected
         if left_s is not None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from ingest.model.causes import Trouble
 from ingest.receiver import busiest as module
-from ingest.receiver.busiest import LISTED, SENDERS_MAX, SPAN_S, Busiest, joined
-from tests.support.receiver import BAD, GOOD, post, running_receiver
+from ingest.receiver.busiest import LISTED, NOT_STORED_MAX, SENDERS_MAX, SPAN_S, Busiest, joined
+from tests.support.receiver import BAD, GOOD, head, post, running_receiver
 from tests.support.tokens import OTHER, SECRET, in_force, line
 
 
@@ -24,7 +25,7 @@ def test_last_whole_span_is_shown_and_the_busiest_come_first(clock: list[float])
     for number in range(100):
         for _ in range(number):
             busiest.posted(f"s{number}")
-            busiest.decoded(f"s{number}", 2)
+            busiest.decoded(f"s{number}", 2, 2)
     busiest.refused("s99")
     assert busiest.listed() == []
     clock[0] += SPAN_S
@@ -45,13 +46,35 @@ def test_memory_does_not_grow_with_the_senders(clock: list[float]) -> None:
     busiest.posted("busy")
     for number in range(2 * SENDERS_MAX):
         busiest.posted(str(number))
-        busiest.decoded(str(number), 1)
-        busiest.refused(str(number))
+        busiest.decoded(str(number), 1, 0)
+        if number % 2:
+            busiest.refused(str(number))
         busiest.posted("busy")
-        busiest.decoded("busy", 1)
+        busiest.decoded("busy", 1, 1)
     assert len(busiest._span) == SENDERS_MAX
     clock[0] += SPAN_S
     assert busiest.listed()[0]["sender"] == "busy"
+    assert len(busiest._not_stored) == NOT_STORED_MAX
+
+
+def test_sender_of_which_nothing_is_stored_is_named(clock: list[float]) -> None:
+    """After a minute, until a valid reading comes or it is silent. One who was told is not."""
+    busiest = Busiest()
+    for _ in range(6):
+        assert busiest.not_stored() == Trouble()
+        for sender, valid in (("telegraf", 0), ("good", 1), ("told", 0)):
+            busiest.posted(sender)
+            busiest.decoded(sender, 5, valid)
+        busiest.refused("told")
+        clock[0] += SPAN_S
+    words = "of 1 sender no reading is stored"
+    assert busiest.not_stored() == ("sender_not_stored", words, "telegraf, 30 readings")
+    clock[0] += 3 * SPAN_S
+    assert busiest.not_stored().cause, "it posts now and then"
+    busiest.posted("telegraf")
+    busiest.decoded("telegraf", 5, 1)
+    clock[0] += SPAN_S
+    assert busiest.not_stored() == Trouble()
 
 
 def test_processes_are_added_up() -> None:
@@ -74,4 +97,11 @@ async def test_names_of_tokens_are_counted_and_never_their_secrets(clock: list[f
             await client.reply()
         clock[0] += SPAN_S
         found = {each.pop("sender"): tuple(each.values()) for each in receiver.endpoint.busiest()}
+        lines = b"cpu usage=1\ncpu usage=2\n"
+        sized = {"Authorization": f"Bearer {OTHER}", "Content-Length": str(len(lines))}
+        for _ in range(6):
+            await client.send(head("POST", "/write", sized) + lines)
+            assert (await client.reply()).status == 204
+            clock[0] += SPAN_S
+        assert receiver.endpoint.not_stored().details == "token yard, 12 readings"
     assert found == {"token garden": (0.2, 0.2, 0.1), "token yard": (0.1, 0.1, 0.0)}

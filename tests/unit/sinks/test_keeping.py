@@ -74,6 +74,7 @@ def test_disk_is_full_at_the_rate_of_the_last_whole_partitions() -> None:
     assert kept is not None
     assert free.full_in_s(50_000) == pytest.approx(50 * day_s)
     assert kept.full_in_s(50_000) is None  # the oldest goes in 21 days
+    assert free.full_in_s(400_000) is None, "later than in a year"
     assert kept.full_in_s(10_000) == pytest.approx(10 * day_s)
     assert growth([old], NOW_US, None) is None
     assert growth(days(90, 110), NOW_US, None) is None

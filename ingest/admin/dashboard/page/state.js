@@ -7,6 +7,9 @@ const WORDS = {
   on_hold: "Writes are paused, readings are kept", full: "Full: posts are refused", disk_low: "The disk is nearly full: posts are refused",
   broker_away: "The broker is away: posts are refused",
 };
+const TROUBLES = {
+  invalid_full: "Posts with an invalid item are refused", writes_fail: "No write goes through, readings are kept", behind: "Readings wait to be written",
+};
 const FULL = { journal: "The journal", stream: "The stream", dead_letters: "The space for dead letters", disk: "The disk" };
 
 const capital = (text) => text && text[0].toUpperCase() + text.slice(1);
@@ -36,8 +39,7 @@ export function showState(news, about, value) {
 function wordOf(ready, away) {
   if (ready.state === "disk_low" && broken(ready)) return "The journal cannot be written: posts are refused";
   if (away && ready.state === "accepting") return "The database is away, readings are kept";
-  if (ready.cause === "invalid_full" && ready.state === "accepting") return "Posts with an invalid item are refused";
-  const word = WORDS[ready.state] ?? ready.state;
+  const word = (ready.state === "accepting" && TROUBLES[ready.cause]) || WORDS[ready.state] ?? ready.state;
   const takes = ready.instances?.some((each) => each.role === "gateway" && each.runs && !each.refusing);
   return takes ? word.replace("posts are refused", "some posts are refused") : word;
 }

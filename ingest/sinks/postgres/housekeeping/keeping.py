@@ -85,6 +85,7 @@ def must_confirm(
 
 
 RATE_OF = 7  # partitions
+FULL_S_MAX = 365 * 86_400.0  # later than that is no forecast
 
 
 class Growth(NamedTuple):
@@ -94,9 +95,9 @@ class Growth(NamedTuple):
     ends_in_s: float
 
     def full_in_s(self, free_bytes: int) -> float | None:
-        """Return in how many seconds a disk with so much room is full; None: it does not fill."""
+        """Return in how many seconds a disk with so much room is full; None: not within a year."""
         left_s = free_bytes / self.bytes_per_s
-        return left_s if left_s <= self.ends_in_s else None
+        return left_s if left_s <= min(self.ends_in_s, FULL_S_MAX) else None
 
 
 def growth(found: Sequence[Partition], now_us: int, policy: Policy | None) -> Growth | None:

@@ -1,0 +1,59 @@
+"""Whether readings wait too long for their write, and why: writes fail, or they are too slow.
+
+Promises: it says nothing before the oldest reading has waited for WAITS_S_MIN, nor while the
+database is known to be away or writes are paused: then there is a better reason.
+Does not: ask the database; it knows what the writers have told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ingest.app.fill import WAITS_S_MIN
+from ingest.app.forecast import Forecast
+from ingest.model.causes import BEHIND, WRITES_FAIL, Trouble
+from ingest.model.ports import BufferStats
+from ingest.system.clock import monotonic_s
+from ingest.system.words import duration
+from ingest.writer.database_state import DatabaseState
+
+RATE_S_MIN = 15.0  # counts of less say nothing about how fast they become fewer
+
+
+# What waits for its write: how many, what it is called, and for how long the oldest has waited.
+Waiting = tuple[int, str, float]
+
+
+def waiting_in(stats: BufferStats) -> Waiting:
+    """Return what waits in a buffer."""
+    oldest_s = stats.oldest_received_s
+    return stats.rows, "readings", 0.0 if oldest_s is None else monotonic_s() - oldest_s
+
+
+class Backlog:
+    """What waits in one process, or in the stream."""
+
+    def __init__(self, database_state: DatabaseState, waiting: Callable[[], Waiting]) -> None:
+        self._database_state = database_state
+        self._waiting = waiting
+        self._waits = False
+        self._left = Forecast(span_s_min=RATE_S_MIN)  # of the count below 0: it grows towards 0
+
+    def trouble(self) -> Trouble:
+        """Return what is wrong now. Call it once a second; more often does no harm."""
+        state, (count, noun, oldest_s) = self._database_state, self._waiting()
+        least_s = WAITS_S_MIN / 2 if self._waits else WAITS_S_MIN
+        self._waits = state.is_open and oldest_s > least_s
+        silent_s = min(monotonic_s() - state.stored_s, oldest_s)
+        if not self._waits or silent_s >= WAITS_S_MIN:
+            self._left.restart()
+        if not self._waits:
+            return Trouble()
+        told = f"{count:,} {noun} wait, the oldest for {duration(oldest_s)}"
+        if silent_s >= WAITS_S_MIN:
+            words = f"no write has gone through for {duration(silent_s)}; {told}"
+            return Trouble(WRITES_FAIL, words, state.failure)
+        self._left.sample(monotonic_s(), -count)
+        done_s = self._left.full_in_s(0)
+        soon = "" if done_s is None else f"; at this rate all are written in {duration(done_s)}"
+        return Trouble(BEHIND, told + soon)
