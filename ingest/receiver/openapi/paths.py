@@ -233,13 +233,21 @@ def _query(method: str) -> Schema:
     is_post = method == "POST"
     form = {_FORM: {"schema": record({"q": TEXT})}}
     return {
-        "summary": "CREATE DATABASE and SHOW DATABASES, for clients that ask before they write",
+        "summary": "CREATE and SHOW DATABASES, for clients that ask before they write",
         "parameters": [_parameter("q", TEXT, "The question.", "SHOW DATABASES")],
         **({"requestBody": {"content": form}} if is_post else {}),
         "responses": {
             "200": {**_answer("It is so.", ref("schemas", "Results")), "headers": VERSION},
             **refused("form" if is_post else "question"),
         },
+    }
+
+
+def _settings(_method: str) -> Schema:
+    config = record({"config": {"type": "object"}})
+    return {
+        "summary": "Which versions of its protocol are read, for clients of QuestDB",
+        "responses": {"200": {**_answer("These.", config), "headers": VERSION}, **refused("stub")},
     }
 
 
@@ -269,5 +277,5 @@ def _this() -> Schema:
     }
 
 
-_STUBS = {"/ping": _ping, "/health": _health, "/query": _query}
+_STUBS = {"/ping": _ping, "/health": _health, "/query": _query, "/settings": _settings}
 _PROBES = {"/livez": _livez, "/readyz": _readyz, PATH: _this}
