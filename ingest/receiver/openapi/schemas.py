@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ingest.formats.map_values import HINTS_MAX
 from ingest.formats.post import ERRORS_MAX
 from ingest.model.codes import ITEM_CODES
 from ingest.model.ports import STATES
@@ -160,7 +161,7 @@ def schemas() -> dict[str, Schema]:
         "Ready": _ready(),
         "Mapped": record(
             {"accepted": COUNT, "faulty": COUNT, "ignored": COUNT},
-            {"first_fault": ref("schemas", "Invalid")},
+            {"first_fault": ref("schemas", "Invalid"), "hints": array(TEXT, HINTS_MAX)},
         ),
         "Ping": record({"version": TEXT}),
         "Health": record(
