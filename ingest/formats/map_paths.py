@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import count
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 ROOTS = ("query", "form", "header", "path", "token", "topic")
@@ -152,13 +151,6 @@ def as_text(value: Any) -> str:
     if kind is float and math.isfinite(value):
         return repr(value)
     return ""
-
-
-def named(members: Any) -> Iterable[tuple[str, Any]]:
-    """Return what is in an object by its names, or in a list by its places."""
-    if type(members) is dict:
-        return members.items()
-    return zip(map(str, count()), members, strict=False)
 
 
 def _itself(row: Any, _place: Spot) -> Any:

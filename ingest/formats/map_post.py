@@ -178,9 +178,13 @@ class _PostReader:
             else:
                 post = self._post
                 roots = post.roots if "form" in post.roots else {**post.roots, "form": document}
-                hints = self._hints if self._items < HINTED_MAX else None
                 at_us = received_at(post.times_us, self._items, post.post.received_us)
-                receipt = Receipt(at_us, post.rows_max, self._parts_left, hints)
+                receipt = Receipt(
+                    at_us,
+                    post.rows_max,
+                    self._parts_left,
+                    self._hints if self._items < HINTED_MAX else None,
+                )
                 found = yield from read_document(document, post.source, roots, post.post, receipt)
                 self._parts_left -= found.parts
                 yield from self._keep(found.rows)

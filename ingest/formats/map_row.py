@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ingest.formats.line_series import tags_text
-from ingest.formats.map_paths import MISSING, Read, Spot, as_text, named
+from ingest.formats.map_paths import MISSING, Read, Spot, as_text
 from ingest.formats.map_source import Members, Source, holds
 from ingest.formats.map_values import Receipt, float_of, number_in, shown, time_us
 from ingest.formats.post import Post, too_many_of_post, too_much_shared
@@ -88,7 +88,6 @@ class _Reader:
         receipt: Receipt,
     ) -> None:
         self._received_us, self._readings_max, self._parts_max, self._hints = receipt
-        self._nests = (dict, list) if source.lists else (dict,)  # what has values below it
         self.found = DocumentRead()
         self._document = document
         self._source = source
@@ -116,9 +115,7 @@ class _Reader:
                 found.bad_rows.append(key)
         if not found.readings and not found.fault_count and not self._is_meant():
             if found.has_device:
-                hints = self._hints.told() if self._hints is not None else []
-                why = ["there is no number at the place of the values", *hints]
-                found.fault(None, NO_VALUE, "; ".join(why))
+                found.fault(None, NO_VALUE, "there is no number at the place of the values")
             else:
                 found.fault("device", NO_DEVICE, NOTHING_NAMES_IT)
 
@@ -234,7 +231,7 @@ class _Reader:
                 entries = values.within(at) if isinstance(values, Members) else iter([("", at)])
                 yield from self._entries(entries, source.metric, source.value)
                 return
-            if type(at) in self._nests:
+            if type(at) in source.nests:
                 yield from self._leaves(at, row)
                 return
 
@@ -259,11 +256,12 @@ class _Reader:
 
     def _leaves(self, top: Any, row: Any) -> Iterator[tuple[str | None, Any, str]]:
         source, place = self._source, self._place
-        stack, nests, hints = [("", top)], self._nests, self._hints
+        stack, nests, hints = [("", top)], source.nests, self._hints
         while stack:
             prefix, members = stack.pop()
-            for name, value in named(members):
-                label = prefix + name
+            pairs = members.items() if type(members) is dict else enumerate(members)
+            for name, value in pairs:
+                label = f"{prefix}{name}"
                 if hints is not None:
                     hints.look(name, label, value)
                 if type(value) in nests:

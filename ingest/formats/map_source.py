@@ -89,8 +89,9 @@ class Source(NamedTuple):
 
     `paths` are the templates of its own pages, `ignored_paths` of those that are answered and not
     read. `values` are tried in order. `tags` is the path of an object, `tags_left_out` names of it.
-    `own_names` are members of the values that name the device or the time. `headers` are the
-    headers that its paths name, `reads_query` whether its values or rows are of the query.
+    `nests` are the kinds of what has values below it. `own_names` are members of the values that
+    name the device or the time. `headers` are the headers that its paths name, `reads_query`
+    whether its values or rows are of the query.
     """
 
     name: str
@@ -110,7 +111,7 @@ class Source(NamedTuple):
     own_names: frozenset[str]
     wants: Wants | None
     numeric_strings: bool
-    lists: bool
+    nests: tuple[type, ...]
     when: tuple[tuple[Read, tuple[Any, ...] | None], ...]
     headers: tuple[str, ...]
     reads_query: bool
@@ -168,7 +169,7 @@ class _Table:
             own_names=_names_below(value_paths, [*devices, *self._texts("time")]),
             wants=self._wants(),
             numeric_strings=self._flag("numeric_strings"),
-            lists=self._flag("lists"),
+            nests=(dict, list) if self._flag("lists") else (dict,),
             when=self._when(),
             headers=tuple(sorted(self._headers())),
             reads_query=any(
@@ -264,9 +265,11 @@ class _Table:
         try:
             return zoneinfo.ZoneInfo(self._keys["zone"])
         except (TypeError, ValueError, LookupError, OSError):
-            why = f"this machine knows no time zone {self._keys['zone']!r:.80}"
-            hint = "write one like Europe/Berlin, or install tzdata"
-            raise SourceFault("zone", f"{why}: {hint}") from None
+            raise SourceFault(
+                "zone",
+                f"this machine knows no time zone {self._keys['zone']!r:.80}: write one like "
+                "Europe/Berlin, or install tzdata",
+            ) from None
 
     def _wants(self) -> Wants | None:
         only, but = self._texts("only"), self._texts("except")

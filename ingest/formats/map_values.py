@@ -34,14 +34,16 @@ class Hints:
         self._source = source
         self._found: dict[tuple[str, str], int] = {}
 
-    def look(self, name: str, label: str, value: Any) -> None:
-        """Look at a value: `name` is the last part of `label`."""
+    def look(self, name: str | int, label: str, value: Any) -> None:
+        """Look at a value: `name` is the last part of `label`, or a place in a list."""
         source = self._source
         if source.time is None and name in _TIMES:
             hint = "`{0}` looks like a time, and the source has none: time = '{0}'"
         elif type(value) is str and not source.numeric_strings and number_in(value) is not None:
             hint = "`{}` is a number in quotes, not stored: numeric_strings = true"
-        elif type(value) is list and not source.lists and value and type(value[0]) is not str:
+        elif (
+            type(value) is list and list not in source.nests and value and type(value[0]) is not str
+        ):
             hint = "`{}` is a list, not stored: lists = true"
         else:
             return

@@ -2,8 +2,8 @@
 
 Promises: the result is exactly the content of one or more whole parts (members of gzip, frames of
 zstd), each with its checksum verified, and never more than the bound. Other bytes after a part, but
-zeros after gzip, and incomplete bodies are refused. The sizes that a body claims are not trusted: decompressing a light
-one takes about 1 ms at most, whatever it has.
+zeros after gzip, and incomplete bodies are refused. The sizes that a body claims are not trusted:
+decompressing a light one takes about 1 ms at most, whatever it has.
 """
 
 from __future__ import annotations

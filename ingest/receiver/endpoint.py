@@ -33,7 +33,7 @@ from ingest.receiver.at_once import ADMISSION_DETAILS, COMMITTED
 from ingest.receiver.hints import note_body
 from ingest.receiver.keeper import READINGS, Keeper, PostTerms
 from ingest.receiver.line_keeper import LineKeeper
-from ingest.receiver.line_stubs import set_up_calls, stubs
+from ingest.receiver.line_stubs import SET_UP_CALLS, stubs
 from ingest.receiver.lines import LineOptions, LinePages
 from ingest.receiver.openapi.document import page_of_document
 from ingest.receiver.openapi.paths import PATH, StatedLimits
@@ -114,7 +114,7 @@ class Endpoint:
         self._port = Port(
             pages | self._guarded({PATH: shown}),
             ledger,
-            patterns=[*patterns, set_up_calls()],
+            patterns=[*patterns, SET_UP_CALLS],
             flag="--listen",
             connections_max=connections_max,
             header_s_max=header_s_max,

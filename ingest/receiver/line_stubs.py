@@ -32,9 +32,6 @@ _CREATE = re.compile(r'\s*create\s+database\b\s*(?:"([^"]{1,64})"|([^\s;"]{1,64}
 _POLICY = re.compile(r"\s*(?:create|alter)\s+retention\s+policy\b", re.IGNORECASE)
 _SHOW = re.compile(r"\s*show\s+databases\b", re.IGNORECASE)
 
-# What QuestDB says of itself: the versions of its protocol, and how long a name may be.
-_SETTINGS = {"line.proto.support.versions": [1], "cairo.max.file.name.length": 127}
-
 
 def stubs(plain_bodies: PlainBodies, health: Callable[[], tuple[int, bytes]]) -> dict[str, Route]:
     """Return the pages by path. `health` is the status of /readyz."""
@@ -68,7 +65,11 @@ def stubs(plain_bodies: PlainBodies, health: Callable[[], tuple[int, bytes]]) ->
             return _answered(_parameter(body.decode("utf-8", "replace"), "q"), created)
 
     def settings(_request: Request, _query: str, _received_s: float) -> Answer:
-        return _document(200, {"config": _SETTINGS})
+        # As of QuestDB: the versions of its protocol, and how many bytes a name may have.
+        return _document(
+            200,
+            {"config": {"line.proto.support.versions": [1], "cairo.max.file.name.length": 127}},
+        )
 
     return {
         prefix + path: Route(methods, page, line_problem)
@@ -82,18 +83,20 @@ def stubs(plain_bodies: PlainBodies, health: Callable[[], tuple[int, bytes]]) ->
     }
 
 
-def set_up_calls() -> Pattern:
-    """Return the page of all calls that make or list buckets and the like: there is none."""
+def _not_here(_request: Request, _query: str, _received_s: float) -> Answer:
+    raise Refused(
+        "not_found",
+        "here one can only write: leave out calls for buckets, organisations, users and set-up; "
+        "any bucket can be written to, and /health says whether posts are taken",
+    )
 
-    def answer(_request: Request, _query: str, _received_s: float) -> Answer:
-        raise Refused(
-            "not_found",
-            "here one can only write: leave out calls for buckets, organisations, users and set-up"
-            "; any bucket can be written to, and /health says whether posts are taken",
-        )
 
-    path = re.compile(f"(?:{'|'.join(PREFIXES)})(?:/ready|/api/v2/.*)")
-    return Pattern(OTHER, path, Route((*READ, "POST", "PATCH", "DELETE"), answer, line_problem))
+# What makes or lists buckets and the like: there is none, and clients read it in their own form.
+SET_UP_CALLS = Pattern(
+    OTHER,
+    re.compile(f"(?:{'|'.join(PREFIXES)})(?:/ready|/api/v2/.*)"),
+    Route((*READ, "POST", "PATCH", "DELETE"), _not_here, line_problem),
+)
 
 
 def _parameter(text: str, name: str) -> str:
@@ -114,8 +117,9 @@ def _answered(asked: str, created: dict[str, None]) -> Answer:
         if len(created) > DATABASES_MAX:
             del created[next(iter(created))]
     elif _SHOW.match(asked):
-        names = [[name] for name in created]
-        result["series"] = [{"name": "databases", "columns": ["name"], "values": names}]
+        result["series"] = [
+            {"name": "databases", "columns": ["name"], "values": [[name] for name in created]}
+        ]
     elif not _POLICY.match(asked):
         raise Refused("bad_parameter", "here one can only write; a query goes to the database")
     return _document(200, {"results": [result]})

@@ -244,10 +244,15 @@ def _query(method: str) -> Schema:
 
 
 def _settings(_method: str) -> Schema:
-    config = record({"config": {"type": "object"}})
     return {
         "summary": "Which versions of its protocol are read, for clients of QuestDB",
-        "responses": {"200": {**_answer("These.", config), "headers": VERSION}, **refused("stub")},
+        "responses": {
+            **refused("stub"),
+            "200": {
+                **_answer("These.", record({"config": {"type": "object"}})),
+                "headers": VERSION,
+            },
+        },
     }
 
 
