@@ -63,6 +63,8 @@ def test_try_says_why_not(
     code, _, said = ran(monkeypatch, capsys, "try", "esp", *at, body=b"{")
     assert code == 2
     assert "the post would be refused (not_json)" in said
+    code, _, said = ran(monkeypatch, capsys, "try", "esp", *at, body=b'{"id":"a","t":NaN,"u":1}')
+    assert "expected a JSON value, at 'NaN,\"u\":1}'" in said
     code, _, said = ran(monkeypatch, capsys, "try", "epp", *at)
     assert code == 2
     assert "there is no source 'epp'" in said
