@@ -160,7 +160,7 @@ class _Table:
             device=self._compiled("device", devices, compile_text),
             time=self._read("time", compile_text),
             unit=None if unit == "utc" else unit,
-            zone=self._zone() or (UTC if unit == "utc" else None),
+            zone=self._zone() if "zone" in self._keys else UTC if unit == "utc" else None,
             values=tuple(self._values(text, has_value) for text in value_paths),
             metric=self._read("metric", compile_text),
             value=self._read("value", compile_text),
@@ -256,10 +256,8 @@ class _Table:
                 raise SourceFault(key, "it needs `time`, the path of the time")
         return unit
 
-    def _zone(self) -> tzinfo | None:
-        """Return the zone of times without an offset, if the table names one."""
-        if "zone" not in self._keys:
-            return None
+    def _zone(self) -> tzinfo:
+        """Return the zone of times without an offset."""
         import zoneinfo  # noqa: PLC0415  it would add 4 ms to each start
 
         try:
