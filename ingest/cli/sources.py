@@ -165,6 +165,7 @@ def _read(body: bytes, source: Source, roots: dict[str, Any], settings: Settings
             for each in found.points.errors
         ],
         "ignored": found.ignored,
+        "hints": found.hints,
     }
 
 
@@ -180,6 +181,7 @@ def _text(document: dict[str, Any]) -> str:
         lines.append(
             f"ignored: {document['ignored']} (left out by `when`, `only` or `except`, or empty)"
         )
+    lines += [f"is this meant? {each}" for each in document["hints"]]
     return "\n".join(lines)
 
 

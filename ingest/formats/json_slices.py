@@ -100,7 +100,9 @@ def _parsed_again(text: bytes, fault: orjson.JSONDecodeError, lenient: json.JSON
         raise _Unfinished(fault.msg)
     if "UTF-8" in fault.msg:
         raise ValueError("it is not UTF-8")
-    raise ValueError(_TOO_DEEP if "depth" in fault.msg else fault.msg)
+    # The text, and not the place: this is a slice of a body.
+    near = f"{fault.msg}, at {fault.doc[fault.pos : fault.pos + 16]!r}"
+    raise ValueError(_TOO_DEEP if "depth" in fault.msg else near)
 
 
 def _is_nested(text: bytes, bracket: bytes) -> bool:

@@ -20,7 +20,7 @@ from ingest.formats.line_protocol import Points
 from ingest.formats.map_documents import Documents, Unreadable, documents
 from ingest.formats.map_row import DocumentRead, RowRead, read_document
 from ingest.formats.map_source import Source
-from ingest.formats.map_values import Receipt
+from ingest.formats.map_values import Hints, Receipt
 from ingest.formats.post import (
     Decoded,
     ItemError,
@@ -35,6 +35,7 @@ from ingest.model.rows import PG_EPOCH_US, encode_rows
 
 STEP_DOCUMENTS = 32
 STEP_ROWS = 1_000
+HINTED_MAX = 100  # documents of a post that are looked at for hints
 PRUNED_BYTES_MIN = 8 * 1024  # of a document; the rows without a fault are left out of its letter
 ITEM_ROWS_BYTES_MAX = 256 * 1024 * 1024
 
@@ -66,10 +67,14 @@ def received_at(times_us: Sequence[int], at: int, post_us: int) -> int:
 
 
 class Mapped(NamedTuple):
-    """What a post has. `ignored` is the number of its events that the mapping leaves out."""
+    """What a post has. `ignored` is the number of its events that the mapping leaves out.
+
+    `hints` are sentences about values that the author of the mapping may mean otherwise.
+    """
 
     points: Points
     ignored: int
+    hints: list[str]
 
 
 MapSteps = Generator[None, None, Mapped]
@@ -117,7 +122,7 @@ def decode_item(
     if original.lstrip()[:1] == b"[":  # a document that is a list; alone it would be a list of them
         original = b"[%b]" % original
     whole = MapPost(post, source, roots, rows_max, ITEM_ROWS_BYTES_MAX, is_json=is_json)
-    points, _ = decode(original, whole)
+    points = decode(original, whole).points
     if points.not_kept:
         raise too_many_invalid(points.errors, len(original))
     if not (points.blocks or points.errors):
@@ -136,6 +141,7 @@ class _PostReader:
         self._rows = 0
         self._rounded = 0
         self._ignored = 0
+        self._hints = Hints(post.source)
         self._errors: list[ItemError] = []
         self._body_bytes = body_bytes
         self._errors_max = most_invalid(body_bytes)
@@ -159,7 +165,7 @@ class _PostReader:
             self._ignored += 1  # an empty body, or an empty list
         self._end_block()
         points = Points(self._blocks, self._errors, 0, self._rounded, self._not_kept)
-        return Mapped(points, self._ignored)
+        return Mapped(points, self._ignored, self._hints.told())
 
     def _read_some(self, some: Documents) -> Generator[None, None, None]:
         originals: list[bytes] | None = None
@@ -173,7 +179,12 @@ class _PostReader:
                 post = self._post
                 roots = post.roots if "form" in post.roots else {**post.roots, "form": document}
                 at_us = received_at(post.times_us, self._items, post.post.received_us)
-                receipt = Receipt(at_us, post.rows_max, self._parts_left)
+                receipt = Receipt(
+                    at_us,
+                    post.rows_max,
+                    self._parts_left,
+                    self._hints if self._items < HINTED_MAX else None,
+                )
                 found = yield from read_document(document, post.source, roots, post.post, receipt)
                 self._parts_left -= found.parts
                 yield from self._keep(found.rows)

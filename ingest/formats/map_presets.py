@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # The Things Stack, webhook. Joins and acknowledgements have no uplink_message.
+    # The Things Stack, webhook. Joins and acknowledgements have no uplink_message. The name of a
+    # device is its own only within an application.
     "ttn": {
         "when": {"uplink_message": "*"},
-        "device": "end_device_ids.device_id",
+        "device": "{end_device_ids.application_ids.application_id}/{end_device_ids.device_id}",
         "time": ["uplink_message.received_at", "received_at"],
         "values": "uplink_message.decoded_payload",
     },

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ingest.formats.line_series import tags_text
 from ingest.formats.map_paths import MISSING, Read, Spot, as_text
 from ingest.formats.map_source import Members, Source, holds
-from ingest.formats.map_values import Receipt, float_of, number_in, time_us
+from ingest.formats.map_values import Receipt, float_of, number_in, shown, time_us
 from ingest.formats.post import Post, too_many_of_post, too_much_shared
 from ingest.formats.series import SERIES
 from ingest.model.codes import NOT_ALLOWED
@@ -22,7 +22,6 @@ from ingest.model.reading import NAME_CHARACTERS_MAX, name_fault
 
 STEP_PARTS = 300  # members of objects, or values, that are read in one step
 FAULTS_MAX = 10  # of a document that are told
-FIELD_CHARACTERS_MAX = 80
 NO_DEVICE, NO_VALUE = "no_device", "no_value"
 NOTHING_NAMES_IT = (
     "nothing names a device: `device` of the source leads nowhere, and the token has no device"
@@ -88,7 +87,7 @@ class _Reader:
         post: Post,
         receipt: Receipt,
     ) -> None:
-        self._received_us, self._readings_max, self._parts_max = receipt
+        self._received_us, self._readings_max, self._parts_max, self._hints = receipt
         self.found = DocumentRead()
         self._document = document
         self._source = source
@@ -129,7 +128,7 @@ class _Reader:
         if rows is None:
             yield "", self._document
         else:
-            yield from _each(rows, rows.read(self._document, self._place))
+            yield from rows.within(rows.read(self._document, self._place))
 
     def _read_row(self, row: Any) -> Generator[None, None, None]:
         found, post = self.found, self._post
@@ -152,7 +151,7 @@ class _Reader:
         self._place.key = key
         for metric in repeated:
             del values[metric]
-            found.fault(_shown(metric), "repeated_field", "two values have this metric")
+            found.fault(shown(metric), "repeated_field", "two values have this metric")
         if not values:
             found.has_device = found.has_device and bool(device)
             return
@@ -185,7 +184,7 @@ class _Reader:
                 names.append(SERIES.names(metric + tail, device))
             except KeyError:
                 code, message = name_fault(metric + tail) or ("name_empty", "is invalid")
-                self.found.fault(_shown(metric), code, f"the metric {message}")
+                self.found.fault(shown(metric), code, f"the metric {message}")
             else:
                 numbers.append(number)
         if names:
@@ -229,10 +228,10 @@ class _Reader:
             if at is MISSING:
                 continue
             if source.value is not None and source.metric is not None:
-                entries = _each(values, at) if isinstance(values, Members) else iter([("", at)])
+                entries = values.within(at) if isinstance(values, Members) else iter([("", at)])
                 yield from self._entries(entries, source.metric, source.value)
                 return
-            if type(at) is dict:
+            if type(at) in source.nests:
                 yield from self._leaves(at, row)
                 return
 
@@ -246,6 +245,8 @@ class _Reader:
             text = as_text(metric(entry, place))
             found = value(entry, place)
             if found is MISSING or not self._is_number(found):
+                if type(found) is str and self._hints is not None:
+                    self._hints.look("", text, found)
                 yield None, None, ""
             elif not text:
                 self.found.fault("metric", "name_empty", "an entry has a value and no metric")
@@ -253,25 +254,28 @@ class _Reader:
             else:
                 yield self._wanted(text), found, text
 
-    def _leaves(self, top: dict[str, Any], row: Any) -> Iterator[tuple[str | None, Any, str]]:
+    def _leaves(self, top: Any, row: Any) -> Iterator[tuple[str | None, Any, str]]:
         source, place = self._source, self._place
-        stack: list[tuple[str, dict[str, Any]]] = [("", top)]
+        stack, nests, hints = [("", top)], source.nests, self._hints
         while stack:
             prefix, members = stack.pop()
-            for name, value in members.items():
-                label = prefix + name
-                if type(value) is dict:
+            pairs = members.items() if type(members) is dict else enumerate(members)
+            for name, value in pairs:
+                label = f"{prefix}{name}"
+                if hints is not None:
+                    hints.look(name, label, value)
+                if type(value) in nests:
                     if len(label) <= NAME_CHARACTERS_MAX:
                         stack.append((f"{label}.", value))
                     else:
-                        self.found.fault(_shown(label), "name_too_long", "the metric is too long")
+                        self.found.fault(shown(label), "name_too_long", "the metric is too long")
                 elif self._is_number(value) and label not in source.own_names:
                     metric = label
                     if source.metric is not None:
                         place.key = label
                         metric = as_text(source.metric(row, place))
                         if not metric:
-                            self.found.fault(_shown(label), "name_empty", "its metric is empty")
+                            self.found.fault(shown(label), "name_empty", "its metric is empty")
                             yield None, None, ""
                             continue
                     yield self._wanted(metric), value, label
@@ -281,7 +285,7 @@ class _Reader:
     def _wanted(self, metric: str) -> str | None:
         """Return a metric that is stored, else None."""
         if len(metric) > NAME_CHARACTERS_MAX:
-            self.found.fault(_shown(metric), "name_too_long", "the metric is too long")
+            self.found.fault(shown(metric), "name_too_long", "the metric is too long")
             return None
         wants = self._source.wants
         if wants is None or wants(metric):
@@ -301,7 +305,7 @@ class _Reader:
         number, is_exact = float_of(value)
         if math.isinf(number):
             code = "value_out_of_range"
-            self.found.fault(_shown(label), code, "the number does not fit into a float64")
+            self.found.fault(shown(label), code, "the number does not fit into a float64")
             return None
         self.found.rounded += not is_exact
         return number
@@ -318,7 +322,7 @@ class _Reader:
             if ts_us == post.received_us:
                 return ts_us
         else:
-            ts_us = time_us(value, self._source.unit)
+            ts_us = time_us(value, self._source.unit, self._source.zone)
         if not isinstance(ts_us, int):
             code, message = ts_us
         elif ts_us < post.rules.ts_min_us:
@@ -331,19 +335,6 @@ class _Reader:
         return None
 
 
-def _each(rows: Members, at: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield key and content of the rows or entries at a place; none if it is of another kind."""
-    if rows.each == "list" and type(at) is list:
-        yield from enumerate(at)
-    elif rows.each == "object" and type(at) is dict:
-        yield from at.items()
-
-
 def _token_device(roots: Mapping[str, Any]) -> Any:
     token = roots.get("token")
     return token.get("device", "") if isinstance(token, dict) else ""
-
-
-def _shown(name: str) -> str:
-    shown = name if len(name) <= FIELD_CHARACTERS_MAX else name[:FIELD_CHARACTERS_MAX] + ".."
-    return shown.encode("utf-8", "replace").decode()  # half of a surrogate pair has no bytes

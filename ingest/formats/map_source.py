@@ -7,7 +7,8 @@ Does not: read a document (map_row.py), or the file with the tables.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, tzinfo
 from fnmatch import translate
 from typing import Any, NamedTuple
 
@@ -29,7 +30,8 @@ UNITS = ("s", "ms", "us", "ns", "utc")
 ANY = "*"  # in `when`: something is there
 KEYS = (
     *("name", "preset", "path", "rows", "device", "time", "time_unit", "values", "metric"),
-    *("value", "tags", "except", "only", "numeric_strings", "when", "ignored_paths"),
+    *("value", "tags", "except", "only", "numeric_strings", "lists", "when", "ignored_paths"),
+    "zone",
 )
 _PATH = re.compile(r"/[\w.~:@!$&'()*+,;=%/{}-]*", re.ASCII)
 _HOLE = re.compile(r"\{(\w+)\}")
@@ -52,6 +54,13 @@ class Members(NamedTuple):
     read: Read
     each: str
     parts: tuple[str, ...] | None  # the names from the document, None if it is no plain path
+
+    def within(self, at: Any) -> Iterator[tuple[Any, Any]]:
+        """Yield key and content of the rows or entries at a place; none if it is another kind."""
+        if self.each == "list" and type(at) is list:
+            yield from enumerate(at)
+        elif self.each == "object" and type(at) is dict:
+            yield from at.items()
 
 
 class Wants:
@@ -80,8 +89,9 @@ class Source(NamedTuple):
 
     `paths` are the templates of its own pages, `ignored_paths` of those that are answered and not
     read. `values` are tried in order. `tags` is the path of an object, `tags_left_out` names of it.
-    `own_names` are members of the values that name the device or the time. `headers` are the
-    headers that its paths name, `reads_query` whether its values or rows are of the query.
+    `nests` are the kinds of what has values below it. `own_names` are members of the values that
+    name the device or the time. `headers` are the headers that its paths name, `reads_query`
+    whether its values or rows are of the query.
     """
 
     name: str
@@ -92,6 +102,7 @@ class Source(NamedTuple):
     device: Read
     time: Read | None
     unit: str | None
+    zone: tzinfo | None
     values: tuple[Members | Read, ...]
     metric: Read | None
     value: Read | None
@@ -100,6 +111,7 @@ class Source(NamedTuple):
     own_names: frozenset[str]
     wants: Wants | None
     numeric_strings: bool
+    nests: tuple[type, ...]
     when: tuple[tuple[Read, tuple[Any, ...] | None], ...]
     headers: tuple[str, ...]
     reads_query: bool
@@ -137,6 +149,7 @@ class _Table:
         has_value = "value" in self._keys
         if has_value and not ("metric" in self._keys and "values" in self._keys):
             raise SourceFault("value", "it needs `values` (where the entries are) and `metric`")
+        unit = self._unit()
         tags, value_paths = self._texts("tags"), self._texts("values") or ["."]
         return Source(
             name=self._name(),
@@ -146,7 +159,8 @@ class _Table:
             rows=self._rows(),
             device=self._compiled("device", devices, compile_text),
             time=self._read("time", compile_text),
-            unit=self._unit(),
+            unit=None if unit == "utc" else unit,
+            zone=self._zone() if "zone" in self._keys else UTC if unit == "utc" else None,
             values=tuple(self._values(text, has_value) for text in value_paths),
             metric=self._read("metric", compile_text),
             value=self._read("value", compile_text),
@@ -155,6 +169,7 @@ class _Table:
             own_names=_names_below(value_paths, [*devices, *self._texts("time")]),
             wants=self._wants(),
             numeric_strings=self._flag("numeric_strings"),
+            nests=(dict, list) if self._flag("lists") else (dict,),
             when=self._when(),
             headers=tuple(sorted(self._headers())),
             reads_query=any(
@@ -236,9 +251,23 @@ class _Table:
         unit = self._keys.get("time_unit")
         if unit is not None and unit not in UNITS:
             raise SourceFault("time_unit", f"{unit!r:.80} is none of {', '.join(UNITS)}")
-        if unit is not None and "time" not in self._keys:
-            raise SourceFault("time_unit", "it needs `time`, the path of the time")
+        for key in ("time_unit", "zone"):
+            if key in self._keys and "time" not in self._keys:
+                raise SourceFault(key, "it needs `time`, the path of the time")
         return unit
+
+    def _zone(self) -> tzinfo:
+        """Return the zone of times without an offset."""
+        import zoneinfo  # noqa: PLC0415  it would add 4 ms to each start
+
+        try:
+            return zoneinfo.ZoneInfo(self._keys["zone"])
+        except (TypeError, ValueError, LookupError, OSError):
+            raise SourceFault(
+                "zone",
+                f"this machine knows no time zone {self._keys['zone']!r:.80}: write one like "
+                "Europe/Berlin, or install tzdata",
+            ) from None
 
     def _wants(self) -> Wants | None:
         only, but = self._texts("only"), self._texts("except")

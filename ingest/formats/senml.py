@@ -2,7 +2,8 @@
 
 The body is cut into slices as JSON is, and each record is resolved with the base fields that are in
 effect. `v` and `vb` are values; `vs` and `vd` are left out and counted; the sum `s` is a metric of
-its own. A record that only has base fields gives no reading. Units and unknown fields are ignored.
+its own. A record that only has base fields gives no reading. The unit is a part of the metric: a
+name may have several. Unknown fields are ignored.
 Promises: the bytes of an error are a pack of one record without its brackets: the base fields are
 written into it. So it is read later as what it was.
 """
@@ -17,6 +18,7 @@ from ingest.formats.item_reader import CAREFUL_ITEMS, ItemReader, require_possib
 from ingest.formats.json_post import originals_of
 from ingest.formats.json_slices import SPACE, slices
 from ingest.formats.json_whole import EXACT_MAX, Rows, may_repeat
+from ingest.formats.line_series import tags_text
 from ingest.formats.post import ERRORS_TOLD_MAX, Decoded, ItemError, Post, Steps
 from ingest.formats.senml_record import Bad, alone, error_of, exactly
 from ingest.formats.senml_state import BASE, SUM, Base, Number, split_name, time_us
@@ -60,7 +62,7 @@ class _Pack:
         self.reader = ItemReader(post, body_bytes)
         self._post = post
         self._base = Base()
-        self._names: dict[str, bytes] = {}  # by whole name
+        self._names: dict[tuple[str, str, str], bytes] = {}  # by whole name, unit and kind
         self._text = b""  # the slice that is read
         self._originals: list[bytes] = []  # its records, if they were needed
 
@@ -165,8 +167,11 @@ class _Pack:
         if type(own) is not str:
             raise Bad("n", "wrong_type")
         ts_us = self._time(record, base)
-        whole_name = base.bn + own
-        return ts_us, [(self._name(whole_name, kind), number) for kind, number in numbers]
+        unit = record.get("u", base.bu)
+        if type(unit) is not str:
+            raise Bad("u", "wrong_type")
+        whole = base.bn + own
+        return ts_us, [(self._name(whole, unit, kind), number) for kind, number in numbers]
 
     def _numbers(self, record: Any, base: Base, is_careful: bool) -> list[tuple[str, float]]:
         """Return the value and the sum of a record, as far as it has them; count a text."""
@@ -227,19 +232,23 @@ class _Pack:
             raise Bad("t", "ts_in_future")
         return ts_us
 
-    def _name(self, whole_name: str, kind: str) -> bytes:
+    def _name(self, whole_name: str, unit: str, kind: str) -> bytes:
         """Return the names of a row. Raises Bad."""
-        known = self._names.get(whole_name + kind)
+        key = whole_name, unit, kind
+        known = self._names.get(key)
         if known is not None:
             return known
         device, metric = split_name(whole_name)
-        device = device or self._post.device
+        device, metric = (
+            device or self._post.device,
+            metric + tags_text({"u": unit} if unit else {}),
+        )
         if not device:
             raise Bad("n", "no_device")
         if self._post.allows is not None and not self._post.allows(device):
             raise Bad("n", NOT_ALLOWED)
         try:
-            names = self._names[whole_name + kind] = SERIES.names(metric + kind, device)
+            names = self._names[key] = SERIES.names(metric + kind, device)
         except KeyError:
             fault = name_fault(device) or name_fault(metric + kind)
             raise Bad("n", fault[0] if fault else "name_empty") from None

@@ -18,7 +18,8 @@ from ingest.model.errors import Refused
 VERSION_MAX = 10  # of SenML
 RELATIVE_US = (1 << 28) * 1_000_000  # a smaller time counts from now
 SUM = ",sum"  # no name of SenML has a comma, so this is no other metric
-BN_CHARACTERS_MAX = 600  # device and metric have 256 each; it is joined with each name of a pack
+# Of `bn` and `bu`, which are joined with each name of a pack; device and metric have 256 each.
+BASE_CHARACTERS_MAX = 600
 SHORT_NAME = 300  # in characters; longer ones are not kept in memory
 NO_NAME = "value"  # the metric if a name is that of a device only
 
@@ -46,6 +47,7 @@ class Base(NamedTuple):
     bv: Number | None = None
     bs: Number | None = None
     bver: Number | None = None
+    bu: str = ""
 
     def after(self, record: dict[str, Any]) -> Base:
         """Return the base with the fields of a record.
@@ -59,13 +61,12 @@ class Base(NamedTuple):
                 raise Refused("not_senml", f"the base field `{field}` has the wrong type")
             if type(value) is float and not math.isfinite(value):
                 raise Refused("not_senml", f"the base field `{field}` does not fit into a float64")
-            if field == "bn" and len(value) > BN_CHARACTERS_MAX:
-                why = f"the base field `bn` has more than {BN_CHARACTERS_MAX} characters"
+            if type(value) is str and len(value) > BASE_CHARACTERS_MAX:
+                why = f"the base field `{field}` has more than {BASE_CHARACTERS_MAX} characters"
                 raise Refused("not_senml", why)
             if field == "bver" and not (1 <= value <= VERSION_MAX and value % 1 == 0):
                 raise Refused("not_senml", f"only versions of SenML up to {VERSION_MAX} are known")
             changed[field] = value
-        changed.pop("bu", None)
         return self._replace(**changed)
 
     def is_large(self, size: float) -> bool:

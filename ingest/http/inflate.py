@@ -1,9 +1,9 @@
 """Strict, bounded decompression of a body: gzip or zstd.
 
 Promises: the result is exactly the content of one or more whole parts (members of gzip, frames of
-zstd), each with its checksum verified, and never more than the bound. Other bytes after a part, and
-incomplete bodies, are refused. The sizes that a body claims are not trusted: decompressing a light
-one takes about 1 ms at most, whatever it has.
+zstd), each with its checksum verified, and never more than the bound. Other bytes after a part, but
+zeros after gzip, and incomplete bodies are refused. The sizes that a body claims are not trusted:
+decompressing a light one takes about 1 ms at most, whatever it has.
 """
 
 from __future__ import annotations
@@ -114,6 +114,8 @@ def _inflated(body: bytes, encoding: str, bytes_max: int, parts_max: int) -> byt
             if left_bytes <= 0:
                 return None
         at -= len(decoder.unused_data)
+        if encoding == GZIP and body.startswith(b"\0", at) and body.count(0, at) == len(body) - at:
+            break  # some programs fill up with zeros
         step = PART_BYTES  # what a decoder does not use is copied
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 

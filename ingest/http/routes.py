@@ -69,7 +69,10 @@ class Route(NamedTuple):
 
 
 class Pattern(NamedTuple):
-    """A page for many paths: those that match. `label` is their name in metrics."""
+    """A page for many paths: those that match. `label` is their name in metrics.
+
+    With the label OTHER it only says in its own form that there is no such page.
+    """
 
     label: str
     path: re.Pattern[str]
@@ -229,8 +232,9 @@ class Port:
 
     def _no_page(self, path: str, page: Route | None) -> Refused:
         if page is None:
-            labels = (each.label for each in self._patterns[:PATTERNS_SHOWN_MAX])
-            return Refused("not_found", f"there are {', '.join([*self._pages, *labels])}")
+            labels = [each.label for each in self._patterns if each.label != OTHER]
+            known = [*self._pages, *labels[:PATTERNS_SHOWN_MAX]]
+            return Refused("not_found", f"there are {', '.join(known)}")
         return Refused("method_not_allowed", f"{path} allows {' and '.join(page.methods)}")
 
     def _failed(self, request: Request, found: _Found, error: Exception) -> Answer:

@@ -34,7 +34,7 @@ from ingest.receiver.at_once import ADMISSION_DETAILS, COMMITTED
 from ingest.receiver.hints import note_body
 from ingest.receiver.keeper import READINGS, Keeper, PostTerms
 from ingest.receiver.line_keeper import LineKeeper
-from ingest.receiver.line_stubs import stubs
+from ingest.receiver.line_stubs import SET_UP_CALLS, stubs
 from ingest.receiver.lines import LineOptions, LinePages
 from ingest.receiver.openapi import (
     OF_LINES,
@@ -118,7 +118,7 @@ class Endpoint:
         self._port = Port(
             pages | self._guarded({PATH: shown}),
             ledger,
-            patterns=patterns,
+            patterns=[*patterns, SET_UP_CALLS],
             flag="--listen",
             connections_max=connections_max,
             header_s_max=header_s_max,

@@ -21,7 +21,8 @@ from ingest.model.errors import Refused
 from ingest.system.words import counted
 
 VERSION = "1.8.10"  # of InfluxDB; clients compare it with the versions that they know
-VERSION_HEADER = b"X-Influxdb-Version: %b\r\n" % VERSION.encode()
+# On every answer, as of InfluxDB; a client of Rust ends if the first one is missing.
+VERSION_HEADER = b"X-Influxdb-Build: OSS\r\nX-Influxdb-Version: %b\r\n" % VERSION.encode()
 # It takes the seconds of Retry-After for milliseconds, so all its tries would be over in a second.
 _READS_MILLISECONDS = "influxdb-client-js/"
 LINE_BYTES_SHOWN = 200
@@ -29,6 +30,7 @@ _CODES = {
     400: "invalid",
     401: "unauthorized",
     403: "forbidden",
+    404: "not found",
     405: "method not allowed",
     413: "request too large",
     415: "unsupported media type",

@@ -179,8 +179,8 @@ class SourcePages:
         if not isinstance(begun, Mapped):
             return self._keeper.inside(self._go_on(request, source, plan, post, begun))
         self._seen(request, source, plan, begun)
-        points, ignored = begun
-        if len(points.blocks) == 1 and not ignored and points[1:] == NOTHING_ELSE:
+        points = begun.points
+        if len(points.blocks) == 1 and begun[1:] == (0, []) and points[1:] == NOTHING_ELSE:
             block, ack = points.blocks[0], self._query.ack
             reply = self._keeper.take_block(request, page, block, ack, received_s)
             if reply is not False:
@@ -222,18 +222,18 @@ class SourcePages:
         return await self._keep(mapped, terms)
 
     async def _keep(self, mapped: Mapped, terms: LineTerms) -> Answer:
-        points, ignored = mapped
+        points, ignored, hints = mapped
         rows = sum(block.rows for block in points.blocks)
         faults = len(points.errors) + points.not_kept
         if rows or faults:
             tail = self._line_keeper.begin(points, terms)
             await self._line_keeper.kept(tail, points, terms)
-        return _answer(rows, faults, ignored, points.errors)
+        return _answer(rows, faults, ignored, points.errors, hints)
 
     def _seen(self, request: Request, source: Source, plan: _Plan, mapped: Mapped) -> None:
         """Count what a post has, and charge its sender."""
         request.body = b""  # its memory is free while the post waits
-        points, ignored = mapped
+        points, ignored, _ = mapped
         self._ledger.events_ignored[source.name] += ignored
         rows = 0
         for block in points.blocks:
@@ -299,10 +299,18 @@ def _kept(_ack: str, rows: int) -> Answer:
     return _answer(rows, 0, 0)
 
 
-def _answer(rows: int, faults: int, ignored: int, errors: Sequence[ItemError] = ()) -> Answer:
+def _answer(
+    rows: int,
+    faults: int,
+    ignored: int,
+    errors: Sequence[ItemError] = (),
+    hints: Sequence[str] = (),
+) -> Answer:
     document: dict[str, Any] = {"accepted": rows, "faulty": faults, "ignored": ignored}
     if errors:
         document["first_fault"] = shown(errors[0])
+    if hints:
+        document["hints"] = hints
     return Answer(200, orjson.dumps(document), headers=b"Cache-Control: no-store\r\n")
 
 

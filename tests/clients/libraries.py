@@ -55,6 +55,12 @@ def _python(name: str, program: str, flag: str = "", *, sent_as: str = "Token") 
     return Client(" ".join([name, flag]).strip(), name, words, sent_as)
 
 
+def _questdb_node(suffix: str, version: str) -> Client:
+    library = "@questdb/nodejs-client"
+    name = f"{library} (npm)" + (f" protocol_version{suffix}" if suffix else "")
+    return Client(name, library, ("questdb.js", *([version] if version else [])), "Basic")
+
+
 CLIENTS = (
     _python("influxdb", "influxdb_1", sent_as="Basic"),
     _python("influxdb-client", "influxdb_2"),
@@ -69,6 +75,9 @@ CLIENTS = (
         *("@influxdata/influxdb-client (npm)", "@influxdata/influxdb-client"),
         *(("influxdb_client.js",), "Token"),
     ),
+    _questdb_node("", ""),
+    _questdb_node("=1", "1"),
+    _questdb_node("=2", "2"),  # it is told which version to take, and takes it
 )
 
 

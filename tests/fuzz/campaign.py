@@ -118,6 +118,8 @@ def a_pack(chance: random.Random) -> bytes:
             record["bt"] = chance.choice((1_795_600_000, 1.795e9, 1_795_599_999.25, 0, -60))
         if chance.random() < 0.5:
             record["t"] = chance.choice((-5, 0.125, 0.1, 1e-7, -0.3))
+        if chance.random() < 0.3:
+            record[chance.choice(("u", "bu"))] = chance.choice(("Cel", "%RH", "", "m/s"))
         if not is_good and chance.random() < 0.1:
             record["t"] = chance.choice((2**28, 1e300, -1e300, 2**28 - 5))
         record["v"] = chance.choice(NUMBERS[:5] if is_good else NUMBERS[:9])

@@ -124,6 +124,7 @@ def a_table(chance: random.Random) -> dict[str, Any]:
         table["rows"] = chance.choice(MANY)
     if chance.random() < 0.4:
         table["numeric_strings"] = chance.random() < 0.8
+    table["lists"] = chance.random() < 0.3
     if chance.random() < 0.15:
         table["when"] = {chance.choice(PATHS): chance.choice(WANTED)}
     return table

@@ -164,7 +164,7 @@ _HEALTH: Schema = {
     },
 }
 _QUERY: Schema = {
-    "summary": "CREATE DATABASE and SHOW DATABASES, for clients that ask before they write",
+    "summary": "CREATE and SHOW DATABASES, for clients that ask before they write",
     "parameters": [_parameter("q", TEXT, "The question.", example="SHOW DATABASES")],
     "responses": {
         "200": _answer("It is so.", "Results", headers=VERSION),
@@ -175,6 +175,10 @@ _QUERY_POST: Schema = {
     **_QUERY,
     "requestBody": {"content": {_FORM: {"schema": record({"q": TEXT})}}},
     "responses": {**_QUERY["responses"], **refused("form")},
+}
+_SETTINGS: Schema = {
+    "summary": "Which versions of its protocol are read, for clients of QuestDB",
+    "responses": {"200": _answer("These.", "Settings", headers=VERSION), **refused("stub")},
 }
 _LIVEZ: Schema = {
     "summary": "Whether the process runs",
@@ -222,6 +226,7 @@ for _prefix in PREFIXES:
     _OPEN |= {
         _prefix + "/ping": _read(_PING),
         _prefix + "/health": _read(_HEALTH),
+        _prefix + "/settings": _read(_SETTINGS),
         _prefix + "/query": {"GET": _QUERY, "POST": _QUERY_POST},
     }
 

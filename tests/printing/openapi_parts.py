@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ingest.formats.map_values import HINTS_MAX
 from ingest.formats.post import ERRORS_MAX
 from ingest.model.codes import ITEM_CODES, PROBLEMS
 from ingest.model.ports import STATES
@@ -143,8 +144,9 @@ SCHEMAS: dict[str, Schema] = {
     },
     "Mapped": record(
         {"accepted": COUNT, "faulty": COUNT, "ignored": COUNT},
-        {"first_fault": ref("schemas", "Invalid")},
+        {"first_fault": ref("schemas", "Invalid"), "hints": array(TEXT, HINTS_MAX)},
     ),
+    "Settings": record({"config": {"type": "object"}}),
     "Ping": record({"version": TEXT}),
     "Health": record(
         {

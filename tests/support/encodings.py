@@ -162,24 +162,32 @@ def _reading(ts_us: int, device: Any, metric: Any, value: Any) -> Reading:
 
 
 def _resolved(pack: Any) -> list[Reading]:
-    base: dict[str, Any] = {"bn": "", "bt": Decimal(0)}
+    base: dict[str, Any] = {"bn": "", "bt": Decimal(0), "bu": ""}
     readings = []
     for record in pack if type(pack) is list else [None]:
         if type(record) is not dict or not record.keys() <= {
             "bn",
             "bt",
             "bver",
+            "bu",
             "n",
             "t",
             "u",
             "v",
         }:
             raise Other
-        for name in ("bn", "bt"):
-            base[name] = record.get(name, base[name])
+        base |= {name: record[name] for name in base.keys() & record.keys()}
         name, own, value = record.get("n", ""), record.get("t", Decimal(0)), record.get("v")
         version = record.get("bver", Decimal(5))
-        for each, kind in ((base["bn"], str), (name, str), (base["bt"], Decimal), (own, Decimal)):
+        unit = record.get("u", base["bu"])
+        for each, kind in (
+            (unit, str),
+            (base["bu"], str),
+            (base["bn"], str),
+            (name, str),
+            (base["bt"], Decimal),
+            (own, Decimal),
+        ):
             if type(each) is not kind:
                 raise Other
         if type(version) is not Decimal or not 1 <= version <= 10 or version % 1:
@@ -206,6 +214,9 @@ def _resolved(pack: Any) -> list[Reading]:
         whole = base["bn"] + name
         device = whole[: len(device)]
         us = us if seconds >= 2**28 else NOW_US + us
+        if not {*",=\\"}.isdisjoint(unit):
+            raise Other
+        metric += f",u={unit}" if unit else ""
         readings.append(_reading(us, device, metric, int(value) if is_whole else float(value)))
     return readings
 

@@ -20,9 +20,9 @@ BODIES: dict[str, tuple[str, dict[str, Any], list[tuple[int, str, str, float]]]]
         "received_at":"2026-05-01T12:00:00.000001234Z"}}""",
         {},
         [
-            (AT + 1, "dev1", "temperature", 21.5),
-            (AT + 1, "dev1", "ok", 1.0),
-            (AT + 1, "dev1", "gps.lat", 52.5),
+            (AT + 1, "app1/dev1", "temperature", 21.5),
+            (AT + 1, "app1/dev1", "ok", 1.0),
+            (AT + 1, "app1/dev1", "gps.lat", 52.5),
         ],
     ),
     "chirpstack": (

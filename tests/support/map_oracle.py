@@ -135,10 +135,11 @@ class Oracle:
         """Return the numbers of a row by metric."""
         pairs: list[tuple[str, Any]] = []
         faults: list[str] = []
+        kinds = (dict, list) if self.table.get("lists") else (dict,)
         for text in as_list(self.table.get("values", ".")):
             many = text[-2:] in ("[]", "{}")
             at = self.follow(text[:-2] or "." if many else text, row, document, key)
-            if at is NOTHING or (not many and "value" not in self.table and type(at) is not dict):
+            if at is NOTHING or (not many and "value" not in self.table and type(at) not in kinds):
                 continue
             if "value" in self.table:
                 entries = self.each(text, at, key) if many else [(key, at)]
@@ -152,7 +153,7 @@ class Oracle:
                     else:
                         faults.append("name_empty")
             else:
-                for name, value in leaves(at):
+                for name, value in leaves(at, kinds):
                     if name in self.own_names() or self.number(value) is None:
                         continue
                     pattern = self.table.get("metric")

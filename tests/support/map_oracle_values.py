@@ -88,14 +88,14 @@ def is_same(found: Any, wanted: Any) -> bool:
     return bool(found == wanted)
 
 
-def leaves(top: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Return all that is no object, with the names of its objects before it."""
+def leaves(top: Any, kinds: tuple[type, ...], prefix: str = "") -> list[tuple[str, Any]]:
+    """Return all that is of none of these kinds, with the names and places of what it is in."""
     found = []
-    for name, value in top.items():
-        if isinstance(value, dict):
-            found += leaves(value, f"{prefix}{name}.")
+    for name, value in top.items() if isinstance(top, dict) else enumerate(top):
+        if isinstance(value, kinds):
+            found += leaves(value, kinds, f"{prefix}{name}.")
         else:
-            found.append((prefix + name, value))
+            found.append((f"{prefix}{name}", value))
     return found
 
 

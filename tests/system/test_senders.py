@@ -64,7 +64,8 @@ async def test_commands_of_docs_formats_md_are_answered_as_it_says() -> None:
         assert kept == [
             *(("room-3", "co2", 415.0), ("room-3", "co2", 416.0), ("room-3", "humidity", 40.0)),
             ("room-3", "on", 1.0),
-            *((device, "temperature", 21.5), (device, "humidity", 40.0), (device, "door", 1.0)),
+            *((device, "temperature,u=Cel", 21.5), (device, "humidity,u=%RH", 40.0)),
+            (device, "door", 1.0),
         ]
 
 

@@ -51,7 +51,10 @@ def test_status_comes_back_as_it_was() -> None:
 LINE_PATHS = [
     prefix + path
     for prefix in ("", "/influx")
-    for path in ("/write", "/api/v2/write", "/api/v3/write_lp", "/ping", "/health", "/query")
+    for path in (
+        *("/write", "/api/v2/write", "/api/v3/write_lp"),
+        *("/ping", "/health", "/query", "/settings"),
+    )
 ]
 
 

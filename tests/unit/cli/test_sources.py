@@ -47,6 +47,9 @@ def test_try_prints_what_would_be_stored(
     assert re.sub(r"\S+Z", "NOW", out) == "NOW  esp-1  temp  21.4\nNOW  esp-1  hum  40.0\n"
     code, out, _ = ran(monkeypatch, capsys, "try", "esp", "--json", *at)
     assert [each["value"] for each in json.loads(out)["readings"]] == [21.4, 40.0]
+    _, out, _ = ran(monkeypatch, capsys, "try", "esp", *at, body=b'{"id":"a","ts":1,"t":"2"}')
+    assert "is this meant? `ts` looks like a time" in out
+    assert "`t` is a number in quotes, not stored: numeric_strings = true" in out
 
 
 def test_try_says_why_not(
@@ -60,6 +63,8 @@ def test_try_says_why_not(
     code, _, said = ran(monkeypatch, capsys, "try", "esp", *at, body=b"{")
     assert code == 2
     assert "the post would be refused (not_json)" in said
+    code, _, said = ran(monkeypatch, capsys, "try", "esp", *at, body=b'{"id":"a","t":NaN,"u":1}')
+    assert "expected a JSON value, at 'NaN,\"u\":1}'" in said
     code, _, said = ran(monkeypatch, capsys, "try", "epp", *at)
     assert code == 2
     assert "there is no source 'epp'" in said
@@ -80,7 +85,7 @@ def test_try_takes_what_comes_beside_the_body(
     code, out, _ = ran(
         monkeypatch, capsys, "try", "airgradient", "--in-path", "device=a", body=body
     )
-    assert (code, out.split()[1:]) == (0, ["a", "object.t", "1.0"])
+    assert (code, out.split()[1:4]) == (0, ["a", "object.t", "1.0"])
     code, _, said = ran(monkeypatch, capsys, "try", "ttn", "--header", "x")
     assert (code, "write NAME:VALUE" in said) == (2, True)
 

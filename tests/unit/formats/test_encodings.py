@@ -254,17 +254,33 @@ def test_base_fields_hold_for_the_records_after_them() -> None:
         ),
     )
     assert told_of(found) == [
-        ("a", "x", 1.0, -11.0),
-        ("a", "y", 1.0, -10.0),
-        ("b", "x", 101.5, -10.0),
-        ("b", "y", 100.5, -10.0),
-        ("b", "z", 2.0, 0.0),
-        ("b", "z,sum", 8.0, 0.0),
-        ("b", "s,sum", -0.5, 0.0),
+        ("a", "x,u=W", 1.0, -11.0),
+        ("a", "y,u=/", 1.0, -10.0),
+        ("b", "x,u=W", 101.5, -10.0),
+        ("b", "y,u=W", 100.5, -10.0),
+        ("b", "z,u=W", 2.0, 0.0),
+        ("b", "z,u=W,sum", 8.0, 0.0),
+        ("b", "s,u=W,sum", -0.5, 0.0),
     ]
     assert (found.errors, found.texts) == ([], 3)
     assert found.block is not None
     assert found.block.items == [1, 2, 5, 6, 7, 7, 8]
+
+
+def test_unit_keeps_series_apart() -> None:
+    """As in RFC 8428, 5.1.3: one name, equal values, one time; a series depends on its record only.
+
+    No unit is like a sum.
+    """
+    records: list[dict[str, object]] = [
+        {"n": "urn:dev:ow:1", "u": unit, "v": 20} for unit in ("%RH", "lon", "", "a,sum")
+    ]
+    base: dict[str, object] = {"bn": "urn:dev:ow:1", "bu": "%RH", "bt": 0, "v": 20}
+    mixed = pack(base, {"u": "lon", "v": 20}, {"u": "", "v": 20}, {"u": "a,sum", "v": 20})
+    metrics = ["value,u=%RH", "value,u=lon", "value", r"value,u=a\,sum"]
+    for body in (mixed, pack(*records)):
+        assert [each[1] for each in told_of(decoded("senml", body))] == metrics
+    assert [decoded("senml", pack(each)).errors for each in records] == [[]] * 4
 
 
 @pytest.mark.parametrize(
@@ -298,6 +314,8 @@ def test_time_below_2_to_the_28_counts_from_now(
         ({"n": "a/b", "v": True}, "wrong_type", "v"),
         ({"n": "a/b", "vb": 1}, "wrong_type", "vb"),
         ({"n": 5, "v": 1}, "wrong_type", "n"),
+        ({"n": "a/b", "u": 5, "v": 1}, "wrong_type", "u"),
+        ({"n": "a/b", "u": "\n", "v": 1}, "name_control_character", "n"),
         ({"n": "a/b", "v": 1, "t": "1"}, "wrong_type", "t"),
         ({"n": "a/b", "v": 1, "t": None}, "wrong_type", "t"),
         ({"n": "a/b", "v": 1, "t": 1e300}, "ts_in_future", "t"),
@@ -316,7 +334,7 @@ def test_faulty_record_is_named_and_has_its_base(
 ) -> None:
     """Its bytes have the base fields of the records before it, so it means the same alone."""
     good = {"n": "a/b", "v": 1}
-    base = {"bn": "x/", "bt": 1_795_600_000.25, "bver": 5}
+    base = {"bn": "x/", "bt": 1_795_600_000.25, "bver": 5, "bu": "W"}
     found = decoded("senml", pack({**base, **good}, record, good))
     (error,) = found.errors
     assert (error.item, error.code, error.field) == (1, code, field)
@@ -339,6 +357,7 @@ def test_faulty_record_is_named_and_has_its_base(
         b'[{"bv":1e999,"n":"a/b","v":1}]',
         b'[{"bn":"a","bn":"b","n":"c","v":1}]',
         b'[{"bn":"%b"},{"n":"c","v":1}]' % (b"/" * 601),
+        b'[{"bu":"%b"},{"n":"a/c","v":1}]' % (b"," * 601),
     ],
 )
 def test_pack_whose_base_is_wrong_is_refused(body: bytes) -> None:
@@ -384,6 +403,10 @@ def hostile() -> dict[str, tuple[str, bytes]]:
         ),
         "items beyond": ("msgpack", b"\xdd\xff\xff\xff\xff" + b"\xc0" * 4_000_000),
         "bad records": ("senml", b"[%b]" % b",".join([b'{"bn":"a/","n":"b","v":null}'] * 5_000)),
+        "long units": (
+            "senml",
+            b'[{"bu":"%b"},%b]' % (b"," * 600, b",".join([b'{"n":"a/b","v":1}'] * 5_000)),
+        ),
         "large numbers": ("senml", b"[%b]" % b",".join([b'{"n":"a/b","v":1e308}'] * 5_000)),
         "exact numbers": ("senml", b"[%b]" % b",".join([b'{"n":"a/b","v":%d}' % 10**20] * 5_000)),
     }

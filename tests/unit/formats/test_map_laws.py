@@ -77,6 +77,7 @@ BASES = st.fixed_dictionaries(
         "only": GLOBS,
         "except": GLOBS,
         "numeric_strings": st.booleans(),
+        "lists": st.booleans(),
         "tags": some(PATHS),
         "when": st.dictionaries(PATHS, WANTED, max_size=1),
     },

@@ -48,6 +48,13 @@ def test_event_of_another_kind_is_ignored(name: str) -> None:
     assert read({"preset": name}, *EVENTS[name]) == ([], ([], 1))
 
 
+def test_devices_of_two_applications_are_not_one() -> None:
+    """The name of a device of The Things Stack is its own only within its application."""
+    body, roots, expected = BODIES["ttn"]
+    rows, _ = read({"preset": "ttn"}, body.replace("app1", "app2"), roots)
+    assert {row[1] for row in rows} == {"app2/dev1"} != {row[1] for row in expected}
+
+
 def test_key_of_the_table_replaces_that_of_the_preset() -> None:
     """The name too: one preset may be used twice."""
     table = {"preset": "ttn", "name": "ttn2", "device": "end_device_ids.dev_eui"}

@@ -8,12 +8,15 @@ import sys
 from time import thread_time as thread_s
 from typing import Any
 
+import orjson
 import pytest
 
-from ingest.formats.map_post import Mapped, MapPost, begin, decode, decode_item
+from ingest.formats.map_post import HINTED_MAX, Mapped, MapPost, begin, decode, decode_item
 from ingest.formats.map_row import STEP_PARTS
 from ingest.formats.map_source import SourceFault, compile_source
+from ingest.formats.map_values import HINTS_MAX
 from ingest.formats.post import Post
+from ingest.formats.timestamp import text_us
 from ingest.model.errors import Refused
 from ingest.model.rows import decode_rows
 from tests.support.posts import NOW_US, RULES
@@ -54,6 +57,12 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"value": "v"}, "value", "needs `values`"),
     ({"only": "a", "except": 3}, "except", "list of texts"),
     ({"numeric_strings": "yes"}, "numeric_strings", "true or false"),
+    ({"lists": 1}, "lists", "true or false"),
+    ({"zone": "UTC"}, "zone", "needs `time`"),
+    *(
+        ({"time": "t", "zone": zone}, "zone", "write one like Europe/Berlin, or install tzdata")
+        for zone in ("Europe/Berlinn", "Europe", "", "../../etc/passwd", 5)
+    ),
     ({"when": "a"}, "when", "path ="),
     ({"when": {"a": []}}, "when", "are texts"),
     ({"when": {"a": {"b": 1}}}, "when", "are texts"),
@@ -121,6 +130,12 @@ def map_post(table: dict[str, Any], roots: dict[str, Any] | None = None) -> MapP
                 (b'{"v":21.5,"m":"t"}', "t", 21.5),
             ]
         ),
+        (
+            {"lists": True, "except": ["*.z"]},
+            b'{"id":"a","P":[31,0,"2"],"x":{"y":[[7],{"z":true},null]},"e":[]}',
+            [("a", "x.y.0.0", 7.0), ("a", "P.0", 31.0), ("a", "P.1", 0.0)],
+        ),
+        ({"lists": True, "values": "d"}, b'{"id":"a","d":[1.5]}', [("a", "0", 1.5)]),
         ({**MESSAGE, "device": "$topic"}, b"1", [("sensors/hall/temp/", "m", 1.0)]),
         ({**MESSAGE, "device": ["$topic.4", "$topic.5", "=x"]}, b"1", [("x", "m", 1.0)]),
     ],
@@ -190,12 +205,67 @@ def test_time_is_read_in_its_unit(unit: str | None, time: bytes, expected: int |
         assert row.ts_us == expected
 
 
+@pytest.mark.parametrize(
+    ("time", "expected"),
+    [
+        ("2026-07-01T12:00:00", "2026-07-01T10:00:00Z"),
+        ("2026-01-01 12:00:00.25", "2026-01-01T11:00:00.25Z"),
+        ("2026-07-01T12:00:00-03:00", "2026-07-01T15:00:00Z"),
+        ("2026-03-29T02:30:00", "2026-03-29T01:30:00Z"),  # there is no such time
+        ("2026-10-25T01:59:59", "2026-10-24T23:59:59Z"),
+        ("2026-10-25T02:30:00", "2026-10-25T00:30:00Z"),  # this one comes twice: the first
+        ("2026-10-25T03:00:00", "2026-10-25T02:00:00Z"),
+        ("9999-12-31T23:59:60", "ts_in_future"),
+        ("0001-01-01T00:00:00", "ts_too_old"),
+        ("2026-07-01T12:00:00." + "1" * 44, "ts_unreadable"),
+    ],
+)
+def test_local_time_is_read_in_the_zone_of_the_source(time: str, expected: str) -> None:
+    """Also in the hours when the clocks change."""
+    table = {"time": "t", "zone": "Europe/Berlin"}
+    post = map_post(table)
+    mapped = decode(orjson.dumps({"id": "a", "v": 1, "t": time}), post)
+    if expected.startswith("ts_"):
+        assert [each.code for each in mapped.points.errors] == [expected]
+    else:
+        (row,) = decode_rows(mapped.points.blocks[0].tuples)
+        assert row.ts_us == text_us(expected)
+    assert decode(b'{"id":"a","v":1,"t":1777636800}', post).points.blocks
+
+
+def test_what_may_not_be_meant_is_hinted_at() -> None:
+    """Each name once with its count; a bounded number of names, and of documents."""
+
+    def hints(body: bytes, **table: Any) -> list[str]:
+        return decode(body, map_post(table)).hints
+
+    body = (
+        b'[{"id":"1","a":{"t":"21.4"},"ts":12},'
+        b'{"id":"2","a":{"t":"1e3"},"l":[1],"n":["x"],"s":"on"}]'
+    )
+    in_quotes = "`a.t` is a number in quotes, not stored: numeric_strings = true (2 x)"
+    a_list = "`l` is a list, not stored: lists = true (1 x)"
+    a_time = "`ts` looks like a time, and the source has none: time = 'ts' (1 x)"
+    assert hints(body) == [a_time, in_quotes, a_list]
+    assert hints(body, time="ts", numeric_strings=True, lists=True) == []
+    assert hints(body, only=["ts", "l*"]) == [a_time, a_list]
+    assert hints(body, **{"except": ["ts", "a.*"]}) == [a_list]
+    many = b",".join(b'{"id":"a","v%d":"1","%b":1}' % (at, b"x" * 200) for at in range(500))
+    assert len(hints(b"[%b]" % many)) == HINTS_MAX
+    assert hints(b'{"id":"a","v":"1","w":1}\n' * 500)[0].endswith(f"({HINTED_MAX} x)")
+    entries = {"values": "l[]", "metric": "n", "value": "v"}
+    (hint,) = hints(b'{"id":"a","l":[{"n":"t","v":"1"},{"n":"u","v":[1]},{"n":"w"}]}', **entries)
+    assert hint.startswith("`t` is a number in quotes")
+    assert len(hints(b'{"id":"a","t":"21.4"}')) == 1  # beside the fault, no_value
+
+
 HALF = 500 * 1024
 HOSTILE = {
     "many keys": b'{"id":"a",%b}' % b",".join(b'"k%d":1' % at for at in range(HALF // 12)),
     "many names": b"[%b]" % b",".join(b'{"id":"%d","v":1}' % at for at in range(4_000)),
     "deep": b'{"id":"a","x":%b1%b}' % (b'{"%b":' % (b"y" * 400) * 900, b"}" * 900),
     "one large list": b'{"id":"a","x":[%b1]}' % (b"1," * 90_000),
+    "lists in lists": b'{"id":"a","x":%b%b}' % (b"[1," * 900, b"]" * 900),
     "many faults": b'[{"id":"a","v":1},%b1]' % (b"1," * 10_000),
     "long name": b'{"id":"a","%b":1}' % (b"x" * HALF),
     "lines": b'{"id":"a","v":1}\n' * 4_000,
@@ -216,7 +286,7 @@ def cost(body: bytes) -> float:
     gc.disable()
     at_s = thread_s()
     try:
-        found = begin(body, map_post({"numeric_strings": True}))
+        found = begin(body, map_post({"numeric_strings": True, "lists": True}))
         while not isinstance(found, Mapped):
             longest_s, at_s = max(longest_s, thread_s() - at_s), thread_s()
             next(found)
@@ -266,7 +336,7 @@ def test_letter_of_a_large_document_has_what_stands_around_its_rows() -> None:
     tags = b",".join(b'"d%d":{"v":%d}' % (at, at) for at in range(900))
     body = b'{"data":{"timestamp":1777636800,"tags":{%b,"":{"v":5}}}}' % tags
     post = map_post({"preset": "ruuvi", "device": "$key"})
-    points, _ = decode(body, post)
+    points = decode(body, post).points
     (error,) = points.errors
     assert error.original == b'{"data":{"timestamp":1777636800,"tags":{"":{"v":5}}}}'
     assert sum(each.rows for each in points.blocks) == 900
@@ -295,7 +365,7 @@ def test_time_of_a_message_has_the_limits_of_all_times(time_us: int, code: str |
 def test_letter_of_a_large_list_of_rows_is_the_whole_list() -> None:
     """Its rows are at a place in a list, and not in an object."""
     body = b'[[[{"id":"a","v":1,"pad":"%b"},{"id":"","v":2}]]]' % (b"x" * 9_000)
-    points, _ = decode(body, map_post({"rows": "0[]"}))
+    points = decode(body, map_post({"rows": "0[]"})).points
     assert [each.code for each in points.errors] == ["no_device"]
     assert points.errors[0].original == body[1:-1]
 

@@ -98,10 +98,20 @@ def test_wrong_checksum_is_refused(encoding: str) -> None:
 
 
 @both
-@pytest.mark.parametrize("tail", [b"x", b"\0", b"\0" * 8, b"\xff" * 20, b"\x1f\x8b"])
+@pytest.mark.parametrize("tail", [b"x", b"\0x", b"x\0", b"\0\x1f\x8b", b"\xff" * 20, b"\x1f\x8b"])
 def test_other_bytes_after_a_part_are_refused(encoding: str, tail: bytes) -> None:
-    """Trailing bytes are refused, zeros included."""
+    """Trailing bytes are refused, also behind zeros."""
     assert refusal(PACK[encoding](BODY) + tail, encoding=encoding) == "bad_encoding"
+
+
+@pytest.mark.parametrize("zeros", [1, 8, 512, MIB])
+def test_zeros_after_gzip_are_padding(zeros: int) -> None:
+    """As some programs fill up a block; what zstd has behind its frames is refused."""
+    packed = PACK[GZIP](BODY) * 2 + bytes(zeros)
+    assert inflated(packed, GZIP, MIB) == 2 * BODY
+    assert light(packed, GZIP, MIB) == (2 * BODY if zeros < MIB else None)
+    assert refusal(PACK[ZSTD](BODY) + bytes(zeros), encoding=ZSTD) == "bad_encoding"
+    assert refusal(bytes(zeros)) == "bad_encoding"
 
 
 @both

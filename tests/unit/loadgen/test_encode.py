@@ -41,7 +41,7 @@ def readings_in(name: str, body: bytes) -> list[Reading]:
     """Return what the service reads out of a body."""
     if name == "mapped":
         source = compile_source(tomllib.loads(SOURCE)["source"][0])
-        points, _ = map_decode(body, MapPost(post(), source, {}, 10_000, 1 << 24))
+        points = map_decode(body, MapPost(post(), source, {}, 10_000, 1 << 24)).points
         assert not points.errors
         return [each for block in points.blocks for each in decode_rows(block.tuples)]
     if name != "lines":

@@ -19,6 +19,7 @@ from ingest.model.errors import (
 from ingest.model.letter import LINE
 from ingest.model.reading import Reading
 from ingest.receiver.line_replies import VERSION
+from ingest.receiver.line_stubs import DATABASES_MAX
 from ingest.system.clock import monotonic_s
 from tests.support import tokens
 from tests.support.receiver import Receiver, Reply, head, running_receiver, until
@@ -407,6 +408,7 @@ async def test_questions_before_writing_are_answered(prefix: str) -> None:
             await client.send(head(method, f"{prefix}/ping"))
             reply = await client.reply(head_only=method == "HEAD")
             assert (reply.status, reply.headers["x-influxdb-version"]) == (204, VERSION)
+            assert reply.headers["x-influxdb-build"] == "OSS"
         reply = await receiver.send(head("GET", f"{prefix}/ping?verbose=true"))
         assert (reply.status, reply.document) == (200, {"version": VERSION})
         reply = await receiver.send(head("GET", f"{prefix}/health"))
@@ -418,10 +420,30 @@ async def test_questions_before_writing_are_answered(prefix: str) -> None:
         reply = await write(receiver, b"q=create+database+%22x%22", f"{prefix}/query?db=")
         assert (reply.status, reply.document) == (200, created)
         reply = await write(receiver, b"", f"{prefix}/query?q=SHOW+DATABASES")
-        assert reply.document["results"][0]["series"][0]["columns"] == ["name"]
+        (series,) = reply.document["results"][0]["series"]
+        assert (series["columns"], series["values"]) == (["name"], [["x"]])
+        for asked in (b"CREATE+RETENTION+POLICY+x+ON+y", b"alter+retention+policy+x+on+y"):
+            reply = await write(receiver, b"q=" + asked, f"{prefix}/query")
+            assert (reply.status, reply.document) == (200, created)
         reply = await write(receiver, b"q=select+1", f"{prefix}/query")
         assert (reply.status, "error" in reply.document) == (400, True)
-        assert (await receiver.send(head("GET", f"{prefix}/settings"))).status == 404
+        reply = await receiver.send(head("GET", f"{prefix}/settings"))
+        assert reply.document["config"]["line.proto.support.versions"] == [1]
+        for method, path in (("GET", "/ready"), ("GET", "/api/v2/orgs"), ("POST", "/api/v2/setup")):
+            reply = await receiver.send(head(method, prefix + path, {"Content-Length": "0"}))
+            assert (reply.status, reply.document["code"]) == (404, "not found")
+            assert "/health says" in reply.document["message"]
+
+
+async def test_names_of_databases_are_bounded() -> None:
+    """Nobody needs a token to make one; a name may be anything."""
+    async with running_receiver() as receiver:
+        for name in (*map(str, range(DATABASES_MAX)), "%ff%ed%a0%80", "%22x", ""):
+            reply = await receiver.send(head("GET", f"/query?q=create+database+{name}"))
+            assert reply.status == 200
+        reply = await write(receiver, b"", "/query?q=SHOW+DATABASES")
+        (series,) = reply.document["results"][0]["series"]
+        assert len(series["values"]) == DATABASES_MAX
 
 
 async def test_wrong_method_is_told_in_the_same_form() -> None:

@@ -27,7 +27,8 @@ from tests.support.receiver import Receiver, Reply, head, running_receiver, unti
 
 ESP = '[[source]]\nname = "esp"\ndevice = "id"\n'
 BODY = b'{"id":"esp-1","temp":21.4,"hum":40}'
-TTN = b"""{"end_device_ids":{"device_id":"dev1"},"received_at":"2026-05-01T12:00:00Z",
+TTN = b"""{"end_device_ids":{"device_id":"dev1","application_ids":{"application_id":"app1"}},
+"received_at":"2026-05-01T12:00:00Z",
 "uplink_message":{"decoded_payload":{"temperature":21.5}}}"""
 
 
@@ -74,6 +75,17 @@ async def test_own_json_is_kept_whatever_its_media_type(file: Path, media_type: 
         assert metrics(receiver) == [("esp-1", "temp", 21.4), ("esp-1", "hum", 40.0)]
         assert receiver.ledger.requests["/v1/in/esp", 200] == 1
         assert receiver.ledger.received == receiver.ledger.accepted == 2
+
+
+async def test_number_in_quotes_is_named_in_the_answer(file: Path) -> None:
+    """With what takes it; a post without such a thing has nothing of it in its answer."""
+    async with running(file) as receiver:
+        reply = await send(receiver, body=b'{"id":"esp-1","temp":"21.4","hum":40}')
+        document = reply.document
+        (hint,) = document.pop("hints")
+        assert document == {"accepted": 1, "faulty": 0, "ignored": 0}
+        assert hint == "`temp` is a number in quotes, not stored: numeric_strings = true (1 x)"
+        assert metrics(receiver) == [("esp-1", "hum", 40.0)]
 
 
 async def test_lists_lines_forms_and_gzip_are_read(file: Path) -> None:
