@@ -22,6 +22,7 @@ from ingest.config.values import shown
 from ingest.model.causes import (
     INVALID_FULL,
     JOURNAL_BROKEN,
+    SHARE_USED,
     STREAM_FULL,
     cause_of,
     may_be_url,
@@ -100,6 +101,7 @@ class Health:
         self._cause = ""
         self._cause_since_us = self._since_us
         self._invalid_full = False
+        self._share_used_by = ""  # a sender, as in Block
         self._log = get_logger("health")
 
     @property
@@ -156,10 +158,12 @@ class Health:
         next_one = next_step(self._cause, self._advice) if self._cause else ""
         if self._cause and self._cause == self._table() and self._table_words():
             document["reason"] += f": {self._table_words()}"
+        if self._cause == SHARE_USED:
+            document["reason"] += f": {self._share_used_by}"
         return status, orjson.dumps({**document, "next": next_one})
 
     def readyz_for_devices(self) -> tuple[int, bytes]:
-        """Return the same for the data port, without commands and paths of this machine."""
+        """Return the same for the data port, without commands, paths and senders."""
         status, document = self._readyz()
         return status, orjson.dumps(document)
 
@@ -203,6 +207,9 @@ class Health:
     def _check_invalid_items(self) -> None:
         """Log it once when there is no room for invalid items, and once when there is again."""
         letters = self._dead_letters()
+        used_by, self._share_used_by = self._share_used_by, letters.share_used_by
+        if self._share_used_by not in ("", used_by):
+            self._log.warning("sender_share_used", sender=self._share_used_by)
         if letters.invalid_full == self._invalid_full:
             return
         self._invalid_full = letters.invalid_full
@@ -253,7 +260,8 @@ class Health:
             return self._database_cause()
         if state in {"starting", "full", "slowed"}:
             return state
-        return INVALID_FULL if self._invalid_full else self._table()
+        of_letters = INVALID_FULL if self._invalid_full else self._share_used_by and SHARE_USED
+        return of_letters or self._table()
 
     def _open_state(self, stats: BufferStats) -> str:
         if broker := self._broker():

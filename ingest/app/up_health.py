@@ -110,7 +110,7 @@ class UpHealth:
         running = [each for each in self._instances.of(GATEWAY) if each.runs]
         if not running:
             return self._without_gateway()
-        worst = max(running, key=lambda each: _badness(each.serving.state))
+        worst = max(running, key=lambda each: (_badness(each.serving.state), any(_cause(each))))
         if worst.serving.state in UNREADY:
             return _of_gateway(worst, running)
         found = self._of_writers()

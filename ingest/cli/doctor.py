@@ -38,7 +38,7 @@ from ingest.config.values import shown
 from ingest.dead_letters.files import segments
 from ingest.dead_letters.reader import Tally, undone_lines
 from ingest.dead_letters.room import Room
-from ingest.model.causes import INVALID_FULL, cause_of, next_step
+from ingest.model.causes import INVALID_FULL, SHARE_USED, cause_of, next_step
 from ingest.model.errors import IngestError, StartError
 from ingest.system.files import size_bytes
 from ingest.system.filesystem import filesystem_of, is_remote, is_volatile
@@ -260,7 +260,8 @@ def _running(service: ServiceInfo) -> Check:
     if status != 200:
         return Check("service", FAIL, f"{said}; it takes no posts: {told}")
     if reason or state != "accepting" or refused:
-        stopped = state == "on_hold" or ready.get("cause") == INVALID_FULL  # somebody must act
+        refuses = ready.get("cause") in {INVALID_FULL, SHARE_USED}
+        stopped = state == "on_hold" or refuses  # somebody must act
         level = FAIL if stopped else WARN
         return Check("service", level, f"{said}; {told}")
     return Check("service", OK, f"{said}, {state}")
