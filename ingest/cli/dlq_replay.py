@@ -165,8 +165,7 @@ def _copied(path: Path, tally: Tally, *, edited: bool, bad_lines: list[str]) -> 
                 item = item_of_fields(parse(line, check_sum=not edited), f"line {number}")
             except BadLine as error:
                 bad_lines.append(f"{path.name} line {number}: {error}")
-                continue
-            if item.code == NOT_ALLOWED:
-                tally.not_allowed += 1
             else:
-                yield item
+                if item.code != NOT_ALLOWED:
+                    yield item
+                tally.not_allowed += item.code == NOT_ALLOWED

@@ -122,8 +122,9 @@ class DeadLetterFolder:
     def totals(self) -> FolderTotals:
         """Return what is known of the folder; reads no file."""
         full = self._room.is_full_for_invalid(self._size)
-        live = self._live
-        return FolderTotals(self._size, len(live), live.oldest_us, full, self._room.share_used_by)
+        return FolderTotals(
+            self._size, len(self._live), self._live.oldest_us, full, self._room.share_used_by
+        )
 
     def append(self, requests: Sequence[AppendRequest]) -> list[IngestError | None]:
         """Append requests with one write and one fdatasync; return each one's error, or None."""

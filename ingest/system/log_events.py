@@ -16,6 +16,7 @@ EVENTS: dict[str, str] = {
     "hold_released": "Somebody used `hold release`, or the button of the page.",
     "open_to_the_network": "A port listens beyond the loopback.",
     "one_address_only": "The host has other addresses too, and `ingest up` takes only one of them.",
+    "state_folder_shared": "Others may write to the state folder: post, and delete readings.",
     "started_as_root": "The service runs as root. Give it a user of its own.",
     "fewer_connections": "Nearly all connections that the limit of open files allows are in use.",
     # The processes of `ingest up`
