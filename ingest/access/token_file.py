@@ -165,7 +165,7 @@ class TokenFile:
             if not stat.S_ISREG(found.st_mode):
                 raise OSError(None, "it is not a regular file")
             if others := other_writers(self.path, found):
-                raise OSError(None, others)
+                raise OSError(None, f"{others}; look at its lines first")
             with os.fdopen(fd, "rb", closefd=False) as file:  # of a folder it would not close it
                 text = file.read(FILE_BYTES_MAX + 1)
         finally:

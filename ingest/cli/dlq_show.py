@@ -85,10 +85,13 @@ def in_full(live: LiveLetter) -> str:
         ("precision", letter.precision),
     ]
     if letter.original is not None:
-        rows += [("format", letter.format), ("posted to", letter.source)]
-        rows.append(("sender", letter.sender or "-"))
-        rows.append(("may speak for", ", ".join(letter.devices) or None))
-        rows.append(("unknown", "ignore" if letter.ignore_unknown else None))
+        rows += [
+            ("format", letter.format),
+            ("posted to", letter.source),
+            ("unknown", "ignore" if letter.ignore_unknown else None),
+            ("sender", letter.sender or "-"),
+            ("may speak for", ", ".join(letter.devices) or None),
+        ]
     if letter.reading is not None:
         rows.append(("reading", orjson.dumps(reading_object(letter.reading)).decode()))
     if letter.original is not None:

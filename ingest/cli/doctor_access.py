@@ -40,11 +40,9 @@ def access_check(settings: Settings, service: ServiceInfo | None = None) -> Chec
         return Check(_NAME, FAIL, str(error))
     if is_free or (service is not None and service.is_open):
         where = "this machine" if loopback else "the network"
-        level, told = OK if loopback else WARN, f"everybody on {where} may post"
-        if not is_free:
-            level = FAIL
-            told += f" until the running service is restarted: `{command_words()['restart']}`"
-        return Check(_NAME, level, told)
+        restart = f" until the running service is restarted: `{command_words()['restart']}`"
+        level, until = (OK if loopback else WARN, "") if is_free else (FAIL, restart)
+        return Check(_NAME, level, f"everybody on {where} may post{until}")
     live = [each for each in senders if each.ends_us > unix_us()]
     if not live:
         return Check(_NAME, WARN, f"nobody may post: make a token with `{run} token new NAME`")

@@ -231,8 +231,8 @@ class ManualReplay:
         # times in the future counts from now. A sender may have said when it received the item.
         now_us = unix_us()
         received_us = min(item.received_us, now_us)
-        since_us = now_us - received_us
-        rules = self._rules._replace(ts_ahead_us_max=self._rules.ts_ahead_us_max + since_us)
+        ts_ahead_us_max = self._rules.ts_ahead_us_max + now_us - received_us
+        rules = self._rules._replace(ts_ahead_us_max=ts_ahead_us_max)
         ignore_unknown = self._ignore_unknown or item.ignore_unknown
         post = Post(
             item.precision,

@@ -250,8 +250,7 @@ class Endpoint:
             raise unknown
         entry = sender.identity.entry
         device = entry.device if found.name == SENML else ""
-        terms = PostTerms(self._query(text), found.name, device, entry)
-        return _Plan(sender, terms, found.decode)
+        return _Plan(sender, PostTerms(self._query(text), found.name, device, entry), found.decode)
 
     def _guarded(self, pages: dict[str, Route]) -> dict[str, Route]:
         """Return pages that need no token, and that no page of another site may ask for."""

@@ -257,7 +257,6 @@ class SourcePages:
         came_s: float | None = None,
     ) -> LineTerms:
         """Return the terms of a post whose body came at `came_s`, or with its head."""
-        entry = plan.sender.identity.entry
         return LineTerms(
             self._query,
             plan.sender.of(request),
@@ -268,8 +267,8 @@ class SourcePages:
                 format=MAPPED,
                 source=IN + source.name,
                 context=context_of(plan.roots),
-                sender=entry.name,
-                devices=entry.globs,
+                sender=plan.sender.identity.entry.name,
+                devices=plan.sender.identity.entry.globs,
             ),
             plan.times_us,
         )

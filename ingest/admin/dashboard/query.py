@@ -123,8 +123,8 @@ def wanted(body: bytes, most: int) -> Wanted:
     ids = asked.get("ids")
     if not isinstance(ids, list) or not 0 < len(ids) <= IDS_MAX or not all(map(_is_id, ids)):
         raise Refused("bad_request", f"ids is a list of 1 to {IDS_MAX} ids, in full")
-    with_code = where({"code": asked.get("code")})
-    return Wanted(with_code._replace(ids=frozenset(map(str.encode, ids))), most)
+    selected = frozenset(map(str.encode, ids))
+    return Wanted(where({"code": asked.get("code")})._replace(ids=selected), most)
 
 
 def _most(asked: dict[str, Any], most: int) -> int:

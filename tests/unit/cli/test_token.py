@@ -268,3 +268,7 @@ def test_broken_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     for words in (["list"], ["new", "a"], ["disable", "a"]):
         assert main(["token", *words, "--state-dir", str(tmp_path)]) == 2
         assert "line 1" in capsys.readouterr().err
+    (tmp_path / "tokens").write_text("")
+    (tmp_path / "tokens").chmod(0o606)
+    assert main(["token", "new", "a", "--state-dir", str(tmp_path)]) == 2
+    assert "everybody may write to it" in capsys.readouterr().err
