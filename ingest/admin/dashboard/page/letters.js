@@ -20,7 +20,7 @@ export class Letters {
       for (const box of byId("letters").tBodies[0].querySelectorAll("input")) box.checked = event.target.checked;
       this.buttons();
     });
-    byId("replay").addEventListener("click", () => this.replay(this.chosenOnes(), count(this.chosen.size)));
+    byId("replay").addEventListener("click", () => this.replay({ ids: [...this.chosen], code: this.where().code }, count(this.chosen.size)));
     byId("discard").addEventListener("click", () => this.discard({ ids: [...this.chosen] }, this.chosen.size));
     byId("replay-all").addEventListener("click", () => this.replayAll());
     byId("discard-all").addEventListener("click", () => this.discardAll());
@@ -38,12 +38,6 @@ export class Letters {
   where() {
     const form = new FormData(byId("letters-form"));
     return Object.fromEntries([...form].map(([name, value]) => [name, value.trim()]).filter(([, value]) => value));
-  }
-
-  /** Those that are chosen, with the code of the filter: a replay takes `not_allowed` only if it is asked for. */
-  chosenOnes() {
-    const { code } = this.where();
-    return { ids: [...this.chosen], ...(code ? { code } : {}) };
   }
 
   async load() {
@@ -129,7 +123,7 @@ export class Letters {
     await this.doing("Replaying ..", async () => {
       const done = await act("/dead-letters/replay", what);
       const refused = Object.entries(done.refused).map(([code, times]) => `${count(times)} ${code}`);
-      return `${count(done.replayed)} of ${count(done.asked)} are stored: ${count(done.new)} new rows, ${count(done.duplicate)} were in the table already` + (refused.length ? `; refused again: ${refused.join(", ")}` : "") + (done.not_allowed_left ? `; ${count(done.not_allowed_left)} not_allowed are left, since their sender may not speak for the device: to replay them, filter by this code` : "") + (done.stopped ? `; stopped: ${done.stopped}` : "") + ".";
+      return `${count(done.replayed)} of ${count(done.asked)} are stored: ${count(done.new)} new rows, ${count(done.duplicate)} were in the table already` + (refused.length ? `; refused again: ${refused.join(", ")}` : "") + (done.not_allowed_left ? `; ${count(done.not_allowed_left)} not_allowed are left: filter by this code to replay them` : "") + (done.stopped ? `; stopped: ${done.stopped}` : "") + ".";
     });
   }
 

@@ -37,7 +37,7 @@ function wordOf(ready, away) {
   if (ready.state === "disk_low" && broken(ready)) return "The journal cannot be written: posts are refused";
   if (away && ready.state === "accepting") return "The database is away, readings are kept";
   if (ready.cause === "invalid_full" && ready.state === "accepting") return "Posts with an invalid item are refused";
-  if (ready.cause === "invalid_items_refused" && ready.state === "accepting") return "Posts of one sender with an invalid item are refused";
+  if (ready.cause === "invalid_items_refused" && ready.state === "accepting") return "One sender's posts with an invalid item are refused";
   const word = WORDS[ready.state] ?? ready.state;
   const takes = ready.instances?.some((each) => each.role === "gateway" && each.runs && !each.refusing);
   return takes ? word.replace("posts are refused", "some posts are refused") : word;
