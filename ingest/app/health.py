@@ -215,7 +215,7 @@ class Health:
         self._invalid_full = letters.invalid_full
         size, most = letters.size_bytes, self._settings.dlq_bytes_max
         if letters.invalid_full:
-            self._log.warning("invalid_items_refused", dlq_bytes=size, dlq_bytes_max=most)
+            self._log.warning("invalid_full", dlq_bytes=size, dlq_bytes_max=most)
         else:
             self._log.info("invalid_items_kept_again", dlq_bytes=size, dlq_bytes_max=most)
 

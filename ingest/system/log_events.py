@@ -131,7 +131,7 @@ EVENTS: dict[str, str] = {
     "mqtt_service_back": "The service takes posts again, after so many seconds.",
     "mqtt_refused": "The service refuses messages for good. They are dead letters now.",
     # Dead letters
-    "invalid_items_refused": "The dead letters are half full: posts with an invalid item get 422.",
+    "invalid_full": "The dead letters are half full: posts with an invalid item get 422.",
     "sender_share_used": "A sender has used its share of the dead letters: its posts with an "
     "invalid item get 422.",
     "invalid_items_kept_again": "There is space for invalid items again.",

@@ -337,7 +337,7 @@ def test_full_half_for_invalid_items_is_told(rig: Rig) -> None:
         rig.database.up, rig.letters = True, DeadLetterStats()
         rig.tick(3)
     told = [(each["event"], each["log_level"]) for each in lines if each["event"] != "state"]
-    assert told == [("invalid_items_refused", "warning"), ("invalid_items_kept_again", "info")]
+    assert told == [("invalid_full", "warning"), ("invalid_items_kept_again", "info")]
     assert rig.document["cause"] == ""
 
 
