@@ -8,13 +8,18 @@ from pathlib import Path
 
 from ingest.access.entries import Entries
 from ingest.model.errors import ConfigError
-from ingest.system.files import AppendFile, sync_folder
+from ingest.system.files import AppendFile, other_writers, sync_folder
 
 
 def read_entries(path: Path) -> Entries:
-    """Return the tokens of a file, none if it is missing. Raises ConfigError for a wrong line."""
+    """Return the tokens of a file, none if it is missing.
+
+    Raises ConfigError for a wrong line, or if others may write to it: no service reads it then.
+    """
     entries = Entries()
     try:
+        if others := other_writers(path, path.stat()):
+            raise ValueError(f"{others}; look at its lines first")
         for _ in entries.read(path.read_bytes()):
             pass
     except FileNotFoundError:

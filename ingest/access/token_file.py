@@ -2,9 +2,9 @@
 
 Lines that were appended are read from where the file ended. A file that was replaced, changed or
 shrank is read whole; what is not in it any more is revoked.
-Promises: a file that cannot be read or has a wrong line changes nothing: the tokens that were read
-before stay in force, and the log says so as long as it is so. The event loop is never held up for
-more than SLICE_S, however many tokens there are.
+Promises: a file that cannot be read, has a wrong line, or to which others may write changes
+nothing: the tokens that were read before stay in force, and the log says so as long as it is so.
+The event loop is never held up for more than SLICE_S, however many tokens there are.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ingest.access.entries import NEVER_US, Entries
 from ingest.access.tokens import Tokens
 from ingest.model.errors import StartError
 from ingest.system.clock import monotonic_s, rfc3339, sleep_unless, unix_us
+from ingest.system.files import other_writers
 from ingest.system.logs import Occasionally, get_logger
 
 LOOK_S = 0.2  # so often it is looked whether the file has changed
@@ -163,6 +164,8 @@ class TokenFile:
             found = os.fstat(fd)
             if not stat.S_ISREG(found.st_mode):
                 raise OSError(None, "it is not a regular file")
+            if others := other_writers(self.path, found):
+                raise OSError(None, f"{others}; look at its lines first")
             with os.fdopen(fd, "rb", closefd=False) as file:  # of a folder it would not close it
                 text = file.read(FILE_BYTES_MAX + 1)
         finally:

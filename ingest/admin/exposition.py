@@ -294,6 +294,11 @@ def _of_buffer(gauges: Gauges) -> Iterator[tuple[str, str, float]]:
     oldest_s = stats.oldest_received_s
     age_s = monotonic_s() - oldest_s if oldest_s is not None else 0.0
     yield "buffer_oldest_age_seconds", "Age of the oldest post in the buffer.", age_s
+    yield (
+        "dlq_share_used",
+        "1 while posts of a sender are refused if an item is invalid: its share is used.",
+        bool(gauges.dead_letters().share_used_by),
+    )
     if (up := gauges.database_up()) is not None:
         yield "db_up", "1 if the last contact with the database succeeded.", up
 

@@ -22,6 +22,7 @@ from ingest.config.values import shown
 from ingest.model.causes import (
     INVALID_FULL,
     JOURNAL_BROKEN,
+    SHARE_USED,
     STREAM_FULL,
     WRITES_FAIL,
     Trouble,
@@ -163,7 +164,7 @@ class Health:
         return status, orjson.dumps({**document, "next": next_one})
 
     def readyz_for_devices(self) -> tuple[int, bytes]:
-        """Return the same for the data port, without commands and paths of this machine."""
+        """Return the same for the data port, without commands, paths and senders."""
         status, document = self._readyz()
         return status, orjson.dumps(document)
 
@@ -212,9 +213,14 @@ class Health:
         self._invalid_full = letters.invalid_full
         size, most = letters.size_bytes, self._settings.dlq_bytes_max
         if letters.invalid_full:
-            self._log.warning("invalid_items_refused", dlq_bytes=size, dlq_bytes_max=most)
+            self._log.warning("invalid_full", dlq_bytes=size, dlq_bytes_max=most)
         else:
             self._log.info("invalid_items_kept_again", dlq_bytes=size, dlq_bytes_max=most)
+
+    def _share_used(self) -> Trouble:
+        if not (sender := self._dead_letters().share_used_by):
+            return Trouble()
+        return Trouble(SHARE_USED, cause_of(SHARE_USED).words, sender)
 
     def _check_buffer(self, stats: BufferStats) -> None:
         """Set `full` after `full_s_min` without space and progress; end it after the contrary."""
@@ -251,7 +257,7 @@ class Health:
 
     def _look_for_trouble(self) -> None:
         """Ask the parts, and log when another trouble begins, or the last one ends."""
-        found = (trouble() for trouble in self._troubles)
+        found = (trouble() for trouble in (self._share_used, *self._troubles))
         was, self._trouble = self._trouble, next((each for each in found if each.cause), Trouble())
         cause, _, details = self._trouble
         if cause == was.cause:

@@ -230,6 +230,7 @@ class Service:
             started_us=unix_us(),
             cert_file=settings.tls_cert_file and str(Path(settings.tls_cert_file).absolute()),
             target=self._target.in_sql,
+            is_open=not self.endpoint.needs_token,
         )
         self._folder.publish(self._info)
         self.first_contact.begin(url())

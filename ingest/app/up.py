@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ingest import __version__
-from ingest.access.rule import TOKEN
+from ingest.access.rule import OPEN, TOKEN
 from ingest.app.access import open_tokens, with_access
 from ingest.app.advice import advice, database_words
 from ingest.app.begin import begun
@@ -219,8 +219,7 @@ class Supervisor:
         except (OSError, OverflowError) as error:
             why = (isinstance(error, OSError) and error.strerror) or str(error)
             raise StartError(
-                f"cannot listen on {host}:{port} ({why}); choose another address with --listen "
-                "HOST:PORT"
+                f"cannot listen on {host}:{port} ({why}); choose another with --listen HOST:PORT"
             ) from error
         bound, real_port, *_ = self._sockets[0].getsockname()
         address = f"[{bound}]:{real_port}" if ":" in bound else f"{bound}:{real_port}"
@@ -272,6 +271,7 @@ class Supervisor:
                 started_us=unix_us(),
                 cert_file=cert_file and str(Path(cert_file).absolute()),
                 target=make_target(self._settings).in_sql,
+                is_open=self._settings.access == OPEN,
             )
         )
 

@@ -27,11 +27,17 @@ from ingest.dead_letters.manual_replay import (
 )
 from ingest.dead_letters.reader import Selection, Tally
 from ingest.dead_letters.store import LetterStore
+from ingest.model.codes import NOT_ALLOWED
 from ingest.model.errors import IngestError, ReplayStopped
 from ingest.model.ports import Sink
+from ingest.system.words import counted
 
 EXIT_SOME_LEFT = 1
 BAD_LINES_PRINTED_MAX = 20
+LEFT = (
+    "{} left: not_allowed, so their token may not speak for the device. If the device is right: "
+    "--where code=not_allowed, or in a copy take `code` and `devices` out of the lines"
+)
 
 
 def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +71,7 @@ async def replay(
     if args.file is None and (await store.extent()).empty:
         print("no dead letters", file=sys.stderr)
         if args.json:
-            print(json.dumps(show.replayed_json(Summary(), dry_run=args.dry_run)))
+            print(json.dumps(show.replayed_json(Summary(), Tally(), dry_run=args.dry_run)))
         return 0
     async with store.held():
         if args.dry_run:
@@ -87,7 +93,7 @@ async def _replay(
     where: Selection,
     sink: Sink | None,
 ) -> int:
-    tally = Tally()
+    tally, where = Tally(), where.for_replay()
     bad_lines: list[str] = []
     ids: set[bytes] = set()
 
@@ -103,11 +109,12 @@ async def _replay(
         done=done,
         rows_per_s=args.rate,
         ignore_unknown=args.ignore_unknown,
+        any_device=where.not_allowed,
     )
     stopped: ReplayStopped | None = None
     try:
         if args.file is not None:
-            await by_hand.run(_copied(args.file, edited=args.edited, bad_lines=bad_lines))
+            await by_hand.run(_copied(args.file, tally, edited=args.edited, bad_lines=bad_lines))
         else:
             async for some in store.oldest(where, tally):
                 await by_hand.run(map(item_of_letter, some))
@@ -118,7 +125,7 @@ async def _replay(
             async for some in store.oldest(Selection(ids=frozenset(ids)), Tally()):
                 await store.mark_done(some, "edited")
     _print_result(args, by_hand.summary, tally, bad_lines, stopped)
-    left = stopped is not None or bad_lines or by_hand.summary.refused
+    left = stopped is not None or bad_lines or by_hand.summary.refused or tally.not_allowed
     return EXIT_SOME_LEFT if left else 0
 
 
@@ -130,9 +137,11 @@ def _print_result(
     stopped: ReplayStopped | None,
 ) -> None:
     if args.json:
-        print(json.dumps(show.replayed_json(summary, dry_run=args.dry_run)))
+        print(json.dumps(show.replayed_json(summary, tally, dry_run=args.dry_run)))
     else:
         print(show.replayed(summary, dry_run=args.dry_run))
+    if tally.not_allowed:
+        print(LEFT.format(counted(tally.not_allowed, "dead letter")), file=sys.stderr)
     for line in bad_lines[:BAD_LINES_PRINTED_MAX]:
         print(f"not replayed: {line}", file=sys.stderr)
     if len(bad_lines) > BAD_LINES_PRINTED_MAX:
@@ -143,13 +152,20 @@ def _print_result(
         print(f"stopped: {stopped}; run it again to continue", file=sys.stderr)
 
 
-def _copied(path: Path, *, edited: bool, bad_lines: list[str]) -> Iterator[Item]:
-    """Yield the items of the lines of a copy; add lines that have none to `bad_lines`."""
+def _copied(path: Path, tally: Tally, *, edited: bool, bad_lines: list[str]) -> Iterator[Item]:
+    """Yield the items of the lines of a copy; add lines that have none to `bad_lines`.
+
+    Letters `not_allowed` are left out, as in Selection.for_replay.
+    """
     with path.open("rb") as file:
         for number, line in enumerate(iter(partial(file.readline, LINE_BYTES_MAX), b""), 1):
             if not line.strip():
                 continue
             try:
-                yield item_of_fields(parse(line, check_sum=not edited), f"line {number}")
+                item = item_of_fields(parse(line, check_sum=not edited), f"line {number}")
             except BadLine as error:
                 bad_lines.append(f"{path.name} line {number}: {error}")
+            else:
+                if item.code != NOT_ALLOWED:
+                    yield item
+                tally.not_allowed += item.code == NOT_ALLOWED

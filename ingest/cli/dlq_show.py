@@ -19,7 +19,9 @@ from ingest.system.clock import rfc3339_s, unix_us
 from ingest.system.words import counted
 
 ID_CHARACTERS = 12  # enough to name a letter among millions
-COLUMNS = f"{'ID':12}  {'FAILED AT':20}  {'REASON':19}  {'CODE':22}  {'DEVICE':16}  WHAT"
+COLUMNS = (
+    f"{'ID':12}  {'FAILED AT':20}  {'REASON':19}  {'CODE':22}  {'SENDER':16}  {'DEVICE':16}  WHAT"
+)
 
 
 def escaped(text: str) -> str:
@@ -55,13 +57,16 @@ def one_line(live: LiveLetter, width: int) -> str:
         what = f"{letter.reading.metric}={letter.reading.value!r} at {when(letter.reading.ts_us)}"
     else:
         what = (letter.original or b"")[:1_000].decode(errors="backslashreplace")
-    device = escaped(device_of(letter) or "-")
     line = escaped(
         f"{live.id[:ID_CHARACTERS]}  {when(live.failed_us):20}  {letter.reason:19}  "
-        f"{letter.code:22}  {device if len(device) <= 16 else device[:14] + '..':16}  "
-        f"{what}"
+        f"{letter.code:22}  {_cut(escaped(letter.sender or '-'), 16):16}  "
+        f"{_cut(escaped(device_of(letter) or '-'), 16):16}  {what}"
     )
-    return line if len(line) <= width else line[: width - 2] + ".."
+    return _cut(line, width)
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 2] + ".."
 
 
 def in_full(live: LiveLetter) -> str:
@@ -80,8 +85,13 @@ def in_full(live: LiveLetter) -> str:
         ("precision", letter.precision),
     ]
     if letter.original is not None:
-        rows += [("format", letter.format), ("posted to", letter.source)]
-        rows.append(("unknown", "ignore" if letter.ignore_unknown else None))
+        rows += [
+            ("format", letter.format),
+            ("posted to", letter.source),
+            ("unknown", "ignore" if letter.ignore_unknown else None),
+            ("sender", letter.sender or "-"),
+            ("may speak for", ", ".join(letter.devices) or None),
+        ]
     if letter.reading is not None:
         rows.append(("reading", orjson.dumps(reading_object(letter.reading)).decode()))
     if letter.original is not None:
@@ -157,8 +167,11 @@ def damaged(tally: Tally) -> str:
     return "; ".join(parts)
 
 
-def replayed_json(summary: Summary, *, dry_run: bool) -> dict[str, Any]:
-    """Return the result of a replay as a JSON object. `refused` are numbers by code."""
+def replayed_json(summary: Summary, tally: Tally, *, dry_run: bool) -> dict[str, Any]:
+    """Return the result of a replay as a JSON object. `refused` are numbers by code.
+
+    `not_allowed_left` letters were not tried.
+    """
     return {
         "dry_run": dry_run,
         "replayed": summary.letters,
@@ -166,6 +179,7 @@ def replayed_json(summary: Summary, *, dry_run: bool) -> dict[str, Any]:
         "new": summary.new,
         "duplicate": summary.duplicate,
         "refused": dict(summary.refused),
+        "not_allowed_left": tally.not_allowed,
         "refusals": [
             {"id": each.id, "place": each.place, "code": each.code, "message": each.message}
             for each in summary.refusals

@@ -38,7 +38,7 @@ from ingest.config.values import shown
 from ingest.dead_letters.files import segments
 from ingest.dead_letters.reader import Tally, undone_lines
 from ingest.dead_letters.room import Room
-from ingest.model.causes import INVALID_FULL, WRITES_FAIL, cause_of, next_step
+from ingest.model.causes import INVALID_FULL, SHARE_USED, WRITES_FAIL, cause_of, next_step
 from ingest.model.errors import IngestError, StartError
 from ingest.system.files import size_bytes
 from ingest.system.filesystem import filesystem_of, is_remote, is_volatile
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
     service = None
     if not any(each.name == "state folder" and each.state == FAIL for each in checks):
         service = running_service(state_dir(settings))
-        checks += [*port_checks(settings, service), access_check(settings)]
+        checks += [*port_checks(settings, service), access_check(settings, service)]
         checks.append(dead_letters_check(settings))
         checks += asyncio.run(broker_checks(settings))
         checks += mqtt_checks(settings)
@@ -159,7 +159,12 @@ def folder_checks(settings: Settings) -> Iterator[Check]:
     except IngestError as error:
         yield Check("state folder", FAIL, str(error))
         return
-    yield Check("state folder", OK, str(folder.path))
+    told, others = str(folder.path), folder.other_writers()
+    yield (
+        Check("state folder", WARN, f"{told}: {others}")
+        if others
+        else Check("state folder", OK, told)
+    )
     yield _file_system(folder, settings)
     yield _free_space(folder, settings)
     yield _journal(folder.journal, settings)
@@ -261,8 +266,8 @@ def _running(service: ServiceInfo) -> Check:
     if status != 200:
         return Check("service", FAIL, f"{said}; it takes no posts: {told}")
     if reason or state != "accepting" or refused:
-        must_act = state == "on_hold" or ready.get("cause") in (INVALID_FULL, WRITES_FAIL)
-        level = FAIL if must_act else WARN
+        must_act = {INVALID_FULL, SHARE_USED, WRITES_FAIL}
+        level = FAIL if state == "on_hold" or ready.get("cause") in must_act else WARN
         return Check("service", level, f"{said}; {told}")
     return Check("service", OK, f"{said}, {state}")
 

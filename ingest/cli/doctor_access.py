@@ -12,14 +12,18 @@ from ingest.config.settings import Settings, split_address
 from ingest.http.sites import is_loopback
 from ingest.model.errors import StartError
 from ingest.system.clock import rfc3339_s, unix_us
+from ingest.system.state_folder import ServiceInfo
 from ingest.system.surroundings import command_words
 from ingest.system.words import counted
 
 _NAME = "access"
 
 
-def access_check(settings: Settings) -> Check:
-    """Check what a start would check, and whether a token ends soon."""
+def access_check(settings: Settings, service: ServiceInfo | None = None) -> Check:
+    """Check what a start would check, whether a token ends soon, and how the service was started.
+
+    `access` is decided at its start, so tokens that were made since do not count yet.
+    """
     run = command_words()["run"]
     try:
         tokens = open_tokens(settings).tokens
@@ -34,9 +38,11 @@ def access_check(settings: Settings) -> Check:
         )
     except StartError as error:
         return Check(_NAME, FAIL, str(error))
-    if is_free:
+    if is_free or (service is not None and service.is_open):
         where = "this machine" if loopback else "the network"
-        return Check(_NAME, OK if loopback else WARN, f"everybody on {where} may post")
+        restart = f" until the running service is restarted: `{command_words()['restart']}`"
+        level, until = (OK if loopback else WARN, "") if is_free else (FAIL, restart)
+        return Check(_NAME, level, f"everybody on {where} may post{until}")
     live = [each for each in senders if each.ends_us > unix_us()]
     if not live:
         return Check(_NAME, WARN, f"nobody may post: make a token with `{run} token new NAME`")

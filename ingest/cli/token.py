@@ -53,7 +53,7 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
     )
     disable = Command(
         "disable",
-        "refuse the tokens of this name from now on",
+        "refuse a token from now on; if several of this name are valid, it asks which",
         ("ingest token disable greenhouse", "ingest token disable greenhouse --digest 3f29a0c4"),
         disable_flags,
         "NAME",
@@ -61,7 +61,7 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
     rotate = Command(
         "rotate",
         "make another token of this name; the one before ends later",
-        ("ingest token rotate greenhouse", "ingest token rotate greenhouse --overlap-days 7"),
+        ("ingest token rotate greenhouse", "ingest token rotate greenhouse --now"),
         rotate_flags,
         "NAME",
     )
@@ -158,7 +158,9 @@ def _disable(args: argparse.Namespace, settings: Settings) -> int:
     from ingest.system.clock import unix_us  # noqa: PLC0415
 
     path, entries = _read(settings)
-    chosen = [each for each in _required(entries, args.name) if each.digest.startswith(args.digest)]
+    live = _required(entries, args.name)
+    begin = args.digest if args.digest or args.all or len(live) == 1 else _asked(args.name, live)
+    chosen = [each for each in live if (each.certificate or each.digest).startswith(begin)]
     if not chosen:
         raise IngestError(f"no live token {args.name} has a digest that begins so")
     lines = b"".join(end_line(each, unix_us()) for each in chosen)
@@ -172,6 +174,20 @@ def _disable(args: argparse.Namespace, settings: Settings) -> int:
         disabled = [each.digest for each in chosen]
         print_answer({"disabled": disabled, "written": kept}, text, as_json=args.json)
     return 0 if kept else 1
+
+
+def _asked(name: str, live: list[TokenEntry]) -> str:
+    """Return the begin of the digest that the user types, "" for all. Raises IngestError."""
+    told = f"{len(live)} tokens {name} are valid: " + ", ".join(
+        f"{each.certificate or each.digest[:8]} ({_described(each)['state']})" for each in live
+    )
+    if not sys.stdin.isatty():
+        raise IngestError(f"{told}. End one with --digest BEGIN, or all with --all")
+    print(
+        f"{told}. Which one ends? Type its digest, or `all`: ", end="", file=sys.stderr, flush=True
+    )
+    answer = sys.stdin.readline().strip()
+    return "" if answer == "all" else answer or "nothing"
 
 
 def _make(path: Path, like: TokenEntry, ends: bytes, *, as_json: bool) -> int:

@@ -62,19 +62,29 @@ def new_flags(parser: argparse.ArgumentParser) -> None:
 def disable_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `disable`."""
     parser.add_argument("name", metavar="NAME")
-    parser.add_argument("--digest", metavar="BEGIN", default="", help="only this one of the name")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--digest", metavar="BEGIN", default="", help="only this one of the name")
+    which.add_argument("--all", action="store_true", help="all tokens of the name")
     add_json_flag(parser)
 
 
 def rotate_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `rotate`."""
     parser.add_argument("name", metavar="NAME")
-    parser.add_argument(
+    end = parser.add_mutually_exclusive_group()
+    end.add_argument(
         "--overlap-days",
         metavar="DAYS",
         type=_days,
         default=OVERLAP_DAYS,
         help=f"how long the token before stays valid [{OVERLAP_DAYS:g}]",
+    )
+    end.add_argument(
+        "--now",
+        action="store_const",
+        dest="overlap_days",
+        const=0.0,
+        help="the token before ends at once, as if somebody else has it",
     )
     parser.add_argument(
         "--expires", metavar="TIME", type=_time, help="of the new one, as in 2028-01-01, or never"
@@ -98,8 +108,8 @@ def _days(text: str) -> float:
         days = float(text)
     except ValueError:
         days = -1.0
-    if not 0 <= days <= 3650:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of days, 0 to 3650")
+    if not 0 < days <= 3650:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of days up to 3650 (or --now)")
     return days
 
 

@@ -76,6 +76,7 @@ class FolderTotals(NamedTuple):
     live: int = 0
     oldest_us: int | None = None
     invalid_full: bool = False  # there is no room for invalid items
+    share_used_by: str = ""  # as in Room
 
 
 class DeadLetterFolder:
@@ -121,7 +122,9 @@ class DeadLetterFolder:
     def totals(self) -> FolderTotals:
         """Return what is known of the folder; reads no file."""
         full = self._room.is_full_for_invalid(self._size)
-        return FolderTotals(self._size, len(self._live), self._live.oldest_us, full)
+        return FolderTotals(
+            self._size, len(self._live), self._live.oldest_us, full, self._room.share_used_by
+        )
 
     def append(self, requests: Sequence[AppendRequest]) -> list[IngestError | None]:
         """Append requests with one write and one fdatasync; return each one's error, or None."""

@@ -3,11 +3,12 @@
     {"v":1,"id":"<32 hex>","reason":..,"code":..,"message":..,"attempts":..,"received_at":..,
      "failed_at":..,"item":..,"field":..,"precision":..,"reading":{..}|null,
      "format":..,"source":..,"ignore_unknown":..,"device":..,"prefix":..,"context":..,
-     "original":..,"sum":..}
+     "sender":..,"devices":[..],"original":..,"sum":..}
 
 A line with a reading has no `format` and no `source`. Lines of earlier versions have none either:
 then it is JSON, posted to /v1/readings. `device` is of line protocol and SenML, `prefix` of line
-protocol, `context` of mapped documents; an empty one is left out.
+protocol, `context` of mapped documents, `devices` of a token that may speak for these only; an
+empty one is left out.
 Promises: values and original bytes are read exactly as they were written. `sum` is the CRC-32 of
 all bytes before it, so a line that was cut or changed is found out. `v`, `id` and `reason` are at
 fixed offsets.
@@ -29,7 +30,7 @@ from ingest.system.clock import rfc3339_or_us
 
 VERSION = 1
 LINE_BYTES_MAX = 64 * 1024 * 1024  # readers take no longer line into memory
-_IF_ANY = ("device", "prefix", "context")
+_IF_ANY = ("device", "prefix", "context", "sender")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SUM_BYTES = len(b',"sum":"00000000"}\n')
 ID_AT = len(b'{"v":1,"id":"')
@@ -71,6 +72,8 @@ def encode_line(letter: Letter, *, id_: str, failed_us: int) -> bytes:
         for name in _IF_ANY:
             if text := getattr(letter, name):
                 fields[name] = text
+        if letter.devices:
+            fields["devices"] = letter.devices
         try:
             fields["original"] = letter.original.decode()
         except UnicodeDecodeError:
@@ -135,6 +138,8 @@ def line_of(fields: dict[str, Any]) -> Line:
             device=_text(fields.get("device", "")),
             prefix=_text(fields.get("prefix", "")),
             context=_text(fields.get("context", "")),
+            sender=_text(fields.get("sender", "")),
+            devices=devices_in(fields),
         )
         return Line(id_in(fields), time_in(fields["failed_at"]), letter)
     except KeyError as error:
@@ -158,6 +163,11 @@ def original_in(fields: dict[str, Any]) -> bytes | None:
     if fields.get("original_base64") is not None:
         return base64.b64decode(_text(fields["original_base64"]), validate=True)
     return None
+
+
+def devices_in(fields: dict[str, Any]) -> tuple[str, ...]:
+    """Return the devices that the sender may speak for. Raises TypeError."""
+    return tuple(map(_text, fields.get("devices", ())))
 
 
 def time_in(value: Any) -> int:

@@ -1,7 +1,7 @@
 """The id of a dead letter: when two letters are one.
 
 Promises: two readings are one if they are equal, two invalid items if their bytes are equal and say
-when they were measured.
+when they were measured, and their senders may speak for the same devices.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ def letter_id(letter: Letter, rules: Rules = DEFAULT_RULES) -> str:
         if letter.format == MAPPED:
             defaults = "\0".join((defaults, letter.source, letter.context))
         digest.update(b"f%b\0" % utf8(defaults))
+    if letter.devices:
+        digest.update(b"d%b\0" % utf8("\0".join(letter.devices)))
     original = letter.original or b""
     if not _has_usable_time(original, letter, rules):
         digest.update(

@@ -17,8 +17,16 @@ from typing import Any, NamedTuple
 import orjson
 from msgspec import structs
 
+from ingest.access.tokens import allowed
 from ingest.dead_letters.files import try_replay_lock
-from ingest.dead_letters.format import BadLine, id_in, original_in, reading_object, time_in
+from ingest.dead_letters.format import (
+    BadLine,
+    devices_in,
+    id_in,
+    original_in,
+    reading_object,
+    time_in,
+)
 from ingest.dead_letters.reader import LiveLetter
 from ingest.formats.line_item import LINE_BYTES_MAX
 from ingest.formats.line_protocol import decode_item
@@ -80,6 +88,7 @@ class Item(NamedTuple):
     posted_to: str = ""
     context: str = ""
     code: str = ""
+    devices: tuple[str, ...] = ()
 
 
 class RefusedItem(NamedTuple):
@@ -129,6 +138,7 @@ def item_of_letter(live: LiveLetter) -> Item:
         letter.source,
         letter.context,
         letter.code,
+        letter.devices,
     )
 
 
@@ -139,7 +149,7 @@ def item_of_fields(fields: dict[str, Any], place: str) -> Item:
         precision = _precision_in(fields)
         if fields.get("reading") is not None:
             return Item(id_, place, orjson.dumps(fields["reading"]), "us", received_us)
-        original = original_in(fields)
+        original, devices = original_in(fields), devices_in(fields)
     except KeyError as error:
         raise BadLine(f"the field {error} is missing") from error
     except (TypeError, ValueError) as error:
@@ -159,6 +169,7 @@ def item_of_fields(fields: dict[str, Any], place: str) -> Item:
         posted_to=str(fields.get("source") or ""),
         context=str(fields.get("context") or ""),
         code=str(fields.get("code") or ""),
+        devices=devices,
     )
 
 
@@ -172,7 +183,8 @@ def _precision_in(fields: dict[str, Any]) -> str | None:
 class ManualReplay:
     """One replay. Without a `sink` it is a dry run, which does everything but write.
 
-    `done` gets the items of each batch after its commit. `rows_per_s` bounds the speed.
+    `done` gets the items of each batch after its commit. `rows_per_s` bounds the speed. With
+    `any_device` it does not matter for which devices the sender of an item may speak.
     """
 
     def __init__(
@@ -183,7 +195,9 @@ class ManualReplay:
         done: Callable[[Sequence[Item]], Awaitable[None]],
         rows_per_s: int | None = None,
         ignore_unknown: bool = False,
+        any_device: bool = False,
     ) -> None:
+        self._any_device = any_device
         self._sink = sink
         self._rules = rules
         self._done = done
@@ -214,17 +228,20 @@ class ManualReplay:
     def _decode(self, item: Item) -> Decoded | None:
         """Validate as the receiver does; None if any reading of it is refused."""
         # The time of receipt is used for a missing `ts`, so it must be the old one. The limit for
-        # times in the future counts from now.
-        since_us = max(0, unix_us() - item.received_us)
-        rules = self._rules._replace(ts_ahead_us_max=self._rules.ts_ahead_us_max + since_us)
+        # times in the future counts from now. A sender may have said when it received the item.
+        now_us = unix_us()
+        received_us = min(item.received_us, now_us)
+        ts_ahead_us_max = self._rules.ts_ahead_us_max + now_us - received_us
+        rules = self._rules._replace(ts_ahead_us_max=ts_ahead_us_max)
         ignore_unknown = self._ignore_unknown or item.ignore_unknown
         post = Post(
             item.precision,
             ignore_unknown,
-            item.received_us,
+            received_us,
             monotonic_s(),
             rules,
-            device=item.device,
+            None if self._any_device or not item.devices else allowed(item.devices),
+            item.device,
         )
         if item.format not in (LINE, MAPPED) and item.format not in DECODE_ITEM:
             message = f"this version cannot decode the format {item.format!r:.80}"

@@ -155,9 +155,9 @@ class DeadLetterQueue:
             self._refreshed_s = monotonic_s()
             self._refreshing = self._in_thread(self._store.refresh)
             self._refreshing.add_done_callback(take_exception)
-        size_bytes, live, oldest_us, invalid_full = self._totals
+        size_bytes, live, oldest_us, invalid_full, used_by = self._totals
         age_s = 0.0 if oldest_us is None else max(0.0, (unix_us() - oldest_us) / 1e6)
-        return DeadLetterStats(size_bytes, live, age_s, invalid_full)
+        return DeadLetterStats(size_bytes, live, age_s, invalid_full, used_by)
 
     async def close(self) -> None:
         """Wait for appends that have begun, then close the file. A second call does nothing."""

@@ -26,6 +26,7 @@ from ingest.dead_letters.format import (
     decode_line,
 )
 from ingest.dead_letters.marks import Mark, read_marks
+from ingest.model.codes import NOT_ALLOWED
 from ingest.model.letter import Letter
 from ingest.system.files import open_regular
 
@@ -57,7 +58,7 @@ class Tally:
     """What was skipped while reading: cut last lines, altered lines, unreadable files.
 
     `end` is where the last whole line of the segment that was read last ends. `messages` is how
-    many messages of a stream were read.
+    many messages of a stream were read. `not_allowed` letters were passed over: see Selection.
     """
 
     torn: int = 0
@@ -65,6 +66,7 @@ class Tally:
     unreadable: list[str] = field(default_factory=list)
     end: int = 0
     messages: int = 0
+    not_allowed: int = 0
 
     @property
     def damaged(self) -> bool:
@@ -77,7 +79,8 @@ class Selection(NamedTuple):
 
     `ids` are ids in full, as they are written in the lines. `device_prefix` is the beginning of the
     devices that are wanted; `device` is one in full, since a name may have any character.
-    `id_prefixes` are beginnings of ids; one of them must fit.
+    `id_prefixes` are beginnings of ids; one of them must fit. Without `not_allowed`
+    letters with this code are passed over, and counted in a Tally.
     """
 
     reasons: tuple[str, ...] | None = None
@@ -87,6 +90,14 @@ class Selection(NamedTuple):
     ids: frozenset[bytes] | None = None
     device_prefix: str | None = None
     id_prefixes: tuple[bytes, ...] | None = None
+    not_allowed: bool = True
+
+    def for_replay(self) -> Selection:
+        """Return the same with letters `not_allowed` only if their code is asked for.
+
+        Else who may post for one device could plant readings of another one, with the next replay.
+        """
+        return self._replace(not_allowed=self.code == NOT_ALLOWED)
 
     def wants(self, line_id: str, failed_us: int, letter: Letter) -> bool:
         """Whether all conditions but those for ids are met. An empty id never meets them."""
@@ -142,7 +153,7 @@ def segment_letters(
 ) -> Iterator[LiveLetter]:
     """Yield the live letters of one segment from byte `start` on."""
     tally = tally if tally is not None else Tally()
-    sieve = Sieve(where)
+    sieve = Sieve(where, tally)
     for offset, line in undone_lines(segment, start=start, tally=tally):
         try:
             found = sieve.wanted(line)
@@ -156,8 +167,9 @@ def segment_letters(
 class Sieve:
     """Finds the wanted letters among many lines."""
 
-    def __init__(self, where: Selection) -> None:
+    def __init__(self, where: Selection, tally: Tally | None = None) -> None:
         self._where = where
+        self._tally = tally or Tally()
         self._reasons = tuple(f'{reason}"'.encode() for reason in where.reasons or ())
         self._code = b"" if where.code is None else _code_field(where.code)
 
@@ -176,7 +188,12 @@ class Sieve:
         if where.id_prefixes is not None and not line.startswith(where.id_prefixes, ID_AT):
             return None
         found = decode_line(line)
-        return found if where.wants(*found) else None
+        if not where.wants(*found):
+            return None
+        if not where.not_allowed and found.letter.code == NOT_ALLOWED:
+            self._tally.not_allowed += 1
+            return None
+        return found
 
 
 def _code_field(code: str) -> bytes:

@@ -1,10 +1,11 @@
 """How much room the dead letters have, for whom.
 
 Invalid items find room until the letters of all reasons use half of it. This half is shared by the
-addresses that send such items. An address may use no more than it leaves free for others, and what
-it has used counts half after a day. So one address never fills that half, whatever names its items
-have, and an address that has sent no invalid item finds room until there is none. Behind a proxy
-all clients are one address.
+senders of such items: tokens, or networks where nobody needs one. A sender may use no more than it
+leaves free for others, and what it has used counts half after a day. So one sender never fills that
+half, whatever names its items have, and a sender that has sent no invalid item finds room until
+there is none. If a trusted proxy does not say whose post it brings, the sender is not known (""):
+it may be all of them, so no share holds.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ingest.system.clock import monotonic_s
 
 HALF_LIFE_S = 86_400.0
 SENDERS_MAX = 10_000  # those that are remembered; about 200 bytes each
+TOLD_S = 60.0  # after its last refusal
 
 
 class Room:
@@ -27,6 +29,13 @@ class Room:
         self._bytes_max = bytes_max
         self._auto_replay = auto_replay
         self._shares = Shares()
+        self._refused = ("", 0.0)  # sender, at
+
+    @property
+    def share_used_by(self) -> str:
+        """A sender of whom items were refused in the last minute: its share is used; or ""."""
+        sender, at_s = self._refused
+        return sender if monotonic_s() - at_s < TOLD_S else ""
 
     def is_full_for_invalid(self, taken: int) -> bool:
         """Whether there is no room for invalid items: less than a hundredth of that half."""
@@ -49,8 +58,10 @@ class Room:
         limit, whose = self._limit(letters, sender, returning)
         if taken + size > limit:
             return DeadLettersFull(f"the dead letters have {taken} bytes of {limit}{whose}")
-        if sender is None or self._shares.allows(sender, size, free=limit - taken, taken=taken):
+        if not sender or self._shares.allows(sender, size, free=limit - taken, taken=taken):
             return None
+        if self.share_used_by in ("", sender):
+            self._refused = (sender, monotonic_s())
         return ShareUsed(f"{sender} has used its share of the space for invalid items")
 
     def _limit(
@@ -72,7 +83,7 @@ class Room:
 
     def use(self, sender: str | None, size: int) -> None:
         """Count what a sender uses from now on."""
-        if sender is not None:
+        if sender:
             self._shares.use(sender, size)
 
 

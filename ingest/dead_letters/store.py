@@ -130,12 +130,12 @@ async def once(parts: Parts, seen: set[tuple[str, str]] | None = None) -> AsyncI
 
 
 async def first(
-    store: LetterStore, where: Selection, count: int, bytes_max: int
+    store: LetterStore, where: Selection, count: int, bytes_max: int, tally: Tally | None = None
 ) -> list[LiveLetter]:
     """Return letters for an action, oldest first, with every copy of an id."""
     found: list[LiveLetter] = []
     size = 0
-    async for part in store.oldest(where, Tally()):
+    async for part in store.oldest(where, tally or Tally()):
         for live in part:
             found.append(live)
             size += len(live.line)

@@ -319,8 +319,6 @@ class _Reader:
         ts_us: int | tuple[str, str]
         if value is MISSING or value in ("", "now"):
             ts_us = self._received_us
-            if ts_us == post.received_us:
-                return ts_us
         else:
             ts_us = time_us(value, self._source.unit, self._source.zone)
         if not isinstance(ts_us, int):

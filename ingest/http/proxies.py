@@ -3,7 +3,8 @@
 A trusted proxy adds the address of its client to the end of `X-Forwarded-For`. What stands before
 that, a client may have written itself.
 Promises: the address is the last one that is no trusted proxy. From any other peer the header
-counts for nothing.
+counts for nothing. If a proxy does not say who the client is, its own address is told, but the
+network is "": what many clients send must not count as that of one.
 """
 
 from __future__ import annotations
@@ -46,10 +47,10 @@ class Proxies:
         for hop in reversed(hops):
             address = _address(hop.strip())
             if not address:
-                return peer
+                break
             if not self.has(address):
                 return Client(address, network_of(address))
-        return peer
+        return peer._replace(network="")
 
 
 def _address(hop: str) -> str:

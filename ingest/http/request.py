@@ -21,7 +21,7 @@ class Client(NamedTuple):
     """Who sent a request.
 
     `address` is "" on a Unix socket or if unknown. `network` counts as one client: an IPv4 address,
-    or the /64 of an IPv6 address.
+    or the /64 of an IPv6 address; "" if a proxy does not say whose request it brings.
     """
 
     address: str

@@ -54,6 +54,7 @@ FIELDS = (
 )
 
 JOURNAL_BROKEN, INVALID_FULL = "journal_broken", "invalid_full"
+SHARE_USED = "invalid_items_refused"  # of one sender
 # Of the broker.
 BROKER_AWAY, BROKER_UNSAFE, BROKER_DISK = "broker_away", "broker_unsafe", "broker_disk"
 STREAM_MISSING, STREAM_ALTERED, STREAM_FULL = "stream_missing", "stream_altered", "stream_full"
@@ -185,6 +186,13 @@ CAUSES: dict[str, Cause] = {
         "omit_hostname). After a restart with that setting, `{run} dlq replay --where "
         "reason=invalid` stores them.",
         "ingestsendernotstored",
+    ),
+    SHARE_USED: Cause(
+        "posts of a sender are refused if one item is invalid: it has used its share of the space "
+        "for such items",
+        "`{run} dlq list --where reason=invalid` shows what is wrong with its items. Fix the "
+        "sender. Then replay or discard them.",
+        "ingestsendershareused",
     ),
     "disk_low": Cause(
         "the disk of the state folder is nearly full",

@@ -76,12 +76,14 @@ class DeadLetterStats(NamedTuple):
     """State of the dead-letter folder: bytes of all files, live readings, age of the oldest.
 
     `invalid_full`: there is no space for invalid items, so each post with one is refused.
+    `share_used_by`: the sender whose posts with one are refused, as in Block.
     """
 
     size_bytes: int = 0
     live: int = 0
     oldest_age_s: float = 0.0
     invalid_full: bool = False
+    share_used_by: str = ""
 
 
 class Limits(NamedTuple):

@@ -26,7 +26,8 @@ class Letter(NamedTuple):
     `format`, `source` (where it came in), `precision`, `ignore_unknown`, for lines and SenML the
     `device` of those that name none, for lines the `prefix` of their metrics, and for mapped
     documents the `context`: a JSON object of what came beside the body. `received_us` is in Unix
-    microseconds.
+    microseconds. `sender` is the name of the post's token ("" where nobody needs one: no address is
+    kept), and `devices` are globs of the devices that it may speak for; none: all.
     """
 
     reason: str
@@ -45,6 +46,8 @@ class Letter(NamedTuple):
     device: str = ""
     prefix: str = ""
     context: str = ""
+    sender: str = ""
+    devices: tuple[str, ...] = ()
 
 
 INVALID = "invalid"

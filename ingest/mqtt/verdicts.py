@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 import orjson
 
-# All of the 400 that are about the body. The others are about how we ask, so about settings.
-_BODY = frozenset({"not_json", "not_lines"})
+# All of the 400 that are about the messages. The others are about how we ask, so about settings.
+# A parameter that is bad is the time of a message, X-Received-At: the clock here may be wrong.
+_BODY = frozenset({"not_json", "not_lines", "bad_parameter"})
 _FOR_EACH = frozenset({"empty", "all_invalid", "outside_scope"})  # each message would get the same
 
 

@@ -276,8 +276,9 @@ class Endpoint:
         sender, text = self._senders.find(request, text, source=SOURCE, form=found.name)
         if unknown is not None:
             raise unknown
-        device = sender.identity.entry.device if found.name == SENML else ""
-        return _Plan(sender, PostTerms(self._query(text), found.name, device), found.decode)
+        entry = sender.identity.entry
+        device = entry.device if found.name == SENML else ""
+        return _Plan(sender, PostTerms(self._query(text), found.name, device, entry), found.decode)
 
     def _guarded(self, pages: dict[str, Route]) -> dict[str, Route]:
         """Return pages that need no token, and that no page of another site may ask for."""

@@ -16,6 +16,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, Literal, NamedTuple
 
+from ingest.access.entries import TokenEntry
 from ingest.formats.post import Decoded, ItemError, named
 from ingest.http.owner import Reply
 from ingest.http.request import Request
@@ -52,11 +53,15 @@ READINGS = "/v1/readings"
 
 
 class PostTerms(NamedTuple):
-    """What a post said of its items. `device`: that of records that name none."""
+    """What a post said of its items. `device`: that of records that name none.
+
+    `entry` is that of its sender's token.
+    """
 
     query: Query
     format: str
     device: str
+    entry: TokenEntry
 
 
 class Keeper:
@@ -249,6 +254,8 @@ class Keeper:
                 format=terms.format,
                 ignore_unknown=query.ignore_unknown,
                 device=terms.device,
+                sender=terms.entry.name,
+                devices=terms.entry.globs,
             )
             for error in errors
         ]

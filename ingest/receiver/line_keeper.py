@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ingest.formats.line_protocol import Points
-from ingest.formats.line_series import Naming
 from ingest.formats.map_post import received_at
 from ingest.formats.post import ItemError
 from ingest.model.ack import Ack
@@ -35,7 +34,7 @@ from ingest.model.errors import (
     Stopping,
 )
 from ingest.model.ledger import Ledger
-from ingest.model.letter import INVALID, LINE, Letter
+from ingest.model.letter import INVALID, Letter
 from ingest.model.ports import Database, DeadLetters, PostInlet, Reservation, Sizes
 from ingest.receiver.ack_waits import AckWaits
 from ingest.receiver.at_once import BUFFERED, COMMITTED, LATE, refusal_of
@@ -57,19 +56,14 @@ Portion = list[tuple[Block, Reservation]]
 class LineTerms(NamedTuple):
     """What a post said of its lines, and where and when it came in; `sender` as in Block.
 
-    It must be answered at `answer_by_s` (monotonic). `form` and `context` as in Letter. For
-    `times_us` of mapped documents see map_post.py.
+    It must be answered at `answer_by_s` (monotonic). `letter` has what all its dead letters have in
+    common. For `times_us` of mapped documents see map_post.py.
     """
 
     query: LineQuery
-    naming: Naming
-    source: str
     sender: str
-    received_us: int
-    received_s: float
     answer_by_s: float
-    form: str = LINE
-    context: str = ""
+    letter: Letter
     times_us: Sequence[int] = ()
 
 
@@ -319,18 +313,11 @@ def _not_all_kept(failed: Sequence[NotKept], blocks: int) -> Refused:
 
 
 def _letter(error: ItemError, terms: LineTerms) -> Letter:
-    return Letter(
-        reason=INVALID,
+    return terms.letter._replace(
         code=error.code,
         message=error.message,
-        received_us=received_at(terms.times_us, error.item, terms.received_us),
+        received_us=received_at(terms.times_us, error.item, terms.letter.received_us),
         original=error.original,
-        precision=terms.query.precision,
         field=error.field,
         item=error.item,
-        format=terms.form,
-        source=terms.source,
-        device=terms.naming.device,
-        prefix=terms.naming.prefix,
-        context=terms.context,
     )

@@ -21,7 +21,7 @@ from ingest.http.request import Request
 from ingest.http.response import Answer
 from ingest.http.routes import POST, Route
 from ingest.model.errors import Refused
-from ingest.model.letter import LINE
+from ingest.model.letter import INVALID, LINE, Letter
 from ingest.model.ports import Admission
 from ingest.receiver.at_once import ADMISSION_DETAILS, Page
 from ingest.receiver.hints import note_body
@@ -154,14 +154,21 @@ class LinePages:
 
     def _terms(self, request: Request, plan: _Plan, page: Page, post: Post) -> LineTerms:
         """Return the terms of a post whose body came at `post.received_s`."""
+        entry, naming = plan.sender.identity.entry, plan.naming
         return LineTerms(
             plan.query,
-            plan.naming,
-            page.label,
             plan.sender.of(request),
-            post.received_us,
-            post.received_s,
             post.received_s + self._options.answer_s_max,
+            Letter(
+                *(INVALID, "", "", post.received_us),
+                precision=plan.query.precision,
+                format=LINE,
+                source=page.label,
+                device=naming.device,
+                prefix=naming.prefix,
+                sender=entry.name,
+                devices=entry.globs,
+            ),
         )
 
     async def _receive(self, request: Request, plan: _Plan, page: Page) -> Answer:

@@ -12,9 +12,11 @@ from urllib.parse import unquote
 
 from ingest.formats.map_documents import form_in
 from ingest.formats.map_source import Source
+from ingest.formats.post import Rules
 from ingest.http.request import Head
 from ingest.http.routes import sent_path
 from ingest.model.errors import Refused
+from ingest.system.clock import unix_us
 
 CREDENTIAL = "token"  # the name in a path's template that stands for the token
 # Who posts for others says here where and when it got what it posts, as `ingest mqtt` does.
@@ -47,10 +49,10 @@ def roots_of(
     }
 
 
-def times_of(head: Head) -> tuple[int, ...]:
+def times_of(head: Head, rules: Rules) -> tuple[int, ...]:
     """Return when the documents of a post were received, in Unix microseconds; often nothing.
 
-    Raises Refused if the header has something else.
+    Raises Refused if the header has something else, or a time that no reading may have.
     """
     text = head.headers.get(RECEIVED_AT, "")
     if not text:
@@ -61,7 +63,14 @@ def times_of(head: Head) -> tuple[int, ...]:
             f"{RECEIVED_AT} has Unix microseconds: one time for all documents, or one for each, "
             "with commas between them",
         )
-    return tuple(map(int, text.split(",")))
+    times_us = tuple(map(int, text.split(",")))
+    if min(times_us) < rules.ts_min_us or max(times_us) > unix_us() + rules.ts_ahead_us_max:
+        raise Refused(
+            "bad_parameter",
+            f"{RECEIVED_AT} has a time that is too old or too far ahead of now; are the clocks "
+            "right?",
+        )
+    return times_us
 
 
 def _text(sent: str) -> str:

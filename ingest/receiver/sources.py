@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import orjson
 
 from ingest.formats.line_protocol import Points
-from ingest.formats.line_series import Naming
 from ingest.formats.map_post import Mapped, MapPost, MapSteps, begin
 from ingest.formats.map_roots import context_of
 from ingest.formats.map_source import IN, Source, template_pattern
@@ -31,7 +30,7 @@ from ingest.http.response import Answer, problem
 from ingest.http.routes import Pattern, Route
 from ingest.model.errors import ConfigError, Refused
 from ingest.model.ledger import Ledger
-from ingest.model.letter import MAPPED
+from ingest.model.letter import INVALID, MAPPED, Letter
 from ingest.model.ports import Admission
 from ingest.receiver.at_once import ADMISSION_DETAILS, Page
 from ingest.receiver.hints import note_body
@@ -165,7 +164,7 @@ class SourcePages:
             in_query=not source.reads_query,
         )
         roots = roots_of(head, source, query, in_path, sender.identity.entry.device)
-        return _Plan(sender, roots, query, times_of(head))
+        return _Plan(sender, roots, query, times_of(head, self._rules))
 
     def _small(
         self, request: Request, source: Source, plan: _Plan, page: Page, received_s: float
@@ -261,14 +260,17 @@ class SourcePages:
         """Return the terms of a post whose body came at `came_s`, or with its head."""
         return LineTerms(
             self._query,
-            Naming(()),
-            IN + source.name,
             plan.sender.of(request),
-            post.received_us,
-            post.received_s,
             (came_s or post.received_s) + self._options.answer_s_max,
-            MAPPED,
-            context_of(plan.roots),
+            Letter(
+                *(INVALID, "", "", post.received_us),
+                precision=self._query.precision,
+                format=MAPPED,
+                source=IN + source.name,
+                context=context_of(plan.roots),
+                sender=plan.sender.identity.entry.name,
+                devices=plan.sender.identity.entry.globs,
+            ),
             plan.times_us,
         )
 

@@ -199,6 +199,20 @@ def open_regular(path: Path) -> BinaryIO:
     return os.fdopen(fd, "rb", buffering=256 * 1024)
 
 
+def other_writers(path: Path, found: os.stat_result) -> str:
+    """Say who else may write to a file or folder, of which `found` is the stat; "" if nobody.
+
+    We may, and so may root, the owner of the folder it is in, and our groups: in a pod, the group
+    of its volumes. Raises OSError.
+    """
+    if found.st_mode & stat.S_IWOTH:
+        return "everybody may write to it (chmod o-w)"
+    if found.st_mode & stat.S_IWGRP and found.st_gid not in {os.getegid(), *os.getgroups()}:
+        return "a group that we are not in may write to it (chmod g-w)"
+    ours = found.st_uid in {0, os.geteuid(), path.parent.stat().st_uid}
+    return "" if ours else "another user owns it (chown)"
+
+
 def size_bytes(path: Path) -> int:
     """Return the size of a file; 0 if somebody has removed it."""
     try:

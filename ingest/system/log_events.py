@@ -18,6 +18,7 @@ EVENTS: dict[str, str] = {
     "hold_released": "Somebody used `hold release`, or the button of the page.",
     "open_to_the_network": "A port listens beyond the loopback.",
     "one_address_only": "The host has other addresses too, and `ingest up` takes only one of them.",
+    "state_folder_shared": "Others may write to the state folder: post, and delete readings.",
     "started_as_root": "The service runs as root. Give it a user of its own.",
     "fewer_connections": "Nearly all connections that the limit of open files allows are in use.",
     # The processes of `ingest up`
@@ -133,7 +134,7 @@ EVENTS: dict[str, str] = {
     "mqtt_service_back": "The service takes posts again, after so many seconds.",
     "mqtt_refused": "The service refuses messages for good. They are dead letters now.",
     # Dead letters
-    "invalid_items_refused": "The dead letters are half full: posts with an invalid item get 422.",
+    "invalid_full": "The dead letters are half full: posts with an invalid item get 422.",
     "invalid_items_kept_again": "There is space for invalid items again.",
     "dead_letter_write_failed": "The disk did not take dead letters.",
     "dead_letters_unreadable": "A file of the dead letters cannot be read.",

@@ -16,7 +16,14 @@ from pathlib import Path
 import msgspec
 
 from ingest.model.errors import StartError
-from ingest.system.files import FolderLock, is_locked, replace_private, sync_folder
+from ingest.system.files import (
+    FolderLock,
+    is_locked,
+    other_writers,
+    replace_private,
+    sync_folder,
+)
+from ingest.system.logs import get_logger
 
 
 class ServiceInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,7 +32,8 @@ class ServiceInfo(msgspec.Struct, frozen=True, kw_only=True):
     `listen` and `admin_listen` are the addresses that are bound. `token` permits admin actions.
     `page` is the dashboard's address with a key, which works once. `cert_file` is the certificate
     of the data port, if that speaks TLS. `target` are the table and its
-    columns for time, device, metric and value, as SQL names them.
+    columns for time, device, metric and value, as SQL names them. `is_open`: everybody may post
+    until it is restarted.
     """
 
     pid: int
@@ -38,6 +46,7 @@ class ServiceInfo(msgspec.Struct, frozen=True, kw_only=True):
     page: str = ""
     cert_file: str = ""
     target: tuple[str, ...] = ("readings", "ts", "device_id", "metric", "value")
+    is_open: bool = False
 
 
 class StateFolder:
@@ -79,6 +88,10 @@ class StateFolder:
         """Return the state folder of a forwarder or an `mqtt`: it has dead letters of its own."""
         return StateFolder(self.path / command / name)
 
+    def other_writers(self) -> str:
+        """Say who else may write here: they may post, and delete what is kept. "" if nobody."""
+        return other_writers(self.path, self.path.stat())
+
     def lock(self) -> FolderLock:
         """Lock the folder for this process. Raises StartError with the pid of another owner."""
         try:
@@ -96,6 +109,8 @@ class StateFolder:
                 f"a service (pid {owner or 'unknown'}) already uses the state folder {self.path}: "
                 "stop it, or choose another folder with --state-dir"
             )
+        if others := self.other_writers():
+            get_logger("start").warning("state_folder_shared", path=str(self.path), why=others)
         self.withdraw()  # the file that a killed service has left
         return lock
 

@@ -88,6 +88,7 @@ async def test_commands_say_the_same_of_files_and_of_a_stream(
     serve, copy = StateFolder.open(tmp_path / "serve"), tmp_path / "copy"
     write(serve.dead_letters, [*drained(60, device="pump-1"), *drained(3, reason=EXHAUSTED)])
     write(serve.dead_letters, [invalid(MULTI), invalid(b"\xff\x1b[2J"), invalid(GOOD_LATE)])
+    write(serve.dead_letters, [invalid(b"planted", code="not_allowed")])
     shutil.copytree(serve.dead_letters, copy)
     await into_stream(FolderLetterStore(copy), queue)
     connection = await asyncpg.connect(readings_url)
@@ -113,6 +114,7 @@ async def test_commands_say_the_same_of_files_and_of_a_stream(
         ("replay", "--dry-run", "--json"),
         ("replay", "--where", "reason=drained", "--rate", 5_000, *database),
         ("replay", *database),
+        ("replay", "--where", "code=not_allowed", "--dry-run"),
         ("list", "--json"),
         ("discard", "--all", "--yes"),
         ("list",),
@@ -262,6 +264,11 @@ async def test_page_lists_replays_and_discards(
     done = await letters.replay(Selection(reasons=(REFUSED,)))
     assert (done["asked"], done["new"], done["refused"]) == (151, 150, {"23514": 1})
     ids = Selection(ids=frozenset([first["id"].encode()]))
+    await queue.append([invalid(b"planted", code="not_allowed")])
+    done = await letters.replay(Selection())
+    assert (done["asked"], done["not_allowed_left"]) == (2, 1)
+    assert (await letters.replay(Selection(code="not_allowed")))["refused"] == {"not_json": 1}
+    assert await letters.discard(Selection(code="not_allowed")) == {"discarded": 1}
     assert await letters.discard(ids) == {"discarded": 1}
     assert await kept(admin) == [hot]
 

@@ -29,6 +29,7 @@ from ingest.model.errors import (
     DeadLettersFull,
     ShareUsed,
 )
+from ingest.model.ledger import DeadLetterStats
 from ingest.model.letter import EXHAUSTED, REFUSED
 from tests.support.brokers import LETTERS, api, embedded, hit, is_up, joined, until
 from tests.support.faulty_proxy import FaultyProxy
@@ -186,6 +187,7 @@ async def test_invalid_items_have_half_and_a_sender_its_share(writer: BrokerConn
         else:
             used += 1
     assert 50 < used < 120, "half of the half, at 1.4 kB a letter"
+    assert queue.stats().share_used_by == "10.0.0.1"
     await queue.append(items[300:301], sender="10.0.0.2")
     await queue_of(writer).append(items[:200])
     fresh = queue_of(writer, bytes_max=400_000)
@@ -229,14 +231,14 @@ async def test_stats_tell_what_the_stream_holds(
     """They never wait, and look again after a while."""
     monkeypatch.setattr(stream_queue, "LOOK_S", 0.05)
     queue = queue_of(writer)
-    assert queue.stats() == (0, 0, 0.0, False)
+    assert queue.stats() == DeadLetterStats()
     await queue.append(drained(3))
     await until(lambda: queue.stats().live == 3)
     found = queue.stats()
     assert found.size_bytes > 600
     assert 0 <= found.oldest_age_s < 30
     await store_of(writer).mark_done(await live(store_of(writer)), "discarded")
-    await until(lambda: queue.stats() == (0, 0, 0.0, False))
+    await until(lambda: queue.stats() == DeadLetterStats())
     await queue.close()
     await queue.close()
     with pytest.raises(DeadLettersBroken):

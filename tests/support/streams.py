@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from ingest.access.tokens import ANYBODY
 from ingest.broker.pulling import Delivery
 from ingest.buffers.stream.inlet import StreamInlet
 from ingest.buffers.stream.messages import decode_message
@@ -343,7 +344,7 @@ class Poster:
         self.posts.append(post)
         block.sender = "192.0.2.1"
         decoded = Decoded(block, [INVALID] * invalid)
-        terms = PostTerms(Query(ack=ack), JSON, device="")
+        terms = PostTerms(Query(ack=ack), JSON, "", ANYBODY.entry)
         reply = self.keeper.take(post, terms, decoded, block.received_s)  # type: ignore[arg-type]
         if isinstance(reply, Answer):
             post.reply(reply)

@@ -54,7 +54,9 @@ async def test_tokens_are_rotated_under_load_without_a_refused_post(
         done.set()
         await posting
         assert seen == {202}
-        assert (await here("token", "disable", "fleet", "--state-dir", open_tmp_path)).code == 0
+        assert (
+            await here("token", "disable", "fleet", "--all", "--state-dir", open_tmp_path)
+        ).code == 0
         assert [await status(service, each) for each in (old, using)] == [401, 401]
         told = "\n".join(service.lines) + service.output
         assert old not in told
@@ -135,7 +137,7 @@ async def test_each_gateway_of_up_asks_for_the_token(open_tmp_path: Path, here: 
             await restart(service, 1)
         new = await made(here, folder, "rotate", "fleet")
         assert [await status(service, each) for each in (token, new) * 8] == [202] * 16
-        assert (await here("token", "disable", "fleet", "--state-dir", folder)).code == 0
+        assert (await here("token", "disable", "fleet", "--all", "--state-dir", folder)).code == 0
         assert [await status(service, each) for each in (token, new) * 8] == [401] * 16
 
 

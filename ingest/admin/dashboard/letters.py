@@ -14,7 +14,7 @@ from typing import Any
 
 from ingest.dead_letters.format import reading_object
 from ingest.dead_letters.manual_replay import Item, ManualReplay, item_of_letter
-from ingest.dead_letters.reader import LiveLetter, Selection, device_of
+from ingest.dead_letters.reader import LiveLetter, Selection, Tally, device_of
 from ingest.dead_letters.store import LetterStore, counted, first, newest
 from ingest.formats.post import Rules
 from ingest.model.errors import (
@@ -92,7 +92,7 @@ class Letters:
         """Validate letters again and write them to the table, oldest first. Raises Refused.
 
         At most `most` and ACT_LETTERS_MAX at once. Letters that are refused again are reported and
-        kept.
+        kept. So are those `not_allowed` that were passed over: see Selection.for_replay.
         """
         sink = self._make_sink()
         if sink is None:
@@ -102,8 +102,9 @@ class Letters:
         async def note(items: Sequence[Item]) -> None:
             done.extend(items)
 
-        hand = ManualReplay(sink=sink, rules=self._rules, done=note)
-        stopped = ""
+        where = where.for_replay()
+        hand = ManualReplay(sink=sink, rules=self._rules, done=note, any_device=where.not_allowed)
+        stopped, tally = "", Tally()
 
         async def send(letters: list[LiveLetter]) -> None:
             nonlocal stopped
@@ -117,7 +118,7 @@ class Letters:
                 await self._mark([each.source for each in done if each.source], "replayed")
 
         try:
-            letters = await self._locked(where, send, most)
+            letters = await self._locked(where, send, most, tally)
         finally:
             await sink.close()
         summary = hand.summary
@@ -127,6 +128,7 @@ class Letters:
             "new": summary.new,
             "duplicate": summary.duplicate,
             "refused": summary.refused,
+            "not_allowed_left": tally.not_allowed,
             "refusals": [
                 {"id": each.id, "code": each.code, "message": each.message}
                 for each in summary.refusals
@@ -135,14 +137,18 @@ class Letters:
         }
 
     async def _locked(
-        self, where: Selection, act: Callable[[list[LiveLetter]], Awaitable[None]], most: int
+        self,
+        where: Selection,
+        act: Callable[[list[LiveLetter]], Awaitable[None]],
+        most: int,
+        tally: Tally | None = None,
     ) -> list[LiveLetter]:
         """Find letters and call `act` with them while nobody else may mark them."""
         try:
             async with self._store.held(LOCK_WAIT_S_MAX):
                 with _readable():
                     count = min(most, ACT_LETTERS_MAX)
-                    letters = await first(self._store, where, count, ACT_BYTES_MAX)
+                    letters = await first(self._store, where, count, ACT_BYTES_MAX, tally)
                 await act(letters)
         except IngestError as error:
             if isinstance(error, Refused):
@@ -200,6 +206,7 @@ def _described(live: LiveLetter, characters_max: int = TEXT_CHARACTERS_MAX) -> d
         "code": letter.code,
         "message": letter.message[:characters_max],
         "field": letter.field,
+        "sender": letter.sender,
         "attempts": letter.attempts,
         "received_at": rfc3339_or_us(letter.received_us),
         "failed_at": rfc3339_or_us(live.failed_us),

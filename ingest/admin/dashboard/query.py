@@ -18,7 +18,7 @@ from ingest.system.words import quoted
 
 IDS_MAX = 500
 CONDITIONS = ("reason", "code", "device", "device_prefix")
-_BODIES = ({"ids"}, {"where"}, {"where", "most"})
+_BODIES = ({"ids"}, {"ids", "code"}, {"where"}, {"where", "most"})
 TS_MIN_US, TS_MAX_US = -62_135_596_800_000_000, 253_402_300_799_000_000  # the years 1 to 9999
 
 
@@ -108,7 +108,7 @@ class Wanted(NamedTuple):
 def wanted(body: bytes, most: int) -> Wanted:
     """Return the dead letters of `{"ids": [..]}` or `{"where": {..}, "most": n}`. Raises Refused.
 
-    `most` is the bound if the body has none.
+    `most` is the bound if the body has none. Beside ids a `code` may stand, which all must have.
     """
     try:
         asked: Any = orjson.loads(body)
@@ -123,7 +123,8 @@ def wanted(body: bytes, most: int) -> Wanted:
     ids = asked.get("ids")
     if not isinstance(ids, list) or not 0 < len(ids) <= IDS_MAX or not all(map(_is_id, ids)):
         raise Refused("bad_request", f"ids is a list of 1 to {IDS_MAX} ids, in full")
-    return Wanted(Selection(ids=frozenset(map(str.encode, ids))), most)
+    selected = frozenset(map(str.encode, ids))
+    return Wanted(where({"code": asked.get("code")})._replace(ids=selected), most)
 
 
 def _most(asked: dict[str, Any], most: int) -> int:

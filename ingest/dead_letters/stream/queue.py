@@ -291,7 +291,9 @@ class StreamDeadLetters:
         oldest_us = text_us(state.first_ts) if state.messages else None
         age_s = max(0.0, (unix_us() - oldest_us) / 1e6) if isinstance(oldest_us, int) else 0.0
         full = self._room.is_full_for_invalid(self._taken_bytes)
-        return DeadLetterStats(state.size_bytes, state.messages, age_s, full)
+        return DeadLetterStats(
+            state.size_bytes, state.messages, age_s, full, self._room.share_used_by
+        )
 
     async def close(self) -> None:
         """Wait for appends that have begun. A second call does nothing."""

@@ -120,7 +120,7 @@ async def letters_between(
     end: int | None = None,
 ) -> Parts:
     """Yield the wanted letters of some places in parts, oldest first."""
-    sieve = Sieve(where)
+    sieve = Sieve(where, tally)
     subject = _subject_of(where)
     place = start
     while end is None or place <= end:

@@ -127,6 +127,13 @@ async def test_broken_or_missing_file_keeps_the_last_good_one(tmp_path: Path) ->
         assert file.tokens.find(SECRET) is first
         path.unlink()
         path.write_bytes(line() + line(OTHER))
+        path.chmod(0o666)
+        await until(lambda: "everybody may write" in file.fault)
+        with pytest.raises(StartError, match="everybody may write"):
+            TokenFile(path, named=False).open()
+        assert file.tokens.find(OTHER) is None
+        path.unlink()
+        path.write_bytes(line() + line(OTHER))
         await until(lambda: file.tokens.find(OTHER))
         assert not file.fault
         assert first.live

@@ -36,6 +36,7 @@ ingest_buffer_used_ratio ingest_journal_bytes ingest_journal_segments ingest_jou
 ingest_journal_sync_seconds ingest_state{state}
 ingest_posts_refused_total{code} ingest_connections_closed_total{cause}
 ingest_journal_bytes_max ingest_dlq_bytes_max ingest_dlq_invalid_full
+ingest_dlq_share_used
 ingest_disk_free_bytes ingest_disk_free_bytes_min
 """
 HISTOGRAMS = {

@@ -360,6 +360,7 @@ async def test_bad_questions_are_refused_by_name(rig: Rig, target: str, code: st
         (b'{"where":{"code":false}}', "bad_parameter"),
         (b'{"where":{"device":{}}}', "bad_parameter"),
         (b'{"where":[]}', "bad_request"),
+        (b'{"ids":["00000000000000000000000000000000"],"code":7}', "bad_parameter"),
         (b" " * 2_000_000, "body_too_large"),
     ],
 )

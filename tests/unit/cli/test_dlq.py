@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -72,7 +73,7 @@ def test_dlq_list_is_a_line_a_letter_with_an_id_that_show_takes(dlq: Dlq, folder
     code, out, err = dlq("list")
     assert (code, err) == (0, "")
     head, second, first = out.splitlines()
-    assert head.split() == ["ID", "FAILED", "AT", "REASON", "CODE", "DEVICE", "WHAT"]
+    assert head.split() == ["ID", "FAILED", "AT", "REASON", "CODE", "SENDER", "DEVICE", "WHAT"]
     assert [line[head.index("DEVICE") :].split()[0] for line in (first, second)] == [
         "pump",
         "pump-7",
@@ -246,6 +247,37 @@ def test_dlq_replay_marks_what_came_in(dlq: Dlq, folder: Path, readings_url: str
         in dlq("replay", "--where", f"reason={DRAINED}", url=readings_url)[1]
     )
     assert read(folder) == [invalid(MULTI)]
+
+
+def test_dlq_replay_keeps_what_a_token_may_do(
+    dlq: Dlq, folder: Path, readings_url: str, tmp_path: Path
+) -> None:
+    """What it posted for another device stays, whatever else was wrong, until it is asked for."""
+    item = '{"device_id":"%s","metric":"m","ts":1777636800,"value":1}'
+    own, other, late = (
+        invalid((item % device).encode(), code=code)._replace(sender="gate", devices=("g-*",))
+        for device, code in (
+            ("g-1", "ts_in_future"),
+            ("planted", "not_allowed"),
+            ("planted-2", "ts_in_future"),
+        )
+    )
+    write(folder, [own, other, late])
+    code, out, err = dlq("replay", url=readings_url)
+    assert code == 1
+    assert "1 dead letter replayed" in out
+    assert "1  not_allowed" in out
+    assert err.startswith("1 dead letter left: not_allowed")
+    assert read(folder) == [other, late]
+    assert dlq("list")[1].count("  gate  ") == 2
+    assert "may speak for g-*" in dlq("show")[1]
+    copy = tmp_path / "copy"
+    copy.write_text(dlq("show", "--json")[1])
+    found = json.loads(dlq("replay", "--file", copy, "--json", url=readings_url)[1])
+    assert (found["replayed"], found["not_allowed_left"]) == (0, 1)
+    assert "1 dead letter r" in dlq("replay", "--where", "code=not_allowed", url=readings_url)[1]
+    assert read(folder) == [late]
+    assert asyncio.run(_count(readings_url)) == 2
 
 
 async def _count(url: str) -> int:

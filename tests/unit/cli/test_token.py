@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -14,6 +15,7 @@ from ingest.cli.doctor_access import access_check
 from ingest.cli.main import main
 from ingest.config.settings import Settings
 from ingest.system.clock import unix_us
+from ingest.system.state_folder import ServiceInfo
 from tests.support.commands import Here
 from tests.support.tokens import OTHER, line
 
@@ -25,7 +27,7 @@ def here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
     return Here(capsys)
 
 
-def tokens(folder: Path) -> list[dict[str, object]]:
+def tokens(folder: Path) -> list[dict[str, Any]]:
     """Return the tokens of a state folder, as `list --json` prints them."""
     return [each._asdict() for each in read_entries(folder / "tokens").by_digest.values()]
 
@@ -79,8 +81,10 @@ async def test_line_that_could_not_be_read_is_never_written(
     assert (tmp_path / "tokens").read_bytes() == before
 
 
-async def test_rotate_keeps_the_limits_and_ends_the_first_later(here: Here, tmp_path: Path) -> None:
-    """Both are live meanwhile; `disable` ends both, or one by its digest."""
+async def test_rotate_keeps_the_limits_and_ends_the_first_later(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are live meanwhile; `disable` asks which one ends."""
     where = ("--state-dir", tmp_path)
     await here("token", "new", "garden", "--device", "x", *where)
     assert (await here("token", "rotate", "garden", "--overlap-days", "7", *where)).code == 0
@@ -91,10 +95,29 @@ async def test_rotate_keeps_the_limits_and_ends_the_first_later(here: Here, tmp_
     states = [each["state"].split()[0] for each in json.loads(listed.stdout)["tokens"]]
     assert states == ["live", "live"]
     begin = str(second["digest"])[:8]
-    assert begin in (await here("token", "disable", "garden", "--digest", begin, *where)).stdout
-    assert (await here("token", "disable", "garden", *where)).code == 0
+    asked = await here("token", "disable", "garden", *where)
+    assert (asked.code, asked.stderr.count("\n")) == (2, 1)
+    assert f", {begin} (live). End one with --digest BEGIN, or all with --all" in asked.stderr
+    monkeypatch.setattr("sys.stdin", terminal := MagicMock())
+    for answer, code in (("\n", 2), ("", 2), (f"{begin}\n", 0)):
+        terminal.readline.return_value = answer
+        assert (await here("token", "disable", "garden", *where)).code == code
+    assert [each["ends_us"] <= unix_us() for each in tokens(tmp_path)] == [False, True]
+    assert (await here("token", "disable", "garden", *where)).code == 0, "only one is left"
     assert (await here("token", "disable", "garden", *where)).code == 2, "none is live"
     assert "ended" in (await here("token", "list", *where)).stdout
+
+
+async def test_token_that_leaked_ends_at_once(here: Here, tmp_path: Path) -> None:
+    """Also those before it; the new one is the only one that is live."""
+    where = ("--state-dir", tmp_path)
+    await here("token", "new", "garden", *where)
+    await here("token", "rotate", "garden", *where)
+    assert (await here("token", "rotate", "garden", "--now", *where)).code == 0
+    ended = [each["ends_us"] <= unix_us() for each in tokens(tmp_path)]
+    assert ended == [True, True, False]
+    await here("token", "rotate", "garden", *where)
+    assert (await here("token", "disable", "garden", "--all", *where)).stdout.count("disabled") == 2
 
 
 async def test_limits_are_kept_by_rotate_and_shown(here: Here, tmp_path: Path) -> None:
@@ -159,6 +182,7 @@ async def test_rotate_of_a_token_that_expires_asks_when_the_new_one_does(
         (("rotate", "nobody"), "no live token"),
         (("disable", "nobody"), "no live token"),
         (("rotate", "a", "--overlap-days", "nan"), "days"),
+        (("rotate", "a", "--overlap-days", "0"), "--now"),
         (("new",), "NAME"),
     ],
 )
@@ -197,18 +221,34 @@ async def test_read_only_file_prints_the_line_to_add(here: Here, tmp_path: Path)
 def test_doctor_says_who_may_post(tmp_path: Path) -> None:
     """What a start would refuse fails; nobody, the whole network, or an end soon: a warning."""
 
-    def told(**settings: Any) -> tuple[str, str]:
-        check = access_check(Settings(state_dir=str(tmp_path), **settings))
+    def told(service: ServiceInfo | None = None, **settings: Any) -> tuple[str, str]:
+        check = access_check(Settings(state_dir=str(tmp_path), **settings), service)
         return check.state, check.detail
 
+    open_ = ServiceInfo(
+        pid=1,
+        version="",
+        listen="",
+        admin_listen="",
+        database_url="",
+        token="",
+        started_us=0,
+        is_open=True,
+    )
+
     network = "0.0.0.0:8080"
-    assert told() == ("ok", "everybody on this machine may post")
+    assert told(open_) == told() == ("ok", "everybody on this machine may post")
     assert told(listen=network)[0] == "FAIL"
     assert told(listen=network, access="open") == ("warn", "everybody on the network may post")
     assert told(access="token")[0] == "warn"
     assert told(tokens_file=str(tmp_path / "none"))[0] == "FAIL"
     (tmp_path / "tokens").write_bytes(line())
     assert told(listen=network) == ("ok", "a token is needed to post; 1 token")
+    state, detail = told(open_)
+    assert (state, "may post until the running service is restarted" in detail) == ("FAIL", True)
+    (tmp_path / "tokens").chmod(0o666)
+    assert "everybody may write" in told()[1]
+    (tmp_path / "tokens").chmod(0o600)
     (tmp_path / "tokens").write_bytes(line() + line(OTHER, ends_us=unix_us() + 10**9))
     assert "ends at" in told()[1]
     (tmp_path / "tokens").write_bytes(line(admin="read"))
@@ -216,7 +256,7 @@ def test_doctor_says_who_may_post(tmp_path: Path) -> None:
     named = TokenEntry("boiler", certificate_key("boiler-7"))
     (tmp_path / "tokens").write_bytes(entry_line(named))
     assert "boiler has a certificate" in told(trusted_proxies="127.0.0.1")[1]
-    header = {"trusted_proxies": "127.0.0.1", "client_certificate_header": "X-Name"}
+    header: dict[str, Any] = {"trusted_proxies": "127.0.0.1", "client_certificate_header": "X-Name"}
     assert told(**header) == ("ok", "a token is needed to post; 1 token")
     (tmp_path / "tokens").write_text("{")
     assert told()[0] == "FAIL"
@@ -228,3 +268,7 @@ def test_broken_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     for words in (["list"], ["new", "a"], ["disable", "a"]):
         assert main(["token", *words, "--state-dir", str(tmp_path)]) == 2
         assert "line 1" in capsys.readouterr().err
+    (tmp_path / "tokens").write_text("")
+    (tmp_path / "tokens").chmod(0o606)
+    assert main(["token", "new", "a", "--state-dir", str(tmp_path)]) == 2
+    assert "everybody may write to it" in capsys.readouterr().err

@@ -53,6 +53,8 @@ LETTERS = st.builds(
     device=st.just(""),
     prefix=st.just(""),
     context=st.just(""),
+    sender=st.just(""),
+    devices=st.just(()),
 )
 
 
@@ -75,6 +77,8 @@ SAID = st.builds(
     device=TEXTS,
     prefix=TEXTS,
     context=TEXTS,
+    sender=TEXTS,
+    devices=st.lists(TEXTS, max_size=2).map(tuple),
 )
 
 

@@ -8,16 +8,16 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from ingest.config.networks import networks
 from ingest.config.settings import Settings
 from ingest.http.proxies import Proxies
-from ingest.http.request import Client
+from ingest.http.request import Client, network_of
 from tests.support.receiver import post, running_receiver
 
 PROXIES = Proxies(networks("10.0.0.0/8, ::1,127.0.0.1"))
 
 
-def client(peer: str, *forwarded: str) -> str:
-    """Return the address that counts."""
+def client(peer: str, *forwarded: str) -> Client:
+    """Return the client that counts."""
     headers = CIMultiDictProxy(CIMultiDict([("X-Forwarded-For", each) for each in forwarded]))
-    return PROXIES.client_of(headers, Client(peer, peer)).address
+    return PROXIES.client_of(headers, Client(peer, peer))
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,9 @@ def client(peer: str, *forwarded: str) -> str:
 def test_last_address_that_is_no_proxy_counts(
     peer: str, forwarded: tuple[str, ...], counts: str
 ) -> None:
-    """Only a trusted peer is believed, and only what it has added."""
-    assert client(peer, *forwarded) == counts
+    """Only a trusted peer is believed, and only what it has added. A proxy is never one client."""
+    known = "" if PROXIES.has(counts) else counts
+    assert client(peer, *forwarded) == Client(counts, network_of(known))
 
 
 def test_networks_that_are_none_are_named() -> None:

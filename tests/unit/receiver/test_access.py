@@ -194,6 +194,7 @@ async def test_readings_of_other_devices_are_dead_letters_and_the_rest_is_kept()
         assert (error["index"], error["field"], error["code"]) == (1, "device_id", "not_allowed")
         (letter,) = receiver.dead_letters.letters
         assert (letter.reason, letter.code) == ("invalid", "not_allowed")
+        assert (letter.sender, letter.devices) == ("garden", ("green-*",))
         assert json.loads(letter.original or b"")["device_id"] == "blue"
         assert {each.device_id for each in receiver.inlet.readings} == {"green-1", "green-2"}
         many = ["green-1"] * 1000 + ["blue"] + ["green-2"] * 1000

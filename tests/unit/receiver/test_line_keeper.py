@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from ingest.formats.line_protocol import Points
-from ingest.formats.line_series import Naming
 from ingest.formats.post import ItemError
 from ingest.model.block import Block
 from ingest.model.errors import BrokerAway, BrokerOutcomeUnknown, NotKept, Refused
 from ingest.model.ledger import Ledger
+from ingest.model.letter import INVALID, LINE, Letter
 from ingest.model.ports import PostInlet
 from ingest.model.rows import encode_reading
 from ingest.receiver.ack_waits import AckWaits
@@ -57,12 +57,9 @@ class Rig:
         """Keep a post; raise Refused."""
         terms = LineTerms(
             LineQuery(ack=ack),
-            Naming(("host",), "", ""),
-            "/write",
             "network",
-            unix_us(),
-            monotonic_s(),
             monotonic_s() + answer_s,
+            Letter(INVALID, "", "", unix_us(), format=LINE, source="/write"),
         )
         await self.keeper.kept(self.keeper.begin(points, terms), points, terms)
 

@@ -505,7 +505,12 @@ async def test_token_is_bound_to_its_devices_and_pages() -> None:
     async with running_receiver(scoped) as receiver:
         target = f"/write?p={tokens.SECRET}"
         assert (await write(receiver, b"m,host=h a=1\nm,host=x a=2", target)).status == 204
-        assert [each.code for each in receiver.dead_letters.letters] == ["not_allowed"]
+        (letter,) = receiver.dead_letters.letters
+        assert (letter.code, letter.sender, letter.devices) == (
+            "not_allowed",
+            "garden",
+            ("h",),
+        )
         reply = await write(receiver, b"m,host=x a=2", target)
         assert (reply.status, reply.document["problem"]) == (403, "outside_scope")
         reply = await write(receiver, LINE_A, f"/write?p={tokens.OTHER}")

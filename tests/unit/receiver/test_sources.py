@@ -19,9 +19,10 @@ from ingest.dead_letters.format import decode_line, encode_line, parse
 from ingest.dead_letters.identity import letter_id
 from ingest.dead_letters.manual_replay import ManualReplay, item_of_fields
 from ingest.model.errors import BufferFull, ConfigError, DeadLettersFull, JournalBroken
-from ingest.model.letter import MAPPED, Letter
+from ingest.model.letter import INVALID, MAPPED, Letter
 from ingest.model.reading import Reading
 from ingest.receiver import lines, sources
+from ingest.system.clock import unix_us
 from tests.support import tokens
 from tests.support.receiver import Receiver, Reply, head, running_receiver, until
 
@@ -310,6 +311,7 @@ async def test_token_in_the_path_names_the_device(file: Path) -> None:
         await send(receiver, f"{path}/telemetry", b'{"t":"warm"}')
         (letter,) = receiver.dead_letters.letters
         assert tokens.SECRET not in repr(letter)
+        assert (letter.sender, letter.devices) == ("garden", ("boiler",))
         assert ("/api/v1/{token}/telemetry", 200) in receiver.ledger.requests
 
 
@@ -323,6 +325,20 @@ async def test_device_of_another_token_is_not_allowed(file: Path) -> None:
         assert reply.document["accepted"] == 2
         assert [each.code for each in receiver.dead_letters.letters] == ["not_allowed"]
         assert (await send(receiver, body=other, Authorization=sent)).code == "outside_scope"
+
+
+async def test_time_of_receipt_has_the_limits_of_all_times(file: Path) -> None:
+    """Anybody may send the header. It is refused, so that no replay takes it for the time."""
+    async with running(file) as receiver:
+        for outside in (0, 99_999_999_999_999_999, f"{unix_us()},0"):
+            reply = await send(receiver, X_Received_At=str(outside))
+            assert (reply.status, reply.code) == (400, "bad_parameter")
+        assert not receiver.inlet.readings + receiver.dead_letters.letters
+        assert (await send(receiver, X_Received_At=str(unix_us()))).document["accepted"] == 2
+    early = Letter(INVALID, "x", "", 0, original=BODY, format=MAPPED, source="/v1/in/esp")
+    assert await replayed(early, file) == (0, {"ts_too_old": 1})
+    late = early._replace(received_us=99_999_999_999_999_999)
+    assert await replayed(late, file) == (2, {})  # with the time of the replay
 
 
 async def test_own_path_gives_the_device(file: Path) -> None:

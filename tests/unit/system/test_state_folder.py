@@ -12,9 +12,11 @@ from typing import NamedTuple
 
 import msgspec
 import pytest
+import structlog.testing
 
 from ingest.model.errors import StartError
 from ingest.system import state_folder as statefolder
+from ingest.system.files import other_writers
 from ingest.system.state_folder import ServiceInfo, StateFolder, running_service
 
 INFO = ServiceInfo(
@@ -101,6 +103,33 @@ def test_open_existing_leaves_its_mode_alone(tmp_path: Path) -> None:
     tmp_path.chmod(0o750)
     StateFolder.open(tmp_path)
     assert mode(tmp_path) == 0o750
+
+
+@pytest.mark.parametrize(
+    ("uid", "gid", "permissions", "told"),
+    [
+        (os.geteuid(), 0, 0o755, ""),
+        (0, os.getegid(), 0o775, ""),  # a pod: its volumes are of its group
+        (os.geteuid(), os.getegid(), 0o757, "everybody"),
+        (0, 65_533, 0o775, "a group"),
+        (65_533, 0, 0o755, "another user"),
+    ],
+)
+def test_others_who_may_write_are_told(
+    tmp_path: Path, uid: int, gid: int, permissions: int, told: str
+) -> None:
+    """Root, the owner of the folder above and a group of ours are no others."""
+    found = os.stat_result((permissions, 0, 0, 1, uid, gid, 0, 0, 0, 0))
+    assert other_writers(tmp_path, found)[: len(told)] == told
+    assert bool(other_writers(tmp_path, found)) is bool(told)
+
+
+def test_start_warns_if_everybody_may_write(tmp_path: Path) -> None:
+    """They could make tokens, and delete the journal."""
+    tmp_path.chmod(0o777)
+    with structlog.testing.capture_logs() as lines:
+        StateFolder.open(tmp_path).lock().close()
+    assert [each["event"] for each in lines] == ["state_folder_shared"]
 
 
 @pytest.mark.parametrize("name", ["file", "file/below", "y" * 300])

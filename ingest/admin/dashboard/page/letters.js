@@ -20,7 +20,7 @@ export class Letters {
       for (const box of byId("letters").tBodies[0].querySelectorAll("input")) box.checked = event.target.checked;
       this.buttons();
     });
-    byId("replay").addEventListener("click", () => this.replay({ ids: [...this.chosen] }, count(this.chosen.size)));
+    byId("replay").addEventListener("click", () => this.replay({ ids: [...this.chosen], code: this.where().code }, count(this.chosen.size)));
     byId("discard").addEventListener("click", () => this.discard({ ids: [...this.chosen] }, this.chosen.size));
     byId("replay-all").addEventListener("click", () => this.replayAll());
     byId("discard-all").addEventListener("click", () => this.discardAll());
@@ -74,7 +74,7 @@ export class Letters {
     } });
     const full = make("button", { type: "button", class: "plain", click: () => this.open(letter.id) }, "details");
     const why = (letter.field ? `${letter.field}: ` : "") + letter.message;
-    return make("tr", {}, make("td", {}, box), make("td", {}, moment(letter.failed_at)), make("td", {}, REASONS[letter.reason] ?? letter.reason), make("td", {}, make("code", {}, letter.code)), make("td", {}, letter.device ?? "–"), make("td", { class: "wide", title: why }, why), make("td", {}, full));
+    return make("tr", {}, make("td", {}, box), make("td", {}, moment(letter.failed_at)), make("td", {}, REASONS[letter.reason] ?? letter.reason), make("td", {}, make("code", {}, letter.code)), make("td", {}, letter.sender || "–"), make("td", {}, letter.device ?? "–"), make("td", { class: "wide", title: why }, why), make("td", {}, full));
   }
 
   buttons() {
@@ -90,7 +90,7 @@ export class Letters {
     try {
       const letter = await ask(`/dead-letters?id=${id}`);
       const facts = {
-        Reason: REASONS[letter.reason] ?? letter.reason, Code: letter.code, Field: letter.field, Message: letter.message, Device: letter.device,
+        Reason: REASONS[letter.reason] ?? letter.reason, Code: letter.code, Field: letter.field, Message: letter.message, Sender: letter.sender, Device: letter.device,
         Received: letter.received_at, Failed: letter.failed_at, Attempts: letter.attempts || null, Id: letter.id,
       };
       byId("letter-facts").replaceChildren(...Object.entries(facts).filter(([, value]) => value != null && value !== "").flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
@@ -123,7 +123,7 @@ export class Letters {
     await this.doing("Replaying ..", async () => {
       const done = await act("/dead-letters/replay", what);
       const refused = Object.entries(done.refused).map(([code, times]) => `${count(times)} ${code}`);
-      return `${count(done.replayed)} of ${count(done.asked)} are stored: ${count(done.new)} new rows, ${count(done.duplicate)} were in the table already` + (refused.length ? `; refused again: ${refused.join(", ")}` : "") + (done.stopped ? `; stopped: ${done.stopped}` : "") + ".";
+      return `${count(done.replayed)} of ${count(done.asked)} are stored: ${count(done.new)} new rows, ${count(done.duplicate)} were in the table already` + (refused.length ? `; refused again: ${refused.join(", ")}` : "") + (done.not_allowed_left ? `; ${count(done.not_allowed_left)} not_allowed are left: filter by this code to replay them` : "") + (done.stopped ? `; stopped: ${done.stopped}` : "") + ".";
     });
   }
 

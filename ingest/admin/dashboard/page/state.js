@@ -8,7 +8,7 @@ const WORDS = {
   broker_away: "The broker is away: posts are refused",
 };
 const TROUBLES = {
-  invalid_full: "Posts with an invalid item are refused", writes_fail: "No write goes through, readings are kept", behind: "Readings wait to be written",
+  invalid_full: "Posts with an invalid item are refused", invalid_items_refused: "One sender's posts with an invalid item are refused", writes_fail: "No write goes through, readings are kept", behind: "Readings wait to be written",
 };
 const FULL = { journal: "The journal", stream: "The stream", dead_letters: "The space for dead letters", disk: "The disk" };
 
@@ -39,7 +39,7 @@ export function showState(news, about, value) {
 function wordOf(ready, away) {
   if (ready.state === "disk_low" && broken(ready)) return "The journal cannot be written: posts are refused";
   if (away && ready.state === "accepting") return "The database is away, readings are kept";
-  const word = (ready.state === "accepting" && TROUBLES[ready.cause]) || WORDS[ready.state] ?? ready.state;
+  const word = (ready.state === "accepting" && TROUBLES[ready.cause]) || (WORDS[ready.state] ?? ready.state);
   const takes = ready.instances?.some((each) => each.role === "gateway" && each.runs && !each.refusing);
   return takes ? word.replace("posts are refused", "some posts are refused") : word;
 }
