@@ -129,20 +129,14 @@ class StateFolder:
 
     def free_bytes(self) -> int:
         """Return the free space of the part that has the least. Raises OSError."""
-        return self._fullest()[0]
+        return self.room()[0]
 
-    def fullest_disk(self) -> str:
-        """Return which part that is, and where its disk is mounted, for people."""
-        try:
-            folder = self._fullest()[1]
-        except OSError as error:  # a disk that is gone
-            return str(error)
-        mount = next(each for each in (folder, *folder.parents) if each.is_mount())
-        return f"{folder}, on the disk that is mounted at {mount}"
-
-    def _fullest(self) -> tuple[int, Path]:
+    def room(self) -> tuple[int, str]:
+        """Return that, and which part it is and where its disk is mounted. Raises OSError."""
         parts = [each for each in (self.journal, self.dead_letters) if each.exists()]
-        return min((shutil.disk_usage(each).free, each) for each in (self.path, *parts))
+        free, part = min((shutil.disk_usage(each).free, each) for each in (self.path, *parts))
+        mount = next(each for each in (part, *part.parents) if each.is_mount())
+        return free, f"{part}, on the disk that is mounted at {mount}"
 
 
 def existing(path: Path) -> Path:

@@ -96,4 +96,4 @@ def test_readyz_tells_it_and_takes_posts(rig: Rig) -> None:
         rig.after(1, 0, 0)
         health.tick()
     told = [(each["event"], each["log_level"], each["cause"]) for each in lines if "cause" in each]
-    assert told == [("trouble", "warning", "writes_fail"), ("trouble_over", "info", "writes_fail")]
+    assert told == [("trouble", "warning", "writes_fail"), ("trouble", "warning", "")]

@@ -277,4 +277,4 @@ def test_free_bytes_is_that_of_the_fullest_part(
     )
     assert folder.free_bytes() == 7
     monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path)
-    assert folder.fullest_disk() == f"{tmp_path / part}, on the disk that is mounted at {tmp_path}"
+    assert folder.room()[1] == f"{tmp_path / part}, on the disk that is mounted at {tmp_path}"
