@@ -44,18 +44,16 @@ class Backlog:
         state, stats, now_s = self._database_state, self._stats(), monotonic_s()
         here_s = now_s - (stats.oldest_received_s or now_s)
         count, noun, oldest_s = self._stream() or (stats.rows, "readings", here_s)
+        self._left.sample(now_s, -count)
         least_s = WAITS_S_MIN / 2 if self._waits else WAITS_S_MIN
         self._waits = state.is_open and oldest_s > least_s
         silent_s = min(now_s - state.stored_s, here_s)
-        if not self._waits or silent_s >= WAITS_S_MIN:
-            self._left.restart()
         if not self._waits:
             return Trouble()
         told = f"{count:,} {noun} wait, the oldest for {duration(oldest_s)}"
         if silent_s >= WAITS_S_MIN:
             words = f"no write has gone through for {duration(silent_s)}; {told}"
             return Trouble(WRITES_FAIL, words, state.failure)
-        self._left.sample(now_s, -count)
         done_s = self._left.full_in_s(0)
         soon = "" if done_s is None else f"; at this rate all are written in {duration(done_s)}"
         return Trouble(BEHIND, told + soon)

@@ -245,12 +245,10 @@ class Health:
         cause = self._cause_now()
         if cause != self._cause:
             self._cause, self._cause_since_us = cause, unix_us()
-        if state != was and (state in UNREADY or was in UNREADY):
-            said = {"state": state, "was": was, "reason": self._reason(stats)}
-            if state in UNREADY - {"starting", "draining"}:
-                self._log.error("state", **said)
-            else:
-                self._log.info("state", **said)
+        if state != was and state in UNREADY - {"starting", "draining"}:
+            self._log.error("state", state=state, was=was, reason=self._reason(stats))
+        elif state != was and (state in UNREADY or was in UNREADY):
+            self._log.info("state", state=state, was=was, reason=self._reason(stats))
 
     def _cause_now(self) -> str:
         """Return the cause of the state, or of what else is wrong: a key of causes.CAUSES."""

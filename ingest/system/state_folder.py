@@ -127,12 +127,11 @@ class StateFolder:
         parts = (self.journal, self.dead_letters)
         return (*parts, self.postgres) if embedded else parts
 
-    def free_bytes(self) -> int:
-        """Return the free space of the part that has the least. Raises OSError."""
-        return self.room()[0]
-
     def room(self) -> tuple[int, str]:
-        """Return that, and which part it is and where its disk is mounted. Raises OSError."""
+        """Return the free bytes of the part that has the least, and where that is, in words.
+
+        Raises OSError.
+        """
         parts = [each for each in (self.journal, self.dead_letters) if each.exists()]
         free, part = min((shutil.disk_usage(each).free, each) for each in (self.path, *parts))
         mount = next(each for each in (part, *part.parents) if each.is_mount())
