@@ -124,6 +124,8 @@ def _others(newest: Mapping[str, Line]) -> Iterator[str]:
             "  arrive at random times. (The peak was measured just before.)\n"
             "  - `durable`, with the journal, at {durable_offered_posts_per_s} readings a second: "
             "p50 {durable_p50_ms} ms, p99 {durable_p99_ms} ms.\n"
+            "    A high one is a wait for the disk. An fsync waits for what else is written\n"
+            "    there: beside the fsync of 200 MB of another program some 80 ms.\n"
             "  - `buffered`, with a buffer in memory, at {buffered_offered_posts_per_s} readings "
             "a second: p50 {buffered_p50_ms} ms, p99 {buffered_p99_ms} ms.\n"
             "  - `committed`, with a buffer in memory, at the same rate as `buffered`, but on\n"
@@ -147,4 +149,5 @@ def _others(newest: Mapping[str, Line]) -> Iterator[str]:
         runs = newest[name].runs.get(name) if name in newest else None
         wanted = re.findall(r"{(\w+)}", text)
         if runs and all(each in runs[0] for each in wanted):
-            yield text.format_map({each: cell(runs, each) for each in wanted})
+            cells = {each: cell(runs, each, spread=each.endswith("p99_ms")) for each in wanted}
+            yield text.format_map(cells)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import os
 import socket
 import statistics
 import time
@@ -61,6 +62,7 @@ def measure_half_peak(plan: Plan) -> Figures:
             target = f"{wrk.READINGS}?ack={next(iter(levels))}"
             half_s = max(1, plan.seconds / 2)
             peak = service_peak(service, "singles", half_s, FIRST_US, target=target)
+            os.sync()  # what the peak, and the cases before, have left for the disk to write
             for phase, (ack, connections) in enumerate(levels.items(), start=1):
                 load = Load(
                     service.port,

@@ -24,36 +24,36 @@ RATE_S_MIN = 15.0  # counts of less say nothing about how fast they become fewer
 Waiting = tuple[int, str, float]
 
 
-def waiting_in(stats: BufferStats) -> Waiting:
-    """Return what waits in a buffer."""
-    oldest_s = stats.oldest_received_s
-    return stats.rows, "readings", 0.0 if oldest_s is None else monotonic_s() - oldest_s
-
-
 class Backlog:
-    """What waits in one process, or in the stream."""
+    """What waits in a process whose buffer has `stats`; or in the stream, if `stream` says it."""
 
-    def __init__(self, database_state: DatabaseState, waiting: Callable[[], Waiting]) -> None:
+    def __init__(
+        self,
+        database_state: DatabaseState,
+        stats: Callable[[], BufferStats],
+        stream: Callable[[], Waiting | None] = lambda: None,
+    ) -> None:
         self._database_state = database_state
-        self._waiting = waiting
+        self._stats = stats
+        self._stream = stream
         self._waits = False
         self._left = Forecast(span_s_min=RATE_S_MIN)  # of the count below 0: it grows towards 0
 
     def trouble(self) -> Trouble:
         """Return what is wrong now. Call it once a second; more often does no harm."""
-        state, (count, noun, oldest_s) = self._database_state, self._waiting()
+        state, stats, now_s = self._database_state, self._stats(), monotonic_s()
+        here_s = now_s - (stats.oldest_received_s or now_s)
+        count, noun, oldest_s = self._stream() or (stats.rows, "readings", here_s)
+        self._left.sample(now_s, -count)
         least_s = WAITS_S_MIN / 2 if self._waits else WAITS_S_MIN
         self._waits = state.is_open and oldest_s > least_s
-        silent_s = min(monotonic_s() - state.stored_s, oldest_s)
-        if not self._waits or silent_s >= WAITS_S_MIN:
-            self._left.restart()
+        silent_s = min(now_s - state.stored_s, here_s)
         if not self._waits:
             return Trouble()
         told = f"{count:,} {noun} wait, the oldest for {duration(oldest_s)}"
         if silent_s >= WAITS_S_MIN:
             words = f"no write has gone through for {duration(silent_s)}; {told}"
             return Trouble(WRITES_FAIL, words, state.failure)
-        self._left.sample(monotonic_s(), -count)
         done_s = self._left.full_in_s(0)
         soon = "" if done_s is None else f"; at this rate all are written in {duration(done_s)}"
         return Trouble(BEHIND, told + soon)

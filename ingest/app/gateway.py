@@ -113,7 +113,7 @@ class Gateway:
             broker=role.broker_state.cause,
             untaken="posts are not taken until the stream has been checked",
             dead_letters=self.dead_letters.stats,
-            troubles=(lambda: self.endpoint.not_stored(),),  # noqa: PLW0108  made below
+            troubles=(lambda: self.endpoint.busiest.not_stored(),),  # noqa: PLW0108  made below
             refusals=Refusals(self.ledger),
             fill=self._fill,
             advice=advice(settings, ""),
@@ -153,7 +153,7 @@ class Gateway:
             self.health.readyz,
             tail=self._tail.take,
             refused_posts=refused_posts.listed,
-            senders=self.endpoint.busiest,
+            senders=self.endpoint.busiest.listed,
         )
         self._admin = None if self._place.channel else self._own_admin(refused_posts)
 
@@ -165,7 +165,7 @@ class Gateway:
             token=self._settings.admin_token or secrets.token_urlsafe(24),
             tokens=self._token_file.tokens,
             refused_posts=refused_posts.listed,
-            senders=self.endpoint.busiest,
+            senders=self.endpoint.busiest.listed,
         )
 
     def _figures(self) -> BrokerFigures:
@@ -175,7 +175,7 @@ class Gateway:
             "broker_up": float(self._role.broker_state.away_s == 0),
             "stream_altered": float(bool(watch.faults)),
             "stream_removed": watch.removed,
-            **self.endpoint.figures(),
+            **self.endpoint.busiest.figures(),
         }
 
     async def run(self) -> int:

@@ -93,6 +93,7 @@ class Health:
         self._unchecked = False  # posts are accepted, but the table has not been checked yet
         self._draining = False
         self._disk_low = False
+        self._fullest = ""  # the folder on the fullest disk
         self._full = False
         self._stuck_since_s = math.inf  # since when there is no space and nothing was stored
         self._moving_since_s = math.inf  # since when it is full and blocks are stored again
@@ -157,9 +158,7 @@ class Health:
         status, document = self._readyz()
         next_one = next_step(self._cause, self._advice) if self._cause else ""
         details = self._trouble.details if self._cause == self._trouble.cause else ""
-        if self._state == "disk_low" and self._disk is not None:
-            details = self._disk.fullest_disk()
-        if details:
+        if details := self._fullest if self._state == "disk_low" else details:
             document["reason"] += f": {details}"
         return status, orjson.dumps({**document, "next": next_one})
 
@@ -198,9 +197,9 @@ class Health:
             return
         least = self._settings.disk_free_bytes_min
         try:
-            free = self._disk.free_bytes()
-        except OSError:
-            free = 0  # a disk that cannot be asked cannot keep dead letters
+            free, self._fullest = self._disk.room()
+        except OSError as error:  # a disk that cannot be asked cannot keep dead letters
+            free, self._fullest = 0, str(error)
         self.disk_free_bytes = free
         if least:
             self._disk_low = free < (least * DISK_RECOVERS if self._disk_low else least)
@@ -244,28 +243,19 @@ class Health:
         was, self._state = self._state, state
         if state != was:
             self._since_us = unix_us()
-        self._look_for_trouble()
+        was_trouble = self._trouble.cause
+        found = (trouble() for trouble in (self._share_used, *self._troubles))
+        self._trouble = next((each for each in found if each.cause), Trouble())
+        cause, words, details = self._trouble
+        if cause != was_trouble:
+            self._log.warning("trouble", cause=cause, was=was_trouble, words=words, details=details)
         cause = self._cause_now()
         if cause != self._cause:
             self._cause, self._cause_since_us = cause, unix_us()
-        if state != was and (state in UNREADY or was in UNREADY):
-            said = {"state": state, "was": was, "reason": self._reason(stats)}
-            if state in UNREADY - {"starting", "draining"}:
-                self._log.error("state", **said)
-            else:
-                self._log.info("state", **said)
-
-    def _look_for_trouble(self) -> None:
-        """Ask the parts, and log when another trouble begins, or the last one ends."""
-        found = (trouble() for trouble in (self._share_used, *self._troubles))
-        was, self._trouble = self._trouble, next((each for each in found if each.cause), Trouble())
-        cause, _, details = self._trouble
-        if cause == was.cause:
-            return
-        if cause:
-            self._log.warning("trouble", cause=cause, reason=self._words_of(cause), details=details)
-        else:
-            self._log.info("trouble_over", cause=was.cause)
+        if state != was and state in UNREADY - {"starting", "draining"}:
+            self._log.error("state", state=state, was=was, reason=self._reason(stats))
+        elif state != was and (state in UNREADY or was in UNREADY):
+            self._log.info("state", state=state, was=was, reason=self._reason(stats))
 
     def _cause_now(self) -> str:
         """Return the cause of the state, or of what else is wrong: a key of causes.CAUSES."""

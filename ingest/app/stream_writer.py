@@ -18,7 +18,7 @@ from typing import Any
 from ingest.admin.dashboard.tail import ObservedDeadLetters, Tail
 from ingest.app.access import open_tokens
 from ingest.app.advice import advice
-from ingest.app.backlog import Waiting, waiting_in
+from ingest.app.backlog import Waiting
 from ingest.app.dead_letters import make_dead_letters, make_stream_replayer
 from ingest.app.fill import Fill
 from ingest.app.health import Health
@@ -94,7 +94,7 @@ class StreamWriter:
             ledger=ledger,
             halted=self._writing_ends,
             keeps_rest=lambda: True,
-            waiting=self._waiting,
+            stream=self._waiting,
         )
         self.dead_letters = make_dead_letters(settings, role.connection)
         desk = CommitDesk(self.outlet, role.connection.send, self._no_commit)
@@ -279,10 +279,10 @@ class StreamWriter:
     def _release_hold(self, asked: Mapping[str, Any]) -> None:
         self.writing.release_hold(bool(asked.get("dead_letter")))
 
-    def _waiting(self) -> Waiting:
-        """Return what of the stream is not done; before it has been asked, what is here."""
+    def _waiting(self) -> Waiting | None:
+        """Return what of the stream is not done; None before it has been asked."""
         if (state := self._role.watch.state) is None:
-            return waiting_in(self.outlet.stats())
+            return None
         oldest_s = self._undone.age_s(monotonic_s(), state)
         return state.waiting + state.pending, "messages", oldest_s
 

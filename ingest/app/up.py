@@ -125,7 +125,7 @@ class Supervisor:
             dead_letters=self._own.dead_letters,
             token=self._token,
             tell=self._tell,
-            free_bytes=folder.free_bytes,
+            free_bytes=lambda: folder.room()[0],
             advice=words,
             tokens=self._token_file.tokens,
         )

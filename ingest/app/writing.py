@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from ingest.app.backlog import Backlog, Waiting, waiting_in
+from ingest.app.backlog import Backlog, Waiting
 from ingest.app.database import (
     housekeeping_url,
     late_partitions,
@@ -83,7 +83,7 @@ class WritingHalf:
     """The writers of one process and what they share. `halted` stops them at once.
 
     `keeps_rest` says whether the buffer keeps the rows that no writer stores until the next start.
-    `waiting` returns what waits for its write, if that is not only what is in the buffer.
+    `stream` returns what of the stream is not done, if there is one.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class WritingHalf:
         ledger: Ledger,
         halted: asyncio.Event,
         keeps_rest: Callable[[], bool] = lambda: False,
-        waiting: Callable[[], Waiting] | None = None,
+        stream: Callable[[], Waiting | None] = lambda: None,
     ) -> None:
         self._keeps_rest = keeps_rest
         self._settings = settings
@@ -112,7 +112,7 @@ class WritingHalf:
             wait_s_max=settings.wait_s_max,
             hold_probe_s=settings.hold_probe_s,
         )
-        self.backlog = Backlog(self.database_state, waiting or (lambda: waiting_in(outlet.stats())))
+        self.backlog = Backlog(self.database_state, outlet.stats, stream)
         self.breaker = CircuitBreaker(
             window_rows=settings.breaker_window_rows, rows_max=settings.breaker_rows_max
         )

@@ -211,8 +211,8 @@ def _journal(folder: Path, settings: Settings) -> Check:
 
 
 def _free_space(folder: StateFolder, settings: Settings) -> Check:
-    free = folder.free_bytes()
-    said = f"{free / 2**30:,.1f} GiB free in {folder.fullest_disk()}"
+    free, where = folder.room()
+    said = f"{free / 2**30:,.1f} GiB free in {where}"
     least, wanted, names = settings.disk_free_bytes_min, settings.dlq_bytes_max, "dlq_bytes_max"
     if settings.buffer == "journal":
         wanted += settings.journal_bytes_max

@@ -75,8 +75,8 @@ _MAKE_SPACE = (
 CAUSES: dict[str, Cause] = {
     UNREACHABLE: Cause(
         "the database is away",
-        "Start the database, or repair the network to it. The service continues by itself. If the "
-        "address is wrong: {fix_url}",
+        "Start the database, or repair the network to it. The service continues by itself. Is the "
+        "address wrong? {fix_url}",
         "ingestdatabasedown",
     ),
     NO_SUCH_HOST: Cause(
@@ -124,7 +124,7 @@ CAUSES: dict[str, Cause] = {
     ),
     "database_missing": Cause(
         "there is no such database",
-        "Create the database. Or: {fix_url}",
+        "Create the database. Or is its name wrong? {fix_url}",
         "ingestonhold",
     ),
     NOT_DURABLE: Cause(

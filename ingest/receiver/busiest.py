@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from heapq import nlargest
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 from ingest.model.causes import SENDER_NOT_STORED, Trouble
@@ -88,38 +88,37 @@ class Busiest:
 
     def not_stored(self) -> Trouble:
         """Return of whom nothing was stored: of several the one who has sent most."""
-        now_s = monotonic_s()
-        if now_s - self._began_s >= SPAN_S:
+        if monotonic_s() - self._began_s >= SPAN_S:
             self._next_span()
-        found = {
-            sender: readings
+        found = [
+            (readings, sender)
             for sender, (since_s, until_s, readings) in self._not_stored.items()
             if readings >= READINGS_MIN and until_s - since_s >= LASTS_S_MIN
-        }
+        ]
         if not found:
             return Trouble()
-        most = max(found, key=found.__getitem__)
+        readings, sender = max(found)
         words = f"of {counted(len(found), 'sender')} no reading is stored"
-        return Trouble(SENDER_NOT_STORED, words, f"{most}, {found[most]:,} readings")
-
-    def _note_not_stored(self, now_s: float) -> None:
-        runs = self._not_stored
-        for sender, each in self._span.items():
-            if each.valid:
-                runs.pop(sender, None)
-            elif each.readings and each.posts > each.refused:  # some were answered 2xx
-                since_s, _, readings = runs.get(sender, (self._began_s, 0.0, 0))
-                runs[sender] = (since_s, now_s, readings + each.readings)
-        last = [(sender, run) for sender, run in runs.items() if now_s - run[1] < FORGET_S]
-        self._not_stored = dict(last[:NOT_STORED_MAX])
+        return Trouble(SENDER_NOT_STORED, words, f"{sender}, {readings:,} readings")
 
     def _next_span(self) -> None:
-        now_s = monotonic_s()
-        self._note_not_stored(now_s)
+        now_s, runs, end_s = monotonic_s(), self._not_stored, self._began_s + SPAN_S
+        for sender, each in self._span.items():
+            if each.valid or each.refused >= each.posts:  # who was refused knows it
+                runs.pop(sender, None)
+            elif each.readings:
+                since_s, _, readings = runs.get(sender, (self._began_s, 0.0, 0))
+                runs[sender] = (since_s, end_s, readings + each.readings)
+        lately = ((sender, run) for sender, run in runs.items() if now_s - run[1] < FORGET_S)
+        self._not_stored = dict(islice(lately, NOT_STORED_MAX))
         passed = int((now_s - self._began_s) / SPAN_S)
         self._before = self._span if passed == 1 else {}
         self._span = {}
         self._began_s += passed * SPAN_S
+
+    def figures(self) -> dict[str, float]:
+        """Return what metrics show, by name."""
+        return {"sender_not_stored": float(bool(self.not_stored().cause))}
 
 
 def joined(lists: Iterable[Iterable[Mapping[str, Any]]]) -> list[dict[str, Any]]:

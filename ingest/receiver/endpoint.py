@@ -12,7 +12,7 @@ import math
 import socket
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ingest.formats.media_type import FORMATS, USUAL, format_of
 from ingest.formats.post import Decode, Decoded, Post, Rules, Steps
@@ -22,7 +22,6 @@ from ingest.http.plain_body import PlainBodies
 from ingest.http.request import Forwarding, Request
 from ingest.http.response import Answer
 from ingest.http.routes import POST, OnRefused, Port, Route, probes
-from ingest.model.causes import Trouble
 from ingest.model.errors import ConfigError, Refused
 from ingest.model.ledger import Ledger
 from ingest.model.letter import SENML
@@ -31,6 +30,7 @@ from ingest.receiver import replies
 from ingest.receiver.access import Access
 from ingest.receiver.ack_waits import AckWaits
 from ingest.receiver.at_once import ADMISSION_DETAILS, COMMITTED
+from ingest.receiver.busiest import Busiest
 from ingest.receiver.hints import note_body
 from ingest.receiver.keeper import READINGS, Keeper, PostTerms
 from ingest.receiver.line_keeper import LineKeeper
@@ -153,17 +153,10 @@ class Endpoint:
             **self._guarded(open_to_all),
         }
 
-    def busiest(self) -> list[dict[str, Any]]:
-        """Return the senders that have sent most in the last seconds; see Busiest."""
-        return self._senders.busiest.listed()
-
-    def not_stored(self) -> Trouble:
-        """Return the sender of which nothing is stored, if there is one; see Busiest."""
-        return self._senders.busiest.not_stored()
-
-    def figures(self) -> dict[str, float]:
-        """Return more figures for metrics, by their names."""
-        return {"sender_not_stored": float(bool(self.not_stored().cause))}
+    @property
+    def busiest(self) -> Busiest:
+        """The senders that have sent most in the last seconds, and of whom nothing is stored."""
+        return self._senders.busiest
 
     def _refused(self, request: Request | None, refused: Refused) -> None:
         if request is not None:

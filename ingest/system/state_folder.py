@@ -142,22 +142,15 @@ class StateFolder:
         parts = (self.journal, self.dead_letters)
         return (*parts, self.postgres) if embedded else parts
 
-    def free_bytes(self) -> int:
-        """Return the free space of the part that has the least. Raises OSError."""
-        return self._fullest()[0]
+    def room(self) -> tuple[int, str]:
+        """Return the free bytes of the part that has the least, and where that is, in words.
 
-    def fullest_disk(self) -> str:
-        """Return which part that is, and where its disk is mounted, for people."""
-        try:
-            folder = self._fullest()[1]
-        except OSError as error:  # a disk that is gone
-            return str(error)
-        mount = next(each for each in (folder, *folder.parents) if each.is_mount())
-        return f"{folder}, on the disk that is mounted at {mount}"
-
-    def _fullest(self) -> tuple[int, Path]:
+        Raises OSError.
+        """
         parts = [each for each in (self.journal, self.dead_letters) if each.exists()]
-        return min((shutil.disk_usage(each).free, each) for each in (self.path, *parts))
+        free, part = min((shutil.disk_usage(each).free, each) for each in (self.path, *parts))
+        mount = next(each for each in (part, *part.parents) if each.is_mount())
+        return free, f"{part}, on the disk that is mounted at {mount}"
 
 
 def existing(path: Path) -> Path:

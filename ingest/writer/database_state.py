@@ -87,9 +87,14 @@ class DatabaseState:
 
     def retried(self, failure: WriteFailed, *, rows: int, attempt: int) -> None:
         """A write failed, and is tried again: the server answers."""
-        sqlstate, message = failure.sqlstate, failure.message
-        log.warning("write_failed", sqlstate=sqlstate, message=message, rows=rows, attempt=attempt)
-        self.failure = ": ".join(filter(None, (sqlstate, message)))
+        log.warning(
+            "write_failed",
+            sqlstate=failure.sqlstate,
+            message=failure.message,
+            rows=rows,
+            attempt=attempt,
+        )
+        self.failure = ": ".join(filter(None, (failure.sqlstate, failure.message)))
 
     def answered(self, failure: WriteFailed) -> None:
         """A probe's write failed. If the batch is the cause, a server that was away is back."""

@@ -100,11 +100,15 @@ async def until(operator: asyncpg.Connection, query: str, expected: object) -> N
 
 
 async def test_locked_table_is_retried(sink: SinkPostgres, operator: asyncpg.Connection) -> None:
-    """The server sends 55P03 before any deadline of ours."""
+    """The server sends 55P03 before any deadline of ours. It is told who, and no value of it."""
+    await operator.execute("set application_name = 'a-migration'")
     async with operator.transaction():
-        await operator.execute("lock table readings in access exclusive mode")
+        await operator.execute("lock table readings; update readings set value = 12345")
         failed = await failure(sink, readings(5))
     assert (failed.verdict, failed.sqlstate) == (Verdict.RETRY, "55P03")
+    process = f"process {operator.get_server_pid()} of the database locks the table"
+    told = "a-migration, idle in transaction, in a transaction for 00:00:00, last command lock"
+    assert failed.message.partition("; ")[2] == f"{process}, {told}"
     assert not failed.doubtful
     assert await sink.write(encode(readings(5)), 5, idempotent=True) == Stored(5, 0)
 

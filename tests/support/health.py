@@ -22,15 +22,11 @@ class FakeDisk:
     def __init__(self, free: int | OSError = 10**12) -> None:
         self.free = free
 
-    def free_bytes(self) -> int:
-        """Return the free space, or fail as a disk does."""
+    def room(self) -> tuple[int, str]:
+        """Return the free space and its place, or fail as a disk does."""
         if isinstance(self.free, OSError):
             raise self.free
-        return self.free
-
-    def fullest_disk(self) -> str:
-        """Name it, as StateFolder does."""
-        return "/srv/state, on the disk that is mounted at /srv"
+        return self.free, "/srv/state, on the disk that is mounted at /srv"
 
 
 def make_health(**given: Any) -> Health:

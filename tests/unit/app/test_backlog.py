@@ -7,11 +7,11 @@ import json
 import pytest
 import structlog
 
-from ingest.app.backlog import Backlog
+from ingest.app.backlog import Backlog, Waiting
 from ingest.model.causes import Trouble
 from ingest.model.verdict import Verdict, WriteFailed
 from ingest.writer.database_state import DatabaseState
-from tests.support.health import make_health
+from tests.support.health import EMPTY, make_health
 
 LOCKED = WriteFailed(Verdict.RETRY, "no lock", sqlstate="55P03")
 AWAY = WriteFailed(Verdict.WAIT, "connection refused")
@@ -25,13 +25,14 @@ class Rig:
         for part in ("app.backlog", "writer.database_state"):
             monkeypatch.setattr(f"ingest.{part}.monotonic_s", lambda: self.now_s)
         self.state = DatabaseState(wait_s_min=1, wait_s_max=1, hold_probe_s=1)
-        self.waiting = (0, "readings", 0.0)
-        self.backlog = Backlog(self.state, lambda: self.waiting)
+        self.stats = EMPTY
+        self.stream: Waiting | None = None
+        self.backlog = Backlog(self.state, lambda: self.stats, lambda: self.stream)
 
     def after(self, seconds: float, count: int, oldest_s: float) -> Trouble:
         """Let time pass; return what is wrong then."""
         self.now_s += seconds
-        self.waiting = (count, "readings", oldest_s)
+        self.stats = EMPTY._replace(rows=count, oldest_received_s=self.now_s - oldest_s)
         return self.backlog.trouble()
 
 
@@ -55,6 +56,8 @@ def test_writes_that_do_not_go_through_are_told_with_what_is_known(rig: Rig) -> 
     assert rig.after(1, 71_800, 13) == ("behind", "71,800 readings wait, the oldest for 13 s", "")
     assert rig.after(12, 71_800, 25).cause == "writes_fail"
     assert rig.backlog.trouble().details == "", "of before the outage"
+    rig.stream = (3, "messages", 25.0)  # which a writer had that was killed
+    assert rig.after(30, 0, 0).words.startswith("3 messages wait, the oldest for 25 s")
 
 
 def test_backlog_that_is_written_is_told_with_its_end(rig: Rig) -> None:
@@ -96,4 +99,4 @@ def test_readyz_tells_it_and_takes_posts(rig: Rig) -> None:
         rig.after(1, 0, 0)
         health.tick()
     told = [(each["event"], each["log_level"], each["cause"]) for each in lines if "cause" in each]
-    assert told == [("trouble", "warning", "writes_fail"), ("trouble_over", "info", "writes_fail")]
+    assert told == [("trouble", "warning", "writes_fail"), ("trouble", "warning", "")]

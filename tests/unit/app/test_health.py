@@ -206,6 +206,7 @@ def test_disk_low_refuses_and_recovers_with_hysteresis(rig: Rig) -> None:
     assert rig.tick() == "accepting"
     rig.disk.free = OSError("gone")
     assert rig.tick() == "disk_low"
+    assert rig.document["reason"] == f"{low}: gone"
 
 
 def test_disk_bound_is_told_as_people_say_it() -> None:

@@ -74,7 +74,10 @@ def test_sender_of_which_nothing_is_stored_is_named(clock: list[float]) -> None:
     busiest.posted("telegraf")
     busiest.decoded("telegraf", 5, 1)
     clock[0] += SPAN_S
-    assert busiest.not_stored() == Trouble()
+    busiest.posted("once")
+    busiest.decoded("once", 500, 0)
+    clock[0] += 20 * SPAN_S
+    assert busiest.not_stored() == Trouble(), "one bad post, long ago"
 
 
 def test_processes_are_added_up() -> None:
@@ -96,12 +99,14 @@ async def test_names_of_tokens_are_counted_and_never_their_secrets(clock: list[f
             await client.send(post(body, headers={"Authorization": f"Bearer {secret}"}))
             await client.reply()
         clock[0] += SPAN_S
-        found = {each.pop("sender"): tuple(each.values()) for each in receiver.endpoint.busiest()}
+        found = {
+            each.pop("sender"): tuple(each.values()) for each in receiver.endpoint.busiest.listed()
+        }
         lines = b"cpu usage=1\ncpu usage=2\n"
         sized = {"Authorization": f"Bearer {OTHER}", "Content-Length": str(len(lines))}
         for _ in range(6):
             await client.send(head("POST", "/write", sized) + lines)
             assert (await client.reply()).status == 204
             clock[0] += SPAN_S
-        assert receiver.endpoint.not_stored().details == "token yard, 12 readings"
+        assert receiver.endpoint.busiest.not_stored().details == "token yard, 12 readings"
     assert found == {"token garden": (0.2, 0.2, 0.1), "token yard": (0.1, 0.1, 0.0)}

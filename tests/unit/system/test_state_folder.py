@@ -282,15 +282,15 @@ def test_running_service_of_another_user_is_a_clear_error(open_tmp_path: Path) -
     lock.close()
 
 
-def test_free_bytes_is_what_the_system_says(tmp_path: Path) -> None:
+def test_room_is_what_the_system_says(tmp_path: Path) -> None:
     """Free space is the space of the folder's own file system."""
     expected = os.statvfs(tmp_path)
-    free = StateFolder.open(tmp_path).free_bytes()
+    free, _ = StateFolder.open(tmp_path).room()
     assert free == pytest.approx(expected.f_bavail * expected.f_frsize, rel=0.2)
 
 
 @pytest.mark.parametrize("part", ["journal", "dead-letters"])
-def test_free_bytes_is_that_of_the_fullest_part(
+def test_room_is_that_of_the_fullest_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     """Each part may be a mount of its own; the one with the least free space counts."""
@@ -304,6 +304,6 @@ def test_free_bytes_is_that_of_the_fullest_part(
         "ingest.system.state_folder.shutil.disk_usage",
         lambda path: Usage(7 if path.name == part else 9),
     )
-    assert folder.free_bytes() == 7
+    words = f"{tmp_path / part}, on the disk that is mounted at {tmp_path}"
     monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path)
-    assert folder.fullest_disk() == f"{tmp_path / part}, on the disk that is mounted at {tmp_path}"
+    assert folder.room() == (7, words)

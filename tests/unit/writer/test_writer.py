@@ -255,11 +255,13 @@ async def test_writer_that_retries_gives_its_batch_back_when_another_finds_the_s
     await path.post(10)
     path.start(1)
     await path.until(lambda: path.ledger.retries["retry"] == 1)
+    assert path.database_state.failure
     path.database_state.failed(WriteFailed(Verdict.WAIT, "gone"))
     await path.until(lambda: path.buffer.rows_waiting == 10)
     assert script.calls == 1
     path.database_state.nudge()
     await path.until(path.resolved)
+    assert not path.database_state.failure, "a write went through"
     await path.drain()
     await path.check()
 
