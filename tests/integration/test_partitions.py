@@ -85,7 +85,7 @@ async def test_new_table_has_the_partitions_that_it_will_need(
     """Same columns and key; from now to `ts_ahead_s_max` and seven spans more; no default."""
     settings = daily(partition_span=span, ts_ahead_s_max=86_400.0 if span == DAY else 60.0)
     done = await make(connection, settings)
-    assert await schema.difference(connection) is None
+    assert (await schema.look(connection)).difference is None
     assert await make(connection, settings) == ["the table readings was there, and fits"]
     await connection.execute("set timezone = 'Pacific/Apia'; set datestyle = 'German'")
     found = await partitions(connection, "readings")

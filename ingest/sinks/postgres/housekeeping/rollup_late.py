@@ -70,8 +70,7 @@ async def store(run: Run, statement: str, source: str, span: TimeSpan, start: st
     """
     try:
         async with run.connection.transaction():
-            done: str = await run.connection.execute(statement)
-            return done
+            return str(await run.connection.execute(statement))
     except asyncpg.PostgresError as error:
         if not _is_of_some(error):
             raise

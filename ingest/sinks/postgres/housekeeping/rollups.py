@@ -106,8 +106,9 @@ class Rollups:
         if step.kind == OFF:
             async with connection.transaction():
                 await rollup_tables.unmake(connection, view.oid, run.target)
-                at = await rollup_state.last(connection, view.table)
-                await rollup_state.turn_off(connection, run.registry, at)
+                at = await rollup_state.last(connection, view.table) or Progress()
+                # What was dropped stays known, for when they are on again.
+                await rollup_state.put(connection, run.registry, Progress(gone=at.gone, off=True))
             return
         run.failed = self.failed
         run.failed.clear()
