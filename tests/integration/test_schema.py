@@ -188,11 +188,9 @@ async def test_all_differences_come_with_the_statements_that_end_them(
     assert (seen.difference or "").count(";") == len(seen.sql) - 1 == 7
     with pytest.raises(StartError, match=r'alter table public."My Data" alter "kind" type text'):
         await schema.apply(connection, on)
-    rows = 'select * from "My Data"'
-    assert len(await connection.fetch(rows)) == 3
     await connection.execute("\n".join(seen.sql).replace("-- ", ""))
     assert (await schema.look(connection, on)).difference is None
-    (row,) = await connection.fetch(rows)
+    (row,) = await connection.fetch('select * from "My Data"')
     assert (row["time"].isoformat(), *row.values())[::4] == ("2020-01-01T12:00:00+00:00", 0.5)
 
 
