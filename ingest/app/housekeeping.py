@@ -158,7 +158,7 @@ class Housekeeping:
         self._oldest_us = report.oldest_us
         self._waiting = [_said(each, each.waits) for each in report.due if each.waits]
         at_work = report.other_run or report.has_more
-        self._hidden = "" if at_work else report.hidden_words
+        self._hidden = report.hidden_words if report.hidden and not at_work else ""
         if not report.other_run:
             self._failed = [_said(each.step, each.error) for each in report.did if each.error]
         self._figures = {}
@@ -201,14 +201,13 @@ class Housekeeping:
 
         `disk_free_bytes` is the room on the disk of the database, if that is known.
         """
-        figures = self._figures
+        figures = dict(self._figures)
         if self._failed or self._view is not None:
-            figures = {**figures, "housekeeping_steps_failed": len(self._failed)}
+            figures["housekeeping_steps_failed"] = len(self._failed)
         if self._oldest_us is not None:
-            age_s = (unix_us() - self._oldest_us) / 1e6
-            figures = {**figures, "table_oldest_age_seconds": age_s}
+            figures["table_oldest_age_seconds"] = (unix_us() - self._oldest_us) / 1e6
         if self._growth is not None and disk_free_bytes is not None:
             full_s = self._growth.full_in_s(disk_free_bytes)
             if full_s is not None:
-                figures = {**figures, "table_full_in_seconds": full_s}
+                figures["table_full_in_seconds"] = full_s
         return figures

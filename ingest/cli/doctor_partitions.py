@@ -32,8 +32,7 @@ async def partition_checks(settings: Settings, url: str) -> list[Check]:
         )
     except StartError as error:
         return [Check(_NAME, FAIL if settings.housekeeping_url else WARN, str(error))]
-    job, leaves = not settings.housekeeping, bool(settings.keep_hot)
-    view = report.view
+    job, leaves, view = not settings.housekeeping, bool(settings.keep_hot), report.view
     found = [_check(view, by_job=job, leaves=leaves)] if view.kind == PARTITIONED else []
     if report.hidden:
         found.append(Check(_NAME, WARN, report.hidden_words))

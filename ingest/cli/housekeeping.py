@@ -10,6 +10,7 @@ import argparse
 import asyncio
 from collections.abc import Sequence
 from datetime import date
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_json_flag
@@ -134,14 +135,16 @@ def _did(did: Did) -> dict[str, Any]:
 
 
 def plan_text(report: Report) -> str:
-    """Return the steps as lines for a person."""
-    lines = [] if report.due else [f"nothing is due: {_kind_words(report)}"]
-    lines += [
-        f"{each.kind} {each.partition}: {each.why}{each.waits and f' (waits: {each.waits})'}"
-        for each in report.due[:PLAN_SHOWN_MAX]
-    ]
-    if (more := len(report.due) - PLAN_SHOWN_MAX) > 0:
-        lines.append(f"and {more} more; --json has all")
+    """Return the steps as lines for a person: one for each partition, and why some wait once."""
+    lines = [
+        f"{', '.join(each.kind for each in steps)} {partition}{waits and ' (waits)'}: {why}"
+        for (partition, waits, why), steps in groupby(
+            report.due, lambda each: (each.partition, each.waits, each.why)
+        )
+    ] or [f"nothing is due: {_kind_words(report)}"]
+    if (more := len(lines) - PLAN_SHOWN_MAX) > 0:
+        lines[PLAN_SHOWN_MAX:] = [f"and {more} more; --json has all"]
+    lines += [f"waits: {why}" for why in dict.fromkeys(each.waits for each in report.due) if why]
     if report.due and report.view.cannot_make:
         lines.append(f"not possible now: {report.view.cannot_make}")
     if report.schema.refuses:

@@ -37,32 +37,30 @@ async def partition(args: argparse.Namespace, settings: Settings, url: str) -> i
     from ingest.sinks.postgres.housekeeping import conversion, runs  # noqa: PLC0415
     from ingest.sinks.postgres.housekeeping.opening import opened  # noqa: PLC0415
     from ingest.sinks.postgres.housekeeping.view import PARTITIONED, look_at  # noqa: PLC0415
-    from ingest.sinks.postgres.session import as_start_error  # noqa: PLC0415
 
     span, target = settings.partition_span, make_target(settings)
     async with opened(url, timeouts(settings)) as connection:
-        with as_start_error(url):
-            if args.undo:
-                undone = await conversion.take_back(connection, target.name, column=target.ts)
-                say("taken back: the table is as before" if undone else "there is nothing to undo")
-                return 0
-            if span == "none":
-                raise StartError("set partition_span to day or month: --partition-span day")
-            ahead_us = int(settings.ts_ahead_s_max * US_PER_S)
-            view = await look_at(connection, target.name, span, target=target, sizes=False)
-            if view.kind == PARTITIONED and view.ours:  # a killed run may have come so far
-                say(f"{view.table} is partitioned already")
-            elif not args.yes:
-                plan = await conversion.planned(
-                    connection, target.name, span, ahead_us, column=target.ts
-                )
-                say("\n".join(conversion.in_words(plan)))
-                say("To do it, repeat it with --yes; the service may run meanwhile.")
-                return 1
-            else:
-                await conversion.convert(
-                    connection, target.name, span, ahead_us, say=say, column=target.ts
-                )
+        if args.undo:
+            undone = await conversion.take_back(connection, target.name, column=target.ts)
+            say("taken back: the table is as before" if undone else "there is nothing to undo")
+            return 0
+        if span == "none":
+            raise StartError("set partition_span to day or month: --partition-span day")
+        ahead_us = int(settings.ts_ahead_s_max * US_PER_S)
+        view = await look_at(connection, target.name, span, target=target, sizes=False)
+        if view.kind == PARTITIONED and view.ours:  # a killed run may have come so far
+            say(f"{view.table} is partitioned already")
+        elif not args.yes:
+            plan = await conversion.planned(
+                connection, target.name, span, ahead_us, column=target.ts
+            )
+            say("\n".join(conversion.in_words(plan)))
+            say("To do it, repeat it with --yes; the service may run meanwhile.")
+            return 1
+        else:
+            await conversion.convert(
+                connection, target.name, span, ahead_us, say=say, column=target.ts
+            )
     report = await runs.run(
         url, timeouts(settings), span, [partitions_ahead(settings)], target=target
     )
@@ -80,16 +78,14 @@ async def adopt(args: argparse.Namespace, settings: Settings, url: str) -> int:
     from ingest.sinks.postgres.housekeeping import adopting  # noqa: PLC0415
     from ingest.sinks.postgres.housekeeping.opening import opened  # noqa: PLC0415
     from ingest.sinks.postgres.housekeeping.view import look_at  # noqa: PLC0415
-    from ingest.sinks.postgres.session import as_start_error  # noqa: PLC0415
 
     target = make_target(settings)
     async with opened(url, timeouts(settings)) as connection:
-        with as_start_error(url):
-            view = await look_at(connection, target.name, settings.partition_span, target=target)
-            chosen = adopting.adoptable(view, args.names)
-            names = [each.name for each in chosen]
-            if args.yes:
-                await adopting.adopt(connection, view, chosen, settings.partition_span)
+        view = await look_at(connection, target.name, settings.partition_span, target=target)
+        chosen = adopting.adoptable(view, args.names)
+        names = [each.name for each in chosen]
+        if args.yes:
+            await adopting.adopt(connection, view, chosen, settings.partition_span)
     listed = ", ".join(names) or "none: the housekeeping has all of these already"
     say(f"{'adopted' if args.yes else 'would be adopted'}: {listed}")
     if settings.partition_span != "none":

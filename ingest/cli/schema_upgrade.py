@@ -30,22 +30,20 @@ async def upgrade(args: argparse.Namespace, settings: Settings, url: str) -> int
     from ingest.sinks.postgres import schema  # noqa: PLC0415
     from ingest.sinks.postgres.housekeeping import registry, versions  # noqa: PLC0415
     from ingest.sinks.postgres.housekeeping.opening import opened  # noqa: PLC0415
-    from ingest.sinks.postgres.session import as_start_error  # noqa: PLC0415
 
     target = make_target(settings)
     async with opened(url, timeouts(settings)) as connection:
-        with as_start_error(url):
-            look = await schema.look(connection, target)
-            if look.difference:
-                raise StartError(look.difference)
-            found = await versions.state_of(connection, look.target.name)
-            if found.refuses:
-                raise StartError(found.needs)
-            steps = versions.steps_from(found.version)
-            due = [f"version {each.to}: {each.words}" for each in steps]
-            done: list[str] = []
-            if args.yes and due:
-                done = await versions.upgrade(connection, look.target.name, look.oid)
+        look = await schema.look(connection, target)
+        if look.difference:
+            raise StartError(look.difference)
+        found = await versions.state_of(connection, look.target.name)
+        if found.refuses:
+            raise StartError(found.needs)
+        steps = versions.steps_from(found.version)
+        due = [f"version {each.to}: {each.words}" for each in steps]
+        done: list[str] = []
+        if args.yes and due:
+            done = await versions.upgrade(connection, look.target.name, look.oid)
     answer = {
         "table": look.target.name,
         "version": found.version,

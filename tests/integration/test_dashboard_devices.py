@@ -78,7 +78,10 @@ async def test_curve_has_least_mean_and_greatest_of_each_step(
 async def test_question_that_takes_too_long_is_ended_and_offers_the_index(
     readings_url: str, readings_connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server ends it in time; the next question is answered on the same connection."""
+    """The server ends it in time; the next question is answered on the same connection.
+
+    An error of the values is told as that, and not as a database that is away.
+    """
     monkeypatch.setattr(lookup_postgres, "LOOKUP_S_MAX", 0.2)
     slow = lookup_postgres._CURVE.replace("order by bucket", ", pg_sleep(9) order by bucket")
     await fill(readings_connection, "d", "t", 3)
@@ -96,6 +99,11 @@ async def test_question_that_takes_too_long_is_ended_and_offers_the_index(
     assert lookup.connection is connection
     with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
         await connection.execute("delete from readings")  # type: ignore[union-attr]
+    zero = lookup_postgres._CURVE.replace("order by bucket", "order by 1 / (count - count)")
+    monkeypatch.setattr(lookup_postgres, "_CURVE", zero)
+    with pytest.raises(Refused, match="division by zero") as refused:
+        await lookup.curve("d", "t", within, 10**6)
+    assert refused.value.code == "internal"
     await lookup.close()
 
 

@@ -85,7 +85,7 @@ async def test_new_table_has_the_partitions_that_it_will_need(
     """Same columns and key; from now to `ts_ahead_s_max` and seven spans more; no default."""
     settings = daily(partition_span=span, ts_ahead_s_max=86_400.0 if span == DAY else 60.0)
     done = await make(connection, settings)
-    assert await schema.difference(connection) is None
+    assert (await schema.look(connection)).difference is None
     assert await make(connection, settings) == ["the table readings was there, and fits"]
     await connection.execute("set timezone = 'Pacific/Apia'; set datestyle = 'German'")
     found = await partitions(connection, "readings")
@@ -351,7 +351,6 @@ async def test_number_of_partitions_is_bounded(
     async with running(path):
         await path.send(now_us, *(now_us - days * DAY_US for days in range(1, 11)))
         assert len(await partitions(table, "readings")) == count + 7
-        assert await rows(table) == 8
         letters = read(tmp_path)
         assert {each.code for each in letters} == {"no_partition"}
         assert len(letters) == 3

@@ -384,7 +384,7 @@ async def test_table_whose_record_is_lost_is_told_with_the_command_that_mends_it
         assert "`ingest schema adopt --yes` hands the partitions over" in said
     assert (await here("schema", "adopt", "--yes", *words)).code == 0
     waits = await here("housekeeping", "plan", *words)
-    assert "(waits: keep_hot = 2d has not been confirmed" in waits.stdout
+    assert "\nwaits: keep_hot = 2d has not been confirmed" in waits.stdout
 
 
 async def test_with_an_archive_nothing_is_dropped_before_it_was_verified(
@@ -431,7 +431,7 @@ async def test_service_says_that_it_waits_and_a_yes_of_the_command_ends_it(
     assert housekeeping.figures()["housekeeping_steps_failed"] == 0
     assert housekeeping.words().startswith(f"detach {made[0]}: keep_hot = 2d has not been")
     words = ("--keep-hot", "2d", "--database-url", shared_url)
-    assert "(waits: keep_hot = 2d" in (await here("housekeeping", "plan", *words)).stdout
+    assert "waits: keep_hot = 2d" in (await here("housekeeping", "plan", *words)).stdout
     said = ""
     while f"drop {made[0]}: done" not in said:  # the other run may have the lock
         said = (await here("housekeeping", "run", "--yes", *words)).stdout

@@ -92,7 +92,7 @@ async def test_table_is_partitioned_while_a_sink_writes(
     assert old.ours
     assert old.to_us % AHEAD_US == 0
     assert old.to_us >= view.now_us + 2 * AHEAD_US
-    assert await schema.difference(operator) is None
+    assert (await schema.look(operator)).difference is None
 
 
 SET_UP = """

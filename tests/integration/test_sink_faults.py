@@ -155,11 +155,15 @@ async def test_transaction_whose_connection_was_cut_is_told_in_words(
 ) -> None:
     """The driver names its own method, which hides why."""
     other = await asyncpg.connect(shared_url)
-    with pytest.raises(asyncpg.InterfaceError) as raised:
+
+    async def cut() -> None:
         async with other.transaction():
             await operator.execute("select pg_terminate_backend($1, 5000)", other.get_server_pid())
-            while not other.is_closed():
+            while not other.is_closed():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
+
+    with pytest.raises(asyncpg.InterfaceError) as raised:
+        await cut()
     assert text_of(raised.value) == "the server closed the connection"
 
 

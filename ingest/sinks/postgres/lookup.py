@@ -18,7 +18,6 @@ import asyncpg
 from asyncpg import Connection, Record
 
 from ingest.model.errors import Refused
-from ingest.model.verdict import Verdict
 from ingest.sinks.postgres import connection as sink_connection
 from ingest.sinks.postgres.connection import (
     DRIVER_ERRORS,
@@ -30,7 +29,6 @@ from ingest.sinks.postgres.connection import (
 from ingest.sinks.postgres.known_server import KnownServer
 from ingest.sinks.postgres.rolled_curve import curve as rolled_curve
 from ingest.sinks.postgres.rolled_curve import mean
-from ingest.sinks.postgres.sqlstate import verdict_for
 from ingest.system.clock import rfc3339_or_us
 
 LOOKUP_S_MAX = 2.0
@@ -45,7 +43,7 @@ INDEX_ADVICE = (
     f"({INDEX_COST})"
 )
 _QUERY_CANCELED = "57014"
-_INSUFFICIENT_PRIVILEGE = "42501"
+_INSUFFICIENT_PRIVILEGE, _DATA = "42501", "22"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SESSION = """set default_transaction_read_only = on; set max_parallel_workers_per_gather = 0;
 set jit = off"""
@@ -274,11 +272,15 @@ class Lookup(OneConnection):
         except asyncpg.PostgresError as error:
             if error.sqlstate == _QUERY_CANCELED:
                 sound = True
-                raise self._too_slow() from error
+                advice = "ask for a shorter time, or set `rollups`"
+                if not self._has_index:
+                    advice = self.index_advice
+                why = f"there was no answer within {LOOKUP_S_MAX:g} s; {advice}"
+                raise Refused("too_slow", why) from error
             code, why = "database_away", "the database does not answer the question"
             if error.sqlstate == _INSUFFICIENT_PRIVILEGE:
                 why = "the role of the service may not read the table: SELECT is not granted"
-            elif verdict_for(error.sqlstate) is Verdict.ISOLATE:  # it is of some values
+            elif error.sqlstate.startswith(_DATA):
                 code, why = "internal", f"the database cannot compute this: {text_of(error)}"
             raise Refused(code, why) from error
         except (Expired, TimeoutError) as error:  # not even the error that it takes too long
@@ -314,12 +316,6 @@ class Lookup(OneConnection):
             )
             await self.connection.execute(_SESSION)
         return self.connection
-
-    def _too_slow(self) -> Refused:
-        advice = (
-            "ask for a shorter time, or set `rollups`" if self._has_index else self.index_advice
-        )
-        return Refused("too_slow", f"there was no answer within {LOOKUP_S_MAX:g} s; {advice}")
 
 
 def _readings(rows: Sequence[Record]) -> list[dict[str, Any]]:

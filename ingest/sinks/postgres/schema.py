@@ -14,9 +14,13 @@ from asyncpg import Connection, Record
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.target import KEY, READINGS, TargetTable, quoted
 
-# OID and name, in the order of KEY
-_TYPES = ((1184, "timestamptz"), (25, "text"), (25, "text"), (701, "float8"))
-_FULL_TYPES = {"text": 'text collate "C"', "float8": "double precision"}  # as ALTER has them
+# OID, name, and as ALTER has it; in the order of KEY
+_TEXT = (25, "text", 'text collate "C"')
+_TYPES = (
+    (1184, "timestamptz", "timestamptz"),
+    *(_TEXT, _TEXT),
+    (701, "float8", "double precision"),
+)
 _LOCAL = 1114  # timestamp without time zone
 _NO_TYPMOD = -1  # no precision and no length in brackets
 _KINDS = {"r": "table", "p": "table", "v": "view", "m": "materialized view", "f": "foreign table"}
@@ -192,11 +196,6 @@ async def _grant(connection: Connection, target: TargetTable, role: str) -> None
     await connection.execute(f"grant temp on database {names['database']} to {names['role']}")
 
 
-async def difference(connection: Connection, target: TargetTable = READINGS) -> str | None:
-    """Return how the table differs from the contract, in one line; None if it does not."""
-    return (await look(connection, target)).difference
-
-
 async def look(connection: Connection, target: TargetTable = READINGS) -> Look:
     """Check the table in full. Without a schema it is found by the search_path."""
     found = await connection.fetchrow(_TABLE, target.name, target.columns)
@@ -267,7 +266,7 @@ def _key_and_rule_differences(
 
 
 def _column_differences(
-    target: TargetTable, name: str, kind: tuple[int, str], column: Record | None
+    target: TargetTable, name: str, kind: tuple[int, str, str], column: Record | None
 ) -> Iterator[Difference]:
     table, shown = quoted(target.table), quoted(name)
     alter = f"alter table {target.name} alter {shown}"
@@ -277,16 +276,14 @@ def _column_differences(
             f"-- alter table {target.name} rename THE_COLUMN to {shown};",
         )
         return
-    type_oid, type_name = kind
-    full = _FULL_TYPES.get(type_name, type_name)
+    type_oid, type_name, full = kind
     using = f"{shown} at time zone 'UTC'" if column["type_oid"] == _LOCAL else f"{shown}::{full}"
     to_type = f"{alter} type {full} using {using};"
-    is_loose, typed = column["loose"], f"column {shown} of {table} is {column['type_name']}"
-    if column["type_oid"] != type_oid:
-        yield f"{typed} instead of {type_name}", to_type
-    elif column["typmod"] != _NO_TYPMOD:
-        yield f"{typed} instead of {type_name}: values would be rounded", to_type
-    elif is_loose:
+    if (column["type_oid"], column["typmod"]) != (type_oid, _NO_TYPMOD):
+        cut = ": values would be rounded" if column["type_oid"] == type_oid else ""
+        is_ = f"column {shown} of {table} is {column['type_name']}"
+        yield f"{is_} instead of {type_name}{cut}", to_type
+    elif column["loose"]:
         yield (
             f"column {shown} of {table} has the nondeterministic collation {column['collation']}: "
             'different names would be one; use collate "C"',

@@ -30,7 +30,6 @@ from ingest.sinks.postgres.housekeeping.opening import opened
 from ingest.sinks.postgres.housekeeping.partitions import Partition, gaps_of
 from ingest.sinks.postgres.housekeeping.spans import DAY_US, TimeSpan
 from ingest.sinks.postgres.housekeeping.view import PARTITIONED, View, look_at
-from ingest.sinks.postgres.session import as_start_error
 from ingest.sinks.postgres.target import TargetTable
 from ingest.system.backoff import backoff_s
 from ingest.system.clock import monotonic_s, rfc3339_or_us, unix_us
@@ -40,7 +39,6 @@ from ingest.system.logs import Occasionally, get_logger
 # a user who brings in years of readings has each of these days made after few writes.
 AT_ONCE_S, AT_ONCE_MAX = 1.0, 512
 LOOK_S_MIN, FRESH_S = 2.0, 15.0  # between two looks at the catalog; how long one is believed
-DAY_S = 86_400.0
 FAILED_S_MIN, FAILED_S_MAX = 2.0, 60.0  # after a partition could not be made
 WARNING_S = 600.0
 LACKING_S = 330.0  # the automatic replay tries such readings again more often than this
@@ -117,7 +115,6 @@ class LatePartitions:
         self._making = asyncio.Lock()
         self._view: View | None = None
         self._lower: list[int] = []  # of the partitions, sorted
-        self._upper: list[int] = []
         self._archived: list[TimeSpan] = []
         self._looked_s = self._not_before_s = float("-inf")
         self._is_away = False  # the database could not be looked at
@@ -146,8 +143,8 @@ class LatePartitions:
 
     def is_covered(self, ts_us: int) -> bool:
         """Whether a time has a partition, as far as we know."""
-        at = bisect_right(self._lower, ts_us) - 1
-        return at >= 0 and ts_us < self._upper[at]
+        at, view = bisect_right(self._lower, ts_us) - 1, self._view
+        return view is not None and at >= 0 and ts_us < view.partitions[at].to_us
 
     async def make_for(self, times_us: Sequence[int]) -> bool:
         """Look which of these times have no partition; make what may be made.
@@ -202,21 +199,19 @@ class LatePartitions:
             self._failed(text_of(error))
 
     async def _look_and_make(self, times_us: Sequence[int], until_s: float) -> None:
-        url = self._url()
-        async with opened(url, self._timeouts) as connection:
-            with as_start_error(url):
-                if self._age_s >= LOOK_S_MIN:
-                    await self._look(connection)
-                self._is_away = False
-                missing = self._to_make(times_us)
-                if not missing:
-                    self._warn(times_us)
-                    return
-                for at in range(0, len(missing), GROUP_MAX):
-                    await self._make(connection, missing[at : at + GROUP_MAX])
-                    if monotonic_s() > until_s:
-                        break
-                self._failures, self._why = 0, ""
+        async with opened(self._url(), self._timeouts) as connection:
+            if self._age_s >= LOOK_S_MIN:
+                await self._look(connection)
+            self._is_away = False
+            missing = self._to_make(times_us)
+            if not missing:
+                self._warn(times_us)
+                return
+            for at in range(0, len(missing), GROUP_MAX):
+                await self._make(connection, missing[at : at + GROUP_MAX])
+                if monotonic_s() > until_s:
+                    break
+            self._failures, self._why = 0, ""
 
     async def _make(self, connection: Connection, spans: Sequence[TimeSpan]) -> None:
         """Make a group of partitions, and know them without a look: that takes long with many."""
@@ -235,8 +230,10 @@ class LatePartitions:
             await self._look(connection)
             return
         for name, bounds in zip(names, spans, strict=True):
-            insort(view.partitions, Partition(name, *bounds, 0, True), key=_by_time)
-        self._keep_bounds(view)
+            insort(
+                view.partitions, Partition(name, *bounds, 0, True), key=lambda each: each.from_us
+            )
+        self._lower = [each.from_us for each in view.partitions]
 
     async def _look(self, connection: Connection) -> None:
         view = await look_at(
@@ -246,12 +243,8 @@ class LatePartitions:
         answers = await registry.entries(connection, view.table, registry.KEEP_HOT)
         self._limits = self._configured.under(answers.get(""))
         self._view = view
-        self._keep_bounds(view)
-        self._looked_s = monotonic_s()
-
-    def _keep_bounds(self, view: View) -> None:
         self._lower = [each.from_us for each in view.partitions]
-        self._upper = [each.to_us for each in view.partitions]
+        self._looked_s = monotonic_s()
 
     def _to_make(self, times_us: Sequence[int]) -> list[TimeSpan]:
         """Return the spans to make now, the newest first: readings of today wait least."""
@@ -270,7 +263,7 @@ class LatePartitions:
 
     def _may_make(self, view: View) -> int:
         """Return how many of those that were free a day ago may still be made: half of them."""
-        while self.made_s and self.made_s[0] < monotonic_s() - DAY_S:
+        while self.made_s and self.made_s[0] < monotonic_s() - DAY_US / 1e6:
             self.made_s.popleft()
         free = self._limits.partitions_max - len(view.partitions)
         return (free - len(self.made_s) + 1) // 2
@@ -283,12 +276,8 @@ class LatePartitions:
         late_us = self._limits.late_us_max
         if view.ours and ts_us < unix_us() - late_us:
             return NoPartition(f"older than {self._limits.late_named}", final=True)
-        return NoPartition(
-            f"there is no partition for this time: {self._reason(view)}", final=False
-        )
-
-    def _reason(self, view: View) -> str:
-        return self._for_a_person(view) or self._why or "it will be made soon"
+        why = self._for_a_person(view) or self._why or "it will be made soon"
+        return NoPartition(f"there is no partition for this time: {why}", final=False)
 
     def _for_a_person(self, view: View) -> str:
         """Return why the service makes none and will make none, or nothing."""
@@ -299,9 +288,8 @@ class LatePartitions:
         if self._may_make(view) > 0:
             return ""
         return (
-            f"the table has {len(view.partitions)}; {len(self.made_s)} were made within a day, and "
-            f"no more than half of those that partitions_max ({self._limits.partitions_max}) leaves "
-            "are made in a day"
+            f"the table has {len(view.partitions)}; {len(self.made_s)} were made within a day: at "
+            f"most half of those that partitions_max ({self._limits.partitions_max}) leaves"
         )
 
     def _failed(self, why: str) -> None:
@@ -319,7 +307,3 @@ class LatePartitions:
         why = next((each.message for each in whys if not each.final), "")
         if why and self._occasionally.due(why) is not None:
             log.warning("partition_not_made", why=why)
-
-
-def _by_time(partition: Partition) -> int:
-    return partition.from_us

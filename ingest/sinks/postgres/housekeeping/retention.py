@@ -281,8 +281,8 @@ def _what_ended_it(name: str, found: Record | None, *, lacks: bool) -> str:
 
 async def hidden(connection: Connection, view: View) -> list[str]:
     """Return the partitions that are detached and not dropped yet: no query sees their readings."""
-    begun = await _begun(connection, view)
-    return [name for name, entry in begun.items() if entry["state"] in _UNDER_WAY]
+    begun = (await _begun(connection, view)).items()
+    return [name for name, entry in begun if entry["state"] in _UNDER_WAY]
 
 
 async def _begun(connection: Connection, view: View) -> dict[str, Any]:

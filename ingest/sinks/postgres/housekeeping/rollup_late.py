@@ -23,7 +23,7 @@ from ingest.sinks.postgres.target import TargetTable
 KEYS_MAX = 1_000  # series of hours in one transaction
 KEYS_OF_HOUR_MAX = 50_000  # the same without the index for devices
 LATE_ROWS = 50_000  # records of late readings in one statement
-FAILED_MAX = 10_000  # more of them are no fault of some series: then the run fails
+FAILED_MAX = 2_000  # a run tries no more after so many: the oldest, whose days leave first
 
 _HAS_DEVICE_INDEX = """
 select exists (select from pg_index i where i.indrelid = $1::oid and i.indisvalid
@@ -70,8 +70,7 @@ async def store(run: Run, statement: str, source: str, span: TimeSpan, start: st
     """
     try:
         async with run.connection.transaction():
-            done: str = await run.connection.execute(statement)
-            return done
+            return str(await run.connection.execute(statement))
     except asyncpg.PostgresError as error:
         if not _is_of_some(error):
             raise
@@ -105,12 +104,12 @@ async def compute(run: Run) -> None:
     here = f"not {run.left.condition}"
     most = count = KEYS_MAX if by_index else KEYS_OF_HOUR_MAX
     some = True
-    while some and not run.ended():
+    while some and not run.ended() and len(run.failed) < FAILED_MAX:
         try:
             some = await compute_some(run, here, by_index=by_index, count=count)
             count = min(most, 2 * count)
         except asyncpg.PostgresError as error:
-            if not _is_of_some(error) or len(run.failed) >= FAILED_MAX:
+            if not _is_of_some(error):
                 raise
             if len(run.taken) == 1:
                 run.failed[run.taken[0]] = text_of(error)

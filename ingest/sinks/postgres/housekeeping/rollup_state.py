@@ -73,12 +73,6 @@ async def put(connection: Connection, registry_name: str, at: Progress) -> None:
     await registry.put(connection, registry_name, KEY, values)
 
 
-async def turn_off(connection: Connection, registry_name: str, at: Progress | None) -> None:
-    """Note that they are off. What was dropped stays known, for when they are on again."""
-    gone = () if at is None else at.gone
-    await put(connection, registry_name, Progress(gone=gone, off=True))
-
-
 async def leave(
     connection: Connection,
     view: View,

@@ -106,8 +106,9 @@ class Rollups:
         if step.kind == OFF:
             async with connection.transaction():
                 await rollup_tables.unmake(connection, view.oid, run.target)
-                at = await rollup_state.last(connection, view.table)
-                await rollup_state.turn_off(connection, run.registry, at)
+                at = await rollup_state.last(connection, view.table) or Progress()
+                # What was dropped stays known, for when they are on again.
+                await rollup_state.put(connection, run.registry, Progress(gone=at.gone, off=True))
             return
         run.failed = self.failed
         run.failed.clear()
@@ -122,7 +123,7 @@ class Rollups:
         for (hour, device_id, metric), why in run.failed.items():
             raise StartError(
                 f"{counted(len(run.failed), 'rollup')} could not be computed, such as that of "
-                f"{device_id}, {metric}, {hour}: {why}. All others were"
+                f"{device_id}, {metric}, {hour}: {why}. The others do not wait for it"
             )
 
     def _run(self, connection: Connection, view: View) -> Run:
@@ -176,18 +177,17 @@ class Rollups:
         await work
 
     async def _compute(self, run: Run, view: View) -> None:
-        """Do all that is due, late readings first, until the time is over."""
+        """Do all that is due until the time is over. Late readings come last: some may fail."""
         await self._make(run, view)
         run.at = await progress(run.connection, view.table) or Progress()
         run.left = await rollup_left.left(run.connection, view.table, self._spans)
         await rollup_late.gather(run)
-        await rollup_late.compute(run)
         await rollup_hours.compute_hours(run)
         await rollup_hours.compute_days(run)
-        await rollup_late.compute(run)  # what they have put off
         from_us = self._kept_from_us(run, view)
         if from_us is not None:
             await rollup_hours.remove(run, from_us)
+        await rollup_late.compute(run)
 
     async def _make(self, run: Run, view: View) -> None:
         """Make the tables and the trigger if need be: then all hours are computed anew.

@@ -21,7 +21,6 @@ from ingest.sinks.postgres.housekeeping.rollup_state import Progress, progress
 from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans
 from ingest.sinks.postgres.housekeeping.versions import SchemaState
 from ingest.sinks.postgres.housekeeping.view import View, look_at, oldest_us
-from ingest.sinks.postgres.session import as_start_error
 from ingest.sinks.postgres.target import READINGS, TargetTable
 from ingest.system.clock import monotonic_s
 from ingest.system.words import counted
@@ -53,9 +52,7 @@ class Report(NamedTuple):
 
     @property
     def hidden_words(self) -> str:
-        """What is to be said of `hidden`, or nothing."""
-        if not self.hidden:
-            return ""
+        """What is to be said of `hidden`, if there are any."""
         return (
             f"{counted(len(self.hidden), 'partition')} detached on the way out, and no query sees "
             f"the readings: {', '.join(self.hidden[:HIDDEN_SHOWN_MAX])}. If no run is at work: "
@@ -68,10 +65,9 @@ async def look(
 ) -> Report:
     """Look at the table, and plan; change nothing."""
     async with opened(url, timeouts) as connection:
-        with as_start_error(url):
-            view = await look_at(connection, target.name, span, target=target)
-            found = await versions.state_of(connection, view.table)
-            return (await _report(connection, view, jobs))._replace(schema=found)
+        view = await look_at(connection, target.name, span, target=target)
+        found = await versions.state_of(connection, view.table)
+        return (await _report(connection, view, jobs))._replace(schema=found)
 
 
 async def run(
@@ -87,25 +83,24 @@ async def run(
     """Look, do what is due, and look again. With `yes` also the steps that wait for a person."""
     began_s = monotonic_s()
     async with opened(url, timeouts) as connection:
-        with as_start_error(url):
+        view = await look_at(connection, target.name, span, target=target)
+        found = await versions.state_of(connection, view.table)
+        did, other_run = list[Did](), False
+        try:
+            if not found.refuses:
+                did = await plan.run(
+                    connection, view, jobs, yes=yes, stopped=stopped, within_s=RUN_S
+                )
+        except OtherRun:
+            other_run = True
+        if connection.is_closed() and did and did[-1].error:
+            raise StartError(did[-1].error)  # of more use than that the connection is closed
+        if did:
             view = await look_at(connection, target.name, span, target=target)
-            found = await versions.state_of(connection, view.table)
-            did, other_run = list[Did](), False
-            try:
-                if not found.refuses:
-                    did = await plan.run(
-                        connection, view, jobs, yes=yes, stopped=stopped, within_s=RUN_S
-                    )
-            except OtherRun:
-                other_run = True
-            if connection.is_closed() and did and did[-1].error:
-                raise StartError(did[-1].error)  # of more use than that the connection is closed
-            if did:
-                view = await look_at(connection, target.name, span, target=target)
-            report = await _report(connection, view, jobs)
-            is_over = bool(did) and monotonic_s() - began_s >= RUN_S
-            has_more = is_over and not any(each.error for each in did)
-            return report._replace(did=did, other_run=other_run, schema=found, has_more=has_more)
+        report = await _report(connection, view, jobs)
+        is_over = bool(did) and monotonic_s() - began_s >= RUN_S
+        has_more = is_over and not any(each.error for each in did)
+        return report._replace(did=did, other_run=other_run, schema=found, has_more=has_more)
 
 
 async def run_all(

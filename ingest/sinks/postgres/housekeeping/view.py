@@ -172,12 +172,8 @@ async def look_at(
     found = []
     if kind == PARTITIONED:
         found = await partitions(connection, table, sizes=sizes)
-    lacks = ""
-    if not row["owner"]:
-        lacks = (
-            f"does not own {row['name']} (its owner is {row['owner_name']}): set housekeeping_url "
-            "to a URL with the owner's role"
-        )
+    foreign = f"does not own {row['name']} (its owner is {row['owner_name']})"
+    lacks = "" if row["owner"] else f"{foreign}: set housekeeping_url to a URL with that role"
     if not lacks and not row["may_create"]:
         lacks = f"may not create tables in the schema {row['schema']}"
     cannot = f"the role {row['role']} {lacks}" if lacks else ""
