@@ -45,8 +45,9 @@ The folders. Imports go down only, and folders of one row do not know each other
                     response, routes, proxies (clients behind them)
     formats/        media_type (their list), json_post (json_slices, json_whole, json_item),
                     ndjson, packed_post (packed_item), senml (senml_state, senml_record),
-                    line_protocol (line_whole, line_item, line_series), map_post (other JSON by
-                    the table of a source: map_source, map_paths, map_row, map_documents)
+                    line_protocol (line_escapes, line_whole, line_item, line_series), map_post
+                    (other JSON by the table of a source: map_source, map_paths, map_row,
+                    map_documents)
     buffers/        memory, shared_block, frames; journal/ (log, entries, shared_entries, loader,
                     thread, folder, index, reader, format); stream/ (inlet, outlet, messages)
     writer/         writer, batch, database_state, breaker, set_aside

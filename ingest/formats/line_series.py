@@ -11,9 +11,10 @@ posted. All of them are in SERIES too.
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
-from ingest.formats.line_escapes import ESCAPED_EQUALS, INFLUXDB, name_of
+from ingest.formats.line_escapes import ESCAPED_EQUALS, INFLUXDB, MARK, name_of
 from ingest.formats.series import SERIES, Names, SeriesCache
 from ingest.model.codes import NO_DEVICE
 from ingest.model.reading import NAME_BYTES_MAX, NAME_CHARACTERS_MAX, name_fault
@@ -29,6 +30,8 @@ _ENTRY_BYTES = 200  # of a key or a name in its dict, besides the bytes
 
 _SPECIAL_IN_TAG = "\\,="  # the backslash comes first: the others put in some of their own
 _SPECIAL = _SPECIAL_IN_TAG + "."
+_ANY_SPECIAL = re.compile(r"[\\,=.]")
+_KEY = re.compile(rb"([^,#][^,]*+)((?:,[^,=]++=[^,=]++)*+)")  # measurement and tags
 
 Fault = tuple[str, str]  # a key of codes.ITEM_CODES, and a message
 
@@ -63,16 +66,15 @@ def read_key(text: bytes, naming: Naming) -> Key | Fault:
     """
     if len(text) > KEY_BYTES_MAX:
         return "name_too_long", f"measurement and tags have more than {KEY_BYTES_MAX} bytes"
-    measurement, *parts = text.split(b",")
-    if not measurement or measurement.startswith(b"#"):
-        return UNREADABLE, "the measurement is missing"
-    pairs = [part.split(b"=") for part in parts]
-    if not all(len(pair) == 2 and all(pair) for pair in pairs):
-        return UNREADABLE, "a tag has no name, no value, or not one `=`"
-    tags = {name_of(name): name_of(value) for name, value in pairs}
-    if len(tags) < len(pairs):
+    key = _KEY.fullmatch(text)
+    if key is None:
+        return UNREADABLE, "the measurement is missing, or a tag has no name, no value or not one `="
+    read = name_of if MARK in text else bytes.decode
+    names = [*map(read, key[2].replace(b"=", b",").split(b",")[1:])]
+    tags = dict(zip(names[::2], names[1::2], strict=True))
+    if 2 * len(tags) < len(names):
         return "repeated_field", "the line has a tag twice"
-    return _named(name_of(measurement.replace(ESCAPED_EQUALS, b"\\=")), tags, naming)
+    return _named(read(key[1].replace(ESCAPED_EQUALS, b"\\=")), tags, naming)
 
 
 def _named(measurement: str, tags: dict[str, str], naming: Naming) -> Key | Fault:
@@ -101,8 +103,9 @@ def tags_text(tags: dict[str, str]) -> str:
 
 
 def _escaped(name: str, special: str) -> str:
-    for each in special:
-        name = name.replace(each, "\\" + each)
+    if _ANY_SPECIAL.search(name):
+        for each in special:
+            name = name.replace(each, "\\" + each)
     return name
 
 

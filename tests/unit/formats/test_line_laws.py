@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -11,9 +12,9 @@ from ingest.formats.line_escapes import marked
 from ingest.formats.line_series import Naming, read_key
 from ingest.formats.timestamp import UNITS
 from ingest.model.rows import decode_rows
-from tests.support.line_oracle import read_back
+from tests.support.line_oracle import metric_of, read_back
 from tests.support.lines import cut_small, expected_of, points_of, told_of
-from tests.unit.formats.record_line_corpus import CORPUS, Meant
+from tests.unit.formats.record_line_corpus import CORPUS
 
 TAGS = ("device_id", "host")
 PIECES = (
@@ -118,26 +119,24 @@ def test_metric_can_be_read_back(measurement: str, field: str, tags: dict[str, s
     assert read_back(key.metric(field)) == (measurement, field, tags)
 
 
-def meant_by(line: str) -> Meant:
-    """Return what the service reads in a line: measurement, tags, and the fields with numbers."""
+def metrics_in(line: str) -> dict[str, float] | None:
+    """Return the metrics of a line and their values; None if something is wrong."""
     points = points_of(line.encode(), Naming((), "gw"))
     if isinstance(points, str) or points.errors:
-        return [] if points == "empty" else None
-    rows = [each for block in points.blocks for each in decode_rows(block.tuples)]
-    read = [(read_back(each.metric), each.value) for each in rows]
-    if not read:
-        return []
-    return [*read[0][0][::2], {field: value for (_, field, _), value in read}]
+        return None
+    rows = chain.from_iterable(decode_rows(block.tuples) for block in points.blocks)
+    return {each.metric: each.value for each in rows}
 
 
 def test_names_are_read_as_influxdb_and_others_read_them() -> None:
     """2,000 lines with backslashes and marks at each place; see record_line_corpus.py."""
     different = []
-    for entry in map(json.loads, CORPUS.read_text().splitlines()):
-        line, meant, _ = entry
-        if meant is not None:
-            numbers = {k: v for k, v in meant[2].items() if not isinstance(v, str)}
-            meant = [meant[0], meant[1], numbers] if numbers else []
-        if meant_by(line) != meant:
-            different.append((entry, meant_by(line)))
+    for line, meant, who in map(json.loads, CORPUS.read_text().splitlines()):
+        expected = meant and {
+            metric_of(meant[0], name, meant[1]): value
+            for name, value in meant[2].items()
+            if not isinstance(value, str)
+        }
+        if metrics_in(line) != expected:
+            different.append((line, expected, who))
     assert not different
