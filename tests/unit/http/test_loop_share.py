@@ -240,7 +240,7 @@ async def test_a_share_that_was_granted_and_not_used_is_forgotten_with_its_round
 
 async def test_steps_put_off_share_the_time_of_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many there are, and whatever each puts off again: one at least in each round."""
-    monkeypatch.setattr("ingest.http.loop_share.STEPS_S", 0.0)
+    monkeypatch.setattr("ingest.http.loop_share.PUT_OFF_S", 0.0)
     share, watch = LoopShare(), Watch()
     done: list[tuple[int, int]] = []
 
