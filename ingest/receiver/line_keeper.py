@@ -113,7 +113,7 @@ class LineKeeper:
             raise Refused("outside_scope", "the token may not speak for any device of the post")
         if errors and terms.query.strict:
             raise faulty("invalid_items", "and its sender wants all or nothing", errors)
-        if codes and NO_DEVICE not in codes and not points.blocks and terms.form == LINE:
+        if codes and NO_DEVICE not in codes and not points.blocks and terms.letter.format == LINE:
             raise faulty("all_invalid", "and no reading", errors)
         if monotonic_s() >= terms.answer_by_s:  # its client may be gone, and sends it again
             raise refusal_of(BufferFull(FULL_S))
