@@ -40,7 +40,7 @@ export function showState(news, about, value) {
 function wordOf(ready, away) {
   if (ready.state === "disk_low" && broken(ready)) return "The journal cannot be written: posts are refused";
   if (away && ready.state === "accepting") return "The database is away, readings are kept";
-  const word = (ready.state === "accepting" && TROUBLES[ready.cause]) || WORDS[ready.state] ?? ready.state;
+  const word = (ready.state === "accepting" && TROUBLES[ready.cause]) || (WORDS[ready.state] ?? ready.state);
   const takes = ready.instances?.some((each) => each.role === "gateway" && each.runs && !each.refusing);
   return takes ? word.replace("posts are refused", "some posts are refused") : word;
 }
