@@ -313,6 +313,7 @@ def test_readiness_that_says_no_is_an_answer(admin: type[_Admin], tmp_path: Path
             "FAIL",
             "one",
         ),
+        ((200, b'{"state":"accepting","reason":"no","cause":"writes_fail"}'), "FAIL", "no"),
         ((200, b'{"state":"accepting","refused_60s":{"empty":3}}'), "warn", "minute: empty 3"),
         (
             (200, b'{"state":"slowed","reason":"no","next":"Fix it.","refused_60s":{"empty":3}}'),

@@ -8,7 +8,9 @@ const WORDS = {
   broker_away: "The broker is away: posts are refused",
 };
 const TROUBLES = {
-  invalid_full: "Posts with an invalid item are refused", invalid_items_refused: "One sender's posts with an invalid item are refused", writes_fail: "No write goes through, readings are kept", behind: "Readings wait to be written",
+  invalid_full: "Posts with an invalid item are refused", invalid_items_refused: "One sender's invalid items are refused",
+  writes_fail: "No write goes through, readings are kept", behind: "Readings wait to be written",
+  sender_not_stored: "Of a sender nothing is stored",
 };
 const FULL = { journal: "The journal", stream: "The stream", dead_letters: "The space for dead letters", disk: "The disk" };
 
