@@ -229,13 +229,14 @@ def _differences(target: TargetTable, table: Record, rows: list[Record]) -> Iter
                 f"column {column} of {name} is NOT NULL without a default, and not one of ours",
                 f"alter table {target.name} alter {quoted(column)} drop not null;",
             )
-    yield from _key_and_rule_differences(target, table, any(each["loose"] for each in rows))
+    loose = any(each["loose"] for name, each in columns.items() if name in target.columns)
+    yield from _key_and_rule_differences(target, table, loose)
 
 
 def _key_and_rule_differences(
-    target: TargetTable, table: Record, column_is_loose: bool
+    target: TargetTable, table: Record, is_loose: bool
 ) -> Iterator[Difference]:
-    """`column_is_loose`: then its indexes are too, and become what the column becomes."""
+    """`is_loose`: a column of ours is; then its indexes are too, and become what it becomes."""
     name = quoted(target.table)
     if not table["keyed"]:
         pairs = (", ".join(f"{row}.{quoted(each)}" for each in target.columns) for row in "ab")
@@ -248,7 +249,7 @@ def _key_and_rule_differences(
             f"create unique index on {target.name} ({target.column_list});",
         )
     for index, what, needed in (
-        (not column_is_loose and table["loose_key"], "a nondeterministic collation", 'collate "C"'),
+        (not is_loose and table["loose_key"], "a nondeterministic collation", 'collate "C"'),
         (table["foreign_class"], "an operator class of its own", "the default"),
     ):
         if index:

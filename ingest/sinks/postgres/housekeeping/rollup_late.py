@@ -129,9 +129,9 @@ async def compute_some(
 ) -> bool:
     """Compute `count` series, without the index those of one hour; return whether any was due.
 
-    `here` is what SQL asks of `hour`. Those in `run.failed` are left out. They are
-    removed from what is due in the same transaction, before they are computed: so each reading
-    whose record is removed is seen. `source` is read in place of the table.
+    `here` is what SQL asks of `hour`. Those in `run.failed` are left out. They are removed from
+    what is due in the same transaction, before they are computed: so each reading whose record is
+    removed is seen. `source` is read in place of the table.
     """
     due, connection = run.names.due, run.connection
     here = f"{here} and not {rollup_sql.IS_OF_KEYS}"
