@@ -271,10 +271,7 @@ async def test_networks_with_steps_put_off_take_turns() -> None:
     for number in range(3):
         share.put_off(partial(note, done, f"one {number}"), "o")
     share.forget(many[1], "m")
-    share.forget(many[1], "unknown")
     while len(done) < 102:  # noqa: ASYNC110  the rounds are counted
         await asyncio.sleep(0)
-    assert done[:6] == ["many 0", "one 0", "many 2", "one 1", "many 3", "one 2"]
-    assert [each for each in done if each.startswith("many")] == [
-        f"many {number}" for number in range(100) if number != 1
-    ]
+    rest = [f"many {number}" for number in range(4, 100)]
+    assert done == ["many 0", "one 0", "many 2", "one 1", "many 3", "one 2", *rest]

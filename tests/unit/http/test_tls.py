@@ -124,9 +124,12 @@ async def test_many_tiny_records_are_read_in_steps(
 
 
 async def test_silent_handshakes_do_not_keep_others_out(
-    tls_settings: dict[str, Any], tls_files: tuple[Path, Path]
+    tls_settings: dict[str, Any], tls_files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A hundred begin one and say no more: each had its step, and a polite client is served."""
+    """A hundred begin one and say no more: each had its step, and a polite client is served.
+
+    One that goes before its first step waits no longer for its turn, in memory.
+    """
     first = hello(trusting(tls_files[0]))
     async with running_receiver(**tls_settings) as receiver:
         silent = [await receiver.connect() for _ in range(100)]
@@ -138,21 +141,13 @@ async def test_silent_handshakes_do_not_keep_others_out(
         await polite.send(GET)
         assert (await polite.reply()).status == 200
         assert not any(each.reader.at_eof() for each in silent)
-        for each in (polite, *silent):
-            await each.close()
-
-
-async def test_client_that_goes_before_its_first_step_leaves_nothing(
-    tls_settings: dict[str, Any], tls_files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Thousands that drop their connection at once must not wait in memory for their turn."""
-    async with running_receiver(**tls_settings) as receiver:
         share = receiver.endpoint._plain_bodies._loop_share
-        monkeypatch.setattr(share, "_schedule", lambda: None)  # no step is ever done
-        client = await receiver.connect()
-        await client.send(hello(trusting(tls_files[0])))
+        monkeypatch.setattr(share, "_schedule", lambda: None)  # no step is done from now on
+        gone = await receiver.connect()
+        await gone.send(first)
         await until(lambda: share._put_off)
-        await client.close()
+        for each in (gone, polite, *silent):
+            await each.close()
         await until(lambda: not share._put_off)
 
 
