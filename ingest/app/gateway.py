@@ -33,6 +33,7 @@ from ingest.broker.roles import STREAM, SUBJECT
 from ingest.buffers.stream.commits import CommitRequests
 from ingest.buffers.stream.inlet import StreamInlet
 from ingest.config.settings import split_address
+from ingest.model.causes import STREAM_LOST
 from ingest.model.ledger import BrokerFigures, Gauges
 from ingest.receiver.refused_posts import RefusedPosts
 from ingest.system.clock import monotonic_s, sleep_unless
@@ -85,7 +86,7 @@ class Gateway:
             place,
             "gateway",
             unanswered_s=lambda: self.inlet.stuck_s,
-            published_to=lambda: self._publisher.published_to,
+            published=lambda: self._publisher.published,
             refused=lambda: self.inlet.refused,
             acknowledged_s=lambda: self._publisher.acknowledged_s,
         )
@@ -127,6 +128,7 @@ class Gateway:
             broker=role.broker_state.cause,
             untaken="posts are not taken until the stream has been checked",
             dead_letters=self.dead_letters.stats,
+            table=lambda: STREAM_LOST if role.watch.removed else "",
             refusals=Refusals(self.ledger),
             fill=self._fill,
             advice=advice(settings, ""),

@@ -37,6 +37,7 @@ from ingest.buffers.stream.commit_desk import CommitDesk
 from ingest.buffers.stream.outlet import StreamOutlet
 from ingest.config.forward_names import forward_names
 from ingest.config.reread_url import RereadUrl
+from ingest.model.causes import STREAM_LOST
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull
 from ingest.model.ledger import BrokerFigures, Gauges
 from ingest.model.letter import NOT_OURS, Letter
@@ -86,6 +87,7 @@ class StreamWriter:
             forward_lag_bytes_max=int(
                 ABSENT * lag_bytes_max(settings.forward_lag_bytes_max, settings.stream_bytes_max)
             ),
+            mark=role.mark,
         )
         self.writing = WritingHalf(
             settings,
@@ -112,7 +114,7 @@ class StreamWriter:
             free_bytes=None,
             broker=role.broker_state.cause,
             dead_letters=self.dead_letters.stats,
-            table=self.writing.table_cause,
+            table=self._loss,
             table_words=self.writing.table_words,
             refusals=Refusals(self.ledger),
             fill=fill,
@@ -266,6 +268,11 @@ class StreamWriter:
         self._role.halted.set()
         self._writing_ends.set()
         self.writing.abort()
+
+    def _loss(self) -> str:
+        """Return the least urgent cause: what is lost, or what the table lacks."""
+        is_lost = self._check.skipped or self._role.watch.removed
+        return STREAM_LOST if is_lost else self.writing.table_cause()
 
     def _no_commit(self) -> str:
         """Return why a post cannot wait for its commit here, as a code, or nothing."""

@@ -16,6 +16,7 @@ from ingest.app.broker import make_embedded, wanted_stream
 from ingest.app.carry import carry
 from ingest.broker import manage
 from ingest.broker.connection import BrokerConnection, connected
+from ingest.broker.mark import Mark, MarkFile
 from ingest.broker.messages import StreamMessages
 from ingest.broker.pulling import Delivery, Puller
 from ingest.broker.roles import DEAD_LETTERS, STREAM, WRITER
@@ -139,7 +140,9 @@ class TakeBack:
         if not (self._is_whole and None not in found.others.values()):
             return
         floors = [each["ack_floor"]["stream_seq"] for each in found.others.values() if each]
-        await manage.purge(admin, min((state.last, *floors)))
+        to = min((state.last, *floors))
+        MarkFile(self._folder.path).note(Mark(state.made, purged_to=to))
+        await manage.purge(admin, to)
 
     def _leave(self, delivery: Delivery, why: str) -> None:
         """Leave a message that is no block where it is: `ingest up` sets it aside."""

@@ -20,6 +20,7 @@ import random
 from collections.abc import Mapping
 
 from ingest.broker.connection import BrokerConnection
+from ingest.broker.removals import Published
 from ingest.broker.replies import ApiFault, Meaning, PubAck, pub_ack
 from ingest.broker.session import Message
 from ingest.model.errors import (
@@ -53,7 +54,7 @@ class Publisher:
         wait_s_max: float = 10.0,
     ) -> None:
         self.resent = 0  # tries after the first ones
-        self.published_to = 0  # the highest place in the stream of a message of ours
+        self.published = Published()
         self.acknowledged_s = -math.inf  # when the last message was, on the monotonic clock
         self._connection = connection
         self._subject = subject
@@ -126,7 +127,11 @@ class Publisher:
     def _replied(self, publish: _Publish, message: Message) -> None:
         reply = pub_ack(message)
         if isinstance(reply, PubAck):
-            self.published_to = max(self.published_to, reply.sequence)
+            to = self.published.to
+            if reply.sequence > to:
+                self.published = self.published._replace(to=reply.sequence)
+            elif not reply.duplicate:
+                self.published = Published(reply.sequence, reply.sequence, to)
             self.acknowledged_s = clock.monotonic_s()
             publish.end(reply)
             return

@@ -19,6 +19,7 @@ from ingest.broker import manage
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.lag import lag_of, place_to_skip_to
 from ingest.broker.manage import StreamFault
+from ingest.broker.mark import Mark, MarkFile
 from ingest.broker.roles import STREAM, WRITER
 from ingest.broker.waiting import unless
 from ingest.model.errors import BrokerAway, BrokerRefused
@@ -39,7 +40,7 @@ class StreamPurge:
 
     A forwarder whose lag is larger than `forward_lag_bytes_max` does not count (0: it always does).
     If it runs, it skips messages itself, sooner. `delivered_bytes` is how many bytes came to
-    our writer so far.
+    our writer so far. What is removed is noted in the `mark` before.
     """
 
     def __init__(
@@ -51,12 +52,14 @@ class StreamPurge:
         checked_to: Callable[[], int],
         delivered_bytes: Callable[[], int],
         forward_lag_bytes_max: int = 0,
+        mark: MarkFile | None = None,
     ) -> None:
         self.purged_to = 0  # all up to this place were removed, by us
         self.unforwarded = 0  # messages that we removed though a forwarder had not sent them
         self.faults: tuple[StreamFault, ...] = ()  # why nothing is removed
         self._connection = connection
         self._consumers = (WRITER, *forwards)
+        self._mark = mark
         self._checked_to = checked_to
         self._delivered_bytes = delivered_bytes
         self._forward_lag_bytes_max = forward_lag_bytes_max
@@ -112,9 +115,19 @@ class StreamPurge:
         now_s = clock.monotonic_s()
         to = min(self._kept.note(now_s, done_to), self._checked_to())
         if to >= stream["state"]["first_seq"]:
+            await self._note(to)
             await manage.purge(self._connection, to)
             self.purged_to = to
             self.unforwarded += sum(max(0, to - done) for done in self._too_far_behind.values())
+
+    async def _note(self, to: int) -> None:
+        """Note it before it is done: after a kill this must be no loss."""
+        if self._mark is not None:
+            try:
+                await asyncio.to_thread(self._mark.note, Mark(self._made, purged_to=to))
+            except OSError as error:
+                if self._occasionally.due("mark") is not None:
+                    _log.warning("stream_mark_not_kept", why=str(error))
 
     async def _floor(
         self, consumer: str, stream: Mapping[str, Any], writers: int | None

@@ -43,6 +43,8 @@ def inboxes_of(role: str) -> str:
 
 
 _LOOK = (f"$JS.API.STREAM.INFO.{STREAM}", f"$JS.API.CONSUMER.INFO.{STREAM}.*")
+# To see to a stream that gives places again; see watch.py.
+_WATCH = (*_LOOK, f"$JS.API.CONSUMER.RESET.{STREAM}.{WRITER}")
 _APPEND = (
     f"{DEAD_LETTER_SUBJECT}>",
     f"$JS.API.STREAM.INFO.{DEAD_LETTERS}",
@@ -51,10 +53,10 @@ _APPEND = (
 )
 
 ROLES: dict[str, Permissions] = {
-    "gateway": Permissions(("ingest.in.>", COMMIT, STATUS, *_LOOK, *_APPEND)),
+    "gateway": Permissions(("ingest.in.>", COMMIT, STATUS, *_WATCH, *_APPEND)),
     "writer": Permissions(
         (
-            *_LOOK,
+            *_WATCH,
             f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{WRITER}",
             f"$JS.ACK.{STREAM}.{WRITER}.>",
             f"$JS.API.STREAM.MSG.GET.{STREAM}",

@@ -45,6 +45,7 @@ JOURNAL_BROKEN, INVALID_FULL = "journal_broken", "invalid_full"
 # Of the broker.
 BROKER_AWAY, BROKER_UNSAFE, BROKER_DISK = "broker_away", "broker_unsafe", "broker_disk"
 STREAM_MISSING, STREAM_ALTERED, STREAM_FULL = "stream_missing", "stream_altered", "stream_full"
+STREAM_LOST = "stream_lost"
 INSTANCE_AWAY = "instance_away"  # of `up`
 PARTITIONS_END, RETENTION_WAITS = "partitions_end", "retention_waits"
 HOUSEKEEPING_FAILS, PARTITION_MISSING = "housekeeping_fails", "partition_missing"
@@ -189,6 +190,13 @@ CAUSES: dict[str, Cause] = {
         "the stream is not as the service needs it",
         "`{run} stream check` prints what differs. Undo that change, or use `{run} stream apply`.",
         "ingeststreamaltered",
+    ),
+    STREAM_LOST: Cause(
+        "acknowledged readings are gone from the stream",
+        "The log line `stream_messages_removed` or `stream_messages_skipped` says how many. Check "
+        "the disk of the broker. If the devices can, let them send the readings of that time "
+        "again. Then restart: {restart}.",
+        "ingeststreamskipped",
     ),
     STREAM_FULL: Cause(
         "the stream is full",
