@@ -29,8 +29,8 @@ from ingest.app.refusals import Refusals
 from ingest.app.role import Place, Role
 from ingest.app.status import StatusSource
 from ingest.broker.publishing import Publisher
-from ingest.broker.roles import STREAM, SUBJECT
-from ingest.buffers.stream.commits import CommitRequests
+from ingest.broker.roles import STREAM, SUBJECT, outcomes_for
+from ingest.buffers.stream.commits import Commits
 from ingest.buffers.stream.inlet import StreamInlet
 from ingest.config.settings import split_address
 from ingest.model.causes import STREAM_LOST
@@ -97,10 +97,16 @@ class Gateway:
             stream=STREAM,
             wait_s_max=settings.publish_wait_s_max,
         )
+        life = os.urandom(6).hex()
+        commits = Commits(
+            self._role.connection,
+            outcome_s_max=settings.publish_wait_s_max + settings.ack_wait_s_max,
+        )
+        self._role.connection.hear(outcomes_for(f"{life}-1"), commits.heard)
         self.inlet = StreamInlet(
             self._publisher,
             self.ledger,
-            life=os.urandom(6).hex(),
+            life=life,
             rows_max=settings.buffer_rows_max,
             bytes_max=settings.buffer_bytes_max,
             put_wait_s_max=settings.put_wait_s_max,
@@ -108,9 +114,7 @@ class Gateway:
             group_bytes_max=settings.group_bytes_max,
             groups_in_flight=settings.groups_in_flight,
             wait_s_max=settings.publish_wait_s_max,
-            commits=CommitRequests(
-                self._role.connection, self.ledger, outcome_s_max=settings.ack_wait_s_max
-            ),
+            commits=commits,
         )
         self.dead_letters = make_dead_letters(settings, self._role.connection)
         self._connect_parts()

@@ -36,6 +36,7 @@ AGAIN_S = {Meaning.AGAIN: 0.1, Meaning.UNSURE: 0.05}  # before the next try; wit
 AGAIN_LATER_S = 0.25
 LAST_S = 0.1  # no try begins so late: it would only put a message into doubt
 HEADERS_BYTES = 256  # the most that the headers of a message take
+NONE: Mapping[str, str] = {}
 
 
 class Publisher:
@@ -79,9 +80,16 @@ class Publisher:
         return self._loop.time() - oldest.began_s
 
     def publish(
-        self, message_id: str, payload: bytes, within_s: float | None = None
+        self,
+        message_id: str,
+        payload: bytes,
+        within_s: float | None = None,
+        *,
+        headers: Mapping[str, str] = NONE,
     ) -> asyncio.Future[PubAck]:
         """Publish a message, within `wait_s_max` or less. No two messages may have the same id.
+
+        `headers` are further ones, of at most 100 bytes.
 
         The result raises BrokerFull, BrokerRefused or BrokerAway: then nothing of the message is
         kept; or BrokerOutcomeUnknown. Cancel it to give up; the message may then be kept or not.
@@ -96,7 +104,8 @@ class Publisher:
                 )
             )
             return result
-        publish = _Publish(message_id, self._stream, payload, result)
+        ours = {"Nats-Msg-Id": message_id, "Nats-Expected-Stream": self._stream, **headers}
+        publish = _Publish(ours, payload, result)
         publish.began_s = self._loop.time()
         within_s = self._wait_s_max if within_s is None else min(within_s, self._wait_s_max)
         publish.deadline = self._loop.call_later(within_s, self._give_up, publish)
@@ -189,16 +198,12 @@ class _Publish:
 
     def __init__(
         self,
-        message_id: str,
-        stream: str,
+        headers: Mapping[str, str],
         payload: bytes,
         result: asyncio.Future[PubAck],
     ) -> None:
         self.payload = payload
-        self.headers: Mapping[str, str] = {
-            "Nats-Msg-Id": message_id,
-            "Nats-Expected-Stream": stream,
-        }
+        self.headers = headers
         self.result = result
         self.tokens: list[int] = []
         self.timer: asyncio.TimerHandle | None = None

@@ -1,9 +1,13 @@
 """The messages of the stream: each is one block, as a frame of the journal.
 
+Its headers may say more of it: its id, and that somebody waits for its outcome. A message without a
+header is read as before there was one; what a reader does not know it ignores.
 The CRC begins with 0 here: a message is no part of a file, so no frame can be mistaken for another.
 """
 
 from __future__ import annotations
+
+from typing import TypeVar
 
 import msgspec
 
@@ -14,6 +18,8 @@ from ingest.model.rows import rows_fault
 from ingest.system.clock import monotonic_s, unix_us
 
 SALT = 0
+
+T = TypeVar("T")
 
 
 class NotOurs(Exception):
@@ -49,33 +55,43 @@ def decode_message(data: bytes) -> Block:
     return block
 
 
-class CommitReply(msgspec.Struct, array_like=True):
-    """What a writer says of a post that waits for its commit.
+class _Refusal(msgspec.Struct, array_like=True):
+    """Why a writer does not store now: a code, or nothing if it does."""
 
-    First that it has it (`refused` is empty, no `outcome`), or why not: a code. Then the outcome:
-    the refused rows, and whether the whole block was set aside.
-    """
-
-    refused: str = ""
-    outcome: tuple[list[Refusal], bool] | None = None
+    code: str
 
 
-TAKEN = msgspec.json.encode(CommitReply())
+class _Outcome(msgspec.Struct, array_like=True):
+    """What became of a message: the refused rows, or all of it was set aside."""
+
+    message_id: str
+    refusals: list[Refusal]
+    set_aside: bool
 
 
 def encode_refusal(code: str) -> bytes:
-    """Return the reply of a writer that does not take a post."""
-    return msgspec.json.encode(CommitReply(code))
+    """Return the answer of a writer to the question whether it stores now."""
+    return msgspec.json.encode(_Refusal(code))
 
 
-def encode_outcome(outcome: Outcome) -> bytes:
-    """Return the reply that ends a post."""
-    return msgspec.json.encode(CommitReply("", (list(outcome.refusals), outcome.set_aside)))
+def decode_refusal(data: bytes) -> str:
+    """Return the code of such an answer. Raises NotOurs."""
+    return _decoded(data, _Refusal).code
 
 
-def decode_reply(data: bytes) -> CommitReply:
-    """Return a reply. Raises NotOurs."""
+def encode_outcome(message_id: str, outcome: Outcome) -> bytes:
+    """Return what a writer tells the gateway of a message that somebody waits for."""
+    return msgspec.json.encode(_Outcome(message_id, list(outcome.refusals), outcome.set_aside))
+
+
+def decode_outcome(data: bytes) -> tuple[str, Outcome]:
+    """Return the id of the message, and its outcome. Raises NotOurs."""
+    told = _decoded(data, _Outcome)
+    return told.message_id, Outcome(tuple(told.refusals), told.set_aside)
+
+
+def _decoded(data: bytes, kind: type[T]) -> T:
     try:
-        return msgspec.json.decode(data, type=CommitReply)
+        return msgspec.json.decode(data, type=kind)
     except msgspec.DecodeError as error:
         raise NotOurs(str(error)) from error
