@@ -19,7 +19,6 @@ from ingest.app.broker_state import BrokerState
 from ingest.app.status import StatusSource, status_message
 from ingest.app.tasks import EXIT_BROKEN, EXIT_LOST, EXIT_OK, TASKS_S_MAX, Tasks
 from ingest.broker.connection import BrokerConnection
-from ingest.broker.mark import MarkFile
 from ingest.broker.removals import Published
 from ingest.broker.roles import STATUS
 from ingest.broker.session import Address
@@ -33,6 +32,7 @@ from ingest.system import signals as app_signals
 from ingest.system.control import ControlChannel
 from ingest.system.logs import get_logger
 from ingest.system.notify import Notifier
+from ingest.system.stream_mark import MarkFile
 
 
 class Place(NamedTuple):

@@ -3,7 +3,7 @@
 Our own purge removes what is done and nothing else. So these are losses: the stream is gone, or is
 another one of the same name; it ends before the place where it ended, or it has given a place
 twice; it begins behind the farthest place that can have been delivered.
-The first look is compared with a mark of what the stream must have (mark.py).
+The first look is compared with a mark of what the stream must have (system/stream_mark.py).
 Promises: a loss is reported once, at the second look that shows it: a server that was cut off from
 the others may give an old answer once. If there is only one copy, an end that went back is reported
 at once: messages that come meanwhile would hide it.
@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ingest.broker.mark import Mark
 from ingest.broker.stream_state import StreamState
 from ingest.broker.streams import ACKS_PENDING_MAX
+from ingest.system.stream_mark import StreamMark
 
 
 class Removal(NamedTuple):
@@ -47,7 +47,7 @@ class Published(NamedTuple):
 class RemovalCheck:
     """Call `see` after each look at the stream, in order."""
 
-    def __init__(self, mark: Mark = Mark()) -> None:  # noqa: B008  immutable
+    def __init__(self, mark: StreamMark = StreamMark()) -> None:  # noqa: B008  immutable
         self.suspects = False  # look again soon
         self._mark = mark
         self._before: StreamState | None = None
@@ -90,7 +90,7 @@ class RemovalCheck:
         return found
 
 
-def _compare_with_mark(mark: Mark, now: StreamState | None) -> Removal | None:
+def _compare_with_mark(mark: StreamMark, now: StreamState | None) -> Removal | None:
     done_to, end = max(mark.purged_to, mark.done_to), mark.acknowledged_to
     if now is None or now.made != mark.made:
         gone = end - done_to
@@ -99,7 +99,7 @@ def _compare_with_mark(mark: Mark, now: StreamState | None) -> Removal | None:
         what = f"the stream ends at {now.last}; messages up to {end} were acknowledged"
         return Removal(what, max(0, end - max(now.last, done_to)), ends_early=True)
     gone = now.first - 1 - done_to
-    if mark.purged_to and gone > 0:
+    if mark.purged_to >= 0 and gone > 0:
         what = f"messages up to {now.first - 1} are gone; we removed only those up to {done_to}"
         return Removal(what, gone)
     return None

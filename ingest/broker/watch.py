@@ -18,7 +18,6 @@ from typing import Any
 from ingest.broker import manage, monitor
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.manage import StreamFault
-from ingest.broker.mark import Mark, MarkFile
 from ingest.broker.monitor import NOT_KNOWN, ServerLook
 from ingest.broker.removals import Published, RemovalCheck
 from ingest.broker.stream_state import StreamState, state_of
@@ -27,6 +26,7 @@ from ingest.broker.waiting import either, unless
 from ingest.model.errors import BrokerAway, BrokerRefused
 from ingest.system import clock
 from ingest.system.logs import get_logger
+from ingest.system.stream_mark import MarkFile, StreamMark
 
 EVERY_S = 1.0  # shorter than given_check.KNOWN_S; the mark is so old at most
 MONITOR_S = 8.0
@@ -67,7 +67,7 @@ class StreamWatch:
         self._unanswered_s = unanswered_s
         self._published = published
         self._mark = mark
-        self._noted = mark.read() if mark is not None else Mark()
+        self._noted = mark.read() if mark is not None else StreamMark()
         self._removals = RemovalCheck(self._noted)
         self._stream_faults: list[StreamFault] | None = None  # None: not looked yet
         self._stream_degraded: list[StreamFault] = []
@@ -183,15 +183,11 @@ class StreamWatch:
         if self._mark is None or state is None or self._removals.suspects:
             return
         # The stream may be another one than that of the last message.
-        mark = Mark(state.made, 0, state.done_to, min(published_to, state.last))
-        if anew:
-            mark = mark._replace(acknowledged_to=state.last)
+        to = state.last if anew else min(published_to, state.last)
+        mark = StreamMark(state.made, done_to=state.done_to, acknowledged_to=to)
         if anew or (published_to and mark != self._noted):
             self._noted = mark
-            try:
-                await asyncio.to_thread(self._mark.note, mark, anew=anew)
-            except OSError as error:
-                _log.warning("stream_mark_not_kept", why=str(error))
+            await self._mark.note(mark, anew=anew)
 
     async def _look_at_servers(self) -> bool:
         """Ask all monitor ports at once; return whether all is well."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.broker.mark import Mark, MarkFile
 from ingest.broker.removals import Published, Removal, RemovalCheck
 from ingest.broker.stream_state import StreamState
+from ingest.system.stream_mark import StreamMark
 
 NONE = StreamState(
     made="monday",
@@ -35,7 +33,7 @@ NONE = StreamState(
 SOME = NONE._replace(
     first=21, last=100, messages=80, deliveries=60, delivered_to=60, done_to=50, waiting=40
 )._replace(pending=10)
-MARK = Mark("monday", purged_to=20, done_to=50, acknowledged_to=100)
+MARK = StreamMark("monday", purged_to=20, done_to=50, acknowledged_to=100)
 
 
 def seen(*looks: StreamState | None, published_to: int = 0) -> Removal | None:
@@ -115,29 +113,10 @@ def test_mark_shows_what_was_removed_while_nobody_looked() -> None:
         found = check.see(now)
         assert found is not None
         assert (found.messages, found.ends_early) == (lost, False)
-    for mark in (MARK, MARK._replace(purged_to=0, done_to=10)):
+    for mark in (MARK, MARK._replace(purged_to=-1, done_to=10)):
         check = RemovalCheck(mark)
         assert check.see(SOME) is None
         assert not check.suspects
-
-
-def test_marks_of_one_stream_only_grow_and_a_damaged_file_says_nothing(tmp_path: Path) -> None:
-    """Several processes write it, in any order."""
-    kept = MarkFile(tmp_path)
-    assert kept.read() == Mark()
-    kept.note(MARK)
-    kept.note(Mark("monday", acknowledged_to=90, done_to=60))
-    assert MarkFile(tmp_path).read() == Mark("monday", 20, 60, 100)
-    kept.note(Mark("monday", 0, 60, 70), anew=True)
-    assert kept.read() == Mark("monday", 0, 60, 70)
-    kept.note(Mark("tuesday", acknowledged_to=3))
-    assert kept.read() == Mark("tuesday", acknowledged_to=3)
-    (file,) = tmp_path.iterdir()
-    for damaged in (b"", bytes(512), b'["tuesday",1,"2",3]', b"[1,2,3,4]", b"\xff" * 512, b"[]"):
-        file.write_bytes(damaged)
-        assert kept.read() == Mark()
-        kept.note(MARK)
-        assert kept.read() == MARK
 
 
 def test_purge_by_hand_has_removed_what_was_not_delivered() -> None:
