@@ -32,7 +32,7 @@ class Removal(NamedTuple):
     ends_early: bool = False
 
 
-class Published(NamedTuple):
+class PublishedPlaces(NamedTuple):
     """The places of a role's own messages.
 
     `to` is the highest one. `again` is a place that the broker gave to a new message of it after
@@ -58,7 +58,7 @@ class RemovalCheck:
         self,
         now: StreamState | None,
         *,
-        published: Published = Published(),  # noqa: B008  immutable
+        published: PublishedPlaces = PublishedPlaces(),  # noqa: B008  immutable
         reconnected: bool = False,
     ) -> Removal | None:
         """Compare with the look before. `now` is None if the stream is missing.
@@ -87,6 +87,8 @@ class RemovalCheck:
         if found is not None:
             self._published_to = published.to
         self._before = now
+        if found is not None and found.ends_early and now is not None:
+            self._before = now._replace(consumer_made="")  # it begins again
         return found
 
 

@@ -19,7 +19,7 @@ from ingest.broker import manage, monitor
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.manage import StreamFault
 from ingest.broker.monitor import NOT_KNOWN, ServerLook
-from ingest.broker.removals import Published, RemovalCheck
+from ingest.broker.removals import PublishedPlaces, RemovalCheck
 from ingest.broker.stream_state import StreamState, state_of
 from ingest.broker.streams import WantedStream
 from ingest.broker.waiting import either, unless
@@ -52,7 +52,7 @@ class StreamWatch:
         monitors: Callable[[], tuple[str, ...]],
         unsafe: bool,
         unanswered_s: Callable[[], float] | None = None,
-        published: Callable[[], Published] = Published,
+        published: Callable[[], PublishedPlaces] = PublishedPlaces,
         mark: MarkFile | None = None,
     ) -> None:
         self.checked = False  # the stream and the servers were looked at, at least once
@@ -150,6 +150,8 @@ class StreamWatch:
             return False
         self._away_since_s = None
         self.state = state_of(found)
+        # Whether a place was given again is known by answers that came before this one.
+        published = self._published()._replace(to=published.to)
         await self._note(published.to, anew=await self._see_removals(published))
         # What is wrong with the consumer of a forwarder is no reason to take no posts.
         self._stream_faults = manage.altered(found, self._wanted._replace(forwards=()))
@@ -160,7 +162,7 @@ class StreamWatch:
         self._judge()
         return not self._stream_faults and not self._removals.suspects
 
-    async def _see_removals(self, published: Published) -> bool:
+    async def _see_removals(self, published: PublishedPlaces) -> bool:
         """Return whether something was removed."""
         reconnected, self._reconnected = self._reconnected, False
         found = self._removals.see(self.state, published=published, reconnected=reconnected)

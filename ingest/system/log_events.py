@@ -100,7 +100,7 @@ EVENTS: dict[str, str] = {
     "stream_altered": "The stream is not as it must be: readings may be lost. Posts are refused.",
     "stream_fits_again": "The stream is as it must be again.",
     "stream_degraded": "A copy of the stream or a server is away or behind, or its disk is full.",
-    "stream_mark_not_kept": "The state folder cannot be written: a loss at the broker may go untold.",
+    "stream_mark_not_kept": "The state folder cannot be written. Some losses may be untold.",
     "stream_messages_removed": "So many messages are gone that were not done. A loss.",
     "stream_messages_skipped": "These messages of the stream cannot be read any more. A loss.",
     "stream_messages_read_again": "No writer was given these messages. They are written again.",
