@@ -26,10 +26,11 @@ and seeds are those of FAULTS.md.
 """
 DAMAGES = """## Damage to the files of a stream
 
-What becomes of the files of nats-server's stream while it does not run: 26 kinds, each with a stream of three blocks
-of which 50 messages wait, and 30 messages that come after the start. "Killed": nats-server was killed before, so it
-reads its blocks anew; else it was stopped in order, and trusts its index. tests/integration/test_stream_damages.py does
-all of them, and compares what was acknowledged with what writers got and what was told.
+What becomes of the files of nats-server's stream while it does not run: 26 kinds, each with a
+stream of three blocks of which 50 messages wait, and 30 messages that come after the start.
+"Killed": nats-server was killed before, so it reads its blocks anew; else it was stopped in
+order, and trusts its index. tests/integration/test_stream_damages.py does all of them, and
+compares what was acknowledged with what writers got and what was told.
 
 | what is damaged | lost | told | why |
 | --- | ---: | ---: | --- |
@@ -57,9 +58,10 @@ all of them, and compares what was acknowledged with what writers got and what w
 | state of the consumer is garbage | 0 | | `up` does not start, and says why |
 | settings of the stream gone; garbage | 0 | | nats-server does not start, and `up` says so |
 
-New messages after the damage were all written, none of them by a second look. The same 26 kinds of damage to one copy
-of three, on the server that then leads: nothing is lost, and nothing is told as lost. What was acknowledged in the
-second before a crash of the gateways may be lost untold: the mark is so old at most.
+New messages after the damage were all written, none of them by a second look. The same 26 kinds
+of damage to one copy of three, on the server that then leads: nothing is lost, and nothing is
+told as lost. What was acknowledged in the second before a crash of the gateways may be lost
+untold: the mark is so old at most.
 """
 CHECKED = """## What is checked
 
