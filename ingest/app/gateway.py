@@ -13,7 +13,9 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any
 
 from ingest.admin.dashboard.tail import Tail
 from ingest.app.access import open_tokens
@@ -29,10 +31,11 @@ from ingest.app.role import Place, Role
 from ingest.app.status import StatusSource
 from ingest.app.tasks import first_of
 from ingest.broker.publishing import Publisher
-from ingest.broker.roles import STREAM, SUBJECT
-from ingest.buffers.stream.commits import CommitRequests
+from ingest.broker.roles import STREAM, SUBJECT, outcomes_for
+from ingest.buffers.stream.commits import Commits
 from ingest.buffers.stream.inlet import StreamInlet
 from ingest.config.settings import split_address
+from ingest.model.causes import STREAM_LOST, trouble_of
 from ingest.model.ledger import BrokerFigures, Gauges
 from ingest.receiver.refused_posts import RefusedPosts
 from ingest.system.clock import monotonic_s, sleep_unless
@@ -41,6 +44,7 @@ from ingest.writer.set_aside import set_aside_rest
 HANDLERS_GRACE_S = 1.0
 IDLE_S = 5.0  # a connection without a request for so long is closed when a successor is there
 LEAVE_S_MAX = 30.0  # until the last connection is closed then
+LAST_LOOK_S_MAX = 1.0
 LOOK_S = 0.02
 
 
@@ -71,7 +75,7 @@ class Gateway:
             place,
             "gateway",
             unanswered_s=lambda: self.inlet.stuck_s,
-            published_to=lambda: self._publisher.published_to,
+            published=lambda: self._publisher.published,
             refused=lambda: self.inlet.refused,
             acknowledged_s=lambda: self._publisher.acknowledged_s,
         )
@@ -82,10 +86,16 @@ class Gateway:
             stream=STREAM,
             wait_s_max=settings.publish_wait_s_max,
         )
+        life = os.urandom(6).hex()
+        commits = Commits(
+            self._role.connection,
+            outcome_s_max=settings.publish_wait_s_max + settings.ack_wait_s_max,
+        )
+        self._role.connection.hear(outcomes_for(f"{life}-1"), commits.heard)
         self.inlet = StreamInlet(
             self._publisher,
             self.ledger,
-            life=os.urandom(6).hex(),
+            life=life,
             rows_max=settings.buffer_rows_max,
             bytes_max=settings.buffer_bytes_max,
             put_wait_s_max=settings.put_wait_s_max,
@@ -93,9 +103,7 @@ class Gateway:
             group_bytes_max=settings.group_bytes_max,
             groups_in_flight=settings.groups_in_flight,
             wait_s_max=settings.publish_wait_s_max,
-            commits=CommitRequests(
-                self._role.connection, self.ledger, outcome_s_max=settings.ack_wait_s_max
-            ),
+            commits=commits,
         )
         self.dead_letters = make_dead_letters(settings, self._role.connection)
         self._connect_parts()
@@ -113,7 +121,10 @@ class Gateway:
             broker=role.broker_state.cause,
             untaken="posts are not taken until the stream has been checked",
             dead_letters=self.dead_letters.stats,
-            troubles=(lambda: self.endpoint.busiest.not_stored(),),  # noqa: PLW0108  made below
+            troubles=(
+                lambda: trouble_of(STREAM_LOST if role.watch.removed else ""),
+                lambda: self.endpoint.busiest.not_stored(),  # noqa: PLW0108  made below
+            ),
             refusals=Refusals(self.ledger),
             fill=self._fill,
             advice=advice(settings, ""),
@@ -241,6 +252,9 @@ class Gateway:
         await self.endpoint.close()
         await set_aside_rest(inlet, self.dead_letters, self.ledger)
         await self.dead_letters.close()
+        with suppress(TimeoutError):  # the mark has what was acknowledged last, too
+            async with asyncio.timeout(LAST_LOOK_S_MAX):
+                await role.watch.look()
         await role.flush()
         ledger = self.ledger
         sums = {

@@ -29,6 +29,7 @@ from ingest.model.causes import (
     cause_of,
     may_be_url,
     next_step,
+    trouble_of,
 )
 from ingest.model.ledger import DeadLetterStats
 from ingest.model.ports import BufferStats, Database
@@ -217,9 +218,8 @@ class Health:
             self._log.info("invalid_items_kept_again", dlq_bytes=size, dlq_bytes_max=most)
 
     def _share_used(self) -> Trouble:
-        if not (sender := self._dead_letters().share_used_by):
-            return Trouble()
-        return Trouble(SHARE_USED, cause_of(SHARE_USED).words, sender)
+        sender = self._dead_letters().share_used_by
+        return trouble_of(SHARE_USED if sender else "", sender)
 
     def _check_buffer(self, stats: BufferStats) -> None:
         """Set `full` after `full_s_min` without space and progress; end it after the contrary."""

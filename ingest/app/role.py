@@ -19,9 +19,11 @@ from ingest.app.broker_state import BrokerState
 from ingest.app.status import StatusSource, status_message
 from ingest.app.tasks import EXIT_BROKEN, EXIT_LOST, EXIT_OK, TASKS_S_MAX, Tasks
 from ingest.broker.connection import BrokerConnection
+from ingest.broker.removals import PublishedPlaces
 from ingest.broker.roles import STATUS
 from ingest.broker.session import Address
 from ingest.broker.watch import StreamWatch
+from ingest.config.folders import state_dir
 from ingest.config.loading import check_waits
 from ingest.config.settings import Settings
 from ingest.model.errors import NotKept, StartError
@@ -30,6 +32,7 @@ from ingest.system import signals as app_signals
 from ingest.system.control import ControlChannel
 from ingest.system.logs import get_logger
 from ingest.system.notify import Notifier
+from ingest.system.stream_mark import MarkFile
 
 
 class Place(NamedTuple):
@@ -97,7 +100,7 @@ async def led(channel: ControlChannel) -> Place:
 class Role:
     """One process of a role: its connection to the broker, its tasks, its signals.
 
-    For a role that publishes: `unanswered_s` and `published_to` of StreamWatch, `refused` and
+    For a role that publishes: `unanswered_s` and `published` of StreamWatch, `refused` and
     `acknowledged_s` of BrokerState.
     """
 
@@ -107,7 +110,7 @@ class Role:
         role: str,
         *,
         unanswered_s: Callable[[], float] | None = None,
-        published_to: Callable[[], int] = lambda: 0,
+        published: Callable[[], PublishedPlaces] = PublishedPlaces,
         refused: Callable[[], NotKept | None] = lambda: None,
         acknowledged_s: Callable[[], float] = lambda: -math.inf,
     ) -> None:
@@ -125,6 +128,7 @@ class Role:
         self.tasks = Tasks(self.stopping, role)
         self.ledger = Ledger()
         self.connection = BrokerConnection(lambda: place.broker, role)
+        self.mark = MarkFile(state_dir(place.settings))
         self.watch = StreamWatch(
             self.connection,
             # A missing consumer of a forwarder is no reason to refuse posts: the purge tells of it.
@@ -132,7 +136,8 @@ class Role:
             monitors=lambda: place.monitors,
             unsafe=place.settings.broker_unsafe,
             unanswered_s=None if unanswered_s is None else unkept_s,
-            published_to=published_to,
+            published=published,
+            mark=self.mark,
         )
         self.broker_state = BrokerState(
             self.watch,

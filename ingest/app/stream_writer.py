@@ -31,13 +31,24 @@ from ingest.broker.given_check import GivenCheck
 from ingest.broker.lag import ABSENT, lag_bytes_max
 from ingest.broker.pulling import Delivery, Puller
 from ingest.broker.purge import StreamPurge
-from ingest.broker.roles import COMMIT, COMMITTERS, FORWARD, STATUS, STREAM, WRITER
+from ingest.broker.roles import (
+    COMMIT,
+    COMMITTERS,
+    FORWARD,
+    STATUS,
+    STREAM,
+    WRITER,
+    outcomes_for,
+)
+from ingest.broker.session import Message
 from ingest.broker.streams import ACK_WAIT_S
 from ingest.broker.undone import Undone
-from ingest.buffers.stream.commit_desk import CommitDesk
+from ingest.buffers.stream.messages import encode_outcome
 from ingest.buffers.stream.outlet import StreamOutlet
 from ingest.config.forward_names import forward_names
 from ingest.config.reread_url import RereadUrl
+from ingest.model.ack import Ack
+from ingest.model.causes import STREAM_LOST, Trouble, trouble_of
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull
 from ingest.model.ledger import BrokerFigures, Gauges
 from ingest.model.letter import NOT_OURS, Letter
@@ -70,6 +81,7 @@ class StreamWriter:
         self.outlet = StreamOutlet(
             ledger,
             self._on_foreign,
+            self._on_outcome,
             rows_max=settings.buffer_rows_max,
             bytes_max=settings.buffer_bytes_max,
             put_wait_s_max=settings.put_wait_s_max,
@@ -87,6 +99,7 @@ class StreamWriter:
             forward_lag_bytes_max=int(
                 ABSENT * lag_bytes_max(settings.forward_lag_bytes_max, settings.stream_bytes_max)
             ),
+            mark=role.mark,
         )
         self.writing = WritingHalf(
             settings,
@@ -97,8 +110,7 @@ class StreamWriter:
             stream=self._waiting,
         )
         self.dead_letters = make_dead_letters(settings, role.connection)
-        desk = CommitDesk(self.outlet, role.connection.send, self._no_commit)
-        role.connection.hear(COMMIT, desk.take, group=COMMITTERS)
+        role.connection.hear(COMMIT, self._say_if_stored, group=COMMITTERS)
         self._connect_parts(advice(settings, url_origin))
 
     def _connect_parts(self, words: Mapping[str, str]) -> None:
@@ -114,7 +126,7 @@ class StreamWriter:
             disk=None,
             broker=role.broker_state.cause,
             dead_letters=self.dead_letters.stats,
-            troubles=self.writing.troubles,
+            troubles=(*self.writing.troubles, self._loss),
             refusals=Refusals(self.ledger),
             fill=fill,
             advice=words,
@@ -268,13 +280,22 @@ class StreamWriter:
         self._writing_ends.set()
         self.writing.abort()
 
-    def _no_commit(self) -> str:
-        """Return why a post cannot wait for its commit here, as a code, or nothing."""
-        database_state = self.writing.database_state
+    def _loss(self) -> Trouble:
+        is_lost = self._check.skipped or self._role.watch.removed
+        return trouble_of(STREAM_LOST if is_lost else "")
+
+    def _say_if_stored(self, message: Message) -> None:
+        """Tell a gateway why its posts cannot wait for their commit: a code, or nothing."""
+        database_state, refusal = self.writing.database_state, ""
         if database_state.hold_reason is not None:
-            return "database_on_hold"
-        is_written = self.writing.checked and database_state.is_open and not self.outlet.shut
-        return "" if is_written else "database_away"
+            refusal = "database_on_hold"
+        elif not (self.writing.checked and database_state.is_open and not self.outlet.shut):
+            refusal = "database_away"
+        self._role.connection.send(message.reply_to, refusal.encode())
+
+    def _on_outcome(self, message_id: str, ack: Ack) -> None:
+        if ack.outcome is not None and (subject := outcomes_for(message_id)):
+            self._role.connection.send(subject, encode_outcome(message_id, ack.outcome))
 
     def _release_hold(self, asked: Mapping[str, Any]) -> None:
         self.writing.release_hold(bool(asked.get("dead_letter")))

@@ -34,6 +34,7 @@ from ingest.model.ports import Inlet
 from ingest.system.clock import sleep_unless
 from ingest.system.logs import get_logger
 from ingest.system.state_folder import StateFolder
+from ingest.system.stream_mark import MarkFile, StreamMark
 
 AGAIN_S = 10.0
 LOOK_S = 0.5
@@ -139,7 +140,9 @@ class TakeBack:
         if not (self._is_whole and None not in found.others.values()):
             return
         floors = [each["ack_floor"]["stream_seq"] for each in found.others.values() if each]
-        await manage.purge(admin, min((state.last, *floors)))
+        to = min((state.last, *floors))
+        await MarkFile(self._folder.path).note(StreamMark(state.made, purged_to=to))
+        await manage.purge(admin, to)
 
     def _leave(self, delivery: Delivery, why: str) -> None:
         """Leave a message that is no block where it is: `ingest up` sets it aside."""

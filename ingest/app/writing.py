@@ -25,7 +25,7 @@ from ingest.app.target import make_target
 from ingest.config.settings import Settings
 from ingest.dead_letters.auto_replay import OwnFolder, Replayer
 from ingest.dead_letters.sending import BlockSender, Rooms
-from ingest.model.causes import Trouble, cause_of
+from ingest.model.causes import Trouble, trouble_of
 from ingest.model.ledger import Ledger
 from ingest.model.ports import DeadLetters, Inlet, Outlet, Sink
 from ingest.model.verdict import (
@@ -262,9 +262,9 @@ class WritingHalf:
         return self.backlog.trouble, self._table_trouble
 
     def _table_trouble(self) -> Trouble:
-        if self.housekeeping is None or not (cause := self.housekeeping.cause()):
+        if self.housekeeping is None:
             return Trouble()
-        return Trouble(cause, cause_of(cause).words, self.housekeeping.words())
+        return trouble_of(self.housekeeping.cause(), self.housekeeping.words())
 
     def release_hold(self, dead_letter: bool) -> bool:
         """Try now; with `dead_letter` dead-letter the rows that the database refuses.

@@ -114,8 +114,13 @@ async def rewind(connection: BrokerConnection, since: str = "") -> int | None:
     if found is None or found["message"]["time"][:seconds] < since[:seconds]:
         return None  # after the last message the server begins anew
     place = int(found["message"]["seq"])
-    await _api(connection, f"CONSUMER.RESET.{STREAM}.{WRITER}", {"seq": place})
+    await give_again(connection, place)
     return place
+
+
+async def give_again(connection: BrokerConnection, first: int) -> None:
+    """Let the writers get all messages from a place on again. Raises BrokerAway, BrokerRefused."""
+    await _api(connection, f"CONSUMER.RESET.{STREAM}.{WRITER}", {"seq": max(1, first)})
 
 
 def faults(found: Found, wanted: Wanted) -> list[StreamFault]:

@@ -20,6 +20,7 @@ import random
 from collections.abc import Mapping
 
 from ingest.broker.connection import BrokerConnection
+from ingest.broker.removals import PublishedPlaces
 from ingest.broker.replies import ApiFault, Meaning, PubAck, pub_ack
 from ingest.broker.session import Message
 from ingest.model.errors import (
@@ -35,6 +36,7 @@ AGAIN_S = {Meaning.AGAIN: 0.1, Meaning.UNSURE: 0.05}  # before the next try; wit
 AGAIN_LATER_S = 0.25
 LAST_S = 0.1  # no try begins so late: it would only put a message into doubt
 HEADERS_BYTES = 256  # the most that the headers of a message take
+NONE: Mapping[str, str] = {}
 
 
 class Publisher:
@@ -53,7 +55,7 @@ class Publisher:
         wait_s_max: float = 10.0,
     ) -> None:
         self.resent = 0  # tries after the first ones
-        self.published_to = 0  # the highest place in the stream of a message of ours
+        self.published = PublishedPlaces()
         self.acknowledged_s = -math.inf  # when the last message was, on the monotonic clock
         self._connection = connection
         self._subject = subject
@@ -78,9 +80,16 @@ class Publisher:
         return self._loop.time() - oldest.began_s
 
     def publish(
-        self, message_id: str, payload: bytes, within_s: float | None = None
+        self,
+        message_id: str,
+        payload: bytes,
+        within_s: float | None = None,
+        *,
+        headers: Mapping[str, str] = NONE,
     ) -> asyncio.Future[PubAck]:
         """Publish a message, within `wait_s_max` or less. No two messages may have the same id.
+
+        `headers` are further ones, of at most 100 bytes.
 
         The result raises BrokerFull, BrokerRefused or BrokerAway: then nothing of the message is
         kept; or BrokerOutcomeUnknown. Cancel it to give up; the message may then be kept or not.
@@ -95,7 +104,8 @@ class Publisher:
                 )
             )
             return result
-        publish = _Publish(message_id, self._stream, payload, result)
+        ours = {"Nats-Msg-Id": message_id, "Nats-Expected-Stream": self._stream, **headers}
+        publish = _Publish(ours, payload, result)
         publish.began_s = self._loop.time()
         within_s = self._wait_s_max if within_s is None else min(within_s, self._wait_s_max)
         publish.deadline = self._loop.call_later(within_s, self._give_up, publish)
@@ -126,7 +136,11 @@ class Publisher:
     def _replied(self, publish: _Publish, message: Message) -> None:
         reply = pub_ack(message)
         if isinstance(reply, PubAck):
-            self.published_to = max(self.published_to, reply.sequence)
+            to = self.published.to
+            if reply.sequence > to:
+                self.published = self.published._replace(to=reply.sequence)
+            elif not reply.duplicate:
+                self.published = PublishedPlaces(reply.sequence, reply.sequence, to)
             self.acknowledged_s = clock.monotonic_s()
             publish.end(reply)
             return
@@ -184,16 +198,12 @@ class _Publish:
 
     def __init__(
         self,
-        message_id: str,
-        stream: str,
+        headers: Mapping[str, str],
         payload: bytes,
         result: asyncio.Future[PubAck],
     ) -> None:
         self.payload = payload
-        self.headers: Mapping[str, str] = {
-            "Nats-Msg-Id": message_id,
-            "Nats-Expected-Stream": stream,
-        }
+        self.headers = headers
         self.result = result
         self.tokens: list[int] = []
         self.timer: asyncio.TimerHandle | None = None

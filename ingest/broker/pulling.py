@@ -22,6 +22,7 @@ import msgspec
 
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.replies import api_fault
+from ingest.broker.roles import AWAITED
 from ingest.broker.session import Message
 from ingest.broker.skips import SkipCheck, Skipped
 from ingest.broker.waiting import either
@@ -55,6 +56,7 @@ class Delivery(NamedTuple):
     tries: int
     ack_subject: str
     made: str = ""  # when the stream was made, as the broker says: another one has another time
+    awaited: str = ""  # the id of the message, if its gateway waits for the outcome
 
 
 class Pull(NamedTuple):
@@ -251,7 +253,9 @@ class Puller:
         self._given(place)
         self.delivered_bytes += len(message.data)
         self._left -= 1
-        self._take(Delivery(message.data, place, tries, message.reply_to, self._made))
+        headers = message.headers
+        awaited = headers.get("Nats-Msg-Id", "") if AWAITED in headers else ""
+        self._take(Delivery(message.data, place, tries, message.reply_to, self._made, awaited))
         if self._left == 0:
             self._over.set()
 

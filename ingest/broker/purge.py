@@ -24,6 +24,7 @@ from ingest.broker.waiting import unless
 from ingest.model.errors import BrokerAway, BrokerRefused
 from ingest.system import clock
 from ingest.system.logs import Occasionally, get_logger
+from ingest.system.stream_mark import MarkFile, StreamMark
 
 EVERY_S = 10.0
 DELIVERED_BYTES = 256 * 1024**2  # or once so many bytes came to our writer
@@ -39,7 +40,7 @@ class StreamPurge:
 
     A forwarder whose lag is larger than `forward_lag_bytes_max` does not count (0: it always does).
     If it runs, it skips messages itself, sooner. `delivered_bytes` is how many bytes came to
-    our writer so far.
+    our writer so far. What is removed is noted in the `mark` before.
     """
 
     def __init__(
@@ -51,12 +52,14 @@ class StreamPurge:
         checked_to: Callable[[], int],
         delivered_bytes: Callable[[], int],
         forward_lag_bytes_max: int = 0,
+        mark: MarkFile | None = None,
     ) -> None:
         self.purged_to = 0  # all up to this place were removed, by us
         self.unforwarded = 0  # messages that we removed though a forwarder had not sent them
         self.faults: tuple[StreamFault, ...] = ()  # why nothing is removed
         self._connection = connection
         self._consumers = (WRITER, *forwards)
+        self._mark = mark
         self._checked_to = checked_to
         self._delivered_bytes = delivered_bytes
         self._forward_lag_bytes_max = forward_lag_bytes_max
@@ -111,7 +114,10 @@ class StreamPurge:
         done_to = min(floor for floor in floors.values() if floor is not None)
         now_s = clock.monotonic_s()
         to = min(self._kept.note(now_s, done_to), self._checked_to())
-        if to >= stream["state"]["first_seq"]:
+        first = stream["state"]["first_seq"]
+        if self._mark is not None:  # before it is done: after a kill this must be no loss
+            await self._mark.note(StreamMark(self._made, purged_to=max(to, first - 1)))
+        if to >= first:
             await manage.purge(self._connection, to)
             self.purged_to = to
             self.unforwarded += sum(max(0, to - done) for done in self._too_far_behind.values())

@@ -15,12 +15,13 @@ SUBJECT = "ingest.in.0"  # of all blocks; one, since the order of readings does 
 WRITER = "writer"  # the consumer that all writers share
 GIVEN = "ingest.given"  # writers tell each other here which messages they were given
 STATUS = "ingest.status"  # gateways and writers tell their states here, for the pages of writers
-COMMIT = "ingest.commit"  # posts that wait for their commit; one of the writers gets each
+COMMIT = "ingest.commit"  # gateways ask here whether a writer stores now; one of them answers
 COMMITTERS = "writers"  # their queue group
 FORWARD = "forward-"  # begins the name of a forwarder's own consumer
 DEAD_LETTERS = "INGEST_DLQ"
 DEAD_LETTER_SUBJECT = "ingest.dlq."  # and the reason
 REPLAY = "replay"  # its consumer; who has its one message is the only one who replays
+AWAITED = "Ingest-Awaited"  # the header of a message whose gateway waits for the outcome
 REPLAYED_SUBJECTS = tuple(DEAD_LETTER_SUBJECT + each for each in (EXHAUSTED, DRAINED))
 
 
@@ -37,12 +38,23 @@ def inbox_of(role: str, name: str) -> str:
     return f"_INBOX.{role}.{name}"
 
 
+def outcomes_for(message_id: str) -> str:
+    """Return the subject on which a gateway waits for the outcome of a message; "" if it is none.
+
+    The id begins with the life of the gateway.
+    """
+    life = message_id.rpartition("-")[0]
+    return inbox_of("gateway", f"outcomes-{life}") if life.isalnum() else ""
+
+
 def inboxes_of(role: str) -> str:
     """Return the subjects that a role may subscribe to."""
     return f"_INBOX.{role}.>"
 
 
 _LOOK = (f"$JS.API.STREAM.INFO.{STREAM}", f"$JS.API.CONSUMER.INFO.{STREAM}.*")
+# To see to a stream that gives places again; see watch.py.
+_WATCH = (*_LOOK, f"$JS.API.CONSUMER.RESET.{STREAM}.{WRITER}")
 _APPEND = (
     f"{DEAD_LETTER_SUBJECT}>",
     f"$JS.API.STREAM.INFO.{DEAD_LETTERS}",
@@ -51,10 +63,10 @@ _APPEND = (
 )
 
 ROLES: dict[str, Permissions] = {
-    "gateway": Permissions(("ingest.in.>", COMMIT, STATUS, *_LOOK, *_APPEND)),
+    "gateway": Permissions(("ingest.in.>", COMMIT, STATUS, *_WATCH, *_APPEND)),
     "writer": Permissions(
         (
-            *_LOOK,
+            *_WATCH,
             f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{WRITER}",
             f"$JS.ACK.{STREAM}.{WRITER}.>",
             f"$JS.API.STREAM.MSG.GET.{STREAM}",
@@ -68,7 +80,7 @@ ROLES: dict[str, Permissions] = {
             f"$JS.API.CONSUMER.INFO.{DEAD_LETTERS}.*",
             f"$JS.API.CONSUMER.MSG.NEXT.{DEAD_LETTERS}.{REPLAY}",
             f"$JS.ACK.{DEAD_LETTERS}.{REPLAY}.>",
-            inboxes_of("gateway"),  # the outcomes of posts of COMMIT
+            inboxes_of("gateway"),  # answers to COMMIT, and the outcomes of messages
         ),
         hear=(GIVEN, COMMIT, STATUS),
     ),

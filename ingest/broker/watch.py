@@ -1,10 +1,11 @@
 """Watches the stream for a role: whether it is as it must be, and whether the broker is there.
 
-    every 2 s  the stream and its consumer: settings, copies, how far they are, what was removed
+    every 1 s  the stream and its consumer: settings, copies, how far they are, what was removed
     every 8 s  the monitor ports: whether each server syncs to its disk, and is well
 
 Promises: a difference is in `faults` within 10 s, and gone from there when it is corrected. Nothing
-of the stream is changed. It asks for information only, so each role may run it.
+of the stream is changed, with one exception: if the stream gives places again, the writers get all
+its messages again, since their consumer may have passed these places. So each role may run it.
 Does not: take the role out of service. The role reads the attributes, and decides.
 """
 
@@ -18,15 +19,16 @@ from ingest.broker import manage, monitor
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.manage import StreamFault
 from ingest.broker.monitor import NOT_KNOWN, ServerLook
-from ingest.broker.removals import RemovalCheck
+from ingest.broker.removals import PublishedPlaces, RemovalCheck
 from ingest.broker.stream_state import StreamState, state_of
 from ingest.broker.streams import WantedStream
 from ingest.broker.waiting import either, unless
 from ingest.model.errors import BrokerAway, BrokerRefused
 from ingest.system import clock
 from ingest.system.logs import get_logger
+from ingest.system.stream_mark import MarkFile, StreamMark
 
-EVERY_S = 2.0  # shorter than skip_check.KNOWN_S: see there
+EVERY_S = 1.0  # shorter than given_check.KNOWN_S; the mark is so old at most
 MONITOR_S = 8.0
 AGAIN_S = 1.0  # after a look without an answer, or one that has found something
 UNANSWERED_S = 2.0
@@ -38,7 +40,8 @@ class StreamWatch:
     """`monitors` are asked for before each look: an embedded server can change its port.
 
     `unsafe`: how the servers sync does not matter. A role that publishes says how long its oldest
-    message has had no answer, and the highest place of a message that the stream has taken.
+    message has had no answer, and the places of its messages. With a `mark` the first look is
+    compared with what was noted there before, and what was `published` is noted.
     """
 
     def __init__(
@@ -49,7 +52,8 @@ class StreamWatch:
         monitors: Callable[[], tuple[str, ...]],
         unsafe: bool,
         unanswered_s: Callable[[], float] | None = None,
-        published_to: Callable[[], int] = lambda: 0,
+        published: Callable[[], PublishedPlaces] = PublishedPlaces,
+        mark: MarkFile | None = None,
     ) -> None:
         self.checked = False  # the stream and the servers were looked at, at least once
         self.faults: tuple[StreamFault, ...] = ()  # the promise cannot be kept: take no posts
@@ -61,8 +65,10 @@ class StreamWatch:
         self._monitors = monitors
         self._unsafe = unsafe
         self._unanswered_s = unanswered_s
-        self._published_to = published_to
-        self._removals = RemovalCheck()
+        self._published = published
+        self._mark = mark
+        self._noted = mark.read() if mark is not None else StreamMark()
+        self._removals = RemovalCheck(self._noted)
         self._stream_faults: list[StreamFault] | None = None  # None: not looked yet
         self._stream_degraded: list[StreamFault] = []
         self._servers: dict[str, ServerLook] | None = None  # the last answer of each monitor port
@@ -93,7 +99,7 @@ class StreamWatch:
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Look again and again until the event is set."""
-        stream = self._watch(stopping, self._look, EVERY_S, self._stream_due)
+        stream = self._watch(stopping, self.look, EVERY_S, self._stream_due)
         # A silent server must not delay the other looks.
         servers = self._watch(stopping, self._look_at_servers, MONITOR_S, self._servers_due)
         await asyncio.gather(stream, servers)
@@ -127,10 +133,10 @@ class StreamWatch:
         if self._away_since_s is None:
             self._away_since_s = clock.monotonic_s()
 
-    async def _look(self) -> bool:
-        """Look at the stream; return whether all is well."""
+    async def look(self) -> bool:
+        """Look at the stream, and note what it must have; return whether all is well."""
         began_s = clock.monotonic_s()
-        published_to = self._published_to()  # before the look: the stream has these
+        published = self._published()  # before the look: the stream has these
         try:
             found = await manage.look(self._connection, self._wanted.names)
         except BrokerAway as error:
@@ -144,7 +150,9 @@ class StreamWatch:
             return False
         self._away_since_s = None
         self.state = state_of(found)
-        self._see_removals(published_to)
+        # Whether a place was given again is known by answers that came before this one.
+        published = self._published()._replace(to=published.to)
+        await self._note(published.to, anew=await self._see_removals(published))
         # What is wrong with the consumer of a forwarder is no reason to take no posts.
         self._stream_faults = manage.altered(found, self._wanted._replace(forwards=()))
         others = [
@@ -154,14 +162,34 @@ class StreamWatch:
         self._judge()
         return not self._stream_faults and not self._removals.suspects
 
-    def _see_removals(self, published_to: int) -> None:
+    async def _see_removals(self, published: PublishedPlaces) -> bool:
+        """Return whether something was removed."""
         reconnected, self._reconnected = self._reconnected, False
-        found = self._removals.see(self.state, published_to=published_to, reconnected=reconnected)
+        found = self._removals.see(self.state, published=published, reconnected=reconnected)
         if self._removals.suspects:
             self._reconnected = reconnected  # for the second look
-        if found is not None:
-            self.removed += found.messages
-            _log.critical("stream_messages_removed", what=found.what, not_done=found.messages)
+        if found is None:
+            return False
+        self.removed += found.messages
+        _log.critical("stream_messages_removed", what=found.what, not_done=found.messages)
+        if found.ends_early and self.state is not None:
+            try:
+                await manage.give_again(self._connection, self.state.first)
+            except (BrokerAway, BrokerRefused) as error:
+                _log.error("stream_not_given_again", why=str(error))
+        return True
+
+    async def _note(self, published_to: int, *, anew: bool) -> None:
+        """Note what the stream must have from now on, if that is known and is more than before."""
+        state = self.state
+        if self._mark is None or state is None or self._removals.suspects:
+            return
+        # The stream may be another one than that of the last message.
+        to = state.last if anew else min(published_to, state.last)
+        mark = StreamMark(state.made, done_to=state.done_to, acknowledged_to=to)
+        if anew or (published_to and mark != self._noted):
+            self._noted = mark
+            await self._mark.note(mark, anew=anew)
 
     async def _look_at_servers(self) -> bool:
         """Ask all monitor ports at once; return whether all is well."""
@@ -188,7 +216,7 @@ class StreamWatch:
         if not self._unsafe and all(each.unsafe is None for each in servers):
             faults.append(NOT_KNOWN)
         self._set_faults(faults, degraded)
-        self.checked = True
+        self.checked = not self._removals.suspects or self.checked
 
     def _set_faults(self, faults: list[StreamFault], degraded: list[StreamFault]) -> None:
         if tuple(faults) != self.faults:

@@ -68,7 +68,10 @@ def read_key(text: bytes, naming: Naming) -> Key | Fault:
         return "name_too_long", f"measurement and tags have more than {KEY_BYTES_MAX} bytes"
     key = _KEY.fullmatch(text)
     if key is None:
-        return UNREADABLE, "the measurement is missing, or a tag has no name, no value or not one `="
+        return (
+            UNREADABLE,
+            "the measurement is missing, or a tag has no name, no value or not one `=",
+        )
     read = name_of if MARK in text else bytes.decode
     names = [*map(read, key[2].replace(b"=", b",").split(b",")[1:])]
     tags = dict(zip(names[::2], names[1::2], strict=True))

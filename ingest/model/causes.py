@@ -58,6 +58,7 @@ SHARE_USED = "invalid_items_refused"  # of one sender
 # Of the broker.
 BROKER_AWAY, BROKER_UNSAFE, BROKER_DISK = "broker_away", "broker_unsafe", "broker_disk"
 STREAM_MISSING, STREAM_ALTERED, STREAM_FULL = "stream_missing", "stream_altered", "stream_full"
+STREAM_LOST = "stream_lost"
 INSTANCE_AWAY = "instance_away"  # of `up`
 WRITES_FAIL, BEHIND = "writes_fail", "behind"  # of readings that wait
 SENDER_NOT_STORED = "sender_not_stored"
@@ -234,6 +235,13 @@ CAUSES: dict[str, Cause] = {
         "`{run} stream check` prints what differs. Undo that change, or use `{run} stream apply`.",
         "ingeststreamaltered",
     ),
+    STREAM_LOST: Cause(
+        "acknowledged readings are gone from the stream",
+        "The log line `stream_messages_removed` or `stream_messages_skipped` says how many. Check "
+        "the disk of the broker. If the devices can, let them send the readings of that time "
+        "again. Then restart: {restart}.",
+        "ingeststreamskipped",
+    ),
     STREAM_FULL: Cause(
         "the stream is full",
         "Writers are slower than the posts come in, or the database is away: find out why, or "
@@ -305,6 +313,11 @@ def cause_of(name: str) -> Cause:
     if name in CAUSES:
         return CAUSES[name]
     return _UNKNOWN._replace(words=f"{_UNKNOWN.words} ({name})")
+
+
+def trouble_of(name: str, details: str = "") -> Trouble:
+    """Return a cause with its own words as a trouble; of no cause, none."""
+    return Trouble(name, cause_of(name).words, details) if name else Trouble()
 
 
 def may_be_url(name: str) -> bool:

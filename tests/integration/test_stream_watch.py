@@ -73,7 +73,7 @@ class Gateway:
             monitors=lambda: (server.published.endpoints.monitor_url,),
             unsafe=False,
             unanswered_s=lambda: self.publisher.unanswered_s,
-            published_to=lambda: self.publisher.published_to,
+            published=lambda: self.publisher.published,
         )
 
     @property
@@ -113,7 +113,7 @@ async def test_stream_as_it_must_be_has_no_faults(server: EmbeddedBroker) -> Non
             *(1, 1, 1, 0),
             64 * MIB,
         )
-        assert (it.publisher.published_to, it.publisher.unanswered_s) == (1, 0)
+        assert (it.publisher.published.to, it.publisher.unanswered_s) == (1, 0)
         assert it.watch.disk_failed == ""
 
 

@@ -34,7 +34,7 @@ class Traffic:
             WANTED_3,
             monitors=lambda: servers.monitors,
             unsafe=False,
-            published_to=lambda: self.publisher.published_to,
+            published=lambda: self.publisher.published,
         )
         self.writers: list[StreamWriter] = []
         self.acknowledged: list[bytes] = []
@@ -86,7 +86,7 @@ async def survives(
         await until(lambda: set(traffic.acknowledged) <= set(traffic.places.values()), 60)
         stored = Counter(traffic.places.values())
         assert [body for body, times in stored.items() if times > 1] == []
-        last = traffic.publisher.published_to
+        last = traffic.publisher.published.to
         async with asyncio.timeout(60):
             while True:
                 try:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ingest.access.tokens import ANYBODY
+from ingest.broker.publishing import NONE
 from ingest.broker.pulling import Delivery
+from ingest.broker.roles import AWAITED
+from ingest.buffers.stream.commits import Commits
 from ingest.buffers.stream.inlet import StreamInlet
 from ingest.buffers.stream.messages import decode_message
-from ingest.buffers.stream.outlet import StreamOutlet
+from ingest.buffers.stream.outlet import OnOutcome, StreamOutlet
 from ingest.formats.post import Decoded, ItemError
 from ingest.http.response import Answer
 from ingest.model.block import SHARED_ROWS_MAX, Block
@@ -79,6 +82,7 @@ class ScriptedStream:
         self.held: deque[Tried] = deque()
         self.tried: list[tuple[str, bytes, float | None]] = []  # all publishes
         self.ids: dict[str, int] = {}
+        self.awaited: set[str] = set()  # ids of messages whose gateway waits for the outcome
         self.stored: list[bytes] = []  # message i has the place i + 1
         self.pending: deque[int] = deque()  # places to be delivered
         self.tries: dict[int, int] = {}
@@ -94,9 +98,16 @@ class ScriptedStream:
     # Publishes
 
     def publish(
-        self, message_id: str, payload: bytes, within_s: float | None = None
+        self,
+        message_id: str,
+        payload: bytes,
+        within_s: float | None = None,
+        *,
+        headers: Mapping[str, str] = NONE,
     ) -> asyncio.Future[Any]:
         """Try a message: see Fate."""
+        if AWAITED in headers:
+            self.awaited.add(message_id)
         loop = asyncio.get_running_loop()
         tried = Tried(message_id, payload, loop.create_future())
         self.tried.append((message_id, payload, within_s))
@@ -155,7 +166,14 @@ class ScriptedStream:
         """Deliver a message, for the first time or once more."""
         assert self.take is not None
         self.tries[place] = self.tries.get(place, 0) + 1
-        delivery = Delivery(self.stored[place - 1], place, self.tries[place], f"ack.{place}")
+        message_id = next(each for each, at in self.ids.items() if at == place)
+        delivery = Delivery(
+            self.stored[place - 1],
+            place,
+            self.tries[place],
+            f"ack.{place}",
+            awaited=message_id if message_id in self.awaited else "",
+        )
         self.out[place] = delivery
         self.take(delivery)
 
@@ -197,6 +215,8 @@ class Joined:
         groups_in_flight: int = 2,
         wait_s_max: float = 10.0,
         request_max: int = 4,
+        commits: Commits | None = None,
+        outcome: OnOutcome = lambda _id, _ack: None,
     ) -> None:
         self.stream = ScriptedStream(request_max)
         self.foreign: list[tuple[Delivery, str]] = []
@@ -212,10 +232,12 @@ class Joined:
             group_bytes_max=group_bytes_max,
             groups_in_flight=groups_in_flight,
             wait_s_max=wait_s_max,
+            commits=commits,
         )
         self.outlet = StreamOutlet(
             self.writer,
             lambda delivery, why: self.foreign.append((delivery, why)),
+            outcome,
             rows_max=rows_max,
             bytes_max=bytes_max,
             put_wait_s_max=put_wait_s_max,

@@ -1,136 +1,102 @@
-"""Posts that wait for their commit, in a gateway: each is a request to one of the writers.
+"""Posts that wait for their commit, in a gateway.
 
-    put -> request -> a writer has it        the post waits for its outcome
-                   -> the outcome            the ack is resolved
-                   -> no writer, or none that takes it: refused
+    reserve -> does a writer store now? -> no: refused
+                                        -> yes: a message of the stream, with a mark
+    writer stores it -> outcome -> the acks of the posts in this message
 
-It does not go through the stream: nobody was promised anything. So it takes one round trip more,
-and no disk.
-Promises: room is free again after the outcome, or after `outcome_s_max`.
-Does not: ask again. After a writer has ended, the outcome stays unknown.
+So these readings are in the stream as all others, for forwarders and for a rewind.
+Promises: a post is refused, and not kept, if it is known that nothing is stored now. That is asked
+once in KNOWN_S, for all posts.
+Does not: ask for an outcome again. One that gets lost or comes after `outcome_s_max` is not known.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple
 
+from ingest.broker.connection import BrokerConnection
 from ingest.broker.roles import COMMIT
 from ingest.broker.session import Message
-from ingest.buffers.stream.messages import CommitReply, NotOurs, decode_reply, encode_message
-from ingest.model.ack import Outcome
-from ingest.model.block import Block
-from ingest.model.errors import BrokerAway, BrokerOutcomeUnknown, CommitRefused, NotKept
-from ingest.model.ledger import Ledger
+from ingest.buffers.stream.messages import NotOurs, decode_outcome
+from ingest.model.ack import Ack, Outcome
+from ingest.model.errors import BrokerAway, CommitRefused
+from ingest.system.clock import monotonic_s
 
-ANSWER_S_MAX = 2.0  # until a writer says that it has the post
+ANSWER_S_MAX = 2.0  # until a writer says whether it stores now
+KNOWN_S = 1.0
 _DETAILS = {
     "database_away": "no writer can reach the database now; nothing of the post is kept",
     "database_on_hold": "nothing of the post is kept",
-    "buffer_full": "the writer has no room for this post",
+    "broker_away": BrokerAway.detail,
 }
 
 
-class Calls(Protocol):
-    """Sends requests; see broker/connection.py."""
+class Awaited(NamedTuple):
+    """A post in a message: its rows are `rows` ones from `first` on."""
 
-    def call(self, subject: str, payload: bytes, on_reply: Callable[[Message], None]) -> int | None:
-        """Send a request; return the token of its replies, or None if there is no connection."""
-
-    def forget(self, token: int | None) -> None:
-        """Take no more replies."""
+    ack: Ack
+    first: int
+    rows: int
 
 
-class CommitRequests:
-    """The requests of one gateway. A post has failed without an outcome after `outcome_s_max`."""
+class Commits:
+    """What the posts of one gateway wait for."""
 
-    def __init__(self, calls: Calls, ledger: Ledger, *, outcome_s_max: float) -> None:
-        self._calls = calls
-        self._ledger = ledger
+    def __init__(self, connection: BrokerConnection, *, outcome_s_max: float) -> None:
+        self._connection = connection
         self._outcome_s_max = outcome_s_max
+        self._expected: dict[str, Sequence[Awaited]] = {}  # by the id of the message
+        self._refused = ""  # a code, as was said last
+        self._known_until_s = 0.0
+        self._asking: asyncio.Task[None] | None = None
 
-    def ask(self, block: Block, ended: Callable[[], None]) -> Awaitable[None]:
-        """Send a block, which has an ack; await that a writer has it.
+    def are_taken(self) -> bool:
+        """Whether a writer has just said that it stores. False: it is asked now; see again soon.
 
-        `ended` is called once its room is free. The await raises CommitRefused or BrokerAway:
-        nothing is kept; or BrokerOutcomeUnknown.
+        Raises CommitRefused.
         """
-        return _Request(self._calls, self._ledger, block, ended, self._outcome_s_max).taken()
+        if monotonic_s() < self._known_until_s:
+            if self._refused:
+                raise CommitRefused(self._refused, _DETAILS[self._refused])
+            return True
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask())
+        return False
 
+    async def require_writer(self) -> None:
+        """Return once a writer has said that it stores. Raises CommitRefused."""
+        while not self.are_taken():
+            assert self._asking is not None
+            await asyncio.shield(self._asking)
 
-class _Request:
-    def __init__(
-        self,
-        calls: Calls,
-        ledger: Ledger,
-        block: Block,
-        ended: Callable[[], None],
-        outcome_s_max: float,
-    ) -> None:
-        loop = asyncio.get_running_loop()
-        self._calls = calls
-        self._ledger = ledger
-        self._block = block
-        self._ended: Callable[[], None] | None = ended
-        self._answered: asyncio.Future[NotKept | None] = loop.create_future()
-        block.seal()
-        self._token = calls.call(COMMIT, encode_message(block), self._replied)
-        if self._token is None:
-            self._answer(BrokerAway("there is no connection to the broker"))
-        self._timers = (
-            loop.call_later(ANSWER_S_MAX, self._answer, BrokerOutcomeUnknown("no writer answers")),
-            loop.call_later(outcome_s_max, self._end),
+    async def _ask(self) -> None:
+        try:
+            reply = await self._connection.request(COMMIT, b"", ANSWER_S_MAX)
+            said = reply.data.decode(errors="replace")
+        except BrokerAway:  # or no writer answers
+            said = "database_away" if self._connection.up else "broker_away"
+        self._refused = said if said in _DETAILS or not said else "database_away"
+        self._known_until_s = monotonic_s() + KNOWN_S
+
+    def expect(self, message_id: str, posts: Sequence[Awaited]) -> None:
+        """Resolve the acks of these posts once the outcome of their message comes."""
+        self._expected[message_id] = posts
+        asyncio.get_running_loop().call_later(
+            self._outcome_s_max, self._expected.pop, message_id, None
         )
 
-    async def taken(self) -> None:
-        """Return once a writer has the block. Raises NotKept."""
+    def heard(self, message: Message) -> None:
+        """Take an outcome that a writer has sent."""
         try:
-            error = await self._answered
-        except asyncio.CancelledError:
-            self._end()
-            raise
-        if error is not None:
-            self._end()
-            raise error
-        self._ledger.published += self._block.rows
-
-    def _replied(self, message: Message) -> None:
-        if message.status:
-            self._refuse("database_away")
+            message_id, outcome = decode_outcome(message.data)
+        except NotOurs:
             return
-        try:
-            reply = decode_reply(message.data)
-        except NotOurs as why:
-            self._answer(BrokerOutcomeUnknown(f"a reply that is none: {why}"))
-            return
-        if reply.refused:
-            self._refuse(reply.refused)
-        else:
-            self._answer(None)
-            self._resolve(reply)
-
-    def _resolve(self, reply: CommitReply) -> None:
-        if reply.outcome is None:
-            return
-        refusals, set_aside = reply.outcome
-        ack = self._block.ack
-        if ack is not None and not ack.resolved:
-            ack.resolve(Outcome(tuple(refusals), set_aside))
-        self._end()
-
-    def _refuse(self, code: str) -> None:
-        known = code if code in _DETAILS else "database_away"
-        self._answer(CommitRefused(known, _DETAILS[known]))
-
-    def _answer(self, error: NotKept | None) -> None:
-        if not self._answered.done():
-            self._answered.set_result(error)
-
-    def _end(self) -> None:
-        self._calls.forget(self._token)
-        for timer in self._timers:
-            timer.cancel()
-        ended, self._ended = self._ended, None
-        if ended is not None:
-            ended()
+        for ack, first, rows in self._expected.pop(message_id, ()):
+            refusals = tuple(
+                each._replace(row=each.row - first)
+                for each in outcome.refusals
+                if first <= each.row < first + rows
+            )
+            ack.resolve(Outcome(refusals, outcome.set_aside))

@@ -10,6 +10,7 @@ from collections.abc import Generator
 from typing import Any
 
 from ingest.buffers.shared_block import SharedBlock
+from ingest.buffers.stream.commits import Awaited
 from ingest.model.block import Block
 from ingest.model.errors import NotKept
 from ingest.model.ledger import Ledger
@@ -28,7 +29,7 @@ class Group:
 
     __slots__ = (
         *("_posts", "_told", "_waiters", "began_s", "deadline", "failed", "message_id"),
-        *("promised", "received_s", "rows_told", "shared", "waits_since_s"),
+        *("awaited", "promised", "received_s", "rows_told", "shared", "waits_since_s"),
     )
 
     def __init__(self, block: Block, rows_max: int, bytes_max: int, *, promised: bool) -> None:
@@ -38,6 +39,7 @@ class Group:
         self.received_s = block.received_s
         self.waits_since_s = self.began_s if block.reloaded else block.received_s
         self.deadline: asyncio.TimerHandle | None = None
+        self.awaited: list[Awaited] = []  # the posts that wait for their commit
         self.message_id = ""  # once it has been published
         self.failed = False  # it has been published without success
         self.rows_told = 0  # of the posts whose waiters `told` gets

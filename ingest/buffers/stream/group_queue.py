@@ -14,9 +14,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from ingest.broker.publishing import NONE
+from ingest.broker.roles import AWAITED
+from ingest.buffers.stream.commits import Commits
 from ingest.buffers.stream.group import Group
 from ingest.buffers.stream.messages import encode_message
 from ingest.model.errors import BrokerAway, BrokerOutcomeUnknown, NotKept
@@ -36,7 +39,12 @@ class Publishes(Protocol):
     """Publishes messages; see broker/publishing.py."""
 
     def publish(
-        self, message_id: str, payload: bytes, within_s: float | None = None
+        self,
+        message_id: str,
+        payload: bytes,
+        within_s: float | None = None,
+        *,
+        headers: Mapping[str, str] = NONE,
     ) -> asyncio.Future[Any]:
         """Return a future that ends when the stream has the message; it raises NotKept."""
 
@@ -55,11 +63,13 @@ class GroupQueue:
         life: str,
         groups_in_flight: int,
         wait_s_max: float,
+        commits: Commits | None = None,
     ) -> None:
         self.groups: OrderedDict[Group, None] = OrderedDict()  # in the order of their begin
         self.refused: NotKept | None = None  # why the last message was not kept
         self._publisher = publisher
         self._ended = ended
+        self._commits = commits
         self._life = life
         self._groups_in_flight = groups_in_flight
         self._wait_s_max = wait_s_max
@@ -116,8 +126,15 @@ class GroupQueue:
             self._number += 1
             block.sequence = self._number
             group.message_id = f"{self._life}-{self._number}"
+        if group.awaited and self._commits is not None:
+            self._commits.expect(group.message_id, group.awaited)
         try:
-            under_way = self._publisher.publish(group.message_id, encode_message(block), left_s)
+            under_way = self._publisher.publish(
+                group.message_id,
+                encode_message(block),
+                left_s,
+                headers={AWAITED: "1"} if group.awaited else NONE,
+            )
         except Exception as error:  # a bug; nobody must wait for ever
             _log.error("publish_failed", why=repr(error))
             self._end(group, BrokerOutcomeUnknown(repr(error)))

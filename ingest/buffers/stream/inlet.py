@@ -16,10 +16,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Sequence
 from copy import copy
-from functools import partial
 
 from ingest.buffers.bounded_memory import COMPLETED, BoundedMemory
-from ingest.buffers.stream.commits import CommitRequests
+from ingest.buffers.stream.commits import Awaited, Commits
 from ingest.buffers.stream.group import Group, Publishing
 from ingest.buffers.stream.group_queue import GroupQueue, Publishes
 from ingest.buffers.stream.reservation import StreamReservation
@@ -49,7 +48,7 @@ class StreamInlet:
         group_bytes_max: int,
         groups_in_flight: int,
         wait_s_max: float,
-        commits: CommitRequests | None = None,
+        commits: Commits | None = None,
     ) -> None:
         self._commits = commits
         self._ledger = ledger
@@ -62,6 +61,7 @@ class StreamInlet:
             life=life,
             groups_in_flight=groups_in_flight,
             wait_s_max=wait_s_max,
+            commits=commits,
         )
         self._waiting = WaitingPosts(
             put_wait_s_max, may_wait=self._may_wait, oldest_s=self._oldest_s
@@ -91,30 +91,26 @@ class StreamInlet:
     async def reserve(
         self, rows: int, size_bytes: int, *, awaited: bool = False, sender: str = ""
     ) -> Reservation:
-        """Wait for room: see ports.Inlet. Raises BufferFull and Stopping.
-
-        A block that is `awaited` goes to a writer, and not into the stream.
-        """
-        place = partial(self._place, awaited)
-        return await self._waiting.wait(rows, size_bytes, place, sender=sender)
+        """Wait for room: see ports.Inlet. Raises BufferFull, Stopping, and CommitRefused."""
+        if awaited and self._commits is not None:
+            await self._commits.require_writer()
+        return await self._waiting.wait(rows, size_bytes, self._place, sender=sender)
 
     def reserve_all(self, sizes: Sizes, *, awaited: bool = False) -> list[Reservation] | None:
-        """Reserve room for all blocks of a post at once: see ports.PostInlet."""
-        return self._waiting.place_all(sizes, partial(self._place, awaited))
+        """Reserve room for all blocks of a post at once: see ports.PostInlet, and `reserve`."""
+        if awaited and self._commits is not None and not self._commits.are_taken():
+            return None
+        return self._waiting.place_all(sizes, self._place)
 
-    def _place(self, awaited: bool, rows: int, size_bytes: int) -> Reservation | None:
+    def _place(self, rows: int, size_bytes: int) -> Reservation | None:
         if not self.memory.fits(rows, size_bytes):
             return None
         self.memory.add(rows, size_bytes)
-        return StreamReservation(self, rows, size_bytes, awaited=awaited)
-
-    def ask(self, block: Block, rows: int, size_bytes: int) -> Awaitable[None]:
-        """Send the block of a reservation to a writer; await that it has it."""
-        assert self._commits is not None, "this inlet gives no `committed`"
-        return self._commits.ask(block, partial(self.memory.free, rows, size_bytes))
+        return StreamReservation(self, rows, size_bytes)
 
     def put(self, block: Block, rows: int, size_bytes: int, *, durable: bool) -> Awaitable[None]:
         """Add the block of a reservation to the last group."""
+        ack = block.ack
         block = copy(block)  # that of the group grows, and the caller still looks at its own
         if not durable:
             self.memory.accept(block, rows, size_bytes)
@@ -122,7 +118,10 @@ class StreamInlet:
         posted = block.rows
         surplus, surplus_bytes = rows - posted, size_bytes - len(block.tuples)
         publishing = Publishing(self._ledger, posted)
-        self._add_durable(block).add_post(publishing)
+        group = self._add_durable(block)
+        group.add_post(publishing)
+        if ack is not None:
+            group.awaited.append(Awaited(ack, group.block.rows - posted, posted))
         if surplus or surplus_bytes:  # the post had invalid items, which are not in the block
             self.memory.free(surplus, surplus_bytes)
         return publishing

@@ -1,5 +1,7 @@
 """The messages of the stream: each is one block, as a frame of the journal.
 
+Its headers may say more of it: its id, and that somebody waits for its outcome. A message without a
+header is read as before there was one; what a reader does not know it ignores.
 The CRC begins with 0 here: a message is no part of a file, so no frame can be mistaken for another.
 """
 
@@ -49,33 +51,23 @@ def decode_message(data: bytes) -> Block:
     return block
 
 
-class CommitReply(msgspec.Struct, array_like=True):
-    """What a writer says of a post that waits for its commit.
+class _Outcome(msgspec.Struct, array_like=True):
+    """What became of a message: the refused rows, or all of it was set aside."""
 
-    First that it has it (`refused` is empty, no `outcome`), or why not: a code. Then the outcome:
-    the refused rows, and whether the whole block was set aside.
-    """
-
-    refused: str = ""
-    outcome: tuple[list[Refusal], bool] | None = None
+    message_id: str
+    refusals: list[Refusal]
+    set_aside: bool
 
 
-TAKEN = msgspec.json.encode(CommitReply())
+def encode_outcome(message_id: str, outcome: Outcome) -> bytes:
+    """Return what a writer tells the gateway of a message that somebody waits for."""
+    return msgspec.json.encode(_Outcome(message_id, list(outcome.refusals), outcome.set_aside))
 
 
-def encode_refusal(code: str) -> bytes:
-    """Return the reply of a writer that does not take a post."""
-    return msgspec.json.encode(CommitReply(code))
-
-
-def encode_outcome(outcome: Outcome) -> bytes:
-    """Return the reply that ends a post."""
-    return msgspec.json.encode(CommitReply("", (list(outcome.refusals), outcome.set_aside)))
-
-
-def decode_reply(data: bytes) -> CommitReply:
-    """Return a reply. Raises NotOurs."""
+def decode_outcome(data: bytes) -> tuple[str, Outcome]:
+    """Return the id of the message, and its outcome. Raises NotOurs."""
     try:
-        return msgspec.json.decode(data, type=CommitReply)
+        told = msgspec.json.decode(data, type=_Outcome)
     except msgspec.DecodeError as error:
         raise NotOurs(str(error)) from error
+    return told.message_id, Outcome(tuple(told.refusals), told.set_aside)

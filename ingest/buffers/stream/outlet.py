@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Protocol
 
 from ingest.broker.pulling import Delivery
 from ingest.buffers.frames import HEAD_BYTES
 from ingest.buffers.memory import MemoryBuffer
 from ingest.buffers.stream.messages import NotOurs, decode_message
+from ingest.model.ack import Ack
 from ingest.model.block import Block
 from ingest.model.ledger import Ledger
 from ingest.model.ports import BufferStats, Reservation, Told
@@ -46,18 +48,21 @@ class Pulls(Protocol):
 GIVEN_BACK_S = 0.5
 
 OnForeign = Callable[[Delivery, str], None]
+OnOutcome = Callable[[str, Ack], None]
 
 
 class StreamOutlet:
     """The buffer of a writer: implements ports.Outlet, and ports.Inlet for replayed blocks.
 
-    `foreign` gets each message that is no block, and why.
+    `foreign` gets each message that is no block, and why; `outcome` the id and the resolved ack of
+    each one whose outcome somebody waits for.
     """
 
     def __init__(
         self,
         ledger: Ledger,
         foreign: OnForeign,
+        outcome: OnOutcome = lambda _id, _ack: None,
         *,
         rows_max: int,
         bytes_max: int,
@@ -65,6 +70,7 @@ class StreamOutlet:
     ) -> None:
         self._ledger = ledger
         self._foreign = foreign
+        self._outcome = outcome
         self._memory = MemoryBuffer(
             rows_max=rows_max, bytes_max=bytes_max, put_wait_s_max=put_wait_s_max
         )
@@ -101,20 +107,15 @@ class StreamOutlet:
             self._foreign(delivery, str(why))
             return
         block.doubtful = delivery.tries > 1
+        if message_id := delivery.awaited:
+            ack = block.ack = Ack()
+            ack.when_resolved(partial(self._outcome, message_id, ack))
         self._deliveries[block] = delivery._replace(data=head)  # the block has its own copy
         self._blocks[delivery.place, head] = block
         self._rows_of_messages += block.rows
         self._ledger.delivered += block.rows
         self._memory.append(block)
         self._want()
-
-    def take_post(self, block: Block) -> bool:
-        """Take a post that waits for its commit; it is no message. Returns False without room."""
-        if self._memory.shut or self._memory.used >= 1:
-            return False
-        self._ledger.delivered += block.rows
-        self._memory.append(block)
-        return True
 
     def _want(self) -> None:
         """Let the puller ask for more while there is room."""

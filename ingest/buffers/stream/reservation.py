@@ -14,9 +14,6 @@ class ReservingInlet(Protocol):
 
     memory: BoundedMemory
 
-    def ask(self, block: Block, rows: int, size_bytes: int) -> Awaitable[None]:
-        """Send the block of a reservation to a writer."""
-
     def put(self, block: Block, rows: int, size_bytes: int, *, durable: bool) -> Awaitable[None]:
         """Add the block of a reservation of so many rows and bytes."""
 
@@ -24,12 +21,9 @@ class ReservingInlet(Protocol):
 class StreamReservation:
     """Room for one block. Put the block, or release the room."""
 
-    __slots__ = ("_awaited", "_inlet", "_rows", "_size_bytes")
+    __slots__ = ("_inlet", "_rows", "_size_bytes")
 
-    def __init__(
-        self, inlet: ReservingInlet, rows: int, size_bytes: int, *, awaited: bool = False
-    ) -> None:
-        self._awaited = awaited
+    def __init__(self, inlet: ReservingInlet, rows: int, size_bytes: int) -> None:
         self._inlet: ReservingInlet | None = inlet
         self._rows = rows
         self._size_bytes = size_bytes
@@ -40,8 +34,6 @@ class StreamReservation:
         assert inlet is not None, "a reservation is used once"
         assert block.rows <= self._rows, "more rows than reserved"
         assert len(block.tuples) <= self._size_bytes, "more bytes than reserved"
-        if self._awaited:
-            return inlet.ask(block, self._rows, self._size_bytes)
         return inlet.put(block, self._rows, self._size_bytes, durable=durable)
 
     def release(self) -> None:

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.broker.removals import Removal, RemovalCheck
+from ingest.broker.removals import PublishedPlaces, Removal, RemovalCheck
 from ingest.broker.stream_state import StreamState
+from ingest.system.stream_mark import StreamMark
 
 NONE = StreamState(
     made="monday",
@@ -32,17 +33,18 @@ NONE = StreamState(
 SOME = NONE._replace(
     first=21, last=100, messages=80, deliveries=60, delivered_to=60, done_to=50, waiting=40
 )._replace(pending=10)
+MARK = StreamMark("monday", purged_to=20, done_to=50, acknowledged_to=100)
 
 
 def seen(*looks: StreamState | None, published_to: int = 0) -> Removal | None:
     """Return what the last two looks have found; nothing was found before."""
     check = RemovalCheck()
     for each in looks[:-1]:
-        assert check.see(each, published_to=published_to) is None
+        assert check.see(each, published=PublishedPlaces(published_to)) is None
     assert check.suspects, "it asks for a second look"
-    found = check.see(looks[-1], published_to=published_to)
+    found = check.see(looks[-1], published=PublishedPlaces(published_to))
     assert not check.suspects
-    assert check.see(looks[-1], published_to=published_to) is None, "once"
+    assert check.see(looks[-1], published=PublishedPlaces(published_to)) is None, "once"
     return found
 
 
@@ -68,10 +70,53 @@ def test_stream_without_a_consumer_loses_all_its_messages() -> None:
 @pytest.mark.parametrize(("last", "lost"), [(99, 1), (70, 30), (40, 50)])
 def test_restored_stream_has_lost_what_is_behind_its_end(last: int, lost: int) -> None:
     """Without the messages that were done."""
-    now = SOME._replace(last=last)
+    now = SOME._replace(last=last, replicas=3)
     found = seen(SOME, now, now)
     assert found is not None
     assert found.messages == lost
+    assert RemovalCheck(MARK).see(now._replace(replicas=1)) == found._replace(
+        what=f"the stream ends at {last}; messages up to 100 were acknowledged"
+    )
+
+
+def test_place_that_is_given_again_shows_a_loss_that_new_messages_hide() -> None:
+    """A stream of one copy ended at 70, and is longer than before at the next look."""
+    check = RemovalCheck()
+    now = SOME._replace(last=120)
+    assert check.see(SOME, published=PublishedPlaces(98)) is None
+    found = check.see(now, published=PublishedPlaces(73, 71, 98))
+    assert found is not None
+    assert (found.messages, found.ends_early) == (30, True)
+    assert check.see(now, published=PublishedPlaces(120, 71, 98)) is None, "once"
+    copies = RemovalCheck()
+    copies.see(SOME._replace(replicas=3), published=PublishedPlaces(98))
+    answers = PublishedPlaces(98, 98, 99)  # of two leaders, in another order
+    assert copies.see(now._replace(replicas=3), published=answers) is None
+
+
+def test_place_that_is_given_again_after_the_loss_was_seen_is_none_of_its_own() -> None:
+    """The look was before the first new message."""
+    check = RemovalCheck()
+    check.see(SOME, published=PublishedPlaces(100))
+    assert check.see(SOME._replace(last=70), published=PublishedPlaces(100)) is not None
+    assert check.see(SOME._replace(last=75), published=PublishedPlaces(75, 71, 100)) is None
+
+
+def test_mark_shows_what_was_removed_while_nobody_looked() -> None:
+    """The stream is another one, or begins behind what our purge has removed."""
+    other = NONE._replace(made="tuesday")
+    assert RemovalCheck(MARK._replace(done_to=100)).see(other) is None, "nothing is lost"
+    assert RemovalCheck().see(other) is None, "it was never noted"
+    for now, lost in ((other, 50), (None, 50), (SOME._replace(first=91), 40)):
+        check = RemovalCheck(MARK)
+        assert check.see(now) is None
+        found = check.see(now)
+        assert found is not None
+        assert (found.messages, found.ends_early) == (lost, False)
+    for mark in (MARK, MARK._replace(purged_to=-1, done_to=10)):
+        check = RemovalCheck(mark)
+        assert check.see(SOME) is None
+        assert not check.suspects
 
 
 def test_purge_by_hand_has_removed_what_was_not_delivered() -> None:
@@ -101,9 +146,10 @@ def test_killed_server_forgets_deliveries_and_no_message() -> None:
 def test_one_strange_answer_is_no_loss() -> None:
     """A server that was cut off from the others gives an old answer once."""
     check = RemovalCheck()
-    check.see(SOME)
-    assert check.see(SOME._replace(last=90)) is None
-    assert check.see(SOME._replace(last=110)) is None
+    several = SOME._replace(replicas=3)
+    check.see(several)
+    assert check.see(several._replace(last=90)) is None
+    assert check.see(several._replace(last=110)) is None
     assert not check.suspects
 
 
@@ -124,5 +170,5 @@ def test_nothing_is_found_while_only_we_purge(events: list[str]) -> None:
         elif event == "purge":
             now = now._replace(first=now.done_to + 1)
         elif event == "look":
-            assert check.see(now, published_to=now.last) is None
+            assert check.see(now, published=PublishedPlaces(now.last)) is None
             assert not check.suspects

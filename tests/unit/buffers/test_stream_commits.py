@@ -1,88 +1,64 @@
-"""Posts that wait for their commit: a request to a writer, its answer, and its outcome."""
+"""Posts that wait for their commit: by the stream to a writer, and the outcome back."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from ingest.broker.roles import outcomes_for
 from ingest.broker.session import Message
 from ingest.buffers.stream import commits
-from ingest.buffers.stream.commit_desk import CommitDesk
-from ingest.buffers.stream.commits import CommitRequests
+from ingest.buffers.stream.commits import Commits
+from ingest.buffers.stream.messages import encode_outcome
 from ingest.model.ack import Ack, Outcome, Refusal
-from ingest.model.errors import BrokerAway, BrokerOutcomeUnknown, CommitRefused, NotKept
+from ingest.model.errors import BrokerAway, BrokerFull, CommitRefused, NotKept
 from tests.contract.buffers import contents, spin
 from tests.support.blocks import make_block
-from tests.support.streams import Joined
+from tests.support.streams import Fate, Joined
 
 
-def message(data: bytes, status: str = "") -> Message:
-    """Return a message without headers."""
-    return Message("reply", data, {"Status": status} if status else {})
-
-
-class Wire:
-    """Carries requests to a desk and replies back, in the next round; or loses them."""
+class Writer:
+    """Answers the question of a gateway, or does not."""
 
     def __init__(self) -> None:
         self.up = True
-        self.loses: set[str] = set()  # "request", "reply"
-        self.nobody = False
-        self.desk: CommitDesk | None = None
-        self._replies: dict[int, Callable[[Message], None]] = {}
+        self.asked = 0
+        self.pause_s = 0.0
+        self.answer: bytes | None = b""
 
-    def call(self, subject: str, payload: bytes, on_reply: Callable[[Message], None]) -> int | None:
-        """Send a request to the desk."""
-        assert subject
-        if not self.up:
-            return None
-        self._replies[1] = on_reply
-        loop = asyncio.get_running_loop()
-        if self.nobody:
-            loop.call_soon(on_reply, message(b"", "503"))
-        elif "request" not in self.loses and self.desk is not None:
-            loop.call_soon(self.desk.take, message(payload))
-        return 1
-
-    def forget(self, token: int | None) -> None:
-        """Take no more replies."""
-        self._replies.pop(token or 0, None)
-
-    def send(self, subject: str, payload: bytes) -> bool:
-        """Send a reply."""
-        assert subject == "reply"
-        if "reply" not in self.loses and 1 in self._replies:
-            asyncio.get_running_loop().call_soon(self._replies[1], message(payload))
-        return True
-
-    @property
-    def waits(self) -> bool:
-        """Whether somebody still listens to replies."""
-        return bool(self._replies)
+    async def request(self, subject: str, payload: bytes, within_s: float) -> Message:
+        """Answer in a later round."""
+        assert (subject, payload, within_s) == ("ingest.commit", b"", commits.ANSWER_S_MAX)
+        self.asked += 1
+        await asyncio.sleep(self.pause_s)
+        if self.answer is None or not self.up:
+            raise BrokerAway("nobody answers")
+        return Message("", self.answer, {})
 
 
 class Both:
-    """A gateway and a writer with a wire between them."""
+    """A gateway and a writer, with a stream between them."""
 
     def __init__(self, outcome_s_max: float = 5.0, **more: Any) -> None:
-        self.wire = Wire()
-        self.joined = Joined(**more)
-        self.joined.inlet._commits = CommitRequests(
-            self.wire, self.joined.gateway, outcome_s_max=outcome_s_max
-        )
-        self.refusal = ""
-        self.wire.desk = CommitDesk(self.joined.outlet, self.wire.send, lambda: self.refusal)
+        self.writer = Writer()
+        self.commits = Commits(self.writer, outcome_s_max=outcome_s_max)  # type: ignore[arg-type]
+        self.loses = False
+        self.joined = Joined(commits=self.commits, outcome=self._outcome, **more)
 
-    async def put(self, rows: int = 2) -> Ack:
+    def _outcome(self, message_id: str, ack: Ack) -> None:
+        assert ack.outcome is not None
+        if not self.loses:
+            self.commits.heard(Message("", encode_outcome(message_id, ack.outcome), {}))
+
+    async def put(self, rows: int = 2, *, waits: bool = True) -> Ack:
         """Put a block as the keeper does; return its ack."""
-        block = make_block(rows)
-        ack = block.ack = Ack()
-        reservation = await self.joined.reserve(rows, len(block.tuples), awaited=True)
+        block, ack = make_block(rows), Ack()
+        block.ack = ack if waits else None
         self.joined.gateway.received += rows
         try:
+            reservation = await self.joined.reserve(rows, len(block.tuples), awaited=waits)
             await reservation.put(block)
         except NotKept as error:
             self.joined.gateway.readings_rejected(error.code, rows)
@@ -91,85 +67,143 @@ class Both:
 
     @property
     def is_free(self) -> bool:
-        """Whether no room is in use in the gateway, and nobody listens."""
+        """Whether no room is in use in the gateway."""
         memory = self.joined.inlet.memory
-        return (memory.rows, memory.size_bytes, self.wire.waits) == (0, 0, False)
+        return (memory.rows, memory.size_bytes) == (0, 0)
 
 
-async def test_committed_post_goes_to_a_writer_and_its_outcome_comes_back() -> None:
-    """Not by the stream. Its room in the gateway is free with the outcome; both balances hold."""
+async def test_committed_posts_are_in_the_stream_and_each_gets_its_own_outcome() -> None:
+    """Posts of one message; one of them waits for nothing. A second outcome changes nothing."""
     both = Both()
-    ack = await both.put()
-    assert not both.joined.stream.tried
-    assert not both.is_free
+    await both.commits.require_writer()
+    acks = await asyncio.gather(both.put(2), both.put(3, waits=False), both.put(4), both.put(1))
+    assert both.writer.asked == 1
+    assert both.is_free, "the stream has them"
     (block,) = both.joined.take(100)
+    assert block.rows == 10
     assert block.ack is not None
-    refusal = Refusal(0, "23514", "a rule")
-    block.ack.resolve(Outcome((refusal,)))
+    block.ack.resolve(Outcome((Refusal(1, "23514", "a rule"), Refusal(6, "23514", "a rule"))))
     both.joined.settle([block])
-    await spin()
-    assert ack.outcome == Outcome((refusal,))
-    assert both.is_free
+    first, durable, second, third = (ack.outcome for ack in acks)
+    assert durable is None
+    assert first == Outcome((Refusal(1, "23514", "a rule"),))
+    assert (second, third) == (Outcome((Refusal(1, "23514", "a rule"),)), Outcome())
     assert both.joined.imbalance == (0, 0)
+    both.joined.stream.deliver(1)
+    (again,) = both.joined.take(100)
+    assert again.ack is not None
+    again.ack.resolve(Outcome())
 
 
-async def test_committed_post_is_refused_with_the_code_of_the_writer() -> None:
-    """Nothing is kept, at neither side."""
-    both = Both(rows_max=4)
-    both.refusal = "database_on_hold"
+async def test_message_that_nobody_waits_for_has_no_mark() -> None:
+    """As those of earlier versions: its block has no ack."""
+    both = Both()
+    await both.put(waits=False)
+    (block,) = both.joined.take(100)
+    assert (block.ack, both.joined.stream.awaited, both.writer.asked) == (None, set(), 0)
+
+
+async def test_rows_of_an_outcome_are_those_of_the_post() -> None:
+    """They are counted in the message; the answer names items of its own post."""
+    both = Both()
+    first, other = Ack(), Ack()
+    both.commits.expect("life-1", [commits.Awaited(first, 0, 2), commits.Awaited(other, 5, 3)])
+    rows = (Refusal(1, "a", ""), Refusal(3, "b", ""), Refusal(5, "c", ""), Refusal(7, "d", ""))
+    told = Message("", encode_outcome("life-1", Outcome(rows)), {})
+    both.commits.heard(told)
+    assert first.outcome == Outcome((Refusal(1, "a", ""),))
+    assert other.outcome == Outcome((Refusal(0, "c", ""), Refusal(2, "d", "")))
+    for said in (told, Message("", b"", {}), Message("", b'["life-1"]', {})):
+        both.commits.heard(said)  # twice, or no outcome
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (b"database_on_hold", "database_on_hold"),
+        (b"database_away", "database_away"),
+        (b"a code of a later version", "database_away"),
+        (b"\xff", "database_away"),
+        (None, "database_away"),
+    ],
+)
+async def test_committed_post_is_refused_if_no_writer_stores_now(
+    answer: bytes | None, code: str
+) -> None:
+    """Nothing is kept, and it is asked once for all posts of a moment."""
+    both = Both()
+    both.writer.answer = answer
+    for outcome in await asyncio.gather(*(both.put() for _ in range(9)), return_exceptions=True):
+        assert isinstance(outcome, CommitRefused)
+        assert outcome.code == code
+    assert (both.writer.asked, both.joined.stream.tried) == (1, [])
+    assert both.is_free
+    assert both.joined.gateway.imbalance == 0
+
+
+async def test_committed_post_without_a_broker_is_refused_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """That is said in its own words. Later it is asked again."""
+    monkeypatch.setattr(commits, "KNOWN_S", 0.02)
+    both = Both()
+    both.writer.up = False
     with pytest.raises(CommitRefused) as caught:
         await both.put()
-    assert caught.value.code == "database_on_hold"
-    both.refusal = ""
-    assert both.joined.outlet.take_in(make_block(4))
-    with pytest.raises(CommitRefused) as caught:
-        await both.put()
-    assert caught.value.code == "buffer_full"
-    both.wire.nobody = True
-    with pytest.raises(CommitRefused) as caught:
-        await both.put()
-    assert caught.value.code == "database_away"
-    both.wire.up = False
-    with pytest.raises(BrokerAway):
+    assert caught.value.code == "broker_away"
+    both.writer.up = True
+    await asyncio.sleep(0.03)
+    assert (await both.put()).outcome is None
+    assert both.writer.asked == 2
+
+
+async def test_post_of_several_blocks_gets_its_room_once_a_writer_has_answered() -> None:
+    """Its caller asks again and again."""
+    both = Both()
+    assert both.joined.reserve_all([(2, 50), (1, 30)], awaited=True) is None
+    await spin()
+    assert len(both.joined.reserve_all([(2, 50), (1, 30)], awaited=True) or ()) == 2
+    assert both.writer.asked == 1
+
+
+async def test_committed_post_that_the_stream_does_not_take_is_refused() -> None:
+    """As a durable one."""
+    both = Both()
+    both.joined.stream.fates.append(Fate(stores=False, error=lambda: BrokerFull("full")))
+    with pytest.raises(BrokerFull):
         await both.put()
     assert both.is_free
     assert both.joined.gateway.imbalance == 0
 
 
-@pytest.mark.parametrize("lost", ["request", "reply"])
-async def test_committed_post_without_an_answer_is_unknown(
-    lost: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A writer may have it. Its room is free then."""
-    monkeypatch.setattr(commits, "ANSWER_S_MAX", 0.05)
-    both = Both()
-    both.wire.loses = {lost}
-    with pytest.raises(BrokerOutcomeUnknown):
-        await both.put()
-    assert both.is_free
-    assert len(both.joined.take(100)) == (lost == "reply")
-
-
-async def test_committed_post_whose_outcome_does_not_come_frees_its_room() -> None:
-    """Its writer has died. The keeper answers that the outcome is not known."""
+async def test_outcome_that_gets_lost_is_forgotten() -> None:
+    """Its gateway was away from the broker. The keeper answers that the outcome is not known."""
     both = Both(outcome_s_max=0.05)
+    both.loses = True
     ack = await both.put()
-    assert len(contents(both.joined.take(100))) == 1
+    (block,) = both.joined.take(100)
+    assert len(contents([block])) == 1
+    assert block.ack is not None
+    block.ack.resolve(Outcome())
     await asyncio.sleep(0.1)
-    assert both.is_free
-    assert ack.outcome is None
+    assert (both.commits._expected, ack.outcome) == ({}, None)
 
 
-async def test_committed_post_that_is_cancelled_leaves_no_room_behind() -> None:
-    """Before the answer and after it; the writer stores what it has."""
+async def test_committed_post_that_is_cancelled_while_a_writer_is_asked_leaves_no_room() -> None:
+    """It was in no message yet."""
     both = Both()
-    both.wire.loses = {"reply"}
+    both.writer.pause_s = 60
     task = asyncio.create_task(both.put())
     await spin()
     task.cancel()
     await asyncio.wait([task])
+    await spin()
     assert task.cancelled()
-    assert both.is_free
-    (block,) = both.joined.take(100)
-    both.joined.settle([block])
-    assert both.joined.writer.imbalance == 0
+    assert (both.is_free, both.joined.stream.tried) == (True, [])
+
+
+def test_id_of_a_message_leads_to_no_other_subject() -> None:
+    """A writer may publish more than a gateway may."""
+    assert outcomes_for("5f0a-17") == "_INBOX.gateway.outcomes-5f0a"
+    for hostile in ("", "17", "-17", "a.b-1", "a b-1", "a>-1", "*-1", "$JS.API.STREAM.PURGE.X-1"):
+        assert not outcomes_for(hostile)
