@@ -13,9 +13,8 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 from ingest.admin.dashboard.tail import Tail
 from ingest.app.access import open_tokens

@@ -34,7 +34,7 @@ from ingest.model.errors import (
     Stopping,
 )
 from ingest.model.ledger import Ledger
-from ingest.model.letter import INVALID, Letter
+from ingest.model.letter import INVALID, LINE, Letter
 from ingest.model.ports import Database, DeadLetters, PostInlet, Reservation, Sizes
 from ingest.receiver.ack_waits import AckWaits
 from ingest.receiver.at_once import BUFFERED, COMMITTED, LATE, refusal_of
@@ -113,7 +113,8 @@ class LineKeeper:
             raise Refused("outside_scope", "the token may not speak for any device of the post")
         if errors and terms.query.strict:
             raise faulty("invalid_items", "and its sender wants all or nothing", errors)
-        if codes and NO_DEVICE not in codes and not points.blocks and terms.letter.format == LINE:
+        is_of_lines = terms.letter.format == LINE
+        if is_of_lines and codes and NO_DEVICE not in codes and not points.blocks:
             raise faulty("all_invalid", "and no reading", errors)
         if monotonic_s() >= terms.answer_by_s:  # its client may be gone, and sends it again
             raise refusal_of(BufferFull(FULL_S))
