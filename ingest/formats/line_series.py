@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from ingest.formats.line_escapes import ESCAPED_EQUALS, INFLUXDB, MARK, name_of
+from ingest.formats.line_escapes import ESCAPED_EQUALS, INFLUXDB, MARK_BYTE, name_of
 from ingest.formats.series import SERIES, Names, SeriesCache
 from ingest.model.codes import NO_DEVICE
 from ingest.model.reading import NAME_BYTES_MAX, NAME_CHARACTERS_MAX, name_fault
@@ -68,8 +68,11 @@ def read_key(text: bytes, naming: Naming) -> Key | Fault:
         return "name_too_long", f"measurement and tags have more than {KEY_BYTES_MAX} bytes"
     key = _KEY.fullmatch(text)
     if key is None:
-        return UNREADABLE, "the measurement is missing, or a tag has no name, no value or not one `="
-    read = name_of if MARK in text else bytes.decode
+        return (
+            UNREADABLE,
+            "the measurement is missing, or a tag has no name, no value or not one `=",
+        )
+    read = name_of if MARK_BYTE in text else bytes.decode
     names = [*map(read, key[2].replace(b"=", b",").split(b",")[1:])]
     tags = dict(zip(names[::2], names[1::2], strict=True))
     if 2 * len(tags) < len(names):
