@@ -16,7 +16,6 @@ from typing import NamedTuple, cast
 from ingest.formats.line_escapes import marked
 from ingest.formats.line_item import (
     EMPTY,
-    FIELD_BYTES,
     LINE_BYTES_MAX,
     STEP_BYTES,
     line_too_large,
@@ -35,7 +34,7 @@ WHOLE_BYTES = 16 * 1024  # a body of this size is read in one step, if all its l
 SLICE_BYTES = 32 * 1024
 ITEM_ROWS_BYTES_MAX = 64 * 1024 * 1024  # of the lines of a dead letter
 FEW_LINES = 8  # are read one by one if they cannot be read as a whole
-LINE_BYTES = 256  # so many count for each of these in a step, besides its own
+LINE_BYTES = 64  # so many count for each of these in a step, besides its own
 QUOTE = b'"'
 
 
@@ -154,7 +153,7 @@ class _BodyReader:
 
     def is_read_whole(self, body: bytes) -> bool:
         """Read a whole body in one step. Returns False if that is not possible."""
-        return QUOTE not in body and self._is_kept(body)
+        return body.find(QUOTE) < 0 and self._is_kept(body)
 
     def _is_kept(self, text: bytes) -> bool:
         """Read lines without `"` all together. Returns False if that is not possible."""
@@ -237,7 +236,7 @@ class _BodyReader:
         """Read the line at a place; return where it ends."""
         naming, start = self._post.naming, at
         line, at, self._lines = next_line(body, at, self._lines, naming.escapes)
-        self._step_bytes += LINE_BYTES + at - start + FIELD_BYTES * body.count(b"=", start, at)
+        self._step_bytes += LINE_BYTES + at - start
         if self._step_bytes > STEP_BYTES:
             yield
             self._step_bytes = 0

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from ingest.formats.line_escapes import ESCAPED_EQUALS, INFLUXDB, MARK, name_of
+from ingest.formats.line_escapes import ESCAPED_EQUALS, INFLUXDB, MARK_BYTE, name_of
 from ingest.formats.series import SERIES, Names, SeriesCache
 from ingest.model.codes import NO_DEVICE
 from ingest.model.reading import NAME_BYTES_MAX, NAME_CHARACTERS_MAX, name_fault
@@ -72,7 +72,7 @@ def read_key(text: bytes, naming: Naming) -> Key | Fault:
             UNREADABLE,
             "the measurement is missing, or a tag has no name, no value or not one `=",
         )
-    read = name_of if MARK in text else bytes.decode
+    read = name_of if MARK_BYTE in text else bytes.decode
     names = [*map(read, key[2].replace(b"=", b",").split(b",")[1:])]
     tags = dict(zip(names[::2], names[1::2], strict=True))
     if 2 * len(tags) < len(names):

@@ -419,12 +419,12 @@ def into(done: list[Item]) -> Callable[[Sequence[Item]], Awaitable[None]]:
 
 
 async def by_hand(
-    items: Sequence[Item], url: str | None, *, rows_per_s: int | None = None
+    items: Sequence[Item], url: str | None, *, rows_per_s: int | None = None, rules: Rules = RULES
 ) -> tuple[ManualReplay, list[Item]]:
     """Replay items into a database (None: a dry run); return the replay and the done items."""
     done: list[Item] = []
     sink = make_sink(url, SETTINGS) if url is not None else None
-    replay = ManualReplay(sink=sink, rules=RULES, done=into(done), rows_per_s=rows_per_s)
+    replay = ManualReplay(sink=sink, rules=rules, done=into(done), rows_per_s=rows_per_s)
     try:
         await replay.run(items)
     finally:
@@ -484,9 +484,14 @@ async def test_hand_replay_decodes_as_the_post_said(tmp_path: Path) -> None:
 async def test_hand_replay_reads_lines_as_their_post_said(
     tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
-    """With its precision, device and prefix; a line without a device stays, with many texts too."""
+    """With its precision, device and prefix; a line without a device stays, with many texts too.
+
+    What a backslash is, the setting of today says.
+    """
     hour = START_US // 3_600_000_000
-    line = invalid(b"m,host=h a=1,b=2 %d" % hour)._replace(format=LINE, precision="h", prefix="db")
+    line = invalid(b"m,host=h,t=x\\\\y a=1,b=2 %d" % hour)._replace(
+        format=LINE, precision="h", prefix="db"
+    )
     no_device = invalid(b"m value=3 %d" % hour, code="no_device")._replace(
         format=LINE, precision="h"
     )
@@ -494,13 +499,18 @@ async def test_hand_replay_reads_lines_as_their_post_said(
     long = invalid(b"m " + b",".join(b"f%d=1" % n for n in range(6_000)))._replace(
         format=LINE, device="gateway"
     )
-    replay, _ = await by_hand(items_of(tmp_path, [line, no_device, text, long]), readings_url)
+    items = items_of(tmp_path, [line, no_device, text, long])
+    rules = RULES._replace(line_escapes="questdb")
+    replay, _ = await by_hand(items, readings_url, rules=rules)
     assert (replay.summary.letters, replay.summary.rows) == (2, 6_002)
     assert replay.summary.refused == {"no_device": 1, "empty": 1}
     found = await readings_connection.fetch(
         "select device_id, metric, value from readings where device_id = 'h' order by metric"
     )
-    assert [tuple(each) for each in found] == [("h", "db.m.a", 1.0), ("h", "db.m.b", 2.0)]
+    assert [tuple(each) for each in found] == [
+        ("h", r"db.m.a,t=x\\y", 1.0),
+        ("h", r"db.m.b,t=x\\y", 2.0),
+    ]
     copied = [item_of_fields(orjson.loads(live.line), "") for live in live_letters(tmp_path)]
     again, _ = await by_hand(copied, None)
     assert again.summary.rows == 6_002
