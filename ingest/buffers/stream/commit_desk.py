@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ingest.broker.session import Message
+from ingest.broker.envelope import Message
 from ingest.buffers.stream.messages import (
     TAKEN,
     NotOurs,

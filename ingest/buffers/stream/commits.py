@@ -16,8 +16,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
+from ingest.broker.envelope import Message
 from ingest.broker.roles import COMMIT
-from ingest.broker.session import Message
 from ingest.buffers.stream.messages import CommitReply, NotOurs, decode_reply, encode_message
 from ingest.model.ack import Outcome
 from ingest.model.block import Block

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ingest.broker.session import Message
+from ingest.broker.envelope import Message
 from ingest.buffers.stream import commits
 from ingest.buffers.stream.commit_desk import CommitDesk
 from ingest.buffers.stream.commits import CommitRequests
