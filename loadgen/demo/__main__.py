@@ -1,4 +1,4 @@
-"""`./run demo` or `python -m loadgen.demo`: the service with a state folder of its own, and a simulated fleet that posts to it.
+"""The service with a state folder of its own, and a simulated fleet that posts to it: `./run demo`.
 
 Promises: never touches the usual state folder or an INGEST_DATABASE_URL; Ctrl-C stops the fleet,
 then the service in order, and removes the demo's folder, unless it was there before. Exit code 0
