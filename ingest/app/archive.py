@@ -31,8 +31,8 @@ def parquet_archiver(
         from ingest.archive.folder import ArchiveFolder  # noqa: PLC0415
     except ImportError as error:
         raise StartError(
-            f"the archive needs pyarrow, which cannot be loaded ({error}): `./run` with "
-            "archive_dir set installs it, and so does pip install 'iot-ingest[archive]'; the image "
+            f"the archive needs pyarrow, which cannot be loaded ({error}): install "
+            "iot-ingest[archive]; in a checkout ./run with archive_dir set installs it; the image "
             "needs the build argument ARCHIVE=1"
         ) from error
     kept = ArchiveFolder(folder, free_bytes_min=settings.disk_free_bytes_min)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ingest.app.buffer import check_promise
+from ingest.broker.envelope import Address
 from ingest.broker.roles import FORWARD
-from ingest.broker.session import Address
 from ingest.broker.streams import WantedStream
 from ingest.buffers.frames import HEAD_BYTES
 from ingest.config.broker_url import split_broker_url

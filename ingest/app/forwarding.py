@@ -23,10 +23,10 @@ from ingest.app.broker import configured_address
 from ingest.app.client_process import CLOSE_S_MAX, make_dead_letters, run_client, tidy
 from ingest.app.tasks import Tasks
 from ingest.broker.connection import BrokerConnection
+from ingest.broker.envelope import Address
 from ingest.broker.lag import lag_bytes_max
 from ingest.broker.pulling import Pull, Puller
 from ingest.broker.roles import FORWARD, STREAM
-from ingest.broker.session import Address
 from ingest.broker.skips import Skipped
 from ingest.config.folders import state_dir
 from ingest.config.forward_options import ForwardOptions

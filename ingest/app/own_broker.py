@@ -17,9 +17,9 @@ from ingest.app.buffer import make_buffer
 from ingest.app.carry import carry
 from ingest.app.dead_letters import make_dead_letters
 from ingest.broker.connection import BrokerConnection
+from ingest.broker.envelope import Address
 from ingest.broker.publishing import Publisher
 from ingest.broker.roles import STREAM, SUBJECT
-from ingest.broker.session import Address
 from ingest.broker.waiting import unless
 from ingest.buffers.journal.reader import segment_files
 from ingest.buffers.stream.inlet import StreamInlet

@@ -19,9 +19,9 @@ from ingest.app.broker_state import BrokerState
 from ingest.app.status import StatusSource, status_message
 from ingest.app.tasks import EXIT_BROKEN, EXIT_LOST, EXIT_OK, TASKS_S_MAX, Tasks
 from ingest.broker.connection import BrokerConnection
+from ingest.broker.envelope import Address
 from ingest.broker.removals import PublishedPlaces
 from ingest.broker.roles import STATUS
-from ingest.broker.session import Address
 from ingest.broker.watch import StreamWatch
 from ingest.config.folders import state_dir
 from ingest.config.loading import check_waits

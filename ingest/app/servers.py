@@ -14,7 +14,7 @@ from ingest.app.broker import (
 from ingest.app.dead_letters import wanted_dead_letters
 from ingest.broker import manage, monitor
 from ingest.broker.connection import connected
-from ingest.broker.session import Address
+from ingest.broker.envelope import Address
 from ingest.broker.streams import Wanted
 from ingest.config.settings import Settings
 from ingest.embedded.broker import EmbeddedBroker

@@ -27,6 +27,7 @@ from ingest.app.role import Place, Role
 from ingest.app.status import StatusSource
 from ingest.app.writer_admin import WriterAdmin
 from ingest.app.writing import WritingHalf
+from ingest.broker.envelope import Message
 from ingest.broker.given_check import GivenCheck
 from ingest.broker.lag import ABSENT, lag_bytes_max
 from ingest.broker.pulling import Delivery, Puller
@@ -40,7 +41,6 @@ from ingest.broker.roles import (
     WRITER,
     outcomes_for,
 )
-from ingest.broker.session import Message
 from ingest.broker.streams import ACK_WAIT_S
 from ingest.broker.undone import Undone
 from ingest.buffers.stream.messages import encode_outcome

@@ -15,7 +15,7 @@ import contextlib
 from ingest.app.broker import make_embedded, wanted_stream
 from ingest.app.carry import carry
 from ingest.broker import manage
-from ingest.broker.connection import BrokerConnection, connected
+from ingest.broker.connection import BrokerConnection, connected, session_type
 from ingest.broker.messages import StreamMessages
 from ingest.broker.pulling import Delivery, Puller
 from ingest.broker.roles import DEAD_LETTERS, STREAM, WRITER
@@ -43,7 +43,10 @@ _log = get_logger("service")
 
 
 class TakeBack:
-    """Moves what is in the streams into `inlet` and the files. `ledger` counts the readings."""
+    """Moves what is in the streams into `inlet` and the files. `ledger` counts the readings.
+
+    Raises StartError if there may be something, and the library for it is not installed.
+    """
 
     def __init__(
         self, settings: Settings, folder: StateFolder, inlet: Inlet, ledger: Ledger
@@ -56,6 +59,9 @@ class TakeBack:
         self._left_there: set[int] = set()  # places of messages that are no block
         self._is_whole = True
         self._skipped_count = 0
+        self._has_work = folder.broker.exists() and settings.buffer == "journal"
+        if self._has_work:
+            session_type()  # loaded before the first post comes
 
     def figures(self) -> BrokerFigures:
         """Return what is lost of the stream, if anything is."""
@@ -63,9 +69,7 @@ class TakeBack:
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Move all, until nothing is left or the event is set."""
-        if not self._folder.broker.exists() or self._settings.buffer != "journal":
-            return
-        while not stopping.is_set():
+        while self._has_work and not stopping.is_set():
             try:
                 if await self._take(stopping):
                     return

@@ -19,7 +19,7 @@ from ingest.admin.exposition import Exposition
 from ingest.app.admin import AdminSide, Joint
 from ingest.app.overview import LATE_S, Overview
 from ingest.app.status import read_message
-from ingest.broker.session import Message
+from ingest.broker.envelope import Message
 from ingest.config.settings import Settings
 from ingest.dead_letters.store import ReadableDeadLetters
 from ingest.model.ledger import Ledger

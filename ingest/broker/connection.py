@@ -12,13 +12,17 @@ import os
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
+from ingest.broker.envelope import PULL, Address, Heard, Message, Outgoing
 from ingest.broker.roles import inbox_of
-from ingest.broker.session import PULL, Address, Heard, Message, Outgoing, Session
-from ingest.model.errors import BrokerAway
+from ingest.model.errors import BrokerAway, StartError
 from ingest.system import clock
 from ingest.system.backoff import backoff_s
 from ingest.system.logs import Occasionally, get_logger
+
+if TYPE_CHECKING:
+    from ingest.broker.session import Session
 
 AGAIN_S_MIN, AGAIN_S_MAX = 0.05, 1.0
 WARNING_S = 60.0
@@ -28,10 +32,29 @@ _log = get_logger("broker")
 OnReply = Callable[[Message], None]
 
 
+def session_type() -> type[Session]:
+    """Return the class that knows the NATS library. Blocks 0.1 s the first time.
+
+    Raises StartError if the library is not installed: it comes with an extra.
+    """
+    try:
+        from ingest.broker.session import Session  # noqa: PLC0415
+    except ImportError as error:
+        raise StartError(
+            "`ingest up`, the roles, and `ingest serve` in a state folder of `ingest up` need the "
+            f"extra `roles` ({error}): install iot-ingest[roles]"
+        ) from error
+    return Session
+
+
 class BrokerConnection:
-    """A connection for one role. `where` is asked before each try, since passwords change."""
+    """A connection for one role. `where` is asked before each try, since passwords change.
+
+    Raises StartError: see session_type.
+    """
 
     def __init__(self, where: Callable[[], Address], role: str) -> None:
+        self._session_type = session_type()
         self._why_away = "not connected yet"
         self._where = where
         self._role = role
@@ -190,7 +213,7 @@ class BrokerConnection:
         address = self._where()
         for server in random.sample(address.servers, len(address.servers)):
             inbox = inbox_of(self._role, os.urandom(8).hex())
-            session = Session(server, inbox, self._take, self._hears)
+            session = self._session_type(server, inbox, self._take, self._hears)
             try:
                 await session.open(address, self._role)
             except BrokerAway as error:

@@ -33,9 +33,9 @@ import msgspec
 
 from ingest.broker import manage
 from ingest.broker.connection import BrokerConnection
+from ingest.broker.envelope import Message
 from ingest.broker.roles import GIVEN
 from ingest.broker.second_read import SecondRead
-from ingest.broker.session import Message
 from ingest.broker.spans import Span, Spans
 from ingest.broker.stream_state import StreamState, state_of
 from ingest.broker.waiting import unless

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import msgspec
 
 from ingest.broker.connection import BrokerConnection
+from ingest.broker.envelope import Message
 from ingest.broker.replies import NO_MESSAGE, NOT_FOUND, NOTHING_TO_DELETE, ApiFault, api_fault
-from ingest.broker.session import Message
 from ingest.model.errors import BrokerAway, BrokerRefused
 
 SILENCE_S_MAX = 5.0  # without a sign of the broker, while something is read

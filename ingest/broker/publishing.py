@@ -20,9 +20,9 @@ import random
 from collections.abc import Mapping
 
 from ingest.broker.connection import BrokerConnection
+from ingest.broker.envelope import Message
 from ingest.broker.removals import PublishedPlaces
 from ingest.broker.replies import ApiFault, Meaning, PubAck, pub_ack
-from ingest.broker.session import Message
 from ingest.model.errors import (
     BrokerAway,
     BrokerFull,

@@ -21,9 +21,9 @@ from typing import NamedTuple
 import msgspec
 
 from ingest.broker.connection import BrokerConnection
+from ingest.broker.envelope import Message
 from ingest.broker.replies import api_fault
 from ingest.broker.roles import AWAITED
-from ingest.broker.session import Message
 from ingest.broker.skips import SkipCheck, Skipped
 from ingest.broker.waiting import either
 from ingest.model.errors import BrokerAway

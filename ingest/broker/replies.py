@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from ingest.broker.session import Message
+from ingest.broker.envelope import Message
 
 
 class Meaning(Enum):

@@ -11,13 +11,13 @@ import contextlib
 import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
+from ingest.broker.envelope import PULL, Address, Heard, Message, Outgoing
 from ingest.broker.transport import BrokerTransport
 from ingest.model.errors import BrokerAway
 from ingest.system.logs import get_logger
@@ -27,56 +27,13 @@ CONNECT_S_MAX = 2.0  # for one server
 PING_S = 1.0  # between the end of one ping and the next
 PONG_S_MAX = 2.0  # a frozen server is left after this
 CLOSE_S_MAX = 1.0
-PULL = "pull."  # in the reply subject of pull requests
 _NEVER_S = 1_000_000  # the library's own pings, which we replace
 
 _log = get_logger("broker")
 
 
-class Address(NamedTuple):
-    """Where the broker is, and how to log in. `servers` are URLs without user and password.
-
-    `ours`: an embedded server, which must run as our user.
-    """
-
-    servers: tuple[str, ...]
-    user: str
-    password: str
-    ca_file: str = ""
-    ours: bool = False
-
-
-class Message(NamedTuple):
-    """What came in: a reply, or a message that was asked for."""
-
-    reply_to: str
-    data: bytes
-    headers: Mapping[str, str]
-
-    @property
-    def status(self) -> str:
-        """The status of the broker, as `503`, or nothing if this is no status."""
-        return self.headers.get("Status", "")
-
-
-class Heard(NamedTuple):
-    """Who gets the messages of a subject. With a `group`, one of its members gets each."""
-
-    on_message: Callable[[Message], None]
-    group: str = ""
-
-
 class _Ended(Exception):
     """The library has met an error; raised in its callback, it ends the library's own retries."""
-
-
-class Outgoing(NamedTuple):
-    """A message to send."""
-
-    subject: str
-    payload: bytes
-    reply_to: str
-    headers: Mapping[str, str] | None
 
 
 class Session:

@@ -20,6 +20,7 @@ from ingest.config.loading import Loaded, load
 from ingest.config.settings import Settings
 from ingest.config.values import flag_name, full_path, nearest
 from ingest.model.errors import IngestError
+from ingest.system.surroundings import command_words
 
 COMMANDS: dict[str, str] = {
     "serve": "run the service: take readings and write them to PostgreSQL",
@@ -43,7 +44,7 @@ COMMANDS: dict[str, str] = {
 }
 WITH_ALL_SETTINGS = {"serve", "up", "gateway", "writer", "config"}  # whose help shows all settings
 _ABOUT_ALL = """\
-Each command has its own --help. In the folder of the project write ./run for ingest.
+Each command has its own --help.{typed}
 
 exit codes:
   0    done
@@ -58,12 +59,13 @@ _EXIT_PIPE = 141  # as a shell reports it for a program that SIGPIPE has ended
 
 def build_parser(command: str | None) -> Parser:
     """Return the parser. Only `command` gets its arguments (None: no command does)."""
+    run = command_words()["run"]
     parser = Parser(
         prog="ingest",
         usage="ingest COMMAND [options]",
         description="Takes sensor readings over HTTP and writes them to PostgreSQL in batches.",
         examples=("ingest serve", "ingest doctor"),
-        epilog=_ABOUT_ALL,
+        epilog=_ABOUT_ALL.format(typed="" if run == "ingest" else f" Here type {run} for ingest."),
     )
     parser.add_argument("--version", action="version", version=f"ingest {__version__}")
     parser.set_defaults(help_of=parser)

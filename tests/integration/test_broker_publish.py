@@ -15,9 +15,9 @@ import pytest
 
 from ingest.broker import session as line
 from ingest.broker.connection import BrokerConnection, connected
+from ingest.broker.envelope import Address
 from ingest.broker.publishing import Publisher
 from ingest.broker.roles import STREAM, SUBJECT
-from ingest.broker.session import Address
 from ingest.buffers.frames import HEAD_BYTES, encode_head, is_whole
 from ingest.embedded.broker import EmbeddedBroker
 from ingest.model.errors import (

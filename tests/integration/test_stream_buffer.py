@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from ingest.broker.connection import BrokerConnection
+from ingest.broker.envelope import Address
 from ingest.broker.publishing import Publisher
 from ingest.broker.pulling import Delivery, Puller
 from ingest.broker.roles import STREAM, SUBJECT, WRITER
-from ingest.broker.session import Address
 from ingest.buffers.stream.inlet import StreamInlet
 from ingest.buffers.stream.outlet import StreamOutlet
 from ingest.embedded.broker import EmbeddedBroker

@@ -17,10 +17,10 @@ import pytest
 
 from ingest.broker import given_check, manage, purge, watch
 from ingest.broker.connection import BrokerConnection
+from ingest.broker.envelope import Address
 from ingest.broker.publishing import Publisher
 from ingest.broker.pulling import Pull
 from ingest.broker.roles import STREAM, SUBJECT, WRITER
-from ingest.broker.session import Address
 from ingest.broker.streams import WantedStream
 from ingest.broker.watch import StreamWatch
 from ingest.embedded import broker

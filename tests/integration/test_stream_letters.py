@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from ingest.broker.connection import BrokerConnection
+from ingest.broker.envelope import Address
 from ingest.broker.roles import DEAD_LETTER_SUBJECT, DEAD_LETTERS
-from ingest.broker.session import Address
 from ingest.dead_letters import in_work
 from ingest.dead_letters.reader import Selection, Tally
 from ingest.dead_letters.store import counted, first, newest

@@ -15,8 +15,8 @@ import msgspec
 
 from ingest.broker import manage
 from ingest.broker.connection import BrokerConnection
+from ingest.broker.envelope import Address, Message
 from ingest.broker.roles import STREAM, SUBJECT
-from ingest.broker.session import Address, Message
 from ingest.broker.streams import WantedDeadLetters, WantedStream
 from ingest.embedded.broker import EmbeddedBroker
 from ingest.embedded.broker_program import find_program

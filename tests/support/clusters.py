@@ -12,9 +12,9 @@ from pathlib import Path
 
 from ingest.broker import manage
 from ingest.broker.connection import BrokerConnection
+from ingest.broker.envelope import Address
 from ingest.broker.monitor import ask
 from ingest.broker.roles import STREAM
-from ingest.broker.session import Address
 from ingest.broker.streams import Wanted, WantedStream
 from ingest.embedded.broker_config import Endpoints, config_text, new_endpoints
 from ingest.embedded.broker_program import find_program

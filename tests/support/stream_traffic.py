@@ -9,10 +9,10 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
 from ingest.broker.connection import BrokerConnection
+from ingest.broker.envelope import Address
 from ingest.broker.publishing import Publisher
 from ingest.broker.pulling import Pull
 from ingest.broker.roles import STREAM, SUBJECT
-from ingest.broker.session import Address
 from ingest.broker.watch import StreamWatch
 from ingest.model.errors import BrokerAway
 from tests.support.brokers import until

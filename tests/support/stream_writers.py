@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from ingest.broker.connection import BrokerConnection
+from ingest.broker.envelope import Address
 from ingest.broker.given_check import GivenCheck
 from ingest.broker.pulling import Delivery, Pull, Puller
 from ingest.broker.purge import StreamPurge
 from ingest.broker.roles import STREAM, WRITER
-from ingest.broker.session import Address
 from ingest.broker.skips import Skipped
 from ingest.embedded.broker import EmbeddedBroker
 from ingest.system.stream_mark import MarkFile

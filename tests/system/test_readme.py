@@ -42,6 +42,7 @@ NOT_RUN_HERE = {
 NEEDS_MORE = {
     "export INGEST_DATABASE_URL=": "a server at db.example",
     'psql "$ADMIN_URL" ': "an administrator's URL; test_cli_commands.py has one",
+    "python3 -m venv": "run by test_release.py, with its wheel",
     "cd deploy": "a container engine; test_deploy.py looks at what it would run",
     "docker compose --project-name": "the same",
     "docker compose --profile housekeeping": "the same; see test_deployed_housekeeping.py",

@@ -1,7 +1,7 @@
 """The runbook for the page: a section of deploy/RUNBOOK.md, or all of it, as plain text.
 
-Does not: exist in every installation. The file is beside the package in a checkout and in the
-image, and nowhere else.
+The file is beside the package in a checkout and in the image. A wheel has it in the package.
+Does not: exist in every installation.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from ingest.http.request import Request
 from ingest.http.response import Answer
 from ingest.model.errors import Refused
 
-FILE = Path(ingest.__file__).parent.parent / "deploy" / "RUNBOOK.md"
+_PACKAGE = Path(ingest.__file__).parent
+FILE = _PACKAGE / "RUNBOOK.md"
+if not FILE.is_file():
+    FILE = _PACKAGE.parent / "deploy" / "RUNBOOK.md"
 
 
 def sections(text: str) -> dict[str, str]:

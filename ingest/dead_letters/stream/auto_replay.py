@@ -16,9 +16,9 @@ from collections.abc import Sequence
 import msgspec
 
 from ingest.broker.connection import BrokerConnection
+from ingest.broker.envelope import Message
 from ingest.broker.messages import StreamMessages
 from ingest.broker.roles import DEAD_LETTERS, REPLAY, REPLAYED_SUBJECTS
-from ingest.broker.session import Message
 from ingest.broker.streams import ACK_WAIT_S
 from ingest.dead_letters.auto_replay import (
     BLOCK_ROWS_MAX,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from ingest.broker.envelope import Message
 from ingest.broker.replies import ApiFault, Meaning, PubAck, pub_ack
-from ingest.broker.session import Message
 
 
 def reply(data: bytes, **headers: str) -> Message:

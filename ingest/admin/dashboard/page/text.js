@@ -3,8 +3,8 @@
 
 export const byId = (id) => document.getElementById(id);
 
-/** How a command of the service is typed here: `run`, and `restart`. The history says it. */
-export const typed = { run: "./run", restart: "./run" };
+/** How a command of the service is typed: `run`, and `restart`. The history says how it is here. */
+export const typed = { run: "ingest", restart: "ingest serve" };
 
 /** Make an element. `has` are attributes (`class`, `title`, ..); children are nodes or texts. */
 export function make(name, has = {}, ...children) {

@@ -1,0 +1,195 @@
+"""`./run release`, and its wheel as a packager and a user without a checkout meet it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import tarfile
+import time
+import tomllib
+from email import message_from_string
+from pathlib import Path
+from urllib.request import urlopen
+from zipfile import ZipFile
+
+import pytest
+
+from ingest import __version__
+from tests.support.documents import README, fences
+from tests.system.checkout import PLAIN_PATH, REPOSITORY, Checkout
+
+WHEEL = f"iot_ingest-{__version__}-py3-none-any.whl"
+SDIST = f"iot_ingest-{__version__}.tar.gz"
+SBOM = f"iot-ingest-{__version__}.cdx.json"
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+def said(*words: str | Path, cwd: Path | str = "/", user: int | None = None, **env: str) -> str:
+    """Run a program to its end; return its stdout."""
+    done = subprocess.run(
+        words,
+        cwd=cwd,
+        env={"HOME": "/nonexistent", "PATH": PLAIN_PATH, **env},
+        user=user,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    assert done.returncode == 0, f"{words}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def commit(open_tmp: Path) -> Checkout:
+    """Give a clone with one commit."""
+    made = Checkout(open_tmp / "release")
+    who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    for words in (("init", "-q"), ("add", "--all"), (*who, "commit", "-q", "-m", "all")):
+        said("git", *words, cwd=made.folder)
+    return made
+
+
+@pytest.fixture(scope="module")
+def dist(commit: Checkout) -> Path:
+    """Make a release: of a commit that is green, and of no other."""
+    code, _, err = commit.run("release")
+    assert code == 2
+    assert err.endswith("release: nobody knows that this commit is green: run .ci/run\n")
+    ci = (REPOSITORY / ".ci" / "run").read_text()
+    note = ci[ci.index("# ./run release asks") : ci.index('echo "ci: all green')]
+    said("bash", "-euc", f"commit=$(git rev-parse HEAD)\n{note}", cwd=commit.folder)
+    code, _, err = commit.run("release")
+    assert code == 0, err
+    assert "release: no image" in err or list((commit.folder / "dist").glob("*-image.tar.gz"))
+    return commit.folder / "dist"
+
+
+def sums(dist: Path) -> dict[str, str]:
+    """Return the checksums that the release names, which are those of its files."""
+    named = dict(line.split()[::-1] for line in (dist / "SHA256SUMS").read_text().splitlines())
+    assert {*named, "SHA256SUMS"} == {path.name for path in dist.iterdir()}
+    for name, checksum in named.items():
+        assert hashlib.sha256((dist / name).read_bytes()).hexdigest() == checksum
+    return named
+
+
+def test_release_again_has_the_same_bytes(commit: Checkout, dist: Path, tmp_path: Path) -> None:
+    """Also of the wheel that somebody makes of the sdist; a change without a commit is refused."""
+    first = sums(dist)
+    os.utime(commit.folder / "ingest" / "__init__.py")
+    assert commit.run("release")[0] == 0
+    assert {name: sums(dist)[name] for name in (WHEEL, SDIST, SBOM)} == {
+        name: first[name] for name in (WHEEL, SDIST, SBOM)
+    }
+    with tarfile.open(dist / SDIST) as sdist:
+        sdist.extractall(tmp_path, filter="data")
+    source = tmp_path / SDIST.removesuffix(".tar.gz")
+    epoch = said("git", "log", "-1", "--format=%ct", cwd=commit.folder).strip()
+    python = commit.folder / ".venv.release" / "bin" / "python"
+    build = (python, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path)
+    said(*build, cwd=source, SOURCE_DATE_EPOCH=epoch)
+    assert hashlib.sha256((tmp_path / WHEEL).read_bytes()).hexdigest() == first[WHEEL]
+    (commit.folder / "new").touch()
+    code, _, err = commit.run("release")
+    (commit.folder / "new").unlink()
+    assert (code, sums(dist)) == (2, first)
+    assert "in no commit" in err
+
+
+def test_sbom_lists_what_the_lock_files_install(dist: Path) -> None:
+    """With the version of the release, and the hashes."""
+    bom = json.loads((dist / SBOM).read_text())
+    about = bom["metadata"]["component"]
+    assert (about["name"], about["version"]) == ("iot-ingest", __version__)
+    locks = [REPOSITORY / f"requirements{each}.lock" for each in ("", "-archive")]
+    pinned = {
+        found for lock in locks for found in re.findall(r"^([\w-]+)==", lock.read_text(), re.M)
+    }
+    assert {each["name"] for each in bom["components"]} == pinned
+    assert all(each["externalReferences"][0]["hashes"] for each in bom["components"])
+
+
+def test_wheel_has_what_a_packager_looks_for(dist: Path) -> None:
+    """Licence, typed marker, data files, extras, classifiers; no tests, nothing else at the top."""
+    info = f"iot_ingest-{__version__}.dist-info"
+    with ZipFile(dist / WHEEL) as wheel:
+        names = set(wheel.namelist())
+        content = {name: wheel.read(name) for name in names}
+    assert {name.split("/")[0] for name in names} == {"ingest", "loadgen", info}
+    assert content[f"{info}/licenses/LICENSE"] == (REPOSITORY / "LICENSE").read_bytes()
+    assert content["ingest/RUNBOOK.md"] == (REPOSITORY / "deploy" / "RUNBOOK.md").read_bytes()
+    listed = said("git", "ls-files", "ingest", "loadgen", cwd=REPOSITORY).split()
+    assert {"ingest/py.typed", "loadgen/py.typed"} < set(listed)
+    assert {name for name in names if not name.startswith(info)} == {*listed, "ingest/RUNBOOK.md"}
+    about = message_from_string(content[f"{info}/METADATA"].decode())
+    assert (about["License-Expression"], about["License-File"]) == ("Apache-2.0", "LICENSE")
+    extras = {"all", "archive", "embedded", "mqtt", "roles"}
+    assert set(about.get_all("Provides-Extra", ())) == extras == {*PROJECT["optional-dependencies"]}
+    assert about.get_all("Classifier") == PROJECT["classifiers"]
+    assert about["Requires-Python"] == ">=3.11"
+    assert not [name for name in names if "test" in name]
+
+
+def test_wheel_works_by_the_commands_of_the_readme(
+    dist: Path, open_tmp_path: Path, database_url: str
+) -> None:
+    """In a path with spaces, for another user, who can change no file of it; then it goes away."""
+    folder, state = open_tmp_path / "my iot", open_tmp_path / "state"
+    folder.mkdir()
+    state.mkdir()
+    # The tests' server takes root, who installs, and the user that it runs as.
+    other = Path(database_url.partition("host=")[2].partition("&")[0]).stat().st_uid
+    os.chown(state, other, -1)
+    (folder / WHEEL).hardlink_to(dist / WHEEL)
+    (block,) = (each.text for each in fences(README) if each.text.startswith("python3 -m venv"))
+    venv, install, serve, post = block.splitlines()
+    said("sh", "-ec", f"{venv}\n{install}", cwd=folder)
+    site = next((folder / "iot-ingest").glob("lib/*/site-packages"))
+    said("chmod", "-R", "a-w", site)
+    before = sorted(site.rglob("*"))
+    bin_of = folder / "iot-ingest" / "bin"
+    for program in ((bin_of / "ingest",), (bin_of / "python", "-m", "ingest")):
+        assert said(*program, "--version", user=other) == f"ingest {__version__}\n"
+    assert "usage: loadgen" in said(bin_of / "loadgen", "--help", user=other)
+    assert "./run" not in said(bin_of / "ingest", "--help", user=other)
+
+    words = [*shlex.split(serve)[:-1], database_url]
+    service = subprocess.Popen(
+        [*words, "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"],
+        cwd=folder,
+        env={"PATH": PLAIN_PATH, "INGEST_STATE_DIR": str(state), "INGEST_DATABASE_UNSAFE": "true"},
+        user=other,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        published = state / "service.json"
+        while not published.exists() and service.poll() is None:
+            time.sleep(0.05)
+        assert service.returncode is None, service.communicate()[0]
+        about = json.loads(published.read_text())
+        post = post.replace("127.0.0.1:8080", about["listen"])
+        answer = json.loads(said("sh", "-c", f"{post} --silent --fail --retry 30 --retry-delay 1"))
+        assert (answer["accepted"], answer["ack"]) == (1, "committed")
+        for page in (f"{about['admin_listen']}/runbook", f"{about['listen']}/openapi.json"):
+            with urlopen(f"http://{page}") as reply:
+                assert reply.status == 200
+    finally:
+        service.terminate()
+        output, _ = service.communicate(timeout=60)
+    assert service.returncode == 0, output
+    assert "./run" not in output
+    assert sorted(site.rglob("*")) == before
+
+    said("chmod", "-R", "u+w", site)
+    said(bin_of / "python", "-m", "pip", "uninstall", "--yes", "iot-ingest")
+    ours = re.compile("ingest|loadgen")
+    left = [path.relative_to(folder / "iot-ingest") for path in folder.glob("iot-ingest/**/*")]
+    assert [path for path in left if ours.search(str(path))] == []
