@@ -19,8 +19,7 @@ from ingest.app.broker_state import BrokerState
 from ingest.app.status import StatusSource, status_message
 from ingest.app.tasks import EXIT_BROKEN, EXIT_LOST, EXIT_OK, TASKS_S_MAX, Tasks
 from ingest.broker.connection import BrokerConnection
-from ingest.broker.mark import MarkFile
-from ingest.broker.removals import Published
+from ingest.broker.removals import PublishedPlaces
 from ingest.broker.roles import STATUS
 from ingest.broker.session import Address
 from ingest.broker.watch import StreamWatch
@@ -33,6 +32,7 @@ from ingest.system import signals as app_signals
 from ingest.system.control import ControlChannel
 from ingest.system.logs import get_logger
 from ingest.system.notify import Notifier
+from ingest.system.stream_mark import MarkFile
 
 
 class Place(NamedTuple):
@@ -110,7 +110,7 @@ class Role:
         role: str,
         *,
         unanswered_s: Callable[[], float] | None = None,
-        published: Callable[[], Published] = Published,
+        published: Callable[[], PublishedPlaces] = PublishedPlaces,
         refused: Callable[[], NotKept | None] = lambda: None,
         acknowledged_s: Callable[[], float] = lambda: -math.inf,
     ) -> None:

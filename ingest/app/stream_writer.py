@@ -42,7 +42,7 @@ from ingest.broker.roles import (
 from ingest.broker.session import Message
 from ingest.broker.streams import ACK_WAIT_S
 from ingest.broker.undone import Undone
-from ingest.buffers.stream.messages import encode_outcome, encode_refusal
+from ingest.buffers.stream.messages import encode_outcome
 from ingest.buffers.stream.outlet import StreamOutlet
 from ingest.config.forward_names import forward_names
 from ingest.config.reread_url import RereadUrl
@@ -291,9 +291,7 @@ class StreamWriter:
             refusal = "database_on_hold"
         elif not (self.writing.checked and database_state.is_open and not self.outlet.shut):
             refusal = "database_away"
-        if message.data:  # a post: gateways of earlier versions sent it here
-            refusal = "database_away"
-        self._role.connection.send(message.reply_to, encode_refusal(refusal))
+        self._role.connection.send(message.reply_to, refusal.encode())
 
     def _on_outcome(self, message_id: str, ack: Ack) -> None:
         if ack.outcome is not None and (subject := outcomes_for(message_id)):

@@ -16,7 +16,6 @@ from ingest.app.broker import make_embedded, wanted_stream
 from ingest.app.carry import carry
 from ingest.broker import manage
 from ingest.broker.connection import BrokerConnection, connected
-from ingest.broker.mark import Mark, MarkFile
 from ingest.broker.messages import StreamMessages
 from ingest.broker.pulling import Delivery, Puller
 from ingest.broker.roles import DEAD_LETTERS, STREAM, WRITER
@@ -35,6 +34,7 @@ from ingest.model.ports import Inlet
 from ingest.system.clock import sleep_unless
 from ingest.system.logs import get_logger
 from ingest.system.state_folder import StateFolder
+from ingest.system.stream_mark import MarkFile, StreamMark
 
 AGAIN_S = 10.0
 LOOK_S = 0.5
@@ -141,7 +141,7 @@ class TakeBack:
             return
         floors = [each["ack_floor"]["stream_seq"] for each in found.others.values() if each]
         to = min((state.last, *floors))
-        MarkFile(self._folder.path).note(Mark(state.made, purged_to=to))
+        await MarkFile(self._folder.path).note(StreamMark(state.made, purged_to=to))
         await manage.purge(admin, to)
 
     def _leave(self, delivery: Delivery, why: str) -> None:

@@ -20,7 +20,7 @@ import random
 from collections.abc import Mapping
 
 from ingest.broker.connection import BrokerConnection
-from ingest.broker.removals import Published
+from ingest.broker.removals import PublishedPlaces
 from ingest.broker.replies import ApiFault, Meaning, PubAck, pub_ack
 from ingest.broker.session import Message
 from ingest.model.errors import (
@@ -55,7 +55,7 @@ class Publisher:
         wait_s_max: float = 10.0,
     ) -> None:
         self.resent = 0  # tries after the first ones
-        self.published = Published()
+        self.published = PublishedPlaces()
         self.acknowledged_s = -math.inf  # when the last message was, on the monotonic clock
         self._connection = connection
         self._subject = subject
@@ -140,7 +140,7 @@ class Publisher:
             if reply.sequence > to:
                 self.published = self.published._replace(to=reply.sequence)
             elif not reply.duplicate:
-                self.published = Published(reply.sequence, reply.sequence, to)
+                self.published = PublishedPlaces(reply.sequence, reply.sequence, to)
             self.acknowledged_s = clock.monotonic_s()
             publish.end(reply)
             return

@@ -19,12 +19,12 @@ from ingest.broker import manage
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.lag import lag_of, place_to_skip_to
 from ingest.broker.manage import StreamFault
-from ingest.broker.mark import Mark, MarkFile
 from ingest.broker.roles import STREAM, WRITER
 from ingest.broker.waiting import unless
 from ingest.model.errors import BrokerAway, BrokerRefused
 from ingest.system import clock
 from ingest.system.logs import Occasionally, get_logger
+from ingest.system.stream_mark import MarkFile, StreamMark
 
 EVERY_S = 10.0
 DELIVERED_BYTES = 256 * 1024**2  # or once so many bytes came to our writer
@@ -114,20 +114,13 @@ class StreamPurge:
         done_to = min(floor for floor in floors.values() if floor is not None)
         now_s = clock.monotonic_s()
         to = min(self._kept.note(now_s, done_to), self._checked_to())
-        if to >= stream["state"]["first_seq"]:
-            await self._note(to)
+        first = stream["state"]["first_seq"]
+        if self._mark is not None:  # before it is done: after a kill this must be no loss
+            await self._mark.note(StreamMark(self._made, purged_to=max(to, first - 1)))
+        if to >= first:
             await manage.purge(self._connection, to)
             self.purged_to = to
             self.unforwarded += sum(max(0, to - done) for done in self._too_far_behind.values())
-
-    async def _note(self, to: int) -> None:
-        """Note it before it is done: after a kill this must be no loss."""
-        if self._mark is not None:
-            try:
-                await asyncio.to_thread(self._mark.note, Mark(self._made, purged_to=to))
-            except OSError as error:
-                if self._occasionally.due("mark") is not None:
-                    _log.warning("stream_mark_not_kept", why=str(error))
 
     async def _floor(
         self, consumer: str, stream: Mapping[str, Any], writers: int | None

@@ -3,7 +3,7 @@
 Our own purge removes what is done and nothing else. So these are losses: the stream is gone, or is
 another one of the same name; it ends before the place where it ended, or it has given a place
 twice; it begins behind the farthest place that can have been delivered.
-The first look is compared with a mark of what the stream must have (mark.py).
+The first look is compared with a mark of what the stream must have (system/stream_mark.py).
 Promises: a loss is reported once, at the second look that shows it: a server that was cut off from
 the others may give an old answer once. If there is only one copy, an end that went back is reported
 at once: messages that come meanwhile would hide it.
@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ingest.broker.mark import Mark
 from ingest.broker.stream_state import StreamState
 from ingest.broker.streams import ACKS_PENDING_MAX
+from ingest.system.stream_mark import StreamMark
 
 
 class Removal(NamedTuple):
@@ -32,7 +32,7 @@ class Removal(NamedTuple):
     ends_early: bool = False
 
 
-class Published(NamedTuple):
+class PublishedPlaces(NamedTuple):
     """The places of a role's own messages.
 
     `to` is the highest one. `again` is a place that the broker gave to a new message of it after
@@ -47,7 +47,7 @@ class Published(NamedTuple):
 class RemovalCheck:
     """Call `see` after each look at the stream, in order."""
 
-    def __init__(self, mark: Mark = Mark()) -> None:  # noqa: B008  immutable
+    def __init__(self, mark: StreamMark = StreamMark()) -> None:  # noqa: B008  immutable
         self.suspects = False  # look again soon
         self._mark = mark
         self._before: StreamState | None = None
@@ -58,7 +58,7 @@ class RemovalCheck:
         self,
         now: StreamState | None,
         *,
-        published: Published = Published(),  # noqa: B008  immutable
+        published: PublishedPlaces = PublishedPlaces(),  # noqa: B008  immutable
         reconnected: bool = False,
     ) -> Removal | None:
         """Compare with the look before. `now` is None if the stream is missing.
@@ -87,10 +87,12 @@ class RemovalCheck:
         if found is not None:
             self._published_to = published.to
         self._before = now
+        if found is not None and found.ends_early and now is not None:
+            self._before = now._replace(consumer_made="")  # it begins again
         return found
 
 
-def _compare_with_mark(mark: Mark, now: StreamState | None) -> Removal | None:
+def _compare_with_mark(mark: StreamMark, now: StreamState | None) -> Removal | None:
     done_to, end = max(mark.purged_to, mark.done_to), mark.acknowledged_to
     if now is None or now.made != mark.made:
         gone = end - done_to
@@ -99,7 +101,7 @@ def _compare_with_mark(mark: Mark, now: StreamState | None) -> Removal | None:
         what = f"the stream ends at {now.last}; messages up to {end} were acknowledged"
         return Removal(what, max(0, end - max(now.last, done_to)), ends_early=True)
     gone = now.first - 1 - done_to
-    if mark.purged_to and gone > 0:
+    if mark.purged_to >= 0 and gone > 0:
         what = f"messages up to {now.first - 1} are gone; we removed only those up to {done_to}"
         return Removal(what, gone)
     return None

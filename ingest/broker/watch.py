@@ -18,15 +18,15 @@ from typing import Any
 from ingest.broker import manage, monitor
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.manage import StreamFault
-from ingest.broker.mark import Mark, MarkFile
 from ingest.broker.monitor import NOT_KNOWN, ServerLook
-from ingest.broker.removals import Published, RemovalCheck
+from ingest.broker.removals import PublishedPlaces, RemovalCheck
 from ingest.broker.stream_state import StreamState, state_of
 from ingest.broker.streams import WantedStream
 from ingest.broker.waiting import either, unless
 from ingest.model.errors import BrokerAway, BrokerRefused
 from ingest.system import clock
 from ingest.system.logs import get_logger
+from ingest.system.stream_mark import MarkFile, StreamMark
 
 EVERY_S = 1.0  # shorter than given_check.KNOWN_S; the mark is so old at most
 MONITOR_S = 8.0
@@ -52,7 +52,7 @@ class StreamWatch:
         monitors: Callable[[], tuple[str, ...]],
         unsafe: bool,
         unanswered_s: Callable[[], float] | None = None,
-        published: Callable[[], Published] = Published,
+        published: Callable[[], PublishedPlaces] = PublishedPlaces,
         mark: MarkFile | None = None,
     ) -> None:
         self.checked = False  # the stream and the servers were looked at, at least once
@@ -67,7 +67,7 @@ class StreamWatch:
         self._unanswered_s = unanswered_s
         self._published = published
         self._mark = mark
-        self._noted = mark.read() if mark is not None else Mark()
+        self._noted = mark.read() if mark is not None else StreamMark()
         self._removals = RemovalCheck(self._noted)
         self._stream_faults: list[StreamFault] | None = None  # None: not looked yet
         self._stream_degraded: list[StreamFault] = []
@@ -150,6 +150,8 @@ class StreamWatch:
             return False
         self._away_since_s = None
         self.state = state_of(found)
+        # Whether a place was given again is known by answers that came before this one.
+        published = self._published()._replace(to=published.to)
         await self._note(published.to, anew=await self._see_removals(published))
         # What is wrong with the consumer of a forwarder is no reason to take no posts.
         self._stream_faults = manage.altered(found, self._wanted._replace(forwards=()))
@@ -160,7 +162,7 @@ class StreamWatch:
         self._judge()
         return not self._stream_faults and not self._removals.suspects
 
-    async def _see_removals(self, published: Published) -> bool:
+    async def _see_removals(self, published: PublishedPlaces) -> bool:
         """Return whether something was removed."""
         reconnected, self._reconnected = self._reconnected, False
         found = self._removals.see(self.state, published=published, reconnected=reconnected)
@@ -183,15 +185,11 @@ class StreamWatch:
         if self._mark is None or state is None or self._removals.suspects:
             return
         # The stream may be another one than that of the last message.
-        mark = Mark(state.made, 0, state.done_to, min(published_to, state.last))
-        if anew:
-            mark = mark._replace(acknowledged_to=state.last)
+        to = state.last if anew else min(published_to, state.last)
+        mark = StreamMark(state.made, done_to=state.done_to, acknowledged_to=to)
         if anew or (published_to and mark != self._noted):
             self._noted = mark
-            try:
-                await asyncio.to_thread(self._mark.note, mark, anew=anew)
-            except OSError as error:
-                _log.warning("stream_mark_not_kept", why=str(error))
+            await self._mark.note(mark, anew=anew)
 
     async def _look_at_servers(self) -> bool:
         """Ask all monitor ports at once; return whether all is well."""

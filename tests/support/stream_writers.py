@@ -14,6 +14,7 @@ from ingest.broker.roles import STREAM, WRITER
 from ingest.broker.session import Address
 from ingest.broker.skips import Skipped
 from ingest.embedded.broker import EmbeddedBroker
+from ingest.system.stream_mark import MarkFile
 from tests.support.brokers import api, is_up
 
 FEW = Pull(messages_max=1)
@@ -22,7 +23,14 @@ FEW = Pull(messages_max=1)
 class StreamWriter:
     """A puller with its check and its purge. `acknowledges` at once, or never."""
 
-    def __init__(self, connection: BrokerConnection, pull: Pull, *, acknowledges: bool) -> None:
+    def __init__(
+        self,
+        connection: BrokerConnection,
+        pull: Pull,
+        *,
+        acknowledges: bool,
+        mark: MarkFile | None = None,
+    ) -> None:
         self.connection = connection
         self.acknowledges = acknowledges
         self.got: list[Delivery] = []
@@ -43,6 +51,7 @@ class StreamWriter:
             keep_s=0,
             checked_to=lambda: self.check.checked_to,
             delivered_bytes=lambda: self.puller.delivered_bytes,
+            mark=mark,
         )
         self.puller.wanted.set()
 
@@ -75,11 +84,12 @@ async def writing(
     checks: bool = True,
     purges: bool = False,
     pulls: bool = True,
+    mark: MarkFile | None = None,
 ) -> AsyncIterator[StreamWriter]:
     """Give a writer with a connection of its own."""
     where = server if callable(server) else lambda: server.published.address("writer")
     connection = BrokerConnection(where, "writer")
-    writer = StreamWriter(connection, pull, acknowledges=acknowledges)
+    writer = StreamWriter(connection, pull, acknowledges=acknowledges, mark=mark)
     if not pulls:
         writer.puller.wanted.clear()
     stopping, stopping_connection = asyncio.Event(), asyncio.Event()

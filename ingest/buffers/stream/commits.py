@@ -7,7 +7,7 @@
 So these readings are in the stream as all others, for forwarders and for a rewind.
 Promises: a post is refused, and not kept, if it is known that nothing is stored now. That is asked
 once in KNOWN_S, for all posts.
-Does not: ask for an outcome again. One that gets lost, or comes after `outcome_s_max`, is not known.
+Does not: ask for an outcome again. One that gets lost or comes after `outcome_s_max` is not known.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 
 from ingest.broker.roles import COMMIT
 from ingest.broker.session import Message
-from ingest.buffers.stream.messages import NotOurs, decode_outcome, decode_refusal
+from ingest.buffers.stream.messages import NotOurs, decode_outcome
 from ingest.model.ack import Ack, Outcome
 from ingest.model.errors import BrokerAway, CommitRefused
 from ingest.system.clock import monotonic_s
@@ -78,14 +78,12 @@ class Commits:
     async def _ask(self) -> str:
         try:
             reply = await self._requests.request(COMMIT, b"", ANSWER_S_MAX)
-            said = decode_refusal(reply.data)
         except BrokerAway:
             if not self._requests.up:
                 raise
             return "database_away"  # no writer answers
-        except NotOurs:
-            return "database_away"
-        return said if said in _DETAILS or not said else "database_away"
+        code = reply.data.decode(errors="replace")
+        return code if not code or code in _DETAILS else "database_away"
 
     def expect(self, message_id: str, posts: Sequence[Awaited]) -> None:
         """Resolve the acks of these posts once the outcome of their message comes."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Sequence
+from contextlib import ExitStack
 from copy import copy
 
 from ingest.buffers.bounded_memory import COMPLETED, BoundedMemory
@@ -117,11 +118,10 @@ class StreamInlet:
     async def _put_if_stored(
         self, commits: Commits, block: Block, rows: int, size_bytes: int
     ) -> None:
-        try:
+        with ExitStack() as unless_taken:
+            unless_taken.callback(self.memory.free, rows, size_bytes)
             await commits.require_writer()
-        except BaseException:
-            self.memory.free(rows, size_bytes)
-            raise
+            unless_taken.pop_all()
         await self._put(block, rows, size_bytes)
 
     def _put(

@@ -7,8 +7,6 @@ The CRC begins with 0 here: a message is no part of a file, so no frame can be m
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import msgspec
 
 from ingest.buffers.frames import encode_head, frame_of
@@ -18,8 +16,6 @@ from ingest.model.rows import rows_fault
 from ingest.system.clock import monotonic_s, unix_us
 
 SALT = 0
-
-T = TypeVar("T")
 
 
 class NotOurs(Exception):
@@ -55,28 +51,12 @@ def decode_message(data: bytes) -> Block:
     return block
 
 
-class _Refusal(msgspec.Struct, array_like=True):
-    """Why a writer does not store now: a code, or nothing if it does."""
-
-    code: str
-
-
 class _Outcome(msgspec.Struct, array_like=True):
     """What became of a message: the refused rows, or all of it was set aside."""
 
     message_id: str
     refusals: list[Refusal]
     set_aside: bool
-
-
-def encode_refusal(code: str) -> bytes:
-    """Return the answer of a writer to the question whether it stores now."""
-    return msgspec.json.encode(_Refusal(code))
-
-
-def decode_refusal(data: bytes) -> str:
-    """Return the code of such an answer. Raises NotOurs."""
-    return _decoded(data, _Refusal).code
 
 
 def encode_outcome(message_id: str, outcome: Outcome) -> bytes:
@@ -86,12 +66,8 @@ def encode_outcome(message_id: str, outcome: Outcome) -> bytes:
 
 def decode_outcome(data: bytes) -> tuple[str, Outcome]:
     """Return the id of the message, and its outcome. Raises NotOurs."""
-    told = _decoded(data, _Outcome)
-    return told.message_id, Outcome(tuple(told.refusals), told.set_aside)
-
-
-def _decoded(data: bytes, kind: type[T]) -> T:
     try:
-        return msgspec.json.decode(data, type=kind)
+        told = msgspec.json.decode(data, type=_Outcome)
     except msgspec.DecodeError as error:
         raise NotOurs(str(error)) from error
+    return told.message_id, Outcome(tuple(told.refusals), told.set_aside)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.broker.mark import Mark, MarkFile
-from ingest.broker.removals import Published, Removal, RemovalCheck
+from ingest.broker.removals import PublishedPlaces, Removal, RemovalCheck
 from ingest.broker.stream_state import StreamState
+from ingest.system.stream_mark import StreamMark
 
 NONE = StreamState(
     made="monday",
@@ -35,18 +33,18 @@ NONE = StreamState(
 SOME = NONE._replace(
     first=21, last=100, messages=80, deliveries=60, delivered_to=60, done_to=50, waiting=40
 )._replace(pending=10)
-MARK = Mark("monday", purged_to=20, done_to=50, acknowledged_to=100)
+MARK = StreamMark("monday", purged_to=20, done_to=50, acknowledged_to=100)
 
 
 def seen(*looks: StreamState | None, published_to: int = 0) -> Removal | None:
     """Return what the last two looks have found; nothing was found before."""
     check = RemovalCheck()
     for each in looks[:-1]:
-        assert check.see(each, published=Published(published_to)) is None
+        assert check.see(each, published=PublishedPlaces(published_to)) is None
     assert check.suspects, "it asks for a second look"
-    found = check.see(looks[-1], published=Published(published_to))
+    found = check.see(looks[-1], published=PublishedPlaces(published_to))
     assert not check.suspects
-    assert check.see(looks[-1], published=Published(published_to)) is None, "once"
+    assert check.see(looks[-1], published=PublishedPlaces(published_to)) is None, "once"
     return found
 
 
@@ -85,23 +83,23 @@ def test_place_that_is_given_again_shows_a_loss_that_new_messages_hide() -> None
     """A stream of one copy ended at 70, and is longer than before at the next look."""
     check = RemovalCheck()
     now = SOME._replace(last=120)
-    assert check.see(SOME, published=Published(98)) is None
-    found = check.see(now, published=Published(73, 71, 98))
+    assert check.see(SOME, published=PublishedPlaces(98)) is None
+    found = check.see(now, published=PublishedPlaces(73, 71, 98))
     assert found is not None
     assert (found.messages, found.ends_early) == (30, True)
-    assert check.see(now, published=Published(120, 71, 98)) is None, "once"
+    assert check.see(now, published=PublishedPlaces(120, 71, 98)) is None, "once"
     copies = RemovalCheck()
-    copies.see(SOME._replace(replicas=3), published=Published(98))
-    answers = Published(98, 98, 99)  # of two leaders, in another order
+    copies.see(SOME._replace(replicas=3), published=PublishedPlaces(98))
+    answers = PublishedPlaces(98, 98, 99)  # of two leaders, in another order
     assert copies.see(now._replace(replicas=3), published=answers) is None
 
 
 def test_place_that_is_given_again_after_the_loss_was_seen_is_none_of_its_own() -> None:
     """The look was before the first new message."""
     check = RemovalCheck()
-    check.see(SOME, published=Published(100))
-    assert check.see(SOME._replace(last=70), published=Published(100)) is not None
-    assert check.see(SOME._replace(last=75), published=Published(75, 71, 100)) is None
+    check.see(SOME, published=PublishedPlaces(100))
+    assert check.see(SOME._replace(last=70), published=PublishedPlaces(100)) is not None
+    assert check.see(SOME._replace(last=75), published=PublishedPlaces(75, 71, 100)) is None
 
 
 def test_mark_shows_what_was_removed_while_nobody_looked() -> None:
@@ -115,29 +113,10 @@ def test_mark_shows_what_was_removed_while_nobody_looked() -> None:
         found = check.see(now)
         assert found is not None
         assert (found.messages, found.ends_early) == (lost, False)
-    for mark in (MARK, MARK._replace(purged_to=0, done_to=10)):
+    for mark in (MARK, MARK._replace(purged_to=-1, done_to=10)):
         check = RemovalCheck(mark)
         assert check.see(SOME) is None
         assert not check.suspects
-
-
-def test_marks_of_one_stream_only_grow_and_a_damaged_file_says_nothing(tmp_path: Path) -> None:
-    """Several processes write it, in any order."""
-    kept = MarkFile(tmp_path)
-    assert kept.read() == Mark()
-    kept.note(MARK)
-    kept.note(Mark("monday", acknowledged_to=90, done_to=60))
-    assert MarkFile(tmp_path).read() == Mark("monday", 20, 60, 100)
-    kept.note(Mark("monday", 0, 60, 70), anew=True)
-    assert kept.read() == Mark("monday", 0, 60, 70)
-    kept.note(Mark("tuesday", acknowledged_to=3))
-    assert kept.read() == Mark("tuesday", acknowledged_to=3)
-    (file,) = tmp_path.iterdir()
-    for damaged in (b"", bytes(512), b'["tuesday",1,"2",3]', b"[1,2,3,4]", b"\xff" * 512, b"[]"):
-        file.write_bytes(damaged)
-        assert kept.read() == Mark()
-        kept.note(MARK)
-        assert kept.read() == MARK
 
 
 def test_purge_by_hand_has_removed_what_was_not_delivered() -> None:
@@ -191,5 +170,5 @@ def test_nothing_is_found_while_only_we_purge(events: list[str]) -> None:
         elif event == "purge":
             now = now._replace(first=now.done_to + 1)
         elif event == "look":
-            assert check.see(now, published=Published(now.last)) is None
+            assert check.see(now, published=PublishedPlaces(now.last)) is None
             assert not check.suspects

@@ -164,7 +164,11 @@ async def test_next_group_grows_while_others_are_under_way() -> None:
 async def test_bounds_of_a_group_are_exact(ack: str) -> None:
     """To the last row and byte; a larger post is alone, and nothing is split."""
     size = len(make_block(1).tuples)
-    for bounds in ({"shared_rows_max": 3}, {"group_bytes_max": 3 * size + 2}):
+    several: tuple[dict[str, Any], ...] = (
+        {"shared_rows_max": 3},
+        {"group_bytes_max": 3 * size + 2},
+    )
+    for bounds in several:
         joined = Joined(groups_in_flight=1, **bounds)
         poster = Poster(joined.inlet, joined.gateway)
         for rows in (1, 1, 1, 1, 2, 1, 4, 1):

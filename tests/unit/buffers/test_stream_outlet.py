@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -87,7 +88,8 @@ async def test_message_that_comes_after_it_was_settled_is_a_block_again() -> Non
 async def test_more_is_wanted_until_memory_is_full_and_again_below_it() -> None:
     """Exactly at the bound of rows or bytes; one request more may come."""
     size = len(make_block(1).tuples)
-    for bounds in ({"rows_max": 30}, {"bytes_max": 30 * size}):
+    several: tuple[dict[str, Any], ...] = ({"rows_max": 30}, {"bytes_max": 30 * size})
+    for bounds in several:
         joined = Joined(request_max=2, **bounds)
         publish(joined, 24, *[1] * 5)
         assert joined.stream.wanted.is_set()

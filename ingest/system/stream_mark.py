@@ -4,12 +4,13 @@ The broker cannot say what it has lost: a stream whose last block is damaged end
 the same places to new messages. So gateways note how far messages were acknowledged, and whoever
 purges notes first how far. All that lies between must be there, at the next start too.
 Promises: numbers of one stream only grow, whichever process of this machine writes them. A file
-that is missing or damaged says nothing. Reading and writing block, for one sync of the disk.
+that is missing or damaged says nothing.
 Does not: know what was acknowledged after the last note, which is a second old at most.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import json
@@ -17,14 +18,19 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from ingest.system.logs import Occasionally, get_logger
+
+WARNING_S = 3600.0
 _BYTES_MAX = 512  # one sector: it is written whole or not at all
 
+_log = get_logger("broker")
 
-class Mark(NamedTuple):
-    """Places in the stream that the broker made at `made`; 0: not known."""
+
+class StreamMark(NamedTuple):
+    """Places in the stream that the broker made at `made`."""
 
     made: str = ""
-    purged_to: int = 0  # our own purge may have removed all up to here
+    purged_to: int = -1  # our own purge may have removed all up to here; -1: not known
     done_to: int = 0  # all up to here was stored
     acknowledged_to: int = 0  # a gateway was told that the stream has all up to here
 
@@ -34,26 +40,34 @@ class MarkFile:
 
     def __init__(self, state_folder: Path) -> None:
         self._path = state_folder / "stream-mark"
+        self._occasionally = Occasionally(WARNING_S)
 
-    def read(self) -> Mark:
-        """Return what was noted last; an empty mark if that is not known."""
+    def read(self) -> StreamMark:
+        """Return what was noted last; an empty mark if that is not known. Blocks for a moment."""
         try:
             return _decoded(self._path.read_bytes())
         except OSError:
-            return Mark()
+            return StreamMark()
 
-    def note(self, mark: Mark, *, anew: bool = False) -> None:
-        """Raise the numbers of this stream, or begin with another one, or `anew`. Raises OSError.
+    async def note(self, mark: StreamMark, *, anew: bool = False) -> None:
+        """Raise the numbers of this stream, or begin with another one, or `anew`.
 
         Begin anew after a loss that was told: it must not be told at each start.
         """
+        try:
+            await asyncio.to_thread(self._note, mark, anew=anew)
+        except OSError as error:
+            if self._occasionally.due("") is not None:
+                _log.warning("stream_mark_not_kept", why=str(error))
+
+    def _note(self, mark: StreamMark, *, anew: bool) -> None:
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             before = _decoded(os.pread(fd, _BYTES_MAX, 0))
             if before.made == mark.made and not anew:
                 grown = (max(pair) for pair in zip(before[1:], mark[1:], strict=True))
-                mark = Mark(mark.made, *grown)
+                mark = StreamMark(mark.made, *grown)
             if mark != before:
                 os.pwrite(fd, json.dumps(mark).encode().ljust(_BYTES_MAX), 0)
                 os.fsync(fd)
@@ -61,9 +75,9 @@ class MarkFile:
             os.close(fd)
 
 
-def _decoded(data: bytes) -> Mark:
+def _decoded(data: bytes) -> StreamMark:
     with contextlib.suppress(ValueError, TypeError):
         made, *places = json.loads(data)
         if isinstance(made, str) and all(type(each) is int for each in places):
-            return Mark(made, *places)
-    return Mark()
+            return StreamMark(made, *places)
+    return StreamMark()

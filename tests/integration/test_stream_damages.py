@@ -1,0 +1,304 @@
+"""Damage to the files of a stream, with the real nats-server: each is told, or does no harm.
+
+Each message has one body, so what was acknowledged can be compared with what writers got and with
+what was told. Of one copy, what is lost must be told; of three, nothing may be lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from ingest.broker import given_check, manage, purge, watch
+from ingest.broker.connection import BrokerConnection
+from ingest.broker.publishing import Publisher
+from ingest.broker.pulling import Pull
+from ingest.broker.roles import STREAM, SUBJECT, WRITER
+from ingest.broker.session import Address
+from ingest.broker.streams import WantedStream
+from ingest.broker.watch import StreamWatch
+from ingest.embedded import broker
+from ingest.embedded.broker import EmbeddedBroker
+from ingest.embedded.broker_program import find_program
+from ingest.model.errors import BrokerAway, BrokerRefused, StartError
+from ingest.system.stream_mark import MarkFile
+from tests.support.brokers import hit, joined, until
+from tests.support.clusters import LOCAL, Cluster, lead, members_in, running
+from tests.support.stream_damages import KINDS, Kind, Store, blocks_now
+from tests.support.stream_writers import StreamWriter, purged, writing
+
+SMALL = WantedStream(replicas=1, bytes_max=120 * 1024)  # so a block has some 37 messages
+DONE, WAITING, NEW = 40, 50, 30
+QUICK = {
+    "length of a record",
+    "length of a record, killed",
+    "last block deleted",
+    "state of the consumer gone",
+}
+# `up` does not begin, and says why.
+TOLD_BY_THE_START = {
+    "state of the consumer is garbage",
+    "settings of the stream gone",
+    "settings of the stream are garbage",
+}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let all look ten times as often: what takes 10 s takes one."""
+    for module, name, seconds in (
+        (given_check, "EVERY_S", 0.1),
+        (given_check, "KNOWN_S", 0.3),
+        (given_check, "HEARD_S", 0.35),
+        (purge, "EVERY_S", 1.0),
+        (watch, "EVERY_S", 0.1),
+        (watch, "AGAIN_S", 0.1),
+    ):
+        monkeypatch.setattr(module, name, seconds)
+    monkeypatch.setattr(broker, "START_S_MAX", 4.0)
+
+
+def bodies(begin: str, count: int) -> list[bytes]:
+    """Return bodies that differ."""
+    return [f"{begin}-{number:03}".encode().ljust(780, b".") for number in range(count)]
+
+
+class Gateway:
+    """A gateway that publishes, watches, and keeps a mark."""
+
+    def __init__(self, where: Callable[[], Address], wanted: WantedStream, folder: Path) -> None:
+        self.connection = BrokerConnection(where, "gateway")
+        self.publisher = Publisher(self.connection, subject=SUBJECT, stream=STREAM, wait_s_max=25)
+        self.mark = MarkFile(folder)
+        self.watch = StreamWatch(
+            self.connection,
+            wanted,
+            monitors=tuple,
+            unsafe=True,
+            published=lambda: self.publisher.published,
+            mark=self.mark,
+        )
+
+    async def publish(self, messages: list[bytes]) -> set[bytes]:
+        """Publish; return what was acknowledged."""
+        for each in messages:
+            await self.publisher.publish(each[:20].decode().rstrip("."), each)
+        return set(messages)
+
+    async def has_noted(self, done_to: int) -> None:
+        """Wait for the mark."""
+        to = self.publisher.published.to
+        await until(lambda: self.mark.read()[2:] >= (done_to, to))
+
+
+@asynccontextmanager
+async def gateway(
+    where: Callable[[], Address], wanted: WantedStream, folder: Path
+) -> AsyncIterator[Gateway]:
+    """Run a gateway."""
+    made, stopping = Gateway(where, wanted, folder), asyncio.Event()
+    running = [
+        asyncio.create_task(made.connection.run(stopping)),
+        asyncio.create_task(made.watch.run(stopping)),
+    ]
+    try:
+        await until(lambda: made.watch.checked)
+        yield made
+    finally:
+        stopping.set()
+        await asyncio.gather(*running)
+
+
+async def is_empty(admin: BrokerConnection) -> None:
+    """Wait until all is done that can be; what a writer that ended was given comes after 30 s."""
+    async with asyncio.timeout(45):
+        while True:
+            with contextlib.suppress(BrokerAway):  # a leader is chosen
+                found = await manage.look_at_consumer(admin, WRITER)
+                if found and not found["num_pending"] and not found["num_ack_pending"]:
+                    return
+            await asyncio.sleep(0.05)
+
+
+def got(*writers: StreamWriter) -> set[bytes]:
+    """Return the bodies that they were given."""
+    return {body for each in writers for body in each.bodies}
+
+
+async def _filled(folder: Path, *, kill: bool) -> tuple[set[bytes], set[bytes], dict[str, bytes]]:
+    """Make a store; return what was acknowledged, what is done, and its blocks at some time."""
+    server = EmbeddedBroker(folder, find_program(""))
+    await _begin(server)
+    async with gateway(lambda: server.published.address("gateway"), SMALL, folder) as one:
+        acknowledged = await one.publish(bodies("done", DONE))
+        async with writing(server, purges=True, mark=one.mark) as writer:
+            await until(lambda: got(writer) == acknowledged)
+            await until(lambda: one.mark.read().purged_to == DONE)
+        acknowledged |= await one.publish(bodies("waits", WAITING - 10))
+        earlier = blocks_now(folder / "store")
+        acknowledged |= await one.publish(bodies("late", 10))
+        await one.has_noted(DONE)
+    if kill:
+        hit(server.pid, signal.SIGKILL)
+    await server.stop()
+    return acknowledged, got(writer), earlier
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(each, id=each.what, marks=() if each.what in QUICK else pytest.mark.slow)
+        for each in KINDS
+    ],
+)
+async def test_damage_to_the_only_copy_is_told_or_does_no_harm(kind: Kind, tmp_path: Path) -> None:
+    """The roles start anew, as `up` does, and posts come in."""
+    acknowledged, done, earlier = await _filled(tmp_path, kill=kind.killed)
+    kind.do(Store(tmp_path / "store", earlier))
+    server = EmbeddedBroker(tmp_path, find_program(""))
+    try:
+        if kind.what in TOLD_BY_THE_START:
+            with pytest.raises((StartError, BrokerRefused)):
+                await _begin(server)
+        else:
+            await _begin(server)
+            await _goes_on(server, tmp_path, acknowledged, done)
+    finally:
+        await server.stop()
+
+
+async def _begin(server: EmbeddedBroker) -> None:
+    """Start it as `up` does."""
+    await server.start()
+    async with joined(server, "admin") as admin:
+        await manage.apply(admin, SMALL)
+
+
+async def _goes_on(
+    server: EmbeddedBroker, folder: Path, acknowledged: set[bytes], done: set[bytes]
+) -> None:
+    async with joined(server, "admin") as admin:
+        async with (
+            gateway(lambda: server.published.address("gateway"), SMALL, folder) as one,
+            writing(server, Pull(), purges=True, mark=one.mark) as writer,
+            writing(server, Pull(), purges=True, mark=one.mark) as other,
+        ):
+            new = await one.publish(bodies("new", NEW))
+            await is_empty(admin)
+
+            def told() -> int:
+                return one.watch.removed + writer.check.skipped + other.check.skipped
+
+            await asyncio.sleep(1.0)
+            lost = (acknowledged | new) - done - got(writer, other)
+            print(f"lost={len(lost)} told={told()}")  # noqa: T201  for the table of the document
+            assert not lost & new
+            assert len(lost) <= told() <= len(lost) + 1 if lost else told() == 0
+            given = [each for w in (writer, other) for each in w.got if each.data in new]
+            assert all(each.ack_subject for each in given), "by a second look"
+        # What was told is not told again.
+        async with gateway(lambda: server.published.address("gateway"), SMALL, folder) as again:
+            await asyncio.sleep(0.3)
+            assert again.watch.removed == 0
+
+
+@pytest.mark.parametrize("killed", [False, True])
+async def test_loss_while_the_roles_run_is_told_though_posts_come_at_once(
+    killed: bool, tmp_path: Path
+) -> None:
+    """They come before anybody looks, and get places that the stream has given before."""
+    servers = [EmbeddedBroker(tmp_path, find_program(""))]
+    await _begin(servers[0])
+
+    def where(role: str) -> Callable[[], Address]:
+        return lambda: servers[-1].published.address(role)
+
+    try:
+        async with (
+            gateway(where("gateway"), SMALL, tmp_path) as one,
+            writing(where("writer"), Pull(), purges=True, mark=one.mark) as writer,
+        ):
+            acknowledged = await one.publish(bodies("done", DONE))
+            await until(lambda: one.mark.read().purged_to == DONE)
+            writer.puller.wanted.clear()
+            await until(writer.puller._over.is_set)  # else the broker gives it some all the same
+            acknowledged |= await one.publish(bodies("waits", WAITING))
+            await one.has_noted(DONE)
+            if killed:
+                hit(servers[0].pid, signal.SIGKILL)
+            await servers[0].stop()
+            KINDS[0].do(Store(tmp_path / "store", {}))
+            publishing = asyncio.create_task(one.publish(bodies("new", NEW)))
+            servers.append(EmbeddedBroker(tmp_path, find_program("")))
+            await servers[1].start()
+            new = await publishing
+            writer.puller.wanted.set()
+            async with joined(servers[1], "admin") as admin:
+                await is_empty(admin)
+            await asyncio.sleep(1.0)
+            lost = acknowledged - got(writer)
+            assert lost
+            assert new <= got(writer)
+            assert len(lost) <= one.watch.removed <= len(lost) + 1
+    finally:
+        await servers[-1].stop()
+
+
+@pytest.mark.slow
+async def test_damage_to_one_copy_of_three_does_no_harm(tmp_path: Path) -> None:
+    """One after the other, each to the server that then leads stream and consumer."""
+    members = members_in(tmp_path, (LOCAL, LOCAL, LOCAL))
+    harmed = {}
+    async with (
+        running(Cluster(members), SMALL._replace(replicas=3)) as servers,
+        joined(lambda: servers.address("admin"), "admin") as admin,
+    ):
+        for number, kind in enumerate(KINDS):
+            folder = tmp_path / f"state-{number}"
+            folder.mkdir()
+            lost, told = await _damage_one_of_three(servers, admin, kind, folder, number)
+            print(f"{kind.what}: lost={len(lost)} told={told}")  # noqa: T201
+            if lost or told:
+                harmed[kind.what] = (len(lost), told)
+    assert harmed == {}
+
+
+async def _damage_one_of_three(
+    servers: Cluster, admin: BrokerConnection, kind: Kind, folder: Path, number: int
+) -> tuple[set[bytes], int]:
+    """Return what was lost, and how much was told."""
+
+    def where(role: str) -> Callable[[], Address]:
+        return lambda: servers.address(role)
+
+    async with gateway(where("gateway"), SMALL._replace(replicas=3), folder) as one:
+        async with writing(where("writer"), Pull(), purges=True) as writer:
+            acknowledged = await one.publish(bodies(f"done{number}", DONE))
+            await purged(admin, one.publisher.published.to)
+        acknowledged |= await one.publish(bodies(f"waits{number}", WAITING - 10))
+        bad = await servers.leader(admin)
+        earlier = blocks_now(bad.store)
+        acknowledged |= await one.publish(bodies(f"late{number}", 10))
+        await bad.end(signal.SIGKILL if kind.killed else signal.SIGTERM)
+        kind.do(Store(bad.store, earlier))
+        await bad.start()
+        await bad.is_well(60)
+        await servers.leader(admin)
+        await lead(admin, STREAM, bad.name)
+        await lead(admin, f"{STREAM}.{WRITER}", bad.name)
+        async with (
+            writing(where("writer"), Pull(), purges=True) as first,
+            writing(where("writer"), Pull(), purges=True) as second,
+        ):
+            acknowledged |= await one.publish(bodies(f"new{number}", NEW))
+            with contextlib.suppress(TimeoutError):
+                await until(lambda: got(writer, first, second) >= acknowledged, 30)
+            await is_empty(admin)
+            lost = acknowledged - got(writer, first, second)
+            return lost, one.watch.removed + first.check.skipped + second.check.skipped
