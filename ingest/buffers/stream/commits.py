@@ -1,7 +1,7 @@
 """Posts that wait for their commit, in a gateway.
 
-    put -> does a writer store now? -> no: refused
-                                    -> yes: a message of the stream, with a mark
+    reserve -> does a writer store now? -> no: refused
+                                        -> yes: a message of the stream, with a mark
     writer stores it -> outcome -> the acks of the posts in this message
 
 So these readings are in the stream as all others, for forwarders and for a rewind.
@@ -13,9 +13,10 @@ Does not: ask for an outcome again. One that gets lost or comes after `outcome_s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import NamedTuple
 
+from ingest.broker.connection import BrokerConnection
 from ingest.broker.roles import COMMIT
 from ingest.broker.session import Message
 from ingest.buffers.stream.messages import NotOurs, decode_outcome
@@ -28,18 +29,8 @@ KNOWN_S = 1.0
 _DETAILS = {
     "database_away": "no writer can reach the database now; nothing of the post is kept",
     "database_on_hold": "nothing of the post is kept",
+    "broker_away": BrokerAway.detail,
 }
-
-
-class Requests(Protocol):
-    """Sends requests; see broker/connection.py."""
-
-    @property
-    def up(self) -> bool:
-        """Whether there is a connection."""
-
-    def request(self, subject: str, payload: bytes, within_s: float) -> Awaitable[Message]:
-        """Return the first reply. Raises BrokerAway if there is none, or nobody who answers."""
 
 
 class Awaited(NamedTuple):
@@ -53,37 +44,41 @@ class Awaited(NamedTuple):
 class Commits:
     """What the posts of one gateway wait for."""
 
-    def __init__(self, requests: Requests, *, outcome_s_max: float) -> None:
-        self._requests = requests
+    def __init__(self, connection: BrokerConnection, *, outcome_s_max: float) -> None:
+        self._connection = connection
         self._outcome_s_max = outcome_s_max
         self._expected: dict[str, Sequence[Awaited]] = {}  # by the id of the message
         self._refused = ""  # a code, as was said last
         self._known_until_s = 0.0
-        self._asking = asyncio.Lock()
+        self._asking: asyncio.Task[None] | None = None
 
-    @property
     def are_taken(self) -> bool:
-        """Whether a writer has said a moment ago that it stores."""
-        return not self._refused and monotonic_s() < self._known_until_s
+        """Whether a writer has just said that it stores. False: it is asked now; see again soon.
 
-    async def require_writer(self) -> None:
-        """Ask whether a writer stores now. Raises CommitRefused, and BrokerAway."""
-        async with self._asking:
-            if monotonic_s() >= self._known_until_s:
-                self._refused = await self._ask()
-                self._known_until_s = monotonic_s() + KNOWN_S
+        Raises CommitRefused.
+        """
+        if monotonic_s() < self._known_until_s:
             if self._refused:
                 raise CommitRefused(self._refused, _DETAILS[self._refused])
+            return True
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask())
+        return False
 
-    async def _ask(self) -> str:
+    async def require_writer(self) -> None:
+        """Return once a writer has said that it stores. Raises CommitRefused."""
+        while not self.are_taken():
+            assert self._asking is not None
+            await asyncio.shield(self._asking)
+
+    async def _ask(self) -> None:
         try:
-            reply = await self._requests.request(COMMIT, b"", ANSWER_S_MAX)
-        except BrokerAway:
-            if not self._requests.up:
-                raise
-            return "database_away"  # no writer answers
-        code = reply.data.decode(errors="replace")
-        return code if not code or code in _DETAILS else "database_away"
+            reply = await self._connection.request(COMMIT, b"", ANSWER_S_MAX)
+            said = reply.data.decode(errors="replace")
+        except BrokerAway:  # or no writer answers
+            said = "database_away" if self._connection.up else "broker_away"
+        self._refused = said if said in _DETAILS or not said else "database_away"
+        self._known_until_s = monotonic_s() + KNOWN_S
 
     def expect(self, message_id: str, posts: Sequence[Awaited]) -> None:
         """Resolve the acks of these posts once the outcome of their message comes."""

@@ -13,10 +13,8 @@ Does not: have an outlet; the stream is one. When a group is published: see grou
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Awaitable, Sequence
-from contextlib import ExitStack
 from copy import copy
 
 from ingest.buffers.bounded_memory import COMPLETED, BoundedMemory
@@ -93,11 +91,15 @@ class StreamInlet:
     async def reserve(
         self, rows: int, size_bytes: int, *, awaited: bool = False, sender: str = ""
     ) -> Reservation:
-        """Wait for room: see ports.Inlet. Raises BufferFull and Stopping."""
+        """Wait for room: see ports.Inlet. Raises BufferFull, Stopping, and CommitRefused."""
+        if awaited and self._commits is not None:
+            await self._commits.require_writer()
         return await self._waiting.wait(rows, size_bytes, self._place, sender=sender)
 
     def reserve_all(self, sizes: Sizes, *, awaited: bool = False) -> list[Reservation] | None:
-        """Reserve room for all blocks of a post at once: see ports.PostInlet."""
+        """Reserve room for all blocks of a post at once: see ports.PostInlet, and `reserve`."""
+        if awaited and self._commits is not None and not self._commits.are_taken():
+            return None
         return self._waiting.place_all(sizes, self._place)
 
     def _place(self, rows: int, size_bytes: int) -> Reservation | None:
@@ -107,26 +109,7 @@ class StreamInlet:
         return StreamReservation(self, rows, size_bytes)
 
     def put(self, block: Block, rows: int, size_bytes: int, *, durable: bool) -> Awaitable[None]:
-        """Add the block of a reservation to the last group; with an ack, if a writer stores now."""
-        if block.ack is None:
-            return self._put(block, rows, size_bytes, durable=durable)
-        assert self._commits is not None, "this inlet gives no `committed`"
-        if self._commits.are_taken:
-            return self._put(block, rows, size_bytes)
-        return asyncio.create_task(self._put_if_stored(self._commits, block, rows, size_bytes))
-
-    async def _put_if_stored(
-        self, commits: Commits, block: Block, rows: int, size_bytes: int
-    ) -> None:
-        with ExitStack() as unless_taken:
-            unless_taken.callback(self.memory.free, rows, size_bytes)
-            await commits.require_writer()
-            unless_taken.pop_all()
-        await self._put(block, rows, size_bytes)
-
-    def _put(
-        self, block: Block, rows: int, size_bytes: int, *, durable: bool = True
-    ) -> Awaitable[None]:
+        """Add the block of a reservation to the last group."""
         ack = block.ack
         block = copy(block)  # that of the group grows, and the caller still looks at its own
         if not durable:

@@ -43,7 +43,7 @@ class Both:
 
     def __init__(self, outcome_s_max: float = 5.0, **more: Any) -> None:
         self.writer = Writer()
-        self.commits = Commits(self.writer, outcome_s_max=outcome_s_max)
+        self.commits = Commits(self.writer, outcome_s_max=outcome_s_max)  # type: ignore[arg-type]
         self.loses = False
         self.joined = Joined(commits=self.commits, outcome=self._outcome, **more)
 
@@ -56,9 +56,9 @@ class Both:
         """Put a block as the keeper does; return its ack."""
         block, ack = make_block(rows), Ack()
         block.ack = ack if waits else None
-        reservation = await self.joined.reserve(rows, len(block.tuples), awaited=True)
         self.joined.gateway.received += rows
         try:
+            reservation = await self.joined.reserve(rows, len(block.tuples), awaited=waits)
             await reservation.put(block)
         except NotKept as error:
             self.joined.gateway.readings_rejected(error.code, rows)
@@ -141,15 +141,29 @@ async def test_committed_post_is_refused_if_no_writer_stores_now(
     assert both.joined.gateway.imbalance == 0
 
 
-async def test_committed_post_without_a_broker_is_refused_for_it() -> None:
+async def test_committed_post_without_a_broker_is_refused_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """That is said in its own words. Later it is asked again."""
+    monkeypatch.setattr(commits, "KNOWN_S", 0.02)
     both = Both()
     both.writer.up = False
-    with pytest.raises(BrokerAway):
+    with pytest.raises(CommitRefused) as caught:
         await both.put()
+    assert caught.value.code == "broker_away"
     both.writer.up = True
+    await asyncio.sleep(0.03)
     assert (await both.put()).outcome is None
     assert both.writer.asked == 2
+
+
+async def test_post_of_several_blocks_gets_its_room_once_a_writer_has_answered() -> None:
+    """Its caller asks again and again."""
+    both = Both()
+    assert both.joined.reserve_all([(2, 50), (1, 30)], awaited=True) is None
+    await spin()
+    assert len(both.joined.reserve_all([(2, 50), (1, 30)], awaited=True) or ()) == 2
+    assert both.writer.asked == 1
 
 
 async def test_committed_post_that_the_stream_does_not_take_is_refused() -> None:
