@@ -24,6 +24,45 @@ record before its first byte is sent, and is searched in the table and in the de
 stream at the end. Clients send again until they have an answer, to any gateway. Load, deadlines
 and seeds are those of FAULTS.md.
 """
+DAMAGES = """## Damage to the files of a stream
+
+What becomes of the files of nats-server's stream while it does not run: 26 kinds, each with a
+stream of three blocks of which 50 messages wait, and 30 messages that come after the start.
+"Killed": nats-server was killed before, so it reads its blocks anew; else it was stopped in
+order, and trusts its index. tests/integration/test_stream_damages.py does all of them, and
+compares what was acknowledged with what writers got and what was told.
+
+| what is damaged | lost | told | why |
+| --- | ---: | ---: | --- |
+| length of a record | 8 | 8 | the stream ends there |
+| length of a record, killed | 8 | 8 | the same |
+| length of a record in the block before | 18 | 18 | the rest of this block cannot be read |
+| number of a record, killed | 8 | 8 | the stream ends there |
+| check sum of a record | 1 | 1 | it is not delivered |
+| check sum of a record, killed | 10 | 10 | the stream ends there |
+| payload | 1 | 1 | it is not delivered |
+| payload, killed | 8 | 8 | the stream ends there |
+| 5,000 zeros in the block before | 18 | 18 | the rest of this block cannot be read |
+| 5,000 zeros, killed | 8 | 8 | the stream ends there |
+| end cut off | 8 | 8 | these are not delivered |
+| end cut off, killed | 8 | 8 | the stream ends there |
+| last block emptied, killed | 15 | 15 | the stream ends before it |
+| last block deleted | 15 | 15 | these are not delivered |
+| last block deleted, killed | 15 | 15 | the stream ends before it |
+| block before the last one deleted, killed | 35 | 35 | these are not delivered |
+| last block is an old one, killed | 10 | 10 | the stream ends earlier |
+| index gone; index is garbage | 0 | 0 | it is made anew |
+| all blocks gone | 50 | 50 | the stream is empty |
+| stream gone | 50 | 50 | `up` makes a new one, and compares it with the mark |
+| consumer gone; its state gone | 0 | 0 | all messages are given again |
+| state of the consumer is garbage | 0 | | `up` does not start, and says why |
+| settings of the stream gone; garbage | 0 | | nats-server does not start, and `up` says so |
+
+New messages after the damage were all written, none of them by a second look. The same 26 kinds
+of damage to one copy of three, on the server that then leads: nothing is lost, and nothing is
+told as lost. What was acknowledged in the second before a crash of the gateways may be lost
+untold: the mark is so old at most.
+"""
 CHECKED = """## What is checked
 
 As in FAULTS.md: I1 to I5 by the ledger, against the table and the dead letters of the stream. I7:
@@ -59,6 +98,7 @@ def text(done: Sequence[Done], took_s: float, of: str = "commit unknown") -> str
         "## Controls and mutants: they must lose readings\n\nA condition of the promise is taken "
         "away, or a check of the writer. A test that then finds no loss proves nothing.\n\n"
         f"{report.HEAD}{rows['control']}{rows['mutant']}",
+        DAMAGES,
         CHECKED,
         NOT_TESTED,
     ]

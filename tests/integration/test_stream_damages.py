@@ -251,40 +251,26 @@ async def test_loss_while_the_roles_run_is_told_though_posts_come_at_once(
 
 
 @pytest.mark.slow
-async def test_damage_to_one_copy_of_three_does_no_harm(tmp_path: Path) -> None:
-    """One after the other, each to the server that then leads stream and consumer."""
-    members = members_in(tmp_path, (LOCAL, LOCAL, LOCAL))
-    harmed = {}
-    async with (
-        running(Cluster(members), SMALL._replace(replicas=3)) as servers,
-        joined(lambda: servers.address("admin"), "admin") as admin,
-    ):
-        for number, kind in enumerate(KINDS):
-            folder = tmp_path / f"state-{number}"
-            folder.mkdir()
-            lost, told = await _damage_one_of_three(servers, admin, kind, folder, number)
-            print(f"{kind.what}: lost={len(lost)} told={told}")  # noqa: T201
-            if lost or told:
-                harmed[kind.what] = (len(lost), told)
-    assert harmed == {}
-
-
-async def _damage_one_of_three(
-    servers: Cluster, admin: BrokerConnection, kind: Kind, folder: Path, number: int
-) -> tuple[set[bytes], int]:
-    """Return what was lost, and how much was told."""
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.what)
+async def test_damage_to_one_copy_of_three_does_no_harm(kind: Kind, tmp_path: Path) -> None:
+    """It is that of the server that then leads stream and consumer."""
+    wanted = SMALL._replace(replicas=3)
 
     def where(role: str) -> Callable[[], Address]:
         return lambda: servers.address(role)
 
-    async with gateway(where("gateway"), SMALL._replace(replicas=3), folder) as one:
+    async with (
+        running(Cluster(members_in(tmp_path, (LOCAL,) * 3)), wanted) as servers,
+        joined(where("admin"), "admin") as admin,
+        gateway(where("gateway"), wanted, tmp_path) as one,
+    ):
         async with writing(where("writer"), Pull(), purges=True) as writer:
-            acknowledged = await one.publish(bodies(f"done{number}", DONE))
+            acknowledged = await one.publish(bodies("done", DONE))
             await purged(admin, one.publisher.published.to)
-        acknowledged |= await one.publish(bodies(f"waits{number}", WAITING - 10))
+        acknowledged |= await one.publish(bodies("waits", WAITING - 10))
         bad = await servers.leader(admin)
         earlier = blocks_now(bad.store)
-        acknowledged |= await one.publish(bodies(f"late{number}", 10))
+        acknowledged |= await one.publish(bodies("late", 10))
         await bad.end(signal.SIGKILL if kind.killed else signal.SIGTERM)
         kind.do(Store(bad.store, earlier))
         await bad.start()
@@ -296,9 +282,9 @@ async def _damage_one_of_three(
             writing(where("writer"), Pull(), purges=True) as first,
             writing(where("writer"), Pull(), purges=True) as second,
         ):
-            acknowledged |= await one.publish(bodies(f"new{number}", NEW))
-            with contextlib.suppress(TimeoutError):
-                await until(lambda: got(writer, first, second) >= acknowledged, 30)
+            acknowledged |= await one.publish(bodies("new", NEW))
+            await until(lambda: got(writer, first, second) >= acknowledged, 45)
             await is_empty(admin)
-            lost = acknowledged - got(writer, first, second)
-            return lost, one.watch.removed + first.check.skipped + second.check.skipped
+            told = one.watch.removed + first.check.skipped + second.check.skipped
+            print(f"lost=0 told={told}")  # noqa: T201  for the table of the document
+            assert told == 0
