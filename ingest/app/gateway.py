@@ -14,6 +14,7 @@ import asyncio
 import os
 import secrets
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 from ingest.admin.dashboard.tail import Tail
@@ -42,6 +43,7 @@ from ingest.writer.set_aside import set_aside_rest
 HANDLERS_GRACE_S = 1.0
 IDLE_S = 5.0  # a connection without a request for so long is closed when a successor is there
 LEAVE_S_MAX = 30.0  # until the last connection is closed then
+LAST_LOOK_S_MAX = 1.0
 LOOK_S = 0.02
 # In an inherited socket connections wait until the stream has been looked at: a gateway that
 # replaces another one must refuse nothing. After this time they get `starting`.
@@ -263,6 +265,9 @@ class Gateway:
         await self.endpoint.close()
         await set_aside_rest(inlet, self.dead_letters, self.ledger)
         await self.dead_letters.close()
+        with suppress(TimeoutError):  # the mark has what was acknowledged last, too
+            async with asyncio.timeout(LAST_LOOK_S_MAX):
+                await role.watch.look()
         await role.flush()
         ledger = self.ledger
         sums = {

@@ -99,7 +99,7 @@ class StreamWatch:
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Look again and again until the event is set."""
-        stream = self._watch(stopping, self._look, EVERY_S, self._stream_due)
+        stream = self._watch(stopping, self.look, EVERY_S, self._stream_due)
         # A silent server must not delay the other looks.
         servers = self._watch(stopping, self._look_at_servers, MONITOR_S, self._servers_due)
         await asyncio.gather(stream, servers)
@@ -133,8 +133,8 @@ class StreamWatch:
         if self._away_since_s is None:
             self._away_since_s = clock.monotonic_s()
 
-    async def _look(self) -> bool:
-        """Look at the stream; return whether all is well."""
+    async def look(self) -> bool:
+        """Look at the stream, and note what it must have; return whether all is well."""
         began_s = clock.monotonic_s()
         published = self._published()  # before the look: the stream has these
         try:
