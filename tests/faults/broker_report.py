@@ -58,10 +58,11 @@ compares what was acknowledged with what writers got and what was told.
 | state of the consumer is garbage | 0 | | `up` does not start, and says why |
 | settings of the stream gone; garbage | 0 | | nats-server does not start, and `up` says so |
 
-New messages after the damage were all written, none of them by a second look. The same 26 kinds
-of damage to one copy of three, on the server that then leads: nothing is lost, and nothing is
-told as lost. What was acknowledged in the second before a crash of the gateways may be lost
-untold: the mark is so old at most.
+New messages after the damage were all written, none of them by a second look. The same kinds of
+damage to one copy of three, on the server that then leads: nothing is lost, and nothing is told as
+lost. With garbage as the state of the consumer this server is not well: `stream check` and the log
+say so (`stream_degraded`), and the others go on. What was acknowledged in the second before a crash
+of the gateways may be lost untold: the mark is so old at most.
 """
 CHECKED = """## What is checked
 

@@ -41,9 +41,10 @@ QUICK = {
     "last block deleted",
     "state of the consumer gone",
 }
+ILL = "state of the consumer is garbage"  # of three servers: this one is not well, and says so
 # `up` does not begin, and says why.
 TOLD_BY_THE_START = {
-    "state of the consumer is garbage",
+    ILL,
     "settings of the stream gone",
     "settings of the stream are garbage",
 }
@@ -274,10 +275,11 @@ async def test_damage_to_one_copy_of_three_does_no_harm(kind: Kind, tmp_path: Pa
         await bad.end(signal.SIGKILL if kind.killed else signal.SIGTERM)
         kind.do(Store(bad.store, earlier))
         await bad.start()
-        await bad.is_well(60)
         await servers.leader(admin)
-        await lead(admin, STREAM, bad.name)
-        await lead(admin, f"{STREAM}.{WRITER}", bad.name)
+        if kind.what != ILL:
+            await bad.is_well(60)
+            await lead(admin, STREAM, bad.name)
+            await lead(admin, f"{STREAM}.{WRITER}", bad.name)
         async with (
             writing(where("writer"), Pull(), purges=True) as first,
             writing(where("writer"), Pull(), purges=True) as second,
@@ -288,3 +290,6 @@ async def test_damage_to_one_copy_of_three_does_no_harm(kind: Kind, tmp_path: Pa
             told = one.watch.removed + first.check.skipped + second.check.skipped
             print(f"lost=0 told={told}")  # noqa: T201  for the table of the document
             assert told == 0
+        if kind.what == ILL:
+            with pytest.raises(TimeoutError):
+                await bad.is_well(2)
