@@ -128,7 +128,8 @@ class Role:
         self.tasks = Tasks(self.stopping, role)
         self.ledger = Ledger()
         self.connection = BrokerConnection(lambda: place.broker, role)
-        self.mark = MarkFile(state_dir(place.settings))
+        at = "" if place.broker.ours else ",".join(sorted(place.broker.servers))
+        self.mark = MarkFile(state_dir(place.settings), at)
         self.watch = StreamWatch(
             self.connection,
             # A missing consumer of a forwarder is no reason to refuse posts: the purge tells of it.
