@@ -19,7 +19,10 @@ from ingest.app.broker_state import BrokerState
 from ingest.app.status import StatusSource, status_message
 from ingest.app.tasks import EXIT_BROKEN, EXIT_LOST, EXIT_OK, TASKS_S_MAX, Tasks
 from ingest.broker.connection import BrokerConnection
+<<<<<<< HEAD
 from ingest.broker.envelope import Address
+=======
+>>>>>>> w-broker
 from ingest.broker.removals import PublishedPlaces
 from ingest.broker.roles import STATUS
 from ingest.broker.watch import StreamWatch
@@ -128,7 +131,8 @@ class Role:
         self.tasks = Tasks(self.stopping, role)
         self.ledger = Ledger()
         self.connection = BrokerConnection(lambda: place.broker, role)
-        self.mark = MarkFile(state_dir(place.settings))
+        at = "" if place.broker.ours else ",".join(sorted(place.broker.servers))
+        self.mark = MarkFile(state_dir(place.settings), at)
         self.watch = StreamWatch(
             self.connection,
             # A missing consumer of a forwarder is no reason to refuse posts: the purge tells of it.

@@ -75,7 +75,8 @@ class RemovalCheck:
             if published.to != self._published_to:
                 last = max(last, published.to)
             found = _compare(before, now, last, reconnected=reconnected)
-            if is_alone and again_to not in (self._again_to, self._published_to):
+            is_same = now is not None and now.made == before.made
+            if is_alone and is_same and again_to not in (self._again_to, self._published_to):
                 what = f"others have the places from {published.again} on"
                 gone = max(last, again_to) - max(published.again - 1, before.done_to)
                 found = Removal(what, max(0, gone), ends_early=True)

@@ -20,6 +20,7 @@ async def test_numbers_of_one_stream_only_grow(tmp_path: Path) -> None:
     assert MarkFile(tmp_path).read() == StreamMark("monday", 20, 60, 100)
     await kept.note(StreamMark("monday", -1, 60, 70), anew=True)
     assert kept.read() == StreamMark("monday", -1, 60, 70)
+    assert MarkFile(tmp_path, "nats://other:4222").read() == StreamMark(), "of another broker"
     await kept.note(StreamMark("tuesday", acknowledged_to=3))
     assert kept.read() == StreamMark("tuesday", acknowledged_to=3)
 
