@@ -32,8 +32,7 @@ def parquet_archiver(
     except ImportError as error:
         raise StartError(
             f"the archive needs pyarrow, which cannot be loaded ({error}): install "
-            "iot-ingest[archive]; in a checkout ./run with archive_dir set installs it; the image "
-            "needs the build argument ARCHIVE=1"
+            "iot-ingest[archive], or build the image with the argument ARCHIVE=1"
         ) from error
     kept = ArchiveFolder(folder, free_bytes_min=settings.disk_free_bytes_min)
     return ParquetArchiver(kept, stopped)

@@ -40,8 +40,7 @@ def parser() -> Parser:
         usage="loadgen COMMAND [options]",
         description="Clients of iot-ingest: measure it, prove that it loses nothing, post a file.",
         examples=("loadgen run --rate 500 --duration-s 30", "loadgen verify"),
-        epilog="A clone of the repository has ./run loadgen for loadgen.\n\n"
-        "exit codes: 0 success, 1 a part failed, 2 wrong use, 130 ended by Ctrl-C",
+        epilog="exit codes: 0 success, 1 a part failed, 2 wrong use, 130 ended by Ctrl-C",
     )
     commands = loadgen.add_subparsers(
         dest="command", metavar="COMMAND", title="commands", prog="loadgen"
