@@ -348,8 +348,10 @@ def test_sender_that_has_used_its_share_is_named(rig: Rig) -> None:
     assert [each["details"] for each in lines if each["event"] == "trouble"] == ["token gate"]
     rig.letters = rig.letters._replace(invalid_full=True)
     assert rig.document["cause"] == "invalid_full"
-    rig.table = Trouble("writes_fail", "no write has gone through")
-    assert rig.document["cause"] == "writes_fail"
+    rig.table = Trouble("writes_fail", "no write has gone through", "55P03: no lock")
+    words = "no write has gone through; readings are kept: 55P03: no lock"
+    assert (rig.document["cause"], rig.document["reason"]) == ("writes_fail", words)
+    assert "pg_terminate_backend" in rig.document["next"]
 
 
 def test_end_of_the_partitions_is_told_and_refuses_nothing(rig: Rig) -> None:
