@@ -29,6 +29,7 @@ from ingest.model.causes import (
     cause_of,
     may_be_url,
     next_step,
+    rank_of,
     trouble_of,
 )
 from ingest.model.ledger import DeadLetterStats
@@ -53,9 +54,8 @@ class Health:
     `disk` is the state folder; None: there is none. `disk_broken` returns True if the journal
     cannot be written. `url_fault` returns what is wrong with the file of the database's URL, or
     nothing. `broker` returns why the broker is of no use now, as a key of causes.CAUSES, or
-    nothing; the state is `broker_away` then. `troubles` say what else is wrong, the most important
-    first. `untaken` says what a start waits for. `advice` are the words of the next steps: a text
-    for each of causes.FIELDS.
+    nothing; the state is `broker_away` then. `troubles` say what else is wrong. `untaken` says what
+    a start waits for. `advice` are the words of the next steps: a text for each of causes.FIELDS.
     """
 
     def __init__(
@@ -103,7 +103,6 @@ class Health:
         self._since_us = unix_us()
         self._cause = ""
         self._cause_since_us = self._since_us
-        self._invalid_full = False
         self._log = get_logger("health")
 
     @property
@@ -140,10 +139,9 @@ class Health:
                 return
 
     def tick(self) -> None:
-        """Check disk, dead letters and buffer; cheap."""
+        """Check disk and buffer; cheap."""
         stats = self._buffer()
         self._check_disk()
-        self._check_invalid_items()
         self._check_buffer(stats)
         self._refresh(stats)
         self._fill.tick(stats, self._dead_letters(), self.disk_free_bytes)
@@ -205,21 +203,11 @@ class Health:
         if least:
             self._disk_low = free < (least * DISK_RECOVERS if self._disk_low else least)
 
-    def _check_invalid_items(self) -> None:
-        """Log it once when there is no room for invalid items, and once when there is again."""
+    def _of_letters(self) -> Trouble:
         letters = self._dead_letters()
-        if letters.invalid_full == self._invalid_full:
-            return
-        self._invalid_full = letters.invalid_full
-        size, most = letters.size_bytes, self._settings.dlq_bytes_max
         if letters.invalid_full:
-            self._log.warning("invalid_full", dlq_bytes=size, dlq_bytes_max=most)
-        else:
-            self._log.info("invalid_items_kept_again", dlq_bytes=size, dlq_bytes_max=most)
-
-    def _share_used(self) -> Trouble:
-        sender = self._dead_letters().share_used_by
-        return trouble_of(SHARE_USED if sender else "", sender)
+            return trouble_of(INVALID_FULL)
+        return trouble_of(SHARE_USED if letters.share_used_by else "", letters.share_used_by)
 
     def _check_buffer(self, stats: BufferStats) -> None:
         """Set `full` after `full_s_min` without space and progress; end it after the contrary."""
@@ -244,8 +232,8 @@ class Health:
         if state != was:
             self._since_us = unix_us()
         was_trouble = self._trouble.cause
-        found = (trouble() for trouble in (self._share_used, *self._troubles))
-        self._trouble = next((each for each in found if each.cause), Trouble())
+        found = (trouble() for trouble in (self._of_letters, *self._troubles))
+        self._trouble = min(found, key=rank_of)
         cause, words, details = self._trouble
         if cause != was_trouble:
             self._log.warning("trouble", cause=cause, was=was_trouble, words=words, details=details)
@@ -270,7 +258,7 @@ class Health:
             return self._database_cause()
         if state in {"starting", "full", "slowed"}:
             return state
-        return INVALID_FULL if self._invalid_full else self._trouble.cause
+        return self._trouble.cause
 
     def _open_state(self, stats: BufferStats) -> str:
         if broker := self._broker():

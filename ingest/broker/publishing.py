@@ -39,7 +39,7 @@ AGAIN_S = {Meaning.AGAIN: 0.1, Meaning.UNSURE: 0.05}  # before the next try; wit
 AGAIN_LATER_S = 0.25
 LAST_S = 0.1  # no try begins so late: it would only put a message into doubt
 HEADERS_BYTES = 256  # the most that the headers of a message take
-NONE: Mapping[str, str] = {}
+NO_HEADERS: Mapping[str, str] = {}
 
 
 class Publisher:
@@ -88,7 +88,7 @@ class Publisher:
         payload: bytes,
         within_s: float | None = None,
         *,
-        headers: Mapping[str, str] = NONE,
+        headers: Mapping[str, str] = NO_HEADERS,
     ) -> asyncio.Future[PubAck]:
         """Publish a message, within `wait_s_max` or less. No two messages may have the same id.
 

@@ -17,12 +17,12 @@ from ingest.formats.map_source import Members, Source, holds
 from ingest.formats.map_values import Receipt, float_of, number_in, shown, time_us
 from ingest.formats.post import Post, too_many_of_post, too_much_shared
 from ingest.formats.series import SERIES
-from ingest.model.codes import NOT_ALLOWED
+from ingest.model.codes import NO_DEVICE, NOT_ALLOWED
 from ingest.model.reading import NAME_CHARACTERS_MAX, name_fault
 
 STEP_PARTS = 300  # members of objects, or values, that are read in one step
 FAULTS_MAX = 10  # of a document that are told
-NO_DEVICE, NO_VALUE = "no_device", "no_value"
+NO_VALUE = "no_value"
 NOTHING_NAMES_IT = (
     "nothing names a device: `device` of the source leads nowhere, and the token has no device"
 )

@@ -239,10 +239,8 @@ class _Pack:
         if known is not None:
             return known
         device, metric = split_name(whole_name)
-        device, metric = (
-            device or self._post.device,
-            metric + tags_text({"u": unit} if unit else {}),
-        )
+        device = device or self._post.device
+        metric += tags_text({"u": unit} if unit else {})
         if not device:
             raise Bad("n", "no_device")
         if self._post.allows is not None and not self._post.allows(device):

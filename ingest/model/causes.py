@@ -54,7 +54,7 @@ FIELDS = (
 )
 
 JOURNAL_BROKEN, INVALID_FULL = "journal_broken", "invalid_full"
-SHARE_USED = "invalid_items_refused"  # of one sender
+SHARE_USED = "sender_share_used"  # of the space for invalid items
 # Of the broker.
 BROKER_AWAY, BROKER_UNSAFE, BROKER_DISK = "broker_away", "broker_unsafe", "broker_disk"
 STREAM_MISSING, STREAM_ALTERED, STREAM_FULL = "stream_missing", "stream_altered", "stream_full"
@@ -73,6 +73,7 @@ _MAKE_SPACE = (
     "dlq_bytes_max."
 )
 
+# Of several troubles the one that stands first here is told.
 CAUSES: dict[str, Cause] = {
     UNREACHABLE: Cause(
         "the database is away",
@@ -161,6 +162,26 @@ CAUSES: dict[str, Cause] = {
         "the log and the disk of the database. The service continues by itself.",
         "ingestwritesfail",
     ),
+    STREAM_LOST: Cause(
+        "acknowledged readings are gone from the stream",
+        "The log line `stream_messages_removed` or `stream_messages_skipped` says how many. Check "
+        "the disk of the broker. If the devices can, let them send the readings of that time "
+        "again. Then restart: {restart}.",
+        "ingeststreamskipped",
+    ),
+    INVALID_FULL: Cause(
+        "posts with an invalid item are refused: the dead letters are half full, and the rest is "
+        "kept for valid readings",
+        _MAKE_SPACE,
+        "ingestinvaliditemsrefused",
+    ),
+    SHARE_USED: Cause(
+        "posts of a sender are refused if one item is invalid: it has used its share of the space "
+        "for such items",
+        "`{run} dlq list --where reason=invalid` shows what is wrong with its items. Fix the "
+        "sender. Then replay or discard them.",
+        "ingestsendershareused",
+    ),
     BEHIND: Cause(
         "readings wait long until they are written",
         "After an outage this is over by itself. If they do not become fewer, the database is too "
@@ -172,28 +193,6 @@ CAUSES: dict[str, Cause] = {
         "dead letters cannot be written",
         "Check the disk of the state folder: `{run} doctor`.",
         "ingestonhold",
-    ),
-    INVALID_FULL: Cause(
-        "posts with an invalid item are refused: the dead letters are half full, and the rest is "
-        "kept for valid readings",
-        _MAKE_SPACE,
-        "ingestinvaliditemsrefused",
-    ),
-    SENDER_NOT_STORED: Cause(
-        "of a sender no reading is stored",
-        "All become dead letters. The sender gets 2xx, and does not know it. `{run} dlq show "
-        "--where reason=invalid` shows them, with a code. no_device, of line protocol: add the tag "
-        "that names the device to line_device_tags, or let the sender write one (Telegraf: no "
-        "omit_hostname). After a restart with that setting, `{run} dlq replay --where "
-        "reason=invalid` stores them.",
-        "ingestsendernotstored",
-    ),
-    SHARE_USED: Cause(
-        "posts of a sender are refused if one item is invalid: it has used its share of the space "
-        "for such items",
-        "`{run} dlq list --where reason=invalid` shows what is wrong with its items. Fix the "
-        "sender. Then replay or discard them.",
-        "ingestsendershareused",
     ),
     "disk_low": Cause(
         "the disk of the state folder is nearly full",
@@ -235,13 +234,6 @@ CAUSES: dict[str, Cause] = {
         "`{run} stream check` prints what differs. Undo that change, or use `{run} stream apply`.",
         "ingeststreamaltered",
     ),
-    STREAM_LOST: Cause(
-        "acknowledged readings are gone from the stream",
-        "The log line `stream_messages_removed` or `stream_messages_skipped` says how many. Check "
-        "the disk of the broker. If the devices can, let them send the readings of that time "
-        "again. Then restart: {restart}.",
-        "ingeststreamskipped",
-    ),
     STREAM_FULL: Cause(
         "the stream is full",
         "Writers are slower than the posts come in, or the database is away: find out why, or "
@@ -278,6 +270,15 @@ CAUSES: dict[str, Cause] = {
         "housekeeping_url to the role that owns the table, or run `{run} housekeeping run` as it.",
         "ingestpartitionsend",
     ),
+    SENDER_NOT_STORED: Cause(
+        "of a sender no reading is stored",
+        "All become dead letters. The sender gets 2xx, and does not know it. `{run} dlq show "
+        "--where reason=invalid` shows them, with a code. no_device, of line protocol: add the tag "
+        "that names the device to line_device_tags, or let the sender write one (Telegraf: no "
+        "omit_hostname). After a restart with that setting, `{run} dlq replay --where "
+        "reason=invalid` stores them.",
+        "ingestsendernotstored",
+    ),
     INSTANCE_AWAY: Cause(
         "a process of the service does not report its state",
         "It is started again by itself. If this lasts: `{log}`.",
@@ -301,6 +302,7 @@ CAUSES: dict[str, Cause] = {
     "draining": Cause("the service is stopping", "", ""),
 }
 
+_RANKS = {name: at for at, name in enumerate(CAUSES)}
 _UNKNOWN = Cause(
     "the database reports an error that the service does not know",
     f"{_READ_MESSAGE} Read the log of the database too.",
@@ -318,6 +320,11 @@ def cause_of(name: str) -> Cause:
 def trouble_of(name: str, details: str = "") -> Trouble:
     """Return a cause with its own words as a trouble; of no cause, none."""
     return Trouble(name, cause_of(name).words, details) if name else Trouble()
+
+
+def rank_of(trouble: Trouble) -> int:
+    """Return a place in the order of importance: the most important trouble has the least."""
+    return _RANKS.get(trouble.cause, len(_RANKS))
 
 
 def may_be_url(name: str) -> bool:

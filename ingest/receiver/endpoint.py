@@ -195,22 +195,13 @@ class Endpoint:
     ) -> str:
         """Listen, or serve at the sockets that are `given`; return the real HOST:PORT.
 
-        Raises StartError that names --listen or --access.
+        It accepts from these once `accepts` says so. Raises StartError that names --listen or
+        --access.
         """
         if given:
-            return self.start_on(given, accepts)
-        address = await self._port.start(host, port)
-        self._access.bound(address)
-        return address
-
-    def start_on(
-        self, sockets: Sequence[socket.socket], accepts: Callable[[], bool] = lambda: True
-    ) -> str:
-        """Serve at sockets that listen already, once `accepts` says so; return HOST:PORT.
-
-        Raises StartError that names --access.
-        """
-        address = self._port.take(sockets, accepts)
+            address = self._port.take(given, accepts)
+        else:
+            address = await self._port.start(host, port)
         self._access.bound(address)
         return address
 

@@ -134,8 +134,6 @@ EVENTS: dict[str, str] = {
     "mqtt_service_back": "The service takes posts again, after so many seconds.",
     "mqtt_refused": "The service refuses messages for good. They are dead letters now.",
     # Dead letters
-    "invalid_full": "The dead letters are half full: posts with an invalid item get 422.",
-    "invalid_items_kept_again": "There is space for invalid items again.",
     "dead_letter_write_failed": "The disk did not take dead letters.",
     "dead_letters_unreadable": "A file of the dead letters cannot be read.",
     "dead_letters_damaged": "A file has lines that are cut off or were changed. They are skipped.",

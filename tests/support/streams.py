@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ingest.access.tokens import ANYBODY
-from ingest.broker.publishing import NONE
+from ingest.broker.publishing import NO_HEADERS
 from ingest.broker.pulling import Delivery
 from ingest.broker.roles import AWAITED
 from ingest.buffers.stream.commits import Commits
@@ -103,7 +103,7 @@ class ScriptedStream:
         payload: bytes,
         within_s: float | None = None,
         *,
-        headers: Mapping[str, str] = NONE,
+        headers: Mapping[str, str] = NO_HEADERS,
     ) -> asyncio.Future[Any]:
         """Try a message: see Fate."""
         if AWAITED in headers:

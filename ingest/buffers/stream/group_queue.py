@@ -17,7 +17,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from ingest.broker.publishing import NONE
+from ingest.broker.publishing import NO_HEADERS
 from ingest.broker.roles import AWAITED
 from ingest.buffers.stream.commits import Commits
 from ingest.buffers.stream.group import Group
@@ -44,7 +44,7 @@ class Publishes(Protocol):
         payload: bytes,
         within_s: float | None = None,
         *,
-        headers: Mapping[str, str] = NONE,
+        headers: Mapping[str, str] = NO_HEADERS,
     ) -> asyncio.Future[Any]:
         """Return a future that ends when the stream has the message; it raises NotKept."""
 
@@ -133,7 +133,7 @@ class GroupQueue:
                 group.message_id,
                 encode_message(block),
                 left_s,
-                headers={AWAITED: "1"} if group.awaited else NONE,
+                headers={AWAITED: "1"} if group.awaited else NO_HEADERS,
             )
         except Exception as error:  # a bug; nobody must wait for ever
             _log.error("publish_failed", why=repr(error))

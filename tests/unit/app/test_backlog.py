@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
-import structlog
 
 from ingest.app.backlog import Backlog, Waiting
 from ingest.model.causes import Trouble
 from ingest.model.verdict import Verdict, WriteFailed
 from ingest.writer.database_state import DatabaseState
-from tests.support.health import EMPTY, make_health
+from tests.support.health import EMPTY
 
 LOCKED = WriteFailed(Verdict.RETRY, "no lock", sqlstate="55P03")
 AWAY = WriteFailed(Verdict.WAIT, "connection refused")
@@ -79,24 +76,3 @@ def test_backlog_that_is_written_is_told_with_its_end(rig: Rig) -> None:
     assert rig.after(1, 100, 6).cause == "behind"
     assert rig.after(1, 100, 4) == Trouble()
     assert rig.after(1, 100, 6) == Trouble()
-
-
-def test_readyz_tells_it_and_takes_posts(rig: Rig) -> None:
-    """Devices are not told of processes of the database. The log has it once, and its end."""
-    health = make_health(database_state=rig.state, troubles=(rig.backlog.trouble,))
-    health.started()
-    rig.state.retried(LOCKED, rows=1, attempt=1)
-    with structlog.testing.capture_logs() as lines:
-        rig.after(12, 5, 12)
-        health.tick()
-        status, body = health.readyz()
-        document = json.loads(body)
-        assert (status, document["state"], document["cause"]) == (200, "accepting", "writes_fail")
-        words = "no write has gone through for 12 s; 5 readings wait, the oldest for 12 s"
-        assert document["reason"] == f"{words}; readings are kept: 55P03: no lock"
-        assert "pg_terminate_backend" in document["next"]
-        assert b"55P03" not in health.readyz_for_devices()[1]
-        rig.after(1, 0, 0)
-        health.tick()
-    told = [(each["event"], each["log_level"], each["cause"]) for each in lines if "cause" in each]
-    assert told == [("trouble", "warning", "writes_fail"), ("trouble", "warning", "")]

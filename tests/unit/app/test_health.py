@@ -332,23 +332,26 @@ def test_full_half_for_invalid_items_is_told(rig: Rig) -> None:
         assert rig.document["cause"] == "unreachable"
         rig.database.up, rig.letters = True, DeadLetterStats()
         rig.tick(3)
-    told = [(each["event"], each["log_level"]) for each in lines if each["event"] != "state"]
-    assert told == [("invalid_full", "warning"), ("invalid_items_kept_again", "info")]
+    told = [each["cause"] for each in lines if each["event"] == "trouble"]
+    assert told == ["invalid_full", ""]
     assert rig.document["cause"] == ""
 
 
 def test_sender_that_has_used_its_share_is_named(rig: Rig) -> None:
-    """On the admin port, and in the log once. Room for nobody is more important."""
+    """On the admin port, and in the log once. Room for nobody, and a lock, are more important."""
     with structlog.testing.capture_logs() as lines:
         rig.letters = DeadLetterStats(share_used_by="token gate")
         assert rig.tick(3) == "accepting"
-    assert rig.document["cause"] == "invalid_items_refused"
+    assert rig.document["cause"] == "sender_share_used"
     assert rig.document["reason"].endswith("for such items: token gate")
     assert "gate" not in rig.health.readyz_for_devices()[1].decode()
     assert [each["details"] for each in lines if each["event"] == "trouble"] == ["token gate"]
     rig.letters = rig.letters._replace(invalid_full=True)
-    rig.tick(1)
     assert rig.document["cause"] == "invalid_full"
+    rig.table = Trouble("writes_fail", "no write has gone through", "55P03: no lock")
+    words = "no write has gone through; readings are kept: 55P03: no lock"
+    assert (rig.document["cause"], rig.document["reason"]) == ("writes_fail", words)
+    assert "pg_terminate_backend" in rig.document["next"]
 
 
 def test_end_of_the_partitions_is_told_and_refuses_nothing(rig: Rig) -> None:

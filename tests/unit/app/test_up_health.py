@@ -96,8 +96,8 @@ def test_one_gateway_that_refuses_is_the_state(rig: Rig) -> None:
     rig.set("gateway-1", "accepting")
     rig.set("gateway-2", "slowed", "slowed", "posts wait")
     assert rig.short() == (200, "slowed", "slowed", "posts wait")
-    rig.set("gateway-2", "accepting", "invalid_items_refused", "of one sender")
-    assert rig.short() == (200, "accepting", "invalid_items_refused", "of one sender")
+    rig.set("gateway-2", "accepting", "sender_share_used", "of one sender")
+    assert rig.short() == (200, "accepting", "sender_share_used", "of one sender")
 
 
 def test_writers_cannot_refuse_posts(rig: Rig) -> None:

@@ -309,7 +309,7 @@ def test_readiness_that_says_no_is_an_answer(admin: type[_Admin], tmp_path: Path
         ((200, b'{"state":"on_hold","reason":"no","next":"Fix it."}'), "FAIL", "on_hold: no. Fix"),
         ((200, b'{"state":"accepting","reason":"no","cause":"invalid_full"}'), "FAIL", "no"),
         (
-            (200, b'{"state":"accepting","reason":"one","cause":"invalid_items_refused"}'),
+            (200, b'{"state":"accepting","reason":"one","cause":"sender_share_used"}'),
             "FAIL",
             "one",
         ),

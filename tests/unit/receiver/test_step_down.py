@@ -20,7 +20,7 @@ SOON_S, LONG_S = 0.1, 5.0
 async def two_on(listening: socket.socket) -> AsyncIterator[tuple[Receiver, Receiver]]:
     """Run two receivers on one socket, as a gateway and its successor; the second one waits."""
     first, second = Receiver(Settings()), Receiver(Settings())
-    first.address = second.address = first.endpoint.start_on([listening.dup()])
+    first.address = second.address = await first.endpoint.start("", 0, [listening.dup()])
     try:
         yield first, second
     finally:
@@ -177,7 +177,7 @@ async def test_successor_gets_what_the_predecessor_has_not_accepted(
 
         devices = [asyncio.create_task(device()) for _ in range(8)]
         await until(lambda: len(statuses) > 50)
-        second.endpoint.start_on([listening.dup()])
+        await second.endpoint.start("", 0, [listening.dup()])
         await within(stepping(first), 2)
         await first.endpoint.close()
         taken = len(first.inlet.blocks)
@@ -198,7 +198,7 @@ async def test_queue_of_a_socket_outlives_its_process(listening: socket.socket) 
         waiting = [await Client.connect(first.address) for _ in range(20)]
         for each in waiting:
             await each.send(post(GOOD))
-        second.endpoint.start_on([listening.dup()])
+        await second.endpoint.start("", 0, [listening.dup()])
         assert [(await each.reply()).status for each in waiting] == [202] * 20
         for each in waiting:
             await each.close()

@@ -8,7 +8,7 @@ const WORDS = {
   broker_away: "The broker is away: posts are refused",
 };
 const TROUBLES = {
-  invalid_full: "Posts with an invalid item are refused", invalid_items_refused: "One sender's invalid items are refused",
+  invalid_full: "Posts with an invalid item are refused", sender_share_used: "One sender's invalid items are refused",
   writes_fail: "No write goes through, readings are kept", behind: "Readings wait to be written",
   sender_not_stored: "Of a sender nothing is stored",
 };

@@ -110,7 +110,8 @@ async def leave(
             "returning hour::text as hour, device_id, metric",
             *keys,
         ):
-            log.warning("rollup_given_up", **row)
+            hour, device_id, metric = row
+            log.warning("rollup_given_up", hour=hour, device_id=device_id, metric=metric)
 
 
 async def left(connection: Connection, view: View, span: TimeSpan) -> None:
