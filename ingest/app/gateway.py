@@ -13,14 +13,8 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-<<<<<<< HEAD
 from collections.abc import Callable
 from contextlib import suppress
-=======
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
-from typing import Any
->>>>>>> w-broker
 
 from ingest.admin.dashboard.tail import Tail
 from ingest.app.access import open_tokens

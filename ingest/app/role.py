@@ -19,10 +19,7 @@ from ingest.app.broker_state import BrokerState
 from ingest.app.status import StatusSource, status_message
 from ingest.app.tasks import EXIT_BROKEN, EXIT_LOST, EXIT_OK, TASKS_S_MAX, Tasks
 from ingest.broker.connection import BrokerConnection
-<<<<<<< HEAD
 from ingest.broker.envelope import Address
-=======
->>>>>>> w-broker
 from ingest.broker.removals import PublishedPlaces
 from ingest.broker.roles import STATUS
 from ingest.broker.watch import StreamWatch

@@ -15,11 +15,7 @@ import contextlib
 from ingest.app.broker import make_embedded, wanted_stream
 from ingest.app.carry import carry
 from ingest.broker import manage
-<<<<<<< HEAD
 from ingest.broker.connection import BrokerConnection, connected, session_type
-=======
-from ingest.broker.connection import BrokerConnection, connected
->>>>>>> w-broker
 from ingest.broker.messages import StreamMessages
 from ingest.broker.pulling import Delivery, Puller
 from ingest.broker.roles import DEAD_LETTERS, STREAM, WRITER

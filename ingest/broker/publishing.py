@@ -20,10 +20,7 @@ import random
 from collections.abc import Mapping
 
 from ingest.broker.connection import BrokerConnection
-<<<<<<< HEAD
 from ingest.broker.envelope import Message
-=======
->>>>>>> w-broker
 from ingest.broker.removals import PublishedPlaces
 from ingest.broker.replies import ApiFault, Meaning, PubAck, pub_ack
 from ingest.model.errors import (

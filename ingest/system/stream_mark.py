@@ -39,14 +39,9 @@ class StreamMark(NamedTuple):
 class MarkFile:
     """The file of one state folder, which its processes share. `broker`: where; "" is ours."""
 
-<<<<<<< HEAD
-    def __init__(self, state_folder: Path) -> None:
-        self._path = state_folder / "stream-mark"
-=======
     def __init__(self, state_folder: Path, broker: str = "") -> None:
         suffix = f"-{crc32(broker.encode()):08x}" if broker else ""
         self._path = state_folder / f"stream-mark{suffix}"
->>>>>>> w-broker
         self._occasionally = Occasionally(WARNING_S)
 
     def read(self) -> StreamMark:

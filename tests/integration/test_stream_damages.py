@@ -17,17 +17,10 @@ import pytest
 
 from ingest.broker import given_check, manage, purge, watch
 from ingest.broker.connection import BrokerConnection
-<<<<<<< HEAD
 from ingest.broker.envelope import Address
 from ingest.broker.publishing import Publisher
 from ingest.broker.pulling import Pull
 from ingest.broker.roles import STREAM, SUBJECT, WRITER
-=======
-from ingest.broker.publishing import Publisher
-from ingest.broker.pulling import Pull
-from ingest.broker.roles import STREAM, SUBJECT, WRITER
-from ingest.broker.session import Address
->>>>>>> w-broker
 from ingest.broker.streams import WantedStream
 from ingest.broker.watch import StreamWatch
 from ingest.embedded import broker
@@ -42,16 +35,7 @@ from tests.support.stream_writers import StreamWriter, purged, writing
 
 SMALL = WantedStream(replicas=1, bytes_max=120 * 1024)  # so a block has some 37 messages
 DONE, WAITING, NEW = 40, 50, 30
-<<<<<<< HEAD
-QUICK = {
-    "length of a record",
-    "length of a record, killed",
-    "last block deleted",
-    "state of the consumer gone",
-}
-=======
 QUICK = {"length of a record, killed", "last block deleted"}
->>>>>>> w-broker
 ILL = "state of the consumer is garbage"  # of three servers: this one is not well, and says so
 # `up` does not begin, and says why.
 TOLD_BY_THE_START = {
@@ -220,11 +204,7 @@ async def _goes_on(
             assert again.watch.removed == 0
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize("killed", [False, True])
-=======
 @pytest.mark.parametrize("killed", [False, pytest.param(True, marks=pytest.mark.slow)])
->>>>>>> w-broker
 async def test_loss_while_the_roles_run_is_told_though_posts_come_at_once(
     killed: bool, tmp_path: Path
 ) -> None:

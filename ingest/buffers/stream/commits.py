@@ -17,13 +17,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ingest.broker.connection import BrokerConnection
-<<<<<<< HEAD
 from ingest.broker.envelope import Message
 from ingest.broker.roles import COMMIT
-=======
-from ingest.broker.roles import COMMIT
-from ingest.broker.session import Message
->>>>>>> w-broker
 from ingest.buffers.stream.messages import NotOurs, decode_outcome
 from ingest.model.ack import Ack, Outcome
 from ingest.model.errors import BrokerAway, CommitRefused
