@@ -36,7 +36,6 @@ COMMANDS: dict[str, str] = {
     "mqtt": "post the messages of an MQTT broker to the service",
     "dlq": "show the dead letters, replay them, discard them",
     "hold": "show why writes are paused, or try again now",
-    "size": "calculate what a fleet needs: processes, cores, network, disk",
     "config": "print every setting, its value, and where the value comes from",
     "archive": "list, verify, restore and release old readings that are in Parquet files",
     "psql": "open psql on the database of the service; further arguments go to psql",

@@ -18,6 +18,7 @@ from ingest.sinks.postgres.sqlstate import verdict_for
 from ingest.sinks.postgres.target import KEY
 
 CONTRACT = (Path(ingest.__file__).parent.parent / "docs" / "contract.md").read_text()
+TESTS = Path(__file__).parents[1]
 BY_COLUMN = "23502"  # the verdict depends on the column
 OPERATORS_OWN = frozenset("IJKLMNOPQRSTUVWXYZ")
 
@@ -105,3 +106,13 @@ def test_reasons_of_dead_letters_are_those_of_the_contract() -> None:
     """The contract explains each reason of dead letters."""
     (line,) = re.findall(r"^- \*\*Reasons:\*\* (.+)$", CONTRACT, re.MULTILINE)
     assert set(re.findall(r"`(\w+)`", line)) == set(REASONS)
+
+
+def test_steps_of_a_kill_name_tests_that_are_there() -> None:
+    """The table stays short, and each of its tests exists."""
+    table = CONTRACT.split("<!-- kills -->")[1].split("<!-- end kills -->", maxsplit=1)[0]
+    named = re.findall(r"^\| .+ \| .+ \| `(test_\w+)` \|$", table, re.MULTILINE)
+    rows = len(re.findall(r"^\| (?!\*\*)", table, re.MULTILINE)) - 2
+    assert len(named) == rows <= 25
+    sources = "\n".join(path.read_text() for path in TESTS.rglob("test_*.py"))
+    assert [each for each in named if f"def {each}(" not in sources] == []

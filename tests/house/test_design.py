@@ -199,7 +199,7 @@ def test_glossary_leads_to_what_is_there() -> None:
                 assert place in settings or f"| `{place}` |" in OPERATING, place
 
 
-@pytest.mark.parametrize("name", ["DESIGN.md", "docs/contract.md", "docs/waits.md"])
+@pytest.mark.parametrize("name", ["DESIGN.md", "docs/contract.md"])
 def test_settings_that_a_document_names_are_there(name: str) -> None:
     """Each setting in a document exists under this name."""
     named = set(

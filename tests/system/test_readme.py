@@ -278,7 +278,6 @@ def test_readme_commands_in_sentences_are_taken_by_the_parser() -> None:
                 if {"--help", "--version", "psql"} & set(words) or words in (
                     ["forward"],
                     ["mqtt"],
-                    ["size"],
                     ["schema", "view"],
                 ):
                     continue

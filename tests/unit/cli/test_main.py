@@ -77,7 +77,6 @@ def test_every_setting_is_a_flag_of_every_word(capsys: pytest.CaptureFixture[str
         "dlq": ["stats"],
         "forward": ["--name", "x", "--to", "https://x.example/"],
         "mqtt": ["--mqtt-url", "mqtt://x.example", "--topic", "a"],
-        "size": ["--devices", "1", "--every", "1s"],
     }
     for word in set(COMMANDS) - {"psql"}:
         inner = needed.get(word, [])

@@ -209,3 +209,32 @@ async def test_inflater_many_heavy_bodies_wait_within_bounds() -> None:
         len(await inflater.inflate(heavy, GZIP, 4 * MIB)) == LIGHT_INFLATED_BYTES + 1
     )  # room again
     inflater.close()
+
+
+async def test_cancelled_inflating_frees_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread goes on, and its body counts no more: the next one is not refused for it."""
+    packed = gzip.compress(bytes(2 * LIGHT_INFLATED_BYTES), mtime=0)
+    going = threading.Event()
+
+    def slow(body: bytes, encoding: str, inflated_bytes_max: int) -> bytes:
+        assert going.wait(10)
+        return inflated(body, encoding, inflated_bytes_max)
+
+    monkeypatch.setattr("ingest.http.inflate.inflated", slow)
+    inflater = Inflater(waiting_bytes_max=len(packed))
+    try:
+        first = asyncio.create_task(inflater.inflate(packed, GZIP, 1 << 22))
+        await asyncio.sleep(0)
+        with pytest.raises(Refused):
+            await inflater.inflate(packed, GZIP, 1 << 22)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        second = asyncio.create_task(inflater.inflate(packed, GZIP, 1 << 22))
+        await asyncio.sleep(0)
+        assert not second.done()
+        going.set()
+        assert len(await second) == 2 * LIGHT_INFLATED_BYTES
+    finally:
+        going.set()
+        inflater.close()

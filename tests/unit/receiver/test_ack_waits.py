@@ -228,6 +228,27 @@ async def test_handler_cancelled_while_waiting_for_space_keeps_nothing() -> None
         assert await client.closed()
 
 
+async def test_committed_handler_cancelled_leaves_its_block_to_the_writers() -> None:
+    """It was accepted before the wait: counted so, not as rejected, and decided without it."""
+    async with running_receiver() as receiver:
+        client = await receiver.connect()
+        await client.send(post(GOOD, "?ack=committed"))
+        (block,) = await receiver.blocks(1)
+        assert block.ack is not None
+        handler = answering()
+        handler.cancel()
+        await until(handler.done)
+        assert receiver.ledger.accepted == 1
+        assert receiver.ledger.at_receiver == 0
+        assert dict(receiver.ledger.rejected) == {}
+        assert receiver.ledger.imbalance == 0
+        block.ack.resolve(Outcome())  # as a writer does: nobody is there, and nothing breaks
+        await asyncio.sleep(0)
+        second = await receiver.connect()
+        await second.send(post(GOOD))
+        assert (await second.reply()).status == 202
+
+
 @reserves
 async def test_client_gone_while_its_post_waits_keeps_the_balance() -> None:
     """Nobody reads the answer; the post is kept all the same and counted once."""
