@@ -65,6 +65,7 @@ class StreamPurge:
         self._forward_lag_bytes_max = forward_lag_bytes_max
         self._delivered_before = 0
         self._kept = Kept(keep_s)
+        self._delivered: Mapping[str, int] = {}  # how far writers were given the stream
         self._made = ""
         self._too_far_behind: dict[str, int] = {}  # forwarders: all up to this place is done
         self._occasionally = Occasionally(WARNING_S)
@@ -116,7 +117,14 @@ class StreamPurge:
         to = min(self._kept.note(now_s, done_to), self._checked_to())
         first = stream["state"]["first_seq"]
         if self._mark is not None:  # before it is done: after a kill this must be no loss
-            await self._mark.note(StreamMark(self._made, purged_to=max(to, first - 1)))
+            mark = StreamMark(
+                self._made,
+                purged_to=max(to, first - 1),
+                done_to=floors[WRITER] or 0,
+                delivered_to=self._delivered["stream_seq"],
+                deliveries=self._delivered["consumer_seq"],
+            )
+            await self._mark.note(mark)
         if to >= first:
             await manage.purge(self._connection, to)
             self.purged_to = to
@@ -133,6 +141,8 @@ class StreamPurge:
         if found is None:
             return None
         floor = int(found["ack_floor"]["stream_seq"])
+        if consumer == WRITER:
+            self._delivered = found["delivered"]
         if consumer == WRITER or not self._forward_lag_bytes_max:
             return floor
         lag = lag_of(stream, found)

@@ -9,7 +9,8 @@ the others may give an old answer once. If there is only one copy, an end that w
 at once: messages that come meanwhile would hide it.
 Does not: see what was removed between two looks and had come after the first of them, except what
 `published` tells; or what was delivered and removed, since its reader still has it. Its counts are
-about right. What is removed while nobody looks is not seen without a mark.
+about right. What is removed while nobody looks is not seen without a mark, and not if writers were
+given as many messages since the mark.
 """
 
 from __future__ import annotations
@@ -84,6 +85,7 @@ class RemovalCheck:
             self.suspects = True
             return None
         self.suspects = False
+        self._mark = StreamMark()  # it was compared; without a stream all looks are a first one
         self._again_to = again_to
         if found is not None:
             self._published_to = published.to
@@ -101,9 +103,14 @@ def _compare_with_mark(mark: StreamMark, now: StreamState | None) -> Removal | N
     if now.last < end:
         what = f"the stream ends at {now.last}; messages up to {end} were acknowledged"
         return Removal(what, max(0, end - max(now.last, done_to)), ends_early=True)
+    since = now.deliveries - mark.deliveries
+    if since < -ACKS_PENDING_MAX:  # no killed server forgets so many: a rewind has set it to 0
+        since = now.deliveries
+    if since > 0:  # writers of other machines may have done and removed these
+        done_to = max(done_to, mark.delivered_to + since)
     gone = now.first - 1 - done_to
     if mark.purged_to >= 0 and gone > 0:
-        what = f"messages up to {now.first - 1} are gone; we removed only those up to {done_to}"
+        what = f"messages up to {now.first - 1} are gone; only those up to {done_to} can be done"
         return Removal(what, gone)
     return None
 

@@ -34,6 +34,8 @@ class StreamMark(NamedTuple):
     purged_to: int = -1  # our own purge may have removed all up to here; -1: not known
     done_to: int = 0  # all up to here was stored
     acknowledged_to: int = 0  # a gateway was told that the stream has all up to here
+    delivered_to: int = 0  # the farthest place that a writer was given
+    deliveries: int = 0  # of writers, all so far
 
 
 class MarkFile:
@@ -47,7 +49,7 @@ class MarkFile:
     def read(self) -> StreamMark:
         """Return what was noted last; an empty mark if that is not known. Blocks for a moment."""
         try:
-            return _decoded(self._path.read_bytes())
+            return _decoded(self._path.read_bytes()[:_BYTES_MAX])
         except OSError:
             return StreamMark()
 

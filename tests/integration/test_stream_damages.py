@@ -28,7 +28,7 @@ from ingest.embedded.broker import EmbeddedBroker
 from ingest.embedded.broker_program import find_program
 from ingest.model.errors import BrokerAway, BrokerRefused, StartError
 from ingest.system.stream_mark import MarkFile
-from tests.support.brokers import hit, joined, until
+from tests.support.brokers import api, hit, joined, until
 from tests.support.clusters import LOCAL, Cluster, lead, members_in, running
 from tests.support.stream_damages import KINDS, Kind, Store, blocks_now
 from tests.support.stream_writers import StreamWriter, purged, writing
@@ -244,6 +244,51 @@ async def test_loss_while_the_roles_run_is_told_though_posts_come_at_once(
             assert len(lost) <= one.watch.removed <= len(lost) + 1
     finally:
         await servers[-1].stop()
+
+
+async def test_stream_that_stays_away_is_told_once(tmp_path: Path) -> None:
+    """Not at each look, and not by the next gateway."""
+    server = EmbeddedBroker(tmp_path, find_program(""))
+    await _begin(server)
+    try:
+        async with gateway(lambda: server.published.address("gateway"), SMALL, tmp_path) as one:
+            await one.publish(bodies("waits", 5))
+            await one.has_noted(0)
+        async with joined(server, "admin") as admin:
+            await api(admin, f"STREAM.DELETE.{STREAM}")
+        told = []
+        for _ in range(2):
+            async with gateway(lambda: server.published.address("gateway"), SMALL, tmp_path) as one:
+                await asyncio.sleep(1.0)
+                told.append(one.watch.removed)
+        assert told == [5, 0]
+    finally:
+        await server.stop()
+
+
+async def test_what_writers_of_another_machine_do_is_no_loss(tmp_path: Path) -> None:
+    """They have removed messages while the processes of this machine did not run."""
+    server = EmbeddedBroker(tmp_path, find_program(""))
+    await _begin(server)
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    here.mkdir()
+    elsewhere.mkdir()
+    try:
+        async with gateway(lambda: server.published.address("gateway"), SMALL, here) as one:
+            await one.publish(bodies("done", DONE))
+            async with writing(server, purges=True, mark=one.mark):
+                await until(lambda: one.mark.read().purged_to == DONE)
+        async with (
+            gateway(lambda: server.published.address("gateway"), SMALL, elsewhere) as other,
+            writing(server, purges=True, mark=other.mark),
+        ):
+            await other.publish(bodies("waits", WAITING))
+            await until(lambda: other.mark.read().purged_to == DONE + WAITING)
+            async with gateway(lambda: server.published.address("gateway"), SMALL, here) as again:
+                await asyncio.sleep(0.3)
+                assert again.watch.removed == 0
+    finally:
+        await server.stop()
 
 
 @pytest.mark.slow

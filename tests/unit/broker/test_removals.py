@@ -33,7 +33,7 @@ NONE = StreamState(
 SOME = NONE._replace(
     first=21, last=100, messages=80, deliveries=60, delivered_to=60, done_to=50, waiting=40
 )._replace(pending=10)
-MARK = StreamMark("monday", purged_to=20, done_to=50, acknowledged_to=100)
+MARK = StreamMark("monday", 20, 50, acknowledged_to=100, delivered_to=60, deliveries=60)
 
 
 def seen(
@@ -118,10 +118,29 @@ def test_mark_shows_what_was_removed_while_nobody_looked() -> None:
         found = check.see(now)
         assert found is not None
         assert (found.messages, found.ends_early) == (lost, False)
+        assert [check.see(now) for _ in range(3)] == [None] * 3, "once, also without a stream"
     for mark in (MARK, MARK._replace(purged_to=-1, done_to=10)):
         check = RemovalCheck(mark)
         assert check.see(SOME) is None
         assert not check.suspects
+
+
+def test_writers_elsewhere_may_have_removed_what_a_mark_does_not_know() -> None:
+    """They were given it later. A stream that is deleted later has nothing of the mark."""
+    for noted, deliveries, lost in (
+        (60, 90, None),
+        (60, 89, 1),
+        (60, 51, 40),  # a killed server forgets some
+        (99_999, 90, None),  # the consumer was set back
+    ):
+        check = RemovalCheck(MARK._replace(deliveries=noted))
+        now = SOME._replace(first=91, deliveries=deliveries)
+        assert check.see(now) is None
+        found = check.see(now)
+        assert (None if found is None else found.messages) == lost
+    check = RemovalCheck(MARK)
+    looks = [check.see(each) for each in (SOME, None, None, None, None)]
+    assert [each for each in looks if each] == [Removal("the stream is gone", 50)]
 
 
 def test_purge_by_hand_has_removed_what_was_not_delivered() -> None:

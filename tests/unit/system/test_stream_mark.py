@@ -27,7 +27,16 @@ async def test_numbers_of_one_stream_only_grow(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "damaged",
-    [b"", bytes(512), b'["tuesday",1,"2",3]', b"[1,2,3,4]", b"\xff" * 512, b"[]", b'["x",1,2,3,4]'],
+    [
+        b"",
+        bytes(512),
+        b"[" * 100_000,
+        b'["tuesday",1,"2",3]',
+        b"[1,2,3,4]",
+        b"\xff" * 512,
+        b"[]",
+        b'["x",1,2,3,4,5,6]',
+    ],
 )
 async def test_damaged_mark_says_nothing(damaged: bytes, tmp_path: Path) -> None:
     """It is written anew."""
