@@ -233,7 +233,7 @@ class Health:
             self._since_us = unix_us()
         was_trouble = self._trouble.cause
         found = (trouble() for trouble in (self._of_letters, *self._troubles))
-        self._trouble = min(found, key=rank_of)
+        self._trouble = min(found, key=lambda each: rank_of(each.cause))
         cause, words, details = self._trouble
         if cause != was_trouble:
             self._log.warning("trouble", cause=cause, was=was_trouble, words=words, details=details)

@@ -18,7 +18,7 @@ from ingest.app.fill import WAITS_S_MIN, Fill
 from ingest.app.forecast import Forecast
 from ingest.app.health import UNREADY
 from ingest.app.instances import GATEWAY, WRITER, Instance, Instances
-from ingest.model.causes import INSTANCE_AWAY, cause_of, next_step
+from ingest.model.causes import INSTANCE_AWAY, cause_of, next_step, rank_of
 from ingest.model.ledger import DeadLetterStats
 from ingest.model.ports import STATES
 from ingest.system.clock import monotonic_s, rfc3339, unix_us
@@ -111,17 +111,17 @@ class UpHealth:
         running = [each for each in self._instances.of(GATEWAY) if each.runs]
         if not running:
             return self._without_gateway()
-        worst = max(running, key=lambda each: (_badness(each.serving.state), any(_cause(each))))
+        worst = max(running, key=_badness)
         if worst.serving.state in UNREADY:
             return _of_gateway(worst, running)
-        found = self._of_writers()
-        state = worst.serving.state
-        if found.cause or found.state != "accepting":
-            return found._replace(state=found.state if found.state == "on_hold" else state)
+        of_writers, state = self._of_writers(), worst.serving.state
+        if of_writers.state == "on_hold":
+            return of_writers
+        found = [of_writers._replace(state=state), Judged(state, *_cause(worst))]
         if away := [each for each in self._instances if not each.runs]:
-            return Judged(state, INSTANCE_AWAY, f"{_names(away)} does not report its state")
-        cause, reason = _cause(worst)
-        return Judged(state, cause, reason)
+            why = f"{_names(away)} does not report its state"
+            found.append(Judged(state, INSTANCE_AWAY, why))
+        return min(found, key=lambda each: rank_of(each.cause))
 
     def _without_gateway(self) -> Judged:
         if self._instances.of(GATEWAY):
@@ -165,8 +165,10 @@ def _cause(instance: Instance) -> tuple[str, str]:
     return str(ready.get("cause") or ""), str(ready.get("reason") or "")
 
 
-def _badness(state: str) -> int:
-    return _WORST.index(state) if state in _WORST else len(_WORST) + STATES.index(state)
+def _badness(gateway: Instance) -> tuple[int, int]:
+    state, (cause, _) = gateway.serving.state, _cause(gateway)
+    place = _WORST.index(state) if state in _WORST else len(_WORST) + STATES.index(state)
+    return place, -rank_of(cause)
 
 
 def _names(instances: list[Instance]) -> str:

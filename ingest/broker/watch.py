@@ -4,8 +4,9 @@
     every 8 s  the monitor ports: whether each server syncs to its disk, and is well
 
 Promises: a difference is in `faults` within 10 s, and gone from there when it is corrected. Nothing
-of the stream is changed, with one exception: if the stream gives places again, the writers get all
-its messages again, since their consumer may have passed these places. So each role may run it.
+of the stream is changed. But if the stream gives places again, the writers get all its messages
+again, since their consumer may have passed these places. Several roles may do this: a reading that
+is written twice is stored once.
 Does not: take the role out of service. The role reads the attributes, and decides.
 """
 

@@ -73,7 +73,7 @@ _MAKE_SPACE = (
     "dlq_bytes_max."
 )
 
-# Of several troubles the one that stands first here is told.
+# Of several causes the one that stands first here is told.
 CAUSES: dict[str, Cause] = {
     UNREACHABLE: Cause(
         "the database is away",
@@ -168,6 +168,11 @@ CAUSES: dict[str, Cause] = {
         "the disk of the broker. If the devices can, let them send the readings of that time "
         "again. Then restart: {restart}.",
         "ingeststreamskipped",
+    ),
+    INSTANCE_AWAY: Cause(
+        "a process of the service does not report its state",
+        "It is started again by itself. If this lasts: `{log}`.",
+        "ingestinstancedown",
     ),
     INVALID_FULL: Cause(
         "posts with an invalid item are refused: the dead letters are half full, and the rest is "
@@ -279,11 +284,6 @@ CAUSES: dict[str, Cause] = {
         "reason=invalid` stores them.",
         "ingestsendernotstored",
     ),
-    INSTANCE_AWAY: Cause(
-        "a process of the service does not report its state",
-        "It is started again by itself. If this lasts: `{log}`.",
-        "ingestinstancedown",
-    ),
     "full": Cause(
         "there is no space for posts",
         "The database is slower than the posts come in: find out why, or send less.",
@@ -302,7 +302,7 @@ CAUSES: dict[str, Cause] = {
     "draining": Cause("the service is stopping", "", ""),
 }
 
-_RANKS = {name: at for at, name in enumerate(CAUSES)}
+_RANKS = {name: at for at, name in enumerate([*CAUSES, ""])}
 _UNKNOWN = Cause(
     "the database reports an error that the service does not know",
     f"{_READ_MESSAGE} Read the log of the database too.",
@@ -322,9 +322,9 @@ def trouble_of(name: str, details: str = "") -> Trouble:
     return Trouble(name, cause_of(name).words, details) if name else Trouble()
 
 
-def rank_of(trouble: Trouble) -> int:
-    """Return a place in the order of importance: the most important trouble has the least."""
-    return _RANKS.get(trouble.cause, len(_RANKS))
+def rank_of(name: str) -> int:
+    """Return a place in the order of importance: the most important cause has the least."""
+    return _RANKS.get(name, -1)  # -1: an error of the database that we do not know
 
 
 def may_be_url(name: str) -> bool:

@@ -25,6 +25,7 @@ LISTED = 20
 NOT_STORED_MAX = 100  # senders
 READINGS_MIN, LASTS_S_MIN = 10, 60.0  # less may be one bad post, or somebody who tries something
 FORGET_S = 300.0
+UNNAMED = "clients of a proxy"  # which does not say whose post it brings: their sender is ""
 RATES = ("readings_per_s", "posts_per_s", "refused_per_s")
 
 
@@ -78,7 +79,7 @@ class Busiest:
         )
         return [
             {
-                "sender": sender,
+                "sender": sender or UNNAMED,
                 "posts_per_s": round(each.posts / SPAN_S, 1),
                 "readings_per_s": round(each.readings / SPAN_S, 1),
                 "refused_per_s": round(each.refused / SPAN_S, 1),
@@ -99,7 +100,7 @@ class Busiest:
             return Trouble()
         readings, sender = max(found)
         words = f"of {counted(len(found), 'sender')} no reading is stored"
-        return Trouble(SENDER_NOT_STORED, words, f"{sender}, {readings:,} readings")
+        return Trouble(SENDER_NOT_STORED, words, f"{sender or UNNAMED}, {readings:,} readings")
 
     def _next_span(self) -> None:
         now_s, runs, end_s = monotonic_s(), self._not_stored, self._began_s + SPAN_S

@@ -86,7 +86,7 @@ def test_nothing_has_reported(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_one_gateway_that_refuses_is_the_state(rig: Rig) -> None:
-    """A part of the posts is refused; the reason says which gateways. Two of them: the worst."""
+    """A part of the posts is refused; the reason says which gateways. Of several: the worst."""
     rig.set("gateway-2", "full", "full", "no space")
     assert rig.short() == (503, "full", "full", "gateway-2 of 2 gateways: no space")
     rig.set("gateway-1", "broker_away", "broker_away", "the broker does not answer")
@@ -98,6 +98,9 @@ def test_one_gateway_that_refuses_is_the_state(rig: Rig) -> None:
     assert rig.short() == (200, "slowed", "slowed", "posts wait")
     rig.set("gateway-2", "accepting", "sender_share_used", "of one sender")
     assert rig.short() == (200, "accepting", "sender_share_used", "of one sender")
+    for cause, told in (("retention_waits", "sender_share_used"), ("writes_fail", "writes_fail")):
+        rig.set("writer-1", "accepting", cause)
+        assert rig.short()[2] == told
 
 
 def test_writers_cannot_refuse_posts(rig: Rig) -> None:

@@ -82,7 +82,7 @@ async def test_committed_posts_are_in_the_stream_and_each_gets_its_own_outcome()
     (block,) = both.joined.take(100)
     assert block.rows == 10
     assert block.ack is not None
-    block.ack.resolve(Outcome((Refusal(1, "23514", "a rule"), Refusal(6, "23514", "a rule"))))
+    block.ack.resolve(Outcome(tuple(Refusal(row, "23514", "a rule") for row in (1, 3, 6))))
     both.joined.settle([block])
     first, durable, second, third = (ack.outcome for ack in acks)
     assert durable is None
@@ -93,6 +93,8 @@ async def test_committed_posts_are_in_the_stream_and_each_gets_its_own_outcome()
     (again,) = both.joined.take(100)
     assert again.ack is not None
     again.ack.resolve(Outcome())
+    for said in (b"", b'["life-1"]'):
+        both.commits.heard(Message("", said, {}))  # it is no outcome
 
 
 async def test_message_that_nobody_waits_for_has_no_mark() -> None:
@@ -101,20 +103,6 @@ async def test_message_that_nobody_waits_for_has_no_mark() -> None:
     await both.put(waits=False)
     (block,) = both.joined.take(100)
     assert (block.ack, both.joined.stream.awaited, both.writer.asked) == (None, set(), 0)
-
-
-async def test_rows_of_an_outcome_are_those_of_the_post() -> None:
-    """They are counted in the message; the answer names items of its own post."""
-    both = Both()
-    first, other = Ack(), Ack()
-    both.commits.expect("life-1", [commits.Awaited(first, 0, 2), commits.Awaited(other, 5, 3)])
-    rows = (Refusal(1, "a", ""), Refusal(3, "b", ""), Refusal(5, "c", ""), Refusal(7, "d", ""))
-    told = Message("", encode_outcome("life-1", Outcome(rows)), {})
-    both.commits.heard(told)
-    assert first.outcome == Outcome((Refusal(1, "a", ""),))
-    assert other.outcome == Outcome((Refusal(0, "c", ""), Refusal(2, "d", "")))
-    for said in (told, Message("", b"", {}), Message("", b'["life-1"]', {})):
-        both.commits.heard(said)  # twice, or no outcome
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,9 @@ def test_sender_of_which_nothing_is_stored_is_named(clock: list[float]) -> None:
     busiest.decoded("once", 500, 0)
     clock[0] += 20 * SPAN_S
     assert busiest.not_stored() == Trouble(), "one bad post, long ago"
+    busiest.posted("")
+    clock[0] += SPAN_S
+    assert [each["sender"] for each in busiest.listed()] == ["clients of a proxy"]
 
 
 def test_processes_are_added_up() -> None:
