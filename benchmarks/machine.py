@@ -11,7 +11,6 @@ import time
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
 
 from benchmarks.processes import REPOSITORY, scratch
 
@@ -39,23 +38,6 @@ def git(*words: str) -> bytes:
         ).stdout
     except (OSError, subprocess.CalledProcessError):
         return b""
-
-
-class Processors(NamedTuple):
-    """Time of all processors so far, in ticks: all of it, and what the host gave to others."""
-
-    all: int
-    stolen: int
-
-    def stolen_since(self, before: Processors) -> float:
-        """Return which share was stolen meanwhile."""
-        return (self.stolen - before.stolen) / max(1, self.all - before.all)
-
-
-def processors() -> Processors:
-    """Read the time of all processors; without `stolen` on real hardware."""
-    ticks = [int(each) for each in Path("/proc/stat").read_text().split(None, 9)[1:9]]
-    return Processors(sum(ticks), ticks[7])
 
 
 def environment() -> dict[str, str]:

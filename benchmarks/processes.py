@@ -87,9 +87,9 @@ class Child:
         """Whether it has not ended."""
         return self._process.poll() is None
 
-    def output(self, bytes_max: int = OUTPUT_BYTES_MAX) -> str:
+    def output(self) -> str:
         """Return the end of its output."""
-        return self._log.read_bytes()[-bytes_max:].decode(errors="replace").strip()
+        return self._log.read_bytes()[-OUTPUT_BYTES_MAX:].decode(errors="replace").strip()
 
     def wait_until(self, is_ready: Callable[[], bool], *, poll_s: float = 0.02) -> None:
         """Wait until `is_ready`. Raises Broken if it ends before, or after START_S_MAX."""

@@ -6,7 +6,7 @@ what a device or an operator would see. Nothing of `ingest` is imported.
 A folder imports from folders below it. Folders in one row do not import each other:
 
     cli                    main; run, verify, csv and their options
-    demo      report       ./run demo                | text, JSON, HTML, the verdict of a proof
+    demo      report       ./run demo                | text, JSON, the verdict of a proof
     measure   proof        a run of load, and counts | numbered readings, a ledger, a comparison
     driver                 sends when due, and again: connections, retries
     traffic   csv          what is sent, and when    | a CSV file, and a client for it
@@ -20,7 +20,7 @@ The path of a post (folder/file):
                                           |  |   `-- traffic/schedule (when)  |
                                           |  `------ driver/retry <-----------'  429, 503, no
                                           v                                      connection
-        measure/tally, timeline, histogram (loadgen run)      --> report/json --> text, html
+        measure/tally, timeline, histogram (loadgen run)      --> report/json --> text
         proof/run --> ledger (loadgen verify); then balance (wait) --> table, letter_sources
                   --> reconcile --> conclude --> report/verdict
 """

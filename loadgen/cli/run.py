@@ -26,7 +26,6 @@ from loadgen.live import shown
 from loadgen.measure.find_max import FindMax
 from loadgen.measure.load import Load, LoadPlan
 from loadgen.proof.local_service import NoHome
-from loadgen.report import html as report_html
 from loadgen.report import text as report_text
 from loadgen.report.json import Document, document, write_whole
 
@@ -73,24 +72,18 @@ async def _run(plan: LoadPlan, chosen: argparse.Namespace) -> int:
         interrupted = await until_signals(load.run(), load.stop)
     report = document(load, settings_of(chosen, plan), interrupted=interrupted)
     print(report_text.text(report), flush=True)
-    files = {chosen.json: _json(report), chosen.html: report_html.html(report)}
-    return _end(files, all_right=report["all_right"], interrupted=interrupted)
+    return _end(chosen.json, report, all_right=report["all_right"])
 
 
-def _json(report: Document) -> str:
-    return json.dumps(report, indent=1) + "\n"
-
-
-def _end(files: dict[Path | None, str], *, all_right: bool, interrupted: bool) -> int:
-    """Write the reports that have a path; return the exit code."""
-    for path, text in files.items():
-        try:
-            if path:
-                write_whole(path, text)
-        except OSError as error:
-            print(f"loadgen run: cannot write {path}: {error.strerror}", file=sys.stderr)
-            all_right = False
-    return 130 if interrupted else 0 if all_right else 1
+def _end(path: Path | None, report: Document, *, all_right: bool) -> int:
+    """Write the report if it has a path; return the exit code."""
+    try:
+        if path:
+            write_whole(path, json.dumps(report, indent=1) + "\n")
+    except OSError as error:
+        print(f"loadgen run: cannot write {path}: {error.strerror}", file=sys.stderr)
+        all_right = False
+    return 130 if report["interrupted"] else 0 if all_right else 1
 
 
 async def until_signals(work: Coroutine[Any, Any, None], stop: Callable[[], None]) -> bool:
@@ -131,5 +124,4 @@ async def _find_max(plan: LoadPlan, chosen: argparse.Namespace) -> int:
     )
     report = search.document(settings_of(chosen, plan), interrupted=interrupted)
     print(report_text.found(report), flush=True)
-    found = search.search.found is not None
-    return _end({chosen.json: _json(report)}, all_right=found, interrupted=interrupted)
+    return _end(chosen.json, report, all_right=search.search.found is not None)

@@ -137,16 +137,10 @@ OPTIONS = {
         FORMAT,
         Option("--gzip", "gzip the bodies, which costs the generator more"),
     ),
-    "reports": (
+    "report": (
         Option(
             "--json",
             "write all figures, with settings and seed, as JSON",
-            values.file_to_write,
-            shows="FILE",
-        ),
-        Option(
-            "--html",
-            "write a report with charts as one HTML file",
             values.file_to_write,
             shows="FILE",
         ),
@@ -179,7 +173,7 @@ def add_parser(commands: argparse._SubParsersAction[Parser]) -> None:
         "posts are due at a given rate whatever the service does, and latency counts\n"
         "from the moment a post was due.",
         examples=(
-            "loadgen run --rate 2000 --duration-s 30 --html report.html",
+            "loadgen run --rate 2000 --duration-s 30 --json report.json",
             "loadgen run --find-max --p99-ms 20",
         ),
         epilog="exit codes:\n"
@@ -241,7 +235,6 @@ def _check_together(chosen: argparse.Namespace) -> None:
         (find_max and is_shaped, "--find-max tries constant rates: leave out --shape"),
         (find_max and chosen.posts_max, "--find-max goes without --posts"),
         (find_max and chosen.duration_s, "--find-max goes without --duration-s"),
-        (find_max and chosen.html, "--find-max goes without --html"),
         (find_max and chosen.no_retry, "--find-max goes without --no-retry"),
         (find_max and chosen.behind_s, "--find-max goes without --behind-s"),
     ):

@@ -36,8 +36,8 @@ CEILINGS = {
     "ingest/system": 766,
     "ingest/writer": 610,
     "tests": 52813,
-    "loadgen": 4801,
-    "benchmarks": 4452,
+    "loadgen": 4565,
+    "benchmarks": 3146,
 }
 ADVICE = "take something away, or raise the ceiling with a decision that says what users get for it"
 

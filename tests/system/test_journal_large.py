@@ -2,17 +2,50 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from benchmarks.journal_replay import write_journal
+from ingest.buffers.journal.folder import JournalFolder
+from ingest.model.block import Block
+from ingest.model.rows import PG_EPOCH_US, encode_rows, names_between
+from ingest.system.clock import unix_us
 from tests.system.fleet import FIRST_US, reading
 from tests.system.service import Service
 
 JOURNAL_BYTES = 65_000_000
 SEGMENT_BYTES = 16 << 20
 RSS_KIB_MAX = 150_000  # without a backlog it needs some 60,000
+ROWS = 100  # of a post
+GROUP_POSTS = 200  # brought to the disk together
+NAMES = [names_between(f"3f2b8c1e-9d4a-4c55-8e0a-{at:012x}", "temperature") for at in range(ROWS)]
+VALUES = [20.5 + at for at in range(ROWS)]
+
+
+def write_journal(folder: Path) -> int:
+    """Write the journal that a service leaves if it is killed in an outage; return the rows."""
+    folder.mkdir(parents=True, mode=0o700)
+    folder.parent.chmod(0o755)
+    store = JournalFolder(folder, segment_bytes=SEGMENT_BYTES)
+    store.open()
+    posts = written = 0
+    with closing(store):
+        while written < JOURNAL_BYTES:
+            place = store.write([post(posts + number) for number in range(GROUP_POSTS)])
+            written += place.end - place.start
+            posts += GROUP_POSTS
+    return posts * ROWS
+
+
+def post(number: int) -> Block:
+    """Return the post with this number; all readings differ by a microsecond."""
+    first_us = FIRST_US + number * ROWS
+    times_us = range(first_us, first_us + ROWS)
+    rows = encode_rows([ts_us - PG_EPOCH_US for ts_us in times_us], NAMES, VALUES)
+    block = Block(rows, ROWS, received_s=0, received_us=unix_us(), newest_ts_us=times_us[-1])
+    block.sequence = number + 1
+    return block
 
 
 def peak_kib(pid: int) -> int:
@@ -28,9 +61,7 @@ async def test_journal_larger_than_memory_is_replayed_whole_in_bounded_memory(
 ) -> None:
     """All rows are in the table, posts are taken meanwhile, and memory does not grow."""
     state = open_tmp_path / "state"
-    rows, _ = write_journal(
-        state / "journal", size_bytes=JOURNAL_BYTES, segment_bytes=SEGMENT_BYTES
-    )
+    rows = write_journal(state / "journal")
     assert rows > 700_000
     async with Service(
         state, journal_segment_bytes=SEGMENT_BYTES, buffer_bytes_max=8 << 20

@@ -134,7 +134,7 @@ def test_metrics_are_not_guessed_for_a_port_of_ones_own() -> None:
         (["--shape", "storm:9999"], "9999 must be at least 1 and at most 1,440"),
         (["--url", "ftp://h"], "--url: 'ftp://h' does not begin with http:// or https://"),
         (["--json", "/nowhere/x"], "--json: there is no folder /nowhere"),
-        (["--html", "/"], "--html: / is a folder"),
+        (["--json", "/"], "--json: / is a folder"),
         (["--arrivals", "never"], "--arrivals: there is no 'never': one of constant, poisson"),
     ],
 )
