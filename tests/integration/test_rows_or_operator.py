@@ -158,5 +158,5 @@ async def test_release_with_dead_letters_gives_up_on_what_class_42_refuses(fleet
     await fleet.until(lambda: fleet.database_state.hold_reason == "schema")
     assert fleet.refused() == 0
     assert fleet.half.release_hold(dead_letter=True)
-    await fleet.until(lambda: fleet.ledger.held == 0)
+    await fleet.until(lambda: fleet.ledger.held == 0, within_s=30)
     assert (await fleet.stored(), fleet.refused()) == (0, 1_000)
