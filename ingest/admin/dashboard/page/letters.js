@@ -123,7 +123,7 @@ export class Letters {
     await this.doing("Replaying ..", async () => {
       const done = await act("/dead-letters/replay", what);
       const refused = Object.entries(done.refused).map(([code, times]) => `${count(times)} ${code}`);
-      return `${count(done.replayed)} of ${count(done.asked)} are stored: ${count(done.new)} new rows, ${count(done.duplicate)} were in the table already` + (refused.length ? `; refused again: ${refused.join(", ")}` : "") + (done.not_allowed_left ? `; ${count(done.not_allowed_left)} not_allowed are left: filter by this code to replay them` : "") + (done.stopped ? `; stopped: ${done.stopped}` : "") + ".";
+      return `${count(done.replayed)} of ${count(done.asked)} are stored: ${count(done.new)} new rows, ${count(done.duplicate)} were in the table already` + (refused.length ? `; refused again: ${refused.join(", ")}` : "") + (done.not_allowed_left ? `; ${count(done.not_allowed_left)} not_allowed are left: filter by this code` : "") + (done.stopped ? `; stopped: ${done.stopped}` : "") + ".";
     });
   }
 

@@ -1,4 +1,4 @@
-// The state of the service as text: the state of /readyz, its cause, its start, and what to do.
+// The state of the service as text, with its cause and what to do.
 
 import { act, byId, bytes, count, duration, mayAct, moment, rough, say, short, typed } from "./text.js";
 
@@ -8,7 +8,7 @@ const WORDS = {
   broker_away: "The broker is away: posts are refused",
 };
 const TROUBLES = {
-  invalid_full: "Posts with an invalid item are refused", sender_share_used: "One sender's invalid items are refused",
+  invalid_full: "Posts with an invalid item are refused", sender_share_used: "Invalid items of a sender are refused",
   writes_fail: "No write goes through, readings are kept", behind: "Readings wait to be written",
   sender_not_stored: "Of a sender nothing is stored",
 };
@@ -18,8 +18,8 @@ const capital = (text) => text && text[0].toUpperCase() + text.slice(1);
 const broken = ({ cause, reason }) => cause === "journal_broken" || reason.includes("the journal cannot be written");
 const isAway = ({ cause, reason }) => (cause === undefined ? /database (is away|does not answer)/.test(reason) : cause === "unreachable");
 
-/** Show the state. `news` is an event of the feed, `about` the start of the history. Returns a few
- *  words for the title. */
+/** Show the state. `news` is an event of the feed, `about` the start of the history. Returns a
+ *  title. */
 export function showState(news, about, value) {
   const { level } = news;
   const { state, since, cause, cause_since, runbook } = news.ready;
@@ -41,7 +41,7 @@ export function showState(news, about, value) {
 function wordOf(ready, away) {
   if (ready.state === "disk_low" && broken(ready)) return "The journal cannot be written: posts are refused";
   if (away && ready.state === "accepting") return "The database is away, readings are kept";
-  const word = (ready.state === "accepting" && TROUBLES[ready.cause]) || (WORDS[ready.state] ?? ready.state);
+  const word = (ready.state === "accepting" && TROUBLES[ready.cause]) || WORDS[ready.state] || ready.state;
   const takes = ready.instances?.some((each) => each.role === "gateway" && each.runs && !each.refusing);
   return takes ? word.replace("posts are refused", "some posts are refused") : word;
 }
