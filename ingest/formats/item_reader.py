@@ -1,7 +1,7 @@
 """Collects what is read of one post: the rows of its valid readings, and its errors.
 
-The formats with items (JSON, NDJSON, MessagePack, SenML) share it. Each of them gives it the rows
-of whole slices, and reads the items of the other slices one by one, a few in each step.
+The formats with items share it. JSON and NDJSON give it the rows of whole slices. It reads the
+items of their other slices, and those of MessagePack and SenML, one by one, a few in each step.
 Promises: a post with too many readings, or with too many invalid items, is refused.
 """
 

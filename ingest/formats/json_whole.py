@@ -44,8 +44,8 @@ class Rows(Struct, frozen=True, gc=False):
     items: list[int] | None
 
 
-def one(item: Item, body: bytes | None, post: Post) -> Rows | None:
-    """Encode one item, or return None if it may be invalid. `body`: see `many`."""
+def one(item: Item, body: bytes, post: Post) -> Rows | None:
+    """Encode one item, or return None if it may be invalid. `body` is its text."""
     try:
         if "values" in item:
             return _spread([item], body, post)
@@ -66,11 +66,8 @@ def one(item: Item, body: bytes | None, post: Post) -> Rows | None:
             type(ts_us) is not int
             or not rules.ts_min_us <= ts_us <= post.received_us + rules.ts_ahead_us_max
             or (not -EXACT_MAX < value < EXACT_MAX and _are_doubtful([value], body, post))
-            or (
-                (body is None or body.count(b",") != fields - 1)
-                and _has_more([item], fields, body, post)
-            )
-            or (post.ignore_unknown and _open_doubtful(body, 1, fields - 3, [item]))
+            or (body.count(b",") != fields - 1 and _has_more([item], fields, body, post))
+            or (post.ignore_unknown and _open_doubtful(body, 1, fields - 3))
         ):
             return None
         metric, device_id = item["metric"], item["device_id"]
@@ -84,11 +81,10 @@ def one(item: Item, body: bytes | None, post: Post) -> Rows | None:
     return Rows(row, 1, ts_us, None)
 
 
-def many(items: list[Item], body: bytes | None, post: Post) -> Rows | None:
+def many(items: list[Item], body: bytes, post: Post) -> Rows | None:
     """Encode all items, or return None if one of them may be invalid.
 
-    `body` is the text of exactly these items. It is None if the parser hides nothing: integers are
-    exact, and no name stands twice. Raises Refused (`too_many_readings`).
+    `body` is the text of exactly these items. Raises Refused (`too_many_readings`).
     """
     count = len(items)
     try:
@@ -102,10 +98,10 @@ def many(items: list[Item], body: bytes | None, post: Post) -> Rows | None:
             times is None
             or (not math.hypot(*values) < EXACT_MAX and _are_doubtful(values, body, post))
             or (
-                (body is None or body.count(b",") != 3 * count + present - 1)
+                body.count(b",") != 3 * count + present - 1
                 and _has_more(items, 3 * count + present, body, post)
             )
-            or (post.ignore_unknown and _open_doubtful(body, count, present, items))
+            or (post.ignore_unknown and _open_doubtful(body, count, present))
         ):
             return None
         known = SERIES.known
@@ -118,12 +114,12 @@ def many(items: list[Item], body: bytes | None, post: Post) -> Rows | None:
     return Rows(encode_rows(times.pg_us, names, values), count, times.newest_us, None)
 
 
-def _spread(items: list[Item], body: bytes | None, post: Post) -> Rows | None:
+def _spread(items: list[Item], body: bytes, post: Post) -> Rows | None:
     """Encode items with `values`, or with a mix of both shapes. Raises _DOUBTS and as `many`."""
     if post.ignore_unknown or not all(item.keys() <= _KNOWN for item in items):
         return None
     times = _times(items, post)
-    if times is None or (body is not None and may_repeat(items, body)):
+    if times is None or may_repeat(items, body):
         return None
     row_times_pg_us: list[int] = []
     names: list[bytes] = []
@@ -149,7 +145,7 @@ def _spread(items: list[Item], body: bytes | None, post: Post) -> Rows | None:
     return Rows(tuples, len(names), times.newest_us, owners)
 
 
-def _has_more(items: list[Item], fields: int, body: bytes | None, post: Post) -> bool:
+def _has_more(items: list[Item], fields: int, body: bytes, post: Post) -> bool:
     """Whether the items may have more than these fields, which each of them must have.
 
     Each field but the first of the body has a comma before it. So a body with one comma less than
@@ -157,9 +153,7 @@ def _has_more(items: list[Item], fields: int, body: bytes | None, post: Post) ->
     """
     if post.ignore_unknown:
         return False  # _open_doubtful finds repeated names
-    if sum(map(len, items)) != fields:
-        return True
-    return body is not None and may_repeat(items, body)
+    return sum(map(len, items)) != fields or may_repeat(items, body)
 
 
 def may_repeat(parsed: Any, body: bytes) -> bool:
@@ -172,11 +166,9 @@ def may_repeat(parsed: Any, body: bytes) -> bool:
     return b"\\u0022" in body or body.count(b'"') != orjson.dumps(parsed).count(b'"')
 
 
-def _are_doubtful(values: list[float], body: bytes | None, post: Post) -> bool:
+def _are_doubtful(values: list[float], body: bytes, post: Post) -> bool:
     """Whether one of these values, some of them large, may not be a float64."""
-    if not all(map(math.isfinite, values)):
-        return True
-    return not post.rules.integers_rounded if body is None else may_be_inexact(body, post)
+    return not all(map(math.isfinite, values)) or may_be_inexact(body, post)
 
 
 def may_be_inexact(body: bytes, post: Post) -> bool:
@@ -184,13 +176,11 @@ def may_be_inexact(body: bytes, post: Post) -> bool:
     return not post.rules.integers_rounded and _LONG_INTEGER.search(body) is not None
 
 
-def _open_doubtful(body: bytes | None, count: int, stamps: int, items: list[Item]) -> bool:
+def _open_doubtful(body: bytes, count: int, stamps: int) -> bool:
     """Whether an item may have a field twice, or may have `values`.
 
     In a body without escapes, a field's name in quotes is that field, or is part of an unknown one.
     """
-    if body is None:
-        return any("values" in item for item in items)
     return (
         b"\\" in body
         or body.count(b'"device_id"') != count

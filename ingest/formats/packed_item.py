@@ -1,4 +1,4 @@
-"""The careful path for MessagePack: the bytes of one item to its readings, with a code for a fault.
+"""Reads one item of MessagePack: from its bytes to its readings, with a code for a fault.
 
 An object becomes a list of names and raw values, so names that stand twice are found, and what is
 within an array is never made. json_item.py then decides as for JSON.
@@ -7,6 +7,7 @@ Does not: parse a body; the bytes are one whole value of MessagePack.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -26,6 +27,7 @@ YEARS_S = (-62_135_596_800, 253_402_300_799)  # from year 1 to year 9999
 
 _RAWS = msgspec.msgpack.Decoder(list[Raw])
 _NAME = msgspec.msgpack.Decoder(str)
+_SCALARS = msgspec.msgpack.Decoder(list[bool | int | float | str | None])
 _SCALAR = msgspec.msgpack.Decoder(bool | int | float | str | None)
 
 
@@ -58,20 +60,21 @@ def read_packed(
     Raises Refused (`too_many_readings`).
     """
     try:
-        pairs = _pairs(original, NAMES_MAX)
+        pairs = _pairs(original, NAMES_MAX, lambda name, raw: _field(name, raw, post))
         if pairs is None:
             value = _scalar(original)
             return read_item(value, original, item, post, told=told, as_posted=())
-        fields = {name: _field(name, raw, post) for name, raw in pairs}
     except (msgspec.DecodeError, UnicodeDecodeError) as fault:
         why = f"the item cannot be read: {fault}"[:200] if told else ITEM_CODES[UNREADABLE]
         return None, ItemError(item, None, UNREADABLE, why, original)
     names = [name for name, _ in pairs]
-    return read_item(fields, original, item, post, told=told, as_posted=names)
+    return read_item(dict(pairs), original, item, post, told=told, as_posted=names)
 
 
-def _pairs(text: bytes, names_max: int) -> list[tuple[str, bytes]] | None:
-    """Return the names and raw values of an object, None if it is none.
+def _pairs(
+    text: bytes, names_max: int, read: Callable[[str, bytes], Any]
+) -> list[tuple[str, Any]] | None:
+    """Return the names and values of an object, None if it is none. `read` reads a raw value.
 
     Raises Refused (`too_many_readings`), DecodeError if a name is no text, UnicodeDecodeError.
     """
@@ -81,15 +84,23 @@ def _pairs(text: bytes, names_max: int) -> list[tuple[str, bytes]] | None:
     count, start = size
     if count > names_max:
         raise too_many(names_max, "an item has too many names")
-    raws = [bytes(raw) for raw in _RAWS.decode(array_head(2 * count) + text[start:])]
-    return [*zip(map(_NAME.decode, raws[::2]), raws[1::2], strict=True)]
+    parts = array_head(2 * count) + text[start:]
+    try:
+        scalars: list[Any] = _SCALARS.decode(parts)  # one call costs less than one for each part
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        scalars = [None]
+    if set(map(type, scalars[::2])) == {str}:
+        return [*zip(scalars[::2], scalars[1::2], strict=True)]
+    raws = [bytes(raw) for raw in _RAWS.decode(parts)]
+    names = [*map(_NAME.decode, raws[::2])]
+    return [(name, read(name, raw)) for name, raw in zip(names, raws[1::2], strict=True)]
 
 
 def _field(name: str, raw: bytes, post: Post) -> Any:
     if name == "values":
-        pairs = _pairs(raw, post.rules.post_rows_max)
+        pairs = _pairs(raw, post.rules.post_rows_max, lambda _, each: _scalar(each))
         if pairs is not None:
-            entries = Pairs((metric, _scalar(value)) for metric, value in pairs)
+            entries = Pairs(pairs)
             by_name = dict(entries)
             return entries if len(by_name) < len(entries) else by_name
     if name == "ts":

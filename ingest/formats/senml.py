@@ -1,9 +1,9 @@
 """SenML JSON (RFC 8428): from a pack to a block of its readings, and errors for invalid records.
 
-The body is cut into slices as JSON is, and each record is resolved with the base fields that are in
-effect. `v` and `vb` are values; `vs` and `vd` are left out and counted; the sum `s` is a metric of
-its own. A record that only has base fields gives no reading. The unit is a part of the metric: a
-name may have several. Unknown fields are ignored.
+The body is cut into slices as JSON is. Each record is read exactly (senml_record.py), and resolved
+with the base fields that are in effect. `v` and `vb` are values; `vs` and `vd` are left out and
+counted; the sum `s` is a metric of its own. A record that only has base fields gives no reading.
+The unit is a part of the metric: a name may have several. Unknown fields are ignored.
 Promises: the bytes of an error are a pack of one record without its brackets: the base fields are
 written into it. So it is read later as what it was.
 """
@@ -11,32 +11,24 @@ written into it. So it is read later as what it was.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from typing import Any
 
-from ingest.formats.item_reader import CAREFUL_ITEMS, ItemReader, require_possible, whole
+from ingest.formats.item_reader import ItemReader, ItemReadings, require_possible, whole
 from ingest.formats.json_post import originals_of
 from ingest.formats.json_slices import SPACE, slices
-from ingest.formats.json_whole import EXACT_MAX, Rows, may_repeat
+from ingest.formats.json_whole import EXACT_MAX
 from ingest.formats.line_series import tags_text
-from ingest.formats.post import ERRORS_TOLD_MAX, Decoded, ItemError, Post, Steps
+from ingest.formats.post import Decoded, ItemError, Post, Steps
 from ingest.formats.senml_record import Bad, alone, error_of, exactly
 from ingest.formats.senml_state import BASE, SUM, Base, Number, split_name, time_us
 from ingest.formats.series import SERIES
 from ingest.model.codes import NOT_ALLOWED
 from ingest.model.errors import Refused
 from ingest.model.reading import name_fault
-from ingest.model.rows import PG_EPOCH_US, encode_rows
 
 WHOLE_BYTES = 4 * 1024  # a body of this size is decoded in one step
-LARGE_FLOAT = 2.0**63  # the parser gives an integer beyond 64 bits as a float
 _VALUES = ("v", "vb", "vs", "vd")
-_SINGLE = frozenset({"n", "u", "v", "t", "ut", *BASE})  # fields of a record with one number
-_PLAIN = _SINGLE - BASE
-
-
-class _Doubtful(Exception):
-    """The parser may have hidden something of this slice."""
 
 
 def decode(body: bytes, post: Post) -> Decoded:
@@ -62,9 +54,6 @@ class _Pack:
         self.reader = ItemReader(post, body_bytes)
         self._post = post
         self._base = Base()
-        self._names: dict[tuple[str, str, str], bytes] = {}  # by whole name, unit and kind
-        self._text = b""  # the slice that is read
-        self._originals: list[bytes] = []  # its records, if they were needed
 
     def read_all(self, body: bytes) -> Generator[None, None, None]:
         """Read a body in slices."""
@@ -78,89 +67,35 @@ class _Pack:
                 raise Refused("not_senml", "a SenML pack is an array of records")
             if not reader.items:
                 require_possible(len(records), self._post)
-            self._text, self._originals = text, []
-            if reader.is_crowd(len(records)):
-                self._read_few(records[:CAREFUL_ITEMS], 0)
-                raise reader.too_many_invalid()
-            yield from self._read(records)
+            yield from reader.read_some(records, originals_of(text), self._read)
         if not reader.rows and not reader.errors:
             raise Refused("empty", "no record has a number; texts (vs, vd) are not stored")
 
-    def _read(self, records: list[Any]) -> Generator[None, None, None]:
-        """Read the records of a slice, a few in each step."""
-        is_careful = _may_repeat(records, self._text)
-        for start in range(0, len(records), CAREFUL_ITEMS):
-            if start:
-                yield
-            some = records[start : start + CAREFUL_ITEMS]
-            before = self._base, self.reader.texts
-            try:
-                self._read_few(some, start, is_careful=is_careful)
-            except _Doubtful:
-                self._base, self.reader.texts = before
-                is_careful = True
-                self._read_few(some, start, is_careful=True)
-            self.reader.check_errors()
+    def _read(
+        self, record: Any, original: bytes, item: int, told: bool
+    ) -> tuple[ItemReadings | None, ItemError | None]:
+        """Return the readings of a record, or its error; neither if it has no number.
 
-    def _original(self, place: int) -> bytes:
-        """Return the bytes of a record of the slice."""
-        self._originals = self._originals or originals_of(self._text)
-        return self._originals[place]
-
-    def _read_few(self, records: list[Any], start: int, *, is_careful: bool = False) -> None:
-        reader = self.reader
-        times_us: list[int] = []
-        names: list[bytes] = []
-        values: list[float] = []
-        owners: list[int] = []
-        errors: list[ItemError] = []
-        for place, record in enumerate(records):
-            before = self._base
-            try:
-                if is_careful:
-                    record = exactly(self._original(start + place))  # noqa: PLW2901
-                found = self._resolved(record, is_careful=is_careful)
-            except Bad as bad:
-                original = alone(self._original(start + place), record, before)
-                told = len(reader.errors) + len(errors) < ERRORS_TOLD_MAX
-                errors.append(error_of(bad, reader.items + place, original, told=told))
-                continue
-            if found is not None:
-                ts_us, numbers = found
-                times_us += [ts_us - PG_EPOCH_US] * len(numbers)
-                owners += [place] * len(numbers)
-                for name, number in numbers:
-                    names.append(name)
-                    values.append(number)
-        reader.errors += errors
-        reader.is_all_bad = bool(errors) and not names
-        newest_us = max(times_us) + PG_EPOCH_US if times_us else 0
-        tuples = encode_rows(times_us, names, values) if names else b""
-        items = None if owners == [*range(len(records))] else owners
-        reader.keep(Rows(tuples, len(names), newest_us, items), len(records))
-
-    def _resolved(
-        self, record: Any, *, is_careful: bool
-    ) -> tuple[int, list[tuple[bytes, float]]] | None:
-        """Return the time of a record, and its values with their names; None if it has none.
-
-        Raises Bad, _Doubtful, and Refused if a base field is wrong.
+        `record` is the parsed `original`; the parser may have hidden something of it. Raises
+        Refused if a base field is wrong.
         """
+        before = self._base
+        try:
+            return self._resolved(exactly(original)), None
+        except Bad as bad:
+            return None, error_of(bad, item, alone(original, record, before), told=told)
+
+    def _resolved(self, record: Any) -> ItemReadings | None:
+        """Return the readings of a record; None if it has none. Raises Bad, Refused."""
         if type(record) is not dict:
             raise Bad(None, "not_an_object")
         base = self._base
-        if not _PLAIN.issuperset(record):
-            if not BASE.isdisjoint(record):
-                base = self._base = base.after(record)
-                if not is_careful and base.is_large(LARGE_FLOAT):
-                    raise _Doubtful
-            for field in record:
-                if field[-1:] == "_":
-                    raise Bad(field[:64], "unknown_field")
-        if "v" in record and base.bs is None and _SINGLE.issuperset(record):
-            numbers = [("", self._number("v", base.bv, record, is_careful))]
-        else:
-            numbers = self._numbers(record, base, is_careful)
+        if not BASE.isdisjoint(record):
+            base = self._base = base.after(record)
+        for field in record:
+            if field[-1:] == "_":
+                raise Bad(field[:64], "unknown_field")
+        numbers = self._numbers(record, base)
         if not numbers:
             return None
         own = record.get("n", "")
@@ -170,39 +105,37 @@ class _Pack:
         unit = record.get("u", base.bu)
         if type(unit) is not str:
             raise Bad("u", "wrong_type")
-        whole = base.bn + own
-        return ts_us, [(self._name(whole, unit, kind), number) for kind, number in numbers]
+        device, metric = self._name(base.bn + own, unit, numbers)
+        return ts_us, device, {metric + kind: number for kind, number in numbers.items()}
 
-    def _numbers(self, record: Any, base: Base, is_careful: bool) -> list[tuple[str, float]]:
+    def _numbers(self, record: Any, base: Base) -> dict[str, float]:
         """Return the value and the sum of a record, as far as it has them; count a text."""
         given = [field for field in _VALUES if field in record]
         if len(given) > 1:
             raise Bad(given[1], "both_shapes")
         field = given[0] if given else ""
         has_more = not record.keys() <= BASE
-        numbers: list[tuple[str, float]] = []
+        numbers: dict[str, float] = {}
         if field == "v" or (not given and base.bv is not None and has_more):
-            numbers.append(("", self._number("v", base.bv, record, is_careful)))
+            numbers[""] = self._number("v", base.bv, record)
         elif field == "vb":
             if type(record["vb"]) is not bool:
                 raise Bad("vb", "wrong_type")
-            numbers.append(("", float(record["vb"])))
+            numbers[""] = float(record["vb"])
         if "s" in record or (base.bs is not None and has_more):
-            numbers.append((SUM, self._number("s", base.bs, record, is_careful)))
+            numbers[SUM] = self._number("s", base.bs, record)
         if field in ("vs", "vd"):
             self.reader.texts += 1
         elif has_more and not numbers:
             raise Bad("v", "missing_field")
         return numbers
 
-    def _number(self, field: str, base: Number | None, record: Any, is_careful: bool) -> float:
-        """Return the sum of a base field and a field. Raises Bad and _Doubtful."""
+    def _number(self, field: str, base: Number | None, record: Any) -> float:
+        """Return the sum of a base field and a field. Raises Bad."""
         number = record.get(field, 0)
         kind = type(number)
         if kind is not float and kind is not int:
             raise Bad(field, "wrong_type")
-        if kind is float and abs(number) >= LARGE_FLOAT and not is_careful:
-            raise _Doubtful
         try:
             if base is not None:
                 number += base
@@ -232,12 +165,8 @@ class _Pack:
             raise Bad("t", "ts_in_future")
         return ts_us
 
-    def _name(self, whole_name: str, unit: str, kind: str) -> bytes:
-        """Return the names of a row. Raises Bad."""
-        key = whole_name, unit, kind
-        known = self._names.get(key)
-        if known is not None:
-            return known
+    def _name(self, whole_name: str, unit: str, kinds: Iterable[str]) -> tuple[str, str]:
+        """Return device and metric of a record. Raises Bad."""
         device, metric = split_name(whole_name)
         device = device or self._post.device
         metric += tags_text({"u": unit} if unit else {})
@@ -245,16 +174,10 @@ class _Pack:
             raise Bad("n", "no_device")
         if self._post.allows is not None and not self._post.allows(device):
             raise Bad("n", NOT_ALLOWED)
-        try:
-            names = self._names[key] = SERIES.names(metric + kind, device)
-        except KeyError:
-            fault = name_fault(device) or name_fault(metric + kind)
-            raise Bad("n", fault[0] if fault else "name_empty") from None
-        return names
-
-
-def _may_repeat(records: list[Any], text: bytes) -> bool:
-    try:
-        return may_repeat(records, text)
-    except TypeError:  # a number that is infinite cannot be written again
-        return True
+        for kind in kinds:
+            try:
+                SERIES.names(metric + kind, device)
+            except KeyError:
+                fault = name_fault(device) or name_fault(metric + kind)
+                raise Bad("n", fault[0] if fault else "name_empty") from None
+        return device, metric

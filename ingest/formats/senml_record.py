@@ -1,4 +1,4 @@
-"""A record of SenML that is not as usual: read exactly, written for the dead letters, its faults.
+"""A record of SenML: read exactly, written for the dead letters, its faults.
 
 Does not: know the state of a pack, which the caller gives.
 """

@@ -69,10 +69,6 @@ class Base(NamedTuple):
             changed[field] = value
         return self._replace(**changed)
 
-    def is_large(self, size: float) -> bool:
-        """Whether a number of it is a float of this size or more."""
-        return any(type(each) is float and abs(each) >= size for each in self[1:4])
-
     def fields(self) -> dict[str, Any]:
         """Return the fields as a record has them."""
         return {name: value for name, value in self._asdict().items() if value not in (None, "")}

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.formats import packed_post, senml
+from ingest.formats import packed_post
 from ingest.formats.item_reader import CAREFUL_ITEMS
 from ingest.formats.media_type import DECODE_ITEM
 from ingest.formats.post import Decoded
@@ -51,7 +51,7 @@ def test_same_readings_give_the_same_block(facts: list[Reading], slice_bytes: in
                 patch("ingest.formats.ndjson.WHOLE_BYTES", whole_bytes),
                 patch("ingest.formats.packed_post.WHOLE_BYTES", whole_bytes),
                 patch("ingest.formats.ndjson.SLICE_BYTES", slice_bytes),
-                patch("ingest.formats.packed_post.SLICE_BYTES", slice_bytes),
+                patch("ingest.formats.packed_post.LARGE_BYTES", slice_bytes),
                 patch("ingest.formats.json_slices.SLICE_BYTES", slice_bytes),
             ):
                 found = decoded(name, body)
@@ -189,12 +189,34 @@ def test_time_may_be_one_of_messagepack(moment: bytes, us: int | str) -> None:
 
 
 def test_parser_says_where_the_items_end() -> None:
-    """The slices depend on the text of an error of msgspec."""
+    """The place is in the text of an error of msgspec; a fault tells its place in the body."""
     with pytest.raises(msgspec.DecodeError) as caught:
-        packed_post._RAWS.decode(b"\x91\x01\x02")
+        packed_post._RAW.decode(b"\x91\x01\x02")
     found = packed_post._BYTES_FOLLOW.search(str(caught.value))
     assert found is not None
     assert found[1] == "2"
+    with pytest.raises(Refused, match=r"\(byte 5\)"):
+        decoded("msgpack", b"\x92\x91\x80\x82\xa0\xc1")
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "rows", "faults"),
+    [
+        ("senml", b'[{"bn":"a/b"},%b]' % b",".join([b'{"v":1,"t":1}'] * 3_000), 3_000, 0),
+        (
+            "msgpack",
+            msgspec.msgpack.encode(
+                [{"device_id": "a", "metric": "b", "value": 1}] * 1_000 + [0] * 700
+            ),
+            1_000,
+            700,
+        ),
+    ],
+)
+def test_short_items_are_no_crowd(name: str, body: bytes, rows: int, faults: int) -> None:
+    """An item of these formats may be shorter than one of JSON; only its own fault counts."""
+    found = decoded(name, body)
+    assert (len(readings_of(found)), len(found.errors)) == (rows, faults)
 
 
 # SenML
@@ -377,7 +399,6 @@ def test_field_twice_and_large_base_are_found_in_any_slice() -> None:
     large = b'{"bv":18446744073709551617,"n":"a/b","v":%d}'
     assert decoded("senml", b"[%b]" % (large % 0)).errors[0].code == "value_not_exact"
     assert readings_of(decoded("senml", b"[%b]" % (large % -1)))[0].value == 2.0**64
-    assert senml.LARGE_FLOAT == 2.0**63
 
 
 # Costs and limits
