@@ -183,22 +183,20 @@ class StreamWatch:
     async def _note(self, published_to: int, *, anew: bool) -> None:
         """Note what the stream must have from now on, if that is known and is more than before."""
         state = self.state
-        if self._mark is None or self._removals.suspects:
+        is_known = anew or (published_to and state is not None)
+        if self._mark is None or self._removals.suspects or not is_known:
             return
-        if state is None:
-            if anew:
-                await self._mark.note(StreamMark(), anew=True)
-            return
-        # The stream may be another one than that of the last message.
-        to = state.last if anew else min(published_to, state.last)
-        mark = StreamMark(
-            state.made,
-            done_to=min(state.done_to, state.last),  # the consumer may be behind a lost end
-            acknowledged_to=to,
-            delivered_to=min(state.delivered_to, state.last),
-            deliveries=state.deliveries,
-        )
-        if anew or (published_to and mark != self._noted):
+        mark = StreamMark()  # nothing: the stream is gone, and that was told
+        if state is not None:
+            mark = StreamMark(
+                state.made,
+                done_to=min(state.done_to, state.last),  # the consumer may be behind a lost end
+                # The stream may be another one than that of the last message.
+                acknowledged_to=state.last if anew else min(published_to, state.last),
+                delivered_to=min(state.delivered_to, state.last),
+                deliveries=state.deliveries,
+            )
+        if anew or mark != self._noted:
             self._noted = mark
             await self._mark.note(mark, anew=anew)
 

@@ -65,6 +65,7 @@ class MarkFile:
                 _log.warning("stream_mark_not_kept", why=str(error))
 
     def _note(self, mark: StreamMark, *, anew: bool) -> None:
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)

@@ -50,7 +50,11 @@ async def test_damaged_mark_says_nothing(damaged: bytes, tmp_path: Path) -> None
 
 
 async def test_folder_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
-    """A gateway in a container may have none."""
-    kept = MarkFile(tmp_path / "missing")
+    """A gateway in a container may have none. One that is only missing is made."""
+    (tmp_path / "file").touch()
+    kept = MarkFile(tmp_path / "file" / "missing")
     await kept.note(MARK)
     assert kept.read() == StreamMark()
+    kept = MarkFile(tmp_path / "missing")
+    await kept.note(MARK)
+    assert kept.read() == MARK
