@@ -28,8 +28,8 @@ MARK_TEXT, MARK_TIME, MARK_SIZE = "<text>", "<time>", "<size>"
 RUN_MIN = 100
 _RUNS = re.compile(rf"(.)\1{{{RUN_MIN},}}|(?:(?!(.)\2{{{RUN_MIN},}}).)+", re.DOTALL)
 _TIME = re.compile(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
-_PLACE = re.compile(r": /.+, on the disk that is mounted at /.*$")  # a path of this machine
 _ETAG = re.compile(r'"[0-9a-f]{24}"')
+_PLACE = re.compile(r": /\S+, on the disk that is mounted at /\S*$")  # of this machine
 _PROBE = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
@@ -225,7 +225,7 @@ def _marked(value: Any, key: str = "") -> Any:
         return MARK_TEXT
     if isinstance(value, str) and key in TIMES and _TIME.fullmatch(value):
         return MARK_TIME
-    return _PLACE.sub(": <folder>", value) if key == "reason" else value
+    return _PLACE.sub(": <place>", value) if isinstance(value, str) and key == "reason" else value
 
 
 def _is_fixed(body: Any, kind: str) -> bool:
