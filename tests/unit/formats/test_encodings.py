@@ -205,9 +205,7 @@ def test_parser_says_where_the_items_end() -> None:
         ("senml", b'[{"bn":"a/b"},%b]' % b",".join([b'{"v":1,"t":1}'] * 3_000), 3_000, 0),
         (
             "msgpack",
-            msgspec.msgpack.encode(
-                [{"device_id": "a", "metric": "b", "value": 1}] * 1_000 + [0] * 700
-            ),
+            msgspec.msgpack.encode([{"device_id": "a", "values": {"b": 1}}] * 1_000 + [0] * 700),
             1_000,
             700,
         ),
