@@ -11,7 +11,9 @@ loop does not sleep until its steps are done, and small posts wait for the journ
 the steps of a post take long, other threads get the interpreter sooner until it is done.
 Promises: posts in the queue are served first come, first served. Senders with posts in steps take
 turns, and so do the posts of each. Each round does at least one step. Work that was put off has its
-turns by network in the same way, so a flood from one network delays another one by a step.
+turns by network in the same way, so a flood from one network delays another one by a step. Of this,
+every second step is of work that has begun, if there is any: else a thousand handshakes at once
+would all begin, and none end in its time.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ PUT_OFF_S = 0.0001
 LONG_S = 0.01
 
 T = TypeVar("T")
+_Steps = dict[str, dict[Callable[[], object], None]]
 
 
 class _InSteps:
@@ -67,7 +70,9 @@ class LoopShare:
         self._bytes_left = ROUND_BYTES
         self._queue: deque[tuple[int, Callable[[], object]]] = deque()
         self._in_steps: dict[str, dict[_InSteps, None]] = {}  # of each sender; the next is first
-        self._put_off: dict[str, dict[Callable[[], object], None]] = {}  # of each network, too
+        # Of each network, too: what goes on, and what begins. They take turns.
+        self._put_off: tuple[_Steps, _Steps] = ({}, {})
+        self._begins_next = False
         self._next_is_due = False
 
     def take(self, body_bytes: int) -> bool:
@@ -83,20 +88,21 @@ class LoopShare:
         if not self._next_is_due:
             self._schedule()
 
-    def put_off(self, go_on: Callable[[], object], network: str) -> None:
+    def put_off(self, go_on: Callable[[], object], network: str, *, begins: bool = False) -> None:
         """Call `go_on`, a short step of this network, in the time that rounds keep for steps.
 
-        One that waits already keeps its place.
+        One that waits already keeps its place. `begins`: it is the first step of its work.
         """
-        self._put_off.setdefault(network, {})[go_on] = None
+        self._put_off[begins].setdefault(network, {})[go_on] = None
         self._schedule()
 
     def forget(self, go_on: Callable[[], object], network: str) -> None:
         """Do not call it, if it was put off and has not been called yet."""
-        steps = self._put_off.get(network, {})
-        steps.pop(go_on, None)
-        if not steps:
-            self._put_off.pop(network, None)
+        for put_off in self._put_off:
+            steps = put_off.get(network, {})
+            steps.pop(go_on, None)
+            if not steps:
+                put_off.pop(network, None)
 
     async def wait(self, body_bytes: int) -> None:
         """Wait for a round that has a share left; not at all if this one has. Safe to cancel."""
@@ -134,21 +140,25 @@ class LoopShare:
         """Start a round; while posts are at work, the next one too, after the sockets are read."""
         self._next_is_due = False
         self._bytes_left = ROUND_BYTES
-        if self._queue or self._in_steps or self._put_off:
+        if self._queue or self._in_steps or any(self._put_off):
             self._schedule()
         while self._queue and self._bytes_left > 0:
             body_bytes, begin = self._queue.popleft()
             if begin() is not False:
                 self._bytes_left -= POST_BYTES
                 self._bytes_left -= body_bytes if body_bytes < BEGIN_BYTES else BEGIN_BYTES
-        if self._in_steps or self._put_off:
+        if self._in_steps or any(self._put_off):
             began_s = now_s = monotonic_s()
-            while (go_on := _next_of(self._put_off)) is not None:
+            while (go_on := self._next_put_off()) is not None:
                 go_on()
                 now_s = monotonic_s()
                 if now_s - began_s >= PUT_OFF_S:
                     break
             self._do_steps(now_s, began_s + STEPS_S)
+
+    def _next_put_off(self) -> Callable[[], object] | None:
+        self._begins_next = begins = not self._begins_next
+        return _next_of(self._put_off[begins]) or _next_of(self._put_off[not begins])
 
     def _do_steps(self, now_s: float, until_s: float) -> None:
         """Do steps of one post after the other, at least one step."""

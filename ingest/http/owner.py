@@ -26,8 +26,11 @@ class RoundQueue(Protocol):
     def begun(self, body_bytes: int) -> None:
         """Note that a request of the queue begins."""
 
-    def put_off(self, go_on: Callable[[], object], network: str) -> None:
-        """Call `go_on`, a short step, later; few of them in each round. Networks take turns."""
+    def put_off(self, go_on: Callable[[], object], network: str, *, begins: bool = False) -> None:
+        """Call `go_on`, a short step, later; few of them in each round. Networks take turns.
+
+        `begins`: it is the first step of its work.
+        """
 
     def forget(self, go_on: Callable[[], object], network: str) -> None:
         """Do not call it, if it was put off and has not been called yet."""

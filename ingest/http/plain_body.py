@@ -69,9 +69,9 @@ class PlainBodies:
         """Do not count a body of the queue any more: its request begins."""
         self._bodies.count_out(body_bytes, may_return=True)
 
-    def put_off(self, go_on: Callable[[], object], network: str) -> None:
+    def put_off(self, go_on: Callable[[], object], network: str, *, begins: bool = False) -> None:
         """Call `go_on`, a short step, later. All such steps share a short time of each round."""
-        self._loop_share.put_off(go_on, network)
+        self._loop_share.put_off(go_on, network, begins=begins)
 
     def forget(self, go_on: Callable[[], object], network: str) -> None:
         """Do not call it, if it was put off and has not been called yet."""

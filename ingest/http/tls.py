@@ -4,8 +4,9 @@ To the HTTP protocol it is the transport; to the event loop it is the protocol. 
 from the moment at which it is accepted. So every bound of connections.py holds for one that never
 finishes its handshake, and the time for a head includes the handshake.
 A step of a handshake costs 0.1 to 1 ms of the event loop, for work with the private key. So it is
-put off into the time that each round keeps for steps, where networks take turns. Handshakes that
-have begun are not bounded: one that says no more costs memory, as any open connection, and no time.
+put off into the time that each round keeps for steps, where networks take turns, and so do first
+steps and others. Handshakes that have begun are not bounded: one that says no more costs memory, as
+any open connection, and no time.
 Promises: no private key work before the client's first bytes are here. Bytes that are not TLS get
 an answer in plain HTTP that says so.
 Does not: read files (certificate.py), or decide when a step is due (loop_share.py).
@@ -102,7 +103,7 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         # Else the socket is read on: the end of a client that has gone must be seen at once.
         if len(self._rest) > EARLY_BYTES_MAX:
             self._hold()
-        self._steps.put_off(self._step, self._network)
+        self._steps.put_off(self._step, self._network, begins=self._object is None)
 
     def eof_received(self) -> bool:
         """The client sends no more. Without an end in TLS, this is a broken connection too."""

@@ -170,7 +170,7 @@ class NextRound:
     def begun(self, body_bytes: int) -> None:
         """Nothing was counted."""
 
-    def put_off(self, go_on: Callable[[], object], network: str) -> None:
+    def put_off(self, go_on: Callable[[], object], network: str, *, begins: bool = False) -> None:
         """Do it in the next round."""
         asyncio.get_running_loop().call_soon(go_on)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import ssl
@@ -9,12 +10,13 @@ import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import structlog
 
 from ingest.http.certificate import Certificate
+from ingest.http.tls import TlsConnection
 from ingest.model.errors import StartError
 from tests.support.certificates import make_certificate, trusting
 from tests.support.receiver import GOOD, Client, head, post, running_receiver, until
@@ -145,10 +147,36 @@ async def test_silent_handshakes_do_not_keep_others_out(
         monkeypatch.setattr(share, "_schedule", lambda: None)  # no step is done from now on
         gone = await receiver.connect()
         await gone.send(first)
-        await until(lambda: share._put_off)
+        await until(lambda: any(share._put_off))
         for each in (gone, polite, *silent):
             await each.close()
-        await until(lambda: not share._put_off)
+        await until(lambda: not any(share._put_off))
+
+
+async def test_handshakes_end_while_others_wait_for_their_first_step(
+    tls_settings: dict[str, Any], tls_files: tuple[Path, Path]
+) -> None:
+    """A fleet that comes back at once, with more handshakes than can be begun in the time of one.
+
+    If all were begun before the first of them ends, none would ever end.
+    """
+    async with running_receiver(**tls_settings) as receiver:
+        context = trusting(tls_files[0])
+        fleet = [TlsInMemory(context, await receiver.connect()) for _ in range(100)]
+        port = receiver.endpoint._port._connections  # type: ignore[union-attr]
+        await until(lambda: port.count == 100)
+
+        async def finish(client: TlsInMemory) -> None:
+            await client.shake_hands()
+            await client.send()
+
+        async with asyncio.TaskGroup() as finishing:
+            for each in fleet:
+                finishing.create_task(finish(each))
+            opened = [cast(TlsConnection, each.transport) for each in port._open.values()]
+            await until(lambda: any(each._is_established for each in opened))
+            begun = sum(each._object is not None for each in opened)
+        assert begun < 50
 
 
 async def test_connection_without_a_handshake_is_closed_in_time(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import ssl
-from collections.abc import Callable
 from contextlib import suppress
 from ctypes.util import find_library
 from pathlib import Path
@@ -134,10 +133,10 @@ async def test_new_keys_without_end_are_made_in_steps(tls_settings: dict[str, An
         assert await client.read(raw)
         steps, put_off = 0, connection_of(receiver)._steps.put_off
 
-        def counted(go_on: Callable[[], object], network: str) -> None:
+        def counted(*args: Any, **kwargs: Any) -> None:
             nonlocal steps
             steps += 1
-            put_off(go_on, network)
+            put_off(*args, **kwargs)
 
         connection_of(receiver)._steps.put_off = counted  # type: ignore[method-assign]
         await raw.send(client.ask_for_new_keys(200_000) + client.write(GET))
