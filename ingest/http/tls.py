@@ -5,7 +5,8 @@ from the moment at which it is accepted. So every bound of connections.py holds 
 finishes its handshake, and the time for a head includes the handshake.
 A step of a handshake costs 0.1 to 1 ms of the event loop, for work with the private key. So it is
 put off into the time that each round keeps for steps, where networks take turns, and so do first
-steps and others. Handshakes that have begun are not bounded: one that says no more costs memory, as any open connection, and no time.
+steps and others. Handshakes that have begun are not bounded: one that says no more costs memory, as
+any open connection, and no time.
 Promises: no private key work before the client's first bytes are here. Bytes that are not TLS get
 an answer in plain HTTP that says so.
 Does not: read files (certificate.py), or decide when a step is due (loop_share.py).

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import ssl
-from collections.abc import Callable
 from contextlib import suppress
 from ctypes.util import find_library
 from pathlib import Path
