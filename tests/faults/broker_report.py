@@ -60,8 +60,8 @@ compares what was acknowledged with what writers got and what was told.
 
 New messages after the damage were all written, none of them by a second look. The same 26 kinds
 of damage to one copy of three, on the server that then leads: nothing is lost, and nothing is
-told as lost. What was acknowledged in the second before a crash of the gateways may be lost
-untold: the mark is so old at most.
+told as lost. The loss of what was acknowledged in the second before a crash of the gateways may be
+untold: the mark can be a second old.
 """
 CHECKED = """## What is checked
 
