@@ -61,8 +61,8 @@ compares what was acknowledged with what writers got and what was told.
 New messages after the damage were all written, none of them by a second look. The same kinds of
 damage to one copy of three, on the server that then leads: nothing is lost, and nothing is told as
 lost. With garbage as the state of the consumer this server is not well: `stream check` and the log
-say so (`stream_degraded`), and the others go on. What was acknowledged in the second before a crash
-of the gateways may be lost untold: the mark is so old at most.
+say so (`stream_degraded`), and the others go on. The loss of what was acknowledged in the second
+before a crash of the gateways may be untold: the mark can be a second old.
 """
 CHECKED = """## What is checked
 

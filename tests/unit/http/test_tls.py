@@ -163,7 +163,8 @@ async def test_handshakes_end_while_others_wait_for_their_first_step(
     async with running_receiver(**tls_settings) as receiver:
         context = trusting(tls_files[0])
         fleet = [TlsInMemory(context, await receiver.connect()) for _ in range(100)]
-        port = receiver.endpoint._port._connections  # type: ignore[union-attr]
+        port = receiver.endpoint._port._connections
+        assert port is not None
         await until(lambda: port.count == 100)
 
         async def finish(client: TlsInMemory) -> None:
