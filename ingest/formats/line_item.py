@@ -47,17 +47,19 @@ NUMBER_BYTES_MAX = 400  # of a value; a float64 has at most 309 digits before th
 STAMP_BYTES_MAX = 40
 
 _NAME = rb"[^ \n,=]*+"
-_STRING = rb'(?:"[^"\\]*+(?:\\[\s\S][^"\\]*+)*+"|(?!"))'
+# Before Python 3.11.5 a possessive group with a choice in it matches wrongly: so there is none. A
+# text, or what does not begin as one.
+_STRING = rb'(?:"[^"\\]*+(?:\\[\s\S][^"\\]*+)*+")?+(?!(?<==)")'
 _REST = rb"[^ \n,]*+"
 _FIELD = rb"%b(?:=%b%b)?+" % (_NAME, _STRING, _REST)
 # Some lines without content; then comment, key, fields and rest of one line, marked. The rest
 # begins with _OPEN if a string has no end.
-EMPTY = re.compile(rb"(?: *+(?:#[^\n]*+|\r)?\n)++")
+EMPTY = re.compile(rb"(?: *+(?:#[^\n]*+)?+\r?+\n)++")
 _LINE = re.compile(
-    rb" *+(#[^\n]*+)?([^ \n]*+)(?: ++(%b(?:,%b)*+))?+([^\n]*+)(\n?)" % (_FIELD, _FIELD)
+    rb" *+(#[^\n]*+)?([^ \n]*+)(?: ++(%b(?:,%b)*+))?([^\n]*+)(\n?)" % (_FIELD, _FIELD)
 )
 _OPEN = b'="'
-_ONE_FIELD = re.compile(rb"(%b)(?:=(%b)(%b))?+" % (_NAME, _STRING, _REST))
+_ONE_FIELD = re.compile(rb"(%b)(?:=(%b)(%b))?" % (_NAME, _STRING, _REST))
 _FLOAT = re.compile(rb"-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _INTEGER = re.compile(rb"(?:(-?[0-9]+)i|([0-9]+)u)")
 _INT64, _UINT64 = (-(2**63), 2**63 - 1), (0, 2**64 - 1)

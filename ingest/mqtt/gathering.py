@@ -28,10 +28,10 @@ BLANKS = b" \t\r\n"
 # stricter than line protocol is; other lines with texts are the last of their post.
 _KEY = rb'(?:[^"\\ \n]|\\[^"\n])+'
 _FIELD = rb'[^"\\ ,=\n]+=(?:[^"\\ ,=\n]+|"(?:[^"\\\n]|\\[^\n])*+")'
-_TIMELESS = _KEY + rb" +" + _FIELD + rb"(?:," + _FIELD + rb")*+"
+_TIMELESS = _KEY + rb" +" + _FIELD + rb"(?:," + _FIELD + rb")*"
 _LINE = _TIMELESS + rb" *(?:-?[0-9]+ *)?\r?"
 _WITHOUT_TIME = re.compile(_TIMELESS)
-_CLOSED_LINES = re.compile(_LINE + rb"(?:\n+" + _LINE + rb")*+\n*")
+_CLOSED_LINES = re.compile(_LINE + rb"(?:\n+" + _LINE + rb")*\n*")
 
 
 class MessagePart(NamedTuple):
