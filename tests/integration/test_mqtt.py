@@ -23,6 +23,7 @@ from ingest.mqtt.broker_address import mqtt_address
 from ingest.system.state_folder import StateFolder
 from tests.support.brokers import until
 from tests.support.certificates import make_certificate
+from tests.support.deployment import program
 from tests.support.documents import DOCUMENTS, fences
 from tests.support.mosquitto import Mosquitto, item, publish, publisher
 from tests.support.receiver import running_receiver
@@ -158,7 +159,8 @@ async def test_tls_password_token_and_what_the_broker_refuses(tmp_path: Path) ->
     for file in (cert_file, key_file):
         file.chmod(0o644)
     passwords = tmp_path / "passwords"
-    await _run("mosquitto_passwd", "-b", "-c", str(passwords), "me", "right")
+    passwd = program("mosquitto_passwd", "mosquitto")
+    await _run(passwd, "-b", "-c", str(passwords), "me", "right")
     passwords.chmod(0o644)
     acl = tmp_path / "acl"
     acl.write_text("user me\ntopic read sensors/#\n")
