@@ -47,14 +47,14 @@ NUMBER_BYTES_MAX = 400  # of a value; a float64 has at most 309 digits before th
 STAMP_BYTES_MAX = 40
 
 _NAME = rb"[^ \n,=]*+"
-# Before Python 3.11.5 a possessive group with a choice in it matches wrongly: so there is none. A
-# text, or what does not begin as one.
-_STRING = rb'(?:"[^"\\]*+(?:\\[\s\S][^"\\]*+)*+")?+(?!(?<==)")'
+_STRING = rb'(?:"[^"\\]*+(?:\\[\s\S][^"\\]*+)*+"|(?!"))'
 _REST = rb"[^ \n,]*+"
-_FIELD = rb"%b(?:=%b%b)?+" % (_NAME, _STRING, _REST)
+# Before Python 3.11.5 a possessive group that fails behind its first character is not taken back.
+# So such a group here fails at once, or is atomic.
+_FIELD = rb"(?>%b(?:=%b%b)?)" % (_NAME, _STRING, _REST)
 # Some lines without content; then comment, key, fields and rest of one line, marked. The rest
 # begins with _OPEN if a string has no end.
-EMPTY = re.compile(rb"(?: *+(?:#[^\n]*+)?+\r?+\n)++")
+EMPTY = re.compile(rb"(?: *+(?:#[^\n]*+|\r)?\n)+")
 _LINE = re.compile(
     rb" *+(#[^\n]*+)?([^ \n]*+)(?: ++(%b(?:,%b)*+))?([^\n]*+)(\n?)" % (_FIELD, _FIELD)
 )
@@ -291,11 +291,11 @@ class _LineReader:
             line = self._line
             original = line.text
             if self._names or self._strings:
-                parts = b"%b %b %b" % (line.key, b",".join(self._bad), line.stamp)
-                original = as_posted(parts)
+                stamp = b" " + line.stamp if line.stamp else b""
+                original = as_posted(b"%b %b%b" % (line.key, b",".join(self._bad), stamp))
             (field, fault), *others = self._faults
             also = tuple((field, code) for field, (code, _) in others)
-            error = ItemError(line.number, field, *fault, original.rstrip(b" "), also)
+            error = ItemError(line.number, field, *fault, original, also)
         return LineRead(ts_us, self._names, self._values, self._strings, self._rounded, error)
 
 

@@ -31,7 +31,7 @@ _ENTRY_BYTES = 200  # of a key or a name in its dict, besides the bytes
 _SPECIAL_IN_TAG = "\\,="  # the backslash comes first: the others put in some of their own
 _SPECIAL = _SPECIAL_IN_TAG + "."
 _ANY_SPECIAL = re.compile(r"[\\,=.]")
-_KEY = re.compile(rb"([^,#][^,]*+)((?:,[^,=]++=[^,=]++)*+)")  # measurement and tags
+_KEY = re.compile(rb"([^,#][^,]*+)((?:,[^,=]++=[^,=]++)*)")  # measurement and tags
 
 Fault = tuple[str, str]  # a key of codes.ITEM_CODES, and a message
 
