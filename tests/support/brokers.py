@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -117,8 +118,8 @@ async def put(connection: BrokerConnection, *bodies: bytes) -> None:
 
 async def ended(pid: int) -> None:
     """Wait until a process has ended, also if nobody has asked for its exit code."""
-    status = Path(f"/proc/{pid}/stat")
-    await until(lambda: not status.exists() or ") Z " in status.read_text())
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it is gone
+        await until(lambda: ") Z " in Path(f"/proc/{pid}/stat").read_text())
 
 
 def start_parent(folder: Path, *words: str) -> tuple[subprocess.Popen[str], int]:
