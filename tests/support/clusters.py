@@ -6,7 +6,7 @@ import asyncio
 import json
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 
@@ -128,11 +128,15 @@ class Cluster:
 async def lead(admin: BrokerConnection, what: str, name: str) -> None:
     """Let a server lead a stream, or a consumer: `STREAM.CONSUMER`."""
     kind = "CONSUMER" if "." in what else "STREAM"
-    async with asyncio.timeout(30):
-        while (await api(admin, f"{kind}.INFO.{what}"))["cluster"].get("leader") != name:
-            wish = {"placement": {"preferred": name}}
-            await api(admin, f"{kind}.LEADER.STEPDOWN.{what}", wish)
-            await asyncio.sleep(0.3)
+    wish = {"placement": {"preferred": name}}
+    leader = None
+    async with asyncio.timeout(60):
+        while leader != name:
+            with suppress(BrokerAway):  # while it has no leader, nobody answers
+                leader = (await api(admin, f"{kind}.INFO.{what}"))["cluster"].get("leader")
+                if leader != name:
+                    await api(admin, f"{kind}.LEADER.STEPDOWN.{what}", wish)
+                    await asyncio.sleep(0.3)
 
 
 def members_in(

@@ -262,6 +262,12 @@ def test_run_without_pip_uses_venv(fresh: Checkout, tmp_path: Path) -> None:
     python.chmod(0o755)
     code, out, err = fresh.run(*CHEAP, environ={"PATH": f"{tmp_path}:{PLAIN_PATH}"})
     assert (code, out) == (0, LISTEN), err
+    assert "trying pip" not in err, "uv comes by the pip of an environment"
+    (fresh.venv / "ok").unlink()
+    uv = fresh.folder / ".venv.tools" / "bin" / "uv"
+    uv.write_text("#!/bin/sh\nexit 1\n")
+    code, out, err = fresh.run(*CHEAP, environ={"PATH": f"{tmp_path}:{PLAIN_PATH}"})
+    assert (code, out) == (0, LISTEN), err
     assert "trying pip" in err
 
 
