@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
+from ingest.dead_letters.folder import segment_bytes
 from ingest.app.rules import make_rules
 from ingest.config.folders import state_dir
 from ingest.config.settings import Settings
@@ -93,7 +94,7 @@ def make_dead_letters(settings: Settings, folder: StateFolder) -> DeadLetterQueu
     return DeadLetterQueue(
         folder.dead_letters,
         bytes_max=settings.dlq_bytes_max,
-        segment_bytes=settings.dlq_segment_bytes,
+        segment_bytes=segment_bytes(settings.dlq_bytes_max),
         keep_days=settings.dlq_keep_days,
         auto_replay=False,
         rules=make_rules(settings),

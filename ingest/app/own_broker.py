@@ -18,10 +18,11 @@ from ingest.app.carry import carry
 from ingest.app.dead_letters import make_dead_letters
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.envelope import Address
-from ingest.broker.publishing import Publisher
+from ingest.broker.publishing import PUBLISH_WAIT_S_MAX, Publisher
 from ingest.broker.roles import STREAM, SUBJECT
 from ingest.broker.waiting import unless
 from ingest.buffers.journal.reader import segment_files
+from ingest.buffers.stream.group_queue import GROUP_BYTES_MAX, GROUPS_IN_FLIGHT
 from ingest.buffers.stream.inlet import StreamInlet
 from ingest.config.settings import Settings
 from ingest.dead_letters.folder_store import FolderLetterStore
@@ -54,7 +55,7 @@ class OwnBroker:
             self._connection,
             subject=SUBJECT,
             stream=STREAM,
-            wait_s_max=settings.publish_wait_s_max,
+            wait_s_max=PUBLISH_WAIT_S_MAX,
         )
         self._cut = asyncio.Event()
         self._connected: asyncio.Task[None] | None = None
@@ -99,11 +100,11 @@ class OwnBroker:
             life=os.urandom(6).hex(),
             rows_max=settings.buffer_rows_max,
             bytes_max=settings.buffer_bytes_max,
-            put_wait_s_max=settings.publish_wait_s_max,
+            put_wait_s_max=PUBLISH_WAIT_S_MAX,
             group_rows_max=settings.batch_rows_max,
-            group_bytes_max=settings.group_bytes_max,
-            groups_in_flight=settings.groups_in_flight,
-            wait_s_max=settings.publish_wait_s_max,
+            group_bytes_max=GROUP_BYTES_MAX,
+            groups_in_flight=GROUPS_IN_FLIGHT,
+            wait_s_max=PUBLISH_WAIT_S_MAX,
         )
 
         def moved(rows: int) -> None:

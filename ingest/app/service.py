@@ -25,6 +25,7 @@ from ingest.app.admin import AdminSide
 from ingest.app.advice import advice, database_words
 from ingest.app.begin import begun
 from ingest.app.buffer import keep_rest, make_buffer, open_buffer
+from ingest.dead_letters.folder import segment_bytes
 from ingest.app.fill import Fill
 from ingest.app.first_contact import FirstContact
 from ingest.app.greeting import greeting_lines
@@ -114,7 +115,7 @@ class Service:
         self.dead_letters = DeadLetterQueue(
             folder.dead_letters,
             bytes_max=settings.dlq_bytes_max,
-            segment_bytes=settings.dlq_segment_bytes,
+            segment_bytes=segment_bytes(settings.dlq_bytes_max),
             keep_days=settings.dlq_keep_days,
             auto_replay=settings.dlq_auto_replay,
             rules=make_rules(settings),

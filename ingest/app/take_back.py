@@ -14,6 +14,7 @@ import contextlib
 
 from ingest.app.broker import make_embedded, wanted_stream
 from ingest.app.carry import carry
+from ingest.app.dead_letters import segment_bytes
 from ingest.broker import manage
 from ingest.broker.connection import BrokerConnection, connected, session_type
 from ingest.broker.messages import StreamMessages
@@ -23,6 +24,7 @@ from ingest.broker.skips import Skipped
 from ingest.broker.spans import Span
 from ingest.broker.stream_state import StreamState, state_of
 from ingest.buffers.stream.outlet import StreamOutlet
+from ingest.buffers.waiting import PUT_WAIT_S_MAX
 from ingest.config.settings import Settings
 from ingest.dead_letters.folder_store import FolderLetterStore
 from ingest.dead_letters.stream.carry import into_files
@@ -90,10 +92,8 @@ class TakeBack:
                 messages = StreamMessages(admin, DEAD_LETTERS)
                 if await messages.find_state() is not None:
                     files = FolderLetterStore(self._folder.dead_letters)
-                    segment_bytes = self._settings.dlq_segment_bytes
-                    await into_files(
-                        StreamLetterStore(messages), files, segment_bytes=segment_bytes
-                    )
+                    size = segment_bytes(self._settings.dlq_bytes_max)
+                    await into_files(StreamLetterStore(messages), files, segment_bytes=size)
                 return is_empty
         finally:
             await server.stop()
@@ -108,7 +108,7 @@ class TakeBack:
             self._leave,
             rows_max=settings.buffer_rows_max,
             bytes_max=settings.buffer_bytes_max,
-            put_wait_s_max=settings.put_wait_s_max,
+            put_wait_s_max=PUT_WAIT_S_MAX,
         )
         ended = asyncio.Event()
         async with connected(server.published.address("writer"), "writer") as connection:
