@@ -10,10 +10,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from ingest.dead_letters.folder import segment_bytes
 from ingest.app.rules import make_rules
 from ingest.config.folders import state_dir
 from ingest.config.settings import Settings
+from ingest.dead_letters.folder import segment_bytes
 from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.system import logs
 from ingest.system import signals as app_signals

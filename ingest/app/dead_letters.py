@@ -11,7 +11,6 @@ from ingest.dead_letters.stream.auto_replay import StreamReplayer
 from ingest.dead_letters.stream.queue import StreamDeadLetters
 
 
-
 def wanted_dead_letters(settings: Settings) -> WantedDeadLetters:
     """Return what the stream of the dead letters must be."""
     return WantedDeadLetters(replicas=settings.stream_replicas, bytes_max=settings.dlq_bytes_max)

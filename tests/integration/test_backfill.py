@@ -98,7 +98,7 @@ async def test_two_processes_bring_in_the_same_days(
 ) -> None:
     """Each finds in the end that all days have a partition."""
     times_us = [unix_us() - days * DAY_US for days in range(DAYS)]
-    both = [late_partitions(daily(), lambda: shared_url) for _ in range(2)]
+    both = [late_partitions(daily(command_s_max=15.0), lambda: shared_url) for _ in range(2)]
     done = await asyncio.gather(*(each.make_for(times_us) for each in both))
     for each, covers in zip(both, done, strict=True):
         assert covers or await each.make_for(times_us)

@@ -49,7 +49,7 @@ from tests.support.letters import read
 
 def daily(**more: object) -> Settings:
     """Return the settings of the tests, with a partition for each day."""
-    values = {"database_unsafe": True, "partition_span": DAY, "command_s_max": 1.0}
+    values = {"database_unsafe": True, "partition_span": DAY, "command_s_max": 5.0}
     return Settings(**{**values, **more})  # type: ignore[arg-type]
 
 

@@ -39,7 +39,7 @@ TABLE_BEFORE = """create table readings (
 
 def daily(**more: object) -> Settings:
     """Return settings with a partition for each day."""
-    values = {"database_unsafe": True, "partition_span": "day", "command_s_max": 1.0}
+    values = {"database_unsafe": True, "partition_span": "day", "command_s_max": 5.0}
     return Settings(**{**values, **more})  # type: ignore[arg-type]
 
 

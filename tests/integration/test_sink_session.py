@@ -41,13 +41,13 @@ async def test_time_limits_are_in_effect_and_a_session_without_them_is_refused(
     assert connection is not None
     for name, value in (
         ("statement_timeout", "2s"),
-        ("lock_timeout", "1500ms"),
+        ("lock_timeout", "600ms"),
         ("idle_in_transaction_session_timeout", "30s"),
     ):
         assert await connection.fetchval("select current_setting($1)", name) == value
     await connection.execute("set statement_timeout = 0")  # as another session has it
     with pytest.raises(WriteFailed, match="PgBouncer") as failed:
-        await KnownServer().enter(connection, (2000, 1500, 30_000))
+        await KnownServer().enter(connection, (2000, 600, 30_000))
     assert (failed.value.verdict, failed.value.reason) == (Verdict.HOLD, "configuration")
     await sink.close()
 
