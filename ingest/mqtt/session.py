@@ -22,9 +22,9 @@ AGAIN_S_MIN = 0.2  # the bound of the first pause
 AGAIN_S_MAX = 30.0
 STEADY_S = 10.0  # a connection that has lasted as long was a good one: pauses begin anew
 TAKEN_OVER_S = 30.0  # two processes with one client id would else take it from each other for ever
-# Not each broker tells that another client has our client id: Mosquitto 2.0.11 does not, and by MQTT
-# 3.1.1 none does. Then connections end soon after they were made, one after the other: the other
-# client is back after its own pause.
+# Not each broker tells that another client has our client id: Mosquitto 2.0.11 does not, and by
+# MQTT 3.1.1 none does. Then connections end soon after they were made, one after the other: the
+# other client is back after its own pause.
 SHORT_S = 2 * AGAIN_S_MAX
 SHORT_COUNT = 3
 WARNING_S = 60.0
