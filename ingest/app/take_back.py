@@ -29,7 +29,7 @@ from ingest.dead_letters.stream.carry import into_files
 from ingest.dead_letters.stream.store import StreamLetterStore
 from ingest.embedded.broker import EmbeddedBroker
 from ingest.model.errors import IngestError
-from ingest.model.ledger import BrokerFigures, Ledger
+from ingest.model.ledger import Ledger
 from ingest.model.ports import Inlet
 from ingest.system.clock import sleep_unless
 from ingest.system.logs import get_logger
@@ -58,14 +58,10 @@ class TakeBack:
         self._left = 0  # messages that are not done, at the last look
         self._left_there: set[int] = set()  # places of messages that are no block
         self._is_whole = True
-        self._skipped_count = 0
+        self.skipped = 0
         self._has_work = folder.broker.exists() and settings.buffer == "journal"
         if self._has_work:
             session_type()  # loaded before the first post comes
-
-    def figures(self) -> BrokerFigures:
-        """Return what is lost of the stream, if anything is."""
-        return {"stream_skipped_total": self._skipped_count} if self._skipped_count else {}
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Move all, until nothing is left or the event is set."""
@@ -117,7 +113,7 @@ class TakeBack:
                 stream=STREAM,
                 consumer=WRITER,
                 take=outlet.deliver,
-                skipped=self._skipped,
+                skipped=self._note_skipped,
             )
             outlet.pull_from(puller)
             work = [
@@ -155,11 +151,11 @@ class TakeBack:
             _log.error("message_not_ours", place=delivery.place, why=why)
         self._is_whole = False
 
-    def _skipped(self, skipped: Skipped) -> None:
+    def _note_skipped(self, skipped: Skipped) -> None:
         """The broker has not delivered these. They stay in the stream, if it has them at all."""
         self._is_whole = False
         span = Span(skipped.first, skipped.last)
-        self._skipped_count += span.places
+        self.skipped += span.places
         _log.critical(
             "stream_messages_skipped", places=str(span), count=span.places, why="not delivered"
         )

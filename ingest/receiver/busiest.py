@@ -16,6 +16,7 @@ from itertools import chain, islice
 from typing import Any
 
 from ingest.model.causes import SENDER_NOT_STORED, Trouble
+from ingest.model.metrics import Metric, Metrics
 from ingest.system.clock import monotonic_s
 from ingest.system.words import counted
 
@@ -117,9 +118,14 @@ class Busiest:
         self._span = {}
         self._began_s += passed * SPAN_S
 
-    def figures(self) -> dict[str, float]:
-        """Return what metrics show, by name."""
-        return {"sender_not_stored": float(bool(self.not_stored().cause))}
+
+METRICS: Metrics[Busiest] = (
+    Metric(
+        "sender_not_stored",
+        "1 while all readings of a sender become dead letters.",
+        lambda it: bool(it.not_stored().cause),
+    ),
+)
 
 
 def joined(lists: Iterable[Iterable[Mapping[str, Any]]]) -> list[dict[str, Any]]:
