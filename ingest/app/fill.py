@@ -37,7 +37,7 @@ class Fill:
         has_journal = settings.buffer == "journal" and journal_bytes is not None
         self.journal_bytes_max = settings.journal_bytes_max if has_journal else 0
         self.dlq_bytes_max = settings.dlq_bytes_max
-        self.disk_free_bytes_min = settings.disk_free_bytes_min
+        self.disk_free_bytes_min = settings.disk_free_bytes_min if has_folder else 0
         # At the last tick; None: there is no folder.
         self.disk_free_bytes: int | None = 0 if has_folder else None
         self._journal_bytes = journal_bytes or int

@@ -116,7 +116,6 @@ class Gateway:
         settings, role = self._settings, self._role
         refused_posts = RefusedPosts(self.ledger)
         self._token_file = open_tokens(settings)
-        filling = Fill(settings, has_folder=False)
         self.health = Health(
             settings=settings,
             buffer=self.inlet.stats,
@@ -130,7 +129,7 @@ class Gateway:
                 lambda: self.endpoint.busiest.not_stored(),  # noqa: PLW0108  made below
             ),
             refusals=Refusals(self.ledger),
-            fill=filling,
+            fill=Fill(settings, has_folder=False),
             advice=advice(settings, ""),
         )
         self._tail = Tail()
@@ -150,20 +149,7 @@ class Gateway:
             on_decoded=self._tail.observe,
             tokens=self._token_file.tokens,
         )
-        self.ledger.gauges = Gauges(
-            buffer=self.inlet.stats,
-            dead_letters=self.dead_letters.stats,
-            database_up=lambda: None,
-            hold_reason=lambda: None,
-            state=self.health.state,
-            figures=figures_of(
-                (fill.METRICS, lambda: filling),
-                (broker_state.METRICS, lambda: role.broker_state),
-                (busiest.METRICS, lambda: self.endpoint.busiest),
-                (certificate.METRICS, lambda: self.endpoint.certificate),
-                (tokens.METRICS, lambda: self._token_file.tokens),
-            ),
-        )
+        self.ledger.gauges = self._gauges()
         self._status = StatusSource(
             "gateway",
             self.ledger,
@@ -173,6 +159,22 @@ class Gateway:
             senders=self.endpoint.busiest.listed,
         )
         self._admin = None if self._place.channel else self._own_admin(refused_posts)
+
+    def _gauges(self) -> Gauges:
+        return Gauges(
+            buffer=self.inlet.stats,
+            dead_letters=self.dead_letters.stats,
+            database_up=lambda: None,
+            hold_reason=lambda: None,
+            state=self.health.state,
+            figures=figures_of(
+                (fill.METRICS, lambda: self.health.fill),
+                (broker_state.METRICS, lambda: self._role.broker_state),
+                (busiest.METRICS, lambda: self.endpoint.busiest),
+                (certificate.METRICS, lambda: self.endpoint.certificate),
+                (tokens.METRICS, lambda: self._token_file.tokens),
+            ),
+        )
 
     def _own_admin(self, refused_posts: RefusedPosts) -> GatewayAdmin:
         return GatewayAdmin(

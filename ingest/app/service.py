@@ -31,14 +31,13 @@ from ingest.app.fill import Fill
 from ingest.app.first_contact import FirstContact
 from ingest.app.greeting import greeting_lines
 from ingest.app.health import Health
+from ingest.app.leftovers import refuse_left_stream
 from ingest.app.receiving import leave, make_endpoint, taking
 from ingest.app.refusals import Refusals
 from ingest.app.rules import make_rules
-from ingest.app.take_back import TakeBack
 from ingest.app.target import make_target
 from ingest.app.tasks import EXIT_BROKEN, EXIT_LOST, EXIT_OK, TASKS_S_MAX, Tasks
 from ingest.app.writing import WritingHalf
-from ingest.broker import given_check
 from ingest.config.reread_url import RereadUrl
 from ingest.config.settings import Settings, split_address
 from ingest.dead_letters.queue import DeadLetterQueue
@@ -74,6 +73,7 @@ async def serve(
     dashboard: elsewhere they may be kept in a file. `url_origin` is where database_url was set.
     """
     with begun(settings, "service") as folder:
+        refuse_left_stream(folder)
         notifier = Notifier.from_environment()
         words = advice(settings, url_origin)
         service = Service(settings, folder, announce, notifier, words, terminal=terminal)
@@ -127,15 +127,12 @@ class Service:
             auto_replay=settings.dlq_auto_replay,
             rules=make_rules(settings),
         )
-        self._taking_back = TakeBack(settings, folder, self.buffer, self.ledger)
         self._token_file = open_tokens(settings)
         self._reread = RereadUrl(settings)
         self._connect_parts(words)
 
     def _connect_parts(self, words: Mapping[str, str]) -> None:
         settings, database_state = self._settings, self.writing.database_state
-        taken = self._taking_back
-        filling = Fill(settings, lambda: self.buffer.journal_stats().size_bytes)
         refused_posts = RefusedPosts(self.ledger)
         self.health = Health(
             settings=settings,
@@ -147,7 +144,7 @@ class Service:
             dead_letters=self.dead_letters.stats,
             troubles=(*self.writing.troubles, lambda: self.endpoint.busiest.not_stored()),  # noqa: PLW0108
             refusals=Refusals(self.ledger),
-            fill=filling,
+            fill=Fill(settings, lambda: self.buffer.journal_stats().size_bytes),
             advice=words,
         )
         may_take = settings.buffer == "journal" and bool(settings.database_url)
@@ -179,7 +176,11 @@ class Service:
             on_decoded=self.admin_side.dashboard.tail.observe,
             tokens=self._token_file.tokens,
         )
-        self.ledger.gauges = Gauges(
+        self.ledger.gauges = self._gauges()
+
+    def _gauges(self) -> Gauges:
+        database_state = self.writing.database_state
+        return Gauges(
             buffer=self.buffer.stats,
             dead_letters=self.dead_letters.stats,
             database_up=lambda: database_state.up and self.writing.checked,
@@ -187,8 +188,7 @@ class Service:
             journal=self.buffer.journal_stats,
             state=self.health.state,
             figures=figures_of(
-                (given_check.METRICS, lambda: taken if taken.skipped else None),
-                (fill.METRICS, lambda: filling),
+                (fill.METRICS, lambda: self.health.fill),
                 (busiest.METRICS, lambda: self.endpoint.busiest),
                 (housekeeping.METRICS, lambda: self.writing.housekeeping),
                 (certificate.METRICS, lambda: self.endpoint.certificate),
@@ -227,7 +227,6 @@ class Service:
         self._notifier.ready()
         self._tasks.spawn(self._token_file.follow(self._halted))
         self._tasks.spawn(self.health.run(self._stopping))
-        self._tasks.spawn(self._taking_back.run(self._stopping))
         self._tasks.spawn(self.admin_side.dashboard.run(self._halted))
         url = await self._database()
         self.admin_side.database(url, self.writing.known)

@@ -122,7 +122,6 @@ class StreamWriter:
         settings, role = self._settings, self._role
         database_state = self.writing.database_state
         self._reread = RereadUrl(settings)
-        filling = Fill(settings, has_folder=False)
         self.health = Health(
             settings=settings,
             buffer=self.outlet.stats,
@@ -133,25 +132,10 @@ class StreamWriter:
             dead_letters=self.dead_letters.stats,
             troubles=(*self.writing.troubles, self._loss),
             refusals=Refusals(self.ledger),
-            fill=filling,
+            fill=Fill(settings, has_folder=False),
             advice=words,
         )
-        self.ledger.gauges = Gauges(
-            buffer=self.outlet.stats,
-            dead_letters=self.dead_letters.stats,
-            database_up=lambda: database_state.up and self.writing.checked,
-            hold_reason=lambda: database_state.hold_reason,
-            state=self.health.state,
-            figures=figures_of(
-                (fill.METRICS, lambda: filling),
-                (broker_state.METRICS, lambda: role.broker_state),
-                (broker_state.OF_STREAM, self._stream),
-                (given_check.METRICS, lambda: self._check),
-                (purge.METRICS, lambda: self._purge),
-                (outlet.METRICS, lambda: self.outlet),
-                (housekeeping.METRICS, lambda: self.writing.housekeeping),
-            ),
-        )
+        self.ledger.gauges = self._gauges()
         self._tail = Tail()
         self._status = StatusSource(
             "writer",
@@ -176,6 +160,25 @@ class StreamWriter:
             )
             role.on_status = admin.status
             role.connection.hear(STATUS, admin.hear)
+
+    def _gauges(self) -> Gauges:
+        database_state = self.writing.database_state
+        return Gauges(
+            buffer=self.outlet.stats,
+            dead_letters=self.dead_letters.stats,
+            database_up=lambda: database_state.up and self.writing.checked,
+            hold_reason=lambda: database_state.hold_reason,
+            state=self.health.state,
+            figures=figures_of(
+                (fill.METRICS, lambda: self.health.fill),
+                (broker_state.METRICS, lambda: self._role.broker_state),
+                (broker_state.OF_STREAM, self._stream),
+                (given_check.METRICS, lambda: self._check),
+                (purge.METRICS, lambda: self._purge),
+                (outlet.METRICS, lambda: self.outlet),
+                (housekeeping.METRICS, lambda: self.writing.housekeeping),
+            ),
+        )
 
     async def run(self) -> int:
         """Run until a signal or the supervisor ends it; return the exit code.

@@ -1,4 +1,4 @@
-"""The counters of a forwarder. admin/forward_exposition.py shows them as metrics.
+"""The counters of a forwarder, and its metrics.
 
 Once a message is done, each of its readings is in exactly one of sent, filtered, dead_lettered and
 skipped.
