@@ -136,7 +136,7 @@ class Service:
             disk=self._folder,
             disk_broken=lambda: self.buffer.broken,
             dead_letters=self.dead_letters.stats,
-            troubles=(*self.writing.troubles, lambda: self.endpoint.busiest.not_stored()),  # noqa: PLW0108
+            troubles=(*self.writing.troubles, lambda: self.endpoint.senders.not_stored()),  # noqa: PLW0108
             refusals=Refusals(self.ledger),
             fill=fill,
             advice=words,
@@ -155,7 +155,6 @@ class Service:
             tokens=self._token_file.tokens,
             release_hold=self.writing.release_hold,
             refused_posts=refused_posts.listed,
-            senders=lambda: self.endpoint.busiest.listed(),  # noqa: PLW0108  made below
         )
         self.endpoint = make_endpoint(
             settings,
@@ -257,7 +256,7 @@ class Service:
         """Return more figures; the embedded database is on the disk that we know."""
         free = self.health.disk_free_bytes if self._embedded is not None else None
         table = self.writing.table_figures(free)
-        return {**self._taking_back.figures(), **table, **self.endpoint.busiest.figures()}
+        return {**self._taking_back.figures(), **table, **self.endpoint.senders.figures()}
 
     async def _database(self) -> DatabaseUrl:
         """Return what gives the URL of the configured database, or of the embedded one."""
