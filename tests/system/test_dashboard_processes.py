@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Browser
 
-from ingest.model.ledger import READINGS
+from ingest.model.ledger import POSTS, READINGS
 from tests.support.statuses import FakeProcess
 from tests.support.up_admin import UpRig, running_up
 from tests.system.browser import NEEDS_CHROMIUM, Watched, axe_source, chromium, violations, watched
@@ -43,7 +43,9 @@ class Machine:
             for name, process in self.processes.items():
                 process.takes(100 if process.role == "gateway" else 200)
                 if name == "gateway-1":
-                    process.ledger.sent_by("token <b>garden")[READINGS] += 90
+                    counts = process.ledger.sent_by("token <b>garden")
+                    counts[POSTS] += 9
+                    counts[READINGS] += 90
                 self.rig.hear(name, process)
             await asyncio.sleep(1)
 

@@ -4,12 +4,11 @@ import { ask, byId, make, short } from "./text.js";
 
 const PERIOD_MS = 5_000;
 const LISTED = 20;
-const COUNTS = ["readings", "posts", "refused"];
 
-let before = null; // the last counts by sender
+let before = new Map(); // the last counts by sender
 let beforeMs = 0;
 
-/** Show them after one period, and again every few seconds. */
+/** Show them after two periods, and again every few seconds. */
 export async function showSenders() {
   try {
     if (!document.hidden) show((await ask("/senders", {}, true)).senders);
@@ -20,14 +19,12 @@ export async function showSenders() {
 }
 
 function show(senders) {
-  const nowMs = performance.now(), passedS = (nowMs - beforeMs) / 1000;
-  const known = before;
-  before = new Map(senders.map((each) => [each.sender, each]));
-  beforeMs = nowMs;
-  if (known === null || !senders.length) return;
-  const rows = senders.map((each) => [each.sender, ...COUNTS.map((name) => Math.max(0, each[name] - (known.get(each.sender)?.[name] ?? 0)) / passedS)])
-    .filter((row) => row[1] + row[2] > 0).sort((a, b) => b[1] - a[1] || b[2] - a[2]).slice(0, LISTED);
-  byId("senders").hidden = false;
-  byId("sender-list").tBodies[0].replaceChildren(...rows.map(([sender, ...rates]) =>
-    make("tr", {}, make("td", {}, sender), ...rates.map((rate) => make("td", { class: "num" }, short(rate))))));
+  const nowMs = performance.now();
+  const rate = (each, name) => (each[name] - (before.get(each.sender) ?? each)[name]) / (nowMs - beforeMs) * 1000;
+  const rows = senders.map((each) => [rate(each, "readings"), rate(each, "posts"), rate(each, "refused"), each.sender])
+    .filter((row) => row[1] > 0).sort((a, b) => b[0] - a[0]).slice(0, LISTED);
+  [before, beforeMs] = [new Map(senders.map((each) => [each.sender, each])), nowMs];
+  if (rows.length) byId("senders").hidden = false;
+  byId("sender-list").tBodies[0].replaceChildren(...rows.map(([readings, posts, refused, sender]) =>
+    make("tr", {}, make("td", {}, sender), ...[readings, posts, refused].map((each) => make("td", { class: "num" }, short(each))))));
 }
