@@ -67,7 +67,6 @@ class AdminSide:
         token: str,
         release_hold: Callable[[bool], bool],
         refused_posts: Callable[[], list[dict[str, Any]]],
-        senders: Callable[[], list[dict[str, Any]]] = list,
         buffer: str = "",
         joint: Joint | None = None,
         tokens: Tokens | None = None,
@@ -106,7 +105,7 @@ class AdminSide:
             bodies=bodies(),
             release_hold=release_hold,
             refused_posts=refused_posts,
-            senders=senders,
+            senders=ledger.listed_senders,
             pages=self.dashboard.pages,
         )
 

@@ -40,7 +40,7 @@ from ingest.http import certificate
 from ingest.model.causes import STREAM_LOST, trouble_of
 from ingest.model.ledger import Gauges
 from ingest.model.metrics import figures_of
-from ingest.receiver import busiest
+from ingest.receiver import senders
 from ingest.receiver.refused_posts import RefusedPosts
 from ingest.system.clock import monotonic_s, sleep_unless
 from ingest.writer.set_aside import set_aside_rest
@@ -126,7 +126,7 @@ class Gateway:
             dead_letters=self.dead_letters.stats,
             troubles=(
                 lambda: trouble_of(STREAM_LOST if role.watch.removed else ""),
-                lambda: self.endpoint.busiest.not_stored(),  # noqa: PLW0108  made below
+                lambda: self.endpoint.senders.not_stored(),  # noqa: PLW0108  made below
             ),
             refusals=Refusals(self.ledger),
             fill=Fill(settings, has_folder=False),
@@ -156,7 +156,6 @@ class Gateway:
             self.health.readyz,
             tail=self._tail.take,
             refused_posts=refused_posts.listed,
-            senders=self.endpoint.busiest.listed,
         )
         self._admin = None if self._place.channel else self._own_admin(refused_posts)
 
@@ -170,7 +169,7 @@ class Gateway:
             figures=figures_of(
                 (fill.METRICS, lambda: self.health.fill),
                 (broker_state.METRICS, lambda: self._role.broker_state),
-                (busiest.METRICS, lambda: self.endpoint.busiest),
+                (senders.METRICS, lambda: self.endpoint.senders),
                 (certificate.METRICS, lambda: self.endpoint.certificate),
                 (tokens.METRICS, lambda: self._token_file.tokens),
             ),
@@ -184,7 +183,6 @@ class Gateway:
             token=self._settings.admin_token or secrets.token_urlsafe(24),
             tokens=self._token_file.tokens,
             refused_posts=refused_posts.listed,
-            senders=self.endpoint.busiest.listed,
         )
 
     async def run(self) -> int:

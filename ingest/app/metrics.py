@@ -19,7 +19,7 @@ from ingest.buffers.stream import outlet
 from ingest.http import certificate
 from ingest.model.ledger import Ledger
 from ingest.model.metrics import Metric, Metrics
-from ingest.receiver import busiest
+from ingest.receiver import senders
 
 GAUGES: dict[str, Metric[Any]] = {
     each.name: each
@@ -30,7 +30,7 @@ GAUGES: dict[str, Metric[Any]] = {
         given_check.METRICS,
         purge.METRICS,
         outlet.METRICS,
-        busiest.METRICS,
+        senders.METRICS,
         housekeeping.METRICS,
         roles_balance.METRICS,
         certificate.METRICS,

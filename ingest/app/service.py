@@ -46,7 +46,7 @@ from ingest.http import certificate
 from ingest.model.errors import StartError
 from ingest.model.ledger import Gauges, Ledger
 from ingest.model.metrics import figures_of
-from ingest.receiver import busiest
+from ingest.receiver import senders
 from ingest.receiver.refused_posts import RefusedPosts
 from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.system import logs
@@ -142,7 +142,7 @@ class Service:
             disk=self._folder,
             disk_broken=lambda: self.buffer.broken,
             dead_letters=self.dead_letters.stats,
-            troubles=(*self.writing.troubles, lambda: self.endpoint.busiest.not_stored()),  # noqa: PLW0108
+            troubles=(*self.writing.troubles, lambda: self.endpoint.senders.not_stored()),  # noqa: PLW0108
             refusals=Refusals(self.ledger),
             fill=Fill(settings, lambda: self.buffer.journal_stats().size_bytes),
             advice=words,
@@ -161,7 +161,6 @@ class Service:
             tokens=self._token_file.tokens,
             release_hold=self.writing.release_hold,
             refused_posts=refused_posts.listed,
-            senders=lambda: self.endpoint.busiest.listed(),  # noqa: PLW0108  made below
         )
         self.endpoint = make_endpoint(
             settings,
@@ -189,7 +188,7 @@ class Service:
             state=self.health.state,
             figures=figures_of(
                 (fill.METRICS, lambda: self.health.fill),
-                (busiest.METRICS, lambda: self.endpoint.busiest),
+                (senders.METRICS, lambda: self.endpoint.senders),
                 (housekeeping.METRICS, lambda: self.writing.housekeeping),
                 (certificate.METRICS, lambda: self.endpoint.certificate),
                 (tokens.METRICS, lambda: self._token_file.tokens),
