@@ -149,7 +149,7 @@ async def table(connection: asyncpg.Connection) -> asyncpg.Connection:
 async def test_late_readings_of_days_that_have_left_are_counted(
     table: asyncpg.Connection, shared_url: str, here: Here, tmp_path: Path, *, with_archive: bool
 ) -> None:
-    """Their rollups are final, before a merge with the files and after it; other days get theirs."""
+    """Rollups are final before a merge with the files and after it; other days get theirs."""
     first = drawn(1, 300)
     await write(table, first)
     jobs = jobs_in(tmp_path if with_archive else None)
