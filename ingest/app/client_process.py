@@ -10,17 +10,13 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from ingest.app.rules import make_rules
 from ingest.config.folders import state_dir
 from ingest.config.settings import Settings
-from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.system import logs
 from ingest.system import signals as app_signals
-from ingest.system.clock import sleep_unless
 from ingest.system.notify import Notifier
 from ingest.system.state_folder import StateFolder
 
-TIDY_S = 3600.0
 CLOSE_S_MAX = 5.0
 EXIT_OK, EXIT_BROKEN = 0, 1
 
@@ -86,21 +82,3 @@ async def run_client(
         app_signals.ignore()  # before the message: its reader may send another signal
         announce(service.summary())
         return EXIT_BROKEN if service.broken else EXIT_OK
-
-
-def make_dead_letters(settings: Settings, folder: StateFolder) -> DeadLetterQueue:
-    """Return the dead letters of such a process. It replays nothing by itself."""
-    return DeadLetterQueue(
-        folder.dead_letters,
-        bytes_max=settings.dlq_bytes_max,
-        segment_bytes=settings.dlq_segment_bytes,
-        keep_days=settings.dlq_keep_days,
-        auto_replay=False,
-        rules=make_rules(settings),
-    )
-
-
-async def tidy(dead_letters: DeadLetterQueue, stopping: asyncio.Event) -> None:
-    """Remove what nobody needs any more from the dead letters, once an hour."""
-    while not await sleep_unless(stopping, TIDY_S):
-        await dead_letters.tidy()

@@ -20,7 +20,8 @@ from ingest.admin.forward_exposition import ForwardCollector
 from ingest.admin.process_exposition import ProcessExposition
 from ingest.admin.small_port import SmallAdmin
 from ingest.app.broker import configured_address
-from ingest.app.client_process import CLOSE_S_MAX, make_dead_letters, run_client, tidy
+from ingest.app.client_process import CLOSE_S_MAX, run_client
+from ingest.app.dead_letters import folder_letters
 from ingest.app.tasks import Tasks
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.envelope import Address
@@ -129,7 +130,7 @@ class ForwardService:
         self._log = logs.get_logger("forward")
         self._closing = asyncio.Event()  # the connection to the broker ends
         self._tasks = Tasks(self.stopping, "forward")
-        self._dead_letters = make_dead_letters(settings, folder)
+        self._dead_letters = folder_letters(settings, folder.dead_letters, auto_replay=False)
         self._make_sender()
         self._connection = BrokerConnection(where, ROLE)
         self._make_reader()
@@ -241,7 +242,7 @@ class ForwardService:
             raise StartError(self.watch.missing)
         self._tasks.spawn(self.watch.run(self.stopping))
         self._tasks.spawn(self._puller.run(self.stopping))
-        self._tasks.spawn(tidy(self._dead_letters, self.stopping))
+        self._tasks.spawn(self._dead_letters.tidy(self.stopping))
         return listen
 
     async def run(self) -> None:

@@ -19,8 +19,8 @@ from contextlib import suppress
 from ingest.admin.dashboard.tail import Tail
 from ingest.app.access import open_tokens
 from ingest.app.advice import advice
+from ingest.app.broker import stream_letters
 from ingest.app.broker_state import BrokerAdmission
-from ingest.app.dead_letters import make_dead_letters
 from ingest.app.fill import Fill
 from ingest.app.gateway_admin import GatewayAdmin
 from ingest.app.health import Health
@@ -104,7 +104,7 @@ class Gateway:
             wait_s_max=settings.publish_wait_s_max,
             commits=commits,
         )
-        self.dead_letters = make_dead_letters(settings, self._role.connection)
+        self.dead_letters = stream_letters(settings, self._role.connection)
         self._connect_parts()
 
     def _connect_parts(self) -> None:

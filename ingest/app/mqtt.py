@@ -21,7 +21,8 @@ from ingest import __version__
 from ingest.admin.mqtt_exposition import MqttCollector
 from ingest.admin.process_exposition import ProcessExposition
 from ingest.admin.small_port import SmallAdmin
-from ingest.app.client_process import CLOSE_S_MAX, make_dead_letters, run_client, tidy
+from ingest.app.client_process import CLOSE_S_MAX, run_client
+from ingest.app.dead_letters import folder_letters
 from ingest.app.tasks import Tasks
 from ingest.config.mqtt_options import MqttOptions
 from ingest.config.settings import Settings, split_address
@@ -118,7 +119,7 @@ class MqttService:
         self._topics_path = folder.path / TOPICS_FILE
         self._log = logs.get_logger(ROLE)
         self._tasks = Tasks(self.stopping, ROLE)
-        self._dead_letters = make_dead_letters(settings, folder)
+        self._dead_letters = folder_letters(settings, folder.dead_letters, auto_replay=False)
         tls = tls_context(wanted.tls) if wanted.address.tls else None
         self._make_bridge()
         self._make_session(tls)
@@ -246,7 +247,7 @@ class MqttService:
         await self._dead_letters.open()
         listen = await self._admin.start(*split_address(admin_listen))
         self._tasks.spawn(self._session.run(self.stopping))
-        self._tasks.spawn(tidy(self._dead_letters, self.stopping))
+        self._tasks.spawn(self._dead_letters.tidy(self.stopping))
         return listen
 
     async def run(self) -> None:

@@ -13,9 +13,9 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
+from ingest.app.broker import stream_letters
 from ingest.app.buffer import make_buffer
 from ingest.app.carry import carry
-from ingest.app.dead_letters import make_dead_letters
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.envelope import Address
 from ingest.broker.publishing import Publisher
@@ -24,7 +24,7 @@ from ingest.broker.waiting import unless
 from ingest.buffers.journal.reader import segment_files
 from ingest.buffers.stream.inlet import StreamInlet
 from ingest.config.settings import Settings
-from ingest.dead_letters.folder_store import FolderLetterStore
+from ingest.dead_letters.folder.store import FolderLetterStore
 from ingest.dead_letters.stream.carry import into_stream
 from ingest.model.errors import IngestError
 from ingest.model.ledger import Ledger
@@ -49,7 +49,7 @@ class OwnBroker:
         self._settings = settings
         self._folder = folder
         self._connection = BrokerConnection(where, "admin")
-        self.dead_letters = make_dead_letters(settings, self._connection)
+        self.dead_letters = stream_letters(settings, self._connection)
         self._publisher = Publisher(
             self._connection,
             subject=SUBJECT,
@@ -83,7 +83,7 @@ class OwnBroker:
 
     async def _take_letters(self) -> bool:
         """Move the dead letters. Those that are too large for a message stay in the files."""
-        await into_stream(FolderLetterStore(self._folder.dead_letters), self.dead_letters)
+        await into_stream(FolderLetterStore(self._folder.dead_letters), self.dead_letters.backend)
         return True
 
     async def _take_journal(self, ledger: Ledger, stopping: asyncio.Event) -> bool:

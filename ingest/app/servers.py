@@ -9,9 +9,9 @@ from ingest.app.broker import (
     configured_address,
     configured_monitors,
     make_embedded,
+    wanted_dead_letters,
     wanted_stream,
 )
-from ingest.app.dead_letters import wanted_dead_letters
 from ingest.broker import manage, monitor
 from ingest.broker.connection import connected
 from ingest.broker.envelope import Address

@@ -25,20 +25,19 @@ from ingest.app.admin import AdminSide
 from ingest.app.advice import advice, database_words
 from ingest.app.begin import begun
 from ingest.app.buffer import keep_rest, make_buffer, open_buffer
+from ingest.app.dead_letters import folder_letters
 from ingest.app.fill import Fill
 from ingest.app.first_contact import FirstContact
 from ingest.app.greeting import greeting_lines
 from ingest.app.health import Health
 from ingest.app.receiving import leave, make_endpoint, taking
 from ingest.app.refusals import Refusals
-from ingest.app.rules import make_rules
 from ingest.app.take_back import TakeBack
 from ingest.app.target import make_target
 from ingest.app.tasks import EXIT_BROKEN, EXIT_LOST, EXIT_OK, TASKS_S_MAX, Tasks
 from ingest.app.writing import WritingHalf
 from ingest.config.reread_url import RereadUrl
 from ingest.config.settings import Settings, split_address
-from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.embedded.server import EmbeddedPostgres
 from ingest.model.errors import StartError
 from ingest.model.ledger import BrokerFigures, Gauges, Ledger
@@ -111,13 +110,8 @@ class Service:
             halted=self._writing_ends,
             keeps_rest=lambda: settings.buffer == "journal" and not self.buffer.broken,
         )
-        self.dead_letters = DeadLetterQueue(
-            folder.dead_letters,
-            bytes_max=settings.dlq_bytes_max,
-            segment_bytes=settings.dlq_segment_bytes,
-            keep_days=settings.dlq_keep_days,
-            auto_replay=settings.dlq_auto_replay,
-            rules=make_rules(settings),
+        self.dead_letters = folder_letters(
+            settings, folder.dead_letters, auto_replay=settings.dlq_auto_replay
         )
         self._taking_back = TakeBack(settings, folder, self.buffer, self.ledger)
         self._token_file = open_tokens(settings)
@@ -288,8 +282,11 @@ class Service:
         ):
             self.health.started()
             self.writing.start(self.admin_side.observed_dead_letters, self._tasks.spawn)
-            replayer = self.writing.make_replayer(self.dead_letters, self.buffer)
-            self._tasks.spawn(replayer.run(self._stopping))
+            self._tasks.spawn(self.dead_letters.tidy(self._stopping))
+            if self._settings.dlq_auto_replay:
+                source = self.dead_letters.backend.replay_source(self._settings.dlq_replay_pause_s)
+                replayer = self.writing.make_replayer(source, self.buffer)
+                self._tasks.spawn(replayer.run(self._stopping))
 
     # Stop
 

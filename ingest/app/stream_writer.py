@@ -19,7 +19,7 @@ from ingest.admin.dashboard.tail import ObservedDeadLetters, Tail
 from ingest.app.access import open_tokens
 from ingest.app.advice import advice
 from ingest.app.backlog import Waiting
-from ingest.app.dead_letters import make_dead_letters, make_stream_replayer
+from ingest.app.broker import stream_letters
 from ingest.app.fill import Fill
 from ingest.app.health import Health
 from ingest.app.refusals import Refusals
@@ -109,7 +109,7 @@ class StreamWriter:
             keeps_rest=lambda: True,
             stream=self._waiting,
         )
-        self.dead_letters = make_dead_letters(settings, role.connection)
+        self.dead_letters = stream_letters(settings, role.connection)
         role.connection.hear(COMMIT, self._say_if_stored, group=COMMITTERS)
         self._connect_parts(advice(settings, url_origin))
 
@@ -217,14 +217,9 @@ class StreamWriter:
         tasks.spawn(self._check.run(stopping))
         tasks.spawn(self._purge.run(stopping))
         tasks.spawn(self.outlet.run(role.halted, ACK_WAIT_S / 3))
-        replayer = make_stream_replayer(
-            self._settings,
-            role.connection,
-            self.dead_letters,
-            self.writing.make_sender(self.outlet),
-        )
-        if replayer is not None:
-            tasks.spawn(replayer.run(stopping))
+        if self._settings.dlq_auto_replay:
+            source = self.dead_letters.backend.replay_source(self._settings.dlq_replay_pause_s)
+            tasks.spawn(self.writing.make_replayer(source, self.outlet).run(stopping))
         self.outlet.pull_from(self._puller)
 
     def _embedded_url(self) -> str:

@@ -24,7 +24,7 @@ from ingest.broker.spans import Span
 from ingest.broker.stream_state import StreamState, state_of
 from ingest.buffers.stream.outlet import StreamOutlet
 from ingest.config.settings import Settings
-from ingest.dead_letters.folder_store import FolderLetterStore
+from ingest.dead_letters.folder.store import FolderLetterStore
 from ingest.dead_letters.stream.carry import into_files
 from ingest.dead_letters.stream.store import StreamLetterStore
 from ingest.embedded.broker import EmbeddedBroker

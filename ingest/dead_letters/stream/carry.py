@@ -13,12 +13,11 @@ import asyncio
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ingest.dead_letters.files import new_segment
-from ingest.dead_letters.folder_store import FolderLetterStore
-from ingest.dead_letters.live import key_of
-from ingest.dead_letters.reader import LiveLetter, Selection, Tally
-from ingest.dead_letters.store import LetterStore
-from ingest.dead_letters.stream.queue import StreamDeadLetters
+from ingest.dead_letters.folder.segments import new_segment
+from ingest.dead_letters.folder.store import FolderLetterStore
+from ingest.dead_letters.format import key_of
+from ingest.dead_letters.queue import LetterBackend, NewLetter
+from ingest.dead_letters.store import LetterStore, LiveLetter, Selection, Tally
 from ingest.dead_letters.stream.store import StreamLetterStore
 from ingest.system.files import AppendFile, make_folder
 from ingest.system.logs import get_logger
@@ -36,7 +35,7 @@ class Carried(NamedTuple):
     left: int
 
 
-async def into_stream(files: FolderLetterStore, queue: StreamDeadLetters) -> Carried:
+async def into_stream(files: FolderLetterStore, stream: LetterBackend) -> Carried:
     """Move the letters of files into the stream. May be repeated.
 
     Raises DeadLettersFull if the stream is full, DeadLettersBroken if the broker or the disk fails,
@@ -45,13 +44,13 @@ async def into_stream(files: FolderLetterStore, queue: StreamDeadLetters) -> Car
     moved = left = 0
     if (await files.extent()).empty:
         return Carried(0, 0)
-    there = await _known(queue.letters)
+    there = await _known(stream.letters)
     async with files.held():
         async for part in files.oldest(Selection(), Tally()):
-            fits = [each for each in part if queue.fits(each)]
-            fresh = [each for each in fits if _key(each) not in there]
+            fits = [each for each in part if not stream.too_long(len(each.line))]
+            fresh = {_key(each): _as_new(each) for each in fits if _key(each) not in there}
             if fresh:
-                await queue.append_as_it_is(fresh)
+                await stream.write(fresh)
             if fits:
                 await files.mark_done(fits, HOW)
             moved += len(fits)
@@ -121,3 +120,7 @@ async def _known(store: LetterStore) -> set[bytes]:
 
 def _key(live: LiveLetter) -> bytes:
     return key_of(live.id, live.letter.reason)
+
+
+def _as_new(live: LiveLetter) -> NewLetter:
+    return NewLetter(live.id, live.letter.reason, live.failed_us, live.line)

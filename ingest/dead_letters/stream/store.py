@@ -15,8 +15,17 @@ from typing import NamedTuple
 from ingest.broker.messages import StoredMessage, StreamMessages
 from ingest.broker.roles import DEAD_LETTER_SUBJECT, DEAD_LETTERS
 from ingest.dead_letters.format import BadLine
-from ingest.dead_letters.reader import LiveLetter, Selection, Sieve, Tally
-from ingest.dead_letters.store import PART_BYTES, PART_LETTERS, Extent, Parts, Section
+from ingest.dead_letters.store import (
+    PART_BYTES,
+    PART_LETTERS,
+    Extent,
+    LiveLetter,
+    Parts,
+    Section,
+    Selection,
+    Sieve,
+    Tally,
+)
 from ingest.system.words import counted
 
 SECTION_PLACES = 1_000  # of the newest section; each older one has twice as many, up to:

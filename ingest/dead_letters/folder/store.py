@@ -11,26 +11,37 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from ingest.dead_letters.files import folder_bytes, segments
-from ingest.dead_letters.manual_replay import hold_replay_lock
-from ingest.dead_letters.marks import mark_done
-from ingest.dead_letters.reader import (
+from ingest.dead_letters.folder.segments import (
+    folder_bytes,
+    live_letters,
+    mark_done,
+    segment_letters,
+    segments,
+    try_replay_lock,
+)
+from ingest.dead_letters.store import (
+    PART_BYTES,
+    PART_LETTERS,
+    Extent,
     LiveLetter,
+    Parts,
+    Section,
     Selection,
     Tally,
-    live_letters,
-    segment_letters,
 )
-from ingest.dead_letters.store import PART_BYTES, PART_LETTERS, Extent, Parts, Section
-from ingest.system.files import open_regular
+from ingest.model.errors import IngestError
+from ingest.system.files import Lock, open_regular
 
-Mark = Callable[[Sequence[LiveLetter], str], Awaitable[None]]
+LOCK_S_MAX = 15.0
+LOCK_PAUSE_S = 0.005
+
+MarkDone = Callable[[Sequence[LiveLetter], str], Awaitable[None]]
 
 
 class FolderLetterStore:
     """Implements LetterStore. `mark` is how a service marks lines; a command does it itself."""
 
-    def __init__(self, folder: Path, mark: Mark | None = None) -> None:
+    def __init__(self, folder: Path, mark: MarkDone | None = None) -> None:
         self.folder = folder
         self._mark = mark
 
@@ -62,7 +73,7 @@ class FolderLetterStore:
         if self._mark is not None:
             await self._mark(letters, how)
         else:
-            await asyncio.to_thread(mark_done, [(each.path, each.mark) for each in letters], how)
+            await asyncio.to_thread(mark_done, letters, how)
 
     async def extent(self) -> Extent:
         """Return how many files there are, and their size."""
@@ -113,3 +124,15 @@ def _line_start(segment: Path, bytes_max: int) -> tuple[int, int]:
             return file.tell(), bytes_max
     except FileNotFoundError:
         return 0, 0  # another process removed it after it was listed
+
+
+async def hold_replay_lock(folder: Path, wait_s_max: float | None = None) -> Lock:
+    """Wait for the replay lock, which the automatic replay releases between blocks.
+
+    Raises IngestError if it is not free within `wait_s_max` (None: LOCK_S_MAX).
+    """
+    for _ in range(int((wait_s_max or LOCK_S_MAX) / LOCK_PAUSE_S)):
+        if (lock := try_replay_lock(folder)) is not None:
+            return lock
+        await asyncio.sleep(LOCK_PAUSE_S)
+    raise IngestError("another replay is at work in this folder; try again when it has finished")
