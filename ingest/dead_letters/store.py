@@ -182,28 +182,20 @@ class Extent(NamedTuple):
     empty: bool = False  # nothing at all is there
 
 
-class Section(Protocol):
-    """Letters that are near to each other: one file, or some places of a stream.
-
-    `cut`: what is older in it is left out, and so are all older sections.
-    """
-
-    @property
-    def cut(self) -> bool:
-        """Whether older letters are left out."""
-
-    def read(self, where: Selection, tally: Tally) -> Parts:
-        """Yield its letters in parts, oldest first."""
-
-
 class LetterStore(Protocol):
     """The live letters of one place. Every method raises IngestError, or OSError."""
 
     def oldest(self, where: Selection, tally: Tally) -> Parts:
         """Yield the live letters in parts, oldest first. An id may be there twice."""
 
-    def sections(self, bytes_max: int | None = None) -> AsyncIterator[Section]:
-        """Yield the sections, the newest first. All but the last `bytes_max` bytes are left out."""
+    def newest(
+        self, where: Selection, tally: Tally, bytes_max: int | None = None
+    ) -> AsyncIterator[tuple[Parts, bool]]:
+        """Yield sections, the newest first: the letters of one file, or of some places of a stream.
+
+        The letters of a section are yielded in parts, oldest first. All but the last `bytes_max`
+        bytes are left out; the flag says whether older letters than those of a section are.
+        """
 
     def held(self, wait_s_max: float | None = None) -> AbstractAsyncContextManager[None]:
         """Keep other replays away, if letters could be marked wrongly otherwise.
@@ -252,16 +244,16 @@ async def newest(
     found: list[LiveLetter] = []
     number = 0
     whole = True
-    async for section in store.sections(bytes_max):
+    async for parts, cut in store.newest(where, tally, bytes_max):
         if len(found) >= count and number - len(found) >= more_max:
             whole = False
             break
         its = deque[LiveLetter](maxlen=count - len(found))
-        async for live in once(section.read(where, tally), seen):
+        async for live in once(parts, seen):
             its.append(live)
             number += 1
         found += reversed(its)
-        whole = whole and not section.cut
+        whole = whole and not cut
     return Newest(found, number - len(found), whole)
 
 

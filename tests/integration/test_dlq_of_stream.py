@@ -1,8 +1,7 @@
-"""`ingest dlq` and the page over a broker's stream, and letters that move there and back."""
+"""`ingest dlq` and the page over a broker's stream."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import shutil
@@ -15,25 +14,22 @@ import pytest
 from ingest.admin.dashboard.letters import Letters
 from ingest.app.writing import make_sink
 from ingest.broker.connection import BrokerConnection
-from ingest.broker.messages import StreamMessages
 from ingest.broker.roles import DEAD_LETTERS
 from ingest.config.settings import Settings
-from ingest.dead_letters import folder_store
-from ingest.dead_letters.folder_store import FolderLetterStore
+from ingest.dead_letters.folder.segments import live_letters
+from ingest.dead_letters.format import key_of
 from ingest.dead_letters.identity import DEFAULT_RULES
-from ingest.dead_letters.reader import Selection, live_letters
-from ingest.dead_letters.stream import store as stream_store
-from ingest.dead_letters.stream.carry import Carried, into_files, into_stream
-from ingest.dead_letters.stream.queue import StreamDeadLetters
+from ingest.dead_letters.queue import DeadLetterQueue, NewLetter
+from ingest.dead_letters.store import Selection
 from ingest.embedded.broker import EmbeddedBroker
-from ingest.model.errors import BrokerAway, DeadLettersFull, Refused
+from ingest.model.errors import Refused
 from ingest.model.letter import EXHAUSTED, REFUSED, Letter
 from ingest.model.reading import Reading
 from ingest.system.state_folder import StateFolder
 from tests.support.brokers import LETTERS, api, embedded, joined
 from tests.support.commands import Here
-from tests.support.letters import drained, invalid, keep, make_store, read
-from tests.support.stream_letters import change, count, kept, live
+from tests.support.letters import Store, drained, invalid, keep
+from tests.support.stream_letters import kept, live, stream_queue
 
 MULTI = b'{"device_id":"pump-7","ts":1760000000,"values":{"temp":21.5,"humidity":"wet"}}'
 GOOD_LATE = b'{"device_id":"mended","metric":"m","ts":1750000000,"value":1}'
@@ -60,14 +56,14 @@ async def admin(nats: EmbeddedBroker) -> AsyncIterator[BrokerConnection]:
 
 
 @pytest.fixture
-async def queue(admin: BrokerConnection) -> StreamDeadLetters:
+async def queue(admin: BrokerConnection) -> DeadLetterQueue:
     """Return dead letters in the stream."""
-    return StreamDeadLetters(admin, bytes_max=LETTERS.bytes_max)
+    return stream_queue(admin)
 
 
 def write(folder: Path, letters: list[Letter]) -> None:
     """Write letters into files, as an earlier process."""
-    store = make_store(folder)
+    store = Store(folder)
     keep(store, letters)
     store.close()
 
@@ -77,10 +73,18 @@ def lines_of(folder: Path) -> list[bytes]:
     return [each.line for each in live_letters(folder)]
 
 
+async def copy_into_stream(folder: Path, queue: DeadLetterQueue) -> None:
+    """Copy the letters of files into the stream; their lines stay the same."""
+    for each in live_letters(folder):
+        reason = each.letter.reason
+        new = NewLetter(each.id, reason, each.failed_us, each.line)
+        await queue.backend.write({key_of(each.id, reason): new})
+
+
 async def test_commands_say_the_same_of_files_and_of_a_stream(
     here: Here,
     state: StateFolder,
-    queue: StreamDeadLetters,
+    queue: DeadLetterQueue,
     readings_url: str,
     tmp_path: Path,
 ) -> None:
@@ -90,7 +94,7 @@ async def test_commands_say_the_same_of_files_and_of_a_stream(
     write(serve.dead_letters, [invalid(MULTI), invalid(b"\xff\x1b[2J"), invalid(GOOD_LATE)])
     write(serve.dead_letters, [invalid(b"planted", code="not_allowed")])
     shutil.copytree(serve.dead_letters, copy)
-    await into_stream(FolderLetterStore(copy), queue)
+    await copy_into_stream(copy, queue)
     connection = await asyncpg.connect(readings_url)
     an_id = live_ids(serve)[0]
     database = ("--database-url", readings_url, "--database-unsafe", "true")
@@ -136,7 +140,7 @@ def live_ids(state: StateFolder) -> list[str]:
 
 
 async def test_stats_name_the_stream(
-    here: Here, state: StateFolder, queue: StreamDeadLetters
+    here: Here, state: StateFolder, queue: DeadLetterQueue
 ) -> None:
     """Where files would be counted."""
     await queue.append([*drained(2), invalid(MULTI)])
@@ -149,7 +153,7 @@ async def test_stats_name_the_stream(
 
 
 async def test_edited_copy_ends_the_letter_in_the_stream(
-    here: Here, state: StateFolder, queue: StreamDeadLetters, tmp_path: Path, readings_url: str
+    here: Here, state: StateFolder, queue: DeadLetterQueue, tmp_path: Path, readings_url: str
 ) -> None:
     """As it does in files."""
     await queue.append([invalid(MULTI)._replace(field="values.humidity"), *drained(1)])
@@ -164,7 +168,7 @@ async def test_edited_copy_ends_the_letter_in_the_stream(
 
 
 async def test_letters_in_both_are_told(
-    here: Here, state: StateFolder, queue: StreamDeadLetters
+    here: Here, state: StateFolder, queue: DeadLetterQueue
 ) -> None:
     """`--store` chooses; then nothing is said about the others."""
     write(state.dead_letters, drained(2, device="in-files"))
@@ -195,13 +199,13 @@ async def test_broker_at_rest_is_started_for_its_letters(here: Here, tmp_path: P
     done = await here("dlq", "list", *flags)
     assert ("in-files" in done.stdout, done.stderr) == (True, "")
     async with embedded(state.broker, wanted=None) as nats, joined(nats, "writer") as writer:
-        await StreamDeadLetters(writer, bytes_max=10**8).append(drained(1, device="in-stream"))
+        await stream_queue(writer, 10**8).append(drained(1, device="in-stream"))
     done = await here("dlq", "list", *flags)
     assert ("in-stream" in done.stdout, "--store files" in done.stderr) == (True, True)
 
 
 async def test_configured_broker_needs_no_state_folder(
-    here: Here, nats: EmbeddedBroker, queue: StreamDeadLetters, tmp_path: Path
+    here: Here, nats: EmbeddedBroker, queue: DeadLetterQueue, tmp_path: Path
 ) -> None:
     """On another machine; a broker without the stream is told."""
     await queue.append(drained(2))
@@ -222,7 +226,7 @@ async def test_message_that_is_damaged_on_the_disk_is_counted(here: Here, tmp_pa
     state = StateFolder.open(tmp_path)
     letters = [each for n in range(10) for each in drained(1, device=f"device-{n}")]
     async with embedded(state.broker, wanted=LETTERS) as own, joined(own, "writer") as writer:
-        await StreamDeadLetters(writer, bytes_max=10**8).append(letters)
+        await stream_queue(writer, 10**8).append(letters)
     (block,) = (state.broker / "store").rglob("*.blk")
     data = block.read_bytes()
     block.write_bytes(data.replace(b"device-5", b"device-6", 1))
@@ -237,7 +241,7 @@ async def test_message_that_is_damaged_on_the_disk_is_counted(here: Here, tmp_pa
 
 
 async def test_page_lists_replays_and_discards(
-    queue: StreamDeadLetters,
+    queue: DeadLetterQueue,
     admin: BrokerConnection,
     readings_url: str,
     readings_connection: asyncpg.Connection,
@@ -276,7 +280,7 @@ async def test_page_lists_replays_and_discards(
 async def test_page_says_that_the_broker_is_away(tmp_path: Path) -> None:
     """Not that there are no letters."""
     async with embedded(tmp_path, wanted=LETTERS) as own, joined(own, "writer") as writer:
-        queue = StreamDeadLetters(writer, bytes_max=10**8)
+        queue = stream_queue(writer, 10**8)
         letters = Letters(queue.letters, DEFAULT_RULES, lambda: None)
         await own.stop()
         for call in (
@@ -288,86 +292,3 @@ async def test_page_says_that_the_broker_is_away(tmp_path: Path) -> None:
                 await call
             assert refused.value.code == "busy"
             assert "broker" in refused.value.detail
-
-
-# Moving
-
-
-async def test_letters_move_to_the_stream_and_back_unchanged(
-    queue: StreamDeadLetters, admin: BrokerConnection, tmp_path: Path
-) -> None:
-    """Every line is the same, in the same order; what was done stays done."""
-    folder = tmp_path / "letters"
-    write(folder, drained(250))
-    write(folder, [invalid(MULTI), invalid(b"\xff"), *drained(30, reason=EXHAUSTED)])
-    files = FolderLetterStore(folder)
-    await files.mark_done(list(live_letters(folder))[:5], "discarded")
-    before = lines_of(folder)
-    assert await into_stream(files, queue) == Carried(277, 0)
-    assert lines_of(folder) == []
-    assert [each.line for each in await live(queue.letters)] == before
-    assert await into_stream(files, queue) == Carried(0, 0)
-    assert await into_files(queue.letters, files, segment_bytes=20_000) == Carried(277, 0)
-    assert await count(admin) == 0
-    assert lines_of(folder) == before
-    assert await into_files(queue.letters, files, segment_bytes=20_000) == Carried(0, 0)
-    store = make_store(folder)
-    assert store.totals().live == 277
-    store.close()
-
-
-@pytest.mark.parametrize("back", [False, True])
-async def test_move_that_was_cut_is_done_again_and_doubles_nothing(
-    queue: StreamDeadLetters,
-    admin: BrokerConnection,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    back: bool,
-) -> None:
-    """It is cut after a part has arrived, before it is removed; the ids are forgotten."""
-    await change(admin, duplicate_window=100_000_000)
-    folder = tmp_path / "letters"
-    files = FolderLetterStore(folder)
-    letters = drained(150)
-    monkeypatch.setattr(folder_store, "PART_LETTERS", 100)
-    monkeypatch.setattr(stream_store, "PART_LETTERS", 100)
-    if back:
-        await queue.append(letters)
-    else:
-        write(folder, letters)
-
-    async def move() -> Carried:
-        again = StreamDeadLetters(admin, bytes_max=LETTERS.bytes_max)  # as another process
-        if back:
-            return await into_files(again.letters, files, segment_bytes=10**6)
-        return await into_stream(files, again)
-
-    async def cut(*_: object) -> None:
-        raise BrokerAway("killed")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(StreamMessages, "delete", cut)
-        patched.setattr(FolderLetterStore, "mark_done", cut)
-        with pytest.raises(BrokerAway):
-            await move()
-    assert (await count(admin), len(read(folder))) == ((150, 100) if back else (100, 150))
-    await asyncio.sleep(0.2)
-    assert (await move()).moved == 150
-    assert (await count(admin), len(read(folder))) == ((0, 150) if back else (150, 0))
-    assert sorted(read(folder) if back else await kept(admin)) == sorted(letters)
-
-
-async def test_what_does_not_fit_stays_in_the_files(
-    queue: StreamDeadLetters, admin: BrokerConnection, tmp_path: Path
-) -> None:
-    """A letter larger than a message, and all that a full stream refuses."""
-    folder = tmp_path / "letters"
-    write(folder, [*drained(3), invalid(b"x" * 9 * 1024**2), *drained(3)])
-    files = FolderLetterStore(folder)
-    assert await into_stream(files, queue) == Carried(6, 1)
-    assert len(read(folder)) == 1
-    await change(admin, max_bytes=100_000)
-    write(folder, drained(500))
-    with pytest.raises(DeadLettersFull, match="full"):
-        await into_stream(files, queue)
-    assert len({*read(folder), *await kept(admin)}) == 507

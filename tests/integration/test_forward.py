@@ -21,7 +21,7 @@ from ingest.broker.roles import FORWARD, STREAM, WRITER
 from ingest.broker.streams import WantedStream
 from ingest.config.forward_options import ForwardOptions
 from ingest.config.settings import Settings
-from ingest.dead_letters.reader import live_letters
+from ingest.dead_letters.folder.segments import live_letters
 from ingest.embedded.broker import EmbeddedBroker
 from ingest.forward import forwarder, lag
 from ingest.http_client.target import target_of

@@ -9,7 +9,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 from ingest.dead_letters.folder.segments import (
     folder_bytes,
@@ -25,7 +24,6 @@ from ingest.dead_letters.store import (
     Extent,
     LiveLetter,
     Parts,
-    Section,
     Selection,
     Tally,
 )
@@ -49,7 +47,9 @@ class FolderLetterStore:
         """Yield the live letters of all files; see LetterStore."""
         return _parts(live_letters(self.folder, where=where, tally=tally))
 
-    async def sections(self, bytes_max: int | None = None) -> AsyncIterator[Section]:
+    async def newest(
+        self, where: Selection, tally: Tally, bytes_max: int | None = None
+    ) -> AsyncIterator[tuple[Parts, bool]]:
         """Yield the files, the newest first; see LetterStore."""
         left = bytes_max
         for segment in reversed(await asyncio.to_thread(segments, self.folder)):
@@ -57,7 +57,8 @@ class FolderLetterStore:
             if left is not None:
                 start, size = await asyncio.to_thread(_line_start, segment, left)
                 left -= size
-            yield _Segment(segment, start)
+            letters = segment_letters(segment, start=start, where=where, tally=tally)
+            yield _parts(letters), start > 0
             if start:
                 return
 
@@ -80,20 +81,6 @@ class FolderLetterStore:
         files = len(segments(self.folder))
         size_bytes = folder_bytes(self.folder) if self.folder.exists() else 0
         return Extent(files, size_bytes, empty=not files)
-
-
-class _Segment(NamedTuple):
-    """A file, or its end from the byte `start` on."""
-
-    path: Path
-    start: int
-
-    @property
-    def cut(self) -> bool:
-        return self.start > 0
-
-    def read(self, where: Selection, tally: Tally) -> Parts:
-        return _parts(segment_letters(self.path, start=self.start, where=where, tally=tally))
 
 
 async def _parts(letters: Iterator[LiveLetter]) -> Parts:
