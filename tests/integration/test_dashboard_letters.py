@@ -20,7 +20,7 @@ from ingest.model.reading import Reading
 from ingest.sinks.postgres import lookup as lookup_postgres
 from ingest.sinks.postgres.lookup import Lookup
 from tests.support.dashboard import Rig, running
-from tests.support.letters import Store, drained, folder_queue, invalid, keep, read
+from tests.support.letters import LetterFiles, drained, folder_queue, invalid, keep, read
 
 GOOD_LATE = b'{"device_id":"mended","metric":"m","ts":1750000000,"value":1}'
 LIST = "/dead-letters"
@@ -118,7 +118,7 @@ def test_replay_decodes_few_bytes_in_one_round_of_the_event_loop(tmp_path: Path)
         ([*drained(1), invalid(b"z" * 100_000), invalid(b"1")], [1, 1, 1]),
     ):
         folder = tmp_path / str(len(letters))
-        store = Store(folder)
+        store = LetterFiles(folder)
         keep(store, letters)
         store.close()
         live = list(live_letters(folder))

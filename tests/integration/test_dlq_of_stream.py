@@ -28,7 +28,7 @@ from ingest.model.reading import Reading
 from ingest.system.state_folder import StateFolder
 from tests.support.brokers import LETTERS, api, embedded, joined
 from tests.support.commands import Here
-from tests.support.letters import Store, drained, invalid, keep
+from tests.support.letters import LetterFiles, drained, invalid, keep
 from tests.support.stream_letters import kept, live, stream_queue
 
 MULTI = b'{"device_id":"pump-7","ts":1760000000,"values":{"temp":21.5,"humidity":"wet"}}'
@@ -63,7 +63,7 @@ async def queue(admin: BrokerConnection) -> DeadLetterQueue:
 
 def write(folder: Path, letters: list[Letter]) -> None:
     """Write letters into files, as an earlier process."""
-    store = Store(folder)
+    store = LetterFiles(folder)
     keep(store, letters)
     store.close()
 

@@ -29,7 +29,7 @@ from ingest.model.reading import Reading
 from ingest.model.verdict import LETTERS_FULL
 from ingest.system.clock import monotonic_s
 from tests.support.blocks import block_of, make_reading
-from tests.support.letters import START_US, Store, drained, folder_queue, invalid, keep, read
+from tests.support.letters import START_US, LetterFiles, drained, folder_queue, invalid, keep, read
 
 SETTINGS = Settings(
     database_unsafe=True,  # the tests' server does not fsync
@@ -122,7 +122,7 @@ async def rows(connection: asyncpg.Connection) -> int:
 
 def write(folder: Path, letters: Sequence[Letter]) -> None:
     """Write letters as an earlier process."""
-    store = Store(folder)
+    store = LetterFiles(folder)
     keep(store, letters)
     store.close()
 

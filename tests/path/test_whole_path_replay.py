@@ -19,7 +19,7 @@ from ingest.dead_letters.folder.store import hold_replay_lock
 from ingest.model.letter import INVALID
 from ingest.model.verdict import LETTERS_FULL, Verdict, WriteFailed
 from tests.support.fake_sink_scripted import AFTER, BEFORE, MIDDLE, Script
-from tests.support.letters import Store, folder_queue, invalid, keep
+from tests.support.letters import LetterFiles, folder_queue, invalid, keep
 from tests.support.replays import hurry
 from tests.support.whole_path import BUFFERED, Promises, Whole
 
@@ -121,7 +121,7 @@ async def test_hold_leaves_the_lock_to_the_command_that_makes_room(
     folder = tmp_path / "dead-letters"
     whole = Whole(tmp_path, Promises())
     whole.promises.leave_aside(tmp_path, 1, bad=1)
-    store = Store(folder)
+    store = LetterFiles(folder)
     keep(store, [invalid(b"%0100d" % number) for number in range(20)])
     store.close()
     whole.dead_letters = folder_queue(

@@ -63,14 +63,18 @@ def folder_queue(
     return DeadLetterQueue(backend, bytes_max=bytes_max, auto_replay=auto_replay, rules=rules)
 
 
-class Store:
+class LetterFiles:
     """Dead letters in files for tests that wait for each step: an event loop in a thread."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.folder = folder
         self._thread = ThreadPoolExecutor(1)
         self._runner = asyncio.Runner()
-        self._queue = self._do(self._opened(settings))
+        try:
+            self._queue = self._do(self._opened(settings))
+        except BaseException:
+            self._end()
+            raise
 
     async def _opened(self, settings: dict[str, Any]) -> DeadLetterQueue:
         queue = folder_queue(self.folder, **settings)
@@ -118,11 +122,14 @@ class Store:
     def close(self) -> None:
         """Close the queue, and end the thread."""
         self._do(self._queue.close())
+        self._end()
+
+    def _end(self) -> None:
         self._thread.submit(self._runner.close).result()
         self._thread.shutdown()
 
 
-def keep(store: Store, letters: Iterable[Letter], *, sender: str | None = None) -> None:
+def keep(store: LetterFiles, letters: Iterable[Letter], *, sender: str | None = None) -> None:
     """Append letters; raise the store's error."""
     (error,) = store.append((list(letters), sender))
     if error is not None:
@@ -134,6 +141,6 @@ def read(folder: Path) -> list[Letter]:
     return [live.letter for live in live_letters(folder)]
 
 
-def mark(store: Store, wanted: Callable[[LiveLetter], bool] = lambda _: True) -> None:
+def mark(store: LetterFiles, wanted: Callable[[LiveLetter], bool] = lambda _: True) -> None:
     """Mark as done the live lines that `wanted` accepts."""
     store.mark(wanted)

@@ -30,7 +30,7 @@ from ingest.writer.set_aside import set_aside_rest
 from tests.support.blocks import block_of, make_reading
 from tests.support.fake_sink_scripted import Script, ScriptedSink
 from tests.support.journals import FailingCalls, JournalRun, on_disk
-from tests.support.letters import Store, folder_queue, invalid, keep, read
+from tests.support.letters import LetterFiles, folder_queue, invalid, keep, read
 from tests.support.replays import replay_by_hand
 from tests.support.writing import BAD, QUICK, refuse_bad
 
@@ -55,7 +55,7 @@ class Promises:
         """Leave dead letters that are replayed; the table will refuse the first `bad` of them."""
         readings = [make_reading(value=BAD if row < bad else 1.0) for row in range(rows)]
         reasons = itertools.cycle((DRAINED, EXHAUSTED))
-        store = Store(folder / "dead-letters", segment_bytes=2_000)
+        store = LetterFiles(folder / "dead-letters", segment_bytes=2_000)
         keep(store, [Letter(next(reasons), "", "", unix_us(), each) for each in readings])
         store.close()
         self.posted.update(readings)

@@ -23,7 +23,7 @@ from ingest.model.errors import StartError
 from ingest.model.ledger import Ledger
 from ingest.system.state_folder import StateFolder
 from tests.support.blocks import make_block
-from tests.support.letters import Store, drained, keep
+from tests.support.letters import LetterFiles, drained, keep
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ async def test_journal_that_cannot_be_read_is_not_empty(folder: StateFolder) -> 
 
 def test_up_starts_only_without_dead_letters_in_files(folder: StateFolder) -> None:
     """Those that are done do not count."""
-    store = Store(folder.dead_letters)
+    store = LetterFiles(folder.dead_letters)
     keep(store, drained(2))
     store.close()
     with pytest.raises(StartError, match=r"has left dead letters \("):

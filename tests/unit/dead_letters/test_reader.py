@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from ingest.dead_letters import reader as dead_letter_reader
 from ingest.dead_letters.folder.segments import (
     cursor_path,
     first_letters,
@@ -18,12 +17,12 @@ from ingest.dead_letters.folder.segments import (
 )
 from ingest.dead_letters.store import Selection, Tally, device_of
 from ingest.model.letter import DRAINED, EXHAUSTED, Letter
-from tests.support.letters import START_US, Store, drained, invalid, keep, mark, read
+from tests.support.letters import START_US, LetterFiles, drained, invalid, keep, mark, read
 
 
 def folder_of(folder: Path, letters: list[Letter]) -> Path:
     """Write letters into a fresh folder and return its only segment."""
-    store = Store(folder)
+    store = LetterFiles(folder)
     keep(store, letters)
     store.close()
     (segment,) = segments(folder)
@@ -113,7 +112,7 @@ def test_reader_pipe_link_and_folder_of_a_segments_name_are_skipped(tmp_path: Pa
     tally = Tally()
     assert [live.letter for live in live_letters(tmp_path, tally=tally)] == letters
     assert len(tally.unreadable) == 3
-    store = Store(tmp_path)
+    store = LetterFiles(tmp_path)
     assert store.totals().live == 1
     store.close()
 
@@ -124,7 +123,7 @@ def test_reader_endless_line_takes_little_memory_and_is_skipped(
     """A line longer than any letter is skipped; the lines behind it are read."""
     letters = drained(2)
     segment = folder_of(tmp_path, letters)
-    monkeypatch.setattr(dead_letter_reader, "LINE_BYTES_MAX", 1_000)
+    monkeypatch.setattr("ingest.dead_letters.folder.segments.LINE_BYTES_MAX", 1_000)
     data = segment.read_bytes()
     segment.write_bytes(b"x" * 5_500 + b"\n" + data + b"y" * 3_000)
     tally = Tally()
@@ -170,7 +169,7 @@ def test_what_another_code_says_is_not_parsed(
     """Lines with another code are not parsed, so a discard by code is fast."""
     folder_of(tmp_path, [invalid(b"%d" % number, code="many") for number in range(20)])
     parsed: list[bytes] = []
-    monkeypatch.setattr(dead_letter_reader, "decode_line", parsed.append)
+    monkeypatch.setattr("ingest.dead_letters.store.decode_line", parsed.append)
     assert list(live_letters(tmp_path, where=Selection(code="few"))) == []
     assert parsed == []
 
@@ -199,7 +198,7 @@ def test_first_letters_goes_on_where_it_stopped(tmp_path: Path) -> None:
 def test_reader_same_letter_in_two_segments_comes_twice(tmp_path: Path) -> None:
     """Two processes may write one letter; each line is marked for itself."""
     letters = drained(2)
-    one, other = Store(tmp_path), Store(tmp_path)
+    one, other = LetterFiles(tmp_path), LetterFiles(tmp_path)
     keep(one, letters)
     keep(other, letters)
     assert read(tmp_path) == letters * 2
@@ -217,7 +216,7 @@ def test_reader_unreadable_cursor_leaves_all_letters_live(tmp_path: Path) -> Non
     tally = Tally()
     assert [live.letter for live in live_letters(tmp_path, tally=tally)] == letters
     assert tally.unreadable == [f"{segment.name}.cursor: not a regular file"]
-    store = Store(tmp_path, keep_days=0)
+    store = LetterFiles(tmp_path, keep_days=0)
     assert store.totals().live == 2
     assert store.tidy() == []
     store.close()
