@@ -75,7 +75,7 @@ class MqttCollector(Collector):
         now = self._figures()
         for name, meaning, value in (
             ("connected", "1 if the broker delivers messages.", float(now.connected)),
-            ("service_up", "1 if the service took the last post.", float(self._tally.service_up)),
+            ("service_up", "1 if the service took the last post.", float(self._tally.up)),
             ("held_messages", "Messages that are not acknowledged.", now.held_messages),
             (
                 "set_aside_messages",

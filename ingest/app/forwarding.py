@@ -212,8 +212,8 @@ class ForwardService:
             return "no_consumer", self.watch.missing
         if not self.watch.looked:
             return "starting", ""
-        if self._sender.trouble:
-            return "target_away", self._sender.trouble
+        if trouble := self._sender.delivery.trouble:
+            return "target_away", f"the target takes nothing: {trouble}"
         return "forwarding", ""
 
     def readyz(self) -> tuple[int, bytes]:

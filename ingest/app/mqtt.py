@@ -213,8 +213,8 @@ class MqttService:
             return "draining", ""
         if not self._session.up:
             return "broker_away", self._session.why_away
-        if self._bridge.trouble:
-            return "service_away", self._bridge.trouble
+        if trouble := self._bridge.delivery.trouble:
+            return "service_away", trouble
         return "receiving", ""
 
     def readyz(self) -> tuple[int, bytes]:

@@ -6,24 +6,24 @@ comes again, since it was not acknowledged, counts again.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import NamedTuple
 
+from ingest.http_client.delivery import DeliveryTally
 
-class MqttTally:
-    """Plain numbers of one event loop. They start at 0 with each process."""
+
+class MqttTally(DeliveryTally):
+    """See DeliveryTally."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.received = [0, 0]  # messages by QoS
         self.again = 0  # of these, those that the broker has sent before
         self.taken = 0  # the service has answered 2xx
         self.dead_lettered = 0
         self.empty = 0  # without a reading; as what clears a retained message
         self.dropped = 0  # with QoS 0, while too many waited
-        self.posts: defaultdict[str, int] = defaultdict(int)  # by status; `none`: no answer
         self.connects = 0
         self.sessions_lost = 0
-        self.service_up = False  # whether the service took the last post
 
 
 class MqttFigures(NamedTuple):
