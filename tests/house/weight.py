@@ -16,14 +16,14 @@ from tests.house.layout import files_of, walk
 CEILINGS = {
     "ingest": 6,
     "ingest/access": 452,
-    "ingest/admin": 1270,
-    "ingest/app": 3693,
+    "ingest/admin": 1269,
+    "ingest/app": 3688,
     "ingest/archive": 796,
     "ingest/broker": 2014,
     "ingest/buffers": 2441,
-    "ingest/cli": 2446,
+    "ingest/cli": 2440,
     "ingest/config": 737,
-    "ingest/dead_letters": 1777,
+    "ingest/dead_letters": 1688,
     "ingest/embedded": 815,
     "ingest/formats": 3256,
     "ingest/forward": 459,
@@ -35,9 +35,9 @@ CEILINGS = {
     "ingest/sinks": 3498,
     "ingest/system": 859,
     "ingest/writer": 618,
-    "tests": 53928,
+    "tests": 53984,
     "loadgen": 4565,
-    "benchmarks": 3146,
+    "benchmarks": 3148,
 }
 ADVICE = "take something away, or raise the ceiling with a decision that says what users get for it"
 
