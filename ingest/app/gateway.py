@@ -13,10 +13,12 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
+from ingest.access import tokens
 from ingest.admin.dashboard.tail import Tail
+from ingest.app import broker_state, fill
 from ingest.app.access import open_tokens
 from ingest.app.advice import advice
 from ingest.app.broker import stream_letters
@@ -24,20 +26,23 @@ from ingest.app.broker_state import BrokerAdmission
 from ingest.app.fill import Fill
 from ingest.app.gateway_admin import GatewayAdmin
 from ingest.app.health import Health
+from ingest.app.process import first_of
 from ingest.app.receiving import make_endpoint, taking
 from ingest.app.refusals import Refusals
 from ingest.app.role import Place, Role
 from ingest.app.status import StatusSource
-from ingest.app.tasks import first_of
 from ingest.broker.publishing import Publisher
 from ingest.broker.roles import STREAM, SUBJECT, outcomes_for
 from ingest.buffers.stream.commits import Commits
 from ingest.buffers.stream.inlet import StreamInlet
 from ingest.config.settings import split_address
+from ingest.http import certificate
 from ingest.model.causes import STREAM_LOST, trouble_of
-from ingest.model.ledger import BrokerFigures, Gauges
+from ingest.model.ledger import Gauges
+from ingest.model.metrics import figures_of
+from ingest.receiver import senders
 from ingest.receiver.refused_posts import RefusedPosts
-from ingest.system.clock import monotonic_s, sleep_unless
+from ingest.system.clock import sleep_unless
 from ingest.writer.set_aside import set_aside_rest
 
 HANDLERS_GRACE_S = 1.0
@@ -73,6 +78,7 @@ class Gateway:
         self._role = Role(
             place,
             "gateway",
+            announce,
             unanswered_s=lambda: self.inlet.stuck_s,
             published=lambda: self._publisher.published,
             refused=lambda: self.inlet.refused,
@@ -111,7 +117,6 @@ class Gateway:
         settings, role = self._settings, self._role
         refused_posts = RefusedPosts(self.ledger)
         self._token_file = open_tokens(settings)
-        self._fill = Fill(settings, has_folder=False)
         self.health = Health(
             settings=settings,
             buffer=self.inlet.stats,
@@ -122,10 +127,10 @@ class Gateway:
             dead_letters=self.dead_letters.stats,
             troubles=(
                 lambda: trouble_of(STREAM_LOST if role.watch.removed else ""),
-                lambda: self.endpoint.busiest.not_stored(),  # noqa: PLW0108  made below
+                lambda: self.endpoint.senders.not_stored(),  # noqa: PLW0108  made below
             ),
             refusals=Refusals(self.ledger),
-            fill=self._fill,
+            fill=Fill(settings, has_folder=False),
             advice=advice(settings, ""),
         )
         self._tail = Tail()
@@ -145,27 +150,31 @@ class Gateway:
             on_decoded=self._tail.observe,
             tokens=self._token_file.tokens,
         )
-        self.ledger.gauges = Gauges(
-            certificate_ends_s=self.endpoint.certificate_ends_s,
-            buffer=self.inlet.stats,
-            dead_letters=self.dead_letters.stats,
-            database_up=lambda: None,
-            hold_reason=lambda: None,
-            state=self.health.state,
-            disk_free_bytes=lambda: None,
-            limits=self._fill.limits,
-            tokens_end_s=self._token_file.tokens.left_s,
-            broker=self._figures,
-        )
+        self.ledger.gauges = self._gauges()
         self._status = StatusSource(
             "gateway",
             self.ledger,
             self.health.readyz,
             tail=self._tail.take,
             refused_posts=refused_posts.listed,
-            senders=self.endpoint.busiest.listed,
         )
         self._admin = None if self._place.channel else self._own_admin(refused_posts)
+
+    def _gauges(self) -> Gauges:
+        return Gauges(
+            buffer=self.inlet.stats,
+            dead_letters=self.dead_letters.stats,
+            database_up=lambda: None,
+            hold_reason=lambda: None,
+            state=self.health.state,
+            figures=figures_of(
+                (fill.METRICS, lambda: self.health.fill),
+                (broker_state.METRICS, lambda: self._role.broker_state),
+                (senders.METRICS, lambda: self.endpoint.senders),
+                (certificate.METRICS, lambda: self.endpoint.certificate),
+                (tokens.METRICS, lambda: self._token_file.tokens),
+            ),
+        )
 
     def _own_admin(self, refused_posts: RefusedPosts) -> GatewayAdmin:
         return GatewayAdmin(
@@ -175,43 +184,33 @@ class Gateway:
             token=self._settings.admin_token or secrets.token_urlsafe(24),
             tokens=self._token_file.tokens,
             refused_posts=refused_posts.listed,
-            senders=self.endpoint.busiest.listed,
         )
-
-    def _figures(self) -> BrokerFigures:
-        """Return the figures of the broker, as a gateway sees them."""
-        watch = self._role.watch
-        return {
-            "broker_up": float(self._role.broker_state.away_s == 0),
-            "stream_altered": float(bool(watch.faults)),
-            "stream_removed": watch.removed,
-            **self.endpoint.busiest.figures(),
-        }
 
     async def run(self) -> int:
         """Run until a signal or the supervisor ends it; return the exit code.
 
         Raises StartError if it cannot begin.
         """
-        try:
-            return await self._role.run(
-                self._start,
-                self._stop,
-                self._status,
-                actions={},
-                in_words=self.health.in_words,
-            )
-        finally:
-            await self.endpoint.close()
-            await self.inlet.close()
-            await self.dead_letters.close()
-            if self._admin is not None:
-                await self._admin.close()
+        return await self._role.run(
+            self._start,
+            self._stop,
+            self._close,
+            self._status,
+            actions={},
+            in_words=self.health.in_words,
+        )
+
+    async def _close(self) -> None:
+        await self.endpoint.close()
+        await self.inlet.close()
+        await self.dead_letters.close()
+        if self._admin is not None:
+            await self._admin.close()
 
     async def _start(self) -> None:
         settings, role = self._settings, self._role
         listening = self._place.listening
-        accepts = taking(lambda: not self.health.starting, role.stopping)
+        accepts = taking(lambda: not self.health.starting, role.process.stopping)
         given = [] if listening is None else [listening]
         listen = await self.endpoint.start(*split_address(settings.listen), given, accepts)
         if self._admin is not None:
@@ -220,27 +219,26 @@ class Gateway:
             self._announce(
                 f"posts: {scheme}://{listen}/v1/readings, probes and metrics: http://{bound}"
             )
-            role.listening()
-        role.tasks.spawn(self.health.run(role.stopping))
-        role.tasks.spawn(self._token_file.follow(role.halted))
+            role.process.notifier.ready()
+        role.process.spawn(self.health.run(role.process.stopping))
+        role.process.spawn(self._token_file.follow(role.process.halted))
         while not role.watch.checked:  # posts get `starting` until then
             if listening is not None and accepts():
                 listening = None
                 role.ready()
-            if await sleep_unless(role.stopping, LOOK_S):
+            if await sleep_unless(role.process.stopping, LOOK_S):
                 return
         self.health.started()
         role.ready()
 
-    async def _stop(self) -> int:
-        """Drain; return the exit code."""
+    async def _stop(self) -> Mapping[str, int]:
+        """Drain; return the sums."""
         role, inlet = self._role, self.inlet
         if role.steps_down:
             leaving = self.endpoint.step_down(idle_s=IDLE_S, timeout_s=LEAVE_S_MAX)
-            await first_of(leaving, role.drained.wait(), role.halted.wait())
-        deadline_s = monotonic_s() + self._settings.drain_s_max
+            await first_of(leaving, role.drained.wait(), role.process.halted.wait())
         self.health.draining()
-        halting = asyncio.create_task(self._halt_at(deadline_s))
+        halting = asyncio.create_task(role.process.halt(self._settings.drain_s_max))
         await self.endpoint.finish(self._settings.drain_s_max + HANDLERS_GRACE_S)
         inlet.shut_inlet()
         publishing = asyncio.create_task(inlet.finish())
@@ -256,15 +254,9 @@ class Gateway:
                 await role.watch.look()
         await role.flush()
         ledger = self.ledger
-        sums = {
+        return {
             "published": ledger.published,
             "dead_lettered": sum(ledger.dead_lettered.values()),
             "held": ledger.held,
             "lost": max(0, ledger.imbalance) + ledger.held,
         }
-        self._announce(f"drained: {' '.join(f'{name}={n}' for name, n in sums.items())}")
-        return role.account(self._status, **sums)
-
-    async def _halt_at(self, deadline_s: float) -> None:
-        """Return at the deadline of the drain, or when somebody hastens it."""
-        await sleep_unless(self._role.halted, deadline_s - monotonic_s())

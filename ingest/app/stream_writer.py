@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import Any
 
 from ingest.admin.dashboard.tail import ObservedDeadLetters, Tail
+from ingest.app import broker_state, fill, housekeeping
 from ingest.app.access import open_tokens
 from ingest.app.advice import advice
 from ingest.app.backlog import Waiting
@@ -27,6 +28,7 @@ from ingest.app.role import Place, Role
 from ingest.app.status import StatusSource
 from ingest.app.writer_admin import WriterAdmin
 from ingest.app.writing import WritingHalf
+from ingest.broker import given_check, purge
 from ingest.broker.envelope import Message
 from ingest.broker.given_check import GivenCheck
 from ingest.broker.lag import ABSENT, lag_bytes_max
@@ -41,8 +43,10 @@ from ingest.broker.roles import (
     WRITER,
     outcomes_for,
 )
+from ingest.broker.stream_state import StreamState
 from ingest.broker.streams import ACK_WAIT_S
 from ingest.broker.undone import Undone
+from ingest.buffers.stream import outlet
 from ingest.buffers.stream.messages import encode_outcome
 from ingest.buffers.stream.outlet import StreamOutlet
 from ingest.config.forward_names import forward_names
@@ -50,10 +54,11 @@ from ingest.config.reread_url import RereadUrl
 from ingest.model.ack import Ack
 from ingest.model.causes import STREAM_LOST, Trouble, trouble_of
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull
-from ingest.model.ledger import BrokerFigures, Gauges
+from ingest.model.ledger import Gauges
 from ingest.model.letter import NOT_OURS, Letter
+from ingest.model.metrics import figures_of
 from ingest.sinks.postgres.connection import DatabaseUrl
-from ingest.system.clock import monotonic_s, sleep_unless, unix_us
+from ingest.system.clock import monotonic_s, unix_us
 from ingest.system.logs import get_logger
 from ingest.writer.set_aside import set_aside_rest
 
@@ -72,7 +77,7 @@ class StreamWriter:
         settings = self._settings = place.settings
         self._place = place
         self._announce = announce
-        role = self._role = Role(place, "writer")
+        role = self._role = Role(place, "writer", announce)
         ledger = self.ledger = role.ledger
         self._writing_ends = asyncio.Event()
         self._undone = Undone()
@@ -117,7 +122,6 @@ class StreamWriter:
         settings, role = self._settings, self._role
         database_state = self.writing.database_state
         self._reread = RereadUrl(settings)
-        fill = Fill(settings, has_folder=False)
         self.health = Health(
             settings=settings,
             buffer=self.outlet.stats,
@@ -128,19 +132,10 @@ class StreamWriter:
             dead_letters=self.dead_letters.stats,
             troubles=(*self.writing.troubles, self._loss),
             refusals=Refusals(self.ledger),
-            fill=fill,
+            fill=Fill(settings, has_folder=False),
             advice=words,
         )
-        self.ledger.gauges = Gauges(
-            buffer=self.outlet.stats,
-            dead_letters=self.dead_letters.stats,
-            database_up=lambda: database_state.up and self.writing.checked,
-            hold_reason=lambda: database_state.hold_reason,
-            state=self.health.state,
-            disk_free_bytes=lambda: None,
-            limits=fill.limits,
-            broker=lambda: {**self._figures(), **self.writing.table_figures()},
-        )
+        self.ledger.gauges = self._gauges()
         self._tail = Tail()
         self._status = StatusSource(
             "writer",
@@ -166,40 +161,60 @@ class StreamWriter:
             role.on_status = admin.status
             role.connection.hear(STATUS, admin.hear)
 
+    def _gauges(self) -> Gauges:
+        database_state = self.writing.database_state
+        return Gauges(
+            buffer=self.outlet.stats,
+            dead_letters=self.dead_letters.stats,
+            database_up=lambda: database_state.up and self.writing.checked,
+            hold_reason=lambda: database_state.hold_reason,
+            state=self.health.state,
+            figures=figures_of(
+                (fill.METRICS, lambda: self.health.fill),
+                (broker_state.METRICS, lambda: self._role.broker_state),
+                (broker_state.OF_STREAM, self._stream),
+                (given_check.METRICS, lambda: self._check),
+                (purge.METRICS, lambda: self._purge),
+                (outlet.METRICS, lambda: self.outlet),
+                (housekeeping.METRICS, lambda: self.writing.housekeeping),
+            ),
+        )
+
     async def run(self) -> int:
         """Run until a signal or the supervisor ends it; return the exit code.
 
         Raises StartError if it cannot begin.
         """
-        actions = {"release_hold": self._release_hold}
-        try:
-            return await self._role.run(
-                self._start,
-                self._stop,
-                self._status,
-                actions=actions,
-                in_words=self.health.in_words,
-            )
-        finally:
-            self._writing_ends.set()
-            await self.dead_letters.close()
-            if self._admin is not None:
-                await self._admin.close()
+        return await self._role.run(
+            self._start,
+            self._stop,
+            self._close,
+            self._status,
+            actions={"release_hold": self._release_hold},
+            in_words=self.health.in_words,
+        )
+
+    async def _close(self) -> None:
+        self._writing_ends.set()
+        await self.dead_letters.close()
+        if self._admin is not None:
+            await self._admin.close()
 
     async def _start(self) -> None:
-        role, tasks, stopping = self._role, self._role.tasks, self._role.stopping
+        role, process = self._role, self._role.process
+        stopping = process.stopping
         url: DatabaseUrl = self._reread
         if not self._settings.database_url:  # the embedded one
             url = self._embedded_url
         if self._admin is not None:
             bound = await self._admin.start()
             self._admin.database(url, self.writing.known)
-            tasks.spawn(self._admin.run(role.halted))
-            tasks.spawn(self._token_file.follow(role.halted))
+            process.spawn(self._admin.run(role.process.halted))
+            process.spawn(self._token_file.follow(role.process.halted))
             page = self._admin.page_address(bound)
             self._announce(f"writer {self._place.instance}, dashboard: {page}")
-            role.listening()
-        tasks.spawn(self.health.run(stopping))
+            process.notifier.ready()
+        process.spawn(self.health.run(stopping))
         # A writer that it replaces says last what it was given, and must be heard.
         await role.connection.wait_tried()
         role.ready()  # a server that is away is no reason to replace this process
@@ -212,30 +227,30 @@ class StreamWriter:
         ):
             return
         self.health.started()
-        self.writing.start(ObservedDeadLetters(self.dead_letters, self._tail), tasks.spawn)
-        tasks.spawn(self._puller.run(stopping))
-        tasks.spawn(self._check.run(stopping))
-        tasks.spawn(self._purge.run(stopping))
-        tasks.spawn(self.outlet.run(role.halted, ACK_WAIT_S / 3))
+        self.writing.start(ObservedDeadLetters(self.dead_letters, self._tail), process.spawn)
+        process.spawn(self._puller.run(stopping))
+        process.spawn(self._check.run(stopping))
+        process.spawn(self._purge.run(stopping))
+        process.spawn(self.outlet.run(role.process.halted, ACK_WAIT_S / 3))
         if self._settings.dlq_auto_replay:
             source = self.dead_letters.backend.replay_source(self._settings.dlq_replay_pause_s)
-            tasks.spawn(self.writing.make_replayer(source, self.outlet).run(stopping))
+            process.spawn(self.writing.make_replayer(source, self.outlet).run(stopping))
         self.outlet.pull_from(self._puller)
 
     def _embedded_url(self) -> str:
         return self._place.database_url
 
-    async def _stop(self) -> int:
-        """Store what is here, give back the rest; return the exit code."""
+    async def _stop(self) -> Mapping[str, int]:
+        """Store what is here, give back the rest; return the sums."""
         role = self._role
         self.health.draining()
         self.outlet.shut_inlet()
         drain_s_max = self._settings.drain_s_max
         if self.writing.leaves_rest:
             drain_s_max = min(drain_s_max, HANDLERS_GRACE_S)
-        halt = asyncio.create_task(self._halt_at(monotonic_s() + drain_s_max))
+        halt = asyncio.create_task(role.process.halt(drain_s_max, self._abort))
         await self.writing.finish()
-        role.halted.set()
+        role.process.halted.set()
         await halt
         if self._foreign:
             await asyncio.wait(self._foreign, timeout=HANDLERS_GRACE_S)
@@ -245,15 +260,13 @@ class StreamWriter:
         await self._tidy_stream()
         await role.flush()
         ledger = self.ledger
-        sums = {
+        return {
             "committed": ledger.committed + ledger.duplicate,
             "dead_lettered": sum(ledger.dead_lettered.values()),
             "returned": ledger.returned,
             "held": ledger.held,
             "lost": max(0, ledger.imbalance) + ledger.held,
         }
-        self._announce(f"drained: {' '.join(f'{name}={n}' for name, n in sums.items())}")
-        return role.account(self._status, **sums)
 
     async def _tidy_stream(self) -> None:
         """Tell what is settled, and purge what is done: the next start need not look at it.
@@ -268,10 +281,7 @@ class StreamWriter:
             async with asyncio.timeout(TIDY_S_MAX):
                 await self._purge.purge()
 
-    async def _halt_at(self, deadline_s: float) -> None:
-        """At the deadline, or when somebody hastens the stop, abort the writes."""
-        await sleep_unless(self._role.halted, deadline_s - monotonic_s())
-        self._role.halted.set()
+    def _abort(self) -> None:
         self._writing_ends.set()
         self.writing.abort()
 
@@ -295,36 +305,16 @@ class StreamWriter:
     def _release_hold(self, asked: Mapping[str, Any]) -> None:
         self.writing.release_hold(bool(asked.get("dead_letter")))
 
-    def _waiting(self) -> Waiting | None:
-        """Return what of the stream is not done; None before it has been asked."""
-        if (state := self._role.watch.state) is None:
-            return None
-        oldest_s = self._undone.age_s(monotonic_s(), state)
-        return state.waiting + state.pending, "messages", oldest_s
+    def _stream(self) -> tuple[StreamState, float] | None:
+        """Return the stream and how old what is not done is; None before it has been asked."""
+        state = self._role.watch.state
+        return None if state is None else (state, self._undone.age_s(monotonic_s(), state))
 
-    def _figures(self) -> BrokerFigures:
-        """Return the figures of the broker, as a writer sees them."""
-        watch = self._role.watch
-        ours = {
-            "broker_up": float(self._role.broker_state.away_s == 0),
-            "stream_altered": float(bool(watch.faults)),
-            "stream_removed": watch.removed,
-            "stream_skipped_total": self._check.skipped,
-            "stream_unforwarded_total": self._purge.unforwarded,
-            "redeliveries_total": self.outlet.redeliveries,
-        }
-        if (state := watch.state) is None:
-            return ours
-        return {
-            **ours,
-            "stream_bytes": state.size_bytes,
-            "stream_bytes_max": state.bytes_max,
-            "stream_messages": state.messages,
-            "stream_oldest_age_seconds": self._undone.age_s(monotonic_s(), state),
-            "consumer_pending": {WRITER: state.waiting},
-            "consumer_ack_pending": {WRITER: state.pending},
-            "consumer_redelivered": {WRITER: state.redelivered},
-        }
+    def _waiting(self) -> Waiting | None:
+        if (now := self._stream()) is None:
+            return None
+        state, oldest_s = now
+        return state.waiting + state.pending, "messages", oldest_s
 
     # Messages that are no block
 
