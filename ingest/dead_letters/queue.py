@@ -43,7 +43,7 @@ class NewLetter(NamedTuple):
     line: bytes
 
 
-class Kept(NamedTuple):
+class LetterTotals(NamedTuple):
     """What a backend has: bytes, the number of live letters, when the oldest of these failed.
 
     `returning_bytes` is the least size of the letters that the automatic replay takes, if known.
@@ -69,7 +69,7 @@ class LetterBackend(Protocol):
     async def open(self) -> None:
         """Prepare. Raises StartError."""
 
-    def kept(self) -> Kept:
+    def kept(self) -> LetterTotals:
         """Return what it has, with its own writes, as of the last look. Never blocks."""
 
     async def look(self) -> None:

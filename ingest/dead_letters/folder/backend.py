@@ -40,7 +40,7 @@ from ingest.dead_letters.format import (
     decode_line,
     key_of,
 )
-from ingest.dead_letters.queue import Kept, NewLetter
+from ingest.dead_letters.queue import LetterTotals, NewLetter
 from ingest.dead_letters.store import LiveLetter, Tally
 from ingest.model.errors import DeadLettersBroken, StartError
 from ingest.model.letter import DRAINED, EXHAUSTED
@@ -93,7 +93,7 @@ class FolderBackend:
         self._calls = calls
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="dead-letters")
         self._closed = False
-        self._kept = Kept()  # after the last work
+        self._kept = LetterTotals()  # after the last work
         self._segment: AppendFile | None = None
         self._size = 0
         self._live = LiveKeys(ids_max)
@@ -106,7 +106,7 @@ class FolderBackend:
         """Create or read the folder. Raises StartError if it cannot be used."""
         await self._in_thread(self._open)
 
-    def kept(self) -> Kept:
+    def kept(self) -> LetterTotals:
         """Return what is known of the folder; see LetterBackend."""
         return self._kept
 
@@ -161,7 +161,9 @@ class FolderBackend:
                 return work()
             finally:
                 live = self._live
-                self._kept = Kept(self._size, len(live), live.oldest_us, live.returning_bytes)
+                self._kept = LetterTotals(
+                    self._size, len(live), live.oldest_us, live.returning_bytes
+                )
 
         if self._closed:
             raise DeadLettersBroken("the dead letters are closed")

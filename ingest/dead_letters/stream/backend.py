@@ -20,7 +20,7 @@ from ingest.broker.connection import BrokerConnection
 from ingest.broker.messages import MessagesState, StreamMessages
 from ingest.broker.publishing import Publisher
 from ingest.broker.roles import DEAD_LETTER_SUBJECT, DEAD_LETTERS
-from ingest.dead_letters.queue import Kept, NewLetter
+from ingest.dead_letters.queue import LetterTotals, NewLetter
 from ingest.dead_letters.stream.replay import StreamReplay
 from ingest.dead_letters.stream.store import StreamLetterStore
 from ingest.formats.timestamp import text_us
@@ -75,7 +75,7 @@ class StreamBackend:
     async def open(self) -> None:
         """Do nothing: the broker may be away; see LetterBackend."""
 
-    def kept(self) -> Kept:
+    def kept(self) -> LetterTotals:
         """Return what the stream had at the last look; see LetterBackend.
 
         Letters that are there twice count twice.
@@ -83,7 +83,9 @@ class StreamBackend:
         state = self._state
         oldest_us = text_us(state.first_ts) if state.messages else None
         size_bytes = state.size_bytes + self._since_bytes
-        return Kept(size_bytes, state.messages, oldest_us if isinstance(oldest_us, int) else None)
+        return LetterTotals(
+            size_bytes, state.messages, oldest_us if isinstance(oldest_us, int) else None
+        )
 
     async def look(self) -> None:
         """Ask for the size of the stream; see LetterBackend."""
