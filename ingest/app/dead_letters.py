@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ingest.app.rules import make_rules
 from ingest.config.settings import Settings
-from ingest.dead_letters.folder.backend import FolderBackend
+from ingest.dead_letters.folder.backend import FolderBackend, segment_bytes
 from ingest.dead_letters.queue import DeadLetterQueue, LetterBackend
 
 
@@ -25,6 +25,8 @@ def make_dead_letters(
 def folder_letters(settings: Settings, folder: Path, *, auto_replay: bool) -> DeadLetterQueue:
     """Return those of a process that has this folder."""
     backend = FolderBackend(
-        folder, segment_bytes=settings.dlq_segment_bytes, keep_days=settings.dlq_keep_days
+        folder,
+        segment_bytes=segment_bytes(settings.dlq_bytes_max),
+        keep_days=settings.dlq_keep_days,
     )
     return make_dead_letters(settings, backend, auto_replay=auto_replay)

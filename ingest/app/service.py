@@ -269,7 +269,7 @@ class Service:
             self.writing.start(self.admin_side.observed_dead_letters, self._process.spawn)
             self._process.spawn(self.dead_letters.tidy(self._process.stopping))
             if self._settings.dlq_auto_replay:
-                source = self.dead_letters.backend.replay_source(self._settings.dlq_replay_pause_s)
+                source = self.dead_letters.backend.replay_source
                 replayer = self.writing.make_replayer(source, self.buffer)
                 self._process.spawn(replayer.run(self._process.stopping))
 

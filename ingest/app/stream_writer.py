@@ -49,6 +49,7 @@ from ingest.broker.undone import Undone
 from ingest.buffers.stream import outlet
 from ingest.buffers.stream.messages import encode_outcome
 from ingest.buffers.stream.outlet import StreamOutlet
+from ingest.buffers.waiting import PUT_WAIT_S_MAX
 from ingest.config.forward_names import forward_names
 from ingest.config.reread_url import RereadUrl
 from ingest.model.ack import Ack
@@ -89,7 +90,7 @@ class StreamWriter:
             self._on_outcome,
             rows_max=settings.buffer_rows_max,
             bytes_max=settings.buffer_bytes_max,
-            put_wait_s_max=settings.put_wait_s_max,
+            put_wait_s_max=PUT_WAIT_S_MAX,
         )
         self._puller = Puller(
             role.connection, stream=STREAM, consumer=WRITER, take=self.outlet.deliver
@@ -233,7 +234,7 @@ class StreamWriter:
         process.spawn(self._purge.run(stopping))
         process.spawn(self.outlet.run(role.process.halted, ACK_WAIT_S / 3))
         if self._settings.dlq_auto_replay:
-            source = self.dead_letters.backend.replay_source(self._settings.dlq_replay_pause_s)
+            source = self.dead_letters.backend.replay_source
             process.spawn(self.writing.make_replayer(source, self.outlet).run(stopping))
         self.outlet.pull_from(self._puller)
 

@@ -39,6 +39,7 @@ REPLAYED = Selection(reasons=(EXHAUSTED, DRAINED))
 BLOCK_ROWS_MAX = 500  # small beside a live batch, so it delays live readings little
 FAILURES_MAX = 3  # failed blocks in a row: then the cause is the database, not the blocks
 UNLOCKED_S_MIN = 0.02  # pause between blocks, in which a replay by hand can take the lock
+REPLAY_PAUSE_S = 1.0  # between two searches for letters to replay
 PAUSE_S_MAX = 300.0  # longest pause while letters keep failing
 LOOK_S = 1.0  # while a block has no outcome: pause between checks for full dead letters
 TS_US_MAX = 253_402_300_800_000_000  # the year 10000

@@ -33,13 +33,9 @@ from tests.support.letters import START_US, LetterFiles, drained, folder_queue, 
 
 SETTINGS = Settings(
     database_unsafe=True,  # the tests' server does not fsync
-    dlq_replay_pause_s=0.02,
     dlq_replay_rows_per_s=100_000,
     batch_linger_s=0.001,
-    retry_s_max=0.01,
-    wait_s_min=0.01,
-    wait_s_max=0.05,
-    hold_probe_s=0.05,
+    wait_s_max=0.1,
 )
 REFUSE_B = """create function refuse() returns trigger language plpgsql as $$ begin
     if new.metric = 'b' then insert into gone values (1); end if; return new; end $$;
@@ -67,7 +63,7 @@ class Half:
         (self.writer,) = half.make_writers(self.letters)
         self.database_state = half.database_state
         self.replayer = Replayer(
-            self.letters.backend.replay_source(settings.dlq_replay_pause_s),
+            self.letters.backend.replay_source(0.01),
             BlockSender(
                 inlet=self.buffer,
                 outlet_stats=self.buffer.stats,
@@ -77,7 +73,7 @@ class Half:
             ),
             post_rows_max=settings.post_rows_max,
             rows_per_s=settings.dlq_replay_rows_per_s,
-            pause_s=settings.dlq_replay_pause_s,
+            pause_s=0.01,
         )
         self.ledger.gauges = Gauges(
             self.buffer.stats, self.letters.stats, lambda: self.up, lambda: None
@@ -330,7 +326,7 @@ async def test_auto_replay_goes_on_after_a_hold_because_nothing_more_could_be_se
 async def test_auto_replay_keeps_its_speed(tmp_path: Path, readings_url: str) -> None:
     """The replay sends at most `dlq_replay_rows_per_s`."""
     write(tmp_path, drained(60))
-    settings = replace(SETTINGS, dlq_replay_pause_s=0.01, dlq_replay_rows_per_s=20)
+    settings = replace(SETTINGS, dlq_replay_rows_per_s=20)
     path = Half(readings_url, tmp_path, settings)
     async with running(path):
         await asyncio.sleep(0.5)
@@ -565,7 +561,7 @@ async def test_hand_replay_tries_again_what_failed_for_a_moment(
     tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
     """A lock that is taken for a moment is waited for."""
-    settings = Settings(lock_s_max=0.05, database_unsafe=True)
+    settings = Settings(command_s_max=0.3, database_unsafe=True)
     sink = make_sink(readings_url, settings)
     done: list[Item] = []
     replay = ManualReplay(sink=sink, rules=RULES, done=into(done))

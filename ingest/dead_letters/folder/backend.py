@@ -56,6 +56,7 @@ from ingest.system.files import (
 )
 from ingest.system.logs import get_logger
 
+SEGMENT_BYTES = 64 * 1024**2
 IDS_MAX = 200_000  # ids in memory, 170 bytes each; beyond that, duplicate letters are not found
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 # The reasons that the automatic replay takes; each of their lines has at least so many bytes.
@@ -64,6 +65,11 @@ RETURNING_BYTES_MIN = 300
 
 log = get_logger()
 _T = TypeVar("_T")
+
+
+def segment_bytes(bytes_max: int) -> int:
+    """Return the size of one file, of all that may have `bytes_max`: whole files are removed."""
+    return min(SEGMENT_BYTES, bytes_max // 4)
 
 
 class FolderBackend:
