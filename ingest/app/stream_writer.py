@@ -27,8 +27,8 @@ from ingest.app.role import Place, Role
 from ingest.app.status import StatusSource
 from ingest.app.writer_admin import WriterAdmin
 from ingest.app.writing import WritingHalf
+from ingest.broker.audit import Audit
 from ingest.broker.envelope import Message
-from ingest.broker.given_check import GivenCheck
 from ingest.broker.lag import ABSENT, lag_bytes_max
 from ingest.broker.pulling import Delivery, Puller
 from ingest.broker.purge import StreamPurge
@@ -41,8 +41,8 @@ from ingest.broker.roles import (
     WRITER,
     outcomes_for,
 )
+from ingest.broker.stream_state import Undone
 from ingest.broker.streams import ACK_WAIT_S
-from ingest.broker.undone import Undone
 from ingest.buffers.stream.messages import encode_outcome
 from ingest.buffers.stream.outlet import StreamOutlet
 from ingest.config.forward_names import forward_names
@@ -89,12 +89,12 @@ class StreamWriter:
         self._puller = Puller(
             role.connection, stream=STREAM, consumer=WRITER, take=self.outlet.deliver
         )
-        self._check = GivenCheck(role.connection, self._puller)
+        self._audit = Audit(role.connection, self._puller)
         self._purge = StreamPurge(
             role.connection,
             forwards=tuple(FORWARD + each for each in forward_names(settings.forwards)),
             keep_s=settings.stream_keep_s,
-            checked_to=lambda: self._check.checked_to,
+            checked_to=lambda: self._audit.checked_to,
             delivered_bytes=lambda: self._puller.delivered_bytes,
             forward_lag_bytes_max=int(
                 ABSENT * lag_bytes_max(settings.forward_lag_bytes_max, settings.stream_bytes_max)
@@ -214,7 +214,7 @@ class StreamWriter:
         self.health.started()
         self.writing.start(ObservedDeadLetters(self.dead_letters, self._tail), tasks.spawn)
         tasks.spawn(self._puller.run(stopping))
-        tasks.spawn(self._check.run(stopping))
+        tasks.spawn(self._audit.run(stopping))
         tasks.spawn(self._purge.run(stopping))
         tasks.spawn(self.outlet.run(role.halted, ACK_WAIT_S / 3))
         replayer = make_stream_replayer(
@@ -266,8 +266,8 @@ class StreamWriter:
         Beside another writer only tell: it may hear of the last messages after the purge, and would
         take them for lost.
         """
-        self._check.tell()
-        if not self._check.is_alone:
+        self._audit.tell()
+        if self._audit.others:
             return
         with suppress(TimeoutError):
             async with asyncio.timeout(TIDY_S_MAX):
@@ -281,7 +281,7 @@ class StreamWriter:
         self.writing.abort()
 
     def _loss(self) -> Trouble:
-        is_lost = self._check.skipped or self._role.watch.removed
+        is_lost = self._audit.skipped or self._role.watch.removed
         return trouble_of(STREAM_LOST if is_lost else "")
 
     def _say_if_stored(self, message: Message) -> None:
@@ -291,6 +291,8 @@ class StreamWriter:
             refusal = "database_on_hold"
         elif not (self.writing.checked and database_state.is_open and not self.outlet.shut):
             refusal = "database_away"
+        elif (waits := self._waiting()) is not None and waits[-1] > self._settings.ack_wait_s_max:
+            refusal = "database_away"  # its outcome would come too late: each retry is one more
         self._role.connection.send(message.reply_to, refusal.encode())
 
     def _on_outcome(self, message_id: str, ack: Ack) -> None:
@@ -314,7 +316,7 @@ class StreamWriter:
             "broker_up": float(self._role.broker_state.away_s == 0),
             "stream_altered": float(bool(watch.faults)),
             "stream_removed": watch.removed,
-            "stream_skipped_total": self._check.skipped,
+            "stream_skipped_total": self._audit.skipped,
             "stream_unforwarded_total": self._purge.unforwarded,
             "redeliveries_total": self.outlet.redeliveries,
         }

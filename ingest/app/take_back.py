@@ -17,10 +17,8 @@ from ingest.app.carry import carry
 from ingest.broker import manage
 from ingest.broker.connection import BrokerConnection, connected, session_type
 from ingest.broker.messages import StreamMessages
-from ingest.broker.pulling import Delivery, Puller
+from ingest.broker.pulling import Delivery, Puller, Skipped
 from ingest.broker.roles import DEAD_LETTERS, STREAM, WRITER
-from ingest.broker.skips import Skipped
-from ingest.broker.spans import Span
 from ingest.broker.stream_state import StreamState, state_of
 from ingest.buffers.stream.outlet import StreamOutlet
 from ingest.config.settings import Settings
@@ -158,11 +156,8 @@ class TakeBack:
     def _skipped(self, skipped: Skipped) -> None:
         """The broker has not delivered these. They stay in the stream, if it has them at all."""
         self._is_whole = False
-        span = Span(skipped.first, skipped.last)
-        self._skipped_count += span.places
-        _log.critical(
-            "stream_messages_skipped", places=str(span), count=span.places, why="not delivered"
-        )
+        self._skipped_count += skipped.last - skipped.first + 1
+        _log.critical("stream_messages_skipped", place=skipped.first, why="not delivered")
 
     def _moved(self, rows: int) -> None:
         self._ledger.recovered += rows

@@ -15,7 +15,7 @@ from ingest.app.role import Place, alone
 from ingest.app.stream_writer import StreamWriter
 from ingest.app.take_back import TakeBack
 from ingest.broker.envelope import Address
-from ingest.broker.skips import Skipped
+from ingest.broker.pulling import Skipped
 from ingest.cli import gateway, role, writer
 from ingest.config.settings import Settings
 from ingest.model.errors import ConfigError, StartError
