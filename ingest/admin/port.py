@@ -43,7 +43,7 @@ class Admin:
     `release_hold(dead_letter)` makes writers that wait try at once, and returns whether they
     waited. `message` returns the last message of the database while they wait. `pages` are further
     routes, which check access themselves. `refused_posts` lists the last refused posts,
-    `senders` those who send most.
+    `senders` what each has sent.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Admin:
         bodies: Bodies,
         release_hold: Callable[[bool], bool],
         refused_posts: Callable[[], list[dict[str, Any]]],
-        senders: Callable[[], list[dict[str, Any]]] = list,
+        senders: Callable[[], list[dict[str, Any]]],
         pages: Mapping[str, Route],
     ) -> None:
         self._exposition = exposition
@@ -101,7 +101,7 @@ class Admin:
             "/hold": Route(READ, self._hold),
             "/hold/release": Route(POST, self._release),
             "/refused": Route(READ, self._refused),
-            "/senders": Route(READ, self._busiest),
+            "/senders": Route(READ, self._sent),
         }
         bounded = {
             path: (few_log_ins if path.startswith("/login") else few).bounded(
@@ -128,7 +128,7 @@ class Admin:
         document = orjson.dumps({"posts": self._refused_posts()})
         return Answer(200, document, headers=b"Cache-Control: no-store\r\n")
 
-    async def _busiest(self, request: Request, _query: str, _at_s: float) -> Answer:
+    async def _sent(self, request: Request, _query: str, _at_s: float) -> Answer:
         self._guard.check_look(request.headers)
         document = orjson.dumps({"senders": self._senders()})
         return Answer(200, document, headers=b"Cache-Control: no-store\r\n")

@@ -66,7 +66,6 @@ class AdminSide:
         token: str,
         release_hold: Callable[[bool], bool],
         refused_posts: Callable[[], list[dict[str, Any]]],
-        senders: Callable[[], list[dict[str, Any]]] = list,
         buffer: str = "",
         joint: Joint | None = None,
         tokens: Tokens | None = None,
@@ -105,7 +104,7 @@ class AdminSide:
             bodies=bodies(),
             release_hold=release_hold,
             refused_posts=refused_posts,
-            senders=senders,
+            senders=ledger.listed_senders,
             pages=self.dashboard.pages,
         )
 

@@ -122,7 +122,7 @@ class Gateway:
             dead_letters=self.dead_letters.stats,
             troubles=(
                 lambda: trouble_of(STREAM_LOST if role.watch.removed else ""),
-                lambda: self.endpoint.busiest.not_stored(),  # noqa: PLW0108  made below
+                lambda: self.endpoint.senders.not_stored(),  # noqa: PLW0108  made below
             ),
             refusals=Refusals(self.ledger),
             fill=self._fill,
@@ -163,7 +163,6 @@ class Gateway:
             self.health.readyz,
             tail=self._tail.take,
             refused_posts=refused_posts.listed,
-            senders=self.endpoint.busiest.listed,
         )
         self._admin = None if self._place.channel else self._own_admin(refused_posts)
 
@@ -175,7 +174,6 @@ class Gateway:
             token=self._settings.admin_token or secrets.token_urlsafe(24),
             tokens=self._token_file.tokens,
             refused_posts=refused_posts.listed,
-            senders=self.endpoint.busiest.listed,
         )
 
     def _figures(self) -> BrokerFigures:
@@ -185,7 +183,7 @@ class Gateway:
             "broker_up": float(self._role.broker_state.away_s == 0),
             "stream_altered": float(bool(watch.faults)),
             "stream_removed": watch.removed,
-            **self.endpoint.busiest.figures(),
+            **self.endpoint.senders.figures(),
         }
 
     async def run(self) -> int:

@@ -38,7 +38,6 @@ class GatewayAdmin:
         readyz: Callable[[], tuple[int, bytes]],
         token: str,
         refused_posts: Callable[[], list[dict[str, Any]]],
-        senders: Callable[[], list[dict[str, Any]]] = list,
         tokens: Tokens | None = None,
     ) -> None:
         self._admin_listen = settings.admin_listen
@@ -55,7 +54,7 @@ class GatewayAdmin:
             bodies=Bodies(body_bytes_max=MIB, body_s_max=10.0, all_bytes_max=MIB),
             release_hold=lambda _dead_letter: False,
             refused_posts=refused_posts,
-            senders=senders,
+            senders=ledger.listed_senders,
             pages={
                 "/": Route(READ, self._front),
                 **{path: Route(READ, files[path].handle) for path in _ASSETS},

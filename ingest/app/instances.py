@@ -19,7 +19,6 @@ from ingest.admin.exposition import Shown
 from ingest.app.status import Status
 from ingest.model.ledger import BrokerFigures, DeadLetterStats, Gauges, Ledger, Limits
 from ingest.model.ports import BufferStats
-from ingest.receiver.busiest import joined
 from ingest.system.clock import monotonic_s
 
 # One process that has seen it is enough.
@@ -315,10 +314,6 @@ class Instances:
     def refused_posts(self) -> list[dict[str, Any]]:
         """Return the last refused posts of all gateways, newest first."""
         return sorted(self._refused_posts, key=lambda each: str(each.get("at")), reverse=True)
-
-    def senders(self) -> list[dict[str, Any]]:
-        """Return the senders that have sent most to all gateways together, about."""
-        return joined(each.status.senders for each in self if each.runs)
 
     def _gauges(self) -> Iterator[Gauges]:
         for each in self:

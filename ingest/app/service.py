@@ -29,10 +29,10 @@ from ingest.app.fill import Fill
 from ingest.app.first_contact import FirstContact
 from ingest.app.greeting import greeting_lines
 from ingest.app.health import Health
+from ingest.app.leftovers import refuse_left_stream
 from ingest.app.receiving import leave, make_endpoint, taking
 from ingest.app.refusals import Refusals
 from ingest.app.rules import make_rules
-from ingest.app.take_back import TakeBack
 from ingest.app.target import make_target
 from ingest.app.tasks import EXIT_BROKEN, EXIT_LOST, EXIT_OK, TASKS_S_MAX, Tasks
 from ingest.app.writing import WritingHalf
@@ -68,6 +68,7 @@ async def serve(
     dashboard: elsewhere they may be kept in a file. `url_origin` is where database_url was set.
     """
     with begun(settings, "service") as folder:
+        refuse_left_stream(folder)
         notifier = Notifier.from_environment()
         words = advice(settings, url_origin)
         service = Service(settings, folder, announce, notifier, words, terminal=terminal)
@@ -119,7 +120,6 @@ class Service:
             auto_replay=settings.dlq_auto_replay,
             rules=make_rules(settings),
         )
-        self._taking_back = TakeBack(settings, folder, self.buffer, self.ledger)
         self._token_file = open_tokens(settings)
         self._reread = RereadUrl(settings)
         self._connect_parts(words)
@@ -136,7 +136,7 @@ class Service:
             disk=self._folder,
             disk_broken=lambda: self.buffer.broken,
             dead_letters=self.dead_letters.stats,
-            troubles=(*self.writing.troubles, lambda: self.endpoint.busiest.not_stored()),  # noqa: PLW0108
+            troubles=(*self.writing.troubles, lambda: self.endpoint.senders.not_stored()),  # noqa: PLW0108
             refusals=Refusals(self.ledger),
             fill=fill,
             advice=words,
@@ -155,7 +155,6 @@ class Service:
             tokens=self._token_file.tokens,
             release_hold=self.writing.release_hold,
             refused_posts=refused_posts.listed,
-            senders=lambda: self.endpoint.busiest.listed(),  # noqa: PLW0108  made below
         )
         self.endpoint = make_endpoint(
             settings,
@@ -215,7 +214,6 @@ class Service:
         self._notifier.ready()
         self._tasks.spawn(self._token_file.follow(self._halted))
         self._tasks.spawn(self.health.run(self._stopping))
-        self._tasks.spawn(self._taking_back.run(self._stopping))
         self._tasks.spawn(self.admin_side.dashboard.run(self._halted))
         url = await self._database()
         self.admin_side.database(url, self.writing.known)
@@ -257,7 +255,7 @@ class Service:
         """Return more figures; the embedded database is on the disk that we know."""
         free = self.health.disk_free_bytes if self._embedded is not None else None
         table = self.writing.table_figures(free)
-        return {**self._taking_back.figures(), **table, **self.endpoint.busiest.figures()}
+        return {**table, **self.endpoint.senders.figures()}
 
     async def _database(self) -> DatabaseUrl:
         """Return what gives the URL of the configured database, or of the embedded one."""

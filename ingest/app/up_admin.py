@@ -62,7 +62,6 @@ class UpAdmin:
             token=token,
             release_hold=self._release_hold,
             refused_posts=self.instances.refused_posts,
-            senders=self.instances.senders,
             buffer="stream",
             tokens=tokens,
             joint=Joint(self.ledger, JointExposition(self.instances.shown), overview.tail),

@@ -67,7 +67,6 @@ class WriterAdmin:
             token=settings.admin_token or secrets.token_urlsafe(24),
             release_hold=release_hold,
             refused_posts=overview.instances.refused_posts,
-            senders=overview.instances.senders,
             buffer="stream",
             tokens=tokens,
             joint=Joint(

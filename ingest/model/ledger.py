@@ -33,6 +33,10 @@ TRIGGERS = ("count", "time", "backlog", "drain")
 
 
 LINE_FIELDS = ("text_ignored", "integer_rounded")
+POSTS, READINGS, REFUSED = range(3)  # of the counts of a sender
+SENDERS_MAX = 100  # that are counted one by one
+OTHER_SENDERS = "all others"
+UNNAMED = "clients of a proxy"  # which does not say whose post it brings: their sender is ""
 CLOSED_BY = ("connections_full", "header_late")  # limits that close connections
 
 
@@ -158,7 +162,24 @@ class Ledger:
         self.posts_refused: defaultdict[str, int] = defaultdict(int)
         # The causes are there from the start: Prometheus cannot see the first step of a new series.
         self.connections_closed = defaultdict[str, int](int, dict.fromkeys(CLOSED_BY, 0))
+        # Posts, readings and refused posts of each sender; see `sent_by`.
+        self.senders = defaultdict[str, list[int]](lambda: [0, 0, 0])
         self.gauges: Gauges | None = None
+
+    def sent_by(self, sender: str) -> list[int]:
+        """Return the counts of a sender (as in Block), to count on; see POSTS, READINGS, REFUSED.
+
+        The first senders have their own, all others have theirs together.
+        """
+        own = sender in self.senders or len(self.senders) < SENDERS_MAX
+        return self.senders[sender if own else OTHER_SENDERS]
+
+    def listed_senders(self) -> list[dict[str, Any]]:
+        """Return the counts of all senders for JSON, since the start."""
+        return [
+            {"sender": name or UNNAMED, "posts": posts, "readings": readings, "refused": refused}
+            for name, (posts, readings, refused) in self.senders.items()
+        ]
 
     def request_answered(self, route: str, status: int, took_s: float) -> None:
         """Count one answered HTTP request; `route` is one of a closed set."""
@@ -258,6 +279,8 @@ def _sum(ours: Any, plain: Any) -> Any:
             key = tuple(name) if isinstance(name, list) else name
             known = key in ours or isinstance(ours, defaultdict)  # that makes a 0, or a histogram
             ours[key] = _sum(ours[key] if known else 0, value)
+    elif isinstance(ours, list):
+        return [_sum(one, other) for one, other in zip(ours, plain, strict=True)]
     elif type(plain) is int:
         return ours + plain
     else:

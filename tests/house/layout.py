@@ -75,7 +75,6 @@ FENCED = {
     "ingest/sinks/postgres/connection.py": {"_transport"},
     "ingest/sinks/postgres/statements.py": {"_copy_in"},
     "ingest/broker/session.py": {"_transport"},
-    "ingest/cli/print_docs.py": {"_labelnames"},
 }
 OF_TUPLES = {"_replace", "_asdict", "_fields", "_make"}
 OF_ARGPARSE = {

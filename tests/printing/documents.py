@@ -1,6 +1,6 @@
 """Prints the generated tables of the documents, and writes them into files.
 
-`python -m ingest.cli.print_docs` prints all tables. `--write FILE..` rewrites parts of Markdown
+`python -m tests.printing.documents` prints all tables. `--write FILE..` rewrites parts of Markdown
 files, from `<!-- generated: NAME -->` to `<!-- end -->`, and the example file of the environment.
 `roles.conf` are the users of a nats-server. A test compares all of it with the code.
 """
@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import ingest
 from ingest.admin.exposition import (
     BROKER_FIGURES,
     INSTANCE,
@@ -37,7 +38,7 @@ from ingest.system.filesystem import REMOTE, VOLATILE
 from ingest.system.log_events import EVENTS
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
-_PACKAGE = Path(__file__).parents[1]
+_PACKAGE = Path(ingest.__file__).parent
 _LOGGER = re.compile(r"(self\.)?_?log$|(\w+\.)?get_logger\(")
 _FIELDS = {"exc_info": "exception"}  # as the line has it
 _REGION = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -204,7 +205,7 @@ def write(paths: Iterable[Path]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print all tables, or rewrite the files after --write."""
-    parser = argparse.ArgumentParser(prog="python -m ingest.cli.print_docs", allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="python -m tests.printing.documents", allow_abbrev=False)
     parser.add_argument("--write", nargs="+", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
     if args.write:
