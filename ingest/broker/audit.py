@@ -1,4 +1,4 @@
-"""Finds messages that no writer was given, and reads them again: from another copy, if there is one.
+"""Finds messages that no writer was given, and reads them again, from another copy if need be.
 
 nats-server passes over a message that is damaged on its disk without a word, though other servers
 may have it whole. So writers tell each other once a second which places of the stream they were
@@ -12,8 +12,8 @@ given. One of them, the auditor, compares that with what the consumer has passed
 The auditor is the writer with the lowest name of those that know up to where all was seen to. It
 tells that too, so another one goes on where it has ended. If nobody knows it, the last done
 messages are read again, up to a bound.
-Promises: the purge goes no further than `checked_to`: all up to there was given, or seen to, and the
-others were told so. A message may be written twice; the table's key absorbs that.
+Promises: the purge goes no further than `checked_to`: all up to there was given, or seen to, and
+the others were told so. A message may be written twice; the table's key absorbs that.
 Does not: see what was removed (removals.py does), or that a message is damaged which must be given
 once more.
 """

@@ -68,10 +68,10 @@ class Skipped(NamedTuple):
 class SkipCheck:
     """Finds messages that the one reader of a consumer was never given. No I/O.
 
-    Each delivery has two numbers: its place in the stream, and its place among the deliveries of its
-    consumer. Of two first deliveries that follow each other, the places in the stream follow each
-    other too; if they do not, the messages between them were skipped. What several readers were
-    given it does not see. Call `delivered` for each delivery, in order.
+    Each delivery has two numbers: its place in the stream, and its place among the deliveries of
+    its consumer. Of two first deliveries that follow each other, the places in the stream follow
+    each other too; if they do not, the messages between them were skipped. What several readers
+    were given it does not see. Call `delivered` for each delivery, in order.
     """
 
     def __init__(self) -> None:

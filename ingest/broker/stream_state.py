@@ -74,10 +74,10 @@ def state_of(found: Found) -> StreamState | None:
 class Undone:
     """How long the oldest message has waited that no writer has done. Call `age_s` again and again.
 
-    The broker says how far the stream and its consumer are, and not when a message came that is not
-    done yet. So the places at each look are remembered, with the time. It is exact to the time
-    between two looks, or to a hundredth of the age. What was there before the first look counts from
-    that look on. A few hundred looks are remembered, however long it lasts.
+    The broker says how far the stream and its consumer are, and not when a message came that is
+    not done yet. So the places at each look are remembered, with the time. It is exact to the time
+    between two looks, or to a hundredth of the age. What was there before the first look counts
+    from that look on. A few hundred looks are remembered, however long it lasts.
     """
 
     def __init__(self) -> None:
