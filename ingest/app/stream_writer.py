@@ -200,8 +200,6 @@ class StreamWriter:
             self._announce(f"writer {self._place.instance}, dashboard: {page}")
             role.listening()
         tasks.spawn(self.health.run(stopping))
-        # A writer that it replaces says last what it was given, and must be heard.
-        await role.connection.wait_tried()
         role.ready()  # a server that is away is no reason to replace this process
         if not await self.writing.open(
             url,
