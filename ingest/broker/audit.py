@@ -35,6 +35,7 @@ from ingest.broker.roles import GIVEN
 from ingest.broker.stream_state import StreamState, state_of
 from ingest.broker.waiting import unless
 from ingest.model.errors import BrokerAway, BrokerRefused
+from ingest.model.metrics import Metric, Metrics
 from ingest.system import clock
 from ingest.system.logs import Occasionally, get_logger
 
@@ -229,3 +230,12 @@ class Audit:
             self._leader_due_s = clock.monotonic_s() + LEADER_S
             _log.error("stream_copy_damaged", server=leader, place=place)
             await manage.lead_from(self._connection, others[0])
+
+
+METRICS: Metrics[Audit] = (
+    Metric(
+        "stream_skipped_total",
+        "Messages that no writer was given, and that cannot be read any more.",
+        lambda it: it.skipped,
+    ),
+)

@@ -97,7 +97,7 @@ class Endpoint:
         proxies: Forwarding | None = None,
     ) -> None:
         self._rules, self.senders = rules, senders
-        self._certificate, self._plain_bodies = certificate, plain_bodies
+        self.certificate, self._plain_bodies = certificate, plain_bodies
         self._on_decoded = on_decoded
         self._on_refused = on_refused
         self._access = access
@@ -170,10 +170,6 @@ class Endpoint:
             ack=self._ack_default,
             on_decoded=self._on_decoded,
         )
-
-    def certificate_ends_s(self) -> float | None:
-        """Return when its certificate ends, in seconds since 1970; None without one."""
-        return None if self._certificate is None else self._certificate.ends_s
 
     @property
     def needs_token(self) -> bool:
