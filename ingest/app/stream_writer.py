@@ -48,6 +48,7 @@ from ingest.broker.streams import ACK_WAIT_S
 from ingest.buffers.stream import outlet
 from ingest.buffers.stream.messages import encode_outcome
 from ingest.buffers.stream.outlet import StreamOutlet
+from ingest.buffers.waiting import PUT_WAIT_S_MAX
 from ingest.config.forward_names import forward_names
 from ingest.config.reread_url import RereadUrl
 from ingest.model.ack import Ack
@@ -88,7 +89,7 @@ class StreamWriter:
             self._on_outcome,
             rows_max=settings.buffer_rows_max,
             bytes_max=settings.buffer_bytes_max,
-            put_wait_s_max=settings.put_wait_s_max,
+            put_wait_s_max=PUT_WAIT_S_MAX,
         )
         self._puller = Puller(
             role.connection, stream=STREAM, consumer=WRITER, take=self.outlet.deliver

@@ -16,6 +16,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from tests.support import constants
+
 FOLDER = Path(os.environ.get("FAULTS_FOLDER", "."))
 EVERY = 10_000
 
@@ -304,7 +306,8 @@ def main() -> int:
     PATCHES[os.environ["FAULTS_MUTANT"]]()
     from ingest.cli.main import main as serve
 
-    return serve()
+    with constants.wanted():
+        return serve()
 
 
 if __name__ == "__main__":

@@ -515,7 +515,7 @@ async def test_full_dead_letters_hold_a_message_and_lose_nothing(
     refusing = True
     async with Webhook(refuse) as target:
         await fill(server, messages_of(those, 100))
-        settings = Settings(dlq_bytes_max=96 * 1024, dlq_segment_bytes=8 * 1024)
+        settings = Settings(dlq_bytes_max=96 * 1024)
         state = StateFolder.open(tmp_path / "state")
         service = ForwardService(
             settings,

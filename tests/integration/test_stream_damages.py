@@ -128,7 +128,7 @@ def got(*writers: StreamWriter) -> set[bytes]:
 
 async def _filled(folder: Path, *, kill: bool) -> tuple[set[bytes], set[bytes], dict[str, bytes]]:
     """Make a store; return what was acknowledged, what is done, and its blocks at some time."""
-    server = EmbeddedBroker(folder, find_program(""))
+    server = EmbeddedBroker(folder, find_program())
     await _begin(server)
     async with gateway(lambda: server.published.address("gateway"), SMALL, folder) as one:
         acknowledged = await one.publish(bodies("done", DONE))
@@ -156,7 +156,7 @@ async def test_damage_to_the_only_copy_is_told_or_does_no_harm(kind: Kind, tmp_p
     """The roles start anew, as `up` does, and posts come in."""
     acknowledged, done, earlier = await _filled(tmp_path, kill=kind.killed)
     kind.do(Store(tmp_path / "store", earlier))
-    server = EmbeddedBroker(tmp_path, find_program(""))
+    server = EmbeddedBroker(tmp_path, find_program())
     try:
         if kind.what in TOLD_BY_THE_START:
             with pytest.raises((StartError, BrokerRefused)):
@@ -208,7 +208,7 @@ async def test_loss_while_the_roles_run_is_told_though_posts_come_at_once(
     killed: bool, tmp_path: Path
 ) -> None:
     """They come before anybody looks, and get places that the stream has given before."""
-    servers = [EmbeddedBroker(tmp_path, find_program(""))]
+    servers = [EmbeddedBroker(tmp_path, find_program())]
     await _begin(servers[0])
 
     def where(role: str) -> Callable[[], Address]:
@@ -230,7 +230,7 @@ async def test_loss_while_the_roles_run_is_told_though_posts_come_at_once(
             await servers[0].stop()
             KINDS[0].do(Store(tmp_path / "store", {}))
             publishing = asyncio.create_task(one.publish(bodies("new", NEW)))
-            servers.append(EmbeddedBroker(tmp_path, find_program("")))
+            servers.append(EmbeddedBroker(tmp_path, find_program()))
             await servers[1].start()
             new = await publishing
             writer.puller.wanted.set()
@@ -249,7 +249,7 @@ async def test_what_others_removed_is_no_loss_and_a_stream_that_is_gone_is_told_
     tmp_path: Path,
 ) -> None:
     """Writers of another machine did it while no process of this one ran."""
-    server = EmbeddedBroker(tmp_path, find_program(""))
+    server = EmbeddedBroker(tmp_path, find_program())
     await _begin(server)
 
     def on(machine: str) -> AbstractAsyncContextManager[Gateway]:

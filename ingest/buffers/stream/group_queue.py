@@ -26,6 +26,8 @@ from ingest.model.errors import BrokerAway, BrokerOutcomeUnknown, NotKept
 from ingest.system.clock import monotonic_s
 from ingest.system.logs import Occasionally, get_logger
 
+GROUP_BYTES_MAX = 256 * 1024  # a gateway puts so much into one message
+GROUPS_IN_FLIGHT = 2  # one is on its way while the next one is stored; more were not faster
 AGAIN_S = 0.5  # before a group that was promised is published once more
 LEFT_S_MIN = 0.1  # with less time left a durable group is not published: it would be in doubt
 WARNING_S = 60.0
