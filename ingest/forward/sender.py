@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from ingest.forward.bodies import ForwardPost
 from ingest.forward.tally import ForwardTally
 from ingest.http_client.client import HttpClient, ServerReply
-from ingest.http_client.delivery import Delivery
+from ingest.http_client.server_posts import ServerPosts
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull
 from ingest.model.letter import REFUSED_BY_TARGET, Letter
 from ingest.model.ports import DeadLetters
@@ -48,7 +48,7 @@ class TargetSender:
         sign: Sign,
         retry_s_max: float,
     ) -> None:
-        self.delivery = Delivery(
+        self.delivery = ServerPosts(
             client,
             tally,
             retry_s_max=retry_s_max,

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ingest.http_client.delivery import DeliveryTally
+from ingest.http_client.server_posts import PostTally
 from ingest.model.metrics import Metric, Metrics
 
 LAG, NOT_OURS, MISSING = "lag", "not_ours", "missing"
 SKIPPED = (LAG, NOT_OURS, MISSING)
 
 
-class ForwardTally(DeliveryTally):
-    """See DeliveryTally."""
+class ForwardTally(PostTally):
+    """See PostTally."""
 
     def __init__(self) -> None:
         super().__init__()

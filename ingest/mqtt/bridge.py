@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 from ingest.http_client.client import HttpClient
-from ingest.http_client.delivery import Delivery
+from ingest.http_client.server_posts import ServerPosts
 from ingest.model.errors import ConfigError, DeadLettersBroken, DeadLettersFull
 from ingest.model.letter import REFUSED_BY_SERVICE, Letter
 from ingest.model.ports import DeadLetters
@@ -56,7 +56,7 @@ class MqttBridge:
         linger_s: float,
         retry_s_max: float,
     ) -> None:
-        self.delivery = Delivery(
+        self.delivery = ServerPosts(
             client,
             tally,
             retry_s_max=retry_s_max,

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ingest.http_client.delivery import DeliveryTally
+from ingest.http_client.server_posts import PostTally
 from ingest.model.metrics import Metric, Metrics
 
 
-class MqttTally(DeliveryTally):
-    """See DeliveryTally."""
+class MqttTally(PostTally):
+    """See PostTally."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -36,6 +36,7 @@ from tests.support.blocks import block_of
 from tests.support.brokers import api, embedded, joined, put, until
 from tests.support.brokers import messages as messages_left
 from tests.support.rows import readings
+from tests.support.stream_writers import new_mark
 from tests.support.webhook import Came, Webhook, items_of, message_of, messages_of
 
 NAME = "x"
@@ -422,6 +423,7 @@ async def test_purge_does_not_wait_for_a_forwarder_that_does_not_run(
                 keep_s=0,
                 checked_to=lambda: 1_000,
                 delivered_bytes=int,
+                mark=new_mark(),
                 forward_lag_bytes_max=lag_bytes,
             )
 

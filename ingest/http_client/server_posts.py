@@ -29,7 +29,7 @@ WARNING_S = 60.0
 T = TypeVar("T")
 
 
-class DeliveryTally:
+class PostTally:
     """Plain numbers of one event loop. They start at 0 with each process."""
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class DeliveryTally:
         self.up = False  # whether the server took the last post
 
 
-class Delivery:
+class ServerPosts:
     """The posts to one server. Times in seconds.
 
     `failed(why, left_out)` is called when the server takes nothing, but not each time: the same
@@ -47,7 +47,7 @@ class Delivery:
     def __init__(
         self,
         client: HttpClient,
-        tally: DeliveryTally,
+        tally: PostTally,
         *,
         retry_s_max: float,
         failed: Callable[[str, int], None],
