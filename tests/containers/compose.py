@@ -20,6 +20,8 @@ NOFILE = 65_536  # of the Compose files
 class Project:
     """The services of `files` in `folder`, a copy of `deploy`. `left_out` are not started."""
 
+    program = "docker"
+
     def __init__(self, folder: Path, files: Sequence[str], left_out: Sequence[str]) -> None:
         self._folder = folder
         self._left_out = left_out
