@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 from ingest.app.buffer import check_promise
+from ingest.app.leftovers import LeftInBroker, note_left
+from ingest.broker import manage
+from ingest.broker.connection import BrokerConnection
 from ingest.broker.envelope import Address
-from ingest.broker.roles import FORWARD
+from ingest.broker.messages import StreamMessages
+from ingest.broker.roles import DEAD_LETTERS, FORWARD
+from ingest.broker.stream_state import state_of
 from ingest.broker.streams import WantedStream
 from ingest.buffers.frames import HEAD_BYTES
 from ingest.config.broker_url import split_broker_url
@@ -12,7 +20,10 @@ from ingest.config.forward_names import forward_names
 from ingest.config.settings import ROW_BYTES_MAX, Settings
 from ingest.embedded.broker import PAYLOAD_BYTES_MAX, EmbeddedBroker
 from ingest.embedded.broker_program import find_program
+from ingest.model.errors import IngestError
 from ingest.system.state_folder import StateFolder
+
+LAST_LOOK_S_MAX = 5.0
 
 
 def configured_address(settings: Settings) -> Address | None:
@@ -38,7 +49,10 @@ def wanted_stream(settings: Settings) -> WantedStream:
 
 
 def make_embedded(settings: Settings, folder: StateFolder) -> EmbeddedBroker:
-    """Return the embedded broker, not started. Raises StartError if its disk forgets."""
+    """Return the embedded broker, not started. Raises StartError if its disk forgets.
+
+    Call `note_rest` before you stop it: `serve` does not start without that note.
+    """
     check_promise([folder.broker], unsafe=settings.broker_unsafe, unless="--broker-unsafe true")
     largest_block = settings.post_rows_max * ROW_BYTES_MAX + HEAD_BYTES
     return EmbeddedBroker(
@@ -46,3 +60,20 @@ def make_embedded(settings: Settings, folder: StateFolder) -> EmbeddedBroker:
         find_program(settings.broker_bin),
         payload_bytes_max=max(PAYLOAD_BYTES_MAX, 2 * largest_block),
     )
+
+
+async def left_in(connection: BrokerConnection) -> LeftInBroker:
+    """Ask the broker what is not done. Raises BrokerAway, and BrokerRefused."""
+    state = state_of(await manage.look(connection))
+    letters = await StreamMessages(connection, DEAD_LETTERS).find_state()
+    messages = 0
+    if state is not None:
+        messages = state.waiting + state.pending if state.consumer_made else state.messages
+    return LeftInBroker(messages, 0 if letters is None else letters.messages)
+
+
+async def note_rest(folder: StateFolder, connection: BrokerConnection) -> None:
+    """Note what the embedded broker holds, before it is stopped. Without an answer no note."""
+    with contextlib.suppress(IngestError, OSError, TimeoutError):
+        async with asyncio.timeout(LAST_LOOK_S_MAX):
+            note_left(folder, await left_in(connection))

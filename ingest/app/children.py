@@ -7,7 +7,7 @@ not become ready, the rest keeps its processes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ingest.app.child import Child
@@ -127,11 +127,17 @@ class Children:
             if each.instance == instance:
                 each.tell(message)
 
-    async def drain(self, within_s: float, halted: asyncio.Event) -> bool:
-        """Let gateways end, then writers; return whether each has given its last account."""
+    async def drain(
+        self, within_s: float, halted: asyncio.Event, stored: Callable[[], Awaitable[None]]
+    ) -> bool:
+        """Let gateways end, wait for `stored`, let writers end.
+
+        Return whether each has given its last account.
+        """
         before, self._draining = self.unclean, True
-        for slots in (self.gateways, self.writers):
-            await asyncio.gather(*(each.drain(within_s, halted) for each in slots))
+        await asyncio.gather(*(each.drain(within_s, halted) for each in self.gateways))
+        await stored()
+        await asyncio.gather(*(each.drain(within_s, halted) for each in self.writers))
         return self.unclean == before
 
     async def close(self) -> None:

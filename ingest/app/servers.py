@@ -1,36 +1,50 @@
-"""The database and the broker of `ingest up`: those that the settings name, or embedded ones."""
+"""The database and the broker of `ingest up`: those that the settings name, or embedded ones.
+
+The supervisor has a connection to the broker too: for the dead letters of its page, and to see what
+waits in the stream.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 from ingest.app.broker import (
     configured_address,
     configured_monitors,
+    left_in,
     make_embedded,
+    note_rest,
     wanted_stream,
 )
-from ingest.app.dead_letters import wanted_dead_letters
+from ingest.app.dead_letters import make_dead_letters, wanted_dead_letters
+from ingest.app.leftovers import forget_left
 from ingest.broker import manage, monitor
-from ingest.broker.connection import connected
+from ingest.broker.connection import BrokerConnection, connected
 from ingest.broker.envelope import Address
 from ingest.broker.streams import Wanted
 from ingest.config.settings import Settings
 from ingest.embedded.broker import EmbeddedBroker
 from ingest.embedded.server import EmbeddedPostgres
-from ingest.model.errors import BrokerAway, BrokerRefused, StartError
+from ingest.model.errors import BrokerAway, BrokerRefused, IngestError, StartError
+from ingest.system.clock import sleep_unless
 from ingest.system.logs import get_logger
 from ingest.system.state_folder import StateFolder
 
 _ADMIN = "admin"
+LOOK_S = 0.1
 
 
 class Servers:
-    """Starts and stops the embedded ones; says how children reach them. Raises StartError."""
+    """Starts and stops the embedded ones; says how children reach them. Raises StartError.
+
+    Make it in the running event loop.
+    """
 
     def __init__(self, settings: Settings, folder: StateFolder) -> None:
         self._settings = settings
+        self._folder = folder
         self._configured = configured_address(settings)
         self._broker: EmbeddedBroker | None = None
         self._database: EmbeddedPostgres | None = None
@@ -38,6 +52,10 @@ class Servers:
             self._broker = make_embedded(settings, folder)
         if not settings.database_url:
             self._database = EmbeddedPostgres(folder.postgres)
+        self._connection = BrokerConnection(lambda: self._address(_ADMIN), _ADMIN)
+        self._cut = asyncio.Event()
+        self._connected: asyncio.Task[None] | None = None
+        self.dead_letters = make_dead_letters(settings, self._connection)
         self._log = get_logger("up")
 
     async def start_database(self) -> None:
@@ -47,11 +65,16 @@ class Servers:
 
     async def start_broker(self) -> None:
         """Start the embedded broker, and make its stream; or check the stream of the other one."""
+        await self._start_broker()
+        self._connected = asyncio.create_task(self._connection.run(self._cut))
+
+    async def _start_broker(self) -> None:
         wanted: list[Wanted] = [
             wanted_stream(self._settings),
             wanted_dead_letters(self._settings),
         ]
         if self._broker is not None:
+            forget_left(self._folder)
             await self._broker.start()
             try:
                 async with connected(self._address(_ADMIN), _ADMIN) as connection:
@@ -98,19 +121,32 @@ class Servers:
             monitors = (self._broker.published.endpoints.monitor_url,)
         return {**self._address(role)._asdict(), "monitors": monitors}
 
-    def admin_address(self) -> Address:
-        """Return how the supervisor itself reaches the broker, once it is there."""
-        return self._address(_ADMIN)
-
     def _address(self, role: str) -> Address:
         if self._configured is not None:
             return self._configured
         assert self._broker is not None, "it is one of the two"
         return self._broker.published.address(role)
 
+    async def wait_stored(self, halted: asyncio.Event, within_s: float) -> None:
+        """Wait until nothing waits in the embedded broker's stream; return early if `halted`."""
+        if self._broker is None:
+            return
+        with contextlib.suppress(IngestError, TimeoutError):
+            async with asyncio.timeout(within_s):
+                while (await left_in(self._connection)).messages:
+                    if await sleep_unless(halted, LOOK_S):
+                        return
+
     async def stop(self) -> None:
         """Stop the embedded ones, the second one also if the first one fails. Repeatable."""
         try:
+            await self.dead_letters.close()
+            if self._connected is not None:
+                if self._broker is not None:
+                    await note_rest(self._folder, self._connection)
+                self._cut.set()
+                await self._connected
+                self._connected = None
             if self._broker is not None:
                 await self._broker.stop()
         finally:

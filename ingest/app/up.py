@@ -29,7 +29,7 @@ from ingest.app.buffer import UNLESS, check_promise
 from ingest.app.child import PROGRAM
 from ingest.app.children import ACCOUNTS, GATEWAY, WRITER, Children, Told, together
 from ingest.app.greeting import greeting_lines
-from ingest.app.own_broker import OwnBroker
+from ingest.app.leftovers import refuse_left_files
 from ingest.app.rules import make_rules
 from ingest.app.servers import Servers
 from ingest.app.slot import SlotTimes
@@ -52,6 +52,7 @@ from ingest.system.state_folder import ServiceInfo, StateFolder
 
 GRACE_S = 15.0  # of a child beyond its own limit; a dead letter may take 10 s to fail
 WATCH_S = 1.0
+STORED_S_MAX = 5.0  # for what gateways have published last; a backlog stays in the stream
 AGAIN_S = 5.0  # until the next restart, if one could not be finished that must be
 
 
@@ -72,6 +73,7 @@ async def up(
     check_waits(settings)
     make_rules(settings)  # a gateway would find the fault of a source, and end again and again
     with begun(settings, "up") as folder:
+        refuse_left_files(folder)
         notifier = Notifier.from_environment()
         limits = times or SlotTimes(leave_s_max=_leave_s_max(settings))
         supervisor = Supervisor(
@@ -118,11 +120,10 @@ class Supervisor:
         self._terminal = terminal
         self._token = settings.admin_token or secrets.token_urlsafe(24)
         self._servers = Servers(settings, folder)
-        self._own = OwnBroker(settings, folder, self._servers.admin_address)
         self._token_file = open_tokens(settings)
         self.admin = UpAdmin(
             settings,
-            dead_letters=self._own.dead_letters,
+            dead_letters=self._servers.dead_letters,
             token=self._token,
             tell=self._tell,
             free_bytes=lambda: folder.room()[0],
@@ -193,7 +194,6 @@ class Supervisor:
             self._tasks.spawn(slot.run())
         self._tasks.spawn(self._token_file.follow(self._halted))
         self._tasks.spawn(self._watch_servers())
-        self._tasks.spawn(self._own.take_over(self.admin.ledger, self._stopping))
         self._tasks.spawn(self._restart_when_told(children))
         known = KnownServer(0, make_target(settings))
         self.admin.database(lambda: self._servers.database_url, known)
@@ -240,7 +240,6 @@ class Supervisor:
 
     async def _start_broker(self) -> None:
         await self._servers.start_broker()
-        self._own.connect()
         self._has_broker.set()
 
     async def _start_database(self) -> None:
@@ -319,7 +318,7 @@ class Supervisor:
         sums, broken = dict.fromkeys(ACCOUNTS, 0), False
         if self._children is not None:
             within_s = self._settings.drain_s_max + GRACE_S
-            told = await self._children.drain(within_s, self._halted)
+            told = await self._children.drain(within_s, self._halted, self._wait_stored)
             # A child that was killed in a hurry has nothing that was acknowledged.
             broken = not (told or self._halted.is_set())
             sums = self._children.sums
@@ -328,6 +327,14 @@ class Supervisor:
         if sums["lost"]:
             return EXIT_LOST
         return EXIT_BROKEN if broken or self._tasks.broken else EXIT_OK
+
+    async def _wait_stored(self) -> None:
+        """Give the writers a moment for the last readings: `serve` does not start with any left."""
+        instances = self.admin.instances
+        if instances.database_up() and instances.hold_reason() is None:
+            await self._servers.wait_stored(
+                self._halted, min(STORED_S_MAX, self._settings.drain_s_max)
+            )
 
     async def _end(self) -> None:
         """End all tasks and processes, and close everything. Called in any case."""
@@ -338,7 +345,6 @@ class Supervisor:
         await self._tasks.wait(TASKS_S_MAX)
         for each in self._sockets:
             each.close()
-        await self._own.close()
         await self._servers.stop()
         await self.admin.close()
         self._folder.withdraw()

@@ -10,7 +10,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
-from ingest.app.broker import configured_address, configured_monitors, make_embedded
+from ingest.app.broker import (
+    configured_address,
+    configured_monitors,
+    make_embedded,
+    note_rest,
+)
+from ingest.app.leftovers import forget_left
 from ingest.broker.connection import BrokerConnection, connected
 from ingest.config.folders import state_dir
 from ingest.config.settings import Settings
@@ -52,10 +58,12 @@ async def broker(settings: Settings, *, may_make: bool = False) -> AsyncIterator
             yield Reached(connection, (running.endpoints.monitor_url,))
         return
     server = make_embedded(settings, folder)
+    forget_left(folder)
     await server.start()
     try:
         published = server.published
         async with connected(published.address(_ROLE), _ROLE) as connection:
             yield Reached(connection, (published.endpoints.monitor_url,))
+            await note_rest(folder, connection)
     finally:
         await server.stop()

@@ -94,7 +94,7 @@ def roles_text() -> str:
         f"{json.dumps(_rights(role, may), indent=2)} }}".replace("\n", "\n      ")
         for role, may in ROLES.items()
     )
-    return f"""# The users of iot-ingest and their permissions. ingest.cli.print_docs writes this.
+    return f"""# The users of iot-ingest, with permissions. tests.printing.documents writes this.
 # passwords.conf beside it sets the variables: GATEWAY_PASSWORD: "..", and so on.
 include "passwords.conf"
 accounts {{

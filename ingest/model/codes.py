@@ -1,6 +1,6 @@
 """Every code that a client can get: problems of a post, and errors of one item.
 
-`python -m ingest.cli.print_docs` prints the tables of docs/ from it. A test compares them.
+`python -m tests.printing.documents` prints the tables of docs/ from it. A test compares them.
 """
 
 from __future__ import annotations

@@ -92,10 +92,6 @@ EVENTS: dict[str, str] = {
     "publish_failed": "Posts could not be published to the stream. Durable ones were refused.",
     "message_not_ours": "A message of the stream is not a block. It goes to the dead letters.",
     "message_not_set_aside": "Such a message could not be dead-lettered. It comes again.",
-    "take_over_failed": "What `ingest serve` has left could not be moved. It is tried again.",
-    "journal_moved": "The readings of the journal are in the stream now, but for those `left`.",
-    "readings_not_moved": "Readings could not be moved to the other buffer. It is tried again.",
-    "readings_taken_back": "Readings that `ingest up` had left in its broker are in the journal.",
     "broker_exited": "The embedded broker has ended. It is started again.",
     "broker_frozen": "The embedded broker does not answer. It is killed, and started again.",
     "broker_restarted": "The embedded broker runs again.",
@@ -140,7 +136,6 @@ EVENTS: dict[str, str] = {
     "dead_letters_tidied": "Files without open entries were removed.",
     "dead_letters_tidy_failed": "A file without open entries could not be removed.",
     "dead_letters_not_readings": "The automatic replay skipped lines that are no readings.",
-    "dead_letters_moved": "So many entries were moved from files to the stream, or back.",
     "replayed": "The automatic replay has sent so many readings again.",
     "replay_failed": "The automatic replay could not read or mark entries. It tries again.",
     # The journal

@@ -58,6 +58,7 @@ class StateFolder:
         self.journal = path / "journal"
         self.postgres = path / "postgres"  # the embedded database
         self.broker = path / "broker"  # the embedded broker
+        self.broker_left = self.broker / "left"  # the note of what it holds
         self._lock_path = path / "lock"
         self._service_path = path / "service.json"
         self._database_path = path / "checked-database"

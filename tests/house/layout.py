@@ -49,8 +49,7 @@ LIBRARIES = {
     "aiohttp.DummyCookieJar": "ingest/http_client",
     "aiohttp.TCPConnector": "ingest/http_client",
     "asyncpg": "ingest/sinks",
-    "prometheus_client": "ingest/admin/exposition.py ingest/admin/forward_exposition.py "
-    "ingest/admin/mqtt_exposition.py ingest/admin/process_exposition.py",
+    "prometheus_client": "ingest/admin/exposition.py",
     "multidict": "ingest/http",
     "backports": "ingest/http",
     "compression": "ingest/http",
@@ -75,7 +74,6 @@ FENCED = {
     "ingest/sinks/postgres/connection.py": {"_transport"},
     "ingest/sinks/postgres/statements.py": {"_copy_in"},
     "ingest/broker/session.py": {"_transport"},
-    "ingest/cli/print_docs.py": {"_labelnames"},
 }
 OF_TUPLES = {"_replace", "_asdict", "_fields", "_make"}
 OF_ARGPARSE = {

@@ -16,16 +16,12 @@ from pathlib import Path
 
 from ingest.cli.main import COMMANDS, build_parser
 from ingest.cli.parser import DEST
-from ingest.cli.print_docs import (
-    forward_metrics_table,
-    metrics_table,
-    mqtt_metrics_table,
-)
 from ingest.config.settings import Settings
 from ingest.model.causes import CAUSES
 from ingest.model.codes import ITEM_CODES, PROBLEMS
 from ingest.receiver.openapi import FILE
 from ingest.system.log_events import EVENTS
+from tests.printing.documents import forward_metrics_table, metrics_table, mqtt_metrics_table
 
 RECORD = Path(__file__).parent / "public_names.json"
 RECORD_ANEW = "python -m tests.house.public_names > tests/house/public_names.json"

@@ -1,6 +1,6 @@
 """Documents show tables and figures as the code prints them; links lead somewhere.
 
-`python -m ingest.cli.print_docs --write docs/*.md deploy/ingest.env.example
+`python -m tests.printing.documents --write docs/*.md deploy/ingest.env.example
 deploy/nats/roles.conf`, `python -m tests.printing.openapi`, `python -m benchmarks.results` and
 `python -m benchmarks.roles_document` repair what fails here; the author repairs links.
 """
@@ -18,7 +18,6 @@ from benchmarks import readme_numbers, results, roles_document, roles_record
 from benchmarks.document import anchor
 from benchmarks.record import newest_of, read
 from ingest.cli.main import COMMANDS
-from ingest.cli.print_docs import TABLES, log_calls, main, metrics_table, refreshed
 from ingest.config.text import env_example
 from ingest.embedded.broker_config import roles_text
 from ingest.model import codes
@@ -26,6 +25,7 @@ from ingest.receiver.openapi import FILE
 from ingest.system.log_events import EVENTS
 from loadgen.csv.client import TRY_AGAIN
 from tests.printing import openapi
+from tests.printing.documents import TABLES, log_calls, main, metrics_table, refreshed
 from tests.support.documents import DOCUMENTS, README, REPOSITORY, without_fences
 
 EXAMPLE = REPOSITORY / "deploy" / "ingest.env.example"

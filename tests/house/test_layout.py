@@ -14,7 +14,6 @@ from pathlib import PurePosixPath
 import pytest
 
 import ingest
-from ingest.cli.print_docs import refreshed
 from tests.house.layout import (
     HALVES,
     LAYERS,
@@ -40,6 +39,7 @@ from tests.house.layout import (
     subclasses,
     top_holds_no_logic,
 )
+from tests.printing.documents import refreshed
 from tests.support.documents import REPOSITORY
 
 Rule = Callable[[PurePosixPath, ast.Module], Found]
@@ -314,9 +314,9 @@ def test_every_contract_has_a_suite() -> None:
 
 
 def test_design_shows_the_layers_of_the_rule() -> None:
-    """`python -m tests.house.layout` prints it; `print_docs` cannot."""
+    """`python -m tests.house.layout` prints it; tests/printing/documents.py cannot."""
     text = (REPOSITORY / "DESIGN.md").read_text()
-    assert refreshed(text) == text, "`print_docs --write` leaves it as it is"
+    assert refreshed(text) == text, "the printer leaves it as it is"
     _, begin, after = text.partition("<!-- layers: ")
     assert begin
     shown = after.partition("-->")[2].partition("<!-- end -->")[0].strip()

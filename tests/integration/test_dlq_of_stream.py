@@ -1,8 +1,7 @@
-"""`ingest dlq` and the page over a broker's stream, and letters that move there and back."""
+"""`ingest dlq` and the page over a broker's stream."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import shutil
@@ -15,25 +14,21 @@ import pytest
 from ingest.admin.dashboard.letters import Letters
 from ingest.app.writing import make_sink
 from ingest.broker.connection import BrokerConnection
-from ingest.broker.messages import StreamMessages
 from ingest.broker.roles import DEAD_LETTERS
 from ingest.config.settings import Settings
-from ingest.dead_letters import folder_store
-from ingest.dead_letters.folder_store import FolderLetterStore
 from ingest.dead_letters.identity import DEFAULT_RULES
+from ingest.dead_letters.live import key_of
 from ingest.dead_letters.reader import Selection, live_letters
-from ingest.dead_letters.stream import store as stream_store
-from ingest.dead_letters.stream.carry import Carried, into_files, into_stream
-from ingest.dead_letters.stream.queue import StreamDeadLetters
+from ingest.dead_letters.stream.queue import StreamDeadLetters, _Line
 from ingest.embedded.broker import EmbeddedBroker
-from ingest.model.errors import BrokerAway, DeadLettersFull, Refused
+from ingest.model.errors import Refused
 from ingest.model.letter import EXHAUSTED, REFUSED, Letter
 from ingest.model.reading import Reading
 from ingest.system.state_folder import StateFolder
 from tests.support.brokers import LETTERS, api, embedded, joined
 from tests.support.commands import Here
-from tests.support.letters import drained, invalid, keep, make_store, read
-from tests.support.stream_letters import change, count, kept, live
+from tests.support.letters import drained, invalid, keep, make_store
+from tests.support.stream_letters import kept, live
 
 MULTI = b'{"device_id":"pump-7","ts":1760000000,"values":{"temp":21.5,"humidity":"wet"}}'
 GOOD_LATE = b'{"device_id":"mended","metric":"m","ts":1750000000,"value":1}'
@@ -77,6 +72,14 @@ def lines_of(folder: Path) -> list[bytes]:
     return [each.line for each in live_letters(folder)]
 
 
+async def copy_into_stream(folder: Path, queue: StreamDeadLetters) -> None:
+    """Copy the letters of files into the stream; their lines stay the same."""
+    for each in live_letters(folder):
+        reason = each.letter.reason
+        line = _Line(reason, f"{each.id}-{reason}", each.line)
+        await queue._publish_all({key_of(each.id, reason): line})
+
+
 async def test_commands_say_the_same_of_files_and_of_a_stream(
     here: Here,
     state: StateFolder,
@@ -90,7 +93,7 @@ async def test_commands_say_the_same_of_files_and_of_a_stream(
     write(serve.dead_letters, [invalid(MULTI), invalid(b"\xff\x1b[2J"), invalid(GOOD_LATE)])
     write(serve.dead_letters, [invalid(b"planted", code="not_allowed")])
     shutil.copytree(serve.dead_letters, copy)
-    await into_stream(FolderLetterStore(copy), queue)
+    await copy_into_stream(copy, queue)
     connection = await asyncpg.connect(readings_url)
     an_id = live_ids(serve)[0]
     database = ("--database-url", readings_url, "--database-unsafe", "true")
@@ -288,86 +291,3 @@ async def test_page_says_that_the_broker_is_away(tmp_path: Path) -> None:
                 await call
             assert refused.value.code == "busy"
             assert "broker" in refused.value.detail
-
-
-# Moving
-
-
-async def test_letters_move_to_the_stream_and_back_unchanged(
-    queue: StreamDeadLetters, admin: BrokerConnection, tmp_path: Path
-) -> None:
-    """Every line is the same, in the same order; what was done stays done."""
-    folder = tmp_path / "letters"
-    write(folder, drained(250))
-    write(folder, [invalid(MULTI), invalid(b"\xff"), *drained(30, reason=EXHAUSTED)])
-    files = FolderLetterStore(folder)
-    await files.mark_done(list(live_letters(folder))[:5], "discarded")
-    before = lines_of(folder)
-    assert await into_stream(files, queue) == Carried(277, 0)
-    assert lines_of(folder) == []
-    assert [each.line for each in await live(queue.letters)] == before
-    assert await into_stream(files, queue) == Carried(0, 0)
-    assert await into_files(queue.letters, files, segment_bytes=20_000) == Carried(277, 0)
-    assert await count(admin) == 0
-    assert lines_of(folder) == before
-    assert await into_files(queue.letters, files, segment_bytes=20_000) == Carried(0, 0)
-    store = make_store(folder)
-    assert store.totals().live == 277
-    store.close()
-
-
-@pytest.mark.parametrize("back", [False, True])
-async def test_move_that_was_cut_is_done_again_and_doubles_nothing(
-    queue: StreamDeadLetters,
-    admin: BrokerConnection,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    back: bool,
-) -> None:
-    """It is cut after a part has arrived, before it is removed; the ids are forgotten."""
-    await change(admin, duplicate_window=100_000_000)
-    folder = tmp_path / "letters"
-    files = FolderLetterStore(folder)
-    letters = drained(150)
-    monkeypatch.setattr(folder_store, "PART_LETTERS", 100)
-    monkeypatch.setattr(stream_store, "PART_LETTERS", 100)
-    if back:
-        await queue.append(letters)
-    else:
-        write(folder, letters)
-
-    async def move() -> Carried:
-        again = StreamDeadLetters(admin, bytes_max=LETTERS.bytes_max)  # as another process
-        if back:
-            return await into_files(again.letters, files, segment_bytes=10**6)
-        return await into_stream(files, again)
-
-    async def cut(*_: object) -> None:
-        raise BrokerAway("killed")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(StreamMessages, "delete", cut)
-        patched.setattr(FolderLetterStore, "mark_done", cut)
-        with pytest.raises(BrokerAway):
-            await move()
-    assert (await count(admin), len(read(folder))) == ((150, 100) if back else (100, 150))
-    await asyncio.sleep(0.2)
-    assert (await move()).moved == 150
-    assert (await count(admin), len(read(folder))) == ((0, 150) if back else (150, 0))
-    assert sorted(read(folder) if back else await kept(admin)) == sorted(letters)
-
-
-async def test_what_does_not_fit_stays_in_the_files(
-    queue: StreamDeadLetters, admin: BrokerConnection, tmp_path: Path
-) -> None:
-    """A letter larger than a message, and all that a full stream refuses."""
-    folder = tmp_path / "letters"
-    write(folder, [*drained(3), invalid(b"x" * 9 * 1024**2), *drained(3)])
-    files = FolderLetterStore(folder)
-    assert await into_stream(files, queue) == Carried(6, 1)
-    assert len(read(folder)) == 1
-    await change(admin, max_bytes=100_000)
-    write(folder, drained(500))
-    with pytest.raises(DeadLettersFull, match="full"):
-        await into_stream(files, queue)
-    assert len({*read(folder), *await kept(admin)}) == 507

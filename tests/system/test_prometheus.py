@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ingest.cli.print_docs import metrics_table
+from tests.printing.documents import metrics_table
 from tests.support.deployment import exported, panel_queries, queries
 from tests.support.tcp_ports import free_port
 from tests.system.database import Database

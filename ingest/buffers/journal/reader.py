@@ -76,6 +76,21 @@ def read_done(file: SegmentFile) -> Done:
         return Done()
 
 
+def has_blocks(folder: Path) -> bool:
+    """Whether a journal that nobody uses has blocks that are not settled, or that are damaged."""
+    return any(_has_blocks(each) for each in segment_files(folder) if is_plausible(each))
+
+
+def _has_blocks(file: SegmentFile) -> bool:
+    scan = SegmentScan(file, file.path.lstat().st_size)
+    try:
+        while scan.step() and not scan.blocks:
+            pass
+    finally:
+        scan.close()
+    return bool(scan.blocks or scan.fault or scan.gaps)
+
+
 class _OpenSegment:
     """The frames of one segment from `start` to `end` (offsets). The first read opens the file."""
 

@@ -25,7 +25,6 @@ from ingest.dead_letters.identity import DEFAULT_RULES, letter_id
 from ingest.dead_letters.in_work import InWork
 from ingest.dead_letters.live import key_of
 from ingest.dead_letters.queue import take_exception
-from ingest.dead_letters.reader import LiveLetter
 from ingest.dead_letters.room import Room
 from ingest.dead_letters.stream.store import StreamLetterStore
 from ingest.formats.post import Rules
@@ -140,25 +139,6 @@ class StreamDeadLetters:
         finally:
             self._pending_bytes -= taken_bytes
             self._since_bytes += taken_bytes
-
-    async def append_as_it_is(self, letters: Sequence[LiveLetter]) -> None:
-        """Append letters of files: their lines stay the same. The broker's bound is the only one.
-
-        Raises DeadLettersFull or DeadLettersBroken; then any of the letters may be there.
-        """
-        self._refuse_closed()
-        lines = {
-            key_of(each.id, each.letter.reason): _Line(
-                each.letter.reason, f"{each.id}-{each.letter.reason}", each.line
-            )
-            for each in letters
-        }
-        await self._publish_all(lines)
-
-    def fits(self, live: LiveLetter) -> bool:
-        """Whether the broker takes a message with this letter, as far as we know."""
-        most = self._connection.payload_bytes_max
-        return not most or len(live.line) + MESSAGE_BYTES <= most
 
     async def _take_room(
         self, letters: Sequence[Letter], sender: str | None, lines: dict[bytes, _Line]

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ingest.admin.exposition import Exposition
-from ingest.app.buffer import make_buffer
 from ingest.app.gateway import Gateway
+from ingest.app.metrics import own_metrics
 from ingest.app.role import Place, alone
 from ingest.app.stream_writer import StreamWriter
-from ingest.app.take_back import TakeBack
 from ingest.broker.envelope import Address
-from ingest.broker.skips import Skipped
 from ingest.cli import gateway, role, writer
 from ingest.config.settings import Settings
 from ingest.model.errors import ConfigError, StartError
-from ingest.model.ledger import Ledger
-from ingest.model.ports import Buffer
-from ingest.system.state_folder import StateFolder
 
 BROKER = Address(("nats://127.0.0.1:1",), "", "")
 # Parts that several roles share look at these, and come to nothing by them.
@@ -83,20 +76,6 @@ def test_role_alone_says_what_it_misses(role_name: str) -> None:
         alone(Settings(), role_name)
 
 
-def test_messages_that_serve_does_not_get_of_the_stream_are_counted(tmp_path: Path) -> None:
-    """So that the alert which knows those of writers finds them too."""
-    taking = TakeBack(Settings(), StateFolder(tmp_path), make_buffer_of(tmp_path), Ledger())
-    assert taking.figures() == {}
-    taking._skipped(Skipped(3, 5))
-    taking._skipped(Skipped(9, 9))
-    assert taking.figures() == {"stream_skipped_total": 4}
-
-
-def make_buffer_of(folder: Path) -> Buffer:
-    """Return a buffer that is not opened."""
-    return make_buffer(Settings(), StateFolder(folder), Ledger())
-
-
 async def test_page_of_a_writer_says_that_its_button_is_for_this_one_alone() -> None:
     """It shows all of them, but reaches no other."""
     alone_one = compose(StreamWriter, Settings(database_url="postgresql://127.0.0.1:1/none"))
@@ -114,4 +93,4 @@ async def test_role_without_a_folder_has_no_disk_that_fills(
     made_one.health.started()
     made_one.health.tick()
     assert made_one.health.refusal() is None
-    assert b"ingest_disk_free_bytes" not in Exposition(made_one.ledger, "1").text()
+    assert b"ingest_disk_free_bytes" not in own_metrics(made_one.ledger).text()
