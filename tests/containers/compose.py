@@ -20,8 +20,6 @@ NOFILE = 65_536  # of the Compose files
 class Project:
     """The services of `files` in `folder`, a copy of `deploy`. `left_out` are not started."""
 
-    program = "docker"
-
     def __init__(self, folder: Path, files: Sequence[str], left_out: Sequence[str]) -> None:
         self._folder = folder
         self._left_out = left_out
@@ -92,6 +90,14 @@ class Project:
             for each in await self._containers()
             if each["State"] == "running"
         )
+
+    async def kill(self, container: str) -> None:
+        """Kill a container with SIGKILL."""
+        await command("docker", "kill", "--signal", "KILL", container)
+
+    async def start(self, container: str) -> None:
+        """Start a container that was killed."""
+        await command("docker", "start", container)
 
     async def url(self, service: str, port: int, index: int = 1) -> str:
         """Return where a port of a container is published now."""

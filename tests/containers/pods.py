@@ -72,8 +72,6 @@ async def objects_of(document: str, folder: str, here: Path) -> list[Object]:
 class Pods:
     """The pods of these objects, beside a database that has the role `ingest`."""
 
-    program = "podman"
-
     def __init__(self, objects: list[Object], folder: Path) -> None:
         self._objects = objects
         self._folder = folder
@@ -184,6 +182,14 @@ class Pods:
         names = [e["Names"][0] for e in said if e["PodName"] in ours and not e["IsInfra"]]
         return sorted((re.sub(r"-\d+-\w+$", "", each), each) for each in names)
 
+    async def kill(self, container: str) -> None:
+        """Kill the container of a pod with SIGKILL; so the pod ends."""
+        await command("podman", "kill", "--signal", "KILL", container)
+
+    async def start(self, container: str) -> None:
+        """Start a container that was killed, and its pod. It may have not ended quite yet."""
+        await self._until("podman", "start", container)
+
     async def url(self, service: str, port: int, index: int = 1) -> str:
         """Return where a port of a pod is published."""
         (name,) = (
@@ -202,7 +208,7 @@ class Pods:
         names = [name for each, name in await self.running() if each == service]
         await asyncio.gather(*(command("podman", "stop", each) for each in names))
         logs = [await command("sh", "-c", f"podman logs {each} 2>&1") for each in names]
-        await asyncio.gather(*(command("podman", "start", each) for each in names))
+        await asyncio.gather(*(self.start(each) for each in names))
         for log in logs:
             if " lost=0" not in log:
                 raise Failed(f"the stop did not say lost=0:\n{log[-2000:]}")

@@ -87,9 +87,9 @@ async def kill_each(project: Project | Pods) -> None:
     """Kill each container with SIGKILL while there is load, and start it again."""
     for service, container in await project.running():
         if service not in ("prometheus", "grafana", "broker"):
-            await command(project.program, "kill", "--signal", "KILL", container)
+            await project.kill(container)
             await asyncio.sleep(LOAD_S)
-            await command(project.program, "start", container)
+            await project.start(container)
             await asyncio.sleep(LOAD_S)
 
 
