@@ -83,7 +83,7 @@ class Project:
             )
         ]
 
-    async def running(self) -> list[tuple[str, str]]:
+    async def to_kill(self) -> list[tuple[str, str]]:
         """Return service and container of all that run."""
         return sorted(
             (each["Service"], each["Name"])

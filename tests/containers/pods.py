@@ -182,6 +182,10 @@ class Pods:
         names = [e["Names"][0] for e in said if e["PodName"] in ours and not e["IsInfra"]]
         return sorted((re.sub(r"-\d+-\w+$", "", each), each) for each in names)
 
+    async def to_kill(self) -> list[tuple[str, str]]:
+        """Return set and container of the first pod of each set."""
+        return [*dict(reversed(await self.running())).items()]
+
     async def kill(self, container: str) -> None:
         """Kill the container of a pod with SIGKILL; so the pod ends."""
         await command("podman", "kill", "--signal", "KILL", container)

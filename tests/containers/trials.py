@@ -60,10 +60,10 @@ async def fleets(
             await asyncio.sleep(0.1)
         await asyncio.sleep(LOAD_S)
         yield fleet
-    await arrived(project, fleet)
+    await arrived(project, service, fleet)
 
 
-async def arrived(project: Runs, fleet: list[Fleet]) -> None:
+async def arrived(project: Runs, service: str, fleet: list[Fleet]) -> None:
     """Wait until the acknowledged readings are in the table; compare. Raises Failed."""
     ours = Fleet("")
     for each in fleet:
@@ -79,13 +79,16 @@ async def arrived(project: Runs, fleet: list[Fleet]) -> None:
                 raise Failed(str(error)) from None
             await asyncio.sleep(1)
             continue
-        print(f"     acknowledged {len(ours.acknowledged):,}, all stored; table {len(rows):,}")
+        taken = len(ours.acknowledged)
+        print(
+            f"     {service}: acknowledged {taken:,}, all stored; table {len(rows):,}", flush=True
+        )
         return
 
 
 async def kill_each(project: Project | Pods) -> None:
-    """Kill each container with SIGKILL while there is load, and start it again."""
-    for service, container in await project.running():
+    """Kill each container, or one pod of each set, with SIGKILL under load; start it again."""
+    for service, container in await project.to_kill():
         if service not in ("prometheus", "grafana", "broker"):
             await project.kill(container)
             await asyncio.sleep(LOAD_S)
@@ -136,7 +139,7 @@ async def mqtt(project: Project) -> None:
         await project.run("kill", "--signal", "KILL", container)
         await project.run(*publish, json.dumps([*map(reading, batch)]))
         await project.run("start", container)
-    await arrived(project, [fleet])
+    await arrived(project, "mqtt", [fleet])
 
 
 async def pods_of(folder: str, place: Place) -> None:

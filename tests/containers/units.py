@@ -22,6 +22,7 @@ from tests.system.fleet import TABLE_SQL
 IMAGES = Path(__file__).parent / "images"
 IMAGE = "iot-ingest-try-systemd"
 BOOT_S_MAX = 60
+CLEAN = ("env", "--ignore-environment", "HOME=/root", "PATH=/usr/sbin:/usr/bin:/sbin:/bin")
 DATABASE = "127.0.0.1:5432/telemetry"
 
 
@@ -38,7 +39,7 @@ class Machine:
         await self._make()
         child = await asyncio.create_subprocess_exec(
             *("systemd-nspawn", "--quiet", "--directory", str(self._folder)),
-            *("--register=no", "--keep-unit", "--boot"),
+            *("--register=no", "--keep-unit", "--resolv-conf=replace-host", "--boot"),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
@@ -69,6 +70,7 @@ class Machine:
         root, project = (shlex.quote(str(each)) for each in (self._folder, home))
         await command("sh", "-c", f"docker export {container} | tar -x -C {root}")
         await command("docker", "rm", container)
+        (self._folder / "etc" / "hosts").write_text("127.0.0.1 localhost\n")  # Docker's own is away
         listed = "git ls-files -z --cached --others --exclude-standard"
         copied = f"{listed} | xargs -0 cp --parents --target-directory {project}"
         await command("sh", "-c", copied, folder=REPOSITORY)
@@ -88,7 +90,7 @@ class Machine:
     async def run(self, script: str) -> str:
         """Run a script in it as root; return its stdout. Raises Failed."""
         words = ("nsenter", "-t", str(self._init), "-m", "-u", "-i", "-n", "-p", "-C")
-        return await command(*words, "sh", "-euc", script)
+        return await command(*words, *CLEAN, "sh", "-euc", script)
 
     async def install(self, unit: str) -> None:
         """Do what the head of a file of deploy/ says, with the database of this machine."""
@@ -104,10 +106,15 @@ class Machine:
         return await self.run(f"{function}\ningest {words}")
 
     async def kill(self, unit: str) -> None:
-        """Kill all processes of a unit with SIGKILL; systemd starts it again, or we do."""
-        await self.run(f"systemctl kill --signal KILL {unit}")
-        if unit.startswith("postgresql"):
-            await self.run(f"systemctl restart {unit}")
+        """Kill all processes of a unit with SIGKILL; wait until systemd has started it again."""
+        show = f"systemctl show --property InvocationID --value {unit}"
+        await self.run(
+            f"before=$({show})\n"
+            f"systemctl kill --signal KILL {unit}\n"
+            f"timeout {BOOT_S_MAX} sh -euc '"
+            f'until [ "$({show})" != "$0" ] && systemctl is-active --quiet {unit}; '
+            'do sleep 0.2; done\' "$before"'
+        )
 
     async def stop(self, unit: str) -> None:
         """Stop a unit; its last line must say that nothing was lost. Raises Failed."""
