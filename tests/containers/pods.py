@@ -99,8 +99,12 @@ class Pods:
             if (each["kind"], each["metadata"]["name"]) == ("Job", name)
         )
         await self._start(job, name)
-        container = job["spec"]["template"]["spec"]["containers"][0]["name"]
-        await self._until("podman", "start", "--attach", f"{name}-{container}")
+        container = f"{name}-{job['spec']['template']['spec']['containers'][0]['name']}"
+        end_s = time.monotonic() + DONE_S_MAX
+        while (await command("podman", "wait", container)).strip() != "0":
+            if time.monotonic() > end_s:
+                raise Failed(await command("sh", "-c", f"podman logs {container} 2>&1"))
+            await self.start(container)
 
     async def _start(self, made: Object, name: str) -> None:
         """Start one pod of a set, with volumes of its own; others find it as `<name>.<set>`."""
@@ -191,8 +195,12 @@ class Pods:
         await command("podman", "kill", "--signal", "KILL", container)
 
     async def start(self, container: str) -> None:
-        """Start a container that was killed, and its pod. It may have not ended quite yet."""
-        await self._until("podman", "start", container)
+        """Start a container that has ended with its pod, once podman is done with that end."""
+        pod = container.rpartition("-")[0]
+        asked = ("podman", "pod", "inspect", pod, "--format", "{{.State}}")
+        while (await command(*asked)).strip() != "Exited":
+            await asyncio.sleep(0.1)
+        await command("podman", "pod", "start", pod)
 
     async def url(self, service: str, port: int, index: int = 1) -> str:
         """Return where a port of a pod is published."""
