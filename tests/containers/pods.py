@@ -198,7 +198,7 @@ class Pods:
         """Start a container that has ended with its pod, once podman is done with that end."""
         pod = container.rpartition("-")[0]
         asked = ("podman", "pod", "inspect", pod, "--format", "{{.State}}")
-        while (await command(*asked)).strip() != "Exited":
+        while (await command(*asked)).strip() != "Exited":  # noqa: ASYNC110  podman tells nobody
             await asyncio.sleep(0.1)
         await command("podman", "pod", "start", pod)
 

@@ -106,11 +106,16 @@ class Machine:
         return await self.run(f"{function}\ningest {words}")
 
     async def kill(self, unit: str) -> None:
-        """Kill all processes of a unit with SIGKILL; wait until systemd has started it again."""
+        """Kill all processes of a unit with SIGKILL; wait until systemd has started it again.
+
+        Debian's PostgreSQL waits for a person.
+        """
         show = f"systemctl show --property InvocationID --value {unit}"
         await self.run(
             f"before=$({show})\n"
             f"systemctl kill --signal KILL {unit}\n"
+            f'[ "$(systemctl show --property Restart --value {unit})" != no ] ||'
+            f" systemctl restart {unit}\n"
             f"timeout {BOOT_S_MAX} sh -euc '"
             f'until [ "$({show})" != "$0" ] && systemctl is-active --quiet {unit}; '
             'do sleep 0.2; done\' "$before"'
