@@ -26,7 +26,6 @@ from ingest.app.broker_state import BrokerAdmission
 from ingest.app.fill import Fill
 from ingest.app.gateway_admin import GatewayAdmin
 from ingest.app.health import Health
-from ingest.app.process import first_of
 from ingest.app.receiving import make_endpoint, taking
 from ingest.app.refusals import Refusals
 from ingest.app.role import Place, Role
@@ -45,6 +44,7 @@ from ingest.model.metrics import figures_of
 from ingest.receiver import senders
 from ingest.receiver.refused_posts import RefusedPosts
 from ingest.system.clock import sleep_unless
+from ingest.system.waiting import first_of
 from ingest.writer.set_aside import set_aside_rest
 
 HANDLERS_GRACE_S = 1.0
