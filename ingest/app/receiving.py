@@ -36,7 +36,7 @@ from ingest.system.clock import monotonic_s
 
 # With several gateways a connection ends about so often, so that its client may reach another one.
 CONNECTION_S = 300.0
-# In an inherited socket connections wait until posts are taken: a process that replaces another one
+# In an inherited socket connections wait until posts are taken: a process that follows another one
 # must refuse nothing. After this time they get `starting`.
 QUEUE_S_MAX = 5.0
 # While connections end, new ones wait in the socket for the next process: so not for long. A
@@ -50,10 +50,13 @@ def taking(is_ready: Callable[[], bool], stopping: asyncio.Event) -> Callable[[]
     return lambda: not stopping.is_set() and (is_ready() or monotonic_s() > until_s)
 
 
-async def leave(endpoint: Endpoint, halted: asyncio.Event) -> None:
-    """Leave a given socket to the next process; what comes to open connections is still taken."""
+async def leave(endpoint: Endpoint, *until: asyncio.Event) -> None:
+    """Leave a given socket to the next process; what comes to open connections is still taken.
+
+    It returns early if one of the events is set.
+    """
     leaving = endpoint.step_down(idle_s=LEAVE_IDLE_S, timeout_s=LEAVE_S_MAX)
-    await first_of(leaving, halted.wait())
+    await first_of(leaving, *(each.wait() for each in until))
 
 
 def make_endpoint(

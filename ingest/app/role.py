@@ -123,7 +123,7 @@ class Role:
         self.place = place
         self.stopping = asyncio.Event()  # the drain begins
         self.halted = asyncio.Event()  # the drain ends: what is left stays as it is
-        self.steps_down = False  # a successor has the socket
+        self.steps_down = False  # another process follows, with the same socket
         self.drained = asyncio.Event()  # the supervisor has said so: all processes stop
         self.tasks = Tasks(self.stopping, role)
         self.ledger = Ledger()

@@ -27,12 +27,12 @@ from ingest.app.advice import advice, database_words
 from ingest.app.begin import begun
 from ingest.app.buffer import UNLESS, check_promise
 from ingest.app.child import PROGRAM
-from ingest.app.children import ACCOUNTS, GATEWAY, WRITER, Children, Told, together
+from ingest.app.children import GATEWAY, WRITER, Children, Times, Told, together
 from ingest.app.greeting import greeting_lines
 from ingest.app.leftovers import refuse_left_files
+from ingest.app.receiving import LEAVE_S_MAX
 from ingest.app.rules import make_rules
 from ingest.app.servers import Servers
-from ingest.app.slot import SlotTimes
 from ingest.app.target import make_target
 from ingest.app.tasks import EXIT_BROKEN, EXIT_LOST, EXIT_OK, TASKS_S_MAX, Tasks
 from ingest.app.up_admin import UpAdmin
@@ -63,7 +63,7 @@ async def up(
     url_origin: str = "default",
     terminal: bool = False,
     program: Sequence[str] = PROGRAM,
-    times: SlotTimes | None = None,
+    times: Times | None = None,
 ) -> int:
     """Run all processes until SIGTERM or SIGINT; return the exit code, as `serve` does.
 
@@ -75,7 +75,7 @@ async def up(
     with begun(settings, "up") as folder:
         refuse_left_files(folder)
         notifier = Notifier.from_environment()
-        limits = times or SlotTimes(leave_s_max=_leave_s_max(settings))
+        limits = times or Times(leave_s_max=LEAVE_S_MAX + settings.drain_s_max + GRACE_S)
         supervisor = Supervisor(
             settings,
             folder,
@@ -90,12 +90,6 @@ async def up(
             return await supervisor.run()
 
 
-def _leave_s_max(settings: Settings) -> float:
-    """Return how long a child may need for what it has: a post that came late may wait for all."""
-    post_s = settings.header_s_max + settings.body_s_max + settings.ack_wait_s_max
-    return post_s + settings.drain_s_max + GRACE_S
-
-
 class Supervisor:
     """One `ingest up`: its parts, its tasks, its stop."""
 
@@ -107,7 +101,7 @@ class Supervisor:
         notifier: Notifier,
         *,
         program: Sequence[str],
-        times: SlotTimes,
+        times: Times,
         words: Mapping[str, str],
         terminal: bool,
     ) -> None:
@@ -315,16 +309,20 @@ class Supervisor:
         """Drain the gateways, then the writers; return the exit code."""
         self.admin.draining()
         self._notifier.stopping()
-        sums, broken = dict.fromkeys(ACCOUNTS, 0), False
+        lost, broken = 0, False
         if self._children is not None:
             within_s = self._settings.drain_s_max + GRACE_S
             told = await self._children.drain(within_s, self._halted, self._wait_stored)
             # A child that was killed in a hurry has nothing that was acknowledged.
             broken = not (told or self._halted.is_set())
-            sums = self._children.sums
+            lost = self._children.lost
         app_signals.ignore()  # before the message: its reader may send another signal
-        self._announce(f"drained: {' '.join(f'{name}={n}' for name, n in sums.items())}")
-        if sums["lost"]:
+        ledger = self.admin.ledger_now()
+        self._announce(
+            f"drained: committed={ledger.committed + ledger.duplicate} "
+            f"dead_lettered={sum(ledger.dead_lettered.values())} held={ledger.held} lost={lost}"
+        )
+        if lost:
             return EXIT_LOST
         return EXIT_BROKEN if broken or self._tasks.broken else EXIT_OK
 
