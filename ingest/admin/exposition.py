@@ -266,9 +266,6 @@ class LedgerCollector(Collector):
                 value=m.gauges.journal().damaged,
             )
         yield from _of_broker(m.gauges.broker())
-        if (rows := m.gauges.roles_imbalance()) is not None:
-            lost = "Readings that gateways published and no writer got. Must be 0."
-            yield GaugeMetricFamily("ingest_roles_imbalance_rows", lost, value=rows)
         if (ends_s := m.gauges.certificate_ends_s()) is not None:
             left_s, until = ends_s - unix_us() / 1e6, "Until the data port's certificate ends."
             yield GaugeMetricFamily("ingest_certificate_ends_seconds", until, value=left_s)

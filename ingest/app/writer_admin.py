@@ -2,7 +2,7 @@
 
 Gateways and writers that nobody leads tell each other their statuses by the broker. So the page of
 each writer shows all of them. Its figures are the sum over all; /metrics has those of this writer
-alone, since each process is scraped on its own, and the balance between the roles.
+alone, since each process is scraped on its own.
 Does not: act on other processes; `hold release` is for this writer, and the page says so.
 """
 
@@ -56,8 +56,6 @@ class WriterAdmin:
             advice=advice,
             forget_s=FORGET_S,
         )
-        assert ledger.gauges is not None
-        ledger.gauges = ledger.gauges._replace(roles_imbalance=lambda: overview.balance.lost)
         self._side = AdminSide(
             settings,
             ledger=overview.instances.ledger,

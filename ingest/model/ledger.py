@@ -102,10 +102,9 @@ class Gauges(NamedTuple):
     """Functions that read the gauges of the running service, called at each scrape.
 
     `database_up` returns None in a process that knows no database, `disk_free_bytes` in one without
-    a folder. `broker` returns figures of the broker, none without one. `roles_imbalance` returns
-    the balance between several processes, None in one that does not see them. `tokens_end_s`
-    returns in how many seconds the next token of a client ends, `certificate_ends_s` when the data
-    port's certificate does, in seconds since 1970; both None if none does.
+    a folder. `broker` returns figures of the broker, none without one. `tokens_end_s` returns in
+    how many seconds the next token of a client ends, `certificate_ends_s` when the data port's
+    certificate does, in seconds since 1970; both None if none does.
     """
 
     buffer: Callable[[], BufferStats]
@@ -118,7 +117,6 @@ class Gauges(NamedTuple):
     limits: Limits = Limits()
     tokens_end_s: Callable[[], float | None] = lambda: None
     broker: Callable[[], BrokerFigures] = dict
-    roles_imbalance: Callable[[], int | None] = lambda: None
     certificate_ends_s: Callable[[], float | None] = lambda: None
 
 

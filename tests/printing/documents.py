@@ -75,7 +75,6 @@ def metrics_table() -> str:
         database_up=lambda: True,
         hold_reason=lambda: None,
         tokens_end_s=lambda: 0.0,
-        roles_imbalance=lambda: 0,
         certificate_ends_s=lambda: 0.0,
         broker=lambda: {name: {} if name.startswith("consumer_") else 0 for name in BROKER_FIGURES},
     )

@@ -297,7 +297,6 @@ def exported() -> dict[str, frozenset[str]]:
     }
     ledger.gauges = ledger.gauges._replace(
         broker=lambda: figures,
-        roles_imbalance=lambda: 0,
         certificate_ends_s=lambda: 0.0,
         tokens_end_s=lambda: 0.0,
     )
