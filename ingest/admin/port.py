@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from ingest.admin.exposition import Exposition, JointExposition
+from ingest.admin.exposition import Exposition
 from ingest.admin.guard import CSRF_HEADER, Guard
 from ingest.admin.shared import Few, shared
 from ingest.http.bodies import Bodies
@@ -43,21 +43,21 @@ class Admin:
     `release_hold(dead_letter)` makes writers that wait try at once, and returns whether they
     waited. `message` returns the last message of the database while they wait. `pages` are further
     routes, which check access themselves. `refused_posts` lists the last refused posts,
-    `senders` those who send most.
+    `senders` what each has sent.
     """
 
     def __init__(
         self,
         *,
         ledger: Ledger,
-        exposition: Exposition | JointExposition,
+        exposition: Exposition,
         health: Callable[[], tuple[int, bytes]],
         message: Callable[[], str],
         guard: Guard,
         bodies: Bodies,
         release_hold: Callable[[bool], bool],
         refused_posts: Callable[[], list[dict[str, Any]]],
-        senders: Callable[[], list[dict[str, Any]]] = list,
+        senders: Callable[[], list[dict[str, Any]]],
         pages: Mapping[str, Route],
     ) -> None:
         self._exposition = exposition
@@ -101,7 +101,7 @@ class Admin:
             "/hold": Route(READ, self._hold),
             "/hold/release": Route(POST, self._release),
             "/refused": Route(READ, self._refused),
-            "/senders": Route(READ, self._busiest),
+            "/senders": Route(READ, self._sent),
         }
         bounded = {
             path: (few_log_ins if path.startswith("/login") else few).bounded(
@@ -128,7 +128,7 @@ class Admin:
         document = orjson.dumps({"posts": self._refused_posts()})
         return Answer(200, document, headers=b"Cache-Control: no-store\r\n")
 
-    async def _busiest(self, request: Request, _query: str, _at_s: float) -> Answer:
+    async def _sent(self, request: Request, _query: str, _at_s: float) -> Answer:
         self._guard.check_look(request.headers)
         document = orjson.dumps({"senders": self._senders()})
         return Answer(200, document, headers=b"Cache-Control: no-store\r\n")

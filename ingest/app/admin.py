@@ -12,10 +12,11 @@ from ingest.access.tokens import Tokens
 from ingest.admin.dashboard.letters import Letters
 from ingest.admin.dashboard.pages import Dashboard, Sources
 from ingest.admin.dashboard.tail import ObservedDeadLetters, TailSource
-from ingest.admin.exposition import Exposition, JointExposition
+from ingest.admin.exposition import Exposition
 from ingest.admin.guard import Guard
 from ingest.admin.port import Admin
 from ingest.app.database import housekeeping_url, late_partitions
+from ingest.app.metrics import own_metrics
 from ingest.app.rules import make_rules
 from ingest.app.writing import make_sink
 from ingest.config.settings import Settings, split_address
@@ -39,7 +40,7 @@ class Joint(NamedTuple):
     """
 
     own: Ledger
-    exposition: Exposition | JointExposition
+    exposition: Exposition
     tail: TailSource
     page_readyz: Callable[[], tuple[int, bytes]] | None = None
     releases: str = ""
@@ -66,7 +67,6 @@ class AdminSide:
         token: str,
         release_hold: Callable[[bool], bool],
         refused_posts: Callable[[], list[dict[str, Any]]],
-        senders: Callable[[], list[dict[str, Any]]] = list,
         buffer: str = "",
         joint: Joint | None = None,
         tokens: Tokens | None = None,
@@ -98,14 +98,14 @@ class AdminSide:
         )
         self.admin = Admin(
             ledger=joint.own if joint else ledger,
-            exposition=joint.exposition if joint else Exposition(ledger, __version__),
+            exposition=joint.exposition if joint else own_metrics(ledger),
             health=readyz,
             message=message,
             guard=self.guard,
             bodies=bodies(),
             release_hold=release_hold,
             refused_posts=refused_posts,
-            senders=senders,
+            senders=ledger.listed_senders,
             pages=self.dashboard.pages,
         )
 

@@ -10,12 +10,11 @@ import html as markup
 from collections.abc import Callable
 from typing import Any
 
-from ingest import __version__
 from ingest.access.tokens import Tokens
 from ingest.admin.dashboard.assets import assets, html, page
-from ingest.admin.exposition import Exposition
 from ingest.admin.guard import Guard
 from ingest.admin.port import Admin
+from ingest.app.metrics import own_metrics
 from ingest.config.settings import Settings, split_address
 from ingest.config.values import MIB
 from ingest.http.bodies import Bodies
@@ -38,7 +37,6 @@ class GatewayAdmin:
         readyz: Callable[[], tuple[int, bytes]],
         token: str,
         refused_posts: Callable[[], list[dict[str, Any]]],
-        senders: Callable[[], list[dict[str, Any]]] = list,
         tokens: Tokens | None = None,
     ) -> None:
         self._admin_listen = settings.admin_listen
@@ -48,14 +46,14 @@ class GatewayAdmin:
         files = assets()
         self._admin = Admin(
             ledger=ledger,
-            exposition=Exposition(ledger, __version__),
+            exposition=own_metrics(ledger),
             health=readyz,
             message=str,
             guard=self._guard,
             bodies=Bodies(body_bytes_max=MIB, body_s_max=10.0, all_bytes_max=MIB),
             release_hold=lambda _dead_letter: False,
             refused_posts=refused_posts,
-            senders=senders,
+            senders=ledger.listed_senders,
             pages={
                 "/": Route(READ, self._front),
                 **{path: Route(READ, files[path].handle) for path in _ASSETS},

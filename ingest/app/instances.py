@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ingest.admin.exposition import Shown
+from ingest.app.metrics import values_of
 from ingest.app.status import Status
-from ingest.model.ledger import BrokerFigures, DeadLetterStats, Gauges, Ledger, Limits
+from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
+from ingest.model.metrics import Figures
 from ingest.model.ports import BufferStats
-from ingest.receiver.busiest import joined
 from ingest.system.clock import monotonic_s
 
 # One process that has seen it is enough.
@@ -110,7 +111,7 @@ class Instances:
         self._current: dict[str, Instance] = {}
         self._last: dict[tuple[str, int], Status] = {}  # by name and start
         self._older = Ledger()  # of those that ended first, and what they counted of the broker
-        self._older_figures: BrokerFigures = {}
+        self._older_figures: Figures = {}
         self._refused_posts: deque[dict[str, Any]] = deque(maxlen=REFUSED_POSTS_MAX)
         self.ledger = Ledger()
         self.ledger.gauges = Gauges(
@@ -119,9 +120,7 @@ class Instances:
             database_up=self.database_up,
             hold_reason=self.hold_reason,
             state=lambda: own.gauges.state() if own.gauges else "starting",
-            disk_free_bytes=lambda: own.gauges.disk_free_bytes() if own.gauges else 0,
-            limits=own.gauges.limits if own.gauges else Limits(),
-            broker=self.broker,
+            figures=self.broker,
         )
 
     def heard(self, name: str, status: Status) -> None:
@@ -187,13 +186,12 @@ class Instances:
             Shown(
                 each.name,
                 each.status.version,
-                each.status.ledger,
+                values_of(each.status.ledger),
                 each.status.pid if each.runs else None,
-                has_folder=False,
             )
             for each in self
         ]
-        return [Shown(OWN, self._version, self._own, self._pid, has_folder=True), *others]
+        return [Shown(OWN, self._version, values_of(self._own), self._pid), *others]
 
     def buffer(self) -> BufferStats:
         """Return the sum of the buffers of all processes; the space of the fullest one."""
@@ -217,7 +215,7 @@ class Instances:
         """Return why a writer's writes are paused, or None."""
         return next((why for each in self._gauges() if (why := each.hold_reason())), None)
 
-    def broker(self) -> BrokerFigures:
+    def broker(self) -> Figures:
         """Return the figures of the broker: counters as a sum, the others as the last one said."""
         figures: dict[str, float | Mapping[str, float]] = {**self._ended_figures()}
         heard = [each.status for each in self if not each.gone]
@@ -236,12 +234,12 @@ class Instances:
                     figures[name] = value
         return figures
 
-    def losses(self) -> BrokerFigures:
+    def losses(self) -> Figures:
         """Return what ended processes counted as lost: an alert must outlast their restart."""
         figures = self._ended_figures()
         return {name: figures[name] for name in LOSSES if figures.get(name)}
 
-    def _ended_figures(self) -> BrokerFigures:
+    def _ended_figures(self) -> Figures:
         running = {(each.name, each.status.started_us) for each in self if not each.gone}
         ended = (_broker(status) for key, status in self._last.items() if key not in running)
         return _sum((self._older_figures, *ended))
@@ -254,22 +252,18 @@ class Instances:
         """Return the last refused posts of all gateways, newest first."""
         return sorted(self._refused_posts, key=lambda each: str(each.get("at")), reverse=True)
 
-    def senders(self) -> list[dict[str, Any]]:
-        """Return the senders that have sent most to all gateways together, about."""
-        return joined(each.status.senders for each in self if each.runs)
-
     def _gauges(self) -> Iterator[Gauges]:
         for each in self:
             if not each.gone and each.status.ledger.gauges is not None:
                 yield each.status.ledger.gauges
 
 
-def _broker(status: Status) -> BrokerFigures:
+def _broker(status: Status) -> Figures:
     gauges = status.ledger.gauges
-    return gauges.broker() if gauges is not None else {}
+    return gauges.figures() if gauges is not None else {}
 
 
-def _sum(figures: Iterable[BrokerFigures]) -> BrokerFigures:
+def _sum(figures: Iterable[Figures]) -> Figures:
     """Return the sum of what ended processes have counted of the broker, and their losses."""
     found: dict[str, float | Mapping[str, float]] = {}
     for name, value in (item for each in figures for item in each.items()):

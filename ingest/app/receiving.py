@@ -29,8 +29,7 @@ from ingest.model.ports import Admission, Database, DeadLetters, PostInlet
 from ingest.receiver.access import Access
 from ingest.receiver.endpoint import Endpoint
 from ingest.receiver.lines import LineOptions
-from ingest.receiver.quotas import Rates
-from ingest.receiver.senders import SenderLimits, Senders
+from ingest.receiver.senders import Rates, SenderLimits, Senders
 from ingest.receiver.sources import SourceOptions
 from ingest.system.clock import monotonic_s
 
@@ -106,7 +105,7 @@ def make_endpoint(
         dead_letters=dead_letters,
         ledger=ledger,
         access=access,
-        senders=Senders(access, _limits(settings)),
+        senders=Senders(access, _limits(settings), ledger),
         admission=admission,
         database=database,
         health=health,

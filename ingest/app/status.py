@@ -18,9 +18,8 @@ import orjson
 
 from ingest import __version__
 from ingest.admin.dashboard.tail import TailSample
-from ingest.model.ledger import BrokerFigures, DeadLetterStats, Gauges, Ledger, Limits
+from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
 from ingest.model.ports import STATES, BufferStats, JournalStats
-from ingest.receiver.busiest import RATES
 from ingest.system.clock import (
     monotonic_s,
     process_cpu_s,
@@ -45,7 +44,7 @@ class StatusSource:
     """The status of this process. `readyz` is that of its health, `message` that of its database.
 
     `tail` returns the sample of the last second, `refused_posts` the last refused posts, newest
-    first, `senders` the busiest ones. `role` is `gateway` or `writer`.
+    first. `role` is `gateway` or `writer`.
     """
 
     def __init__(
@@ -57,7 +56,6 @@ class StatusSource:
         message: Callable[[], str] = str,
         tail: Callable[[], TailSample] = lambda: NO_SAMPLE,
         refused_posts: Callable[[], list[dict[str, Any]]] = list,
-        senders: Callable[[], list[dict[str, Any]]] = list,
     ) -> None:
         self._role = role
         self._ledger = ledger
@@ -65,7 +63,6 @@ class StatusSource:
         self._message = message
         self._tail = tail
         self._refused_posts = refused_posts
-        self._senders = senders
         self._refused_sent: dict[str, Any] | None = None  # the newest that was sent
         self._started_us = unix_us()
 
@@ -96,7 +93,6 @@ class StatusSource:
             "message": self._message()[:MESSAGE_CHARACTERS_MAX],
             "tail": _tail_sent(self._tail()),
             "refused_posts": self._new_refused_posts(),
-            "senders": self._senders(),
         }
 
     def _new_refused_posts(self) -> list[dict[str, Any]]:
@@ -126,14 +122,7 @@ def _gauges_sent(gauges: Gauges) -> dict[str, Any]:
         "hold_reason": gauges.hold_reason(),
         "journal": gauges.journal()._asdict(),
         "state": gauges.state(),
-        "disk_free_bytes": gauges.disk_free_bytes(),
-        "limits": gauges.limits._asdict(),
-        "certificate_ends_s": gauges.certificate_ends_s(),
-        "tokens_end_s": gauges.tokens_end_s(),
-        "broker": {
-            name: dict(each) if isinstance(each, Mapping) else each
-            for name, each in gauges.broker().items()
-        },
+        "figures": dict(gauges.figures()),
     }
 
 
@@ -181,7 +170,6 @@ class Status(NamedTuple):
     message: str
     tail: Mapping[str, Any]
     refused_posts: Sequence[Mapping[str, Any]]
-    senders: Sequence[Mapping[str, Any]] = ()
 
     @property
     def started(self) -> str:
@@ -212,15 +200,9 @@ def read_status(sent: Mapping[str, Any]) -> Status:
             message=str(sent["message"]),
             tail=dict(sent["tail"]),
             refused_posts=list(sent["refused_posts"]),
-            senders=[_sender_read(each) for each in sent.get("senders", ())],
         )
     except (AttributeError, KeyError, OverflowError, TypeError) as error:
         raise ValueError(f"no status of a process: {type(error).__name__}: {error}") from error
-
-
-def _sender_read(sent: Mapping[str, Any]) -> dict[str, Any]:
-    sender = str(sent["sender"])[:NAME_CHARACTERS_MAX]
-    return {"sender": sender, **{name: float(sent[name]) for name in RATES}}
 
 
 def _gauges_read(sent: Mapping[str, Any], state: str) -> Gauges:
@@ -229,8 +211,8 @@ def _gauges_read(sent: Mapping[str, Any], state: str) -> Gauges:
     buffer = BufferStats(**_known(BufferStats, sent["buffer"]), oldest_received_s=oldest_s)
     dead_letters = DeadLetterStats(**_known(DeadLetterStats, sent["dead_letters"]))
     journal = JournalStats(**_known(JournalStats, sent["journal"]))
-    limits = Limits(**_known(Limits, sent["limits"]))
-    broker: BrokerFigures = dict(sent["broker"])
+    # What is no number was no number: JSON has no NaN.
+    figures = {name: value for name, value in sent["figures"].items() if value is not None}
     return Gauges(
         buffer=lambda: buffer,
         dead_letters=lambda: dead_letters,
@@ -238,11 +220,7 @@ def _gauges_read(sent: Mapping[str, Any], state: str) -> Gauges:
         hold_reason=lambda: sent["hold_reason"],
         journal=lambda: journal,
         state=lambda: state,
-        disk_free_bytes=lambda: sent["disk_free_bytes"],
-        limits=limits,
-        tokens_end_s=lambda: sent.get("tokens_end_s"),
-        broker=lambda: broker,
-        certificate_ends_s=lambda: sent.get("certificate_ends_s"),
+        figures=lambda: figures,
     )
 
 

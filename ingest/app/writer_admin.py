@@ -13,10 +13,9 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ingest import __version__
 from ingest.access.tokens import Tokens
-from ingest.admin.exposition import Exposition
 from ingest.app.admin import AdminSide, Joint
+from ingest.app.metrics import own_metrics
 from ingest.app.overview import LATE_S, Overview
 from ingest.app.status import read_message
 from ingest.broker.envelope import Message
@@ -65,12 +64,11 @@ class WriterAdmin:
             token=settings.admin_token or secrets.token_urlsafe(24),
             release_hold=release_hold,
             refused_posts=overview.instances.refused_posts,
-            senders=overview.instances.senders,
             buffer="stream",
             tokens=tokens,
             joint=Joint(
                 ledger,
-                Exposition(ledger, __version__),
+                own_metrics(ledger),
                 overview.tail,
                 page_readyz=overview.health.readyz,
                 releases=instance,

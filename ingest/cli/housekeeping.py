@@ -186,7 +186,7 @@ def _kind_words(report: Report) -> str:
     return {
         "missing": f"there is no table {view.table} yet",
         "plain": f"{view.table} has no partitions, and works without them "
-        "(`ingest schema partition` makes them)",
+        "(deploy/partition-a-table.sql makes them)",
         "hypertable": f"{view.table} is a hypertable; TimescaleDB makes its chunks",
         "other": f"{view.table} is not partitioned by the range of its time",
         "partitioned": f"{view.table} has partitions until {_until(report)}"

@@ -6,13 +6,14 @@ import argparse
 import csv
 from typing import TYPE_CHECKING, Any
 
-from ingest.cli import schema_partition, schema_upgrade
 from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_json_flag
-from ingest.cli.terminal import print_answer
+from ingest.cli.terminal import print_answer, say
 from ingest.config.loading import Loaded
+from ingest.model.errors import StartError
 
 if TYPE_CHECKING:
     from ingest.config.settings import Settings
+    from ingest.sinks.postgres.housekeeping.versions import SchemaState
     from ingest.sinks.postgres.target import TargetTable
 
 NOT_OWNER = (
@@ -22,11 +23,6 @@ NOT_OWNER = (
 TAKES = "COMMAND [options]"
 EXAMPLES = ("ingest schema show", "ingest schema apply --role ingest")
 EPILOG = None
-_OF_THE_OWNER = {
-    "partition": schema_partition.partition,
-    "adopt": schema_partition.adopt,
-    "upgrade": schema_upgrade.upgrade,
-}
 
 
 def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
@@ -40,21 +36,11 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
         ),
         _apply_flags,
     )
-    partition = Command(
-        "partition",
-        "turn a plain table into one with a partition for each day or month, while others write",
-        (
-            "ingest schema partition --partition-span day",
-            "ingest schema partition --partition-span day --yes",
-            "ingest schema partition --undo",
-        ),
-        schema_partition.partition_flags,
-    )
     adopt = Command(
         "adopt",
         "let the housekeeping drop or archive partitions that it has not made",
         ("ingest schema adopt", "ingest schema adopt readings_2026_01 --yes"),
-        schema_partition.adopt_flags,
+        _adopt_flags,
         "[PARTITION ..]",
     )
     show = Command(
@@ -73,9 +59,9 @@ def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
         "upgrade",
         "bring what is kept beside the table to the version of this program",
         ("ingest schema upgrade", "ingest schema upgrade --yes"),
-        schema_upgrade.upgrade_flags,
+        _upgrade_flags,
     )
-    add_group(parser, "schema_command", (apply, partition, adopt, show, view, upgrade), settings)
+    add_group(parser, "schema_command", (apply, adopt, show, view, upgrade), settings)
 
 
 def _apply_flags(parser: argparse.ArgumentParser) -> None:
@@ -105,6 +91,18 @@ def _view_flags(parser: argparse.ArgumentParser) -> None:
     add_json_flag(parser)
 
 
+def _adopt_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "names", nargs="*", metavar="PARTITION", help="a partition; without one: all of the table"
+    )
+    parser.add_argument("--yes", action="store_true", help="do it, not only print what would be")
+
+
+def _upgrade_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--yes", action="store_true", help="do it, not only print what would be")
+    add_json_flag(parser)
+
+
 def _names(text: str) -> list[str]:
     """Read `a,b` or `"a,b",c`."""
     try:
@@ -131,9 +129,10 @@ async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
     from ingest.sinks.postgres.session import as_start_error, connected  # noqa: PLC0415
 
     settings, target = loaded.settings, make_target(loaded.settings)
-    if args.schema_command in _OF_THE_OWNER:
+    of_the_owner = {"adopt": _adopt, "upgrade": _upgrade}
+    if args.schema_command in of_the_owner:
         async with owners_database(settings) as url:
-            return await _OF_THE_OWNER[args.schema_command](args, settings, url)
+            return await of_the_owner[args.schema_command](args, settings, url)
     commands = {"apply": _apply, "show": _show, "view": _view}
     async with (
         database(settings, may_make=args.schema_command == "apply") as url,
@@ -189,3 +188,75 @@ async def _view(opened: Any, target: TargetTable, args: argparse.Namespace, _: S
         said.append("-- Nothing was made: --yes makes it.")
     print_answer({"view": view, "sql": sql, "made": args.yes}, "\n".join(said), as_json=args.json)
     return 0
+
+
+async def _adopt(args: argparse.Namespace, settings: Settings, url: str) -> int:
+    """Make partitions of somebody else ours; return 1 if it was only printed."""
+    from ingest.app.database import timeouts  # noqa: PLC0415
+    from ingest.app.target import make_target  # noqa: PLC0415
+    from ingest.sinks.postgres.housekeeping import adopting  # noqa: PLC0415
+    from ingest.sinks.postgres.housekeeping.opening import opened  # noqa: PLC0415
+    from ingest.sinks.postgres.housekeeping.view import look_at  # noqa: PLC0415
+
+    target = make_target(settings)
+    async with opened(url, timeouts(settings)) as connection:
+        view = await look_at(connection, target.name, settings.partition_span, target=target)
+        chosen = adopting.adoptable(view, args.names)
+        names = [each.name for each in chosen]
+        if args.yes:
+            await adopting.adopt(connection, view, chosen, settings.partition_span)
+    listed = ", ".join(names) or "none: the housekeeping has all of these already"
+    say(f"{'adopted' if args.yes else 'would be adopted'}: {listed}")
+    if settings.partition_span != "none":
+        say(f"New partitions of the table have one {settings.partition_span} each.")
+    if args.yes:
+        return 0
+    say("If keep_hot is set, they may then be dropped or archived. To do it, repeat it with --yes.")
+    return 1
+
+
+async def _upgrade(args: argparse.Namespace, settings: Settings, url: str) -> int:
+    """Upgrade, or print what would be done; return 1 if it was only printed."""
+    from ingest.app.database import timeouts  # noqa: PLC0415
+    from ingest.app.target import make_target  # noqa: PLC0415
+    from ingest.sinks.postgres import schema  # noqa: PLC0415
+    from ingest.sinks.postgres.housekeeping import registry, versions  # noqa: PLC0415
+    from ingest.sinks.postgres.housekeeping.opening import opened  # noqa: PLC0415
+
+    target = make_target(settings)
+    async with opened(url, timeouts(settings)) as connection:
+        look = await schema.look(connection, target)
+        if look.difference:
+            raise StartError(look.difference)
+        found = await versions.state_of(connection, look.target.name)
+        if found.refuses:
+            raise StartError(found.needs)
+        steps = versions.steps_from(found.version)
+        due = [f"version {each.to}: {each.words}" for each in steps]
+        done: list[str] = []
+        if args.yes and due:
+            done = await versions.upgrade(connection, look.target.name, look.oid)
+    answer = {
+        "table": look.target.name,
+        "version": found.version,
+        "version_of_program": registry.SCHEMA_VERSION,
+        "due": [] if args.yes else due,
+        "done": done,
+    }
+    print_answer(
+        answer, "\n".join(_upgrade_words(look.target.name, found, due, done)), as_json=args.json
+    )
+    return 1 if due and not args.yes else 0
+
+
+def _upgrade_words(table: str, found: SchemaState, due: list[str], done: list[str]) -> list[str]:
+    lines = [f"the table {table} fits"]
+    if done:
+        return [*lines, *(f"done: {each}" for each in done)]
+    if due:
+        return [*lines, *(f"due: {each}" for each in due), "To do it, repeat it with --yes."]
+    if found.version is None:
+        why = f"this role sees no table {found.registry} beside it"
+    else:
+        why = f"the schema has version {found.version}, which is that of this program"
+    return [*lines, f"nothing to upgrade: {why}"]

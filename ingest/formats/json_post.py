@@ -61,9 +61,11 @@ def begin(body: bytes, post: Post) -> Decoded | Steps:
         rows = None if len(value) > most_items(size) else many(value, body, post)
     else:
         rows = None
-    items = value if kind is list else [value]
-    if rows is not None and are_allowed(items, post):
+    if rows is not None and (
+        post.allows is None or are_allowed(value if kind is list else [value], post)
+    ):
         return Decoded(block_of(rows, post), [])
+    items = value if kind is list else [value]
     reader = ItemReader(post, size)
     return reader.finish(_checked(_read_again(reader, items, body)))
 

@@ -130,10 +130,12 @@ class Request:
 
     `body` is the whole body if it arrived with its head, else None: then it is read from `content`.
     `peer` is who has connected. `in_round`: `body` may be decoded now, and is not counted as in
-    memory any more.
+    memory any more. The page keeps in `account` whose it is.
     """
 
-    __slots__ = ("body", "content", "head", "in_round", "peer", "sender")
+    __slots__ = ("account", "body", "content", "head", "in_round", "peer", "sender")
+
+    account: Any
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """The ledger: the counters of the path of a reading, and the balance between them.
 
 The counters are plain integers on one event loop: an increment costs 30 ns, the counter of a client
-library 300. admin/exposition.py shows them as metrics. They start at 0 with each process.
+library 300. admin/ledger_metrics.py shows them. They start at 0 with each process.
 
 The balance is this rule. While a reading is on its way from one counter to another, it can be
 wrong for a moment.
@@ -13,14 +13,13 @@ A process that has no broker has no `delivered`, `published` and `returned`.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 from ingest.model.letter import REASONS
+from ingest.model.metrics import Figures, Histogram
 from ingest.model.ports import BufferStats, JournalStats
 
 SECONDS_HTTP = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -33,43 +32,11 @@ TRIGGERS = ("count", "time", "backlog", "drain")
 
 
 LINE_FIELDS = ("text_ignored", "integer_rounded")
+POSTS, READINGS, REFUSED = range(3)  # of the counts of a sender
+SENDERS_MAX = 100  # that are counted one by one
+OTHER_SENDERS = "all others"
+UNNAMED = "clients of a proxy"  # which does not say whose post it brings: their sender is ""
 CLOSED_BY = ("connections_full", "header_late")  # limits that close connections
-
-
-class Histogram:
-    """Counts of observations per bucket; `bounds` are inclusive upper bounds, ascending."""
-
-    __slots__ = ("bounds", "counts", "total")
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self.bounds = tuple(bounds)
-        self.counts = [0] * (len(self.bounds) + 1)
-        self.total = 0.0
-
-    def observe(self, value: float, count: int = 1) -> None:
-        """Count one observation, or several of the same value."""
-        self.counts[bisect_left(self.bounds, value)] += count
-        self.total += value * count
-
-    def observe_all(self, values: Sequence[float]) -> None:
-        """Count some observations. They must be sorted, the largest first."""
-        most, least = bisect_left(self.bounds, values[0]), bisect_left(self.bounds, values[-1])
-        if most == least:  # nearly always: all are in one bucket
-            self.counts[most] += len(values)
-            self.total += sum(values)
-        else:
-            for value in values:
-                self.observe(value)
-
-    def add(self, counts: Sequence[int], total: float) -> None:
-        """Add the counts of another histogram with the same bounds. Raises ValueError."""
-        self.counts = [a + b for a, b in zip(self.counts, counts, strict=True)]
-        self.total += total
-
-    def cumulative(self) -> list[tuple[str, float]]:
-        """Return pairs (upper bound, count up to it), the form that Prometheus expects."""
-        bounds = [*(f"{bound:g}" for bound in self.bounds), "+Inf"]
-        return list(zip(bounds, accumulate(self.counts), strict=True))
 
 
 class DeadLetterStats(NamedTuple):
@@ -86,25 +53,11 @@ class DeadLetterStats(NamedTuple):
     share_used_by: str = ""
 
 
-class Limits(NamedTuple):
-    """The values of the settings with these names. A gauge is compared with its limit."""
-
-    journal_bytes_max: int = 0  # 0: there is no journal
-    dlq_bytes_max: int = 0
-    disk_free_bytes_min: int = 0
-
-
-# Figures of the broker by name: numbers, or numbers by consumer. admin/exposition.py has the names.
-BrokerFigures = Mapping[str, float | Mapping[str, float]]
-
-
 class Gauges(NamedTuple):
-    """Functions that read the gauges of the running service, called at each scrape.
+    """Functions that read the state of the running service, called at each scrape.
 
-    `database_up` returns None in a process that knows no database, `disk_free_bytes` in one without
-    a folder. `broker` returns figures of the broker, none without one. `tokens_end_s` returns in
-    how many seconds the next token of a client ends, `certificate_ends_s` when the data port's
-    certificate does, in seconds since 1970; both None if none does.
+    `database_up` returns None in a process that knows no database. `figures` returns the gauges
+    that other parts have listed, by their names.
     """
 
     buffer: Callable[[], BufferStats]
@@ -113,11 +66,7 @@ class Gauges(NamedTuple):
     hold_reason: Callable[[], str | None]
     journal: Callable[[], JournalStats] = JournalStats  # an empty one, with a buffer in memory
     state: Callable[[], str] = lambda: "starting"  # one of STATES
-    disk_free_bytes: Callable[[], int | None] = lambda: 0
-    limits: Limits = Limits()
-    tokens_end_s: Callable[[], float | None] = lambda: None
-    broker: Callable[[], BrokerFigures] = dict
-    certificate_ends_s: Callable[[], float | None] = lambda: None
+    figures: Callable[[], Figures] = dict
 
 
 class Ledger:
@@ -156,7 +105,24 @@ class Ledger:
         self.posts_refused: defaultdict[str, int] = defaultdict(int)
         # The causes are there from the start: Prometheus cannot see the first step of a new series.
         self.connections_closed = defaultdict[str, int](int, dict.fromkeys(CLOSED_BY, 0))
+        # Posts, readings and refused posts of each sender; see `sent_by`.
+        self.senders = defaultdict[str, list[int]](lambda: [0, 0, 0])
         self.gauges: Gauges | None = None
+
+    def sent_by(self, sender: str) -> list[int]:
+        """Return the counts of a sender (as in Block), to count on; see POSTS, READINGS, REFUSED.
+
+        The first senders have their own, all others have theirs together.
+        """
+        own = sender in self.senders or len(self.senders) < SENDERS_MAX
+        return self.senders[sender if own else OTHER_SENDERS]
+
+    def listed_senders(self) -> list[dict[str, Any]]:
+        """Return the counts of all senders for JSON, since the start."""
+        return [
+            {"sender": name or UNNAMED, "posts": posts, "readings": readings, "refused": refused}
+            for name, (posts, readings, refused) in self.senders.items()
+        ]
 
     def request_answered(self, route: str, status: int, took_s: float) -> None:
         """Count one answered HTTP request; `route` is one of a closed set."""
@@ -256,6 +222,8 @@ def _sum(ours: Any, plain: Any) -> Any:
             key = tuple(name) if isinstance(name, list) else name
             known = key in ours or isinstance(ours, defaultdict)  # that makes a 0, or a histogram
             ours[key] = _sum(ours[key] if known else 0, value)
+    elif isinstance(ours, list):
+        return [_sum(one, other) for one, other in zip(ours, plain, strict=True)]
     elif type(plain) is int:
         return ours + plain
     else:

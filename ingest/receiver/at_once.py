@@ -134,11 +134,12 @@ class AtOnce:
                 took_s = [now_s - waiter.received_s for waiter in waiting if waiter.page is page]
                 ledger.requests_answered(page.label, page.accepted(DURABLE, 1).status, took_s)
         self._on_answered(len(waiting))
-        for waiter in waiting:
-            if error is None:
-                self._reply(waiter, waiter.page.accepted(DURABLE, waiter.rows))
-            else:
+        if error is not None:
+            for waiter in waiting:
                 self._refuse(waiter, refusal_of(error))
+            return
+        for waiter in waiting:
+            self._reply(waiter, waiter.page.accepted(DURABLE, waiter.rows))
 
     def _reply(self, waiter: _Waiter, answer: Answer) -> None:
         request, waiter.request = waiter.request, None

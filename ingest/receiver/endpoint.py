@@ -30,7 +30,6 @@ from ingest.receiver import replies
 from ingest.receiver.access import Access
 from ingest.receiver.ack_waits import AckWaits
 from ingest.receiver.at_once import ADMISSION_DETAILS, COMMITTED
-from ingest.receiver.busiest import Busiest
 from ingest.receiver.hints import note_body
 from ingest.receiver.keeper import READINGS, Keeper, PostTerms
 from ingest.receiver.line_keeper import LineKeeper
@@ -97,8 +96,8 @@ class Endpoint:
         certificate: Certificate | None = None,
         proxies: Forwarding | None = None,
     ) -> None:
-        self._rules, self._senders = rules, senders
-        self._certificate, self._plain_bodies = certificate, plain_bodies
+        self._rules, self.senders = rules, senders
+        self.certificate, self._plain_bodies = certificate, plain_bodies
         self._on_decoded = on_decoded
         self._on_refused = on_refused
         self._access = access
@@ -138,7 +137,7 @@ class Endpoint:
             line_options,
             rules=self._rules,
             plain_bodies=self._plain_bodies,
-            senders=self._senders,
+            senders=self.senders,
             admission=self._admission,
             keeper=self._keeper,
             line_keeper=self._line_keeper,
@@ -153,14 +152,9 @@ class Endpoint:
             **self._guarded(open_to_all),
         }
 
-    @property
-    def busiest(self) -> Busiest:
-        """The senders that have sent most in the last seconds, and of whom nothing is stored."""
-        return self._senders.busiest
-
     def _refused(self, request: Request | None, refused: Refused) -> None:
         if request is not None:
-            self._senders.refused(request)
+            self.senders.refused(request)
         self._on_refused(request, refused)
 
     def _sources(self, options: SourceOptions) -> SourcePages:
@@ -168,7 +162,7 @@ class Endpoint:
             options,
             rules=self._rules,
             plain_bodies=self._plain_bodies,
-            senders=self._senders,
+            senders=self.senders,
             admission=self._admission,
             keeper=self._keeper,
             line_keeper=self._line_keeper,
@@ -176,10 +170,6 @@ class Endpoint:
             ack=self._ack_default,
             on_decoded=self._on_decoded,
         )
-
-    def certificate_ends_s(self) -> float | None:
-        """Return when its certificate ends, in seconds since 1970; None without one."""
-        return None if self._certificate is None else self._certificate.ends_s
 
     @property
     def needs_token(self) -> bool:
@@ -239,7 +229,7 @@ class Endpoint:
         plan: _Plan | None = head.plan
         if plan is None or not plan.sender.identity.live:
             plan = head.plan = self._plan(request, text)
-        self._senders.take_post(request, plan.sender)
+        self.senders.take_post(request, plan.sender)
         body = request.body
         if body is None or not request.in_round:
             return self._keeper.inside(self._receive(request, plan, received_s))
@@ -247,7 +237,7 @@ class Endpoint:
         decoded = self._decode(plan, body, received_s)
         if not isinstance(decoded, Decoded):
             return self._keeper.inside(self._go_on(request, plan, decoded, body))
-        self._seen(request, plan, decoded)
+        self._seen(request, decoded)
         return self._keeper.take(request, plan.terms, decoded, received_s)
 
     def _plan(self, request: Request, text: str) -> _Plan:
@@ -257,7 +247,7 @@ class Endpoint:
             found = format_of(request.headers.get("Content-Type", ""))
         except Refused as refused:  # who has no token hears that first
             unknown, found = refused, FORMATS[USUAL[0]]
-        sender, text = self._senders.find(request, text, source=SOURCE, form=found.name)
+        sender, text = self.senders.find(request, text, source=SOURCE, form=found.name)
         if unknown is not None:
             raise unknown
         entry = sender.identity.entry
@@ -298,17 +288,19 @@ class Endpoint:
         async with self._plain_bodies.body(request) as body:
             decoded = self._decode(plan, body, received_s)
             if not isinstance(decoded, Decoded):
-                sender = plan.sender.of(request)
-                decoded = await self._finish_steps(decoded, body, sender, uncounted_bytes=0)
+                decoded = await self._finish_steps(
+                    decoded, body, request.account.sender, uncounted_bytes=0
+                )
         del body
-        return await self._keeper.keep(plan.terms, self._seen(request, plan, decoded))
+        return await self._keeper.keep(plan.terms, self._seen(request, decoded))
 
     async def _go_on(self, request: Request, plan: _Plan, steps: Steps, body: bytes) -> Answer:
         """Decode the rest in short steps; then keep what is in it."""
-        sender = plan.sender.of(request)
-        decoded = await self._finish_steps(steps, body, sender, uncounted_bytes=len(body))
+        decoded = await self._finish_steps(
+            steps, body, request.account.sender, uncounted_bytes=len(body)
+        )
         del body
-        return await self._keeper.keep(plan.terms, self._seen(request, plan, decoded))
+        return await self._keeper.keep(plan.terms, self._seen(request, decoded))
 
     async def _finish_steps(
         self, steps: Steps, body: bytes, sender: str, *, uncounted_bytes: int
@@ -319,12 +311,14 @@ class Endpoint:
             note_body(refused, body)
             raise
 
-    def _seen(self, request: Request, plan: _Plan, decoded: Decoded) -> Decoded:
+    def _seen(self, request: Request, decoded: Decoded) -> Decoded:
         request.body = b""  # its memory is free while the post waits for space or for its outcome
-        if decoded.block is not None:
-            decoded.block.sender = plan.sender.of(request)
-        readings = decoded.readings
-        self._senders.charge(request, plan.sender, readings, readings - len(decoded.errors))
+        block, errors, _ = decoded
+        rows = 0
+        if block is not None:
+            block.sender = request.account.sender
+            rows = block.rows
+        request.account.charge(rows + len(errors), rows)
         if self._on_decoded is not None:
             self._on_decoded(decoded)
         return decoded

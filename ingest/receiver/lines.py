@@ -7,6 +7,7 @@ Does not: know the database, or the buffer.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
@@ -139,14 +140,14 @@ class LinePages:
         points = self._begun(body, plan, post)
         if not isinstance(points, Points):
             return self._keeper.inside(self._go_on(request, plan, page, post, points))
-        self._seen(request, plan, points)
+        self._seen(request, points)
         if len(points.blocks) == 1 and points[1:] == NOTHING_ELSE:
             block, ack = points.blocks[0], plan.query.ack
             reply = self._keeper.take_block(request, page, block, ack, received_s)
             if reply is not False:
                 return reply
         terms = self._terms(request, plan, page, post)
-        return self._keeper.inside(self._keep(points, terms))
+        return self._keeper.inside(self._keep(points, terms, request))
 
     def _post(self, plan: _Plan, received_s: float) -> Post:
         allows = plan.sender.identity.allows
@@ -157,7 +158,7 @@ class LinePages:
         entry, naming = plan.sender.identity.entry, plan.naming
         return LineTerms(
             plan.query,
-            plan.sender.of(request),
+            request.account.sender,
             post.received_s + self._options.answer_s_max,
             Letter(
                 *(INVALID, "", "", post.received_us),
@@ -178,42 +179,54 @@ class LinePages:
                 stack.enter_context(self._counted(len(body)))
                 post = self._post(plan, monotonic_s())  # a slow network is not our fault
                 async with in_time(post.received_s + self._options.answer_s_max):
-                    begun, sender = self._begun(body, plan, post), plan.sender.of(request)
+                    begun, sender = self._begun(body, plan, post), request.account.sender
                     points = await self._finished(begun, body, sender, uncounted_bytes=0)
             del body
-            self._seen(request, plan, points)
+            self._seen(request, points)
             terms = self._terms(request, plan, page, post)
             tail = self._line_keeper.begin(points, terms)
             counted = stack.pop_all()  # until all of it is kept, even if the client is gone
             tail.add_done_callback(lambda _tail: counted.close())
-        await self._line_keeper.kept(tail, points, terms)
-        return NO_CONTENT
+        return await self._kept(tail, points, terms, request)
 
     async def _go_on(
-        self, request: Request, plan: _Plan, page: Page, post: Post, steps: LineSteps
+        self,
+        request: Request,
+        plan: _Plan,
+        page: Page,
+        post: Post,
+        steps: LineSteps,
     ) -> Answer:
         """Decode the rest in short steps; keep what is in it."""
         body = request.body or b""
         async with in_time(post.received_s + self._options.answer_s_max):
-            sender = plan.sender.of(request)
-            points = await self._finished(steps, body, sender, uncounted_bytes=len(body))
+            points = await self._finished(
+                steps, body, request.account.sender, uncounted_bytes=len(body)
+            )
         del body
-        self._seen(request, plan, points)
-        return await self._keep(points, self._terms(request, plan, page, post))
+        self._seen(request, points)
+        return await self._keep(points, self._terms(request, plan, page, post), request)
 
-    async def _keep(self, points: Points, terms: LineTerms) -> Answer:
+    async def _keep(self, points: Points, terms: LineTerms, request: Request) -> Answer:
         tail = self._line_keeper.begin(points, terms)
+        return await self._kept(tail, points, terms, request)
+
+    async def _kept(
+        self, tail: asyncio.Task[None], points: Points, terms: LineTerms, request: Request
+    ) -> Answer:
         await self._line_keeper.kept(tail, points, terms)
+        faults = len(points.errors) + points.not_kept
+        if faults and not points.blocks:
+            self._senders.nothing_stored(request.account, faults)
         return NO_CONTENT
 
-    def _seen(self, request: Request, plan: _Plan, points: Points) -> None:
+    def _seen(self, request: Request, points: Points) -> None:
         request.body = b""  # its memory is free while the post waits
-        sender = plan.sender
         rows = 0
         for block in points.blocks:
-            block.sender = sender.of(request)
+            block.sender = request.account.sender
             rows += block.rows
-        self._senders.charge(request, sender, rows + len(points.errors) + points.not_kept, rows)
+        request.account.charge(rows + len(points.errors) + points.not_kept, rows)
         if self._on_decoded is not None:
             for at, each in enumerate(points.blocks or [None]):
                 self._on_decoded(Decoded(each, points.errors if at == 0 else []))

@@ -1,18 +1,57 @@
-"""Who sends a post, and how much it has sent: the token of its head, and its quota."""
+"""Who sends a post; how much it has sent, and how much it may send.
+
+A sender is a token, by its name, or, where nobody needs one, a network. It has one account, which
+is found once a post.
+It may have a limit of readings and of posts a second, each with a burst, and of connections. A post
+is charged after it was read, since only then its readings are known. So a sender may go into debt
+by one post; its next posts are refused until the debt is paid. A connection counts for the sender
+of its last post; one that has not posted counts for nobody: the limits of the port hold for it.
+Promises: a refused post costs nothing but its refusal. The memory is bounded: of networks, those
+that have not sent for longest are forgotten, with all that they had used.
+"""
 
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from typing import NamedTuple
 
 from ingest.access.entries import TokenEntry
 from ingest.access.tokens import ANYBODY, Identity
-from ingest.http.request import Request
+from ingest.http.request import NO_PLACE, Request, Sender
+from ingest.model.causes import SENDER_NOT_STORED, Trouble
 from ingest.model.errors import Refused
+from ingest.model.ledger import POSTS, READINGS, REFUSED, UNNAMED, Ledger
+from ingest.model.metrics import Metric, Metrics
 from ingest.receiver.access import Access
-from ingest.receiver.busiest import Busiest
-from ingest.receiver.places import Places
-from ingest.receiver.quotas import Quota, Quotas, Rates
+from ingest.system.clock import monotonic_s
+from ingest.system.words import counted
+
+ACCOUNTS_MAX = 100_000  # some 400 bytes each
+WAIT_S_MAX = 30 * 86_400.0  # that is told: a tiny rate makes it infinite, and no header says that
+AGAIN_S = 5.0  # after which a sender with too many connections should come again
+NOT_STORED_MAX = 100  # senders
+READINGS_MIN, LASTS_S_MIN = 10, 60.0  # less may be one bad post, or somebody who tries something
+FORGET_S = 300.0
+
+
+class Rates(NamedTuple):
+    """Of one sender in this process. 0: no limit. A burst is `burst_s` of either rate."""
+
+    readings_per_s: float = 0.0
+    posts_per_s: float = 0.0
+    burst_s: float = 10.0
+
+    def shared_by(self, processes: int) -> Rates:
+        """Return the part of one of so many processes."""
+        return self._replace(
+            readings_per_s=self.readings_per_s / processes, posts_per_s=self.posts_per_s / processes
+        )
+
+    @property
+    def any(self) -> bool:
+        """Whether there is a limit."""
+        return self.readings_per_s > 0 or self.posts_per_s > 0
 
 
 class SenderLimits(NamedTuple):
@@ -44,35 +83,96 @@ class SenderLimits(NamedTuple):
         return SenderLimits(rates, connections_max, self.processes)
 
 
-class KnownSender(NamedTuple):
-    """Who sends: found once for each head. `name` is its token's; "" where nobody needs one.
+class Account:
+    """One sender: what it has sent, and what it has left. That grows with time, up to a burst.
 
-    `has_rates`: it has a quota, or its network has one. `by_certificate`: a trusted proxy must
-    bring each of its requests.
+    `sender` is that of Block. `counts` are its counters in the ledger. `is_stored`: a reading of
+    its last posts was valid.
+    """
+
+    __slots__ = (
+        *("_at_s", "_posts", "_posts_max", "_rates", "_readings", "_readings_max"),
+        *("counts", "has_rates", "is_stored", "sender"),
+    )
+
+    def __init__(self, sender: str, rates: Rates, counts: list[int]) -> None:
+        self.sender = sender
+        self.counts = counts
+        self.is_stored = True
+        self.has_rates = rates.any
+        self._rates = rates
+        self._readings = self._readings_max = rates.readings_per_s * rates.burst_s
+        # A rate below one post a burst would else never allow one.
+        self._posts_max = max(1.0, rates.posts_per_s * rates.burst_s)
+        self._posts = self._posts_max
+        self._at_s = monotonic_s()
+
+    def take_post(self) -> None:
+        """Charge a post. Raises Refused, with the time after which one may come."""
+        now_s = monotonic_s()
+        passed_s, self._at_s = now_s - self._at_s, now_s
+        rates = self._rates
+        wait_s = 0.0
+        if rates.readings_per_s:
+            self._readings += passed_s * rates.readings_per_s
+            self._readings = min(self._readings, self._readings_max)
+            wait_s = -self._readings / rates.readings_per_s
+        if rates.posts_per_s:
+            self._posts += passed_s * rates.posts_per_s
+            self._posts = min(self._posts, self._posts_max)
+            if self._posts < 1.0:
+                wait_s = max(wait_s, (1.0 - self._posts) / rates.posts_per_s)
+        if wait_s > 0:
+            raise Refused(
+                "too_fast",
+                "this sender has sent more than it may; the post is not kept",
+                retry_after_s=min(wait_s, WAIT_S_MAX),
+            )
+        self._posts -= 1.0
+
+    def charge(self, readings: int, valid: int) -> None:
+        """Count and charge the readings of a post that was read, kept or not."""
+        self.counts[READINGS] += readings
+        if valid:
+            self.is_stored = True
+        if self.has_rates:
+            self._readings -= readings
+
+
+class KnownSender(NamedTuple):
+    """Who sends: found once for each head. `account` is None where nobody needs a token.
+
+    `by_certificate`: a trusted proxy must bring each of its requests.
     """
 
     identity: Identity
-    name: str
-    quota: Quota | None
-    has_rates: bool
+    account: Account | None
     connections_max: int
     by_certificate: bool = False
-
-    def of(self, request: Request) -> str:
-        """Return the sender as in Block: the token, or the network."""
-        return self.name or request.client.network
 
 
 class Senders:
     """Finds the senders of posts. `limits` are those of a sender that has none of its own."""
 
-    def __init__(self, access: Access, limits: SenderLimits) -> None:
+    def __init__(
+        self,
+        access: Access,
+        limits: SenderLimits,
+        ledger: Ledger,
+        *,
+        accounts_max: int = ACCOUNTS_MAX,
+    ) -> None:
         self._access = access
         self._limits = limits
-        self._quotas = Quotas(limits.rates_here)
-        self._places = Places()
-        self._counts_places = limits.connections_max > 0
-        self.busiest = Busiest()
+        self._ledger = ledger
+        self._accounts_max = accounts_max
+        # Of tokens, by name and rates: two of one name have one account if they have the same.
+        # And of networks; the one that sent last is last.
+        self._accounts: OrderedDict[tuple[str, Rates] | str, Account] = OrderedDict()
+        self._connections: dict[str, int] = {}  # that each sender uses
+        self._counts_connections = limits.connections_max > 0
+        # Of whom nothing was stored: since when, until when, how many readings.
+        self._not_stored: dict[Account, tuple[float, float, int]] = {}
 
     def find(
         self,
@@ -104,36 +204,44 @@ class Senders:
     def _known(self, identity: Identity) -> KnownSender:
         limits, entry = self._limits, identity.entry
         if identity is ANYBODY:
-            return KnownSender(identity, "", None, limits.rates.any, limits.connections_here)
+            return KnownSender(identity, None, limits.connections_here)
         name, own = f"token {entry.name}", limits.of(entry)
-        quota = self._quotas.of(name, own.rates_here) if own.rates.any else None
+        account = self._account((name, own.rates_here), name, own.rates_here)
         if own.connections_max:  # from now on those of others count, too: they may change hands
-            self._counts_places = True
-        return KnownSender(
-            identity,
-            name,
-            quota,
-            quota is not None,
-            own.connections_here,
-            by_certificate=bool(entry.certificate),
-        )
+            self._counts_connections = True
+        return KnownSender(identity, account, own.connections_here, bool(entry.certificate))
+
+    def _account(self, key: tuple[str, Rates] | str, sender: str, rates: Rates) -> Account:
+        account = self._accounts.get(key)
+        if account is None:
+            if len(self._accounts) >= self._accounts_max:
+                self._accounts.popitem(last=False)
+            counts = self._ledger.sent_by(sender)
+            account = self._accounts[key] = Account(sender, rates, counts)
+        elif account.has_rates:
+            self._accounts.move_to_end(key)
+        return account
+
+    def _account_of(self, request: Request, sender: KnownSender) -> Account:
+        """Return that of the token; where nobody needs one, that of the network."""
+        if sender.account is not None:
+            return sender.account
+        network = request.client.network
+        return self._account(network, network, self._limits.rates_here)
 
     def take_post(self, request: Request, sender: KnownSender) -> None:
-        """Count a post of a sender. Raises Refused if it is above a limit, or not its own."""
+        """Count a post; note the account of its sender in `request.account`.
+
+        Raises Refused if it is above a limit, or not its own.
+        """
         if sender.by_certificate:
             self._access.check_proxy(request)
-        name = sender.of(request)
-        self.busiest.posted(name)
-        if self._counts_places:
-            self._places.take(request.sender, name, sender.connections_max)
-        if sender.has_rates:
-            self._quota(request, sender).take_post()
-
-    def charge(self, request: Request, sender: KnownSender, readings: int, valid: int) -> None:
-        """Count the readings of a post that was decoded; so many of them are valid."""
-        self.busiest.decoded(sender.of(request), readings, valid)
-        if sender.has_rates:
-            self._quota(request, sender).charge(readings)
+        account = request.account = self._account_of(request, sender)
+        account.counts[POSTS] += 1
+        if self._counts_connections:
+            self._take_place(request.sender, account.sender, sender.connections_max)
+        if account.has_rates:
+            account.take_post()
 
     def refused(self, request: Request) -> None:
         """Count that a request was refused, if it is known who has sent it."""
@@ -141,8 +249,91 @@ class Senders:
             return
         sender: KnownSender = plan.sender
         if not sender.by_certificate or request.is_forwarded:  # else it only has the same bytes
-            self.busiest.refused(sender.of(request))
+            self._account_of(request, sender).counts[REFUSED] += 1
 
-    def _quota(self, request: Request, sender: KnownSender) -> Quota:
-        """Return that of the token; where nobody needs one, that of the network."""
-        return sender.quota or self._quotas.of(request.client.network)
+    # Connections
+
+    def _take_place(self, connection: Sender, sender: str, connections_max: int) -> None:
+        """Count a connection for the sender of a post. Raises Refused if it has too many.
+
+        `connections_max` 0: it may have any number.
+        """
+        place = connection.place
+        if place.sender == sender:
+            return
+        place.left()
+        connection.place = NO_PLACE
+        if connection.valve.transport is None:
+            return  # it is gone: nobody would give the place back
+        used = self._connections.get(sender, 0)
+        if connections_max and used >= connections_max:
+            raise Refused(
+                "too_many_connections",
+                f"this sender uses {used} connections, and may not use more; nothing is kept",
+                retry_after_s=AGAIN_S,
+            )
+        self._connections[sender] = used + 1
+        connection.place = _Place(self._connections, sender)
+
+    # Of whom nothing is stored
+
+    def nothing_stored(self, account: Account, readings: int) -> None:
+        """Count a post that was kept and has no valid reading, only such as are dead letters.
+
+        Its sender got 2xx, so only the operator can notice: of line protocol without a device all
+        lines become dead letters (Telegraf without the tag `host`, for example).
+        """
+        now_s, runs = monotonic_s(), self._not_stored
+        since_s, until_s, before = runs.pop(account, (now_s, now_s, 0))
+        if account.is_stored or now_s - until_s > FORGET_S:
+            since_s, before = now_s, 0
+        account.is_stored = False
+        if len(runs) >= NOT_STORED_MAX:
+            for each, (_, until_s, _) in list(runs.items()):
+                if each.is_stored or now_s - until_s > FORGET_S:
+                    del runs[each]
+        if len(runs) < NOT_STORED_MAX:
+            runs[account] = (since_s, now_s, before + readings)
+
+    def not_stored(self) -> Trouble:
+        """Return of whom nothing was stored: of several the one who has sent most."""
+        now_s = monotonic_s()
+        found = [
+            (readings, account.sender)
+            for account, (since_s, until_s, readings) in self._not_stored.items()
+            if not account.is_stored
+            and readings >= READINGS_MIN
+            and until_s - since_s >= LASTS_S_MIN
+            and now_s - until_s < FORGET_S
+        ]
+        if not found:
+            return Trouble()
+        readings, sender = max(found)
+        words = f"of {counted(len(found), 'sender')} no reading is stored"
+        return Trouble(SENDER_NOT_STORED, words, f"{sender or UNNAMED}, {readings:,} readings")
+
+
+METRICS: Metrics[Senders] = (
+    Metric(
+        "sender_not_stored",
+        "1 while all readings of a sender become dead letters.",
+        lambda it: bool(it.not_stored().cause),
+    ),
+)
+
+
+class _Place:
+    """What a connection holds that counts for a sender."""
+
+    __slots__ = ("_connections", "sender")
+
+    def __init__(self, connections: dict[str, int], sender: str) -> None:
+        self._connections = connections
+        self.sender = sender
+
+    def left(self) -> None:
+        """Give the place back; once."""
+        connections = self._connections
+        connections[self.sender] -= 1
+        if not connections[self.sender]:
+            del connections[self.sender]

@@ -167,7 +167,12 @@ class SourcePages:
         return _Plan(sender, roots, query, times_of(head, self._rules))
 
     def _small(
-        self, request: Request, source: Source, plan: _Plan, page: Page, received_s: float
+        self,
+        request: Request,
+        source: Source,
+        plan: _Plan,
+        page: Page,
+        received_s: float,
     ) -> Reply:
         """Take a small post in at once if nothing has to wait; else return the coroutine."""
         body = request.body
@@ -177,17 +182,23 @@ class SourcePages:
         begun = self._begun(body, source, plan, post)
         if not isinstance(begun, Mapped):
             return self._keeper.inside(self._go_on(request, source, plan, post, begun))
-        self._seen(request, source, plan, begun)
+        self._seen(request, source, begun)
         points = begun.points
         if len(points.blocks) == 1 and begun[1:] == (0, []) and points[1:] == NOTHING_ELSE:
             block, ack = points.blocks[0], self._query.ack
             reply = self._keeper.take_block(request, page, block, ack, received_s)
             if reply is not False:
                 return reply
-        return self._keeper.inside(self._keep(begun, self._terms(request, source, plan, post)))
+        terms = self._terms(request, source, plan, post)
+        return self._keeper.inside(self._keep(begun, terms, request))
 
     async def _receive(
-        self, request: Request, source: Source, plan: _Plan, received_s: float, is_read: bool
+        self,
+        request: Request,
+        source: Source,
+        plan: _Plan,
+        received_s: float,
+        is_read: bool,
     ) -> Answer:
         """Wait for the body and its place in a round; keep what is in it."""
         post = self._post(plan, received_s)
@@ -205,11 +216,16 @@ class SourcePages:
                 turns_of = ALONE if is_large else terms.sender
                 mapped = await self._finished(begun, text, turns_of, uncounted_bytes=0)
         del body, text
-        self._seen(request, source, plan, mapped)
-        return await self._keep(mapped, terms)
+        self._seen(request, source, mapped)
+        return await self._keep(mapped, terms, request)
 
     async def _go_on(
-        self, request: Request, source: Source, plan: _Plan, post: Post, steps: MapSteps
+        self,
+        request: Request,
+        source: Source,
+        plan: _Plan,
+        post: Post,
+        steps: MapSteps,
     ) -> Answer:
         """Decode the rest in short steps; keep what is in it."""
         terms = self._terms(request, source, plan, post)
@@ -217,29 +233,31 @@ class SourcePages:
         async with in_time(terms.answer_by_s):
             mapped = await self._finished(steps, body, terms.sender, uncounted_bytes=len(body))
         del body
-        self._seen(request, source, plan, mapped)
-        return await self._keep(mapped, terms)
+        self._seen(request, source, mapped)
+        return await self._keep(mapped, terms, request)
 
-    async def _keep(self, mapped: Mapped, terms: LineTerms) -> Answer:
+    async def _keep(self, mapped: Mapped, terms: LineTerms, request: Request) -> Answer:
         points, ignored, hints = mapped
         rows = sum(block.rows for block in points.blocks)
         faults = len(points.errors) + points.not_kept
         if rows or faults:
             tail = self._line_keeper.begin(points, terms)
             await self._line_keeper.kept(tail, points, terms)
+            if not rows:
+                self._senders.nothing_stored(request.account, faults)
         return _answer(rows, faults, ignored, points.errors, hints)
 
-    def _seen(self, request: Request, source: Source, plan: _Plan, mapped: Mapped) -> None:
+    def _seen(self, request: Request, source: Source, mapped: Mapped) -> None:
         """Count what a post has, and charge its sender."""
         request.body = b""  # its memory is free while the post waits
         points, ignored, _ = mapped
         self._ledger.events_ignored[source.name] += ignored
         rows = 0
         for block in points.blocks:
-            block.sender = plan.sender.of(request)
+            block.sender = request.account.sender
             rows += block.rows
         faults = len(points.errors) + points.not_kept
-        self._senders.charge(request, plan.sender, rows + faults, rows)
+        request.account.charge(rows + faults, rows)
         if self._on_decoded is not None:
             for at, each in enumerate(points.blocks or [None]):
                 self._on_decoded(Decoded(each, points.errors if at == 0 else []))
@@ -260,7 +278,7 @@ class SourcePages:
         """Return the terms of a post whose body came at `came_s`, or with its head."""
         return LineTerms(
             self._query,
-            plan.sender.of(request),
+            request.account.sender,
             (came_s or post.received_s) + self._options.answer_s_max,
             Letter(
                 *(INVALID, "", "", post.received_us),

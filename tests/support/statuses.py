@@ -30,7 +30,6 @@ class FakeProcess:
         self.ready: dict[str, Any] = {"state": "accepting", "cause": "", "reason": ""}
         self.message = ""
         self.refused: list[dict[str, Any]] = []
-        self.senders: list[dict[str, Any]] = []
         self.ledger = Ledger()
         self.ledger.gauges = Gauges(
             buffer=lambda: BufferStats(self.held, 100, 0, 1000, 0, 0, 0, self.oldest_s),
@@ -38,7 +37,7 @@ class FakeProcess:
             database_up=lambda: self.database_up,
             hold_reason=lambda: self.hold_reason,
             state=lambda: str(self.ready["state"]),
-            broker=lambda: self.broker,
+            figures=lambda: self.broker,
         )
         self.source = StatusSource(
             role,
@@ -46,7 +45,6 @@ class FakeProcess:
             lambda: (200, json.dumps(self.ready).encode()),
             message=lambda: self.message,
             refused_posts=lambda: self.refused,
-            senders=lambda: self.senders,
         )
 
     def sent(self, *, after_s: float = 1.0, final: bool = False) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Browser
 
+from ingest.model.ledger import POSTS, READINGS
 from tests.support.statuses import FakeProcess
 from tests.support.up_admin import UpRig, running_up
 from tests.system.browser import NEEDS_CHROMIUM, Watched, axe_source, chromium, violations, watched
@@ -35,14 +36,16 @@ class Machine:
         self.rig = rig
         self.processes = {name: FakeProcess(name.rpartition("-")[0]) for name in NAMES}
         self.processes["writer-1"].broker = dict(FIGURES)
-        rates = {"readings_per_s": 90.0, "posts_per_s": 9.0, "refused_per_s": 0.5}
-        self.processes["gateway-1"].senders = [{"sender": "token <b>garden", **rates}]
 
     async def run(self) -> None:
         """Let them work."""
         while True:
             for name, process in self.processes.items():
                 process.takes(100 if process.role == "gateway" else 200)
+                if name == "gateway-1":
+                    counts = process.ledger.sent_by("token <b>garden")
+                    counts[POSTS] += 9
+                    counts[READINGS] += 90
                 self.rig.hear(name, process)
             await asyncio.sleep(1)
 

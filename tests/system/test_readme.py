@@ -46,7 +46,7 @@ NEEDS_MORE = {
     "cd deploy": "a container engine; test_deploy.py looks at what it would run",
     "docker compose --project-name": "the same",
     "docker compose --profile housekeeping": "the same; see test_deployed_housekeeping.py",
-    "./run schema partition": "a plain table; tests/system/test_schema_partition.py has one",
+    "./run psql --set": "a plain table; tests/integration/test_partition_recipe.py has one",
     "./run housekeeping plan": "old partitions; test_retention.py has some",
     "./run --keep-hot 30d --archive-dir": "a folder of the reader's; test_archive_commands.py",
     "./run archive list": "an archive; test_archive_commands.py has one",

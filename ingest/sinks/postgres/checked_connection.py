@@ -53,7 +53,7 @@ from ingest.sinks.postgres.statements import (
 from ingest.system import clock
 from ingest.system.logs import Occasionally, get_logger
 
-# A table may be altered several times in a row, as `ingest schema partition` does it.
+# A table may be altered several times in a row, as deploy/partition-a-table.sql does it.
 ALTERED_TRIES = 5
 
 NO_COPY = "0A000"  # also of other things that PostgreSQL has not

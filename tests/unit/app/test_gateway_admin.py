@@ -27,7 +27,6 @@ async def running(url: str) -> AsyncIterator[str]:
         readyz=make_health().readyz,
         token=TOKEN,
         refused_posts=lambda: [{"code": "not_json"}],
-        senders=list,
     )
     address = await admin.start("10.0.0.1:8080")
     try:

@@ -89,28 +89,20 @@ def _busy(rig: UpRig) -> None:
     rig.hear("writer-1", writer)
 
 
-def sends(sender: str, readings_per_s: float) -> dict[str, Any]:
-    """Return a sender as a gateway lists it."""
-    rates = {"readings_per_s": readings_per_s, "posts_per_s": 1.0, "refused_per_s": 0.0}
-    return {"sender": sender, **rates}
-
-
 async def test_senders_of_all_gateways_are_added_up(rig: UpRig) -> None:
-    """An older gateway tells of none; what is no list of senders is a status that is not read."""
+    """An older gateway tells of none; what is no list of counts is a status that is not read."""
     gateways = [FakeProcess("gateway") for _ in range(4)]
-    gateways[0].senders = [sends("token b", 3.0), sends("token a", 2.0)]
-    gateways[1].senders = [sends("token a", 2.0)]
-    gateways[2].senders = [{"sender": "token c", "readings_per_s": "many"}]
+    gateways[0].ledger.senders.update({"token b": [1, 3, 0], "token a": [1, 2, 0]})
+    gateways[1].ledger.senders["token a"] = [1, 2, 1]
+    gateways[2].ledger.senders["token c"] = [1, 2]
     for number, each in enumerate(gateways[:3]):
         rig.hear(f"gateway-{number}", each)
     old = gateways[3].sent()
-    del old["senders"]
+    del old["counters"]["senders"]
     rig.up.status("gateway-3", old)
+    rig.up.instances.refresh()
     found = json.loads((await rig.ask("/senders")).body)["senders"]
-    assert [(each["sender"], each["readings_per_s"], each["posts_per_s"]) for each in found] == [
-        ("token a", 4.0, 2.0),
-        ("token b", 3.0, 1.0),
-    ]
+    assert [tuple(each.values()) for each in found] == [("token b", 1, 3, 0), ("token a", 2, 4, 1)]
 
 
 async def test_every_series_has_the_label_of_its_process(rig: UpRig) -> None:

@@ -138,6 +138,6 @@ async def test_sender_uses_no_more_connections_than_it_may() -> None:
         await clients[1].send(post(GOOD, headers={"Authorization": f"Bearer {OTHER}"}))
         assert (await clients[1].reply()).status == 202
         await asyncio.sleep(0.05)
-        assert receiver.endpoint._senders._places.used == {"token yard": 1}
+        assert receiver.endpoint.senders._connections == {"token yard": 1}
         await clients[1].close()
         assert len(receiver.inlet.blocks) == 7

@@ -40,7 +40,9 @@ _LEFT_OUT: dict[str, set[str]] = {
 }
 _DECIDED = {ATTACHED, GONE, VERIFIED}  # nothing is lost by what comes next: it needs no answer
 _UNDER_WAY = {DETACHING, DETACHED, WRITTEN, VERIFIED}
-_NOT_BY_TIME = "{} has no partitions by time that could be dropped: see `ingest schema partition`"
+_NOT_BY_TIME = (
+    "{} has no partitions by time that could be dropped: see deploy/partition-a-table.sql"
+)
 _NO_ARCHIVE = (
     "{} was detached to be archived in {}, and archive_dir is not set any more: set it again. "
     "Until then the table is not dropped"

@@ -17,7 +17,7 @@ from asyncpg import Connection
 
 from ingest.sinks.postgres.target import TargetTable, quoted, shortened
 
-TRIGGER = "ingest_rollup_mark"  # conversion_check.py knows it too
+TRIGGER = "ingest_rollup_mark"  # deploy/partition-a-table.sql knows it too
 
 # A partition that was attached as a table may have a trigger of its own (no parent).
 _TRIGGERS = """

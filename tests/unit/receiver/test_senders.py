@@ -1,0 +1,216 @@
+"""How much one sender may send and has sent, with a clock that the test moves."""
+
+from __future__ import annotations
+
+import random
+from typing import cast
+
+import pytest
+
+from ingest.access.tokens import ANYBODY, Tokens
+from ingest.http.request import Client, Request, Sender
+from ingest.model.causes import Trouble
+from ingest.model.errors import Refused
+from ingest.model.ledger import OTHER_SENDERS, SENDERS_MAX, Ledger
+from ingest.receiver import senders as module
+from ingest.receiver.access import Access
+from ingest.receiver.senders import (
+    FORGET_S,
+    NOT_STORED_MAX,
+    WAIT_S_MAX,
+    Account,
+    Rates,
+    SenderLimits,
+    Senders,
+)
+from tests.support.receiver import BAD, GOOD, head, post, running_receiver
+from tests.support.tokens import OTHER, SECRET, in_force, line
+
+
+class Clock:
+    """Monotonic seconds."""
+
+    def __init__(self) -> None:
+        self.now_s = 1_000.0
+
+    def __call__(self) -> float:
+        """Return the time."""
+        return self.now_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Give the clock of the accounts."""
+    clock = Clock()
+    monkeypatch.setattr(module, "monotonic_s", clock)
+    return clock
+
+
+def made(rates: Rates) -> Account:
+    """Return an account."""
+    return Account("one", rates, [0, 0, 0])
+
+
+def wait_s(quota: Account) -> float:
+    """Try a post; return after how many seconds it may come, 0: it was taken."""
+    try:
+        quota.take_post()
+    except Refused as refused:
+        return refused.retry_after_s or 0.0
+    return 0.0
+
+
+def test_burst_is_taken_then_the_rate(clock: Clock) -> None:
+    """Posts: ten at once, then one a second; and the wait that is told is enough."""
+    quota = made(Rates(posts_per_s=1, burst_s=10))
+    assert [wait_s(quota) for _ in range(10)] == [0] * 10
+    with pytest.raises(Refused) as raised:
+        quota.take_post()
+    assert raised.value.code == "too_fast"
+    told_s = raised.value.retry_after_s or 0.0
+    assert told_s == pytest.approx(1)
+    clock.now_s += told_s - 0.01
+    assert wait_s(quota) > 0
+    clock.now_s += 0.02
+    assert wait_s(quota) == 0
+
+
+def test_first_post_is_taken_however_small_the_burst(clock: Clock) -> None:
+    """Half a post is never in the way of the first one."""
+    quota = made(Rates(posts_per_s=5, burst_s=0.1))
+    assert wait_s(quota) == 0
+    assert wait_s(quota) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("rate", [5e-324, 1e-310, 1e-300, 1e-9])
+def test_tiny_rate_tells_a_wait_that_a_header_can_have(clock: Clock, rate: float) -> None:
+    """The wait may be infinite, as a number: then 30 days are told."""
+    posts, readings = made(Rates(posts_per_s=rate)), made(Rates(readings_per_s=rate))
+    assert (wait_s(posts), wait_s(readings)) == (0, 0)
+    readings.charge(1, 1)
+    assert (wait_s(posts), wait_s(readings)) == (WAIT_S_MAX, WAIT_S_MAX)
+
+
+def test_large_post_is_taken_once_and_paid_for(clock: Clock) -> None:
+    """Readings: a debt of one post at most, and the mean rate is the limit."""
+    quota = made(Rates(readings_per_s=100, burst_s=1))
+    assert wait_s(quota) == 0
+    quota.charge(5_000, 0)
+    assert wait_s(quota) == pytest.approx(49)
+    clock.now_s += 49.01
+    assert wait_s(quota) == 0
+
+
+@pytest.mark.parametrize("rate", [0.01, 3, 1_000])
+def test_mean_rate_is_never_above_the_limit(clock: Clock, rate: float) -> None:
+    """Ten times as many posts are tried, at random moments, for a long time."""
+    drawn = random.Random(1)
+    quota = made(Rates(posts_per_s=rate, burst_s=10))
+    taken, began_s = 0, clock.now_s
+    for _ in range(20_000):
+        clock.now_s += drawn.expovariate(10 * rate)
+        taken += wait_s(quota) == 0
+    passed_s = clock.now_s - began_s
+    assert 0.9 * rate * passed_s <= taken <= rate * (passed_s + 10) + 1
+
+
+def test_without_a_limit_all_is_taken(clock: Clock) -> None:
+    """0 means none."""
+    assert not Rates().any
+    quota = made(Rates())
+    assert {wait_s(quota) for _ in range(1_000)} == {0.0}
+
+
+def senders_of(rates: Rates, ledger: Ledger, accounts_max: int = 100) -> Senders:
+    """Return senders that need no token."""
+    access = Access(Tokens(), access="open", host_names=(), has_proxies=False)
+    return Senders(access, SenderLimits(rates), ledger, accounts_max=accounts_max)
+
+
+class _Connection:
+    proxies = None
+
+
+def account(senders: Senders, network: str) -> Account:
+    """Post from a network; return its account."""
+    request = Request.__new__(Request)
+    request.peer = Client(network, network)
+    request.sender = cast(Sender, _Connection())
+    senders.take_post(request, senders._known(ANYBODY))
+    found: Account = request.account
+    return found
+
+
+def test_memory_is_bounded_and_those_who_send_are_kept(clock: Clock) -> None:
+    """A million networks do not make the one that sends a new sender."""
+    ledger = Ledger()
+    senders = senders_of(Rates(posts_per_s=1e9), ledger)
+    busy = account(senders, "busy")
+    for number in range(10_000):
+        account(senders, f"network {number}").charge(2, 1)
+        assert account(senders, "busy") is busy
+    assert len(senders._accounts) == 100
+    assert len(ledger.senders) == SENDERS_MAX + 1
+    assert ledger.senders["busy"] == [10_001, 0, 0]
+    rest = 10_000 - (SENDERS_MAX - 1)
+    assert ledger.senders[OTHER_SENDERS] == [rest, 2 * rest, 0]
+
+
+def test_sender_of_which_nothing_is_stored_is_named(clock: Clock) -> None:
+    """After a minute, until a valid reading comes or it is silent."""
+    senders = senders_of(Rates(), Ledger())
+    telegraf, good = account(senders, "telegraf"), account(senders, "good")
+    for _ in range(7):
+        assert senders.not_stored() == Trouble()
+        for each in (telegraf, good):
+            each.charge(5, each is good)
+            senders.nothing_stored(each, 5)
+        good.charge(1, 1)
+        clock.now_s += 10
+    words = "of 1 sender no reading is stored"
+    assert senders.not_stored() == ("sender_not_stored", words, "telegraf, 35 readings")
+    clock.now_s += 30
+    assert senders.not_stored().cause, "it posts now and then"
+    telegraf.charge(5, 1)
+    assert senders.not_stored() == Trouble()
+    once = account(senders, "once")
+    senders.nothing_stored(once, 500)
+    clock.now_s += FORGET_S / 2
+    senders.nothing_stored(once, 500)
+    assert senders.not_stored().details == "once, 1,000 readings"
+    clock.now_s += FORGET_S + 1
+    assert senders.not_stored() == Trouble(), "long ago"
+    senders.nothing_stored(once, 500)
+    assert senders.not_stored() == Trouble(), "it has begun again"
+    for number in range(2 * NOT_STORED_MAX):
+        senders.nothing_stored(account(senders, str(number)), 1)
+    assert len(senders._not_stored) == NOT_STORED_MAX
+    clock.now_s += FORGET_S + 1
+    senders.nothing_stored(account(senders, "later"), 1)
+    assert len(senders._not_stored) == 1
+
+
+async def test_names_of_tokens_are_counted_and_never_their_secrets(clock: Clock) -> None:
+    """Kept and refused posts of a known sender count; one that is not known counts for nobody."""
+    tokens = in_force(line(), line(OTHER, "yard"))
+    async with running_receiver(tokens) as receiver:
+        client = await receiver.connect()
+        for secret, body in ((SECRET, GOOD), (SECRET, BAD), (OTHER, GOOD), (SECRET[:-1], GOOD)):
+            await client.send(post(body, headers={"Authorization": f"Bearer {secret}"}))
+            await client.reply()
+        counts = {"token garden": [2, 2, 1], "token yard": [1, 1, 0]}
+        assert receiver.ledger.senders == counts
+        lines = b"cpu usage=1\ncpu usage=2\n"
+        sized = {"Authorization": f"Bearer {OTHER}", "Content-Length": str(len(lines))}
+        for _ in range(7):
+            await client.send(head("POST", "/write", sized) + lines)
+            assert (await client.reply()).status == 204
+            clock.now_s += 10
+        told = receiver.endpoint.senders.not_stored()
+        assert told.details == "token yard, 14 readings"
+    assert receiver.ledger.listed_senders()[1] == {
+        "sender": "token yard",
+        "posts": 8,
+        "readings": 15,
+        "refused": 0,
+    }
