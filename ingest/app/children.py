@@ -28,7 +28,7 @@ KILL_S_MAX = 5.0  # after SIGKILL
 LATE_S = 1.0  # if a tick comes so late, we were frozen ourselves: then no child is to blame
 
 
-class Times(NamedTuple):
+class ChildTimes(NamedTuple):
     """How long a child may take: to be ready, between two statuses, and to end at a restart."""
 
     ready_s_max: float = 30.0
@@ -68,7 +68,7 @@ class Slot:
         instance: str,
         make: Callable[[Callable[[], None]], Awaitable[Child]],
         configuration: Callable[[], Message],
-        times: Times,
+        times: ChildTimes,
     ) -> None:
         self.instance = instance
         self.child: Child | None = None
@@ -243,7 +243,7 @@ class Children:
         *,
         program: Sequence[str],
         family_fd: int,
-        times: Times,
+        times: ChildTimes,
     ) -> None:
         self._configuration = configuration
         self._told = told

@@ -27,7 +27,7 @@ from ingest.app.advice import advice, database_words
 from ingest.app.begin import begun
 from ingest.app.buffer import UNLESS, check_promise
 from ingest.app.child import PROGRAM
-from ingest.app.children import GATEWAY, WRITER, Children, Times, Told, together
+from ingest.app.children import GATEWAY, WRITER, Children, ChildTimes, Told, together
 from ingest.app.greeting import greeting_lines
 from ingest.app.leftovers import refuse_left_files
 from ingest.app.receiving import LEAVE_S_MAX
@@ -63,7 +63,7 @@ async def up(
     url_origin: str = "default",
     terminal: bool = False,
     program: Sequence[str] = PROGRAM,
-    times: Times | None = None,
+    times: ChildTimes | None = None,
 ) -> int:
     """Run all processes until SIGTERM or SIGINT; return the exit code, as `serve` does.
 
@@ -75,7 +75,7 @@ async def up(
     with begun(settings, "up") as folder:
         refuse_left_files(folder)
         notifier = Notifier.from_environment()
-        limits = times or Times(leave_s_max=LEAVE_S_MAX + settings.drain_s_max + GRACE_S)
+        limits = times or ChildTimes(leave_s_max=LEAVE_S_MAX + settings.drain_s_max + GRACE_S)
         supervisor = Supervisor(
             settings,
             folder,
@@ -101,7 +101,7 @@ class Supervisor:
         notifier: Notifier,
         *,
         program: Sequence[str],
-        times: Times,
+        times: ChildTimes,
         words: Mapping[str, str],
         terminal: bool,
     ) -> None:

@@ -23,7 +23,7 @@ from ingest.broker.envelope import Address
 from ingest.broker.monitor import ask, is_answering
 from ingest.embedded.broker_config import Endpoints, config_text, new_endpoints
 from ingest.embedded.programs import DatabaseUser, clean_environment, command
-from ingest.embedded.running import Launched, Server, Words, ended_or_set, tail_of
+from ingest.embedded.running import Launched, Server, ServerWords, ended_or_set, tail_of
 from ingest.model.errors import StartError
 from ingest.system import clock
 from ingest.system.files import Lock, is_locked, make_folder, replace_private, size_bytes
@@ -46,7 +46,7 @@ AGAIN_S = 0.1  # after a look without an answer
 _OURSELVES = DatabaseUser(-1, -1, "")
 
 _log = get_logger("broker")
-_WORDS = Words(
+_WORDS = ServerWords(
     lambda code, pause_s: _log.warning("broker_exited", code=code, restart_in_s=pause_s),
     lambda pid: _log.info("broker_restarted", pid=pid),
     lambda why: _log.error("broker_not_restarted", reason=why),
@@ -94,34 +94,35 @@ class EmbeddedBroker(Server):
 
         If it is cancelled, no server goes on running.
         """
-        await self._start()
+        await self.start_server()
 
-    async def _begin(self) -> None:
-        make_folder(self._folder)
-        self._folder.chmod(0o700)
+    async def begin(self) -> None:
+        """Lock the folder, and launch the server; see Server."""
+        make_folder(self.folder)
+        self.folder.chmod(0o700)
         await self._take()
         await self._end_left()
-        await self._launch()
+        await self.launch()
 
     async def _take(self) -> None:
         """Lock the folder. A command may have it for a moment."""
         started_s = clock.monotonic_s()
-        path = self._folder / "lock"
+        path = self.folder / "lock"
         while (lock := Lock.try_take(path, create=True)) is None:
             if clock.monotonic_s() - started_s > LOCK_S_MAX:
                 owner = path.read_text(errors="replace")[:20].strip() or "unknown"
                 raise StartError(
-                    f"the process {owner} runs the broker in {self._folder}: stop it, or choose "
+                    f"the process {owner} runs the broker in {self.folder}: stop it, or choose "
                     "another folder with --state-dir"
                 )
             await asyncio.sleep(0.05)
         lock.record(f"{os.getpid()}\n")
-        self._lock = lock
+        self.lock = lock
 
     async def _end_left(self) -> None:
         """End a server whose parent was killed. It has inherited the lock of its store."""
         started_s = clock.monotonic_s()
-        path = self._folder / "server.lock"
+        path = self.folder / "server.lock"
         signals = {0.0: signal.SIGINT, LEFT_S_MAX: signal.SIGKILL}
         while path.exists() and is_locked(path):
             waited_s = clock.monotonic_s() - started_s
@@ -132,30 +133,32 @@ class EmbeddedBroker(Server):
                     os.kill(pid, number)
             if waited_s > LEFT_S_MAX + KILL_S_MAX:
                 raise StartError(
-                    f"another nats-server uses {self._folder}, and does not end: stop it, or "
+                    f"another nats-server uses {self.folder}, and does not end: stop it, or "
                     "choose another folder with --state-dir"
                 )
             await asyncio.sleep(0.02)
 
-    async def _is_ready(self, process: asyncio.subprocess.Process) -> bool:
+    async def is_ready(self, process: asyncio.subprocess.Process) -> bool:
+        """Whether the server can be used."""
         assert self._endpoints is not None
         return await asyncio.to_thread(_is_ready, self._endpoints)
 
-    async def _spawn(self) -> Launched:
+    async def spawn(self) -> Launched:
+        """Start the program."""
         at = self._endpoints = self._endpoints or _new_endpoints()
-        log_start = size_bytes(self._log_file)
+        log_start = size_bytes(self.log_file)
         text = config_text(
             at,
-            store=self._folder / "store",
-            log=self._log_file,
+            store=self.folder / "store",
+            log=self.log_file,
             # The stream has its own bound. This one refuses a bound that no disk could hold.
-            store_bytes_max=shutil.disk_usage(self._folder).total,
+            store_bytes_max=shutil.disk_usage(self.folder).total,
             payload_bytes_max=self._payload_bytes_max,
         )
         replace_private(self._config, text.encode())
-        store_lock = Lock.try_take(self._folder / "server.lock", create=True)
+        store_lock = Lock.try_take(self.folder / "server.lock", create=True)
         if store_lock is None:
-            raise StartError(f"another nats-server uses {self._folder}")
+            raise StartError(f"another nats-server uses {self.folder}")
         with store_lock:  # the server inherits it, and so has it until it ends
             flags = os.O_WRONLY | os.O_TRUNC | os.O_CREAT | os.O_CLOEXEC
             errors_fd = os.open(self._error_file, flags, 0o600)
@@ -172,24 +175,26 @@ class EmbeddedBroker(Server):
                 os.close(errors_fd)
 
         def said() -> str:
-            return f"{tail_of(self._error_file)}\n{tail_of(self._log_file, log_start)}".strip()
+            return f"{tail_of(self._error_file)}\n{tail_of(self.log_file, log_start)}".strip()
 
         return Launched(process, said)
 
-    def _may_try_again(self, said: str) -> bool:
-        if not super()._may_try_again(said):
+    def may_try_again(self, said: str) -> bool:
+        """Whether a port was taken; then the next start has others."""
+        if not super().may_try_again(said):
             return False
         self._endpoints = _new_endpoints()
         return True
 
-    def _publish(self) -> None:
-        replace_private(self._folder / "server.json", msgspec.json.encode(self.published))
+    def publish(self) -> None:
+        """Tell other processes where the server is."""
+        replace_private(self.folder / "server.json", msgspec.json.encode(self.published))
 
-    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+    async def watch(self, process: asyncio.subprocess.Process) -> None:
         """Wait for the end of the server or a stop. Kill a server that is frozen."""
         silent = 0
         while not await ended_or_set(
-            process, self._stopping, within_s=AGAIN_S if silent else LOOK_S
+            process, self.stopping, within_s=AGAIN_S if silent else LOOK_S
         ):
             url = self.published.endpoints.monitor_url
             answers = await asyncio.to_thread(is_answering, url, ANSWER_S_MAX)
@@ -198,10 +203,11 @@ class EmbeddedBroker(Server):
                 _log.error("broker_frozen", pid=process.pid)
                 process.kill()
 
-    async def _end(self) -> None:
-        if self._lock is not None:
-            (self._folder / "server.json").unlink(missing_ok=True)
-        await super()._end()
+    async def end(self) -> None:
+        """End the server, and remove what others could find it by."""
+        if self.lock is not None:
+            (self.folder / "server.json").unlink(missing_ok=True)
+        await super().end()
 
 
 def _new_endpoints() -> Endpoints:

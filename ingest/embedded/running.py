@@ -35,7 +35,7 @@ class Launched(NamedTuple):
     said: Callable[[], str]
 
 
-class Words(NamedTuple):
+class ServerWords(NamedTuple):
     """What writes to the log that the server has ended, runs again, or could not be started."""
 
     exited: Callable[[int | None, float], None]
@@ -57,136 +57,137 @@ class Server(ABC):
     in_use_s_max: ClassVar[float]
     end_steps: ClassVar[Steps]
 
-    def __init__(self, folder: Path, log_file: Path, words: Words) -> None:
-        self._folder = folder
-        self._log_file = log_file
+    def __init__(self, folder: Path, log_file: Path, words: ServerWords) -> None:
+        self.folder = folder
+        self.log_file = log_file
         self._words = words
-        self._lock: Lock | None = None
-        self._process: asyncio.subprocess.Process | None = None
-        self._stopping = asyncio.Event()
+        self.lock: Lock | None = None
+        self.process: asyncio.subprocess.Process | None = None
+        self.stopping = asyncio.Event()
         self._supervision: asyncio.Task[None] | None = None
 
     @property
     def pid(self) -> int | None:
         """The server's process id while it runs."""
-        if self._process is None or self._process.returncode is not None:
+        if self.process is None or self.process.returncode is not None:
             return None
-        return self._process.pid
+        return self.process.pid
 
-    async def _start(self) -> None:
+    async def start_server(self) -> None:
         """Start the server, and wait until it can be used. Raises StartError.
 
         If it is cancelled, no server goes on running.
         """
         assert self._supervision is None, "started once, until stopped"
-        self._stopping.clear()
+        self.stopping.clear()
         try:
             async with contextlib.AsyncExitStack() as undo:
-                undo.push_async_callback(self._end)
-                await self._begin()
+                undo.push_async_callback(self.end)
+                await self.begin()
                 undo.pop_all()
         except OSError as error:
-            raise StartError(f"cannot start {self.what} in {self._folder}: {error}") from error
+            raise StartError(f"cannot start {self.what} in {self.folder}: {error}") from error
         self._supervision = asyncio.create_task(self._supervise(), name=self.program)
 
     async def stop(self) -> None:
         """Stop the server. Repeatable."""
         if self._supervision is not None:
-            self._stopping.set()
+            self.stopping.set()
             await asyncio.shield(self._supervision)
             self._supervision = None
 
     async def _supervise(self) -> None:
         """Keep a server running until `stop` is called; then stop it."""
         try:
-            if await self._has_turn():
+            if await self.has_turn():
                 await self._keep_running()
         finally:
-            await self._end()
+            await self.end()
 
     async def _keep_running(self) -> None:
         backoff = Backoff(RESTART_S_MIN, RESTART_S_MAX)
         while True:
-            if (process := self._process) is not None:
-                await self._watch(process)
-                if self._stopping.is_set():
+            if (process := self.process) is not None:
+                await self.watch(process)
+                if self.stopping.is_set():
                     return
-                self._process = None
+                self.process = None
             pause_s = backoff.next_s()
             if process is not None:
                 self._words.exited(process.returncode, round(pause_s, 1))
-            if await clock.sleep_unless(self._stopping, pause_s):
+            if await clock.sleep_unless(self.stopping, pause_s):
                 return
             try:
-                await self._launch_again()
+                await self.launch_again()
             except (StartError, OSError) as error:
                 self._words.not_restarted(str(error))
             else:
                 self._words.restarted(self.pid)
 
-    async def _launch(self) -> None:
+    async def launch(self) -> None:
         """Start the program and wait until it is ready, or `stop` is called. Raises StartError."""
         started_s = clock.monotonic_s()
         while True:
-            launched = await self._spawn()
-            self._process = process = launched.process
+            launched = await self.spawn()
+            self.process = process = launched.process
             while process.returncode is None:
-                if await self._is_ready(process) or self._stopping.is_set():
-                    self._publish()
+                if await self.is_ready(process) or self.stopping.is_set():
+                    self.publish()
                     return
                 if clock.monotonic_s() - started_s > START_S_MAX:
                     await end_process(process, self.end_steps)
                     raise StartError(
-                        f"{self.program} is not ready after {START_S_MAX:g} s: {self._log_file}"
+                        f"{self.program} is not ready after {START_S_MAX:g} s: {self.log_file}"
                     )
                 await asyncio.sleep(READY_LOOK_S)
-            self._process = None
+            self.process = None
             said = launched.said()
             is_late = clock.monotonic_s() - started_s > self.in_use_s_max
-            if is_late or not self._may_try_again(said):
-                raise StartError(f"{self.program} did not start ({self._log_file}): {said}")
+            if is_late or not self.may_try_again(said):
+                raise StartError(f"{self.program} did not start ({self.log_file}): {said}")
             await asyncio.sleep(AGAIN_S)
 
-    def _may_try_again(self, said: str) -> bool:
+    def may_try_again(self, said: str) -> bool:
         """Whether the start has failed because of something that passes."""
         return self.in_use in said
 
-    async def _end(self) -> None:
+    async def end(self) -> None:
         """End the server if it runs, and unlock the folder."""
         try:
-            if self._process is not None:
-                await end_process(self._process, self.end_steps)
-                self._process = None
+            if self.process is not None:
+                await end_process(self.process, self.end_steps)
+                self.process = None
         finally:
-            if self._lock is not None:
-                self._lock.close()
-                self._lock = None
+            if self.lock is not None:
+                self.lock.close()
+                self.lock = None
 
     @abstractmethod
-    async def _begin(self) -> None:
+    async def begin(self) -> None:
         """Lock the folder, and launch the server. Raises StartError and OSError."""
 
-    async def _has_turn(self) -> bool:
+    async def has_turn(self) -> bool:
         """Wait until this process may run the server; return False at a stop."""
         return True
 
     @abstractmethod
-    async def _spawn(self) -> Launched:
+    async def spawn(self) -> Launched:
         """Start the program. Raises StartError and OSError."""
 
     @abstractmethod
-    async def _is_ready(self, process: asyncio.subprocess.Process) -> bool:
+    async def is_ready(self, process: asyncio.subprocess.Process) -> bool:
         """Whether the server can be used."""
 
     @abstractmethod
-    def _publish(self) -> None:
+    def publish(self) -> None:
         """Tell other processes where the server is."""
 
-    async def _launch_again(self) -> None:
-        await self._launch()
+    async def launch_again(self) -> None:
+        """Start the server again."""
+        await self.launch()
 
     @abstractmethod
-    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+    async def watch(self, process: asyncio.subprocess.Process) -> None:
         """Wait for the end of the server, or a stop. End a server that is broken."""
 
 

@@ -23,7 +23,7 @@ from ingest.embedded.running import (
     START_S_MAX,
     Launched,
     Server,
-    Words,
+    ServerWords,
     end_process,
     ended_or_set,
     tail_of,
@@ -68,7 +68,7 @@ SETTINGS: dict[str, str] = {
 LOOK_S = 0.2  # between two looks whether the socket, or the process that we share with, is there
 
 _log = get_logger("embedded")
-_WORDS = Words(
+_WORDS = ServerWords(
     lambda code, pause_s: _log.warning("database_exited", code=code, restart_in_s=pause_s),
     lambda pid: _log.info("database_restarted", pid=pid),
     lambda why: _log.error("database_not_restarted", reason=why),
@@ -108,64 +108,67 @@ class EmbeddedPostgres(Server):
         that server is used until the process ends; then this one starts its own.
         If it is cancelled, no server goes on running. Raises StartError.
         """
-        await self._start()
+        await self.start_server()
         return self.url
 
-    async def _begin(self) -> None:
+    async def begin(self) -> None:
+        """Lock the folder, and launch the server; see Server."""
         await self._take_or_share()
-        if self._lock is not None:
+        if self.lock is not None:
             await self._run()
 
     async def _take_or_share(self) -> None:
         """Lock the folder, or find the server of the process that has locked it."""
         started_s = clock.monotonic_s()
         while not self._take():
-            self._url = postgres_data.published_url(self._folder)
+            self._url = postgres_data.published_url(self.folder)
             sockets = postgres_data.sockets_of(self._url)
             if sockets is not None and (sockets / SOCKET).exists():
-                _log.info("database_shared", pid=postgres_data.locked_by(self._folder))
+                _log.info("database_shared", pid=postgres_data.locked_by(self.folder))
                 return
             if clock.monotonic_s() - started_s > START_S_MAX:
                 raise StartError(
-                    f"the process {postgres_data.locked_by(self._folder)} has locked the database "
-                    f"in {self._folder} and does not start it: stop that process, or choose "
+                    f"the process {postgres_data.locked_by(self.folder)} has locked the database "
+                    f"in {self.folder} and does not start it: stop that process, or choose "
                     "another folder with --state-dir"
                 )
             await asyncio.sleep(0.02)
 
     def _take(self) -> bool:
         """Lock the folder; return whether we have the lock."""
-        self._lock = postgres_data.try_lock(self._folder)
-        return self._lock is not None
+        self.lock = postgres_data.try_lock(self.folder)
+        return self.lock is not None
 
     async def _run(self) -> None:
         """Start the server in the folder, which is locked. Raises StartError and OSError."""
-        home = await asyncio.to_thread(postgres_data.prepare, self._folder)
+        home = await asyncio.to_thread(postgres_data.prepare, self.folder)
         self._home = home
         await postgres_data.await_previous(home.data)
-        last = postgres_data.sockets_of(postgres_data.published_url(self._folder))
+        last = postgres_data.sockets_of(postgres_data.published_url(self.folder))
         if last is not None and last != home.sockets:
             remove_socket_folder(last)
         await postgres_data.make_data(home)
         major = int((home.data / "PG_VERSION").read_text())
         write_access_rules(home.data, home.user, major)
         sweep_left_overs(home.user)
-        await self._launch()
+        await self.launch()
 
     async def stop(self) -> None:
         """Shut the server down. This is fast: open transactions are rolled back."""
         await super().stop()
 
-    async def _is_ready(self, process: asyncio.subprocess.Process) -> bool:
+    async def is_ready(self, process: asyncio.subprocess.Process) -> bool:
+        """Whether the server can be used."""
         assert self._home is not None
         lines = postgres_data.pid_file_lines(self._home.data)
         ours = bool(lines) and lines[0] == str(process.pid)
         return ours and postgres_data.status_of(lines) == "ready"
 
-    def _publish(self) -> None:
+    def publish(self) -> None:
+        """Tell other processes where the server is."""
         assert self._home is not None
         self._url = postgres_data.url_of(self._home.sockets)
-        postgres_data.publish_url(self._folder, self._url)
+        postgres_data.publish_url(self.folder, self._url)
 
     def _with_sockets(self) -> Home:
         """Make the folder of the socket anew if somebody has removed it; else empty it.
@@ -176,11 +179,12 @@ class EmbeddedPostgres(Server):
         home = self._home
         remove_socket_folder(home.sockets)
         if not make_private(home.sockets, home.user):
-            home = home._replace(sockets=make_socket_folder(self._folder, home.user, None))
+            home = home._replace(sockets=make_socket_folder(self.folder, home.user, None))
         self._home = home
         return home
 
-    async def _spawn(self) -> Launched:
+    async def spawn(self) -> Launched:
+        """Start the program."""
         home = self._with_sockets()
         arguments = ["-D", str(home.data), "-h", "", "-k", str(home.sockets), "-p", str(PORT)]
         for name, value in self._settings.items():
@@ -199,31 +203,34 @@ class EmbeddedPostgres(Server):
             os.close(log_fd)
         return Launched(process, lambda: tail_of(home.log, log_start))
 
-    async def _has_turn(self) -> bool:
+    async def has_turn(self) -> bool:
         """Wait until the process whose server we use has ended. Return False at a `stop`."""
-        if self._lock is not None:
+        if self.lock is not None:
             return True
-        while not await clock.sleep_unless(self._stopping, LOOK_S):
+        while not await clock.sleep_unless(self.stopping, LOOK_S):
             try:
                 if self._take():
                     return True
-                self._url = postgres_data.published_url(self._folder) or self._url
+                self._url = postgres_data.published_url(self.folder) or self._url
             except (StartError, OSError) as error:
                 _log.error("database_not_taken_over", reason=str(error))
         return False
 
-    async def _launch_again(self) -> None:
-        await (self._run() if self._home is None else self._launch())
+    async def launch_again(self) -> None:
+        """Start the server again, or the first one if another process had it."""
+        await (self._run() if self._home is None else self.launch())
 
-    async def _watch(self, process: asyncio.subprocess.Process) -> None:
-        while not await ended_or_set(process, self._stopping, within_s=LOOK_S):
+    async def watch(self, process: asyncio.subprocess.Process) -> None:
+        """Wait for the end of the server or a stop. End one whose socket has been removed."""
+        while not await ended_or_set(process, self.stopping, within_s=LOOK_S):
             if self._home is not None and not (self._home.sockets / SOCKET).exists():
                 _log.warning("database_socket_removed", folder=str(self._home.sockets))
                 await end_process(process, self.end_steps)
 
-    async def _end(self) -> None:
-        ran = self._process is not None
-        await super()._end()
+    async def end(self) -> None:
+        """End the server, and remove what others could find it by."""
+        ran = self.process is not None
+        await super().end()
         if self._home is not None and ran:
             remove_socket_folder(self._home.sockets)
         elif self._home is not None:  # not started: files in there belong to another server

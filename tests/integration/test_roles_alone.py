@@ -73,7 +73,7 @@ async def role(broker: EmbeddedBroker, name: str, **settings: str) -> AsyncItera
         "stream_bytes_max": "64MiB",
         "dlq_bytes_max": "64MiB",
         "dlq_segment_bytes": "1MiB",
-        "state_dir": str(broker._folder.parent),  # it keeps the mark
+        "state_dir": str(broker.folder.parent),  # it keeps the mark
         **settings,
     }
     process = await asyncio.create_subprocess_exec(

@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 
 from ingest.app import children as children_module
 from ingest.app import up as up_module
-from ingest.app.children import Children, Times
+from ingest.app.children import Children, ChildTimes
 from ingest.embedded.broker import running_broker
 from ingest.model.errors import StartError
 from ingest.system.orphans import holders
@@ -249,7 +249,7 @@ async def test_server_at_another_place_restarts_the_processes(
 ) -> None:
     """The broker had to take another port: the processes get its new address."""
     monkeypatch.setattr(up_module, "WATCH_S", 0.05)
-    async with running_up(tmp_path, times=Times(15, 10, 15)) as up:
+    async with running_up(tmp_path, times=ChildTimes(15, 10, 15)) as up:
         before = up.pids
         broker = up.supervisor._servers._broker
         assert broker is not None
@@ -273,7 +273,7 @@ async def test_restart_that_must_be_is_tried_again(
         return tries == 3
 
     monkeypatch.setattr(Children, "restart", restart)
-    async with running_up(tmp_path, times=Times(15, 10, 15)) as up:
+    async with running_up(tmp_path, times=ChildTimes(15, 10, 15)) as up:
         os.kill(os.getpid(), signal.SIGHUP)
         await until(lambda: tries)
         await asyncio.sleep(0.2)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ingest.app.advice import advice
-from ingest.app.children import Times
+from ingest.app.children import ChildTimes
 from ingest.app.up import Supervisor
 from ingest.config.settings import Settings
 from ingest.system.notify import Notifier
@@ -20,14 +20,14 @@ from ingest.system.state_folder import StateFolder
 from tests.support.receiver import GOOD, Client, post, until
 
 TINY = (sys.executable, "-P", str(Path(__file__).parent / "tiny_child.py"))
-TIMES = Times(ready_s_max=15, silent_s_max=1, leave_s_max=15)
+TIMES = ChildTimes(ready_s_max=15, silent_s_max=1, leave_s_max=15)
 NO_DATABASE = "postgresql://nobody@127.0.0.1:1/none"  # the small children use none
 
 
 class Up:
     """A supervisor that runs; `lines` are those for a person."""
 
-    def __init__(self, folder: StateFolder, times: Times, settings: dict[str, Any]) -> None:
+    def __init__(self, folder: StateFolder, times: ChildTimes, settings: dict[str, Any]) -> None:
         self.lines: list[str] = []
         given = {
             "listen": "127.0.0.1:0",
@@ -82,7 +82,9 @@ class Up:
 
 
 @asynccontextmanager
-async def running_up(folder: Path, *, times: Times = TIMES, **settings: Any) -> AsyncIterator[Up]:
+async def running_up(
+    folder: Path, *, times: ChildTimes = TIMES, **settings: Any
+) -> AsyncIterator[Up]:
     """Run one. Its signal handlers are of this process: they are undone at the end."""
     state = StateFolder.open(folder)
     try:
