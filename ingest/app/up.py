@@ -36,7 +36,6 @@ from ingest.app.servers import Servers
 from ingest.app.target import make_target
 from ingest.app.tasks import EXIT_BROKEN, EXIT_LOST, EXIT_OK, TASKS_S_MAX, Tasks
 from ingest.app.up_admin import UpAdmin
-from ingest.config.loading import check_waits
 from ingest.config.settings import Settings, split_address
 from ingest.http.listener import open_slots
 from ingest.model.errors import StartError
@@ -70,7 +69,6 @@ async def up(
     Raises StartError and ConfigError with a sentence for the user. `announce` gets the lines for a
     person. `program` are the words that start a child. `url_origin`: where database_url was set.
     """
-    check_waits(settings)
     make_rules(settings)  # a gateway would find the fault of a source, and end again and again
     with begun(settings, "up") as folder:
         refuse_left_files(folder)

@@ -57,7 +57,6 @@ async def test_purged_stream_is_a_loss_and_killed_processes_are_none(
     settings: dict[str, Any] = {
         "database_url": readings_url,
         "database_unsafe": True,
-        "hold_probe_s": 0.3,
     }
     async with Up(open_tmp_path / "s", gateways=2, writers=1, **settings) as service:
         assert (await service.post(reading(1_750_000_000_000))).status == 202
