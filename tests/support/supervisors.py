@@ -13,6 +13,7 @@ from typing import Any
 
 from ingest.app.advice import advice
 from ingest.app.children import ChildTimes
+from ingest.app.process import Process
 from ingest.app.up import Supervisor
 from ingest.config.settings import Settings
 from ingest.system.notify import Notifier
@@ -39,8 +40,7 @@ class Up:
         self.supervisor = Supervisor(
             Settings(**given),
             folder,
-            self.lines.append,
-            Notifier(),
+            Process("up", self.lines.append, Notifier()),
             program=TINY,
             times=times,
             words=advice(Settings(**given), ""),
@@ -77,7 +77,7 @@ class Up:
 
     async def stop(self) -> int:
         """Stop it; return the exit code."""
-        self.supervisor._stopping.set()
+        self.supervisor._process.stopping.set()
         return await self.running
 
 
