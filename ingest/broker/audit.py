@@ -10,8 +10,8 @@ given. One of them, the auditor, compares that with what the consumer has passed
                                        -> no server can read it: lost
 
 The auditor is the writer with the lowest name of those that know up to where all was seen to. It
-tells that too, so another one goes on where it has ended. If nobody knows it, the last done
-messages are read again, up to a bound.
+tells that too, so another one goes on where it has ended. If nobody knows it, the one with the
+lowest name of all begins, and the last done messages are read again, up to a bound.
 Promises: the purge goes no further than `checked_to`: all up to there was given, or seen to, and
 the others were told so. A message may be written twice; the table's key absorbs that.
 Does not: see what was removed (removals.py does), or that a message is damaged which must be given
@@ -76,7 +76,8 @@ class Audit:
         self._connection = connection
         self._puller = puller
         self._name = os.urandom(8).hex()
-        self._others: dict[str, float] = {}  # those that know `seen_to`: when each was heard
+        self._others: dict[str, float] = {}  # when each was heard
+        self._knowing: set[str] = set()  # those of them that know `seen_to`
         self._made = ""
         self._seen_to = -1
         self._open: dict[int, set[str]] = {}  # places, and which servers cannot read them
@@ -97,14 +98,20 @@ class Audit:
             await clock.sleep_unless(stopping, EVERY_S)
 
     @property
-    def others(self) -> list[str]:
-        """The other writers that were heard lately, and know up to where all was seen to."""
+    def others(self) -> set[str]:
+        """The names of the other writers that were heard lately."""
         since_s = clock.monotonic_s() - HEARD_S
-        return [name for name, at_s in self._others.items() if at_s > since_s]
+        return {name for name, at_s in self._others.items() if at_s > since_s}
+
+    @property
+    def _auditor(self) -> str:
+        """The name of the auditor; nothing if nobody knows up to where all was seen to."""
+        ours = {self._name} if self._seen_to >= 0 else set()
+        return min(ours | self._knowing & self.others, default="")
 
     @property
     def _is_auditor(self) -> bool:
-        return self._seen_to >= 0 and self._name < min(self.others, default="~")
+        return self._auditor == self._name
 
     def tell(self) -> None:
         """Tell the others what is known; from then on the purge may go so far."""
@@ -124,10 +131,10 @@ class Audit:
             return
         if told.name == self._name or told.made != self._made:
             return
+        self._others[told.name] = clock.monotonic_s()
         if told.seen_to >= 0:
-            self._others[told.name] = clock.monotonic_s()
-            says_auditor = not self._is_auditor and told.name == min(self.others)
-            if told.seen_to >= self._seen_to + (not says_auditor):
+            self._knowing.add(told.name)
+            if told.seen_to >= self._seen_to + (told.name != self._auditor):
                 self._seen_to = told.seen_to
                 self._open = {each: set() for each in told.open}
         self._given.update(told.given)
@@ -175,11 +182,10 @@ class Audit:
         then_s, then = looks[0]
         if now_s - then_s < HEARD_S:
             return
-        if self._seen_to < 0:  # nobody knows better
+        if self._seen_to < 0 and self._name < min(self.others, default="~"):
             average_bytes = max(1, then.size_bytes // max(1, then.messages))
             back = min(BACK_MAX, BACK_BYTES_MAX // average_bytes)
             self._seen_to = max(0, then.first - 1, then.done_to - back)
-            looks.clear()  # others may have come to the same: they must hear us first
         elif self._is_auditor:
             # Of what was passed then the others have told since.
             self._pass(max(self._seen_to, then.first - 1), min(then.end, state.last))
