@@ -46,6 +46,7 @@ BACK_BYTES_MAX = 64 * 1024**2
 TOLD_MAX = 50_000  # places in one message
 _PASSED_MAX = 20_000  # places in one round
 _READ_S_MAX = 0.5  # in one round: who tells nothing for long is taken for gone
+_READS_MAX = 16  # at once
 LEADER_S = 10.0  # between two changes of the leader: publishing waits for each of them
 WARNING_S = 60.0
 
@@ -202,22 +203,26 @@ class Audit:
         """Read open messages, as many as fit into one round. Pending ones come by themselves."""
         until_s = clock.monotonic_s() + _READ_S_MAX
         before = self.read_again
-        for place in sorted(self._open.keys() - self._in_hand):
-            if place > state.done_to or clock.monotonic_s() > until_s:
+        ready = sorted(each for each in self._open.keys() - self._in_hand if each <= state.done_to)
+        for at in range(0, len(ready), _READS_MAX):
+            if clock.monotonic_s() > until_s or (at and not self._puller.wanted.is_set()):
                 break
-            data = await manage.message(self._connection, place)
-            if place not in self._open:  # it came meanwhile
-                continue
-            if data is None:
-                await self._not_read(place, state.leader)
-                continue
-            if not self._puller.wanted.is_set():  # no room now
-                break
+            some = ready[at : at + _READS_MAX]
+            reading = (manage.message(self._connection, each) for each in some)
+            for place, data in zip(some, await asyncio.gather(*reading), strict=True):
+                await self._take(place, data, state.leader)
+        if self.read_again > before:
+            _log.warning("stream_messages_read_again", count=self.read_again - before)
+
+    async def _take(self, place: int, data: bytes | None, leader: str) -> None:
+        if place not in self._open:  # it came meanwhile
+            return
+        if data is None:
+            await self._not_read(place, leader)
+        elif self._puller.wanted.is_set():  # else there is no room now
             self.read_again += 1
             self._in_hand.add(place)
             self._puller.take(Delivery(data, place, 2, ""))
-        if self.read_again > before:
-            _log.warning("stream_messages_read_again", count=self.read_again - before)
 
     async def _not_read(self, place: int, leader: str) -> None:
         """The leader's copy of a message is damaged. Only the leader answers: let another lead."""
