@@ -50,7 +50,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let all look ten times as often: what takes 10 s takes one."""
     for module, name, seconds in (
         (audit, "EVERY_S", 0.1),
-        (audit, "HEARD_S", 0.25),
+        (audit, "HEARD_S", 0.4),
         (purge, "EVERY_S", 1.0),
         (watch, "EVERY_S", 0.1),
         (watch, "AGAIN_S", 0.1),
