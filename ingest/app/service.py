@@ -35,6 +35,7 @@ from ingest.app.leftovers import refuse_left_stream
 from ingest.app.receiving import leave, make_endpoint, taking
 from ingest.app.refusals import Refusals
 from ingest.app.rules import make_rules
+from ingest.app.space import DiskSpace
 from ingest.app.target import make_target
 from ingest.app.tasks import EXIT_BROKEN, EXIT_LOST, EXIT_OK, TASKS_S_MAX, Tasks
 from ingest.app.writing import WritingHalf
@@ -117,7 +118,7 @@ class Service:
             halted=self._writing_ends,
             keeps_rest=lambda: settings.buffer == "journal" and not self.buffer.broken,
             # The embedded database is on the disk that we know.
-            disk_free_bytes=lambda: self.health.disk_free_bytes if self._embedded else None,
+            disk_free_bytes=lambda: self.health.fill.disk_free_bytes if self._embedded else None,
         )
         self.dead_letters = DeadLetterQueue(
             folder.dead_letters,
@@ -135,14 +136,17 @@ class Service:
         settings, database_state = self._settings, self.writing.database_state
         refused_posts = RefusedPosts(self.ledger)
         self.health = Health(
-            settings=settings,
+            full_s_min=settings.full_s_min,
             buffer=self.buffer.stats,
             database_state=database_state,
             url_fault=self._reread.fault,
-            disk=self._folder,
-            disk_broken=lambda: self.buffer.broken,
+            disk=DiskSpace(
+                self._folder,
+                free_bytes_min=settings.disk_free_bytes_min,
+                broken=lambda: self.buffer.broken,
+            ),
             dead_letters=self.dead_letters.stats,
-            troubles=(*self.writing.troubles, lambda: self.endpoint.senders.not_stored()),  # noqa: PLW0108
+            parts=(*self.writing.troubles, lambda: self.endpoint.senders.not_stored()),  # noqa: PLW0108
             refusals=Refusals(self.ledger),
             fill=Fill(settings, lambda: self.buffer.journal_stats().size_bytes),
             advice=words,

@@ -52,7 +52,7 @@ from ingest.buffers.stream.outlet import StreamOutlet
 from ingest.config.forward_names import forward_names
 from ingest.config.reread_url import RereadUrl
 from ingest.model.ack import Ack
-from ingest.model.causes import STREAM_LOST, Trouble, trouble_of
+from ingest.model.causes import Trouble
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull
 from ingest.model.ledger import Gauges
 from ingest.model.letter import NOT_OURS, Letter
@@ -123,14 +123,13 @@ class StreamWriter:
         database_state = self.writing.database_state
         self._reread = RereadUrl(settings)
         self.health = Health(
-            settings=settings,
+            full_s_min=settings.full_s_min,
             buffer=self.outlet.stats,
             database_state=database_state,
             url_fault=self._reread.fault,
             disk=None,
-            broker=role.broker_state.cause,
             dead_letters=self.dead_letters.stats,
-            troubles=(*self.writing.troubles, self._loss),
+            parts=(role.broker_state.trouble, *self.writing.troubles, self._loss),
             refusals=Refusals(self.ledger),
             fill=Fill(settings, has_folder=False),
             advice=words,
@@ -295,8 +294,7 @@ class StreamWriter:
         self.writing.abort()
 
     def _loss(self) -> Trouble:
-        is_lost = self._check.skipped or self._role.watch.removed
-        return trouble_of(STREAM_LOST if is_lost else "")
+        return broker_state.loss(self._check.skipped or self._role.watch.removed)
 
     def _say_if_stored(self, message: Message) -> None:
         """Tell a gateway why its posts cannot wait for their commit: a code, or nothing."""

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from ingest import __version__
 from ingest.app.advice import advice
+from ingest.app.backlog import WRITES_FAIL
+from ingest.app.causes import next_step
 from ingest.app.target import make_target
 from ingest.buffers.journal.reader import segment_files
 from ingest.cli.doctor_access import access_check
@@ -37,8 +39,7 @@ from ingest.config.settings import Settings, split_address
 from ingest.config.values import shown
 from ingest.dead_letters.files import segments
 from ingest.dead_letters.reader import Tally, undone_lines
-from ingest.dead_letters.room import Room
-from ingest.model.causes import INVALID_FULL, SHARE_USED, WRITES_FAIL, cause_of, next_step
+from ingest.dead_letters.room import CAUSES, INVALID_FULL, SHARE_USED, Room
 from ingest.model.errors import IngestError, StartError
 from ingest.system.files import size_bytes
 from ingest.system.filesystem import filesystem_of, is_remote, is_volatile
@@ -297,7 +298,7 @@ def dead_letters_check(settings: Settings) -> Check:
         return Check(
             "dead letters",
             FAIL,
-            f"{cause_of(INVALID_FULL).words} ({size / 1024:,.1f} of {half / 1024:,.1f} KiB); "
+            f"{CAUSES[INVALID_FULL].words} ({size / 1024:,.1f} of {half / 1024:,.1f} KiB); "
             f"replay or discard entries (`{run} dlq stats`), or raise dlq_bytes_max",
         )
     if tally.damaged:
