@@ -19,7 +19,6 @@ from ingest.sinks.postgres.housekeeping.keeping import Policy
 from ingest.sinks.postgres.housekeeping.late import LateLimits, LatePartitions
 from ingest.sinks.postgres.housekeeping.plan import Job
 from ingest.sinks.postgres.housekeeping.retention import Retention
-from ingest.sinks.postgres.housekeeping.rollup_archived import ArchivedRollups
 from ingest.sinks.postgres.housekeeping.rollups import Rollups
 from ingest.sinks.postgres.housekeeping.spans import DAY_US
 
@@ -102,18 +101,11 @@ def housekeeping_jobs(
         HalfDetached(),
         partitions_ahead(settings, from_us=from_us),
         rolled,
-        ArchivedRollups(
-            archive,
-            keep_us=duration_us(settings.keep_rollups),
-            on=make_target(settings),
-            stopped=stopped,
-        ),
         Retention(
             policy,
             archive_dir=_archive(settings),
             rollups=settings.rollups,
             failed=rolled.failed,
-            stopped=stopped,
         ),
         Chunks(policy, rollups=settings.rollups),
     ]

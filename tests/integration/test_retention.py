@@ -16,7 +16,7 @@ from ingest.cli.doctor_partitions import partition_checks
 from ingest.config.settings import Settings
 from ingest.model.errors import StartError
 from ingest.sinks.postgres import schema
-from ingest.sinks.postgres.housekeeping import plan, registry, rollup_left, runs
+from ingest.sinks.postgres.housekeeping import plan, registry, rollup_state, runs
 from ingest.sinks.postgres.housekeeping.keeping import Policy
 from ingest.sinks.postgres.housekeeping.partitions import bounds_entry
 from ingest.sinks.postgres.housekeeping.retention import (
@@ -26,7 +26,6 @@ from ingest.sinks.postgres.housekeeping.retention import (
     Retention,
 )
 from ingest.sinks.postgres.housekeeping.rollup_state import progress
-from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans
 from ingest.sinks.postgres.housekeeping.rollups import Rollups
 from ingest.sinks.postgres.housekeeping.spans import (
     DAY,
@@ -344,8 +343,8 @@ async def test_rollups_know_what_has_left_the_table_and_nothing_else(
 
     async def state() -> tuple[object, list[TimeSpan]]:
         at = await progress(connection, "readings")
-        left = await rollup_left.left(connection, "readings", RollupSpans())
-        return at and at.gone, left.hidden
+        assert at is not None
+        return at.gone, await rollup_state.frozen(connection, "readings", at)
 
     first = (await seen(connection)).partitions[0]
     span = TimeSpan(first.from_us, first.to_us)
@@ -362,7 +361,7 @@ async def test_rollups_know_what_has_left_the_table_and_nothing_else(
     await other.close()
     assert await state() == ((), [span])
     assert await ran() == [""]
-    assert await state() == ((span,), [])
+    assert await state() == ((span,), [span])
     assert await names(connection) == made[1:]
 
 
