@@ -40,14 +40,13 @@ class Health:
 
     `disk` is that of the state folder; None: there is none. `url_fault` returns what is wrong with
     the file of the database's URL, or nothing. `parts` say what else is wrong; those that decide
-    the state come first, in this order. `untaken` says what a start waits for. `full_s_min`: see
-    BufferSpace. `advice` are the words of the next steps: a text for each of causes.FIELDS.
+    the state come first, in this order. `untaken` says what a start waits for. `advice` are the
+    words of the next steps: a text for each of causes.FIELDS.
     """
 
     def __init__(
         self,
         *,
-        full_s_min: float,
         buffer: Callable[[], BufferStats],
         database_state: Database,
         url_fault: Callable[[], str] = str,
@@ -59,9 +58,8 @@ class Health:
         fill: Fill,
         advice: Mapping[str, str],
     ) -> None:
-        self._tick_s = min(TICK_S, max(full_s_min / 4, 0.05))
         self._buffer = buffer
-        self._space = BufferSpace(full_s_min=full_s_min)
+        self._space = BufferSpace()
         self._database_state = database_state
         self._url_fault = url_fault
         self._disk = disk
@@ -108,7 +106,7 @@ class Health:
         """Tick until `stop` is set."""
         while True:
             self.tick()
-            if await sleep_unless(stop, self._tick_s):
+            if await sleep_unless(stop, TICK_S):
                 return
 
     def tick(self) -> None:

@@ -42,6 +42,7 @@ CAUSES = {
         rank=210,
     ),
 }
+FULL_S_MIN = 5.0  # so long without space, and the process is full: load balancers may leave it
 DISK_RECOVERS = 1.25  # times the least free space
 FULL_ABOVE, SPACE_BELOW = 0.95, 0.8  # of the buffer's bounds
 
@@ -90,10 +91,9 @@ class DiskSpace:
 
 
 class BufferSpace:
-    """Whether a buffer is full: after `full_s_min` without space and progress."""
+    """Whether a buffer is full: after FULL_S_MIN without space and progress."""
 
-    def __init__(self, *, full_s_min: float) -> None:
-        self._full_s_min = full_s_min
+    def __init__(self) -> None:
         self._is_full = False
         self._stuck_since_s = math.inf  # since when there is no space and nothing was stored
         self._moving_since_s = math.inf  # since when it is full and blocks are stored again
@@ -109,7 +109,7 @@ class BufferSpace:
         self._stuck_since_s = min(self._stuck_since_s, now_s) if stuck else math.inf
         moving = moved and self._is_full
         self._moving_since_s = min(self._moving_since_s, now_s) if moving else math.inf
-        long_ago_s = now_s - self._full_s_min
+        long_ago_s = now_s - FULL_S_MIN
         if self._stuck_since_s <= long_ago_s:
             self._is_full = True
         elif self._is_full:

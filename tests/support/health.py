@@ -35,7 +35,6 @@ def make_health(**given: Any) -> Health:
     settings = given.pop("settings", Settings())
     disk = given.pop("disk", FakeDisk())
     arguments: dict[str, Any] = {
-        "full_s_min": settings.full_s_min,
         "buffer": lambda: EMPTY,
         "database_state": FakeDatabase(),
         "disk": DiskSpace(disk, free_bytes_min=settings.disk_free_bytes_min, broken=lambda: False),
