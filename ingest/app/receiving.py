@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ingest.access.tokens import Tokens
+from ingest.app.process import first_of
 from ingest.app.rules import make_rules
-from ingest.app.tasks import first_of
 from ingest.config.host_names import host_names
 from ingest.config.networks import networks
 from ingest.config.settings import Settings

@@ -37,9 +37,9 @@ from ingest.config.folders import state_dir
 from ingest.config.loading import Loaded
 from ingest.config.settings import Settings, split_address
 from ingest.config.values import shown
-from ingest.dead_letters.files import segments
-from ingest.dead_letters.reader import Tally, undone_lines
+from ingest.dead_letters.folder.segments import segments, undone_lines
 from ingest.dead_letters.room import CAUSES, INVALID_FULL, SHARE_USED, Room
+from ingest.dead_letters.store import Tally
 from ingest.model.errors import IngestError, StartError
 from ingest.system.files import size_bytes
 from ingest.system.filesystem import filesystem_of, is_remote, is_volatile
