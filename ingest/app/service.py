@@ -200,7 +200,7 @@ class Service:
         data, admin = self._given
         accepts = taking(lambda: not self.health.starting, self._process.stopping)
         listen = await self.endpoint.start(*split_address(settings.listen), data, accepts)
-        admin_listen = await self.admin_side.start(listen, settings.admin_listen, admin)
+        admin_listen = await self.admin_side.start(listen, admin)
         self._process.notifier.ready()
         self._process.spawn(self._token_file.follow(self._process.halted))
         self._process.spawn(self.health.run(self._process.stopping))
@@ -214,7 +214,7 @@ class Service:
             admin_listen=admin_listen,
             database_url=url(),
             token=self._token,
-            page=self.admin_side.page_address(admin_listen, with_key=True),
+            page=self.admin_side.page_address(with_key=True),
             started_us=unix_us(),
             cert_file=settings.tls_cert_file and str(Path(settings.tls_cert_file).absolute()),
             target=self._target.in_sql,
@@ -234,7 +234,7 @@ class Service:
             cert_file=self._settings.tls_cert_file,
             admin_listen=admin_listen,
             needs_token=self.endpoint.needs_token,
-            page=self.admin_side.page_address(admin_listen, with_key=self._terminal),
+            page=self.admin_side.page_address(with_key=self._terminal),
             database="" if self._embedded else database_words(self._settings),
             table=self._target.name,
             waiting="" if state.is_open else state.message or "no answer yet",

@@ -196,7 +196,7 @@ class StreamWriter:
         self._writing_ends.set()
         await self.dead_letters.close()
         if self._admin is not None:
-            await self._admin.close()
+            await self._admin.side.close()
 
     async def _start(self) -> None:
         role, process = self._role, self._role.process
@@ -205,11 +205,11 @@ class StreamWriter:
         if not self._settings.database_url:  # the embedded one
             url = self._embedded_url
         if self._admin is not None:
-            bound = await self._admin.start()
-            self._admin.database(url, self.writing.known)
+            await self._admin.side.start("the gateways")
+            self._admin.side.database(url, self.writing.known)
             process.spawn(self._admin.run(role.process.halted))
             process.spawn(self._token_file.follow(role.process.halted))
-            page = self._admin.page_address(bound)
+            page = self._admin.side.page_address(with_key=False)
             self._announce(f"writer {self._place.instance}, dashboard: {page}")
             process.notifier.ready()
         process.spawn(self.health.run(stopping))

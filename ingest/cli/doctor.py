@@ -22,13 +22,15 @@ from ingest.app.backlog import WRITES_FAIL
 from ingest.app.causes import next_step
 from ingest.app.target import make_target
 from ingest.buffers.journal.reader import segment_files
-from ingest.cli.doctor_access import access_check
 from ingest.cli.doctor_broker import broker_checks
-from ingest.cli.doctor_certificate import certificate_check
 from ingest.cli.doctor_database import FAIL, OK, WARN, Check, database_checks
-from ingest.cli.doctor_mqtt import mqtt_checks
 from ingest.cli.doctor_partitions import partition_checks
-from ingest.cli.doctor_sources import sources_check
+from ingest.cli.doctor_senders import (
+    access_check,
+    certificate_check,
+    mqtt_checks,
+    sources_check,
+)
 from ingest.cli.find_database import connect_limits, database
 from ingest.cli.parser import Parser, SettingsFlags, add_json_flag
 from ingest.cli.running_service import ask_service
