@@ -70,7 +70,7 @@ async def test_doctor_names_the_port_in_use_and_its_flag(here: Here, tmp_path: P
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "correct the name"),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "Correct the name"),
         (SessionNotKept(), "prints the message of the server"),
         (ssl.SSLCertVerificationError("expired"), "prints the message of the server"),
         (TimeoutError(), "repair the network"),
