@@ -11,9 +11,8 @@ from __future__ import annotations
 
 from asyncpg import Connection
 
-from ingest.sinks.postgres.housekeeping import registry
+from ingest.sinks.postgres.housekeeping import life
 from ingest.sinks.postgres.housekeeping.plan import Step
-from ingest.sinks.postgres.housekeeping.retention import DETACHING
 from ingest.sinks.postgres.housekeeping.view import PARTITIONED, View
 
 FINISH = "finish"
@@ -53,6 +52,6 @@ async def _of_others(connection: Connection, view: View) -> dict[str, str]:
     rows = await connection.fetch(_PENDING, view.oid)
     if not rows:
         return {}
-    begun = await registry.entries(connection, view.table, registry.ARCHIVE)
-    ours = {each.get("oid") for each in begun.values() if each.get("state") == DETACHING}
+    begun = await life.entries(connection, view.table)
+    ours = {each.oid for each in begun.values() if each.state is life.State.DETACHING}
     return {row["name"]: row["table"] for row in rows if row["oid"] not in ours}
