@@ -6,7 +6,7 @@ import asyncpg
 import pytest
 
 from ingest.sinks.postgres.housekeeping import plan, registry
-from ingest.sinks.postgres.housekeeping.half_detached import FINISH, HalfDetached
+from ingest.sinks.postgres.housekeeping.ahead import FINISH, HalfDetached
 from ingest.sinks.postgres.housekeeping.keeping import Policy
 from ingest.sinks.postgres.housekeeping.partitions import bounds_entry
 from ingest.sinks.postgres.housekeeping.retention import Retention
