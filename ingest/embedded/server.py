@@ -143,8 +143,12 @@ class EmbeddedPostgres:
 
     async def _run(self) -> None:
         """Start the server in the folder, which is locked. Raises StartError and OSError."""
-        home = await asyncio.to_thread(postgres_data.prepare, self._folder)
-        self._home = home
+        preparing = asyncio.ensure_future(asyncio.to_thread(postgres_data.prepare, self._folder))
+        try:
+            self._home = home = await asyncio.shield(preparing)
+        except asyncio.CancelledError:
+            await asyncio.wait([preparing])  # a thread goes on: the folder stays locked until then
+            raise
         await postgres_data.await_previous(home.data)
         last = postgres_data.sockets_of(postgres_data.published_url(self._folder))
         if last is not None and last != home.sockets:

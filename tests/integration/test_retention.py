@@ -415,7 +415,7 @@ async def test_service_says_that_it_waits_and_a_yes_of_the_command_ends_it(
     made = await make(connection, 4)
     kept = await registry.make(connection, "readings")
     await registry.put(connection, kept, "table/readings", {"span": DAY})
-    settings = Settings(keep_hot="2d", housekeeping_pause_s=0.05)
+    settings = Settings(keep_hot="2d")
     free_bytes: int | None = None
     housekeeping = Housekeeping(settings, lambda: shared_url, disk_free_bytes=lambda: free_bytes)
     stopping = asyncio.Event()
@@ -499,7 +499,7 @@ async def test_damaged_entry_of_the_registry_does_not_end_the_service(
     await make(connection, 1)
     kept = await registry.make(connection, "readings")
     await registry.put(connection, kept, key, entry)
-    settings = Settings(keep_hot="2d", housekeeping_pause_s=0.05)
+    settings = Settings(keep_hot="2d")
     housekeeping = Housekeeping(settings, lambda: shared_url)
     stopping = asyncio.Event()
     with structlog.testing.capture_logs() as lines:

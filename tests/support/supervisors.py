@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ingest.app.advice import advice
+from ingest.app.process import Process
 from ingest.app.slot import SlotTimes
 from ingest.app.up import Supervisor
 from ingest.config.settings import Settings
@@ -39,8 +40,7 @@ class Up:
         self.supervisor = Supervisor(
             Settings(**given),
             folder,
-            self.lines.append,
-            Notifier(),
+            Process("up", self.lines.append, Notifier()),
             program=TINY,
             times=times,
             words=advice(Settings(**given), ""),
@@ -73,7 +73,7 @@ class Up:
 
     async def stop(self) -> int:
         """Stop it; return the exit code."""
-        self.supervisor._stopping.set()
+        self.supervisor._process.stopping.set()
         return await self.running
 
 

@@ -18,8 +18,7 @@ from typing import Any
 from ingest.app.writing import WritingHalf
 from ingest.config.settings import Settings
 from ingest.dead_letters.auto_replay import REPLAYED
-from ingest.dead_letters.queue import DeadLetterQueue
-from ingest.dead_letters.reader import live_letters
+from ingest.dead_letters.folder.segments import live_letters
 from ingest.model.ack import Ack
 from ingest.model.block import Block
 from ingest.model.errors import BufferFull, DeadLettersBroken, JournalBroken, NotKept, Stopping
@@ -29,16 +28,18 @@ from ingest.model.rows import decode_rows
 from ingest.system.clock import monotonic_s, unix_us
 from ingest.writer.set_aside import set_aside_rest
 from tests.support.blocks import block_of, make_reading
+from tests.support.constants import constants
 from tests.support.fake_sink_scripted import Script, ScriptedSink
 from tests.support.journals import FailingCalls, JournalRun, on_disk
-from tests.support.letters import invalid, keep, make_store, read
+from tests.support.letters import LetterFiles, folder_queue, invalid, keep, read
 from tests.support.replays import replay_by_hand
 from tests.support.writing import BAD, QUICK, refuse_bad
 
 DURABLE, BUFFERED, COMMITTED = "durable", "buffered", "committed"
-BLOCKS: dict[str, Any] = {"batch_rows_max": 30, "post_rows_max": 40, "statement_s_max": 1.0}
+BLOCKS: dict[str, Any] = {"batch_rows_max": 30, "post_rows_max": 40, "command_s_max": 1.5}
 NO_BREAKER: dict[str, Any] = {"breaker_rows_max": 1_000}
-REPLAYS: dict[str, Any] = {"dlq_replay_pause_s": 0.002, "dlq_replay_rows_per_s": 1_000_000}
+REPLAYS: dict[str, Any] = {"dlq_replay_rows_per_s": 1_000_000}
+REPLAY_PAUSE_S = 0.002
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Promises:
         """Leave dead letters that are replayed; the table will refuse the first `bad` of them."""
         readings = [make_reading(value=BAD if row < bad else 1.0) for row in range(rows)]
         reasons = itertools.cycle((DRAINED, EXHAUSTED))
-        store = make_store(folder / "dead-letters", segment_bytes=2_000)
+        store = LetterFiles(folder / "dead-letters", segment_bytes=2_000)
         keep(store, [Letter(next(reasons), "", "", unix_us(), each) for each in readings])
         store.close()
         self.posted.update(readings)
@@ -78,7 +79,7 @@ class Whole:
         self.journal_run = JournalRun(folder / "journal", calls=self.journal_calls, **bounds)
         self.ledger = self.journal_run.ledger
         self.buffer = self.journal_run.buffer
-        self.dead_letters = DeadLetterQueue(
+        self.dead_letters = folder_queue(
             folder / "dead-letters",
             bytes_max=1 << 30,
             segment_bytes=2_000,
@@ -86,12 +87,13 @@ class Whole:
             calls=self.letter_calls.calls,
         )
         self.halted = asyncio.Event()
-        self.half = WritingHalf(
-            replace(Settings(), **{**QUICK, **BLOCKS, **REPLAYS, **NO_BREAKER}),
-            outlet=self.buffer,
-            ledger=self.ledger,
-            halted=self.halted,
-        )
+        with constants(**NO_BREAKER):
+            self.half = WritingHalf(
+                replace(Settings(), **{**QUICK, **BLOCKS, **REPLAYS}),
+                outlet=self.buffer,
+                ledger=self.ledger,
+                halted=self.halted,
+            )
         self.database_state = self.half.database_state
         self.at_receiver = 0  # posts under way
         self.takes_in = True  # posts that can be are kept at once; False: each one reserves room
@@ -99,6 +101,7 @@ class Whole:
         self.sinks: list[ScriptedSink] = []
         self.writers: list[asyncio.Task[None]] = []
         self.replaying: asyncio.Task[None] | None = None
+        self.tidying: asyncio.Task[None] | None = None
         self.new_by_hand = 0  # rows that were new in a replay by hand
 
     async def open(self) -> None:
@@ -227,8 +230,11 @@ class Whole:
         """Start the service's own replay of dead letters, unless it runs; a halt ends it."""
         if self.replaying is not None:
             return
-        replayer = self.half.make_replayer(self.dead_letters, self.buffer)
+        with constants(dlq_replay_pause_s=REPLAY_PAUSE_S):
+            source = self.dead_letters.backend.replay_source
+            replayer = self.half.make_replayer(source, self.buffer)
         self.replaying = asyncio.create_task(replayer.run(self.journal_run.stopping))
+        self.tidying = asyncio.create_task(self.dead_letters.tidy(self.journal_run.stopping))
 
     async def replay_by_hand(self) -> None:
         """Replay all dead letters by hand, with a connection of its own to the same table."""

@@ -123,7 +123,9 @@ async def test_every_series_has_the_label_of_its_process(rig: UpRig) -> None:
     assert metrics['ingest_state{instance="up",state="accepting"}'] == 1
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not on PATH")
+@pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="no promtool: apt-get install prometheus"
+)
 async def test_metrics_of_several_processes_pass_promtool(rig: UpRig) -> None:
     """Prometheus' linter finds nothing."""
     _busy(rig)
