@@ -26,7 +26,7 @@ from ingest.broker.connection import BrokerConnection
 from ingest.broker.envelope import Address
 from ingest.broker.lag import lag_bytes_max
 from ingest.broker.pulling import Pull, Puller, Skipped
-from ingest.broker.roles import FORWARD, STREAM
+from ingest.broker.roles import FORWARD
 from ingest.config.folders import state_dir
 from ingest.config.forward_options import ForwardOptions
 from ingest.config.settings import Settings, split_address
@@ -165,7 +165,6 @@ class ForwardService:
         settings, consumer = self._settings, FORWARD + self._wanted.name
         self._puller = Puller(
             self._connection,
-            stream=STREAM,
             consumer=consumer,
             take=self._forwarder.take,
             skipped=self._missed,

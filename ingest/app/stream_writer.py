@@ -39,7 +39,6 @@ from ingest.broker.roles import (
     COMMITTERS,
     FORWARD,
     STATUS,
-    STREAM,
     WRITER,
     outcomes_for,
 )
@@ -91,9 +90,7 @@ class StreamWriter:
             bytes_max=settings.buffer_bytes_max,
             put_wait_s_max=PUT_WAIT_S_MAX,
         )
-        self._puller = Puller(
-            role.connection, stream=STREAM, consumer=WRITER, take=self.outlet.deliver
-        )
+        self._puller = Puller(role.connection, consumer=WRITER, take=self.outlet.deliver)
         self._audit = Audit(role.connection, self._puller)
         self._purge = StreamPurge(
             role.connection,

@@ -145,7 +145,6 @@ async def write_all(server: EmbeddedBroker, admin: BrokerConnection, place: int)
 
         puller = Puller(
             connection,
-            stream=STREAM,
             consumer=WRITER,
             take=take,
             skipped=lambda _: None,
