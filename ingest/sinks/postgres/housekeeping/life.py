@@ -66,7 +66,7 @@ from pg_class c left join pg_inherits i on i.inhrelid = c.oid
 where c.oid = any ($1::oid[])"""
 
 
-class Entry(NamedTuple):
+class PartitionEntry(NamedTuple):
     """What is known of a partition: its table's oid, and its bounds in Unix microseconds.
 
     `archive_dir` is where it was to be archived when it was detached; empty: it was to be dropped.
@@ -90,7 +90,7 @@ class Entry(NamedTuple):
         """Whether it is detached, or about to be, and neither dropped nor taken by somebody."""
         return self.state in UNDER_WAY
 
-    def moved(self, to: State) -> Entry:
+    def moved(self, to: State) -> PartitionEntry:
         """Return it in another state. Raises StartError if MOVES does not have that."""
         if to not in MOVES[self.state]:
             raise StartError(f"a partition that is {self.state.value} cannot be {to.value} next")
@@ -103,12 +103,12 @@ class Entry(NamedTuple):
         return self.more | known
 
 
-def begin(oid: int, span: TimeSpan, archive_dir: str) -> Entry:
+def begin(oid: int, span: TimeSpan, archive_dir: str) -> PartitionEntry:
     """Return the first entry of a partition."""
-    return Entry(State.NONE, oid, *span, archive_dir, {}).moved(State.DETACHING)
+    return PartitionEntry(State.NONE, oid, *span, archive_dir, {}).moved(State.DETACHING)
 
 
-async def entries(connection: Connection, table: str, name: str = "") -> dict[str, Entry]:
+async def entries(connection: Connection, table: str, name: str = "") -> dict[str, PartitionEntry]:
     """Return the entries by the names of the partitions; with `name` those that begin with it.
 
     Raises StartError if one cannot be read.
@@ -117,18 +117,18 @@ async def entries(connection: Connection, table: str, name: str = "") -> dict[st
     return {name + rest: read(name + rest, entry) for rest, entry in found.items()}
 
 
-def read(name: str, found: dict[str, Any]) -> Entry:
+def read(name: str, found: dict[str, Any]) -> PartitionEntry:
     """Return the entry of a partition. Raises StartError if it cannot be understood."""
     try:
         state = State(found["state"])
         known = {"oid": 0, "from_us": 0, "to_us": 0} | found if state is State.DROPPED else found
         oid, from_us, to_us = (int(known[each]) for each in ("oid", "from_us", "to_us"))
-        return Entry(state, oid, from_us, to_us, str(found.get("archive_dir", "")), found)
+        return PartitionEntry(state, oid, from_us, to_us, str(found.get("archive_dir", "")), found)
     except (KeyError, TypeError, ValueError) as error:
         raise StartError(f"the entry archive/{name} of {registry.NAME} is damaged") from error
 
 
-async def store(connection: Connection, kept: str, name: str, entry: Entry) -> None:
+async def store(connection: Connection, kept: str, name: str, entry: PartitionEntry) -> None:
     """Store the entry of a partition in the registry `kept`; without a state it is removed."""
     if entry.state is State.NONE:
         await registry.remove(connection, kept, registry.ARCHIVE + name)
@@ -136,7 +136,7 @@ async def store(connection: Connection, kept: str, name: str, entry: Entry) -> N
         await registry.put(connection, kept, registry.ARCHIVE + name, entry.written())
 
 
-async def on_the_way(connection: Connection, view: View) -> dict[str, Entry]:
+async def on_the_way(connection: Connection, view: View) -> dict[str, PartitionEntry]:
     """Return the entries of the partitions that are on their way out, as they are now.
 
     A detach that got no lock has not begun: the partition is judged anew, by the policy of now.
@@ -157,7 +157,9 @@ async def on_the_way(connection: Connection, view: View) -> dict[str, Entry]:
     return begun
 
 
-async def _parents(connection: Connection, begun: dict[str, Entry]) -> dict[tuple[int, str], Any]:
+async def _parents(
+    connection: Connection, begun: dict[str, PartitionEntry]
+) -> dict[tuple[int, str], Any]:
     """Return of which table each one is a partition, or None, by its oid and its name."""
     oids = [entry.oid for entry in begun.values()]
     rows = await connection.fetch(_THERE, oids) if oids else []

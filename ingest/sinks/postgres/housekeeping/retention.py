@@ -17,7 +17,7 @@ from asyncpg import Connection, Record
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.housekeeping import life, registry, rollup_state
 from ingest.sinks.postgres.housekeeping.keeping import Policy, due, must_confirm
-from ingest.sinks.postgres.housekeeping.life import ARCHIVE, DETACH, DROP, Entry, State
+from ingest.sinks.postgres.housekeeping.life import ARCHIVE, DETACH, DROP, PartitionEntry, State
 from ingest.sinks.postgres.housekeeping.plan import Step
 from ingest.sinks.postgres.housekeeping.rollup_run import Key
 from ingest.sinks.postgres.housekeeping.spans import TimeSpan, literal
@@ -102,7 +102,7 @@ class Retention:
             return _NOT_BY_TIME.format(view.table)
         return view.not_ours
 
-    def _to_end(self, begun: dict[str, Entry], view: View) -> list[Step]:
+    def _to_end(self, begun: dict[str, PartitionEntry], view: View) -> list[Step]:
         """Return the rest of what was begun. It was confirmed then, under the policy of then."""
         steps = []
         for name, entry in begun.items():
@@ -111,7 +111,7 @@ class Retention:
             steps += [each for each in found if each.kind in life.STEPS[entry.state]]
         return steps
 
-    def _question(self, name: str, entry: Entry, view: View) -> str:
+    def _question(self, name: str, entry: PartitionEntry, view: View) -> str:
         """Return what a person must answer, if a detached table cannot go on as was confirmed."""
         confirmed = entry.archive_dir
         if confirmed and not self._archive_dir:
