@@ -20,7 +20,7 @@ from ingest.app import broker_state, fill, housekeeping
 from ingest.app.access import open_tokens
 from ingest.app.advice import advice
 from ingest.app.backlog import Waiting
-from ingest.app.dead_letters import make_dead_letters, make_stream_replayer
+from ingest.app.broker import stream_letters
 from ingest.app.fill import Fill
 from ingest.app.health import Health
 from ingest.app.refusals import Refusals
@@ -28,9 +28,9 @@ from ingest.app.role import Place, Role
 from ingest.app.status import StatusSource
 from ingest.app.writer_admin import WriterAdmin
 from ingest.app.writing import WritingHalf
-from ingest.broker import given_check, purge
+from ingest.broker import audit, purge
+from ingest.broker.audit import Audit
 from ingest.broker.envelope import Message
-from ingest.broker.given_check import GivenCheck
 from ingest.broker.lag import ABSENT, lag_bytes_max
 from ingest.broker.pulling import Delivery, Puller
 from ingest.broker.purge import StreamPurge
@@ -39,13 +39,11 @@ from ingest.broker.roles import (
     COMMITTERS,
     FORWARD,
     STATUS,
-    STREAM,
     WRITER,
     outcomes_for,
 )
-from ingest.broker.stream_state import StreamState
+from ingest.broker.stream_state import StreamState, Undone
 from ingest.broker.streams import ACK_WAIT_S
-from ingest.broker.undone import Undone
 from ingest.buffers.stream import outlet
 from ingest.buffers.stream.messages import encode_outcome
 from ingest.buffers.stream.outlet import StreamOutlet
@@ -53,13 +51,13 @@ from ingest.buffers.waiting import PUT_WAIT_S_MAX
 from ingest.config.forward_names import forward_names
 from ingest.config.reread_url import RereadUrl
 from ingest.model.ack import Ack
-from ingest.model.causes import STREAM_LOST, Trouble, trouble_of
+from ingest.model.causes import Trouble
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull
 from ingest.model.ledger import Gauges
 from ingest.model.letter import NOT_OURS, Letter
 from ingest.model.metrics import figures_of
 from ingest.sinks.postgres.connection import DatabaseUrl
-from ingest.system.clock import monotonic_s, sleep_unless, unix_us
+from ingest.system.clock import monotonic_s, unix_us
 from ingest.system.logs import get_logger
 from ingest.writer.set_aside import set_aside_rest
 
@@ -78,7 +76,7 @@ class StreamWriter:
         settings = self._settings = place.settings
         self._place = place
         self._announce = announce
-        role = self._role = Role(place, "writer")
+        role = self._role = Role(place, "writer", announce)
         ledger = self.ledger = role.ledger
         self._writing_ends = asyncio.Event()
         self._undone = Undone()
@@ -92,15 +90,13 @@ class StreamWriter:
             bytes_max=settings.buffer_bytes_max,
             put_wait_s_max=PUT_WAIT_S_MAX,
         )
-        self._puller = Puller(
-            role.connection, stream=STREAM, consumer=WRITER, take=self.outlet.deliver
-        )
-        self._check = GivenCheck(role.connection, self._puller)
+        self._puller = Puller(role.connection, consumer=WRITER, take=self.outlet.deliver)
+        self._audit = Audit(role.connection, self._puller)
         self._purge = StreamPurge(
             role.connection,
             forwards=tuple(FORWARD + each for each in forward_names(settings.forwards)),
             keep_s=settings.stream_keep_s,
-            checked_to=lambda: self._check.checked_to,
+            checked_to=lambda: self._audit.checked_to,
             delivered_bytes=lambda: self._puller.delivered_bytes,
             forward_lag_bytes_max=int(
                 ABSENT * lag_bytes_max(settings.forward_lag_bytes_max, settings.stream_bytes_max)
@@ -115,7 +111,7 @@ class StreamWriter:
             keeps_rest=lambda: True,
             stream=self._waiting,
         )
-        self.dead_letters = make_dead_letters(settings, role.connection)
+        self.dead_letters = stream_letters(settings, role.connection)
         role.connection.hear(COMMIT, self._say_if_stored, group=COMMITTERS)
         self._connect_parts(advice(settings, url_origin))
 
@@ -124,14 +120,12 @@ class StreamWriter:
         database_state = self.writing.database_state
         self._reread = RereadUrl(settings)
         self.health = Health(
-            settings=settings,
             buffer=self.outlet.stats,
             database_state=database_state,
             url_fault=self._reread.fault,
             disk=None,
-            broker=role.broker_state.cause,
             dead_letters=self.dead_letters.stats,
-            troubles=(*self.writing.troubles, self._loss),
+            parts=(role.broker_state.trouble, *self.writing.troubles, self._loss),
             refusals=Refusals(self.ledger),
             fill=Fill(settings, has_folder=False),
             advice=words,
@@ -174,7 +168,7 @@ class StreamWriter:
                 (fill.METRICS, lambda: self.health.fill),
                 (broker_state.METRICS, lambda: self._role.broker_state),
                 (broker_state.OF_STREAM, self._stream),
-                (given_check.METRICS, lambda: self._check),
+                (audit.METRICS, lambda: self._audit),
                 (purge.METRICS, lambda: self._purge),
                 (outlet.METRICS, lambda: self.outlet),
                 (housekeeping.METRICS, lambda: self.writing.housekeeping),
@@ -186,37 +180,36 @@ class StreamWriter:
 
         Raises StartError if it cannot begin.
         """
-        actions = {"release_hold": self._release_hold}
-        try:
-            return await self._role.run(
-                self._start,
-                self._stop,
-                self._status,
-                actions=actions,
-                in_words=self.health.in_words,
-            )
-        finally:
-            self._writing_ends.set()
-            await self.dead_letters.close()
-            if self._admin is not None:
-                await self._admin.close()
+        return await self._role.run(
+            self._start,
+            self._stop,
+            self._close,
+            self._status,
+            actions={"release_hold": self._release_hold},
+            in_words=self.health.in_words,
+        )
+
+    async def _close(self) -> None:
+        self._writing_ends.set()
+        await self.dead_letters.close()
+        if self._admin is not None:
+            await self._admin.side.close()
 
     async def _start(self) -> None:
-        role, tasks, stopping = self._role, self._role.tasks, self._role.stopping
+        role, process = self._role, self._role.process
+        stopping = process.stopping
         url: DatabaseUrl = self._reread
         if not self._settings.database_url:  # the embedded one
             url = self._embedded_url
         if self._admin is not None:
-            bound = await self._admin.start()
-            self._admin.database(url, self.writing.known)
-            tasks.spawn(self._admin.run(role.halted))
-            tasks.spawn(self._token_file.follow(role.halted))
-            page = self._admin.page_address(bound)
+            await self._admin.side.start("the gateways")
+            self._admin.side.database(url, self.writing.known)
+            process.spawn(self._admin.run(role.process.halted))
+            process.spawn(self._token_file.follow(role.process.halted))
+            page = self._admin.side.page_address(with_key=False)
             self._announce(f"writer {self._place.instance}, dashboard: {page}")
-            role.listening()
-        tasks.spawn(self.health.run(stopping))
-        # A writer that it replaces says last what it was given, and must be heard.
-        await role.connection.wait_tried()
+            process.notifier.ready()
+        process.spawn(self.health.run(stopping))
         role.ready()  # a server that is away is no reason to replace this process
         if not await self.writing.open(
             url,
@@ -227,35 +220,30 @@ class StreamWriter:
         ):
             return
         self.health.started()
-        self.writing.start(ObservedDeadLetters(self.dead_letters, self._tail), tasks.spawn)
-        tasks.spawn(self._puller.run(stopping))
-        tasks.spawn(self._check.run(stopping))
-        tasks.spawn(self._purge.run(stopping))
-        tasks.spawn(self.outlet.run(role.halted, ACK_WAIT_S / 3))
-        replayer = make_stream_replayer(
-            self._settings,
-            role.connection,
-            self.dead_letters,
-            self.writing.make_sender(self.outlet),
-        )
-        if replayer is not None:
-            tasks.spawn(replayer.run(stopping))
+        self.writing.start(ObservedDeadLetters(self.dead_letters, self._tail), process.spawn)
+        process.spawn(self._puller.run(stopping))
+        process.spawn(self._audit.run(stopping))
+        process.spawn(self._purge.run(stopping))
+        process.spawn(self.outlet.run(role.process.halted, ACK_WAIT_S / 3))
+        if self._settings.dlq_auto_replay:
+            source = self.dead_letters.backend.replay_source
+            process.spawn(self.writing.make_replayer(source, self.outlet).run(stopping))
         self.outlet.pull_from(self._puller)
 
     def _embedded_url(self) -> str:
         return self._place.database_url
 
-    async def _stop(self) -> int:
-        """Store what is here, give back the rest; return the exit code."""
+    async def _stop(self) -> Mapping[str, int]:
+        """Store what is here, give back the rest; return the sums."""
         role = self._role
         self.health.draining()
         self.outlet.shut_inlet()
         drain_s_max = self._settings.drain_s_max
         if self.writing.leaves_rest:
             drain_s_max = min(drain_s_max, HANDLERS_GRACE_S)
-        halt = asyncio.create_task(self._halt_at(monotonic_s() + drain_s_max))
+        halt = asyncio.create_task(role.process.halt(drain_s_max, self._abort))
         await self.writing.finish()
-        role.halted.set()
+        role.process.halted.set()
         await halt
         if self._foreign:
             await asyncio.wait(self._foreign, timeout=HANDLERS_GRACE_S)
@@ -265,39 +253,27 @@ class StreamWriter:
         await self._tidy_stream()
         await role.flush()
         ledger = self.ledger
-        sums = {
+        return {
             "committed": ledger.committed + ledger.duplicate,
             "dead_lettered": sum(ledger.dead_lettered.values()),
             "returned": ledger.returned,
             "held": ledger.held,
             "lost": max(0, ledger.imbalance) + ledger.held,
         }
-        self._announce(f"drained: {' '.join(f'{name}={n}' for name, n in sums.items())}")
-        return role.account(self._status, **sums)
 
     async def _tidy_stream(self) -> None:
-        """Tell what is settled, and purge what is done: the next start need not look at it.
-
-        Beside another writer only tell: it may hear of the last messages after the purge, and would
-        take them for lost.
-        """
-        self._check.tell()
-        if not self._check.is_alone:
-            return
+        """Tell what is settled, and purge what is done: the next start need not look at it."""
+        self._audit.tell()
         with suppress(TimeoutError):
             async with asyncio.timeout(TIDY_S_MAX):
                 await self._purge.purge()
 
-    async def _halt_at(self, deadline_s: float) -> None:
-        """At the deadline, or when somebody hastens the stop, abort the writes."""
-        await sleep_unless(self._role.halted, deadline_s - monotonic_s())
-        self._role.halted.set()
+    def _abort(self) -> None:
         self._writing_ends.set()
         self.writing.abort()
 
     def _loss(self) -> Trouble:
-        is_lost = self._check.skipped or self._role.watch.removed
-        return trouble_of(STREAM_LOST if is_lost else "")
+        return broker_state.loss(self._audit.skipped or self._role.watch.removed)
 
     def _say_if_stored(self, message: Message) -> None:
         """Tell a gateway why its posts cannot wait for their commit: a code, or nothing."""
@@ -306,6 +282,8 @@ class StreamWriter:
             refusal = "database_on_hold"
         elif not (self.writing.checked and database_state.is_open and not self.outlet.shut):
             refusal = "database_away"
+        elif (waits := self._waiting()) is not None and waits[-1] > self._settings.ack_wait_s_max:
+            refusal = "database_away"  # its outcome would come too late: each retry is one more
         self._role.connection.send(message.reply_to, refusal.encode())
 
     def _on_outcome(self, message_id: str, ack: Ack) -> None:

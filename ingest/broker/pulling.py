@@ -15,26 +15,26 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import msgspec
 
+from ingest.broker import manage
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.envelope import Message
-from ingest.broker.replies import api_fault
-from ingest.broker.roles import AWAITED
-from ingest.broker.skips import SkipCheck, Skipped
-from ingest.broker.waiting import either
-from ingest.model.errors import BrokerAway
+from ingest.broker.roles import AWAITED, STREAM
+from ingest.broker.stream_state import StreamState, state_of
+from ingest.broker.streams import Names
+from ingest.model.errors import BrokerAway, BrokerRefused
 from ingest.system import clock
 from ingest.system.logs import Occasionally, get_logger
+from ingest.system.waiting import first_of
 
 EXPIRES_S = 5.0
 HEARTBEAT_S = 1.0
 SILENCE_S_MAX = 3.0
 AGAIN_S_MAX = 0.5
-INFO_S_MAX = 5.0
 WARNING_S = 60.0
 
 _PARTS = 9  # of a reply subject; with a domain there are two more before the stream
@@ -59,6 +59,55 @@ class Delivery(NamedTuple):
     awaited: str = ""  # the id of the message, if its gateway waits for the outcome
 
 
+class Skipped(NamedTuple):
+    """Places in the stream, both included, whose messages were not delivered."""
+
+    first: int
+    last: int
+
+
+class SkipCheck:
+    """Finds messages that the one reader of a consumer was never given. No I/O.
+
+    Each delivery has two numbers: its place in the stream, and its place among the deliveries of
+    its consumer. Of two first deliveries that follow each other, the places in the stream follow
+    each other too; if they do not, the messages between them were skipped. What several readers
+    were given it does not see. Call `delivered` for each delivery, in order.
+    """
+
+    def __init__(self) -> None:
+        self._last_delivery = 0
+        self._last_place: int | None = None  # of the last first delivery; None: not known
+
+    def begin(self, last_delivery: int, last_place: int) -> None:
+        """Begin behind the last delivery of the consumer, as the broker says."""
+        self._last_delivery = last_delivery
+        self._last_place = last_place
+
+    def ended(self, last_delivery: int, last_place: int, end: int) -> Skipped | None:
+        """Note that nothing is left to deliver, up to the place `end`; return what was skipped."""
+        if last_delivery == self._last_delivery and self._last_place is not None:
+            last_place = max(last_place, self._last_place)  # what was reported is not said again
+        if last_place >= end:
+            return None
+        self.begin(last_delivery, end)
+        return Skipped(last_place + 1, end)
+
+    def delivered(self, delivery: int, place: int, *, is_first: bool) -> Skipped | None:
+        """Note a delivery; return what was skipped before it."""
+        follows = delivery == self._last_delivery + 1
+        last_place = self._last_place
+        self._last_delivery = delivery
+        if not is_first:
+            if not follows:  # another reader was given the deliveries between
+                self._last_place = None
+            return None
+        self._last_place = place
+        if follows and last_place is not None and place > last_place + 1:
+            return Skipped(last_place + 1, place - 1)
+        return None
+
+
 class Pull(NamedTuple):
     """The bounds of one pull request. No message may be larger than `bytes_max`."""
 
@@ -66,38 +115,17 @@ class Pull(NamedTuple):
     bytes_max: int = 16 * 1024**2
 
 
-class _Position(msgspec.Struct):
-    consumer_seq: int = 0
-    stream_seq: int = 0
-
-
-class _ConsumerInfo(msgspec.Struct):
-    delivered: _Position
-    num_pending: int = 0
-
-
-class _State(msgspec.Struct):
-    first_seq: int = 0
-    last_seq: int = 0
-
-
-class _StreamInfo(msgspec.Struct):
-    state: _State
-    created: str = ""
-
-
 class Puller:
     """Reads one consumer, the only one of its connection. `take` must not raise.
 
     `skipped` gets the places of messages that were never delivered, if it reads the consumer alone.
-    With several readers each one needs a GivenCheck.
+    With several readers each one needs an Audit.
     """
 
     def __init__(
         self,
         connection: BrokerConnection,
         *,
-        stream: str,
         consumer: str,
         take: Callable[[Delivery], None],
         skipped: Callable[[Skipped], None] = lambda _: None,
@@ -106,13 +134,14 @@ class Puller:
         self.wanted = asyncio.Event()
         self.delivered_bytes = 0  # so far
         self._connection = connection
-        self._stream = stream
-        self._name = f"{stream}.{consumer}"
-        self._take = take
+        self._consumer = consumer
+        self.take = take
+        # Of an Audit: the place of each delivery; and of a message that it has handed over, whether
+        # it is done, or must be given again.
+        self.given: Callable[[int], None] = lambda _: None
+        self.ended: Callable[[int, bool], None] = lambda _, __: None
         self._skipped = skipped
         self._pull = pull
-        self._given: Callable[[int], None] = lambda _: None
-        self._ended: Callable[[int, bool], None] = lambda _, __: None
         self._check = SkipCheck()
         self._made = ""  # of the stream that we pull from
         self._sure = asyncio.Event()  # it is still there
@@ -127,17 +156,6 @@ class Puller:
         connection.deliver_to(self._deliver)
         connection.watch(self._ask, self._went)
 
-    def report_to(self, given: Callable[[int], None], ended: Callable[[int, bool], None]) -> None:
-        """Report the place of each delivery, and what becomes of messages of `give`.
-
-        `ended` gets the place, and whether the message is done. If not, it must be given again.
-        """
-        self._given, self._ended = given, ended
-
-    def give(self, data: bytes, place: int) -> None:
-        """Hand over a message that was read in another way, as one that comes again."""
-        self._take(Delivery(data, place, 2, ""))
-
     async def run(self, stopping: asyncio.Event) -> None:
         """Pull until the event is set."""
         known = False
@@ -148,10 +166,10 @@ class Puller:
                 continue
             if not self._sure.is_set():
                 self._ask()
-                await either(self._sure, stopping, AGAIN_S_MAX)
+                await first_of(self._sure.wait(), stopping.wait(), within_s=AGAIN_S_MAX)
                 continue
             if not self.wanted.is_set():
-                await either(self.wanted, stopping)
+                await first_of(self.wanted.wait(), stopping.wait())
                 continue
             await self._pull_once(stopping)
             if self._pause_s:
@@ -163,43 +181,36 @@ class Puller:
     async def _find_place(self) -> bool:
         """Ask what was delivered before us; return whether that is known."""
         try:
-            stream, consumer = await self._look()
+            state, last = await self._look()
         except BrokerAway as error:
             self._complain(str(error))
             return False
-        last = consumer.delivered
         # Of a consumer that has delivered nothing, the first delivery is the begin of the stream.
-        before = last.stream_seq if last.consumer_seq else max(0, stream.first_seq - 1)
-        self._check.begin(last.consumer_seq, before)
+        before = last["stream_seq"] if state.deliveries else max(0, state.first - 1)
+        self._check.begin(state.deliveries, before)
         return True
 
     async def _check_end(self) -> None:
         """See whether the last messages of the stream were skipped, if nothing is left to pull."""
         try:
-            stream, consumer = await self._look()
+            state, last = await self._look()
         except BrokerAway:
             return
-        last = consumer.delivered
-        if consumer.num_pending or not last.consumer_seq:
+        if state.waiting or not state.deliveries:
             return
-        if found := self._check.ended(last.consumer_seq, last.stream_seq, stream.last_seq):
+        if found := self._check.ended(state.deliveries, last["stream_seq"], state.last):
             self._skipped(found)
 
-    async def _look(self) -> tuple[_State, _ConsumerInfo]:
-        """Ask for the stream, then for the consumer: messages that come between do no harm."""
-        stream = await self._info_of_stream()
-        consumer = await self._info(f"CONSUMER.INFO.{self._name}")
-        return stream.state, msgspec.json.decode(consumer, type=_ConsumerInfo)
-
-    async def _info_of_stream(self) -> _StreamInfo:
-        reply = await self._info(f"STREAM.INFO.{self._stream}")
-        return msgspec.json.decode(reply, type=_StreamInfo)
-
-    async def _info(self, what: str) -> bytes:
-        reply = await self._connection.request(f"$JS.API.{what}", b"", INFO_S_MAX)
-        if fault := api_fault(reply.data):
-            raise BrokerAway(f"the broker refuses {what}: {fault.text}")
-        return reply.data
+    async def _look(self) -> tuple[StreamState, Mapping[str, int]]:
+        """Ask for the stream, and the last delivery. Raises BrokerAway, also if there is none."""
+        try:
+            found = await manage.look(self._connection, Names(STREAM, self._consumer))
+        except BrokerRefused as error:
+            raise BrokerAway(str(error)) from error
+        state = state_of(found)
+        if state is None or found.consumer is None:
+            raise BrokerAway("the stream or its consumer is missing")
+        return state, found.consumer["delivered"]
 
     async def _pull_once(self, stopping: asyncio.Event) -> None:
         """Send one request, and return when it is over."""
@@ -215,7 +226,7 @@ class Puller:
             "idle_heartbeat": int(HEARTBEAT_S * 1e9),
         }
         token = self._connection.call(
-            f"$JS.API.CONSUMER.MSG.NEXT.{self._name}",
+            f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{self._consumer}",
             msgspec.json.encode(request),
             self._status,
             pulls=True,
@@ -226,7 +237,9 @@ class Puller:
                 if token is None or silent_s >= SILENCE_S_MAX:
                     self._pause_s = AGAIN_S_MAX
                     return
-                await either(self._over, stopping, SILENCE_S_MAX - silent_s)
+                await first_of(
+                    self._over.wait(), stopping.wait(), within_s=SILENCE_S_MAX - silent_s
+                )
         finally:
             self._connection.forget(token)
 
@@ -250,12 +263,12 @@ class Puller:
         tries, place, delivery = map(int, parts[at : at + 3])
         if found := self._check.delivered(delivery, place, is_first=tries == 1):
             self._skipped(found)
-        self._given(place)
+        self.given(place)
         self.delivered_bytes += len(message.data)
         self._left -= 1
         headers = message.headers
         awaited = headers.get("Nats-Msg-Id", "") if AWAITED in headers else ""
-        self._take(Delivery(message.data, place, tries, message.reply_to, self._made, awaited))
+        self.take(Delivery(message.data, place, tries, message.reply_to, self._made, awaited))
         if self._left == 0:
             self._over.set()
 
@@ -284,7 +297,7 @@ class Puller:
         for each in deliveries:
             if not each.ack_subject:
                 if word is not _WORKING:
-                    self._ended(each.place, not word.startswith(_LATER))
+                    self.ended(each.place, not word.startswith(_LATER))
             elif each.made != self._made:
                 continue  # the broker would take it as said of another message
             elif self._sure.is_set() and self._connection.send(each.ack_subject, word):
@@ -305,7 +318,7 @@ class Puller:
     async def _ask_until_sure(self) -> None:
         while self._connection.up and not self._sure.is_set():
             try:
-                self._made = (await self._info_of_stream()).created
+                self._made = (await self._look())[0].made
             except BrokerAway as error:
                 self._complain(str(error))
                 await asyncio.sleep(AGAIN_S_MAX * random.uniform(0.1, 1))
@@ -317,4 +330,4 @@ class Puller:
 
     def _complain(self, why: str) -> None:
         if self._occasionally.due(why) is not None:
-            _log.warning("broker_pull_failed", consumer=self._name, why=why)
+            _log.warning("broker_pull_failed", consumer=self._consumer, why=why)

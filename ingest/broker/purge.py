@@ -2,8 +2,8 @@
 
 The stream keeps messages until we remove them, whatever becomes of its consumers: other kinds of
 retention lose all of them with a consumer. Several writers may remove side by side.
-Promises: a message is removed only if all named consumers have done it, `keep_s` ago, and the check
-for skipped messages has seen it. If a named consumer is missing, nothing is removed. A consumer
+Promises: a message is removed only if all named consumers have done it, `keep_s` ago, and the audit
+has seen to it. If a named consumer is missing, nothing is removed. A consumer
 that was made anew has done nothing yet.
 Does not: know how long messages were done before this process began. It keeps them longer.
 """
@@ -20,12 +20,12 @@ from ingest.broker.connection import BrokerConnection
 from ingest.broker.lag import lag_of, place_to_skip_to
 from ingest.broker.manage import StreamFault
 from ingest.broker.roles import STREAM, WRITER
-from ingest.broker.waiting import unless
 from ingest.model.errors import BrokerAway, BrokerRefused
 from ingest.model.metrics import Metric, Metrics
 from ingest.system import clock
 from ingest.system.logs import Occasionally, get_logger
 from ingest.system.stream_mark import MarkFile, StreamMark
+from ingest.system.waiting import unless
 
 EVERY_S = 10.0
 DELIVERED_BYTES = 256 * 1024**2  # or once so many bytes came to our writer
@@ -52,10 +52,9 @@ class StreamPurge:
         keep_s: float,
         checked_to: Callable[[], int],
         delivered_bytes: Callable[[], int],
+        mark: MarkFile,
         forward_lag_bytes_max: int = 0,
-        mark: MarkFile | None = None,
     ) -> None:
-        self.purged_to = 0  # all up to this place were removed, by us
         self.unforwarded = 0  # messages that we removed though a forwarder had not sent them
         self.faults: tuple[StreamFault, ...] = ()  # why nothing is removed
         self._connection = connection
@@ -103,7 +102,6 @@ class StreamPurge:
         if self._made != stream["created"]:
             self._made = stream["created"]
             self._kept.clear()
-            self.purged_to = 0
         floors: dict[str, int | None] = {}
         self._too_far_behind.clear()
         for each in self._consumers:
@@ -117,18 +115,16 @@ class StreamPurge:
         now_s = clock.monotonic_s()
         to = min(self._kept.note(now_s, done_to), self._checked_to())
         first = stream["state"]["first_seq"]
-        if self._mark is not None:  # before it is done: after a kill this must be no loss
-            mark = StreamMark(
-                self._made,
-                purged_to=max(to, first - 1),
-                done_to=floors[WRITER] or 0,
-                delivered_to=self._delivered["stream_seq"],
-                deliveries=self._delivered["consumer_seq"],
-            )
-            await self._mark.note(mark)
+        mark = StreamMark(
+            self._made,
+            purged_to=max(to, first - 1),
+            done_to=floors[WRITER] or 0,
+            delivered_to=self._delivered["stream_seq"],
+            deliveries=self._delivered["consumer_seq"],
+        )
+        await self._mark.note(mark)  # before it is done: after a kill this must be no loss
         if to >= first:
             await manage.purge(self._connection, to)
-            self.purged_to = to
             self.unforwarded += sum(max(0, to - done) for done in self._too_far_behind.values())
 
     async def _floor(

@@ -194,14 +194,13 @@ def by_interest() -> None:
 
 
 def blind() -> None:
-    """A writer does not look for messages that nobody was given."""
-    from ingest.broker.given_check import GivenCheck
+    """A writer takes all that the consumer has passed as given."""
+    from ingest.broker.audit import Audit
 
-    async def see(self: Any, state: Any) -> None:
-        for span in list(self._settled.gaps(1, min(state.end, state.last))):
-            self._settled.add(span.first, span.last)
+    def take(self: Any, seen_to: int, to: int) -> None:
+        self._seen_to = max(seen_to, to)
 
-    GivenCheck._see_to_unknown = see  # type: ignore[method-assign]
+    Audit._pass = take  # type: ignore[method-assign]
 
 
 def dies_in_run() -> None:

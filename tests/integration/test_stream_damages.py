@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.broker import given_check, manage, purge, watch
+from ingest.broker import audit, manage, purge, watch
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.envelope import Address
 from ingest.broker.publishing import Publisher
@@ -23,7 +23,7 @@ from ingest.broker.pulling import Pull
 from ingest.broker.roles import STREAM, SUBJECT, WRITER
 from ingest.broker.streams import WantedStream
 from ingest.broker.watch import StreamWatch
-from ingest.embedded import broker
+from ingest.embedded import running as embedded_running
 from ingest.embedded.broker import EmbeddedBroker
 from ingest.embedded.broker_program import find_program
 from ingest.model.errors import BrokerAway, BrokerRefused, StartError
@@ -49,15 +49,14 @@ TOLD_BY_THE_START = {
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let all look ten times as often: what takes 10 s takes one."""
     for module, name, seconds in (
-        (given_check, "EVERY_S", 0.1),
-        (given_check, "KNOWN_S", 0.3),
-        (given_check, "HEARD_S", 0.35),
+        (audit, "EVERY_S", 0.1),
+        (audit, "HEARD_S", 0.4),
         (purge, "EVERY_S", 1.0),
         (watch, "EVERY_S", 0.1),
         (watch, "AGAIN_S", 0.1),
     ):
         monkeypatch.setattr(module, name, seconds)
-    monkeypatch.setattr(broker, "START_S_MAX", 4.0)
+    monkeypatch.setattr(embedded_running, "START_S_MAX", 4.0)
 
 
 def bodies(begin: str, count: int) -> list[bytes]:
@@ -189,7 +188,7 @@ async def _goes_on(
             await is_empty(admin)
 
             def told() -> int:
-                return one.watch.removed + writer.check.skipped + other.check.skipped
+                return one.watch.removed + writer.audit.skipped + other.audit.skipped
 
             await asyncio.sleep(1.0)
             lost = (acknowledged | new) - done - got(writer, other)
@@ -315,7 +314,7 @@ async def test_damage_to_one_copy_of_three_does_no_harm(kind: Kind, tmp_path: Pa
             acknowledged |= await one.publish(bodies("new", NEW))
             await until(lambda: got(writer, first, second) >= acknowledged, 45)
             await is_empty(admin)
-            told = one.watch.removed + first.check.skipped + second.check.skipped
+            told = one.watch.removed + first.audit.skipped + second.audit.skipped
             print(f"lost=0 told={told}")  # noqa: T201  for the table of the document
             assert told == 0
         if kind.what == ILL:

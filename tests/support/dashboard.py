@@ -11,10 +11,10 @@ from typing import Any
 
 from ingest.app.admin import AdminSide
 from ingest.config.settings import Settings
-from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.model.ledger import Gauges, Ledger
 from ingest.model.ports import BufferStats, JournalStats
 from ingest.sinks.postgres.known_server import KnownServer
+from tests.support.letters import folder_queue
 from tests.support.receiver import Client, Reply
 
 TOKEN = "s3cret-token-of-the-test"
@@ -24,13 +24,13 @@ READY = b'{"state":"accepting","reason":"","since":"2026-01-01T00:00:00Z"}'
 class Rig:
     """The running port. `ask` is one request on a connection of its own."""
 
-    def __init__(self, folder: Path, database_url: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, database_url: str | None = None, host: str = "127.0.0.1"
+    ) -> None:
         self.ledger = Ledger()
         self.released: list[bool] = []
         self.journal = JournalStats()
-        self.dead_letters = DeadLetterQueue(
-            folder, bytes_max=10**8, segment_bytes=10**7, keep_days=1
-        )
+        self.dead_letters = folder_queue(folder, bytes_max=10**8, segment_bytes=10**7, keep_days=1)
         empty = BufferStats(0, 100, 0, 1000, 0, 0, 0, None)
         self.ledger.gauges = Gauges(
             buffer=lambda: empty,
@@ -40,7 +40,8 @@ class Rig:
             journal=lambda: self.journal,
         )
         self.admin_side = AdminSide(
-            Settings(database_unsafe=True),  # the tests' server does not fsync
+            # The tests' server does not fsync.
+            Settings(database_unsafe=True, admin_listen=f"{host}:0"),
             ledger=self.ledger,
             dead_letters=self.dead_letters,
             readyz=lambda: (200, READY),
@@ -114,9 +115,9 @@ async def running(
     folder: Path, database_url: str | None = None, host: str = "127.0.0.1"
 ) -> AsyncIterator[Rig]:
     """Run the port on a free port of `host`."""
-    rig = Rig(folder, database_url)
+    rig = Rig(folder, database_url, host)
     await rig.dead_letters.open()
-    address = await rig.admin_side.start("127.0.0.1:1", f"{host}:0")
+    address = await rig.admin_side.start("127.0.0.1:1")
     rig.address = address.replace("0.0.0.0", "127.0.0.1")
     try:
         yield rig

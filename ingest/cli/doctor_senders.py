@@ -1,0 +1,126 @@
+"""What `ingest doctor` finds about who may post, and how: tokens, certificate, sources, MQTT."""
+
+from __future__ import annotations
+
+import math
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from ingest.access.rule import is_open
+from ingest.access.token_file import SOON_US
+from ingest.app.access import open_tokens
+from ingest.app.rules import make_sources
+from ingest.cli.doctor_database import FAIL, OK, WARN, Check
+from ingest.config.folders import state_dir
+from ingest.config.settings import Settings, split_address
+from ingest.dead_letters.folder.segments import segments
+from ingest.http.certificate import Certificate
+from ingest.http.sites import is_loopback
+from ingest.model.errors import ConfigError, StartError
+from ingest.system.clock import rfc3339_s, unix_us
+from ingest.system.files import size_bytes
+from ingest.system.state_folder import ServiceInfo, StateFolder
+from ingest.system.surroundings import command_words
+from ingest.system.words import counted
+
+_NAME = "access"
+DAYS_MIN = 14  # as the alert IngestCertificateEnds
+NOT_OURS = (
+    "what the MQTT broker drops never comes here, and cannot be seen from here: check its "
+    "max_queued_messages, persistence and autosave_interval, and that devices publish with QoS 1 "
+    "(docs/mqtt.md)"
+)
+
+
+def access_check(settings: Settings, service: ServiceInfo | None = None) -> Check:
+    """Check what a start would check, whether a token ends soon, and how the service was started.
+
+    `access` is decided at its start, so tokens that were made since do not count yet.
+    """
+    run = command_words()["run"]
+    try:
+        tokens = open_tokens(settings).tokens
+        senders = [each for each in tokens.entries.by_digest.values() if not each.admin]
+        loopback = _is_private(settings.listen)
+        is_free = is_open(
+            settings.access,
+            private=loopback and not settings.trusted_proxies,
+            tokens=len(senders),
+            address=settings.listen,
+            run=run,
+        )
+    except StartError as error:
+        return Check(_NAME, FAIL, str(error))
+    if is_free or (service is not None and service.is_open):
+        where = "this machine" if loopback else "the network"
+        restart = f" until the running service is restarted: `{command_words()['restart']}`"
+        level, until = (OK if loopback else WARN, "") if is_free else (FAIL, restart)
+        return Check(_NAME, level, f"everybody on {where} may post{until}")
+    live = [each for each in senders if each.ends_us > unix_us()]
+    if not live:
+        return Check(_NAME, WARN, f"nobody may post: make a token with `{run} token new NAME`")
+    unread = next((each for each in live if each.certificate), None)
+    if unread is not None and not settings.client_certificate_header:
+        told = f"{unread.name} has a certificate, which counts only with client_certificate_header"
+        return Check(_NAME, WARN, told)
+    told = f"a token is needed to post; {counted(len(live), 'token')}"
+    if tokens.next_end_us < unix_us() + SOON_US:
+        until = rfc3339_s(int(tokens.next_end_us))
+        return Check(_NAME, WARN, f"{told}; one ends at {until} (`{run} token rotate NAME`)")
+    return Check(_NAME, OK, told)
+
+
+def _is_private(listen: str) -> bool:
+    """Whether all addresses of HOST:PORT are on the loopback; False if that is not known."""
+    host, _ = split_address(listen)
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    return all(is_loopback(f"{each[4][0]}:0") for each in found)
+
+
+def certificate_check(settings: Settings) -> Check:
+    """Check that the files can be used, and for how long. Blocks for some ms."""
+    name = "certificate"
+    try:
+        found = Certificate(Path(settings.tls_cert_file), Path(settings.tls_key_file))
+    except StartError as error:
+        return Check(name, FAIL, str(error))
+    if math.isnan(found.ends_s):
+        return Check(name, WARN, f"no client would accept {settings.tls_cert_file}; make a new one")
+    left_days = (found.ends_s - unix_us() / 1e6) / 86_400
+    until = rfc3339_s(round(found.ends_s * 1e6))
+    if left_days < 0:
+        return Check(name, FAIL, f"has ended at {until}: clients refuse it; put a new one there")
+    said = f"valid until {until}, {left_days:.0f} days"
+    if left_days < DAYS_MIN:
+        return Check(name, WARN, f"{said}; put a new one there, a restart is not needed")
+    return Check(name, OK, said)
+
+
+def mqtt_checks(settings: Settings) -> Iterator[Check]:
+    """Yield a finding for each `ingest mqtt` that has run with this state folder."""
+    root = state_dir(settings) / "mqtt"
+    try:
+        names = sorted(each.name for each in root.iterdir() if each.is_dir())
+    except OSError:
+        return
+    for name in names:
+        letters = StateFolder(root / name).dead_letters
+        kept = sum(size_bytes(each) for each in segments(letters))
+        said = (
+            f"`ingest dlq list --mqtt {name}` shows what the service has refused; " if kept else ""
+        )
+        yield Check(f"mqtt {name}", WARN if kept else OK, said + NOT_OURS)
+
+
+def sources_check(settings: Settings) -> Check:
+    """Check that the tables can be compiled; the service would not start else."""
+    name = "sources"
+    try:
+        sources = make_sources(settings)
+    except ConfigError as error:
+        return Check(name, FAIL, str(error))
+    return Check(name, OK, f"{counted(len(sources), 'source')}: {', '.join(sources)}")

@@ -1,0 +1,125 @@
+"""The dead letters of a folder, as commands and the dashboard see them.
+
+Reading is done in threads, a part at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from ingest.dead_letters.folder.segments import (
+    folder_bytes,
+    live_letters,
+    mark_done,
+    segment_letters,
+    segments,
+    try_replay_lock,
+)
+from ingest.dead_letters.store import (
+    PART_BYTES,
+    PART_LETTERS,
+    Extent,
+    LiveLetter,
+    Parts,
+    Selection,
+    Tally,
+)
+from ingest.model.errors import IngestError
+from ingest.system.files import Lock, open_regular
+
+LOCK_S_MAX = 15.0
+LOCK_PAUSE_S = 0.005
+
+MarkDone = Callable[[Sequence[LiveLetter], str], Awaitable[None]]
+
+
+class FolderLetterStore:
+    """Implements LetterStore. `mark` is how a service marks lines; a command does it itself."""
+
+    def __init__(self, folder: Path, mark: MarkDone | None = None) -> None:
+        self.folder = folder
+        self._mark = mark
+
+    def oldest(self, where: Selection, tally: Tally) -> Parts:
+        """Yield the live letters of all files; see LetterStore."""
+        return _parts(live_letters(self.folder, where=where, tally=tally))
+
+    async def newest(
+        self, where: Selection, tally: Tally, bytes_max: int | None = None
+    ) -> AsyncIterator[tuple[Parts, bool]]:
+        """Yield the files, the newest first; see LetterStore."""
+        left = bytes_max
+        for segment in reversed(await asyncio.to_thread(segments, self.folder)):
+            start = 0
+            if left is not None:
+                start, size = await asyncio.to_thread(_line_start, segment, left)
+                left -= size
+            letters = segment_letters(segment, start=start, where=where, tally=tally)
+            yield _parts(letters), start > 0
+            if start:
+                return
+
+    @asynccontextmanager
+    async def held(self, wait_s_max: float | None = None) -> AsyncIterator[None]:
+        """Hold the replay lock; see LetterStore."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with await hold_replay_lock(self.folder, wait_s_max):
+            yield
+
+    async def mark_done(self, letters: Sequence[LiveLetter], how: str) -> None:
+        """Append marks to the cursors; see LetterStore. The caller has the replay lock."""
+        if self._mark is not None:
+            await self._mark(letters, how)
+        else:
+            await asyncio.to_thread(mark_done, letters, how)
+
+    async def extent(self) -> Extent:
+        """Return how many files there are, and their size."""
+        files = len(segments(self.folder))
+        size_bytes = folder_bytes(self.folder) if self.folder.exists() else 0
+        return Extent(files, size_bytes, empty=not files)
+
+
+async def _parts(letters: Iterator[LiveLetter]) -> Parts:
+    while part := await asyncio.to_thread(_part, letters):
+        yield part
+
+
+def _part(letters: Iterator[LiveLetter]) -> list[LiveLetter]:
+    part: list[LiveLetter] = []
+    size = 0
+    for live in letters:
+        part.append(live)
+        size += len(live.line)
+        if len(part) >= PART_LETTERS or size >= PART_BYTES:
+            break
+    return part
+
+
+def _line_start(segment: Path, bytes_max: int) -> tuple[int, int]:
+    """Return where the first whole line of a file's last `bytes_max` bytes starts, and its size."""
+    try:
+        size = segment.stat().st_size
+        if size <= bytes_max:
+            return 0, size
+        with open_regular(segment) as file:
+            file.seek(size - bytes_max)
+            file.readline(bytes_max)
+            return file.tell(), bytes_max
+    except FileNotFoundError:
+        return 0, 0  # another process removed it after it was listed
+
+
+async def hold_replay_lock(folder: Path, wait_s_max: float | None = None) -> Lock:
+    """Wait for the replay lock, which the automatic replay releases between blocks.
+
+    Raises IngestError if it is not free within `wait_s_max` (None: LOCK_S_MAX).
+    """
+    for _ in range(int((wait_s_max or LOCK_S_MAX) / LOCK_PAUSE_S)):
+        if (lock := try_replay_lock(folder)) is not None:
+            return lock
+        await asyncio.sleep(LOCK_PAUSE_S)
+    raise IngestError("another replay is at work in this folder; try again when it has finished")

@@ -1,0 +1,308 @@
+"""The audit of several writers (T1), with the real nats-server.
+
+The writers take one message each in turn. So none of them ever sees two neighbours, and what is
+skipped between them shows only if they tell each other what they were given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from ingest.broker import audit, manage, pulling, purge
+from ingest.broker.connection import BrokerConnection
+from ingest.broker.roles import GIVEN, STREAM, WRITER
+from ingest.embedded.broker import EmbeddedBroker
+from ingest.model.errors import BrokerAway
+from tests.support.brokers import WANTED, api, embedded, hit, joined, put, until
+from tests.support.stream_writers import FEW, StreamWriter, first_place, in_turns, purged, writing
+
+BODIES = [b"payload-number-%03d-" % n + b"x" * 200 for n in range(1, 31)]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let it check more often."""
+    monkeypatch.setattr(audit, "EVERY_S", 0.05)
+    monkeypatch.setattr(audit, "HEARD_S", 0.5)
+    monkeypatch.setattr(pulling, "EXPIRES_S", 0.3)
+    monkeypatch.setattr(pulling, "HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(purge, "_LOOK_S", 0.05)
+    monkeypatch.setattr(purge, "EVERY_S", 0.1)
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[EmbeddedBroker]:
+    """Give a broker with the stream."""
+    async with embedded(tmp_path / "broker") as running:
+        yield running
+
+
+@pytest.fixture
+async def admin(server: EmbeddedBroker) -> AsyncIterator[BrokerConnection]:
+    """Give a connection of the admin."""
+    async with joined(server, "admin") as connection:
+        yield connection
+
+
+async def fill(server: EmbeddedBroker, *bodies: bytes) -> None:
+    """Put messages into the stream."""
+    async with joined(server, "gateway") as gateway:
+        await put(gateway, *bodies)
+
+
+def flip(store: Path, *numbers: int) -> None:
+    """Flip a bit of some messages on the disk of a server that does not run."""
+    flipped = 0
+    for path in store.rglob("*.blk"):
+        data = bytearray(path.read_bytes())
+        for number in numbers:
+            at = data.find(b"payload-number-%03d-" % number)
+            data[at + 30] ^= at >= 0
+            flipped += at >= 0
+        path.write_bytes(data)
+    assert flipped == len(numbers)
+
+
+async def _damaged(folder: Path, *numbers: int) -> None:
+    """Make a store with damaged messages."""
+    async with embedded(folder) as server:
+        await fill(server, *BODIES)
+    flip(folder / "store", *numbers)
+
+
+async def set_ack_wait(admin: BrokerConnection) -> None:
+    """Let what a dead writer had come again after a second."""
+    config = (await api(admin, f"CONSUMER.INFO.{STREAM}.{WRITER}"))["config"]
+    body = {"stream_name": STREAM, "config": config | {"ack_wait": 10**9}, "action": "update"}
+    assert "error" not in await api(admin, f"CONSUMER.CREATE.{STREAM}.{WRITER}", body)
+
+
+def _places(*writers: StreamWriter) -> list[int]:
+    return sorted(each.place for writer in writers for each in writer.got)
+
+
+async def test_damaged_messages_between_writers_are_counted_once(tmp_path: Path) -> None:
+    """The first, some in the middle, and the last one. Then the purge goes past them."""
+    await _damaged(tmp_path / "broker", 1, 7, 8, 20, 30)
+    async with (
+        embedded(tmp_path / "broker", wanted=None) as server,
+        joined(server, "admin") as admin,
+        writing(server, pulls=False, purges=True) as one,
+        writing(server, pulls=False, purges=True) as other,
+    ):
+        in_turns(one, other)
+        await until(lambda: one.audit.skipped + other.audit.skipped == 5)
+        assert min(one.audit.skipped, other.audit.skipped) == 0, "one of them counts"
+        assert abs(len(one.got) - len(other.got)) <= 1
+        assert _places(one, other) == [n for n in range(1, 31) if n not in {1, 7, 8, 20, 30}]
+        await purged(admin, 30)
+        await asyncio.sleep(0.5)
+        assert one.audit.skipped + other.audit.skipped == 5, "each once"
+        assert one.audit.read_again + other.audit.read_again == 0
+
+
+async def test_without_the_check_the_loss_goes_unnoticed(tmp_path: Path) -> None:
+    """The control: the numbers that one writer sees do not show it."""
+    await _damaged(tmp_path / "broker", 7, 8, 20)
+    async with (
+        embedded(tmp_path / "broker", wanted=None) as server,
+        writing(server, pulls=False, checks=False) as one,
+        writing(server, pulls=False, checks=False) as other,
+    ):
+        in_turns(one, other)
+        await until(lambda: len(one.got) + len(other.got) == 27)
+        await asyncio.sleep(0.6)
+        assert one.audit.skipped + other.audit.skipped == 0
+        assert one.seen_alone + other.seen_alone == []
+
+
+async def test_purge_waits_for_the_check(tmp_path: Path) -> None:
+    """All stays until somebody has seen to it."""
+    await _damaged(tmp_path / "broker", 7)
+    async with (
+        embedded(tmp_path / "broker", wanted=None) as server,
+        joined(server, "admin") as admin,
+        writing(server, purges=True, pull=FEW) as one,
+    ):
+        one.audit._others["0"] = float("inf")  # the auditor, they think; it is frozen
+        await until(lambda: len(one.got) == 29)
+        await asyncio.sleep(1.0)
+        assert await first_place(admin) == 1
+        assert one.audit.skipped == 0
+        one.audit._others.clear()
+        await purged(admin, 30)
+        assert one.audit.skipped == 1
+
+
+async def test_writers_that_come_and_go_find_nothing_in_a_sound_stream(
+    server: EmbeddedBroker, admin: BrokerConnection
+) -> None:
+    """Under traffic, with purges, and a kill of the server. Who dies may leave a few to be read."""
+    await set_ack_wait(admin)
+    stopping = asyncio.Event()
+
+    async def publish() -> int:
+        count = 0
+        async with joined(server, "gateway") as gateway:
+            while not stopping.is_set():
+                try:
+                    await put(gateway, b"%d" % count)
+                except BrokerAway:
+                    await asyncio.sleep(0.01)
+                else:
+                    count += 1
+        return count
+
+    publishing = asyncio.create_task(publish())
+    async with AsyncExitStack() as stack:
+        writers = [await stack.enter_async_context(writing(server, purges=True)) for _ in range(3)]
+        for number in range(4):
+            async with writing(server, purges=True) as guest:
+                await until(lambda: guest.got, 5)
+                writers.append(guest)
+            if number == 2:
+                hit(server.pid, signal.SIGKILL)
+            await asyncio.sleep(0.3)
+        stopping.set()
+        count = await publishing
+        last = (await api(admin, f"STREAM.INFO.{STREAM}"))["state"]["last_seq"]
+        await until(lambda: set(_places(*writers)) >= set(range(1, last + 1)))
+        await purged(admin, last)
+        assert count > 50
+        assert [each.audit.skipped for each in writers] == [0] * 7
+
+
+async def test_message_that_a_dead_writer_has_done_is_written_again(
+    server: EmbeddedBroker,
+) -> None:
+    """Nobody knows whether it was given to anybody, so it is; and the purge waits for it."""
+    async with writing(server) as one:
+        await until(lambda: one.audit._is_auditor)
+        # Another writer takes one and says nothing of it.
+        one.puller.wanted.clear()
+        await asyncio.sleep(0.4)
+        async with writing(server, checks=False) as dead:
+            await fill(server, b"a")
+            await until(lambda: dead.got)
+        one.acknowledges = False
+        await asyncio.sleep(1.0)
+        assert one.audit.checked_to == 0
+        assert one.got == [], "no room for it"
+        one.puller.wanted.set()
+        await until(lambda: one.got)
+        (again,) = one.got
+        assert (again.data, again.place, again.tries, again.ack_subject) == (b"a", 1, 2, "")
+        await fill(server, b"b")
+        await until(lambda: len(one.got) == 2)
+        await asyncio.sleep(0.2)
+        assert one.audit.checked_to == 0
+        one.puller.working([again])
+        one.puller.give_back([again])
+        await until(lambda: len(one.got) == 3)
+        one.puller.done(one.got[1:])
+        await until(lambda: one.audit.checked_to == 2)
+        assert (one.audit.read_again, one.audit.skipped) == (2, 0)
+
+
+async def test_message_that_is_pending_at_a_dead_writer_comes_by_itself(
+    server: EmbeddedBroker, admin: BrokerConnection
+) -> None:
+    """It is not written twice."""
+    await set_ack_wait(admin)
+    await fill(server, b"a")
+    async with writing(server, checks=False, acknowledges=False) as dead:
+        await until(lambda: dead.got)
+    async with writing(server) as one:
+        await until(lambda: one.got, 5)
+        await until(lambda: one.audit.checked_to == 1)
+        assert (one.got[0].tries, one.audit.read_again) == (2, 0)
+
+
+async def test_first_writer_reads_the_last_messages_again(
+    server: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No writer is left that knows what was given. Up to a bound."""
+    monkeypatch.setattr(audit, "BACK_MAX", 3)
+    await fill(server, *BODIES)
+    async with writing(server) as gone:
+        await until(lambda: len(gone.got) == 30)
+    async with writing(server) as one:
+        await until(lambda: one.audit.checked_to == 30)
+        assert [each.place for each in one.got] == [28, 29, 30]
+        async with writing(server) as other:
+            await until(lambda: other.audit.checked_to == 30)
+            assert other.got == [], "the first one has told it"
+
+
+async def test_another_stream_of_the_same_name_is_checked_from_its_begin(
+    tmp_path: Path, server: EmbeddedBroker, admin: BrokerConnection
+) -> None:
+    """Its places begin again."""
+    async with writing(server, purges=True) as one:
+        await fill(server, *BODIES)
+        await until(lambda: one.audit.checked_to == 30)
+        await api(admin, f"STREAM.DELETE.{STREAM}")
+        await manage.apply(admin, WANTED)
+        await fill(server, *BODIES[:9])
+        await until(lambda: one.audit.checked_to == 9)
+        assert one.audit.skipped == 0
+
+
+async def test_what_is_no_telling_is_ignored(server: EmbeddedBroker) -> None:
+    """Other writers only may say something there, but who knows."""
+    async with writing(server) as one, joined(server, "writer") as other:
+        for said in (b"", b"{}", b"[]", b'["x","y",[[1]]]', b'["x",1,2]'):
+            other.send(GIVEN, said)
+        await fill(server, b"a")
+        await until(lambda: one.audit.checked_to == 1)
+        assert one.connection.up
+
+
+async def test_gateway_may_not_tell_what_writers_were_given(server: EmbeddedBroker) -> None:
+    """It could hide a loss."""
+    async with writing(server) as one, joined(server, "gateway") as gateway:
+        await until(lambda: one.audit._looks)
+        telling = audit.Telling("0", one.audit._made, 9, [], [])
+        gateway.send(GIVEN, msgspec.json.encode(telling))
+        await asyncio.sleep(0.2)
+        assert one.audit.others == set()
+
+
+async def test_successor_goes_on_where_the_auditor_has_ended(
+    server: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has more done messages behind it than it reads again if nobody tells it anything."""
+    monkeypatch.setattr(audit, "BACK_MAX", 3)
+    async with writing(server) as one:
+        await until(lambda: one.audit._is_auditor)
+        await fill(server, *BODIES[:6])
+        await until(lambda: one.audit.checked_to == 6)
+        one.puller.wanted.clear()
+        await until(one.puller._over.is_set)
+        async with writing(server, checks=False) as dead:  # it has done 7, and tells nobody
+            await fill(server, BODIES[6])
+            await until(lambda: dead.got)
+        await asyncio.sleep(0.5)
+        async with writing(server, pulls=False) as successor:
+            successor.audit._name = "0"  # so it is the auditor
+            await until(lambda: "0" in one.audit.others)
+            assert (one.audit.checked_to, set(one.audit._open)) == (6, {7})
+            one.puller.wanted.set()
+            await fill(server, *BODIES[7:])
+            await until(lambda: len(one.got) == 29)
+            await asyncio.sleep(0.5)
+            assert one.audit.checked_to == successor.audit.checked_to == 6
+            successor.puller.wanted.set()
+            await until(lambda: successor.got)
+            assert [each.data for each in successor.got] == [BODIES[6]]
+            await until(lambda: one.audit.checked_to == successor.audit.checked_to == 30)
+        await fill(server, b"a")
+        await until(lambda: one.audit.checked_to == 31)
+        assert one.audit.read_again == one.audit.skipped == 0
