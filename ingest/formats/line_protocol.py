@@ -25,7 +25,7 @@ from ingest.formats.line_item import (
 )
 from ingest.formats.line_series import KEPT_KEYS, UNREADABLE, Naming
 from ingest.formats.line_whole import ONE_BYTES_MAX, Columns, many, one
-from ingest.formats.post import Decoded, ItemError, Post, most_invalid, too_many_invalid
+from ingest.formats.post import Decoded, ItemError, Points, Post, most_invalid, too_many_invalid
 from ingest.model.block import Block
 from ingest.model.errors import Refused
 from ingest.model.rows import PG_EPOCH_US, encode_row, encode_rows
@@ -49,21 +49,6 @@ class LinePost(NamedTuple):
     naming: Naming
     rows_max: int
     rows_bytes_max: int
-
-
-class Points(NamedTuple):
-    """What a post has: its readings in blocks, an error for each line with a fault, or nothing.
-
-    `strings` is the number of its fields that are text; they are not kept. `rounded` of the values
-    are integers that float64 cannot hold. `not_kept` of its lines have a fault and no entry in
-    `errors`, since there are too many of them.
-    """
-
-    blocks: list[Block]
-    errors: list[ItemError]
-    strings: int
-    rounded: int
-    not_kept: int = 0
 
 
 # Each `next` does a short step of the work; the result comes with StopIteration. Raises Refused.

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, cast
 
 import orjson
 
-from ingest.formats.line_protocol import Points
 from ingest.formats.map_documents import Documents, Unreadable, documents
 from ingest.formats.map_row import DocumentRead, RowRead, read_document
 from ingest.formats.map_source import Source
@@ -24,6 +23,7 @@ from ingest.formats.map_values import Hints, Receipt
 from ingest.formats.post import (
     Decoded,
     ItemError,
+    Points,
     Post,
     most_invalid,
     too_many_invalid,
@@ -66,21 +66,10 @@ def received_at(times_us: Sequence[int], at: int, post_us: int) -> int:
     return times_us[min(at, len(times_us) - 1)] if times_us else post_us
 
 
-class Mapped(NamedTuple):
-    """What a post has. `ignored` is the number of its events that the mapping leaves out.
-
-    `hints` are sentences about values that the author of the mapping may mean otherwise.
-    """
-
-    points: Points
-    ignored: int
-    hints: list[str]
+MapSteps = Generator[None, None, Points]
 
 
-MapSteps = Generator[None, None, Mapped]
-
-
-def begin(body: bytes, post: MapPost) -> Mapped | MapSteps:
+def begin(body: bytes, post: MapPost) -> Points | MapSteps:
     """Return the readings of a body, or the steps to them.
 
     `begin` and the steps raise Refused: `not_json`, `too_many_readings`, `item_too_large`,
@@ -90,19 +79,19 @@ def begin(body: bytes, post: MapPost) -> Mapped | MapSteps:
     try:
         next(steps)
     except StopIteration as end:
-        return cast("Mapped", end.value)
+        return cast("Points", end.value)
     return steps
 
 
-def decode(body: bytes, post: MapPost) -> Mapped:
+def decode(body: bytes, post: MapPost) -> Points:
     """Do what `begin` does, in one go."""
-    mapped = begin(body, post)
-    while not isinstance(mapped, Mapped):
+    points = begin(body, post)
+    while not isinstance(points, Points):
         try:
-            next(mapped)
+            next(points)
         except StopIteration as end:
-            mapped = cast("Mapped", end.value)
-    return mapped
+            points = cast("Points", end.value)
+    return points
 
 
 def decode_item(
@@ -122,7 +111,7 @@ def decode_item(
     if original.lstrip()[:1] == b"[":  # a document that is a list; alone it would be a list of them
         original = b"[%b]" % original
     whole = MapPost(post, source, roots, rows_max, ITEM_ROWS_BYTES_MAX, is_json=is_json)
-    points = decode(original, whole).points
+    points = decode(original, whole)
     if points.not_kept:
         raise too_many_invalid(points.errors, len(original))
     if not (points.blocks or points.errors):
@@ -164,8 +153,14 @@ class _PostReader:
         if not self._items:
             self._ignored += 1  # an empty body, or an empty list
         self._end_block()
-        points = Points(self._blocks, self._errors, 0, self._rounded, self._not_kept)
-        return Mapped(points, self._ignored, self._hints.told())
+        return Points(
+            self._blocks,
+            self._errors,
+            rounded=self._rounded,
+            not_kept=self._not_kept,
+            ignored=self._ignored,
+            hints=tuple(self._hints.told()),
+        )
 
     def _read_some(self, some: Documents) -> Generator[None, None, None]:
         originals: list[bytes] | None = None
