@@ -12,6 +12,7 @@ from fnmatch import translate
 from functools import lru_cache
 
 from ingest.access.entries import CERTIFICATE, NEVER_US, Entries, TokenEntry, digest_of
+from ingest.model.metrics import Metric, Metrics
 from ingest.system.clock import unix_us
 
 DEVICES_KNOWN_MAX = 4_096  # of one token: which of them it may speak for
@@ -131,12 +132,16 @@ class Tokens:
             else:
                 self._next_end_us = min(self._next_end_us, identity.entry.ends_us)
 
-    def left_s(self) -> float | None:
-        """Return in how many seconds the next live token ends, None if none does."""
-        end_us = self._next_end_us
-        return None if end_us == NEVER_US else (end_us - unix_us()) / 1e6
-
     @property
     def next_end_us(self) -> float:
         """When the next live token ends (Unix microseconds), NEVER_US if none does."""
         return self._next_end_us
+
+
+METRICS: Metrics[Tokens] = (
+    Metric(
+        "tokens_end_seconds",
+        "Until the next token ends, of those that end.",
+        lambda it: None if it.next_end_us == NEVER_US else (it.next_end_us - unix_us()) / 1e6,
+    ),
+)

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from ingest.admin.exposition import Exposition, JointExposition
+from ingest.admin.exposition import Exposition
 from ingest.admin.guard import CSRF_HEADER, Guard
 from ingest.admin.shared import Few, shared
 from ingest.http.bodies import Bodies
@@ -50,7 +50,7 @@ class Admin:
         self,
         *,
         ledger: Ledger,
-        exposition: Exposition | JointExposition,
+        exposition: Exposition,
         health: Callable[[], tuple[int, bytes]],
         message: Callable[[], str],
         guard: Guard,

@@ -12,10 +12,11 @@ from ingest.access.tokens import Tokens
 from ingest.admin.dashboard.letters import Letters
 from ingest.admin.dashboard.pages import Dashboard, Sources
 from ingest.admin.dashboard.tail import ObservedDeadLetters, TailSource
-from ingest.admin.exposition import Exposition, JointExposition
+from ingest.admin.exposition import Exposition
 from ingest.admin.guard import Guard
 from ingest.admin.port import Admin
 from ingest.app.database import housekeeping_url, late_partitions
+from ingest.app.metrics import own_metrics
 from ingest.app.rules import make_rules
 from ingest.app.writing import make_sink
 from ingest.config.settings import Settings, split_address
@@ -39,7 +40,7 @@ class Joint(NamedTuple):
     """
 
     own: Ledger
-    exposition: Exposition | JointExposition
+    exposition: Exposition
     tail: TailSource
     page_readyz: Callable[[], tuple[int, bytes]] | None = None
     releases: str = ""
@@ -97,7 +98,7 @@ class AdminSide:
         )
         self.admin = Admin(
             ledger=joint.own if joint else ledger,
-            exposition=joint.exposition if joint else Exposition(ledger, __version__),
+            exposition=joint.exposition if joint else own_metrics(ledger),
             health=readyz,
             message=message,
             guard=self.guard,

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 
 from ingest.broker.manage import StreamFault
+from ingest.broker.roles import WRITER
+from ingest.broker.stream_state import StreamState
 from ingest.broker.watch import StreamWatch
 from ingest.model.causes import (
     BROKER_AWAY,
@@ -16,6 +18,7 @@ from ingest.model.causes import (
     STREAM_MISSING,
 )
 from ingest.model.errors import BrokerFull, NotKept
+from ingest.model.metrics import Metric, Metrics
 from ingest.model.ports import Admission
 from ingest.system.clock import monotonic_s
 
@@ -38,14 +41,14 @@ class BrokerState:
         refused: Callable[[], NotKept | None] = lambda: None,
         acknowledged_s: Callable[[], float] = lambda: -math.inf,
     ) -> None:
-        self._watch = watch
+        self.watch = watch
         self._acknowledged_s = acknowledged_s
         self._unanswered_s = unanswered_s
         self._refused = refused
 
     def cause(self) -> str:
         """Return a key of causes.CAUSES, or nothing if the broker does its work."""
-        watch = self._watch
+        watch = self.watch
         if watch.disk_failed:
             return BROKER_DISK
         if self.away_s >= AWAY_S or self._unanswered_s() >= AWAY_S:
@@ -56,7 +59,7 @@ class BrokerState:
 
     def _is_nearly_full(self) -> bool:
         """Whether it is so at the last look: nobody publishes any more to find that out."""
-        state = self._watch.state
+        state = self.watch.state
         return state is not None and state.size_bytes > FULL_ABOVE * state.bytes_max
 
     @property
@@ -65,13 +68,13 @@ class BrokerState:
 
         While servers choose leaders, a question of the watch may get no answer, and messages do.
         """
-        since_s = self._watch.away_since_s
+        since_s = self.watch.away_since_s
         return 0.0 if since_s is None else monotonic_s() - max(since_s, self._acknowledged_s())
 
     @property
     def is_unsafe(self) -> bool:
         """Whether a message that is acknowledged now could be lost."""
-        return bool(self._watch.faults)
+        return bool(self.watch.faults)
 
 
 class BrokerAdmission:
@@ -99,3 +102,55 @@ def _of_faults(faults: tuple[StreamFault, ...]) -> str:
     if any(each.fault == "is missing" for each in faults):
         return STREAM_MISSING
     return STREAM_ALTERED if any("server" not in each.where for each in faults) else BROKER_UNSAFE
+
+
+METRICS: Metrics[BrokerState] = (
+    Metric("broker_up", "1 while there is a connection to the broker.", lambda it: it.away_s == 0),
+    Metric(
+        "stream_altered",
+        "1 while the stream is missing, or is not as it must be.",
+        lambda it: bool(it.watch.faults),
+    ),
+    Metric(
+        "stream_removed",
+        "Messages that somebody removed before they were done, as seen by processes.",
+        lambda it: it.watch.removed,
+    ),
+)
+# What a writer knows of the stream, and how long its oldest message has waited, in seconds.
+OF_STREAM: Metrics[tuple[StreamState, float]] = (
+    Metric("stream_bytes", "Bytes of the stream.", lambda it: it[0].size_bytes),
+    Metric(
+        "stream_bytes_max",
+        "Limit of stream_bytes (stream_bytes_max); then posts are refused.",
+        lambda it: it[0].bytes_max,
+    ),
+    Metric(
+        "stream_messages",
+        "Messages in the stream, including those that are done.",
+        lambda it: it[0].messages,
+    ),
+    Metric(
+        "stream_oldest_age_seconds",
+        "Age of the oldest message that is not acknowledged.",
+        lambda it: it[1],
+    ),
+    Metric(
+        "consumer_pending",
+        "Messages that have not been delivered yet.",
+        lambda it: {WRITER: it[0].waiting},
+        ("consumer",),
+    ),
+    Metric(
+        "consumer_ack_pending",
+        "Messages that have been delivered and are not acknowledged.",
+        lambda it: {WRITER: it[0].pending},
+        ("consumer",),
+    ),
+    Metric(
+        "consumer_redelivered",
+        "Messages that were delivered again and are not acknowledged.",
+        lambda it: {WRITER: it[0].redelivered},
+        ("consumer",),
+    ),
+)

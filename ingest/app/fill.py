@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 from ingest.app.forecast import Forecast
 from ingest.config.settings import Settings
-from ingest.model.ledger import DeadLetterStats, Limits
+from ingest.model.ledger import DeadLetterStats
+from ingest.model.metrics import Metric, Metrics
 from ingest.model.ports import BufferStats
 from ingest.system.clock import monotonic_s
 
@@ -34,11 +35,11 @@ class Fill:
         has_folder: bool = True,
     ) -> None:
         has_journal = settings.buffer == "journal" and journal_bytes is not None
-        self.limits = Limits(
-            settings.journal_bytes_max if has_journal else 0,
-            settings.dlq_bytes_max,
-            settings.disk_free_bytes_min if has_folder else 0,
-        )
+        self.journal_bytes_max = settings.journal_bytes_max if has_journal else 0
+        self.dlq_bytes_max = settings.dlq_bytes_max
+        self.disk_free_bytes_min = settings.disk_free_bytes_min if has_folder else 0
+        # At the last tick; None: there is no folder.
+        self.disk_free_bytes: int | None = 0 if has_folder else None
         self._journal_bytes = journal_bytes or int
         self._journal, self._dead_letters = (Forecast(span_s_min=OURS_S_MIN) for _ in range(2))
         self._disk = Forecast(span_s_min=DISK_S_MIN)
@@ -60,8 +61,9 @@ class Fill:
             self._dead_letters.sample(now_s, letters.size_bytes)
         else:
             self._dead_letters.restart()
+        self.disk_free_bytes = disk_free_bytes
         if disk_free_bytes is not None:
-            self._left_bytes = disk_free_bytes - self.limits.disk_free_bytes_min
+            self._left_bytes = disk_free_bytes - self.disk_free_bytes_min
             self._disk.sample(now_s, -disk_free_bytes - journal_bytes)
 
     def full_in_s(self) -> dict[str, int | None]:
@@ -70,12 +72,40 @@ class Fill:
         For dead letters until they are half full, when invalid items are refused, and beyond that
         until they are full.
         """
-        limits, journal_bytes, left = self.limits, self._journal_bytes(), self._left_bytes
-        half = 2 if self._dlq_bytes < limits.dlq_bytes_max // 2 else 1
+        journal_bytes, left = self._journal_bytes(), self._left_bytes
+        half = 2 if self._dlq_bytes < self.dlq_bytes_max // 2 else 1
         by_journal = self._journal.full_in_s(journal_bytes + left) if left else None
-        disk = (self._disk.full_in_s(-limits.disk_free_bytes_min - journal_bytes), by_journal)
+        disk = (self._disk.full_in_s(-self.disk_free_bytes_min - journal_bytes), by_journal)
         return {
-            "journal": self._journal.full_in_s(limits.journal_bytes_max),
-            "dead_letters": self._dead_letters.full_in_s(limits.dlq_bytes_max // half),
+            "journal": self._journal.full_in_s(self.journal_bytes_max),
+            "dead_letters": self._dead_letters.full_in_s(self.dlq_bytes_max // half),
             "disk": min((each for each in disk if each is not None), default=None),
         }
+
+
+METRICS: Metrics[Fill] = (
+    Metric(
+        "dlq_bytes_max",
+        "Limit of dlq_bytes (dlq_bytes_max).",
+        lambda it: it.dlq_bytes_max,
+        of_all=True,
+    ),
+    Metric(
+        "journal_bytes_max",
+        "Limit of journal_bytes (journal_bytes_max); 0 without a journal.",
+        lambda it: it.journal_bytes_max,
+        of_all=True,
+    ),
+    Metric(
+        "disk_free_bytes",
+        "Free space of the state folder, at the last check.",
+        lambda it: it.disk_free_bytes,
+        of_all=True,
+    ),
+    Metric(
+        "disk_free_bytes_min",
+        "With less free space posts are refused (disk_free_bytes_min).",
+        lambda it: None if it.disk_free_bytes is None else it.disk_free_bytes_min,
+        of_all=True,
+    ),
+)

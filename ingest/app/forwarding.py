@@ -16,8 +16,7 @@ from typing import NamedTuple
 import orjson
 
 from ingest import __version__
-from ingest.admin.forward_exposition import ForwardCollector
-from ingest.admin.process_exposition import ProcessExposition
+from ingest.admin.exposition import of_one
 from ingest.admin.small_port import SmallAdmin
 from ingest.app.broker import configured_address
 from ingest.app.client_process import CLOSE_S_MAX, make_dead_letters, run_client, tidy
@@ -37,10 +36,11 @@ from ingest.forward.forwarder import Forwarder
 from ingest.forward.lag import LagWatch
 from ingest.forward.sender import TargetSender
 from ingest.forward.signing import Signer
-from ingest.forward.tally import MISSING, ForwardFigures, ForwardTally
+from ingest.forward.tally import METRICS, MISSING, OF_NOW, ForwardFigures, ForwardTally
 from ingest.http_client.client import HttpClient
 from ingest.http_client.target import Target
 from ingest.model.errors import StartError
+from ingest.model.metrics import Values, read
 from ingest.system import logs
 from ingest.system.clock import unix_us
 from ingest.system.state_folder import StateFolder
@@ -133,10 +133,8 @@ class ForwardService:
         self._make_sender()
         self._connection = BrokerConnection(where, ROLE)
         self._make_reader()
-        collector = ForwardCollector(
-            self.tally, self._figures, name=wanted.name, version=__version__
-        )
-        self._admin = SmallAdmin(ProcessExposition(collector).text, self.readyz)
+        exposition = of_one(__version__, self._metrics, forward=wanted.name)
+        self._admin = SmallAdmin(exposition.text, self.readyz)
 
     def _make_sender(self) -> None:
         wanted, options = self._wanted, self._wanted.options
@@ -187,6 +185,9 @@ class ForwardService:
         self._log.error("forward_missing", first=skipped.first, last=skipped.last)
 
     # State
+
+    def _metrics(self) -> Values:
+        return (*read(METRICS, self.tally), *read(OF_NOW, self._figures()))
 
     def _figures(self) -> ForwardFigures:
         oldest_us = self._forwarder.oldest_us()

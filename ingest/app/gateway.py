@@ -16,7 +16,9 @@ import secrets
 from collections.abc import Callable
 from contextlib import suppress
 
+from ingest.access import tokens
 from ingest.admin.dashboard.tail import Tail
+from ingest.app import broker_state, fill
 from ingest.app.access import open_tokens
 from ingest.app.advice import advice
 from ingest.app.broker_state import BrokerAdmission
@@ -34,8 +36,11 @@ from ingest.broker.roles import STREAM, SUBJECT, outcomes_for
 from ingest.buffers.stream.commits import Commits
 from ingest.buffers.stream.inlet import StreamInlet
 from ingest.config.settings import split_address
+from ingest.http import certificate
 from ingest.model.causes import STREAM_LOST, trouble_of
-from ingest.model.ledger import BrokerFigures, Gauges
+from ingest.model.ledger import Gauges
+from ingest.model.metrics import figures_of
+from ingest.receiver import senders
 from ingest.receiver.refused_posts import RefusedPosts
 from ingest.system.clock import monotonic_s, sleep_unless
 from ingest.writer.set_aside import set_aside_rest
@@ -111,7 +116,6 @@ class Gateway:
         settings, role = self._settings, self._role
         refused_posts = RefusedPosts(self.ledger)
         self._token_file = open_tokens(settings)
-        self._fill = Fill(settings, has_folder=False)
         self.health = Health(
             settings=settings,
             buffer=self.inlet.stats,
@@ -125,7 +129,7 @@ class Gateway:
                 lambda: self.endpoint.senders.not_stored(),  # noqa: PLW0108  made below
             ),
             refusals=Refusals(self.ledger),
-            fill=self._fill,
+            fill=Fill(settings, has_folder=False),
             advice=advice(settings, ""),
         )
         self._tail = Tail()
@@ -145,18 +149,7 @@ class Gateway:
             on_decoded=self._tail.observe,
             tokens=self._token_file.tokens,
         )
-        self.ledger.gauges = Gauges(
-            certificate_ends_s=self.endpoint.certificate_ends_s,
-            buffer=self.inlet.stats,
-            dead_letters=self.dead_letters.stats,
-            database_up=lambda: None,
-            hold_reason=lambda: None,
-            state=self.health.state,
-            disk_free_bytes=lambda: None,
-            limits=self._fill.limits,
-            tokens_end_s=self._token_file.tokens.left_s,
-            broker=self._figures,
-        )
+        self.ledger.gauges = self._gauges()
         self._status = StatusSource(
             "gateway",
             self.ledger,
@@ -165,6 +158,22 @@ class Gateway:
             refused_posts=refused_posts.listed,
         )
         self._admin = None if self._place.channel else self._own_admin(refused_posts)
+
+    def _gauges(self) -> Gauges:
+        return Gauges(
+            buffer=self.inlet.stats,
+            dead_letters=self.dead_letters.stats,
+            database_up=lambda: None,
+            hold_reason=lambda: None,
+            state=self.health.state,
+            figures=figures_of(
+                (fill.METRICS, lambda: self.health.fill),
+                (broker_state.METRICS, lambda: self._role.broker_state),
+                (senders.METRICS, lambda: self.endpoint.senders),
+                (certificate.METRICS, lambda: self.endpoint.certificate),
+                (tokens.METRICS, lambda: self._token_file.tokens),
+            ),
+        )
 
     def _own_admin(self, refused_posts: RefusedPosts) -> GatewayAdmin:
         return GatewayAdmin(
@@ -175,16 +184,6 @@ class Gateway:
             tokens=self._token_file.tokens,
             refused_posts=refused_posts.listed,
         )
-
-    def _figures(self) -> BrokerFigures:
-        """Return the figures of the broker, as a gateway sees them."""
-        watch = self._role.watch
-        return {
-            "broker_up": float(self._role.broker_state.away_s == 0),
-            "stream_altered": float(bool(watch.faults)),
-            "stream_removed": watch.removed,
-            **self.endpoint.senders.figures(),
-        }
 
     async def run(self) -> int:
         """Run until a signal or the supervisor ends it; return the exit code.

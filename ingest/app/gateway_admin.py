@@ -10,12 +10,11 @@ import html as markup
 from collections.abc import Callable
 from typing import Any
 
-from ingest import __version__
 from ingest.access.tokens import Tokens
 from ingest.admin.dashboard.assets import assets, html, page
-from ingest.admin.exposition import Exposition
 from ingest.admin.guard import Guard
 from ingest.admin.port import Admin
+from ingest.app.metrics import own_metrics
 from ingest.config.settings import Settings, split_address
 from ingest.config.values import MIB
 from ingest.http.bodies import Bodies
@@ -47,7 +46,7 @@ class GatewayAdmin:
         files = assets()
         self._admin = Admin(
             ledger=ledger,
-            exposition=Exposition(ledger, __version__),
+            exposition=own_metrics(ledger),
             health=readyz,
             message=str,
             guard=self._guard,

@@ -87,7 +87,7 @@ class Health:
         self._troubles = troubles
         self._trouble = Trouble()
         self._refusals = refusals
-        self._fill = fill
+        self.fill = fill
         self._advice = advice
         self.disk_free_bytes = None if disk is None else 0  # at the last check
         self._starting = True
@@ -144,7 +144,7 @@ class Health:
         self._check_disk()
         self._check_buffer(stats)
         self._refresh(stats)
-        self._fill.tick(stats, self._dead_letters(), self.disk_free_bytes)
+        self.fill.tick(stats, self._dead_letters(), self.disk_free_bytes)
         self._refusals.tick()
 
     def state(self) -> str:
@@ -178,7 +178,7 @@ class Health:
             "cause": cause,
             "cause_since": rfc3339(self._cause_since_us) if cause else None,
             "runbook": cause_of(cause).runbook if cause else "",
-            "full_in_s": self._fill.full_in_s(),
+            "full_in_s": self.fill.full_in_s(),
             "refused_60s": self._refusals.posts.grown(),
             "closed_60s": self._refusals.connections.grown(),
         }

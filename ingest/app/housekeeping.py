@@ -8,6 +8,7 @@ Promises: an error is logged, and tried again with the next run. Nothing here pa
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from ingest.app.database import (
     housekeeping_jobs,
@@ -24,6 +25,7 @@ from ingest.model.causes import (
     RETENTION_WAITS,
 )
 from ingest.model.errors import StartError
+from ingest.model.metrics import Metric, Metrics
 from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.sinks.postgres.housekeeping import runs
 from ingest.sinks.postgres.housekeeping.keeping import Growth, growth
@@ -53,12 +55,21 @@ def _said(step: Step, why: str) -> str:
 
 
 class Housekeeping:
-    """The housekeeping of one process. `url` is the writers', `late` makes their partitions."""
+    """The housekeeping of one process. `url` is the writers', `late` makes their partitions.
+
+    `disk_free_bytes` returns the room on the disk of the database, if that is known.
+    """
 
     def __init__(
-        self, settings: Settings, url: DatabaseUrl, *, late: LatePartitions | None = None
+        self,
+        settings: Settings,
+        url: DatabaseUrl,
+        *,
+        late: LatePartitions | None = None,
+        disk_free_bytes: Callable[[], int | None] = lambda: None,
     ) -> None:
         self._settings = settings
+        self._disk_free_bytes = disk_free_bytes
         self._late = late
         self._url = housekeeping_url(settings, url)
         self._stopping = asyncio.Event()  # until `run` is given another one
@@ -67,7 +78,7 @@ class Housekeeping:
         self._failed: list[str] = []  # of the last run
         self._waiting: list[str] = []
         self._hidden = ""  # what is said of detached partitions that a run has left behind
-        self._figures: dict[str, float] = {}
+        self.bytes: int | None = None  # of all partitions
         self._oldest_us: int | None = None
         self._growth: Growth | None = None
         self._occasionally = Occasionally(WARNING_S)
@@ -161,16 +172,9 @@ class Housekeeping:
         self._hidden = report.hidden_words if report.hidden and not at_work else ""
         if not report.other_run:
             self._failed = [_said(each.step, each.error) for each in report.did if each.error]
-        self._figures = {}
         self._growth = growth(view.partitions, view.now_us, retention_policy(self._settings))
-        if view.kind == PARTITIONED:
-            self._figures = {
-                "partitions": len(view.partitions),
-                "partition_spans_ahead": view.spans_ahead,
-                "table_bytes": sum(each.bytes for each in view.partitions),
-            }
-        if view.kind in (PARTITIONED, HYPERTABLE):
-            self._figures["housekeeping_steps_waiting"] = len(self._waiting)
+        parts = self.partitions
+        self.bytes = None if parts is None else sum(each.bytes for each in parts.partitions)
 
     def cause(self) -> str:
         """Return the key of causes.CAUSES, or nothing."""
@@ -196,18 +200,62 @@ class Housekeeping:
         shown = said[0][:WORDS_MAX] + more if said else ""
         return "; ".join(filter(None, (shown, self._hidden)))
 
-    def figures(self, disk_free_bytes: int | None = None) -> dict[str, float]:
-        """Return the figures of the table for metrics, by their names.
+    @property
+    def partitions(self) -> View | None:
+        """The table as the last run has left it, if it has partitions."""
+        return self._view if self._view is not None and self._view.kind == PARTITIONED else None
 
-        `disk_free_bytes` is the room on the disk of the database, if that is known.
-        """
-        figures = dict(self._figures)
-        if self._failed or self._view is not None:
-            figures["housekeeping_steps_failed"] = len(self._failed)
-        if self._oldest_us is not None:
-            figures["table_oldest_age_seconds"] = (unix_us() - self._oldest_us) / 1e6
-        if self._growth is not None and disk_free_bytes is not None:
-            full_s = self._growth.full_in_s(disk_free_bytes)
-            if full_s is not None:
-                figures["table_full_in_seconds"] = full_s
-        return figures
+    def full_in_s(self) -> float | None:
+        """Return when the table fills the disk of its database, if that disk is known."""
+        free = self._disk_free_bytes()
+        return None if self._growth is None or free is None else self._growth.full_in_s(free)
+
+    def age_s(self) -> float | None:
+        """Return the age of the oldest reading, if it is known."""
+        return None if self._oldest_us is None else (unix_us() - self._oldest_us) / 1e6
+
+    @property
+    def waiting(self) -> int | None:
+        """How many steps wait for a person; None for a table that has none."""
+        has_some = self._view is not None and self._view.kind in (PARTITIONED, HYPERTABLE)
+        return len(self._waiting) if has_some else None
+
+    @property
+    def failed(self) -> int | None:
+        """How many steps the last run could not do; None before the first one."""
+        return len(self._failed) if self._failed or self._view is not None else None
+
+
+METRICS: Metrics[Housekeeping] = (
+    Metric(
+        "partitions",
+        "Partitions of the table.",
+        lambda it: len(view.partitions) if (view := it.partitions) else None,
+    ),
+    Metric(
+        "partition_spans_ahead",
+        "Days or months after the present one that have a partition.",
+        lambda it: view.spans_ahead if (view := it.partitions) else None,
+    ),
+    Metric("table_bytes", "Bytes of all partitions, with their indexes.", lambda it: it.bytes),
+    Metric(
+        "table_full_in_seconds",
+        "Time until the table fills the disk of the embedded database.",
+        lambda it: it.full_in_s(),
+    ),
+    Metric(
+        "housekeeping_steps_waiting",
+        "Steps of the housekeeping that a person must confirm first.",
+        lambda it: it.waiting,
+    ),
+    Metric(
+        "housekeeping_steps_failed",
+        "Steps that the last run of the housekeeping could not do; 1 if it could not run.",
+        lambda it: it.failed,
+    ),
+    Metric(
+        "table_oldest_age_seconds",
+        "Age of the oldest reading in the table.",
+        lambda it: it.age_s(),
+    ),
+)

@@ -16,8 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ingest.admin.exposition import Shown
+from ingest.app.metrics import values_of
 from ingest.app.status import Status
-from ingest.model.ledger import BrokerFigures, DeadLetterStats, Gauges, Ledger, Limits
+from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
+from ingest.model.metrics import Figures
 from ingest.model.ports import BufferStats
 from ingest.system.clock import monotonic_s
 
@@ -113,9 +115,7 @@ class Instances:
             database_up=self.database_up,
             hold_reason=self.hold_reason,
             state=lambda: own.gauges.state() if own.gauges else "starting",
-            disk_free_bytes=lambda: own.gauges.disk_free_bytes() if own.gauges else 0,
-            limits=own.gauges.limits if own.gauges else Limits(),
-            broker=self.broker,
+            figures=self.broker,
         )
 
     def heard(self, name: str, status: Status) -> None:
@@ -254,13 +254,12 @@ class Instances:
             Shown(
                 each.name,
                 each.status.version,
-                each.status.ledger,
+                values_of(each.status.ledger),
                 each.status.pid if each.runs else None,
-                has_folder=False,
             )
             for each in self
         ]
-        return [Shown(OWN, self._version, self._own, self._pid, has_folder=True), *others]
+        return [Shown(OWN, self._version, values_of(self._own), self._pid), *others]
 
     def buffer(self) -> BufferStats:
         """Return the sum of the buffers of all processes; the space of the fullest one."""
@@ -284,7 +283,7 @@ class Instances:
         """Return why a writer's writes are paused, or None."""
         return next((why for each in self._gauges() if (why := each.hold_reason())), None)
 
-    def broker(self) -> BrokerFigures:
+    def broker(self) -> Figures:
         """Return the figures of the broker: counters as a sum, the others as the last one said."""
         figures: dict[str, float | Mapping[str, float]] = {**self._ended_figures}
         heard = [each.status for each in self._slots.values() if not each.gone]
@@ -303,7 +302,7 @@ class Instances:
                     figures[name] = value
         return figures
 
-    def losses(self) -> BrokerFigures:
+    def losses(self) -> Figures:
         """Return what ended processes counted as lost: an alert must outlast their restart."""
         return {name: lost for name in LOSSES if (lost := self._ended_figures.get(name))}
 
@@ -323,7 +322,7 @@ class Instances:
 
 def _broker(status: Status) -> Iterable[tuple[str, float | Mapping[str, float]]]:
     gauges = status.ledger.gauges
-    return gauges.broker().items() if gauges is not None else ()
+    return gauges.figures().items() if gauges is not None else ()
 
 
 def _taken(status: Status) -> int:

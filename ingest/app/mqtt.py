@@ -18,8 +18,7 @@ from typing import NamedTuple
 import orjson
 
 from ingest import __version__
-from ingest.admin.mqtt_exposition import MqttCollector
-from ingest.admin.process_exposition import ProcessExposition
+from ingest.admin.exposition import of_one
 from ingest.admin.small_port import SmallAdmin
 from ingest.app.client_process import CLOSE_S_MAX, make_dead_letters, run_client, tidy
 from ingest.app.tasks import Tasks
@@ -29,13 +28,14 @@ from ingest.config.sources import read_secret
 from ingest.http_client.client import HttpClient
 from ingest.http_client.target import Target, is_loopback
 from ingest.model.errors import ConfigError, StartError
+from ingest.model.metrics import Values, read
 from ingest.mqtt.bridge import MqttBridge
 from ingest.mqtt.broker_address import MqttAddress
 from ingest.mqtt.gathering import JsonForm, LineForm, PostBounds
 from ingest.mqtt.messages import NEVER_S, MqttWish
 from ingest.mqtt.session import MqttSession
 from ingest.mqtt.source_form import DOCUMENTS_MAX, SourceForm
-from ingest.mqtt.tally import MqttFigures, MqttTally
+from ingest.mqtt.tally import METRICS, OF_NOW, MqttFigures, MqttTally
 from ingest.system import logs
 from ingest.system.clock import unix_us
 from ingest.system.files import replace_private
@@ -122,8 +122,8 @@ class MqttService:
         tls = tls_context(wanted.tls) if wanted.address.tls else None
         self._make_bridge()
         self._make_session(tls)
-        collector = MqttCollector(self.tally, self.figures, name=wanted.name, version=__version__)
-        self._admin = SmallAdmin(ProcessExposition(collector).text, self.readyz)
+        exposition = of_one(__version__, self._metrics, mqtt=wanted.name)
+        self._admin = SmallAdmin(exposition.text, self.readyz)
 
     def _make_bridge(self) -> None:
         wanted, options = self._wanted, self._wanted.options
@@ -192,6 +192,9 @@ class MqttService:
             self._log.warning("mqtt_topics_not_kept", why=str(error))
 
     # State
+
+    def _metrics(self) -> Values:
+        return (*read(METRICS, self.tally), *read(OF_NOW, self.figures()))
 
     def figures(self) -> MqttFigures:
         """Return what the metrics show of this moment."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from ingest import __version__
 from ingest.admin.dashboard.tail import GatheredTail
+from ingest.app import fill, roles_balance
 from ingest.app.fill import Fill
 from ingest.app.instances import GATEWAY, WRITER, Instances
 from ingest.app.roles_balance import RolesBalance, Sample
@@ -22,6 +23,7 @@ from ingest.app.status import read_status
 from ingest.app.up_health import UpHealth
 from ingest.config.settings import Settings
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
+from ingest.model.metrics import figures_of
 from ingest.model.ports import BufferStats
 from ingest.system.clock import monotonic_s
 from ingest.system.logs import Occasionally, get_logger
@@ -51,7 +53,10 @@ class Overview:
         self._disk_free_bytes = None if free_bytes is None else 0
         self._log = get_logger("admin")
         self._occasionally = Occasionally(60.0)
-        fill = Fill(settings, has_folder=free_bytes is not None)
+        filling = Fill(settings, has_folder=free_bytes is not None)
+        own = figures_of(
+            (fill.METRICS, lambda: filling), (roles_balance.METRICS, lambda: self.balance)
+        )
         self.own = Ledger()  # of this process, for what it counts itself
         self.own.gauges = Gauges(
             buffer=lambda: EMPTY,
@@ -59,15 +64,12 @@ class Overview:
             database_up=lambda: None,
             hold_reason=lambda: None,
             state=self._state,
-            disk_free_bytes=lambda: self._disk_free_bytes,
-            limits=fill.limits,
-            roles_imbalance=lambda: self.balance.lost,
-            broker=lambda: self.instances.losses(),  # noqa: PLW0108  made below
+            figures=lambda: {**own(), **self.instances.losses()},
         )
         self.tail = GatheredTail()
         self.balance = RolesBalance()
         self.instances = Instances(self.own, __version__, getpid(), forget_s=forget_s)
-        self.health = UpHealth(self.instances, fill, advice)
+        self.health = UpHealth(self.instances, filling, advice)
 
     def status(self, instance: str, blob: Mapping[str, Any]) -> None:
         """Take the status of a process, which StatusSource has made. Never fails."""

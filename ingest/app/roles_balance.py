@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
+from ingest.model.metrics import Metric, Metrics
+
 # Samples, one a second. Statuses are some seconds old; so is what the broker has said of messages
 # that wait, and a question about that may hang for 5 s while servers choose a leader.
 WINDOW = 10
@@ -88,3 +90,12 @@ class RolesBalance:
         if self._missing_since_s is None:
             self._missing_since_s = now.at_s
         return now.at_s - self._missing_since_s < AGAIN_S
+
+
+METRICS: Metrics[RolesBalance] = (
+    Metric(
+        "roles_imbalance_rows",
+        "Readings that gateways published and no writer got. Must be 0.",
+        lambda it: it.lost,
+    ),
+)

@@ -20,6 +20,8 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from ingest import __version__
+from ingest.access import tokens
+from ingest.app import fill, housekeeping
 from ingest.app.access import open_tokens
 from ingest.app.admin import AdminSide
 from ingest.app.advice import advice, database_words
@@ -40,8 +42,11 @@ from ingest.config.reread_url import RereadUrl
 from ingest.config.settings import Settings, split_address
 from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.embedded.server import EmbeddedPostgres
+from ingest.http import certificate
 from ingest.model.errors import StartError
-from ingest.model.ledger import BrokerFigures, Gauges, Ledger
+from ingest.model.ledger import Gauges, Ledger
+from ingest.model.metrics import figures_of
+from ingest.receiver import senders
 from ingest.receiver.refused_posts import RefusedPosts
 from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.system import logs
@@ -111,6 +116,8 @@ class Service:
             ledger=self.ledger,
             halted=self._writing_ends,
             keeps_rest=lambda: settings.buffer == "journal" and not self.buffer.broken,
+            # The embedded database is on the disk that we know.
+            disk_free_bytes=lambda: self.health.disk_free_bytes if self._embedded else None,
         )
         self.dead_letters = DeadLetterQueue(
             folder.dead_letters,
@@ -126,7 +133,6 @@ class Service:
 
     def _connect_parts(self, words: Mapping[str, str]) -> None:
         settings, database_state = self._settings, self.writing.database_state
-        fill = Fill(settings, lambda: self.buffer.journal_stats().size_bytes)
         refused_posts = RefusedPosts(self.ledger)
         self.health = Health(
             settings=settings,
@@ -138,7 +144,7 @@ class Service:
             dead_letters=self.dead_letters.stats,
             troubles=(*self.writing.troubles, lambda: self.endpoint.senders.not_stored()),  # noqa: PLW0108
             refusals=Refusals(self.ledger),
-            fill=fill,
+            fill=Fill(settings, lambda: self.buffer.journal_stats().size_bytes),
             advice=words,
         )
         may_take = settings.buffer == "journal" and bool(settings.database_url)
@@ -169,18 +175,24 @@ class Service:
             on_decoded=self.admin_side.dashboard.tail.observe,
             tokens=self._token_file.tokens,
         )
-        self.ledger.gauges = Gauges(
-            certificate_ends_s=self.endpoint.certificate_ends_s,
+        self.ledger.gauges = self._gauges()
+
+    def _gauges(self) -> Gauges:
+        database_state = self.writing.database_state
+        return Gauges(
             buffer=self.buffer.stats,
             dead_letters=self.dead_letters.stats,
             database_up=lambda: database_state.up and self.writing.checked,
             hold_reason=lambda: database_state.hold_reason,
             journal=self.buffer.journal_stats,
             state=self.health.state,
-            disk_free_bytes=lambda: self.health.disk_free_bytes,
-            limits=fill.limits,
-            broker=self._figures,
-            tokens_end_s=self._token_file.tokens.left_s,
+            figures=figures_of(
+                (fill.METRICS, lambda: self.health.fill),
+                (senders.METRICS, lambda: self.endpoint.senders),
+                (housekeeping.METRICS, lambda: self.writing.housekeeping),
+                (certificate.METRICS, lambda: self.endpoint.certificate),
+                (tokens.METRICS, lambda: self._token_file.tokens),
+            ),
         )
 
     async def run(self) -> int:
@@ -250,12 +262,6 @@ class Service:
             waiting="" if state.is_open else state.message or "no answer yet",
         ):
             self._announce(line)
-
-    def _figures(self) -> BrokerFigures:
-        """Return more figures; the embedded database is on the disk that we know."""
-        free = self.health.disk_free_bytes if self._embedded is not None else None
-        table = self.writing.table_figures(free)
-        return {**table, **self.endpoint.senders.figures()}
 
     async def _database(self) -> DatabaseUrl:
         """Return what gives the URL of the configured database, or of the embedded one."""

@@ -18,7 +18,7 @@ import orjson
 
 from ingest import __version__
 from ingest.admin.dashboard.tail import TailSample
-from ingest.model.ledger import BrokerFigures, DeadLetterStats, Gauges, Ledger, Limits
+from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
 from ingest.model.ports import STATES, BufferStats, JournalStats
 from ingest.system.clock import (
     monotonic_s,
@@ -122,14 +122,7 @@ def _gauges_sent(gauges: Gauges) -> dict[str, Any]:
         "hold_reason": gauges.hold_reason(),
         "journal": gauges.journal()._asdict(),
         "state": gauges.state(),
-        "disk_free_bytes": gauges.disk_free_bytes(),
-        "limits": gauges.limits._asdict(),
-        "certificate_ends_s": gauges.certificate_ends_s(),
-        "tokens_end_s": gauges.tokens_end_s(),
-        "broker": {
-            name: dict(each) if isinstance(each, Mapping) else each
-            for name, each in gauges.broker().items()
-        },
+        "figures": dict(gauges.figures()),
     }
 
 
@@ -218,8 +211,8 @@ def _gauges_read(sent: Mapping[str, Any], state: str) -> Gauges:
     buffer = BufferStats(**_known(BufferStats, sent["buffer"]), oldest_received_s=oldest_s)
     dead_letters = DeadLetterStats(**_known(DeadLetterStats, sent["dead_letters"]))
     journal = JournalStats(**_known(JournalStats, sent["journal"]))
-    limits = Limits(**_known(Limits, sent["limits"]))
-    broker: BrokerFigures = dict(sent["broker"])
+    # What is no number was no number: JSON has no NaN.
+    figures = {name: value for name, value in sent["figures"].items() if value is not None}
     return Gauges(
         buffer=lambda: buffer,
         dead_letters=lambda: dead_letters,
@@ -227,11 +220,7 @@ def _gauges_read(sent: Mapping[str, Any], state: str) -> Gauges:
         hold_reason=lambda: sent["hold_reason"],
         journal=lambda: journal,
         state=lambda: state,
-        disk_free_bytes=lambda: sent["disk_free_bytes"],
-        limits=limits,
-        tokens_end_s=lambda: sent.get("tokens_end_s"),
-        broker=lambda: broker,
-        certificate_ends_s=lambda: sent.get("certificate_ends_s"),
+        figures=lambda: figures,
     )
 
 

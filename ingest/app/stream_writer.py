@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import Any
 
 from ingest.admin.dashboard.tail import ObservedDeadLetters, Tail
+from ingest.app import broker_state, fill, housekeeping
 from ingest.app.access import open_tokens
 from ingest.app.advice import advice
 from ingest.app.backlog import Waiting
@@ -27,6 +28,7 @@ from ingest.app.role import Place, Role
 from ingest.app.status import StatusSource
 from ingest.app.writer_admin import WriterAdmin
 from ingest.app.writing import WritingHalf
+from ingest.broker import given_check, purge
 from ingest.broker.envelope import Message
 from ingest.broker.given_check import GivenCheck
 from ingest.broker.lag import ABSENT, lag_bytes_max
@@ -41,8 +43,10 @@ from ingest.broker.roles import (
     WRITER,
     outcomes_for,
 )
+from ingest.broker.stream_state import StreamState
 from ingest.broker.streams import ACK_WAIT_S
 from ingest.broker.undone import Undone
+from ingest.buffers.stream import outlet
 from ingest.buffers.stream.messages import encode_outcome
 from ingest.buffers.stream.outlet import StreamOutlet
 from ingest.config.forward_names import forward_names
@@ -50,8 +54,9 @@ from ingest.config.reread_url import RereadUrl
 from ingest.model.ack import Ack
 from ingest.model.causes import STREAM_LOST, Trouble, trouble_of
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull
-from ingest.model.ledger import BrokerFigures, Gauges
+from ingest.model.ledger import Gauges
 from ingest.model.letter import NOT_OURS, Letter
+from ingest.model.metrics import figures_of
 from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.system.clock import monotonic_s, sleep_unless, unix_us
 from ingest.system.logs import get_logger
@@ -117,7 +122,6 @@ class StreamWriter:
         settings, role = self._settings, self._role
         database_state = self.writing.database_state
         self._reread = RereadUrl(settings)
-        fill = Fill(settings, has_folder=False)
         self.health = Health(
             settings=settings,
             buffer=self.outlet.stats,
@@ -128,19 +132,10 @@ class StreamWriter:
             dead_letters=self.dead_letters.stats,
             troubles=(*self.writing.troubles, self._loss),
             refusals=Refusals(self.ledger),
-            fill=fill,
+            fill=Fill(settings, has_folder=False),
             advice=words,
         )
-        self.ledger.gauges = Gauges(
-            buffer=self.outlet.stats,
-            dead_letters=self.dead_letters.stats,
-            database_up=lambda: database_state.up and self.writing.checked,
-            hold_reason=lambda: database_state.hold_reason,
-            state=self.health.state,
-            disk_free_bytes=lambda: None,
-            limits=fill.limits,
-            broker=lambda: {**self._figures(), **self.writing.table_figures()},
-        )
+        self.ledger.gauges = self._gauges()
         self._tail = Tail()
         self._status = StatusSource(
             "writer",
@@ -165,6 +160,25 @@ class StreamWriter:
             )
             role.on_status = admin.status
             role.connection.hear(STATUS, admin.hear)
+
+    def _gauges(self) -> Gauges:
+        database_state = self.writing.database_state
+        return Gauges(
+            buffer=self.outlet.stats,
+            dead_letters=self.dead_letters.stats,
+            database_up=lambda: database_state.up and self.writing.checked,
+            hold_reason=lambda: database_state.hold_reason,
+            state=self.health.state,
+            figures=figures_of(
+                (fill.METRICS, lambda: self.health.fill),
+                (broker_state.METRICS, lambda: self._role.broker_state),
+                (broker_state.OF_STREAM, self._stream),
+                (given_check.METRICS, lambda: self._check),
+                (purge.METRICS, lambda: self._purge),
+                (outlet.METRICS, lambda: self.outlet),
+                (housekeeping.METRICS, lambda: self.writing.housekeeping),
+            ),
+        )
 
     async def run(self) -> int:
         """Run until a signal or the supervisor ends it; return the exit code.
@@ -300,36 +314,16 @@ class StreamWriter:
     def _release_hold(self, asked: Mapping[str, Any]) -> None:
         self.writing.release_hold(bool(asked.get("dead_letter")))
 
-    def _waiting(self) -> Waiting | None:
-        """Return what of the stream is not done; None before it has been asked."""
-        if (state := self._role.watch.state) is None:
-            return None
-        oldest_s = self._undone.age_s(monotonic_s(), state)
-        return state.waiting + state.pending, "messages", oldest_s
+    def _stream(self) -> tuple[StreamState, float] | None:
+        """Return the stream and how old what is not done is; None before it has been asked."""
+        state = self._role.watch.state
+        return None if state is None else (state, self._undone.age_s(monotonic_s(), state))
 
-    def _figures(self) -> BrokerFigures:
-        """Return the figures of the broker, as a writer sees them."""
-        watch = self._role.watch
-        ours = {
-            "broker_up": float(self._role.broker_state.away_s == 0),
-            "stream_altered": float(bool(watch.faults)),
-            "stream_removed": watch.removed,
-            "stream_skipped_total": self._check.skipped,
-            "stream_unforwarded_total": self._purge.unforwarded,
-            "redeliveries_total": self.outlet.redeliveries,
-        }
-        if (state := watch.state) is None:
-            return ours
-        return {
-            **ours,
-            "stream_bytes": state.size_bytes,
-            "stream_bytes_max": state.bytes_max,
-            "stream_messages": state.messages,
-            "stream_oldest_age_seconds": self._undone.age_s(monotonic_s(), state),
-            "consumer_pending": {WRITER: state.waiting},
-            "consumer_ack_pending": {WRITER: state.pending},
-            "consumer_redelivered": {WRITER: state.redelivered},
-        }
+    def _waiting(self) -> Waiting | None:
+        if (now := self._stream()) is None:
+            return None
+        state, oldest_s = now
+        return state.waiting + state.pending, "messages", oldest_s
 
     # Messages that are no block
 

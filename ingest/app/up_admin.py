@@ -13,7 +13,7 @@ from typing import Any
 
 from ingest.access.tokens import Tokens
 from ingest.admin.dashboard.pages import Dashboard
-from ingest.admin.exposition import JointExposition
+from ingest.admin.exposition import Exposition
 from ingest.app.admin import AdminSide, Joint
 from ingest.app.instances import WRITER
 from ingest.app.overview import LATE_S, Overview
@@ -64,7 +64,7 @@ class UpAdmin:
             refused_posts=self.instances.refused_posts,
             buffer="stream",
             tokens=tokens,
-            joint=Joint(self.ledger, JointExposition(self.instances.shown), overview.tail),
+            joint=Joint(self.ledger, Exposition(self.instances.shown), overview.tail),
         )
 
     @property

@@ -13,16 +13,17 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ingest import __version__
 from ingest.access.tokens import Tokens
-from ingest.admin.exposition import Exposition
+from ingest.app import roles_balance
 from ingest.app.admin import AdminSide, Joint
+from ingest.app.metrics import own_metrics
 from ingest.app.overview import LATE_S, Overview
 from ingest.app.status import read_message
 from ingest.broker.envelope import Message
 from ingest.config.settings import Settings
 from ingest.dead_letters.store import ReadableDeadLetters
 from ingest.model.ledger import Ledger
+from ingest.model.metrics import figures_of
 from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.sinks.postgres.known_server import KnownServer
 
@@ -57,7 +58,9 @@ class WriterAdmin:
             forget_s=FORGET_S,
         )
         assert ledger.gauges is not None
-        ledger.gauges = ledger.gauges._replace(roles_imbalance=lambda: overview.balance.lost)
+        own = ledger.gauges.figures
+        of_roles = figures_of((roles_balance.METRICS, lambda: overview.balance))
+        ledger.gauges = ledger.gauges._replace(figures=lambda: {**own(), **of_roles()})
         self._side = AdminSide(
             settings,
             ledger=overview.instances.ledger,
@@ -71,7 +74,7 @@ class WriterAdmin:
             tokens=tokens,
             joint=Joint(
                 ledger,
-                Exposition(ledger, __version__),
+                own_metrics(ledger),
                 overview.tail,
                 page_readyz=overview.health.readyz,
                 releases=instance,

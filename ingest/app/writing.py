@@ -83,7 +83,8 @@ class WritingHalf:
     """The writers of one process and what they share. `halted` stops them at once.
 
     `keeps_rest` says whether the buffer keeps the rows that no writer stores until the next start.
-    `stream` returns what of the stream is not done, if there is one.
+    `stream` returns what of the stream is not done, if there is one. `disk_free_bytes` returns the
+    room on the disk of the database, if that is known.
     """
 
     def __init__(
@@ -95,8 +96,10 @@ class WritingHalf:
         halted: asyncio.Event,
         keeps_rest: Callable[[], bool] = lambda: False,
         stream: Callable[[], Waiting | None] = lambda: None,
+        disk_free_bytes: Callable[[], int | None] = lambda: None,
     ) -> None:
         self._keeps_rest = keeps_rest
+        self._disk_free_bytes = disk_free_bytes
         self._settings = settings
         self._outlet = outlet
         self._ledger = ledger
@@ -150,7 +153,9 @@ class WritingHalf:
             )
             for number in range(self._settings.writers)
         ]
-        self.housekeeping = Housekeeping(self._settings, url, late=self.late)
+        self.housekeeping = Housekeeping(
+            self._settings, url, late=self.late, disk_free_bytes=self._disk_free_bytes
+        )
         may_apply = self._settings.schema_apply
         while not (stopping.is_set() or self.checked):
             try:
@@ -248,13 +253,6 @@ class WritingHalf:
         self._tasks = [spawn(each.run()) for each in self.make_writers(dead_letters)]
         if self.housekeeping is not None:
             spawn(self.housekeeping.run(self._halted))
-
-    def table_figures(self, disk_free_bytes: int | None = None) -> dict[str, float]:
-        """Return what the housekeeping has found, as figures for metrics.
-
-        `disk_free_bytes` is the room on the disk of the database, if that is known.
-        """
-        return self.housekeeping.figures(disk_free_bytes) if self.housekeeping is not None else {}
 
     @property
     def troubles(self) -> tuple[Callable[[], Trouble], ...]:

@@ -40,6 +40,7 @@ from ingest.broker.spans import Span, Spans
 from ingest.broker.stream_state import StreamState, state_of
 from ingest.broker.waiting import unless
 from ingest.model.errors import BrokerAway, BrokerRefused
+from ingest.model.metrics import Metric, Metrics
 from ingest.system import clock
 from ingest.system.logs import Occasionally, get_logger
 
@@ -290,3 +291,12 @@ class GivenCheck:
         self.skipped += span.places
         self._settled.add(span.first, span.last)
         _log.critical("stream_messages_skipped", places=str(span), count=span.places, why=why)
+
+
+METRICS: Metrics[GivenCheck] = (
+    Metric(
+        "stream_skipped_total",
+        "Messages that no writer was given, and that cannot be read any more.",
+        lambda it: it.skipped,
+    ),
+)

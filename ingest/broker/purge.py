@@ -22,6 +22,7 @@ from ingest.broker.manage import StreamFault
 from ingest.broker.roles import STREAM, WRITER
 from ingest.broker.waiting import unless
 from ingest.model.errors import BrokerAway, BrokerRefused
+from ingest.model.metrics import Metric, Metrics
 from ingest.system import clock
 from ingest.system.logs import Occasionally, get_logger
 from ingest.system.stream_mark import MarkFile, StreamMark
@@ -196,3 +197,12 @@ class Kept:
 
     def __len__(self) -> int:
         return len(self._samples)
+
+
+METRICS: Metrics[StreamPurge] = (
+    Metric(
+        "stream_unforwarded_total",
+        "Messages that were removed, though a forwarder that does not run had not sent them.",
+        lambda it: it.unforwarded,
+    ),
+)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 import tempfile
 from pathlib import Path
 
@@ -22,20 +21,14 @@ _HEAD = "# iot-ingest writes this file at each start of the embedded database.\n
 def write_access_rules(data: Path, user: DatabaseUser, major: int) -> None:
     """Write pg_hba.conf and pg_ident.conf of the data, if they differ. Raises OSError."""
     role = "all" if major >= ROLE_ALL_SINCE else "postgres"
-    names = sorted({"root", *_names(user)})
+    names = sorted({"root", user.login} - {""})
     mapped = [f'{MAP} "{name}" {role}\n' for name in names]
     # The server cannot look up a user without a name, as containers may have it. Then only the mode
     # of the socket's folder, 0700, keeps others out.
-    way = f"peer map={MAP}" if _names(user) else "trust"
+    way = f"peer map={MAP}" if user.login else "trust"
     rules = [f"local {database} all {way}\n" for database in ("all", "replication")]
     for name, lines in (("pg_hba.conf", rules), ("pg_ident.conf", mapped)):
         _replace(data / name, "".join([_HEAD, *lines]), user)
-
-
-def _names(user: DatabaseUser) -> list[str]:
-    with contextlib.suppress(KeyError):
-        return [pwd.getpwuid(user.owner_uid).pw_name]
-    return []
 
 
 def _replace(path: Path, text: str, user: DatabaseUser) -> None:

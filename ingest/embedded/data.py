@@ -202,6 +202,12 @@ async def make_data(home: Home) -> None:
     """Make the data if there is none. If it is killed, no part of it is taken for data."""
     if home.data.exists():
         return
+    if not home.user.login:  # initdb asks for it, and says only that the user does not exist
+        raise StartError(
+            f"the user id {home.user.owner_uid} has no name here, and PostgreSQL makes a database "
+            "only for a user with a name: run as such a user (in a container of our image: --user "
+            "10001), or use a database of your own (INGEST_DATABASE_URL)"
+        )
     # Each try has its own name: the children of an initdb that was killed may still write.
     for left in home.data.parent.glob("data.new*"):
         shutil.rmtree(left, ignore_errors=True)

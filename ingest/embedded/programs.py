@@ -69,6 +69,14 @@ class DatabaseUser(NamedTuple):
         """The uid that files of the database have."""
         return os.geteuid() if self.uid < 0 else self.uid
 
+    @property
+    def login(self) -> str:
+        """Its name on this machine; empty if it has none, as in containers."""
+        try:
+            return pwd.getpwuid(self.owner_uid).pw_name
+        except KeyError:
+            return ""
+
 
 def find_binaries(environ: Mapping[str, str] = os.environ) -> Path:
     """Return the folder of `postgres`, `initdb`, `psql`: INGEST_PG_BIN, wheel, system or PATH.

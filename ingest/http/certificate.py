@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ingest.model.errors import StartError
+from ingest.model.metrics import Metric, Metrics
 from ingest.system.clock import unix_us
 from ingest.system.logs import Occasionally, get_logger
 
@@ -102,6 +103,15 @@ def _seen(file: Path) -> _Seen | None:
 
 def _no_password() -> str:
     raise ValueError("the private key has a password")
+
+
+METRICS: Metrics[Certificate] = (
+    Metric(
+        "certificate_ends_seconds",
+        "Until the data port's certificate ends.",
+        lambda it: it.ends_s - unix_us() / 1e6,
+    ),
+)
 
 
 def _context_of(cert_file: Path, key_file: Path) -> ssl.SSLContext:

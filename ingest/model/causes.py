@@ -83,7 +83,8 @@ CAUSES: dict[str, Cause] = {
     ),
     NO_SUCH_HOST: Cause(
         "no name server knows the host of the database",
-        "Correct the name, or repair the name service. {fix_url}",
+        "Is it a container? Start it: while it does not run, its name is unknown. Else correct the "
+        "name, or repair the name service. {fix_url}",
         "ingestdatabasedown",
     ),
     TOO_MANY_CONNECTIONS: Cause(

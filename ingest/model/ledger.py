@@ -1,7 +1,7 @@
 """The ledger: the counters of the path of a reading, and the balance between them.
 
 The counters are plain integers on one event loop: an increment costs 30 ns, the counter of a client
-library 300. admin/exposition.py shows them as metrics. They start at 0 with each process.
+library 300. admin/ledger_metrics.py shows them. They start at 0 with each process.
 
 The balance is this rule. While a reading is on its way from one counter to another, it can be
 wrong for a moment.
@@ -13,14 +13,13 @@ A process that has no broker has no `delivered`, `published` and `returned`.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 from ingest.model.letter import REASONS
+from ingest.model.metrics import Figures, Histogram
 from ingest.model.ports import BufferStats, JournalStats
 
 SECONDS_HTTP = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -40,42 +39,6 @@ UNNAMED = "clients of a proxy"  # which does not say whose post it brings: their
 CLOSED_BY = ("connections_full", "header_late")  # limits that close connections
 
 
-class Histogram:
-    """Counts of observations per bucket; `bounds` are inclusive upper bounds, ascending."""
-
-    __slots__ = ("bounds", "counts", "total")
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self.bounds = tuple(bounds)
-        self.counts = [0] * (len(self.bounds) + 1)
-        self.total = 0.0
-
-    def observe(self, value: float, count: int = 1) -> None:
-        """Count one observation, or several of the same value."""
-        self.counts[bisect_left(self.bounds, value)] += count
-        self.total += value * count
-
-    def observe_all(self, values: Sequence[float]) -> None:
-        """Count some observations. They must be sorted, the largest first."""
-        most, least = bisect_left(self.bounds, values[0]), bisect_left(self.bounds, values[-1])
-        if most == least:  # nearly always: all are in one bucket
-            self.counts[most] += len(values)
-            self.total += sum(values)
-        else:
-            for value in values:
-                self.observe(value)
-
-    def add(self, counts: Sequence[int], total: float) -> None:
-        """Add the counts of another histogram with the same bounds. Raises ValueError."""
-        self.counts = [a + b for a, b in zip(self.counts, counts, strict=True)]
-        self.total += total
-
-    def cumulative(self) -> list[tuple[str, float]]:
-        """Return pairs (upper bound, count up to it), the form that Prometheus expects."""
-        bounds = [*(f"{bound:g}" for bound in self.bounds), "+Inf"]
-        return list(zip(bounds, accumulate(self.counts), strict=True))
-
-
 class DeadLetterStats(NamedTuple):
     """State of the dead-letter folder: bytes of all files, live readings, age of the oldest.
 
@@ -90,26 +53,11 @@ class DeadLetterStats(NamedTuple):
     share_used_by: str = ""
 
 
-class Limits(NamedTuple):
-    """The values of the settings with these names. A gauge is compared with its limit."""
-
-    journal_bytes_max: int = 0  # 0: there is no journal
-    dlq_bytes_max: int = 0
-    disk_free_bytes_min: int = 0
-
-
-# Figures of the broker by name: numbers, or numbers by consumer. admin/exposition.py has the names.
-BrokerFigures = Mapping[str, float | Mapping[str, float]]
-
-
 class Gauges(NamedTuple):
-    """Functions that read the gauges of the running service, called at each scrape.
+    """Functions that read the state of the running service, called at each scrape.
 
-    `database_up` returns None in a process that knows no database, `disk_free_bytes` in one without
-    a folder. `broker` returns figures of the broker, none without one. `roles_imbalance` returns
-    the balance between several processes, None in one that does not see them. `tokens_end_s`
-    returns in how many seconds the next token of a client ends, `certificate_ends_s` when the data
-    port's certificate does, in seconds since 1970; both None if none does.
+    `database_up` returns None in a process that knows no database. `figures` returns the gauges
+    that other parts have listed, by their names.
     """
 
     buffer: Callable[[], BufferStats]
@@ -118,12 +66,7 @@ class Gauges(NamedTuple):
     hold_reason: Callable[[], str | None]
     journal: Callable[[], JournalStats] = JournalStats  # an empty one, with a buffer in memory
     state: Callable[[], str] = lambda: "starting"  # one of STATES
-    disk_free_bytes: Callable[[], int | None] = lambda: 0
-    limits: Limits = Limits()
-    tokens_end_s: Callable[[], float | None] = lambda: None
-    broker: Callable[[], BrokerFigures] = dict
-    roles_imbalance: Callable[[], int | None] = lambda: None
-    certificate_ends_s: Callable[[], float | None] = lambda: None
+    figures: Callable[[], Figures] = dict
 
 
 class Ledger:

@@ -323,7 +323,7 @@ class MqttConnection:
     ) -> None:
         self.taken_over = code.value == TAKEN_OVER
         self._end(
-            "another client has connected with our client id (--client-id)"
+            f"another client has connected with our client id {self._wish.client_id} (--client-id)"
             if self.taken_over
             else f"the connection has ended: {code.getName()}"
         )

@@ -22,6 +22,11 @@ AGAIN_S_MIN = 0.2  # the bound of the first pause
 AGAIN_S_MAX = 30.0
 STEADY_S = 10.0  # a connection that has lasted as long was a good one: pauses begin anew
 TAKEN_OVER_S = 30.0  # two processes with one client id would else take it from each other for ever
+# Not each broker tells that another client has our client id: Mosquitto 2.0.11 does not, and by
+# MQTT 3.1.1 none does. Then connections end soon after they were made, one after the other: the
+# other client is back after its own pause.
+SHORT_S = 2 * AGAIN_S_MAX
+SHORT_COUNT = 3
 WARNING_S = 60.0
 UNKNOWN_SESSION = "the broker has no session of ours: what came since our last one is lost"
 
@@ -59,6 +64,8 @@ class MqttSession:
         self._expects_old = expects_old
         self._subscribed = subscribed
         self._ended = asyncio.Event()
+        self._opened_s = 0.0
+        self._short_count = 0  # connections in a row that have ended soon
         self._occasionally = Occasionally(WARNING_S)
 
     @property
@@ -70,7 +77,6 @@ class MqttSession:
         """Connect, and connect again, until the event is set. The connection stays open then."""
         tries = 0
         while not stopping.is_set():
-            began_s = clock.monotonic_s()
             opening = asyncio.create_task(self._open())
             told = asyncio.create_task(stopping.wait())
             await asyncio.wait([opening, told], return_when="FIRST_COMPLETED")
@@ -84,7 +90,7 @@ class MqttSession:
                 await self._wait_end(stopping)
                 if stopping.is_set():
                     return
-            if clock.monotonic_s() - began_s > STEADY_S:
+            if clock.monotonic_s() - self._opened_s > STEADY_S:
                 tries = 0
             pause_s = backoff_s(tries, first_s=AGAIN_S_MIN, cap_s=AGAIN_S_MAX)
             taken = self.connection is not None and self.connection.taken_over
@@ -100,6 +106,7 @@ class MqttSession:
     async def _open(self) -> bool:
         """Connect once; return whether that went well."""
         self._ended.clear()
+        self._opened_s = clock.monotonic_s()
         connection = MqttConnection(self._wish, self._take, self._lost, clock.unix_us)
         self.connection = connection
         try:
@@ -139,6 +146,14 @@ class MqttSession:
             each.cancel()
 
     def _lost(self, why: str) -> None:
+        is_short = clock.monotonic_s() - self._opened_s < SHORT_S
+        self._short_count = self._short_count + 1 if is_short else 0
+        told = self.connection is not None and self.connection.taken_over
+        if self._short_count >= SHORT_COUNT and not told:
+            why = (
+                f"{why}. The last {SHORT_COUNT} connections have ended within {SHORT_S:.0f} s. "
+                f"Perhaps another client has our client id {self._wish.client_id} (--client-id)"
+            )
         self._failed(why)
         self._ended.set()
 

@@ -1,4 +1,4 @@
-"""The counters of `ingest mqtt`. admin/mqtt_exposition.py shows them as metrics.
+"""The counters of `ingest mqtt`, and its metrics.
 
 A message that was received ends in exactly one of taken, dead_lettered, empty and dropped. One that
 comes again, since it was not acknowledged, counts again.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from typing import NamedTuple
+
+from ingest.model.metrics import Metric, Metrics
 
 
 class MqttTally:
@@ -35,3 +37,64 @@ class MqttFigures(NamedTuple):
     oldest_age_s: float = 0.0  # of the messages that are held
     dead_letters: int = 0
     dead_letter_bytes: int = 0
+
+
+# Each has the label `mqtt`: the name of the process.
+METRICS: Metrics[MqttTally] = (
+    Metric(
+        "mqtt_received_total",
+        "Messages of the broker, by their QoS. Each delivery counts.",
+        lambda it: dict(enumerate(it.received)),
+        ("qos",),
+    ),
+    Metric(
+        "mqtt_messages_total",
+        "What became of them.",
+        lambda it: {
+            each: getattr(it, each) for each in ("taken", "dead_lettered", "empty", "dropped")
+        },
+        ("outcome",),
+    ),
+    Metric(
+        "mqtt_posts_total",
+        "Posts to the service, by the status of the answer; none: no answer.",
+        lambda it: it.posts,
+        ("status",),
+    ),
+    Metric(
+        "mqtt_redelivered_total", "Messages that the broker has sent before.", lambda it: it.again
+    ),
+    Metric(
+        "mqtt_connects_total", "Connections to the broker that were made.", lambda it: it.connects
+    ),
+    Metric(
+        "mqtt_sessions_lost_total",
+        "How often the broker had forgotten us: what waited is lost.",
+        lambda it: it.sessions_lost,
+    ),
+    Metric("mqtt_service_up", "1 if the service took the last post.", lambda it: it.service_up),
+)
+OF_NOW: Metrics[MqttFigures] = (
+    Metric("mqtt_connected", "1 if the broker delivers messages.", lambda it: it.connected),
+    Metric(
+        "mqtt_held_messages",
+        "Messages that are not acknowledged.",
+        lambda it: it.held_messages,
+    ),
+    Metric(
+        "mqtt_set_aside_messages",
+        "Of these, messages that the service refuses for now (413, 403).",
+        lambda it: it.set_aside_messages,
+    ),
+    Metric(
+        "mqtt_oldest_age_seconds",
+        "How long the oldest of them is here.",
+        lambda it: it.oldest_age_s,
+    ),
+    Metric("mqtt_dlq_messages", "Open dead letters.", lambda it: it.dead_letters),
+    Metric(
+        "mqtt_dlq_bytes",
+        "Bytes of the files of these dead letters.",
+        lambda it: it.dead_letter_bytes,
+    ),
+)

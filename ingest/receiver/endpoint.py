@@ -76,7 +76,7 @@ class Endpoint:
         proxies: Forwarding | None = None,
     ) -> None:
         self.senders = senders
-        self._certificate, self._plain_bodies = certificate, plain_bodies
+        self.certificate, self._plain_bodies = certificate, plain_bodies
         self._on_refused = on_refused
         self._access = access
         levels = (*levels, COMMITTED)
@@ -122,10 +122,6 @@ class Endpoint:
         if request is not None:
             self.senders.refused(request)
         self._on_refused(request, refused)
-
-    def certificate_ends_s(self) -> float | None:
-        """Return when its certificate ends, in seconds since 1970; None without one."""
-        return None if self._certificate is None else self._certificate.ends_s
 
     @property
     def needs_token(self) -> bool:

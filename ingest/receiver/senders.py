@@ -22,6 +22,7 @@ from ingest.http.request import NO_PLACE, Request, Sender
 from ingest.model.causes import SENDER_NOT_STORED, Trouble
 from ingest.model.errors import Refused
 from ingest.model.ledger import POSTS, READINGS, REFUSED, UNNAMED, Ledger
+from ingest.model.metrics import Metric, Metrics
 from ingest.receiver.access import Access
 from ingest.system.clock import monotonic_s
 from ingest.system.words import counted
@@ -311,9 +312,14 @@ class Senders:
         words = f"of {counted(len(found), 'sender')} no reading is stored"
         return Trouble(SENDER_NOT_STORED, words, f"{sender or UNNAMED}, {readings:,} readings")
 
-    def figures(self) -> dict[str, float]:
-        """Return what metrics show, by name."""
-        return {"sender_not_stored": float(bool(self.not_stored().cause))}
+
+METRICS: Metrics[Senders] = (
+    Metric(
+        "sender_not_stored",
+        "1 while all readings of a sender become dead letters.",
+        lambda it: bool(it.not_stored().cause),
+    ),
+)
 
 
 class _Place:

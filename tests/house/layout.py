@@ -49,8 +49,7 @@ LIBRARIES = {
     "aiohttp.DummyCookieJar": "ingest/http_client",
     "aiohttp.TCPConnector": "ingest/http_client",
     "asyncpg": "ingest/sinks",
-    "prometheus_client": "ingest/admin/exposition.py ingest/admin/forward_exposition.py "
-    "ingest/admin/mqtt_exposition.py ingest/admin/process_exposition.py",
+    "prometheus_client": "ingest/admin/exposition.py",
     "multidict": "ingest/http",
     "backports": "ingest/http",
     "compression": "ingest/http",

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from compose_spec import PyCompose
 
-from ingest.admin.exposition import Exposition
+from ingest.app.metrics import own_metrics
 from ingest.cli.main import COMMANDS, build_parser, main
 from ingest.config.loading import load
 from ingest.config.settings import Settings
@@ -137,7 +137,7 @@ def test_metrics_are_named_as_prometheus_wants_them() -> None:
     """All metrics of ours follow promtool's rules of names and units."""
     text = b"".join(
         line
-        for line in Exposition(Ledger(), "0").text().splitlines(keepends=True)
+        for line in own_metrics(Ledger()).text().splitlines(keepends=True)
         if b"ingest_" in line.split(b"{")[0]
     )
     promtool = program("promtool", "prometheus")

@@ -231,12 +231,12 @@ async def test_archive_that_cannot_be_written_is_told_until_it_is_mended(
     assert housekeeping.words().startswith(f"archive {NAME}: ")
     assert str(in_the_way) in housekeeping.words()
     assert f"; {detached}" in housekeeping.words()
-    assert housekeeping.figures()["housekeeping_steps_failed"] == 1
+    assert housekeeping.failed == 1
     in_the_way.unlink()
     while housekeeping.cause():
         assert not running.done()
         await asyncio.sleep(0.01)
-    assert housekeeping.figures()["housekeeping_steps_failed"] == 0
+    assert housekeeping.failed == 0
     stopping.set()
     await running
     assert len(rows_in_files(in_the_way.glob("*.parquet"))) == 3

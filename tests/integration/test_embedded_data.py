@@ -45,6 +45,16 @@ async def test_lock_without_a_server_names_its_process(
         await EmbeddedPostgres(made).start()
 
 
+async def test_user_without_a_name_is_told_what_to_do(open_tmp_path: Path) -> None:
+    """A container can run as any user id. PostgreSQL makes no database for one without a name."""
+    home = postgres_data.prepare(open_tmp_path)
+    assert home.user.login
+    nobody = home._replace(user=DatabaseUser(54_321, 54_321, ""))
+    with pytest.raises(StartError, match=r"54321 has no name here.*--user 10001"):
+        await postgres_data.make_data(nobody)
+    assert not home.data.exists()
+
+
 async def test_stale_pid_file_of_another_process_is_cleared(made: Path) -> None:
     """A pid file with the number of another process does not prevent the start."""
     pid_file = made / "data" / "postmaster.pid"

@@ -163,7 +163,7 @@ async def test_tls_password_token_and_what_the_broker_refuses(tmp_path: Path) ->
     await _run(passwd, "-b", "-c", str(passwords), "me", "right")
     passwords.chmod(0o644)
     acl = tmp_path / "acl"
-    acl.write_text("user me\ntopic read sensors/#\n")
+    acl.write_text("user me\ntopic readwrite sensors/#\n")
     access = f"allow_anonymous false\npassword_file {passwords}\nacl_file {acl}\n"
     tls = f"certfile {cert_file}\nkeyfile {key_file}\n"
     password = "wrong"
@@ -183,18 +183,9 @@ async def test_tls_password_token_and_what_the_broker_refuses(tmp_path: Path) ->
         await until(lambda: "refuses us: Not authorized" in ours.in_words())
         password = "right"
         await until(lambda: state(ours) == "receiving")
-        await _run(
-            *(
-                "mosquitto_pub",
-                "-h",
-                "localhost",
-                "-p",
-                str(broker.port),
-                "--cafile",
-                str(cert_file),
-            ),
-            *("-u", "me", "-P", "right", "-q", "1", "-t", "sensors/x", "-m", item(1).decode()),
-        )
+        async with publisher(broker.port, password="right", ca_file=str(cert_file)) as client:
+            await publish(client, [item(1)], "sensors/x")
+        await until(lambda: numbers(service) == [1])
         async with bridge(
             tmp_path / "other",
             f"mqtts://me@localhost:{broker.port}",
@@ -204,7 +195,7 @@ async def test_tls_password_token_and_what_the_broker_refuses(tmp_path: Path) ->
             password=lambda: "right",
         ) as untrusting:
             await until(lambda: "certificate verify failed" in untrusting.in_words())
-    assert service.token in {"", "Bearer secret"}
+    assert service.token == "Bearer secret"
     with pytest.raises(ConfigError, match="--mqtt-ca"):
         tls_context(MqttTls(ca_file=str(key_file)))
     with pytest.raises(ConfigError, match="--mqtt-cert"):
@@ -213,7 +204,10 @@ async def test_tls_password_token_and_what_the_broker_refuses(tmp_path: Path) ->
 
 
 async def test_topics_that_are_wanted_no_more_and_two_with_one_name(tmp_path: Path) -> None:
-    """The broker keeps the filters of a session. Two processes with one client id are told."""
+    """The broker keeps the filters of a session. Two processes with one client id are told.
+
+    By MQTT 3.1.1 no broker says it, and the Mosquitto of Debian 12 (2.0.11) never does.
+    """
     async with (
         Mosquitto(tmp_path / "broker") as broker,
         publisher(broker.port) as client,
@@ -231,11 +225,13 @@ async def test_topics_that_are_wanted_no_more_and_two_with_one_name(tmp_path: Pa
             await until(lambda: len(service.kept) == 3)
             assert numbers(service) == [2, 3, 4]
             assert ours.tally.received == [1, 2]
-        async with (
-            bridge(tmp_path / "a", broker.url, service.port) as first,
-            bridge(tmp_path / "b", broker.url, service.port),
-        ):
-            await until(lambda: "--client-id" in first.in_words())
+        for version in (5, 3):
+            async with (
+                bridge(tmp_path / "a", broker.url, service.port, version=version) as first,
+                bridge(tmp_path / "b", broker.url, service.port, version=version),
+            ):
+                told = "client id iot-ingest-x (--client-id)"
+                await until(lambda: told in first.in_words(), 30)  # noqa: B023  it ends here
 
 
 async def test_too_many_for_the_service_stay_with_the_broker(tmp_path: Path) -> None:

@@ -421,14 +421,15 @@ async def test_service_says_that_it_waits_and_a_yes_of_the_command_ends_it(
     kept = await registry.make(connection, "readings")
     await registry.put(connection, kept, "table/readings", {"span": DAY})
     settings = Settings(keep_hot="2d", housekeeping_pause_s=0.05)
-    housekeeping = Housekeeping(settings, lambda: shared_url)
+    free_bytes: int | None = None
+    housekeeping = Housekeeping(settings, lambda: shared_url, disk_free_bytes=lambda: free_bytes)
     stopping = asyncio.Event()
     running = asyncio.create_task(housekeeping.run(stopping))
     while housekeeping.cause() != RETENTION_WAITS:
         assert not running.done()
         await asyncio.sleep(0.01)
-    assert housekeeping.figures()["housekeeping_steps_waiting"] == 2
-    assert housekeeping.figures()["housekeeping_steps_failed"] == 0
+    assert housekeeping.waiting == 2
+    assert housekeeping.failed == 0
     assert housekeeping.words().startswith(f"detach {made[0]}: keep_hot = 2d has not been")
     words = ("--keep-hot", "2d", "--database-url", shared_url)
     assert "waits: keep_hot = 2d" in (await here("housekeeping", "plan", *words)).stdout
@@ -437,11 +438,14 @@ async def test_service_says_that_it_waits_and_a_yes_of_the_command_ends_it(
         said = (await here("housekeeping", "run", "--yes", *words)).stdout
     while housekeeping.cause():  # noqa: ASYNC110
         await asyncio.sleep(0.01)
-    assert housekeeping.figures()["housekeeping_steps_waiting"] == 0
-    while "table_full_in_seconds" not in housekeeping.figures(1):  # noqa: ASYNC110
+    assert housekeeping.waiting == 0
+    assert housekeeping.full_in_s() is None
+    free_bytes = 1
+    while (full_s := housekeeping.full_in_s()) is None:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
-    assert housekeeping.figures(1)["table_full_in_seconds"] < 3_600
-    assert "table_full_in_seconds" not in housekeeping.figures(10**15)
+    assert full_s < 3_600
+    free_bytes = 10**15
+    assert housekeeping.full_in_s() is None
     stopping.set()
     await running
 
@@ -501,7 +505,7 @@ async def test_damaged_entry_of_the_registry_does_not_end_the_service(
     await registry.remove(connection, kept, "archive/x")
     assert housekeeping.cause() == HOUSEKEEPING_FAILS
     assert housekeeping.words() == "KeyError: 'from_us'"
-    while housekeeping.figures()["housekeeping_steps_failed"]:
+    while housekeeping.failed:
         assert not running.done()
         await asyncio.sleep(0.01)
     stopping.set()

@@ -10,8 +10,10 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from ingest.app.advice import advice
 from ingest.app.writing import make_sink
 from ingest.config.settings import Settings
+from ingest.model.causes import next_step
 from ingest.model.ports import BadRow, Stored
 from ingest.model.verdict import Verdict, WriteFailed
 from ingest.sinks.postgres import schema
@@ -55,6 +57,8 @@ async def test_unknown_host_is_not_taken_for_an_outage(
     monkeypatch.setattr(asyncpg, "connect", connect)
     failed = await open_failure("postgresql://u@nowhere/x")
     assert (failed.verdict, failed.reason) == (Verdict.WAIT, reason)
+    told = next_step(reason, advice(Settings(database_url="x"), "INGEST_DATABASE_URL"))
+    assert ("Is it a container?" in told) == (reason == "no_such_host")
 
 
 @pytest.mark.parametrize(

@@ -17,22 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import ingest
-from ingest.admin.exposition import (
-    BROKER_FIGURES,
-    INSTANCE,
-    Exposition,
-    JointExposition,
-    Shown,
-)
-from ingest.admin.forward_exposition import ForwardCollector
-from ingest.admin.mqtt_exposition import MqttCollector
+from ingest.admin import exposition
+from ingest.app import metrics
 from ingest.config.text import env_example, markdown_table
 from ingest.embedded.broker_config import roles_text
-from ingest.forward.tally import ForwardFigures, ForwardTally
+from ingest.forward import tally as forward_tally
 from ingest.model.codes import ITEM_CODES, PROBLEMS
-from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
-from ingest.model.ports import BufferStats
-from ingest.mqtt.tally import MqttFigures, MqttTally
+from ingest.model.metrics import Metric
+from ingest.mqtt import tally as mqtt_tally
 from ingest.sinks.postgres import durability
 from ingest.system.filesystem import REMOTE, VOLATILE
 from ingest.system.log_events import EVENTS
@@ -66,48 +58,31 @@ def item_codes_table() -> str:
 
 
 def metrics_table() -> str:
-    """Return the table of our metrics, as the collector names them."""
-    empty = BufferStats(0, 0, 0, 0, 0, 0, 0, None)
-    ledger = Ledger()
-    ledger.gauges = Gauges(
-        buffer=lambda: empty,
-        dead_letters=DeadLetterStats,
-        database_up=lambda: True,
-        hold_reason=lambda: None,
-        tokens_end_s=lambda: 0.0,
-        roles_imbalance=lambda: 0,
-        certificate_ends_s=lambda: 0.0,
-        broker=lambda: {name: {} if name.startswith("consumer_") else 0 for name in BROKER_FIGURES},
-    )
-    of_one = list(Exposition(ledger, "").registry.collect())
-    names = {family.name for family in of_one}
-    joint = JointExposition(lambda: [Shown("up", "", ledger, None, has_folder=True)])
-    return _metrics(of_one, (each for each in joint.families() if each.name not in names))
+    """Return the table of our metrics, as their parts list them."""
+    return _metrics([*exposition.METRICS, *metrics.ALL])
 
 
 def forward_metrics_table() -> str:
     """Return the table of the metrics of a forwarder."""
-    collector = ForwardCollector(ForwardTally(), ForwardFigures, name="", version="")
-    return _metrics(each for each in collector.collect() if "_forward_" in each.name)
+    return _metrics((*forward_tally.METRICS, *forward_tally.OF_NOW), "forward")
 
 
 def mqtt_metrics_table() -> str:
     """Return the table of the metrics of `ingest mqtt`."""
-    collector = MqttCollector(MqttTally(), MqttFigures, name="", version="")
-    return _metrics(each for each in collector.collect() if "_mqtt_" in each.name)
+    return _metrics((*mqtt_tally.METRICS, *mqtt_tally.OF_NOW), "mqtt")
 
 
-def _metrics(families: Iterable[Any], of_instances: Iterable[Any] = ()) -> str:
-    """Return the table of some metrics, and of some that only have the label `instance`."""
-    rows = list[list[str]]()
-    listed = [(each, getattr(each, "_labelnames", ())) for each in families]
-    listed += [(each, (INSTANCE,)) for each in of_instances]
-    for family, own in listed:
-        if not family.name.startswith("ingest_"):
-            continue
-        suffix = "_total" if family.type == "counter" else ""
-        labels = ", ".join(f"`{each}`" for each in own)
-        rows.append([f"`{family.name}{suffix}`", family.type, labels, family.documentation])
+def _metrics(listed: Iterable[Metric[Any]], *label: str) -> str:
+    """Return the table of some metrics. `label` is one that all of them have."""
+    rows = (
+        [
+            f"`ingest_{each.name}`",
+            each.kind,
+            ", ".join(f"`{name}`" for name in (*label, *each.labels)),
+            each.meaning,
+        ]
+        for each in listed
+    )
     return _table(["metric", "type", "labels", "meaning"], rows)
 
 

@@ -24,12 +24,14 @@ import promql_parser
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from ingest.admin.exposition import BROKER_FIGURES, JointExposition, Shown
-from ingest.admin.forward_exposition import ForwardCollector
-from ingest.admin.mqtt_exposition import MqttCollector
+from ingest.admin.exposition import Exposition, Shown
+from ingest.app.metrics import GAUGES, values_of
+from ingest.forward import tally as forward_tally
 from ingest.forward.tally import ForwardFigures, ForwardTally
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
+from ingest.model.metrics import read
 from ingest.model.ports import BufferStats
+from ingest.mqtt import tally as mqtt_tally
 from ingest.mqtt.tally import MqttFigures, MqttTally
 
 REPOSITORY = Path(__file__).parents[2]
@@ -292,28 +294,26 @@ def exported() -> dict[str, frozenset[str]]:
     ledger.post_refused("empty")
     ledger.connection_closed("header_late")
     ledger.batch_stored("copy", 0.1, 1, 0)
-    figures = {
-        name: {"writer": 1} if name.startswith("consumer_") else 1 for name in BROKER_FIGURES
-    }
     ledger.gauges = ledger.gauges._replace(
-        broker=lambda: figures,
-        roles_imbalance=lambda: 0,
-        certificate_ends_s=lambda: 0.0,
-        tokens_end_s=lambda: 0.0,
+        figures=lambda: {name: {"writer": 1} if each.labels else 1 for name, each in GAUGES.items()}
     )
-    shown = Shown("up", "0", ledger, os.getpid(), has_folder=True)
     found: dict[str, frozenset[str]] = {}
-    tally = ForwardTally()
-    tally.posts["204"] = 1
-    forward = ForwardCollector(tally, ForwardFigures, name="x", version="0")
-    joint = JointExposition(lambda: [shown])
-    messages = MqttTally()
-    messages.posts["202"] = 1
-    mqtt = MqttCollector(messages, MqttFigures, name="x", version="0")
-    for family in (*joint.families(), *forward.collect(), *mqtt.collect()):
-        for sample in family.samples:
-            labels = frozenset(sample.labels) | found.get(sample.name, frozenset())
-            found[sample.name] = labels | TARGET_LABELS
+    sent, taken = ForwardTally(), MqttTally()
+    sent.posts["204"] = taken.posts["202"] = 1
+    forwarded = (
+        *read(forward_tally.METRICS, sent),
+        *read(forward_tally.OF_NOW, ForwardFigures()),
+    )
+    bridged = (*read(mqtt_tally.METRICS, taken), *read(mqtt_tally.OF_NOW, MqttFigures()))
+    for shown in (
+        Shown("up", "0", values_of(ledger), os.getpid()),
+        Shown("", "0", forwarded, None, ("forward", "x")),
+        Shown("", "0", bridged, None, ("mqtt", "x")),
+    ):
+        for family in Exposition(lambda shown=shown: [shown]).families():  # type: ignore[misc]
+            for sample in family.samples:
+                labels = frozenset(sample.labels) | found.get(sample.name, frozenset())
+                found[sample.name] = labels | TARGET_LABELS
     return found
 
 

@@ -59,9 +59,9 @@ async def answers_again(url: str, sql: str) -> object:
 
 
 async def gone(pid: int) -> None:
-    """Wait until there is no such process."""
+    """Wait until a process runs no more. If nobody asks for its exit code, its number stays."""
     async with asyncio.timeout(20):
-        while Path(f"/proc/{pid}").exists():  # noqa: ASYNC110  another process: nothing to await
+        while Path(f"/proc/{pid}/exe").exists():  # noqa: ASYNC110  another process
             await asyncio.sleep(0.02)
 
 

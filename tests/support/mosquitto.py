@@ -110,12 +110,21 @@ def item(number: int, device: str = "d") -> bytes:
 
 
 @asynccontextmanager
-async def publisher(port: int, name: str = "publisher") -> AsyncIterator[Client]:
-    """Yield a client that connects again by itself, and then sends what was not acknowledged."""
+async def publisher(
+    port: int, name: str = "publisher", *, password: str = "", ca_file: str = ""
+) -> AsyncIterator[Client]:
+    """Yield a client that connects again by itself, and then sends what was not acknowledged.
+
+    With a password it is the user `me`; with a `ca_file` it speaks TLS.
+    """
     client = Client(CallbackAPIVersion.VERSION2, client_id=name, clean_session=False)
     client.max_inflight_messages_set(500)
     client.reconnect_delay_set(min_delay=1, max_delay=1)
-    client.connect("127.0.0.1", port)
+    if password:
+        client.username_pw_set("me", password)
+    if ca_file:
+        client.tls_set(ca_file)
+    client.connect("localhost" if ca_file else "127.0.0.1", port)
     client.loop_start()
     try:
         yield client

@@ -37,7 +37,7 @@ class FakeProcess:
             database_up=lambda: self.database_up,
             hold_reason=lambda: self.hold_reason,
             state=lambda: str(self.ready["state"]),
-            broker=lambda: self.broker,
+            figures=lambda: self.broker,
         )
         self.source = StatusSource(
             role,

@@ -11,8 +11,9 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from ingest.model.ledger import Histogram, Ledger
+from ingest.model.ledger import Ledger
 from ingest.model.letter import REASONS
+from ingest.model.metrics import Histogram
 from ingest.model.ports import STATES
 from ingest.system.clock import monotonic_s, unix_us
 
@@ -166,7 +167,7 @@ class History:
 
 
 def _of_stream(ledger: Ledger) -> tuple[float, float]:
-    figures = ledger.gauges.broker() if ledger.gauges else {}
+    figures = ledger.gauges.figures() if ledger.gauges else {}
     size = figures.get("stream_bytes", math.nan)
     names = ("consumer_pending", "consumer_ack_pending")
     counts = [each for name in names if isinstance(each := figures.get(name), Mapping)]

@@ -199,8 +199,8 @@ class Dashboard:
             figures["db_up"] = m.gauges.database_up()
             if self._settings["buffer"] == "journal":
                 figures["damaged"] = m.gauges.journal().damaged
-            if broker := m.gauges.broker():
-                figures["broker"] = broker
+            if parts := m.gauges.figures():
+                figures["broker"] = parts
                 figures["published"], figures["delivered"] = m.published, m.delivered
         return orjson.dumps(
             {

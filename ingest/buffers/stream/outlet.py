@@ -24,6 +24,7 @@ from ingest.buffers.stream.messages import NotOurs, decode_message
 from ingest.model.ack import Ack
 from ingest.model.block import Block
 from ingest.model.ledger import Ledger
+from ingest.model.metrics import Metric, Metrics
 from ingest.model.ports import BufferStats, Reservation, Told
 from ingest.system.clock import sleep_unless
 
@@ -215,3 +216,12 @@ class StreamOutlet:
     def _say_later(self, deliveries: Sequence[Delivery]) -> None:
         if self._puller is not None and deliveries:
             self._puller.give_back(deliveries, GIVEN_BACK_S)
+
+
+METRICS: Metrics[StreamOutlet] = (
+    Metric(
+        "redeliveries_total",
+        "Messages that came to this process and had been delivered before.",
+        lambda it: it.redeliveries,
+    ),
+)

@@ -13,8 +13,12 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from ingest.admin.exposition import Exposition
-from ingest.model.ledger import SECONDS_COMMIT, DeadLetterStats, Gauges, Histogram, Ledger
+from ingest.app import fill
+from ingest.app.metrics import own_metrics
+from ingest.config.settings import Settings
+from ingest.model.ledger import SECONDS_COMMIT, DeadLetterStats, Gauges, Ledger
 from ingest.model.letter import REASONS
+from ingest.model.metrics import Histogram, figures_of
 from ingest.model.ports import STATES, BufferStats
 from ingest.system.clock import monotonic_s
 
@@ -59,6 +63,7 @@ def busy() -> Ledger:
         database_up=lambda: True,
         hold_reason=lambda: "schema",
         state=lambda: "on_hold",
+        figures=figures_of((fill.METRICS, lambda: fill.Fill(Settings()))),
     )
     ledger.received, ledger.accepted = 100, 96
     ledger.at_receiver = 2
@@ -80,7 +85,7 @@ def busy() -> Ledger:
 
 def samples(source: Ledger | Exposition) -> Iterator[tuple[str, dict[str, str], float]]:
     """Yield name, labels and value of each sample as a scraper parses them."""
-    shown = source if isinstance(source, Exposition) else Exposition(source, "0.0")
+    shown = source if isinstance(source, Exposition) else own_metrics(source)
     for family in text_string_to_metric_families(shown.text().decode()):
         for sample in family.samples:
             yield sample.name, sample.labels, sample.value
@@ -124,7 +129,7 @@ def test_no_series_tells_when_it_was_created() -> None:
     """There are no `_created` series, which would double the number of series."""
     for ledger in (Ledger(), busy()):
         assert not [name for name, _, _ in samples(ledger) if name.endswith("_created")]
-        assert b"_created" not in Exposition(ledger, "0.0").text()
+        assert b"_created" not in own_metrics(ledger).text()
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not on PATH")
@@ -133,7 +138,7 @@ def test_exposition_passes_promtool() -> None:
     for ledger in (Ledger(), busy()):
         done = subprocess.run(
             ["promtool", "check", "metrics"],
-            input=Exposition(ledger, "0.0").text(),
+            input=own_metrics(ledger).text(),
             capture_output=True,
             timeout=30,
             check=False,
@@ -169,7 +174,7 @@ def test_state_is_one_of_all_those_that_readyz_may_say() -> None:
 def test_hold_that_is_over_goes_to_zero_instead_of_vanishing() -> None:
     """After the pause its series is 0 and does not disappear, so that an alert can resolve."""
     ledger = busy()
-    shown = Exposition(ledger, "0.0")
+    shown = own_metrics(ledger)
     assert ledger.gauges is not None
     for reason in ("schema", "breaker", None):
         ledger.gauges = ledger.gauges._replace(hold_reason=lambda reason=reason: reason)  # type: ignore[misc]

@@ -9,9 +9,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ingest.access.tokens import Tokens
-from ingest.admin.exposition import Exposition
 from ingest.admin.guard import Guard
 from ingest.admin.port import PAGES_MAX, Admin
+from ingest.app.metrics import own_metrics
 from ingest.http.bodies import Bodies
 from ingest.http.request import Request
 from ingest.http.response import Answer
@@ -35,7 +35,7 @@ class Rig:
         self.guard = Guard(TOKEN, tokens=self.tokens)
         self.admin = Admin(
             ledger=self.ledger,
-            exposition=Exposition(self.ledger, "1.2.3"),
+            exposition=own_metrics(self.ledger),
             health=lambda: (200, self.state),
             guard=self.guard,
             bodies=Bodies(body_bytes_max=1 << 20, body_s_max=10, all_bytes_max=1 << 26),

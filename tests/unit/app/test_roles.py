@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from ingest.admin.exposition import Exposition
 from ingest.app.gateway import Gateway
+from ingest.app.metrics import own_metrics
 from ingest.app.role import Place, alone
 from ingest.app.stream_writer import StreamWriter
 from ingest.broker.envelope import Address
@@ -93,4 +93,4 @@ async def test_role_without_a_folder_has_no_disk_that_fills(
     made_one.health.started()
     made_one.health.tick()
     assert made_one.health.refusal() is None
-    assert b"ingest_disk_free_bytes" not in Exposition(made_one.ledger, "1").text()
+    assert b"ingest_disk_free_bytes" not in own_metrics(made_one.ledger).text()

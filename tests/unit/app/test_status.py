@@ -28,7 +28,7 @@ def test_status_comes_back_as_it_was() -> None:
     assert ledger.gauges is not None
     gauges = ledger.gauges
     ledger.gauges = gauges._replace(
-        broker=lambda: {"stream_bytes": 5, "consumer_pending": {"writer": 2}}
+        figures=lambda: {"stream_bytes": 5, "consumer_pending": {"writer": 2}}
     )
     source = StatusSource("writer", ledger, lambda: (200, READY), message=lambda: "no table")
     status = read_status(orjson.loads(orjson.dumps(source.status())))
@@ -41,7 +41,7 @@ def test_status_comes_back_as_it_was() -> None:
     )
     assert read.buffer().oldest_received_s == pytest.approx(monotonic_s() - 3, abs=0.5)
     assert read.dead_letters() == gauges.dead_letters()
-    assert read.broker() == {"stream_bytes": 5, "consumer_pending": {"writer": 2}}
+    assert read.figures() == {"stream_bytes": 5, "consumer_pending": {"writer": 2}}
     assert read.hold_reason() == "schema"
     assert status.ledger.imbalance == ledger.imbalance == 0
     assert status.cpu_s > 0
@@ -133,7 +133,7 @@ def _changed(sent: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("ready.state", KeyError),
         ("gauges.buffer", None),
         ("gauges.buffer.rows", KeyError),
-        ("gauges.broker", 3),
+        ("gauges.figures", 3),
         ("gauges.oldest_age_s", "x"),
         ("tail", 1),
         ("refused_posts", None),

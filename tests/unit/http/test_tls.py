@@ -197,7 +197,7 @@ async def test_certificate_is_read_again(tmp_path: Path) -> None:
         tls_cert_file=str(cert_file), tls_key_file=str(key_file), header_s_max=0.4
     ) as receiver:
         before = await Client.connect(receiver.address, old)
-        certificate = receiver.endpoint._certificate
+        certificate = receiver.endpoint.certificate
         assert certificate is not None
         first = certificate.context()
         new_cert, new_key = make_certificate(tmp_path, "next")

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.model.ledger import DeadLetterStats, Gauges, Histogram, Ledger
+from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
+from ingest.model.metrics import Histogram
 from ingest.model.ports import BufferStats
 
 BOUNDS = (0.001, 0.01, 0.1)

@@ -13,8 +13,8 @@ import structlog
 
 from ingest.access import entries as entries_module
 from ingest.access import tokens as tokens_module
-from ingest.admin.exposition import Exposition
 from ingest.admin.guard import Guard
+from ingest.app.metrics import own_metrics
 from tests.support.receiver import GOOD, Receiver, post, running_receiver
 from tests.support.tokens import OTHER, SECRET, in_force, line
 
@@ -109,7 +109,7 @@ async def test_no_token_is_in_log_page_or_metric() -> None:
                 await receiver.send(request(f"/none/{token}?p={token}"))
                 await receiver.send(f"NOT HTTP {token}\r\n\r\n".encode())
             shown = [
-                Exposition(receiver.ledger, "1").text().decode(),
+                own_metrics(receiver.ledger).text().decode(),
                 json.dumps(receiver.refused_posts.listed()),
                 repr(receiver.ledger.senders.keys()),
                 repr(lines),

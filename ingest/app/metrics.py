@@ -1,0 +1,54 @@
+"""All metrics. A new one stands in the list of the part that knows it; here a new list is added.
+
+A gauge is read by the process that has the part. Several processes tell each other what they read,
+by the name of the gauge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ingest import __version__
+from ingest.access import tokens
+from ingest.admin import ledger_metrics
+from ingest.admin.exposition import Exposition, of_one
+from ingest.app import broker_state, fill, housekeeping, roles_balance
+from ingest.broker import given_check, purge
+from ingest.buffers.stream import outlet
+from ingest.http import certificate
+from ingest.model.ledger import Ledger
+from ingest.model.metrics import Metric, Metrics
+from ingest.receiver import senders
+
+GAUGES: dict[str, Metric[Any]] = {
+    each.name: each
+    for metrics in (
+        fill.METRICS,
+        broker_state.METRICS,
+        broker_state.OF_STREAM,
+        given_check.METRICS,
+        purge.METRICS,
+        outlet.METRICS,
+        senders.METRICS,
+        housekeeping.METRICS,
+        roles_balance.METRICS,
+        certificate.METRICS,
+        tokens.METRICS,
+    )
+    for each in metrics
+}
+ALL: Metrics[Any] = (*ledger_metrics.ALL, *GAUGES.values())
+
+
+def values_of(ledger: Ledger) -> Iterator[tuple[Metric[Any], Any]]:
+    """Yield all metrics that a process has now. What a newer version may send is left out."""
+    yield from ledger_metrics.values_of(ledger)
+    for name, value in ledger.gauges.figures().items() if ledger.gauges is not None else ():
+        if name in GAUGES:
+            yield GAUGES[name], value
+
+
+def own_metrics(ledger: Ledger) -> Exposition:
+    """Return the metrics of this process alone."""
+    return of_one(__version__, lambda: values_of(ledger))
