@@ -133,7 +133,9 @@ class Posts:
         small, check = self.keeping.small, self.plain_bodies.check
 
         def answer(request: Request, text: str, received_s: float) -> Reply:
-            refuse_unless_admitted(self.admission)
+            refusal = self.admission.refusal()
+            if refusal is not None:
+                raise Refused(refusal, ADMISSION_DETAILS[refusal])
             head = request.head
             plan: Plan | None = head.plan
             if plan is None or not plan.sender.identity.live:
@@ -271,13 +273,6 @@ class Posts:
             for at, each in enumerate(points.blocks or [None]):
                 self.on_decoded(Decoded(each, points.errors if at == 0 else []))
         return points
-
-
-def refuse_unless_admitted(admission: Admission) -> None:
-    """Raise Refused if no posts are taken now."""
-    refusal = admission.refusal()
-    if refusal is not None:
-        raise Refused(refusal, ADMISSION_DETAILS[refusal])
 
 
 def _nothing(form: Form, refused: Refused, body: bytes) -> Points:

@@ -36,8 +36,8 @@ from ingest.model.block import Block
 from ingest.model.codes import ITEM_CODES, NO_PARTITION, NOT_ALLOWED, TS_TOO_OLD
 from ingest.model.errors import Refused
 from ingest.model.letter import INVALID, REFUSED, SENML, Letter
-from ingest.receiver.posts import Form, Plan, Posts, note_body, refuse_unless_admitted, with_ack
-from ingest.receiver.small_posts import COMMITTED, Page
+from ingest.receiver.posts import Form, Plan, Posts, note_body, with_ack
+from ingest.receiver.small_posts import ADMISSION_DETAILS, COMMITTED, Page
 from ingest.system.words import counted, quoted
 
 READINGS = "/v1/readings"
@@ -108,7 +108,9 @@ class Readings(Form):
     def _answer(self, request: Request, text: str, received_s: float) -> Reply:
         """Do what the pages of Posts do; for the hot path it is written once more, in one piece."""
         posts = self._posts
-        refuse_unless_admitted(posts.admission)
+        refusal = posts.admission.refusal()
+        if refusal is not None:
+            raise Refused(refusal, ADMISSION_DETAILS[refusal])
         head = request.head
         plan: Plan | None = head.plan
         if plan is None or not plan.sender.identity.live:
