@@ -10,12 +10,12 @@ is bounded.
 from __future__ import annotations
 
 import json
-from array import array
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import orjson
 
+from ingest.formats.block_builder import BlockBuilder
 from ingest.formats.map_documents import Documents, Unreadable, documents
 from ingest.formats.map_row import DocumentRead, RowRead, read_document
 from ingest.formats.map_source import Source
@@ -25,13 +25,11 @@ from ingest.formats.post import (
     ItemError,
     Points,
     Post,
-    most_invalid,
     too_many_invalid,
     too_many_of_post,
 )
-from ingest.model.block import Block
 from ingest.model.errors import Refused
-from ingest.model.rows import PG_EPOCH_US, encode_rows
+from ingest.model.rows import PG_EPOCH_US
 
 STEP_DOCUMENTS = 32
 STEP_ROWS = 1_000
@@ -125,23 +123,13 @@ class _PostReader:
     def __init__(self, post: MapPost, body_bytes: int) -> None:
         self._post = post
         self._items = 0  # documents that were read
-        self._blocks: list[Block] = []
-        self._bytes = 0  # of the rows, and of the documents in `_errors`
-        self._rows = 0
+        self._built = BlockBuilder(post.post, body_bytes)
         self._rounded = 0
         self._ignored = 0
         self._hints = Hints(post.source)
-        self._errors: list[ItemError] = []
         self._body_bytes = body_bytes
-        self._errors_max = most_invalid(body_bytes)
-        self._not_kept = 0
         # Fewer than bytes, but for values that several rows share. Each reading is two parts.
         self._parts_left = body_bytes + 2 * post.rows_max
-        # Of the next block:
-        self._parts: list[bytes] = []
-        self._block_rows = 0
-        self._newest_us = 0
-        self._owners = array("L")
 
     def read(self, body: bytes) -> MapSteps:
         """Read all documents of a body."""
@@ -152,14 +140,8 @@ class _PostReader:
                 yield from self._read_some(some)
         if not self._items:
             self._ignored += 1  # an empty body, or an empty list
-        self._end_block()
-        return Points(
-            self._blocks,
-            self._errors,
-            rounded=self._rounded,
-            not_kept=self._not_kept,
-            ignored=self._ignored,
-            hints=tuple(self._hints.told()),
+        return self._built.points()._replace(
+            rounded=self._rounded, ignored=self._ignored, hints=tuple(self._hints.told())
         )
 
     def _read_some(self, some: Documents) -> Generator[None, None, None]:
@@ -195,73 +177,37 @@ class _PostReader:
 
     def _note(self, found: DocumentRead, document: Any, original: bytes) -> None:
         """Keep a document with a fault, if it is not one too many."""
-        if len(self._errors) >= self._errors_max:
-            if not self._rows:
-                raise too_many_invalid(self._errors, self._body_bytes)
-            self._not_kept += 1
+        if self._built.is_full_of_errors:
+            if not self._built.rows:
+                raise too_many_invalid(self._built.errors, self._body_bytes)
+            self._built.not_kept += 1
             return
         if len(original) > PRUNED_BYTES_MIN:
             original = _pruned(found, document, self._post.source) or original
         (field, code, message), *others = found.faults
         also = tuple((field, code) for field, code, _ in others)
-        self._errors.append(ItemError(self._items, field, code, message, original, also))
-        self._bytes += len(original)
+        self._built.fault(ItemError(self._items, field, code, message, original, also))
 
     def _keep(self, rows: list[RowRead]) -> Generator[None, None, None]:
-        """Add the readings of a document; begin a new block when one is full."""
-        block_rows_max = self._post.post.rules.post_rows_max
+        """Add the readings of a document."""
         for count, row in enumerate(rows):
             if count and not count % STEP_DOCUMENTS:
                 yield
                 self._check()
-            at = 0
-            while at < len(row.names):
-                room = min(STEP_ROWS, block_rows_max - self._block_rows)
-                end = min(len(row.names), at + room)
-                times_pg_us = [row.ts_us - PG_EPOCH_US] * (end - at)
-                part = encode_rows(times_pg_us, row.names[at:end], row.values[at:end])
-                self._parts.append(part)
-                self._bytes += len(part)
-                self._owners.extend([self._items] * (end - at))
-                self._block_rows += end - at
-                self._newest_us = max(self._newest_us, row.ts_us)
-                if self._block_rows == block_rows_max:
-                    self._end_block()
-                    self._check()
-                at = end
-                if at < len(row.names):
+            for at in range(0, len(row.names), STEP_ROWS):
+                if at:
                     yield
-            self._rows += len(row.names)
-
-    def _end_block(self) -> None:
-        if not self._block_rows:
-            return
-        post, owners = self._post.post, self._owners
-        is_alike = owners == array("L", range(self._block_rows))
-        self._blocks.append(
-            Block(
-                b"".join(self._parts),
-                self._block_rows,
-                received_s=post.received_s,
-                received_us=post.received_us,
-                newest_ts_us=self._newest_us,
-                items=None if is_alike else owners,
-            )
-        )
-        self._parts, self._owners = [], array("L")
-        self._block_rows = self._newest_us = 0
+                    self._check()
+                names, values = row.names[at : at + STEP_ROWS], row.values[at : at + STEP_ROWS]
+                times_pg_us = [row.ts_us - PG_EPOCH_US] * len(names)
+                self._built.add(times_pg_us, names, values, [self._items] * len(names), row.ts_us)
 
     def _check(self) -> None:
         """Raise Refused if there is more than allowed."""
         post = self._post
-        if self._rows + len(self._errors) + self._not_kept > post.rows_max:
+        if self._built.rows + self._built.faults > post.rows_max:
             raise too_many_of_post(post.rows_max)
-        if self._bytes > post.rows_bytes_max:
-            raise Refused(
-                "body_too_large",
-                f"its readings take more than {post.rows_bytes_max} bytes; split the post",
-                body_bytes_max=post.rows_bytes_max,
-            )
+        self._built.check_bytes(post.rows_bytes_max)
 
 
 def _pruned(found: DocumentRead, document: Any, source: Source) -> bytes | None:

@@ -9,14 +9,16 @@ cannot be changed, and most drop what gets anything else. "Later" is always 503.
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Collection, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import orjson
 
+from ingest.buffers.turns import Turns
 from ingest.formats.map_documents import form_in
 from ingest.formats.map_post import MapPost, MapSteps, begin
 from ingest.formats.map_roots import context_of
@@ -29,7 +31,6 @@ from ingest.model.ack import Outcome
 from ingest.model.codes import NOT_ALLOWED
 from ingest.model.errors import ConfigError, Refused
 from ingest.model.letter import INVALID, MAPPED, Letter
-from ingest.receiver.one_by_one import OneByOne
 from ingest.receiver.posts import Form, Plan, Posts
 from ingest.receiver.small_posts import Page
 from ingest.system.clock import unix_us
@@ -253,3 +254,46 @@ def _problem(_request: Request, refused: Refused, headers: bytes, close: bool) -
         refused = Refused("busy", refused.detail, retry_after_s=refused.retry_after_s)
         close = close or not refused.retry_after_s
     return problem(refused, headers=headers, close=close)
+
+
+class OneByOne:
+    """Lets one large body at a time be decoded. Those that wait do so by turns of their senders.
+
+    Of two senders that always have posts, each gets half of the time, however many posts wait.
+    """
+
+    def __init__(self) -> None:
+        self._is_taken = False
+        self._waiting = Turns[asyncio.Future[None]]()
+
+    @asynccontextmanager
+    async def turn(self, sender: str, size_bytes: int) -> AsyncIterator[None]:
+        """Wait for a turn, which lasts until the context ends. Safe to cancel."""
+        if self._is_taken:
+            await self._wait(sender, size_bytes)
+        self._is_taken = True
+        try:
+            yield
+        finally:
+            self._pass_on()
+
+    async def _wait(self, sender: str, size_bytes: int) -> None:
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.add(place, sender, size_bytes)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if not place.cancelled():
+                self._pass_on()  # it had just got the turn
+            elif place in self._waiting.posts:
+                self._waiting.leave(place)
+            raise
+
+    def _pass_on(self) -> None:
+        self._is_taken = False
+        while (place := self._waiting.first()) is not None:
+            self._waiting.serve()
+            if not place.done():  # else it was cancelled
+                self._is_taken = True
+                place.set_result(None)
+                return
