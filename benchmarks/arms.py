@@ -323,7 +323,7 @@ def three_brokers(folder: Path) -> Iterator[Roles]:
     with ExitStack() as ending, running_database() as database:
         servers = []
         for number, each in enumerate(members, 1):
-            program: list[str | Path] = [find_program(""), "-c", each.config]
+            program: list[str | Path] = [find_program(), "-c", each.config]
             servers.append(Child(f"n{number}", program, folder))
             ending.callback(servers[-1].stop)
         for each, server in zip(members, servers, strict=True):

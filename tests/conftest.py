@@ -235,7 +235,7 @@ def server(open_tmp: Path) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def broker(open_tmp: Path) -> Iterator[EmbeddedBroker]:
     """Run one nats-server for this test process, in a state folder."""
-    embedded = EmbeddedBroker(StateFolder.open(open_tmp / "state").broker, find_program(""))
+    embedded = EmbeddedBroker(StateFolder.open(open_tmp / "state").broker, find_program())
     with asyncio.Runner() as runner:
         runner.run(embedded.start())
         try:

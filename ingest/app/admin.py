@@ -119,7 +119,7 @@ class AdminSide:
             "stream_bytes_max": self._settings.stream_bytes_max,
             "batch_rows_max": self._settings.batch_rows_max,
             "dlq_bytes_max": self._settings.dlq_bytes_max,
-            "hold_probe_s": self._settings.hold_probe_s,
+            "hold_probe_s": self._settings.wait_s_max / 2,
             "releases": joint.releases if joint else "",
         }
 

@@ -6,13 +6,12 @@ It takes 60 MB of memory and half a second, and it is an optional extra.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ingest.config.folders import archive_dir
 from ingest.config.settings import Settings
 from ingest.model.errors import StartError
-from ingest.sinks.postgres.housekeeping.archived import Contents
 from ingest.sinks.postgres.housekeeping.archiving import Detached
 
 if TYPE_CHECKING:
@@ -48,17 +47,6 @@ class ArchiverWhenNeeded:
 
     async def archive(self, source: Detached) -> None:
         """Archive a partition. Raises StartError if it cannot be done."""
-        await (await self._archiver()).archive(source)
-
-    async def rows_of_series(
-        self, found: Contents, series: Sequence[tuple[str, str]], from_us: int, to_us: int
-    ) -> AsyncIterator[bytes]:
-        """Yield rows of the archive: see ParquetArchiver. Raises StartError."""
-        archiver = await self._archiver()
-        async for piece in archiver.rows_of_series(found, series, from_us, to_us):
-            yield piece
-
-    async def _archiver(self) -> ParquetArchiver:
         if self._made is None:
             self._made = await asyncio.to_thread(parquet_archiver, self._settings, self._stopped)
-        return self._made
+        await self._made.archive(source)

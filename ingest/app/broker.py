@@ -57,7 +57,7 @@ def make_embedded(settings: Settings, folder: StateFolder) -> EmbeddedBroker:
     largest_block = settings.post_rows_max * ROW_BYTES_MAX + HEAD_BYTES
     return EmbeddedBroker(
         folder.broker,
-        find_program(settings.broker_bin),
+        find_program(),
         payload_bytes_max=max(PAYLOAD_BYTES_MAX, 2 * largest_block),
     )
 

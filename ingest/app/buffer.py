@@ -13,7 +13,9 @@ from ingest.buffers.journal.buffer import JournalBuffer
 from ingest.buffers.journal.log import Journal
 from ingest.buffers.journal.reader import segment_files
 from ingest.buffers.memory import MemoryBuffer
+from ingest.buffers.waiting import PUT_WAIT_S_MAX
 from ingest.config.settings import Settings
+from ingest.config.values import MIB
 from ingest.model.block import SHARED_ROWS_MAX
 from ingest.model.errors import StartError
 from ingest.model.ledger import Ledger
@@ -23,6 +25,8 @@ from ingest.system.logs import get_logger
 from ingest.system.state_folder import StateFolder
 from ingest.writer.set_aside import set_aside_rest
 
+# A new file is begun at this size, or at a quarter of the journal: whole files are removed.
+SEGMENT_BYTES = 64 * MIB
 UNLESS = "--buffer memory, or say that it does not matter: --journal-unsafe true"
 
 
@@ -31,7 +35,7 @@ def make_buffer(settings: Settings, folder: StateFolder, ledger: Ledger) -> Buff
     bounds: dict[str, Any] = {
         "rows_max": settings.buffer_rows_max,
         "bytes_max": settings.buffer_bytes_max,
-        "put_wait_s_max": settings.put_wait_s_max,
+        "put_wait_s_max": PUT_WAIT_S_MAX,
         # A batch takes whole blocks, so a larger block would be a larger batch.
         "shared_rows_max": min(settings.batch_rows_max, SHARED_ROWS_MAX),
     }
@@ -39,7 +43,7 @@ def make_buffer(settings: Settings, folder: StateFolder, ledger: Ledger) -> Buff
         return MemoryBuffer(**bounds)
     journal = Journal(
         folder.journal,
-        segment_bytes=settings.journal_segment_bytes,
+        segment_bytes=min(SEGMENT_BYTES, settings.journal_bytes_max // 4),
         observe_sync_s=ledger.journal_sync_s.observe,
     )
     return JournalBuffer(journal, ledger, journal_bytes_max=settings.journal_bytes_max, **bounds)

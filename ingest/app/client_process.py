@@ -13,6 +13,7 @@ from typing import Protocol
 from ingest.app.rules import make_rules
 from ingest.config.folders import state_dir
 from ingest.config.settings import Settings
+from ingest.dead_letters.folder import segment_bytes
 from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.system import logs
 from ingest.system import signals as app_signals
@@ -93,7 +94,7 @@ def make_dead_letters(settings: Settings, folder: StateFolder) -> DeadLetterQueu
     return DeadLetterQueue(
         folder.dead_letters,
         bytes_max=settings.dlq_bytes_max,
-        segment_bytes=settings.dlq_segment_bytes,
+        segment_bytes=segment_bytes(settings.dlq_bytes_max),
         keep_days=settings.dlq_keep_days,
         auto_replay=False,
         rules=make_rules(settings),

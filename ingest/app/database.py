@@ -19,17 +19,19 @@ from ingest.sinks.postgres.housekeeping.keeping import Policy
 from ingest.sinks.postgres.housekeeping.late import LateLimits, LatePartitions
 from ingest.sinks.postgres.housekeeping.plan import Job
 from ingest.sinks.postgres.housekeeping.retention import Retention
-from ingest.sinks.postgres.housekeeping.rollup_archived import ArchivedRollups
 from ingest.sinks.postgres.housekeeping.rollups import Rollups
 from ingest.sinks.postgres.housekeeping.spans import DAY_US
+
+LATE_DAYS_MAX = 36_500  # an older reading is a faulty clock: no partition is made for it
+PARTITIONS_AHEAD = 7  # beyond now + ts_ahead_s_max: a week to notice that no more are made
 
 
 def timeouts(settings: Settings) -> Timeouts:
     """Return the time-outs of a connection that writes."""
     return Timeouts(
         connect_s_max=settings.connect_s_max,
-        lock_s_max=settings.lock_s_max,
-        statement_s_max=settings.statement_s_max,
+        lock_s_max=settings.command_s_max / 5,
+        statement_s_max=settings.command_s_max * 2 / 3,
         command_s_max=settings.command_s_max,
         schema_check_s=settings.schema_check_s,
     )
@@ -44,7 +46,7 @@ def partitions_ahead(settings: Settings, *, from_us: int | None = None) -> Parti
     """Return the job that makes partitions ahead of time; with `from_us` from that time on."""
     return PartitionsAhead(
         ahead_s=settings.ts_ahead_s_max,
-        spans=settings.partitions_ahead,
+        spans=PARTITIONS_AHEAD,
         from_us=from_us,
         partitions_max=settings.partitions_max,
     )
@@ -71,9 +73,9 @@ def late_partitions(settings: Settings, url: DatabaseUrl, *, eager: bool = False
         span=settings.partition_span,
         target=make_target(settings),
         limits=LateLimits(
-            late_us_max=int(settings.partition_late_days_max * DAY_US),
+            late_us_max=LATE_DAYS_MAX * DAY_US,
+            late_named=f"{LATE_DAYS_MAX:,} days",
             partitions_max=settings.partitions_max,
-            late_named=f"{settings.partition_late_days_max:g} days (partition_late_days_max)",
             policy=retention_policy(settings),
         ),
         eager=eager,
@@ -102,18 +104,11 @@ def housekeeping_jobs(
         HalfDetached(),
         partitions_ahead(settings, from_us=from_us),
         rolled,
-        ArchivedRollups(
-            archive,
-            keep_us=duration_us(settings.keep_rollups),
-            on=make_target(settings),
-            stopped=stopped,
-        ),
         Retention(
             policy,
             archive_dir=_archive(settings),
             rollups=settings.rollups,
             failed=rolled.failed,
-            stopped=stopped,
         ),
         Chunks(policy, rollups=settings.rollups),
     ]

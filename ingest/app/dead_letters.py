@@ -6,7 +6,7 @@ from ingest.app.rules import make_rules
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.streams import WantedDeadLetters
 from ingest.config.settings import Settings
-from ingest.dead_letters.sending import BlockSender
+from ingest.dead_letters.sending import REPLAY_PAUSE_S, BlockSender
 from ingest.dead_letters.stream.auto_replay import StreamReplayer
 from ingest.dead_letters.stream.queue import StreamDeadLetters
 
@@ -42,5 +42,5 @@ def make_stream_replayer(
         sender,
         post_rows_max=settings.post_rows_max,
         rows_per_s=settings.dlq_replay_rows_per_s,
-        pause_s=settings.dlq_replay_pause_s,
+        pause_s=REPLAY_PAUSE_S,
     )

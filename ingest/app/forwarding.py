@@ -24,9 +24,8 @@ from ingest.app.tasks import Tasks
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.envelope import Address
 from ingest.broker.lag import lag_bytes_max
-from ingest.broker.pulling import Pull, Puller
+from ingest.broker.pulling import Pull, Puller, Skipped
 from ingest.broker.roles import FORWARD, STREAM
-from ingest.broker.skips import Skipped
 from ingest.config.folders import state_dir
 from ingest.config.forward_options import ForwardOptions
 from ingest.config.settings import Settings, split_address

@@ -31,10 +31,12 @@ from ingest.app.refusals import Refusals
 from ingest.app.role import Place, Role
 from ingest.app.status import StatusSource
 from ingest.app.tasks import first_of
-from ingest.broker.publishing import Publisher
+from ingest.broker.publishing import PUBLISH_WAIT_S_MAX, Publisher
 from ingest.broker.roles import STREAM, SUBJECT, outcomes_for
 from ingest.buffers.stream.commits import Commits
+from ingest.buffers.stream.group_queue import GROUP_BYTES_MAX, GROUPS_IN_FLIGHT
 from ingest.buffers.stream.inlet import StreamInlet
+from ingest.buffers.waiting import PUT_WAIT_S_MAX
 from ingest.config.settings import split_address
 from ingest.http import certificate
 from ingest.model.causes import STREAM_LOST, trouble_of
@@ -88,12 +90,12 @@ class Gateway:
             self._role.connection,
             subject=SUBJECT,
             stream=STREAM,
-            wait_s_max=settings.publish_wait_s_max,
+            wait_s_max=PUBLISH_WAIT_S_MAX,
         )
         life = os.urandom(6).hex()
         commits = Commits(
             self._role.connection,
-            outcome_s_max=settings.publish_wait_s_max + settings.ack_wait_s_max,
+            outcome_s_max=PUBLISH_WAIT_S_MAX + settings.ack_wait_s_max,
         )
         self._role.connection.hear(outcomes_for(f"{life}-1"), commits.heard)
         self.inlet = StreamInlet(
@@ -102,11 +104,11 @@ class Gateway:
             life=life,
             rows_max=settings.buffer_rows_max,
             bytes_max=settings.buffer_bytes_max,
-            put_wait_s_max=settings.put_wait_s_max,
+            put_wait_s_max=PUT_WAIT_S_MAX,
             group_rows_max=settings.batch_rows_max,
-            group_bytes_max=settings.group_bytes_max,
-            groups_in_flight=settings.groups_in_flight,
-            wait_s_max=settings.publish_wait_s_max,
+            group_bytes_max=GROUP_BYTES_MAX,
+            groups_in_flight=GROUPS_IN_FLIGHT,
+            wait_s_max=PUBLISH_WAIT_S_MAX,
             commits=commits,
         )
         self.dead_letters = make_dead_letters(settings, self._role.connection)
@@ -141,7 +143,7 @@ class Gateway:
             dead_letters=self.dead_letters,
             ledger=self.ledger,
             admission=BrokerAdmission(
-                self.health, role.broker_state, away_s_max=settings.publish_wait_s_max
+                self.health, role.broker_state, away_s_max=PUBLISH_WAIT_S_MAX
             ),
             database=NoDatabase(),
             health=self.health.readyz_for_devices,

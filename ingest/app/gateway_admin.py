@@ -40,7 +40,6 @@ class GatewayAdmin:
         tokens: Tokens | None = None,
     ) -> None:
         self._admin_listen = settings.admin_listen
-        self._dashboard_url = settings.dashboard_url
         self._listen = ""
         self._guard = Guard(token, tokens=tokens)
         files = assets()
@@ -76,8 +75,5 @@ class GatewayAdmin:
 
     async def _front(self, request: Request, _query: str, _received_s: float) -> Answer:
         self._guard.check_host(request.headers)
-        hidden = b"data-unknown" if self._dashboard_url else b"data-known"
-        text = page("gateway").replace(b"<span " + hidden, b"<span hidden " + hidden)
-        for name, value in (("dashboard", self._dashboard_url), ("listen", self._listen)):
-            text = text.replace(b"{{%b}}" % name.encode(), markup.escape(value).encode())
-        return html(request.headers, text)
+        listen = markup.escape(self._listen).encode()
+        return html(request.headers, page("gateway").replace(b"{{listen}}", listen))

@@ -40,6 +40,7 @@ from ingest.system.logs import get_logger
 from ingest.system.state_folder import StateFolder
 
 TICK_S = 1.0
+FULL_S_MIN = 5.0  # so long without space, and the process is full: load balancers may leave it
 FULL_ABOVE, SPACE_BELOW = 0.95, 0.8  # of the buffer's bounds
 DISK_RECOVERS = 1.25  # times disk_free_bytes_min
 REFUSING = frozenset({"starting", "draining", "disk_low"})
@@ -135,7 +136,7 @@ class Health:
         """Tick until `stop` is set."""
         while True:
             self.tick()
-            if await sleep_unless(stop, min(TICK_S, max(self._settings.full_s_min / 4, 0.05))):
+            if await sleep_unless(stop, TICK_S):
                 return
 
     def tick(self) -> None:
@@ -210,7 +211,7 @@ class Health:
         return trouble_of(SHARE_USED if letters.share_used_by else "", letters.share_used_by)
 
     def _check_buffer(self, stats: BufferStats) -> None:
-        """Set `full` after `full_s_min` without space and progress; end it after the contrary."""
+        """Set `full` after FULL_S_MIN without space and progress; end it after the contrary."""
         now_s = monotonic_s()
         # Under overload the buffer is always at its bound, but its oldest block changes.
         moved = stats.oldest_received_s != self._oldest_s
@@ -219,7 +220,7 @@ class Health:
         self._stuck_since_s = min(self._stuck_since_s, now_s) if stuck else math.inf
         moving = moved and self._full
         self._moving_since_s = min(self._moving_since_s, now_s) if moving else math.inf
-        long_ago_s = now_s - self._settings.full_s_min
+        long_ago_s = now_s - FULL_S_MIN
         if self._stuck_since_s <= long_ago_s:
             self._full = True
         elif self._full:

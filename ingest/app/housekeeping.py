@@ -36,6 +36,7 @@ from ingest.sinks.postgres.housekeeping.view import HYPERTABLE, PARTITIONED, Vie
 from ingest.system.clock import sleep_unless, unix_us
 from ingest.system.logs import Occasionally, get_logger
 
+PAUSE_S = 600.0  # between two runs; what is due is due by the hour or by the day
 WARNING_S = 3600.0
 STOP_S_MAX = 1.0
 WORDS_MAX = 500  # characters of what a step says
@@ -93,7 +94,7 @@ class Housekeeping:
         failures = 0
         pause_s = 0.0
         while not await sleep_unless(stopping, pause_s):
-            pause_s = self._settings.housekeeping_pause_s
+            pause_s = PAUSE_S
             if await self._once_unless(stopping):
                 failures = 0
                 if self._has_more:

@@ -14,7 +14,7 @@ from ingest.access import tokens
 from ingest.admin import ledger_metrics
 from ingest.admin.exposition import Exposition, of_one
 from ingest.app import broker_state, fill, housekeeping, roles_balance
-from ingest.broker import given_check, purge
+from ingest.broker import audit, purge
 from ingest.buffers.stream import outlet
 from ingest.http import certificate
 from ingest.model.ledger import Ledger
@@ -27,7 +27,7 @@ GAUGES: dict[str, Metric[Any]] = {
         fill.METRICS,
         broker_state.METRICS,
         broker_state.OF_STREAM,
-        given_check.METRICS,
+        audit.METRICS,
         purge.METRICS,
         outlet.METRICS,
         senders.METRICS,

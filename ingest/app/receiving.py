@@ -19,6 +19,7 @@ from ingest.app.tasks import first_of
 from ingest.config.host_names import host_names
 from ingest.config.networks import networks
 from ingest.config.settings import Settings
+from ingest.config.values import MIB
 from ingest.formats.post import Decoded
 from ingest.http.certificate import Certificate
 from ingest.http.plain_body import BodyLimits, PlainBodies
@@ -35,6 +36,10 @@ from ingest.system.clock import monotonic_s
 
 # With several gateways a connection ends about so often, so that its client may reach another one.
 CONNECTION_S = 300.0
+LINE_BYTES_MAX = 16 * MIB  # of a post of line protocol: its clients send as many lines as they have
+LINE_ROWS_MAX = 100_000  # of such a post, or of one of a source
+ANSWER_S_MAX = 4.0  # for these too: the clients of InfluxDB hang up after 5 s
+SENDER_BURST_S = 10.0  # a sender that was quiet may send at once what its rates allow in this time
 # In an inherited socket connections wait until posts are taken: a process that replaces another one
 # must refuse nothing. After this time they get `starting`.
 QUEUE_S_MAX = 5.0
@@ -93,7 +98,7 @@ def make_endpoint(
         line_options=lines,
         source_options=_source_options(settings, lines),
         connections_max=settings.connections_max,
-        header_s_max=settings.header_s_max,
+        header_s_max=settings.body_s_max,
         keepalive_s_max=settings.keepalive_s_max,
         ack_default=settings.ack_default,
         ack_wait_s_max=settings.ack_wait_s_max,
@@ -115,21 +120,23 @@ def make_endpoint(
 
 
 def _line_options(settings: Settings) -> LineOptions:
-    """Return the options of line protocol: one post may have a part of each bound, at most.
-
-    Only defaults are lowered here; see config/loading.check_together.
-    """
+    """Return the options of line protocol: one post may have a part of each bound, at most."""
     bytes_max = min(
-        settings.line_bytes_max, settings.buffer_bytes_max // 2, settings.receiver_bytes_max // 4
+        LINE_BYTES_MAX, settings.buffer_bytes_max // 2, settings.receiver_bytes_max // 4
     )
     return LineOptions(
-        rows_max=min(settings.line_rows_max, max(1, settings.buffer_rows_max // 2)),
+        rows_max=line_rows_max(settings),
         # As much as the journal takes at once while memory is full: no post waits for itself.
         rows_bytes_max=settings.buffer_bytes_max // 4,
         bodies=BodyLimits(bytes_max, bytes_max),
         has_prefix=settings.line_prefix,
-        answer_s_max=settings.answer_s_max,
+        answer_s_max=ANSWER_S_MAX,
     )
+
+
+def line_rows_max(settings: Settings) -> int:
+    """Return how many readings a post of line protocol or of a source may have."""
+    return min(LINE_ROWS_MAX, max(1, settings.buffer_rows_max // 2))
 
 
 def _source_options(settings: Settings, lines: LineOptions) -> SourceOptions:
@@ -137,7 +144,7 @@ def _source_options(settings: Settings, lines: LineOptions) -> SourceOptions:
     return SourceOptions(
         rows_max=lines.rows_max,
         rows_bytes_max=settings.buffer_bytes_max // 16,
-        answer_s_max=settings.answer_s_max,
+        answer_s_max=ANSWER_S_MAX,
     )
 
 
@@ -146,7 +153,7 @@ def _limits(settings: Settings) -> SenderLimits:
     rates = Rates(
         settings.sender_readings_per_s_max,
         settings.sender_posts_per_s_max,
-        settings.sender_burst_s,
+        SENDER_BURST_S,
     )
     return SenderLimits(rates, settings.sender_connections_max, settings.gateways)
 

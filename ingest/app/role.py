@@ -24,7 +24,6 @@ from ingest.broker.removals import PublishedPlaces
 from ingest.broker.roles import STATUS
 from ingest.broker.watch import StreamWatch
 from ingest.config.folders import state_dir
-from ingest.config.loading import check_waits
 from ingest.config.settings import Settings
 from ingest.model.errors import NotKept, StartError
 from ingest.model.ledger import Ledger
@@ -60,8 +59,6 @@ def alone(settings: Settings, role: str) -> Place:
             f"a {role} needs a broker: set broker_url. `ingest up` runs an embedded one, with all "
             "roles"
         )
-    if role == "gateway":
-        check_waits(settings)
     if role == "writer" and not settings.database_url:
         raise StartError(
             "a writer needs a database: set database_url. `ingest up` runs an embedded one"

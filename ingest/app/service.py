@@ -40,6 +40,7 @@ from ingest.app.tasks import EXIT_BROKEN, EXIT_LOST, EXIT_OK, TASKS_S_MAX, Tasks
 from ingest.app.writing import WritingHalf
 from ingest.config.reread_url import RereadUrl
 from ingest.config.settings import Settings, split_address
+from ingest.dead_letters.folder import segment_bytes
 from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.embedded.server import EmbeddedPostgres
 from ingest.http import certificate
@@ -122,7 +123,7 @@ class Service:
         self.dead_letters = DeadLetterQueue(
             folder.dead_letters,
             bytes_max=settings.dlq_bytes_max,
-            segment_bytes=settings.dlq_segment_bytes,
+            segment_bytes=segment_bytes(settings.dlq_bytes_max),
             keep_days=settings.dlq_keep_days,
             auto_replay=settings.dlq_auto_replay,
             rules=make_rules(settings),

@@ -28,9 +28,9 @@ from ingest.app.role import Place, Role
 from ingest.app.status import StatusSource
 from ingest.app.writer_admin import WriterAdmin
 from ingest.app.writing import WritingHalf
-from ingest.broker import given_check, purge
+from ingest.broker import audit, purge
+from ingest.broker.audit import Audit
 from ingest.broker.envelope import Message
-from ingest.broker.given_check import GivenCheck
 from ingest.broker.lag import ABSENT, lag_bytes_max
 from ingest.broker.pulling import Delivery, Puller
 from ingest.broker.purge import StreamPurge
@@ -43,12 +43,12 @@ from ingest.broker.roles import (
     WRITER,
     outcomes_for,
 )
-from ingest.broker.stream_state import StreamState
+from ingest.broker.stream_state import StreamState, Undone
 from ingest.broker.streams import ACK_WAIT_S
-from ingest.broker.undone import Undone
 from ingest.buffers.stream import outlet
 from ingest.buffers.stream.messages import encode_outcome
 from ingest.buffers.stream.outlet import StreamOutlet
+from ingest.buffers.waiting import PUT_WAIT_S_MAX
 from ingest.config.forward_names import forward_names
 from ingest.config.reread_url import RereadUrl
 from ingest.model.ack import Ack
@@ -89,17 +89,17 @@ class StreamWriter:
             self._on_outcome,
             rows_max=settings.buffer_rows_max,
             bytes_max=settings.buffer_bytes_max,
-            put_wait_s_max=settings.put_wait_s_max,
+            put_wait_s_max=PUT_WAIT_S_MAX,
         )
         self._puller = Puller(
             role.connection, stream=STREAM, consumer=WRITER, take=self.outlet.deliver
         )
-        self._check = GivenCheck(role.connection, self._puller)
+        self._audit = Audit(role.connection, self._puller)
         self._purge = StreamPurge(
             role.connection,
             forwards=tuple(FORWARD + each for each in forward_names(settings.forwards)),
             keep_s=settings.stream_keep_s,
-            checked_to=lambda: self._check.checked_to,
+            checked_to=lambda: self._audit.checked_to,
             delivered_bytes=lambda: self._puller.delivered_bytes,
             forward_lag_bytes_max=int(
                 ABSENT * lag_bytes_max(settings.forward_lag_bytes_max, settings.stream_bytes_max)
@@ -173,7 +173,7 @@ class StreamWriter:
                 (fill.METRICS, lambda: self.health.fill),
                 (broker_state.METRICS, lambda: self._role.broker_state),
                 (broker_state.OF_STREAM, self._stream),
-                (given_check.METRICS, lambda: self._check),
+                (audit.METRICS, lambda: self._audit),
                 (purge.METRICS, lambda: self._purge),
                 (outlet.METRICS, lambda: self.outlet),
                 (housekeeping.METRICS, lambda: self.writing.housekeeping),
@@ -214,8 +214,6 @@ class StreamWriter:
             self._announce(f"writer {self._place.instance}, dashboard: {page}")
             role.listening()
         tasks.spawn(self.health.run(stopping))
-        # A writer that it replaces says last what it was given, and must be heard.
-        await role.connection.wait_tried()
         role.ready()  # a server that is away is no reason to replace this process
         if not await self.writing.open(
             url,
@@ -228,7 +226,7 @@ class StreamWriter:
         self.health.started()
         self.writing.start(ObservedDeadLetters(self.dead_letters, self._tail), tasks.spawn)
         tasks.spawn(self._puller.run(stopping))
-        tasks.spawn(self._check.run(stopping))
+        tasks.spawn(self._audit.run(stopping))
         tasks.spawn(self._purge.run(stopping))
         tasks.spawn(self.outlet.run(role.halted, ACK_WAIT_S / 3))
         replayer = make_stream_replayer(
@@ -275,14 +273,8 @@ class StreamWriter:
         return role.account(self._status, **sums)
 
     async def _tidy_stream(self) -> None:
-        """Tell what is settled, and purge what is done: the next start need not look at it.
-
-        Beside another writer only tell: it may hear of the last messages after the purge, and would
-        take them for lost.
-        """
-        self._check.tell()
-        if not self._check.is_alone:
-            return
+        """Tell what is settled, and purge what is done: the next start need not look at it."""
+        self._audit.tell()
         with suppress(TimeoutError):
             async with asyncio.timeout(TIDY_S_MAX):
                 await self._purge.purge()
@@ -295,7 +287,7 @@ class StreamWriter:
         self.writing.abort()
 
     def _loss(self) -> Trouble:
-        is_lost = self._check.skipped or self._role.watch.removed
+        is_lost = self._audit.skipped or self._role.watch.removed
         return trouble_of(STREAM_LOST if is_lost else "")
 
     def _say_if_stored(self, message: Message) -> None:
@@ -305,6 +297,8 @@ class StreamWriter:
             refusal = "database_on_hold"
         elif not (self.writing.checked and database_state.is_open and not self.outlet.shut):
             refusal = "database_away"
+        elif (waits := self._waiting()) is not None and waits[-1] > self._settings.ack_wait_s_max:
+            refusal = "database_away"  # its outcome would come too late: each retry is one more
         self._role.connection.send(message.reply_to, refusal.encode())
 
     def _on_outcome(self, message_id: str, ack: Ack) -> None:

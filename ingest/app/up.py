@@ -36,7 +36,6 @@ from ingest.app.slot import SlotTimes
 from ingest.app.target import make_target
 from ingest.app.tasks import EXIT_BROKEN, EXIT_LOST, EXIT_OK, TASKS_S_MAX, Tasks
 from ingest.app.up_admin import UpAdmin
-from ingest.config.loading import check_waits
 from ingest.config.settings import Settings, split_address
 from ingest.http.listener import open_slots
 from ingest.model.errors import StartError
@@ -70,7 +69,6 @@ async def up(
     Raises StartError and ConfigError with a sentence for the user. `announce` gets the lines for a
     person. `program` are the words that start a child. `url_origin`: where database_url was set.
     """
-    check_waits(settings)
     make_rules(settings)  # a gateway would find the fault of a source, and end again and again
     with begun(settings, "up") as folder:
         refuse_left_files(folder)
@@ -92,7 +90,7 @@ async def up(
 
 def _leave_s_max(settings: Settings) -> float:
     """Return how long a child may need for what it has: a post that came late may wait for all."""
-    post_s = settings.header_s_max + settings.body_s_max + settings.ack_wait_s_max
+    post_s = 2 * settings.body_s_max + settings.ack_wait_s_max
     return post_s + settings.drain_s_max + GRACE_S
 
 

@@ -24,7 +24,7 @@ from ingest.app.housekeeping import Housekeeping
 from ingest.app.target import make_target
 from ingest.config.settings import Settings
 from ingest.dead_letters.auto_replay import OwnFolder, Replayer
-from ingest.dead_letters.sending import BlockSender, Rooms
+from ingest.dead_letters.sending import REPLAY_PAUSE_S, BlockSender, Rooms
 from ingest.model.causes import Trouble, trouble_of
 from ingest.model.ledger import Ledger
 from ingest.model.ports import DeadLetters, Inlet, Outlet, Sink
@@ -43,7 +43,7 @@ from ingest.sinks.postgres.make_table import make_table
 from ingest.sinks.postgres.sink import SinkPostgres
 from ingest.system.clock import monotonic_s
 from ingest.writer.batch import BatchCap, Gatherer
-from ingest.writer.breaker import CircuitBreaker
+from ingest.writer.breaker import ROWS_MAX, WINDOW_ROWS, CircuitBreaker
 from ingest.writer.connecting import stop_connecting
 from ingest.writer.database_state import DatabaseState
 from ingest.writer.writer import Writer
@@ -111,18 +111,18 @@ class WritingHalf:
         self.refusal = ""  # the result of that try, if the process must not start
         self.checked = False  # the table was checked; writes may be paused by what was found
         self.database_state = DatabaseState(
-            wait_s_min=settings.wait_s_min,
+            wait_s_min=settings.wait_s_max / 100,
             wait_s_max=settings.wait_s_max,
-            hold_probe_s=settings.hold_probe_s,
+            hold_probe_s=settings.wait_s_max / 2,
         )
         self.backlog = Backlog(self.database_state, outlet.stats, stream)
-        self.breaker = CircuitBreaker(
-            window_rows=settings.breaker_window_rows, rows_max=settings.breaker_rows_max
-        )
+        self.breaker = CircuitBreaker(window_rows=WINDOW_ROWS, rows_max=ROWS_MAX)
         self.late: LatePartitions | None = None
         self.housekeeping: Housekeeping | None = None  # once the sinks have been made
         self.cap = BatchCap(
-            settings.batch_rows, settings.batch_rows_max, write_s_max=settings.statement_s_max
+            settings.batch_rows,
+            settings.batch_rows_max,
+            write_s_max=timeouts(settings).statement_s_max,
         )
 
     async def open(
@@ -206,8 +206,7 @@ class WritingHalf:
         return [
             Writer(
                 retries_max=settings.retries_max,
-                retry_s_max=settings.retry_s_max,
-                unknown_tries_max=settings.unknown_tries_max,
+                retry_s_max=settings.wait_s_max,
                 outlet=self._outlet,
                 gatherer=gatherer,
                 cap=self.cap,
@@ -229,7 +228,7 @@ class WritingHalf:
             sends=settings.dlq_auto_replay,
             post_rows_max=settings.post_rows_max,
             rows_per_s=settings.dlq_replay_rows_per_s,
-            pause_s=settings.dlq_replay_pause_s,
+            pause_s=REPLAY_PAUSE_S,
             folder=folder,
             sender=self.make_sender(inlet),
         )

@@ -11,7 +11,7 @@ Does not: detach or drop a table.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -262,26 +262,6 @@ class ParquetArchiver:
         pieces = checked(encoded, self._read(found))
         while (piece := await self._aside(next, pieces, None)) is not None:
             yield piece
-
-    async def rows_of_series(
-        self, found: Contents, series: Sequence[tuple[str, str]], from_us: int, to_us: int
-    ) -> AsyncIterator[bytes]:
-        """Yield the rows of some series (device, metric) in a time, as binary COPY.
-
-        Raises ArchiveFailed if a file has another size than recorded; it is not verified more.
-        """
-        await self._aside(self._check_sizes, found)
-        paths = self.folder.paths(_names(found))
-        pieces = checked(
-            encoded, self._until_stopped(files.of_series(paths, series, from_us, to_us))
-        )
-        while (piece := await self._aside(next, pieces, None)) is not None:
-            yield piece
-
-    def _until_stopped(self, pieces: Iterator[pa.Table]) -> Iterator[pa.Table]:
-        for each in pieces:
-            self._go_on()
-            yield each
 
     def _read(self, found: Contents) -> Iterator[pa.Table]:
         for path in self.folder.paths(_names(found)):

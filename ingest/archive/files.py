@@ -7,13 +7,11 @@ matter how large a file is. All calls block, and raise OSError and pyarrow's err
 from __future__ import annotations
 
 import os
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ingest.archive.copied_rows import SCHEMA, DamagedRows
@@ -23,7 +21,6 @@ ROW_GROUP_ROWS = 262_144
 FILE_ROWS_MAX = 64 * 1024**2  # the next rows, of later devices, go into another file
 READ_ROWS = 65_536
 ENDING = ".parquet"
-_NUL = "\0"  # no text of PostgreSQL has it
 _SORTED_BY = ("device_id", "metric", "ts")
 
 
@@ -120,63 +117,19 @@ def _synced_bytes(path: Path) -> int:
         os.close(fd)
 
 
-def read(
-    path: Path, rows: int = READ_ROWS, devices: Sequence[str] | None = None
-) -> Iterator[pa.Table]:
+def read(path: Path, rows: int = READ_ROWS) -> Iterator[pa.Table]:
     """Yield the rows of a file in order, at most so many at once.
 
-    With `devices`, which are sorted, row groups that have none of them are left out. Raises
-    DamagedRows, with the name of the file, if it cannot be read.
+    Raises DamagedRows, with the name of the file, if it cannot be read.
     """
     try:
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=64 * 1024) as file:
             if file.schema_arrow.remove_metadata() != SCHEMA:
                 raise DamagedRows("it is a Parquet file, but not one of the archive")
-            groups = None if devices is None else _groups_with(file, devices)
-            for batch in file.iter_batches(batch_size=rows, row_groups=groups, use_threads=False):
+            for batch in file.iter_batches(batch_size=rows, use_threads=False):
                 yield pa.Table.from_batches([batch])
     except (pa.ArrowException, OSError, DamagedRows) as error:
         raise DamagedRows(f"{path.name}: {error}") from error
-
-
-def _groups_with(file: pq.ParquetFile, devices: Sequence[str]) -> list[int]:
-    """Return the row groups that may have one of these devices, by the bounds that they note."""
-    place = SCHEMA.names.index("device_id")
-    found = []
-    for group in range(file.metadata.num_row_groups):
-        noted = file.metadata.row_group(group).column(place).statistics
-        if noted is not None and noted.has_min_max:
-            at = bisect_left(devices, noted.min)
-            if at == len(devices) or devices[at] > noted.max:
-                continue
-        found.append(group)
-    return found
-
-
-def of_series(
-    paths: Sequence[Path], series: Sequence[tuple[str, str]], from_us: int, to_us: int
-) -> Iterator[pa.Table]:
-    """Yield the rows of these series (device, metric) in a time, half open, in the order of files.
-
-    Between two pieces it may read much that is not wanted.
-    """
-    devices, metrics = (sorted({each[place] for each in series}) for place in (0, 1))
-    wanted = pa.array([_NUL.join(each) for each in series], pa.string())
-    for path in paths:
-        for rows in read(path, devices=devices):
-            times = rows.column("ts").cast(pa.int64())
-            some = rows.filter(
-                pc.and_(
-                    pc.and_(pc.greater_equal(times, from_us), pc.less(times, to_us)),
-                    pc.and_(_is_in(rows, "device_id", devices), _is_in(rows, "metric", metrics)),
-                )
-            )
-            names = (some.column(each).cast(pa.string()) for each in ("device_id", "metric"))
-            yield some.filter(pc.is_in(pc.binary_join_element_wise(*names, _NUL), wanted))
-
-
-def _is_in(rows: pa.Table, name: str, names: Sequence[str]) -> pa.ChunkedArray:
-    return pc.is_in(rows.column(name), pa.array(names, pa.string()))
 
 
 def checksum_of_files(paths: Sequence[Path], go_on: Callable[[], None]) -> Checksum:

@@ -32,6 +32,8 @@ from ingest.model.errors import (
 )
 from ingest.system import clock
 
+# So long a durable post waits for the stream: longer than servers need to elect another leader.
+PUBLISH_WAIT_S_MAX = 10.0
 AGAIN_S = {Meaning.AGAIN: 0.1, Meaning.UNSURE: 0.05}  # before the next try; with jitter
 AGAIN_LATER_S = 0.25
 LAST_S = 0.1  # no try begins so late: it would only put a message into doubt

@@ -24,7 +24,6 @@ from ingest.broker.connection import BrokerConnection
 from ingest.broker.envelope import Message
 from ingest.broker.replies import api_fault
 from ingest.broker.roles import AWAITED
-from ingest.broker.skips import SkipCheck, Skipped
 from ingest.broker.waiting import either
 from ingest.model.errors import BrokerAway
 from ingest.system import clock
@@ -59,6 +58,55 @@ class Delivery(NamedTuple):
     awaited: str = ""  # the id of the message, if its gateway waits for the outcome
 
 
+class Skipped(NamedTuple):
+    """Places in the stream, both included, whose messages were not delivered."""
+
+    first: int
+    last: int
+
+
+class SkipCheck:
+    """Finds messages that the one reader of a consumer was never given. No I/O.
+
+    Each delivery has two numbers: its place in the stream, and its place among the deliveries of
+    its consumer. Of two first deliveries that follow each other, the places in the stream follow
+    each other too; if they do not, the messages between them were skipped. What several readers
+    were given it does not see. Call `delivered` for each delivery, in order.
+    """
+
+    def __init__(self) -> None:
+        self._last_delivery = 0
+        self._last_place: int | None = None  # of the last first delivery; None: not known
+
+    def begin(self, last_delivery: int, last_place: int) -> None:
+        """Begin behind the last delivery of the consumer, as the broker says."""
+        self._last_delivery = last_delivery
+        self._last_place = last_place
+
+    def ended(self, last_delivery: int, last_place: int, end: int) -> Skipped | None:
+        """Note that nothing is left to deliver, up to the place `end`; return what was skipped."""
+        if last_delivery == self._last_delivery and self._last_place is not None:
+            last_place = max(last_place, self._last_place)  # what was reported is not said again
+        if last_place >= end:
+            return None
+        self.begin(last_delivery, end)
+        return Skipped(last_place + 1, end)
+
+    def delivered(self, delivery: int, place: int, *, is_first: bool) -> Skipped | None:
+        """Note a delivery; return what was skipped before it."""
+        follows = delivery == self._last_delivery + 1
+        last_place = self._last_place
+        self._last_delivery = delivery
+        if not is_first:
+            if not follows:  # another reader was given the deliveries between
+                self._last_place = None
+            return None
+        self._last_place = place
+        if follows and last_place is not None and place > last_place + 1:
+            return Skipped(last_place + 1, place - 1)
+        return None
+
+
 class Pull(NamedTuple):
     """The bounds of one pull request. No message may be larger than `bytes_max`."""
 
@@ -90,7 +138,7 @@ class Puller:
     """Reads one consumer, the only one of its connection. `take` must not raise.
 
     `skipped` gets the places of messages that were never delivered, if it reads the consumer alone.
-    With several readers each one needs a GivenCheck.
+    With several readers each one needs an Audit.
     """
 
     def __init__(
@@ -108,11 +156,13 @@ class Puller:
         self._connection = connection
         self._stream = stream
         self._name = f"{stream}.{consumer}"
-        self._take = take
+        self.take = take
+        # Of an Audit: the place of each delivery; and of a message that it has handed over, whether
+        # it is done, or must be given again.
+        self.given: Callable[[int], None] = lambda _: None
+        self.ended: Callable[[int, bool], None] = lambda _, __: None
         self._skipped = skipped
         self._pull = pull
-        self._given: Callable[[int], None] = lambda _: None
-        self._ended: Callable[[int, bool], None] = lambda _, __: None
         self._check = SkipCheck()
         self._made = ""  # of the stream that we pull from
         self._sure = asyncio.Event()  # it is still there
@@ -126,17 +176,6 @@ class Puller:
         self._occasionally = Occasionally(WARNING_S)
         connection.deliver_to(self._deliver)
         connection.watch(self._ask, self._went)
-
-    def report_to(self, given: Callable[[int], None], ended: Callable[[int, bool], None]) -> None:
-        """Report the place of each delivery, and what becomes of messages of `give`.
-
-        `ended` gets the place, and whether the message is done. If not, it must be given again.
-        """
-        self._given, self._ended = given, ended
-
-    def give(self, data: bytes, place: int) -> None:
-        """Hand over a message that was read in another way, as one that comes again."""
-        self._take(Delivery(data, place, 2, ""))
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Pull until the event is set."""
@@ -250,12 +289,12 @@ class Puller:
         tries, place, delivery = map(int, parts[at : at + 3])
         if found := self._check.delivered(delivery, place, is_first=tries == 1):
             self._skipped(found)
-        self._given(place)
+        self.given(place)
         self.delivered_bytes += len(message.data)
         self._left -= 1
         headers = message.headers
         awaited = headers.get("Nats-Msg-Id", "") if AWAITED in headers else ""
-        self._take(Delivery(message.data, place, tries, message.reply_to, self._made, awaited))
+        self.take(Delivery(message.data, place, tries, message.reply_to, self._made, awaited))
         if self._left == 0:
             self._over.set()
 
@@ -284,7 +323,7 @@ class Puller:
         for each in deliveries:
             if not each.ack_subject:
                 if word is not _WORKING:
-                    self._ended(each.place, not word.startswith(_LATER))
+                    self.ended(each.place, not word.startswith(_LATER))
             elif each.made != self._made:
                 continue  # the broker would take it as said of another message
             elif self._sure.is_set() and self._connection.send(each.ack_subject, word):

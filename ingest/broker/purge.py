@@ -2,8 +2,8 @@
 
 The stream keeps messages until we remove them, whatever becomes of its consumers: other kinds of
 retention lose all of them with a consumer. Several writers may remove side by side.
-Promises: a message is removed only if all named consumers have done it, `keep_s` ago, and the check
-for skipped messages has seen it. If a named consumer is missing, nothing is removed. A consumer
+Promises: a message is removed only if all named consumers have done it, `keep_s` ago, and the audit
+has seen to it. If a named consumer is missing, nothing is removed. A consumer
 that was made anew has done nothing yet.
 Does not: know how long messages were done before this process began. It keeps them longer.
 """
@@ -52,8 +52,8 @@ class StreamPurge:
         keep_s: float,
         checked_to: Callable[[], int],
         delivered_bytes: Callable[[], int],
+        mark: MarkFile,
         forward_lag_bytes_max: int = 0,
-        mark: MarkFile | None = None,
     ) -> None:
         self.purged_to = 0  # all up to this place were removed, by us
         self.unforwarded = 0  # messages that we removed though a forwarder had not sent them
@@ -117,15 +117,14 @@ class StreamPurge:
         now_s = clock.monotonic_s()
         to = min(self._kept.note(now_s, done_to), self._checked_to())
         first = stream["state"]["first_seq"]
-        if self._mark is not None:  # before it is done: after a kill this must be no loss
-            mark = StreamMark(
-                self._made,
-                purged_to=max(to, first - 1),
-                done_to=floors[WRITER] or 0,
-                delivered_to=self._delivered["stream_seq"],
-                deliveries=self._delivered["consumer_seq"],
-            )
-            await self._mark.note(mark)
+        mark = StreamMark(
+            self._made,
+            purged_to=max(to, first - 1),
+            done_to=floors[WRITER] or 0,
+            delivered_to=self._delivered["stream_seq"],
+            deliveries=self._delivered["consumer_seq"],
+        )
+        await self._mark.note(mark)  # before it is done: after a kill this must be no loss
         if to >= first:
             await manage.purge(self._connection, to)
             self.purged_to = to

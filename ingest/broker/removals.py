@@ -3,7 +3,8 @@
 Our own purge removes what is done and nothing else. So these are losses: the stream is gone, or is
 another one of the same name; it ends before the place where it ended, or it has given a place
 twice; it begins behind the farthest place that can have been delivered.
-The first look is compared with a mark of what the stream must have (system/stream_mark.py).
+Each look is compared with a mark of what the stream must have: that of the look before, and at
+first that of an earlier process (system/stream_mark.py).
 Promises: a loss is reported once, at the second look that shows it: a server that was cut off from
 the others may give an old answer once. If there is only one copy, an end that went back is reported
 at once: messages that come meanwhile would hide it.
@@ -48,91 +49,77 @@ class PublishedPlaces(NamedTuple):
 class RemovalCheck:
     """Call `see` after each look at the stream, in order."""
 
-    def __init__(self, mark: StreamMark = StreamMark()) -> None:  # noqa: B008  immutable
+    def __init__(self, mark: StreamMark) -> None:
         self.suspects = False  # look again soon
         self._mark = mark
-        self._before: StreamState | None = None
+        self._consumer_made: str | None = None  # at the look before, if there was one
         self._published_to = 0  # belongs to a stream that is gone
         self._again_to = 0  # was reported
 
     def see(
-        self,
-        now: StreamState | None,
-        *,
-        published: PublishedPlaces = PublishedPlaces(),  # noqa: B008  immutable
-        reconnected: bool = False,
+        self, now: StreamState | None, published: PublishedPlaces, *, reconnected: bool = False
     ) -> Removal | None:
         """Compare with the look before. `now` is None if the stream is missing.
 
         `reconnected`: since the look before, the server may have been killed. It forgets its last
         deliveries then.
         """
-        before, again_to = self._before, published.again_to
-        is_alone = now is not None and now.replicas == 1
-        if before is None:
-            found = _compare_with_mark(self._mark, now)
-        else:
-            last = before.last
-            if published.to != self._published_to:
-                last = max(last, published.to)
-            found = _compare(before, now, last, reconnected=reconnected)
-            is_same = now is not None and now.made == before.made
-            if is_alone and is_same and again_to not in (self._again_to, self._published_to):
-                what = f"others have the places from {published.again} on"
-                gone = max(last, again_to) - max(published.again - 1, before.done_to)
-                found = Removal(what, max(0, gone), ends_early=True)
-        if found is not None and not self.suspects and not (is_alone and found.ends_early):
-            self.suspects = True
-            return None
-        self.suspects = False
-        self._mark = StreamMark()  # it was compared; without a stream all looks are a first one
-        self._again_to = again_to
+        found = self._compare(now, published, reconnected=reconnected)
         if found is not None:
+            is_sure = found.ends_early and now is not None and now.replicas == 1
+            if not self.suspects and not is_sure:
+                self.suspects = True
+                return None
             self._published_to = published.to
-        self._before = now
-        if found is not None and found.ends_early and now is not None:
-            self._before = now._replace(consumer_made="")  # it begins again
+        self.suspects = False
+        self._again_to = published.again_to
+        self._mark = StreamMark() if now is None else mark_of(now)
+        self._consumer_made = None if now is None else now.consumer_made
+        if found is not None and found.ends_early:
+            self._consumer_made = ""  # it begins again
         return found
 
-
-def _compare_with_mark(mark: StreamMark, now: StreamState | None) -> Removal | None:
-    done_to, end = max(mark.purged_to, mark.done_to), mark.acknowledged_to
-    if now is None or now.made != mark.made:
-        gone = end - done_to
-        return Removal("the stream is gone, or there is a new one", gone) if gone > 0 else None
-    if now.last < end:
-        what = f"the stream ends at {now.last}; messages up to {end} were acknowledged"
-        return Removal(what, max(0, end - max(now.last, done_to)), ends_early=True)
-    since = now.deliveries - mark.deliveries
-    if since < -ACKS_PENDING_MAX:  # no killed server forgets so many: a rewind has set it to 0
-        since = now.deliveries
-    if since > 0:  # writers of other machines may have done and removed these
-        done_to = max(done_to, mark.delivered_to + since)
-    gone = now.first - 1 - done_to
-    if mark.purged_to >= 0 and gone > 0:
+    def _compare(
+        self, now: StreamState | None, published: PublishedPlaces, *, reconnected: bool
+    ) -> Removal | None:
+        mark, again_to = self._mark, published.again_to
+        if not mark.made:
+            return None
+        done_to, end = max(mark.purged_to, mark.done_to), mark.acknowledged_to
+        if published.to != self._published_to:
+            end = max(end, published.to)
+        if now is None or now.made != mark.made:
+            what = "the stream is gone" if now is None else "the stream is gone; there is a new one"
+            return Removal(what, end - done_to) if end > done_to else None
+        # Before the end is looked at: new messages may hide a part of the loss.
+        if now.replicas == 1 and again_to not in (self._again_to, self._published_to):
+            what = f"others have the places from {published.again} on"
+            gone = max(end, again_to) - max(published.again - 1, done_to)
+            return Removal(what, max(0, gone), ends_early=True)
+        if now.last < end:
+            what = f"the stream ends at {now.last}; it had messages up to {end}"
+            return Removal(what, max(0, end - max(now.last, done_to)), ends_early=True)
+        is_first = self._consumer_made is None
+        since = now.deliveries - mark.deliveries
+        # No killed server forgets so many: a rewind has set it to 0.
+        if since < -ACKS_PENDING_MAX or self._consumer_made not in (None, now.consumer_made):
+            since = now.deliveries
+        if since > 0 or not is_first:  # at first: writers of other machines may have done these
+            done_to = max(done_to, mark.delivered_to + max(0, since))
+        gone = now.first - 1 - done_to
+        if mark.purged_to < 0 or gone <= (ACKS_PENDING_MAX if reconnected else 0):
+            return None
         what = f"messages up to {now.first - 1} are gone; only those up to {done_to} can be done"
         return Removal(what, gone)
-    return None
 
 
-def _compare(
-    before: StreamState, now: StreamState | None, last: int, *, reconnected: bool
-) -> Removal | None:
-    if now is None or now.made != before.made:
-        not_done = before.waiting + before.pending if before.consumer_made else before.messages
-        what = "the stream is gone" if now is None else "the stream is gone; there is a new one"
-        return Removal(what, not_done + last - before.last)
-    if now.last < last:
-        what = f"the stream ends at {now.last}; it had messages up to {last}"
-        return Removal(what, max(0, last - max(now.last, before.done_to)), ends_early=True)
-    since = now.deliveries
-    if now.consumer_made == before.consumer_made:
-        since = max(0, now.deliveries - before.deliveries)
-    may_be_done = max(before.delivered_to, before.first - 1) + since
-    gone = now.first - 1 - may_be_done
-    if gone > (ACKS_PENDING_MAX if reconnected else 0):
-        what = (
-            f"messages up to {now.first - 1} are gone; only those up to {may_be_done} can be done"
-        )
-        return Removal(what, gone)
-    return None
+def mark_of(state: StreamState) -> StreamMark:
+    """Return what the stream must have from now on. The consumer may be behind a lost end."""
+    return StreamMark(
+        state.made,
+        purged_to=state.first - 1,
+        done_to=min(state.done_to, state.last),
+        acknowledged_to=state.last,
+        delivered_to=min(max(state.delivered_to, state.first - 1), state.last),
+        deliveries=state.deliveries,
+    )

@@ -20,7 +20,7 @@ from ingest.broker import manage, monitor
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.manage import StreamFault
 from ingest.broker.monitor import NOT_KNOWN, ServerLook
-from ingest.broker.removals import PublishedPlaces, RemovalCheck
+from ingest.broker.removals import PublishedPlaces, RemovalCheck, mark_of
 from ingest.broker.stream_state import StreamState, state_of
 from ingest.broker.streams import WantedStream
 from ingest.broker.waiting import either, unless
@@ -29,7 +29,7 @@ from ingest.system import clock
 from ingest.system.logs import get_logger
 from ingest.system.stream_mark import MarkFile, StreamMark
 
-EVERY_S = 1.0  # shorter than given_check.KNOWN_S; the mark is so old at most
+EVERY_S = 1.0  # the mark is so old at most
 MONITOR_S = 8.0
 AGAIN_S = 1.0  # after a look without an answer, or one that has found something
 UNANSWERED_S = 2.0
@@ -41,8 +41,8 @@ class StreamWatch:
     """`monitors` are asked for before each look: an embedded server can change its port.
 
     `unsafe`: how the servers sync does not matter. A role that publishes says how long its oldest
-    message has had no answer, and the places of its messages. With a `mark` the first look is
-    compared with what was noted there before, and what was `published` is noted.
+    message has had no answer, and the places of its messages. The first look is compared with the
+    `mark` that was noted before, and what was `published` is noted.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class StreamWatch:
         unsafe: bool,
         unanswered_s: Callable[[], float] | None = None,
         published: Callable[[], PublishedPlaces] = PublishedPlaces,
-        mark: MarkFile | None = None,
+        mark: MarkFile,
     ) -> None:
         self.checked = False  # the stream and the servers were looked at, at least once
         self.faults: tuple[StreamFault, ...] = ()  # the promise cannot be kept: take no posts
@@ -68,7 +68,7 @@ class StreamWatch:
         self._unanswered_s = unanswered_s
         self._published = published
         self._mark = mark
-        self._noted = mark.read() if mark is not None else StreamMark()
+        self._noted = mark.read()
         self._removals = RemovalCheck(self._noted)
         self._stream_faults: list[StreamFault] | None = None  # None: not looked yet
         self._stream_degraded: list[StreamFault] = []
@@ -152,8 +152,7 @@ class StreamWatch:
         self._away_since_s = None
         self.state = state_of(found)
         # Whether a place was given again is known by answers that came before this one.
-        published = self._published()._replace(to=published.to)
-        await self._note(published.to, anew=await self._see_removals(published))
+        await self._see_removals(self._published()._replace(to=published.to))
         # What is wrong with the consumer of a forwarder is no reason to take no posts.
         self._stream_faults = manage.altered(found, self._wanted._replace(forwards=()))
         others = [
@@ -163,39 +162,33 @@ class StreamWatch:
         self._judge()
         return not self._stream_faults and not self._removals.suspects
 
-    async def _see_removals(self, published: PublishedPlaces) -> bool:
-        """Return whether something was removed."""
+    async def _see_removals(self, published: PublishedPlaces) -> None:
+        """Tell what was removed, and note what the stream must have from now on."""
         reconnected, self._reconnected = self._reconnected, False
-        found = self._removals.see(self.state, published=published, reconnected=reconnected)
+        found = self._removals.see(self.state, published, reconnected=reconnected)
         if self._removals.suspects:
             self._reconnected = reconnected  # for the second look
-        if found is None:
-            return False
-        self.removed += found.messages
-        _log.critical("stream_messages_removed", what=found.what, not_done=found.messages)
-        if found.ends_early and self.state is not None:
-            try:
-                await manage.give_again(self._connection, self.state.first)
-            except (BrokerAway, BrokerRefused) as error:
-                _log.error("stream_not_given_again", why=str(error))
-        return True
+        elif found is not None:
+            self.removed += found.messages
+            _log.critical("stream_messages_removed", what=found.what, not_done=found.messages)
+            if found.ends_early and self.state is not None:
+                await self._give_again(self.state.first)
+            # Of a stream that is gone nothing is noted: that was told.
+            await self._note(mark_of(self.state) if self.state else StreamMark(), anew=True)
+        elif published.to and self.state is not None:
+            # The stream may be another one than that of the last message.
+            acknowledged_to = min(published.to, self.state.last)
+            await self._note(mark_of(self.state)._replace(acknowledged_to=acknowledged_to))
 
-    async def _note(self, published_to: int, *, anew: bool) -> None:
-        """Note what the stream must have from now on, if that is known and is more than before."""
-        state = self.state
-        is_known = anew or (published_to and state is not None)
-        if self._mark is None or self._removals.suspects or not is_known:
-            return
-        mark = StreamMark()  # nothing: the stream is gone, and that was told
-        if state is not None:
-            mark = StreamMark(
-                state.made,
-                done_to=min(state.done_to, state.last),  # the consumer may be behind a lost end
-                # The stream may be another one than that of the last message.
-                acknowledged_to=state.last if anew else min(published_to, state.last),
-                delivered_to=min(state.delivered_to, state.last),
-                deliveries=state.deliveries,
-            )
+    async def _give_again(self, first: int) -> None:
+        try:
+            await manage.give_again(self._connection, first)
+        except (BrokerAway, BrokerRefused) as error:
+            _log.error("stream_not_given_again", why=str(error))
+
+    async def _note(self, mark: StreamMark, *, anew: bool = False) -> None:
+        # How far the stream was purged is known to whoever does it.
+        mark = mark._replace(purged_to=-1)
         if anew or mark != self._noted:
             self._noted = mark
             await self._mark.note(mark, anew=anew)

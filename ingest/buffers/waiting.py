@@ -18,6 +18,7 @@ from ingest.model.errors import BufferFull, Stopping
 from ingest.model.ports import Reservation, Sizes
 from ingest.system.clock import monotonic_s
 
+PUT_WAIT_S_MAX = 1.0  # a post waits so long for room: short beside the time-outs of clients
 RETRY_AFTER_S_MIN, RETRY_AFTER_S_MAX = 1.0, 30.0
 
 Place = Callable[[int, int], Reservation | None]  # rows, bytes; None: there is no room now

@@ -25,10 +25,9 @@ EPILOG = "exit codes: 0 no reading was lost, 3 some were, 2 it could not start"
 UNUSED = (
     *("database_url", "database_url_file", "database_unsafe", "schema_apply"),
     *("stream_keep_s", "forward_lag_bytes_max", "batch_rows", "batch_linger_s", "writers"),
-    *("write_method", "connect_s_max", "lock_s_max", "statement_s_max", "command_s_max"),
-    *("schema_check_s", "retries_max", "retry_s_max", "wait_s_min", "wait_s_max", "hold_probe_s"),
-    *("unknown_tries_max", "breaker_window_rows", "breaker_rows_max"),
-    *("dlq_replay_rows_per_s", "dlq_replay_pause_s"),
+    *("write_method", "connect_s_max", "command_s_max", "schema_check_s"),
+    *("retries_max", "wait_s_max"),
+    "dlq_replay_rows_per_s",
 )
 WORDS = {
     "ack_default": "ack of a post without ?ack; best: durable",

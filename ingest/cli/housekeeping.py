@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 TAKES = "COMMAND [options]"
 EXAMPLES = ("ingest housekeeping status", "ingest housekeeping plan", "ingest housekeeping run")
 EPILOG = None
-PLAN_SHOWN_MAX, DAYS_SHOWN_MAX = 50, 10
+PLAN_SHOWN_MAX = 50
 DONE = "done"
 CONFIRM = "if what waits is right: `ingest housekeeping run --yes`, with the same settings"
 
@@ -211,12 +211,6 @@ def _rollups_until(report: Report) -> str | int | None:
     return None if rollups is None or rollups.until_us is None else _moment(rollups.until_us)
 
 
-def _lacking_words(days: Sequence[str | int]) -> str:
-    named = ", ".join(str(each)[:10] for each in days[:DAYS_SHOWN_MAX])
-    more = ", .." if len(days) > DAYS_SHOWN_MAX else ""
-    return f"late readings of {counted(len(days), 'archived day')}: {named}{more}"
-
-
 def status_of(report: Report) -> dict[str, Any]:
     """Return the state of the table for programs."""
     view = report.view
@@ -231,7 +225,7 @@ def status_of(report: Report) -> dict[str, Any]:
         "bytes": sum(each.bytes for each in view.partitions),
         "oldest": None if report.oldest_us is None else _moment(report.oldest_us),
         "rollups_until": _rollups_until(report),
-        "rollups_lack_late": [_moment(each) for each in report.lacking],
+        "rollups_lack_late": 0 if report.rollups is None else report.rollups.late_left,
         "until": _until(report) if partitioned else None,
         "spans_ahead": view.spans_ahead if partitioned else None,
         "detached": list(report.hidden),
@@ -249,7 +243,8 @@ def status_text(report: Report) -> str:
         until = found["rollups_until"]
         lines["rollups"] = f"of all hours until {until}" if until else "not computed yet"
     if found["rollups_lack_late"]:
-        lines["rollups lack"] = _lacking_words(found["rollups_lack_late"])
+        late = counted(found["rollups_lack_late"], "late reading")
+        lines["rollups lack"] = f"{late} of times that had left the table"
     if found["kind"] == "partitioned":
         lines |= {
             "partitions": f"{counted(found['partitions'], 'partition')}, "

@@ -20,9 +20,9 @@ RunRole = Callable[["Place", Say], Awaitable[int]]
 
 BROKER_URL = "NATS servers, nats://USER:PASSWORD@HOST:PORT,HOST:PORT"
 UNUSED = (  # by both; other roles, which may have the same file of settings, read them
-    *("broker_bin", "writer_processes", "disk_free_bytes_min"),
-    *("buffer", "journal_bytes_max", "journal_segment_bytes", "journal_unsafe"),
-    *("dlq_segment_bytes", "dlq_keep_days"),
+    *("writer_processes", "disk_free_bytes_min"),
+    *("buffer", "journal_bytes_max", "journal_unsafe"),
+    "dlq_keep_days",
 )
 
 

@@ -140,6 +140,7 @@ def _chosen(name: str, settings: Settings) -> Source:
 
 
 def _read(body: bytes, source: Source, roots: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    from ingest.app.receiving import line_rows_max  # noqa: PLC0415
     from ingest.app.rules import make_rules  # noqa: PLC0415
     from ingest.formats.map_post import MapPost, decode  # noqa: PLC0415
     from ingest.formats.post import Post  # noqa: PLC0415
@@ -148,7 +149,7 @@ def _read(body: bytes, source: Source, roots: dict[str, Any], settings: Settings
 
     post = Post(None, False, unix_us(), monotonic_s(), make_rules(settings))
     rows_bytes_max = settings.buffer_bytes_max // 16
-    found = decode(body, MapPost(post, source, roots, settings.line_rows_max, rows_bytes_max))
+    found = decode(body, MapPost(post, source, roots, line_rows_max(settings), rows_bytes_max))
     return {
         "readings": [
             {

@@ -23,8 +23,8 @@ exit codes: 0 no reading was lost, 3 some were, 2 it could not start, 1 a part e
 
 RENAMED = {"writers": "writer_processes", "writer_connections": "writers"}  # by flag
 UNUSED = (  # they are those of `serve`: here the broker keeps readings and dead letters
-    *("buffer", "journal_bytes_max", "journal_segment_bytes"),
-    *("dlq_segment_bytes", "dlq_keep_days", "dashboard_url"),
+    *("buffer", "journal_bytes_max"),
+    "dlq_keep_days",
 )
 WORDS = {
     "state_dir": "folder of broker and database; empty: the default",

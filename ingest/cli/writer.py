@@ -22,13 +22,13 @@ EPILOG = "exit codes: 0 no reading was lost, 3 some were, 2 it could not start"
 
 
 UNUSED = (
-    *("listen", "dashboard_url", "body_bytes_max", "inflated_bytes_max", "receiver_bytes_max"),
-    *("connections_max", "header_s_max", "body_s_max", "keepalive_s_max", "ack_default"),
+    *("listen", "body_bytes_max", "inflated_bytes_max", "receiver_bytes_max"),
+    *("connections_max", "body_s_max", "keepalive_s_max", "ack_default"),
     *("access", "host_names", "tls_cert_file", "tls_key_file", "trusted_proxies"),
     *("client_certificate_header",),
-    *("sender_readings_per_s_max", "sender_posts_per_s_max", "sender_burst_s"),
+    *("sender_readings_per_s_max", "sender_posts_per_s_max"),
     *("sender_connections_max",),
-    *("ack_wait_s_max", "group_bytes_max", "groups_in_flight", "publish_wait_s_max", "gateways"),
+    *("ack_wait_s_max", "gateways"),
 )
 WORDS = {
     "database_url": "PostgreSQL to write to",

@@ -22,7 +22,6 @@ from ingest.config.sources import gather
 from ingest.config.table_names import COLUMNS, check_name, check_schema, repeated_column
 from ingest.config.values import (
     check_database_url,
-    check_page_url,
     check_token,
     checked,
     duration_us,
@@ -65,7 +64,6 @@ def load(
 def check_together(settings: Settings, origins: Mapping[str, str] | None = None) -> None:
     """Check the bounds between two settings. Raises ConfigError that names both."""
     at = origins or {}
-    given = {name for name, origin in at.items() if origin != "default"}
 
     def named(name: str) -> str:
         return f"{name} ({shown(name, getattr(settings, name))}, {at.get(name, 'default')})"
@@ -88,33 +86,14 @@ def check_together(settings: Settings, origins: Mapping[str, str] | None = None)
             f"setting {named('post_rows_max')} does not fit into {named('buffer_bytes_max')}: "
             f"a reading with long names takes {ROW_BYTES_MAX} bytes"
         )
-    ordered("lock_s_max", "statement_s_max", "command_s_max", strict=True)
     if settings.drain_s_max:
         ordered("command_s_max", "drain_s_max", strict=True)
-    ordered("wait_s_min", "wait_s_max")
-    for segment, whole in (
-        ("dlq_segment_bytes", "dlq_bytes_max"),
-        ("journal_segment_bytes", "journal_bytes_max"),
-    ):
-        if getattr(settings, segment) * 4 > getattr(settings, whole):
-            raise ConfigError(
-                f"setting {named(segment)} must not exceed a quarter of {named(whole)}: "
-                "whole files are removed"
-            )
-    for name, part, parts, whole in (
-        ("line_rows_max", "half", 2, "buffer_rows_max"),
-        ("line_bytes_max", "half", 2, "buffer_bytes_max"),
-        ("line_bytes_max", "a quarter", 4, "receiver_bytes_max"),
-    ):  # a default is lowered instead, see app/receiving.py
-        if name in given and getattr(settings, name) > getattr(settings, whole) // parts:
-            raise ConfigError(f"setting {named(name)} must not exceed {part} of {named(whole)}")
+    ordered("inflated_bytes_max", "journal_bytes_max")
     if settings.client_certificate_header and not settings.trusted_proxies:
         raise ConfigError(
             f"setting {named('client_certificate_header')} needs trusted_proxies: from others "
             "such a header counts for nothing"
         )
-    ordered("inflated_bytes_max", "journal_bytes_max")
-    ordered("breaker_rows_max", "breaker_window_rows")
     ordered("forward_lag_bytes_max", "stream_bytes_max")
     if bool(settings.tls_cert_file) != bool(settings.tls_key_file):
         raise ConfigError(f"setting {named('tls_cert_file')} needs {named('tls_key_file')}")
@@ -122,19 +101,6 @@ def check_together(settings: Settings, origins: Mapping[str, str] | None = None)
         raise ConfigError(f"setting {named(same[0])} must differ from {named(same[1])}")
     if settings.listen == settings.admin_listen and split_address(settings.listen)[1]:
         raise ConfigError(f"setting {named('listen')} must differ from {named('admin_listen')}")
-
-
-def check_waits(settings: Settings) -> None:
-    """Check the settings of a gateway together. Raises ConfigError that names both.
-
-    A post that waited longer for room would fail at once: its message has no time left.
-    """
-    if settings.put_wait_s_max > settings.publish_wait_s_max:
-        put, publish = (
-            f"{name} ({shown(name, getattr(settings, name))})"
-            for name in ("put_wait_s_max", "publish_wait_s_max")
-        )
-        raise ConfigError(f"setting {put} must not exceed {publish}")
 
 
 def _check_texts(settings: Settings, origins: Mapping[str, str]) -> None:
@@ -148,7 +114,6 @@ def _check_texts(settings: Settings, origins: Mapping[str, str]) -> None:
         ("keep_hot", duration_us),
         ("keep_rollups", duration_us),
         ("admin_token", check_token),
-        ("dashboard_url", check_page_url),
         ("broker_url", check_broker_url),
         ("broker_monitor_url", check_monitor_urls),
         ("forwards", forward_names),

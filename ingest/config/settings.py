@@ -40,7 +40,6 @@ class Settings(TableSettings):
         "", "token for the dashboard and its actions; empty: a new one at each start", secret=True
     )
     admin_token_file: str = setting("", "file that contains admin_token, for mounted secrets")
-    dashboard_url: str = setting("", "address of the dashboard, for the page of a gateway")
     state_dir: str = setting("", "folder of journal, dead letters, database; empty: the default")
     database_url: str = setting("", "PostgreSQL to write to; empty: the embedded one", secret=True)
     database_url_file: str = setting(
@@ -62,23 +61,16 @@ class Settings(TableSettings):
     log_format: str = setting("auto", "auto: text on a terminal", one_of=("auto", "json", "text"))
 
     body_bytes_max: int = setting(
-        MIB, "largest body of a post, as it was sent", within=(KIB, 64 * MIB), opens="The receiver"
+        MIB,
+        "largest body of a post, as it was sent",
+        within=(KIB, 64 * MIB),
+        opens="The receiver",
     )
     inflated_bytes_max: int = setting(
         4 * MIB, "largest body after decompression; stops gzip bombs", within=(KIB, 256 * MIB)
     )
     post_rows_max: int = setting(
         5_000, "most readings in one post, which is never split", within=(1, 100_000)
-    )
-    line_rows_max: int = setting(
-        100_000,
-        "most fields in a post of line protocol; the default is lowered to half of buffer_rows_max",
-        within=(1, 1_000_000),
-    )
-    line_bytes_max: int = setting(
-        16 * MIB,
-        "largest body of line protocol; at most 1/4 of receiver_bytes_max, 1/2 of buffer_bytes_max",
-        within=(KIB, 256 * MIB),
     )
     line_device_tags: str = setting(
         "device_id,device,dev_eui,entity_id,node,uuid,host",
@@ -95,11 +87,6 @@ class Settings(TableSettings):
     sources_file: str = setting(
         "", "file with the sources: a `[[source]]` table for each sender with JSON of its own"
     )
-    answer_s_max: float = setting(
-        4.0,
-        "for line protocol and sources: longest time from body to answer; clients hang up at 5 s",
-        within=(0.1, 60),
-    )
     receiver_bytes_max: int = setting(
         64 * MIB,
         "memory for all bodies that are being received; 3/4 of it for those over 16 KiB",
@@ -110,10 +97,11 @@ class Settings(TableSettings):
         "most open connections; above it a slow or idle one is closed for each new one",
         within=(1, 1_000_000),
     )
-    header_s_max: float = setting(
-        10.0, "time for the TLS handshake and request headers to arrive", within=(0.05, 600)
+    body_s_max: float = setting(
+        10.0,
+        "time for a request's headers (with a TLS handshake) to arrive, and for its body",
+        within=(0.05, 600),
     )
-    body_s_max: float = setting(10.0, "time for a request's body to arrive", within=(0.05, 600))
     keepalive_s_max: float = setting(
         75.0,
         "idle connections are closed after this; longer than a proxy's 60 s",
@@ -132,11 +120,6 @@ class Settings(TableSettings):
         0.0,
         "most posts a second of one token (or network, if nobody needs one); 0: no limit",
         within=(0, 1e9),
-    )
-    sender_burst_s: float = setting(
-        10.0,
-        "a sender that was quiet may send at once what its rates allow in this time",
-        within=(0.1, 3600),
     )
     sender_connections_max: int = setting(
         0,
@@ -173,21 +156,12 @@ class Settings(TableSettings):
     buffer_bytes_max: int = setting(
         64 * MIB, "most bytes of blocks in memory", within=(KIB, 64 * GIB)
     )
-    put_wait_s_max: float = setting(
-        1.0, "how long a post waits for space before 503", within=(0, 60)
-    )
     journal_bytes_max: int = setting(
         8 * GIB,
         "largest size of the journal; may be far more than memory",
         within=(16 * KIB, 16 * TIB),
     )
-    journal_segment_bytes: int = setting(
-        64 * MIB, "a new file is begun at this size", within=(4 * KIB, 16 * GIB)
-    )
     journal_unsafe: bool = setting(False, "accept a file system that loses data at a restart")
-    full_s_min: float = setting(
-        5.0, "after this time without space /readyz says full", within=(0, 3600)
-    )
 
     broker_url: str = setting(
         "",
@@ -202,7 +176,6 @@ class Settings(TableSettings):
     broker_monitor_url: str = setting(
         "", "monitor ports of these servers, http://HOST:8222, with commas; shows how they sync"
     )
-    broker_bin: str = setting("", "nats-server of the embedded broker; empty: the installed one")
     broker_unsafe: bool = setting(False, "accept a broker that may lose readings in a power cut")
     stream_replicas: int = setting(1, "copies of the stream, each on another server", within=(1, 5))
     stream_bytes_max: int = setting(
@@ -218,14 +191,6 @@ class Settings(TableSettings):
         0,
         "a forwarder further behind skips messages; 0: half of stream_bytes_max",
         within=(0, 16 * TIB),
-    )
-
-    group_bytes_max: int = setting(
-        256 * KIB, "a gateway puts so much into one message of the stream", within=(KIB, 8 * MIB)
-    )
-    groups_in_flight: int = setting(2, "messages that a gateway publishes at once", within=(1, 64))
-    publish_wait_s_max: float = setting(
-        10.0, "how long a durable post waits for the stream before 503", within=(0.5, 20)
     )
 
     gateways: int = setting(
@@ -249,12 +214,10 @@ class Settings(TableSettings):
         "copy", "write by binary COPY or by multi-row INSERT", one_of=("copy", "insert")
     )
     connect_s_max: float = setting(5.0, "time to connect and check the table", within=(0.1, 60))
-    lock_s_max: float = setting(3.0, "PostgreSQL's lock_timeout", within=(0.05, 600))
-    statement_s_max: float = setting(
-        10.0, "PostgreSQL's statement_timeout; less than command_s_max", within=(0.1, 600)
-    )
     command_s_max: float = setting(
-        15.0, "deadline of a write; then the service closes the connection", within=(0.1, 600)
+        15.0,
+        "deadline of a write; PostgreSQL gets 2/3 of it for a statement, 1/5 to wait for a lock",
+        within=(0.1, 600),
     )
     schema_check_s: float = setting(10.0, "pause between checks of the table", within=(0.1, 3600))
 
@@ -264,24 +227,10 @@ class Settings(TableSettings):
         within=(0, 1_000),
         opens="Failures",
     )
-    retry_s_max: float = setting(30.0, "longest pause between retries", within=(0.01, 3600))
-    wait_s_min: float = setting(0.1, "first pause while the database is away", within=(0.001, 60))
-    wait_s_max: float = setting(10.0, "longest pause while it is away", within=(0.001, 3600))
-    hold_probe_s: float = setting(
-        5.0, "pause between tries while writes are paused", within=(0.01, 3600)
-    )
-    unknown_tries_max: int = setting(
-        5, "tries with an unknown SQLSTATE before writes are paused", within=(1, 1_000)
-    )
-    breaker_window_rows: int = setting(
-        1_000,
-        "the circuit breaker judges posts with this many rows",
-        within=(1, 1_000_000),
-    )
-    breaker_rows_max: int = setting(
-        200,
-        "more refused rows, in over 1/5 of posts and addresses, pause writes",
-        within=(1, 1_000_000),
+    wait_s_max: float = setting(
+        10.0,
+        "longest pause between tries of the database; half of it while writes are paused",
+        within=(0.001, 3600),
     )
     drain_s_max: float = setting(20.0, "at a stop: time to empty the buffer", within=(0, 600))
 
@@ -291,20 +240,12 @@ class Settings(TableSettings):
         within=(64 * KIB, 16 * TIB),
         opens="Dead letters",
     )
-    dlq_segment_bytes: int = setting(
-        64 * MIB,
-        "a new file is begun at this size; at most 1/4 of dlq_bytes_max",
-        within=(4 * KIB, 16 * GIB),
-    )
     dlq_keep_days: float = setting(
         7.0, "files are kept this long when each entry is replayed or discarded", within=(0, 36_500)
     )
     dlq_auto_replay: bool = setting(True, "replay retries_exhausted and drained automatically")
     dlq_replay_rows_per_s: int = setting(
         2_000, "rate of the automatic replay; keep it below the normal rate", within=(1, 10_000_000)
-    )
-    dlq_replay_pause_s: float = setting(
-        5.0, "pause between searches for entries to replay", within=(0.01, 86_400)
     )
     disk_free_bytes_min: int = setting(
         64 * MIB, "with less free space posts get 503 disk_low; 0: no check", within=(0, 16 * TIB)

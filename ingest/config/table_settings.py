@@ -22,14 +22,6 @@ class TableSettings:
         one_of=("none", "day", "month"),
         opens="The table, for years",
     )
-    partitions_ahead: int = setting(
-        7, "how many partitions are made beyond now + ts_ahead_s_max", within=(1, 400)
-    )
-    partition_late_days_max: float = setting(
-        36_500.0,
-        "an older reading that has no partition becomes a dead letter (ts_too_old)",
-        within=(1, 100_000),
-    )
     partitions_max: int = setting(
         4_000,
         "most partitions; for late readings half of those that are left are made in a day, without "
@@ -52,9 +44,6 @@ class TableSettings:
     )
     housekeeping: bool = setting(
         True, "the service does the housekeeping; false: a timer must run `ingest housekeeping run`"
-    )
-    housekeeping_pause_s: float = setting(
-        600.0, "pause between runs of the housekeeping", within=(1, 86_400)
     )
     rollups: bool = setting(
         False, "compute count, least, greatest, sum, first, last for each hour, day and series"

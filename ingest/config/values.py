@@ -51,12 +51,6 @@ def check_token(token: str) -> None:
         raise ValueError(f"needs at least {TOKEN_CHARACTERS_MIN} printable ASCII characters")
 
 
-def check_page_url(url: str) -> None:
-    """Raise ValueError if `url` cannot be the address of a page: a browser will follow it."""
-    if url and not re.fullmatch(r"https?://[^\s/\"'<>]+(/[^\s\"'<>]*)?", url):
-        raise ValueError("is not http://HOST:PORT/ or https://HOST/")
-
-
 def checked(declared: Field[Any], value: Any, origin: str) -> Any:
     """Turn a source's value into the setting's type and check its bounds. Raises ConfigError."""
     kind: Any = type(declared.default)

@@ -55,11 +55,17 @@ from ingest.system.files import (
 )
 from ingest.system.logs import get_logger
 
+SEGMENT_BYTES = 64 * 1024**2
 IDS_MAX = 200_000  # ids in memory, 170 bytes each; beyond that, duplicate letters are not found
 _MAKE_ROOM_S_MIN = 5.0  # between two searches for files to remove while the folder is full
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 log = get_logger()
+
+
+def segment_bytes(bytes_max: int) -> int:
+    """Return the size of one file, of all that may have `bytes_max`: whole files are removed."""
+    return min(SEGMENT_BYTES, bytes_max // 4)
 
 
 class AppendRequest(NamedTuple):

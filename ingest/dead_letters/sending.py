@@ -22,6 +22,7 @@ from ingest.model.reading import name_fault
 from ingest.model.rows import encode_reading
 from ingest.system.clock import monotonic_s
 
+REPLAY_PAUSE_S = 1.0  # between two searches for letters to replay
 LOOK_S = 1.0  # while a block has no outcome: pause between checks for full dead letters
 TS_US_MAX = 253_402_300_800_000_000  # the year 10000
 

@@ -129,8 +129,8 @@ ITEM_CODES: dict[str, str] = {
     "value_not_exact": "the value is an integer that float64 cannot hold (setting `value_inexact`)",
     "ts_unreadable": "`ts` is neither RFC 3339 nor a number",
     "ts_without_offset": "`ts` is an RFC 3339 time without `Z` or an offset",
-    TS_TOO_OLD: "`ts` is before the oldest allowed time (`ts_min`, `partition_late_days_max`; "
-    "without an archive also a confirmed `keep_hot`)",
+    TS_TOO_OLD: "`ts` is before the oldest allowed time (`ts_min`; without an archive also a "
+    "confirmed `keep_hot`)",
     "ts_in_future": "`ts` is later than now plus `ts_ahead_s_max`",
     "line_unreadable": "the line is not line protocol",
     NO_DEVICE: "nothing names a device: no tag of the line, no name of SenML, "

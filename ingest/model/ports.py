@@ -56,7 +56,7 @@ class Inlet(Protocol):
     async def reserve(
         self, rows: int, size_bytes: int, *, awaited: bool = False, sender: str = ""
     ) -> Reservation:
-        """Wait for room, at most `put_wait_s_max`. Senders (as in Block) that wait take turns.
+        """Wait for room, at most PUT_WAIT_S_MAX. Senders (as in Block) that wait take turns.
 
         `awaited`: the post waits until its block is in the table. So the block stays in memory and
         is not written to a journal.

@@ -26,6 +26,8 @@ BREAKER = "breaker"  # the reason of a pause by the circuit breaker
 # A window has at least so many posts. So ten posts never pause writes, whatever is in them.
 WINDOW_POSTS_MIN = 50
 
+WINDOW_ROWS, ROWS_MAX = 1_000, 200  # with more refused rows of so many, writes are paused
+
 Refused = Mapping[int, Sequence[Refusal]]  # the refused rows of each block that has some
 NONE: Refused = MappingProxyType({})
 _Post = tuple[int, int, str]  # rows, refused rows, sender

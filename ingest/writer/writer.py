@@ -43,6 +43,8 @@ RECONNECT_S = 2.0
 KNOWN_ROWS_MAX = 2_000  # looked through and made dead letters of in one go: some 10 ms
 IDLE_S = 2.0  # without a batch: then the server is checked, and not only at the next post
 
+UNKNOWN_TRIES_MAX = 5  # tries with an unknown SQLSTATE before writes are paused
+
 
 class Writer:
     """One writer, with a sink of its own; `sinks` are those of all writers."""
@@ -52,7 +54,6 @@ class Writer:
         *,
         retries_max: int,
         retry_s_max: float,
-        unknown_tries_max: int,
         outlet: Outlet,
         gatherer: Gatherer,
         cap: BatchCap,
@@ -66,7 +67,6 @@ class Writer:
     ) -> None:
         self._retries_max = retries_max
         self._retry_s_max = retry_s_max
-        self._unknown_tries_max = unknown_tries_max
         self._outlet = outlet
         self._gatherer = gatherer
         self._cap = cap
@@ -201,7 +201,7 @@ class Writer:
         self._ledger.batch_gathered(batch.trigger, batch.rows)
         self._rows_at_fault = False
         on_hold = self._database_state.hold_reason is not None
-        self._unknown_tries_left = 0 if on_hold else self._unknown_tries_max - 1
+        self._unknown_tries_left = 0 if on_hold else UNKNOWN_TRIES_MAX - 1
         pieces = [batch.blocks]
         while pieces and not self._halted.is_set() and (probing or self._database_state.is_open):
             piece = pieces.pop()

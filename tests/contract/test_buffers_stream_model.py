@@ -198,7 +198,7 @@ class StreamMachine(RuleBasedStateMachine):
             fresh = Joined(rows_max=ROWS_MAX, request_max=2)
             joined.outlet, joined.writer = fresh.outlet, fresh.writer
             joined.take, joined.give_back = fresh.outlet.take, fresh.outlet.give_back
-            fresh.outlet.pull_from(old_stream)
+            fresh.outlet.pull_from(old_stream)  # type: ignore[arg-type]
             old_stream.take = fresh.outlet.deliver
             old_stream.pending.extend(old_stream.out)
             old_stream.out.clear()

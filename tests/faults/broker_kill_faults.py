@@ -216,7 +216,7 @@ def _version_of(member: Member) -> str:
 )
 async def upgrade(world: BrokerWorld) -> None:
     """Servers of both versions are one cluster meanwhile."""
-    today = find_program("")
+    today = find_program()
     members = world.servers.members
     versions = {await asyncio.to_thread(_version_of, each) for each in members}
     earlier = earlier_server.version()

@@ -46,7 +46,7 @@ ENDS = (signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP)
 class BrokerWorld(Trial):
     """`async with BrokerWorld(fault, seed, folder, template, quick=False) as world:`, once."""
 
-    answer_s_max = 20.0  # longer than a gateway lets a post wait (publish_wait_s_max)
+    answer_s_max = 20.0  # longer than a gateway lets a post wait (PUBLISH_WAIT_S_MAX)
     recovery_s_max = 90.0  # 30 s until a killed writer's messages come again, some for elections
 
     def __init__(

@@ -83,7 +83,7 @@ async def black_hole(world: World) -> None:
     "slow database",
     "the connection carries 20 kB/s for 6 s, less than the load; then every insert takes 0.3 s, "
     "for 4 s",
-    settings={"command_s_max": 10, "statement_s_max": 8, "drain_s_max": 20},
+    settings={"command_s_max": 10, "drain_s_max": 20},
     rate=100.0,
 )
 async def slow(world: World) -> None:
@@ -112,7 +112,7 @@ async def slow(world: World) -> None:
     "latency and jitter",
     "50 to 400 ms for each chunk in each direction, for {n} s",
     times=6,
-    settings={"command_s_max": 10, "statement_s_max": 8, "drain_s_max": 20, "connect_s_max": 8},
+    settings={"command_s_max": 10, "drain_s_max": 20, "connect_s_max": 8},
 )
 async def jitter(world: World) -> None:
     """Delay every chunk, as over a long distance."""

@@ -16,6 +16,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from tests.support import constants
+
 FOLDER = Path(os.environ.get("FAULTS_FOLDER", "."))
 EVERY = 10_000
 
@@ -192,14 +194,13 @@ def by_interest() -> None:
 
 
 def blind() -> None:
-    """A writer does not look for messages that nobody was given."""
-    from ingest.broker.given_check import GivenCheck
+    """A writer takes all that the consumer has passed as given."""
+    from ingest.broker.audit import Audit
 
-    async def see(self: Any, state: Any) -> None:
-        for span in list(self._settled.gaps(1, min(state.end, state.last))):
-            self._settled.add(span.first, span.last)
+    def take(self: Any, seen_to: int, to: int) -> None:
+        self._seen_to = max(seen_to, to)
 
-    GivenCheck._see_to_unknown = see  # type: ignore[method-assign]
+    Audit._pass = take  # type: ignore[method-assign]
 
 
 def dies_in_run() -> None:
@@ -305,7 +306,8 @@ def main() -> int:
     PATCHES[os.environ["FAULTS_MUTANT"]]()
     from ingest.cli.main import main as serve
 
-    return serve()
+    with constants.wanted():
+        return serve()
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ async def _idle_client(world: World, number: int) -> float:
     "ones; the deadline is 1 s: bodies are answered 408, all connections are closed (idle ones not "
     "before 1 s), the service's files are closed, and other clients are served",
     times=40,
-    settings={"header_s_max": 1, "body_s_max": 1},
+    settings={"body_s_max": 1},
     rate=100.0,
     files_max=IDLE + 3 * 40 + FILES_MAX,
 )

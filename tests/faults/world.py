@@ -33,13 +33,9 @@ PATCHED = ("-m", "tests.faults.patched")
 # Deadlines of some seconds instead of tens of seconds, so that they pass often.
 PROMPT: dict[str, object] = {
     "connect_s_max": 2,
-    "lock_s_max": 0.5,
-    "statement_s_max": 2,
     "command_s_max": 3,
     "wait_s_max": 0.5,
-    "retry_s_max": 1,
     "retries_max": 60,  # pauses are short, so there are more of them; F8 has none
-    "hold_probe_s": 0.3,
     "schema_check_s": 0.5,
     "put_wait_s_max": 0.3,
     "dlq_replay_pause_s": 0.3,

@@ -9,6 +9,7 @@ import asyncpg
 import pytest
 
 from ingest.sinks.postgres import schema
+from tests.support.constants import constants
 
 if TYPE_CHECKING:
     from tests.conftest import Server
@@ -45,3 +46,10 @@ async def operator(connection: asyncpg.Connection) -> asyncpg.Connection:
     """Give the operator's connection to a fresh table in the shared database."""
     await schema.apply(connection)
     return connection
+
+
+@pytest.fixture(autouse=True)
+def often() -> Iterator[None]:
+    """Let the housekeeping of a service look often."""
+    with constants(housekeeping_pause_s=0.05):
+        yield

@@ -216,7 +216,6 @@ async def test_archive_that_cannot_be_written_is_told_until_it_is_mended(
         partition_span="day",
         keep_hot="30d",
         archive_dir=str(in_the_way),
-        housekeeping_pause_s=0.05,
     )
     detached = f"1 partition detached on the way out, and no query sees the readings: {NAME}"
     assert detached in (await here("housekeeping", "status", *words)).stdout

@@ -98,7 +98,7 @@ async def test_two_processes_bring_in_the_same_days(
 ) -> None:
     """Each finds in the end that all days have a partition."""
     times_us = [unix_us() - days * DAY_US for days in range(DAYS)]
-    both = [late_partitions(daily(lock_s_max=3.0), lambda: shared_url) for _ in range(2)]
+    both = [late_partitions(daily(command_s_max=15.0), lambda: shared_url) for _ in range(2)]
     done = await asyncio.gather(*(each.make_for(times_us) for each in both))
     for each, covers in zip(both, done, strict=True):
         assert covers or await each.make_for(times_us)
@@ -185,7 +185,7 @@ async def test_role_without_the_right_says_what_to_do_until_it_is_done(
     await schema.apply(table, role=role)
     today_us = unix_us() // DAY_US * DAY_US
     url = with_user(shared_url, role)
-    settings = quick(housekeeping=False, housekeeping_pause_s=0.05)
+    settings = quick(housekeeping=False)
     path = Path2(url, url, tmp_path, settings)
     housekeeping = Housekeeping(settings, lambda: url, late=path.late)
     (check,) = await partition_checks(settings, url)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.broker import given_check, purge
+from ingest.broker import audit, purge
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.pulling import Pull
 from ingest.broker.roles import STREAM, WRITER
@@ -59,8 +59,8 @@ async def damage(servers: Cluster, admin: BrokerConnection, number: int, *bad: M
 @pytest.fixture
 def quick_check(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the check look more often."""
-    monkeypatch.setattr(given_check, "KNOWN_S", 0.5)
-    monkeypatch.setattr(given_check, "EVERY_S", 0.1)
+    monkeypatch.setattr(audit, "HEARD_S", 0.5)
+    monkeypatch.setattr(audit, "EVERY_S", 0.1)
 
 
 @pytest.mark.usefixtures("quick_check")
@@ -79,8 +79,8 @@ async def test_damaged_copy_is_read_from_another_server(
         assert BODIES[4] not in one.bodies, "the control: it was skipped"
         await until(lambda: len(one.got) == 10, 20)
         assert (one.got[9].data, one.got[9].place, one.got[9].tries) == (BODIES[4], 5, 2)
-        await until(lambda: one.check.checked_to == 10)
-        assert (one.check.skipped, one.check.read_again) == (0, 1)
+        await until(lambda: one.audit.checked_to == 10)
+        assert (one.audit.skipped, one.audit.read_again) == (0, 1)
 
 
 @pytest.mark.usefixtures("quick_check")
@@ -92,7 +92,7 @@ async def test_message_that_is_damaged_on_all_servers_is_counted(
         await put(gateway, *BODIES)
     await damage(servers, admin, 5, *servers.members)
     async with writing(lambda: servers.address("writer"), Pull(), purges=True) as one:
-        await until(lambda: one.check.skipped == 1, 20)
+        await until(lambda: one.audit.skipped == 1, 20)
         assert len(one.got) == 9
         await purged(admin, 10, one.purge)
 

@@ -13,9 +13,8 @@ import pytest
 from ingest.broker import manage, pulling
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.envelope import Address
-from ingest.broker.pulling import Delivery, Pull, Puller
+from ingest.broker.pulling import Delivery, Pull, Puller, Skipped
 from ingest.broker.roles import STREAM, WRITER
-from ingest.broker.skips import Skipped
 from ingest.embedded.broker import EmbeddedBroker
 from tests.support.brokers import WANTED, api, embedded, hit, joined, put, until
 from tests.support.faulty_proxy import FaultyProxy

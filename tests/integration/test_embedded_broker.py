@@ -248,7 +248,7 @@ async def test_store_in_use_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(launcher, "LOCK_S_MAX", 0.1)
     async with embedded(tmp_path) as server:
         with pytest.raises(StartError, match=f"process {os.getpid()} runs the broker"):
-            await EmbeddedBroker(tmp_path, find_program("")).start()
+            await EmbeddedBroker(tmp_path, find_program()).start()
         assert running_broker(tmp_path) == server.published
     assert running_broker(tmp_path) is None
 
@@ -256,7 +256,7 @@ async def test_store_in_use_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
 async def test_broker_start_cancelled_leaves_nothing(tmp_path: Path) -> None:
     """A start that is cancelled at any moment leaves no process and no lock."""
     for delay_s in (0.0, 0.02, 0.04, 0.06):
-        server = EmbeddedBroker(tmp_path, find_program(""))
+        server = EmbeddedBroker(tmp_path, find_program())
         starting = asyncio.create_task(server.start())
         await asyncio.sleep(delay_s)
         starting.cancel()
@@ -267,16 +267,10 @@ async def test_broker_start_cancelled_leaves_nothing(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize(
-    ("program", "words"),
-    [("/bin/false", "did not start"), ("/nowhere/nats-server", "broker_bin.*is no program")],
-)
-async def test_broker_that_cannot_start_is_one_sentence(
-    tmp_path: Path, program: str, words: str
-) -> None:
+async def test_broker_that_cannot_start_is_one_sentence(tmp_path: Path) -> None:
     """Another program, or none."""
-    with pytest.raises(StartError, match=words):
-        await EmbeddedBroker(tmp_path, find_program(program)).start()
+    with pytest.raises(StartError, match="did not start"):
+        await EmbeddedBroker(tmp_path, Path("/bin/false")).start()
     with pytest.raises(StartError, match=r"install iot-ingest\[roles\]"):
         _find_without_a_wheel()
 
@@ -284,11 +278,11 @@ async def test_broker_that_cannot_start_is_one_sentence(
 def _find_without_a_wheel() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sysconfig.get_path", lambda _: "/nowhere")
-        find_program("", {"PATH": "/nowhere"})
+        find_program({"PATH": "/nowhere"})
 
 
 async def test_broker_says_what_the_program_says(tmp_path: Path) -> None:
     """The error has the server's own message, as for a store that is a file."""
     (tmp_path / "store").write_text("no folder")
     with pytest.raises(StartError, match=r"did not start(?s:.)*not a directory"):
-        await EmbeddedBroker(tmp_path, find_program("")).start()
+        await EmbeddedBroker(tmp_path, find_program()).start()

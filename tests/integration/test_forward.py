@@ -34,6 +34,7 @@ from tests.support.blocks import block_of
 from tests.support.brokers import api, embedded, joined, put, until
 from tests.support.brokers import messages as messages_left
 from tests.support.rows import readings
+from tests.support.stream_writers import new_mark
 from tests.support.webhook import Came, Webhook, items_of, message_of, messages_of
 
 NAME = "x"
@@ -417,6 +418,7 @@ async def test_purge_does_not_wait_for_a_forwarder_that_does_not_run(
                 keep_s=0,
                 checked_to=lambda: 1_000,
                 delivered_bytes=int,
+                mark=new_mark(),
                 forward_lag_bytes_max=lag_bytes,
             )
 
@@ -513,7 +515,7 @@ async def test_full_dead_letters_hold_a_message_and_lose_nothing(
     refusing = True
     async with Webhook(refuse) as target:
         await fill(server, messages_of(those, 100))
-        settings = Settings(dlq_bytes_max=96 * 1024, dlq_segment_bytes=8 * 1024)
+        settings = Settings(dlq_bytes_max=96 * 1024)
         state = StateFolder.open(tmp_path / "state")
         service = ForwardService(
             settings,

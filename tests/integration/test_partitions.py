@@ -43,12 +43,13 @@ from ingest.system.clock import unix_us
 from tests.integration.test_replay import Half, rows, running, until_live
 from tests.support.blocks import block_of
 from tests.support.commands import Here, with_user
+from tests.support.constants import constants
 from tests.support.letters import read
 
 
 def daily(**more: object) -> Settings:
     """Return the settings of the tests, with a partition for each day."""
-    values = {"database_unsafe": True, "partition_span": DAY, "lock_s_max": 0.2}
+    values = {"database_unsafe": True, "partition_span": DAY, "command_s_max": 5.0}
     return Settings(**{**values, **more})  # type: ignore[arg-type]
 
 
@@ -269,9 +270,7 @@ class Path2(Half):
 
 def quick(**more: object) -> Settings:
     """Return settings with which the replay looks often."""
-    return daily(
-        dlq_replay_pause_s=0.02, batch_linger_s=0.001, retry_s_max=0.01, hold_probe_s=0.05, **more
-    )
+    return daily(batch_linger_s=0.001, wait_s_max=0.1, **more)
 
 
 async def test_late_reading_makes_its_partition_and_is_stored_once(
@@ -279,7 +278,8 @@ async def test_late_reading_makes_its_partition_and_is_stored_once(
 ) -> None:
     """Among readings of now; a second time nothing is stored. One too old is a dead letter."""
     now_us = unix_us()
-    path = Path2(shared_url, shared_url, tmp_path, quick(partition_late_days_max=100.0))
+    with constants(late_days_max=100):
+        path = Path2(shared_url, shared_url, tmp_path, quick())
     times_us = [now_us, now_us - 50 * DAY_US, now_us - 99 * DAY_US, now_us - 102 * DAY_US]
     async with running(path):
         for _ in range(2):
@@ -287,7 +287,7 @@ async def test_late_reading_makes_its_partition_and_is_stored_once(
         assert await rows(table) == 3
         (letter,) = read(tmp_path)
         assert (letter.reason, letter.code) == (REFUSED, "ts_too_old")
-        assert "partition_late_days_max" in letter.message
+        assert "older than 100 days" in letter.message
         assert len(path.late.made_s) == 2
     settings = daily(keep_hot="12h")
     late = late_partitions(settings, lambda: shared_url)
@@ -315,7 +315,8 @@ async def test_without_rights_only_these_rows_are_set_aside_and_come_back(
     await schema.apply(table, role=role)
     now_us = unix_us()
     url = with_user(shared_url, role)
-    path = Path2(url, url, tmp_path, quick(breaker_window_rows=50, breaker_rows_max=5))
+    with constants(breaker_window_rows=50, breaker_rows_max=5):
+        path = Path2(url, url, tmp_path, quick())
     try:
         async with running(path):
             await path.send(now_us - 30 * DAY_US)

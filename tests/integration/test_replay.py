@@ -41,13 +41,9 @@ from tests.support.letters import START_US, drained, invalid, keep, make_store, 
 
 SETTINGS = Settings(
     database_unsafe=True,  # the tests' server does not fsync
-    dlq_replay_pause_s=0.02,
     dlq_replay_rows_per_s=100_000,
     batch_linger_s=0.001,
-    retry_s_max=0.01,
-    wait_s_min=0.01,
-    wait_s_max=0.05,
-    hold_probe_s=0.05,
+    wait_s_max=0.1,
 )
 REFUSE_B = """create function refuse() returns trigger language plpgsql as $$ begin
     if new.metric = 'b' then insert into gone values (1); end if; return new; end $$;
@@ -78,7 +74,7 @@ class Half:
             sends=True,
             post_rows_max=settings.post_rows_max,
             rows_per_s=settings.dlq_replay_rows_per_s,
-            pause_s=settings.dlq_replay_pause_s,
+            pause_s=0.01,
             folder=self.letters,
             sender=BlockSender(
                 inlet=self.buffer,
@@ -336,7 +332,7 @@ async def test_auto_replay_goes_on_after_a_hold_because_nothing_more_could_be_se
 async def test_auto_replay_keeps_its_speed(tmp_path: Path, readings_url: str) -> None:
     """The replay sends at most `dlq_replay_rows_per_s`."""
     write(tmp_path, drained(60))
-    settings = replace(SETTINGS, dlq_replay_pause_s=0.01, dlq_replay_rows_per_s=20)
+    settings = replace(SETTINGS, dlq_replay_rows_per_s=20)
     path = Half(readings_url, tmp_path, settings)
     async with running(path):
         await asyncio.sleep(0.5)
@@ -571,7 +567,7 @@ async def test_hand_replay_tries_again_what_failed_for_a_moment(
     tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
 ) -> None:
     """A lock that is taken for a moment is waited for."""
-    settings = Settings(lock_s_max=0.05, database_unsafe=True)
+    settings = Settings(command_s_max=0.3, database_unsafe=True)
     sink = make_sink(readings_url, settings)
     done: list[Item] = []
     replay = ManualReplay(sink=sink, rules=RULES, done=into(done))

@@ -72,7 +72,6 @@ async def role(broker: EmbeddedBroker, name: str, **settings: str) -> AsyncItera
         "admin_listen": "127.0.0.1:0",
         "stream_bytes_max": "64MiB",
         "dlq_bytes_max": "64MiB",
-        "dlq_segment_bytes": "1MiB",
         "state_dir": str(broker._folder.parent),  # it keeps the mark
         **settings,
     }

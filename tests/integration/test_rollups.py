@@ -18,7 +18,7 @@ import pytest
 from ingest.model.errors import StartError
 from ingest.model.reading import Reading
 from ingest.sinks.postgres import schema
-from ingest.sinks.postgres.housekeeping import plan, registry, rollup_hours, rollup_late, rollups
+from ingest.sinks.postgres.housekeeping import plan, registry, rollup_run, rollups
 from ingest.sinks.postgres.housekeeping.rollup_state import (
     Progress,
     leave,
@@ -185,7 +185,7 @@ async def test_rollup_that_the_database_refuses_stops_no_other(
     operator: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Hours, days and late readings of all other series go on, it is told, and it comes back."""
-    monkeypatch.setattr(rollup_late, "KEYS_MAX", 16)
+    monkeypatch.setattr(rollup_run, "KEYS_MAX", 16)
     await write(operator, drawn(1, 60, 30))
     await run(operator)
     refuses = "add constraint a check (device_id <> 'd1' or metric <> 't' or {}) not valid"
@@ -246,7 +246,7 @@ async def test_hour_waits_for_a_writer_that_began_before_its_end(
     operator: asyncpg.Connection, shared_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a short clock: a reading that is not late leaves no record, so its commit is awaited."""
-    monkeypatch.setattr(rollup_hours, "WRITERS_S_MAX", 0.3)
+    monkeypatch.setattr(rollup_run, "WRITERS_S_MAX", 0.3)
     spans = RollupSpans(hour_us=200_000, day_us=1_000_000, late_us=300_000, close_us=400_000)
     await run(operator, spans=spans)
     other = await asyncpg.connect(shared_url)
@@ -316,7 +316,7 @@ async def test_killed_run_is_continued(
             await asyncio.sleep(0.05)
         return result
 
-    monkeypatch.setattr(rollup_late, "KEYS_MAX", 7)
+    monkeypatch.setattr(rollup_run, "KEYS_MAX", 7)
     killed = _Connection(
         victim,
         lambda sql, *v: maybe_killed(execute, sql, *v),
@@ -398,7 +398,7 @@ async def test_budget_ends_a_run_and_the_next_goes_on(
     operator: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run does little, and each is nearer to the end."""
-    monkeypatch.setattr(rollup_late, "KEYS_MAX", 5)
+    monkeypatch.setattr(rollup_run, "KEYS_MAX", 5)
     await write(operator, drawn(1, 300, 30))
     for _ in range(1_000):
         if not await run(operator, budget_s=0.02):

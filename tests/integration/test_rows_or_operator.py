@@ -86,7 +86,7 @@ def shared_url(shared_url: str, server: Server) -> Iterator[str]:
 async def fleet(shared_url: str, operator: asyncpg.Connection) -> AsyncIterator[Fleet]:
     """Give writers on a fresh table; they are not started."""
     await operator.execute(f"grant temp on database {await name_of(operator)} to {ROLE}")
-    path = Fleet(batch_rows=1_000, batch_rows_max=20_000, hold_probe_s=0.05, batch_linger_s=0.01)
+    path = Fleet(batch_rows=1_000, batch_rows_max=20_000, wait_s_max=0.1, batch_linger_s=0.01)
     path.operator = operator
     for _ in range(2):
         settings = Settings(database_unsafe=True)

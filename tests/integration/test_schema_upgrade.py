@@ -25,6 +25,7 @@ from ingest.sinks.postgres.housekeeping.spans import DAY_US, span_bounds
 from ingest.sinks.postgres.housekeeping.view import look_at
 from ingest.sinks.postgres.make_table import first_partitions
 from tests.support.commands import Here, with_user
+from tests.support.constants import constants
 from tests.support.rows import encode, readings
 
 OF_TODAY = '{"version": 1}'
@@ -38,7 +39,7 @@ TABLE_BEFORE = """create table readings (
 
 def daily(**more: object) -> Settings:
     """Return settings with a partition for each day."""
-    values = {"database_unsafe": True, "partition_span": "day", "lock_s_max": 0.2}
+    values = {"database_unsafe": True, "partition_span": "day", "command_s_max": 5.0}
     return Settings(**{**values, **more})  # type: ignore[arg-type]
 
 
@@ -110,7 +111,8 @@ async def test_older_schema_works_and_is_upgraded_on_request(
     assert await got(table) == OF_TODAY, "a new registry has the number"
     assert (await run(shared_url)).schema == versions.SchemaState(1, "public.ingest_housekeeping")
     await put(table, "")
-    report = await run(shared_url, daily(partitions_ahead=12))
+    with constants(partitions_ahead=12):
+        report = await run(shared_url)
     assert (report.schema.version, report.schema.refuses) == (0, False)
     assert report.did, "it works with both"
     assert not any(each.error for each in report.did)
@@ -152,8 +154,9 @@ async def test_newer_schema_is_left_alone_and_readings_are_written(
     """No partition is made or dropped; commands say why; nothing pauses the writes."""
     before = await table.fetch("select * from ingest_housekeeping where key <> 'schema'")
     await put(table, value)
-    settings = daily(partitions_ahead=12)
-    report = await run(shared_url, settings)
+    settings = daily()
+    with constants(partitions_ahead=12):
+        report = await run(shared_url, settings)
     assert (report.schema.refuses, report.did) == (True, [])
     assert report.due, "there was something to do"
     view = await look_at(table, "readings", "day")
@@ -252,6 +255,7 @@ async def test_housekeeping_of_a_table_with_other_names(
     """The column of the time may have any name: partitions are made ahead all the same."""
     settings = daily(table_name="own", column_ts="time")
     await make(connection, settings)
-    report = await run(shared_url, daily(table_name="own", column_ts="time", partitions_ahead=12))
+    with constants(partitions_ahead=12):
+        report = await run(shared_url, settings)
     assert [each.error for each in report.did] == [""] * len(report.did)
     assert (bool(report.did), report.due, report.schema.version) == (True, [], 1)

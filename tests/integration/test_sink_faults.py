@@ -31,8 +31,6 @@ from tests.support.rows import encode, readings
 QUICK: dict[str, Any] = {
     "database_unsafe": True,  # the tests' server does not fsync
     "connect_s_max": 0.5,
-    "lock_s_max": 0.1,
-    "statement_s_max": 0.25,
     "command_s_max": 0.5,
 }
 COUNT = "select count(*) from readings"

@@ -34,20 +34,20 @@ async def test_time_limits_are_in_effect_and_a_session_without_them_is_refused(
     readings_url: str,
 ) -> None:
     """They win over the role's own. If they did not last, a pooler shares the session."""
-    settings = Settings(lock_s_max=1.5, statement_s_max=2, database_unsafe=True)
+    settings = Settings(command_s_max=3, database_unsafe=True)
     sink = make_sink(readings_url, settings)
     await sink.open()
     connection = sink.connection
     assert connection is not None
     for name, value in (
         ("statement_timeout", "2s"),
-        ("lock_timeout", "1500ms"),
+        ("lock_timeout", "600ms"),
         ("idle_in_transaction_session_timeout", "30s"),
     ):
         assert await connection.fetchval("select current_setting($1)", name) == value
     await connection.execute("set statement_timeout = 0")  # as another session has it
     with pytest.raises(WriteFailed, match="PgBouncer") as failed:
-        await KnownServer().enter(connection, (2000, 1500, 30_000))
+        await KnownServer().enter(connection, (2000, 600, 30_000))
     assert (failed.value.verdict, failed.value.reason) == (Verdict.HOLD, "configuration")
     await sink.close()
 
@@ -149,9 +149,7 @@ async def test_missing_standby_is_named_and_takes_no_connections(
     """A commit waits for ever then. A probe commits nothing, sees ours that hang, and ends."""
     monkeypatch.setattr(known_server, "HUNG_S", 0.3)
     known = KnownServer(2)
-    settings = Settings(
-        command_s_max=0.5, statement_s_max=0.4, lock_s_max=0.3, database_unsafe=True
-    )
+    settings = Settings(command_s_max=0.5, database_unsafe=True)
     names = ("iot-ingest writer 0", "iot-ingest writer 1")
     sinks = [make_sink(readings_url, settings, name=name, known=known) for name in names]
     for sink in sinks:  # a connection with the staging table drops it when it ends

@@ -18,6 +18,7 @@ from ingest.broker.envelope import Address
 from ingest.broker.publishing import Publisher
 from ingest.broker.pulling import Delivery, Puller
 from ingest.broker.roles import STREAM, SUBJECT, WRITER
+from ingest.buffers.stream.commits import Commits
 from ingest.buffers.stream.inlet import StreamInlet
 from ingest.buffers.stream.outlet import StreamOutlet
 from ingest.embedded.broker import EmbeddedBroker
@@ -66,6 +67,7 @@ class Gateway:
             group_bytes_max=256 * 1024,
             groups_in_flight=2,
             wait_s_max=wait_s_max,
+            commits=Commits(connection, outcome_s_max=5),
         )
         count(self.ledger, self.inlet)
         self.poster = Poster(self.inlet, self.ledger)
@@ -100,6 +102,7 @@ class Writer:
         self.outlet = StreamOutlet(
             self.ledger,
             lambda delivery, _: self.foreign.append(delivery),
+            lambda _, ack: None,
             rows_max=20_000,
             bytes_max=16 * MIB,
             put_wait_s_max=1.0,

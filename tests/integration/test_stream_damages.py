@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.broker import given_check, manage, purge, watch
+from ingest.broker import audit, manage, purge, watch
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.envelope import Address
 from ingest.broker.publishing import Publisher
@@ -49,9 +49,8 @@ TOLD_BY_THE_START = {
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let all look ten times as often: what takes 10 s takes one."""
     for module, name, seconds in (
-        (given_check, "EVERY_S", 0.1),
-        (given_check, "KNOWN_S", 0.3),
-        (given_check, "HEARD_S", 0.35),
+        (audit, "EVERY_S", 0.1),
+        (audit, "HEARD_S", 0.25),
         (purge, "EVERY_S", 1.0),
         (watch, "EVERY_S", 0.1),
         (watch, "AGAIN_S", 0.1),
@@ -129,7 +128,7 @@ def got(*writers: StreamWriter) -> set[bytes]:
 
 async def _filled(folder: Path, *, kill: bool) -> tuple[set[bytes], set[bytes], dict[str, bytes]]:
     """Make a store; return what was acknowledged, what is done, and its blocks at some time."""
-    server = EmbeddedBroker(folder, find_program(""))
+    server = EmbeddedBroker(folder, find_program())
     await _begin(server)
     async with gateway(lambda: server.published.address("gateway"), SMALL, folder) as one:
         acknowledged = await one.publish(bodies("done", DONE))
@@ -157,7 +156,7 @@ async def test_damage_to_the_only_copy_is_told_or_does_no_harm(kind: Kind, tmp_p
     """The roles start anew, as `up` does, and posts come in."""
     acknowledged, done, earlier = await _filled(tmp_path, kill=kind.killed)
     kind.do(Store(tmp_path / "store", earlier))
-    server = EmbeddedBroker(tmp_path, find_program(""))
+    server = EmbeddedBroker(tmp_path, find_program())
     try:
         if kind.what in TOLD_BY_THE_START:
             with pytest.raises((StartError, BrokerRefused)):
@@ -189,7 +188,7 @@ async def _goes_on(
             await is_empty(admin)
 
             def told() -> int:
-                return one.watch.removed + writer.check.skipped + other.check.skipped
+                return one.watch.removed + writer.audit.skipped + other.audit.skipped
 
             await asyncio.sleep(1.0)
             lost = (acknowledged | new) - done - got(writer, other)
@@ -209,7 +208,7 @@ async def test_loss_while_the_roles_run_is_told_though_posts_come_at_once(
     killed: bool, tmp_path: Path
 ) -> None:
     """They come before anybody looks, and get places that the stream has given before."""
-    servers = [EmbeddedBroker(tmp_path, find_program(""))]
+    servers = [EmbeddedBroker(tmp_path, find_program())]
     await _begin(servers[0])
 
     def where(role: str) -> Callable[[], Address]:
@@ -231,7 +230,7 @@ async def test_loss_while_the_roles_run_is_told_though_posts_come_at_once(
             await servers[0].stop()
             KINDS[0].do(Store(tmp_path / "store", {}))
             publishing = asyncio.create_task(one.publish(bodies("new", NEW)))
-            servers.append(EmbeddedBroker(tmp_path, find_program("")))
+            servers.append(EmbeddedBroker(tmp_path, find_program()))
             await servers[1].start()
             new = await publishing
             writer.puller.wanted.set()
@@ -250,7 +249,7 @@ async def test_what_others_removed_is_no_loss_and_a_stream_that_is_gone_is_told_
     tmp_path: Path,
 ) -> None:
     """Writers of another machine did it while no process of this one ran."""
-    server = EmbeddedBroker(tmp_path, find_program(""))
+    server = EmbeddedBroker(tmp_path, find_program())
     await _begin(server)
 
     def on(machine: str) -> AbstractAsyncContextManager[Gateway]:
@@ -315,7 +314,7 @@ async def test_damage_to_one_copy_of_three_does_no_harm(kind: Kind, tmp_path: Pa
             acknowledged |= await one.publish(bodies("new", NEW))
             await until(lambda: got(writer, first, second) >= acknowledged, 45)
             await is_empty(admin)
-            told = one.watch.removed + first.check.skipped + second.check.skipped
+            told = one.watch.removed + first.audit.skipped + second.audit.skipped
             print(f"lost=0 told={told}")  # noqa: T201  for the table of the document
             assert told == 0
         if kind.what == ILL:

@@ -15,7 +15,7 @@ from ingest.broker.purge import StreamPurge
 from ingest.broker.roles import STREAM, WRITER
 from ingest.embedded.broker import EmbeddedBroker
 from tests.support.brokers import api, embedded, joined, put, until
-from tests.support.stream_writers import StreamWriter, first_place, purged, writing
+from tests.support.stream_writers import StreamWriter, first_place, new_mark, purged, writing
 
 FAR = 10**9
 
@@ -57,6 +57,7 @@ def purging(
         keep_s=keep_s,
         checked_to=lambda: to,
         delivered_bytes=lambda: writer.puller.delivered_bytes,
+        mark=new_mark(),
     )
 
 
@@ -161,16 +162,17 @@ async def test_what_is_done_is_kept_for_a_while(
 async def test_several_writers_remove_side_by_side_and_early_if_much_is_done(
     server: EmbeddedBroker, admin: BrokerConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They need not know of each other. The check of each one has seen all."""
+    """Each knows up to where the auditor has seen to all."""
     monkeypatch.setattr(purge, "_LOOK_S", 0.02)
     monkeypatch.setattr(purge, "DELIVERED_BYTES", 4_000)
-    monkeypatch.setattr("ingest.broker.given_check.EVERY_S", 0.02)
+    monkeypatch.setattr("ingest.broker.audit.EVERY_S", 0.02)
+    monkeypatch.setattr("ingest.broker.audit.HEARD_S", 0.1)
     async with writing(server, purges=True) as one, writing(server, purges=True) as other:
         await fill(server, 40, 1_000)
         await until(lambda: len(one.got) + len(other.got) >= 40)
         await purged(admin, 20)
         await purged(admin, 40, one.purge, other.purge)
-        assert (one.check.skipped, other.check.skipped) == (0, 0)
+        assert (one.audit.skipped, other.audit.skipped) == (0, 0)
 
 
 async def test_purge_ends_at_once_and_says_if_the_broker_is_away(server: EmbeddedBroker) -> None:

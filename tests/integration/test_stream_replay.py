@@ -35,10 +35,7 @@ ACK_WAIT_S = 0.5
 SETTINGS = Settings(
     database_unsafe=True,  # the tests' server does not fsync
     batch_linger_s=0.001,
-    retry_s_max=0.01,
-    wait_s_min=0.01,
-    wait_s_max=0.05,
-    hold_probe_s=0.05,
+    wait_s_max=0.1,
 )
 
 

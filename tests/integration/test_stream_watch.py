@@ -34,7 +34,7 @@ from tests.support.brokers import (
     put,
     until,
 )
-from tests.support.stream_writers import writing
+from tests.support.stream_writers import new_mark, writing
 from tests.support.tcp_ports import free_port
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -74,6 +74,7 @@ class Gateway:
             unsafe=False,
             unanswered_s=lambda: self.publisher.unanswered_s,
             published=lambda: self.publisher.published,
+            mark=new_mark(),
         )
 
     @property
@@ -201,6 +202,7 @@ async def test_stream_that_is_restored_from_a_backup_has_lost_what_came_since(
             WANTED,
             monitors=lambda: (running[-1].published.endpoints.monitor_url,),
             unsafe=False,
+            mark=new_mark(),
         )
         stopping = asyncio.Event()
         parts = [asyncio.create_task(each.run(stopping)) for each in (made.connection, made.watch)]
@@ -258,7 +260,13 @@ async def test_server_that_does_not_sync_is_a_fault_unless_that_is_accepted(
         connection = BrokerConnection(lambda: address, "admin")
         urls = [f"http://127.0.0.1:{monitor_port}"]
         watches = {
-            unsafe: StreamWatch(connection, WANTED, monitors=lambda: tuple(urls), unsafe=unsafe)
+            unsafe: StreamWatch(
+                connection,
+                WANTED,
+                monitors=lambda: tuple(urls),
+                unsafe=unsafe,
+                mark=new_mark(),
+            )
             for unsafe in (False, True)
         }
         stopping = asyncio.Event()

@@ -36,7 +36,7 @@ if sys.argv[2:] == ["unsynced"]:
     text = broker.config_text
     broker.config_text = lambda *of, **more: text(*of, **more).replace("always", "2m")
 async def main():
-    server = broker.EmbeddedBroker(Path(sys.argv[1]), find_program(""))
+    server = broker.EmbeddedBroker(Path(sys.argv[1]), find_program())
     await server.start()
     print(server.pid, flush=True)
     await asyncio.Event().wait()
@@ -55,7 +55,7 @@ async def embedded(
     folder: Path, *, wanted: WantedStream | WantedDeadLetters | None = WANTED
 ) -> AsyncIterator[EmbeddedBroker]:
     """Run an embedded broker, with the stream if one is wanted."""
-    server = EmbeddedBroker(folder, find_program(""))
+    server = EmbeddedBroker(folder, find_program())
     await server.start()
     try:
         if wanted is not None:
@@ -142,7 +142,7 @@ async def plain_server(config: str, folder: Path, port: int) -> AsyncIterator[Ad
     """Run a nats-server with a configuration of the test; give its address, without a login."""
     (folder / "plain.conf").write_text(f'listen: "127.0.0.1:{port}"\n{config}')
     process = await asyncio.create_subprocess_exec(
-        str(find_program("")),
+        str(find_program()),
         *("-c", str(folder / "plain.conf")),
         stderr=asyncio.subprocess.DEVNULL,
     )

@@ -37,7 +37,7 @@ class Member:
         self.at = at
         self.config = config
         self.store = store  # where it keeps its messages
-        self.program = find_program("")
+        self.program = find_program()
         self.inside: tuple[str, ...] = ()  # the words before its command line
         self._host = host
         self.process: asyncio.subprocess.Process | None = None

@@ -16,6 +16,7 @@ from ingest.model.block import Block
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
 from ingest.model.ports import BufferStats, PostInlet
 from ingest.receiver.refused_posts import RefusedPosts
+from tests.support import constants
 from tests.support.fakes import FakeAdmission, FakeDatabase, FakeDeadLetters, FakeInlet
 
 GOOD = b'{"device_id":"d1","metric":"temperature","ts":1750000000000,"value":21.5}'
@@ -225,7 +226,9 @@ async def running_receiver(
     tokens: Tokens | None = None, **settings: Any
 ) -> AsyncIterator[Receiver]:
     """Run a receiver with these settings. At its end the balance is 0 and nothing is held."""
-    receiver = Receiver(Settings(**settings), tokens)
+    settings, smaller = constants.split(settings)
+    with constants.constants(**smaller):
+        receiver = Receiver(Settings(**settings), tokens)
     receiver.address = await receiver.endpoint.start("127.0.0.1", 0)
     try:
         yield receiver

@@ -7,14 +7,14 @@ import sys
 
 import asyncpg
 
-from ingest.sinks.postgres.housekeeping import plan, rollup_late
+from ingest.sinks.postgres.housekeeping import plan, rollup_run
 from ingest.sinks.postgres.housekeeping.rollups import Rollups
 from ingest.sinks.postgres.housekeeping.view import look_at
 
 
 async def main(url: str) -> None:
     """Run without an end. Many small transactions: so a kill comes in the middle of them."""
-    rollup_late.KEYS_MAX = 3
+    rollup_run.KEYS_MAX = 3
     connection = await asyncpg.connect(url, server_settings={"timezone": "UTC"})
     job = Rollups(wanted=True)
     while True:

@@ -17,7 +17,7 @@ from ingest.broker.watch import StreamWatch
 from ingest.model.errors import BrokerAway
 from tests.support.brokers import until
 from tests.support.clusters import WANTED_3, Cluster, Member
-from tests.support.stream_writers import StreamWriter, purged, writing
+from tests.support.stream_writers import StreamWriter, new_mark, purged, writing
 
 
 class Traffic:
@@ -35,6 +35,7 @@ class Traffic:
             monitors=lambda: servers.monitors,
             unsafe=False,
             published=lambda: self.publisher.published,
+            mark=new_mark(),
         )
         self.writers: list[StreamWriter] = []
         self.acknowledged: list[bytes] = []
@@ -94,7 +95,7 @@ async def survives(
                 except (TimeoutError, BrokerAway):
                     continue
                 break
-        assert [each.check.skipped for each in traffic.writers] == [0, 0]
+        assert [each.audit.skipped for each in traffic.writers] == [0, 0]
         assert (traffic.watch.removed, traffic.watch.faults) == (0, ())
         stopping.set()
         await asyncio.gather(*running)

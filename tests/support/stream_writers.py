@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
+from ingest.broker.audit import Audit
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.envelope import Address
-from ingest.broker.given_check import GivenCheck
-from ingest.broker.pulling import Delivery, Pull, Puller
+from ingest.broker.pulling import Delivery, Pull, Puller, Skipped
 from ingest.broker.purge import StreamPurge
 from ingest.broker.roles import STREAM, WRITER
-from ingest.broker.skips import Skipped
 from ingest.embedded.broker import EmbeddedBroker
 from ingest.system.stream_mark import MarkFile
 from tests.support.brokers import api, is_up
@@ -21,7 +22,7 @@ FEW = Pull(messages_max=1)
 
 
 class StreamWriter:
-    """A puller with its check and its purge. `acknowledges` at once, or never."""
+    """A puller with its audit and its purge. `acknowledges` at once, or never."""
 
     def __init__(
         self,
@@ -29,7 +30,7 @@ class StreamWriter:
         pull: Pull,
         *,
         acknowledges: bool,
-        mark: MarkFile | None = None,
+        mark: MarkFile,
     ) -> None:
         self.connection = connection
         self.acknowledges = acknowledges
@@ -44,12 +45,12 @@ class StreamWriter:
             skipped=self.seen_alone.append,
             pull=pull,
         )
-        self.check = GivenCheck(connection, self.puller)
+        self.audit = Audit(connection, self.puller)
         self.purge = StreamPurge(
             connection,
             forwards=(),
             keep_s=0,
-            checked_to=lambda: self.check.checked_to,
+            checked_to=lambda: self.audit.checked_to,
             delivered_bytes=lambda: self.puller.delivered_bytes,
             mark=mark,
         )
@@ -67,6 +68,11 @@ class StreamWriter:
         if self.passes_to is not None:
             self.puller.wanted.clear()
             self.passes_to.puller.wanted.set()
+
+
+def new_mark() -> MarkFile:
+    """Return a mark that says nothing yet."""
+    return MarkFile(Path(tempfile.mkdtemp()))
 
 
 def in_turns(one: StreamWriter, other: StreamWriter) -> None:
@@ -89,13 +95,13 @@ async def writing(
     """Give a writer with a connection of its own."""
     where = server if callable(server) else lambda: server.published.address("writer")
     connection = BrokerConnection(where, "writer")
-    writer = StreamWriter(connection, pull, acknowledges=acknowledges, mark=mark)
+    writer = StreamWriter(connection, pull, acknowledges=acknowledges, mark=mark or new_mark())
     if not pulls:
         writer.puller.wanted.clear()
     stopping, stopping_connection = asyncio.Event(), asyncio.Event()
     connecting = asyncio.create_task(connection.run(stopping_connection))
     parts = [writer.puller.run(stopping)]
-    parts += [writer.check.run(stopping)] if checks else []
+    parts += [writer.audit.run(stopping)] if checks else []
     parts += [writer.purge.run(stopping)] if purges else []
     running = [asyncio.create_task(each) for each in parts]
     try:
@@ -105,7 +111,7 @@ async def writing(
         stopping.set()
         await asyncio.gather(*running)
         if checks:
-            writer.check.tell()
+            writer.audit.tell()
         stopping_connection.set()
         await connecting
 

@@ -29,6 +29,7 @@ from ingest.model.rows import decode_rows
 from ingest.system.clock import monotonic_s, unix_us
 from ingest.writer.set_aside import set_aside_rest
 from tests.support.blocks import block_of, make_reading
+from tests.support.constants import constants
 from tests.support.fake_sink_scripted import Script, ScriptedSink
 from tests.support.journals import FailingCalls, JournalRun, on_disk
 from tests.support.letters import invalid, keep, make_store, read
@@ -36,9 +37,10 @@ from tests.support.replays import replay_by_hand
 from tests.support.writing import BAD, QUICK, refuse_bad
 
 DURABLE, BUFFERED, COMMITTED = "durable", "buffered", "committed"
-BLOCKS: dict[str, Any] = {"batch_rows_max": 30, "post_rows_max": 40, "statement_s_max": 1.0}
+BLOCKS: dict[str, Any] = {"batch_rows_max": 30, "post_rows_max": 40, "command_s_max": 1.5}
 NO_BREAKER: dict[str, Any] = {"breaker_rows_max": 1_000}
-REPLAYS: dict[str, Any] = {"dlq_replay_pause_s": 0.002, "dlq_replay_rows_per_s": 1_000_000}
+REPLAYS: dict[str, Any] = {"dlq_replay_rows_per_s": 1_000_000}
+REPLAY_PAUSE_S = 0.002
 
 
 @dataclass
@@ -86,12 +88,13 @@ class Whole:
             calls=self.letter_calls.calls,
         )
         self.halted = asyncio.Event()
-        self.half = WritingHalf(
-            replace(Settings(), **{**QUICK, **BLOCKS, **REPLAYS, **NO_BREAKER}),
-            outlet=self.buffer,
-            ledger=self.ledger,
-            halted=self.halted,
-        )
+        with constants(**NO_BREAKER):
+            self.half = WritingHalf(
+                replace(Settings(), **{**QUICK, **BLOCKS, **REPLAYS}),
+                outlet=self.buffer,
+                ledger=self.ledger,
+                halted=self.halted,
+            )
         self.database_state = self.half.database_state
         self.at_receiver = 0  # posts under way
         self.takes_in = True  # posts that can be are kept at once; False: each one reserves room
@@ -227,7 +230,8 @@ class Whole:
         """Start the service's own replay of dead letters, unless it runs; a halt ends it."""
         if self.replaying is not None:
             return
-        replayer = self.half.make_replayer(self.dead_letters, self.buffer)
+        with constants(dlq_replay_pause_s=REPLAY_PAUSE_S):
+            replayer = self.half.make_replayer(self.dead_letters, self.buffer)
         self.replaying = asyncio.create_task(replayer.run(self.journal_run.stopping))
 
     async def replay_by_hand(self) -> None:

@@ -18,6 +18,7 @@ from ingest.model.reading import Reading
 from ingest.model.rows import decode_rows
 from ingest.system.clock import monotonic_s
 from ingest.writer.connecting import stop_connecting
+from tests.support import constants
 from tests.support.blocks import block_of, make_reading
 from tests.support.fake_letters import FakeLetters
 from tests.support.fake_sink import Refuse
@@ -28,10 +29,7 @@ QUICK: dict[str, Any] = {
     "batch_rows": 20,
     "batch_rows_max": 100,
     "batch_linger_s": 0.0,
-    "wait_s_min": 0.0005,
     "wait_s_max": 0.001,
-    "hold_probe_s": 0.001,
-    "retry_s_max": 0.001,
     "retries_max": 2,
 }
 
@@ -57,12 +55,14 @@ class Writing:
             hold_reason=lambda: self.database_state.hold_reason,
         )
         self.halted = asyncio.Event()
-        self.half = WritingHalf(
-            replace(Settings(), **{**QUICK, **settings}),
-            outlet=self.buffer,
-            ledger=self.ledger,
-            halted=self.halted,
-        )
+        settings, smaller = constants.split(settings)
+        with constants.constants(**smaller):
+            self.half = WritingHalf(
+                replace(Settings(), **{**QUICK, **settings}),
+                outlet=self.buffer,
+                ledger=self.ledger,
+                halted=self.halted,
+            )
         self.database_state = self.half.database_state
         self.cap = self.half.cap
         self.breaker = self.half.breaker

@@ -23,11 +23,12 @@ import asyncpg
 from prometheus_client.parser import text_string_to_metric_families
 
 from ingest.system.state_folder import ServiceInfo, running_service
-from tests.support import measuring
+from tests.support import constants, measuring
 from tests.support.processes import output_of
 from tests.system.database import give_data
 
 REPOSITORY = Path(__file__).parent.parent.parent
+PLAIN = ("-m", "ingest")
 START_S_MAX = 45.0
 STOP_S_MAX = 45.0
 _KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR")
@@ -64,8 +65,9 @@ class Done(NamedTuple):
 class Service:
     """One `ingest serve`. `async with Service(folder, batch_rows=10) as service:`.
 
-    Settings are given as on the command line (`batch_rows=10` is `--batch-rows 10`); `env` adds to
-    the environment. Leaving the block stops the service with SIGTERM, and kills it if need be.
+    Settings are given as on the command line (`batch_rows=10` is `--batch-rows 10`), and so are
+    constants; `env` adds to the environment. Leaving the block stops the service with SIGTERM, and
+    kills it if need be.
     `program` are the words that Python runs: the service's module, or a wrapper of it. The data of
     its embedded database is a copy, if there is a template.
     """
@@ -80,15 +82,15 @@ class Service:
         state_dir: Path,
         *,
         env: Mapping[str, str] | None = None,
-        program: Sequence[str] = ("-m", "ingest"),
+        program: Sequence[str] = PLAIN,
         **settings: object,
     ) -> None:
         self.state_dir = state_dir
         self.url = ""
         self.admin_url = ""
         self.lines: list[str] = []
-        self._env = environment(env, measured=self.measured)
-        self._program = tuple(program)
+        settings, self._constants = constants.split(settings)
+        self.change(env or {}, program)
         self.pass_fds: tuple[int, ...] = ()  # what it inherits
         self._settings = {
             "listen": "127.0.0.1:0",
@@ -124,8 +126,10 @@ class Service:
 
     def change(self, env: Mapping[str, str], program: Sequence[str]) -> None:
         """Use this environment and this program from the next start on."""
+        env = {**env, **constants.variables(self._constants)}
         self._env = environment(env, measured=self.measured)
-        self._program = tuple(program)
+        plain = tuple(program) == PLAIN
+        self._program = constants.PROGRAM if plain and self._constants else tuple(program)
 
     @property
     def running(self) -> bool:

@@ -21,10 +21,7 @@ from tests.system.service import Service
 
 QUICK: dict[str, Any] = {
     "wait_s_max": 0.2,
-    "hold_probe_s": 0.2,
     "schema_check_s": 0.2,
-    "lock_s_max": 0.2,
-    "statement_s_max": 0.4,
     "command_s_max": 0.6,
     "dlq_replay_pause_s": 0.1,
 }

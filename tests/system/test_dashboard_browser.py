@@ -61,7 +61,7 @@ async def dashboard(
 ) -> AsyncIterator[tuple[Service, Watched]]:
     """Run a service and open its page; at the end the page must have had no error."""
     where = {"database_url": database_url, "database_unsafe": True}  # it does not fsync
-    quick: Any = {"hold_probe_s": 0.3, **where, **settings}
+    quick: Any = {"wait_s_max": 0.6, **where, **settings}
     async with Service(folder / "state", **quick) as service:
         seen = await watched(browser, service.admin_url, opened=service.info.page)
         try:
@@ -251,7 +251,7 @@ async def test_page_has_no_serious_accessibility_fault(
     settings: Any = {
         "database_url": readings_url,
         "database_unsafe": True,
-        "hold_probe_s": 0.3,
+        "wait_s_max": 0.6,
         "admin_listen": "[::]:0",
     }
     async with (

@@ -16,7 +16,6 @@ from tests.system.service import Service
 
 QUICK: dict[str, Any] = {
     "wait_s_max": 0.5,
-    "hold_probe_s": 0.3,
     "schema_check_s": 0.3,
     "put_wait_s_max": 0.2,
 }
@@ -157,8 +156,6 @@ async def test_frozen_database_commits_late_and_doubles_nothing(
         open_tmp_path,
         free_port,
         frozen_s=4,
-        lock_s_max=0.4,
-        statement_s_max=0.6,
         command_s_max=1,
         connect_s_max=1,
     )

@@ -14,7 +14,7 @@ from tests.system.database import Database
 from tests.system.fleet import FIRST_US, reading
 from tests.system.service import Service, run_command
 
-QUICK: dict[str, Any] = {"wait_s_max": 0.3, "hold_probe_s": 0.2, "schema_check_s": 0.2}
+QUICK: dict[str, Any] = {"wait_s_max": 0.3, "schema_check_s": 0.2}
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ class Place:
         (home / "nats.conf").write_text(text.replace("roles.conf", users))
         shutil.copy(DEPLOY / "nats" / users, home)
         (home / "passwords.conf").write_text(passwords)
-        words = (str(find_program("")), "--config", str(home / "nats.conf"))
+        words = (str(find_program()), "--config", str(home / "nats.conf"))
         log = self.folder / f"{host}.log"
         return await self.ending.enter_async_context(running(log, *words, env=env))
 

@@ -15,8 +15,6 @@ from tests.system.fleet import FIRST_US, TABLE_SQL, Fleet, check_table, reading
 from tests.system.service import Service, run_command
 
 QUICK: dict[str, Any] = {
-    "lock_s_max": 0.2,
-    "statement_s_max": 0.4,
     "command_s_max": 0.6,
     "wait_s_max": 0.2,
 }

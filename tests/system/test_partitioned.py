@@ -7,8 +7,8 @@ from typing import Any
 
 from tests.system.service import Service, run_command
 
-SETTINGS: dict[str, Any] = {"partition_span": "day", "partition_late_days_max": 20_000}
-FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
+SETTINGS: dict[str, Any] = {"partition_span": "day", "late_days_max": 20_000}
+FLAGS = ["--partition-span=day"]
 NAMES_SQL = (
     "select inhrelid::regclass::text as name from pg_inherits where inhparent = $1::regclass"
 )

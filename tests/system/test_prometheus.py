@@ -22,7 +22,7 @@ from tests.system.service import Service
 # Alone: a test beside it that writes much would make the alarm about the disk ring.
 pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(240)]
 
-QUICK: dict[str, Any] = {"wait_s_max": 0.5, "hold_probe_s": 0.3, "schema_check_s": 0.3}
+QUICK: dict[str, Any] = {"wait_s_max": 0.5, "schema_check_s": 0.3}
 IN_PARTITIONS: dict[str, Any] = {"partition_span": "day", "housekeeping_pause_s": 1}
 LOAD_S = 15
 FIRST_US = 1_760_000_000_000_000

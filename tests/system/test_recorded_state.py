@@ -277,7 +277,7 @@ async def test_recorded_folder_of_up_is_taken_over(
 ) -> None:
     """What `serve` had left, and what `up` has taken, comes from the stream into the table."""
     state_dir = copied(HERE / f"up-{UP}", open_tmp_path / "state")
-    settings = {"rollups": True, "housekeeping": False, "partition_late_days_max": 20_000}
+    settings = {"rollups": True, "housekeeping": False, "late_days_max": 20_000}
     async with Running(REPOSITORY, state_dir, database_url, settings, "up") as up:
         wanted = [*left["table"], *left["stream"]]
         async with asyncio.timeout(20):

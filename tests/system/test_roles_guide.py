@@ -59,7 +59,7 @@ class Machines(Recipe):
         home = self.homes[host]
         self._count += 1
         log = self.folder / f"{host}-{self._count}.log"
-        words = (str(find_program("")), "-c", "nats.conf")
+        words = (str(find_program()), "-c", "nats.conf")
         self.servers[host] = await self._ending.enter_async_context(
             running(log, *words, env={}, folder=home)
         )
@@ -152,7 +152,7 @@ async def test_roles_and_servers_talk_by_tls(open_tmp_path: Path) -> None:
             text = (home / "passwords.conf").read_text()
             (home / "passwords.conf").write_text(text.replace("choose-a-fourth", "a-fifth"))
             pid = place.servers[host].process.pid
-            run(f"{find_program('')} --signal reload={pid}", home)
+            run(f"{find_program()} --signal reload={pid}", home)
         for each in place.servers.values():
             await each.line_with("Reloaded server configuration")
         assert "as they must be" in await place.done(

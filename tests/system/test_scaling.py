@@ -103,7 +103,7 @@ async def test_recipe_of_three_machines_works_and_survives_one(open_tmp_path: Pa
         servers = {}
         for host in HOSTS:
             log = open_tmp_path / f"{host}.log"
-            words = (str(find_program("")), "-c", str(recipe.config(host)))
+            words = (str(find_program()), "-c", str(recipe.config(host)))
             servers[host] = await ending.enter_async_context(running(log, *words, env={}))
         for each in servers.values():
             await each.line_with("Server is ready")

@@ -17,7 +17,7 @@ from tests.system.database import PASSWORD, Database
 from tests.system.fleet import FIRST_US, reading
 from tests.system.service import Service
 
-QUICK: dict[str, Any] = {"wait_s_max": 0.2, "hold_probe_s": 0.2, "schema_check_s": 0.2}
+QUICK: dict[str, Any] = {"wait_s_max": 0.2, "schema_check_s": 0.2}
 
 
 async def test_outage_with_restart_costs_no_post(open_tmp_path: Path, free_port: int) -> None:

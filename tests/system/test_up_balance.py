@@ -58,7 +58,6 @@ async def test_purged_stream_is_an_imbalance_and_a_killed_writer_is_none(
     settings: dict[str, Any] = {
         "database_url": readings_url,
         "database_unsafe": True,
-        "hold_probe_s": 0.3,
     }
     async with Up(open_tmp_path / "s", gateways=2, writers=1, **settings) as service:
         assert (await service.post(reading(1_750_000_000_000))).status == 202

@@ -29,8 +29,6 @@ from tests.system.test_database_faults import QUICK
 
 HASTY: dict[str, Any] = {
     "connect_s_max": 1,
-    "lock_s_max": 0.4,
-    "statement_s_max": 0.6,
     "command_s_max": 1,
     "drain_s_max": 1.2,
 }

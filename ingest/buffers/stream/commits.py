@@ -27,7 +27,7 @@ from ingest.system.clock import monotonic_s
 ANSWER_S_MAX = 2.0  # until a writer says whether it stores now
 KNOWN_S = 1.0
 _DETAILS = {
-    "database_away": "no writer can reach the database now; nothing of the post is kept",
+    "database_away": "no writer stores in the database in time now; nothing of the post is kept",
     "database_on_hold": "nothing of the post is kept",
     "broker_away": BrokerAway.detail,
 }

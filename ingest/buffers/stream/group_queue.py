@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
-from ingest.broker.publishing import NO_HEADERS
+from ingest.broker.publishing import NO_HEADERS, Publisher
 from ingest.broker.roles import AWAITED
 from ingest.buffers.stream.commits import Commits
 from ingest.buffers.stream.group import Group
@@ -26,6 +26,8 @@ from ingest.model.errors import BrokerAway, BrokerOutcomeUnknown, NotKept
 from ingest.system.clock import monotonic_s
 from ingest.system.logs import Occasionally, get_logger
 
+GROUP_BYTES_MAX = 256 * 1024  # a gateway puts so much into one message
+GROUPS_IN_FLIGHT = 2  # one is on its way while the next one is stored; more were not faster
 AGAIN_S = 0.5  # before a group that was promised is published once more
 LEFT_S_MIN = 0.1  # with less time left a durable group is not published: it would be in doubt
 WARNING_S = 60.0
@@ -33,20 +35,6 @@ _STOPPED = "the gateway stopped before the broker had answered"
 _TOO_LATE = "the messages before it took too long"
 
 _log = get_logger("broker")
-
-
-class Publishes(Protocol):
-    """Publishes messages; see broker/publishing.py."""
-
-    def publish(
-        self,
-        message_id: str,
-        payload: bytes,
-        within_s: float | None = None,
-        *,
-        headers: Mapping[str, str] = NO_HEADERS,
-    ) -> asyncio.Future[Any]:
-        """Return a future that ends when the stream has the message; it raises NotKept."""
 
 
 class GroupQueue:
@@ -57,13 +45,13 @@ class GroupQueue:
 
     def __init__(
         self,
-        publisher: Publishes,
+        publisher: Publisher,
         ended: Callable[[Group, NotKept | None], None],
         *,
         life: str,
         groups_in_flight: int,
         wait_s_max: float,
-        commits: Commits | None = None,
+        commits: Commits,
     ) -> None:
         self.groups: OrderedDict[Group, None] = OrderedDict()  # in the order of their begin
         self.refused: NotKept | None = None  # why the last message was not kept
@@ -126,7 +114,7 @@ class GroupQueue:
             self._number += 1
             block.sequence = self._number
             group.message_id = f"{self._life}-{self._number}"
-        if group.awaited and self._commits is not None:
+        if group.awaited:
             self._commits.expect(group.message_id, group.awaited)
         try:
             under_way = self._publisher.publish(

@@ -17,11 +17,11 @@ from collections import deque
 from collections.abc import Awaitable, Sequence
 from copy import copy
 
+from ingest.broker.publishing import Publisher
 from ingest.buffers.bounded_memory import COMPLETED, BoundedMemory
 from ingest.buffers.stream.commits import Awaited, Commits
 from ingest.buffers.stream.group import Group, Publishing
-from ingest.buffers.stream.group_queue import GroupQueue, Publishes
-from ingest.buffers.stream.reservation import StreamReservation
+from ingest.buffers.stream.group_queue import GroupQueue
 from ingest.buffers.waiting import WaitingPosts
 from ingest.model.block import Block
 from ingest.model.errors import NotKept
@@ -37,7 +37,7 @@ class StreamInlet:
 
     def __init__(
         self,
-        publisher: Publishes,
+        publisher: Publisher,
         ledger: Ledger,
         *,
         life: str,
@@ -48,7 +48,7 @@ class StreamInlet:
         group_bytes_max: int,
         groups_in_flight: int,
         wait_s_max: float,
-        commits: Commits | None = None,
+        commits: Commits,
     ) -> None:
         self._commits = commits
         self._ledger = ledger
@@ -92,13 +92,13 @@ class StreamInlet:
         self, rows: int, size_bytes: int, *, awaited: bool = False, sender: str = ""
     ) -> Reservation:
         """Wait for room: see ports.Inlet. Raises BufferFull, Stopping, and CommitRefused."""
-        if awaited and self._commits is not None:
+        if awaited:
             await self._commits.require_writer()
         return await self._waiting.wait(rows, size_bytes, self._place, sender=sender)
 
     def reserve_all(self, sizes: Sizes, *, awaited: bool = False) -> list[Reservation] | None:
         """Reserve room for all blocks of a post at once: see ports.PostInlet, and `reserve`."""
-        if awaited and self._commits is not None and not self._commits.are_taken():
+        if awaited and not self._commits.are_taken():
             return None
         return self._waiting.place_all(sizes, self._place)
 
@@ -233,3 +233,28 @@ class StreamInlet:
     def settle(self, blocks: Sequence[Block]) -> None:
         """Forget blocks that were taken: they are kept elsewhere now, or lost."""
         self._rows_left -= sum(block.rows for block in blocks)
+
+
+class StreamReservation:
+    """Room for one block. Put the block, or release the room."""
+
+    __slots__ = ("_inlet", "_rows", "_size_bytes")
+
+    def __init__(self, inlet: StreamInlet, rows: int, size_bytes: int) -> None:
+        self._inlet: StreamInlet | None = inlet
+        self._rows = rows
+        self._size_bytes = size_bytes
+
+    def put(self, block: Block, *, durable: bool = True) -> Awaitable[None]:
+        """Hand the block over. If it is `durable`, await the message that has it."""
+        inlet, self._inlet = self._inlet, None
+        assert inlet is not None, "a reservation is used once"
+        assert block.rows <= self._rows, "more rows than reserved"
+        assert len(block.tuples) <= self._size_bytes, "more bytes than reserved"
+        return inlet.put(block, self._rows, self._size_bytes, durable=durable)
+
+    def release(self) -> None:
+        """Give the room back. Does nothing after `put`, or when called again."""
+        inlet, self._inlet = self._inlet, None
+        if inlet is not None:
+            inlet.memory.free(self._rows, self._size_bytes)

@@ -15,9 +15,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Protocol
 
-from ingest.broker.pulling import Delivery
+from ingest.broker.pulling import Delivery, Puller
 from ingest.buffers.frames import HEAD_BYTES
 from ingest.buffers.memory import MemoryBuffer
 from ingest.buffers.stream.messages import NotOurs, decode_message
@@ -27,22 +26,6 @@ from ingest.model.ledger import Ledger
 from ingest.model.metrics import Metric, Metrics
 from ingest.model.ports import BufferStats, Reservation, Told
 from ingest.system.clock import sleep_unless
-
-
-class Pulls(Protocol):
-    """Pulls messages; see broker/pulling.py."""
-
-    wanted: asyncio.Event
-
-    def done(self, deliveries: Iterable[Delivery]) -> None:
-        """Acknowledge: these never come again."""
-
-    def working(self, deliveries: Iterable[Delivery]) -> None:
-        """Say that we still have them."""
-
-    def give_back(self, deliveries: Iterable[Delivery], after_s: float = 0.0) -> None:
-        """Let another reader have them, at once or after a while."""
-
 
 # Until then our pull request has ended with our connection. Without the pause a message would come
 # back by it, again and again, and then wait until the broker gives it up.
@@ -63,7 +46,7 @@ class StreamOutlet:
         self,
         ledger: Ledger,
         foreign: OnForeign,
-        outcome: OnOutcome = lambda _id, _ack: None,
+        outcome: OnOutcome,
         *,
         rows_max: int,
         bytes_max: int,
@@ -76,14 +59,14 @@ class StreamOutlet:
             rows_max=rows_max, bytes_max=bytes_max, put_wait_s_max=put_wait_s_max
         )
         self.redeliveries = 0  # messages that had been delivered before
-        self._puller: Pulls | None = None
+        self._puller: Puller | None = None
         self._deliveries: dict[Block, Delivery] = {}
         # By place and head: in a stream that was made anew another message has the same place.
         self._blocks: dict[tuple[int, bytes], Block] = {}
         self._rows_of_messages = 0
         self._is_leaving = False
 
-    def pull_from(self, puller: Pulls) -> None:
+    def pull_from(self, puller: Puller) -> None:
         """Begin to take messages. The puller gives them to `deliver`."""
         self._puller = puller
         self._want()

@@ -1,7 +1,8 @@
 """A curve of one series from its rollups, with the readings of the hours that have none.
 
 Promises: it equals the curve of the readings, but for late ones that wait for the next run of the
-housekeeping. Then the past costs a row a day or an hour, and no reading.
+housekeeping, and late ones of times that have left the table. Then the past costs a row a day or
+an hour, and no reading.
 Does not: answer steps that are not whole hours. The driver's errors pass through.
 """
 

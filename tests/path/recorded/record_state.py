@@ -34,8 +34,6 @@ REFUSED_VALUE = 666.0
 QUICK: dict[str, Any] = {
     "wait_s_max": 0.2,
     "schema_check_s": 0.2,
-    "lock_s_max": 0.2,
-    "statement_s_max": 0.4,
     "command_s_max": 0.6,
     "drain_s_max": 1,
     "journal_segment_bytes": 4_096,

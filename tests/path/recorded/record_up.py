@@ -31,7 +31,7 @@ from tests.path.recorded.service import Running, command
 
 DAY_US = 86_400_000_000
 DAYS = 4
-LATE: dict[str, Any] = {"partition_late_days_max": 20_000, "rollups": True}
+LATE: dict[str, Any] = {"rollups": True}
 # A dump names the version of its server and a key against a hostile one: psql's own commands.
 _OF_PSQL = re.compile(r"^(\\|-- Dumped ).*\n", re.MULTILINE)
 

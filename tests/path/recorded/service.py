@@ -18,9 +18,11 @@ from typing import Any, NamedTuple
 import asyncpg
 
 from tests.path.recorded.exchange import Case, exchange
+from tests.support import constants
 from tests.support.processes import output_of
 
 START_S_MAX = 40.0
+REPOSITORY = Path(__file__).parents[3]
 TOKEN = "recorded-token-of-the-tests"
 
 
@@ -70,14 +72,18 @@ class Running:
     async def start(self) -> None:
         """Start it and wait until it has published its addresses."""
         flags: list[str] = []
-        for name, value in self._settings.items():
+        settings, smaller = self._settings, dict[str, Any]()
+        if self._checkout == REPOSITORY:  # an older checkout has settings for them
+            settings, smaller = constants.split(settings)
+        program = constants.PROGRAM if smaller else ("-m", "ingest")
+        for name, value in settings.items():
             shown = str(value).lower() if isinstance(value, bool) else str(value)
             flags += ["--" + name.replace("_", "-"), shown] if shown else []
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: ASYNC220  it does not wait
-                [sys.executable, "-m", "ingest", self._command, *flags],
+                [sys.executable, *program, self._command, *flags],
                 cwd=self._checkout,
-                env=environment(self._checkout),
+                env={**environment(self._checkout), **constants.variables(smaller)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -30,7 +30,6 @@ class Rig:
         self.disk = FakeDisk()
         self.letters = DeadLetterStats()
         settings = Settings(
-            full_s_min=5,
             disk_free_bytes_min=1000,
             journal_bytes_max=1_000_000,
             dlq_bytes_max=1_000_000,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from ingest.app.stream_writer import StreamWriter
 from ingest.broker.envelope import Address
 from ingest.cli import gateway, role, writer
 from ingest.config.settings import Settings
-from ingest.model.errors import ConfigError, StartError
+from ingest.model.errors import StartError
 
 BROKER = Address(("nats://127.0.0.1:1",), "", "")
 # Parts that several roles share look at these, and come to nothing by them.
@@ -42,7 +42,7 @@ def compose(made: type[Gateway] | type[StreamWriter], settings: Any) -> Gateway 
 @pytest.mark.parametrize(
     ("made", "unused", "read"),
     [
-        (Gateway, gateway.UNUSED, ("listen", "body_bytes_max", "publish_wait_s_max")),
+        (Gateway, gateway.UNUSED, ("listen", "body_bytes_max")),
         (StreamWriter, writer.UNUSED, ("database_url", "writers", "stream_keep_s")),
     ],
 )
@@ -61,17 +61,11 @@ async def test_help_of_a_role_hides_no_setting_that_it_reads(
 
 @pytest.mark.parametrize("role_name", ["gateway", "writer"])
 def test_role_alone_says_what_it_misses(role_name: str) -> None:
-    """A gateway checks its waits too: `ingest up` does it for those that it leads."""
+    """A role that runs alone needs a broker."""
     settings = Settings(
         broker_url="nats://127.0.0.1:1", database_url="postgresql://127.0.0.1:1/none"
     )
     assert alone(settings, role_name).broker.servers == BROKER.servers
-    longer = replace(settings, put_wait_s_max=60)
-    if role_name == "gateway":
-        with pytest.raises(ConfigError, match="must not exceed"):
-            alone(longer, role_name)
-    else:
-        alone(longer, role_name)
     with pytest.raises(StartError, match="broker_url"):
         alone(Settings(), role_name)
 

@@ -33,21 +33,22 @@ NONE = StreamState(
 SOME = NONE._replace(
     first=21, last=100, messages=80, deliveries=60, delivered_to=60, done_to=50, waiting=40
 )._replace(pending=10)
+NOWHERE = PublishedPlaces()
 MARK = StreamMark("monday", 20, 50, acknowledged_to=100, delivered_to=60, deliveries=60)
 
 
 def seen(
     *looks: StreamState | None,
-    published: PublishedPlaces = PublishedPlaces(),  # noqa: B008  immutable
+    places: PublishedPlaces = NOWHERE,
 ) -> Removal | None:
     """Return what the last two looks have found; nothing was found before."""
-    check = RemovalCheck()
+    check = RemovalCheck(StreamMark())
     for each in looks[:-1]:
-        assert check.see(each, published=published) is None
+        assert check.see(each, places) is None
     assert check.suspects, "it asks for a second look"
-    found = check.see(looks[-1], published=published)
+    found = check.see(looks[-1], places)
     assert not check.suspects
-    assert check.see(looks[-1], published=published) is None, "once"
+    assert check.see(looks[-1], places) is None, "once"
     return found
 
 
@@ -57,7 +58,7 @@ def test_stream_that_is_gone_is_found_with_what_was_not_done() -> None:
     assert found is not None
     assert (found.what, found.messages) == ("the stream is gone", 50)
     new = NONE._replace(made="tuesday")
-    found = seen(SOME, new, new, published=PublishedPlaces(107))
+    found = seen(SOME, new, new, places=PublishedPlaces(107))
     assert found is not None
     assert ("there is a new one" in found.what, found.messages) == (True, 57)
 
@@ -77,51 +78,51 @@ def test_restored_stream_has_lost_what_is_behind_its_end(last: int, lost: int) -
     found = seen(SOME, now, now)
     assert found is not None
     assert found.messages == lost
-    assert RemovalCheck(MARK).see(now._replace(replicas=1)) == found._replace(
-        what=f"the stream ends at {last}; messages up to 100 were acknowledged"
-    )
+    assert RemovalCheck(MARK).see(now._replace(replicas=1), NOWHERE) == found
 
 
 def test_place_that_is_given_again_shows_a_loss_that_new_messages_hide() -> None:
     """A stream of one copy ended at 70, and is longer than before at the next look."""
-    check = RemovalCheck()
+    check = RemovalCheck(StreamMark())
     now = SOME._replace(last=120)
-    assert check.see(SOME, published=PublishedPlaces(98)) is None
-    found = check.see(now, published=PublishedPlaces(73, 71, 98))
+    assert check.see(SOME, PublishedPlaces(98)) is None
+    found = check.see(now, PublishedPlaces(73, 71, 98))
     assert found is not None
     assert (found.messages, found.ends_early) == (30, True)
-    assert check.see(now, published=PublishedPlaces(120, 71, 98)) is None, "once"
-    copies = RemovalCheck()
-    copies.see(SOME._replace(replicas=3), published=PublishedPlaces(98))
+    assert check.see(now, PublishedPlaces(120, 71, 98)) is None, "once"
+    copies = RemovalCheck(StreamMark())
+    copies.see(SOME._replace(replicas=3), PublishedPlaces(98))
     other, again = now._replace(made="tuesday"), PublishedPlaces(98, 1, 98)
-    assert "there is a new one" in seen(SOME, other, other, published=again).what  # type: ignore[union-attr]
+    assert "there is a new one" in seen(SOME, other, other, places=again).what  # type: ignore[union-attr]
     answers = PublishedPlaces(98, 98, 99)  # of two leaders, in another order
-    assert copies.see(now._replace(replicas=3), published=answers) is None
+    assert copies.see(now._replace(replicas=3), answers) is None
 
 
 def test_place_that_is_given_again_after_the_loss_was_seen_is_none_of_its_own() -> None:
     """The look was before the first new message."""
-    check = RemovalCheck()
-    check.see(SOME, published=PublishedPlaces(100))
-    assert check.see(SOME._replace(last=70), published=PublishedPlaces(100)) is not None
-    assert check.see(SOME._replace(last=75), published=PublishedPlaces(75, 71, 100)) is None
+    check = RemovalCheck(StreamMark())
+    check.see(SOME, PublishedPlaces(100))
+    assert check.see(SOME._replace(last=70), PublishedPlaces(100)) is not None
+    assert check.see(SOME._replace(last=75), PublishedPlaces(75, 71, 100)) is None
 
 
 def test_mark_shows_what_was_removed_while_nobody_looked() -> None:
     """The stream is another one, or begins behind what our purge has removed."""
     other = NONE._replace(made="tuesday")
-    assert RemovalCheck(MARK._replace(done_to=100)).see(other) is None, "nothing is lost"
-    assert RemovalCheck().see(other) is None, "it was never noted"
+    assert RemovalCheck(MARK._replace(done_to=100)).see(other, NOWHERE) is None, "nothing is lost"
+    assert RemovalCheck(StreamMark()).see(other, NOWHERE) is None, "it was never noted"
     for now, lost in ((other, 50), (None, 50), (SOME._replace(first=91), 40)):
         check = RemovalCheck(MARK)
-        assert check.see(now) is None
-        found = check.see(now)
+        assert check.see(now, NOWHERE) is None
+        found = check.see(now, NOWHERE)
         assert found is not None
         assert (found.messages, found.ends_early) == (lost, False)
-        assert [check.see(now) for _ in range(3)] == [None] * 3, "once, also without a stream"
+        assert [check.see(now, NOWHERE) for _ in range(3)] == [None] * 3, (
+            "once, also without a stream"
+        )
     for mark in (MARK, MARK._replace(purged_to=-1, done_to=10)):
         check = RemovalCheck(mark)
-        assert check.see(SOME) is None
+        assert check.see(SOME, NOWHERE) is None
         assert not check.suspects
 
 
@@ -135,11 +136,11 @@ def test_writers_elsewhere_may_have_removed_what_a_mark_does_not_know() -> None:
     ):
         check = RemovalCheck(MARK._replace(deliveries=noted))
         now = SOME._replace(first=91, deliveries=deliveries)
-        assert check.see(now) is None
-        found = check.see(now)
+        assert check.see(now, NOWHERE) is None
+        found = check.see(now, NOWHERE)
         assert (None if found is None else found.messages) == lost
     check = RemovalCheck(MARK)
-    looks = [check.see(each) for each in (SOME, None, None, None, None)]
+    looks = [check.see(each, NOWHERE) for each in (SOME, None, None, None, None)]
     assert [each for each in looks if each] == [Removal("the stream is gone", 50)]
 
 
@@ -149,38 +150,38 @@ def test_purge_by_hand_has_removed_what_was_not_delivered() -> None:
     found = seen(SOME, now, now)
     assert found is not None
     assert found.messages == 30
-    check = RemovalCheck()
-    check.see(SOME)
-    assert check.see(now._replace(deliveries=90)) is None, "all was delivered"
+    check = RemovalCheck(StreamMark())
+    check.see(SOME, NOWHERE)
+    assert check.see(now._replace(deliveries=90), NOWHERE) is None, "all was delivered"
     assert not check.suspects
 
 
 def test_killed_server_forgets_deliveries_and_no_message() -> None:
     """Then a step of less than the most pending messages says nothing."""
-    check = RemovalCheck()
-    check.see(SOME)
+    check = RemovalCheck(StreamMark())
+    check.see(SOME, NOWHERE)
     now = SOME._replace(first=91, delivered_to=90, done_to=90, pending=0)
-    assert check.see(now, reconnected=True) is None
+    assert check.see(now, NOWHERE, reconnected=True) is None
     assert not check.suspects
     far = now._replace(first=2_000, last=3_000, delivered_to=1_999)
-    assert check.see(far, reconnected=True) is None
+    assert check.see(far, NOWHERE, reconnected=True) is None
     assert check.suspects
 
 
 def test_one_strange_answer_is_no_loss() -> None:
     """A server that was cut off from the others gives an old answer once."""
-    check = RemovalCheck()
+    check = RemovalCheck(StreamMark())
     several = SOME._replace(replicas=3)
-    check.see(several)
-    assert check.see(several._replace(last=90)) is None
-    assert check.see(several._replace(last=110)) is None
+    check.see(several, NOWHERE)
+    assert check.see(several._replace(last=90), NOWHERE) is None
+    assert check.see(several._replace(last=110), NOWHERE) is None
     assert not check.suspects
 
 
 @given(st.lists(st.sampled_from(["publish", "deliver", "again", "done", "purge", "look"])))
 def test_nothing_is_found_while_only_we_purge(events: list[str]) -> None:
     """Whatever the order, with deliveries that come again."""
-    check = RemovalCheck()
+    check = RemovalCheck(StreamMark())
     now = NONE
     for event in events:
         if event == "publish":
@@ -194,5 +195,5 @@ def test_nothing_is_found_while_only_we_purge(events: list[str]) -> None:
         elif event == "purge":
             now = now._replace(first=now.done_to + 1)
         elif event == "look":
-            assert check.see(now, published=PublishedPlaces(now.last)) is None
+            assert check.see(now, PublishedPlaces(now.last)) is None
             assert not check.suspects

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from ingest.broker.manage import Found
-from ingest.broker.stream_state import StreamState, state_of
-from ingest.broker.undone import LOOKS_MAX, Undone
+from ingest.broker.stream_state import LOOKS_MAX, StreamState, Undone, state_of
 
 EMPTY: dict[str, Any] = {
     "config": {},

@@ -42,10 +42,15 @@ def make_message(rows: int) -> bytes:
 def make_outlet() -> tuple[StreamOutlet, Pulls]:
     """Return an outlet with room, and what it pulls from."""
     outlet = StreamOutlet(
-        Ledger(), lambda _, why: None, rows_max=1_000, bytes_max=10**6, put_wait_s_max=1
+        Ledger(),
+        lambda _, why: None,
+        lambda _, ack: None,
+        rows_max=1_000,
+        bytes_max=10**6,
+        put_wait_s_max=1,
     )
     pulls = Pulls()
-    outlet.pull_from(pulls)
+    outlet.pull_from(pulls)  # type: ignore[arg-type]
     return outlet, pulls
 
 

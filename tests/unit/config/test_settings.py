@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ingest.config.loading import check_together, check_waits, load
+from ingest.config.loading import check_together, load
 from ingest.config.settings import ROW_BYTES_MAX, Settings
 from ingest.config.values import MIB, checked, env_name, unit
 from ingest.model.errors import ConfigError
@@ -42,7 +42,6 @@ def test_defaults_are_those_of_the_contract() -> None:
         "buffer_rows_max": 200_000,
         "buffer_bytes_max": 67_108_864,
         "post_rows_max": 5_000,
-        "put_wait_s_max": 1.0,
         "batch_rows": 100,
         "batch_rows_max": 20_000,  # DESIGN.md 48
         "batch_linger_s": 0.02,
@@ -53,25 +52,16 @@ def test_defaults_are_those_of_the_contract() -> None:
         "ack_wait_s_max": 10.0,
         "drain_s_max": 20.0,
         "connections_max": 20_000,
-        "header_s_max": 10.0,
         "body_s_max": 10.0,
         "keepalive_s_max": 75.0,
         "dlq_bytes_max": 1_073_741_824,
-        "dlq_segment_bytes": 67_108_864,
         "dlq_auto_replay": True,
         "listen": "127.0.0.1:8080",
         "admin_listen": "127.0.0.1:8081",
         "ts_min": "2000-01-01T00:00:00Z",
         "ts_ahead_s_max": 86_400.0,
         "schema_check_s": 10.0,
-        "hold_probe_s": 5.0,
-        "wait_s_min": 0.1,
         "wait_s_max": 10.0,
-        "retry_s_max": 30.0,
-        "unknown_tries_max": 5,
-        "breaker_window_rows": 1_000,
-        "breaker_rows_max": 200,
-        "full_s_min": 5.0,
     }
     settings = load(environ={}).settings
     assert {name: getattr(settings, name) for name in contract} == contract
@@ -270,11 +260,7 @@ def test_choice_is_read_in_any_case_and_kept_in_ours() -> None:
         ("body_bytes_max", "8MiB", "inflated_bytes_max", "4MiB"),
         ("body_bytes_max", "1MiB", "receiver_bytes_max", "64KiB"),
         ("inflated_bytes_max", "65MiB", "buffer_bytes_max", "64MiB"),
-        ("lock_s_max", "10", "statement_s_max", "10"),
-        ("statement_s_max", "15", "command_s_max", "15"),
         ("command_s_max", "20", "drain_s_max", "20"),
-        ("wait_s_min", "11", "wait_s_max", "10"),
-        ("breaker_rows_max", "20", "breaker_window_rows", "10"),
     ],
 )
 def test_bounds_between_settings_name_both_with_origin(
@@ -298,20 +284,6 @@ def test_post_with_the_longest_names_fits_the_buffer() -> None:
     assert ROW_BYTES_MAX == ROW_BYTES_MIN + 2 * NAME_BYTES_MAX
 
 
-@pytest.mark.parametrize("queue", ["dlq", "journal"])
-def test_file_of_a_queue_is_a_quarter_of_it_at_most(queue: str) -> None:
-    """A cap below four segments is an error that names both settings."""
-    segment, whole = f"{queue}_segment_bytes", f"{queue}_bytes_max"
-    said = refusal(environ={env_name(whole): "255MiB"})
-    assert said == (
-        f"setting {segment} (64 MiB, default) must not exceed a quarter of "
-        f"{whole} (255 MiB, {env_name(whole)}): whole files are removed"
-    )
-    flags = {whole: "64MiB", segment: "16MiB"}
-    fits = load(environ={}, flags=flags).settings
-    assert getattr(fits, whole) == 4 * getattr(fits, segment)
-
-
 def test_no_drain_at_all_is_allowed() -> None:
     """drain_s_max = 0 is allowed, although it is shorter than a write."""
     assert load(environ={}, flags={"drain_s_max": "0"}).settings.drain_s_max == 0
@@ -323,24 +295,6 @@ def test_one_address_for_both_listeners_is_refused_unless_the_port_is_free_choic
     assert "listen (127.0.0.1:8081, --listen) must differ from admin_listen" in said
     both = {"listen": "127.0.0.1:0", "admin_listen": "127.0.0.1:0"}
     assert load(environ={}, flags=both).settings.listen == "127.0.0.1:0"
-
-
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        ({"line_rows_max": "100001"}, r"half of buffer_rows_max \(200,000 rows, default\)"),
-        ({"line_bytes_max": "17MiB"}, r"a quarter of receiver_bytes_max \(64 MiB, default\)"),
-        (
-            {"line_bytes_max": "33MiB", "receiver_bytes_max": "1GiB"},
-            r"half of buffer_bytes_max \(64 MiB, default\)",
-        ),
-    ],
-)
-def test_post_of_lines_may_have_a_part_of_the_bounds(flags: dict[str, str], said: str) -> None:
-    """What somebody has set is never lowered in silence."""
-    with pytest.raises(ConfigError, match=rf"{next(iter(flags))} .* must not exceed {said}"):
-        load(environ={}, flags=flags)
-    load(environ={}, flags={"buffer_rows_max": "100000"})  # a default is lowered
 
 
 def test_header_of_certificates_needs_a_proxy_and_a_name_of_its_own() -> None:
@@ -382,12 +336,3 @@ def test_database_url_of_several_hosts_is_taken() -> None:
     """Several hosts, each with a port, are one allowed URL."""
     url = "postgresql://u:p@one:5432,two:5433/x"
     assert load(environ={"INGEST_DATABASE_URL": url}).settings.database_url == url
-
-
-def test_post_of_a_gateway_does_not_wait_for_room_longer_than_for_the_stream() -> None:
-    """Its message would have no time left. `serve` does not know the second of the two."""
-    check_waits(Settings())
-    longer = Settings(put_wait_s_max=12)
-    check_together(longer)
-    with pytest.raises(ConfigError, match=r"put_wait_s_max \(12 s\).*publish_wait_s_max \(10 s\)"):
-        check_waits(longer)

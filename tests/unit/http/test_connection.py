@@ -352,7 +352,7 @@ async def test_client_that_closes_its_sending_side_gets_its_answers() -> None:
 @pytest.mark.parametrize("said", [post(GOOD)[:-5], post(GOOD)[:30]], ids=["a body", "a head"])
 async def test_half_a_request_whose_client_has_closed_its_sending_side_ends(said: bytes) -> None:
     """Nothing is waited for, and nothing is kept of it."""
-    async with running_receiver(body_s_max=30, header_s_max=30) as receiver:
+    async with running_receiver(body_s_max=30) as receiver:
         client = await receiver.connect()
         await client.send(said)
         await asyncio.sleep(0.01)

@@ -195,8 +195,8 @@ async def test_limit_finds_an_idle_one_behind_many_in_work() -> None:
 
 @pytest.mark.parametrize("said", [b"", HALF, b"\r\n"])
 async def test_head_that_does_not_come_closes(said: bytes) -> None:
-    """Silence, or half a head, ends after header_s_max."""
-    async with running_receiver(header_s_max=0.2) as receiver:
+    """Silence, or half a head, ends after body_s_max."""
+    async with running_receiver(body_s_max=0.2) as receiver:
         client = await receiver.connect()
         await client.send(said)
         before_s = time.monotonic()
@@ -207,7 +207,7 @@ async def test_head_that_does_not_come_closes(said: bytes) -> None:
 @pytest.mark.parametrize("used_before", [False, True])
 async def test_head_byte_by_byte_closes_in_time(used_before: bool) -> None:
     """Each byte does not buy time; not on a kept connection either."""
-    async with running_receiver(header_s_max=0.3, keepalive_s_max=30) as receiver:
+    async with running_receiver(body_s_max=0.3, keepalive_s_max=30) as receiver:
         client = await receiver.connect()
         if used_before:
             await client.send(GET)
@@ -242,7 +242,7 @@ async def test_idle_connection_closes_after_keepalive() -> None:
 
 async def test_slow_head_within_its_time_is_served() -> None:
     """A head in two halves is a head."""
-    async with running_receiver(header_s_max=2) as receiver:
+    async with running_receiver(body_s_max=2) as receiver:
         client = await receiver.connect()
         await client.send(GET[:20])
         await asyncio.sleep(0.05)
@@ -378,7 +378,7 @@ async def test_more_connections_than_open_files_are_not_promised(
     monkeypatch.setattr("ingest.http.open_files.NEARLY_ALL", 3 / (500 - 384))
     try:
         with structlog.testing.capture_logs() as lines:
-            async with running_receiver(connections_max=20_000, header_s_max=0.1) as receiver:
+            async with running_receiver(connections_max=20_000, body_s_max=0.1) as receiver:
                 connections = receiver.endpoint._port._connections
                 assert connections is not None
                 assert connections._files.most == 500 - 384
@@ -407,7 +407,7 @@ async def test_sweep_goes_on_after_a_fault_of_ours(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(Connections, "_sweep_once", faulty)
     with structlog.testing.capture_logs() as lines:
-        async with running_receiver(header_s_max=0.1) as receiver:
+        async with running_receiver(body_s_max=0.1) as receiver:
             client = await receiver.connect()
             assert await client.closed()
     told = [line for line in lines if line["event"] == "sweep_failed"]

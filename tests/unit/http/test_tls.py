@@ -83,7 +83,7 @@ async def test_broken_handshakes_are_closed(
         "plain after hello": first + b"GET / HTTP/1.1\r\n\r\n",
     }[what]
     with structlog.testing.capture_logs() as logs:
-        async with running_receiver(**tls_settings, header_s_max=0.3) as receiver:
+        async with running_receiver(**tls_settings, body_s_max=0.3) as receiver:
             client = await receiver.connect()
             await client.send(sent)
             with suppress(ConnectionError):
@@ -184,7 +184,7 @@ async def test_connection_without_a_handshake_is_closed_in_time(
     tls_settings: dict[str, Any],
 ) -> None:
     """The time for a head includes the handshake."""
-    async with running_receiver(**tls_settings, header_s_max=0.2) as receiver:
+    async with running_receiver(**tls_settings, body_s_max=0.2) as receiver:
         client = await receiver.connect()
         assert await client.closed()
 
@@ -194,7 +194,7 @@ async def test_certificate_is_read_again(tmp_path: Path) -> None:
     cert_file, key_file = make_certificate(tmp_path)
     old = trusting(cert_file)
     async with running_receiver(
-        tls_cert_file=str(cert_file), tls_key_file=str(key_file), header_s_max=0.4
+        tls_cert_file=str(cert_file), tls_key_file=str(key_file), body_s_max=0.4
     ) as receiver:
         before = await Client.connect(receiver.address, old)
         certificate = receiver.endpoint.certificate

@@ -142,7 +142,7 @@ async def test_head_without_an_end_is_431_before_it_is_large(used_before: bool) 
 async def test_endless_head_of_a_client_that_does_not_read_leaves_no_connection() -> None:
     """Its answer can never be sent, so a polite close would never end."""
     loop = asyncio.get_running_loop()
-    async with running_receiver(header_s_max=0.5, keepalive_s_max=0.5) as receiver:
+    async with running_receiver(body_s_max=0.5, keepalive_s_max=0.5) as receiver:
         connections = receiver.endpoint._port._connections
         assert connections is not None
         host, _, port = receiver.address.rpartition(":")

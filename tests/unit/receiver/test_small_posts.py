@@ -12,6 +12,7 @@ from ingest.config.settings import Settings
 from ingest.model.block import Block
 from ingest.model.errors import JournalBroken, NotKept
 from ingest.model.ports import Told
+from tests.support import constants
 from tests.support.fakes import FakeInlet
 from tests.support.receiver import GOOD, Client, Receiver, head, post, until
 
@@ -64,7 +65,9 @@ class Held(Receiver):
 @asynccontextmanager
 async def held(**settings: Any) -> AsyncIterator[Held]:
     """Run a receiver; at its end the balance is 0, and no post is in work."""
-    receiver = Held(Settings(**settings))
+    settings, smaller = constants.split(settings)
+    with constants.constants(**smaller):
+        receiver = Held(Settings(**settings))
     receiver.address = await receiver.endpoint.start("127.0.0.1", 0)
     try:
         yield receiver

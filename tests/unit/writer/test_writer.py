@@ -165,24 +165,23 @@ async def test_rows_set_aside_by_an_append_that_lost_its_answer_are_kept_once() 
     await path.check()
 
 
-@pytest.mark.parametrize("tries_max", [1, 5])
 @pytest.mark.parametrize("retries_max", [1, 8])
 async def test_unknown_code_is_tried_a_few_times_and_then_held(
-    tries_max: int, retries_max: int
+    retries_max: int,
 ) -> None:
     """After five writes it pauses writes. Its rows are never dead-lettered."""
     script = Script(1, Verdict.UNKNOWN, sqlstate="ZZ123", forever=True, writes_only=True)
-    path = Writing(script, unknown_tries_max=tries_max, retries_max=retries_max, hold_probe_s=60)
+    path = Writing(script, retries_max=retries_max, wait_s_max=120)
     await path.post(10)
     path.start(2)
     await path.until(lambda: path.database_state.hold_reason is not None)
-    assert (script.calls, path.database_state.hold_reason) == (tries_max, script.failure().reason)
-    assert path.ledger.retries["retry"] == tries_max - 1
+    assert (script.calls, path.database_state.hold_reason) == (5, script.failure().reason)
+    assert path.ledger.retries["retry"] == 4
     assert path.ledger.retries["hold"] == 1
     assert path.ledger.held == 10
     path.database_state.nudge()
     await path.until(lambda: path.ledger.retries["hold"] == 2)
-    assert script.calls == tries_max + 1, "on hold one try a probe"
+    assert script.calls == 6, "on hold one try a probe"
     script.heal()
     path.database_state.nudge()
     await path.until(path.resolved)
@@ -194,7 +193,7 @@ async def test_unknown_code_is_tried_a_few_times_and_then_held(
 async def test_hold_is_probed_with_one_batch_by_one_writer() -> None:
     """Each probe is one connection check and one batch. The rest stays in the buffer."""
     script = Script(1, Verdict.HOLD, sqlstate="42P01", forever=True, writes_only=True)
-    path = Writing(script, batch_rows_max=20, hold_probe_s=0.005)
+    path = Writing(script, batch_rows_max=20, wait_s_max=0.01)
     for _ in range(10):
         await path.post(20)
     path.start(2)
@@ -218,7 +217,7 @@ async def test_hold_is_probed_with_one_batch_by_one_writer() -> None:
 
 async def test_hold_ends_though_readings_lie_where_nobody_can_read_them() -> None:
     """Readings that cannot be read back from the disk do not keep writes paused."""
-    path = Writing(hold_probe_s=0.005)
+    path = Writing(wait_s_max=0.01)
     stats = path.buffer.stats
     path.buffer.stats = lambda: stats()._replace(rows=50)  # type: ignore[method-assign]
     path.database_state.failed(WriteFailed(Verdict.HOLD, "no such table", sqlstate="42P01"))
@@ -230,7 +229,7 @@ async def test_hold_ends_though_readings_lie_where_nobody_can_read_them() -> Non
 async def test_server_that_lets_in_and_refuses_to_write_meets_slower_and_slower_probes() -> None:
     """With a full disk a connection proves nothing. So the pause grows, and the state is away."""
     script = Script(1, Verdict.WAIT, sqlstate="53100", forever=True, writes_only=True)
-    path = Writing(script, wait_s_min=0.005, wait_s_max=0.5)
+    path = Writing(script, wait_s_max=0.5)
     await path.post(5)
     states: list[str] = []
     script.hooks = dict.fromkeys(range(1, 200), lambda: states.append(path.database_state.state))
@@ -251,7 +250,7 @@ async def test_writer_that_retries_gives_its_batch_back_when_another_finds_the_s
 ):
     """While the state is not open, only the prober writes."""
     script = Script(1, Verdict.RETRY)
-    path = Writing(script, retry_s_max=60, wait_s_min=30, wait_s_max=60)
+    path = Writing(script, wait_s_max=6000)
     await path.post(10)
     path.start(1)
     await path.until(lambda: path.ledger.retries["retry"] == 1)
@@ -268,7 +267,7 @@ async def test_writer_that_retries_gives_its_batch_back_when_another_finds_the_s
 
 async def test_answer_to_an_earlier_write_does_not_open_the_state() -> None:
     """A write that began before another writer found the server gone does not open the state."""
-    path = Writing(Script(1, Verdict.RETRY), wait_s_min=60, wait_s_max=60)
+    path = Writing(Script(1, Verdict.RETRY), wait_s_max=6000)
     path.script.hooks[1] = lambda: path.database_state.failed(WriteFailed(Verdict.WAIT, "gone"))
     await path.post(10)
     path.start(1)

@@ -131,7 +131,7 @@ async def test_writer_that_cannot_connect_leaves_the_state_to_the_one_that_can()
 
 async def test_stop_waits_for_no_server_if_nothing_is_to_be_written() -> None:
     """Otherwise the pauses between probes would take most of a drain's time."""
-    path = Writing(Script(1, forever=True), wait_s_min=60, wait_s_max=60)
+    path = Writing(Script(1, forever=True), wait_s_max=6000)
     path.database_state.failed(WriteFailed(Verdict.WAIT, "gone"))
     path.start(2)
     await asyncio.sleep(0.05)

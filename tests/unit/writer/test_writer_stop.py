@@ -29,10 +29,7 @@ async def test_halted_writer_ends_within_a_write_however_long_its_pauses() -> No
     for verdict in (Verdict.WAIT, Verdict.HOLD, Verdict.RETRY):
         path = Writing(
             Script(1, verdict, forever=True),
-            retry_s_max=60,
-            wait_s_min=60,
-            wait_s_max=60,
-            hold_probe_s=60,
+            wait_s_max=6000,
         )
         await path.post(10)
         path.start(2)

@@ -12,13 +12,13 @@ archived is not dropped without that, whatever the settings are by then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from asyncpg import Connection, Record
 
 from ingest.model.errors import StartError
-from ingest.sinks.postgres.housekeeping import archived, registry, rollup_leaving, rollup_state
+from ingest.sinks.postgres.housekeeping import registry, rollup_state
 from ingest.sinks.postgres.housekeeping.keeping import Policy, due, must_confirm
 from ingest.sinks.postgres.housekeeping.plan import Step
 from ingest.sinks.postgres.housekeeping.rollup_run import Key
@@ -61,7 +61,7 @@ from pg_class c left join pg_inherits i on i.inhrelid = c.oid
   and not coalesce((to_jsonb(i) ->> 'inhdetachpending')::bool, false)
 where c.oid = any ($1::oid[])"""
 _LEFT = """
-select format('%I.%I', n.nspname, c.relname) as name, n.nspname::text as schema,
+select format('%I.%I', n.nspname, c.relname) as name,
        exists (select from pg_inherits where inhrelid = c.oid) as attached
 from pg_class c join pg_namespace n on n.oid = c.relnamespace
 where c.oid = $1::oid and c.relname = $2"""
@@ -76,7 +76,7 @@ class Retention:
     It plans the steps of kind `archive` for the job of the archive, which does them. With `rollups`
     nothing leaves before it is in them; `failed` are those that cannot be computed now, and with an
     archive they are given up. `archive_dir` is that of the policy; if there is none, it is for what
-    was begun. `stopped` ends a step early that takes long.
+    was begun.
     """
 
     kinds = frozenset({DETACH, DROP})
@@ -88,13 +88,11 @@ class Retention:
         archive_dir: str = "",
         rollups: bool = False,
         failed: Mapping[Key, str] | None = None,
-        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self._policy = policy
         self._archive_dir = archive_dir if policy is None else policy.archive_dir
         self._rollups = rollups
         self._failed = failed
-        self._stopped = stopped
 
     async def plan(self, connection: Connection, view: View) -> list[Step]:
         """Return the steps of the partitions that are old enough, the oldest first."""
@@ -229,11 +227,6 @@ class Retention:
                 raise StartError(_NO_ARCHIVE.format(step.partition, confirmed))
             raise StartError(f"{step.partition} is not in the archive yet: it is not dropped")
         span = TimeSpan(entry["from_us"], entry["to_us"])
-        if found is not None and not ended and not for_archive:
-            detached = view.target._replace(schema=found["schema"], table=step.partition)
-            await rollup_leaving.compute(
-                connection, view, entry["oid"], detached, span, stopped=self._stopped
-            )
         async with connection.transaction():
             if found is not None and not ended:
                 await _drop_table(connection, found["name"], entry["oid"], step.partition)
@@ -245,8 +238,7 @@ class Retention:
                 await registry.put(connection, kept, key, {**entry, "state": DROPPED})
             else:
                 await registry.remove(connection, kept, key)
-                is_gone = found is None or not found["attached"]
-                if is_gone and not (for_archive and await _has_files(connection, view, entry)):
+                if found is None or not found["attached"]:
                     await rollup_state.left(connection, view, span)
         if ended:
             raise StartError(ended)
@@ -259,14 +251,6 @@ async def _drop_table(connection: Connection, table: str, oid: int, name: str) -
     if found is None or found["attached"]:
         raise StartError(f"somebody has just attached or renamed {name}: the next run looks again")
     await connection.execute(f"drop table {table}")
-
-
-async def _has_files(connection: Connection, view: View, entry: dict[str, Any]) -> bool:
-    """Whether the archive has this time already: then it was a partition of late readings."""
-    return any(
-        each.from_us <= entry["from_us"] and entry["to_us"] <= each.to_us
-        for each in await archived.contents(connection, view.table)
-    )
 
 
 def _what_ended_it(name: str, found: Record | None, *, lacks: bool) -> str:

@@ -9,10 +9,10 @@ removed, in part or all.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans, tables_of
-from ingest.sinks.postgres.housekeeping.spans import literal
+from ingest.sinks.postgres.housekeeping.spans import BEGINNING_US, END_US, TimeSpan, literal
 from ingest.sinks.postgres.target import TargetTable
 
 # The parts of the hour that is being computed. Names have the default collation: so in comparisons
@@ -34,9 +34,27 @@ KEYS = "unnest($1::text[]::timestamptz[], $2::text[], $3::text[]) as k (hour, de
 IS_OF_KEYS = f"(hour, device_id, metric) in (select hour, device_id, metric from {KEYS})"  # noqa: S608
 
 
-def columns(keys: Iterable[tuple[str, str, str]]) -> list[list[str]]:
+def columns(keys: Collection[tuple[str, str, str]]) -> list[list[str]]:
     """Return the three parameters of KEYS."""
     return [[each[at] for each in keys] for at in range(3)]
+
+
+def within(spans: Iterable[TimeSpan]) -> str:
+    """Return what SQL asks of `hour`: whether it is in one of these."""
+    conditions = [
+        f"hour >= '{lower}' and hour < '{upper}'"
+        for lower, upper in zip(*bounds(spans), strict=True)
+    ]
+    return f"({' or '.join(conditions)})" if conditions else "false"
+
+
+def bounds(spans: Iterable[TimeSpan]) -> tuple[list[str], list[str]]:
+    """Return the lower and the upper bounds of spans as texts that are times for the server."""
+    lower, upper = list[str](), list[str]()
+    for each in spans:
+        lower.append("-infinity" if each.from_us == BEGINNING_US else literal(each.from_us)[1:-1])
+        upper.append("infinity" if each.to_us == END_US else literal(each.to_us)[1:-1])
+    return lower, upper
 
 
 def _sums(column: str) -> str:
@@ -78,51 +96,35 @@ def hour_of_parts(target: TargetTable, hour_us: int) -> str:
     return _stored(target, f"{parts} from {PARTS} group by device_id, metric")
 
 
-def of_keys(target: TargetTable, spans: RollupSpans, source: str = "") -> str:
+def of_keys(target: TargetTable, spans: RollupSpans) -> str:
     """Return the statement that computes series of hours: $1 hours, $2 devices, $3 metrics.
 
-    It asks for each by itself; that needs the index for devices. `source` is read in place of the
-    table, if it is not empty; it has the names of KEY.
+    It asks for each by itself; that needs the index for devices.
     """
     return _stored(
         target,
         f"""select k.hour, k.device_id, k.metric, a.* from {KEYS} cross join lateral (
-        select {_AGGREGATES} from {source or target.source} r
+        select {_AGGREGATES} from {target.source} r
         where r.device_id = k.device_id and r.metric = k.metric
         and r.ts >= k.hour and r.ts < k.hour + {_us(spans.hour_us)}) a where a.n > 0""",  # noqa: S608
-        source,
     )
 
 
-def of_keys_of_hour(target: TargetTable, spans: RollupSpans, hour_us: int, source: str = "") -> str:
+def of_keys_of_hour(target: TargetTable, spans: RollupSpans, hour_us: int) -> str:
     """Return the statement that computes series of an hour, as `of_keys`; it reads all of it."""
     return _stored(
         target,
         f"""select {literal(hour_us)}::timestamptz as hour, device_id, metric, {_AGGREGATES}
-        from {source or target.source} r join {KEYS} using (device_id, metric)
+        from {target.source} r join {KEYS} using (device_id, metric)
         where ts >= {literal(hour_us)} and ts < {literal(hour_us + spans.hour_us)}
         group by device_id, metric""",  # noqa: S608
-        source,
     )
 
 
-def of_rows(target: TargetTable, spans: RollupSpans, source: str) -> str:
-    """Return the statement that stores all hours of the table `source`, which has the names of KEY.
-
-    It needs an index for devices.
-    """
-    return _stored(
-        target,
-        f"""select date_bin({_us(spans.hour_us)}, ts, {_EPOCH}) as hour, device_id, metric,
-        {_AGGREGATES} from {source} r group by 1, 2, 3""",  # noqa: S608
-        source,
-    )
-
-
-def _stored(target: TargetTable, found: str, source: str = "") -> str:
+def _stored(target: TargetTable, found: str) -> str:
     """Store rollups of hours. The value of a time is looked up by the key, which begins with ts."""
     first, last = (
-        f"""select value from {source or target.source} r where r.ts = p.{ts}
+        f"""select value from {target.source} r where r.ts = p.{ts}
     and r.device_id = p.device_id and r.metric = p.metric order by value limit 1"""  # noqa: S608
         for ts in ("first_ts", "last_ts")
     )

@@ -1,21 +1,30 @@
 """How far the rollups of a table are, in the registry; and what retention must call.
 
+A rollup of a time that has left the table is final: its hours are frozen, whether the readings are
+in an archive, or dropped, or in a detached table on the way there. A late reading of a frozen hour
+is counted (`late_left`), and in no rollup.
 The driver's errors pass through.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from asyncpg import Connection
 
 from ingest.sinks.postgres.housekeeping import registry, rollup_sql
 from ingest.sinks.postgres.housekeeping.plan import NotYet
-from ingest.sinks.postgres.housekeeping.rollup_left import joined, overlap, whole, within
 from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans, tables_of
-from ingest.sinks.postgres.housekeeping.spans import BEGINNING_US, TimeSpan, literal
+from ingest.sinks.postgres.housekeeping.spans import (
+    BEGINNING_US,
+    TimeSpan,
+    joined,
+    literal,
+    overlap,
+    whole,
+)
 from ingest.sinks.postgres.housekeeping.view import View
 from ingest.sinks.postgres.target import TargetTable
 from ingest.system.logs import get_logger
@@ -24,6 +33,11 @@ KEY = "rollups"  # in the registry
 NOT_COMPUTED = "the rollups of this time are not computed yet"
 LATE_MISSING = "late readings of this time are not in its rollups yet"
 
+_DROPPED = "dropped"  # of retention.py: its oid means nothing any more
+_ATTACHED = """
+select inhrelid::int8 as oid from pg_inherits i where inhrelid = any ($1::oid[])
+and not coalesce((to_jsonb(i) ->> 'inhdetachpending')::bool, false)"""
+
 log = get_logger("rollups")
 
 
@@ -31,21 +45,16 @@ class Progress(NamedTuple):
     """Times in Unix microseconds.
 
     Hours before `until_us` and days before `days_until_us` are computed; None: none yet. `gone` are
-    times whose readings were removed, and not to an archive: late ones are left out. They have
-    whole hours, are apart from each other, and sorted. `off`: nothing is computed; only `gone`
-    grows.
+    times whose readings were removed, and not to an archive. They have whole hours, are apart from
+    each other, and sorted. `off`: nothing is computed; only `gone` grows. `late_left` is how many
+    late readings came when their time had left.
     """
 
     until_us: int | None = None
     days_until_us: int | None = None
     gone: tuple[TimeSpan, ...] = ()
     off: bool = False
-
-    def gone_until(self, hour_us: int) -> int | None:
-        """Return until when the rollups stay as they are from an hour on; None: they do not."""
-        at = bisect_right(self.gone, hour_us, key=lambda each: each.from_us) - 1
-        is_gone = at >= 0 and hour_us < self.gone[at].to_us
-        return self.gone[at].to_us if is_gone else None
+    late_left: int = 0
 
 
 async def progress(connection: Connection, table: str) -> Progress | None:
@@ -64,13 +73,31 @@ async def last(connection: Connection, table: str) -> Progress | None:
         before = TimeSpan(BEGINNING_US, raw_from_us)
         gone = joined([*gone, whole(before, RollupSpans().hour_us)])
     at = Progress(found.get("until_us"), found.get("days_until_us"), tuple(gone))
-    return at._replace(off=found.get("off") is True)
+    return at._replace(off=found.get("off") is True, late_left=found.get("late_left", 0))
 
 
 async def put(connection: Connection, registry_name: str, at: Progress) -> None:
     """Store how far they are, in the caller's transaction."""
     values: dict[str, Any] = at._asdict() | {"gone": [list(each) for each in at.gone]}
     await registry.put(connection, registry_name, KEY, values)
+
+
+async def frozen(connection: Connection, table: str, at: Progress) -> list[TimeSpan]:
+    """Return the hours whose rollups are final: whole, sorted, and apart from each other."""
+    entries = (await registry.entries(connection, table, registry.ARCHIVE)).values()
+    known = [each for each in entries if {"oid", "from_us", "to_us"} <= each.keys()]
+    oids = [each["oid"] for each in known if each.get("state") != _DROPPED]
+    attached = {row["oid"] for row in await connection.fetch(_ATTACHED, oids)} if oids else set()
+    left = [each for each in known if each["oid"] not in attached]
+    left += (await registry.entries(connection, table, registry.FILES)).values()
+    spans = [TimeSpan(each["from_us"], each["to_us"]) for each in left]
+    return joined([*at.gone, *(whole(each, RollupSpans().hour_us) for each in spans)])
+
+
+def frozen_until(spans: Sequence[TimeSpan], hour_us: int) -> int | None:
+    """Return until when the rollups are final from an hour on; None: they are not."""
+    at = bisect_right(spans, hour_us, key=lambda each: each.from_us) - 1
+    return spans[at].to_us if at >= 0 and hour_us < spans[at].to_us else None
 
 
 async def leave(
@@ -96,7 +123,7 @@ async def leave(
     if at.until_us is None or at.until_us < before_us:
         raise NotYet(NOT_COMPUTED)
     names = tables_of(TargetTable(schema=view.schema, table=view.name))
-    older = _older(at, TimeSpan(from_us, before_us))
+    older = _older(await frozen(connection, view.table, at), TimeSpan(from_us, before_us))
     keys = rollup_sql.columns(failed or ())
     if await connection.fetchval(
         f"select exists (select from {names.late} where {older}) "  # noqa: S608
@@ -117,7 +144,7 @@ async def leave(
 async def left(connection: Connection, view: View, span: TimeSpan) -> None:
     """Call it in the transaction in which the readings of a time are dropped without an archive.
 
-    From now on the rollups of that time stay as they are, also if they are off and on again.
+    From now on the rollups of that time are final, also if they are off and on again.
     """
     at = await last(connection, view.table)
     if at is not None:
@@ -126,10 +153,10 @@ async def left(connection: Connection, view: View, span: TimeSpan) -> None:
         await put(connection, name, at._replace(gone=tuple(gone)))
 
 
-def _older(at: Progress, span: TimeSpan) -> str:
+def _older(frozen: Sequence[TimeSpan], span: TimeSpan) -> str:
     """Return what SQL asks of `hour`: whether a rollup of it may still need readings of a time."""
-    gone = [each for each in at.gone if overlap(each, whole(span, RollupSpans().hour_us))]
-    older = f"hour < {literal(span.to_us)} and not {within(gone)}"
+    final = [each for each in frozen if overlap(each, whole(span, RollupSpans().hour_us))]
+    older = f"hour < {literal(span.to_us)} and not {rollup_sql.within(final)}"
     if span.from_us != BEGINNING_US:
         older += f" and hour > {literal(span.from_us)}::timestamptz - '1 h'::interval"
     return older

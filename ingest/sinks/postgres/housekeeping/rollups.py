@@ -2,11 +2,11 @@
 
 An hour is computed once, some time after its end. A reading that comes later is recorded by a
 trigger, in its own transaction; then its series is computed again for this hour and its day.
-Promises: what is stored equals a computation from all readings, once no late reading waits. It may
-be killed at any moment, and the next run goes on. It has no lock that a write waits for, but for a
-moment when it makes its trigger.
-Does not: notice readings that are changed or removed; rollups outlive their readings. Nor may two
-runs work at the same time: plan.py sees to that.
+Promises: what is stored equals a computation from all readings of the times that have not left the
+table, once no late reading waits. It may be killed at any moment, and the next run goes on. It has
+no lock that a write waits for, but for a moment when it makes its trigger.
+Does not: notice readings that are changed or removed; rollups outlive their readings. What has left
+is final. Nor may two runs work at the same time: plan.py sees to that.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ from asyncpg import Connection
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.housekeeping import (
     registry,
-    rollup_hours,
-    rollup_late,
-    rollup_left,
+    rollup_run,
     rollup_state,
     rollup_tables,
 )
@@ -108,7 +106,8 @@ class Rollups:
                 await rollup_tables.unmake(connection, view.oid, run.target)
                 at = await rollup_state.last(connection, view.table) or Progress()
                 # What was dropped stays known, for when they are on again.
-                await rollup_state.put(connection, run.registry, Progress(gone=at.gone, off=True))
+                off = Progress(gone=at.gone, off=True, late_left=at.late_left)
+                await rollup_state.put(connection, run.registry, off)
             return
         run.failed = self.failed
         run.failed.clear()
@@ -143,16 +142,15 @@ class Rollups:
 
     async def _due(self, run: Run, view: View) -> str:
         """Return what is to be done, in words, or nothing."""
-        run.at = await progress(run.connection, view.table) or Progress()
-        run.left = await rollup_left.left(run.connection, view.table, self._spans)
-        if await rollup_late.is_due(run):
+        await _load(run, view)
+        if await rollup_run.is_due(run):
             return "compute hours with late readings again"
         if run.at.until_us != await run.closed_us():
             return "compute the hours that have ended"
-        if rollup_hours.next_day_us(run) is not None:
+        if rollup_run.next_day_us(run) is not None:
             return "compute the days that have ended"
         from_us = self._kept_from_us(run, view)
-        if from_us is not None and await rollup_hours.has_older(run, from_us):
+        if from_us is not None and await rollup_run.has_older(run, from_us):
             return "remove rollups older than keep_rollups"
         return ""
 
@@ -179,15 +177,14 @@ class Rollups:
     async def _compute(self, run: Run, view: View) -> None:
         """Do all that is due until the time is over. Late readings come last: some may fail."""
         await self._make(run, view)
-        run.at = await progress(run.connection, view.table) or Progress()
-        run.left = await rollup_left.left(run.connection, view.table, self._spans)
-        await rollup_late.gather(run)
-        await rollup_hours.compute_hours(run)
-        await rollup_hours.compute_days(run)
+        await _load(run, view)
+        await rollup_run.gather(run)
+        await rollup_run.compute_hours(run)
+        await rollup_run.compute_days(run)
         from_us = self._kept_from_us(run, view)
         if from_us is not None:
-            await rollup_hours.remove(run, from_us)
-        await rollup_late.compute(run)
+            await rollup_run.remove(run, from_us)
+        await rollup_run.compute(run)
 
     async def _make(self, run: Run, view: View) -> None:
         """Make the tables and the trigger if need be: then all hours are computed anew.
@@ -200,7 +197,7 @@ class Rollups:
             owner = "" if view.role == view.owner else view.owner
             await rollup_tables.make(connection, oid, run.target, self._spans, owner)
             at = await rollup_state.last(connection, view.table) or Progress()
-            await run.put(Progress(gone=at.gone))
+            await run.put(Progress(gone=at.gone, late_left=at.late_left))
 
         if not await rollup_tables.is_made(connection, oid, run.target, self._spans):
             await change_alone(
@@ -213,6 +210,12 @@ class Rollups:
                 mode="share row exclusive",
             )
         await rollup_tables.grant_to_readers(connection, oid, run.target, run.registry)
+
+
+async def _load(run: Run, view: View) -> None:
+    """Read how far the rollups are, and which are final."""
+    run.at = await progress(run.connection, view.table) or Progress()
+    run.frozen = await rollup_state.frozen(run.connection, view.table, run.at)
 
 
 def _is_not_owner(view: View) -> bool:

@@ -14,11 +14,10 @@ from asyncpg import Connection
 
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.connection import Timeouts
-from ingest.sinks.postgres.housekeeping import plan, retention, rollup_left, versions
+from ingest.sinks.postgres.housekeeping import plan, retention, versions
 from ingest.sinks.postgres.housekeeping.opening import opened
 from ingest.sinks.postgres.housekeeping.plan import Did, Job, OtherRun, Step
 from ingest.sinks.postgres.housekeeping.rollup_state import Progress, progress
-from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans
 from ingest.sinks.postgres.housekeeping.versions import SchemaState
 from ingest.sinks.postgres.housekeeping.view import View, look_at, oldest_us
 from ingest.sinks.postgres.target import READINGS, TargetTable
@@ -32,8 +31,7 @@ RUN_S = 900.0  # after it a run begins no further step
 class Report(NamedTuple):
     """The table at the end, the time of its oldest reading, what is due, and what was done.
 
-    `rollups` is how far they are, or None; `lacking` are the starts of archived days whose rollups
-    lack late readings. `other_run`: nothing was done, because another run is
+    `rollups` is how far they are, or None. `other_run`: nothing was done, because another run is
     under way. `schema` is the version of what was found; if it refuses, nothing was done either.
     `has_more`: the run has ended early, and no step has failed: the next one may begin at once.
     `hidden` are the partitions of retention.hidden.
@@ -46,7 +44,6 @@ class Report(NamedTuple):
     rollups: Progress | None = None
     other_run: bool = False
     schema: SchemaState = SchemaState(None)
-    lacking: Sequence[int] = ()
     has_more: bool = False
     hidden: Sequence[str] = ()
 
@@ -124,10 +121,6 @@ async def run_all(
 async def _report(connection: Connection, view: View, jobs: Sequence[Job]) -> Report:
     """Return what is due, and how the table is."""
     due = await plan.plan(connection, view, jobs)
-    rollups, spans = await progress(connection, view.table), RollupSpans()
-    lacking = list[int]()
-    if rollups is not None:
-        left = await rollup_left.left(connection, view.table, spans)
-        lacking = await rollup_left.days_with_late(connection, view, left, spans)
+    rollups = await progress(connection, view.table)
     oldest, hidden = await oldest_us(connection, view), await retention.hidden(connection, view)
-    return Report(view, oldest, due, [], rollups, lacking=lacking, hidden=hidden)
+    return Report(view, oldest, due, [], rollups, hidden=hidden)

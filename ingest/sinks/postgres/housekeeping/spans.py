@@ -6,7 +6,7 @@ at the year 9999, and a table may have more.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 NONE, DAY, MONTH = "none", "day", "month"
@@ -21,6 +21,32 @@ class TimeSpan(NamedTuple):
 
     from_us: int
     to_us: int
+
+
+def overlap(one: TimeSpan, other: TimeSpan) -> bool:
+    """Whether two spans have a moment in common."""
+    return one.from_us < other.to_us and other.from_us < one.to_us
+
+
+def whole(span: TimeSpan, unit_us: int) -> TimeSpan:
+    """Return the whole hours or days (`unit_us`) that a span touches."""
+    from_us, to_us = span
+    if from_us != BEGINNING_US:
+        from_us = from_us // unit_us * unit_us
+    if to_us != END_US:
+        to_us = -(-to_us // unit_us) * unit_us
+    return TimeSpan(from_us, to_us)
+
+
+def joined(spans: Iterable[TimeSpan]) -> list[TimeSpan]:
+    """Return the same times, sorted, and those that touch as one."""
+    found: list[TimeSpan] = []
+    for each in sorted(spans):
+        if found and each.from_us <= found[-1].to_us:
+            found[-1] = TimeSpan(found[-1].from_us, max(found[-1].to_us, each.to_us))
+        else:
+            found.append(each)
+    return found
 
 
 def span_bounds(span: str, ts_us: int) -> TimeSpan:

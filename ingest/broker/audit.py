@@ -1,0 +1,241 @@
+"""Finds messages that no writer was given, and reads them again, from another copy if need be.
+
+nats-server passes over a message that is damaged on its disk without a word, though other servers
+may have it whole. So writers tell each other once a second which places of the stream they were
+given. One of them, the auditor, compares that with what the consumer has passed:
+
+    passed, and given to nobody -> open -> given after all, to whoever
+                                       -> it can be read: written again, by the auditor
+                                       -> the leader cannot read it: another server leads
+                                       -> no server can read it: lost
+
+The auditor is the writer with the lowest name of those that know up to where all was seen to. It
+tells that too, so another one goes on where it has ended. If nobody knows it, the last done
+messages are read again, up to a bound.
+Promises: the purge goes no further than `checked_to`: all up to there was given, or seen to, and
+the others were told so. A message may be written twice; the table's key absorbs that.
+Does not: see what was removed (removals.py does), or that a message is damaged which must be given
+once more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+
+import msgspec
+
+from ingest.broker import manage
+from ingest.broker.connection import BrokerConnection
+from ingest.broker.envelope import Message
+from ingest.broker.manage import Found
+from ingest.broker.pulling import Delivery, Puller
+from ingest.broker.roles import GIVEN
+from ingest.broker.stream_state import StreamState, state_of
+from ingest.broker.waiting import unless
+from ingest.model.errors import BrokerAway, BrokerRefused
+from ingest.model.metrics import Metric, Metrics
+from ingest.system import clock
+from ingest.system.logs import Occasionally, get_logger
+
+EVERY_S = 1.0
+HEARD_S = 2.5  # after so long each writer has told us; one that tells nothing for so long is gone
+BACK_MAX = 1_000  # done messages that are read again if nobody knows of them, and their bytes
+BACK_BYTES_MAX = 64 * 1024**2
+TOLD_MAX = 50_000  # places in one message
+_PASSED_MAX = 20_000  # places in one round
+_READ_S_MAX = 0.5  # in one round: who tells nothing for long is taken for gone
+LEADER_S = 10.0  # between two changes of the leader: publishing waits for each of them
+WARNING_S = 60.0
+
+_log = get_logger("broker")
+
+
+class Telling(msgspec.Struct, array_like=True):
+    """What a writer tells of the stream that was made at `made`.
+
+    All up to `seen_to` was given or seen to, but for the `open` places; -1: that is not known.
+    `given` are further places.
+    """
+
+    name: str
+    made: str
+    seen_to: int
+    open: list[int]
+    given: list[int]
+
+
+class Audit:
+    """The part of one writer, whose messages `puller` pulls."""
+
+    def __init__(self, connection: BrokerConnection, puller: Puller) -> None:
+        self.skipped = 0  # messages that are lost, as counted by this writer
+        self.read_again = 0  # messages that no writer was given, and that were written again
+        self.checked_to = 0
+        self._connection = connection
+        self._puller = puller
+        self._name = os.urandom(8).hex()
+        self._others: dict[str, float] = {}  # those that know `seen_to`: when each was heard
+        self._made = ""
+        self._seen_to = -1
+        self._open: dict[int, set[str]] = {}  # places, and which servers cannot read them
+        self._in_hand: set[int] = set()  # open ones that were written again, and are not done
+        self._given: set[int] = set()
+        self._looks: deque[tuple[float, StreamState]] = deque()  # of the last HEARD_S
+        self._leader_due_s = 0.0
+        self._occasionally = Occasionally(WARNING_S)
+        puller.given, puller.ended = self._on_given, self._on_ended
+        connection.hear(GIVEN, self._heard)
+        connection.watch(self._looks.clear, lambda: None)  # we may have missed what others told
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Tell and check once a second until the event is set. Call `tell` after the last work."""
+        while not stopping.is_set():
+            if self._connection.up:
+                await unless(stopping, self._check())
+            await clock.sleep_unless(stopping, EVERY_S)
+
+    @property
+    def others(self) -> list[str]:
+        """The other writers that were heard lately, and know up to where all was seen to."""
+        since_s = clock.monotonic_s() - HEARD_S
+        return [name for name, at_s in self._others.items() if at_s > since_s]
+
+    @property
+    def _is_auditor(self) -> bool:
+        return self._seen_to >= 0 and self._name < min(self.others, default="~")
+
+    def tell(self) -> None:
+        """Tell the others what is known; from then on the purge may go so far."""
+        while self._is_auditor and self._seen_to + 1 in self._given:
+            self._given.discard(self._seen_to + 1)
+            self._seen_to += 1
+        still_open = sorted(self._open)[:TOLD_MAX]
+        given = sorted(self._given)[:TOLD_MAX]
+        told = Telling(self._name, self._made, self._seen_to, still_open, given)
+        if self._connection.send(GIVEN, msgspec.json.encode(told)):
+            self.checked_to = still_open[0] - 1 if still_open else self._seen_to
+
+    def _heard(self, message: Message) -> None:
+        try:
+            told = msgspec.json.decode(message.data, type=Telling)
+        except msgspec.DecodeError:
+            return
+        if told.name == self._name or told.made != self._made:
+            return
+        if told.seen_to >= 0:
+            self._others[told.name] = clock.monotonic_s()
+            says_auditor = not self._is_auditor and told.name == min(self.others)
+            if told.seen_to >= self._seen_to + (not says_auditor):
+                self._seen_to = told.seen_to
+                self._open = {each: set() for each in told.open}
+        self._given.update(told.given)
+        for place in told.given:
+            self._open.pop(place, None)
+        self._forget_seen()
+
+    def _forget_seen(self) -> None:
+        self._given = {each for each in self._given if each > self._seen_to or each in self._open}
+
+    def _on_given(self, place: int) -> None:
+        self._open.pop(place, None)
+        self._given.add(place)
+
+    def _on_ended(self, place: int, done: bool) -> None:
+        """A message that was written again is done, or must be given once more."""
+        self._in_hand.discard(place)
+        if done:
+            self._open.pop(place, None)
+
+    async def _check(self) -> bool:
+        """Tell, look, and see to what nobody was given; return whether the broker answers."""
+        self.tell()
+        try:
+            state = state_of(await manage.look(self._connection))
+            if state is not None and state.consumer_made:
+                await self._see(state)
+        except (BrokerAway, BrokerRefused) as error:
+            if self._occasionally.due(str(error)) is not None:
+                _log.warning("stream_check_failed", why=str(error))
+            return False
+        return True
+
+    async def _see(self, state: StreamState) -> None:
+        now_s, looks = clock.monotonic_s(), self._looks
+        if state.made != self._made or state.last < self._seen_to:  # another one, or restored
+            if self._made:  # else these were given between the first message and this look
+                self._given.clear()
+            self._made, self._seen_to = state.made, -1
+            self._open.clear()
+            looks.clear()
+        looks.append((now_s, state))
+        while len(looks) > 1 and looks[1][0] <= now_s - HEARD_S:
+            looks.popleft()
+        then_s, then = looks[0]
+        if now_s - then_s < HEARD_S:
+            return
+        if self._seen_to < 0:  # nobody knows better
+            average_bytes = max(1, then.size_bytes // max(1, then.messages))
+            back = min(BACK_MAX, BACK_BYTES_MAX // average_bytes)
+            self._seen_to = max(0, then.first - 1, then.done_to - back)
+            looks.clear()  # others may have come to the same: they must hear us first
+        elif self._is_auditor:
+            # Of what was passed then the others have told since.
+            self._pass(max(self._seen_to, then.first - 1), min(then.end, state.last))
+            await self._read_open(state)
+
+    def _pass(self, seen_to: int, to: int) -> None:
+        """See which places behind `seen_to`, and up to `to`, nobody was given."""
+        passed = range(seen_to + 1, min(to, seen_to + _PASSED_MAX) + 1)
+        self._open |= {each: set() for each in passed if each not in self._given}
+        self._seen_to = seen_to + len(passed)
+        self._forget_seen()
+
+    async def _read_open(self, state: StreamState) -> None:
+        """Read open messages, as many as fit into one round. Pending ones come by themselves."""
+        until_s = clock.monotonic_s() + _READ_S_MAX
+        before = self.read_again
+        for place in sorted(self._open.keys() - self._in_hand):
+            if place > state.done_to or clock.monotonic_s() > until_s:
+                break
+            data = await manage.message(self._connection, place)
+            if place not in self._open:  # it came meanwhile
+                continue
+            if data is None:
+                await self._not_read(place, state.leader)
+                continue
+            if not self._puller.wanted.is_set():  # no room now
+                break
+            self.read_again += 1
+            self._in_hand.add(place)
+            self._puller.take(Delivery(data, place, 2, ""))
+        if self.read_again > before:
+            _log.warning("stream_messages_read_again", count=self.read_again - before)
+
+    async def _not_read(self, place: int, leader: str) -> None:
+        """The leader's copy of a message is damaged. Only the leader answers: let another lead."""
+        state = state_of(Found(await manage.look_at_stream(self._connection), None))
+        if state is None or state.leader != leader:
+            return  # it is not known who has answered
+        cannot = self._open[place]
+        cannot.add(leader)
+        if place < state.first or len(cannot) >= state.replicas:
+            del self._open[place]
+            self.skipped += 1
+            _log.critical("stream_messages_skipped", place=place, why="no copy of it can be read")
+            return
+        others = [each for each in state.copies if each not in cannot]
+        if others and clock.monotonic_s() >= self._leader_due_s:
+            self._leader_due_s = clock.monotonic_s() + LEADER_S
+            _log.error("stream_copy_damaged", server=leader, place=place)
+            await manage.lead_from(self._connection, others[0])
+
+
+METRICS: Metrics[Audit] = (
+    Metric(
+        "stream_skipped_total",
+        "Messages that no writer was given, and that cannot be read any more.",
+        lambda it: it.skipped,
+    ),
+)
