@@ -270,7 +270,8 @@ class Keeping:
         letters: list[Letter] = []
         for at in range(0, len(errors), LETTERS_AT_ONCE):
             letters += [_letter(error, terms) for error in errors[at : at + LETTERS_AT_ONCE]]
-            await asyncio.sleep(0)
+            if len(errors) > LETTERS_AT_ONCE:
+                await asyncio.sleep(0)
         try:
             await self._dead_letters.append(letters, sender=terms.sender)
         except DeadLettersFull as full:
