@@ -31,7 +31,7 @@ The folders. Imports go down only, and folders of one row do not know each other
     admin/          the admin port: exposition (/metrics), guard, dashboard/ (and its page/)
     receiver/       endpoint (the data port), posts (the way from a request to its answer), pages/
                     (json, lines, line_stubs, mapped: what is said differently), keeping and
-                    small_posts (keep what was decoded), ack_waits; access, credentials, senders
+                    small_posts (keep what was decoded), ack_waits; access, senders
                     (who may post, and how much)
     forward/        bodies, sender, forwarder: from the stream to a webhook
     archive/        archiver, folder, files, runs, sorting, copied_rows, postgres_hash: old

@@ -16,7 +16,7 @@ from ingest.formats.post import ERRORS_MAX
 from ingest.model.codes import ITEM_CODES, PROBLEMS
 from ingest.model.ports import STATES
 from ingest.model.reading import NAME_CHARACTERS_MAX
-from ingest.receiver.credentials import TOKEN_HEADERS
+from ingest.receiver.access import TOKEN_HEADERS
 from ingest.receiver.pages.json import ALLOWED
 from ingest.receiver.pages.lines import line_status
 from ingest.receiver.pages.mapped import LATER
