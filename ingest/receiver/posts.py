@@ -149,7 +149,7 @@ class Posts:
             check(len(body), form.limits)
             post = self.post(plan, received_s)
             found = self._begun(form, body, plan, post)
-            if isinstance(found, Generator):
+            if not isinstance(found, (Points, Decoded)):  # as Generator it would take 0.2 us
                 return self.go_on(request, form, plan, post, found)
             points = self.seen(request, form, found)
             if len(points.blocks) == 1 and points[1:] == NOTHING_ELSE and plan.ack != COMMITTED:
