@@ -15,8 +15,9 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.processes import scratch
 from benchmarks.rounds import run_rounds
+from ingest.dead_letters.folder.backend import FolderBackend
+from ingest.dead_letters.folder.segments import live_letters
 from ingest.dead_letters.queue import DeadLetterQueue
-from ingest.dead_letters.reader import live_letters
 from ingest.model.letter import INVALID, Letter
 
 ROUNDS = 100
@@ -58,7 +59,9 @@ def test_append_until_it_is_on_the_disk(
     letters: int,
 ) -> None:
     """Posts that meet share a write and an fdatasync."""
-    queue = DeadLetterQueue(folder, bytes_max=1 << 30, segment_bytes=1 << 26, keep_days=7)
+    queue = DeadLetterQueue(
+        FolderBackend(folder, segment_bytes=1 << 26, keep_days=7), bytes_max=1 << 30
+    )
     loop.run_until_complete(queue.open())
 
     async def append(group: list[list[Letter]]) -> None:

@@ -21,6 +21,7 @@ from ingest.app.rules import make_rules
 from ingest.app.writing import WritingHalf, make_sink
 from ingest.buffers.memory import MemoryBuffer
 from ingest.config.settings import Settings
+from ingest.dead_letters.folder.backend import FolderBackend
 from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.formats.json_post import decode
 from ingest.formats.post import Post
@@ -76,7 +77,8 @@ def wired(database: Database) -> Iterator[Wired]:
     fresh_table(database.url)
     with scratch() as folder:
         letters = DeadLetterQueue(
-            folder / "dead-letters", bytes_max=1 << 30, segment_bytes=1 << 26, keep_days=7
+            FolderBackend(folder / "dead-letters", segment_bytes=1 << 26, keep_days=7),
+            bytes_max=1 << 30,
         )
 
         async def start() -> Wired:

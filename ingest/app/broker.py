@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 
 from ingest.app.buffer import check_promise
+from ingest.app.dead_letters import make_dead_letters
 from ingest.app.leftovers import LeftInBroker, note_left
 from ingest.broker import manage
 from ingest.broker.connection import BrokerConnection
@@ -13,11 +14,13 @@ from ingest.broker.envelope import Address
 from ingest.broker.messages import StreamMessages
 from ingest.broker.roles import DEAD_LETTERS, FORWARD
 from ingest.broker.stream_state import state_of
-from ingest.broker.streams import WantedStream
+from ingest.broker.streams import WantedDeadLetters, WantedStream
 from ingest.buffers.frames import HEAD_BYTES
 from ingest.config.broker_url import split_broker_url
 from ingest.config.forward_names import forward_names
 from ingest.config.settings import ROW_BYTES_MAX, Settings
+from ingest.dead_letters.queue import DeadLetterQueue
+from ingest.dead_letters.stream.backend import StreamBackend
 from ingest.embedded.broker import PAYLOAD_BYTES_MAX, EmbeddedBroker
 from ingest.embedded.broker_program import find_program
 from ingest.model.errors import IngestError
@@ -46,6 +49,17 @@ def wanted_stream(settings: Settings) -> WantedStream:
         bytes_max=settings.stream_bytes_max,
         forwards=tuple(FORWARD + each for each in forward_names(settings.forwards)),
     )
+
+
+def wanted_dead_letters(settings: Settings) -> WantedDeadLetters:
+    """Return what the stream of the dead letters must be."""
+    return WantedDeadLetters(replicas=settings.stream_replicas, bytes_max=settings.dlq_bytes_max)
+
+
+def stream_letters(settings: Settings, connection: BrokerConnection) -> DeadLetterQueue:
+    """Return the dead letters of a process that has this connection, in the running event loop."""
+    backend = StreamBackend(connection)
+    return make_dead_letters(settings, backend, auto_replay=settings.dlq_auto_replay)
 
 
 def make_embedded(settings: Settings, folder: StateFolder) -> EmbeddedBroker:

@@ -1,65 +1,42 @@
 """The frame of a process beside the service: `ingest forward` and `ingest mqtt`.
 
 It has a folder of its own, which it locks, dead letters of its own, and a small admin port.
-Promises: what was started is closed, whatever happens. The last line says what the process did.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from ingest.app.rules import make_rules
+from ingest.app.process import Process
 from ingest.config.folders import state_dir
 from ingest.config.settings import Settings
-from ingest.dead_letters.folder import segment_bytes
-from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.system import logs
-from ingest.system import signals as app_signals
-from ingest.system.clock import sleep_unless
 from ingest.system.notify import Notifier
 from ingest.system.state_folder import StateFolder
 
-TIDY_S = 3600.0
-CLOSE_S_MAX = 5.0
-EXIT_OK, EXIT_BROKEN = 0, 1
-
 
 class ClientService(Protocol):
-    """What runs in it: `start`, `run` until `stopping` is set, `close` in any case.
+    """What runs in it."""
 
-    `halted` is set by a second signal: what is on its way ends now.
-    """
-
-    stopping: asyncio.Event
-    halted: asyncio.Event
-
-    @property
-    def broken(self) -> bool:
-        """Whether a part has failed."""
-
-    def in_words(self) -> str:
-        """Return the state as a text for a process manager."""
+    def state(self) -> tuple[str, str]:
+        """Return the state, and why it is not the one in which all works."""
 
     async def start(self, admin_listen: str) -> str:
-        """Start all parts; return the bound HOST:PORT of the admin port."""
+        """Start all parts; return the bound HOST:PORT of the admin port. Raises StartError."""
 
-    async def run(self) -> None:
-        """Work until `stopping` is set, and until nothing is on its way."""
-
-    def summary(self) -> str:
-        """Return what it has done, as a line for people and programs."""
+    async def stop(self) -> Mapping[str, int]:
+        """Wait until nothing is on its way; return what it has done."""
 
     async def close(self) -> None:
-        """End all tasks, and close everything."""
+        """Close everything."""
 
 
 async def run_client(
     settings: Settings,
     role: str,
     name: str,
-    make: Callable[[StateFolder], ClientService],
+    make: Callable[[StateFolder, Process], ClientService],
     *,
     admin_listen: str,
     does: str,
@@ -72,36 +49,15 @@ async def run_client(
     logs.configure(settings.log_level, form=settings.log_format)
     folder = StateFolder.open(StateFolder(state_dir(settings)).of_process(role, name).path)
     with folder.lock():
-        notifier = Notifier.from_environment()
-        service = make(folder)
-        app_signals.handle(service.stopping, service.halted)
-        async with notifier.reporting(service.in_words):
-            try:
-                listen = await service.start(admin_listen)
-                notifier.ready()
-                announce(f"{does}; probes and metrics: http://{listen}")
-                await service.run()
-            finally:
-                notifier.stopping()
-                await service.close()
-        app_signals.ignore()  # before the message: its reader may send another signal
-        announce(service.summary())
-        return EXIT_BROKEN if service.broken else EXIT_OK
+        process = Process(role, announce, Notifier.from_environment())
+        service = make(folder, process)
 
+        async def start() -> None:
+            listen = await service.start(admin_listen)
+            process.notifier.ready()
+            announce(f"{does}; probes and metrics: http://{listen}")
 
-def make_dead_letters(settings: Settings, folder: StateFolder) -> DeadLetterQueue:
-    """Return the dead letters of such a process. It replays nothing by itself."""
-    return DeadLetterQueue(
-        folder.dead_letters,
-        bytes_max=settings.dlq_bytes_max,
-        segment_bytes=segment_bytes(settings.dlq_bytes_max),
-        keep_days=settings.dlq_keep_days,
-        auto_replay=False,
-        rules=make_rules(settings),
-    )
+        def in_words() -> str:
+            return ": ".join(filter(None, service.state()))
 
-
-async def tidy(dead_letters: DeadLetterQueue, stopping: asyncio.Event) -> None:
-    """Remove what nobody needs any more from the dead letters, once an hour."""
-    while not await sleep_unless(stopping, TIDY_S):
-        await dead_letters.tidy()
+        return await process.run(start, service.stop, service.close, in_words=in_words)

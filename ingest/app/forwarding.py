@@ -19,13 +19,14 @@ from ingest import __version__
 from ingest.admin.exposition import of_one
 from ingest.admin.small_port import SmallAdmin
 from ingest.app.broker import configured_address
-from ingest.app.client_process import CLOSE_S_MAX, make_dead_letters, run_client, tidy
-from ingest.app.tasks import Tasks
+from ingest.app.client_process import run_client
+from ingest.app.dead_letters import folder_letters
+from ingest.app.process import Process
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.envelope import Address
 from ingest.broker.lag import lag_bytes_max
 from ingest.broker.pulling import Pull, Puller, Skipped
-from ingest.broker.roles import FORWARD, STREAM
+from ingest.broker.roles import FORWARD
 from ingest.config.folders import state_dir
 from ingest.config.forward_options import ForwardOptions
 from ingest.config.settings import Settings, split_address
@@ -82,7 +83,7 @@ async def forward(
         settings,
         ROLE,
         wanted.name,
-        lambda folder: ForwardService(settings, wanted, folder, where),
+        lambda folder, process: ForwardService(settings, wanted, folder, process, where),
         admin_listen=admin_listen,
         does=f"forwards {wanted.name} to {wanted.target.shown}",
         announce=announce,
@@ -111,24 +112,24 @@ def broker_of(settings: Settings) -> Callable[[], Address]:
 
 
 class ForwardService:
-    """One running forwarder: `start`, `run` until `stopping` is set, `close` in any case."""
+    """One running forwarder. Implements ClientService."""
 
     def __init__(
         self,
         settings: Settings,
         wanted: ForwardWanted,
         folder: StateFolder,
+        process: Process,
         where: Callable[[], Address],
     ) -> None:
-        self.stopping = asyncio.Event()  # no more messages
-        self.halted = asyncio.Event()  # posts under way end now
+        self._process = process
+        self._work: asyncio.Task[None] | None = None
         self.tally = ForwardTally()
         self._settings = settings
         self._wanted = wanted
         self._log = logs.get_logger("forward")
         self._closing = asyncio.Event()  # the connection to the broker ends
-        self._tasks = Tasks(self.stopping, "forward")
-        self._dead_letters = make_dead_letters(settings, folder)
+        self._dead_letters = folder_letters(settings, folder.dead_letters, auto_replay=False)
         self._make_sender()
         self._connection = BrokerConnection(where, ROLE)
         self._make_reader()
@@ -164,7 +165,6 @@ class ForwardService:
         settings, consumer = self._settings, FORWARD + self._wanted.name
         self._puller = Puller(
             self._connection,
-            stream=STREAM,
             consumer=consumer,
             take=self._forwarder.take,
             skipped=self._missed,
@@ -201,9 +201,9 @@ class ForwardService:
             dead_letter_bytes=letters.size_bytes,
         )
 
-    def _state(self) -> tuple[str, str]:
+    def state(self) -> tuple[str, str]:
         """Return the state, and why it is not `forwarding`."""
-        if self.stopping.is_set():
+        if self._process.stopping.is_set():
             return "draining", ""
         if not self._connection.up:
             return "broker_away", self._connection.why_away
@@ -211,19 +211,15 @@ class ForwardService:
             return "no_consumer", self.watch.missing
         if not self.watch.looked:
             return "starting", ""
-        if self._sender.trouble:
-            return "target_away", self._sender.trouble
+        if trouble := self._sender.delivery.trouble:
+            return "target_away", f"the target takes nothing: {trouble}"
         return "forwarding", ""
 
     def readyz(self) -> tuple[int, bytes]:
         """Return the HTTP status and the JSON document of /readyz."""
-        state, why = self._state()
+        state, why = self.state()
         document = {"state": state, "reason": why, "forward": self._wanted.name}
         return 200 if state == "forwarding" else 503, orjson.dumps(document)
-
-    def in_words(self) -> str:
-        """Return the state as a text for a process manager."""
-        return ": ".join(filter(None, self._state()))
 
     # Start and stop
 
@@ -234,39 +230,36 @@ class ForwardService:
         """
         await self._dead_letters.open()
         listen = await self._admin.start(*split_address(admin_listen))
-        self._tasks.spawn(self._connection.run(self._closing))
+        process = self._process
+        process.spawn(self._connection.run(self._closing))
         await self._connection.wait_tried()
         await self.watch.look()
         if self.watch.missing:
             raise StartError(self.watch.missing)
-        self._tasks.spawn(self.watch.run(self.stopping))
-        self._tasks.spawn(self._puller.run(self.stopping))
-        self._tasks.spawn(tidy(self._dead_letters, self.stopping))
+        process.spawn(self.watch.run(process.stopping))
+        process.spawn(self._puller.run(process.stopping))
+        process.spawn(self._dead_letters.tidy(process.stopping))
+        self._work = process.spawn(
+            self._forwarder.run(process.stopping, process.halted, self._settings.drain_s_max)
+        )
         return listen
 
-    async def run(self) -> None:
-        """Forward until `stopping` is set, and until all messages are done or given back."""
-        stop_s_max = self._settings.drain_s_max
-        await self._tasks.spawn(self._forwarder.run(self.stopping, self.halted, stop_s_max))
-
-    @property
-    def broken(self) -> bool:
-        """Whether a part has failed."""
-        return self._tasks.broken
-
-    def summary(self) -> str:
-        """Return what this process has done, as a line for people and programs."""
+    async def stop(self) -> Mapping[str, int]:
+        """Wait until all messages are done or given back; see ClientService."""
+        if self._work is not None:
+            await self._work
         tally = self.tally
-        return (
-            f"drained: sent={tally.sent} filtered={tally.filtered} "
-            f"dead_lettered={tally.dead_lettered} skipped={tally.skipped}"
-        )
+        return {
+            "sent": tally.sent,
+            "filtered": tally.filtered,
+            "dead_lettered": tally.dead_lettered,
+            "skipped": tally.skipped,
+        }
 
     async def close(self) -> None:
         """End all tasks, and close everything. Call it in any case."""
-        self.stopping.set()
         self._closing.set()
-        await self._tasks.wait(CLOSE_S_MAX)
+        await self._process.wait_tasks()
         await self._client.close()
         await self._dead_letters.close()
         await self._admin.close()

@@ -4,7 +4,7 @@ It knows no database. It holds only posts that are not answered yet, and those t
 `buffered`.
 Order of the start: connection to the broker, ports (they answer `starting`), the first look at the
 stream; then posts are taken.
-Order of the stop: no new posts (a successor takes them if there is one); posts in work are
+Order of the stop: no new posts (at a restart they wait for the next process); posts in work are
 finished; all messages are published; what is left of buffered posts goes to the dead letters.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from ingest.access import tokens
@@ -21,16 +21,15 @@ from ingest.admin.dashboard.tail import Tail
 from ingest.app import broker_state, fill
 from ingest.app.access import open_tokens
 from ingest.app.advice import advice
+from ingest.app.broker import stream_letters
 from ingest.app.broker_state import BrokerAdmission
-from ingest.app.dead_letters import make_dead_letters
 from ingest.app.fill import Fill
 from ingest.app.gateway_admin import GatewayAdmin
 from ingest.app.health import Health
-from ingest.app.receiving import make_endpoint, taking
+from ingest.app.receiving import leave, make_endpoint, taking
 from ingest.app.refusals import Refusals
 from ingest.app.role import Place, Role
 from ingest.app.status import StatusSource
-from ingest.app.tasks import first_of
 from ingest.broker.publishing import PUBLISH_WAIT_S_MAX, Publisher
 from ingest.broker.roles import STREAM, SUBJECT, outcomes_for
 from ingest.buffers.stream.commits import Commits
@@ -44,12 +43,10 @@ from ingest.model.ledger import Gauges
 from ingest.model.metrics import figures_of
 from ingest.receiver import senders
 from ingest.receiver.refused_posts import RefusedPosts
-from ingest.system.clock import monotonic_s, sleep_unless
+from ingest.system.clock import sleep_unless
 from ingest.writer.set_aside import set_aside_rest
 
 HANDLERS_GRACE_S = 1.0
-IDLE_S = 5.0  # a connection without a request for so long is closed when a successor is there
-LEAVE_S_MAX = 30.0  # until the last connection is closed then
 LAST_LOOK_S_MAX = 1.0
 LOOK_S = 0.02
 
@@ -80,6 +77,7 @@ class Gateway:
         self._role = Role(
             place,
             "gateway",
+            announce,
             unanswered_s=lambda: self.inlet.stuck_s,
             published=lambda: self._publisher.published,
             refused=lambda: self.inlet.refused,
@@ -111,7 +109,7 @@ class Gateway:
             wait_s_max=PUBLISH_WAIT_S_MAX,
             commits=commits,
         )
-        self.dead_letters = make_dead_letters(settings, self._role.connection)
+        self.dead_letters = stream_letters(settings, self._role.connection)
         self._connect_parts()
 
     def _connect_parts(self) -> None:
@@ -192,25 +190,26 @@ class Gateway:
 
         Raises StartError if it cannot begin.
         """
-        try:
-            return await self._role.run(
-                self._start,
-                self._stop,
-                self._status,
-                actions={},
-                in_words=self.health.in_words,
-            )
-        finally:
-            await self.endpoint.close()
-            await self.inlet.close()
-            await self.dead_letters.close()
-            if self._admin is not None:
-                await self._admin.close()
+        return await self._role.run(
+            self._start,
+            self._stop,
+            self._close,
+            self._status,
+            actions={},
+            in_words=self.health.in_words,
+        )
+
+    async def _close(self) -> None:
+        await self.endpoint.close()
+        await self.inlet.close()
+        await self.dead_letters.close()
+        if self._admin is not None:
+            await self._admin.close()
 
     async def _start(self) -> None:
         settings, role = self._settings, self._role
         listening = self._place.listening
-        accepts = taking(lambda: not self.health.starting, role.stopping)
+        accepts = taking(lambda: not self.health.starting, role.process.stopping)
         given = [] if listening is None else [listening]
         listen = await self.endpoint.start(*split_address(settings.listen), given, accepts)
         if self._admin is not None:
@@ -219,27 +218,25 @@ class Gateway:
             self._announce(
                 f"posts: {scheme}://{listen}/v1/readings, probes and metrics: http://{bound}"
             )
-            role.listening()
-        role.tasks.spawn(self.health.run(role.stopping))
-        role.tasks.spawn(self._token_file.follow(role.halted))
+            role.process.notifier.ready()
+        role.process.spawn(self.health.run(role.process.stopping))
+        role.process.spawn(self._token_file.follow(role.process.halted))
         while not role.watch.checked:  # posts get `starting` until then
             if listening is not None and accepts():
                 listening = None
                 role.ready()
-            if await sleep_unless(role.stopping, LOOK_S):
+            if await sleep_unless(role.process.stopping, LOOK_S):
                 return
         self.health.started()
         role.ready()
 
-    async def _stop(self) -> int:
-        """Drain; return the exit code."""
+    async def _stop(self) -> Mapping[str, int]:
+        """Drain; return the sums."""
         role, inlet = self._role, self.inlet
         if role.steps_down:
-            leaving = self.endpoint.step_down(idle_s=IDLE_S, timeout_s=LEAVE_S_MAX)
-            await first_of(leaving, role.drained.wait(), role.halted.wait())
-        deadline_s = monotonic_s() + self._settings.drain_s_max
+            await leave(self.endpoint, role.drained, role.process.halted)
         self.health.draining()
-        halting = asyncio.create_task(self._halt_at(deadline_s))
+        halting = asyncio.create_task(role.process.halt(self._settings.drain_s_max))
         await self.endpoint.finish(self._settings.drain_s_max + HANDLERS_GRACE_S)
         inlet.shut_inlet()
         publishing = asyncio.create_task(inlet.finish())
@@ -255,15 +252,9 @@ class Gateway:
                 await role.watch.look()
         await role.flush()
         ledger = self.ledger
-        sums = {
+        return {
             "published": ledger.published,
             "dead_lettered": sum(ledger.dead_lettered.values()),
             "held": ledger.held,
             "lost": max(0, ledger.imbalance) + ledger.held,
         }
-        self._announce(f"drained: {' '.join(f'{name}={n}' for name, n in sums.items())}")
-        return role.account(self._status, **sums)
-
-    async def _halt_at(self, deadline_s: float) -> None:
-        """Return at the deadline of the drain, or when somebody hastens it."""
-        await sleep_unless(self._role.halted, deadline_s - monotonic_s())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import shlex
 import socket
 from collections.abc import Iterator
@@ -31,11 +32,17 @@ def greeting_lines(
 ) -> Iterator[str]:
     """Yield the lines. With a `cert_file` the data port speaks TLS.
 
+    The image sets INGEST_PUBLISHED_AT: the host by which people reach the ports of a container.
     `page` is the address of the dashboard. `database` is what sets its URL; empty if it is
     embedded. `table` is named as in SQL. `waiting` is why the database does not answer yet, or
     empty.
     """
     run = command_words()["run"]
+    published = os.environ.get("INGEST_PUBLISHED_AT", "")
+    if published:  # addresses of a container, which nobody can open, become those of its host
+        listen, given = _published(listen, published), admin_listen
+        admin_listen = _published(given, published)
+        page = page.replace(given, admin_listen)
     yield f"iot-ingest {__version__}, state folder: {state_dir}"
     scheme, trust = "http", ""
     if cert_file:
@@ -63,7 +70,7 @@ def greeting_lines(
 def _from_network(listen: str) -> str:
     """Return where devices reach a port that is bound to all addresses; "" if that is not known."""
     host, _, port = listen.rpartition(":")
-    if not ipaddress.ip_address(host.strip("[]")).is_unspecified:
+    if not _is_unspecified(host):
         return ""
     with socket.socket(
         socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM
@@ -74,6 +81,19 @@ def _from_network(listen: str) -> str:
             return ""
         found = ask.getsockname()[0]
     return f"[{found}]:{port}" if ":" in found else f"{found}:{port}"
+
+
+def _published(listen: str, host: str) -> str:
+    """Return a port that is bound to all addresses as one of `host`."""
+    address, _, port = listen.rpartition(":")
+    return f"{host}:{port}" if _is_unspecified(address) else listen
+
+
+def _is_unspecified(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_unspecified
+    except ValueError:  # a name
+        return False
 
 
 def _flag(state_dir: Path) -> str:

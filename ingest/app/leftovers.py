@@ -13,7 +13,7 @@ import contextlib
 import msgspec
 
 from ingest.buffers.journal.reader import has_blocks
-from ingest.dead_letters.reader import live_letters
+from ingest.dead_letters.folder.segments import live_letters
 from ingest.model.errors import StartError
 from ingest.system.files import replace_private, sync_folder
 from ingest.system.state_folder import StateFolder

@@ -20,8 +20,9 @@ import orjson
 from ingest import __version__
 from ingest.admin.exposition import of_one
 from ingest.admin.small_port import SmallAdmin
-from ingest.app.client_process import CLOSE_S_MAX, make_dead_letters, run_client, tidy
-from ingest.app.tasks import Tasks
+from ingest.app.client_process import run_client
+from ingest.app.dead_letters import folder_letters
+from ingest.app.process import Process
 from ingest.config.mqtt_options import MqttOptions
 from ingest.config.settings import Settings, split_address
 from ingest.config.sources import read_secret
@@ -99,7 +100,7 @@ async def mqtt(
         settings,
         ROLE,
         wanted.name,
-        lambda folder: MqttService(settings, wanted, folder),
+        lambda folder, process: MqttService(settings, wanted, folder, process),
         admin_listen=admin_listen,
         does=f"takes messages of {wanted.address.shown} for {wanted.target.shown}",
         announce=announce,
@@ -107,18 +108,19 @@ async def mqtt(
 
 
 class MqttService:
-    """One running `ingest mqtt`: `start`, `run` until `stopping` is set, `close` in any case."""
+    """One running `ingest mqtt`. Implements ClientService."""
 
-    def __init__(self, settings: Settings, wanted: MqttWanted, folder: StateFolder) -> None:
-        self.stopping = asyncio.Event()  # no more messages
-        self.halted = asyncio.Event()  # posts on their way end now
+    def __init__(
+        self, settings: Settings, wanted: MqttWanted, folder: StateFolder, process: Process
+    ) -> None:
+        self._process = process
+        self._work: asyncio.Task[None] | None = None
         self.tally = MqttTally()
         self._settings = settings
         self._wanted = wanted
         self._topics_path = folder.path / TOPICS_FILE
         self._log = logs.get_logger(ROLE)
-        self._tasks = Tasks(self.stopping, ROLE)
-        self._dead_letters = make_dead_letters(settings, folder)
+        self._dead_letters = folder_letters(settings, folder.dead_letters, auto_replay=False)
         tls = tls_context(wanted.tls) if wanted.address.tls else None
         self._make_bridge()
         self._make_session(tls)
@@ -209,27 +211,23 @@ class MqttService:
             dead_letter_bytes=letters.size_bytes,
         )
 
-    def _state(self) -> tuple[str, str]:
+    def state(self) -> tuple[str, str]:
         """Return the state, and why it is not `receiving`."""
-        if self.stopping.is_set():
+        if self._process.stopping.is_set():
             return "draining", ""
         if not self._session.up:
             return "broker_away", self._session.why_away
-        if self._bridge.trouble:
-            return "service_away", self._bridge.trouble
+        if trouble := self._bridge.delivery.trouble:
+            return "service_away", trouble
         return "receiving", ""
 
     def readyz(self) -> tuple[int, bytes]:
         """Return the HTTP status and the JSON document of /readyz."""
-        state, why = self._state()
+        state, why = self.state()
         document = {"state": state, "reason": why, "mqtt": self._wanted.name}
         if self._bridge.set_aside_messages:
             document["set_aside"] = str(self._bridge.set_aside_messages)
         return 200 if state == "receiving" else 503, orjson.dumps(document)
-
-    def in_words(self) -> str:
-        """Return the state as a text for a process manager."""
-        return ": ".join(filter(None, self._state()))
 
     # Start and stop
 
@@ -248,39 +246,31 @@ class MqttService:
             self._log.warning("mqtt_plain_password", broker=wanted.address.shown)
         await self._dead_letters.open()
         listen = await self._admin.start(*split_address(admin_listen))
-        self._tasks.spawn(self._session.run(self.stopping))
-        self._tasks.spawn(tidy(self._dead_letters, self.stopping))
+        process = self._process
+        process.spawn(self._session.run(process.stopping))
+        process.spawn(self._dead_letters.tidy(process.stopping))
+        self._work = process.spawn(
+            self._bridge.run(process.stopping, process.halted, self._settings.drain_s_max)
+        )
         return listen
 
-    async def run(self) -> None:
-        """Work until `stopping` is set, and until no post is on its way."""
-        pausing = asyncio.create_task(self._pause_at_stop())
-        stop_s_max = self._settings.drain_s_max
-        await self._tasks.spawn(self._bridge.run(self.stopping, self.halted, stop_s_max))
-        await pausing
-
-    async def _pause_at_stop(self) -> None:
-        await self.stopping.wait()
+    async def stop(self) -> Mapping[str, int]:
+        """Wait until no post is on its way; see ClientService."""
         if self._session.connection is not None:
             self._session.connection.pause()
-
-    @property
-    def broken(self) -> bool:
-        """Whether a part has failed."""
-        return self._tasks.broken
-
-    def summary(self) -> str:
-        """Return what this process has done, as a line for people and programs."""
+        if self._work is not None:
+            await self._work
         tally = self.tally
-        return (
-            f"drained: received={sum(tally.received)} taken={tally.taken} "
-            f"dead_lettered={tally.dead_lettered} left_to_broker={self._bridge.held_messages}"
-        )
+        return {
+            "received": sum(tally.received),
+            "taken": tally.taken,
+            "dead_lettered": tally.dead_lettered,
+            "left_to_broker": self._bridge.held_messages,
+        }
 
     async def close(self) -> None:
         """End all tasks, and close everything. Call it in any case."""
-        self.stopping.set()
-        await self._tasks.wait(CLOSE_S_MAX)
+        await self._process.wait_tasks()
         self._session.close()
         await self._client.close()
         await self._dead_letters.close()

@@ -11,13 +11,13 @@ import asyncio
 import math
 import os
 import socket
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, NamedTuple
 
 from ingest.app.broker import configured_address, configured_monitors, wanted_stream
 from ingest.app.broker_state import BrokerState
+from ingest.app.process import Process
 from ingest.app.status import StatusSource, status_message
-from ingest.app.tasks import EXIT_BROKEN, EXIT_LOST, EXIT_OK, TASKS_S_MAX, Tasks
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.envelope import Address
 from ingest.broker.removals import PublishedPlaces
@@ -27,7 +27,6 @@ from ingest.config.folders import state_dir
 from ingest.config.settings import Settings
 from ingest.model.errors import NotKept, StartError
 from ingest.model.ledger import Ledger
-from ingest.system import signals as app_signals
 from ingest.system.control import ControlChannel
 from ingest.system.logs import get_logger
 from ingest.system.notify import Notifier
@@ -105,6 +104,7 @@ class Role:
         self,
         place: Place,
         role: str,
+        announce: Callable[[str], None],
         *,
         unanswered_s: Callable[[], float] | None = None,
         published: Callable[[], PublishedPlaces] = PublishedPlaces,
@@ -118,11 +118,10 @@ class Role:
             return unanswered_s() if refused() is None else math.inf
 
         self.place = place
-        self.stopping = asyncio.Event()  # the drain begins
-        self.halted = asyncio.Event()  # the drain ends: what is left stays as it is
-        self.steps_down = False  # a successor has the socket
+        self.process = Process(role, announce, place.notifier)
+        self.process.told = self._account
+        self.steps_down = False  # another process follows, with the same socket
         self.drained = asyncio.Event()  # the supervisor has said so: all processes stop
-        self.tasks = Tasks(self.stopping, role)
         self.ledger = Ledger()
         self.connection = BrokerConnection(lambda: place.broker, role)
         at = "" if place.broker.ours else ",".join(sorted(place.broker.servers))
@@ -152,57 +151,36 @@ class Role:
     async def run(
         self,
         start: Callable[[], Coroutine[Any, Any, None]],
-        stop: Callable[[], Coroutine[Any, Any, int]],
+        stop: Callable[[], Awaitable[Mapping[str, int]]],
+        close: Callable[[], Awaitable[None]],
         status: StatusSource,
         *,
         actions: Mapping[str, Callable[[dict[str, Any]], None]],
         in_words: Callable[[], str],
     ) -> int:
-        """Start, wait until somebody stops it, stop; return what `stop` returns.
+        """Start, wait until somebody stops it, stop, close; see Process.run.
 
-        `actions` are what the supervisor may ask for, by name; `in_words` is the state as a text.
+        `actions` are what the supervisor may ask for, by name.
         """
         self._actions, self._status = actions, status
-        async with self.place.notifier.reporting(in_words):
-            return await self._run(start, stop, status)
-
-    async def _run(
-        self,
-        start: Callable[[], Coroutine[Any, Any, None]],
-        stop: Callable[[], Coroutine[Any, Any, int]],
-        status: StatusSource,
-    ) -> int:
-        app_signals.handle(self.stopping, self.halted)
-        told: set[asyncio.Task[None]] = set()
-        send = self._tell_others
-        if (channel := self.place.channel) is not None:
+        channel, process = self.place.channel, self.process
+        send = self._tell_others if channel is None else self._tell_supervisor
+        told = {asyncio.create_task(status.run(send, self._cut))}
+        if channel is not None:
             told.add(asyncio.create_task(self._obey(channel)))
-            send = self._tell_supervisor
-        told.add(asyncio.create_task(status.run(send, self._cut)))
-        self._connected = asyncio.create_task(self._stay_connected())
-        self.tasks.spawn(self.watch.run(self.stopping))
-        starting = asyncio.create_task(start())
-        stopping = asyncio.create_task(self.stopping.wait())
-        try:
-            await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
-            if starting.done():
-                await starting  # raises its error, if it has one
-                await stopping
-            self.place.notifier.stopping()
-            return await stop()
-        finally:
-            self.stopping.set()
-            self.halted.set()
-            for each in (starting, stopping):
-                each.cancel()
-            await asyncio.wait((starting, stopping))
-            await self.tasks.wait(TASKS_S_MAX)
+        connected = self._connected = asyncio.create_task(self._stay_connected())
+        process.spawn(self.watch.run(process.stopping))
+
+        async def end() -> None:
+            await process.wait_tasks()
             self._cut.set()
-            await self._connected
+            await connected
             for task in told:
                 task.cancel()
-            if told:
-                await asyncio.wait(told)
+            await asyncio.wait(told)
+            await close()
+
+        return await process.run(start, stop, end, in_words=in_words)
 
     async def _stay_connected(self) -> None:
         """Keep the connection. An unexpected error stops the role: it could not go on."""
@@ -210,8 +188,8 @@ class Role:
             await self.connection.run(self._cut)
         except Exception:
             get_logger("broker").critical("task_died", task="connection", exc_info=True)
-            self.tasks.broken = True
-            self.stopping.set()
+            self.process.broken = True
+            self.process.stopping.set()
 
     async def flush(self) -> None:
         """Send what was said last to the broker, and end the connection. Nothing is counted after.
@@ -224,24 +202,16 @@ class Role:
         if self._connected is not None:
             await self._connected
 
-    def listening(self) -> None:
-        """Tell the process manager that the ports listen: it need not wait for the broker."""
-        self.place.notifier.ready()
-
     def ready(self) -> None:
         """Tell the supervisor that the role works."""
         if self.place.channel is not None:
             self.place.channel.send({"ready": True})
 
-    def account(self, status: StatusSource, **sums: int) -> int:
-        """Give the last account; return the exit code. `sums` has `lost`."""
-        app_signals.ignore()  # before the message: its reader may send another signal
-        if self.place.channel is not None:
-            self.place.channel.send({"status": status.status(final=True)})
+    def _account(self, sums: Mapping[str, int]) -> None:
+        """Give the supervisor the last account."""
+        if self.place.channel is not None and self._status is not None:
+            self.place.channel.send({"status": self._status.status(final=True)})
             self.place.channel.send({"drained": sums})
-        if sums["lost"]:
-            return EXIT_LOST
-        return EXIT_BROKEN if self.tasks.broken else EXIT_OK
 
     def _tell_supervisor(self, status: dict[str, Any]) -> None:
         if self.place.channel is not None:
@@ -257,13 +227,13 @@ class Role:
             do = str(message.get("do"))
             if do == "step_down":
                 self.steps_down = True
-                self.stopping.set()
+                self.process.stopping.set()
             elif do == "drain":
                 # A second word hastens the stop. One that steps down hears this for the first time.
                 if self.drained.is_set():
-                    self.halted.set()
+                    self.process.halted.set()
                 self.drained.set()
-                self.stopping.set()
+                self.process.stopping.set()
             elif do in self._actions:
                 self._actions[do](message)
-        self.stopping.set()
+        self.process.stopping.set()

@@ -16,9 +16,10 @@ from ingest.app.broker import (
     left_in,
     make_embedded,
     note_rest,
+    stream_letters,
+    wanted_dead_letters,
     wanted_stream,
 )
-from ingest.app.dead_letters import make_dead_letters, wanted_dead_letters
 from ingest.app.leftovers import forget_left
 from ingest.broker import manage, monitor
 from ingest.broker.connection import BrokerConnection, connected
@@ -55,7 +56,7 @@ class Servers:
         self._connection = BrokerConnection(lambda: self._address(_ADMIN), _ADMIN)
         self._cut = asyncio.Event()
         self._connected: asyncio.Task[None] | None = None
-        self.dead_letters = make_dead_letters(settings, self._connection)
+        self.dead_letters = stream_letters(settings, self._connection)
         self._log = get_logger("up")
 
     async def start_database(self) -> None:

@@ -27,21 +27,19 @@ from ingest.app.admin import AdminSide
 from ingest.app.advice import advice, database_words
 from ingest.app.begin import begun
 from ingest.app.buffer import keep_rest, make_buffer, open_buffer
+from ingest.app.dead_letters import folder_letters
 from ingest.app.fill import Fill
 from ingest.app.first_contact import FirstContact
 from ingest.app.greeting import greeting_lines
 from ingest.app.health import Health
 from ingest.app.leftovers import refuse_left_stream
+from ingest.app.process import Process
 from ingest.app.receiving import leave, make_endpoint, taking
 from ingest.app.refusals import Refusals
-from ingest.app.rules import make_rules
 from ingest.app.target import make_target
-from ingest.app.tasks import EXIT_BROKEN, EXIT_LOST, EXIT_OK, TASKS_S_MAX, Tasks
 from ingest.app.writing import WritingHalf
 from ingest.config.reread_url import RereadUrl
 from ingest.config.settings import Settings, split_address
-from ingest.dead_letters.folder import segment_bytes
-from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.embedded.server import EmbeddedPostgres
 from ingest.http import certificate
 from ingest.model.errors import StartError
@@ -51,9 +49,8 @@ from ingest.receiver import senders
 from ingest.receiver.refused_posts import RefusedPosts
 from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.system import logs
-from ingest.system import signals as app_signals
 from ingest.system.activation import given_sockets
-from ingest.system.clock import monotonic_s, sleep_unless, unix_us
+from ingest.system.clock import unix_us
 from ingest.system.notify import Notifier
 from ingest.system.state_folder import ServiceInfo, StateFolder
 
@@ -75,22 +72,19 @@ async def serve(
     """
     with begun(settings, "service") as folder:
         refuse_left_stream(folder)
-        notifier = Notifier.from_environment()
+        process = Process("service", announce, Notifier.from_environment())
         words = advice(settings, url_origin)
-        service = Service(settings, folder, announce, notifier, words, terminal=terminal)
-        async with notifier.reporting(service.health.in_words):
-            return await service.run()
+        return await Service(settings, folder, process, words, terminal=terminal).run()
 
 
 class Service:
-    """One running service: its parts, its tasks, its stop."""
+    """One running service: its parts, and their order."""
 
     def __init__(
         self,
         settings: Settings,
         folder: StateFolder,
-        announce: Callable[[str], None],
-        notifier: Notifier,
+        process: Process,
         words: Mapping[str, str],
         *,
         terminal: bool,
@@ -100,13 +94,9 @@ class Service:
         self._target = make_target(settings)
         self._terminal = terminal
         self._folder = folder
-        self._announce = announce
-        self._notifier = notifier
+        self._process = process
         self._token = settings.admin_token or secrets.token_urlsafe(24)
-        self._stopping = asyncio.Event()  # the drain begins
-        self._halted = asyncio.Event()  # the drain ends: rows that are left are kept as they are
         self._writing_ends = asyncio.Event()  # the writers end now
-        self._tasks = Tasks(self._stopping, "service")
         self._embedded: EmbeddedPostgres | None = None
         self._info: ServiceInfo | None = None  # what was published
         self.ledger = Ledger()
@@ -120,13 +110,8 @@ class Service:
             # The embedded database is on the disk that we know.
             disk_free_bytes=lambda: self.health.disk_free_bytes if self._embedded else None,
         )
-        self.dead_letters = DeadLetterQueue(
-            folder.dead_letters,
-            bytes_max=settings.dlq_bytes_max,
-            segment_bytes=segment_bytes(settings.dlq_bytes_max),
-            keep_days=settings.dlq_keep_days,
-            auto_replay=settings.dlq_auto_replay,
-            rules=make_rules(settings),
+        self.dead_letters = folder_letters(
+            settings, folder.dead_letters, auto_replay=settings.dlq_auto_replay
         )
         self._token_file = open_tokens(settings)
         self._reread = RereadUrl(settings)
@@ -198,36 +183,25 @@ class Service:
 
     async def run(self) -> int:
         """Start, wait for a signal, stop; return the exit code."""
-        app_signals.handle(self._stopping, self._halted)
-        starting = asyncio.create_task(self._start())
-        stopping = asyncio.create_task(self._stopping.wait())
-        try:
-            await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
-            if starting.done():
-                await starting  # raises its error, if it has one
-                await stopping
-            return await self._stop()
-        finally:
-            starting.cancel()  # if a signal came first, before the first answer of the database
-            stopping.cancel()
-            await asyncio.wait((starting, stopping))
-            await self._end()
+        return await self._process.run(
+            self._start, self._stop, self._close, in_words=self.health.in_words
+        )
 
     # Start
 
     async def _start(self) -> None:
         settings = self._settings
-        for work in open_buffer(self.buffer, settings, self._folder, self._announce):
-            self._tasks.spawn(work(self._stopping))
+        for work in open_buffer(self.buffer, settings, self._folder, self._process.announce):
+            self._process.spawn(work(self._process.stopping))
         await self.dead_letters.open()
         data, admin = self._given
-        accepts = taking(lambda: not self.health.starting, self._stopping)
+        accepts = taking(lambda: not self.health.starting, self._process.stopping)
         listen = await self.endpoint.start(*split_address(settings.listen), data, accepts)
         admin_listen = await self.admin_side.start(listen, settings.admin_listen, admin)
-        self._notifier.ready()
-        self._tasks.spawn(self._token_file.follow(self._halted))
-        self._tasks.spawn(self.health.run(self._stopping))
-        self._tasks.spawn(self.admin_side.dashboard.run(self._halted))
+        self._process.notifier.ready()
+        self._process.spawn(self._token_file.follow(self._process.halted))
+        self._process.spawn(self.health.run(self._process.stopping))
+        self._process.spawn(self.admin_side.dashboard.run(self._process.halted))
         url = await self._database()
         self.admin_side.database(url, self.writing.known)
         self._info = ServiceInfo(
@@ -246,7 +220,7 @@ class Service:
         self._folder.publish(self._info)
         self.first_contact.begin(url())
         writing = self.writing
-        self._tasks.spawn(self._open_database(url))
+        self._process.spawn(self._open_database(url))
         await writing.first_try.wait()
         if writing.refusal:
             raise StartError(writing.refusal)
@@ -262,7 +236,7 @@ class Service:
             table=self._target.name,
             waiting="" if state.is_open else state.message or "no answer yet",
         ):
-            self._announce(line)
+            self._process.announce(line)
 
     async def _database(self) -> DatabaseUrl:
         """Return what gives the URL of the configured database, or of the embedded one."""
@@ -286,36 +260,37 @@ class Service:
         """Check the table; then accept posts and start writers and replay."""
         if await self.writing.open(
             url,
-            self._stopping,
+            self._process.stopping,
             posts_taken=lambda: not self.health.starting,
             on_away=self.first_contact.away,
             on_checked=self._checked,
         ):
             self.health.started()
-            self.writing.start(self.admin_side.observed_dead_letters, self._tasks.spawn)
-            replayer = self.writing.make_replayer(self.dead_letters, self.buffer)
-            self._tasks.spawn(replayer.run(self._stopping))
+            self.writing.start(self.admin_side.observed_dead_letters, self._process.spawn)
+            self._process.spawn(self.dead_letters.tidy(self._process.stopping))
+            if self._settings.dlq_auto_replay:
+                source = self.dead_letters.backend.replay_source
+                replayer = self.writing.make_replayer(source, self.buffer)
+                self._process.spawn(replayer.run(self._process.stopping))
 
     # Stop
 
-    async def _stop(self) -> int:
-        """Drain; return the exit code. Bounded by `drain_s_max` and the dead letters' disk."""
-        self._notifier.stopping()
+    async def _stop(self) -> Mapping[str, int]:
+        """Drain; return the sums. Bounded by `drain_s_max` and the dead letters' disk."""
         if self._given.data:
-            await leave(self.endpoint, self._halted)
+            await leave(self.endpoint, self._process.halted)
         drain_s_max = self._settings.drain_s_max
         if self.writing.leaves_rest:
             drain_s_max = min(drain_s_max, HANDLERS_GRACE_S)
-        deadline_s = monotonic_s() + drain_s_max
         self.health.draining()
-        halt = asyncio.create_task(self._halt_at(deadline_s))
+        halt = asyncio.create_task(self._process.halt(drain_s_max, self._abort))
         if self.writing.leaves_rest:  # posts that wait for their commit get their answer now
             await self.writing.finish()
             await keep_rest(self.buffer, self.dead_letters, self.ledger)
         await self.endpoint.finish(drain_s_max + HANDLERS_GRACE_S)
         self.buffer.shut_inlet()
         await self.writing.finish()
-        self._halted.set()
+        self._process.halted.set()
         await halt  # it aborts the connection that a start still waits for
         await keep_rest(self.buffer, self.dead_letters, self.ledger)
         await self.endpoint.close()
@@ -324,29 +299,23 @@ class Service:
         await self.dead_letters.close()
         ledger = self.ledger
         lost = max(0, ledger.imbalance) + ledger.held - self.buffer.stats().rows_kept
-        app_signals.ignore()  # before the message: its reader may send another signal
-        self._announce(
-            f"drained: committed={ledger.committed + ledger.duplicate} "
-            f"dead_lettered={sum(ledger.dead_lettered.values())} held={ledger.held} lost={lost}"
-        )
-        if lost:
-            return EXIT_LOST
-        return EXIT_BROKEN if self._tasks.broken else EXIT_OK
+        return {
+            "committed": ledger.committed + ledger.duplicate,
+            "dead_lettered": sum(ledger.dead_lettered.values()),
+            "held": ledger.held,
+            "lost": lost,
+        }
 
-    async def _halt_at(self, deadline_s: float) -> None:
-        """At the deadline, at a second signal, or at the end of the drain, abort the writers."""
-        await sleep_unless(self._halted, deadline_s - monotonic_s())
-        self._halted.set()
+    def _abort(self) -> None:
         self._writing_ends.set()
         self.buffer.shut_inlet()
         self.writing.abort()
 
-    async def _end(self) -> None:
-        """End all tasks, close everything, and stop the embedded database. Called in any case."""
-        for each in (self._stopping, self._halted, self._writing_ends):
-            each.set()
+    async def _close(self) -> None:
+        """Close everything, and stop the embedded database."""
+        self._writing_ends.set()
         self.buffer.shut_inlet()
-        await self._tasks.wait(TASKS_S_MAX)
+        await self._process.wait_tasks()
         await self.endpoint.close()
         await self.dead_letters.close()
         await self.buffer.close()

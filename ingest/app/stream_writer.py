@@ -20,7 +20,7 @@ from ingest.app import broker_state, fill, housekeeping
 from ingest.app.access import open_tokens
 from ingest.app.advice import advice
 from ingest.app.backlog import Waiting
-from ingest.app.dead_letters import make_dead_letters, make_stream_replayer
+from ingest.app.broker import stream_letters
 from ingest.app.fill import Fill
 from ingest.app.health import Health
 from ingest.app.refusals import Refusals
@@ -39,7 +39,6 @@ from ingest.broker.roles import (
     COMMITTERS,
     FORWARD,
     STATUS,
-    STREAM,
     WRITER,
     outcomes_for,
 )
@@ -58,7 +57,7 @@ from ingest.model.ledger import Gauges
 from ingest.model.letter import NOT_OURS, Letter
 from ingest.model.metrics import figures_of
 from ingest.sinks.postgres.connection import DatabaseUrl
-from ingest.system.clock import monotonic_s, sleep_unless, unix_us
+from ingest.system.clock import monotonic_s, unix_us
 from ingest.system.logs import get_logger
 from ingest.writer.set_aside import set_aside_rest
 
@@ -77,7 +76,7 @@ class StreamWriter:
         settings = self._settings = place.settings
         self._place = place
         self._announce = announce
-        role = self._role = Role(place, "writer")
+        role = self._role = Role(place, "writer", announce)
         ledger = self.ledger = role.ledger
         self._writing_ends = asyncio.Event()
         self._undone = Undone()
@@ -91,9 +90,7 @@ class StreamWriter:
             bytes_max=settings.buffer_bytes_max,
             put_wait_s_max=PUT_WAIT_S_MAX,
         )
-        self._puller = Puller(
-            role.connection, stream=STREAM, consumer=WRITER, take=self.outlet.deliver
-        )
+        self._puller = Puller(role.connection, consumer=WRITER, take=self.outlet.deliver)
         self._audit = Audit(role.connection, self._puller)
         self._purge = StreamPurge(
             role.connection,
@@ -114,7 +111,7 @@ class StreamWriter:
             keeps_rest=lambda: True,
             stream=self._waiting,
         )
-        self.dead_letters = make_dead_letters(settings, role.connection)
+        self.dead_letters = stream_letters(settings, role.connection)
         role.connection.hear(COMMIT, self._say_if_stored, group=COMMITTERS)
         self._connect_parts(advice(settings, url_origin))
 
@@ -185,35 +182,36 @@ class StreamWriter:
 
         Raises StartError if it cannot begin.
         """
-        actions = {"release_hold": self._release_hold}
-        try:
-            return await self._role.run(
-                self._start,
-                self._stop,
-                self._status,
-                actions=actions,
-                in_words=self.health.in_words,
-            )
-        finally:
-            self._writing_ends.set()
-            await self.dead_letters.close()
-            if self._admin is not None:
-                await self._admin.close()
+        return await self._role.run(
+            self._start,
+            self._stop,
+            self._close,
+            self._status,
+            actions={"release_hold": self._release_hold},
+            in_words=self.health.in_words,
+        )
+
+    async def _close(self) -> None:
+        self._writing_ends.set()
+        await self.dead_letters.close()
+        if self._admin is not None:
+            await self._admin.close()
 
     async def _start(self) -> None:
-        role, tasks, stopping = self._role, self._role.tasks, self._role.stopping
+        role, process = self._role, self._role.process
+        stopping = process.stopping
         url: DatabaseUrl = self._reread
         if not self._settings.database_url:  # the embedded one
             url = self._embedded_url
         if self._admin is not None:
             bound = await self._admin.start()
             self._admin.database(url, self.writing.known)
-            tasks.spawn(self._admin.run(role.halted))
-            tasks.spawn(self._token_file.follow(role.halted))
+            process.spawn(self._admin.run(role.process.halted))
+            process.spawn(self._token_file.follow(role.process.halted))
             page = self._admin.page_address(bound)
             self._announce(f"writer {self._place.instance}, dashboard: {page}")
-            role.listening()
-        tasks.spawn(self.health.run(stopping))
+            process.notifier.ready()
+        process.spawn(self.health.run(stopping))
         role.ready()  # a server that is away is no reason to replace this process
         if not await self.writing.open(
             url,
@@ -224,35 +222,30 @@ class StreamWriter:
         ):
             return
         self.health.started()
-        self.writing.start(ObservedDeadLetters(self.dead_letters, self._tail), tasks.spawn)
-        tasks.spawn(self._puller.run(stopping))
-        tasks.spawn(self._audit.run(stopping))
-        tasks.spawn(self._purge.run(stopping))
-        tasks.spawn(self.outlet.run(role.halted, ACK_WAIT_S / 3))
-        replayer = make_stream_replayer(
-            self._settings,
-            role.connection,
-            self.dead_letters,
-            self.writing.make_sender(self.outlet),
-        )
-        if replayer is not None:
-            tasks.spawn(replayer.run(stopping))
+        self.writing.start(ObservedDeadLetters(self.dead_letters, self._tail), process.spawn)
+        process.spawn(self._puller.run(stopping))
+        process.spawn(self._audit.run(stopping))
+        process.spawn(self._purge.run(stopping))
+        process.spawn(self.outlet.run(role.process.halted, ACK_WAIT_S / 3))
+        if self._settings.dlq_auto_replay:
+            source = self.dead_letters.backend.replay_source
+            process.spawn(self.writing.make_replayer(source, self.outlet).run(stopping))
         self.outlet.pull_from(self._puller)
 
     def _embedded_url(self) -> str:
         return self._place.database_url
 
-    async def _stop(self) -> int:
-        """Store what is here, give back the rest; return the exit code."""
+    async def _stop(self) -> Mapping[str, int]:
+        """Store what is here, give back the rest; return the sums."""
         role = self._role
         self.health.draining()
         self.outlet.shut_inlet()
         drain_s_max = self._settings.drain_s_max
         if self.writing.leaves_rest:
             drain_s_max = min(drain_s_max, HANDLERS_GRACE_S)
-        halt = asyncio.create_task(self._halt_at(monotonic_s() + drain_s_max))
+        halt = asyncio.create_task(role.process.halt(drain_s_max, self._abort))
         await self.writing.finish()
-        role.halted.set()
+        role.process.halted.set()
         await halt
         if self._foreign:
             await asyncio.wait(self._foreign, timeout=HANDLERS_GRACE_S)
@@ -262,15 +255,13 @@ class StreamWriter:
         await self._tidy_stream()
         await role.flush()
         ledger = self.ledger
-        sums = {
+        return {
             "committed": ledger.committed + ledger.duplicate,
             "dead_lettered": sum(ledger.dead_lettered.values()),
             "returned": ledger.returned,
             "held": ledger.held,
             "lost": max(0, ledger.imbalance) + ledger.held,
         }
-        self._announce(f"drained: {' '.join(f'{name}={n}' for name, n in sums.items())}")
-        return role.account(self._status, **sums)
 
     async def _tidy_stream(self) -> None:
         """Tell what is settled, and purge what is done: the next start need not look at it."""
@@ -279,10 +270,7 @@ class StreamWriter:
             async with asyncio.timeout(TIDY_S_MAX):
                 await self._purge.purge()
 
-    async def _halt_at(self, deadline_s: float) -> None:
-        """At the deadline, or when somebody hastens the stop, abort the writes."""
-        await sleep_unless(self._role.halted, deadline_s - monotonic_s())
-        self._role.halted.set()
+    def _abort(self) -> None:
         self._writing_ends.set()
         self.writing.abort()
 

@@ -27,14 +27,14 @@ from ingest.app.advice import advice, database_words
 from ingest.app.begin import begun
 from ingest.app.buffer import UNLESS, check_promise
 from ingest.app.child import PROGRAM
-from ingest.app.children import ACCOUNTS, GATEWAY, WRITER, Children, Told, together
+from ingest.app.children import GATEWAY, WRITER, Children, ChildTimes, Told, together
 from ingest.app.greeting import greeting_lines
 from ingest.app.leftovers import refuse_left_files
+from ingest.app.process import Process
+from ingest.app.receiving import LEAVE_S_MAX
 from ingest.app.rules import make_rules
 from ingest.app.servers import Servers
-from ingest.app.slot import SlotTimes
 from ingest.app.target import make_target
-from ingest.app.tasks import EXIT_BROKEN, EXIT_LOST, EXIT_OK, TASKS_S_MAX, Tasks
 from ingest.app.up_admin import UpAdmin
 from ingest.config.settings import Settings, split_address
 from ingest.http.listener import open_slots
@@ -62,7 +62,7 @@ async def up(
     url_origin: str = "default",
     terminal: bool = False,
     program: Sequence[str] = PROGRAM,
-    times: SlotTimes | None = None,
+    times: ChildTimes | None = None,
 ) -> int:
     """Run all processes until SIGTERM or SIGINT; return the exit code, as `serve` does.
 
@@ -72,26 +72,18 @@ async def up(
     make_rules(settings)  # a gateway would find the fault of a source, and end again and again
     with begun(settings, "up") as folder:
         refuse_left_files(folder)
-        notifier = Notifier.from_environment()
-        limits = times or SlotTimes(leave_s_max=_leave_s_max(settings))
+        process = Process("up", announce, Notifier.from_environment())
+        limits = times or ChildTimes(leave_s_max=LEAVE_S_MAX + settings.drain_s_max + GRACE_S)
         supervisor = Supervisor(
             settings,
             folder,
-            announce,
-            notifier,
+            process,
             program=program,
             times=limits,
             words=advice(settings, url_origin),
             terminal=terminal,
         )
-        async with notifier.reporting(supervisor.admin.state):
-            return await supervisor.run()
-
-
-def _leave_s_max(settings: Settings) -> float:
-    """Return how long a child may need for what it has: a post that came late may wait for all."""
-    post_s = 2 * settings.body_s_max + settings.ack_wait_s_max
-    return post_s + settings.drain_s_max + GRACE_S
+        return await supervisor.run()
 
 
 class Supervisor:
@@ -101,18 +93,16 @@ class Supervisor:
         self,
         settings: Settings,
         folder: StateFolder,
-        announce: Callable[[str], None],
-        notifier: Notifier,
+        process: Process,
         *,
         program: Sequence[str],
-        times: SlotTimes,
+        times: ChildTimes,
         words: Mapping[str, str],
         terminal: bool,
     ) -> None:
         self._settings = settings
         self._folder = folder
-        self._announce = announce
-        self._notifier = notifier
+        self._process = process
         self._program = program
         self._times = times
         self._terminal = terminal
@@ -133,32 +123,16 @@ class Supervisor:
         self._sockets: list[socket.socket] = []
         self._family: Lock | None = None
         self._children: Children | None = None
-        self._stopping, self._halted = asyncio.Event(), asyncio.Event()
         self._restart = asyncio.Event()
         self._is_moved = False  # a server is where not all processes look for it
-        self._tasks = Tasks(self._stopping, "up")
         self._log = logs.get_logger("up")
 
     async def run(self) -> int:
         """Start, wait for a signal, stop; return the exit code."""
-        app_signals.handle(self._stopping, self._halted)
-        app_signals.handle_hangup(self._restart, self._stopping)
-        starting = asyncio.create_task(self._start())
-        stopping = asyncio.create_task(self._stopping.wait())
-        try:
-            await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
-            if starting.done():
-                await starting  # raises its error, if it has one
-                await stopping
-            else:
-                starting.cancel()
-                await asyncio.wait((starting,))
-            return await self._stop()
-        finally:
-            starting.cancel()
-            stopping.cancel()
-            await asyncio.wait((starting, stopping))
-            await self._end()
+        app_signals.handle_hangup(self._restart, self._process.stopping)
+        return await self._process.run(
+            self._start, self._stop, self._close, in_words=self.admin.state
+        )
 
     # Start
 
@@ -189,10 +163,10 @@ class Supervisor:
             self._start_writers(children),
         )
         for slot in children.slots:
-            self._tasks.spawn(slot.run())
-        self._tasks.spawn(self._token_file.follow(self._halted))
-        self._tasks.spawn(self._watch_servers())
-        self._tasks.spawn(self._restart_when_told(children))
+            self._process.spawn(slot.run())
+        self._process.spawn(self._token_file.follow(self._process.halted))
+        self._process.spawn(self._watch_servers())
+        self._process.spawn(self._restart_when_told(children))
         known = KnownServer(0, make_target(settings))
         self.admin.database(lambda: self._servers.database_url, known)
         self._publish(listen, admin_listen)
@@ -207,7 +181,7 @@ class Supervisor:
             table=known.target.name,
             waiting="",
         ):
-            self._announce(line)
+            self._process.announce(line)
 
     async def _listen(self) -> str:
         """Open the sockets; return their HOST:PORT. Raises StartError."""
@@ -246,7 +220,7 @@ class Supervisor:
 
     async def _start_gateways(self, children: Children) -> None:
         await children.start(children.gateways, self._has_broker)
-        self._notifier.ready()
+        self._process.notifier.ready()
         self._has_gateways.set()
 
     async def _start_writers(self, children: Children) -> None:
@@ -282,7 +256,7 @@ class Supervisor:
     async def _watch_servers(self) -> None:
         """Restart the processes if an embedded server is at another place now."""
         known = self._places()
-        while not await sleep_unless(self._stopping, WATCH_S):
+        while not await sleep_unless(self._process.stopping, WATCH_S):
             if (now := self._places()) != known:
                 self._log.warning("server_moved")
                 known = now
@@ -297,50 +271,52 @@ class Supervisor:
 
         If one cannot be replaced, the others stay as they are, unless they cannot work so.
         """
-        while not self._stopping.is_set():
-            if await sleep_unless(self._restart, WATCH_S) and not self._stopping.is_set():
+        while not self._process.stopping.is_set():
+            if await sleep_unless(self._restart, WATCH_S) and not self._process.stopping.is_set():
                 self._restart.clear()
-                self._notifier.reloading()
-                self._is_moved = not await children.restart(self._stopping) and self._is_moved
-                if not self._stopping.is_set():
-                    self._notifier.ready()
-                if self._is_moved and not await sleep_unless(self._stopping, AGAIN_S):
+                self._process.notifier.reloading()
+                self._is_moved = (
+                    not await children.restart(self._process.stopping) and self._is_moved
+                )
+                if not self._process.stopping.is_set():
+                    self._process.notifier.ready()
+                if self._is_moved and not await sleep_unless(self._process.stopping, AGAIN_S):
                     self._restart.set()
 
     # Stop
 
-    async def _stop(self) -> int:
-        """Drain the gateways, then the writers; return the exit code."""
+    async def _stop(self) -> Mapping[str, int]:
+        """Drain the gateways, then the writers; return the sums."""
         self.admin.draining()
-        self._notifier.stopping()
-        sums, broken = dict.fromkeys(ACCOUNTS, 0), False
+        lost, halted = 0, self._process.halted
         if self._children is not None:
             within_s = self._settings.drain_s_max + GRACE_S
-            told = await self._children.drain(within_s, self._halted, self._wait_stored)
-            # A child that was killed in a hurry has nothing that was acknowledged.
-            broken = not (told or self._halted.is_set())
-            sums = self._children.sums
-        app_signals.ignore()  # before the message: its reader may send another signal
-        self._announce(f"drained: {' '.join(f'{name}={n}' for name, n in sums.items())}")
-        if sums["lost"]:
-            return EXIT_LOST
-        return EXIT_BROKEN if broken or self._tasks.broken else EXIT_OK
+            told = await self._children.drain(within_s, halted, self._wait_stored)
+            if not (told or halted.is_set()):
+                # A child that was killed in a hurry has nothing that was acknowledged.
+                self._process.broken = True
+            lost = self._children.lost
+        ledger = self.admin.ledger_now()
+        return {
+            "committed": ledger.committed + ledger.duplicate,
+            "dead_lettered": sum(ledger.dead_lettered.values()),
+            "held": ledger.held,
+            "lost": lost,
+        }
 
     async def _wait_stored(self) -> None:
         """Give the writers a moment for the last readings: `serve` does not start with any left."""
         instances = self.admin.instances
         if instances.database_up() and instances.hold_reason() is None:
             await self._servers.wait_stored(
-                self._halted, min(STORED_S_MAX, self._settings.drain_s_max)
+                self._process.halted, min(STORED_S_MAX, self._settings.drain_s_max)
             )
 
-    async def _end(self) -> None:
-        """End all tasks and processes, and close everything. Called in any case."""
-        self._stopping.set()
-        self._halted.set()
+    async def _close(self) -> None:
+        """End all processes, and close everything."""
         if self._children is not None:
             await self._children.close()
-        await self._tasks.wait(TASKS_S_MAX)
+        await self._process.wait_tasks()
         for each in self._sockets:
             each.close()
         await self._servers.stop()

@@ -19,6 +19,7 @@ from ingest.app.instances import WRITER
 from ingest.app.overview import LATE_S, Overview
 from ingest.config.settings import Settings
 from ingest.dead_letters.store import ReadableDeadLetters
+from ingest.model.ledger import Ledger
 from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.sinks.postgres.known_server import KnownServer
 
@@ -102,6 +103,11 @@ class UpAdmin:
     def gone(self, instance: str, pid: int) -> None:
         """Note that a process of this name has ended."""
         self.instances.gone(instance, pid)
+
+    def ledger_now(self) -> Ledger:
+        """Return the sum of all processes, those that have ended included."""
+        self.instances.refresh()
+        return self.instances.ledger
 
     def draining(self) -> None:
         """Note that all processes stop: /readyz says so from now on."""

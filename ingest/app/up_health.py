@@ -1,7 +1,8 @@
 """Whether the processes of `ingest up` can take readings now: one /readyz for all of them.
 
 Promises: the state is the worst one of the gateways that run, since 1 of 4 gateways that refuses
-posts refuses a quarter of them. Writers cannot refuse posts: what keeps them from writing is the
+posts refuses a quarter of them. While a process is replaced it keeps its state: posts wait in the
+socket. Writers cannot refuse posts: what keeps them from writing is the
 cause, and `on_hold` the state. Each process is listed with its own state.
 Does not: decide for a gateway; each has its own health.
 """
@@ -108,7 +109,7 @@ class UpHealth:
     def _verdict(self) -> Judged:
         if self._draining:
             return Judged("draining", "draining", cause_of("draining").words)
-        running = [each for each in self._instances.of(GATEWAY) if each.runs]
+        running = [each for each in self._instances.of(GATEWAY) if each.runs or each.restarts]
         if not running:
             return self._without_gateway()
         worst = max(running, key=_badness)
@@ -118,7 +119,7 @@ class UpHealth:
         if of_writers.state == "on_hold":
             return of_writers
         found = [of_writers._replace(state=state), Judged(state, *_cause(worst))]
-        if away := [each for each in self._instances if not each.runs]:
+        if away := [each for each in self._instances if not (each.runs or each.restarts)]:
             why = f"{_names(away)} does not report its state"
             found.append(Judged(state, INSTANCE_AWAY, why))
         return min(found, key=lambda each: rank_of(each.cause))
@@ -130,7 +131,7 @@ class UpHealth:
 
     def _of_writers(self) -> Judged:
         """Return what keeps readings from being stored."""
-        running = [each for each in self._instances.of(WRITER) if each.runs]
+        running = [each for each in self._instances.of(WRITER) if each.runs or each.restarts]
         if not running:
             return Judged("accepting", INSTANCE_AWAY, "no writer runs; the stream keeps readings")
         paused = [each for each in running if each.serving.state == "on_hold"]

@@ -2,7 +2,7 @@
 
 Gateways and writers that nobody leads tell each other their statuses by the broker. So the page of
 each writer shows all of them. Its figures are the sum over all; /metrics has those of this writer
-alone, since each process is scraped on its own, and the balance between the roles.
+alone, since each process is scraped on its own.
 Does not: act on other processes; `hold release` is for this writer, and the page says so.
 """
 
@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ingest.access.tokens import Tokens
-from ingest.app import roles_balance
 from ingest.app.admin import AdminSide, Joint
 from ingest.app.metrics import own_metrics
 from ingest.app.overview import LATE_S, Overview
@@ -23,7 +22,6 @@ from ingest.broker.envelope import Message
 from ingest.config.settings import Settings
 from ingest.dead_letters.store import ReadableDeadLetters
 from ingest.model.ledger import Ledger
-from ingest.model.metrics import figures_of
 from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.sinks.postgres.known_server import KnownServer
 
@@ -57,10 +55,6 @@ class WriterAdmin:
             advice=advice,
             forget_s=FORGET_S,
         )
-        assert ledger.gauges is not None
-        own = ledger.gauges.figures
-        of_roles = figures_of((roles_balance.METRICS, lambda: overview.balance))
-        ledger.gauges = ledger.gauges._replace(figures=lambda: {**own(), **of_roles()})
         self._side = AdminSide(
             settings,
             ledger=overview.instances.ledger,

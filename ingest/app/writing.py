@@ -23,11 +23,16 @@ from ingest.app.database import (
 from ingest.app.housekeeping import Housekeeping
 from ingest.app.target import make_target
 from ingest.config.settings import Settings
-from ingest.dead_letters.auto_replay import OwnFolder, Replayer
-from ingest.dead_letters.sending import REPLAY_PAUSE_S, BlockSender, Rooms
+from ingest.dead_letters.auto_replay import (
+    REPLAY_PAUSE_S,
+    BlockSender,
+    Replayer,
+    ReplaySource,
+    Rooms,
+)
 from ingest.model.causes import Trouble, trouble_of
 from ingest.model.ledger import Ledger
-from ingest.model.ports import DeadLetters, Inlet, Outlet, Sink
+from ingest.model.ports import DeadLetters, Outlet, Sink
 from ingest.model.verdict import (
     LETTERS_FULL,
     NO_SUCH_HOST,
@@ -221,26 +226,25 @@ class WritingHalf:
             for sink in self.sinks
         ]
 
-    def make_replayer(self, folder: OwnFolder, inlet: Inlet) -> Replayer:
-        """Return the automatic replay, which sends dead letters of `folder` through the buffer."""
-        settings = self._settings
-        return Replayer(
-            sends=settings.dlq_auto_replay,
-            post_rows_max=settings.post_rows_max,
-            rows_per_s=settings.dlq_replay_rows_per_s,
-            pause_s=REPLAY_PAUSE_S,
-            folder=folder,
-            sender=self.make_sender(inlet),
-        )
+    def make_replayer(self, source: Callable[[float], ReplaySource], inlet: Rooms) -> Replayer:
+        """Return the automatic replay, which sends dead letters through the buffer.
 
-    def make_sender(self, inlet: Rooms) -> BlockSender:
-        """Return what sends dead letters through the buffer again."""
-        return BlockSender(
+        `source` returns them, if they are searched for so often: see LetterBackend.replay_source.
+        """
+        settings = self._settings
+        sender = BlockSender(
             inlet=inlet,
             outlet_stats=self._outlet.stats,
             ledger=self._ledger,
             database_up=lambda: self.database_state.is_open,
             letters_full=lambda: self.database_state.hold_reason == LETTERS_FULL,
+        )
+        return Replayer(
+            source(REPLAY_PAUSE_S),
+            sender,
+            post_rows_max=settings.post_rows_max,
+            rows_per_s=settings.dlq_replay_rows_per_s,
+            pause_s=REPLAY_PAUSE_S,
         )
 
     def start(

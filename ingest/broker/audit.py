@@ -10,8 +10,8 @@ given. One of them, the auditor, compares that with what the consumer has passed
                                        -> no server can read it: lost
 
 The auditor is the writer with the lowest name of those that know up to where all was seen to. It
-tells that too, so another one goes on where it has ended. If nobody knows it, the last done
-messages are read again, up to a bound.
+tells that too, so another one goes on where it has ended. If nobody knows it, the one with the
+lowest name of all begins, and the last done messages are read again, up to a bound.
 Promises: the purge goes no further than `checked_to`: all up to there was given, or seen to, and
 the others were told so. A message may be written twice; the table's key absorbs that.
 Does not: see what was removed (removals.py does), or that a message is damaged which must be given
@@ -46,6 +46,7 @@ BACK_BYTES_MAX = 64 * 1024**2
 TOLD_MAX = 50_000  # places in one message
 _PASSED_MAX = 20_000  # places in one round
 _READ_S_MAX = 0.5  # in one round: who tells nothing for long is taken for gone
+_READS_MAX = 16  # at once
 LEADER_S = 10.0  # between two changes of the leader: publishing waits for each of them
 WARNING_S = 60.0
 
@@ -76,7 +77,8 @@ class Audit:
         self._connection = connection
         self._puller = puller
         self._name = os.urandom(8).hex()
-        self._others: dict[str, float] = {}  # those that know `seen_to`: when each was heard
+        self._others: dict[str, float] = {}  # when each was heard
+        self._knowing: set[str] = set()  # those of them that know `seen_to`
         self._made = ""
         self._seen_to = -1
         self._open: dict[int, set[str]] = {}  # places, and which servers cannot read them
@@ -97,14 +99,20 @@ class Audit:
             await clock.sleep_unless(stopping, EVERY_S)
 
     @property
-    def others(self) -> list[str]:
-        """The other writers that were heard lately, and know up to where all was seen to."""
+    def others(self) -> set[str]:
+        """The names of the other writers that were heard lately."""
         since_s = clock.monotonic_s() - HEARD_S
-        return [name for name, at_s in self._others.items() if at_s > since_s]
+        return {name for name, at_s in self._others.items() if at_s > since_s}
+
+    @property
+    def _auditor(self) -> str:
+        """The name of the auditor; nothing if nobody knows up to where all was seen to."""
+        ours = {self._name} if self._seen_to >= 0 else set()
+        return min(ours | self._knowing & self.others, default="")
 
     @property
     def _is_auditor(self) -> bool:
-        return self._seen_to >= 0 and self._name < min(self.others, default="~")
+        return self._auditor == self._name
 
     def tell(self) -> None:
         """Tell the others what is known; from then on the purge may go so far."""
@@ -124,10 +132,10 @@ class Audit:
             return
         if told.name == self._name or told.made != self._made:
             return
+        self._others[told.name] = clock.monotonic_s()
         if told.seen_to >= 0:
-            self._others[told.name] = clock.monotonic_s()
-            says_auditor = not self._is_auditor and told.name == min(self.others)
-            if told.seen_to >= self._seen_to + (not says_auditor):
+            self._knowing.add(told.name)
+            if told.seen_to >= self._seen_to + (told.name != self._auditor):
                 self._seen_to = told.seen_to
                 self._open = {each: set() for each in told.open}
         self._given.update(told.given)
@@ -175,11 +183,10 @@ class Audit:
         then_s, then = looks[0]
         if now_s - then_s < HEARD_S:
             return
-        if self._seen_to < 0:  # nobody knows better
+        if self._seen_to < 0 and self._name < min(self.others, default="~"):
             average_bytes = max(1, then.size_bytes // max(1, then.messages))
             back = min(BACK_MAX, BACK_BYTES_MAX // average_bytes)
             self._seen_to = max(0, then.first - 1, then.done_to - back)
-            looks.clear()  # others may have come to the same: they must hear us first
         elif self._is_auditor:
             # Of what was passed then the others have told since.
             self._pass(max(self._seen_to, then.first - 1), min(then.end, state.last))
@@ -196,22 +203,26 @@ class Audit:
         """Read open messages, as many as fit into one round. Pending ones come by themselves."""
         until_s = clock.monotonic_s() + _READ_S_MAX
         before = self.read_again
-        for place in sorted(self._open.keys() - self._in_hand):
-            if place > state.done_to or clock.monotonic_s() > until_s:
+        ready = sorted(each for each in self._open.keys() - self._in_hand if each <= state.done_to)
+        for at in range(0, len(ready), _READS_MAX):
+            if clock.monotonic_s() > until_s or (at and not self._puller.wanted.is_set()):
                 break
-            data = await manage.message(self._connection, place)
-            if place not in self._open:  # it came meanwhile
-                continue
-            if data is None:
-                await self._not_read(place, state.leader)
-                continue
-            if not self._puller.wanted.is_set():  # no room now
-                break
+            some = ready[at : at + _READS_MAX]
+            reading = (manage.message(self._connection, each) for each in some)
+            for place, data in zip(some, await asyncio.gather(*reading), strict=True):
+                await self._take(place, data, state.leader)
+        if self.read_again > before:
+            _log.warning("stream_messages_read_again", count=self.read_again - before)
+
+    async def _take(self, place: int, data: bytes | None, leader: str) -> None:
+        if place not in self._open:  # it came meanwhile
+            return
+        if data is None:
+            await self._not_read(place, leader)
+        elif self._puller.wanted.is_set():  # else there is no room now
             self.read_again += 1
             self._in_hand.add(place)
             self._puller.take(Delivery(data, place, 2, ""))
-        if self.read_again > before:
-            _log.warning("stream_messages_read_again", count=self.read_again - before)
 
     async def _not_read(self, place: int, leader: str) -> None:
         """The leader's copy of a message is damaged. Only the leader answers: let another lead."""

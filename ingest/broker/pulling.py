@@ -15,17 +15,19 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import msgspec
 
+from ingest.broker import manage
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.envelope import Message
-from ingest.broker.replies import api_fault
-from ingest.broker.roles import AWAITED
+from ingest.broker.roles import AWAITED, STREAM
+from ingest.broker.stream_state import StreamState, state_of
+from ingest.broker.streams import Names
 from ingest.broker.waiting import either
-from ingest.model.errors import BrokerAway
+from ingest.model.errors import BrokerAway, BrokerRefused
 from ingest.system import clock
 from ingest.system.logs import Occasionally, get_logger
 
@@ -33,7 +35,6 @@ EXPIRES_S = 5.0
 HEARTBEAT_S = 1.0
 SILENCE_S_MAX = 3.0
 AGAIN_S_MAX = 0.5
-INFO_S_MAX = 5.0
 WARNING_S = 60.0
 
 _PARTS = 9  # of a reply subject; with a domain there are two more before the stream
@@ -114,26 +115,6 @@ class Pull(NamedTuple):
     bytes_max: int = 16 * 1024**2
 
 
-class _Position(msgspec.Struct):
-    consumer_seq: int = 0
-    stream_seq: int = 0
-
-
-class _ConsumerInfo(msgspec.Struct):
-    delivered: _Position
-    num_pending: int = 0
-
-
-class _State(msgspec.Struct):
-    first_seq: int = 0
-    last_seq: int = 0
-
-
-class _StreamInfo(msgspec.Struct):
-    state: _State
-    created: str = ""
-
-
 class Puller:
     """Reads one consumer, the only one of its connection. `take` must not raise.
 
@@ -145,7 +126,6 @@ class Puller:
         self,
         connection: BrokerConnection,
         *,
-        stream: str,
         consumer: str,
         take: Callable[[Delivery], None],
         skipped: Callable[[Skipped], None] = lambda _: None,
@@ -154,8 +134,7 @@ class Puller:
         self.wanted = asyncio.Event()
         self.delivered_bytes = 0  # so far
         self._connection = connection
-        self._stream = stream
-        self._name = f"{stream}.{consumer}"
+        self._consumer = consumer
         self.take = take
         # Of an Audit: the place of each delivery; and of a message that it has handed over, whether
         # it is done, or must be given again.
@@ -202,43 +181,36 @@ class Puller:
     async def _find_place(self) -> bool:
         """Ask what was delivered before us; return whether that is known."""
         try:
-            stream, consumer = await self._look()
+            state, last = await self._look()
         except BrokerAway as error:
             self._complain(str(error))
             return False
-        last = consumer.delivered
         # Of a consumer that has delivered nothing, the first delivery is the begin of the stream.
-        before = last.stream_seq if last.consumer_seq else max(0, stream.first_seq - 1)
-        self._check.begin(last.consumer_seq, before)
+        before = last["stream_seq"] if state.deliveries else max(0, state.first - 1)
+        self._check.begin(state.deliveries, before)
         return True
 
     async def _check_end(self) -> None:
         """See whether the last messages of the stream were skipped, if nothing is left to pull."""
         try:
-            stream, consumer = await self._look()
+            state, last = await self._look()
         except BrokerAway:
             return
-        last = consumer.delivered
-        if consumer.num_pending or not last.consumer_seq:
+        if state.waiting or not state.deliveries:
             return
-        if found := self._check.ended(last.consumer_seq, last.stream_seq, stream.last_seq):
+        if found := self._check.ended(state.deliveries, last["stream_seq"], state.last):
             self._skipped(found)
 
-    async def _look(self) -> tuple[_State, _ConsumerInfo]:
-        """Ask for the stream, then for the consumer: messages that come between do no harm."""
-        stream = await self._info_of_stream()
-        consumer = await self._info(f"CONSUMER.INFO.{self._name}")
-        return stream.state, msgspec.json.decode(consumer, type=_ConsumerInfo)
-
-    async def _info_of_stream(self) -> _StreamInfo:
-        reply = await self._info(f"STREAM.INFO.{self._stream}")
-        return msgspec.json.decode(reply, type=_StreamInfo)
-
-    async def _info(self, what: str) -> bytes:
-        reply = await self._connection.request(f"$JS.API.{what}", b"", INFO_S_MAX)
-        if fault := api_fault(reply.data):
-            raise BrokerAway(f"the broker refuses {what}: {fault.text}")
-        return reply.data
+    async def _look(self) -> tuple[StreamState, Mapping[str, int]]:
+        """Ask for the stream, and the last delivery. Raises BrokerAway, also if there is none."""
+        try:
+            found = await manage.look(self._connection, Names(STREAM, self._consumer))
+        except BrokerRefused as error:
+            raise BrokerAway(str(error)) from error
+        state = state_of(found)
+        if state is None or found.consumer is None:
+            raise BrokerAway("the stream or its consumer is missing")
+        return state, found.consumer["delivered"]
 
     async def _pull_once(self, stopping: asyncio.Event) -> None:
         """Send one request, and return when it is over."""
@@ -254,7 +226,7 @@ class Puller:
             "idle_heartbeat": int(HEARTBEAT_S * 1e9),
         }
         token = self._connection.call(
-            f"$JS.API.CONSUMER.MSG.NEXT.{self._name}",
+            f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{self._consumer}",
             msgspec.json.encode(request),
             self._status,
             pulls=True,
@@ -344,7 +316,7 @@ class Puller:
     async def _ask_until_sure(self) -> None:
         while self._connection.up and not self._sure.is_set():
             try:
-                self._made = (await self._info_of_stream()).created
+                self._made = (await self._look())[0].made
             except BrokerAway as error:
                 self._complain(str(error))
                 await asyncio.sleep(AGAIN_S_MAX * random.uniform(0.1, 1))
@@ -356,4 +328,4 @@ class Puller:
 
     def _complain(self, why: str) -> None:
         if self._occasionally.due(why) is not None:
-            _log.warning("broker_pull_failed", consumer=self._name, why=why)
+            _log.warning("broker_pull_failed", consumer=self._consumer, why=why)

@@ -55,7 +55,6 @@ class StreamPurge:
         mark: MarkFile,
         forward_lag_bytes_max: int = 0,
     ) -> None:
-        self.purged_to = 0  # all up to this place were removed, by us
         self.unforwarded = 0  # messages that we removed though a forwarder had not sent them
         self.faults: tuple[StreamFault, ...] = ()  # why nothing is removed
         self._connection = connection
@@ -103,7 +102,6 @@ class StreamPurge:
         if self._made != stream["created"]:
             self._made = stream["created"]
             self._kept.clear()
-            self.purged_to = 0
         floors: dict[str, int | None] = {}
         self._too_far_behind.clear()
         for each in self._consumers:
@@ -127,7 +125,6 @@ class StreamPurge:
         await self._mark.note(mark)  # before it is done: after a kill this must be no loss
         if to >= first:
             await manage.purge(self._connection, to)
-            self.purged_to = to
             self.unforwarded += sum(max(0, to - done) for done in self._too_far_behind.values())
 
     async def _floor(

@@ -21,8 +21,7 @@ from ingest.cli.find_letters import FILES, STORES, STREAM, OwnLetters, letter_st
 from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_json_flag
 from ingest.config.folders import state_dir
 from ingest.config.loading import Loaded
-from ingest.dead_letters.reader import LiveLetter, Selection, Tally
-from ingest.dead_letters.store import LetterStore, newest, once
+from ingest.dead_letters.store import LetterStore, LiveLetter, Selection, Tally, newest, once
 from ingest.formats.timestamp import text_us
 from ingest.model.errors import IngestError
 from ingest.model.letter import REASONS, REFUSED_BY_SERVICE, REFUSED_BY_TARGET

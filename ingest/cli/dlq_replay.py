@@ -25,8 +25,7 @@ from ingest.dead_letters.manual_replay import (
     item_of_fields,
     item_of_letter,
 )
-from ingest.dead_letters.reader import Selection, Tally
-from ingest.dead_letters.store import LetterStore
+from ingest.dead_letters.store import LetterStore, Selection, Tally
 from ingest.model.codes import NOT_ALLOWED
 from ingest.model.errors import IngestError, ReplayStopped
 from ingest.model.ports import Sink
@@ -166,6 +165,6 @@ def _copied(path: Path, tally: Tally, *, edited: bool, bad_lines: list[str]) -> 
             except BadLine as error:
                 bad_lines.append(f"{path.name} line {number}: {error}")
             else:
-                if item.code != NOT_ALLOWED:
+                if item.letter.code != NOT_ALLOWED:
                     yield item
-                tally.not_allowed += item.code == NOT_ALLOWED
+                tally.not_allowed += item.letter.code == NOT_ALLOWED

@@ -13,8 +13,7 @@ import orjson
 
 from ingest.dead_letters.format import reading_object
 from ingest.dead_letters.manual_replay import Summary
-from ingest.dead_letters.reader import LiveLetter, Tally, device_of
-from ingest.dead_letters.store import Extent
+from ingest.dead_letters.store import Extent, LiveLetter, Tally, device_of
 from ingest.system.clock import rfc3339_s, unix_us
 from ingest.system.words import counted
 

@@ -35,9 +35,9 @@ from ingest.config.folders import state_dir
 from ingest.config.loading import Loaded
 from ingest.config.settings import Settings, split_address
 from ingest.config.values import shown
-from ingest.dead_letters.files import segments
-from ingest.dead_letters.reader import Tally, undone_lines
+from ingest.dead_letters.folder.segments import segments, undone_lines
 from ingest.dead_letters.room import Room
+from ingest.dead_letters.store import Tally
 from ingest.model.causes import INVALID_FULL, SHARE_USED, WRITES_FAIL, cause_of, next_step
 from ingest.model.errors import IngestError, StartError
 from ingest.system.files import size_bytes

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ingest.app.broker import wanted_stream
-from ingest.app.dead_letters import wanted_dead_letters
+from ingest.app.broker import wanted_dead_letters, wanted_stream
 from ingest.broker import manage, monitor
 from ingest.broker.messages import StreamMessages
 from ingest.broker.roles import DEAD_LETTERS

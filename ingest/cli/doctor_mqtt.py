@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from ingest.cli.doctor_database import OK, WARN, Check
 from ingest.config.folders import state_dir
 from ingest.config.settings import Settings
-from ingest.dead_letters.files import segments
+from ingest.dead_letters.folder.segments import segments
 from ingest.system.files import size_bytes
 from ingest.system.state_folder import StateFolder
 

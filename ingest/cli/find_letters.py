@@ -16,9 +16,8 @@ from typing import NamedTuple
 from ingest.broker.roles import DEAD_LETTERS
 from ingest.config.folders import state_dir
 from ingest.config.settings import Settings
-from ingest.dead_letters.folder_store import FolderLetterStore
-from ingest.dead_letters.reader import Selection
-from ingest.dead_letters.store import LetterStore, first
+from ingest.dead_letters.folder.store import FolderLetterStore
+from ingest.dead_letters.store import LetterStore, Selection, first
 from ingest.model.errors import StartError
 from ingest.system.state_folder import StateFolder, existing, running_service
 

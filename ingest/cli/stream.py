@@ -77,8 +77,7 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
 
 
 async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
-    from ingest.app.broker import wanted_stream  # noqa: PLC0415
-    from ingest.app.dead_letters import wanted_dead_letters  # noqa: PLC0415
+    from ingest.app.broker import wanted_dead_letters, wanted_stream  # noqa: PLC0415
     from ingest.broker import manage, monitor  # noqa: PLC0415
     from ingest.cli.find_broker import broker  # noqa: PLC0415
 

@@ -37,8 +37,8 @@ Found = dict[str, tuple[Any, str]]  # setting -> the value as it was written, an
 # INGEST_ variables that are no settings: a few of our own, and those that Kubernetes adds to every
 # pod if a service has the name `ingest`.
 _NOT_OURS = re.compile(
-    r"INGEST_(CONFIG|COMMAND|COMMAND_(DOWN|RESTART|LOG)|PG_BIN|MQTT_PASSWORD|MQTT_TOKEN|TEST_\w+"
-    r"|SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP)\w*)?)"
+    r"INGEST_(CONFIG|COMMAND|COMMAND_(DOWN|RESTART|LOG)|PUBLISHED_AT|PG_BIN|MQTT_PASSWORD"
+    r"|MQTT_TOKEN|TEST_\w+|SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP)\w*)?)"
 )
 
 

@@ -1,100 +1,110 @@
 """The automatic replay: sends some dead letters through the buffer again.
 
 It takes the letters with the reasons `retries_exhausted` and `drained`, because nothing is wrong
-with them. It reads all segments, those of earlier processes too. It sends one block at a time,
-slower than live readings, and only while the buffer has space and the database answers.
-A line is marked as done after the outcome of its block is known. If the process is killed in
-between, the line is sent twice, and the table's key makes the second time harmless.
+with them; those of earlier processes too. It sends one block at a time, slower than live readings,
+and only while the buffer has space and the database answers. Where the letters are, and who else
+may replay them now, its source knows: folder/replay.py or stream/replay.py.
+A letter is done after the outcome of its block is known. If the process is killed in between, the
+letter is sent twice, and the table's key makes the second time harmless.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Protocol
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
 
-from ingest.dead_letters.files import segments, try_replay_lock
-from ingest.dead_letters.reader import LiveLetter, Selection, first_letters
-from ingest.dead_letters.sending import BlockSender, fits_a_row
-from ingest.model.ack import Outcome
-from ingest.model.errors import BufferFull, DeadLettersBroken, Stopping
-from ingest.model.letter import DRAINED, EXHAUSTED
+from ingest.dead_letters.store import LiveLetter, Selection
+from ingest.model.ack import Ack, Outcome
+from ingest.model.block import Block
+from ingest.model.errors import (
+    BrokerAway,
+    BrokerRefused,
+    BufferFull,
+    DeadLettersBroken,
+    Stopping,
+)
+from ingest.model.ledger import Ledger
+from ingest.model.letter import DRAINED, EXHAUSTED, Letter
+from ingest.model.ports import BufferStats, Reservation
+from ingest.model.reading import name_fault
+from ingest.model.rows import encode_reading
 from ingest.system.backoff import backoff_s
 from ingest.system.clock import monotonic_s, sleep_unless
-from ingest.system.files import size_bytes
 from ingest.system.logs import get_logger
 
 REPLAYED = Selection(reasons=(EXHAUSTED, DRAINED))
 BLOCK_ROWS_MAX = 500  # small beside a live batch, so it delays live readings little
 FAILURES_MAX = 3  # failed blocks in a row: then the cause is the database, not the blocks
 UNLOCKED_S_MIN = 0.02  # pause between blocks, in which a replay by hand can take the lock
+REPLAY_PAUSE_S = 1.0  # between two searches for letters to replay
 PAUSE_S_MAX = 300.0  # longest pause while letters keep failing
-TIDY_S = 600.0
+LOOK_S = 1.0  # while a block has no outcome: pause between checks for full dead letters
+TS_US_MAX = 253_402_300_800_000_000  # the year 10000
 
 
-class OwnFolder(Protocol):
-    """The dead letters of this process, as the replay needs them."""
+class ReplaySource(Protocol):
+    """The letters of one place that the replay takes, whose reasons are those of REPLAYED.
 
-    folder: Path
+    Every method raises DeadLettersBroken, BrokerAway, BrokerRefused or OSError.
+    """
 
-    async def mark_done(self, letters: Sequence[LiveLetter], how: str) -> None:
-        """Record on the disk that lines are done; raises DeadLettersBroken."""
+    def search(self) -> AbstractAsyncContextManager[bool]:
+        """Begin to go through all letters; give False if there are none that we may replay."""
 
-    async def tidy(self) -> list[Path]:
-        """Remove finished segments that are not needed; return them."""
+    def block(self, rows_max: int) -> AbstractAsyncContextManager[list[LiveLetter] | None]:
+        """Give the next letters, which nobody else replays while the block runs.
+
+        None: there are no more, or somebody else replays them now.
+        """
+
+    async def sent(self, stored: Sequence[LiveLetter], *, well: bool) -> None:
+        """Note that those of the last block are done. `well`: none of it failed again."""
 
 
-def finished(letters: list[LiveLetter], outcome: Outcome) -> list[LiveLetter]:
-    """Return those of a block that are stored, or have become letters of another reason."""
-    if outcome.set_aside:
-        return []
-    live = outcome.coming_back
-    return [each for row, each in enumerate(letters) if row not in live]
+class Rooms(Protocol):
+    """The part of an inlet that blocks are sent into."""
+
+    async def reserve(self, rows: int, size_bytes: int, *, awaited: bool = False) -> Reservation:
+        """Wait for room; see ports.Inlet."""
 
 
 class Replayer:
-    """The replay of one service. `run` ends soon after `stopping` is set; it is never cancelled.
+    """The replay of one process. `run` ends soon after `stopping` is set; it is never cancelled.
 
-    It sends at most `rows_per_s`, and searches for letters every `pause_s`. Without `sends` it only
-    tidies the folder.
+    It sends at most `rows_per_s`, and searches for letters every `pause_s`.
     """
 
     def __init__(
         self,
+        source: ReplaySource,
+        sender: BlockSender,
         *,
-        sends: bool,
         post_rows_max: int,
         rows_per_s: int,
         pause_s: float,
-        folder: OwnFolder,
-        sender: BlockSender,
     ) -> None:
-        self._sends = sends
+        self._source = source
+        self._sender = sender
         self._rows_per_s = rows_per_s
         self._pause_s = pause_s
-        self._folder = folder
-        self._sender = sender
-        self._log = get_logger()
         self._rows_max = min(BLOCK_ROWS_MAX, post_rows_max, rows_per_s)
-        # Lines are only appended and marks are never removed. So lines that were done once are not
-        # read again (`_done_to`). After a failure the search continues behind the failed letters
-        # until all others have been tried (`_next`).
-        self._done_to: dict[Path, int] = {}
-        self._next: dict[Path, int] = {}
-        self._tidied_s = float("-inf")
+        self._log = get_logger()
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Search for letters every `pause_s`, less often while they keep failing."""
         failures = 0
         pause_s = 0.0
         while not await sleep_unless(stopping, pause_s):
+            went_well = True
             try:
-                went_well = not self._sends or await self._replay_all(stopping)
-                await self._tidy()
+                if self._sender.may_send():
+                    went_well = await self._replay_all(stopping)
             except (BufferFull, Stopping):
-                went_well = True  # no space now: live readings come first
-            except (DeadLettersBroken, OSError) as error:
+                pass  # no space now: live readings come first
+            except (DeadLettersBroken, BrokerAway, BrokerRefused, OSError) as error:
                 went_well = False
                 self._log.warning("replay_failed", why=str(error))
             pause_s = self._pause_s
@@ -102,67 +112,134 @@ class Replayer:
             if failures:
                 pause_s += backoff_s(failures, first_s=pause_s, cap_s=PAUSE_S_MAX)
 
-    async def _tidy(self) -> None:
-        if monotonic_s() - self._tidied_s < TIDY_S:
-            return
-        self._tidied_s = monotonic_s()
-        if removed := await self._folder.tidy():
-            self._log.info("dead_letters_tidied", files=[path.name for path in removed])
-        # If a write was taken back after it had been read, other lines may follow in its place.
-        for last in segments(self._folder.folder)[-1:]:
-            self._done_to.pop(last, None)
-
     async def _replay_all(self, stopping: asyncio.Event) -> bool:
         """Replay all letters there are; return False if some of them failed again."""
-        found = segments(self._folder.folder)
-        self._done_to = {path: self._done_to.get(path, 0) for path in found}
         failed = failed_in_a_row = 0
-        for segment in found:
-            more = True
-            while more and not stopping.is_set():
+        async with self._source.search() as goes_on:
+            # Live readings and a replay by hand come first.
+            while goes_on and not stopping.is_set() and self._sender.may_send():
                 began_s = monotonic_s()
-                lock = try_replay_lock(self._folder.folder) if self._sender.may_send() else None
-                if lock is None:
-                    return not failed  # live readings and a replay by hand come first
-                with lock:
-                    rows, well = await self._replay_some(segment, stopping)
-                more = rows == self._rows_max
+                async with self._source.block(self._rows_max) as letters:
+                    if letters is None or stopping.is_set():
+                        break
+                    well = await self._replay_some(letters, stopping)
+                if well is None:
+                    break
                 failed += not well
                 failed_in_a_row = 0 if well else failed_in_a_row + 1
                 if failed_in_a_row >= FAILURES_MAX:
-                    return False
-                if rows:
-                    spare_s = began_s + rows / self._rows_per_s - monotonic_s()
-                    await sleep_unless(stopping, max(spare_s, UNLOCKED_S_MIN))
-        self._next.clear()
+                    break
+                spare_s = began_s + len(letters) / self._rows_per_s - monotonic_s()
+                await sleep_unless(stopping, max(spare_s, UNLOCKED_S_MIN))
         return not failed
 
-    async def _replay_some(self, segment: Path, stopping: asyncio.Event) -> tuple[int, bool]:
-        """Replay the next block of a segment; return its rows, and False if some failed again."""
-        done_to = self._done_to[segment]
-        start = max(done_to, self._next.get(segment, 0))
-        if size_bytes(segment) <= start:
-            return 0, True
-        letters, end = await asyncio.to_thread(
-            first_letters, segment, start=start, where=REPLAYED, count_max=self._rows_max
-        )
-        if stopping.is_set():
-            return 0, True
-        found = len(letters)
-        letters = [each for each in letters if fits_a_row(each.letter)]
-        if len(letters) < found:
-            self._log.warning("dead_letters_not_readings", lines=found - len(letters))
-        well = True
-        if letters:
-            outcome = await self._sender.send(letters, stopping)
+    async def _replay_some(
+        self, letters: Sequence[LiveLetter], stopping: asyncio.Event
+    ) -> bool | None:
+        """Replay a block; return False if it failed again, None if its outcome is not known."""
+        good = [each for each in letters if fits_a_row(each.letter)]
+        if len(good) < len(letters):
+            self._log.warning("dead_letters_not_readings", lines=len(letters) - len(good))
+        stored: Sequence[LiveLetter] = ()
+        if good:
+            outcome = await self._sender.send(good, stopping)
             if outcome is None:
-                return 0, True
-            done = finished(letters, outcome)
-            well = len(done) == len(letters)
-            if done:
-                await self._folder.mark_done(done, "replayed")
-            self._log.info("replayed", rows=len(done), set_aside_again=not well)
-        self._next[segment] = end
-        if well and start == done_to:
-            self._done_to[segment] = end
-        return found, well
+                return None
+            stored = finished(good, outcome)
+        well = len(stored) == len(good)
+        await self._source.sent(stored, well=well)
+        if good:
+            self._log.info("replayed", rows=len(stored), set_aside_again=not well)
+        return well
+
+
+def finished(letters: Sequence[LiveLetter], outcome: Outcome) -> list[LiveLetter]:
+    """Return those of a block that are stored, or have become letters of another reason."""
+    if outcome.set_aside:
+        return []
+    live = outcome.coming_back
+    return [each for row, each in enumerate(letters) if row not in live]
+
+
+class BlockSender:
+    """Sends blocks into `inlet`, one at a time. `letters_full`: this pauses the writes."""
+
+    def __init__(
+        self,
+        *,
+        inlet: Rooms,
+        outlet_stats: Callable[[], BufferStats],
+        ledger: Ledger,
+        database_up: Callable[[], bool],
+        letters_full: Callable[[], bool],
+    ) -> None:
+        self._inlet = inlet
+        self._outlet_stats = outlet_stats
+        self._ledger = ledger
+        self._database_up = database_up
+        self._letters_full = letters_full
+        self._given_up: Ack | None = None  # of a block for which `send` stopped waiting
+
+    async def send(self, letters: Sequence[LiveLetter], stopping: asyncio.Event) -> Outcome | None:
+        """Send one block and wait for its outcome. Return None if the service stops before.
+
+        Return None too if writes are paused because the dead letters are full. To discard some of
+        them an operator needs the replay lock. The block itself is still written later. Its letters
+        are not marked, so they are sent once more; the table's key makes that harmless.
+        If the database refuses rows now, the writer dead-letters them with that reason.
+        """
+        readings = [each.letter.reading for each in letters if each.letter.reading is not None]
+        tuples = b"".join(map(encode_reading, readings))
+        reservation = await self._inlet.reserve(len(readings), len(tuples), awaited=True)
+        ack = Ack()
+        block = Block(
+            tuples,
+            len(readings),
+            received_s=monotonic_s(),
+            received_us=min(each.letter.received_us for each in letters),
+            newest_ts_us=max(each.ts_us for each in readings),
+            items=[each.letter.item for each in letters],
+            ack=ack,
+            replayed=True,
+        )
+        block.doubtful = True  # an earlier write of it may have been committed
+        await reservation.put(block)
+        self._ledger.replayed += block.rows
+        stop = asyncio.create_task(stopping.wait())
+        waiting = asyncio.create_task(ack.wait())
+        both = (stop, waiting)
+        try:
+            ended: set[asyncio.Task[Any]] = set()
+            while not ended and not self._letters_full():
+                ended, _ = await asyncio.wait(
+                    both, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED
+                )
+        finally:
+            stop.cancel()
+            waiting.cancel()
+        if ack.resolved:
+            return await ack.wait()
+        self._given_up = ack
+        return None
+
+    def may_send(self) -> bool:
+        """Whether the database is open, no block is pending, and half of the buffer is free."""
+        stats = self._outlet_stats()
+        return (
+            self._database_up()
+            and (self._given_up is None or self._given_up.resolved)
+            and stats.rows * 2 < stats.rows_max
+            and stats.size_bytes * 2 < stats.bytes_max
+        )
+
+
+def fits_a_row(letter: Letter) -> bool:
+    """Whether the letter has a reading that fits a row. Somebody may have edited the line."""
+    reading = letter.reading
+    return (
+        reading is not None
+        and abs(reading.ts_us) < TS_US_MAX
+        and math.isfinite(reading.value)
+        and name_fault(reading.device_id) is None
+        and name_fault(reading.metric) is None
+    )

@@ -35,6 +35,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SUM_BYTES = len(b',"sum":"00000000"}\n')
 ID_AT = len(b'{"v":1,"id":"')
 ID_CHARACTERS = 32
+REASON_CHARACTERS = 3  # enough to tell the reasons apart
 REASON_AT = ID_AT + ID_CHARACTERS + len(b'","reason":"')
 
 
@@ -219,3 +220,8 @@ def _whole_or_none(value: Any) -> int | None:
 def utf8(text: str) -> bytes:
     """Encode a text, also one that has half of a surrogate pair."""
     return text.encode(errors="replace")
+
+
+def key_of(id_: str, reason: str) -> bytes:
+    """Return the key of a letter: its id and the start of its reason."""
+    return (id_ + reason[:REASON_CHARACTERS]).encode()

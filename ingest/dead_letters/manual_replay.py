@@ -3,7 +3,7 @@
 Promises: `done` is awaited with the letters of a batch after its commit. So a replay that was
 interrupted can continue, and a replay that is run twice changes nothing. Letters that are refused
 again are counted with their reason and are not changed.
-Does not: touch any file but the replay lock.
+Does not: touch any file.
 """
 
 from __future__ import annotations
@@ -11,14 +11,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
 from msgspec import structs
 
 from ingest.access.tokens import allowed
-from ingest.dead_letters.files import try_replay_lock
 from ingest.dead_letters.format import (
     BadLine,
     devices_in,
@@ -27,7 +25,7 @@ from ingest.dead_letters.format import (
     reading_object,
     time_in,
 )
-from ingest.dead_letters.reader import LiveLetter
+from ingest.dead_letters.store import LiveLetter
 from ingest.formats.line_item import LINE_BYTES_MAX
 from ingest.formats.line_protocol import decode_item
 from ingest.formats.line_series import Naming
@@ -38,57 +36,32 @@ from ingest.formats.map_source import IN
 from ingest.formats.media_type import DECODE_ITEM
 from ingest.formats.post import Decoded, Post, Rules
 from ingest.formats.timestamp import UNITS
-from ingest.model.errors import IngestError, Refused, ReplayStopped
-from ingest.model.letter import JSON, LINE, MAPPED
+from ingest.model.errors import Refused, ReplayStopped
+from ingest.model.letter import INVALID, JSON, LINE, MAPPED, Letter
 from ingest.model.ports import BadRow, Sink, Stored
 from ingest.model.verdict import OF_ONE_ROW, Verdict, WriteFailed
 from ingest.system.backoff import backoff_s
 from ingest.system.clock import monotonic_s, unix_us
-from ingest.system.files import Lock
 
 BATCH_ROWS = 1_000
 TRIES_MAX = 5
 REFUSALS_TOLD_MAX = 20
-LOCK_S_MAX = 15.0
 UNKNOWN_FORMAT = "unknown_format"
-LOCK_PAUSE_S = 0.005
 # Codes of a mapped document that came as JSON, and is none. A form never gets them.
 CAME_AS_JSON = frozenset({UNREADABLE, "not_json"})
-
-
-async def hold_replay_lock(folder: Path, wait_s_max: float | None = None) -> Lock:
-    """Wait for the replay lock, which the automatic replay releases between blocks.
-
-    Raises IngestError if it is not free within `wait_s_max` (None: LOCK_S_MAX).
-    """
-    for _ in range(int((wait_s_max or LOCK_S_MAX) / LOCK_PAUSE_S)):
-        if (lock := try_replay_lock(folder)) is not None:
-            return lock
-        await asyncio.sleep(LOCK_PAUSE_S)
-    raise IngestError("another replay is at work in this folder; try again when it has finished")
 
 
 class Item(NamedTuple):
     """A letter as an item of a post: its bytes, and what that post said of them.
 
-    `place` tells a user where it came from. `source` is the live letter, if it was one. `code` is
-    why it was refused then.
+    `letter` has no reading: a reading is bytes here, too. `place` tells a user where it came from.
+    `source` is the live letter, if it was one.
     """
 
     id: str
     place: str
-    original: bytes
-    precision: str | None
-    received_us: int
+    letter: Letter
     source: LiveLetter | None = None
-    format: str = JSON
-    ignore_unknown: bool = False
-    device: str = ""
-    prefix: str = ""
-    posted_to: str = ""
-    context: str = ""
-    code: str = ""
-    devices: tuple[str, ...] = ()
 
 
 class RefusedItem(NamedTuple):
@@ -122,24 +95,8 @@ def item_of_letter(live: LiveLetter) -> Item:
     """Return the item of a live letter."""
     letter = live.letter
     if letter.reading is not None:
-        original = orjson.dumps(reading_object(letter.reading))
-        return Item(live.id, live.path.name, original, "us", letter.received_us, live)
-    return Item(
-        live.id,
-        live.path.name,
-        letter.original or b"",
-        letter.precision,
-        letter.received_us,
-        live,
-        letter.format,
-        letter.ignore_unknown,
-        letter.device,
-        letter.prefix,
-        letter.source,
-        letter.context,
-        letter.code,
-        letter.devices,
-    )
+        letter = _of_reading(orjson.dumps(reading_object(letter.reading)), letter.received_us)
+    return Item(live.id, live.path.name, letter, live)
 
 
 def item_of_fields(fields: dict[str, Any], place: str) -> Item:
@@ -148,7 +105,7 @@ def item_of_fields(fields: dict[str, Any], place: str) -> Item:
         id_, received_us = id_in(fields), time_in(fields["received_at"])
         precision = _precision_in(fields)
         if fields.get("reading") is not None:
-            return Item(id_, place, orjson.dumps(fields["reading"]), "us", received_us)
+            return Item(id_, place, _of_reading(orjson.dumps(fields["reading"]), received_us))
         original, devices = original_in(fields), devices_in(fields)
     except KeyError as error:
         raise BadLine(f"the field {error} is missing") from error
@@ -156,21 +113,30 @@ def item_of_fields(fields: dict[str, Any], place: str) -> Item:
         raise BadLine(str(error)) from error
     if original is None:
         raise BadLine("there is neither a reading nor an original")
-    return Item(
-        id_,
-        place,
-        original,
-        precision,
+    code, source, device, prefix, context = (
+        str(fields.get(name) or "") for name in ("code", "source", "device", "prefix", "context")
+    )
+    letter = Letter(
+        INVALID,
+        code,
+        "",
         received_us,
+        original=original,
+        precision=precision,
         format=fields.get("format", JSON),
+        source=source,
         ignore_unknown=fields.get("ignore_unknown") is True,
-        device=str(fields.get("device") or ""),
-        prefix=str(fields.get("prefix") or ""),
-        posted_to=str(fields.get("source") or ""),
-        context=str(fields.get("context") or ""),
-        code=str(fields.get("code") or ""),
+        device=device,
+        prefix=prefix,
+        context=context,
         devices=devices,
     )
+    return Item(id_, place, letter)
+
+
+def _of_reading(original: bytes, received_us: int) -> Letter:
+    """Return the letter of an item that is a valid reading; any device may have sent it."""
+    return Letter(INVALID, "", "", received_us, original=original, precision="us")
 
 
 def _precision_in(fields: dict[str, Any]) -> str | None:
@@ -229,32 +195,20 @@ class ManualReplay:
         """Validate as the receiver does; None if any reading of it is refused."""
         # The time of receipt is used for a missing `ts`, so it must be the old one. The limit for
         # times in the future counts from now. A sender may have said when it received the item.
-        now_us = unix_us()
-        received_us = min(item.received_us, now_us)
+        letter, now_us = item.letter, unix_us()
+        received_us = min(letter.received_us, now_us)
         ts_ahead_us_max = self._rules.ts_ahead_us_max + now_us - received_us
-        rules = self._rules._replace(ts_ahead_us_max=ts_ahead_us_max)
-        ignore_unknown = self._ignore_unknown or item.ignore_unknown
         post = Post(
-            item.precision,
-            ignore_unknown,
+            letter.precision,
+            self._ignore_unknown or letter.ignore_unknown,
             received_us,
             monotonic_s(),
-            rules,
-            None if self._any_device or not item.devices else allowed(item.devices),
-            item.device,
+            self._rules._replace(ts_ahead_us_max=ts_ahead_us_max),
+            None if self._any_device or not letter.devices else allowed(letter.devices),
+            letter.device,
         )
-        if item.format not in (LINE, MAPPED) and item.format not in DECODE_ITEM:
-            message = f"this version cannot decode the format {item.format!r:.80}"
-            self.summary.refuse(RefusedItem(item.id, item.place, UNKNOWN_FORMAT, message))
-            return None
         try:
-            if item.format == LINE:
-                naming = Naming(rules.device_tags, item.device, item.prefix, rules.line_escapes)
-                decoded = decode_item(item.original, _line_post(post), naming)
-            elif item.format == MAPPED:
-                decoded = self._decode_mapped(item, post)
-            else:
-                decoded = DECODE_ITEM[item.format](item.original, post)
+            decoded = _DECODERS.get(letter.format, _unknown)(letter, post)
         except Refused as refused:
             self.summary.refuse(RefusedItem(item.id, item.place, refused.code, refused.detail))
             return None
@@ -264,23 +218,6 @@ class ManualReplay:
         message = f"{fault.field}: {fault.message}" if fault.field else fault.message
         self.summary.refuse(RefusedItem(item.id, item.place, fault.code, message))
         return None
-
-    def _decode_mapped(self, item: Item, post: Post) -> Decoded:
-        """Decode a document with the mapping of its source as it is now. Raises Refused.
-
-        What came as JSON is read as JSON, and never as a form.
-        """
-        name = item.posted_to.removeprefix(IN)
-        source = self._rules.sources.get(name)
-        if source is None:
-            raise Refused("not_found", f"the file of sources has no source {name!r:.80} now")
-        return decode_document(
-            item.original,
-            source,
-            roots_of(item.context),
-            _line_post(post),
-            is_json=item.code in CAME_AS_JSON,
-        )
 
     async def _write(self, batch: list[tuple[Item, bytes, int]], rows: int) -> None:
         began_s = monotonic_s()
@@ -308,7 +245,47 @@ class ManualReplay:
             await asyncio.sleep(max(0.0, began_s + rows / self._rows_per_s - monotonic_s()))
 
 
-def _line_post(post: Post) -> Post:
+# Decoders of a letter's original bytes, by format. Each raises Refused.
+
+
+def _listed(letter: Letter, post: Post) -> Decoded:
+    """Decode an item of a format that media_type.py lists."""
+    return DECODE_ITEM[letter.format](letter.original or b"", post)
+
+
+def _line(letter: Letter, post: Post) -> Decoded:
+    rules = post.rules
+    naming = Naming(rules.device_tags, letter.device, letter.prefix, rules.line_escapes)
+    return decode_item(letter.original or b"", _long_post(post), naming)
+
+
+def _mapped(letter: Letter, post: Post) -> Decoded:
+    """Decode a document with the mapping of its source as it is now.
+
+    What came as JSON is read as JSON, and never as a form.
+    """
+    name = letter.source.removeprefix(IN)
+    source = post.rules.sources.get(name)
+    if source is None:
+        raise Refused("not_found", f"the file of sources has no source {name!r:.80} now")
+    is_json = letter.code in CAME_AS_JSON
+    roots = roots_of(letter.context)
+    return decode_document(letter.original or b"", source, roots, _long_post(post), is_json=is_json)
+
+
+def _unknown(letter: Letter, post: Post) -> Decoded:
+    message = f"this version cannot decode the format {letter.format!r:.80}"
+    raise Refused(UNKNOWN_FORMAT, message)
+
+
+_DECODERS: dict[str, Callable[[Letter, Post], Decoded]] = {
+    **dict.fromkeys(DECODE_ITEM, _listed),
+    LINE: _line,
+    MAPPED: _mapped,
+}
+
+
+def _long_post(post: Post) -> Post:
     """Return a post that may have all readings of one line, or of one document."""
     return structs.replace(post, rules=post.rules._replace(post_rows_max=LINE_BYTES_MAX))
 

@@ -1,190 +1,306 @@
-"""The dead-letter queue for the event loop: appends letters and waits until they are on the disk.
+"""The dead-letter queue of one process: encodes letters, finds room for them, has them kept.
 
-Appends that come while another one is being written share the next write and fdatasync. A thread
-does that, so the event loop never waits for the disk. An append that has begun is finished even if
-its caller is cancelled. folder.py keeps the files, reader.py reads them.
+What keeps them is a backend: files (folder/backend.py), or a stream (stream/backend.py).
+Promises: when `append` returns, the backend has the letters on a disk. An append that has begun is
+finished even if its caller is cancelled. A letter that is live is not kept again, as far as the
+backend knows. Each append is refused or kept for itself, also if several share a write.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, Protocol
 
-from ingest.dead_letters.folder import IDS_MAX, AppendRequest, DeadLetterFolder, FolderTotals
-from ingest.dead_letters.folder_store import FolderLetterStore
-from ingest.dead_letters.identity import DEFAULT_RULES
-from ingest.dead_letters.in_work import InWork
-from ingest.dead_letters.reader import LiveLetter
+from ingest.dead_letters.auto_replay import ReplaySource
+from ingest.dead_letters.format import encode_line, key_of
+from ingest.dead_letters.identity import DEFAULT_RULES, letter_id
+from ingest.dead_letters.room import InWork, Room
+from ingest.dead_letters.store import LetterStore
 from ingest.formats.post import Rules
-from ingest.model.errors import DeadLettersBroken, IngestError
+from ingest.model.errors import DeadLettersBroken, DeadLettersFull
 from ingest.model.ledger import DeadLetterStats
-from ingest.model.letter import Letter
-from ingest.system.clock import monotonic_s, unix_us
-from ingest.system.files import REAL_CALLS, FileCalls
+from ingest.model.letter import DRAINED, Letter
+from ingest.system.clock import monotonic_s, sleep_unless, unix_us
+from ingest.system.logs import get_logger
 
 GROUP_BYTES_MAX = 4 * 1024**2  # of one write, for which all lines are in memory twice
-_STATS_S_MAX = 1.0  # `stats` starts a new scan of the folder if the last one is older
+ENCODED_LETTERS_MAX, ENCODED_BYTES_MAX = 100, 64 * 1024  # in the event loop; more: in a thread
+LOOK_S = 1.0  # `stats` starts a new look if the last one is older
+MAKE_ROOM_S_MIN = 5.0  # between two searches for files to remove while there is no room
+TIDY_S = 600.0
 
-_T = TypeVar("_T")
+
+class NewLetter(NamedTuple):
+    """A letter that is not kept yet, as a line. `failed_us` is in Unix microseconds."""
+
+    id: str
+    reason: str
+    failed_us: int
+    line: bytes
+
+
+class LetterTotals(NamedTuple):
+    """What a backend has: bytes, the number of live letters, when the oldest of these failed.
+
+    `returning_bytes` is the least size of the letters that the automatic replay takes, if known.
+    """
+
+    size_bytes: int = 0
+    live: int = 0
+    oldest_us: int | None = None
+    returning_bytes: int = 0
+
+
+class LetterBackend(Protocol):
+    """Keeps letters. `groups_max` writes at once; `beside_bytes` are taken beside each line."""
+
+    name: str
+    groups_max: int
+    beside_bytes: int
+
+    @property
+    def letters(self) -> LetterStore:
+        """The live letters."""
+
+    async def open(self) -> None:
+        """Prepare. Raises StartError."""
+
+    def kept(self) -> LetterTotals:
+        """Return what it has, with its own writes, as of the last look. Never blocks."""
+
+    async def look(self) -> None:
+        """Take over what others have changed. Never fails: then the last look counts."""
+
+    async def live(self, keys: Collection[bytes]) -> set[bytes]:
+        """Return those of these letters that are live, as far as is known."""
+
+    def too_long(self, line_bytes: int) -> str:
+        """Return why a line of this size cannot be kept, or nothing."""
+
+    async def write(self, letters: Mapping[bytes, NewLetter]) -> None:
+        """Return once a disk has all of them. Raises DeadLettersFull or DeadLettersBroken."""
+
+    async def make_room(self) -> None:
+        """Remove what is done before its time."""
+
+    async def tidy(self) -> list[Path]:
+        """Remove what is done and old; return the files."""
+
+    def replay_source(self, pause_s: float) -> ReplaySource:
+        """Return what the automatic replay takes from it, if it looks each `pause_s`."""
+
+    async def close(self) -> None:
+        """End. Repeatable."""
+
+
+class _Append(NamedTuple):
+    """One call of `append`: all of its letters are kept, or none is promised."""
+
+    letters: Sequence[Letter]
+    sender: str | None
+    size_bytes: int
+    done: asyncio.Future[None]
 
 
 class DeadLetterQueue:
-    """Implements ports.DeadLetters with a folder of JSON Lines. For one event loop.
+    """Implements ports.DeadLetters with a backend. Make it in the running event loop.
 
-    The whole folder has at most `bytes_max`. A file is finished at `segment_bytes`. A finished
-    file in which every line is done is kept `keep_days`, or less if space is needed.
-    `auto_replay`: a Replayer takes some letters out again, so these may not fill the folder.
-    `rules` say which time of an invalid item is usable.
+    The dead letters have at most `bytes_max`. `auto_replay`: a Replayer takes some of them out
+    again, so these may not use all of it. `rules` say which time of an invalid item is usable.
     """
 
     def __init__(
         self,
-        folder: Path,
+        backend: LetterBackend,
         *,
         bytes_max: int,
-        segment_bytes: int,
-        keep_days: float,
         auto_replay: bool = True,
         rules: Rules = DEFAULT_RULES,
-        calls: FileCalls = REAL_CALLS,
-        ids_max: int = IDS_MAX,
     ) -> None:
-        self.folder = folder
-        self._store = DeadLetterFolder(
-            folder,
-            bytes_max=bytes_max,
-            segment_bytes=segment_bytes,
-            keep_days=keep_days,
-            auto_replay=auto_replay,
-            rules=rules,
-            calls=calls,
-            ids_max=ids_max,
-        )
-        self.letters = FolderLetterStore(folder, self.mark_done)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="dead-letters")
-        self._waiting: deque[tuple[AppendRequest, int, asyncio.Future[None]]] = deque()
-        self._in_work = InWork("the disk")
-        self._writing: asyncio.Future[list[IngestError | None]] | None = None
-        self._refreshing: asyncio.Future[None] | None = None
-        self._refreshed_s = float("-inf")
-        self._totals = FolderTotals()
+        self.backend = backend
+        self._rules = rules
+        self._room = Room(bytes_max, auto_replay=auto_replay)
+        self._in_work = InWork(backend.name)
+        self._waiting: deque[_Append] = deque()
+        self._groups: set[asyncio.Task[None]] = set()  # being written
+        self._deciding = asyncio.Lock()  # in the order in which the appends came
+        self._pending_bytes = 0  # of the letters that are being written
+        self._looking: asyncio.Task[None] | None = None
+        self._looked_s = self._room_made_s = float("-inf")
         self._closed = False
 
+    @property
+    def letters(self) -> LetterStore:
+        """The live letters."""
+        return self.backend.letters
+
     async def open(self) -> None:
-        """Create or read the folder. Raises StartError if it cannot be used."""
-        await self._in_thread(self._store.open)
+        """Prepare the backend. Raises StartError if it cannot be used."""
+        await self.backend.open()
+        if self._is_full:  # or letters that are all done would count as a full half
+            await self.backend.make_room()
 
     async def append(self, letters: Sequence[Letter], *, sender: str | None = None) -> None:
         """Return when all letters are on the disk. A letter that is live is not written again.
 
         Raises DeadLettersFull or DeadLettersBroken; then no letter is promised to be there. If
-        letters of senders come faster than the disk takes them, raises BufferFull. Cancelling the
-        wait does not stop the write.
+        letters of senders come faster than the backend takes them, raises BufferFull. Cancelling
+        the wait does not stop the write.
         """
         if not letters:
             return
-        self._refuse_closed()
+        if self._closed:
+            raise DeadLettersBroken("the dead letters are closed")
         size = self._in_work.add(letters, sender)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         done.add_done_callback(partial(self._append_done, size))
-        self._waiting.append((AppendRequest(letters, sender), size, done))
-        if self._writing is None:
-            self._write()
+        self._waiting.append(_Append(letters, sender, size, done))
+        self._begin()
         await asyncio.shield(done)
-
-    def _write(self) -> None:
-        requests: list[AppendRequest] = []
-        group: list[asyncio.Future[None]] = []
-        size = 0
-        while self._waiting and size <= GROUP_BYTES_MAX:
-            request, its_size, done = self._waiting.popleft()
-            requests.append(request)
-            group.append(done)
-            size += its_size
-        self._writing = self._in_thread(partial(self._store.append, requests))
-        self._writing.add_done_callback(partial(self._written, group))
 
     def _append_done(self, size: int, done: asyncio.Future[None]) -> None:
         self._in_work.end(size)
-        take_exception(done)
+        done.exception()  # or asyncio logs it: the task that waited may have been cancelled
 
-    def _written(
-        self, group: list[asyncio.Future[None]], writing: asyncio.Future[list[IngestError | None]]
-    ) -> None:
-        failed = writing.exception()
-        outcomes = writing.result() if failed is None else [failed] * len(group)
-        for done, outcome in zip(group, outcomes, strict=True):
-            if outcome is None:
-                done.set_result(None)
-            else:
-                done.set_exception(outcome)
-        self._writing = None
-        if self._waiting:
-            self._write()
+    def _begin(self) -> None:
+        """Write what waits, as many groups at once as the backend takes."""
+        while self._waiting and len(self._groups) < self.backend.groups_max:
+            group: list[_Append] = []
+            while self._waiting and sum(each.size_bytes for each in group) <= GROUP_BYTES_MAX:
+                group.append(self._waiting.popleft())
+            task = asyncio.create_task(self._write(group))
+            self._groups.add(task)
+            task.add_done_callback(self._written)
 
-    async def mark_done(self, letters: Sequence[LiveLetter], how: str) -> None:
-        """Record on the disk that lines are done. The caller has the replay lock.
+    def _written(self, task: asyncio.Task[None]) -> None:
+        self._groups.discard(task)
+        self._begin()
 
-        Raises DeadLettersBroken; then they are still live.
-        """
-        self._refuse_closed()
-        await self._in_thread(partial(self._store.mark, letters, how))
+    async def _write(self, group: Sequence[_Append]) -> None:
+        fresh: dict[bytes, NewLetter] = {}
+        try:
+            async with self._deciding:
+                await self._decide(group, fresh)
+            if fresh:
+                await self.backend.write(fresh)
+        except Exception as error:  # also a bug: nobody may wait for ever
+            for each in group:
+                if not each.done.done():
+                    each.done.set_exception(error)
+        else:
+            for each in group:
+                if not each.done.done():
+                    each.done.set_result(None)
+        finally:
+            self._pending_bytes -= self._size_of(fresh.values())
 
-    async def tidy(self) -> list[Path]:
-        """Remove finished segments that are old enough and have no live line; return them."""
-        self._refuse_closed()
-        return await self._in_thread(self._store.tidy)
+    async def _decide(self, group: Sequence[_Append], fresh: dict[bytes, NewLetter]) -> None:
+        """Add to `fresh` what is to be written for those who find room; tell the others why not."""
+        letters = sum(len(each.letters) for each in group)
+        if letters > ENCODED_LETTERS_MAX or sum(e.size_bytes for e in group) > ENCODED_BYTES_MAX:
+            encoded = await asyncio.to_thread(self._encoded, group)
+        else:
+            encoded = self._encoded(group)
+        live = await self.backend.live(set().union(*encoded))
+        self._look_if_old()
+        for each, lines in zip(group, encoded, strict=True):
+            new = {key: line for key, line in lines.items() if key not in live | fresh.keys()}
+            refusal = self._refusal(each, new)
+            if refusal is not None and monotonic_s() - self._room_made_s >= MAKE_ROOM_S_MIN:
+                await self._make_room()
+                refusal = self._refusal(each, new)
+            if refusal is not None:
+                each.done.set_exception(refusal)
+                continue
+            size = self._size_of(new.values())
+            self._room.use(each.sender, size)
+            self._pending_bytes += size
+            fresh |= new
 
-    async def refresh(self) -> None:
-        """Take over changes that other processes made to the folder."""
-        self._refuse_closed()
-        await self._in_thread(self._store.refresh)
+    def _encoded(self, group: Sequence[_Append]) -> list[dict[bytes, NewLetter]]:
+        """Return the lines of each append by key, each once. Blocks."""
+        failed_us = unix_us()
+        found: list[dict[bytes, NewLetter]] = []
+        for each in group:
+            lines: dict[bytes, NewLetter] = {}
+            for letter in each.letters:
+                id_ = letter_id(letter, self._rules)
+                key = key_of(id_, letter.reason)
+                if key not in lines:
+                    line = encode_line(letter, id_=id_, failed_us=failed_us)
+                    lines[key] = NewLetter(id_, letter.reason, failed_us, line)
+            found.append(lines)
+        return found
+
+    def _refusal(self, append: _Append, lines: Mapping[bytes, NewLetter]) -> DeadLettersFull | None:
+        """Return why these letters find no room."""
+        if not lines or all(letter.reason == DRAINED for letter in append.letters):
+            return None  # at the end of a drain they have no other place: no limit
+        if why := self.backend.too_long(max(len(each.line) for each in lines.values())):
+            return DeadLettersFull(why)
+        kept = self.backend.kept()
+        return self._room.refusal(
+            append.letters,
+            append.sender,
+            self._size_of(lines.values()),
+            taken=kept.size_bytes + self._pending_bytes,
+            returning=kept.returning_bytes,
+        )
+
+    def _size_of(self, letters: Collection[NewLetter]) -> int:
+        return sum(len(each.line) + self.backend.beside_bytes for each in letters)
+
+    @property
+    def _is_full(self) -> bool:
+        taken = self.backend.kept().size_bytes + self._pending_bytes
+        return self._room.is_full_for_invalid(taken)
+
+    async def _make_room(self) -> None:
+        """Remove what is done before its time: full dead letters would pause writes."""
+        self._room_made_s = monotonic_s()
+        await self.backend.make_room()
+
+    async def look(self) -> None:
+        """Take over what other processes changed."""
+        self._looked_s = monotonic_s()
+        await self.backend.look()
+        made_s = monotonic_s() - self._room_made_s
+        if not self.backend.kept().live and self._is_full and made_s >= MAKE_ROOM_S_MIN:
+            await self._make_room()  # or /readyz tells of a full folder until the next append
+
+    def _look_if_old(self) -> None:
+        idle = self._looking is None or self._looking.done()
+        if idle and not self._closed and monotonic_s() - self._looked_s > LOOK_S:
+            self._looking = asyncio.create_task(self.look())
 
     def stats(self) -> DeadLetterStats:
-        """Return figures of the last scan of the folder; start a new scan if that is old.
+        """Return the figures of the last look; look again if that is old. Never blocks.
 
-        Live letters beyond `ids_max` are counted by lines, not by ids. Never blocks.
+        Letters beyond those that the backend remembers may count twice.
         """
-        idle = self._refreshing is None or self._refreshing.done()
-        if idle and not self._closed and monotonic_s() - self._refreshed_s > _STATS_S_MAX:
-            self._refreshed_s = monotonic_s()
-            self._refreshing = self._in_thread(self._store.refresh)
-            self._refreshing.add_done_callback(take_exception)
-        size_bytes, live, oldest_us, invalid_full, used_by = self._totals
+        self._look_if_old()
+        size_bytes, live, oldest_us, _ = self.backend.kept()
         age_s = 0.0 if oldest_us is None else max(0.0, (unix_us() - oldest_us) / 1e6)
-        return DeadLetterStats(size_bytes, live, age_s, invalid_full, used_by)
+        return DeadLetterStats(size_bytes, live, age_s, self._is_full, self._room.share_used_by)
+
+    async def tidy(self, stopping: asyncio.Event) -> None:
+        """Remove again and again what is done and old, until the event is set."""
+        pause_s = 0.0
+        while not await sleep_unless(stopping, pause_s):
+            pause_s = TIDY_S
+            if removed := await self.backend.tidy():
+                names = [path.name for path in removed]
+                get_logger().info("dead_letters_tidied", files=names)
 
     async def close(self) -> None:
-        """Wait for appends that have begun, then close the file. A second call does nothing."""
-        already, self._closed = self._closed, True
-        while self._writing is not None:
-            await asyncio.wait([self._writing])
-        if not already:
-            await self._in_thread(self._store.close)
-            self._thread.shutdown()
-
-    def _refuse_closed(self) -> None:
-        if self._closed:
-            raise DeadLettersBroken("the dead letters are closed")
-
-    def _in_thread(self, work: Callable[[], _T]) -> asyncio.Future[_T]:
-        """Run `work` in the thread of the store, after all earlier work."""
-
-        def run() -> _T:
-            try:
-                return work()
-            finally:
-                self._totals = self._store.totals()
-
-        return asyncio.get_running_loop().run_in_executor(self._thread, run)
-
-
-def take_exception(future: asyncio.Future[None]) -> None:
-    """Read the exception, or asyncio logs it: the task that waited may have been cancelled."""
-    if not future.cancelled():
-        future.exception()
+        """Wait for appends that have begun, then end the backend. A second call does nothing."""
+        self._closed = True
+        while self._groups:
+            await asyncio.wait(self._groups)
+        if self._looking is not None:
+            await asyncio.wait([self._looking])
+        await self.backend.close()

@@ -14,17 +14,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-from ingest.broker.pulling import Delivery
+from ingest.broker.pulling import Delivery, Puller
 from ingest.broker.streams import ACK_WAIT_S
 from ingest.buffers.stream.messages import NotOurs, decode_message
 from ingest.forward.bodies import Filters, PostLimits, outgoing
 from ingest.forward.sender import TargetSender
 from ingest.forward.tally import LAG, NOT_OURS, ForwardTally
 from ingest.model.block import Block
-from ingest.system import clock
 from ingest.system.logs import get_logger
 
 HELD_BYTES_MAX = 32 * 1024**2
@@ -32,21 +30,6 @@ WORKING_S = ACK_WAIT_S / 3
 GIVEN_BACK_S = 0.5  # until then our connection is closed, and another process gets them
 
 _log = get_logger("forward")
-
-
-class Consumer(Protocol):
-    """Tells the broker what became of messages; see broker/pulling.py."""
-
-    wanted: asyncio.Event
-
-    def done(self, deliveries: Iterable[Delivery]) -> None:
-        """Acknowledge."""
-
-    def working(self, deliveries: Iterable[Delivery]) -> None:
-        """Say that we still have them."""
-
-    def give_back(self, deliveries: Iterable[Delivery], after_s: float = 0.0) -> None:
-        """Let them come again, after a while."""
 
 
 class _Message(NamedTuple):
@@ -67,25 +50,25 @@ class Forwarder:
         in_flight: int,
     ) -> None:
         self._sender = sender
+        self._delivery = sender.delivery
         self._tally = tally
         self._filters = filters
         self._limits = limits
         self._in_flight = in_flight
-        self._consumer: Consumer | None = None
+        self._consumer: Puller | None = None
         self._held: dict[int, _Message] = {}  # by place; those that wait, and those in work
         self._waiting: deque[_Message] = deque()
         self._held_bytes = 0
         self._arrived = asyncio.Event()
-        self._stopping = False
         self._skip_to = 0  # messages up to this place are skipped
 
-    def connect(self, consumer: Consumer) -> None:
+    def connect(self, consumer: Puller) -> None:
         """Set where the messages come from. Before anything else."""
         self._consumer = consumer
         consumer.wanted.set()
 
     @property
-    def _from(self) -> Consumer:
+    def _from(self) -> Puller:
         assert self._consumer is not None, "connect it first"
         return self._consumer
 
@@ -102,7 +85,7 @@ class Forwarder:
 
     def take(self, delivery: Delivery) -> None:
         """Take a message that was pulled."""
-        if self._stopping:
+        if self._delivery.stopping:
             self._from.give_back([delivery], GIVEN_BACK_S)
             return
         if delivery.place in self._held:
@@ -135,7 +118,7 @@ class Forwarder:
                 self._waiting.append(each)
             else:
                 self._pass_over(each, each.block.rows)
-        self._sender.wake()
+        self._delivery.wake()
 
     def _pass_over(self, message: _Message, readings: int) -> None:
         self._tally.pass_over(LAG, 1, readings)
@@ -154,7 +137,7 @@ class Forwarder:
         """Pull more messages only while few are held."""
         wanted = self._from.wanted
         few = len(self._held) < 2 * self._in_flight and self._held_bytes < HELD_BYTES_MAX
-        if few and not self._stopping:
+        if few and not self._delivery.stopping:
             wanted.set()
         else:
             wanted.clear()
@@ -167,30 +150,26 @@ class Forwarder:
         They end at once when `aborted` is set. When it returns, each message was acknowledged or
         given back.
         """
-        workers = [asyncio.create_task(self._work()) for _ in range(self._in_flight)]
         keeping = asyncio.create_task(self._keep())
-        told = asyncio.create_task(stopping.wait())
-        await asyncio.wait([told, keeping, *workers], return_when="FIRST_COMPLETED")
-        self._stop()
-        ending = asyncio.create_task(clock.sleep_unless(aborted, stop_s_max))
-        ended = asyncio.create_task(_all(workers))
-        await asyncio.wait([ending, ended], return_when="FIRST_COMPLETED")
-        self._sender.abort()
-        await ended
-        for each in (keeping, told, ending):
-            each.cancel()
-        for each in (keeping, *workers):
-            if each.done() and not each.cancelled():
-                each.result()  # raises the error of a bug
+        try:
+            await self._delivery.run(
+                [self._work() for _ in range(self._in_flight)],
+                self._stop,
+                stopping=stopping,
+                aborted=aborted,
+                stop_s_max=stop_s_max,
+            )
+        finally:
+            keeping.cancel()
+        if keeping.done():
+            keeping.result()  # raises the error of a bug
 
     def _stop(self) -> None:
-        self._stopping = True
         waiting, self._waiting = self._waiting, deque()
         for each in waiting:
             self._give_back(each)
         self._from.wanted.clear()
         self._arrived.set()
-        self._sender.wake()
 
     def _give_back(self, message: _Message) -> None:
         self._from.give_back([message.delivery], GIVEN_BACK_S)
@@ -203,7 +182,7 @@ class Forwarder:
             self._from.working([each.delivery for each in self._held.values()])
 
     async def _work(self) -> None:
-        while not self._stopping:
+        while not self._delivery.stopping:
             if not self._waiting:
                 self._arrived.clear()
                 await self._arrived.wait()
@@ -217,7 +196,7 @@ class Forwarder:
         left = block.rows
         for each in outgoing(message.delivery.data, block.tuples, self._filters, self._limits):
             if not await self._sender.send(each, block.received_us, lambda: self._wants(message)):
-                if self._stopping:
+                if self._delivery.stopping:
                     self._give_back(message)
                 else:
                     self._pass_over(message, left)
@@ -227,8 +206,4 @@ class Forwarder:
         self._done(message)
 
     def _wants(self, message: _Message) -> bool:
-        return not self._stopping and message.delivery.place > self._skip_to
-
-
-async def _all(tasks: Iterable[asyncio.Task[None]]) -> None:
-    await asyncio.wait(list(tasks))
+        return not self._delivery.stopping and message.delivery.place > self._skip_to

@@ -6,27 +6,26 @@ skipped.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import NamedTuple
 
+from ingest.http_client.server_posts import PostTally
 from ingest.model.metrics import Metric, Metrics
 
 LAG, NOT_OURS, MISSING = "lag", "not_ours", "missing"
 SKIPPED = (LAG, NOT_OURS, MISSING)
 
 
-class ForwardTally:
-    """Plain numbers of one event loop. They start at 0 with each process."""
+class ForwardTally(PostTally):
+    """See PostTally."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.sent = 0  # readings, as all of these
         self.filtered = 0
         self.dead_lettered = 0
         self.skipped = 0
         # The causes are there from the start: Prometheus cannot see the first step of a new series.
         self.skipped_messages = dict.fromkeys(SKIPPED, 0)
-        self.posts: defaultdict[str, int] = defaultdict(int)  # by status; `none`: no answer
-        self.up = False  # whether the last answer of the target was a good one
 
     def pass_over(self, why: str, messages: int, readings: int) -> None:
         """Count messages that are not sent. Of `missing` ones the readings are not known."""

@@ -6,7 +6,7 @@ sweep a second checks all connections.
 If there are too many, a new one is accepted and another one is closed. First those whose request is
 not here yet, then idle ones; each time of the network that has most of them. One that has connected
 just now is spared while another network has more connections.
-If a successor has the socket, each connection ends with its next answer (`step_down`).
+If another process has the socket, each connection ends with its next answer (`step_down`).
 Does not: bound the connections of a network, since a fleet may be behind one. Know any route.
 Malformed requests get a problem answer and no log line.
 """
@@ -311,7 +311,7 @@ class Connections:
         return f"[{bound}]:{port}" if ":" in bound else f"{bound}:{port}"
 
     async def step_down(self, *, idle_s: float, timeout_s: float) -> None:
-        """Leave the socket to a successor, which has it too. Then `close`.
+        """Leave the socket to the next process. Then `close`.
 
         Each connection ends with its next answer. One that stays idle for `idle_s` is closed. All
         others have `timeout_s`: for requests in work, and those that are arriving.

@@ -83,8 +83,8 @@ CAUSES: dict[str, Cause] = {
     ),
     NO_SUCH_HOST: Cause(
         "no name server knows the host of the database",
-        "Is it a container? Start it: while it does not run, its name is unknown. Else correct the "
-        "name, or repair the name service. {fix_url}",
+        "Correct the name, or repair the name service. Is it a container? Start it: while it does "
+        "not run, its name is unknown. {fix_url}",
         "ingestdatabasedown",
     ),
     TOO_MANY_CONNECTIONS: Cause(

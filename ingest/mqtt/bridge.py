@@ -16,46 +16,53 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from ingest.http_client.retry_after import retry_after_s
-from ingest.model.errors import ConfigError, DeadLettersBroken, DeadLettersFull, NoReply
+from ingest.http_client.client import HttpClient
+from ingest.http_client.server_posts import ServerPosts
+from ingest.model.errors import ConfigError, DeadLettersBroken, DeadLettersFull
+from ingest.model.letter import REFUSED_BY_SERVICE, Letter
 from ingest.model.ports import DeadLetters
 from ingest.mqtt.gathering import MessageForm, MessagePart, PostBounds, Unusable, WaitingMessages
 from ingest.mqtt.messages import AckPort, MqttMessage
-from ingest.mqtt.service_port import QUOTED_CHARACTERS, PostHeaders, ServicePort, letter_of
 from ingest.mqtt.tally import MqttTally
 from ingest.mqtt.verdicts import PostAnswer, PostVerdict, answer_of
 from ingest.system import clock
-from ingest.system.backoff import backoff_s
-from ingest.system.logs import Occasionally, get_logger
+from ingest.system.logs import get_logger
 
-AGAIN_S_MIN = 0.2  # the bound of the first pause
-WARNING_S = 60.0
+QUOTED_CHARACTERS = 200
 HELD_BYTES_MAX = 32 * 1024**2  # of those that wait or are unusable; and of those set aside
 
 _log = get_logger("mqtt")
 
 
 class MqttBridge:
-    """Takes messages and posts them, `in_flight` posts at once. Times in seconds."""
+    """Takes messages and posts them, `in_flight` posts at once. Times in seconds.
+
+    `headers` returns those of the next post; it raises ConfigError.
+    """
 
     def __init__(
         self,
-        poster: ServicePort,
+        client: HttpClient,
         form: MessageForm,
         dead_letters: DeadLetters,
         tally: MqttTally,
         *,
-        headers: PostHeaders,
+        headers: Callable[[], Mapping[str, str]],
         bounds: PostBounds,
         held_max: int,
         in_flight: int,
         linger_s: float,
         retry_s_max: float,
     ) -> None:
-        self.trouble = ""  # why the service takes nothing; empty if it took the last post
-        self._poster = poster
+        self.delivery = ServerPosts(
+            client,
+            tally,
+            retry_s_max=retry_s_max,
+            failed=lambda why, n: _log.warning("mqtt_post_failed", why=why, similar_suppressed=n),
+            back=lambda after_s: _log.info("mqtt_service_back", after_s=after_s),
+        )
         self._form = form
         self._dead_letters = dead_letters
         self._tally = tally
@@ -73,12 +80,7 @@ class MqttBridge:
         self._paused: set[AckPort] = set()
         self._arrived = asyncio.Event()
         self._full = asyncio.Event()
-        self._again = asyncio.Event()  # wakes those who pause
-        self._not_before_s = 0.0  # the service has asked for a pause until then
         self._last_us = 0  # each message has a time of its own
-        self._stopping = False
-        self._failing_since_s: float | None = None
-        self._occasionally = Occasionally(WARNING_S)
 
     # Messages come in
 
@@ -88,7 +90,7 @@ class MqttBridge:
         tally.received[message.packet_id > 0] += 1
         tally.again += message.is_again
         message.received_us = self._last_us = max(message.received_us, self._last_us + 1)
-        if self._stopping:
+        if self.delivery.stopping:
             return  # the broker keeps it
         if message.packet_id == 0 and self._is_full:
             tally.dropped += 1
@@ -143,25 +145,20 @@ class MqttBridge:
 
     async def run(self, stopping: asyncio.Event, aborted: asyncio.Event, stop_s_max: float) -> None:
         """Post until `stopping` is set. Then posts on their way have `stop_s_max` to end."""
-        workers = [asyncio.create_task(self._work()) for _ in range(self._in_flight)]
-        workers.append(asyncio.create_task(self._retry_aside()))
-        told = asyncio.create_task(stopping.wait())
-        await asyncio.wait([told, *workers], return_when="FIRST_COMPLETED")
-        self._stopping = True
-        for event in (self._arrived, self._full, self._again):
-            event.set()
-        ending = asyncio.create_task(clock.sleep_unless(aborted, stop_s_max))
-        ended = asyncio.create_task(_all(workers))
-        await asyncio.wait([ending, ended], return_when="FIRST_COMPLETED")
-        self._poster.abort()
-        await ended
-        told.cancel()
-        ending.cancel()
-        for each in workers:
-            each.result()  # raises the error of a bug
+        await self.delivery.run(
+            [*(self._work() for _ in range(self._in_flight)), self._retry_aside()],
+            self._stop,
+            stopping=stopping,
+            aborted=aborted,
+            stop_s_max=stop_s_max,
+        )
+
+    def _stop(self) -> None:
+        self._arrived.set()
+        self._full.set()
 
     async def _work(self) -> None:
-        while not self._stopping:
+        while not self.delivery.stopping:
             if self._unusable:
                 await self._give_up_on_unusable()
                 continue
@@ -191,7 +188,7 @@ class MqttBridge:
         for each in parts:
             self._in_work[id(each.message)] = each.message
         try:
-            while todo and not self._stopping:
+            while todo and not self.delivery.stopping:
                 group = todo.pop()
                 answer = await self._post_until_answered(group)
                 if answer is None:
@@ -211,47 +208,30 @@ class MqttBridge:
 
     async def _post_until_answered(self, group: list[MessagePart]) -> PostAnswer | None:
         """Return what the answer means; None if nothing of the group is to be posted any more."""
-        tries = 0
-        while True:
-            await self._pause(0.0 if tries == 0 else self._backoff_s(tries))
-            group[:] = [each for each in group if each.message.is_wanted]
-            if self._stopping or not group:
-                return None
-            tries += 1
-            answer = await self._try(group)
-            if answer is not None and answer.verdict is not PostVerdict.AGAIN:
-                if answer.verdict is PostVerdict.TAKEN:
-                    self._service_took()
-                return answer
 
-    def _backoff_s(self, tries: int) -> float:
-        return backoff_s(tries - 1, first_s=AGAIN_S_MIN, cap_s=self._retry_s_max)
+        def wanted() -> bool:
+            group[:] = [each for each in group if each.message.is_wanted]
+            return bool(group)
+
+        return await self.delivery.until_done(lambda _: self._try(group), wanted)
 
     async def _try(self, group: list[MessagePart]) -> PostAnswer | None:
+        """Post once; return None if a further try is needed."""
         try:
             headers = {**self._headers(), **self._form.headers(group)}
-            reply = await self._poster.post(self._form.join(group), headers)
-        except (NoReply, ConfigError) as error:
-            self._tally.posts["none"] += 1
-            self._failed(str(error))
+        except ConfigError as error:
+            self.delivery.unanswered(str(error))
             return None
-        self._tally.posts[str(reply.status)] += 1
+        reply = await self.delivery.post(self._form.join(group), headers)
+        if reply is None:
+            return None
         answer = answer_of(reply.status, reply.text)
         if answer.verdict is PostVerdict.AGAIN:
-            self._failed(f"it answers {answer.why[:QUOTED_CHARACTERS]}")
-            wait_s = retry_after_s(reply.retry_after, clock.unix_s(), self._retry_s_max)
-            self._not_before_s = max(self._not_before_s, clock.monotonic_s() + wait_s)
+            self.delivery.later(reply, f"it answers {answer.why[:QUOTED_CHARACTERS]}")
+            return None
+        if answer.verdict is PostVerdict.TAKEN:
+            self.delivery.taken()
         return answer
-
-    async def _pause(self, pause_s: float) -> None:
-        """Wait: until another post was taken, and as long as the service has asked for."""
-        until_s = clock.monotonic_s() + pause_s
-        while not self._stopping:
-            left_s = max(until_s, self._not_before_s) - clock.monotonic_s()
-            if left_s <= 0:
-                return
-            if await clock.sleep_unless(self._again, left_s):
-                until_s = 0.0
 
     # Messages that the service does not take
 
@@ -272,24 +252,26 @@ class MqttBridge:
 
     async def _keep(self, messages: list[MqttMessage], code: str, why: str) -> None:
         """Keep messages as dead letters, and acknowledge them. Without space: later."""
-        tries = 0
-        while True:
-            messages = [each for each in messages if each.is_wanted]
-            if self._stopping or not messages:
-                return
+
+        def wanted() -> bool:
+            messages[:] = [each for each in messages if each.is_wanted]
+            return bool(messages)
+
+        async def append(_: int) -> bool | None:
+            letters = [letter_of(each, self._form, code, why) for each in messages]
             try:
-                await self._dead_letters.append(
-                    [letter_of(each, self._form, code, why) for each in messages]
-                )
-                break
+                await self._dead_letters.append(letters)
             except (DeadLettersFull, DeadLettersBroken) as error:
-                self._failed(f"there is no space for a dead letter: {error}")
-            tries += 1
-            await self._pause(self._backoff_s(tries))
+                self.delivery.failed(f"there is no space for a dead letter: {error}")
+                return None
+            return True
+
+        if await self.delivery.until_done(append, wanted) is None:
+            return
         self._tally.dead_lettered += len(messages)
         for each in messages:
             self._done(each)
-        left_out = self._occasionally.due(code)
+        left_out = self.delivery.occasionally.due(code)
         if left_out is not None:
             _log.error(
                 "mqtt_refused",
@@ -313,38 +295,26 @@ class MqttBridge:
         return True
 
     async def _retry_aside(self) -> None:
-        while not self._stopping:
-            await clock.sleep_unless(self._again, self._retry_s_max)
+        while not self.delivery.stopping:
+            await self.delivery.woken(self._retry_s_max)
             for _ in range(len(self._aside)):
-                if self._stopping:
+                if self.delivery.stopping:
                     return
                 part = self._aside.popleft()
                 self._aside_bytes -= len(part.body)
                 await self._send([part])
 
-    # What we know of the service
 
-    def _service_took(self) -> None:
-        self._tally.service_up = True
-        self.trouble = ""
-        if self._failing_since_s is not None:
-            after_s = round(clock.monotonic_s() - self._failing_since_s, 1)
-            self._failing_since_s = None
-            _log.info("mqtt_service_back", after_s=after_s)
-            self._again.set()
-            self._again = asyncio.Event()
-
-    def _failed(self, why: str) -> None:
-        if self._stopping:
-            return  # it was perhaps ended by us
-        self._tally.service_up = False
-        self.trouble = why
-        if self._failing_since_s is None:
-            self._failing_since_s = clock.monotonic_s()
-        left_out = self._occasionally.due(why)
-        if left_out is not None:
-            _log.warning("mqtt_post_failed", why=why, similar_suppressed=left_out)
-
-
-async def _all(tasks: Iterable[asyncio.Task[None]]) -> None:
-    await asyncio.wait(list(tasks))
+def letter_of(message: MqttMessage, form: MessageForm, code: str, why: str) -> Letter:
+    """Return a message as a dead letter: as it came, with its topic and the reason."""
+    return Letter(
+        reason=REFUSED_BY_SERVICE,
+        code=code,
+        message=f"topic {message.topic[:QUOTED_CHARACTERS]!r}: {why[:QUOTED_CHARACTERS]}",
+        received_us=message.received_us,
+        original=message.payload,
+        attempts=1,
+        format=form.name,
+        source=form.path,
+        context=form.context(message),
+    )

@@ -6,26 +6,25 @@ comes again, since it was not acknowledged, counts again.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import NamedTuple
 
+from ingest.http_client.server_posts import PostTally
 from ingest.model.metrics import Metric, Metrics
 
 
-class MqttTally:
-    """Plain numbers of one event loop. They start at 0 with each process."""
+class MqttTally(PostTally):
+    """See PostTally."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.received = [0, 0]  # messages by QoS
         self.again = 0  # of these, those that the broker has sent before
         self.taken = 0  # the service has answered 2xx
         self.dead_lettered = 0
         self.empty = 0  # without a reading; as what clears a retained message
         self.dropped = 0  # with QoS 0, while too many waited
-        self.posts: defaultdict[str, int] = defaultdict(int)  # by status; `none`: no answer
         self.connects = 0
         self.sessions_lost = 0
-        self.service_up = False  # whether the service took the last post
 
 
 class MqttFigures(NamedTuple):
@@ -72,7 +71,7 @@ METRICS: Metrics[MqttTally] = (
         "How often the broker had forgotten us: what waited is lost.",
         lambda it: it.sessions_lost,
     ),
-    Metric("mqtt_service_up", "1 if the service took the last post.", lambda it: it.service_up),
+    Metric("mqtt_service_up", "1 if the service took the last post.", lambda it: it.up),
 )
 OF_NOW: Metrics[MqttFigures] = (
     Metric("mqtt_connected", "1 if the broker delivers messages.", lambda it: it.connected),

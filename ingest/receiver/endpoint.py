@@ -148,7 +148,7 @@ class Endpoint:
         return address
 
     async def step_down(self, *, idle_s: float, timeout_s: float) -> None:
-        """Leave the socket to a successor. Posts are taken as before, and not refused.
+        """Leave the socket to the next process. Posts are taken as before, and not refused.
 
         It returns when no connection is left, or after `timeout_s`. Idle ones end after `idle_s`.
         Then `finish` and `close`.

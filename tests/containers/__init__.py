@@ -1,1 +1,1 @@
-"""`./run containers`: the image and the Compose files, run by an engine, under load and kills."""
+"""`./run containers`: image, Compose files, pods and units, run under load and kills."""

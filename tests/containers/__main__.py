@@ -1,7 +1,7 @@
-"""`./run containers`: the image is built, and each Compose file runs under load and kills.
+"""`./run containers`: the image, the Compose files, pods and units run under load and kills.
 
-Exit codes: 0 each acknowledged reading is in the table, once and unaltered, 1 not so, 2 there is no
-engine, or wrong use.
+Exit codes: 0 each acknowledged reading is in the table, once and unaltered, 1 not so, 2 a program
+that runs them is missing, or wrong use.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from tests.containers.compose import Project
-from tests.containers.engine import Failed, NoEngine, check_engine, command
-from tests.containers.trials import TRIALS, build
+from tests.containers.engine import Failed, NoEngine, check_programs, command
+from tests.containers.trials import TRIALS, Place, Trial, build, kubernetes
 from tests.support.documents import REPOSITORY
 
 HERE = Path(__file__).parent
@@ -29,13 +28,20 @@ def parser() -> argparse.ArgumentParser:
     """Return the command line."""
     made = argparse.ArgumentParser(
         prog="./run containers",
-        description="Builds the image with Docker, and runs each Compose file of deploy/ under a "
-        "project name of its own, on the ports of the file. Each container is killed while a fleet "
-        "posts. All that was acknowledged must be in the table.",
+        description="Builds the image with Docker, and runs each Compose file of deploy/ under a\n"
+        "project name of its own, on the ports of the file; the pods of deploy/kubernetes with\n"
+        "podman; and the units of systemd in a Debian of their own, with systemd-nspawn. Each\n"
+        "container, pod and unit is killed while a fleet posts. All that was acknowledged must\n"
+        "be in the table.",
         epilog="examples:\n  ./run containers\n  ./run containers --only compose.yaml",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--only", choices=[*TRIALS], help="run only this file")
+    made.add_argument(
+        "--only",
+        action="append",
+        choices=[*TRIALS],
+        help="run only this; may be repeated",
+    )
     made.add_argument(
         "--without",
         action="append",
@@ -47,34 +53,33 @@ def parser() -> argparse.ArgumentParser:
 
 
 async def run(given: argparse.Namespace) -> int:
-    """Run the chosen files one after another; return the exit code."""
-    await check_engine()
+    """Run the chosen trials one after another; return the exit code."""
+    chosen = {name: TRIALS[name] for name in TRIALS if name in (given.only or TRIALS)}
+    await check_programs(each for trial in chosen.values() for each in trial.programs)
     os.environ |= {"MQTT_URL": "mqtt://broker", "MQTT_TOPIC": "sensors/#"}
-    green = True
-    with tempfile.TemporaryDirectory(prefix="containers-") as folder:
+    with tempfile.TemporaryDirectory(prefix="containers-", dir="/var/tmp") as folder:
         deploy = Path(folder, "deploy")  # with passwords of its own
         shutil.copytree(REPOSITORY / "deploy", deploy, ignore=shutil.ignore_patterns("secrets"))
         for each in ("broker.yaml", "mosquitto.conf"):
             shutil.copy(HERE / each, deploy)
         await command(str(deploy / "make-secrets"))
-        _keep(deploy / "secrets" / "mqtt_password", "unused\n")
+        password = deploy / "secrets" / "mqtt_password"
+        password.write_text("unused\n")
+        password.chmod(0o444)
         if not await _ended(partial(build, REPOSITORY), "the image"):
             return 1
-        for name, (trial, more) in TRIALS.items():
-            if given.only in (None, name):
-                project = Project(deploy, (name, *more), given.without)
-                green = await _ended(partial(_within, project, trial), name) and green
-    return 0 if green else 1
+        place = Place(Path(folder), given.without)
+        # Those that publish the ports of their files, one after another; the pods beside them.
+        beside = {name: trial for name, trial in chosen.items() if trial.at is kubernetes}
+        rest = {name: trial for name, trial in chosen.items() if name not in beside}
+        green = await asyncio.gather(*(_in_turn(place, each) for each in (rest, beside)))
+    return 0 if all(green) else 1
 
 
-def _keep(path: Path, text: str) -> None:
-    path.write_text(text)
-    path.chmod(0o444)
-
-
-async def _within(project: Project, trial: Callable[[Project], Awaitable[None]]) -> None:
-    async with project.up():
-        await trial(project)
+async def _in_turn(place: Place, trials: Mapping[str, Trial]) -> bool:
+    """Run these trials one after another; return whether all went well."""
+    ends = [await _ended(partial(trial.at, place), name) for name, trial in trials.items()]
+    return all(ends)
 
 
 async def _ended(work: Callable[[], Awaitable[None]], name: str) -> bool:

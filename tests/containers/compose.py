@@ -83,13 +83,21 @@ class Project:
             )
         ]
 
-    async def running(self) -> list[tuple[str, str]]:
+    async def to_kill(self) -> list[tuple[str, str]]:
         """Return service and container of all that run."""
         return sorted(
             (each["Service"], each["Name"])
             for each in await self._containers()
             if each["State"] == "running"
         )
+
+    async def kill(self, container: str) -> None:
+        """Kill a container with SIGKILL."""
+        await command("docker", "kill", "--signal", "KILL", container)
+
+    async def start(self, container: str) -> None:
+        """Start a container that was killed."""
+        await command("docker", "start", container)
 
     async def url(self, service: str, port: int, index: int = 1) -> str:
         """Return where a port of a container is published now."""

@@ -3,8 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
+
+IMAGE = "iot-ingest:1.0.0"
+
+
+class Program(NamedTuple):
+    """A Debian package, and commands that work if the program does."""
+
+    package: str
+    asked: tuple[tuple[str, ...], ...] = ()
+
+
+PROGRAMS = {
+    "docker": Program(
+        "docker.io docker-cli docker-compose docker-buildx",
+        (("version",), ("compose", "version"), ("buildx", "version")),
+    ),
+    "podman": Program("podman aardvark-dns catatonit nftables", (("info",),)),
+    "kubectl": Program("kubernetes-client"),
+    "systemd-nspawn": Program("systemd-container"),
+}
 
 
 class NoEngine(Exception):
@@ -30,12 +53,15 @@ async def command(*words: str, folder: Path | None = None) -> str:
     return out.decode()
 
 
-async def check_engine() -> None:
-    """Raise NoEngine unless Docker, its Compose and its BuildKit answer."""
-    if shutil.which("docker") is None:
-        raise NoEngine("there is no docker here: apt-get install docker.io docker-compose")
-    for words in (("version",), ("compose", "version"), ("buildx", "version")):
-        try:
-            await command("docker", *words)
-        except Failed as error:
-            raise NoEngine(str(error)) from None
+async def check_programs(names: Iterable[str]) -> None:
+    """Raise NoEngine unless all of these programs are here, and work."""
+    for name in sorted({*names, "docker"}):  # which builds the image for all of them
+        if shutil.which(name) is None:
+            raise NoEngine(f"there is no {name} here: apt-get install {PROGRAMS[name].package}")
+        for words in PROGRAMS[name].asked:
+            try:
+                await command(name, *words)
+            except Failed as error:
+                raise NoEngine(str(error)) from None
+        if name == "systemd-nspawn" and os.geteuid() != 0:
+            raise NoEngine("systemd-nspawn needs root")

@@ -1,6 +1,6 @@
-"""What is done to the containers of each Compose file, and what must hold after it.
+"""What is done to containers, pods and units, and what must hold after it.
 
-Each container is killed with SIGKILL and started again, and the service is stopped, while a fleet
+Each is killed with SIGKILL and started again, and the service is stopped, while a fleet
 posts. Then each reading that was acknowledged is in the table, once and unaltered.
 """
 
@@ -10,19 +10,32 @@ import asyncio
 import itertools
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.containers.compose import Project
-from tests.containers.engine import Failed, command
+from tests.containers.engine import IMAGE, Failed, command
+from tests.containers.pods import Pods, objects_of
+from tests.containers.units import Machine
 from tests.system.fleet import FIRST_US, Fleet, check_table, reading
 
 LOAD_S = 2.0  # between two kills
 ARRIVED_S_MAX = 60.0
-IMAGE = "iot-ingest:1.0.0"
 MESSAGES = 500
 _PARTS = itertools.count(0, 10**10)  # of the time, in us: each fleet has one of its own
+
+
+Runs = Project | Pods | Machine
+
+
+class Place(NamedTuple):
+    """A folder for a trial, with a copy of `deploy` that has passwords; services to leave out."""
+
+    folder: Path
+    left_out: Sequence[str]
 
 
 async def build(folder: Path) -> None:
@@ -31,24 +44,29 @@ async def build(folder: Path) -> None:
 
 
 @asynccontextmanager
-async def fleets(project: Project, service: str, count: int = 1) -> AsyncIterator[list[Fleet]]:
+async def fleets(
+    project: Project | Pods | Machine, service: str, count: int = 1
+) -> AsyncIterator[list[Fleet]]:
     """Post to `count` containers of a service, and compare the table with it at the end."""
     urls = [await project.url(service, 8080, index + 1) for index in range(count)]
     fleet = [Fleet(url, ack="durable", first_us=FIRST_US + next(_PARTS)) for url in urls]
     async with AsyncExitStack() as stack:
         for each in fleet:
             await stack.enter_async_context(each)
+        end_s = time.monotonic() + ARRIVED_S_MAX
+        while not all(each.acknowledged for each in fleet):
+            if time.monotonic() > end_s:
+                raise Failed(f"no post was acknowledged: {[dict(each.answers) for each in fleet]}")
+            await asyncio.sleep(0.1)
         await asyncio.sleep(LOAD_S)
         yield fleet
-    await arrived(project, fleet)
+    await arrived(project, service, fleet)
 
 
-async def arrived(project: Project, fleet: list[Fleet]) -> None:
+async def arrived(project: Runs, service: str, fleet: list[Fleet]) -> None:
     """Wait until the acknowledged readings are in the table; compare. Raises Failed."""
     ours = Fleet("")
     for each in fleet:
-        if not each.acknowledged:
-            raise Failed(f"no post was acknowledged: {dict(each.answers)}")
         ours.acknowledged |= each.acknowledged
         ours.refused |= each.refused
     end_s = time.monotonic() + ARRIVED_S_MAX
@@ -61,18 +79,30 @@ async def arrived(project: Project, fleet: list[Fleet]) -> None:
                 raise Failed(str(error)) from None
             await asyncio.sleep(1)
             continue
-        print(f"     acknowledged {len(ours.acknowledged):,}, all stored; table {len(rows):,}")
+        taken = len(ours.acknowledged)
+        print(
+            f"     {service}: acknowledged {taken:,}, all stored; table {len(rows):,}", flush=True
+        )
         return
 
 
-async def kill_each(project: Project) -> None:
-    """Kill each container with SIGKILL while there is load, and start it again."""
-    for service, container in await project.running():
+async def kill_each(project: Project | Pods) -> None:
+    """Kill each container, or one pod of each set, with SIGKILL under load; start it again."""
+    for service, container in await project.to_kill():
         if service not in ("prometheus", "grafana", "broker"):
-            await command("docker", "kill", "--signal", "KILL", container)
+            await project.kill(container)
             await asyncio.sleep(LOAD_S)
-            await command("docker", "start", container)
+            await project.start(container)
             await asyncio.sleep(LOAD_S)
+
+
+async def composed(
+    trial: Callable[[Project], Awaitable[None]], files: tuple[str, ...], place: Place
+) -> None:
+    """Run the services of a Compose file, and do with them what its trial says."""
+    project = Project(place.folder / "deploy", files, place.left_out)
+    async with project.up():
+        await trial(project)
 
 
 async def one_process(project: Project) -> None:
@@ -109,11 +139,74 @@ async def mqtt(project: Project) -> None:
         await project.run("kill", "--signal", "KILL", container)
         await project.run(*publish, json.dumps([*map(reading, batch)]))
         await project.run("start", container)
-    await arrived(project, [fleet])
+    await arrived(project, "mqtt", [fleet])
 
 
-TRIALS: dict[str, tuple[Callable[[Project], Awaitable[None]], tuple[str, ...]]] = {
-    "compose.yaml": (one_process, ()),
-    "compose.roles.yaml": (roles, ()),
-    "compose.mqtt.yaml": (mqtt, ("broker.yaml",)),
+async def pods_of(folder: str, place: Place) -> None:
+    """kubernetes/FOLDER: posts before the table is there, kills, a stop that loses nothing."""
+    document, service = {
+        "base": ("docs/operating.md", "iot-ingest"),
+        "roles": ("docs/roles.md", "iot-ingest-gateway"),
+    }[folder]
+    here = place.folder / folder
+    here.mkdir()
+    pods = Pods(await objects_of(document, folder, here), here)
+    async with pods.up():
+        if folder == "roles":
+            await pods.job("iot-ingest-stream")
+        async with fleets(pods, service, 2):
+            await pods.job("iot-ingest-schema")
+            await kill_each(pods)
+        async with fleets(pods, service, 2):
+            await pods.stop(service)
+
+
+async def kubernetes(place: Place) -> None:
+    """Both folders of deploy/kubernetes, one after the other."""
+    await command("sh", "-c", f"docker save {IMAGE} | podman load --quiet")
+    for folder in ("base", "roles"):
+        await pods_of(folder, place)
+
+
+async def units(place: Place) -> None:
+    """systemd: iot-ingest.service, its socket and iot-ingest-up.service, as their heads say."""
+    machine = Machine(place.folder / "machine")
+    async with machine.booted():
+        await machine.install("iot-ingest.service")
+        async with fleets(machine, "iot-ingest"):
+            for unit in ("iot-ingest", "postgresql@17-main"):
+                await machine.kill(unit)
+                await asyncio.sleep(LOAD_S)
+            await machine.stop("iot-ingest")
+            await machine.run("systemctl start iot-ingest")
+            await asyncio.sleep(LOAD_S)
+        await machine.ingest("hold show")
+        await machine.install("iot-ingest.socket")
+        async with fleets(machine, "iot-ingest"):
+            await machine.kill("iot-ingest")
+            await asyncio.sleep(2 * LOAD_S)
+        await machine.run("systemctl disable --now iot-ingest.socket iot-ingest")
+        await machine.install("systemd/iot-ingest-up.service")
+        async with fleets(machine, "iot-ingest-up"):
+            await machine.run("systemctl reload iot-ingest-up")
+            await machine.kill("iot-ingest-up")
+            await asyncio.sleep(2 * LOAD_S)
+            await machine.stop("iot-ingest-up")
+            await machine.run("systemctl start iot-ingest-up")
+            await asyncio.sleep(LOAD_S)
+
+
+class Trial(NamedTuple):
+    """What is done, and the programs that it needs beside Docker."""
+
+    at: Callable[[Place], Awaitable[None]]
+    programs: tuple[str, ...] = ()
+
+
+TRIALS = {
+    "compose.yaml": Trial(partial(composed, one_process, ("compose.yaml",))),
+    "compose.roles.yaml": Trial(partial(composed, roles, ("compose.roles.yaml",))),
+    "compose.mqtt.yaml": Trial(partial(composed, mqtt, ("compose.mqtt.yaml", "broker.yaml"))),
+    "kubernetes": Trial(kubernetes, ("podman", "kubectl")),
+    "systemd": Trial(units, ("systemd-nspawn",)),
 }

@@ -13,18 +13,16 @@ from typing import NamedTuple
 
 import pytest
 
-from ingest.dead_letters.queue import DeadLetterQueue
-from ingest.dead_letters.stream.queue import StreamDeadLetters
 from ingest.embedded.broker import EmbeddedBroker
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull
 from ingest.model.letter import Letter
 from ingest.model.ports import DeadLetters
 from ingest.system.files import REAL_CALLS
-from tests.support.brokers import LETTERS, joined
+from tests.support.brokers import joined
 from tests.support.fake_letters import FakeLetters
 from tests.support.fakes import FakeDeadLetters
-from tests.support.letters import drained, read
-from tests.support.stream_letters import change, kept
+from tests.support.letters import drained, folder_queue, read
+from tests.support.stream_letters import change, kept, stream_queue
 
 
 class Subject(NamedTuple):
@@ -61,17 +59,11 @@ SENDER = "10.0.0.1"
 
 
 @asynccontextmanager
-async def folder_queue(tmp_path: Path) -> AsyncIterator[Subject]:
+async def in_folder(tmp_path: Path) -> AsyncIterator[Subject]:
     """Give the dead letters in files; the disk can fail."""
     folder = tmp_path / "dead-letters"
     disk = FailingDisk()
-    queue = DeadLetterQueue(
-        folder,
-        bytes_max=1 << 30,
-        segment_bytes=1 << 26,
-        keep_days=1,
-        calls=REAL_CALLS._replace(write=disk.write),
-    )
+    queue = folder_queue(folder, calls=REAL_CALLS._replace(write=disk.write))
 
     async def kept() -> Sequence[Letter]:
         return read(folder)
@@ -85,10 +77,10 @@ async def folder_queue(tmp_path: Path) -> AsyncIterator[Subject]:
 
 
 @asynccontextmanager
-async def stream_queue(nats: EmbeddedBroker, role: str) -> AsyncIterator[Subject]:
+async def in_stream(nats: EmbeddedBroker, role: str) -> AsyncIterator[Subject]:
     """Give the dead letters of a role in the stream, which can be full."""
     async with joined(nats, "admin") as admin, joined(nats, role) as connection:
-        queue = StreamDeadLetters(connection, bytes_max=LETTERS.bytes_max)
+        queue = stream_queue(connection)
         yield Subject(queue, None, partial(kept, admin), partial(change, admin, max_bytes=1))
         await queue.close()
 
@@ -138,9 +130,9 @@ async def subject(
     kind, _, who = request.param.partition(", ")
     async with AsyncExitStack() as stack:
         if kind == "folder":
-            made = folder_queue(tmp_path)
+            made = in_folder(tmp_path)
         elif kind == "stream":
-            made = stream_queue(nats, "gateway" if who == "receiver" else "writer")
+            made = in_stream(nats, "gateway" if who == "receiver" else "writer")
         else:
             made = fake_of_receiver() if who == "receiver" else fake_of_writers()
         found = await stack.enter_async_context(made)

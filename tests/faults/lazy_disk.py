@@ -258,7 +258,9 @@ class LazyDisk:
             await self._end()
             assert self._process.stderr is not None, "piped"
             said = (await self._process.stderr.read()).decode().strip().splitlines()
-            raise NotHere(f"no FUSE: {said[-1] if said else 'it does not mount'}")
+            raise NotHere(
+                f"no FUSE (apt-get install fuse3): {said[-1] if said else 'it does not mount'}"
+            )
 
     async def _end(self) -> None:
         assert self._process is not None, "started"

@@ -12,7 +12,7 @@ from ingest.config.settings import Settings
 from ingest.model.errors import StartError
 from tests.support.deployment import (
     DEPLOY,
-    KUBERNETES,
+    ROLES,
     compose_services,
     environment_of,
     image_environment,
@@ -32,7 +32,7 @@ def examples() -> Iterator[tuple[str, Mapping[str, str]]]:
             if name.startswith(("ingest", "gateway")):
                 yield f"{file} {name}", {**image, **service["environment"]}
     yield "kubernetes", {**image, **environment_of(service_pod())}
-    gateway = manifest("Deployment", "iot-ingest-gateway", KUBERNETES / "roles")
+    gateway = manifest("Deployment", "iot-ingest-gateway", ROLES)
     yield "kubernetes roles", {**image, **environment_of(gateway["spec"]["template"])}
     for unit in (DEPLOY / "iot-ingest.service", *sorted((DEPLOY / "systemd").glob("*.service"))):
         if not re.search(r"^ExecStart=.* -m ingest (serve|gateway|up)\b", unit.read_text(), re.M):

@@ -29,7 +29,6 @@ class Reader:
         self.skipped: list[Skipped] = []
         self.puller = Puller(
             connection,
-            stream=STREAM,
             consumer=WRITER,
             take=self.got.append,
             skipped=self.skipped.append,

@@ -12,17 +12,15 @@ import asyncpg
 import pytest
 
 from ingest.admin.dashboard import letters as dashboard_letters
-from ingest.dead_letters.files import try_replay_lock
-from ingest.dead_letters.queue import DeadLetterQueue
-from ingest.dead_letters.reader import Selection, live_letters
-from ingest.dead_letters.store import LetterStore, Newest, newest
+from ingest.dead_letters.folder.segments import live_letters, try_replay_lock
+from ingest.dead_letters.store import LetterStore, Newest, Selection, newest
 from ingest.model.errors import Refused
 from ingest.model.letter import Letter
 from ingest.model.reading import Reading
 from ingest.sinks.postgres import lookup as lookup_postgres
 from ingest.sinks.postgres.lookup import Lookup
 from tests.support.dashboard import Rig, running
-from tests.support.letters import drained, invalid, keep, make_store, read
+from tests.support.letters import LetterFiles, drained, folder_queue, invalid, keep, read
 
 GOOD_LATE = b'{"device_id":"mended","metric":"m","ts":1750000000,"value":1}'
 LIST = "/dead-letters"
@@ -101,7 +99,7 @@ async def test_newest_are_of_the_newest_file(tmp_path: Path) -> None:
     """An id that is in the files of two runs is listed once."""
     old, new = drained(3, device="old"), drained(2, device="new")
     for letters in (old, [*new, old[0]]):
-        folder = DeadLetterQueue(tmp_path, bytes_max=10**8, segment_bytes=10**7, keep_days=1)
+        folder = folder_queue(tmp_path, bytes_max=10**8, segment_bytes=10**7, keep_days=1)
         await folder.open()
         await folder.append(letters)
         await folder.close()
@@ -120,7 +118,7 @@ def test_replay_decodes_few_bytes_in_one_round_of_the_event_loop(tmp_path: Path)
         ([*drained(1), invalid(b"z" * 100_000), invalid(b"1")], [1, 1, 1]),
     ):
         folder = tmp_path / str(len(letters))
-        store = make_store(folder)
+        store = LetterFiles(folder)
         keep(store, letters)
         store.close()
         live = list(live_letters(folder))
@@ -177,7 +175,7 @@ async def test_discard_forgets_exactly_what_was_named(tmp_path: Path) -> None:
         assert reply.document == {"discarded": 1}
         assert wanted not in await ids(rig)
         assert len(read(tmp_path)) == 2
-        await rig.dead_letters.refresh()
+        await rig.dead_letters.look()
         assert rig.dead_letters.stats().live == 2
 
 

@@ -50,7 +50,7 @@ async def _make_table(database: Database) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not DEBIAN.exists(), reason="needs a PostgreSQL with TLS: Debian's, version 17")
+@pytest.mark.skipif(not DEBIAN.exists(), reason="no server with TLS: apt-get install postgresql-17")
 async def test_certificates_of_both_sides_are_checked(
     open_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,10 +16,11 @@ from ingest.app.writing import make_sink
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.roles import DEAD_LETTERS
 from ingest.config.settings import Settings
+from ingest.dead_letters.folder.segments import live_letters
+from ingest.dead_letters.format import key_of
 from ingest.dead_letters.identity import DEFAULT_RULES
-from ingest.dead_letters.live import key_of
-from ingest.dead_letters.reader import Selection, live_letters
-from ingest.dead_letters.stream.queue import StreamDeadLetters, _Line
+from ingest.dead_letters.queue import DeadLetterQueue, NewLetter
+from ingest.dead_letters.store import Selection
 from ingest.embedded.broker import EmbeddedBroker
 from ingest.model.errors import Refused
 from ingest.model.letter import EXHAUSTED, REFUSED, Letter
@@ -27,8 +28,8 @@ from ingest.model.reading import Reading
 from ingest.system.state_folder import StateFolder
 from tests.support.brokers import LETTERS, api, embedded, joined
 from tests.support.commands import Here
-from tests.support.letters import drained, invalid, keep, make_store
-from tests.support.stream_letters import kept, live
+from tests.support.letters import LetterFiles, drained, invalid, keep
+from tests.support.stream_letters import kept, live, stream_queue
 
 MULTI = b'{"device_id":"pump-7","ts":1760000000,"values":{"temp":21.5,"humidity":"wet"}}'
 GOOD_LATE = b'{"device_id":"mended","metric":"m","ts":1750000000,"value":1}'
@@ -55,14 +56,14 @@ async def admin(nats: EmbeddedBroker) -> AsyncIterator[BrokerConnection]:
 
 
 @pytest.fixture
-async def queue(admin: BrokerConnection) -> StreamDeadLetters:
+async def queue(admin: BrokerConnection) -> DeadLetterQueue:
     """Return dead letters in the stream."""
-    return StreamDeadLetters(admin, bytes_max=LETTERS.bytes_max)
+    return stream_queue(admin)
 
 
 def write(folder: Path, letters: list[Letter]) -> None:
     """Write letters into files, as an earlier process."""
-    store = make_store(folder)
+    store = LetterFiles(folder)
     keep(store, letters)
     store.close()
 
@@ -72,18 +73,18 @@ def lines_of(folder: Path) -> list[bytes]:
     return [each.line for each in live_letters(folder)]
 
 
-async def copy_into_stream(folder: Path, queue: StreamDeadLetters) -> None:
+async def copy_into_stream(folder: Path, queue: DeadLetterQueue) -> None:
     """Copy the letters of files into the stream; their lines stay the same."""
     for each in live_letters(folder):
         reason = each.letter.reason
-        line = _Line(reason, f"{each.id}-{reason}", each.line)
-        await queue._publish_all({key_of(each.id, reason): line})
+        new = NewLetter(each.id, reason, each.failed_us, each.line)
+        await queue.backend.write({key_of(each.id, reason): new})
 
 
 async def test_commands_say_the_same_of_files_and_of_a_stream(
     here: Here,
     state: StateFolder,
-    queue: StreamDeadLetters,
+    queue: DeadLetterQueue,
     readings_url: str,
     tmp_path: Path,
 ) -> None:
@@ -139,7 +140,7 @@ def live_ids(state: StateFolder) -> list[str]:
 
 
 async def test_stats_name_the_stream(
-    here: Here, state: StateFolder, queue: StreamDeadLetters
+    here: Here, state: StateFolder, queue: DeadLetterQueue
 ) -> None:
     """Where files would be counted."""
     await queue.append([*drained(2), invalid(MULTI)])
@@ -152,7 +153,7 @@ async def test_stats_name_the_stream(
 
 
 async def test_edited_copy_ends_the_letter_in_the_stream(
-    here: Here, state: StateFolder, queue: StreamDeadLetters, tmp_path: Path, readings_url: str
+    here: Here, state: StateFolder, queue: DeadLetterQueue, tmp_path: Path, readings_url: str
 ) -> None:
     """As it does in files."""
     await queue.append([invalid(MULTI)._replace(field="values.humidity"), *drained(1)])
@@ -167,7 +168,7 @@ async def test_edited_copy_ends_the_letter_in_the_stream(
 
 
 async def test_letters_in_both_are_told(
-    here: Here, state: StateFolder, queue: StreamDeadLetters
+    here: Here, state: StateFolder, queue: DeadLetterQueue
 ) -> None:
     """`--store` chooses; then nothing is said about the others."""
     write(state.dead_letters, drained(2, device="in-files"))
@@ -198,13 +199,13 @@ async def test_broker_at_rest_is_started_for_its_letters(here: Here, tmp_path: P
     done = await here("dlq", "list", *flags)
     assert ("in-files" in done.stdout, done.stderr) == (True, "")
     async with embedded(state.broker, wanted=None) as nats, joined(nats, "writer") as writer:
-        await StreamDeadLetters(writer, bytes_max=10**8).append(drained(1, device="in-stream"))
+        await stream_queue(writer, 10**8).append(drained(1, device="in-stream"))
     done = await here("dlq", "list", *flags)
     assert ("in-stream" in done.stdout, "--store files" in done.stderr) == (True, True)
 
 
 async def test_configured_broker_needs_no_state_folder(
-    here: Here, nats: EmbeddedBroker, queue: StreamDeadLetters, tmp_path: Path
+    here: Here, nats: EmbeddedBroker, queue: DeadLetterQueue, tmp_path: Path
 ) -> None:
     """On another machine; a broker without the stream is told."""
     await queue.append(drained(2))
@@ -225,7 +226,7 @@ async def test_message_that_is_damaged_on_the_disk_is_counted(here: Here, tmp_pa
     state = StateFolder.open(tmp_path)
     letters = [each for n in range(10) for each in drained(1, device=f"device-{n}")]
     async with embedded(state.broker, wanted=LETTERS) as own, joined(own, "writer") as writer:
-        await StreamDeadLetters(writer, bytes_max=10**8).append(letters)
+        await stream_queue(writer, 10**8).append(letters)
     (block,) = (state.broker / "store").rglob("*.blk")
     data = block.read_bytes()
     block.write_bytes(data.replace(b"device-5", b"device-6", 1))
@@ -240,7 +241,7 @@ async def test_message_that_is_damaged_on_the_disk_is_counted(here: Here, tmp_pa
 
 
 async def test_page_lists_replays_and_discards(
-    queue: StreamDeadLetters,
+    queue: DeadLetterQueue,
     admin: BrokerConnection,
     readings_url: str,
     readings_connection: asyncpg.Connection,
@@ -279,7 +280,7 @@ async def test_page_lists_replays_and_discards(
 async def test_page_says_that_the_broker_is_away(tmp_path: Path) -> None:
     """Not that there are no letters."""
     async with embedded(tmp_path, wanted=LETTERS) as own, joined(own, "writer") as writer:
-        queue = StreamDeadLetters(writer, bytes_max=10**8)
+        queue = stream_queue(writer, 10**8)
         letters = Letters(queue.letters, DEFAULT_RULES, lambda: None)
         await own.stop()
         for call in (

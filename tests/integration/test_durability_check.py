@@ -27,7 +27,7 @@ from ingest.sinks.postgres.sink import SinkPostgres
 from ingest.sinks.postgres.target import TABLE
 from ingest.system.logs import Occasionally
 from tests.support.commands import Here
-from tests.support.letters import drained, keep, make_store, read
+from tests.support.letters import LetterFiles, drained, keep, read
 from tests.support.rows import encode, readings
 
 
@@ -208,7 +208,7 @@ async def test_replay_by_hand_marks_nothing_done_that_a_crash_could_take_back(
 ) -> None:
     """A dead letter that is done is removed, so the replay needs a database that keeps commits."""
     folder = tmp_path / "dead-letters"
-    store = make_store(folder)
+    store = LetterFiles(folder)
     keep(store, drained(2))
     store.close()
     words = ("dlq", "replay", "--state-dir", tmp_path, "--database-url", readings_url)

@@ -14,6 +14,7 @@ import pytest
 from aiohttp import web
 
 from ingest.app.forwarding import ForwardService, ForwardWanted
+from ingest.app.process import Process
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.pulling import Delivery, Pull, Puller
 from ingest.broker.purge import StreamPurge
@@ -21,7 +22,7 @@ from ingest.broker.roles import FORWARD, STREAM, WRITER
 from ingest.broker.streams import WantedStream
 from ingest.config.forward_options import ForwardOptions
 from ingest.config.settings import Settings
-from ingest.dead_letters.reader import live_letters
+from ingest.dead_letters.folder.segments import live_letters
 from ingest.embedded.broker import EmbeddedBroker
 from ingest.forward import forwarder, lag
 from ingest.http_client.target import target_of
@@ -29,6 +30,7 @@ from ingest.model.errors import StartError
 from ingest.model.letter import REFUSED_BY_TARGET
 from ingest.model.reading import Reading
 from ingest.model.rows import encode_reading
+from ingest.system.notify import Notifier
 from ingest.system.state_folder import StateFolder
 from tests.support.blocks import block_of
 from tests.support.brokers import api, embedded, joined, put, until
@@ -61,15 +63,15 @@ async def admin(server: EmbeddedBroker) -> AsyncIterator[BrokerConnection]:
 class Forwarding:
     """A service in this process, and its end."""
 
-    def __init__(self, service: ForwardService, folder: StateFolder) -> None:
+    def __init__(self, service: ForwardService, folder: StateFolder, process: Process) -> None:
         self.service = service
         self.folder = folder
-        self.task = asyncio.create_task(service.run())
+        self.process = process
 
     async def stop(self) -> None:
         """Stop in order."""
-        self.service.stopping.set()
-        await self.task
+        self.process.stopping.set()
+        await self.service.stop()
         await self.service.close()
 
     def state(self) -> tuple[int, str]:
@@ -91,20 +93,23 @@ async def forwarding(
     """Run a forwarder in this process."""
     settings = Settings(stream_bytes_max=64 * MIB, forward_lag_bytes_max=lag_bytes_max)
     state = StateFolder.open(folder / "state")
+    process = Process("forward", lambda _line: None, Notifier())
     service = ForwardService(
         settings,
         ForwardWanted(NAME, target_of(url), options=options, **wanted),
         state,
+        process,
         lambda: server.published.address("forward"),
     )
     try:
         await service.start("127.0.0.1:0")
-        running = Forwarding(service, state)
+        running = Forwarding(service, state, process)
         try:
             yield running
         finally:
             await running.stop()
     finally:
+        process.stopping.set()
         await service.close()
 
 
@@ -140,7 +145,6 @@ async def write_all(server: EmbeddedBroker, admin: BrokerConnection, place: int)
 
         puller = Puller(
             connection,
-            stream=STREAM,
             consumer=WRITER,
             take=take,
             skipped=lambda _: None,
@@ -335,9 +339,9 @@ async def test_stop_gives_back_at_once_what_was_not_taken(
         await fill(server, messages_of(those, 8))  # so few that the last request stays open
         async with forwarding(server, target.url, tmp_path) as first:
             await until(lambda: len(target.came) == 4)
-            first.service.stopping.set()
-            first.service.halted.set()  # as a second signal
-            await first.task
+            first.process.stopping.set()
+            first.process.halted.set()  # as a second signal
+            await first.service.stop()
             assert first.service.tally.sent == 0
         target.behave = _take
         async with forwarding(server, target.url, tmp_path):
@@ -517,14 +521,16 @@ async def test_full_dead_letters_hold_a_message_and_lose_nothing(
         await fill(server, messages_of(those, 100))
         settings = Settings(dlq_bytes_max=96 * 1024)
         state = StateFolder.open(tmp_path / "state")
+        process = Process("forward", lambda _line: None, Notifier())
         service = ForwardService(
             settings,
             ForwardWanted(NAME, target_of(target.url), options=QUICK),
             state,
+            process,
             lambda: server.published.address("forward"),
         )
         await service.start("127.0.0.1:0")
-        running = Forwarding(service, state)
+        running = Forwarding(service, state, process)
         await until(lambda: "no space" in service.readyz()[1].decode())
         set_aside = service.tally.dead_lettered
         assert 0 < set_aside < 600

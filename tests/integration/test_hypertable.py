@@ -31,7 +31,9 @@ async def run(connection: asyncpg.Connection, policy: Policy, *, yes: bool = Fal
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not EXTENSION.exists(), reason="TimescaleDB is not installed")
+@pytest.mark.skipif(
+    not EXTENSION.exists(), reason="no TimescaleDB: apt-get install postgresql-17-timescaledb"
+)
 async def test_old_chunks_are_dropped_after_a_yes(
     open_tmp_path: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,11 +15,13 @@ import pytest
 from aiohttp import web
 
 from ingest.app.mqtt import MqttService, MqttTls, MqttWanted, tls_context
+from ingest.app.process import Process
 from ingest.config.mqtt_options import MqttOptions
 from ingest.config.settings import Settings
 from ingest.http_client.target import target_of
 from ingest.model.errors import ConfigError
 from ingest.mqtt.broker_address import mqtt_address
+from ingest.system.notify import Notifier
 from ingest.system.state_folder import StateFolder
 from tests.support.brokers import until
 from tests.support.certificates import make_certificate
@@ -84,16 +86,17 @@ async def bridge(
         options=MqttOptions(**{"send_retry_s_max": 0.2, "send_linger_s": 0.01, **options}),
         **more,
     )
-    service = MqttService(Settings(), wanted, StateFolder.open(folder))
+    process = Process("mqtt", lambda _line: None, Notifier())
+    service = MqttService(Settings(), wanted, StateFolder.open(folder), process)
     try:
         await service.start("127.0.0.1:0")
-        running = asyncio.create_task(service.run())
         if wait:
             await until(lambda: state(service) != "broker_away")
         yield service
-        service.stopping.set()
-        await running
+        process.stopping.set()
+        await service.stop()
     finally:
+        process.stopping.set()
         await service.close()
 
 
@@ -141,7 +144,7 @@ async def test_message_is_acknowledged_after_the_answer_and_not_before(tmp_path:
             await until(lambda: ours.figures().held_messages == 1)  # the answer has come, too
             # The garbage has come again: acknowledgements keep the order of the messages.
             assert ours.tally.dead_lettered == 2
-            assert ours.summary().endswith("dead_lettered=2 left_to_broker=1")
+            assert (ours.tally.dead_lettered, ours.figures().held_messages) == (2, 1)
         assert ours.tally.again >= 100
         service.answer = take
         async with bridge(tmp_path / "state", broker.url, service.port) as ours:
@@ -180,7 +183,7 @@ async def test_tls_password_token_and_what_the_broker_refuses(tmp_path: Path) ->
             token=lambda: "secret",
         ) as ours,
     ):
-        await until(lambda: "refuses us: Not authorized" in ours.in_words())
+        await until(lambda: "refuses us: Not authorized" in ours.state()[1])
         password = "right"
         await until(lambda: state(ours) == "receiving")
         async with publisher(broker.port, password="right", ca_file=str(cert_file)) as client:
@@ -194,7 +197,7 @@ async def test_tls_password_token_and_what_the_broker_refuses(tmp_path: Path) ->
             client_id="z",
             password=lambda: "right",
         ) as untrusting:
-            await until(lambda: "certificate verify failed" in untrusting.in_words())
+            await until(lambda: "certificate verify failed" in untrusting.state()[1])
     assert service.token == "Bearer secret"
     with pytest.raises(ConfigError, match="--mqtt-ca"):
         tls_context(MqttTls(ca_file=str(key_file)))
@@ -231,7 +234,7 @@ async def test_topics_that_are_wanted_no_more_and_two_with_one_name(tmp_path: Pa
                 bridge(tmp_path / "b", broker.url, service.port, version=version),
             ):
                 told = "client id iot-ingest-x (--client-id)"
-                await until(lambda: told in first.in_words(), 30)  # noqa: B023  it ends here
+                await until(lambda: told in first.state()[1], 30)  # noqa: B023  it ends here
 
 
 async def test_too_many_for_the_service_stay_with_the_broker(tmp_path: Path) -> None:
@@ -313,7 +316,7 @@ async def test_bare_number_is_a_reading_of_the_device_in_its_topic(tmp_path: Pat
         service.admission.code = None
         await until(lambda: len(service.inlet.readings) == 302)
         await until(lambda: ours.figures().held_messages == 0)
-        assert ours.summary().endswith("taken=303 dead_lettered=1 left_to_broker=0")
+        assert (ours.tally.taken, ours.tally.dead_lettered) == (303, 1)
         assert len({each.ts_us for each in service.inlet.readings}) == 302
         found = {each[1:] for each in service.inlet.readings}
         assert {("greenhouse", "temp", 21.5), ("greenhouse", "temp", 22.0)} < found

@@ -16,19 +16,11 @@ import pytest
 from ingest.app.writing import WritingHalf, make_sink
 from ingest.buffers.memory import MemoryBuffer
 from ingest.config.settings import Settings
-from ingest.dead_letters.auto_replay import Replayer
-from ingest.dead_letters.files import segments, try_replay_lock
+from ingest.dead_letters.auto_replay import BlockSender, Replayer
+from ingest.dead_letters.folder.segments import live_letters, segments, try_replay_lock
+from ingest.dead_letters.folder.store import hold_replay_lock
 from ingest.dead_letters.format import BadLine
-from ingest.dead_letters.manual_replay import (
-    Item,
-    ManualReplay,
-    hold_replay_lock,
-    item_of_fields,
-    item_of_letter,
-)
-from ingest.dead_letters.queue import DeadLetterQueue
-from ingest.dead_letters.reader import live_letters
-from ingest.dead_letters.sending import BlockSender
+from ingest.dead_letters.manual_replay import Item, ManualReplay, item_of_fields, item_of_letter
 from ingest.formats.post import Rules
 from ingest.model.errors import ReplayStopped
 from ingest.model.ledger import Gauges, Ledger
@@ -37,7 +29,7 @@ from ingest.model.reading import Reading
 from ingest.model.verdict import LETTERS_FULL
 from ingest.system.clock import monotonic_s
 from tests.support.blocks import block_of, make_reading
-from tests.support.letters import START_US, drained, invalid, keep, make_store, read
+from tests.support.letters import START_US, LetterFiles, drained, folder_queue, invalid, keep, read
 
 SETTINGS = Settings(
     database_unsafe=True,  # the tests' server does not fsync
@@ -59,7 +51,7 @@ class Half:
     ) -> None:
         self.ledger = Ledger()
         self.buffer = MemoryBuffer(rows_max=10_000, bytes_max=1 << 24, put_wait_s_max=0.1)
-        self.letters = DeadLetterQueue(
+        self.letters = folder_queue(
             folder, bytes_max=dlq_bytes_max, segment_bytes=dlq_bytes_max // 16, keep_days=0
         )
         self.up = True
@@ -71,18 +63,17 @@ class Half:
         (self.writer,) = half.make_writers(self.letters)
         self.database_state = half.database_state
         self.replayer = Replayer(
-            sends=True,
-            post_rows_max=settings.post_rows_max,
-            rows_per_s=settings.dlq_replay_rows_per_s,
-            pause_s=0.01,
-            folder=self.letters,
-            sender=BlockSender(
+            self.letters.backend.replay_source(0.01),
+            BlockSender(
                 inlet=self.buffer,
                 outlet_stats=self.buffer.stats,
                 ledger=self.ledger,
                 database_up=lambda: self.up and self.database_state.is_open,
                 letters_full=lambda: self.database_state.hold_reason == LETTERS_FULL,
             ),
+            post_rows_max=settings.post_rows_max,
+            rows_per_s=settings.dlq_replay_rows_per_s,
+            pause_s=0.01,
         )
         self.ledger.gauges = Gauges(
             self.buffer.stats, self.letters.stats, lambda: self.up, lambda: None
@@ -93,7 +84,10 @@ class Half:
 async def running(path: Half, *, writing: bool = True) -> AsyncIterator[None]:
     """Run writer and replay; stop both by their events, in bounded time."""
     await path.letters.open()
-    tasks = [asyncio.create_task(path.replayer.run(path.stopping))]
+    tasks = [
+        asyncio.create_task(path.replayer.run(path.stopping)),
+        asyncio.create_task(path.letters.tidy(path.stopping)),
+    ]
     if writing:
         tasks.append(asyncio.create_task(path.writer.run()))
     try:
@@ -124,7 +118,7 @@ async def rows(connection: asyncpg.Connection) -> int:
 
 def write(folder: Path, letters: Sequence[Letter]) -> None:
     """Write letters as an earlier process."""
-    store = make_store(folder)
+    store = LetterFiles(folder)
     keep(store, letters)
     store.close()
 
@@ -361,7 +355,7 @@ async def test_auto_replay_clears_away_what_is_finished(
     tmp_path: Path, readings_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Files in which every line is done are removed, here at once (`dlq_keep_days` 0)."""
-    monkeypatch.setattr("ingest.dead_letters.auto_replay.TIDY_S", 0.05)
+    monkeypatch.setattr("ingest.dead_letters.queue.TIDY_S", 0.05)
     write(tmp_path, drained(3))
     write(tmp_path, [invalid(b"1")])
     async with running(Half(readings_url, tmp_path)):
@@ -458,7 +452,7 @@ async def test_hand_replay_validates_again(
         received_us=START_US,
     )
     replay, done = await by_hand(items_of(tmp_path, [still, past]), readings_url)
-    assert [item.original for item in done] == [past.original]
+    assert [item.letter.original for item in done] == [past.original]
     assert replay.summary.refused == {"wrong_type": 1}
     assert "string" in replay.summary.refusals[0].message
     assert await rows(readings_connection) == 1
@@ -470,11 +464,11 @@ async def test_hand_replay_decodes_as_the_post_said(tmp_path: Path) -> None:
     open_ = invalid(item, received_us=START_US)._replace(ignore_unknown=True)
     later = [invalid(b"\x81\xa1a\x01")._replace(format="of_later")]
     replay, done = await by_hand(items_of(tmp_path, [open_, invalid(item + b" "), *later]), None)
-    assert [each.original for each in done] == [item]
+    assert [each.letter.original for each in done] == [item]
     assert replay.summary.refused == {"unknown_field": 1, "unknown_format": 1}
     copied = [item_of_fields(orjson.loads(live.line), "") for live in live_letters(tmp_path)]
     _, done = await by_hand(copied, None)
-    assert [each.original for each in done] == [item]
+    assert [each.letter.original for each in done] == [item]
 
 
 async def test_hand_replay_reads_lines_as_their_post_said(
@@ -605,7 +599,7 @@ def test_item_of_an_edited_line_says_what_is_wrong(
         "original": "{}",
         "precision": None,
     }
-    assert item_of_fields(fields, "line 1").original == b"{}"
+    assert item_of_fields(fields, "line 1").letter.original == b"{}"
     with pytest.raises(BadLine, match=complaint):
         item_of_fields({**fields, **change}, "line 1")
     del fields["received_at"]

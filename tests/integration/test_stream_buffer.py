@@ -108,9 +108,7 @@ class Writer:
             put_wait_s_max=1.0,
         )
         count(self.ledger, self.outlet)
-        self.puller = Puller(
-            connection, stream=STREAM, consumer=WRITER, take=self._take, skipped=lambda _: None
-        )
+        self.puller = Puller(connection, consumer=WRITER, take=self._take, skipped=lambda _: None)
         self.outlet.pull_from(self.puller)
         self._table = table
 

@@ -23,7 +23,7 @@ from ingest.broker.pulling import Pull
 from ingest.broker.roles import STREAM, SUBJECT, WRITER
 from ingest.broker.streams import WantedStream
 from ingest.broker.watch import StreamWatch
-from ingest.embedded import broker
+from ingest.embedded import running as embedded_running
 from ingest.embedded.broker import EmbeddedBroker
 from ingest.embedded.broker_program import find_program
 from ingest.model.errors import BrokerAway, BrokerRefused, StartError
@@ -50,13 +50,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let all look ten times as often: what takes 10 s takes one."""
     for module, name, seconds in (
         (audit, "EVERY_S", 0.1),
-        (audit, "HEARD_S", 0.25),
+        (audit, "HEARD_S", 0.4),
         (purge, "EVERY_S", 1.0),
         (watch, "EVERY_S", 0.1),
         (watch, "AGAIN_S", 0.1),
     ):
         monkeypatch.setattr(module, name, seconds)
-    monkeypatch.setattr(broker, "START_S_MAX", 4.0)
+    monkeypatch.setattr(embedded_running, "START_S_MAX", 4.0)
 
 
 def bodies(begin: str, count: int) -> list[bytes]:

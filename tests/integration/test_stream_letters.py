@@ -14,12 +14,12 @@ import pytest
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.envelope import Address
 from ingest.broker.roles import DEAD_LETTER_SUBJECT, DEAD_LETTERS
-from ingest.dead_letters import in_work
-from ingest.dead_letters.reader import Selection, Tally
-from ingest.dead_letters.store import counted, first, newest
-from ingest.dead_letters.stream import queue as stream_queue
+from ingest.dead_letters import queue as letter_queue
+from ingest.dead_letters import room
+from ingest.dead_letters.queue import DeadLetterQueue
+from ingest.dead_letters.store import Selection, Tally, counted, first, newest
 from ingest.dead_letters.stream import store as stream_store
-from ingest.dead_letters.stream.queue import StreamDeadLetters
+from ingest.dead_letters.stream.backend import StreamBackend
 from ingest.embedded.broker import EmbeddedBroker
 from ingest.model.errors import (
     BrokerAway,
@@ -34,7 +34,7 @@ from ingest.model.letter import EXHAUSTED, REFUSED
 from tests.support.brokers import LETTERS, api, embedded, hit, is_up, joined, until
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.letters import drained, invalid
-from tests.support.stream_letters import change, count, kept, live, store_of
+from tests.support.stream_letters import change, count, kept, live, store_of, stream_queue
 
 MIB = 1024**2
 
@@ -55,21 +55,25 @@ async def writer(nats: EmbeddedBroker) -> AsyncIterator[BrokerConnection]:
 
 def queue_of(
     connection: BrokerConnection, bytes_max: int = 64 * MIB, *, wait_s_max: float = 30
-) -> StreamDeadLetters:
+) -> DeadLetterQueue:
     """Return dead letters that do not give up if the disk of the broker is slow for a while."""
-    return StreamDeadLetters(
-        connection, bytes_max=bytes_max, try_s_max=wait_s_max / 2, wait_s_max=wait_s_max
-    )
+    return stream_queue(connection, bytes_max, try_s_max=wait_s_max / 2, wait_s_max=wait_s_max)
+
+
+def backend_of(queue: DeadLetterQueue) -> StreamBackend:
+    """Return what keeps its letters."""
+    assert isinstance(queue.backend, StreamBackend)
+    return queue.backend
 
 
 async def test_killed_broker_costs_no_letter_and_lists_none_twice(tmp_path: Path) -> None:
     """An append waits for the broker that comes back; each letter is listed once."""
     async with embedded(tmp_path, wanted=LETTERS) as own, joined(own, "writer") as writer:
-        queue = StreamDeadLetters(writer, bytes_max=64 * MIB)
+        queue = stream_queue(writer, 64 * MIB)
         groups = [drained(200) for _ in range(5)]
         appends = [asyncio.create_task(queue.append(each)) for each in groups]
         for reached in (150, 600):
-            await until(lambda reached=reached: len(queue._places) > reached)  # type: ignore[misc]
+            await until(lambda reached=reached: len(backend_of(queue)._places) > reached)  # type: ignore[misc]
             await until(lambda: own.pid is not None)
             hit(own.pid, signal.SIGKILL)
         await asyncio.gather(*appends)
@@ -134,7 +138,7 @@ async def test_live_letter_is_not_appended_again_long_after(
     async with asyncio.timeout(10):
         while await count(admin) < 302:  # until the broker has forgotten the message ids
             await asyncio.sleep(0.3)
-            other._places.clear()
+            backend_of(other)._places.clear()
             await other.append(letters[:2])  # as another process would
     assert await count(admin) == 302
     assert len(await kept(admin)) == 300
@@ -149,12 +153,12 @@ async def test_letters_in_replay_are_not_appended(
     letters = drained(2, reason=EXHAUSTED)
     await queue.append(letters)
     (one, _) = await live(store_of(admin))
-    queue.replaying.add((one.id + EXHAUSTED[:3]).encode())
+    backend_of(queue).replaying.add((one.id + EXHAUSTED[:3]).encode())
     await change(admin, duplicate_window=100_000_000)
     async with asyncio.timeout(30):
         while await count(admin) < 3:  # until the broker has forgotten the message ids
             await asyncio.sleep(0.3)
-            queue._places.clear()
+            backend_of(queue)._places.clear()
             await queue.append(letters)
     assert await count(admin) == 3
 
@@ -201,7 +205,7 @@ async def test_sender_with_too_much_under_way_is_told_to_come_later(
     writer: BrokerConnection, admin: BrokerConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Writers are not: their letters have no other place."""
-    monkeypatch.setattr(in_work, "IN_WORK_BYTES_MAX", 10_000)
+    monkeypatch.setattr(room, "IN_WORK_BYTES_MAX", 10_000)
     queue = queue_of(writer)
     first_one = asyncio.create_task(queue.append([invalid(b"x" * 9_000)], sender="10.0.0.1"))
     await asyncio.sleep(0)
@@ -229,7 +233,7 @@ async def test_stats_tell_what_the_stream_holds(
     writer: BrokerConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They never wait, and look again after a while."""
-    monkeypatch.setattr(stream_queue, "LOOK_S", 0.05)
+    monkeypatch.setattr(letter_queue, "LOOK_S", 0.05)
     queue = queue_of(writer)
     assert queue.stats() == DeadLetterStats()
     await queue.append(drained(3))

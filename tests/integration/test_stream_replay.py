@@ -17,10 +17,11 @@ from ingest.broker.messages import StreamMessages
 from ingest.broker.roles import DEAD_LETTER_SUBJECT, DEAD_LETTERS, REPLAY
 from ingest.buffers.memory import MemoryBuffer
 from ingest.config.settings import Settings
-from ingest.dead_letters.sending import BlockSender
-from ingest.dead_letters.stream import auto_replay
-from ingest.dead_letters.stream.auto_replay import StreamReplayer
-from ingest.dead_letters.stream.queue import StreamDeadLetters
+from ingest.dead_letters.auto_replay import BlockSender, Replayer
+from ingest.dead_letters.queue import DeadLetterQueue
+from ingest.dead_letters.stream import replay
+from ingest.dead_letters.stream.backend import StreamBackend
+from ingest.dead_letters.stream.replay import StreamReplay
 from ingest.embedded.broker import EmbeddedBroker
 from ingest.model.errors import BrokerAway
 from ingest.model.ledger import Gauges, Ledger
@@ -29,7 +30,7 @@ from ingest.model.reading import Reading
 from ingest.model.verdict import LETTERS_FULL
 from tests.support.brokers import LETTERS, api, joined, until
 from tests.support.letters import drained, invalid
-from tests.support.stream_letters import change, count, kept
+from tests.support.stream_letters import change, count, kept, stream_queue
 
 ACK_WAIT_S = 0.5
 SETTINGS = Settings(
@@ -57,17 +58,21 @@ class Half:
     def __init__(self, connection: BrokerConnection, url: str, settings: Settings) -> None:
         self.ledger = Ledger()
         self.buffer = MemoryBuffer(rows_max=10_000, bytes_max=1 << 24, put_wait_s_max=0.1)
-        self.letters = StreamDeadLetters(connection, bytes_max=LETTERS.bytes_max)
         self.stopping = asyncio.Event()
         self.halted = asyncio.Event()
         half = WritingHalf(settings, outlet=self.buffer, ledger=self.ledger, halted=self.halted)
         half.sinks.append(make_sink(url, settings))
-        (self.writer,) = half.make_writers(self.letters)
         self.up = True
-        self.replayer = StreamReplayer(
-            connection,
-            self.letters.messages,
-            self.letters.replaying,
+        backend = StreamBackend(connection)
+        self.letters = DeadLetterQueue(backend, bytes_max=LETTERS.bytes_max)
+        self.replayer = Replayer(
+            StreamReplay(
+                connection,
+                StreamMessages(connection, DEAD_LETTERS),
+                backend.replaying,
+                pause_s=0.02,
+                ack_wait_s=ACK_WAIT_S,
+            ),
             BlockSender(
                 inlet=self.buffer,
                 outlet_stats=self.buffer.stats,
@@ -78,8 +83,8 @@ class Half:
             post_rows_max=100,
             rows_per_s=100_000,
             pause_s=0.02,
-            ack_wait_s=ACK_WAIT_S,
         )
+        (self.writer,) = half.make_writers(self.letters)
         self.ledger.gauges = Gauges(
             self.buffer.stats, self.letters.stats, lambda: True, lambda: None
         )
@@ -113,7 +118,7 @@ async def running(
 async def append(nats: EmbeddedBroker, letters: list[Letter]) -> None:
     """Append letters as an earlier process."""
     async with joined(nats, "writer") as connection:
-        await StreamDeadLetters(connection, bytes_max=LETTERS.bytes_max).append(letters)
+        await stream_queue(connection).append(letters)
 
 
 async def until_left(admin: BrokerConnection, number: int) -> None:
@@ -327,8 +332,8 @@ async def test_writer_whose_database_is_away_leaves_the_replay_to_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A writer whose database is away does not even ask for them."""
-    monkeypatch.setattr(auto_replay, "PULL_S", 0.1)
-    monkeypatch.setattr(auto_replay, "LATE_S", 0.1)
+    monkeypatch.setattr(replay, "PULL_S", 0.1)
+    monkeypatch.setattr(replay, "LATE_S", 0.1)
     async with running(nats, readings_url) as half:
         half.up = False
         await asyncio.sleep(0.3)  # it may have asked just before

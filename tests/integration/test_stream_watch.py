@@ -307,7 +307,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
     if os.getuid() or not shutil.which("mount"):
-        pytest.skip("only root can mount a small disk")
+        pytest.skip("cannot mount a small disk: run the tests as root")
     if subprocess.run(mount, check=False, capture_output=True).returncode:
         pytest.skip("a small disk cannot be mounted here")
     yield folder

@@ -14,15 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from ingest.dead_letters.files import folder_bytes
-from ingest.dead_letters.manual_replay import hold_replay_lock
-from ingest.dead_letters.marks import mark_done
-from ingest.dead_letters.queue import DeadLetterQueue
-from ingest.dead_letters.reader import live_letters
+from ingest.dead_letters.folder.segments import folder_bytes, live_letters, mark_done
+from ingest.dead_letters.folder.store import hold_replay_lock
 from ingest.model.letter import INVALID
 from ingest.model.verdict import LETTERS_FULL, Verdict, WriteFailed
 from tests.support.fake_sink_scripted import AFTER, BEFORE, MIDDLE, Script
-from tests.support.letters import invalid, keep, make_store
+from tests.support.letters import LetterFiles, folder_queue, invalid, keep
 from tests.support.replays import hurry
 from tests.support.whole_path import BUFFERED, Promises, Whole
 
@@ -119,15 +116,15 @@ async def test_hold_leaves_the_lock_to_the_command_that_makes_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A replayed row is refused, the dead letters are full: a command can still discard some."""
-    monkeypatch.setattr("ingest.dead_letters.sending.LOOK_S", 0.01)
-    monkeypatch.setattr("ingest.dead_letters.folder._MAKE_ROOM_S_MIN", 0.05)
+    monkeypatch.setattr("ingest.dead_letters.auto_replay.LOOK_S", 0.01)
+    monkeypatch.setattr("ingest.dead_letters.queue.MAKE_ROOM_S_MIN", 0.05)
     folder = tmp_path / "dead-letters"
     whole = Whole(tmp_path, Promises())
     whole.promises.leave_aside(tmp_path, 1, bad=1)
-    store = make_store(folder)
+    store = LetterFiles(folder)
     keep(store, [invalid(b"%0100d" % number) for number in range(20)])
     store.close()
-    whole.dead_letters = DeadLetterQueue(
+    whole.dead_letters = folder_queue(
         folder, bytes_max=folder_bytes(folder) + 50, segment_bytes=1 << 20, keep_days=7
     )
     await whole.open()
@@ -137,7 +134,7 @@ async def test_hold_leaves_the_lock_to_the_command_that_makes_room(
     )
     with await hold_replay_lock(folder, wait_s_max=2.0):
         found = [each for each in live_letters(folder) if each.letter.reason == INVALID]
-        mark_done(((each.path, each.mark) for each in found), "discarded")
+        mark_done(found, "discarded")
     assert len(found) == 20
     await whole.until(lambda: whole.database_state.is_open, every_s=0.005)
     await whole.finish(replays=True)
@@ -148,7 +145,7 @@ async def test_letters_given_up_are_not_sent_again_beside_their_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The buffer gets no second copy of a letter, however often writes are paused."""
-    monkeypatch.setattr("ingest.dead_letters.sending.LOOK_S", 0.001)
+    monkeypatch.setattr("ingest.dead_letters.auto_replay.LOOK_S", 0.001)
     whole = Whole(tmp_path, Promises())
     whole.promises.leave_aside(tmp_path, ASIDE, bad=0)
     whole.halted.set()  # no writer: sent blocks stay under way

@@ -22,11 +22,8 @@ PLACES: dict[str, tuple[str, ...]] = {  # where each one is read
     "answer_s_max": ("ingest.app.receiving.ANSWER_S_MAX",),
     "breaker_rows_max": ("ingest.app.writing.ROWS_MAX",),
     "breaker_window_rows": ("ingest.app.writing.WINDOW_ROWS",),
-    "dlq_replay_pause_s": (
-        "ingest.app.writing.REPLAY_PAUSE_S",
-        "ingest.app.dead_letters.REPLAY_PAUSE_S",
-    ),
-    "dlq_segment_bytes": ("ingest.dead_letters.folder.SEGMENT_BYTES",),
+    "dlq_replay_pause_s": ("ingest.app.writing.REPLAY_PAUSE_S",),
+    "dlq_segment_bytes": ("ingest.dead_letters.folder.backend.SEGMENT_BYTES",),
     "full_s_min": ("ingest.app.health.FULL_S_MIN",),
     "housekeeping_pause_s": ("ingest.app.housekeeping.PAUSE_S",),
     "journal_segment_bytes": ("ingest.app.buffer.SEGMENT_BYTES",),

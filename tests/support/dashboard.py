@@ -11,10 +11,10 @@ from typing import Any
 
 from ingest.app.admin import AdminSide
 from ingest.config.settings import Settings
-from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.model.ledger import Gauges, Ledger
 from ingest.model.ports import BufferStats, JournalStats
 from ingest.sinks.postgres.known_server import KnownServer
+from tests.support.letters import folder_queue
 from tests.support.receiver import Client, Reply
 
 TOKEN = "s3cret-token-of-the-test"
@@ -28,9 +28,7 @@ class Rig:
         self.ledger = Ledger()
         self.released: list[bool] = []
         self.journal = JournalStats()
-        self.dead_letters = DeadLetterQueue(
-            folder, bytes_max=10**8, segment_bytes=10**7, keep_days=1
-        )
+        self.dead_letters = folder_queue(folder, bytes_max=10**8, segment_bytes=10**7, keep_days=1)
         empty = BufferStats(0, 100, 0, 1000, 0, 0, 0, None)
         self.ledger.gauges = Gauges(
             buffer=lambda: empty,

@@ -36,8 +36,7 @@ from ingest.mqtt.tally import MqttFigures, MqttTally
 
 REPOSITORY = Path(__file__).parents[2]
 DEPLOY = REPOSITORY / "deploy"
-KUBERNETES = DEPLOY / "kubernetes"
-BASE, ROLES = KUBERNETES / "base", KUBERNETES / "roles"
+BASE, ROLES = DEPLOY / "kubernetes" / "base", DEPLOY / "kubernetes" / "roles"
 DASHBOARD = DEPLOY / "grafana" / "dashboards" / "iot-ingest.json"
 TARGET_LABELS = frozenset(
     {"job", "instance"}
@@ -115,19 +114,36 @@ def compose_services(name: str) -> dict[str, Any]:
     return found
 
 
-def manifests(folder: Path = KUBERNETES) -> list[Manifest]:
-    """Return the Kubernetes objects of a folder, and of the one that both installations share."""
-    paths = (*sorted(folder.glob("*.yaml")), *sorted(BASE.glob("*.yaml")))
-    return [each for path in paths for each in documents(path)]
+def manifests(folder: Path = BASE) -> list[Manifest]:
+    """Return the Kubernetes objects that a folder makes, as `kubectl kustomize` does.
+
+    Its images keep their short names, and deploy/nats is not looked at.
+    """
+    made = document(folder / "kustomization.yaml")
+    found: list[Manifest] = []
+    for each in made["resources"]:
+        if each.endswith(".yaml"):
+            found += documents(folder / each)
+        elif each == "../base":
+            found += manifests(BASE)
+    for each in made.get("patches", ()):
+        (patch,) = _parsed(each["patch"])
+        (at,) = (number for number, one in enumerate(found) if named(one) == named(patch))
+        if patch.get("$patch") == "delete":
+            del found[at]
+        else:
+            found[at]["spec"] |= patch["spec"]
+    return found
 
 
-def manifest(kind: str, name: str = "iot-ingest", folder: Path = KUBERNETES) -> Manifest:
+def named(one: Manifest) -> tuple[str, str]:
+    """Return kind and name of a Kubernetes object."""
+    return one["kind"], one["metadata"]["name"]
+
+
+def manifest(kind: str, name: str = "iot-ingest", folder: Path = BASE) -> Manifest:
     """Return one Kubernetes object."""
-    (found,) = (
-        each
-        for each in manifests(folder)
-        if each["kind"] == kind and each["metadata"]["name"] == name
-    )
+    (found,) = (each for each in manifests(folder) if named(each) == (kind, name))
     return found
 
 

@@ -1,4 +1,4 @@
-"""The three examples of deploy/ that run the housekeeping as a job of its own: what each runs.
+"""The examples of deploy/ that run the housekeeping as a job of its own: what each runs.
 
 Each gives a command (words after `python -P -m`) and settings as environment variables.
 """
@@ -10,34 +10,17 @@ import shlex
 
 from tests.support.deployment import (
     DEPLOY,
-    KUBERNETES,
-    Manifest,
     compose_services,
-    document,
-    environment_of,
     shown_in_head,
 )
 
-FOLDER = KUBERNETES / "housekeeping"
-CRONJOB: Manifest = document(FOLDER / "cronjob.yaml")
 UNIT = DEPLOY / "systemd" / "ingest-housekeeping.service"
-
-
-def cron_pod() -> Manifest:
-    """Return the template of the CronJob's pods."""
-    found: Manifest = CRONJOB["spec"]["jobTemplate"]["spec"]["template"]
-    return found
 
 
 def unit_lines() -> list[tuple[str, str]]:
     """Return the keys and values of the unit."""
     lines = (each.partition("=") for each in UNIT.read_text().splitlines() if each[:1] != "#")
     return [(name, value) for name, mark, value in lines if mark]
-
-
-def settings_of_kubernetes() -> dict[str, str]:
-    """Return those of the CronJob."""
-    return environment_of(cron_pod())
 
 
 def settings_of_systemd() -> dict[str, str]:
@@ -57,13 +40,11 @@ def settings_of_compose() -> dict[str, str]:
 
 def commands() -> dict[str, tuple[list[str], dict[str, str]]]:
     """Return the command and the settings of each example, by its name."""
-    (container,) = cron_pod()["spec"]["containers"]
     words = dict(unit_lines())["ExecStart"].replace(" $HOUSEKEEPING_FLAGS", "").split()
     (loop,) = compose_services("compose.yaml")["housekeeping"]["command"]
     (once,) = re.findall(r"do python -P -m (ingest [\w ]+); sleep", loop)
     assert words[1:3] == ["-P", "-m"], words
     return {
-        "kubernetes": (["ingest", *container["args"]], settings_of_kubernetes()),
         "systemd": (words[3:], settings_of_systemd()),
         "compose": (shlex.split(once), settings_of_compose()),
     }

@@ -8,15 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ingest.dead_letters.manual_replay import (
-    Item,
-    ManualReplay,
-    Summary,
-    hold_replay_lock,
-    item_of_letter,
-)
-from ingest.dead_letters.marks import mark_done
-from ingest.dead_letters.reader import live_letters
+from ingest.dead_letters.folder.segments import live_letters, mark_done
+from ingest.dead_letters.folder.store import hold_replay_lock
+from ingest.dead_letters.manual_replay import Item, ManualReplay, Summary, item_of_letter
 from ingest.formats.post import Rules
 from ingest.model.errors import IngestError, ReplayStopped
 from ingest.model.ports import Sink
@@ -28,7 +22,8 @@ LOCK_S_MAX = 0.02
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Remove the pauses of replays, between blocks and between tries; they clean up each time."""
     monkeypatch.setattr("ingest.dead_letters.auto_replay.UNLOCKED_S_MIN", 0.0005)
-    monkeypatch.setattr("ingest.dead_letters.auto_replay.TIDY_S", 0.0)
+    monkeypatch.setattr("ingest.dead_letters.folder.replay.ANEW_S", 0.0)
+    monkeypatch.setattr("ingest.dead_letters.queue.TIDY_S", 0.005)
     monkeypatch.setattr("ingest.dead_letters.manual_replay.backoff_s", lambda *_, **__: 0.0)
 
 
@@ -40,7 +35,7 @@ async def replay_by_hand(folder: Path, sink: Sink) -> Summary:
 
     async def done(items: Sequence[Item]) -> None:
         lines = [each.source for each in items if each.source is not None]
-        mark_done(((line.path, line.mark) for line in lines), "replayed")
+        mark_done(lines, "replayed")
 
     by_hand = ManualReplay(sink=sink, rules=RULES, done=done)
     summary = by_hand.summary

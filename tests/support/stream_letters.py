@@ -7,11 +7,19 @@ from typing import Any
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.messages import StreamMessages
 from ingest.broker.roles import DEAD_LETTERS
-from ingest.dead_letters.reader import LiveLetter, Selection, Tally
-from ingest.dead_letters.store import LetterStore, once
+from ingest.dead_letters.queue import DeadLetterQueue
+from ingest.dead_letters.store import LetterStore, LiveLetter, Selection, Tally, once
+from ingest.dead_letters.stream.backend import StreamBackend
 from ingest.dead_letters.stream.store import StreamLetterStore
 from ingest.model.letter import Letter
-from tests.support.brokers import api
+from tests.support.brokers import LETTERS, api
+
+
+def stream_queue(
+    connection: BrokerConnection, bytes_max: int = LETTERS.bytes_max, **waits: float
+) -> DeadLetterQueue:
+    """Return dead letters in the stream, in the running event loop."""
+    return DeadLetterQueue(StreamBackend(connection, **waits), bytes_max=bytes_max)
 
 
 def store_of(connection: BrokerConnection) -> StreamLetterStore:

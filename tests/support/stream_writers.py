@@ -39,7 +39,6 @@ class StreamWriter:
         self.seen_alone: list[Skipped] = []  # what the check of one reader finds
         self.puller = Puller(
             connection,
-            stream=STREAM,
             consumer=WRITER,
             take=self._take,
             skipped=self.seen_alone.append,

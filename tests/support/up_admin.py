@@ -12,9 +12,9 @@ from typing import Any
 
 from ingest.app.up_admin import UpAdmin
 from ingest.config.settings import Settings
-from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.model.causes import FIELDS
 from tests.support.documents import REPOSITORY
+from tests.support.letters import folder_queue
 from tests.support.receiver import Client, Reply
 from tests.support.statuses import FakeProcess
 
@@ -51,9 +51,7 @@ class UpRig:
 
     def __init__(self, folder: Path) -> None:
         self.told: list[tuple[str, dict[str, Any]]] = []
-        self.dead_letters = DeadLetterQueue(
-            folder, bytes_max=10**8, segment_bytes=10**7, keep_days=1
-        )
+        self.dead_letters = folder_queue(folder, bytes_max=10**8, segment_bytes=10**7, keep_days=1)
         self.up = UpAdmin(
             Settings(database_unsafe=True, admin_listen="127.0.0.1:0"),
             dead_letters=self.dead_letters,

@@ -18,8 +18,7 @@ from typing import Any
 from ingest.app.writing import WritingHalf
 from ingest.config.settings import Settings
 from ingest.dead_letters.auto_replay import REPLAYED
-from ingest.dead_letters.queue import DeadLetterQueue
-from ingest.dead_letters.reader import live_letters
+from ingest.dead_letters.folder.segments import live_letters
 from ingest.model.ack import Ack
 from ingest.model.block import Block
 from ingest.model.errors import BufferFull, DeadLettersBroken, JournalBroken, NotKept, Stopping
@@ -32,7 +31,7 @@ from tests.support.blocks import block_of, make_reading
 from tests.support.constants import constants
 from tests.support.fake_sink_scripted import Script, ScriptedSink
 from tests.support.journals import FailingCalls, JournalRun, on_disk
-from tests.support.letters import invalid, keep, make_store, read
+from tests.support.letters import LetterFiles, folder_queue, invalid, keep, read
 from tests.support.replays import replay_by_hand
 from tests.support.writing import BAD, QUICK, refuse_bad
 
@@ -58,7 +57,7 @@ class Promises:
         """Leave dead letters that are replayed; the table will refuse the first `bad` of them."""
         readings = [make_reading(value=BAD if row < bad else 1.0) for row in range(rows)]
         reasons = itertools.cycle((DRAINED, EXHAUSTED))
-        store = make_store(folder / "dead-letters", segment_bytes=2_000)
+        store = LetterFiles(folder / "dead-letters", segment_bytes=2_000)
         keep(store, [Letter(next(reasons), "", "", unix_us(), each) for each in readings])
         store.close()
         self.posted.update(readings)
@@ -80,7 +79,7 @@ class Whole:
         self.journal_run = JournalRun(folder / "journal", calls=self.journal_calls, **bounds)
         self.ledger = self.journal_run.ledger
         self.buffer = self.journal_run.buffer
-        self.dead_letters = DeadLetterQueue(
+        self.dead_letters = folder_queue(
             folder / "dead-letters",
             bytes_max=1 << 30,
             segment_bytes=2_000,
@@ -102,6 +101,7 @@ class Whole:
         self.sinks: list[ScriptedSink] = []
         self.writers: list[asyncio.Task[None]] = []
         self.replaying: asyncio.Task[None] | None = None
+        self.tidying: asyncio.Task[None] | None = None
         self.new_by_hand = 0  # rows that were new in a replay by hand
 
     async def open(self) -> None:
@@ -231,8 +231,10 @@ class Whole:
         if self.replaying is not None:
             return
         with constants(dlq_replay_pause_s=REPLAY_PAUSE_S):
-            replayer = self.half.make_replayer(self.dead_letters, self.buffer)
+            source = self.dead_letters.backend.replay_source
+            replayer = self.half.make_replayer(source, self.buffer)
         self.replaying = asyncio.create_task(replayer.run(self.journal_run.stopping))
+        self.tidying = asyncio.create_task(self.dead_letters.tidy(self.journal_run.stopping))
 
     async def replay_by_hand(self) -> None:
         """Replay all dead letters by hand, with a connection of its own to the same table."""

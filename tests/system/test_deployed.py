@@ -1,4 +1,4 @@
-"""Runs what deploy/ starts: the unit's command, Compose's database, the Job of Kubernetes."""
+"""Runs what deploy/ starts: the unit's command, Compose's database."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import asyncpg
 import pytest
 
 from ingest.embedded.programs import find_binaries
-from tests.support.deployment import DEPLOY, REPOSITORY, environment_of, schema_pod, service_pod
+from tests.support.deployment import DEPLOY, REPOSITORY
 from tests.system.database import Database
 from tests.system.manager import Manager
 from tests.system.service import Service, environment, run_command
@@ -181,34 +181,3 @@ async def check_grafana(url: str) -> None:
                 await line.execute(statement)
     finally:
         await line.close()
-
-
-async def test_pods_keep_posts_until_the_job_of_kubernetes_has_made_the_table(
-    open_tmp_path: Path, free_port: int
-) -> None:
-    """Before the Job a post is kept; after it the post is stored, by the granted role."""
-    (container,) = schema_pod()["spec"]["containers"]
-    role, password = container["args"][-1], "secret"
-    urls = {}
-    for who, user in (("writer", f"{role}:{password}"), ("admin", "postgres")):
-        urls[who] = open_tmp_path / f"{who}_url"
-        urls[who].write_text(f"postgresql://{user}@127.0.0.1:{free_port}/fleet\n")
-    env = environment_of(service_pod())
-    env |= {"INGEST_DATABASE_URL_FILE": str(urls["writer"]), "INGEST_HOLD_PROBE_S": "0.2"}
-    async with Database(open_tmp_path / "db", free_port) as database:
-        await database.run(f"create role {role} login password '{password}'", database="postgres")
-        async with Service(open_tmp_path / "state", env=env) as service:
-            state = await service.wait_state("on_hold")
-            assert state["cause"] == "schema"
-            reading = {"device_id": "d", "metric": "m", "ts": 1_760_000_000, "value": 1}
-            assert (await service.post(reading)).status == 202
-            env = environment_of(schema_pod()) | {"INGEST_DATABASE_URL_FILE": str(urls["admin"])}
-            done = await run_command("ingest", *container["args"], env=env)
-            assert done.code == 0, done.stderr
-            await service.wait_state("accepting")
-            await service.wait_quiet()
-            ((owner, rows),) = await database.run(
-                "select tableowner, (select count(*) from readings) from pg_tables"
-                " where tablename = 'readings'"
-            )
-            assert (owner, rows) == ("postgres", 1)

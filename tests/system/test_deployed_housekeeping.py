@@ -46,7 +46,7 @@ async def service_says(state: Path, url: str, environ: dict[str, str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("example", ["kubernetes", "systemd", "compose"])
+@pytest.mark.parametrize("example", ["systemd", "compose"])
 async def test_job_of_the_owner_works_for_a_service_that_owns_nothing(
     open_tmp_path: Path, empty_database: str, example: str
 ) -> None:

@@ -29,7 +29,6 @@ from tests.support.deployment import (
     environment_of,
     image_environment,
     manifest,
-    manifests,
 )
 from tests.support.tcp_ports import free_port
 from tests.support.webhook import Webhook
@@ -125,10 +124,11 @@ async def check(gateway: Running, writer: Running, forward: Running, url: str, t
     assert "sent=20" in await forward.stop()
 
 
-def made_secrets(folder: Path) -> Path:
+def made_secrets(folder: Path, broker: str = "nats:4222") -> Path:
     """Run make-secrets; return its folder."""
     script = shutil.copy(DEPLOY / "make-secrets", folder)
-    subprocess.run([script], check=True, capture_output=True)
+    env = {**os.environ, "BROKER": broker}
+    subprocess.run([script], check=True, capture_output=True, env=env)
     for each in (folder / "secrets").iterdir():
         each.chmod(0o600)
     return folder / "secrets"
@@ -163,17 +163,16 @@ async def test_containers_of_compose_work_together(open_tmp_path: Path) -> None:
 
 
 async def test_pods_of_kubernetes_work_together(open_tmp_path: Path) -> None:
-    """Three nats-servers, the Job, gateway, writer and forwarder, with the secrets of examples."""
+    """Three nats-servers, the Job, gateway and writer, with the secrets of make-secrets."""
     hosts = [f"nats-{number}.nats" for number in range(3)]
     place = Place(open_tmp_path, *hosts)
-    secrets = {
-        each["metadata"]["name"]: each["stringData"]
-        for each in manifests(ROLES)
-        if each["kind"] == "Secret"
+    made = made_secrets(open_tmp_path, ",".join(f"{host}:4222" for host in hosts))
+    broker = {
+        f"iot-ingest-broker-{role}": {"broker_url": (made / f"broker_{role}_url").read_text()}
+        for role in ("gateway", "writer", "admin")
     }
-    async with table(open_tmp_path) as url, Webhook() as target, place.ending:
-        secrets["iot-ingest-database"] = {"database_url": url}
-        secrets["iot-ingest-forward"]["url"] = target.url
+    async with table(open_tmp_path) as url, place.ending:
+        secrets = {**broker, "iot-ingest-database": {"database_url": url}}
 
         async def started(kind: str, name: str) -> Running:
             pod = manifest(kind, name, ROLES)["spec"]["template"]
@@ -189,11 +188,9 @@ async def test_pods_of_kubernetes_work_together(open_tmp_path: Path) -> None:
                     place.add(mounts[volume["name"]], str(folder))
             env = {**image_environment(), **environment_of(pod)}
             env["INGEST_STATE_DIR"] = str(open_tmp_path / "state" / name)
-            if "INGEST_FORWARDS" in env:
-                env["INGEST_FORWARDS"] = "billing"
             return await place.role(name, container["args"], env)
 
-        passwords = secrets["nats-passwords"]["passwords.conf"]
+        passwords = (made / "broker_passwords").read_text()
         servers = [
             await place.nats("kubernetes.conf", host, passwords, POD_NAME=host.partition(".")[0])
             for host in hosts
@@ -204,8 +201,10 @@ async def test_pods_of_kubernetes_work_together(open_tmp_path: Path) -> None:
         gateway = await started("Deployment", "iot-ingest-gateway")
         writer = await started("Deployment", "iot-ingest-writer")
         assert not (open_tmp_path / "state").exists(), "they need no disk"
-        forward = await started("StatefulSet", "iot-ingest-forward")
-        await check(gateway, writer, forward, url, target)
+        await takes(await gateway.address(), 0, 20)
+        await has_rows(url, 20)
+        for each in (gateway, writer):
+            assert " lost=0" in await each.stop()
 
 
 class Unit:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -232,12 +233,11 @@ def test_run_folder_not_writable_names_the_way_out(untouched: Checkout) -> None:
 def test_run_without_venv_names_the_package(untouched: Checkout, tmp_path: Path) -> None:
     """Debian has venv in a package of its own. Without it nothing is said about a network."""
     python = tmp_path / "python3"
-    python.write_text(
-        f'#!/bin/sh\ncase $2 in pip | venv) exit 1 ;; esac\nexec {sys.executable} "$@"\n'
-    )
+    real = shlex.quote(sys.executable)
+    python.write_text(f'#!/bin/sh\ncase $2 in pip | venv) exit 1 ;; esac\nexec {real} "$@"\n')
     python.chmod(0o755)
     code, _, err = untouched.run(
-        *CHEAP, environ={"PATH": f"{tmp_path}:{PLAIN_PATH}", "RUN_VENV": str(tmp_path / "venv")}
+        *CHEAP, environ={"PYTHON": str(python), "RUN_VENV": str(tmp_path / "venv")}
     )
     assert (code, "network" in err) == (2, False), err
     assert err.endswith("needs its module venv, on Debian: apt-get install python3-venv\n")

@@ -14,8 +14,16 @@ from typing import Any
 
 from ingest.dead_letters.format import reading_object
 from ingest.dead_letters.manual_replay import Item, ManualReplay, item_of_letter
-from ingest.dead_letters.reader import LiveLetter, Selection, Tally, device_of
-from ingest.dead_letters.store import LetterStore, counted, first, newest
+from ingest.dead_letters.store import (
+    LetterStore,
+    LiveLetter,
+    Selection,
+    Tally,
+    counted,
+    device_of,
+    first,
+    newest,
+)
 from ingest.formats.post import Rules
 from ingest.model.errors import (
     BrokerAway,

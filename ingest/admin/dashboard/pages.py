@@ -36,7 +36,7 @@ from ingest.admin.dashboard.runbook import FILE as RUNBOOK
 from ingest.admin.dashboard.runbook import runbook
 from ingest.admin.dashboard.tail import Tail, TailSample, TailSource
 from ingest.admin.guard import KEY_PATH, Guard
-from ingest.dead_letters.reader import Selection
+from ingest.dead_letters.store import Selection
 from ingest.http.bodies import Bodies
 from ingest.http.request import Request
 from ingest.http.response import JSON, Answer

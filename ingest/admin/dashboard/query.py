@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 import orjson
 
 from ingest.dead_letters.format import ID_CHARACTERS
-from ingest.dead_letters.reader import Selection
+from ingest.dead_letters.store import Selection
 from ingest.formats.timestamp import text_us
 from ingest.model.errors import Refused
 from ingest.model.letter import REASONS

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from ingest.dead_letters.reader import device_in
+from ingest.dead_letters.store import device_in
 from ingest.formats.post import Decoded, ItemError
 from ingest.model.letter import REFUSED, Letter
 from ingest.model.ports import DeadLetters

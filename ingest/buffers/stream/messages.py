@@ -51,23 +51,19 @@ def decode_message(data: bytes) -> Block:
     return block
 
 
-class _Outcome(msgspec.Struct, array_like=True):
-    """What became of a message: the refused rows, or all of it was set aside."""
-
-    message_id: str
-    refusals: list[Refusal]
-    set_aside: bool
+# The id of a message, the refused rows, and whether all of it was set aside.
+_outcomes = msgspec.json.Decoder(tuple[str, tuple[Refusal, ...], bool])
 
 
 def encode_outcome(message_id: str, outcome: Outcome) -> bytes:
     """Return what a writer tells the gateway of a message that somebody waits for."""
-    return msgspec.json.encode(_Outcome(message_id, list(outcome.refusals), outcome.set_aside))
+    return msgspec.json.encode((message_id, outcome.refusals, outcome.set_aside))
 
 
 def decode_outcome(data: bytes) -> tuple[str, Outcome]:
     """Return the id of the message, and its outcome. Raises NotOurs."""
     try:
-        told = msgspec.json.decode(data, type=_Outcome)
+        message_id, refusals, set_aside = _outcomes.decode(data)
     except msgspec.DecodeError as error:
         raise NotOurs(str(error)) from error
-    return told.message_id, Outcome(tuple(told.refusals), told.set_aside)
+    return message_id, Outcome(refusals, set_aside)

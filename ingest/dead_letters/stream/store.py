@@ -10,13 +10,20 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 from ingest.broker.messages import StoredMessage, StreamMessages
 from ingest.broker.roles import DEAD_LETTER_SUBJECT, DEAD_LETTERS
 from ingest.dead_letters.format import BadLine
-from ingest.dead_letters.reader import LiveLetter, Selection, Sieve, Tally
-from ingest.dead_letters.store import PART_BYTES, PART_LETTERS, Extent, Parts, Section
+from ingest.dead_letters.store import (
+    PART_BYTES,
+    PART_LETTERS,
+    Extent,
+    LiveLetter,
+    Parts,
+    Selection,
+    Sieve,
+    Tally,
+)
 from ingest.system.words import counted
 
 SECTION_PLACES = 1_000  # of the newest section; each older one has twice as many, up to:
@@ -56,7 +63,9 @@ class StreamLetterStore:
             missing = counted(after.messages - read, "message")
             tally.unreadable.append(f"{missing} of {DEAD_LETTERS}, damaged on the broker's disk")
 
-    async def sections(self, bytes_max: int | None = None) -> AsyncIterator[Section]:
+    async def newest(
+        self, where: Selection, tally: Tally, bytes_max: int | None = None
+    ) -> AsyncIterator[tuple[Parts, bool]]:
         """Yield sections of places, the newest first; see LetterStore."""
         state = await self._messages.state()
         if not state.messages:
@@ -65,12 +74,13 @@ class StreamLetterStore:
         if bytes_max is not None:
             mean_bytes = max(1, state.size_bytes // state.messages)
             start = await self._start_of_last(max(1, bytes_max // mean_bytes), first, last)
-            yield _Places(self._messages, start, last, cut=start > first)
+            parts = letters_between(self._messages, where, tally, start=start, end=last)
+            yield parts, start > first
             return
         places = SECTION_PLACES
         while last >= first:
             start = max(first, last - places + 1)
-            yield _Places(self._messages, start, last, cut=False)
+            yield letters_between(self._messages, where, tally, start=start, end=last), False
             last, places = start - 1, min(2 * places, SECTION_PLACES_MAX)
 
     async def _start_of_last(self, count: int, first: int, last: int) -> int:
@@ -97,18 +107,6 @@ class StreamLetterStore:
         """Return the size of the stream."""
         state = await self._messages.state()
         return Extent(0, state.size_bytes, DEAD_LETTERS, empty=not state.messages)
-
-
-class _Places(NamedTuple):
-    """Places of the stream, both included."""
-
-    messages: StreamMessages
-    start: int
-    end: int
-    cut: bool
-
-    def read(self, where: Selection, tally: Tally) -> Parts:
-        return letters_between(self.messages, where, tally, start=self.start, end=self.end)
 
 
 async def letters_between(

@@ -13,7 +13,9 @@ if [ ! -s "$PGDATA/PG_VERSION" ]; then
     $as_postgres createdb --username "$POSTGRES_USER" "$POSTGRES_DB"
     $as_postgres psql --quiet --username "$POSTGRES_USER" --dbname "$POSTGRES_DB" \
         --command "create extension timescaledb"
-    for script in /docker-entrypoint-initdb.d/*.sh; do $as_postgres sh "$script"; done
+    for script in /docker-entrypoint-initdb.d/*.sh; do
+        [ ! -e "$script" ] || $as_postgres sh "$script"
+    done
     $as_postgres pg_ctl --wait stop
 fi
 exec $as_postgres postgres -c listen_addresses='*'

@@ -132,7 +132,9 @@ def test_no_series_tells_when_it_was_created() -> None:
         assert b"_created" not in own_metrics(ledger).text()
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not on PATH")
+@pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="no promtool: apt-get install prometheus"
+)
 def test_exposition_passes_promtool() -> None:
     """Prometheus' linter finds nothing, at the first scrape and later."""
     for ledger in (Ledger(), busy()):

@@ -16,15 +16,14 @@ from ingest.app.leftovers import (
 )
 from ingest.app.servers import Servers
 from ingest.config.settings import Settings
-from ingest.dead_letters.marks import mark_done
-from ingest.dead_letters.reader import live_letters
+from ingest.dead_letters.folder.segments import live_letters, mark_done
 from ingest.embedded.broker import EmbeddedBroker
 from ingest.embedded.server import EmbeddedPostgres
 from ingest.model.errors import StartError
 from ingest.model.ledger import Ledger
 from ingest.system.state_folder import StateFolder
 from tests.support.blocks import make_block
-from tests.support.letters import drained, keep, make_store
+from tests.support.letters import LetterFiles, drained, keep
 
 
 @pytest.fixture
@@ -71,12 +70,12 @@ async def test_journal_that_cannot_be_read_is_not_empty(folder: StateFolder) -> 
 
 def test_up_starts_only_without_dead_letters_in_files(folder: StateFolder) -> None:
     """Those that are done do not count."""
-    store = make_store(folder.dead_letters)
+    store = LetterFiles(folder.dead_letters)
     keep(store, drained(2))
     store.close()
     with pytest.raises(StartError, match=r"has left dead letters \("):
         refuse_left_files(folder)
-    mark_done([(each.path, each.mark) for each in live_letters(folder.dead_letters)], "replayed")
+    mark_done(live_letters(folder.dead_letters), "replayed")
     refuse_left_files(folder)
 
 

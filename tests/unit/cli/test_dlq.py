@@ -14,10 +14,9 @@ import asyncpg
 import pytest
 
 from ingest.cli.main import main
-from ingest.dead_letters import manual_replay as replay_by_hand
-from ingest.dead_letters.files import segments, try_replay_lock
+from ingest.dead_letters.folder.segments import segments, try_replay_lock
 from ingest.model.letter import DRAINED, EXHAUSTED, Letter
-from tests.support.letters import drained, invalid, keep, make_store, read
+from tests.support.letters import LetterFiles, drained, invalid, keep, read
 
 Dlq = Callable[..., tuple[int, str, str]]
 
@@ -51,7 +50,7 @@ def dlq(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
 
 def write(folder: Path, letters: list[Letter]) -> None:
     """Write letters into the folder."""
-    store = make_store(folder)
+    store = LetterFiles(folder)
     keep(store, letters)
     store.close()
 
@@ -140,7 +139,7 @@ def test_dlq_where_takes_the_beginning_of_a_device(dlq: Dlq, folder: Path) -> No
 def test_dlq_list_shows_a_letter_of_two_processes_once(dlq: Dlq, folder: Path) -> None:
     """An id in two files counts once, and is discarded in both."""
     letters = drained(2)
-    stores = [make_store(folder), make_store(folder)]
+    stores = [LetterFiles(folder), LetterFiles(folder)]
     for store in stores:
         keep(store, letters)
         store.close()
@@ -220,7 +219,7 @@ def test_dlq_second_replayer_is_refused(
 ) -> None:
     """While another replay has the lock, `replay` fails after a while."""
     write(folder, drained(1))
-    monkeypatch.setattr(replay_by_hand, "LOCK_S_MAX", 0.3)
+    monkeypatch.setattr("ingest.dead_letters.folder.store.LOCK_S_MAX", 0.3)
     lock = try_replay_lock(folder)
     assert lock is not None
     code, _, err = dlq("replay", "--dry-run")
@@ -364,7 +363,7 @@ def test_dlq_output_that_cannot_be_written_is_not_blamed_on_a_file(
 
 def test_dlq_list_into_a_pipe_that_closes_says_nothing(folder: Path) -> None:
     """`ingest dlq list | head -1` is no error."""
-    keep(make_store(folder), [invalid(b"%d" % n) for n in range(3)])
+    write(folder, [invalid(b"%d" % n) for n in range(3)])
     command = [sys.executable, "-m", "ingest", "dlq", "list", "--state-dir", str(folder.parent)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None

@@ -409,6 +409,34 @@ def test_service_runs_on_uvloop_and_its_exit_code_is_the_commands(
     assert cli_serve.run(None, load(environ={})) == 3  # type: ignore[arg-type]
 
 
+def test_start_of_a_container_names_the_host_of_its_ports_and_no_address_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody can open 0.0.0.0 of a container, and few its private address."""
+    everywhere = {"listen": "0.0.0.0:8080", "admin_listen": "[::]:8081"}
+
+    def told() -> str:
+        lines = greeting_lines(
+            state_dir=Path("/s"),
+            cert_file="",
+            needs_token=True,
+            page="http://[::]:8081/login/x",
+            database="x",
+            table="readings",
+            waiting="",
+            **everywhere,
+        )
+        return "\n".join(lines)
+
+    monkeypatch.setenv("INGEST_PUBLISHED_AT", "localhost")
+    assert " http://localhost:8080/v1/readings" in told()
+    assert "dashboard:     http://localhost:8081/login/x" in told()
+    assert "metrics:       http://localhost:8081/metrics" in told()
+    assert "devices:" not in told()
+    monkeypatch.delenv("INGEST_PUBLISHED_AT")
+    assert " http://0.0.0.0:8080/v1/readings" in told()
+
+
 def test_hint_of_the_start_names_a_folder_that_is_not_the_usual_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -449,6 +477,9 @@ def test_hint_of_the_start_names_a_folder_that_is_not_the_usual_one(
     assert hint("/s") == "ingest psql --state-dir /s -c 'table readings'"
     assert told("/s", "the file /u").endswith(" as set by the file /u")
     assert told("/s", "", "", "post ").endswith(" http://127.0.0.1:1/v1/readings")
+    monkeypatch.setenv("INGEST_PUBLISHED_AT", "localhost")
+    assert told("/s", "", "", "post ").endswith(" http://127.0.0.1:1/v1/readings")
+    monkeypatch.delenv("INGEST_PUBLISHED_AT")
     with_tls = told("/s", "", "/my c.pem", "post ")
     assert with_tls.startswith("post readings: curl --cacert '/my c.pem' -H ")
     assert with_tls.endswith(" https://127.0.0.1:1/v1/readings")

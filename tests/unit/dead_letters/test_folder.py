@@ -17,22 +17,22 @@ from typing import Any, TypeVar
 import pytest
 
 from ingest.dead_letters import room
-from ingest.dead_letters.files import (
+from ingest.dead_letters.folder.backend import RETURNING_BYTES_MIN
+from ingest.dead_letters.folder.segments import (
     cursor_path,
     folder_bytes,
     new_segment,
     segments,
     try_replay_lock,
 )
-from ingest.dead_letters.folder import AppendRequest, DeadLetterFolder, FolderTotals
 from ingest.dead_letters.format import encode_line
 from ingest.dead_letters.identity import letter_id
-from ingest.dead_letters.live import RETURNING_BYTES_MIN
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull, ShareUsed, StartError
+from ingest.model.ledger import DeadLetterStats
 from ingest.model.letter import DRAINED, EXHAUSTED, REFUSED, Letter
 from ingest.model.reading import Reading
 from ingest.system.files import REAL_CALLS, FileCalls
-from tests.support.letters import drained, invalid, keep, make_store, mark, read
+from tests.support.letters import LetterFiles, drained, invalid, keep, mark, read
 
 T = TypeVar("T")
 
@@ -68,7 +68,7 @@ def test_folder_and_files_belong_to_their_owner_only(tmp_path: Path) -> None:
     """Under any umask only the owner can read what devices sent."""
     old = os.umask(0)
     try:
-        store = make_store(tmp_path / "dead-letters")
+        store = LetterFiles(tmp_path / "dead-letters")
         keep(store, drained(1))
         mark(store)
     finally:
@@ -83,12 +83,12 @@ def test_open_in_a_place_that_is_no_folder_is_a_start_error(tmp_path: Path) -> N
     """A file instead of the folder is a StartError."""
     (tmp_path / "file").write_text("")
     with pytest.raises(StartError, match="file/dead"):
-        make_store(tmp_path / "file" / "dead")
+        LetterFiles(tmp_path / "file" / "dead")
 
 
 def test_append_twice_writes_one_line_per_fact_and_reason(tmp_path: Path) -> None:
     """A letter that is live is not written again; another reason is another letter."""
-    store = make_store(tmp_path)
+    store = LetterFiles(tmp_path)
     letters = drained(2)
     keep(store, [*letters, letters[0]])
     keep(store, letters)
@@ -100,7 +100,7 @@ def test_append_twice_writes_one_line_per_fact_and_reason(tmp_path: Path) -> Non
 
 def test_append_after_done_writes_again(tmp_path: Path) -> None:
     """After a letter was marked as done, by any process, the same reading is a new letter."""
-    store, hand = make_store(tmp_path), make_store(tmp_path)
+    store, hand = LetterFiles(tmp_path), LetterFiles(tmp_path)
     letters = drained(2)
     keep(store, letters)
     mark(hand)
@@ -114,11 +114,11 @@ def test_append_after_done_writes_again(tmp_path: Path) -> None:
 def test_append_after_restart_knows_what_is_live(tmp_path: Path) -> None:
     """Letters of earlier processes are known, and are not written again."""
     letters = drained(3)
-    store = make_store(tmp_path)
+    store = LetterFiles(tmp_path)
     keep(store, letters)
     mark(store, lambda live: live.letter == letters[0])
     store.close()
-    again = make_store(tmp_path)
+    again = LetterFiles(tmp_path)
     assert again.totals().live == 2
     keep(again, letters)
     assert sorted(read(tmp_path)) == sorted(letters)
@@ -128,7 +128,7 @@ def test_append_after_restart_knows_what_is_live(tmp_path: Path) -> None:
 
 def test_append_beyond_the_ids_kept_is_written_and_counted(tmp_path: Path) -> None:
     """Ids in memory are bounded: beyond that, a letter may be written twice, but never left out."""
-    store = make_store(tmp_path, ids_max=3)
+    store = LetterFiles(tmp_path, ids_max=3)
     letters = drained(5)
     keep(store, letters)
     keep(store, letters)
@@ -137,14 +137,14 @@ def test_append_beyond_the_ids_kept_is_written_and_counted(tmp_path: Path) -> No
     mark(store)
     assert store.totals().live == 0
     store.close()
-    again = make_store(tmp_path, ids_max=3)
+    again = LetterFiles(tmp_path, ids_max=3)
     assert again.totals().live == 0
     again.close()
 
 
 def test_cap_refuses_whole_requests_and_invalid_items_at_half(tmp_path: Path) -> None:
     """Invalid items are kept up to half of the cap, and a request is refused as a whole."""
-    store = make_store(tmp_path, bytes_max=20_000)
+    store = LetterFiles(tmp_path, bytes_max=20_000)
     with pytest.raises(DeadLettersFull):
         keep(store, drained(40, reason=REFUSED), sender="10.0.0.1")
     assert read(tmp_path) == []
@@ -165,7 +165,7 @@ def test_one_address_leaves_room_for_others_and_its_share_comes_back(
     """It may use what it leaves free, and what it has used is forgotten in days."""
     now_s = [0.0]
     monkeypatch.setattr(room, "monotonic_s", lambda: now_s[0])
-    store = make_store(tmp_path, bytes_max=400_000)
+    store = LetterFiles(tmp_path, bytes_max=400_000)
 
     def send(sender: str, count: int) -> int:
         """Send items until one is refused; return how many were kept."""
@@ -191,23 +191,24 @@ def test_one_address_leaves_room_for_others_and_its_share_comes_back(
     assert 0 < send("10.0.0.1", 1_000) < first / 2
     assert not store.totals().invalid_full
     mark(store)
-    store.tidy(whatever_age=True)
+    store.make_room()
     assert send("10.0.0.1", 50) == 50  # somebody discarded all of it
     store.close()
 
 
 def test_refused_rows_take_the_room_of_invalid_items(tmp_path: Path) -> None:
     """All letters count: half of the cap may be full without any invalid item."""
-    store = make_store(tmp_path, bytes_max=20_000)
+    store = LetterFiles(tmp_path, bytes_max=20_000)
     while not store.totals().invalid_full:
         keep(store, drained(1, reason=REFUSED))
     with pytest.raises(DeadLettersFull, match=r"of 10000, up to which invalid items are kept"):
         keep(store, [invalid(b"{}" * 200)], sender="10.0.0.1")
+    store.close()
 
 
 def test_room_is_full_only_when_no_address_finds_any(tmp_path: Path) -> None:
     """Then every post with an invalid item is refused, and the totals say so."""
-    store = make_store(tmp_path, bytes_max=64_000)
+    store = LetterFiles(tmp_path, bytes_max=64_000)
     for number in range(1_000):
         with contextlib.suppress(DeadLettersFull):
             item = b'{"device_id":"%d"}' % number
@@ -221,21 +222,21 @@ def test_room_is_full_only_when_no_address_finds_any(tmp_path: Path) -> None:
 
 def test_cap_one_request_of_a_group_does_not_take_others_down(tmp_path: Path) -> None:
     """Each request of a shared write is accepted or refused for itself."""
-    store = make_store(tmp_path, bytes_max=10_000)
+    store = LetterFiles(tmp_path, bytes_max=10_000)
     small, large, again = (
         drained(2, reason=REFUSED),
         drained(50, reason=REFUSED),
         drained(1, reason=REFUSED),
     )
-    outcomes = store.append(
-        [AppendRequest(small, None), AppendRequest(large, None), AppendRequest(again, "10.0.0.1")]
-    )
-    assert [type(each) for each in outcomes] == [type(None), DeadLettersFull, type(None)]
-    assert read(tmp_path) == [*small, *again]
+    alone = drained(1, reason=REFUSED)  # the others share the write after it
+    outcomes = store.append((alone, None), (small, None), (large, None), (again, "10.0.0.1"))
+    kept = type(None)
+    assert [type(each) for each in outcomes] == [kept, kept, DeadLettersFull, kept]
+    assert read(tmp_path) == [*alone, *small, *again]
     store.close()
 
 
-def fill(store: DeadLetterFolder, reason: str) -> int:
+def fill(store: LetterFiles, reason: str) -> int:
     """Append letters one by one until the store refuses one; return the number before."""
     for count in itertools.count():
         try:
@@ -247,7 +248,7 @@ def fill(store: DeadLetterFolder, reason: str) -> int:
 
 def test_cap_leaves_a_quarter_to_what_does_not_come_back_by_itself(tmp_path: Path) -> None:
     """Letters for the automatic replay, which needs open writes, cannot be the cause of a pause."""
-    store = make_store(tmp_path, bytes_max=40_000)
+    store = LetterFiles(tmp_path, bytes_max=40_000)
     fill(store, EXHAUSTED)
     assert 29_000 < folder_bytes(tmp_path) <= 30_000
     keep(store, drained(20, reason=REFUSED))
@@ -266,15 +267,15 @@ def test_cap_refused_rows_do_not_wait_for_what_waits_for_them(
 
     That is so too if an earlier process wrote them. After their replay the cap holds again.
     """
-    before = make_store(tmp_path)
+    before = LetterFiles(tmp_path)
     keep(before, drained(100, reason=reason))
     size = folder_bytes(tmp_path)
     before.close()
-    store = make_store(tmp_path, bytes_max=size, ids_max=ids_max)
+    store = LetterFiles(tmp_path, bytes_max=size, ids_max=ids_max)
     assert fill(store, REFUSED) > 50
     assert size * 1.6 < folder_bytes(tmp_path) < size * 2
     mark(store, lambda live: live.letter.reason == reason)
-    store.tidy(whatever_age=True)
+    store.make_room()
     assert fill(store, REFUSED) < 50
     assert folder_bytes(tmp_path) <= size
     store.close()
@@ -282,7 +283,7 @@ def test_cap_refused_rows_do_not_wait_for_what_waits_for_them(
 
 def test_cap_is_one_for_all_where_nothing_comes_back_by_itself(tmp_path: Path) -> None:
     """Without `dlq_auto_replay` the cap is the same for all letters."""
-    store = make_store(tmp_path, bytes_max=20_000, auto_replay=False)
+    store = LetterFiles(tmp_path, bytes_max=20_000, auto_replay=False)
     fill(store, EXHAUSTED)
     assert 19_500 < folder_bytes(tmp_path) <= 20_000
     assert fill(store, REFUSED) == 0
@@ -291,7 +292,7 @@ def test_cap_is_one_for_all_where_nothing_comes_back_by_itself(tmp_path: Path) -
 
 def test_cap_full_of_refused_rows_takes_no_more(tmp_path: Path) -> None:
     """Refused rows are not replayed automatically, so they count in full."""
-    store = make_store(tmp_path, bytes_max=20_000)
+    store = LetterFiles(tmp_path, bytes_max=20_000)
     fill(store, REFUSED)
     assert 19_500 < folder_bytes(tmp_path) <= 20_000
     store.close()
@@ -307,7 +308,7 @@ def test_line_that_comes_back_is_never_shorter_than_what_is_counted_for_it(reaso
 
 def test_cap_does_not_bind_the_end_of_a_drain(tmp_path: Path) -> None:
     """Rows that are left at the end of a drain have no other place: they may exceed the cap."""
-    store = make_store(tmp_path, bytes_max=10_000)
+    store = LetterFiles(tmp_path, bytes_max=10_000)
     keep(store, drained(100))
     assert folder_bytes(tmp_path) > 10_000
     assert len(read(tmp_path)) == 100
@@ -318,7 +319,7 @@ def test_cap_does_not_bind_the_end_of_a_drain(tmp_path: Path) -> None:
 
 def test_cap_gives_up_finished_files_before_their_time(tmp_path: Path) -> None:
     """When the cap is reached, files without live lines are removed early."""
-    store = make_store(tmp_path, bytes_max=60_000, segment_bytes=4_000, keep_days=7)
+    store = LetterFiles(tmp_path, bytes_max=60_000, segment_bytes=4_000, keep_days=7)
     for _ in range(5):
         keep(store, drained(20))
     mark(store)
@@ -329,7 +330,7 @@ def test_cap_gives_up_finished_files_before_their_time(tmp_path: Path) -> None:
 
 def test_cap_gives_up_the_file_being_written_if_every_line_is_done(tmp_path: Path) -> None:
     """After `discard --all` there is space at once, not only after a restart."""
-    store, hand = make_store(tmp_path, bytes_max=20_000), make_store(tmp_path)
+    store, hand = LetterFiles(tmp_path, bytes_max=20_000), LetterFiles(tmp_path)
     keep(store, drained(25, reason=REFUSED), sender="10.0.0.1")
     (first,) = segments(tmp_path)
     mark(hand)
@@ -344,37 +345,37 @@ def test_cap_gives_up_the_file_being_written_if_every_line_is_done(tmp_path: Pat
 
 def test_start_with_a_full_folder_removes_the_files_without_live_lines(tmp_path: Path) -> None:
     """After `discard --all` while the service was stopped, a start does not tell of a full half."""
-    store = make_store(tmp_path, bytes_max=18_000, segment_bytes=4_000, keep_days=7)
+    store = LetterFiles(tmp_path, bytes_max=18_000, segment_bytes=4_000, keep_days=7)
     keep(store, drained(25, reason=REFUSED))
     store.close()
-    full = make_store(tmp_path, bytes_max=18_000, keep_days=7)
+    full = LetterFiles(tmp_path, bytes_max=18_000, keep_days=7)
     assert full.totals().invalid_full
     assert len(read(tmp_path)) == 25
-    hand = make_store(tmp_path)
+    hand = LetterFiles(tmp_path)
     mark(hand)
     hand.close()
     full.close()
-    after = make_store(tmp_path, bytes_max=18_000, keep_days=7)
-    assert after.totals() == FolderTotals()
+    after = LetterFiles(tmp_path, bytes_max=18_000, keep_days=7)
+    assert after.totals() == DeadLetterStats()
     after.close()
 
 
 def test_refresh_removes_the_files_if_all_is_done_and_the_folder_full(tmp_path: Path) -> None:
     """After `discard --all` beside a running service, /readyz tells of space without an append."""
-    store, hand = make_store(tmp_path, bytes_max=18_000), make_store(tmp_path)
+    store, hand = LetterFiles(tmp_path, bytes_max=18_000), LetterFiles(tmp_path)
     keep(store, drained(25, reason=REFUSED))
-    store.refresh()
+    store.look()
     assert store.totals().invalid_full
     mark(hand)
-    store.refresh()
-    assert store.totals() == FolderTotals()
+    store.look()
+    assert store.totals() == DeadLetterStats()
     store.close()
     hand.close()
 
 
 def test_cap_goes_on_with_the_file_being_written_if_a_line_is_live(tmp_path: Path) -> None:
     """A search for space while the folder is full does not start a new file."""
-    store = make_store(tmp_path, bytes_max=20_000)
+    store = LetterFiles(tmp_path, bytes_max=20_000)
     keep(store, drained(25, reason=REFUSED), sender="10.0.0.1")
     mark(store, lambda live: live.offset > 0)
     with pytest.raises(DeadLettersFull):
@@ -388,8 +389,8 @@ def test_letter_longer_than_readers_take_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A line that readers would not take into memory is refused."""
-    monkeypatch.setattr("ingest.dead_letters.folder.LINE_BYTES_MAX", 1_000)
-    store = make_store(tmp_path)
+    monkeypatch.setattr("ingest.dead_letters.folder.backend.LINE_BYTES_MAX", 1_000)
+    store = LetterFiles(tmp_path)
     with pytest.raises(DeadLettersFull, match="1000 bytes"):
         keep(store, [invalid(b"x" * 1_000)])
     store.close()
@@ -397,7 +398,7 @@ def test_letter_longer_than_readers_take_is_refused(
 
 def test_segment_is_rotated_and_removed_when_done_and_old(tmp_path: Path) -> None:
     """A finished file and its cursor are removed when every line is done, and not before."""
-    store = make_store(tmp_path, segment_bytes=4_000, keep_days=0)
+    store = LetterFiles(tmp_path, segment_bytes=4_000, keep_days=0)
     keep(store, drained(20))
     keep(store, drained(20, reason=EXHAUSTED))
     keep(store, drained(1))
@@ -408,27 +409,31 @@ def test_segment_is_rotated_and_removed_when_done_and_old(tmp_path: Path) -> Non
     assert not cursor_path(first).exists()
     assert len(read(tmp_path)) == 20
     store.close()
-    assert store.tidy() == [current]
-    assert store.totals().live == 20
+    again = LetterFiles(tmp_path, keep_days=0)
+    assert again.tidy() == [current]
+    assert again.totals().live == 20
+    again.close()
 
 
 def test_segment_done_but_young_is_kept(tmp_path: Path) -> None:
     """`dlq_keep_days` counts from the last write or mark."""
-    store = make_store(tmp_path, keep_days=1)
+    store = LetterFiles(tmp_path, keep_days=1)
     keep(store, drained(1))
     mark(store)
     store.close()
-    assert store.tidy() == []
+    again = LetterFiles(tmp_path, keep_days=1)
+    assert again.tidy() == []
     (segment,) = segments(tmp_path)
     for path in (segment, cursor_path(segment)):
         os.utime(path, (0, 0))
-    assert store.tidy() == [segment]
+    assert again.tidy() == [segment]
+    again.close()
     assert [path.name for path in tmp_path.iterdir()] == []
 
 
 def test_segment_with_an_altered_line_is_left_for_a_person(tmp_path: Path) -> None:
     """A file with an altered line is not removed."""
-    store = make_store(tmp_path, keep_days=0)
+    store = LetterFiles(tmp_path, keep_days=0)
     letters = drained(2)
     keep(store, letters)
     mark(store)
@@ -436,12 +441,14 @@ def test_segment_with_an_altered_line_is_left_for_a_person(tmp_path: Path) -> No
     (segment,) = segments(tmp_path)
     data = segment.read_bytes()
     segment.write_bytes(data[:20] + b"!" + data[21:])
-    assert store.tidy() == []
+    again = LetterFiles(tmp_path, keep_days=0)
+    assert again.tidy() == []
+    again.close()
 
 
 def test_segments_removed_by_hand_are_forgotten(tmp_path: Path) -> None:
     """A letter whose file somebody removed is written again when it comes again."""
-    store = make_store(tmp_path)
+    store = LetterFiles(tmp_path)
     letters = drained(2)
     keep(store, letters)
     for path in tmp_path.iterdir():
@@ -482,7 +489,7 @@ def test_segment_cut_off_or_replaced_by_hand_is_counted_anew(
     tmp_path: Path, change: Callable[[Path], None], *, is_finished: bool
 ) -> None:
     """A letter whose line was removed is written again when it comes again."""
-    store = make_store(tmp_path, segment_bytes=1 if is_finished else 1 << 26)
+    store = LetterFiles(tmp_path, segment_bytes=1 if is_finished else 1 << 26)
     letters, others = drained(2), drained(1)
     keep(store, letters)
     if is_finished:
@@ -498,11 +505,11 @@ def test_segment_cut_off_or_replaced_by_hand_is_counted_anew(
 
 def test_segment_cut_off_since_the_last_look_is_noticed_by_the_next(tmp_path: Path) -> None:
     """The figures are corrected at the next scan, without an append."""
-    store = make_store(tmp_path)
+    store = LetterFiles(tmp_path)
     keep(store, drained(3))
     os.truncate(segments(tmp_path)[0], 0)
-    store.refresh()
-    assert store.totals() == FolderTotals()
+    store.look()
+    assert store.totals() == DeadLetterStats()
     store.close()
 
 
@@ -510,7 +517,7 @@ def test_short_writes_are_finished(tmp_path: Path) -> None:
     """After a write of a part, the rest is written."""
     faults = Faults()
     faults.bytes_at_once = 11
-    store = make_store(tmp_path, calls=faults.calls())
+    store = LetterFiles(tmp_path, calls=faults.calls())
     letters = drained(3)
     keep(store, letters)
     assert read(tmp_path) == letters
@@ -521,7 +528,7 @@ def test_short_writes_are_finished(tmp_path: Path) -> None:
 def test_write_that_takes_nothing_is_an_error_not_a_loop(tmp_path: Path) -> None:
     """Zero bytes written is a failure."""
     calls = REAL_CALLS._replace(write=lambda _fd, _data: 0)
-    store = make_store(tmp_path, calls=calls)
+    store = LetterFiles(tmp_path, calls=calls)
     with pytest.raises(DeadLettersBroken):
         keep(store, drained(1))
     store.close()
@@ -534,7 +541,7 @@ def test_failure_of_one_call_is_made_good_in_a_new_file(
 ) -> None:
     """After an error that descriptor is not used again; the letters go to a new file."""
     faults = Faults(**{name: {2}}, ftruncate={1} if ftruncate_fails else set())
-    store = make_store(tmp_path, calls=faults.calls())
+    store = LetterFiles(tmp_path, calls=faults.calls())
     first, second, third = drained(1), drained(2), drained(1)
     for letters in (first, second, third):
         keep(store, letters)
@@ -544,7 +551,7 @@ def test_failure_of_one_call_is_made_good_in_a_new_file(
     if not ftruncate_fails:
         assert found == [*first, *second, *third]
     store.close()
-    again = make_store(tmp_path)
+    again = LetterFiles(tmp_path)
     assert again.totals().live == 4
     again.close()
 
@@ -553,7 +560,7 @@ def test_failure_of_one_call_is_made_good_in_a_new_file(
 def test_failure_twice_is_told_and_nothing_is_promised(tmp_path: Path, name: str) -> None:
     """If both files fail, the caller gets an error, no line is left, and the next append works."""
     faults = Faults(**{name: {2, 3, 4} if name == "fsync" else {1, 2}})
-    store = make_store(tmp_path, calls=faults.calls())
+    store = LetterFiles(tmp_path, calls=faults.calls())
     letters = drained(2)
     with pytest.raises(DeadLettersBroken):
         keep(store, letters)
@@ -569,7 +576,7 @@ def test_full_disk_keeps_the_file_and_tries_no_second_one(tmp_path: Path) -> Non
     """Without free space no second file is tried, and the first one is used further."""
     faults = Faults(write={2})
     faults.code = errno.ENOSPC
-    store = make_store(tmp_path, calls=faults.calls())
+    store = LetterFiles(tmp_path, calls=faults.calls())
     first, second = drained(1), drained(1)
     keep(store, first)
     with pytest.raises(DeadLettersBroken):
@@ -588,7 +595,7 @@ def test_failure_of_the_nth_call_never_loses_a_kept_letter(
 ) -> None:
     """If any one call fails, letters of successful appends are there and can be read."""
     faults = Faults()
-    store = make_store(tmp_path, segment_bytes=700, calls=faults.calls())
+    store = LetterFiles(tmp_path, segment_bytes=700, calls=faults.calls())
     faults.seen.clear()
     faults.fail[name] = {nth, nth + 1, nth + 3}
     if name == "ftruncate":
@@ -608,7 +615,7 @@ def test_failure_of_the_nth_call_never_loses_a_kept_letter(
 def test_mark_that_cannot_be_written_leaves_letters_live(tmp_path: Path) -> None:
     """If the marks cannot be written, the letters are still live."""
     faults = Faults()
-    store = make_store(tmp_path, calls=faults.calls())
+    store = LetterFiles(tmp_path, calls=faults.calls())
     letters = drained(2)
     keep(store, letters)
     faults.fail["fdatasync"] = {faults.seen["fdatasync"] + 1}
@@ -622,7 +629,7 @@ def test_mark_that_cannot_be_written_leaves_letters_live(tmp_path: Path) -> None
 
 def test_file_size_limit_loses_nothing_that_was_kept(tmp_path: Path) -> None:
     """At the kernel's limit of a file's size (RLIMIT_FSIZE) a new file is used."""
-    store = make_store(tmp_path)
+    store = LetterFiles(tmp_path)
     kept = drained(5)
     keep(store, kept)
     (segment,) = segments(tmp_path)
@@ -652,7 +659,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_full_disk_for_real_keeps_what_was_kept_and_goes_on(small_disk: Path) -> None:
     """ENOSPC of a real file system leaves only whole lines."""
-    store = make_store(small_disk / "dead", bytes_max=1 << 30)
+    store = LetterFiles(small_disk / "dead", bytes_max=1 << 30)
     kept: list[Letter] = []
     with contextlib.suppress(DeadLettersBroken):
         while len(kept) < 700:
@@ -709,11 +716,11 @@ def test_new_segment_tidied_away_before_its_lock_is_made_again(
 
 def test_folder_that_cannot_be_listed_is_told_and_goes_on(tmp_path: Path) -> None:
     """A scan that fails changes no figures."""
-    store = make_store(tmp_path / "dead")
+    store = LetterFiles(tmp_path / "dead")
     keep(store, drained(1))
     (tmp_path / "dead").rename(tmp_path / "moved")
     (tmp_path / "dead").write_text("")
-    store.refresh()
+    store.look()
     assert store.totals().live == 1
     store.close()
 
@@ -722,15 +729,15 @@ def test_letters_of_a_killed_process_are_on_the_disk_before_they_count_as_kept(
     tmp_path: Path,
 ) -> None:
     """The file of a killed process is synced before its letters count as kept."""
-    store = make_store(tmp_path)
+    store = LetterFiles(tmp_path)
     letters = drained(1)
     keep(store, letters)
     store.close()
     faults = Faults()
-    again = make_store(tmp_path, calls=faults.calls())
+    again = LetterFiles(tmp_path, calls=faults.calls())
     assert faults.seen["fdatasync"] == 1
     again.close()
-    disturbed = make_store(tmp_path, calls=Faults(fdatasync={1}).calls())
+    disturbed = LetterFiles(tmp_path, calls=Faults(fdatasync={1}).calls())
     keep(disturbed, letters)
     assert read(tmp_path) == letters * 2
     disturbed.close()
@@ -740,7 +747,7 @@ def test_letters_of_a_killed_process_are_on_the_disk_before_they_count_as_kept(
 def test_file_moved_under_the_writer_is_noticed(tmp_path: Path, place: str) -> None:
     """Further letters go into a new file; the file that was moved is not changed."""
     folder = tmp_path / "letters"
-    store = make_store(folder)
+    store = LetterFiles(folder)
     keep(store, drained(2))
     (segment,) = segments(folder)
     moved = tmp_path / "kept.txt" if place == "elsewhere" else folder / "kept.txt"

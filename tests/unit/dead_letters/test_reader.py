@@ -7,17 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from ingest.dead_letters import reader as dead_letter_reader
-from ingest.dead_letters.files import cursor_path, segments
-from ingest.dead_letters.marks import mark_done, read_marks
-from ingest.dead_letters.reader import Selection, Tally, device_of, first_letters, live_letters
+from ingest.dead_letters.folder.segments import (
+    cursor_path,
+    first_letters,
+    live_letters,
+    mark_done,
+    read_marks,
+    segments,
+)
+from ingest.dead_letters.store import Selection, Tally, device_of
 from ingest.model.letter import DRAINED, EXHAUSTED, Letter
-from tests.support.letters import START_US, drained, invalid, keep, make_store, mark, read
+from tests.support.letters import START_US, LetterFiles, drained, invalid, keep, mark, read
 
 
 def folder_of(folder: Path, letters: list[Letter]) -> Path:
     """Write letters into a fresh folder and return its only segment."""
-    store = make_store(folder)
+    store = LetterFiles(folder)
     keep(store, letters)
     store.close()
     (segment,) = segments(folder)
@@ -59,16 +64,16 @@ def test_reader_every_prefix_of_a_cursor_leaves_letters_live(tmp_path: Path) -> 
     letters = drained(4)
     segment = folder_of(tmp_path, letters)
     lines = list(live_letters(tmp_path))
-    mark_done([(lines[0].path, lines[0].mark)], "replayed")
+    mark_done(lines[:1], "replayed")
     first = cursor_path(segment).read_bytes()
-    mark_done([(line.path, line.mark) for line in lines[1:3]], "replayed")
+    mark_done(lines[1:3], "replayed")
     data = cursor_path(segment).read_bytes()
     for end in range(len(data) + 1):
         cursor_path(segment).write_bytes(data[:end])
         done = (0 if end < len(first) else 1) + (0 if end < len(data) else 2)
         assert read(tmp_path) == letters[done:]
     cursor_path(segment).write_bytes(data[:-5])
-    mark_done([(lines[3].path, lines[3].mark)], "replayed")
+    mark_done(lines[3:], "replayed")
     assert read(tmp_path) == letters[1:3]
 
 
@@ -77,7 +82,7 @@ def test_reader_every_flipped_byte_of_a_cursor_never_hides_a_live_letter(tmp_pat
     letters = drained(3)
     segment = folder_of(tmp_path, letters)
     line = next(iter(live_letters(tmp_path)))
-    mark_done([(line.path, line.mark)], "replayed")
+    mark_done([line], "replayed")
     data = cursor_path(segment).read_bytes()
     for place in range(len(data)):
         cursor_path(segment).write_bytes(
@@ -91,7 +96,7 @@ def test_reader_mark_of_another_line_does_not_count(tmp_path: Path) -> None:
     letters = drained(2)
     segment = folder_of(tmp_path, letters)
     line = next(iter(live_letters(tmp_path)))
-    mark_done([(line.path, line.mark._replace(id="0" * 32))], "replayed")
+    mark_done([line._replace(id="0" * 32)], "replayed")
     assert len(read_marks(segment)[0]) == 1
     assert read(tmp_path) == letters
 
@@ -107,7 +112,7 @@ def test_reader_pipe_link_and_folder_of_a_segments_name_are_skipped(tmp_path: Pa
     tally = Tally()
     assert [live.letter for live in live_letters(tmp_path, tally=tally)] == letters
     assert len(tally.unreadable) == 3
-    store = make_store(tmp_path)
+    store = LetterFiles(tmp_path)
     assert store.totals().live == 1
     store.close()
 
@@ -118,7 +123,7 @@ def test_reader_endless_line_takes_little_memory_and_is_skipped(
     """A line longer than any letter is skipped; the lines behind it are read."""
     letters = drained(2)
     segment = folder_of(tmp_path, letters)
-    monkeypatch.setattr(dead_letter_reader, "LINE_BYTES_MAX", 1_000)
+    monkeypatch.setattr("ingest.dead_letters.folder.segments.LINE_BYTES_MAX", 1_000)
     data = segment.read_bytes()
     segment.write_bytes(b"x" * 5_500 + b"\n" + data + b"y" * 3_000)
     tally = Tally()
@@ -164,7 +169,7 @@ def test_what_another_code_says_is_not_parsed(
     """Lines with another code are not parsed, so a discard by code is fast."""
     folder_of(tmp_path, [invalid(b"%d" % number, code="many") for number in range(20)])
     parsed: list[bytes] = []
-    monkeypatch.setattr(dead_letter_reader, "decode_line", parsed.append)
+    monkeypatch.setattr("ingest.dead_letters.store.decode_line", parsed.append)
     assert list(live_letters(tmp_path, where=Selection(code="few"))) == []
     assert parsed == []
 
@@ -193,7 +198,7 @@ def test_first_letters_goes_on_where_it_stopped(tmp_path: Path) -> None:
 def test_reader_same_letter_in_two_segments_comes_twice(tmp_path: Path) -> None:
     """Two processes may write one letter; each line is marked for itself."""
     letters = drained(2)
-    one, other = make_store(tmp_path), make_store(tmp_path)
+    one, other = LetterFiles(tmp_path), LetterFiles(tmp_path)
     keep(one, letters)
     keep(other, letters)
     assert read(tmp_path) == letters * 2
@@ -211,7 +216,7 @@ def test_reader_unreadable_cursor_leaves_all_letters_live(tmp_path: Path) -> Non
     tally = Tally()
     assert [live.letter for live in live_letters(tmp_path, tally=tally)] == letters
     assert tally.unreadable == [f"{segment.name}.cursor: not a regular file"]
-    store = make_store(tmp_path, keep_days=0)
+    store = LetterFiles(tmp_path, keep_days=0)
     assert store.totals().live == 2
     assert store.tidy() == []
     store.close()

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from ingest.forward.answers import AnswerMeaning, meaning_of
+from ingest.forward.sender import is_refusal
 from ingest.http_client.retry_after import retry_after_s
 
 NOW_S = 1_700_000_000.0  # Tue, 14 Nov 2023 22:13:20 GMT
 
 
 @pytest.mark.parametrize(
-    ("statuses", "meaning"),
+    ("statuses", "refused"),
     [
-        ((200, 202, 204, 299), AnswerMeaning.DONE),
-        ((408, 425, 429, 500, 502, 503, 599, 600, 999, 100, 101), AnswerMeaning.AGAIN),
-        ((300, 301, 302, 304, 307, 308, 400, 401, 403, 404, 410, 413, 422), AnswerMeaning.REFUSED),
+        ((408, 425, 429, 500, 502, 503, 599, 600, 999, 100, 101), False),
+        ((300, 301, 302, 304, 307, 308, 400, 401, 403, 404, 410, 413, 422), True),
     ],
 )
-def test_meaning_of_a_status(statuses: tuple[int, ...], meaning: AnswerMeaning) -> None:
+def test_meaning_of_a_status(statuses: tuple[int, ...], refused: bool) -> None:
     """Only what speaks of this moment is tried again."""
-    assert {meaning_of(each) for each in statuses} == {meaning}
+    assert {is_refusal(each) for each in statuses} == {refused}
 
 
 @pytest.mark.parametrize(

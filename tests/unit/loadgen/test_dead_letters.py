@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from ingest.dead_letters.folder.segments import live_letters, mark_done
 from ingest.dead_letters.format import encode_line
 from ingest.dead_letters.identity import letter_id
-from ingest.dead_letters.marks import Mark, mark_done
-from ingest.dead_letters.reader import live_letters
+from ingest.dead_letters.store import LiveLetter
 from ingest.model.letter import Letter
 from ingest.model.reading import Reading
 from loadgen.proof import letter_sources
@@ -59,9 +59,9 @@ def test_letters_that_are_done_do_not_count(tmp_path: Path) -> None:
     """A done mark counts only for the line with its id, and only in whole records."""
     offsets = _write(tmp_path, FIRST, LETTERS)
     path = tmp_path / FIRST
-    done = Mark(offsets[1], letter_id(LETTERS[1]), "refused_by_database")
-    wrong = Mark(offsets[2], letter_id(LETTERS[3]), "drained")
-    mark_done([(path, done), (path, wrong)], "replayed")
+    done = LiveLetter(path, offsets[1], 0, letter_id(LETTERS[1]), 0, LETTERS[1], b"")
+    wrong = LiveLetter(path, offsets[2], 0, letter_id(LETTERS[3]), 0, LETTERS[3], b"")
+    mark_done([done, wrong], "replayed")
     cursor = path.with_name(FIRST + ".cursor")
     with cursor.open("ab") as file:
         file.write(b'{"torn')

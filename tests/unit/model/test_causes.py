@@ -64,7 +64,7 @@ def test_commands_are_those_of_the_runbook() -> None:
         ("docker exec {host} python -P -m ingest", deploy / "Dockerfile"),
         (
             "kubectl -n iot-ingest exec {host} -- python -P -m ingest",
-            deploy / "kubernetes" / "statefulset.yaml",
+            deploy / "kubernetes" / "base" / "statefulset.yaml",
         ),
     ):
         assert kind in file.read_text()

@@ -9,28 +9,37 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple
 
-from ingest.dead_letters.files import folder_bytes, segments
-from ingest.dead_letters.manual_replay import hold_replay_lock
-from ingest.dead_letters.marks import mark_done
-from ingest.dead_letters.reader import (
+from ingest.dead_letters.folder.segments import (
+    folder_bytes,
+    live_letters,
+    mark_done,
+    segment_letters,
+    segments,
+    try_replay_lock,
+)
+from ingest.dead_letters.store import (
+    PART_BYTES,
+    PART_LETTERS,
+    Extent,
     LiveLetter,
+    Parts,
     Selection,
     Tally,
-    live_letters,
-    segment_letters,
 )
-from ingest.dead_letters.store import PART_BYTES, PART_LETTERS, Extent, Parts, Section
-from ingest.system.files import open_regular
+from ingest.model.errors import IngestError
+from ingest.system.files import Lock, open_regular
 
-Mark = Callable[[Sequence[LiveLetter], str], Awaitable[None]]
+LOCK_S_MAX = 15.0
+LOCK_PAUSE_S = 0.005
+
+MarkDone = Callable[[Sequence[LiveLetter], str], Awaitable[None]]
 
 
 class FolderLetterStore:
     """Implements LetterStore. `mark` is how a service marks lines; a command does it itself."""
 
-    def __init__(self, folder: Path, mark: Mark | None = None) -> None:
+    def __init__(self, folder: Path, mark: MarkDone | None = None) -> None:
         self.folder = folder
         self._mark = mark
 
@@ -38,7 +47,9 @@ class FolderLetterStore:
         """Yield the live letters of all files; see LetterStore."""
         return _parts(live_letters(self.folder, where=where, tally=tally))
 
-    async def sections(self, bytes_max: int | None = None) -> AsyncIterator[Section]:
+    async def newest(
+        self, where: Selection, tally: Tally, bytes_max: int | None = None
+    ) -> AsyncIterator[tuple[Parts, bool]]:
         """Yield the files, the newest first; see LetterStore."""
         left = bytes_max
         for segment in reversed(await asyncio.to_thread(segments, self.folder)):
@@ -46,7 +57,8 @@ class FolderLetterStore:
             if left is not None:
                 start, size = await asyncio.to_thread(_line_start, segment, left)
                 left -= size
-            yield _Segment(segment, start)
+            letters = segment_letters(segment, start=start, where=where, tally=tally)
+            yield _parts(letters), start > 0
             if start:
                 return
 
@@ -62,27 +74,13 @@ class FolderLetterStore:
         if self._mark is not None:
             await self._mark(letters, how)
         else:
-            await asyncio.to_thread(mark_done, [(each.path, each.mark) for each in letters], how)
+            await asyncio.to_thread(mark_done, letters, how)
 
     async def extent(self) -> Extent:
         """Return how many files there are, and their size."""
         files = len(segments(self.folder))
         size_bytes = folder_bytes(self.folder) if self.folder.exists() else 0
         return Extent(files, size_bytes, empty=not files)
-
-
-class _Segment(NamedTuple):
-    """A file, or its end from the byte `start` on."""
-
-    path: Path
-    start: int
-
-    @property
-    def cut(self) -> bool:
-        return self.start > 0
-
-    def read(self, where: Selection, tally: Tally) -> Parts:
-        return _parts(segment_letters(self.path, start=self.start, where=where, tally=tally))
 
 
 async def _parts(letters: Iterator[LiveLetter]) -> Parts:
@@ -113,3 +111,15 @@ def _line_start(segment: Path, bytes_max: int) -> tuple[int, int]:
             return file.tell(), bytes_max
     except FileNotFoundError:
         return 0, 0  # another process removed it after it was listed
+
+
+async def hold_replay_lock(folder: Path, wait_s_max: float | None = None) -> Lock:
+    """Wait for the replay lock, which the automatic replay releases between blocks.
+
+    Raises IngestError if it is not free within `wait_s_max` (None: LOCK_S_MAX).
+    """
+    for _ in range(int((wait_s_max or LOCK_S_MAX) / LOCK_PAUSE_S)):
+        if (lock := try_replay_lock(folder)) is not None:
+            return lock
+        await asyncio.sleep(LOCK_PAUSE_S)
+    raise IngestError("another replay is at work in this folder; try again when it has finished")

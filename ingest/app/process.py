@@ -1,0 +1,117 @@
+"""A process: its signals and tasks, its start and its stop, its last line and its exit code.
+
+The first signal sets `stopping`: the drain begins. The next one sets `halted`, as does the end of
+the drain: what is left stays as it is.
+Promises: what was started is closed, whatever happens. A task is never cancelled; it ends by one of
+the two events. The last line says what became of all readings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any
+
+from ingest.system import logs
+from ingest.system import signals as app_signals
+from ingest.system.clock import sleep_unless
+from ingest.system.notify import Notifier
+
+EXIT_OK, EXIT_BROKEN, EXIT_LOST = 0, 1, 3  # of all that run until a signal
+TASKS_S_MAX = 5.0  # until all tasks have ended
+
+
+async def first_of(*works: Coroutine[Any, Any, object]) -> None:
+    """Return once one of them has ended; the others are cancelled."""
+    tasks = [asyncio.create_task(each) for each in works]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for each in tasks:
+            each.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Process:
+    """One process. Make it in the running event loop; then `run` it once.
+
+    `announce` gets lines for a person. `told` gets the sums of the last line before it is said.
+    """
+
+    def __init__(self, name: str, announce: Callable[[str], None], notifier: Notifier) -> None:
+        self.stopping = asyncio.Event()
+        self.halted = asyncio.Event()
+        self.broken = False  # a part has died
+        self.announce = announce
+        self.notifier = notifier
+        self.told: Callable[[Mapping[str, int]], None] = lambda _sums: None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._log = logs.get_logger(name)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Start a task. An unexpected error in it stops the process in order."""
+        task = asyncio.create_task(self._root(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _root(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception:
+            self._log.critical("task_died", task=getattr(work, "__qualname__", ""), exc_info=True)
+            self.broken = True
+            self.stopping.set()
+
+    async def run(
+        self,
+        start: Callable[[], Coroutine[Any, Any, None]],
+        stop: Callable[[], Awaitable[Mapping[str, int]]],
+        close: Callable[[], Awaitable[None]],
+        *,
+        in_words: Callable[[], str],
+    ) -> int:
+        """Start, wait until somebody stops it, stop, close; return the exit code.
+
+        If it is stopped before it has started, the start is cancelled. `stop` returns the sums of
+        the last line; if it has `lost`, that must be 0. `close` is called in any case, when both
+        events are set. `in_words` is the state as a text for a process manager.
+        """
+        app_signals.handle(self.stopping, self.halted)
+        async with self.notifier.reporting(in_words):
+            starting = asyncio.create_task(start())
+            stopping = asyncio.create_task(self.stopping.wait())
+            try:
+                await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+                if starting.done():
+                    await starting  # raises its error, if it has one
+                    await stopping
+                starting.cancel()
+                await asyncio.wait((starting,))
+                self.notifier.stopping()
+                return self._end(await stop())
+            finally:
+                self.stopping.set()
+                self.halted.set()
+                starting.cancel()
+                await asyncio.wait((starting, stopping))
+                await close()
+
+    def _end(self, sums: Mapping[str, int]) -> int:
+        app_signals.ignore()  # before the message: its reader may send another signal
+        self.told(sums)
+        self.announce(f"drained: {' '.join(f'{name}={n}' for name, n in sums.items())}")
+        if sums.get("lost"):
+            return EXIT_LOST
+        return EXIT_BROKEN if self.broken else EXIT_OK
+
+    async def halt(self, within_s: float, abort: Callable[[], None] = lambda: None) -> None:
+        """Wait until somebody hastens the stop, at most so long; then set `halted`, and abort."""
+        await sleep_unless(self.halted, within_s)
+        self.halted.set()
+        abort()
+
+    async def wait_tasks(self) -> None:
+        """Wait until all tasks have ended, at most TASKS_S_MAX."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=TASKS_S_MAX)

@@ -1,0 +1,1 @@
+"""Dead letters in files of a folder: appended, read, marked, replayed."""
