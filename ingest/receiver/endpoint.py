@@ -15,7 +15,7 @@ from ingest.http.certificate import Certificate
 from ingest.http.owner import Reply
 from ingest.http.plain_body import PlainBodies
 from ingest.http.request import Forwarding, Request
-from ingest.http.routes import OnRefused, Port, Route, probes
+from ingest.http.routes import OnRefused, Pattern, Port, Route, probes
 from ingest.model.errors import ConfigError, Refused
 from ingest.model.ledger import Ledger
 from ingest.model.ports import Admission, Database, DeadLetters, PostInlet
@@ -80,7 +80,6 @@ class Endpoint:
         self._on_refused = on_refused
         self._access = access
         levels = (*levels, COMMITTED)
-        ack_default = _available(ack_default, levels)
         outcomes = AckWaits(database, ack_wait_s_max, connections_max=connections_max)
         self._keeping = Keeping(
             inlet, dead_letters, ledger, database, outcomes, on_refused=self._refused
@@ -93,17 +92,12 @@ class Endpoint:
             keeping=self._keeping,
             ledger=ledger,
             on_decoded=on_decoded,
+            levels=levels,
+            ack_default=_available(ack_default, levels),
         )
-        pages = {
-            **Readings(posts, levels=levels, ack_default=ack_default).pages(),
-            **lines.pages(posts, line_options, levels=levels, ack_default=ack_default),
-            **self._guarded({**stubs(plain_bodies, health), **probes(health)}),
-        }
-        patterns = mapped.patterns(posts, source_options, {*pages, PATH}, ack=ack_default)
-        limits = _stated(rules, plain_bodies, line_options)
-        shown = page_of_document(limits, patterns)
+        pages, patterns = self._pages(posts, line_options, source_options, health)
         self._port = Port(
-            pages | self._guarded({PATH: shown}),
+            pages,
             ledger,
             patterns=[*patterns, SET_UP_CALLS],
             flag="--listen",
@@ -117,6 +111,23 @@ class Endpoint:
             on_refused=self._refused,
         )
         self._log = get_logger("endpoint")
+
+    def _pages(
+        self,
+        posts: Posts,
+        of_lines: lines.LineOptions,
+        of_sources: mapped.SourceOptions,
+        health: Callable[[], tuple[int, bytes]],
+    ) -> tuple[dict[str, Route], list[Pattern]]:
+        pages = {
+            **Readings(posts).pages(),
+            **lines.pages(posts, of_lines),
+            **self._guarded({**stubs(self._plain_bodies, health), **probes(health)}),
+        }
+        patterns = mapped.patterns(posts, of_sources, {*pages, PATH})
+        limits = _stated(posts.rules, self._plain_bodies, of_lines)
+        shown = page_of_document(limits, patterns)
+        return pages | self._guarded({PATH: shown}), patterns
 
     def _refused(self, request: Request | None, refused: Refused) -> None:
         if request is not None:

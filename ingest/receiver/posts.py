@@ -47,6 +47,16 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}  # how they beg
 _LOOKED_AT_BYTES = 64
 
 
+class _WithAck(Protocol):
+    @property
+    def ack(self) -> str | None: ...
+
+    def _replace(self, *, ack: str) -> Self: ...
+
+
+AnyQuery = TypeVar("AnyQuery", bound=_WithAck)
+
+
 class Plan(NamedTuple):
     """What the head of a post says. `letter` has what its dead letters have in common.
 
@@ -105,7 +115,7 @@ class Form:
 
 
 class Posts:
-    """The posts of one data port."""
+    """The posts of one data port. `levels` and `ack_default`: see Endpoint."""
 
     def __init__(
         self,
@@ -117,6 +127,8 @@ class Posts:
         keeping: Keeping,
         ledger: Ledger,
         on_decoded: Callable[[Decoded], None] | None,
+        levels: tuple[str, ...],
+        ack_default: str,
     ) -> None:
         self.rules = rules
         self.plain_bodies = plain_bodies
@@ -125,6 +137,8 @@ class Posts:
         self.keeping = keeping
         self.ledger = ledger
         self.on_decoded = on_decoded
+        self.levels = levels
+        self.ack_default = ack_default
 
     def page(
         self, form: Form, to_head: Answer | None = None
@@ -159,6 +173,18 @@ class Posts:
             return self.keeping.inside(self.keep(request, form, plan, post, points))
 
         return answer
+
+    def with_ack(self, query: AnyQuery) -> AnyQuery:
+        """Return a query with the acknowledgement that counts. Raises Refused(ack_unavailable)."""
+        if query.ack is None:
+            return query._replace(ack=self.ack_default)
+        if query.ack not in self.levels:
+            raise Refused(
+                "ack_unavailable",
+                f"this service cannot give ack={query.ack}; it gives {', '.join(self.levels)}",
+                available=self.levels,
+            )
+        return query
 
     def post(self, plan: Plan, received_s: float) -> Post:
         """Return what all items of a post have in common."""
@@ -315,26 +341,3 @@ async def in_time(answer_by_s: float) -> AsyncIterator[None]:
             raise  # of what is inside
         why = "the service could not read the post in time, since it reads others; nothing is kept"
         raise Refused("buffer_full", why, retry_after_s=AGAIN_S) from None
-
-
-class _WithAck(Protocol):
-    @property
-    def ack(self) -> str | None: ...
-
-    def _replace(self, *, ack: str) -> Self: ...
-
-
-AnyQuery = TypeVar("AnyQuery", bound=_WithAck)
-
-
-def with_ack(query: AnyQuery, default: str, levels: tuple[str, ...]) -> AnyQuery:
-    """Return a query with the acknowledgement that counts. Raises Refused("ack_unavailable")."""
-    if query.ack is None:
-        return query._replace(ack=default)
-    if query.ack not in levels:
-        raise Refused(
-            "ack_unavailable",
-            f"this service cannot give ack={query.ack}; it gives {', '.join(levels)}",
-            available=levels,
-        )
-    return query

@@ -36,7 +36,7 @@ from ingest.model.block import Block
 from ingest.model.codes import ITEM_CODES, NO_PARTITION, NOT_ALLOWED, TS_TOO_OLD
 from ingest.model.errors import Refused
 from ingest.model.letter import INVALID, REFUSED, SENML, Letter
-from ingest.receiver.posts import Form, Plan, Posts, note_body, with_ack
+from ingest.receiver.posts import Form, Plan, Posts, note_body
 from ingest.receiver.small_posts import ADMISSION_DETAILS, COMMITTED, Page
 from ingest.system.words import counted, quoted
 
@@ -89,17 +89,15 @@ def parse_query(text: str) -> Query:
 
 
 class Readings(Form):
-    """The page. `levels` and `ack_default`: see Endpoint."""
+    """The page."""
 
     faults = "invalid items"
     is_tolerant = False
 
-    def __init__(self, posts: Posts, *, levels: tuple[str, ...], ack_default: str) -> None:
+    def __init__(self, posts: Posts) -> None:
         self.page = Page(READINGS, _all_accepted, _problem)
         self._posts = posts
-        self._query = lru_cache(maxsize=256)(
-            lambda text: with_ack(parse_query(text), ack_default, levels)
-        )
+        self._query = lru_cache(maxsize=256)(lambda text: posts.with_ack(parse_query(text)))
 
     def pages(self) -> dict[str, Route]:
         """Return the page by its path."""

@@ -31,7 +31,7 @@ from ingest.model.ack import Outcome
 from ingest.model.codes import NO_DEVICE, NOT_ALLOWED, PROBLEMS
 from ingest.model.errors import Refused
 from ingest.model.letter import INVALID, LINE, Letter
-from ingest.receiver.posts import Form, Plan, Posts, with_ack
+from ingest.receiver.posts import Form, Plan, Posts
 from ingest.receiver.small_posts import Page
 from ingest.system.words import counted, quoted
 
@@ -129,7 +129,7 @@ class LineOptions(NamedTuple):
 
 
 class Lines(Form):
-    """One of the pages, at a path. `levels` and `ack_default`: see Endpoint."""
+    """One of the pages, at a path."""
 
     takes_empty = True
 
@@ -139,18 +139,13 @@ class Lines(Form):
         posts: Posts,
         options: LineOptions,
         large: list[None],
-        *,
-        levels: tuple[str, ...],
-        ack_default: str,
     ) -> None:
         self.page = Page(path, _no_content, line_problem, options.answer_s_max)
         self.limits = options.bodies
         self._posts = posts
         self._options = options
         self._large = large
-        self._query = lru_cache(maxsize=256)(
-            lambda text: with_ack(parse_line_query(text), ack_default, levels)
-        )
+        self._query = lru_cache(maxsize=256)(lambda text: posts.with_ack(parse_line_query(text)))
 
     def plan(self, request: Request, text: str) -> Plan:
         """Read the head. Raises Refused."""
@@ -208,15 +203,11 @@ class Lines(Form):
         return NO_CONTENT
 
 
-def pages(
-    posts: Posts, options: LineOptions, *, levels: tuple[str, ...], ack_default: str
-) -> dict[str, Route]:
+def pages(posts: Posts, options: LineOptions) -> dict[str, Route]:
     """Return the pages by path."""
     large: list[None] = []  # one for each large post in work
     forms = [
-        Lines(prefix + path, posts, options, large, levels=levels, ack_default=ack_default)
-        for prefix in PREFIXES
-        for path in WRITE_PATHS
+        Lines(prefix + path, posts, options, large) for prefix in PREFIXES for path in WRITE_PATHS
     ]
     return {form.page.label: Route(POST, posts.page(form), line_problem) for form in forms}
 

@@ -56,7 +56,7 @@ class SourceOptions(NamedTuple):
 
 
 class Mapped(Form):
-    """The pages of one source that have these `patterns`. `ack` is how safely posts are kept.
+    """The pages of one source that have these `patterns`.
 
     Without `is_read` what comes there is ignored.
     """
@@ -71,7 +71,6 @@ class Mapped(Form):
         options: SourceOptions,
         turns: OneByOne,
         *,
-        ack: str,
         is_read: bool = True,
     ) -> None:
         self.page = Page(IN + source.name, _kept, _problem, options.answer_s_max)
@@ -81,7 +80,6 @@ class Mapped(Form):
         self._posts = posts
         self._options = options
         self._turns = turns
-        self._ack = ack
         self._is_read = is_read
 
     def plan(self, request: Request, text: str) -> Plan:
@@ -109,7 +107,17 @@ class Mapped(Form):
         # A GET has its query in place of a body.
         in_query = query.encode("utf-8", "replace") if request.method == "GET" else None
         times_us = _times_of(head, self._posts.rules)
-        return Plan(sender, self._ack, False, None, False, "", letter, (roots, in_query), times_us)
+        return Plan(
+            sender,
+            self._posts.ack_default,
+            False,
+            None,
+            False,
+            "",
+            letter,
+            (roots, in_query),
+            times_us,
+        )
 
     def begin(self, body: bytes, plan: Plan, post: Post) -> Points | MapSteps:
         """Decode documents. Raises Refused."""
@@ -146,9 +154,7 @@ class Mapped(Form):
         return _answer(rows, faults, points.ignored, points.errors, points.hints)
 
 
-def patterns(
-    posts: Posts, options: SourceOptions, pages: Collection[str], *, ack: str
-) -> list[Pattern]:
+def patterns(posts: Posts, options: SourceOptions, pages: Collection[str]) -> list[Pattern]:
     """Return the pages of all sources. Raises ConfigError if one is among `pages` of others."""
     turns = OneByOne()
     own: list[Pattern] = []
@@ -156,7 +162,7 @@ def patterns(
 
     def route(source: Source, *matching: re.Pattern[str], is_read: bool = True) -> Route:
         methods = ("POST", "HEAD", "GET") if source.reads_query else ("POST", "HEAD")
-        form = Mapped(source, matching, posts, options, turns, ack=ack, is_read=is_read)
+        form = Mapped(source, matching, posts, options, turns, is_read=is_read)
         return Route(methods, posts.page(form, _answer(0, 0, 0)), _problem)
 
     for name, source in posts.rules.sources.items():
