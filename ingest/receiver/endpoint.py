@@ -16,7 +16,7 @@ from ingest.http.owner import Reply
 from ingest.http.plain_body import PlainBodies
 from ingest.http.request import Forwarding, Request
 from ingest.http.routes import OnRefused, Pattern, Port, Route, probes
-from ingest.model.errors import ConfigError, Refused
+from ingest.model.errors import Refused
 from ingest.model.ledger import Ledger
 from ingest.model.ports import Admission, Database, DeadLetters, PostInlet
 from ingest.receiver.access import Access
@@ -35,7 +35,6 @@ from ingest.receiver.pages.json import Readings
 from ingest.receiver.pages.line_stubs import SET_UP_CALLS, stubs
 from ingest.receiver.posts import Posts
 from ingest.receiver.senders import Senders
-from ingest.receiver.small_posts import COMMITTED
 from ingest.system.logs import get_logger
 
 
@@ -77,13 +76,10 @@ class Endpoint:
     ) -> None:
         self.senders = senders
         self.certificate, self._plain_bodies = certificate, plain_bodies
-        self._on_refused = on_refused
-        self._access = access
-        levels = (*levels, COMMITTED)
+        self._on_refused, self._access = on_refused, access
         outcomes = AckWaits(database, ack_wait_s_max, connections_max=connections_max)
-        self._keeping = Keeping(
-            inlet, dead_letters, ledger, database, outcomes, on_refused=self._refused
-        )
+        parts = (inlet, dead_letters, ledger, database, outcomes)
+        self._keeping = Keeping(*parts, on_refused=self._refused)
         posts = Posts(
             rules=rules,
             plain_bodies=plain_bodies,
@@ -93,7 +89,7 @@ class Endpoint:
             ledger=ledger,
             on_decoded=on_decoded,
             levels=levels,
-            ack_default=_available(ack_default, levels),
+            ack_default=ack_default,
         )
         pages, patterns = self._pages(posts, line_options, source_options, health)
         self._port = Port(
@@ -198,14 +194,3 @@ def _stated(rules: Rules, plain_bodies: PlainBodies, of_lines: lines.LineOptions
         OF_LINES: f"A post has at most {of_lines.rows_max:,} fields, {size(of_lines.bodies)}.",
         OF_SOURCES: f"A post has at most {body}.",
     }
-
-
-def _available(ack: str, levels: tuple[str, ...]) -> str:
-    """Return the default level. Raises ConfigError."""
-    if ack == "best":
-        return levels[0]
-    if ack not in levels:
-        raise ConfigError(
-            f"setting ack_default: {ack} is not available; this service gives {', '.join(levels)}"
-        )
-    return ack

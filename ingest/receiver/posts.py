@@ -26,7 +26,7 @@ from ingest.http.plain_body import BodyLimits, PlainBodies
 from ingest.http.request import Request
 from ingest.http.response import Answer
 from ingest.model.ack import Outcome
-from ingest.model.errors import Refused
+from ingest.model.errors import ConfigError, Refused
 from ingest.model.ledger import Ledger
 from ingest.model.letter import Letter
 from ingest.model.ports import Admission
@@ -115,7 +115,10 @@ class Form:
 
 
 class Posts:
-    """The posts of one data port. `levels` and `ack_default`: see Endpoint."""
+    """The posts of one data port. `levels` and `ack_default`: see Endpoint.
+
+    Raises ConfigError if the default is none of the levels.
+    """
 
     def __init__(
         self,
@@ -137,8 +140,8 @@ class Posts:
         self.keeping = keeping
         self.ledger = ledger
         self.on_decoded = on_decoded
-        self.levels = levels
-        self.ack_default = ack_default
+        self.levels = (*levels, COMMITTED)
+        self.ack_default = _available(ack_default, self.levels)
 
     def page(
         self, form: Form, to_head: Answer | None = None
@@ -341,3 +344,14 @@ async def in_time(answer_by_s: float) -> AsyncIterator[None]:
             raise  # of what is inside
         why = "the service could not read the post in time, since it reads others; nothing is kept"
         raise Refused("buffer_full", why, retry_after_s=AGAIN_S) from None
+
+
+def _available(ack: str, levels: tuple[str, ...]) -> str:
+    """Return the default level. Raises ConfigError."""
+    if ack == "best":
+        return levels[0]
+    if ack not in levels:
+        raise ConfigError(
+            f"setting ack_default: {ack} is not available; this service gives {', '.join(levels)}"
+        )
+    return ack
