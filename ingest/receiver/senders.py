@@ -19,7 +19,7 @@ from typing import NamedTuple
 from ingest.access.entries import TokenEntry
 from ingest.access.tokens import ANYBODY, Identity
 from ingest.http.request import NO_PLACE, Request, Sender
-from ingest.model.causes import SENDER_NOT_STORED, Trouble
+from ingest.model.causes import Cause, Trouble
 from ingest.model.errors import Refused
 from ingest.model.ledger import POSTS, READINGS, REFUSED, UNNAMED, Ledger
 from ingest.model.metrics import Metric, Metrics
@@ -27,6 +27,19 @@ from ingest.receiver.access import Access
 from ingest.system.clock import monotonic_s
 from ingest.system.words import counted
 
+SENDER_NOT_STORED = "sender_not_stored"
+CAUSES = {
+    SENDER_NOT_STORED: Cause(
+        "of a sender no reading is stored",
+        "All become dead letters. The sender gets 2xx, and does not know it. `{run} dlq show "
+        "--where reason=invalid` shows them, with a code. no_device, of line protocol: add the tag "
+        "that names the device to line_device_tags, or let the sender write one (Telegraf: no "
+        "omit_hostname). After a restart with that setting, `{run} dlq replay --where "
+        "reason=invalid` stores them.",
+        "ingestsendernotstored",
+        rank=190,
+    ),
+}
 ACCOUNTS_MAX = 100_000  # some 400 bytes each
 WAIT_S_MAX = 30 * 86_400.0  # that is told: a tiny rate makes it infinite, and no header says that
 AGAIN_S = 5.0  # after which a sender with too many connections should come again
