@@ -38,7 +38,6 @@ from ingest.buffers.stream.inlet import StreamInlet
 from ingest.buffers.waiting import PUT_WAIT_S_MAX
 from ingest.config.settings import split_address
 from ingest.http import certificate
-from ingest.model.causes import STREAM_LOST, trouble_of
 from ingest.model.ledger import Gauges
 from ingest.model.metrics import figures_of
 from ingest.receiver import senders
@@ -117,15 +116,14 @@ class Gateway:
         refused_posts = RefusedPosts(self.ledger)
         self._token_file = open_tokens(settings)
         self.health = Health(
-            settings=settings,
             buffer=self.inlet.stats,
             database_state=NoDatabase(),
             disk=None,
-            broker=role.broker_state.cause,
             untaken="posts are not taken until the stream has been checked",
             dead_letters=self.dead_letters.stats,
-            troubles=(
-                lambda: trouble_of(STREAM_LOST if role.watch.removed else ""),
+            parts=(
+                role.broker_state.trouble,
+                lambda: broker_state.loss(role.watch.removed),
                 lambda: self.endpoint.senders.not_stored(),  # noqa: PLW0108  made below
             ),
             refusals=Refusals(self.ledger),

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ingest.access.tokens import Tokens
-from ingest.app.process import first_of
 from ingest.app.rules import make_rules
 from ingest.config.host_names import host_names
 from ingest.config.networks import networks
@@ -29,10 +28,11 @@ from ingest.model.ledger import Ledger
 from ingest.model.ports import Admission, Database, DeadLetters, PostInlet
 from ingest.receiver.access import Access
 from ingest.receiver.endpoint import Endpoint
-from ingest.receiver.lines import LineOptions
+from ingest.receiver.pages.lines import LineOptions
+from ingest.receiver.pages.mapped import SourceOptions
 from ingest.receiver.senders import Rates, SenderLimits, Senders
-from ingest.receiver.sources import SourceOptions
 from ingest.system.clock import monotonic_s
+from ingest.system.waiting import first_of
 
 # With several gateways a connection ends about so often, so that its client may reach another one.
 CONNECTION_S = 300.0

@@ -44,8 +44,6 @@ class UpAdmin:
         advice: Mapping[str, str],
         tokens: Tokens | None = None,
     ) -> None:
-        self._admin_listen = settings.admin_listen
-        self._bound = ""
         self._tell = tell
         self._stopping = asyncio.Event()
         self._ticking: asyncio.Task[None] | None = None
@@ -78,7 +76,7 @@ class UpAdmin:
 
         Raises StartError that names --admin-listen.
         """
-        bound = self._bound = await self._side.start(listen, self._admin_listen)
+        bound = await self._side.start(listen)
         self._ticking = asyncio.create_task(
             self._side.dashboard.run(self._stopping, late_s=LATE_S, before=self._overview.tick)
         )
@@ -86,7 +84,7 @@ class UpAdmin:
 
     def page(self, *, with_key: bool) -> str:
         """Return the address of the page; the key, if there is one, logs in the first browser."""
-        return self._side.page_address(self._bound, with_key=with_key)
+        return self._side.page_address(with_key=with_key)
 
     def state(self) -> str:
         """Return the state and its reason as a text for a process manager."""

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from ingest.app.causes import INSTANCE_AWAY, cause_of, next_step, rank_of
 from ingest.app.fill import WAITS_S_MIN, Fill
 from ingest.app.forecast import Forecast
 from ingest.app.health import UNREADY
 from ingest.app.instances import GATEWAY, WRITER, Instance, Instances
-from ingest.model.causes import INSTANCE_AWAY, cause_of, next_step, rank_of
 from ingest.model.ledger import DeadLetterStats
 from ingest.model.ports import STATES
 from ingest.system.clock import monotonic_s, rfc3339, unix_us
@@ -89,7 +89,7 @@ class UpHealth:
             "full_in_s": self._full_in_s(),
             "refused_60s": self._summed("refused_60s"),
             "closed_60s": self._summed("closed_60s"),
-            "next": next_step(cause, self._advice) if cause else "",
+            "next": next_step(cause, self._advice),
             "instances": [described(each) for each in self._instances],
         }
         return 503 if state in UNREADY else 200, orjson.dumps(document)
@@ -166,7 +166,7 @@ def _cause(instance: Instance) -> tuple[str, str]:
     return str(ready.get("cause") or ""), str(ready.get("reason") or "")
 
 
-def _badness(gateway: Instance) -> tuple[int, int]:
+def _badness(gateway: Instance) -> tuple[int, float]:
     state, (cause, _) = gateway.serving.state, _cause(gateway)
     place = _WORST.index(state) if state in _WORST else len(_WORST) + STATES.index(state)
     return place, -rank_of(cause)

@@ -22,8 +22,6 @@ from ingest.broker.envelope import Message
 from ingest.config.settings import Settings
 from ingest.dead_letters.store import ReadableDeadLetters
 from ingest.model.ledger import Ledger
-from ingest.sinks.postgres.connection import DatabaseUrl
-from ingest.sinks.postgres.known_server import KnownServer
 
 FORGET_S = 30.0  # a process that was silent for so long is gone: nobody else says it
 
@@ -47,7 +45,6 @@ class WriterAdmin:
         tokens: Tokens | None = None,
     ) -> None:
         self._instance = instance
-        self._admin_listen = settings.admin_listen
         overview = self._overview = Overview(
             settings,
             dead_letters=dead_letters.stats,
@@ -55,7 +52,7 @@ class WriterAdmin:
             advice=advice,
             forget_s=FORGET_S,
         )
-        self._side = AdminSide(
+        self.side = AdminSide(
             settings,
             ledger=overview.instances.ledger,
             dead_letters=dead_letters,
@@ -75,18 +72,6 @@ class WriterAdmin:
             ),
         )
 
-    async def start(self) -> str:
-        """Listen; return the bound HOST:PORT. Raises StartError that names --admin-listen."""
-        return await self._side.start("the gateways", self._admin_listen)
-
-    def page_address(self, bound: str) -> str:
-        """Return the address of the page."""
-        return self._side.page_address(bound, with_key=False)
-
-    def database(self, url: DatabaseUrl, known: KnownServer) -> None:
-        """Set what returns the database's URL, for the page's questions and replays."""
-        self._side.database(url, known)
-
     def status(self, status: Mapping[str, Any]) -> None:
         """Take the status of this process."""
         self._overview.status(self._instance, status)
@@ -102,8 +87,4 @@ class WriterAdmin:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Update the page each second until `stop` is set."""
-        await self._side.dashboard.run(stop, late_s=LATE_S, before=self._overview.tick)
-
-    async def close(self) -> None:
-        """Close the streams of the page, the database connection and the port. Repeatable."""
-        await self._side.close()
+        await self.side.dashboard.run(stop, late_s=LATE_S, before=self._overview.tick)

@@ -10,11 +10,10 @@ import pytest
 import structlog
 
 from ingest.app.database import housekeeping_jobs, timeouts
-from ingest.app.housekeeping import Housekeeping
+from ingest.app.housekeeping import HOUSEKEEPING_FAILS, RETENTION_WAITS, Housekeeping
 from ingest.cli.doctor_database import OK
 from ingest.cli.doctor_partitions import partition_checks
 from ingest.config.settings import Settings
-from ingest.model.causes import HOUSEKEEPING_FAILS, RETENTION_WAITS
 from ingest.model.errors import StartError
 from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.housekeeping import plan, registry, rollup_state, runs
