@@ -28,9 +28,9 @@ from ingest.model.ledger import Ledger
 from ingest.model.ports import Admission, Database, DeadLetters, PostInlet
 from ingest.receiver.access import Access
 from ingest.receiver.endpoint import Endpoint
-from ingest.receiver.lines import LineOptions
+from ingest.receiver.pages.lines import LineOptions
+from ingest.receiver.pages.mapped import SourceOptions
 from ingest.receiver.senders import Rates, SenderLimits, Senders
-from ingest.receiver.sources import SourceOptions
 from ingest.system.clock import monotonic_s
 from ingest.system.waiting import first_of
 

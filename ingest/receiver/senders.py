@@ -176,7 +176,7 @@ class Senders:
         accounts_max: int = ACCOUNTS_MAX,
     ) -> None:
         self._access = access
-        self._limits = limits
+        self._limits, self._rates = limits, limits.rates_here
         self._ledger = ledger
         self._accounts_max = accounts_max
         # Of tokens, by name and rates: two of one name have one account if they have the same.
@@ -240,7 +240,7 @@ class Senders:
         if sender.account is not None:
             return sender.account
         network = request.client.network
-        return self._account(network, network, self._limits.rates_here)
+        return self._account(network, network, self._rates)
 
     def take_post(self, request: Request, sender: KnownSender) -> None:
         """Count a post; note the account of its sender in `request.account`.
@@ -249,7 +249,12 @@ class Senders:
         """
         if sender.by_certificate:
             self._access.check_proxy(request)
-        account = request.account = self._account_of(request, sender)
+        account = sender.account
+        if account is None:
+            account = self._accounts.get(request.client.network)
+            if account is None or account.has_rates:
+                account = self._account_of(request, sender)
+        request.account = account
         account.counts[POSTS] += 1
         if self._counts_connections:
             self._take_place(request.sender, account.sender, sender.connections_max)
