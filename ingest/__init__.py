@@ -29,10 +29,10 @@ The folders. Imports go down only, and folders of one row do not know each other
                     writing (starts and stops the writers), buffer, rules, health, admin;
                     gateway, stream_writer and role; up (leads processes) with slot and child
     admin/          the admin port: exposition (/metrics), guard, dashboard/ (and its page/)
-    receiver/       endpoint (a post, until it is decoded), keeper (from there to its answer),
-                    query, replies, ack_waits; the same for line protocol: lines, line_keeper;
-                    sources and source_head: the pages of sources, also kept by line_keeper;
-                    access, credentials, senders, quotas (who may post, and how much)
+    receiver/       endpoint (the data port), posts (the way from a request to its answer), pages/
+                    (json, lines, line_stubs, mapped: what is said differently), keeping and
+                    small_posts (keep what was decoded), ack_waits; access, senders
+                    (who may post, and how much)
     forward/        bodies, sender, forwarder: from the stream to a webhook
     archive/        archiver, folder, files, runs, sorting, copied_rows, postgres_hash: old
                     partitions as Parquet files

@@ -32,7 +32,7 @@ CERTIFICATE = "certificate:"  # in the place of a digest, before the name; no di
 LIMITS = ("readings_per_s_max", "posts_per_s_max", "connections_max")
 LIMIT_MAX = 1e9
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-# No character with which a subject separates its parts: see receiver/credentials.
+# No character with which a subject separates its parts: see receiver/access.
 _CERTIFICATE_NAME = re.compile(r"[A-Za-z0-9*](?:[A-Za-z0-9 ._:@*-]{0,254}[A-Za-z0-9._:@*-])?")
 _LISTS = ("devices", "sources", "formats")
 _TEXTS = ("device", "note", "admin")

@@ -55,7 +55,7 @@ METRICS: Metrics[Shown] = (
 class Exposition:
     """The metrics of the processes that `shown` returns, of which the first is this one.
 
-    If a process is replaced, its successor has the same name, and its counters begin at 0: for
+    If a process is replaced, the next one has the same name, and its counters begin at 0: for
     Prometheus that is a restart. A series of a gauge that has ended is 0 from then on: if it
     vanished, an alert could not resolve.
     """

@@ -38,51 +38,34 @@ SHARED = (
 
 
 class Admin:
-    """The admin port. `bodies` receives the bodies of `hold/release`.
+    """The admin port: probes, /metrics, and what `actions` add, if there are any.
 
-    `release_hold(dead_letter)` makes writers that wait try at once, and returns whether they
-    waited. `message` returns the last message of the database while they wait. `pages` are further
-    routes, which check access themselves. `refused_posts` lists the last refused posts,
-    `senders` what each has sent.
+    `health` returns status and body of /readyz. `ledger` counts requests.
     """
 
     def __init__(
         self,
-        *,
-        ledger: Ledger,
         exposition: Exposition,
         health: Callable[[], tuple[int, bytes]],
-        message: Callable[[], str],
-        guard: Guard,
-        bodies: Bodies,
-        release_hold: Callable[[bool], bool],
-        refused_posts: Callable[[], list[dict[str, Any]]],
-        senders: Callable[[], list[dict[str, Any]]],
-        pages: Mapping[str, Route],
+        *,
+        ledger: Ledger | None = None,
+        actions: Actions | None = None,
     ) -> None:
         self._exposition = exposition
-        self._message = message
-        self._guard = guard
-        self._release_hold = release_hold
-        self._refused_posts = refused_posts
-        self._senders = senders
-        self._bodies = bodies
+        metrics = shared(Route(READ, self._metrics), lambda _request: None, compress=False)
         self._port = Port(
             {
-                **self._bounded(pages),
-                "/metrics": Few(SCRAPES_MAX).bounded(
-                    shared(Route(READ, self._metrics), lambda _request: None, compress=False)
-                ),
+                **(actions.routes if actions is not None else {}),
+                "/metrics": Few(SCRAPES_MAX).bounded(metrics),
                 **probes(health),
             },
-            ledger,
+            Ledger() if ledger is None else ledger,
             flag="--admin-listen",
             tokens="for page and actions, not for probes and /metrics",
             connections_max=CONNECTIONS_MAX,
             header_s_max=HEADER_S_MAX,
             keepalive_s_max=KEEPALIVE_S_MAX,
         )
-        self._log = get_logger("admin")
 
     async def start(self, host: str, port: int, given: Sequence[socket.socket] = ()) -> str:
         """Listen, or serve at the sockets that are `given`; return the real HOST:PORT.
@@ -94,6 +77,39 @@ class Admin:
     async def close(self) -> None:
         """Close the port. Repeatable."""
         await self._port.close()
+
+    async def _metrics(self, _request: Request, _query: str, _at_s: float) -> Answer:
+        return Answer(200, self._exposition.text(), METRICS_TEXT)
+
+
+class Actions:
+    """What needs a token, or must come from our own page. `bodies` are those of `hold/release`.
+
+    `release_hold(dead_letter)` makes writers that wait try at once, and returns whether they
+    waited. `message` returns the last message of the database while they wait. `pages` are further
+    routes, which check access themselves. `refused_posts` lists the last refused posts,
+    `senders` what each has sent.
+    """
+
+    def __init__(
+        self,
+        guard: Guard,
+        bodies: Bodies,
+        *,
+        message: Callable[[], str],
+        release_hold: Callable[[bool], bool],
+        refused_posts: Callable[[], list[dict[str, Any]]],
+        senders: Callable[[], list[dict[str, Any]]],
+        pages: Mapping[str, Route],
+    ) -> None:
+        self._message = message
+        self._guard = guard
+        self._release_hold = release_hold
+        self._refused_posts = refused_posts
+        self._senders = senders
+        self._bodies = bodies
+        self.routes = self._bounded(pages)
+        self._log = get_logger("admin")
 
     def _bounded(self, pages: Mapping[str, Route]) -> dict[str, Route]:
         few, few_log_ins, few_own = Few(PAGES_MAX), Few(LOG_INS_MAX), Few(ACTIONS_MAX)
@@ -115,9 +131,6 @@ class Admin:
     def _see(self, request: Request) -> bool:
         self._guard.check_look(request.headers)
         return self._guard.knows(request.headers)
-
-    async def _metrics(self, _request: Request, _query: str, _at_s: float) -> Answer:
-        return Answer(200, self._exposition.text(), METRICS_TEXT)
 
     async def _hold(self, request: Request, _query: str, _at_s: float) -> Answer:
         self._guard.check_look(request.headers)

@@ -14,7 +14,7 @@ from ingest.admin.dashboard.pages import Dashboard, Sources
 from ingest.admin.dashboard.tail import ObservedDeadLetters, TailSource
 from ingest.admin.exposition import Exposition
 from ingest.admin.guard import Guard
-from ingest.admin.port import Admin
+from ingest.admin.port import Actions, Admin
 from ingest.app.database import housekeeping_url, late_partitions
 from ingest.app.metrics import own_metrics
 from ingest.app.rules import make_rules
@@ -72,6 +72,7 @@ class AdminSide:
         tokens: Tokens | None = None,
     ) -> None:
         self._settings = settings
+        self._bound = ""
         self._database_url: DatabaseUrl | None = None
         self._known: KnownServer | None = None
         self._lookup: Lookup | None = None
@@ -96,17 +97,20 @@ class AdminSide:
             bodies(),
             tail=joint.tail if joint else None,
         )
-        self.admin = Admin(
-            ledger=joint.own if joint else ledger,
-            exposition=joint.exposition if joint else own_metrics(ledger),
-            health=readyz,
+        actions = Actions(
+            self.guard,
+            bodies(),
             message=message,
-            guard=self.guard,
-            bodies=bodies(),
             release_hold=release_hold,
             refused_posts=refused_posts,
             senders=ledger.listed_senders,
             pages=self.dashboard.pages,
+        )
+        self.admin = Admin(
+            joint.exposition if joint else own_metrics(ledger),
+            readyz,
+            ledger=joint.own if joint else ledger,
+            actions=actions,
         )
 
     def _shown(self, buffer: str, joint: Joint | None) -> dict[str, Any]:
@@ -140,22 +144,21 @@ class AdminSide:
         """The dead letters for the writers. The page counts refused readings by device."""
         return ObservedDeadLetters(self._dead_letters, self.dashboard.tail)
 
-    async def start(
-        self, listen: str, admin_listen: str, given: Sequence[socket.socket] = ()
-    ) -> str:
-        """Listen at `admin_listen`; return the bound HOST:PORT. `listen` is that of the data port.
+    async def start(self, listen: str, given: Sequence[socket.socket] = ()) -> str:
+        """Listen; return the bound HOST:PORT. `listen` is that of the data port.
 
         `given` are sockets that listen already, in place of the address. Raises StartError that
         names --admin-listen.
         """
-        bound = await self.admin.start(*split_address(admin_listen), given)
+        address = split_address(self._settings.admin_listen)
+        bound = self._bound = await self.admin.start(*address, given)
         self.dashboard.listen = listen
         self.guard.bound(bound)
         return bound
 
-    def page_address(self, bound: str, *, with_key: bool) -> str:
+    def page_address(self, *, with_key: bool) -> str:
         """Return the address of the page; the key, if there is one, logs in the first browser."""
-        return f"http://{bound}{self.guard.key_target if with_key else '/'}"
+        return f"http://{self._bound}{self.guard.key_target if with_key else '/'}"
 
     def database(self, url: DatabaseUrl, known: KnownServer) -> None:
         """Set what returns the database's URL, and what the writers know of the server."""

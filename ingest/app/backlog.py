@@ -11,12 +11,30 @@ from collections.abc import Callable
 
 from ingest.app.fill import WAITS_S_MIN
 from ingest.app.forecast import Forecast
-from ingest.model.causes import BEHIND, WRITES_FAIL, Trouble
+from ingest.model.causes import Cause, Trouble
 from ingest.model.ports import BufferStats
 from ingest.system.clock import monotonic_s
 from ingest.system.words import duration
 from ingest.writer.database_state import DatabaseState
 
+WRITES_FAIL, BEHIND = "writes_fail", "behind"
+CAUSES = {
+    WRITES_FAIL: Cause(
+        "no write goes through, though the database answers",
+        "If the reason names a process of the database: see what it does, then end it, with a role "
+        "that may: `{run} psql -c 'select pg_terminate_backend(PID)'`. If it names none, look at "
+        "the log and the disk of the database. The service continues by itself.",
+        "ingestwritesfail",
+        rank=10,
+    ),
+    BEHIND: Cause(
+        "readings wait long until they are written",
+        "After an outage this is over by itself. If they do not become fewer, the database is too "
+        "slow for this load: find out why, or send less.",
+        "ingestreadingswaitlong",
+        rank=60,
+    ),
+}
 RATE_S_MIN = 15.0  # counts of less say nothing about how fast they become fewer
 
 

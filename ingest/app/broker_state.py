@@ -9,19 +9,66 @@ from ingest.broker.manage import StreamFault
 from ingest.broker.roles import WRITER
 from ingest.broker.stream_state import StreamState
 from ingest.broker.watch import StreamWatch
-from ingest.model.causes import (
-    BROKER_AWAY,
-    BROKER_DISK,
-    BROKER_UNSAFE,
-    STREAM_ALTERED,
-    STREAM_FULL,
-    STREAM_MISSING,
-)
+from ingest.model.causes import Cause, Trouble, trouble_of
 from ingest.model.errors import BrokerFull, NotKept
 from ingest.model.metrics import Metric, Metrics
 from ingest.model.ports import Admission
 from ingest.system.clock import monotonic_s
 
+BROKER_AWAY, BROKER_UNSAFE, BROKER_DISK = "broker_away", "broker_unsafe", "broker_disk"
+STREAM_MISSING, STREAM_ALTERED, STREAM_FULL = "stream_missing", "stream_altered", "stream_full"
+STREAM_LOST = "stream_lost"
+CAUSES = {
+    STREAM_LOST: Cause(
+        "acknowledged readings are gone from the stream",
+        "The log line `stream_messages_removed` or `stream_messages_skipped` says how many. Check "
+        "the disk of the broker. If the devices can, let them send the readings of that time "
+        "again. Then restart: {restart}.",
+        "ingeststreamskipped",
+        rank=20,
+    ),
+    BROKER_AWAY: Cause(
+        "the broker does not answer",
+        "Start the broker, or repair the network to it: `{run} stream check` says more. The "
+        "service continues by itself. A broker that `ingest up` has started is started again.",
+        "ingestbrokeraway",
+        rank=90,
+    ),
+    BROKER_DISK: Cause(
+        "the broker cannot write to its disk",
+        "Free some space on the disk of the broker, or repair it. Then restart nats-server: it "
+        "does not recover by itself.",
+        "ingestbrokeraway",
+        rank=100,
+    ),
+    BROKER_UNSAFE: Cause(
+        "the broker may lose acknowledged readings in a power cut",
+        "Set `sync_interval: always` in the block jetstream of each nats-server. "
+        "`{run} stream check` says which server differs.",
+        "ingestbrokeraway",
+        rank=110,
+    ),
+    STREAM_MISSING: Cause(
+        "the stream is missing",
+        "Was it deleted? What it held is gone, except what is in the table. "
+        "`{run} stream apply` makes a new one.",
+        "ingeststreamaltered",
+        rank=120,
+    ),
+    STREAM_ALTERED: Cause(
+        "the stream is not as the service needs it",
+        "`{run} stream check` prints what differs. Undo that change, or use `{run} stream apply`.",
+        "ingeststreamaltered",
+        rank=130,
+    ),
+    STREAM_FULL: Cause(
+        "the stream is full",
+        "Writers are slower than the posts come in, or the database is away: find out why, or "
+        "raise stream_bytes_max if the disk of the broker has space, then `{run} stream apply`.",
+        "ingeststreamfilling",
+        rank=140,
+    ),
+}
 FULL_ABOVE = 0.9  # of the bytes of the stream
 AWAY_S = 2.0  # a shorter absence, as at the restart of a server, is no state
 
@@ -46,8 +93,13 @@ class BrokerState:
         self._unanswered_s = unanswered_s
         self._refused = refused
 
-    def cause(self) -> str:
-        """Return a key of causes.CAUSES, or nothing if the broker does its work."""
+    def trouble(self) -> Trouble:
+        """Return why the broker is of no use now, or nothing if it does its work."""
+        cause = self._cause()
+        state = "full" if cause == STREAM_FULL else "broker_away" if cause else ""
+        return trouble_of(CAUSES, cause)._replace(state=state)
+
+    def _cause(self) -> str:
         watch = self.watch
         if watch.disk_failed:
             return BROKER_DISK
@@ -94,6 +146,11 @@ class BrokerAdmission:
         if refusal is None and (self._state.is_unsafe or self._state.away_s >= self._away_s_max):
             return "broker_away"
         return refusal
+
+
+def loss(messages: int) -> Trouble:
+    """Return what is wrong if so many messages that were acknowledged are gone."""
+    return trouble_of(CAUSES, STREAM_LOST if messages else "")
 
 
 def _of_faults(faults: tuple[StreamFault, ...]) -> str:

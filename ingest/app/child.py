@@ -2,7 +2,7 @@
 
 Promises: it gets its configuration by its channel alone: nothing secret is in its environment or on
 its command line. Its terminal's Ctrl-C does not reach it: only the supervisor stops it.
-Does not: decide when it is started or ended; slot.py does.
+Does not: decide when it is started or ended; children.py does.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import ingest
 from ingest.config.values import ENV_PREFIX
-from ingest.model.ledger import Ledger
 from ingest.system.clock import monotonic_s
 from ingest.system.control import FAILED, ControlChannel, Message, control_pair
 
@@ -24,22 +23,12 @@ PROGRAM = (sys.executable, "-P", "-m", "ingest")
 DEAF_S_MAX = 5.0  # from the end of its channel to its own end
 
 
-class LastStatus(NamedTuple):
-    """What a process had done at its last status, in readings.
-
-    `promised`: a gateway has answered them, and the stream does not have them yet.
-    """
-
-    promised: int
-    committed: int
-    dead_lettered: int
-
-
 class Child:
     """A process that has been started. `on_status` gets what it says of itself once a second.
 
-    `ready` and `ended` are events. After `ended`: `code` is its exit code (negative: a signal),
-    `drained` is its last account, or None if it gave none, and `words` say why it failed.
+    `on_news` is called when it is ready, `on_ended` with it when it has ended. `ready` and `ended`
+    are events. `promised` are the readings that a gateway has answered at its last status, and that
+    the stream does not have yet. `lost` are those that it lost, None if it gave no last account.
     """
 
     def __init__(
@@ -48,19 +37,20 @@ class Child:
         channel: ControlChannel,
         on_status: Callable[[Mapping[str, Any]], None],
         on_news: Callable[[], None],
+        on_ended: Callable[[Child], None],
     ) -> None:
         self.ready = asyncio.Event()
         self.ended = asyncio.Event()
         self.heard_s = monotonic_s()
-        self.code: int | None = None
-        self.drained: Mapping[str, Any] | None = None
-        self.words = ""
+        self.promised = 0
+        self.lost: int | None = None
         self.is_configured = False
-        self.last = LastStatus(0, 0, 0)
+        self._words = ""  # why it failed
         self._process = process
         self._channel = channel
         self._on_status = on_status
         self._on_news = on_news
+        self._on_ended = on_ended
         self._watching = asyncio.create_task(self._watch())
 
     @classmethod
@@ -70,8 +60,9 @@ class Child:
         fds: Sequence[int],
         on_status: Callable[[Mapping[str, Any]], None],
         on_news: Callable[[], None],
+        on_ended: Callable[[Child], None],
         *,
-        program: Sequence[str] = PROGRAM,
+        program: Sequence[str],
     ) -> Child:
         """Start `program words`, which inherits `fds`. Raises OSError.
 
@@ -91,21 +82,24 @@ class Child:
             except (OSError, asyncio.CancelledError):
                 ours.close()
                 raise
-        return cls(process, await ControlChannel.open(ours), on_status, on_news)
+        return cls(process, await ControlChannel.open(ours), on_status, on_news, on_ended)
 
     @property
     def pid(self) -> int:
         """Its process id."""
         return self._process.pid
 
+    @property
+    def last_words(self) -> str:
+        """Why it has ended: what it has said, or its exit code."""
+        code = self._process.returncode or 0
+        ended = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        return self._words or f"it {ended}"
+
     def configure(self, configuration: Message) -> None:
         """Let it begin."""
         self.is_configured = True
         self.tell(configuration)
-
-    def step_down(self) -> None:
-        """Let it finish what it has, and end: its successor has the socket."""
-        self.tell({"do": "step_down"})
 
     def drain(self) -> None:
         """Let it finish what it has, refuse what is new, and end."""
@@ -135,32 +129,24 @@ class Child:
                 each.cancel()
         return bool(done)
 
-    async def end(self, within_s: float) -> bool:
-        """Wait for its end, and kill it after the time; return whether it ended by itself."""
-        in_time = await self.until(within_s=within_s)
-        if not in_time:
-            self.kill()
-            await self.ended.wait()
-        return in_time
-
     async def _watch(self) -> None:
         listening = asyncio.create_task(self._listen())
-        self.code = await self._process.wait()
+        await self._process.wait()
         await listening  # what it said last
         await self._channel.close()
         self.ended.set()
-        self._on_news()
+        self._on_ended(self)
 
     async def _listen(self) -> None:
         while (message := await self._channel.receive()) is not None:
             self.heard_s = monotonic_s()
             if isinstance(status := message.get("status"), dict):
-                self.last = _last(status)
+                self.promised = _promised(status)
                 self._on_status(status)
             if isinstance(drained := message.get("drained"), dict):
-                self.drained = drained
+                self.lost = int(drained["lost"])
             if FAILED in message:
-                self.words = str(message[FAILED])
+                self._words = str(message[FAILED])
             if message.get("ready"):
                 self.ready.set()
                 self._on_news()
@@ -170,14 +156,11 @@ class Child:
             waiting.cancel()
 
 
-def _last(status: Mapping[str, Any]) -> LastStatus:
+def _promised(status: Mapping[str, Any]) -> int:
     try:
-        rows = status["gauges"]["buffer"]["rows"] if status["role"] == "gateway" else 0
-        ledger = Ledger.from_snapshot(status["counters"])
-        committed = ledger.committed + ledger.duplicate
-        return LastStatus(int(rows), committed, sum(ledger.dead_lettered.values()))
+        return int(status["gauges"]["buffer"]["rows"]) if status["role"] == "gateway" else 0
     except (KeyError, TypeError, ValueError):
-        return LastStatus(0, 0, 0)
+        return 0
 
 
 def _environment() -> dict[str, str]:

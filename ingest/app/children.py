@@ -1,7 +1,10 @@
-"""All processes of `ingest up`: their slots, their restart, their last accounts.
+"""All processes of `ingest up`: each has a slot, which keeps a process in it; restart and stop.
 
-Promises: a restart never has two slots without a ready child at the same time. If a successor does
-not become ready, the rest keeps its processes.
+Promises: a process that has ended, or sends no status any more, is replaced, and not more and more
+often if it keeps ending. A slot has one process at a time. A gateway's listening socket is that of
+the slot: while no process has it, connections wait in the kernel. A restart ends one process after
+the other; if the next one does not get ready, the rest keeps its processes.
+Does not: know what a process does. Both roles are led by the same messages.
 """
 
 from __future__ import annotations
@@ -11,12 +14,26 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ingest.app.child import Child
-from ingest.app.slot import Slot, SlotTimes
+from ingest.model.errors import StartError
+from ingest.system.backoff import Backoff
+from ingest.system.clock import monotonic_s, sleep_unless
 from ingest.system.control import Message
 from ingest.system.logs import get_logger
 
-ACCOUNTS = ("committed", "dead_lettered", "held", "lost")  # of the last line
 GATEWAY, WRITER = "gateway", "writer"
+TICK_S = 1.0
+RESTART_S_MIN, RESTART_S_MAX = 0.1, 10.0
+HURRY_S = 2.0  # after a second signal
+KILL_S_MAX = 5.0  # after SIGKILL
+LATE_S = 1.0  # if a tick comes so late, we were frozen ourselves: then no child is to blame
+
+
+class ChildTimes(NamedTuple):
+    """How long a child may take: to be ready, between two statuses, and to end at a restart."""
+
+    ready_s_max: float = 30.0
+    silent_s_max: float = 10.0
+    leave_s_max: float = 60.0
 
 
 class Told(NamedTuple):
@@ -39,11 +56,184 @@ async def together(*works: Coroutine[Any, Any, None]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+class Slot:
+    """The place `instance`, such as `gateway-1`. `child` is its process, also one that has ended.
+
+    `make` starts a child that waits for its configuration, which `configuration` returns, as it is
+    then. `make` gets what is to be called when the child is ready, or has ended.
+    """
+
+    def __init__(
+        self,
+        instance: str,
+        make: Callable[[Callable[[], None]], Awaitable[Child]],
+        configuration: Callable[[], Message],
+        times: ChildTimes,
+    ) -> None:
+        self.instance = instance
+        self.child: Child | None = None
+        self._make = make
+        self._configuration = configuration
+        self._times = times
+        self._wanted: asyncio.Future[bool] | None = None  # of who waits for a restart
+        self._news = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._idle = asyncio.Event()  # `run` does not run
+        self._idle.set()
+        self._log = get_logger("up")
+
+    async def prepare(self) -> None:
+        """Start the first child, which waits for its configuration. Raises StartError."""
+        try:
+            self.child = await self._make(self._news.set)
+        except OSError as error:
+            raise StartError(f"cannot start {self.instance}: {error}") from error
+
+    async def start(self) -> None:
+        """Configure the first child, and wait until it is ready. Raises StartError."""
+        child = self.child
+        assert child is not None, "it is prepared"
+        if (why := await self._not_ready(child)) and not self._stopping.is_set():
+            raise StartError(f"{self.instance} {why}")
+
+    async def _not_ready(self, child: Child) -> str:
+        """Configure a child; return why it is not ready, "" if it is."""
+        child.configure(self._configuration())
+        within_s = self._times.ready_s_max
+        if not await child.until(child.ready, self._stopping, within_s=within_s):
+            return f"is not ready after {within_s:g} s (pid {child.pid}); its log lines may say why"
+        return f"did not start: {child.last_words}" if child.ended.is_set() else ""
+
+    async def run(self) -> None:
+        """Keep a child in the slot until `drain` is called."""
+        self._idle.clear()
+        try:
+            await self._run()
+        finally:
+            self._idle.set()
+
+    async def _run(self) -> None:
+        backoff = Backoff(RESTART_S_MIN, RESTART_S_MAX)
+        while await self._needs_another():
+            wanted, self._wanted = self._wanted, None
+            if wanted is not None:
+                await self._leave()
+            else:
+                pause_s = backoff.next_s()
+                why = self.child.last_words if self.child is not None else "it did not start"
+                self._log.error(
+                    "child_ended", instance=self.instance, why=why, restart_in_s=round(pause_s, 1)
+                )
+                if await sleep_unless(self._stopping, pause_s):
+                    return
+            is_ready = not self._stopping.is_set() and await self._replace()
+            if wanted is not None and not wanted.done():
+                wanted.set_result(is_ready)
+
+    async def _needs_another(self) -> bool:
+        """Wait until the slot needs another child, which it has not; False: at the stop.
+
+        A frozen child is killed.
+        """
+        while not self._stopping.is_set():
+            child = self.child
+            if child is None or child.ended.is_set() or self._wanted is not None:
+                return True
+            if monotonic_s() - child.heard_s > self._times.silent_s_max:
+                self._log.error("child_frozen", instance=self.instance, pid=child.pid)
+                child.kill()
+                await child.until(self._stopping, within_s=KILL_S_MAX)
+                continue
+            self._news.clear()
+            before_s = monotonic_s()
+            await sleep_unless(self._news, TICK_S)
+            late_s = monotonic_s() - before_s - TICK_S
+            if late_s > LATE_S:
+                child.heard_s += late_s
+        return False
+
+    async def _leave(self) -> None:
+        """End the child: it finishes what it has. A kept connection ends with its next answer."""
+        child = self.child
+        if child is None:
+            return
+        child.tell({"do": "step_down"})
+        if not await child.until(self._stopping, within_s=self._times.leave_s_max):
+            self._kill(child)
+            await child.ended.wait()
+
+    async def _replace(self) -> bool:
+        """Start a child; return whether it is ready in time."""
+        try:
+            child = self.child = await self._make(self._news.set)
+        except OSError as error:
+            self._log.error("child_not_started", instance=self.instance, why=str(error))
+            return False
+        why = await self._not_ready(child)
+        if self._stopping.is_set():
+            return False  # `drain` ends it
+        if why:
+            self._log.error("child_not_ready", instance=self.instance, pid=child.pid, why=why)
+            child.kill()
+            await child.until(self._stopping, within_s=KILL_S_MAX)
+            return False
+        self._log.info("child_replaced", instance=self.instance, pid=child.pid)
+        return True
+
+    async def restart(self) -> bool:
+        """End the child, and start the next one; return whether that one is ready."""
+        if self._stopping.is_set():
+            return False
+        wanted = self._wanted = asyncio.get_running_loop().create_future()
+        self._news.set()
+        stopped = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait((wanted, stopped), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopped.cancel()
+        return wanted.done() and bool(wanted.result())
+
+    async def drain(self, within_s: float, halted: asyncio.Event) -> None:
+        """Let the child finish and end; kill it after the time.
+
+        If `halted` it is told again, which shortens its end, and it is killed soon.
+        """
+        await self._end_run()
+        child = self.child
+        if child is not None:
+            child.drain()
+            await child.until(halted, within_s=within_s)
+            if halted.is_set():
+                child.drain()
+                await child.until(within_s=HURRY_S)
+            if not child.ended.is_set():
+                self._kill(child)
+        await self.close()
+
+    async def close(self) -> None:
+        """Kill what is left, and wait for its end. Repeatable."""
+        await self._end_run()
+        if self.child is not None:
+            self.child.kill()
+            await self.child.until(within_s=KILL_S_MAX)
+
+    async def _end_run(self) -> None:
+        """Start no child any more."""
+        self._stopping.set()
+        self._news.set()
+        await self._idle.wait()
+
+    def _kill(self, child: Child) -> None:
+        self._log.warning("child_killed", instance=self.instance, pid=child.pid)
+        child.kill()
+
+
 class Children:
     """The slots of all gateways and writers.
 
     `configuration(role, instance, listen_fd)` is what a new child gets. `family_fd` is inherited by
-    each of them. `unclean` counts those that ended without a last account.
+    each of them. `lost` is what they have told as lost. `unclean` counts those that ended without
+    a last account.
     """
 
     def __init__(
@@ -53,7 +243,7 @@ class Children:
         *,
         program: Sequence[str],
         family_fd: int,
-        times: SlotTimes,
+        times: ChildTimes,
     ) -> None:
         self._configuration = configuration
         self._told = told
@@ -62,8 +252,7 @@ class Children:
         self._times = times
         self.gateways: list[Slot] = []
         self.writers: list[Slot] = []
-        self.sums = dict.fromkeys(ACCOUNTS, 0)
-        self.unclean = 0
+        self.lost = self.unclean = 0
         self._draining = False
         self._log = get_logger("up")
 
@@ -88,16 +277,17 @@ class Children:
             self._told.status(instance, blob)
 
         async def make(on_news: Callable[[], None]) -> Child:
-            return await Child.start([role], fds, on_status, on_news, program=self._program)
+            def ended(child: Child) -> None:
+                self._count(instance, child)
+                self._told.gone(instance, child.pid)
+                on_news()
+
+            return await Child.start([role], fds, on_status, on_news, ended, program=self._program)
 
         def configuration() -> Message:
             return self._configuration(role, instance, listen_fd)
 
-        def ended(child: Child) -> None:
-            self._count(instance, child)
-            self._told.gone(instance, child.pid)
-
-        return Slot(instance, make, configuration, ended, self._times)
+        return Slot(instance, make, configuration, self._times)
 
     async def start(self, slots: Sequence[Slot], *needed: asyncio.Event) -> None:
         """Start a child in each slot; they begin when what they need is there.
@@ -124,8 +314,8 @@ class Children:
     def tell(self, instance: str, message: Message) -> None:
         """Send a message to the child that has this place."""
         for each in self.slots:
-            if each.instance == instance:
-                each.tell(message)
+            if each.instance == instance and each.child is not None:
+                each.child.tell(message)
 
     async def drain(
         self, within_s: float, halted: asyncio.Event, stored: Callable[[], Awaitable[None]]
@@ -145,16 +335,12 @@ class Children:
         await asyncio.gather(*(each.close() for each in self.slots))
 
     def _count(self, instance: str, child: Child) -> None:
-        """Add the account of a child that has ended, or that of its last status."""
-        account = child.drained
-        if account is None:
+        """Take the account of a child that has ended."""
+        lost = child.lost
+        if lost is None:
             self.unclean += child.is_configured
-            # About right: what it did after its last status is not known.
-            account = {"committed": child.last.committed, "dead_lettered": child.last.dead_lettered}
-            if self._draining:  # it did not come to its end: what it had promised is gone
-                account["lost"] = child.last.promised
-        for each in ACCOUNTS:
-            count = account.get(each, 0)
-            self.sums[each] += count if isinstance(count, int) else 0
-        if account.get("lost"):
-            self._log.critical("child_lost", instance=instance, readings=account["lost"])
+            # If all end, it did not come to its end: what it had promised is gone.
+            lost = child.promised if self._draining else 0
+        self.lost += lost
+        if lost:
+            self._log.critical("child_lost", instance=instance, readings=lost)

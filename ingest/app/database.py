@@ -11,10 +11,9 @@ from ingest.config.reread_url import RereadUrl
 from ingest.config.settings import Settings
 from ingest.config.values import duration_us
 from ingest.sinks.postgres.connection import DatabaseUrl, Timeouts
-from ingest.sinks.postgres.housekeeping.ahead import PartitionsAhead
+from ingest.sinks.postgres.housekeeping.ahead import HalfDetached, PartitionsAhead
 from ingest.sinks.postgres.housekeeping.archiving import Archiving
 from ingest.sinks.postgres.housekeeping.chunks import Chunks
-from ingest.sinks.postgres.housekeeping.half_detached import HalfDetached
 from ingest.sinks.postgres.housekeeping.keeping import Policy
 from ingest.sinks.postgres.housekeeping.late import LateLimits, LatePartitions
 from ingest.sinks.postgres.housekeeping.plan import Job

@@ -17,7 +17,7 @@ import orjson
 
 from ingest import __version__
 from ingest.admin.exposition import of_one
-from ingest.admin.small_port import SmallAdmin
+from ingest.admin.port import Admin
 from ingest.app.broker import configured_address
 from ingest.app.client_process import run_client
 from ingest.app.dead_letters import folder_letters
@@ -134,7 +134,7 @@ class ForwardService:
         self._connection = BrokerConnection(where, ROLE)
         self._make_reader()
         exposition = of_one(__version__, self._metrics, forward=wanted.name)
-        self._admin = SmallAdmin(exposition.text, self.readyz)
+        self._admin = Admin(exposition, self.readyz)
 
     def _make_sender(self) -> None:
         wanted, options = self._wanted, self._wanted.options

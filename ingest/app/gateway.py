@@ -4,7 +4,7 @@ It knows no database. It holds only posts that are not answered yet, and those t
 `buffered`.
 Order of the start: connection to the broker, ports (they answer `starting`), the first look at the
 stream; then posts are taken.
-Order of the stop: no new posts (a successor takes them if there is one); posts in work are
+Order of the stop: no new posts (at a restart they wait for the next process); posts in work are
 finished; all messages are published; what is left of buffered posts goes to the dead letters.
 """
 
@@ -26,8 +26,7 @@ from ingest.app.broker_state import BrokerAdmission
 from ingest.app.fill import Fill
 from ingest.app.gateway_admin import GatewayAdmin
 from ingest.app.health import Health
-from ingest.app.process import first_of
-from ingest.app.receiving import make_endpoint, taking
+from ingest.app.receiving import leave, make_endpoint, taking
 from ingest.app.refusals import Refusals
 from ingest.app.role import Place, Role
 from ingest.app.status import StatusSource
@@ -39,7 +38,6 @@ from ingest.buffers.stream.inlet import StreamInlet
 from ingest.buffers.waiting import PUT_WAIT_S_MAX
 from ingest.config.settings import split_address
 from ingest.http import certificate
-from ingest.model.causes import STREAM_LOST, trouble_of
 from ingest.model.ledger import Gauges
 from ingest.model.metrics import figures_of
 from ingest.receiver import senders
@@ -48,8 +46,6 @@ from ingest.system.clock import sleep_unless
 from ingest.writer.set_aside import set_aside_rest
 
 HANDLERS_GRACE_S = 1.0
-IDLE_S = 5.0  # a connection without a request for so long is closed when a successor is there
-LEAVE_S_MAX = 30.0  # until the last connection is closed then
 LAST_LOOK_S_MAX = 1.0
 LOOK_S = 0.02
 
@@ -120,15 +116,14 @@ class Gateway:
         refused_posts = RefusedPosts(self.ledger)
         self._token_file = open_tokens(settings)
         self.health = Health(
-            settings=settings,
             buffer=self.inlet.stats,
             database_state=NoDatabase(),
             disk=None,
-            broker=role.broker_state.cause,
             untaken="posts are not taken until the stream has been checked",
             dead_letters=self.dead_letters.stats,
-            troubles=(
-                lambda: trouble_of(STREAM_LOST if role.watch.removed else ""),
+            parts=(
+                role.broker_state.trouble,
+                lambda: broker_state.loss(role.watch.removed),
                 lambda: self.endpoint.senders.not_stored(),  # noqa: PLW0108  made below
             ),
             refusals=Refusals(self.ledger),
@@ -237,8 +232,7 @@ class Gateway:
         """Drain; return the sums."""
         role, inlet = self._role, self.inlet
         if role.steps_down:
-            leaving = self.endpoint.step_down(idle_s=IDLE_S, timeout_s=LEAVE_S_MAX)
-            await first_of(leaving, role.drained.wait(), role.process.halted.wait())
+            await leave(self.endpoint, role.drained, role.process.halted)
         self.health.draining()
         halting = asyncio.create_task(role.process.halt(self._settings.drain_s_max))
         await self.endpoint.finish(self._settings.drain_s_max + HANDLERS_GRACE_S)

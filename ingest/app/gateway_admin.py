@@ -13,7 +13,7 @@ from typing import Any
 from ingest.access.tokens import Tokens
 from ingest.admin.dashboard.assets import assets, html, page
 from ingest.admin.guard import Guard
-from ingest.admin.port import Admin
+from ingest.admin.port import Actions, Admin
 from ingest.app.metrics import own_metrics
 from ingest.config.settings import Settings, split_address
 from ingest.config.values import MIB
@@ -43,13 +43,10 @@ class GatewayAdmin:
         self._listen = ""
         self._guard = Guard(token, tokens=tokens)
         files = assets()
-        self._admin = Admin(
-            ledger=ledger,
-            exposition=own_metrics(ledger),
-            health=readyz,
+        actions = Actions(
+            self._guard,
+            Bodies(body_bytes_max=MIB, body_s_max=10.0, all_bytes_max=MIB),
             message=str,
-            guard=self._guard,
-            bodies=Bodies(body_bytes_max=MIB, body_s_max=10.0, all_bytes_max=MIB),
             release_hold=lambda _dead_letter: False,
             refused_posts=refused_posts,
             senders=ledger.listed_senders,
@@ -58,6 +55,7 @@ class GatewayAdmin:
                 **{path: Route(READ, files[path].handle) for path in _ASSETS},
             },
         )
+        self._admin = Admin(own_metrics(ledger), readyz, ledger=ledger, actions=actions)
 
     async def start(self, listen: str) -> str:
         """Listen; return the bound HOST:PORT. `listen` is that of the data port.

@@ -18,12 +18,7 @@ from ingest.app.database import (
 )
 from ingest.app.target import make_target
 from ingest.config.settings import Settings
-from ingest.model.causes import (
-    HOUSEKEEPING_FAILS,
-    PARTITION_MISSING,
-    PARTITIONS_END,
-    RETENTION_WAITS,
-)
+from ingest.model.causes import Cause, Trouble, trouble_of
 from ingest.model.errors import StartError
 from ingest.model.metrics import Metric, Metrics
 from ingest.sinks.postgres.connection import DatabaseUrl
@@ -36,6 +31,44 @@ from ingest.sinks.postgres.housekeeping.view import HYPERTABLE, PARTITIONED, Vie
 from ingest.system.clock import sleep_unless, unix_us
 from ingest.system.logs import Occasionally, get_logger
 
+PARTITIONS_END, RETENTION_WAITS = "partitions_end", "retention_waits"
+HOUSEKEEPING_FAILS, PARTITION_MISSING = "housekeeping_fails", "partition_missing"
+CAUSES = {
+    RETENTION_WAITS: Cause(
+        "old readings stay in the table until a person confirms that they are removed",
+        "Give these commands the settings of the service. `{run} housekeeping plan` prints what "
+        "would be dropped, and why it waits. If that is right: `{run} housekeeping run --yes`. If "
+        "not, correct keep_hot.",
+        "ingestretentionwaits",
+        rank=150,
+    ),
+    HOUSEKEEPING_FAILS: Cause(
+        "the housekeeping of the table could not do a step; readings are written as before",
+        "Fix what the reason names, here or in `{log}` (housekeeping_step_failed, "
+        "housekeeping_failed). Then the next run goes on by itself. To run it at once: "
+        "`{run} housekeeping run`.",
+        "ingesthousekeepingfails",
+        rank=160,
+    ),
+    PARTITION_MISSING: Cause(
+        "readings of days without a partition wait as dead letters, and the service makes none",
+        "If the role of the service may not make partitions: run `{run} housekeeping run --from "
+        "DAY` with the URL of the role that owns the table (DAY is the oldest of these days), or "
+        "set housekeeping_url. If partitions_max leaves no more, now or within a day: see whether "
+        "a device has a wrong clock (ts_min refuses its readings); if not, raise it. If another "
+        "tool makes the partitions: let it make these. Then the readings come back by themselves.",
+        "ingestpartitionsend",
+        rank=170,
+    ),
+    PARTITIONS_END: Cause(
+        "few partitions are left after the present one; when the last one is over, new readings "
+        "become dead letters",
+        "`{run} housekeeping status` says how many are left, and why no more are made. Set "
+        "housekeeping_url to the role that owns the table, or run `{run} housekeeping run` as it.",
+        "ingestpartitionsend",
+        rank=180,
+    ),
+}
 PAUSE_S = 600.0  # between two runs; what is due is due by the hour or by the day
 WARNING_S = 3600.0
 STOP_S_MAX = 1.0
@@ -177,8 +210,12 @@ class Housekeeping:
         parts = self.partitions
         self.bytes = None if parts is None else sum(each.bytes for each in parts.partitions)
 
+    def trouble(self) -> Trouble:
+        """Return what is wrong with the table or its housekeeping, or nothing."""
+        return trouble_of(CAUSES, self.cause(), self.words())
+
     def cause(self) -> str:
-        """Return the key of causes.CAUSES, or nothing."""
+        """Return the key of CAUSES, or nothing."""
         if self._view is not None and ends_soon(self._view):
             return PARTITIONS_END
         if self._failed or self._hidden:

@@ -1,9 +1,9 @@
 """The processes of `ingest up`, by the status that each sends, and their sum.
 
-Promises: the sum of the counters never falls. If a process ends, its last counters are kept in a
-remainder, and its successor counts from 0. What it still held then is counted as returned to the
-stream (a writer) or as rejected with an unknown outcome (a gateway): so the sum stays balanced. No
-process is counted twice, whichever of two ends first.
+The sum is made of the last counters of each process, those that have ended included. What a process
+held at its end is counted as returned to the stream (a writer) or as rejected with an unknown
+outcome (a gateway): so the sum stays balanced.
+Promises: the sum of the counters never falls, and no process is counted twice.
 Does not: start, watch or replace processes.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ingest.admin.exposition import Shown
@@ -28,27 +28,36 @@ AS_THE_WORST = ("stream_altered", "stream_removed", "sender_not_stored")
 LOSSES = ("stream_removed", "stream_skipped_total")  # of messages that were acknowledged
 SILENT_S = 3.0  # without a status for so long, a process does not count as running
 RATE_S_MIN = 0.5  # a rate over less time says little
-LEFT_S = 10.0  # a replaced process that has sent nothing for so long has ended
+RESTART_S = 5.0  # so long posts wait in the socket for a process that follows another one
 REFUSED_POSTS_MAX = 100
-ENDED_MAX = 100
-FORGOTTEN_MAX = 1_000
+ENDED_MAX = 50  # processes whose counters are known one by one: one of them may only be silent
 
 GATEWAY, WRITER = "gateway", "writer"
 OWN = "up"  # the name of the process that shows the others
+_AT_BEGIN_OR_END = ("starting", "draining")
 
 
 @dataclass
 class Instance:
-    """One slot of a process, such as `gateway-1`: who has it now, and who is leaving it."""
+    """The process that has a name, such as `gateway-1`."""
 
     name: str
     status: Status
     heard_s: float
     per_s: float = 0.0  # readings that it received, or that were delivered to it
     cpu: float = 0.0  # share of a core
-    gone: bool = False  # it has ended, and its counters are in the remainder
-    leaving: dict[int, tuple[Status, float]] = field(default_factory=dict)  # by their start
-    ended: deque[int] = field(default_factory=lambda: deque(maxlen=ENDED_MAX))  # starts of others
+    gone: bool = False  # `gone` was called
+    worked: Status | None = None  # the last status between start and stop, of its predecessor too
+    worked_s: float = -math.inf
+
+    def __post_init__(self) -> None:
+        self.hear(self.status, self.heard_s)
+
+    def hear(self, status: Status, now_s: float) -> None:
+        """Take its next status."""
+        self.status, self.heard_s = status, now_s
+        if status.state not in _AT_BEGIN_OR_END:
+            self.worked, self.worked_s = status, now_s
 
     @property
     def silent_s(self) -> float:
@@ -56,11 +65,15 @@ class Instance:
         return monotonic_s() - self.heard_s
 
     @property
+    def restarts(self) -> bool:
+        """Whether it has ended, or starts or stops, and has worked a moment ago."""
+        is_away = self.has_ended or self.status.state in _AT_BEGIN_OR_END
+        return is_away and monotonic_s() - self.worked_s < RESTART_S
+
+    @property
     def serving(self) -> Status:
-        """The status of the process that does the work: while a successor starts, the other one."""
-        if self.status.state == "starting" and self.leaving:
-            return next(reversed(self.leaving.values()))[0]
-        return self.status
+        """The status that counts: at a restart, that from before it."""
+        return self.worked if self.restarts and self.worked is not None else self.status
 
     @property
     def oldest_received_s(self) -> float | None:
@@ -75,12 +88,7 @@ class Instance:
     @property
     def runs(self) -> bool:
         """Whether it has sent a status lately, and has not ended."""
-        return not (self.has_ended or self.silent_s >= SILENT_S)
-
-    @property
-    def is_silent(self) -> bool:
-        """Whether it may still run, and has sent no status lately."""
-        return not self.has_ended and self.silent_s >= SILENT_S
+        return not self.has_ended and self.silent_s < SILENT_S
 
     @property
     def has_ended(self) -> bool:
@@ -91,23 +99,20 @@ class Instance:
 class Instances:
     """All processes. `own` is the ledger of this process, which is one of them.
 
-    `ledger` has the sum at the last `refresh`. `unclean` counts processes that ended without a last
-    status: what they did in their last second is not known. If nobody calls `gone`, a process that
-    was silent for `forget_s` is left out of the list. Should it come back, it is counted once. Each
-    process that is heard for the first time is unclean then: who was there with it is not known.
+    `ledger` has the sum at the last `refresh`. If nobody calls `gone`, a process that was silent
+    for `forget_s` is not listed, and counts as ended. Should it come back, it is counted once.
     """
 
     def __init__(self, own: Ledger, version: str, pid: int, *, forget_s: float = math.inf) -> None:
         self._forget_s = forget_s
-        self._forgotten: dict[str, tuple[Status, Mapping[str, Any]]] = {}  # the last counters
         self._own = own
         self._version = version
         self._pid = pid
-        self._slots: dict[str, Instance] = {}
-        self._ended = Ledger()
-        self._ended_figures: dict[str, float] = {}  # what ended processes counted of the broker
+        self._current: dict[str, Instance] = {}
+        self._last: dict[tuple[str, int], Status] = {}  # by name and start
+        self._older = Ledger()  # of those that ended first, and what they counted of the broker
+        self._older_figures: Figures = {}
         self._refused_posts: deque[dict[str, Any]] = deque(maxlen=REFUSED_POSTS_MAX)
-        self.unclean = 0
         self.ledger = Ledger()
         self.ledger.gauges = Gauges(
             buffer=self.buffer,
@@ -119,132 +124,59 @@ class Instances:
         )
 
     def heard(self, name: str, status: Status) -> None:
-        """Take the status of a process that has the slot `name`, or is leaving it."""
-        now_s = monotonic_s()
-        slot = self._slots.get(name)
-        if slot is None:
-            is_known = self._remember(name, status)
-            self.unclean += self._forget_s < math.inf and not is_known
-            self._slots[name] = Instance(name, status, now_s)
-        elif status.started_us in slot.ended:
-            return  # it came late
-        elif status.started_us == slot.status.started_us:  # a pid may come again in a container
-            if status.sent_us < slot.status.sent_us:
-                return
-            took_s = (status.sent_us - slot.status.sent_us) / 1e6
+        """Take the status of a process of this name."""
+        known = self._last.get((name, status.started_us))
+        if known is not None and status.sent_us < known.sent_us:
+            return
+        self._last[name, status.started_us] = status
+        now_s, current = monotonic_s(), self._current.get(name)
+        if current is None or status.started_us > current.status.started_us:
+            self._current[name] = Instance(name, status, now_s)
+            if current is not None and status.state == "starting":
+                self._current[name].worked = current.worked
+                self._current[name].worked_s = current.worked_s
+        elif known is not None and status.started_us == current.status.started_us:
+            took_s = (status.sent_us - known.sent_us) / 1e6
             if took_s >= RATE_S_MIN:
-                slot.per_s = max(0.0, (_taken(status) - _taken(slot.status)) / took_s)
-                slot.cpu = max(0.0, (status.cpu_s - slot.status.cpu_s) / took_s)
-            slot.status, slot.heard_s = status, now_s
-        elif status.started_us < slot.status.started_us:
-            slot.leaving[status.started_us] = status, now_s
-        else:
-            if not slot.gone:
-                slot.leaving[slot.status.started_us] = slot.status, slot.heard_s
-            slot.status, slot.heard_s, slot.gone = status, now_s, False
-            slot.per_s = slot.cpu = 0.0
+                current.per_s = max(0.0, (_taken(status) - _taken(known)) / took_s)
+                current.cpu = max(0.0, (status.cpu_s - known.cpu_s) / took_s)
+            current.hear(status, now_s)
         self._refused_posts.extend(dict(each) for each in reversed(status.refused_posts))
 
     def gone(self, name: str, pid: int) -> None:
-        """Note that a process of this slot has ended.
-
-        If a successor has ended before it was ready, the slot is that of its predecessor again.
-        """
-        slot = self._slots.get(name)
-        if slot is None:
-            return
-        for started_us, (status, _) in slot.leaving.items():
-            if status.pid == pid:
-                del slot.leaving[started_us]
-                self._end(slot, status)
-                return
-        if slot.gone or slot.status.pid != pid:
-            return
-        self._end(slot, slot.status)
-        slot.per_s = slot.cpu = 0.0
-        if slot.leaving:
-            _, (slot.status, slot.heard_s) = slot.leaving.popitem()
-        else:
-            slot.gone = True
+        """Note that a process of this name has ended."""
+        current = self._current.get(name)
+        if current is not None and current.status.pid == pid:
+            current.gone = True
+            current.per_s = current.cpu = 0.0
 
     def of(self, *roles: str) -> list[Instance]:
         """Return the instances of some roles, by name."""
         return [each for each in self if each.status.role in roles]
 
     def __iter__(self) -> Iterator[Instance]:
-        return iter(sorted(self._slots.values(), key=lambda each: _sortable(each.name)))
+        listed = [each for each in self._current.values() if not self._is_forgotten(each)]
+        return iter(sorted(listed, key=lambda each: _sortable(each.name)))
+
+    def _is_forgotten(self, instance: Instance) -> bool:
+        if self._forget_s == math.inf:
+            return False  # somebody starts the next one
+        return instance.status.final or instance.silent_s > self._forget_s
 
     def refresh(self) -> None:
         """Set `ledger` to the sum of all processes, those that have ended included."""
-        now_s = monotonic_s()
-        for slot in list(self._slots.values()):
-            if slot.status.final or slot.silent_s > self._forget_s:
-                self._forget(slot)
-            for started_us, (status, heard_s) in list(slot.leaving.items()):
-                if status.final or now_s - heard_s > LEFT_S:
-                    del slot.leaving[started_us]
-                    self._end(slot, status)
+        running = {(each.name, each.status.started_us) for each in self if not each.gone}
+        ended = [key for key in self._last if key not in running]
+        for name, started_us in ended[:-ENDED_MAX]:
+            status = self._last.pop((name, started_us))
+            self._older.add(_balanced(status).snapshot())
+            self._older_figures = _sum((self._older_figures, _broker(status)))
         total = Ledger()
-        for snapshot in self._snapshots():
-            total.add(snapshot)
+        total.add(self._own.snapshot())
+        total.add(self._older.snapshot())
+        for key, status in self._last.items():
+            total.add(status.counters if key in running else _balanced(status).snapshot())
         self.ledger.become(total)
-
-    def _forget(self, slot: Instance) -> None:
-        if self._forget_s == math.inf:
-            return
-        del self._slots[slot.name]
-        if not slot.gone:
-            ended = self._ended_ledger(slot.status)
-            self._forgotten[slot.name] = slot.status, ended.snapshot()
-            if len(self._forgotten) > FORGOTTEN_MAX:
-                self._keep(*self._forgotten.pop(next(iter(self._forgotten))))
-
-    def _remember(self, name: str, status: Status) -> bool:
-        """Take a process out of those that have ended; return whether this is the same one."""
-        if name not in self._forgotten:
-            return False
-        before, counters = self._forgotten.pop(name)
-        is_same = before.started_us == status.started_us
-        if not is_same:
-            self._keep(before, counters)
-        return is_same
-
-    def _snapshots(self) -> Iterator[Mapping[str, Any]]:
-        yield self._own.snapshot()
-        yield self._ended.snapshot()
-        yield from (counters for _, counters in self._forgotten.values())
-        for slot in self._slots.values():
-            if not slot.gone:
-                yield slot.status.counters
-            yield from (status.counters for status, _ in slot.leaving.values())
-
-    def _end(self, slot: Instance, status: Status) -> None:
-        """Keep the counters of a process that has ended."""
-        slot.ended.append(status.started_us)
-        self._keep(status, self._ended_ledger(status).snapshot())
-
-    def _keep(self, status: Status, counters: Mapping[str, Any]) -> None:
-        self._ended.add(counters)
-        for name, value in _broker(status):
-            known = self._ended_figures.get(name, 0)
-            if isinstance(value, Mapping):
-                continue
-            if name.endswith("_total"):
-                self._ended_figures[name] = known + value
-            elif name in LOSSES:
-                self._ended_figures[name] = max(known, value)
-
-    def _ended_ledger(self, status: Status) -> Ledger:
-        """Return the counters of a process that has ended, balanced."""
-        self.unclean += not status.final
-        ledger = Ledger.from_snapshot(status.counters)
-        ledger.at_receiver = 0
-        if (left := ledger.imbalance) > 0:
-            if status.role == WRITER:
-                ledger.returned += left
-            else:
-                ledger.rejected["outcome_unknown"] += left
-        return ledger
 
     # What all of them say together
 
@@ -285,10 +217,10 @@ class Instances:
 
     def broker(self) -> Figures:
         """Return the figures of the broker: counters as a sum, the others as the last one said."""
-        figures: dict[str, float | Mapping[str, float]] = {**self._ended_figures}
-        heard = [each.status for each in self._slots.values() if not each.gone]
+        figures: dict[str, float | Mapping[str, float]] = {**self._ended_figures()}
+        heard = [each.status for each in self if not each.gone]
         for status in sorted(heard, key=lambda each: each.sent_us):
-            for name, value in _broker(status):
+            for name, value in _broker(status).items():
                 known = figures.get(name, 0)
                 if isinstance(value, Mapping) or isinstance(known, Mapping):
                     figures[name] = value
@@ -304,7 +236,13 @@ class Instances:
 
     def losses(self) -> Figures:
         """Return what ended processes counted as lost: an alert must outlast their restart."""
-        return {name: lost for name in LOSSES if (lost := self._ended_figures.get(name))}
+        figures = self._ended_figures()
+        return {name: figures[name] for name in LOSSES if figures.get(name)}
+
+    def _ended_figures(self) -> Figures:
+        running = {(each.name, each.status.started_us) for each in self if not each.gone}
+        ended = (_broker(status) for key, status in self._last.items() if key not in running)
+        return _sum((self._older_figures, *ended))
 
     def message(self) -> str:
         """Return what the database said last to a writer that waits."""
@@ -320,9 +258,35 @@ class Instances:
                 yield each.status.ledger.gauges
 
 
-def _broker(status: Status) -> Iterable[tuple[str, float | Mapping[str, float]]]:
+def _broker(status: Status) -> Figures:
     gauges = status.ledger.gauges
-    return gauges.figures().items() if gauges is not None else ()
+    return gauges.figures() if gauges is not None else {}
+
+
+def _sum(figures: Iterable[Figures]) -> Figures:
+    """Return the sum of what ended processes have counted of the broker, and their losses."""
+    found: dict[str, float | Mapping[str, float]] = {}
+    for name, value in (item for each in figures for item in each.items()):
+        known = found.get(name, 0)
+        if isinstance(value, Mapping) or isinstance(known, Mapping):
+            continue
+        if name.endswith("_total"):
+            found[name] = known + value
+        elif name in LOSSES:
+            found[name] = max(known, value)
+    return found
+
+
+def _balanced(status: Status) -> Ledger:
+    """Return the counters of a process that has ended."""
+    ledger = Ledger.from_snapshot(status.counters)
+    ledger.at_receiver = 0
+    if (left := ledger.imbalance) > 0:
+        if status.role == WRITER:
+            ledger.returned += left
+        else:
+            ledger.rejected["outcome_unknown"] += left
+    return ledger
 
 
 def _taken(status: Status) -> int:

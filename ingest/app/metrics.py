@@ -13,7 +13,7 @@ from ingest import __version__
 from ingest.access import tokens
 from ingest.admin import ledger_metrics
 from ingest.admin.exposition import Exposition, of_one
-from ingest.app import broker_state, fill, housekeeping, roles_balance
+from ingest.app import broker_state, fill, housekeeping
 from ingest.broker import audit, purge
 from ingest.buffers.stream import outlet
 from ingest.http import certificate
@@ -32,7 +32,6 @@ GAUGES: dict[str, Metric[Any]] = {
         outlet.METRICS,
         senders.METRICS,
         housekeeping.METRICS,
-        roles_balance.METRICS,
         certificate.METRICS,
         tokens.METRICS,
     )

@@ -19,7 +19,7 @@ import orjson
 
 from ingest import __version__
 from ingest.admin.exposition import of_one
-from ingest.admin.small_port import SmallAdmin
+from ingest.admin.port import Admin
 from ingest.app.client_process import run_client
 from ingest.app.dead_letters import folder_letters
 from ingest.app.process import Process
@@ -125,7 +125,7 @@ class MqttService:
         self._make_bridge()
         self._make_session(tls)
         exposition = of_one(__version__, self._metrics, mqtt=wanted.name)
-        self._admin = SmallAdmin(exposition.text, self.readyz)
+        self._admin = Admin(exposition, self.readyz)
 
     def _make_bridge(self) -> None:
         wanted, options = self._wanted, self._wanted.options

@@ -1,4 +1,4 @@
-"""All processes as one: their statuses, their sum, their state, and the balance between them.
+"""All processes as one: their statuses, their sum, and their state.
 
 The port of `ingest up` and that of a writer show it.
 Promises: what a process sends cannot break it; a status that is not readable is left out, and
@@ -15,17 +15,15 @@ from typing import Any
 
 from ingest import __version__
 from ingest.admin.dashboard.tail import GatheredTail
-from ingest.app import fill, roles_balance
+from ingest.app import fill
 from ingest.app.fill import Fill
-from ingest.app.instances import GATEWAY, WRITER, Instances
-from ingest.app.roles_balance import RolesBalance, Sample
+from ingest.app.instances import Instances
 from ingest.app.status import read_status
 from ingest.app.up_health import UpHealth
 from ingest.config.settings import Settings
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
 from ingest.model.metrics import figures_of
 from ingest.model.ports import BufferStats
-from ingest.system.clock import monotonic_s
 from ingest.system.logs import Occasionally, get_logger
 
 LATE_S = 0.5  # a tick comes so long after the full second, at which the processes send
@@ -54,9 +52,7 @@ class Overview:
         self._log = get_logger("admin")
         self._occasionally = Occasionally(60.0)
         filling = Fill(settings, has_folder=free_bytes is not None)
-        own = figures_of(
-            (fill.METRICS, lambda: filling), (roles_balance.METRICS, lambda: self.balance)
-        )
+        own = figures_of((fill.METRICS, lambda: filling))
         self.own = Ledger()  # of this process, for what it counts itself
         self.own.gauges = Gauges(
             buffer=lambda: EMPTY,
@@ -67,7 +63,6 @@ class Overview:
             figures=lambda: {**own(), **self.instances.losses()},
         )
         self.tail = GatheredTail()
-        self.balance = RolesBalance()
         self.instances = Instances(self.own, __version__, getpid(), forget_s=forget_s)
         self.health = UpHealth(self.instances, filling, advice)
 
@@ -92,31 +87,8 @@ class Overview:
             self._disk_free_bytes = None if self._free_bytes is None else self._free_bytes()
         except OSError:
             self._disk_free_bytes = 0
-        instances = self.instances
-        instances.refresh()
+        self.instances.refresh()
         self.health.tick(self._dead_letters(), self._disk_free_bytes)
-        total, figures = instances.ledger, instances.broker()
-        self.balance.tick(
-            Sample(
-                monotonic_s(),
-                total.published,
-                total.delivered,
-                total.returned,
-                all_report=all(each.runs for each in instances.of(WRITER))
-                and not any(each.is_silent for each in instances.of(GATEWAY)),
-                unclean=instances.unclean,
-                # While the broker is away, what it has said is old.
-                messages_waiting=_of_writer(figures.get("consumer_pending"))
-                if figures.get("broker_up")
-                else None,
-                messages_unacknowledged=_of_writer(figures.get("consumer_ack_pending")) or 0,
-            )
-        )
 
     def _state(self) -> str:
         return self.health.state()
-
-
-def _of_writer(value: Any) -> float | None:
-    found = value.get(WRITER) if isinstance(value, Mapping) else value
-    return found if isinstance(found, int | float) else None

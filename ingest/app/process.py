@@ -16,20 +16,10 @@ from ingest.system import logs
 from ingest.system import signals as app_signals
 from ingest.system.clock import sleep_unless
 from ingest.system.notify import Notifier
+from ingest.system.waiting import unless
 
 EXIT_OK, EXIT_BROKEN, EXIT_LOST = 0, 1, 3  # of all that run until a signal
 TASKS_S_MAX = 5.0  # until all tasks have ended
-
-
-async def first_of(*works: Coroutine[Any, Any, object]) -> None:
-    """Return once one of them has ended; the others are cancelled."""
-    tasks = [asyncio.create_task(each) for each in works]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for each in tasks:
-            each.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Process:
@@ -79,22 +69,14 @@ class Process:
         """
         app_signals.handle(self.stopping, self.halted)
         async with self.notifier.reporting(in_words):
-            starting = asyncio.create_task(start())
-            stopping = asyncio.create_task(self.stopping.wait())
             try:
-                await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
-                if starting.done():
-                    await starting  # raises its error, if it has one
-                    await stopping
-                starting.cancel()
-                await asyncio.wait((starting,))
+                await unless(self.stopping, start())
+                await self.stopping.wait()
                 self.notifier.stopping()
                 return self._end(await stop())
             finally:
                 self.stopping.set()
                 self.halted.set()
-                starting.cancel()
-                await asyncio.wait((starting, stopping))
                 await close()
 
     def _end(self, sums: Mapping[str, int]) -> int:

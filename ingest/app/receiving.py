@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ingest.access.tokens import Tokens
-from ingest.app.process import first_of
 from ingest.app.rules import make_rules
 from ingest.config.host_names import host_names
 from ingest.config.networks import networks
@@ -29,10 +28,11 @@ from ingest.model.ledger import Ledger
 from ingest.model.ports import Admission, Database, DeadLetters, PostInlet
 from ingest.receiver.access import Access
 from ingest.receiver.endpoint import Endpoint
-from ingest.receiver.lines import LineOptions
+from ingest.receiver.pages.lines import LineOptions
+from ingest.receiver.pages.mapped import SourceOptions
 from ingest.receiver.senders import Rates, SenderLimits, Senders
-from ingest.receiver.sources import SourceOptions
 from ingest.system.clock import monotonic_s
+from ingest.system.waiting import first_of
 
 # With several gateways a connection ends about so often, so that its client may reach another one.
 CONNECTION_S = 300.0
@@ -40,7 +40,7 @@ LINE_BYTES_MAX = 16 * MIB  # of a post of line protocol: its clients send as man
 LINE_ROWS_MAX = 100_000  # of such a post, or of one of a source
 ANSWER_S_MAX = 4.0  # for these too: the clients of InfluxDB hang up after 5 s
 SENDER_BURST_S = 10.0  # a sender that was quiet may send at once what its rates allow in this time
-# In an inherited socket connections wait until posts are taken: a process that replaces another one
+# In an inherited socket connections wait until posts are taken: a process that follows another one
 # must refuse nothing. After this time they get `starting`.
 QUEUE_S_MAX = 5.0
 # While connections end, new ones wait in the socket for the next process: so not for long. A
@@ -54,10 +54,13 @@ def taking(is_ready: Callable[[], bool], stopping: asyncio.Event) -> Callable[[]
     return lambda: not stopping.is_set() and (is_ready() or monotonic_s() > until_s)
 
 
-async def leave(endpoint: Endpoint, halted: asyncio.Event) -> None:
-    """Leave a given socket to the next process; what comes to open connections is still taken."""
+async def leave(endpoint: Endpoint, *until: asyncio.Event) -> None:
+    """Leave a given socket to the next process; what comes to open connections is still taken.
+
+    It returns early if one of the events is set.
+    """
     leaving = endpoint.step_down(idle_s=LEAVE_IDLE_S, timeout_s=LEAVE_S_MAX)
-    await first_of(leaving, halted.wait())
+    await first_of(leaving, *(each.wait() for each in until))
 
 
 def make_endpoint(

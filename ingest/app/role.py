@@ -120,7 +120,7 @@ class Role:
         self.place = place
         self.process = Process(role, announce, place.notifier)
         self.process.told = self._account
-        self.steps_down = False  # a successor has the socket
+        self.steps_down = False  # another process follows, with the same socket
         self.drained = asyncio.Event()  # the supervisor has said so: all processes stop
         self.ledger = Ledger()
         self.connection = BrokerConnection(lambda: place.broker, role)

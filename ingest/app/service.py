@@ -36,6 +36,7 @@ from ingest.app.leftovers import refuse_left_stream
 from ingest.app.process import Process
 from ingest.app.receiving import leave, make_endpoint, taking
 from ingest.app.refusals import Refusals
+from ingest.app.space import DiskSpace
 from ingest.app.target import make_target
 from ingest.app.writing import WritingHalf
 from ingest.config.reread_url import RereadUrl
@@ -108,7 +109,7 @@ class Service:
             halted=self._writing_ends,
             keeps_rest=lambda: settings.buffer == "journal" and not self.buffer.broken,
             # The embedded database is on the disk that we know.
-            disk_free_bytes=lambda: self.health.disk_free_bytes if self._embedded else None,
+            disk_free_bytes=lambda: self.health.fill.disk_free_bytes if self._embedded else None,
         )
         self.dead_letters = folder_letters(
             settings, folder.dead_letters, auto_replay=settings.dlq_auto_replay
@@ -121,14 +122,16 @@ class Service:
         settings, database_state = self._settings, self.writing.database_state
         refused_posts = RefusedPosts(self.ledger)
         self.health = Health(
-            settings=settings,
             buffer=self.buffer.stats,
             database_state=database_state,
             url_fault=self._reread.fault,
-            disk=self._folder,
-            disk_broken=lambda: self.buffer.broken,
+            disk=DiskSpace(
+                self._folder,
+                free_bytes_min=settings.disk_free_bytes_min,
+                broken=lambda: self.buffer.broken,
+            ),
             dead_letters=self.dead_letters.stats,
-            troubles=(*self.writing.troubles, lambda: self.endpoint.senders.not_stored()),  # noqa: PLW0108
+            parts=(*self.writing.troubles, lambda: self.endpoint.senders.not_stored()),  # noqa: PLW0108
             refusals=Refusals(self.ledger),
             fill=Fill(settings, lambda: self.buffer.journal_stats().size_bytes),
             advice=words,
@@ -197,7 +200,7 @@ class Service:
         data, admin = self._given
         accepts = taking(lambda: not self.health.starting, self._process.stopping)
         listen = await self.endpoint.start(*split_address(settings.listen), data, accepts)
-        admin_listen = await self.admin_side.start(listen, settings.admin_listen, admin)
+        admin_listen = await self.admin_side.start(listen, admin)
         self._process.notifier.ready()
         self._process.spawn(self._token_file.follow(self._process.halted))
         self._process.spawn(self.health.run(self._process.stopping))
@@ -211,7 +214,7 @@ class Service:
             admin_listen=admin_listen,
             database_url=url(),
             token=self._token,
-            page=self.admin_side.page_address(admin_listen, with_key=True),
+            page=self.admin_side.page_address(with_key=True),
             started_us=unix_us(),
             cert_file=settings.tls_cert_file and str(Path(settings.tls_cert_file).absolute()),
             target=self._target.in_sql,
@@ -231,7 +234,7 @@ class Service:
             cert_file=self._settings.tls_cert_file,
             admin_listen=admin_listen,
             needs_token=self.endpoint.needs_token,
-            page=self.admin_side.page_address(admin_listen, with_key=self._terminal),
+            page=self.admin_side.page_address(with_key=self._terminal),
             database="" if self._embedded else database_words(self._settings),
             table=self._target.name,
             waiting="" if state.is_open else state.message or "no answer yet",

@@ -51,7 +51,7 @@ from ingest.buffers.waiting import PUT_WAIT_S_MAX
 from ingest.config.forward_names import forward_names
 from ingest.config.reread_url import RereadUrl
 from ingest.model.ack import Ack
-from ingest.model.causes import STREAM_LOST, Trouble, trouble_of
+from ingest.model.causes import Trouble
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull
 from ingest.model.ledger import Gauges
 from ingest.model.letter import NOT_OURS, Letter
@@ -120,14 +120,12 @@ class StreamWriter:
         database_state = self.writing.database_state
         self._reread = RereadUrl(settings)
         self.health = Health(
-            settings=settings,
             buffer=self.outlet.stats,
             database_state=database_state,
             url_fault=self._reread.fault,
             disk=None,
-            broker=role.broker_state.cause,
             dead_letters=self.dead_letters.stats,
-            troubles=(*self.writing.troubles, self._loss),
+            parts=(role.broker_state.trouble, *self.writing.troubles, self._loss),
             refusals=Refusals(self.ledger),
             fill=Fill(settings, has_folder=False),
             advice=words,
@@ -195,7 +193,7 @@ class StreamWriter:
         self._writing_ends.set()
         await self.dead_letters.close()
         if self._admin is not None:
-            await self._admin.close()
+            await self._admin.side.close()
 
     async def _start(self) -> None:
         role, process = self._role, self._role.process
@@ -204,11 +202,11 @@ class StreamWriter:
         if not self._settings.database_url:  # the embedded one
             url = self._embedded_url
         if self._admin is not None:
-            bound = await self._admin.start()
-            self._admin.database(url, self.writing.known)
+            await self._admin.side.start("the gateways")
+            self._admin.side.database(url, self.writing.known)
             process.spawn(self._admin.run(role.process.halted))
             process.spawn(self._token_file.follow(role.process.halted))
-            page = self._admin.page_address(bound)
+            page = self._admin.side.page_address(with_key=False)
             self._announce(f"writer {self._place.instance}, dashboard: {page}")
             process.notifier.ready()
         process.spawn(self.health.run(stopping))
@@ -275,8 +273,7 @@ class StreamWriter:
         self.writing.abort()
 
     def _loss(self) -> Trouble:
-        is_lost = self._audit.skipped or self._role.watch.removed
-        return trouble_of(STREAM_LOST if is_lost else "")
+        return broker_state.loss(self._audit.skipped or self._role.watch.removed)
 
     def _say_if_stored(self, message: Message) -> None:
         """Tell a gateway why its posts cannot wait for their commit: a code, or nothing."""

@@ -27,13 +27,13 @@ from ingest.app.advice import advice, database_words
 from ingest.app.begin import begun
 from ingest.app.buffer import UNLESS, check_promise
 from ingest.app.child import PROGRAM
-from ingest.app.children import ACCOUNTS, GATEWAY, WRITER, Children, Told, together
+from ingest.app.children import GATEWAY, WRITER, Children, ChildTimes, Told, together
 from ingest.app.greeting import greeting_lines
 from ingest.app.leftovers import refuse_left_files
 from ingest.app.process import Process
+from ingest.app.receiving import LEAVE_S_MAX
 from ingest.app.rules import make_rules
 from ingest.app.servers import Servers
-from ingest.app.slot import SlotTimes
 from ingest.app.target import make_target
 from ingest.app.up_admin import UpAdmin
 from ingest.config.settings import Settings, split_address
@@ -62,7 +62,7 @@ async def up(
     url_origin: str = "default",
     terminal: bool = False,
     program: Sequence[str] = PROGRAM,
-    times: SlotTimes | None = None,
+    times: ChildTimes | None = None,
 ) -> int:
     """Run all processes until SIGTERM or SIGINT; return the exit code, as `serve` does.
 
@@ -73,7 +73,7 @@ async def up(
     with begun(settings, "up") as folder:
         refuse_left_files(folder)
         process = Process("up", announce, Notifier.from_environment())
-        limits = times or SlotTimes(leave_s_max=_leave_s_max(settings))
+        limits = times or ChildTimes(leave_s_max=LEAVE_S_MAX + settings.drain_s_max + GRACE_S)
         supervisor = Supervisor(
             settings,
             folder,
@@ -86,12 +86,6 @@ async def up(
         return await supervisor.run()
 
 
-def _leave_s_max(settings: Settings) -> float:
-    """Return how long a child may need for what it has: a post that came late may wait for all."""
-    post_s = 2 * settings.body_s_max + settings.ack_wait_s_max
-    return post_s + settings.drain_s_max + GRACE_S
-
-
 class Supervisor:
     """One `ingest up`: its parts, its tasks, its stop."""
 
@@ -102,7 +96,7 @@ class Supervisor:
         process: Process,
         *,
         program: Sequence[str],
-        times: SlotTimes,
+        times: ChildTimes,
         words: Mapping[str, str],
         terminal: bool,
     ) -> None:
@@ -294,15 +288,21 @@ class Supervisor:
     async def _stop(self) -> Mapping[str, int]:
         """Drain the gateways, then the writers; return the sums."""
         self.admin.draining()
-        if self._children is None:
-            return dict.fromkeys(ACCOUNTS, 0)
-        within_s = self._settings.drain_s_max + GRACE_S
-        halted = self._process.halted
-        told = await self._children.drain(within_s, halted, self._wait_stored)
-        if not (told or halted.is_set()):
-            # A child that was killed in a hurry has nothing that was acknowledged.
-            self._process.broken = True
-        return self._children.sums
+        lost, halted = 0, self._process.halted
+        if self._children is not None:
+            within_s = self._settings.drain_s_max + GRACE_S
+            told = await self._children.drain(within_s, halted, self._wait_stored)
+            if not (told or halted.is_set()):
+                # A child that was killed in a hurry has nothing that was acknowledged.
+                self._process.broken = True
+            lost = self._children.lost
+        ledger = self.admin.ledger_now()
+        return {
+            "committed": ledger.committed + ledger.duplicate,
+            "dead_lettered": sum(ledger.dead_lettered.values()),
+            "held": ledger.held,
+            "lost": lost,
+        }
 
     async def _wait_stored(self) -> None:
         """Give the writers a moment for the last readings: `serve` does not start with any left."""

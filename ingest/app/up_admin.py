@@ -19,6 +19,7 @@ from ingest.app.instances import WRITER
 from ingest.app.overview import LATE_S, Overview
 from ingest.config.settings import Settings
 from ingest.dead_letters.store import ReadableDeadLetters
+from ingest.model.ledger import Ledger
 from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.sinks.postgres.known_server import KnownServer
 
@@ -43,8 +44,6 @@ class UpAdmin:
         advice: Mapping[str, str],
         tokens: Tokens | None = None,
     ) -> None:
-        self._admin_listen = settings.admin_listen
-        self._bound = ""
         self._tell = tell
         self._stopping = asyncio.Event()
         self._ticking: asyncio.Task[None] | None = None
@@ -77,7 +76,7 @@ class UpAdmin:
 
         Raises StartError that names --admin-listen.
         """
-        bound = self._bound = await self._side.start(listen, self._admin_listen)
+        bound = await self._side.start(listen)
         self._ticking = asyncio.create_task(
             self._side.dashboard.run(self._stopping, late_s=LATE_S, before=self._overview.tick)
         )
@@ -85,7 +84,7 @@ class UpAdmin:
 
     def page(self, *, with_key: bool) -> str:
         """Return the address of the page; the key, if there is one, logs in the first browser."""
-        return self._side.page_address(self._bound, with_key=with_key)
+        return self._side.page_address(with_key=with_key)
 
     def state(self) -> str:
         """Return the state and its reason as a text for a process manager."""
@@ -102,6 +101,11 @@ class UpAdmin:
     def gone(self, instance: str, pid: int) -> None:
         """Note that a process of this name has ended."""
         self.instances.gone(instance, pid)
+
+    def ledger_now(self) -> Ledger:
+        """Return the sum of all processes, those that have ended included."""
+        self.instances.refresh()
+        return self.instances.ledger
 
     def draining(self) -> None:
         """Note that all processes stop: /readyz says so from now on."""

@@ -1,7 +1,8 @@
 """Whether the processes of `ingest up` can take readings now: one /readyz for all of them.
 
 Promises: the state is the worst one of the gateways that run, since 1 of 4 gateways that refuses
-posts refuses a quarter of them. Writers cannot refuse posts: what keeps them from writing is the
+posts refuses a quarter of them. While a process is replaced it keeps its state: posts wait in the
+socket. Writers cannot refuse posts: what keeps them from writing is the
 cause, and `on_hold` the state. Each process is listed with its own state.
 Does not: decide for a gateway; each has its own health.
 """
@@ -14,11 +15,11 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from ingest.app.causes import INSTANCE_AWAY, cause_of, next_step, rank_of
 from ingest.app.fill import WAITS_S_MIN, Fill
 from ingest.app.forecast import Forecast
 from ingest.app.health import UNREADY
 from ingest.app.instances import GATEWAY, WRITER, Instance, Instances
-from ingest.model.causes import INSTANCE_AWAY, cause_of, next_step, rank_of
 from ingest.model.ledger import DeadLetterStats
 from ingest.model.ports import STATES
 from ingest.system.clock import monotonic_s, rfc3339, unix_us
@@ -88,7 +89,7 @@ class UpHealth:
             "full_in_s": self._full_in_s(),
             "refused_60s": self._summed("refused_60s"),
             "closed_60s": self._summed("closed_60s"),
-            "next": next_step(cause, self._advice) if cause else "",
+            "next": next_step(cause, self._advice),
             "instances": [described(each) for each in self._instances],
         }
         return 503 if state in UNREADY else 200, orjson.dumps(document)
@@ -108,7 +109,7 @@ class UpHealth:
     def _verdict(self) -> Judged:
         if self._draining:
             return Judged("draining", "draining", cause_of("draining").words)
-        running = [each for each in self._instances.of(GATEWAY) if each.runs]
+        running = [each for each in self._instances.of(GATEWAY) if each.runs or each.restarts]
         if not running:
             return self._without_gateway()
         worst = max(running, key=_badness)
@@ -118,7 +119,7 @@ class UpHealth:
         if of_writers.state == "on_hold":
             return of_writers
         found = [of_writers._replace(state=state), Judged(state, *_cause(worst))]
-        if away := [each for each in self._instances if not each.runs]:
+        if away := [each for each in self._instances if not (each.runs or each.restarts)]:
             why = f"{_names(away)} does not report its state"
             found.append(Judged(state, INSTANCE_AWAY, why))
         return min(found, key=lambda each: rank_of(each.cause))
@@ -130,7 +131,7 @@ class UpHealth:
 
     def _of_writers(self) -> Judged:
         """Return what keeps readings from being stored."""
-        running = [each for each in self._instances.of(WRITER) if each.runs]
+        running = [each for each in self._instances.of(WRITER) if each.runs or each.restarts]
         if not running:
             return Judged("accepting", INSTANCE_AWAY, "no writer runs; the stream keeps readings")
         paused = [each for each in running if each.serving.state == "on_hold"]
@@ -165,7 +166,7 @@ def _cause(instance: Instance) -> tuple[str, str]:
     return str(ready.get("cause") or ""), str(ready.get("reason") or "")
 
 
-def _badness(gateway: Instance) -> tuple[int, int]:
+def _badness(gateway: Instance) -> tuple[int, float]:
     state, (cause, _) = gateway.serving.state, _cause(gateway)
     place = _WORST.index(state) if state in _WORST else len(_WORST) + STATES.index(state)
     return place, -rank_of(cause)

@@ -2,7 +2,7 @@
 
 Gateways and writers that nobody leads tell each other their statuses by the broker. So the page of
 each writer shows all of them. Its figures are the sum over all; /metrics has those of this writer
-alone, since each process is scraped on its own, and the balance between the roles.
+alone, since each process is scraped on its own.
 Does not: act on other processes; `hold release` is for this writer, and the page says so.
 """
 
@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ingest.access.tokens import Tokens
-from ingest.app import roles_balance
 from ingest.app.admin import AdminSide, Joint
 from ingest.app.metrics import own_metrics
 from ingest.app.overview import LATE_S, Overview
@@ -23,9 +22,6 @@ from ingest.broker.envelope import Message
 from ingest.config.settings import Settings
 from ingest.dead_letters.store import ReadableDeadLetters
 from ingest.model.ledger import Ledger
-from ingest.model.metrics import figures_of
-from ingest.sinks.postgres.connection import DatabaseUrl
-from ingest.sinks.postgres.known_server import KnownServer
 
 FORGET_S = 30.0  # a process that was silent for so long is gone: nobody else says it
 
@@ -49,7 +45,6 @@ class WriterAdmin:
         tokens: Tokens | None = None,
     ) -> None:
         self._instance = instance
-        self._admin_listen = settings.admin_listen
         overview = self._overview = Overview(
             settings,
             dead_letters=dead_letters.stats,
@@ -57,11 +52,7 @@ class WriterAdmin:
             advice=advice,
             forget_s=FORGET_S,
         )
-        assert ledger.gauges is not None
-        own = ledger.gauges.figures
-        of_roles = figures_of((roles_balance.METRICS, lambda: overview.balance))
-        ledger.gauges = ledger.gauges._replace(figures=lambda: {**own(), **of_roles()})
-        self._side = AdminSide(
+        self.side = AdminSide(
             settings,
             ledger=overview.instances.ledger,
             dead_letters=dead_letters,
@@ -81,18 +72,6 @@ class WriterAdmin:
             ),
         )
 
-    async def start(self) -> str:
-        """Listen; return the bound HOST:PORT. Raises StartError that names --admin-listen."""
-        return await self._side.start("the gateways", self._admin_listen)
-
-    def page_address(self, bound: str) -> str:
-        """Return the address of the page."""
-        return self._side.page_address(bound, with_key=False)
-
-    def database(self, url: DatabaseUrl, known: KnownServer) -> None:
-        """Set what returns the database's URL, for the page's questions and replays."""
-        self._side.database(url, known)
-
     def status(self, status: Mapping[str, Any]) -> None:
         """Take the status of this process."""
         self._overview.status(self._instance, status)
@@ -108,8 +87,4 @@ class WriterAdmin:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Update the page each second until `stop` is set."""
-        await self._side.dashboard.run(stop, late_s=LATE_S, before=self._overview.tick)
-
-    async def close(self) -> None:
-        """Close the streams of the page, the database connection and the port. Repeatable."""
-        await self._side.close()
+        await self.side.dashboard.run(stop, late_s=LATE_S, before=self._overview.tick)

@@ -30,7 +30,7 @@ from ingest.dead_letters.auto_replay import (
     ReplaySource,
     Rooms,
 )
-from ingest.model.causes import Trouble, trouble_of
+from ingest.model.causes import Trouble
 from ingest.model.ledger import Ledger
 from ingest.model.ports import DeadLetters, Outlet, Sink
 from ingest.model.verdict import (
@@ -263,9 +263,7 @@ class WritingHalf:
         return self.backlog.trouble, self._table_trouble
 
     def _table_trouble(self) -> Trouble:
-        if self.housekeeping is None:
-            return Trouble()
-        return trouble_of(self.housekeeping.cause(), self.housekeeping.words())
+        return Trouble() if self.housekeeping is None else self.housekeeping.trouble()
 
     def release_hold(self, dead_letter: bool) -> bool:
         """Try now; with `dead_letter` dead-letter the rows that the database refuses.

@@ -33,12 +33,12 @@ from ingest.broker.manage import Found
 from ingest.broker.pulling import Delivery, Puller
 from ingest.broker.roles import GIVEN
 from ingest.broker.stream_state import StreamState, state_of
-from ingest.broker.waiting import unless
 from ingest.model.errors import BrokerAway, BrokerRefused
 from ingest.model.metrics import Metric, Metrics
 from ingest.system import clock
 from ingest.system.logs import Occasionally, get_logger
 from ingest.system.stream_mark import MarkFile
+from ingest.system.waiting import unless
 
 EVERY_S = 1.0
 HEARD_S = 2.5  # after so long each writer has told us; one that tells nothing for so long is gone

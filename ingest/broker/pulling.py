@@ -26,10 +26,10 @@ from ingest.broker.envelope import Message
 from ingest.broker.roles import AWAITED, STREAM
 from ingest.broker.stream_state import StreamState, state_of
 from ingest.broker.streams import Names
-from ingest.broker.waiting import either
 from ingest.model.errors import BrokerAway, BrokerRefused
 from ingest.system import clock
 from ingest.system.logs import Occasionally, get_logger
+from ingest.system.waiting import first_of
 
 EXPIRES_S = 5.0
 HEARTBEAT_S = 1.0
@@ -166,10 +166,10 @@ class Puller:
                 continue
             if not self._sure.is_set():
                 self._ask()
-                await either(self._sure, stopping, AGAIN_S_MAX)
+                await first_of(self._sure.wait(), stopping.wait(), within_s=AGAIN_S_MAX)
                 continue
             if not self.wanted.is_set():
-                await either(self.wanted, stopping)
+                await first_of(self.wanted.wait(), stopping.wait())
                 continue
             await self._pull_once(stopping)
             if self._pause_s:
@@ -237,7 +237,9 @@ class Puller:
                 if token is None or silent_s >= SILENCE_S_MAX:
                     self._pause_s = AGAIN_S_MAX
                     return
-                await either(self._over, stopping, SILENCE_S_MAX - silent_s)
+                await first_of(
+                    self._over.wait(), stopping.wait(), within_s=SILENCE_S_MAX - silent_s
+                )
         finally:
             self._connection.forget(token)
 

@@ -20,12 +20,12 @@ from ingest.broker.connection import BrokerConnection
 from ingest.broker.lag import lag_of, place_to_skip_to
 from ingest.broker.manage import StreamFault
 from ingest.broker.roles import STREAM, WRITER
-from ingest.broker.waiting import unless
 from ingest.model.errors import BrokerAway, BrokerRefused
 from ingest.model.metrics import Metric, Metrics
 from ingest.system import clock
 from ingest.system.logs import Occasionally, get_logger
 from ingest.system.stream_mark import MarkFile, StreamMark
+from ingest.system.waiting import unless
 
 EVERY_S = 10.0
 DELIVERED_BYTES = 256 * 1024**2  # or once so many bytes came to our writer

@@ -23,11 +23,11 @@ from ingest.broker.monitor import NOT_KNOWN, ServerLook
 from ingest.broker.removals import PublishedPlaces, RemovalCheck, mark_of
 from ingest.broker.stream_state import StreamState, state_of
 from ingest.broker.streams import WantedStream
-from ingest.broker.waiting import either, unless
 from ingest.model.errors import BrokerAway, BrokerRefused
 from ingest.system import clock
 from ingest.system.logs import get_logger
 from ingest.system.stream_mark import MarkFile, StreamMark
+from ingest.system.waiting import first_of, unless
 
 EVERY_S = 1.0  # the mark is so old at most
 MONITOR_S = 8.0
@@ -114,7 +114,7 @@ class StreamWatch:
         while not stopping.is_set():
             due.clear()
             is_well = self._connection.up and await unless(stopping, look())
-            await either(stopping, due, every_s if is_well else AGAIN_S)
+            await first_of(stopping.wait(), due.wait(), within_s=every_s if is_well else AGAIN_S)
 
     def _came(self) -> None:
         self._reconnected = True

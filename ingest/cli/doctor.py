@@ -18,15 +18,19 @@ from pathlib import Path
 
 from ingest import __version__
 from ingest.app.advice import advice
+from ingest.app.backlog import WRITES_FAIL
+from ingest.app.causes import next_step
 from ingest.app.target import make_target
 from ingest.buffers.journal.reader import segment_files
-from ingest.cli.doctor_access import access_check
 from ingest.cli.doctor_broker import broker_checks
-from ingest.cli.doctor_certificate import certificate_check
 from ingest.cli.doctor_database import FAIL, OK, WARN, Check, database_checks
-from ingest.cli.doctor_mqtt import mqtt_checks
 from ingest.cli.doctor_partitions import partition_checks
-from ingest.cli.doctor_sources import sources_check
+from ingest.cli.doctor_senders import (
+    access_check,
+    certificate_check,
+    mqtt_checks,
+    sources_check,
+)
 from ingest.cli.find_database import connect_limits, database
 from ingest.cli.parser import Parser, SettingsFlags, add_json_flag
 from ingest.cli.running_service import ask_service
@@ -36,9 +40,8 @@ from ingest.config.loading import Loaded
 from ingest.config.settings import Settings, split_address
 from ingest.config.values import shown
 from ingest.dead_letters.folder.segments import segments, undone_lines
-from ingest.dead_letters.room import Room
+from ingest.dead_letters.room import CAUSES, INVALID_FULL, SHARE_USED, Room
 from ingest.dead_letters.store import Tally
-from ingest.model.causes import INVALID_FULL, SHARE_USED, WRITES_FAIL, cause_of, next_step
 from ingest.model.errors import IngestError, StartError
 from ingest.system.files import size_bytes
 from ingest.system.filesystem import filesystem_of, is_remote, is_volatile
@@ -297,7 +300,7 @@ def dead_letters_check(settings: Settings) -> Check:
         return Check(
             "dead letters",
             FAIL,
-            f"{cause_of(INVALID_FULL).words} ({size / 1024:,.1f} of {half / 1024:,.1f} KiB); "
+            f"{CAUSES[INVALID_FULL].words} ({size / 1024:,.1f} of {half / 1024:,.1f} KiB); "
             f"replay or discard entries (`{run} dlq stats`), or raise dlq_bytes_max",
         )
     if tally.damaged:

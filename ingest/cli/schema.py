@@ -194,17 +194,17 @@ async def _adopt(args: argparse.Namespace, settings: Settings, url: str) -> int:
     """Make partitions of somebody else ours; return 1 if it was only printed."""
     from ingest.app.database import timeouts  # noqa: PLC0415
     from ingest.app.target import make_target  # noqa: PLC0415
-    from ingest.sinks.postgres.housekeeping import adopting  # noqa: PLC0415
+    from ingest.sinks.postgres.housekeeping import making  # noqa: PLC0415
     from ingest.sinks.postgres.housekeeping.opening import opened  # noqa: PLC0415
     from ingest.sinks.postgres.housekeeping.view import look_at  # noqa: PLC0415
 
     target = make_target(settings)
     async with opened(url, timeouts(settings)) as connection:
         view = await look_at(connection, target.name, settings.partition_span, target=target)
-        chosen = adopting.adoptable(view, args.names)
+        chosen = making.adoptable(view, args.names)
         names = [each.name for each in chosen]
         if args.yes:
-            await adopting.adopt(connection, view, chosen, settings.partition_span)
+            await making.adopt(connection, view, chosen, settings.partition_span)
     listed = ", ".join(names) or "none: the housekeeping has all of these already"
     say(f"{'adopted' if args.yes else 'would be adopted'}: {listed}")
     if settings.partition_span != "none":

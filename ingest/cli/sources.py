@@ -158,12 +158,12 @@ def _read(body: bytes, source: Source, roots: dict[str, Any], settings: Settings
                 "metric": each.metric,
                 "value": each.value,
             }
-            for block in found.points.blocks
+            for block in found.blocks
             for each in decode_rows(block.tuples)
         ],
         "faults": [
             {"index": each.item, "code": each.code, "field": each.field, "message": each.message}
-            for each in found.points.errors
+            for each in found.errors
         ],
         "ignored": found.ignored,
         "hints": found.hints,

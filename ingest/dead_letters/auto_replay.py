@@ -14,7 +14,7 @@ import asyncio
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol
+from typing import Protocol
 
 from ingest.dead_letters.store import LiveLetter, Selection
 from ingest.model.ack import Ack, Outcome
@@ -34,6 +34,7 @@ from ingest.model.rows import encode_reading
 from ingest.system.backoff import backoff_s
 from ingest.system.clock import monotonic_s, sleep_unless
 from ingest.system.logs import get_logger
+from ingest.system.waiting import first_of
 
 REPLAYED = Selection(reasons=(EXHAUSTED, DRAINED))
 BLOCK_ROWS_MAX = 500  # small beside a live batch, so it delays live readings little
@@ -205,18 +206,8 @@ class BlockSender:
         block.doubtful = True  # an earlier write of it may have been committed
         await reservation.put(block)
         self._ledger.replayed += block.rows
-        stop = asyncio.create_task(stopping.wait())
-        waiting = asyncio.create_task(ack.wait())
-        both = (stop, waiting)
-        try:
-            ended: set[asyncio.Task[Any]] = set()
-            while not ended and not self._letters_full():
-                ended, _ = await asyncio.wait(
-                    both, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED
-                )
-        finally:
-            stop.cancel()
-            waiting.cancel()
+        while not (ack.resolved or stopping.is_set() or self._letters_full()):
+            await first_of(ack.wait(), stopping.wait(), within_s=LOOK_S)
         if ack.resolved:
             return await ack.wait()
         self._given_up = ack

@@ -170,8 +170,10 @@ class DeadLetterQueue:
         """Write what waits, as many groups at once as the backend takes."""
         while self._waiting and len(self._groups) < self.backend.groups_max:
             group: list[_Append] = []
-            while self._waiting and sum(each.size_bytes for each in group) <= GROUP_BYTES_MAX:
+            size = 0
+            while self._waiting and size <= GROUP_BYTES_MAX:
                 group.append(self._waiting.popleft())
+                size += group[-1].size_bytes
             task = asyncio.create_task(self._write(group))
             self._groups.add(task)
             task.add_done_callback(self._written)
@@ -206,17 +208,16 @@ class DeadLetterQueue:
         else:
             encoded = self._encoded(group)
         live = await self.backend.live(set().union(*encoded))
-        self._look_if_old()
         for each, lines in zip(group, encoded, strict=True):
-            new = {key: line for key, line in lines.items() if key not in live | fresh.keys()}
-            refusal = self._refusal(each, new)
+            new = {key: x for key, x in lines.items() if not (key in live or key in fresh)}
+            size = self._size_of(new.values())
+            refusal = self._refusal(each, new, size)
             if refusal is not None and monotonic_s() - self._room_made_s >= MAKE_ROOM_S_MIN:
                 await self._make_room()
-                refusal = self._refusal(each, new)
+                refusal = self._refusal(each, new, size)
             if refusal is not None:
                 each.done.set_exception(refusal)
                 continue
-            size = self._size_of(new.values())
             self._room.use(each.sender, size)
             self._pending_bytes += size
             fresh |= new
@@ -236,7 +237,9 @@ class DeadLetterQueue:
             found.append(lines)
         return found
 
-    def _refusal(self, append: _Append, lines: Mapping[bytes, NewLetter]) -> DeadLettersFull | None:
+    def _refusal(
+        self, append: _Append, lines: Mapping[bytes, NewLetter], size: int
+    ) -> DeadLettersFull | None:
         """Return why these letters find no room."""
         if not lines or all(letter.reason == DRAINED for letter in append.letters):
             return None  # at the end of a drain they have no other place: no limit
@@ -246,7 +249,7 @@ class DeadLetterQueue:
         return self._room.refusal(
             append.letters,
             append.sender,
-            self._size_of(lines.values()),
+            size,
             taken=kept.size_bytes + self._pending_bytes,
             returning=kept.returning_bytes,
         )

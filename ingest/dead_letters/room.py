@@ -13,10 +13,31 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
+from ingest.model.causes import MAKE_SPACE, Cause, Trouble, trouble_of
 from ingest.model.errors import BufferFull, DeadLettersFull, ShareUsed
+from ingest.model.ledger import DeadLetterStats
 from ingest.model.letter import EXHAUSTED, Letter
 from ingest.system.clock import monotonic_s
 
+INVALID_FULL = "invalid_full"
+SHARE_USED = "sender_share_used"  # of the space for invalid items
+CAUSES = {
+    INVALID_FULL: Cause(
+        "posts with an invalid item are refused: the dead letters are half full, and the rest is "
+        "kept for valid readings",
+        MAKE_SPACE,
+        "ingestinvaliditemsrefused",
+        rank=40,
+    ),
+    SHARE_USED: Cause(
+        "posts of a sender are refused if one item is invalid: it has used its share of the space "
+        "for such items",
+        "`{run} dlq list --where reason=invalid` shows what is wrong with its items. Fix the "
+        "sender. Then replay or discard them.",
+        "ingestsendershareused",
+        rank=50,
+    ),
+}
 HALF_LIFE_S = 86_400.0
 SENDERS_MAX = 10_000  # those that are remembered; about 200 bytes each
 TOLD_S = 60.0  # after its last refusal
@@ -26,6 +47,13 @@ IN_WORK_BYTES_MAX = 16 * 1024**2
 SMALL_BYTES_MAX = 64 * 1024
 LETTER_BYTES = 500  # what a letter takes beside the bytes of its item
 BUSY_S = 1.0
+
+
+def trouble(letters: DeadLetterStats) -> Trouble:
+    """Return why posts with an invalid item are refused, or nothing."""
+    if letters.invalid_full:
+        return trouble_of(CAUSES, INVALID_FULL)
+    return trouble_of(CAUSES, SHARE_USED if letters.share_used_by else "", letters.share_used_by)
 
 
 class Room:

@@ -22,20 +22,17 @@ import msgspec
 from ingest.broker.envelope import Address
 from ingest.broker.monitor import ask, is_answering
 from ingest.embedded.broker_config import Endpoints, config_text, new_endpoints
-from ingest.embedded.processes import end_process, ended_or_set, tail_of
 from ingest.embedded.programs import DatabaseUser, clean_environment, command
+from ingest.embedded.running import Launched, Server, ServerWords, ended_or_set, tail_of
 from ingest.model.errors import StartError
 from ingest.system import clock
 from ingest.system.files import Lock, is_locked, make_folder, replace_private, size_bytes
 from ingest.system.logs import get_logger
 from ingest.system.loopback import free_port
 
-START_S_MAX = 120.0  # it reads its store
 LOCK_S_MAX = 10.0  # for a command that runs the broker for its own time
-STOP_S_MAX, KILL_S_MAX = 10.0, 5.0
+KILL_S_MAX = 5.0
 LEFT_S_MAX = 5.0  # until a server that was left is killed
-RESTART_S_MIN, RESTART_S_MAX = 0.1, 10.0
-STEADY_S = 60.0  # after so long the next restart begins with the short pause again
 PAYLOAD_BYTES_MAX = 8 * 1024**2
 # Its runtime collects garbage more often above this; it is no limit: what is needed is taken.
 # Measured with posts of 100, 300,000 readings a second: 205 MiB at the peak instead of 350. With 80
@@ -46,10 +43,14 @@ MEMORY_GOAL = "192MiB"
 SILENT_TIMES, ANSWER_S_MAX = 3, 1.5
 LOOK_S = 2.0
 AGAIN_S = 0.1  # after a look without an answer
-_IN_USE = "address already in use"
 _OURSELVES = DatabaseUser(-1, -1, "")
 
 _log = get_logger("broker")
+_WORDS = ServerWords(
+    lambda code, pause_s: _log.warning("broker_exited", code=code, restart_in_s=pause_s),
+    lambda pid: _log.info("broker_restarted", pid=pid),
+    lambda why: _log.error("broker_not_restarted", reason=why),
+)
 
 
 class Published(msgspec.Struct, frozen=True):
@@ -64,28 +65,23 @@ class Published(msgspec.Struct, frozen=True):
         return Address((at.server,), role, at.passwords[role], ours=True)
 
 
-class EmbeddedBroker:
+class EmbeddedBroker(Server):
     """A nats-server in `folder`, which is made. `start` once, then `stop`."""
+
+    program, what = "nats-server", "a broker"
+    # Between two starts another program has taken a port.
+    in_use, in_use_s_max = "address already in use", LOCK_S_MAX
+    end_steps = ((signal.SIGINT, 10.0), (signal.SIGKILL, KILL_S_MAX))
 
     def __init__(
         self, folder: Path, program: Path, *, payload_bytes_max: int = PAYLOAD_BYTES_MAX
     ) -> None:
-        self._folder = folder
-        self._program = program
+        super().__init__(folder, folder / "server.log", _WORDS)
+        self._error_file = folder / "server.err"
+        self._program_path = program
         self._payload_bytes_max = payload_bytes_max
         self._config = folder / "server.conf"
-        self._lock: Lock | None = None
         self._endpoints: Endpoints | None = None
-        self._process: asyncio.subprocess.Process | None = None
-        self._stopping = asyncio.Event()
-        self._supervision: asyncio.Task[None] | None = None
-
-    @property
-    def pid(self) -> int | None:
-        """The server's process id while it runs."""
-        if self._process is None or self._process.returncode is not None:
-            return None
-        return self._process.pid
 
     @property
     def published(self) -> Published:
@@ -98,48 +94,35 @@ class EmbeddedBroker:
 
         If it is cancelled, no server goes on running.
         """
-        assert self._supervision is None, "started once, until stopped"
-        self._stopping.clear()
-        try:
-            make_folder(self._folder)
-            self._folder.chmod(0o700)
-            await self._take()
-            await self._end_left()
-            await self._launch()
-        except OSError as error:
-            await self._end()
-            raise StartError(f"cannot start a broker in {self._folder}: {error}") from error
-        except (StartError, asyncio.CancelledError):
-            await self._end()
-            raise
-        self._supervision = asyncio.create_task(self._supervise(), name="broker")
+        await self.start_server()
 
-    async def stop(self) -> None:
-        """Stop the server. Repeatable."""
-        if self._supervision is not None:
-            self._stopping.set()
-            await asyncio.shield(self._supervision)
-            self._supervision = None
+    async def begin(self) -> None:
+        """Lock the folder, and launch the server; see Server."""
+        make_folder(self.folder)
+        self.folder.chmod(0o700)
+        await self._take()
+        await self._end_left()
+        await self.launch()
 
     async def _take(self) -> None:
         """Lock the folder. A command may have it for a moment."""
         started_s = clock.monotonic_s()
-        path = self._folder / "lock"
+        path = self.folder / "lock"
         while (lock := Lock.try_take(path, create=True)) is None:
             if clock.monotonic_s() - started_s > LOCK_S_MAX:
                 owner = path.read_text(errors="replace")[:20].strip() or "unknown"
                 raise StartError(
-                    f"the process {owner} runs the broker in {self._folder}: stop it, or choose "
+                    f"the process {owner} runs the broker in {self.folder}: stop it, or choose "
                     "another folder with --state-dir"
                 )
             await asyncio.sleep(0.05)
         lock.record(f"{os.getpid()}\n")
-        self._lock = lock
+        self.lock = lock
 
     async def _end_left(self) -> None:
         """End a server whose parent was killed. It has inherited the lock of its store."""
         started_s = clock.monotonic_s()
-        path = self._folder / "server.lock"
+        path = self.folder / "server.lock"
         signals = {0.0: signal.SIGINT, LEFT_S_MAX: signal.SIGKILL}
         while path.exists() and is_locked(path):
             waited_s = clock.monotonic_s() - started_s
@@ -150,63 +133,38 @@ class EmbeddedBroker:
                     os.kill(pid, number)
             if waited_s > LEFT_S_MAX + KILL_S_MAX:
                 raise StartError(
-                    f"another nats-server uses {self._folder}, and does not end: stop it, or "
+                    f"another nats-server uses {self.folder}, and does not end: stop it, or "
                     "choose another folder with --state-dir"
                 )
             await asyncio.sleep(0.02)
 
-    async def _launch(self) -> None:
-        """Start the server and wait until it is ready, or `stop` is called. Raises StartError."""
-        started_s = clock.monotonic_s()
-        while True:
-            at = self._endpoints = self._endpoints or _new_endpoints()
-            log_start = size_bytes(self._log_file)
-            self._process = process = await self._spawn(at)
-            while process.returncode is None:
-                ready = await asyncio.to_thread(_is_ready, at)
-                if ready or self._stopping.is_set():
-                    self._publish()
-                    return
-                if clock.monotonic_s() - started_s > START_S_MAX:
-                    await _terminate(process)
-                    raise StartError(
-                        f"nats-server is not ready after {START_S_MAX:g} s: {self._log_file}"
-                    )
-                await asyncio.sleep(0.005)
-            self._process = None
-            said = f"{tail_of(self._error_file)}\n{tail_of(self._log_file, log_start)}".strip()
-            # Between two starts another program has taken a port.
-            if _IN_USE not in said or clock.monotonic_s() - started_s > LOCK_S_MAX:
-                raise StartError(f"nats-server did not start ({self._log_file}): {said}")
-            self._endpoints = _new_endpoints()
+    async def is_ready(self, process: asyncio.subprocess.Process) -> bool:
+        """Whether the server can be used."""
+        assert self._endpoints is not None
+        return await asyncio.to_thread(_is_ready, self._endpoints)
 
-    @property
-    def _log_file(self) -> Path:
-        return self._folder / "server.log"
-
-    @property
-    def _error_file(self) -> Path:
-        return self._folder / "server.err"
-
-    async def _spawn(self, at: Endpoints) -> asyncio.subprocess.Process:
+    async def spawn(self) -> Launched:
+        """Start the program."""
+        at = self._endpoints = self._endpoints or _new_endpoints()
+        log_start = size_bytes(self.log_file)
         text = config_text(
             at,
-            store=self._folder / "store",
-            log=self._log_file,
+            store=self.folder / "store",
+            log=self.log_file,
             # The stream has its own bound. This one refuses a bound that no disk could hold.
-            store_bytes_max=shutil.disk_usage(self._folder).total,
+            store_bytes_max=shutil.disk_usage(self.folder).total,
             payload_bytes_max=self._payload_bytes_max,
         )
         replace_private(self._config, text.encode())
-        store_lock = Lock.try_take(self._folder / "server.lock", create=True)
+        store_lock = Lock.try_take(self.folder / "server.lock", create=True)
         if store_lock is None:
-            raise StartError(f"another nats-server uses {self._folder}")
+            raise StartError(f"another nats-server uses {self.folder}")
         with store_lock:  # the server inherits it, and so has it until it ends
             flags = os.O_WRONLY | os.O_TRUNC | os.O_CREAT | os.O_CLOEXEC
             errors_fd = os.open(self._error_file, flags, 0o600)
             try:
-                return await asyncio.create_subprocess_exec(
-                    *command(_OURSELVES, self._program, "-c", str(self._config)),
+                process = await asyncio.create_subprocess_exec(
+                    *command(_OURSELVES, self._program_path, "-c", str(self._config)),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.DEVNULL,
                     stderr=errors_fd,
@@ -216,45 +174,27 @@ class EmbeddedBroker:
             finally:
                 os.close(errors_fd)
 
-    def _publish(self) -> None:
-        replace_private(self._folder / "server.json", msgspec.json.encode(self.published))
+        def said() -> str:
+            return f"{tail_of(self._error_file)}\n{tail_of(self.log_file, log_start)}".strip()
 
-    async def _supervise(self) -> None:
-        """Keep a server running until `stop` is called; then stop it."""
-        try:
-            await self._keep_running()
-        finally:
-            await self._end()
+        return Launched(process, said)
 
-    async def _keep_running(self) -> None:
-        pause_s = RESTART_S_MIN
-        since_s = clock.monotonic_s()
-        while True:
-            if self._process is not None:
-                await self._exited_or_stopping(self._process)
-                if self._stopping.is_set():
-                    return
-                if clock.monotonic_s() - since_s > STEADY_S:
-                    pause_s = RESTART_S_MIN
-                code = self._process.returncode
-                self._process = None
-                _log.warning("broker_exited", code=code, restart_in_s=round(pause_s, 1))
-            if await clock.sleep_unless(self._stopping, pause_s):
-                return
-            pause_s = min(2 * pause_s, RESTART_S_MAX)
-            try:
-                await self._launch()
-            except (StartError, OSError) as error:
-                _log.error("broker_not_restarted", reason=str(error))
-            else:
-                since_s = clock.monotonic_s()
-                _log.info("broker_restarted", pid=self.pid)
+    def may_try_again(self, said: str) -> bool:
+        """Whether a port was taken; then the next start has others."""
+        if not super().may_try_again(said):
+            return False
+        self._endpoints = _new_endpoints()
+        return True
 
-    async def _exited_or_stopping(self, process: asyncio.subprocess.Process) -> None:
+    def publish(self) -> None:
+        """Tell other processes where the server is."""
+        replace_private(self.folder / "server.json", msgspec.json.encode(self.published))
+
+    async def watch(self, process: asyncio.subprocess.Process) -> None:
         """Wait for the end of the server or a stop. Kill a server that is frozen."""
         silent = 0
         while not await ended_or_set(
-            process, self._stopping, within_s=AGAIN_S if silent else LOOK_S
+            process, self.stopping, within_s=AGAIN_S if silent else LOOK_S
         ):
             url = self.published.endpoints.monitor_url
             answers = await asyncio.to_thread(is_answering, url, ANSWER_S_MAX)
@@ -263,16 +203,11 @@ class EmbeddedBroker:
                 _log.error("broker_frozen", pid=process.pid)
                 process.kill()
 
-    async def _end(self) -> None:
-        try:
-            if self._process is not None:
-                await _terminate(self._process)
-                self._process = None
-        finally:
-            if self._lock is not None:
-                (self._folder / "server.json").unlink(missing_ok=True)
-                self._lock.close()
-                self._lock = None
+    async def end(self) -> None:
+        """End the server, and remove what others could find it by."""
+        if self.lock is not None:
+            (self.folder / "server.json").unlink(missing_ok=True)
+        await super().end()
 
 
 def _new_endpoints() -> Endpoints:
@@ -312,7 +247,3 @@ def _servers_of(config: Path) -> list[int]:
         if os.fsencode(config) in words:
             found.append(int(path.parent.name))
     return found
-
-
-async def _terminate(process: asyncio.subprocess.Process) -> None:
-    await end_process(process, (signal.SIGINT, STOP_S_MAX), (signal.SIGKILL, KILL_S_MAX))

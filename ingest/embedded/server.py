@@ -18,8 +18,16 @@ from pathlib import Path
 from ingest.embedded import data as postgres_data
 from ingest.embedded.access import write_access_rules
 from ingest.embedded.data import Home
-from ingest.embedded.processes import end_process, ended_or_set, tail_of
 from ingest.embedded.programs import clean_environment, command
+from ingest.embedded.running import (
+    START_S_MAX,
+    Launched,
+    Server,
+    ServerWords,
+    end_process,
+    ended_or_set,
+    tail_of,
+)
 from ingest.embedded.sockets import (
     PORT,
     SOCKET,
@@ -30,7 +38,6 @@ from ingest.embedded.sockets import (
 )
 from ingest.model.errors import StartError
 from ingest.system import clock
-from ingest.system.files import Lock
 from ingest.system.logs import get_logger
 
 SETTINGS: dict[str, str] = {
@@ -58,38 +65,34 @@ SETTINGS: dict[str, str] = {
     "log_checkpoints": "off",
 }
 
-START_S_MAX = 120.0  # the recovery after a crash may read max_wal_size of log
-STOP_S_MAX, QUIT_S_MAX, KILL_S_MAX = 20.0, 5.0, 5.0
-RESTART_S_MIN, RESTART_S_MAX = 0.1, 10.0
-STEADY_S = 60.0  # after so long the next restart begins with the short pause again
 LOOK_S = 0.2  # between two looks whether the socket, or the process that we share with, is there
-_IN_USE = "pre-existing shared memory block"
 
 _log = get_logger("embedded")
+_WORDS = ServerWords(
+    lambda code, pause_s: _log.warning("database_exited", code=code, restart_in_s=pause_s),
+    lambda pid: _log.info("database_restarted", pid=pid),
+    lambda why: _log.error("database_not_restarted", reason=why),
+)
 
 
-class EmbeddedPostgres:
+class EmbeddedPostgres(Server):
     """One PostgreSQL server on `folder`/data. `settings` add to SETTINGS or replace them.
 
     Start it from the main thread: it ends with the thread that started it.
     """
 
+    program, what = "PostgreSQL", "a database"
+    # The children of a server that was killed end by themselves, a moment later.
+    in_use, in_use_s_max = "pre-existing shared memory block", postgres_data.PREVIOUS_S_MAX
+    # A fast shutdown, then an immediate one.
+    end_steps = ((signal.SIGINT, 20.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))
+
     def __init__(self, folder: Path, *, settings: Mapping[str, str] | None = None) -> None:
-        self._folder = folder.resolve()
+        folder = folder.resolve()
+        super().__init__(folder, folder / "postgres.log", _WORDS)
         self._settings = {**SETTINGS, **(settings or {})}
-        self._lock: Lock | None = None
         self._url = ""
         self._home: Home | None = None
-        self._process: asyncio.subprocess.Process | None = None
-        self._stopping = asyncio.Event()
-        self._supervision: asyncio.Task[None] | None = None
-
-    @property
-    def pid(self) -> int | None:
-        """The server's process id while it runs."""
-        if self._process is None or self._process.returncode is not None:
-            return None
-        return self._process.pid
 
     @property
     def url(self) -> str:
@@ -105,92 +108,71 @@ class EmbeddedPostgres:
         that server is used until the process ends; then this one starts its own.
         If it is cancelled, no server goes on running. Raises StartError.
         """
-        assert self._supervision is None, "started once, until stopped"
-        self._stopping.clear()
-        try:
-            async with contextlib.AsyncExitStack() as undo:
-                undo.push_async_callback(self._end)
-                await self._take_or_share()
-                if self._lock is not None:
-                    await self._run()
-                undo.pop_all()
-        except OSError as error:
-            raise StartError(f"cannot start a database in {self._folder}: {error}") from error
-        self._supervision = asyncio.create_task(self._supervise(), name="postgres")
+        await self.start_server()
         return self.url
+
+    async def begin(self) -> None:
+        """Lock the folder, and launch the server; see Server."""
+        await self._take_or_share()
+        if self.lock is not None:
+            await self._run()
 
     async def _take_or_share(self) -> None:
         """Lock the folder, or find the server of the process that has locked it."""
         started_s = clock.monotonic_s()
         while not self._take():
-            self._url = postgres_data.published_url(self._folder)
+            self._url = postgres_data.published_url(self.folder)
             sockets = postgres_data.sockets_of(self._url)
             if sockets is not None and (sockets / SOCKET).exists():
-                _log.info("database_shared", pid=postgres_data.locked_by(self._folder))
+                _log.info("database_shared", pid=postgres_data.locked_by(self.folder))
                 return
             if clock.monotonic_s() - started_s > START_S_MAX:
                 raise StartError(
-                    f"the process {postgres_data.locked_by(self._folder)} has locked the database "
-                    f"in {self._folder} and does not start it: stop that process, or choose "
+                    f"the process {postgres_data.locked_by(self.folder)} has locked the database "
+                    f"in {self.folder} and does not start it: stop that process, or choose "
                     "another folder with --state-dir"
                 )
             await asyncio.sleep(0.02)
 
     def _take(self) -> bool:
         """Lock the folder; return whether we have the lock."""
-        self._lock = postgres_data.try_lock(self._folder)
-        return self._lock is not None
+        self.lock = postgres_data.try_lock(self.folder)
+        return self.lock is not None
 
     async def _run(self) -> None:
         """Start the server in the folder, which is locked. Raises StartError and OSError."""
-        preparing = asyncio.ensure_future(asyncio.to_thread(postgres_data.prepare, self._folder))
+        preparing = asyncio.ensure_future(asyncio.to_thread(postgres_data.prepare, self.folder))
         try:
             self._home = home = await asyncio.shield(preparing)
         except asyncio.CancelledError:
             await asyncio.wait([preparing])  # a thread goes on: the folder stays locked until then
             raise
         await postgres_data.await_previous(home.data)
-        last = postgres_data.sockets_of(postgres_data.published_url(self._folder))
+        last = postgres_data.sockets_of(postgres_data.published_url(self.folder))
         if last is not None and last != home.sockets:
             remove_socket_folder(last)
         await postgres_data.make_data(home)
         major = int((home.data / "PG_VERSION").read_text())
         write_access_rules(home.data, home.user, major)
         sweep_left_overs(home.user)
-        await self._launch()
+        await self.launch()
 
     async def stop(self) -> None:
         """Shut the server down. This is fast: open transactions are rolled back."""
-        if self._supervision is not None:
-            self._stopping.set()
-            await asyncio.shield(self._supervision)
-            self._supervision = None
+        await super().stop()
 
-    async def _launch(self) -> None:
-        """Start the server and wait until it is ready, or `stop` is called. Raises StartError."""
-        started_s = clock.monotonic_s()
-        while True:
-            home = self._with_sockets()
-            process, log_start = await self._spawn(home)
-            self._process = process
-            while process.returncode is None:
-                lines = postgres_data.pid_file_lines(home.data)
-                ours = bool(lines) and lines[0] == str(process.pid)
-                if (ours and postgres_data.status_of(lines) == "ready") or self._stopping.is_set():
-                    self._url = postgres_data.url_of(home.sockets)
-                    postgres_data.publish_url(self._folder, self._url)
-                    return
-                if clock.monotonic_s() - started_s > START_S_MAX:
-                    await _terminate(process)
-                    raise StartError(f"PostgreSQL is not ready after {START_S_MAX:g} s: {home.log}")
-                await asyncio.sleep(0.01)
-            self._process = None
-            text = tail_of(home.log, log_start)
-            patience_s = postgres_data.PREVIOUS_S_MAX
-            # The children of a server that was killed end by themselves, a moment later.
-            if _IN_USE not in text or clock.monotonic_s() - started_s > patience_s:
-                raise StartError(f"PostgreSQL did not start ({home.log}): {text}")
-            await asyncio.sleep(0.1)
+    async def is_ready(self, process: asyncio.subprocess.Process) -> bool:
+        """Whether the server can be used."""
+        assert self._home is not None
+        lines = postgres_data.pid_file_lines(self._home.data)
+        ours = bool(lines) and lines[0] == str(process.pid)
+        return ours and postgres_data.status_of(lines) == "ready"
+
+    def publish(self) -> None:
+        """Tell other processes where the server is."""
+        assert self._home is not None
+        self._url = postgres_data.url_of(self._home.sockets)
+        postgres_data.publish_url(self.folder, self._url)
 
     def _with_sockets(self) -> Home:
         """Make the folder of the socket anew if somebody has removed it; else empty it.
@@ -201,12 +183,13 @@ class EmbeddedPostgres:
         home = self._home
         remove_socket_folder(home.sockets)
         if not make_private(home.sockets, home.user):
-            home = home._replace(sockets=make_socket_folder(self._folder, home.user, None))
+            home = home._replace(sockets=make_socket_folder(self.folder, home.user, None))
         self._home = home
         return home
 
-    async def _spawn(self, home: Home) -> tuple[asyncio.subprocess.Process, int]:
-        """Start the program; also return the length of the log before that."""
+    async def spawn(self) -> Launched:
+        """Start the program."""
+        home = self._with_sockets()
         arguments = ["-D", str(home.data), "-h", "", "-k", str(home.sockets), "-p", str(PORT)]
         for name, value in self._settings.items():
             arguments += ["-c", f"{name}={value}"]
@@ -222,79 +205,39 @@ class EmbeddedPostgres:
             )
         finally:
             os.close(log_fd)
-        return process, log_start
+        return Launched(process, lambda: tail_of(home.log, log_start))
 
-    async def _supervise(self) -> None:
-        """Keep a server running until `stop` is called; then stop it."""
-        try:
-            if self._lock is not None or await self._has_turn():
-                await self._keep_running()
-        finally:
-            await self._end()
-
-    async def _has_turn(self) -> bool:
+    async def has_turn(self) -> bool:
         """Wait until the process whose server we use has ended. Return False at a `stop`."""
-        while not await clock.sleep_unless(self._stopping, LOOK_S):
+        if self.lock is not None:
+            return True
+        while not await clock.sleep_unless(self.stopping, LOOK_S):
             try:
                 if self._take():
                     return True
-                self._url = postgres_data.published_url(self._folder) or self._url
+                self._url = postgres_data.published_url(self.folder) or self._url
             except (StartError, OSError) as error:
                 _log.error("database_not_taken_over", reason=str(error))
         return False
 
-    async def _keep_running(self) -> None:
-        pause_s = RESTART_S_MIN
-        since_s = clock.monotonic_s()
-        while True:
-            if self._process is not None:
-                code = await self._exited_or_stopping(self._process)
-                if self._stopping.is_set():
-                    return
-                if clock.monotonic_s() - since_s > STEADY_S:
-                    pause_s = RESTART_S_MIN
-                self._process = None
-                _log.warning("database_exited", code=code, restart_in_s=round(pause_s, 1))
-            if await clock.sleep_unless(self._stopping, pause_s):
-                return
-            pause_s = min(2 * pause_s, RESTART_S_MAX)
-            try:
-                await (self._run() if self._home is None else self._launch())
-            except (StartError, OSError) as error:
-                _log.error("database_not_restarted", reason=str(error))
-            else:
-                since_s = clock.monotonic_s()
-                _log.info("database_restarted", pid=self.pid)
+    async def launch_again(self) -> None:
+        """Start the server again, or the first one if another process had it."""
+        await (self._run() if self._home is None else self.launch())
 
-    async def _exited_or_stopping(self, process: asyncio.subprocess.Process) -> int | None:
-        """Wait for the end of the server or a stop. End a server whose socket has been removed."""
-        while not await ended_or_set(process, self._stopping, within_s=LOOK_S):
+    async def watch(self, process: asyncio.subprocess.Process) -> None:
+        """Wait for the end of the server or a stop. End one whose socket has been removed."""
+        while not await ended_or_set(process, self.stopping, within_s=LOOK_S):
             if self._home is not None and not (self._home.sockets / SOCKET).exists():
                 _log.warning("database_socket_removed", folder=str(self._home.sockets))
-                await _terminate(process)
-        return process.returncode
+                await end_process(process, self.end_steps)
 
-    async def _end(self) -> None:
-        try:
-            if self._process is not None and self._home is not None:
-                await _terminate(self._process)
-                self._process = None
-                remove_socket_folder(self._home.sockets)
-            elif self._home is not None:  # not started: files in there belong to another server
-                with contextlib.suppress(OSError):
-                    self._home.sockets.rmdir()
-            self._home = None
-        finally:
-            if self._lock is not None:
-                self._lock.close()
-                self._lock = None
-
-
-async def _terminate(process: asyncio.subprocess.Process) -> None:
-    """Ask for a fast shutdown, then an immediate one, then kill."""
-    await end_process(
-        process,
-        (signal.SIGINT, STOP_S_MAX),
-        (signal.SIGQUIT, QUIT_S_MAX),
-        (signal.SIGKILL, KILL_S_MAX),
-    )
+    async def end(self) -> None:
+        """End the server, and remove what others could find it by."""
+        ran = self.process is not None
+        await super().end()
+        if self._home is not None and ran:
+            remove_socket_folder(self._home.sockets)
+        elif self._home is not None:  # not started: files in there belong to another server
+            with contextlib.suppress(OSError):
+                self._home.sockets.rmdir()
+        self._home = None

@@ -9,10 +9,10 @@ Does not: decide what the answer to a post is.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Generator, Sequence
 from typing import NamedTuple, cast
 
+from ingest.formats.block_builder import BlockBuilder
 from ingest.formats.line_escapes import marked
 from ingest.formats.line_item import (
     EMPTY,
@@ -25,10 +25,10 @@ from ingest.formats.line_item import (
 )
 from ingest.formats.line_series import KEPT_KEYS, UNREADABLE, Naming
 from ingest.formats.line_whole import ONE_BYTES_MAX, Columns, many, one
-from ingest.formats.post import Decoded, ItemError, Post, most_invalid, too_many_invalid
+from ingest.formats.post import Decoded, Points, Post, too_many_invalid
 from ingest.model.block import Block
 from ingest.model.errors import Refused
-from ingest.model.rows import PG_EPOCH_US, encode_row, encode_rows
+from ingest.model.rows import PG_EPOCH_US, encode_row
 
 WHOLE_BYTES = 16 * 1024  # a body of this size is read in one step, if all its lines are plain
 SLICE_BYTES = 32 * 1024
@@ -49,21 +49,6 @@ class LinePost(NamedTuple):
     naming: Naming
     rows_max: int
     rows_bytes_max: int
-
-
-class Points(NamedTuple):
-    """What a post has: its readings in blocks, an error for each line with a fault, or nothing.
-
-    `strings` is the number of its fields that are text; they are not kept. `rounded` of the values
-    are integers that float64 cannot hold. `not_kept` of its lines have a fault and no entry in
-    `errors`, since there are too many of them.
-    """
-
-    blocks: list[Block]
-    errors: list[ItemError]
-    strings: int
-    rounded: int
-    not_kept: int = 0
 
 
 # Each `next` does a short step of the work; the result comes with StopIteration. Raises Refused.
@@ -137,19 +122,9 @@ class _BodyReader:
         self._lines = 0  # that were read, with those without content
         self._step_bytes = 0  # of lines read one by one in this step
         self._is_doubtful = False  # the last lines could not be read as a whole
-        self._blocks: list[Block] = []
-        self._bytes = 0  # of them, of `_parts`, and of the lines in `_errors`
-        self._rows = 0
+        self._built = BlockBuilder(post.post, body_bytes)
         self._strings = 0
         self._rounded = 0
-        self._errors: list[ItemError] = []
-        self._errors_max = most_invalid(body_bytes)
-        self._not_kept = 0  # lines with a fault that are not in `_errors`
-        # Of the next block:
-        self._parts: list[bytes] = []
-        self._block_rows = 0
-        self._newest_us = 0
-        self._owners = array("L")  # the line of each row
 
     def is_read_whole(self, body: bytes) -> bool:
         """Read a whole body in one step. Returns False if that is not possible."""
@@ -180,17 +155,18 @@ class _BodyReader:
 
     def points(self) -> Points:
         """Return everything that was read. Raises Refused if that is nothing."""
-        self._end_block()
-        errors = self._errors
-        if not (self._blocks or errors or self._strings):
+        points = self._built.points()
+        if not (points.blocks or points.errors or self._strings):
             raise Refused("empty", "the body has no lines")
         self._check_readable()
-        return Points(self._blocks, errors, self._strings, self._rounded, self._not_kept)
+        return points._replace(texts=self._strings, rounded=self._rounded)
 
     def _check_readable(self) -> None:
         """Raise Refused if no line was line protocol so far."""
-        errors = self._errors
-        if not (self._rows or self._strings) and all(each.code == UNREADABLE for each in errors):
+        errors = self._built.errors
+        if not (self._built.rows or self._strings) and all(
+            each.code == UNREADABLE for each in errors
+        ):
             raise Refused(
                 "not_lines",
                 f"no line of the body is line protocol; line {errors[0].item + 1}: "
@@ -246,17 +222,13 @@ class _BodyReader:
         self._strings += read.strings
         self._rounded += read.rounded
         if read.error is not None:
-            if len(self._errors) < self._errors_max:
-                self._errors.append(read.error)
-                self._bytes += len(read.error.original)
-            else:
-                if not self._not_kept:
-                    self._check_readable()
-                self._not_kept += 1
+            if self._built.is_full_of_errors and not self._built.not_kept:
+                self._check_readable()
+            self._built.fault(read.error)
         rows = len(read.names)
         if rows:
             times_pg_us = [read.ts_us - PG_EPOCH_US] * rows
-            self._add(times_pg_us, read.names, read.values, [line.number] * rows, read.ts_us)
+            self._built.add(times_pg_us, read.names, read.values, [line.number] * rows, read.ts_us)
         self._check()
         return at
 
@@ -267,62 +239,18 @@ class _BodyReader:
         owners: Sequence[int] = range(first, self._lines)
         if counts is not None:
             owners = [first + line for line, rows in enumerate(counts) for _ in range(rows)]
-        self._add(columns.times_pg_us, columns.names, columns.values, owners, columns.newest_us)
-        self._check()
-
-    def _add(
-        self,
-        times_pg_us: Sequence[int],
-        names: list[bytes],
-        values: list[float],
-        owners: Sequence[int],
-        newest_us: int,
-    ) -> None:
-        """Add rows to the last block; begin a new one when it is full."""
-        at, rows, block_rows_max = 0, len(names), self._post.post.rules.post_rows_max
-        while at < rows:
-            end = min(rows, at + block_rows_max - self._block_rows)
-            part = encode_rows(times_pg_us[at:end], names[at:end], values[at:end])
-            self._parts.append(part)
-            self._bytes += len(part)
-            self._owners.extend(owners[at:end])
-            self._block_rows += end - at
-            self._newest_us = max(self._newest_us, newest_us)
-            if self._block_rows == block_rows_max:
-                self._end_block()
-            at = end
-        self._rows += rows
-
-    def _end_block(self) -> None:
-        if not self._block_rows:
-            return
-        post, owners = self._post.post, self._owners
-        is_alike = owners == array("L", range(self._block_rows))
-        block = Block(
-            b"".join(self._parts),
-            self._block_rows,
-            received_s=post.received_s,
-            received_us=post.received_us,
-            newest_ts_us=self._newest_us,
-            items=None if is_alike else owners,
+        self._built.add(
+            columns.times_pg_us, columns.names, columns.values, owners, columns.newest_us
         )
-        self._blocks.append(block)
-        self._parts, self._owners = [], array("L")
-        self._block_rows = self._newest_us = 0
+        self._check()
 
     def _check(self) -> None:
         """Raise Refused if there is more than allowed."""
         post = self._post
-        faulty = len(self._errors) + self._not_kept
-        if self._rows + faulty + self._strings > post.rows_max:
+        if self._built.rows + self._built.faults + self._strings > post.rows_max:
             raise Refused(
                 "too_many_readings",
                 f"a post may have {post.rows_max} fields; split it",
                 readings_max=post.rows_max,
             )
-        if self._bytes > post.rows_bytes_max:
-            raise Refused(
-                "body_too_large",
-                f"its readings take more than {post.rows_bytes_max} bytes; split the post",
-                body_bytes_max=post.rows_bytes_max,
-            )
+        self._built.check_bytes(post.rows_bytes_max)

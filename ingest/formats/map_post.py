@@ -10,13 +10,12 @@ is bounded.
 from __future__ import annotations
 
 import json
-from array import array
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import orjson
 
-from ingest.formats.line_protocol import Points
+from ingest.formats.block_builder import BlockBuilder
 from ingest.formats.map_documents import Documents, Unreadable, documents
 from ingest.formats.map_row import DocumentRead, RowRead, read_document
 from ingest.formats.map_source import Source
@@ -24,14 +23,13 @@ from ingest.formats.map_values import Hints, Receipt
 from ingest.formats.post import (
     Decoded,
     ItemError,
+    Points,
     Post,
-    most_invalid,
     too_many_invalid,
     too_many_of_post,
 )
-from ingest.model.block import Block
 from ingest.model.errors import Refused
-from ingest.model.rows import PG_EPOCH_US, encode_rows
+from ingest.model.rows import PG_EPOCH_US
 
 STEP_DOCUMENTS = 32
 STEP_ROWS = 1_000
@@ -66,21 +64,10 @@ def received_at(times_us: Sequence[int], at: int, post_us: int) -> int:
     return times_us[min(at, len(times_us) - 1)] if times_us else post_us
 
 
-class Mapped(NamedTuple):
-    """What a post has. `ignored` is the number of its events that the mapping leaves out.
-
-    `hints` are sentences about values that the author of the mapping may mean otherwise.
-    """
-
-    points: Points
-    ignored: int
-    hints: list[str]
+MapSteps = Generator[None, None, Points]
 
 
-MapSteps = Generator[None, None, Mapped]
-
-
-def begin(body: bytes, post: MapPost) -> Mapped | MapSteps:
+def begin(body: bytes, post: MapPost) -> Points | MapSteps:
     """Return the readings of a body, or the steps to them.
 
     `begin` and the steps raise Refused: `not_json`, `too_many_readings`, `item_too_large`,
@@ -90,19 +77,19 @@ def begin(body: bytes, post: MapPost) -> Mapped | MapSteps:
     try:
         next(steps)
     except StopIteration as end:
-        return cast("Mapped", end.value)
+        return cast("Points", end.value)
     return steps
 
 
-def decode(body: bytes, post: MapPost) -> Mapped:
+def decode(body: bytes, post: MapPost) -> Points:
     """Do what `begin` does, in one go."""
-    mapped = begin(body, post)
-    while not isinstance(mapped, Mapped):
+    points = begin(body, post)
+    while not isinstance(points, Points):
         try:
-            next(mapped)
+            next(points)
         except StopIteration as end:
-            mapped = cast("Mapped", end.value)
-    return mapped
+            points = cast("Points", end.value)
+    return points
 
 
 def decode_item(
@@ -122,7 +109,7 @@ def decode_item(
     if original.lstrip()[:1] == b"[":  # a document that is a list; alone it would be a list of them
         original = b"[%b]" % original
     whole = MapPost(post, source, roots, rows_max, ITEM_ROWS_BYTES_MAX, is_json=is_json)
-    points = decode(original, whole).points
+    points = decode(original, whole)
     if points.not_kept:
         raise too_many_invalid(points.errors, len(original))
     if not (points.blocks or points.errors):
@@ -136,23 +123,13 @@ class _PostReader:
     def __init__(self, post: MapPost, body_bytes: int) -> None:
         self._post = post
         self._items = 0  # documents that were read
-        self._blocks: list[Block] = []
-        self._bytes = 0  # of the rows, and of the documents in `_errors`
-        self._rows = 0
+        self._built = BlockBuilder(post.post, body_bytes)
         self._rounded = 0
         self._ignored = 0
         self._hints = Hints(post.source)
-        self._errors: list[ItemError] = []
         self._body_bytes = body_bytes
-        self._errors_max = most_invalid(body_bytes)
-        self._not_kept = 0
         # Fewer than bytes, but for values that several rows share. Each reading is two parts.
         self._parts_left = body_bytes + 2 * post.rows_max
-        # Of the next block:
-        self._parts: list[bytes] = []
-        self._block_rows = 0
-        self._newest_us = 0
-        self._owners = array("L")
 
     def read(self, body: bytes) -> MapSteps:
         """Read all documents of a body."""
@@ -163,9 +140,9 @@ class _PostReader:
                 yield from self._read_some(some)
         if not self._items:
             self._ignored += 1  # an empty body, or an empty list
-        self._end_block()
-        points = Points(self._blocks, self._errors, 0, self._rounded, self._not_kept)
-        return Mapped(points, self._ignored, self._hints.told())
+        return self._built.points()._replace(
+            rounded=self._rounded, ignored=self._ignored, hints=tuple(self._hints.told())
+        )
 
     def _read_some(self, some: Documents) -> Generator[None, None, None]:
         originals: list[bytes] | None = None
@@ -200,73 +177,37 @@ class _PostReader:
 
     def _note(self, found: DocumentRead, document: Any, original: bytes) -> None:
         """Keep a document with a fault, if it is not one too many."""
-        if len(self._errors) >= self._errors_max:
-            if not self._rows:
-                raise too_many_invalid(self._errors, self._body_bytes)
-            self._not_kept += 1
+        if self._built.is_full_of_errors:
+            if not self._built.rows:
+                raise too_many_invalid(self._built.errors, self._body_bytes)
+            self._built.not_kept += 1
             return
         if len(original) > PRUNED_BYTES_MIN:
             original = _pruned(found, document, self._post.source) or original
         (field, code, message), *others = found.faults
         also = tuple((field, code) for field, code, _ in others)
-        self._errors.append(ItemError(self._items, field, code, message, original, also))
-        self._bytes += len(original)
+        self._built.fault(ItemError(self._items, field, code, message, original, also))
 
     def _keep(self, rows: list[RowRead]) -> Generator[None, None, None]:
-        """Add the readings of a document; begin a new block when one is full."""
-        block_rows_max = self._post.post.rules.post_rows_max
+        """Add the readings of a document."""
         for count, row in enumerate(rows):
             if count and not count % STEP_DOCUMENTS:
                 yield
                 self._check()
-            at = 0
-            while at < len(row.names):
-                room = min(STEP_ROWS, block_rows_max - self._block_rows)
-                end = min(len(row.names), at + room)
-                times_pg_us = [row.ts_us - PG_EPOCH_US] * (end - at)
-                part = encode_rows(times_pg_us, row.names[at:end], row.values[at:end])
-                self._parts.append(part)
-                self._bytes += len(part)
-                self._owners.extend([self._items] * (end - at))
-                self._block_rows += end - at
-                self._newest_us = max(self._newest_us, row.ts_us)
-                if self._block_rows == block_rows_max:
-                    self._end_block()
-                    self._check()
-                at = end
-                if at < len(row.names):
+            for at in range(0, len(row.names), STEP_ROWS):
+                if at:
                     yield
-            self._rows += len(row.names)
-
-    def _end_block(self) -> None:
-        if not self._block_rows:
-            return
-        post, owners = self._post.post, self._owners
-        is_alike = owners == array("L", range(self._block_rows))
-        self._blocks.append(
-            Block(
-                b"".join(self._parts),
-                self._block_rows,
-                received_s=post.received_s,
-                received_us=post.received_us,
-                newest_ts_us=self._newest_us,
-                items=None if is_alike else owners,
-            )
-        )
-        self._parts, self._owners = [], array("L")
-        self._block_rows = self._newest_us = 0
+                    self._check()
+                names, values = row.names[at : at + STEP_ROWS], row.values[at : at + STEP_ROWS]
+                times_pg_us = [row.ts_us - PG_EPOCH_US] * len(names)
+                self._built.add(times_pg_us, names, values, [self._items] * len(names), row.ts_us)
 
     def _check(self) -> None:
         """Raise Refused if there is more than allowed."""
         post = self._post
-        if self._rows + len(self._errors) + self._not_kept > post.rows_max:
+        if self._built.rows + self._built.faults > post.rows_max:
             raise too_many_of_post(post.rows_max)
-        if self._bytes > post.rows_bytes_max:
-            raise Refused(
-                "body_too_large",
-                f"its readings take more than {post.rows_bytes_max} bytes; split the post",
-                body_bytes_max=post.rows_bytes_max,
-            )
+        self._built.check_bytes(post.rows_bytes_max)
 
 
 def _pruned(found: DocumentRead, document: Any, source: Source) -> bytes | None:

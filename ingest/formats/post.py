@@ -88,9 +88,27 @@ class Decoded(NamedTuple):
     texts: int = 0
 
     @property
-    def readings(self) -> int:
-        """So many readings it counts as."""
-        return len(self.errors) + (self.block.rows if self.block is not None else 0)
+    def points(self) -> Points:
+        """The same as what a post of several blocks has."""
+        return Points([] if self.block is None else [self.block], self.errors, self.texts)
+
+
+class Points(NamedTuple):
+    """What a post has: its readings in blocks, an error for each item with a fault, or nothing.
+
+    `texts` of its values are text; they are not kept. `rounded` of them are integers that float64
+    cannot hold. `not_kept` of its items have a fault and no entry in `errors`, since there are too
+    many of them. `ignored` events are left out by a mapping. `hints` are sentences about values
+    that the author of the mapping may mean otherwise.
+    """
+
+    blocks: Sequence[Block]
+    errors: list[ItemError]
+    texts: int = 0
+    rounded: int = 0
+    not_kept: int = 0
+    ignored: int = 0
+    hints: tuple[str, ...] = ()
 
 
 # Each `next` does a short step of the work; the result comes with StopIteration. Raises Refused.

@@ -123,20 +123,24 @@ class Bodies:
         self._bytes_taken += size_bytes
         return True
 
-    def count_out(self, size_bytes: int, *, may_return: bool = False) -> None:
-        """Count a body no longer that was counted in; those in the queue may go on.
-
-        If it may be counted in again when its request begins, they go on after that.
-        """
+    def count_out(self, size_bytes: int) -> None:
+        """Count a body no longer that was counted in; those in the queue may go on."""
         self._bytes_taken -= size_bytes
         if size_bytes > SMALL_BYTES:
             self._bytes_taken_by_large -= size_bytes
         if self._queue:
-            if may_return and not self._grant_is_due:
-                self._grant_is_due = True
-                loop = asyncio.get_running_loop()
-                loop.call_soon(loop.call_soon, self._grant_now)  # when all of this round have begun
             self._grant()
+
+    def begins(self, size_bytes: int) -> None:
+        """Count a body no longer, since its request begins, which may count it in again.
+
+        Those in the queue go on after that.
+        """
+        if self._queue and not self._grant_is_due:
+            self._grant_is_due = True
+            loop = asyncio.get_running_loop()
+            loop.call_soon(loop.call_soon, self._grant_now)  # when all of this round have begun
+        self.count_out(size_bytes)
 
     # Reading
 

@@ -243,10 +243,8 @@ class Connection(asyncio.Protocol):
 
     def _begin_in_round(self) -> None:
         """Answer the request, even if its client is gone: the post is whole, and is kept."""
-        request, queue = self._request, self._owner.round_queue
-        assert request is not None and request.body is not None and queue is not None  # noqa: PT018
-        queue.begun(len(request.body))
-        request.in_round = True
+        assert self._request is not None, "it is in work until it is answered"
+        self._request.in_round = True
         self._answer()
 
     def _answer(self) -> None:

@@ -6,7 +6,7 @@ sweep a second checks all connections.
 If there are too many, a new one is accepted and another one is closed. First those whose request is
 not here yet, then idle ones; each time of the network that has most of them. One that has connected
 just now is spared while another network has more connections.
-If a successor has the socket, each connection ends with its next answer (`step_down`).
+If another process has the socket, each connection ends with its next answer (`step_down`).
 Does not: bound the connections of a network, since a fleet may be behind one. Know any route.
 Malformed requests get a problem answer and no log line.
 """
@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import ipaddress
 import math
+import resource
 import socket
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -26,22 +27,26 @@ from typing import NamedTuple
 from ingest.http.certificate import Certificate
 from ingest.http.connection import CLOSE, Connection
 from ingest.http.crowds import Crowds
-from ingest.http.fence import require_parser
+from ingest.http.framer import require_parser
 from ingest.http.heads import KnownHeads
 from ingest.http.listener import Listener
-from ingest.http.open_files import OpenFiles
 from ingest.http.owner import Reply, RoundQueue
 from ingest.http.request import Forwarding, Request, client_at
 from ingest.http.response import Answer
-from ingest.http.retiring import DROP_PAUSE_S, DROPS_A_ROUND, Retiring, last_one_gone
 from ingest.http.tls import TlsConnection
 from ingest.model.errors import StartError
 from ingest.system.clock import monotonic_s
+from ingest.system.limits import SPARE_FILES
 from ingest.system.logs import Occasionally, get_logger
 
 SWEEP_S_MAX = 1.0
 SLOW_S = 1.0  # a request that is not here after this time comes slowly
 NEEDS_TLS = "needs_tls"
+NEARLY_ALL = 0.8  # of the connections that the limit of open files allows
+# To close ten thousand connections at once would block the event loop for 0.1 s, and then all of
+# these clients might connect again at once.
+DROPS_A_ROUND, DROP_PAUSE_S = 20, 0.005
+GONE_LOOK_S = 0.02  # between two looks whether the last connection has ended
 LOOKS = 16  # so many connections at most are looked at to find one to close
 
 Handle = Callable[[Request], Reply]
@@ -306,7 +311,7 @@ class Connections:
         return f"[{bound}]:{port}" if ":" in bound else f"{bound}:{port}"
 
     async def step_down(self, *, idle_s: float, timeout_s: float) -> None:
-        """Leave the socket to a successor, which has it too. Then `close`.
+        """Leave the socket to the next process. Then `close`.
 
         Each connection ends with its next answer. One that stays idle for `idle_s` is closed. All
         others have `timeout_s`: for requests in work, and those that are arriving.
@@ -348,3 +353,78 @@ class Connections:
 
 def _why(error: OSError | OverflowError) -> str:
     return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+class OpenFiles:
+    """`most` connections are possible, and at most the `wanted` ones."""
+
+    def __init__(self, wanted: int) -> None:
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self.most = min(wanted, max(files - SPARE_FILES, 16))
+        self._untold = (files, wanted) if self.most < wanted else None
+        self._log = get_logger("connections")
+
+    def tell_if_near(self, count: int) -> None:
+        """Log once that open files limit the connections, when nearly all of these are open."""
+        if self._untold is None or count < NEARLY_ALL * self.most:
+            return
+        (files, wanted), self._untold = self._untold, None
+        self._log.warning(
+            "fewer_connections",
+            most=self.most,
+            wanted=wanted,
+            open_files_max=files,
+            open_files_needed=wanted + SPARE_FILES,
+        )
+
+
+class Retiring:
+    """The open connections, those first that are open, or retired, for longest.
+
+    Those between half and three halves of `connection_s_max` old are retired, evenly over the time.
+    """
+
+    def __init__(self, connection_s_max: float) -> None:
+        self._age_s = connection_s_max
+        self._since_s: OrderedDict[Connection, float] = OrderedDict()
+
+    def add(self, handler: Connection, now_s: float) -> None:
+        """Add a new connection."""
+        self._since_s[handler] = now_s
+
+    def remove(self, handler: Connection) -> None:
+        """Remove a connection, if it is there."""
+        self._since_s.pop(handler, None)
+
+    def retire_oldest(self, period_s: float) -> None:
+        """Retire some; called once in each period."""
+        now_s = monotonic_s()
+        share = math.ceil(len(self._since_s) * period_s / self._age_s)
+        for handler, since_s in list(islice(self._since_s.items(), share)):
+            if now_s - since_s < self._age_s / 2:
+                return
+            handler.retires = True
+            self._since_s[handler] = now_s
+            self._since_s.move_to_end(handler)
+
+    def retire_all(self) -> None:
+        """Retire all that are open."""
+        for handler in self._since_s:
+            handler.retires = True
+
+
+async def last_one_gone(
+    is_gone: Callable[[], bool],
+    idle: OrderedDict[Connection, float],
+    *,
+    idle_s: float,
+    timeout_s: float,
+) -> None:
+    """Wait for the end of all connections, at most `timeout_s`. From `idle_s` on end idle ones."""
+    since_s = monotonic_s()
+    while not is_gone() and (waited_s := monotonic_s() - since_s) < timeout_s:
+        late = list(islice(idle, DROPS_A_ROUND)) if waited_s >= idle_s else []
+        for handler in late:
+            del idle[handler]
+            handler.leave()
+        await asyncio.sleep(DROP_PAUSE_S if late else GONE_LOOK_S)

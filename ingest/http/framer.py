@@ -10,15 +10,17 @@ Does not: keep bytes that it has not given to the parser, or know what becomes o
 from __future__ import annotations
 
 from asyncio import AbstractEventLoop
+from importlib.metadata import version
 from typing import Any, cast
 
-from aiohttp import StreamReader, web
+from aiohttp import StreamReader, http_parser, web
 from aiohttp.http import HttpRequestParser
 from aiohttp.http_exceptions import BadHttpMessage
 
 from ingest.http.heads import HEAD_END, HEADERS_MAX, LINE_BYTES_MAX
 from ingest.http.request import Head
 from ingest.http.valve import Valve
+from ingest.model.errors import StartError
 from ingest.system.clock import monotonic_s
 
 HALF_END = len(HEAD_END) - 1  # HEAD_END may come in two parts; the first has at most so many bytes
@@ -185,3 +187,15 @@ class Framer:
         """End the wait for a body; parse nothing more."""
         self.break_body()
         self.head = self.content = self._parser = None
+
+
+def require_parser() -> None:
+    """Raise StartError if the parser is the one in Python.
+
+    That one is slow, and it takes some requests apart in another way than proxies do.
+    """
+    if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
+        raise StartError(
+            f"aiohttp {version('aiohttp')} cannot be used: it lacks its parser in C; install a "
+            "wheel of it for this platform"
+        )

@@ -64,11 +64,16 @@ class _InSteps:
 
 
 class LoopShare:
-    """The posts' share of the rounds of one event loop."""
+    """The posts' share of the rounds of one event loop.
 
-    def __init__(self) -> None:
+    `begun` is called with the bytes of a body that is in memory while it waits, before its post
+    begins.
+    """
+
+    def __init__(self, begun: Callable[[int], object] = lambda _body_bytes: None) -> None:
+        self._begun = begun
         self._bytes_left = ROUND_BYTES
-        self._queue: deque[tuple[int, Callable[[], object]]] = deque()
+        self._queue: deque[tuple[int, Callable[[], object], int]] = deque()
         self._in_steps: dict[str, dict[_InSteps, None]] = {}  # of each sender; the next is first
         # Of each network, too: what goes on, and what begins. They take turns.
         self._put_off: tuple[_Steps, _Steps] = ({}, {})
@@ -82,9 +87,14 @@ class LoopShare:
         self._bytes_left -= min(body_bytes, BEGIN_BYTES) + POST_BYTES
         return True
 
-    def enqueue(self, body_bytes: int, begin: Callable[[], object]) -> None:
-        """Call `begin` in a round that has a share left. If it returns False, it used no share."""
-        self._queue.append((body_bytes, begin))
+    def enqueue(
+        self, body_bytes: int, begin: Callable[[], object], *, counted_bytes: int = 0
+    ) -> None:
+        """Call `begin` in a round that has a share left. If it returns False, it used no share.
+
+        `counted_bytes` of the body are in memory meanwhile.
+        """
+        self._queue.append((body_bytes, begin, counted_bytes))
         if not self._next_is_due:
             self._schedule()
 
@@ -143,7 +153,9 @@ class LoopShare:
         if self._queue or self._in_steps or any(self._put_off):
             self._schedule()
         while self._queue and self._bytes_left > 0:
-            body_bytes, begin = self._queue.popleft()
+            body_bytes, begin, counted_bytes = self._queue.popleft()
+            if counted_bytes:
+                self._begun(counted_bytes)
             if begin() is not False:
                 self._bytes_left -= POST_BYTES
                 self._bytes_left -= body_bytes if body_bytes < BEGIN_BYTES else BEGIN_BYTES

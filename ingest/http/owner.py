@@ -20,11 +20,8 @@ class RoundQueue(Protocol):
     def enqueue(self, body_bytes: int, begin: Callable[[], object]) -> bool:
         """Call `begin` in a later round. Returns False if too much waits: `begin` is not called.
 
-        The body counts as in memory until `begun`.
+        The body counts as in memory until then.
         """
-
-    def begun(self, body_bytes: int) -> None:
-        """Note that a request of the queue begins."""
 
     def put_off(self, go_on: Callable[[], object], network: str, *, begins: bool = False) -> None:
         """Call `go_on`, a short step, later; few of them in each round. Networks take turns.

@@ -53,21 +53,17 @@ class PlainBodies:
         )
         self._inflater = Inflater(waiting_bytes_max=all_bytes_max)
         self._inflated = asyncio.Semaphore(INFLATED_MAX)
-        self._loop_share = LoopShare()
+        self._loop_share = LoopShare(self._bodies.begins)
 
     def enqueue(self, body_bytes: int, begin: Callable[[], object]) -> bool:
         """Call `begin` in a later round. Returns False if too many bodies are in memory already.
 
-        The body of a queued request counts as in memory until `begun`.
+        The body of a queued request counts as in memory until then.
         """
         if not self._bodies.count_in(body_bytes):
             return False
-        self._loop_share.enqueue(body_bytes, begin)
+        self._loop_share.enqueue(body_bytes, begin, counted_bytes=body_bytes)
         return True
-
-    def begun(self, body_bytes: int) -> None:
-        """Do not count a body of the queue any more: its request begins."""
-        self._bodies.count_out(body_bytes, may_return=True)
 
     def put_off(self, go_on: Callable[[], object], network: str, *, begins: bool = False) -> None:
         """Call `go_on`, a short step, later. All such steps share a short time of each round."""

@@ -165,7 +165,7 @@ class Port:
         return self._connections.take(sockets, accepts, self._tokens)
 
     async def step_down(self, *, idle_s: float, timeout_s: float) -> None:
-        """Leave the socket to a successor, if it has one; see Connections. Then `close`."""
+        """Leave the socket to the next process, if there is one; see Connections. Then `close`."""
         if self._connections is not None:
             await self._connections.step_down(idle_s=idle_s, timeout_s=timeout_s)
 

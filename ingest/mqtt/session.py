@@ -17,6 +17,7 @@ from ingest.mqtt.tally import MqttTally
 from ingest.system import clock
 from ingest.system.backoff import backoff_s
 from ingest.system.logs import Occasionally, get_logger
+from ingest.system.waiting import first_of, unless
 
 AGAIN_S_MIN = 0.2  # the bound of the first pause
 AGAIN_S_MAX = 30.0
@@ -77,19 +78,10 @@ class MqttSession:
         """Connect, and connect again, until the event is set. The connection stays open then."""
         tries = 0
         while not stopping.is_set():
-            opening = asyncio.create_task(self._open())
-            told = asyncio.create_task(stopping.wait())
-            await asyncio.wait([opening, told], return_when="FIRST_COMPLETED")
-            if not opening.done():
-                opening.cancel()
-            told.cancel()
-            await asyncio.wait([opening, told])
-            if opening.cancelled():
+            if await unless(stopping, self._open()):
+                await first_of(self._ended.wait(), stopping.wait())
+            if stopping.is_set():
                 return
-            if opening.result():
-                await self._wait_end(stopping)
-                if stopping.is_set():
-                    return
             if clock.monotonic_s() - self._opened_s > STEADY_S:
                 tries = 0
             pause_s = backoff_s(tries, first_s=AGAIN_S_MIN, cap_s=AGAIN_S_MAX)
@@ -137,13 +129,6 @@ class MqttSession:
             session_s=facts.session_s,
         )
         return True
-
-    async def _wait_end(self, stopping: asyncio.Event) -> None:
-        ended = asyncio.create_task(self._ended.wait())
-        told = asyncio.create_task(stopping.wait())
-        await asyncio.wait([ended, told], return_when="FIRST_COMPLETED")
-        for each in (ended, told):
-            each.cancel()
 
     def _lost(self, why: str) -> None:
         is_short = clock.monotonic_s() - self._opened_s < SHORT_S

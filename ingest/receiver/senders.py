@@ -19,7 +19,7 @@ from typing import NamedTuple
 from ingest.access.entries import TokenEntry
 from ingest.access.tokens import ANYBODY, Identity
 from ingest.http.request import NO_PLACE, Request, Sender
-from ingest.model.causes import SENDER_NOT_STORED, Trouble
+from ingest.model.causes import Cause, Trouble
 from ingest.model.errors import Refused
 from ingest.model.ledger import POSTS, READINGS, REFUSED, UNNAMED, Ledger
 from ingest.model.metrics import Metric, Metrics
@@ -27,6 +27,19 @@ from ingest.receiver.access import Access
 from ingest.system.clock import monotonic_s
 from ingest.system.words import counted
 
+SENDER_NOT_STORED = "sender_not_stored"
+CAUSES = {
+    SENDER_NOT_STORED: Cause(
+        "of a sender no reading is stored",
+        "All become dead letters. The sender gets 2xx, and does not know it. `{run} dlq show "
+        "--where reason=invalid` shows them, with a code. no_device, of line protocol: add the tag "
+        "that names the device to line_device_tags, or let the sender write one (Telegraf: no "
+        "omit_hostname). After a restart with that setting, `{run} dlq replay --where "
+        "reason=invalid` stores them.",
+        "ingestsendernotstored",
+        rank=190,
+    ),
+}
 ACCOUNTS_MAX = 100_000  # some 400 bytes each
 WAIT_S_MAX = 30 * 86_400.0  # that is told: a tiny rate makes it infinite, and no header says that
 AGAIN_S = 5.0  # after which a sender with too many connections should come again
@@ -163,7 +176,7 @@ class Senders:
         accounts_max: int = ACCOUNTS_MAX,
     ) -> None:
         self._access = access
-        self._limits = limits
+        self._limits, self._rates = limits, limits.rates_here
         self._ledger = ledger
         self._accounts_max = accounts_max
         # Of tokens, by name and rates: two of one name have one account if they have the same.
@@ -227,7 +240,7 @@ class Senders:
         if sender.account is not None:
             return sender.account
         network = request.client.network
-        return self._account(network, network, self._limits.rates_here)
+        return self._account(network, network, self._rates)
 
     def take_post(self, request: Request, sender: KnownSender) -> None:
         """Count a post; note the account of its sender in `request.account`.
@@ -236,7 +249,12 @@ class Senders:
         """
         if sender.by_certificate:
             self._access.check_proxy(request)
-        account = request.account = self._account_of(request, sender)
+        account = sender.account
+        if account is None:
+            account = self._accounts.get(request.client.network)
+            if account is None or account.has_rates:
+                account = self._account_of(request, sender)
+        request.account = account
         account.counts[POSTS] += 1
         if self._counts_connections:
             self._take_place(request.sender, account.sender, sender.connections_max)

@@ -114,13 +114,12 @@ def balance_of(processes: Processes) -> Balance | None:
         return None
     left_over = [_left_over(each) for each in samples]
     claimed = [each["ingest_ledger_imbalance_rows"] for each in samples]
-    between = sum(each.get("ingest_roles_imbalance_rows", 0.0) for each in samples)
     several = len(samples) > 1
     has_stream = any(_has_stream(each) for each in samples)
     return Balance(
         held=_total(samples, "ingest_readings_held"),
         left_over=sum(map(abs, left_over)) if several else left_over[0],
-        claimed=(sum(map(abs, claimed)) if several else claimed[0]) + abs(between),
+        claimed=sum(map(abs, claimed)) if several else claimed[0],
         dropped=_total(samples, "ingest_readings_dropped_total"),
         accepted=_total(samples, "ingest_readings_accepted_total"),
         life=_total(samples, "process_start_time_seconds"),

@@ -69,9 +69,8 @@ CHECKED = """## What is checked
 As in FAULTS.md: I1 to I5 by the ledger, against the table and the dead letters of the stream. I7:
 posts are answered and all is quiet within 90 s after the last fault, and then SIGTERM ends each
 gateway and each writer with exit 0 and `lost=0`. Messages of a killed writer come again after 30
-s, which is a part of that time. I9: the balance of each process is 0, and so is the balance
-between gateways and writers (but not after a loss, where it must not be). A loss, a control or a
-mutant must lose readings, and break nothing else.
+s, which is a part of that time. I9: the balance of each process is 0. A loss, a control or a mutant
+must lose readings, and break nothing else.
 """
 NOT_TESTED = """## What is not tested here, and why
 

@@ -28,6 +28,7 @@ from tests.faults.server import CHECK
 from tests.faults.trial import Found
 from tests.faults.world import PATCHED, PLAIN, PROMPT, World
 from tests.faults.years_ledger import DAY_US, KEPT_CODES, PREFIX, OldDays, detached, look
+from tests.support import constants
 from tests.support.processes import output_of
 from tests.system.service import REPOSITORY, Done, Service, environment
 
@@ -99,7 +100,7 @@ class YearsWorld(World):
         settings = {"database_url": self.server.url, "state_dir": self.state, **self.settings}
         return {
             f"INGEST_{name.upper()}": str(value).lower() if value in (True, False) else str(value)
-            for name, value in {**settings, **more}.items()
+            for name, value in constants.split({**settings, **more})[0].items()
         }
 
     async def start_command(

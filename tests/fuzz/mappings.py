@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from urllib.parse import quote_plus
 
 from ingest.formats.map_documents import UNREADABLE
-from ingest.formats.map_post import Mapped, MapPost, decode, decode_item
+from ingest.formats.map_post import MapPost, decode, decode_item
 from ingest.formats.map_presets import PRESETS
 from ingest.formats.map_source import compile_source
-from ingest.formats.post import Post, most_invalid
+from ingest.formats.post import Points, Post, most_invalid
 from ingest.model.codes import ITEM_CODES, PROBLEMS
 from ingest.model.errors import Refused
 from ingest.model.reading import Reading
@@ -184,13 +184,13 @@ def compare(case: Case) -> str:
         if not is_right_refusal(refused.code, case, expected):
             raise AssertionError(case) from refused
         return "refused"
-    assert all(each.code in ITEM_CODES for each in mapped.points.errors), case
+    assert all(each.code in ITEM_CODES for each in mapped.errors), case
     compare_letters(case, read, mapped)
     if expected is None:
         return "with faults"
     assert not isinstance(expected, str), case
     compare_documents(case, mapped, expected)
-    return "readings" if mapped.points.blocks and not mapped.points.errors else "with faults"
+    return "readings" if mapped.blocks and not mapped.errors else "with faults"
 
 
 def expected_of(case: Case) -> list[Expected] | str:
@@ -217,10 +217,10 @@ def is_right_refusal(code: str, case: Case, expected: list[Expected] | str | Non
     return 400 <= PROBLEMS[code].status < 500 and expected in (None, code)
 
 
-def compare_documents(case: Case, mapped: Mapped, expected: list[Expected]) -> None:
+def compare_documents(case: Case, mapped: Points, expected: list[Expected]) -> None:
     """Compare the readings and the faults of each document, and what is counted."""
     rows = []
-    for block in mapped.points.blocks:
+    for block in mapped.blocks:
         items = range(block.rows) if block.items is None else block.items
         rows += list(zip(items, map(encode_reading, decode_rows(block.tuples)), strict=True))
     wanted = [
@@ -229,9 +229,9 @@ def compare_documents(case: Case, mapped: Mapped, expected: list[Expected]) -> N
         for each in document.readings
     ]
     assert sorted(rows) == sorted(wanted), case
-    errors = mapped.points.errors
+    errors = mapped.errors
     faulty = [(at, each.faults) for at, each in enumerate(expected) if each.faults]
-    assert len(errors) + mapped.points.not_kept == len(faulty), case
+    assert len(errors) + mapped.not_kept == len(faulty), case
     for error, (at, faults) in zip(errors, faulty, strict=False):
         codes = sorted([error.code, *(code for _, code in error.also)])
         assert error.item == at, case
@@ -239,12 +239,12 @@ def compare_documents(case: Case, mapped: Mapped, expected: list[Expected]) -> N
         assert codes == sorted(faults) if is_whole else {*codes} <= {*faults}, case
     ignored = [each.ignored or not (each.readings or each.faults) for each in expected]
     assert mapped.ignored == (sum(ignored) if expected else 1), case
-    assert mapped.points.rounded == sum(each.rounded for each in expected), case
+    assert mapped.rounded == sum(each.rounded for each in expected), case
 
 
-def compare_letters(case: Case, read: MapPost, mapped: Mapped) -> None:
+def compare_letters(case: Case, read: MapPost, mapped: Points) -> None:
     """A document with a fault, read again alone as a dead letter, has the same faults again."""
-    for error in mapped.points.errors[:LETTERS_READ]:
+    for error in mapped.errors[:LETTERS_READ]:
         is_json = error.code == UNREADABLE  # a line like a=5 is no form when it is alone
         try:
             again = decode_item(error.original, read.source, case.roots, read.post, is_json=is_json)

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
+from ingest.app.causes import CAUSES
 from ingest.cli.main import COMMANDS, build_parser
 from ingest.cli.parser import DEST
 from ingest.config.settings import Settings
-from ingest.model.causes import CAUSES
 from ingest.model.codes import ITEM_CODES, PROBLEMS
 from ingest.receiver.openapi import FILE
 from ingest.system.log_events import EVENTS

@@ -104,7 +104,7 @@ def test_every_file_keeps_the_rule(rule: Rule, packages: str) -> None:
         (imports_go_down, "words.py", "from ingest.model.ports import Sink"),
         (imports_go_down, "writer/batch.py", "from ingest.buffers.memory import MemoryBuffer"),
         (imports_go_down, "http/routes.py", "import ingest.receiver.endpoint"),
-        (imports_go_down, "receiver/query.py", "from ingest.dead_letters import queue"),
+        (imports_go_down, "receiver/posts.py", "from ingest.dead_letters import queue"),
         (imports_go_down, "admin/dashboard/feed.py", "from ingest.app.health import Health"),
         (imports_go_down, "cli/psql.py", "def f():\n    from ingest.attic.x import y"),
         (imports_go_down, "sinks/webhook/sink.py", "from ingest.sinks.postgres.schema import KEY"),
@@ -211,7 +211,7 @@ def test_halves_do_not_reach_each_other() -> None:
         ("receiving", ["ingest/app/between.py", "ingest/sinks/postgres/sink.py"]),
         ("writing", ["ingest/http/bodies.py"]),
         ("writing", ["ingest/dead_letters/manual_replay.py", "ingest/formats/json_post.py"]),
-        ("writing", ["ingest/app/between.py", "ingest/receiver/query.py"]),
+        ("writing", ["ingest/app/between.py", "ingest/receiver/posts.py"]),
     ],
 )
 def test_way_from_one_half_to_the_other_would_be_found(root: str, way: list[str]) -> None:

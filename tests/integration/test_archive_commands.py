@@ -13,12 +13,11 @@ import asyncpg
 import pytest
 from pyarrow import parquet
 
-from ingest.app.housekeeping import Housekeeping
+from ingest.app.housekeeping import HOUSEKEEPING_FAILS, Housekeeping
 from ingest.archive.archiver import ParquetArchiver
 from ingest.archive.folder import ArchiveFailed, ArchiveFolder
 from ingest.cli.doctor_partitions import partition_checks
 from ingest.config.settings import Settings
-from ingest.model.causes import HOUSEKEEPING_FAILS
 from ingest.sinks.postgres.housekeeping import archive_rows, archived, plan, registry
 from ingest.sinks.postgres.housekeeping.view import look_at
 from tests.support.archives import Row, drawn, rows_in, rows_in_files, store

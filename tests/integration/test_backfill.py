@@ -10,9 +10,8 @@ import asyncpg
 import pytest
 
 from ingest.app.database import late_partitions, partitions_ahead
-from ingest.app.housekeeping import Housekeeping
+from ingest.app.housekeeping import PARTITION_MISSING, Housekeeping
 from ingest.cli.doctor_partitions import partition_checks
-from ingest.model.causes import PARTITION_MISSING
 from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.housekeeping import late as late_module
 from ingest.sinks.postgres.housekeeping import plan

@@ -208,7 +208,7 @@ def test_doctor_counts_dead_letters_and_full_disks(
     assert "Correct --database-url, then restart" in found["database"]["detail"]
     with (folder / "dlq-20260101T000000000000Z-1-00000001.jsonl").open("wb") as file:
         file.truncate(512 * 1024 - 1_000)
-    assert main([*words, "--dlq-bytes-max", "1MiB", "--dlq-segment-bytes", "4KiB"]) == 1
+    assert main([*words, "--dlq-bytes-max", "1MiB"]) == 1
     found = {each["name"]: each for each in json.loads(capsys.readouterr().out)}
     assert found["dead letters"]["state"] == "FAIL"
     assert "kept for valid readings (511.0 of 512.0 KiB)" in found["dead letters"]["detail"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest.embedded import server as postgres_embedded
+from ingest.embedded import running as running_server
 from ingest.embedded.server import EmbeddedPostgres
 from ingest.model.errors import StartError
 from tests.support.embedded import SMALL, answers_again, ask, gone, running, start_parent
@@ -88,7 +88,7 @@ async def test_server_killed_in_a_statement_is_started_again(made: Path) -> None
 
 async def test_stop_while_a_restart_fails_ends(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Restarts are tried until `stop` is called; then no process is left."""
-    monkeypatch.setattr(postgres_embedded, "RESTART_S_MAX", 0.1)
+    monkeypatch.setattr(running_server, "RESTART_S_MAX", 0.1)
     async with running(made) as (server, url):
         (made / "data" / "PG_VERSION").rename(made / "hidden")
         assert server.pid is not None
@@ -169,8 +169,8 @@ async def test_frozen_server_is_killed_in_the_end(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that does not react is stopped by a kill, and its data recovers."""
-    monkeypatch.setattr(postgres_embedded, "STOP_S_MAX", 0.1)
-    monkeypatch.setattr(postgres_embedded, "QUIT_S_MAX", 0.1)
+    quick = tuple((number, min(s, 0.1)) for number, s in EmbeddedPostgres.end_steps[:-1])
+    monkeypatch.setattr(EmbeddedPostgres, "end_steps", (*quick, EmbeddedPostgres.end_steps[-1]))
     async with running(made) as (server, url):
         await ask(url, "create table kept as select 42 as answer")
         frozen = server.pid
@@ -185,7 +185,7 @@ async def test_server_not_ready_in_time_is_ended(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After the deadline of a start no process is left."""
-    monkeypatch.setattr(postgres_embedded, "START_S_MAX", 0)
+    monkeypatch.setattr(running_server, "START_S_MAX", 0)
     server = EmbeddedPostgres(made, settings=SMALL)
     with pytest.raises(StartError, match="not ready"):
         await server.start()

@@ -6,10 +6,10 @@ import asyncpg
 import pytest
 
 from ingest.sinks.postgres.housekeeping import plan, registry
-from ingest.sinks.postgres.housekeeping.half_detached import FINISH, HalfDetached
+from ingest.sinks.postgres.housekeeping.ahead import FINISH, HalfDetached
 from ingest.sinks.postgres.housekeeping.keeping import Policy
 from ingest.sinks.postgres.housekeeping.partitions import bounds_entry
-from ingest.sinks.postgres.housekeeping.retention import DETACHING, DROPPED, Retention
+from ingest.sinks.postgres.housekeeping.retention import Retention
 from ingest.sinks.postgres.housekeeping.spans import DAY, DAY_US
 from ingest.sinks.postgres.housekeeping.view import View, look_at
 
@@ -68,12 +68,12 @@ async def test_it_is_left_alone(
     if ours:
         kept = await registry.make(connection, "readings")
         oid = await connection.fetchval("select to_regclass($1)::oid::int8", NAME)
-        entry = {"state": DETACHING, "oid": oid, "from_us": FROM_US, "to_us": FROM_US + DAY_US}
+        entry = {"state": "detaching", "oid": oid, "from_us": FROM_US, "to_us": FROM_US + DAY_US}
         await registry.put(connection, kept, registry.ARCHIVE + NAME, entry)
     assert await HalfDetached().plan(connection, view) == []
 
 
-@pytest.mark.parametrize("entry", [None, {"state": DROPPED, "oid": 1}])
+@pytest.mark.parametrize("entry", [None, {"state": "dropped", "oid": 1}])
 async def test_retention_does_not_take_it_for_its_own(
     connection: asyncpg.Connection, shared_url: str, entry: dict[str, object] | None
 ) -> None:

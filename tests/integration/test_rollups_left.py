@@ -19,8 +19,9 @@ from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.housekeeping import plan, registry, rollup_state
 from ingest.sinks.postgres.housekeeping.archiving import Archiving
 from ingest.sinks.postgres.housekeeping.keeping import Policy
+from ingest.sinks.postgres.housekeeping.life import DETACH
 from ingest.sinks.postgres.housekeeping.making import make_partition
-from ingest.sinks.postgres.housekeeping.retention import DETACH, Retention
+from ingest.sinks.postgres.housekeeping.retention import Retention
 from ingest.sinks.postgres.housekeeping.rollup_state import Progress
 from ingest.sinks.postgres.housekeeping.rollups import Rollups
 from ingest.sinks.postgres.housekeeping.spans import DAY, TimeSpan

@@ -11,9 +11,9 @@ import asyncpg
 import pytest
 
 from ingest.app.advice import advice
+from ingest.app.causes import next_step
 from ingest.app.writing import make_sink
 from ingest.config.settings import Settings
-from ingest.model.causes import next_step
 from ingest.model.ports import BadRow, Stored
 from ingest.model.verdict import Verdict, WriteFailed
 from ingest.sinks.postgres import schema

@@ -23,7 +23,7 @@ from ingest.broker.pulling import Pull
 from ingest.broker.roles import STREAM, SUBJECT, WRITER
 from ingest.broker.streams import WantedStream
 from ingest.broker.watch import StreamWatch
-from ingest.embedded import broker
+from ingest.embedded import running as embedded_running
 from ingest.embedded.broker import EmbeddedBroker
 from ingest.embedded.broker_program import find_program
 from ingest.model.errors import BrokerAway, BrokerRefused, StartError
@@ -56,7 +56,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         (watch, "AGAIN_S", 0.1),
     ):
         monkeypatch.setattr(module, name, seconds)
-    monkeypatch.setattr(broker, "START_S_MAX", 4.0)
+    monkeypatch.setattr(embedded_running, "START_S_MAX", 4.0)
 
 
 def bodies(begin: str, count: int) -> list[bytes]:

@@ -16,10 +16,9 @@ from urllib.request import urlopen
 import pytest
 from structlog.testing import capture_logs
 
-from ingest.app import slot as slot_module
+from ingest.app import children as children_module
 from ingest.app import up as up_module
-from ingest.app.children import Children
-from ingest.app.slot import SlotTimes
+from ingest.app.children import Children, ChildTimes
 from ingest.embedded.broker import running_broker
 from ingest.model.errors import StartError
 from ingest.system.orphans import holders
@@ -55,26 +54,6 @@ async def test_killed_and_frozen_processes_are_replaced(tmp_path: Path) -> None:
         assert await up.stop() == 0
 
 
-async def test_frozen_process_that_comes_back_is_not_killed(tmp_path: Path) -> None:
-    """Its successor has the socket, and it answers what it has before it ends."""
-    async with running_up(tmp_path) as up:
-        children = up.supervisor._children
-        assert children is not None
-        (slot,) = children.gateways
-        old = slot.child
-        assert old is not None
-        os.kill(old.pid, signal.SIGSTOP)
-        waiting = Devices(up.address)
-        posted = asyncio.create_task(waiting.one())  # a connection that the frozen one may get
-        await until(lambda: slot._next is not None)
-        os.kill(old.pid, signal.SIGCONT)
-        await up.replaced("gateway-1", old.pid)
-        await posted
-        assert waiting.faults == []
-        await old.ended.wait()
-        assert (old.code, old.drained is not None) == (0, True)
-
-
 async def test_connection_waits_in_the_socket_while_there_is_no_gateway(tmp_path: Path) -> None:
     """The only gateway is dead: clients connect all the same, and get their 202 later."""
     async with running_up(tmp_path) as up:
@@ -99,30 +78,33 @@ async def test_process_that_keeps_ending_is_started_less_and_less_often(
             os.kill(old, signal.SIGKILL)
             await until(lambda: len(logged(logs, "child_ended", "restart_in_s")) == 3, 20)
         assert logged(logs, "child_ended", "restart_in_s") == [0.1, 0.2, 0.4]
-        assert logged(logs, "child_not_ready", "why") == ["it ended with exit code 7"] * 2
+        assert (
+            logged(logs, "child_not_ready", "why")
+            == ["did not start: it ended with exit code 7"] * 2
+        )
         await up.replaced("writer-1", old)
         assert await up.stop() == 0
 
 
-async def test_restart_that_fails_leaves_the_old_processes(
+async def test_restart_that_fails_leaves_the_other_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As after an upgrade that does not start: the old ones serve on, and the log says why."""
+    """As after an upgrade that does not start: the log says why; posts wait for the next try."""
     async with running_up(tmp_path) as up:
         before = up.pids
         children = up.supervisor._children
         assert children is not None
-        monkeypatch.setenv("TINY", "fails")
-        with capture_logs() as logs:
-            await children.restart(asyncio.Event())
-        assert up.pids == before
+        with monkeypatch.context() as patch, capture_logs() as logs:
+            patch.setenv("TINY", "fails")
+            assert not await children.restart(asyncio.Event())
+        assert logged(logs, "child_not_ready", "why") == ["did not start: the moon is full"]
+        assert logged(logs, "restart_stopped", "instance") == ["gateway-1"]
         devices = Devices(up.address)
         await devices.one()
-        assert devices.served == {before["gateway-1"]: 1}
-        assert logged(logs, "child_not_ready", "why") == ["the moon is full"]
-        assert logged(logs, "restart_stopped", "instance") == ["gateway-1"]
-        monkeypatch.delenv("TINY")
-        await children.restart(asyncio.Event())
+        assert devices.faults == []
+        assert set(devices.served) == {up.pids["gateway-1"]}
+        assert up.pids["writer-1"] == before["writer-1"]
+        assert await children.restart(asyncio.Event())
         assert not set(before.values()) & set(up.pids.values())
 
 
@@ -130,8 +112,8 @@ async def test_supervisor_that_was_frozen_blames_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After its own pause it has heard nothing for long, and that is not its children's fault."""
-    monkeypatch.setattr(slot_module, "LATE_S", 0.2)
-    monkeypatch.setattr(slot_module, "TICK_S", 0.1)
+    monkeypatch.setattr(children_module, "LATE_S", 0.2)
+    monkeypatch.setattr(children_module, "TICK_S", 0.1)
     async with running_up(tmp_path) as up:
         before = up.pids
         with capture_logs() as logs:
@@ -197,7 +179,7 @@ async def test_second_signal_ends_all_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that does not end is killed; it has nothing that was acknowledged."""
-    monkeypatch.setattr(slot_module, "HURRY_S", 0.1)
+    monkeypatch.setattr(children_module, "HURRY_S", 0.1)
     monkeypatch.setenv("TINY", "never_ends")
     async with running_up(tmp_path) as up:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -267,7 +249,7 @@ async def test_server_at_another_place_restarts_the_processes(
 ) -> None:
     """The broker had to take another port: the processes get its new address."""
     monkeypatch.setattr(up_module, "WATCH_S", 0.05)
-    async with running_up(tmp_path, times=SlotTimes(15, 10, 15)) as up:
+    async with running_up(tmp_path, times=ChildTimes(15, 10, 15)) as up:
         before = up.pids
         broker = up.supervisor._servers._broker
         assert broker is not None
@@ -291,7 +273,7 @@ async def test_restart_that_must_be_is_tried_again(
         return tries == 3
 
     monkeypatch.setattr(Children, "restart", restart)
-    async with running_up(tmp_path, times=SlotTimes(15, 10, 15)) as up:
+    async with running_up(tmp_path, times=ChildTimes(15, 10, 15)) as up:
         os.kill(os.getpid(), signal.SIGHUP)
         await until(lambda: tries)
         await asyncio.sleep(0.2)

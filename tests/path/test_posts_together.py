@@ -104,7 +104,7 @@ async def running(
             await rig.endpoint.close()
         await rig.life.quiet()
         assert rig.ledger.at_receiver == 0
-        assert rig.endpoint._keeper.posts_inside == 0
+        assert rig.endpoint._keeping.in_work == 0
         assert rig.life.buffer.unwritten.size_bytes == 0
         rig.life.settle(rig.life.buffer.take(1 << 20))
 

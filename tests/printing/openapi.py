@@ -14,9 +14,6 @@ from ingest import __version__
 from ingest.formats.media_type import FORMATS
 from ingest.http.routes import READ
 from ingest.model.letter import NDJSON
-from ingest.receiver.keeper import READINGS
-from ingest.receiver.line_query import PRECISIONS
-from ingest.receiver.lines import PREFIXES, WRITE_PATHS
 from ingest.receiver.openapi import (
     FILE,
     OF_LINES,
@@ -27,8 +24,9 @@ from ingest.receiver.openapi import (
     in_path,
     operation_id,
 )
-from ingest.receiver.query import ALLOWED
-from ingest.receiver.source_head import RECEIVED_AT, TOPIC
+from ingest.receiver.pages.json import ALLOWED, READINGS
+from ingest.receiver.pages.lines import PRECISIONS, PREFIXES, WRITE_PATHS
+from ingest.receiver.pages.mapped import RECEIVED_AT, TOPIC
 from tests.printing.openapi_parts import (
     ACK,
     HEADERS,

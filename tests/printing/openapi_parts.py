@@ -16,10 +16,10 @@ from ingest.formats.post import ERRORS_MAX
 from ingest.model.codes import ITEM_CODES, PROBLEMS
 from ingest.model.ports import STATES
 from ingest.model.reading import NAME_CHARACTERS_MAX
-from ingest.receiver.credentials import TOKEN_HEADERS
-from ingest.receiver.line_replies import line_status
-from ingest.receiver.query import ALLOWED
-from ingest.receiver.sources import LATER
+from ingest.receiver.access import TOKEN_HEADERS
+from ingest.receiver.pages.json import ALLOWED
+from ingest.receiver.pages.lines import line_status
+from ingest.receiver.pages.mapped import LATER
 
 Schema = dict[str, Any]
 

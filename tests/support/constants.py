@@ -24,7 +24,7 @@ PLACES: dict[str, tuple[str, ...]] = {  # where each one is read
     "breaker_window_rows": ("ingest.app.writing.WINDOW_ROWS",),
     "dlq_replay_pause_s": ("ingest.app.writing.REPLAY_PAUSE_S",),
     "dlq_segment_bytes": ("ingest.dead_letters.folder.backend.SEGMENT_BYTES",),
-    "full_s_min": ("ingest.app.health.FULL_S_MIN",),
+    "full_s_min": ("ingest.app.space.FULL_S_MIN",),
     "housekeeping_pause_s": ("ingest.app.housekeeping.PAUSE_S",),
     "journal_segment_bytes": ("ingest.app.buffer.SEGMENT_BYTES",),
     "late_days_max": ("ingest.app.database.LATE_DAYS_MAX",),

@@ -24,7 +24,9 @@ READY = b'{"state":"accepting","reason":"","since":"2026-01-01T00:00:00Z"}'
 class Rig:
     """The running port. `ask` is one request on a connection of its own."""
 
-    def __init__(self, folder: Path, database_url: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, database_url: str | None = None, host: str = "127.0.0.1"
+    ) -> None:
         self.ledger = Ledger()
         self.released: list[bool] = []
         self.journal = JournalStats()
@@ -38,7 +40,8 @@ class Rig:
             journal=lambda: self.journal,
         )
         self.admin_side = AdminSide(
-            Settings(database_unsafe=True),  # the tests' server does not fsync
+            # The tests' server does not fsync.
+            Settings(database_unsafe=True, admin_listen=f"{host}:0"),
             ledger=self.ledger,
             dead_letters=self.dead_letters,
             readyz=lambda: (200, READY),
@@ -112,9 +115,9 @@ async def running(
     folder: Path, database_url: str | None = None, host: str = "127.0.0.1"
 ) -> AsyncIterator[Rig]:
     """Run the port on a free port of `host`."""
-    rig = Rig(folder, database_url)
+    rig = Rig(folder, database_url, host)
     await rig.dead_letters.open()
-    address = await rig.admin_side.start("127.0.0.1:1", f"{host}:0")
+    address = await rig.admin_side.start("127.0.0.1:1")
     rig.address = address.replace("0.0.0.0", "127.0.0.1")
     try:
         yield rig

@@ -7,6 +7,7 @@ from typing import Any
 from ingest.app.fill import Fill
 from ingest.app.health import Health
 from ingest.app.refusals import Refusals
+from ingest.app.space import DiskSpace
 from ingest.config.settings import Settings
 from ingest.model.causes import FIELDS
 from ingest.model.ledger import Ledger
@@ -31,11 +32,12 @@ class FakeDisk:
 
 def make_health(**given: Any) -> Health:
     """Return a Health; `given` replaces some of its arguments."""
+    settings = given.pop("settings", Settings())
+    disk = given.pop("disk", FakeDisk())
     arguments: dict[str, Any] = {
-        "settings": Settings(),
         "buffer": lambda: EMPTY,
         "database_state": FakeDatabase(),
-        "disk": FakeDisk(),
+        "disk": DiskSpace(disk, free_bytes_min=settings.disk_free_bytes_min, broken=lambda: False),
         "refusals": Refusals(Ledger()),
         "fill": Fill(Settings()),
         "advice": {name: f"<{name}>" for name in FIELDS},

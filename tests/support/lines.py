@@ -8,9 +8,9 @@ from contextlib import contextmanager
 import pytest
 
 from ingest.formats import line_protocol
-from ingest.formats.line_protocol import LinePost, Points, decode
+from ingest.formats.line_protocol import LinePost, decode
 from ingest.formats.line_series import Naming
-from ingest.formats.post import Post
+from ingest.formats.post import Points, Post
 from ingest.model.errors import Refused
 from ingest.model.rows import decode_rows
 from tests.support import line_oracle
@@ -48,7 +48,7 @@ def told_of(points: Points | str) -> line_oracle.Told | str:
             for each in decode_rows(block.tuples)
         ],
         [(each.item, each.code, each.original) for each in points.errors],
-        points.strings,
+        points.texts,
         points.rounded,
     )
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-from ingest.access.tokens import ANYBODY
 from ingest.broker.envelope import Message
 from ingest.broker.publishing import NO_HEADERS
 from ingest.broker.pulling import Delivery
@@ -20,16 +19,17 @@ from ingest.buffers.stream.commits import Commits
 from ingest.buffers.stream.inlet import StreamInlet
 from ingest.buffers.stream.messages import decode_message
 from ingest.buffers.stream.outlet import OnOutcome, StreamOutlet
-from ingest.formats.post import Decoded, ItemError
-from ingest.http.response import Answer
+from ingest.formats.post import Decoded, ItemError, Points
+from ingest.http.request import Request
+from ingest.http.response import Answer, problem
 from ingest.model.block import SHARED_ROWS_MAX, Block
 from ingest.model.errors import BrokerOutcomeUnknown, NotKept, Refused
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
-from ingest.model.letter import JSON
+from ingest.model.letter import Letter
 from ingest.model.ports import BufferStats, JournalStats, Reservation, Sizes, Told, Work
 from ingest.receiver.ack_waits import AckWaits
-from ingest.receiver.keeper import Keeper, PostTerms
-from ingest.receiver.query import Query
+from ingest.receiver.keeping import Keeping, Terms
+from ingest.receiver.small_posts import Page
 from tests.support.fakes import FakeDatabase, FakeDeadLetters
 
 MANY = 1 << 40
@@ -335,6 +335,14 @@ class Joined:
         return self.gateway.imbalance, self.writer.imbalance
 
 
+ACCEPTED = Answer(202, b"")
+PAGE = Page(
+    "/v1/readings",
+    lambda _ack, _rows: ACCEPTED,
+    lambda _request, refused, headers, close: problem(refused, headers=headers, close=close),
+)
+
+
 class Post:
     """A post as its client sees it; `status` once it is answered."""
 
@@ -361,7 +369,7 @@ class Poster:
         self.posts: list[Post] = []
         self.tasks: list[asyncio.Task[None]] = []
         database = FakeDatabase()
-        self.keeper = Keeper(
+        self.keeper = Keeping(
             inlet,
             self.letters,
             ledger,
@@ -375,14 +383,23 @@ class Poster:
         post = Post(block.tuples)
         self.posts.append(post)
         block.sender = "192.0.2.1"
-        decoded = Decoded(block, [INVALID] * invalid)
-        terms = PostTerms(Query(ack=ack), JSON, "", ANYBODY.entry)
-        reply = self.keeper.take(post, terms, decoded, block.received_s)  # type: ignore[arg-type]
-        if isinstance(reply, Answer):
-            post.reply(reply)
-        elif reply is not None:
-            self.tasks.append(asyncio.create_task(self._finish(post, reply)))
+        points = Decoded(block, [INVALID] * invalid).points
+        if not invalid and ack != "committed":
+            at_s = block.received_s
+            reply = self.keeper.small.keep(cast(Request, post), PAGE, block, ack, at_s)
+            if reply is not False:
+                if reply is not None:
+                    post.reply(reply)
+                return post
+        letter = Letter("invalid", "", "", block.received_us)
+        terms = Terms(ack, block.sender, letter, faults="invalid items", is_tolerant=False)
+        coming = self.keeper.inside(self._keep(points, terms))
+        self.tasks.append(asyncio.create_task(self._finish(post, coming)))
         return post
+
+    async def _keep(self, points: Points, terms: Terms) -> Answer:
+        await self.keeper.keep(points, terms)
+        return ACCEPTED
 
     async def _finish(self, post: Post, coming: Awaitable[Answer]) -> None:
         try:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ingest.app.advice import advice
+from ingest.app.children import ChildTimes
 from ingest.app.process import Process
-from ingest.app.slot import SlotTimes
 from ingest.app.up import Supervisor
 from ingest.config.settings import Settings
 from ingest.system.notify import Notifier
@@ -21,14 +21,14 @@ from ingest.system.state_folder import StateFolder
 from tests.support.receiver import GOOD, Client, post, until
 
 TINY = (sys.executable, "-P", str(Path(__file__).parent / "tiny_child.py"))
-TIMES = SlotTimes(ready_s_max=15, silent_s_max=1, leave_s_max=15)
+TIMES = ChildTimes(ready_s_max=15, silent_s_max=1, leave_s_max=15)
 NO_DATABASE = "postgresql://nobody@127.0.0.1:1/none"  # the small children use none
 
 
 class Up:
     """A supervisor that runs; `lines` are those for a person."""
 
-    def __init__(self, folder: StateFolder, times: SlotTimes, settings: dict[str, Any]) -> None:
+    def __init__(self, folder: StateFolder, times: ChildTimes, settings: dict[str, Any]) -> None:
         self.lines: list[str] = []
         given = {
             "listen": "127.0.0.1:0",
@@ -65,7 +65,11 @@ class Up:
         """The process of each instance that is ready."""
         children = self.supervisor._children
         assert children is not None
-        return {each.instance: each.child.pid for each in children.slots if each.child is not None}
+        return {
+            each.instance: each.child.pid
+            for each in children.slots
+            if each.child is not None and each.child.ready.is_set()
+        }
 
     async def replaced(self, instance: str, old: int) -> None:
         """Wait until an instance has another process."""
@@ -79,7 +83,7 @@ class Up:
 
 @asynccontextmanager
 async def running_up(
-    folder: Path, *, times: SlotTimes = TIMES, **settings: Any
+    folder: Path, *, times: ChildTimes = TIMES, **settings: Any
 ) -> AsyncIterator[Up]:
     """Run one. Its signal handlers are of this process: they are undone at the end."""
     state = StateFolder.open(folder)
@@ -177,7 +181,9 @@ class Devices:
     async def posting(self, per_s: float = 100, kept: int = 4) -> AsyncIterator[None]:
         """Post while the block runs."""
         tasks = [asyncio.create_task(self.new_connections(per_s))]
-        tasks += [asyncio.create_task(self.keep_alive(0.02 + 0.05 * each)) for each in range(kept)]
+        tasks += [
+            asyncio.create_task(self.keep_alive(0.02 + 0.05 * (each % 10))) for each in range(kept)
+        ]
         try:
             yield
         finally:

@@ -13,7 +13,7 @@ from pathlib import Path
 import uvloop
 
 from ingest.app import up as up_module
-from ingest.app.slot import SlotTimes
+from ingest.app.children import ChildTimes
 from ingest.app.up import up
 from ingest.cli.main import build_parser, load_settings
 from ingest.cli.terminal import say
@@ -32,7 +32,7 @@ def main() -> int:
     limits = [float(each) for each in os.environ.get("UP_TIMES", "15 3 15").split()]
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(up(settings, announce=say, program=TINY, times=SlotTimes(*limits)))
+            return runner.run(up(settings, announce=say, program=TINY, times=ChildTimes(*limits)))
     except IngestError as error:
         print(f"ingest: {error}", file=sys.stderr)  # noqa: T201  as the command line does
         return 2

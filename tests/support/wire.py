@@ -167,9 +167,6 @@ class NextRound:
         asyncio.get_running_loop().call_soon(begin)
         return True
 
-    def begun(self, body_bytes: int) -> None:
-        """Nothing was counted."""
-
     def put_off(self, go_on: Callable[[], object], network: str, *, begins: bool = False) -> None:
         """Do it in the next round."""
         asyncio.get_running_loop().call_soon(go_on)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ingest.embedded.broker import running_broker
-from tests.support.receiver import Client, head
+from tests.support.receiver import Client, head, until
 from tests.support.supervisors import NO_DATABASE, Devices
 from tests.system.manager import Manager
 from tests.system.service import Service, is_alive, wait_gone
@@ -92,11 +92,12 @@ async def test_rolling_restarts_reset_and_refuse_nobody(open_tmp_path: Path) -> 
             first = set(children(service.pid))
             assert len(first) == 2
             async with devices.posting():
-                for _ in range(10):
+                for number in range(1, 11):
+                    await until(lambda number=number: len(devices.served) == number, 20)
                     await restart(service, 1)
                     manager.read()  # its queue is short
+                await until(lambda: len(devices.served) == 11, 20)
             assert devices.faults == []
-            assert len(devices.served) == 11
             assert not first & set(children(service.pid))
             code, output = await service.stop()
         assert code == 0, output

@@ -122,6 +122,8 @@ class FolderBackend:
 
     async def live(self, keys: Collection[bytes]) -> set[bytes]:
         """Return the live letters of these; see LetterBackend."""
+        if not any(key in self._live for key in keys):
+            return set()  # as nearly always
         return await self._in_thread(partial(self._live_of, keys))
 
     def too_long(self, line_bytes: int) -> str:
@@ -246,34 +248,36 @@ class FolderBackend:
         found = stamps(self.folder)
         now = {path: stamp for path, stamp in found.items() if is_segment(path.name)}
         gone = FileStamp(0, -1)
+        live = self._live
         if not all(now.get(path, gone).continues(stamp) for path, stamp in self._stamps.items()):
             self._marks_read.clear()  # somebody removed, cut or replaced a segment: count anew
-            self._live.clear()
+            live = LiveKeys(live.ids_max)  # the event loop sees the old ones until this is done
         self._stamps = now
         for segment in now:
             try:
                 if segment not in self._marks_read:
                     if self._is_ours(segment) or not is_locked(segment):
-                        self._take_segment(segment)
+                        self._take_segment(segment, live)
                 elif found.get(cursor_path(segment), gone).size > self._marks_read[segment]:
-                    self._take_marks(segment)
+                    self._take_marks(segment, live)
             except FileNotFoundError:
                 continue
             except OSError as error:  # the service starts all the same
                 self._marks_read.setdefault(segment, 0)
                 log.warning("dead_letters_unreadable", file=segment.name, error=str(error))
+        self._live = live
         self._size = sum(stamp.size for stamp in found.values())
 
     def _is_ours(self, segment: Path) -> bool:
         return self._segment is not None and self._segment.path == segment
 
-    def _take_marks(self, segment: Path) -> None:
+    def _take_marks(self, segment: Path, live: LiveKeys) -> None:
         """Forget the lines that were marked since the last scan."""
         marks, self._marks_read[segment] = read_marks(segment, self._marks_read[segment])
         for mark in marks:
-            self._live.remove(key_of(mark.id, mark.reason))
+            live.remove(key_of(mark.id, mark.reason))
 
-    def _take_segment(self, segment: Path) -> None:
+    def _take_segment(self, segment: Path, live: LiveKeys) -> None:
         """Remember a segment's live lines.
 
         Its writer may have died before its fdatasync, so it is synced first. The position in the
@@ -286,15 +290,15 @@ class FolderBackend:
             self._marks_read[segment] = read_marks(segment)[1]
         tally = Tally()
         for _, line in undone_lines(segment, tally=tally):
-            if self._live.is_full:  # then its reason is enough
-                self._live.count(line[REASON_AT:])
+            if live.is_full:  # then its reason is enough
+                live.count(line[REASON_AT:])
                 continue
             try:
                 id_, failed_us, letter = decode_line(line)
             except BadLine:
                 tally.altered += 1
                 continue
-            self._live.add(key_of(id_, letter.reason), failed_us)
+            live.add(key_of(id_, letter.reason), failed_us)
         if tally.damaged:
             log.warning(
                 "dead_letters_damaged",
@@ -356,7 +360,7 @@ class LiveKeys:
     """
 
     def __init__(self, ids_max: int) -> None:
-        self._ids_max = ids_max
+        self.ids_max = ids_max
         self._failed_us: dict[bytes, int] = {}  # oldest first
         self._beyond = 0
         self._returning = 0
@@ -370,7 +374,7 @@ class LiveKeys:
     @property
     def is_full(self) -> bool:
         """Whether a further letter would only be counted."""
-        return len(self._failed_us) >= self._ids_max
+        return len(self._failed_us) >= self.ids_max
 
     @property
     def oldest_us(self) -> int | None:
@@ -403,8 +407,3 @@ class LiveKeys:
             self._beyond -= 1
         if key[-REASON_CHARACTERS:] in RETURNING:
             self._returning = max(0, self._returning - 1)
-
-    def clear(self) -> None:
-        """Forget all letters."""
-        self._failed_us.clear()
-        self._beyond = self._returning = 0

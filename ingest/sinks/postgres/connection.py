@@ -13,7 +13,7 @@ import re
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import asyncpg
@@ -22,13 +22,10 @@ from asyncpg.connect_utils import SessionAttribute
 
 from ingest.config.values import is_torn
 from ingest.model.verdict import NO_SUCH_HOST, UNREACHABLE
-from ingest.sinks.postgres.lost_connection import (
-    CLOSED,
-    CUT,
-    forget_unreachable_futures,
-    is_of_a_closed_connection,
-)
 
+CLOSED = "the server closed the connection"
+CUT = "the connection was cut"
+_UNRETRIEVED = "Future exception was never retrieved"
 _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
 _SEND_BYTES = 4 * 1024**2  # the kernel reduces it to its own limit
 _IDLE_IN_TRANSACTION_MS = 30_000  # a transaction of ours that is dead must not keep its locks
@@ -93,7 +90,7 @@ async def connect(
     The caller limits the time to `within_s`, of which each of several hosts has its share. Raises
     the driver's errors, and SessionNotKept.
     """
-    forget_unreachable_futures()
+    _forget_unreachable_futures()
     connection = await _first_that_writes(database_url, name, within_s)
     ours = False
     try:
@@ -198,10 +195,37 @@ def unreachable_reason(error: BaseException) -> str:
 
 def text_of(error: BaseException) -> str:
     """Return the text of an error for people. Some errors of the driver have none."""
-    if is_of_a_closed_connection(error):
+    if _is_of_a_closed_connection(error):
         return CLOSED
     name = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
     return str(error) or name
+
+
+def _is_of_a_closed_connection(error: BaseException) -> bool:
+    """Whether the driver, or uvloop, says in its own words that the connection has ended."""
+    if isinstance(error, asyncpg.InternalClientError):
+        return str(error).startswith("cannot switch to state")
+    closed = {RuntimeError: "handler is closed", asyncpg.InterfaceError: "connection is closed"}
+    return any(isinstance(error, kind) and text in str(error) for kind, text in closed.items())
+
+
+def _forget_unreachable_futures() -> None:
+    """Have the event loop drop the driver's futures that nobody can retrieve. Repeatable.
+
+    A server that ends an idle connection sends its last message some milliseconds before it closes
+    it. The driver does not treat this message. If a COPY begins in between, it reports a fault of
+    its own, and leaves a future behind that no caller can reach. The write whose future it was has
+    failed with an error of its own, which is reported. Nothing else is hidden.
+    """
+    loop = asyncio.get_running_loop()
+    if loop.get_exception_handler() is None:
+        loop.set_exception_handler(_without_unreachable_futures)
+
+
+def _without_unreachable_futures(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    lost = isinstance(context.get("exception"), asyncpg.ConnectionDoesNotExistError)
+    if not (lost and str(context.get("message")).startswith(_UNRETRIEVED)):
+        loop.default_exception_handler(context)
 
 
 def _tune(connection: Connection) -> None:

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ingest.access.tokens import Tokens
 from ingest.admin.guard import Guard
-from ingest.admin.port import PAGES_MAX, Admin
+from ingest.admin.port import PAGES_MAX, Actions, Admin
 from ingest.app.metrics import own_metrics
 from ingest.http.bodies import Bodies
 from ingest.http.request import Request
@@ -33,17 +33,20 @@ class Rig:
         self.state = b'{"state":"on_hold","reason":"<b>28P01</b>","since":"2026-01-01T00:00:00Z"}'
         self.tokens = Tokens()
         self.guard = Guard(TOKEN, tokens=self.tokens)
-        self.admin = Admin(
-            ledger=self.ledger,
-            exposition=own_metrics(self.ledger),
-            health=lambda: (200, self.state),
-            guard=self.guard,
-            bodies=Bodies(body_bytes_max=1 << 20, body_s_max=10, all_bytes_max=1 << 26),
+        actions = Actions(
+            self.guard,
+            Bodies(body_bytes_max=1 << 20, body_s_max=10, all_bytes_max=1 << 26),
             message=lambda: "no <b>column</b>",
             release_hold=self._release_hold,
             refused_posts=lambda: [{"peer": "10.0.0.7"}],
             senders=lambda: [{"sender": "token a"}],
             pages={"/slow": Route(READ, self._slow)},
+        )
+        self.admin = Admin(
+            own_metrics(self.ledger),
+            lambda: (200, self.state),
+            ledger=self.ledger,
+            actions=actions,
         )
         self.address = ""
         self.waits = True

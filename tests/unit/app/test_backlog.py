@@ -44,13 +44,15 @@ def test_writes_that_do_not_go_through_are_told_with_what_is_known(rig: Rig) -> 
     assert rig.after(3600, 0, 0) == Trouble(), "nobody posts"
     assert rig.after(9, 500, 9) == Trouble()
     told = "no write has gone through for 11 s; 71,800 readings wait, the oldest for 11 s"
-    assert rig.after(2, 71_800, 11) == ("writes_fail", told, "")
+    assert rig.after(2, 71_800, 11) == Trouble("writes_fail", told)
     rig.state.retried(LOCKED, rows=1, attempt=1)
     assert rig.backlog.trouble().details == "55P03: no lock"
     rig.state.failed(AWAY)
     assert rig.after(1, 71_800, 12) == Trouble()
     rig.state.opened()
-    assert rig.after(1, 71_800, 13) == ("behind", "71,800 readings wait, the oldest for 13 s", "")
+    assert rig.after(1, 71_800, 13) == Trouble(
+        "behind", "71,800 readings wait, the oldest for 13 s"
+    )
     assert rig.after(12, 71_800, 25).cause == "writes_fail"
     assert rig.backlog.trouble().details == "", "of before the outage"
     rig.stream = (3, "messages", 25.0)  # which a writer had that was killed
@@ -63,7 +65,7 @@ def test_backlog_that_is_written_is_told_with_its_end(rig: Rig) -> None:
     for _ in range(40):
         left -= 70_000
         rig.state.stored()
-        cause, told, _ = rig.after(1, left, 360)
+        cause, told, *_ = rig.after(1, left, 360)
         assert cause == "behind"
     assert (
         told

@@ -30,5 +30,5 @@ def test_broker_that_takes_messages_is_not_away(
     since_s = None if away_for_s is None else now_s - away_for_s
     watch = SimpleNamespace(disk_failed="", away_since_s=since_s, faults=())
     state = BrokerState(watch, acknowledged_s=lambda: now_s - acknowledged_before_s)  # type: ignore[arg-type]
-    assert state.cause() == cause
+    assert state.trouble().cause == cause
     assert (state.away_s >= 2) == bool(cause)

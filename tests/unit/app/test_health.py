@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import structlog
 
+from ingest.app.causes import CAUSES
 from ingest.app.fill import Fill
 from ingest.app.refusals import Refusals
 from ingest.config.settings import Settings
-from ingest.model.causes import CAUSES, Trouble
+from ingest.model.causes import Trouble
 from ingest.model.ledger import DeadLetterStats, Ledger
 from ingest.model.ports import STATES
 from tests.support.fakes import FakeDatabase
@@ -38,7 +39,7 @@ class Rig:
         self.url_fault = ""
         self.table = Trouble()
         self.ledger = Ledger()
-        for part in ("health", "fill", "refusals"):
+        for part in ("space", "fill", "refusals"):
             monkeypatch.setattr(f"ingest.app.{part}.monotonic_s", lambda: self.now_s)
         self.health = make_health(
             settings=settings,
@@ -47,7 +48,7 @@ class Rig:
             url_fault=lambda: self.url_fault,
             disk=self.disk,
             dead_letters=lambda: self.letters,
-            troubles=(lambda: self.table,),
+            parts=(lambda: self.table,),
             refusals=Refusals(self.ledger),
             fill=Fill(settings, lambda: self.journal_bytes),
         )

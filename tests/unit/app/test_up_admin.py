@@ -56,7 +56,9 @@ async def test_real_processes_are_counted_together(rig: UpRig) -> None:
         ]
         await one.end()
         await two.end(kill=True)
-        assert (await rig.ask("/readyz")).status == 503
+        document = await rig.json("/readyz")
+        assert document["state"] == "accepting", "for a moment posts wait for the next gateway"
+        assert [each["runs"] for each in document["instances"]] == [False, False, True]
         assert total() == (18, 18)
         successor = Child(rig, "gateway-1")
         stack.push_async_callback(successor.end, kill=True)
@@ -68,7 +70,6 @@ async def test_real_processes_are_counted_together(rig: UpRig) -> None:
         assert metrics['ingest_instance_up{instance="gateway-1"}'] == 1
         assert metrics['ingest_instance_up{instance="gateway-2"}'] == 0
         assert 'process_resident_memory_bytes{instance="gateway-2"}' not in metrics
-        assert instances.unclean == 1
 
 
 def _busy(rig: UpRig) -> None:
@@ -115,7 +116,6 @@ async def test_every_series_has_the_label_of_its_process(rig: UpRig) -> None:
     assert len(types) == len(set(types))
     metrics = await rig.metrics()
     assert metrics['ingest_consumer_pending{consumer="forward-a",instance="writer-1"}'] == 3
-    assert metrics['ingest_roles_imbalance_rows{instance="up"}'] == 0
     assert 'ingest_db_up{instance="gateway-1"}' not in metrics
     assert metrics['ingest_db_up{instance="writer-1"}'] == 1
     with_folder = {line for line in lines if line.startswith("ingest_dlq_bytes{")}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ingest.app.fill import Fill
-from ingest.app.instances import SILENT_S, Instances
+from ingest.app.instances import RESTART_S, SILENT_S, Instances
 from ingest.app.status import read_status
 from ingest.app.up_health import UpHealth
 from ingest.config.settings import Settings
@@ -113,6 +113,8 @@ def test_writers_cannot_refuse_posts(rig: Rig) -> None:
     for state in ("starting", "draining", "full", "disk_low", "broker_away"):
         rig.set("writer-1", state, state)
         rig.set("writer-2", state, state)
+        rig.now_s += RESTART_S
+        rig.hear()
         expected = (200, "accepting", "" if state == "starting" else state)
         assert rig.short()[:3] == expected
     rig.set("gateway-1", "full", "full", "no space")
@@ -120,29 +122,39 @@ def test_writers_cannot_refuse_posts(rig: Rig) -> None:
 
 
 def test_process_that_is_silent_or_gone_is_named(rig: Rig) -> None:
-    """Posts are still taken as long as one gateway runs."""
+    """Posts are still taken as long as one gateway runs. At a restart they wait for a moment."""
     rig.now_s += SILENT_S
     rig.hear("gateway-1", "gateway-2", "writer-1")
     assert rig.short() == (200, "accepting", "instance_away", "writer-2 does not report its state")
     rig.gone("writer-1")
+    rig.now_s += RESTART_S
+    rig.hear("gateway-1", "gateway-2")
     expected = (200, "accepting", "instance_away", "no writer runs; the stream keeps readings")
     assert rig.short() == expected
     rig.hear("writer-2")
     rig.gone("gateway-1")
-    assert rig.short()[:3] == (200, "accepting", "instance_away")
     rig.gone("gateway-2")
+    assert rig.short()[3] == "writer-1 does not report its state"
+    rig.now_s += RESTART_S
+    rig.hear("writer-2")
     expected = (503, "starting", "instance_away", "no gateway reports its state")
     assert rig.short() == expected
 
 
-def test_successor_that_starts_is_not_the_state(rig: Rig) -> None:
-    """Its predecessor takes the posts of the slot; without one they are refused."""
-    old = rig.processes["gateway-1"]
-    rig.processes["gateway-1"] = FakeProcess("gateway")
-    rig.set("gateway-1", "starting", "starting", "it starts")
-    assert rig.short()[:2] == (200, "accepting")
-    rig.instances.gone("gateway-1", old.pid)
-    assert rig.short()[:2] == (503, "starting")
+@pytest.mark.parametrize("name", ["gateway-1", "writer-1"])
+def test_process_that_is_restarted_is_not_the_state(rig: Rig, name: str) -> None:
+    """From its drain until the next one works: posts wait in the socket meanwhile."""
+    rig.set(name, "draining", "draining", "it stops")
+    assert rig.short() == (200, "accepting", "", "")
+    rig.gone(name)
+    assert rig.short() == (200, "accepting", "", "")
+    rig.processes[name] = FakeProcess(name.rpartition("-")[0])
+    rig.set(name, "starting", "starting", "it starts")
+    assert rig.short() == (200, "accepting", "", "")
+    rig.now_s += RESTART_S
+    rig.hear()
+    expected = (503, "starting") if name == "gateway-1" else (200, "accepting")
+    assert rig.short()[:2] == expected
 
 
 def test_stop_of_all_is_draining(rig: Rig) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.cli.doctor_sources import sources_check
+from ingest.cli.doctor_senders import sources_check
 from ingest.cli.main import main
 from ingest.config.settings import Settings
 from ingest.config.source_tables import SOURCES_MAX

@@ -13,9 +13,9 @@ from time import thread_time as thread_s
 
 import pytest
 
-from ingest.formats.line_protocol import LinePost, Points, begin
+from ingest.formats.line_protocol import LinePost, begin
 from ingest.formats.line_series import Naming
-from ingest.formats.post import Post
+from ingest.formats.post import Points, Post
 from ingest.model.errors import Refused
 from tests.support.posts import NOW_US, RULES
 

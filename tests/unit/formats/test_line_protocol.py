@@ -11,7 +11,6 @@ from ingest.formats.line_protocol import (
     SLICE_BYTES,
     WHOLE_BYTES,
     LinePost,
-    Points,
     decode,
     has_usable_time,
 )
@@ -23,7 +22,7 @@ from ingest.formats.line_series import (
     Naming,
     read_key,
 )
-from ingest.formats.post import Post, Rules, most_invalid
+from ingest.formats.post import Points, Post, Rules, most_invalid
 from ingest.formats.series import SERIES, SeriesCache
 from ingest.model.errors import Refused
 from ingest.model.reading import Reading
@@ -101,7 +100,7 @@ def test_line_becomes_a_reading(line: str, device: str, metric: str, value: floa
     """The names and values that each spelling means; the time of receipt, as there is none."""
     found = points(line)
     assert readings(found) == [Reading(NOW_US, device, metric, value)]
-    assert (found.errors, found.strings, found.rounded) == ([], 0, 0)
+    assert (found.errors, found.texts, found.rounded) == ([], 0, 0)
 
 
 NUMBERS = (
@@ -199,7 +198,7 @@ def test_faulty_fields_are_an_error_alone() -> None:
     (error,) = found.errors
     assert (error.original, error.field) == (b"cpu,host=h b=nan,d=x %d" % S, "b")
     assert error.also == (("d", "wrong_type"),)
-    assert found.strings == 1
+    assert found.texts == 1
     again = points(error.original)
     assert [each.original for each in again.errors] == [error.original]
 
@@ -291,7 +290,7 @@ def test_one_odd_line_in_a_large_body_does_not_hide_others() -> None:
     kept = [fact for place, fact in enumerate(facts) if place not in (700, 1500, 2200)]
     kept.insert(1499, Reading(NOW_US, "a b", "m", 7.0))
     assert readings(found) == kept
-    assert ([each.item for each in found.errors], found.strings) == ([2201], 1)
+    assert ([each.item for each in found.errors], found.texts) == ([2201], 1)
 
 
 def test_limits_of_a_post_are_inclusive() -> None:
@@ -313,7 +312,7 @@ def test_too_long_line_is_refused_and_the_longest_one_is_read() -> None:
         for end in (b"", b"\n", b"\nm,host=h value=1"):
             line = b'm,host=h value=1,s="' + b"x" * (LINE_BYTES_MAX - 21)
             found = points(before + line + b'"' + end)
-            assert found.strings == 1
+            assert found.texts == 1
             assert refused(before + line + b"xxxxxxxxxx" + b'"' + end).code == "item_too_large"
 
 
@@ -413,4 +412,4 @@ def test_lines_of_other_devices_are_not_allowed() -> None:
         (1, "not_allowed"),
         (4, "not_allowed"),
     ]
-    assert found.strings == 2  # that of the line that is not allowed is in its letter
+    assert found.texts == 2  # that of the line that is not allowed is in its letter

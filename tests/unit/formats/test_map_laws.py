@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ingest.formats.map_post import Mapped, MapPost, begin, decode, decode_item
+from ingest.formats.map_post import MapPost, begin, decode, decode_item
 from ingest.formats.map_source import SourceFault, compile_source
-from ingest.formats.post import Post
+from ingest.formats.post import Points, Post
 from ingest.model.errors import Refused
 from ingest.model.rows import decode_rows
 from tests.support.examples import examples
@@ -105,15 +105,13 @@ def map_post(table: dict[str, Any]) -> MapPost:
     return MapPost(post, compile_source(table), ROOTS, 1_000, 1 << 20)
 
 
-def told(mapped: Mapped) -> tuple[list[Any], list[str], int, int]:
+def told(mapped: Points) -> tuple[list[Any], list[str], int, int]:
     """Return what the oracle knows of a result, in its form."""
-    rows = [tuple(each) for block in mapped.points.blocks for each in decode_rows(block.tuples)]
+    rows = [tuple(each) for block in mapped.blocks for each in decode_rows(block.tuples)]
     codes = [
-        code
-        for each in mapped.points.errors
-        for code in (each.code, *(code for _, code in each.also))
+        code for each in mapped.errors for code in (each.code, *(code for _, code in each.also))
     ]
-    return sorted(rows), sorted(codes), mapped.ignored, mapped.points.rounded
+    return sorted(rows), sorted(codes), mapped.ignored, mapped.rounded
 
 
 @examples(200)
@@ -155,7 +153,7 @@ def test_any_body_is_read_or_refused(table: dict[str, Any], body: bytes) -> None
         mapped = decode(body, post)
     except Refused:
         return
-    for error in mapped.points.errors:
+    for error in mapped.errors:
         try:
             again = decode_item(error.original, post.source, ROOTS, post.post)
         except Refused:
@@ -220,7 +218,7 @@ def test_letter_of_a_large_document_keeps_a_number_that_does_not_fit() -> None:
     """It is not written again as null, which is no fault."""
     rows = b'{"d":"x","a":1e999},' + b",".join([b'{"d":"x","a":1}'] * 600)
     post = map_post({"name": "s", "rows": "r[]", "device": "d", "values": "."})
-    (error,) = decode(b'{"r":[%b]}' % rows, post).points.errors
+    (error,) = decode(b'{"r":[%b]}' % rows, post).errors
     again = decode_item(error.original, post.source, ROOTS, post.post)
     assert [each.code for each in again.errors] == [error.code] == ["value_out_of_range"]
 

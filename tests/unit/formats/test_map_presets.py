@@ -24,8 +24,8 @@ def read(table: dict[str, Any], body: str, roots: dict[str, Any]) -> tuple[list[
     """Return the readings of a body, and what else there is."""
     post = Post(None, False, NOW_US, 7.0, RULES)
     mapped = decode(body.encode(), MapPost(post, compile_source(table), roots, 10_000, 1 << 22))
-    rows = [tuple(each) for block in mapped.points.blocks for each in decode_rows(block.tuples)]
-    return rows, (mapped.points.errors, mapped.ignored)
+    rows = [tuple(each) for block in mapped.blocks for each in decode_rows(block.tuples)]
+    return rows, (mapped.errors, mapped.ignored)
 
 
 def test_every_preset_has_a_body() -> None:

@@ -11,11 +11,11 @@ from typing import Any
 import orjson
 import pytest
 
-from ingest.formats.map_post import HINTED_MAX, Mapped, MapPost, begin, decode, decode_item
+from ingest.formats.map_post import HINTED_MAX, MapPost, begin, decode, decode_item
 from ingest.formats.map_row import STEP_PARTS
 from ingest.formats.map_source import SourceFault, compile_source
 from ingest.formats.map_values import HINTS_MAX
-from ingest.formats.post import Post
+from ingest.formats.post import Points, Post
 from ingest.formats.timestamp import text_us
 from ingest.model.errors import Refused
 from ingest.model.rows import decode_rows
@@ -82,8 +82,8 @@ def test_wrong_table_names_its_key_and_what_to_write(
 def read(table: dict[str, Any], body: bytes, **roots: Any) -> tuple[list[Any], list[str]]:
     """Return the readings without their times, and the codes of the faults."""
     mapped = decode(body, map_post(table, roots))
-    rows = [each[1:] for block in mapped.points.blocks for each in decode_rows(block.tuples)]
-    return rows, [each.code for each in mapped.points.errors]
+    rows = [each[1:] for block in mapped.blocks for each in decode_rows(block.tuples)]
+    return rows, [each.code for each in mapped.errors]
 
 
 def map_post(table: dict[str, Any], roots: dict[str, Any] | None = None) -> MapPost:
@@ -199,9 +199,9 @@ def test_time_is_read_in_its_unit(unit: str | None, time: bytes, expected: int |
     table = {"time": "t", **({"time_unit": unit} if unit else {})}
     mapped = decode(b'{"id":"a","v":1,"t":%b}' % time, map_post(table))
     if isinstance(expected, str):
-        assert [each.code for each in mapped.points.errors] == [expected]
+        assert [each.code for each in mapped.errors] == [expected]
     else:
-        (row,) = decode_rows(mapped.points.blocks[0].tuples)
+        (row,) = decode_rows(mapped.blocks[0].tuples)
         assert row.ts_us == expected
 
 
@@ -226,18 +226,18 @@ def test_local_time_is_read_in_the_zone_of_the_source(time: str, expected: str) 
     post = map_post(table)
     mapped = decode(orjson.dumps({"id": "a", "v": 1, "t": time}), post)
     if expected.startswith("ts_"):
-        assert [each.code for each in mapped.points.errors] == [expected]
+        assert [each.code for each in mapped.errors] == [expected]
     else:
-        (row,) = decode_rows(mapped.points.blocks[0].tuples)
+        (row,) = decode_rows(mapped.blocks[0].tuples)
         assert row.ts_us == text_us(expected)
-    assert decode(b'{"id":"a","v":1,"t":1777636800}', post).points.blocks
+    assert decode(b'{"id":"a","v":1,"t":1777636800}', post).blocks
 
 
 def test_what_may_not_be_meant_is_hinted_at() -> None:
     """Each name once with its count; a bounded number of names, and of documents."""
 
     def hints(body: bytes, **table: Any) -> list[str]:
-        return decode(body, map_post(table)).hints
+        return [*decode(body, map_post(table)).hints]
 
     body = (
         b'[{"id":"1","a":{"t":"21.4"},"ts":12},'
@@ -287,7 +287,7 @@ def cost(body: bytes) -> float:
     at_s = thread_s()
     try:
         found = begin(body, map_post({"numeric_strings": True, "lists": True}))
-        while not isinstance(found, Mapped):
+        while not isinstance(found, Points):
             longest_s, at_s = max(longest_s, thread_s() - at_s), thread_s()
             next(found)
     except (StopIteration, Refused):
@@ -336,7 +336,7 @@ def test_letter_of_a_large_document_has_what_stands_around_its_rows() -> None:
     tags = b",".join(b'"d%d":{"v":%d}' % (at, at) for at in range(900))
     body = b'{"data":{"timestamp":1777636800,"tags":{%b,"":{"v":5}}}}' % tags
     post = map_post({"preset": "ruuvi", "device": "$key"})
-    points = decode(body, post).points
+    points = decode(body, post)
     (error,) = points.errors
     assert error.original == b'{"data":{"timestamp":1777636800,"tags":{"":{"v":5}}}}'
     assert sum(each.rows for each in points.blocks) == 900
@@ -348,7 +348,7 @@ def test_document_without_a_time_has_that_of_its_message(times_us: tuple[int, ..
     """Who posts for others says when it got what; a time in the document is better."""
     post = map_post({"time": "t"})._replace(times_us=times_us)
     body = b'[{"id":"a","v":1},{"id":"a","v":1},{"id":"a","v":1,"t":1777636800}]'
-    (block,) = decode(body, post).points.blocks
+    (block,) = decode(body, post).blocks
     found = [each.ts_us for each in decode_rows(block.tuples)]
     assert found == [times_us[0], times_us[-1], 1777636800_000_000]
 
@@ -359,13 +359,13 @@ def test_document_without_a_time_has_that_of_its_message(times_us: tuple[int, ..
 def test_time_of_a_message_has_the_limits_of_all_times(time_us: int, code: str | None) -> None:
     """The clock of who posts it may be wrong."""
     mapped = decode(b'{"id":"a","v":1}', map_post({})._replace(times_us=(time_us,)))
-    assert [each.code for each in mapped.points.errors] == ([code] if code else [])
+    assert [each.code for each in mapped.errors] == ([code] if code else [])
 
 
 def test_letter_of_a_large_list_of_rows_is_the_whole_list() -> None:
     """Its rows are at a place in a list, and not in an object."""
     body = b'[[[{"id":"a","v":1,"pad":"%b"},{"id":"","v":2}]]]' % (b"x" * 9_000)
-    points = decode(body, map_post({"rows": "0[]"})).points
+    points = decode(body, map_post({"rows": "0[]"}))
     assert [each.code for each in points.errors] == ["no_device"]
     assert points.errors[0].original == body[1:-1]
 

@@ -137,7 +137,7 @@ async def test_a_long_pipeline_behind_a_body_in_pieces_is_answered_whole() -> No
     async with running_receiver() as receiver:
         client = await receiver.connect()
         await client.send(post(GOOD)[:-20])
-        await until(lambda: receiver.endpoint._keeper.posts_inside)
+        await until(lambda: receiver.endpoint._keeping.in_work)
         await client.send(post(GOOD)[-20:])
         assert (await client.reply()).status == 202
         await client.send(post(GOOD) * 100)

@@ -375,7 +375,7 @@ async def test_more_connections_than_open_files_are_not_promised(
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (500, hard))
-    monkeypatch.setattr("ingest.http.open_files.NEARLY_ALL", 3 / (500 - 384))
+    monkeypatch.setattr("ingest.http.connections.NEARLY_ALL", 3 / (500 - 384))
     try:
         with structlog.testing.capture_logs() as lines:
             async with running_receiver(connections_max=20_000, body_s_max=0.1) as receiver:

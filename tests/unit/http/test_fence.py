@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from aiohttp import http_parser
 
-from ingest.http.fence import require_parser
+from ingest.http.framer import require_parser
 from ingest.model.errors import StartError
 from tests.support.receiver import running_receiver
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator
 
 import pytest
 
-from ingest.http.bodies import SMALL_BYTES
+from ingest.http.bodies import SMALL_BYTES, Bodies
 from ingest.http.inflate import LIGHT_INFLATED_BYTES
 from ingest.http.loop_share import LoopShare
 from ingest.http.plain_body import INFLATED_MAX, PlainBodies
@@ -21,9 +21,9 @@ from tests.support.receiver import BAD, GOOD, post, running_receiver, until
 class Stopped(LoopShare):
     """A loop without a free share in any round, until `go`."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._begins: list[Callable[[], object]] = []
+    def __init__(self, bodies: Bodies) -> None:
+        super().__init__(bodies.begins)
+        self._begins: list[tuple[Callable[[], object], int]] = []
         self._open = False
 
     @property
@@ -35,14 +35,17 @@ class Stopped(LoopShare):
         """Nothing is left."""
         return self._open
 
-    def enqueue(self, body_bytes: int, begin: Callable[[], object]) -> None:
+    def enqueue(
+        self, body_bytes: int, begin: Callable[[], object], *, counted_bytes: int = 0
+    ) -> None:
         """Wait for `go`."""
-        self._begins.append(begin)
+        self._begins.append((begin, counted_bytes))
 
     def go(self) -> None:
         """Let all go on."""
         self._open = True
-        for begin in self._begins:
+        for begin, counted_bytes in self._begins:
+            self._begun(counted_bytes)
             begin()
 
 
@@ -52,7 +55,9 @@ async def test_bodies_that_wait_for_their_round_count_and_what_is_too_much_is_50
     async with running_receiver(
         receiver_bytes_max=10 * SMALL_BYTES, body_bytes_max=SMALL_BYTES
     ) as receiver:
-        share = receiver.endpoint._plain_bodies._loop_share = Stopped()
+        share = receiver.endpoint._plain_bodies._loop_share = Stopped(
+            receiver.endpoint._plain_bodies._bodies
+        )
         clients = [await receiver.connect() for _ in range(15)]
         for client in clients:
             await client.send(post(body))
@@ -72,7 +77,9 @@ async def test_room_of_a_post_that_goes_on_in_steps_is_not_given_away() -> None:
     body = array(GOOD, *[BAD] * 70)
     size = len(body)
     async with running_receiver(receiver_bytes_max=2 * size, body_bytes_max=size) as receiver:
-        share = receiver.endpoint._plain_bodies._loop_share = Stopped()
+        share = receiver.endpoint._plain_bodies._loop_share = Stopped(
+            receiver.endpoint._plain_bodies._bodies
+        )
         clients = [await receiver.connect() for _ in range(3)]
         for client in clients:
             await client.send(post(body))
@@ -88,7 +95,9 @@ async def test_few_inflated_bodies_wait_for_the_loop_at_once() -> None:
     items = -(-LIGHT_INFLATED_BYTES // len(GOOD)) + 100
     body = gzip.compress(array(*[GOOD] * items), 1)
     async with running_receiver(post_rows_max=items, batch_rows_max=items) as receiver:
-        share = receiver.endpoint._plain_bodies._loop_share = Stopped()
+        share = receiver.endpoint._plain_bodies._loop_share = Stopped(
+            receiver.endpoint._plain_bodies._bodies
+        )
         clients = [await receiver.connect() for _ in range(3 * INFLATED_MAX)]
         for client in clients:
             await client.send(post(body, headers={"Content-Encoding": "gzip"}))
@@ -154,7 +163,9 @@ async def test_light_gzip_body_costs_no_thread() -> None:
 async def test_post_of_a_client_that_disconnected_is_decoded_too() -> None:
     """Its bytes are given back then; its post is whole, and is kept."""
     async with running_receiver() as receiver:
-        share = receiver.endpoint._plain_bodies._loop_share = Stopped()
+        share = receiver.endpoint._plain_bodies._loop_share = Stopped(
+            receiver.endpoint._plain_bodies._bodies
+        )
         client = await receiver.connect()
         await client.send(post(GOOD))
         await until(lambda: share.waiting)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from ingest.app import receiving
-from ingest.http import retiring
-from ingest.http.retiring import Retiring
+from ingest.http import connections as retiring
+from ingest.http.connections import Retiring
 from tests.support.receiver import GOOD, post, running_receiver
 
 

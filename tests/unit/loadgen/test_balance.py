@@ -51,14 +51,12 @@ def _processes(
     held: int = 0,
     pending: int = 0,
     unacknowledged: int = 0,
-    lost_between: int = 0,
     gateway_up: int = 1,
     broker_up: int = 1,
     committed: tuple[int, int] = (6, 4),
 ) -> str:
     """Return the page of an admin port that shows a gateway and two writers, as `up` does."""
     lines = [
-        f'ingest_roles_imbalance_rows{{instance="up"}} {lost_between}.0',
         'ingest_readings_received_total{instance="gateway-1"} 11.0',
         'ingest_readings_rejected_total{instance="gateway-1",code="empty"} 1.0',
         f'ingest_readings_published_total{{instance="gateway-1"}} {published}.0',
@@ -215,7 +213,6 @@ async def test_balance_of_several_processes_is_that_of_each() -> None:
     [
         (_processes(published=9), 1, 0),
         (_processes(committed=(7, 3)), 2, 0),
-        (_processes(lost_between=3), 0, 3),
     ],
 )
 async def test_processes_cannot_cancel_each_other_out(

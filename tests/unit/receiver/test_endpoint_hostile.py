@@ -516,7 +516,7 @@ async def test_client_gone_in_the_middle_of_its_body_leaves_nothing(
             await client.send(post(GOOD)[:-cut])
             await client.close()
         await asyncio.sleep(0.05)
-        assert receiver.endpoint._keeper.posts_inside == 0
+        assert receiver.endpoint._keeping.in_work == 0
         assert receiver.ledger.received == 0
         assert not receiver.inlet.blocks
     out, err = capfd.readouterr()

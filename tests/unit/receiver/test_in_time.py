@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from ingest.model.errors import Refused
-from ingest.receiver.in_time import in_time
+from ingest.receiver.posts import in_time
 from ingest.system.clock import monotonic_s
 
 

@@ -18,8 +18,8 @@ from ingest.model.errors import (
 )
 from ingest.model.letter import LINE
 from ingest.model.reading import Reading
-from ingest.receiver.line_replies import VERSION
-from ingest.receiver.line_stubs import DATABASES_MAX
+from ingest.receiver.pages.line_stubs import DATABASES_MAX
+from ingest.receiver.pages.lines import VERSION
 from ingest.system.clock import monotonic_s
 from tests.support import tokens
 from tests.support.receiver import Receiver, Reply, head, running_receiver, until

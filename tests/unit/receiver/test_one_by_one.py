@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from ingest.receiver.one_by_one import OneByOne
+from ingest.receiver.pages.mapped import OneByOne
 
 
 async def take(one_by_one: OneByOne, sender: str, order: list[str]) -> None:

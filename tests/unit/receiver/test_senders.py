@@ -168,7 +168,7 @@ def test_sender_of_which_nothing_is_stored_is_named(clock: Clock) -> None:
         good.charge(1, 1)
         clock.now_s += 10
     words = "of 1 sender no reading is stored"
-    assert senders.not_stored() == ("sender_not_stored", words, "telegraf, 35 readings")
+    assert senders.not_stored() == Trouble("sender_not_stored", words, "telegraf, 35 readings")
     clock.now_s += 30
     assert senders.not_stored().cause, "it posts now and then"
     telegraf.charge(5, 1)

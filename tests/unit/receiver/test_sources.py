@@ -21,7 +21,7 @@ from ingest.dead_letters.manual_replay import ManualReplay, item_of_fields
 from ingest.model.errors import BufferFull, ConfigError, DeadLettersFull, JournalBroken
 from ingest.model.letter import INVALID, MAPPED, Letter
 from ingest.model.reading import Reading
-from ingest.receiver import lines, sources
+from ingest.receiver.pages import lines, mapped
 from ingest.system.clock import unix_us
 from tests.support import tokens
 from tests.support.receiver import Receiver, Reply, head, running_receiver, until
@@ -398,7 +398,7 @@ async def test_post_is_answered_in_time_though_it_cannot_be_read(
         while True:
             yield
 
-    monkeypatch.setattr(sources, "begin", never_ends)
+    monkeypatch.setattr(mapped, "begin", never_ends)
     monkeypatch.setattr(lines, "begin", never_ends)
     async with running(file, answer_s_max=0.1) as receiver:
         body = b" " * size

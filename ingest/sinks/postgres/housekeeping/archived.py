@@ -1,7 +1,7 @@
 """What the registry knows of the archive: which files have which span, with their checksum.
 
 The key is `files/NAME`: NAME is that of the partition that was archived first. How far a partition
-is on its way out of the table, is in `archive/NAME`; retention begins and ends that.
+is on its way out of the table, is in `archive/NAME`: see life.py.
 The driver's errors pass through.
 """
 
@@ -14,8 +14,6 @@ from asyncpg import Connection
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.housekeeping import registry
 from ingest.sinks.postgres.housekeeping.spans import BEGINNING_US, TimeSpan
-
-VERIFIED = "verified"
 
 
 class Contents(NamedTuple):
@@ -94,14 +92,6 @@ async def record(connection: Connection, table: str, found: Contents, folder: st
         "files": [{"name": n, "rows": rows, "bytes": size} for n, rows, size in found.files],
     }
     await registry.put(connection, known, registry.FILES + found.name, entry)
-
-
-async def mark_verified(connection: Connection, table: str, partition: str) -> None:
-    """Note that a detached partition is in the archive, so that it may be dropped."""
-    known = await registry.make(connection, table)
-    key = registry.ARCHIVE + partition
-    entry = (await registry.entries(connection, table, key)).get("", {})
-    await registry.put(connection, known, key, {**entry, "state": VERIFIED})
 
 
 async def pinned(connection: Connection, table: str) -> set[str]:

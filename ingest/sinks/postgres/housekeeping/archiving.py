@@ -13,16 +13,12 @@ from typing import Protocol
 from asyncpg import Connection
 
 from ingest.model.errors import StartError
-from ingest.sinks.postgres.housekeeping import archive_rows, archived, registry
+from ingest.sinks.postgres.housekeeping import archive_rows, archived, life, registry
 from ingest.sinks.postgres.housekeeping.archive_rows import Restore, RowsTable
 from ingest.sinks.postgres.housekeeping.archived import Contents
+from ingest.sinks.postgres.housekeeping.life import ARCHIVE, State
 from ingest.sinks.postgres.housekeeping.plan import Step
-from ingest.sinks.postgres.housekeeping.retention import DROPPED
 from ingest.sinks.postgres.housekeeping.view import PARTITIONED, View
-
-__all__ = ["ARCHIVE", "Archiver", "Archiving", "Detached", "restore"]
-
-ARCHIVE = "archive"
 
 
 class Detached:
@@ -99,7 +95,9 @@ class Archiving:
             raise StartError(f"{table.name} is still a partition: it is archived once detached")
         source = Detached(connection, view.table, table, step.from_us, step.to_us)
         await self._archiver.archive(source)
-        await archived.mark_verified(connection, view.table, step.partition)
+        entry = (await life.entries(connection, view.table, step.partition))[step.partition]
+        kept = await registry.make(connection, view.table)
+        await life.store(connection, kept, step.partition, entry.moved(State.VERIFIED))
 
 
 async def restore(
@@ -121,8 +119,8 @@ async def restore(
         connection, view.table, found.name, view.target.columns
     )
     if there:
-        entries = await registry.entries(connection, view.table, registry.ARCHIVE + found.name)
-        if entries.get("", {}).get("state") not in (None, DROPPED):
+        entry = (await life.entries(connection, view.table, found.name)).get(found.name)
+        if entry is not None and entry.under_way:
             raise StartError(
                 f"{table.name} is on its way into the archive: `ingest housekeeping run` ends "
                 "that, and then it can be restored"

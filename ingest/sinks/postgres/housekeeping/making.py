@@ -4,7 +4,8 @@ To attach a table takes SHARE UPDATE EXCLUSIVE on the parent, so that writes go 
 PARTITION OF would lock it against them. All of it is one transaction: if it is cut off, nothing is
 left. The new table is empty, and nobody else sees it yet, so the check of its rows costs nothing.
 Some are made in one transaction: to commit each one alone would take longer than to make it.
-Promises: columns, constraints and key are those of the parent; so is the owner.
+Promises: columns, constraints and key are those of the parent; so is the owner. Partitions that
+somebody else has made can be adopted: retention and archive may then remove them.
 Does not: decide which ones are made. The driver's errors pass through.
 """
 
@@ -17,14 +18,15 @@ from asyncpg import Connection
 
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.housekeeping import registry
-from ingest.sinks.postgres.housekeeping.partitions import bounds_entry
+from ingest.sinks.postgres.housekeeping.partitions import Partition, bounds_entry
 from ingest.sinks.postgres.housekeeping.spans import (
     NAME_BYTES_MAX,
+    NONE,
     TimeSpan,
     literal,
     partition_name,
 )
-from ingest.sinks.postgres.housekeeping.view import View
+from ingest.sinks.postgres.housekeeping.view import PARTITIONED, View
 from ingest.sinks.postgres.target import quoted
 
 GROUP_MAX = 16  # in one transaction: it takes some tenths of a second if there are thousands
@@ -171,3 +173,35 @@ async def mark_ours(connection: Connection, view: View) -> None:
     """Note that housekeeping makes the partitions of this table, and how long their spans are."""
     known = await registry.make(connection, view.table, view.owner)
     await registry.put(connection, known, registry.TABLE + view.name, {"span": view.span})
+
+
+def adoptable(view: View, names: Sequence[str]) -> list[Partition]:
+    """Return those of the named partitions (without names: of all) that are not ours yet.
+
+    Raises StartError if the table is not partitioned by time, or has no partition of that name.
+    """
+    if view.kind != PARTITIONED:
+        raise StartError(f"{view.table} is not partitioned by its time: there is nothing to adopt")
+    by_name = {each.name: each for each in view.partitions}
+    if unknown := [each for each in names if each not in by_name]:
+        raise StartError(f"{view.table} has no partition {unknown[0]} with bounds of its time")
+    chosen = [by_name[each] for each in dict.fromkeys(names)] if names else view.partitions
+    return [each for each in chosen if not each.ours]
+
+
+async def adopt(connection: Connection, view: View, chosen: Sequence[Partition], span: str) -> None:
+    """Enter the partitions, and the table, as ours, with the bounds that they have now.
+
+    New partitions will have a `span` each. Raises StartError if this role may not make or drop
+    partitions, or if there is no span.
+    """
+    if view.cannot_make:
+        raise StartError(view.cannot_make)
+    if span == NONE:
+        raise StartError("set partition_span to day or month: new partitions get this span")
+    async with connection.transaction():
+        kept = await registry.make(connection, view.table, view.owner)
+        made: dict[str, object] = {registry.TABLE + view.name: {"span": span}}
+        for each in chosen:
+            made[registry.PARTITION + each.name] = bounds_entry(each.from_us, each.to_us)
+        await registry.put_all(connection, kept, made)

@@ -1,25 +1,23 @@
 """The job of housekeeping that lets old partitions leave the table: detach, archive, drop.
 
 For each partition: it is detached while others write; if there is an archive, that job writes and
-verifies it; then the table is dropped. The registry has under `archive/NAME` how far it is:
-`detaching`, `detached`; the archive adds `written` and `verified`, and after the drop there is
-`dropped`. Without an archive nothing is left.
-Promises: only a table that we made or adopted is dropped, and it is the one that was detached: its
-oid is in the registry. With an archive it is dropped only if it was verified. What waits for a
-person's answer is not begun. Killed at any moment, the next run goes on. What was detached to be
-archived is not dropped without that, whatever the settings are by then.
+verifies it; then the table is dropped. How far it is, and what may come next, is in life.py.
+Promises: only a table that we made or adopted is dropped, and it is the one that was detached. With
+an archive it is dropped only if it was verified. What waits for a person's answer is not begun.
+Killed at any moment, the next run goes on. What was detached to be archived is not dropped without
+that, whatever the settings are by then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from asyncpg import Connection, Record
 
 from ingest.model.errors import StartError
-from ingest.sinks.postgres.housekeeping import registry, rollup_state
+from ingest.sinks.postgres.housekeeping import life, registry, rollup_state
 from ingest.sinks.postgres.housekeeping.keeping import Policy, due, must_confirm
+from ingest.sinks.postgres.housekeeping.life import ARCHIVE, DETACH, DROP, PartitionEntry, State
 from ingest.sinks.postgres.housekeeping.plan import Step
 from ingest.sinks.postgres.housekeeping.rollup_run import Key
 from ingest.sinks.postgres.housekeeping.spans import TimeSpan, literal
@@ -27,19 +25,6 @@ from ingest.sinks.postgres.housekeeping.view import OTHER, PARTITIONED, PLAIN, V
 from ingest.sinks.postgres.target import quoted
 from ingest.system.clock import rfc3339_or_us
 
-DETACH, ARCHIVE, DROP = "detach", "archive", "drop"
-DETACHING, DETACHED, WRITTEN, VERIFIED, DROPPED = (
-    *("detaching", "detached", "written", "verified", "dropped"),
-)
-ATTACHED, GONE = "attached", "gone"  # what somebody else has done to a table that was on its way
-# Steps that are not done in a state; `drop` says what became of one that is attached or gone.
-_LEFT_OUT: dict[str, set[str]] = {
-    DETACHING: set(),
-    ATTACHED: {DETACH, ARCHIVE},
-    GONE: {DETACH, ARCHIVE},
-}
-_DECIDED = {ATTACHED, GONE, VERIFIED}  # nothing is lost by what comes next: it needs no answer
-_UNDER_WAY = {DETACHING, DETACHED, WRITTEN, VERIFIED}
 _NOT_BY_TIME = (
     "{} has no partitions by time that could be dropped: see deploy/partition-a-table.sql"
 )
@@ -55,11 +40,6 @@ select c.oid::int8 as oid, format('%I.%I', n.nspname, c.relname) as name,
        coalesce((to_jsonb(i) ->> 'inhdetachpending')::bool, false) as pending
 from pg_inherits i join pg_class c on c.oid = i.inhrelid join pg_namespace n on n.oid = relnamespace
 where i.inhparent = $1::oid and c.relname = $2"""
-_THERE = """
-select c.oid::int8 as oid, c.relname::text as name, i.inhparent::int8 as parent
-from pg_class c left join pg_inherits i on i.inhrelid = c.oid
-  and not coalesce((to_jsonb(i) ->> 'inhdetachpending')::bool, false)
-where c.oid = any ($1::oid[])"""
 _LEFT = """
 select format('%I.%I', n.nspname, c.relname) as name,
        exists (select from pg_inherits where inhrelid = c.oid) as attached
@@ -100,7 +80,7 @@ class Retention:
             return [Step(DROP, view.name, why)]  # it fails, and says so
         if view.kind != PARTITIONED:
             return []
-        begun = await _begun(connection, view)
+        begun = await life.on_the_way(connection, view)
         steps = self._to_end(begun, view)
         if self._policy is None:
             return steps
@@ -122,19 +102,18 @@ class Retention:
             return _NOT_BY_TIME.format(view.table)
         return view.not_ours
 
-    def _to_end(self, begun: dict[str, Any], view: View) -> list[Step]:
+    def _to_end(self, begun: dict[str, PartitionEntry], view: View) -> list[Step]:
         """Return the rest of what was begun. It was confirmed then, under the policy of then."""
         steps = []
         for name, entry in begun.items():
-            waits = "" if entry["state"] in _DECIDED else self._question(name, entry, view)
-            found = self._steps(name, entry["from_us"], entry["to_us"], waits, begun=True)
-            left_out = _LEFT_OUT.get(entry["state"], {DETACH})
-            steps += [each for each in found if each.kind not in left_out]
+            waits = "" if entry.state in life.DECIDED else self._question(name, entry, view)
+            found = self._steps(name, *entry.span, waits, begun=True)
+            steps += [each for each in found if each.kind in life.STEPS[entry.state]]
         return steps
 
-    def _question(self, name: str, entry: dict[str, Any], view: View) -> str:
+    def _question(self, name: str, entry: PartitionEntry, view: View) -> str:
         """Return what a person must answer, if a detached table cannot go on as was confirmed."""
-        confirmed = entry.get("archive_dir", "")
+        confirmed = entry.archive_dir
         if confirmed and not self._archive_dir:
             return ""  # no answer helps: the drop fails, and says so
         if confirmed != self._archive_dir:
@@ -143,9 +122,9 @@ class Retention:
                 f"{self._archive_dir}, and then drops it"
             )
         policy = self._policy
-        if confirmed or (policy and entry["to_us"] <= policy.cutoff_us(view.now_us)):
+        if confirmed or (policy and entry.to_us <= policy.cutoff_us(view.now_us)):
             return ""
-        bounds = f"from ({literal(entry['from_us'])}) to ({literal(entry['to_us'])})"
+        bounds = f"from ({literal(entry.from_us)}) to ({literal(entry.to_us)})"
         return (
             f"{name} was detached to be dropped, but under today's keep_hot it would stay. --yes "
             f"drops it, without an archive. To keep it: alter table {view.table} attach "
@@ -176,22 +155,16 @@ class Retention:
 
     async def _detach(self, connection: Connection, view: View, step: Step, kept: str) -> None:
         found = await connection.fetchrow(_ATTACHED, view.oid, step.partition)
-        key = registry.ARCHIVE + step.partition
-        entries = await registry.entries(connection, view.table, key)
-        entry: dict[str, Any] | None = entries.get("")
-        begun = entry is not None and entry.get("state") in _UNDER_WAY
+        entry = (await life.entries(connection, view.table, step.partition)).get(step.partition)
+        if entry is not None and not entry.under_way:
+            entry = None
         if found is None:
-            if entry is None or not begun:
+            if entry is None:
                 raise StartError(f"{step.partition} is not a partition of {view.table} any more")
         else:
             if not found["pending"]:
-                entry = {
-                    "state": DETACHING,
-                    "oid": found["oid"],
-                    "from_us": step.from_us,
-                    "to_us": step.to_us,
-                    "archive_dir": self._archive_dir,
-                }
+                span = TimeSpan(step.from_us, step.to_us)
+                entry = life.begin(found["oid"], span, self._archive_dir)
                 await rollup_state.leave(
                     connection,
                     view,
@@ -200,9 +173,9 @@ class Retention:
                     wanted=self._rollups,
                     failed=self._failed if self._archive_dir else None,
                 )
-            elif entry is None or not begun or entry["oid"] != found["oid"]:
+            elif entry is None or entry.oid != found["oid"]:
                 raise StartError(f"{step.partition} was half detached by somebody else")
-            await registry.put(connection, kept, key, entry)
+            await life.store(connection, kept, step.partition, entry)
             detach = f"alter table {view.table} detach partition {found['name']}"
             if connection.get_server_version().major < _CONCURRENTLY_FROM:
                 async with connection.transaction():
@@ -210,36 +183,36 @@ class Retention:
             else:
                 how = "finalize" if found["pending"] else "concurrently"
                 await connection.execute(f"{detach} {how}")
-        await registry.put(connection, kept, key, {**entry, "state": DETACHED})
+        await life.store(connection, kept, step.partition, entry.moved(State.DETACHED))
 
     async def _drop(self, connection: Connection, view: View, step: Step, kept: str) -> None:
-        key = registry.ARCHIVE + step.partition
-        entry = (await registry.entries(connection, view.table, key)).get("")
-        if entry is None or entry.get("state") not in _UNDER_WAY:
-            raise StartError(f"{step.partition} was not detached by us")
-        found = await connection.fetchrow(_LEFT, entry["oid"], step.partition)
-        confirmed = entry.get("archive_dir", "")
-        for_archive = bool(confirmed or self._archive_dir)
-        lacks = for_archive and entry["state"] != VERIFIED
-        ended = _what_ended_it(step.partition, found, lacks=lacks)
+        name = step.partition
+        entry = (await life.entries(connection, view.table, name)).get(name)
+        if entry is None or not entry.under_way:
+            raise StartError(f"{name} was not detached by us")
+        found = await connection.fetchrow(_LEFT, entry.oid, name)
+        verified = entry.state is State.VERIFIED
+        for_archive = verified or bool(entry.archive_dir or self._archive_dir)
+        lacks = for_archive and not verified
+        ended = _what_ended_it(name, found, lacks=lacks)
         if lacks and not ended:
             if not self._archive_dir:
-                raise StartError(_NO_ARCHIVE.format(step.partition, confirmed))
-            raise StartError(f"{step.partition} is not in the archive yet: it is not dropped")
-        span = TimeSpan(entry["from_us"], entry["to_us"])
+                raise StartError(_NO_ARCHIVE.format(name, entry.archive_dir))
+            raise StartError(f"{name} is not in the archive yet: it is not dropped")
+        if ended or (found is None and not for_archive):
+            seen = State.GONE if found is None else State.ATTACHED
+            after = entry._replace(state=seen).moved(State.NONE)
+        else:
+            after = entry.moved(State.DROPPED if for_archive else State.NONE)
         async with connection.transaction():
             if found is not None and not ended:
-                await _drop_table(connection, found["name"], entry["oid"], step.partition)
-            if found is not None or not await connection.fetchrow(
-                _ATTACHED, view.oid, step.partition
-            ):  # else a new partition has this name
-                await registry.remove(connection, kept, registry.PARTITION + step.partition)
-            if for_archive and not ended:
-                await registry.put(connection, kept, key, {**entry, "state": DROPPED})
-            else:
-                await registry.remove(connection, kept, key)
-                if found is None or not found["attached"]:
-                    await rollup_state.left(connection, view, span)
+                await _drop_table(connection, found["name"], entry.oid, name)
+            if found is not None or not await connection.fetchrow(_ATTACHED, view.oid, name):
+                # else a new partition has this name
+                await registry.remove(connection, kept, registry.PARTITION + name)
+            await life.store(connection, kept, name, after)
+            if after.state is State.NONE and (found is None or not found["attached"]):
+                await rollup_state.left(connection, view, entry.span)
         if ended:
             raise StartError(ended)
 
@@ -267,32 +240,8 @@ def _what_ended_it(name: str, found: Record | None, *, lacks: bool) -> str:
 
 async def hidden(connection: Connection, view: View) -> list[str]:
     """Return the partitions that are detached and not dropped yet: no query sees their readings."""
-    begun = (await _begun(connection, view)).items()
-    return [name for name, entry in begun if entry["state"] in _UNDER_WAY]
-
-
-async def _begun(connection: Connection, view: View) -> dict[str, Any]:
-    """Return the entries of the partitions that are on their way out.
-
-    A detach that got no lock has not begun: the partition is judged anew, by the policy of now.
-    One that was attached again by somebody has the state `attached`, one that was dropped or
-    renamed `gone`.
-    """
-    entries = (await registry.entries(connection, view.table, registry.ARCHIVE)).items()
-    begun = {name: entry for name, entry in entries if entry.get("state") in _UNDER_WAY}
-    if not begun:
-        return begun
-    rows = await connection.fetch(_THERE, [entry.get("oid") for entry in begun.values()])
-    parents = {(row["oid"], row["name"]): row["parent"] for row in rows}
-    for name, entry in list(begun.items()):
-        at = (entry.get("oid"), name)
-        if at not in parents:
-            begun[name] = {**entry, "state": GONE}
-        elif entry["state"] == DETACHING and parents[at] == view.oid:
-            del begun[name]
-        elif parents[at] is not None:
-            begun[name] = {**entry, "state": ATTACHED}
-    return begun
+    begun = (await life.on_the_way(connection, view)).items()
+    return [name for name, entry in begun if entry.under_way]
 
 
 async def _of_table(policy: Policy, connection: Connection, view: View) -> Policy:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from asyncpg import Connection
 
-from ingest.sinks.postgres.housekeeping import registry, rollup_sql
+from ingest.sinks.postgres.housekeeping import life, registry, rollup_sql
 from ingest.sinks.postgres.housekeeping.plan import NotYet
 from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans, tables_of
 from ingest.sinks.postgres.housekeeping.spans import (
@@ -32,11 +32,6 @@ from ingest.system.logs import get_logger
 KEY = "rollups"  # in the registry
 NOT_COMPUTED = "the rollups of this time are not computed yet"
 LATE_MISSING = "late readings of this time are not in its rollups yet"
-
-_DROPPED = "dropped"  # of retention.py: its oid means nothing any more
-_ATTACHED = """
-select inhrelid::int8 as oid from pg_inherits i where inhrelid = any ($1::oid[])
-and not coalesce((to_jsonb(i) ->> 'inhdetachpending')::bool, false)"""
 
 log = get_logger("rollups")
 
@@ -84,13 +79,9 @@ async def put(connection: Connection, registry_name: str, at: Progress) -> None:
 
 async def frozen(connection: Connection, table: str, at: Progress) -> list[TimeSpan]:
     """Return the hours whose rollups are final: whole, sorted, and apart from each other."""
-    entries = (await registry.entries(connection, table, registry.ARCHIVE)).values()
-    known = [each for each in entries if {"oid", "from_us", "to_us"} <= each.keys()]
-    oids = [each["oid"] for each in known if each.get("state") != _DROPPED]
-    attached = {row["oid"] for row in await connection.fetch(_ATTACHED, oids)} if oids else set()
-    left = [each for each in known if each["oid"] not in attached]
-    left += (await registry.entries(connection, table, registry.FILES)).values()
-    spans = [TimeSpan(each["from_us"], each["to_us"]) for each in left]
+    files = (await registry.entries(connection, table, registry.FILES)).values()
+    spans = [TimeSpan(each["from_us"], each["to_us"]) for each in files]
+    spans += await life.left(connection, table)
     return joined([*at.gone, *(whole(each, RollupSpans().hour_us) for each in spans)])
 
 

@@ -23,7 +23,6 @@ from ingest.sinks.postgres.housekeeping import (
     rollup_state,
     rollup_tables,
 )
-from ingest.sinks.postgres.housekeeping.locking import change_alone
 from ingest.sinks.postgres.housekeeping.plan import Step
 from ingest.sinks.postgres.housekeeping.rollup_run import Key, Run
 from ingest.sinks.postgres.housekeeping.rollup_state import Progress, progress
@@ -36,8 +35,10 @@ from ingest.system.words import counted
 KIND, OFF = "rollups", "rollups_off"
 BUDGET_S = 300.0  # of one run
 PART_US_FIRST = 60_000_000
-HOLD_S_MAX = 10.0  # writers wait while the trigger is made
-LOCK_WAIT_S_MAX = 30.0
+HOLD_MS_MAX = 10_000  # writers wait while the trigger is made
+# While it waits for its lock, all writers who come later wait too: a writer of ours for 3 s
+# (`lock_s_max`). An autovacuum gives way after a second (`deadlock_timeout`). plan.py tries again.
+LOCK_MS_MAX = 2_000
 STOP_S, STOP_POLL_S = 3.0, 0.5
 
 # What a crash takes with it is computed again: how far we are is in the same transaction. A commit
@@ -192,23 +193,17 @@ class Rollups:
         Nobody knows which late readings came while there was no trigger.
         """
         connection, oid = run.connection, view.oid
-
-        async def change() -> None:
-            owner = "" if view.role == view.owner else view.owner
-            await rollup_tables.make(connection, oid, run.target, self._spans, owner)
-            at = await rollup_state.last(connection, view.table) or Progress()
-            await run.put(Progress(gone=at.gone, late_left=at.late_left))
-
         if not await rollup_tables.is_made(connection, oid, run.target, self._spans):
-            await change_alone(
-                connection,
-                view.table,
-                oid,
-                change,
-                hold_s_max=HOLD_S_MAX,
-                wait_s_max=LOCK_WAIT_S_MAX,
-                mode="share row exclusive",
-            )
+            async with connection.transaction():
+                await connection.execute(
+                    f"set local lock_timeout = {LOCK_MS_MAX}; "
+                    f"set local statement_timeout = {HOLD_MS_MAX}; "
+                    f"lock table {view.table} in share row exclusive mode"
+                )
+                owner = "" if view.role == view.owner else view.owner
+                await rollup_tables.make(connection, oid, run.target, self._spans, owner)
+                at = await rollup_state.last(connection, view.table) or Progress()
+                await run.put(Progress(gone=at.gone, late_left=at.late_left))
         await rollup_tables.grant_to_readers(connection, oid, run.target, run.registry)
 
 

@@ -1,45 +1,51 @@
-"""Keeps the points of a post of line protocol: its readings, and its faulty lines.
+"""Keeps what was decoded of a post: readings in the buffer, faulty items in the dead letters.
 
-Mapped posts are kept by it too; their faulty documents are what is called a line here.
-
+A small post that has only valid readings is kept by one plain call: see small_posts.py. Any other
+post goes through these steps, and each may wait: room is reserved, its faults are dead-lettered,
+and its blocks are put into the buffer. `put` fails if the disk of a journal fails, or the broker
+does not answer.
 A post may have several blocks. Room for all of them is reserved at once, before one is put. While
 there is not enough, such a post asks again, one post at a time, and holds nothing while it waits.
 So it keeps no other post out. Then the blocks are put in portions, one after the other. So posts
 that come meanwhile wait for the disk with one portion, and not with the whole post.
-Promises: each block is kept whole, or not. A decoded post goes on even if its client is gone. It is
-answered in time. Without room until then it gets 503 `buffer_full`, and nothing of it is kept. If
-it is not known what became of it, it gets 503 `outcome_unknown`. A line that cannot even be
-dead-lettered costs the others nothing, and counts as `not_kept`.
+Promises: each block is kept whole, or not. After a refusal nothing of a post with one block is
+kept, except perhaps dead letters of its faults. A 2xx means that every reading is kept. Every
+decoded reading is counted once: as accepted, dead-lettered or rejected. Once a post with faults, or
+of a page with a time for its answers, is being kept, it goes on even if its client is gone. Such a
+page answers in time: without room until then 503 `buffer_full`, and nothing is kept; if it is not
+known what became of the post, 503 `outcome_unknown`.
+Does not: know the database, or the kind of the buffer.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter, deque
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Coroutine, Sequence
+from contextlib import ExitStack
+from typing import Any, NamedTuple
 
-from ingest.formats.line_protocol import Points
 from ingest.formats.map_post import received_at
-from ingest.formats.post import ItemError
-from ingest.model.ack import Ack
+from ingest.formats.post import ItemError, Points, named
+from ingest.http.response import Answer
+from ingest.http.routes import OnRefused
+from ingest.model.ack import Ack, Outcome
 from ingest.model.block import Block
-from ingest.model.codes import NO_DEVICE, NOT_ALLOWED
 from ingest.model.errors import (
     BufferFull,
     DeadLettersBroken,
     DeadLettersFull,
     NotKept,
     Refused,
+    ShareUsed,
     Stopping,
 )
 from ingest.model.ledger import Ledger
-from ingest.model.letter import INVALID, LINE, Letter
+from ingest.model.letter import INVALID, Letter
 from ingest.model.ports import Database, DeadLetters, PostInlet, Reservation, Sizes
 from ingest.receiver.ack_waits import AckWaits
-from ingest.receiver.at_once import BUFFERED, COMMITTED, LATE, refusal_of
-from ingest.receiver.line_query import LineQuery
-from ingest.receiver.line_replies import faulty
+from ingest.receiver.small_posts import BUFFERED, COMMITTED, LATE, SmallPosts, refusal_of
 from ingest.system.clock import monotonic_s
 
 NOT_KEPT = "not_kept"
@@ -53,22 +59,26 @@ SLOW_S = 0.02  # after a portion that took longer, the next one has four times a
 Portion = list[tuple[Block, Reservation]]
 
 
-class LineTerms(NamedTuple):
-    """What a post said of its lines, and where and when it came in; `sender` as in Block.
+class Terms(NamedTuple):
+    """How a post is kept, and for whom; `sender` as in Block.
 
     It must be answered at `answer_by_s` (monotonic). `letter` has what all its dead letters have in
-    common. For `times_us` of mapped documents see map_post.py.
+    common. For `times_us` of mapped documents see map_post.py. `faults` is what its faulty items
+    are called. `is_tolerant`: one that cannot even be dead-lettered costs the others nothing, and
+    counts as `not_kept`; else the whole post is refused.
     """
 
-    query: LineQuery
+    ack: str
     sender: str
-    answer_by_s: float
     letter: Letter
+    answer_by_s: float = math.inf
     times_us: Sequence[int] = ()
+    faults: str = "faulty lines"
+    is_tolerant: bool = True
 
 
-class LineKeeper:
-    """Keeps the posts of line protocol of one receiver.
+class Keeping:
+    """Keeps the posts of one receiver, and counts those in work.
 
     The posts of several blocks that wait for room have together at most `waiting_bytes_max` bytes.
     A single one may have more.
@@ -82,6 +92,7 @@ class LineKeeper:
         database: Database,
         outcomes: AckWaits,
         *,
+        on_refused: OnRefused,
         waiting_bytes_max: int = WAITING_BYTES_MAX,
     ) -> None:
         self._inlet = inlet
@@ -92,54 +103,86 @@ class LineKeeper:
         self._waiting_bytes_max = waiting_bytes_max
         self._waiting = Counter[str]()  # bytes of each sender
         self._collecting = asyncio.Lock()
-        self._tails: set[asyncio.Task[None]] = set()
+        self._posts_inside = 0
+        self._tails: set[asyncio.Task[None]] = set()  # each keeps a post, whatever happens
+        self._left = asyncio.Event()  # set whenever a post or a tail has ended
+        self.small = SmallPosts(inlet, ledger, on_refused=on_refused, on_answered=self._left.set)
 
-    async def close(self) -> None:
-        """Finish the posts in work. Repeatable."""
-        if self._tails:
-            await asyncio.wait(self._tails)
+    @property
+    def in_work(self) -> int:
+        """Posts that are not answered yet, and such as are not kept yet."""
+        return self._posts_inside + self.small.inside + len(self._tails)
 
     async def finish(self, timeout_s: float) -> int:
         """Wait until no post is in work, at most `timeout_s`; return how many still are."""
-        if self._tails:
-            await asyncio.wait(self._tails, timeout=timeout_s)
-        return len(self._tails)
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self.in_work:
+                    self._left.clear()
+                    await self._left.wait()
+        except TimeoutError:
+            pass
+        return self.in_work
 
-    def begin(self, points: Points, terms: LineTerms) -> asyncio.Task[None]:
-        """Begin to keep a post; return its task, which goes on whatever happens. Raises Refused."""
-        errors = points.errors
-        codes = {each.code for each in errors}
-        if codes == {NOT_ALLOWED} and not points.blocks:
-            raise Refused("outside_scope", "the token may not speak for any device of the post")
-        if errors and terms.query.strict:
-            raise faulty("invalid_items", "and its sender wants all or nothing", errors)
-        is_of_lines = terms.letter.format == LINE
-        if is_of_lines and codes and NO_DEVICE not in codes and not points.blocks:
-            raise faulty("all_invalid", "and no reading", errors)
-        if monotonic_s() >= terms.answer_by_s:  # its client may be gone, and sends it again
+    async def close(self) -> None:
+        """Finish the posts that are being kept. Repeatable."""
+        if self._tails:
+            await asyncio.wait(self._tails)
+        self._outcomes.close()
+        self.small.close()
+
+    async def inside(self, coming: Coroutine[Any, Any, Answer]) -> Answer:
+        """Count a post as in work until it is answered."""
+        self._posts_inside += 1
+        try:
+            return await coming
+        finally:
+            self._posts_inside -= 1
+            self._left.set()
+
+    async def keep(
+        self, points: Points, terms: Terms, held: ExitStack | None = None
+    ) -> Outcome | None:
+        """Keep readings and faults; return the outcome of an awaited block. Raises Refused.
+
+        If the post goes on after its answer, what is `held` is, too.
+        """
+        left_s = terms.answer_by_s - monotonic_s()
+        if left_s <= 0:  # its client may be gone, and sends it again
             raise refusal_of(BufferFull(FULL_S))
-        tail = asyncio.create_task(self._take_in(points, terms))
+        try:
+            async with asyncio.timeout(None if left_s == math.inf else left_s):
+                coming = self._take_in(points, terms)
+                if points.errors or left_s != math.inf:
+                    tail = self._tail(coming)
+                    if held is not None:
+                        counted = held.pop_all()
+                        tail.add_done_callback(lambda _tail: counted.close())
+                    await asyncio.shield(tail)
+                else:
+                    await coming
+                outcome = None
+                for block in points.blocks:
+                    if block.ack is not None:
+                        outcome = await self._outcomes.of(block.ack)
+                return outcome
+        except TimeoutError:
+            raise Refused("outcome_unknown", LATE) from None
+
+    def _tail(self, coming: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Return the task that keeps a post; it goes on whatever happens to that of the request."""
+        tail = asyncio.create_task(coming)
         self._tails.add(tail)
         tail.add_done_callback(self._tail_done)
         return tail
 
-    async def kept(self, tail: asyncio.Task[None], points: Points, terms: LineTerms) -> None:
-        """Wait until a post is kept, or must be answered. Raises Refused."""
-        try:
-            async with asyncio.timeout(max(0.0, terms.answer_by_s - monotonic_s())):
-                await asyncio.shield(tail)  # raises its error
-                for block in points.blocks:
-                    if block.ack is not None:
-                        await self._outcomes.of(block.ack)
-        except TimeoutError:
-            raise Refused("outcome_unknown", LATE) from None
-
     def _tail_done(self, tail: asyncio.Task[None]) -> None:
         self._tails.discard(tail)
+        self._left.set()
         if not tail.cancelled():
             tail.exception()  # read here: the post may have been answered already
 
-    async def _take_in(self, points: Points, terms: LineTerms) -> None:
+    async def _take_in(self, points: Points, terms: Terms) -> None:
         """Count the readings as received; keep them, or count them as rejected."""
         ledger = self._ledger
         rows = sum(block.rows for block in points.blocks)
@@ -149,7 +192,7 @@ class LineKeeper:
         reserved: list[Reservation] = []
         code = "internal"
         try:
-            reserved = await self._reserve(points.blocks, points.errors, terms)
+            reserved = await self._reserve(points, terms)
             await self._set_aside(points, terms)
             posted = rows
             code = ""
@@ -169,15 +212,13 @@ class LineKeeper:
                     each.release()
                 ledger.at_receiver -= posted
                 ledger.readings_rejected(code, posted)
-        await self._put(points.blocks, reserved, terms.query)
-        ledger.line_fields["text_ignored"] += points.strings
+        await self._put(points.blocks, reserved, terms.ack)
+        ledger.line_fields["text_ignored"] += points.texts
         ledger.line_fields["integer_rounded"] += points.rounded
 
-    async def _reserve(
-        self, blocks: Sequence[Block], errors: Sequence[ItemError], terms: LineTerms
-    ) -> list[Reservation]:
-        """Reserve room for all blocks, and for the faulty lines with the first one."""
-        is_awaited = terms.query.ack == COMMITTED
+    async def _reserve(self, points: Points, terms: Terms) -> list[Reservation]:
+        """Reserve room for all blocks, and for the faults with the first one."""
+        blocks, is_awaited = points.blocks, terms.ack == COMMITTED
         if is_awaited and blocks:
             if self._database.hold_reason is not None:
                 raise Refused("database_on_hold", "nothing of the post is kept")
@@ -187,10 +228,10 @@ class LineKeeper:
         if not blocks:
             return []
         sizes = [(block.rows, len(block.tuples)) for block in blocks]
-        sizes[0] = (sizes[0][0], sizes[0][1] + sum(len(error.original) for error in errors))
-        left_s = max(0.0, terms.answer_by_s - ANSWER_S - monotonic_s())
+        sizes[0] = (sizes[0][0], sizes[0][1] + sum(len(each.original) for each in points.errors))
+        left_s = terms.answer_by_s - ANSWER_S - monotonic_s()
         try:
-            async with asyncio.timeout(left_s):
+            async with asyncio.timeout(None if left_s == math.inf else max(0.0, left_s)):
                 if len(sizes) > 1:
                     return await self._collect(sizes, terms.sender, is_awaited)
                 return [
@@ -220,8 +261,8 @@ class LineKeeper:
             if not self._waiting[sender]:
                 del self._waiting[sender]
 
-    async def _set_aside(self, points: Points, terms: LineTerms) -> None:
-        """Write faulty lines to the dead letters, or count that they cannot be kept."""
+    async def _set_aside(self, points: Points, terms: Terms) -> None:
+        """Write faults to the dead letters. If they cannot be kept, count that, or refuse."""
         ledger, errors = self._ledger, points.errors
         if not errors:
             return
@@ -229,13 +270,17 @@ class LineKeeper:
         letters: list[Letter] = []
         for at in range(0, len(errors), LETTERS_AT_ONCE):
             letters += [_letter(error, terms) for error in errors[at : at + LETTERS_AT_ONCE]]
-            await asyncio.sleep(0)
+            if len(errors) > LETTERS_AT_ONCE:
+                await asyncio.sleep(0)
         try:
             await self._dead_letters.append(letters, sender=terms.sender)
-        except DeadLettersFull:
+        except DeadLettersFull as full:
+            if not terms.is_tolerant:
+                raise _letters_full(errors, share=isinstance(full, ShareUsed)) from None
             not_kept += len(errors)
         except DeadLettersBroken:
-            raise Refused("disk_low", "faulty lines could not be written to the disk") from None
+            why = f"{terms.faults} could not be written to the disk"
+            raise Refused("disk_low", why) from None
         else:
             ledger.readings_dead_lettered(INVALID, len(errors))
         if not_kept:
@@ -244,7 +289,7 @@ class LineKeeper:
         ledger.at_receiver -= len(errors) + points.not_kept
 
     async def _put(
-        self, blocks: Sequence[Block], reserved: Sequence[Reservation], query: LineQuery
+        self, blocks: Sequence[Block], reserved: Sequence[Reservation], ack: str
     ) -> None:
         """Put the blocks in portions, and wait until it is known of each whether it is kept.
 
@@ -258,7 +303,7 @@ class LineKeeper:
             portion = _taken(waiting, portion_bytes)
             began_s = monotonic_s()
             # The next portion waits for this one, whatever the sender asked for.
-            is_durable = query.ack != BUFFERED or bool(waiting)
+            is_durable = ack != BUFFERED or bool(waiting)
             failed += await self._put_portion(portion, durable=is_durable)
             if monotonic_s() - began_s > SLOW_S:
                 portion_bytes *= 4
@@ -279,16 +324,20 @@ class LineKeeper:
             for block, reservation in portion
         ]
         for rows, reservation, put in puts:
+            code = "draining"  # it was cancelled, if nothing else is known
             try:
                 await put
+                code = ""
             except NotKept as error:
                 failed.append(error)
-                ledger.readings_rejected(error.code, rows)
-            else:
-                ledger.accepted += rows
+                code = error.code
             finally:
                 reservation.release()  # does nothing after put
-            ledger.at_receiver -= rows
+                ledger.at_receiver -= rows
+                if code:
+                    ledger.readings_rejected(code, rows)
+                else:
+                    ledger.accepted += rows
         return failed
 
 
@@ -313,7 +362,17 @@ def _not_all_kept(failed: Sequence[NotKept], blocks: int) -> Refused:
     )
 
 
-def _letter(error: ItemError, terms: LineTerms) -> Letter:
+def _letters_full(errors: Sequence[ItemError], *, share: bool) -> Refused:
+    why = "this sender has used its share of the space" if share else "there is no space"
+    return Refused(
+        "dead_letters_full",
+        f"{why} to keep the invalid items; post the other items without them",
+        items=sorted({error.item for error in errors}),
+        **named(errors),
+    )
+
+
+def _letter(error: ItemError, terms: Terms) -> Letter:
     return terms.letter._replace(
         code=error.code,
         message=error.message,

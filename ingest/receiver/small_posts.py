@@ -8,8 +8,10 @@ Does not: wait for room, or for a commit. Then the caller keeps the post in anot
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from ingest.http.request import Request
 from ingest.http.response import Answer
@@ -37,7 +39,7 @@ class Page:
 
     `label` is its name in metrics. `accepted(ack, rows)` is the answer to a post that is kept, with
     the same status for all; `problem` makes that of a refusal. A post that has waited for
-    `answer_s_max` (if there is one) is answered that its outcome is not known.
+    `answer_s_max` is answered that its outcome is not known.
     """
 
     __slots__ = ("accepted", "answer_s_max", "label", "problem")
@@ -47,7 +49,7 @@ class Page:
         label: str,
         accepted: Callable[[str, int], Answer],
         problem: MakeProblem,
-        answer_s_max: float | None = None,
+        answer_s_max: float = math.inf,
     ) -> None:
         self.label = label
         self.accepted = accepted
@@ -67,10 +69,10 @@ class _Waiter:
         self.received_s = received_s
 
 
-class AtOnce:
-    """The posts of one receiver that are kept at once.
+class SmallPosts:
+    """The posts of one receiver that are kept at once; `inside` of them are in work.
 
-    `on_answered(count)` is called with the number of posts that are not in work any more.
+    `on_answered` is called when there are fewer.
     """
 
     def __init__(
@@ -79,21 +81,22 @@ class AtOnce:
         ledger: Ledger,
         *,
         on_refused: OnRefused,
-        on_answered: Callable[[int], None],
+        on_answered: Callable[[], object],
     ) -> None:
         self._inlet = inlet
         self._ledger = ledger
         self._on_refused = on_refused
         self._on_answered = on_answered
+        self.inside = 0
         self._told = self._tell  # so that not each post makes a bound method
         self._limited = deque[_Waiter]()  # of pages with a time for the answer, oldest first
         self._look: asyncio.TimerHandle | None = None
-        self._log = get_logger("at_once")
+        self._log = get_logger("small_posts")
 
     def keep(
-        self, request: Request, page: Page, block: Block, ack: str | None, received_s: float
-    ) -> Answer | bool:
-        """Keep a block; return the answer, or True if it comes later, or False: it is not kept."""
+        self, request: Request, page: Page, block: Block, ack: str, received_s: float
+    ) -> Answer | Literal[False] | None:
+        """Keep a block; return the answer, or None if it comes later, or False: it is not kept."""
         rows, ledger = block.rows, self._ledger
         if ack == BUFFERED and self._inlet.take_in(block):
             ledger.received += rows
@@ -106,11 +109,12 @@ class AtOnce:
             return False
         ledger.received += rows
         ledger.at_receiver += rows
-        if page.answer_s_max is not None:
+        self.inside += 1
+        if page.answer_s_max != math.inf:
             self._limited.append(waiter)
             if self._look is None:
                 self._look = asyncio.get_running_loop().call_later(LOOK_S, self._answer_due)
-        return True
+        return None
 
     def close(self) -> None:
         """Look for no post any more whose answer is due. Repeatable."""
@@ -133,7 +137,8 @@ class AtOnce:
             for page in {waiter.page for waiter in waiting}:
                 took_s = [now_s - waiter.received_s for waiter in waiting if waiter.page is page]
                 ledger.requests_answered(page.label, page.accepted(DURABLE, 1).status, took_s)
-        self._on_answered(len(waiting))
+        self.inside -= len(waiting)
+        self._on_answered()
         if error is not None:
             for waiter in waiting:
                 self._refuse(waiter, refusal_of(error))
@@ -164,9 +169,10 @@ class AtOnce:
         while limited:
             waiter = limited[0]
             if waiter.request is not None:
-                if soon_s - waiter.received_s < (waiter.page.answer_s_max or 0.0):
+                if soon_s - waiter.received_s < waiter.page.answer_s_max:
                     break
-                self._on_answered(1)
+                self.inside -= 1
+                self._on_answered()
                 self._refuse(waiter, Refused("outcome_unknown", LATE))
             limited.popleft()
         self._look = (

@@ -19,8 +19,13 @@ from ingest.http.request import Request
 from ingest.http.response import JSON, Answer
 from ingest.http.routes import OTHER, READ, Pattern, Route
 from ingest.model.errors import Refused
-from ingest.receiver.line_replies import NO_CONTENT, VERSION, VERSION_HEADER, line_problem
-from ingest.receiver.lines import PREFIXES
+from ingest.receiver.pages.lines import (
+    NO_CONTENT,
+    PREFIXES,
+    VERSION,
+    VERSION_HEADER,
+    line_problem,
+)
 
 # Nobody needs a token here, so a question is small and cheap to read.
 _QUESTION = BodyLimits(4096, 4096)

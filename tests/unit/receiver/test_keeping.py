@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.formats.line_protocol import Points
-from ingest.formats.post import ItemError
+from ingest.formats.post import ItemError, Points
 from ingest.model.block import Block
 from ingest.model.errors import BrokerAway, BrokerOutcomeUnknown, NotKept, Refused
 from ingest.model.ledger import Ledger
@@ -18,14 +17,13 @@ from ingest.model.letter import INVALID, LINE, Letter
 from ingest.model.ports import PostInlet
 from ingest.model.rows import encode_reading
 from ingest.receiver.ack_waits import AckWaits
-from ingest.receiver.line_keeper import (
+from ingest.receiver.keeping import (
     LETTERS_AT_ONCE,
     PORTION_BYTES,
     SLOW_S,
-    LineKeeper,
-    LineTerms,
+    Keeping,
+    Terms,
 )
-from ingest.receiver.line_query import LineQuery
 from ingest.system.clock import monotonic_s, unix_us
 from tests.contract.buffers import journal, memory, spilling
 from tests.support.blocks import block_of, make_block, make_reading
@@ -44,24 +42,20 @@ class Rig:
         self.ledger = Ledger()
         self.dead_letters = FakeDeadLetters()
         self.outcomes = AckWaits(database, 1.0, connections_max=100)
-        self.keeper = LineKeeper(
+        self.keeper = Keeping(
             inlet,
             self.dead_letters,
             self.ledger,
             database,
             self.outcomes,
+            on_refused=lambda _request, _refused: None,
             waiting_bytes_max=waiting_bytes_max,
         )
 
     async def keep(self, points: Points, answer_s: float = 5.0, ack: str = "buffered") -> None:
         """Keep a post; raise Refused."""
-        terms = LineTerms(
-            LineQuery(ack=ack),
-            "network",
-            monotonic_s() + answer_s,
-            Letter(INVALID, "", "", unix_us(), format=LINE, source="/write"),
-        )
-        await self.keeper.kept(self.keeper.begin(points, terms), points, terms)
+        letter = Letter(INVALID, "", "", unix_us(), format=LINE, source="/write")
+        await self.keeper.keep(points, Terms(ack, "network", letter, monotonic_s() + answer_s))
 
     async def refused(self, points: Points, answer_s: float = 5.0) -> str:
         """Return the code of the refusal."""

@@ -1,22 +1,36 @@
-"""What `ingest doctor` finds about who may post: the file of tokens, and the setting `access`."""
+"""What `ingest doctor` finds about who may post, and how: tokens, certificate, sources, MQTT."""
 
 from __future__ import annotations
 
+import math
 import socket
+from collections.abc import Iterator
+from pathlib import Path
 
 from ingest.access.rule import is_open
 from ingest.access.token_file import SOON_US
 from ingest.app.access import open_tokens
+from ingest.app.rules import make_sources
 from ingest.cli.doctor_database import FAIL, OK, WARN, Check
+from ingest.config.folders import state_dir
 from ingest.config.settings import Settings, split_address
+from ingest.dead_letters.folder.segments import segments
+from ingest.http.certificate import Certificate
 from ingest.http.sites import is_loopback
-from ingest.model.errors import StartError
+from ingest.model.errors import ConfigError, StartError
 from ingest.system.clock import rfc3339_s, unix_us
-from ingest.system.state_folder import ServiceInfo
+from ingest.system.files import size_bytes
+from ingest.system.state_folder import ServiceInfo, StateFolder
 from ingest.system.surroundings import command_words
 from ingest.system.words import counted
 
 _NAME = "access"
+DAYS_MIN = 14  # as the alert IngestCertificateEnds
+NOT_OURS = (
+    "what the MQTT broker drops never comes here, and cannot be seen from here: check its "
+    "max_queued_messages, persistence and autosave_interval, and that devices publish with QoS 1 "
+    "(docs/mqtt.md)"
+)
 
 
 def access_check(settings: Settings, service: ServiceInfo | None = None) -> Check:
@@ -65,3 +79,48 @@ def _is_private(listen: str) -> bool:
     except OSError:
         return False
     return all(is_loopback(f"{each[4][0]}:0") for each in found)
+
+
+def certificate_check(settings: Settings) -> Check:
+    """Check that the files can be used, and for how long. Blocks for some ms."""
+    name = "certificate"
+    try:
+        found = Certificate(Path(settings.tls_cert_file), Path(settings.tls_key_file))
+    except StartError as error:
+        return Check(name, FAIL, str(error))
+    if math.isnan(found.ends_s):
+        return Check(name, WARN, f"no client would accept {settings.tls_cert_file}; make a new one")
+    left_days = (found.ends_s - unix_us() / 1e6) / 86_400
+    until = rfc3339_s(round(found.ends_s * 1e6))
+    if left_days < 0:
+        return Check(name, FAIL, f"has ended at {until}: clients refuse it; put a new one there")
+    said = f"valid until {until}, {left_days:.0f} days"
+    if left_days < DAYS_MIN:
+        return Check(name, WARN, f"{said}; put a new one there, a restart is not needed")
+    return Check(name, OK, said)
+
+
+def mqtt_checks(settings: Settings) -> Iterator[Check]:
+    """Yield a finding for each `ingest mqtt` that has run with this state folder."""
+    root = state_dir(settings) / "mqtt"
+    try:
+        names = sorted(each.name for each in root.iterdir() if each.is_dir())
+    except OSError:
+        return
+    for name in names:
+        letters = StateFolder(root / name).dead_letters
+        kept = sum(size_bytes(each) for each in segments(letters))
+        said = (
+            f"`ingest dlq list --mqtt {name}` shows what the service has refused; " if kept else ""
+        )
+        yield Check(f"mqtt {name}", WARN if kept else OK, said + NOT_OURS)
+
+
+def sources_check(settings: Settings) -> Check:
+    """Check that the tables can be compiled; the service would not start else."""
+    name = "sources"
+    try:
+        sources = make_sources(settings)
+    except ConfigError as error:
+        return Check(name, FAIL, str(error))
+    return Check(name, OK, f"{counted(len(sources), 'source')}: {', '.join(sources)}")

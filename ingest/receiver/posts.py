@@ -1,0 +1,357 @@
+"""From a request to its answer: the way of all pages that take posts.
+
+The steps of a post: check admission; read the head; receive; decompress; decode. Then keeping.py
+keeps what was decoded. If a small body arrived with its head and no step has to wait, all of this
+is one plain call. What the pages say differently is in their `Form`.
+Does not: know the database, the buffer, or a format.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable, Generator
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    ExitStack,
+    asynccontextmanager,
+    nullcontext,
+)
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
+
+from ingest.formats.post import Decoded, Points, Post, Rules
+from ingest.http.owner import Reply
+from ingest.http.plain_body import BodyLimits, PlainBodies
+from ingest.http.request import Request
+from ingest.http.response import Answer
+from ingest.model.ack import Outcome
+from ingest.model.errors import ConfigError, Refused
+from ingest.model.ledger import Ledger
+from ingest.model.letter import Letter
+from ingest.model.ports import Admission
+from ingest.receiver.keeping import Keeping, Terms
+from ingest.receiver.senders import KnownSender, Senders
+from ingest.receiver.small_posts import ADMISSION_DETAILS, COMMITTED, Page
+from ingest.system.clock import monotonic_s, unix_us
+
+SMALL_BYTES = 16 * 1024  # of a body that is decoded at once
+ALONE = "decoded alone"  # no sender is called so
+AGAIN_S = 2.0  # after which a post should come again that could not be read in time
+Found = Decoded | Points
+Steps = Generator[None, None, Found]
+NO_POINTS = Points([], [])
+NOTHING_ELSE = NO_POINTS[1:]  # of a post that has only readings
+_UNREADABLE = frozenset({"not_json", "not_lines", "not_msgpack", "not_senml"})
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}  # how they begin
+_LOOKED_AT_BYTES = 64
+
+
+class _WithAck(Protocol):
+    @property
+    def ack(self) -> str | None: ...
+
+    def _replace(self, *, ack: str) -> Self: ...
+
+
+AnyQuery = TypeVar("AnyQuery", bound=_WithAck)
+
+
+class Plan(NamedTuple):
+    """What the head of a post says. `letter` has what its dead letters have in common.
+
+    `more` is of the page: what its decoder needs.
+    """
+
+    sender: KnownSender
+    ack: str
+    strict: bool
+    precision: str | None
+    ignore_unknown: bool
+    device: str
+    letter: Letter
+    more: Any
+    times_us: tuple[int, ...] = ()
+
+
+class Form:
+    """What a page says differently. `page` has how its posts are answered.
+
+    `takes_empty`: an empty body is no fault. `source` is that of a mapping. For `faults` and
+    `is_tolerant` see Terms. A body over `alone_bytes` is decoded inside of `alone`.
+    """
+
+    page: Page
+    limits: BodyLimits | None = None
+    takes_empty = False
+    source = ""
+    faults = "faulty lines"
+    is_tolerant = True
+    alone_bytes = math.inf
+
+    def plan(self, request: Request, text: str) -> Plan:
+        """Read the head, and the query `text`. Raises Refused."""
+        raise NotImplementedError
+
+    def begin(self, body: bytes, plan: Plan, post: Post) -> Found | Steps:
+        """Return what a body has, or the steps to it, whose last one returns it. Raises Refused."""
+        raise NotImplementedError
+
+    def alone(self, _sender: str, _size_bytes: int) -> AbstractAsyncContextManager[None]:
+        """Return what is entered while a large body is decoded."""
+        return nullcontext()
+
+    def counted(self, _size_bytes: int) -> AbstractContextManager[None]:
+        """Return what is entered until a post is kept. It may raise Refused."""
+        return nullcontext()
+
+    def refusal(self, plan: Plan, points: Points) -> Refused | None:
+        """Return why nothing of a post with faults is kept, if it is so."""
+        raise NotImplementedError
+
+    def answer(self, plan: Plan, points: Points, outcome: Outcome | None) -> Answer:
+        """Return the answer to a post that is kept."""
+        raise NotImplementedError
+
+
+class Posts:
+    """The posts of one data port. `levels` and `ack_default`: see Endpoint.
+
+    Raises ConfigError if the default is none of the levels.
+    """
+
+    def __init__(
+        self,
+        *,
+        rules: Rules,
+        plain_bodies: PlainBodies,
+        senders: Senders,
+        admission: Admission,
+        keeping: Keeping,
+        ledger: Ledger,
+        on_decoded: Callable[[Decoded], None] | None,
+        levels: tuple[str, ...],
+        ack_default: str,
+    ) -> None:
+        self.rules = rules
+        self.plain_bodies = plain_bodies
+        self.senders = senders
+        self.admission = admission
+        self.keeping = keeping
+        self.ledger = ledger
+        self.on_decoded = on_decoded
+        self.levels = (*levels, COMMITTED)
+        self.ack_default = _available(ack_default, self.levels)
+
+    def page(
+        self, form: Form, to_head: Answer | None = None
+    ) -> Callable[[Request, str, float], Reply]:
+        """Return what answers the posts of a form, and a HEAD by `to_head`."""
+        small, check = self.keeping.small, self.plain_bodies.check
+
+        def answer(request: Request, text: str, received_s: float) -> Reply:
+            refusal = self.admission.refusal()
+            if refusal is not None:
+                raise Refused(refusal, ADMISSION_DETAILS[refusal])
+            head = request.head
+            plan: Plan | None = head.plan
+            if plan is None or not plan.sender.identity.live:
+                plan = head.plan = form.plan(request, text)
+            if to_head is not None and head.method == "HEAD":
+                return to_head
+            self.senders.take_post(request, plan.sender)
+            body = request.body
+            if body is None or not request.in_round or len(body) > SMALL_BYTES:
+                return self.receive(request, form, plan)
+            check(len(body), form.limits)
+            post = self.post(plan, received_s)
+            found = self._begun(form, body, plan, post)
+            if not isinstance(found, (Points, Decoded)):  # as Generator it would take 0.2 us
+                return self.go_on(request, form, plan, post, found)
+            points = self.seen(request, form, found)
+            if len(points.blocks) == 1 and points[1:] == NOTHING_ELSE and plan.ack != COMMITTED:
+                reply = small.keep(request, form.page, points.blocks[0], plan.ack, received_s)
+                if reply is not False:
+                    return reply
+            return self.keeping.inside(self.keep(request, form, plan, post, points))
+
+        return answer
+
+    def with_ack(self, query: AnyQuery) -> AnyQuery:
+        """Return a query with the acknowledgement that counts. Raises Refused(ack_unavailable)."""
+        if query.ack is None:
+            return query._replace(ack=self.ack_default)
+        if query.ack not in self.levels:
+            raise Refused(
+                "ack_unavailable",
+                f"this service cannot give ack={query.ack}; it gives {', '.join(self.levels)}",
+                available=self.levels,
+            )
+        return query
+
+    def post(self, plan: Plan, received_s: float) -> Post:
+        """Return what all items of a post have in common."""
+        return Post(
+            plan.precision,
+            plan.ignore_unknown,
+            unix_us(),
+            received_s,
+            self.rules,
+            plan.sender.identity.allows,
+            plan.device,
+        )
+
+    def receive(self, request: Request, form: Form, plan: Plan) -> Reply:
+        """Wait for the body and its place in a round; keep what is in it."""
+        return self.keeping.inside(self._receive(request, form, plan))
+
+    async def _receive(self, request: Request, form: Form, plan: Plan) -> Answer:
+        with ExitStack() as held:
+            async with self.plain_bodies.body(request, form.limits) as body:
+                held.enter_context(form.counted(len(body)))
+                post = self.post(plan, monotonic_s())  # a slow network is not our fault
+                turns_of = request.account.sender
+                alone: AbstractAsyncContextManager[None] = nullcontext()
+                if len(body) > form.alone_bytes:
+                    # The others wait for one that is decoded alone: it has turns of its own.
+                    alone, turns_of = form.alone(turns_of, len(body)), ALONE
+                async with in_time(post.received_s + form.page.answer_s_max), alone:
+                    found = self._begun(form, body, plan, post)
+                    if isinstance(found, Generator):
+                        found = await self._finished(form, found, body, 0, turns_of)
+            del body
+            points = self.seen(request, form, found)
+            return await self.keep(request, form, plan, post, points, held=held)
+
+    def go_on(self, request: Request, form: Form, plan: Plan, post: Post, steps: Steps) -> Reply:
+        """Decode the rest of a body that is not counted as in memory; keep what is in it."""
+        return self.keeping.inside(self._go_on(request, form, plan, post, steps))
+
+    async def _go_on(
+        self, request: Request, form: Form, plan: Plan, post: Post, steps: Steps
+    ) -> Answer:
+        body, turns_of = request.body or b"", request.account.sender
+        async with in_time(post.received_s + form.page.answer_s_max):
+            found = await self._finished(form, steps, body, len(body), turns_of)
+        del body
+        points = self.seen(request, form, found)
+        return await self.keep(request, form, plan, post, points)
+
+    async def keep(
+        self,
+        request: Request,
+        form: Form,
+        plan: Plan,
+        post: Post,
+        points: Points,
+        *,
+        held: ExitStack | None = None,
+    ) -> Answer:
+        """Keep what a post has; return its answer. Raises Refused. For `held` see Keeping.keep."""
+        outcome = None
+        faults = len(points.errors) + points.not_kept
+        try:
+            if faults and (refusal := form.refusal(plan, points)) is not None:
+                raise refusal
+            if points.blocks or faults or points.texts:
+                terms = Terms(
+                    plan.ack,
+                    request.account.sender,
+                    plan.letter._replace(received_us=post.received_us),
+                    post.received_s + form.page.answer_s_max,
+                    plan.times_us,
+                    form.faults,
+                    form.is_tolerant,
+                )
+                outcome = await self.keeping.keep(points, terms, held)
+        except Refused as refused:
+            if points.errors:
+                refused.body_start = points.errors[0].original
+            raise
+        if faults and not points.blocks:
+            self.senders.nothing_stored(request.account, faults)
+        return form.answer(plan, points, outcome)
+
+    def _begun(self, form: Form, body: bytes, plan: Plan, post: Post) -> Found | Steps:
+        try:
+            return form.begin(body, plan, post)
+        except Refused as refused:
+            return _nothing(form, refused, body)
+
+    async def _finished(
+        self, form: Form, steps: Steps, body: bytes, uncounted_bytes: int, turns_of: str
+    ) -> Found:
+        try:
+            found: Found = await self.plain_bodies.finish(steps, uncounted_bytes, turns_of)
+        except Refused as refused:
+            return _nothing(form, refused, body)
+        return found
+
+    def seen(self, request: Request, form: Form, found: Found) -> Points:
+        """Charge the sender; show what was decoded; return it."""
+        request.body = b""  # its memory is free while the post waits for space or for its outcome
+        points = found if isinstance(found, Points) else found.points
+        account, rows = request.account, 0
+        for block in points.blocks:
+            block.sender = account.sender
+            rows += block.rows
+        account.charge(rows + len(points.errors) + points.not_kept, rows)
+        if points.ignored:
+            self.ledger.events_ignored[form.source] += points.ignored
+        if self.on_decoded is not None:
+            for at, each in enumerate(points.blocks or [None]):
+                self.on_decoded(Decoded(each, points.errors if at == 0 else []))
+        return points
+
+
+def _nothing(form: Form, refused: Refused, body: bytes) -> Points:
+    """Return no points for an empty body, if that is no fault. Raises the refusal of any other."""
+    if form.takes_empty and refused.code == "empty":
+        return NO_POINTS
+    note_body(refused, body)
+    raise refused
+
+
+def note_body(refused: Refused, body: bytes) -> None:
+    """Note the body of a refused post; tell its sender if it begins as another format does."""
+    refused.body_start = body
+    if refused.code not in _UNREADABLE:
+        return
+    for begin, encoding in _COMPRESSED.items():
+        if body.startswith(begin):
+            refused.detail += (
+                f"; it begins as {encoding} does: is the header Content-Encoding: {encoding} "
+                "missing, or was it compressed twice?"
+            )
+    if refused.code == "not_lines" and body[:_LOOKED_AT_BYTES].lstrip()[:1] in (b"{", b"["):
+        refused.detail += "; JSON is posted to /v1/readings"
+
+
+@asynccontextmanager
+async def in_time(answer_by_s: float) -> AsyncIterator[None]:
+    """Cancel what is inside when the answer is due (monotonic; inf: never).
+
+    Decoding takes turns with other posts. So it may take long, though each step is short. Raises
+    Refused (`buffer_full`) then: nothing of the post is kept.
+    """
+    left_s = answer_by_s - monotonic_s()
+    due = asyncio.timeout(None if left_s == math.inf else max(0.0, left_s))
+    try:
+        async with due:
+            yield
+    except TimeoutError:
+        if not due.expired():
+            raise  # of what is inside
+        why = "the service could not read the post in time, since it reads others; nothing is kept"
+        raise Refused("buffer_full", why, retry_after_s=AGAIN_S) from None
+
+
+def _available(ack: str, levels: tuple[str, ...]) -> str:
+    """Return the default level. Raises ConfigError."""
+    if ack == "best":
+        return levels[0]
+    if ack not in levels:
+        raise ConfigError(
+            f"setting ack_default: {ack} is not available; this service gives {', '.join(levels)}"
+        )
+    return ack

@@ -1,0 +1,177 @@
+"""The life of a partition on its way out of the table: its states, and the moves between them.
+
+The registry has it under `archive/NAME`: first `detaching`, then `detached`, with an archive
+`verified`, and after the drop `dropped`. Without an archive nothing is left. What somebody else has
+done meanwhile is seen in the catalog, and not stored: `attached` again, or `gone`.
+Promises: an entry changes only as MOVES says. So nothing is dropped that was to be archived, before
+that is verified. A table is known by its oid: one that only has the same name is never meant.
+Does not: detach, archive or drop. The driver's errors pass through.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from asyncpg import Connection
+
+from ingest.model.errors import StartError
+from ingest.sinks.postgres.housekeeping import registry
+from ingest.sinks.postgres.housekeeping.spans import TimeSpan
+from ingest.sinks.postgres.housekeeping.view import View
+
+DETACH, ARCHIVE, DROP = "detach", "archive", "drop"  # the kinds of steps
+
+
+class State(StrEnum):
+    """How far a partition is. `NONE`: there is no entry."""
+
+    NONE = ""
+    DETACHING = "detaching"
+    DETACHED = "detached"
+    WRITTEN = "written"  # of older versions: not yet verified
+    VERIFIED = "verified"
+    DROPPED = "dropped"  # it was archived
+    ATTACHED = "attached"
+    GONE = "gone"
+
+
+# From each state. ATTACHED and GONE end it; that a detach is begun again changes nothing.
+MOVES: dict[State, set[State]] = {
+    State.NONE: {State.DETACHING},
+    State.DETACHING: {State.DETACHING, State.DETACHED},
+    State.DETACHED: {State.DETACHED, State.VERIFIED, State.NONE},
+    State.WRITTEN: {State.VERIFIED, State.NONE},
+    State.VERIFIED: {State.VERIFIED, State.DROPPED},
+    State.DROPPED: {State.DETACHING},  # a later partition of this name
+    State.ATTACHED: {State.NONE},
+    State.GONE: {State.NONE},
+}
+# The steps that are due in each state; for ATTACHED and GONE `drop` says what has become of it.
+STEPS: dict[State, tuple[str, ...]] = {
+    State.DETACHING: (DETACH, ARCHIVE, DROP),
+    State.DETACHED: (ARCHIVE, DROP),
+    State.WRITTEN: (ARCHIVE, DROP),
+    State.VERIFIED: (ARCHIVE, DROP),
+    State.ATTACHED: (DROP,),
+    State.GONE: (DROP,),
+}
+UNDER_WAY = {State.DETACHING, State.DETACHED, State.WRITTEN, State.VERIFIED}
+DECIDED = {State.ATTACHED, State.GONE, State.VERIFIED}  # what comes next loses nothing
+
+_THERE = """
+select c.oid::int8 as oid, c.relname::text as name, i.inhparent::int8 as parent
+from pg_class c left join pg_inherits i on i.inhrelid = c.oid
+  and not coalesce((to_jsonb(i) ->> 'inhdetachpending')::bool, false)
+where c.oid = any ($1::oid[])"""
+
+
+class PartitionEntry(NamedTuple):
+    """What is known of a partition: its table's oid, and its bounds in Unix microseconds.
+
+    `archive_dir` is where it was to be archived when it was detached; empty: it was to be dropped.
+    `more` is what else the registry has.
+    """
+
+    state: State
+    oid: int
+    from_us: int
+    to_us: int
+    archive_dir: str
+    more: dict[str, Any]
+
+    @property
+    def span(self) -> TimeSpan:
+        """Its bounds."""
+        return TimeSpan(self.from_us, self.to_us)
+
+    @property
+    def under_way(self) -> bool:
+        """Whether it is detached, or about to be, and neither dropped nor taken by somebody."""
+        return self.state in UNDER_WAY
+
+    def moved(self, to: State) -> PartitionEntry:
+        """Return it in another state. Raises StartError if MOVES does not have that."""
+        if to not in MOVES[self.state]:
+            raise StartError(f"a partition that is {self.state.value} cannot be {to.value} next")
+        return self._replace(state=to)
+
+    def written(self) -> dict[str, Any]:
+        """Return what the registry gets."""
+        known = self._asdict()
+        del known["more"]
+        return self.more | known
+
+
+def begin(oid: int, span: TimeSpan, archive_dir: str) -> PartitionEntry:
+    """Return the first entry of a partition."""
+    return PartitionEntry(State.NONE, oid, *span, archive_dir, {}).moved(State.DETACHING)
+
+
+async def entries(connection: Connection, table: str, name: str = "") -> dict[str, PartitionEntry]:
+    """Return the entries by the names of the partitions; with `name` those that begin with it.
+
+    Raises StartError if one cannot be read.
+    """
+    found = await registry.entries(connection, table, registry.ARCHIVE + name)
+    return {name + rest: read(name + rest, entry) for rest, entry in found.items()}
+
+
+def read(name: str, found: dict[str, Any]) -> PartitionEntry:
+    """Return the entry of a partition. Raises StartError if it cannot be understood."""
+    try:
+        state = State(found["state"])
+        known = {"oid": 0, "from_us": 0, "to_us": 0} | found if state is State.DROPPED else found
+        oid, from_us, to_us = (int(known[each]) for each in ("oid", "from_us", "to_us"))
+        return PartitionEntry(state, oid, from_us, to_us, str(found.get("archive_dir", "")), found)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StartError(f"the entry archive/{name} of {registry.NAME} is damaged") from error
+
+
+async def store(connection: Connection, kept: str, name: str, entry: PartitionEntry) -> None:
+    """Store the entry of a partition in the registry `kept`; without a state it is removed."""
+    if entry.state is State.NONE:
+        await registry.remove(connection, kept, registry.ARCHIVE + name)
+    else:
+        await registry.put(connection, kept, registry.ARCHIVE + name, entry.written())
+
+
+async def on_the_way(connection: Connection, view: View) -> dict[str, PartitionEntry]:
+    """Return the entries of the partitions that are on their way out, as they are now.
+
+    A detach that got no lock has not begun: the partition is judged anew, by the policy of now.
+    One that was attached again by somebody has the state ATTACHED, one that was dropped or renamed
+    GONE.
+    """
+    found = await entries(connection, view.table)
+    begun = {name: entry for name, entry in found.items() if entry.under_way}
+    parents = await _parents(connection, begun)
+    for name, entry in list(begun.items()):
+        at = (entry.oid, name)
+        if at not in parents:
+            begun[name] = entry._replace(state=State.GONE)
+        elif entry.state is State.DETACHING and parents[at] == view.oid:
+            del begun[name]
+        elif parents[at] is not None:
+            begun[name] = entry._replace(state=State.ATTACHED)
+    return begun
+
+
+async def _parents(
+    connection: Connection, begun: dict[str, PartitionEntry]
+) -> dict[tuple[int, str], Any]:
+    """Return of which table each one is a partition, or None, by its oid and its name."""
+    oids = [entry.oid for entry in begun.values()]
+    rows = await connection.fetch(_THERE, oids) if oids else []
+    return {(row["oid"], row["name"]): row["parent"] for row in rows}
+
+
+async def left(connection: Connection, table: str) -> list[TimeSpan]:
+    """Return the times that are not in the table any more: detached, or dropped."""
+    found = await entries(connection, table)
+    parents = await _parents(connection, {n: e for n, e in found.items() if e.under_way})
+    return [
+        entry.span
+        for name, entry in found.items()
+        if entry.state is State.DROPPED or parents.get((entry.oid, name)) is None
+    ]
