@@ -91,7 +91,7 @@ class StreamWriter:
             put_wait_s_max=PUT_WAIT_S_MAX,
         )
         self._puller = Puller(role.connection, consumer=WRITER, take=self.outlet.deliver)
-        self._audit = Audit(role.connection, self._puller)
+        self._audit = Audit(role.connection, self._puller, role.mark)
         self._purge = StreamPurge(
             role.connection,
             forwards=tuple(FORWARD + each for each in forward_names(settings.forwards)),

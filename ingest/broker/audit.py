@@ -37,6 +37,7 @@ from ingest.model.errors import BrokerAway, BrokerRefused
 from ingest.model.metrics import Metric, Metrics
 from ingest.system import clock
 from ingest.system.logs import Occasionally, get_logger
+from ingest.system.stream_mark import MarkFile
 from ingest.system.waiting import unless
 
 EVERY_S = 1.0
@@ -68,14 +69,15 @@ class Telling(msgspec.Struct, array_like=True):
 
 
 class Audit:
-    """The part of one writer, whose messages `puller` pulls."""
+    """The part of one writer, whose messages `puller` pulls. The purge keeps the `mark`."""
 
-    def __init__(self, connection: BrokerConnection, puller: Puller) -> None:
+    def __init__(self, connection: BrokerConnection, puller: Puller, mark: MarkFile) -> None:
         self.skipped = 0  # messages that are lost, as counted by this writer
         self.read_again = 0  # messages that no writer was given, and that were written again
         self.checked_to = 0
         self._connection = connection
         self._puller = puller
+        self._mark = mark
         self._name = os.urandom(8).hex()
         self._others: dict[str, float] = {}  # when each was heard
         self._knowing: set[str] = set()  # those of them that know `seen_to`
@@ -187,6 +189,9 @@ class Audit:
             average_bytes = max(1, then.size_bytes // max(1, then.messages))
             back = min(BACK_MAX, BACK_BYTES_MAX // average_bytes)
             self._seen_to = max(0, then.first - 1, then.done_to - back)
+            noted = self._mark.read()
+            if noted.made == self._made:  # a killed server may bring back what was purged
+                self._seen_to = max(self._seen_to, min(noted.purged_to, then.done_to))
         elif self._is_auditor:
             # Of what was passed then the others have told since.
             self._pass(max(self._seen_to, then.first - 1), min(then.end, state.last))

@@ -107,7 +107,8 @@ class RemovalCheck:
         if since > 0 or not is_first:  # at first: writers of other machines may have done these
             done_to = max(done_to, mark.delivered_to + max(0, since))
         gone = now.first - 1 - done_to
-        if mark.purged_to < 0 or gone <= (ACKS_PENDING_MAX if reconnected else 0):
+        # The mark of an earlier process was noted before the purge: a kill changes nothing.
+        if mark.purged_to < 0 or gone <= (ACKS_PENDING_MAX if reconnected and not is_first else 0):
             return None
         what = f"messages up to {now.first - 1} are gone; only those up to {done_to} can be done"
         return Removal(what, gone)

@@ -75,7 +75,6 @@ class StreamWatch:
         self._servers: dict[str, ServerLook] | None = None  # the last answer of each monitor port
         self._reconnected = False
         self._away_since_s: float | None = clock.monotonic_s()
-        self._why_away = ""
         self._stream_due = asyncio.Event()
         self._servers_due = asyncio.Event()
         connection.watch(self._came, self._went)
@@ -84,11 +83,6 @@ class StreamWatch:
     def away_since_s(self) -> float | None:
         """When (on the monotonic clock) the broker stopped answering; None if it answers."""
         return self._away_since_s
-
-    @property
-    def why_away(self) -> str:
-        """Why the broker does not answer, in words for people."""
-        return self._why_away if self._connection.up else self._connection.why_away
 
     @property
     def disk_failed(self) -> str:
@@ -127,10 +121,6 @@ class StreamWatch:
         self.look_soon()
 
     def _went(self) -> None:
-        self._note_away("")
-
-    def _note_away(self, why: str) -> None:
-        self._why_away = why
         if self._away_since_s is None:
             self._away_since_s = clock.monotonic_s()
 
@@ -140,10 +130,9 @@ class StreamWatch:
         published = self._published()  # before the look: the stream has these
         try:
             found = await manage.look(self._connection, self._wanted.names)
-        except BrokerAway as error:
+        except BrokerAway:
             if self._away_since_s is None:
                 self._away_since_s = began_s
-            self._note_away(str(error))
             return False
         except BrokerRefused as error:
             self._stream_faults = [StreamFault("the stream", str(error))]

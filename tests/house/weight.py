@@ -19,7 +19,7 @@ CEILINGS = {
     "ingest/admin": 1254,
     "ingest/app": 3463,
     "ingest/archive": 760,
-    "ingest/broker": 1808,
+    "ingest/broker": 1806,
     "ingest/buffers": 2425,
     "ingest/cli": 2422,
     "ingest/config": 694,

@@ -193,6 +193,8 @@ async def _goes_on(
             await asyncio.sleep(1.0)
             lost = (acknowledged | new) - done - got(writer, other)
             print(f"lost={len(lost)} told={told()}")  # noqa: T201  for the table of the document
+            with contextlib.suppress(TimeoutError):
+                await until(lambda: told() >= len(lost))
             assert not lost & new
             assert len(lost) <= told() <= len(lost) + 1 if lost else told() == 0
             given = [each for w in (writer, other) for each in w.got if each.data in new]

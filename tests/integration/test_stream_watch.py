@@ -227,7 +227,6 @@ async def test_broker_that_is_killed_is_away_until_it_is_back(server: EmbeddedBr
         hit(killed, signal.SIGKILL)
         await until(lambda: it.watch.away_since_s is not None)
         assert before_s <= (it.watch.away_since_s or 0) <= clock.monotonic_s()
-        assert it.watch.why_away
         await until(lambda: it.watch.away_since_s is None)
         await until(lambda: server.pid not in (None, killed))
         await until(lambda: not it.watch.degraded)
@@ -244,7 +243,6 @@ async def test_frozen_broker_is_away(
         os.kill(server.pid, signal.SIGSTOP)
         try:
             await until(lambda: it.watch.away_since_s is not None)
-            assert "did not answer" in it.watch.why_away
         finally:
             os.kill(server.pid, signal.SIGCONT)
         await until(lambda: it.watch.away_since_s is None)

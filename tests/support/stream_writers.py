@@ -44,7 +44,7 @@ class StreamWriter:
             skipped=self.seen_alone.append,
             pull=pull,
         )
-        self.audit = Audit(connection, self.puller)
+        self.audit = Audit(connection, self.puller, mark)
         self.purge = StreamPurge(
             connection,
             forwards=(),

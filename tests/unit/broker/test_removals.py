@@ -113,7 +113,7 @@ def test_mark_shows_what_was_removed_while_nobody_looked() -> None:
     assert RemovalCheck(StreamMark()).see(other, NOWHERE) is None, "it was never noted"
     for now, lost in ((other, 50), (None, 50), (SOME._replace(first=91), 40)):
         check = RemovalCheck(MARK)
-        assert check.see(now, NOWHERE) is None
+        assert check.see(now, NOWHERE, reconnected=True) is None, "as at each start"
         found = check.see(now, NOWHERE)
         assert found is not None
         assert (found.messages, found.ends_early) == (lost, False)
