@@ -151,7 +151,7 @@ def test_strict_namespace_admits_the_pod_and_a_probe_restarts_only_a_frozen_one(
     assert sorted(each["name"] for each in container["volumeMounts"]) == sorted(volumes)
 
 
-@pytest.mark.parametrize("name", PODS.keys() - {"nats"})
+@pytest.mark.parametrize("name", sorted(PODS.keys() - {"nats"}))
 def test_pod_runs_a_command_of_ours_with_settings_that_exist(name: str, tmp_path: Path) -> None:
     """The ports are those of the image; there is more time to end than a drain takes."""
     container, spec = container_of(name), PODS[name]["spec"]
