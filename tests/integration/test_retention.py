@@ -462,6 +462,7 @@ async def test_long_run_ends_early_and_the_next_one_begins_at_once(
     real = runs.run
     monkeypatch.setattr(runs, "run", run_counted)
     monkeypatch.setattr(runs, "RUN_S", 0.0)
+    monkeypatch.setattr("ingest.app.housekeeping.PAUSE_S", 600.0)
     housekeeping = Housekeeping(Settings(keep_hot="2d"), lambda: shared_url)
     stopping = asyncio.Event()
     running = asyncio.create_task(housekeeping.run(stopping))
