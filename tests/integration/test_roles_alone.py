@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 from aiohttp import ClientSession
 
@@ -44,6 +45,12 @@ class Role:
         url = f"{self.url}/v1/readings"
         async with ClientSession() as session, session.post(url, json=readings) as reply:
             return reply.status
+
+    async def committed(self) -> str:
+        """Post a reading with ack=committed; return the code of the refusal."""
+        url = f"{self.url}/v1/readings?ack=committed"
+        async with ClientSession() as session, session.post(url, json=READING) as reply:
+            return str((await reply.json(content_type=None)).get("code"))
 
     async def event(self) -> dict[str, Any]:
         """Return the next event of the page's feed."""
@@ -101,10 +108,16 @@ async def test_page_of_a_writer_shows_all_that_run_alone(tmp_path: Path, reading
         async with joined(broker, "admin") as admin:
             await manage.apply(admin, LETTERS)
         roles = [
-            stack.enter_async_context(role(broker, "gateway")),
+            stack.enter_async_context(role(broker, "gateway", ack_wait_s_max="1")),
             stack.enter_async_context(role(broker, "gateway")),
             stack.enter_async_context(
-                role(broker, "writer", database_url=readings_url, database_unsafe="true")
+                role(
+                    broker,
+                    "writer",
+                    database_url=readings_url,
+                    database_unsafe="true",
+                    ack_wait_s_max="1",
+                )
             ),
         ]
         one, other, writer = await asyncio.gather(*roles)
@@ -128,6 +141,18 @@ async def test_page_of_a_writer_shows_all_that_run_alone(tmp_path: Path, reading
             await other.process.wait()
         await _holds(lambda: _names(writer), ["gateway", "writer"])
         assert (await _sums(writer))["received"] == 3
+
+        locking = await asyncpg.connect(readings_url)
+        async with locking.transaction():  # each retry would be one more message behind the lock
+            await locking.execute("lock table readings")
+            async with asyncio.timeout(30):
+                assert await one.committed() == "outcome_unknown"
+                while await one.committed() != "database_away":
+                    pass
+                before = await _sums(writer)
+                assert await one.committed() == "database_away"
+                assert await _sums(writer) == before
+        await locking.close()
 
 
 async def _names(writer: Role) -> list[str]:
