@@ -13,6 +13,7 @@ import asyncpg
 
 from ingest.embedded.server import EmbeddedPostgres
 from tests.support.asking import first_answer
+from tests.system.service import is_alive
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = {"shared_buffers": "8MB", "fsync": "off"}
@@ -61,7 +62,7 @@ async def answers_again(url: str, sql: str) -> object:
 async def gone(pid: int) -> None:
     """Wait until a process runs no more. If nobody asks for its exit code, its number stays."""
     async with asyncio.timeout(20):
-        while Path(f"/proc/{pid}/exe").exists():  # noqa: ASYNC110  another process
+        while is_alive(pid):  # noqa: ASYNC110  another process
             await asyncio.sleep(0.02)
 
 
