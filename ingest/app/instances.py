@@ -124,13 +124,15 @@ class Instances:
         )
 
     def heard(self, name: str, status: Status) -> None:
-        """Take the status of a process of this name."""
+        """Take the status of a process of this name.
+
+        One from before the last one is a late one, or the clock was set back: its counters wait.
+        """
         known = self._last.get((name, status.started_us))
-        if known is not None and status.sent_us < known.sent_us:
-            return
-        self._last[name, status.started_us] = status
+        if known is None or status.sent_us >= known.sent_us:
+            self._last[name, status.started_us] = status
         now_s, current = monotonic_s(), self._current.get(name)
-        if current is None or status.started_us > current.status.started_us:
+        if current is None or _follows(status, current):
             self._current[name] = Instance(name, status, now_s)
             if current is not None and status.state == "starting":
                 self._current[name].worked = current.worked
@@ -256,6 +258,12 @@ class Instances:
         for each in self:
             if not each.gone and each.status.ledger.gauges is not None:
                 yield each.status.ledger.gauges
+
+
+def _follows(status: Status, current: Instance) -> bool:
+    """Whether it is of the next process. The clock may be set back after the end of the last."""
+    before_us = current.status.started_us
+    return status.started_us > before_us or (current.gone and status.started_us != before_us)
 
 
 def _broker(status: Status) -> Figures:

@@ -151,6 +151,7 @@ class Forwarder:
         given back.
         """
         keeping = asyncio.create_task(self._keep())
+        keeping.add_done_callback(lambda _: stopping.set())  # else each message came again
         try:
             await self._delivery.run(
                 [self._work() for _ in range(self._in_flight)],

@@ -156,6 +156,25 @@ def test_status_that_comes_late_does_not_go_back(rig: Rig) -> None:
     assert rig.total().received == 3
 
 
+def test_clock_that_was_set_back_silences_nobody(rig: Rig) -> None:
+    """Neither a process that runs, nor the next one. No counter falls, and all are counted."""
+    old, new = FakeProcess("gateway"), FakeProcess("gateway")
+    old.takes(5)
+    rig.hear("gateway-1", old)
+    old.sent_us -= 3_600_000_000
+    rig.now_s += SILENT_S
+    rig.hear("gateway-1", old)
+    (slot,) = rig.instances
+    assert slot.runs
+    rig.instances.gone("gateway-1", old.pid)
+    new.started_us = new.sent_us = old.sent_us
+    new.takes(2)
+    rig.hear("gateway-1", new)
+    (slot,) = rig.instances
+    assert (slot.status.pid, slot.runs) == (new.pid, True)
+    assert rig.total().received == 7
+
+
 def test_silent_process_does_not_run_and_its_readings_are_still_held(rig: Rig) -> None:
     """It may be frozen: nobody knows yet."""
     writer = FakeProcess("writer")
