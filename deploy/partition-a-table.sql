@@ -20,6 +20,9 @@ set recipe.ahead = '1 day';   -- how far ahead of now a reading may be: its ts_a
 -- go first, and tries again. An autovacuum gives way after a second (deadlock_timeout).
 set lock_timeout = '2s';
 set statement_timeout = 0;
+-- Step 1 stores a time as a text, and step 3 reads it: some zones have names that are read wrongly.
+set timezone = 'UTC';
+set datestyle = 'ISO';
 
 create or replace function pg_temp.lock_alone() returns void language plpgsql as $$
 declare
@@ -158,7 +161,10 @@ begin
 end $$;
 
 -- Step 3: a new table takes its name, keys, indexes, owner, rights and comments. It is locked for
--- some milliseconds: because of the constraint its rows are not read again.
+-- some milliseconds: because of the constraint its rows are not read again. After 2 s it is undone.
+begin;
+select pg_temp.lock_alone();
+set local statement_timeout = '2s';
 do $$
 declare
     readings oid := to_regclass(current_setting('recipe.readings'));
@@ -170,7 +176,6 @@ declare
     comment text;
     statement text;
 begin
-    perform pg_temp.lock_alone();
     perform pg_temp.refuse();
     if (pg_temp.begun()).checked is not true then
         raise exception 'another session has changed the table: run it again';
@@ -242,3 +247,4 @@ begin
     execute format('alter table %s drop constraint ingest_partition_until', old);
     raise notice 'step 3 of 3: % has partitions, % first. Now: ingest schema adopt --yes', named, old;
 end $$;
+commit;

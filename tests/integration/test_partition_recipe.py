@@ -27,9 +27,12 @@ UNTIL = "ingest_partition_until"
 OLD = "insert into readings select '2026-01-01'::timestamptz + n * interval '1 min', 'old', 'm', n"
 
 
-async def partition(url: str, **values: str) -> tuple[int, str]:
-    """Run the recipe with these values; return the exit code, and what was said."""
-    text = RECIPE
+async def partition(url: str, before: str = "", **values: str) -> tuple[int, str]:
+    """Run the recipe with these values; return the exit code, and what was said.
+
+    `before` are settings of the session, as a role or a database may have them.
+    """
+    text = before + RECIPE
     for name, value in values.items():
         text, found = re.subn(
             f"set recipe.{name} = '[^']*'", f"set recipe.{name} = '{value}'", text
@@ -239,3 +242,31 @@ async def test_what_an_earlier_run_or_version_has_begun_is_continued(
         assert (code, "continued" in said) == (0, True), said
         assert (await look_at(operator, "readings", "day")).kind == PARTITIONED
     await other.close()
+
+
+async def test_lock_of_the_last_step_has_a_bound(
+    operator: asyncpg.Connection, shared_url: str
+) -> None:
+    """All who read or write wait for it. If it takes too long, all of it is undone."""
+    await operator.execute("""create function slow() returns event_trigger language plpgsql
+        as 'begin perform pg_sleep(20); end'; create event trigger slow on ddl_command_end
+        when tag in ('CREATE TABLE') execute function slow()""")
+    try:
+        code, said = await partition(shared_url)
+    finally:
+        await operator.execute("drop event trigger slow")
+    assert (code, "statement timeout" in said) == (3, True), said
+    assert (await look_at(operator, "readings", "day")).kind == PLAIN
+    code, said = await partition(shared_url)
+    assert (code, "continued" in said) == (0, True), said
+
+
+async def test_session_with_another_form_of_times_reads_the_same_time(
+    operator: asyncpg.Connection, shared_url: str
+) -> None:
+    """This one prints the names of zones, and older servers read IST as that of Israel."""
+    before = "set datestyle = 'German'; set timezone = 'Asia/Kolkata';"
+    code, said = await partition(shared_url, before)
+    assert (code, " 00:00:00+00 only" in said) == (0, True), said
+    (old,) = (await look_at(operator, "readings", "day")).partitions
+    assert old.to_us % DAY_US == 0

@@ -1,0 +1,47 @@
+"""The path of messages through a forwarder: what ends its run."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from ingest.forward import forwarder
+from ingest.forward.bodies import Filters, PostLimits
+from ingest.forward.forwarder import Forwarder
+from ingest.forward.sender import TargetSender
+from ingest.forward.tally import ForwardTally
+from ingest.http_client.client import HttpClient
+from ingest.http_client.target import Target
+
+
+class BrokenPuller:
+    """A consumer with a bug."""
+
+    def __init__(self) -> None:
+        self.wanted = asyncio.Event()
+
+    def working(self, _deliveries: object) -> None:
+        """Fail."""
+        raise ZeroDivisionError
+
+
+async def test_messages_that_nobody_keeps_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the broker would send each one again and again, and nobody would be told."""
+    monkeypatch.setattr(forwarder, "WORKING_S", 0.001)
+    target = Target("http://127.0.0.1:1/", "a target")
+    client = HttpClient(target, connections_max=1, connect_s_max=1, answer_s_max=1)
+    try:
+        tally, unused, puller = ForwardTally(), dict[str, Any](), BrokenPuller()
+        sender = TargetSender(client, unused, tally, sign=lambda *_: {}, retry_s_max=1)  # type: ignore[arg-type]
+        limits = PostLimits(1, 1)
+        path = Forwarder(sender, tally, filters=Filters(), limits=limits, in_flight=2)
+        path.connect(puller)  # type: ignore[arg-type]
+        stopping = asyncio.Event()
+        with pytest.raises(ZeroDivisionError):
+            async with asyncio.timeout(5):
+                await path.run(stopping, asyncio.Event(), 0)
+        assert stopping.is_set()
+    finally:
+        await client.close()
