@@ -248,6 +248,46 @@ async def test_half_a_detach_for_an_archive_is_not_dropped_without_one(
     assert "--yes archives it in /other, and then drops it" in archive.waits
 
 
+async def test_table_of_an_older_version_is_not_dropped_before_its_archive_is_verified(
+    connection: asyncpg.Connection,
+) -> None:
+    """`written` says that it was to be archived, though not where: no yes drops it without."""
+    made = await make(connection, 4)
+    job = Retention(KEEP)
+    detach, drop = await job.plan(connection, await seen(connection))
+    await job.do(connection, await seen(connection), detach)
+    kept, key = await registry.make(connection, "readings"), registry.ARCHIVE + made[0]
+    entry = (await registry.entries(connection, "readings", key))[""]
+    await registry.put(connection, kept, key, entry | {"state": "written"})
+    for policy in (KEEP, None):
+        (said,) = await run(connection, policy, yes=True)
+        assert f"{made[0]} was detached to be archived, and archive_dir is not set any more" in said
+        assert made[0] in await tables(connection)
+
+
+async def test_entry_that_cannot_be_read_stops_its_own_partition_alone(
+    connection: asyncpg.Connection,
+) -> None:
+    """It says so in each run. Rollups wait: nobody knows whether its time is final."""
+    made = await make(connection, 5)
+    kept = await registry.make(connection, "readings")
+    entry = {"state": "sold", "oid": 1}
+    await registry.put(connection, kept, registry.ARCHIVE + made[0], entry)
+    said = f"drop {made[0]}: the entry archive/{made[0]} of ingest_housekeeping is damaged: nothing"
+    for others in ([f"detach {made[1]}", f"drop {made[1]}"], []):
+        first, *more = await run(connection, yes=True)
+        assert (first.startswith(said), more) == (True, others), first
+    assert await names(connection) == [made[0], *made[2:]]
+    assert await registry.entries(connection, "readings", registry.ARCHIVE) == {made[0]: entry}
+    jobs: list[plan.Job] = [Rollups(wanted=True), Retention(KEEP, rollups=True)]
+    for _ in range(2):
+        did = await plan.run(connection, await seen(connection), jobs, yes=True)
+        assert [(each.step.kind, "is damaged" in each.error) for each in did] == [
+            ("rollups", True),
+            (DROP, True),
+        ]
+
+
 async def test_partition_that_somebody_attached_again_or_made_anew_stays(
     connection: asyncpg.Connection,
 ) -> None:

@@ -205,6 +205,26 @@ async def test_what_an_older_version_has_gathered_is_counted(table: asyncpg.Conn
     assert (await progress(table)).late_left == 1
 
 
+async def test_readings_are_counted_once_if_the_rollups_beside_them_are_refused(
+    table: asyncpg.Connection,
+) -> None:
+    """The statement that counts them is undone then, and tried again with half of the series."""
+    await table.execute("create index on readings (device_id, metric, ts)")
+    jobs = jobs_in(None)
+    await write(table, drawn(1, 100, days=1))
+    await run(table, jobs)
+    await write(table, [Reading(START_US + DAY_US, "d1", "t", 1.0)])
+    await run(table, jobs[:1])
+    await table.execute(
+        """insert into readings_rollup_due values ('2024-10-04 05:00+00', 'd0', 't'),
+        ('2024-10-05 00:00+00', 'd1', 't');
+        alter table readings_hourly add constraint a check (device_id <> 'd1') not valid"""
+    )
+    (did,) = await plan.run(table, await look_at(table, "readings", DAY), jobs[:1])
+    assert "1 rollup could not be computed" in did.error
+    assert (await progress(table)).late_left == 1
+
+
 @pytest.mark.parametrize("with_archive", [True, False])
 async def test_rollup_that_the_database_refuses_holds_up_no_other_day(
     table: asyncpg.Connection, tmp_path: Path, *, with_archive: bool

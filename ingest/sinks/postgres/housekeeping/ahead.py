@@ -165,4 +165,9 @@ async def _of_others(connection: Connection, view: View) -> dict[str, str]:
         return {}
     begun = await life.entries(connection, view.table)
     ours = {each.oid for each in begun.values() if each.state is life.State.DETACHING}
-    return {row["name"]: row["table"] for row in rows if row["oid"] not in ours}
+    damaged = {name for name, each in begun.items() if each.state is life.State.DAMAGED}
+    return {
+        row["name"]: row["table"]
+        for row in rows
+        if row["oid"] not in ours and row["name"] not in damaged
+    }

@@ -95,7 +95,9 @@ class Archiving:
             raise StartError(f"{table.name} is still a partition: it is archived once detached")
         source = Detached(connection, view.table, table, step.from_us, step.to_us)
         await self._archiver.archive(source)
-        entry = (await life.entries(connection, view.table, step.partition))[step.partition]
+        entry = await life.entry_of(connection, view.table, step.partition)
+        if entry is None:
+            raise StartError(f"{step.partition} was not detached by us")
         kept = await registry.make(connection, view.table)
         await life.store(connection, kept, step.partition, entry.moved(State.VERIFIED))
 
@@ -119,7 +121,7 @@ async def restore(
         connection, view.table, found.name, view.target.columns
     )
     if there:
-        entry = (await life.entries(connection, view.table, found.name)).get(found.name)
+        entry = await life.entry_of(connection, view.table, found.name)
         if entry is not None and entry.under_way:
             raise StartError(
                 f"{table.name} is on its way into the archive: `ingest housekeeping run` ends "

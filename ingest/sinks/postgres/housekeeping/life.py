@@ -2,7 +2,8 @@
 
 The registry has it under `archive/NAME`: first `detaching`, then `detached`, with an archive
 `verified`, and after the drop `dropped`. Without an archive nothing is left. What somebody else has
-done meanwhile is seen in the catalog, and not stored: `attached` again, or `gone`.
+done meanwhile is seen in the catalog, and not stored: `attached` again, or `gone`. An entry that
+cannot be read is `damaged`: nothing is done for its partition.
 Promises: an entry changes only as MOVES says. So nothing is dropped that was to be archived, before
 that is verified. A table is known by its oid: one that only has the same name is never meant.
 Does not: detach, archive or drop. The driver's errors pass through.
@@ -34,6 +35,7 @@ class State(StrEnum):
     DROPPED = "dropped"  # it was archived
     ATTACHED = "attached"
     GONE = "gone"
+    DAMAGED = "damaged"
 
 
 # From each state. ATTACHED and GONE end it; that a detach is begun again changes nothing.
@@ -41,13 +43,14 @@ MOVES: dict[State, set[State]] = {
     State.NONE: {State.DETACHING},
     State.DETACHING: {State.DETACHING, State.DETACHED},
     State.DETACHED: {State.DETACHED, State.VERIFIED, State.NONE},
-    State.WRITTEN: {State.VERIFIED, State.NONE},
+    State.WRITTEN: {State.VERIFIED},
     State.VERIFIED: {State.VERIFIED, State.DROPPED},
     State.DROPPED: {State.DETACHING},  # a later partition of this name
     State.ATTACHED: {State.NONE},
     State.GONE: {State.NONE},
+    State.DAMAGED: set(),
 }
-# The steps that are due in each state; for ATTACHED and GONE `drop` says what has become of it.
+# The steps that are due in each state. For the last three `drop` says what has become of it.
 STEPS: dict[State, tuple[str, ...]] = {
     State.DETACHING: (DETACH, ARCHIVE, DROP),
     State.DETACHED: (ARCHIVE, DROP),
@@ -55,6 +58,7 @@ STEPS: dict[State, tuple[str, ...]] = {
     State.VERIFIED: (ARCHIVE, DROP),
     State.ATTACHED: (DROP,),
     State.GONE: (DROP,),
+    State.DAMAGED: (DROP,),
 }
 UNDER_WAY = {State.DETACHING, State.DETACHED, State.WRITTEN, State.VERIFIED}
 DECIDED = {State.ATTACHED, State.GONE, State.VERIFIED}  # what comes next loses nothing
@@ -90,6 +94,11 @@ class PartitionEntry(NamedTuple):
         """Whether it is detached, or about to be, and neither dropped nor taken by somebody."""
         return self.state in UNDER_WAY
 
+    @property
+    def for_archive(self) -> bool:
+        """Whether it was to be archived. Older versions have not noted where."""
+        return self.state in (State.WRITTEN, State.VERIFIED) or bool(self.archive_dir)
+
     def moved(self, to: State) -> PartitionEntry:
         """Return it in another state. Raises StartError if MOVES does not have that."""
         if to not in MOVES[self.state]:
@@ -108,24 +117,36 @@ def begin(oid: int, span: TimeSpan, archive_dir: str) -> PartitionEntry:
     return PartitionEntry(State.NONE, oid, *span, archive_dir, {}).moved(State.DETACHING)
 
 
-async def entries(connection: Connection, table: str, name: str = "") -> dict[str, PartitionEntry]:
-    """Return the entries by the names of the partitions; with `name` those that begin with it.
-
-    Raises StartError if one cannot be read.
-    """
-    found = await registry.entries(connection, table, registry.ARCHIVE + name)
-    return {name + rest: read(name + rest, entry) for rest, entry in found.items()}
+async def entries(connection: Connection, table: str) -> dict[str, PartitionEntry]:
+    """Return the entries by the names of the partitions."""
+    found = await registry.entries(connection, table, registry.ARCHIVE)
+    return {name: read(entry) for name, entry in found.items()}
 
 
-def read(name: str, found: dict[str, Any]) -> PartitionEntry:
-    """Return the entry of a partition. Raises StartError if it cannot be understood."""
+async def entry_of(connection: Connection, table: str, name: str) -> PartitionEntry | None:
+    """Return the entry of a partition, if there is one. Raises StartError if it is damaged."""
+    found = (await registry.entries(connection, table, registry.ARCHIVE + name)).get("")
+    if found is None:
+        return None
+    if (entry := read(found)).state is State.DAMAGED:
+        raise StartError(damage(name))
+    return entry
+
+
+def damage(name: str) -> str:
+    """Return what is to be said of a partition whose entry cannot be read."""
+    return f"the entry archive/{name} of {registry.NAME} is damaged: nothing is done for {name}"
+
+
+def read(found: dict[str, Any]) -> PartitionEntry:
+    """Return the entry of a partition; one that cannot be understood is DAMAGED."""
     try:
         state = State(found["state"])
         known = {"oid": 0, "from_us": 0, "to_us": 0} | found if state is State.DROPPED else found
         oid, from_us, to_us = (int(known[each]) for each in ("oid", "from_us", "to_us"))
         return PartitionEntry(state, oid, from_us, to_us, str(found.get("archive_dir", "")), found)
-    except (KeyError, TypeError, ValueError) as error:
-        raise StartError(f"the entry archive/{name} of {registry.NAME} is damaged") from error
+    except (KeyError, TypeError, ValueError):
+        return PartitionEntry(State.DAMAGED, 0, 0, 0, "", found)
 
 
 async def store(connection: Connection, kept: str, name: str, entry: PartitionEntry) -> None:
@@ -141,11 +162,12 @@ async def on_the_way(connection: Connection, view: View) -> dict[str, PartitionE
 
     A detach that got no lock has not begun: the partition is judged anew, by the policy of now.
     One that was attached again by somebody has the state ATTACHED, one that was dropped or renamed
-    GONE.
+    GONE. Those that are DAMAGED are among them.
     """
     found = await entries(connection, view.table)
     begun = {name: entry for name, entry in found.items() if entry.under_way}
     parents = await _parents(connection, begun)
+    damaged = {name: entry for name, entry in found.items() if entry.state is State.DAMAGED}
     for name, entry in list(begun.items()):
         at = (entry.oid, name)
         if at not in parents:
@@ -154,7 +176,7 @@ async def on_the_way(connection: Connection, view: View) -> dict[str, PartitionE
             del begun[name]
         elif parents[at] is not None:
             begun[name] = entry._replace(state=State.ATTACHED)
-    return begun
+    return begun | damaged
 
 
 async def _parents(
@@ -167,8 +189,14 @@ async def _parents(
 
 
 async def left(connection: Connection, table: str) -> list[TimeSpan]:
-    """Return the times that are not in the table any more: detached, or dropped."""
+    """Return the times that are not in the table any more: detached, or dropped.
+
+    Raises StartError if an entry is damaged: its time may be one of them.
+    """
     found = await entries(connection, table)
+    for name, entry in found.items():
+        if entry.state is State.DAMAGED:
+            raise StartError(damage(name))
     parents = await _parents(connection, {n: e for n, e in found.items() if e.under_way})
     return [
         entry.span

@@ -29,7 +29,7 @@ _NOT_BY_TIME = (
     "{} has no partitions by time that could be dropped: see deploy/partition-a-table.sql"
 )
 _NO_ARCHIVE = (
-    "{} was detached to be archived in {}, and archive_dir is not set any more: set it again. "
+    "{} was detached to be archived{}, and archive_dir is not set any more: set it again. "
     "Until then the table is not dropped"
 )
 _CONCURRENTLY_FROM = 14  # PostgreSQL; before, a detach locks the table for a moment
@@ -106,6 +106,9 @@ class Retention:
         """Return the rest of what was begun. It was confirmed then, under the policy of then."""
         steps = []
         for name, entry in begun.items():
+            if entry.state is State.DAMAGED:
+                steps.append(Step(DROP, name, life.damage(name)))  # it fails, and says so
+                continue
             waits = "" if entry.state in life.DECIDED else self._question(name, entry, view)
             found = self._steps(name, *entry.span, waits, begun=True)
             steps += [each for each in found if each.kind in life.STEPS[entry.state]]
@@ -114,7 +117,7 @@ class Retention:
     def _question(self, name: str, entry: PartitionEntry, view: View) -> str:
         """Return what a person must answer, if a detached table cannot go on as was confirmed."""
         confirmed = entry.archive_dir
-        if confirmed and not self._archive_dir:
+        if entry.for_archive and not self._archive_dir:
             return ""  # no answer helps: the drop fails, and says so
         if confirmed != self._archive_dir:
             return (
@@ -124,11 +127,12 @@ class Retention:
         policy = self._policy
         if confirmed or (policy and entry.to_us <= policy.cutoff_us(view.now_us)):
             return ""
+        rollups = "; then turn rollups off and on, with a run after each" if self._rollups else ""
         bounds = f"from ({literal(entry.from_us)}) to ({literal(entry.to_us)})"
         return (
             f"{name} was detached to be dropped, but under today's keep_hot it would stay. --yes "
             f"drops it, without an archive. To keep it: alter table {view.table} attach "
-            f"partition {quoted(view.schema)}.{quoted(name)} for values {bounds}"
+            f"partition {quoted(view.schema)}.{quoted(name)} for values {bounds}{rollups}"
         )
 
     def _steps(self, name: str, from_us: int, to_us: int, waits: str, *, begun: bool) -> list[Step]:
@@ -155,7 +159,7 @@ class Retention:
 
     async def _detach(self, connection: Connection, view: View, step: Step, kept: str) -> None:
         found = await connection.fetchrow(_ATTACHED, view.oid, step.partition)
-        entry = (await life.entries(connection, view.table, step.partition)).get(step.partition)
+        entry = await life.entry_of(connection, view.table, step.partition)
         if entry is not None and not entry.under_way:
             entry = None
         if found is None:
@@ -187,17 +191,18 @@ class Retention:
 
     async def _drop(self, connection: Connection, view: View, step: Step, kept: str) -> None:
         name = step.partition
-        entry = (await life.entries(connection, view.table, name)).get(name)
+        entry = await life.entry_of(connection, view.table, name)
         if entry is None or not entry.under_way:
             raise StartError(f"{name} was not detached by us")
         found = await connection.fetchrow(_LEFT, entry.oid, name)
         verified = entry.state is State.VERIFIED
-        for_archive = verified or bool(entry.archive_dir or self._archive_dir)
+        for_archive = entry.for_archive or bool(self._archive_dir)
         lacks = for_archive and not verified
         ended = _what_ended_it(name, found, lacks=lacks)
         if lacks and not ended:
             if not self._archive_dir:
-                raise StartError(_NO_ARCHIVE.format(name, entry.archive_dir))
+                where = entry.archive_dir and f" in {entry.archive_dir}"
+                raise StartError(_NO_ARCHIVE.format(name, where))
             raise StartError(f"{name} is not in the archive yet: it is not dropped")
         if ended or (found is None and not for_archive):
             seen = State.GONE if found is None else State.ATTACHED

@@ -105,7 +105,10 @@ class Run:
             self._rested_s = monotonic_s()
 
     async def put(self, at: Progress) -> None:
-        """Store how far the rollups are, in the transaction of the caller if there is one."""
+        """Store how far the rollups are, as the last statement of the caller's transaction.
+
+        If a later one failed, `at` would be ahead of what is stored.
+        """
         await rollup_state.put(self.connection, self.registry, at)
         self.at = at
 
@@ -383,7 +386,6 @@ async def _compute_some(run: Run, *, by_index: bool, count: int) -> bool:
         )
         run.taken = [(row["hour"], row["device_id"], row["metric"]) for row in rows]
         kept = [row for row in rows if frozen_until(run.frozen, row["hour_us"]) is None]
-        await run.count_left(len(rows) - len(kept))
         if kept:
             if by_index:
                 statement = rollup_sql.of_keys(run.target, run.spans)
@@ -393,4 +395,5 @@ async def _compute_some(run: Run, *, by_index: bool, count: int) -> bool:
         if rows and (days_us := run.at.days_until_us) is not None:
             days = rollup_sql.days_of_keys(run.target, run.spans, days_us)
             await connection.execute(days, *rollup_sql.columns(run.taken))
+        await run.count_left(len(rows) - len(kept))
     return bool(rows)

@@ -143,7 +143,10 @@ class Rollups:
 
     async def _due(self, run: Run, view: View) -> str:
         """Return what is to be done, in words, or nothing."""
-        await _load(run, view)
+        try:
+            await _load(run, view)
+        except StartError as error:
+            return str(error)  # the step fails, and says so
         if await rollup_run.is_due(run):
             return "compute hours with late readings again"
         if run.at.until_us != await run.closed_us():
