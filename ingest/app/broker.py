@@ -25,6 +25,7 @@ from ingest.embedded.broker import PAYLOAD_BYTES_MAX, EmbeddedBroker
 from ingest.embedded.broker_program import find_program
 from ingest.model.errors import IngestError
 from ingest.system.state_folder import StateFolder
+from ingest.system.stream_mark import MarkFile
 
 LAST_LOOK_S_MAX = 5.0
 
@@ -87,7 +88,13 @@ async def left_in(connection: BrokerConnection) -> LeftInBroker:
 
 
 async def note_rest(folder: StateFolder, connection: BrokerConnection) -> None:
-    """Note what the embedded broker holds, before it is stopped. Without an answer no note."""
+    """Note what the embedded broker holds, before it is stopped. Without an answer no note.
+
+    Nor if it lacks something that was acknowledged: the next `up` has to tell of that.
+    """
     with contextlib.suppress(IngestError, OSError, TimeoutError):
         async with asyncio.timeout(LAST_LOOK_S_MAX):
-            note_left(folder, await left_in(connection))
+            mark, state = MarkFile(folder.path).read(), state_of(await manage.look(connection))
+            is_whole = state and state.made == mark.made and state.last >= mark.acknowledged_to
+            if is_whole or not mark.made:
+                note_left(folder, await left_in(connection))

@@ -18,6 +18,7 @@ import ingest
 from ingest.config.values import ENV_PREFIX
 from ingest.system.clock import monotonic_s
 from ingest.system.control import FAILED, ControlChannel, Message, control_pair
+from ingest.system.logs import get_logger
 
 PROGRAM = (sys.executable, "-P", "-m", "ingest")
 DEAF_S_MAX = 5.0  # from the end of its channel to its own end
@@ -132,7 +133,10 @@ class Child:
     async def _watch(self) -> None:
         listening = asyncio.create_task(self._listen())
         await self._process.wait()
-        await listening  # what it said last
+        try:
+            await listening  # what it said last
+        except Exception as error:  # without its status it counted as frozen, and was killed
+            get_logger("up").error("control_broken", why=repr(error))
         await self._channel.close()
         self.ended.set()
         self._on_ended(self)

@@ -94,6 +94,7 @@ class Slot:
         child = self.child
         assert child is not None, "it is prepared"
         if (why := await self._not_ready(child)) and not self._stopping.is_set():
+            child.kill()  # it may be frozen, and nobody waits for its account
             raise StartError(f"{self.instance} {why}")
 
     async def _not_ready(self, child: Child) -> str:

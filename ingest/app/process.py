@@ -2,8 +2,8 @@
 
 The first signal sets `stopping`: the drain begins. The next one sets `halted`, as does the end of
 the drain: what is left stays as it is.
-Promises: what was started is closed, whatever happens. A task is never cancelled; it ends by one of
-the two events. The last line says what became of all readings.
+Promises: what was started is closed, whatever happens. No task ends unseen: an unexpected error in
+one stops the process in order. The last line says what became of all readings.
 """
 
 from __future__ import annotations
@@ -38,9 +38,13 @@ class Process:
         self._tasks: set[asyncio.Task[None]] = set()
         self._log = logs.get_logger(name)
 
+    def guard(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Start a task, which its owner ends. An unexpected error in it stops the process."""
+        return asyncio.create_task(self._root(work))
+
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Start a task. An unexpected error in it stops the process in order."""
-        task = asyncio.create_task(self._root(work))
+        """Start a task that ends by one of the two events: `wait_tasks` waits for it."""
+        task = self.guard(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -57,7 +61,7 @@ class Process:
         self,
         start: Callable[[], Coroutine[Any, Any, None]],
         stop: Callable[[], Awaitable[Mapping[str, int]]],
-        close: Callable[[], Awaitable[None]],
+        close: Callable[[], Coroutine[Any, Any, None]],
         *,
         in_words: Callable[[], str],
     ) -> int:
@@ -73,19 +77,20 @@ class Process:
                 await unless(self.stopping, start())
                 await self.stopping.wait()
                 self.notifier.stopping()
-                return self._end(await stop())
+                sums = await stop()
+                self._account(sums)
             finally:
                 self.stopping.set()
                 self.halted.set()
-                await close()
-
-    def _end(self, sums: Mapping[str, int]) -> int:
-        app_signals.ignore()  # before the message: its reader may send another signal
-        self.told(sums)
-        self.announce(f"drained: {' '.join(f'{name}={n}' for name, n in sums.items())}")
+                await self._root(close())  # its errors do not replace what is known by now
         if sums.get("lost"):
             return EXIT_LOST
         return EXIT_BROKEN if self.broken else EXIT_OK
+
+    def _account(self, sums: Mapping[str, int]) -> None:
+        app_signals.ignore()  # before the message: its reader may send another signal
+        self.told(sums)
+        self.announce(f"drained: {' '.join(f'{name}={n}' for name, n in sums.items())}")
 
     async def halt(self, within_s: float, abort: Callable[[], None] = lambda: None) -> None:
         """Wait until somebody hastens the stop, at most so long; then set `halted`, and abort."""

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ingest.access.tokens import Tokens
+from ingest.app.access import open_tokens
 from ingest.app.rules import make_rules
 from ingest.config.host_names import host_names
 from ingest.config.networks import networks
@@ -120,6 +121,16 @@ def make_endpoint(
         certificate=_certificate(settings),
         proxies=Proxies(trusted) if (trusted := networks(settings.trusted_proxies)) else None,
     )
+
+
+def check_files(settings: Settings) -> None:
+    """Read the files that a new gateway reads: sources, tokens, certificate. Blocks.
+
+    Raises ConfigError and StartError, as the gateway would.
+    """
+    make_rules(settings)
+    open_tokens(settings)
+    _certificate(settings)
 
 
 def _line_options(settings: Settings) -> LineOptions:

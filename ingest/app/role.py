@@ -28,7 +28,6 @@ from ingest.config.settings import Settings
 from ingest.model.errors import NotKept, StartError
 from ingest.model.ledger import Ledger
 from ingest.system.control import ControlChannel
-from ingest.system.logs import get_logger
 from ingest.system.notify import Notifier
 from ingest.system.stream_mark import MarkFile
 
@@ -152,7 +151,7 @@ class Role:
         self,
         start: Callable[[], Coroutine[Any, Any, None]],
         stop: Callable[[], Awaitable[Mapping[str, int]]],
-        close: Callable[[], Awaitable[None]],
+        close: Callable[[], Coroutine[Any, Any, None]],
         status: StatusSource,
         *,
         actions: Mapping[str, Callable[[dict[str, Any]], None]],
@@ -165,10 +164,10 @@ class Role:
         self._actions, self._status = actions, status
         channel, process = self.place.channel, self.process
         send = self._tell_others if channel is None else self._tell_supervisor
-        told = {asyncio.create_task(status.run(send, self._cut))}
+        told = {process.guard(status.run(send, self._cut))}
         if channel is not None:
-            told.add(asyncio.create_task(self._obey(channel)))
-        connected = self._connected = asyncio.create_task(self._stay_connected())
+            told.add(process.guard(self._obey(channel)))
+        connected = self._connected = process.guard(self.connection.run(self._cut))
         process.spawn(self.watch.run(process.stopping))
 
         async def end() -> None:
@@ -181,15 +180,6 @@ class Role:
             await close()
 
         return await process.run(start, stop, end, in_words=in_words)
-
-    async def _stay_connected(self) -> None:
-        """Keep the connection. An unexpected error stops the role: it could not go on."""
-        try:
-            await self.connection.run(self._cut)
-        except Exception:
-            get_logger("broker").critical("task_died", task="connection", exc_info=True)
-            self.process.broken = True
-            self.process.stopping.set()
 
     async def flush(self) -> None:
         """Send what was said last to the broker, and end the connection. Nothing is counted after.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from ingest.app.broker import (
@@ -39,10 +40,16 @@ LOOK_S = 0.1
 class Servers:
     """Starts and stops the embedded ones; says how children reach them. Raises StartError.
 
-    Make it in the running event loop.
+    Make it in the running event loop. `guard` starts a task, as Process does.
     """
 
-    def __init__(self, settings: Settings, folder: StateFolder) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        folder: StateFolder,
+        guard: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+    ) -> None:
+        self._guard = guard
         self._settings = settings
         self._folder = folder
         self._configured = configured_address(settings)
@@ -66,7 +73,7 @@ class Servers:
     async def start_broker(self) -> None:
         """Start the embedded broker, and make its stream; or check the stream of the other one."""
         await self._start_broker()
-        self._connected = asyncio.create_task(self._connection.run(self._cut))
+        self._connected = self._guard(self._connection.run(self._cut))
 
     async def _start_broker(self) -> None:
         wanted: list[Wanted] = [
@@ -137,8 +144,11 @@ class Servers:
                         return
 
     async def stop(self) -> None:
-        """Stop the embedded ones, the second one also if the first one fails. Repeatable."""
-        try:
+        """Stop the embedded ones, each also if something else fails. Repeatable."""
+        async with contextlib.AsyncExitStack() as last:
+            for each in (self._database, self._broker):
+                if each is not None:
+                    last.push_async_callback(each.stop)
             await self.dead_letters.close()
             if self._connected is not None:
                 if self._broker is not None:
@@ -146,8 +156,3 @@ class Servers:
                 self._cut.set()
                 await self._connected
                 self._connected = None
-            if self._broker is not None:
-                await self._broker.stop()
-        finally:
-            if self._database is not None:
-                await self._database.stop()

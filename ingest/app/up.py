@@ -15,6 +15,7 @@ import asyncio
 import secrets
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import asdict
 from os import getpid
 from pathlib import Path
@@ -31,14 +32,13 @@ from ingest.app.children import GATEWAY, WRITER, Children, ChildTimes, Told, tog
 from ingest.app.greeting import greeting_lines
 from ingest.app.leftovers import refuse_left_files, refuse_left_stream
 from ingest.app.process import Process
-from ingest.app.receiving import LEAVE_S_MAX
-from ingest.app.rules import make_rules
+from ingest.app.receiving import LEAVE_S_MAX, check_files
 from ingest.app.servers import Servers
 from ingest.app.target import make_target
 from ingest.app.up_admin import UpAdmin
 from ingest.config.settings import Settings, split_address
 from ingest.http.listener import open_slots
-from ingest.model.errors import StartError
+from ingest.model.errors import IngestError, StartError
 from ingest.sinks.postgres.known_server import KnownServer
 from ingest.system import logs
 from ingest.system import signals as app_signals
@@ -69,8 +69,8 @@ async def up(
     Raises StartError and ConfigError with a sentence for the user. `announce` gets the lines for a
     person. `program` are the words that start a child. `url_origin`: where database_url was set.
     """
-    make_rules(settings)  # a gateway would find the fault of a source, and end again and again
     with begun(settings, "up") as folder:
+        check_files(settings)  # a gateway would find the fault, and end again and again
         refuse_left_files(folder)
         if settings.broker_url:
             refuse_left_stream(folder, "ingest up --broker-url")
@@ -109,12 +109,13 @@ class Supervisor:
         self._times = times
         self._terminal = terminal
         self._token = settings.admin_token or secrets.token_urlsafe(24)
-        self._servers = Servers(settings, folder)
+        self._servers = Servers(settings, folder, process.guard)
         self._token_file = open_tokens(settings)
         self.admin = UpAdmin(
             settings,
             dead_letters=self._servers.dead_letters,
             token=self._token,
+            guard=process.guard,
             tell=self._tell,
             free_bytes=lambda: folder.room()[0],
             advice=words,
@@ -158,12 +159,16 @@ class Supervisor:
             children.add_gateway(each.fileno())
         for _ in range(settings.writer_processes):
             children.add_writer()
-        await together(
-            self._start_broker(),
-            self._start_database(),
-            self._start_gateways(children),
-            self._start_writers(children),
-        )
+        try:
+            await together(
+                self._start_broker(),
+                self._start_database(),
+                self._start_gateways(children),
+                self._start_writers(children),
+            )
+        except Exception:
+            await self._stop()  # gateways may have answered posts already
+            raise
         for slot in children.slots:
             self._process.spawn(slot.run())
         self._process.spawn(self._token_file.follow(self._process.halted))
@@ -271,19 +276,29 @@ class Supervisor:
     async def _restart_when_told(self, children: Children) -> None:
         """Restart one process after the other, each time that `_restart` is set.
 
-        If one cannot be replaced, the others stay as they are, unless they cannot work so.
+        If one cannot be replaced, the others stay as they are, unless they cannot work so. If a
+        file is wrong that a new gateway needs, all stay.
         """
         while not self._process.stopping.is_set():
             if await sleep_unless(self._restart, WATCH_S) and not self._process.stopping.is_set():
                 self._restart.clear()
                 self._process.notifier.reloading()
-                self._is_moved = (
-                    not await children.restart(self._process.stopping) and self._is_moved
+                is_done = await self._may_restart() and await children.restart(
+                    self._process.stopping
                 )
+                self._is_moved = self._is_moved and not is_done
                 if not self._process.stopping.is_set():
                     self._process.notifier.ready()
                 if self._is_moved and not await sleep_unless(self._process.stopping, AGAIN_S):
                     self._restart.set()
+
+    async def _may_restart(self) -> bool:
+        try:
+            await asyncio.to_thread(check_files, self._settings)
+        except IngestError as error:
+            self._log.error("restart_refused", why=str(error))
+            return False
+        return True
 
     # Stop
 
@@ -315,14 +330,15 @@ class Supervisor:
             )
 
     async def _close(self) -> None:
-        """End all processes, and close everything."""
-        if self._children is not None:
-            await self._children.close()
-        await self._process.wait_tasks()
-        for each in self._sockets:
-            each.close()
-        await self._servers.stop()
-        await self.admin.close()
-        self._folder.withdraw()
-        if self._family is not None:
-            self._family.close()
+        """End all processes, and close everything, the rest also if something fails."""
+        async with AsyncExitStack() as last:  # from its end to its begin
+            if self._family is not None:
+                last.callback(self._family.close)
+            last.callback(self._folder.withdraw)
+            last.push_async_callback(self.admin.close)
+            last.push_async_callback(self._servers.stop)
+            for each in self._sockets:
+                last.callback(each.close)
+            last.push_async_callback(self._process.wait_tasks)
+            if self._children is not None:
+                await self._children.close()

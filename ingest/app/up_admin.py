@@ -8,7 +8,7 @@ Does not: start processes, or hold their channels; the supervisor does, and call
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from ingest.access.tokens import Tokens
@@ -29,8 +29,9 @@ Tell = Callable[[str, dict[str, Any]], object]  # sends a message to the process
 class UpAdmin:
     """The admin port of several processes.
 
-    `token` is the admin token. `advice` are the words of the next steps: a text for each of
-    causes.FIELDS. `free_bytes` returns the free space of the state folder, and may raise OSError.
+    `token` is the admin token. `guard` starts a task, as Process does. `advice` are the words of
+    the next steps: a text for each of causes.FIELDS. `free_bytes` returns the free space of the
+    state folder, and may raise OSError.
     """
 
     def __init__(
@@ -39,12 +40,13 @@ class UpAdmin:
         *,
         dead_letters: ReadableDeadLetters,
         token: str,
+        guard: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         tell: Tell,
         free_bytes: Callable[[], int],
         advice: Mapping[str, str],
         tokens: Tokens | None = None,
     ) -> None:
-        self._tell = tell
+        self._guard, self._tell = guard, tell
         self._stopping = asyncio.Event()
         self._ticking: asyncio.Task[None] | None = None
         overview = self._overview = Overview(
@@ -77,7 +79,7 @@ class UpAdmin:
         Raises StartError that names --admin-listen.
         """
         bound = await self._side.start(listen)
-        self._ticking = asyncio.create_task(
+        self._ticking = self._guard(
             self._side.dashboard.run(self._stopping, late_s=LATE_S, before=self._overview.tick)
         )
         return bound

@@ -11,6 +11,7 @@ Does not: make streams.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -139,7 +140,8 @@ class EmbeddedBroker(Server):
                 number = signals.pop(after_s)
                 for pid in _servers_of(self._config):
                     _log.warning("broker_left_ended", pid=pid, signal=number.name)
-                    os.kill(pid, number)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, number)
             if waited_s > LEFT_S_MAX + KILL_S_MAX:
                 raise StartError(
                     f"another nats-server uses {self.folder}, and does not end: stop it, or "
@@ -214,9 +216,11 @@ class EmbeddedBroker(Server):
 
     async def end(self) -> None:
         """End the server, and remove what others could find it by."""
-        if self.lock is not None:
-            (self.folder / "server.json").unlink(missing_ok=True)
-        await super().end()
+        try:
+            if self.lock is not None:
+                (self.folder / "server.json").unlink(missing_ok=True)
+        finally:
+            await super().end()
 
 
 def _new_endpoints() -> Endpoints:

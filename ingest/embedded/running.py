@@ -119,8 +119,8 @@ class Server(ABC):
                 return
             try:
                 await self.launch_again()
-            except (StartError, OSError) as error:
-                self._words.not_restarted(str(error))
+            except Exception as error:  # whatever it is: nobody else would try again
+                self._words.not_restarted(str(error) or repr(error))
             else:
                 self._words.restarted(self.pid)
 

@@ -32,6 +32,8 @@ EVENTS: dict[str, str] = {
     "orphan_killed": "A process that a killed `ingest up` had left was killed.",
     "restart_begun": "The processes are restarted, one after the other.",
     "restart_done": "All processes have been restarted.",
+    "restart_refused": "A file that new processes need is wrong, so no process was ended. Mend it, "
+    "and send the signal again.",
     "restart_stopped": "This process could not be replaced. The others keep running as they are; "
     "if a server is at another place, all are tried again.",
     "server_moved": "An embedded server is at another place. The processes are restarted.",

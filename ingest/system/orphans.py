@@ -42,7 +42,8 @@ async def family_lock(path: Path) -> Lock:
             killed = True
             for pid in holders(path):
                 get_logger("up").warning("orphan_killed", pid=pid)
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         if waited_s > PATIENCE_S + KILL_S_MAX:
             raise StartError(
                 f"processes of an earlier `ingest up` do not end (pid "

@@ -19,10 +19,12 @@ from structlog.testing import capture_logs
 from ingest.app import children as children_module
 from ingest.app import up as up_module
 from ingest.app.children import Children, ChildTimes
+from ingest.app.servers import Servers
 from ingest.embedded.broker import running_broker
 from ingest.model.errors import StartError
 from ingest.system.orphans import holders
 from ingest.system.state_folder import StateFolder, running_service
+from tests.support.certificates import make_certificate
 from tests.support.receiver import until
 from tests.support.supervisors import TIMES, Devices, running_up
 from tests.system.service import is_alive, wait_gone
@@ -145,6 +147,33 @@ async def test_process_that_does_not_start_is_one_sentence(
     assert holders(tmp_path / "children.lock") == []
 
 
+async def test_start_that_fails_late_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database is slow to say no, and a gateway answers posts before: it gives its account."""
+    made: list[Children] = []
+
+    class Seen(Children):
+        def __init__(self, *given: Any, **more: Any) -> None:
+            super().__init__(*given, **more)
+            made.append(self)
+
+    async def fail(_: object) -> None:
+        def is_ready() -> bool:
+            return all(each.child and each.child.ready.is_set() for each in made[0].gateways)
+
+        await until(is_ready, 20)
+        raise StartError("no database")
+
+    monkeypatch.setattr(up_module, "Children", Seen)
+    monkeypatch.setattr(Servers, "start_database", fail)
+    monkeypatch.setenv("TINY", "gateway-1:loses")
+    with pytest.raises(StartError, match="no database"):
+        async with running_up(tmp_path):
+            pass
+    assert (made[0].unclean, made[0].lost) == (0, 5)
+
+
 @pytest.mark.parametrize("gateways", [1, 2])
 @pytest.mark.parametrize("shared", [False, True])
 async def test_port_in_use_is_one_sentence(tmp_path: Path, gateways: int, shared: bool) -> None:
@@ -257,6 +286,32 @@ async def test_server_at_another_place_restarts_the_processes(
         broker._endpoints = broker._endpoints._replace(port=broker._endpoints.port + 1)
         for instance, pid in before.items():
             await up.replaced(instance, pid)
+
+
+@pytest.mark.parametrize("setting", ["sources_file", "tokens_file", "tls_cert_file"])
+async def test_restart_ends_nobody_if_a_file_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    """The next gateway would not start. The signal that comes after it was mended is obeyed."""
+    monkeypatch.setattr(up_module, "WATCH_S", 0.05)
+    file, more = tmp_path / "file", {}
+    file.touch(mode=0o600)
+    if setting == "tls_cert_file":
+        file, key_file = make_certificate(tmp_path)
+        more = {"tls_key_file": str(key_file)}
+    good = file.read_text()
+    async with running_up(tmp_path / "state", **{setting: str(file)}, **more) as up:
+        before = up.pids
+        with capture_logs() as logs:
+            file.write_text("[[")
+            os.kill(os.getpid(), signal.SIGHUP)
+            await until(lambda: logged(logs, "restart_refused", "why"))
+            assert str(file) in logged(logs, "restart_refused", "why")[0]
+            assert up.pids == before
+            file.write_text(good)
+            os.kill(os.getpid(), signal.SIGHUP)
+            for instance, pid in before.items():
+                await up.replaced(instance, pid)
 
 
 async def test_restart_that_must_be_is_tried_again(

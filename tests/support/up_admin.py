@@ -56,6 +56,7 @@ class UpRig:
             Settings(database_unsafe=True, admin_listen="127.0.0.1:0"),
             dead_letters=self.dead_letters,
             token=TOKEN,
+            guard=asyncio.create_task,
             tell=lambda name, message: self.told.append((name, message)),
             free_bytes=lambda: 10**12,
             advice={name: f"<{name}>" for name in FIELDS},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -136,5 +137,5 @@ async def test_database_is_stopped_also_if_the_broker_fails_to(
     monkeypatch.setattr(EmbeddedBroker, "stop", fail)
     monkeypatch.setattr(EmbeddedPostgres, "stop", stop)
     with pytest.raises(StartError):
-        await Servers(Settings(broker_unsafe=True), folder).stop()
+        await Servers(Settings(broker_unsafe=True), folder, asyncio.create_task).stop()
     assert stopped == [True]
