@@ -22,6 +22,7 @@ from ingest.embedded import broker as launcher
 from ingest.embedded.broker import EmbeddedBroker, running_broker
 from ingest.embedded.broker_program import find_program
 from ingest.model.errors import BrokerAway, StartError
+from ingest.system.files import is_locked
 from tests.support.brokers import (
     embedded,
     ended,
@@ -177,6 +178,41 @@ async def test_killed_server_is_started_again_on_its_port(tmp_path: Path) -> Non
         assert server.published == before
 
 
+async def test_server_is_tried_again_whatever_the_start_raises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also an error that nobody expects: else there would be no server any more."""
+    async with embedded(tmp_path) as server:
+        launch, tries = server.launch_again, 0
+
+        async def fail_once() -> None:
+            nonlocal tries
+            tries += 1
+            if tries == 1:
+                raise ZeroDivisionError
+            await launch()
+
+        monkeypatch.setattr(server, "launch_again", fail_once)
+        killed = server.pid
+        hit(killed, signal.SIGKILL)
+        await until(lambda: server.pid not in (None, killed))
+        assert tries == 2
+
+
+async def test_server_that_cannot_be_withdrawn_is_ended_all_the_same(tmp_path: Path) -> None:
+    """And its folder is unlocked."""
+    server = EmbeddedBroker(tmp_path, find_program())
+    await server.start()
+    pid = server.pid
+    assert pid is not None
+    (tmp_path / "server.json").unlink()
+    (tmp_path / "server.json").mkdir()
+    with pytest.raises(OSError, match="server.json"):
+        await server.stop()
+    await ended(pid)
+    assert not is_locked(tmp_path / "lock")
+
+
 async def test_frozen_server_is_killed_and_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,6 +274,10 @@ async def test_server_that_was_left_is_ended_before_the_next_start(
     os.kill(pid, signal.SIGSTOP)
     parent.kill()
     parent.communicate()
+    servers_of = launcher._servers_of
+    monkeypatch.setattr(  # our parent's child: it has ended since it was found
+        launcher, "_servers_of", lambda config: [parent.pid, *servers_of(config)]
+    )
     async with embedded(tmp_path) as server:
         assert server.pid != pid
         await ended(pid)

@@ -539,7 +539,7 @@ async def test_long_run_ends_early_and_the_next_one_begins_at_once(
     ],
 )
 async def test_damaged_entry_of_the_registry_does_not_end_the_service(
-    connection: asyncpg.Connection, shared_url: str, key: str, entry: Any, event: str, why: str
+    connection: asyncpg.Connection, shared_url: str, *, key: str, entry: Any, event: str, why: str
 ) -> None:
     """The housekeeping says what it cannot read, and goes on once that is mended."""
     await make(connection, 1)

@@ -16,6 +16,7 @@ from ingest.broker.connection import BrokerConnection, connected
 from ingest.broker.roles import STREAM, WRITER
 from ingest.embedded.broker import running_broker
 from ingest.system.state_folder import StateFolder
+from ingest.system.stream_mark import MarkFile, StreamMark
 from tests.support.brokers import api, embedded, joined, messages, plain_server, put, until
 from tests.support.commands import Here, ingest
 from tests.support.stream_writers import writing
@@ -61,6 +62,25 @@ async def test_stream_apply_makes_it_and_a_second_time_changes_nothing(
     assert running_broker(folder.broker) is None
     async with embedded(folder.broker, wanted=None):
         pass
+
+
+async def test_command_notes_what_the_broker_holds_unless_it_lacks_something(
+    here: Here, tmp_path: Path
+) -> None:
+    """What a gateway was told that the stream has must be there: else `up` has to tell of it."""
+    folder, words = StateFolder.open(tmp_path), ("--state-dir", tmp_path)
+    await here("stream", "apply", *words)
+    assert folder.broker_left.exists()
+    shown = json.loads((await here("stream", "show", "--json", *words)).stdout)
+    made, marks = shown["stream"]["created"], MarkFile(tmp_path)
+    for mark, is_noted in (
+        (StreamMark("2020-01-01T00:00:00Z"), False),
+        (StreamMark(made, acknowledged_to=1), False),
+        (StreamMark(made), True),
+    ):
+        await marks.note(mark, anew=True)
+        assert (await here("stream", "show", *words)).code == 0
+        assert folder.broker_left.exists() is is_noted, mark
 
 
 async def test_stream_has_a_consumer_for_each_forwarder_that_is_named(
