@@ -207,7 +207,7 @@ async def test_server_that_cannot_be_withdrawn_is_ended_all_the_same(tmp_path: P
     assert pid is not None
     (tmp_path / "server.json").unlink()
     (tmp_path / "server.json").mkdir()
-    with pytest.raises(OSError, match="server.json"):
+    with pytest.raises(OSError, match=r"server\.json"):
         await server.stop()
     await ended(pid)
     assert not is_locked(tmp_path / "lock")
