@@ -294,13 +294,14 @@ async def test_restart_ends_nobody_if_a_file_is_wrong(
 ) -> None:
     """The next gateway would not start. The signal that comes after it was mended is obeyed."""
     monkeypatch.setattr(up_module, "WATCH_S", 0.05)
-    file, more = tmp_path / "file", {}
+    file, more = tmp_path / "file", dict[str, Any]()
     file.touch(mode=0o600)
     if setting == "tls_cert_file":
         file, key_file = make_certificate(tmp_path)
         more = {"tls_key_file": str(key_file)}
+    more[setting] = str(file)
     good = file.read_text()
-    async with running_up(tmp_path / "state", **{setting: str(file)}, **more) as up:
+    async with running_up(tmp_path / "state", **more) as up:
         before = up.pids
         with capture_logs() as logs:
             file.write_text("[[")
