@@ -106,23 +106,21 @@ class Server(ABC):
 
     async def _keep_running(self) -> None:
         backoff = Backoff(RESTART_S_MIN, RESTART_S_MAX)
-        while True:
-            if (process := self.process) is not None:
-                await self.watch(process)
-                if self.stopping.is_set():
-                    return
-                self.process = None
-            pause_s = backoff.next_s()
-            if process is not None:
-                self._words.exited(process.returncode, round(pause_s, 1))
-            if await clock.sleep_unless(self.stopping, pause_s):
-                return
+        pause_s = 0.0
+        while not await clock.sleep_unless(self.stopping, pause_s):
+            pause_s = 0.0
             try:
-                await self.launch_again()
+                if self.process is None:
+                    await self.launch_again()
+                    self._words.restarted(self.pid)
+                    continue
+                await self.watch(self.process)
             except Exception as error:  # whatever it is: nobody else would try again
                 self._words.not_restarted(str(error) or repr(error))
-            else:
-                self._words.restarted(self.pid)
+            pause_s = backoff.next_s()
+            if self.process is not None and not self.stopping.is_set() and self.pid is None:
+                self._words.exited(self.process.returncode, round(pause_s, 1))
+                self.process = None
 
     async def launch(self) -> None:
         """Start the program and wait until it is ready, or `stop` is called. Raises StartError."""

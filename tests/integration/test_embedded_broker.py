@@ -9,6 +9,7 @@ import signal
 import socket
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 
 import pytest
 from nats.aio.client import Client
@@ -178,25 +179,26 @@ async def test_killed_server_is_started_again_on_its_port(tmp_path: Path) -> Non
         assert server.published == before
 
 
-async def test_server_is_tried_again_whatever_the_start_raises(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("failing", ["launch_again", "watch"])
+async def test_server_is_watched_and_started_again_whatever_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     """Also an error that nobody expects: else there would be no server any more."""
+    real, tries = getattr(EmbeddedBroker, failing), 0
+
+    async def fail_once(*given: Any) -> None:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise ZeroDivisionError
+        await real(*given)
+
+    monkeypatch.setattr(EmbeddedBroker, failing, fail_once)
     async with embedded(tmp_path) as server:
-        launch, tries = server.launch_again, 0
-
-        async def fail_once() -> None:
-            nonlocal tries
-            tries += 1
-            if tries == 1:
-                raise ZeroDivisionError
-            await launch()
-
-        monkeypatch.setattr(server, "launch_again", fail_once)
         killed = server.pid
         hit(killed, signal.SIGKILL)
         await until(lambda: server.pid not in (None, killed))
-        assert tries == 2
+        assert tries > 1
 
 
 async def test_server_that_cannot_be_withdrawn_is_ended_all_the_same(tmp_path: Path) -> None:
