@@ -67,10 +67,12 @@ class Child:
     ) -> Child:
         """Start `program words`, which inherits `fds`. Raises OSError.
 
-        It imports its modules while it waits for its configuration.
+        It imports its modules while it waits for its configuration. If it is cancelled, no process
+        is left: nothing is awaited once there is one.
         """
         ours, theirs = control_pair()
         with theirs:
+            channel = await ControlChannel.open(ours)
             try:
                 process = await asyncio.create_subprocess_exec(
                     *(*program, *words, "--control-fd", str(theirs.fileno())),
@@ -81,9 +83,9 @@ class Child:
                     start_new_session=True,
                 )
             except (OSError, asyncio.CancelledError):
-                ours.close()
+                await channel.close()
                 raise
-        return cls(process, await ControlChannel.open(ours), on_status, on_news, on_ended)
+        return cls(process, channel, on_status, on_news, on_ended)
 
     @property
     def pid(self) -> int:
