@@ -141,9 +141,7 @@ class Audit:
             self._given.discard(self._seen_to + 1)
             self._seen_to += 1
         still_open, given = sorted(self._open), sorted(self._given)[:TOLD_MAX]
-        told_to = self._seen_to
-        if len(still_open) > TOLD_MAX:
-            told_to = still_open[TOLD_MAX] - 1
+        told_to = still_open[TOLD_MAX] - 1 if len(still_open) > TOLD_MAX else self._seen_to
         told = Telling(self._name, self._made, self._since, told_to, still_open[:TOLD_MAX], given)
         if self._connection.send(GIVEN, msgspec.json.encode(told)):
             self.checked_to = still_open[0] - 1 if still_open else self._seen_to

@@ -8,6 +8,7 @@ Does not: notice messages that are damaged on the broker's disk. The broker leav
 from __future__ import annotations
 
 import asyncio
+from base64 import b64decode
 from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple, TypeVar
 
@@ -58,14 +59,6 @@ class MessagesState(msgspec.Struct):
 
 class _Info(msgspec.Struct):
     state: MessagesState
-
-
-class _Stored(msgspec.Struct):
-    hdrs: bytes = b""
-
-
-class _Got(msgspec.Struct):
-    message: _Stored
 
 
 class StreamMessages:
@@ -139,7 +132,7 @@ class StreamMessages:
             reply = await self._ask(subject, msgspec.json.encode({"seq": each.place}))
             fault = api_fault(reply)
             if fault is None:
-                headers = msgspec.json.decode(reply, type=_Got).message.hdrs
+                headers = b64decode(msgspec.json.decode(reply)["message"].get("hdrs", ""))
                 if f"Nats-Msg-Id: {each.message_id}\r\n".encode() in headers:
                     there.add(each)
             elif fault.code != NO_MESSAGE:
