@@ -17,6 +17,7 @@ import pytest
 
 from ingest.broker import audit, manage, pulling, purge
 from ingest.broker.connection import BrokerConnection
+from ingest.broker.envelope import Message
 from ingest.broker.roles import GIVEN, STREAM, WRITER
 from ingest.broker.streams import Names
 from ingest.embedded.broker import EmbeddedBroker
@@ -510,3 +511,25 @@ async def test_place_that_comes_while_its_copy_is_looked_for_is_no_loss(
         one.audit._open = {7: set()}
         await one.audit._take(7, None, one.audit._looks[-1][1].leader)
         assert one.audit.skipped == 0
+
+
+@pytest.mark.parametrize(
+    ("since", "seen_to", "is_taken_over"),
+    [
+        (0, 199_999, True),
+        (0, 60, False),
+        (70, 200_001, False),
+        (70, 400_000, True),
+        (50, 199_999, False),
+        (50, 200_001, True),
+    ],
+)
+async def test_earlier_begin_is_taken_over_but_for_who_was_away_for_long(
+    server: EmbeddedBroker, *, since: int, seen_to: int, is_taken_over: bool
+) -> None:
+    """Ours is 50, and all up to 200,000 was seen to."""
+    async with writing(server, checks=False) as one:
+        one.audit._since, one.audit._seen_to = 50, 200_000
+        told = audit.Telling("0", "", since, seen_to, [], [])
+        one.audit._heard(Message("", msgspec.json.encode(told), {}))
+        assert (one.audit._seen_to == seen_to) is is_taken_over
