@@ -20,7 +20,7 @@ from ingest.config.loading import Loaded, load
 from ingest.config.settings import Settings
 from ingest.config.values import flag_name, full_path, nearest
 from ingest.model.errors import IngestError
-from ingest.system.surroundings import command_words
+from ingest.system.surroundings import as_typed, command_words
 
 COMMANDS: dict[str, str] = {
     "serve": "run the service: take readings and write them to PostgreSQL",
@@ -181,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_output()
         return _EXIT_PIPE
     except (IngestError, OSError) as error:
-        print(f"ingest: {error}", file=sys.stderr)
+        print(f"ingest: {as_typed(str(error))}", file=sys.stderr)
         _drop_output()
         return _EXIT_WRONG
 

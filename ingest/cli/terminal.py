@@ -10,6 +10,8 @@ import os
 import sys
 from typing import Any, TextIO
 
+from ingest.system.surroundings import as_typed
+
 RED, AMBER, GREEN, DIM = "31;1", "33", "32", "2"
 
 
@@ -21,8 +23,8 @@ def coloured(text: str, colour: str, stream: TextIO | None = None) -> str:
 
 
 def print_answer(document: Any, text: str, *, as_json: bool) -> None:
-    """Print the document as JSON, or the text for a person."""
-    print(json.dumps(document, indent=2) if as_json else text)
+    """Print the document as JSON, or the text for a person, with its commands as typed here."""
+    print(json.dumps(document, indent=2) if as_json else as_typed(text))
 
 
 def say(line: str) -> None:
