@@ -140,10 +140,10 @@ def test_wheel_works_by_the_commands_of_the_readme(
     (block,) = (each.text for each in fences(README) if each.text.startswith("python3 -m venv"))
     venv, install, serve, post = block.splitlines()
     said("sh", "-ec", f"{venv}\n{install}", cwd=folder)
-    site = next((folder / "iot-ingest").glob("lib/*/site-packages"))
+    site = next((folder / "venv").glob("lib/*/site-packages"))
     said("chmod", "-R", "a-w", site)
     before = sorted(site.rglob("*"))
-    bin_of = folder / "iot-ingest" / "bin"
+    bin_of = folder / "venv" / "bin"
     version = said(bin_of / "python", "-m", "ingest", "--version", user=other)
     assert version == said(bin_of / "ingest", "--version", user=other) == f"ingest {__version__}\n"
     assert "usage: loadgen" in said(bin_of / "loadgen", "--help", user=other)
@@ -179,5 +179,5 @@ def test_wheel_works_by_the_commands_of_the_readme(
 
     said("chmod", "-R", "u+w", site)
     said(bin_of / "python", "-m", "pip", "uninstall", "--yes", "iot-ingest")
-    left = said("find", ".", cwd=folder / "iot-ingest").splitlines()
+    left = said("find", ".", cwd=folder / "venv").splitlines()
     assert [path for path in left if "ingest" in path or "loadgen" in path] == []
