@@ -34,7 +34,7 @@ from ingest.cli.doctor_senders import (
 from ingest.cli.find_database import connect_limits, database
 from ingest.cli.parser import Parser, SettingsFlags, add_json_flag
 from ingest.cli.running_service import ask_service
-from ingest.cli.terminal import AMBER, GREEN, RED, coloured, print_answer
+from ingest.cli.terminal import AMBER, GREEN, RED, as_typed, coloured, print_answer
 from ingest.config.folders import state_dir
 from ingest.config.loading import Loaded
 from ingest.config.settings import Settings, split_address
@@ -47,7 +47,6 @@ from ingest.system.files import size_bytes
 from ingest.system.filesystem import filesystem_of, is_remote, is_volatile
 from ingest.system.limits import SPARE_FILES
 from ingest.system.state_folder import ServiceInfo, StateFolder, running_service
-from ingest.system.surroundings import as_typed
 from ingest.system.words import counted
 
 TAKES = "[options]"

@@ -16,11 +16,12 @@ from collections.abc import Mapping, Sequence
 
 from ingest import __version__
 from ingest.cli.parser import DEST, OF_MOST_COMMANDS, Parser, SettingsFlags
+from ingest.cli.terminal import as_typed
 from ingest.config.loading import Loaded, load
 from ingest.config.settings import Settings
 from ingest.config.values import flag_name, full_path, nearest
 from ingest.model.errors import IngestError
-from ingest.system.surroundings import as_typed, command_words
+from ingest.system.surroundings import command_words
 
 COMMANDS: dict[str, str] = {
     "serve": "run the service: take readings and write them to PostgreSQL",

@@ -8,7 +8,6 @@ installed package. Does not: look at the machine, which tells a checkout in a co
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 
 # word: variable, default. `down` runs a command while the service does not run.
@@ -28,9 +27,3 @@ def command_words(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     words = {word: environ.get(name) or default for word, (name, default) in _WORDS.items()}
     words["down"] = words["down"] or words["run"]
     return {word: text.replace("{host}", os.uname().nodename) for word, text in words.items()}
-
-
-def as_typed(text: str) -> str:
-    """Return a text whose commands (`ingest ..`, see ingest ..) are as a person types them."""
-    run = command_words()["run"]
-    return re.sub(r"(`|\(see )ingest ", lambda before: f"{before[1]}{run} ", text)
