@@ -15,7 +15,7 @@ import msgspec
 from ingest.buffers.journal.reader import has_blocks
 from ingest.dead_letters.folder.segments import live_letters
 from ingest.model.errors import StartError
-from ingest.system.files import replace_private, sync_folder
+from ingest.system.files import replace_private
 from ingest.system.state_folder import StateFolder
 
 
@@ -26,26 +26,19 @@ class LeftInBroker(msgspec.Struct, frozen=True):
     dead_letters: int
 
 
-def forget_left(folder: StateFolder) -> None:
-    """Remove the note, before the embedded broker starts. Raises StartError."""
-    try:
-        if folder.broker_left.exists():
-            folder.broker_left.unlink()
-            sync_folder(folder.broker)  # else a power cut could bring it back
-    except OSError as error:
-        raise StartError(f"cannot remove {folder.broker_left}: {error.strerror}") from error
-
-
 def note_left(folder: StateFolder, left: LeftInBroker) -> None:
-    """Note what the embedded broker holds, before it is stopped. Raises OSError."""
+    """Note what the embedded broker holds, before it is stopped. Raises OSError.
+
+    The broker removes the note when it starts.
+    """
     replace_private(folder.broker_left, msgspec.json.encode(left), sync=True)
 
 
-def refuse_left_stream(folder: StateFolder) -> None:
-    """Raise StartError for `serve`, if `up` may have left something in its broker."""
-    if not folder.broker.exists():
+def refuse_left_stream(folder: StateFolder, who: str = "ingest serve") -> None:
+    """Raise StartError for `who`, if `up` may have left something in its embedded broker."""
+    if not any((folder.broker / "store" / "jetstream").glob("*/streams/*")):
         return
-    what = "may have left readings"
+    what = "may have left readings (`ingest stream show` finds out, and notes it)"
     with contextlib.suppress(OSError, msgspec.DecodeError):
         left = msgspec.json.decode(folder.broker_left.read_bytes(), type=LeftInBroker)
         if not (left.messages or left.dead_letters):
@@ -54,10 +47,10 @@ def refuse_left_stream(folder: StateFolder) -> None:
             f"has left {left.messages:,} messages with readings, {left.dead_letters:,} dead letters"
         )
     raise StartError(
-        f"`ingest up` {what} in its broker ({folder.broker}), and `ingest serve` does not read "
+        f"`ingest up` {what} in its broker ({folder.broker}), and `{who}` does not read "
         "them: start `ingest up` again, replay or discard its dead letters (`ingest dlq list`), "
         "and stop it when its readings are written (`ingest stream show`); then start "
-        "`ingest serve`"
+        f"`{who}`"
     )
 
 

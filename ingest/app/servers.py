@@ -20,7 +20,6 @@ from ingest.app.broker import (
     wanted_dead_letters,
     wanted_stream,
 )
-from ingest.app.leftovers import forget_left
 from ingest.broker import manage, monitor
 from ingest.broker.connection import BrokerConnection, connected
 from ingest.broker.envelope import Address
@@ -75,7 +74,6 @@ class Servers:
             wanted_dead_letters(self._settings),
         ]
         if self._broker is not None:
-            forget_left(self._folder)
             await self._broker.start()
             try:
                 async with connected(self._address(_ADMIN), _ADMIN) as connection:

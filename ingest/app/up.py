@@ -29,7 +29,7 @@ from ingest.app.buffer import UNLESS, check_promise
 from ingest.app.child import PROGRAM
 from ingest.app.children import GATEWAY, WRITER, Children, ChildTimes, Told, together
 from ingest.app.greeting import greeting_lines
-from ingest.app.leftovers import refuse_left_files
+from ingest.app.leftovers import refuse_left_files, refuse_left_stream
 from ingest.app.process import Process
 from ingest.app.receiving import LEAVE_S_MAX
 from ingest.app.rules import make_rules
@@ -72,6 +72,8 @@ async def up(
     make_rules(settings)  # a gateway would find the fault of a source, and end again and again
     with begun(settings, "up") as folder:
         refuse_left_files(folder)
+        if settings.broker_url:
+            refuse_left_stream(folder, "ingest up --broker-url")
         process = Process("up", announce, Notifier.from_environment())
         limits = times or ChildTimes(leave_s_max=LEAVE_S_MAX + settings.drain_s_max + GRACE_S)
         supervisor = Supervisor(

@@ -16,7 +16,6 @@ from ingest.app.broker import (
     make_embedded,
     note_rest,
 )
-from ingest.app.leftovers import forget_left
 from ingest.broker.connection import BrokerConnection, connected
 from ingest.config.folders import state_dir
 from ingest.config.settings import Settings
@@ -58,12 +57,13 @@ async def broker(settings: Settings, *, may_make: bool = False) -> AsyncIterator
             yield Reached(connection, (running.endpoints.monitor_url,))
         return
     server = make_embedded(settings, folder)
-    forget_left(folder)
     await server.start()
     try:
         published = server.published
         async with connected(published.address(_ROLE), _ROLE) as connection:
-            yield Reached(connection, (published.endpoints.monitor_url,))
-            await note_rest(folder, connection)
+            try:
+                yield Reached(connection, (published.endpoints.monitor_url,))
+            finally:
+                await note_rest(folder, connection)
     finally:
         await server.stop()

@@ -26,7 +26,14 @@ from ingest.embedded.programs import DatabaseUser, clean_environment, command
 from ingest.embedded.running import Launched, Server, ServerWords, ended_or_set, tail_of
 from ingest.model.errors import StartError
 from ingest.system import clock
-from ingest.system.files import Lock, is_locked, make_folder, replace_private, size_bytes
+from ingest.system.files import (
+    Lock,
+    is_locked,
+    make_folder,
+    replace_private,
+    size_bytes,
+    sync_folder,
+)
 from ingest.system.logs import get_logger
 from ingest.system.loopback import free_port
 
@@ -101,6 +108,8 @@ class EmbeddedBroker(Server):
         make_folder(self.folder)
         self.folder.chmod(0o700)
         await self._take()
+        (self.folder / "left").unlink(missing_ok=True)  # what the one before noted at its end
+        sync_folder(self.folder)  # else a power cut could bring it back
         await self._end_left()
         await self.launch()
 

@@ -88,7 +88,8 @@ def _has_blocks(file: SegmentFile) -> bool:
             pass
     finally:
         scan.close()
-    return bool(scan.blocks or scan.fault or scan.gaps)
+    damaged_tail = scan.tail_bytes and not scan.torn
+    return bool(scan.blocks or scan.fault or scan.gaps or damaged_tail)
 
 
 class _OpenSegment:

@@ -9,7 +9,6 @@ import pytest
 from ingest.app.buffer import make_buffer
 from ingest.app.leftovers import (
     LeftInBroker,
-    forget_left,
     note_left,
     refuse_left_files,
     refuse_left_stream,
@@ -21,6 +20,7 @@ from ingest.embedded.broker import EmbeddedBroker
 from ingest.embedded.server import EmbeddedPostgres
 from ingest.model.errors import StartError
 from ingest.model.ledger import Ledger
+from ingest.system.files import Lock
 from ingest.system.state_folder import StateFolder
 from tests.support.blocks import make_block
 from tests.support.letters import LetterFiles, drained, keep
@@ -57,12 +57,15 @@ async def test_up_starts_only_if_the_journal_is_empty(folder: StateFolder, store
             refuse_left_files(folder)
 
 
-async def test_journal_that_cannot_be_read_is_not_empty(folder: StateFolder) -> None:
+@pytest.mark.parametrize("damaged_byte", [8, -1])
+async def test_journal_that_cannot_be_read_is_not_empty(
+    folder: StateFolder, damaged_byte: int
+) -> None:
     """It may have readings; `serve` says what is wrong with it, and sets it aside."""
     await keep_block(folder, stored=False)
     (segment,) = folder.journal.glob("*.log")
     data = bytearray(segment.read_bytes())
-    data[8] ^= 0xFF
+    data[damaged_byte] ^= 0xFF
     segment.write_bytes(data)
     with pytest.raises(StartError, match="journal"):
         refuse_left_files(folder)
@@ -81,8 +84,9 @@ def test_up_starts_only_without_dead_letters_in_files(folder: StateFolder) -> No
 
 def test_serve_starts_only_with_a_note_that_the_broker_is_empty(folder: StateFolder) -> None:
     """A missing note is one of a killed `up`, or of an older version."""
-    refuse_left_stream(folder)
     folder.broker.mkdir()
+    refuse_left_stream(folder)  # no server has ever run
+    (folder.broker / "store" / "jetstream" / "$G" / "streams" / "INGEST").mkdir(parents=True)
     with pytest.raises(StartError, match=r"may have left readings.*start `ingest up` again"):
         refuse_left_stream(folder)
     note_left(folder, LeftInBroker(0, 0))
@@ -100,14 +104,21 @@ def test_serve_starts_only_with_a_note_that_the_broker_is_empty(folder: StateFol
             refuse_left_stream(folder)
 
 
-def test_note_is_gone_before_the_broker_starts(folder: StateFolder) -> None:
-    """What it says is old from then on."""
-    forget_left(folder)
+async def test_note_is_gone_before_the_broker_starts(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not before it has the lock: a command that still runs writes its note at its end."""
+    monkeypatch.setattr("ingest.embedded.broker.LOCK_S_MAX", 0.0)
     folder.broker.mkdir()
+    server = EmbeddedBroker(folder.broker, Path("/bin/false"))
+    command = Lock.try_take(folder.broker / "lock", create=True)
+    assert command is not None
+    with command, pytest.raises(StartError, match="runs the broker"):
+        await server.start()
     note_left(folder, LeftInBroker(0, 0))
-    forget_left(folder)
-    with pytest.raises(StartError):
-        refuse_left_stream(folder)
+    with pytest.raises(StartError, match="did not start"):
+        await server.start()
+    assert not folder.broker_left.exists()
 
 
 async def test_database_is_stopped_also_if_the_broker_fails_to(
