@@ -63,7 +63,7 @@ from ingest.writer.set_aside import set_aside_rest
 
 HANDLERS_GRACE_S = 1.0
 TIDY_S_MAX = 1.0  # at a stop, for the purge
-FOREIGN_MAX = 100  # of these at once; further ones come again by themselves
+FOREIGN_MAX = 100  # of these at once; further ones come again
 
 
 class StreamWriter:
@@ -96,7 +96,7 @@ class StreamWriter:
             role.connection,
             forwards=tuple(FORWARD + each for each in forward_names(settings.forwards)),
             keep_s=settings.stream_keep_s,
-            checked_to=lambda: self._audit.checked_to,
+            checked_to=self._audit.checked_in,
             delivered_bytes=lambda: self._puller.delivered_bytes,
             forward_lag_bytes_max=int(
                 ABSENT * lag_bytes_max(settings.forward_lag_bytes_max, settings.stream_bytes_max)
@@ -308,7 +308,8 @@ class StreamWriter:
 
     def _on_foreign(self, delivery: Delivery, why: str) -> None:
         if len(self._foreign) >= FOREIGN_MAX:
-            return  # it comes again
+            self._puller.give_back([delivery], ACK_WAIT_S)
+            return
         task = asyncio.create_task(self._set_foreign_aside(delivery, why))
         self._foreign.add(task)
         task.add_done_callback(self._foreign.discard)
@@ -321,7 +322,8 @@ class StreamWriter:
             await self.dead_letters.append([letter._replace(source="stream")])
         except (DeadLettersBroken, DeadLettersFull) as error:
             self._log.error("message_not_set_aside", place=delivery.place, why=str(error))
-            return  # it comes again after ack_wait
+            self._puller.give_back([delivery], ACK_WAIT_S)
+            return
         self.ledger.delivered += 1
         self.ledger.readings_dead_lettered(NOT_OURS, 1)
         self._puller.drop([delivery])

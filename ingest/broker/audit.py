@@ -11,7 +11,8 @@ given. One of them, the auditor, compares that with what the consumer has passed
 
 The auditor is the writer with the lowest name of those that know up to where all was seen to. It
 tells that too, so another one goes on where it has ended. If nobody knows it, the one with the
-lowest name of all begins, and the last done messages are read again, up to a bound.
+lowest name of all begins, and the last done messages are read again, up to a bound. It may only not
+have heard the others: what has an earlier begin is taken over then, with what is open there.
 Promises: the purge goes no further than `checked_to`: all up to there was given, or seen to, and
 the others were told so. A message may be written twice; the table's key absorbs that.
 Does not: see what was removed (removals.py does), or that a message is damaged which must be given
@@ -46,7 +47,8 @@ BACK_MAX = 1_000  # done messages that are read again if nobody knows of them, a
 BACK_BYTES_MAX = 64 * 1024**2
 TOLD_MAX = 50_000  # places in one message
 _PASSED_MAX = 20_000  # places in one round
-_READ_S_MAX = 0.5  # in one round: who tells nothing for long is taken for gone
+_BEHIND_MAX = 100_000  # places: more than that would have to be read again
+_READ_S_MAX = 0.5  # in one round: then it is looked again whether it is still the same stream
 _READS_MAX = 16  # at once
 LEADER_S = 10.0  # between two changes of the leader: publishing waits for each of them
 WARNING_S = 60.0
@@ -57,12 +59,13 @@ _log = get_logger("broker")
 class Telling(msgspec.Struct, array_like=True):
     """What a writer tells of the stream that was made at `made`.
 
-    All up to `seen_to` was given or seen to, but for the `open` places; -1: that is not known.
-    `given` are further places.
+    All behind `since` and up to `seen_to` was given or seen to, but for the `open` places.
+    `seen_to` -1: that is not known. `given` are further places.
     """
 
     name: str
     made: str
+    since: int
     seen_to: int
     open: list[int]
     given: list[int]
@@ -82,6 +85,8 @@ class Audit:
         self._others: dict[str, float] = {}  # when each was heard
         self._knowing: set[str] = set()  # those of them that know `seen_to`
         self._made = ""
+        self._suspects = False  # the last look has shown another stream, or a restored one
+        self._since = 0
         self._seen_to = -1
         self._open: dict[int, set[str]] = {}  # places, and which servers cannot read them
         self._in_hand: set[int] = set()  # open ones that were written again, and are not done
@@ -95,10 +100,22 @@ class Audit:
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Tell and check once a second until the event is set. Call `tell` after the last work."""
+        await asyncio.gather(self._tell_often(stopping), self._check_often(stopping))
+
+    async def _tell_often(self, stopping: asyncio.Event) -> None:
+        """Tell, also while the broker's answers take long: who is silent is taken for gone."""
+        while not await clock.sleep_unless(stopping, EVERY_S):
+            self.tell()
+
+    async def _check_often(self, stopping: asyncio.Event) -> None:
         while not stopping.is_set():
             if self._connection.up:
                 await unless(stopping, self._check())
             await clock.sleep_unless(stopping, EVERY_S)
+
+    def checked_in(self, made: str) -> int:
+        """Return `checked_to` if it is a place of the stream that was made then, and 0 if not."""
+        return self.checked_to if made == self._made else 0
 
     @property
     def others(self) -> set[str]:
@@ -118,12 +135,14 @@ class Audit:
 
     def tell(self) -> None:
         """Tell the others what is known; from then on the purge may go so far."""
+        if self._suspects:  # who has forgotten it already must not learn it again
+            return
         while self._is_auditor and self._seen_to + 1 in self._given:
             self._given.discard(self._seen_to + 1)
             self._seen_to += 1
-        still_open = sorted(self._open)[:TOLD_MAX]
-        given = sorted(self._given)[:TOLD_MAX]
-        told = Telling(self._name, self._made, self._seen_to, still_open, given)
+        still_open, given = sorted(self._open), sorted(self._given)[:TOLD_MAX]
+        told_to = still_open[TOLD_MAX] - 1 if len(still_open) > TOLD_MAX else self._seen_to
+        told = Telling(self._name, self._made, self._since, told_to, still_open[:TOLD_MAX], given)
         if self._connection.send(GIVEN, msgspec.json.encode(told)):
             self.checked_to = still_open[0] - 1 if still_open else self._seen_to
 
@@ -137,13 +156,23 @@ class Audit:
         self._others[told.name] = clock.monotonic_s()
         if told.seen_to >= 0:
             self._knowing.add(told.name)
-            if told.seen_to >= self._seen_to + (told.name != self._auditor):
-                self._seen_to = told.seen_to
+            if self._knows_more(told):
+                self._since, self._seen_to = told.since, told.seen_to
                 self._open = {each: set() for each in told.open}
         self._given.update(told.given)
         for place in told.given:
             self._open.pop(place, None)
         self._forget_seen()
+
+    def _knows_more(self, told: Telling) -> bool:
+        """Whether to go on from there. An earlier begin counts more than a bit of progress."""
+        ahead = told.seen_to - self._seen_to
+        if self._seen_to < 0:
+            return True
+        if told.since == self._since:
+            return ahead >= (told.name != self._auditor)
+        # Who was away for long is too far behind.
+        return ahead >= -_BEHIND_MAX if told.since < self._since else ahead > _BEHIND_MAX
 
     def _forget_seen(self) -> None:
         self._given = {each for each in self._given if each > self._seen_to or each in self._open}
@@ -159,11 +188,20 @@ class Audit:
             self._open.pop(place, None)
 
     async def _check(self) -> bool:
-        """Tell, look, and see to what nobody was given; return whether the broker answers."""
-        self.tell()
+        """Look, and see to what nobody was given; return whether the broker answers."""
+        known_to = max(self._seen_to, *self._given, 0)  # before the look: the stream has these
         try:
             state = state_of(await manage.look(self._connection))
-            if state is not None and state.consumer_made:
+            if state is None or not state.consumer_made:
+                return True
+            differs = state.made != self._made or state.last < known_to
+            is_sure = differs and self._suspects
+            self._suspects = differs and not is_sure
+            if is_sure:
+                self._begin(state.made)
+            elif differs:
+                self.checked_to = 0
+            else:
                 await self._see(state)
         except (BrokerAway, BrokerRefused) as error:
             if self._occasionally.due(str(error)) is not None:
@@ -171,14 +209,19 @@ class Audit:
             return False
         return True
 
+    def _begin(self, made: str) -> None:
+        """Forget what is known: two looks have shown another stream, or a restored one.
+
+        A server that was cut off from the others may give an old answer once.
+        """
+        if self._made:  # else these were given between the first message and this look
+            self._given.clear()
+        self._made, self._seen_to = made, -1
+        self._open.clear()
+        self._looks.clear()
+
     async def _see(self, state: StreamState) -> None:
         now_s, looks = clock.monotonic_s(), self._looks
-        if state.made != self._made or state.last < self._seen_to:  # another one, or restored
-            if self._made:  # else these were given between the first message and this look
-                self._given.clear()
-            self._made, self._seen_to = state.made, -1
-            self._open.clear()
-            looks.clear()
         looks.append((now_s, state))
         while len(looks) > 1 and looks[1][0] <= now_s - HEARD_S:
             looks.popleft()
@@ -192,6 +235,7 @@ class Audit:
             noted = self._mark.read()
             if noted.made == self._made:  # a killed server may bring back what was purged
                 self._seen_to = max(self._seen_to, min(noted.purged_to, then.done_to))
+            self._since = self._seen_to
         elif self._is_auditor:
             # Of what was passed then the others have told since.
             self._pass(max(self._seen_to, then.first - 1), min(then.end, state.last))
@@ -232,8 +276,8 @@ class Audit:
     async def _not_read(self, place: int, leader: str) -> None:
         """The leader's copy of a message is damaged. Only the leader answers: let another lead."""
         state = state_of(Found(await manage.look_at_stream(self._connection), None))
-        if state is None or state.leader != leader:
-            return  # it is not known who has answered
+        if state is None or state.leader != leader or place not in self._open:
+            return  # it is not known who has answered, or it came meanwhile
         cannot = self._open[place]
         cannot.add(leader)
         if place < state.first or len(cannot) >= state.replicas:

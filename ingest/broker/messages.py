@@ -8,8 +8,9 @@ Does not: notice messages that are damaged on the broker's disk. The broker leav
 from __future__ import annotations
 
 import asyncio
+from base64 import b64decode
 from collections.abc import Awaitable, Callable, Iterable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -24,6 +25,8 @@ PART_MESSAGES, PART_BYTES = 500, 1024**2
 _NO_MORE, _END = "404", "204"
 _PLACE, _BEHIND = "Nats-Sequence", "Nats-Num-Pending"
 
+T = TypeVar("T")
+
 
 class StoredMessage(NamedTuple):
     """A message of a stream: its place there, its subject, its body.
@@ -35,6 +38,13 @@ class StoredMessage(NamedTuple):
     subject: str
     data: bytes
     behind: int = 0
+
+
+class MessagePlace(NamedTuple):
+    """Where a message is. The stream may be made anew; then another one has its place."""
+
+    place: int
+    message_id: str
 
 
 class MessagesState(msgspec.Struct):
@@ -113,19 +123,22 @@ class StreamMessages:
             self._reading.discard(reading)
             self._connection.forget(token)
 
-    async def present(self, places: Iterable[int]) -> set[int]:
-        """Return the places at which there is a message now."""
-        there: set[int] = set()
+    async def present(self, those: Iterable[MessagePlace]) -> set[MessagePlace]:
+        """Return those messages that are there now."""
+        there: set[MessagePlace] = set()
 
-        async def look(place: int) -> None:
+        async def look(each: MessagePlace) -> None:
             subject = f"STREAM.MSG.GET.{self._stream}"
-            fault = api_fault(await self._ask(subject, msgspec.json.encode({"seq": place})))
+            reply = await self._ask(subject, msgspec.json.encode({"seq": each.place}))
+            fault = api_fault(reply)
             if fault is None:
-                there.add(place)
+                headers = b64decode(msgspec.json.decode(reply)["message"].get("hdrs", ""))
+                if f"Nats-Msg-Id: {each.message_id}\r\n".encode() in headers:
+                    there.add(each)
             elif fault.code != NO_MESSAGE:
                 _refuse(subject, fault)
 
-        await _for_each(places, look)
+        await _for_each(those, look)
         return there
 
     async def delete(self, places: Iterable[int]) -> None:
@@ -191,13 +204,13 @@ def _refuse(subject: str, fault: ApiFault | None) -> None:
         raise BrokerRefused(f"the broker refuses {subject}: {fault.text}")
 
 
-async def _for_each(places: Iterable[int], work: Callable[[int], Awaitable[None]]) -> None:
-    """Do some work for each place, for several at a time. Raises the first error, at the end."""
-    left = iter(places)
+async def _for_each(those: Iterable[T], work: Callable[[T], Awaitable[None]]) -> None:
+    """Do some work for each, for several at a time. Raises the first error, at the end."""
+    left = iter(those)
 
     async def some() -> None:
-        for place in left:  # all of them take from one iterator
-            await work(place)
+        for each in left:  # all of them take from one iterator
+            await work(each)
 
     outcomes = await asyncio.gather(*(some() for _ in range(REQUESTS_MAX)), return_exceptions=True)
     for failed in filter(None, outcomes):

@@ -37,7 +37,9 @@ _log = get_logger("broker")
 
 
 class StreamPurge:
-    """`forwards`: further consumers that must have done a message. `checked_to`: see above.
+    """`forwards`: further consumers that must have done a message.
+
+    `checked_to` says how far the audit has seen to the stream that was made at a time.
 
     A forwarder whose lag is larger than `forward_lag_bytes_max` does not count (0: it always does).
     If it runs, it skips messages itself, sooner. `delivered_bytes` is how many bytes came to
@@ -50,7 +52,7 @@ class StreamPurge:
         *,
         forwards: tuple[str, ...],
         keep_s: float,
-        checked_to: Callable[[], int],
+        checked_to: Callable[[str], int],
         delivered_bytes: Callable[[], int],
         mark: MarkFile,
         forward_lag_bytes_max: int = 0,
@@ -113,7 +115,7 @@ class StreamPurge:
         self._set_faults()
         done_to = min(floor for floor in floors.values() if floor is not None)
         now_s = clock.monotonic_s()
-        to = min(self._kept.note(now_s, done_to), self._checked_to())
+        to = min(self._kept.note(now_s, done_to), self._checked_to(self._made))
         first = stream["state"]["first_seq"]
         mark = StreamMark(
             self._made,

@@ -5,8 +5,8 @@
 
 Promises: a difference is in `faults` within 10 s, and gone from there when it is corrected. Nothing
 of the stream is changed. But if the stream gives places again, the writers get all its messages
-again, since their consumer may have passed these places. Several roles may do this: a reading that
-is written twice is stored once.
+again, since their consumer may have passed these places. That is tried until it succeeds. Several
+roles may do this: a reading that is written twice is stored once.
 Does not: take the role out of service. The role reads the attributes, and decides.
 """
 
@@ -33,6 +33,7 @@ EVERY_S = 1.0  # the mark is so old at most
 MONITOR_S = 8.0
 AGAIN_S = 1.0  # after a look without an answer, or one that has found something
 UNANSWERED_S = 2.0
+GIVE_AGAIN_S = 10.0  # after a try that has failed
 
 _log = get_logger("broker")
 
@@ -74,6 +75,7 @@ class StreamWatch:
         self._stream_degraded: list[StreamFault] = []
         self._servers: dict[str, ServerLook] | None = None  # the last answer of each monitor port
         self._reconnected = False
+        self._give_again_s: float | None = None  # when that is due
         self._away_since_s: float | None = clock.monotonic_s()
         self._stream_due = asyncio.Event()
         self._servers_due = asyncio.Event()
@@ -155,13 +157,14 @@ class StreamWatch:
         """Tell what was removed, and note what the stream must have from now on."""
         reconnected, self._reconnected = self._reconnected, False
         found = self._removals.see(self.state, published, reconnected=reconnected)
+        if found is not None and found.ends_early:
+            self._give_again_s = clock.monotonic_s()
+        await self._give_again()  # before it is noted: a kill must not end it
         if self._removals.suspects:
             self._reconnected = reconnected  # for the second look
         elif found is not None:
             self.removed += found.messages
             _log.critical("stream_messages_removed", what=found.what, not_done=found.messages)
-            if found.ends_early and self.state is not None:
-                await self._give_again(self.state.first)
             # Of a stream that is gone nothing is noted: that was told.
             await self._note(mark_of(self.state) if self.state else StreamMark(), anew=True)
         elif published.to and self.state is not None:
@@ -169,11 +172,18 @@ class StreamWatch:
             acknowledged_to = min(published.to, self.state.last)
             await self._note(mark_of(self.state)._replace(acknowledged_to=acknowledged_to))
 
-    async def _give_again(self, first: int) -> None:
+    async def _give_again(self) -> None:
+        """Let the writers get all messages again, if that is due."""
+        due_s = self._give_again_s
+        if self.state is None or due_s is None or clock.monotonic_s() < due_s:
+            return
         try:
-            await manage.give_again(self._connection, first)
+            await manage.give_again(self._connection, self.state.first)
         except (BrokerAway, BrokerRefused) as error:
+            self._give_again_s = clock.monotonic_s() + GIVE_AGAIN_S
             _log.error("stream_not_given_again", why=str(error))
+        else:
+            self._give_again_s = None
 
     async def _note(self, mark: StreamMark, *, anew: bool = False) -> None:
         # How far the stream was purged is known to whoever does it.

@@ -117,7 +117,7 @@ def _named(contents: list[Contents], names: list[str]) -> list[Contents]:
     known = {each.name: each for each in contents}
     for name in names:
         if name not in known:
-            raise StartError(f"there is no {name} in the archive (see ingest archive list)")
+            raise StartError(f"there is no {name} in the archive (see `ingest archive list`)")
     return [known[name] for name in names] or contents
 
 

@@ -34,7 +34,7 @@ from ingest.cli.doctor_senders import (
 from ingest.cli.find_database import connect_limits, database
 from ingest.cli.parser import Parser, SettingsFlags, add_json_flag
 from ingest.cli.running_service import ask_service
-from ingest.cli.terminal import AMBER, GREEN, RED, coloured, print_answer
+from ingest.cli.terminal import AMBER, GREEN, RED, as_typed, coloured, print_answer
 from ingest.config.folders import state_dir
 from ingest.config.loading import Loaded
 from ingest.config.settings import Settings, split_address
@@ -47,7 +47,6 @@ from ingest.system.files import size_bytes
 from ingest.system.filesystem import filesystem_of, is_remote, is_volatile
 from ingest.system.limits import SPARE_FILES
 from ingest.system.state_folder import ServiceInfo, StateFolder, running_service
-from ingest.system.surroundings import command_words
 from ingest.system.words import counted
 
 TAKES = "[options]"
@@ -78,6 +77,7 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
         checks += asyncio.run(broker_checks(settings))
         checks += mqtt_checks(settings)
     checks += asyncio.run(_database(loaded, service))
+    checks = [each._replace(detail=as_typed(each.detail)) for each in checks]
     print_answer([each._asdict() for each in checks], as_text(checks), as_json=args.json)
     return 1 if any(each.state == FAIL for each in checks) else 0
 
@@ -291,7 +291,6 @@ def dead_letters_check(settings: Settings) -> Check:
     """Count the dead-letter entries that are neither replayed nor discarded."""
     folder = StateFolder.open(state_dir(settings)).dead_letters
     size, half = sum(size_bytes(each) for each in folder.iterdir()), settings.dlq_bytes_max // 2
-    run = command_words()["run"]
     room = Room(settings.dlq_bytes_max, auto_replay=settings.dlq_auto_replay)
     tally = Tally()
     live = sum(1 for each in segments(folder) for _ in undone_lines(each, tally=tally))
@@ -301,17 +300,17 @@ def dead_letters_check(settings: Settings) -> Check:
             "dead letters",
             FAIL,
             f"{CAUSES[INVALID_FULL].words} ({size / 1024:,.1f} of {half / 1024:,.1f} KiB); "
-            f"replay or discard entries (`{run} dlq stats`), or raise dlq_bytes_max",
+            f"replay or discard entries (`ingest dlq stats`), or raise dlq_bytes_max",
         )
     if tally.damaged:
         return Check(
             "dead letters",
             WARN,
             f"{live:,} waiting; skipped {tally.torn} torn and {tally.altered} altered lines, "
-            f"{counted(len(tally.unreadable), 'file')}; see `{run} dlq stats`",
+            f"{counted(len(tally.unreadable), 'file')}; see `ingest dlq stats`",
         )
     if live:
-        return Check("dead letters", WARN, f"{live:,} waiting; see `{run} dlq list`")
+        return Check("dead letters", WARN, f"{live:,} waiting; see `ingest dlq list`")
     return Check("dead letters", OK, "none")
 
 

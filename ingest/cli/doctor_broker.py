@@ -14,7 +14,6 @@ from ingest.config.settings import Settings
 from ingest.embedded.broker import running_broker
 from ingest.model.errors import IngestError
 from ingest.system.state_folder import StateFolder
-from ingest.system.surroundings import command_words
 
 _LETTERS = "dead letters of the broker"
 
@@ -47,14 +46,13 @@ async def _checks(settings: Settings) -> list[Check]:
     ]
     if not settings.broker_unsafe:
         altered += map(str, monitor.monitor_faults(reached.monitors))
-    run = command_words()["run"]
     kind = "configured" if settings.broker_url else "embedded"
     checks = [Check("broker", OK, f"answers ({kind}); its streams are as they must be")]
     if degraded:
         checks = [Check("broker", WARN, "; ".join(degraded))]
     if altered:
-        checks = [Check("broker", FAIL, f"{'; '.join(altered)}. See `{run} stream check`")]
+        checks = [Check("broker", FAIL, f"{'; '.join(altered)}. See `ingest stream check`")]
     if letters is not None and letters.messages:
-        live = f"{letters.messages:,} waiting; see `{run} dlq list`"
+        live = f"{letters.messages:,} waiting; see `ingest dlq list`"
         return [*checks, Check(_LETTERS, WARN, live)]
     return [*checks, Check(_LETTERS, OK, "none")]

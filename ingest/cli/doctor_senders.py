@@ -38,7 +38,6 @@ def access_check(settings: Settings, service: ServiceInfo | None = None) -> Chec
 
     `access` is decided at its start, so tokens that were made since do not count yet.
     """
-    run = command_words()["run"]
     try:
         tokens = open_tokens(settings).tokens
         senders = [each for each in tokens.entries.by_digest.values() if not each.admin]
@@ -48,7 +47,7 @@ def access_check(settings: Settings, service: ServiceInfo | None = None) -> Chec
             private=loopback and not settings.trusted_proxies,
             tokens=len(senders),
             address=settings.listen,
-            run=run,
+            run=command_words()["run"],
         )
     except StartError as error:
         return Check(_NAME, FAIL, str(error))
@@ -59,7 +58,7 @@ def access_check(settings: Settings, service: ServiceInfo | None = None) -> Chec
         return Check(_NAME, level, f"everybody on {where} may post{until}")
     live = [each for each in senders if each.ends_us > unix_us()]
     if not live:
-        return Check(_NAME, WARN, f"nobody may post: make a token with `{run} token new NAME`")
+        return Check(_NAME, WARN, "nobody may post: make a token with `ingest token new NAME`")
     unread = next((each for each in live if each.certificate), None)
     if unread is not None and not settings.client_certificate_header:
         told = f"{unread.name} has a certificate, which counts only with client_certificate_header"
@@ -67,7 +66,7 @@ def access_check(settings: Settings, service: ServiceInfo | None = None) -> Chec
     told = f"a token is needed to post; {counted(len(live), 'token')}"
     if tokens.next_end_us < unix_us() + SOON_US:
         until = rfc3339_s(int(tokens.next_end_us))
-        return Check(_NAME, WARN, f"{told}; one ends at {until} (`{run} token rotate NAME`)")
+        return Check(_NAME, WARN, f"{told}; one ends at {until} (`ingest token rotate NAME`)")
     return Check(_NAME, OK, told)
 
 

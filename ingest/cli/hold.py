@@ -10,7 +10,6 @@ from ingest.cli.running_service import ask
 from ingest.cli.terminal import print_answer
 from ingest.config.loading import Loaded
 from ingest.model.verdict import LETTERS_FULL
-from ingest.system.surroundings import command_words
 from ingest.system.words import duration
 
 TAKES = "COMMAND [options]"
@@ -66,8 +65,7 @@ def released_text(answer: dict[str, Any], ready: dict[str, Any]) -> str:
     """
     if not answer.get("released"):
         return "nothing is on hold: writes are not paused"
-    run = command_words()["run"]
-    text = f"released: the service tries to write now. See the result with `{run} hold show`"
+    text = "released: the service tries to write now. See the result with `ingest hold show`"
     if ready.get("cause") != LETTERS_FULL:
         return text
     return f"{text}\nBut the dead letters are full: first make space. {ready.get('next', '')}"

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 
 from ingest import __version__
 from ingest.cli.parser import DEST, OF_MOST_COMMANDS, Parser, SettingsFlags
+from ingest.cli.terminal import as_typed
 from ingest.config.loading import Loaded, load
 from ingest.config.settings import Settings
 from ingest.config.values import flag_name, full_path, nearest
@@ -181,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_output()
         return _EXIT_PIPE
     except (IngestError, OSError) as error:
-        print(f"ingest: {error}", file=sys.stderr)
+        print(f"ingest: {as_typed(str(error))}", file=sys.stderr)
         _drop_output()
         return _EXIT_WRONG
 

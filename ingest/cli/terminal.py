@@ -1,4 +1,4 @@
-"""The output of commands: JSON for programs; colours, if a person is at a terminal and wants them.
+"""The output of commands: JSON for programs, text for people, in colours if they want them.
 
 NO_COLOR (any text) switches them off, as in other programs; so does TERM=dumb.
 """
@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from typing import Any, TextIO
+
+from ingest.system.surroundings import command_words
 
 RED, AMBER, GREEN, DIM = "31;1", "33", "32", "2"
 
@@ -20,9 +23,15 @@ def coloured(text: str, colour: str, stream: TextIO | None = None) -> str:
     return text if plain else f"\x1b[{colour}m{text}\x1b[0m"
 
 
+def as_typed(text: str) -> str:
+    """Return a text whose commands (`ingest ..`, see ingest ..) are as a person types them."""
+    run = command_words()["run"]
+    return re.sub(r"(`|\(see )ingest ", lambda before: f"{before[1]}{run} ", text)
+
+
 def print_answer(document: Any, text: str, *, as_json: bool) -> None:
-    """Print the document as JSON, or the text for a person."""
-    print(json.dumps(document, indent=2) if as_json else text)
+    """Print the document as JSON, or the text for a person, with its commands as typed here."""
+    print(json.dumps(document, indent=2) if as_json else as_typed(text))
 
 
 def say(line: str) -> None:

@@ -287,7 +287,7 @@ def _live(entries: Entries, name: str) -> list[TokenEntry]:
 def _required(entries: Entries, name: str) -> list[TokenEntry]:
     live = _live(entries, name)
     if not live:
-        raise IngestError(f"there is no live token {name!r} (see ingest token list)")
+        raise IngestError(f"there is no live token {name!r} (see `ingest token list`)")
     return live
 
 

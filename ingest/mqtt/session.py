@@ -104,10 +104,10 @@ class MqttSession:
         try:
             facts = await connection.open(self._secret(), self._tls)
         except IngestError as error:
-            self._failed(str(error))
-            return False
+            if not self._ended.is_set():
+                self._failed(str(error))
+            return False  # if it has ended on the way, `_lost` has said why
         if not connection.is_open:  # it has ended in the same moment
-            self._failed(self.why_away or "the connection has ended")
             return False
         if facts.is_old:
             connection.forget_topics(self._left_topics)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import (
     AbstractAsyncContextManager,
@@ -74,7 +75,7 @@ class Plan(NamedTuple):
     times_us: tuple[int, ...] = ()
 
 
-class Form:
+class Form(ABC):
     """What a page says differently. `page` has how its posts are answered.
 
     `takes_empty`: an empty body is no fault. `source` is that of a mapping. For `faults` and
@@ -89,13 +90,13 @@ class Form:
     is_tolerant = True
     alone_bytes = math.inf
 
+    @abstractmethod
     def plan(self, request: Request, text: str) -> Plan:
         """Read the head, and the query `text`. Raises Refused."""
-        raise NotImplementedError
 
+    @abstractmethod
     def begin(self, body: bytes, plan: Plan, post: Post) -> Found | Steps:
         """Return what a body has, or the steps to it, whose last one returns it. Raises Refused."""
-        raise NotImplementedError
 
     def alone(self, _sender: str, _size_bytes: int) -> AbstractAsyncContextManager[None]:
         """Return what is entered while a large body is decoded."""
@@ -105,13 +106,13 @@ class Form:
         """Return what is entered until a post is kept. It may raise Refused."""
         return nullcontext()
 
+    @abstractmethod
     def refusal(self, plan: Plan, points: Points) -> Refused | None:
         """Return why nothing of a post with faults is kept, if it is so."""
-        raise NotImplementedError
 
+    @abstractmethod
     def answer(self, plan: Plan, points: Points, outcome: Outcome | None) -> Answer:
         """Return the answer to a post that is kept."""
-        raise NotImplementedError
 
 
 class Posts:

@@ -107,7 +107,7 @@ EVENTS: dict[str, str] = {
     "stream_messages_read_again": "No writer was given these messages. They are written again.",
     "stream_copy_damaged": "This server cannot read the message. Another one leads now.",
     "stream_check_failed": "The check for skipped messages failed. It is tried again.",
-    "stream_not_given_again": "After a loss the consumer was not set back: see stream rewind.",
+    "stream_not_given_again": "After a loss the consumer was not set back. It is tried again.",
     "stream_not_purged": "Messages that are done stay in the stream, which will become full.",
     "broker_left_ended": "A broker that a killed process had left was ended.",
     # A forwarder

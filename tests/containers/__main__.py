@@ -30,9 +30,9 @@ def parser() -> argparse.ArgumentParser:
         prog="./run containers",
         description="Builds the image with Docker, and runs each Compose file of deploy/ under a\n"
         "project name of its own, on the ports of the file; the pods of deploy/kubernetes with\n"
-        "podman; and the units of systemd in a Debian of their own, with systemd-nspawn. Each\n"
-        "container, pod and unit is killed while a fleet posts. All that was acknowledged must\n"
-        "be in the table.",
+        "podman; and the units of systemd in a Debian of their own, with systemd-nspawn. It kills\n"
+        "the service, each role, the broker of the roles and the database while a fleet posts;\n"
+        "of several equal pods one. All that was acknowledged must be in the table.",
         epilog="examples:\n  ./run containers\n  ./run containers --only compose.yaml",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

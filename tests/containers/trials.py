@@ -53,14 +53,21 @@ async def fleets(
     async with AsyncExitStack() as stack:
         for each in fleet:
             await stack.enter_async_context(each)
-        end_s = time.monotonic() + ARRIVED_S_MAX
-        while not all(each.acknowledged for each in fleet):
-            if time.monotonic() > end_s:
-                raise Failed(f"no post was acknowledged: {[dict(each.answers) for each in fleet]}")
-            await asyncio.sleep(0.1)
+        for each in fleet:
+            await acknowledged([each])
         await asyncio.sleep(LOAD_S)
         yield fleet
     await arrived(project, service, fleet)
+
+
+async def acknowledged(fleet: Sequence[Fleet]) -> None:
+    """Wait until one of the fleet has an acknowledgement that it has not now. Raises Failed."""
+    before = [len(each.acknowledged) for each in fleet]
+    end_s = time.monotonic() + ARRIVED_S_MAX
+    while [len(each.acknowledged) for each in fleet] == before:
+        if time.monotonic() > end_s:
+            raise Failed(f"no post was acknowledged: {[dict(each.answers) for each in fleet]}")
+        await asyncio.sleep(0.1)
 
 
 async def arrived(project: Runs, service: str, fleet: list[Fleet]) -> None:
@@ -86,14 +93,20 @@ async def arrived(project: Runs, service: str, fleet: list[Fleet]) -> None:
         return
 
 
-async def kill_each(project: Project | Pods) -> None:
-    """Kill each container, or one pod of each set, with SIGKILL under load; start it again."""
-    for service, container in await project.to_kill():
+async def kill_each(project: Project | Pods, fleet: Sequence[Fleet]) -> None:
+    """Kill each container, or one pod of each set, with SIGKILL under load; start it again.
+
+    Gateways last: after its start a container of Compose has another port, and its fleet no load.
+    """
+    parts = sorted(await project.to_kill(), key=lambda each: each[0].endswith("gateway"))
+    for service, container in parts:
         if service not in ("prometheus", "grafana", "broker"):
             await project.kill(container)
             await asyncio.sleep(LOAD_S)
             await project.start(container)
             await asyncio.sleep(LOAD_S)
+            if not service.endswith("gateway"):
+                await acknowledged(fleet)
 
 
 async def composed(
@@ -106,9 +119,12 @@ async def composed(
 
 
 async def one_process(project: Project) -> None:
-    """compose.yaml: kills under load, and a stop that loses nothing."""
-    async with fleets(project, "ingest"):
-        await kill_each(project)
+    """compose.yaml: a closed image, kills under load, and a stop that loses nothing."""
+    looked = ("exec", "-T", "ingest", "find", "/opt", "-user", "10001", "-o", "-path", "*/bin/pip*")
+    if odd := await project.run(*looked):  # what it can write was written by its user
+        raise Failed(f"in the image, but of the service's user, or pip:\n{odd}")
+    async with fleets(project, "ingest") as fleet:
+        await kill_each(project, fleet)
         began_s = time.monotonic()
         await project.run("stop", "ingest")
         print(f"     stopped under load in {time.monotonic() - began_s:.1f} s")
@@ -121,8 +137,8 @@ async def one_process(project: Project) -> None:
 
 async def roles(project: Project) -> None:
     """compose.roles.yaml: each gateway has its own load. A killed one gets another port."""
-    async with fleets(project, "gateway", 2):
-        await kill_each(project)
+    async with fleets(project, "gateway", 2) as fleet:
+        await kill_each(project, fleet)
     async with fleets(project, "gateway", 2):  # at the ports of now
         await project.run("stop", "gateway", "writer")
         await project.run("start", "gateway", "writer")
@@ -132,13 +148,27 @@ async def roles(project: Project) -> None:
 async def mqtt(project: Project) -> None:
     """compose.mqtt.yaml: what the broker has taken is in the table, whatever is killed."""
     fleet = Fleet("")
-    publish = ("exec", "-T", "broker", "mosquitto_pub", "-q", "1", "-t", "sensors/a", "-m")
-    for container in ("mqtt", "ingest"):
-        batch = range(first := FIRST_US + next(_PARTS), first + MESSAGES)
-        fleet.acknowledged.update(batch)
-        await project.run("kill", "--signal", "KILL", container)
-        await project.run(*publish, json.dumps([*map(reading, batch)]))
-        await project.run("start", container)
+    words = ("exec", "-T", "broker", "mosquitto_pub", "-q", "1", "-t", "sensors/a", "-m")
+    firsts = itertools.count(FIRST_US + next(_PARTS), MESSAGES)
+    ended = asyncio.Event()
+
+    async def publish() -> None:
+        while not ended.is_set():
+            batch = range(first := next(firsts), first + MESSAGES)
+            await project.run(*words, json.dumps([*map(reading, batch)]))
+            fleet.acknowledged.update(batch)
+
+    publishing = asyncio.create_task(publish())
+    try:
+        for container in ("mqtt", "ingest"):
+            await asyncio.sleep(LOAD_S)
+            await project.run("kill", "--signal", "KILL", container)
+            await asyncio.sleep(LOAD_S)
+            await project.run("start", container)
+            await asyncio.sleep(LOAD_S)
+    finally:
+        ended.set()
+        await publishing
     await arrived(project, "mqtt", [fleet])
 
 
@@ -154,9 +184,9 @@ async def pods_of(folder: str, place: Place) -> None:
     async with pods.up():
         if folder == "roles":
             await pods.job("iot-ingest-stream")
-        async with fleets(pods, service, 2):
+        async with fleets(pods, service, 2) as fleet:
             await pods.job("iot-ingest-schema")
-            await kill_each(pods)
+            await kill_each(pods, fleet)
         async with fleets(pods, service, 2):
             await pods.stop(service)
 

@@ -16,7 +16,7 @@ import pytest
 
 from ingest.broker import manage
 from ingest.broker.roles import STREAM
-from ingest.embedded import broker as embedded_broker
+from ingest.embedded import running as embedded_server
 from ingest.embedded.broker import running_broker
 from ingest.model.errors import BrokerAway, StartError
 from tests.faults.lazy_disk import LazyDisk
@@ -97,7 +97,7 @@ async def test_power_cut_with_the_servers_default_loses_acknowledged_messages(
 
     The server may even be unable to start with what is left.
     """
-    monkeypatch.setattr(embedded_broker, "START_S_MAX", 0.7)
+    monkeypatch.setattr(embedded_server, "START_S_MAX", 0.7)
     folder = disk.mount / "broker"
     acknowledged = await _acknowledged(folder, "unsynced")
     await disk.power_off(None)

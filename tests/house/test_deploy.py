@@ -506,8 +506,9 @@ def test_simulated_fleet_is_shown_only_beside_a_table_of_its_own() -> None:
 
 def test_head_of_the_dockerfile_keeps_what_a_container_holds() -> None:
     """A named volume on the image's folder, time for a drain, local ports, free space for WAL."""
-    build, start = shown_in_head(DEPLOY / "Dockerfile")
+    build, token, start = shown_in_head(DEPLOY / "Dockerfile")
     assert start[-1] == build[build.index("-t") + 1]
+    assert " ".join(token) == f"{image_environment()['INGEST_COMMAND_DOWN']} token new NAME"
     options = list(pairwise(start))
     given = {name: value for name, value in options if name.startswith("--")}
     last = {each.word: each.text for each in dockerfile()[-1]}
@@ -519,6 +520,19 @@ def test_head_of_the_dockerfile_keeps_what_a_container_holds() -> None:
     assert published == [f"127.0.0.1:{each}:{each}" for each in last["EXPOSE"].split()]
     name, _, value = given["--env"].partition("=")
     assert leaves_room_for_the_database(load(environ={name: value}).settings)
+
+
+@pytest.mark.parametrize("path", [DEPLOY / "Dockerfile", *YAML_FILES], ids=lambda each: each.name)
+def test_file_that_names_a_command_names_all_of_its_words(path: Path) -> None:
+    """Else some messages would name the commands of another way to run it, of the image or so."""
+    text = path.read_text()
+    count = {
+        word: len(re.findall(rf"\bINGEST_COMMAND{word}\b[:=,\n]", text))
+        for word in ("", "_DOWN", "_RESTART", "_LOG")
+    }
+    assert len({*count.values()}) == 1, count
+    if "kubernetes" in path.parts:
+        assert text.count('INGEST_PUBLISHED_AT, value: ""') == count[""]
 
 
 def leaves_room_for_the_database(settings: Settings) -> bool:

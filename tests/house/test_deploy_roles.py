@@ -239,6 +239,8 @@ def test_passwords_of_the_broker_are_those_in_the_urls(tmp_path: Path) -> None:
         found = split_broker_url(made[f"broker_{role}_url"].strip())
         assert found[0] == tuple(f"nats://{each}" for each in hosts.split(","))
         assert found[1:] == (role, listed[f"{role.upper()}_PASSWORD"])
+    code, said = run(script, cwd=tmp_path)
+    assert (code, "does not name BROKER=nats:4222" in said) == (2, True)
     (tmp_path / "secrets" / "broker_writer_url").unlink()
     assert run("env", f"BROKER={hosts}", script, cwd=tmp_path)[0] == 0
     assert made == {each.name: each.read_text() for each in (tmp_path / "secrets").iterdir()}

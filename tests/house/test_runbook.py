@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,12 @@ from tests.support.documents import REPOSITORY, fences
 
 RUNBOOK = (REPOSITORY / "deploy" / "RUNBOOK.md").read_text()
 UNIT = (REPOSITORY / "deploy" / "iot-ingest.service").read_text()
+PLACE = quote(str(REPOSITORY))
+# How ./run says that messages name its commands; `./run words` prints what came of it.
+(EXPORTED,) = re.findall(r"export INGEST_COMMAND=(?:.*\\\n)*.*\n", (REPOSITORY / "run").read_text())
+WORDS = f'{EXPORTED}[ "$1" != words ] || exec printenv' + "".join(
+    f" INGEST_COMMAND{each}" for each in ("", "_RESTART", "_LOG\n")
+)
 URL = "postgresql://ingest:secret@127.0.0.1:1/telemetry"
 
 
@@ -40,7 +47,7 @@ def machine(tmp_path: Path) -> Path:
     (tmp_path / "etc" / "database_url").write_text(f"{URL}\n")
     for name, text in (
         ("runuser", '[ "$1 $2 $3" = "-u iot-ingest --" ] && shift 3 && exec "$@"'),
-        ("run", f'PYTHONPATH={quote(str(REPOSITORY))} exec {quote(sys.executable)} -m ingest "$@"'),
+        ("run", f'{WORDS}PYTHONPATH={PLACE} exec {quote(sys.executable)} -m ingest "$@"'),
     ):
         path = tmp_path / name
         path.write_text(f"#!/bin/sh\n{text}\n")
@@ -70,6 +77,9 @@ def test_command_with_systemd_sees_settings_and_database_of_the_service(machine:
     assert typed(machine, block, "ingest config --print batch_rows") == "100"
     assert typed(machine, block, "ingest config --print database_url") == URL
     assert typed(machine, block, "ingest config --print state_dir") == "/var/lib/iot-ingest"
+    unit = ["ingest", "systemctl restart iot-ingest", "journalctl -u iot-ingest"]
+    assert typed(machine, block, "ingest words").splitlines() == unit
+    assert all(each.replace("iot-ingest", "%N") in UNIT for each in unit[1:])
     forgotten = block.replace("set -a; ", "")
     assert typed(machine, forgotten, "ingest config --print writers") == "2"
 

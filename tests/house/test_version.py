@@ -9,8 +9,8 @@ from ingest import __version__
 from tests.house.public_names import RECORD, RECORD_ANEW, public_names
 from tests.support.documents import DOCUMENTS, REPOSITORY
 
-# An image of ours with its tag, or the tag alone in a kustomization.
-_IMAGE = re.compile(r"(?:iot-ingest(?:-archive)?:|newTag: )(\d+\.\d+\.\d+)")
+# An image of ours with its tag, its label, or the tag alone in a kustomization.
+_IMAGE = re.compile(r'(?:iot-ingest(?:-archive)?:|newTag: |image\.version=")(\d+\.\d+\.\d+)')
 _PLACES = {"deploy/Dockerfile": 2, "deploy/compose.yaml": 2, "docs/roles.md": 2}  # at least
 
 

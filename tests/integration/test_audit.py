@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -17,7 +17,9 @@ import pytest
 
 from ingest.broker import audit, manage, pulling, purge
 from ingest.broker.connection import BrokerConnection
+from ingest.broker.envelope import Message
 from ingest.broker.roles import GIVEN, STREAM, WRITER
+from ingest.broker.streams import Names
 from ingest.embedded.broker import EmbeddedBroker
 from ingest.model.errors import BrokerAway
 from tests.support.brokers import WANTED, api, embedded, hit, joined, put, until
@@ -269,7 +271,7 @@ async def test_gateway_may_not_tell_what_writers_were_given(server: EmbeddedBrok
     """It could hide a loss."""
     async with writing(server) as one, joined(server, "gateway") as gateway:
         await until(lambda: one.audit._looks)
-        telling = audit.Telling("0", one.audit._made, 9, [], [])
+        telling = audit.Telling("0", one.audit._made, 0, 9, [], [])
         gateway.send(GIVEN, msgspec.json.encode(telling))
         await asyncio.sleep(0.2)
         assert one.audit.others == set()
@@ -306,3 +308,228 @@ async def test_successor_goes_on_where_the_auditor_has_ended(
         await fill(server, b"a")
         await until(lambda: one.audit.checked_to == 31)
         assert one.audit.read_again == one.audit.skipped == 0
+
+
+async def test_who_knows_takes_no_guess_of_a_newcomer(
+    server: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newcomer has heard nobody, and begins behind what is open. It takes over what is told."""
+    monkeypatch.setattr(audit, "BACK_MAX", 3)
+    async with writing(server) as one:
+        await until(lambda: one.audit._is_auditor)
+        one.puller.wanted.clear()
+        await until(one.puller._over.is_set)
+        async with writing(server, checks=False) as dead:  # it has done 1, and tells nobody
+            await fill(server, BODIES[0])
+            await until(lambda: dead.got)
+        await until(lambda: set(one.audit._open) == {1})
+        monkeypatch.setattr(one.audit, "_read_open", _nothing)
+        one.puller.wanted.set()
+        await fill(server, *BODIES[1:])
+        await until(lambda: len(one.got) == 29)
+        with monkeypatch.context() as silent:
+            silent.setattr(one.audit, "tell", lambda: None)
+            await asyncio.sleep(0.6)
+            async with writing(server) as newcomer:
+                newcomer.audit._name = "0"
+                monkeypatch.setattr(newcomer.audit, "_take", _nothing)
+                await until(lambda: newcomer.audit._seen_to >= 27)
+                await asyncio.sleep(0.2)
+                assert set(one.audit._open) == {1}
+                silent.undo()
+                await until(lambda: 1 in newcomer.audit._open and newcomer.audit._seen_to == 30)
+                await until(lambda: newcomer.audit.checked_to == 0)
+                await until(lambda: one.audit._auditor == newcomer.audit._auditor == "0")
+                assert 1 in one.audit._open
+
+
+async def _nothing(*_: object) -> None:
+    pass
+
+
+def _change_looks(
+    monkeypatch: pytest.MonkeyPatch,
+    seen: Callable[[BrokerConnection, manage.Found], Awaitable[manage.Found]],
+) -> None:
+    """Let the audits see something else, and not the pullers, which give names."""
+    look = manage.look
+
+    async def changed(connection: BrokerConnection, *names: Names) -> manage.Found:
+        found = await look(connection, *names)
+        return found if names else await seen(connection, found)
+
+    monkeypatch.setattr(manage, "look", changed)
+
+
+async def test_writer_tells_while_the_broker_does_not_answer(
+    server: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is silent is taken for gone."""
+    async with writing(server) as one, writing(server) as other:
+        await until(lambda: one.audit._is_auditor or other.audit._is_auditor)
+
+        async def late(_: BrokerConnection, found: manage.Found) -> manage.Found:
+            await asyncio.sleep(1.5)
+            return found
+
+        _change_looks(monkeypatch, late)
+        await asyncio.sleep(1.0)
+        assert one.audit.others
+        assert other.audit.others
+
+
+async def test_telling_that_comes_during_a_look_is_kept(
+    server: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer is older than what another writer tells of it."""
+    async with writing(server, pulls=False) as one, writing(server) as other:
+        other.audit._name = "0"
+        await fill(server, *BODIES[:10])
+        await until(lambda: one.audit._seen_to == 10)
+        late = asyncio.Event()
+
+        async def slow(connection: BrokerConnection, found: manage.Found) -> manage.Found:
+            if connection is one.connection:
+                await late.wait()
+            return found
+
+        _change_looks(monkeypatch, slow)
+        await asyncio.sleep(0.2)
+        await fill(server, *BODIES[10:])
+        await until(lambda: one.audit._seen_to == 30)
+        late.set()
+        await _stays(one, 30)
+
+
+async def _stays(writer: StreamWriter, seen_to: int) -> None:
+    """Look at each step of the loop for a while: what is forgotten is soon told again."""
+    async with asyncio.timeout(5):
+        for _ in range(500):
+            await asyncio.sleep(0.0005)
+            assert writer.audit._seen_to == seen_to
+
+
+def _ends_at(last: int, found: manage.Found) -> manage.Found:
+    assert found.stream is not None
+    state = found.stream["state"] | {"last_seq": last}
+    return found._replace(stream={**found.stream, "state": state})
+
+
+@pytest.mark.parametrize("seen", [True, False])
+async def test_one_old_answer_changes_nothing(
+    server: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch, *, seen: bool
+) -> None:
+    """A server that is cut off may give it. The second one counts, also of what was only given."""
+    async with writing(server) as one:
+        await fill(server, *BODIES)
+        await until(lambda: one.audit._seen_to == 30)
+        if not seen:
+            one.audit._seen_to, one.audit._given = 10, set(range(12, 31))
+        old = [20]
+
+        async def cut_off(_: BrokerConnection, found: manage.Found) -> manage.Found:
+            return _ends_at(old.pop(), found) if old else found
+
+        before = one.audit._seen_to
+        _change_looks(monkeypatch, cut_off)
+        monkeypatch.setattr(one.audit, "_pass", lambda *_: None)
+        await until(lambda: not old)
+        await _stays(one, before)
+        old += [20, 20]
+        await until(lambda: one.audit._seen_to < 0)
+        assert one.audit._given == set()
+        assert one.audit.checked_to == 0
+
+
+async def test_restored_stream_is_noticed_by_all_writers(
+    server: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They do not tell each other for ever what was true before."""
+    monkeypatch.setattr(audit, "EVERY_S", 0.4)
+    monkeypatch.setattr(audit, "HEARD_S", 1.0)
+    async with AsyncExitStack() as stack:
+        one = await stack.enter_async_context(writing(server))
+        await asyncio.sleep(0.2)  # so they look in turns
+        other = await stack.enter_async_context(writing(server))
+        await fill(server, *BODIES)
+        await until(lambda: one.audit.checked_to == other.audit.checked_to == 30)
+
+        async def restored(_: BrokerConnection, found: manage.Found) -> manage.Found:
+            return _ends_at(20, found)
+
+        _change_looks(monkeypatch, restored)
+        both = one.audit, other.audit
+        await until(lambda: all(0 <= each._seen_to <= 20 for each in both))
+
+
+async def test_what_does_not_fit_into_a_telling_is_not_told_as_seen_to(
+    server: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 29 open messages five are told."""
+    monkeypatch.setattr(audit, "TOLD_MAX", 5)
+    async with writing(server, pulls=False) as one, writing(server, pulls=False) as other:
+        one.audit._name = "0"
+        await fill(server, *BODIES)
+        await until(lambda: one.audit._seen_to == other.audit._seen_to == 0)
+        monkeypatch.setattr(one.audit, "_read_open", _nothing)
+        one.audit._seen_to, one.audit._open = 30, {each: set() for each in range(2, 31)}
+        await until(lambda: other.audit._open)
+        assert set(other.audit._open) == {2, 3, 4, 5, 6}
+        assert other.audit._seen_to == 6
+
+
+async def test_what_was_checked_of_an_older_stream_is_nothing_in_a_new_one(
+    server: EmbeddedBroker, admin: BrokerConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The purge may see the new one first."""
+    async with writing(server) as one:
+        await fill(server, *BODIES)
+        await until(lambda: one.audit.checked_to == 30)
+        monkeypatch.setattr(one.audit, "_see", _nothing)
+        await api(admin, f"STREAM.DELETE.{STREAM}")
+        await manage.apply(admin, WANTED)
+        await fill(server, *BODIES[:9])
+        await until(lambda: len(one.got) == 39)
+        await asyncio.sleep(0.2)
+        await one.purge.purge()
+        assert await first_place(admin) == 1
+
+
+async def test_place_that_comes_while_its_copy_is_looked_for_is_no_loss(
+    server: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another writer was given it."""
+    async with writing(server) as one:
+        await until(lambda: one.audit._is_auditor)
+        look = manage.look_at_stream
+
+        async def meanwhile(connection: BrokerConnection) -> manage.Info:
+            one.audit._on_given(7)
+            return await look(connection)
+
+        monkeypatch.setattr(manage, "look_at_stream", meanwhile)
+        one.audit._open = {7: set()}
+        await one.audit._take(7, None, one.audit._looks[-1][1].leader)
+        assert one.audit.skipped == 0
+
+
+@pytest.mark.parametrize(
+    ("since", "seen_to", "is_taken_over"),
+    [
+        (0, 199_999, True),
+        (0, 60, False),
+        (70, 200_001, False),
+        (70, 400_000, True),
+        (50, 199_999, False),
+        (50, 200_001, True),
+    ],
+)
+async def test_earlier_begin_is_taken_over_but_for_who_was_away_for_long(
+    server: EmbeddedBroker, *, since: int, seen_to: int, is_taken_over: bool
+) -> None:
+    """Ours is 50, and all up to 200,000 was seen to."""
+    async with writing(server, checks=False) as one:
+        one.audit._since, one.audit._seen_to = 50, 200_000
+        told = audit.Telling("0", "", since, seen_to, [], [])
+        one.audit._heard(Message("", msgspec.json.encode(told), {}))
+        assert (one.audit._seen_to == seen_to) is is_taken_over

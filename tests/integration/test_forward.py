@@ -420,7 +420,7 @@ async def test_purge_does_not_wait_for_a_forwarder_that_does_not_run(
                 connection,
                 forwards=(CONSUMER,),
                 keep_s=0,
-                checked_to=lambda: 1_000,
+                checked_to=lambda _made: 1_000,
                 delivered_bytes=int,
                 mark=new_mark(),
                 forward_lag_bytes_max=lag_bytes,

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ingest.broker import manage
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.envelope import Address
 from ingest.broker.roles import DEAD_LETTER_SUBJECT, DEAD_LETTERS
@@ -121,6 +122,20 @@ async def test_letter_that_was_deleted_can_come_again_at_once(
             await queue.append(letters)
             assert sorted(await kept(admin)) == sorted(letters)
     assert await count(admin) == 5
+
+
+async def test_letter_of_a_stream_that_was_made_anew_is_not_live(
+    writer: BrokerConnection, admin: BrokerConnection
+) -> None:
+    """Other letters have the old places."""
+    queue, letters = queue_of(writer), drained(5)
+    await queue.append(letters)
+    await api(admin, f"STREAM.DELETE.{DEAD_LETTERS}")
+    await manage.apply(admin, LETTERS)
+    others = drained(5)
+    await queue_of(writer).append(others)
+    await queue.append(letters)
+    assert sorted(await kept(admin)) == sorted([*letters, *others])
 
 
 async def test_live_letter_is_not_appended_again_long_after(

@@ -55,7 +55,7 @@ def purging(
         writer.connection,
         forwards=forwards,
         keep_s=keep_s,
-        checked_to=lambda: to,
+        checked_to=lambda _made: to,
         delivered_bytes=lambda: writer.puller.delivered_bytes,
         mark=new_mark(),
     )

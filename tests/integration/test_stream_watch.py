@@ -16,11 +16,13 @@ import pytest
 from ingest.broker import manage, monitor, watch
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.publishing import Publisher
+from ingest.broker.removals import Removal
 from ingest.broker.roles import STREAM, SUBJECT, WRITER
 from ingest.broker.stream_state import StreamState
 from ingest.broker.streams import WantedStream
 from ingest.broker.watch import StreamWatch
 from ingest.embedded.broker import EmbeddedBroker
+from ingest.model.errors import BrokerAway
 from ingest.system import clock
 from tests.support.brokers import (
     MIB,
@@ -168,6 +170,33 @@ async def test_purge_by_hand_is_a_loss_also_if_nobody_reads(
         await api(admin, f"STREAM.PURGE.{STREAM}", {"seq": 8})
         await until(lambda: it.watch.removed == 7)
         assert it.watch.faults == ()
+
+
+async def test_messages_are_given_again_until_that_succeeds(
+    server: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else would give them: the consumer has passed their places."""
+    monkeypatch.setattr(watch, "GIVE_AGAIN_S", 0.1)
+    tries: list[int] = []
+    losses = [Removal("the stream ends early", 1, ends_early=True)]
+
+    async def fails_first(_: BrokerConnection, first: int) -> None:
+        tries.append(first)
+        if len(tries) == 1:
+            raise BrokerAway("it chooses a leader")
+
+    monkeypatch.setattr(manage, "give_again", fails_first)
+    async with gateway(server) as it:
+        see = it.watch._removals.see
+        monkeypatch.setattr(
+            it.watch._removals,
+            "see",
+            lambda *of, **more: losses.pop() if losses else see(*of, **more),
+        )
+        await until(lambda: len(tries) == 2)
+        await asyncio.sleep(0.3)
+        assert tries == [1, 1]
+        assert it.watch.removed == 1
 
 
 async def test_missing_consumer_of_a_forwarder_is_no_reason_to_refuse_posts(

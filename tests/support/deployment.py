@@ -356,7 +356,7 @@ def dockerfile() -> list[list[Instruction]]:
 
 def assignments(text: str) -> Iterator[tuple[str, str]]:
     """Yield the names and values of `A=1 B=2`."""
-    for each in text.split():
+    for each in shlex.split(text):
         name, _, value = each.partition("=")
         yield name, value
 

@@ -49,7 +49,7 @@ class StreamWriter:
             connection,
             forwards=(),
             keep_s=0,
-            checked_to=lambda: self.audit.checked_to,
+            checked_to=self.audit.checked_in,
             delivered_bytes=lambda: self.puller.delivered_bytes,
             mark=mark,
         )

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ingest.broker.connection import BrokerConnection
-from ingest.broker.messages import MessagesState, StreamMessages
+from ingest.broker.messages import MessagePlace, MessagesState, StreamMessages
 from ingest.broker.publishing import Publisher
 from ingest.broker.roles import DEAD_LETTER_SUBJECT, DEAD_LETTERS
 from ingest.dead_letters.queue import LetterTotals, NewLetter
@@ -67,7 +67,7 @@ class StreamBackend:
             for reason in REASONS
         }
         self._free = asyncio.Semaphore(UNDER_WAY_MAX)
-        self._places: OrderedDict[bytes, int] = OrderedDict()  # of the newest letters
+        self._places: OrderedDict[bytes, MessagePlace] = OrderedDict()  # of the newest letters
         self._state = MessagesState()
         self._since_bytes = 0  # written after the last look
         self._has_looked = False
@@ -145,7 +145,7 @@ class StreamBackend:
                 if len(self._places) > KNOWN_MAX:
                     self._places.popitem(last=False)
 
-    async def _publish(self, letter: NewLetter) -> int:
+    async def _publish(self, letter: NewLetter) -> MessagePlace:
         """Return the place of the letter's message.
 
         The broker knows the id of a message for a while, also of one that was deleted meanwhile. So
@@ -154,8 +154,9 @@ class StreamBackend:
         own_id = message_id = f"{letter.id}-{letter.reason}"
         while True:
             ack = await self._publishers[letter.reason].publish(message_id, letter.line)
-            if not ack.duplicate or await self._messages.present([ack.sequence]):
-                return ack.sequence
+            written = MessagePlace(ack.sequence, message_id)
+            if not ack.duplicate or await self._messages.present([written]):
+                return written
             message_id = f"{own_id}-{ack.sequence}"
 
     async def make_room(self) -> None:

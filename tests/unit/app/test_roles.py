@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import fields
 from typing import Any
 
 import pytest
 
+from ingest.app import stream_writer
 from ingest.app.gateway import Gateway
 from ingest.app.metrics import own_metrics
 from ingest.app.role import Place, alone
 from ingest.app.stream_writer import StreamWriter
 from ingest.broker.envelope import Address
+from ingest.broker.pulling import Delivery
 from ingest.cli import gateway, role, writer
 from ingest.config.settings import Settings
-from ingest.model.errors import StartError
+from ingest.model.errors import DeadLettersFull, StartError
 
 BROKER = Address(("nats://127.0.0.1:1",), "", "")
 # Parts that several roles share look at these, and come to nothing by them.
@@ -88,3 +91,24 @@ async def test_role_without_a_folder_has_no_disk_that_fills(
     made_one.health.tick()
     assert made_one.health.refusal() is None
     assert b"ingest_disk_free_bytes" not in own_metrics(made_one.ledger).text()
+
+
+@pytest.mark.parametrize("many", [True, False])
+async def test_foreign_message_that_was_read_again_and_cannot_be_set_aside_is_read_once_more(
+    monkeypatch: pytest.MonkeyPatch, *, many: bool
+) -> None:
+    """Nobody delivers it a second time. If the audit waited for it, nothing would be purged."""
+    made = compose(StreamWriter, Settings(database_url="postgresql://127.0.0.1:1/none"))
+    assert isinstance(made, StreamWriter)
+
+    async def full(_: object) -> None:
+        raise DeadLettersFull("no room")
+
+    monkeypatch.setattr(made.dead_letters, "append", full)
+    if many:
+        monkeypatch.setattr(stream_writer, "FOREIGN_MAX", 0)
+    made._audit._open, made._audit._in_hand = {7: set()}, {7}
+    made.outlet.deliver(Delivery(b"no block", 7, 2, ""))
+    await asyncio.gather(*made._foreign)
+    assert made._audit._in_hand == set()
+    assert set(made._audit._open) == {7}, "it is not done"

@@ -157,6 +157,15 @@ def test_wrong_use_is_one_sentence_and_exit_two(
     assert "pw" not in told
 
 
+def test_message_names_commands_as_they_are_typed_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else a command of a message would fail in a checkout or a container."""
+    monkeypatch.setenv("INGEST_COMMAND", "./run")
+    assert "(see ./run --help)" in failure(capsys, "xyzzy")
+    assert "`./run up` runs an embedded one" in failure(capsys, "gateway")
+
+
 @pytest.mark.parametrize(
     "words",
     [
