@@ -43,6 +43,7 @@ from ingest.model.metrics import figures_of
 from ingest.receiver import senders
 from ingest.receiver.refused_posts import RefusedPosts
 from ingest.system.clock import sleep_unless
+from ingest.system.waiting import first_of
 from ingest.writer.set_aside import set_aside_rest
 
 HANDLERS_GRACE_S = 1.0
@@ -237,10 +238,8 @@ class Gateway:
         halting = asyncio.create_task(role.process.halt(self._settings.drain_s_max))
         await self.endpoint.finish(self._settings.drain_s_max + HANDLERS_GRACE_S)
         inlet.shut_inlet()
-        publishing = asyncio.create_task(inlet.finish())
-        await asyncio.wait((publishing, halting), return_when=asyncio.FIRST_COMPLETED)
-        for each in (publishing, halting):
-            each.cancel()
+        await first_of(inlet.finish(), role.process.halted.wait())
+        halting.cancel()
         await inlet.close()
         await self.endpoint.close()
         await set_aside_rest(inlet, self.dead_letters, self.ledger)

@@ -28,7 +28,7 @@ from ingest.app.advice import advice, database_words
 from ingest.app.begin import begun
 from ingest.app.buffer import UNLESS, check_promise
 from ingest.app.child import PROGRAM
-from ingest.app.children import GATEWAY, WRITER, Children, ChildTimes, Told, together
+from ingest.app.children import GATEWAY, WRITER, Children, ChildTimes, Told
 from ingest.app.greeting import greeting_lines
 from ingest.app.leftovers import refuse_left_files, refuse_left_stream
 from ingest.app.process import Process
@@ -48,6 +48,7 @@ from ingest.system.files import Lock
 from ingest.system.notify import Notifier
 from ingest.system.orphans import family_lock
 from ingest.system.state_folder import ServiceInfo, StateFolder
+from ingest.system.waiting import together
 
 GRACE_S = 15.0  # of a child beyond its own limit; a dead letter may take 10 s to fail
 WATCH_S = 1.0
