@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from ingest.access import tokens
-from ingest.admin.dashboard.tail import Tail
+from ingest.admin.dashboard.tail import Observed, Tail
 from ingest.app import broker_state, fill
 from ingest.app.access import open_tokens
 from ingest.app.advice import advice
@@ -131,8 +131,8 @@ class Gateway:
             fill=Fill(settings, has_folder=False),
             advice=advice(settings, ""),
         )
-        self._tail = Tail()
-        self._tail.watched = 1  # the page is elsewhere, so this does not know whether one is open
+        tail = Tail()
+        tail.watched = 1  # the page is elsewhere, so this does not know whether one is open
         self.endpoint = make_endpoint(
             settings,
             inlet=self.inlet,
@@ -145,18 +145,20 @@ class Gateway:
             database=NoDatabase(),
             health=self.health.readyz_for_devices,
             on_refused=refused_posts.refused,
-            on_decoded=self._tail.observe,
+            on_decoded=tail.observe,
             tokens=self._token_file.tokens,
         )
         self.ledger.gauges = self._gauges()
-        self._status = StatusSource(
-            "gateway",
-            self.ledger,
-            self.health.readyz,
-            tail=self._tail.take,
-            refused_posts=refused_posts.listed,
-        )
-        self._admin = None if self._place.channel else self._own_admin(refused_posts)
+        own = Observed(self.ledger, self.health.readyz, tail, refused_posts=refused_posts.listed)
+        self._status = StatusSource("gateway", own)
+        self._admin = None
+        if self._place.channel is None:
+            self._admin = GatewayAdmin(
+                settings,
+                own,
+                token=settings.admin_token or secrets.token_urlsafe(24),
+                tokens=self._token_file.tokens,
+            )
 
     def _gauges(self) -> Gauges:
         return Gauges(
@@ -172,16 +174,6 @@ class Gateway:
                 (certificate.METRICS, lambda: self.endpoint.certificate),
                 (tokens.METRICS, lambda: self._token_file.tokens),
             ),
-        )
-
-    def _own_admin(self, refused_posts: RefusedPosts) -> GatewayAdmin:
-        return GatewayAdmin(
-            self._settings,
-            ledger=self.ledger,
-            readyz=self.health.readyz,
-            token=self._settings.admin_token or secrets.token_urlsafe(24),
-            tokens=self._token_file.tokens,
-            refused_posts=refused_posts.listed,
         )
 
     async def run(self) -> int:
