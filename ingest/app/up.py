@@ -190,6 +190,7 @@ class Supervisor:
         self._publish(listen, admin_listen)
         for line in greeting_lines(
             state_dir=folder.path,
+            is_set=bool(settings.state_dir),
             listen=listen,
             cert_file=settings.tls_cert_file,
             admin_listen=admin_listen,
