@@ -81,4 +81,3 @@ def test_batches_cover_the_file_in_order_with_their_lines(tmp_path: Path) -> Non
     batches = _all(file, 10)
     assert [len(json.loads(each.body)) for each in batches] == [10, 10, 5]
     assert [line for each in batches for line in each.lines] == list(range(3, 28))
-    assert batches[-1].end_bytes == len(content)

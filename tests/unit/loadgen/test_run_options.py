@@ -164,7 +164,7 @@ def test_every_command_talks_to_the_service_of_this_machine(tmp_path: Path) -> N
         (["run", "--dvices", "3"], "loadgen run: there is no --dvices; did you mean --devices?"),
         (["run", "--zzz"], "loadgen run: there is no --zzz (see loadgen run --help)"),
         (["run", "--dev", "3"], "loadgen run: there is no --dev; did you mean --devices?"),
-        (["run", "--metrics-url", "h:1"], "h:1 does not begin with http://"),
+        (["run", "--admin-url", "h:1"], "h:1 does not begin with http://"),
         (["run", "--ack", "durabel"], "did you mean durable?"),
     ],
 )
