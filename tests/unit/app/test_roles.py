@@ -78,7 +78,7 @@ async def test_page_of_a_writer_says_that_its_button_is_for_this_one_alone() -> 
     alone_one = compose(StreamWriter, Settings(database_url="postgresql://127.0.0.1:1/none"))
     assert isinstance(alone_one, StreamWriter)
     assert alone_one._admin is not None
-    assert alone_one._admin.side.dashboard._settings["releases"] == "one"
+    assert alone_one._admin.dashboard._settings["releases"] == "one"
 
 
 @pytest.mark.parametrize("made", [Gateway, StreamWriter])
