@@ -55,9 +55,9 @@ class ClientService(ABC):
         self._settings = settings
         self._name = name
         self._client = client
-        self._process = process
+        self.process = process
         self._working: asyncio.Task[None] | None = None
-        self._log = logs.get_logger(self.role)
+        self.log = logs.get_logger(self.role)
         self.dead_letters = folder_letters(settings, folder.dead_letters, auto_replay=False)
         self._admin = Admin(of_one(__version__, self.metrics, **{self.role: name}), self.readyz)
 
@@ -86,7 +86,7 @@ class ClientService(ABC):
 
     def state(self) -> tuple[str, str]:
         """Return the state, and why it is not the one in which all works."""
-        if self._process.stopping.is_set():
+        if self.process.stopping.is_set():
             return "draining", ""
         state, why = self.trouble()
         return state or self.works, why
@@ -111,7 +111,7 @@ class ClientService(ABC):
         await self.dead_letters.open()
         listen = await self._admin.start(*split_address(admin_listen))
         await self.connect()
-        process = self._process
+        process = self.process
         process.spawn(self.dead_letters.tidy(process.stopping))
         self._working = process.spawn(
             self.work.run(process.stopping, process.halted, self._settings.drain_s_max)
@@ -126,7 +126,7 @@ class ClientService(ABC):
 
     async def close(self) -> None:
         """End all tasks, and close everything. Call it in any case."""
-        await self._process.wait_tasks()
+        await self.process.wait_tasks()
         await self._client.close()
         await self.dead_letters.close()
         await self._admin.close()

@@ -161,7 +161,7 @@ class ForwardService(ClientService):
     def _missed(self, skipped: Skipped) -> None:
         """Note messages that the stream has not delivered: damaged, or removed before we came."""
         self.tally.pass_over(MISSING, skipped.last - skipped.first + 1, 0)
-        self._log.error("forward_missing", first=skipped.first, last=skipped.last)
+        self.log.error("forward_missing", first=skipped.first, last=skipped.last)
 
     def metrics(self) -> Values:
         """Return the values of all metrics now."""
@@ -180,7 +180,7 @@ class ForwardService(ClientService):
 
     async def connect(self) -> None:
         """Connect to the broker, and look for the consumer; see ClientService."""
-        process = self._process
+        process = self.process
         process.spawn(self._connection.run(self._closing))
         await self._connection.wait_tried()
         await self.watch.look()

@@ -174,7 +174,7 @@ class MqttService(ClientService):
         try:
             replace_private(self._topics_path, orjson.dumps(self._wanted.topics))
         except OSError as error:  # only a change of --topic needs it
-            self._log.warning("mqtt_topics_not_kept", why=str(error))
+            self.log.warning("mqtt_topics_not_kept", why=str(error))
 
     def metrics(self) -> Values:
         """Return the values of all metrics now."""
@@ -201,8 +201,8 @@ class MqttService(ClientService):
         except ConfigError as error:
             raise StartError(str(error)) from error
         if has_password and not wanted.address.tls and not is_loopback(wanted.address.host):
-            self._log.warning("mqtt_plain_password", broker=wanted.address.shown)
-        self._process.spawn(self.session.run(self._process.stopping))
+            self.log.warning("mqtt_plain_password", broker=wanted.address.shown)
+        self.process.spawn(self.session.run(self.process.stopping))
 
     async def stop(self) -> Mapping[str, int]:
         """Read nothing more, and wait until no post is on its way; see ClientService."""
