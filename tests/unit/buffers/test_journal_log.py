@@ -82,6 +82,15 @@ async def test_posts_that_meet_share_one_fsync_and_are_on_the_disk_after_it(tmp_
         assert (await life.drain())[1:-1] == blocks
 
 
+async def test_each_of_many_groups_is_synced(tmp_path: Path) -> None:
+    """Also in further files."""
+    calls = FailingCalls()
+    async with JournalRun(tmp_path, calls=calls, segment_bytes=10_000) as life:
+        for _ in range(300):
+            await life.put(make_block(1))
+            assert calls.names[-1] == "fdatasync"
+
+
 async def test_small_posts_of_a_round_are_one_frame(tmp_path: Path) -> None:
     """The next process has one block for it, which says how many they are."""
     rows: list[bytes] = []
