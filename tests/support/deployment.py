@@ -115,12 +115,6 @@ def named(one: Manifest) -> tuple[str, str]:
     return one["kind"], one["metadata"]["name"]
 
 
-def manifest(kind: str, name: str) -> Manifest:
-    """Return one Kubernetes object."""
-    (found,) = (each for each in manifests() if named(each) == (kind, name))
-    return found
-
-
 def environment_of(pod: Manifest) -> dict[str, str]:
     """Return the variables that a pod's container sets beside the image's."""
     (container,) = pod["spec"]["containers"]
