@@ -46,7 +46,7 @@ class Wired:
             bytes_max=settings.buffer_bytes_max,
             put_wait_s_max=60,
         )
-        half = WritingHalf(settings, outlet=self._buffer, ledger=Ledger(), halted=asyncio.Event())
+        half = WritingHalf(settings, outlet=self._buffer, ledger=Ledger())
         half.sinks += [make_sink(url, settings) for _ in range(settings.writers)]
         self._writers = [
             asyncio.create_task(each.run()) for each in half.make_writers(dead_letters)

@@ -10,7 +10,7 @@ from typing import Any
 from ingest.access.tokens import Tokens
 from ingest.admin.dashboard.letters import Letters
 from ingest.admin.dashboard.pages import Dashboard
-from ingest.admin.dashboard.tail import Observed, ObservedDeadLetters
+from ingest.admin.dashboard.tail import Observed
 from ingest.admin.exposition import Exposition
 from ingest.admin.guard import Guard
 from ingest.admin.port import Actions, Admin
@@ -60,7 +60,6 @@ class AdminSide:
         self._lookup: Lookup | None = None
         # Who has set a token uses it: no key then, so that there is one way to log in.
         self.guard = Guard(token, with_key=not settings.admin_token, tokens=tokens)
-        self._dead_letters = dead_letters
         # These limits are not those of the data port. The dashboard has bodies of its own, because
         # everybody may send a log-in, and these must not use up the memory for `hold/release`.
         bodies = partial(Bodies, body_bytes_max=MIB, body_s_max=10.0, all_bytes_max=64 * MIB)
@@ -112,11 +111,6 @@ class AdminSide:
             known=self._known,
             late=late_partitions(settings, housekeeping_url(settings, url), eager=True),
         )
-
-    @property
-    def observed_dead_letters(self) -> ObservedDeadLetters:
-        """The dead letters for the writers. The page counts refused readings by device."""
-        return ObservedDeadLetters(self._dead_letters, self.dashboard.tail)
 
     async def start(self, listen: str, given: Sequence[socket.socket] = ()) -> str:
         """Listen; return the bound HOST:PORT. `listen` is that of the data port.

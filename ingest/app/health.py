@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 
+from ingest.app import fill as filling
 from ingest.app.backlog import WRITES_FAIL
 from ingest.app.causes import cause_of, may_be_url, next_step, rank_of
 from ingest.app.fill import Fill
@@ -22,8 +23,9 @@ from ingest.app.refusals import Refusals
 from ingest.app.space import BufferSpace, DiskSpace, load_words
 from ingest.dead_letters import room
 from ingest.model.causes import Trouble
-from ingest.model.ledger import DeadLetterStats
-from ingest.model.ports import BufferStats, Database
+from ingest.model.ledger import DeadLetterStats, Gauges
+from ingest.model.metrics import Metrics, figures_of
+from ingest.model.ports import BufferStats, Database, JournalStats
 from ingest.model.verdict import UNREACHABLE
 from ingest.system.clock import rfc3339, sleep_unless, unix_us
 from ingest.system.logs import get_logger
@@ -150,6 +152,23 @@ class Health(Judged):
         self._unchecked = False  # posts are accepted, but the table has not been checked yet
         self._other = Trouble()  # the most important one that does not decide the state
         self._log = get_logger("health")
+
+    def gauges(
+        self,
+        *parts: tuple[Metrics[Any], Callable[[], Any]],
+        journal: Callable[[], JournalStats] = JournalStats,
+    ) -> Gauges:
+        """Return the gauges of the process: its state, and what its parts know."""
+        database = self._database_state
+        return Gauges(
+            buffer=self._buffer,
+            dead_letters=self._dead_letters,
+            database_up=lambda: database.up and not (self.starting or self._unchecked),
+            hold_reason=lambda: database.hold_reason,
+            journal=journal,
+            state=self.state,
+            figures=figures_of((filling.METRICS, lambda: self.fill), *parts),
+        )
 
     def started(self) -> None:
         """Note that the table has been checked: posts are accepted."""
