@@ -198,7 +198,7 @@ class Service:
         embedded = self._embedded
         if embedded is not None:
             await embedded.start()
-        url = self._reread if embedded is None else lambda: embedded.url
+        url: DatabaseUrl = self._reread if embedded is None else lambda: embedded.url
         self.admin_side.database(url, self.writing.known)
         self._info = ServiceInfo(
             pid=getpid(),
