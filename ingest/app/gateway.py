@@ -22,7 +22,6 @@ from ingest.app import broker_state
 from ingest.app.access import open_tokens
 from ingest.app.advice import advice
 from ingest.app.broker import stream_letters
-from ingest.app.broker_state import BrokerAdmission
 from ingest.app.fill import Fill
 from ingest.app.gateway_admin import GatewayAdmin
 from ingest.app.health import Health
@@ -121,6 +120,7 @@ class Gateway(Role):
                 lambda: broker_state.loss(self.watch.removed),
                 lambda: self.endpoint.senders.not_stored(),  # noqa: PLW0108  made below
             ),
+            refused=self.broker_state.refusal,
             refusals=Refusals(self.ledger),
             fill=Fill(settings, has_folder=False),
             advice=advice(settings, ""),
@@ -133,9 +133,7 @@ class Gateway(Role):
             levels=self.inlet.levels,
             dead_letters=self.dead_letters,
             ledger=self.ledger,
-            admission=BrokerAdmission(
-                self.health, self.broker_state, away_s_max=PUBLISH_WAIT_S_MAX
-            ),
+            admission=self.health,
             database=NoDatabase(),
             health=self.health.readyz_for_devices,
             on_refused=refused_posts.refused,

@@ -117,7 +117,8 @@ class Health(Judged):
 
     `disk` is that of the state folder; None: there is none. `url_fault` returns what is wrong with
     the file of the database's URL, or nothing. `parts` say what else is wrong; those that decide
-    the state come first, in this order. `untaken` says what a start waits for.
+    the state come first, in this order. `untaken` says what a start waits for. `refused` returns
+    the problem code with which a part refuses every post, if it does.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class Health(Judged):
         untaken: str = UNTAKEN,
         dead_letters: Callable[[], DeadLetterStats] = DeadLetterStats,
         parts: Sequence[Callable[[], Trouble]] = (),
+        refused: Callable[[], str | None] = lambda: None,
         refusals: Refusals,
         fill: Fill,
         advice: Mapping[str, str],
@@ -146,6 +148,7 @@ class Health(Judged):
             *parts,
             lambda: room.trouble(dead_letters()),
         )
+        self._refused = refused
         self._refusals = refusals
         self.fill = fill
         self.starting = True  # the table has not been checked yet
@@ -185,7 +188,7 @@ class Health(Judged):
             return "draining"
         if self.starting:
             return "starting"
-        return "disk_low" if self._disk is not None and self._disk.refuses else None
+        return "disk_low" if self._disk is not None and self._disk.refuses else self._refused()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Tick until `stop` is set."""

@@ -229,7 +229,7 @@ class Service:
             admin_listen=admin_listen,
             needs_token=self.endpoint.needs_token,
             page=self.admin_side.page_address(with_key=self._terminal),
-            database="" if self._embedded else database_words(self._settings),
+            database=database_words(self._settings),
             table=self._target.name,
             waiting="" if state.is_open else state.message or "no answer yet",
         ):

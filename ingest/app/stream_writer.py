@@ -53,7 +53,6 @@ from ingest.buffers.waiting import PUT_WAIT_S_MAX
 from ingest.config.forward_names import forward_names
 from ingest.config.reread_url import RereadUrl
 from ingest.model.ack import Ack
-from ingest.model.causes import Trouble
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull
 from ingest.model.letter import NOT_OURS, Letter
 from ingest.system.clock import monotonic_s, unix_us
@@ -120,7 +119,11 @@ class StreamWriter(Role):
             url_fault=self._reread.fault,
             disk=None,
             dead_letters=self.dead_letters.stats,
-            parts=(self.broker_state.trouble, *self.writing.troubles, self._loss),
+            parts=(
+                self.broker_state.trouble,
+                *self.writing.troubles,
+                lambda: broker_state.loss(self._audit.skipped or self.watch.removed),
+            ),
             refusals=Refusals(self.ledger),
             fill=Fill(settings, has_folder=False),
             advice=words,
@@ -240,9 +243,6 @@ class StreamWriter(Role):
         with suppress(TimeoutError):
             async with asyncio.timeout(TIDY_S_MAX):
                 await self._purge.purge()
-
-    def _loss(self) -> Trouble:
-        return broker_state.loss(self._audit.skipped or self.watch.removed)
 
     def _say_if_stored(self, message: Message) -> None:
         """Tell a gateway why its posts cannot wait for their commit: a code, or nothing."""

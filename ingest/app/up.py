@@ -149,7 +149,7 @@ class Supervisor:
 
     async def _start(self) -> None:
         folder = self._folder
-        durable = list(folder.durable_parts(embedded=self._servers.is_embedded))
+        durable = list(folder.durable_parts(embedded=not self._settings.database_url))
         durable.remove(folder.journal)
         check_promise(durable, unsafe=self._settings.journal_unsafe, unless=UNLESS)
         self._family = await family_lock(folder.path / "children.lock")
@@ -189,7 +189,7 @@ class Supervisor:
             admin_listen=admin_listen,
             needs_token=settings.access == TOKEN,
             page=self.admin.page_address(with_key=self._terminal),
-            database="" if self._servers.is_embedded else database_words(settings),
+            database=database_words(settings),
             table=known.target.name,
             waiting="",
         ):

@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from ingest.mqtt.broker_address import MqttAddress
 
+if TYPE_CHECKING:
+    from ingest.mqtt.connection import MqttConnection
+
 NEVER_S = 0xFFFFFFFF  # as a session's expiry: it does not end
-
-
-class AckPort(Protocol):
-    """The connection that a message came by; see connection.py."""
-
-    is_open: bool
-
-    def ack(self, packet_id: int) -> None:
-        """Acknowledge a message, once all before it are."""
-
-    def pass_by(self, packet_id: int) -> None:
-        """Let later messages be acknowledged before this one."""
-
-    def pause(self) -> None:
-        """Read nothing more, until `resume`."""
-
-    def resume(self) -> None:
-        """Read again."""
 
 
 class MqttWish(NamedTuple):
@@ -61,7 +46,7 @@ class MqttMessage:
         received_us: int,
         *,
         packet_id: int = 0,
-        connection: AckPort | None = None,
+        connection: MqttConnection | None = None,
         is_again: bool = False,
     ) -> None:
         self.topic = topic
