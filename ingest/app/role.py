@@ -175,8 +175,7 @@ class Role(ABC):
         """
         channel, process = self.place.channel, self.process
         status = self._status = StatusSource(self._name, self.own)
-        send = self._tell_others if channel is None else self._tell_supervisor
-        told = {process.guard(status.run(send, self._cut))}
+        told = {process.guard(status.run(self._tell, self._cut))}
         if channel is not None:
             told.add(process.guard(self._obey(channel)))
         connected = self._connected = process.guard(self.connection.run(self._cut))
@@ -199,7 +198,7 @@ class Role(ABC):
         Who runs alone tells the others its last status.
         """
         if self.place.channel is None and self._status is not None:
-            self._tell_others(self._status.status(final=True))
+            self._tell(self._status.status(final=True))
         self._cut.set()
         if self._connected is not None:
             await self._connected
@@ -212,16 +211,16 @@ class Role(ABC):
     def _account(self, sums: Mapping[str, int]) -> None:
         """Give the supervisor the last account."""
         if self.place.channel is not None and self._status is not None:
-            self.place.channel.send({"status": self._status.status(final=True)})
+            self._tell(self._status.status(final=True))
             self.place.channel.send({"drained": sums})
 
-    def _tell_supervisor(self, status: dict[str, Any]) -> None:
+    def _tell(self, status: dict[str, Any]) -> None:
+        """Tell the supervisor; or all others, if it runs alone."""
         if self.place.channel is not None:
             self.place.channel.send({"status": status})
-
-    def _tell_others(self, status: dict[str, Any]) -> None:
-        self.connection.send(STATUS, status_message(self.place.instance, status))
-        self.on_status(status)
+        else:
+            self.connection.send(STATUS, status_message(self.place.instance, status))
+            self.on_status(status)
 
     async def _obey(self, channel: ControlChannel) -> None:
         """Do what the supervisor says. Without it this process has no work."""

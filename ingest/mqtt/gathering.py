@@ -15,6 +15,7 @@ import re
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import msgspec
@@ -175,14 +176,12 @@ class PostBounds(NamedTuple):
     bytes_max: int
 
 
+@dataclass(slots=True)
 class _Group:
     """Messages for the same posts. The next post of them is due `linger_s` after `since_s`."""
 
-    __slots__ = ("parts", "since_s")
-
-    def __init__(self) -> None:
-        self.parts: deque[MessagePart] = deque()
-        self.since_s = monotonic_s()
+    parts: deque[MessagePart] = field(default_factory=deque)
+    since_s: float = field(default_factory=monotonic_s)
 
 
 class WaitingMessages:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from ingest.mqtt.broker_address import MqttAddress
@@ -34,27 +35,16 @@ class MqttSessionFacts(NamedTuple):
     qos: int
 
 
+@dataclass(slots=True, eq=False)
 class MqttMessage:
     """A message: its payload, and how to acknowledge it. `packet_id` is 0 with QoS 0."""
 
-    __slots__ = ("connection", "is_again", "packet_id", "payload", "received_us", "topic")
-
-    def __init__(
-        self,
-        topic: str,
-        payload: bytes,
-        received_us: int,
-        *,
-        packet_id: int = 0,
-        connection: MqttConnection | None = None,
-        is_again: bool = False,
-    ) -> None:
-        self.topic = topic
-        self.payload = payload
-        self.received_us = received_us
-        self.packet_id = packet_id
-        self.connection = connection
-        self.is_again = is_again
+    topic: str
+    payload: bytes
+    received_us: int
+    packet_id: int = 0
+    connection: MqttConnection | None = None
+    is_again: bool = False
 
     @property
     def is_wanted(self) -> bool:
