@@ -25,8 +25,8 @@ from ingest.model.errors import ConfigError, StartError
 from ingest.model.metrics import Metric, Metrics, Values, read
 from ingest.mqtt.bridge import MqttBridge
 from ingest.mqtt.broker_address import MqttAddress
+from ingest.mqtt.connection import NEVER_S, MqttWish
 from ingest.mqtt.gathering import JsonForm, LineForm, PostBounds
-from ingest.mqtt.messages import NEVER_S, MqttWish
 from ingest.mqtt.session import MqttSession
 from ingest.mqtt.source_form import DOCUMENTS_MAX, SourceForm
 from ingest.mqtt.tally import METRICS, MqttTally

@@ -23,9 +23,8 @@ from ingest.http_client.server_posts import ServerPosts
 from ingest.model.errors import ConfigError, DeadLettersBroken, DeadLettersFull
 from ingest.model.letter import REFUSED_BY_SERVICE, Letter
 from ingest.model.ports import DeadLetters
-from ingest.mqtt.connection import MqttConnection
+from ingest.mqtt.connection import MqttConnection, MqttMessage
 from ingest.mqtt.gathering import MessageForm, MessagePart, PostBounds, Unusable, WaitingMessages
-from ingest.mqtt.messages import MqttMessage
 from ingest.mqtt.tally import MqttTally
 from ingest.mqtt.verdicts import PostAnswer, PostVerdict, answer_of
 from ingest.system import clock

@@ -22,7 +22,7 @@ import msgspec
 import orjson
 
 from ingest.model.letter import JSON, LINE
-from ingest.mqtt.messages import MqttMessage
+from ingest.mqtt.connection import MqttMessage
 from ingest.system.clock import monotonic_s
 
 BLANKS = b" \t\r\n"

@@ -17,8 +17,8 @@ from urllib.parse import quote
 import orjson
 
 from ingest.model.letter import MAPPED
+from ingest.mqtt.connection import MqttMessage
 from ingest.mqtt.gathering import MessageForm, MessagePart, Unusable, json_in
-from ingest.mqtt.messages import MqttMessage
 
 # Their times have 4 KiB in a header; servers and proxies take 8 KiB.
 DOCUMENTS_MAX = 240
