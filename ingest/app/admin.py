@@ -21,7 +21,7 @@ from ingest.app.rules import make_rules
 from ingest.app.writing import make_sink
 from ingest.config.settings import Settings, split_address
 from ingest.config.values import MIB
-from ingest.dead_letters.store import ReadableDeadLetters
+from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.http.bodies import Bodies
 from ingest.model.ledger import Ledger
 from ingest.model.ports import Sink
@@ -61,7 +61,7 @@ class AdminSide:
         settings: Settings,
         *,
         ledger: Ledger,
-        dead_letters: ReadableDeadLetters,
+        dead_letters: DeadLetterQueue,
         readyz: Callable[[], tuple[int, bytes]],
         message: Callable[[], str],
         token: str,

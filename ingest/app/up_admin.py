@@ -18,7 +18,7 @@ from ingest.app.admin import AdminSide, Joint
 from ingest.app.instances import WRITER
 from ingest.app.overview import LATE_S, Overview
 from ingest.config.settings import Settings
-from ingest.dead_letters.store import ReadableDeadLetters
+from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.model.ledger import Ledger
 from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.sinks.postgres.known_server import KnownServer
@@ -38,7 +38,7 @@ class UpAdmin:
         self,
         settings: Settings,
         *,
-        dead_letters: ReadableDeadLetters,
+        dead_letters: DeadLetterQueue,
         token: str,
         guard: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         tell: Tell,

@@ -20,7 +20,7 @@ from ingest.app.overview import LATE_S, Overview
 from ingest.app.status import read_message
 from ingest.broker.envelope import Message
 from ingest.config.settings import Settings
-from ingest.dead_letters.store import ReadableDeadLetters
+from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.model.ledger import Ledger
 
 FORGET_S = 30.0  # a process that was silent for so long is gone: nobody else says it
@@ -38,7 +38,7 @@ class WriterAdmin:
         instance: str,
         *,
         ledger: Ledger,
-        dead_letters: ReadableDeadLetters,
+        dead_letters: DeadLetterQueue,
         readyz: Callable[[], tuple[int, bytes]],
         release_hold: Callable[[bool], bool],
         advice: Mapping[str, str],

@@ -20,9 +20,7 @@ import orjson
 
 from ingest.dead_letters.format import ID_AT, ID_CHARACTERS, REASON_AT, Line, decode_line
 from ingest.model.codes import NOT_ALLOWED
-from ingest.model.ledger import DeadLetterStats
 from ingest.model.letter import Letter
-from ingest.model.ports import DeadLetters
 
 IDS_COUNTED_MAX = 1_000_000  # beyond that, an id that is there twice is listed twice
 PART_LETTERS = 1_000
@@ -208,17 +206,6 @@ class LetterStore(Protocol):
 
     async def extent(self) -> Extent:
         """Return how much there is."""
-
-
-class ReadableDeadLetters(DeadLetters, Protocol):
-    """The dead letters of a process that shows them, too."""
-
-    @property
-    def letters(self) -> LetterStore:
-        """The live letters."""
-
-    def stats(self) -> DeadLetterStats:
-        """Return the figures of the last look. Never blocks."""
 
 
 class Newest(NamedTuple):

@@ -15,18 +15,17 @@ from zlib import crc32
 
 import pytest
 
+from ingest.buffers.decision import Decision
 from ingest.buffers.frames import HEAD_BYTES, MARK
 from ingest.buffers.journal import format as format_
 from ingest.buffers.journal import loader as buffer_journal_loader
-from ingest.buffers.journal.buffer import BACKLOG_EVERY, JournalBuffer
-from ingest.buffers.journal.entries import JournalReservation
+from ingest.buffers.journal.buffer import BACKLOG_EVERY
 from ingest.buffers.journal.format import HEADER_BYTES
-from ingest.buffers.journal.index import Segment
 from ingest.buffers.journal.loader import LIVE_BATCH_ROWS_MAX, PAUSE_S_MAX
 from ingest.buffers.journal.reader import segment_files
 from ingest.model.ack import Ack
 from ingest.model.block import Block
-from ingest.model.errors import BufferFull
+from ingest.model.errors import BufferFull, NotKept
 from ingest.system.files import open_regular
 from tests.support.blocks import make_block
 from tests.support.journals import FailingCalls, HangingDisk, JournalRun, killed, on_disk
@@ -841,25 +840,25 @@ async def test_replay_does_not_give_way_to_posts_that_wait_for_it(
     monkeypatch.setattr("ingest.buffers.journal.buffer.LIVE_S", 1_000.0)
     async with JournalRun(tmp_path, journal_bytes_max=500, put_wait_s_max=5) as life:
         await life.put(make_block(1))
-        assert life.buffer.live_first
+        assert life.buffer.live_first()
         posts = [asyncio.create_task(life.put(make_block(1))) for _ in range(9)]
         async with asyncio.timeout(5):
             while not life.buffer.stats().posts_waiting:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
-        assert not life.buffer.live_first
+        assert not life.buffer.live_first()
         for each in posts:
             each.cancel()
         await asyncio.gather(*posts, return_exceptions=True)
-        assert life.buffer.live_first
+        assert life.buffer.live_first()
         await life.drain()
 
 
 async def test_post_that_waits_for_its_commit_is_a_live_one(tmp_path: Path) -> None:
     """It is not journaled, but reading back must not delay it."""
     async with JournalRun(tmp_path) as life:
-        assert not life.buffer.live_first
+        assert not life.buffer.live_first()
         await life.put(make_block(1, ack=Ack()))
-        assert life.buffer.live_first
+        assert life.buffer.live_first()
         await life.drain()
 
 
@@ -886,7 +885,7 @@ async def test_replay_gives_way_to_live_posts_only(
             patched.setattr("ingest.buffers.journal.loader.asyncio.sleep", sleep)
             await loader._pause()
             assert pauses == []
-            patched.setattr(JournalBuffer, "live_first", True)
+            patched.setattr(loader, "_live_first", lambda: True)
             for _ in range(50):
                 await loader._pause()
             assert pauses[0] < pauses[5] < pauses[-1] == PAUSE_S_MAX
@@ -902,13 +901,13 @@ async def test_no_reading_is_counted_in_the_receiver_and_in_the_buffer_at_once(
 ) -> None:
     """A block on the disk whose post has not run since counts once: the balance check is 0."""
     seen = []
-    kept = JournalReservation.kept
+    end = Decision.end
 
-    def noting(reservation: JournalReservation, segment: Segment, start: int) -> None:
-        kept(reservation, segment, start)
+    def noting(decision: Decision, error: NotKept | None) -> None:
+        end(decision, error)
         seen.append(life.buffer.stats().rows)
 
-    monkeypatch.setattr(JournalReservation, "kept", noting)
+    monkeypatch.setattr(Decision, "end", noting)
     async with JournalRun(tmp_path, rows_max=rows_max) as life:
         await life.put(make_block(3))
         assert seen == [0]

@@ -317,14 +317,14 @@ async def test_room_on_the_disk_that_posts_leave_which_wait_for_it(tmp_path: Pat
 async def test_posts_that_come_together_are_live_ones(tmp_path: Path, buffered: bool) -> None:
     """Reading back must not delay them: not while they come, and not while they are written."""
     async with JournalRun(tmp_path) as life:
-        assert not life.buffer.live_first
+        assert not life.buffer.live_first()
         if buffered:
             life.ledger.received += 1
             assert life.buffer.take_in(make_block(1))
-            assert life.buffer.live_first
+            assert life.buffer.live_first()
             life.buffer.live_put_s -= 1_000
         else:
             Clients(life).post(2)
         await life.quiet()
-        assert life.buffer.live_first
+        assert life.buffer.live_first()
         await life.drain()
