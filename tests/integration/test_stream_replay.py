@@ -41,8 +41,11 @@ SETTINGS = Settings(
 
 
 @pytest.fixture
-async def admin(nats: EmbeddedBroker) -> AsyncIterator[BrokerConnection]:
+async def admin(
+    nats: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[BrokerConnection]:
     """Give a connection of the admin; the replay's message is given again soon."""
+    monkeypatch.setattr(replay, "ACK_WAIT_S", ACK_WAIT_S)
     async with joined(nats, "admin") as connection:
         info = await api(connection, f"CONSUMER.INFO.{DEAD_LETTERS}.{REPLAY}")
         config = info["config"] | {"ack_wait": int(ACK_WAIT_S * 1e9)}
@@ -71,7 +74,6 @@ class Half:
                 StreamMessages(connection, DEAD_LETTERS),
                 backend.replaying,
                 pause_s=0.02,
-                ack_wait_s=ACK_WAIT_S,
             ),
             BlockSender(
                 inlet=self.buffer,
