@@ -10,7 +10,7 @@ Does not: know what a process does. Both roles are led by the same messages.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ingest.app.child import Child
@@ -19,6 +19,7 @@ from ingest.system.backoff import Backoff
 from ingest.system.clock import monotonic_s, sleep_unless
 from ingest.system.control import Message
 from ingest.system.logs import get_logger
+from ingest.system.waiting import together, unless
 
 GATEWAY, WRITER = "gateway", "writer"
 TICK_S = 1.0
@@ -41,19 +42,6 @@ class Told(NamedTuple):
 
     status: Callable[[str, Mapping[str, Any]], None]
     gone: Callable[[str, int], None]
-
-
-async def together(*works: Coroutine[Any, Any, None]) -> None:
-    """Do all of it side by side. The first error ends the others, and is raised."""
-    tasks = [asyncio.create_task(each) for each in works]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        for each in done:
-            each.result()
-    finally:
-        for each in tasks:
-            each.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Slot:
@@ -187,12 +175,7 @@ class Slot:
             return False
         wanted = self._wanted = asyncio.get_running_loop().create_future()
         self._news.set()
-        stopped = asyncio.create_task(self._stopping.wait())
-        try:
-            await asyncio.wait((wanted, stopped), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            stopped.cancel()
-        return wanted.done() and bool(wanted.result())
+        return bool(await unless(self._stopping, wanted))
 
     async def drain(self, within_s: float, halted: asyncio.Event) -> None:
         """Let the child finish and end; kill it after the time.

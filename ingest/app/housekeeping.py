@@ -30,6 +30,7 @@ from ingest.sinks.postgres.housekeeping.runs import Report
 from ingest.sinks.postgres.housekeeping.view import HYPERTABLE, PARTITIONED, View
 from ingest.system.clock import sleep_unless, unix_us
 from ingest.system.logs import Occasionally, get_logger
+from ingest.system.waiting import unless
 
 PARTITIONS_END, RETENTION_WAITS = "partitions_end", "retention_waits"
 HOUSEKEEPING_FAILS, PARTITION_MISSING = "housekeeping_fails", "partition_missing"
@@ -128,7 +129,8 @@ class Housekeeping:
         pause_s = 0.0
         while not await sleep_unless(stopping, pause_s):
             pause_s = PAUSE_S
-            if await self._once_unless(stopping):
+            # What a stop cuts off goes on in the next run, as after a kill.
+            if await unless(stopping, self._once(stopping), grace_s=STOP_S_MAX):
                 failures = 0
                 if self._has_more:
                     pause_s = 0.0
@@ -136,23 +138,6 @@ class Housekeeping:
                 failed_s = FAILED_PAUSES_S[min(failures, len(FAILED_PAUSES_S) - 1)]
                 pause_s = min(pause_s, failed_s)
                 failures += 1
-
-    async def _once_unless(self, stopping: asyncio.Event) -> bool:
-        """Run once. At a stop it is cut off: the server may say nothing, or a step may take long.
-
-        The next run goes on with what was cut off, as after a kill.
-        """
-        once = asyncio.create_task(self._once(stopping))
-        ending = asyncio.create_task(stopping.wait())
-        await asyncio.wait({once, ending}, return_when=asyncio.FIRST_COMPLETED)
-        ending.cancel()
-        if not once.done():
-            await asyncio.wait({once}, timeout=STOP_S_MAX)
-        if not once.done():
-            once.cancel()
-            await asyncio.wait({once}, timeout=STOP_S_MAX)
-            return False
-        return once.result()
 
     async def _once(self, stopping: asyncio.Event) -> bool:
         """Run once; return False if another try may help soon."""

@@ -257,11 +257,11 @@ async def test_commands_find_it_and_its_last_line_is_the_sum(
                 found: dict[str, object] = json.loads(answer.read())
                 return found
 
-        await until(lambda: up.supervisor.admin.state() == "accepting")
+        await until(lambda: up.supervisor.overview.health.in_words() == "accepting")
         found = await asyncio.to_thread(ready)
         assert found["state"] == "accepting"
         up.supervisor._tell("writer-1", {"do": "release_hold", "dead_letter": True})
-        instances, killed = up.supervisor.admin.instances, up.pids["writer-1"]
+        instances, killed = up.supervisor.overview.instances, up.pids["writer-1"]
         await until(lambda: sum(each.status.ledger.committed for each in instances) == 1000)
         os.kill(killed, signal.SIGKILL)
         await up.replaced("writer-1", killed)

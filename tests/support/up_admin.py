@@ -7,10 +7,13 @@ import contextlib
 import json
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ingest.app.up_admin import UpAdmin
+from ingest.admin.exposition import Exposition
+from ingest.app.admin import AdminSide
+from ingest.app.overview import Overview
 from ingest.config.settings import Settings
 from ingest.model.causes import FIELDS
 from tests.support.documents import REPOSITORY
@@ -52,14 +55,23 @@ class UpRig:
     def __init__(self, folder: Path) -> None:
         self.told: list[tuple[str, dict[str, Any]]] = []
         self.dead_letters = folder_queue(folder, bytes_max=10**8, segment_bytes=10**7, keep_days=1)
-        self.up = UpAdmin(
-            Settings(database_unsafe=True, admin_listen="127.0.0.1:0"),
-            dead_letters=self.dead_letters,
-            token=TOKEN,
-            guard=asyncio.create_task,
-            tell=lambda name, message: self.told.append((name, message)),
+        settings = Settings(database_unsafe=True, admin_listen="127.0.0.1:0")
+        overview = self.up = Overview(
+            settings,
+            dead_letters=self.dead_letters.stats,
             free_bytes=lambda: 10**12,
             advice={name: f"<{name}>" for name in FIELDS},
+        )
+        self.admin = AdminSide(
+            settings,
+            overview.observed._replace(ledger=overview.own),
+            dead_letters=self.dead_letters,
+            token=TOKEN,
+            release_hold=partial(
+                overview.release_hold, lambda name, message: self.told.append((name, message))
+            ),
+            several=overview.observed,
+            exposition=Exposition(overview.instances.shown),
         )
         self.address = ""
 
@@ -102,11 +114,15 @@ async def running_up(folder: Path) -> AsyncIterator[UpRig]:
     """Run the port on a free port of the loopback."""
     rig = UpRig(folder)
     await rig.dead_letters.open()
-    rig.address = await rig.up.start("127.0.0.1:1")
+    rig.address = await rig.admin.start("127.0.0.1:1")
+    stop = asyncio.Event()
+    shown = asyncio.create_task(rig.up.show(rig.admin.dashboard, stop))
     try:
         yield rig
     finally:
-        await rig.up.close()
+        stop.set()
+        await shown
+        await rig.admin.close()
         await rig.dead_letters.close()
 
 
@@ -154,4 +170,4 @@ class Child:
             await self._reading
             self._reading = None
             await self.process.wait()
-            self._rig.up.gone(self.name, self.process.pid)
+            self._rig.up.instances.gone(self.name, self.process.pid)

@@ -24,7 +24,6 @@ from ingest.embedded.server import EmbeddedPostgres
 from tests.support.brokers import until
 from tests.support.deployment import (
     DEPLOY,
-    ROLES,
     compose_services,
     environment_of,
     image_environment,
@@ -175,7 +174,7 @@ async def test_pods_of_kubernetes_work_together(open_tmp_path: Path) -> None:
         secrets = {**broker, "iot-ingest-database": {"database_url": url}}
 
         async def started(kind: str, name: str) -> Running:
-            pod = manifest(kind, name, ROLES)["spec"]["template"]
+            pod = manifest(kind, name)["spec"]["template"]
             (container,) = pod["spec"]["containers"]
             mounts = {each["name"]: each["mountPath"] for each in container["volumeMounts"]}
             own = open_tmp_path / f"secrets-of-{name}"

@@ -40,7 +40,7 @@ async def test_run_against_the_service_reports_what_the_table_holds(
     async with Service(open_tmp_path / "state", **at_hand) as service:
         metrics = f"{service.admin_url}/metrics"
         done = await run_command(
-            *("loadgen", "run", "--url", service.url, "--metrics-url", metrics),
+            *("loadgen", "run", "--url", service.url, "--admin-url", metrics),
             *("--rate", 1000, "--arrivals", "poisson", "--posts", 1200, "--devices", 50),
             *("--batch", "1x3,10x1", "--duplicates", "5%", "--late", "2%", "--future", "2%"),
             *("--poison", "3%", "--broken", "2%", "--seed", 7),

@@ -9,12 +9,13 @@ bounded; what is too much is left out, and nothing waits.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from ingest.dead_letters.store import device_in
 from ingest.formats.post import Decoded, ItemError
+from ingest.model.ledger import Ledger
 from ingest.model.letter import REFUSED, Letter
 from ingest.model.ports import DeadLetters
 from ingest.model.reading import Reading
@@ -58,6 +59,20 @@ class TailSource(Protocol):
 
     def take(self) -> TailSample:
         """Return what was kept since the last call."""
+
+
+class Observed(NamedTuple):
+    """What a process says of itself, or several as one. All calls are cheap and never wait.
+
+    `readyz` is that of its health, `message` the last one of its database. `refused_posts` are the
+    last ones, newest first.
+    """
+
+    ledger: Ledger
+    readyz: Callable[[], tuple[int, bytes]]
+    tail: TailSource
+    message: Callable[[], str] = str
+    refused_posts: Callable[[], list[dict[str, Any]]] = list
 
 
 @dataclass

@@ -411,8 +411,8 @@ async def test_level_says_whether_posts_are_refused_or_writes_wait(
     assert gauges is not None
     up, answer = True, (200, b"")
     rig.ledger.gauges = gauges._replace(database_up=lambda: up)
-    sources = rig.dashboard._sources._replace(readyz=lambda: answer)
-    monkeypatch.setattr(rig.dashboard, "_sources", sources)
+    observed = rig.dashboard._observed._replace(readyz=lambda: answer)
+    monkeypatch.setattr(rig.dashboard, "_observed", observed)
     for state, refusing, cause, up in (  # noqa: B007  the lambda above reads it
         ("accepting", False, "", True),
         ("accepting", False, "unreachable", False),

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from ingest.admin.dashboard.tail import TailSample
+from ingest.admin.dashboard.tail import GatheredTail, Observed, Tail
 from ingest.app.status import EARLY_S, STATUS_BYTES_MAX, StatusSource, read_status
 from ingest.model.codes import PROBLEMS
 from ingest.model.ledger import CLOSED_BY, Ledger
@@ -30,7 +30,9 @@ def test_status_comes_back_as_it_was() -> None:
     ledger.gauges = gauges._replace(
         figures=lambda: {"stream_bytes": 5, "consumer_pending": {"writer": 2}}
     )
-    source = StatusSource("writer", ledger, lambda: (200, READY), message=lambda: "no table")
+    source = StatusSource(
+        "writer", Observed(ledger, lambda: (200, READY), Tail(), lambda: "no table")
+    )
     status = read_status(orjson.loads(orjson.dumps(source.status())))
     assert (status.role, status.state, status.message) == ("writer", "on_hold", "no table")
     assert status.ready["cause"] == "schema"
@@ -80,15 +82,18 @@ def test_largest_status_is_below_its_bound() -> None:
         }
         for at in range(60)
     ]
+    tail = GatheredTail()
+    readings = [Reading(10**15, name, name, 1e300)] * 40
+    tail.add({"readings": readings, "posts": 9, "rejected": [name] * 99, "rejected_sampled": True})
     source = StatusSource(
         "gateway",
-        ledger,
-        lambda: (200, json.dumps({"state": "full", "reason": "x" * 1000}).encode()),
-        message=lambda: "\x01" * 10_000,
-        tail=lambda: TailSample(
-            [Reading(10**15, name, name, 1e300)] * 40, [], 9, [name] * 99, True
+        Observed(
+            ledger,
+            lambda: (200, json.dumps({"state": "full", "reason": "x" * 1000}).encode()),
+            tail,
+            lambda: "\x01" * 10_000,
+            lambda: posts,
         ),
-        refused_posts=lambda: posts,
     )
     sent = orjson.dumps(source.status())
     assert 20_000 < len(sent) < STATUS_BYTES_MAX
@@ -155,7 +160,7 @@ def test_fields_of_a_newer_version_are_ignored() -> None:
 
 async def test_statuses_are_sent_at_full_seconds() -> None:
     """So figures of several processes are of the same moment."""
-    source = StatusSource("gateway", Ledger(), lambda: (200, READY))
+    source = StatusSource("gateway", Observed(Ledger(), lambda: (200, READY), Tail()))
     stop = asyncio.Event()
     times_us: list[int] = []
 

@@ -154,7 +154,7 @@ async def test_hold_release_goes_to_the_writers_that_wait(rig: UpRig) -> None:
     message = {"do": "release_hold", "dead_letter": True}
     assert rig.told == [("writer-2", message), ("writer-3", message)]
     for name in ("writer-2", "writer-3"):
-        rig.up.gone(name, processes[name].pid)
+        rig.up.instances.gone(name, processes[name].pid)
     reply = await rig.ask("/hold/release", {"dead_letter": False})
     assert json.loads(reply.body) == {"released": False}
     assert len(rig.told) == 2
@@ -173,7 +173,7 @@ async def test_status_that_cannot_be_read_breaks_nothing(
     assert capfd.readouterr().out.count("status_not_read") == 1
     assert [each.name for each in rig.up.instances] == ["gateway-1", "writer-1"]
     assert (await rig.ask("/readyz")).status == 200
-    rig.up.gone("writer-7", 1)  # nobody knows it
+    rig.up.instances.gone("writer-7", 1)  # nobody knows it
 
 
 async def test_page_has_the_processes_the_stream_and_the_newest_readings(rig: UpRig) -> None:
@@ -187,7 +187,7 @@ async def test_page_has_the_processes_the_stream_and_the_newest_readings(rig: Up
     _busy(rig)
     rig.up.status("gateway-2", sent)
     for second in (10, 11):
-        rig.up.dashboard.history.sample(second)
+        rig.admin.dashboard.history.sample(second)
     columns = (await rig.json("/history"))["columns"]
     assert columns["stream_bytes"][-1] == 10
     assert columns["stream_waiting"][-1] == 5
@@ -204,7 +204,7 @@ async def test_feed_shows_what_the_processes_send(rig: UpRig) -> None:
         head = f"GET /feed?tail=true&device_id=d2 HTTP/1.1\r\nHost: {rig.address}\r\n\r\n"
         await client.send(head.encode())
         await client.reply()
-        await until(lambda: rig.up.dashboard.feed.clients == 1)
+        await until(lambda: rig.admin.dashboard.feed.clients == 1)
         _busy(rig)
         sent = FakeProcess("gateway").sent()
         sent["tail"] |= {"posts": 4, "readings": [[1, "d1", "m", 2.5], [2, "d2", "m", 3.5]]}

@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from ingest.buffers.bounded_memory import BoundedMemory
-from ingest.buffers.waiting import WaitingPosts, WaitingWriters
+from ingest.buffers.waiting import WaitingPosts
 from ingest.model.block import Block
-from ingest.model.errors import BufferFull, Stopping
+from ingest.model.errors import BufferFull
 from ingest.model.ports import Reservation
 from tests.contract.buffers import spin
 
@@ -79,19 +79,6 @@ async def test_post_that_got_room_leaves_no_timer(monkeypatch: pytest.MonkeyPatc
     assert not expired
 
 
-async def test_expired_post_leaves_no_bytes() -> None:
-    """It is refused in time. The next post gets the room that was too small for it."""
-    rig = Rig(wait_s_max=0.02)
-    large = await rig.post(11)
-    await asyncio.sleep(0.01)
-    small = await rig.post(5)
-    rig.free()
-    with pytest.raises(BufferFull):
-        await large
-    await small
-    assert (rig.waiting.size_bytes, rig.memory.rows) == (0, 5)
-
-
 @pytest.mark.parametrize("by", ["expires", "is shut out"])
 async def test_post_cancelled_in_the_round_of_its_refusal_is_cancelled(
     by: str, caplog: pytest.LogCaptureFixture
@@ -110,17 +97,6 @@ async def test_post_cancelled_in_the_round_of_its_refusal_is_cancelled(
     await spin()
     assert not caplog.records
     assert rig.waiting.size_bytes == 0
-
-
-async def test_expiry_in_the_round_of_a_grant_changes_nothing() -> None:
-    """The post has its room. A timer that fires then does not take it back."""
-    rig = Rig()
-    task = await rig.post(4)
-    (post,) = rig.waiting.posts
-    rig.free()
-    rig.waiting._expire(post)
-    await task
-    assert rig.memory.rows == 4
 
 
 async def test_sender_with_many_posts_gets_half_of_the_room_beside_another_one() -> None:
@@ -160,30 +136,3 @@ async def test_sender_leaves_as_much_of_the_memory_as_its_posts_take() -> None:
         each.cancel()
     await asyncio.gather(*posts, large, return_exceptions=True)
     assert waiting.size_bytes == 0
-
-
-async def test_nobody_waits_after_the_end() -> None:
-    """A queue that is shut refuses posts at once, even if there is room."""
-    rig = Rig()
-    rig.waiting.shut_out()
-    rig.free()
-    with pytest.raises(Stopping):
-        await rig.waiting.wait(1, 1, rig.place)
-
-
-async def test_writers_are_woken_when_their_rows_are_there_and_at_the_end() -> None:
-    """Each waits for its own number of rows. If these are there already, it does not wait."""
-    writers = WaitingWriters()
-    few, many = (asyncio.create_task(writers.wait_rows(rows)) for rows in (2, 100))
-    await spin()
-    for rows, done in ((1, False), (2, True)):
-        writers.rows = rows
-        writers.wake()
-        await spin()
-        assert few.done() == done
-    await writers.wait_rows(2)
-    assert not many.done()
-    writers.shut_out()
-    await many
-    await writers.wait_rows(100)
-    assert not writers.waits

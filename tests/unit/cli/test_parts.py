@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import http.server
 import json
@@ -399,14 +400,16 @@ def test_service_runs_on_uvloop_and_its_exit_code_is_the_commands(
 ) -> None:
     """`ingest serve` passes settings and exit code on, and runs uvloop."""
     from ingest.app import service as app  # noqa: PLC0415
-    from ingest.cli import serve as cli_serve  # noqa: PLC0415
+    from ingest.cli.services import COMMANDS  # noqa: PLC0415
     from ingest.config.loading import load  # noqa: PLC0415
 
     async def serve(_settings: Settings, **_: object) -> int:
         return 3 if "uvloop" in type(asyncio.get_running_loop()).__module__ else 1
 
     monkeypatch.setattr(app, "serve", serve)
-    assert cli_serve.run(None, load(environ={})) == 3  # type: ignore[arg-type]
+    run = COMMANDS["serve"].run
+    assert run is not None
+    assert run(argparse.Namespace(), load(environ={})) == 3
 
 
 def test_start_of_a_container_names_the_host_of_its_ports_and_no_address_of_its_own(
