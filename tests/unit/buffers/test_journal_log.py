@@ -211,6 +211,15 @@ async def test_disk_that_takes_nothing_refuses_until_it_does(tmp_path: Path) -> 
         assert life.buffer.stats().size_bytes == len(kept.tuples) + len(again.tuples)
 
 
+async def test_buffered_post_outlives_a_broken_disk_in_memory(tmp_path: Path) -> None:
+    """`buffered` promises memory only, so a failing disk does not remove the block."""
+    async with JournalRun(tmp_path, calls=FailingCalls(write=NO_SPACE)) as life:
+        block = await life.put(make_block(3), durable=False)
+        await life.quiet()
+        assert life.buffer.broken
+        assert await life.drain() == [block]
+
+
 async def test_segment_goes_when_all_of_it_is_settled(tmp_path: Path) -> None:
     """Segments rotate at `segment_bytes`. Blocks may be settled in any order."""
     async with JournalRun(tmp_path, segment_bytes=400) as life:
