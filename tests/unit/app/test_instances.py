@@ -315,10 +315,3 @@ def test_database_is_up_if_all_writers_reach_it(rig: Rig) -> None:
     assert rig.instances.database_up() is False
     assert rig.instances.hold_reason() == "schema"
     assert rig.instances.message() == "no such column"
-
-
-def test_names_are_in_the_order_of_their_numbers(rig: Rig) -> None:
-    """`gateway-10` is behind `gateway-2`."""
-    for number in (10, 2, 1):
-        rig.hear(f"gateway-{number}", FakeProcess("gateway"))
-    assert [each.name for each in rig.instances] == ["gateway-1", "gateway-2", "gateway-10"]

@@ -240,16 +240,6 @@ async def test_idle_connection_closes_after_keepalive() -> None:
         assert time.monotonic() - before_s < 1
 
 
-async def test_slow_head_within_its_time_is_served() -> None:
-    """A head in two halves is a head."""
-    async with running_receiver(body_s_max=2) as receiver:
-        client = await receiver.connect()
-        await client.send(GET[:20])
-        await asyncio.sleep(0.05)
-        await client.send(GET[20:])
-        assert (await client.reply()).status == 200
-
-
 @asynccontextmanager
 async def listening(
     body: bytes, keepalive_s_max: float, *, close: bool = False

@@ -98,13 +98,6 @@ def test_open_missing_brings_every_name_to_the_disk(
     assert synced == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
 
 
-def test_open_existing_leaves_its_mode_alone(tmp_path: Path) -> None:
-    """A folder that the operator made keeps its permissions."""
-    tmp_path.chmod(0o750)
-    StateFolder.open(tmp_path)
-    assert mode(tmp_path) == 0o750
-
-
 @pytest.mark.parametrize(
     ("uid", "gid", "permissions", "told"),
     [
@@ -200,13 +193,6 @@ def test_lock_of_a_killed_holder_is_free(tmp_path: Path) -> None:
     lock.close()
 
 
-def test_lock_unlocked_can_be_taken_again(tmp_path: Path) -> None:
-    """After the lock was closed, the folder can be locked again."""
-    folder = StateFolder.open(tmp_path)
-    folder.lock().close()
-    StateFolder.open(tmp_path).lock().close()
-
-
 def test_publish_then_running_service_returns_it(tmp_path: Path) -> None:
     """What is published is found while the folder is locked, is private, and is removed after."""
     folder = StateFolder.open(tmp_path)
@@ -221,17 +207,6 @@ def test_publish_then_running_service_returns_it(tmp_path: Path) -> None:
     folder.withdraw()
     folder.withdraw()
     assert running_service(tmp_path) is None
-    lock.close()
-
-
-def test_publish_over_what_a_killed_publish_left_works(tmp_path: Path) -> None:
-    """A half-written file is replaced, and its permissions are not taken over."""
-    folder = StateFolder.open(tmp_path)
-    (tmp_path / "service.json.new").write_text("{")
-    lock = folder.lock()
-    folder.publish(INFO)
-    assert running_service(tmp_path) == INFO
-    assert mode(tmp_path / "service.json") == 0o600
     lock.close()
 
 
@@ -256,14 +231,6 @@ def test_running_service_of_a_dead_pid_is_none(tmp_path: Path, pid: int) -> None
     lock.close()
 
 
-def test_running_service_nowhere_is_none(tmp_path: Path) -> None:
-    """A missing folder, or a file instead of it, has no service, and no folder is made."""
-    assert running_service(tmp_path / "absent") is None
-    (tmp_path / "file").write_text("")
-    assert running_service(tmp_path / "file") is None
-    assert not (tmp_path / "absent").exists()
-
-
 def test_running_service_of_another_user_is_a_clear_error(open_tmp_path: Path) -> None:
     """A user who may not read the file gets that as an error, and not "no service"."""
     folder = StateFolder.open(open_tmp_path)
@@ -280,13 +247,6 @@ def test_running_service_of_another_user_is_a_clear_error(open_tmp_path: Path) -
     assert "may not read" in done.stdout
     assert "service.json" in done.stdout
     lock.close()
-
-
-def test_room_is_what_the_system_says(tmp_path: Path) -> None:
-    """Free space is the space of the folder's own file system."""
-    expected = os.statvfs(tmp_path)
-    free, _ = StateFolder.open(tmp_path).room()
-    assert free == pytest.approx(expected.f_bavail * expected.f_frsize, rel=0.2)
 
 
 @pytest.mark.parametrize("part", ["journal", "dead-letters"])
