@@ -8,7 +8,6 @@ folder that is missing, with its embedded database.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import platform
 import resource
 import socket
@@ -32,9 +31,9 @@ from ingest.cli.doctor_senders import (
     sources_check,
 )
 from ingest.cli.find_database import connect_limits, database
-from ingest.cli.parser import Parser, SettingsFlags, add_json_flag
+from ingest.cli.parser import JSON, Command
 from ingest.cli.running_service import ask_service
-from ingest.cli.terminal import AMBER, GREEN, RED, as_typed, coloured, print_answer
+from ingest.cli.terminal import AMBER, GREEN, RED, Ending, as_typed, coloured
 from ingest.config.folders import state_dir
 from ingest.config.loading import Loaded
 from ingest.config.settings import Settings, split_address
@@ -49,24 +48,13 @@ from ingest.system.limits import SPARE_FILES
 from ingest.system.state_folder import ServiceInfo, StateFolder, running_service
 from ingest.system.words import counted
 
-TAKES = "[options]"
-EXAMPLES = ("ingest doctor", "ingest doctor --json")
-EPILOG = "exit codes: 0 nothing fails (warnings may be there), 1 something fails"
-
 LIBRARIES = ("aiohttp", "asyncpg", "msgspec", "orjson", "prometheus-client", "structlog", "uvloop")
 COMPILED = ("aiohttp._http_parser", "aiohttp._http_writer", "uvloop.loop", "msgspec._core")
 READYZ_S_MAX = 3.0
 _COLOURS = {OK: GREEN, WARN: AMBER, FAIL: RED}
 
 
-def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
-    """Add the form of the output."""
-    add_json_flag(parser, "print the results as JSON")
-    settings.add_to(parser)
-
-
-def run(args: argparse.Namespace, loaded: Loaded) -> int:
-    """Print the findings; return 1 if one of them is FAIL, else 0."""
+async def _run(_args: argparse.Namespace, loaded: Loaded) -> Ending:
     settings = loaded.settings
     checks = [*machine_checks(settings), *folder_checks(settings)]
     service = None
@@ -74,12 +62,12 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
         service = running_service(state_dir(settings))
         checks += [*port_checks(settings, service), access_check(settings, service)]
         checks.append(dead_letters_check(settings))
-        checks += asyncio.run(broker_checks(settings))
+        checks += await broker_checks(settings)
         checks += mqtt_checks(settings)
-    checks += asyncio.run(_database(loaded, service))
+    checks += await _database(loaded, service)
     checks = [each._replace(detail=as_typed(each.detail)) for each in checks]
-    print_answer([each._asdict() for each in checks], as_text(checks), as_json=args.json)
-    return 1 if any(each.state == FAIL for each in checks) else 0
+    has_failed = any(each.state == FAIL for each in checks)
+    return Ending([each._asdict() for each in checks], as_text(checks), 1 if has_failed else 0)
 
 
 def as_text(checks: Sequence[Check]) -> str:
@@ -339,3 +327,11 @@ async def _database(loaded: Loaded, service: ServiceInfo | None) -> list[Check]:
     kind = "configured" if settings.database_url else "embedded"
     checks = database_checks(found, settings, service_runs=service is not None)
     return [Check("database", OK, f"answers ({kind})"), *checks, *partitions]
+
+
+COMMAND = Command(
+    examples=("ingest doctor", "ingest doctor --json"),
+    run=_run,
+    flags=(JSON,),
+    epilog="exit codes: 0 nothing fails (warnings may be there), 1 something fails",
+)

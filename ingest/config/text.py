@@ -56,10 +56,11 @@ def metavar(declared: Field[Any]) -> str:
     return words.get(unit(declared.name), "TEXT" if isinstance(declared.default, str) else "N")
 
 
-def help_text(declared: Field[Any]) -> str:
-    """Return one line for --help: the meaning, the default, the bounds."""
+def help_text(declared: Field[Any], why: str = "") -> str:
+    """Return one line for --help: the meaning (or `why`), the default, the bounds."""
     limits = "" if declared.metadata["within"] is None else bounds_text(declared)
-    return f"{declared.metadata['why']} [{default_text(declared)}{'; ' + limits if limits else ''}]"
+    bounds = f"[{default_text(declared)}{'; ' + limits if limits else ''}]"
+    return f"{why or declared.metadata['why']} {bounds}"
 
 
 def markdown_table() -> str:

@@ -319,11 +319,11 @@ async def test_who_knows_takes_no_guess_of_a_newcomer(
         await until(lambda: one.audit._is_auditor)
         one.puller.wanted.clear()
         await until(one.puller._over.is_set)
+        monkeypatch.setattr(one.audit, "_read_open", _nothing)
         async with writing(server, checks=False) as dead:  # it has done 1, and tells nobody
             await fill(server, BODIES[0])
             await until(lambda: dead.got)
         await until(lambda: set(one.audit._open) == {1})
-        monkeypatch.setattr(one.audit, "_read_open", _nothing)
         one.puller.wanted.set()
         await fill(server, *BODIES[1:])
         await until(lambda: len(one.got) == 29)

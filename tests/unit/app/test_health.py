@@ -322,27 +322,6 @@ def test_bound_of_the_disk_is_told_as_people_say_it_and_0_is_none(
     assert rig.told()["words"].startswith(words)
 
 
-def test_log_says_why_the_state_is_the_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each line of the log about a state has the reason of that state; a trouble has its cause."""
-    rig = Rig(monkeypatch)
-    with structlog.testing.capture_logs() as lines:
-        rig.health.started()
-        rig.tick()
-        rig.tick(free=0)
-        rig.tick(free=10**12, hold="28P01")
-        rig.tick(9, hold=None, rows=1000, posts_waiting=2, oldest_received_s=1.0)
-        rig.health.draining()
-        rig.tick(letters=DeadLetterStats(share_used_by="token gate"))
-    told = [(each["was"], each["state"], each["reason"]) for each in lines if "was" in each]
-    assert told == [
-        ("starting", "accepting", ""),
-        ("accepting", "disk_low", Within("of disk are free")),
-        ("disk_low", "on_hold", Within("writes are paused: the database reports an error")),
-        ("slowed", "full", "1000 readings of 1000, 2 posts wait"),
-        ("full", "draining", "the service is stopping"),
-    ]
-
-
 def test_trouble_is_logged_once_at_its_begin_and_once_at_its_end(rig: Rig) -> None:
     """With its details, which devices are not told."""
     with structlog.testing.capture_logs() as lines:

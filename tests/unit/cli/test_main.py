@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ingest import __version__
+from ingest.cli import config
 from ingest.cli.main import COMMANDS, build_parser, main, split_psql
 from ingest.config.settings import Settings
 from ingest.config.text import groups, metavar
@@ -291,7 +292,7 @@ def test_expected_end_of_a_command_has_no_traceback(
     def ended(*_: object) -> int:
         raise error
 
-    monkeypatch.setattr("ingest.cli.config.run", ended)
+    monkeypatch.setattr("ingest.cli.config.COMMAND", config.COMMAND._replace(run=ended))
     assert main(["config"]) == code
     assert capsys.readouterr().err.endswith(said)
 
