@@ -124,7 +124,7 @@ class Crowd(NamedTuple):
     """
 
     source: str
-    count: int
+    connections: int
     said: bytes
     closed: int
 
@@ -179,7 +179,7 @@ async def test_limit_closes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         clients = [await connected(receiver, *crowd[:3]) for crowd in crowds]
         for crowd, its in zip(crowds, clients, strict=True):
             is_open = [not await client.closed(0.01) for client in its]
-            assert is_open == [False] * crowd.closed + [True] * (crowd.count - crowd.closed)
+            assert is_open == [False] * crowd.closed + [True] * (crowd.connections - crowd.closed)
             for client in its[crowd.closed :] if crowd.said in (GET, b"") else []:
                 await client.send(GET)
                 assert (await client.reply()).status == 200
