@@ -13,6 +13,7 @@ from collections.abc import Callable
 from ingest.app.database import (
     housekeeping_jobs,
     housekeeping_url,
+    late_partitions,
     retention_policy,
     timeouts,
 )
@@ -24,7 +25,6 @@ from ingest.model.metrics import Metric, Metrics
 from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.sinks.postgres.housekeeping import runs
 from ingest.sinks.postgres.housekeeping.keeping import Growth, growth
-from ingest.sinks.postgres.housekeeping.late import LatePartitions
 from ingest.sinks.postgres.housekeeping.plan import Did, Step
 from ingest.sinks.postgres.housekeeping.runs import Report
 from ingest.sinks.postgres.housekeeping.view import HYPERTABLE, PARTITIONED, View
@@ -90,9 +90,10 @@ def _said(step: Step, why: str) -> str:
 
 
 class Housekeeping:
-    """The housekeeping of one process. `url` is the writers', `late` makes their partitions.
+    """The housekeeping of one process, and `late`, which makes partitions for its writers.
 
-    `disk_free_bytes` returns the room on the disk of the database, if that is known.
+    `url` is the writers'. `disk_free_bytes` returns the room on the disk of the database, if that
+    is known.
     """
 
     def __init__(
@@ -100,13 +101,12 @@ class Housekeeping:
         settings: Settings,
         url: DatabaseUrl,
         *,
-        late: LatePartitions | None = None,
         disk_free_bytes: Callable[[], int | None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._disk_free_bytes = disk_free_bytes
-        self._late = late
         self._url = housekeeping_url(settings, url)
+        self.late = late_partitions(settings, self._url)
         self._stopping = asyncio.Event()  # until `run` is given another one
         self._jobs = housekeeping_jobs(settings, self._is_stopping)
         self._view: View | None = None  # as the last run has left it
@@ -114,7 +114,7 @@ class Housekeeping:
         self._waiting: list[str] = []
         self._hidden = ""  # what is said of detached partitions that a run has left behind
         self.bytes: int | None = None  # of all partitions
-        self._oldest_us: int | None = None
+        self.oldest_us: int | None = None  # when the oldest reading was measured
         self._growth: Growth | None = None
         self._occasionally = Occasionally(WARNING_S)
         self._has_more = False  # the last run has ended early: see Report
@@ -183,9 +183,8 @@ class Housekeeping:
     def _look_at(self, report: Report) -> None:
         """Keep what others ask for; with thousands of partitions it is not counted each time."""
         view = self._view = report.view
-        if self._late is not None:
-            self._late.seen(view)
-        self._oldest_us = report.oldest_us
+        self.late.seen(view)
+        self.oldest_us = report.oldest_us
         self._waiting = [_said(each, each.waits) for each in report.due if each.waits]
         at_work = report.other_run or report.has_more
         self._hidden = report.hidden_words if report.hidden and not at_work else ""
@@ -196,32 +195,25 @@ class Housekeeping:
         self.bytes = None if parts is None else sum(each.bytes for each in parts.partitions)
 
     def trouble(self) -> Trouble:
-        """Return what is wrong with the table or its housekeeping, or nothing."""
-        return trouble_of(CAUSES, self.cause(), self.words())
+        """Return what is wrong with the table or its housekeeping, or nothing.
 
-    def cause(self) -> str:
-        """Return the key of CAUSES, or nothing."""
-        if self._view is not None and ends_soon(self._view):
-            return PARTITIONS_END
-        if self._failed or self._hidden:
-            return HOUSEKEEPING_FAILS
-        if self._lacking:
-            return PARTITION_MISSING
-        return RETENTION_WAITS if self._waiting else ""
-
-    @property
-    def _lacking(self) -> str:
-        return self._late.lacking if self._late is not None else ""
-
-    def words(self) -> str:
-        """Return what the first step that failed says, or that waits; with paths of the machine.
-
-        Before those that wait: which readings can get no partition. At the end: what is detached.
+        The details are what the first step that failed says, or that waits; with paths of the
+        machine. Before those that wait: which readings can get no partition. At the end: what is
+        detached.
         """
-        said = self._failed or ([self._lacking] if self._lacking else self._waiting)
+        lacking = self.late.lacking
+        said = self._failed or ([lacking] if lacking else self._waiting)
         more = f" (and {len(said) - 1} more)" if len(said) > 1 else ""
         shown = said[0][:WORDS_MAX] + more if said else ""
-        return "; ".join(filter(None, (shown, self._hidden)))
+        if self._view is not None and ends_soon(self._view):
+            cause = PARTITIONS_END
+        elif self._failed or self._hidden:
+            cause = HOUSEKEEPING_FAILS
+        elif lacking:
+            cause = PARTITION_MISSING
+        else:
+            cause = RETENTION_WAITS if self._waiting else ""
+        return trouble_of(CAUSES, cause, "; ".join(filter(None, (shown, self._hidden))))
 
     @property
     def partitions(self) -> View | None:
@@ -232,10 +224,6 @@ class Housekeeping:
         """Return when the table fills the disk of its database, if that disk is known."""
         free = self._disk_free_bytes()
         return None if self._growth is None or free is None else self._growth.full_in_s(free)
-
-    def age_s(self) -> float | None:
-        """Return the age of the oldest reading, if it is known."""
-        return None if self._oldest_us is None else (unix_us() - self._oldest_us) / 1e6
 
     @property
     def waiting(self) -> int | None:
@@ -279,6 +267,6 @@ METRICS: Metrics[Housekeeping] = (
     Metric(
         "table_oldest_age_seconds",
         "Age of the oldest reading in the table.",
-        lambda it: it.age_s(),
+        lambda it: None if it.oldest_us is None else (unix_us() - it.oldest_us) / 1e6,
     ),
 )

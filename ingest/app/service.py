@@ -235,6 +235,7 @@ class Service:
         state = writing.database_state
         for line in greeting_lines(
             state_dir=self._folder.path,
+            is_set=bool(settings.state_dir),
             listen=listen,
             cert_file=self._settings.tls_cert_file,
             admin_listen=admin_listen,

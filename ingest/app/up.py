@@ -31,7 +31,7 @@ from ingest.app.advice import advice, database_words
 from ingest.app.begin import begun
 from ingest.app.buffer import UNLESS, check_promise
 from ingest.app.child import PROGRAM
-from ingest.app.children import GATEWAY, WRITER, Children, ChildTimes, Told
+from ingest.app.children import GATEWAY, WRITER, Children, ChildTimes
 from ingest.app.greeting import greeting_lines
 from ingest.app.leftovers import refuse_left_files, refuse_left_stream
 from ingest.app.overview import Overview
@@ -161,15 +161,16 @@ class Supervisor:
         self._process.spawn(self.overview.show(self.admin.dashboard, self._process.halted))
         children = self._children = Children(
             self._configuration,
-            Told(self.overview.status, self.overview.instances.gone),
+            self.overview.status,
+            self.overview.instances.gone,
             program=self._program,
             family_fd=self._family.fileno(),
             times=self._times,
         )
         for each in self._sockets:
-            children.add_gateway(each.fileno())
+            children.add(GATEWAY, each.fileno())
         for _ in range(settings.writer_processes):
-            children.add_writer()
+            children.add(WRITER)
         try:
             await together(
                 self._start_broker(),
@@ -180,8 +181,7 @@ class Supervisor:
         except Exception:
             await self._stop()  # gateways may have answered posts already
             raise
-        for slot in children.slots:
-            self._process.spawn(slot.run())
+        children.keep(self._process.spawn)
         self._process.spawn(self._token_file.follow(self._process.halted))
         self._process.spawn(self._watch_servers())
         self._process.spawn(self._restart_when_told(children))
@@ -190,6 +190,7 @@ class Supervisor:
         self._publish(listen, admin_listen)
         for line in greeting_lines(
             state_dir=folder.path,
+            is_set=bool(settings.state_dir),
             listen=listen,
             cert_file=settings.tls_cert_file,
             admin_listen=admin_listen,
@@ -237,14 +238,14 @@ class Supervisor:
         self._has_database.set()
 
     async def _start_gateways(self, children: Children) -> None:
-        await children.start(children.gateways, self._has_broker)
+        await children.start(GATEWAY, self._has_broker)
         self._process.notifier.ready()
         self._has_gateways.set()
 
     async def _start_writers(self, children: Children) -> None:
         """Start them after the gateways: with few cores the first post is taken earlier."""
         await self._has_gateways.wait()
-        await children.start(children.writers, self._has_database)
+        await children.start(WRITER, self._has_database)
 
     def _publish(self, listen: str, admin_listen: str) -> None:
         cert_file = self._settings.tls_cert_file

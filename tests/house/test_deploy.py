@@ -101,6 +101,8 @@ def places() -> Iterator[tuple[str, list[str], dict[str, str]]]:
         given = re.findall(r"^Environment=(.*)$", text, re.MULTILINE)
         (words,) = re.findall(r"^ExecStart=\S+ -P -m ingest (.*)$", text, re.MULTILINE)
         pairs = (each.split("=", 1) for line in given for each in shlex.split(line))
+        named_files = set(re.findall(r"%d/(\w+)", text))
+        assert named_files == set(re.findall(r"^LoadCredential=(\w+):", text, re.MULTILINE)), unit
         yield unit.name, words.split(), dict(pairs)
 
 

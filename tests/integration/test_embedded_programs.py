@@ -16,9 +16,6 @@ from ingest.embedded.programs import (
     command,
     database_user,
     find_binaries,
-    major_of,
-    may_enter,
-    place,
     reachable,
 )
 from ingest.model.errors import StartError
@@ -89,17 +86,6 @@ def test_database_user_of_a_user_is_himself(
         database_user(tmp_path)
 
 
-def test_programs_that_cannot_be_run_by_the_user_are_an_error(tmp_path: Path) -> None:
-    """If even a copy does not run, the error names the programs."""
-    programs = tmp_path / "pg" / "inst" / "bin"
-    programs.mkdir(parents=True)
-    (programs / "postgres").write_text("#!/bin/sh\nexit 1\n")
-    (programs / "postgres").chmod(0o755)
-    user = DatabaseUser(os.geteuid(), os.getegid(), "somebody")
-    with pytest.raises(StartError, match="somebody can run neither"):
-        place(user, programs, tmp_path)
-
-
 def test_the_starter_reads_nothing_after_it_became_the_user() -> None:
     """A Python in root's own folder can import no more modules as another user."""
     line = command(DatabaseUser(-1, -1, ""), "/bin/true")
@@ -117,15 +103,6 @@ sys.addaudithook(look)
     line[at] = watch + line[at]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_a_user_that_can_run_nothing_is_not_called_a_private_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The error has the output of the starter."""
-    monkeypatch.setattr(postgres_binaries, "_STARTER", "import no_such_module")
-    with pytest.raises(StartError, match=r"as the user somebody: .*no_such_module"):
-        may_enter(DatabaseUser(os.geteuid(), os.getegid(), "somebody"), tmp_path)
 
 
 def test_find_binaries_nowhere_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,27 +131,3 @@ def test_find_binaries_of_the_system_takes_the_newest(
     monkeypatch.setattr(postgres_binaries, "SYSTEM", tmp_path / "absent")
     on_path = tmp_path / "15" / "bin"
     assert find_binaries({"PATH": str(on_path)}) == on_path
-
-
-def test_find_binaries_named_but_wrong_is_an_error(tmp_path: Path) -> None:
-    """A wrong INGEST_PG_BIN is not ignored."""
-    with pytest.raises(StartError, match="INGEST_PG_BIN"):
-        find_binaries({"INGEST_PG_BIN": str(tmp_path)})
-
-
-def test_find_binaries_holds_what_a_backup_needs() -> None:
-    """Beside the server there are psql, pg_dump and pg_basebackup."""
-    found = find_binaries({})
-    for name in ("postgres", "initdb", "psql", "pg_dump", "pg_restore", "pg_basebackup"):
-        assert os.access(found / name, os.X_OK), name
-    assert major_of(found) >= 15
-
-
-@pytest.mark.parametrize("script", ["exit 1", "echo nonsense", None])
-def test_major_of_broken_programs_is_an_error(tmp_path: Path, script: str | None) -> None:
-    """Programs that do not run, or are none, are a clear error."""
-    if script is not None:
-        (tmp_path / "postgres").write_text(f"#!/bin/sh\n{script}\n")
-        (tmp_path / "postgres").chmod(0o755)
-    with pytest.raises(StartError, match="postgres"):
-        major_of(tmp_path)

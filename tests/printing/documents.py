@@ -19,7 +19,7 @@ from typing import Any
 
 import ingest
 from ingest.admin import exposition
-from ingest.app import metrics
+from ingest.app import forwarding, metrics, mqtt
 from ingest.broker.roles import ROLES
 from ingest.config.text import bounds_text, default_text, env_example, groups
 from ingest.embedded.broker_config import ACCOUNT, rights
@@ -67,12 +67,12 @@ def metrics_table() -> str:
 
 def forward_metrics_table() -> str:
     """Return the table of the metrics of a forwarder."""
-    return _metrics((*forward_tally.METRICS, *forward_tally.OF_NOW), "forward")
+    return _metrics((*forward_tally.METRICS, *forwarding.OF_NOW), "forward")
 
 
 def mqtt_metrics_table() -> str:
     """Return the table of the metrics of `ingest mqtt`."""
-    return _metrics((*mqtt_tally.METRICS, *mqtt_tally.OF_NOW), "mqtt")
+    return _metrics((*mqtt_tally.METRICS, *mqtt.OF_NOW), "mqtt")
 
 
 def _metrics(listed: Iterable[Metric[Any]], *label: str) -> str:

@@ -24,14 +24,15 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 from ingest.admin.exposition import Exposition, Shown
+from ingest.app import forwarding, mqtt
 from ingest.app.metrics import GAUGES, values_of
 from ingest.forward import tally as forward_tally
-from ingest.forward.tally import ForwardFigures, ForwardTally
+from ingest.forward.tally import ForwardTally
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
 from ingest.model.metrics import read
 from ingest.model.ports import BufferStats
 from ingest.mqtt import tally as mqtt_tally
-from ingest.mqtt.tally import MqttFigures, MqttTally
+from ingest.mqtt.tally import MqttTally
 
 REPOSITORY = Path(__file__).parents[2]
 DEPLOY = REPOSITORY / "deploy"
@@ -112,12 +113,6 @@ def manifests() -> list[Manifest]:
 def named(one: Manifest) -> tuple[str, str]:
     """Return kind and name of a Kubernetes object."""
     return one["kind"], one["metadata"]["name"]
-
-
-def manifest(kind: str, name: str) -> Manifest:
-    """Return one Kubernetes object."""
-    (found,) = (each for each in manifests() if named(each) == (kind, name))
-    return found
 
 
 def environment_of(pod: Manifest) -> dict[str, str]:
@@ -234,9 +229,9 @@ def exported() -> dict[str, frozenset[str]]:
     sent.posts["204"] = taken.posts["202"] = 1
     forwarded = (
         *read(forward_tally.METRICS, sent),
-        *read(forward_tally.OF_NOW, ForwardFigures()),
+        *((each, 0) for each in forwarding.OF_NOW),
     )
-    bridged = (*read(mqtt_tally.METRICS, taken), *read(mqtt_tally.OF_NOW, MqttFigures()))
+    bridged = (*read(mqtt_tally.METRICS, taken), *((each, 0) for each in mqtt.OF_NOW))
     for shown in (
         Shown("up", "0", values_of(ledger), os.getpid()),
         Shown("", "0", forwarded, None, ("forward", "x")),

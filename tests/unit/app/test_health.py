@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from datetime import datetime
 from typing import Any
@@ -209,22 +208,6 @@ def test_disk_low_refuses_and_recovers_with_hysteresis(rig: Rig) -> None:
     assert rig.document["reason"] == f"{low}: gone"
 
 
-def test_disk_bound_is_told_as_people_say_it() -> None:
-    """The reason writes the least free space with its unit."""
-    health = make_health(settings=Settings(disk_free_bytes_min=200 * 1024**3), disk=FakeDisk(0))
-    health.started()
-    health.tick()
-    assert health.in_words() == "disk_low: less than 200 GiB of disk are free"
-
-
-def test_disk_bound_zero_never_looks() -> None:
-    """With disk_free_bytes_min 0 the disk is not checked."""
-    health = make_health(settings=Settings(disk_free_bytes_min=0), disk=FakeDisk(0))
-    health.started()
-    health.tick()
-    assert health.refusal() is None
-
-
 def test_draining_comes_before_everything(rig: Rig) -> None:
     """Draining comes before all other states."""
     rig.disk.free = 0
@@ -235,50 +218,6 @@ def test_draining_comes_before_everything(rig: Rig) -> None:
     assert rig.tick() == "full"
     rig.health.draining()
     assert (rig.state, rig.status, rig.health.refusal()) == ("draining", 503, "draining")
-
-
-def test_log_says_why_the_state_is_the_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each line of the log about a state has the reason of that state."""
-    rig = Rig(monkeypatch)
-    with structlog.testing.capture_logs() as lines:
-        rig.health.started()
-        rig.tick()
-        rig.disk.free = 0
-        rig.tick()
-        rig.disk.free = 10**12
-        rig.database.hold("28P01")
-        rig.tick()
-        rig.database.hold_reason = None
-        rig.tick(9, rows=1000, posts_waiting=2, oldest_received_s=1.0)
-        rig.health.draining()
-        rig.tick()
-    told = [(line["was"], line["state"], line["reason"]) for line in lines]
-    assert [(was, state) for was, state, _ in told] == [
-        ("starting", "accepting"),
-        ("accepting", "disk_low"),
-        ("disk_low", "on_hold"),
-        ("slowed", "full"),
-        ("full", "draining"),
-    ]
-    reasons = [reason for _, _, reason in told]
-    assert reasons[0] == ""
-    assert "of disk are free" in reasons[1]
-    assert reasons[2].startswith("writes are paused: the database reports an error")
-    assert reasons[3] == "1000 readings of 1000, 2 posts wait"
-    assert reasons[4] == "the service is stopping"
-
-
-def test_since_is_when_the_state_began(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`since` is RFC 3339, and is the same while the state is the same."""
-    now_us = 1_750_000_000_000_000
-    monkeypatch.setattr("ingest.app.health.unix_us", lambda: now_us)
-    rig.database.hold("x")
-    first = rig.document["since"]
-    assert datetime.fromisoformat(first).timestamp() == 1_750_000_000
-    now_us += 60_000_000
-    assert rig.document["since"] == first
-    rig.database.hold_reason = None
-    assert rig.document["since"] != first
 
 
 def test_cause_has_a_start_of_its_own(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,22 +242,6 @@ def test_cause_has_a_start_of_its_own(rig: Rig, monkeypatch: pytest.MonkeyPatch)
     rig.tick(1, posts_waiting=0)
     assert (rig.document["cause"], rig.document["reason"]) == ("", "")
     assert rig.document["since"] != accepting_since, "it was slowed and on hold since"
-
-
-def test_unusable_file_of_the_url_is_told_if_the_url_may_be_wrong(rig: Rig) -> None:
-    """Also to devices, so without the file's name. Other causes have nothing to do with the URL."""
-    rig.url_fault = "database_url_file is empty; the old URL is still used"
-    assert rig.document["reason"] == ""
-    rig.database.hold("authentication")
-    refused = "writes are paused: the database refuses the password or the role"
-    assert rig.document["reason"] == f"{refused}; {rig.url_fault}"
-    rig.database.hold("schema")
-    assert "database_url_file" not in rig.document["reason"]
-    rig.database.hold_reason, rig.database.up = None, False
-    assert rig.document["reason"] == f"the database is away; readings are kept; {rig.url_fault}"
-    rig.tick(1, posts_waiting=1)
-    for_devices = json.loads(rig.health.readyz_for_devices()[1])
-    assert for_devices["reason"].endswith(rig.url_fault), "posts wait for this"
 
 
 def test_full_half_for_invalid_items_is_told(rig: Rig) -> None:
@@ -433,15 +356,3 @@ def test_time_to_full_is_told_for_what_fills(rig: Rig) -> None:
     rig.letters = rig.letters._replace(live=0)
     rig.tick(5)
     assert rig.document["full_in_s"] == {"journal": None, "dead_letters": None, "disk": None}
-
-
-async def test_run_ticks_until_stopped(rig: Rig) -> None:
-    """The task ticks at once and repeatedly, and ends with the event."""
-    rig.disk.free = 0
-    stop = asyncio.Event()
-    running = asyncio.create_task(rig.health.run(stop))
-    await asyncio.sleep(0)
-    assert rig.state == "disk_low"
-    stop.set()
-    async with asyncio.timeout(1):
-        await running

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Any
 
@@ -10,12 +9,12 @@ import orjson
 import pytest
 
 from ingest.admin.dashboard.tail import Observed, Tail
-from ingest.app.status import EARLY_S, STATUS_BYTES_MAX, StatusSource, read_status
+from ingest.app.status import STATUS_BYTES_MAX, StatusSource, read_status
 from ingest.model.codes import PROBLEMS
-from ingest.model.ledger import CLOSED_BY, Ledger
+from ingest.model.ledger import CLOSED_BY
 from ingest.model.reading import NAME_CHARACTERS_MAX, Reading
 from ingest.receiver.refused_posts import BODY_BYTES_MAX
-from ingest.system.clock import monotonic_s, unix_us
+from ingest.system.clock import monotonic_s
 from tests.support.statuses import FakeProcess
 from tests.unit.admin.test_exposition import busy
 
@@ -100,18 +99,6 @@ def test_largest_status_is_below_its_bound() -> None:
     assert read_status(orjson.loads(sent)).state == "full"
 
 
-def test_refused_post_is_sent_once() -> None:
-    """The newest first; nothing if nothing came; all of them if the known one is gone."""
-    process = FakeProcess("gateway")
-    process.refused = [{"at": "2"}, {"at": "1"}]
-    assert process.sent()["refused_posts"] == [{"at": "2"}, {"at": "1"}]
-    assert process.sent()["refused_posts"] == []
-    process.refused = [{"at": "4"}, {"at": "3"}, {"at": "2"}, {"at": "1"}]
-    assert process.sent()["refused_posts"] == [{"at": "4"}, {"at": "3"}]
-    process.refused = [{"at": "9"}]
-    assert process.sent()["refused_posts"] == [{"at": "9"}]
-
-
 def _changed(sent: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     *outer, last = path.split(".")
     inside = sent
@@ -156,25 +143,3 @@ def test_fields_of_a_newer_version_are_ignored() -> None:
     sent = _changed(FakeProcess("writer").sent(), "gauges.buffer.rows_on_mars", 5)
     sent = _changed(_changed(sent, "sings", True), "ready.state", "dancing")
     assert read_status(sent).state == "starting"
-
-
-async def test_statuses_are_sent_at_full_seconds() -> None:
-    """So figures of several processes are of the same moment."""
-    source = StatusSource("gateway", Observed(Ledger(), lambda: (200, READY), Tail()))
-    stop = asyncio.Event()
-    times_us: list[int] = []
-
-    def send(_status: dict[str, Any]) -> None:
-        times_us.append(unix_us())
-        if len(times_us) == 3:
-            stop.set()
-
-    async with asyncio.timeout(5):
-        await asyncio.sleep((1.5 - unix_us() / 1e6 % 1.0) % 1.0)  # half a second off
-        await source.run(send, stop)
-    # A busy machine is late; a timer may end a little too early.
-    early_us = int(EARLY_S * 1e6)
-    for each in times_us[1:]:
-        assert (each + early_us) % 1_000_000 < 900_000
-    first, second = ((each + early_us) // 1_000_000 for each in times_us[1:])
-    assert second - first in {1, 2}

@@ -89,22 +89,6 @@ def _busy(rig: UpRig) -> None:
     rig.hear("writer-1", writer)
 
 
-async def test_senders_of_all_gateways_are_added_up(rig: UpRig) -> None:
-    """An older gateway tells of none; what is no list of counts is a status that is not read."""
-    gateways = [FakeProcess("gateway") for _ in range(4)]
-    gateways[0].ledger.senders.update({"token b": [1, 3, 0], "token a": [1, 2, 0]})
-    gateways[1].ledger.senders["token a"] = [1, 2, 1]
-    gateways[2].ledger.senders["token c"] = [1, 2]
-    for number, each in enumerate(gateways[:3]):
-        rig.hear(f"gateway-{number}", each)
-    old = gateways[3].sent()
-    del old["counters"]["senders"]
-    rig.up.status("gateway-3", old)
-    rig.up.instances.refresh()
-    found = json.loads((await rig.ask("/senders")).body)["senders"]
-    assert [tuple(each.values()) for each in found] == [("token b", 1, 3, 0), ("token a", 2, 4, 1)]
-
-
 async def test_every_series_has_the_label_of_its_process(rig: UpRig) -> None:
     """Also those of Python and of the process. No series is there twice."""
     _busy(rig)
@@ -158,42 +142,6 @@ async def test_hold_release_goes_to_the_writers_that_wait(rig: UpRig) -> None:
     reply = await rig.ask("/hold/release", {"dead_letter": False})
     assert json.loads(reply.body) == {"released": False}
     assert len(rig.told) == 2
-
-
-async def test_status_that_cannot_be_read_breaks_nothing(
-    rig: UpRig, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """It is logged once; the others are shown."""
-    _busy(rig)
-    wrong: list[Any] = [{}, {"counters": {}}, {"tail": 5}, {"role": None}]
-    for blob in wrong:
-        rig.up.status("writer-2", blob)
-    sent = FakeProcess("writer").sent()
-    rig.up.status("writer-2", {**sent, "tail": {"readings": [[1]], "posts": 1}})
-    assert capfd.readouterr().out.count("status_not_read") == 1
-    assert [each.name for each in rig.up.instances] == ["gateway-1", "writer-1"]
-    assert (await rig.ask("/readyz")).status == 200
-    rig.up.instances.gone("writer-7", 1)  # nobody knows it
-
-
-async def test_page_has_the_processes_the_stream_and_the_newest_readings(rig: UpRig) -> None:
-    """The history counts all; the tail is what gateways send; refused posts need the token."""
-    history = await rig.json("/history")
-    assert history["buffer"] == "stream"
-    gateway = FakeProcess("gateway")
-    gateway.refused = [{"at": "2026-01-01T00:00:00Z", "code": "not_json", "body": "x"}]
-    sent = gateway.sent()
-    sent["tail"] |= {"posts": 4, "readings": [[1_760_000_000_000_000, "d1", "m", 2.5]]}
-    _busy(rig)
-    rig.up.status("gateway-2", sent)
-    for second in (10, 11):
-        rig.admin.dashboard.history.sample(second)
-    columns = (await rig.json("/history"))["columns"]
-    assert columns["stream_bytes"][-1] == 10
-    assert columns["stream_waiting"][-1] == 5
-    assert json.loads((await rig.ask("/refused")).body)["status"] == 401
-    reply = await rig.ask("/refused", Authorization="Bearer s3cret-token-of-the-test")
-    assert [each["code"] for each in json.loads(reply.body)["posts"]] == ["not_json"]
 
 
 async def test_feed_shows_what_the_processes_send(rig: UpRig) -> None:

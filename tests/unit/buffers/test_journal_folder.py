@@ -80,7 +80,7 @@ async def test_folder_gone_before_anything_was_written_closes_nobodys_descriptor
     for number, fd in enumerate(others):
         assert os.readlink(f"/proc/self/fd/{fd}").startswith(f"/memfd:other-{number}")
     assert on_disk(folder) == [kept]
-    assert FolderLock.try_take(folder) is None
+    assert FolderLock.of(folder) is None
     for fd in others:
         os.close(fd)
     await life.end()
@@ -119,12 +119,12 @@ def test_folder_that_cannot_be_locked_is_held_by_its_file(
         lock(fd, operation)
 
     monkeypatch.setattr(fcntl, "flock", no_folders)
-    held = FolderLock.try_take(tmp_path)
+    held = FolderLock.of(tmp_path)
     assert held is not None
     assert held.holds()
-    assert FolderLock.try_take(tmp_path) is None
+    assert FolderLock.of(tmp_path) is None
     held.close()
-    again = FolderLock.try_take(tmp_path)
+    again = FolderLock.of(tmp_path)
     assert again is not None
     again.close()
 

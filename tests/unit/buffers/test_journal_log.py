@@ -82,6 +82,15 @@ async def test_posts_that_meet_share_one_fsync_and_are_on_the_disk_after_it(tmp_
         assert (await life.drain())[1:-1] == blocks
 
 
+async def test_each_of_many_groups_is_synced(tmp_path: Path) -> None:
+    """Also in further files."""
+    calls = FailingCalls()
+    async with JournalRun(tmp_path, calls=calls, segment_bytes=10_000) as life:
+        for _ in range(300):
+            await life.put(make_block(1))
+            assert calls.names[-1] == "fdatasync"
+
+
 async def test_small_posts_of_a_round_are_one_frame(tmp_path: Path) -> None:
     """The next process has one block for it, which says how many they are."""
     rows: list[bytes] = []
@@ -200,6 +209,15 @@ async def test_disk_that_takes_nothing_refuses_until_it_does(tmp_path: Path) -> 
         again = await life.put(make_block(1))
         assert on_disk(tmp_path) == [kept.tuples, again.tuples]
         assert life.buffer.stats().size_bytes == len(kept.tuples) + len(again.tuples)
+
+
+async def test_buffered_post_outlives_a_broken_disk_in_memory(tmp_path: Path) -> None:
+    """`buffered` promises memory only, so a failing disk does not remove the block."""
+    async with JournalRun(tmp_path, calls=FailingCalls(write=NO_SPACE)) as life:
+        block = await life.put(make_block(3), durable=False)
+        await life.quiet()
+        assert life.buffer.broken
+        assert await life.drain() == [block]
 
 
 async def test_segment_goes_when_all_of_it_is_settled(tmp_path: Path) -> None:

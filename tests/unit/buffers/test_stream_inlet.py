@@ -493,6 +493,19 @@ async def test_close_while_groups_wait_for_their_next_try() -> None:
     assert len(joined.inlet.take(100)) == 5
 
 
+async def test_post_that_had_its_room_before_the_close_is_told_at_once() -> None:
+    """Its handler may have waited for the dead letters. It must not wait for ever."""
+    joined = Joined()
+    durable, buffered = [await joined.reserve(1, 1_000) for _ in range(2)]
+    await joined.close()
+    await buffered.put(make_block(1), durable=False)
+    async with asyncio.timeout(1):
+        with pytest.raises(BrokerAway):
+            await durable.put(make_block(1))
+    assert not joined.stream.tried
+    assert [block.rows for block in joined.inlet.take(100)] == [1]
+
+
 async def test_finish_waits_for_all_and_can_be_cancelled() -> None:
     """Also for groups that are tried again."""
     joined = Joined()

@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 
 from loadgen.proof import conclude as conclude_module
-from loadgen.proof.conclude import CannotCheck, Evidence, Result, conclude
+from loadgen.proof.conclude import Evidence, Result, conclude
 from loadgen.proof.ledger import Details, Final, Ledger
 from loadgen.proof.letter_sources import Files
 from loadgen.proof.readings import Plan
@@ -293,30 +293,6 @@ async def test_answer_is_on_record_as_what_it_is(tmp_path: Path, case: str) -> N
     assert (ledger.posts, ledger.ended) == (1, True)
     if "after" in case:
         assert ledger.tries.total() >= 1
-
-
-async def test_answer_that_was_seen_before_must_still_fit_the_post(tmp_path: Path) -> None:
-    """A cached answer must fit the post: "1 accepted" is not all of a post of two."""
-    ledger = await _scripted(tmp_path, lambda _: _taken(), 20, sizes=((1, 1.0), (2, 1.0)))
-    plan = Plan.from_json(ledger.header["plan"])
-    readings = [
-        sum(item.count for item in items) for _, items in zip(range(20), plan.posts(), strict=False)
-    ]
-    assert set(readings[1:]) == {1, 2}
-    finals = [ledger.final(post) for post in range(20)]
-    assert [bool(each and each.details) for each in finals] == [count == 2 for count in readings]
-
-
-# Cases without a possible proof
-
-
-async def test_without_a_database_there_is_no_verdict(tmp_path: Path, free_port: int) -> None:
-    """Without a database there is an error, and no verdict."""
-    await _scripted(tmp_path, lambda _: _taken(), 3)
-    url = f"postgresql://nobody:secret@127.0.0.1:{free_port}/x"
-    with pytest.raises(CannotCheck, match="cannot connect") as caught:
-        await conclude(tmp_path / "ledger", Evidence(url, Files(tmp_path)), settle_s=0.1)
-    assert "secret" not in str(caught.value)
 
 
 # Verdicts with few known outcomes
