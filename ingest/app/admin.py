@@ -20,7 +20,7 @@ from ingest.app.rules import make_rules
 from ingest.app.writing import make_sink
 from ingest.config.settings import Settings, split_address
 from ingest.config.values import MIB
-from ingest.dead_letters.store import ReadableDeadLetters
+from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.http.bodies import Bodies
 from ingest.model.ports import Sink
 from ingest.sinks.postgres.connection import DatabaseUrl
@@ -44,7 +44,7 @@ class AdminSide:
         settings: Settings,
         own: Observed,
         *,
-        dead_letters: ReadableDeadLetters,
+        dead_letters: DeadLetterQueue,
         token: str,
         release_hold: Callable[[bool], bool],
         tokens: Tokens | None = None,

@@ -26,11 +26,10 @@ from ingest.dead_letters.auto_replay import (
     BlockSender,
     Replayer,
     ReplaySource,
-    Rooms,
 )
 from ingest.model.causes import Trouble
 from ingest.model.ledger import Ledger
-from ingest.model.ports import DeadLetters, Outlet, Sink
+from ingest.model.ports import DeadLetters, Inlet, Outlet, Sink
 from ingest.model.verdict import (
     LETTERS_FULL,
     NO_SUCH_HOST,
@@ -222,7 +221,7 @@ class WritingHalf:
             for sink in self.sinks
         ]
 
-    def make_replayer(self, source: Callable[[float], ReplaySource], inlet: Rooms) -> Replayer:
+    def make_replayer(self, source: Callable[[float], ReplaySource], inlet: Inlet) -> Replayer:
         """Return the automatic replay, which sends dead letters through the buffer.
 
         `source` returns them, if they are searched for so often: see LetterBackend.replay_source.
@@ -248,7 +247,7 @@ class WritingHalf:
         dead_letters: DeadLetters,
         process: Process,
         replayed: Callable[[float], ReplaySource],
-        inlet: Rooms,
+        inlet: Inlet,
     ) -> None:
         """Start the writers, the housekeeping, and the automatic replay if it is wanted.
 

@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import asyncpg
+import pytest
 
 from ingest.app.writing import WritingHalf, make_sink
 from ingest.broker.connection import BrokerConnection
@@ -17,6 +18,7 @@ from ingest.buffers.memory import MemoryBuffer
 from ingest.config.settings import Settings
 from ingest.dead_letters.auto_replay import BlockSender, Replayer, ReplaySource
 from ingest.dead_letters.queue import DeadLetterQueue
+from ingest.dead_letters.stream import replay
 from ingest.dead_letters.stream.backend import StreamBackend
 from ingest.dead_letters.stream.replay import StreamReplay
 from ingest.embedded.broker import EmbeddedBroker
@@ -160,7 +162,6 @@ class InStream:
             StreamMessages(connection, DEAD_LETTERS),
             backend.replaying,
             pause_s=0.02,
-            ack_wait_s=ACK_WAIT_S,
         )
         return Half(self.url, letters, source, settings)
 
@@ -179,13 +180,15 @@ class InStream:
 @asynccontextmanager
 async def stream_with_short_waits(nats: EmbeddedBroker, url: str) -> AsyncIterator[InStream]:
     """Give dead letters in a stream whose message for the replay is given again soon."""
-    async with joined(nats, "admin") as admin:
-        info = await api(admin, f"CONSUMER.INFO.{DEAD_LETTERS}.{REPLAY}")
-        config = info["config"] | {"ack_wait": int(ACK_WAIT_S * 1e9)}
-        body = {"stream_name": DEAD_LETTERS, "config": config, "action": "update"}
-        subject = f"CONSUMER.CREATE.{DEAD_LETTERS}.{REPLAY}"
-        assert "error" not in await api(admin, subject, body)
-        yield InStream(nats, admin, url)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(replay, "ACK_WAIT_S", ACK_WAIT_S)
+        async with joined(nats, "admin") as admin:
+            info = await api(admin, f"CONSUMER.INFO.{DEAD_LETTERS}.{REPLAY}")
+            config = info["config"] | {"ack_wait": int(ACK_WAIT_S * 1e9)}
+            body = {"stream_name": DEAD_LETTERS, "config": config, "action": "update"}
+            subject = f"CONSUMER.CREATE.{DEAD_LETTERS}.{REPLAY}"
+            assert "error" not in await api(admin, subject, body)
+            yield InStream(nats, admin, url)
 
 
 async def until_live(place: InFolder | InStream, count: int) -> None:

@@ -14,18 +14,17 @@ from zlib import crc32
 
 import pytest
 
+from ingest.buffers.decision import Decision
 from ingest.buffers.frames import HEAD_BYTES, MARK
 from ingest.buffers.journal import format as format_
 from ingest.buffers.journal import loader as buffer_journal_loader
-from ingest.buffers.journal.buffer import BACKLOG_EVERY, JournalBuffer
-from ingest.buffers.journal.entries import JournalReservation
+from ingest.buffers.journal.buffer import BACKLOG_EVERY
 from ingest.buffers.journal.format import HEADER_BYTES
-from ingest.buffers.journal.index import Segment
 from ingest.buffers.journal.loader import LIVE_BATCH_ROWS_MAX, PAUSE_S_MAX
 from ingest.buffers.journal.reader import segment_files
 from ingest.model.ack import Ack
 from ingest.model.block import Block
-from ingest.model.errors import BufferFull
+from ingest.model.errors import BufferFull, NotKept
 from ingest.system.files import open_regular
 from tests.support.blocks import make_block
 from tests.support.brokers import until
@@ -580,7 +579,7 @@ async def test_live_posts_go_before_the_backlog_unless_they_wait_for_it(
     """Of any kind. A full journal gets room only by being read back, so that is not slow then."""
     monkeypatch.setattr("ingest.buffers.journal.buffer.LIVE_S", 1_000.0)
     async with JournalRun(tmp_path, journal_bytes_max=500, put_wait_s_max=5) as life:
-        assert not life.buffer.live_first
+        assert not life.buffer.live_first()
         if kind == "awaited":
             await life.put(make_block(1, ack=Ack()))
         else:
@@ -588,17 +587,17 @@ async def test_live_posts_go_before_the_backlog_unless_they_wait_for_it(
             waiter = [] if kind == "buffered" else [0, lambda _waiters, _error: None]
             assert life.buffer.take_in(make_block(1), *waiter)  # type: ignore[arg-type]
             if kind == "buffered":
-                assert life.buffer.live_first
+                assert life.buffer.live_first()
                 life.buffer.live_put_s -= 1_000
             await life.quiet()
-        assert life.buffer.live_first
+        assert life.buffer.live_first()
         posts = [asyncio.create_task(life.put(make_block(1))) for _ in range(9)]
         await until(lambda: life.buffer.stats().posts_waiting)
-        assert not life.buffer.live_first
+        assert not life.buffer.live_first()
         for each in posts:
             each.cancel()
         await asyncio.gather(*posts, return_exceptions=True)
-        assert life.buffer.live_first
+        assert life.buffer.live_first()
 
 
 async def test_replay_gives_way_to_live_posts_only(
@@ -624,7 +623,7 @@ async def test_replay_gives_way_to_live_posts_only(
             patched.setattr("ingest.buffers.journal.loader.asyncio.sleep", sleep)
             await loader._pause()
             assert pauses == []
-            patched.setattr(JournalBuffer, "live_first", True)
+            patched.setattr(loader, "_live_first", lambda: True)
             for _ in range(50):
                 await loader._pause()
             assert pauses[0] < pauses[5] < pauses[-1] == PAUSE_S_MAX
@@ -640,13 +639,13 @@ async def test_no_reading_is_counted_in_the_receiver_and_in_the_buffer_at_once(
 ) -> None:
     """A block on the disk whose post has not run since counts once: the balance check is 0."""
     seen = []
-    kept = JournalReservation.kept
+    end = Decision.end
 
-    def noting(reservation: JournalReservation, segment: Segment, start: int) -> None:
-        kept(reservation, segment, start)
+    def noting(decision: Decision, error: NotKept | None) -> None:
+        end(decision, error)
         seen.append(life.buffer.stats().rows)
 
-    monkeypatch.setattr(JournalReservation, "kept", noting)
+    monkeypatch.setattr(Decision, "end", noting)
     async with JournalRun(tmp_path, rows_max=rows_max) as life:
         await life.put(make_block(3))
         assert seen == [0]

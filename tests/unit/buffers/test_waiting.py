@@ -6,10 +6,11 @@ import asyncio
 
 import pytest
 
-from ingest.buffers.bounded_memory import BoundedMemory, MemoryReservation
-from ingest.buffers.queue import BlockQueue
-from ingest.buffers.waiting import WaitingPosts, WaitingWriters
+from ingest.buffers.bounded_memory import BoundedMemory
+from ingest.buffers.waiting import WaitingPosts
+from ingest.model.block import Block
 from ingest.model.errors import BufferFull
+from ingest.model.ports import Reservation
 from tests.contract.buffers import spin
 
 
@@ -18,13 +19,17 @@ class Rig:
 
     def __init__(self, wait_s_max: float = 5.0, *, may_wait: bool = True) -> None:
         self.waiting = WaitingPosts(wait_s_max, may_wait=lambda _: may_wait, oldest_s=lambda: None)
-        queue = BlockQueue(WaitingWriters())
-        self.memory = BoundedMemory(queue.append, 10, 1 << 20, self.waiting.admit)
-        self.reserved = self.place(10)
+        self.memory = BoundedMemory(10, 1 << 20, self.waiting.admit)
+        self.reserved = self.place(10, 10)
 
-    def place(self, rows: int) -> MemoryReservation | None:
+    def place(self, rows: int, size_bytes: int) -> Reservation | None:
         """Reserve room at once, if there is some."""
-        return self.memory.place(rows, rows)
+        if not self.memory.take(rows, size_bytes):
+            return None
+        return Reservation(rows, size_bytes, self._put, self.memory.free)
+
+    async def _put(self, block: Block, _rows: int, _bytes: int, _durable: bool) -> None:
+        raise AssertionError("nothing is put here")
 
     def free(self) -> None:
         """Give all room back that was in use from the start."""
@@ -33,8 +38,7 @@ class Rig:
 
     async def post(self, rows: int, sender: str = "") -> asyncio.Task[object]:
         """Let a post wait."""
-        place = self.memory.place
-        task = asyncio.create_task(self.waiting.wait(rows, rows, place, sender=sender))
+        task = asyncio.create_task(self.waiting.wait(rows, rows, self.place, sender=sender))
         await spin()
         return task
 
@@ -59,7 +63,7 @@ async def test_post_that_may_not_wait_is_refused_at_once() -> None:
     """So is every post if `wait_s_max` is 0."""
     for rig in (Rig(may_wait=False), Rig(wait_s_max=0.0)):
         with pytest.raises(BufferFull):
-            await rig.waiting.wait(1, 1, rig.memory.place)
+            await rig.waiting.wait(1, 1, rig.place)
         assert rig.waiting.size_bytes == 0
 
 
