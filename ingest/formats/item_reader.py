@@ -101,12 +101,8 @@ class ItemReader:
             if start:
                 yield
             self.read_few(items[start : start + CAREFUL_ITEMS], originals[start:], read)
-            self.check_errors()
-
-    def check_errors(self) -> None:
-        """Raise Refused if there are more errors than are kept."""
-        if len(self.errors) > most_invalid(self._body_bytes):
-            raise self.too_many_invalid()
+            if len(self.errors) > most_invalid(self._body_bytes):
+                raise self.too_many_invalid()
 
     def too_many_invalid(self) -> Refused:
         """Return the refusal of a post with more invalid items than are kept."""

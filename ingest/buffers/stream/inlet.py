@@ -18,12 +18,12 @@ from collections.abc import Awaitable, Sequence
 from copy import copy
 
 from ingest.broker.publishing import Publisher
-from ingest.buffers.bounded_memory import COMPLETED, BoundedMemory
+from ingest.buffers.bounded_memory import COMPLETED
 from ingest.buffers.decision import Decision
+from ingest.buffers.memory import MemoryInlet
 from ingest.buffers.stream.commits import Awaited, Commits
 from ingest.buffers.stream.group import Group
 from ingest.buffers.stream.group_queue import GroupQueue
-from ingest.buffers.waiting import WaitingPosts
 from ingest.model.block import Block
 from ingest.model.errors import NotKept
 from ingest.model.ledger import Ledger
@@ -31,7 +31,7 @@ from ingest.model.ports import BufferStats, Reservation, Sizes, Told
 from ingest.system.clock import monotonic_s
 
 
-class StreamInlet:
+class StreamInlet(MemoryInlet):
     """The buffer of a gateway: a ports.Inlet. `life` begins the ids of its messages."""
 
     levels: tuple[str, ...] = ("durable", "buffered")
@@ -51,6 +51,7 @@ class StreamInlet:
         wait_s_max: float,
         commits: Commits,
     ) -> None:
+        super().__init__(rows_max, bytes_max, put_wait_s_max)
         self._commits = commits
         self._ledger = ledger
         self._group_rows_max = group_rows_max
@@ -64,10 +65,6 @@ class StreamInlet:
             wait_s_max=wait_s_max,
             commits=commits,
         )
-        self._waiting = WaitingPosts(
-            put_wait_s_max, may_wait=self._may_wait, oldest_s=self._oldest_s
-        )
-        self.memory = BoundedMemory(rows_max, bytes_max, self._waiting.admit)
         self._durable: Group | None = None  # the last one, which may still grow
         self._buffered: Group | None = None
         self._rows_promised = 0
@@ -94,18 +91,13 @@ class StreamInlet:
         """Wait for room: see ports.Inlet. Raises BufferFull, Stopping, and CommitRefused."""
         if awaited:
             await self._commits.require_writer()
-        return await self._waiting.wait(rows, size_bytes, self._place, sender=sender)
+        return await super().reserve(rows, size_bytes, awaited=awaited, sender=sender)
 
     def reserve_all(self, sizes: Sizes, *, awaited: bool = False) -> list[Reservation] | None:
         """Reserve room for all blocks of a post at once: see ports.Inlet, and `reserve`."""
         if awaited and not self._commits.are_taken():
             return None
-        return self._waiting.place_all(sizes, self._place)
-
-    def _place(self, rows: int, size_bytes: int) -> Reservation | None:
-        if not self.memory.take(rows, size_bytes):
-            return None
-        return Reservation(rows, size_bytes, self._put, self.memory.free)
+        return super().reserve_all(sizes, awaited=awaited)
 
     def _put(self, block: Block, rows: int, size_bytes: int, durable: bool) -> Awaitable[None]:
         """Add the block of a reservation to the last group."""
@@ -197,10 +189,6 @@ class StreamInlet:
         # Each refused post asks for it. A group that began later has hardly an older post.
         first = next(iter(self._queue.groups), None)
         return None if first is None else first.received_s
-
-    def _may_wait(self, size_bytes: int) -> bool:
-        memory = self.memory
-        return memory.size_bytes + self._waiting.size_bytes + size_bytes <= memory.bytes_max
 
     # End
 
