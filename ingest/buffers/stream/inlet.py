@@ -13,7 +13,6 @@ Does not: have an outlet; the stream is one. When a group is published: see grou
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Awaitable, Sequence
 from copy import copy
 
@@ -21,9 +20,11 @@ from ingest.broker.publishing import Publisher
 from ingest.buffers.bounded_memory import COMPLETED
 from ingest.buffers.decision import Decision
 from ingest.buffers.memory import MemoryInlet
+from ingest.buffers.queue import BlockQueue
 from ingest.buffers.stream.commits import Awaited, Commits
 from ingest.buffers.stream.group import Group
 from ingest.buffers.stream.group_queue import GroupQueue
+from ingest.buffers.waiting import WaitingWriters
 from ingest.model.block import Block
 from ingest.model.errors import NotKept
 from ingest.model.ledger import Ledger
@@ -68,8 +69,7 @@ class StreamInlet(MemoryInlet):
         self._durable: Group | None = None  # the last one, which may still grow
         self._buffered: Group | None = None
         self._rows_promised = 0
-        self._left: deque[Block] = deque()  # promised, and given up by `close`
-        self._rows_left = 0  # of these, until they are settled
+        self._left = BlockQueue(WaitingWriters())  # promised, and given up by `close`
 
     # Posts come in
 
@@ -82,7 +82,10 @@ class StreamInlet(MemoryInlet):
         if told is None:
             self._promise(block)
         else:
-            self._add_durable(block).add_waiter(waiter, rows, told)
+            group = self._add_durable(block)
+            group.rows_told += rows
+            group.waiters.append(waiter)
+            group.told = told  # all posts of a buffer have the same
         return True
 
     async def reserve(
@@ -152,7 +155,6 @@ class StreamInlet(MemoryInlet):
             self._ledger.published += block.rows if group.promised else group.rows_told
         elif group.promised:
             self._left.append(block)
-            self._rows_left += block.rows
         if group.promised:
             self._rows_promised -= block.rows
         self.memory.free(block.rows, group.size_bytes)
@@ -175,7 +177,7 @@ class StreamInlet(MemoryInlet):
         """Return the content. Rows of posts that wait for the stream count in the receiver."""
         memory = self.memory
         return BufferStats(
-            rows=self._rows_promised + self._rows_left,
+            rows=self._rows_promised + self._left.rows,
             rows_max=memory.rows_max,
             size_bytes=memory.size_bytes + self._waiting.size_bytes,
             bytes_max=memory.bytes_max,
@@ -210,13 +212,8 @@ class StreamInlet(MemoryInlet):
 
     def take(self, rows_max: int) -> list[Block]:
         """Take blocks that `close` has left, whole, at least one if there is any."""
-        taken: list[Block] = []
-        rows = 0
-        while self._left and (not taken or rows + self._left[0].rows <= rows_max):
-            taken.append(self._left.popleft())
-            rows += taken[-1].rows
-        return taken
+        return self._left.take(rows_max)
 
     def settle(self, blocks: Sequence[Block]) -> None:
         """Forget blocks that were taken: they are kept elsewhere now, or lost."""
-        self._rows_left -= sum(block.rows for block in blocks)
+        self._left.settle(blocks)
