@@ -256,19 +256,6 @@ CASES = (
         unit="ms from the intended moment to the answer",
     ),
     Case(
-        "big_table",
-        "Posts of 100, with at least 20 M rows in the table",
-        ("small_table", "big_table"),
-        (
-            Wanted(
-                "rows/s, divided by those with 100 k rows",
-                ratio("big_table", "small_table"),
-                0.8,
-            ),
-        ),
-        "rows_per_s",
-    ),
-    Case(
         "idle",
         "Beside 5,000 idle keep-alive connections",
         ("idle",),

@@ -32,7 +32,7 @@ HEAD = """# Results
 
 `./run bench` writes this file from `results.ndjson`, which has the figures of every single run.
 Only the last section is written by hand. To measure yourself, run `./run bench`. It takes some 30
-minutes, needs `wrk` and 8 GB of disk, and fetches Debian's packages of the other tools ("peers").
+minutes, needs `wrk` and some GB of disk, and fetches Debian's packages of other tools ("peers").
 `./run bench --quick` shows that everything works. `./run bench --only singles,hundreds --runs 3`
 measures some cases. `./run bench --against COMMIT` shows whether a change made the service slower,
 and writes nothing here.

@@ -16,7 +16,7 @@ from typing import Any
 
 from ingest import __version__
 from ingest.admin.dashboard.pages import Dashboard
-from ingest.admin.dashboard.tail import GatheredTail, Observed
+from ingest.admin.dashboard.tail import Observed, Tail
 from ingest.app import fill
 from ingest.app.fill import Fill
 from ingest.app.instances import WRITER, Instances
@@ -66,7 +66,7 @@ class Overview:
             state=self._state,
             figures=lambda: {**own(), **self.instances.losses()},
         )
-        self._tail = GatheredTail()
+        self._tail = Tail()
         self.instances = Instances(self.own, __version__, getpid(), forget_s=forget_s)
         self.health = UpHealth(self.instances, filling, advice)
         self.observed = Observed(

@@ -22,7 +22,7 @@ from ingest.app.causes import next_step
 from ingest.app.target import make_target
 from ingest.buffers.journal.reader import segment_files
 from ingest.cli.doctor_broker import broker_checks
-from ingest.cli.doctor_database import FAIL, OK, WARN, Check, database_checks
+from ingest.cli.doctor_database import FAIL, OK, WARN, Check, database_checks, judged
 from ingest.cli.doctor_partitions import partition_checks
 from ingest.cli.doctor_senders import (
     access_check,
@@ -37,7 +37,7 @@ from ingest.cli.terminal import AMBER, GREEN, RED, Ending, as_typed, coloured
 from ingest.config.folders import state_dir
 from ingest.config.loading import Loaded
 from ingest.config.settings import Settings, split_address
-from ingest.config.values import shown
+from ingest.config.values import flag_name, shown
 from ingest.dead_letters.folder.segments import segments, undone_lines
 from ingest.dead_letters.room import CAUSES, INVALID_FULL, SHARE_USED, Room
 from ingest.dead_letters.store import Tally
@@ -106,20 +106,15 @@ def _libraries() -> Check:
             versions.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
             missing.append(name)
-    if missing:
-        return Check("libraries", FAIL, f"missing: {', '.join(missing)}; install the project again")
-    return Check("libraries", OK, ", ".join(versions))
+    lacks = f"missing: {', '.join(missing)}; install the project again"
+    return judged("libraries", ", ".join(versions), (missing, FAIL, lacks))
 
 
 def _c_parsers() -> Check:
     slow = [name for name in COMPILED if not _loads(name)]
-    if slow:
-        return Check(
-            "fast parts",
-            WARN,
-            f"not compiled here: {', '.join(slow)}; posts take several times as long",
-        )
-    return Check("fast parts", OK, "compiled HTTP parser, event loop and JSON decoder")
+    said = f"not compiled here: {', '.join(slow)}; posts take several times as long"
+    fast = "compiled HTTP parser, event loop and JSON decoder"
+    return judged("fast parts", fast, (slow, WARN, said))
 
 
 def _loads(name: str) -> bool:
@@ -133,14 +128,14 @@ def _loads(name: str) -> bool:
 def _open_files(settings: Settings) -> Check:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     needed = settings.connections_max + SPARE_FILES
-    if hard != resource.RLIM_INFINITY and hard < needed:
-        return Check(
-            "open files",
-            WARN,
-            f"the hard limit is {hard:,}, connections_max needs {needed:,}; raise it (ulimit -Hn, "
-            "LimitNOFILE) or lower connections_max",
-        )
-    return Check("open files", OK, "no limit" if hard < 0 else f"hard limit {hard:,}")
+    low = (
+        f"the hard limit is {hard:,}, connections_max needs {needed:,}; raise it (ulimit -Hn, "
+        "LimitNOFILE) or lower connections_max"
+    )
+    is_low = hard != resource.RLIM_INFINITY and hard < needed
+    return judged(
+        "open files", "no limit" if hard < 0 else f"hard limit {hard:,}", (is_low, WARN, low)
+    )
 
 
 def folder_checks(settings: Settings) -> Iterator[Check]:
@@ -151,11 +146,7 @@ def folder_checks(settings: Settings) -> Iterator[Check]:
         yield Check("state folder", FAIL, str(error))
         return
     told, others = str(folder.path), folder.other_writers()
-    yield (
-        Check("state folder", WARN, f"{told}: {others}")
-        if others
-        else Check("state folder", OK, told)
-    )
+    yield judged("state folder", told, (others, WARN, f"{told}: {others}"))
     yield _file_system(folder, settings)
     yield _free_space(folder, settings)
     yield _journal(folder.journal, settings)
@@ -183,22 +174,18 @@ def _journal(folder: Path, settings: Settings) -> Check:
     size = sum(size_bytes(each.path) for each in files)
     said = f"{counted(len(files), 'file')}, {size / 2**20:,.1f} MiB"
     damaged = sorted(each.name for each in folder.glob("journal-*.damaged"))
-    if damaged:
-        return Check(
-            "journal",
-            WARN,
-            f"{said}; damaged files: {', '.join(damaged)}; look at them, then remove them",
-        )
-    if files and settings.buffer == "memory":
-        return Check(
-            "journal",
-            WARN,
-            f"{said} of an earlier run; buffer=memory does not read them: "
-            "start once with --buffer journal",
-        )
-    if settings.buffer == "memory":
-        return Check("journal", OK, "none: buffer=memory")
-    return Check("journal", OK, said)
+    look = f"{said}; damaged files: {', '.join(damaged)}; look at them, then remove them"
+    unread = (
+        f"{said} of an earlier run; buffer=memory does not read them: "
+        "start once with --buffer journal"
+    )
+    in_memory = settings.buffer == "memory"
+    return judged(
+        "journal",
+        "none: buffer=memory" if in_memory else said,
+        (damaged, WARN, look),
+        (files and in_memory, WARN, unread),
+    )
 
 
 def _free_space(folder: StateFolder, settings: Settings) -> Check:
@@ -208,20 +195,12 @@ def _free_space(folder: StateFolder, settings: Settings) -> Check:
     if settings.buffer == "journal":
         wanted += settings.journal_bytes_max
         names += " and journal_bytes_max"
-    if free < least:
-        return Check(
-            "free space",
-            FAIL,
-            f"{said}: less than disk_free_bytes_min ({shown('disk_free_bytes_min', least)}): "
-            "posts are refused; free some space",
-        )
-    if free < wanted:
-        return Check(
-            "free space",
-            WARN,
-            f"{said}: less than {names} ({shown('dlq_bytes_max', wanted)})",
-        )
-    return Check("free space", OK, said)
+    refuses = (
+        f"{said}: less than disk_free_bytes_min ({shown('disk_free_bytes_min', least)}): "
+        "posts are refused; free some space"
+    )
+    little = f"{said}: less than {names} ({shown('dlq_bytes_max', wanted)})"
+    return judged("free space", said, (free < least, FAIL, refuses), (free < wanted, WARN, little))
 
 
 def port_checks(settings: Settings, service: ServiceInfo | None) -> Iterator[Check]:
@@ -232,11 +211,8 @@ def port_checks(settings: Settings, service: ServiceInfo | None) -> Iterator[Che
     for name in ("listen", "admin_listen"):
         address = getattr(settings, name)
         reason = _bind_fault(*split_address(address))
-        if reason is None:
-            yield Check(name, OK, f"{address} is free")
-        else:
-            flag = "--" + name.replace("_", "-")
-            yield Check(name, FAIL, f"{address}: {reason}; choose another with {flag} HOST:PORT")
+        taken = f"{address}: {reason}; choose another with {flag_name(name)} HOST:PORT"
+        yield judged(name, f"{address} is free", (reason, FAIL, taken))
 
 
 def _running(service: ServiceInfo) -> Check:
@@ -254,13 +230,14 @@ def _running(service: ServiceInfo) -> Check:
     counts = ", ".join(f"{code} {count}" for code, count in ready.get("refused_60s", {}).items())
     refused = f"Refused in the last minute: {counts}" if counts else ""
     told = ". ".join(each.rstrip(".") for each in (why, ready.get("next"), refused) if each)
-    if status != 200:
-        return Check("service", FAIL, f"{said}; it takes no posts: {told}")
-    if reason or state != "accepting" or refused:
-        must_act = {INVALID_FULL, SHARE_USED, WRITES_FAIL}
-        level = FAIL if state == "on_hold" or ready.get("cause") in must_act else WARN
-        return Check("service", level, f"{said}; {told}")
-    return Check("service", OK, f"{said}, {state}")
+    must_act = state == "on_hold" or ready.get("cause") in {INVALID_FULL, SHARE_USED, WRITES_FAIL}
+    is_well = not reason and state == "accepting" and not refused
+    return judged(
+        "service",
+        f"{said}, {state}",
+        (status != 200, FAIL, f"{said}; it takes no posts: {told}"),
+        (not is_well, FAIL if must_act else WARN, f"{said}; {told}"),
+    )
 
 
 def _bind_fault(host: str, port: int) -> str | None:
@@ -283,23 +260,22 @@ def dead_letters_check(settings: Settings) -> Check:
     tally = Tally()
     live = sum(1 for each in segments(folder) for _ in undone_lines(each, tally=tally))
     # Files without live or damaged lines are removed as soon as their space is needed.
-    if room.is_full_for_invalid(size) and (live or tally.damaged):
-        return Check(
-            "dead letters",
-            FAIL,
-            f"{CAUSES[INVALID_FULL].words} ({size / 1024:,.1f} of {half / 1024:,.1f} KiB); "
-            f"replay or discard entries (`ingest dlq stats`), or raise dlq_bytes_max",
-        )
-    if tally.damaged:
-        return Check(
-            "dead letters",
-            WARN,
-            f"{live:,} waiting; skipped {tally.torn} torn and {tally.altered} altered lines, "
-            f"{counted(len(tally.unreadable), 'file')}; see `ingest dlq stats`",
-        )
-    if live:
-        return Check("dead letters", WARN, f"{live:,} waiting; see `ingest dlq list`")
-    return Check("dead letters", OK, "none")
+    is_full = room.is_full_for_invalid(size) and (live or tally.damaged)
+    full = (
+        f"{CAUSES[INVALID_FULL].words} ({size / 1024:,.1f} of {half / 1024:,.1f} KiB); "
+        f"replay or discard entries (`ingest dlq stats`), or raise dlq_bytes_max"
+    )
+    skipped = (
+        f"{live:,} waiting; skipped {tally.torn} torn and {tally.altered} altered lines, "
+        f"{counted(len(tally.unreadable), 'file')}; see `ingest dlq stats`"
+    )
+    return judged(
+        "dead letters",
+        "none",
+        (is_full, FAIL, full),
+        (tally.damaged, WARN, skipped),
+        (live, WARN, f"{live:,} waiting; see `ingest dlq list`"),
+    )
 
 
 async def _database(loaded: Loaded, service: ServiceInfo | None) -> list[Check]:

@@ -200,7 +200,7 @@ def _append(path: Path, lines: bytes) -> bool:
             file=sys.stderr,
         )
         return False
-    asyncio.run(asyncio.sleep(2 * LOOK_S))  # then a running service has read it
+    asyncio.run(asyncio.sleep(4 * LOOK_S))  # then a running service has read it
     return True
 
 

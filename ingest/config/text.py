@@ -1,4 +1,4 @@
-"""The settings as text: bounds, help, the table for the documents, two example files.
+"""The settings as text: bounds, help, two example files.
 
 All of it is printed from the declarations in settings.py, so nothing is written twice.
 """
@@ -61,19 +61,6 @@ def help_text(declared: Field[Any], why: str = "") -> str:
     limits = "" if declared.metadata["within"] is None else bounds_text(declared)
     bounds = f"[{default_text(declared)}{'; ' + limits if limits else ''}]"
     return f"{why or declared.metadata['why']} {bounds}"
-
-
-def markdown_table() -> str:
-    """Return the table of all settings for docs/settings.md."""
-    lines = ["| setting | default | allowed | meaning |", "| --- | --- | --- | --- |"]
-    for title, members in groups():
-        lines.append(f"| **{title}** | | | |")
-        lines += [
-            f"| `{each.name}` | {default_text(each)} | {bounds_text(each)} "
-            f"| {each.metadata['why']} |"
-            for each in members
-        ]
-    return "\n".join(lines)
 
 
 def env_example() -> str:

@@ -18,12 +18,11 @@ from benchmarks.document import anchor
 from benchmarks.record import newest_of, read
 from ingest.cli.main import COMMANDS
 from ingest.config.text import env_example
-from ingest.embedded.broker_config import roles_text
 from ingest.model import codes
 from ingest.receiver.openapi import FILE
 from ingest.system.log_events import EVENTS
 from tests.printing import openapi
-from tests.printing.documents import TABLES, log_calls, metrics_table
+from tests.printing.documents import TABLES, log_calls, metrics_table, roles_text
 from tests.support.documents import DOCUMENTS, README, REPOSITORY, without_fences
 
 EXAMPLE = REPOSITORY / "deploy" / "ingest.env.example"

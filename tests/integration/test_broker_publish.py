@@ -7,7 +7,6 @@ import base64
 import contextlib
 import os
 import signal
-from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -30,7 +29,6 @@ from tests.support.blocks import make_block
 from tests.support.brokers import (
     api,
     embedded,
-    hit,
     is_up,
     joined,
     messages,
@@ -149,34 +147,6 @@ async def test_stop_does_not_wait_for_a_server_that_takes_nothing(
             await asyncio.sleep(0.2)
         assert not gateway.up
         proxy.resume()
-
-
-async def test_killed_server_costs_no_message_and_stores_none_twice(
-    server: EmbeddedBroker, admin: BrokerConnection
-) -> None:
-    """All that was under way when the server was killed is there, once."""
-    async with joined(server, "gateway") as gateway:
-        publishing = publisher(gateway)
-        acknowledged: list[bytes] = []
-
-        async def post(poster: int) -> None:
-            for n in range(40):
-                body = f"{poster}-{n}".encode().ljust(2_000, b".")
-                await publishing.publish(f"{poster}-{n}", body)
-                acknowledged.append(body)
-
-        posting = asyncio.gather(*(post(poster) for poster in range(8)))
-        for count in (60, 180):
-            await until(lambda count=count: len(acknowledged) >= count)  # type: ignore[misc]
-            await until(lambda: server.pid is not None)
-            assert publishing._under_way
-            hit(server.pid, signal.SIGKILL)
-        await posting
-    await is_up(admin)
-    found = Counter(await stored(admin))
-    assert len(acknowledged) == 320
-    assert set(found) == set(acknowledged)
-    assert set(found.values()) == {1}
 
 
 async def test_frozen_server_is_left_and_found_again(

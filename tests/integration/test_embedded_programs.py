@@ -16,6 +16,7 @@ from ingest.embedded.programs import (
     command,
     database_user,
     find_binaries,
+    place,
     reachable,
 )
 from ingest.model.errors import StartError
@@ -86,6 +87,17 @@ def test_database_user_of_a_user_is_himself(
         database_user(tmp_path)
 
 
+def test_programs_that_cannot_be_run_by_the_user_are_an_error(tmp_path: Path) -> None:
+    """If even a copy does not run, the error names the programs."""
+    programs = tmp_path / "pg" / "inst" / "bin"
+    programs.mkdir(parents=True)
+    (programs / "postgres").write_text("#!/bin/sh\nexit 1\n")
+    (programs / "postgres").chmod(0o755)
+    user = DatabaseUser(os.geteuid(), os.getegid(), "somebody")
+    with pytest.raises(StartError, match="somebody can run neither"):
+        place(user, programs, tmp_path)
+
+
 def test_the_starter_reads_nothing_after_it_became_the_user() -> None:
     """A Python in root's own folder can import no more modules as another user."""
     line = command(DatabaseUser(-1, -1, ""), "/bin/true")
@@ -131,3 +143,9 @@ def test_find_binaries_of_the_system_takes_the_newest(
     monkeypatch.setattr(postgres_binaries, "SYSTEM", tmp_path / "absent")
     on_path = tmp_path / "15" / "bin"
     assert find_binaries({"PATH": str(on_path)}) == on_path
+
+
+def test_find_binaries_named_but_wrong_is_an_error(tmp_path: Path) -> None:
+    """A wrong INGEST_PG_BIN is not ignored."""
+    with pytest.raises(StartError, match="INGEST_PG_BIN"):
+        find_binaries({"INGEST_PG_BIN": str(tmp_path)})

@@ -29,11 +29,11 @@ def git(folder: Path, *words: str | Path) -> bool:
 
 def failing(copy: Path, *words: str) -> str:
     """Run tests of a copy until one fails; return its id, "" if none does."""
-    run = ["./run", "test", "-q", "-x", "-n", "1", "--dist", "loadfile", *words]
+    run = ["./run", "test", "-q", "-x", "-n", "1", "--dist", "loadfile", "--no-loadscope-reorder"]
     venv = os.environ.get("RUN_VENV", str(ROOT / ".venv"))
     environment = {**os.environ, "RUN_VENV": venv}
     done = subprocess.run(
-        run, cwd=copy, env=environment, check=False, capture_output=True, text=True
+        [*run, *words], cwd=copy, env=environment, check=False, capture_output=True, text=True
     )
     found = _FAILED.search(done.stdout)
     if found is None and done.returncode:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import sys
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,6 @@ from ingest.app.admin import AdminSide
 from ingest.app.overview import Overview
 from ingest.config.settings import Settings
 from ingest.model.causes import FIELDS
-from tests.support.documents import REPOSITORY
 from tests.support.letters import folder_queue
 from tests.support.receiver import Client, Reply
 from tests.support.statuses import FakeProcess
@@ -24,29 +22,6 @@ from tests.support.statuses import FakeProcess
 TOKEN = "s3cret-token-of-the-test"
 # A process with a real ledger: it reports each second, counts what a line on its input says, and
 # ends with a last status when its input ends.
-CHILD = """
-import asyncio, json, sys
-from ingest.app.status import StatusSource
-from tests.support.statuses import FakeProcess
-
-async def main(role):
-    process, stop = FakeProcess(role), asyncio.Event()
-    source, ledger = process.source, process.ledger
-    send = lambda status: print(json.dumps(status), flush=True)
-    reader = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    running = asyncio.create_task(source.run(send, stop))
-    while line := await reader.readline():
-        process.takes(int(line))
-        ledger.request_answered("/v1/readings", 202, 0.001)
-        send(source.status())
-    stop.set()
-    await running
-    send(source.status(final=True))
-
-asyncio.run(main(sys.argv[1]))
-"""
 
 
 class UpRig:
@@ -124,50 +99,3 @@ async def running_up(folder: Path) -> AsyncIterator[UpRig]:
         await shown
         await rig.admin.close()
         await rig.dead_letters.close()
-
-
-class Child:
-    """A real process that reports to the port, under a name."""
-
-    def __init__(self, rig: UpRig, name: str) -> None:
-        self._rig = rig
-        self.name = name
-        self._reading: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        """Start it, and wait for its first status."""
-        self.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", CHILD, self.name.rpartition("-")[0]),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            cwd=REPOSITORY,
-            limit=10**6,
-        )
-        self._first = asyncio.Event()
-        self._reading = asyncio.create_task(self._read())
-        async with asyncio.timeout(20):
-            await self._first.wait()
-
-    async def _read(self) -> None:
-        assert self.process.stdout is not None
-        while line := await self.process.stdout.readline():
-            self._rig.up.status(self.name, json.loads(line))
-            self._first.set()
-
-    async def takes(self, *rows: int) -> None:
-        """Let it count posts with so many readings."""
-        assert self.process.stdin is not None
-        self.process.stdin.write("".join(f"{each}\n" for each in rows).encode())
-        await self.process.stdin.drain()
-
-    async def end(self, *, kill: bool = False) -> None:
-        """End it, and tell the port. Repeatable."""
-        if self.process.returncode is None and kill:
-            self.process.kill()
-        elif self.process.stdin is not None:
-            self.process.stdin.close()
-        if self._reading is not None:
-            await self._reading
-            self._reading = None
-            await self.process.wait()
-            self._rig.up.instances.gone(self.name, self.process.pid)

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from ingest.admin.dashboard.tail import GatheredTail, Observed, Tail
+from ingest.admin.dashboard.tail import Observed, Tail
 from ingest.app.status import STATUS_BYTES_MAX, StatusSource, read_status
 from ingest.model.codes import PROBLEMS
 from ingest.model.ledger import CLOSED_BY
@@ -81,7 +81,7 @@ def test_largest_status_is_below_its_bound() -> None:
         }
         for at in range(60)
     ]
-    tail = GatheredTail()
+    tail = Tail()
     readings = [Reading(10**15, name, name, 1e300)] * 40
     tail.add({"readings": readings, "posts": 9, "rejected": [name] * 99, "rejected_sampled": True})
     source = StatusSource(

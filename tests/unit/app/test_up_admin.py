@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
-import subprocess
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,7 @@ import pytest
 
 from tests.support.receiver import Client, until
 from tests.support.statuses import FakeProcess
-from tests.support.up_admin import Child, UpRig, running_up
+from tests.support.up_admin import UpRig, running_up
 
 
 @pytest.fixture
@@ -23,53 +20,6 @@ async def rig(tmp_path: Path) -> AsyncIterator[UpRig]:
     """The port, without any process."""
     async with running_up(tmp_path) as rig:
         yield rig
-
-
-async def test_real_processes_are_counted_together(rig: UpRig) -> None:
-    """Two gateways and a writer; one ends in order, one is killed; their successors start at 0."""
-    async with AsyncExitStack() as stack:
-        children = [Child(rig, name) for name in ("gateway-1", "gateway-2", "writer-1")]
-        for child in children:
-            stack.push_async_callback(child.end, kill=True)
-        await asyncio.gather(*(child.start() for child in children))
-        one, two, writer = children
-        await asyncio.gather(one.takes(5, 6), two.takes(7), writer.takes(18))
-        instances = rig.up.instances
-
-        def total() -> tuple[int, int]:
-            instances.refresh()
-            return instances.ledger.received, instances.ledger.delivered
-
-        await until(lambda: total() == (18, 18))
-        metrics = await rig.metrics()
-        name = "ingest_readings_received_total"
-        assert [metrics[f'{name}{{instance="gateway-{at}"}}'] for at in (1, 2)] == [11, 7]
-        began, own = (
-            metrics[f'process_start_time_seconds{{instance="{each}"}}']
-            for each in ("writer-1", "up")
-        )
-        assert began > own + 0.3
-        document = await rig.json("/readyz")
-        assert document["state"] == "accepting"
-        assert [each["instance"] for each in document["instances"]] == [
-            each.name for each in children
-        ]
-        await one.end()
-        await two.end(kill=True)
-        document = await rig.json("/readyz")
-        assert document["state"] == "accepting", "for a moment posts wait for the next gateway"
-        assert [each["runs"] for each in document["instances"]] == [False, False, True]
-        assert total() == (18, 18)
-        successor = Child(rig, "gateway-1")
-        stack.push_async_callback(successor.end, kill=True)
-        await successor.start()
-        await successor.takes(2)
-        await until(lambda: total() == (20, 18))
-        metrics = await rig.metrics()
-        assert metrics[f'{name}{{instance="gateway-1"}}'] == 2
-        assert metrics['ingest_instance_up{instance="gateway-1"}'] == 1
-        assert metrics['ingest_instance_up{instance="gateway-2"}'] == 0
-        assert 'process_resident_memory_bytes{instance="gateway-2"}' not in metrics
 
 
 def _busy(rig: UpRig) -> None:
@@ -105,23 +55,6 @@ async def test_every_series_has_the_label_of_its_process(rig: UpRig) -> None:
     with_folder = {line for line in lines if line.startswith("ingest_dlq_bytes{")}
     assert with_folder == {'ingest_dlq_bytes{instance="up"}'}
     assert metrics['ingest_state{instance="up",state="accepting"}'] == 1
-
-
-@pytest.mark.skipif(
-    shutil.which("promtool") is None, reason="no promtool: apt-get install prometheus"
-)
-async def test_metrics_of_several_processes_pass_promtool(rig: UpRig) -> None:
-    """Prometheus' linter finds nothing."""
-    _busy(rig)
-    done = await asyncio.to_thread(
-        subprocess.run,
-        ["promtool", "check", "metrics"],
-        input=(await rig.ask("/metrics")).body,
-        capture_output=True,
-        timeout=30,
-        check=False,
-    )
-    assert (done.returncode, done.stdout + done.stderr) == (0, b"")
 
 
 async def test_hold_release_goes_to_the_writers_that_wait(rig: UpRig) -> None:

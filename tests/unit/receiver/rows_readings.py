@@ -131,6 +131,8 @@ PLAIN = [
     Row(head(headers=CHUNKED) + b"1\r\n \r\n" * 20_000 + b"0\r\n\r\n", 400, says="too small"),
     # What follows CONNECT would belong to a tunnel, which this port is not.
     Row(post() + head("CONNECT", "x:1") + post(), 202, kept=KEPT, then=(404,)),
+    # What the port offers may be read without a token, but not by a page of another site.
+    Row(head("GET", "/openapi.json", {"Origin": "http://evil.example"}), 403),
     # A head may be as large as the refusal of a larger one says.
     Row(head("GET", "/livez", {"X": "x" * (8 * 1024 + 1)}), 431, says="8 KiB in a line"),
     Row(head(headers={f"X-{n}": "1" for n in range(200)}), 431, says="64 headers"),

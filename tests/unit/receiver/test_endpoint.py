@@ -25,9 +25,6 @@ async def test_post_without_ts_gets_the_time_of_receipt() -> None:
         assert receiver.inlet.readings[0].ts_us == block.received_us
 
 
-# Without a time in it: test processes must agree on the names of the tests.
-
-
 @reserves
 async def test_post_without_room_is_503_with_retry_after() -> None:
     """BufferFull becomes 503 buffer_full; its readings are rejected, not dead-lettered."""

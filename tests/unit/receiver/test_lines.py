@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from ingest.http.response import Answer
-from ingest.model.errors import (
-    BufferFull,
-)
+from ingest.model.errors import BufferFull
 from ingest.receiver.pages.line_stubs import DATABASES_MAX
 from ingest.system.clock import monotonic_s
 from tests.support.receiver import Receiver, Reply, head, running_receiver, until

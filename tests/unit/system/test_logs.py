@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -90,6 +91,33 @@ def test_log_odd_value_still_gives_a_line(stream: io.BytesIO, value: Any) -> Non
     """A line is written for values of every kind."""
     logs.get_logger().info("odd", value=value)
     assert lines(stream)[0]["event"] == "odd"
+
+
+def test_log_as_text_is_short_and_harmless() -> None:
+    """For a person: time of day, level, event, values. No colours unless it is a terminal."""
+    with text_log(io.BytesIO()) as stream:
+        logs.get_logger("x").warning("database_away", sqlstate=None, message="a b\x1b[31m\nred")
+        logs.get_logger("x").info("state", state="accepting", was="starting")
+    first, second = stream.getvalue().decode().splitlines()
+    assert re.fullmatch(
+        r'\d\d:\d\d:\d\d warning  database_away  sqlstate=null message="a b\\u001b\[31m\\nred"',
+        first,
+    )
+    assert second[9:] == "info     state  state=accepting was=starting"
+
+
+def test_log_as_text_shows_a_traceback_on_lines_of_its_own() -> None:
+    """A person reads the traceback as Python prints it; no line of it acts on the terminal."""
+    with text_log(io.BytesIO()) as stream:
+        try:
+            raise RuntimeError("first\n\x1b[2Jsecond")
+        except RuntimeError:
+            logs.get_logger().error("request_failed", exc_info=True)
+    head, *rest = stream.getvalue().decode().splitlines()
+    assert head.endswith("error    request_failed")
+    assert all(line.startswith("    ") for line in rest)
+    assert "RuntimeError: first" in rest[-2]
+    assert rest[-1] == "    \\u001b[2Jsecond"
 
 
 def test_log_broken_stderr_does_not_raise(stream: io.BytesIO) -> None:

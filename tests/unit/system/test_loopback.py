@@ -25,6 +25,15 @@ def test_lie_outside_of_what_clients_are_given_and_differ() -> None:
         assert not [port for port in ports if first <= port <= last or port < loopback.FIRST]
 
 
+def test_one_that_is_taken_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A used port is passed over; without a free one the kernel chooses."""
+    taken, free = tcp_ports.free_port(), tcp_ports.free_port()
+    monkeypatch.setattr(loopback, "candidates", lambda: [taken, free])
+    with socket.create_server(("127.0.0.1", taken)):
+        assert loopback.free_port() == free
+        assert loopback.free_port({free}) not in (taken, free)
+
+
 HEAD = (
     "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout\n"
 )
@@ -51,3 +60,10 @@ def test_socket_of_another_user_is_seen(
     table = tmp_path / "tcp"
     table.write_text(HEAD + ROW.format(local=local, state=state, uid=uid))
     assert has_foreign_owner(8080, table) is foreign
+
+
+def test_socket_of_our_own_is_none_of_another_user(tmp_path: Path) -> None:
+    """With the real table; without one, nothing is known."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert not has_foreign_owner(server.getsockname()[1])
+    assert not has_foreign_owner(8080, tmp_path / "none")
