@@ -24,7 +24,7 @@ class MemoryInlet(ABC):
     """The inlet of a buffer: its memory, and the posts that wait for room in it."""
 
     def __init__(self, rows_max: int, bytes_max: int, put_wait_s_max: float) -> None:
-        self._waiting = WaitingPosts(
+        self.waiting = WaitingPosts(
             put_wait_s_max, may_wait=self._may_wait, oldest_s=self._oldest_s
         )
         self.memory = BoundedMemory(rows_max, bytes_max, self._memory_freed)
@@ -47,9 +47,9 @@ class MemoryInlet(ABC):
 
     def _rooms(self, awaited: bool) -> tuple[WaitingPosts, Place]:
         """Return where a post waits, and what reserves its room."""
-        return self._waiting, self._place
+        return self.waiting, self.place
 
-    def _place(self, rows: int, size_bytes: int) -> Reservation | None:
+    def place(self, rows: int, size_bytes: int) -> Reservation | None:
         """Reserve room in memory; return None if there is none now."""
         if not self.memory.take(rows, size_bytes):
             return None
@@ -66,10 +66,10 @@ class MemoryInlet(ABC):
     def _may_wait(self, size_bytes: int) -> bool:
         """Whether there is memory for one more post that waits."""
         memory = self.memory
-        return memory.size_bytes + self._waiting.size_bytes + size_bytes <= memory.bytes_max
+        return memory.size_bytes + self.waiting.size_bytes + size_bytes <= memory.bytes_max
 
     def _memory_freed(self) -> None:
-        self._waiting.admit()
+        self.waiting.admit()
 
 
 class MemoryBuffer(MemoryInlet):
@@ -86,10 +86,10 @@ class MemoryBuffer(MemoryInlet):
         shared_rows_max: int = SHARED_ROWS_MAX,
     ) -> None:
         super().__init__(rows_max, bytes_max, put_wait_s_max)
-        self._shared_rows_max = shared_rows_max
+        self.shared_rows_max = shared_rows_max
         self._last: SharedBlock | None = None
-        self._writers = WaitingWriters()
-        self._queue = BlockQueue(self._writers)
+        self.writers = WaitingWriters()
+        self.queue = BlockQueue(self.writers)
 
     @property
     def broken(self) -> bool:
@@ -114,78 +114,78 @@ class MemoryBuffer(MemoryInlet):
         It may become a part of the last block.
         """
         assert told is None, "nothing here outlives the process"
-        waiting, memory = self._waiting, self.memory
+        waiting, memory = self.waiting, self.memory
         if waiting.posts or waiting.shut or not memory.take(block.rows, len(block.tuples)):
             return False
-        if not self._queue.grow(self._last, block):
-            self._last = SharedBlock(block, self._shared_rows_max)
-            self._queue.append(block)
+        if not self.queue.grow(self._last, block):
+            self._last = SharedBlock(block, self.shared_rows_max)
+            self.queue.append(block)
         return True
 
     def append(self, block: Block) -> None:
         """Add a block that has come already, even if there is no room for it."""
         self.memory.add(block.rows, len(block.tuples))
-        self._queue.append(block)
+        self.queue.append(block)
 
     def _put(self, block: Block, rows: int, size_bytes: int, durable: bool) -> Awaitable[None]:
-        self._queue.append(block)
+        self.queue.append(block)
         self.memory.trim(block, rows, size_bytes)
         return COMPLETED
 
     def shut_inlet(self) -> None:
         """Accept no post any more. Waiting posts get Stopping; writers take what is left."""
-        self._waiting.shut_out()
-        self._writers.shut_out()
+        self.waiting.shut_out()
+        self.writers.shut_out()
 
     # The outlet
 
     @property
     def rows_waiting(self) -> int:
         """Rows that writers may take now."""
-        return self._writers.rows
+        return self.writers.rows
 
     @property
     def shut(self) -> bool:
         """Whether no block will come in any more."""
-        return self._waiting.shut
+        return self.waiting.shut
 
     def first_received_s(self) -> float | None:
         """Return the monotonic time at which the first waiting block was received."""
-        return self._queue.first_received_s()
+        return self.queue.first_received_s()
 
     async def wait_rows(self, rows: int) -> None:
         """Wait until `rows` rows may be taken, or the buffer is shut."""
-        await self._writers.wait_rows(rows)
+        await self.writers.wait_rows(rows)
 
     def take(self, rows_max: int) -> list[Block]:
         """Take whole blocks in order, at least one if any waits, at most `rows_max` rows."""
-        return self._queue.take(rows_max)
+        return self.queue.take(rows_max)
 
     def settle(self, blocks: Sequence[Block]) -> None:
         """Drop blocks that were taken; their room comes free."""
-        self.memory.free(*self._queue.settle(blocks))
+        self.memory.free(*self.queue.settle(blocks))
 
     def give_back(self, blocks: Sequence[Block]) -> None:
         """Put blocks back to the front, in order of receipt."""
-        self._queue.give_back(blocks)
+        self.queue.give_back(blocks)
 
     def stats(self) -> BufferStats:
         """Return what is in the buffer now, blocks that writers have taken included."""
-        memory, rows = self.memory, self._queue.rows
+        memory, rows = self.memory, self.queue.rows
         return BufferStats(
             rows=rows,
             rows_max=memory.rows_max,
-            size_bytes=memory.size_bytes + self._waiting.size_bytes,
+            size_bytes=memory.size_bytes + self.waiting.size_bytes,
             bytes_max=memory.bytes_max,
-            rows_waiting=self._writers.rows,
-            blocks_waiting=len(self._queue.blocks),
-            posts_waiting=len(self._waiting.posts),
+            rows_waiting=self.writers.rows,
+            blocks_waiting=len(self.queue.blocks),
+            posts_waiting=len(self.waiting.posts),
             oldest_received_s=self._oldest_s(),
-            rows_taken=rows - self._writers.rows,
+            rows_taken=rows - self.writers.rows,
         )
 
     def _oldest_s(self) -> float | None:
-        return self._queue.oldest_s()
+        return self.queue.oldest_s()
 
     def journal_stats(self) -> JournalStats:
         """Return zeros: there is no journal."""

@@ -75,7 +75,7 @@ class JournalBuffer(MemoryBuffer):
         self._rows_unconfirmed = 0  # on the disk, but the tasks of their posts have not run since
         self._journal_bytes_max = journal_bytes_max
         self._spills = spills
-        self._backlog = BlockQueue(self._writers)  # the live ones are in `_queue`
+        self._backlog = BlockQueue(self.writers)  # the live ones are in `queue`
         # The entries that may still grow.
         self._durable: JournalEntry | None = None
         self._buffered: JournalEntry | None = None
@@ -117,7 +117,7 @@ class JournalBuffer(MemoryBuffer):
         gone = await self.journal.missing()
         index = self.journal.index
         self._rows_gone = sum(each.rows for each in index.ranges() if each.segment in gone)
-        blocks = [*self._backlog.take(1 << 62), *self._queue.take(1 << 62)]
+        blocks = [*self._backlog.take(1 << 62), *self.queue.take(1 << 62)]
         for block in blocks:
             if block.sequence and index.segment_of(block.sequence) in gone:
                 block.sequence = 0
@@ -144,7 +144,7 @@ class JournalBuffer(MemoryBuffer):
 
         It may become a part of another block. While blocks are spilled, each has its own frame.
         """
-        waiting, memory, journal = self._waiting, self.memory, self.journal
+        waiting, memory, journal = self.waiting, self.memory, self.journal
         rows, size_bytes = block.rows, len(block.tuples)
         if (
             waiting.posts
@@ -169,22 +169,22 @@ class JournalBuffer(MemoryBuffer):
         if last is not None and last.takes(block):
             last.waiters.append(waiter)
             return
-        entry = self._durable = JournalEntry(block, rows_max=self._shared_rows_max, told=told)
+        entry = self._durable = JournalEntry(block, rows_max=self.shared_rows_max, told=told)
         entry.waiters.append(waiter)  # before the journal has it, which may refuse it at once
         self.journal.append(entry)
 
     def _add_buffered(self, block: Block) -> None:
         """Add a post that does not wait. Writers may take it at once."""
         self.live_put_s = monotonic_s()
-        if not self._queue.grow(self._buffered, block):
-            self._buffered = JournalEntry(block, rows_max=self._shared_rows_max)
+        if not self.queue.grow(self._buffered, block):
+            self._buffered = JournalEntry(block, rows_max=self.shared_rows_max)
             self.journal.append(self._buffered)
-            self._queue.append(block)
+            self.queue.append(block)
 
     def _rooms(self, awaited: bool) -> tuple[WaitingPosts, Place]:
-        waiting = self._waiting
+        waiting = self.waiting
         if awaited:
-            return self._waiting_for_memory if self._spills else waiting, super()._place
+            return self._waiting_for_memory if self._spills else waiting, self.place
         if self.journal.broken is not None and not waiting.shut:
             raise JournalBroken(str(self.journal.broken))
         return waiting, self._place_in_journal
@@ -197,7 +197,7 @@ class JournalBuffer(MemoryBuffer):
 
     @property
     def _bytes_waiting(self) -> int:
-        return self._waiting.size_bytes + self._waiting_for_memory.size_bytes
+        return self.waiting.size_bytes + self._waiting_for_memory.size_bytes
 
     def _put(self, block: Block, rows: int, size_bytes: int, durable: bool) -> Awaitable[None]:
         """Take a block that is not journaled."""
@@ -230,7 +230,7 @@ class JournalBuffer(MemoryBuffer):
         if not (durable or spilled):
             self.live_put_s = monotonic_s()
             self.journal.append(JournalEntry(block))
-            self._queue.append(block)
+            self.queue.append(block)
             return COMPLETED
         decision = Decision(block.rows, self._confirm)
         entry = JournalEntry(block, told=self._decided, spilled=spilled)
@@ -269,7 +269,7 @@ class JournalBuffer(MemoryBuffer):
             self.journal.index.on_disk(segment, start, block)
             self.loader.read_wanted.set()
         elif entry.told is not None:
-            self._queue.append(block)
+            self.queue.append(block)
         self._admit()
         entry.tell(None)
 
@@ -290,22 +290,22 @@ class JournalBuffer(MemoryBuffer):
 
     def _admit(self) -> None:
         """Grant room to posts that wait, as long as there is room."""
-        self._waiting.admit()
+        self.waiting.admit()
         self._waiting_for_memory.admit()
 
     # The outlet
 
     def first_received_s(self) -> float | None:
         """Return the monotonic time at which the first waiting block was received."""
-        return _earliest(self._queue.first_received_s(), self._backlog.first_received_s())
+        return _earliest(self.queue.first_received_s(), self._backlog.first_received_s())
 
     def take(self, rows_max: int) -> list[Block]:
         """Take whole blocks in order: live ones, or blocks of the backlog."""
         if not self._backlog.blocks:
-            return self._queue.take(rows_max)
+            return self.queue.take(rows_max)
         self._batches += 1
-        if self._queue.blocks and self._batches % BACKLOG_EVERY:
-            return self._queue.take(rows_max)
+        if self.queue.blocks and self._batches % BACKLOG_EVERY:
+            return self.queue.take(rows_max)
         if self.live_first():
             rows_max = min(rows_max, LIVE_BATCH_ROWS_MAX)
         return self._backlog.take(rows_max)
@@ -314,7 +314,7 @@ class JournalBuffer(MemoryBuffer):
         """Drop blocks that were taken; their room in memory and on the disk comes free."""
         self.journal.settle(blocks)
         live, old = self._split(blocks)
-        rows, size_bytes = self._queue.settle(live)
+        rows, size_bytes = self.queue.settle(live)
         old_rows, old_bytes = self._backlog.settle(old)
         self.loader.backlog_bytes -= old_bytes
         self.memory.free(rows + old_rows, size_bytes + old_bytes)
@@ -322,7 +322,7 @@ class JournalBuffer(MemoryBuffer):
     def give_back(self, blocks: Sequence[Block]) -> None:
         """Put blocks back to the front, in order of receipt."""
         live, old = self._split(blocks)
-        self._queue.give_back(live)
+        self.queue.give_back(live)
         self._backlog.give_back(old)
 
     def _split(self, blocks: Sequence[Block]) -> tuple[Sequence[Block], Sequence[Block]]:
@@ -334,25 +334,25 @@ class JournalBuffer(MemoryBuffer):
 
     def stats(self) -> BufferStats:
         """Return what is in the buffer now, blocks that are only on the disk included."""
-        live, backlog, memory = self._queue, self._backlog, self.memory
+        live, backlog, memory = self.queue, self._backlog, self.memory
         kept = self.journal.index.rows
         return BufferStats(
             rows=live.rows + backlog.rows + kept - self._rows_unconfirmed,
             rows_max=memory.rows_max,
             size_bytes=memory.size_bytes + self._bytes_waiting,
             bytes_max=memory.bytes_max,
-            rows_waiting=self._writers.rows,
+            rows_waiting=self.writers.rows,
             blocks_waiting=len(live.blocks) + len(backlog.blocks),
-            posts_waiting=len(self._waiting.posts),
+            posts_waiting=len(self.waiting.posts),
             oldest_received_s=self._oldest_s(),
-            rows_taken=live.rows + backlog.rows - self._writers.rows,
+            rows_taken=live.rows + backlog.rows - self.writers.rows,
             rows_kept=kept + self._rows_left - self._rows_gone,
             disk_used=self._disk_bytes / self._journal_bytes_max if self._spills else None,
         )
 
     def _oldest_s(self) -> float | None:
         on_disk_s = self.journal.index.oldest_s()
-        return _earliest(self._queue.oldest_s(), self._backlog.oldest_s(), on_disk_s)
+        return _earliest(self.queue.oldest_s(), self._backlog.oldest_s(), on_disk_s)
 
     @property
     def broken(self) -> bool:

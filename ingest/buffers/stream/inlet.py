@@ -75,7 +75,7 @@ class StreamInlet(MemoryInlet):
 
     def take_in(self, block: Block, waiter: object = None, told: Told | None = None) -> bool:
         """Add a post to the last group, at once: see ports.Inlet."""
-        waiting, memory = self._waiting, self.memory
+        waiting, memory = self.waiting, self.memory
         rows, size_bytes = block.rows, len(block.tuples)
         if waiting.posts or waiting.shut or not memory.take(rows, size_bytes):
             return False
@@ -179,11 +179,11 @@ class StreamInlet(MemoryInlet):
         return BufferStats(
             rows=self._rows_promised + self._left.rows,
             rows_max=memory.rows_max,
-            size_bytes=memory.size_bytes + self._waiting.size_bytes,
+            size_bytes=memory.size_bytes + self.waiting.size_bytes,
             bytes_max=memory.bytes_max,
             rows_waiting=self._rows_promised,
             blocks_waiting=len(self._queue.groups),
-            posts_waiting=len(self._waiting.posts),
+            posts_waiting=len(self.waiting.posts),
             oldest_received_s=self._oldest_s(),
         )
 
@@ -196,7 +196,7 @@ class StreamInlet(MemoryInlet):
 
     def shut_inlet(self) -> None:
         """Accept no more posts. Those that wait for room get Stopping."""
-        self._waiting.shut_out()
+        self.waiting.shut_out()
 
     async def finish(self) -> None:
         """Return once all messages are in the stream, or were given up. Safe to cancel."""
