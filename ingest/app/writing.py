@@ -116,7 +116,7 @@ class WritingHalf:
         self.breaker = CircuitBreaker(window_rows=WINDOW_ROWS, rows_max=ROWS_MAX)
         self.housekeeping: Housekeeping | None = None  # once the sinks have been made
         # What the writers and the housekeeping find wrong, for Health.
-        self.troubles = (
+        self.troubles: tuple[Callable[[], Trouble], ...] = (
             self.backlog.trouble,
             lambda: self.housekeeping.trouble() if self.housekeeping else Trouble(),
         )
