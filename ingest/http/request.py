@@ -95,23 +95,25 @@ class Forwarding(Protocol):
         """Return who sent a request of this peer."""
 
 
-class HeldPlace(Protocol):
-    """What a connection holds of a limit of its sender."""
+class HeldPlace:
+    """What a connection holds of the limit of a sender, whose connections in use are counted."""
 
-    sender: str
+    __slots__ = ("_used", "sender")
 
-    def left(self) -> None:
-        """Give it back: the connection is closed, or is used by another sender."""
-
-
-class _NoPlace:
-    sender = ""
+    def __init__(self, sender: str, used: dict[str, int]) -> None:
+        self.sender = sender  # "" once it is given back
+        self._used = used
 
     def left(self) -> None:
-        pass
+        """Give it back: the connection is closed, or is used by another sender. Repeatable."""
+        sender, self.sender = self.sender, ""
+        if sender:
+            self._used[sender] -= 1
+            if not self._used[sender]:
+                del self._used[sender]
 
 
-NO_PLACE: HeldPlace = _NoPlace()  # nobody's
+NO_PLACE = HeldPlace("", {})  # nobody's
 
 
 class Sender(Protocol):
