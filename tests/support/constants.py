@@ -25,6 +25,7 @@ PLACES: dict[str, tuple[str, ...]] = {  # where each one is read
     "dlq_replay_pause_s": ("ingest.app.writing.REPLAY_PAUSE_S",),
     "dlq_segment_bytes": ("ingest.dead_letters.folder.backend.SEGMENT_BYTES",),
     "full_s_min": ("ingest.app.space.FULL_S_MIN",),
+    "hold_probe_s_max": ("ingest.config.settings.HOLD_PROBE_S_MAX",),
     "housekeeping_pause_s": ("ingest.app.housekeeping.PAUSE_S",),
     "journal_segment_bytes": ("ingest.app.buffer.SEGMENT_BYTES",),
     "late_days_max": ("ingest.app.database.LATE_DAYS_MAX",),

@@ -22,7 +22,7 @@ from tests.system.service import Service
 QUICK: dict[str, Any] = {
     "wait_s_max": 0.2,
     "schema_check_s": 0.2,
-    "command_s_max": 0.6,
+    "command_s_max": 1,
     "dlq_replay_pause_s": 0.1,
 }
 BREAK, FIX = "rename metric to metrik", "rename metrik to metric"

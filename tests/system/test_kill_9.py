@@ -15,7 +15,7 @@ from tests.system.fleet import FIRST_US, TABLE_SQL, Fleet, check_table, reading
 from tests.system.service import Service, run_command
 
 QUICK: dict[str, Any] = {
-    "command_s_max": 0.6,
+    "command_s_max": 1,
     "wait_s_max": 0.2,
 }
 
@@ -101,7 +101,7 @@ async def test_drain_without_database_leaves_all_to_the_journal(
     """No reading is dead-lettered: held=N lost=0, and the next start recovers N."""
     async with Database(open_tmp_path / "db", free_port) as database:
         service = Service(
-            open_tmp_path / "state", database_url=database.url, drain_s_max=1, **QUICK
+            open_tmp_path / "state", database_url=database.url, drain_s_max=1.5, **QUICK
         )
         async with service:
             await service.wait_state("accepting")

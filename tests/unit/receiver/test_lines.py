@@ -525,3 +525,11 @@ async def test_sender_that_is_too_fast_gets_503() -> None:
         reply = await write(receiver, LINE_A)
         assert (reply.status, reply.document["problem"]) == (503, "too_fast")
         assert int(reply.headers["retry-after"]) >= 1
+
+
+async def test_post_that_never_fits_the_journal_is_not_told_to_come_again() -> None:
+    """Half of the journal holds all readings of one post at most."""
+    lines = b"\n".join(b"m,host=h a%d=1" % number for number in range(4_000))
+    async with running_receiver(journal_bytes_max=128 * 1024) as receiver:
+        reply = await write(receiver, lines)
+        assert (reply.status, reply.document["problem"]) == (413, "body_too_large")
