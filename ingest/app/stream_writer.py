@@ -57,7 +57,7 @@ from ingest.model.ledger import Gauges
 from ingest.model.letter import NOT_OURS, Letter
 from ingest.model.metrics import figures_of
 from ingest.sinks.postgres.connection import DatabaseUrl
-from ingest.system.clock import monotonic_s, unix_us
+from ingest.system.clock import unix_us
 from ingest.system.logs import get_logger
 from ingest.writer.set_aside import set_aside_rest
 
@@ -294,9 +294,10 @@ class StreamWriter:
         self.writing.release_hold(bool(asked.get("dead_letter")))
 
     def _stream(self) -> tuple[StreamState, float] | None:
-        """Return the stream and how old what is not done is; None before it has been asked."""
-        state = self._role.watch.state
-        return None if state is None else (state, self._undone.age_s(monotonic_s(), state))
+        """Return the stream and how old what is not done was then; None before it was asked."""
+        watch = self._role.watch
+        state = watch.state
+        return None if state is None else (state, self._undone.age_s(watch.looked_s, state))
 
     def _waiting(self) -> Waiting | None:
         if (now := self._stream()) is None:
