@@ -15,17 +15,19 @@ import asyncio
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp.http import HttpVersion11
 
 from ingest.http.framer import Framer
 from ingest.http.heads import HEAD_END, KnownHeads, code_of
-from ingest.http.owner import Owner
-from ingest.http.request import NO_PLACE, Client, Forwarding, HeldPlace, Request, client_at
+from ingest.http.request import NO_PLACE, Client, HeldPlace, Request, client_at
 from ingest.http.response import Answer
 from ingest.http.valve import BEHIND, LATER, UNREAD, Valve
 from ingest.system.logs import get_logger
+
+if TYPE_CHECKING:  # it imports this module
+    from ingest.http.connections import Connections
 
 # Bytes that come after the last answer are dropped for this long. If the connection were closed at
 # once, many clients would see an error of the connection and not the answer.
@@ -50,9 +52,9 @@ class Connection(asyncio.Protocol):
         *("_over", "_owner", "_request", "_tries", "place", "proxies", "retires", "valve"),
     )
 
-    def __init__(self, owner: Owner) -> None:
+    def __init__(self, owner: Connections) -> None:
         self.valve = Valve()
-        self.proxies: Forwarding | None = owner.proxies
+        self.proxies = owner.proxies
         self.place: HeldPlace = NO_PLACE
         self.retires = False  # the connection ends with its next answer
         self._owner = owner
@@ -236,7 +238,7 @@ class Connection(asyncio.Protocol):
             owner.body_awaited(self)
         else:
             owner.work_begun(self)
-            queue = owner.round_queue if request.head.is_plain else None
+            queue = owner.plain_bodies if request.head.is_plain else None
             if queue is not None and queue.enqueue(len(request.body), self._begin_in_round):
                 return
         owner.loop.call_soon(self._answer)

@@ -6,15 +6,17 @@ from asyncio import BaseTransport, Transport
 from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Network, ip_address
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiohttp import StreamReader
 from aiohttp.http import HttpVersion10, HttpVersion11, RawRequestMessage
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from ingest.http.response import Answer
-from ingest.http.valve import Valve
 from ingest.model.errors import Refused
+
+if TYPE_CHECKING:  # they import this module
+    from ingest.http.connection import Connection
 
 
 class Client(NamedTuple):
@@ -85,16 +87,6 @@ class Head:
             )
 
 
-class Forwarding(Protocol):
-    """Knows the trusted proxies, and the clients behind them."""
-
-    def has(self, address: str) -> bool:
-        """Whether a trusted proxy has this address."""
-
-    def client_of(self, headers: CIMultiDictProxy[str], peer: Client) -> Client:
-        """Return who sent a request of this peer."""
-
-
 class HeldPlace:
     """What a connection holds of the limit of a sender, whose connections in use are counted."""
 
@@ -116,23 +108,12 @@ class HeldPlace:
 NO_PLACE = HeldPlace("", {})  # nobody's
 
 
-class Sender(Protocol):
-    """The connection of a request, as the request uses it."""
-
-    valve: Valve
-    proxies: Forwarding | None
-    place: HeldPlace  # of the sender of its last post
-
-    def reply(self, answer: Answer) -> None:
-        """Answer the request in work."""
-
-
 class Request:
     """A request in work.
 
     `body` is the whole body if it arrived with its head, else None: then it is read from `content`.
-    `peer` is who has connected. `in_round`: `body` may be decoded now, and is not counted as in
-    memory any more. The page keeps in `account` whose it is.
+    `sender` is its connection, and `peer` who has connected. `in_round`: `body` may be decoded now,
+    and is not counted as in memory any more. The page keeps in `account` whose it is.
     """
 
     __slots__ = ("account", "body", "content", "head", "in_round", "peer", "sender")
@@ -143,7 +124,7 @@ class Request:
         self,
         head: Head,
         peer: Client,
-        sender: Sender,
+        sender: Connection,
         body: bytes | None,
         content: StreamReader | None = None,
     ) -> None:

@@ -22,10 +22,9 @@ from contextlib import (
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 from ingest.formats.post import Decoded, Points, Post, Rules
-from ingest.http.owner import Reply
 from ingest.http.plain_body import BodyLimits, PlainBodies
 from ingest.http.request import Request
-from ingest.http.response import Answer
+from ingest.http.response import Answer, Reply
 from ingest.model.ack import Outcome
 from ingest.model.errors import ConfigError, Refused
 from ingest.model.ledger import Ledger

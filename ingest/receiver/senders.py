@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 from ingest.access.entries import TokenEntry
 from ingest.access.tokens import ANYBODY, Identity
-from ingest.http.request import HeldPlace, Request, Sender
+from ingest.http.connection import Connection
+from ingest.http.request import HeldPlace, Request
 from ingest.model.causes import Cause, Trouble
 from ingest.model.errors import Refused
 from ingest.model.ledger import POSTS, READINGS, REFUSED, UNNAMED, Ledger
@@ -266,7 +267,7 @@ class Senders:
 
     # Connections
 
-    def _take_place(self, connection: Sender, sender: str, connections_max: int) -> None:
+    def _take_place(self, connection: Connection, sender: str, connections_max: int) -> None:
         """Count a connection for the sender of a post. Raises Refused if it has too many.
 
         `connections_max` 0: it may have any number.

@@ -22,6 +22,7 @@ PLACES: dict[str, tuple[str, ...]] = {  # where each one is read
     "answer_s_max": ("ingest.app.receiving.ANSWER_S_MAX",),
     "breaker_rows_max": ("ingest.app.writing.ROWS_MAX",),
     "breaker_window_rows": ("ingest.app.writing.WINDOW_ROWS",),
+    "dlq_invalid_parts": ("ingest.dead_letters.room.INVALID_PARTS",),
     "dlq_replay_pause_s": ("ingest.app.writing.REPLAY_PAUSE_S",),
     "dlq_segment_bytes": ("ingest.dead_letters.folder.backend.SEGMENT_BYTES",),
     "full_s_min": ("ingest.app.space.FULL_S_MIN",),

@@ -27,9 +27,8 @@ from ingest.formats.post import (
     shown,
 )
 from ingest.formats.timestamp import PRECISIONS
-from ingest.http.owner import Reply
 from ingest.http.request import Request
-from ingest.http.response import Answer, problem
+from ingest.http.response import Answer, Reply, problem
 from ingest.http.routes import POST, Route
 from ingest.model.ack import Outcome, Refusal
 from ingest.model.block import Block

@@ -60,6 +60,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "command_s_max": 7,
         "drain_s_max": 8,
         "dlq_bytes_max": 1 << 22,
+        "dlq_invalid_parts": 1 << 7,
         "dlq_segment_bytes": 1 << 14,
     },
 }

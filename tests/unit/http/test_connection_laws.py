@@ -169,7 +169,7 @@ class Played:
     """A receiver whose connections are in memory."""
 
     def __init__(self, receiver: Receiver) -> None:
-        connections = receiver.endpoint._port._connections
+        connections = receiver.endpoint._port.connections
         assert connections is not None
         self.connections = connections
         self.seen = Sightings(connections)

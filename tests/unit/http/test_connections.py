@@ -69,7 +69,7 @@ async def test_half_open_crowd_does_not_hinder_a_client() -> None:
 
         working = asyncio.create_task(work())
         crowd = await half_open(receiver.address, 3_000)
-        connections = receiver.endpoint._port._connections
+        connections = receiver.endpoint._port.connections
         assert connections is not None
         await until(lambda: connections.count <= 500 and not is_open(crowd[2_400]))
         crowd_is_in = True
@@ -197,7 +197,7 @@ async def test_head_has_not_more_time_than_a_slow_body() -> None:
     """Who only says half a head takes up a connection for ten seconds at most."""
     async with running_receiver(body_s_max=600) as receiver:
         await receiver.connect()
-        connections = receiver.endpoint._port._connections
+        connections = receiver.endpoint._port.connections
         assert connections is not None
         assert connections.header_s_max == 10
 
@@ -323,7 +323,7 @@ async def test_client_that_reads_late_gets_all_its_answers_in_order() -> None:
         client = await receiver.connect()
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a transport can
         kinds = [(GET, 200), (post(b"{"), 400), (head("GET", "/no"), 404)] * 10_000
-        connections = receiver.endpoint._port._connections
+        connections = receiver.endpoint._port.connections
         assert connections is not None
         await until(lambda: connections.count)
         (connection,) = connections._open
@@ -388,7 +388,7 @@ async def test_more_connections_than_open_files_are_not_promised(
     try:
         with structlog.testing.capture_logs() as lines:
             async with running_receiver(connections_max=20_000, body_s_max=0.1) as receiver:
-                connections = receiver.endpoint._port._connections
+                connections = receiver.endpoint._port.connections
                 assert connections is not None
                 assert connections._files.most == 500 - 384
                 await receiver.connect()

@@ -9,9 +9,8 @@ from aiohttp.http_exceptions import LineTooLong
 
 from ingest.http.connection import TRIES
 from ingest.http.heads import KNOWN_BYTES_MAX, KNOWN_MAX, SEEN_MAX, KnownHeads, code_of
-from ingest.http.owner import Reply
 from ingest.http.request import Request
-from ingest.http.response import Answer
+from ingest.http.response import Answer, Reply
 from tests.support.receiver import head, post
 from tests.support.wire import Sightings, Wire, connections_of, echo, head_of
 
@@ -230,7 +229,7 @@ async def test_trailers_are_of_their_own_request_only() -> None:
 async def test_what_a_port_does_not_queue_is_parsed_each_time() -> None:
     """The admin port remembers no heads: its requests are few."""
     connections = connections_of(echo)
-    connections.round_queue = connections.known_heads = None
+    connections.plain_bodies = connections.known_heads = None
     seen = Sightings(connections)
     assert await Wire(connections()).answered(*[POST] * 5) == [BODY] * 5
     assert seen.known == [False] * 5

@@ -143,7 +143,7 @@ async def test_silent_handshakes_do_not_keep_others_out(
         await polite.send(GET)
         assert (await polite.reply()).status == 200
         assert not any(each.reader.at_eof() for each in silent)
-        share = receiver.endpoint._plain_bodies._loop_share
+        share = receiver.endpoint._plain_bodies.loop_share
         monkeypatch.setattr(share, "_schedule", lambda: None)  # no step is done from now on
         gone = await receiver.connect()
         await gone.send(first)
@@ -163,7 +163,7 @@ async def test_handshakes_end_while_others_wait_for_their_first_step(
     async with running_receiver(**tls_settings) as receiver:
         context = trusting(tls_files[0])
         fleet = [TlsInMemory(context, await receiver.connect()) for _ in range(100)]
-        port = receiver.endpoint._port._connections
+        port = receiver.endpoint._port.connections
         assert port is not None
         await until(lambda: port.count == 100)
 

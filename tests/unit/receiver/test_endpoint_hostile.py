@@ -143,7 +143,7 @@ async def test_endless_head_of_a_client_that_does_not_read_leaves_no_connection(
     """Its answer can never be sent, so a polite close would never end."""
     loop = asyncio.get_running_loop()
     async with running_receiver(body_s_max=0.5, keepalive_s_max=0.5) as receiver:
-        connections = receiver.endpoint._port._connections
+        connections = receiver.endpoint._port.connections
         assert connections is not None
         host, _, port = receiver.address.rpartition(":")
         with socket.socket() as client:

@@ -52,7 +52,7 @@ async def send_some(receiver: Receiver, way: str, count: int) -> None:
             assert (await client.reply()).status >= 400
         await client.close()
     receiver._clients.clear()
-    connections = receiver.endpoint._port._connections
+    connections = receiver.endpoint._port.connections
     assert connections is not None
     await until(lambda: connections.count == 0)
 
@@ -80,7 +80,7 @@ async def test_body_is_freed_while_its_post_waits() -> None:
         client = await receiver.connect()
         await client.send(post(b" " * 100_000 + GOOD))
         await until(lambda: receiver.inlet.waiting)
-        connections = receiver.endpoint._port._connections
+        connections = receiver.endpoint._port.connections
         assert connections is not None
         (connection,) = connections._open
         request = connection._request

@@ -96,7 +96,7 @@ async def test_connection_accepted_before_has_its_first_request_answered() -> No
     """A client that has connected, and sends its request only after the hand-over began."""
     async with running_receiver() as receiver:
         early = await receiver.connect()
-        connections = receiver.endpoint._port._connections
+        connections = receiver.endpoint._port.connections
         assert connections is not None
         await until(lambda: connections.count == 1)
         down = stepping(receiver, idle_s=SOON_S)
@@ -132,7 +132,7 @@ async def test_request_that_crosses_the_last_answer_is_no_reset() -> None:
             client.setblocking(False)
             await loop.sock_connect(client, (host, int(port)))
             await loop.sock_sendall(client, post(GOOD)[:20])
-            connections = receiver.endpoint._port._connections
+            connections = receiver.endpoint._port.connections
             assert connections is not None
             await until(lambda: connections.count == 1)
             down = stepping(receiver)
