@@ -24,7 +24,7 @@ import asyncio
 import math
 from collections import Counter, deque
 from collections.abc import Coroutine, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 from ingest.formats.map_post import received_at
@@ -223,7 +223,7 @@ class Keeping:
         left_s = terms.answer_by_s - ANSWER_S - monotonic_s()
         try:
             async with asyncio.timeout(None if left_s == math.inf else max(0.0, left_s)):
-                with self._counted(more_bytes, terms.sender):
+                with self._counted(more_bytes, terms.sender) if more_bytes else nullcontext():
                     return await self._room(sizes, terms.sender, is_awaited)
         except TimeoutError:
             raise BufferFull(FULL_S) from None
@@ -245,7 +245,7 @@ class Keeping:
         own_bytes, all_bytes = self._waiting[sender], self._waiting.total()
         # A sender leaves as much to others as its own posts take, as in buffers/waiting.py.
         left_bytes = own_bytes + size_bytes if own_bytes else 0
-        if size_bytes and all_bytes and all_bytes + size_bytes + left_bytes > WAITING_BYTES_MAX:
+        if all_bytes and all_bytes + size_bytes + left_bytes > WAITING_BYTES_MAX:
             raise BufferFull(FULL_S)
         self._waiting[sender] += size_bytes
         try:

@@ -211,7 +211,7 @@ def test_doctor_counts_dead_letters_and_full_disks(
     assert main([*words, "--dlq-bytes-max", "4MiB"]) == 1
     found = {each["name"]: each for each in json.loads(capsys.readouterr().out)}
     assert found["dead letters"]["state"] == "FAIL"
-    assert "kept for valid readings (2.0 of 2.0 MiB)" in found["dead letters"]["detail"]
+    assert "kept for valid readings (2,044.1 of 2,048.0 KiB)" in found["dead letters"]["detail"]
 
 
 @pytest.fixture
