@@ -216,7 +216,6 @@ class Two:
             f"{path}ack={way.ack}",
             connections=way.connections,
             new_heads=way.new_heads,
-            ca_file=str(service.info.get("cert_file", "")),
             token="" if way.token_for is None or service.folder.name != THIS else self._token,
             form=way.form,
         )

@@ -23,7 +23,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from ingest.formats import json_post, ndjson, packed_post, senml
-from ingest.formats.post import Decoded, Post, Rules
+from ingest.formats.post import Decode, Post, Rules, finished
 from ingest.http.inflate import GZIP, inflated
 
 RULES = Rules(5_000, 946_684_800_000_000, 86_400_000_000)
@@ -78,17 +78,16 @@ def _records(items: Items) -> bytes:
     ).join((b"[", b"]") if len(items) == 1 else (b"", b""))
 
 
-Decode = Callable[[bytes, Post], Decoded]
 FORMATS: dict[str, tuple[Callable[[Items], bytes], Decode]] = {
-    "json": (_json, json_post.decode),
+    "json": (_json, json_post.begin),
     "json-gzip": (
         lambda items: gzip.compress(_json(items), 1),
-        lambda body, post: json_post.decode(inflated(body, GZIP, 1 << 22), post),
+        lambda body, post: json_post.begin(inflated(body, GZIP, 1 << 22), post),
     ),
-    "ndjson": (_lines, ndjson.decode),
-    "msgpack": (_packed, packed_post.decode),
-    "msgpack-float32": (_short, packed_post.decode),
-    "senml": (_records, senml.decode),
+    "ndjson": (_lines, ndjson.begin),
+    "msgpack": (_packed, packed_post.begin),
+    "msgpack-float32": (_short, packed_post.begin),
+    "senml": (_records, senml.begin),
 }
 POSTS = [(form, count, 1) for count in (1, 100, 1_000) for form in FORMATS]
 POSTS += [(form, 100, 10) for form in ("json", "ndjson", "msgpack")]
@@ -98,12 +97,12 @@ POSTS += [(form, 100, 10) for form in ("json", "ndjson", "msgpack")]
 @pytest.mark.parametrize(("form", "count", "values"), POSTS)
 def test_decode_formats(benchmark: BenchmarkFixture, form: str, count: int, values: int) -> None:
     """From the body to one block of encoded rows."""
-    write, decode = FORMATS[form]
+    write, begin = FORMATS[form]
     body = write(_items(count, values))
     times = 1_000 // (count * values)
 
     def all_posts() -> int:
-        blocks = [decode(body, POST).block for _ in range(times)]
+        blocks = [finished(begin(body, POST)).block for _ in range(times)]
         return sum(block.rows for block in blocks if block)
 
     benchmark.extra_info["readings"] = 1_000

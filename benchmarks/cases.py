@@ -10,16 +10,12 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
-from benchmarks.attack import ATTACKS
-from benchmarks.attackers import KINDS
 from benchmarks.contenders import CONTENDERS, Contender, Figures
 from benchmarks.floors import COPY_BATCHES
 from benchmarks.overload import OVERLOADS
 from benchmarks.stories import STORIES
 
-ALL: dict[str, Contender] = {
-    each.name: each for each in (*CONTENDERS, *OVERLOADS, *ATTACKS, *STORIES)
-}
+ALL: dict[str, Contender] = {each.name: each for each in (*CONTENDERS, *OVERLOADS, *STORIES)}
 Runs = Mapping[str, list[Figures]]  # by contender
 Medians = Callable[[str, str], float]  # of contender and figure
 
@@ -260,19 +256,6 @@ CASES = (
         unit="ms from the intended moment to the answer",
     ),
     Case(
-        "big_table",
-        "Posts of 100, with at least 20 M rows in the table",
-        ("small_table", "big_table"),
-        (
-            Wanted(
-                "rows/s, divided by those with 100 k rows",
-                ratio("big_table", "small_table"),
-                0.8,
-            ),
-        ),
-        "rows_per_s",
-    ),
-    Case(
         "idle",
         "Beside 5,000 idle keep-alive connections",
         ("idle",),
@@ -286,34 +269,6 @@ CASES = (
             ),
             Wanted("peak, divided by the peak without them", figure("idle", "of_alone"), 0.95),
         ),
-    ),
-    Case(
-        "attack",
-        "Beside attacks: half-sent requests, bombs, slow bodies, hostile posts, admin floods",
-        ("attack",),
-        (
-            *(
-                Wanted(
-                    f"p99 beside {shown}, divided by the p99 allowed",
-                    figure("attack", f"{kind}_of_allowed"),
-                    1.0,
-                    at_least=False,
-                )
-                for kind, shown in KINDS.items()
-            ),
-            Wanted(
-                "highest RSS in the second round of attacks, divided by that in the first",
-                figure("attack", "rss_growth"),
-                1.1,
-                at_least=False,
-            ),
-        ),
-        bars=tuple(
-            (f"{shown}, {nth}", "attack", f"{kind}_{number}_p99_ms")
-            for number, nth in ((1, "first"), (2, "second"))
-            for kind, shown in {"alone": "alone", **KINDS}.items()
-        ),
-        unit="p99, ms from the intended moment to the answer",
     ),
     Case(
         "start",

@@ -41,16 +41,12 @@ class Plan(NamedTuple):
 
 
 class Contender(NamedTuple):
-    """One thing that is measured: its name, its title for a reader, one run of it.
-
-    `stays`: it leaves servers running for its next run, so it is measured after all others.
-    """
+    """One thing that is measured: its name, its title for a reader, one run of it."""
 
     name: str
     title: str
     measure: Callable[[Plan], Figures]
     by_wrk: bool = True
-    stays: bool = False
 
     def run(self, plan: Plan) -> Figures:
         """Measure once. Raises Missing before anything is started, or Broken."""

@@ -8,8 +8,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from benchmarks.attack import ORDINARY_PER_S
-from benchmarks.attackers import KINDS
 from benchmarks.cases import ALL, CASES, Case, Verdict, judge
 from benchmarks.charts import shown
 from benchmarks.contenders import Figures
@@ -34,7 +32,7 @@ HEAD = """# Results
 
 `./run bench` writes this file from `results.ndjson`, which has the figures of every single run.
 Only the last section is written by hand. To measure yourself, run `./run bench`. It takes some 30
-minutes, needs `wrk` and 8 GB of disk, and fetches Debian's packages of the other tools ("peers").
+minutes, needs `wrk` and some GB of disk, and fetches Debian's packages of other tools ("peers").
 `./run bench --quick` shows that everything works. `./run bench --only singles,hundreds --runs 3`
 measures some cases. `./run bench --against COMMIT` shows whether a change made the service slower,
 and writes nothing here.
@@ -72,11 +70,6 @@ CONDITIONS = """## Conditions
 - Idle connections: their memory is what the service takes in addition to the memory of a service
   that has had no post. The peaks with and without them alternate (with, without, without, with),
   each into a fresh table.
-- The attack: {ordinary:,} single readings a second are sent in an open loop, first alone and then
-  beside each attack. All of this is done twice with the same service. The allowed
-  p99 is 25 ms, or twice the p99 alone if that is more. No post may be refused, and of two probes of
-  the admin port in a row, on new connections, one must be answered within a second. Attackers are
-  processes of their own, on the same cores.
 - "One INSERT per request" is what people write first: aiohttp, `json.loads`, an asyncpg pool with
   its defaults, one INSERT and one transaction a reading, into the same table.
 """
@@ -88,9 +81,6 @@ def title_of(figure: str) -> str:
     """Return what a reader calls a figure."""
     if figure in TITLES:
         return TITLES[figure]
-    for kind, title in KINDS.items():
-        if figure.startswith(f"{kind}_"):
-            figure = title + figure.removeprefix(kind)
     for name, unit in (
         ("_rows_per_s", " rows/s"),
         ("_posts_per_s", " posts/s"),
@@ -120,7 +110,7 @@ def whole(
     sections = [
         HEAD,
         _in_short(cases, newest),
-        CONDITIONS.format(connections=CONNECTIONS, many=MANY_CONNECTIONS, ordinary=ORDINARY_PER_S)
+        CONDITIONS.format(connections=CONNECTIONS, many=MANY_CONNECTIONS)
         + "\n"
         + _machines(cases, newest),
         *(_case(case, newest[case.name], case.name in drawn) for case in cases),

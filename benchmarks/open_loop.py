@@ -12,7 +12,6 @@ from __future__ import annotations
 import gc
 import json
 import math
-import ssl
 import sys
 import time
 from collections import Counter
@@ -42,9 +41,9 @@ class Load(NamedTuple):
 
     `rate_per_s` is in posts; None is the closed loop. It lasts `warm_s` and `seconds`; latencies
     are of the latter only. `lists_taken`: the result lists the posts with a 2xx. `new_heads`: each
-    head has a number of its own, as behind a proxy that numbers requests. `ca_file`: the service
-    speaks TLS, and this is its certificate. `token` is sent with each post, unless it is empty.
-    `form` is of `rows` readings; TELEGRAF is a post of telegraf.py, which has telegraf.ROWS.
+    head has a number of its own, as behind a proxy that numbers requests. `token` is sent
+    with each post, unless it is empty. `form` is of `rows` readings; TELEGRAF is a post of
+    telegraf.py, which has telegraf.ROWS.
     """
 
     port: int
@@ -57,7 +56,6 @@ class Load(NamedTuple):
     warm_s: float = 0.0
     lists_taken: bool = False
     new_heads: bool = False
-    ca_file: str = ""
     token: str = ""
     form: str = JSON
 
@@ -186,7 +184,6 @@ async def send(load: Load) -> tuple[Driver, Tally]:
         if load.rate_per_s is None
         else moments(constant(load.rate_per_s), arrivals="poisson", seed=SEED, within_s=within_s),
         retry=None,
-        tls=ssl.create_default_context(cafile=load.ca_file) if load.ca_file else None,
     )
     await driver.run()
     tally.took_s = time.monotonic() - driver.started_s

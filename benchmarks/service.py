@@ -95,11 +95,6 @@ class Service:
         return f"http://{self.info['admin_listen']}/{path}"
 
     @property
-    def admin_port(self) -> int:
-        """The admin port."""
-        return int(self.info["admin_listen"].rpartition(":")[2])
-
-    @property
     def port(self) -> int:
         """The data port."""
         return int(self.info["listen"].rpartition(":")[2])

@@ -102,12 +102,10 @@ def measure(cases: Sequence[Case], plan: Plan, runs: int, measured: Measured) ->
     A contender that lacks something, or breaks, is not tried again.
     """
     names = dict.fromkeys(name for case in cases for name in case.contenders)
-    for stays in (False, True):
-        for run in range(1, runs + 1):
-            for name in names:
-                tried_in_vain = name in measured.left_out or name in measured.broken
-                if ALL[name].stays == stays and not tried_in_vain:
-                    _measure_once(name, plan, f"{run}/{runs}", measured)
+    for run in range(1, runs + 1):
+        for name in names:
+            if name not in measured.left_out and name not in measured.broken:
+                _measure_once(name, plan, f"{run}/{runs}", measured)
 
 
 def _measure_once(name: str, plan: Plan, run: str, measured: Measured) -> None:

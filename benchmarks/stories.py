@@ -1,4 +1,4 @@
-"""Measurements that are more than one peak: latency, a big table, idle devices, a start.
+"""Measurements that are more than one peak: latency, idle devices, a start.
 
 Each is a contender as in contenders.py: one function, one run, its figures. They drive with
 loadgen's open loop where the rate must not depend on the answers, else with wrk.
@@ -6,19 +6,15 @@ loadgen's open loop where the rate must not depend on the answers, else with wrk
 
 from __future__ import annotations
 
-import atexit
 import json
 import os
 import socket
 import statistics
 import time
 from contextlib import ExitStack
-from functools import cache, partial
-from itertools import count
+from functools import partial
 
-import uvloop
-
-from benchmarks import floors, wrk
+from benchmarks import wrk
 from benchmarks.contenders import (
     COMMITTED,
     FIRST_US,
@@ -34,11 +30,10 @@ from benchmarks.contenders import (
     service_peak,
     warm_up,
 )
-from benchmarks.database import count_rows, execute, fresh_table
+from benchmarks.database import count_rows, fresh_table
 from benchmarks.open_loop import Load, drive_openly
 from benchmarks.processes import Broken, free_port, raise_open_files_limit, scratch, serving
 from benchmarks.service import Service
-from ingest.sinks.postgres.target import TABLE
 
 IDLE_CONNECTIONS = 5_000
 # For a service with these flags: the levels, and the connections of each. As many as at the peak;
@@ -47,7 +42,6 @@ HALF_PEAK: tuple[tuple[tuple[str, ...], dict[str, int]], ...] = (
     ((), {"buffered": 64, "committed": 512}),
     (JOURNAL, {"durable": 64}),
 )
-BIG_ROWS, SMALL_ROWS, QUICK_ROWS = 20_000_000, 100_000, 1_000_000
 
 
 # Latency
@@ -93,45 +87,6 @@ def _latency(load: Load) -> Figures:
         "driver_lag_ms_max": found.lag_ms_max,
         "driver_cores": found.cpu_cores,
     }
-
-
-# A big table
-
-_phases = count(1)  # of the services of `tables`: every drive comes later than all before
-
-
-@cache
-def tables(rows: int) -> dict[str, Service]:
-    """Start two services that stay for all runs: `small`, and `big` with so many rows."""
-    with ExitStack() as ending:
-        there = {name: ending.enter_context(running_service()) for name in ("small", "big")}
-        fill(there["big"].database_url, rows)
-        atexit.register(ending.pop_all().close)
-    return there
-
-
-def fill(url: str, rows: int) -> None:
-    """Make a fresh table with so many readings from before the benchmark's."""
-    fresh_table(url)
-    at_once = min(rows, 1_000_000)
-    for first in range(0, rows, at_once):
-        streams = floors.ready_batches(min(at_once, rows - first), 5_000, WARM_US - rows + first)
-        uvloop.run(floors.copy(url, streams))
-    # The server would do this by itself some time after a large load.
-    execute(url, f"vacuum (freeze, analyze) {TABLE}", "checkpoint")
-
-
-def measure_table(plan: Plan, name: str) -> Figures:
-    """Measure posts of 100 into a table with many rows, or one with SMALL_ROWS."""
-    service = tables(QUICK_ROWS if plan.quick else BIG_ROWS)[name]
-    if name == "small":
-        fill(service.database_url, SMALL_ROWS)
-    rows_before = count_rows(service.database_url)
-    warm_us, first_us = (FIRST_US + next(_phases) * PHASE_US for _ in range(2))
-    wrk.drive("hundreds", service.port, WARM_S, warm_us)
-    service.quiet()
-    figures = service_peak(service, "hundreds", plan.seconds, first_us)
-    return {"table_rows_before": float(rows_before), **figures}
 
 
 # Devices that send nothing
@@ -240,15 +195,6 @@ def _commits_one(port: int) -> bool:
 
 STORIES = (
     Contender("half_peak", "single readings at half their peak", measure_half_peak),
-    Contender(
-        "small_table", "100 k rows in the table", partial(measure_table, name="small"), stays=True
-    ),
-    Contender(
-        "big_table",
-        "at least 20 M rows in the table",
-        partial(measure_table, name="big"),
-        stays=True,
-    ),
     Contender("idle", "beside 5,000 idle connections", measure_idle),
     Contender("start", "start of the service, warm", measure_start, by_wrk=False),
 )

@@ -58,10 +58,9 @@ def drive(
     target: str = READINGS,
     form: str = "json",
     connections: int = 0,
-    scheme: str = "http",
 ) -> Peak:
     """Drive one port of the loopback for so long. `script` is one of ROWS, `form` json or line.
-    0 connections: as many as is usual for the script. With `https` no certificate is checked.
+    0 connections: as many as is usual for the script.
 
     Timestamps count up from `first_us`, one microsecond a reading. Raises Missing, Broken.
     """
@@ -73,7 +72,7 @@ def drive(
         [
             *("wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--latency"),
             *("--timeout", "30s", "-s", HERE / f"{script}.lua"),
-            f"{scheme}://127.0.0.1:{port}{target}",
+            f"http://127.0.0.1:{port}{target}",
             *("--", *words),
         ],
         seconds,

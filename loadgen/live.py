@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
@@ -19,15 +19,11 @@ LIVE_S = 0.5
 
 @contextmanager
 def shown(
-    line: Callable[[], str],
-    picture: Callable[[], RenderableType] | None = None,
-    *,
-    on_stdout: bool = False,
-    stays: bool = False,
+    line: Callable[[], str], *, on_stdout: bool = False, stays: bool = False
 ) -> Iterator[None]:
-    """Show `line()` while the block runs; on a terminal `picture()`, if it is given.
+    """Show `line()` while the block runs.
 
-    On stderr, unless `on_stdout`. `stays`: the last picture is not removed at the end.
+    On stderr, unless `on_stdout`. `stays`: the last line is not removed at the end.
     """
     console = Console(stderr=not on_stdout)
     with ExitStack() as stack:
@@ -35,10 +31,9 @@ def shown(
             live = stack.enter_context(
                 Live(console=console, auto_refresh=False, transient=not stays)
             )
-            drawn = picture or (lambda: Text(line(), no_wrap=True, overflow="ellipsis"))
 
             def show() -> None:
-                live.update(drawn(), refresh=True)
+                live.update(Text(line(), overflow="fold"), refresh=True)
 
             stack.callback(show)
         else:

@@ -108,10 +108,10 @@ def end_line(entry: TokenEntry, at_us: int) -> bytes:
 class Entries:
     """The tokens that some lines name, by digest. `read` may be called again with later lines."""
 
-    def __init__(self, before: Entries | None = None) -> None:
-        self.by_digest: dict[str, TokenEntry] = dict(before.by_digest) if before else {}
-        self._ends: dict[str, int] = dict(before._ends) if before else {}
-        self._lines: int = before._lines if before else 0
+    def __init__(self) -> None:
+        self.by_digest: dict[str, TokenEntry] = {}
+        self._ends: dict[str, int] = {}
+        self._lines = 0
 
     @property
     def senders(self) -> int:

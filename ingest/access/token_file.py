@@ -1,7 +1,8 @@
 """Reads the file of tokens at the start, and again whenever it changes, without a restart.
 
-Lines that were appended are read from where the file ended. A file that was replaced, changed or
-shrank is read whole; what is not in it any more is revoked.
+A file that has changed is read whole; what is not in it any more is revoked. An editor may empty
+the file before it writes, and write it in parts: that is not the end of all tokens. So a change
+counts when the file is the same at the next look, or has not come to rest for some looks.
 Promises: a file that cannot be read, has a wrong line, or to which others may write changes
 nothing: the tokens that were read before stay in force, and the log says so as long as it is so.
 The event loop is never held up for more than SLICE_S, however many tokens there are.
@@ -13,7 +14,6 @@ import asyncio
 import os
 import stat
 from collections.abc import Iterator
-from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +25,8 @@ from ingest.system.clock import monotonic_s, rfc3339, sleep_unless, unix_us
 from ingest.system.files import other_writers
 from ingest.system.logs import Occasionally, get_logger
 
-LOOK_S = 0.2  # so often it is looked whether the file has changed
+LOOK_S = 0.1  # so often it is looked whether the file has changed
+CHANGING_LOOKS_MAX = 5  # then it is read, even if it changes at each look
 SLICE_S = 0.002  # a token takes 5 to 10 us
 FILE_BYTES_MAX = 64 * 1024**2
 SAID_EVERY_S = 60.0  # while the file cannot be used
@@ -42,14 +43,6 @@ class _Seen(NamedTuple):
     changed_ns: int
 
 
-class _Read(NamedTuple):
-    """Content of the file, and its digest. `more`: it is what was read before, and then this."""
-
-    text: bytes
-    more: bytes | None
-    digest: bytes
-
-
 _UNKNOWN = _Seen(-1, -1, -1, -1)  # as no file is
 
 
@@ -63,9 +56,7 @@ class TokenFile:
         self._named = named
         self._seen: _Seen | None = None  # when it was read last
         self._candidate: _Seen | None = None
-        self._read_bytes = 0
-        self._digest = b""  # of these
-        self._ends_line = True
+        self._changing_looks = 0
         self._occasionally = Occasionally(SAID_EVERY_S)
         self._warned_s = float("-inf")
         self._log = get_logger("access")
@@ -78,15 +69,13 @@ class TokenFile:
                 if self._named:
                     raise OSError(None, "there is no such file")
                 return
-            found = self._content()
             entries = Entries()
-            for _ in chain(entries.read(found.text), self.tokens.change(entries)):
+            for _ in chain(entries.read(self._content()), self.tokens.change(entries)):
                 pass
         except (OSError, ValueError) as error:
             raise StartError(f"the file of tokens {self.path} cannot be used: {_why(error)}") from (
                 error
             )
-        self._keep(found)
 
     async def follow(self, stop: asyncio.Event) -> None:
         """Look for changes until `stop` is set; revoke tokens when their time is over."""
@@ -116,48 +105,34 @@ class TokenFile:
                 if self.fault:
                     self._say()
                 return
-            # An editor may empty the file before it writes, and write it in parts: that is not the
-            # end of all tokens. So a file that was not only appended to must be the same when it is
-            # looked at again.
             candidate, self._candidate = self._candidate, seen
-            if not self._has_grown(seen) and seen != candidate:
+            self._changing_looks += 1
+            if seen != candidate and self._changing_looks < CHANGING_LOOKS_MAX:
                 return
+            self._changing_looks = 0
             old, self._seen = self._seen, seen
             if seen is None:
                 raise OSError(None, "it is gone")
             try:
-                is_read = await self._read_again(stays=seen == candidate)
+                await self._read_again()
             except OSError:
                 self._seen = old  # its rights may be corrected: that changes no time and no size
                 raise
-            if not is_read:
-                self._seen = old
         except (OSError, ValueError) as error:
             self.fault = _why(error)
             self._say()
 
-    def _has_grown(self, seen: _Seen | None) -> bool:
-        old = self._seen
-        if seen is None or old is None:
-            return seen is not None  # it has just been made
-        return (seen.device, seen.inode) == (old.device, old.inode) and seen.size > old.size
-
-    async def _read_again(self, *, stays: bool) -> bool:
-        """Put in force what is in the file; False: it may be a part only. `stays`: it is all."""
-        found = await asyncio.to_thread(self._content)
-        if found.more is None and not stays and self.tokens.entries.by_digest:
-            return False
-        entries = Entries(self.tokens.entries if found.more is not None else None)
-        await _in_slices(entries.read(found.text if found.more is None else found.more))
+    async def _read_again(self) -> None:
+        """Put in force what is in the file."""
+        entries = Entries()
+        await _in_slices(entries.read(await asyncio.to_thread(self._content)))
         before = len(self.tokens.entries.by_digest)
         await _in_slices(self.tokens.change(entries))
-        self._keep(found)
         self.fault = ""
         count = len(entries.by_digest)
         self._log.info("tokens_read", count=count, before=before)
-        return True
 
-    def _content(self) -> _Read:
+    def _content(self) -> bytes:
         """Read the file, whole. Raises OSError. Blocks."""
         fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
@@ -172,16 +147,7 @@ class TokenFile:
             os.close(fd)
         if len(text) > FILE_BYTES_MAX:
             raise OSError(None, f"it is larger than {FILE_BYTES_MAX} bytes")
-        size = self._read_bytes
-        more = text[size:]
-        is_longer = size and len(more) and sha256(memoryview(text)[:size]).digest() == self._digest
-        begins_line = self._ends_line or more.startswith(b"\n")
-        return _Read(text, more if is_longer and begins_line else None, sha256(text).digest())
-
-    def _keep(self, found: _Read) -> None:
-        self._read_bytes = len(found.text)
-        self._digest = found.digest
-        self._ends_line = not found.text or found.text.endswith(b"\n")
+        return text
 
     def _say(self) -> None:
         if self._occasionally.due(self.fault) is not None:

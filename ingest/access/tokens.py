@@ -105,6 +105,8 @@ class Tokens:
             if known is None or not known.live or known.entry != entry:
                 known = Identity(entry)
                 known.live = entry.ends_us > now_us
+            else:  # what was read again is freed here, and not all of it in one long step
+                entries.by_digest[digest] = known.entry
             if known.live:
                 next_end_us = min(next_end_us, entry.ends_us)
             has_admins = has_admins or bool(entry.admin)

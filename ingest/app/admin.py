@@ -5,13 +5,12 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
-from ingest import __version__
 from ingest.access.tokens import Tokens
 from ingest.admin.dashboard.letters import Letters
-from ingest.admin.dashboard.pages import Dashboard, Sources
-from ingest.admin.dashboard.tail import ObservedDeadLetters, TailSource
+from ingest.admin.dashboard.pages import Dashboard
+from ingest.admin.dashboard.tail import Observed, ObservedDeadLetters
 from ingest.admin.exposition import Exposition
 from ingest.admin.guard import Guard
 from ingest.admin.port import Actions, Admin
@@ -21,9 +20,8 @@ from ingest.app.rules import make_rules
 from ingest.app.writing import make_sink
 from ingest.config.settings import Settings, hold_probe_s, split_address
 from ingest.config.values import MIB
-from ingest.dead_letters.store import ReadableDeadLetters
+from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.http.bodies import Bodies
-from ingest.model.ledger import Ledger
 from ingest.model.ports import Sink
 from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.sinks.postgres.known_server import KnownServer
@@ -31,46 +29,30 @@ from ingest.sinks.postgres.lookup import Lookup
 from ingest.system.surroundings import command_words
 
 
-class Joint(NamedTuple):
-    """What an admin port of several processes shows in place of the figures of one.
-
-    `own` is the ledger of the process that has the port. `page_readyz` is the state that the page
-    shows, if it is not that of the probes. `releases` names the only process that `hold release`
-    reaches, if it does not reach all.
-    """
-
-    own: Ledger
-    exposition: Exposition
-    tail: TailSource
-    page_readyz: Callable[[], tuple[int, bytes]] | None = None
-    releases: str = ""
-
-
 class AdminSide:
-    """The admin port of one service, its dashboard, its guard, its own database connections.
+    """The admin port of one process, its dashboard, its guard, its own database connections.
 
-    `readyz` is that of Health. `message` returns the last message of the database. Figures of the
-    buffer and the journal come from the ledger's gauges. `database` sets the database's URL later.
-    `tokens` are those of the file, some of which may be for this port.
-    `buffer` is the one that the page shows, if it is not that of the settings (`stream`). With
-    `joint` the ledger is the sum of several processes.
+    Figures of the buffer and the journal come from the ledger's gauges. `database` sets the
+    database's URL later. `tokens` are those of the file, some of which may be for this port.
+    `several` are the processes that the page shows in place of the `own` one. Then `releases` names
+    the only one that `hold release` reaches, if it does not reach all. `exposition` is that of
+    /metrics, if it does not show the own process alone.
     """
 
     def __init__(
         self,
         settings: Settings,
+        own: Observed,
         *,
-        ledger: Ledger,
-        dead_letters: ReadableDeadLetters,
-        readyz: Callable[[], tuple[int, bytes]],
-        message: Callable[[], str],
+        dead_letters: DeadLetterQueue,
         token: str,
         release_hold: Callable[[bool], bool],
-        refused_posts: Callable[[], list[dict[str, Any]]],
-        buffer: str = "",
-        joint: Joint | None = None,
         tokens: Tokens | None = None,
+        several: Observed | None = None,
+        releases: str = "",
+        exposition: Exposition | None = None,
     ) -> None:
+        observed = several or own
         self._settings = settings
         self._bound = ""
         self._database_url: DatabaseUrl | None = None
@@ -83,48 +65,40 @@ class AdminSide:
         # everybody may send a log-in, and these must not use up the memory for `hold/release`.
         bodies = partial(Bodies, body_bytes_max=MIB, body_s_max=10.0, all_bytes_max=64 * MIB)
         self._words = command_words()
+        buffer = "stream" if several else settings.buffer
         self.dashboard = Dashboard(
-            self._shown(buffer, joint),
-            Sources(
-                __version__,
-                ledger,
-                (joint.page_readyz if joint else None) or readyz,
-                message,
-                lambda: self._lookup,
-            ),
+            self._shown(buffer, releases),
+            observed,
             Letters(dead_letters.letters, make_rules(settings), self._sink),
             self.guard,
             bodies(),
-            tail=joint.tail if joint else None,
+            lookup=lambda: self._lookup,
         )
         actions = Actions(
             self.guard,
             bodies(),
-            message=message,
+            message=observed.message,
             release_hold=release_hold,
-            refused_posts=refused_posts,
-            senders=ledger.listed_senders,
+            refused_posts=observed.refused_posts,
+            senders=observed.ledger.listed_senders,
             pages=self.dashboard.pages,
         )
         self.admin = Admin(
-            joint.exposition if joint else own_metrics(ledger),
-            readyz,
-            ledger=joint.own if joint else ledger,
-            actions=actions,
+            exposition or own_metrics(own.ledger), own.readyz, ledger=own.ledger, actions=actions
         )
 
-    def _shown(self, buffer: str, joint: Joint | None) -> dict[str, Any]:
+    def _shown(self, buffer: str, releases: str) -> dict[str, Any]:
         """Return the settings that the page shows."""
         return {
             "typed": self._words,
-            "buffer": buffer or self._settings.buffer,
+            "buffer": buffer,
             "buffer_rows_max": self._settings.buffer_rows_max,
             "journal_bytes_max": self._settings.journal_bytes_max,
             "stream_bytes_max": self._settings.stream_bytes_max,
             "batch_rows_max": self._settings.batch_rows_max,
             "dlq_bytes_max": self._settings.dlq_bytes_max,
             "hold_probe_s": hold_probe_s(self._settings),
-            "releases": joint.releases if joint else "",
+            "releases": releases,
         }
 
     def _sink(self) -> Sink | None:

@@ -6,7 +6,7 @@ It takes 60 MB of memory and half a second, and it is an optional extra.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from ingest.config.folders import archive_dir
@@ -37,16 +37,19 @@ def parquet_archiver(
     return ParquetArchiver(kept, stopped)
 
 
-class ArchiverWhenNeeded:
-    """An archiver that is made for the first partition. `stopped`: see ParquetArchiver."""
+def archiving(
+    settings: Settings, stopped: Callable[[], bool]
+) -> Callable[[Detached], Awaitable[None]]:
+    """Return what archives partitions. The archiver is made for the first one.
 
-    def __init__(self, settings: Settings, stopped: Callable[[], bool]) -> None:
-        self._settings = settings
-        self._stopped = stopped
-        self._made: ParquetArchiver | None = None
+    `stopped`: see ParquetArchiver.
+    """
+    made: ParquetArchiver | None = None
 
-    async def archive(self, source: Detached) -> None:
-        """Archive a partition. Raises StartError if it cannot be done."""
-        if self._made is None:
-            self._made = await asyncio.to_thread(parquet_archiver, self._settings, self._stopped)
-        await self._made.archive(source)
+    async def archive(source: Detached) -> None:
+        nonlocal made
+        if made is None:
+            made = await asyncio.to_thread(parquet_archiver, settings, stopped)
+        await made.archive(source)
+
+    return archive

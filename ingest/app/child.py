@@ -19,6 +19,7 @@ from ingest.config.values import ENV_PREFIX
 from ingest.system.clock import monotonic_s
 from ingest.system.control import FAILED, ControlChannel, Message, control_pair
 from ingest.system.logs import get_logger
+from ingest.system.waiting import first_of
 
 PROGRAM = (sys.executable, "-P", "-m", "ingest")
 DEAF_S_MAX = 5.0  # from the end of its channel to its own end
@@ -122,15 +123,7 @@ class Child:
 
     async def until(self, *events: asyncio.Event, within_s: float | None = None) -> bool:
         """Wait for its end or one of the events; return False if the time is over before."""
-        waits = [asyncio.create_task(each.wait()) for each in (self.ended, *events)]
-        try:
-            done, _ = await asyncio.wait(
-                waits, timeout=within_s, return_when=asyncio.FIRST_COMPLETED
-            )
-        finally:
-            for each in waits:
-                each.cancel()
-        return bool(done)
+        return await first_of(*(each.wait() for each in (self.ended, *events)), within_s=within_s)
 
     async def _watch(self) -> None:
         listening = asyncio.create_task(self._listen())

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from ingest.app.child import Child
@@ -19,6 +20,7 @@ from ingest.system.backoff import Backoff
 from ingest.system.clock import monotonic_s, sleep_unless
 from ingest.system.control import Message
 from ingest.system.logs import get_logger
+from ingest.system.waiting import together, unless
 
 GATEWAY, WRITER = "gateway", "writer"
 TICK_S = 1.0
@@ -36,41 +38,24 @@ class ChildTimes(NamedTuple):
     leave_s_max: float = 60.0
 
 
-class Told(NamedTuple):
-    """Who is told of the processes: what one says of itself, and that one has ended, by its pid."""
-
-    status: Callable[[str, Mapping[str, Any]], None]
-    gone: Callable[[str, int], None]
-
-
-async def together(*works: Coroutine[Any, Any, None]) -> None:
-    """Do all of it side by side. The first error ends the others, and is raised."""
-    tasks = [asyncio.create_task(each) for each in works]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        for each in done:
-            each.result()
-    finally:
-        for each in tasks:
-            each.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
 class Slot:
-    """The place `instance`, such as `gateway-1`. `child` is its process, also one that has ended.
+    """The place `instance` of a role, such as `gateway-1`.
 
+    `child` is its process, also one that has ended.
     `make` starts a child that waits for its configuration, which `configuration` returns, as it is
     then. `make` gets what is to be called when the child is ready, or has ended.
     """
 
     def __init__(
         self,
+        role: str,
         instance: str,
         make: Callable[[Callable[[], None]], Awaitable[Child]],
         configuration: Callable[[], Message],
+        *,
         times: ChildTimes,
     ) -> None:
-        self.instance = instance
+        self.role, self.instance = role, instance
         self.child: Child | None = None
         self._make = make
         self._configuration = configuration
@@ -78,8 +63,7 @@ class Slot:
         self._wanted: asyncio.Future[bool] | None = None  # of who waits for a restart
         self._news = asyncio.Event()
         self._stopping = asyncio.Event()
-        self._idle = asyncio.Event()  # `run` does not run
-        self._idle.set()
+        self.running: asyncio.Task[None] | None = None  # of `run`
         self._log = get_logger("up")
 
     async def prepare(self) -> None:
@@ -90,30 +74,25 @@ class Slot:
             raise StartError(f"cannot start {self.instance}: {error}") from error
 
     async def start(self) -> None:
-        """Configure the first child, and wait until it is ready. Raises StartError."""
+        """Configure the child, and wait until it is ready, or `drain` is called.
+
+        Raises StartError if it does not get ready; then it is killed.
+        """
         child = self.child
         assert child is not None, "it is prepared"
-        if (why := await self._not_ready(child)) and not self._stopping.is_set():
-            child.kill()  # it may be frozen, and nobody waits for its account
-            raise StartError(f"{self.instance} {why}")
-
-    async def _not_ready(self, child: Child) -> str:
-        """Configure a child; return why it is not ready, "" if it is."""
         child.configure(self._configuration())
         within_s = self._times.ready_s_max
         if not await child.until(child.ready, self._stopping, within_s=within_s):
-            return f"is not ready after {within_s:g} s (pid {child.pid}); its log lines may say why"
-        return f"did not start: {child.last_words}" if child.ended.is_set() else ""
+            why = f"is not ready after {within_s:g} s (pid {child.pid}); its log lines may say why"
+        elif child.ended.is_set() and not self._stopping.is_set():
+            why = f"did not start: {child.last_words}"
+        else:
+            return
+        child.kill()  # it may be frozen, and nobody waits for its account
+        raise StartError(f"{self.instance} {why}")
 
     async def run(self) -> None:
         """Keep a child in the slot until `drain` is called."""
-        self._idle.clear()
-        try:
-            await self._run()
-        finally:
-            self._idle.set()
-
-    async def _run(self) -> None:
         backoff = Backoff(RESTART_S_MIN, RESTART_S_MAX)
         while await self._needs_another():
             wanted, self._wanted = self._wanted, None
@@ -175,16 +154,17 @@ class Slot:
         except OSError as error:
             self._log.error("child_not_started", instance=self.instance, why=str(error))
             return False
-        why = await self._not_ready(child)
-        if self._stopping.is_set():
-            return False  # `drain` ends it
-        if why:
-            self._log.error("child_not_ready", instance=self.instance, pid=child.pid, why=why)
-            child.kill()
+        try:
+            await self.start()
+        except StartError as error:
+            self._log.error(
+                "child_not_ready", instance=self.instance, pid=child.pid, why=str(error)
+            )
             await child.until(self._stopping, within_s=KILL_S_MAX)
             return False
-        self._log.info("child_replaced", instance=self.instance, pid=child.pid)
-        return True
+        if not self._stopping.is_set():  # else `drain` ends it
+            self._log.info("child_replaced", instance=self.instance, pid=child.pid)
+        return not self._stopping.is_set()
 
     async def restart(self) -> bool:
         """End the child, and start the next one; return whether that one is ready."""
@@ -192,12 +172,7 @@ class Slot:
             return False
         wanted = self._wanted = asyncio.get_running_loop().create_future()
         self._news.set()
-        stopped = asyncio.create_task(self._stopping.wait())
-        try:
-            await asyncio.wait((wanted, stopped), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            stopped.cancel()
-        return wanted.done() and bool(wanted.result())
+        return bool(await unless(self._stopping, wanted))
 
     async def drain(self, within_s: float, halted: asyncio.Event) -> None:
         """Let the child finish and end; kill it after the time.
@@ -227,7 +202,8 @@ class Slot:
         """Start no child any more."""
         self._stopping.set()
         self._news.set()
-        await self._idle.wait()
+        if self.running is not None:
+            await asyncio.wait([self.running])
 
     def _kill(self, child: Child) -> None:
         self._log.warning("child_killed", instance=self.instance, pid=child.pid)
@@ -237,74 +213,68 @@ class Slot:
 class Children:
     """The slots of all gateways and writers.
 
-    `configuration(role, instance, listen_fd)` is what a new child gets. `family_fd` is inherited by
-    each of them. `lost` is what they have told as lost. `unclean` counts those that ended without
-    a last account.
+    `configuration(role, instance, listen_fd)` is what a new child gets. `on_status` gets what one
+    says of itself, `on_gone` the process id of one that has ended, both with its instance.
+    `family_fd` is inherited by each of them. `slots` are in the order of a restart. `lost` is what
+    the children have told as lost. `unclean` counts those that ended without a last account.
     """
 
     def __init__(
         self,
         configuration: Callable[[str, str, int | None], Message],
-        told: Told,
+        on_status: Callable[[str, Mapping[str, Any]], None],
+        on_gone: Callable[[str, int], None],
         *,
         program: Sequence[str],
         family_fd: int,
         times: ChildTimes,
     ) -> None:
         self._configuration = configuration
-        self._told = told
+        self._on_status = on_status
+        self._on_gone = on_gone
         self._program = program
         self._family_fd = family_fd
         self._times = times
-        self.gateways: list[Slot] = []
-        self.writers: list[Slot] = []
+        self.slots: list[Slot] = []
         self.lost = self.unclean = 0
         self._draining = False
         self._log = get_logger("up")
 
-    @property
-    def slots(self) -> tuple[Slot, ...]:
-        """All of them, in the order of a restart."""
-        return (*self.gateways, *self.writers)
+    def of(self, role: str) -> list[Slot]:
+        """Return the slots of a role."""
+        return [each for each in self.slots if each.role == role]
 
-    def add_gateway(self, listen_fd: int) -> None:
-        """Add a slot whose children accept at this socket."""
-        self.gateways.append(self._slot(GATEWAY, len(self.gateways) + 1, listen_fd))
-
-    def add_writer(self) -> None:
-        """Add a slot of a writer."""
-        self.writers.append(self._slot(WRITER, len(self.writers) + 1, None))
-
-    def _slot(self, role: str, number: int, listen_fd: int | None) -> Slot:
-        instance = f"{role}-{number}"
+    def add(self, role: str, listen_fd: int | None = None) -> None:
+        """Add a slot. The children of a gateway's accept at a socket."""
+        instance = f"{role}-{len(self.of(role)) + 1}"
         fds = [self._family_fd, *([] if listen_fd is None else [listen_fd])]
-
-        def on_status(blob: Mapping[str, Any]) -> None:
-            self._told.status(instance, blob)
 
         async def make(on_news: Callable[[], None]) -> Child:
             def ended(child: Child) -> None:
                 self._count(instance, child)
-                self._told.gone(instance, child.pid)
+                self._on_gone(instance, child.pid)
                 on_news()
 
+            on_status = partial(self._on_status, instance)
             return await Child.start([role], fds, on_status, on_news, ended, program=self._program)
 
-        def configuration() -> Message:
-            return self._configuration(role, instance, listen_fd)
+        configuration = partial(self._configuration, role, instance, listen_fd)
+        self.slots.append(Slot(role, instance, make, configuration, times=self._times))
 
-        return Slot(instance, make, configuration, self._times)
-
-    async def start(self, slots: Sequence[Slot], *needed: asyncio.Event) -> None:
-        """Start a child in each slot; they begin when what they need is there.
+    async def start(self, role: str, needed: asyncio.Event) -> None:
+        """Start a child in each slot of a role; they begin when what they need is there.
 
         Raises StartError if one of them does not become ready.
         """
-        for each in slots:
+        for each in self.of(role):
             await each.prepare()
-        for event in needed:
-            await event.wait()
-        await together(*(each.start() for each in slots))
+        await needed.wait()
+        await together(*(each.start() for each in self.of(role)))
+
+    def keep(self, spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]) -> None:
+        """Keep a child in each slot until `drain` or `close`, each in a task that `spawn` makes."""
+        for each in self.slots:
+            each.running = spawn(each.run())
 
     async def restart(self, stopping: asyncio.Event) -> bool:
         """Replace one child after the other, until one cannot be; return whether all were."""
@@ -331,9 +301,9 @@ class Children:
         Return whether each has given its last account.
         """
         before, self._draining = self.unclean, True
-        await asyncio.gather(*(each.drain(within_s, halted) for each in self.gateways))
+        await asyncio.gather(*(each.drain(within_s, halted) for each in self.of(GATEWAY)))
         await stored()
-        await asyncio.gather(*(each.drain(within_s, halted) for each in self.writers))
+        await asyncio.gather(*(each.drain(within_s, halted) for each in self.of(WRITER)))
         return self.unclean == before
 
     async def close(self) -> None:

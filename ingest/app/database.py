@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ingest.app.archive import ArchiverWhenNeeded
+from ingest.app.archive import archiving
 from ingest.app.target import make_target
 from ingest.config.folders import archive_dir
 from ingest.config.reread_url import RereadUrl
@@ -97,7 +97,6 @@ def housekeeping_jobs(
     `from_us` partitions are made from that time on.
     """
     policy = retention_policy(settings)
-    archive = ArchiverWhenNeeded(settings, stopped) if settings.archive_dir else None
     rolled = rollups(settings, stopped)
     jobs: list[Job] = [
         HalfDetached(),
@@ -111,6 +110,6 @@ def housekeeping_jobs(
         ),
         Chunks(policy, rollups=settings.rollups),
     ]
-    if archive is not None:
-        jobs.append(Archiving(archive))
+    if settings.archive_dir:
+        jobs.append(Archiving(archiving(settings, stopped)))
     return jobs

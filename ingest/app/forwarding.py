@@ -1,9 +1,8 @@
-"""One forwarder: its parts, and the order in which they start and stop.
+"""One forwarder: its parts; how it starts is in client_process.
 
-Order of the start: state folder, dead letters, admin port, broker, consumer, target.
+The start also looks for the consumer, which an operator makes.
 Order of the stop: no more messages; those that wait are given back; posts under way end; the
 connection to the broker, the dead letters and the admin port are closed.
-Promises: no message is acknowledged that was not handled. A stop needs no answer of the target.
 """
 
 from __future__ import annotations
@@ -13,14 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import orjson
-
-from ingest import __version__
-from ingest.admin.exposition import of_one
-from ingest.admin.port import Admin
 from ingest.app.broker import configured_address
-from ingest.app.client_process import run_client
-from ingest.app.dead_letters import folder_letters
+from ingest.app.client_process import ClientService, run_client
 from ingest.app.process import Process
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.envelope import Address
@@ -29,20 +22,18 @@ from ingest.broker.pulling import Pull, Puller, Skipped
 from ingest.broker.roles import FORWARD
 from ingest.config.folders import state_dir
 from ingest.config.forward_options import ForwardOptions
-from ingest.config.settings import Settings, split_address
+from ingest.config.settings import Settings
 from ingest.embedded.broker import running_broker
 from ingest.forward.bodies import Filters, PostLimits
 from ingest.forward.forwarder import Forwarder
 from ingest.forward.lag import LagWatch
 from ingest.forward.sender import TargetSender
 from ingest.forward.signing import Signer
-from ingest.forward.tally import METRICS, MISSING, OF_NOW, ForwardFigures, ForwardTally
+from ingest.forward.tally import METRICS, MISSING, ForwardTally
 from ingest.http_client.client import HttpClient
 from ingest.http_client.target import Target
 from ingest.model.errors import StartError
-from ingest.model.metrics import Values, read
-from ingest.system import logs
-from ingest.system.clock import unix_us
+from ingest.model.metrics import Metric, Metrics, Values, read
 from ingest.system.state_folder import StateFolder
 
 ROLE = "forward"
@@ -111,8 +102,10 @@ def broker_of(settings: Settings) -> Callable[[], Address]:
     return where
 
 
-class ForwardService:
-    """One running forwarder. Implements ClientService."""
+class ForwardService(ClientService):
+    """One running forwarder. `where` returns the address of the broker."""
+
+    role, works = ROLE, "forwarding"
 
     def __init__(
         self,
@@ -122,115 +115,72 @@ class ForwardService:
         process: Process,
         where: Callable[[], Address],
     ) -> None:
-        self._process = process
-        self._work: asyncio.Task[None] | None = None
-        self.tally = ForwardTally()
-        self._settings = settings
-        self._wanted = wanted
-        self._log = logs.get_logger("forward")
-        self._closing = asyncio.Event()  # the connection to the broker ends
-        self._dead_letters = folder_letters(settings, folder.dead_letters, auto_replay=False)
-        self._make_sender()
-        self._connection = BrokerConnection(where, ROLE)
-        self._make_reader()
-        exposition = of_one(__version__, self._metrics, forward=wanted.name)
-        self._admin = Admin(exposition, self.readyz)
-
-    def _make_sender(self) -> None:
-        wanted, options = self._wanted, self._wanted.options
-        signer = Signer(wanted.secret_file) if wanted.secret_file is not None else None
-        self._client = HttpClient(
+        options = wanted.options
+        client = HttpClient(
             wanted.target,
             connections_max=options.in_flight,
             connect_s_max=options.send_connect_s_max,
             answer_s_max=options.send_s_max,
             ca_file=wanted.ca_file,
         )
+        super().__init__(settings, wanted.name, client, folder, process)
+        self.tally = ForwardTally()
+        self._closing = asyncio.Event()  # the connection to the broker ends
+        signer = Signer(wanted.secret_file) if wanted.secret_file is not None else None
         self._sender = TargetSender(
-            self._client,
-            self._dead_letters,
+            client,
+            self.dead_letters,
             self.tally,
             sign=signer.headers if signer is not None else _unsigned,
             retry_s_max=options.send_retry_s_max,
         )
-        self._forwarder = Forwarder(
+        self.work = self.forwarder = Forwarder(
             self._sender,
             self.tally,
             filters=Filters(wanted.devices, wanted.metrics),
             limits=PostLimits(options.send_rows_max, options.send_bytes_max),
             in_flight=options.in_flight,
         )
-
-    def _make_reader(self) -> None:
-        settings, consumer = self._settings, FORWARD + self._wanted.name
+        self._connection = BrokerConnection(where, ROLE)
+        consumer = FORWARD + wanted.name
         self._puller = Puller(
             self._connection,
             consumer=consumer,
-            take=self._forwarder.take,
+            take=self.forwarder.take,
             skipped=self._missed,
-            pull=Pull(2 * self._wanted.options.in_flight, MESSAGE_BYTES_MAX),
+            pull=Pull(2 * options.in_flight, MESSAGE_BYTES_MAX),
         )
-        self._forwarder.connect(self._puller)
+        self.forwarder.connect(self._puller)
         self.watch = LagWatch(
             self._connection,
             consumer,
             bytes_max=lag_bytes_max(settings.forward_lag_bytes_max, settings.stream_bytes_max),
-            skip_to=self._forwarder.skip_to,
+            skip_to=self.forwarder.skip_to,
         )
 
     def _missed(self, skipped: Skipped) -> None:
         """Note messages that the stream has not delivered: damaged, or removed before we came."""
         self.tally.pass_over(MISSING, skipped.last - skipped.first + 1, 0)
-        self._log.error("forward_missing", first=skipped.first, last=skipped.last)
+        self.log.error("forward_missing", first=skipped.first, last=skipped.last)
 
-    # State
+    def metrics(self) -> Values:
+        """Return the values of all metrics now."""
+        return (*read(METRICS, self.tally), *read(OF_NOW, self))
 
-    def _metrics(self) -> Values:
-        return (*read(METRICS, self.tally), *read(OF_NOW, self._figures()))
-
-    def _figures(self) -> ForwardFigures:
-        oldest_us = self._forwarder.oldest_us()
-        letters, lag = self._dead_letters.stats(), self.watch.lag
-        return ForwardFigures(
-            lag_messages=lag.messages,
-            lag_bytes=lag.size_bytes,
-            lag_bytes_max=self.watch.bytes_max,
-            held_messages=self._forwarder.held_messages,
-            oldest_age_s=0.0 if oldest_us is None else max(0.0, (unix_us() - oldest_us) / 1e6),
-            dead_letters=letters.live,
-            dead_letter_bytes=letters.size_bytes,
-        )
-
-    def state(self) -> tuple[str, str]:
-        """Return the state, and why it is not `forwarding`."""
-        if self._process.stopping.is_set():
-            return "draining", ""
+    def trouble(self) -> tuple[str, str]:
+        """Return why nothing is forwarded; see ClientService."""
         if not self._connection.up:
             return "broker_away", self._connection.why_away
         if self.watch.missing:
             return "no_consumer", self.watch.missing
         if not self.watch.looked:
             return "starting", ""
-        if trouble := self._sender.delivery.trouble:
-            return "target_away", f"the target takes nothing: {trouble}"
-        return "forwarding", ""
+        why = self._sender.delivery.trouble
+        return ("target_away", f"the target takes nothing: {why}") if why else ("", "")
 
-    def readyz(self) -> tuple[int, bytes]:
-        """Return the HTTP status and the JSON document of /readyz."""
-        state, why = self.state()
-        document = {"state": state, "reason": why, "forward": self._wanted.name}
-        return 200 if state == "forwarding" else 503, orjson.dumps(document)
-
-    # Start and stop
-
-    async def start(self, admin_listen: str) -> str:
-        """Start all parts but the posts; return the bound HOST:PORT of the admin port.
-
-        Raises StartError. If the broker is out of reach, it is tried on, and /readyz says so.
-        """
-        await self._dead_letters.open()
-        listen = await self._admin.start(*split_address(admin_listen))
-        process = self._process
+    async def connect(self) -> None:
+        """Connect to the broker, and look for the consumer; see ClientService."""
+        process = self.process
         process.spawn(self._connection.run(self._closing))
         await self._connection.wait_tried()
         await self.watch.look()
@@ -238,16 +188,9 @@ class ForwardService:
             raise StartError(self.watch.missing)
         process.spawn(self.watch.run(process.stopping))
         process.spawn(self._puller.run(process.stopping))
-        process.spawn(self._dead_letters.tidy(process.stopping))
-        self._work = process.spawn(
-            self._forwarder.run(process.stopping, process.halted, self._settings.drain_s_max)
-        )
-        return listen
 
-    async def stop(self) -> Mapping[str, int]:
-        """Wait until all messages are done or given back; see ClientService."""
-        if self._work is not None:
-            await self._work
+    def sums(self) -> Mapping[str, int]:
+        """Return what it has done, in readings."""
         tally = self.tally
         return {
             "sent": tally.sent,
@@ -259,10 +202,47 @@ class ForwardService:
     async def close(self) -> None:
         """End all tasks, and close everything. Call it in any case."""
         self._closing.set()
-        await self._process.wait_tasks()
-        await self._client.close()
-        await self._dead_letters.close()
-        await self._admin.close()
+        await super().close()
+
+
+# Lag: what the stream has and is not done yet.
+OF_NOW: Metrics[ForwardService] = (
+    Metric(
+        "forward_held_messages",
+        "Messages pulled and not done.",
+        lambda it: it.forwarder.held_messages,
+    ),
+    Metric(
+        "forward_oldest_age_seconds",
+        "Age of the oldest reading in them.",
+        lambda it: it.oldest_age_s(),
+    ),
+    Metric(
+        "forward_lag_messages",
+        "Messages of the stream that are not done.",
+        lambda it: it.watch.lag.messages,
+    ),
+    Metric(
+        "forward_lag_bytes",
+        "About the bytes of these messages.",
+        lambda it: it.watch.lag.size_bytes,
+    ),
+    Metric(
+        "forward_lag_bytes_max",
+        "With a larger lag, messages are skipped (forward_lag_bytes_max).",
+        lambda it: it.watch.bytes_max,
+    ),
+    Metric(
+        "forward_dlq_readings",
+        "Open dead letters of the forwarder.",
+        lambda it: it.dead_letters.stats().live,
+    ),
+    Metric(
+        "forward_dlq_bytes",
+        "Bytes of the files of its dead letters.",
+        lambda it: it.dead_letters.stats().size_bytes,
+    ),
+)
 
 
 def _unsigned(_key: str, _body: bytes, _now_s: float) -> Mapping[str, str]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from ingest.access import tokens
-from ingest.admin.dashboard.tail import Tail
+from ingest.admin.dashboard.tail import Observed, Tail
 from ingest.app import broker_state, fill
 from ingest.app.access import open_tokens
 from ingest.app.advice import advice
@@ -43,6 +43,7 @@ from ingest.model.metrics import figures_of
 from ingest.receiver import senders
 from ingest.receiver.refused_posts import RefusedPosts
 from ingest.system.clock import sleep_unless
+from ingest.system.waiting import first_of
 from ingest.writer.set_aside import set_aside_rest
 
 HANDLERS_GRACE_S = 1.0
@@ -130,8 +131,8 @@ class Gateway:
             fill=Fill(settings, has_folder=False),
             advice=advice(settings, ""),
         )
-        self._tail = Tail()
-        self._tail.watched = 1  # the page is elsewhere, so this does not know whether one is open
+        tail = Tail()
+        tail.watched = 1  # the page is elsewhere, so this does not know whether one is open
         self.endpoint = make_endpoint(
             settings,
             inlet=self.inlet,
@@ -144,18 +145,20 @@ class Gateway:
             database=NoDatabase(),
             health=self.health.readyz_for_devices,
             on_refused=refused_posts.refused,
-            on_decoded=self._tail.observe,
+            on_decoded=tail.observe,
             tokens=self._token_file.tokens,
         )
         self.ledger.gauges = self._gauges()
-        self._status = StatusSource(
-            "gateway",
-            self.ledger,
-            self.health.readyz,
-            tail=self._tail.take,
-            refused_posts=refused_posts.listed,
-        )
-        self._admin = None if self._place.channel else self._own_admin(refused_posts)
+        own = Observed(self.ledger, self.health.readyz, tail, refused_posts=refused_posts.listed)
+        self._status = StatusSource("gateway", own)
+        self._admin = None
+        if self._place.channel is None:
+            self._admin = GatewayAdmin(
+                settings,
+                own,
+                token=settings.admin_token or secrets.token_urlsafe(24),
+                tokens=self._token_file.tokens,
+            )
 
     def _gauges(self) -> Gauges:
         return Gauges(
@@ -171,16 +174,6 @@ class Gateway:
                 (certificate.METRICS, lambda: self.endpoint.certificate),
                 (tokens.METRICS, lambda: self._token_file.tokens),
             ),
-        )
-
-    def _own_admin(self, refused_posts: RefusedPosts) -> GatewayAdmin:
-        return GatewayAdmin(
-            self._settings,
-            ledger=self.ledger,
-            readyz=self.health.readyz,
-            token=self._settings.admin_token or secrets.token_urlsafe(24),
-            tokens=self._token_file.tokens,
-            refused_posts=refused_posts.listed,
         )
 
     async def run(self) -> int:
@@ -237,10 +230,8 @@ class Gateway:
         halting = asyncio.create_task(role.process.halt(self._settings.drain_s_max))
         await self.endpoint.finish(self._settings.drain_s_max + HANDLERS_GRACE_S)
         inlet.shut_inlet()
-        publishing = asyncio.create_task(inlet.finish())
-        await asyncio.wait((publishing, halting), return_when=asyncio.FIRST_COMPLETED)
-        for each in (publishing, halting):
-            each.cancel()
+        await first_of(inlet.finish(), role.process.halted.wait())
+        halting.cancel()
         await inlet.close()
         await self.endpoint.close()
         await set_aside_rest(inlet, self.dead_letters, self.ledger)

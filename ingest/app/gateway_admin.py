@@ -7,11 +7,10 @@ lists its last refused posts for who has the token.
 from __future__ import annotations
 
 import html as markup
-from collections.abc import Callable
-from typing import Any
 
 from ingest.access.tokens import Tokens
 from ingest.admin.dashboard.assets import assets, html, page
+from ingest.admin.dashboard.tail import Observed
 from ingest.admin.guard import Guard
 from ingest.admin.port import Actions, Admin
 from ingest.app.metrics import own_metrics
@@ -21,22 +20,19 @@ from ingest.http.bodies import Bodies
 from ingest.http.request import Request
 from ingest.http.response import Answer
 from ingest.http.routes import READ, Route
-from ingest.model.ledger import Ledger
 
 _ASSETS = ("/page/style.css", "/page/icon.svg")
 
 
 class GatewayAdmin:
-    """The admin port of one gateway. `readyz` is that of its health, `token` the admin token."""
+    """The admin port of one gateway. `token` is the admin token."""
 
     def __init__(
         self,
         settings: Settings,
+        own: Observed,
         *,
-        ledger: Ledger,
-        readyz: Callable[[], tuple[int, bytes]],
         token: str,
-        refused_posts: Callable[[], list[dict[str, Any]]],
         tokens: Tokens | None = None,
     ) -> None:
         self._admin_listen = settings.admin_listen
@@ -48,14 +44,14 @@ class GatewayAdmin:
             Bodies(body_bytes_max=MIB, body_s_max=10.0, all_bytes_max=MIB),
             message=str,
             release_hold=lambda _dead_letter: False,
-            refused_posts=refused_posts,
-            senders=ledger.listed_senders,
+            refused_posts=own.refused_posts,
+            senders=own.ledger.listed_senders,
             pages={
                 "/": Route(READ, self._front),
                 **{path: Route(READ, files[path].handle) for path in _ASSETS},
             },
         )
-        self._admin = Admin(own_metrics(ledger), readyz, ledger=ledger, actions=actions)
+        self._admin = Admin(own_metrics(own.ledger), own.readyz, ledger=own.ledger, actions=actions)
 
     async def start(self, listen: str) -> str:
         """Listen; return the bound HOST:PORT. `listen` is that of the data port.

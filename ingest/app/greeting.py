@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import shlex
 import socket
@@ -10,10 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ingest import __version__
-from ingest.config.folders import default_state_dir
-from ingest.model.errors import ConfigError
 from ingest.system.surroundings import command_words
 
+_ALL = ("0.0.0.0", "[::]")  # noqa: S104  a port that is bound to all addresses
 _ELSEWHERE = ("192.0.2.1", "2001:db8::1")  # addresses that no machine has
 _EXAMPLE = '{"device_id":"d1","metric":"temperature","value":21.5}'
 
@@ -21,6 +19,7 @@ _EXAMPLE = '{"device_id":"d1","metric":"temperature","value":21.5}'
 def greeting_lines(
     *,
     state_dir: Path,
+    is_set: bool,
     listen: str,
     cert_file: str,
     needs_token: bool,
@@ -32,6 +31,7 @@ def greeting_lines(
 ) -> Iterator[str]:
     """Yield the lines. With a `cert_file` the data port speaks TLS.
 
+    `is_set`: the state folder is that of a setting; the default one is found by a command itself.
     The image sets INGEST_PUBLISHED_AT: the host by which people reach the ports of a container.
     `page` is the address of the dashboard. `database` is what sets its URL; empty if it is
     embedded. `table` is named as in SQL. `waiting` is why the database does not answer yet, or
@@ -59,7 +59,8 @@ def greeting_lines(
     yield f"dashboard:     {page}{once}"
     yield f"metrics:       http://{admin_listen}/metrics  (state: /readyz)"
     if not database:
-        look = f"{run} psql{_flag(state_dir)} -c {shlex.quote(f'table {table}')}"
+        flag = f" --state-dir {shlex.quote(str(state_dir))}" if is_set else ""
+        look = f"{run} psql{flag} -c {shlex.quote(f'table {table}')}"
         yield f"database:      embedded; to look into it: {look}"
     else:
         yield f"database:      as set by {database}"
@@ -70,7 +71,7 @@ def greeting_lines(
 def _from_network(listen: str) -> str:
     """Return where devices reach a port that is bound to all addresses; "" if that is not known."""
     host, _, port = listen.rpartition(":")
-    if not _is_unspecified(host):
+    if host not in _ALL:
         return ""
     with socket.socket(
         socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM
@@ -86,21 +87,4 @@ def _from_network(listen: str) -> str:
 def _published(listen: str, host: str) -> str:
     """Return a port that is bound to all addresses as one of `host`."""
     address, _, port = listen.rpartition(":")
-    return f"{host}:{port}" if _is_unspecified(address) else listen
-
-
-def _is_unspecified(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_unspecified
-    except ValueError:  # a name
-        return False
-
-
-def _flag(state_dir: Path) -> str:
-    """Return the flag with which a command finds this folder; empty for the default folder."""
-    try:
-        if state_dir == default_state_dir():
-            return ""
-    except ConfigError:  # no home folder, so no default
-        pass
-    return f" --state-dir {shlex.quote(str(state_dir))}"
+    return f"{host}:{port}" if address in _ALL else listen

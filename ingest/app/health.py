@@ -9,6 +9,7 @@ Does not: find out itself what is wrong. Each part says it.
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -31,17 +32,90 @@ TICK_S = 1.0
 REFUSING = frozenset({"starting", "draining", "disk_low"})
 UNREADY = REFUSING | {"full", "broker_away"}
 WORST_FIRST = (*("draining", "starting", "disk_low", "broker_away", "full", "on_hold"), "slowed")
+DRAINING = Trouble("draining", cause_of("draining").words, state="draining")
 UNCHECKED = "no connection to the database since the start; the journal keeps the readings"
 UNTAKEN = "posts are not taken until the table has been checked"
 
 
-class Health:
+class Judged(ABC):
+    """A state, its cause, and since when. `advice` are the words of the next steps.
+
+    They have a text for each of causes.FIELDS.
+    """
+
+    def __init__(self, advice: Mapping[str, str], first: Trouble) -> None:
+        self._advice = advice
+        self._draining = False
+        self._now = first
+        self._since_us = self._cause_since_us = unix_us()
+
+    @abstractmethod
+    def judge(self) -> Trouble:
+        """Return the state, one of STATES, its cause, and the reason as words."""
+
+    @abstractmethod
+    def figures(self) -> dict[str, Any]:
+        """Return what else the document of /readyz says now."""
+
+    def draining(self) -> None:
+        """Note that all ends: no post is accepted."""
+        self._draining = True
+
+    def look(self) -> Trouble:
+        """Judge again, or say that all ends."""
+        was = self._now
+        now = self._now = DRAINING if self._draining else self.judge()
+        if now.state != was.state:
+            self._since_us = unix_us()
+        if now.cause != was.cause:
+            self._cause_since_us = unix_us()
+        return now
+
+    def state(self) -> str:
+        """Return the state now, one of STATES."""
+        return self.look().state
+
+    def in_words(self) -> str:
+        """Return the state and its reason as a text for a process manager."""
+        now = self.look()
+        return ": ".join(filter(None, (now.state, now.words)))
+
+    def readyz(self) -> tuple[int, bytes]:
+        """Return the HTTP status and the JSON document of /readyz for the admin port."""
+        document = self._document()
+        if self._now.details:
+            document["reason"] += f": {self._now.details}"
+        document["next"] = next_step(self._now.cause, self._advice)
+        return _answer(document)
+
+    def readyz_for_devices(self) -> tuple[int, bytes]:
+        """Return the same for the data port, without commands, paths and senders."""
+        return _answer(self._document())
+
+    def _document(self) -> dict[str, Any]:
+        cause, words, _, state = self.look()
+        return {
+            "state": state,
+            "reason": words,
+            "since": rfc3339(self._since_us),
+            "refusing": state in UNREADY,
+            "cause": cause,
+            "cause_since": rfc3339(self._cause_since_us) if cause else None,
+            "runbook": cause_of(cause).runbook if cause else "",
+            **self.figures(),
+        }
+
+
+def _answer(document: Mapping[str, Any]) -> tuple[int, bytes]:
+    return 503 if document["refusing"] else 200, orjson.dumps(document)
+
+
+class Health(Judged):
     """The state of the service; implements ports.Admission.
 
     `disk` is that of the state folder; None: there is none. `url_fault` returns what is wrong with
     the file of the database's URL, or nothing. `parts` say what else is wrong; those that decide
-    the state come first, in this order. `untaken` says what a start waits for. `advice` are the
-    words of the next steps: a text for each of causes.FIELDS.
+    the state come first, in this order. `untaken` says what a start waits for.
     """
 
     def __init__(
@@ -58,6 +132,7 @@ class Health:
         fill: Fill,
         advice: Mapping[str, str],
     ) -> None:
+        super().__init__(advice, Trouble(state="starting"))
         self._buffer = buffer
         self._space = BufferSpace()
         self._database_state = database_state
@@ -71,13 +146,8 @@ class Health:
         )
         self._refusals = refusals
         self.fill = fill
-        self._advice = advice
         self.starting = True  # the table has not been checked yet
         self._unchecked = False  # posts are accepted, but the table has not been checked yet
-        self._draining = False
-        self._state = "starting"
-        self._since_us = self._cause_since_us = unix_us()
-        self._told = Trouble()  # the cause of the state, or of what else is wrong
         self._other = Trouble()  # the most important one that does not decide the state
         self._log = get_logger("health")
 
@@ -89,10 +159,6 @@ class Health:
         """Accept posts before the table has been checked: the journal keeps them."""
         self._unchecked = self.starting or self._unchecked
         self.starting = False
-
-    def draining(self) -> None:
-        """Note that the service drains: no post is accepted."""
-        self._draining = True
 
     def refusal(self) -> str | None:
         """Return the problem code for every post now, or None if posts are accepted."""
@@ -115,76 +181,50 @@ class Health:
         if self._disk is not None:
             self._disk.look()
         self._space.look(stats)
-        self._refresh(stats)
+        self.look()
         free_bytes = None if self._disk is None else self._disk.free_bytes
         self.fill.tick(stats, self._dead_letters(), free_bytes)
         self._refusals.tick()
 
-    def state(self) -> str:
-        """Return the state now, one of STATES."""
-        self._refresh(self._buffer())
-        return self._state
-
-    def readyz(self) -> tuple[int, bytes]:
-        """Return the HTTP status and the JSON document of /readyz for the admin port."""
-        status, document = self._readyz()
-        if self._told.details:
-            document["reason"] += f": {self._told.details}"
-        document["next"] = next_step(self._told.cause, self._advice)
-        return status, orjson.dumps(document)
-
-    def readyz_for_devices(self) -> tuple[int, bytes]:
-        """Return the same for the data port, without commands, paths and senders."""
-        status, document = self._readyz()
-        return status, orjson.dumps(document)
-
-    def _readyz(self) -> tuple[int, dict[str, Any]]:
-        stats = self._buffer()
-        self._refresh(stats)
-        cause = self._told.cause
-        document = {
-            "state": self._state,
-            "reason": self._reason(stats),
-            "since": rfc3339(self._since_us),
-            "refusing": self._state in UNREADY,
-            "cause": cause,
-            "cause_since": rfc3339(self._cause_since_us) if cause else None,
-            "runbook": cause_of(cause).runbook if cause else "",
+    def figures(self) -> dict[str, Any]:
+        """Return when what is full, and what was refused lately."""
+        return {
             "full_in_s": self.fill.full_in_s(),
             "refused_60s": self._refusals.posts.grown(),
             "closed_60s": self._refusals.connections.grown(),
         }
-        return 503 if self._state in UNREADY else 200, document
 
-    def in_words(self) -> str:
-        """Return the state and its reason as a text for a process manager."""
-        stats = self._buffer()
-        self._refresh(stats)
-        return ": ".join(filter(None, (self._state, self._reason(stats))))
-
-    def _refresh(self, stats: BufferStats) -> None:
-        was, was_cause = self._state, self._told.cause
-        found = self._found(stats)
-        states = {each.state for each in found}
-        self._state = next((each for each in WORST_FIRST if each in states), "accepting")
-        self._told = next((each for each in found if each.cause), Trouble())
-        if self._told.cause != was_cause:
-            self._cause_since_us = unix_us()
-        if self._state == was:
-            return
-        self._since_us = unix_us()
-        state, reason = self._state, self._reason(stats)
+    def look(self) -> Trouble:
+        """Judge again, and log a change between taking posts and refusing them; see Judged."""
+        was = self._now.state
+        _, reason, _, state = now = super().look()
+        if state == was:
+            return now
         if state in UNREADY - {"starting", "draining"}:
             self._log.error("state", state=state, was=was, reason=reason)
         elif state in UNREADY or was in UNREADY:
             self._log.info("state", state=state, was=was, reason=reason)
+        return now
+
+    def judge(self) -> Trouble:
+        """Return the worst state that a part asks for, and the most important cause."""
+        stats = self._buffer()
+        found = self._found(stats)
+        states = {each.state for each in found}
+        state = next((each for each in WORST_FIRST if each in states), "accepting")
+        told = next((each for each in found if each.cause), Trouble())
+        if state == "starting":
+            words = [self._untaken, self._of_database().words]
+        elif state in {"full", "slowed"}:  # with the figures of the state
+            words = [load_words(stats), self._of_database().words]
+        else:
+            words = [told.words]
+        return told._replace(words="; ".join(filter(None, words)), state=state)
 
     def _found(self, stats: BufferStats) -> list[Trouble]:
         """Return what all parts say now, the most important one first."""
         found = [each() for each in self._parts]
         self._note(each for each in found if not each.state)
-        if self._draining:
-            return [Trouble("draining", cause_of("draining").words, state="draining")]
         deciding = [each for each in found if each.state]
         if self.starting:
             start = Trouble("starting", self._untaken, state="starting")
@@ -219,11 +259,3 @@ class Health:
         return Trouble(
             cause, "; ".join(filter(None, (words, fault))), state="on_hold" if is_held else ""
         )
-
-    def _reason(self, stats: BufferStats) -> str:
-        """Return the cause in words, with the figures of the state."""
-        if self._state == "starting":
-            return "; ".join(filter(None, (self._untaken, self._of_database().words)))
-        if self._state in {"full", "slowed"}:
-            return "; ".join(filter(None, (load_words(stats), self._of_database().words)))
-        return self._told.words

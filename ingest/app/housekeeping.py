@@ -13,6 +13,7 @@ from collections.abc import Callable
 from ingest.app.database import (
     housekeeping_jobs,
     housekeeping_url,
+    late_partitions,
     retention_policy,
     timeouts,
 )
@@ -24,12 +25,12 @@ from ingest.model.metrics import Metric, Metrics
 from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.sinks.postgres.housekeeping import runs
 from ingest.sinks.postgres.housekeeping.keeping import Growth, growth
-from ingest.sinks.postgres.housekeeping.late import LatePartitions
 from ingest.sinks.postgres.housekeeping.plan import Did, Step
 from ingest.sinks.postgres.housekeeping.runs import Report
 from ingest.sinks.postgres.housekeeping.view import HYPERTABLE, PARTITIONED, View
 from ingest.system.clock import sleep_unless, unix_us
 from ingest.system.logs import Occasionally, get_logger
+from ingest.system.waiting import unless
 
 PARTITIONS_END, RETENTION_WAITS = "partitions_end", "retention_waits"
 HOUSEKEEPING_FAILS, PARTITION_MISSING = "housekeeping_fails", "partition_missing"
@@ -89,9 +90,10 @@ def _said(step: Step, why: str) -> str:
 
 
 class Housekeeping:
-    """The housekeeping of one process. `url` is the writers', `late` makes their partitions.
+    """The housekeeping of one process, and `late`, which makes partitions for its writers.
 
-    `disk_free_bytes` returns the room on the disk of the database, if that is known.
+    `url` is the writers'. `disk_free_bytes` returns the room on the disk of the database, if that
+    is known.
     """
 
     def __init__(
@@ -99,13 +101,12 @@ class Housekeeping:
         settings: Settings,
         url: DatabaseUrl,
         *,
-        late: LatePartitions | None = None,
         disk_free_bytes: Callable[[], int | None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._disk_free_bytes = disk_free_bytes
-        self._late = late
         self._url = housekeeping_url(settings, url)
+        self.late = late_partitions(settings, self._url)
         self._stopping = asyncio.Event()  # until `run` is given another one
         self._jobs = housekeeping_jobs(settings, self._is_stopping)
         self._view: View | None = None  # as the last run has left it
@@ -113,7 +114,7 @@ class Housekeeping:
         self._waiting: list[str] = []
         self._hidden = ""  # what is said of detached partitions that a run has left behind
         self.bytes: int | None = None  # of all partitions
-        self._oldest_us: int | None = None
+        self.oldest_us: int | None = None  # when the oldest reading was measured
         self._growth: Growth | None = None
         self._occasionally = Occasionally(WARNING_S)
         self._has_more = False  # the last run has ended early: see Report
@@ -128,7 +129,8 @@ class Housekeeping:
         pause_s = 0.0
         while not await sleep_unless(stopping, pause_s):
             pause_s = PAUSE_S
-            if await self._once_unless(stopping):
+            # What a stop cuts off goes on in the next run, as after a kill.
+            if await unless(stopping, self._once(stopping), grace_s=STOP_S_MAX):
                 failures = 0
                 if self._has_more:
                     pause_s = 0.0
@@ -136,23 +138,6 @@ class Housekeeping:
                 failed_s = FAILED_PAUSES_S[min(failures, len(FAILED_PAUSES_S) - 1)]
                 pause_s = min(pause_s, failed_s)
                 failures += 1
-
-    async def _once_unless(self, stopping: asyncio.Event) -> bool:
-        """Run once. At a stop it is cut off: the server may say nothing, or a step may take long.
-
-        The next run goes on with what was cut off, as after a kill.
-        """
-        once = asyncio.create_task(self._once(stopping))
-        ending = asyncio.create_task(stopping.wait())
-        await asyncio.wait({once, ending}, return_when=asyncio.FIRST_COMPLETED)
-        ending.cancel()
-        if not once.done():
-            await asyncio.wait({once}, timeout=STOP_S_MAX)
-        if not once.done():
-            once.cancel()
-            await asyncio.wait({once}, timeout=STOP_S_MAX)
-            return False
-        return once.result()
 
     async def _once(self, stopping: asyncio.Event) -> bool:
         """Run once; return False if another try may help soon."""
@@ -198,9 +183,8 @@ class Housekeeping:
     def _look_at(self, report: Report) -> None:
         """Keep what others ask for; with thousands of partitions it is not counted each time."""
         view = self._view = report.view
-        if self._late is not None:
-            self._late.seen(view)
-        self._oldest_us = report.oldest_us
+        self.late.seen(view)
+        self.oldest_us = report.oldest_us
         self._waiting = [_said(each, each.waits) for each in report.due if each.waits]
         at_work = report.other_run or report.has_more
         self._hidden = report.hidden_words if report.hidden and not at_work else ""
@@ -211,32 +195,25 @@ class Housekeeping:
         self.bytes = None if parts is None else sum(each.bytes for each in parts.partitions)
 
     def trouble(self) -> Trouble:
-        """Return what is wrong with the table or its housekeeping, or nothing."""
-        return trouble_of(CAUSES, self.cause(), self.words())
+        """Return what is wrong with the table or its housekeeping, or nothing.
 
-    def cause(self) -> str:
-        """Return the key of CAUSES, or nothing."""
-        if self._view is not None and ends_soon(self._view):
-            return PARTITIONS_END
-        if self._failed or self._hidden:
-            return HOUSEKEEPING_FAILS
-        if self._lacking:
-            return PARTITION_MISSING
-        return RETENTION_WAITS if self._waiting else ""
-
-    @property
-    def _lacking(self) -> str:
-        return self._late.lacking if self._late is not None else ""
-
-    def words(self) -> str:
-        """Return what the first step that failed says, or that waits; with paths of the machine.
-
-        Before those that wait: which readings can get no partition. At the end: what is detached.
+        The details are what the first step that failed says, or that waits; with paths of the
+        machine. Before those that wait: which readings can get no partition. At the end: what is
+        detached.
         """
-        said = self._failed or ([self._lacking] if self._lacking else self._waiting)
+        lacking = self.late.lacking
+        said = self._failed or ([lacking] if lacking else self._waiting)
         more = f" (and {len(said) - 1} more)" if len(said) > 1 else ""
         shown = said[0][:WORDS_MAX] + more if said else ""
-        return "; ".join(filter(None, (shown, self._hidden)))
+        if self._view is not None and ends_soon(self._view):
+            cause = PARTITIONS_END
+        elif self._failed or self._hidden:
+            cause = HOUSEKEEPING_FAILS
+        elif lacking:
+            cause = PARTITION_MISSING
+        else:
+            cause = RETENTION_WAITS if self._waiting else ""
+        return trouble_of(CAUSES, cause, "; ".join(filter(None, (shown, self._hidden))))
 
     @property
     def partitions(self) -> View | None:
@@ -247,10 +224,6 @@ class Housekeeping:
         """Return when the table fills the disk of its database, if that disk is known."""
         free = self._disk_free_bytes()
         return None if self._growth is None or free is None else self._growth.full_in_s(free)
-
-    def age_s(self) -> float | None:
-        """Return the age of the oldest reading, if it is known."""
-        return None if self._oldest_us is None else (unix_us() - self._oldest_us) / 1e6
 
     @property
     def waiting(self) -> int | None:
@@ -294,6 +267,6 @@ METRICS: Metrics[Housekeeping] = (
     Metric(
         "table_oldest_age_seconds",
         "Age of the oldest reading in the table.",
-        lambda it: it.age_s(),
+        lambda it: None if it.oldest_us is None else (unix_us() - it.oldest_us) / 1e6,
     ),
 )

@@ -1,14 +1,11 @@
-"""`ingest mqtt`: its parts, and the order in which they start and stop.
+"""`ingest mqtt`: its parts; how it starts is in client_process.
 
-Order of the start: state folder, dead letters, admin port, broker, posts.
-Order of the stop: nothing more is read; posts on their way end, and are acknowledged; the broker,
-the dead letters and the admin port are closed.
-Promises: no message is acknowledged that was not handled. A stop needs no answer of the service.
+Order of the stop: nothing more is read; posts on their way end, and are acknowledged; the dead
+letters, the admin port and the broker are closed.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
 import ssl
 from collections.abc import Callable, Mapping
@@ -17,28 +14,22 @@ from typing import NamedTuple
 
 import orjson
 
-from ingest import __version__
-from ingest.admin.exposition import of_one
-from ingest.admin.port import Admin
-from ingest.app.client_process import run_client
-from ingest.app.dead_letters import folder_letters
+from ingest.app.client_process import ClientService, run_client
 from ingest.app.process import Process
 from ingest.config.mqtt_options import MqttOptions
-from ingest.config.settings import Settings, split_address
+from ingest.config.settings import Settings
 from ingest.config.sources import read_secret
 from ingest.http_client.client import HttpClient
 from ingest.http_client.target import Target, is_loopback
 from ingest.model.errors import ConfigError, StartError
-from ingest.model.metrics import Values, read
+from ingest.model.metrics import Metric, Metrics, Values, read
 from ingest.mqtt.bridge import MqttBridge
 from ingest.mqtt.broker_address import MqttAddress
 from ingest.mqtt.gathering import JsonForm, LineForm, PostBounds
 from ingest.mqtt.messages import NEVER_S, MqttWish
 from ingest.mqtt.session import MqttSession
 from ingest.mqtt.source_form import DOCUMENTS_MAX, SourceForm
-from ingest.mqtt.tally import METRICS, OF_NOW, MqttFigures, MqttTally
-from ingest.system import logs
-from ingest.system.clock import unix_us
+from ingest.mqtt.tally import METRICS, MqttTally
 from ingest.system.files import replace_private
 from ingest.system.state_folder import StateFolder
 
@@ -107,41 +98,32 @@ async def mqtt(
     )
 
 
-class MqttService:
-    """One running `ingest mqtt`. Implements ClientService."""
+class MqttService(ClientService):
+    """One running `ingest mqtt`."""
+
+    role, works = ROLE, "receiving"
 
     def __init__(
         self, settings: Settings, wanted: MqttWanted, folder: StateFolder, process: Process
     ) -> None:
-        self._process = process
-        self._work: asyncio.Task[None] | None = None
-        self.tally = MqttTally()
-        self._settings = settings
-        self._wanted = wanted
-        self._topics_path = folder.path / TOPICS_FILE
-        self._log = logs.get_logger(ROLE)
-        self._dead_letters = folder_letters(settings, folder.dead_letters, auto_replay=False)
-        tls = tls_context(wanted.tls) if wanted.address.tls else None
-        self._make_bridge()
-        self._make_session(tls)
-        exposition = of_one(__version__, self._metrics, mqtt=wanted.name)
-        self._admin = Admin(exposition, self.readyz)
-
-    def _make_bridge(self) -> None:
-        wanted, options = self._wanted, self._wanted.options
-        self._form = SourceForm(wanted.source) if wanted.source else FORMS[wanted.form]()
-        rows_max = min(options.send_rows_max, DOCUMENTS_MAX if wanted.source else 100_000)
-        self._client = HttpClient(
+        options = wanted.options
+        client = HttpClient(
             wanted.target,
             connections_max=options.in_flight + 1,  # one for what was set aside
             connect_s_max=options.send_connect_s_max,
             answer_s_max=options.send_s_max,
             ca_file=wanted.service_ca_file,
         )
-        self._bridge = MqttBridge(
-            self._client,
+        super().__init__(settings, wanted.name, client, folder, process)
+        self._wanted = wanted
+        self._topics_path = folder.path / TOPICS_FILE
+        self.tally = MqttTally()
+        self._form = SourceForm(wanted.source) if wanted.source else FORMS[wanted.form]()
+        rows_max = min(options.send_rows_max, DOCUMENTS_MAX if wanted.source else 100_000)
+        self.work = self.bridge = MqttBridge(
+            client,
             self._form,
-            self._dead_letters,
+            self.dead_letters,
             self.tally,
             headers=self._headers,
             bounds=PostBounds(options.send_messages_max, rows_max, options.send_bytes_max),
@@ -150,6 +132,7 @@ class MqttService:
             linger_s=options.send_linger_s,
             retry_s_max=options.send_retry_s_max,
         )
+        self._make_session(tls_context(wanted.tls) if wanted.address.tls else None)
 
     def _headers(self) -> Mapping[str, str]:
         token = self._wanted.token()
@@ -159,7 +142,7 @@ class MqttService:
     def _make_session(self, tls: ssl.SSLContext | None) -> None:
         wanted, options = self._wanted, self._wanted.options
         left = self._known_topics()
-        self._session = MqttSession(
+        self.session = MqttSession(
             MqttWish(
                 wanted.address,
                 wanted.client_id or f"iot-ingest-{wanted.name}",
@@ -173,7 +156,7 @@ class MqttService:
             self.tally,
             secret=wanted.password,
             tls=tls,
-            take=self._bridge.take,
+            take=self.bridge.take,
             left_topics=[each for each in left or () if each not in wanted.topics],
             expects_old=left is not None,
             subscribed=self._remember_topics,
@@ -191,51 +174,26 @@ class MqttService:
         try:
             replace_private(self._topics_path, orjson.dumps(self._wanted.topics))
         except OSError as error:  # only a change of --topic needs it
-            self._log.warning("mqtt_topics_not_kept", why=str(error))
+            self.log.warning("mqtt_topics_not_kept", why=str(error))
 
-    # State
+    def metrics(self) -> Values:
+        """Return the values of all metrics now."""
+        return (*read(METRICS, self.tally), *read(OF_NOW, self))
 
-    def _metrics(self) -> Values:
-        return (*read(METRICS, self.tally), *read(OF_NOW, self.figures()))
+    def trouble(self) -> tuple[str, str]:
+        """Return why nothing is received or posted; see ClientService."""
+        if not self.session.up:
+            return "broker_away", self.session.why_away
+        why = self.bridge.delivery.trouble
+        return "service_away" if why else "", why
 
-    def figures(self) -> MqttFigures:
-        """Return what the metrics show of this moment."""
-        oldest_us = self._bridge.oldest_us()
-        letters = self._dead_letters.stats()
-        return MqttFigures(
-            connected=self._session.up,
-            held_messages=self._bridge.held_messages,
-            set_aside_messages=self._bridge.set_aside_messages,
-            oldest_age_s=0.0 if oldest_us is None else max(0.0, (unix_us() - oldest_us) / 1e6),
-            dead_letters=letters.live,
-            dead_letter_bytes=letters.size_bytes,
-        )
+    def further(self) -> Mapping[str, str]:
+        """Return what /readyz says beside the state."""
+        count = self.bridge.set_aside_messages
+        return {"set_aside": str(count)} if count else {}
 
-    def state(self) -> tuple[str, str]:
-        """Return the state, and why it is not `receiving`."""
-        if self._process.stopping.is_set():
-            return "draining", ""
-        if not self._session.up:
-            return "broker_away", self._session.why_away
-        if trouble := self._bridge.delivery.trouble:
-            return "service_away", trouble
-        return "receiving", ""
-
-    def readyz(self) -> tuple[int, bytes]:
-        """Return the HTTP status and the JSON document of /readyz."""
-        state, why = self.state()
-        document = {"state": state, "reason": why, "mqtt": self._wanted.name}
-        if self._bridge.set_aside_messages:
-            document["set_aside"] = str(self._bridge.set_aside_messages)
-        return 200 if state == "receiving" else 503, orjson.dumps(document)
-
-    # Start and stop
-
-    async def start(self, admin_listen: str) -> str:
-        """Start all parts; return the bound HOST:PORT of the admin port. Raises StartError.
-
-        If broker or service are out of reach, they are tried on, and /readyz says so.
-        """
+    async def connect(self) -> None:
+        """Start the session at the broker; see ClientService."""
         wanted = self._wanted
         try:
             has_password = bool(wanted.password())
@@ -243,38 +201,55 @@ class MqttService:
         except ConfigError as error:
             raise StartError(str(error)) from error
         if has_password and not wanted.address.tls and not is_loopback(wanted.address.host):
-            self._log.warning("mqtt_plain_password", broker=wanted.address.shown)
-        await self._dead_letters.open()
-        listen = await self._admin.start(*split_address(admin_listen))
-        process = self._process
-        process.spawn(self._session.run(process.stopping))
-        process.spawn(self._dead_letters.tidy(process.stopping))
-        self._work = process.spawn(
-            self._bridge.run(process.stopping, process.halted, self._settings.drain_s_max)
-        )
-        return listen
+            self.log.warning("mqtt_plain_password", broker=wanted.address.shown)
+        self.process.spawn(self.session.run(self.process.stopping))
 
     async def stop(self) -> Mapping[str, int]:
-        """Wait until no post is on its way; see ClientService."""
-        if self._session.connection is not None:
-            self._session.connection.pause()
-        if self._work is not None:
-            await self._work
+        """Read nothing more, and wait until no post is on its way; see ClientService."""
+        if self.session.connection is not None:
+            self.session.connection.pause()
+        return await super().stop()
+
+    def sums(self) -> Mapping[str, int]:
+        """Return what it has done, in messages."""
         tally = self.tally
         return {
             "received": sum(tally.received),
             "taken": tally.taken,
             "dead_lettered": tally.dead_lettered,
-            "left_to_broker": self._bridge.held_messages,
+            "left_to_broker": self.bridge.held_messages,
         }
 
     async def close(self) -> None:
         """End all tasks, and close everything. Call it in any case."""
-        await self._process.wait_tasks()
-        self._session.close()
-        await self._client.close()
-        await self._dead_letters.close()
-        await self._admin.close()
+        await super().close()
+        self.session.close()
+
+
+OF_NOW: Metrics[MqttService] = (
+    Metric("mqtt_connected", "1 if the broker delivers messages.", lambda it: it.session.up),
+    Metric(
+        "mqtt_held_messages",
+        "Messages that are not acknowledged.",
+        lambda it: it.bridge.held_messages,
+    ),
+    Metric(
+        "mqtt_set_aside_messages",
+        "Of these, messages that the service refuses for now (413, 403).",
+        lambda it: it.bridge.set_aside_messages,
+    ),
+    Metric(
+        "mqtt_oldest_age_seconds",
+        "How long the oldest of them is here.",
+        lambda it: it.oldest_age_s(),
+    ),
+    Metric("mqtt_dlq_messages", "Open dead letters.", lambda it: it.dead_letters.stats().live),
+    Metric(
+        "mqtt_dlq_bytes",
+        "Bytes of the files of these dead letters.",
+        lambda it: it.dead_letters.stats().size_bytes,
+    ),
+)
 
 
 def tls_context(files: MqttTls) -> ssl.SSLContext:

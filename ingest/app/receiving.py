@@ -26,7 +26,7 @@ from ingest.http.plain_body import BodyLimits, PlainBodies
 from ingest.http.proxies import Proxies
 from ingest.http.routes import OnRefused
 from ingest.model.ledger import Ledger
-from ingest.model.ports import Admission, Database, DeadLetters, PostInlet
+from ingest.model.ports import Admission, Database, DeadLetters, Inlet
 from ingest.receiver.access import Access
 from ingest.receiver.endpoint import Endpoint
 from ingest.receiver.pages.lines import LineOptions
@@ -68,7 +68,7 @@ async def leave(endpoint: Endpoint, *until: asyncio.Event) -> None:
 def make_endpoint(
     settings: Settings,
     *,
-    inlet: PostInlet,
+    inlet: Inlet,
     levels: tuple[str, ...],
     dead_letters: DeadLetters,
     ledger: Ledger,

@@ -21,6 +21,7 @@ from msgspec.structs import replace
 
 from ingest import __version__
 from ingest.access import tokens
+from ingest.admin.dashboard.tail import Observed, Tail
 from ingest.app import fill, housekeeping
 from ingest.app.access import open_tokens
 from ingest.app.admin import AdminSide
@@ -140,16 +141,20 @@ class Service:
         self.first_contact = FirstContact(
             self.health, self._folder, may_take=may_take, target=self._target
         )
+        own = Observed(
+            self.ledger,
+            self.health.readyz,
+            Tail(),
+            lambda: database_state.message,
+            refused_posts.listed,
+        )
         self.admin_side = AdminSide(
             settings,
-            ledger=self.ledger,
+            own,
             dead_letters=self.dead_letters,
-            readyz=self.health.readyz,
-            message=lambda: database_state.message,
             token=self._token,
             tokens=self._token_file.tokens,
             release_hold=self.writing.release_hold,
-            refused_posts=refused_posts.listed,
         )
         self.endpoint = make_endpoint(
             settings,
@@ -161,7 +166,7 @@ class Service:
             database=database_state,
             health=self.health.readyz_for_devices,
             on_refused=refused_posts.refused,
-            on_decoded=self.admin_side.dashboard.tail.observe,
+            on_decoded=own.tail.observe,
             tokens=self._token_file.tokens,
         )
         self.ledger.gauges = self._gauges()
@@ -230,6 +235,7 @@ class Service:
         state = writing.database_state
         for line in greeting_lines(
             state_dir=self._folder.path,
+            is_set=bool(settings.state_dir),
             listen=listen,
             cert_file=self._settings.tls_cert_file,
             admin_listen=admin_listen,

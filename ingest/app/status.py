@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from ingest import __version__
-from ingest.admin.dashboard.tail import TailSample
+from ingest.admin.dashboard.tail import Observed, TailSample
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
 from ingest.model.ports import STATES, BufferStats, JournalStats
 from ingest.system.clock import (
@@ -36,33 +36,13 @@ REJECTED_MAX = 20  # devices
 REFUSED_POSTS_MAX = 10
 EARLY_S = 0.1
 
-Ready = Callable[[], tuple[int, bytes]]
-NO_SAMPLE = TailSample([], [], 0, [], False)
-
 
 class StatusSource:
-    """The status of this process. `readyz` is that of its health, `message` that of its database.
+    """The status of this process. `role` is `gateway` or `writer`."""
 
-    `tail` returns the sample of the last second, `refused_posts` the last refused posts, newest
-    first. `role` is `gateway` or `writer`.
-    """
-
-    def __init__(
-        self,
-        role: str,
-        ledger: Ledger,
-        readyz: Ready,
-        *,
-        message: Callable[[], str] = str,
-        tail: Callable[[], TailSample] = lambda: NO_SAMPLE,
-        refused_posts: Callable[[], list[dict[str, Any]]] = list,
-    ) -> None:
+    def __init__(self, role: str, own: Observed) -> None:
         self._role = role
-        self._ledger = ledger
-        self._readyz = readyz
-        self._message = message
-        self._tail = tail
-        self._refused_posts = refused_posts
+        self._own = own
         self._refused_sent: dict[str, Any] | None = None  # the newest that was sent
         self._started_us = unix_us()
 
@@ -77,7 +57,8 @@ class StatusSource:
 
     def status(self, *, final: bool = False) -> dict[str, Any]:
         """Return the status now; takes some 100 us. `final`: nothing is counted after it."""
-        _, ready = self._readyz()
+        own = self._own
+        _, ready = own.readyz()
         return {
             "role": self._role,
             "version": __version__,
@@ -87,16 +68,16 @@ class StatusSource:
             "final": final,
             "cpu_s": round(process_cpu_s(), 3),
             "memory_bytes": _memory_bytes(),
-            "counters": self._ledger.snapshot(),
-            "gauges": _gauges_sent(self._ledger.gauges) if self._ledger.gauges else None,
+            "counters": own.ledger.snapshot(),
+            "gauges": _gauges_sent(own.ledger.gauges) if own.ledger.gauges else None,
             "ready": orjson.loads(ready),
-            "message": self._message()[:MESSAGE_CHARACTERS_MAX],
-            "tail": _tail_sent(self._tail()),
+            "message": own.message()[:MESSAGE_CHARACTERS_MAX],
+            "tail": _tail_sent(own.tail.take()),
             "refused_posts": self._new_refused_posts(),
         }
 
     def _new_refused_posts(self) -> list[dict[str, Any]]:
-        listed = self._refused_posts()
+        listed = self._own.refused_posts()
         new = listed[: listed.index(self._refused_sent)] if self._refused_sent in listed else listed
         if listed:
             self._refused_sent = listed[0]

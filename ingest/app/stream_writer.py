@@ -11,22 +11,25 @@ rest goes back to the stream.
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
-from ingest.admin.dashboard.tail import ObservedDeadLetters, Tail
+from ingest.admin.dashboard.tail import Observed, ObservedDeadLetters, Tail
 from ingest.app import broker_state, fill, housekeeping
 from ingest.app.access import open_tokens
+from ingest.app.admin import AdminSide
 from ingest.app.advice import advice
 from ingest.app.backlog import Waiting
 from ingest.app.broker import stream_letters
 from ingest.app.fill import Fill
 from ingest.app.health import Health
+from ingest.app.overview import Overview
 from ingest.app.refusals import Refusals
 from ingest.app.role import Place, Role
 from ingest.app.status import StatusSource
-from ingest.app.writer_admin import WriterAdmin
 from ingest.app.writing import WritingHalf
 from ingest.broker import audit, purge
 from ingest.broker.audit import Audit
@@ -63,6 +66,7 @@ from ingest.writer.set_aside import set_aside_rest
 
 HANDLERS_GRACE_S = 1.0
 TIDY_S_MAX = 1.0  # at a stop, for the purge
+FORGET_S = 30.0  # a process that was silent for so long is gone: nobody else says it
 FOREIGN_MAX = 100  # of these at once; further ones come again
 
 
@@ -132,29 +136,42 @@ class StreamWriter:
         )
         self.ledger.gauges = self._gauges()
         self._tail = Tail()
-        self._status = StatusSource(
-            "writer",
-            self.ledger,
-            self.health.readyz,
-            message=lambda: database_state.message,
-            tail=self._tail.take,
-        )
-        self._admin: WriterAdmin | None = None
+        own = Observed(self.ledger, self.health.readyz, self._tail, lambda: database_state.message)
+        self._status = StatusSource("writer", own)
+        self._admin: AdminSide | None = None
         if self._place.channel is None:
-            # The tokens are for posts, mostly, and a writer takes none: so they may be missing.
-            self._token_file = open_tokens(settings, may_be_missing=True)
-            admin = self._admin = WriterAdmin(
-                settings,
-                self._place.instance,
-                ledger=self.ledger,
-                dead_letters=self.dead_letters,
-                readyz=self.health.readyz,
-                release_hold=self.writing.release_hold,
-                advice=words,
-                tokens=self._token_file.tokens,
-            )
-            role.on_status = admin.status
-            role.connection.hear(STATUS, admin.hear)
+            self._make_admin(own, words)
+
+    def _make_admin(self, own: Observed, words: Mapping[str, str]) -> None:
+        """Make the admin port of a writer that runs alone.
+
+        Gateways and writers that nobody leads tell each other their statuses by the broker. So the
+        page of each writer shows all of them. Its figures are the sum over all; /metrics has those
+        of this writer alone, since each process is scraped on its own. `hold release` is for this
+        writer, and the page says so.
+        """
+        settings, role, instance = self._settings, self._role, self._place.instance
+        # The tokens are for posts, mostly, and a writer takes none: so they may be missing.
+        self._token_file = open_tokens(settings, may_be_missing=True)
+        overview = self._overview = Overview(
+            settings,
+            dead_letters=self.dead_letters.stats,
+            free_bytes=None,
+            advice=words,
+            forget_s=FORGET_S,
+        )
+        role.on_status = partial(overview.status, instance)
+        role.connection.hear(STATUS, partial(overview.hear, instance))
+        self._admin = AdminSide(
+            settings,
+            own,
+            dead_letters=self.dead_letters,
+            token=settings.admin_token or secrets.token_urlsafe(24),
+            tokens=self._token_file.tokens,
+            release_hold=self.writing.release_hold,
+            several=overview.observed,
+            releases=instance,
+        )
 
     def _gauges(self) -> Gauges:
         database_state = self.writing.database_state
@@ -193,7 +210,7 @@ class StreamWriter:
         self._writing_ends.set()
         await self.dead_letters.close()
         if self._admin is not None:
-            await self._admin.side.close()
+            await self._admin.close()
 
     async def _start(self) -> None:
         role, process = self._role, self._role.process
@@ -202,11 +219,11 @@ class StreamWriter:
         if not self._settings.database_url:  # the embedded one
             url = self._embedded_url
         if self._admin is not None:
-            await self._admin.side.start("the gateways")
-            self._admin.side.database(url, self.writing.known)
-            process.spawn(self._admin.run(role.process.halted))
+            await self._admin.start("the gateways")
+            self._admin.database(url, self.writing.known)
+            process.spawn(self._overview.show(self._admin.dashboard, process.halted))
             process.spawn(self._token_file.follow(role.process.halted))
-            page = self._admin.side.page_address(with_key=False)
+            page = self._admin.page_address(with_key=False)
             self._announce(f"writer {self._place.instance}, dashboard: {page}")
             process.notifier.ready()
         process.spawn(self.health.run(stopping))

@@ -17,25 +17,28 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict
+from functools import partial
 from os import getpid
 from pathlib import Path
 from typing import Any
 
 from ingest import __version__
 from ingest.access.rule import OPEN, TOKEN
+from ingest.admin.exposition import Exposition
 from ingest.app.access import open_tokens, with_access
+from ingest.app.admin import AdminSide
 from ingest.app.advice import advice, database_words
 from ingest.app.begin import begun
 from ingest.app.buffer import UNLESS, check_promise
 from ingest.app.child import PROGRAM
-from ingest.app.children import GATEWAY, WRITER, Children, ChildTimes, Told, together
+from ingest.app.children import GATEWAY, WRITER, Children, ChildTimes
 from ingest.app.greeting import greeting_lines
 from ingest.app.leftovers import refuse_left_files, refuse_left_stream
+from ingest.app.overview import Overview
 from ingest.app.process import Process
 from ingest.app.receiving import LEAVE_S_MAX, check_files
 from ingest.app.servers import Servers
 from ingest.app.target import make_target
-from ingest.app.up_admin import UpAdmin
 from ingest.config.settings import Settings, split_address
 from ingest.http.listener import open_slots
 from ingest.model.errors import IngestError, StartError
@@ -48,6 +51,7 @@ from ingest.system.files import Lock
 from ingest.system.notify import Notifier
 from ingest.system.orphans import family_lock
 from ingest.system.state_folder import ServiceInfo, StateFolder
+from ingest.system.waiting import together
 
 GRACE_S = 15.0  # of a child beyond its own limit; a dead letter may take 10 s to fail
 WATCH_S = 1.0
@@ -111,15 +115,21 @@ class Supervisor:
         self._token = settings.admin_token or secrets.token_urlsafe(24)
         self._servers = Servers(settings, folder, process.guard)
         self._token_file = open_tokens(settings)
-        self.admin = UpAdmin(
+        overview = self.overview = Overview(
             settings,
-            dead_letters=self._servers.dead_letters,
-            token=self._token,
-            guard=process.guard,
-            tell=self._tell,
+            dead_letters=self._servers.dead_letters.stats,
             free_bytes=lambda: folder.room()[0],
             advice=words,
+        )
+        self.admin = AdminSide(
+            settings,
+            overview.observed._replace(ledger=overview.own),
+            dead_letters=self._servers.dead_letters,
+            token=self._token,
             tokens=self._token_file.tokens,
+            release_hold=partial(overview.release_hold, self._tell),
+            several=overview.observed,
+            exposition=Exposition(overview.instances.shown),
         )
         self._has_broker, self._has_gateways = asyncio.Event(), asyncio.Event()
         self._has_database = asyncio.Event()
@@ -134,7 +144,7 @@ class Supervisor:
         """Start, wait for a signal, stop; return the exit code."""
         app_signals.handle_hangup(self._restart, self._process.stopping)
         return await self._process.run(
-            self._start, self._stop, self._close, in_words=self.admin.state
+            self._start, self._stop, self._close, in_words=self.overview.health.in_words
         )
 
     # Start
@@ -148,17 +158,19 @@ class Supervisor:
         listen = await self._listen()
         settings = self._settings  # `access` is decided
         admin_listen = await self.admin.start(listen)
+        self._process.spawn(self.overview.show(self.admin.dashboard, self._process.halted))
         children = self._children = Children(
             self._configuration,
-            Told(self.admin.status, self.admin.gone),
+            self.overview.status,
+            self.overview.instances.gone,
             program=self._program,
             family_fd=self._family.fileno(),
             times=self._times,
         )
         for each in self._sockets:
-            children.add_gateway(each.fileno())
+            children.add(GATEWAY, each.fileno())
         for _ in range(settings.writer_processes):
-            children.add_writer()
+            children.add(WRITER)
         try:
             await together(
                 self._start_broker(),
@@ -169,8 +181,7 @@ class Supervisor:
         except Exception:
             await self._stop()  # gateways may have answered posts already
             raise
-        for slot in children.slots:
-            self._process.spawn(slot.run())
+        children.keep(self._process.spawn)
         self._process.spawn(self._token_file.follow(self._process.halted))
         self._process.spawn(self._watch_servers())
         self._process.spawn(self._restart_when_told(children))
@@ -179,11 +190,12 @@ class Supervisor:
         self._publish(listen, admin_listen)
         for line in greeting_lines(
             state_dir=folder.path,
+            is_set=bool(settings.state_dir),
             listen=listen,
             cert_file=settings.tls_cert_file,
             admin_listen=admin_listen,
             needs_token=settings.access == TOKEN,
-            page=self.admin.page(with_key=self._terminal),
+            page=self.admin.page_address(with_key=self._terminal),
             database="" if self._servers.is_embedded else database_words(settings),
             table=known.target.name,
             waiting="",
@@ -226,14 +238,14 @@ class Supervisor:
         self._has_database.set()
 
     async def _start_gateways(self, children: Children) -> None:
-        await children.start(children.gateways, self._has_broker)
+        await children.start(GATEWAY, self._has_broker)
         self._process.notifier.ready()
         self._has_gateways.set()
 
     async def _start_writers(self, children: Children) -> None:
         """Start them after the gateways: with few cores the first post is taken earlier."""
         await self._has_gateways.wait()
-        await children.start(children.writers, self._has_database)
+        await children.start(WRITER, self._has_database)
 
     def _publish(self, listen: str, admin_listen: str) -> None:
         cert_file = self._settings.tls_cert_file
@@ -245,7 +257,7 @@ class Supervisor:
                 admin_listen=admin_listen,
                 database_url=self._servers.database_url,
                 token=self._token,
-                page=self.admin.page(with_key=True),
+                page=self.admin.page_address(with_key=True),
                 started_us=unix_us(),
                 cert_file=cert_file and str(Path(cert_file).absolute()),
                 target=make_target(self._settings).in_sql,
@@ -304,7 +316,7 @@ class Supervisor:
 
     async def _stop(self) -> Mapping[str, int]:
         """Drain the gateways, then the writers; return the sums."""
-        self.admin.draining()
+        self.overview.health.draining()
         lost, halted = 0, self._process.halted
         if self._children is not None:
             within_s = self._settings.drain_s_max + GRACE_S
@@ -313,7 +325,8 @@ class Supervisor:
                 # A child that was killed in a hurry has nothing that was acknowledged.
                 self._process.broken = True
             lost = self._children.lost
-        ledger = self.admin.ledger_now()
+        self.overview.instances.refresh()
+        ledger = self.overview.instances.ledger
         return {
             "committed": ledger.committed + ledger.duplicate,
             "dead_lettered": sum(ledger.dead_lettered.values()),
@@ -323,7 +336,7 @@ class Supervisor:
 
     async def _wait_stored(self) -> None:
         """Give the writers a moment for the last readings: `serve` does not start with any left."""
-        instances = self.admin.instances
+        instances = self.overview.instances
         if instances.database_up() and instances.hold_reason() is None:
             await self._servers.wait_stored(
                 self._process.halted, min(STORED_S_MAX, self._settings.drain_s_max)

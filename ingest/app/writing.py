@@ -15,8 +15,6 @@ from typing import Any
 
 from ingest.app.backlog import Backlog, Waiting
 from ingest.app.database import (
-    housekeeping_url,
-    late_partitions,
     partitions_ahead,
     timeouts,
 )
@@ -28,11 +26,10 @@ from ingest.dead_letters.auto_replay import (
     BlockSender,
     Replayer,
     ReplaySource,
-    Rooms,
 )
 from ingest.model.causes import Trouble
 from ingest.model.ledger import Ledger
-from ingest.model.ports import DeadLetters, Outlet, Sink
+from ingest.model.ports import DeadLetters, Inlet, Outlet, Sink
 from ingest.model.verdict import (
     LETTERS_FULL,
     NO_SUCH_HOST,
@@ -123,7 +120,6 @@ class WritingHalf:
         )
         self.backlog = Backlog(self.database_state, outlet.stats, stream)
         self.breaker = CircuitBreaker(window_rows=WINDOW_ROWS, rows_max=ROWS_MAX)
-        self.late: LatePartitions | None = None
         self.housekeeping: Housekeeping | None = None  # once the sinks have been made
         self.cap = BatchCap(
             settings.batch_rows,
@@ -147,7 +143,9 @@ class WritingHalf:
         Returns True if `start` may follow; writes may be paused then. Returns False if nothing will
         be written, because the process stops or must not start (`refusal`).
         """
-        self.late = late_partitions(self._settings, housekeeping_url(self._settings, url))
+        housekeeping = self.housekeeping = Housekeeping(
+            self._settings, url, disk_free_bytes=self._disk_free_bytes
+        )
         self.sinks += [
             make_sink(
                 url,
@@ -155,13 +153,10 @@ class WritingHalf:
                 name=f"iot-ingest writer {number}",
                 known=self.known,
                 on_checked=on_checked,
-                late=self.late,
+                late=housekeeping.late,
             )
             for number in range(self._settings.writers)
         ]
-        self.housekeeping = Housekeeping(
-            self._settings, url, late=self.late, disk_free_bytes=self._disk_free_bytes
-        )
         may_apply = self._settings.schema_apply
         while not (stopping.is_set() or self.checked):
             try:
@@ -227,7 +222,7 @@ class WritingHalf:
             for sink in self.sinks
         ]
 
-    def make_replayer(self, source: Callable[[float], ReplaySource], inlet: Rooms) -> Replayer:
+    def make_replayer(self, source: Callable[[float], ReplaySource], inlet: Inlet) -> Replayer:
         """Return the automatic replay, which sends dead letters through the buffer.
 
         `source` returns them, if they are searched for so often: see LetterBackend.replay_source.

@@ -24,6 +24,7 @@ from ingest.archive.folder import ArchiveFailed, ArchiveFolder, FolderInUse
 from ingest.archive.pace import Pace
 from ingest.archive.postgres_hash import NOTHING, Checksum
 from ingest.archive.runs import Runs
+from ingest.sinks.postgres.housekeeping import archive_rows, archived
 from ingest.sinks.postgres.housekeeping.archived import Contents
 from ingest.sinks.postgres.housekeeping.archiving import Detached
 from ingest.system.clock import monotonic_s
@@ -58,14 +59,14 @@ class ParquetArchiver:
 
         If a span has been archived before, the rows are merged with its files.
         """
-        if str(self.folder.path) in await source.folders():
+        if str(self.folder.path) in await archived.folders(source.connection, source.parent):
             await self._aside(self.folder.check_there)
         with self.folder.locked():
             before = await source.contents()
             if before is not None:
                 await self._aside(self._finish, before)
                 await self._aside(self._check_sizes, before)
-            name = source.name if before is None else before.name
+            name = source.table.table if before is None else before.name
             await self._aside(self.folder.sweep, name)
             await self._aside(
                 self.folder.check_free, name, [] if before is None else _names(before)
@@ -83,7 +84,11 @@ class ParquetArchiver:
         self, source: Detached, name: str, known: Checksum | None, before: Contents | None
     ) -> None:
         """Write, verify, record and move the files of a span. `known` is the table's checksum."""
-        rows_max = await source.rows_max() if known is None else known.rows
+        rows_max = (
+            await archive_rows.rows_max(source.connection, source.table)
+            if known is None
+            else known.rows
+        )
         self.folder.check_room(rows_max, 0 if before is None else before.bytes)
         token, hidden = await self._aside(self.folder.new_temporary, name)
         is_whole = False
@@ -103,7 +108,7 @@ class ParquetArchiver:
             token,
             *table,
         )
-        await source.record(found, str(self.folder.path))
+        await archived.record(source.connection, source.parent, found, str(self.folder.path))
         await self._aside(self._finish, found)
 
     async def _write(
@@ -159,7 +164,7 @@ class ParquetArchiver:
                 size = 0
 
         try:
-            await source.copy_out(decoder.marker, take)
+            await archive_rows.copy_out(source.connection, source.table, decoder.marker, take)
         finally:
             if work is not None:
                 await asyncio.wait([work])
@@ -181,7 +186,9 @@ class ParquetArchiver:
             self._go_on()
             await asyncio.sleep(self._pace.rest_s(took_s))
 
-        return Checksum(*await source.checksum(pause)) if known is None else known
+        if known is not None:
+            return known
+        return Checksum(*await archive_rows.checksum(source.connection, source.table, pause))
 
     def _add(self, runs: Runs, data: bytes) -> None:
         self._pace.begin()

@@ -63,12 +63,12 @@ async def look(connection: BrokerConnection, names: Names = READINGS) -> Found:
 
 async def look_at_stream(connection: BrokerConnection, name: str = STREAM) -> Info:
     """Ask for a stream. Raises BrokerAway, and BrokerRefused."""
-    return await _api(connection, f"STREAM.INFO.{name}", missing=NOT_FOUND)
+    return await ask(connection, f"STREAM.INFO.{name}", None, NOT_FOUND)
 
 
 async def look_at_consumer(connection: BrokerConnection, name: str, stream: str = STREAM) -> Info:
     """Ask for a consumer. Raises BrokerAway, and BrokerRefused."""
-    return await _api(connection, f"CONSUMER.INFO.{stream}.{name}", missing=NO_CONSUMER)
+    return await ask(connection, f"CONSUMER.INFO.{stream}.{name}", None, NO_CONSUMER)
 
 
 async def message(connection: BrokerConnection, place: int) -> bytes | None:
@@ -76,7 +76,7 @@ async def message(connection: BrokerConnection, place: int) -> bytes | None:
 
     Raises BrokerAway, and BrokerRefused.
     """
-    found = await _api(connection, f"STREAM.MSG.GET.{STREAM}", {"seq": place}, missing=NO_MESSAGE)
+    found = await ask(connection, f"STREAM.MSG.GET.{STREAM}", {"seq": place}, NO_MESSAGE)
     return None if found is None else base64.b64decode(found["message"].get("data", ""))
 
 
@@ -86,12 +86,12 @@ async def lead_from(connection: BrokerConnection, server: str) -> None:
     Messages that are published meanwhile wait for some tenths of a second.
     """
     wish = {"placement": {"preferred": server}}
-    await _api(connection, f"STREAM.LEADER.STEPDOWN.{STREAM}", wish)
+    await ask(connection, f"STREAM.LEADER.STEPDOWN.{STREAM}", wish)
 
 
 async def purge(connection: BrokerConnection, to: int) -> None:
     """Remove all messages up to a place, included. Raises BrokerAway, and BrokerRefused."""
-    await _api(connection, f"STREAM.PURGE.{STREAM}", {"seq": to + 1})
+    await ask(connection, f"STREAM.PURGE.{STREAM}", {"seq": to + 1})
 
 
 async def rewind(connection: BrokerConnection, since: str = "") -> int | None:
@@ -109,7 +109,7 @@ async def rewind(connection: BrokerConnection, since: str = "") -> int | None:
         )
     begin = {"start_time": since} if since else {"seq": 1}
     asked = begin | {"next_by_subj": SUBJECT}
-    found = await _api(connection, f"STREAM.MSG.GET.{STREAM}", asked, missing=NO_MESSAGE)
+    found = await ask(connection, f"STREAM.MSG.GET.{STREAM}", asked, NO_MESSAGE)
     seconds = len("2026-11-27T05:00:00")
     if found is None or found["message"]["time"][:seconds] < since[:seconds]:
         return None  # after the last message the server begins anew
@@ -120,7 +120,7 @@ async def rewind(connection: BrokerConnection, since: str = "") -> int | None:
 
 async def give_again(connection: BrokerConnection, first: int) -> None:
     """Let the writers get all messages from a place on again. Raises BrokerAway, BrokerRefused."""
-    await _api(connection, f"CONSUMER.RESET.{STREAM}.{WRITER}", {"seq": max(1, first)})
+    await ask(connection, f"CONSUMER.RESET.{STREAM}.{WRITER}", {"seq": max(1, first)})
 
 
 def faults(found: Found, wanted: Wanted) -> list[StreamFault]:
@@ -207,13 +207,13 @@ async def _apply_stream(
 ) -> str:
     stream = _stream(names)
     if found is None:
-        await _api(connection, f"STREAM.CREATE.{names.stream}", changed(wanted, {}))
+        await ask(connection, f"STREAM.CREATE.{names.stream}", changed(wanted, {}))
         return f"made {stream}"
     listed = list(differences(wanted, found["config"]))
     if not listed:
         return f"{stream} was there, and fits"
     _refuse_fixed(stream, listed)
-    await _api(connection, f"STREAM.UPDATE.{names.stream}", changed(wanted, found["config"]))
+    await ask(connection, f"STREAM.UPDATE.{names.stream}", changed(wanted, found["config"]))
     return f"changed {stream}: {_listed(listed)}"
 
 
@@ -225,14 +225,14 @@ async def _apply_consumer(
     body = {"stream_name": names.stream}
     if found is None:
         config = changed(wanted, {})
-        await _api(connection, subject, {**body, "config": config, "action": "create"})
+        await ask(connection, subject, {**body, "config": config, "action": "create"})
         return f"made {where}"
     listed = list(differences(wanted, found["config"]))
     if not listed:
         return f"{where} was there, and fits"
     _refuse_fixed(where, listed)
     config = changed(wanted, found["config"])
-    await _api(connection, subject, {**body, "config": config, "action": "update"})
+    await ask(connection, subject, {**body, "config": config, "action": "update"})
     return f"changed {where}: {_listed(listed)}"
 
 
@@ -249,18 +249,20 @@ def _listed(listed: list[Difference]) -> str:
     return ", ".join(f"{each.name} {each.found} -> {each.wanted}" for each in listed)
 
 
-async def _api(
+async def ask(
     connection: BrokerConnection,
     subject: str,
     payload: Mapping[str, Any] | None = None,
-    *,
-    missing: int | None = None,
+    *missing: int,
 ) -> Mapping[str, Any] | None:
-    """Return the reply; None if its error is `missing`. Raises BrokerAway and BrokerRefused."""
+    """Ask JetStream; return its reply, None if it is one of the errors `missing`.
+
+    Raises BrokerAway and BrokerRefused.
+    """
     body = b"" if payload is None else json.dumps(payload).encode()
     reply = await connection.request(f"$JS.API.{subject}", body, API_S_MAX)
     fault = api_fault(reply.data)
-    if fault is not None and fault.code == missing:
+    if fault is not None and fault.code in missing:
         return None
     if fault is not None and fault.meaning is Meaning.AGAIN:
         raise BrokerAway(f"the broker cannot answer {subject} now: {fault.text}")

@@ -16,7 +16,8 @@ import msgspec
 
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.envelope import Message
-from ingest.broker.replies import NO_MESSAGE, NOT_FOUND, NOTHING_TO_DELETE, ApiFault, api_fault
+from ingest.broker.manage import ask, look_at_stream
+from ingest.broker.replies import NO_MESSAGE, NOTHING_TO_DELETE
 from ingest.model.errors import BrokerAway, BrokerRefused
 
 SILENCE_S_MAX = 5.0  # without a sign of the broker, while something is read
@@ -57,10 +58,6 @@ class MessagesState(msgspec.Struct):
     first_ts: str = ""
 
 
-class _Info(msgspec.Struct):
-    state: MessagesState
-
-
 class StreamMessages:
     """The messages of one stream. It must allow direct reading (`allow_direct`).
 
@@ -84,13 +81,8 @@ class StreamMessages:
 
     async def find_state(self) -> MessagesState | None:
         """Return how much there is, None if there is no stream."""
-        subject = f"STREAM.INFO.{self._stream}"
-        reply = await self._ask(subject, b"")
-        fault = api_fault(reply)
-        if fault is not None and fault.code == NOT_FOUND:
-            return None
-        _refuse(subject, fault)
-        return msgspec.json.decode(reply, type=_Info).state
+        found = await look_at_stream(self._connection, self._stream)
+        return None if found is None else msgspec.convert(found["state"], MessagesState)
 
     async def read(
         self,
@@ -129,32 +121,24 @@ class StreamMessages:
 
         async def look(each: MessagePlace) -> None:
             subject = f"STREAM.MSG.GET.{self._stream}"
-            reply = await self._ask(subject, msgspec.json.encode({"seq": each.place}))
-            fault = api_fault(reply)
-            if fault is None:
-                headers = b64decode(msgspec.json.decode(reply)["message"].get("hdrs", ""))
-                if f"Nats-Msg-Id: {each.message_id}\r\n".encode() in headers:
-                    there.add(each)
-            elif fault.code != NO_MESSAGE:
-                _refuse(subject, fault)
+            found = await ask(self._connection, subject, {"seq": each.place}, NO_MESSAGE)
+            headers = b"" if found is None else b64decode(found["message"].get("hdrs", ""))
+            if f"Nats-Msg-Id: {each.message_id}\r\n".encode() in headers:
+                there.add(each)
 
         await _for_each(those, look)
         return there
 
     async def delete(self, places: Iterable[int]) -> None:
         """Delete messages; when this returns they are gone. After an error some of them are."""
-        await _for_each(places, self._delete)
-
-    async def _delete(self, place: int) -> None:
         subject = f"STREAM.MSG.DELETE.{self._stream}"
-        # Without `no_erase` the broker writes random bytes over it, at five times the cost.
-        body = msgspec.json.encode({"seq": place, "no_erase": True})
-        fault = api_fault(await self._ask(subject, body))
-        if fault is None or fault.code not in NOTHING_TO_DELETE:
-            _refuse(subject, fault)
 
-    async def _ask(self, subject: str, body: bytes) -> bytes:
-        return (await self._connection.request(f"$JS.API.{subject}", body, SILENCE_S_MAX)).data
+        async def delete(place: int) -> None:
+            # Without `no_erase` the broker writes random bytes over it, at five times the cost.
+            request = {"seq": place, "no_erase": True}
+            await ask(self._connection, subject, request, *NOTHING_TO_DELETE)
+
+        await _for_each(places, delete)
 
     def _went(self) -> None:
         for reading in self._reading:
@@ -197,11 +181,6 @@ class _Reading:
                 raise BrokerAway(f"the broker did not answer within {SILENCE_S_MAX:g} s")
         self._ended.result()
         return self._found
-
-
-def _refuse(subject: str, fault: ApiFault | None) -> None:
-    if fault is not None:
-        raise BrokerRefused(f"the broker refuses {subject}: {fault.text}")
 
 
 async def _for_each(those: Iterable[T], work: Callable[[T], Awaitable[None]]) -> None:

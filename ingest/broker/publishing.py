@@ -56,7 +56,6 @@ class Publisher:
         try_s_max: float = 2.0,
         wait_s_max: float = 10.0,
     ) -> None:
-        self.resent = 0  # tries after the first ones
         self.published = PublishedPlaces()
         self.acknowledged_s = -math.inf  # when the last message was, on the monotonic clock
         self._connection = connection
@@ -67,19 +66,6 @@ class Publisher:
         self._loop = asyncio.get_running_loop()
         self._under_way: dict[_Publish, None] = {}  # in the order of their begin
         connection.watch(self._send_all, self._doubt_all)
-
-    @property
-    def under_way(self) -> int:
-        """Messages without a result."""
-        return len(self._under_way)
-
-    @property
-    def unanswered_s(self) -> float:
-        """For how long the broker has not answered the oldest message; 0 if it answers."""
-        oldest = next(iter(self._under_way), None)
-        if oldest is None or not oldest.unanswered or not self._connection.up:
-            return 0.0
-        return self._loop.time() - oldest.began_s
 
     def publish(
         self,
@@ -108,7 +94,6 @@ class Publisher:
             return result
         ours = {"Nats-Msg-Id": message_id, "Nats-Expected-Stream": self._stream, **headers}
         publish = _Publish(ours, payload, result)
-        publish.began_s = self._loop.time()
         within_s = self._wait_s_max if within_s is None else min(within_s, self._wait_s_max)
         publish.deadline = self._loop.call_later(within_s, self._give_up, publish)
         self._under_way[publish] = None
@@ -129,7 +114,6 @@ class Publisher:
         if token is None:  # `_send_all` sends it when there is a connection
             publish.why = self._connection.why_away
             return
-        self.resent += bool(publish.tokens)
         # The reply to an earlier try is as good, so its token stays.
         publish.tokens.append(token)
         publish.unanswered = True
@@ -195,7 +179,6 @@ class Publisher:
 class _Publish:
     """One message until its result."""
 
-    began_s: float
     deadline: asyncio.TimerHandle
 
     def __init__(

@@ -9,9 +9,9 @@ Does not: outlive the process, read the rows of a block, or know what becomes of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
-from ingest.buffers.bounded_memory import BoundedMemory
+from ingest.buffers.bounded_memory import COMPLETED, BoundedMemory
 from ingest.buffers.queue import BlockQueue
 from ingest.buffers.shared_block import SharedBlock
 from ingest.buffers.waiting import WaitingPosts, WaitingWriters
@@ -40,7 +40,7 @@ class MemoryBuffer:
         self._waiting = WaitingPosts(
             put_wait_s_max, may_wait=self._may_wait, oldest_s=self._queue.oldest_s
         )
-        self._memory = BoundedMemory(self._queue.append, rows_max, bytes_max, self._waiting.admit)
+        self._memory = BoundedMemory(rows_max, bytes_max, self._waiting.admit)
 
     def open(self) -> list[Work]:
         """Return no work: memory needs none."""
@@ -61,9 +61,8 @@ class MemoryBuffer:
         """
         assert told is None, "nothing here outlives the process"
         waiting, memory = self._waiting, self._memory
-        if waiting.posts or waiting.shut or not memory.fits(block.rows, len(block.tuples)):
+        if waiting.posts or waiting.shut or not memory.take(block.rows, len(block.tuples)):
             return False
-        memory.add(block.rows, len(block.tuples))
         if not self._queue.grow(self._last, block):
             self._last = SharedBlock(block, self._shared_rows_max)
             self._queue.append(block)
@@ -82,11 +81,21 @@ class MemoryBuffer:
         Raises BufferFull after `put_wait_s_max`, or at once if the bodies of waiting posts take too
         much memory. Raises Stopping once the buffer is shut.
         """
-        return await self._waiting.wait(rows, size_bytes, self._memory.place, sender=sender)
+        return await self._waiting.wait(rows, size_bytes, self._place, sender=sender)
 
     def reserve_all(self, sizes: Sizes, *, awaited: bool = False) -> list[Reservation] | None:
-        """Reserve room for all blocks of a post at once: see ports.PostInlet."""
-        return self._waiting.place_all(sizes, self._memory.place)
+        """Reserve room for all blocks of a post at once: see ports.Inlet."""
+        return self._waiting.place_all(sizes, self._place)
+
+    def _place(self, rows: int, size_bytes: int) -> Reservation | None:
+        if not self._memory.take(rows, size_bytes):
+            return None
+        return Reservation(rows, size_bytes, self._put, self._memory.free)
+
+    def _put(self, block: Block, rows: int, size_bytes: int, _durable: bool) -> Awaitable[None]:
+        self._queue.append(block)
+        self._memory.trim(block, rows, size_bytes)
+        return COMPLETED
 
     def _may_wait(self, size_bytes: int) -> bool:
         """Whether there is memory for one more post that waits."""

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from ingest.model.block import SHARED_BYTES_MAX, Block
+from ingest.model.errors import NotKept
+from ingest.model.ports import Told
 
 
 class SharedBlock:
-    """A block that may grow, and its size in bytes."""
+    """A block that may grow, its size in bytes, and who waits until it is kept.
 
-    __slots__ = ("block", "bytes_max", "rows_max", "size_bytes")
+    `told` gets the waiters of all its posts; None: nobody waits.
+    """
+
+    __slots__ = ("block", "bytes_max", "rows_max", "size_bytes", "told", "waiters")
 
     def __init__(self, block: Block, rows_max: int, bytes_max: int = SHARED_BYTES_MAX) -> None:
         self.block = block
         self.rows_max = rows_max
         self.bytes_max = bytes_max
         self.size_bytes = len(block.tuples)
+        self.told: Told | None = None
+        self.waiters: list[object] = []  # in the order of their posts
 
     def takes(self, block: Block) -> bool:
         """Add a post's block to this one. Returns False if it is sealed, or would be too large."""
@@ -25,3 +32,10 @@ class SharedBlock:
         own.add(block)
         self.size_bytes = size_bytes
         return True
+
+    def tell(self, error: NotKept | None) -> None:
+        """Tell the waiters that the block is kept, or why it is not."""
+        # A list that is not kept: nobody's request may stay in memory because of a block.
+        waiters, self.waiters = self.waiters, []
+        if self.told is not None:
+            self.told(waiters, error)

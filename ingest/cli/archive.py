@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 from typing import TYPE_CHECKING, Any
 
-from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_json_flag
-from ingest.cli.terminal import print_answer
+from ingest.cli.parser import JSON, Command, flag
+from ingest.cli.terminal import Ending
 from ingest.config.loading import Loaded
 from ingest.model.errors import StartError
 from ingest.system.clock import rfc3339_or_us
@@ -17,62 +16,11 @@ if TYPE_CHECKING:
     from ingest.archive.archiver import ParquetArchiver
     from ingest.sinks.postgres.housekeeping.archived import Contents
 
-TAKES = "COMMAND [options]"
-EXAMPLES = ("ingest archive list", "ingest archive verify")
 ALONE_S_MAX = 60.0  # how long `restore` waits for a run, as `verify` does
-EPILOG = "It needs archive_dir, and the extra `archive` (docs/archive.md)."
 
 
-def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
-    """Add the four commands."""
-    commands = (
-        Command(
-            "list",
-            "one line for each partition in the archive, the oldest first",
-            ("ingest archive list", "ingest archive list --json"),
-            add_json_flag,
-        ),
-        Command(
-            "verify",
-            "read the files again, and compare number and checksum with the record",
-            ("ingest archive verify", "ingest archive verify readings_p20261126 --json"),
-            _some_names,
-            "[NAME ..]",
-        ),
-        Command(
-            "restore",
-            "put a partition of the archive back into the table; it stays until it is released",
-            ("ingest archive restore readings_p20261126",),
-            _one_name,
-            "NAME",
-        ),
-        Command(
-            "release",
-            "let the housekeeping remove a restored partition again; its files are still there",
-            ("ingest archive release readings_p20261126",),
-            _one_name,
-            "NAME",
-        ),
-    )
-    add_group(parser, "archive_command", commands, settings)
-
-
-def _some_names(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("names", nargs="*", metavar="NAME", help="as `ingest archive list` shows")
-    add_json_flag(parser)
-
-
-def _one_name(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="as `ingest archive list` shows")
-    add_json_flag(parser)
-
-
-def run(args: argparse.Namespace, loaded: Loaded) -> int:
-    """Run the command; return 0, or 1 if `verify` has found a fault."""
-    return asyncio.run(_run(args, loaded))
-
-
-async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
+async def _run(args: argparse.Namespace, loaded: Loaded) -> Ending:
+    """Do one of the commands; the exit code is 1 if `verify` has found a fault."""
     from ingest.app.archive import parquet_archiver  # noqa: PLC0415
     from ingest.app.database import timeouts  # noqa: PLC0415
     from ingest.app.target import make_target  # noqa: PLC0415
@@ -91,25 +39,25 @@ async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
         view = await look_at(connection, target.name, span, target=target, sizes=False)
         contents = await archived.contents(connection, view.table)
         pinned = await archived.pinned(connection, view.table)
-        if args.archive_command == "list":
-            return _list(contents, pinned, as_json=args.json)
-        if args.archive_command == "release":
+        if args.command_of_group == "list":
+            return _list(contents, pinned)
+        if args.command_of_group == "release":
             was = await archived.release(connection, view.table, args.name)
             said = "released" if was else "it was not restored, so there is nothing to release"
-            print_answer({"released": was}, f"{args.name}: {said}", as_json=args.json)
-            return 0 if was else 1
+            return Ending({"released": was}, f"{args.name}: {said}", 0 if was else 1)
         archiver = parquet_archiver(settings)
-        if args.archive_command == "verify":
+        if args.command_of_group == "verify":
             wanted = _named(contents, args.names)
             faults = await _faults(archiver, wanted, connection, view.table)
-            return _verified(wanted, faults, as_json=args.json)
+            good = len(wanted) - len(faults)
+            text = "\n".join([*faults.values(), f"as recorded: {counted(good, 'partition')}"])
+            return Ending({"good": good, "faults": faults}, text, 1 if faults else 0)
         async with alone(connection, view.oid, within_s=ALONE_S_MAX):
             view = await look_at(connection, target.name, span, target=target, sizes=False)
             (one,) = _named(await archived.contents(connection, view.table), [args.name])
             await archiving.restore(connection, view, one, archiver.rows(one))
     said = f"{args.name}: {counted(one.rows, 'reading')} are in the table until it is released"
-    print_answer(_entry(one, {args.name}), said, as_json=args.json)
-    return 0
+    return Ending(_entry(one, {args.name}), said)
 
 
 def _named(contents: list[Contents], names: list[str]) -> list[Contents]:
@@ -134,7 +82,7 @@ def _entry(found: Contents, pinned: set[str]) -> dict[str, Any]:
     }
 
 
-def _list(contents: list[Contents], pinned: set[str], *, as_json: bool) -> int:
+def _list(contents: list[Contents], pinned: set[str]) -> Ending:
     lines = []
     for each in contents:
         a_reading = f", {each.bytes / each.rows:.2f} bytes each" if each.rows else ""
@@ -144,8 +92,7 @@ def _list(contents: list[Contents], pinned: set[str], *, as_json: bool) -> int:
             f"{counted(each.rows, 'reading')}{a_reading}{restored}"
         )
     text = "\n".join(lines) or "the archive is empty"
-    print_answer([_entry(each, pinned) for each in contents], text, as_json=as_json)
-    return 0
+    return Ending([_entry(each, pinned) for each in contents], text)
 
 
 async def _faults(
@@ -174,8 +121,38 @@ async def _faults(
     return faults
 
 
-def _verified(contents: list[Contents], faults: dict[str, str], *, as_json: bool) -> int:
-    good = len(contents) - len(faults)
-    text = "\n".join([*faults.values(), f"as recorded: {counted(good, 'partition')}"])
-    print_answer({"good": good, "faults": faults}, text, as_json=as_json)
-    return 1 if faults else 0
+NAMES = {"metavar": "NAME", "help": "as `ingest archive list` shows"}
+COMMAND = Command(
+    examples=("ingest archive list", "ingest archive verify"),
+    usage="COMMAND [options]",
+    epilog="It needs archive_dir, and the extra `archive` (docs/archive.md).",
+    commands={
+        "list": Command(
+            "one line for each partition in the archive, the oldest first",
+            ("ingest archive list", "ingest archive list --json"),
+            _run,
+            flags=(JSON,),
+        ),
+        "verify": Command(
+            "read the files again, and compare number and checksum with the record",
+            ("ingest archive verify", "ingest archive verify readings_p20261126 --json"),
+            _run,
+            "[options] [NAME ..]",
+            (flag("names", nargs="*", **NAMES), JSON),
+        ),
+        "restore": Command(
+            "put a partition of the archive back into the table; it stays until it is released",
+            ("ingest archive restore readings_p20261126",),
+            _run,
+            "[options] NAME",
+            (flag("name", **NAMES), JSON),
+        ),
+        "release": Command(
+            "let the housekeeping remove a restored partition again; its files are still there",
+            ("ingest archive release readings_p20261126",),
+            _run,
+            "[options] NAME",
+            (flag("name", **NAMES), JSON),
+        ),
+    },
+)

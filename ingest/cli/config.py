@@ -6,12 +6,12 @@ Passwords are masked, except when one value is printed by its name.
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import Field, fields
 from typing import Any
 
 from ingest.cli.find_database import known_token, known_url
-from ingest.cli.parser import Parser, SettingsFlags, add_all_settings
+from ingest.cli.parser import AllSettings, Command, OneOf, flag
+from ingest.cli.terminal import Ending
 from ingest.config.folders import state_dir
 from ingest.config.loading import Loaded
 from ingest.config.settings import Settings, secret_names
@@ -19,41 +19,16 @@ from ingest.config.text import bounds_text, env_example, groups, plain, toml_exa
 from ingest.config.values import mask_url, nearest, shown
 from ingest.model.errors import ConfigError, StartError
 
-TAKES = "[options]"
-EXAMPLES = ("ingest config --print listen", "ingest config --toml")
-EPILOG = None
 
-
-def add_arguments(parser: Parser, _settings: SettingsFlags) -> None:
-    """Add the ways to print, and the settings."""
-    how = parser.add_argument_group("what to print").add_mutually_exclusive_group()
-    how.add_argument(
-        "--print",
-        metavar="NAME",
-        dest="only",
-        help="only this value; database_url and admin_token: as configured, else that of the "
-        "running service",
-    )
-    how.add_argument("--toml", action="store_true", help="an example of a TOML file")
-    how.add_argument(
-        "--env", action="store_true", help="an example of a file with environment variables"
-    )
-    how.add_argument("--json", action="store_true", help="every setting with its origin, as JSON")
-    add_all_settings(parser)
-
-
-def run(args: argparse.Namespace, loaded: Loaded) -> int:
-    """Print; return 0."""
+def _run(args: argparse.Namespace, loaded: Loaded) -> int:
     if args.toml:
         print(toml_example(), end="")
     elif args.env:
         print(env_example(), end="")
     elif args.only:
         print(_one_value(args.only, loaded.settings))
-    elif args.json:
-        print(json.dumps(as_json(loaded), indent=2))
     else:
-        print(table(loaded))
+        Ending(as_json(loaded), table(loaded)).print(as_json=args.json)
     return 0
 
 
@@ -115,3 +90,31 @@ def _value_text(declared: Field[Any], settings: Settings) -> str:
     if declared.name in secret_names():
         return "***" if value else "empty"
     return shown(declared.name, value) or "empty"
+
+
+COMMAND = Command(
+    examples=("ingest config --print listen", "ingest config --toml"),
+    run=_run,
+    flags=(
+        OneOf(
+            (
+                flag(
+                    "--print",
+                    metavar="NAME",
+                    dest="only",
+                    help="only this value; database_url and admin_token: as configured, else that "
+                    "of the running service",
+                ),
+                flag("--toml", action="store_true", help="an example of a TOML file"),
+                flag(
+                    "--env",
+                    action="store_true",
+                    help="an example of a file with environment variables",
+                ),
+                flag("--json", action="store_true", help="every setting with its origin, as JSON"),
+            ),
+            title="what to print",
+        ),
+    ),
+    settings=AllSettings(),
+)

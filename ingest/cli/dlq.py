@@ -7,20 +7,22 @@ letters are in the files of the state folder or in the broker's stream: find_let
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from pathlib import Path
 
 from ingest.cli import dlq_show as show
 from ingest.cli.arguments import forward_name
-from ingest.cli.dlq_replay import add_replay_arguments, replay
+from ingest.cli.dlq_replay import replay
 from ingest.cli.find_letters import FILES, STORES, STREAM, OwnLetters, letter_store
-from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_json_flag
+from ingest.cli.parser import JSON, Command, OneOf, flag
 from ingest.config.folders import state_dir
 from ingest.config.loading import Loaded
+from ingest.config.settings import Settings
 from ingest.dead_letters.store import LetterStore, LiveLetter, Selection, Tally, newest, once
 from ingest.formats.timestamp import text_us
 from ingest.model.errors import IngestError
@@ -32,109 +34,14 @@ PREFIX_MIN = 6
 LISTED = 50
 MORE_COUNTED_MAX = 100_000  # a second or two
 CONDITIONS = ("reason", "code", "device", "device_prefix", "since")
-WHERE_HELP = (
-    "only these: reason=, code=, device=, device_prefix= (what the name begins with), "
-    "since=RFC3339; all must match"
-)
+NO_REPLAY = {
+    "forward": "dlq replay writes to the table, and the readings of a forwarder are there already: "
+    "post what `ingest dlq show --json --forward` prints, then discard it",
+    "mqtt": "dlq replay cannot read messages of MQTT: publish them again, corrected, or post what "
+    "`ingest dlq show --json --mqtt` prints; then discard them",
+}
 
-TAKES = "COMMAND [options]"
-EXAMPLES = ("ingest dlq list", "ingest dlq stats --json")
-EPILOG = (
-    "exit codes: 0 done; 1 a part is left, such as a dead letter that is refused again, or discard "
-    "without --yes"
-)
-
-
-def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
-    """Add the commands and their arguments."""
-    commands = (
-        Command(
-            "list",
-            "one line for each dead letter, the newest first",
-            ("ingest dlq list", "ingest dlq list --where device_prefix=boiler- --limit 0"),
-            _list_arguments,
-            "[ID ..]",
-        ),
-        Command(
-            "show",
-            "dead letters in full, the newest first",
-            ("ingest dlq show 6f1c09", "ingest dlq show --json --where reason=invalid"),
-            _list_arguments,
-            "[ID ..]",
-        ),
-        Command(
-            "stats",
-            "number, reasons, age and size",
-            ("ingest dlq stats", "ingest dlq stats --forward billing --json"),
-            _stats_arguments,
-        ),
-        Command(
-            "replay",
-            "validate dead letters again and write them to the table",
-            ("ingest dlq replay --dry-run", "ingest dlq replay --file fixed.jsonl --edited"),
-            _replay_arguments,
-        ),
-        Command(
-            "discard",
-            "mark dead letters as discarded; their readings are lost",
-            (
-                "ingest dlq discard 6f1c09 --yes",
-                "ingest dlq discard --where device_prefix=test- --yes",
-            ),
-            _discard_arguments,
-            "[ID ..]",
-        ),
-    )
-    add_group(parser, "dlq_command", commands, settings)
-
-
-def _stats_arguments(parser: argparse.ArgumentParser) -> None:
-    add_json_flag(parser)
-    _store(parser)
-
-
-def _list_arguments(parser: argparse.ArgumentParser) -> None:
-    _ids_and_where(parser)
-    add_json_flag(parser, "the lines of the files, unchanged; all of them, unless there is --limit")
-    parser.add_argument(
-        "--limit",
-        type=_limit,
-        metavar="N",
-        help=f"the newest N ({LISTED} if --json is not given); 0: all, the oldest first",
-    )
-
-
-def _replay_arguments(parser: argparse.ArgumentParser) -> None:
-    _where(parser)
-    add_replay_arguments(parser)
-
-
-def _discard_arguments(parser: argparse.ArgumentParser) -> None:
-    _ids_and_where(parser)
-    parser.add_argument("--all", action="store_true", help="all dead letters")
-    parser.add_argument("--yes", action="store_true", help="discard them, not only count them")
-    add_json_flag(parser, "print the number as JSON")
-
-
-def _ids_and_where(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("ids", nargs="*", metavar="ID", help="an id, or its first characters")
-    _where(parser)
-
-
-def _where(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--where", action="append", metavar="K=V", help=WHERE_HELP)
-    _store(parser)
-
-
-def _store(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--store",
-        choices=STORES,
-        help=f"{FILES}: those of the state folder; {STREAM}: those of the broker; default: found",
-    )
-    whose = parser.add_mutually_exclusive_group()
-    whose.add_argument("--forward", metavar="NAME", type=forward_name, help="those of a forwarder")
-    whose.add_argument("--mqtt", metavar="NAME", type=forward_name, help="those of `ingest mqtt`")
+Do = Callable[[LetterStore, argparse.Namespace, Settings], Awaitable[int]]
 
 
 def _limit(text: str) -> int:
@@ -143,10 +50,15 @@ def _limit(text: str) -> int:
     return int(text)
 
 
-def run(args: argparse.Namespace, loaded: Loaded) -> int:
-    """Run the command; return 0, or 1 if a part of it could not be done."""
+async def _run(do: Do, args: argparse.Namespace, loaded: Loaded) -> int:
+    """Do it with the dead letters; return 0, or 1 if a part of it could not be done."""
+    own = OwnLetters("forward", args.forward) if args.forward is not None else None
+    own = OwnLetters("mqtt", args.mqtt) if args.mqtt is not None else own
+    if own is not None and do is _replay:
+        raise IngestError(NO_REPLAY[own.command])
     try:
-        code = asyncio.run(_run(args, loaded))
+        async with letter_store(loaded.settings, args.store, own=own) as store:
+            code = await do(store, args, loaded.settings)
         sys.stdout.flush()  # here, so that the error of a full disk gets the text below
         return code
     except BrokenPipeError:
@@ -157,31 +69,12 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
         why = f"{where}{error.strerror or error}"
         folder = StateFolder(state_dir(loaded.settings)).dead_letters
         raise IngestError(
-            f"dlq {args.dlq_command}: {why} (the dead letters are in {folder})"
+            f"dlq {args.command_of_group}: {why} (the dead letters are in {folder})"
         ) from error
 
 
-async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
-    if args.forward is not None and args.dlq_command == "replay":
-        raise IngestError(
-            "dlq replay writes to the table, and the readings of a forwarder are there already: "
-            "post what `ingest dlq show --json --forward` prints, then discard it"
-        )
-    if args.mqtt is not None and args.dlq_command == "replay":
-        raise IngestError(
-            "dlq replay cannot read messages of MQTT: publish them again, corrected, or post what "
-            "`ingest dlq show --json --mqtt` prints; then discard them"
-        )
-    own = OwnLetters("forward", args.forward) if args.forward is not None else None
-    own = OwnLetters("mqtt", args.mqtt) if args.mqtt is not None else own
-    async with letter_store(loaded.settings, args.store, own=own) as store:
-        if args.dlq_command in {"list", "show"}:
-            return await _list(args, store)
-        if args.dlq_command == "stats":
-            return await _stats(store, as_json=args.json)
-        if args.dlq_command == "replay":
-            return await replay(args, loaded.settings, store, where_of(args.where))
-        return await _discard(args, store)
+async def _replay(store: LetterStore, args: argparse.Namespace, settings: Settings) -> int:
+    return await replay(args, settings, store, where_of(args.where))
 
 
 def where_of(texts: Sequence[str] | None) -> Selection:
@@ -224,7 +117,7 @@ def _selected(args: argparse.Namespace) -> Selection:
     return where._replace(id_prefixes=tuple(each.encode() for each in prefixes))
 
 
-async def _list(args: argparse.Namespace, store: LetterStore) -> int:
+async def _list(store: LetterStore, args: argparse.Namespace, _settings: Settings) -> int:
     tally = Tally()
     limit = args.limit if args.limit is not None else 0 if args.json else LISTED
     where = _selected(args)
@@ -253,7 +146,7 @@ async def _list(args: argparse.Namespace, store: LetterStore) -> int:
 def _print(args: argparse.Namespace, live: LiveLetter, *, is_first: bool) -> None:
     if args.json:
         sys.stdout.write(live.line.decode())
-    elif args.dlq_command == "show":
+    elif args.command_of_group == "show":
         print(f"{show.in_full(live)}\n")
     else:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
@@ -262,17 +155,17 @@ def _print(args: argparse.Namespace, live: LiveLetter, *, is_first: bool) -> Non
         print(show.one_line(live, max(width, len(show.COLUMNS))))
 
 
-async def _stats(store: LetterStore, *, as_json: bool) -> int:
+async def _stats(store: LetterStore, args: argparse.Namespace, _: Settings) -> int:
     tally = Tally()
     count = show.Count()
     async for live in once(store.oldest(Selection(), tally)):
         count.add(live)
     counted = count.figures(await store.extent(), tally)
-    print(json.dumps(counted) if as_json else show.figures(counted, tally))
+    print(json.dumps(counted) if args.json else show.figures(counted, tally))
     return 0
 
 
-async def _discard(args: argparse.Namespace, store: LetterStore) -> int:
+async def _discard(store: LetterStore, args: argparse.Namespace, _settings: Settings) -> int:
     if sum(map(bool, (args.ids, args.where, args.all))) != 1:
         raise IngestError("name what to discard: IDs, or --where, or --all (one of the three)")
     tally = Tally()
@@ -296,3 +189,110 @@ async def _discard(args: argparse.Namespace, store: LetterStore) -> int:
     said = f"{counted(count, 'dead letter')} discarded"
     print(json.dumps({"discarded": count}) if args.json else said)
     return 0
+
+
+STORE = (
+    flag(
+        "--store",
+        choices=STORES,
+        help=f"{FILES}: those of the state folder; {STREAM}: those of the broker; default: found",
+    ),
+    OneOf(
+        (
+            flag("--forward", metavar="NAME", type=forward_name, help="those of a forwarder"),
+            flag("--mqtt", metavar="NAME", type=forward_name, help="those of `ingest mqtt`"),
+        )
+    ),
+)
+WHERE = (
+    flag(
+        "--where",
+        action="append",
+        metavar="K=V",
+        help="only these: reason=, code=, device=, device_prefix= (what the name begins with), "
+        "since=RFC3339; all must match",
+    ),
+    *STORE,
+)
+IDS = flag("ids", nargs="*", metavar="ID", help="an id, or its first characters")
+LISTING = (
+    IDS,
+    *WHERE,
+    flag(
+        "--json",
+        action="store_true",
+        help="the lines of the files, unchanged; all of them, unless there is --limit",
+    ),
+    flag(
+        "--limit",
+        type=_limit,
+        metavar="N",
+        help=f"the newest N ({LISTED} if --json is not given); 0: all, the oldest first",
+    ),
+)
+COMMAND = Command(
+    examples=("ingest dlq list", "ingest dlq stats --json"),
+    usage="COMMAND [options]",
+    epilog="exit codes: 0 done; 1 a part is left, such as a dead letter that is refused again, or "
+    "discard without --yes",
+    commands={
+        "list": Command(
+            "one line for each dead letter, the newest first",
+            ("ingest dlq list", "ingest dlq list --where device_prefix=boiler- --limit 0"),
+            partial(_run, _list),
+            "[options] [ID ..]",
+            LISTING,
+        ),
+        "show": Command(
+            "dead letters in full, the newest first",
+            ("ingest dlq show 6f1c09", "ingest dlq show --json --where reason=invalid"),
+            partial(_run, _list),
+            "[options] [ID ..]",
+            LISTING,
+        ),
+        "stats": Command(
+            "number, reasons, age and size",
+            ("ingest dlq stats", "ingest dlq stats --forward billing --json"),
+            partial(_run, _stats),
+            flags=(JSON, *STORE),
+        ),
+        "replay": Command(
+            "validate dead letters again and write them to the table",
+            ("ingest dlq replay --dry-run", "ingest dlq replay --file fixed.jsonl --edited"),
+            partial(_run, _replay),
+            flags=(
+                *WHERE,
+                flag("--rate", type=int, metavar="N", help="write at most N readings per second"),
+                flag("--dry-run", action="store_true", help="only validate, write nothing"),
+                flag("--file", type=Path, metavar="COPY", help="replay the lines of a copy"),
+                flag(
+                    "--edited",
+                    action="store_true",
+                    help="the copy was edited: do not check checksums",
+                ),
+                JSON,
+                flag(
+                    "--ignore-unknown",
+                    action="store_true",
+                    help="accept fields that readings do not have",
+                ),
+            ),
+        ),
+        "discard": Command(
+            "mark dead letters as discarded; their readings are lost",
+            (
+                "ingest dlq discard 6f1c09 --yes",
+                "ingest dlq discard --where device_prefix=test- --yes",
+            ),
+            partial(_run, _discard),
+            "[options] [ID ..]",
+            (
+                IDS,
+                *WHERE,
+                flag("--all", action="store_true", help="all dead letters"),
+                flag("--yes", action="store_true", help="discard them, not only count them"),
+                JSON,
+            ),
+        ),
+    },
+)

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from ingest.app.rules import make_rules
 from ingest.cli import dlq_show as show
-from ingest.cli.parser import add_json_flag
 from ingest.config.settings import Settings
 from ingest.dead_letters.format import LINE_BYTES_MAX, BadLine, parse
 from ingest.dead_letters.manual_replay import (
@@ -37,20 +36,6 @@ LEFT = (
     "{} left: not_allowed, so their token may not speak for the device. If the device is right: "
     "--where code=not_allowed, or in a copy take `code` and `devices` out of the lines"
 )
-
-
-def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `replay`."""
-    parser.add_argument("--rate", type=int, metavar="N", help="write at most N readings per second")
-    parser.add_argument("--dry-run", action="store_true", help="only validate, write nothing")
-    parser.add_argument("--file", type=Path, metavar="COPY", help="replay the lines of a copy")
-    parser.add_argument(
-        "--edited", action="store_true", help="the copy was edited: do not check checksums"
-    )
-    add_json_flag(parser, "print the result as JSON")
-    parser.add_argument(
-        "--ignore-unknown", action="store_true", help="accept fields that readings do not have"
-    )
 
 
 async def replay(

@@ -8,7 +8,6 @@ folder that is missing, with its embedded database.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import platform
 import resource
 import socket
@@ -23,7 +22,7 @@ from ingest.app.causes import next_step
 from ingest.app.target import make_target
 from ingest.buffers.journal.reader import segment_files
 from ingest.cli.doctor_broker import broker_checks
-from ingest.cli.doctor_database import FAIL, OK, WARN, Check, database_checks
+from ingest.cli.doctor_database import FAIL, OK, WARN, Check, database_checks, judged
 from ingest.cli.doctor_partitions import partition_checks
 from ingest.cli.doctor_senders import (
     access_check,
@@ -32,13 +31,13 @@ from ingest.cli.doctor_senders import (
     sources_check,
 )
 from ingest.cli.find_database import connect_limits, database
-from ingest.cli.parser import Parser, SettingsFlags, add_json_flag
+from ingest.cli.parser import JSON, Command
 from ingest.cli.running_service import ask_service
-from ingest.cli.terminal import AMBER, GREEN, RED, as_typed, coloured, print_answer
+from ingest.cli.terminal import AMBER, GREEN, RED, Ending, as_typed, coloured
 from ingest.config.folders import state_dir
 from ingest.config.loading import Loaded
 from ingest.config.settings import Settings, split_address
-from ingest.config.values import shown
+from ingest.config.values import flag_name, shown
 from ingest.dead_letters.folder.segments import segments, undone_lines
 from ingest.dead_letters.room import CAUSES, INVALID_FULL, SHARE_USED, Room
 from ingest.dead_letters.store import Tally
@@ -49,24 +48,13 @@ from ingest.system.limits import SPARE_FILES
 from ingest.system.state_folder import ServiceInfo, StateFolder, running_service
 from ingest.system.words import counted
 
-TAKES = "[options]"
-EXAMPLES = ("ingest doctor", "ingest doctor --json")
-EPILOG = "exit codes: 0 nothing fails (warnings may be there), 1 something fails"
-
 LIBRARIES = ("aiohttp", "asyncpg", "msgspec", "orjson", "prometheus-client", "structlog", "uvloop")
 COMPILED = ("aiohttp._http_parser", "aiohttp._http_writer", "uvloop.loop", "msgspec._core")
 READYZ_S_MAX = 3.0
 _COLOURS = {OK: GREEN, WARN: AMBER, FAIL: RED}
 
 
-def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
-    """Add the form of the output."""
-    add_json_flag(parser, "print the results as JSON")
-    settings.add_to(parser)
-
-
-def run(args: argparse.Namespace, loaded: Loaded) -> int:
-    """Print the findings; return 1 if one of them is FAIL, else 0."""
+async def _run(_args: argparse.Namespace, loaded: Loaded) -> Ending:
     settings = loaded.settings
     checks = [*machine_checks(settings), *folder_checks(settings)]
     service = None
@@ -74,12 +62,12 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
         service = running_service(state_dir(settings))
         checks += [*port_checks(settings, service), access_check(settings, service)]
         checks.append(dead_letters_check(settings))
-        checks += asyncio.run(broker_checks(settings))
+        checks += await broker_checks(settings)
         checks += mqtt_checks(settings)
-    checks += asyncio.run(_database(loaded, service))
+    checks += await _database(loaded, service)
     checks = [each._replace(detail=as_typed(each.detail)) for each in checks]
-    print_answer([each._asdict() for each in checks], as_text(checks), as_json=args.json)
-    return 1 if any(each.state == FAIL for each in checks) else 0
+    has_failed = any(each.state == FAIL for each in checks)
+    return Ending([each._asdict() for each in checks], as_text(checks), 1 if has_failed else 0)
 
 
 def as_text(checks: Sequence[Check]) -> str:
@@ -118,20 +106,15 @@ def _libraries() -> Check:
             versions.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
             missing.append(name)
-    if missing:
-        return Check("libraries", FAIL, f"missing: {', '.join(missing)}; install the project again")
-    return Check("libraries", OK, ", ".join(versions))
+    lacks = f"missing: {', '.join(missing)}; install the project again"
+    return judged("libraries", ", ".join(versions), (missing, FAIL, lacks))
 
 
 def _c_parsers() -> Check:
     slow = [name for name in COMPILED if not _loads(name)]
-    if slow:
-        return Check(
-            "fast parts",
-            WARN,
-            f"not compiled here: {', '.join(slow)}; posts take several times as long",
-        )
-    return Check("fast parts", OK, "compiled HTTP parser, event loop and JSON decoder")
+    said = f"not compiled here: {', '.join(slow)}; posts take several times as long"
+    fast = "compiled HTTP parser, event loop and JSON decoder"
+    return judged("fast parts", fast, (slow, WARN, said))
 
 
 def _loads(name: str) -> bool:
@@ -145,14 +128,14 @@ def _loads(name: str) -> bool:
 def _open_files(settings: Settings) -> Check:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     needed = settings.connections_max + SPARE_FILES
-    if hard != resource.RLIM_INFINITY and hard < needed:
-        return Check(
-            "open files",
-            WARN,
-            f"the hard limit is {hard:,}, connections_max needs {needed:,}; raise it (ulimit -Hn, "
-            "LimitNOFILE) or lower connections_max",
-        )
-    return Check("open files", OK, "no limit" if hard < 0 else f"hard limit {hard:,}")
+    low = (
+        f"the hard limit is {hard:,}, connections_max needs {needed:,}; raise it (ulimit -Hn, "
+        "LimitNOFILE) or lower connections_max"
+    )
+    is_low = hard != resource.RLIM_INFINITY and hard < needed
+    return judged(
+        "open files", "no limit" if hard < 0 else f"hard limit {hard:,}", (is_low, WARN, low)
+    )
 
 
 def folder_checks(settings: Settings) -> Iterator[Check]:
@@ -163,11 +146,7 @@ def folder_checks(settings: Settings) -> Iterator[Check]:
         yield Check("state folder", FAIL, str(error))
         return
     told, others = str(folder.path), folder.other_writers()
-    yield (
-        Check("state folder", WARN, f"{told}: {others}")
-        if others
-        else Check("state folder", OK, told)
-    )
+    yield judged("state folder", told, (others, WARN, f"{told}: {others}"))
     yield _file_system(folder, settings)
     yield _free_space(folder, settings)
     yield _journal(folder.journal, settings)
@@ -195,22 +174,18 @@ def _journal(folder: Path, settings: Settings) -> Check:
     size = sum(size_bytes(each.path) for each in files)
     said = f"{counted(len(files), 'file')}, {size / 2**20:,.1f} MiB"
     damaged = sorted(each.name for each in folder.glob("journal-*.damaged"))
-    if damaged:
-        return Check(
-            "journal",
-            WARN,
-            f"{said}; damaged files: {', '.join(damaged)}; look at them, then remove them",
-        )
-    if files and settings.buffer == "memory":
-        return Check(
-            "journal",
-            WARN,
-            f"{said} of an earlier run; buffer=memory does not read them: "
-            "start once with --buffer journal",
-        )
-    if settings.buffer == "memory":
-        return Check("journal", OK, "none: buffer=memory")
-    return Check("journal", OK, said)
+    look = f"{said}; damaged files: {', '.join(damaged)}; look at them, then remove them"
+    unread = (
+        f"{said} of an earlier run; buffer=memory does not read them: "
+        "start once with --buffer journal"
+    )
+    in_memory = settings.buffer == "memory"
+    return judged(
+        "journal",
+        "none: buffer=memory" if in_memory else said,
+        (damaged, WARN, look),
+        (files and in_memory, WARN, unread),
+    )
 
 
 def _free_space(folder: StateFolder, settings: Settings) -> Check:
@@ -220,20 +195,12 @@ def _free_space(folder: StateFolder, settings: Settings) -> Check:
     if settings.buffer == "journal":
         wanted += settings.journal_bytes_max
         names += " and journal_bytes_max"
-    if free < least:
-        return Check(
-            "free space",
-            FAIL,
-            f"{said}: less than disk_free_bytes_min ({shown('disk_free_bytes_min', least)}): "
-            "posts are refused; free some space",
-        )
-    if free < wanted:
-        return Check(
-            "free space",
-            WARN,
-            f"{said}: less than {names} ({shown('dlq_bytes_max', wanted)})",
-        )
-    return Check("free space", OK, said)
+    refuses = (
+        f"{said}: less than disk_free_bytes_min ({shown('disk_free_bytes_min', least)}): "
+        "posts are refused; free some space"
+    )
+    little = f"{said}: less than {names} ({shown('dlq_bytes_max', wanted)})"
+    return judged("free space", said, (free < least, FAIL, refuses), (free < wanted, WARN, little))
 
 
 def port_checks(settings: Settings, service: ServiceInfo | None) -> Iterator[Check]:
@@ -244,11 +211,8 @@ def port_checks(settings: Settings, service: ServiceInfo | None) -> Iterator[Che
     for name in ("listen", "admin_listen"):
         address = getattr(settings, name)
         reason = _bind_fault(*split_address(address))
-        if reason is None:
-            yield Check(name, OK, f"{address} is free")
-        else:
-            flag = "--" + name.replace("_", "-")
-            yield Check(name, FAIL, f"{address}: {reason}; choose another with {flag} HOST:PORT")
+        taken = f"{address}: {reason}; choose another with {flag_name(name)} HOST:PORT"
+        yield judged(name, f"{address} is free", (reason, FAIL, taken))
 
 
 def _running(service: ServiceInfo) -> Check:
@@ -266,13 +230,14 @@ def _running(service: ServiceInfo) -> Check:
     counts = ", ".join(f"{code} {count}" for code, count in ready.get("refused_60s", {}).items())
     refused = f"Refused in the last minute: {counts}" if counts else ""
     told = ". ".join(each.rstrip(".") for each in (why, ready.get("next"), refused) if each)
-    if status != 200:
-        return Check("service", FAIL, f"{said}; it takes no posts: {told}")
-    if reason or state != "accepting" or refused:
-        must_act = {INVALID_FULL, SHARE_USED, WRITES_FAIL}
-        level = FAIL if state == "on_hold" or ready.get("cause") in must_act else WARN
-        return Check("service", level, f"{said}; {told}")
-    return Check("service", OK, f"{said}, {state}")
+    must_act = state == "on_hold" or ready.get("cause") in {INVALID_FULL, SHARE_USED, WRITES_FAIL}
+    is_well = not reason and state == "accepting" and not refused
+    return judged(
+        "service",
+        f"{said}, {state}",
+        (status != 200, FAIL, f"{said}; it takes no posts: {told}"),
+        (not is_well, FAIL if must_act else WARN, f"{said}; {told}"),
+    )
 
 
 def _bind_fault(host: str, port: int) -> str | None:
@@ -295,23 +260,22 @@ def dead_letters_check(settings: Settings) -> Check:
     tally = Tally()
     live = sum(1 for each in segments(folder) for _ in undone_lines(each, tally=tally))
     # Files without live or damaged lines are removed as soon as their space is needed.
-    if room.is_full_for_invalid(size) and (live or tally.damaged):
-        return Check(
-            "dead letters",
-            FAIL,
-            f"{CAUSES[INVALID_FULL].words} ({size / 1024:,.1f} of {half / 1024:,.1f} KiB); "
-            f"replay or discard entries (`ingest dlq stats`), or raise dlq_bytes_max",
-        )
-    if tally.damaged:
-        return Check(
-            "dead letters",
-            WARN,
-            f"{live:,} waiting; skipped {tally.torn} torn and {tally.altered} altered lines, "
-            f"{counted(len(tally.unreadable), 'file')}; see `ingest dlq stats`",
-        )
-    if live:
-        return Check("dead letters", WARN, f"{live:,} waiting; see `ingest dlq list`")
-    return Check("dead letters", OK, "none")
+    is_full = room.is_full_for_invalid(size) and (live or tally.damaged)
+    full = (
+        f"{CAUSES[INVALID_FULL].words} ({size / 1024:,.1f} of {half / 1024:,.1f} KiB); "
+        f"replay or discard entries (`ingest dlq stats`), or raise dlq_bytes_max"
+    )
+    skipped = (
+        f"{live:,} waiting; skipped {tally.torn} torn and {tally.altered} altered lines, "
+        f"{counted(len(tally.unreadable), 'file')}; see `ingest dlq stats`"
+    )
+    return judged(
+        "dead letters",
+        "none",
+        (is_full, FAIL, full),
+        (tally.damaged, WARN, skipped),
+        (live, WARN, f"{live:,} waiting; see `ingest dlq list`"),
+    )
 
 
 async def _database(loaded: Loaded, service: ServiceInfo | None) -> list[Check]:
@@ -339,3 +303,11 @@ async def _database(loaded: Loaded, service: ServiceInfo | None) -> list[Check]:
     kind = "configured" if settings.database_url else "embedded"
     checks = database_checks(found, settings, service_runs=service is not None)
     return [Check("database", OK, f"answers ({kind})"), *checks, *partitions]
+
+
+COMMAND = Command(
+    examples=("ingest doctor", "ingest doctor --json"),
+    run=_run,
+    flags=(JSON,),
+    epilog="exit codes: 0 nothing fails (warnings may be there), 1 something fails",
+)

@@ -7,15 +7,13 @@ from ingest.broker import manage, monitor
 from ingest.broker.messages import StreamMessages
 from ingest.broker.roles import DEAD_LETTERS
 from ingest.broker.streams import Wanted
-from ingest.cli.doctor_database import FAIL, OK, WARN, Check
+from ingest.cli.doctor_database import FAIL, WARN, Check, judged
 from ingest.cli.find_broker import broker
 from ingest.config.folders import state_dir
 from ingest.config.settings import Settings
 from ingest.embedded.broker import running_broker
 from ingest.model.errors import IngestError
 from ingest.system.state_folder import StateFolder
-
-_LETTERS = "dead letters of the broker"
 
 
 async def broker_checks(settings: Settings) -> list[Check]:
@@ -34,25 +32,24 @@ async def _checks(settings: Settings) -> list[Check]:
     async with broker(settings) as reached:
         found = [await manage.look(reached.connection, each.names) for each in wanted]
         letters = await StreamMessages(reached.connection, DEAD_LETTERS).find_state()
-    altered = [
-        str(fault)
-        for there, each in zip(found, wanted, strict=True)
-        for fault in manage.altered(there, each)
-    ]
-    degraded = [
-        str(fault)
-        for there, each in zip(found, wanted, strict=True)
-        for fault in manage.degraded(there, each)
-    ]
+    altered, degraded = (
+        [str(fault) for there, each in zip(found, wanted, strict=True) for fault in of(there, each)]
+        for of in (manage.altered, manage.degraded)
+    )
     if not settings.broker_unsafe:
         altered += map(str, monitor.monitor_faults(reached.monitors))
     kind = "configured" if settings.broker_url else "embedded"
-    checks = [Check("broker", OK, f"answers ({kind}); its streams are as they must be")]
-    if degraded:
-        checks = [Check("broker", WARN, "; ".join(degraded))]
-    if altered:
-        checks = [Check("broker", FAIL, f"{'; '.join(altered)}. See `ingest stream check`")]
-    if letters is not None and letters.messages:
-        live = f"{letters.messages:,} waiting; see `ingest dlq list`"
-        return [*checks, Check(_LETTERS, WARN, live)]
-    return [*checks, Check(_LETTERS, OK, "none")]
+    waiting = 0 if letters is None else letters.messages
+    return [
+        judged(
+            "broker",
+            f"answers ({kind}); its streams are as they must be",
+            (altered, FAIL, f"{'; '.join(altered)}. See `ingest stream check`"),
+            (degraded, WARN, "; ".join(degraded)),
+        ),
+        judged(
+            "dead letters of the broker",
+            "none",
+            (waiting, WARN, f"{waiting:,} waiting; see `ingest dlq list`"),
+        ),
+    ]

@@ -21,6 +21,12 @@ class Check(NamedTuple):
     detail: str
 
 
+def judged(name: str, good: str, *faults: tuple[object, str, str]) -> Check:
+    """Return the first fault that is there, else OK. Of each: whether it is there, state, words."""
+    found = (Check(name, state, words) for is_there, state, words in faults if is_there)
+    return next(found, Check(name, OK, good))
+
+
 def database_checks(
     found: dict[str, Any], settings: Settings, *, service_runs: bool
 ) -> list[Check]:
@@ -39,21 +45,18 @@ def database_checks(
 
 def _version(found: dict[str, Any]) -> Check:
     said = f"PostgreSQL {found['version']}, database {found['database']}, role {found['role']}"
-    if found["major"] < VERSION_MIN:
-        return Check(
-            "version", FAIL, f"{said}; version {VERSION_MIN} or later is needed: upgrade it"
-        )
-    return Check("version", OK, said)
+    needed = f"{said}; version {VERSION_MIN} or later is needed: upgrade it"
+    return judged("version", said, (found["major"] < VERSION_MIN, FAIL, needed))
 
 
 def _writable(found: dict[str, Any]) -> Check:
-    if found["standby"]:
-        return Check("writable", FAIL, "this is a standby; point database_url to the primary")
-    if found["read_only"]:
-        return Check(
-            "writable", FAIL, "default_transaction_read_only is on; turn it off for the role"
-        )
-    return Check("writable", OK, "a primary that accepts writes")
+    read_only = "default_transaction_read_only is on; turn it off for the role"
+    return judged(
+        "writable",
+        "a primary that accepts writes",
+        (found["standby"], FAIL, "this is a standby; point database_url to the primary"),
+        (found["read_only"], FAIL, read_only),
+    )
 
 
 def _durable(kept: list[Finding], settings: Settings) -> Iterator[Check]:
@@ -74,13 +77,14 @@ def _standby(found: dict[str, Any]) -> Iterator[Check]:
 
 
 def _table(found: dict[str, Any], settings: Settings) -> Check:
-    if found["difference"] is None:
-        return Check("table", OK, f"{found['table']} is correct")
-    if not found["there"] and settings.schema_apply and found["may_create"]:
-        said = f"{found['table']} does not exist yet; `ingest serve` creates it at start"
-        return Check("table", OK, said)
+    will_make = not found["there"] and settings.schema_apply and found["may_create"]
     advice = "" if found["there"] else "; a role that may create tables must run it"
-    return Check("table", FAIL, f"{found['difference']}{advice}")
+    absent = f"{found['table']} does not exist yet; `ingest serve` creates it at start"
+    return judged(
+        "table",
+        absent if found["difference"] else f"{found['table']} is correct",
+        (found["difference"] and not will_make, FAIL, f"{found['difference']}{advice}"),
+    )
 
 
 def _privileges(found: dict[str, Any]) -> Check:
@@ -88,26 +92,18 @@ def _privileges(found: dict[str, Any]) -> Check:
     missing = [name for name, granted in named.items() if found["there"] and not granted]
     if not found["may_temp"]:
         missing.append("TEMP on the database")
-    if missing:
-        return Check(
-            "privileges",
-            FAIL,
-            f"role {found['role']} lacks {', '.join(missing)}; let the table's owner run "
-            f"`ingest schema apply --role {found['role']}`",
-        )
-    return Check("privileges", OK, "INSERT, SELECT and TEMP")
+    lacks = (
+        f"role {found['role']} lacks {', '.join(missing)}; let the table's owner run "
+        f"`ingest schema apply --role {found['role']}`"
+    )
+    return judged("privileges", "INSERT, SELECT and TEMP", (missing, FAIL, lacks))
 
 
 def _clock(found: dict[str, Any]) -> Check:
     ahead_s, doubt_s = found["ahead_s"], found["doubt_s"]
     said = f"the clock of the database differs by {ahead_s:+.3f} s (measured to {doubt_s:.3f} s)"
-    if abs(ahead_s) - doubt_s > CLOCK_S_MAX:
-        return Check(
-            "clock",
-            WARN,
-            f"{said}; readings without ts get the time of this machine: run NTP on both",
-        )
-    return Check("clock", OK, said)
+    differs = f"{said}; readings without ts get the time of this machine: run NTP on both"
+    return judged("clock", said, (abs(ahead_s) - doubt_s > CLOCK_S_MAX, WARN, differs))
 
 
 def _connections(found: dict[str, Any], settings: Settings, *, service_runs: bool) -> Check:
@@ -116,8 +112,10 @@ def _connections(found: dict[str, Any], settings: Settings, *, service_runs: boo
     if limit is not None and 0 <= limit < free:
         free, bound = limit, "the role's CONNECTION LIMIT"
     said = f"{free} of {found['connections_max']} are free, writers = {settings.writers}"
-    if free < settings.writers and not service_runs:
-        return Check("connections", FAIL, f"{said}; raise {bound} or lower writers")
-    if free < settings.writers + 2:
-        return Check("connections", WARN, f"{said}; only few are left: raise {bound}")
-    return Check("connections", OK, said)
+    too_few = free < settings.writers and not service_runs
+    return judged(
+        "connections",
+        said,
+        (too_few, FAIL, f"{said}; raise {bound} or lower writers"),
+        (free < settings.writers + 2, WARN, f"{said}; only few are left: raise {bound}"),
+    )

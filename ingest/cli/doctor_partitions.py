@@ -5,7 +5,7 @@ from __future__ import annotations
 from ingest.app.database import housekeeping_jobs, housekeeping_url, timeouts
 from ingest.app.housekeeping import ends_soon
 from ingest.app.target import make_target
-from ingest.cli.doctor_database import FAIL, OK, WARN, Check
+from ingest.cli.doctor_database import FAIL, OK, WARN, Check, judged
 from ingest.config.settings import Settings
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.housekeeping import runs
@@ -49,23 +49,17 @@ def _check(view: View, *, by_job: bool, leaves: bool) -> Check:
     left = f"{counted(view.spans_ahead, view.span)} after the present one have a partition"
     if view.has_default:
         return Check(_NAME, OK, "there is a default partition, so the service makes none")
+    ends, level = ends_soon(view), WARN if view.spans_ahead else FAIL
     if view.cannot_make and by_job and view.spans_ahead:
-        if ends_soon(view):
-            return Check(_NAME, WARN, f"only {left}: does the job run `ingest housekeeping run`?")
-        return Check(_NAME, OK, f"{left}; a job with the owner's role must make more; {_OLDER}")
-    said = _fault(view, left, leaves=leaves)
-    if said:
-        return Check(_NAME, FAIL if not view.spans_ahead else WARN, said)
-    return Check(_NAME, OK, left)
-
-
-def _fault(view: View, left: str, *, leaves: bool) -> str:
-    """Return why they do not last, or nothing. `left` says how many there are."""
-    if view.cannot_make:
-        return f"{left}, and no more can be made: {view.cannot_make}; {_OLDER}"
-    if leaves and view.not_ours:
-        return f"{left}; {view.not_ours}"
-    if ends_soon(view):
-        who = "" if view.ours else "; another tool made them: see `ingest schema adopt`"
-        return f"only {left}{who}"
-    return ""
+        more = f"{left}; a job with the owner's role must make more; {_OLDER}"
+        no_job = f"only {left}: does the job run `ingest housekeeping run`?"
+        return judged(_NAME, more, (ends, WARN, no_job))
+    who = "" if view.ours else "; another tool made them: see `ingest schema adopt`"
+    no_more = f"{left}, and no more can be made: {view.cannot_make}; {_OLDER}"
+    return judged(
+        _NAME,
+        left,
+        (view.cannot_make, level, no_more),
+        (leaves and view.not_ours, level, f"{left}; {view.not_ours}"),
+        (ends, level, f"only {left}{who}"),
+    )

@@ -11,7 +11,7 @@ from ingest.access.rule import is_open
 from ingest.access.token_file import SOON_US
 from ingest.app.access import open_tokens
 from ingest.app.rules import make_sources
-from ingest.cli.doctor_database import FAIL, OK, WARN, Check
+from ingest.cli.doctor_database import FAIL, OK, WARN, Check, judged
 from ingest.config.folders import state_dir
 from ingest.config.settings import Settings, split_address
 from ingest.dead_letters.folder.segments import segments
@@ -57,17 +57,19 @@ def access_check(settings: Settings, service: ServiceInfo | None = None) -> Chec
         level, until = (OK if loopback else WARN, "") if is_free else (FAIL, restart)
         return Check(_NAME, level, f"everybody on {where} may post{until}")
     live = [each for each in senders if each.ends_us > unix_us()]
-    if not live:
-        return Check(_NAME, WARN, "nobody may post: make a token with `ingest token new NAME`")
-    unread = next((each for each in live if each.certificate), None)
-    if unread is not None and not settings.client_certificate_header:
-        told = f"{unread.name} has a certificate, which counts only with client_certificate_header"
-        return Check(_NAME, WARN, told)
     told = f"a token is needed to post; {counted(len(live), 'token')}"
-    if tokens.next_end_us < unix_us() + SOON_US:
-        until = rfc3339_s(int(tokens.next_end_us))
-        return Check(_NAME, WARN, f"{told}; one ends at {until} (`ingest token rotate NAME`)")
-    return Check(_NAME, OK, told)
+    certificates = [each.name for each in live if each.certificate]
+    named = ", ".join(certificates[:1])
+    ends_us = tokens.next_end_us if tokens.next_end_us < unix_us() + SOON_US else 0
+    until = rfc3339_s(int(ends_us))
+    no_header = f"{named} has a certificate, which counts only with client_certificate_header"
+    return judged(
+        _NAME,
+        told,
+        (not live, WARN, "nobody may post: make a token with `ingest token new NAME`"),
+        (named and not settings.client_certificate_header, WARN, no_header),
+        (ends_us, WARN, f"{told}; one ends at {until} (`ingest token rotate NAME`)"),
+    )
 
 
 def _is_private(listen: str) -> bool:
@@ -91,12 +93,13 @@ def certificate_check(settings: Settings) -> Check:
         return Check(name, WARN, f"no client would accept {settings.tls_cert_file}; make a new one")
     left_days = (found.ends_s - unix_us() / 1e6) / 86_400
     until = rfc3339_s(round(found.ends_s * 1e6))
-    if left_days < 0:
-        return Check(name, FAIL, f"has ended at {until}: clients refuse it; put a new one there")
     said = f"valid until {until}, {left_days:.0f} days"
-    if left_days < DAYS_MIN:
-        return Check(name, WARN, f"{said}; put a new one there, a restart is not needed")
-    return Check(name, OK, said)
+    return judged(
+        name,
+        said,
+        (left_days < 0, FAIL, f"has ended at {until}: clients refuse it; put a new one there"),
+        (left_days < DAYS_MIN, WARN, f"{said}; put a new one there, a restart is not needed"),
+    )
 
 
 def mqtt_checks(settings: Settings) -> Iterator[Check]:

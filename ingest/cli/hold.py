@@ -5,57 +5,25 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_json_flag
+from ingest.cli.parser import JSON, Command, flag
 from ingest.cli.running_service import ask
-from ingest.cli.terminal import print_answer
+from ingest.cli.terminal import Ending
 from ingest.config.loading import Loaded
 from ingest.model.verdict import LETTERS_FULL
 from ingest.system.words import duration
 
-TAKES = "COMMAND [options]"
-EXAMPLES = ("ingest hold show", "ingest hold release")
-EPILOG = None
+
+def _show(_args: argparse.Namespace, loaded: Loaded) -> Ending:
+    answer = ask(loaded.settings, "GET", "/readyz")
+    if answer.get("reason"):
+        answer["said"] = ask(loaded.settings, "GET", "/hold").get("said")
+    return Ending(answer, state_text(answer))
 
 
-def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
-    """Add the two commands."""
-    show = Command(
-        "show",
-        "print the state, the reason, and the message of the database",
-        ("ingest hold show", "ingest hold show --json"),
-        add_json_flag,
-    )
-    release = Command(
-        "release",
-        "try to write now; do not wait for the next try",
-        ("ingest hold release", "ingest hold release --dead-letter"),
-        _release_flags,
-    )
-    add_group(parser, "hold_command", (show, release), settings)
-
-
-def _release_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--dead-letter",
-        action="store_true",
-        help="also move all rows that the database refuses to the dead letters",
-    )
-    add_json_flag(parser)
-
-
-def run(args: argparse.Namespace, loaded: Loaded) -> int:
-    """Show or release; return 0."""
-    if args.hold_command == "show":
-        answer = ask(loaded.settings, "GET", "/readyz")
-        if answer.get("reason"):
-            answer["said"] = ask(loaded.settings, "GET", "/hold").get("said")
-        text = state_text(answer)
-    else:
-        ready = ask(loaded.settings, "GET", "/readyz")
-        answer = ask(loaded.settings, "POST", "/hold/release", {"dead_letter": args.dead_letter})
-        text = released_text(answer, ready)
-    print_answer(answer, text, as_json=args.json)
-    return 0
+def _release(args: argparse.Namespace, loaded: Loaded) -> Ending:
+    ready = ask(loaded.settings, "GET", "/readyz")
+    answer = ask(loaded.settings, "POST", "/hold/release", {"dead_letter": args.dead_letter})
+    return Ending(answer, released_text(answer, ready))
 
 
 def released_text(answer: dict[str, Any], ready: dict[str, Any]) -> str:
@@ -95,3 +63,30 @@ def _listed(found: dict[str, Any] | None, after: str = "") -> str:
     """Return `journal 11 h 5 min, disk 3 d 0 h`."""
     shown = ", ".join(f"{name} {value}" for name, value in (found or {}).items() if value)
     return shown and shown + after
+
+
+COMMAND = Command(
+    examples=("ingest hold show", "ingest hold release"),
+    usage="COMMAND [options]",
+    commands={
+        "show": Command(
+            "print the state, the reason, and the message of the database",
+            ("ingest hold show", "ingest hold show --json"),
+            _show,
+            flags=(JSON,),
+        ),
+        "release": Command(
+            "try to write now; do not wait for the next try",
+            ("ingest hold release", "ingest hold release --dead-letter"),
+            _release,
+            flags=(
+                flag(
+                    "--dead-letter",
+                    action="store_true",
+                    help="also move all rows that the database refuses to the dead letters",
+                ),
+                JSON,
+            ),
+        ),
+    },
+)

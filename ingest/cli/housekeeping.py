@@ -7,14 +7,13 @@ and while it does not; a timer may run it in place of the service.
 from __future__ import annotations
 
 import argparse
-import asyncio
 from collections.abc import Sequence
 from datetime import date
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_json_flag
-from ingest.cli.terminal import print_answer
+from ingest.cli.parser import JSON, Command, flag
+from ingest.cli.terminal import Ending
 from ingest.config.loading import Loaded
 from ingest.sinks.postgres.housekeeping.spans import DAY_US, END_US
 from ingest.system.clock import rfc3339_or_us
@@ -24,53 +23,9 @@ if TYPE_CHECKING:
     from ingest.sinks.postgres.housekeeping.plan import Did, Step
     from ingest.sinks.postgres.housekeeping.runs import Report
 
-TAKES = "COMMAND [options]"
-EXAMPLES = ("ingest housekeeping status", "ingest housekeeping plan", "ingest housekeeping run")
-EPILOG = None
 PLAN_SHOWN_MAX = 50
 DONE = "done"
 CONFIRM = "if what waits is right: `ingest housekeeping run --yes`, with the same settings"
-
-
-def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
-    """Add the three commands."""
-    plan = Command(
-        "plan",
-        "print what is due, and change nothing",
-        ("ingest housekeeping plan", "ingest housekeeping plan --json"),
-        _plan_flags,
-    )
-    run = Command(
-        "run",
-        "do what is due, once",
-        ("ingest housekeeping run --yes", "ingest housekeeping run --from 2026-10-01"),
-        _run_flags,
-    )
-    status = Command(
-        "status",
-        "print how the table is partitioned, and how long the partitions last",
-        ("ingest housekeeping status", "ingest housekeeping status --json"),
-        add_json_flag,
-    )
-    add_group(parser, "housekeeping_command", (plan, run, status), settings)
-
-
-def _plan_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--from",
-        dest="from_us",
-        metavar="DAY",
-        type=_day_us,
-        help="also make the partitions from this day on (UTC), for readings that you bring in",
-    )
-    add_json_flag(parser)
-
-
-def _run_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--yes", action="store_true", help="also do the steps that a person must confirm"
-    )
-    _plan_flags(parser)
 
 
 def _day_us(text: str) -> int:
@@ -80,23 +35,25 @@ def _day_us(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is no day such as 2026-10-01") from None
 
 
-def run(args: argparse.Namespace, loaded: Loaded) -> int:
-    """Plan, run or show; return 1 if a step of `run` failed, else 0."""
-    report = asyncio.run(_report(args, loaded))
-    if args.housekeeping_command == "plan":
-        print_answer(_steps(report.due), plan_text(report), as_json=args.json)
-        return 0
-    if args.housekeeping_command == "status":
-        print_answer(status_of(report), status_text(report), as_json=args.json)
-        return 0
-    answer = {
+async def _plan(args: argparse.Namespace, loaded: Loaded) -> Ending:
+    report = await _report(args, loaded)
+    return Ending(_steps(report.due), plan_text(report))
+
+
+async def _status(args: argparse.Namespace, loaded: Loaded) -> Ending:
+    report = await _report(args, loaded)
+    return Ending(status_of(report), status_text(report))
+
+
+async def _run(args: argparse.Namespace, loaded: Loaded) -> Ending:
+    report = await _report(args, loaded)
+    document = {
         "did": [_did(each) for each in report.did],
         "other_run": report.other_run,
         "refused": report.schema.needs if report.schema.refuses else "",
     }
-    print_answer(answer, run_text(report), as_json=args.json)
     failed = any(each.error for each in report.did)
-    return 1 if failed or report.schema.refuses else 0
+    return Ending(document, run_text(report), 1 if failed or report.schema.refuses else 0)
 
 
 async def _report(args: argparse.Namespace, loaded: Loaded) -> Report:
@@ -110,7 +67,7 @@ async def _report(args: argparse.Namespace, loaded: Loaded) -> Report:
         jobs = housekeeping_jobs(settings, from_us=getattr(args, "from_us", None))
         where = (url, timeouts(settings), settings.partition_span, jobs)
         target = make_target(settings)
-        if args.housekeeping_command == "run":
+        if args.command_of_group == "run":
             return await runs.run_all(*where, target=target, yes=args.yes)
         return await runs.look(*where, target=target)
 
@@ -263,3 +220,44 @@ def status_text(report: Report) -> str:
         lines["schema"] = report.schema.needs
     width = max(map(len, lines)) + 1
     return "\n".join(f"{name + ':':<{width}} {text}" for name, text in lines.items())
+
+
+FROM = flag(
+    "--from",
+    dest="from_us",
+    metavar="DAY",
+    type=_day_us,
+    help="also make the partitions from this day on (UTC), for readings that you bring in",
+)
+COMMAND = Command(
+    examples=("ingest housekeeping status", "ingest housekeeping plan", "ingest housekeeping run"),
+    usage="COMMAND [options]",
+    commands={
+        "plan": Command(
+            "print what is due, and change nothing",
+            ("ingest housekeeping plan", "ingest housekeeping plan --json"),
+            _plan,
+            flags=(FROM, JSON),
+        ),
+        "run": Command(
+            "do what is due, once",
+            ("ingest housekeeping run --yes", "ingest housekeeping run --from 2026-10-01"),
+            _run,
+            flags=(
+                flag(
+                    "--yes",
+                    action="store_true",
+                    help="also do the steps that a person must confirm",
+                ),
+                FROM,
+                JSON,
+            ),
+        ),
+        "status": Command(
+            "print how the table is partitioned, and how long the partitions last",
+            ("ingest housekeeping status", "ingest housekeeping status --json"),
+            _status,
+            flags=(JSON,),
+        ),
+    },
+)

@@ -1,8 +1,7 @@
 """The command line: the commands, a flag for every setting, and the messages of failures.
 
 The module of a command is imported only when that command is used, so help and `ingest config` are
-quick. It has TAKES, EXAMPLES and EPILOG for the help, `add_arguments(parser, settings)` and
-`run(args, loaded) -> exit code`.
+quick. It has the command as COMMAND; services.py has four as COMMANDS.
 Promises: an expected failure is one sentence on stderr and exit code 2, never a traceback.
 """
 
@@ -12,11 +11,11 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 
 from ingest import __version__
-from ingest.cli.parser import DEST, OF_MOST_COMMANDS, Parser, SettingsFlags
-from ingest.cli.terminal import as_typed
+from ingest.cli.parser import DEST, Command, Parser, add_command, hidden_settings
+from ingest.cli.terminal import Ending, as_typed
 from ingest.config.loading import Loaded, load
 from ingest.config.settings import Settings
 from ingest.config.values import flag_name, full_path, nearest
@@ -42,7 +41,7 @@ COMMANDS: dict[str, str] = {
     "psql": "open psql on the database of the service; further arguments go to psql",
     "doctor": "check this machine, the state folder and the database, and say what to do",
 }
-WITH_ALL_SETTINGS = {"serve", "up", "gateway", "writer", "config"}  # whose help shows all settings
+SERVICES = ("serve", "up", "gateway", "writer")  # of services.py
 _ABOUT_ALL = """\
 Each command has its own --help.{typed}
 
@@ -73,31 +72,18 @@ def build_parser(command: str | None) -> Parser:
         dest="command", metavar="COMMAND", title="commands", parser_class=Parser, prog="ingest"
     )
     for each, purpose in COMMANDS.items():
-        if each != command:
+        if each == command:
+            named = _command(each)._replace(purpose=purpose)
+            add_command(commands, each, named, hidden_settings())
+        else:
             commands.add_parser(each, help=purpose)
-            continue
-        settings = SettingsFlags(() if each in WITH_ALL_SETTINGS else OF_MOST_COMMANDS)
-        _add_command(commands, each, settings)
     return parser
 
 
-def _add_command(
-    commands: argparse._SubParsersAction[Parser], name: str, settings: SettingsFlags
-) -> None:
-    module = importlib.import_module(f"ingest.cli.{name}")
-    purpose = COMMANDS[name]
-    is_whole = name in WITH_ALL_SETTINGS
-    added = commands.add_parser(
-        name,
-        help=purpose,
-        description=f"{purpose[0].upper()}{purpose[1:]}.",
-        usage=f"ingest {name} {module.TAKES}",
-        parents=[] if is_whole else [settings.hidden],
-        examples=module.EXAMPLES,
-        epilog=module.EPILOG,
-    )
-    added.set_defaults(help_of=None)
-    module.add_arguments(added, settings)
+def _command(name: str) -> Command:
+    module = importlib.import_module(f"ingest.cli.{'services' if name in SERVICES else name}")
+    found: Command = module.COMMANDS[name] if name in SERVICES else module.COMMAND
+    return found
 
 
 def load_settings(args: argparse.Namespace, environ: Mapping[str, str]) -> Loaded:
@@ -149,10 +135,22 @@ def _run(words: list[str]) -> int:
         args.help_of.print_help(sys.stderr)
         return _EXIT_WRONG
     args.psql_arguments = theirs
-    loaded = load_settings(args, os.environ)
-    code: int = importlib.import_module(f"ingest.cli.{args.command}").run(args, loaded)
+    code = _ended(args, load_settings(args, os.environ))
     sys.stdout.flush()
     return code
+
+
+def _ended(args: argparse.Namespace, loaded: Loaded) -> int:
+    """Run the command to its end; print its answer, if it has one. Returns the exit code."""
+    ended = args.run(args, loaded)
+    if isinstance(ended, Coroutine):
+        import asyncio  # noqa: PLC0415
+
+        ended = asyncio.run(ended)
+    if isinstance(ended, Ending):
+        ended.print(as_json=getattr(args, "json", False))
+        return ended.code
+    return int(ended)
 
 
 def _command_of(words: list[str]) -> str | None:

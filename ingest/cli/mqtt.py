@@ -3,104 +3,27 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 
 from ingest.cli.arguments import forward_name
-from ingest.cli.parser import Parser, SettingsFlags
+from ingest.cli.parser import Command, flag, option_flags, options_of
+from ingest.cli.services import on_uvloop
 from ingest.cli.terminal import say
 from ingest.config.loading import Loaded
-from ingest.config.mqtt_options import MqttOptions, mqtt_options
-from ingest.config.text import help_text, metavar
-from ingest.config.values import flag_name, full_path
+from ingest.config.mqtt_options import MqttOptions
+from ingest.config.values import full_path
 from ingest.model.errors import StartError
 
-TAKES = "--mqtt-url URL --topic TOPIC [options]"
-EXAMPLES = (
-    "ingest mqtt --mqtt-url mqtt://127.0.0.1 --topic 'sensors/#'",
-    "ingest mqtt --mqtt-url mqtts://reader@broker.example --mqtt-password-file password "
-    "--topic '$share/ingest/sensors/+/up' --format lines",
-    "ingest mqtt --mqtt-url mqtt://127.0.0.1 --topic 'sensors/#' --source house",
-)
-EPILOG = """\
-secrets: INGEST_MQTT_PASSWORD or --mqtt-password-file; INGEST_MQTT_TOKEN or --token-file
-exit codes: 0 stopped in order, 1 stopped by a fault of its own, 2 it could not start"""
 PASSWORD_VARIABLE, TOKEN_VARIABLE = "INGEST_MQTT_PASSWORD", "INGEST_MQTT_TOKEN"
 ACKS = ("buffered", "durable", "committed")
 SERVICE_URL = "http://127.0.0.1:8080"
 NO_LIBRARY = "ingest mqtt needs the extra `mqtt` (paho-mqtt): install iot-ingest[mqtt]"
 
-_OPTION = "option."
 
-
-def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
-    """Add the flags of broker, messages and service, and those of the settings."""
-    add = parser.add_argument
-    add("--mqtt-url", metavar="URL", required=True, help="mqtt[s]://[USER@]HOST[:PORT]")
-    add(
-        "--topic",
-        action="append",
-        required=True,
-        metavar="FILTER",
-        help="what to subscribe to, as 'sensors/#' or '$share/GROUP/sensors/#'; may be repeated",
-    )
-    add(
-        "--format",
-        choices=("json", "lines"),
-        help="json: items of POST /v1/readings; lines: line protocol [json]",
-    )
-    add(
-        "--source",
-        metavar="NAME",
-        help="messages are any JSON: a source of the service says what they become",
-    )
-    add(
-        "--name",
-        type=forward_name,
-        default="default",
-        help="name of this process: names its folder of dead letters and its client id [default]",
-    )
-    add(
-        "--client-id",
-        default="",
-        metavar="ID",
-        help="the broker keeps messages for this name [iot-ingest-NAME]",
-    )
-    add("--mqtt-password-file", metavar="FILE", help="the user's password; read at each connect")
-    add("--mqtt-ca", metavar="FILE", default="", help="certificates to check the broker with")
-    add("--mqtt-cert", metavar="FILE", default="", help="a certificate of our own, for the broker")
-    add("--mqtt-key", metavar="FILE", default="", help="its key, if that is another file")
-    add(
-        "--mqtt-version",
-        choices=("5", "3.1.1"),
-        default="5",
-        help="with 3.1.1 the broker decides how much it sends, and how long it keeps messages [5]",
-    )
-    add("--url", default=SERVICE_URL, help=f"the service [{SERVICE_URL}]")
-    add("--token-file", metavar="FILE", help="the token for the service; read at each post")
-    add("--ack", choices=ACKS, help="when the service answers; default: its ack_default")
-    add("--ca-file", metavar="FILE", default="", help="certificates to check the service with")
-    add("--plain-http", action="store_true", help="allow http:// to another machine")
-    for each in fields(MqttOptions):
-        add(
-            flag_name(each.name),
-            dest=_OPTION + each.name,
-            default=argparse.SUPPRESS,
-            metavar=metavar(each),
-            help=help_text(each),
-        )
-    settings.add_to(parser)
-
-
-def run(args: argparse.Namespace, loaded: Loaded) -> int:
-    """Take messages and post them; return the exit code."""
+def _run(args: argparse.Namespace, loaded: Loaded) -> int:
     if find_spec("paho") is None:
         raise StartError(NO_LIBRARY)
-    import asyncio  # noqa: PLC0415
-
-    import uvloop  # noqa: PLC0415
-
     from ingest.app.mqtt import (  # noqa: PLC0415
         ADMIN_LISTEN,
         FORMS,
@@ -136,26 +59,19 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
         password=secret_of(_file(args.mqtt_password_file), PASSWORD_VARIABLE),
         token=secret_of(_file(args.token_file), TOKEN_VARIABLE),
         service_ca_file=args.ca_file,
-        options=mqtt_options(
-            {
-                name.removeprefix(_OPTION): value
-                for name, value in vars(args).items()
-                if name.startswith(_OPTION)
-            }
-        ),
+        options=options_of(MqttOptions, args),
     )
     is_default = loaded.origins["admin_listen"] == "default"
     admin_listen = ADMIN_LISTEN if is_default else loaded.settings.admin_listen
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(mqtt(loaded.settings, wanted, admin_listen=admin_listen, announce=say))
+    return on_uvloop(mqtt(loaded.settings, wanted, admin_listen=admin_listen, announce=say))
 
 
 def _source_path(args: argparse.Namespace) -> str:
     from ingest.formats.map_source import IN, NAME  # noqa: PLC0415
 
-    for flag in ("format", "ack"):
-        if getattr(args, flag):
-            raise StartError(f"--{flag} is not for a source; leave it out, or --source")
+    for each in ("format", "ack"):
+        if getattr(args, each):
+            raise StartError(f"--{each} is not for a source; leave it out, or --source")
     if not NAME.fullmatch(args.source):
         raise StartError("--source is the name of a source, as in `ingest sources list`")
     return f"{IN}{args.source}"
@@ -163,3 +79,78 @@ def _source_path(args: argparse.Namespace) -> str:
 
 def _file(named: str | None) -> Path | None:
     return None if named is None else full_path(named)
+
+
+COMMAND = Command(
+    examples=(
+        "ingest mqtt --mqtt-url mqtt://127.0.0.1 --topic 'sensors/#'",
+        "ingest mqtt --mqtt-url mqtts://reader@broker.example --mqtt-password-file password "
+        "--topic '$share/ingest/sensors/+/up' --format lines",
+        "ingest mqtt --mqtt-url mqtt://127.0.0.1 --topic 'sensors/#' --source house",
+    ),
+    run=_run,
+    usage="--mqtt-url URL --topic TOPIC [options]",
+    flags=(
+        flag("--mqtt-url", metavar="URL", required=True, help="mqtt[s]://[USER@]HOST[:PORT]"),
+        flag(
+            "--topic",
+            action="append",
+            required=True,
+            metavar="FILTER",
+            help="what to subscribe to, as 'sensors/#' or '$share/GROUP/sensors/#'; may be "
+            "repeated",
+        ),
+        flag(
+            "--format",
+            choices=("json", "lines"),
+            help="json: items of POST /v1/readings; lines: line protocol [json]",
+        ),
+        flag(
+            "--source",
+            metavar="NAME",
+            help="messages are any JSON: a source of the service says what they become",
+        ),
+        flag(
+            "--name",
+            type=forward_name,
+            default="default",
+            help="name of this process: names its folder of dead letters and its client id "
+            "[default]",
+        ),
+        flag(
+            "--client-id",
+            default="",
+            metavar="ID",
+            help="the broker keeps messages for this name [iot-ingest-NAME]",
+        ),
+        flag(
+            "--mqtt-password-file", metavar="FILE", help="the user's password; read at each connect"
+        ),
+        flag("--mqtt-ca", metavar="FILE", default="", help="certificates to check the broker with"),
+        flag(
+            "--mqtt-cert",
+            metavar="FILE",
+            default="",
+            help="a certificate of our own, for the broker",
+        ),
+        flag("--mqtt-key", metavar="FILE", default="", help="its key, if that is another file"),
+        flag(
+            "--mqtt-version",
+            choices=("5", "3.1.1"),
+            default="5",
+            help="with 3.1.1 the broker decides how much it sends, and how long it keeps "
+            "messages [5]",
+        ),
+        flag("--url", default=SERVICE_URL, help=f"the service [{SERVICE_URL}]"),
+        flag("--token-file", metavar="FILE", help="the token for the service; read at each post"),
+        flag("--ack", choices=ACKS, help="when the service answers; default: its ack_default"),
+        flag(
+            "--ca-file", metavar="FILE", default="", help="certificates to check the service with"
+        ),
+        flag("--plain-http", action="store_true", help="allow http:// to another machine"),
+        *option_flags(MqttOptions),
+    ),
+    epilog="""\
+secrets: INGEST_MQTT_PASSWORD or --mqtt-password-file; INGEST_MQTT_TOKEN or --token-file
+exit codes: 0 stopped in order, 1 stopped by a fault of its own, 2 it could not start""",
+)

@@ -8,21 +8,28 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Container, Mapping, Sequence
-from copy import copy
-from dataclasses import Field
+from collections.abc import Callable, Container, Coroutine, Mapping, Sequence
+from dataclasses import Field, fields
 from types import MappingProxyType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
+from ingest.cli.terminal import Ending
+from ingest.config.loading import Loaded
+from ingest.config.settings import Settings
 from ingest.config.text import groups, help_text, metavar
-from ingest.config.values import flag_name, nearest
+from ingest.config.values import checked, flag_name, nearest
 from ingest.model.errors import IngestError
 
 DEST = "setting."  # keeps flags of settings apart from arguments of a command
 MOST_USED = ("listen", "admin_listen", "database_url", "state_dir")
 OF_MOST_COMMANDS = ("state_dir", "database_url")
 ALL_SETTINGS = "every other setting is a flag too: see `ingest config --help`"
+_OPTION = "option."
 _WRONG_CHOICE = re.compile(r"invalid choice: '(?P<given>.*)' \(choose from (?P<known>.*)\)", re.S)
+
+Options = TypeVar("Options")
+Ended = int | Ending
+Run = Callable[[argparse.Namespace, Loaded], Ended | Coroutine[Any, Any, Ended]]
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,88 +57,151 @@ def _wide_formatter(prog: str) -> argparse.HelpFormatter:
     return argparse.RawDescriptionHelpFormatter(prog, max_help_position=32)
 
 
-class Command(NamedTuple):
-    """A command of a group: `takes` are its positional arguments, `arguments` adds all."""
+class Flag(NamedTuple):
+    """An argument of a command, as `add_argument` of argparse takes it."""
 
-    name: str
-    purpose: str
-    examples: tuple[str, ...]
-    arguments: Callable[[argparse.ArgumentParser], None] | None = None
-    takes: str = ""
+    names: tuple[str, ...]
+    options: dict[str, Any]
 
 
-class SettingsFlags:
-    """A flag for every setting, and --config. Those in `shown` are in the help, the others not."""
-
-    def __init__(self, shown: Sequence[str]) -> None:
-        self._shown = shown
-        self.hidden = Parser(add_help=False)  # a parent: it costs little to give it to many parsers
-        for _, members in groups():
-            for each in members:
-                if each.name not in shown:
-                    _add_flag(self.hidden, each, is_shown=False)
-
-    def add_to(self, parser: argparse.ArgumentParser, *, are_shown: bool = True) -> None:
-        """Add the flags that the help shows, behind what the parser has."""
-        declared = {each.name: each for _, members in groups() for each in members}
-        group = parser.add_argument_group("settings", ALL_SETTINGS) if are_shown else parser
-        for name in self._shown:
-            _add_flag(group, declared[name], is_shown=are_shown)
-        _add_config(group, is_shown=are_shown)
+def flag(*names: str, **options: Any) -> Flag:
+    """Declare an argument of a command."""
+    return Flag(names, options)
 
 
-def add_all_settings(
-    parser: argparse.ArgumentParser,
-    first: Sequence[str] = MOST_USED,
-    renamed: Mapping[str, str] = MappingProxyType({}),
-    unused: Container[str] = (),
-    words: Mapping[str, str] = MappingProxyType({}),
-) -> None:
-    """Add all settings in their groups, those of `first` first.
+JSON = flag("--json", action="store_true", help="print as JSON")
+
+
+class OneOf(NamedTuple):
+    """Flags that exclude each other. With a title they are a group of the help."""
+
+    flags: tuple[Flag, ...]
+    title: str = ""
+    is_required: bool = False
+
+
+class AllSettings(NamedTuple):
+    """How the help of a command shows all settings: in their groups, those of `first` first.
 
     `renamed`: the flag of this name sets that other setting. Help does not show those in `unused`,
-    which this command does not read. `words` are its own words for what a setting means.
+    which the command does not read. `words` are its own words for what a setting means.
     """
-    declared = {
-        each.name: _reworded(each, words.get(each.name))
-        for _, members in groups()
-        for each in members
-    }
-    most_used = parser.add_argument_group("Most used")
-    for name in first:
-        _add_flag(most_used, declared[name], is_shown=True)
-    for flag, name in renamed.items():
-        _add_flag(most_used, declared[name], is_shown=True, flag=flag)
-    _add_config(most_used, is_shown=True)
+
+    first: Sequence[str] = MOST_USED
+    renamed: Mapping[str, str] = MappingProxyType({})
+    unused: Container[str] = ()
+    words: Mapping[str, str] = MappingProxyType({})
+
+
+class Command(NamedTuple):
+    """A command: what its help shows, and what it does. A group has `commands` in place of `run`.
+
+    `run` returns the exit code, or an Ending, which main() prints. With `settings` its help shows
+    all of them.
+    """
+
+    purpose: str = ""  # main.py has that of a command that is in no group
+    examples: tuple[str, ...] = ()
+    run: Run | None = None
+    usage: str = "[options]"
+    flags: Sequence[Flag | OneOf] = ()
+    epilog: str | None = None
+    settings: AllSettings | None = None
+    commands: Mapping[str, Command] = MappingProxyType({})
+
+
+def add_command(
+    to: argparse._SubParsersAction[Parser],
+    name: str,
+    command: Command,
+    hidden: Parser,
+    group: str = "ingest",
+) -> None:
+    """Add a command of `group`. `hidden` is what hidden_settings() returns.
+
+    Without a command a group shows its help: `args.help_of` is then its parser, else None.
+    """
+    parser = to.add_parser(
+        name,
+        help=command.purpose,
+        description=f"{command.purpose[0].upper()}{command.purpose[1:]}.",
+        usage=f"{group} {name} {command.usage}",
+        parents=[] if command.settings else [hidden],
+        examples=command.examples,
+        epilog=command.epilog,
+    )
+    parser.set_defaults(run=command.run, help_of=parser if command.commands else None)
+    _add_flags(parser, command.flags)
+    if command.settings:
+        _add_all_settings(parser, command.settings)
+        return
+    if command.commands:
+        added = parser.add_subparsers(
+            dest="command_of_group",
+            metavar="COMMAND",
+            title="commands",
+            parser_class=Parser,
+            prog=parser.prog,
+        )
+        for each, member in command.commands.items():
+            add_command(added, each, member, hidden, parser.prog)
+    are_shown = not command.commands
+    shown = parser.add_argument_group("settings", ALL_SETTINGS) if are_shown else parser
+    declared = Settings.__dataclass_fields__
+    own = [_setting(declared[each], is_shown=are_shown) for each in OF_MOST_COMMANDS]
+    _add_flags(shown, [*own, _config(is_shown=are_shown)])
+
+
+def hidden_settings() -> Parser:
+    """Return a parent with a hidden flag for each setting but OF_MOST_COMMANDS.
+
+    It costs little to give it to many parsers.
+    """
+    parent = Parser(add_help=False)
+    hidden = [each for each in fields(Settings) if each.name not in OF_MOST_COMMANDS]
+    _add_flags(parent, [_setting(each, is_shown=False) for each in hidden])
+    return parent
+
+
+def _add_flags(to: argparse._ActionsContainer, flags: Sequence[Flag | OneOf]) -> None:
+    for each in flags:
+        if isinstance(each, Flag):
+            to.add_argument(*each.names, **each.options)
+            continue
+        group = to.add_argument_group(each.title) if each.title else to
+        _add_flags(group.add_mutually_exclusive_group(required=each.is_required), each.flags)
+
+
+def _add_all_settings(parser: argparse.ArgumentParser, how: AllSettings) -> None:
+    most_used = {name: name for name in how.first} | dict(how.renamed)
+    declared = Settings.__dataclass_fields__
+    first = [
+        _setting(declared[each], name, how.words.get(each, "")) for name, each in most_used.items()
+    ]
+    _add_flags(parser.add_argument_group("Most used"), [*first, _config()])
     for title, members in groups():
-        group = parser.add_argument_group(title)
-        for each in members:
-            if each.name not in {*first, *renamed}:
-                _add_flag(group, declared[each.name], is_shown=each.name not in unused)
+        rest = [
+            _setting(each, why=how.words.get(each.name, ""), is_shown=each.name not in how.unused)
+            for each in members
+            if each.name not in most_used
+        ]
+        _add_flags(parser.add_argument_group(title), rest)
 
 
-def _reworded(declared: Field[Any], words: str | None) -> Field[Any]:
-    if words is None:
-        return declared
-    other = copy(declared)
-    other.metadata = MappingProxyType({**declared.metadata, "why": words})
-    return other
-
-
-def _add_flag(
-    to: argparse._ActionsContainer, declared: Field[Any], *, is_shown: bool, flag: str = ""
-) -> argparse.Action:
-    return to.add_argument(
-        flag_name(flag or declared.name),
-        dest=DEST + declared.name,
+def _setting(
+    declared: Field[Any], name: str = "", why: str = "", *, is_shown: bool = True, dest: str = DEST
+) -> Flag:
+    return flag(
+        flag_name(name or declared.name),
+        dest=dest + declared.name,
         metavar=metavar(declared),
         default=argparse.SUPPRESS,  # a flag before `show` must survive the parser of `show`
-        help=help_text(declared) if is_shown else argparse.SUPPRESS,
+        help=help_text(declared, why) if is_shown else argparse.SUPPRESS,
     )
 
 
-def _add_config(to: argparse._ActionsContainer, *, is_shown: bool) -> None:
-    to.add_argument(
+def _config(*, is_shown: bool = True) -> Flag:
+    return flag(
         "--config",
         metavar="FILE",
         dest="config_file",
@@ -140,34 +210,17 @@ def _add_config(to: argparse._ActionsContainer, *, is_shown: bool) -> None:
     )
 
 
-def add_json_flag(parser: argparse.ArgumentParser, purpose: str = "print as JSON") -> None:
-    """Add --json."""
-    parser.add_argument("--json", action="store_true", help=purpose)
+def option_flags(kind: Any) -> list[Flag]:
+    """Return a flag for each field of a dataclass that is declared as settings are."""
+    return [_setting(each, dest=_OPTION) for each in fields(kind)]
 
 
-def add_group(
-    parser: Parser, dest: str, commands: Sequence[Command], settings: SettingsFlags
-) -> None:
-    """Add the commands of a group, such as `list` and `show` of `dlq`.
-
-    Without a command the group shows its help: `args.help_of` is then its parser, else None.
-    """
-    parser.set_defaults(help_of=parser)
-    added = parser.add_subparsers(
-        dest=dest, metavar="COMMAND", title="commands", parser_class=Parser, prog=parser.prog
+def options_of(kind: type[Options], args: argparse.Namespace) -> Options:
+    """Return what these flags say. Raises ConfigError that names the flag."""
+    return kind(
+        **{
+            each.name: checked(each, getattr(args, _OPTION + each.name), flag_name(each.name))
+            for each in fields(kind)  # type: ignore[arg-type]
+            if hasattr(args, _OPTION + each.name)
+        }
     )
-    for each in commands:
-        name = f"{parser.prog} {each.name}"
-        one = added.add_parser(
-            each.name,
-            help=each.purpose,
-            description=f"{each.purpose[0].upper()}{each.purpose[1:]}.",
-            usage=f"{name} [options] {each.takes}".rstrip(),
-            parents=[settings.hidden],
-            examples=each.examples,
-        )
-        if each.arguments:
-            each.arguments(one)
-        settings.add_to(one)
-        one.set_defaults(help_of=None)
-    settings.add_to(parser, are_shown=False)

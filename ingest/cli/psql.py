@@ -8,37 +8,25 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+from collections.abc import Coroutine
+from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from ingest.cli.find_database import database, known_url
-from ingest.cli.parser import Parser, SettingsFlags
+from ingest.cli.parser import Command
 from ingest.config.loading import Loaded
 from ingest.config.settings import Settings
 from ingest.model.errors import StartError
 
-TAKES = "[settings] [arguments of psql]"
-EXAMPLES = (
-    "ingest psql",
-    "ingest psql -c 'select * from readings order by ts desc limit 10'",
-)
-EPILOG = "All other arguments go to psql, and all after `--`. The exit code is that of psql."
 
-
-def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
-    """Add only the settings: main.py has separated the arguments of psql."""
-    settings.add_to(parser)
-
-
-def run(args: argparse.Namespace, loaded: Loaded) -> int:
+def _run(args: argparse.Namespace, loaded: Loaded) -> Coroutine[Any, Any, int]:
     """Replace this process by psql. If the database must be started first, run psql as a child."""
     program = find_psql()
     url = known_url(loaded.settings)
     if url is not None:
         words, environment = command(program, url, args.psql_arguments)
         os.execve(program, words, environment)  # noqa: S606  this process becomes psql
-    import asyncio  # noqa: PLC0415
-
-    return asyncio.run(_run_beside(program, loaded.settings, args.psql_arguments))
+    return _run_beside(program, loaded.settings, args.psql_arguments)
 
 
 def find_psql() -> str:
@@ -84,3 +72,14 @@ async def _run_beside(program: str, settings: Settings, arguments: list[str]) ->
         loop.add_signal_handler(signal.SIGTERM, child.terminate)
         code = await child.wait()
         return code if code >= 0 else 128 - code
+
+
+COMMAND = Command(
+    examples=(
+        "ingest psql",
+        "ingest psql -c 'select * from readings order by ts desc limit 10'",
+    ),
+    run=_run,
+    usage="[settings] [arguments of psql]",
+    epilog="All other arguments go to psql, and all after `--`. The exit code is that of psql.",
+)

@@ -4,103 +4,27 @@ from __future__ import annotations
 
 import argparse
 import csv
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_json_flag
-from ingest.cli.terminal import print_answer, say
+from ingest.cli.parser import JSON, Command, flag
+from ingest.cli.terminal import Ending
 from ingest.config.loading import Loaded
 from ingest.model.errors import StartError
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from ingest.config.settings import Settings
     from ingest.sinks.postgres.housekeeping.versions import SchemaState
     from ingest.sinks.postgres.target import TargetTable
+
+    Do = Callable[[Any, TargetTable, argparse.Namespace, Settings], Awaitable[Ending]]
 
 NOT_OWNER = (
     "the role {role} cannot make further partitions: run `ingest housekeeping run` each day with "
     "this URL, or set housekeeping_url for the service"
 )
-TAKES = "COMMAND [options]"
-EXAMPLES = ("ingest schema show", "ingest schema apply --role ingest")
-EPILOG = None
-
-
-def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
-    """Add the commands."""
-    apply = Command(
-        "apply",
-        "create the table and its key; an existing table is not changed",
-        (
-            "ingest schema apply --device-index",
-            "ingest schema apply --role ingest --database-url postgresql://admin@db.example/metrics",
-        ),
-        _apply_flags,
-    )
-    adopt = Command(
-        "adopt",
-        "let the housekeeping drop or archive partitions that it has not made",
-        ("ingest schema adopt", "ingest schema adopt readings_2026_01 --yes"),
-        _adopt_flags,
-        "[PARTITION ..]",
-    )
-    show = Command(
-        "show",
-        "print the table, how it differs from what is needed, and the SQL that ends this",
-        ("ingest schema show", "ingest schema show --json"),
-        add_json_flag,
-    )
-    view = Command(
-        "view",
-        "print the SQL of a view with a column for each metric; with --yes make it",
-        ("ingest schema view --wide climate --metrics temperature,humidity --yes",),
-        _view_flags,
-    )
-    upgrade = Command(
-        "upgrade",
-        "bring what is kept beside the table to the version of this program",
-        ("ingest schema upgrade", "ingest schema upgrade --yes"),
-        _upgrade_flags,
-    )
-    add_group(parser, "schema_command", (apply, adopt, show, view, upgrade), settings)
-
-
-def _apply_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--device-index",
-        action="store_true",
-        help="also create an index per device: faster queries for one device, slower writing",
-    )
-    parser.add_argument(
-        "--role", metavar="NAME", help="allow this role to read and write the table, nothing else"
-    )
-    add_json_flag(parser)
-
-
-def _view_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--wide", metavar="NAME", required=True, help="the view's name, without quotes"
-    )
-    parser.add_argument(
-        "--metrics",
-        metavar="NAMES",
-        type=_names,
-        required=True,
-        help="the metrics, with commas; one that has a comma itself in quotes: '\"a,b\",c'",
-    )
-    parser.add_argument("--yes", action="store_true", help="make the view")
-    add_json_flag(parser)
-
-
-def _adopt_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "names", nargs="*", metavar="PARTITION", help="a partition; without one: all of the table"
-    )
-    parser.add_argument("--yes", action="store_true", help="do it, not only print what would be")
-
-
-def _upgrade_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--yes", action="store_true", help="do it, not only print what would be")
-    add_json_flag(parser)
 
 
 def _names(text: str) -> list[str]:
@@ -112,39 +36,34 @@ def _names(text: str) -> list[str]:
     return found
 
 
-def run(args: argparse.Namespace, loaded: Loaded) -> int:
-    """Return 0, or 1 if `show` found a table that cannot be used, or a yes is needed."""
-    import asyncio  # noqa: PLC0415
-
-    return asyncio.run(_run(args, loaded))
-
-
-async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
+async def _on_connection(do: Do, args: argparse.Namespace, loaded: Loaded) -> Ending:
     from ingest.app.target import make_target  # noqa: PLC0415
-    from ingest.cli.find_database import (  # noqa: PLC0415
-        connect_limits,
-        database,
-        owners_database,
-    )
+    from ingest.cli.find_database import connect_limits, database  # noqa: PLC0415
     from ingest.sinks.postgres.session import as_start_error, connected  # noqa: PLC0415
 
-    settings, target = loaded.settings, make_target(loaded.settings)
-    of_the_owner = {"adopt": _adopt, "upgrade": _upgrade}
-    if args.schema_command in of_the_owner:
-        async with owners_database(settings) as url:
-            return await of_the_owner[args.schema_command](args, settings, url)
-    commands = {"apply": _apply, "show": _show, "view": _view}
+    settings = loaded.settings
     async with (
-        database(settings, may_make=args.schema_command == "apply") as url,
+        database(settings, may_make=do is _apply) as url,
         connected(url, **connect_limits(settings)) as opened,
     ):
         with as_start_error(url):
-            return await commands[args.schema_command](opened, target, args, settings)
+            return await do(opened, make_target(settings), args, settings)
+
+
+async def _as_owner(do: Do, args: argparse.Namespace, loaded: Loaded) -> Ending:
+    from ingest.app.database import timeouts  # noqa: PLC0415
+    from ingest.app.target import make_target  # noqa: PLC0415
+    from ingest.cli.find_database import owners_database  # noqa: PLC0415
+    from ingest.sinks.postgres.housekeeping.opening import opened  # noqa: PLC0415
+
+    settings = loaded.settings
+    async with owners_database(settings) as url, opened(url, timeouts(settings)) as connection:
+        return await do(connection, make_target(settings), args, settings)
 
 
 async def _apply(
     opened: Any, target: TargetTable, args: argparse.Namespace, settings: Settings
-) -> int:
+) -> Ending:
     from ingest.app.database import partitions_ahead  # noqa: PLC0415
     from ingest.sinks.postgres import schema  # noqa: PLC0415
     from ingest.sinks.postgres.housekeeping.view import look_at  # noqa: PLC0415
@@ -161,22 +80,21 @@ async def _apply(
     view = await look_at(opened, target.name, span, target=target, sizes=False)
     if args.role and view.ours and args.role != view.owner:
         done.append(NOT_OWNER.format(role=args.role))
-    print_answer({"done": done}, "\n".join(done), as_json=args.json)
-    return 0
+    return Ending({"done": done}, "\n".join(done))
 
 
-async def _show(opened: Any, target: TargetTable, args: argparse.Namespace, _: Settings) -> int:
+async def _show(opened: Any, target: TargetTable, *_: object) -> Ending:
+    """Return the table; the exit code is 1 if it cannot be used."""
     from ingest.sinks.postgres import schema  # noqa: PLC0415
 
     text = await schema.show(opened, target)
     seen = await schema.look(opened, target)
     fits = seen.difference is None
     found = {"fits": fits, "difference": seen.difference, "sql": seen.sql, "table": text}
-    print_answer(found, text, as_json=args.json)
-    return 0 if fits else 1
+    return Ending(found, text, 0 if fits else 1)
 
 
-async def _view(opened: Any, target: TargetTable, args: argparse.Namespace, _: Settings) -> int:
+async def _view(opened: Any, target: TargetTable, args: argparse.Namespace, _: Settings) -> Ending:
     from ingest.sinks.postgres import wide_view  # noqa: PLC0415
 
     view, sql = await wide_view.wide_view(opened, target, args.wide, args.metrics)
@@ -186,56 +104,51 @@ async def _view(opened: Any, target: TargetTable, args: argparse.Namespace, _: S
     said += [f"-- {each}" for each in wide_view.COST]
     if not args.yes:
         said.append("-- Nothing was made: --yes makes it.")
-    print_answer({"view": view, "sql": sql, "made": args.yes}, "\n".join(said), as_json=args.json)
-    return 0
+    return Ending({"view": view, "sql": sql, "made": args.yes}, "\n".join(said))
 
 
-async def _adopt(args: argparse.Namespace, settings: Settings, url: str) -> int:
-    """Make partitions of somebody else ours; return 1 if it was only printed."""
-    from ingest.app.database import timeouts  # noqa: PLC0415
-    from ingest.app.target import make_target  # noqa: PLC0415
+async def _adopt(
+    connection: Any, target: TargetTable, args: argparse.Namespace, settings: Settings
+) -> Ending:
+    """Make partitions of somebody else ours; the exit code is 1 if it was only printed."""
     from ingest.sinks.postgres.housekeeping import making  # noqa: PLC0415
-    from ingest.sinks.postgres.housekeeping.opening import opened  # noqa: PLC0415
     from ingest.sinks.postgres.housekeeping.view import look_at  # noqa: PLC0415
 
-    target = make_target(settings)
-    async with opened(url, timeouts(settings)) as connection:
-        view = await look_at(connection, target.name, settings.partition_span, target=target)
-        chosen = making.adoptable(view, args.names)
-        names = [each.name for each in chosen]
-        if args.yes:
-            await making.adopt(connection, view, chosen, settings.partition_span)
-    listed = ", ".join(names) or "none: the housekeeping has all of these already"
-    say(f"{'adopted' if args.yes else 'would be adopted'}: {listed}")
-    if settings.partition_span != "none":
-        say(f"New partitions of the table have one {settings.partition_span} each.")
+    view = await look_at(connection, target.name, settings.partition_span, target=target)
+    chosen = making.adoptable(view, args.names)
+    names = [each.name for each in chosen]
     if args.yes:
-        return 0
-    say("If keep_hot is set, they may then be dropped or archived. To do it, repeat it with --yes.")
-    return 1
+        await making.adopt(connection, view, chosen, settings.partition_span)
+    listed = ", ".join(names) or "none: the housekeeping has all of these already"
+    said = [f"{'adopted' if args.yes else 'would be adopted'}: {listed}"]
+    if settings.partition_span != "none":
+        said.append(f"New partitions of the table have one {settings.partition_span} each.")
+    if not args.yes:
+        said.append(
+            "If keep_hot is set, they may then be dropped or archived. To do it, repeat it with "
+            "--yes."
+        )
+    return Ending(names, "\n".join(said), 0 if args.yes else 1)
 
 
-async def _upgrade(args: argparse.Namespace, settings: Settings, url: str) -> int:
-    """Upgrade, or print what would be done; return 1 if it was only printed."""
-    from ingest.app.database import timeouts  # noqa: PLC0415
-    from ingest.app.target import make_target  # noqa: PLC0415
+async def _upgrade(
+    connection: Any, target: TargetTable, args: argparse.Namespace, _: Settings
+) -> Ending:
+    """Upgrade, or say what would be done; the exit code is 1 if something is left to do."""
     from ingest.sinks.postgres import schema  # noqa: PLC0415
     from ingest.sinks.postgres.housekeeping import registry, versions  # noqa: PLC0415
-    from ingest.sinks.postgres.housekeeping.opening import opened  # noqa: PLC0415
 
-    target = make_target(settings)
-    async with opened(url, timeouts(settings)) as connection:
-        look = await schema.look(connection, target)
-        if look.difference:
-            raise StartError(look.difference)
-        found = await versions.state_of(connection, look.target.name)
-        if found.refuses:
-            raise StartError(found.needs)
-        steps = versions.steps_from(found.version)
-        due = [f"version {each.to}: {each.words}" for each in steps]
-        done: list[str] = []
-        if args.yes and due:
-            done = await versions.upgrade(connection, look.target.name, look.oid)
+    look = await schema.look(connection, target)
+    if look.difference:
+        raise StartError(look.difference)
+    found = await versions.state_of(connection, look.target.name)
+    if found.refuses:
+        raise StartError(found.needs)
+    steps = versions.steps_from(found.version)
+    due = [f"version {each.to}: {each.words}" for each in steps]
+    done: list[str] = []
+    if args.yes and due:
+        done = await versions.upgrade(connection, look.target.name, look.oid)
     answer = {
         "table": look.target.name,
         "version": found.version,
@@ -243,10 +156,8 @@ async def _upgrade(args: argparse.Namespace, settings: Settings, url: str) -> in
         "due": [] if args.yes else due,
         "done": done,
     }
-    print_answer(
-        answer, "\n".join(_upgrade_words(look.target.name, found, due, done)), as_json=args.json
-    )
-    return 1 if due and not args.yes else 0
+    text = "\n".join(_upgrade_words(look.target.name, found, due, done))
+    return Ending(answer, text, 1 if due and not args.yes else 0)
 
 
 def _upgrade_words(table: str, found: SchemaState, due: list[str], done: list[str]) -> list[str]:
@@ -260,3 +171,82 @@ def _upgrade_words(table: str, found: SchemaState, due: list[str], done: list[st
     else:
         why = f"the schema has version {found.version}, which is that of this program"
     return [*lines, f"nothing to upgrade: {why}"]
+
+
+YES = flag("--yes", action="store_true", help="do it, not only print what would be")
+COMMAND = Command(
+    examples=("ingest schema show", "ingest schema apply --role ingest"),
+    usage="COMMAND [options]",
+    commands={
+        "apply": Command(
+            "create the table and its key; an existing table is not changed",
+            (
+                "ingest schema apply --device-index",
+                "ingest schema apply --role ingest --database-url "
+                "postgresql://admin@db.example/metrics",
+            ),
+            partial(_on_connection, _apply),
+            flags=(
+                flag(
+                    "--device-index",
+                    action="store_true",
+                    help="also create an index per device: faster queries for one device, slower "
+                    "writing",
+                ),
+                flag(
+                    "--role",
+                    metavar="NAME",
+                    help="allow this role to read and write the table, nothing else",
+                ),
+                JSON,
+            ),
+        ),
+        "adopt": Command(
+            "let the housekeeping drop or archive partitions that it has not made",
+            ("ingest schema adopt", "ingest schema adopt readings_2026_01 --yes"),
+            partial(_as_owner, _adopt),
+            "[options] [PARTITION ..]",
+            (
+                flag(
+                    "names",
+                    nargs="*",
+                    metavar="PARTITION",
+                    help="a partition; without one: all of the table",
+                ),
+                YES,
+            ),
+        ),
+        "show": Command(
+            "print the table, how it differs from what is needed, and the SQL that ends this",
+            ("ingest schema show", "ingest schema show --json"),
+            partial(_on_connection, _show),
+            flags=(JSON,),
+        ),
+        "view": Command(
+            "print the SQL of a view with a column for each metric; with --yes make it",
+            ("ingest schema view --wide climate --metrics temperature,humidity --yes",),
+            partial(_on_connection, _view),
+            flags=(
+                flag(
+                    "--wide", metavar="NAME", required=True, help="the view's name, without quotes"
+                ),
+                flag(
+                    "--metrics",
+                    metavar="NAMES",
+                    type=_names,
+                    required=True,
+                    help="the metrics, with commas; one that has a comma itself in quotes: "
+                    "'\"a,b\",c'",
+                ),
+                flag("--yes", action="store_true", help="make the view"),
+                JSON,
+            ),
+        ),
+        "upgrade": Command(
+            "bring what is kept beside the table to the version of this program",
+            ("ingest schema upgrade", "ingest schema upgrade --yes"),
+            partial(_as_owner, _upgrade),
+            flags=(YES, JSON),
+        ),
+    },
+)

@@ -6,8 +6,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_json_flag
-from ingest.cli.terminal import print_answer
+from ingest.cli.parser import JSON, Command, flag
+from ingest.cli.terminal import Ending
 from ingest.config.loading import Loaded
 from ingest.config.settings import Settings
 from ingest.model.errors import IngestError, Refused
@@ -15,76 +15,24 @@ from ingest.model.errors import IngestError, Refused
 if TYPE_CHECKING:
     from ingest.formats.map_source import Source
 
-TAKES = "COMMAND"
-EXAMPLES = (
-    "ingest sources list --sources-file sources.toml",
-    "ingest sources try esp --sources-file sources.toml",
-)
-EPILOG = None
 EXIT_FAULTS = 1
 BODY_BYTES_MAX = 64 * 1024 * 1024
 
 
-def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
-    """Add the commands of the group."""
-    listed = Command(
-        "list",
-        "print the sources and the presets: where each is posted to",
-        (EXAMPLES[0], "ingest sources list --json"),
-        add_json_flag,
-    )
-    tried = Command(
-        "try",
-        "print the readings that a body on stdin would become, or why it would not",
-        (
-            EXAMPLES[1],
-            "ingest sources try chirpstack --query event=up",
-            "ingest sources try shelly --get --query 'device=ht1&temperature=21.5'",
-            "ingest sources try house --topic sensors/greenhouse/temp",
-        ),
-        _try_flags,
-        "NAME",
-    )
-    add_group(parser, "sources_command", (listed, tried), settings)
-
-
-def _try_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="a source of the file, or a preset")
-    parser.add_argument("--query", metavar="TEXT", default="", help="what stands behind the `?`")
-    parser.add_argument("--get", action="store_true", help="a GET: the query is the body")
-    parser.add_argument(
-        "--header", metavar="NAME:VALUE", action="append", default=[], help="may be repeated"
-    )
-    parser.add_argument(
-        "--in-path", metavar="NAME=TEXT", action="append", default=[], help="as in device=ht1"
-    )
-    parser.add_argument("--topic", default="", help="the topic of an MQTT message")
-    parser.add_argument(
-        "--token-device", metavar="ID", default="", help="the device of the sender's token"
-    )
-    add_json_flag(parser)
-
-
-def run(args: argparse.Namespace, loaded: Loaded) -> int:
-    """Do one of them; return 0, or 1 if something of the body would not be stored."""
-    return _list(args, loaded.settings) if args.sources_command == "list" else _try(args, loaded)
-
-
-def _list(args: argparse.Namespace, settings: Settings) -> int:
+def _list(_args: argparse.Namespace, loaded: Loaded) -> Ending:
     from ingest.app.rules import make_sources  # noqa: PLC0415
     from ingest.formats.map_presets import PRESETS  # noqa: PLC0415
 
-    sources = [_described(each) for each in make_sources(settings).values()]
+    sources = [_described(each) for each in make_sources(loaded.settings).values()]
     lines = [
         f"{each['name']:<20} {' '.join(each['methods']):<10} {' '.join(each['paths'])}"
         + (f"  (preset {each['preset']})" if each["preset"] else "")
         for each in sources
     ]
-    file = settings.sources_file
+    file = loaded.settings.sources_file
     none = f"{file} has no sources" if file else "there are no sources: sources_file is empty"
     text = "\n".join([*(lines or [none]), "", f"presets: {', '.join(PRESETS)}"])
-    print_answer({"sources": sources, "presets": [*PRESETS]}, text, as_json=args.json)
-    return 0
+    return Ending({"sources": sources, "presets": [*PRESETS]}, text)
 
 
 def _described(source: Source) -> dict[str, Any]:
@@ -99,7 +47,8 @@ def _described(source: Source) -> dict[str, Any]:
     }
 
 
-def _try(args: argparse.Namespace, loaded: Loaded) -> int:
+def _try(args: argparse.Namespace, loaded: Loaded) -> Ending:
+    """Return what the body becomes; the exit code is 1 if something of it would not be stored."""
     from ingest.formats.map_documents import form_in  # noqa: PLC0415
 
     settings = loaded.settings
@@ -117,8 +66,8 @@ def _try(args: argparse.Namespace, loaded: Loaded) -> int:
         document = _read(body, source, roots, settings)
     except Refused as refused:
         raise IngestError(f"the post would be refused ({refused.code}): {refused.detail}") from None
-    print_answer(document, _text(document), as_json=args.json)
-    return EXIT_FAULTS if document["faults"] or not document["readings"] else 0
+    is_whole = document["readings"] and not document["faults"]
+    return Ending(document, _text(document), 0 if is_whole else EXIT_FAULTS)
 
 
 def _chosen(name: str, settings: Settings) -> Source:
@@ -191,3 +140,58 @@ def _pair(text: str, mark: str) -> tuple[str, str]:
     if not found:
         raise IngestError(f"{text!r} has no {mark!r}: write NAME{mark}VALUE")
     return name, value
+
+
+COMMAND = Command(
+    examples=(
+        "ingest sources list --sources-file sources.toml",
+        "ingest sources try esp --sources-file sources.toml",
+    ),
+    usage="COMMAND [options]",
+    commands={
+        "list": Command(
+            "print the sources and the presets: where each is posted to",
+            ("ingest sources list --sources-file sources.toml", "ingest sources list --json"),
+            _list,
+            flags=(JSON,),
+        ),
+        "try": Command(
+            "print the readings that a body on stdin would become, or why it would not",
+            (
+                "ingest sources try esp --sources-file sources.toml",
+                "ingest sources try chirpstack --query event=up",
+                "ingest sources try shelly --get --query 'device=ht1&temperature=21.5'",
+                "ingest sources try house --topic sensors/greenhouse/temp",
+            ),
+            _try,
+            "[options] NAME",
+            (
+                flag("name", metavar="NAME", help="a source of the file, or a preset"),
+                flag("--query", metavar="TEXT", default="", help="what stands behind the `?`"),
+                flag("--get", action="store_true", help="a GET: the query is the body"),
+                flag(
+                    "--header",
+                    metavar="NAME:VALUE",
+                    action="append",
+                    default=[],
+                    help="may be repeated",
+                ),
+                flag(
+                    "--in-path",
+                    metavar="NAME=TEXT",
+                    action="append",
+                    default=[],
+                    help="as in device=ht1",
+                ),
+                flag("--topic", default="", help="the topic of an MQTT message"),
+                flag(
+                    "--token-device",
+                    metavar="ID",
+                    default="",
+                    help="the device of the sender's token",
+                ),
+                JSON,
+            ),
+        ),
+    },
+)

@@ -6,122 +6,79 @@ One has the readings, the other one the dead letters.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ingest.cli.arguments import time_text
-from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_json_flag
-from ingest.cli.terminal import print_answer
+from ingest.cli.parser import JSON, Command, flag
+from ingest.cli.terminal import Ending
 from ingest.config.loading import Loaded
+from ingest.config.settings import Settings
 
 if TYPE_CHECKING:
-    from ingest.broker.connection import BrokerConnection
     from ingest.broker.manage import Found, Info, StreamFault
     from ingest.broker.streams import Names, Wanted
+    from ingest.cli.find_broker import Reached
 
-TAKES = "COMMAND [options]"
-EXAMPLES = ("ingest stream apply", "ingest stream check --broker-url nats://admin:..@nats1:4222")
-EPILOG = "exit codes: 0 done, 1 something is not as it must be, 2 the broker is out of reach"
-
-
-def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
-    """Add the commands."""
-    apply = Command(
-        "apply",
-        "make the streams and their consumers, or change what differs; removes nothing",
-        (
-            "ingest stream apply --stream-bytes-max 20GiB",
-            "ingest stream apply --stream-replicas 3 --broker-url nats://admin:..@nats1:4222",
-        ),
-        add_json_flag,
-    )
-    check = Command(
-        "check",
-        "compare them, and how the servers sync to the disk, with what is needed",
-        (
-            "ingest stream check",
-            "ingest stream check --json --broker-monitor-url http://nats1:8222,http://nats2:8222",
-        ),
-        add_json_flag,
-    )
-    show = Command(
-        "show",
-        "print what the streams hold, and what their consumers have done",
-        ("ingest stream show", "ingest stream show --json"),
-        add_json_flag,
-    )
-    rewind = Command(
-        "rewind",
-        "let the writers write again what the stream still has; for a restored database",
-        ("ingest stream rewind --since 2026-11-27T05:00:00Z", "ingest stream rewind"),
-        _add_rewind_flags,
-    )
-    add_group(parser, "stream_command", (apply, check, show, rewind), settings)
+    Do = Callable[[Reached, list[Wanted], argparse.Namespace, Settings], Awaitable[Ending]]
 
 
-def _add_rewind_flags(parser: argparse.ArgumentParser) -> None:
-    add_json_flag(parser)
-    parser.add_argument(
-        "--since",
-        metavar="TIME",
-        type=time_text,
-        help="only what was received since then, RFC 3339",
-    )
-
-
-def run(args: argparse.Namespace, loaded: Loaded) -> int:
-    """Do one of them; return 0, or 1 if `check` or `show` found something wrong."""
-    import asyncio  # noqa: PLC0415
-
-    return asyncio.run(_run(args, loaded))
-
-
-async def _run(args: argparse.Namespace, loaded: Loaded) -> int:
+async def _run(do: Do, args: argparse.Namespace, loaded: Loaded) -> Ending:
     from ingest.app.broker import wanted_dead_letters, wanted_stream  # noqa: PLC0415
-    from ingest.broker import manage, monitor  # noqa: PLC0415
     from ingest.cli.find_broker import broker  # noqa: PLC0415
 
     settings = loaded.settings
     wanted: list[Wanted] = [wanted_stream(settings), wanted_dead_letters(settings)]
-    async with broker(settings, may_make=args.stream_command == "apply") as reached:
-        if args.stream_command == "apply":
-            done = [
-                line for each in wanted for line in await manage.apply(reached.connection, each)
-            ]
-            print_answer({"done": done}, "\n".join(done), as_json=args.json)
-            return 0
-        if args.stream_command == "rewind":
-            return await _rewind(reached.connection, args)
-        found = [await manage.look(reached.connection, each.names) for each in wanted]
-        if args.stream_command == "show":
-            document = {**found[0]._asdict(), "dead_letters": found[1]._asdict()}
-            texts = [as_text(its, each.names) for its, each in zip(found, wanted, strict=True)]
-            print_answer(document, "\n\n".join(texts), as_json=args.json)
-            all_there = all(None not in (each.stream, *_consumers(each)) for each in found)
-            return 0 if all_there else 1
-        faults = [
-            fault
-            for its, each in zip(found, wanted, strict=True)
-            for fault in manage.faults(its, each)
-        ]
-        unsafe = [] if settings.broker_unsafe else monitor.monitor_faults(reached.monitors)
-    named = {"stream": faults, "broker_unsafe": unsafe}
-    listed = [{"what": what, **each._asdict()} for what, some in named.items() for each in some]
-    document = {"fits": not listed, "findings": listed}
-    print_answer(document, _checked(faults, unsafe), as_json=args.json)
-    return 1 if faults or unsafe else 0
+    async with broker(settings, may_make=do is _apply) as reached:
+        return await do(reached, wanted, args, settings)
 
 
-async def _rewind(connection: BrokerConnection, args: argparse.Namespace) -> int:
+async def _apply(reached: Reached, wanted: list[Wanted], *_: object) -> Ending:
     from ingest.broker import manage  # noqa: PLC0415
 
-    first = await manage.rewind(connection, args.since or "")
+    done = [line for each in wanted for line in await manage.apply(reached.connection, each)]
+    return Ending({"done": done}, "\n".join(done))
+
+
+async def _show(reached: Reached, wanted: list[Wanted], *_: object) -> Ending:
+    from ingest.broker import manage  # noqa: PLC0415
+
+    found = [await manage.look(reached.connection, each.names) for each in wanted]
+    document = {**found[0]._asdict(), "dead_letters": found[1]._asdict()}
+    texts = [as_text(its, each.names) for its, each in zip(found, wanted, strict=True)]
+    all_there = all(None not in (each.stream, *_consumers(each)) for each in found)
+    return Ending(document, "\n\n".join(texts), 0 if all_there else 1)
+
+
+async def _rewind(
+    reached: Reached, _: list[Wanted], args: argparse.Namespace, _settings: Settings
+) -> Ending:
+    from ingest.broker import manage  # noqa: PLC0415
+
+    first = await manage.rewind(reached.connection, args.since or "")
     since = f" that came since {args.since}" if args.since else ""
     text = f"the stream has no messages{since}"
     if first is not None:
         text = f"writers write again all messages{since}: those from {first} on. Start the writers"
-    print_answer({"first": first}, text, as_json=args.json)
-    return 0
+    return Ending({"first": first}, text)
+
+
+async def _check(
+    reached: Reached, wanted: list[Wanted], _: argparse.Namespace, settings: Settings
+) -> Ending:
+    from ingest.broker import manage, monitor  # noqa: PLC0415
+
+    faults = [
+        fault
+        for each in wanted
+        for fault in manage.faults(await manage.look(reached.connection, each.names), each)
+    ]
+    unsafe = [] if settings.broker_unsafe else monitor.monitor_faults(reached.monitors)
+    named = {"stream": faults, "broker_unsafe": unsafe}
+    listed = [{"what": what, **each._asdict()} for what, some in named.items() for each in some]
+    document = {"fits": not listed, "findings": listed}
+    return Ending(document, _checked(faults, unsafe), 1 if listed else 0)
 
 
 def _checked(faults: list[StreamFault], unsafe: list[StreamFault]) -> str:
@@ -169,3 +126,54 @@ def _consumer_lines(name: str, found: Info) -> dict[str, str]:
 def _cluster(stream: Mapping[str, Any]) -> str:
     cluster = stream.get("cluster") or {}
     return f", leader {cluster.get('leader') or 'none'}" if cluster.get("replicas") else ""
+
+
+COMMAND = Command(
+    examples=(
+        "ingest stream apply",
+        "ingest stream check --broker-url nats://admin:..@nats1:4222",
+    ),
+    usage="COMMAND [options]",
+    epilog="exit codes: 0 done, 1 something is not as it must be, 2 the broker is out of reach",
+    commands={
+        "apply": Command(
+            "make the streams and their consumers, or change what differs; removes nothing",
+            (
+                "ingest stream apply --stream-bytes-max 20GiB",
+                "ingest stream apply --stream-replicas 3 --broker-url nats://admin:..@nats1:4222",
+            ),
+            partial(_run, _apply),
+            flags=(JSON,),
+        ),
+        "check": Command(
+            "compare them, and how the servers sync to the disk, with what is needed",
+            (
+                "ingest stream check",
+                "ingest stream check --json --broker-monitor-url "
+                "http://nats1:8222,http://nats2:8222",
+            ),
+            partial(_run, _check),
+            flags=(JSON,),
+        ),
+        "show": Command(
+            "print what the streams hold, and what their consumers have done",
+            ("ingest stream show", "ingest stream show --json"),
+            partial(_run, _show),
+            flags=(JSON,),
+        ),
+        "rewind": Command(
+            "let the writers write again what the stream still has; for a restored database",
+            ("ingest stream rewind --since 2026-11-27T05:00:00Z", "ingest stream rewind"),
+            partial(_run, _rewind),
+            flags=(
+                JSON,
+                flag(
+                    "--since",
+                    metavar="TIME",
+                    type=time_text,
+                    help="only what was received since then, RFC 3339",
+                ),
+            ),
+        ),
+    },
+)

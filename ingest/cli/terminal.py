@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from ingest.system.surroundings import command_words
 
@@ -29,9 +29,17 @@ def as_typed(text: str) -> str:
     return re.sub(r"(`|\(see )ingest ", lambda before: f"{before[1]}{run} ", text)
 
 
-def print_answer(document: Any, text: str, *, as_json: bool) -> None:
-    """Print the document as JSON, or the text for a person, with its commands as typed here."""
-    print(json.dumps(document, indent=2) if as_json else as_typed(text))
+class Ending(NamedTuple):
+    """How a command ended: a document for --json, a text for a person, and the exit code."""
+
+    document: Any
+    text: str
+    code: int = 0
+
+    def print(self, *, as_json: bool) -> None:
+        """Print one of the two; the commands of the text as a person types them here."""
+        if as_json or self.text:
+            print(json.dumps(self.document, indent=2) if as_json else as_typed(self.text))
 
 
 def say(line: str) -> None:

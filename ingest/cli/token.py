@@ -11,9 +11,9 @@ import math
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ingest.cli.parser import Command, Parser, SettingsFlags, add_group, add_json_flag
-from ingest.cli.terminal import print_answer
-from ingest.cli.token_flags import FORMS, disable_flags, new_flags, rotate_flags
+from ingest.cli.parser import JSON, Command
+from ingest.cli.terminal import Ending
+from ingest.cli.token_flags import DISABLE, FORMS, NEW, ROTATE
 from ingest.config.loading import Loaded
 from ingest.config.settings import Settings
 from ingest.model.errors import IngestError
@@ -23,61 +23,13 @@ if TYPE_CHECKING:
 
     from ingest.access.entries import Entries, TokenEntry
 
-TAKES = "COMMAND [options]"
-EXAMPLES = ("ingest token new greenhouse", "ingest token list")
-EPILOG = """\
-A running service reads the file by itself. docs/tokens.md says how clients send a token.
-
-exit codes: 0 done, 1 the file cannot be written: the line to add is printed"""
 _DAY_US = 86_400_000_000
 
 
-def add_arguments(parser: Parser, settings: SettingsFlags) -> None:
-    """Add the commands."""
-    new = Command(
-        "new",
-        "make a token, and print it once, as the last word",
-        (
-            "ingest token new greenhouse",
-            "ingest token new greenhouse --devices 'greenhouse-*' --expires 2028-01-01",
-            "ingest token new boiler --certificate boiler-7 --device boiler-7",
-        ),
-        new_flags,
-        "NAME",
-    )
-    shown = Command(
-        "list",
-        "print the tokens: name, begin of the digest, state, what each may do",
-        ("ingest token list", "ingest token list --json"),
-        add_json_flag,
-    )
-    disable = Command(
-        "disable",
-        "refuse a token from now on; if several of this name are valid, it asks which",
-        ("ingest token disable greenhouse", "ingest token disable greenhouse --digest 3f29a0c4"),
-        disable_flags,
-        "NAME",
-    )
-    rotate = Command(
-        "rotate",
-        "make another token of this name; the one before ends later",
-        ("ingest token rotate greenhouse", "ingest token rotate greenhouse --now"),
-        rotate_flags,
-        "NAME",
-    )
-    add_group(parser, "token_command", (new, shown, disable, rotate), settings)
-
-
-def run(args: argparse.Namespace, loaded: Loaded) -> int:
-    """Do one of them; return 0, or 1 if the file could not be written."""
-    commands = {"new": _new, "list": _list, "disable": _disable, "rotate": _rotate}
-    return commands[args.token_command](args, loaded.settings)
-
-
-def _list(args: argparse.Namespace, settings: Settings) -> int:
+def _list(_args: argparse.Namespace, loaded: Loaded) -> Ending:
     from ingest.access.appending import read_entries  # noqa: PLC0415
 
-    path = _path(settings)
+    path = _path(loaded.settings)
     shown = [_described(each) for each in read_entries(path).by_digest.values()]
     lines = [
         f"{each['name']:<24} {each.get('sha256', 'by name')[:8]:<8}  {each['state']:<28} "
@@ -85,18 +37,17 @@ def _list(args: argparse.Namespace, settings: Settings) -> int:
         for each in shown
     ]
     text = "\n".join(lines) or f"there are no tokens in {path}"
-    print_answer({"file": str(path), "tokens": shown}, text, as_json=args.json)
-    return 0
+    return Ending({"file": str(path), "tokens": shown}, text)
 
 
-def _new(args: argparse.Namespace, settings: Settings) -> int:
+def _new(args: argparse.Namespace, loaded: Loaded) -> Ending:
     from ingest.access.entries import TokenEntry, check_name  # noqa: PLC0415
 
     try:
         check_name(args.name)
     except ValueError as error:
         raise IngestError(str(error)) from None
-    path, entries = _read(settings)
+    path, entries = _read(loaded.settings)
     if _live(entries, args.name):
         raise IngestError(
             f"there is a token {args.name} already: `ingest token rotate {args.name}` makes its "
@@ -127,14 +78,14 @@ def _new(args: argparse.Namespace, settings: Settings) -> int:
             "The first token. If the service runs and lets everybody post, restart it.",
             file=sys.stderr,
         )
-    return _make(path, entry, b"", as_json=args.json)
+    return _make(path, entry, b"")
 
 
-def _rotate(args: argparse.Namespace, settings: Settings) -> int:
+def _rotate(args: argparse.Namespace, loaded: Loaded) -> Ending:
     from ingest.access.entries import end_line  # noqa: PLC0415
     from ingest.system.clock import unix_us  # noqa: PLC0415
 
-    path, entries = _read(settings)
+    path, entries = _read(loaded.settings)
     live = _required(entries, args.name)
     before = live[-1]
     if before.certificate:
@@ -150,14 +101,14 @@ def _rotate(args: argparse.Namespace, settings: Settings) -> int:
     at_us = unix_us() + int(args.overlap_days * _DAY_US)
     ends = b"".join(end_line(each, at_us) for each in live)
     like = before._replace(ends_us=math.inf if args.expires is None else args.expires)
-    return _make(path, like, ends, as_json=args.json)
+    return _make(path, like, ends)
 
 
-def _disable(args: argparse.Namespace, settings: Settings) -> int:
+def _disable(args: argparse.Namespace, loaded: Loaded) -> Ending:
     from ingest.access.entries import end_line  # noqa: PLC0415
     from ingest.system.clock import unix_us  # noqa: PLC0415
 
-    path, entries = _read(settings)
+    path, entries = _read(loaded.settings)
     live = _required(entries, args.name)
     begin = args.digest if args.digest or args.all or len(live) == 1 else _asked(args.name, live)
     chosen = [each for each in live if (each.certificate or each.digest).startswith(begin)]
@@ -170,10 +121,8 @@ def _disable(args: argparse.Namespace, settings: Settings) -> int:
         text = "\n".join(
             f"disabled: {each.name} {each.certificate or each.digest[:8]}" for each in chosen
         )
-    if kept or args.json:
-        disabled = [each.digest for each in chosen]
-        print_answer({"disabled": disabled, "written": kept}, text, as_json=args.json)
-    return 0 if kept else 1
+    disabled = [each.digest for each in chosen]
+    return Ending({"disabled": disabled, "written": kept}, text, 0 if kept else 1)
 
 
 def _asked(name: str, live: list[TokenEntry]) -> str:
@@ -190,7 +139,7 @@ def _asked(name: str, live: list[TokenEntry]) -> str:
     return "" if answer == "all" else answer or "nothing"
 
 
-def _make(path: Path, like: TokenEntry, ends: bytes, *, as_json: bool) -> int:
+def _make(path: Path, like: TokenEntry, ends: bytes) -> Ending:
     """Make a token with the scope of this entry; `ends` are further lines. For a certificate
     there is none."""
     from ingest.access.entries import Entries, digest_of, entry_line, new_secret  # noqa: PLC0415
@@ -206,14 +155,12 @@ def _make(path: Path, like: TokenEntry, ends: bytes, *, as_json: bool) -> int:
     kept = _append(path, line + ends)
     document = {"name": entry.name, "file": str(path), "written": kept}
     if entry.certificate:
+        document["certificate"] = entry.certificate
         text = f"{entry.name}: the certificate {entry.certificate}" if kept else ""
-        if kept or as_json:
-            print_answer({**document, "certificate": entry.certificate}, text, as_json=as_json)
-        return 0 if kept else 1
-    document["sha256"] = entry.digest
-    text = f"The token {entry.name}; it is not shown again:\n{token}"
-    print_answer({**document, "token": token}, text, as_json=as_json)
-    return 0 if kept else 1
+    else:
+        document |= {"sha256": entry.digest, "token": token}
+        text = f"The token {entry.name}; it is not shown again:\n{token}"
+    return Ending(document, text, 0 if kept else 1)
 
 
 def _certificate_key(name: str, entries: Entries) -> str:
@@ -253,7 +200,7 @@ def _append(path: Path, lines: bytes) -> bool:
             file=sys.stderr,
         )
         return False
-    asyncio.run(asyncio.sleep(2 * LOOK_S))  # then a running service has read it
+    asyncio.run(asyncio.sleep(4 * LOOK_S))  # then a running service has read it
     return True
 
 
@@ -312,3 +259,48 @@ def _scope_text(fields: dict[str, Any]) -> str:
 
 
 _PLAIN = frozenset({"name", "sha256", "state", "expires"})
+
+COMMAND = Command(
+    examples=("ingest token new greenhouse", "ingest token list"),
+    usage="COMMAND [options]",
+    epilog="""\
+A running service reads the file by itself. docs/tokens.md says how clients send a token.
+
+exit codes: 0 done, 1 the file cannot be written: the line to add is printed""",
+    commands={
+        "new": Command(
+            "make a token, and print it once, as the last word",
+            (
+                "ingest token new greenhouse",
+                "ingest token new greenhouse --devices 'greenhouse-*' --expires 2028-01-01",
+                "ingest token new boiler --certificate boiler-7 --device boiler-7",
+            ),
+            _new,
+            "[options] NAME",
+            NEW,
+        ),
+        "list": Command(
+            "print the tokens: name, begin of the digest, state, what each may do",
+            ("ingest token list", "ingest token list --json"),
+            _list,
+            flags=(JSON,),
+        ),
+        "disable": Command(
+            "refuse a token from now on; if several of this name are valid, it asks which",
+            (
+                "ingest token disable greenhouse",
+                "ingest token disable greenhouse --digest 3f29a0c4",
+            ),
+            _disable,
+            "[options] NAME",
+            DISABLE,
+        ),
+        "rotate": Command(
+            "make another token of this name; the one before ends later",
+            ("ingest token rotate greenhouse", "ingest token rotate greenhouse --now"),
+            _rotate,
+            "[options] NAME",
+            ROTATE,
+        ),
+    },
+)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
-from ingest.config.values import KIB, MIB, checked, flag_name, setting
+from ingest.config.values import KIB, MIB, setting
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,12 +21,3 @@ class ForwardOptions:
     send_retry_s_max: float = setting(
         60.0, "longest pause between tries; a longer Retry-After is cut", within=(0.01, 3600)
     )
-
-
-def forward_options(flags: Mapping[str, str]) -> ForwardOptions:
-    """Return the options of a command line. Raises ConfigError that names the flag."""
-    declared = {each.name: each for each in fields(ForwardOptions)}
-    values: dict[str, Any] = {
-        name: checked(declared[name], text, flag_name(name)) for name, text in flags.items()
-    }
-    return ForwardOptions(**values)

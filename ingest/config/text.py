@@ -1,4 +1,4 @@
-"""The settings as text: bounds, help, the table for the documents, two example files.
+"""The settings as text: bounds, help, two example files.
 
 All of it is printed from the declarations in settings.py, so nothing is written twice.
 """
@@ -56,23 +56,11 @@ def metavar(declared: Field[Any]) -> str:
     return words.get(unit(declared.name), "TEXT" if isinstance(declared.default, str) else "N")
 
 
-def help_text(declared: Field[Any]) -> str:
-    """Return one line for --help: the meaning, the default, the bounds."""
+def help_text(declared: Field[Any], why: str = "") -> str:
+    """Return one line for --help: the meaning (or `why`), the default, the bounds."""
     limits = "" if declared.metadata["within"] is None else bounds_text(declared)
-    return f"{declared.metadata['why']} [{default_text(declared)}{'; ' + limits if limits else ''}]"
-
-
-def markdown_table() -> str:
-    """Return the table of all settings for docs/settings.md."""
-    lines = ["| setting | default | allowed | meaning |", "| --- | --- | --- | --- |"]
-    for title, members in groups():
-        lines.append(f"| **{title}** | | | |")
-        lines += [
-            f"| `{each.name}` | {default_text(each)} | {bounds_text(each)} "
-            f"| {each.metadata['why']} |"
-            for each in members
-        ]
-    return "\n".join(lines)
+    bounds = f"[{default_text(declared)}{'; ' + limits if limits else ''}]"
+    return f"{why or declared.metadata['why']} {bounds}"
 
 
 def env_example() -> str:

@@ -28,7 +28,7 @@ from ingest.model.errors import (
 )
 from ingest.model.ledger import Ledger
 from ingest.model.letter import DRAINED, EXHAUSTED, Letter
-from ingest.model.ports import BufferStats, Reservation
+from ingest.model.ports import BufferStats, Inlet
 from ingest.model.reading import name_fault
 from ingest.model.rows import encode_reading
 from ingest.system.backoff import backoff_s
@@ -63,13 +63,6 @@ class ReplaySource(Protocol):
 
     async def sent(self, stored: Sequence[LiveLetter], *, well: bool) -> None:
         """Note that those of the last block are done. `well`: none of it failed again."""
-
-
-class Rooms(Protocol):
-    """The part of an inlet that blocks are sent into."""
-
-    async def reserve(self, rows: int, size_bytes: int, *, awaited: bool = False) -> Reservation:
-        """Wait for room; see ports.Inlet."""
 
 
 class Replayer:
@@ -168,7 +161,7 @@ class BlockSender:
     def __init__(
         self,
         *,
-        inlet: Rooms,
+        inlet: Inlet,
         outlet_stats: Callable[[], BufferStats],
         ledger: Ledger,
         database_up: Callable[[], bool],

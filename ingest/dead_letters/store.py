@@ -18,11 +18,9 @@ from typing import NamedTuple, Protocol
 
 import orjson
 
-from ingest.dead_letters.format import ID_AT, ID_CHARACTERS, REASON_AT, Line, decode_line
+from ingest.dead_letters.format import ID_AT, ID_CHARACTERS, REASON_AT, BadLine, Line, decode_line
 from ingest.model.codes import NOT_ALLOWED
-from ingest.model.ledger import DeadLetterStats
 from ingest.model.letter import Letter
-from ingest.model.ports import DeadLetters
 
 IDS_COUNTED_MAX = 1_000_000  # beyond that, an id that is there twice is listed twice
 PART_LETTERS = 1_000
@@ -134,33 +132,36 @@ def device_in(original: bytes) -> str | None:
 
 
 class Sieve:
-    """Finds the wanted letters among many lines."""
+    """Finds the wanted letters among many lines. `tally` counts lines that are altered."""
 
     def __init__(self, where: Selection, tally: Tally | None = None) -> None:
         self._where = where
-        self._tally = tally or Tally()
+        self.tally = Tally() if tally is None else tally
         self._reasons = tuple(f'{reason}"'.encode() for reason in where.reasons or ())
         self._code = b"" if where.code is None else _code_field(where.code)
 
     def wanted(self, line: bytes) -> Line | None:
-        """Return what a line has, None if it is not wanted. Raises BadLine.
+        """Return what a line has, None if it is not wanted or altered.
 
         Most lines are sorted out without being parsed, so a search among millions is cheap.
         """
         where = self._where
-        if (self._reasons and not line.startswith(self._reasons, REASON_AT)) or (
-            self._code not in line
+        if (
+            (self._reasons and not line.startswith(self._reasons, REASON_AT))
+            or self._code not in line
+            or (where.ids is not None and line[ID_AT : ID_AT + ID_CHARACTERS] not in where.ids)
+            or (where.id_prefixes is not None and not line.startswith(where.id_prefixes, ID_AT))
         ):
             return None
-        if where.ids is not None and line[ID_AT : ID_AT + ID_CHARACTERS] not in where.ids:
+        try:
+            found = decode_line(line)
+        except BadLine:
+            self.tally.altered += 1
             return None
-        if where.id_prefixes is not None and not line.startswith(where.id_prefixes, ID_AT):
-            return None
-        found = decode_line(line)
         if not where.wants(*found):
             return None
         if not where.not_allowed and found.letter.code == NOT_ALLOWED:
-            self._tally.not_allowed += 1
+            self.tally.not_allowed += 1
             return None
         return found
 
@@ -208,17 +209,6 @@ class LetterStore(Protocol):
 
     async def extent(self) -> Extent:
         """Return how much there is."""
-
-
-class ReadableDeadLetters(DeadLetters, Protocol):
-    """The dead letters of a process that shows them, too."""
-
-    @property
-    def letters(self) -> LetterStore:
-        """The live letters."""
-
-    def stats(self) -> DeadLetterStats:
-        """Return the figures of the last look. Never blocks."""
 
 
 class Newest(NamedTuple):

@@ -24,7 +24,7 @@ from ingest.broker.envelope import Address
 from ingest.broker.monitor import ask, is_answering
 from ingest.embedded.broker_config import Endpoints, config_text, new_endpoints
 from ingest.embedded.programs import DatabaseUser, clean_environment, command
-from ingest.embedded.running import Launched, Server, ServerWords, ended_or_set, tail_of
+from ingest.embedded.running import Launched, Server, ServerWords, tail_of
 from ingest.model.errors import StartError
 from ingest.system import clock
 from ingest.system.files import (
@@ -37,6 +37,7 @@ from ingest.system.files import (
 )
 from ingest.system.logs import get_logger
 from ingest.system.loopback import free_port
+from ingest.system.waiting import first_of
 
 LOCK_S_MAX = 10.0  # for a command that runs the broker for its own time
 KILL_S_MAX = 5.0
@@ -204,8 +205,8 @@ class EmbeddedBroker(Server):
     async def watch(self, process: asyncio.subprocess.Process) -> None:
         """Wait for the end of the server or a stop. Kill a server that is frozen."""
         silent = 0
-        while not await ended_or_set(
-            process, self.stopping, within_s=AGAIN_S if silent else LOOK_S
+        while not await first_of(
+            process.wait(), self.stopping.wait(), within_s=AGAIN_S if silent else LOOK_S
         ):
             url = self.published.endpoints.monitor_url
             answers = await asyncio.to_thread(is_answering, url, ANSWER_S_MAX)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from ingest.broker.roles import ROLES, Permissions, inboxes_of
 
 LOG_BYTES_MAX = 8 * 1024**2
-_ACCOUNT = "IOT_INGEST"
+ACCOUNT = "IOT_INGEST"
 
 
 class Endpoints(NamedTuple):
@@ -49,7 +49,11 @@ def config_text(
 ) -> str:
     """Return the text of the configuration file. It has passwords."""
     users = "\n".join(
-        f"      {_user(role, at.passwords[role], what)}" for role, what in ROLES.items()
+        "      "
+        + json.dumps(
+            {"user": role, "password": at.passwords[role], "permissions": rights(role, may)}
+        )
+        for role, may in ROLES.items()
     )
     return f"""# iot-ingest writes this file at each start of the embedded broker.
 server_name: iot-ingest
@@ -68,7 +72,7 @@ jetstream {{
   sync_interval: always
 }}
 accounts {{
-  {_ACCOUNT} {{
+  {ACCOUNT} {{
     jetstream: enabled
     users: [
 {users}
@@ -78,31 +82,10 @@ accounts {{
 """
 
 
-def _user(role: str, password: str, may: Permissions) -> str:
-    return json.dumps({"user": role, "password": password, "permissions": _rights(role, may)})
-
-
-def _rights(role: str, may: Permissions) -> dict[str, dict[str, list[str]]]:
+def rights(role: str, may: Permissions) -> dict[str, dict[str, list[str]]]:
+    """Return the permissions of a role, as the configuration has them."""
     publish = {"allow": list(may.publish), **({"deny": list(may.never)} if may.never else {})}
     return {"publish": publish, "subscribe": {"allow": [inboxes_of(role), *may.hear]}}
-
-
-def roles_text() -> str:
-    """Return the users of your own servers, with `$GATEWAY_PASSWORD` and so on for passwords."""
-    users = "\n".join(
-        f"    {{ user: {role}, password: ${role.upper()}_PASSWORD, permissions: "
-        f"{json.dumps(_rights(role, may), indent=2)} }}".replace("\n", "\n      ")
-        for role, may in ROLES.items()
-    )
-    return f"""# The users of iot-ingest, with permissions. tests.printing.documents writes this.
-# passwords.conf beside it sets the variables: GATEWAY_PASSWORD: "..", and so on.
-include "passwords.conf"
-accounts {{
-  {_ACCOUNT} {{ jetstream: enabled, users: [
-{users}
-  ] }}
-}}
-"""
 
 
 def _quoted(text: str) -> str:

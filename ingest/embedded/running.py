@@ -189,19 +189,6 @@ class Server(ABC):
         """Wait for the end of the server, or a stop. End a server that is broken."""
 
 
-async def ended_or_set(
-    process: asyncio.subprocess.Process, event: asyncio.Event, *, within_s: float
-) -> bool:
-    """Wait for the end of the process or for the event; return whether one of them came."""
-    ends = [asyncio.create_task(process.wait()), asyncio.create_task(event.wait())]
-    try:
-        done, _ = await asyncio.wait(ends, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for each in ends:
-            each.cancel()
-    return bool(done)
-
-
 async def end_process(process: asyncio.subprocess.Process, steps: Steps) -> None:
     """Send one signal after the other until the process has ended."""
     for number, patience_s in steps:

@@ -25,7 +25,6 @@ from ingest.embedded.running import (
     Server,
     ServerWords,
     end_process,
-    ended_or_set,
     tail_of,
 )
 from ingest.embedded.sockets import (
@@ -39,6 +38,7 @@ from ingest.embedded.sockets import (
 from ingest.model.errors import StartError
 from ingest.system import clock
 from ingest.system.logs import get_logger
+from ingest.system.waiting import first_of
 
 SETTINGS: dict[str, str] = {
     "fsync": "on",
@@ -226,7 +226,7 @@ class EmbeddedPostgres(Server):
 
     async def watch(self, process: asyncio.subprocess.Process) -> None:
         """Wait for the end of the server or a stop. End one whose socket has been removed."""
-        while not await ended_or_set(process, self.stopping, within_s=LOOK_S):
+        while not await first_of(process.wait(), self.stopping.wait(), within_s=LOOK_S):
             if self._home is not None and not (self._home.sockets / SOCKET).exists():
                 _log.warning("database_socket_removed", folder=str(self._home.sockets))
                 await end_process(process, self.end_steps)

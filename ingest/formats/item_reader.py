@@ -8,12 +8,11 @@ Promises: a post with too many readings, or with too many invalid items, is refu
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, cast
+from typing import Any
 
 from ingest.formats.json_whole import Rows
 from ingest.formats.post import (
     ERRORS_TOLD_MAX,
-    Decode,
     Decoded,
     ItemError,
     Post,
@@ -34,17 +33,6 @@ CAREFUL_ITEMS = 32  # read one by one in one step
 ItemReadings = tuple[int, str, dict[str, float]]
 # Reads an item, given its bytes, its index in the post, and whether its error gets a message.
 ReadItem = Callable[[Any, bytes, int, bool], tuple[ItemReadings | None, ItemError | None]]
-
-
-def whole(decode: Decode, body: bytes, post: Post) -> Decoded:
-    """Decode a body in one go."""
-    decoded = decode(body, post)
-    while not isinstance(decoded, Decoded):
-        try:
-            next(decoded)
-        except StopIteration as end:
-            decoded = cast("Decoded", end.value)
-    return decoded
 
 
 def block_of(rows: Rows, post: Post) -> Block:

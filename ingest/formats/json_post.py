@@ -23,12 +23,11 @@ from ingest.formats.item_reader import (
     are_allowed,
     block_of,
     require_possible,
-    whole,
 )
 from ingest.formats.json_item import read_item
 from ingest.formats.json_slices import SPACE, not_json, slices
 from ingest.formats.json_whole import many, one
-from ingest.formats.post import Decoded, ItemError, Post, Steps, most_items
+from ingest.formats.post import Decoded, ItemError, Post, Steps, finished, most_items
 
 WHOLE_BYTES = 16 * 1024  # a body of this size is decoded in one step, if all its items are valid
 
@@ -37,7 +36,7 @@ _RAWS = msgspec.json.Decoder(list[Raw])
 
 def decode(body: bytes, post: Post) -> Decoded:
     """Do what `begin` does, in one go."""
-    return whole(begin, body, post)
+    return finished(begin(body, post))
 
 
 def begin(body: bytes, post: Post) -> Decoded | Steps:

@@ -10,7 +10,7 @@ Does not: decide what the answer to a post is.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from ingest.formats.block_builder import BlockBuilder
 from ingest.formats.line_escapes import marked
@@ -25,7 +25,7 @@ from ingest.formats.line_item import (
 )
 from ingest.formats.line_series import KEPT_KEYS, UNREADABLE, Naming
 from ingest.formats.line_whole import ONE_BYTES_MAX, Columns, many, one
-from ingest.formats.post import Decoded, Points, Post, too_many_invalid
+from ingest.formats.post import Decoded, Points, Post, finished, too_many_invalid
 from ingest.model.block import Block
 from ingest.model.errors import Refused
 from ingest.model.rows import PG_EPOCH_US, encode_row
@@ -57,13 +57,7 @@ LineSteps = Generator[None, None, Points]
 
 def decode(body: bytes, post: LinePost) -> Points:
     """Do what `begin` does, in one go."""
-    points = begin(body, post)
-    while not isinstance(points, Points):
-        try:
-            next(points)
-        except StopIteration as end:
-            points = cast("Points", end.value)
-    return points
+    return finished(begin(body, post))
 
 
 def decode_item(line: bytes, post: Post, naming: Naming) -> Decoded:

@@ -25,6 +25,7 @@ from ingest.formats.post import (
     ItemError,
     Points,
     Post,
+    finished,
     too_many_invalid,
     too_many_of_post,
 )
@@ -83,13 +84,7 @@ def begin(body: bytes, post: MapPost) -> Points | MapSteps:
 
 def decode(body: bytes, post: MapPost) -> Points:
     """Do what `begin` does, in one go."""
-    points = begin(body, post)
-    while not isinstance(points, Points):
-        try:
-            next(points)
-        except StopIteration as end:
-            points = cast("Points", end.value)
-    return points
+    return finished(begin(body, post))
 
 
 def decode_item(

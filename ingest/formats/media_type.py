@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ingest.formats import json_post, ndjson, packed_post, senml
-from ingest.formats.post import Decode, Decoded, Post
+from ingest.formats.post import Decode, Decoded, Post, finished
 from ingest.model.errors import Refused
 from ingest.model.letter import JSON, MSGPACK, NDJSON, SENML
 from ingest.system.words import quoted
@@ -50,9 +50,9 @@ USUAL = (
 # From the bytes of a dead letter, by its format.
 DECODE_ITEM: dict[str, Callable[[bytes, Post], Decoded]] = {
     JSON: lambda original, post: json_post.decode(b"[%b]" % original, post),
-    NDJSON: ndjson.decode,
+    NDJSON: lambda original, post: finished(ndjson.begin(original, post)),
     MSGPACK: packed_post.decode_item,
-    SENML: lambda original, post: senml.decode(b"[%b]" % original, post),
+    SENML: lambda original, post: finished(senml.begin(b"[%b]" % original, post)),
 }
 
 _CHARSETS = frozenset({"utf-8", "utf8", "us-ascii"})

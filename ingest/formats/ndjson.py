@@ -20,7 +20,6 @@ from ingest.formats.item_reader import (
     are_allowed,
     block_of,
     require_possible,
-    whole,
 )
 from ingest.formats.json_item import read_item
 from ingest.formats.json_slices import SLICE_BYTES, SLICE_BYTES_MAX, SPACE, check_slice, parsed
@@ -32,11 +31,6 @@ from ingest.model.errors import Refused
 UNREADABLE = "item_unreadable"
 WHOLE_BYTES = 16 * 1024  # a body of this size is decoded in one step, if all its items are valid
 BYTES_PER_BRACKET_MIN = 24  # a slice with more arrays has items that are no readings
-
-
-def decode(body: bytes, post: Post) -> Decoded:
-    """Do what `begin` does, in one go."""
-    return whole(begin, body, post)
 
 
 def begin(body: bytes, post: Post) -> Decoded | Steps:

@@ -27,7 +27,6 @@ YEARS_S = (-62_135_596_800, 253_402_300_799)  # from year 1 to year 9999
 
 _RAWS = msgspec.msgpack.Decoder(list[Raw])
 _NAME = msgspec.msgpack.Decoder(str)
-_SCALARS = msgspec.msgpack.Decoder(list[bool | int | float | str | None])
 _SCALAR = msgspec.msgpack.Decoder(bool | int | float | str | None)
 
 
@@ -84,14 +83,7 @@ def _pairs(
     count, start = size
     if count > names_max:
         raise too_many(names_max, "an item has too many names")
-    parts = array_head(2 * count) + text[start:]
-    try:
-        scalars: list[Any] = _SCALARS.decode(parts)  # one call costs less than one for each part
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        scalars = [None]
-    if set(map(type, scalars[::2])) == {str}:
-        return [*zip(scalars[::2], scalars[1::2], strict=True)]
-    raws = [bytes(raw) for raw in _RAWS.decode(parts)]
+    raws = [bytes(raw) for raw in _RAWS.decode(array_head(2 * count) + text[start:])]
     names = [*map(_NAME.decode, raws[::2])]
     return [(name, read(name, raw)) for name, raw in zip(names, raws[1::2], strict=True)]
 

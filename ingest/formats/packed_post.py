@@ -18,11 +18,10 @@ from ingest.formats.item_reader import (
     ItemReader,
     ItemReadings,
     require_possible,
-    whole,
 )
 from ingest.formats.json_slices import ITEM_BYTES_MAX
 from ingest.formats.packed_item import array_head, read_packed, size_of_array
-from ingest.formats.post import Decoded, ItemError, Post, Steps
+from ingest.formats.post import Decoded, ItemError, Post, Steps, finished
 from ingest.model.errors import Refused
 
 WHOLE_BYTES = 4 * 1024  # a body of this size is decoded in one step
@@ -32,11 +31,6 @@ WINDOW_BYTES_MAX = ITEM_BYTES_MAX + 8  # an item may be so large
 _RAW = msgspec.msgpack.Decoder(Raw)
 _PLACE = re.compile(r"(?<=\(byte )\d+")
 _BYTES_FOLLOW = re.compile(r"trailing characters \(byte (\d+)\)")
-
-
-def decode(body: bytes, post: Post) -> Decoded:
-    """Do what `begin` does, in one go."""
-    return whole(begin, body, post)
 
 
 def begin(body: bytes, post: Post) -> Decoded | Steps:
@@ -52,13 +46,13 @@ def begin(body: bytes, post: Post) -> Decoded | Steps:
         raise Refused("not_msgpack", "the body is not complete")
     require_possible(size, post)
     reader = ItemReader(post, len(body))
-    steps = reader.finish(_read_all(reader, body, size, at))
-    return whole(lambda *_: steps, body, post) if len(body) <= WHOLE_BYTES else steps
+    steps: Decoded | Steps = reader.finish(_read_all(reader, body, size, at))
+    return finished(steps) if len(body) <= WHOLE_BYTES else steps
 
 
 def decode_item(original: bytes, post: Post) -> Decoded:
     """Decode one item; one that is an array is no list of items."""
-    return decode(array_head(1) + original, post)
+    return finished(begin(array_head(1) + original, post))
 
 
 def _read_all(reader: ItemReader, body: bytes, size: int, at: int) -> Generator[None, None, None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 from msgspec import Struct
 
@@ -116,6 +116,20 @@ Steps = Generator[None, None, Decoded]
 # From the bytes of a body to a block and errors, or to the steps that lead there if they take more
 # than a moment. Raises Refused and nothing else.
 Decode = Callable[[bytes, Post], Decoded | Steps]
+
+
+_Read = TypeVar("_Read")
+
+
+def finished(begun: _Read | Generator[None, None, _Read]) -> _Read:
+    """Return what a decoder has returned, or do its steps in one go. Raises Refused."""
+    if not isinstance(begun, Generator):
+        return begun
+    while True:
+        try:
+            next(begun)
+        except StopIteration as end:
+            return cast("_Read", end.value)
 
 
 def too_much_shared() -> Refused:

@@ -14,12 +14,12 @@ import math
 from collections.abc import Generator, Iterable
 from typing import Any
 
-from ingest.formats.item_reader import ItemReader, ItemReadings, require_possible, whole
+from ingest.formats.item_reader import ItemReader, ItemReadings, require_possible
 from ingest.formats.json_post import originals_of
 from ingest.formats.json_slices import SPACE, slices
 from ingest.formats.json_whole import EXACT_MAX
 from ingest.formats.line_series import tags_text
-from ingest.formats.post import Decoded, ItemError, Post, Steps
+from ingest.formats.post import Decoded, ItemError, Post, Steps, finished
 from ingest.formats.senml_record import Bad, alone, error_of, exactly
 from ingest.formats.senml_state import BASE, SUM, Base, Number, split_name, time_us
 from ingest.formats.series import SERIES
@@ -31,11 +31,6 @@ WHOLE_BYTES = 4 * 1024  # a body of this size is decoded in one step
 _VALUES = ("v", "vb", "vs", "vd")
 
 
-def decode(body: bytes, post: Post) -> Decoded:
-    """Do what `begin` does, in one go."""
-    return whole(begin, body, post)
-
-
 def begin(body: bytes, post: Post) -> Decoded | Steps:
     """Return the steps to one block of the valid readings and errors for the other records.
 
@@ -43,8 +38,8 @@ def begin(body: bytes, post: Post) -> Decoded | Steps:
     `too_many_readings`, `item_too_large`, `invalid_items`.
     """
     pack = _Pack(post, len(body))
-    steps = pack.reader.finish(pack.read_all(body))
-    return whole(lambda *_: steps, body, post) if len(body) <= WHOLE_BYTES else steps
+    steps: Decoded | Steps = pack.reader.finish(pack.read_all(body))
+    return finished(steps) if len(body) <= WHOLE_BYTES else steps
 
 
 class _Pack:

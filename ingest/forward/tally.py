@@ -1,12 +1,10 @@
-"""The counters of a forwarder, and its metrics.
+"""The counters of a forwarder, and their metrics.
 
 Once a message is done, each of its readings is in exactly one of sent, filtered, dead_lettered and
 skipped.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 from ingest.http_client.server_posts import PostTally
 from ingest.model.metrics import Metric, Metrics
@@ -33,18 +31,6 @@ class ForwardTally(PostTally):
         self.skipped += readings
 
 
-class ForwardFigures(NamedTuple):
-    """What the metrics show beside the counters. Lag: what the stream has and is not done yet."""
-
-    lag_messages: int = 0
-    lag_bytes: int = 0
-    lag_bytes_max: int = 0
-    held_messages: int = 0
-    oldest_age_s: float = 0.0  # of the readings in these messages
-    dead_letters: int = 0
-    dead_letter_bytes: int = 0
-
-
 # Each has the label `forward`: the name of the forwarder.
 METRICS: Metrics[ForwardTally] = (
     Metric(
@@ -68,31 +54,4 @@ METRICS: Metrics[ForwardTally] = (
         ("status",),
     ),
     Metric("forward_up", "1 if the target took the last post.", lambda it: it.up),
-)
-OF_NOW: Metrics[ForwardFigures] = (
-    Metric("forward_held_messages", "Messages pulled and not done.", lambda it: it.held_messages),
-    Metric(
-        "forward_oldest_age_seconds",
-        "Age of the oldest reading in them.",
-        lambda it: it.oldest_age_s,
-    ),
-    Metric(
-        "forward_lag_messages",
-        "Messages of the stream that are not done.",
-        lambda it: it.lag_messages,
-    ),
-    Metric("forward_lag_bytes", "About the bytes of these messages.", lambda it: it.lag_bytes),
-    Metric(
-        "forward_lag_bytes_max",
-        "With a larger lag, messages are skipped (forward_lag_bytes_max).",
-        lambda it: it.lag_bytes_max,
-    ),
-    Metric(
-        "forward_dlq_readings", "Open dead letters of the forwarder.", lambda it: it.dead_letters
-    ),
-    Metric(
-        "forward_dlq_bytes",
-        "Bytes of the files of its dead letters.",
-        lambda it: it.dead_letter_bytes,
-    ),
 )

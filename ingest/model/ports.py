@@ -17,8 +17,26 @@ from ingest.model.errors import NotKept
 from ingest.model.letter import Letter
 
 
-class Reservation(Protocol):
-    """Room in a buffer that is promised to one block."""
+class Reservation:
+    """Room in a buffer for one block. Put the block, or release the room.
+
+    `put(block, rows, size_bytes, durable)` is the buffer's part of `put`; it gives back what the
+    block does not need of the room. `free(rows, size_bytes)` gives back the room.
+    """
+
+    __slots__ = ("_free", "_put", "_rows", "_size_bytes")
+
+    def __init__(
+        self,
+        rows: int,
+        size_bytes: int,
+        put: Callable[[Block, int, int, bool], Awaitable[None]],
+        free: Callable[[int, int], None],
+    ) -> None:
+        self._rows = rows
+        self._size_bytes = size_bytes
+        self._put = put
+        self._free: Callable[[int, int], None] | None = free
 
     def put(self, block: Block, *, durable: bool = True) -> Awaitable[None]:
         """Put the block; await the result. The block must not be larger than the reservation.
@@ -30,14 +48,25 @@ class Reservation(Protocol):
         memory at once and is written a little later. A cancellation does not interrupt the write:
         it is raised at the caller's next await.
         """
+        assert self._free is not None, "a reservation is used once"
+        assert block.rows <= self._rows, "more rows than reserved"
+        assert len(block.tuples) <= self._size_bytes, "more bytes than reserved"
+        self._free = None
+        return self._put(block, self._rows, self._size_bytes, durable)
 
     def release(self) -> None:
         """Give the room back. After `put`, or a second time, this does nothing."""
+        free, self._free = self._free, None
+        if free is not None:
+            free(self._rows, self._size_bytes)
 
 
 # Called with the waiters of a block, in the order of their posts. Their block is on the disk, or it
 # is not kept if there is an error.
 Told = Callable[[Sequence[Any], NotKept | None], None]
+
+
+Sizes = Sequence[tuple[int, int]]  # of some blocks: rows and bytes of each
 
 
 class Inlet(Protocol):
@@ -64,13 +93,6 @@ class Inlet(Protocol):
         Raises BufferFull if no room became free in time, Stopping once the buffer is shut,
         JournalBroken while the disk cannot be written. Safe to cancel: nothing stays reserved.
         """
-
-
-Sizes = Sequence[tuple[int, int]]  # of some blocks: rows and bytes of each
-
-
-class PostInlet(Inlet, Protocol):
-    """The inlet of a buffer that also takes posts of several blocks."""
 
     def reserve_all(self, sizes: Sizes, *, awaited: bool = False) -> list[Reservation] | None:
         """Reserve room for all blocks of a post at once, one reservation for each.
@@ -150,7 +172,7 @@ class Outlet(Protocol):
 Work = Callable[[asyncio.Event], Coroutine[Any, Any, None]]  # runs until the event is set
 
 
-class Buffer(PostInlet, Outlet, Protocol):
+class Buffer(Inlet, Outlet, Protocol):
     """The buffer as the service sees it: inlet and outlet, start and stop."""
 
     @property

@@ -1,12 +1,10 @@
-"""The counters of `ingest mqtt`, and its metrics.
+"""The counters of `ingest mqtt`, and their metrics.
 
 A message that was received ends in exactly one of taken, dead_lettered, empty and dropped. One that
 comes again, since it was not acknowledged, counts again.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 from ingest.http_client.server_posts import PostTally
 from ingest.model.metrics import Metric, Metrics
@@ -25,17 +23,6 @@ class MqttTally(PostTally):
         self.dropped = 0  # with QoS 0, while too many waited
         self.connects = 0
         self.sessions_lost = 0
-
-
-class MqttFigures(NamedTuple):
-    """What the metrics show beside the counters."""
-
-    connected: bool = False
-    held_messages: int = 0
-    set_aside_messages: int = 0
-    oldest_age_s: float = 0.0  # of the messages that are held
-    dead_letters: int = 0
-    dead_letter_bytes: int = 0
 
 
 # Each has the label `mqtt`: the name of the process.
@@ -72,28 +59,4 @@ METRICS: Metrics[MqttTally] = (
         lambda it: it.sessions_lost,
     ),
     Metric("mqtt_service_up", "1 if the service took the last post.", lambda it: it.up),
-)
-OF_NOW: Metrics[MqttFigures] = (
-    Metric("mqtt_connected", "1 if the broker delivers messages.", lambda it: it.connected),
-    Metric(
-        "mqtt_held_messages",
-        "Messages that are not acknowledged.",
-        lambda it: it.held_messages,
-    ),
-    Metric(
-        "mqtt_set_aside_messages",
-        "Of these, messages that the service refuses for now (413, 403).",
-        lambda it: it.set_aside_messages,
-    ),
-    Metric(
-        "mqtt_oldest_age_seconds",
-        "How long the oldest of them is here.",
-        lambda it: it.oldest_age_s,
-    ),
-    Metric("mqtt_dlq_messages", "Open dead letters.", lambda it: it.dead_letters),
-    Metric(
-        "mqtt_dlq_bytes",
-        "Bytes of the files of these dead letters.",
-        lambda it: it.dead_letter_bytes,
-    ),
 )

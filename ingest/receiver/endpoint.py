@@ -19,7 +19,7 @@ from ingest.http.response import Reply
 from ingest.http.routes import OnRefused, Pattern, Port, Route, probes
 from ingest.model.errors import Refused
 from ingest.model.ledger import Ledger
-from ingest.model.ports import Admission, Database, DeadLetters, PostInlet
+from ingest.model.ports import Admission, Database, DeadLetters, Inlet
 from ingest.receiver.access import Access
 from ingest.receiver.ack_waits import AckWaits
 from ingest.receiver.keeping import Keeping
@@ -60,7 +60,7 @@ class Endpoint:
         keepalive_s_max: float,
         ack_default: str,
         ack_wait_s_max: float,
-        inlet: PostInlet,
+        inlet: Inlet,
         dead_letters: DeadLetters,
         ledger: Ledger,
         access: Access,

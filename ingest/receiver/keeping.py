@@ -44,7 +44,7 @@ from ingest.model.errors import (
 )
 from ingest.model.ledger import Ledger
 from ingest.model.letter import INVALID, Letter
-from ingest.model.ports import Database, DeadLetters, PostInlet, Reservation, Sizes
+from ingest.model.ports import Database, DeadLetters, Inlet, Reservation, Sizes
 from ingest.receiver.ack_waits import AckWaits
 from ingest.receiver.small_posts import BUFFERED, COMMITTED, LATE, SmallPosts, refusal_of
 from ingest.system.clock import monotonic_s
@@ -87,7 +87,7 @@ class Keeping:
 
     def __init__(
         self,
-        inlet: PostInlet,
+        inlet: Inlet,
         dead_letters: DeadLetters,
         ledger: Ledger,
         database: Database,

@@ -274,20 +274,20 @@ def is_locked(path: Path) -> bool:
     return lock is None
 
 
-class FolderLock(AbstractContextManager["FolderLock"]):
+class FolderLock(Lock):
     """Two locks of one process on a folder: on its file `lock`, and on the folder itself.
 
     If somebody removes the file, the lock on the folder still keeps other processes out. Some
     network file systems cannot lock a folder; there only the file is locked.
     """
 
-    def __init__(self, folder: Path, file: Lock, fd: int) -> None:
+    def __init__(self, file: Lock, folder: Path, folder_fd: int) -> None:
+        super().__init__(file.fileno())
         self._folder = folder
-        self._file = file
-        self._fd = fd
+        self._folder_fd = folder_fd
 
     @classmethod
-    def try_take(cls, folder: Path) -> FolderLock | None:
+    def of(cls, folder: Path) -> FolderLock | None:
         """Take both locks at once, or return None if somebody else has one of them."""
         file = Lock.try_take(folder / "lock", create=True)
         if file is None:
@@ -297,7 +297,7 @@ class FolderLock(AbstractContextManager["FolderLock"]):
         except OSError:
             file.close()
             raise
-        taken = cls(folder, file, fd)
+        taken = cls(file, folder, fd)
         with contextlib.suppress(OSError):
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -306,26 +306,14 @@ class FolderLock(AbstractContextManager["FolderLock"]):
                 return None
         return taken
 
-    def record(self, text: str) -> None:
-        """Replace the content of the locked file, for people. Raises OSError."""
-        self._file.record(text)
-
     def holds(self) -> bool:
         """Whether the path still names the folder that is locked."""
         try:
-            return os.path.samestat(os.stat(self._folder), os.fstat(self._fd))
+            return os.path.samestat(os.stat(self._folder), os.fstat(self._folder_fd))
         except FileNotFoundError:
             return False
 
     def close(self) -> None:
         """Release both locks."""
-        os.close(self._fd)
-        self._file.close()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+        os.close(self._folder_fd)
+        super().close()

@@ -96,7 +96,7 @@ class StateFolder:
     def lock(self) -> FolderLock:
         """Lock the folder for this process. Raises StartError with the pid of another owner."""
         try:
-            lock = FolderLock.try_take(self.path)
+            lock = FolderLock.of(self.path)
             if lock is not None:
                 lock.record(f"{os.getpid()}\n")
         except OSError as error:

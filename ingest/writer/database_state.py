@@ -15,6 +15,7 @@ from ingest.model.verdict import UNREACHABLE, Verdict, WriteFailed
 from ingest.system.backoff import backoff_s
 from ingest.system.clock import monotonic_s
 from ingest.system.logs import get_logger
+from ingest.system.waiting import first_of
 
 OPEN, WAIT, HOLD = "open", "wait", "hold"  # HOLD: writes are paused
 
@@ -137,15 +138,9 @@ class DatabaseState:
 
     async def pause(self, halted: asyncio.Event) -> None:
         """Wait `pause_s`. `halted` or a call of `nudge` ends the wait earlier."""
-        waits = [
-            asyncio.ensure_future(halted.wait()),
-            asyncio.ensure_future(self._nudged.wait()),
-        ]
         try:
-            await asyncio.wait(waits, timeout=self.pause_s(), return_when=asyncio.FIRST_COMPLETED)
+            await first_of(halted.wait(), self._nudged.wait(), within_s=self.pause_s())
         finally:
-            for each in waits:
-                each.cancel()
             self._nudged.clear()
 
     def nudge(self) -> None:

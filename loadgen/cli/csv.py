@@ -9,12 +9,9 @@ import argparse
 import asyncio
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from rich.console import RenderableType
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from loadgen.cli import values
 from loadgen.cli.options import ACKS, Option, add_all
@@ -86,7 +83,6 @@ class _Tally:
     accepted: int = 0
     dead_lettered: int = 0
     refused: int = 0
-    end_bytes: int = 0
     fatal: str = ""
     trouble: list[tuple[int, str]] = field(default_factory=list)
 
@@ -105,7 +101,6 @@ class _Tally:
                 self.fatal = f"refused at line {batch.lines[0]}: {why}"
             elif not answer.errors:
                 self._note(batch.lines[0], why)
-        self.end_bytes = max(self.end_bytes, batch.end_bytes)
 
     def _note(self, line: int, what: str) -> None:
         if len(self.trouble) < ERRORS_SHOWN_MAX:
@@ -151,7 +146,7 @@ async def _post_all(
 ) -> None:
     batches = file.batches(batch_rows)
     async with client:
-        with shown(lambda: _line(file, client, tally), _bar(file, client, tally), stays=True):
+        with shown(lambda: _line(file, client, tally), stays=True):
             async with asyncio.TaskGroup() as workers:
                 for _ in range(connections):
                     workers.create_task(_work(batches, client, tally))
@@ -176,28 +171,6 @@ async def _work(batches: Iterator[Batch], client: Client, tally: _Tally) -> None
 def _line(file: CsvFile, client: Client, tally: _Tally) -> str:
     trouble = f"; trying again: {client.trouble}" if client.trouble else ""
     return f"{tally.accepted} of {file.rows} rows accepted{trouble}"
-
-
-def _bar(file: CsvFile, client: Client, tally: _Tally) -> Callable[[], RenderableType]:
-    """Return a function that draws the progress."""
-    progress = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TextColumn("{task.fields[accepted]} accepted"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[trouble]}", style="yellow", markup=False),
-    )
-    size_bytes = file.path.stat().st_size if file.path.is_file() else None
-    bar = progress.add_task(file.path.name, total=size_bytes, accepted=0, trouble="")
-
-    def draw() -> RenderableType:
-        trouble = client.trouble[:60]
-        done_bytes, accepted = tally.end_bytes, tally.accepted
-        progress.update(bar, completed=done_bytes, accepted=accepted, trouble=trouble)
-        return progress.get_renderable()
-
-    return draw
 
 
 def _summarise(file: CsvFile, client: Client, tally: _Tally, took_s: float) -> None:

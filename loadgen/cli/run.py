@@ -68,7 +68,7 @@ def _raise_open_files(connections: int) -> None:
 async def _run(plan: LoadPlan, chosen: argparse.Namespace) -> int:
     load = Load(plan)
     watch = Watch(load)
-    with shown(watch.line, watch.picture):
+    with shown(watch.line):
         interrupted = await until_signals(load.run(), load.stop)
     report = document(load, settings_of(chosen, plan), interrupted=interrupted)
     print(report_text.text(report), flush=True)

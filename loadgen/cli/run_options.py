@@ -12,7 +12,6 @@ from loadgen.cli.service_options import (
     ADMIN_URL,
     CA,
     FORMAT,
-    METRICS_URL,
     STATE_DIR,
     TOKEN,
     URLS,
@@ -42,7 +41,6 @@ OPTIONS = {
         URLS,
         CA,
         ADMIN_URL,
-        METRICS_URL,
         TOKEN,
         STATE_DIR,
         Option(

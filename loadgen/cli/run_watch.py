@@ -1,18 +1,12 @@
-"""The progress of a load for people: one line, or three lines with a bar on a terminal."""
+"""The progress of a load for people: all figures in one line."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
-
 from loadgen.measure.load import Load
 from loadgen.measure.pace import Pace
 from loadgen.report.json import duration
-
-BAR_COLUMNS = 24
 
 
 class Watch:
@@ -24,35 +18,9 @@ class Watch:
 
     def line(self) -> str:
         """Return all figures in one line."""
-        return " | ".join([f"{self._load.elapsed_s:.0f} s", *self._rates(), *self._state()])
-
-    def picture(self) -> Table:
-        """Return the figures as lines for a terminal."""
-        grid, head = Table.grid(padding=(0, 1)), Table.grid(padding=(0, 1))
-        share, until = self._done()
-        bar = ProgressBar(
-            total=1.0,
-            completed=min(share, 1.0),
-            width=BAR_COLUMNS,
-            complete_style="cyan",
-            finished_style="cyan",
-        )
-        name = Text(self._load.plan.target.authority, style="bold")
-        head.add_row(name, bar, f"{self._load.elapsed_s:.0f}{until}")
-        grid.add_row(head)
-        for words in (self._rates(), self._state()):
-            grid.add_row(Text(" | ".join(words), no_wrap=True, overflow="ellipsis"))
-        return grid
-
-    def _done(self) -> tuple[float, str]:
-        """Return the share that is done, and a text of the whole."""
-        load, plan = self._load, self._load.plan
-        if plan.duration_s is not None:
-            return load.elapsed_s / plan.duration_s, f" of {plan.duration_s:g} s"
-        if plan.recipe.posts_max:
-            done = load.driver.taken / plan.recipe.posts_max
-            return done, f" s, {plan.recipe.posts_max:,} posts"
-        return 0.0, ""
+        until_s = self._load.plan.duration_s
+        of = f" of {until_s:g}" if until_s else ""
+        return " | ".join([f"{self._load.elapsed_s:.0f}{of} s", *self._rates(), *self._state()])
 
     def _rates(self) -> Iterator[str]:
         offered, through, refused, accepted = self._pace.since_last()

@@ -40,8 +40,6 @@ ADMIN_URL = Option(
     into="admin_urls",
     repeats=True,
 )
-# The name that `run` had before.
-METRICS_URL = ADMIN_URL._replace(name="--metrics-url", help=argparse.SUPPRESS)
 TOKEN = Option(
     "--token",
     "sent with each post; also LOADGEN_TOKEN, which others on this machine cannot see",

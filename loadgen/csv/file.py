@@ -33,11 +33,10 @@ class CsvError(Exception):
 
 
 class Batch(NamedTuple):
-    """One post: its body, the line number of each item, its end in the file."""
+    """One post: its body, and the line number of each item."""
 
     body: bytes
     lines: list[int]
-    end_bytes: int
 
 
 @dataclass
@@ -70,11 +69,9 @@ class CsvFile:
     def _batches(self, file: BinaryIO, rows_max: int) -> Iterator[Batch]:
         items: list[str] = []
         lines: list[int] = []
-        end_bytes = 0
         names = f'{{"device_id":{json.dumps(self.device_id)},"metric":{json.dumps(self.metric)}'
         columns: tuple[int, int] | None = None
         for number, raw in enumerate(_lines(file), 1):
-            end_bytes += len(raw)
             if number == 1:
                 raw = raw.removeprefix(b"\xef\xbb\xbf")  # noqa: PLW2901  a byte order mark
             if not raw.strip():
@@ -95,12 +92,12 @@ class CsvFile:
             lines.append(number)
             self.rows += 1
             if len(items) >= rows_max:
-                yield Batch(f"[{','.join(items)}]".encode(), lines, end_bytes)
+                yield Batch(f"[{','.join(items)}]".encode(), lines)
                 items, lines = [], []
         if columns is None:
             raise CsvError(f"{self.path} has no header: its first line must be timestamp,value")
         if items:
-            yield Batch(f"[{','.join(items)}]".encode(), lines, end_bytes)
+            yield Batch(f"[{','.join(items)}]".encode(), lines)
 
     def _columns(self, header: list[str], number: int) -> tuple[int, int]:
         names = [each.strip().lower() for each in header]

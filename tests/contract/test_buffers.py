@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from ingest.model.errors import BufferFull, Stopping
-from ingest.model.ports import PostInlet
+from ingest.model.ports import Inlet
 from ingest.system.clock import monotonic_s
 from tests.contract.buffers import (
     PLENTY,
@@ -257,7 +257,7 @@ async def test_room_for_all_blocks_of_a_post_is_reserved_at_once_or_not_at_all(
 ) -> None:
     """It does not wait, and goes before nobody who waits."""
     buffer = make(10, PLENTY, 5)
-    inlet: PostInlet = buffer
+    inlet: Inlet = buffer
     held = await inlet.reserve(5, 5)
     assert inlet.reserve_all([(3, 3), (3, 3)]) is None
     reserved = buffer.reserve_all([(2, 200), (3, 200)])

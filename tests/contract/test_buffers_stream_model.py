@@ -34,6 +34,7 @@ FATES = (
     Fate(stores=False, error=lambda: BrokerRefused("refused")),
     Fate(stores=False, error=lambda: BrokerOutcomeUnknown("lost")),
     Fate(stores=True, error=lambda: BrokerOutcomeUnknown("answer lost")),
+    Fate(stores=False, error=lambda: ValueError("a bug")),
 )
 OUTCOMES = [each for each in FATES if not each.held]
 numbers = st.integers(0, 11)

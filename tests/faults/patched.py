@@ -242,12 +242,12 @@ def dies_in_run() -> None:
 
 def archives_nothing() -> None:
     """A partition counts as archived and verified, and nothing was written."""
-    from ingest.app.archive import ArchiverWhenNeeded
+    from ingest.archive.archiver import ParquetArchiver
 
     async def archive(self: Any, source: Any) -> None:
         del self, source
 
-    ArchiverWhenNeeded.archive = archive  # type: ignore[method-assign]
+    ParquetArchiver.archive = archive  # type: ignore[method-assign]
 
 
 def forgets_old_files() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
@@ -14,8 +12,8 @@ import pytest
 from loadgen.proof.conclude import Result
 from loadgen.proof.readings import Plan
 from loadgen.proof.reconcile import Fault as Reading
-from tests.faults import broker_report, report, runner, years_report
-from tests.faults.__main__ import main, parser
+from tests.faults import broker_report, report, years_report
+from tests.faults.__main__ import parser
 from tests.faults.all_faults import BROKER_MODULES, FAULTS, MODULES, YEARS_MODULES
 from tests.faults.matrix import BROKER, SERVE, YEARS, of_table, place
 from tests.faults.own import Own
@@ -24,7 +22,7 @@ from tests.faults.runner import Done
 from tests.faults.selections import CI, SELECTIONS, names_of
 from tests.faults.trial import Found
 from tests.faults.world import World
-from tests.system.service import REPOSITORY, Reply, environment, run_command
+from tests.system.service import REPOSITORY, Reply, run_command
 
 # The faults of the plan's table for one machine without workers or a broker. From 51 on: what
 # attackers and operators found.
@@ -84,19 +82,6 @@ def test_selection_with_a_record_is_its_whole_table(
     assert set(chosen) == set(faults)
     assert all(chosen.values())
     assert {each.harm.__module__ for each in faults.values()} == {each.__name__ for each in modules}
-
-
-def test_selection_stands_for_its_faults() -> None:
-    """`--only` takes the name of a selection like that of a fault, and runs no fault twice."""
-    assert names_of("ci") == list(CI)
-    assert names_of("F3,ci,F2") == ["F3", *CI]
-    assert names_of("F11,F2") == ["F11", "F2"]
-
-
-def test_help_says_why_each_fault_is_in_the_selection() -> None:
-    """`--help` shows the faults that are run before a merge, with their reasons."""
-    text = parser().format_help()
-    assert all(f"  {name:<4} {why}\n" in text for name, why in CI.items())
 
 
 def test_the_report_shows_all_that_the_code_has() -> None:
@@ -239,54 +224,6 @@ async def test_what_a_fault_posts_itself_is_accounted_for() -> None:
     assert (missing, twice) == ({(3, "d", "m", 1.0)}, {(2, "d", "m", 1.0)})
 
 
-def test_what_is_left_of_a_red_fault_is_kept(tmp_path: Path) -> None:
-    """The folder of a red fault is kept; the template of all folders is removed."""
-    names = {f"{name}-1" for name in FAULTS}
-    for name in (*names, runner.TEMPLATE):
-        (tmp_path / name).mkdir()
-    runner._clear(tmp_path)
-    assert {each.name for each in tmp_path.iterdir()} == names
-    for name in names:
-        (tmp_path / name).rmdir()
-    runner._clear(tmp_path)
-    assert not tmp_path.exists()
-
-
-def test_the_report_names_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The report names the commit, and says if changes are not committed or there is no git."""
-
-    def git(*words: str) -> str:
-        who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
-        done = subprocess.run(
-            ["git", *who, *words], cwd=tmp_path, check=True, capture_output=True, text=True
-        )
-        return done.stdout.strip()
-
-    monkeypatch.setattr(report, "REPOSITORY", tmp_path)
-    assert report.commit() == "commit unknown"
-    git("init", "-q")
-    assert report.commit() == "commit unknown"
-    (tmp_path / "code").write_text("a")
-    git("add", "code")
-    git("commit", "-q", "-m", "a")
-    name = git("rev-parse", "--short", "HEAD")
-    assert report.commit() == f"commit {name}"
-    (tmp_path / "FAULTS.md").write_text("what the run itself writes")
-    assert report.commit() == f"commit {name}"
-    (tmp_path / "code").write_text("b")
-    said = f"commit {name} with changes not committed"
-    assert report.commit() == said
-    assert f"{said}, seeds 1," in report.text(_all_green(), 1.0, said)
-
-
-def test_figures_are_printed_and_have_no_limit() -> None:
-    """A p99 stands in the report, and makes no fault red."""
-    done = _done("F34", figures=["p99 999 ms"])
-    assert done.green
-    others = [each for each in _all_green() if each.fault.name != "F34"]
-    assert "\n- F34, seed 1: p99 999 ms.\n" in report.text([*others, done], 1.0)
-
-
 def test_what_a_machine_cannot_do_is_not_called_tested(monkeypatch: pytest.MonkeyPatch) -> None:
     """With INGEST_TEST_STRICT=1 a fault that could not be tested is red."""
     done = _done("F20")._replace(missing="needs root")
@@ -297,45 +234,6 @@ def test_what_a_machine_cannot_do_is_not_called_tested(monkeypatch: pytest.Monke
     assert report.missing_from(shown, OF_SERVE) == ["F20: not tested: needs root"]
     monkeypatch.setenv("INGEST_TEST_STRICT", "1")
     assert not done.green
-
-
-def test_list_and_unknown_names(capsys: pytest.CaptureFixture[str]) -> None:
-    """`--list` prints every fault with its text; an unknown name is wrong use."""
-    assert main(["--list"]) == 0
-    shown = capsys.readouterr().out
-    for each in FAULTS.values():
-        assert f"{each.name:<4} {each.title}: {report.does(each)}" in shown
-    assert main(["--only", "F1"]) == 2
-    assert capsys.readouterr().err == "./run faults: there is no F1; see --list\n"
-
-
-def test_run_script_has_the_command_faults(tmp_path: Path) -> None:
-    """`./run faults --list` works from any folder, in an environment that is set up."""
-    (tmp_path / "bin").mkdir()
-    python = tmp_path / "bin" / "python"
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    python.chmod(0o755)
-    sums = [
-        subprocess.run(
-            ["cksum"],
-            input=(REPOSITORY / name).read_bytes(),
-            capture_output=True,
-            check=True,
-        )
-        .stdout.decode()
-        .strip()
-        for name in ("requirements.lock", "requirements-dev.lock")
-    ]
-    (tmp_path / "ok").write_text(f"{sums[0]} dev {sums[1]}\n{sys.executable}\n")
-    done = subprocess.run(
-        [REPOSITORY / "run", "faults", "--list"],
-        env=environment({"RUN_VENV": str(tmp_path)}, measured=False),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.startswith(f"F2   {FAULTS['F2'].title}: ")
 
 
 def test_the_page_shows_commands_that_are_understood() -> None:

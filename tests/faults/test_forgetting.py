@@ -81,67 +81,7 @@ def test_forgetting_keeps_what_was_synced_and_nothing_else_for_sure(tmp_path: Pa
         assert not (state / "journal" / "removed").exists(), "its name was never on the disk"
 
 
-def test_forgetting_takes_each_thing_that_it_may(tmp_path: Path) -> None:
-    """Over some seeds: an unsynced name is there and is not, bytes go, a removed file is back."""
-    seen = set()
-    for seed, (state, notes) in enumerate(_written(tmp_path / "named", 12, named="all")):
-        forgetting.forget(state, notes, random.Random(seed))
-        folder = state / "journal"
-        seen.add(("removed", (folder / "removed").exists()))
-        seen.add(("unsynced", (folder / "gone").stat().st_size > 0))
-        if (folder / "removed").exists():
-            assert (folder / "removed").read_bytes() == b"r" * 700
-        assert (folder / "nameless").read_bytes() == b"n" * 100
-    for seed, (state, notes) in enumerate(_written(tmp_path / "others", 12)):
-        forgetting.forget(state, notes, random.Random(seed))
-        seen.add(("nameless", (state / "journal" / "nameless").exists()))
-    assert seen == {
-        (name, there) for name in ("removed", "unsynced", "nameless") for there in (True, False)
-    }
-
-
-def test_forgetting_loses_what_was_never_synced(tmp_path: Path) -> None:
-    """The mutant without fsync: of all that it wrote nothing is sure."""
-    lost = 0
-    for seed, (state, notes) in enumerate(_written(tmp_path, 8, unsynced="/journal/")):
-        forgetting.forget(state, notes, random.Random(seed))
-        kept = state / "journal" / "kept"
-        lost += not kept.exists() or not kept.read_bytes().startswith(b"k" * 5000)
-    assert lost == 8
-
-
 # The file system that forgets (the FUSE part of it is P1)
-
-
-def test_lazy_file_is_a_file_to_its_reader(tmp_path: Path) -> None:
-    """Whatever is written, cut and synced: it reads as a real file does, and so does the disk."""
-    rng = random.Random(5)
-    path, twin = tmp_path / "lazy", tmp_path / "twin"
-    path.touch()
-    lazy = Lazy(str(path))
-    with twin.open("w+b") as real:
-        for _ in range(600):
-            size = twin.stat().st_size
-            match rng.randrange(8):
-                case 0:
-                    length = rng.randrange(size + 3_000)
-                    lazy.truncate(length)
-                    real.truncate(length)
-                case 1:
-                    lazy.sync()
-                    assert path.read_bytes() == twin.read_bytes()
-                case 2:
-                    lazy.tear(rng)  # changes nothing for who reads
-                case _:
-                    offset = rng.randrange(size + 5_000)
-                    data = rng.randbytes(rng.randrange(1, 9_000))
-                    lazy.write(data, offset)
-                    real.seek(offset)
-                    real.write(data)
-            real.flush()
-            start, count = rng.randrange(size + 10), rng.randrange(1, 20_000)
-            assert lazy.size == twin.stat().st_size
-            assert lazy.read(count, start) == twin.read_bytes()[start : start + count]
 
 
 @pytest.mark.parametrize("torn", [False, True])

@@ -8,7 +8,6 @@ deploy/nats/roles.conf`, `python -m tests.printing.openapi`, `python -m benchmar
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -19,13 +18,11 @@ from benchmarks.document import anchor
 from benchmarks.record import newest_of, read
 from ingest.cli.main import COMMANDS
 from ingest.config.text import env_example
-from ingest.embedded.broker_config import roles_text
 from ingest.model import codes
 from ingest.receiver.openapi import FILE
 from ingest.system.log_events import EVENTS
-from loadgen.csv.client import TRY_AGAIN
 from tests.printing import openapi
-from tests.printing.documents import TABLES, log_calls, main, metrics_table, refreshed
+from tests.printing.documents import TABLES, log_calls, metrics_table, roles_text
 from tests.support.documents import DOCUMENTS, README, REPOSITORY, without_fences
 
 EXAMPLE = REPOSITORY / "deploy" / "ingest.env.example"
@@ -49,15 +46,6 @@ def test_documents_show_the_table_that_the_code_prints(name: str) -> None:
 def test_every_event_of_the_log_is_explained() -> None:
     """Each event that the code logs has a meaning, and no other has one."""
     assert {event for event, _, _ in log_calls()} == EVENTS.keys()
-
-
-def test_log_call_without_a_constant_event_would_be_found(tmp_path: Path) -> None:
-    """An event that is put together at run time is in no table."""
-    (tmp_path / "x.py").write_text('self._log.warning(f"{name}_failed", why=1)')
-    with pytest.raises(ValueError, match="constant"):
-        list(log_calls(tmp_path))
-    (tmp_path / "x.py").write_text('logs.get_logger("x").info("made", why=1)\nmath.log.info("no")')
-    assert next(iter(log_calls(tmp_path))) == ("made", "info", ["why"])
 
 
 def test_readme_shows_the_figures_on_record() -> None:
@@ -106,19 +94,6 @@ def test_readme_table_of_statuses_has_every_status() -> None:
     assert named == {200, 202, *(each.status for each in codes.PROBLEMS.values())}
 
 
-def test_readme_client_repeats_what_the_client_of_loadgen_repeats() -> None:
-    """The README's client repeats a post in the same cases as our own client."""
-    section = README.split("### A client that loses nothing\n")[1].split("\n##")[0]
-    (again,) = re.findall(r"^- On (.*?) it sends \*\*the same bytes\*\*", section, re.M | re.S)
-    assert {int(each) for each in re.findall(r"\b4[0-9]{2}\b", again)} == {
-        each for each in TRY_AGAIN if each < 500
-    }
-    assert "any 5xx" in again
-    assert {each.status for each in codes.PROBLEMS.values() if each.status >= 500} <= TRY_AGAIN
-    others = {int(each) for each in re.findall(r"\b4[0-9]{2}\b", section)}
-    assert others - TRY_AGAIN == {401, 403, 413, codes.PROBLEMS["dead_letters_full"].status}
-
-
 def test_documents_name_every_word_of_the_command_line() -> None:
     """The documents name each command."""
     missing = [word for word in COMMANDS if f"ingest {word}" not in DOCUMENTS["docs/settings.md"]]
@@ -131,37 +106,6 @@ def test_example_of_the_environment_is_what_the_code_prints() -> None:
     assert EXAMPLE.read_text() == env_example()
     assert ROLES.read_text() == roles_text()
     assert FILE.read_text() == openapi.text()
-
-
-def test_refreshing_current_documents_changes_nothing(tmp_path: Path) -> None:
-    """The command that refreshes documents is idempotent; the tests compare with its output."""
-    originals = [*(REPOSITORY / path for path in DOCUMENTS), EXAMPLE, ROLES]
-    copies = [Path(shutil.copy(path, tmp_path)) for path in originals]
-    assert main(["--write", *map(str, copies)]) == 0
-    assert [each.read_text() for each in copies] == [each.read_text() for each in originals]
-
-
-def test_refreshing_replaces_a_stale_region_and_nothing_else() -> None:
-    """Text outside of the markers is the author's."""
-    stale = "a\n<!-- generated: item-codes -->\nold\n<!-- end -->\nb\n<!-- end -->\nc\n"
-    fresh = refreshed(stale)
-    assert (
-        fresh
-        == f"a\n<!-- generated: item-codes -->\n\n{TABLES['item-codes']()}\n\n<!-- end -->\n"
-        + ("b\n<!-- end -->\nc\n")
-    )
-    assert refreshed(fresh) == fresh
-    with pytest.raises(ValueError, match="no table is called wages"):
-        refreshed("<!-- generated: wages -->\n<!-- end -->")
-
-
-def test_printed_tables_hold_every_code_once(capsys: pytest.CaptureFixture[str]) -> None:
-    """The whole output is what a new document starts from."""
-    assert main([]) == 0
-    printed = capsys.readouterr().out
-    for code in (*codes.PROBLEMS, *codes.ITEM_CODES):
-        assert len(re.findall(rf"\n\| `{code}` \|(?! \w+ \| `)", printed)) == 1
-    assert refreshed(printed) == printed
 
 
 def test_metrics_of_the_contract_are_in_the_table() -> None:
@@ -226,23 +170,6 @@ def anchors(text: str) -> set[str]:
 def test_links_of_documents_lead_somewhere(path: Path) -> None:
     """Each link of a document leads to a file and a heading that exist."""
     assert not dead_links(REPOSITORY / path, (REPOSITORY / path).read_text())
-
-
-@pytest.mark.parametrize(
-    "link",
-    [
-        "[a](docs/no-such.md)",
-        "[a](docs/operating.md#no-such-heading)",
-        "[a](#no-such-heading)",
-        "[a](../outside.md)",
-        '<img src="docs/no-such.png">',
-        '<source srcset="docs/no-such.png">',
-    ],
-)
-def test_dead_link_is_found(link: str) -> None:
-    """The check can fail."""
-    live = "# A heading\n[a](#a-heading) [b](docs/operating.md) `[c](nowhere)`\n"
-    assert len(dead_links(REPOSITORY / "README.md", f"{live}{link}\n")) == 1
 
 
 def test_every_document_is_reached_from_the_readme() -> None:

@@ -129,7 +129,11 @@ def test_every_file_keeps_the_rule(rule: Rule, packages: str) -> None:
         ),
         (settings_end_in_the_composition, "http/routes.py", "import ingest.config.settings"),
         (made_elsewhere, "app/service.py", "def f():\n    return [Writer(cap=1)]"),
-        (made_elsewhere, "cli/serve.py", "from ingest.receiver import endpoint as e\ne.Endpoint()"),
+        (
+            made_elsewhere,
+            "cli/services.py",
+            "from ingest.receiver import endpoint as e\ne.Endpoint()",
+        ),
         (init_is_a_docstring, "writer/__init__.py", '"""It."""\nfrom ingest.writer.x import y'),
         (init_is_a_docstring, "writer/__init__.py", '"""It."""\n__version__ = "1"'),
         (keeps_to_public_names, "writer/batch.py", "def f(x):\n    return x._blocks"),

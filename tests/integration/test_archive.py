@@ -6,7 +6,7 @@ import asyncio
 import random
 import resource
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -164,8 +164,8 @@ async def test_partition_of_a_part_of_the_span_is_merged(
     rows = drawn(50, 4)
     await fill(table, PARTITION, rows[:30])
     await fill(table, "readings_p20261127_2", rows[30:])
-    wide = detached(table)
-    wide.from_us -= 10_000_000
+    narrow = detached(table)
+    wide = narrow._replace(from_us=narrow.from_us - 10_000_000)
     await archiver(tmp_path).archive(wide)
     await archiver(tmp_path).archive(detached(table, "readings_p20261127_2"))
     (found,) = await archived.contents(table, "readings")
@@ -218,17 +218,17 @@ async def test_rows_that_change_meanwhile_are_noticed(
 ) -> None:
     """Somebody writes to the detached table between COPY and the checksum: the next run goes on."""
     await fill(table, PARTITION, drawn(100, 9))
-    source = detached(table)
-    original = source.checksum
+    original = archive_rows.checksum
 
-    async def after_a_change(pause: Callable[[float], Awaitable[None]]) -> tuple[int, int]:
+    async def after_a_change(*of_table: Any) -> tuple[int, int]:
         await table.execute(f"update {PARTITION} set value = 1 where value = 25")
         await table.execute(f"insert into {PARTITION} values ('2026-11-27', 'new', 'm', 1)")
-        return await original(pause)
+        return await original(*of_table)
 
-    monkeypatch.setattr(source, "checksum", after_a_change)
-    with pytest.raises(ArchiveFailed, match="differ from the table"):
-        await archiver(tmp_path).archive(source)
+    with monkeypatch.context() as patch:
+        patch.setattr(archive_rows, "checksum", after_a_change)
+        with pytest.raises(ArchiveFailed, match="differ from the table"):
+            await archiver(tmp_path).archive(detached(table))
     assert await archived.contents(table, "readings") == []
     assert not (tmp_path / f"{PARTITION}.parquet").exists()
     await archiver(tmp_path).archive(detached(table))
@@ -279,13 +279,13 @@ async def killed_at(
 
         return step
 
-    source = detached(connection)
     monkeypatch.setattr(dying, "_aside", or_die(dying._aside))
-    monkeypatch.setattr(source, "record", or_die(source.record))
-    try:
-        await dying.archive(source)
-    except Killed:
-        return True
+    with monkeypatch.context() as patch:
+        patch.setattr(archived, "record", or_die(archived.record))
+        try:
+            await dying.archive(detached(connection))
+        except Killed:
+            return True
     return False
 
 

@@ -223,15 +223,15 @@ async def test_archive_that_cannot_be_written_is_told_until_it_is_mended(
     housekeeping = Housekeeping(settings, lambda: shared_url)
     stopping = asyncio.Event()
     running = asyncio.create_task(housekeeping.run(stopping))
-    while housekeeping.cause() != HOUSEKEEPING_FAILS:
+    while housekeeping.trouble().cause != HOUSEKEEPING_FAILS:
         assert not running.done()
         await asyncio.sleep(0.01)
-    assert housekeeping.words().startswith(f"archive {NAME}: ")
-    assert str(in_the_way) in housekeeping.words()
-    assert f"; {detached}" in housekeeping.words()
+    assert housekeeping.trouble().details.startswith(f"archive {NAME}: ")
+    assert str(in_the_way) in housekeeping.trouble().details
+    assert f"; {detached}" in housekeeping.trouble().details
     assert housekeeping.failed == 1
     in_the_way.unlink()
-    while housekeeping.cause():
+    while housekeeping.trouble().cause:
         assert not running.done()
         await asyncio.sleep(0.01)
     assert housekeeping.failed == 0

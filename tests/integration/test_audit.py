@@ -110,21 +110,6 @@ async def test_damaged_messages_between_writers_are_counted_once(tmp_path: Path)
         assert one.audit.read_again + other.audit.read_again == 0
 
 
-async def test_without_the_check_the_loss_goes_unnoticed(tmp_path: Path) -> None:
-    """The control: the numbers that one writer sees do not show it."""
-    await _damaged(tmp_path / "broker", 7, 8, 20)
-    async with (
-        embedded(tmp_path / "broker", wanted=None) as server,
-        writing(server, pulls=False, checks=False) as one,
-        writing(server, pulls=False, checks=False) as other,
-    ):
-        in_turns(one, other)
-        await until(lambda: len(one.got) + len(other.got) == 27)
-        await asyncio.sleep(0.6)
-        assert one.audit.skipped + other.audit.skipped == 0
-        assert one.seen_alone + other.seen_alone == []
-
-
 async def test_purge_waits_for_the_check(tmp_path: Path) -> None:
     """All stays until somebody has seen to it."""
     await _damaged(tmp_path / "broker", 7)
@@ -319,11 +304,11 @@ async def test_who_knows_takes_no_guess_of_a_newcomer(
         await until(lambda: one.audit._is_auditor)
         one.puller.wanted.clear()
         await until(one.puller._over.is_set)
+        monkeypatch.setattr(one.audit, "_read_open", _nothing)
         async with writing(server, checks=False) as dead:  # it has done 1, and tells nobody
             await fill(server, BODIES[0])
             await until(lambda: dead.got)
         await until(lambda: set(one.audit._open) == {1})
-        monkeypatch.setattr(one.audit, "_read_open", _nothing)
         one.puller.wanted.set()
         await fill(server, *BODIES[1:])
         await until(lambda: len(one.got) == 29)

@@ -30,9 +30,9 @@ from ingest.sinks.postgres.housekeeping.spans import (
 from ingest.sinks.postgres.housekeeping.view import look_at
 from ingest.system.clock import monotonic_s, unix_us
 from tests.integration.test_partitions import Path2, daily, make, quick
-from tests.integration.test_replay import rows, running, until_live
 from tests.support.commands import Here, with_user
 from tests.support.letters import read
+from tests.support.replay_rig import rows, running, until_live
 
 DAYS = 5 * GROUP_MAX
 
@@ -74,7 +74,7 @@ async def test_write_that_may_take_no_longer_sets_the_rest_aside(
     assert len(late.made_s) == GROUP_MAX
     async with running(path):
         await path.send(*(now_us - days * DAY_US for days in range(DAYS)))
-        await until_live(tmp_path, 0)
+        await until_live(path.place, 0)
     assert await rows(table) == DAYS
     assert path.ledger.imbalance == 0
 
@@ -186,7 +186,8 @@ async def test_role_without_the_right_says_what_to_do_until_it_is_done(
     url = with_user(shared_url, role)
     settings = quick(housekeeping=False)
     path = Path2(url, url, tmp_path, settings)
-    housekeeping = Housekeeping(settings, lambda: url, late=path.late)
+    housekeeping = Housekeeping(settings, lambda: url)
+    housekeeping.late = path.late
     (check,) = await partition_checks(settings, url)
     assert "`ingest housekeeping run --from DAY`" in check.detail
     stopping = asyncio.Event()
@@ -194,15 +195,15 @@ async def test_role_without_the_right_says_what_to_do_until_it_is_done(
     try:
         async with running(path):
             await path.send(today_us, today_us - 400 * DAY_US, today_us - 399 * DAY_US)
-            assert housekeeping.cause() == PARTITION_MISSING
-            assert "does not own" in housekeeping.words()
+            assert housekeeping.trouble().cause == PARTITION_MISSING
+            assert "does not own" in housekeeping.trouble().details
             assert len(read(tmp_path)) == 2
             view = await look_at(table, "readings", DAY)
             spans = [span_bounds(DAY, today_us - days * DAY_US) for days in (400, 399)]
             await make_partitions(table, view, spans)
-            await until_live(tmp_path, 0)
+            await until_live(path.place, 0)
             async with asyncio.timeout(5):
-                while housekeeping.cause():  # noqa: ASYNC110
+                while housekeeping.trouble().cause:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
         assert await rows(table) == 3
     finally:

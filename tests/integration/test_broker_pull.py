@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from ingest.broker.envelope import Address
 from ingest.broker.pulling import Delivery, Pull, Puller, Skipped
 from ingest.broker.roles import STREAM, WRITER
 from ingest.embedded.broker import EmbeddedBroker
-from tests.support.brokers import WANTED, api, embedded, hit, joined, put, until
+from tests.support.brokers import WANTED, api, embedded, joined, put, until
 from tests.support.faulty_proxy import FaultyProxy
 
 
@@ -160,21 +159,6 @@ async def test_delivery_comes_again_after_ack_wait_unless_somebody_works_on_it(
         await floor_is(admin, 2)
 
 
-async def test_two_readers_share_the_messages(server: EmbeddedBroker) -> None:
-    """Each message goes to one of them, and neither misses any."""
-    async with (
-        reading(server, Pull(messages_max=5)) as one,
-        reading(server, Pull(messages_max=5)) as other,
-    ):
-        bodies = [str(n).encode() for n in range(60)]
-        await fill(server, *bodies)
-        await until(lambda: len(one.got) + len(other.got) == 60)
-        assert sorted([*one.bodies, *other.bodies]) == sorted(bodies)
-        assert one.got
-        assert other.got
-        assert one.skipped == other.skipped == []
-
-
 async def test_nothing_is_pulled_while_nothing_is_wanted(server: EmbeddedBroker) -> None:
     """The request that is open is used up, and no other one is sent."""
     async with reading(server, Pull(messages_max=2)) as reader:
@@ -203,42 +187,6 @@ async def test_what_is_said_while_the_broker_is_away_is_said_afterwards(
             await until(lambda: not reader.connection.up)
             reader.puller.done(reader.got)
             await floor_is(admin, 2)
-
-
-async def test_reading_goes_on_after_a_kill_of_the_server(
-    server: EmbeddedBroker, admin: BrokerConnection
-) -> None:
-    """Nothing is missed. It may have forgotten a delivery, which then comes as if it was new."""
-    await fill(server, b"1", b"2")
-    async with reading(server) as reader:
-        await until(lambda: len(reader.got) == 2)
-        killed = server.pid
-        hit(killed, signal.SIGKILL)
-        await until(lambda: server.pid not in (None, killed) and admin.up)
-        await fill(server, b"3")
-        await until(lambda: b"3" in reader.bodies)
-        async with asyncio.timeout(5):
-            while await floor(admin) != 3:
-                reader.puller.done(reader.got)
-                await asyncio.sleep(0.05)
-        assert set(reader.bodies) == {b"1", b"2", b"3"}
-        assert reader.skipped == []
-
-
-async def test_consumer_that_is_removed_and_made_again_is_read_again(
-    server: EmbeddedBroker, admin: BrokerConnection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The reader complains, and goes on when it is there."""
-    monkeypatch.setattr("ingest.broker.pulling.AGAIN_S_MAX", 0.05)
-    config = (await api(admin, f"CONSUMER.INFO.{STREAM}.{WRITER}"))["config"]
-    async with reading(server) as reader:
-        await fill(server, b"1")
-        await until(lambda: reader.got)
-        await api(admin, f"CONSUMER.DELETE.{STREAM}.{WRITER}")
-        await asyncio.sleep(0.1)
-        body = {"stream_name": STREAM, "config": config, "action": "create"}
-        assert "error" not in await api(admin, f"CONSUMER.CREATE.{STREAM}.{WRITER}", body)
-        await until(lambda: reader.bodies == [b"1", b"1"])
 
 
 @pytest.mark.parametrize("cut", [False, True])

@@ -20,7 +20,7 @@ from ingest.model.reading import Reading
 from ingest.sinks.postgres import lookup as lookup_postgres
 from ingest.sinks.postgres.lookup import Lookup
 from tests.support.dashboard import Rig, running
-from tests.support.letters import LetterFiles, drained, folder_queue, invalid, keep, read
+from tests.support.letters import LetterFiles, drained, invalid, keep, read
 
 GOOD_LATE = b'{"device_id":"mended","metric":"m","ts":1750000000,"value":1}'
 LIST = "/dead-letters"
@@ -93,20 +93,6 @@ async def test_many_who_look_look_one_after_another(
         replies = await asyncio.gather(*(rig.ask(LIST + "?device=nobody") for _ in range(20)))
     assert {each.status for each in replies} == {200}
     assert set(at_once) == {1}
-
-
-async def test_newest_are_of_the_newest_file(tmp_path: Path) -> None:
-    """An id that is in the files of two runs is listed once."""
-    old, new = drained(3, device="old"), drained(2, device="new")
-    for letters in (old, [*new, old[0]]):
-        folder = folder_queue(tmp_path, bytes_max=10**8, segment_bytes=10**7, keep_days=1)
-        await folder.open()
-        await folder.append(letters)
-        await folder.close()
-    async with running(tmp_path) as rig:
-        listed = (await rig.ask(LIST)).document["letters"]
-        assert [each["device"] for each in listed] == ["new", "new", "old", "old", "old"]
-        assert len(await ids(rig, "?limit=1&device=old")) == 1
 
 
 def test_replay_decodes_few_bytes_in_one_round_of_the_event_loop(tmp_path: Path) -> None:

@@ -12,10 +12,8 @@ import asyncpg
 import pytest
 
 from ingest.admin.dashboard.letters import Letters
-from ingest.app.writing import make_sink
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.roles import DEAD_LETTERS
-from ingest.config.settings import Settings
 from ingest.dead_letters.folder.segments import live_letters
 from ingest.dead_letters.format import key_of
 from ingest.dead_letters.identity import DEFAULT_RULES
@@ -23,13 +21,12 @@ from ingest.dead_letters.queue import DeadLetterQueue, NewLetter
 from ingest.dead_letters.store import Selection
 from ingest.embedded.broker import EmbeddedBroker
 from ingest.model.errors import Refused
-from ingest.model.letter import EXHAUSTED, REFUSED, Letter
-from ingest.model.reading import Reading
+from ingest.model.letter import EXHAUSTED, Letter
 from ingest.system.state_folder import StateFolder
 from tests.support.brokers import LETTERS, api, embedded, joined
 from tests.support.commands import Here
 from tests.support.letters import LetterFiles, drained, invalid, keep
-from tests.support.stream_letters import kept, live, stream_queue
+from tests.support.stream_letters import live, stream_queue
 
 MULTI = b'{"device_id":"pump-7","ts":1760000000,"values":{"temp":21.5,"humidity":"wet"}}'
 GOOD_LATE = b'{"device_id":"mended","metric":"m","ts":1750000000,"value":1}'
@@ -152,21 +149,6 @@ async def test_stats_name_the_stream(
     assert "stream        INGEST_DLQ, message 3\n" in done.stdout
 
 
-async def test_edited_copy_ends_the_letter_in_the_stream(
-    here: Here, state: StateFolder, queue: DeadLetterQueue, tmp_path: Path, readings_url: str
-) -> None:
-    """As it does in files."""
-    await queue.append([invalid(MULTI)._replace(field="values.humidity"), *drained(1)])
-    flags = ("--state-dir", state.path)
-    copy = tmp_path / "copy.jsonl"
-    text = (await here("dlq", "show", "--json", "--where", "reason=invalid", *flags)).stdout
-    copy.write_text(text.replace('\\"wet\\"', "40"))
-    database = ("--database-url", readings_url, "--database-unsafe", "true")
-    done = await here("dlq", "replay", "--file", copy, "--edited", *database, *flags)
-    assert (done.code, "1 dead letter replayed: 2 readings, 2 new" in done.stdout) == (0, True)
-    assert len(await live(queue.letters)) == 1
-
-
 async def test_letters_in_both_are_told(
     here: Here, state: StateFolder, queue: DeadLetterQueue
 ) -> None:
@@ -238,43 +220,6 @@ async def test_message_that_is_damaged_on_the_disk_is_counted(here: Here, tmp_pa
 
 
 # The page
-
-
-async def test_page_lists_replays_and_discards(
-    queue: DeadLetterQueue,
-    admin: BrokerConnection,
-    readings_url: str,
-    readings_connection: asyncpg.Connection,
-) -> None:
-    """As with files."""
-    letters = Letters(
-        queue.letters,
-        DEFAULT_RULES,
-        lambda: make_sink(readings_url, Settings(database_unsafe=True)),
-    )
-    await readings_connection.execute("alter table readings add constraint c check (value < 5)")
-    hot = Letter(REFUSED, "23514", "", 1, Reading(10**15, "hot", "m", 9.0))
-    cool = [hot._replace(reading=Reading(10**15 + n, "cool", "m", 1.0)) for n in range(150)]
-    await queue.append([hot, *cool, invalid(b"\xff\xfe", code="not_an_object")])
-    listed = await letters.listed(Selection(), 100)
-    assert [each["device"] for each in listed["letters"]] == [None, *["cool"] * 99]
-    assert not listed["looked_at_all"]
-    assert (await letters.listed(Selection(device="hot"), 100))["looked_at_all"]
-    first = listed["letters"][0]
-    assert (await letters.in_full(first["id"]))["original"] == "base64://4="
-    with pytest.raises(Refused, match="no such live"):
-        await letters.in_full("f" * 32)
-    assert await letters.counted(Selection(device="cool")) == {"matching": 150, "all": True}
-    done = await letters.replay(Selection(reasons=(REFUSED,)))
-    assert (done["asked"], done["new"], done["refused"]) == (151, 150, {"23514": 1})
-    ids = Selection(ids=frozenset([first["id"].encode()]))
-    await queue.append([invalid(b"planted", code="not_allowed")])
-    done = await letters.replay(Selection())
-    assert (done["asked"], done["not_allowed_left"]) == (2, 1)
-    assert (await letters.replay(Selection(code="not_allowed")))["refused"] == {"not_json": 1}
-    assert await letters.discard(Selection(code="not_allowed")) == {"discarded": 1}
-    assert await letters.discard(ids) == {"discarded": 1}
-    assert await kept(admin) == [hot]
 
 
 async def test_page_says_that_the_broker_is_away(tmp_path: Path) -> None:

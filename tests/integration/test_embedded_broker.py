@@ -9,7 +9,6 @@ import signal
 import socket
 from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any
 
 import pytest
 from nats.aio.client import Client
@@ -23,7 +22,6 @@ from ingest.embedded import broker as launcher
 from ingest.embedded.broker import EmbeddedBroker, running_broker
 from ingest.embedded.broker_program import find_program
 from ingest.model.errors import BrokerAway, StartError
-from ingest.system.files import is_locked
 from tests.support.brokers import (
     embedded,
     ended,
@@ -179,42 +177,6 @@ async def test_killed_server_is_started_again_on_its_port(tmp_path: Path) -> Non
         assert server.published == before
 
 
-@pytest.mark.parametrize("failing", ["launch_again", "watch"])
-async def test_server_is_watched_and_started_again_whatever_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
-) -> None:
-    """Also an error that nobody expects: else there would be no server any more."""
-    real, tries = getattr(EmbeddedBroker, failing), 0
-
-    async def fail_once(*given: Any) -> None:
-        nonlocal tries
-        tries += 1
-        if tries == 1:
-            raise ZeroDivisionError
-        await real(*given)
-
-    monkeypatch.setattr(EmbeddedBroker, failing, fail_once)
-    async with embedded(tmp_path) as server:
-        killed = server.pid
-        hit(killed, signal.SIGKILL)
-        await until(lambda: server.pid not in (None, killed))
-        assert tries > 1
-
-
-async def test_server_that_cannot_be_withdrawn_is_ended_all_the_same(tmp_path: Path) -> None:
-    """And its folder is unlocked."""
-    server = EmbeddedBroker(tmp_path, find_program())
-    await server.start()
-    pid = server.pid
-    assert pid is not None
-    (tmp_path / "server.json").unlink()
-    (tmp_path / "server.json").mkdir()
-    with pytest.raises(OSError, match=r"server\.json"):
-        await server.stop()
-    await ended(pid)
-    assert not is_locked(tmp_path / "lock")
-
-
 async def test_frozen_server_is_killed_and_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,38 +255,3 @@ async def test_store_in_use_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
             await EmbeddedBroker(tmp_path, find_program()).start()
         assert running_broker(tmp_path) == server.published
     assert running_broker(tmp_path) is None
-
-
-async def test_broker_start_cancelled_leaves_nothing(tmp_path: Path) -> None:
-    """A start that is cancelled at any moment leaves no process and no lock."""
-    for delay_s in (0.0, 0.02, 0.04, 0.06):
-        server = EmbeddedBroker(tmp_path, find_program())
-        starting = asyncio.create_task(server.start())
-        await asyncio.sleep(delay_s)
-        starting.cancel()
-        await asyncio.wait([starting])
-        await server.stop()
-        assert server.pid is None
-    async with embedded(tmp_path):
-        pass
-
-
-async def test_broker_that_cannot_start_is_one_sentence(tmp_path: Path) -> None:
-    """Another program, or none."""
-    with pytest.raises(StartError, match="did not start"):
-        await EmbeddedBroker(tmp_path, Path("/bin/false")).start()
-    with pytest.raises(StartError, match=r"install iot-ingest\[roles\]"):
-        _find_without_a_wheel()
-
-
-def _find_without_a_wheel() -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sysconfig.get_path", lambda _: "/nowhere")
-        find_program({"PATH": "/nowhere"})
-
-
-async def test_broker_says_what_the_program_says(tmp_path: Path) -> None:
-    """The error has the server's own message, as for a store that is a file."""
-    (tmp_path / "store").write_text("no folder")
-    with pytest.raises(StartError, match=r"did not start(?s:.)*not a directory"):
-        await EmbeddedBroker(tmp_path, find_program()).start()

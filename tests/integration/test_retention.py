@@ -459,18 +459,19 @@ async def test_service_says_that_it_waits_and_a_yes_of_the_command_ends_it(
     housekeeping = Housekeeping(settings, lambda: shared_url, disk_free_bytes=lambda: free_bytes)
     stopping = asyncio.Event()
     running = asyncio.create_task(housekeeping.run(stopping))
-    while housekeeping.cause() != RETENTION_WAITS:
+    while housekeeping.trouble().cause != RETENTION_WAITS:
         assert not running.done()
         await asyncio.sleep(0.01)
     assert housekeeping.waiting == 2
     assert housekeeping.failed == 0
-    assert housekeeping.words().startswith(f"detach {made[0]}: keep_hot = 2d has not been")
+    said = housekeeping.trouble().details
+    assert said.startswith(f"detach {made[0]}: keep_hot = 2d has not been")
     words = ("--keep-hot", "2d", "--database-url", shared_url)
     assert "waits: keep_hot = 2d" in (await here("housekeeping", "plan", *words)).stdout
     said = ""
     while f"drop {made[0]}: done" not in said:  # the other run may have the lock
         said = (await here("housekeeping", "run", "--yes", *words)).stdout
-    while housekeeping.cause():  # noqa: ASYNC110
+    while housekeeping.trouble().cause:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     assert housekeeping.waiting == 0
     assert housekeeping.full_in_s() is None
@@ -556,8 +557,8 @@ async def test_damaged_entry_of_the_registry_does_not_end_the_service(
             await asyncio.sleep(0.01)
     assert why in [each["why"] for each in lines if each["event"] == event]
     await registry.remove(connection, kept, key)
-    assert housekeeping.cause() == HOUSEKEEPING_FAILS
-    assert housekeeping.words().endswith(why)
+    assert housekeeping.trouble().cause == HOUSEKEEPING_FAILS
+    assert housekeeping.trouble().details.endswith(why)
     while housekeeping.failed:
         assert not running.done()
         await asyncio.sleep(0.01)

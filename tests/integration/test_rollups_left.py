@@ -104,7 +104,7 @@ def jobs_in(folder: Path | None, keep_days: int = 30) -> list[plan.Job]:
         rolled,
         Retention(policy, rollups=True, failed=rolled.failed),
     ]
-    return jobs if archive is None else [*jobs, Archiving(archive)]
+    return jobs if archive is None else [*jobs, Archiving(archive.archive)]
 
 
 async def run(connection: asyncpg.Connection, jobs: Sequence[plan.Job]) -> list[str]:

@@ -26,7 +26,7 @@ from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
 from ingest.model.rows import row_offsets
 from ingest.system.clock import monotonic_s
 from tests.support.blocks import make_block
-from tests.support.brokers import api, embedded, hit, joined, put, until
+from tests.support.brokers import api, embedded, hit, joined, until
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.streams import Poster
 
@@ -216,19 +216,6 @@ async def test_posts_of_two_gateways_reach_two_writers_once(server: EmbeddedBrok
         assert 0.4 * sizes["bytes"] < came < sizes["bytes"]  # the stream counts some overhead
 
 
-async def test_foreign_message_is_handed_on_and_stops_no_other(server: EmbeddedBroker) -> None:
-    """It stays with the broker until somebody says what becomes of it."""
-    table: Counter[bytes] = Counter()
-    async with joined(server, "gateway") as other:
-        await put(other, b"not ours")
-    async with gateway(server) as sends, writer(server, table) as writes:
-        await sends.traffic(10)
-        await until(lambda: len(table) == len(sends.rows(202)) > 0)
-        assert writes.foreign[0].data == b"not ours"
-        writes.puller.drop(writes.foreign)
-        await all_done(server)
-
-
 async def test_rest_of_a_writer_goes_to_another_one_at_once(server: EmbeddedBroker) -> None:
     """Although the request of the first one is still open: it must not come back by that."""
     table: Counter[bytes] = Counter()
@@ -310,19 +297,3 @@ async def test_connections_cut_anywhere_lose_nothing(server: EmbeddedBroker, see
             assert {post.status for post in sends.poster.posts} == {202}
             await all_done(server)
             assert writes.ledger.committed == len(table)
-
-
-async def test_killed_writer_leaves_its_messages_to_another_one(server: EmbeddedBroker) -> None:
-    """One that says nothing more: its messages come again after `ack_wait`, and are doubtful."""
-    table: Counter[bytes] = Counter()
-    async with gateway(server) as sends:
-        async with writer(server, table) as gone:
-            gone.frozen = True
-            await sends.traffic(30)
-            await sends.poster.finish()
-            await sends.inlet.finish()
-            await until(lambda: gone.outlet.rows_waiting == len(sends.rows(202)))
-        async with writer(server, table) as other:
-            await until(lambda: set(table) == sends.rows(202))
-            assert other.ledger.delivered == gone.ledger.delivered
-            assert set(table.values()) == {1}

@@ -15,22 +15,16 @@ from ingest.broker import manage
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.envelope import Address
 from ingest.broker.roles import DEAD_LETTER_SUBJECT, DEAD_LETTERS
-from ingest.dead_letters import queue as letter_queue
-from ingest.dead_letters import room
 from ingest.dead_letters.queue import DeadLetterQueue
-from ingest.dead_letters.store import Selection, Tally, counted, first, newest
-from ingest.dead_letters.stream import store as stream_store
+from ingest.dead_letters.store import Selection, Tally, newest
 from ingest.dead_letters.stream.backend import StreamBackend
 from ingest.embedded.broker import EmbeddedBroker
 from ingest.model.errors import (
     BrokerAway,
     BrokerRefused,
-    BufferFull,
     DeadLettersBroken,
     DeadLettersFull,
-    ShareUsed,
 )
-from ingest.model.ledger import DeadLetterStats
 from ingest.model.letter import EXHAUSTED, REFUSED
 from tests.support.brokers import LETTERS, api, embedded, hit, is_up, joined, until
 from tests.support.faulty_proxy import FaultyProxy
@@ -108,22 +102,6 @@ async def test_broker_that_is_away_or_frozen_is_told_in_time(
     assert len(await kept(admin)) == 4
 
 
-async def test_letter_that_was_deleted_can_come_again_at_once(
-    writer: BrokerConnection, admin: BrokerConnection
-) -> None:
-    """The broker still knows its message id, and calls it a duplicate of what is gone."""
-    letters = drained(5)
-    for queue in (queue_of(writer), queue_of(writer)):  # one of them has not known the letters
-        await queue.append(letters)
-        assert await count(admin) == 5
-        store = store_of(writer)
-        for _ in range(2):
-            await store.mark_done(await live(store), "discarded")
-            await queue.append(letters)
-            assert sorted(await kept(admin)) == sorted(letters)
-    assert await count(admin) == 5
-
-
 async def test_letter_of_a_stream_that_was_made_anew_is_not_live(
     writer: BrokerConnection, admin: BrokerConnection
 ) -> None:
@@ -192,46 +170,6 @@ async def test_full_stream_refuses_and_says_so(
     assert (await store_of(admin).extent()).size_bytes <= 20_000
 
 
-async def test_invalid_items_have_half_and_a_sender_its_share(writer: BrokerConnection) -> None:
-    """The same rules as those of the files; they count what others have appended, too."""
-    queue = queue_of(writer, bytes_max=400_000)
-    items = [invalid(b"%d" % n + b"x" * 900) for n in range(400)]
-    used = 0
-    refused = None
-    while refused is None:
-        try:
-            await queue.append([items[used]], sender="10.0.0.1")
-        except ShareUsed as error:
-            refused = error
-        else:
-            used += 1
-    assert 50 < used < 120, "half of the half, at 1.4 kB a letter"
-    assert queue.stats().share_used_by == "10.0.0.1"
-    await queue.append(items[300:301], sender="10.0.0.2")
-    await queue_of(writer).append(items[:200])
-    fresh = queue_of(writer, bytes_max=400_000)
-    with pytest.raises(DeadLettersFull, match="invalid items"):
-        await fresh.append(items[320:322], sender="10.0.0.3")
-    await fresh.append(drained(1, reason=REFUSED))
-    assert fresh.stats().invalid_full
-
-
-async def test_sender_with_too_much_under_way_is_told_to_come_later(
-    writer: BrokerConnection, admin: BrokerConnection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Writers are not: their letters have no other place."""
-    monkeypatch.setattr(room, "IN_WORK_BYTES_MAX", 10_000)
-    queue = queue_of(writer)
-    first_one = asyncio.create_task(queue.append([invalid(b"x" * 9_000)], sender="10.0.0.1"))
-    await asyncio.sleep(0)
-    with pytest.raises(BufferFull, match="broker"):
-        await queue.append([invalid(b"y" * 9_000)], sender="10.0.0.2")
-    await queue.append(drained(100))
-    await first_one
-    await queue.append([invalid(b"y" * 9_000)], sender="10.0.0.2")
-    assert await count(admin) == 102
-
-
 async def test_letter_larger_than_a_message_finds_no_room(
     writer: BrokerConnection, admin: BrokerConnection
 ) -> None:
@@ -242,76 +180,6 @@ async def test_letter_larger_than_a_message_finds_no_room(
     assert writer.up
     await queue_of(writer).append([invalid(b"x" * 7 * MIB) for _ in range(1)])
     assert await count(admin) == 1
-
-
-async def test_stats_tell_what_the_stream_holds(
-    writer: BrokerConnection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They never wait, and look again after a while."""
-    monkeypatch.setattr(letter_queue, "LOOK_S", 0.05)
-    queue = queue_of(writer)
-    assert queue.stats() == DeadLetterStats()
-    await queue.append(drained(3))
-    await until(lambda: queue.stats().live == 3)
-    found = queue.stats()
-    assert found.size_bytes > 600
-    assert 0 <= found.oldest_age_s < 30
-    await store_of(writer).mark_done(await live(store_of(writer)), "discarded")
-    await until(lambda: queue.stats() == DeadLetterStats())
-    await queue.close()
-    await queue.close()
-    with pytest.raises(DeadLettersBroken):
-        await queue.append(drained(1))
-
-
-async def test_close_waits_for_what_has_begun(
-    writer: BrokerConnection, admin: BrokerConnection
-) -> None:
-    """Also if the caller does not."""
-    queue = queue_of(writer)
-    task = asyncio.create_task(queue.append(drained(200)))
-    await asyncio.sleep(0)
-    task.cancel()
-    await queue.close()
-    assert await count(admin) == 200
-
-
-async def test_letters_are_found_newest_first_across_gaps(
-    writer: BrokerConnection, admin: BrokerConnection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Any section size gives the same list, oldest first is its reverse."""
-    queue, store = queue_of(writer), store_of(writer)
-    await queue.append([*drained(40, device="old"), invalid(b"x" * 2 * MIB), *drained(300)])
-    gone = await live(store)
-    await store.mark_done(gone[5:30] + gone[60:250], "discarded")
-    await store.mark_done(gone[5:30], "discarded")  # by somebody else at the same time
-    await queue.append(drained(3, reason=EXHAUSTED, device="new"))
-    left = gone[:5] + gone[30:60] + gone[250:]
-    everything = await live(store)
-    assert [each.id for each in everything[:-3]] == [each.id for each in left]
-    for places in (1, 7, 1_000):
-        monkeypatch.setattr(stream_store, "SECTION_PLACES", places)
-        found = await newest(store, Selection(), 10_000)
-        assert [each.id for each in found.letters] == [each.id for each in reversed(everything)]
-        assert (found.more, found.whole) == (0, True)
-    found = await newest(store, Selection(), 5, more_max=100)
-    assert found.letters == everything[:-6:-1]
-    assert found.more >= 100
-    found = await newest(store, Selection(), 500, bytes_max=40_000)
-    assert not found.whole
-    assert 0 < len(found.letters) < 20, "the mean of a message is some 18 kB"
-    assert found.letters == everything[: -len(found.letters) - 1 : -1]
-    for where, number in (
-        (Selection(reasons=(EXHAUSTED,)), 3),
-        (Selection(device="old"), 15),
-        (Selection(device_prefix="ne"), 3),
-        (Selection(ids=frozenset([everything[0].id.encode()])), 1),
-        (Selection(id_prefixes=(everything[0].id[:8].encode(),)), 1),
-        (Selection(code="wrong_type"), 1),
-    ):
-        assert len(await live(store, where)) == number
-        assert await counted(store, where, 64 * MIB) == (number, True)
-        assert len(await first(store, where, 2, MIB)) == min(2, number)
 
 
 async def test_message_that_is_no_letter_is_counted_and_skipped(

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from ingest.broker import purge
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.purge import StreamPurge
 from ingest.broker.roles import STREAM, WRITER
@@ -157,22 +156,6 @@ async def test_what_is_done_is_kept_for_a_while(
         await asyncio.sleep(0.45)
         await it.purge()
         assert await first_place(admin) == 7
-
-
-async def test_several_writers_remove_side_by_side_and_early_if_much_is_done(
-    server: EmbeddedBroker, admin: BrokerConnection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each knows up to where the auditor has seen to all."""
-    monkeypatch.setattr(purge, "_LOOK_S", 0.02)
-    monkeypatch.setattr(purge, "DELIVERED_BYTES", 4_000)
-    monkeypatch.setattr("ingest.broker.audit.EVERY_S", 0.02)
-    monkeypatch.setattr("ingest.broker.audit.HEARD_S", 0.1)
-    async with writing(server, purges=True) as one, writing(server, purges=True) as other:
-        await fill(server, 40, 1_000)
-        await until(lambda: len(one.got) + len(other.got) >= 40)
-        await purged(admin, 20)
-        await purged(admin, 40, one.purge, other.purge)
-        assert (one.audit.skipped, other.audit.skipped) == (0, 0)
 
 
 async def test_purge_ends_at_once_and_says_if_the_broker_is_away(server: EmbeddedBroker) -> None:

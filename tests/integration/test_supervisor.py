@@ -82,7 +82,7 @@ async def test_process_that_keeps_ending_is_started_less_and_less_often(
         assert logged(logs, "child_ended", "restart_in_s") == [0.1, 0.2, 0.4]
         assert (
             logged(logs, "child_not_ready", "why")
-            == ["did not start: it ended with exit code 7"] * 2
+            == ["writer-1 did not start: it ended with exit code 7"] * 2
         )
         await up.replaced("writer-1", old)
         assert await up.stop() == 0
@@ -99,7 +99,9 @@ async def test_restart_that_fails_leaves_the_other_processes(
         with monkeypatch.context() as patch, capture_logs() as logs:
             patch.setenv("TINY", "fails")
             assert not await children.restart(asyncio.Event())
-        assert logged(logs, "child_not_ready", "why") == ["did not start: the moon is full"]
+        assert logged(logs, "child_not_ready", "why") == [
+            "gateway-1 did not start: the moon is full"
+        ]
         assert logged(logs, "restart_stopped", "instance") == ["gateway-1"]
         devices = Devices(up.address)
         await devices.one()
@@ -176,7 +178,7 @@ async def test_start_that_fails_late_loses_nothing(
 
     async def fail(_: object) -> None:
         def is_ready() -> bool:
-            return all(each.child and each.child.ready.is_set() for each in made[0].gateways)
+            return all(each.child and each.child.ready.is_set() for each in made[0].of("gateway"))
 
         await until(is_ready, 20)
         raise StartError("no database")
@@ -273,11 +275,11 @@ async def test_commands_find_it_and_its_last_line_is_the_sum(
                 found: dict[str, object] = json.loads(answer.read())
                 return found
 
-        await until(lambda: up.supervisor.admin.state() == "accepting")
+        await until(lambda: up.supervisor.overview.health.in_words() == "accepting")
         found = await asyncio.to_thread(ready)
         assert found["state"] == "accepting"
         up.supervisor._tell("writer-1", {"do": "release_hold", "dead_letter": True})
-        instances, killed = up.supervisor.admin.instances, up.pids["writer-1"]
+        instances, killed = up.supervisor.overview.instances, up.pids["writer-1"]
         await until(lambda: sum(each.status.ledger.committed for each in instances) == 1000)
         os.kill(killed, signal.SIGKILL)
         await up.replaced("writer-1", killed)

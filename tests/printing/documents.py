@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,14 +19,16 @@ from typing import Any
 
 import ingest
 from ingest.admin import exposition
-from ingest.app import metrics
-from ingest.config.text import env_example, markdown_table
-from ingest.embedded.broker_config import roles_text
+from ingest.app import forwarding, metrics, mqtt
+from ingest.broker.roles import ROLES
+from ingest.config.text import bounds_text, default_text, env_example, groups
+from ingest.embedded.broker_config import ACCOUNT, rights
 from ingest.forward import tally as forward_tally
 from ingest.model.codes import ITEM_CODES, PROBLEMS
 from ingest.model.metrics import Metric
 from ingest.mqtt import tally as mqtt_tally
 from ingest.sinks.postgres import durability
+from ingest.sinks.postgres.target import TABLE
 from ingest.system.filesystem import REMOTE, VOLATILE
 from ingest.system.log_events import EVENTS
 
@@ -64,12 +67,12 @@ def metrics_table() -> str:
 
 def forward_metrics_table() -> str:
     """Return the table of the metrics of a forwarder."""
-    return _metrics((*forward_tally.METRICS, *forward_tally.OF_NOW), "forward")
+    return _metrics((*forward_tally.METRICS, *forwarding.OF_NOW), "forward")
 
 
 def mqtt_metrics_table() -> str:
     """Return the table of the metrics of `ingest mqtt`."""
-    return _metrics((*mqtt_tally.METRICS, *mqtt_tally.OF_NOW), "mqtt")
+    return _metrics((*mqtt_tally.METRICS, *mqtt.OF_NOW), "mqtt")
 
 
 def _metrics(listed: Iterable[Metric[Any]], *label: str) -> str:
@@ -139,10 +142,63 @@ def file_systems_table() -> str:
     )
 
 
+def settings_table() -> str:
+    """Return the table of all settings."""
+    rows = list[tuple[str, ...]]()
+    for title, members in groups():
+        rows.append((f"**{title}**", "", "", ""))
+        rows += [
+            (f"`{each.name}`", default_text(each), bounds_text(each), each.metadata["why"])
+            for each in members
+        ]
+    return _table(("setting", "default", "allowed", "meaning"), rows)
+
+
+def database_table() -> str:
+    """Return the table of what refuses or warns at the database."""
+    refuses = f"`serve` refuses to start, unless `{durability.OVERRIDE}`; `doctor` fails"
+    unlogged = f"table `{TABLE}`, or a partition of it, is unlogged: {durability.UNLOGGED}"
+    rows = [
+        *((f"`{name} = off`: {risk}", refuses) for name, risk in durability.OFF.items()),
+        (unlogged, refuses),
+        *(
+            (
+                f"`synchronous_commit = {value}` beside synchronous standbys: {risk}",
+                "`doctor` warns",
+            )
+            for value, risk in durability.STANDBY_BEHIND.items()
+        ),
+        (
+            "`synchronous_commit` = `on` or `remote_apply`; `local` or `remote_write` without "
+            "synchronous standbys",
+            "the service trusts it",
+        ),
+    ]
+    return _table(("PostgreSQL, as the service's role sees it", "what happens"), rows)
+
+
+def roles_text() -> str:
+    """Return the users of your own servers, with `$GATEWAY_PASSWORD` and so on for passwords."""
+    users = "\n".join(
+        f"    {{ user: {role}, password: ${role.upper()}_PASSWORD, permissions: "
+        f"{json.dumps(rights(role, may), indent=2)} }}".replace("\n", "\n      ")
+        for role, may in ROLES.items()
+    )
+    return f"""# The users of iot-ingest, with permissions. tests.printing.documents writes this.
+# passwords.conf beside it sets the variables: GATEWAY_PASSWORD: "..", and so on.
+include "passwords.conf"
+accounts {{
+  {ACCOUNT} {{ jetstream: enabled, users: [
+{users}
+  ] }}
+}}
+"""
+
+
 TABLES = {
-    "database-kept": durability.table,
+    "database-kept": database_table,
     "file-systems": file_systems_table,
-    "settings": markdown_table,
+    "settings": settings_table,
     "problems": problems_table,
     "item-codes": item_codes_table,
     "metrics": metrics_table,

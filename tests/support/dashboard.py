@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from ingest.admin.dashboard.tail import Observed, Tail
 from ingest.app.admin import AdminSide
 from ingest.config.settings import Settings
 from ingest.model.ledger import Gauges, Ledger
@@ -42,13 +43,15 @@ class Rig:
         self.admin_side = AdminSide(
             # The tests' server does not fsync.
             Settings(database_unsafe=True, admin_listen=f"{host}:0"),
-            ledger=self.ledger,
+            Observed(
+                self.ledger,
+                lambda: (200, READY),
+                Tail(),
+                refused_posts=lambda: [{"peer": "10.0.0.7"}],
+            ),
             dead_letters=self.dead_letters,
-            readyz=lambda: (200, READY),
-            message=lambda: "",
             token=TOKEN,
             release_hold=self._release_hold,
-            refused_posts=lambda: [{"peer": "10.0.0.7"}],
         )
         if database_url is not None:
             self.admin_side.database(lambda: database_url, KnownServer())

@@ -1,6 +1,6 @@
 """Reads the files of deploy/ for tests: YAML, the dashboard's queries, PromQL, the Dockerfile.
 
-Also the commands in their comments, and the output of a program about them or a spoilt copy.
+Also the commands in their comments, and the output of a program about them.
 
 Does not: judge; the tests say what must be true of the files.
 """
@@ -14,7 +14,6 @@ import shlex
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Iterator
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -25,18 +24,19 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 from ingest.admin.exposition import Exposition, Shown
+from ingest.app import forwarding, mqtt
 from ingest.app.metrics import GAUGES, values_of
 from ingest.forward import tally as forward_tally
-from ingest.forward.tally import ForwardFigures, ForwardTally
+from ingest.forward.tally import ForwardTally
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
 from ingest.model.metrics import read
 from ingest.model.ports import BufferStats
 from ingest.mqtt import tally as mqtt_tally
-from ingest.mqtt.tally import MqttFigures, MqttTally
+from ingest.mqtt.tally import MqttTally
 
 REPOSITORY = Path(__file__).parents[2]
 DEPLOY = REPOSITORY / "deploy"
-BASE, ROLES = DEPLOY / "kubernetes" / "base", DEPLOY / "kubernetes" / "roles"
+KUBERNETES = DEPLOY / "kubernetes"
 DASHBOARD = DEPLOY / "grafana" / "dashboards" / "iot-ingest.json"
 TARGET_LABELS = frozenset(
     {"job", "instance"}
@@ -68,16 +68,6 @@ def run(*words: str | Path, cwd: Path = DEPLOY) -> tuple[int, str]:
         [str(each) for each in words], cwd=cwd, capture_output=True, text=True, check=False
     )
     return done.returncode, done.stdout + done.stderr
-
-
-def copy_of(tmp_path: Path, name: str, old: str, new: str) -> Path:
-    """Spoil a copy of the whole folder; return the path of the spoilt file in it."""
-    shutil.copytree(DEPLOY, tmp_path / "deploy")
-    path = tmp_path / "deploy" / name
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
-    return path
 
 
 def documents(path: Path) -> list[Any]:
@@ -114,83 +104,15 @@ def compose_services(name: str) -> dict[str, Any]:
     return found
 
 
-def manifests(folder: Path = BASE) -> list[Manifest]:
-    """Return the Kubernetes objects that a folder makes, as `kubectl kustomize` does.
-
-    Its images keep their short names, and deploy/nats is not looked at.
-    """
-    made = document(folder / "kustomization.yaml")
-    found: list[Manifest] = []
-    for each in made["resources"]:
-        if each.endswith(".yaml"):
-            found += documents(folder / each)
-        elif each == "../base":
-            found += manifests(BASE)
-    for each in made.get("patches", ()):
-        (patch,) = _parsed(each["patch"])
-        (at,) = (number for number, one in enumerate(found) if named(one) == named(patch))
-        if patch.get("$patch") == "delete":
-            del found[at]
-        else:
-            found[at]["spec"] |= patch["spec"]
-    return found
+def manifests() -> list[Manifest]:
+    """Return the Kubernetes objects of both folders, as they are in their files."""
+    paths = sorted(each for folder in ("base", "roles") for each in (KUBERNETES / folder).glob("*"))
+    return [one for each in paths if each.stem != "kustomization" for one in documents(each)]
 
 
 def named(one: Manifest) -> tuple[str, str]:
     """Return kind and name of a Kubernetes object."""
     return one["kind"], one["metadata"]["name"]
-
-
-def manifest(kind: str, name: str = "iot-ingest", folder: Path = BASE) -> Manifest:
-    """Return one Kubernetes object."""
-    (found,) = (each for each in manifests(folder) if named(each) == (kind, name))
-    return found
-
-
-def service_pod() -> Manifest:
-    """Return the template of the service's pods."""
-    found: Manifest = manifest("StatefulSet")["spec"]["template"]
-    return found
-
-
-def schema_pod() -> Manifest:
-    """Return the template of the pod that makes the table."""
-    found: Manifest = manifest("Job", "iot-ingest-schema")["spec"]["template"]
-    return found
-
-
-def restricted_faults(spec: Manifest) -> set[str]:
-    """Return the rules of the level `restricted` (and baseline) that a pod breaks."""
-    pod_context = spec.get("securityContext", {})
-    faults = {each for each in ("hostNetwork", "hostPID", "hostIPC") if spec.get(each)}
-    kinds = {"configMap", "emptyDir", "persistentVolumeClaim", "projected", "secret"}
-    faults |= {"volumes" for each in spec.get("volumes", []) if not each.keys() & kinds}
-    for container in (*spec["containers"], *spec.get("initContainers", [])):
-        own = container.get("securityContext", {})
-        context = {**pod_context, **own}
-        if own.get("privileged"):
-            faults.add("privileged")
-        if own.get("allowPrivilegeEscalation") is not False:
-            faults.add("allowPrivilegeEscalation")
-        if "ALL" not in own.get("capabilities", {}).get("drop", []):
-            faults.add("capabilities")
-        if set(own.get("capabilities", {}).get("add", [])) - {"NET_BIND_SERVICE"}:
-            faults.add("capabilities")
-        if context.get("runAsNonRoot") is not True or context.get("runAsUser") == 0:
-            faults.add("runAsNonRoot")
-        if context.get("seccompProfile", {}).get("type") not in {"RuntimeDefault", "Localhost"}:
-            faults.add("seccompProfile")
-        if any("hostPort" in each for each in container.get("ports", [])):
-            faults.add("hostPort")
-        if context.keys() & {"procMount", "seLinuxOptions", "sysctls", "appArmorProfile"}:
-            faults.add("unusual")  # some may be allowed; then list them here
-    return faults
-
-
-def secrets_of(pod: Manifest) -> list[str]:
-    """Return the names of the secrets that a pod mounts."""
-    volumes = pod["spec"]["volumes"]
-    return [each["secret"]["secretName"] for each in volumes if "secret" in each]
 
 
 def environment_of(pod: Manifest) -> dict[str, str]:
@@ -204,17 +126,6 @@ def shown_in_head(path: Path) -> list[list[str]]:
     lines = [each[4:] for each in path.read_text().splitlines() if each.startswith("#   ")]
     commands = "\n".join(lines).replace("\\\n", " ").splitlines()
     return [shlex.split(each, comments=True) for each in commands]
-
-
-def uncommented(path: Path, first: str) -> str:
-    """Return a YAML text in which the comment from the line `first` on is no comment."""
-    lines = path.read_text().splitlines()
-    start = next(n for n, line in enumerate(lines) if line.strip() == f"# {first}")
-    for number in range(start, len(lines)):
-        if not lines[number].lstrip().startswith("# "):
-            break
-        lines[number] = lines[number].replace("# ", "", 1)
-    return "\n".join(lines) + "\n"
 
 
 def alerts() -> list[dict[str, Any]]:
@@ -318,9 +229,9 @@ def exported() -> dict[str, frozenset[str]]:
     sent.posts["204"] = taken.posts["202"] = 1
     forwarded = (
         *read(forward_tally.METRICS, sent),
-        *read(forward_tally.OF_NOW, ForwardFigures()),
+        *((each, 0) for each in forwarding.OF_NOW),
     )
-    bridged = (*read(mqtt_tally.METRICS, taken), *read(mqtt_tally.OF_NOW, MqttFigures()))
+    bridged = (*read(mqtt_tally.METRICS, taken), *((each, 0) for each in mqtt.OF_NOW))
     for shown in (
         Shown("up", "0", values_of(ledger), os.getpid()),
         Shown("", "0", forwarded, None, ("forward", "x")),
@@ -333,35 +244,9 @@ def exported() -> dict[str, frozenset[str]]:
     return found
 
 
-class Instruction(NamedTuple):
-    """One instruction of a Dockerfile: `RUN` and its text."""
-
-    word: str
-    text: str
-
-
-def dockerfile() -> list[list[Instruction]]:
-    """Return the stages of the Dockerfile, each with its instructions, FROM first."""
-    text = re.sub(r"^\s*#.*\n", "", (DEPLOY / "Dockerfile").read_text(), flags=re.MULTILINE)
-    stages: list[list[Instruction]] = []
-    for line in text.replace("\\\n", " ").splitlines():
-        if not line.strip():
-            continue
-        word, _, rest = line.strip().partition(" ")
-        if word == "FROM":
-            stages.append([])
-        stages[-1].append(Instruction(word, rest.strip()))
-    return stages
-
-
-def assignments(text: str) -> Iterator[tuple[str, str]]:
-    """Yield the names and values of `A=1 B=2`."""
-    for each in shlex.split(text):
-        name, _, value = each.partition("=")
-        yield name, value
-
-
 def image_environment() -> dict[str, str]:
     """Return what the ENV instructions of the image's last stage set."""
-    texts = (each.text for each in dockerfile()[-1] if each.word == "ENV")
-    return {name: value for text in texts for name, value in assignments(text)}
+    text = re.sub(r"^\s*#.*\n", "", (DEPLOY / "Dockerfile").read_text(), flags=re.MULTILINE)
+    last = text.replace("\\\n", " ").rpartition("\nFROM ")[2]
+    words = " ".join(re.findall(r"^ENV (.*)", last, re.MULTILINE))
+    return dict(each.split("=", 1) for each in shlex.split(words))

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from ingest.formats import json_post, ndjson, packed_post, senml
-from ingest.formats.post import Decode, Decoded, Post
+from ingest.formats.post import Decode, Decoded, Post, finished
 from ingest.model.reading import Reading
 from tests.support.posts import NOW_US, RULES
 
@@ -73,9 +73,7 @@ def post(**changes: Any) -> Post:
 
 def decoded(name: str, body: bytes, **changes: Any) -> Decoded:
     """Decode a body. Raises Refused."""
-    from ingest.formats.item_reader import whole  # noqa: PLC0415
-
-    return whole(BEGIN[name], body, post(**changes))
+    return finished(BEGIN[name](body, post(**changes)))
 
 
 # Oracles

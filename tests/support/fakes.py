@@ -13,30 +13,6 @@ from ingest.model.reading import Reading
 from ingest.model.rows import decode_rows
 
 
-class FakeReservation:
-    """A reservation in a FakeInlet."""
-
-    def __init__(self, inlet: FakeInlet) -> None:
-        self._inlet = inlet
-        self._used = False
-
-    async def put(self, block: Block, *, durable: bool = True) -> None:
-        """Take the block, or raise the inlet's `put_error`."""
-        assert not self._used
-        if self._inlet.put_error is not None and len(self._inlet.blocks) >= self._inlet.kept_first:
-            raise self._inlet.put_error
-        self._used = True
-        self._inlet.reserved -= 1
-        self._inlet.blocks.append(block)
-        self._inlet.durable.append(durable)
-
-    def release(self) -> None:
-        """Give the reservation back, if it is not used."""
-        if not self._used:
-            self._used = True
-            self._inlet.reserved -= 1
-
-
 class FakeInlet:
     """A buffer without bounds; a test can make it refuse (`error`) or wait (`open`)."""
 
@@ -69,7 +45,7 @@ class FakeInlet:
 
     async def reserve(
         self, rows: int, size_bytes: int, *, awaited: bool = False, sender: str = ""
-    ) -> FakeReservation:
+    ) -> Reservation:
         """Return a reservation once `open` is set, or raise `error`."""
         self.waiting += 1
         try:
@@ -80,7 +56,7 @@ class FakeInlet:
             raise self.error
         self.reserved += 1
         self.awaited.append(awaited)
-        return FakeReservation(self)
+        return Reservation(rows, size_bytes, self._put, self._free)
 
     def reserve_all(self, sizes: Sizes, *, awaited: bool = False) -> list[Reservation] | None:
         """Return a reservation for each block, None if it is not `open`, or raise `error`."""
@@ -90,7 +66,18 @@ class FakeInlet:
             raise self.error
         self.reserved += len(sizes)
         self.awaited += [awaited] * len(sizes)
-        return [FakeReservation(self) for _ in sizes]
+        return [Reservation(*size, self._put, self._free) for size in sizes]
+
+    async def _put(self, block: Block, _rows: int, _bytes: int, durable: bool) -> None:
+        """Take the block, or raise `put_error`."""
+        self.reserved -= 1
+        if self.put_error is not None and len(self.blocks) >= self.kept_first:
+            raise self.put_error
+        self.blocks.append(block)
+        self.durable.append(durable)
+
+    def _free(self, _rows: int, _bytes: int) -> None:
+        self.reserved -= 1
 
     @property
     def readings(self) -> list[Reading]:

@@ -176,8 +176,14 @@ class JournalRun:
         await self.buffer.loader.scan(self.stopping)
 
     def load(self) -> None:
-        """Start the loader."""
-        self._tasks.append(asyncio.create_task(self.buffer.loader.load(self.stopping)))
+        """Start the loader, unless it runs."""
+        if not self._tasks:
+            self._tasks.append(asyncio.create_task(self.buffer.loader.load(self.stopping)))
+
+    async def read_back(self) -> list[bytes]:
+        """Count what earlier processes left, and store all that is here; return its rows."""
+        await self.scan()
+        return [block.tuples for block in await self.drain()]
 
     async def put(self, block: Block, *, durable: bool = True) -> Block:
         """Post one block, as the receiver does."""
@@ -200,7 +206,8 @@ class JournalRun:
         self.buffer.settle(blocks)
 
     async def drain(self, rows_max: int = 1000) -> list[Block]:
-        """Take and settle until nothing is held; return all blocks."""
+        """Read back, take and settle until nothing is held; return all blocks."""
+        self.load()
         found: list[Block] = []
         while self.buffer.stats().rows:
             blocks = await self.take(rows_max)
@@ -227,6 +234,14 @@ class JournalRun:
     async def __aexit__(self, *_: object) -> None:
         await self.end()
         assert self.ledger.imbalance == 0
+
+
+async def left(folder: Path, count: int, *, rows: int = 1, **bounds: Any) -> list[bytes]:
+    """Make a journal of so many blocks in `folder` as a kill -9 leaves it; return their rows."""
+    async with JournalRun(folder.with_name(f"{folder.name}-before"), **bounds) as life:
+        blocks = [await life.put(make_block(rows)) for _ in range(count)]
+        await killed(life.folder, folder)
+    return [block.tuples for block in blocks]
 
 
 async def killed(folder: Path, copy: Path) -> None:

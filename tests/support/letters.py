@@ -70,6 +70,7 @@ class LetterFiles:
         self.folder = folder
         self._thread = ThreadPoolExecutor(1)
         self._runner = asyncio.Runner()
+        self._ended = False
         try:
             self._queue = self._do(self._opened(settings))
         except BaseException:
@@ -120,11 +121,14 @@ class LetterFiles:
         self._do(self._queue.backend.make_room())
 
     def close(self) -> None:
-        """Close the queue, and end the thread."""
+        """Close the queue, and end the thread. A second call does nothing."""
+        if self._ended:
+            return
         self._do(self._queue.close())
         self._end()
 
     def _end(self) -> None:
+        self._ended = True
         self._thread.submit(self._runner.close).result()
         self._thread.shutdown()
 

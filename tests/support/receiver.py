@@ -14,7 +14,7 @@ from ingest.app.receiving import make_endpoint
 from ingest.config.settings import Settings
 from ingest.model.block import Block
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
-from ingest.model.ports import BufferStats, PostInlet
+from ingest.model.ports import BufferStats, Inlet
 from ingest.receiver.refused_posts import RefusedPosts
 from tests.support import constants
 from tests.support.fakes import FakeAdmission, FakeDatabase, FakeDeadLetters, FakeInlet
@@ -116,7 +116,7 @@ class OverFakes:
 
     def __init__(
         self,
-        inlet: PostInlet,
+        inlet: Inlet,
         ledger: Ledger | None = None,
         *,
         settings: Settings | None = None,

@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from ingest.admin.dashboard.tail import Observed, Tail
 from ingest.app.status import StatusSource
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
 from ingest.model.ports import BufferStats
@@ -41,10 +42,13 @@ class FakeProcess:
         )
         self.source = StatusSource(
             role,
-            self.ledger,
-            lambda: (200, json.dumps(self.ready).encode()),
-            message=lambda: self.message,
-            refused_posts=lambda: self.refused,
+            Observed(
+                self.ledger,
+                lambda: (200, json.dumps(self.ready).encode()),
+                Tail(),
+                lambda: self.message,
+                lambda: self.refused,
+            ),
         )
 
     def sent(self, *, after_s: float = 1.0, final: bool = False) -> dict[str, Any]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ingest.app.up_admin import UpAdmin
+from ingest.admin.exposition import Exposition
+from ingest.app.admin import AdminSide
+from ingest.app.overview import Overview
 from ingest.config.settings import Settings
 from ingest.model.causes import FIELDS
-from tests.support.documents import REPOSITORY
 from tests.support.letters import folder_queue
 from tests.support.receiver import Client, Reply
 from tests.support.statuses import FakeProcess
@@ -21,29 +22,6 @@ from tests.support.statuses import FakeProcess
 TOKEN = "s3cret-token-of-the-test"
 # A process with a real ledger: it reports each second, counts what a line on its input says, and
 # ends with a last status when its input ends.
-CHILD = """
-import asyncio, json, sys
-from ingest.app.status import StatusSource
-from tests.support.statuses import FakeProcess
-
-async def main(role):
-    process, stop = FakeProcess(role), asyncio.Event()
-    source, ledger = process.source, process.ledger
-    send = lambda status: print(json.dumps(status), flush=True)
-    reader = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    running = asyncio.create_task(source.run(send, stop))
-    while line := await reader.readline():
-        process.takes(int(line))
-        ledger.request_answered("/v1/readings", 202, 0.001)
-        send(source.status())
-    stop.set()
-    await running
-    send(source.status(final=True))
-
-asyncio.run(main(sys.argv[1]))
-"""
 
 
 class UpRig:
@@ -52,14 +30,23 @@ class UpRig:
     def __init__(self, folder: Path) -> None:
         self.told: list[tuple[str, dict[str, Any]]] = []
         self.dead_letters = folder_queue(folder, bytes_max=10**8, segment_bytes=10**7, keep_days=1)
-        self.up = UpAdmin(
-            Settings(database_unsafe=True, admin_listen="127.0.0.1:0"),
-            dead_letters=self.dead_letters,
-            token=TOKEN,
-            guard=asyncio.create_task,
-            tell=lambda name, message: self.told.append((name, message)),
+        settings = Settings(database_unsafe=True, admin_listen="127.0.0.1:0")
+        overview = self.up = Overview(
+            settings,
+            dead_letters=self.dead_letters.stats,
             free_bytes=lambda: 10**12,
             advice={name: f"<{name}>" for name in FIELDS},
+        )
+        self.admin = AdminSide(
+            settings,
+            overview.observed._replace(ledger=overview.own),
+            dead_letters=self.dead_letters,
+            token=TOKEN,
+            release_hold=partial(
+                overview.release_hold, lambda name, message: self.told.append((name, message))
+            ),
+            several=overview.observed,
+            exposition=Exposition(overview.instances.shown),
         )
         self.address = ""
 
@@ -102,56 +89,13 @@ async def running_up(folder: Path) -> AsyncIterator[UpRig]:
     """Run the port on a free port of the loopback."""
     rig = UpRig(folder)
     await rig.dead_letters.open()
-    rig.address = await rig.up.start("127.0.0.1:1")
+    rig.address = await rig.admin.start("127.0.0.1:1")
+    stop = asyncio.Event()
+    shown = asyncio.create_task(rig.up.show(rig.admin.dashboard, stop))
     try:
         yield rig
     finally:
-        await rig.up.close()
+        stop.set()
+        await shown
+        await rig.admin.close()
         await rig.dead_letters.close()
-
-
-class Child:
-    """A real process that reports to the port, under a name."""
-
-    def __init__(self, rig: UpRig, name: str) -> None:
-        self._rig = rig
-        self.name = name
-        self._reading: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        """Start it, and wait for its first status."""
-        self.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", CHILD, self.name.rpartition("-")[0]),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            cwd=REPOSITORY,
-            limit=10**6,
-        )
-        self._first = asyncio.Event()
-        self._reading = asyncio.create_task(self._read())
-        async with asyncio.timeout(20):
-            await self._first.wait()
-
-    async def _read(self) -> None:
-        assert self.process.stdout is not None
-        while line := await self.process.stdout.readline():
-            self._rig.up.status(self.name, json.loads(line))
-            self._first.set()
-
-    async def takes(self, *rows: int) -> None:
-        """Let it count posts with so many readings."""
-        assert self.process.stdin is not None
-        self.process.stdin.write("".join(f"{each}\n" for each in rows).encode())
-        await self.process.stdin.drain()
-
-    async def end(self, *, kill: bool = False) -> None:
-        """End it, and tell the port. Repeatable."""
-        if self.process.returncode is None and kill:
-            self.process.kill()
-        elif self.process.stdin is not None:
-            self.process.stdin.close()
-        if self._reading is not None:
-            await self._reading
-            self._reading = None
-            await self.process.wait()
-            self._rig.up.gone(self.name, self.process.pid)

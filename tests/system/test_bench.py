@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import signal
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,11 +13,8 @@ import pytest
 
 import benchmarks.__main__
 from benchmarks.cases import CASES
-from benchmarks.processes import descendants, scratch
-from benchmarks.service import Service
-from benchmarks.stories import post_one
 from tests.support.commands import Here
-from tests.system.service import REPOSITORY, Done, environment, run_command, wait_gone
+from tests.system.service import REPOSITORY, Done, run_command
 
 
 async def bench(*words: object, within_s: float = 60) -> Done:
@@ -71,15 +66,6 @@ async def test_tree_is_compared_with_a_commit(open_tmp_path: Path) -> None:
     assert list(scratch.iterdir()) == []
 
 
-def test_service_is_measured_with_the_buffer_that_the_record_names() -> None:
-    """The buffer is memory, as for all recorded figures; the default, a journal, is slower."""
-    with scratch() as folder, Service(folder) as service:
-        with socket.create_connection(("127.0.0.1", service.port), 10) as device:
-            assert b'"ack":"buffered"' in post_one(device, 1_700_000_000_000_000)
-        service.quiet()
-        assert not (folder / "journal").exists()
-
-
 @pytest.fixture
 def here(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -95,17 +81,6 @@ def here(
 
     yield Here(capsys, main).ended
     signal.signal(signal.SIGTERM, before)
-
-
-@pytest.mark.parametrize("word", ["--quick", "--no-record"])
-def test_quick_and_no_record_write_nothing(
-    here: Callable[..., Done], tmp_path: Path, word: str
-) -> None:
-    """A run that only shows that everything works records no figures."""
-    done = here("--only", "singles", word, "--results", tmp_path)
-    assert done.code == 0, done.stderr
-    assert "left out" in done.stdout
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_the_machine_lacks_is_left_out_and_named(
@@ -143,52 +118,6 @@ def test_wrong_option_is_named_before_anything_runs(
     done = here(*words)
     assert done.code == 2
     assert why in done.stderr
-
-
-async def test_help_names_every_case() -> None:
-    """All names that `--only` takes are in the help."""
-    done = await bench("--help")
-    assert done.code == 0
-    assert all(case.name in done.stdout for case in CASES)
-
-
-@pytest.mark.slow
-@pytest.mark.alone
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_interrupt_shows_what_there_is_and_leaves_nothing(
-    open_tmp_path: Path, number: signal.Signals
-) -> None:
-    """Ctrl-C or a kill ends all programs, prints the runs until then, and records nothing."""
-    results, scratch = open_tmp_path / "results", open_tmp_path / "scratch"
-    scratch.mkdir()
-    scratch.chmod(0o755)
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "benchmarks", "--only", "start", "--runs", "50", "--results", str(results)),
-        cwd=REPOSITORY,
-        env=environment({"TMPDIR": str(scratch)}, measured=False),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    assert process.stderr is not None
-    try:
-        async with asyncio.timeout(40):
-            while b"run 1/50" not in (line := await process.stderr.readline()):
-                assert line, "it ended by itself"
-            while len(below := descendants(process.pid)) < 3:  # noqa: ASYNC110  another process
-                await asyncio.sleep(0.02)
-            process.send_signal(number)
-            out, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode == 130
-    assert b"start to committed s" in out
-    for pid in below:
-        await wait_gone(pid)
-    assert list(scratch.iterdir()) == []
-    assert not results.exists()
 
 
 @pytest.mark.slow
@@ -235,14 +164,3 @@ async def test_roles_are_measured_beside_the_service(tmp_path: Path) -> None:
     assert "; 5 pairs; CPU us a reading, serve: service " in up
     assert re.search(r"first 202: serve \d+\.\d\d s; up \d+\.\d\d s; idle: supervisor", start)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.slow
-@pytest.mark.alone
-async def test_cost_of_tls_is_measured() -> None:
-    """Both services take posts, and the ratios are told."""
-    done = await run_command("benchmarks.tls", "quick", within_s=60)
-    assert done.code == 0, done.stderr
-    told = re.findall(r"^(.+) with TLS, of that without: ([\d.]+) ", done.stdout, re.MULTILINE)
-    assert [name for name, _ in told] == ["rate", "CPU a post"]
-    assert all(0 < float(ratio) < 10 for _, ratio in told)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -129,31 +128,6 @@ async def test_page_shows_load_as_moving_curves_and_weighs_little(
         assert 10_000 < weight < WEIGHT_BYTES_MAX
         forged = "document.querySelector('#f-journal b').textContent = '1,234,567,890 MiB'; "
         assert await seen.page.evaluate(forged + TOO_WIDE)  # the check can fail
-
-
-@pytest.mark.slow
-async def test_hold_shows_within_three_seconds_and_goes_by_itself(
-    browser: Browser, tmp_path: Path, readings_url: str
-) -> None:
-    """After a renamed column the page shows the reason, the database's text and what to do."""
-    async with (
-        table(readings_url) as readings_connection,
-        dashboard(browser, tmp_path, readings_url) as (service, seen),
-    ):
-        async with Fleet(service.url, connections=2, rows=10):
-            await seen.wait_text("#state-word", "Accepting")
-            await readings_connection.execute("alter table readings rename value to val")
-            await seen.wait_text("#state-word", "Writes are paused", within_s=3)
-            await seen.wait_text("#state-text", "has no column value")
-            await seen.wait_text("#state-todo", "ingest schema show")
-            assert await seen.page.is_visible("#try-now")
-            assert await seen.page.get_attribute("#state", "data-level") == "warn"
-            assert (await seen.page.title()).startswith("Writes are paused")
-            await readings_connection.execute("alter table readings rename val to value")
-            await seen.page.click("#try-now")
-            await seen.wait_text("#state-word", "Accepting")
-            assert not await seen.page.is_visible("#try-now")
-        await service.wait_quiet()
 
 
 @pytest.mark.slow
@@ -399,142 +373,6 @@ SCALES = """(async () => {
         told: [0, 80 * 2 ** 20, 1.5 * 2 ** 30, 2 ** 41].map(bytes),
     };
 })()"""
-
-
-@pytest.mark.slow
-async def test_journal_tells_what_is_only_there_and_what_came_back(
-    browser: Browser, tmp_path: Path, readings_url: str, free_port: int
-) -> None:
-    """More posts than memory takes, then a kill: the next run's page shows what was recovered.
-
-    Two of four posts fit into memory; one of them is read back, since some memory is free.
-    """
-    address = f"127.0.0.1:{free_port}"
-    held = [{"device_id": "d", "metric": "m", "ts": 1.75e9 + n, "value": n} for n in range(2_000)]
-    async with (
-        table(readings_url) as readings_connection,
-        dashboard(browser, tmp_path, readings_url, admin_listen=address, buffer_rows_max=5_000) as (
-            service,
-            seen,
-        ),
-    ):
-        seen.lost_allowed = True
-        await seen.wait_text("#f-journal small", "of 8 GiB")
-        await readings_connection.execute("alter table readings rename value to val")
-        for number in range(4):
-            posted = [{**each, "metric": f"m{number}"} for each in held]
-            assert (await service.post(posted, ack="durable")).status == 202
-        await seen.wait_text(
-            "#state-text", "8,000 readings are kept, 2,000 of them on the disk only"
-        )
-        await seen.wait_text("#f-journal small", "2,000 only there")
-        await seen.wait_text("#c-buffer .legend", "on disk only 2,000")
-        await seen.wait_text("#c-journal .legend", " KiB")
-        await service.kill()
-        await seen.wait_text("#state-word", "Not connected")
-        await service.start()
-        back = "8,000 came back: 8,000 from the journal, 0 by replay"
-        await seen.wait_text("#f-balance", back, within_s=20)
-        await seen.wait_text("#state-text", "8,000 readings are kept")
-        await readings_connection.execute("alter table readings rename val to value")
-        await seen.wait_text("#state-text", "None is waiting")
-        await seen.wait_text("#f-balance", "Every reading is accounted for")
-
-
-@pytest.mark.slow
-async def test_journal_that_cannot_be_written_is_said_and_goes_by_itself(
-    browser: Browser, tmp_path: Path, readings_url: str
-) -> None:
-    """The page does not say "nearly full": no write succeeds (by a limit of file sizes)."""
-    limits = resource.RLIM_INFINITY, resource.RLIM_INFINITY
-    async with dashboard(browser, tmp_path, readings_url) as (service, seen):
-        await service.wait_state("accepting")
-        resource.prlimit(service.pid, resource.RLIMIT_FSIZE, (16, limits[1]))
-        assert (await service.post({"device_id": "d", "metric": "m", "value": 1})).status == 503
-        await seen.wait_text("#state-word", "The journal cannot be written", within_s=3)
-        await seen.wait_text("#state-todo", "full, read-only or failing?")
-        assert await seen.page.get_attribute("#state", "data-level") == "bad"
-        resource.prlimit(service.pid, resource.RLIMIT_FSIZE, limits)
-        await seen.wait_text("#state-word", "Accepting")
-
-
-@pytest.mark.slow
-async def test_start_without_a_database_says_that_posts_are_not_taken(
-    browser: Browser, tmp_path: Path, free_port: int
-) -> None:
-    """The page says that posts get 503, not that they are kept; it says what to do."""
-    url = f"postgresql://u@127.0.0.1:{free_port}/x"
-    async with dashboard(browser, tmp_path, url, buffer="memory") as (_, seen):
-        await seen.wait_text("#state-word", "Starting: posts are refused")
-        assert await seen.page.get_attribute("#state", "data-level") == "bad"
-        await seen.wait_text(
-            "#state-text", "Posts are not taken until the table has been checked; the database "
-        )
-        assert "kept" not in await seen.text("#state-text")
-        assert await seen.text("#state-word") == "Starting: posts are refused"
-        assert await seen.page.get_attribute("#state", "data-level") == "bad"
-        await seen.wait_text("#state-todo", "Start the database")
-        assert await seen.page.is_visible("#try-now")
-
-
-@pytest.mark.slow
-async def test_what_waits_for_the_table_is_not_called_dealt_with(
-    browser: Browser, tmp_path: Path, readings_url: str
-) -> None:
-    """With a lock of the operator and no new post, a reading is shown as still to be written."""
-    async with (
-        table(readings_url) as readings_connection,
-        dashboard(browser, tmp_path, readings_url) as (service, seen),
-    ):
-        await service.wait_state("accepting")
-        async with readings_connection.transaction():
-            await readings_connection.execute("lock table readings")
-            assert (await service.post({"device_id": "d", "metric": "m", "value": 1})).status == 202
-            await seen.wait_text("#state-text", "1 readings are kept (0 % of the journal). They")
-        await seen.wait_text("#state-text", "None is waiting")
-
-
-@pytest.mark.slow
-async def test_memory_has_no_journal_to_show(
-    browser: Browser, tmp_path: Path, readings_url: str
-) -> None:
-    """The page has no figure and no curve of a journal; the buffer is shown with its own bound."""
-    async with (
-        table(readings_url) as readings_connection,
-        dashboard(browser, tmp_path, readings_url, buffer="memory") as (service, seen),
-    ):
-        await readings_connection.execute("alter table readings rename value to val")
-        assert (await service.post({"device_id": "d", "metric": "m", "value": 1})).status == 202
-        await seen.wait_text("#state-text", "1 of 200,000 readings are kept")
-        assert await seen.page.locator("#c-buffer").count() == 1
-        assert await seen.page.locator("#f-journal, #c-journal").count() == 0
-        await readings_connection.execute("alter table readings rename val to value")
-        await seen.wait_text("#state-word", "Accepting")
-
-
-@pytest.mark.slow
-async def test_lost_service_is_said_and_found_again(
-    browser: Browser, tmp_path: Path, readings_url: str, free_port: int
-) -> None:
-    """The page says what to do; once the service runs again it goes on, with the new token."""
-    address = f"127.0.0.1:{free_port}"
-    async with dashboard(browser, tmp_path, readings_url, admin_listen=address) as (service, seen):
-        seen.lost_allowed = True
-        await service.stop()
-        await seen.wait_text("#link", "Not connected for")
-        await seen.wait_text("#state-word", "Not connected")
-        await seen.wait_text("#state-todo", "start it: ingest serve")
-        await service.start()
-        await seen.wait_text("#link", "Live", within_s=20)
-        await seen.wait_text("#state-word", "Accepting")
-        await seen.page.goto(service.info.page)  # a new start has a new token
-        await service.post({"device_id": "odd", "metric": "m", "value": "warm"}, strict="false")
-        await service.post([{"device_id": "odd", "metric": "m", "value": v} for v in (1, "warm")])
-        await seen.wait_text("#letters tbody", "wrong_type")
-        await seen.page.check("#letters-all")
-        await seen.page.click("#discard")
-        await seen.page.click("#ask-yes")
-        await seen.wait_text("#letters-note", "letters discarded")
 
 
 @pytest.mark.slow

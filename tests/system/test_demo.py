@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import pty
 import re
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -133,36 +131,6 @@ def test_demo_folder_is_removed_only_if_this_demo_has_made_it(tmp_path: Path) ->
     assert used.remove()
 
 
-async def test_demo_whose_service_dies_says_so_with_its_last_lines(open_tmp_path: Path) -> None:
-    """The demo ends when its service ends, with the service's last lines."""
-    await give_data(open_tmp_path / "demo")
-    async with _demo(open_tmp_path / "demo", *PORTS) as demo:
-        await demo.wait_line("^Ctrl-C stops")
-        info = running_service(open_tmp_path / "demo")
-        assert info is not None
-        os.kill(info.pid, signal.SIGKILL)
-        assert await demo.end() == 1
-    assert "the service ended with exit code -9; its last lines:" in demo.lines
-    assert any("/v1/readings" in line for line in demo.lines[-20:])
-    assert demo.lines[-1] == f"kept: {open_tmp_path / 'demo'}", "its log may say why"
-
-
-async def test_demo_on_a_busy_port_ends_with_the_services_own_words(open_tmp_path: Path) -> None:
-    """The demo prints the service's message about the port."""
-    with socket.socket() as busy:
-        busy.bind(("127.0.0.1", 0))
-        busy.listen()
-        address = f"127.0.0.1:{busy.getsockname()[1]}"
-        flags = ("--listen", address, "--admin-listen", "127.0.0.1:0")
-        async with _demo(open_tmp_path / "demo", *flags) as demo:
-            assert await demo.end() == 1
-    assert list(open_tmp_path.iterdir()) == []
-    said = "\n".join(demo.lines)
-    assert address in said
-    assert "--listen" in said
-    assert "Traceback" not in said
-
-
 async def test_demo_killed_takes_its_service_along(open_tmp_path: Path) -> None:
     """When the demo is killed, its service ends too."""
     await give_data(open_tmp_path / "demo")
@@ -173,46 +141,3 @@ async def test_demo_killed_takes_its_service_along(open_tmp_path: Path) -> None:
         demo.process.kill()
         await demo.process.wait()
         await wait_gone(info.pid)
-
-
-async def test_demo_used_wrongly_exits_with_two(open_tmp_path: Path) -> None:
-    """A wrong flag is named before anything starts."""
-    async with _demo(open_tmp_path / "demo", "--rate", "0") as demo:
-        assert await demo.end() == 2
-    (open_tmp_path / "file").write_text("")
-    async with _demo(open_tmp_path / "file" / "below") as demo:
-        assert await demo.end() == 2
-    assert "choose --state-dir" in demo.lines[-1]
-
-
-async def test_demo_on_a_terminal_shows_one_live_line(open_tmp_path: Path) -> None:
-    """On a terminal the status is rewritten in place, and the address of the page has its key."""
-    await give_data(open_tmp_path / "demo")
-    ours, theirs = pty.openpty()
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "loadgen.demo", "--state-dir", str(open_tmp_path / "demo"), *PORTS),
-        cwd=REPOSITORY,
-        env=environment({"TERM": "xterm", "COLUMNS": "120"}, measured=False),
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-    )
-    os.close(theirs)
-    seen = bytearray()
-    try:
-        async with asyncio.timeout(40):
-            while seen.count(b"committed |") < 3:
-                seen += await asyncio.to_thread(os.read, ours, 65536)
-        process.send_signal(signal.SIGINT)
-        async with asyncio.timeout(40):
-            while b"lost=0" not in seen:
-                seen += await asyncio.to_thread(os.read, ours, 65536)
-            assert await process.wait() == 0
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-        os.close(ours)
-    assert b"\x1b[2K" in seen, "lines are rewritten"
-    assert re.search(rb"dashboard: http://127.0.0.1:\d+/login/key\?key=\S{24}  ", seen)

@@ -17,8 +17,7 @@ import pytest
 from aiohttp import web
 
 from ingest.broker.connection import BrokerConnection
-from ingest.broker.publishing import Publisher
-from ingest.broker.roles import FORWARD, STREAM, SUBJECT
+from ingest.broker.roles import FORWARD, STREAM
 from ingest.broker.streams import WantedStream
 from ingest.embedded.broker import EmbeddedBroker
 from ingest.system.state_folder import StateFolder
@@ -27,7 +26,7 @@ from tests.support.commands import Here
 from tests.support.documents import DOCUMENTS, fences
 from tests.support.rows import readings
 from tests.support.webhook import Came, Webhook, items_of, messages_of
-from tests.system.service import REPOSITORY, Service, environment
+from tests.system.service import REPOSITORY, environment
 from tests.system.test_up_roles import real_up
 
 CONSUMER = FORWARD + "x"
@@ -207,27 +206,6 @@ async def test_broker_that_ends_and_comes_back_costs_nothing(tmp_path: Path) -> 
     assert sorted(target.items) == sorted(items_of(those))
 
 
-async def test_another_service_can_be_the_target(tmp_path: Path, readings_url: str) -> None:
-    """Its table has each reading once, with the very same values."""
-    those = readings(2_500)
-    async with (
-        broker_in(tmp_path / "a") as server,
-        Service(tmp_path / "b", database_url=readings_url, database_unsafe=True) as service,
-    ):
-        await service.wait_state("accepting")
-        await fill(server, messages_of(those, 250))
-        async with forward(tmp_path / "a", f"{service.url}/v1/readings?ack=committed") as running:
-            async with asyncio.timeout(20):
-                while True:
-                    found = await service.query("select * from readings order by ts, device_id")
-                    if len(found) == 2_500:
-                        break
-                    await asyncio.sleep(0.05)
-            assert (await running.end(signal.SIGTERM))[1].startswith("drained: sent=2500 ")
-        stored = [(each["device_id"], each["metric"], each["value"]) for each in found]
-        assert stored == [(each.device_id, each.metric, each.value) for each in those]
-
-
 @pytest.mark.slow
 async def test_up_forwards_what_its_gateway_takes(open_tmp_path: Path, readings_url: str) -> None:
     """`up` makes the consumer, and the table has the readings too, also of `ack=committed`."""
@@ -331,50 +309,3 @@ async def test_dead_letters_of_a_forwarder_are_not_replayed_into_the_table(
     done = await here("dlq", "stats", *words)
     assert done.code == 2
     assert "no `ingest forward` of this name has run here" in done.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-async def test_million_readings_to_a_target_that_fails_is_slow_and_dies(tmp_path: Path) -> None:
-    """One request in five fails, each takes a while, for a minute it is away; a kill -9 on top."""
-    count, rows = 1_000_000, 2_000
-    those = readings(count)
-    loop = asyncio.get_running_loop()
-    failed = 0
-
-    async def behave(came: Came) -> web.StreamResponse | None:
-        nonlocal failed
-        await asyncio.sleep(0.02)
-        if came.number % 5:
-            return None
-        failed += 1
-        if failed % 2:
-            target.keep(came)  # and the answer is lost
-        return web.Response(status=(500, 502, 503, 429)[failed % 4])
-
-    async with broker_in(tmp_path, 512 * MIB) as server, Webhook(behave) as target:
-        async with joined(server, "gateway") as gateway, joined(server, "admin") as admin:
-            await set_ack_wait(admin, 5)
-            publisher = Publisher(gateway, subject=SUBJECT, stream=STREAM, wait_s_max=60)
-            messages = messages_of(those, rows)
-            await asyncio.gather(
-                *(publisher.publish(f"m-{at}", each) for at, each in enumerate(messages))
-            )
-        began_s = loop.time()
-        async with forward(tmp_path, target.url) as first:
-            await until(lambda: len(target.kept) > 100, 120)
-            await first.end(signal.SIGKILL)
-        async with forward(tmp_path, target.url, "--send-retry-s-max", "2") as second:
-            await until(lambda: len(target.kept) > 250, 120)
-            await target.stop()
-            await asyncio.sleep(60)
-            status, text = await second.ask("/readyz")
-            assert (status, json.loads(text)["state"]) == (503, "target_away")
-            await target.start()
-            await until(lambda: len(target.kept) == count // rows, 240)
-            code, line = await second.end(signal.SIGTERM)
-        assert code == 0
-        assert "dead_lettered=0 skipped=0" in line
-    assert sorted(target.items) == sorted(items_of(those))
-    took_s = loop.time() - began_s
-    print(f"{took_s:.1f} s, {len(target.came)} posts, {failed} failed, {target.again} again")  # noqa: T201

@@ -40,7 +40,7 @@ async def test_run_against_the_service_reports_what_the_table_holds(
     async with Service(open_tmp_path / "state", **at_hand) as service:
         metrics = f"{service.admin_url}/metrics"
         done = await run_command(
-            *("loadgen", "run", "--url", service.url, "--metrics-url", metrics),
+            *("loadgen", "run", "--url", service.url, "--admin-url", metrics),
             *("--rate", 1000, "--arrivals", "poisson", "--posts", 1200, "--devices", 50),
             *("--batch", "1x3,10x1", "--duplicates", "5%", "--late", "2%", "--future", "2%"),
             *("--poison", "3%", "--broken", "2%", "--seed", 7),
@@ -127,17 +127,6 @@ async def _accept(_: int) -> web.StreamResponse:
     )  # without counts: all readings are accepted
 
 
-async def _refuse_every_third(number: int) -> web.StreamResponse:
-    if number % 3:
-        return await _accept(number)
-    return web.json_response({"code": "buffer_full"}, status=503)
-
-
-async def _never(_: int) -> web.StreamResponse:
-    await asyncio.sleep(60)
-    raise AssertionError("nobody waits so long")
-
-
 @asynccontextmanager
 async def _started(*words: object) -> AsyncIterator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
@@ -163,22 +152,6 @@ async def _until(ready: Callable[[], bool]) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_refused_post_is_sent_again_and_only_a_final_refusal_is_a_failure() -> None:
-    """A post with a 503 is sent again until it is taken (exit 0); with --no-retry exit 1."""
-    async with _scripted(_refuse_every_third) as (server, url):
-        words = ("loadgen", "run", "--url", url, "--rate", 300, "--posts", 60)
-        patient = await run_command(*words)
-        tries = server.requests
-        hasty = await run_command(*words, "--no-retry")
-    assert patient.code == 0, patient.stdout
-    assert f"{tries - 60} retries" in patient.stdout
-    assert "503 buffer_full: " in patient.stdout
-    assert tries > 60
-    assert hasty.code == 1
-    assert re.search(r"^wrong +\d+ posts refused for good$", hasty.stdout, re.MULTILINE)
-    assert "0 retries" in hasty.stdout
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_run_interrupted_still_reports_and_exits_130(
     number: signal.Signals, tmp_path: Path
@@ -198,53 +171,6 @@ async def test_run_interrupted_still_reports_and_exits_130(
     report = _read(path)
     assert report["interrupted"]
     assert report["posts"]["right"] == report["posts"]["taken"] == server.requests
-
-
-async def test_second_interrupt_ends_at_once_and_says_what_was_open(tmp_path: Path) -> None:
-    """A second signal does not wait for missing answers; the report counts them."""
-    path = tmp_path / "run.json"
-    async with (
-        _scripted(_never) as (server, url),
-        _started("--url", url, "--closed", "--connections", 5, "--json", path) as process,
-    ):
-        assert process.stderr is not None
-        await _until(lambda: server.requests == 5)
-        process.send_signal(signal.SIGINT)
-        async with asyncio.timeout(20):
-            assert b"again: at once" in await process.stderr.readline()
-            assert process.returncode is None, "posts in flight are waited for"
-            process.send_signal(signal.SIGINT)
-            await process.wait()
-    assert process.returncode == 130
-    posts = _read(path)["posts"]
-    assert (posts["lost"], posts["lost_may_be_stored"], posts["taken"]) == (5, 5, 5)
-
-
-async def test_run_without_a_service_says_so_and_exits_two(free_port: int) -> None:
-    """Without a service there is no report, and the exit code is 2."""
-    done = await run_command("loadgen", "run", "--url", f"http://127.0.0.1:{free_port}")
-    assert done.code == 2
-    assert f"cannot connect to 127.0.0.1:{free_port}" in done.stderr
-    assert "--url" in done.stderr
-    assert done.stdout == ""
-
-
-async def test_report_that_cannot_be_written_is_said_and_no_success(tmp_path: Path) -> None:
-    """If the report's folder is gone at the end, the summary is still printed (exit 1)."""
-    folder = tmp_path / "gone"
-    folder.mkdir()
-
-    async def accept(number: int) -> web.StreamResponse:
-        if folder.exists():
-            folder.rmdir()
-        return await _accept(number)
-
-    async with _scripted(accept) as (_, url):
-        path = folder / "run.json"
-        done = await run_command("loadgen", "run", "--url", url, "--posts", 3, "--json", path)
-    assert done.code == 1
-    assert "3 answered as they should" in done.stdout
-    assert f"cannot write {path}: No such file" in done.stderr
 
 
 async def test_run_on_a_terminal_shows_live_lines_and_then_the_summary() -> None:
@@ -277,23 +203,6 @@ async def test_run_on_a_terminal_shows_live_lines_and_then_the_summary() -> None
     assert "in flight" in live
     assert "p99 " in live
     assert "200 offered (100/s), 200 answered as they should" in summary
-
-
-async def test_find_max_ends_with_a_table_and_a_result_as_json(tmp_path: Path) -> None:
-    """With an impossible bound the steps are shown, and exit code 1 says that no rate was found."""
-    path = tmp_path / "found.json"
-    async with _scripted(_accept) as (_, url):
-        done = await run_command(
-            *("loadgen", "run", "--url", url, "--find-max", "--p99-ms", "0.000001"),
-            *("--rate", 1, "--step-s", 0.5, "--json", path),
-        )
-    assert done.code == 1
-    assert "answered/s" in done.stdout
-    assert "p99 above 1e-06 ms" in done.stdout
-    assert "no rate was found" in done.stdout
-    report = _read(path)
-    assert (report["schema"], report["found_posts_per_s"]) == ("iot-ingest/loadgen-find-max", None)
-    assert [each["passed"] for each in report["steps"]] == [False]
 
 
 @pytest.mark.slow

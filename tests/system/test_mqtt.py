@@ -102,35 +102,6 @@ async def test_each_message_is_stored_once_through_kills_of_all_three(open_tmp_p
         assert "wrong_type" in kept + bridge or "all_invalid" in bridge
 
 
-async def test_two_share_a_topic_and_one_is_killed(open_tmp_path: Path) -> None:
-    """What the killed one has not acknowledged is kept for it, and comes when it is back."""
-    tmp_path = open_tmp_path
-    async with (
-        Mosquitto(tmp_path / "broker") as broker,
-        publisher(broker.port) as client,
-        Service(tmp_path / "service") as service,
-    ):
-        more = {"topic": "$share/ingest/sensors/#"}
-        async with (
-            process(tmp_path / "a", broker, service, client_id="a", **more) as first,
-            process(tmp_path / "b", broker, service, client_id="b", **more) as second,
-        ):
-            for each in (first, second):
-                await each.wait_receiving()
-            await publish(client, map(item, range(PART)))
-            await stored(service, PART)
-            for each in (first, second):
-                assert await each.sample("ingest_mqtt_messages_total", outcome="taken") > PART / 4
-            publishing = asyncio.create_task(publish(client, map(item, range(PART, 2 * PART))))
-            await asyncio.sleep(0.05)
-            await second.kill()
-            await publishing
-            await second.start()
-            await stored(service, 2 * PART)
-            code, _ = await second.stop()
-            assert code == 0
-
-
 async def test_messages_of_a_source_are_stored_once_through_a_kill(open_tmp_path: Path) -> None:
     """Of many topics, and of one; each message has a time of its own."""
     tmp_path = open_tmp_path

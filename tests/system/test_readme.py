@@ -54,7 +54,7 @@ NEEDS_MORE = {
     "spark.read": "another program; it was not tried",
     "import pandas": "another library; it was tried by hand",
     "create extension": "TimescaleDB, which no test has; it was tried by hand",
-    "create role ingest_reader": "a role for all databases of the server; test_deployed.py has it",
+    "create role ingest_reader": "a role of the whole server; `./run containers` makes it",
     "export REGISTRY=": "a cluster; `./run containers` runs the pods",
     "sed -i 's|https://runbook.example": "run by test_deploy.py on a copy",
     "./run test  ": "it would run itself",

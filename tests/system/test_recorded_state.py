@@ -27,7 +27,6 @@ from tests.path.recorded.service import Done, Running, command, run_sql
 from tests.support.rollups import DAY_US, HOUR_US, differences, raw, stored
 from tests.support.rollups import expected as rollups_of
 
-BYTES_MAX = 200_000
 LONG_AGO_S = 1_000_000_000.0  # the files are older than the longest time for finished files
 TABLE_SQL = """
     select (extract(epoch from ts) * 1000000)::bigint as ts_us, device_id, metric, value
@@ -165,41 +164,6 @@ async def test_recorded_state_folder_is_taken_over(
         assert samples["ingest_readings_recovered_total"] == 0
         assert samples["ingest_readings_replayed_total"] == 0
         assert differing(everything, await table(database_url)) == []
-
-
-def test_recorded_state_folder_holds_what_the_takeover_is_about(
-    recorded: Path, expected: dict[str, Any]
-) -> None:
-    """Several segments, readings done and not done, dead letters of each reason, marks: small."""
-    files = [path for path in recorded.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < BYTES_MAX
-    kinds = Counter(path.suffix for path in files)
-    assert kinds[".log"] >= 2
-    assert kinds[".done"] >= 1
-    assert kinds[".cursor"] >= 1
-    reasons = Counter(reason for _, reason in expected["dead_letters"]["list"])
-    assert reasons == {
-        "refused_by_database": len(expected["refused"]),
-        "retries_exhausted": 5,
-        "drained": 8,
-        "invalid": expected["invalid"],
-    }
-    assert expected["dead_letters"]["stats"]["torn"] == 1
-    journal, elsewhere = expected["journal"], expected["elsewhere"]
-    assert len(journal) < expected["recovered"], "a client has sent some twice"
-    all_rows = [*journal, *elsewhere, *expected["returning"], *expected["refused"]]
-    assert len({tuple(row) for row in all_rows}) == len(all_rows)
-    assert {row[1] for row in elsewhere} == {"written", "replayed"}
-
-
-def test_reading_that_is_missing_or_not_wanted_is_found(expected: dict[str, Any]) -> None:
-    """The comparison finds a missing and an unwanted reading, so it can fail."""
-    rows = expected["journal"]
-    assert differing(rows, rows) == []
-    assert len(differing(rows, rows[1:])) == 1
-    assert len(differing(rows, [*rows, rows[0]])) == 1
-    assert len(differing(rows, [*rows, expected["elsewhere"][0]])) == 1
-    assert len(differing(rows, [[*rows[0][:3], 0.5], *rows[1:]])) == 2
 
 
 @pytest.mark.slow

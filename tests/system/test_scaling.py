@@ -18,6 +18,7 @@ from ingest.embedded.broker_program import find_program
 from ingest.embedded.server import EmbeddedPostgres
 from tests.support.documents import DOCUMENTS
 from tests.support.tcp_ports import free_port
+from tests.system.manager import Manager
 from tests.system.roles import Running, has_rows, running, takes
 from tests.system.service import REPOSITORY
 
@@ -68,7 +69,7 @@ class Recipe:
         return home / "nats.conf"
 
     @asynccontextmanager
-    async def shell(self, name: str, script: str) -> AsyncIterator[Running]:
+    async def shell(self, name: str, script: str, **more: str) -> AsyncIterator[Running]:
         """Run commands of the document in a shell, which ends with the block."""
         shared = blocks("sh")[0].partition("export INGEST_BROKER_URL")[0]
         ours = f'ingest() {{ exec "{sys.executable}" -P -m ingest "$@"; }}\n'
@@ -77,6 +78,7 @@ class Recipe:
             "INGEST_STATE_DIR": str(self.folder / name),
             "INGEST_ADMIN_LISTEN": "127.0.0.1:0",
             "INGEST_STREAM_BYTES_MAX": "64MiB",
+            **more,
         }
         words = ("bash", "-ec", ours + self.here(shared + script))
         log = self.folder / f"{name}.log"
@@ -94,7 +96,10 @@ class Recipe:
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 async def test_recipe_of_three_machines_works_and_survives_one(open_tmp_path: Path) -> None:
-    """Two gateways and two writers on three servers: all is in the table, the leader is killed."""
+    """Two gateways and two writers on three servers: all is in the table, the leader is killed.
+
+    A process manager hears when a role is ready.
+    """
     server = EmbeddedPostgres(open_tmp_path / "postgres")
     url = await server.start()
     async with AsyncExitStack() as ending:
@@ -119,10 +124,13 @@ async def test_recipe_of_three_machines_works_and_survives_one(open_tmp_path: Pa
             await ending.enter_async_context(recipe.shell(f"writer{number}", writer))
             for number in range(2)
         ]
+        manager = ending.enter_context(Manager(str(open_tmp_path / "notify")))
         addresses = []
         for number in range(2):
-            process = await ending.enter_async_context(recipe.shell(f"gateway{number}", gateway))
-            addresses.append(await process.address())
+            named = recipe.shell(f"gateway{number}", gateway, NOTIFY_SOCKET=manager.address)
+            addresses.append(await (await ending.enter_async_context(named)).address())
+        await manager.wait("READY", "1")
+        await manager.wait("STATUS", "accepting")
         await takes(addresses[0], 0, 20)
         await takes(addresses[1], 20, 20)
         await has_rows(url, 40)

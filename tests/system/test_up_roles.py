@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,13 @@ from typing import Any
 import asyncpg
 import pytest
 
+from ingest.embedded.broker_program import find_program
 from ingest.system.clock import monotonic_s
+from tests.support.clusters import LOCAL
+from tests.support.deployment import DEPLOY
 from tests.support.supervisors import Devices
+from tests.support.tcp_ports import free_port
+from tests.system.roles import running
 from tests.system.service import Done, Service, run_command
 from tests.system.test_up import Up, children, restart
 
@@ -173,12 +179,35 @@ async def test_killed_supervisor_loses_nothing_that_was_acknowledged(open_tmp_pa
 
 
 @pytest.mark.slow
-async def test_up_starts_from_nothing_with_its_own_database(open_tmp_path: Path) -> None:
-    """No folder, no database, no broker: the post is in the table."""
-    async with Up(open_tmp_path / "s") as service:
-        devices = Counters(service.url)
-        await devices.one()
-        assert devices.faults == []
-        await all_stored(service, devices.kept)
-        code, output = await service.stop()
-        assert code == 0, output
+async def test_up_uses_a_broker_of_yours_with_its_one_user(
+    open_tmp_path: Path, readings_url: str
+) -> None:
+    """up.conf in place of roles.conf: streams, all processes of `up`, and the commands."""
+    port, monitor = free_port(), free_port()
+    text = (DEPLOY / "nats" / "single.conf").read_text().replace("roles.conf", "up.conf")
+    text = text.replace("0.0.0.0:4222", f"{LOCAL}:{port}").replace(
+        "0.0.0.0:8222", f"{LOCAL}:{monitor}"
+    )
+    text = text.replace("/var/lib/iot-ingest/nats", str(open_tmp_path / "store"))
+    (open_tmp_path / "nats.conf").write_text(text)
+    shutil.copy(DEPLOY / "nats" / "up.conf", open_tmp_path)
+    (open_tmp_path / "passwords.conf").write_text('UP_PASSWORD: "one"\n')
+    broker = {
+        "broker_url": f"nats://up:one@{LOCAL}:{port}",
+        "broker_monitor_url": f"http://{LOCAL}:{monitor}",
+        "stream_bytes_max": "64MiB",
+    }
+    env = {f"INGEST_{name.upper()}": value for name, value in broker.items()}
+    words = (str(find_program()), "--config", str(open_tmp_path / "nats.conf"))
+    async with running(open_tmp_path / "nats.log", *words, env={}) as nats:
+        await nats.line_with("Server is ready")
+        for word in ("apply", "check"):
+            done = await run_command("ingest", "stream", word, env=env)
+            assert done.code == 0, done.stderr
+        async with real_up(open_tmp_path, readings_url, gateways=2, **broker) as service:
+            devices = Counters(service.url)
+            for _ in range(20):
+                await devices.one()
+            assert devices.faults == []
+            await all_stored(service, devices.kept)
+            assert (await service.stop())[0] == 0

@@ -216,50 +216,6 @@ async def test_kill_of_a_service_that_acknowledged_too_early_is_red(
     assert "the service was started anew during the run" in result.notes
 
 
-@pytest.mark.slow
-async def test_kill_of_a_service_with_a_journal_is_green(
-    open_tmp_path: Path, readings_url: str, free_port: int
-) -> None:
-    """The same kill loses no reading that was answered `durable`: the next start stores it."""
-    result = await _ended_while_it_holds(
-        open_tmp_path, readings_url, free_port, "durable", buffer="journal"
-    )
-    assert result.green, text(result)
-    assert result.counts["acknowledged"] > 3_000
-    assert result.balance is not None
-    assert result.balance.is_zero
-
-
-@pytest.mark.slow
-async def test_kill_of_a_service_that_acknowledges_what_is_committed_is_green(
-    open_tmp_path: Path, readings_url: str, free_port: int
-) -> None:
-    """The same kill loses no reading: unanswered posts are sent again, and stored once."""
-    result = await _ended_while_it_holds(open_tmp_path, readings_url, free_port, "committed")
-    assert result.green, text(result)
-    assert result.counts["acknowledged"] > 3_000
-    assert result.tries[0] > 0
-    assert result.balance is not None
-    assert result.balance.is_zero
-
-
-@pytest.mark.slow
-async def test_drained_readings_are_waited_for_until_they_have_come_back(
-    open_tmp_path: Path, readings_url: str, free_port: int
-) -> None:
-    """An orderly stop keeps them as dead letters; the next start writes them to the table."""
-    result = await _ended_while_it_holds(
-        open_tmp_path, readings_url, free_port, "buffered", kill=False
-    )
-    assert result.green, text(result)
-    assert result.quiet
-    assert result.balance is not None
-    dead_letters = open_tmp_path / "state/dead-letters"
-    drained = b"".join(path.read_bytes() for path in dead_letters.glob("*.jsonl"))
-    assert drained.count(b'"reason":"drained"') >= 500
-    assert set(result.reasons) == {"invalid"}
-
-
 # A generator that is interrupted or killed
 
 

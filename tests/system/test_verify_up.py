@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
-import random
-import re
 import signal
 from pathlib import Path
 
@@ -71,53 +68,3 @@ async def test_readings_of_all_gateways_are_where_they_were_promised(open_tmp_pa
         (rows,) = await service.query("select count(*) from readings")
         assert rows["count"] == summary["readings"]["in_table"] > 1_000
         assert not list((service.state_dir / "dead-letters").glob("*.jsonl"))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(400)
-@pytest.mark.parametrize("seed", [1, 2])
-async def test_nothing_is_lost_while_all_parts_are_killed_and_frozen(
-    open_tmp_path: Path, seed: int
-) -> None:
-    """kill -9, SIGTERM and SIGSTOP of children, rolling restarts, and the death of the broker."""
-    choice = random.Random(seed)
-    async with Up(open_tmp_path / "s", gateways=2, writers=2) as service:
-        await service.wait_state("accepting")
-        ledger = open_tmp_path / "ledger"
-        words = ("--duration-s", 20, "--rate", 200, "--seed", seed, "--settle-s", 120)
-        verify = verifying(service, *words, "--ledger", ledger)
-        await committed(service, 300)
-        numbers = [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP]
-        for number in choice.sample([*numbers, signal.SIGHUP, None], 5):
-            if number == signal.SIGHUP:
-                os.kill(service.pid, number)
-            elif number is None:
-                await kill_broker(service)
-            else:
-                os.kill(choice.choice(children(service.pid)), number)
-            await asyncio.sleep(choice.uniform(1, 4))
-        check(await verify)
-
-        await service.query("delete from readings where ts = (select max(ts) from readings)")
-        discard = ("dlq", "discard", "--where", "reason=invalid", "--yes", "--state-dir")
-        assert (await run_command("ingest", *discard, service.state_dir)).code == 0
-        again = ("--reconcile-only", "--ledger", ledger, "--state-dir", service.state_dir)
-        done = await run_command("loadgen", "verify", *again, within_s=200)
-        assert done.code == 1, "a row of the table is gone, and so are the dead letters"
-        lost = re.search(r"^not lost +([\d,]+) BROKEN", done.stdout, re.MULTILINE)
-        assert lost is not None, done.stdout
-        assert int(lost[1].replace(",", "")) > 100
-        assert "a live letter" not in done.stdout
-
-
-async def kill_broker(service: Up) -> None:
-    """Kill nats-server, which the supervisor starts again."""
-    folder = os.fsencode(service.state_dir / "broker")
-    for each in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            words = (each / "cmdline").read_bytes().split(b"\0")
-            parent = int((each / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == service.pid and any(word.startswith(folder) for word in words):
-                os.kill(int(each.name), signal.SIGKILL)
-                return
-    raise AssertionError("there is no broker")

@@ -15,10 +15,11 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from socket import gethostname
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 
+from ingest import __version__
 from ingest.admin.dashboard.assets import (
     CSRF_PLACE,
     NO_STORE,
@@ -34,7 +35,7 @@ from ingest.admin.dashboard.letters import ACT_LETTERS_MAX, LISTED_MAX, Letters
 from ingest.admin.dashboard.query import CONDITIONS, device, number, parameters, wanted, where
 from ingest.admin.dashboard.runbook import FILE as RUNBOOK
 from ingest.admin.dashboard.runbook import runbook
-from ingest.admin.dashboard.tail import Tail, TailSample, TailSource
+from ingest.admin.dashboard.tail import Observed, TailSample
 from ingest.admin.guard import KEY_PATH, Guard
 from ingest.dead_letters.store import Selection
 from ingest.http.bodies import Bodies
@@ -42,7 +43,6 @@ from ingest.http.request import Request
 from ingest.http.response import JSON, Answer
 from ingest.http.routes import POST, READ, Route
 from ingest.model.errors import Refused
-from ingest.model.ledger import Ledger
 from ingest.model.ports import STATES
 from ingest.sinks.postgres.lookup import Lookup
 from ingest.system.clock import rfc3339_s, sleep_unless, unix_us
@@ -58,37 +58,25 @@ Look = Callable[[Request, str], Awaitable[Answer]]
 Action = Callable[[Selection, int], Awaitable[dict[str, Any]]]
 
 
-class Sources(NamedTuple):
-    """What the dashboard reads of the running service. All calls are cheap and never wait.
-
-    `hold_message` is the message of the database. `lookup` is None until there is a database.
-    """
-
-    version: str
-    ledger: Ledger
-    readyz: Callable[[], tuple[int, bytes]]
-    hold_message: Callable[[], str]
-    lookup: Callable[[], Lookup | None]
-
-
 class Dashboard:
     """The dashboard of one service. `close` ends all streams; it comes before the port's close.
 
-    `settings` are those that the page shows, by name. `tail` is that of the readings that come.
+    `settings` are those that the page shows, by name. `lookup` returns None until there is a
+    database.
     """
 
     def __init__(
         self,
         settings: Mapping[str, Any],
-        sources: Sources,
+        observed: Observed,
         letters: Letters,
         guard: Guard,
         bodies: Bodies,
         *,
-        tail: TailSource | None = None,
+        lookup: Callable[[], Lookup | None],
     ) -> None:
         self._settings = settings
-        self._sources = sources
+        self._observed = observed
         self._letters = letters
         self._guard = guard
         self._bodies = bodies
@@ -99,10 +87,10 @@ class Dashboard:
         )
         self._started_us = unix_us()
         self.listen = ""  # the address of the data port, when it is known
-        self.tail = tail or Tail()
+        self.tail = observed.tail
         self.devices = Devices()
-        self.history = History(sources.ledger, look=self._look_at)
-        self._device_pages = DevicePages(self.devices, sources.lookup)
+        self.history = History(observed.ledger, look=self._look_at)
+        self._device_pages = DevicePages(self.devices, lookup)
         self.feed = Feed()
         self._sample = TailSample([], [], 0, [], False)
         self._log = get_logger("dashboard")
@@ -111,11 +99,11 @@ class Dashboard:
 
     def _look_at(self) -> tuple[str, int]:
         """Return the state, and how bad it is: an index into LEVELS."""
-        status, ready = self._sources.readyz()
+        status, ready = self._observed.readyz()
         document = orjson.loads(ready)
         if document.get("refusing", status != 200):
             return document["state"], 2
-        gauges = self._sources.ledger.gauges
+        gauges = self._observed.ledger.gauges
         away = gauges is not None and gauges.database_up() is False
         waiting = document["state"] != "accepting" or away or document.get("cause")
         return document["state"], int(bool(waiting))
@@ -182,7 +170,7 @@ class Dashboard:
             self.feed.send(self._event())
 
     def _event(self) -> bytes:
-        m = self._sources.ledger
+        m = self._observed.ledger
         figures: dict[str, Any] = {
             "received": m.received,
             "committed": m.committed,
@@ -206,9 +194,9 @@ class Dashboard:
             {
                 "t": self.history.second,
                 "v": self.history.newest(),
-                "ready": orjson.Fragment(self._sources.readyz()[1]),
+                "ready": orjson.Fragment(self._observed.readyz()[1]),
                 "level": LEVELS[self._look_at()[1]],
-                "said": self._sources.hold_message()[:500],
+                "said": self._observed.message()[:500],
                 "sum": figures,
             }
         )
@@ -231,7 +219,7 @@ class Dashboard:
         given = parameters(query, "since")
         first, columns = self.history.since(int(number(given, "since", 0, 0, 1e12)))
         document = {
-            "version": self._sources.version,
+            "version": __version__,
             "started": rfc3339_s(self._started_us),
             "host": gethostname(),
             "listen": self.listen,

@@ -9,12 +9,13 @@ bounded; what is too much is left out, and nothing waits.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from ingest.dead_letters.store import device_in
 from ingest.formats.post import Decoded, ItemError
+from ingest.model.ledger import Ledger
 from ingest.model.letter import REFUSED, Letter
 from ingest.model.ports import DeadLetters
 from ingest.model.reading import Reading
@@ -39,25 +40,18 @@ class TailSample(NamedTuple):
     rejected_sampled: bool  # there were more than were kept
 
 
-class TailSource(Protocol):
-    """What the dashboard asks of a tail."""
+class Observed(NamedTuple):
+    """What a process says of itself, or several as one. All calls are cheap and never wait.
 
-    watched: int  # the number of pages that show it
+    `readyz` is that of its health, `message` the last one of its database. `refused_posts` are the
+    last ones, newest first.
+    """
 
-    def observe(self, decoded: Decoded) -> None:
-        """Keep a sample of a decoded post, quickly. Never fails."""
-
-    def refused(self, letters: Sequence[Letter]) -> None:
-        """Keep the devices whose readings the database refused."""
-
-    def follow(self, device_id: str) -> bool:
-        """Keep readings of a device from now on; False if too many are followed already."""
-
-    def unfollow(self, device_id: str) -> None:
-        """End one `follow`."""
-
-    def take(self) -> TailSample:
-        """Return what was kept since the last call."""
+    ledger: Ledger
+    readyz: Callable[[], tuple[int, bytes]]
+    tail: Tail
+    message: Callable[[], str] = str
+    refused_posts: Callable[[], list[dict[str, Any]]] = list
 
 
 @dataclass
@@ -68,11 +62,12 @@ class _Kept:
     found: deque[bytes] = field(default_factory=lambda: deque(maxlen=FOUND_MAX))
     errors: list[ItemError] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)  # devices
+    gathered: list[Reading] = field(default_factory=list)
     left_out: bool = False
 
 
 class Tail:
-    """The tail of one service. `watched` is the number of pages that show it."""
+    """The tail of one service, or of several. `watched` is the number of pages that show it."""
 
     def __init__(self) -> None:
         self.watched = 0
@@ -109,6 +104,21 @@ class Tail:
         self._kept.refused += [each.device_id for each in refused[:most]]
         self._kept.left_out |= len(refused) > most
 
+    def add(self, sent: Mapping[str, Any]) -> None:
+        """Add the sample of another process, as app/status.py has sent it. Raises ValueError.
+
+        Of a device that a page follows it has only what this process happened to sample.
+        """
+        kept = self._kept
+        try:
+            readings = [Reading(*each) for each in sent["readings"]]
+            kept.gathered = [*kept.gathered, *readings][-GATHERED_MAX:]
+            kept.refused = [*kept.refused, *map(str, sent["rejected"])][:ERRORS_MAX]
+            kept.left_out |= bool(sent["rejected_sampled"])
+            self._posts += int(sent["posts"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"no sample of a tail: {error}") from error
+
     def follow(self, device_id: str) -> bool:
         """Search every post for a device from now on; False if too many are followed already."""
         if device_id not in self._followed and len(self._followed) >= FOLLOWED_MAX:
@@ -130,65 +140,23 @@ class Tail:
         posts, self._posts = self._posts, 0
         self._left = POSTS_PER_PERIOD if self.watched else 0
         devices = [device[:128] for each in kept.errors if (device := device_in(each.original))]
+        sampled, found = (
+            [reading for head in heads for reading in first_readings(head, ROWS_PER_POST)]
+            for heads in (kept.heads, kept.found)
+        )
         return TailSample(
-            [reading for head in kept.heads for reading in first_readings(head, ROWS_PER_POST)],
-            [
-                reading
-                for head in kept.found
-                for reading in first_readings(head, ROWS_PER_POST)
-                if reading.device_id in self._followed
-            ],
+            sampled + kept.gathered,
+            [each for each in found + kept.gathered if each.device_id in self._followed],
             posts,
             devices + kept.refused,
             kept.left_out,
         )
 
 
-class GatheredTail:
-    """The samples that several processes send, as one. A device can be followed in them only."""
-
-    def __init__(self) -> None:
-        self.watched = 0
-        self._sample = TailSample([], [], 0, [], False)
-
-    def add(self, sent: Mapping[str, Any]) -> None:
-        """Add what app/status.py has made of a sample. Raises ValueError."""
-        kept = self._sample
-        try:
-            readings = [Reading(*each) for each in sent["readings"]]
-            self._sample = TailSample(
-                [*kept.sampled, *readings][-GATHERED_MAX:],
-                [],
-                kept.posts + int(sent["posts"]),
-                [*kept.rejected, *map(str, sent["rejected"])][:ERRORS_MAX],
-                kept.rejected_sampled or bool(sent["rejected_sampled"]),
-            )
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"no sample of a tail: {error}") from error
-
-    def observe(self, decoded: Decoded) -> None:
-        """Do nothing: this process has no posts."""
-
-    def refused(self, letters: Sequence[Letter]) -> None:
-        """Do nothing: this process has no writers."""
-
-    def follow(self, device_id: str) -> bool:
-        """Do nothing: all devices of the sample are followed."""
-        return True
-
-    def unfollow(self, device_id: str) -> None:
-        """Do nothing."""
-
-    def take(self) -> TailSample:
-        """Return the samples since the last call."""
-        kept, self._sample = self._sample, TailSample([], [], 0, [], False)
-        return kept._replace(followed=kept.sampled)
-
-
 class ObservedDeadLetters:
     """A ports.DeadLetters that appends to another one, and then tells the tail."""
 
-    def __init__(self, letters: DeadLetters, tail: TailSource) -> None:
+    def __init__(self, letters: DeadLetters, tail: Tail) -> None:
         self._letters = letters
         self._tail = tail
 

@@ -14,24 +14,25 @@ Does not: write files (log.py, thread.py and folder.py do), or know what becomes
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
+from functools import partial
 from math import inf
 
-from ingest.buffers.bounded_memory import BoundedMemory
+from ingest.buffers.bounded_memory import COMPLETED, BoundedMemory
+from ingest.buffers.decision import Decision
 from ingest.buffers.frames import HEAD_BYTES
-from ingest.buffers.journal.entries import JournalReservation, UnwrittenFrames, append_last
+from ingest.buffers.journal.entries import JournalEntry, UnwrittenFrames
 from ingest.buffers.journal.index import Segment
-from ingest.buffers.journal.loader import LIVE_BATCH_ROWS_MAX, Loader, RecoveryCounts
+from ingest.buffers.journal.loader import LIVE_BATCH_ROWS_MAX, Loader
 from ingest.buffers.journal.log import Journal
-from ingest.buffers.journal.shared_entries import SharedEntries
 from ingest.buffers.queue import BlockQueue
 from ingest.buffers.waiting import Place, WaitingPosts, WaitingWriters
 from ingest.model.ack import Outcome
 from ingest.model.block import SHARED_ROWS_MAX, Block
-from ingest.model.errors import JournalBroken
+from ingest.model.errors import JournalBroken, NotKept
+from ingest.model.ledger import Ledger
 from ingest.model.ports import BufferStats, JournalStats, Reservation, Sizes, Told, Work
-from ingest.system.clock import monotonic_s, unix_us
+from ingest.system.clock import monotonic_s
 
 BACKLOG_EVERY = 4  # batches
 LIVE_S = 1.0  # for so long after a live post more live posts are expected
@@ -52,7 +53,7 @@ class JournalBuffer:
     def __init__(
         self,
         journal: Journal,
-        counts: RecoveryCounts,
+        counts: Ledger,
         *,
         rows_max: int,
         bytes_max: int,
@@ -62,18 +63,17 @@ class JournalBuffer:
         shared_rows_max: int = SHARED_ROWS_MAX,
     ) -> None:
         self.journal = journal
-        self.loader: Loader  # made by open
-        self.read_wanted = asyncio.Event()  # there may be something to read back, or room for it
-        self.rows_unconfirmed = 0
         self.live_put_s = -inf  # when the last block of a post, or of a replay, came in
         self.unwritten = UnwrittenFrames(bytes_max)
-        self._counts = counts
+        self._rows_unconfirmed = 0  # on the disk, but the tasks of their posts have not run since
         self._journal_bytes_max = journal_bytes_max
         self._spills = spills
         self._writers = WaitingWriters()
         self._live, self._backlog = BlockQueue(self._writers), BlockQueue(self._writers)
-        self._shared = SharedEntries(self, self._live, shared_rows_max)
-        self._backlog_bytes = 0  # of blocks that were read back and are not settled
+        self._shared_rows_max = shared_rows_max
+        # The entries that may still grow.
+        self._durable: JournalEntry | None = None
+        self._buffered: JournalEntry | None = None
         self._batches = 0  # taken while there was a backlog
         # Two queues: a post whose block can be spilled must not wait for one that needs memory.
         self._waiting, self._waiting_for_memory = (
@@ -83,15 +83,17 @@ class JournalBuffer:
         self._spilling = False
         self._rows_left = 0  # of blocks in memory that `keep_rest` left to the journal
         self._rows_gone = 0  # only on the disk, in files that somebody has removed
-        self.memory = BoundedMemory(self._live.append, rows_max, bytes_max, self._memory_freed)
-        journal.changed = self._admit
+        self.memory = BoundedMemory(rows_max, bytes_max, self._memory_freed)
+        self.loader = Loader(journal, self.memory, self._backlog, counts, self.live_first)
+        # Of reservations, made once; [1]: of spilled ones.
+        self._parts = [(partial(self._put, x), partial(self._unreserve, x)) for x in (False, True)]
+        journal.changed, journal.kept, journal.refused = self._admit, self._kept, self._refused
 
     # Start and end
 
     def open(self) -> list[Work]:
         """Open the journal's folder; return the work that reads it while posts come in."""
         self.journal.open()
-        self.loader = Loader(self, self._counts)
         return [self.loader.scan, self.loader.load]
 
     def shut_inlet(self) -> None:
@@ -99,7 +101,7 @@ class JournalBuffer:
         self._waiting.shut_out()
         self._waiting_for_memory.shut_out()
         self._writers.shut_out()
-        self.read_wanted.set()
+        self.loader.shut()
 
     async def keep_rest(self) -> None:
         """Write all blocks that wait to the journal, and resolve their acks as set aside.
@@ -114,7 +116,11 @@ class JournalBuffer:
         for block in blocks:
             if block.sequence and index.segment_of(block.sequence) in gone:
                 block.sequence = 0
-        await append_last(self.journal, [block for block in blocks if not block.sequence])
+        for block in blocks:
+            if not block.sequence:
+                self.unwritten.add(len(block.tuples), spilled=False, frames=block.posts)
+                self.journal.append(JournalEntry(block))
+        await self.journal.wait_done()
         self.give_back([block for block in blocks if not block.sequence])
         for block in blocks:
             if block.sequence:
@@ -142,15 +148,33 @@ class JournalBuffer:
             or journal.broken is not None
             or self._disk_bytes + HEAD_BYTES + size_bytes > self._journal_bytes_max
             or not memory.fits(rows, size_bytes)
-            or not self.unwritten.add(size_bytes, spilled=False)
+            or not self.unwritten.take(size_bytes, spilled=False)
         ):
             return False
         memory.add(rows, size_bytes)
         if told is None:
-            self._shared.add_buffered(block)
+            self._add_buffered(block)
         else:
-            self._shared.add(block, waiter, told)
+            self._add_durable(block, waiter, told)
         return True
+
+    def _add_durable(self, block: Block, waiter: object, told: Told) -> None:
+        """Add a post that waits until it is on the disk."""
+        last = self._durable
+        if last is not None and last.takes(block):
+            last.waiters.append(waiter)
+            return
+        entry = self._durable = JournalEntry(block, rows_max=self._shared_rows_max, told=told)
+        entry.waiters.append(waiter)  # before the journal has it, which may refuse it at once
+        self.journal.append(entry)
+
+    def _add_buffered(self, block: Block) -> None:
+        """Add a post that does not wait. Writers may take it at once."""
+        self.live_put_s = monotonic_s()
+        if not self._live.grow(self._buffered, block):
+            self._buffered = JournalEntry(block, rows_max=self._shared_rows_max)
+            self.journal.append(self._buffered)
+            self._live.append(block)
 
     async def reserve(
         self, rows: int, size_bytes: int, *, awaited: bool = False, sender: str = ""
@@ -160,7 +184,7 @@ class JournalBuffer:
         return await waiting.wait(rows, size_bytes, place, sender=sender)
 
     def reserve_all(self, sizes: Sizes, *, awaited: bool = False) -> list[Reservation] | None:
-        """Reserve room for all blocks of a post at once: see ports.PostInlet."""
+        """Reserve room for all blocks of a post at once: see ports.Inlet."""
         waiting, place = self._rooms(awaited)
         return waiting.place_all(sizes, place)
 
@@ -184,10 +208,15 @@ class JournalBuffer:
 
     def _place_in_memory(self, rows: int, size_bytes: int) -> Reservation | None:
         """Reserve room for a block that is not journaled; return None if there is none now."""
-        reservation = self.memory.place(rows, size_bytes)
-        if reservation is not None:
-            self.live_put_s = monotonic_s()
-        return reservation
+        if not self.memory.take(rows, size_bytes):
+            return None
+        self.live_put_s = monotonic_s()
+        return Reservation(rows, size_bytes, self._put_in_memory, self.memory.free)
+
+    def _put_in_memory(self, block: Block, rows: int, size_bytes: int, _: bool) -> Awaitable[None]:
+        self._live.append(block)
+        self.memory.trim(block, rows, size_bytes)
+        return COMPLETED
 
     def _place(self, rows: int, size_bytes: int) -> Reservation | None:
         """Reserve room on the disk, and in memory unless the block is spilled; or return None."""
@@ -197,26 +226,81 @@ class JournalBuffer:
         if self._spilling and memory.used <= SPILL_ENDS_AT:
             self._spilling = False
         spilled = self._spilling or not memory.fits(rows, size_bytes)
-        if (spilled and not self._spills) or not self.unwritten.add(size_bytes, spilled=spilled):
+        if (spilled and not self._spills) or not self.unwritten.take(size_bytes, spilled=spilled):
             return None
         if spilled:
             self._spilling = True
         else:
             memory.add(rows, size_bytes)
-        return JournalReservation(self, rows, size_bytes, spilled=spilled)
+        return Reservation(rows, size_bytes, *self._parts[spilled])
+
+    def _put(
+        self, spilled: bool, block: Block, rows: int, size_bytes: int, durable: bool
+    ) -> Awaitable[None]:
+        if surplus_bytes := size_bytes - len(block.tuples):
+            self.unwritten.add(-surplus_bytes, spilled=spilled, frames=0)
+        if not spilled:
+            self.memory.trim(block, rows, size_bytes)
+        if not (durable or spilled):
+            self.live_put_s = monotonic_s()
+            self.journal.append(JournalEntry(block))
+            self._live.append(block)
+            return COMPLETED
+        decision = Decision(block.rows, self._confirm)
+        entry = JournalEntry(block, told=self._decided, spilled=spilled)
+        entry.waiters.append(decision)
+        self.journal.append(entry)
+        return decision
+
+    def _decided(self, decisions: Sequence[Decision], error: NotKept | None) -> None:
+        for each in decisions:
+            if error is None:
+                # The balance counts these rows in the receiver until the task of the post runs.
+                # The buffer must not count them as well.
+                self._rows_unconfirmed += each.rows
+            each.end(error)
+
+    def _confirm(self, rows: int) -> None:
+        self._rows_unconfirmed -= rows
+
+    def _unreserve(self, spilled: bool, rows: int, size_bytes: int, frames: int = 1) -> None:
+        self.unwritten.add(-size_bytes, spilled=spilled, frames=-frames)
+        if spilled:
+            self._admit()
+        else:
+            self.memory.free(rows, size_bytes)
 
     @property
     def _disk_bytes(self) -> int:
         return self.journal.index.size_bytes + self.unwritten.size_bytes
 
-    def keep_spilled(self, segment: Segment, start: int, block: Block) -> None:
-        """Note that a block is on the disk and not in memory; its frame begins at `start`."""
-        self.journal.index.on_disk(segment, start, block)
-        self.read_wanted.set()
+    def _kept(self, entry: JournalEntry, segment: Segment, start: int) -> None:
+        """A block is on the disk: queue it for the writers, or leave it there if spilled."""
+        block = entry.block
+        self.unwritten.add(-entry.size_bytes, spilled=entry.spilled, frames=-block.posts)
+        self.live_put_s = monotonic_s()
+        if entry.spilled:
+            self.journal.index.on_disk(segment, start, block)
+            self.loader.read_wanted.set()
+        elif entry.told is not None:
+            self._live.append(block)
+        self._admit()
+        entry.tell(None)
+
+    def _refused(self, entry: JournalEntry, error: JournalBroken) -> None:
+        """A block is not on the disk, so it is not kept, unless it was queued at once."""
+        block = entry.block
+        block.seal()
+        if entry.told is not None:
+            self._unreserve(entry.spilled, block.rows, entry.size_bytes, block.posts)
+        else:
+            self.unwritten.add(-entry.size_bytes, spilled=False, frames=-block.posts)
+            self._admit()
+        entry.tell(error)
 
     def _memory_freed(self) -> None:
         self._admit()
-        self.read_wanted.set()
+        self.loader.read_wanted.set()
 
     def _admit(self) -> None:
         """Grant room to posts that wait, as long as there is room."""
@@ -250,7 +334,7 @@ class JournalBuffer:
         self._batches += 1
         if self._live.blocks and self._batches % BACKLOG_EVERY:
             return self._live.take(rows_max)
-        if self.live_first:
+        if self.live_first():
             rows_max = min(rows_max, LIVE_BATCH_ROWS_MAX)
         return self._backlog.take(rows_max)
 
@@ -260,7 +344,7 @@ class JournalBuffer:
         live, old = self._split(blocks)
         rows, size_bytes = self._live.settle(live)
         old_rows, old_bytes = self._backlog.settle(old)
-        self._backlog_bytes -= old_bytes
+        self.loader.backlog_bytes -= old_bytes
         self.memory.free(rows + old_rows, size_bytes + old_bytes)
 
     def give_back(self, blocks: Sequence[Block]) -> None:
@@ -281,7 +365,7 @@ class JournalBuffer:
         live, backlog, memory = self._live, self._backlog, self.memory
         kept = self.journal.index.rows
         return BufferStats(
-            rows=live.rows + backlog.rows + kept - self.rows_unconfirmed,
+            rows=live.rows + backlog.rows + kept - self._rows_unconfirmed,
             rows_max=memory.rows_max,
             size_bytes=memory.size_bytes + self._bytes_waiting,
             bytes_max=memory.bytes_max,
@@ -310,7 +394,6 @@ class JournalBuffer:
 
     # What is read back from the disk
 
-    @property
     def live_first(self) -> bool:
         """Whether reading back must not delay live posts.
 
@@ -319,31 +402,6 @@ class JournalBuffer:
         """
         spills = self._spilling and self.memory.used > SPILL_ENDS_AT
         return not (spills or self._bytes_waiting) and monotonic_s() - self.live_put_s < LIVE_S
-
-    def room_to_load(self) -> tuple[int, int] | None:
-        """Return how many rows and bytes may be read back now; None if there is no room.
-
-        The backlog may fill a quarter of memory. If the bounds are tiny it may have one block.
-        """
-        memory = self.memory
-        quarter = max(1, memory.rows_max // 4), max(1, memory.bytes_max // 4)
-        rows = min(quarter[0] - self._backlog.rows, memory.rows_max - memory.rows)
-        size_bytes = min(quarter[1] - self._backlog_bytes, memory.bytes_max - memory.size_bytes)
-        return (rows, size_bytes) if rows > 0 and size_bytes > 0 else None
-
-    def load(self, blocks: Sequence[Block], *, newest_s: float) -> None:
-        """Queue blocks that were read back. They may exceed the room by one block.
-
-        All of them were received before `newest_s` (monotonic clock). Their age by the wall clock
-        may be wrong: somebody may have set that clock since then.
-        """
-        now_s, now_us = monotonic_s(), unix_us()
-        for block in blocks:
-            block.received_s = min(newest_s, now_s - (now_us - block.received_us) / 1e6)
-            self._backlog_bytes += len(block.tuples)
-            self.memory.add(block.rows, len(block.tuples))
-            self.journal.index.loaded(block.rows, 1)
-            self._backlog.append(block)
 
 
 def _earliest(*times_s: float | None) -> float | None:

@@ -75,7 +75,7 @@ class JournalFolder:
         """
         try:
             make_folder(self.folder, self._calls)
-            self._lock = FolderLock.try_take(self.folder)
+            self._lock = FolderLock.of(self.folder)
             if self._lock is None:
                 raise StartError(
                     f"another service writes the journal {self.folder}: stop it, or choose another "
@@ -142,7 +142,7 @@ class JournalFolder:
         lost, self._lock = self._lock, None
         if lost is not None:
             lost.close()
-        self._lock = FolderLock.try_take(self.folder)
+        self._lock = FolderLock.of(self.folder)
         if self._lock is None:
             raise OSError(errno.EBUSY, "another service writes this journal", str(self.folder))
 

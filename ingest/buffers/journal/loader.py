@@ -14,13 +14,16 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
+from ingest.buffers.bounded_memory import BoundedMemory
 from ingest.buffers.journal.format import HEADER_BYTES
 from ingest.buffers.journal.index import Range, Segment
 from ingest.buffers.journal.log import Journal
 from ingest.buffers.journal.reader import SegmentReader, SegmentScan
+from ingest.buffers.queue import BlockQueue
 from ingest.model.block import Block
+from ingest.model.ledger import Ledger
 from ingest.system.clock import monotonic_s, process_cpu_s, sleep_unless, unix_us
 from ingest.system.logs import get_logger
 
@@ -40,42 +43,30 @@ log = get_logger("journal")
 _T = TypeVar("_T")
 
 
-class LoadingBuffer(Protocol):
-    """The parts of its buffer that the loader uses."""
-
-    journal: Journal
-    read_wanted: asyncio.Event  # there may be something to read back, or room for it
-
-    @property
-    def shut(self) -> bool:
-        """Whether to read nothing back any more."""
-
-    @property
-    def live_first(self) -> bool:
-        """Whether reading back must not delay live posts."""
-
-    def room_to_load(self) -> tuple[int, int] | None:
-        """Return how many rows and bytes may be read back now; None if there is no room."""
-
-    def load(self, blocks: Sequence[Block], *, newest_s: float) -> None:
-        """Queue blocks that were read back. All of them were received before `newest_s`."""
-
-
-class RecoveryCounts(Protocol):
-    """The numbers of the balance that the loader changes."""
-
-    recovered: int  # rows that an earlier process left
-    dropped: int  # rows that are lost
-
-
 class Loader:
-    """The loader of one buffer. `scan` and `load` end soon after `stopping` is set."""
+    """The loader of one buffer, and the queue of the blocks that it has read back, the backlog.
 
-    def __init__(self, buffer: LoadingBuffer, counts: RecoveryCounts) -> None:
-        self._buffer = buffer
-        self._journal = buffer.journal
-        self._index = buffer.journal.index
+    `live_first` says whether reading back must not delay live posts. `scan` and `load` end soon
+    after `stopping` is set.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        memory: BoundedMemory,
+        backlog: BlockQueue,
+        counts: Ledger,
+        live_first: Callable[[], bool],
+    ) -> None:
+        self.read_wanted = asyncio.Event()  # there may be something to read back, or room for it
+        self.backlog_bytes = 0  # of blocks that were read back and are not settled
+        self._is_shut = False
+        self._journal = journal
+        self._index = journal.index
+        self._memory = memory
+        self._backlog = backlog
         self._counts = counts
+        self._live_first = live_first
         self._reader: SegmentReader | None = None
         self._stepping = asyncio.Lock()
         self._began_s = monotonic_s()
@@ -188,21 +179,20 @@ class Loader:
         found.newest_s = self._began_s
         self._counts.recovered += found.rows
         self._index.add_recovered(found)
-        self._buffer.read_wanted.set()
+        self.read_wanted.set()
         log.info("journal_recovered", file=found.segment.file.path.name, rows=found.rows)
 
     # Back into memory
 
     async def load(self, stopping: asyncio.Event) -> None:
         """Read blocks back when there is room, until `stopping` is set or the buffer is shut."""
-        buffer, index = self._buffer, self._index
         try:
-            while not (stopping.is_set() or buffer.shut):
-                buffer.read_wanted.clear()
-                room = buffer.room_to_load()
-                current = index.next_range() if room is not None else None
+            while not (stopping.is_set() or self._is_shut):
+                self.read_wanted.clear()
+                room = self._room()
+                current = self._index.next_range() if room is not None else None
                 if current is None or room is None:
-                    await buffer.read_wanted.wait()
+                    await self.read_wanted.wait()
                     continue
                 try:
                     await self._load_some(current, *room)
@@ -211,6 +201,36 @@ class Loader:
                 await self._pause()
         finally:
             self._close_reader()
+
+    def shut(self) -> None:
+        """Read nothing back any more."""
+        self._is_shut = True
+        self.read_wanted.set()
+
+    def _room(self) -> tuple[int, int] | None:
+        """Return how many rows and bytes may be read back now; None if there is no room.
+
+        The backlog may fill a quarter of memory. If the bounds are tiny it may have one block.
+        """
+        memory = self._memory
+        quarter = max(1, memory.rows_max // 4), max(1, memory.bytes_max // 4)
+        rows = min(quarter[0] - self._backlog.rows, memory.rows_max - memory.rows)
+        size_bytes = min(quarter[1] - self.backlog_bytes, memory.bytes_max - memory.size_bytes)
+        return (rows, size_bytes) if rows > 0 and size_bytes > 0 else None
+
+    def _queue(self, blocks: Sequence[Block], *, newest_s: float) -> None:
+        """Queue blocks that were read back. They may exceed the room by one block.
+
+        All of them were received before `newest_s` (monotonic clock). Their age by the wall clock
+        may be wrong: somebody may have set that clock since then.
+        """
+        now_s, now_us = monotonic_s(), unix_us()
+        for block in blocks:
+            block.received_s = min(newest_s, now_s - (now_us - block.received_us) / 1e6)
+            self.backlog_bytes += len(block.tuples)
+            self._memory.add(block.rows, len(block.tuples))
+            self._index.loaded(block.rows, 1)
+            self._backlog.append(block)
 
     async def _pause(self) -> None:
         """While live posts come, pause. The pauses become longer while the process is busy."""
@@ -222,7 +242,7 @@ class Loader:
             else:
                 self._pause_s *= 0.8
         self._measured_s, self._cpu_s = now_s, cpu_s
-        if self._buffer.live_first:
+        if self._live_first():
             await asyncio.sleep(self._pause_s)
 
     async def _load_some(self, current: Range, rows_max: int, bytes_max: int) -> None:
@@ -231,12 +251,12 @@ class Loader:
                 current.segment.file, current.start, current.end, current.done
             )
         bytes_max = min(bytes_max, READ_BYTES_MAX)
-        if self._buffer.live_first:
+        if self._live_first():
             rows_max = min(rows_max, LIVE_BATCH_ROWS_MAX)
             bytes_max = min(bytes_max, LIVE_READ_BYTES_MAX)
         found = await self._step(partial(self._reader.read, rows_max, bytes_max))
         current.start = self._reader.at  # for the case that the range is postponed
-        if self._buffer.shut:
+        if self._is_shut:
             return  # it stays on the disk
         blocks = [block for block in found or () if block.sequence > current.last]
         if blocks:
@@ -244,7 +264,7 @@ class Loader:
             current.last = blocks[-1].sequence
             current.rows -= sum(block.rows for block in blocks)
             current.blocks -= len(blocks)
-            self._buffer.load(blocks, newest_s=current.newest_s)
+            self._queue(blocks, newest_s=current.newest_s)
             current.oldest_s = blocks[-1].received_s
         if found is None:
             self._close_reader()
@@ -278,7 +298,7 @@ class Loader:
 
     def _resume(self, current: Range) -> None:
         self._index.resume(current)
-        self._buffer.read_wanted.set()
+        self.read_wanted.set()
 
     def _close_reader(self) -> None:
         """Close it in the thread: if the file is removed already, the kernel needs 17 ms for it."""

@@ -17,11 +17,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ingest.buffers.frames import HEAD_BYTES
+from ingest.buffers.journal.entries import JournalEntry
 from ingest.buffers.journal.folder import GroupPlace, JournalFolder
 from ingest.buffers.journal.format import HEADER_BYTES
 from ingest.buffers.journal.index import JournalIndex, Segment
 from ingest.buffers.journal.reader import is_plausible
-from ingest.buffers.journal.thread import Entry, JournalThread, Notes
+from ingest.buffers.journal.thread import JournalThread, Notes
 from ingest.model.block import Block
 from ingest.model.errors import JournalBroken
 from ingest.system.clock import monotonic_s, unix_us
@@ -52,8 +53,12 @@ class Journal:
         self.index = JournalIndex()
         self.broken: JournalBroken | None = None
         self.damaged = 0
-        # Set by the buffer, and called when room came free, or when `broken` changed.
+        # Set by the buffer. `changed`: room came free, or `broken` has another value. One of the
+        # other two is called for each entry: its frame is on the disk and begins at that place of
+        # the segment, or it is not in the journal.
         self.changed: Callable[[], None] = lambda: None
+        self.kept: Callable[[JournalEntry, Segment, int], None] = lambda *_: None
+        self.refused: Callable[[JournalEntry, JournalBroken], None] = lambda *_: None
         self._folder = JournalFolder(folder, segment_bytes=segment_bytes, calls=calls)
         self._observe_sync_s = observe_sync_s
         self._probe_s = probe_s
@@ -63,7 +68,7 @@ class Journal:
         self._sequence = 1  # of the next block
         self._decided = 0  # up to this sequence all blocks are on the disk, or refused
         self._settled_early: set[int] = set()  # sequences above that
-        self._gathering: list[Entry] = []
+        self._gathering: list[JournalEntry] = []
         self._settled: list[int] = []
         self._removing: list[Segment] = []
         self._noted_s = float("-inf")
@@ -94,10 +99,10 @@ class Journal:
 
     # Appending
 
-    def append(self, entry: Entry) -> None:
+    def append(self, entry: JournalEntry) -> None:
         """Add an entry to the next group. Its block gets a sequence."""
         if self.broken is not None:
-            entry.refused(self.broken)
+            self.refused(entry, self.broken)
             return
         entry.block.sequence = self._sequence
         self._sequence += 1
@@ -195,7 +200,9 @@ class Journal:
 
     # Reports of the thread, in the event loop
 
-    def wrote(self, group: list[Entry], written: GroupPlace, took_s: float, is_all: bool) -> None:
+    def wrote(
+        self, group: list[JournalEntry], written: GroupPlace, took_s: float, is_all: bool
+    ) -> None:
         """A group is on the disk: report it to its entries, in their order."""
         self._observe_sync_s(took_s)
         index = self.index
@@ -205,7 +212,7 @@ class Journal:
         at = written.start
         for entry in group:
             start, at = at, at + HEAD_BYTES + len(entry.block.tuples)
-            entry.kept(segment, start)
+            self.kept(entry, segment, start)
         self._decide(group)
         if written.is_last:
             segment.sealed = True
@@ -214,7 +221,7 @@ class Journal:
         if is_all:
             self.job_over([], [])
 
-    def failed(self, group: list[Entry], error: Exception, goes_on: bool) -> None:
+    def failed(self, group: list[JournalEntry], error: Exception, goes_on: bool) -> None:
         """A group is not on the disk. If the journal does not go on it is broken now."""
         posts = sum(entry.block.posts for entry in group)
         log.error("journal_write_failed", error=repr(error), posts=posts, again=goes_on)
@@ -227,9 +234,9 @@ class Journal:
             entry.block.sequence, sequence = 0, entry.block.sequence
             self._settled_early.discard(sequence)
             self._decided = sequence
-            entry.refused(broken)
+            self.refused(entry, broken)
 
-    def _decide(self, group: list[Entry]) -> None:
+    def _decide(self, group: list[JournalEntry]) -> None:
         self._decided = group[-1].block.sequence
         if self._settled_early:
             early = [

@@ -19,8 +19,9 @@ from copy import copy
 
 from ingest.broker.publishing import Publisher
 from ingest.buffers.bounded_memory import COMPLETED, BoundedMemory
+from ingest.buffers.decision import Decision
 from ingest.buffers.stream.commits import Awaited, Commits
-from ingest.buffers.stream.group import Group, Publishing
+from ingest.buffers.stream.group import Group
 from ingest.buffers.stream.group_queue import GroupQueue
 from ingest.buffers.waiting import WaitingPosts
 from ingest.model.block import Block
@@ -31,7 +32,7 @@ from ingest.system.clock import monotonic_s
 
 
 class StreamInlet:
-    """The buffer of a gateway: a ports.PostInlet. `life` begins the ids of its messages."""
+    """The buffer of a gateway: a ports.Inlet. `life` begins the ids of its messages."""
 
     levels: tuple[str, ...] = ("durable", "buffered")
 
@@ -66,7 +67,7 @@ class StreamInlet:
         self._waiting = WaitingPosts(
             put_wait_s_max, may_wait=self._may_wait, oldest_s=self._oldest_s
         )
-        self.memory = BoundedMemory(self._promise, rows_max, bytes_max, self._waiting.admit)
+        self.memory = BoundedMemory(rows_max, bytes_max, self._waiting.admit)
         self._durable: Group | None = None  # the last one, which may still grow
         self._buffered: Group | None = None
         self._rows_promised = 0
@@ -79,9 +80,8 @@ class StreamInlet:
         """Add a post to the last group, at once: see ports.Inlet."""
         waiting, memory = self._waiting, self.memory
         rows, size_bytes = block.rows, len(block.tuples)
-        if waiting.posts or waiting.shut or not memory.fits(rows, size_bytes):
+        if waiting.posts or waiting.shut or not memory.take(rows, size_bytes):
             return False
-        memory.add(rows, size_bytes)
         if told is None:
             self._promise(block)
         else:
@@ -97,40 +97,39 @@ class StreamInlet:
         return await self._waiting.wait(rows, size_bytes, self._place, sender=sender)
 
     def reserve_all(self, sizes: Sizes, *, awaited: bool = False) -> list[Reservation] | None:
-        """Reserve room for all blocks of a post at once: see ports.PostInlet, and `reserve`."""
+        """Reserve room for all blocks of a post at once: see ports.Inlet, and `reserve`."""
         if awaited and not self._commits.are_taken():
             return None
         return self._waiting.place_all(sizes, self._place)
 
     def _place(self, rows: int, size_bytes: int) -> Reservation | None:
-        if not self.memory.fits(rows, size_bytes):
+        if not self.memory.take(rows, size_bytes):
             return None
-        self.memory.add(rows, size_bytes)
-        return StreamReservation(self, rows, size_bytes)
+        return Reservation(rows, size_bytes, self._put, self.memory.free)
 
-    def put(self, block: Block, rows: int, size_bytes: int, *, durable: bool) -> Awaitable[None]:
+    def _put(self, block: Block, rows: int, size_bytes: int, durable: bool) -> Awaitable[None]:
         """Add the block of a reservation to the last group."""
-        ack = block.ack
-        block = copy(block)  # that of the group grows, and the caller still looks at its own
-        if not durable:
-            self.memory.accept(block, rows, size_bytes)
-            return COMPLETED
+        self.memory.trim(block, rows, size_bytes)
         posted = block.rows
-        surplus, surplus_bytes = rows - posted, size_bytes - len(block.tuples)
-        publishing = Publishing(self._ledger, posted)
-        group = self._add_durable(block)
-        group.add_post(publishing)
-        if ack is not None:
-            group.awaited.append(Awaited(ack, group.block.rows - posted, posted))
-        if surplus or surplus_bytes:  # the post had invalid items, which are not in the block
-            self.memory.free(surplus, surplus_bytes)
-        return publishing
+        group_block = copy(block)  # it grows, and the caller still looks at its own
+        if not durable:
+            self._promise(group_block)
+            return COMPLETED
+        decision = Decision(posted, self._confirm)
+        group = self._add_durable(group_block)
+        group.posts.append(decision)
+        if block.ack is not None:
+            group.awaited.append(Awaited(block.ack, group.block.rows - posted, posted))
+        return decision
+
+    def _confirm(self, rows: int) -> None:
+        self._ledger.published += rows
 
     def _promise(self, block: Block) -> None:
         """Add a block whose post is answered before the stream has it."""
         self._rows_promised += block.rows
         last = self._buffered
-        if last is None or not last.shared.takes(block):
+        if last is None or not last.takes(block):
             self._buffered = self._begin(block, promised=True)
 
     def _add_durable(self, block: Block) -> Group:
@@ -138,7 +137,7 @@ class StreamInlet:
             # It had to wait for room, and has little time left. That would end the posts of others.
             return self._begin(block, promised=False)
         last = self._durable
-        if last is None or not last.shared.takes(block):
+        if last is None or not last.takes(block):
             last = self._durable = self._begin(block, promised=False)
         elif block.received_s < last.waits_since_s and not block.reloaded:
             last.waits_since_s = block.received_s  # it had to wait for room
@@ -164,7 +163,7 @@ class StreamInlet:
             self._rows_left += block.rows
         if group.promised:
             self._rows_promised -= block.rows
-        self.memory.free(block.rows, group.shared.size_bytes)
+        self.memory.free(block.rows, group.size_bytes)
         group.end(error)
 
     # State
@@ -233,28 +232,3 @@ class StreamInlet:
     def settle(self, blocks: Sequence[Block]) -> None:
         """Forget blocks that were taken: they are kept elsewhere now, or lost."""
         self._rows_left -= sum(block.rows for block in blocks)
-
-
-class StreamReservation:
-    """Room for one block. Put the block, or release the room."""
-
-    __slots__ = ("_inlet", "_rows", "_size_bytes")
-
-    def __init__(self, inlet: StreamInlet, rows: int, size_bytes: int) -> None:
-        self._inlet: StreamInlet | None = inlet
-        self._rows = rows
-        self._size_bytes = size_bytes
-
-    def put(self, block: Block, *, durable: bool = True) -> Awaitable[None]:
-        """Hand the block over. If it is `durable`, await the message that has it."""
-        inlet, self._inlet = self._inlet, None
-        assert inlet is not None, "a reservation is used once"
-        assert block.rows <= self._rows, "more rows than reserved"
-        assert len(block.tuples) <= self._size_bytes, "more bytes than reserved"
-        return inlet.put(block, self._rows, self._size_bytes, durable=durable)
-
-    def release(self) -> None:
-        """Give the room back. Does nothing after `put`, or when called again."""
-        inlet, self._inlet = self._inlet, None
-        if inlet is not None:
-            inlet.memory.free(self._rows, self._size_bytes)

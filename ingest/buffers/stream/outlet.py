@@ -24,7 +24,7 @@ from ingest.model.ack import Ack
 from ingest.model.block import Block
 from ingest.model.ledger import Ledger
 from ingest.model.metrics import Metric, Metrics
-from ingest.model.ports import BufferStats, Reservation, Told
+from ingest.model.ports import BufferStats
 from ingest.system.clock import sleep_unless
 
 # Until then our pull request has ended with our connection. Without the pause a message would come
@@ -35,7 +35,7 @@ OnForeign = Callable[[Delivery, str], None]
 OnOutcome = Callable[[str, Ack], None]
 
 
-class StreamOutlet:
+class StreamOutlet(MemoryBuffer):
     """The buffer of a writer: implements ports.Outlet, and ports.Inlet for replayed blocks.
 
     `foreign` gets each message that is no block, and why; `outcome` the id and the resolved ack of
@@ -52,12 +52,10 @@ class StreamOutlet:
         bytes_max: int,
         put_wait_s_max: float,
     ) -> None:
+        super().__init__(rows_max=rows_max, bytes_max=bytes_max, put_wait_s_max=put_wait_s_max)
         self._ledger = ledger
         self._foreign = foreign
         self._outcome = outcome
-        self._memory = MemoryBuffer(
-            rows_max=rows_max, bytes_max=bytes_max, put_wait_s_max=put_wait_s_max
-        )
         self.redeliveries = 0  # messages that had been delivered before
         self._puller: Puller | None = None
         self._deliveries: dict[Block, Delivery] = {}
@@ -98,14 +96,14 @@ class StreamOutlet:
         self._blocks[delivery.place, head] = block
         self._rows_of_messages += block.rows
         self._ledger.delivered += block.rows
-        self._memory.append(block)
+        self.append(block)
         self._want()
 
     def _want(self) -> None:
         """Let the puller ask for more while there is room."""
         if self._puller is None:
             return
-        if self._memory.used < 1 and not self._memory.shut:
+        if self.used < 1 and not self.shut:
             self._puller.wanted.set()
         else:
             self._puller.wanted.clear()
@@ -117,53 +115,15 @@ class StreamOutlet:
                 self._puller.working(list(self._deliveries.values()))
             self._want()  # a reservation may have been released, which tells nobody
 
-    # The inlet of the replay
-
-    def take_in(self, block: Block, waiter: object = None, told: Told | None = None) -> bool:
-        """Keep a block that is no message, at once if that is possible: see ports.Inlet."""
-        return self._memory.take_in(block, waiter, told)
-
-    async def reserve(
-        self, rows: int, size_bytes: int, *, awaited: bool = False, sender: str = ""
-    ) -> Reservation:
-        """Wait for room in memory for a block that is no message: see ports.Inlet."""
-        return await self._memory.reserve(rows, size_bytes, awaited=awaited, sender=sender)
-
     # The outlet
-
-    @property
-    def rows_waiting(self) -> int:
-        """Rows that writers may take now."""
-        return self._memory.rows_waiting
-
-    @property
-    def shut(self) -> bool:
-        """Whether no message will be taken any more."""
-        return self._memory.shut
-
-    def first_received_s(self) -> float | None:
-        """Return the monotonic time at which the first waiting block was received."""
-        return self._memory.first_received_s()
-
-    async def wait_rows(self, rows: int) -> None:
-        """Wait until `rows` rows may be taken, or the outlet is shut."""
-        await self._memory.wait_rows(rows)
-
-    def take(self, rows_max: int) -> list[Block]:
-        """Take whole blocks in order, at least one if any waits, at most `rows_max` rows."""
-        return self._memory.take(rows_max)
 
     def settle(self, blocks: Sequence[Block]) -> None:
         """The blocks are stored or dead-lettered: their messages are done."""
-        self._memory.settle(blocks)
+        super().settle(blocks)
         deliveries = self._forget(blocks)
         if self._puller is not None and deliveries:
             self._puller.done(deliveries)
         self._want()
-
-    def give_back(self, blocks: Sequence[Block]) -> None:
-        """Put blocks back to the front, in order of receipt."""
-        self._memory.give_back(blocks)
 
     def _forget(self, blocks: Iterable[Block]) -> list[Delivery]:
         found = [self._deliveries.pop(block) for block in blocks if block in self._deliveries]
@@ -174,13 +134,13 @@ class StreamOutlet:
 
     def stats(self) -> BufferStats:
         """Return what is here; rows of messages are kept by the stream if this process ends."""
-        return self._memory.stats()._replace(rows_kept=self._rows_of_messages)
+        return super().stats()._replace(rows_kept=self._rows_of_messages)
 
     # End
 
     def shut_inlet(self) -> None:
         """Ask for no more messages; writers take what is left."""
-        self._memory.shut_inlet()
+        super().shut_inlet()
         self._want()
 
     async def keep_rest(self) -> None:
@@ -189,10 +149,10 @@ class StreamOutlet:
         From now on a message that comes is given back at once.
         """
         self._is_leaving = True
-        waiting = self._memory.take(1 << 62)
+        waiting = self.take(1 << 62)
         returned = [block for block in waiting if block in self._deliveries]
-        self._memory.give_back([block for block in waiting if block not in self._deliveries])
-        self._memory.settle(returned)
+        self.give_back([block for block in waiting if block not in self._deliveries])
+        super().settle(returned)
         self._ledger.returned += sum(block.rows for block in returned)
         self._say_later(self._forget(returned))
 

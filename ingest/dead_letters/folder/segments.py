@@ -30,7 +30,6 @@ from ingest.dead_letters.format import (
     ID_AT,
     ID_CHARACTERS,
     LINE_BYTES_MAX,
-    BadLine,
     seal,
     unseal,
 )
@@ -217,11 +216,7 @@ def segment_letters(
     tally = tally if tally is not None else Tally()
     sieve = Sieve(where, tally)
     for offset, line in undone_lines(segment, start=start, tally=tally):
-        try:
-            found = sieve.wanted(line)
-        except BadLine:
-            tally.altered += 1
-            continue
+        found = sieve.wanted(line)
         if found is not None:
             yield LiveLetter(segment, offset, offset + len(line), *found, line)
 

@@ -21,8 +21,8 @@ from ingest.broker.messages import StreamMessages
 from ingest.broker.roles import DEAD_LETTERS, REPLAY, REPLAYED_SUBJECTS
 from ingest.broker.streams import ACK_WAIT_S
 from ingest.dead_letters.auto_replay import REPLAYED, fits_a_row
-from ingest.dead_letters.format import BadLine, key_of
-from ingest.dead_letters.store import LiveLetter, Sieve, Tally
+from ingest.dead_letters.format import key_of
+from ingest.dead_letters.store import LiveLetter, Sieve
 from ingest.dead_letters.stream.store import letters_of
 from ingest.model.errors import BrokerAway
 
@@ -36,7 +36,7 @@ class StreamReplay:
     """Implements ReplaySource. A message that is given back comes again after `pause_s`.
 
     While a block is being written, `replaying` has the keys of its letters: they are live, and are
-    not appended again. `ack_wait_s` is that of the consumer.
+    not appended again.
     """
 
     def __init__(
@@ -46,13 +46,11 @@ class StreamReplay:
         replaying: set[bytes],
         *,
         pause_s: float,
-        ack_wait_s: float = ACK_WAIT_S,
     ) -> None:
         self._connection = connection
         self._messages = messages
         self._replaying = replaying
         self._pause_s = pause_s
-        self._ack_wait_s = ack_wait_s
         self._given: asyncio.Future[Message] | None = None
         self._own_place = 0  # of the one message
         self._own_is_stored = False
@@ -120,7 +118,7 @@ class StreamReplay:
     async def _keep(self, message: Message) -> None:
         """Say that we still have the one message, until this is cancelled."""
         while True:
-            await asyncio.sleep(self._ack_wait_s / 3)
+            await asyncio.sleep(ACK_WAIT_S / 3)
             self._connection.send(message.reply_to, _WORKING)
 
     @asynccontextmanager
@@ -140,7 +138,7 @@ class StreamReplay:
                 self._place = 1
                 continue
             self._place = stored[-1].place + 1
-            if letters := letters_of(stored, Sieve(REPLAYED), Tally()):
+            if letters := letters_of(stored, Sieve(REPLAYED)):
                 return letters
         return None
 
@@ -154,8 +152,5 @@ class StreamReplay:
 
 
 def _can_be_replayed(message: Message) -> bool:
-    try:
-        found = Sieve(REPLAYED).wanted(message.data)
-    except BadLine:
-        return False
+    found = Sieve(REPLAYED).wanted(message.data)
     return found is not None and fits_a_row(found.letter)

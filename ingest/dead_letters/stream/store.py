@@ -13,7 +13,6 @@ from pathlib import Path
 
 from ingest.broker.messages import StoredMessage, StreamMessages
 from ingest.broker.roles import DEAD_LETTER_SUBJECT, DEAD_LETTERS
-from ingest.dead_letters.format import BadLine
 from ingest.dead_letters.store import (
     PART_BYTES,
     PART_LETTERS,
@@ -129,7 +128,7 @@ async def letters_between(
         place = stored[-1].place + 1
         if end is not None:
             stored = [each for each in stored if each.place <= end]
-        yield await asyncio.to_thread(letters_of, stored, sieve, tally)
+        yield await asyncio.to_thread(letters_of, stored, sieve)
 
 
 def _subject_of(where: Selection) -> str:
@@ -138,16 +137,12 @@ def _subject_of(where: Selection) -> str:
     return ALL_REASONS
 
 
-def letters_of(stored: Sequence[StoredMessage], sieve: Sieve, tally: Tally) -> list[LiveLetter]:
+def letters_of(stored: Sequence[StoredMessage], sieve: Sieve) -> list[LiveLetter]:
     """Return the wanted letters of some messages."""
     found: list[LiveLetter] = []
-    tally.messages += len(stored)
+    sieve.tally.messages += len(stored)
     for message in stored:
-        try:
-            line = sieve.wanted(message.data)
-        except BadLine:
-            tally.altered += 1
-            continue
+        line = sieve.wanted(message.data)
         if line is not None:
             at = message.place
             found.append(StreamLetter(_STREAM, at, at + 1, *line, message.data))

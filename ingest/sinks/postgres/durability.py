@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from asyncpg import Connection
 
-from ingest.sinks.postgres.target import READINGS, TABLE, TargetTable
+from ingest.sinks.postgres.target import READINGS, TargetTable
 
 OVERRIDE = "--database-unsafe true"
 
@@ -29,15 +29,15 @@ select current_setting('fsync') as fsync,
         where relpersistence = 'u' order by 1 limit 1) as unlogged"""
 
 # Each of these settings may be `off`, and this is what a crash then does.
-_OFF = {
+OFF = {
     "fsync": "a crash of the machine can destroy the whole database",
     "full_page_writes": "a crash of the machine can tear pages beyond repair",
     "synchronous_commit": "a crash can undo the last committed readings",
 }
-_UNLOGGED = "a crash of the server empties it"
+UNLOGGED = "a crash of the server empties it"
 # `on` waits for the disk of a standby, `remote_apply` for more, and these two for less. All four
 # wait for the disk of the primary, so a crash of the primary alone loses nothing.
-_STANDBY_BEHIND = {
+STANDBY_BEHIND = {
     "local": "a failover loses readings that no standby has",
     "remote_write": "a failover may lose readings that are only in the memory of a standby",
 }
@@ -65,17 +65,17 @@ async def findings(connection: Connection, target: TargetTable = READINGS) -> li
 
 
 def _judge(found: dict[str, Any], target: TargetTable = READINGS) -> Iterator[Finding]:
-    for name, risk in _OFF.items():
+    for name, risk in OFF.items():
         value = str(found[name])
         if value == "off":
             yield Finding(name, value, risk, True, f"set {name} = on")
-        elif found["standbys"] and name == "synchronous_commit" and value in _STANDBY_BEHIND:
-            yield Finding(name, value, _STANDBY_BEHIND[value], fix=f"set {name} = on")
+        elif found["standbys"] and name == "synchronous_commit" and value in STANDBY_BEHIND:
+            yield Finding(name, value, STANDBY_BEHIND[value], fix=f"set {name} = on")
         else:
             yield Finding(name, value)
     if unlogged := found["unlogged"]:
         fix = f"alter table {unlogged} set logged"
-        yield Finding(f"table {unlogged}", "unlogged", _UNLOGGED, True, fix)
+        yield Finding(f"table {unlogged}", "unlogged", UNLOGGED, True, fix)
     else:
         yield Finding(f"table {target.name}", "logged")
 
@@ -93,20 +93,3 @@ def refusal(fault: str) -> str:
         f"the database may lose what it has committed: {fault}; fix that, or accept the risk with "
         f"{OVERRIDE}"
     )
-
-
-def table() -> str:
-    """Return the table of findings that refuse or warn, for the README."""
-    lines = ["| PostgreSQL, as the service's role sees it | what happens |", "| --- | --- |"]
-    refuses = f"`serve` refuses to start, unless `{OVERRIDE}`; `doctor` fails"
-    lines += [f"| `{name} = off`: {risk} | {refuses} |" for name, risk in _OFF.items()]
-    lines.append(f"| table `{TABLE}`, or a partition of it, is unlogged: {_UNLOGGED} | {refuses} |")
-    lines += [
-        f"| `synchronous_commit = {value}` beside synchronous standbys: {risk} | `doctor` warns |"
-        for value, risk in _STANDBY_BEHIND.items()
-    ]
-    lines.append(
-        "| `synchronous_commit` = `on` or `remote_apply`; `local` or `remote_write` without "
-        "synchronous standbys | the service trusts it |"
-    )
-    return "\n".join(lines)

@@ -9,7 +9,6 @@ import pytest
 
 from ingest.access.entries import (
     NEVER_US,
-    Entries,
     TokenEntry,
     certificate_key,
     digest_of,
@@ -129,14 +128,3 @@ def test_wrong_line_is_refused_by_its_number(text: str, why: str) -> None:
     with pytest.raises(ValueError, match=r"line 2: .*" + re.escape(why)) as raised:
         entries_of(b"# one\n", text.encode("utf-8", "surrogateescape"))
     assert SECRET not in str(raised.value)
-
-
-def test_further_lines_leave_what_was_read_before() -> None:
-    """A broken appended line must not change the tokens in force."""
-    before = entries_of(line())
-    more = Entries(before)
-    with pytest.raises(ValueError, match="line 3"):
-        for _ in more.read(end() + b"{"):
-            pass
-    assert before.by_digest[DIGEST].ends_us == NEVER_US
-    assert more.by_digest[DIGEST].ends_us == 0

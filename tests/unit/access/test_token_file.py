@@ -14,7 +14,7 @@ import pytest
 
 from ingest.access.appending import append_lines
 from ingest.access.entries import digest_of, new_secret
-from ingest.access.token_file import TokenFile
+from ingest.access.token_file import CHANGING_LOOKS_MAX, TokenFile
 from ingest.model.errors import StartError
 from ingest.system.clock import monotonic_s, unix_us
 from tests.support.receiver import until
@@ -76,6 +76,20 @@ async def test_file_that_is_being_written_revokes_nobody(tmp_path: Path) -> None
         assert file.tokens.find(SECRET) is identity
         assert file.tokens.find(OTHER)
         assert file.fault == ""
+
+
+async def test_file_that_changes_all_the_time_is_read(tmp_path: Path) -> None:
+    """Who appends at each look keeps nobody from posting."""
+    path = tmp_path / "tokens"
+    path.write_bytes(line())
+    file = TokenFile(path, named=True)
+    file.open()
+    append_lines(path, line(OTHER))
+    for _ in range(CHANGING_LOOKS_MAX):
+        append_lines(path, line(new_secret()))
+        await file._look_again()
+    assert file.tokens.find(SECRET)
+    assert file.tokens.find(OTHER)
 
 
 async def test_folder_in_its_place_leaves_no_descriptor_open(tmp_path: Path) -> None:

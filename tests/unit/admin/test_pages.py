@@ -66,21 +66,12 @@ async def test_open_port_warns_of_what_needs_no_token(
 # The page
 
 
-async def test_page_carries_the_csrf_token_and_no_cache_keeps_it(rig: Rig) -> None:
-    """After a log-in the page has the CSRF token; its headers forbid all but our own files."""
-    reply = await rig.ask("/")
-    assert reply.status == 200
-    assert b'name="csrf" content=""' in reply.body, "who is not logged in may look"
+async def test_page_carries_the_csrf_token_only_for_who_is_logged_in(rig: Rig) -> None:
+    """Who is not may look. The headers are those of the recorded requests."""
+    assert b'name="csrf" content=""' in (await rig.ask("/")).body
     reply = await rig.ask("/", {"Cookie": rig.cookie})
     assert f'content="{rig.admin_side.guard.csrf}"'.encode() in reply.body
     assert b"{{csrf}}" not in reply.body
-    assert reply.headers["cache-control"] == "no-store"
-    policy = reply.headers["content-security-policy"]
-    assert "default-src 'none'" in policy
-    assert "frame-ancestors 'none'" in policy
-    assert "trusted-types 'none'" in policy
-    assert "unsafe" not in policy
-    assert reply.headers["x-content-type-options"] == "nosniff"
 
 
 def test_markup_holds_no_script_style_or_foreign_address() -> None:
@@ -136,14 +127,6 @@ async def test_name_that_is_not_of_the_loopback_is_refused(
     assert (await rig.ask(target, {"Host": host})).code == "wrong_host"
 
 
-@pytest.mark.parametrize(
-    "host", ["localhost", "LocalHost:9", "127.0.0.1", "127.0.0.1:9", "[::1]", "[::1]:9"]
-)
-async def test_names_of_the_loopback_may_look(rig: Rig, host: str) -> None:
-    """All names of the loopback are accepted, with any port, as an SSH tunnel needs it."""
-    assert (await rig.ask("/history", {"Host": host})).status == 200
-
-
 async def test_probes_and_metrics_need_neither_name_nor_token(rig: Rig, open_rig: Rig) -> None:
     """Probes and metrics need no token and no Host of the loopback."""
     for each in (rig, open_rig):
@@ -165,34 +148,6 @@ async def test_beyond_the_loopback_nothing_is_shown_without_the_token(
         assert (await open_rig.ask(target, headers)).status == 200
 
 
-async def test_log_in_gives_a_cookie_that_opens_and_a_wrong_token_does_not(open_rig: Rig) -> None:
-    """The cookie is not the token, scripts cannot read it, and other sites cannot use it."""
-    form = {"Content-Type": "application/x-www-form-urlencoded"}
-    wrong = await open_rig.send("/login", b"token=wrong", form)
-    assert wrong.status == 401
-    assert "set-cookie" not in wrong.headers
-    assert b"hidden data-wrong" not in wrong.body
-    right = await open_rig.send("/login", f"token={TOKEN}".encode(), form)
-    assert (right.status, right.headers["location"]) == (303, "/")
-    cookie, *attributes = right.headers["set-cookie"].split("; ")
-    assert {"HttpOnly", "SameSite=Strict", "Path=/"} == set(attributes)
-    assert TOKEN not in cookie
-    assert (await open_rig.ask("/history", {"Cookie": f"x=y; {cookie}"})).status == 200
-    assert (await open_rig.ask("/history", {"Cookie": cookie[:-1]})).status == 401
-    for body in (b"", b"token=", b"token=\xff", b"other=1", b"token=a&token=b"):
-        assert (await open_rig.send("/login", body, form)).status in {400, 401}
-
-
-async def test_data_of_the_page_is_compressed_once(rig: Rig) -> None:
-    """For who accepts it."""
-    for path in ("/history", "/devices", "/dead-letters", "/dead-letters/count"):
-        small = await rig.ask(path, {"Accept-Encoding": "gzip"})
-        assert small.headers["content-encoding"] == "gzip"
-        assert (
-            json.loads(gzip.decompress(small.body)).keys() == (await rig.ask(path)).document.keys()
-        )
-
-
 # Who may act
 
 
@@ -210,13 +165,6 @@ async def test_log_ins_that_do_not_come_leave_room_for_probes(open_rig: Rig) -> 
     assert (await holders[-1].reply()).code in {"busy", "body_timeout"}
     for each in holders:
         await each.close()
-
-
-async def test_log_in_is_small(open_rig: Rig) -> None:
-    """Nobody has shown a token yet."""
-    async with open_rig.connected() as client:
-        await client.send(head("POST", "/login", {"Content-Length": "1025"}))
-        assert (await client.reply()).code == "body_too_large"
 
 
 @pytest.mark.parametrize("target", ACTIONS)
@@ -242,27 +190,6 @@ async def test_other_sites_cannot_act(
     body: object = BODIES.get(target, {"where": {}})
     assert (await rig.send(target, body, headers)).status in status
     assert not rig.released
-
-
-async def test_own_page_and_bearer_of_the_token_may_act(rig: Rig) -> None:
-    """Our page and a script with the token may act."""
-    ours = {"Origin": f"http://{rig.address}", "Sec-Fetch-Site": "same-origin"}
-    bearer = {"X-CSRF-Token": "", "Authorization": f"Bearer {TOKEN}"}
-    for headers in (ours, bearer):
-        reply = await rig.send("/dead-letters/discard", {"where": {}}, headers)
-        assert (reply.status, reply.document) == (200, {"discarded": 0})
-        assert (await rig.send("/hold/release", {"dead_letter": False}, headers)).status == 200
-    assert rig.released == [False, False]
-
-
-@pytest.mark.parametrize("target", ACTIONS)
-async def test_csrf_token_alone_opens_nothing(rig: Rig, open_rig: Rig, target: str) -> None:
-    """The CSRF token is no log-in, neither beyond the loopback nor on it."""
-    for each in (rig, open_rig):
-        for cookie in ("", f"{each.cookie}x"):
-            reply = await each.send(target, BODIES.get(target, {"where": {}}), {"Cookie": cookie})
-            assert (reply.status, reply.code) == (401, "unauthorized")
-        assert not each.released
 
 
 async def test_key_logs_one_browser_in(rig: Rig) -> None:
@@ -411,8 +338,8 @@ async def test_level_says_whether_posts_are_refused_or_writes_wait(
     assert gauges is not None
     up, answer = True, (200, b"")
     rig.ledger.gauges = gauges._replace(database_up=lambda: up)
-    sources = rig.dashboard._sources._replace(readyz=lambda: answer)
-    monkeypatch.setattr(rig.dashboard, "_sources", sources)
+    observed = rig.dashboard._observed._replace(readyz=lambda: answer)
+    monkeypatch.setattr(rig.dashboard, "_observed", observed)
     for state, refusing, cause, up in (  # noqa: B007  the lambda above reads it
         ("accepting", False, "", True),
         ("accepting", False, "unreachable", False),
@@ -535,15 +462,3 @@ async def test_close_ends_the_streams_at_once(rig: Rig) -> None:
         await until(lambda: rig.dashboard.feed.clients == 0)
         async with asyncio.timeout(5):
             await client.reader.read()
-
-
-async def test_streams_do_not_spoil_the_request_durations(rig: Rig) -> None:
-    """The time on the feed does not count as the duration of a request."""
-    async with rig.connected() as client:
-        await client.send(rig.head("GET", "/feed"))
-        await client.reply()
-        await until(lambda: rig.dashboard.feed.clients == 1)
-        await asyncio.sleep(0.3)
-        rig.dashboard.close()
-        await until(lambda: ("/feed", 200) in rig.ledger.requests)
-    assert rig.ledger.request_s["/feed"].total < 0.3

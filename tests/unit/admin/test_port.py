@@ -97,73 +97,6 @@ async def test_metrics_are_prometheus_text(rig: Rig) -> None:
     assert {sample.labels["route"]: sample.value for sample in asked} == {"/metrics": 1.0}
 
 
-async def test_probes_are_there(rig: Rig) -> None:
-    """The probes answer as on the data port."""
-    assert (await rig.ask(head("GET", "/livez"))).body == b"ok\n"
-    assert (await rig.ask(head("GET", "/readyz"))).body == rig.state
-
-
-@pytest.mark.parametrize(
-    ("body", "dead_letter"),
-    [
-        (b"", False),
-        (b"{}", False),
-        (b'{"dead_letter":false}', False),
-        (b'{"dead_letter":true}', True),
-    ],
-)
-async def test_release_with_the_token_releases(rig: Rig, body: bytes, dead_letter: bool) -> None:
-    """Each request releases once, with the value in its body."""
-    reply = await rig.release(body, f"Bearer {TOKEN}")
-    assert (reply.status, reply.document) == (200, {"released": True})
-    assert rig.released == [dead_letter]
-
-
-async def test_refused_posts_are_for_those_who_may_act(rig: Rig) -> None:
-    """Without the token nobody sees them: they quote posts."""
-    assert (await rig.ask(head("GET", "/refused"))).code == "unauthorized"
-    reply = await rig.ask(head("GET", "/refused", {"Authorization": f"Bearer {TOKEN}"}))
-    assert (reply.status, reply.document) == (200, {"posts": [{"peer": "10.0.0.7"}]})
-    assert reply.headers["cache-control"] == "no-store"
-
-
-@pytest.mark.parametrize(
-    "authorization",
-    [None, "", "Bearer", "Bearer ", f"Basic {TOKEN}", "Bearer wrong", f"Bearer {TOKEN}x", TOKEN,
-     "Bearer \xff\xfe", "Bearer s3cret-tokén"],
-)  # fmt: skip
-async def test_release_without_the_token_is_401(rig: Rig, authorization: str | None) -> None:
-    """Without the right token nothing is released."""
-    reply = await rig.release(b"", authorization)
-    assert (reply.status, reply.code) == (401, "unauthorized")
-    assert reply.headers["www-authenticate"] == "Bearer"
-    assert TOKEN.encode() not in reply.body
-    assert not rig.released
-
-
-@pytest.mark.parametrize(
-    ("body", "code"),
-    [
-        (b"{", "not_json"),
-        (b"[]", "bad_request"),
-        (b'{"dead_letter":"yes"}', "bad_request"),
-        (b" " * 2_000_000, "body_too_large"),
-    ],
-)
-async def test_release_with_a_wrong_body_is_refused(rig: Rig, body: bytes, code: str) -> None:
-    """A wrong body is refused and releases nothing."""
-    reply = await rig.release(body, f"Bearer {TOKEN}")
-    assert reply.code == code
-    assert not rig.released
-
-
-async def test_release_says_when_there_was_nothing_to_release(rig: Rig) -> None:
-    """If no writer waits, the answer says so."""
-    rig.waits = False
-    reply = await rig.release(b'{"dead_letter":true}', f"Bearer {TOKEN}")
-    assert (reply.status, reply.document) == (200, {"released": False})
-
-
 async def test_hold_quotes_the_database_to_who_may_look(rig: Rig) -> None:
     """/hold may quote readings, so on all interfaces it needs the token."""
     rig.guard.bound("0.0.0.0:1")
@@ -185,44 +118,6 @@ async def test_open_pages_leave_room_for_an_operator(rig: Rig) -> None:
     for each in pages:
         assert (await each.reply()).status == 200
         await each.close()
-
-
-async def test_release_body_may_come_later(rig: Rig) -> None:
-    """Head and body may come in two packets, as from http.client."""
-    client = await Client.connect(rig.address)
-    body = b'{"dead_letter":true}'
-    headers = {"Authorization": f"Bearer {TOKEN}", "Content-Length": str(len(body))}
-    await client.send(head("POST", "/hold/release", headers))
-    with pytest.raises(TimeoutError):
-        await client.reply(0.02)
-    await client.send(body)
-    assert (await client.reply()).status == 200
-    assert rig.released == [True]
-    await client.close()
-
-
-@pytest.mark.parametrize(
-    ("method", "target", "status"),
-    [
-        ("GET", "/nothing", 404),
-        ("POST", "/v1/readings", 404),
-        ("POST", "/metrics", 405),
-        ("GET", "/hold/release", 405),
-    ],
-)
-async def test_other_pages_and_methods_are_problems(
-    rig: Rig, method: str, target: str, status: int
-) -> None:
-    """The admin port takes no readings and no other verbs."""
-    reply = await rig.ask(head(method, target))
-    assert reply.status == status
-    assert reply.code in {"not_found", "method_not_allowed"}
-
-
-async def test_malformed_request_is_counted_as_other(rig: Rig) -> None:
-    """A malformed request gets 400 with a problem document, and counts under a fixed label."""
-    assert (await rig.ask(b"nonsense\r\n\r\n")).code == "bad_request"
-    assert rig.ledger.requests["other", 400] == 1
 
 
 async def test_start_on_a_busy_port_names_its_own_flag(rig: Rig) -> None:

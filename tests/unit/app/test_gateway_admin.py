@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from ingest.admin.dashboard.tail import Observed, Tail
 from ingest.app.gateway_admin import GatewayAdmin
 from ingest.config.settings import Settings
 from tests.support.health import make_health
@@ -19,10 +20,10 @@ async def running() -> AsyncIterator[str]:
     """Run the port; give its address."""
     admin = GatewayAdmin(
         Settings(admin_listen="127.0.0.1:0"),
-        ledger=busy(),
-        readyz=make_health().readyz,
+        Observed(
+            busy(), make_health().readyz, Tail(), refused_posts=lambda: [{"code": "not_json"}]
+        ),
         token=TOKEN,
-        refused_posts=lambda: [{"code": "not_json"}],
     )
     address = await admin.start("10.0.0.1:8080")
     try:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import structlog
@@ -24,17 +24,14 @@ from tests.support.health import EMPTY, FakeDisk, make_health
 class Rig:
     """Health with values and a clock that the test sets."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **changed: Any) -> None:
         self.now_s = 1000.0
         self.stats = EMPTY
         self.database = FakeDatabase()
         self.disk = FakeDisk()
         self.letters = DeadLetterStats()
-        settings = Settings(
-            disk_free_bytes_min=1000,
-            journal_bytes_max=1_000_000,
-            dlq_bytes_max=1_000_000,
-        )
+        sizes = {"journal_bytes_max": 1_000_000, "dlq_bytes_max": 1_000_000}
+        settings = Settings(**{"disk_free_bytes_min": 1000, **sizes, **changed})
         self.journal_bytes = 0
         self.url_fault = ""
         self.table = Trouble()
@@ -53,9 +50,23 @@ class Rig:
             fill=Fill(settings, lambda: self.journal_bytes),
         )
 
-    def tick(self, seconds: int = 1, **stats: Any) -> str:
+    def set(self, **given: Any) -> None:
+        """Change attributes of the rig, its buffer (`rows`), or `up`, `hold` and `free`."""
+        for name, value in given.items():
+            if name in EMPTY._fields:
+                self.stats = self.stats._replace(**{name: value})
+            elif name == "up":
+                self.database.up = value
+            elif name == "hold":
+                self.database.hold_reason = value
+            elif name == "free":
+                self.disk.free = value
+            else:
+                setattr(self, name, value)
+
+    def tick(self, seconds: int = 1, **given: Any) -> str:
         """Let seconds pass with these figures; return the state."""
-        self.stats = self.stats._replace(**stats)
+        self.set(**given)
         for _ in range(seconds):
             self.now_s += 1
             self.health.tick()
@@ -75,10 +86,19 @@ class Rig:
         assert state in STATES
         return state
 
-    @property
-    def status(self) -> int:
-        """The HTTP status of /readyz."""
-        return self.health.readyz()[0]
+    def told(self) -> dict[str, Any]:
+        """Return all that is told, also to devices: the same, but for what may name a file."""
+        status, body = self.health.readyz_for_devices()
+        for_devices = json.loads(body)
+        assert self.document.keys() - for_devices.keys() == {"next"}
+        assert (status, for_devices["state"]) == (self.health.readyz()[0], self.state)
+        return {
+            **self.document,
+            "status": status,
+            "refusal": self.health.refusal(),
+            "devices": for_devices["reason"],
+            "words": self.health.in_words(),
+        }
 
 
 @pytest.fixture
@@ -89,284 +109,251 @@ def rig(monkeypatch: pytest.MonkeyPatch) -> Rig:
     return rig
 
 
-def test_state_before_the_schema_check_is_starting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before the table is checked it is not ready, refuses posts, and the reason says why."""
+class Within(str):
+    """Equal to every text that it is in."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return str(self) in str(other)
+
+    __hash__ = str.__hash__
+
+
+class Step(NamedTuple):
+    """Seconds with these figures, and what is told after them."""
+
+    told: Mapping[str, Any]
+    given: Mapping[str, Any] = {}
+    seconds: int = 0
+
+
+def state(name: str, **more: Any) -> dict[str, Any]:
+    """Return what is told of a state: 503 of those in which no post is taken, or none waits."""
+    refusing = name in ("starting", "draining", "disk_low")
+    status = 503 if refusing or name == "full" else 200
+    return {"state": name, "status": status, "refusal": name if refusing else None, **more}
+
+
+AWAY = "the database is away; readings are kept"
+PASSWORD = "writes are paused: the database refuses the password or the role"
+UNTAKEN = "posts are not taken until the table has been checked"
+OLD_URL = "database_url_file is empty; the old URL is still used"
+LOW = "less than 1,000 bytes of disk are free"
+FULL = {"rows": 1000, "posts_waiting": 1, "oldest_received_s": 1.0}
+SLOWED = state("slowed")
+STORIES: dict[str, Sequence[Step]] = {
+    "starting": (
+        Step(state("starting", reason=UNTAKEN)),
+        Step(state("starting", reason=f"{UNTAKEN}; the database is away"), {"up": False}),
+        Step(
+            state(
+                "starting",
+                reason=f"{UNTAKEN}; {PASSWORD}",
+                refusing=True,
+                cause="authentication",
+            ),
+            {"up": True, "hold": "authentication"},
+        ),
+    ),
+    "database away": (Step(state("accepting", reason=Within("away")), {"up": False}),),
+    "on hold": (
+        Step(
+            state(
+                "on_hold",
+                reason="writes are paused: dead letters are full",
+                next=CAUSES["dead_letters_full"].next_step.format(run="<run>"),
+                runbook="ingestdeadlettersfilling",
+            ),
+            {"hold": "dead_letters_full"},
+        ),
+    ),
+    "slowed": (Step(SLOWED, {"posts_waiting": 3}), Step(state("accepting"), {"posts_waiting": 0})),
+    "no room for long": (
+        Step(SLOWED, FULL, 5),
+        Step(state("full", reason=Within("1000 readings of 1000")), {}, 2),
+    ),
+    "full by bytes": (
+        Step(state("full"), {"size_bytes": 990_000, "oldest_received_s": 1.0}, 7),
+        Step(
+            {"reason": Within("an error that the service does not know (sqlstate_12345)")},
+            {"hold": "sqlstate_12345"},
+        ),
+    ),
+    "overload that moves": [
+        Step(SLOWED, {"rows": 1000, "posts_waiting": 5, "oldest_received_s": float(at)}, 1)
+        for at in range(30)
+    ],
+    "journal beyond its bound that empties": [
+        *(
+            Step(
+                state(
+                    "slowed",
+                    reason=f"340550 readings, {4.7 - at / 4:.0%} of the journal, 0 posts wait",
+                ),
+                {"rows": 340_550, "disk_used": 4.7 - at / 4, "oldest_received_s": float(at)},
+                1,
+            )
+            for at in range(15)
+        ),
+        Step(state("accepting", reason=""), {"disk_used": 0.96, "oldest_received_s": 15.0}, 1),
+    ],
+    "full ends": [
+        Step(state("full"), FULL, 8),
+        Step(state("full"), {"rows": 900, "posts_waiting": 0, "oldest_received_s": 2.0}, 1),
+        Step(state("full"), {}, 3),
+        Step(state("accepting"), {"rows": 800}, 1),
+        Step(state("full"), {"rows": 1000, "posts_waiting": 1}, 8),
+        *(Step(state("full"), {"oldest_received_s": float(at)}, 1) for at in range(10, 14)),
+        *(Step({}, {"oldest_received_s": float(at)}, 1) for at in range(14, 19)),
+        Step(SLOWED, {"oldest_received_s": 19.0}, 1),
+    ],
+    "disk low": (
+        Step(
+            state(
+                "disk_low",
+                reason=f"{LOW}: /srv/state, on the disk that is mounted at /srv",
+                devices=LOW,
+            ),
+            {"free": 999},
+            1,
+        ),
+        Step(state("disk_low"), {"free": 1200}, 1),
+        Step(state("accepting"), {"free": 1250}, 1),
+        Step(state("disk_low", reason=f"{LOW}: gone"), {"free": OSError("gone")}, 1),
+    ),
+    "several": (
+        Step(state("disk_low"), {"free": 0, "hold": "28P01", **FULL}, 8),
+        Step(state("full"), {"free": 10**12}, 1),
+    ),
+    # To devices too, so without the file's name. Other causes have nothing to do with the URL.
+    "unusable file of the URL": (
+        Step({"reason": ""}, {"url_fault": OLD_URL}),
+        Step({"reason": f"{PASSWORD}; {OLD_URL}"}, {"hold": "authentication"}),
+        Step({"reason": Within("writes are paused: the table")}, {"hold": "schema"}),
+        Step({"reason": f"{AWAY}; {OLD_URL}"}, {"hold": None, "up": False}),
+        Step({"devices": Within(f"; {OLD_URL}")}, {"posts_waiting": 1}, 1),
+    ),
+    "no space for invalid items": (
+        Step(
+            state(
+                "accepting",
+                cause="invalid_full",
+                refusing=False,
+                reason=Within("refused: the dead letters are half full, and the rest"),
+            ),
+            {"letters": DeadLetterStats(size_bytes=500, invalid_full=True)},
+            3,
+        ),
+        Step({"cause": "unreachable"}, {"up": False}),
+        Step({"cause": ""}, {"up": True, "letters": DeadLetterStats()}, 3),
+    ),
+    "a sender has used its share": (
+        Step(
+            state(
+                "accepting",
+                cause="sender_share_used",
+                reason=Within("for such items: token gate"),
+                devices=Within("for such items"),
+            ),
+            {"letters": DeadLetterStats(share_used_by="token gate")},
+            3,
+        ),
+        Step(
+            {"cause": "invalid_full"},
+            {"letters": DeadLetterStats(share_used_by="token gate", invalid_full=True)},
+        ),
+        Step(
+            {
+                "cause": "writes_fail",
+                "reason": "no write has gone through; readings are kept: 55P03: no lock",
+                "next": Within("pg_terminate_backend"),
+            },
+            {"table": Trouble("writes_fail", "no write has gone through", "55P03: no lock")},
+        ),
+    ),
+    "partitions end": (
+        Step(
+            state(
+                "accepting",
+                reason=Within("few partitions are left"),
+                next=Within("housekeeping status"),
+            ),
+            {"table": Trouble("partitions_end", "few partitions are left")},
+            1,
+        ),
+        Step(
+            state("accepting", reason=Within(": archive p: /srv/cold"), devices="a step"),
+            {"table": Trouble("housekeeping_fails", "a step", "archive p: /srv/cold is read-only")},
+            1,
+        ),
+        Step({"cause": "schema", "reason": Within("writes are paused")}, {"hold": "schema"}),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STORIES)
+def test_state_and_cause_are_as_the_story_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After each step; nothing of the disk and no sender is told to devices."""
     rig = Rig(monkeypatch)
-    assert rig.health.starting
-    assert (rig.state, rig.status, rig.health.refusal()) == ("starting", 503, "starting")
-    untaken = "posts are not taken until the table has been checked"
-    assert rig.document["reason"] == untaken
-    rig.database.up = False
-    assert rig.document["reason"] == f"{untaken}; the database is away"
-    rig.database.up = True
-    rig.database.hold("authentication")
-    refused = "writes are paused: the database refuses the password or the role"
-    assert rig.document["reason"] == f"{untaken}; {refused}"
-    assert (rig.document["refusing"], rig.document["cause"]) == (True, "authentication")
-    rig.database.hold_reason = None
-    rig.health.started()
-    assert (rig.state, rig.status, rig.health.refusal()) == ("accepting", 200, None)
-    assert not rig.health.starting
-
-
-def test_database_away_with_room_is_accepting(rig: Rig) -> None:
-    """While the database is away it is ready, and the reason says so."""
-    rig.database.up = False
-    assert (rig.state, rig.status) == ("accepting", 200)
-    assert "away" in rig.document["reason"]
-
-
-def test_hold_is_ready_with_its_reason(rig: Rig) -> None:
-    """On hold it is ready, and accepts posts."""
-    rig.database.hold("dead_letters_full")
-    assert (rig.state, rig.status, rig.health.refusal()) == ("on_hold", 200, None)
-    assert rig.document["reason"] == "writes are paused: dead letters are full"
-    assert rig.document["next"] == CAUSES["dead_letters_full"].next_step.format(run="<run>")
-    assert rig.document["runbook"] == "ingestdeadlettersfilling"
-
-
-def test_devices_are_not_told_what_an_operator_types(rig: Rig) -> None:
-    """On the data port /readyz is the same without `next`, which may name a file of secrets."""
-    for reason in ("", "dead_letters_full", "authentication"):
-        if reason:
-            rig.database.hold(reason)
-        status, document = rig.health.readyz_for_devices()
-        full = rig.document
-        del full["next"]
-        assert (status, json.loads(document)) == (rig.status, full)
-
-
-def test_post_that_waits_is_slowed(rig: Rig) -> None:
-    """While a post waits for space it is slowed, with 200."""
-    rig.stats = EMPTY._replace(posts_waiting=3)
-    assert (rig.state, rig.status) == ("slowed", 200)
-    rig.stats = EMPTY
-    assert rig.state == "accepting"
-
-
-def test_no_room_for_long_is_full(rig: Rig) -> None:
-    """Full comes after five seconds at the bound without progress, not before."""
-    assert rig.tick(5, rows=1000, posts_waiting=1, oldest_received_s=1.0) == "slowed"
-    assert rig.tick(2) == "full"
-    assert rig.status == 503
-    assert rig.health.refusal() is None  # posts may still try: waiting is the point
-    assert "1000 readings of 1000" in rig.document["reason"]
-
-
-def test_full_by_bytes_is_full(rig: Rig) -> None:
-    """Each of the two bounds is enough, also if no post waits any more."""
-    assert rig.tick(7, size_bytes=990_000, oldest_received_s=1.0) == "full"
-    rig.database.hold("sqlstate_12345")
-    assert "an error that the service does not know (sqlstate_12345)" in rig.document["reason"]
-
-
-def test_overload_that_moves_is_never_full(rig: Rig) -> None:
-    """At the bound, while blocks are stored, it is slowed and not full."""
-    for second in range(30):
-        state = rig.tick(1, rows=1000, posts_waiting=5, oldest_received_s=float(second))
-        assert state == "slowed"
-
-
-def test_journal_beyond_its_bound_is_slowed_while_it_empties(rig: Rig) -> None:
-    """Above a bound that was lowered it is slowed while blocks are stored."""
-    rig.stats = EMPTY._replace(rows=340_550)
-    for second in range(15):
-        used = 4.7 - second / 4
-        assert rig.tick(1, disk_used=used, oldest_received_s=float(second)) == "slowed"
-        assert (rig.status, rig.health.refusal()) == (200, None)
-        assert rig.document["reason"] == f"340550 readings, {used:.0%} of the journal, 0 posts wait"
-    assert rig.tick(1, disk_used=0.96, oldest_received_s=15.0) == "accepting"
-    assert rig.document["reason"] == ""
-
-
-def test_full_ends_with_room_or_lasting_movement(rig: Rig) -> None:
-    """Full ends with a fifth of the space, or with lasting progress; less does not end it."""
-    rig.tick(8, rows=1000, posts_waiting=1, oldest_received_s=1.0)
-    assert rig.tick(1, rows=900, posts_waiting=0, oldest_received_s=2.0) == "full"
-    assert rig.tick(3) == "full"
-    assert rig.tick(1, rows=800) == "accepting"
-    rig.tick(8, rows=1000, posts_waiting=1)
-    assert rig.state == "full"
-    states = [rig.tick(1, oldest_received_s=float(second)) for second in range(10, 20)]
-    assert states[:4] == ["full"] * 4
-    assert states[-1] == "slowed"
-
-
-def test_disk_low_refuses_and_recovers_with_hysteresis(rig: Rig) -> None:
-    """Below the least free space posts are refused until there is clearly more than that."""
-    rig.disk.free = 999
-    assert rig.tick() == "disk_low"
-    assert (rig.status, rig.health.refusal()) == (503, "disk_low")
-    low = "less than 1,000 bytes of disk are free"
-    assert rig.document["reason"] == f"{low}: /srv/state, on the disk that is mounted at /srv"
-    assert json.loads(rig.health.readyz_for_devices()[1])["reason"] == low
-    rig.disk.free = 1200
-    assert rig.tick() == "disk_low"
-    rig.disk.free = 1250
-    assert rig.tick() == "accepting"
-    rig.disk.free = OSError("gone")
-    assert rig.tick() == "disk_low"
-    assert rig.document["reason"] == f"{low}: gone"
-
-
-def test_disk_bound_is_told_as_people_say_it() -> None:
-    """The reason writes the least free space with its unit."""
-    health = make_health(settings=Settings(disk_free_bytes_min=200 * 1024**3), disk=FakeDisk(0))
-    health.started()
-    health.tick()
-    assert health.in_words() == "disk_low: less than 200 GiB of disk are free"
-
-
-def test_disk_bound_zero_never_looks() -> None:
-    """With disk_free_bytes_min 0 the disk is not checked."""
-    health = make_health(settings=Settings(disk_free_bytes_min=0), disk=FakeDisk(0))
-    health.started()
-    health.tick()
-    assert health.refusal() is None
-
-
-def test_draining_comes_before_everything(rig: Rig) -> None:
-    """Draining comes before all other states."""
-    rig.disk.free = 0
-    rig.tick(8, rows=1000, posts_waiting=1, oldest_received_s=1.0)
-    rig.database.hold("28P01")
-    assert rig.state == "disk_low"
-    rig.disk.free = 10**12
-    assert rig.tick() == "full"
-    rig.health.draining()
-    assert (rig.state, rig.status, rig.health.refusal()) == ("draining", 503, "draining")
-
-
-def test_log_says_why_the_state_is_the_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each line of the log about a state has the reason of that state."""
-    rig = Rig(monkeypatch)
-    with structlog.testing.capture_logs() as lines:
+    if name != "starting":
         rig.health.started()
-        rig.tick()
-        rig.disk.free = 0
-        rig.tick()
-        rig.disk.free = 10**12
-        rig.database.hold("28P01")
-        rig.tick()
-        rig.database.hold_reason = None
-        rig.tick(9, rows=1000, posts_waiting=2, oldest_received_s=1.0)
-        rig.health.draining()
-        rig.tick()
-    told = [(line["was"], line["state"], line["reason"]) for line in lines]
-    assert [(was, state) for was, state, _ in told] == [
-        ("starting", "accepting"),
-        ("accepting", "disk_low"),
-        ("disk_low", "on_hold"),
-        ("slowed", "full"),
-        ("full", "draining"),
-    ]
-    reasons = [reason for _, _, reason in told]
-    assert reasons[0] == ""
-    assert "of disk are free" in reasons[1]
-    assert reasons[2].startswith("writes are paused: the database reports an error")
-    assert reasons[3] == "1000 readings of 1000, 2 posts wait"
-    assert reasons[4] == "the service is stopping"
+    for at, step in enumerate(STORIES[name]):
+        rig.tick(step.seconds, **step.given)
+        told = rig.told()
+        assert {each: told[each] for each in step.told} == step.told, f"step {at + 1}"
+        assert "/srv" not in told["devices"]
+        assert "gate" not in told["devices"]
+    rig.health.draining()
+    assert (rig.state, rig.health.refusal()) == ("draining", "draining"), "before all others"
 
 
-def test_since_is_when_the_state_began(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`since` is RFC 3339, and is the same while the state is the same."""
-    now_us = 1_750_000_000_000_000
-    monkeypatch.setattr("ingest.app.health.unix_us", lambda: now_us)
-    rig.database.hold("x")
-    first = rig.document["since"]
-    assert datetime.fromisoformat(first).timestamp() == 1_750_000_000
-    now_us += 60_000_000
-    assert rig.document["since"] == first
-    rig.database.hold_reason = None
-    assert rig.document["since"] != first
+@pytest.mark.parametrize(
+    ("least", "words"),
+    [(200 * 1024**3, "disk_low: less than 200 GiB of disk are free"), (0, "accepting")],
+)
+def test_bound_of_the_disk_is_told_as_people_say_it_and_0_is_none(
+    monkeypatch: pytest.MonkeyPatch, least: int, words: str
+) -> None:
+    """With its unit."""
+    rig = Rig(monkeypatch, disk_free_bytes_min=least)
+    rig.health.started()
+    rig.tick(free=0)
+    assert rig.told()["words"].startswith(words)
 
 
-def test_cause_has_a_start_of_its_own(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trouble_is_logged_once_at_its_begin_and_once_at_its_end(rig: Rig) -> None:
+    """With its details, which devices are not told."""
+    with structlog.testing.capture_logs() as lines:
+        rig.tick(3, letters=DeadLetterStats(share_used_by="token gate"))
+        rig.tick(3, letters=DeadLetterStats())
+    told = [(each["cause"], each["details"]) for each in lines if each["event"] == "trouble"]
+    assert told == [("sender_share_used", "token gate"), ("", "")]
+
+
+def test_state_and_cause_have_starts_of_their_own(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An outage begins when the database goes away, and not when the service began to accept."""
     now_us = 1_750_000_000_000_000
     monkeypatch.setattr("ingest.app.health.unix_us", lambda: now_us)
     assert (rig.state, rig.document["cause_since"], rig.document["next"]) == ("accepting", None, "")
     accepting_since = rig.document["since"]
+    assert datetime.fromisoformat(accepting_since).timestamp() == 1_750_000_000
     now_us += 60_000_000
-    rig.database.up = False
-    rig.tick()
+    rig.tick(up=False)
     began = rig.document["cause_since"]
     assert datetime.fromisoformat(began).timestamp() == 1_750_000_060
     now_us += 60_000_000
     rig.tick(1, posts_waiting=1)
     assert rig.document["cause"] == "unreachable", "it is why posts wait"
     assert rig.document["cause_since"] == began
-    assert rig.document["reason"].endswith("1 posts wait; the database is away; readings are kept")
-    rig.database.hold("schema")
+    assert rig.document["reason"].endswith(f"1 posts wait; {AWAY}")
+    rig.set(hold="schema")
     assert rig.document["cause_since"] != began
-    rig.database.hold_reason, rig.database.up = None, True
-    rig.tick(1, posts_waiting=0)
+    rig.tick(1, hold=None, up=True, posts_waiting=0)
     assert (rig.document["cause"], rig.document["reason"]) == ("", "")
     assert rig.document["since"] != accepting_since, "it was slowed and on hold since"
-
-
-def test_unusable_file_of_the_url_is_told_if_the_url_may_be_wrong(rig: Rig) -> None:
-    """Also to devices, so without the file's name. Other causes have nothing to do with the URL."""
-    rig.url_fault = "database_url_file is empty; the old URL is still used"
-    assert rig.document["reason"] == ""
-    rig.database.hold("authentication")
-    refused = "writes are paused: the database refuses the password or the role"
-    assert rig.document["reason"] == f"{refused}; {rig.url_fault}"
-    rig.database.hold("schema")
-    assert "database_url_file" not in rig.document["reason"]
-    rig.database.hold_reason, rig.database.up = None, False
-    assert rig.document["reason"] == f"the database is away; readings are kept; {rig.url_fault}"
-    rig.tick(1, posts_waiting=1)
-    for_devices = json.loads(rig.health.readyz_for_devices()[1])
-    assert for_devices["reason"].endswith(rig.url_fault), "posts wait for this"
-
-
-def test_full_half_for_invalid_items_is_told(rig: Rig) -> None:
-    """/readyz says so with its next step, and the log once when it begins and once at its end."""
-    with structlog.testing.capture_logs() as lines:
-        rig.letters = DeadLetterStats(size_bytes=500, invalid_full=True)
-        assert rig.tick(3) == "accepting"
-        assert (rig.document["cause"], rig.document["refusing"]) == ("invalid_full", False)
-        assert "refused: the dead letters are half full, and the rest" in rig.document["reason"]
-        rig.database.up = False
-        assert rig.document["cause"] == "unreachable"
-        rig.database.up, rig.letters = True, DeadLetterStats()
-        rig.tick(3)
-    told = [each["cause"] for each in lines if each["event"] == "trouble"]
-    assert told == ["invalid_full", ""]
-    assert rig.document["cause"] == ""
-
-
-def test_sender_that_has_used_its_share_is_named(rig: Rig) -> None:
-    """On the admin port, and in the log once. Room for nobody, and a lock, are more important."""
-    with structlog.testing.capture_logs() as lines:
-        rig.letters = DeadLetterStats(share_used_by="token gate")
-        assert rig.tick(3) == "accepting"
-    assert rig.document["cause"] == "sender_share_used"
-    assert rig.document["reason"].endswith("for such items: token gate")
-    assert "gate" not in rig.health.readyz_for_devices()[1].decode()
-    assert [each["details"] for each in lines if each["event"] == "trouble"] == ["token gate"]
-    rig.letters = rig.letters._replace(invalid_full=True)
-    assert rig.document["cause"] == "invalid_full"
-    rig.table = Trouble("writes_fail", "no write has gone through", "55P03: no lock")
-    words = "no write has gone through; readings are kept: 55P03: no lock"
-    assert (rig.document["cause"], rig.document["reason"]) == ("writes_fail", words)
-    assert "pg_terminate_backend" in rig.document["next"]
-
-
-def test_end_of_the_partitions_is_told_and_refuses_nothing(rig: Rig) -> None:
-    """/readyz says it with its next step. What stops writes now is more important."""
-    rig.table = Trouble("partitions_end", "few partitions are left")
-    assert (rig.tick(), rig.status) == ("accepting", 200)
-    assert "few partitions are left" in rig.document["reason"]
-    assert "housekeeping status" in rig.document["next"]
-    rig.table = Trouble("housekeeping_fails", "a step", "archive p: /srv/cold is not writable")
-    assert (rig.tick(), rig.status) == ("accepting", 200)
-    assert rig.document["reason"].endswith(": archive p: /srv/cold is not writable")
-    assert b"/srv/cold" not in rig.health.readyz_for_devices()[1], "a path of this machine"
-    rig.database.hold("schema")
-    assert rig.document["cause"] == "schema"
-    assert "/srv/cold" not in rig.document["reason"]
 
 
 def test_refused_posts_are_counted_for_a_minute_and_logged_once_a_minute(rig: Rig) -> None:
@@ -407,7 +394,7 @@ def test_time_to_full_is_told_for_what_fills(rig: Rig) -> None:
         rig.tick(1, oldest_received_s=rig.now_s)
     assert rig.document["full_in_s"] == {"journal": None, "dead_letters": None, "disk": None}
     began_s = rig.now_s
-    rig.database.up, rig.disk.free = False, 10**12
+    rig.set(up=False, free=10**12)
     for second in range(60):
         rig.journal_bytes += 1_000
         rig.disk.free = 10**12 - 1000 * second
@@ -433,15 +420,3 @@ def test_time_to_full_is_told_for_what_fills(rig: Rig) -> None:
     rig.letters = rig.letters._replace(live=0)
     rig.tick(5)
     assert rig.document["full_in_s"] == {"journal": None, "dead_letters": None, "disk": None}
-
-
-async def test_run_ticks_until_stopped(rig: Rig) -> None:
-    """The task ticks at once and repeatedly, and ends with the event."""
-    rig.disk.free = 0
-    stop = asyncio.Event()
-    running = asyncio.create_task(rig.health.run(stop))
-    await asyncio.sleep(0)
-    assert rig.state == "disk_low"
-    stop.set()
-    async with asyncio.timeout(1):
-        await running

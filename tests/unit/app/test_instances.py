@@ -146,35 +146,6 @@ def test_killed_processes_leave_no_imbalance(rig: Rig) -> None:
     assert [each.gone for each in rig.instances] == [True, False]
 
 
-def test_status_that_comes_late_does_not_go_back(rig: Rig) -> None:
-    """A channel keeps the order; another way may not."""
-    gateway = FakeProcess("gateway")
-    early = read_status(gateway.sent())
-    gateway.takes(3)
-    rig.hear("gateway-1", gateway)
-    rig.instances.heard("gateway-1", early)
-    assert rig.total().received == 3
-
-
-def test_clock_that_was_set_back_silences_nobody(rig: Rig) -> None:
-    """Neither a process that runs, nor the next one. No counter falls, and all are counted."""
-    old, new = FakeProcess("gateway"), FakeProcess("gateway")
-    old.takes(5)
-    rig.hear("gateway-1", old)
-    old.sent_us -= 3_600_000_000
-    rig.now_s += SILENT_S
-    rig.hear("gateway-1", old)
-    (slot,) = rig.instances
-    assert slot.runs
-    rig.instances.gone("gateway-1", old.pid)
-    new.started_us = new.sent_us = old.sent_us
-    new.takes(2)
-    rig.hear("gateway-1", new)
-    (slot,) = rig.instances
-    assert (slot.status.pid, slot.runs) == (new.pid, True)
-    assert rig.total().received == 7
-
-
 def test_silent_process_does_not_run_and_its_readings_are_still_held(rig: Rig) -> None:
     """It may be frozen: nobody knows yet."""
     writer = FakeProcess("writer")
@@ -219,32 +190,6 @@ def test_forgotten_process_is_counted_once_if_it_comes_back(
     successor.takes(2)
     rig.hear("gateway-a", successor)
     assert rig.total().received == 7
-
-
-def test_rates_are_those_between_two_statuses_of_one_process(rig: Rig) -> None:
-    """A successor has none at first, and never a negative one."""
-    gateway = FakeProcess("gateway")
-    rig.hear("gateway-1", gateway)
-    gateway.takes(500)
-    rig.instances.heard("gateway-1", read_status(gateway.sent(after_s=2)))
-    (slot,) = rig.instances
-    assert slot.per_s == 250
-    rig.instances.heard("gateway-1", read_status(gateway.sent(after_s=0.01)))
-    assert slot.per_s == 250, "two statuses of one moment"
-    rig.hear("gateway-1", FakeProcess("gateway"))
-    (slot,) = rig.instances
-    assert (slot.per_s, slot.cpu) == (0, 0)
-
-
-def test_fullest_buffer_and_oldest_reading_are_shown(rig: Rig) -> None:
-    """Not the mean of all: the one that is full refuses posts."""
-    full, empty = FakeProcess("gateway"), FakeProcess("gateway")
-    full.held, full.oldest_s = 90, 5.0
-    for name, each in (("gateway-1", full), ("gateway-2", empty)):
-        rig.hear(name, each)
-    stats = rig.instances.buffer()
-    assert (stats.rows, stats.rows_max) == (90, 200)
-    assert stats.used == pytest.approx(0.9)
 
 
 def test_oldest_reading_has_the_age_that_its_process_told(rig: Rig) -> None:
@@ -315,10 +260,3 @@ def test_database_is_up_if_all_writers_reach_it(rig: Rig) -> None:
     assert rig.instances.database_up() is False
     assert rig.instances.hold_reason() == "schema"
     assert rig.instances.message() == "no such column"
-
-
-def test_names_are_in_the_order_of_their_numbers(rig: Rig) -> None:
-    """`gateway-10` is behind `gateway-2`."""
-    for number in (10, 2, 1):
-        rig.hear(f"gateway-{number}", FakeProcess("gateway"))
-    assert [each.name for each in rig.instances] == ["gateway-1", "gateway-2", "gateway-10"]

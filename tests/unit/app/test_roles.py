@@ -15,7 +15,7 @@ from ingest.app.role import Place, alone
 from ingest.app.stream_writer import StreamWriter
 from ingest.broker.envelope import Address
 from ingest.broker.pulling import Delivery
-from ingest.cli import gateway, role, writer
+from ingest.cli.services import UNUSED_BY_GATEWAY, UNUSED_BY_WRITER
 from ingest.config.settings import Settings
 from ingest.model.errors import DeadLettersFull, StartError
 
@@ -45,15 +45,15 @@ def compose(made: type[Gateway] | type[StreamWriter], settings: Any) -> Gateway 
 @pytest.mark.parametrize(
     ("made", "unused", "read"),
     [
-        (Gateway, gateway.UNUSED, ("listen", "body_bytes_max")),
-        (StreamWriter, writer.UNUSED, ("database_url", "writers", "stream_keep_s")),
+        (Gateway, UNUSED_BY_GATEWAY, ("listen", "body_bytes_max")),
+        (StreamWriter, UNUSED_BY_WRITER, ("database_url", "writers", "stream_keep_s")),
     ],
 )
 async def test_help_of_a_role_hides_no_setting_that_it_reads(
     made: type[Gateway] | type[StreamWriter], unused: tuple[str, ...], read: tuple[str, ...]
 ) -> None:
     """What is hidden is a name of a setting, and is needed by nobody here."""
-    hidden = {*role.UNUSED, *unused}
+    hidden = set(unused)
     assert hidden <= {each.name for each in fields(Settings)}
     settings = Read()
     compose(made, settings)
@@ -78,7 +78,7 @@ async def test_page_of_a_writer_says_that_its_button_is_for_this_one_alone() -> 
     alone_one = compose(StreamWriter, Settings(database_url="postgresql://127.0.0.1:1/none"))
     assert isinstance(alone_one, StreamWriter)
     assert alone_one._admin is not None
-    assert alone_one._admin.side.dashboard._settings["releases"] == "one"
+    assert alone_one._admin.dashboard._settings["releases"] == "one"
 
 
 @pytest.mark.parametrize("made", [Gateway, StreamWriter])

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Any
 
 import orjson
 import pytest
 
-from ingest.admin.dashboard.tail import TailSample
-from ingest.app.status import EARLY_S, STATUS_BYTES_MAX, StatusSource, read_status
+from ingest.admin.dashboard.tail import Observed, Tail
+from ingest.app.status import STATUS_BYTES_MAX, StatusSource, read_status
 from ingest.model.codes import PROBLEMS
-from ingest.model.ledger import CLOSED_BY, Ledger
+from ingest.model.ledger import CLOSED_BY
 from ingest.model.reading import NAME_CHARACTERS_MAX, Reading
 from ingest.receiver.refused_posts import BODY_BYTES_MAX
-from ingest.system.clock import monotonic_s, unix_us
+from ingest.system.clock import monotonic_s
 from tests.support.statuses import FakeProcess
 from tests.unit.admin.test_exposition import busy
 
@@ -30,7 +29,9 @@ def test_status_comes_back_as_it_was() -> None:
     ledger.gauges = gauges._replace(
         figures=lambda: {"stream_bytes": 5, "consumer_pending": {"writer": 2}}
     )
-    source = StatusSource("writer", ledger, lambda: (200, READY), message=lambda: "no table")
+    source = StatusSource(
+        "writer", Observed(ledger, lambda: (200, READY), Tail(), lambda: "no table")
+    )
     status = read_status(orjson.loads(orjson.dumps(source.status())))
     assert (status.role, status.state, status.message) == ("writer", "on_hold", "no table")
     assert status.ready["cause"] == "schema"
@@ -80,31 +81,22 @@ def test_largest_status_is_below_its_bound() -> None:
         }
         for at in range(60)
     ]
+    tail = Tail()
+    readings = [Reading(10**15, name, name, 1e300)] * 40
+    tail.add({"readings": readings, "posts": 9, "rejected": [name] * 99, "rejected_sampled": True})
     source = StatusSource(
         "gateway",
-        ledger,
-        lambda: (200, json.dumps({"state": "full", "reason": "x" * 1000}).encode()),
-        message=lambda: "\x01" * 10_000,
-        tail=lambda: TailSample(
-            [Reading(10**15, name, name, 1e300)] * 40, [], 9, [name] * 99, True
+        Observed(
+            ledger,
+            lambda: (200, json.dumps({"state": "full", "reason": "x" * 1000}).encode()),
+            tail,
+            lambda: "\x01" * 10_000,
+            lambda: posts,
         ),
-        refused_posts=lambda: posts,
     )
     sent = orjson.dumps(source.status())
     assert 20_000 < len(sent) < STATUS_BYTES_MAX
     assert read_status(orjson.loads(sent)).state == "full"
-
-
-def test_refused_post_is_sent_once() -> None:
-    """The newest first; nothing if nothing came; all of them if the known one is gone."""
-    process = FakeProcess("gateway")
-    process.refused = [{"at": "2"}, {"at": "1"}]
-    assert process.sent()["refused_posts"] == [{"at": "2"}, {"at": "1"}]
-    assert process.sent()["refused_posts"] == []
-    process.refused = [{"at": "4"}, {"at": "3"}, {"at": "2"}, {"at": "1"}]
-    assert process.sent()["refused_posts"] == [{"at": "4"}, {"at": "3"}]
-    process.refused = [{"at": "9"}]
-    assert process.sent()["refused_posts"] == [{"at": "9"}]
 
 
 def _changed(sent: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
@@ -151,25 +143,3 @@ def test_fields_of_a_newer_version_are_ignored() -> None:
     sent = _changed(FakeProcess("writer").sent(), "gauges.buffer.rows_on_mars", 5)
     sent = _changed(_changed(sent, "sings", True), "ready.state", "dancing")
     assert read_status(sent).state == "starting"
-
-
-async def test_statuses_are_sent_at_full_seconds() -> None:
-    """So figures of several processes are of the same moment."""
-    source = StatusSource("gateway", Ledger(), lambda: (200, READY))
-    stop = asyncio.Event()
-    times_us: list[int] = []
-
-    def send(_status: dict[str, Any]) -> None:
-        times_us.append(unix_us())
-        if len(times_us) == 3:
-            stop.set()
-
-    async with asyncio.timeout(5):
-        await asyncio.sleep((1.5 - unix_us() / 1e6 % 1.0) % 1.0)  # half a second off
-        await source.run(send, stop)
-    # A busy machine is late; a timer may end a little too early.
-    early_us = int(EARLY_S * 1e6)
-    for each in times_us[1:]:
-        assert (each + early_us) % 1_000_000 < 900_000
-    first, second = ((each + early_us) // 1_000_000 for each in times_us[1:])
-    assert second - first in {1, 2}

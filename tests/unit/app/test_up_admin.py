@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
-import subprocess
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,7 @@ import pytest
 
 from tests.support.receiver import Client, until
 from tests.support.statuses import FakeProcess
-from tests.support.up_admin import Child, UpRig, running_up
+from tests.support.up_admin import UpRig, running_up
 
 
 @pytest.fixture
@@ -23,53 +20,6 @@ async def rig(tmp_path: Path) -> AsyncIterator[UpRig]:
     """The port, without any process."""
     async with running_up(tmp_path) as rig:
         yield rig
-
-
-async def test_real_processes_are_counted_together(rig: UpRig) -> None:
-    """Two gateways and a writer; one ends in order, one is killed; their successors start at 0."""
-    async with AsyncExitStack() as stack:
-        children = [Child(rig, name) for name in ("gateway-1", "gateway-2", "writer-1")]
-        for child in children:
-            stack.push_async_callback(child.end, kill=True)
-        await asyncio.gather(*(child.start() for child in children))
-        one, two, writer = children
-        await asyncio.gather(one.takes(5, 6), two.takes(7), writer.takes(18))
-        instances = rig.up.instances
-
-        def total() -> tuple[int, int]:
-            instances.refresh()
-            return instances.ledger.received, instances.ledger.delivered
-
-        await until(lambda: total() == (18, 18))
-        metrics = await rig.metrics()
-        name = "ingest_readings_received_total"
-        assert [metrics[f'{name}{{instance="gateway-{at}"}}'] for at in (1, 2)] == [11, 7]
-        began, own = (
-            metrics[f'process_start_time_seconds{{instance="{each}"}}']
-            for each in ("writer-1", "up")
-        )
-        assert began > own + 0.3
-        document = await rig.json("/readyz")
-        assert document["state"] == "accepting"
-        assert [each["instance"] for each in document["instances"]] == [
-            each.name for each in children
-        ]
-        await one.end()
-        await two.end(kill=True)
-        document = await rig.json("/readyz")
-        assert document["state"] == "accepting", "for a moment posts wait for the next gateway"
-        assert [each["runs"] for each in document["instances"]] == [False, False, True]
-        assert total() == (18, 18)
-        successor = Child(rig, "gateway-1")
-        stack.push_async_callback(successor.end, kill=True)
-        await successor.start()
-        await successor.takes(2)
-        await until(lambda: total() == (20, 18))
-        metrics = await rig.metrics()
-        assert metrics[f'{name}{{instance="gateway-1"}}'] == 2
-        assert metrics['ingest_instance_up{instance="gateway-1"}'] == 1
-        assert metrics['ingest_instance_up{instance="gateway-2"}'] == 0
-        assert 'process_resident_memory_bytes{instance="gateway-2"}' not in metrics
 
 
 def _busy(rig: UpRig) -> None:
@@ -87,22 +37,6 @@ def _busy(rig: UpRig) -> None:
     }
     rig.hear("gateway-1", gateway)
     rig.hear("writer-1", writer)
-
-
-async def test_senders_of_all_gateways_are_added_up(rig: UpRig) -> None:
-    """An older gateway tells of none; what is no list of counts is a status that is not read."""
-    gateways = [FakeProcess("gateway") for _ in range(4)]
-    gateways[0].ledger.senders.update({"token b": [1, 3, 0], "token a": [1, 2, 0]})
-    gateways[1].ledger.senders["token a"] = [1, 2, 1]
-    gateways[2].ledger.senders["token c"] = [1, 2]
-    for number, each in enumerate(gateways[:3]):
-        rig.hear(f"gateway-{number}", each)
-    old = gateways[3].sent()
-    del old["counters"]["senders"]
-    rig.up.status("gateway-3", old)
-    rig.up.instances.refresh()
-    found = json.loads((await rig.ask("/senders")).body)["senders"]
-    assert [tuple(each.values()) for each in found] == [("token b", 1, 3, 0), ("token a", 2, 4, 1)]
 
 
 async def test_every_series_has_the_label_of_its_process(rig: UpRig) -> None:
@@ -123,23 +57,6 @@ async def test_every_series_has_the_label_of_its_process(rig: UpRig) -> None:
     assert metrics['ingest_state{instance="up",state="accepting"}'] == 1
 
 
-@pytest.mark.skipif(
-    shutil.which("promtool") is None, reason="no promtool: apt-get install prometheus"
-)
-async def test_metrics_of_several_processes_pass_promtool(rig: UpRig) -> None:
-    """Prometheus' linter finds nothing."""
-    _busy(rig)
-    done = await asyncio.to_thread(
-        subprocess.run,
-        ["promtool", "check", "metrics"],
-        input=(await rig.ask("/metrics")).body,
-        capture_output=True,
-        timeout=30,
-        check=False,
-    )
-    assert (done.returncode, done.stdout + done.stderr) == (0, b"")
-
-
 async def test_hold_release_goes_to_the_writers_that_wait(rig: UpRig) -> None:
     """To no gateway, and to no writer that writes. Without a token to nobody."""
     names = ("gateway-1", "writer-1", "writer-2", "writer-3")
@@ -154,46 +71,10 @@ async def test_hold_release_goes_to_the_writers_that_wait(rig: UpRig) -> None:
     message = {"do": "release_hold", "dead_letter": True}
     assert rig.told == [("writer-2", message), ("writer-3", message)]
     for name in ("writer-2", "writer-3"):
-        rig.up.gone(name, processes[name].pid)
+        rig.up.instances.gone(name, processes[name].pid)
     reply = await rig.ask("/hold/release", {"dead_letter": False})
     assert json.loads(reply.body) == {"released": False}
     assert len(rig.told) == 2
-
-
-async def test_status_that_cannot_be_read_breaks_nothing(
-    rig: UpRig, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """It is logged once; the others are shown."""
-    _busy(rig)
-    wrong: list[Any] = [{}, {"counters": {}}, {"tail": 5}, {"role": None}]
-    for blob in wrong:
-        rig.up.status("writer-2", blob)
-    sent = FakeProcess("writer").sent()
-    rig.up.status("writer-2", {**sent, "tail": {"readings": [[1]], "posts": 1}})
-    assert capfd.readouterr().out.count("status_not_read") == 1
-    assert [each.name for each in rig.up.instances] == ["gateway-1", "writer-1"]
-    assert (await rig.ask("/readyz")).status == 200
-    rig.up.gone("writer-7", 1)  # nobody knows it
-
-
-async def test_page_has_the_processes_the_stream_and_the_newest_readings(rig: UpRig) -> None:
-    """The history counts all; the tail is what gateways send; refused posts need the token."""
-    history = await rig.json("/history")
-    assert history["buffer"] == "stream"
-    gateway = FakeProcess("gateway")
-    gateway.refused = [{"at": "2026-01-01T00:00:00Z", "code": "not_json", "body": "x"}]
-    sent = gateway.sent()
-    sent["tail"] |= {"posts": 4, "readings": [[1_760_000_000_000_000, "d1", "m", 2.5]]}
-    _busy(rig)
-    rig.up.status("gateway-2", sent)
-    for second in (10, 11):
-        rig.up.dashboard.history.sample(second)
-    columns = (await rig.json("/history"))["columns"]
-    assert columns["stream_bytes"][-1] == 10
-    assert columns["stream_waiting"][-1] == 5
-    assert json.loads((await rig.ask("/refused")).body)["status"] == 401
-    reply = await rig.ask("/refused", Authorization="Bearer s3cret-token-of-the-test")
-    assert [each["code"] for each in json.loads(reply.body)["posts"]] == ["not_json"]
 
 
 async def test_feed_shows_what_the_processes_send(rig: UpRig) -> None:
@@ -204,7 +85,7 @@ async def test_feed_shows_what_the_processes_send(rig: UpRig) -> None:
         head = f"GET /feed?tail=true&device_id=d2 HTTP/1.1\r\nHost: {rig.address}\r\n\r\n"
         await client.send(head.encode())
         await client.reply()
-        await until(lambda: rig.up.dashboard.feed.clients == 1)
+        await until(lambda: rig.admin.dashboard.feed.clients == 1)
         _busy(rig)
         sent = FakeProcess("gateway").sent()
         sent["tail"] |= {"posts": 4, "readings": [[1, "d1", "m", 2.5], [2, "d2", "m", 3.5]]}

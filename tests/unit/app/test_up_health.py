@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -17,6 +18,8 @@ from ingest.model.ledger import DeadLetterStats, Ledger
 from tests.support.statuses import FakeProcess
 
 GIB = 1024**3
+GATEWAYS, WRITERS = ("gateway-1", "gateway-2"), ("writer-1", "writer-2")
+ALL = (*GATEWAYS, *WRITERS)
 
 
 class Rig:
@@ -29,18 +32,11 @@ class Rig:
         self.instances = Instances(Ledger(), "0.1", 1)
         advice = {name: f"<{name}>" for name in FIELDS}
         self.health = UpHealth(self.instances, Fill(Settings()), advice)
-        self.processes = {
-            name: FakeProcess(name.rpartition("-")[0])
-            for name in ("gateway-1", "gateway-2", "writer-1", "writer-2")
-        }
-
-    def gone(self, name: str) -> None:
-        """Note that a process has ended."""
-        self.instances.gone(name, self.processes[name].pid)
+        self.processes = {name: FakeProcess(name.rpartition("-")[0]) for name in ALL}
 
     def hear(self, *names: str) -> None:
-        """Take the next status of some processes, or of all."""
-        for name in names or self.processes:
+        """Take the next status of some processes."""
+        for name in names:
             self.instances.heard(name, read_status(self.processes[name].sent()))
 
     def set(self, name: str, state: str, cause: str = "", reason: str = "") -> None:
@@ -53,125 +49,154 @@ class Rig:
         status, body = self.health.readyz()
         return status, json.loads(body)
 
-    def short(self) -> tuple[int, str, str, str]:
-        """Return status, state, cause and reason."""
-        status, document = self.readyz()
-        return status, document["state"], document["cause"], document["reason"]
-
 
 @pytest.fixture
 def rig(monkeypatch: pytest.MonkeyPatch) -> Rig:
     """All of them well."""
     rig = Rig(monkeypatch)
-    rig.hear()
+    rig.hear(*ALL)
     return rig
 
 
+class Step(NamedTuple):
+    """What happens, in the order of the fields, and what is told then.
+
+    `told` is the status, the state, the cause, and perhaps the reason. `sets` are states of
+    processes, with cause and reason. `gone` have ended, `new` take their places, `heard` report.
+    """
+
+    told: tuple[Any, ...]
+    sets: Mapping[str, tuple[str, ...]] = {}
+    gone: Sequence[str] = ()
+    new: Sequence[str] = ()
+    later_s: float = 0.0
+    heard: Sequence[str] = ()
+
+
+WELL = (200, "accepting", "", "")
+AWAY = "the database is away; readings are kept"
+REFUSES = ("broker_away", "broker_away", "the broker does not answer")
+SHARE = ("accepting", "sender_share_used", "of one sender")
+STORIES: dict[str, Sequence[Step]] = {
+    "a gateway that refuses: a part of the posts is refused; of several the worst": (
+        Step(
+            (503, "full", "full", "gateway-2 of 2 gateways: no space"),
+            {"gateway-2": ("full", "full", "no space")},
+        ),
+        Step((503, *REFUSES), {"gateway-1": REFUSES}),
+        Step(
+            (200, "slowed", "slowed", "posts wait"),
+            {"gateway-1": ("accepting",), "gateway-2": ("slowed", "slowed", "posts wait")},
+        ),
+        Step((200, *SHARE), {"gateway-2": SHARE}),
+        Step((200, *SHARE), {"writer-1": ("accepting", "retention_waits")}),
+        Step((200, "accepting", "writes_fail"), {"writer-1": ("accepting", "writes_fail")}),
+    ),
+    "writers cannot refuse posts: they are the cause, and only a pause is the state": (
+        Step(
+            (200, "accepting", "unreachable", AWAY),
+            {"writer-1": ("accepting", "unreachable", AWAY)},
+        ),
+        Step(
+            (200, "on_hold", "schema", "writes are paused: the table"),
+            {"writer-2": ("on_hold", "schema", "writes are paused: the table")},
+        ),
+        *(
+            Step(
+                (200, "accepting", "" if state == "starting" else state),
+                dict.fromkeys(WRITERS, (state, state)),
+                later_s=RESTART_S,
+                heard=ALL,
+            )
+            for state in ("starting", "draining", "full", "disk_low", "broker_away")
+        ),
+        Step((503, "full", "full"), {"gateway-1": ("full", "full", "no space")}),
+    ),
+    "silent or gone: posts are taken as long as one gateway runs": (
+        Step(
+            (200, "accepting", "instance_away", "writer-2 does not report its state"),
+            later_s=SILENT_S,
+            heard=(*GATEWAYS, "writer-1"),
+        ),
+        Step(
+            (200, "accepting", "instance_away", "no writer runs; the stream keeps readings"),
+            gone=["writer-1"],
+            later_s=RESTART_S,
+            heard=GATEWAYS,
+        ),
+        Step(
+            (200, "accepting", "instance_away", "writer-1 does not report its state"),
+            gone=GATEWAYS,
+            heard=["writer-2"],
+        ),
+        Step(
+            (503, "starting", "instance_away", "no gateway reports its state"),
+            later_s=RESTART_S,
+            heard=["writer-2"],
+        ),
+    ),
+    # From the drain of one until the next one works: posts wait in the socket meanwhile.
+    **{
+        f"{name} is restarted": (
+            Step(WELL, {name: ("draining", "draining", "it stops")}),
+            Step(WELL, gone=[name]),
+            Step(WELL, {name: ("starting", "starting", "it starts")}, new=[name]),
+            Step(
+                (503, "starting") if name == "gateway-1" else (200, "accepting"),
+                later_s=RESTART_S,
+                heard=ALL,
+            ),
+        )
+        for name in ("gateway-1", "writer-1")
+    },
+}
+
+
+@pytest.mark.parametrize("name", STORIES)
+def test_state_and_cause_are_as_the_story_says(rig: Rig, name: str) -> None:
+    """After each step. A stop of all is `draining` from the first moment on."""
+    for at, step in enumerate(STORIES[name]):
+        for each in step.new:
+            rig.processes[each] = FakeProcess(each.rpartition("-")[0])
+        for each, told in step.sets.items():
+            rig.set(each, *told)
+        for each in step.gone:
+            rig.instances.gone(each, rig.processes[each].pid)
+        rig.now_s += step.later_s
+        rig.hear(*step.heard)
+        status, document = rig.readyz()
+        found = (status, document["state"], document["cause"], document["reason"])
+        assert found[: len(step.told)] == step.told, f"step {at + 1}"
+        assert document["refusing"] == (status == 503)
+    rig.health.draining()
+    assert rig.readyz()[1]["state"] == "draining"
+
+
 def test_all_well(rig: Rig) -> None:
-    """200, no cause, and each process in the list."""
+    """200, no cause, and each process in the list, with the counts of the last minute added."""
+    for name in GATEWAYS:
+        rig.processes[name].ready["refused_60s"] = {"not_json": 2}
+    rig.processes["gateway-2"].ready["closed_60s"] = {"header_late": 1}
+    rig.hear(*ALL)
     status, document = rig.readyz()
     assert (status, document["state"], document["cause"]) == (200, "accepting", "")
     assert [each["instance"] for each in document["instances"]] == list(rig.processes)
     assert all(each["runs"] and not each["refusing"] for each in document["instances"])
     assert rig.health.in_words() == "accepting"
+    assert (document["refused_60s"], document["closed_60s"]) == (
+        {"not_json": 4},
+        {"header_late": 1},
+    )
 
 
 def test_nothing_has_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """503 `starting`, with a next step."""
     rig = Rig(monkeypatch)
-    assert rig.short()[:3] == (503, "starting", "starting")
-    assert rig.readyz()[1]["next"]
+    status, document = rig.readyz()
+    assert (status, document["state"], document["cause"]) == (503, "starting", "starting")
+    assert document["next"]
     rig.hear("writer-1")
-    assert rig.short()[0] == 503
-
-
-def test_one_gateway_that_refuses_is_the_state(rig: Rig) -> None:
-    """A part of the posts is refused; the reason says which gateways. Of several: the worst."""
-    rig.set("gateway-2", "full", "full", "no space")
-    assert rig.short() == (503, "full", "full", "gateway-2 of 2 gateways: no space")
-    rig.set("gateway-1", "broker_away", "broker_away", "the broker does not answer")
-    assert rig.short() == (503, "broker_away", "broker_away", "the broker does not answer")
-    assert rig.readyz()[1]["next"].startswith("Start the broker")
-    assert rig.readyz()[1]["refusing"] is True
-    rig.set("gateway-1", "accepting")
-    rig.set("gateway-2", "slowed", "slowed", "posts wait")
-    assert rig.short() == (200, "slowed", "slowed", "posts wait")
-    rig.set("gateway-2", "accepting", "sender_share_used", "of one sender")
-    assert rig.short() == (200, "accepting", "sender_share_used", "of one sender")
-    for cause, told in (("retention_waits", "sender_share_used"), ("writes_fail", "writes_fail")):
-        rig.set("writer-1", "accepting", cause)
-        assert rig.short()[2] == told
-
-
-def test_writers_cannot_refuse_posts(rig: Rig) -> None:
-    """Whatever their state is: it is the cause, and only a pause is the state."""
-    rig.set("writer-1", "accepting", "unreachable", "the database is away; readings are kept")
-    reason = "the database is away; readings are kept"
-    assert rig.short() == (200, "accepting", "unreachable", reason)
-    rig.set("writer-2", "on_hold", "schema", "writes are paused: the table")
-    assert rig.short() == (200, "on_hold", "schema", "writes are paused: the table")
-    for state in ("starting", "draining", "full", "disk_low", "broker_away"):
-        rig.set("writer-1", state, state)
-        rig.set("writer-2", state, state)
-        rig.now_s += RESTART_S
-        rig.hear()
-        expected = (200, "accepting", "" if state == "starting" else state)
-        assert rig.short()[:3] == expected
-    rig.set("gateway-1", "full", "full", "no space")
-    assert rig.short()[:3] == (503, "full", "full")
-
-
-def test_process_that_is_silent_or_gone_is_named(rig: Rig) -> None:
-    """Posts are still taken as long as one gateway runs. At a restart they wait for a moment."""
-    rig.now_s += SILENT_S
-    rig.hear("gateway-1", "gateway-2", "writer-1")
-    assert rig.short() == (200, "accepting", "instance_away", "writer-2 does not report its state")
-    rig.gone("writer-1")
-    rig.now_s += RESTART_S
-    rig.hear("gateway-1", "gateway-2")
-    expected = (200, "accepting", "instance_away", "no writer runs; the stream keeps readings")
-    assert rig.short() == expected
-    rig.hear("writer-2")
-    rig.gone("gateway-1")
-    rig.gone("gateway-2")
-    assert rig.short()[3] == "writer-1 does not report its state"
-    rig.now_s += RESTART_S
-    rig.hear("writer-2")
-    expected = (503, "starting", "instance_away", "no gateway reports its state")
-    assert rig.short() == expected
-
-
-@pytest.mark.parametrize("name", ["gateway-1", "writer-1"])
-def test_process_that_is_restarted_is_not_the_state(rig: Rig, name: str) -> None:
-    """From its drain until the next one works: posts wait in the socket meanwhile."""
-    rig.set(name, "draining", "draining", "it stops")
-    assert rig.short() == (200, "accepting", "", "")
-    rig.gone(name)
-    assert rig.short() == (200, "accepting", "", "")
-    rig.processes[name] = FakeProcess(name.rpartition("-")[0])
-    rig.set(name, "starting", "starting", "it starts")
-    assert rig.short() == (200, "accepting", "", "")
-    rig.now_s += RESTART_S
-    rig.hear()
-    expected = (503, "starting") if name == "gateway-1" else (200, "accepting")
-    assert rig.short()[:2] == expected
-
-
-def test_stop_of_all_is_draining(rig: Rig) -> None:
-    """From the first moment on."""
-    rig.health.draining()
-    assert rig.short()[:2] == (503, "draining")
-
-
-def test_counts_of_the_last_minute_are_added(rig: Rig) -> None:
-    """Those of all gateways that run."""
-    for name in ("gateway-1", "gateway-2"):
-        rig.processes[name].ready["refused_60s"] = {"not_json": 2}
-    rig.processes["gateway-2"].ready["closed_60s"] = {"header_late": 1}
-    rig.hear()
-    document = rig.readyz()[1]
-    assert document["refused_60s"] == {"not_json": 4}
-    assert document["closed_60s"] == {"header_late": 1}
+    assert rig.readyz()[0] == 503
 
 
 def test_time_until_the_stream_is_full(rig: Rig) -> None:
@@ -185,7 +210,7 @@ def test_time_until_the_stream_is_full(rig: Rig) -> None:
                 "stream_bytes_max": 2 * GIB,
                 "stream_oldest_age_seconds": age_s,
             }
-            rig.hear()
+            rig.hear(*ALL)
             rig.health.tick(DeadLetterStats(), 10**12)
         left_s = rig.readyz()[1]["full_in_s"]["stream"]
         assert (left_s is not None) == expected

@@ -6,12 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from benchmarks import wrk
-from benchmarks.arms import Used
-from benchmarks.processes import Broken
-from benchmarks.roles import BY_NAME, Loads, is_as_wanted, told
+from benchmarks.roles import BY_NAME
 from benchmarks.roles_document import PARTS, paper_table, refreshed
 from benchmarks.roles_record import LINES, Case, Line, Newest, newest, read
 
@@ -57,22 +52,6 @@ def line(*cases: Case, **more: Any) -> Line:
     return Line(**given)
 
 
-@pytest.mark.parametrize(("ratio", "verdict"), [(0.81, "met"), (0.79, "MISSED")])
-def test_median_of_the_pairs_is_compared_with_what_is_wanted(ratio: float, verdict: str) -> None:
-    """Posts of 100 want 0.8 of `serve`."""
-    found = case(ratio)
-    assert is_as_wanted(BY_NAME["up_hundreds"], found) == (verdict == "met")
-    words = told(BY_NAME["up_hundreds"], found)
-    assert words.startswith(f"up_hundreds: {ratio:.3f} of serve, ")
-    assert f"(wanted 0.8: {verdict}); 12 pairs" in words
-    assert "gateway 1.00 (1.00 to 1.00)" in words
-
-
-def test_case_without_a_bound_is_always_as_wanted() -> None:
-    """Two gateways on two cores are told, and not judged."""
-    assert is_as_wanted(BY_NAME["up_2_singles"], case(0.1, "up_2_singles"))
-
-
 def test_newest_line_of_each_case_counts(tmp_path: Path) -> None:
     """Cases that were measured at different times are shown together."""
     lines = [
@@ -106,33 +85,3 @@ def test_paper_multiplies_the_rate_with_the_figures() -> None:
         "1,000",
     ]
     assert paper_table(Newest({}, None)) == "Nothing is measured yet."
-
-
-class OneArm:
-    """An arm whose table has so many rows."""
-
-    port = 1
-    database_url = ""
-
-    def wait_stored(self) -> None:
-        """Nothing waits."""
-
-    def used(self) -> Used:
-        """Nothing was used."""
-        return Used({"service": 0.0}, {"service": 0.0}, 0)
-
-    def peaks_mib(self) -> dict[str, float]:
-        """No memory."""
-        return {}
-
-
-@pytest.mark.parametrize("stored", [999, 1_000 + 64 + 1])
-def test_run_whose_table_does_not_fit_the_answers_fails(
-    monkeypatch: pytest.MonkeyPatch, stored: int
-) -> None:
-    """A reading that was answered and is not there, or one that nobody sent, is an error."""
-    peak = wrk.Peak(1_000, 1.0, 0, 0, 1.0, 2.0, 0.1)
-    monkeypatch.setattr("benchmarks.wrk.drive", lambda *_, **__: peak)
-    monkeypatch.setattr("benchmarks.roles.count_rows", lambda _url: stored)
-    with pytest.raises(Broken, match=f"1000 readings were taken, {stored} are in the table"):
-        Loads(BY_NAME["up_singles"]).run(OneArm(), 1.0)

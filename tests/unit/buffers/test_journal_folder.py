@@ -61,10 +61,7 @@ async def test_folder_moved_away_is_taken_anew_with_its_lock(tmp_path: Path) -> 
         JournalRun(folder).buffer.open()
     async with JournalRun(tmp_path / "moved") as other:
         assert on_disk(tmp_path / "moved") == [before.tuples]
-        await other.scan()
-        other.load()
-        assert [each.tuples for each in await other.drain()] == [before.tuples]
-    await life.drain()
+        assert await other.read_back() == [before.tuples]
     await life.end()
 
 
@@ -83,10 +80,9 @@ async def test_folder_gone_before_anything_was_written_closes_nobodys_descriptor
     for number, fd in enumerate(others):
         assert os.readlink(f"/proc/self/fd/{fd}").startswith(f"/memfd:other-{number}")
     assert on_disk(folder) == [kept]
-    assert FolderLock.try_take(folder) is None
+    assert FolderLock.of(folder) is None
     for fd in others:
         os.close(fd)
-    await life.drain()
     await life.end()
 
 
@@ -108,7 +104,6 @@ async def test_folder_of_another_service_under_our_name_gets_nothing_of_ours(
         assert on_disk(folder) == [theirs.tuples]
         await other.drain()
     assert await put_until_kept(life) in on_disk(folder)
-    await life.drain()
     await life.end()
 
 
@@ -124,12 +119,12 @@ def test_folder_that_cannot_be_locked_is_held_by_its_file(
         lock(fd, operation)
 
     monkeypatch.setattr(fcntl, "flock", no_folders)
-    held = FolderLock.try_take(tmp_path)
+    held = FolderLock.of(tmp_path)
     assert held is not None
     assert held.holds()
-    assert FolderLock.try_take(tmp_path) is None
+    assert FolderLock.of(tmp_path) is None
     held.close()
-    again = FolderLock.try_take(tmp_path)
+    again = FolderLock.of(tmp_path)
     assert again is not None
     again.close()
 
@@ -147,7 +142,6 @@ async def test_segment_that_a_hand_appended_to_takes_nothing_more(tmp_path: Path
     after = await put_until_kept(life)
     assert [file.path for file in segment_files(tmp_path)] != [theirs.path]
     assert on_disk(tmp_path) == [before.tuples, after]
-    await life.drain()
     await life.end()
 
 

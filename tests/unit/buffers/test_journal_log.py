@@ -6,36 +6,38 @@ import asyncio
 import errno
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Event
 
 import pytest
 
+from ingest.buffers.frames import HEAD_BYTES
 from ingest.buffers.journal import folder as journal_store
 from ingest.buffers.journal import loader as buffer_journal_loader
 from ingest.buffers.journal import log as journal
+from ingest.buffers.journal.format import HEADER_BYTES
 from ingest.buffers.journal.reader import read_done, segment_files
+from ingest.model.ack import Ack
 from ingest.model.block import Block
-from ingest.model.errors import JournalBroken, StartError
+from ingest.model.errors import JournalBroken, NotKept, StartError
 from ingest.model.ports import JournalStats
 from tests.support.blocks import make_block
-from tests.support.journals import NO_SPACE, FailingCalls, JournalRun, killed, on_disk
-
-CALLS_MAX = 200  # more than any run needs
+from tests.support.journals import (
+    NO_SPACE,
+    FailingCalls,
+    HangingDisk,
+    JournalRun,
+    killed,
+    left,
+    on_disk,
+)
 
 
 async def works_again(life: JournalRun) -> None:
     """Wait until the journal can be written again."""
     async with asyncio.timeout(5):
         while life.buffer.broken:  # noqa: ASYNC110  the probe is on a timer
-            await asyncio.sleep(0.002)
-
-
-async def struck_again(calls: FailingCalls) -> None:
-    """Wait until one more call has failed: the journal has tried the disk."""
-    fired = calls.fired
-    async with asyncio.timeout(5):
-        while calls.fired == fired:  # noqa: ASYNC110  the probe is on a timer
             await asyncio.sleep(0.002)
 
 
@@ -46,54 +48,100 @@ async def put_all(life: JournalRun, blocks: list[Block]) -> list[bool]:
     return [not isinstance(each, JournalBroken) for each in results]
 
 
-async def test_awaited_put_is_on_the_disk_before_the_writers_have_it(tmp_path: Path) -> None:
-    """A durable block is written and synced when put returns; writers get it after that."""
+def take_in(life: JournalRun, count: int) -> list[tuple[bytes, list[bool]]]:
+    """Take small posts in that wait for the disk; return their rows, and later whether kept."""
+    posts: list[tuple[bytes, list[bool]]] = []
+
+    def told(waiters: Sequence[list[bool]], error: NotKept | None) -> None:
+        for each in waiters:
+            each.append(error is None)
+
+    for _ in range(count):
+        block, kept = make_block(1), list[bool]()
+        posts.append((block.tuples, kept))
+        assert life.buffer.take_in(block, kept, told)
+        life.ledger.received += 1
+    return posts
+
+
+async def test_posts_that_meet_share_one_fsync_and_are_on_the_disk_after_it(tmp_path: Path) -> None:
+    """In the order in which they came; writers get them then. One that waits for its commit is not.
+
+    It was promised nothing before, so it needs no fsync.
+    """
     calls = FailingCalls()
     async with JournalRun(tmp_path, calls=calls) as life:
-        block = await life.put(make_block(3))
-        assert on_disk(tmp_path) == [block.tuples]
+        first = await life.put(make_block(1))
         assert calls.names[-1] == "fdatasync"
-        assert life.buffer.take(10) == [block]
-        life.settle([block])
-
-
-async def test_posts_that_meet_share_one_fsync(tmp_path: Path) -> None:
-    """A hundred posts of one round are one group, in the order in which they came."""
-    calls = FailingCalls()
-    async with JournalRun(tmp_path, calls=calls) as life:
-        await life.put(make_block(1))
         before = calls.names.count("fdatasync")
         blocks = [make_block(1) for _ in range(100)]
         assert all(await put_all(life, blocks))
+        await life.put(make_block(2, ack=Ack()))
         assert calls.names.count("fdatasync") == before + 1
-        assert on_disk(tmp_path)[1:] == [block.tuples for block in blocks]
-        assert (await life.drain())[1:] == blocks
+        assert on_disk(tmp_path) == [block.tuples for block in (first, *blocks)]
+        assert (await life.drain())[1:-1] == blocks
 
 
-async def test_buffered_put_does_not_wait_and_is_on_the_disk_soon(tmp_path: Path) -> None:
-    """With `ack=buffered` writers get the block at once, and the disk with the next group."""
-    async with JournalRun(tmp_path) as life:
-        block = make_block(2)
-        reservation = await life.buffer.reserve(2, len(block.tuples))
-        life.ledger.received += 2
-        put = reservation.put(block, durable=False)
-        assert life.buffer.take(10) == [block]
-        life.settle([block])  # stored before the journal had it
-        await put
+async def test_each_of_many_groups_is_synced(tmp_path: Path) -> None:
+    """Also in further files."""
+    calls = FailingCalls()
+    async with JournalRun(tmp_path, calls=calls, segment_bytes=10_000) as life:
+        for _ in range(300):
+            await life.put(make_block(1))
+            assert calls.names[-1] == "fdatasync"
+
+
+async def test_small_posts_of_a_round_are_one_frame(tmp_path: Path) -> None:
+    """The next process has one block for it, which says how many they are."""
+    rows: list[bytes] = []
+    async with JournalRun(tmp_path / "a") as life:
+        for count in (1, 100):
+            rows.append(b"".join(each for each, _ in take_in(life, count)))
+            await life.quiet()
+        assert on_disk(tmp_path / "a") == rows
+        await killed(tmp_path / "a", tmp_path / "b")
+    async with JournalRun(tmp_path / "b") as after:
+        await after.scan()
+        blocks = await after.drain()
+        assert [block.tuples for block in blocks] == rows
+        assert [(block.posts, block.parts) for block in blocks] == [(1, None), (100, None)]
+
+
+async def test_log_of_a_failed_group_says_how_many_posts_it_had(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not how many frames."""
+    async with JournalRun(tmp_path, calls=FailingCalls(write=errno.EIO)) as life:
+        posts = take_in(life, 7)
         await life.quiet()
-        assert life.journal.index.segments[0].undone == 0
-    assert segment_files(tmp_path) == []
+        assert [kept for _, kept in posts] == [[False]] * 7
+        life.ledger.readings_rejected("disk_low", 7)
+    assert "posts=7" in capsys.readouterr().out
 
 
-async def test_block_with_an_ack_is_not_journaled(tmp_path: Path) -> None:
-    """A post that waits for the commit was promised nothing before, so it needs no fsync."""
-    async with JournalRun(tmp_path) as life:
-        block = make_block(2)
-        reservation = await life.buffer.reserve(2, len(block.tuples), awaited=True)
-        life.ledger.received += 2
-        await reservation.put(block)
-        assert on_disk(tmp_path) == []
-        life.settle(life.buffer.take(10))
+@pytest.mark.parametrize("fails", [False, True])
+async def test_room_on_the_disk_that_a_group_leaves_lets_the_next_post_in(
+    tmp_path: Path, fails: bool
+) -> None:
+    """Two posts have reserved two frames, and need one; or none, if the write fails."""
+    disk = HangingDisk()
+    room = HEADER_BYTES + 2 * HEAD_BYTES + 3 * len(make_block(1).tuples) + 2
+    async with JournalRun(tmp_path, put_wait_s_max=5, journal_bytes_max=room, calls=disk) as life:
+        disk.go.clear()
+        for _ in range(2):
+            life.ledger.received += 1
+            assert life.buffer.take_in(make_block(1))
+        assert not life.buffer.take_in(make_block(1))
+        waiting = asyncio.create_task(life.put(make_block(1)))
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        if fails:
+            disk.failing, disk.nth = {"fdatasync": errno.EIO}, 2  # the header's, then the group's
+        disk.go.set()
+        async with asyncio.timeout(3):
+            await waiting
+        assert disk.fired == fails
+        assert len(on_disk(tmp_path)) == 2 - fails
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -126,65 +174,6 @@ async def test_cancelled_put_is_counted_by_its_outcome(tmp_path: Path, kept: boo
         assert len(await life.drain()) == kept
 
 
-@pytest.mark.parametrize("forever", [False, True], ids=["once", "for ever"])
-@pytest.mark.parametrize(
-    "failing",
-    [
-        {"write": errno.EIO},
-        {"write": NO_SPACE},
-        {"fdatasync": errno.EIO},
-        {"fsync": errno.EIO},
-        {"write": errno.EIO, "ftruncate": errno.EIO},
-        {"fdatasync": errno.EIO, "ftruncate": errno.EIO},
-    ],
-    ids=lambda each: "+".join(f"{name}-{number}" for name, number in each.items()),
-)
-async def test_nth_call_that_fails_loses_no_promise(
-    tmp_path: Path, failing: dict[str, int], forever: bool
-) -> None:
-    """For every n: kept blocks are read by the next process, once; refused ones cost nothing.
-
-    The call fails once, or until the disk works again. After that posts are kept again.
-    """
-    for nth in range(1, CALLS_MAX):
-        folder = tmp_path / str(nth)
-        calls = FailingCalls(**failing)
-        calls.nth, calls.onwards = nth, forever
-        kept: list[bytes] = []
-        life = JournalRun(folder, calls=calls, segment_bytes=600)
-        try:
-            life.buffer.open()
-        except StartError:
-            assert calls.names[-1] == "fsync"
-            continue
-        for _ in range(4):
-            blocks = [make_block(2) for _ in range(3)]
-            for block, well in zip(blocks, await put_all(life, blocks), strict=True):
-                kept += [block.tuples] if well else []
-            if not forever:
-                await works_again(life)
-        if life.buffer.broken:
-            await struck_again(calls)
-        calls.failing = {}
-        await works_again(life)
-        last = await life.put(make_block(2))
-        kept.append(last.tuples)
-        assert life.ledger.imbalance == 0
-        assert life.buffer.stats().rows == 2 * len(kept)
-        await life.end()
-        found = on_disk(folder)
-        assert [each for each in found if each in kept] == kept
-        async with JournalRun(folder) as after:
-            await after.scan()
-            assert after.ledger.recovered == 2 * len(found)
-            assert after.journal.damaged <= ("ftruncate" in failing) * calls.fired
-            after.load()
-            assert [block.tuples for block in await after.drain()] == found
-        if not calls.fired:
-            return
-    pytest.fail("the sweep did not come to a clean run")
-
-
 async def test_failed_fsync_is_never_tried_again_on_its_file(tmp_path: Path) -> None:
     """The kernel drops data that it could not write. So the posts are refused."""
     calls = FailingCalls()
@@ -198,7 +187,6 @@ async def test_failed_fsync_is_never_tried_again_on_its_file(tmp_path: Path) -> 
         second = await life.put(make_block(1))
         assert len(segment_files(tmp_path)) == 2
         assert on_disk(tmp_path) == [first.tuples, second.tuples]
-        await life.drain()
 
 
 async def test_disk_that_takes_nothing_refuses_until_it_does(tmp_path: Path) -> None:
@@ -221,13 +209,11 @@ async def test_disk_that_takes_nothing_refuses_until_it_does(tmp_path: Path) -> 
         again = await life.put(make_block(1))
         assert on_disk(tmp_path) == [kept.tuples, again.tuples]
         assert life.buffer.stats().size_bytes == len(kept.tuples) + len(again.tuples)
-        await life.drain()
 
 
 async def test_buffered_post_outlives_a_broken_disk_in_memory(tmp_path: Path) -> None:
     """`buffered` promises memory only, so a failing disk does not remove the block."""
-    calls = FailingCalls(write=NO_SPACE)
-    async with JournalRun(tmp_path, calls=calls) as life:
+    async with JournalRun(tmp_path, calls=FailingCalls(write=NO_SPACE)) as life:
         block = await life.put(make_block(3), durable=False)
         await life.quiet()
         assert life.buffer.broken
@@ -282,7 +268,6 @@ async def test_notes_of_a_segment_that_is_gone_are_removed(tmp_path: Path) -> No
         assert not stale.exists()
         assert strange.exists()
         await life.put(make_block(1))
-        await life.drain()
 
 
 async def test_segment_that_cannot_be_removed_goes_once_it_can(
@@ -375,7 +360,6 @@ async def test_folder_made_anew_is_brought_to_the_disk_with_its_name(
         assert synced == [tmp_path, folder]
         await life.put(make_block(1))
         assert len(on_disk(folder)) == 1
-        await life.drain()
 
 
 @pytest.mark.parametrize("number", ["9" * 20, "18446744073709551615", "\u0663" * 20])
@@ -411,7 +395,6 @@ async def test_last_segment_goes_too_once_nothing_of_it_is_needed(
         waiting = await life.put(make_block(20))
         await asyncio.sleep(0.1)
         assert on_disk(tmp_path) == [waiting.tuples]
-        await life.drain()
 
 
 async def test_segment_that_grows_is_not_idle(
@@ -444,7 +427,6 @@ async def test_posts_go_on_while_idle_segments_come_and_go(
                 await asyncio.sleep(0)
             there = {each.path for each in segment_files(tmp_path)}
             assert {each.file.path for each in life.journal.index.segments if each.undone} <= there
-        await life.drain()
 
 
 async def test_full_segment_goes_without_another_group(tmp_path: Path) -> None:
@@ -472,7 +454,6 @@ async def test_full_disk_gets_the_room_of_what_is_stored_back(tmp_path: Path) ->
         calls.failing = {}
         await works_again(life)
         await life.put(make_block(1))
-        await life.drain()
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 100])
@@ -490,38 +471,24 @@ async def test_great_name_of_somebody_costs_no_reading_of_ours(
     blocks = [await life.put(make_block(2)) for _ in range(3)]
     assert life.buffer.journal_stats().damaged == 1
     await killed(folder, tmp_path / "copy")
-    await life.drain()
     await life.end()
     async with JournalRun(tmp_path / "copy") as after:
-        await after.scan()
-        assert after.ledger.recovered == 6
-        after.load()
-        assert [each.tuples for each in await after.drain()] == [each.tuples for each in blocks]
+        assert await after.read_back() == [each.tuples for each in blocks]
     assert (tmp_path / "copy" / strange.name).read_bytes() == content
 
 
 async def test_segment_put_back_beside_those_of_later_runs_is_read(tmp_path: Path) -> None:
     """A copy of the folder may be put back after later runs have stored more."""
-    async with JournalRun(tmp_path / "a") as first:
-        old = [await first.put(make_block(1)) for _ in range(30)]
-        await killed(tmp_path / "a", tmp_path / "copy")
-        await first.drain()
-    async with JournalRun(tmp_path / "a") as second:
-        new = [await second.put(make_block(1)) for _ in range(20)]
-        await killed(tmp_path / "a", tmp_path / "b")
-        await second.drain()
+    rows = await left(tmp_path / "copy", 30) + await left(tmp_path / "b", 20)
     for file in segment_files(tmp_path / "copy"):
         file.path.rename(tmp_path / "b" / file.path.name)
     async with JournalRun(tmp_path / "b") as after:
         await after.scan()
         assert after.ledger.recovered == 50
-        after.load()
-        live = [await after.put(make_block(1)) for _ in range(10)]
-        found = await after.drain()
+        rows += [(await after.put(make_block(1))).tuples for _ in range(10)]
+        found = [each.tuples for each in await after.drain()]
         await after.quiet()
-    assert sorted(each.tuples for each in found) == sorted(
-        each.tuples for each in (*old, *new, *live)
-    )
+    assert sorted(found) == sorted(rows)
     assert segment_files(tmp_path / "b") == []
 
 
@@ -539,7 +506,6 @@ async def test_segment_cut_off_by_a_hand_takes_nothing_more(
         await life.put(make_block(1))
     after = await life.put(make_block(1))
     assert after.tuples in on_disk(tmp_path)
-    await life.drain()
     await life.end()
 
 

@@ -52,7 +52,6 @@ class Story:
                 await self._kill(life, self.folder / str(number + 1))
         async with JournalRun(self.folder / str(LIVES)) as last:
             await last.scan()
-            last.load()
             for block in await last.drain():
                 self._store(block)
             await last.quiet()

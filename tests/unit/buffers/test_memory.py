@@ -11,7 +11,6 @@ import gc
 import pytest
 
 from ingest.buffers.memory import MemoryBuffer
-from ingest.buffers.waiting import RETRY_AFTER_S_MAX, RETRY_AFTER_S_MIN
 from ingest.model.block import Block
 from ingest.model.errors import BufferFull
 from ingest.system.clock import monotonic_s
@@ -29,15 +28,14 @@ async def test_put_larger_than_its_reservation_fails_loudly() -> None:
         assert buffer.stats().size_bytes == 0
 
 
-async def test_retry_after_is_half_the_age_of_what_is_held_within_bounds() -> None:
-    """After an outage of a minute it is half a minute. It is never an hour."""
-    for age_s, expected_s in ((0.0, RETRY_AFTER_S_MIN), (20.0, 10.0), (9_999.0, RETRY_AFTER_S_MAX)):
-        buffer = MemoryBuffer(rows_max=1, bytes_max=10_000, put_wait_s_max=0)
-        block = make_block(1, age_s=age_s)
-        (await buffer.reserve(1, len(block.tuples))).put(block)
-        with pytest.raises(BufferFull) as caught:
-            await buffer.reserve(1, 1)
-        assert caught.value.retry_after_s == pytest.approx(expected_s, abs=0.5)
+async def test_block_settled_twice_fails_loudly() -> None:
+    """This is a fault of ours: the room would come free twice."""
+    buffer = MemoryBuffer(rows_max=10, bytes_max=10_000, put_wait_s_max=0)
+    assert buffer.take_in(make_block(1))
+    taken = buffer.take(1)
+    buffer.settle(taken)
+    with pytest.raises(KeyError):
+        buffer.settle(taken)
 
 
 async def test_refusing_stays_cheap_with_many_blocks_in_hand() -> None:

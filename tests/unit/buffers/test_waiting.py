@@ -6,10 +6,11 @@ import asyncio
 
 import pytest
 
-from ingest.buffers.bounded_memory import BoundedMemory, MemoryReservation
-from ingest.buffers.queue import BlockQueue
-from ingest.buffers.waiting import WaitingPosts, WaitingWriters
-from ingest.model.errors import BufferFull, Stopping
+from ingest.buffers.bounded_memory import BoundedMemory
+from ingest.buffers.waiting import WaitingPosts
+from ingest.model.block import Block
+from ingest.model.errors import BufferFull
+from ingest.model.ports import Reservation
 from tests.contract.buffers import spin
 
 
@@ -18,13 +19,17 @@ class Rig:
 
     def __init__(self, wait_s_max: float = 5.0, *, may_wait: bool = True) -> None:
         self.waiting = WaitingPosts(wait_s_max, may_wait=lambda _: may_wait, oldest_s=lambda: None)
-        queue = BlockQueue(WaitingWriters())
-        self.memory = BoundedMemory(queue.append, 10, 1 << 20, self.waiting.admit)
-        self.reserved = self.place(10)
+        self.memory = BoundedMemory(10, 1 << 20, self.waiting.admit)
+        self.reserved = self.place(10, 10)
 
-    def place(self, rows: int) -> MemoryReservation | None:
+    def place(self, rows: int, size_bytes: int) -> Reservation | None:
         """Reserve room at once, if there is some."""
-        return self.memory.place(rows, rows)
+        if not self.memory.take(rows, size_bytes):
+            return None
+        return Reservation(rows, size_bytes, self._put, self.memory.free)
+
+    async def _put(self, block: Block, _rows: int, _bytes: int, _durable: bool) -> None:
+        raise AssertionError("nothing is put here")
 
     def free(self) -> None:
         """Give all room back that was in use from the start."""
@@ -33,8 +38,7 @@ class Rig:
 
     async def post(self, rows: int, sender: str = "") -> asyncio.Task[object]:
         """Let a post wait."""
-        place = self.memory.place
-        task = asyncio.create_task(self.waiting.wait(rows, rows, place, sender=sender))
+        task = asyncio.create_task(self.waiting.wait(rows, rows, self.place, sender=sender))
         await spin()
         return task
 
@@ -59,7 +63,7 @@ async def test_post_that_may_not_wait_is_refused_at_once() -> None:
     """So is every post if `wait_s_max` is 0."""
     for rig in (Rig(may_wait=False), Rig(wait_s_max=0.0)):
         with pytest.raises(BufferFull):
-            await rig.waiting.wait(1, 1, rig.memory.place)
+            await rig.waiting.wait(1, 1, rig.place)
         assert rig.waiting.size_bytes == 0
 
 
@@ -73,19 +77,6 @@ async def test_post_that_got_room_leaves_no_timer(monkeypatch: pytest.MonkeyPatc
     await post
     await asyncio.sleep(0.03)
     assert not expired
-
-
-async def test_expired_post_leaves_no_bytes() -> None:
-    """It is refused in time. The next post gets the room that was too small for it."""
-    rig = Rig(wait_s_max=0.02)
-    large = await rig.post(11)
-    await asyncio.sleep(0.01)
-    small = await rig.post(5)
-    rig.free()
-    with pytest.raises(BufferFull):
-        await large
-    await small
-    assert (rig.waiting.size_bytes, rig.memory.rows) == (0, 5)
 
 
 @pytest.mark.parametrize("by", ["expires", "is shut out"])
@@ -106,17 +97,6 @@ async def test_post_cancelled_in_the_round_of_its_refusal_is_cancelled(
     await spin()
     assert not caplog.records
     assert rig.waiting.size_bytes == 0
-
-
-async def test_expiry_in_the_round_of_a_grant_changes_nothing() -> None:
-    """The post has its room. A timer that fires then does not take it back."""
-    rig = Rig()
-    task = await rig.post(4)
-    (post,) = rig.waiting.posts
-    rig.free()
-    rig.waiting._expire(post)
-    await task
-    assert rig.memory.rows == 4
 
 
 async def test_sender_with_many_posts_gets_half_of_the_room_beside_another_one() -> None:
@@ -156,30 +136,3 @@ async def test_sender_leaves_as_much_of_the_memory_as_its_posts_take() -> None:
         each.cancel()
     await asyncio.gather(*posts, large, return_exceptions=True)
     assert waiting.size_bytes == 0
-
-
-async def test_nobody_waits_after_the_end() -> None:
-    """A queue that is shut refuses posts at once, even if there is room."""
-    rig = Rig()
-    rig.waiting.shut_out()
-    rig.free()
-    with pytest.raises(Stopping):
-        await rig.waiting.wait(1, 1, rig.memory.place)
-
-
-async def test_writers_are_woken_when_their_rows_are_there_and_at_the_end() -> None:
-    """Each waits for its own number of rows. If these are there already, it does not wait."""
-    writers = WaitingWriters()
-    few, many = (asyncio.create_task(writers.wait_rows(rows)) for rows in (2, 100))
-    await spin()
-    for rows, done in ((1, False), (2, True)):
-        writers.rows = rows
-        writers.wake()
-        await spin()
-        assert few.done() == done
-    await writers.wait_rows(2)
-    assert not many.done()
-    writers.shut_out()
-    await many
-    await writers.wait_rows(100)
-    assert not writers.waits

@@ -16,6 +16,7 @@ import pytest
 from ingest.cli.main import main
 from ingest.dead_letters.folder.segments import segments, try_replay_lock
 from ingest.model.letter import DRAINED, EXHAUSTED, Letter
+from tests.support.commands import Here, Step
 from tests.support.letters import LetterFiles, drained, invalid, keep, read
 
 Dlq = Callable[..., tuple[int, str, str]]
@@ -55,49 +56,142 @@ def write(folder: Path, letters: list[Letter]) -> None:
     store.close()
 
 
-def test_dlq_empty_state_folder_is_no_error(dlq: Dlq, folder: Path) -> None:
-    """Without letters each command says so, returns 0 and makes nothing."""
-    for words in (["list"], ["show"], ["replay"], ["discard", "--all", "--yes"]):
-        assert dlq(*words) == (0, "", "no dead letters\n")
-        out = dlq(*words, "--json")[1]
-        assert words[0] in {"list", "show"} or json.loads(out), "JSON also if there is nothing"
-    assert "dead letters     0" in dlq("stats")[1]
-    assert dlq("discard", "--all")[0] == 1
-    assert not folder.exists()
+DEVICES = [drained(1, device=device)[0] for device in ("pump-1", "pump", "pump*")]
+KINDS = [*drained(1, device="a,b"), *drained(1, reason=EXHAUSTED), invalid(MULTI)]
+HOSTILE = [
+    invalid(b'{"device_id":"\x1b[2J","x":"\xc2\x9b\n\xe2\x80\xae"}', code="a\x1b]0;t\x07"),
+    invalid(b"\xff\xfe\x1b[31m"),
+    drained(1, device="d\u202ex")[0],
+]
+AWAY = "--database-url postgresql://nobody@127.0.0.1:1/none --database-unsafe true"
+# Of each story: letters by file, commands, and how many letters are left.
+STORIES: dict[str, tuple[list[list[Letter]], list[Step], int]] = {
+    "nothing": (
+        [],
+        [
+            *(Step(word, err=["no dead letters"], lines=0) for word in ("list", "show", "replay")),
+            Step("discard --all --yes", err=["no dead letters"], lines=0),
+            Step("replay --json", out=["{"]),
+            Step("discard --all --yes --json", out=["{"]),
+            Step("stats", out=["dead letters     0"]),
+            Step("discard --all", 1),
+        ],
+        0,
+    ),
+    "what a device sent": (
+        [HOSTILE],
+        [
+            Step("list", lines=4),
+            Step("show", out=["\\xff\\xfe\\x1b[31m  (not UTF-8)"]),
+            Step("stats"),
+        ],
+        3,
+    ),
+    "newest": (
+        [[invalid(b"%d" % at) for at in range(first, first + 40)] for first in (0, 40)],
+        [
+            Step("list", out=["79\n", "30\n"], err=["30 more: --limit 0 shows all\n"], lines=51),
+            Step("list --limit 0", lines=81),
+            Step("list --limit 80", lines=81),
+            Step("show --json", lines=80),
+        ],
+        80,
+    ),
+    "begin of a device": (
+        [DEVICES],
+        [
+            Step("list --where device_prefix=pump-", lines=2),
+            Step("list --where device_prefix=pump", lines=4),
+            Step("list --where device_prefix=x", lines=0),
+            Step("list --where 'device=pump*'", lines=2),
+            Step("list --where device=pump", lines=2),
+            Step("list --where 'device=*'", lines=0),
+            Step("discard --where device_prefix= --yes", 2, err=["give the beginning"]),
+        ],
+        3,
+    ),
+    "one letter of two processes": (
+        [drained(2)] * 2,
+        [
+            Step("list", lines=3),
+            Step("stats --json", out=['"live": 2']),
+            Step("discard --all --yes"),
+        ],
+        0,
+    ),
+    "conditions": (
+        [KINDS],
+        [
+            Step("list --where reason=drained,device=a,b", lines=2),
+            Step(
+                "list --where reason=drained --where device=c",
+                err=["no such dead letter\n"],
+                lines=0,
+            ),
+            Step("list --where since=2020-01-01T00:00:00Z", lines=4),
+        ],
+        3,
+    ),
+    "discard": (
+        [[*drained(2), *drained(1, reason=EXHAUSTED)]],
+        [
+            Step("discard --where reason=drained", 1, ["2 dead letters would be discarded"]),
+            Step("discard --all --json", 1, ['{"would_be_discarded": 3}']),
+            Step("discard --where reason=drained --yes", out=["2 dead letters discarded\n"]),
+            Step("list", out=[EXHAUSTED], lines=2),
+        ],
+        1,
+    ),
+    "no database": (
+        [drained(1)],
+        [Step(f"replay {AWAY}", 1, ["0 dead letters replayed"], ["run it again"])],
+        1,
+    ),
+    "many": (
+        [[invalid(b"%d" % number) for number in range(30)]],
+        [
+            Step(
+                "replay --dry-run",
+                1,
+                ["30  not_an_object", "(only the first ones are shown)\n"],
+            ),
+            Step(
+                "replay --dry-run --file {folder}/copy",
+                1,
+                err=["not replayed: 30 lines in all\n"],
+            ),
+        ],
+        30,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STORIES)
+def test_dlq_tells_what_the_story_says(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, folder: Path, name: str
+) -> None:
+    """Nothing that a device sent acts on a terminal; a command without letters makes nothing."""
+    letters, steps, left = STORIES[name]
+    for each in letters:
+        write(folder, each)
+    (tmp_path / "copy").write_text("x\n" * 30)
+    here = Here(capsys, lambda words: main(["dlq", *words]))
+    assert here.faults(steps, "--state-dir", tmp_path, folder=tmp_path) == []
+    assert folder.exists() == bool(letters)
+    assert len(read(folder) if letters else []) == left
 
 
 def test_dlq_list_is_a_line_a_letter_with_an_id_that_show_takes(dlq: Dlq, folder: Path) -> None:
-    """`show` takes the ids of the table."""
+    """The newest first; `discard` takes it too."""
     write(folder, [*drained(1, device="pump"), invalid(MULTI)._replace(field="values.humidity")])
-    code, out, err = dlq("list")
-    assert (code, err) == (0, "")
-    head, second, first = out.splitlines()
+    head, first, second = dlq("list")[1].splitlines()
     assert head.split() == ["ID", "FAILED", "AT", "REASON", "CODE", "SENDER", "DEVICE", "WHAT"]
-    assert [line[head.index("DEVICE") :].split()[0] for line in (first, second)] == [
-        "pump",
-        "pump-7",
-    ]
-    code, out, _ = dlq("show", second.split()[0])
-    assert code == 0
-    for text in (MULTI.decode(), "values.humidity", "wrong_type", "byte ", "precision     s"):
-        assert text in out
-    assert "pump-7" not in dlq("show", first.split()[0])[1]
-
-
-def test_dlq_show_escapes_what_a_device_sent(dlq: Dlq, folder: Path) -> None:
-    """Control characters and line feeds of a letter are escaped."""
-    write(
-        folder,
-        [
-            invalid(b'{"device_id":"\x1b[2J","x":"\xc2\x9b\n\xe2\x80\xae"}', code="a\x1b]0;t\x07"),
-            invalid(b"\xff\xfe\x1b[31m"),
-            drained(1, device="d\u202ex")[0],
-        ],
-    )
-    for word in ("list", "show", "stats"):
-        out = dlq(word)[1]
-        assert all(each.isprintable() for line in out.split("\n") for each in line), out
-    assert "\\xff\\xfe\\x1b[31m  (not UTF-8)" in dlq("show")[1]
+    assert "pump-7" not in dlq("show", second.split()[0])[1] + second
+    shown = dlq("show", first.split()[0])[1]
+    told = (MULTI.decode(), "values.humidity", "wrong_type", "byte ", "precision     s")
+    assert [each for each in told if each not in shown] == []
+    assert dlq("discard", first.split()[0], "--yes", "--json")[1] == '{"discarded": 1}\n'
+    assert len(read(folder)) == 1
 
 
 def test_dlq_list_json_gives_the_lines_as_they_are_kept(dlq: Dlq, folder: Path) -> None:
@@ -107,46 +201,6 @@ def test_dlq_list_json_gives_the_lines_as_they_are_kept(dlq: Dlq, folder: Path) 
     lines = segment.read_text().splitlines(True)
     assert dlq("list", "--json")[1] == "".join(lines)
     assert dlq("list", "--json", "--limit", 1)[1] == lines[-1]
-
-
-def test_dlq_list_shows_the_newest_and_says_how_many_more(dlq: Dlq, folder: Path) -> None:
-    """Without --limit the newest 50 are shown; --limit 0 shows all; --json leaves nothing out."""
-    for first in (0, 40):  # two files
-        write(folder, [invalid(b"%d" % number) for number in range(first, first + 40)])
-    code, out, err = dlq("list")
-    assert (code, err) == (0, "30 more: --limit 0 shows all\n")
-    assert [line.split()[-1] for line in out.splitlines()[1:]] == [
-        str(number) for number in range(79, 29, -1)
-    ]
-    for limit, numbers in ((0, range(80)), (80, range(79, -1, -1))):
-        code, out, err = dlq("list", "--limit", limit)
-        assert [line.split()[-1] for line in out.splitlines()[1:]] == list(map(str, numbers))
-        assert err == ""
-    assert len(dlq("show", "--json")[1].splitlines()) == 80
-
-
-def test_dlq_where_takes_the_beginning_of_a_device(dlq: Dlq, folder: Path) -> None:
-    """`device_prefix=` selects names that begin so. `device=` takes `*` as a part of the name."""
-    devices = ("pump-1", "pump", "pump*")
-    write(folder, [letter for device in devices for letter in drained(1, device=device)])
-    wanted = {"device_prefix=pump-": 1, "device_prefix=pump": 3, "device_prefix=x": 0}
-    for where, count in (wanted | {"device=pump*": 1, "device=pump": 1, "device=*": 0}).items():
-        out = dlq("list", "--where", where)[1]
-        assert max(0, len(out.splitlines()) - 1) == count, where
-    assert "give the beginning" in dlq("discard", "--where", "device_prefix=", "--yes")[2]
-
-
-def test_dlq_list_shows_a_letter_of_two_processes_once(dlq: Dlq, folder: Path) -> None:
-    """An id in two files counts once, and is discarded in both."""
-    letters = drained(2)
-    stores = [LetterFiles(folder), LetterFiles(folder)]
-    for store in stores:
-        keep(store, letters)
-        store.close()
-    assert len(dlq("list")[1].splitlines()) == 3
-    assert json.loads(dlq("stats", "--json")[1])["live"] == 2
-    dlq("discard", "--all", "--yes")
-    assert read(folder) == []
 
 
 def test_dlq_stats_tells_what_why_and_damage(dlq: Dlq, folder: Path) -> None:
@@ -187,31 +241,6 @@ def test_dlq_wrong_words_are_one_sentence(dlq: Dlq, folder: Path, words: list[st
     code, out, err = dlq(*words)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert len(read(folder)) == 1
-
-
-def test_dlq_where_joins_conditions(dlq: Dlq, folder: Path) -> None:
-    """Conditions may be given in one --where or in several."""
-    write(folder, [*drained(1, device="a,b"), *drained(1, reason=EXHAUSTED), invalid(MULTI)])
-    assert len(dlq("list", "--where", "reason=drained,device=a,b")[1].splitlines()) == 2
-    both = ("--where", "reason=drained", "--where", "device=c")
-    assert dlq("list", *both)[1:] == ("", "no such dead letter\n")
-    assert len(dlq("list", "--where", "since=2020-01-01T00:00:00Z")[1].splitlines()) == 4
-
-
-def test_dlq_discard_asks_for_yes_and_takes_only_what_was_named(dlq: Dlq, folder: Path) -> None:
-    """Without --yes `discard` only counts."""
-    write(folder, [*drained(2), *drained(1, reason=EXHAUSTED)])
-    assert "2 dead letters would be discarded" in dlq("discard", "--where", "reason=drained")[1]
-    assert len(read(folder)) == 3
-    assert json.loads(dlq("discard", "--all", "--json")[1]) == {"would_be_discarded": 3}
-    assert dlq("discard", "--where", "reason=drained", "--yes")[:2] == (
-        0,
-        "2 dead letters discarded\n",
-    )
-    (left,) = read(folder)
-    assert left.reason == EXHAUSTED
-    an_id = dlq("list")[1].splitlines()[1].split()[0]
-    assert dlq("discard", an_id, "--yes", "--json")[:2] == (0, '{"discarded": 1}\n')
 
 
 def test_dlq_second_replayer_is_refused(
@@ -312,28 +341,6 @@ def test_dlq_replay_of_an_edited_copy_brings_it_in_and_ends_the_letter(
     assert read(folder) == [other]
     code, out, _ = dlq("replay", "--file", copy, "--edited", url=readings_url)
     assert "0 new, 3 duplicates" in out
-
-
-def test_dlq_replay_without_a_database_says_so_and_keeps_all(dlq: Dlq, folder: Path) -> None:
-    """Without a database, `replay` says so and keeps all letters."""
-    write(folder, drained(1))
-    code, out, err = dlq("replay", url="postgresql://nobody@127.0.0.1:1/none")
-    assert code == 1
-    assert "0 dead letters replayed" in out
-    assert "run it again" in err
-    assert len(read(folder)) == 1
-
-
-def test_dlq_replay_tells_the_first_of_many(dlq: Dlq, folder: Path, tmp_path: Path) -> None:
-    """A long list of wrong lines is cut, with the number of all."""
-    write(folder, [invalid(b"%d" % number) for number in range(30)])
-    out = dlq("replay", "--dry-run")[1]
-    assert "30  not_an_object" in out
-    assert out.endswith("(only the first ones are shown)\n")
-    copy = tmp_path / "copy"
-    copy.write_text("x\n" * 30)
-    err = dlq("replay", "--dry-run", "--file", copy)[2]
-    assert err.endswith("not replayed: 30 lines in all\n")
 
 
 def test_dlq_folder_that_cannot_be_read_is_told(dlq: Dlq, folder: Path) -> None:

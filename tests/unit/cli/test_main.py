@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from ingest import __version__
+from ingest.cli import config
 from ingest.cli.main import COMMANDS, build_parser, main, split_psql
-from ingest.cli.parser import Parser
 from ingest.config.settings import Settings
 from ingest.config.text import groups, metavar
 from ingest.config.values import flag_name
@@ -91,28 +91,6 @@ def test_every_setting_is_a_flag_of_every_word(capsys: pytest.CaptureFixture[str
 def every_flag() -> list[str]:
     """Return each setting's flag with a value."""
     return [part for name in NAMES for part in (flag_name(name), "1")]
-
-
-def test_help_lists_each_word_with_its_purpose(capsys: pytest.CaptureFixture[str]) -> None:
-    """`ingest --help` lists all commands with their purposes."""
-    with pytest.raises(SystemExit) as caught:
-        main(["--help"])
-    assert caught.value.code == 0
-    shown = " ".join(capsys.readouterr().out.split())
-    for word, purpose in COMMANDS.items():
-        assert f"{word} {purpose}" in shown
-
-
-@pytest.mark.parametrize("word", COMMANDS)
-def test_help_of_a_word_is_short_but_for_the_settings(
-    word: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The help of commands that use few settings shows few; all have a help."""
-    with pytest.raises(SystemExit):
-        main([word, "--help"])
-    shown = capsys.readouterr().out
-    assert COMMANDS[word][1:30] in " ".join(shown.split())
-    assert ("--dlq-bytes-max" in shown) == (word in {"serve", "up", "gateway", "writer", "config"})
 
 
 def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
@@ -236,12 +214,6 @@ def test_flag_stands_before_or_after_a_word_of_a_word() -> None:
         assert vars(args)["setting.writers"] == "3"
 
 
-def test_complaint_is_raised_not_printed() -> None:
-    """The parser raises an error and prints no usage."""
-    with pytest.raises(Exception, match="see x --help"):
-        Parser(prog="x").parse_args(["--nothing", "y"])
-
-
 @pytest.mark.parametrize("words", [["--help"], ["config"], ["config", "--print", "listen"]])
 def test_quick_word_imports_no_driver(words: list[str]) -> None:
     """Help and config are quick, because no large library is imported for them."""
@@ -320,18 +292,9 @@ def test_expected_end_of_a_command_has_no_traceback(
     def ended(*_: object) -> int:
         raise error
 
-    monkeypatch.setattr("ingest.cli.config.run", ended)
+    monkeypatch.setattr("ingest.cli.config.COMMAND", config.COMMAND._replace(run=ended))
     assert main(["config"]) == code
     assert capsys.readouterr().err.endswith(said)
-
-
-def test_misspelt_variable_stops_every_word() -> None:
-    """A wrong variable is named on stderr, with exit code 2, in a real process."""
-    done = interpreter("-m", "ingest", "config", INGEST_BACTH_ROWS="5")
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert "INGEST_BACTH_ROWS" in done.stderr
-    assert "INGEST_BATCH_ROWS" in done.stderr
 
 
 def test_doctor_on_a_file_instead_of_a_folder_fails_and_says_so(
@@ -345,17 +308,6 @@ def test_doctor_on_a_file_instead_of_a_folder_fails_and_says_so(
     assert found["state folder"]["state"] == "FAIL"
     assert "--state-dir" in found["state folder"]["detail"]
     assert found["database"]["state"] == "FAIL"
-    assert found["python"]["state"] == "ok"
-
-
-def test_doctor_on_a_folder_that_names_nobody_makes_the_other_findings(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """A state folder in the home of an unknown user fails like any other unusable folder."""
-    assert main(["doctor", "--state-dir", "~no_such_user/x", "--json"]) == 1
-    found = {each["name"]: each for each in json.loads(capsys.readouterr().out)}
-    assert found["state folder"]["state"] == found["database"]["state"] == "FAIL"
-    assert "~no_such_user/x" in found["state folder"]["detail"]
     assert found["python"]["state"] == "ok"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import http.server
 import json
@@ -399,14 +400,16 @@ def test_service_runs_on_uvloop_and_its_exit_code_is_the_commands(
 ) -> None:
     """`ingest serve` passes settings and exit code on, and runs uvloop."""
     from ingest.app import service as app  # noqa: PLC0415
-    from ingest.cli import serve as cli_serve  # noqa: PLC0415
+    from ingest.cli.services import COMMANDS  # noqa: PLC0415
     from ingest.config.loading import load  # noqa: PLC0415
 
     async def serve(_settings: Settings, **_: object) -> int:
         return 3 if "uvloop" in type(asyncio.get_running_loop()).__module__ else 1
 
     monkeypatch.setattr(app, "serve", serve)
-    assert cli_serve.run(None, load(environ={})) == 3  # type: ignore[arg-type]
+    run = COMMANDS["serve"].run
+    assert run is not None
+    assert run(argparse.Namespace(), load(environ={})) == 3
 
 
 def test_start_of_a_container_names_the_host_of_its_ports_and_no_address_of_its_own(
@@ -418,6 +421,7 @@ def test_start_of_a_container_names_the_host_of_its_ports_and_no_address_of_its_
     def told() -> str:
         lines = greeting_lines(
             state_dir=Path("/s"),
+            is_set=False,
             cert_file="",
             needs_token=True,
             page="http://[::]:8081/login/x",
@@ -441,9 +445,6 @@ def test_hint_of_the_start_names_a_folder_that_is_not_the_usual_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The greeting quotes the state folder for the shell, and omits the default one."""
-    for name in ("STATE_DIRECTORY", "HOME", "XDG_STATE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(os, "geteuid", lambda: 1)
 
     def told(
         folder: str,
@@ -451,9 +452,12 @@ def test_hint_of_the_start_names_a_folder_that_is_not_the_usual_one(
         cert_file: str = "",
         begin: str = "database:",
         table: str = "readings",
+        *,
+        is_set: bool = True,
     ) -> str:
         lines = greeting_lines(
             state_dir=Path(folder),
+            is_set=is_set,
             listen="127.0.0.1:1",
             cert_file=cert_file,
             needs_token=False,
@@ -466,15 +470,11 @@ def test_hint_of_the_start_names_a_folder_that_is_not_the_usual_one(
         (found,) = (each for each in lines if each.startswith(begin))
         return found
 
-    def hint(folder: str) -> str:
-        return told(folder, "").partition("to look into it: ")[2]
+    def hint(*, is_set: bool) -> str:
+        return told("/my s", "", is_set=is_set).partition("to look into it: ")[2]
 
-    monkeypatch.setenv("XDG_STATE_HOME", "/s")
-    assert hint("/s/iot-ingest") == "ingest psql -c 'table readings'"
-    assert hint("/my s") == "ingest psql --state-dir '/my s' -c 'table readings'"
-    monkeypatch.setenv("XDG_STATE_HOME", "")
-    monkeypatch.setenv("HOME", "~no_such_user")
-    assert hint("/s") == "ingest psql --state-dir /s -c 'table readings'"
+    assert hint(is_set=False) == "ingest psql -c 'table readings'"
+    assert hint(is_set=True) == "ingest psql --state-dir '/my s' -c 'table readings'"
     assert told("/s", "the file /u").endswith(" as set by the file /u")
     assert told("/s", "", "", "post ").endswith(" http://127.0.0.1:1/v1/readings")
     monkeypatch.setenv("INGEST_PUBLISHED_AT", "localhost")

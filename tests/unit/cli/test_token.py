@@ -16,8 +16,10 @@ from ingest.cli.main import main
 from ingest.config.settings import Settings
 from ingest.system.clock import unix_us
 from ingest.system.state_folder import ServiceInfo
-from tests.support.commands import Here
+from tests.support.commands import Here, Step
 from tests.support.tokens import OTHER, line
+
+ENDED = "ended"
 
 
 @pytest.fixture
@@ -108,100 +110,100 @@ async def test_rotate_keeps_the_limits_and_ends_the_first_later(
     assert "ended" in (await here("token", "list", *where)).stdout
 
 
-async def test_token_that_leaked_ends_at_once(here: Here, tmp_path: Path) -> None:
-    """Also those before it; the new one is the only one that is live."""
-    where = ("--state-dir", tmp_path)
-    await here("token", "new", "garden", *where)
-    await here("token", "rotate", "garden", *where)
-    assert (await here("token", "rotate", "garden", "--now", *where)).code == 0
-    ended = [each["ends_us"] <= unix_us() for each in tokens(tmp_path)]
-    assert ended == [True, True, False]
-    await here("token", "rotate", "garden", *where)
-    assert (await here("token", "disable", "garden", "--all", *where)).stdout.count("disabled") == 2
+LIMITS = "--posts-per-s 0.5 --readings-per-s 0 --connections 3"
+BY_NAME = "--certificate 'boiler 7' --device b7"
+# Of each story: commands, and a member of each token that there is then.
+STORIES: dict[str, tuple[list[Step], str, list[Any]]] = {
+    "leaked": (
+        [
+            Step("new garden"),
+            Step("rotate garden"),
+            Step("rotate garden --now"),
+        ],
+        "ends_us",
+        [ENDED, ENDED, NEVER_US],
+    ),
+    "all": (
+        [
+            Step("new garden"),
+            Step("rotate garden --overlap-days 1"),
+            Step("disable garden --all", out=["disabled", "disabled"]),
+        ],
+        "ends_us",
+        [ENDED, ENDED],
+    ),
+    "limits": (  # 0 is one of them: no limit, whatever the settings say
+        [
+            Step(f"new garden {LIMITS}"),
+            Step("rotate garden"),
+            Step(
+                "list",
+                out=["readings_per_s_max=0", "posts_per_s_max=0.5", "connections_max=3"],
+            ),
+        ],
+        "connections_max",
+        [3, 3],
+    ),
+    "certificate": (  # no token is made: there is nothing to print, and nothing to rotate
+        [
+            Step(f"new boiler {BY_NAME}", out=["boiler: the certificate boiler 7\n"], lines=1),
+            Step(f"new other {BY_NAME}", 2, err=["counts for boiler already"]),
+            Step("rotate boiler", 2, err=["renewed"]),
+            Step("list", out=["certificate=boiler 7"]),
+            Step("disable boiler", out=["boiler 7"]),
+            Step("list", out=["ended"]),
+            Step(f"new boiler {BY_NAME}", 2, err=["was ended"]),
+        ],
+        "digest",
+        ["certificate:boiler 7"],
+    ),
+    # It must neither get the same end, nor none without a word.
+    "expires": (
+        [
+            Step("new a --expires 2999-01-01"),
+            Step("rotate a", 2, err=["--expires"]),
+            Step("rotate a --expires never"),
+        ],
+        "name",
+        ["a", "a"],
+    ),
+    "second of a name": ([Step("new a"), Step("new a", 2, err=["token rotate a"])], "name", ["a"]),
+    "wrong use": (
+        [
+            Step(words, 2, err=[why], lines=0)
+            for words, why in (
+                ("new 'a b'", "letters"),
+                ("new a --expires tomorrow", "2028-01-01"),
+                ("new a --devices x --device y", "not both"),
+                ("new a --formats lines", "there are json, ndjson"),
+                ("new a --posts-per-s fast", "no number"),
+                ("new a --readings-per-s nan", "no number"),
+                ("new a --connections 1.5", "no whole number"),
+                ("rotate nobody", "no live token"),
+                ("disable nobody", "no live token"),
+                ("rotate a --overlap-days nan", "days"),
+                ("rotate a --overlap-days 0", "--now"),
+                ("new", "NAME"),
+            )
+        ],
+        "name",
+        [],
+    ),
+}
 
 
-async def test_limits_are_kept_by_rotate_and_shown(here: Here, tmp_path: Path) -> None:
-    """0 is one of them: no limit, whatever the settings say."""
-    where = ("--state-dir", tmp_path)
-    limits = ("--posts-per-s", "0.5", "--readings-per-s", "0", "--connections", "3")
-    await here("token", "new", "garden", *limits, *where)
-    await here("token", "rotate", "garden", *where)
-    kept = [
-        (each["posts_per_s_max"], each["readings_per_s_max"], each["connections_max"])
-        for each in tokens(tmp_path)
-    ]
-    assert kept == [(0.5, 0, 3)] * 2
-    shown = (await here("token", "list", *where)).stdout
-    assert "readings_per_s_max=0" in shown
-    assert "posts_per_s_max=0.5 connections_max=3" in shown
-
-
-async def test_certificate_is_let_in_and_ended_by_its_name(here: Here, tmp_path: Path) -> None:
-    """No token is made: there is nothing to print, and nothing to rotate."""
-    where = ("--state-dir", tmp_path)
-    named = ("--certificate", "boiler 7", "--device", "b7")
-    done = await here("token", "new", "boiler", *named, *where)
-    assert (done.code, done.stdout) == (0, "boiler: the certificate boiler 7\n")
-    (entry,) = tokens(tmp_path)
-    assert (entry["digest"], entry["device"]) == ("certificate:boiler 7", "b7")
-    again = await here("token", "new", "other", *named, *where)
-    assert "counts for boiler already" in again.stderr
-    rotated = await here("token", "rotate", "boiler", *where)
-    assert "renewed" in rotated.stderr
-    assert again.code == rotated.code == 2
-    shown = (await here("token", "list", *where)).stdout
-    assert "certificate=boiler 7" in shown
-    assert "boiler 7" in (await here("token", "disable", "boiler", *where)).stdout
-    assert "ended" in (await here("token", "list", *where)).stdout
-    assert "was ended" in (await here("token", "new", "boiler", *named, *where)).stderr
-
-
-async def test_rotate_of_a_token_that_expires_asks_when_the_new_one_does(
-    here: Here, tmp_path: Path
+@pytest.mark.parametrize("name", STORIES)
+def test_tokens_are_made_rotated_and_ended_as_the_story_says(
+    here: Here, tmp_path: Path, name: str
 ) -> None:
-    """It must neither get the same end, nor none without a word."""
-    where = ("--state-dir", tmp_path)
-    await here("token", "new", "a", "--expires", "2999-01-01", *where)
-    asked = await here("token", "rotate", "a", *where)
-    assert asked.code == 2
-    assert "--expires" in asked.stderr
-    assert (await here("token", "rotate", "a", "--expires", "never", *where)).code == 0
-    assert [each["ends_us"] == NEVER_US for each in tokens(tmp_path)] == [False, True]
-
-
-@pytest.mark.parametrize(
-    ("words", "why"),
-    [
-        (("new", "a b"), "letters"),
-        (("new", "a", "--expires", "tomorrow"), "2028-01-01"),
-        (("new", "a", "--devices", "x", "--device", "y"), "not both"),
-        (("new", "a", "--formats", "lines"), "there are json, ndjson"),
-        (("new", "a", "--posts-per-s", "fast"), "no number"),
-        (("new", "a", "--readings-per-s", "nan"), "no number"),
-        (("new", "a", "--connections", "1.5"), "no whole number"),
-        (("rotate", "nobody"), "no live token"),
-        (("disable", "nobody"), "no live token"),
-        (("rotate", "a", "--overlap-days", "nan"), "days"),
-        (("rotate", "a", "--overlap-days", "0"), "--now"),
-        (("new",), "NAME"),
-    ],
-)
-async def test_wrong_use_is_one_sentence(
-    here: Here, tmp_path: Path, words: tuple[str, ...], why: str
-) -> None:
-    """Exit code 2, and nothing is written."""
-    done = await here("token", *words, "--state-dir", tmp_path)
-    assert done.code == 2
-    assert why in done.stderr
-    assert not (tmp_path / "tokens").exists()
-
-
-async def test_second_token_of_a_name_is_made_by_rotate(here: Here, tmp_path: Path) -> None:
-    """Two tokens of one name are a rotation; `new` says so."""
-    assert (await here("token", "new", "a", "--state-dir", tmp_path)).code == 0
-    again = await here("token", "new", "a", "--state-dir", tmp_path)
-    assert again.code == 2
-    assert "token rotate a" in again.stderr
+    """What is refused is one sentence, and nothing is written."""
+    steps, member, wanted = STORIES[name]
+    steps = [step._replace(words=f"token {step.words}") for step in steps]
+    assert here.faults(steps, "--state-dir", tmp_path) == []
+    now_us = unix_us()
+    found = [each[member] for each in tokens(tmp_path)] if wanted else []
+    assert [ENDED if member == "ends_us" and it <= now_us else it for it in found] == wanted
+    assert (tmp_path / "tokens").exists() == bool(wanted)
 
 
 async def test_read_only_file_prints_the_line_to_add(here: Here, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from ingest.config.loading import check_together, load
 from ingest.config.settings import HOLD_PROBE_S_MAX, ROW_BYTES_MAX, Settings, hold_probe_s
-from ingest.config.values import MIB, checked, env_name, unit
+from ingest.config.values import checked, env_name, unit
 from ingest.model.errors import ConfigError
 from ingest.model.reading import NAME_BYTES_MAX
 from ingest.model.rows import ROW_BYTES_MIN
@@ -124,12 +124,6 @@ def test_later_origin_wins_over_earlier_one(tmp_path: Path) -> None:
         assert set(loaded.origins) == set(KNOWN)
 
 
-def test_wrong_value_of_an_origin_that_loses_does_not_matter() -> None:
-    """Only the value that applies is checked: a flag replaces a wrong one of the environment."""
-    environ = {"INGEST_WRITERS": "many"}
-    assert load(environ=environ, flags={"writers": "1"}).settings.writers == 1
-
-
 def test_empty_variable_counts_as_unset_and_empty_flag_does_not() -> None:
     """An empty variable counts as not set, as in Compose files; an empty flag is a value."""
     environ = {"INGEST_WRITERS": "", "INGEST_STATE_DIR": "/x", "INGEST_BACTH_ROWS": ""}
@@ -220,23 +214,6 @@ def test_unreadable_toml_is_told_with_its_path(tmp_path: Path) -> None:
     assert "is not TOML" in refusal(toml_path=tmp_path / "latin.toml")
 
 
-def test_toml_of_all_types_is_taken(tmp_path: Path) -> None:
-    """Numbers, text, booleans and sizes as text are read; a byte order mark is ignored."""
-    text = (
-        '\ufeffwriters = 3\nbatch_linger_s = 1\ndlq_auto_replay = false\nlisten = "[::1]:0"\n'
-        'body_bytes_max = "2 MiB"\nbatch_rows = 50.0\n'
-    )
-    settings = load(toml_path=toml(tmp_path, text), environ={}).settings
-    assert settings.writers == 3
-    assert settings.batch_linger_s == 1.0
-    assert isinstance(settings.batch_linger_s, float)
-    assert settings.dlq_auto_replay is False
-    assert settings.listen == "[::1]:0"
-    assert settings.body_bytes_max == 2 * MIB
-    assert settings.batch_rows == 50
-    assert isinstance(settings.batch_rows, int)
-
-
 @pytest.mark.parametrize(
     ("word", "value"),
     [("true", True), ("YES", True), ("1", True), ("on", True), ("False", False), ("0", False)],
@@ -244,11 +221,6 @@ def test_toml_of_all_types_is_taken(tmp_path: Path) -> None:
 def test_boolean_is_read_from_its_usual_words(word: str, value: bool) -> None:
     """true, yes, on, 1 and their opposites are read, in capitals too."""
     assert load(environ={"INGEST_SCHEMA_APPLY": word}).settings.schema_apply is value
-
-
-def test_choice_is_read_in_any_case_and_kept_in_ours() -> None:
-    """A choice may be written in capitals."""
-    assert load(environ={"INGEST_LOG_LEVEL": " WARNING "}).settings.log_level == "warning"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ from ingest.model.errors import ConfigError
 from tests.unit.config.test_settings import refusal, toml
 
 URL = "postgresql://ingest:geheim@db/telemetry"
-TOKEN = "geheim-as-the-dashboard-asks"
 
 
 def secret(tmp_path: Path, raw: bytes) -> str:
@@ -170,33 +169,6 @@ def test_home_that_nobody_has_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOME", raising=False)
     with pytest.raises(ConfigError, match="choose --state-dir"):
         default_state_dir({})
-
-
-def test_wrong_url_of_a_file_names_the_file(tmp_path: Path) -> None:
-    """A database URL from a file is checked in the same way, and its password is not shown."""
-    path = secret(tmp_path, b"mysql://geheim")
-    told = refusal(environ={"INGEST_DATABASE_URL_FILE": path})
-    assert told == f"setting database_url ({path}): does not begin with postgresql://"
-
-
-def test_token_of_the_admin_port_is_read_from_its_file_as_the_url_is(tmp_path: Path) -> None:
-    """Each of the two secrets has its own file; a later source wins here too."""
-    url, token = tmp_path / "database_url", tmp_path / "admin_token"
-    url.write_text(f"{URL}\n")
-    token.write_text(f"{TOKEN}\n")
-    by_files = {"INGEST_DATABASE_URL_FILE": str(url), "INGEST_ADMIN_TOKEN_FILE": str(token)}
-    settings, origins = load(environ=by_files)
-    assert (settings.database_url, settings.admin_token) == (URL, TOKEN)
-    assert (origins["database_url"], origins["admin_token"]) == (str(url), str(token))
-    other = TOKEN[::-1]
-    assert load(environ=by_files, flags={"admin_token": other}).settings.admin_token == other
-    by_value = {"INGEST_ADMIN_TOKEN": other}
-    flags = {"admin_token_file": str(token)}
-    assert load(environ=by_value, flags=flags).settings.admin_token == TOKEN
-    told = refusal(environ={**by_value, **by_files})
-    assert told == (
-        "of admin_token (INGEST_ADMIN_TOKEN) and admin_token_file (INGEST_ADMIN_TOKEN_FILE) set one"
-    )
 
 
 def test_weak_or_missing_token_of_a_file_is_told_without_being_shown(tmp_path: Path) -> None:

@@ -49,11 +49,6 @@ def test_size_of_another_form_is_refused(text: str) -> None:
         checked(KNOWN["buffer_bytes_max"], text, "test")
 
 
-def test_size_suffix_on_a_count_of_rows_is_refused() -> None:
-    """Only sizes may have a unit: 5k rows would be 5,120."""
-    assert refusal(batch_rows_max="5k").endswith("'5k' is not a whole number")
-
-
 @pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e400", "-1", "ten", "1,5", "1 s", ""])
 def test_number_that_is_none_is_refused(text: str) -> None:
     """NaN, infinity and a number with a unit are no durations."""
@@ -200,11 +195,6 @@ def test_state_folder_is_systemds_roots_or_the_users(monkeypatch: pytest.MonkeyP
 def test_value_is_shown_with_its_unit(name: str, value: object, text: str) -> None:
     """A size is shown as MiB if it is whole, a number with its unit, and nothing is rounded."""
     assert shown(name, value) == text
-
-
-def test_shown_number_is_not_rounded() -> None:
-    """The value that is printed is the one that applies."""
-    assert shown("batch_linger_s", 0.123456789) == "0.123456789 s"
 
 
 @pytest.mark.parametrize(

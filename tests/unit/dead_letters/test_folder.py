@@ -23,7 +23,6 @@ from ingest.dead_letters.folder.segments import (
     folder_bytes,
     new_segment,
     segments,
-    try_replay_lock,
 )
 from ingest.dead_letters.format import encode_line
 from ingest.dead_letters.identity import letter_id
@@ -35,6 +34,20 @@ from ingest.system.files import REAL_CALLS, FileCalls
 from tests.support.letters import LetterFiles, drained, invalid, keep, mark, read
 
 T = TypeVar("T")
+Files = Callable[..., LetterFiles]
+
+
+@pytest.fixture
+def files() -> Iterator[Files]:
+    """Open dead letters in a folder; they are closed at the end."""
+    with contextlib.ExitStack() as stack:
+
+        def make(folder: Path, **settings: Any) -> LetterFiles:
+            store = LetterFiles(folder, **settings)
+            stack.callback(store.close)
+            return store
+
+        yield make
 
 
 class Faults:
@@ -64,11 +77,11 @@ class Faults:
         return call(*args)
 
 
-def test_folder_and_files_belong_to_their_owner_only(tmp_path: Path) -> None:
+def test_folder_and_files_belong_to_their_owner_only(tmp_path: Path, files: Files) -> None:
     """Under any umask only the owner can read what devices sent."""
     old = os.umask(0)
     try:
-        store = LetterFiles(tmp_path / "dead-letters")
+        store = files(tmp_path / "dead-letters")
         keep(store, drained(1))
         mark(store)
     finally:
@@ -76,59 +89,18 @@ def test_folder_and_files_belong_to_their_owner_only(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "dead-letters").stat().st_mode) == 0o700
     for path in (tmp_path / "dead-letters").iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    store.close()
 
 
-def test_open_in_a_place_that_is_no_folder_is_a_start_error(tmp_path: Path) -> None:
+def test_open_in_a_place_that_is_no_folder_is_a_start_error(tmp_path: Path, files: Files) -> None:
     """A file instead of the folder is a StartError."""
     (tmp_path / "file").write_text("")
     with pytest.raises(StartError, match="file/dead"):
-        LetterFiles(tmp_path / "file" / "dead")
+        files(tmp_path / "file" / "dead")
 
 
-def test_append_twice_writes_one_line_per_fact_and_reason(tmp_path: Path) -> None:
-    """A letter that is live is not written again; another reason is another letter."""
-    store = LetterFiles(tmp_path)
-    letters = drained(2)
-    keep(store, [*letters, letters[0]])
-    keep(store, letters)
-    keep(store, [letters[0]._replace(reason=EXHAUSTED), letters[0]._replace(reason=REFUSED)])
-    assert [each.reason for each in read(tmp_path)] == ["drained", "drained", EXHAUSTED, REFUSED]
-    assert store.totals().live == 4
-    store.close()
-
-
-def test_append_after_done_writes_again(tmp_path: Path) -> None:
-    """After a letter was marked as done, by any process, the same reading is a new letter."""
-    store, hand = LetterFiles(tmp_path), LetterFiles(tmp_path)
-    letters = drained(2)
-    keep(store, letters)
-    mark(hand)
-    keep(store, letters[:1])
-    assert read(tmp_path) == letters[:1]
-    assert store.totals().live == 1
-    store.close()
-    hand.close()
-
-
-def test_append_after_restart_knows_what_is_live(tmp_path: Path) -> None:
-    """Letters of earlier processes are known, and are not written again."""
-    letters = drained(3)
-    store = LetterFiles(tmp_path)
-    keep(store, letters)
-    mark(store, lambda live: live.letter == letters[0])
-    store.close()
-    again = LetterFiles(tmp_path)
-    assert again.totals().live == 2
-    keep(again, letters)
-    assert sorted(read(tmp_path)) == sorted(letters)
-    assert again.totals().live == 3
-    again.close()
-
-
-def test_append_beyond_the_ids_kept_is_written_and_counted(tmp_path: Path) -> None:
+def test_append_beyond_the_ids_kept_is_written_and_counted(tmp_path: Path, files: Files) -> None:
     """Ids in memory are bounded: beyond that, a letter may be written twice, but never left out."""
-    store = LetterFiles(tmp_path, ids_max=3)
+    store = files(tmp_path, ids_max=3)
     letters = drained(5)
     keep(store, letters)
     keep(store, letters)
@@ -137,14 +109,13 @@ def test_append_beyond_the_ids_kept_is_written_and_counted(tmp_path: Path) -> No
     mark(store)
     assert store.totals().live == 0
     store.close()
-    again = LetterFiles(tmp_path, ids_max=3)
+    again = files(tmp_path, ids_max=3)
     assert again.totals().live == 0
-    again.close()
 
 
-def test_cap_refuses_whole_requests_and_invalid_items_at_half(tmp_path: Path) -> None:
+def test_cap_refuses_whole_requests_and_invalid_items_at_half(tmp_path: Path, files: Files) -> None:
     """Invalid items are kept up to half of the cap, and a request is refused as a whole."""
-    store = LetterFiles(tmp_path, bytes_max=20_000)
+    store = files(tmp_path, bytes_max=20_000)
     with pytest.raises(DeadLettersFull):
         keep(store, drained(40, reason=REFUSED), sender="10.0.0.1")
     assert read(tmp_path) == []
@@ -156,16 +127,15 @@ def test_cap_refuses_whole_requests_and_invalid_items_at_half(tmp_path: Path) ->
         keep(store, drained(25, reason=REFUSED))
     assert len(read(tmp_path)) == 50
     assert folder_bytes(tmp_path) <= 20_000
-    store.close()
 
 
 def test_one_address_leaves_room_for_others_and_its_share_comes_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may use what it leaves free, and what it has used is forgotten in days."""
     now_s = [0.0]
     monkeypatch.setattr(room, "monotonic_s", lambda: now_s[0])
-    store = LetterFiles(tmp_path, bytes_max=400_000)
+    store = files(tmp_path, bytes_max=400_000)
 
     def send(sender: str, count: int) -> int:
         """Send items until one is refused; return how many were kept."""
@@ -193,22 +163,11 @@ def test_one_address_leaves_room_for_others_and_its_share_comes_back(
     mark(store)
     store.make_room()
     assert send("10.0.0.1", 50) == 50  # somebody discarded all of it
-    store.close()
 
 
-def test_refused_rows_take_the_room_of_invalid_items(tmp_path: Path) -> None:
-    """All letters count: half of the cap may be full without any invalid item."""
-    store = LetterFiles(tmp_path, bytes_max=20_000)
-    while not store.totals().invalid_full:
-        keep(store, drained(1, reason=REFUSED))
-    with pytest.raises(DeadLettersFull, match=r"of 10000, up to which invalid items are kept"):
-        keep(store, [invalid(b"{}" * 200)], sender="10.0.0.1")
-    store.close()
-
-
-def test_room_is_full_only_when_no_address_finds_any(tmp_path: Path) -> None:
+def test_room_is_full_only_when_no_address_finds_any(tmp_path: Path, files: Files) -> None:
     """Then every post with an invalid item is refused, and the totals say so."""
-    store = LetterFiles(tmp_path, bytes_max=64_000)
+    store = files(tmp_path, bytes_max=64_000)
     for number in range(1_000):
         with contextlib.suppress(DeadLettersFull):
             item = b'{"device_id":"%d"}' % number
@@ -217,12 +176,11 @@ def test_room_is_full_only_when_no_address_finds_any(tmp_path: Path) -> None:
     with pytest.raises(DeadLettersFull, match="up to which invalid items are kept"):
         keep(store, [invalid(b"{}" * 200)], sender="10.1.1.1")
     keep(store, drained(5, reason=REFUSED))
-    store.close()
 
 
-def test_cap_one_request_of_a_group_does_not_take_others_down(tmp_path: Path) -> None:
+def test_cap_one_request_of_a_group_does_not_take_others_down(tmp_path: Path, files: Files) -> None:
     """Each request of a shared write is accepted or refused for itself."""
-    store = LetterFiles(tmp_path, bytes_max=10_000)
+    store = files(tmp_path, bytes_max=10_000)
     small, large, again = (
         drained(2, reason=REFUSED),
         drained(50, reason=REFUSED),
@@ -233,7 +191,6 @@ def test_cap_one_request_of_a_group_does_not_take_others_down(tmp_path: Path) ->
     kept = type(None)
     assert [type(each) for each in outcomes] == [kept, kept, DeadLettersFull, kept]
     assert read(tmp_path) == [*alone, *small, *again]
-    store.close()
 
 
 def fill(store: LetterFiles, reason: str) -> int:
@@ -246,56 +203,49 @@ def fill(store: LetterFiles, reason: str) -> int:
     raise AssertionError
 
 
-def test_cap_leaves_a_quarter_to_what_does_not_come_back_by_itself(tmp_path: Path) -> None:
+def test_cap_leaves_a_quarter_to_what_does_not_come_back_by_itself(
+    tmp_path: Path, files: Files
+) -> None:
     """Letters for the automatic replay, which needs open writes, cannot be the cause of a pause."""
-    store = LetterFiles(tmp_path, bytes_max=40_000)
+    store = files(tmp_path, bytes_max=40_000)
     fill(store, EXHAUSTED)
     assert 29_000 < folder_bytes(tmp_path) <= 30_000
     keep(store, drained(20, reason=REFUSED))
     assert folder_bytes(tmp_path) <= 40_000
     with pytest.raises(DeadLettersFull, match="of 30000, up to which retries_exhausted are kept"):
         keep(store, drained(1, reason=EXHAUSTED))
-    store.close()
 
 
 @pytest.mark.parametrize("reason", [EXHAUSTED, DRAINED])
 @pytest.mark.parametrize("ids_max", [1_000, 10])
 def test_cap_refused_rows_do_not_wait_for_what_waits_for_them(
-    tmp_path: Path, reason: str, ids_max: int
+    tmp_path: Path, files: Files, reason: str, ids_max: int
 ) -> None:
     """Letters for the automatic replay do not count against refused rows.
 
     That is so too if an earlier process wrote them. After their replay the cap holds again.
     """
-    before = LetterFiles(tmp_path)
+    before = files(tmp_path)
     keep(before, drained(100, reason=reason))
     size = folder_bytes(tmp_path)
     before.close()
-    store = LetterFiles(tmp_path, bytes_max=size, ids_max=ids_max)
+    store = files(tmp_path, bytes_max=size, ids_max=ids_max)
     assert fill(store, REFUSED) > 50
     assert size * 1.6 < folder_bytes(tmp_path) < size * 2
     mark(store, lambda live: live.letter.reason == reason)
     store.make_room()
     assert fill(store, REFUSED) < 50
     assert folder_bytes(tmp_path) <= size
-    store.close()
 
 
-def test_cap_is_one_for_all_where_nothing_comes_back_by_itself(tmp_path: Path) -> None:
+def test_cap_is_one_for_all_where_nothing_comes_back_by_itself(
+    tmp_path: Path, files: Files
+) -> None:
     """Without `dlq_auto_replay` the cap is the same for all letters."""
-    store = LetterFiles(tmp_path, bytes_max=20_000, auto_replay=False)
+    store = files(tmp_path, bytes_max=20_000, auto_replay=False)
     fill(store, EXHAUSTED)
     assert 19_500 < folder_bytes(tmp_path) <= 20_000
     assert fill(store, REFUSED) == 0
-    store.close()
-
-
-def test_cap_full_of_refused_rows_takes_no_more(tmp_path: Path) -> None:
-    """Refused rows are not replayed automatically, so they count in full."""
-    store = LetterFiles(tmp_path, bytes_max=20_000)
-    fill(store, REFUSED)
-    assert 19_500 < folder_bytes(tmp_path) <= 20_000
-    store.close()
 
 
 @pytest.mark.parametrize("reason", [EXHAUSTED, DRAINED])
@@ -306,31 +256,31 @@ def test_line_that_comes_back_is_never_shorter_than_what_is_counted_for_it(reaso
     assert RETURNING_BYTES_MIN <= len(line) < RETURNING_BYTES_MIN * 1.2
 
 
-def test_cap_does_not_bind_the_end_of_a_drain(tmp_path: Path) -> None:
+def test_cap_does_not_bind_the_end_of_a_drain(tmp_path: Path, files: Files) -> None:
     """Rows that are left at the end of a drain have no other place: they may exceed the cap."""
-    store = LetterFiles(tmp_path, bytes_max=10_000)
+    store = files(tmp_path, bytes_max=10_000)
     keep(store, drained(100))
     assert folder_bytes(tmp_path) > 10_000
     assert len(read(tmp_path)) == 100
     with pytest.raises(DeadLettersFull):
         keep(store, drained(1, reason=EXHAUSTED))
-    store.close()
 
 
-def test_cap_gives_up_finished_files_before_their_time(tmp_path: Path) -> None:
+def test_cap_gives_up_finished_files_before_their_time(tmp_path: Path, files: Files) -> None:
     """When the cap is reached, files without live lines are removed early."""
-    store = LetterFiles(tmp_path, bytes_max=60_000, segment_bytes=4_000, keep_days=7)
+    store = files(tmp_path, bytes_max=60_000, segment_bytes=4_000, keep_days=7)
     for _ in range(5):
         keep(store, drained(20))
     mark(store)
     keep(store, drained(100))
     assert len(read(tmp_path)) == 100
-    store.close()
 
 
-def test_cap_gives_up_the_file_being_written_if_every_line_is_done(tmp_path: Path) -> None:
+def test_cap_gives_up_the_file_being_written_if_every_line_is_done(
+    tmp_path: Path, files: Files
+) -> None:
     """After `discard --all` there is space at once, not only after a restart."""
-    store, hand = LetterFiles(tmp_path, bytes_max=20_000), LetterFiles(tmp_path)
+    store, hand = files(tmp_path, bytes_max=20_000), files(tmp_path)
     keep(store, drained(25, reason=REFUSED), sender="10.0.0.1")
     (first,) = segments(tmp_path)
     mark(hand)
@@ -339,66 +289,65 @@ def test_cap_gives_up_the_file_being_written_if_every_line_is_done(tmp_path: Pat
     assert read(tmp_path) == letters
     assert first not in segments(tmp_path)
     assert store.totals().size_bytes == folder_bytes(tmp_path) < 10_000
-    store.close()
-    hand.close()
 
 
-def test_start_with_a_full_folder_removes_the_files_without_live_lines(tmp_path: Path) -> None:
+def test_start_with_a_full_folder_removes_the_files_without_live_lines(
+    tmp_path: Path, files: Files
+) -> None:
     """After `discard --all` while the service was stopped, a start does not tell of a full half."""
-    store = LetterFiles(tmp_path, bytes_max=18_000, segment_bytes=4_000, keep_days=7)
+    store = files(tmp_path, bytes_max=18_000, segment_bytes=4_000, keep_days=7)
     keep(store, drained(25, reason=REFUSED))
     store.close()
-    full = LetterFiles(tmp_path, bytes_max=18_000, keep_days=7)
+    full = files(tmp_path, bytes_max=18_000, keep_days=7)
     assert full.totals().invalid_full
     assert len(read(tmp_path)) == 25
-    hand = LetterFiles(tmp_path)
+    hand = files(tmp_path)
     mark(hand)
     hand.close()
     full.close()
-    after = LetterFiles(tmp_path, bytes_max=18_000, keep_days=7)
+    after = files(tmp_path, bytes_max=18_000, keep_days=7)
     assert after.totals() == DeadLetterStats()
-    after.close()
 
 
-def test_refresh_removes_the_files_if_all_is_done_and_the_folder_full(tmp_path: Path) -> None:
+def test_refresh_removes_the_files_if_all_is_done_and_the_folder_full(
+    tmp_path: Path, files: Files
+) -> None:
     """After `discard --all` beside a running service, /readyz tells of space without an append."""
-    store, hand = LetterFiles(tmp_path, bytes_max=18_000), LetterFiles(tmp_path)
+    store, hand = files(tmp_path, bytes_max=18_000), files(tmp_path)
     keep(store, drained(25, reason=REFUSED))
     store.look()
     assert store.totals().invalid_full
     mark(hand)
     store.look()
     assert store.totals() == DeadLetterStats()
-    store.close()
-    hand.close()
 
 
-def test_cap_goes_on_with_the_file_being_written_if_a_line_is_live(tmp_path: Path) -> None:
+def test_cap_goes_on_with_the_file_being_written_if_a_line_is_live(
+    tmp_path: Path, files: Files
+) -> None:
     """A search for space while the folder is full does not start a new file."""
-    store = LetterFiles(tmp_path, bytes_max=20_000)
+    store = files(tmp_path, bytes_max=20_000)
     keep(store, drained(25, reason=REFUSED), sender="10.0.0.1")
     mark(store, lambda live: live.offset > 0)
     with pytest.raises(DeadLettersFull):
         keep(store, drained(20, reason=REFUSED), sender="10.0.0.1")
     keep(store, drained(1, reason=REFUSED))
     assert len(segments(tmp_path)) == 1
-    store.close()
 
 
 def test_letter_longer_than_readers_take_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A line that readers would not take into memory is refused."""
     monkeypatch.setattr("ingest.dead_letters.folder.backend.LINE_BYTES_MAX", 1_000)
-    store = LetterFiles(tmp_path)
+    store = files(tmp_path)
     with pytest.raises(DeadLettersFull, match="1000 bytes"):
         keep(store, [invalid(b"x" * 1_000)])
-    store.close()
 
 
-def test_segment_is_rotated_and_removed_when_done_and_old(tmp_path: Path) -> None:
+def test_segment_is_rotated_and_removed_when_done_and_old(tmp_path: Path, files: Files) -> None:
     """A finished file and its cursor are removed when every line is done, and not before."""
-    store = LetterFiles(tmp_path, segment_bytes=4_000, keep_days=0)
+    store = files(tmp_path, segment_bytes=4_000, keep_days=0)
     keep(store, drained(20))
     keep(store, drained(20, reason=EXHAUSTED))
     keep(store, drained(1))
@@ -409,19 +358,18 @@ def test_segment_is_rotated_and_removed_when_done_and_old(tmp_path: Path) -> Non
     assert not cursor_path(first).exists()
     assert len(read(tmp_path)) == 20
     store.close()
-    again = LetterFiles(tmp_path, keep_days=0)
+    again = files(tmp_path, keep_days=0)
     assert again.tidy() == [current]
     assert again.totals().live == 20
-    again.close()
 
 
-def test_segment_done_but_young_is_kept(tmp_path: Path) -> None:
+def test_segment_done_but_young_is_kept(tmp_path: Path, files: Files) -> None:
     """`dlq_keep_days` counts from the last write or mark."""
-    store = LetterFiles(tmp_path, keep_days=1)
+    store = files(tmp_path, keep_days=1)
     keep(store, drained(1))
     mark(store)
     store.close()
-    again = LetterFiles(tmp_path, keep_days=1)
+    again = files(tmp_path, keep_days=1)
     assert again.tidy() == []
     (segment,) = segments(tmp_path)
     for path in (segment, cursor_path(segment)):
@@ -431,9 +379,9 @@ def test_segment_done_but_young_is_kept(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == []
 
 
-def test_segment_with_an_altered_line_is_left_for_a_person(tmp_path: Path) -> None:
+def test_segment_with_an_altered_line_is_left_for_a_person(tmp_path: Path, files: Files) -> None:
     """A file with an altered line is not removed."""
-    store = LetterFiles(tmp_path, keep_days=0)
+    store = files(tmp_path, keep_days=0)
     letters = drained(2)
     keep(store, letters)
     mark(store)
@@ -441,14 +389,13 @@ def test_segment_with_an_altered_line_is_left_for_a_person(tmp_path: Path) -> No
     (segment,) = segments(tmp_path)
     data = segment.read_bytes()
     segment.write_bytes(data[:20] + b"!" + data[21:])
-    again = LetterFiles(tmp_path, keep_days=0)
+    again = files(tmp_path, keep_days=0)
     assert again.tidy() == []
-    again.close()
 
 
-def test_segments_removed_by_hand_are_forgotten(tmp_path: Path) -> None:
+def test_segments_removed_by_hand_are_forgotten(tmp_path: Path, files: Files) -> None:
     """A letter whose file somebody removed is written again when it comes again."""
-    store = LetterFiles(tmp_path)
+    store = files(tmp_path)
     letters = drained(2)
     keep(store, letters)
     for path in tmp_path.iterdir():
@@ -461,7 +408,6 @@ def test_segments_removed_by_hand_are_forgotten(tmp_path: Path) -> None:
     tmp_path.rmdir()
     keep(store, letters[:1])
     assert read(tmp_path) == letters[:1]
-    store.close()
 
 
 def cut_off(path: Path) -> None:
@@ -486,10 +432,10 @@ def replace_by_more(path: Path) -> None:
 @pytest.mark.parametrize("change", [cut_off, replace_by_less, replace_by_more])
 @pytest.mark.parametrize("is_finished", [False, True])
 def test_segment_cut_off_or_replaced_by_hand_is_counted_anew(
-    tmp_path: Path, change: Callable[[Path], None], *, is_finished: bool
+    tmp_path: Path, files: Files, change: Callable[[Path], None], *, is_finished: bool
 ) -> None:
     """A letter whose line was removed is written again when it comes again."""
-    store = LetterFiles(tmp_path, segment_bytes=1 if is_finished else 1 << 26)
+    store = files(tmp_path, segment_bytes=1 if is_finished else 1 << 26)
     letters, others = drained(2), drained(1)
     keep(store, letters)
     if is_finished:
@@ -500,48 +446,35 @@ def test_segment_cut_off_or_replaced_by_hand_is_counted_anew(
     keep(store, [*letters, *others])
     assert sorted(read(tmp_path)) == sorted([*letters, *others])
     assert store.totals().live == 3
-    store.close()
 
 
-def test_segment_cut_off_since_the_last_look_is_noticed_by_the_next(tmp_path: Path) -> None:
-    """The figures are corrected at the next scan, without an append."""
-    store = LetterFiles(tmp_path)
-    keep(store, drained(3))
-    os.truncate(segments(tmp_path)[0], 0)
-    store.look()
-    assert store.totals() == DeadLetterStats()
-    store.close()
-
-
-def test_short_writes_are_finished(tmp_path: Path) -> None:
+def test_short_writes_are_finished(tmp_path: Path, files: Files) -> None:
     """After a write of a part, the rest is written."""
     faults = Faults()
     faults.bytes_at_once = 11
-    store = LetterFiles(tmp_path, calls=faults.calls())
+    store = files(tmp_path, calls=faults.calls())
     letters = drained(3)
     keep(store, letters)
     assert read(tmp_path) == letters
     assert faults.seen["write"] > 60
-    store.close()
 
 
-def test_write_that_takes_nothing_is_an_error_not_a_loop(tmp_path: Path) -> None:
+def test_write_that_takes_nothing_is_an_error_not_a_loop(tmp_path: Path, files: Files) -> None:
     """Zero bytes written is a failure."""
     calls = REAL_CALLS._replace(write=lambda _fd, _data: 0)
-    store = LetterFiles(tmp_path, calls=calls)
+    store = files(tmp_path, calls=calls)
     with pytest.raises(DeadLettersBroken):
         keep(store, drained(1))
-    store.close()
 
 
 @pytest.mark.parametrize("name", ["write", "fdatasync"])
 @pytest.mark.parametrize("ftruncate_fails", [False, True])
 def test_failure_of_one_call_is_made_good_in_a_new_file(
-    tmp_path: Path, name: str, ftruncate_fails: bool
+    tmp_path: Path, files: Files, name: str, ftruncate_fails: bool
 ) -> None:
     """After an error that descriptor is not used again; the letters go to a new file."""
     faults = Faults(**{name: {2}}, ftruncate={1} if ftruncate_fails else set())
-    store = LetterFiles(tmp_path, calls=faults.calls())
+    store = files(tmp_path, calls=faults.calls())
     first, second, third = drained(1), drained(2), drained(1)
     for letters in (first, second, third):
         keep(store, letters)
@@ -551,32 +484,15 @@ def test_failure_of_one_call_is_made_good_in_a_new_file(
     if not ftruncate_fails:
         assert found == [*first, *second, *third]
     store.close()
-    again = LetterFiles(tmp_path)
+    again = files(tmp_path)
     assert again.totals().live == 4
-    again.close()
 
 
-@pytest.mark.parametrize("name", ["write", "fdatasync", "fsync"])
-def test_failure_twice_is_told_and_nothing_is_promised(tmp_path: Path, name: str) -> None:
-    """If both files fail, the caller gets an error, no line is left, and the next append works."""
-    faults = Faults(**{name: {2, 3, 4} if name == "fsync" else {1, 2}})
-    store = LetterFiles(tmp_path, calls=faults.calls())
-    letters = drained(2)
-    with pytest.raises(DeadLettersBroken):
-        keep(store, letters)
-    assert read(tmp_path) == []
-    assert store.totals().live == 0
-    faults.fail.clear()
-    keep(store, letters)
-    assert read(tmp_path) == letters
-    store.close()
-
-
-def test_full_disk_keeps_the_file_and_tries_no_second_one(tmp_path: Path) -> None:
+def test_full_disk_keeps_the_file_and_tries_no_second_one(tmp_path: Path, files: Files) -> None:
     """Without free space no second file is tried, and the first one is used further."""
     faults = Faults(write={2})
     faults.code = errno.ENOSPC
-    store = LetterFiles(tmp_path, calls=faults.calls())
+    store = files(tmp_path, calls=faults.calls())
     first, second = drained(1), drained(1)
     keep(store, first)
     with pytest.raises(DeadLettersBroken):
@@ -585,17 +501,16 @@ def test_full_disk_keeps_the_file_and_tries_no_second_one(tmp_path: Path) -> Non
     keep(store, second)
     assert read(tmp_path) == [*first, *second]
     assert len(segments(tmp_path)) == 1
-    store.close()
 
 
 @pytest.mark.parametrize("nth", range(1, 12))
 @pytest.mark.parametrize("name", ["write", "fdatasync", "fsync", "ftruncate"])
 def test_failure_of_the_nth_call_never_loses_a_kept_letter(
-    tmp_path: Path, name: str, nth: int
+    tmp_path: Path, files: Files, name: str, nth: int
 ) -> None:
     """If any one call fails, letters of successful appends are there and can be read."""
     faults = Faults()
-    store = LetterFiles(tmp_path, segment_bytes=700, calls=faults.calls())
+    store = files(tmp_path, segment_bytes=700, calls=faults.calls())
     faults.seen.clear()
     faults.fail[name] = {nth, nth + 1, nth + 3}
     if name == "ftruncate":
@@ -612,10 +527,10 @@ def test_failure_of_the_nth_call_never_loses_a_kept_letter(
     assert set(kept) <= set(read(tmp_path))
 
 
-def test_mark_that_cannot_be_written_leaves_letters_live(tmp_path: Path) -> None:
+def test_mark_that_cannot_be_written_leaves_letters_live(tmp_path: Path, files: Files) -> None:
     """If the marks cannot be written, the letters are still live."""
     faults = Faults()
-    store = LetterFiles(tmp_path, calls=faults.calls())
+    store = files(tmp_path, calls=faults.calls())
     letters = drained(2)
     keep(store, letters)
     faults.fail["fdatasync"] = {faults.seen["fdatasync"] + 1}
@@ -624,12 +539,11 @@ def test_mark_that_cannot_be_written_leaves_letters_live(tmp_path: Path) -> None
     assert read(tmp_path) == letters
     mark(store)
     assert store.totals().live == 0
-    store.close()
 
 
-def test_file_size_limit_loses_nothing_that_was_kept(tmp_path: Path) -> None:
+def test_file_size_limit_loses_nothing_that_was_kept(tmp_path: Path, files: Files) -> None:
     """At the kernel's limit of a file's size (RLIMIT_FSIZE) a new file is used."""
-    store = LetterFiles(tmp_path)
+    store = files(tmp_path)
     kept = drained(5)
     keep(store, kept)
     (segment,) = segments(tmp_path)
@@ -642,7 +556,6 @@ def test_file_size_limit_loses_nothing_that_was_kept(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert read(tmp_path) == [*kept, *more]
     assert len(segments(tmp_path)) == 2
-    store.close()
 
 
 @pytest.fixture
@@ -657,9 +570,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_full_disk_for_real_keeps_what_was_kept_and_goes_on(small_disk: Path) -> None:
+def test_full_disk_for_real_keeps_what_was_kept_and_goes_on(small_disk: Path, files: Files) -> None:
     """ENOSPC of a real file system leaves only whole lines."""
-    store = LetterFiles(small_disk / "dead", bytes_max=1 << 30)
+    store = files(small_disk / "dead", bytes_max=1 << 30)
     kept: list[Letter] = []
     with contextlib.suppress(DeadLettersBroken):
         while len(kept) < 700:
@@ -671,18 +584,6 @@ def test_full_disk_for_real_keeps_what_was_kept_and_goes_on(small_disk: Path) ->
     assert all(path.read_bytes().endswith(b"\n") for path in segments(small_disk / "dead"))
     with pytest.raises(DeadLettersBroken, match="No space"):
         keep(store, drained(7))
-    store.close()
-
-
-def test_replay_lock_is_held_by_one(tmp_path: Path) -> None:
-    """Only one replay at a time has the lock of a folder."""
-    first = try_replay_lock(tmp_path)
-    assert first is not None
-    assert try_replay_lock(tmp_path) is None
-    first.close()
-    second = try_replay_lock(tmp_path)
-    assert second is not None
-    second.close()
 
 
 def test_file_removed_under_the_writer_is_not_written_to(tmp_path: Path) -> None:
@@ -714,40 +615,39 @@ def test_new_segment_tidied_away_before_its_lock_is_made_again(
     file.close()
 
 
-def test_folder_that_cannot_be_listed_is_told_and_goes_on(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_listed_is_told_and_goes_on(tmp_path: Path, files: Files) -> None:
     """A scan that fails changes no figures."""
-    store = LetterFiles(tmp_path / "dead")
+    store = files(tmp_path / "dead")
     keep(store, drained(1))
     (tmp_path / "dead").rename(tmp_path / "moved")
     (tmp_path / "dead").write_text("")
     store.look()
     assert store.totals().live == 1
-    store.close()
 
 
 def test_letters_of_a_killed_process_are_on_the_disk_before_they_count_as_kept(
     tmp_path: Path,
+    files: Files,
 ) -> None:
     """The file of a killed process is synced before its letters count as kept."""
-    store = LetterFiles(tmp_path)
+    store = files(tmp_path)
     letters = drained(1)
     keep(store, letters)
     store.close()
     faults = Faults()
-    again = LetterFiles(tmp_path, calls=faults.calls())
+    again = files(tmp_path, calls=faults.calls())
     assert faults.seen["fdatasync"] == 1
     again.close()
-    disturbed = LetterFiles(tmp_path, calls=Faults(fdatasync={1}).calls())
+    disturbed = files(tmp_path, calls=Faults(fdatasync={1}).calls())
     keep(disturbed, letters)
     assert read(tmp_path) == letters * 2
-    disturbed.close()
 
 
 @pytest.mark.parametrize("place", ["beside", "elsewhere"])
-def test_file_moved_under_the_writer_is_noticed(tmp_path: Path, place: str) -> None:
+def test_file_moved_under_the_writer_is_noticed(tmp_path: Path, files: Files, place: str) -> None:
     """Further letters go into a new file; the file that was moved is not changed."""
     folder = tmp_path / "letters"
-    store = LetterFiles(folder)
+    store = files(folder)
     keep(store, drained(2))
     (segment,) = segments(folder)
     moved = tmp_path / "kept.txt" if place == "elsewhere" else folder / "kept.txt"
@@ -756,4 +656,3 @@ def test_file_moved_under_the_writer_is_noticed(tmp_path: Path, place: str) -> N
     keep(store, later)
     assert read(folder) == later
     assert len(moved.read_text().splitlines()) == 2
-    store.close()

@@ -16,8 +16,7 @@ from ingest.dead_letters.folder.segments import live_letters, segments
 from ingest.dead_letters.identity import DEFAULT_RULES
 from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.dead_letters.store import Tally
-from ingest.model.errors import BufferFull, DeadLettersBroken, DeadLettersFull
-from ingest.model.ledger import DeadLetterStats
+from ingest.model.errors import DeadLettersBroken
 from ingest.system.files import REAL_CALLS, FileCalls
 from tests.support.letters import drained, folder_queue, invalid, read
 
@@ -31,14 +30,6 @@ async def opened(
     )
     await letters.open()
     return letters
-
-
-async def test_append_nothing_does_nothing(tmp_path: Path) -> None:
-    """An append without letters makes no file."""
-    queue = await opened(tmp_path)
-    await queue.append([])
-    assert segments(tmp_path) == []
-    await queue.close()
 
 
 async def test_item_with_a_time_that_the_rules_refuse_is_kept_each_time(tmp_path: Path) -> None:
@@ -74,37 +65,6 @@ async def test_append_concurrent_ones_share_an_fdatasync(tmp_path: Path) -> None
     await queue.close()
 
 
-async def test_letters_that_wait_for_the_disk_are_bounded_and_small_posts_find_room(
-    tmp_path: Path,
-) -> None:
-    """Large posts of invalid items are told to come again; refused rows always wait."""
-    gate = threading.Event()
-
-    def waiting(fd: int) -> None:
-        gate.wait(10)
-        os.fdatasync(fd)
-
-    queue = await opened(tmp_path, calls=REAL_CALLS._replace(fdatasync=waiting))
-    large = [
-        asyncio.create_task(queue.append([invalid(b"%d" % number * 3_000_000)], sender="10.0.0.1"))
-        for number in range(10)
-    ]
-    await asyncio.sleep(0.05)
-    assert sum(each.done() for each in large) == 8
-    small = asyncio.create_task(queue.append([invalid(b"{}")], sender="10.0.0.2"))
-    rows = asyncio.create_task(queue.append(drained(1_000)))
-    await asyncio.sleep(0.05)
-    assert not any(each.done() for each in (small, rows))
-    gate.set()
-    outcomes = await asyncio.gather(*large, small, rows, return_exceptions=True)
-    kept, refused = type(None), BufferFull
-    assert [type(each) for each in outcomes] == [kept] * 2 + [refused] * 8 + [kept] * 2
-    assert str(outcomes[2]) == "invalid items come faster than the disk takes them"
-    assert len(read(tmp_path)) == 1_003
-    await queue.append([invalid(b"z" * 3_000_000)], sender="10.0.0.1")
-    await queue.close()
-
-
 async def test_append_returns_only_after_its_fdatasync(tmp_path: Path) -> None:
     """An append returns after its fdatasync, and the event loop is not blocked meanwhile."""
     gate = threading.Event()
@@ -120,29 +80,6 @@ async def test_append_returns_only_after_its_fdatasync(tmp_path: Path) -> None:
     gate.set()
     await task
     await queue.close()
-
-
-async def test_append_cancelled_is_finished_all_the_same(tmp_path: Path) -> None:
-    """A cancelled append is written as a whole, and other appends are not disturbed."""
-    gate = threading.Event()
-
-    def waiting(fd: int) -> None:
-        gate.wait(10)
-        os.fdatasync(fd)
-
-    queue = await opened(tmp_path, calls=REAL_CALLS._replace(fdatasync=waiting))
-    first, second = drained(1), drained(1)
-    tasks = [asyncio.create_task(queue.append(each)) for each in (first, second)]
-    await asyncio.sleep(0.05)
-    for task in tasks:
-        task.cancel()
-    await asyncio.wait(tasks)
-    assert all(task.cancelled() for task in tasks)
-    third = asyncio.create_task(queue.append(first))
-    gate.set()
-    await third
-    await queue.close()
-    assert read(tmp_path) == [*first, *second]
 
 
 async def test_append_broken_is_told_to_all_who_shared_the_write(tmp_path: Path) -> None:
@@ -170,62 +107,6 @@ async def test_append_bug_in_the_thread_reaches_the_caller(
     monkeypatch.undo()
     await queue.append(drained(1))
     await queue.close()
-
-
-async def test_closed_queue_refuses(tmp_path: Path) -> None:
-    """After close an append is refused, and a second close does nothing."""
-    queue = await opened(tmp_path)
-    await queue.append(drained(1))
-    await queue.close()
-    await queue.close()
-    backend = queue.backend
-    for late in (queue.append(drained(1)), backend.tidy(), queue.letters.mark_done([], "x")):
-        with pytest.raises(DeadLettersBroken):
-            await late
-    assert queue.stats().live == 1
-
-
-async def test_close_waits_for_appends_under_way(tmp_path: Path) -> None:
-    """Close waits for appends that have begun."""
-    queue = await opened(tmp_path)
-    letters = [drained(1) for _ in range(10)]
-    tasks = [asyncio.create_task(queue.append(each)) for each in letters]
-    await asyncio.sleep(0)
-    await queue.close()
-    await asyncio.gather(*tasks)
-    assert len(read(tmp_path)) == 10
-
-
-async def test_invalid_items_have_half_of_the_cap(tmp_path: Path) -> None:
-    """Invalid items may use half of the cap; refused rows may use more."""
-    queue = await opened(tmp_path, bytes_max=100_000)
-    await queue.append([invalid(b"x" * 30_000)], sender="10.0.0.1")
-    with pytest.raises(DeadLettersFull):
-        await queue.append([invalid(b"y" * 30_000)], sender="10.0.0.1")
-    await queue.append([invalid(b"y" * 30_000)])
-    await queue.close()
-
-
-async def test_stats_follow_appends_and_marks_of_others(tmp_path: Path) -> None:
-    """The figures include what other processes did in the folder."""
-    queue = await opened(tmp_path)
-    assert queue.stats() == DeadLetterStats()
-    await queue.append(drained(3))
-    other = await opened(tmp_path)
-    lines = list(live_letters(tmp_path))
-    await other.letters.mark_done(lines[:2], "replayed")
-    await queue.look()
-    stats = queue.stats()
-    assert stats.live == 1
-    assert stats.size_bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
-    assert 0 <= stats.oldest_age_s < 30
-    await other.letters.mark_done(lines[2:], "replayed")
-    await asyncio.sleep(1.1)
-    async with asyncio.timeout(5):
-        while queue.stats()[1:] != DeadLetterStats()[1:]:  # noqa: ASYNC110  it asks for a look
-            await asyncio.sleep(0.01)
-    await queue.close()
-    await other.close()
 
 
 KILLED = """

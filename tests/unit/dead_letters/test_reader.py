@@ -131,11 +131,6 @@ def test_reader_endless_line_takes_little_memory_and_is_skipped(
     assert (tally.altered, tally.torn) == (1, 1)
 
 
-def test_reader_absent_folder_is_empty(tmp_path: Path) -> None:
-    """A folder that does not exist has no letters."""
-    assert read(tmp_path / "none") == []
-
-
 def test_where_each_condition_selects(tmp_path: Path) -> None:
     """All conditions must be met."""
     first = invalid(b'{"ts":1,"device_id":"a"}', code="wrong_type")

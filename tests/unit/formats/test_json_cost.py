@@ -1,21 +1,18 @@
 """What a body costs: bounded steps, and a refused body costs about as much as a good one.
 
-CPU time of this thread is measured, the least of a few tries, so other processes do not matter.
 The bounds are multiples of what a good body costs in the same run: machines differ.
-The tracer of coverage is off meanwhile: on Python 3.11 it multiplies the cost of each line.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from time import thread_time as thread_s
+from functools import partial
+from math import inf
 
 import pytest
 
 from ingest.formats.json_post import begin
-from ingest.formats.post import Decoded, Post
-from ingest.model.errors import Refused
+from ingest.formats.post import Post
+from tests.support.decode_cost import NONE, Cost, least_cost
 from tests.support.posts import GOOD, NOW_US, RULES, array, item
 
 ITEMS = 5_000
@@ -63,42 +60,15 @@ HOSTILE: dict[str, tuple[float, bytes]] = {  # may cost so many times a good bod
 }
 
 
-def cost(body: bytes) -> tuple[float, float]:
-    """Return the CPU seconds of a body, and those of its longest step."""
-    longest_s = 0.0
-    tracer = sys.gettrace()
-    sys.settrace(None)
-    began_s = at_s = thread_s()
-    try:
-        found = begin(body, POST)
-        while not isinstance(found, Decoded):
-            longest_s, at_s = max(longest_s, thread_s() - at_s), thread_s()
-            next(found)
-    except (StopIteration, Refused):
-        pass
-    finally:
-        sys.settrace(tracer)
-    ended_s = thread_s()
-    return ended_s - began_s, max(longest_s, ended_s - at_s)
-
-
-def least(
-    body: bytes, enough: Callable[[float, float], bool], tries: int = 20
-) -> tuple[float, float]:
-    """Return the least of both costs, of some tries, or of fewer if they are low enough."""
-    least_s, step_s = cost(body)
-    for _ in range(tries):  # many, since other programs of the machine use its caches too
-        if enough(least_s, step_s):
-            break
-        again = cost(body)
-        least_s, step_s = min(least_s, again[0]), min(step_s, again[1])
-    return least_s, step_s
+def least(body: bytes, most: Cost = NONE, tries: int = 20) -> Cost:
+    """Return the least cost of a body."""
+    return least_cost(partial(begin, body, POST), tries, most)
 
 
 @pytest.fixture(scope="module")
 def good_s() -> float:
     """The cost of a good body."""
-    return least(array(*[GOOD] * ITEMS), lambda *_: False, 4)[0]
+    return least(array(*[GOOD] * ITEMS), tries=4).total_s
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -107,24 +77,21 @@ def test_body_takes_short_steps_and_costs_about_as_much_as_a_good_one(
 ) -> None:
     """Whatever numbers, texts, nesting and faults it has."""
     times, body = HOSTILE[name]
-    most_s, step_s_max = GOOD_MAX * times * good_s, STEP_MAX * good_s
-    total_s, step_s = least(
-        body, lambda total_s, step_s: total_s <= most_s and step_s <= step_s_max
-    )
-    assert step_s <= step_s_max
-    assert total_s <= most_s, f"{total_s / good_s:.1f} times a good body"
+    most = Cost(GOOD_MAX * times * good_s, STEP_MAX * good_s)
+    found = least(body, most)
+    assert found.step_s <= most.step_s
+    assert found.total_s <= most.total_s, f"{found.total_s / good_s:.1f} times a good body"
 
 
 @pytest.mark.parametrize("tiny", [b"{}", b"0", b"[]", b'{"a":0}', b'{"ts":1}'])
 def test_small_body_of_tiny_items_costs_about_as_much_as_a_good_one(tiny: bytes) -> None:
     """5,000 times `{}` in 15 kB cost 32 times a good body of that size, most of it at once."""
     body, good = (array(*[each] * (15_000 // (len(each) + 1))) for each in (tiny, GOOD))
-    good_s, _ = least(good, lambda *_: False, 4)
-    total_s, _ = least(body, lambda total_s, _: total_s <= GOOD_MAX * good_s)
+    good_s = least(good, tries=4).total_s
+    total_s = least(body, Cost(GOOD_MAX * good_s, inf)).total_s
     assert total_s <= GOOD_MAX * good_s, f"{total_s / good_s:.1f} times a good body"
 
 
 def test_large_good_body_takes_short_steps(good_s: float) -> None:
     """5,000 good readings held the loop for 4 ms, on a slow machine for more; now a tenth."""
-    _, step_s = least(array(*[GOOD] * ITEMS), lambda _, step_s: step_s <= good_s / 3)
-    assert step_s <= good_s / 3
+    assert least(array(*[GOOD] * ITEMS), Cost(inf, good_s / 3)).step_s <= good_s / 3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 
@@ -260,13 +259,6 @@ def test_only_the_first_errors_have_messages_of_their_own() -> None:
     assert {(each.field, each.code) for each in errors} == {("value", "wrong_type")}
 
 
-def test_item_with_values_that_is_bad_as_a_whole_is_one_error() -> None:
-    """A bad time spoils all entries together, and counts once."""
-    result = decoded(item(metric=..., value=..., ts="soon", values={"a": 1, "b": 2}))
-    assert result.block is None
-    assert [each.code for each in result.errors] == ["ts_unreadable"]
-
-
 def test_reading_without_ts_gets_the_time_of_receipt() -> None:
     """Also beside readings with one, and whatever the window says about it."""
     early = Rules(5_000, NOW_US + 1, 0)
@@ -313,17 +305,6 @@ def test_precision_is_the_unit_of_numbers_only(
         assert result.block.newest_ts_us == expected_us
 
 
-def test_block_carries_receipt_count_and_newest_time() -> None:
-    """What the buffer, the metrics and the answer need is in the block."""
-    result = decoded(array(item(ts=1_795_600_001), GOOD, b"7"))
-    assert result.block is not None
-    assert result.block.rows == 2
-    assert result.block.newest_ts_us == 1_795_600_001_000_000
-    assert result.block.received_us == NOW_US
-    assert result.block.received_s == 7.0
-    assert decoded(array(GOOD, GOOD)).block.items is None  # type: ignore[union-attr]
-
-
 @pytest.mark.parametrize(
     "extra",
     [
@@ -365,20 +346,3 @@ def test_series_remembered_stay_few() -> None:
         assert decoded(array(*names)).errors == []
     known = sum(map(len, SERIES.known.values()))
     assert 0 < known <= SERIES_CACHED_MAX
-
-
-def test_real_csv_values_survive_json_bit_exact() -> None:
-    """Shortest decimal texts of floats come back as the same floats."""
-    values = [73.967322, 0.1 + 0.2, 1 / 3, 2.0**-1074, 1.7976931348623157e308, -123.456e-7]
-    body = json.dumps(
-        [{"device_id": "d", "metric": "m", "ts": 1_700_000_000, "value": each} for each in values]
-    ).encode()
-    assert [each.value for each in readings_of(decoded(body))] == values
-
-
-def test_name_of_brackets_is_only_a_name() -> None:
-    """A text with many brackets is not nested, however many such names there are."""
-    item = json.dumps({"device_id": "[" * 60, "metric": "[{" * 30, "ts": 1_795_600_000, "value": 1})
-    result = decoded(array(*[item.encode()] * 12))
-    assert result.errors == []
-    assert len(readings_of(result)) == 12

@@ -65,14 +65,6 @@ def test_body_that_is_not_json_is_refused_whole(body: bytes, ignore_unknown: boo
         assert len(caught.value.detail) <= 200
 
 
-@pytest.mark.parametrize("body", [b"[]", b" [ \n] "])
-def test_empty_array_is_refused_as_empty(body: bytes) -> None:
-    """A post without readings is a mistake of the client, and is refused."""
-    with pytest.raises(Refused) as caught:
-        decoded(body)
-    assert caught.value.code == "empty"
-
-
 def crowd(count: int) -> bytes:
     """Return an item of `count` values."""
     return item(metric=..., value=..., values={f"m{i}": i for i in range(count)})

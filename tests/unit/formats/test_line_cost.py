@@ -1,22 +1,18 @@
 """What a body of line protocol costs: its steps are short, and their number is bounded.
 
-CPU time of this thread is measured, the least of a few tries, so other processes do not matter.
 The bounds are multiples of what a body of good lines costs in the same run: machines differ.
-The tracer of coverage is off meanwhile: on Python 3.11 it multiplies the cost of each line.
 """
 
 from __future__ import annotations
 
-import gc
-import sys
-from time import thread_time as thread_s
+from functools import partial
 
 import pytest
 
 from ingest.formats.line_protocol import LinePost, begin
 from ingest.formats.line_series import Naming
-from ingest.formats.post import Points, Post
-from ingest.model.errors import Refused
+from ingest.formats.post import Post
+from tests.support.decode_cost import Cost, least_cost
 from tests.support.posts import NOW_US, RULES
 
 STEP_MAX = 9  # longest steps of good lines (0.7 ms on 2 cores of 2026); measured are up to 5.5
@@ -72,48 +68,16 @@ HOSTILE: dict[str, bytes] = {
 }
 
 
-def cost(body: bytes) -> tuple[float, float]:
-    """Return the CPU seconds of a body, and those of its longest step."""
-    longest_s = 0.0
-    tracer = sys.gettrace()
-    sys.settrace(None)
-    gc.disable()
-    began_s = at_s = thread_s()
-    try:
-        found = begin(body, POST)
-        while not isinstance(found, Points):
-            longest_s, at_s = max(longest_s, thread_s() - at_s), thread_s()
-            next(found)
-    except (StopIteration, Refused):
-        pass
-    finally:
-        gc.enable()
-        sys.settrace(tracer)
-    ended_s = thread_s()
-    return ended_s - began_s, max(longest_s, ended_s - at_s)
-
-
-def least(body: bytes, tries: int, *, total_s_max: float = 0, step_s_max: float = 0) -> list[float]:
-    """Return the least of both costs, of some tries, or of fewer if they are low enough."""
-    total_s, step_s = cost(body)
-    for _ in range(tries):  # many, since other programs of the machine use its caches too
-        if total_s <= total_s_max and step_s <= step_s_max:
-            break
-        again = cost(body)
-        total_s, step_s = min(total_s, again[0]), min(step_s, again[1])
-    return [total_s, step_s]
-
-
 @pytest.fixture(scope="module")
-def good() -> list[float]:
+def good() -> Cost:
     """Both costs of a good body."""
-    return least(HOSTILE["good lines"], 6)
+    return least_cost(partial(begin, HOSTILE["good lines"], POST), 6)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_body_takes_short_steps_and_a_bounded_time(name: str, good: list[float]) -> None:
+def test_body_takes_short_steps_and_a_bounded_time(name: str, good: Cost) -> None:
     """Whatever lines, names, texts and faults it has."""
-    total_s_max, step_s_max = BODY_MAX * good[0], STEP_MAX * good[1]
-    total_s, step_s = least(HOSTILE[name], 20, total_s_max=total_s_max, step_s_max=step_s_max)
-    assert step_s <= step_s_max
-    assert total_s <= total_s_max
+    most = Cost(BODY_MAX * good.total_s, STEP_MAX * good.step_s)
+    found = least_cost(partial(begin, HOSTILE[name], POST), 20, most)
+    assert found.step_s <= most.step_s
+    assert found.total_s <= most.total_s

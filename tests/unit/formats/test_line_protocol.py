@@ -203,51 +203,6 @@ def test_faulty_fields_are_an_error_alone() -> None:
     assert [each.original for each in again.errors] == [error.original]
 
 
-def test_default_device_and_prefix_are_used() -> None:
-    """The device of a token is for lines without a tag that names one."""
-    naming = Naming(TAGS, "gateway", "db.1")
-    found = readings(points("m a=1\nm,host=h value=1", naming=naming))
-    assert [(each.device_id, each.metric) for each in found] == [
-        ("gateway", r"db\.1.m.a"),
-        ("h", r"db\.1.m"),
-    ]
-
-
-def test_rounded_integers_are_counted() -> None:
-    """Only integers can be said to be rounded; a float is what it is."""
-    found = points("m,host=h a=9007199254740993i,b=9007199254740993,c=18446744073709551615u,d=1i")
-    assert [each.value for each in readings(found)] == [2.0**53, 2.0**53, 2.0**64, 1.0]
-    assert (found.rounded, found.errors) == (2, [])
-
-
-def test_lines_of_texts_only_are_read_and_counted() -> None:
-    """Whatever device or time they have: nothing of them is a reading."""
-    found = points('m a="x"\nm,host=h b="y \\" \n z",c="" 5\n')
-    assert found == Points([], [], 3, 0)
-
-
-def test_lines_are_counted_with_comments_and_empty_ones() -> None:
-    """The number in an error is that of the line in the body."""
-    found = points('\r\n#c\n \nm,host=h s="a\nb",value=1\r\nm value=1\n\n# d')
-    assert [error.item for error in found.errors] == [5]
-    (block,) = found.blocks
-    assert list(block.items or ()) == [3]
-
-
-@pytest.mark.parametrize("body", [b"", b"\n\n", b" \r\n", b"# comment", b"#\n#\n"])
-def test_body_without_lines_is_empty(body: bytes) -> None:
-    """Some clients send one to see whether the path is right."""
-    assert refused(body).code == "empty"
-
-
-@pytest.mark.parametrize("body", [b"x", b'{"a": 1}', b"[]", b"<a/>\n", b"\xff\xfe", b"a b\nc d"])
-def test_body_of_another_format_is_refused(body: bytes) -> None:
-    """If no line has the form, it is a mistake of the sender, who should hear of it."""
-    refusal = refused(body)
-    assert refusal.code == "not_lines"
-    assert "line 1" in refusal.detail
-
-
 def a_body(lines: int, fields: int) -> tuple[bytes, list[Reading]]:
     """Return a body and its readings."""
     facts = [
@@ -326,13 +281,6 @@ def test_more_faults_than_are_kept_are_counted() -> None:
     assert (len(found.errors), found.not_kept) == (100, 0)
     assert refused(b"m a=1\n" * 300, rows_max=299).code == "too_many_readings"
     assert refused(b"x\n" * 1_000 + b"m,host=h value=1").code == "not_lines"
-
-
-@pytest.mark.parametrize("space", [b"\t", b"\r"])
-def test_time_with_white_space_is_a_fault_also_on_the_fast_path(space: bytes) -> None:
-    """JSON, which the fast path reads times with, allows it."""
-    (error,) = points(b"m,host=h value=1 " + space + b"1700000000").errors
-    assert error.code == "ts_unreadable"
 
 
 def test_faulty_lines_count_in_the_bytes_of_a_post() -> None:

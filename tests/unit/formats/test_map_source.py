@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import math
-import sys
+from functools import partial
 from time import thread_time as thread_s
 from typing import Any
 
@@ -15,10 +14,11 @@ from ingest.formats.map_post import HINTED_MAX, MapPost, begin, decode, decode_i
 from ingest.formats.map_row import STEP_PARTS
 from ingest.formats.map_source import SourceFault, compile_source
 from ingest.formats.map_values import HINTS_MAX
-from ingest.formats.post import Points, Post
+from ingest.formats.post import Post
 from ingest.formats.timestamp import text_us
 from ingest.model.errors import Refused
 from ingest.model.rows import decode_rows
+from tests.support.decode_cost import Cost, least_cost
 from tests.support.posts import NOW_US, RULES
 
 BASE = {"name": "s", "device": "id"}
@@ -278,34 +278,11 @@ HOSTILE = {
 STEP_S_MAX = 0.010
 
 
-def cost(body: bytes) -> float:
-    """Return the CPU seconds of the longest step of reading a body."""
-    longest_s = 0.0
-    tracer = sys.gettrace()
-    sys.settrace(None)
-    gc.disable()
-    at_s = thread_s()
-    try:
-        found = begin(body, map_post({"numeric_strings": True, "lists": True}))
-        while not isinstance(found, Points):
-            longest_s, at_s = max(longest_s, thread_s() - at_s), thread_s()
-            next(found)
-    except (StopIteration, Refused):
-        pass
-    finally:
-        gc.enable()
-        sys.settrace(tracer)
-    return max(longest_s, thread_s() - at_s)
-
-
 @pytest.mark.parametrize("name", HOSTILE)
 def test_body_takes_short_steps(name: str) -> None:
     """Whatever it has: others wait for so long."""
-    step_s = math.inf
-    for _ in range(24):  # other programs of the machine make some tries longer
-        step_s = min(step_s, cost(HOSTILE[name]))
-        if step_s <= STEP_S_MAX:
-            break
+    post = map_post({"numeric_strings": True, "lists": True})
+    step_s = least_cost(partial(begin, HOSTILE[name], post), 24, Cost(math.inf, STEP_S_MAX)).step_s
     assert step_s <= STEP_S_MAX
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -16,42 +15,21 @@ from ingest.http.connection import READ_BYTES, Connection
 from ingest.http.connections import Connections
 from ingest.http.framer import LINES_MAX, PART_BYTES_MAX
 from ingest.http.request import Request
-from ingest.http.response import TEXT, Answer
+from ingest.http.response import Answer
 from ingest.http.response import Reply as Later
 from ingest.http.valve import BEHIND, BODY, LATER, MEMORY, UNREAD
 from tests.support.posts import array
 from tests.support.receiver import (
     BAD,
     GOOD,
-    JSON,
     Client,
     Receiver,
-    Reply,
     head,
     post,
     running_receiver,
     until,
 )
-from tests.support.wire import Sightings, Wire, connections_of, echo
-
-MIXED = array(GOOD, BAD, GOOD)
-REQUESTS = {
-    "good": post(GOOD),
-    "good, queried": post(GOOD, "?ack=buffered&precision=ms"),
-    "partly bad": post(MIXED),
-    "all bad": post(BAD),
-    "no JSON": post(b"{"),
-    "empty": post(b""),
-    "unknown parameter": post(GOOD, "?no=1"),
-    "media type": post(GOOD, headers={"Content-Type": "text/plain"}),
-    "encoding": post(GOOD, headers={"Content-Encoding": "zstd"}),
-    "too large": post(b" " * 5_000),
-    "no such page": head("GET", "/no"),
-    "percent": head("GET", "/%6civez"),
-    "method": head("PUT", "/v1/readings", {"Content-Length": "0"}),
-    "livez": head("GET", "/livez"),
-    "livez, head only": head("HEAD", "/livez"),
-}
+from tests.support.wire import Wire, connections_of, echo
 
 ANY = BEHIND | BODY | MEMORY | UNREAD | LATER
 
@@ -67,81 +45,6 @@ def one_of(connections: Connections) -> Connection:
     """Return the only connection."""
     (connection,) = connections._open
     return connection
-
-
-@pytest.mark.known_heads
-@pytest.mark.parametrize("name", REQUESTS)
-async def test_request_is_answered_alike_however_it_comes(name: str) -> None:
-    """Whole, in pieces, as the last one of its connection, and with a head that is known."""
-    whole = REQUESTS[name]
-    last = whole.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
-    is_head = whole.startswith(b"HEAD")
-    body_at = whole.index(b"\r\n\r\n") + 4
-    async with running_receiver(body_bytes_max=4_096) as receiver:
-        seen = Sightings(connections_in(receiver))
-        replies: list[Reply] = []
-        for pieces in (
-            [whole],
-            [whole[:30], whole[30:]],
-            [whole[: body_at + 1], whole[body_at + 1 :]],
-            [last],
-            [whole],
-            [whole],
-        ):
-            client = await receiver.connect()
-            for piece in filter(None, pieces):
-                await client.send(piece)
-                await asyncio.sleep(0.005)
-            replies.append(await client.reply(head_only=is_head))
-            assert (replies[-1].headers.pop("connection", "") == "close") == await client.closed(
-                0.01
-            )
-            replies[-1].headers.pop("date")
-        assert replies == [replies[0]] * 6
-        assert seen.known[-1] == (name not in ("livez, head only", "encoding"))
-
-
-async def test_pipelined_requests_of_all_kinds_are_answered_in_order() -> None:
-    """Whole, in pieces, compressed, chunked, refused, and one that has to wait."""
-    chunked = head(headers={"Transfer-Encoding": "chunked", "Content-Type": "application/json"})
-    requests = [
-        (post(GOOD), 202),
-        (post(gzip.compress(GOOD), headers={"Content-Encoding": "gzip"}), 202),
-        (post(b"{"), 400),
-        (head("GET", "/livez"), 200),
-        (post(MIXED), 202),
-        (chunked + b"%x\r\n%b\r\n0\r\n\r\n" % (len(GOOD), GOOD), 202),
-        (head("GET", "/no"), 404),
-        (post(GOOD), 202),
-    ]
-    data = b"".join(request for request, _ in requests) * 20
-    for piece in (len(data), 1_000, 37):
-        async with running_receiver() as receiver:
-            client = await receiver.connect()
-
-            async def send(data: bytes = data, piece: int = piece, client: Client = client) -> None:
-                for start in range(0, len(data), piece):
-                    await client.send(data[start : start + piece])
-                    await asyncio.sleep(0)
-
-            sending = asyncio.create_task(send())
-            got = [(await client.reply()).status for _ in range(20 * len(requests))]
-            await sending
-            assert got == [status for _, status in requests] * 20
-            assert len(receiver.inlet.readings) == 20 * 6
-            assert receiver.ledger.at_receiver == 0
-
-
-async def test_a_long_pipeline_behind_a_body_in_pieces_is_answered_whole() -> None:
-    """What the parser put aside meanwhile is not forgotten in there."""
-    async with running_receiver() as receiver:
-        client = await receiver.connect()
-        await client.send(post(GOOD)[:-20])
-        await until(lambda: receiver.endpoint._keeping.in_work)
-        await client.send(post(GOOD)[-20:])
-        assert (await client.reply()).status == 202
-        await client.send(post(GOOD) * 100)
-        assert [(await client.reply()).status for _ in range(100)] == [202] * 100
 
 
 BULKY = {
@@ -187,17 +90,6 @@ async def test_what_follows_a_post_that_waits_waits_too() -> None:
         assert not await client.closed(0.05)
         receiver.inlet.open.set()
         assert [(await client.reply()).status for _ in range(3)] == [202, 200, 404]
-        assert await client.closed()
-
-
-async def test_a_refusal_that_closes_closes() -> None:
-    """An answer that closes the connection is the last one: further requests get none."""
-    async with running_receiver() as receiver:
-        receiver.admission.code = "draining"
-        client = await receiver.connect()
-        await client.send(post(GOOD) + post(GOOD))
-        reply = await client.reply()
-        assert (reply.status, reply.headers["connection"]) == (503, "close")
         assert await client.closed()
 
 
@@ -296,17 +188,6 @@ async def test_connection_lost_as_its_answer_comes_is_no_fault(
     assert not logs
 
 
-async def test_a_busy_connection_is_never_idle_and_an_idle_one_is_closed() -> None:
-    """Each request puts the idle limit off."""
-    async with port(lambda _: Answer(200, b"ok", TEXT)) as (connections, client):
-        for _ in range(12):
-            await client.send(head("GET", "/"))
-            assert (await client.reply()).status == 200
-            await asyncio.sleep(0.1)
-        assert connections.count == 1
-        assert await client.closed(3)
-
-
 async def fails(_request: Request) -> Answer:
     """Fail after a wait."""
     await asyncio.sleep(0)
@@ -349,19 +230,6 @@ async def test_client_that_closes_its_sending_side_gets_its_answers() -> None:
         assert await client.closed()
 
 
-@pytest.mark.parametrize("said", [post(GOOD)[:-5], post(GOOD)[:30]], ids=["a body", "a head"])
-async def test_half_a_request_whose_client_has_closed_its_sending_side_ends(said: bytes) -> None:
-    """Nothing is waited for, and nothing is kept of it."""
-    async with running_receiver(body_s_max=30) as receiver:
-        client = await receiver.connect()
-        await client.send(said)
-        await asyncio.sleep(0.01)
-        client.writer.write_eof()
-        assert await client.closed(1)
-        await until(lambda: connections_in(receiver).count == 0)
-        assert not receiver.inlet.blocks
-
-
 async def test_refusal_is_seen_by_a_client_that_goes_on_sending() -> None:
     """Its bytes are read and dropped: a reset would take the answer from it."""
     async with running_receiver(body_bytes_max=4_096) as receiver:
@@ -401,29 +269,6 @@ async def test_client_that_goes_on_sending_is_cut_in_the_end(
         assert (await client.reply()).status == 413
         assert connections_in(receiver).count == 1
         await until(lambda: connections_in(receiver).count == 0, 1)
-
-
-async def test_answer_before_the_end_of_a_body_is_the_last_one() -> None:
-    """What follows is the rest of that body, whatever it looks like."""
-    async with port(lambda _: Answer(200, b"ok")) as (connections, client):
-        seen = Sightings(connections)
-        await client.send(head("POST", "/", {"Content-Length": "1000"}))
-        assert (await client.reply()).headers["connection"] == "close"
-        await client.send(head("GET", "/") * 10)
-        assert await client.closed()
-        assert len(seen.known) == 1
-
-
-async def test_wait_for_a_body_that_breaks_off_ends_at_any_byte() -> None:
-    """Also if the reader was woken for bytes in that moment."""
-    whole = head(headers={**JSON, "Transfer-Encoding": "chunked"}) + b"5\r\n12345\r\n"
-    async with running_receiver() as receiver:
-        for cut in range(len(whole) - 12, len(whole) + 1):
-            for rounds in (0, 1, 5):
-                wire = Wire(connections_in(receiver)())
-                await wire.send(whole[:cut], whole[cut:] + b"no size\r\n", rounds=[rounds])
-                assert (await wire.settled()).startswith(b"HTTP/1.1 400")
-                assert wire.has_ended
 
 
 # Chunked bodies are looked through for their end

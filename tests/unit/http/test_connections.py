@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import NamedTuple
 
 import pytest
 import structlog
@@ -82,27 +83,6 @@ async def test_half_open_crowd_does_not_hinder_a_client() -> None:
             each.close()
 
 
-async def test_limit_closes_half_open_before_idle_and_idle_before_new() -> None:
-    """Half-open connections are closed before idle ones, which have sent a request."""
-    async with running_receiver(connections_max=3) as receiver:
-        first, second = await receiver.connect(), await receiver.connect()
-        for client in (first, second):
-            await client.send(GET)
-            assert (await client.reply()).status == 200
-        (half,) = await half_open(receiver.address, 1)
-        third = await receiver.connect()  # the half-open one makes room
-        await third.send(GET)
-        assert (await third.reply()).status == 200
-        await until(lambda: not is_open(half))
-        half.close()
-        fourth = await receiver.connect()  # all three idle: the one idle for longest makes room
-        await fourth.send(GET)
-        assert (await fourth.reply()).status == 200
-        assert await first.closed(1)
-        await second.send(GET)
-        assert (await second.reply()).status == 200
-
-
 async def test_limit_with_everybody_busy_refuses_the_new_one() -> None:
     """A request in work is never thrown out for a newcomer."""
     async with running_receiver(connections_max=2) as receiver:
@@ -132,64 +112,79 @@ async def connected(receiver: Receiver, source: str, count: int, said: bytes) ->
     return clients
 
 
-async def open_ones(clients: list[Client]) -> list[bool]:
-    """Return for each client whether its connection is still open."""
-    return [not await client.closed(0.01) for client in clients]
-
-
 BODY = b'{"device_id":"d","metric":"m","value":1}'
 HALF_POST = post(BODY)[:-10]
 HOLDER, HONEST = "127.0.0.2", "127.0.0.1"
 
 
-async def test_limit_closes_half_bodies_of_the_address_with_most_of_them() -> None:
-    """The oldest of them. An idle client stays, and one that has a slow body and only one."""
-    async with running_receiver(connections_max=6) as receiver:
-        honest = await connected(receiver, HONEST, 1, GET)
-        honest += await connected(receiver, HONEST, 1, HALF_POST)
-        holders = await connected(receiver, HOLDER, 4, HALF_POST)
-        honest += await connected(receiver, HONEST, 2, GET)
-        assert await open_ones(holders) == [False, False, True, True]
-        assert await open_ones(honest) == [True] * 4
-        await honest[1].send(post(BODY)[-10:])
-        assert (await honest[1].reply()).status == 202
-        assert receiver.ledger.connections_closed["connections_full"] == 2
+class Crowd(NamedTuple):
+    """Connections that come at once from an address, what each sends, and how many are closed.
+
+    Those are its oldest ones.
+    """
+
+    source: str
+    connections: int
+    said: bytes
+    closed: int
 
 
-async def test_limit_spares_who_has_just_come_while_another_address_has_more_idle_ones() -> None:
-    """Idle connections do not lock out newcomers, which need a moment to send their heads."""
-    async with running_receiver(connections_max=5) as receiver:
-        holders = await connected(receiver, HOLDER, 5, GET)
-        honest = await connected(receiver, HONEST, 2, b"")
-        assert await open_ones(holders) == [False, False, True, True, True]
-        for client in honest:
-            await client.send(GET)
-            assert (await client.reply()).status == 200
+# Of each: how many connections there may be, what comes in order, and from when one is slow.
+LIMITS: dict[str, tuple[int, list[Crowd], float]] = {
+    "half-open ones before idle ones, and idle ones before new ones": (
+        3,
+        [Crowd(HONEST, 2, GET, 1), Crowd(HONEST, 1, HALF, 1), Crowd(HONEST, 2, GET, 0)],
+        60.0,
+    ),
+    "half bodies of the address with most of them, and neither idle ones nor a slow one alone": (
+        6,
+        [
+            Crowd(HONEST, 1, GET, 0),
+            Crowd(HONEST, 1, HALF_POST, 0),
+            Crowd(HOLDER, 4, HALF_POST, 2),
+            Crowd(HONEST, 2, GET, 0),
+        ],
+        60.0,
+    ),
+    "idle ones, and not who has just come and needs a moment to send its head": (
+        5,
+        [Crowd(HOLDER, 5, GET, 2), Crowd(HONEST, 2, b"", 0)],
+        60.0,
+    ),
+    "slow ones before the idle ones of a fleet behind one address": (
+        6,
+        [Crowd(HONEST, 5, GET, 0), Crowd(HOLDER, 1, HALF_POST, 1), Crowd(HONEST, 1, GET, 0)],
+        0.0,
+    ),
+    "the idle ones behind many in work": (
+        63,
+        [
+            Crowd(HONEST, 20, GET, 2),
+            Crowd(HOLDER, 40, post(BODY), 0),
+            Crowd(HOLDER, 3, GET, 3),
+            Crowd(HONEST, 5, GET, 0),
+        ],
+        60.0,
+    ),
+}
 
 
-async def test_limit_closes_slow_ones_before_the_idle_ones_of_a_fleet_behind_one_address(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The fleet has most connections; that is no fault."""
-    monkeypatch.setattr("ingest.http.connections.SLOW_S", 0.0)
-    async with running_receiver(connections_max=6) as receiver:
-        fleet = await connected(receiver, HONEST, 5, GET)
-        holders = await connected(receiver, HOLDER, 1, HALF_POST)
-        await connected(receiver, HONEST, 1, GET)
-        assert await open_ones(holders) == [False]
-        assert await open_ones(fleet) == [True] * 5
-
-
-async def test_limit_finds_an_idle_one_behind_many_in_work() -> None:
-    """Each new connection looks at some more of the largest address, until an idle one is found."""
-    async with running_receiver(connections_max=63) as receiver:
+@pytest.mark.parametrize("name", LIMITS)
+async def test_limit_closes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is not closed is answered."""
+    most, crowds, slow_s = LIMITS[name]
+    monkeypatch.setattr("ingest.http.connections.SLOW_S", slow_s)
+    async with running_receiver(connections_max=most) as receiver:
         receiver.inlet.open.clear()
-        honest = await connected(receiver, HONEST, 20, GET)
-        await connected(receiver, HOLDER, 40, post(BODY))
-        holders = await connected(receiver, HOLDER, 3, GET)
-        await connected(receiver, HONEST, 5, GET)
-        assert (await open_ones(honest)).count(False) == 2
-        assert await open_ones(holders) == [False] * 3
+        clients = [await connected(receiver, *crowd[:3]) for crowd in crowds]
+        for crowd, its in zip(crowds, clients, strict=True):
+            is_open = [not await client.closed(0.01) for client in its]
+            assert is_open == [False] * crowd.closed + [True] * (crowd.connections - crowd.closed)
+            for client in its[crowd.closed :] if crowd.said in (GET, b"") else []:
+                await client.send(GET)
+                assert (await client.reply()).status == 200
+        closed = sum(crowd.closed for crowd in crowds)
+        assert receiver.ledger.connections_closed["connections_full"] == closed
         receiver.inlet.open.set()
 
 
@@ -247,16 +242,6 @@ async def test_idle_connection_closes_after_keepalive() -> None:
         before_s = time.monotonic()
         assert await client.closed(2)
         assert time.monotonic() - before_s < 1
-
-
-async def test_slow_head_within_its_time_is_served() -> None:
-    """A head in two halves is a head."""
-    async with running_receiver(body_s_max=2) as receiver:
-        client = await receiver.connect()
-        await client.send(GET[:20])
-        await asyncio.sleep(0.05)
-        await client.send(GET[20:])
-        assert (await client.reply()).status == 200
 
 
 @asynccontextmanager

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-
 import pytest
 from aiohttp.http_exceptions import LineTooLong
 
@@ -72,14 +70,6 @@ async def test_head_that_needs_care_is_never_known(text: bytes) -> None:
     assert (await learned(text, times=5)).find(text) is None
 
 
-async def test_head_of_two_kib_is_known() -> None:
-    """The bound is the one that is written down."""
-    text = head("GET", "/livez", {"X": ""})
-    text = text.replace(b"X: ", b"X: " + b"x" * (KNOWN_BYTES_MAX - len(text)))
-    assert len(text) == KNOWN_BYTES_MAX
-    assert (await learned(text)).find(text) is not None
-
-
 async def test_ever_new_heads_drive_out_no_head_in_use_and_fill_no_memory() -> None:
     """The heads in use stay. One that is not used goes, and is learned anew."""
     used, unused = numbered(-1), numbered(-2)
@@ -116,23 +106,6 @@ async def test_known_head_skips_the_parser_on_each_connection_of_the_port() -> N
 
 
 @pytest.mark.known_heads
-async def test_pipelined_known_heads_are_answered_in_order() -> None:
-    """All of them skip the parser, each with its own body, between others that do not."""
-    connections = connections_of(echo)
-    seen = Sightings(connections)
-    wire = Wire(connections())
-    await wire.answered(POST, POST)
-    bodies = [b"%010d" % number for number in range(50)]
-    gzipped = post(gzip.compress(b"x", mtime=0), headers={"Content-Encoding": "gzip"})
-    chunked = CHUNKS + b"3\r\nxyz\r\n0\r\n\r\n"
-    data = [post(each) for each in bodies]
-    got = await wire.answered(b"".join([*data[:20], gzipped, *data[20:40], chunked, *data[40:]]))
-    assert seen.taken == 50
-    packed = gzip.compress(b"x", mtime=0)
-    assert got == [*bodies[:20], packed, *bodies[20:40], b"xyz", *bodies[40:]]
-
-
-@pytest.mark.known_heads
 @pytest.mark.parametrize("cut", [1, 40, len(HEAD) - 3, len(HEAD) - 1])
 async def test_known_head_in_pieces_goes_to_the_parser_and_the_next_does_not(cut: int) -> None:
     """While the parser has a part of a head, it gets the rest; what stands behind is known."""
@@ -145,47 +118,6 @@ async def test_known_head_in_pieces_goes_to_the_parser_and_the_next_does_not(cut
     assert seen.known == [False, False, False, True]
     assert await wire.answered(other + POST[:cut], POST[cut:]) == [b"abcdefghij", BODY]
     assert seen.known[4:] == [True, False]
-
-
-async def test_rest_of_a_head_is_no_head() -> None:
-    """What came in a piece of its own is not remembered as a whole head."""
-    connections = connections_of(echo)
-    for _ in range(3):
-        assert await Wire(connections()).answered(POST[:40], POST[40:]) == [BODY]
-    wire = Wire(connections())
-    await wire.send(POST[40:])
-    assert (await wire.settled()).startswith(b"HTTP/1.1 400")
-
-
-@pytest.mark.known_heads
-@pytest.mark.parametrize("size", [1, 3, 9])
-async def test_known_head_whose_body_comes_later_goes_to_the_parser(size: int) -> None:
-    """The body in one piece or in many; then the head is known as before."""
-    connections = connections_of(echo)
-    seen = Sightings(connections)
-    wire = Wire(connections())
-    await wire.answered(POST, POST)
-    pieces = [BODY[at : at + size] for at in range(0, len(BODY), size)]
-    assert await wire.answered(HEAD, *pieces, POST) == [BODY, BODY]
-    assert await wire.answered(HEAD + pieces[0], *pieces[1:], POST) == [BODY, BODY]
-    assert seen.known == [False, False, False, True, False, True]
-
-
-@pytest.mark.known_heads
-@pytest.mark.parametrize("lines", [b"\r\n", b"\r\n\r\n", b"\r\n\r\n\r\n"])
-@pytest.mark.parametrize("apart", [False, True])
-async def test_blank_lines_before_a_known_head_change_nothing(lines: bytes, apart: bool) -> None:
-    """They may stand before a request, in its piece or in one of their own."""
-    connections = connections_of(echo)
-    seen = Sightings(connections)
-    wire = Wire(connections())
-    await wire.answered(POST, POST)
-    pieces = [lines, POST] if apart else [lines + POST]
-    for _ in range(2):
-        assert await wire.answered(*pieces) == [BODY]
-    assert seen.taken == 0
-    assert await wire.answered(POST) == [BODY]
-    assert seen.taken == 1
 
 
 @pytest.mark.known_heads
@@ -244,13 +176,3 @@ def test_code_of_a_fault_tells_large_heads_from_bad_ones() -> None:
         "headers_too_large",
         "bad_request",
     ]
-
-
-@pytest.mark.known_heads
-async def test_posts_of_many_sizes_on_one_connection_become_known() -> None:
-    """As of a gateway: each size of a body is another head, and comes for the first time first."""
-    connections = connections_of(echo)
-    seen = Sightings(connections)
-    wire = Wire(connections())
-    await wire.answered(*(post(b"x" * (60 + number * 7 % 20)) for number in range(200)))
-    assert seen.taken == 200 - 2 * 20

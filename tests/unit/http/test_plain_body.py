@@ -135,23 +135,6 @@ async def test_body_that_is_decoded_in_steps_counts_until_its_end() -> None:
     bodies.close()
 
 
-async def test_posts_of_all_kinds_are_decoded_in_steps() -> None:
-    """Large or with invalid items, whole or in parts, compressed or not: each is kept whole."""
-    bad = b'{"device_id":"d1","metric":"m","ts":1750000000000,"value":"x"}'
-    async with running_receiver() as receiver:
-        for body in (array(GOOD, bad), array(*[GOOD] * 500), array(*[bad] * 500, GOOD)):
-            good = body.count(GOOD)
-            for packed, headers in (
-                (body, {}),
-                (gzip.compress(body), {"Content-Encoding": "gzip"}),
-            ):
-                reply = await receiver.post(packed, headers=headers)
-                assert reply.status == 202
-                assert reply.document["accepted"] == good
-                assert reply.document["dead_lettered"] == body.count(bad)
-        assert receiver.endpoint._plain_bodies._bodies._bytes_taken == 0
-
-
 async def test_light_gzip_body_costs_no_thread() -> None:
     """The common post is decompressed on the event loop."""
     async with running_receiver() as receiver:

@@ -46,18 +46,6 @@ async def test_posts_come_over_one_connection(
         assert sum(each.rows for each in receiver.inlet.blocks) == 4_051
 
 
-async def test_client_that_ends_its_side_still_gets_its_answer(
-    tls_settings: dict[str, Any], tls_files: tuple[Path, Path]
-) -> None:
-    """`Connection: close`, as curl sends it: the answer, and then an end that is no error."""
-    async with running_receiver(**tls_settings) as receiver:
-        client = await Client.connect(receiver.address, trusting(tls_files[0]))
-        await client.send(post(GOOD, headers={"Connection": "close"}))
-        assert (await client.reply()).status == 202
-        assert await client.closed()
-        await client.close()
-
-
 async def test_client_without_tls_is_told(tls_settings: dict[str, Any]) -> None:
     """It gets a problem in plain HTTP, and the end of the connection."""
     async with running_receiver(**tls_settings) as receiver:

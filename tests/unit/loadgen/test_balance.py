@@ -10,17 +10,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from ingest.dead_letters.format import encode_line
-from ingest.dead_letters.identity import letter_id
-from ingest.model.letter import Letter
-from ingest.model.reading import Reading
 from loadgen.proof import balance as module
 from loadgen.proof.balance import read_balance, settle
 from loadgen.proof.letter_sources import Files
 
 PREFIX = "verify-00c0ffee-"
-LETTER = Letter("drained", "", "m", 5, Reading(1, f"{PREFIX}0001", "x", 1.5))
-FILE = "dlq-20260101T000000000000Z-1-00000000.jsonl"
 
 
 def _page(
@@ -109,15 +103,6 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "STREAM_LATE_S", 0.02)
 
 
-async def test_balance_is_added_up_from_the_counters() -> None:
-    """The balance is received + recovered + replayed - all outcomes; labels are summed."""
-    async with _metrics(lambda _: _page(committed=4, held=1)) as url:
-        balance = await read_balance(url)
-    assert balance is not None
-    assert (balance.left_over, balance.held, balance.accepted, balance.life) == (0, 1, 8, 1)
-    assert balance.is_zero
-
-
 @pytest.mark.parametrize(
     ("page", "left_over", "claimed"),
     [(_page(committed=4), 1, 0), (_page(committed=7), -2, 0), (_page(claimed=4), 0, 4)],
@@ -136,13 +121,6 @@ async def test_balance_is_broken_by_our_sum_or_by_theirs(
     assert settled.balance == balance
 
 
-@pytest.mark.parametrize("page", ["", "hello", "ingest_readings_held x\n", "up 1\n"])
-async def test_page_of_something_else_is_no_balance(page: str) -> None:
-    """A page without the needed counters gives no balance, and no zeros."""
-    async with _metrics(lambda _: page) as url:
-        assert await read_balance(url) is None
-
-
 async def test_quiet_waits_until_nothing_is_held(tmp_path: Path) -> None:
     """The wait goes on while readings are held."""
     seen: list[int] = []
@@ -155,43 +133,6 @@ async def test_quiet_waits_until_nothing_is_held(tmp_path: Path) -> None:
         settled = await settle([url], Files(tmp_path), PREFIX, 10)
     assert settled.quiet
     assert seen == [0, 1, 2, 3]
-
-
-async def test_quiet_waits_until_letters_have_come_back(tmp_path: Path) -> None:
-    """The wait goes on while the service still replays dead letters."""
-    line = encode_line(LETTER, id_=letter_id(LETTER), failed_us=1)
-    (tmp_path / FILE).write_bytes(line)
-
-    def page(scrape: int) -> str:
-        if scrape == 3:
-            (tmp_path / FILE).unlink()
-        return _page()
-
-    async with _metrics(page) as url:
-        settled = await settle([url], Files(tmp_path), PREFIX, 10)
-        assert settled.quiet
-        (tmp_path / FILE).write_bytes(line)
-        assert not (await settle([url], Files(tmp_path), PREFIX, 0.05)).quiet
-        other = await settle([url], Files(tmp_path), "verify-another0-", 0.05)
-    assert other.quiet, "letters of others are not waited for"
-
-
-async def test_port_that_does_not_answer_is_waited_for(tmp_path: Path, free_port: int) -> None:
-    """The wait goes on while the port does not answer; at its end the result is not quiet."""
-    url = f"http://127.0.0.1:{free_port}"
-    settled = await settle([url], Files(tmp_path), PREFIX, 0.05)
-    assert (settled.quiet, settled.balance) == (False, None)
-
-    def page(scrape: int) -> str:
-        return "" if scrape < 2 else _page()
-
-    async with _metrics(page) as answering:
-        assert (await settle([answering], Files(tmp_path), PREFIX, 10)).quiet
-
-
-async def test_without_an_admin_port_nobody_is_asked(tmp_path: Path) -> None:
-    """Without an admin port the wait ends at once, and the result is not quiet."""
-    assert await settle((), Files(tmp_path), PREFIX, 10) == (False, None)
 
 
 # A service of several processes

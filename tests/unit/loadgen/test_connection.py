@@ -17,9 +17,8 @@ from loadgen.driver.connection import (
     Answers,
     BadAnswer,
     Connection,
-    Head,
 )
-from tests.support.peer import Peer, PeerConnection, hangs_up, is_silent, reply, resets, says
+from tests.support.peer import Peer, PeerConnection, hangs_up, reply, resets, says
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -143,15 +142,6 @@ def test_answer_is_read_out_of_any_pieces(name: str, at: list[int]) -> None:
         assert not answers.begun
 
 
-@pytest.mark.parametrize("name", [each for each in GOOD if each != "as long as allowed"])
-def test_answer_is_read_byte_by_byte(name: str) -> None:
-    """An answer is read from single bytes."""
-    data, expected = GOOD[name]
-    answers = Answers()
-    found = [answers.feed(data[at : at + 1]) for at in range(len(data))]
-    assert found == [None] * (len(data) - 1) + [expected]
-
-
 @pytest.mark.parametrize("name", BAD)
 @given(at=st.lists(st.integers(0, 10**7), max_size=3))
 def test_what_is_no_answer_is_named_in_any_pieces(name: str, at: list[int]) -> None:
@@ -163,27 +153,6 @@ def test_what_is_no_answer_is_named_in_any_pieces(name: str, at: list[int]) -> N
     pieces = cut(data, [] if why == "more bytes" else at)
     with pytest.raises(BadAnswer, match=why):
         feed_all(Answers(), pieces)
-
-
-@given(st.lists(st.binary(), max_size=5), st.sampled_from([b"", b"HTTP/1.1 202 x\r\n", CHUNKED]))
-def test_garbage_raises_nothing_unforeseen(pieces: list[bytes], start: bytes) -> None:
-    """For any bytes the reader returns an answer, raises BadAnswer, or waits for more."""
-    answers = Answers()
-    try:
-        for piece in [start, *pieces]:
-            answers.feed(piece)
-    except BadAnswer:
-        pass
-
-
-def test_heads_that_were_read_are_remembered_but_not_all_of_them() -> None:
-    """Equal heads are read once; the number of kept heads is bounded."""
-    heads: dict[bytes, Head] = {}
-    answers = Answers(heads)
-    for number in range(1000):
-        for _ in range(2):
-            assert answers.feed(reply(202, b"x", X_Number=str(number))) is not None
-    assert 0 < len(heads) < 300
 
 
 @dataclass
@@ -231,22 +200,6 @@ async def wired(peer: Peer) -> tuple[Owner, Connection]:
 REQUEST = b"POST / HTTP/1.1\r\nContent-Length: 1\r\n\r\n1"
 
 
-async def test_connection_is_used_again_and_again() -> None:
-    """One connection carries many requests."""
-    async with Peer() as peer:
-        owner, connection = await wired(peer)
-        for _ in range(5):
-            assert connection.open
-            assert not connection.busy
-            connection.send(REQUEST)
-            assert connection.busy
-            assert await owner.next() == ("answered", 202, b'{"accepted":1}', True)
-        connection.drop("")
-        assert await owner.next() == ("closed", False)
-    assert peer.connections_total == 1
-    assert peer.requests == [REQUEST] * 5
-
-
 @pytest.mark.parametrize(
     ("script", "call"),
     [
@@ -271,16 +224,6 @@ async def test_end_of_a_connection_is_told_once_and_named(
     assert owner.calls == []
 
 
-async def test_free_connection_that_ends_is_told_as_closed() -> None:
-    """The end of a free connection is a call of `closed`: no post is lost."""
-    async with Peer() as peer:
-        owner, connection = await wired(peer)
-        await peer.stop()
-        assert await owner.next() == ("closed", False)
-        await peer.start()
-    assert not connection.open
-
-
 async def test_words_that_nobody_asked_for_end_a_free_connection() -> None:
     """Bytes without a request close the connection: they are no answer to the next request."""
 
@@ -296,12 +239,3 @@ async def test_words_that_nobody_asked_for_end_a_free_connection() -> None:
         assert await owner.next() == ("answered", 202, b'{"accepted":1}', True)
         assert await owner.next() == ("closed", False)
     assert not connection.open
-
-
-async def test_drop_tells_the_reason_of_what_is_in_flight() -> None:
-    """The reason of a drop reaches the owner."""
-    async with Peer(usual=is_silent) as peer:
-        owner, connection = await wired(peer)
-        connection.send(REQUEST)
-        connection.drop("took too long")
-        assert await owner.next() == ("broken", "took too long", False)

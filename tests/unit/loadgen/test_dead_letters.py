@@ -14,12 +14,10 @@ from ingest.dead_letters.store import LiveLetter
 from ingest.model.letter import Letter
 from ingest.model.reading import Reading
 from loadgen.proof import letter_sources
-from loadgen.proof.dead_letters import DeadLettersError
 from loadgen.proof.letter_sources import Files, Local, Program
 
 PREFIX = "verify-1a2b3c4d-"
 FIRST = "dlq-20260101T000000000000Z-1-00000000.jsonl"
-SECOND = "dlq-20260102T000000000000Z-1-00000000.jsonl"
 LETTERS = [
     Letter("invalid", "wrong_type", "m", 5, original=b'{"device_id":"%bbad-7"}' % PREFIX.encode()),
     Letter("refused_by_database", "23514", "m", 5, Reading(1, f"{PREFIX}0001", "x", 5e-324)),
@@ -72,14 +70,6 @@ def test_letters_that_are_done_do_not_count(tmp_path: Path) -> None:
     assert [each.id for each in live_letters(tmp_path)][:3] == [each.id for each in found.letters]
 
 
-def test_id_counts_once_over_all_segments(tmp_path: Path) -> None:
-    """A letter that is in two segments counts once."""
-    _write(tmp_path, FIRST, LETTERS[:3])
-    _write(tmp_path, SECOND, LETTERS[1:4])
-    found = Files(tmp_path).read(PREFIX)
-    assert (len(found.letters), found.again) == (4, 2)
-
-
 def test_altered_and_torn_lines_are_counted_and_not_used(tmp_path: Path) -> None:
     """A line with a wrong checksum is no dead letter."""
     lines = [_line(each) for each in LETTERS[:4]]
@@ -88,30 +78,6 @@ def test_altered_and_torn_lines_are_counted_and_not_used(tmp_path: Path) -> None
     found = Files(tmp_path).read(PREFIX)
     assert [each.reason for each in found.letters] == ["invalid", "drained"]
     assert (found.altered, found.torn) == (1, 1)
-
-
-def test_other_files_of_the_folder_are_left_alone(tmp_path: Path) -> None:
-    """Files that are no segments are ignored, such as an edited copy."""
-    (tmp_path / "edited.jsonl").write_bytes(_line(LETTERS[0]))
-    (tmp_path / "replay.lock").touch()
-    assert Files(tmp_path).read(PREFIX).letters == []
-
-
-@pytest.mark.parametrize("kind", ["missing", "file"])
-def test_folder_that_is_none_is_an_error(tmp_path: Path, kind: str) -> None:
-    """A wrong --dlq-dir is an error, not an empty folder."""
-    folder = tmp_path / "no"
-    if kind == "file":
-        folder.touch()
-    with pytest.raises(DeadLettersError, match=r"cannot read the dead-letter folder .*/no"):
-        Files(folder).read(PREFIX)
-
-
-def test_segment_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
-    """An unreadable segment is an error, since its letters are not known."""
-    (tmp_path / FIRST).mkdir()
-    with pytest.raises(DeadLettersError, match=FIRST):
-        Files(tmp_path).read(PREFIX)
 
 
 # Letters that a program prints
@@ -134,27 +100,6 @@ def test_letters_of_a_program_are_checked_like_those_of_a_file() -> None:
     assert (found.coming_back, found.again, found.torn) == (2, 1, 1)
     found = _prints(altered, said="skipped: 3 altered; unreadable: x").read(PREFIX)
     assert (found.letters, found.altered) == ([], 1 + 3), "its own, and those that it left out"
-
-
-@pytest.mark.parametrize(
-    ("program", "why"),
-    [
-        (_prints(b"", code=3, said="there is no broker"), "exit code 3: there is no broker"),
-        (Program(("/no/such/program",)), "cannot run /no/such/program: No such file"),
-    ],
-)
-def test_program_that_fails_is_an_error(program: Program, why: str) -> None:
-    """A program that fails has not printed all letters."""
-    with pytest.raises(DeadLettersError, match=why):
-        program.read(PREFIX)
-
-
-def test_program_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program without an end is killed, and that is an error."""
-    monkeypatch.setattr(letter_sources, "PROGRAM_S_MAX", 0.3)
-    hangs = Program((sys.executable, "-c", "import time; time.sleep(60)"))
-    with pytest.raises(DeadLettersError, match="exit code -9"):
-        hangs.read(PREFIX)
 
 
 def test_state_folder_with_a_broker_has_letters_in_files_and_stream(
@@ -180,9 +125,3 @@ def test_state_folder_with_a_broker_has_letters_in_files_and_stream(
     (tmp_path / "dead-letters" / FIRST).unlink()
     (tmp_path / "dead-letters").rmdir()
     assert len(Local(tmp_path).read(PREFIX).letters) == 3
-
-
-def test_state_folder_without_dead_letters_is_an_error(tmp_path: Path) -> None:
-    """A wrong folder is an error, not an empty one."""
-    with pytest.raises(DeadLettersError, match="cannot read the dead-letter folder"):
-        Local(tmp_path / "no").read(PREFIX)

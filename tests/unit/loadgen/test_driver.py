@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import math
 import random
-import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 import loadgen.driver.alarm
 import loadgen.driver.pool
-from loadgen.driver.alarm import Alarm, LoopAlarm, Waker, make_alarm
-from loadgen.driver.connection import Connection
+from loadgen.driver.alarm import LoopAlarm
 from loadgen.driver.driver import Driver
-from loadgen.driver.due import SLICE_POSTS
 from loadgen.driver.ports import Loss
 from loadgen.driver.retry import Retry
 from loadgen.traffic.post import Post, finish, head_of, target_of
 from loadgen.traffic.schedule import constant, moments
-from tests.support.faulty_proxy import FaultyProxy
 from tests.support.peer import (
     Peer,
     PeerConnection,
@@ -40,7 +31,6 @@ from tests.support.peer import (
     says,
 )
 from tests.support.receiver import until
-from tests.system.service import Service
 
 FAST = Retry(give_up_s=300, pause_s_min=0.001, pause_s_max=0.01)
 HEAD = head_of("/v1/readings", "peer")
@@ -238,49 +228,6 @@ async def test_driver_that_is_late_itself_says_so() -> None:
     assert run.driver.late_s_max == run.driver.lag_s_max
 
 
-async def test_observer_hears_of_a_try_before_its_first_byte(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """`sending` is called before the first byte, so that a ledger has each post."""
-    order: list[str] = []
-
-    def send(connection: Connection, request: bytes) -> None:
-        order.append("byte")
-        written(connection, request)
-
-    written = Connection.send
-    monkeypatch.setattr(Connection, "send", send)
-    async with Peer() as peer:
-        run = make(peer.port, 3, connections=1)
-        monkeypatch.setattr(run.notes, "sending", lambda _: order.append("sending"))
-        await run.driver.run()
-    assert order == ["sending", "byte"] * 3
-
-
-async def test_schedule_without_end_stops_with_the_source() -> None:
-    """An endless schedule ends with its source (`--posts` without `--duration-s`)."""
-    async with Peer() as peer:
-        run = make(peer.port, 50, schedule=moments(constant(2000)))
-        assert len((await ended(run)).ends) == 50
-
-
-async def test_nothing_to_send_is_an_end() -> None:
-    """An empty schedule or an empty source ends the run at once."""
-    async with Peer() as peer:
-        for posts, schedule in ((0, None), (0, [0.0]), (5, [])):
-            run = make(peer.port, posts, schedule=schedule)
-            await ended(run)
-            assert run.driver.taken == 0
-    assert peer.requests == []
-
-
-async def test_all_connections_are_opened_before_the_first_post() -> None:
-    """The connections are opened before the first post, so that no latency contains one."""
-    async with Peer() as peer:
-        await ended(make(peer.port, 1, connections=150))
-        await until(lambda: peer.connections_total == 150)
-
-
 # Trying again
 
 
@@ -315,15 +262,6 @@ async def test_trouble_is_met_with_the_same_bytes_until_there_is_an_answer(
     assert (run.driver.tries, run.driver.retries) == (3, 2)
 
 
-@pytest.mark.parametrize("status", [200, 202, 302, 400, 401, 413, 415, 422])
-async def test_final_answer_is_final(status: int) -> None:
-    """A final answer is not followed by another try."""
-    async with Peer(usual=says(reply(status))) as peer:
-        notes = await ended(make(peer.port, 3))
-    assert notes.ends == dict.fromkeys(range(3), status)
-    assert len(peer.requests) == 3
-
-
 async def test_retry_after_is_kept_while_the_connection_goes_on_with_others() -> None:
     """A post with Retry-After comes not earlier; the connection sends other posts meanwhile."""
     async with Peer(says(reply(503, Retry_After="1"))) as peer:
@@ -332,65 +270,6 @@ async def test_retry_after_is_kept_while_the_connection_goes_on_with_others() ->
     first_s = notes.calls[0].now_s
     assert notes.of(0) == [(503, False), (202, True)]
     assert notes.sent[-1][1] >= first_s + 1
-
-
-async def test_waits_after_retry_after_are_spread() -> None:
-    """The pause is up to half longer, at random, so posts do not come back together."""
-    async with Peer(*[says(reply(503, Retry_After="1"))] * 40) as peer:
-        run = make(peer.port, 40, connections=40, seed=5)
-        notes = await ended(run)
-    assert len(peer.requests) == 80
-    refused_s = {each.number: each.now_s for each in notes.calls if each.what == 503}
-    waits = sorted(at_s - refused_s[number] for number, at_s in notes.sent[40:])
-    assert waits[0] >= 1
-    assert waits[-1] - waits[0] > 0.25  # 40 draws from half a second
-
-
-async def test_without_retry_the_first_outcome_is_the_end() -> None:
-    """Without a retry policy the first outcome is final."""
-    async with Peer(says(reply(503)), hangs_up, is_silent) as peer:
-        run = make(peer.port, 4, connections=1, retry=None, answer_s_max=0.5)
-        notes = await ended(run)
-    assert notes.ends == {
-        0: 503,
-        1: "the connection was closed without an answer",
-        2: "no answer within 0.5 s",
-        3: 202,
-    }
-    assert (run.driver.tries, run.driver.retries) == (4, 0)
-
-
-async def test_post_is_given_up_after_its_time() -> None:
-    """After its time the last fault is the final outcome."""
-    async with Peer(usual=says(reply(503))) as peer:
-        notes = await ended(make(peer.port, 3, retry=NEVER_MIND))
-    assert notes.ends == dict.fromkeys(range(3), 503)
-    assert len(peer.requests) > 3
-    for number in range(3):
-        first_s, last_s = (
-            [at_s for sent, at_s in notes.sent if sent == number][place] for place in (0, -1)
-        )
-        assert last_s - first_s < 2
-
-
-@pytest.mark.parametrize("open_loop", [False, True])
-async def test_service_that_is_not_there_leads_to_lost_posts_that_were_not_written(
-    open_loop: bool, free_port: int
-) -> None:
-    """Posts to a closed port are lost, and not `written`."""
-    schedule = moments(constant(100)) if open_loop else None
-    notes = await ended(make(free_port, 5, connections=2, schedule=schedule, retry=NEVER_MIND))
-    assert notes.ends == dict.fromkeys(range(5), "connection refused")
-    assert not any(each.written for each in notes.calls)
-    assert notes.sent == []
-    assert len(notes.calls) > 5
-
-
-async def test_refused_connections_are_tried_ever_more_rarely(free_port: int) -> None:
-    """The pauses grow from 1 ms on, so a service that is down gets few tries."""
-    retry = Retry(give_up_s=0.5, pause_s_min=0.001, pause_s_max=10)
-    notes = await ended(make(free_port, 1, connections=1, schedule=[0.0], retry=retry))
-    assert 1 < len(notes.calls) < 60  # about a dozen; without growing pauses some 1,000
 
 
 async def test_refused_connection_after_a_written_try_still_counts_as_written() -> None:
@@ -404,54 +283,6 @@ async def test_refused_connection_after_a_written_try_still_counts_as_written() 
     )
     assert len(notes.calls) > 1
     assert all(each.written for each in notes.calls)
-
-
-async def test_service_that_comes_back_gets_all_that_it_missed() -> None:
-    """After connections are cut and refused for a time, all posts get their answer."""
-    async with Peer() as peer, FaultyProxy("127.0.0.1", peer.port) as proxy:
-        run = make(proxy.port, 400, connections=8, schedule=moments(constant(1000)))
-        task = asyncio.create_task(ended(run))
-        await until(lambda: len(peer.requests) >= 100)
-        proxy.refuse()
-        await proxy.cut()
-        await asyncio.sleep(0.1)
-        assert run.driver.waiting > 0
-        await proxy.accept()
-        notes = await task
-    assert notes.ends == dict.fromkeys(range(400), 202)
-    assert {*peer.bodies} == {b"%d" % number for number in range(400)}
-    assert any(each.what == "connection refused" for each in notes.calls)
-
-
-async def test_connection_close_is_honoured_without_loss() -> None:
-    """With `Connection: close` each post gets a new connection, and none is lost."""
-    usual = says(reply(Connection="close"), then_hangs_up=True)
-    async with Peer(usual=usual) as peer:
-        notes = await ended(make(peer.port, 30, connections=3))
-    assert [each.what for each in notes.calls] == [202] * 30
-    assert len(peer.requests) == peer.connections_total - peer_idle(peer) == 30
-
-
-def peer_idle(peer: Peer) -> int:
-    """The number of connections without a request."""
-    return peer.connections_total - len(peer.requests)
-
-
-async def test_service_that_closes_free_connections_loses_no_post() -> None:
-    """If the service closes free connections, the driver connects again."""
-    async with Peer(usual=says(reply(), then_hangs_up=True)) as peer:
-        notes = await ended(make(peer.port, 2, connections=1, schedule=[0.0, 0.3]))
-    assert [each.what for each in notes.calls] == [202, 202]
-    assert peer.connections_total == 2
-
-
-async def test_free_connection_is_kept_however_long_it_is_free() -> None:
-    """`answer_s_max` concerns only connections with a request in flight."""
-    async with Peer() as peer:
-        run = make(peer.port, 2, connections=1, schedule=[0.0, 1.1], answer_s_max=0.5)
-        notes = await ended(run)
-    assert [each.what for each in notes.calls] == [202, 202]
-    assert peer.connections_total == 1
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -510,34 +341,6 @@ async def test_posts_beyond_the_bound_are_skipped_and_counted() -> None:
     assert len(peer.requests) == 10
 
 
-async def test_posts_that_found_no_connection_for_too_long_are_skipped_and_counted() -> None:
-    """In a stall of 0.4 s, posts that were due more than 0.1 s before are passed over.
-
-    Without a bound nothing is skipped: see the test of coordinated omission.
-    """
-
-    async def stalls(connection: PeerConnection) -> bool:
-        await asyncio.sleep(0.4)
-        await connection.say(reply())
-        return True
-
-    async with Peer(stalls) as peer:
-        schedule = moments(constant(1000), within_s=0.3)
-        run = make(peer.port, 10**6, connections=1, schedule=schedule, behind_s_max=0.15)
-        notes = await ended(run)
-    assert run.driver.taken + run.driver.skipped == 300
-    assert 240 <= run.driver.skipped < 300
-    due_before_s = notes.calls[0].now_s - run.driver.started_s - 0.15
-    due_before = sum(0 < number / 1000 <= due_before_s for number in range(300))
-    assert run.driver.skipped >= due_before - 1
-    # And none too early, also if the machine made the run stand still once more.
-    sent_s = dict(notes.sent)
-    posts = sorted((each.intended_s, sent_s[each.number]) for each in notes.calls)
-    for (before_s, _), (due_s, at_s) in pairwise(posts):
-        if round((due_s - before_s) * 1000) > 1:  # the one before it was skipped
-            assert at_s - (due_s - 0.001) > 0.15
-
-
 async def test_post_after_those_that_are_skipped_is_not_sent_early() -> None:
     """A passed-over post does not make the next one early."""
 
@@ -550,49 +353,6 @@ async def test_post_after_those_that_are_skipped_is_not_sent_early() -> None:
         schedule = [0.0, 0.01, 0.4]
         notes = await ended(make(peer.port, 9, connections=1, schedule=schedule, behind_s_max=0.05))
     assert [each.what for each in notes.calls] == [202, 202]
-
-
-async def test_closed_loop_holds_no_more_posts_than_its_bound() -> None:
-    """At its bound the closed loop waits for the posts that wait."""
-    open_max = 0
-
-    def count(_: Call) -> None:
-        nonlocal open_max
-        ended_before = sum(each.final for each in run.notes.calls[:-1])
-        open_max = max(open_max, run.driver.taken - ended_before)
-
-    async with Peer(*[says(reply(503))] * 100) as peer:
-        run = make(peer.port, 60, connections=2, unanswered_max=5)
-        run.notes.on_call = count
-        notes = await ended(run)
-    assert notes.ends == dict.fromkeys(range(60), 202)
-    assert open_max == 5
-
-
-async def test_closed_loop_without_a_service_does_not_spin(free_port: int) -> None:
-    """Without retries each post is lost at once; there is a pause before the next one."""
-    run = make(free_port, 10**6, connections=2, retry=None)
-    task = asyncio.create_task(ended(run))
-    await asyncio.sleep(0.35)
-    run.driver.stop()
-    passed_s = time.monotonic() - run.driver.started_s
-    await task
-    assert 2 <= run.driver.taken <= 2 * (1 + passed_s / 0.1)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"connections": 0},
-        {"connections": 11, "unanswered_max": 10},
-        {"answer_s_max": 0},
-        {"behind_s_max": 0},
-    ],
-)
-def test_numbers_that_cannot_be_are_refused(options: dict[str, Any]) -> None:
-    """Impossible numbers are errors before a post is sent."""
-    with pytest.raises(ValueError, match="needs a connection"):
-        make(1, 1, **options)
 
 
 # Ending
@@ -622,88 +382,6 @@ async def test_stop_lets_posts_in_flight_finish_and_counts_the_unsent() -> None:
     assert run.driver.behind_s == 0
 
 
-class Counted:
-    """A schedule of posts that are all due at the start; counts those that were passed over."""
-
-    def __init__(self, posts: int) -> None:
-        self.seen = 0
-        self._posts = posts
-
-    def __iter__(self) -> Iterator[float]:
-        """Yield them."""
-        for _ in range(self._posts):
-            self.seen += 1
-            yield 0.0
-
-
-async def test_stop_far_behind_leaves_the_loop_free_and_counts_every_post() -> None:
-    """With a million posts a second, `stop` does not block the event loop, and counts all."""
-    answer = asyncio.Event()
-
-    async def answers_later(connection: PeerConnection) -> bool:
-        await answer.wait()
-        await connection.say(reply())
-        return True
-
-    schedule = Counted(20 * SLICE_POSTS)
-    async with Peer(usual=answers_later) as peer:
-        run = make(peer.port, 10**6, connections=2, schedule=schedule)
-        task = asyncio.create_task(ended(run))
-        await until(lambda: len(peer.requests) == 2)
-        run.driver.stop()
-        assert schedule.seen <= 2 * SLICE_POSTS
-        await asyncio.sleep(0)
-        run.driver.stop()
-        assert schedule.seen <= 4 * SLICE_POSTS
-        answer.set()
-        notes = await task
-    assert notes.ends == {0: 202, 1: 202}
-    assert run.driver.unsent == 20 * SLICE_POSTS - 2
-
-
-async def test_run_ended_at_once_counts_no_further() -> None:
-    """A run that is ended at once does not wait for the count."""
-    schedule = Counted(1000 * SLICE_POSTS)
-    async with Peer(usual=is_silent) as peer:
-        run = make(peer.port, 10**6, connections=2, schedule=schedule)
-        task = asyncio.create_task(run.driver.run())
-        await until(lambda: len(peer.requests) == 2)
-        run.driver.stop()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        seen = schedule.seen
-        await asyncio.sleep(0.01)
-    assert schedule.seen == seen < 100 * SLICE_POSTS
-    check(run)
-
-
-async def test_posts_are_passed_over_in_slices() -> None:
-    """Between two slices of passed-over posts the event loop runs."""
-    most = 0
-    schedule = Counted(20 * SLICE_POSTS)
-    async with Peer(usual=says(reply(503, Retry_After="60"))) as peer:
-        run = make(peer.port, 10**6, connections=1, unanswered_max=3, schedule=schedule)
-        task = asyncio.create_task(ended(run))
-        before = 0
-        while run.driver.skipped + run.driver.taken < 20 * SLICE_POSTS:
-            await asyncio.sleep(0)
-            most, before = max(most, schedule.seen - before), schedule.seen
-        run.driver.stop()
-        await task
-    assert most <= 2 * SLICE_POSTS
-    assert run.driver.skipped == 20 * SLICE_POSTS - 3
-
-
-async def test_stop_before_the_start_sends_nothing() -> None:
-    """`stop` before the start sends no post."""
-    async with Peer() as peer:
-        run = make(peer.port, 10)
-        run.driver.stop()
-        await ended(run)
-    assert peer.requests == []
-
-
 async def test_cancelled_run_ends_every_post_and_every_connection() -> None:
     """Each post in flight or waiting gets one final call, and no connection is left open."""
     async with Peer(says(reply(503, Retry_After="60")), usual=is_silent) as peer:
@@ -716,43 +394,6 @@ async def test_cancelled_run_ends_every_post_and_every_connection() -> None:
         check(run)
         assert run.notes.ends == dict.fromkeys(range(4), "the driver was ended at once")
         await peer.emptied()
-
-
-async def test_run_cancelled_before_its_start_leaves_nothing() -> None:
-    """A run cancelled while it opens its first connections leaves none."""
-    async with Peer() as peer:
-        run = make(peer.port, 10, connections=100)
-        task = asyncio.create_task(run.driver.run())
-        await asyncio.sleep(0)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        check(run)
-        await peer.emptied()
-    assert run.notes.calls == []
-
-
-async def test_cancelled_run_ends_a_post_whose_connection_is_being_opened(free_port: int) -> None:
-    """A post whose connection neither opens nor fails gets its final call, too."""
-    run = make(free_port, 5, connections=1)
-    task = asyncio.create_task(run.driver.run())
-    await until(lambda: len(run.notes.calls) > 0)
-    with contextlib.ExitStack() as sockets:
-        full = sockets.enter_context(socket.socket())
-        full.bind(("127.0.0.1", free_port))
-        full.listen(0)
-        for _ in range(2):
-            one = sockets.enter_context(socket.socket())
-            one.setblocking(False)
-            one.connect_ex(("127.0.0.1", free_port))
-        await asyncio.sleep(0.3)  # much more than the pauses between tries
-        assert run.driver.in_flight == 1
-        assert run.notes.sent == []
-        task.cancel()
-        await asyncio.wait([task], timeout=5)  # the connection would take longer to fail
-        assert task.cancelled()
-    check(run)
-    assert "the driver was ended at once" in run.notes.ends.values()
 
 
 @pytest.mark.parametrize("fault", ["take", "sending", "answered", "lost"])
@@ -784,56 +425,6 @@ def each_alarm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(loadgen.driver.alarm, "make_alarm", LoopAlarm)
 
 
-def note_now(moments_s: list[float]) -> None:
-    """Note the moment."""
-    moments_s.append(time.monotonic())
-
-
-@pytest.mark.parametrize("kind", [make_alarm, LoopAlarm])
-async def test_alarm_rings_once_never_early_and_can_be_moved(
-    kind: Callable[[asyncio.AbstractEventLoop, Callable[[], None]], Alarm],
-) -> None:
-    """The last moment that was set counts, whether earlier or later."""
-    rung: list[float] = []
-    alarm = kind(asyncio.get_running_loop(), partial(note_now, rung))
-    begun_s = time.monotonic()
-    for offset_s in (0.01, 0.03, 0.0205):
-        alarm.set(begun_s + offset_s)
-    await until(lambda: len(rung) > 0)
-    await asyncio.sleep(0.03)
-    assert len(rung) == 1
-    assert rung[0] >= begun_s + 0.0205
-    alarm.set(begun_s)  # long over
-    await until(lambda: len(rung) == 2)
-    for number in range(3, 43):
-        due_s = time.monotonic() + 0.002 + number * 0.000_037  # any part of a millisecond
-        alarm.set(due_s)
-        await until(lambda: len(rung) == number)  # noqa: B023  called before it changes
-        assert rung[-1] >= due_s
-    alarm.set(time.monotonic() + 0.01)
-    alarm.close()
-    await asyncio.sleep(0.03)
-    assert len(rung) == 42
-
-
-async def test_waker_wakes_at_the_earliest_moment_but_not_twice_within_its_grain() -> None:
-    """Near moments are one wake-up; a later moment does not delay it."""
-    rung: list[float] = []
-    waker = Waker(asyncio.get_running_loop(), partial(note_now, rung), 0.05)
-    begun_s = time.monotonic()
-    for offset_s in (0.03, 0.02, 0.5):
-        waker.wake_by(begun_s + offset_s)
-    assert waker.next_s == begun_s + 0.02
-    await until(lambda: len(rung) == 1)
-    assert rung[0] >= begun_s + 0.02
-    assert waker.next_s == math.inf
-    for offset_s in (0.0, 0.01, 0.02):
-        waker.wake_by(rung[0] + offset_s)
-    await until(lambda: len(rung) == 2)
-    assert rung[1] - rung[0] >= 0.05
-    waker.close()
-
-
 async def test_several_addresses_share_the_connections_and_the_posts() -> None:
     """Each gateway gets as many connections; while one is away the other takes all posts."""
     async with Peer() as first, Peer() as second:
@@ -850,53 +441,3 @@ async def test_several_addresses_share_the_connections_and_the_posts() -> None:
         assert set(notes.ends.values()) == {202}
         assert len(first.requests) == 50
         assert {each.what for each in notes.calls if not each.final} == {"connection refused"}
-
-
-@pytest.mark.parametrize("rate", [None, 200])
-async def test_gateway_that_comes_back_gets_its_share_again(
-    free_port: int, rate: float | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It gets connections also if those to the other one would do."""
-    monkeypatch.setattr(loadgen.driver.pool, "EVEN_S", 0.05)
-    async with Peer() as first:
-        others = [target_of(f"http://127.0.0.1:{free_port}")]
-        schedule = None if rate is None else moments(constant(rate))
-        run = make(first.port, 10**6, connections=4, others=others, schedule=schedule)
-        running = asyncio.create_task(run.driver.run())
-        await until(lambda: len(first.requests) > 20)
-        second = Peer()
-        second.port = free_port
-        async with second:
-            await until(lambda: len(second.requests) > 20)
-            run.driver.stop()
-            await running
-    check(run)
-
-
-async def test_real_service_takes_what_the_driver_sends(
-    open_tmp_path: Path, readings_url: str
-) -> None:
-    """Closed loop against the real service: each reading is in the table once."""
-    async with Service(open_tmp_path, database_url=readings_url, database_unsafe=True) as service:
-        await service.wait_state("accepting")
-        target = target_of(service.url)
-        notes = Notes()
-
-        class Readings(Numbers):
-            def take(self) -> Post | None:
-                post = super().take()
-                if post is None:
-                    return None
-                body = b'{"device_id":"d","metric":"m","ts":%d,"value":%d}' % (
-                    1_750_000_000_000 + post.number,
-                    post.number,
-                )
-                return post._replace(request=finish(head_of(target.path, target.authority), body))
-
-        driver = Driver(target.host, target.port, Readings(3000), notes, connections=16)
-        async with asyncio.timeout(30):
-            await driver.run()
-        await service.wait_quiet()
-        rows = await service.query("select count(*), count(distinct value) from readings")
-    assert notes.ends == dict.fromkeys(range(3000), 202)
-    assert tuple(rows[0]) == (3000, 3000)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import json
 import tomllib
 
 import pytest
 
-from ingest.dead_letters.format import encode_line
 from ingest.formats.line_protocol import LinePost, decode
 from ingest.formats.line_series import Naming
 from ingest.formats.map_post import MapPost
@@ -16,18 +14,12 @@ from ingest.formats.map_post import decode as map_decode
 from ingest.formats.map_source import compile_source
 from ingest.model.reading import Reading
 from ingest.model.rows import decode_rows
-from loadgen.cli.main import parser
-from loadgen.cli.verify_options import WrongUse, job_of
-from loadgen.proof.conclude import Evidence
-from loadgen.proof.dead_letters import LetterReader
-from loadgen.proof.letter_sources import Files
-from loadgen.proof.readings import INVALID, Item, Names, Plan
+from loadgen.proof.readings import Names, Plan
 from loadgen.traffic.encode import FORMATS
 from loadgen.traffic.post import head_of, path_for, target_of
 from loadgen.traffic.traffic import GOOD, MIXED, Recipe, Traffic
 from tests.support.documents import REPOSITORY, fences
 from tests.support.encodings import decoded, post
-from tests.support.letters import invalid
 from tests.support.posts import NOW_US, readings_of
 
 (SOURCE,) = (
@@ -64,24 +56,6 @@ def test_posts_of_a_proof_have_the_same_readings_in_each_format(name: str) -> No
         assert readings_in(name, body) == readings_in("json", first.body(items, number))
 
 
-@pytest.mark.parametrize("name", [name for name in FORMATS if FORMATS[name].is_answered])
-@pytest.mark.parametrize("kind", range(len(INVALID)))
-def test_invalid_reading_is_found_among_the_dead_letters(name: str, kind: int) -> None:
-    """With its code, and with the bytes that were sent."""
-    plan = Plan("0a1b2c3d", 1, NOW_US - 10**9, format=name)
-    names = Names(plan)
-    good, bad = Item(5, 1, -1), Item(6, 1, kind)
-    found = decoded(name, names.body([good, bad], 0), precision=None)
-    assert len(readings_of(found)) == 1
-    (error,) = found.errors
-    assert error.code == INVALID[kind].code
-    reader = LetterReader(plan.prefix)
-    letter = invalid(error.original)._replace(format=name)
-    reader.take(encode_line(letter, id_="0" * 32, failed_us=NOW_US), "here")
-    (found_letter,) = reader.found.letters
-    assert found_letter.original == names.invalid_original(bad)
-
-
 @pytest.mark.parametrize("name", FORMATS)
 def test_simulated_fleet_sends_each_format(name: str) -> None:
     """To its path, with its media type; the service reads as many readings as were counted."""
@@ -109,24 +83,3 @@ def test_simulated_fleet_sends_each_format(name: str) -> None:
     assert traffic.made["poison"]
     assert (MIXED in kinds) == FORMATS[name].is_answered
     assert b"application/json" in head_of("/x", "host")
-
-
-def test_mapped_source_cannot_be_asked_how_safely_it_keeps() -> None:
-    """Its query is data."""
-    where = Evidence("postgresql://x", Files("x"), ())  # type: ignore[arg-type]
-    words = ["verify", "--url", "http://127.0.0.1:1", "--format", "mapped"]
-    assert job_of(parser().parse_args(words), None, where).query == ""
-    with pytest.raises(WrongUse, match="--ack is not for --format mapped"):
-        job_of(parser().parse_args([*words, "--ack", "durable"]), None, where)
-
-
-def test_lines_cannot_have_invalid_readings_in_a_proof() -> None:
-    """Their answers do not say which readings are dead letters. By default there are none."""
-    where = Evidence("postgresql://x", Files("x"), ())  # type: ignore[arg-type]
-    words = ["verify", "--url", "http://127.0.0.1:1", "--format", "lines"]
-    assert job_of(parser().parse_args(words), None, where).plan.invalid == 0
-    for more in ("--invalid", "--refused-by-check"):
-        chosen = parser().parse_args([*words, more, "1%"])
-        with pytest.raises(WrongUse, match="lines goes without"):
-            job_of(chosen, None, where)
-    assert json.dumps(Plan("0a1b2c3d", 1, 0, format="msgpack").to_json())

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.measure import find_max
-from loadgen.measure.find_max import CLOSE_ENOUGH, RATE_MAX, FindMax, Search, Step
+from loadgen.measure.find_max import CLOSE_ENOUGH, FindMax, Search
 from loadgen.measure.load import LoadPlan
-from loadgen.report.text import STEP_HEAD, found, step
+from loadgen.report.text import found
 from loadgen.traffic.post import target_of
 from loadgen.traffic.traffic import Recipe
 
@@ -39,19 +39,6 @@ def test_search_finds_the_border_within_five_percent(border: float, first_rate: 
     assert border / CLOSE_ENOUGH <= search.found <= border
 
 
-def test_search_of_what_never_passes_ends_without_a_result() -> None:
-    """If every rate fails, the search ends without a result."""
-    search, steps = _search(lambda rate: False, 100)
-    assert (search.found, steps) == (None, 8)
-
-
-def test_search_of_what_always_passes_ends_at_the_top() -> None:
-    """If every rate passes, the search ends at its highest rate."""
-    search, _ = _search(lambda rate: True, 1000)
-    assert search.found is not None
-    assert RATE_MAX <= search.found < 2 * RATE_MAX
-
-
 def test_rate_that_passed_by_luck_is_not_the_result() -> None:
     """After a failed confirmation a lower rate must pass."""
     tried: list[float] = []
@@ -65,16 +52,6 @@ def test_rate_that_passed_by_luck_is_not_the_result() -> None:
     assert search.found is not None
     assert 800 < search.found <= 900
     assert tried[-2:] == [search.found] * 2
-
-
-def test_search_gives_up_on_a_service_that_never_passes_twice() -> None:
-    """Each failed confirmation lowers the rate; the search ends after some of them."""
-    confirmations = 0
-    search = Search(100)
-    while search.rate is not None:
-        confirmations += search.confirming
-        search.took(not search.confirming and search.rate <= 1000)
-    assert (search.found, confirmations) == (None, 6)
 
 
 class Tired:
@@ -114,31 +91,6 @@ def _plan(url: str) -> LoadPlan:
     return LoadPlan(target=target_of(url), recipe=Recipe(devices=10), shape=None, connections=4)
 
 
-@pytest.mark.slow
-@pytest.mark.alone
-async def test_find_max_finds_what_a_real_server_takes_without_refusals(
-    tired: Tired, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The result is 400 a second (60 posts in 0.15 s); each failed step says why."""
-    monkeypatch.setattr(find_max, "WARM_UP_S", 0.05)
-    monkeypatch.setattr(find_max, "PAUSE_S", 0.0)
-    search = FindMax(_plan(tired.url), p99_ms=60_000, step_s=0.1, first_rate=100)
-
-    def on_step(step_: Step) -> None:
-        tired.posts = 0
-        assert len(step(step_)) > len(STEP_HEAD) - len("result")
-
-    await search.run(on_step)
-    assert search.search.found is not None
-    assert 380 < search.search.found <= 400
-    assert all("refused" in each.why for each in search.steps if each.rate > 401)
-    assert all(not each.why for each in search.steps if each.rate < 400)
-    assert [each.confirming for each in search.steps][-2:] == [False, True]
-    report = search.document({}, interrupted=False)
-    assert report["found_posts_per_s"] == search.search.found
-    assert f"highest rate: {search.search.found:,.0f} posts/s" in found(report)
-
-
 async def test_find_max_with_a_bound_that_none_keeps_finds_nothing_and_says_why(
     tired: Tired, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,19 +103,3 @@ async def test_find_max_with_a_bound_that_none_keeps_finds_nothing_and_says_why(
     assert {each.why for each in search.steps} == {"p99 above 1e-06 ms"}
     report: dict[str, Any] = search.document({}, interrupted=False)
     assert "no rate was found" in found(report)
-
-
-async def test_find_max_stopped_in_a_step_leaves_that_step_out(
-    tired: Tired, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A step that was stopped is not in the result."""
-    monkeypatch.setattr(find_max, "WARM_UP_S", 0.01)
-    monkeypatch.setattr(find_max, "PAUSE_S", 0.0)
-    search = FindMax(_plan(tired.url), p99_ms=60_000, step_s=30, first_rate=100)
-    running = asyncio.create_task(search.run(lambda _: None))
-    async with asyncio.timeout(20):
-        await tired.posted.wait()
-        search.stop()
-        await running
-    assert search.steps == []
-    assert "interrupted" in found(search.document({}, interrupted=True))

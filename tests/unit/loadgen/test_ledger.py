@@ -7,14 +7,11 @@ import errno
 import os
 import shutil
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from loadgen.proof.ledger import (
-    CODES_MAX,
-    OTHER_CODE,
     RESERVED_POSTS,
     Details,
     Final,
@@ -115,38 +112,6 @@ async def test_post_is_on_record_before_take_returns(tmp_path: Path) -> None:
     writer.close()
 
 
-async def test_codes_without_end_do_not_end_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Codes beyond the bound are all read as one."""
-    assert CODES_MAX <= 0xFFFF, "what a record has room for"
-    path = tmp_path / "ledger"
-    writer = LedgerWriter(path, {"plan": {}})
-    monkeypatch.setattr("loadgen.proof.ledger.CODES_MAX", 3)
-    for post in range(6):
-        writer.take(post)
-        writer.final(post, Final(422), 0, Details(0, 1, False, {0: f"code_{post}"}))
-    await asyncio.sleep(0)
-    writer.end(6)
-    writer.close()
-    ledger = Ledger.read(path)
-    codes = [ledger.details(post).codes[0] for post in range(6)]
-    assert codes == ["code_0", "code_1", "code_2", *[OTHER_CODE] * 3]
-
-
-async def test_last_code_that_has_a_number_is_read_back(tmp_path: Path) -> None:
-    """All numbers of codes can be read, also the last one, which stands for others."""
-    writer = LedgerWriter(tmp_path / "ledger", {"plan": {}})
-    writer.take(0)
-    names = {index: f"c{index}" for index in range(0x1_0002)}
-    for index, name in names.items():
-        writer.final(0, Final(422), 0, Details(0, 1, False, {index % 0x1_0000: name}))
-    await asyncio.sleep(0)
-    writer.close()
-    ledger = Ledger.read(tmp_path / "ledger")
-    assert ledger.details(0).codes == {1: OTHER_CODE}
-
-
 async def test_ledger_that_is_being_written_is_not_judged(tmp_path: Path) -> None:
     """A ledger in use is an error; after the end or a kill of its writer it can be read."""
     path = tmp_path / "ledger"
@@ -167,39 +132,6 @@ async def test_ledger_that_is_being_written_is_not_judged(tmp_path: Path) -> Non
     generator.kill()
     await generator.communicate()
     assert Ledger.read(path).posts == RESERVED_POSTS
-
-
-async def test_posts_after_the_last_answer_are_told_apart(tmp_path: Path) -> None:
-    """After a kill the posts without an answer are known; after an orderly end there are none."""
-    await _write(tmp_path / "killed", end=False)
-    await _write(tmp_path / "ended")
-    killed, ended = (Ledger.read(tmp_path / name) for name in ("killed", "ended"))
-    assert (killed.posts_known, killed.posts) == (len(FINALS), 2 * RESERVED_POSTS)
-    assert ended.posts_known == ended.posts == ENOUGH
-    assert ended.statuses() == Counter(final.status for final, _ in FINALS.values())
-
-
-async def test_answers_of_one_round_of_the_loop_are_one_write(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All answers of one round of the event loop are written together."""
-    writer = LedgerWriter(tmp_path / "ledger", {"plan": {}})
-    writer.take(0)
-    writes: list[int] = []
-    real = os.write
-
-    def counted(fd: int, data: memoryview) -> int:
-        writes.append(len(data))
-        return real(fd, data)
-
-    monkeypatch.setattr("loadgen.proof.ledger.os.write", counted)
-    for _ in range(3):
-        for post in range(10):
-            writer.final(post, Final(202, "buffered"), 1)
-        await asyncio.sleep(0)
-    assert len(writes) == 3
-    writer.close()
-    assert Ledger.read(tmp_path / "ledger").final(9) == Final(202, "buffered")
 
 
 async def test_full_disk_ends_the_run_and_leaves_a_ledger_that_reads(
@@ -228,50 +160,3 @@ async def test_full_disk_ends_the_run_and_leaves_a_ledger_that_reads(
     writer.close()
     ledger = Ledger.read(path)
     assert (ledger.torn_bytes, ledger.final(0), ledger.ended) == (7, None, False)
-
-
-async def test_nothing_is_written_behind_half_a_frame(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nothing is written after half a frame, also if the disk has free space again."""
-    writer = LedgerWriter(tmp_path / "ledger", {"plan": {}})
-    real = os.write
-
-    def half(fd: int, data: memoryview) -> int:
-        monkeypatch.undo()
-        real(fd, data[:5])
-        raise OSError(errno.ENOSPC, "no space")
-
-    monkeypatch.setattr("loadgen.proof.ledger.os.write", half)
-    for post in (0, 1):
-        with pytest.raises(OSError, match="no space"):
-            writer.take(post)
-    with pytest.raises(OSError, match="no space"):
-        writer.end(1)
-    writer.close()
-    ledger = Ledger.read(tmp_path / "ledger")
-    assert (ledger.torn_bytes, ledger.posts) == (5, 0)
-
-
-async def test_ledger_that_exists_is_never_overwritten(tmp_path: Path) -> None:
-    """An existing file is an error and stays unchanged."""
-    path = tmp_path / "ledger"
-    path.write_bytes(b"precious")
-    with pytest.raises(FileExistsError):
-        LedgerWriter(path, {"plan": {}})
-    with pytest.raises(LedgerError, match="not a ledger"):
-        Ledger.read(path)
-    assert path.read_bytes() == b"precious"
-
-
-async def test_fsync_follows_each_write_only_if_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With `--ledger-fsync` each write is synced, else none."""
-    synced: list[int] = []
-    monkeypatch.setattr("loadgen.proof.ledger.os.fdatasync", synced.append)
-    for fsync, expected in ((False, 0), (True, 2)):
-        writer = LedgerWriter(tmp_path / str(fsync), {"plan": {}}, fsync=fsync)
-        writer.take(0)
-        writer.close()
-        assert len(synced) == expected

@@ -7,7 +7,6 @@ import itertools
 import json
 import re
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -97,54 +96,6 @@ def _but_value(body: bytes) -> bytes:
     return re.sub(rb'"value":[^,]+', b"", body)
 
 
-async def test_closed_loop_ends_after_its_duration_and_waits_for_answers(server: Server) -> None:
-    """The run ends after its duration, when all posts have an answer."""
-    load = Load(_plan(server, shape=None, duration_s=0.2))
-    await load.run()
-    assert load.took_s >= 0.2
-    assert load.tally.right == load.driver.taken == len(server.posts) > 0
-    assert all(query == "" for query, _ in server.posts)
-
-
-async def test_what_was_due_but_not_sent_was_offered(server: Server) -> None:
-    """After a stop the posts that were due count as offered."""
-    load = Load(_plan(server, shape=constant(1000), duration_s=60.0))
-    running = asyncio.create_task(load.run())
-    async with asyncio.timeout(20):
-        await server.posted.wait()
-    load.driver.skipped += 7
-    load.stop()
-    await running
-    posts = load.driver.taken + 7 + load.driver.unsent
-    assert load.offered_posts == posts
-    assert load.tally.offered_readings + load.skipped_readings == posts
-    points = load.tally.timeline.points(1000.0)
-    assert sum(cell.offered for _, _, cell in points) == pytest.approx(posts)
-
-
-async def test_rate_offered_is_that_of_the_plan_however_long_the_answers_take(
-    server: Server,
-) -> None:
-    """The offered rate is that of the plan, also with a slow service."""
-    load = Load(_plan(server, shape=constant(400), duration_s=0.1))
-    await load.run()
-    load.took_s = 5.0
-    report = document(load, {})
-    assert report["rates"]["offered_posts_per_s"] == pytest.approx(400)
-    assert report["rates"]["right_posts_per_s"] == 8
-    assert "The answers did not keep up: 400 posts a second were due, 8 were" in text(report)
-    assert load.due_posts() == pytest.approx(40)
-    load.took_s = 0.05
-    assert load.due_posts() == pytest.approx(20)
-    storm = _plan(server, shape=constant(400))
-    storm = replace(storm, recipe=replace(storm.recipe, backlog_minutes=1, posts_max=30))
-    load = Load(storm)
-    load.took_s = 0.05
-    assert load.due_posts() == pytest.approx(25), "5 devices with a backlog"
-    load.took_s = 5.0
-    assert load.due_posts() == 30
-
-
 @pytest.mark.parametrize("ends", [{"duration_s": 0.1}, {"posts_max": 100}])
 async def test_run_against_a_service_that_stalls_ends_and_counts_what_it_did_not_send(
     server: Server, ends: dict[str, Any]
@@ -165,34 +116,6 @@ async def test_run_against_a_service_that_stalls_ends_and_counts_what_it_did_not
     skipped = f"{load.driver.skipped} posts not sent: too many were open, or they were due for too"
     assert skipped in said
     assert "NOT ALL RIGHT" in said
-
-
-async def test_scraper_counts_on_over_a_restart_of_the_service(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A counter that fell began at 0 again; after a failed read the next one counts all."""
-    monkeypatch.setattr(scrape, "SETTLE_POLL_S", 0.01)
-    elapsed_s = itertools.count(1)
-    timeline = Timeline()
-    scraper = Scraper([f"{server.url}/metrics"], timeline, lambda: float(next(elapsed_s)))
-    server.count(1000)
-    await scraper.begin()
-    assert scraper.seen
-    for committed, total in ((1300, 300), (1300, 300), (50, 350), (60, 360)):
-        server.count(committed)
-        await scraper.settle(10)
-        assert scraper.committed == total
-    server.exposition = ""
-    settling = asyncio.create_task(scraper.settle(10))
-    await asyncio.sleep(0.05)
-    server.count(100, held=3)
-    await asyncio.sleep(0.05)
-    assert not settling.done(), "it waits until nothing is held"
-    server.count(110)
-    await settling
-    assert (scraper.committed, scraper.held) == (410, 0)
-    points = timeline.points(100.0)
-    assert sum(cell.committed for _, _, cell in points) == pytest.approx(410)
 
 
 async def test_scraper_counts_each_process_of_a_service_by_itself(
@@ -223,19 +146,3 @@ async def test_scraper_counts_each_process_of_a_service_by_itself(
     count(1110, 60)
     await settling
     assert scraper.committed == 170
-
-
-async def test_scraper_of_nothing_is_no_error(server: Server) -> None:
-    """Without metrics of the service `seen` is False, and there is no error."""
-    for exposition in ("", "go_goroutines 7\n", "ingest_readings_committed_total many\n"):
-        server.exposition = exposition
-        scraper = Scraper([f"{server.url}/metrics"], Timeline(), lambda: 0.0)
-        await scraper.begin()
-        assert not scraper.seen
-    load = Load(
-        _plan(server, shape=None, posts_max=3, metrics_urls=("http://127.0.0.1:9/metrics",))
-    )
-    await load.run()
-    assert load.tally.right == 3
-    assert load.scraper is not None
-    assert not load.scraper.seen

@@ -15,13 +15,12 @@ import pytest
 from aiohttp import web
 
 from loadgen.proof import conclude as conclude_module
-from loadgen.proof.balance import Balance
-from loadgen.proof.conclude import CannotCheck, Evidence, Result, conclude
+from loadgen.proof.conclude import Evidence, Result, conclude
 from loadgen.proof.ledger import Details, Final, Ledger
 from loadgen.proof.letter_sources import Files
 from loadgen.proof.readings import Plan
 from loadgen.proof.reconcile import FAULTS
-from loadgen.proof.run import REFUSED_MAX, Job, Run
+from loadgen.proof.run import Job, Run
 from loadgen.proof.table import stream_rows
 from loadgen.report.verdict import text
 from loadgen.traffic.post import target_of
@@ -88,24 +87,6 @@ async def _kill_in_the_middle(service: CheatingService) -> None:
     await service.start()
 
 
-async def test_honest_small_service_is_green(readings_url: str, tmp_path: Path) -> None:
-    """The small service without a cheat is green, so that only cheats are found."""
-    result = await _verified(readings_url, tmp_path, "", _kill_in_the_middle)
-    assert result.green, text(result)
-    assert result.counts["acknowledged"] > READINGS * 0.8
-    assert result.counts["in_letters"] > 50
-    assert result.quiet
-
-
-async def test_report_that_cannot_be_written_is_named_and_no_verdict(
-    readings_url: str, tmp_path: Path
-) -> None:
-    """A report that cannot be written is an error, and there is no verdict."""
-    (tmp_path / "report").symlink_to("/dev/full")
-    with pytest.raises(CannotCheck, match=r"^--report .*/report: No space left"):
-        await _verified(readings_url, tmp_path, "")
-
-
 WHAT_IS_FOUND = {
     "drops": "lost",
     "acks early": "lost",
@@ -148,30 +129,6 @@ async def test_cheating_service_is_found_out(readings_url: str, tmp_path: Path, 
     assert report["summary"]["green"] is False
     assert report["list"][0]["check"] == FAULTS[kind]
     assert len(result.first[kind]) == min(20, result.faults[kind])
-
-
-@pytest.mark.parametrize(
-    ("balance", "marks"),
-    [
-        (None, {"replayed": "not seen", "balance": "not seen"}),
-        (Balance(held=3, left_over=0, claimed=0, dropped=0, accepted=9, life=1), {}),
-        (
-            Balance(held=3, left_over=1, claimed=0, dropped=0, accepted=9, life=1),
-            {"balance": "not seen"},
-        ),
-    ],
-)
-def test_unchecked_invariant_is_not_called_ok(
-    balance: Balance | None, marks: dict[str, str]
-) -> None:
-    """A balance other than 0 while readings are held proves nothing."""
-    lines = text(Result(_plan(), 1, balance=balance)).splitlines()
-    found = {
-        line[:12].strip(): line[12:].strip().partition("  ")[0]
-        for line in lines
-        if line[:12].strip() in FAULTS.values()
-    }
-    assert found == dict.fromkeys(set(FAULTS.values()), "ok") | marks
 
 
 @pytest.mark.parametrize("comes", [True, False])
@@ -338,82 +295,6 @@ async def test_answer_is_on_record_as_what_it_is(tmp_path: Path, case: str) -> N
         assert ledger.tries.total() >= 1
 
 
-async def test_answer_that_was_seen_before_must_still_fit_the_post(tmp_path: Path) -> None:
-    """A cached answer must fit the post: "1 accepted" is not all of a post of two."""
-    ledger = await _scripted(tmp_path, lambda _: _taken(), 20, sizes=((1, 1.0), (2, 1.0)))
-    plan = Plan.from_json(ledger.header["plan"])
-    readings = [
-        sum(item.count for item in items) for _, items in zip(range(20), plan.posts(), strict=False)
-    ]
-    assert set(readings[1:]) == {1, 2}
-    finals = [ledger.final(post) for post in range(20)]
-    assert [bool(each and each.details) for each in finals] == [count == 2 for count in readings]
-
-
-async def test_service_that_refuses_everything_is_not_asked_for_long(tmp_path: Path) -> None:
-    """The run ends after REFUSED_MAX refusals without an accepted post."""
-
-    def refuse(_: int) -> web.StreamResponse:
-        return web.json_response({"code": "ack_unavailable"}, status=400)
-
-    ledger = await _scripted(tmp_path, refuse, 1_000)
-    assert ledger.posts == REFUSED_MAX
-    (tmp_path / "ledger").unlink()
-    ledger = await _scripted(tmp_path, lambda tries: refuse(tries) if tries else _taken(), 1_000)
-    assert ledger.posts == 1_000
-
-
-async def test_nobody_there_is_on_record_as_never_sent(tmp_path: Path, free_port: int) -> None:
-    """A post with only refused connections has no answer and no doubt."""
-    url = f"http://127.0.0.1:{free_port}"
-    plan = _plan(sizes=((1, 1.0),))
-    await Run(_job(url, tmp_path, posts=2, connections=1, give_up_s=0.1, plan=plan)).go()
-    ledger = Ledger.read(tmp_path / "ledger")
-    assert ledger.final(0) == Final(0)
-    assert (ledger.posts, ledger.ended) == (2, True)
-
-
-# Cases without a possible proof
-
-
-async def test_without_a_database_there_is_no_verdict(tmp_path: Path, free_port: int) -> None:
-    """Without a database there is an error, and no verdict."""
-    await _scripted(tmp_path, lambda _: _taken(), 3)
-    url = f"postgresql://nobody:secret@127.0.0.1:{free_port}/x"
-    with pytest.raises(CannotCheck, match="cannot connect") as caught:
-        await conclude(tmp_path / "ledger", Evidence(url, Files(tmp_path)), settle_s=0.1)
-    assert "secret" not in str(caught.value)
-
-
-async def test_without_a_folder_of_dead_letters_there_is_no_verdict(
-    tmp_path: Path, readings_url: str
-) -> None:
-    """A folder that cannot be read is an error, not an empty folder."""
-    await _scripted(tmp_path, lambda _: _taken(), 3)
-    with pytest.raises(CannotCheck, match="dead-letter folder"):
-        await conclude(
-            tmp_path / "ledger", Evidence(readings_url, Files(tmp_path / "no")), settle_s=0.1
-        )
-
-
-async def test_without_a_table_there_is_no_verdict(tmp_path: Path, database_url: str) -> None:
-    """A database without the table is an error, not a loss."""
-    await _scripted(tmp_path, lambda _: _taken(), 3)
-    with pytest.raises(CannotCheck, match="readings"):
-        await conclude(tmp_path / "ledger", Evidence(database_url, Files(tmp_path)), settle_s=0.1)
-
-
-async def test_damaged_ledger_gives_no_verdict(tmp_path: Path, readings_url: str) -> None:
-    """A damaged ledger is an error, and gives no verdict."""
-    await _scripted(tmp_path, lambda _: _taken(), 3)
-    path = tmp_path / "ledger"
-    data = bytearray(path.read_bytes())
-    data[-5] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(CannotCheck, match="altered"):
-        await conclude(path, Evidence(readings_url, Files(tmp_path)), settle_s=0.1)
-
-
 # Verdicts with few known outcomes
 
 
@@ -463,18 +344,3 @@ async def test_nothing_but_a_503_may_end_a_post_as_a_fault_of_the_server(
     assert result.first["wrong_answer"][0].found == "1 post ended with status 500"
     assert "1 post ended with status 502" in result.notes
     assert "1 post given up without an answer" in result.notes
-
-
-async def test_table_of_another_service_is_suspected(readings_url: str, tmp_path: Path) -> None:
-    """If all readings are missing, a note says that it may be the wrong database."""
-    world = World(100, plan=HARDLY)
-    rows, world.rows = world.rows, []
-    result = await _judged(world, tmp_path, readings_url)
-    note = f"the table has no row of {HARDLY.prefix}%: is it the database of this service?"
-    assert result.faults["lost"] == len(rows)
-    assert f"note: {note}\n" in text(result)
-    world.rows = rows[:1]
-    (tmp_path / "ledger").unlink()
-    result = await _judged(world, tmp_path, readings_url)
-    assert result.faults["lost"] == len(rows) - 1
-    assert note not in result.notes

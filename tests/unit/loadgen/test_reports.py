@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 
 from loadgen.driver.ports import Loss
 from loadgen.measure.load import Load, LoadPlan
-from loadgen.report.json import document, duration, write_whole
+from loadgen.report.json import document, write_whole
 from loadgen.report.text import text
 from loadgen.traffic.post import Post, target_of
 from loadgen.traffic.schedule import constant
@@ -114,88 +113,6 @@ def test_summary_names_everything_that_was_wrong() -> None:
     assert "committed" not in said
 
 
-def test_report_says_that_its_latencies_are_without_the_posts_that_had_no_answer() -> None:
-    """The report says that posts without an answer are not in its latencies."""
-    load = _busy_load()
-    load.driver.skipped = 4
-    (said,) = document(load, _settings())["remarks"]
-    assert said == "The latencies are of posts with an answer: 5 that had none are not in them."
-
-
-def test_rate_offered_counts_the_time_in_which_posts_were_passed_over() -> None:
-    """The offered rate counts the time of passed-over posts, too."""
-    load = _load(10)
-    for number in range(250):
-        post = Post(b"", 1, GOOD, number)
-        load.tally.answered(post, 202, b"", number / 50, number / 50 + 0.01, final=True)
-    load.driver.taken, load.driver.skipped = 250, 250
-    load.took_s = 12.0
-    rate = document(load, _settings())["rates"]["offered_posts_per_s"]
-    assert rate == pytest.approx(50, rel=0.01)
-
-
-def test_summary_of_a_good_run_names_no_failure() -> None:
-    """A good run has no line about failures."""
-    load = _load(metrics=True)
-    load.tally.answered(Post(b"", 1, GOOD, 0), 202, b"{}", 0.0, 0.1, final=True)
-    load.driver.taken = 1
-    assert load.scraper is not None
-    load.scraper.seen, load.scraper.committed = True, 1.0
-    report = document(load, _settings())
-    said = text(report)
-    assert report["all_right"]
-    assert "1 committed by the service" in said
-    assert "wrong" not in said
-    assert "NOT" not in said
-    load.driver.skipped = 3
-    said = text(document(load, _settings()))
-    assert "3 posts not sent: too many were open, or they were due for too long" in said
-    assert "NOT ALL RIGHT" in said
-
-
-@pytest.mark.parametrize(
-    ("cpu_share", "lagged", "bottleneck", "said"),
-    [
-        (0.95, 0, True, "The load generator itself was the bottleneck: it used 95% of a core"),
-        (
-            0.5,
-            20,
-            False,
-            "The load generator itself was late with 9.5% of the posts, by up to 30.0",
-        ),
-        (0.5, 1, False, ""),
-    ],
-)
-def test_report_admits_that_the_generator_was_the_limit(
-    cpu_share: float, lagged: int, bottleneck: bool, said: str
-) -> None:
-    """The report says that the generator was the bottleneck."""
-    load = _busy_load()
-    load.cpu_s, load.driver.lagged, load.driver.lag_s_max = cpu_share * 5, lagged, 0.03
-    report = document(load, _settings())
-    assert report["generator"]["was_bottleneck"] == bottleneck
-    assert report["generator"]["says"].startswith(said)
-    assert bool(report["generator"]["says"]) == bool(said)
-    assert len(report["remarks"]) == bool(said) + 1, "the answers kept up; one was lost"
-    assert said in text(report)
-
-
-@pytest.mark.parametrize(
-    ("ms", "shown"),
-    [
-        (None, "-"),
-        (0.0123, "12 us"),
-        (1.2345, "1.23 ms"),
-        (45.67, "45.7 ms"),
-        (456.7, "457 ms"),
-        (4567, "4.57 s"),
-    ],
-)
-def test_durations_are_shown_with_three_digits(ms: float | None, shown: str) -> None:
-    """Durations have three digits and a suitable unit."""
-    assert duration(ms) == shown
-
-
 def test_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     """A reader gets the old file, then the new one; no other file is left."""
     path = tmp_path / "report.json"
@@ -206,18 +123,3 @@ def test_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         write_whole(path, "\ud800")
     assert path.read_text() == "new"
     assert [each.name for each in tmp_path.iterdir()] == ["report.json"]
-
-
-def test_pipe_or_device_is_written_to_and_a_link_followed(tmp_path: Path) -> None:
-    """A pipe, a device or a link stays what it is (such as `--json /dev/null` by root)."""
-    pipe, link, behind = tmp_path / "pipe", tmp_path / "link", tmp_path / "behind"
-    os.mkfifo(pipe)
-    reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
-    write_whole(pipe, "new")
-    assert pipe.is_fifo()
-    assert os.read(reader, 10) == b"new"
-    os.close(reader)
-    link.symlink_to(behind)
-    write_whole(link, "new")
-    assert link.is_symlink()
-    assert behind.read_text() == "new"

@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
-import shlex
 from pathlib import Path
 
 import pytest
 
 from loadgen.cli import main as cli
-from loadgen.cli.run_options import plan_of, settings_of
+from loadgen.cli.run_options import plan_of
 from loadgen.cli.service_options import local_of, targets_for
 from loadgen.measure.load import LoadPlan
 from loadgen.traffic.schedule import burst, constant, ramp, steps
@@ -63,49 +61,6 @@ def test_shapes_are_read_as_the_help_shows_them(
     """Shapes are read as the help shows them: rates, times and their order."""
     plan = _plan(*words)
     assert (plan.shape, plan.duration_s) == (shape, duration_s)
-
-
-def test_storm_brings_a_backlog_of_each_device_and_a_connection_for_it() -> None:
-    """A storm has a backlog for each device and a connection for each, then the rate."""
-    plan = _plan("--shape", "storm:5", "--devices", "200", "--rate", "10", "--duration-s", "2")
-    assert (plan.recipe.backlog_minutes, plan.recipe.backlog_posts, plan.connections) == (
-        5,
-        200,
-        200,
-    )
-    times = list(plan.moments() or ())
-    assert times[:201] == [0.0] * 201, "200 of the backlog, and the first live one"
-    assert len(times) == 220
-    assert _plan("--shape", "storm", "--devices", "9000").connections == 1000
-    assert _plan("--shape", "storm", "--connections", "3").connections == 3
-
-
-def test_posts_without_a_duration_have_no_end_in_time() -> None:
-    """With --posts alone the run has no end in time."""
-    plan = _plan("--posts", "50")
-    assert (plan.duration_s, plan.recipe.posts_max) == (None, 50)
-
-
-def test_shares_and_mixes_are_read_in_both_spellings() -> None:
-    """1% is 0.01; sizes have weights, or equal ones."""
-    recipe = _plan("--late", "1%", "--broken", "0.5", "--batch", "1x80,100x20").recipe
-    assert (recipe.late, recipe.broken, recipe.duplicates) == (0.01, 0.5, 0.0)
-    assert recipe.mix == ((1, 80.0), (100, 20.0))
-    assert _plan("--batch", "5,10").recipe.mix == ((5, 1.0), (10, 1.0))
-    assert _plan("--batch", "1x80,100x20").readings_a_post() == pytest.approx(20.8)
-
-
-def test_metrics_are_not_guessed_for_a_port_of_ones_own() -> None:
-    """For another port no metrics URL is guessed, since it may be of another service."""
-    assert _plan("--url", "http://127.0.0.1:9000").metrics_urls == ()
-    assert _plan("--url", "http://[::1]:8080").metrics_urls == ("http://[::1]:8081/metrics",)
-    for option, url in (
-        ("--admin-url", "http://h:9001"),
-        ("--admin-url", "http://h:9001/metrics"),
-        ("--metrics-url", "http://h:9001/metrics"),  # its name before
-    ):
-        given = _plan("--url", "http://h:9000", option, url)
-        assert given.metrics_urls == ("http://h:9001/metrics",)
 
 
 @pytest.mark.parametrize(
@@ -180,54 +135,6 @@ def test_options_that_do_not_go_together_are_an_error_that_names_them(
     assert said in capsys.readouterr().err
 
 
-def test_settings_of_a_report_are_what_was_chosen(tmp_path: Path) -> None:
-    """The report has all settings, with defaults."""
-    chosen = _chosen("--shape", "ramp:1..9", "--seed", "7", "--gzip", "--json", f"{tmp_path}/a")
-    settings = settings_of(chosen, plan_of(chosen))
-    wanted = {
-        "url": "http://127.0.0.1:8080/v1/readings",
-        "loop": "open",
-        "shape": "ramp:1..9",
-        "rate_posts_per_s": None,
-        "duration_s": 10.0,
-        "seed": 7,
-        "gzip": True,
-        "batch": "1x1",
-        "late": 0.0,
-    }
-    assert settings.items() >= wanted.items()
-    chosen = _chosen("--closed", "--no-retry")
-    settings = settings_of(chosen, plan_of(chosen))
-    assert (settings["loop"], settings["shape"], settings["retry"]) == ("closed", None, False)
-
-
-def test_every_option_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
-    """Every option has a help text."""
-    (words,) = [
-        each for each in cli.parser()._actions if isinstance(each, argparse._SubParsersAction)
-    ]
-    for name, parser in words.choices.items():
-        silent = [
-            each.option_strings for each in parser._actions if each.option_strings and not each.help
-        ]
-        assert not silent, f"{name}: {silent}"
-
-
-def test_several_urls_are_addresses_of_one_service() -> None:
-    """Posts go to all of them; without --admin-url no port is guessed."""
-    words = ("--url", "http://a:8080", "--url", "http://b:8080")
-    plan = _plan(*words)
-    assert [each.authority for each in (plan.target, *plan.others)] == ["a:8080", "b:8080"]
-    assert plan.metrics_urls == ()
-    plan = _plan(*words, "--admin-url", "http://a:1", "--admin-url", "http://b:1/metrics")
-    assert plan.metrics_urls == ("http://a:1/metrics", "http://b:1/metrics")
-    said = settings_of(_chosen(*words), plan)
-    assert said["other_urls"] == ["http://b:8080/v1/readings"]
-    assert said["metrics_url"] == "http://a:1/metrics, http://b:1/metrics"
-    with pytest.raises(ValueError, match="--url: all must have the same path"):
-        _plan("--url", "http://a:8080", "--url", "http://b:8080/x")
-
-
 def test_every_command_talks_to_the_service_of_this_machine(tmp_path: Path) -> None:
     """`run`, `csv` and `verify` find the running service in the same way; --url wins."""
     state = tmp_path / "other"
@@ -257,7 +164,7 @@ def test_every_command_talks_to_the_service_of_this_machine(tmp_path: Path) -> N
         (["run", "--dvices", "3"], "loadgen run: there is no --dvices; did you mean --devices?"),
         (["run", "--zzz"], "loadgen run: there is no --zzz (see loadgen run --help)"),
         (["run", "--dev", "3"], "loadgen run: there is no --dev; did you mean --devices?"),
-        (["run", "--metrics-url", "h:1"], "h:1 does not begin with http://"),
+        (["run", "--admin-url", "h:1"], "h:1 does not begin with http://"),
         (["run", "--ack", "durabel"], "did you mean durable?"),
     ],
 )
@@ -272,30 +179,3 @@ def test_mistake_is_one_line_with_what_was_meant(
     err = capsys.readouterr().err
     assert (code, err.count("\n")) == (2, 1)
     assert said in err
-
-
-def test_each_help_has_two_examples_that_parse(capsys: pytest.CaptureFixture[str]) -> None:
-    """Each help shows two examples that the parser takes; without a command it is printed."""
-    for command in ([], *([each] for each in cli.COMMANDS)):
-        with pytest.raises(SystemExit):
-            cli.main([*command, "--help"])
-        shown = capsys.readouterr().out
-        found = re.findall(r"^  (loadgen .*)$", shown, re.MULTILINE)
-        assert len(found) == 2
-        for example in found:
-            words = shlex.split(example)[1:]
-            assert cli.parser().parse_args(words).command == (command or words)[0]
-    assert cli.main([]) == 2
-    assert "verify" in capsys.readouterr().err
-
-
-def test_token_goes_to_each_target() -> None:
-    """Of a list of gateways too; no report shows it."""
-    chosen = _chosen("--token", "iot_x", "--url", "http://a:1", "--url", "http://b:1")
-    plan = plan_of(chosen)
-    assert [each.token for each in (plan.target, *plan.others)] == ["iot_x"] * 2
-    assert "iot_x" not in json.dumps(settings_of(chosen, plan))
-    assert _plan().target.token == ""
-    for wrong in ("a b", "x\r\nHost: y", "ü"):
-        with pytest.raises(SystemExit):
-            _chosen("--token", wrong)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from loadgen.driver.ports import Loss
-from loadgen.measure.tally import WHYS_MAX, Tally
+from loadgen.measure.tally import Tally
 from loadgen.traffic.post import Post
 from loadgen.traffic.traffic import BROKEN, GOOD, INVALID, MIXED
 
@@ -60,21 +60,6 @@ def test_final_answer_is_right_only_if_it_is_the_expected_one(
     assert tally.latency.count == 1
 
 
-def test_answer_that_is_not_final_counts_as_a_status_only() -> None:
-    """An answer that is not final counts only as a status."""
-    tally = _tally()
-    post = Post(b"", 3, GOOD, 0)
-    problem = b'{"type":"t","status":503,"detail":"x","code":"buffer_full"}'
-    tally.answered(post, 503, problem, 0.0, 0.1, final=False)
-    tally.lost(Loss(post, "the connection was lost", True, 0.0, 0.2, False))
-    assert tally.through == tally.latency.count == tally.offered_readings == 0
-    tally.answered(post, 202, _kept(3), 0.0, 0.7, final=True)
-    assert (tally.right, tally.accepted_readings) == (1, 3)
-    assert tally.codes == {"503 buffer_full": 1}
-    assert tally.statuses == {503: 1, 0: 1, 202: 1}
-    assert tally.latency.max_s == pytest.approx(0.7), "from the intended moment, over all tries"
-
-
 def test_post_given_up_is_lost_and_says_whether_it_may_be_stored() -> None:
     """Lost posts that were written count separately."""
     tally = _tally(n1=1)
@@ -83,27 +68,6 @@ def test_post_given_up_is_lost_and_says_whether_it_may_be_stored() -> None:
     assert (tally.given_up, tally.given_up_written, tally.wrong) == (2, 1, 2)
     assert tally.whys == {"refused": 1, "cut": 1}
     assert tally.latency.count == 0
-
-
-def test_tally_forgets_a_mixed_post_that_is_through() -> None:
-    """The entry of a mixed post is removed at its final call."""
-    bad_items = {1: 1, 2: 1}
-    tally = Tally(bad_items)
-    tally.lost(Loss(Post(b"", 2, MIXED, 1), "x", False, 0.0, 1.0, True))
-    tally.answered(Post(b"", 2, MIXED, 2), 202, _kept(1, 1), 0.0, 1.0, final=True)
-    assert bad_items == {}
-
-
-def test_names_of_refusals_and_reasons_are_bounded() -> None:
-    """The number of kept codes and reasons is bounded."""
-    tally = _tally()
-    for number in range(3 * WHYS_MAX):
-        post = Post(b"", 1, GOOD, number)
-        body = b'{"code":"c%d"}' % number
-        tally.answered(post, 500, body, 0.0, 1.0, final=False)
-        tally.lost(Loss(post, f"why {number}", False, 0.0, 1.0, False))
-    assert len(tally.codes) == len(tally.whys) == WHYS_MAX
-    assert tally.statuses[500] == 3 * WHYS_MAX
 
 
 class _Began:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -13,9 +13,7 @@ from typing import Any
 import pytest
 
 from loadgen.traffic.post import Post
-from loadgen.traffic.spoil import LATE_HOURS_MAX
 from loadgen.traffic.traffic import (
-    BACKLOG_BYTES_AHEAD,
     BROKEN,
     GOOD,
     INVALID,
@@ -101,30 +99,6 @@ def test_same_seed_and_moments_give_the_same_bytes_and_another_seed_others() -> 
     assert [each.request for each in posts(3)] != [each.request for each in posts(4)]
 
 
-def test_moments_and_values_are_those_of_a_living_fleet() -> None:
-    """Timestamps follow the clock; each device measures about once a second."""
-    traffic = _traffic(step_us=1000, devices=40, mix=((80, 1.0),))
-    values = defaultdict(list)
-    for number, post in enumerate(_posts(traffic, 4000)):
-        items = _items(post)
-        assert items[0]["ts"] == START_US + 1000 * number
-        for each in items:
-            values[each["device_id"], each["metric"]].append(each["value"])
-    assert {metric for _, metric in values} == {
-        *("temperature", "humidity", "power", "voltage", "door_open", "battery")
-    }
-    temperatures = [found for (_, metric), found in values.items() if metric == "temperature"]
-    assert all(3 <= len(set(found)) <= 5 for found in temperatures), "4 s, a value a second"
-    assert all(isinstance(each, bool) for each in values["door-0005", "door_open"])
-
-
-def test_mix_draws_sizes_by_their_weights() -> None:
-    """Sizes are drawn by their weights."""
-    sizes = Counter(post.readings for post in _posts(_traffic(mix=((1, 3.0), (50, 1.0))), 4000))
-    assert set(sizes) == {1, 50}
-    assert 900 < sizes[50] < 1100
-
-
 def test_shares_are_met_and_kinds_say_what_is_in_a_post() -> None:
     """The shares of odd readings are right, and the kind of a post says the right answer."""
     traffic = _traffic(mix=((1, 1.0), (10, 1.0)), late=0.05, future=0.02, poison=0.04, broken=0.1)
@@ -156,39 +130,6 @@ def _is_bad(item: dict[str, Any]) -> bool:
     )
 
 
-def test_reading_is_spoilt_in_one_way_only() -> None:
-    """A reading that is chosen for two faults gets one of them, and one is counted."""
-    traffic = _traffic(mix=((200, 1.0),), late=0.5, future=0.5, poison=0.5)
-    bad = sum(_is_bad(each) for post in _posts(traffic, 10) for each in _items(post))
-    assert traffic.made["future"] + traffic.made["poison"] == bad
-
-
-def test_late_readings_are_hours_to_a_week_old() -> None:
-    """Late readings are hours to a week old, and valid."""
-    (ages,) = [
-        [(START_US - each["ts"]) / HOUR_US for each in _items(post)]
-        for post in _posts(_traffic(mix=((500, 1.0),), late=1.0), 1)
-    ]
-    assert 0.9 < min(ages) < 10
-    assert LATE_HOURS_MAX - 10 < max(ages) <= LATE_HOURS_MAX
-
-
-def test_poison_comes_in_all_its_ways() -> None:
-    """All kinds of `--poison` occur: NUL, a string, the year 9999, a long name."""
-    (post,) = _posts(_traffic(mix=((400, 1.0),), poison=1.0), 1)
-    assert post.kind == INVALID
-    items = _items(post)
-    assert all(_is_bad(each) for each in items)
-    ways = (
-        sum("\0" in each["device_id"] for each in items),
-        sum(isinstance(each["value"], str) for each in items),
-        sum(each["ts"] == "9999-12-31T23:59:59Z" for each in items),
-        sum(len(each["device_id"]) > 300 for each in items),
-    )
-    assert sum(ways) == 400
-    assert min(ways) > 50
-
-
 @pytest.mark.parametrize("mix", [((1, 1.0),), ((20, 1.0),)])
 def test_broken_bodies_cannot_be_read_by_anyone(mix: tuple[tuple[int, float], ...]) -> None:
     """Broken bodies are cut off, not UTF-8, or half a gzip."""
@@ -218,13 +159,6 @@ def test_duplicates_repeat_a_recent_good_post_byte_for_byte() -> None:
     assert repeated == traffic.made["duplicates"] == pytest.approx(3000 * 0.9 * 0.2, rel=0.15)
 
 
-def test_gzip_posts_inflate_to_what_plain_ones_hold() -> None:
-    """A gzip post inflates to the plain post."""
-    plain, packed = (list(_posts(_traffic(mix=((30, 1.0),), gzip=each), 5)) for each in (0, 1))
-    assert [_body(each) for each in plain] == [_body(each) for each in packed]
-    assert len(packed[0].request) < len(plain[0].request) / 2
-
-
 def test_backlog_of_every_device_comes_first_then_live_readings() -> None:
     """Each device first posts its backlog, a reading of each metric a minute; then live ones."""
     traffic = _traffic(devices=12, backlog_minutes=30)
@@ -242,21 +176,3 @@ def test_backlog_of_every_device_comes_first_then_live_readings() -> None:
     assert len(set(devices)) == 12
     assert all(post.readings == 1 and _items(post)[0]["ts"] >= START_US for post in posts[12:])
     assert traffic.made == {"backlog": 12}
-
-
-def test_backlog_beyond_what_is_made_ahead_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A backlog that is made later has the same content."""
-    assert BACKLOG_BYTES_AHEAD > 1e6
-    ahead = list(_posts(_traffic(devices=9, backlog_minutes=3, step_us=1), 20))
-    monkeypatch.setattr("loadgen.traffic.traffic.BACKLOG_BYTES_AHEAD", 1500)
-    assert list(_posts(_traffic(devices=9, backlog_minutes=3, step_us=1), 20)) == ahead
-
-
-def test_traffic_ends_after_its_posts_or_by_end() -> None:
-    """After the end, `take` always returns None."""
-    traffic = _traffic(posts_max=3)
-    assert [traffic.take() is None for _ in range(5)] == [False, False, False, True, True]
-    traffic = _traffic()
-    assert traffic.take() is not None
-    traffic.end()
-    assert traffic.take() is None

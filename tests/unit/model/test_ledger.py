@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
+from ingest.model.ledger import Ledger
 from ingest.model.metrics import Histogram
-from ingest.model.ports import BufferStats
 
 BOUNDS = (0.001, 0.01, 0.1)
 ROUTE = "/v1/readings"
@@ -27,17 +26,6 @@ def test_observations_at_once_are_those_one_by_one(values: list[float]) -> None:
     assert at_once.counts == one_by_one.counts
     assert at_once.total == pytest.approx(one_by_one.total)
     assert sum(at_once.counts) == len(values)
-
-
-@given(st.floats(0, 1), st.integers(1, 300))
-def test_one_observation_may_be_that_of_several_posts(value: float, count: int) -> None:
-    """As for the posts of one block, which are stored at the same time."""
-    at_once, one_by_one = Histogram(BOUNDS), Histogram(BOUNDS)
-    at_once.observe(value, count)
-    for _ in range(count):
-        one_by_one.observe(value)
-    assert at_once.counts == one_by_one.counts
-    assert at_once.total == pytest.approx(one_by_one.total)
 
 
 def test_requests_answered_together_count_one_each() -> None:
@@ -120,15 +108,3 @@ def test_what_is_no_snapshot_is_an_error(wrong: dict[str, object]) -> None:
     """And never another exception."""
     with pytest.raises(ValueError, match=r"counter|argument|longer|shorter"):
         Ledger.from_snapshot({**used().snapshot(), **wrong})
-
-
-def test_ledger_that_becomes_another_one_keeps_its_gauges() -> None:
-    """Who has it reads the new counters."""
-    ledger, total = Ledger(), used()
-    ledger.gauges = gauges = Gauges(
-        lambda: BufferStats(4, 0, 0, 0, 0, 0, 0, None), DeadLetterStats, lambda: None, lambda: None
-    )
-    ledger.become(total)
-    assert ledger.received == 10
-    assert ledger.gauges is gauges
-    assert ledger.held == 5

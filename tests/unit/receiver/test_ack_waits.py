@@ -7,7 +7,6 @@ import asyncio
 import pytest
 
 from ingest.model.ack import Outcome, Refusal
-from ingest.model.errors import DeadLettersBroken, DeadLettersFull
 from tests.support.receiver import (
     BAD,
     GOOD,
@@ -73,16 +72,6 @@ async def test_committed_post_lists_rows_that_the_database_refused() -> None:
 
 
 @reserves
-async def test_committed_post_with_items_in_order_names_rows_as_they_are() -> None:
-    """Without invalid items a row's number is its index."""
-    async with running_receiver() as receiver:
-        body = b"[" + b",".join([GOOD, GOOD]) + b"]"
-        reply = await committed(receiver, body, Outcome((Refusal(1, "23514", "", None, True),)))
-        (error,) = reply.document["errors"]
-        assert (error["index"], error["code"]) == (1, "no_partition")
-
-
-@reserves
 async def test_committed_post_set_aside_is_unknown() -> None:
     """What goes to the dead letters for later is not in the table: 503, send again."""
     async with running_receiver() as receiver:
@@ -90,19 +79,6 @@ async def test_committed_post_set_aside_is_unknown() -> None:
         assert (reply.status, reply.code) == (503, "outcome_unknown")
         assert int(reply.headers["retry-after"]) >= 1
         assert reply.document["detail"].endswith(AGAIN)
-
-
-@reserves
-async def test_committed_post_undecided_is_unknown_and_counts_as_accepted() -> None:
-    """After ack_wait_s_max: 503, the block stays in the buffer, no counter changes."""
-    async with running_receiver(ack_wait_s_max=0.05) as receiver:
-        reply = await receiver.post(GOOD, "?ack=committed")
-        assert (reply.status, reply.code) == (503, "outcome_unknown")
-        assert reply.document["detail"] == f"the outcome was not known within 0.05 s; {AGAIN}"
-        assert receiver.ledger.accepted == 1
-        (block,) = receiver.inlet.blocks
-        assert block.ack is not None
-        block.ack.resolve(Outcome())  # later, and no post waits for it: no error
 
 
 @both_ways
@@ -128,17 +104,6 @@ async def test_committed_posts_that_wait_leave_a_quarter_of_the_connections() ->
         await receiver.blocks(8)
 
 
-async def test_committed_post_on_hold_is_refused_and_not_kept() -> None:
-    """Writes are paused: 503 at once, nothing kept; buffered posts are still accepted."""
-    async with running_receiver() as receiver:
-        receiver.database.hold("28P01")
-        reply = await receiver.post(GOOD, "?ack=committed")
-        assert (reply.status, reply.code) == (503, "database_on_hold")
-        assert not receiver.inlet.blocks
-        assert dict(receiver.ledger.rejected) == {"database_on_hold": 1}
-        assert (await receiver.post(GOOD)).status == 202
-
-
 async def test_committed_post_is_answered_that_it_is_kept_when_writes_pause() -> None:
     """A pause of writes ends the wait; the detail does not claim that nothing is kept."""
     async with running_receiver() as receiver:
@@ -150,48 +115,6 @@ async def test_committed_post_is_answered_that_it_is_kept_when_writes_pause() ->
         assert (reply.status, reply.code) == (503, "database_on_hold")
         assert "may still be stored" in reply.document["detail"]
         assert receiver.ledger.accepted == 1
-
-
-@reserves
-async def test_item_with_thousands_of_bad_entries_is_kept_once() -> None:
-    """Its good entries are accepted; the dead letters of a post are no larger than its body."""
-    entries = b",".join(b'"k%d":null' % n for n in range(4_000))
-    body = b'{"device_id":"d","ts":1700000000,"values":{"ok":1,%s}}' % entries
-    async with running_receiver() as receiver:
-        reply = await receiver.post(body)
-        assert reply.status == 202
-        assert (reply.document["accepted"], reply.document["dead_lettered"]) == (1, 1)
-        (error,) = reply.document["errors"]
-        assert (error["index"], error["field"]) == (0, "values.k0")
-        assert error["also"][7] == {"field": "values.k8", "code": "wrong_type"}
-        (letter,) = receiver.dead_letters.letters
-        assert letter.original == body
-        assert receiver.ledger.at_receiver == 0
-
-
-@reserves
-async def test_dead_letters_full_names_every_invalid_item() -> None:
-    """The one 4xx for a lack of ours: all indices, so that the client can post the rest."""
-    async with running_receiver() as receiver:
-        receiver.dead_letters.error = DeadLettersFull("full")
-        body = b"[" + b",".join([GOOD, *[BAD] * 120]) + b"]"
-        reply = await receiver.post(body)
-        assert (reply.status, reply.code) == (422, "dead_letters_full")
-        assert reply.document["items"] == list(range(1, 121))
-        assert reply.document["errors_truncated"] is True
-        assert not receiver.inlet.blocks
-        assert dict(receiver.ledger.rejected) == {"dead_letters_full": 121}
-
-
-@reserves
-async def test_dead_letters_broken_is_503() -> None:
-    """A disk that fails: 503 disk_low, nothing is kept, and the room is given back."""
-    async with running_receiver() as receiver:
-        receiver.dead_letters.error = DeadLettersBroken("I/O error")
-        reply = await receiver.post(MIXED)
-        assert (reply.status, reply.code) == (503, "disk_low")
-        assert not receiver.inlet.blocks
-        assert dict(receiver.ledger.rejected) == {"disk_low": 4}
 
 
 @reserves

@@ -11,6 +11,7 @@ from ingest.access.entries import TokenEntry, certificate_key, end_line, entry_l
 from ingest.receiver.access import certificate_name
 from tests.support.receiver import GOOD, Client, Receiver, Reply, head, post, running_receiver
 from tests.support.tokens import OTHER, SECRET, in_force, line, put
+from tests.unit.receiver.rows import request
 
 HEADER = "X-Client-Certificate"
 PROXY, STRANGER = "127.0.0.1", "127.0.0.2"
@@ -72,61 +73,41 @@ def test_name_is_that_of_the_subject(value: str, name: str) -> None:
 
 async def test_certificate_gives_the_scope_of_its_entry() -> None:
     """Its device only; another name, no name, two names and a wrong token are refused."""
+    names = ("boiler", "boiler-8", "CN=x,CN=boiler-7", "certificate:boiler-7", "", SECRET)
+    twice = told("boiler-7").replace(b"Host", HEADER.encode() + b": boiler-7\r\nHost")
     async with running_receiver(in_force(line(), BOILER), **SETTINGS) as receiver:
-        for name in ("boiler-7", "CN=boiler-7,O=x"):
-            assert (await send(receiver, told(name))).status == 202
-        assert (await send(receiver, told("boiler-7", OF_OTHER))).status == 403
-        for name in ("boiler", "boiler-8", "CN=x,CN=boiler-7", "certificate:boiler-7", "", SECRET):
-            reply = await send(receiver, told(name))
-            assert (reply.status, reply.code) == (401, "unauthorized"), name
-            assert "www-authenticate" in reply.headers
-        twice = told("boiler-7").replace(b"Host", HEADER.encode() + b": boiler-7\r\nHost")
-        assert (await send(receiver, twice)).status == 401
-        # A token counts before a certificate.
-        for token, status in ((SECRET, 202), (OTHER, 401)):
-            sent = told("boiler-7", OF_OTHER, **{"X-API-Key": token})
-            assert (await send(receiver, sent)).status == status
-        assert [each.sender for each in receiver.inlet.blocks] == [
-            *["token boiler"] * 2,
-            "token garden",
-        ]
+        for sent, status in (
+            *((told(name), 202) for name in ("boiler-7", "CN=boiler-7,O=x")),
+            (told("boiler-7", OF_OTHER), 403),
+            *((told(name), 401) for name in names),
+            (twice, 401),
+            # A token counts before a certificate.
+            (told("boiler-7", OF_OTHER, **{"X-API-Key": SECRET}), 202),
+            (told("boiler-7", OF_OTHER, **{"X-API-Key": OTHER}), 401),
+        ):
+            assert (await send(receiver, sent)).status == status, sent
+        senders = [each.sender for each in receiver.inlet.blocks]
+        assert senders == [*["token boiler"] * 2, "token garden"]
 
 
-@pytest.mark.parametrize("name", ["boiler-7", "CN=boiler-7"])
-async def test_head_of_a_proxy_is_nothing_from_anybody_else(name: str) -> None:
-    """Also where the port knows the same bytes already, on each page, and before the proxy came."""
-    lines = b"m,device=d1 value=1"
-    sized = {HEADER: name, "Content-Length": str(len(lines))}
-    of_lines = head("POST", "/write", sized) + lines
-    async with running_receiver(in_force(line(), BOILER), **SETTINGS) as receiver:
-        for data, status in ((told(name), 202), (of_lines, 204)):
+async def test_head_of_a_proxy_is_nothing_from_anybody_else(tmp_path: Path) -> None:
+    """On each page, also where the port knows the same bytes already, and before the proxy came."""
+    file = tmp_path / "sources.toml"
+    file.write_text('[[source]]\nname = "esp"\ndevice = "id"\n')
+    name, settings = {HEADER: "CN=boiler-7"}, {**SETTINGS, "sources_file": str(file)}
+    async with running_receiver(in_force(line(), BOILER), **settings) as receiver:
+        for data, status in (
+            (told(name[HEADER]), 202),
+            (request("/write", b"m,device=d1 value=1", name), 204),
+            (request("/v1/in/esp", b'{"id":"d1","temp":21.4}', name), 200),
+            (head("HEAD", "/v1/in/esp", name), 200),
+        ):
+            spoof = data.replace(b"Host", b"X-Forwarded-For: 127.0.0.1\r\nHost")
             for _ in range(3):  # a head is known from the second time on
                 assert (await send(receiver, data, STRANGER)).status == 401
                 assert (await send(receiver, data)).status == status
-            spoof = data.replace(b"Host", b"X-Forwarded-For: 127.0.0.1\r\nHost")
-            for _ in range(3):
                 assert (await send(receiver, spoof, STRANGER)).status == 401
-            mixed = await connected(receiver, STRANGER)
-            await mixed.send(data * 3)
-            assert [(await mixed.reply()).status for _ in range(3)] == [401] * 3
-            await mixed.close()
-        assert len(receiver.inlet.blocks) == 6
-
-
-async def test_page_of_a_source_asks_who_tells_of_a_certificate(tmp_path: Path) -> None:
-    """HEAD, too: it must not say which names there are."""
-    file = tmp_path / "sources.toml"
-    file.write_text('[[source]]\nname = "esp"\ndevice = "id"\n')
-    body = b'{"id":"d1","temp":21.4}'
-    sent = head("POST", "/v1/in/esp", {HEADER: "boiler-7", "Content-Length": str(len(body))}) + body
-    asked = head("HEAD", "/v1/in/esp", {HEADER: "boiler-7"})
-    async with running_receiver(
-        in_force(line(), BOILER), sources_file=str(file), **SETTINGS
-    ) as receiver:
-        for _ in range(3):
-            for data in (sent, asked):
-                assert (await send(receiver, data)).status == 200
-                assert (await send(receiver, data, STRANGER)).status == 401
+        assert len(receiver.inlet.blocks) == 9
 
 
 async def test_certificate_that_ends_is_refused_where_its_head_is_known() -> None:

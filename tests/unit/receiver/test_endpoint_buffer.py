@@ -38,43 +38,6 @@ async def running(put_wait_s_max: float) -> AsyncIterator[Rig]:
     assert rig.ledger.imbalance == 0
 
 
-def many(count: int) -> bytes:
-    """Return a post of so many readings."""
-    return post(b"[" + b",".join([GOOD] * count) + b"]")
-
-
-@both_ways
-async def test_post_waits_for_room_and_gets_it() -> None:
-    """Full is not refused: the post waits, in order, and goes in when a batch is stored."""
-    async with running(5) as rig:
-        clients = [await Client.connect(rig.address) for _ in range(3)]
-        await clients[0].send(many(8))
-        assert (await clients[0].reply()).status == 202
-        await clients[1].send(many(8))
-        await until(lambda: rig.buffer.stats().posts_waiting == 1)
-        await clients[2].send(many(1))  # it would fit, but does not overtake
-        await until(lambda: rig.buffer.stats().posts_waiting == 2)
-        assert rig.ledger.imbalance == 0
-        rig.store(10)
-        assert [(await client.reply()).status for client in clients[1:]] == [202, 202]
-        for client in clients:
-            await client.close()
-
-
-@both_ways
-async def test_post_that_gets_no_room_is_503() -> None:
-    """After put_wait_s_max the client gets 503 with Retry-After, and nothing is kept."""
-    async with running(0.05) as rig:
-        client = await Client.connect(rig.address)
-        await client.send(many(10))
-        assert (await client.reply()).status == 202
-        await client.send(many(1))
-        reply = await client.reply()
-        assert (reply.status, reply.code) == (503, "buffer_full")
-        assert rig.buffer.stats().rows == 10
-        await client.close()
-
-
 @both_ways
 async def test_balance_holds_among_impatient_clients() -> None:
     """Clients of all kinds, a slow writer, some break off: every reading is somewhere, once."""

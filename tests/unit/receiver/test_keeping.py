@@ -17,7 +17,7 @@ from ingest.model.block import Block
 from ingest.model.errors import BrokerAway, BrokerOutcomeUnknown, NotKept, Refused
 from ingest.model.ledger import Ledger
 from ingest.model.letter import INVALID, LINE, Letter
-from ingest.model.ports import PostInlet
+from ingest.model.ports import Inlet
 from ingest.model.rows import encode_reading
 from ingest.receiver import keeping
 from ingest.receiver.ack_waits import AckWaits
@@ -41,7 +41,7 @@ BLOCK_BYTES = len(make_block(50).tuples)
 class Rig:
     """A keeper on an inlet, and fakes."""
 
-    def __init__(self, inlet: PostInlet) -> None:
+    def __init__(self, inlet: Inlet) -> None:
         database = FakeDatabase()
         self.ledger = Ledger()
         self.dead_letters = FakeDeadLetters()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from ingest.formats.media_type import FORMATS
@@ -99,33 +98,3 @@ def test_every_reference_leads_somewhere_and_nothing_is_unused() -> None:
     assert used <= there
     unused = {each.rpartition("/")[2].rstrip("0123456789") for each in there - used}
     assert unused == {"unplaced"}
-
-
-async def test_sources_are_in_it_with_the_parts_of_their_paths(tmp_path: Path) -> None:
-    """A source has a page under /v1/in, and perhaps a path of its own."""
-    file = tmp_path / "sources.toml"
-    file.write_text('[[source]]\npreset = "ttn"\n[[source]]\npreset = "airgradient"\n')
-    async with running_receiver(sources_file=str(file)) as receiver:
-        paths = (await receiver.send(head("GET", "/openapi.json"))).document["paths"]
-        own = paths["/sensors/airgradient:{device}/measures"]
-        assert set(own) == set(paths["/v1/in/ttn"]) == {"post", "head"}
-        names = [each["name"] for each in own["post"]["parameters"]]
-        assert names == ["device", "X-Topic", "X-Received-At"]
-        assert "bytes decompressed. A table" in own["post"]["description"]
-        post = head("POST", "/sensors/airgradient:a1/measures", {"Content-Length": "13"})
-        reply = await receiver.send(post + b'{"rco2": 400}')
-        assert set(reply.document) == set(DOCUMENT["components"]["schemas"]["Mapped"]["required"])
-    assert len(set(nodes_with(paths, "operationId"))) == sum(map(len, paths.values()))
-
-
-async def test_page_needs_no_token_but_no_page_of_another_site_may_ask() -> None:
-    """HEAD gives the same head without a body."""
-    async with running_receiver(access="token") as receiver:
-        foreign = head("GET", "/openapi.json", {"Origin": "http://evil.example"})
-        assert (await receiver.send(foreign)).status == 403
-        whole = await receiver.send(head("GET", "/openapi.json"))
-        client = await receiver.connect()
-        await client.send(head("HEAD", "/openapi.json"))
-        reply = await client.reply(head_only=True)
-        assert reply.status == 200
-        assert int(reply.headers["content-length"]) == len(whole.body)

@@ -4,36 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
-import pytest
-
-from ingest.config.settings import Settings
-from ingest.http.listener import open_slots
 from tests.support.receiver import GOOD, Client, Receiver, head, post, running_receiver, until
 
 SOON_S, LONG_S = 0.1, 5.0
-
-
-@asynccontextmanager
-async def two_on(listening: socket.socket) -> AsyncIterator[tuple[Receiver, Receiver]]:
-    """Run two receivers on one socket, as a gateway and its successor; the second one waits."""
-    first, second = Receiver(Settings()), Receiver(Settings())
-    first.address = second.address = await first.endpoint.start("", 0, [listening.dup()])
-    try:
-        yield first, second
-    finally:
-        await first.close()
-        await second.close()
-        listening.close()
-
-
-@pytest.fixture
-async def listening() -> socket.socket:
-    """Give a listening socket."""
-    (opened,) = await open_slots("127.0.0.1", 0, 1)
-    return opened
 
 
 def stepping(receiver: Receiver, *, idle_s: float = LONG_S) -> asyncio.Task[None]:
@@ -52,21 +26,6 @@ async def posted(client: Client) -> tuple[int, bool]:
     await client.send(post(GOOD))
     reply = await client.reply()
     return reply.status, reply.headers.get("connection") == "close"
-
-
-async def test_next_answer_of_each_connection_is_the_last_one() -> None:
-    """The post is kept, the answer says close, and then the connection ends by itself."""
-    async with running_receiver() as receiver:
-        clients = [await receiver.connect() for _ in range(3)]
-        assert [await posted(each) for each in clients] == [(202, False)] * 3
-        down = stepping(receiver)
-        await asyncio.sleep(0.05)
-        assert [await posted(each) for each in clients] == [(202, True)] * 3
-        for each in clients:
-            assert await each.closed()
-            await each.close()
-        await within(down, 2)
-        assert len(receiver.inlet.blocks) == 6
 
 
 async def test_request_in_work_and_body_on_its_way_are_finished() -> None:
@@ -106,23 +65,6 @@ async def test_connection_accepted_before_has_its_first_request_answered() -> No
         await within(down, 2)
 
 
-async def test_pipelined_requests_are_all_answered() -> None:
-    """Requests that have come behind the one in work are answered before the end is said."""
-    async with running_receiver() as receiver:
-        client = await receiver.connect()
-        receiver.inlet.open.clear()
-        await client.send(post(GOOD) * 4)
-        await until(lambda: receiver.inlet.waiting == 1)
-        down = stepping(receiver)
-        await asyncio.sleep(0.05)
-        receiver.inlet.open.set()
-        replies = [await client.reply() for _ in range(4)]
-        assert [each.status for each in replies] == [202] * 4
-        assert [each.headers.get("connection") for each in replies] == [None, None, None, "close"]
-        await client.close()
-        await within(down, 2)
-
-
 async def test_request_that_crosses_the_last_answer_is_no_reset() -> None:
     """The client has sent more before it reads the answer: it gets it whole, and then the end."""
     async with running_receiver() as receiver:
@@ -146,62 +88,6 @@ async def test_request_that_crosses_the_last_answer_is_no_reset() -> None:
             assert (await loop.sock_recv(client, 4096)).startswith(b"HTTP/1.1 202")
             assert await loop.sock_recv(client, 4096) == b""
         await within(down, 2)
-
-
-async def test_idle_connection_ends_after_its_time() -> None:
-    """Not before: its client may be sending a request. It ends without a reset."""
-    async with running_receiver() as receiver:
-        idle = await receiver.connect()
-        assert await posted(idle) == (202, False)
-        down = stepping(receiver, idle_s=0.3)
-        assert not await idle.closed(0.2)
-        assert await idle.reader.read() == b""
-        await idle.close()
-        await within(down, 2)
-
-
-async def test_successor_gets_what_the_predecessor_has_not_accepted(
-    listening: socket.socket,
-) -> None:
-    """Clients connect all the time; each post is answered 202, by one of the two."""
-    async with two_on(listening) as (first, second):
-        statuses: list[int] = []
-        more = True
-
-        async def device() -> None:
-            while more:
-                client = await Client.connect(first.address)
-                await client.send(post(GOOD))
-                statuses.append((await client.reply()).status)
-                await client.close()
-
-        devices = [asyncio.create_task(device()) for _ in range(8)]
-        await until(lambda: len(statuses) > 50)
-        await second.endpoint.start("", 0, [listening.dup()])
-        await within(stepping(first), 2)
-        await first.endpoint.close()
-        taken = len(first.inlet.blocks)
-        await until(lambda: len(second.inlet.blocks) > 50)
-        more = False
-        await asyncio.wait(devices)
-        for each in devices:
-            each.result()
-        assert set(statuses) == {202}
-        assert len(first.inlet.blocks) == taken
-
-
-async def test_queue_of_a_socket_outlives_its_process(listening: socket.socket) -> None:
-    """Between two gateways the socket still accepts: the clients wait, and are not refused."""
-    async with two_on(listening) as (first, second):
-        await within(stepping(first), 2)
-        await first.endpoint.close()
-        waiting = [await Client.connect(first.address) for _ in range(20)]
-        for each in waiting:
-            await each.send(post(GOOD))
-        await second.endpoint.start("", 0, [listening.dup()])
-        assert [(await each.reply()).status for each in waiting] == [202] * 20
-        for each in waiting:
-            await each.close()
 
 
 async def test_hand_over_is_bounded_by_its_time() -> None:

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from tests.support.scheduling import FilesInTurn, next_file
+from tests.support.scheduling import FilesInTurn
 from tests.system.service import REPOSITORY, environment
 
 SYSTEM = [f"tests/system/test_{number}.py" for number in range(3)]
@@ -74,23 +74,6 @@ def run_all(processes: list[Process]) -> list[str]:
         ran += now
 
 
-def test_files_of_both_kinds_come_to_their_end_together() -> None:
-    """Files that wait take as long as four others each: here half of the processes get them."""
-    files = [*(f"tests/system/test_{at}.py" for at in range(25)), *UNIT * 11, UNIT[8]]
-    waits, computes = SYSTEM[0], UNIT[8]
-    assert next_file(files, [waits, computes, computes]) == waits
-    assert next_file(files, [waits, waits, computes]) == computes
-    assert next_file(files[20:], [waits, computes, computes]) == computes, "few are left"
-    assert next_file(files[:50], [waits, waits, computes]) == waits, "many are left"
-
-
-def test_file_of_the_kind_that_is_left_is_given() -> None:
-    """To any number of processes; those that compute backwards."""
-    for others in ([], [SYSTEM[0]], [SYSTEM[0], UNIT[0]], [UNIT[0], UNIT[1]]):
-        assert next_file(SYSTEM, others) == SYSTEM[0]
-        assert next_file(UNIT, others) == UNIT[8]
-
-
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_each_test_is_run_once(count: int) -> None:
     """With any number of processes; a file is run by one of them."""
@@ -114,32 +97,6 @@ def test_run_ends_although_a_process_died(after: int) -> None:
     assert sorted([*ran, *([died_in] if died_in else [])]) == sorted(TESTS)
     assert died_in
     assert scheduler.tests_finished
-
-
-def test_two_processes_may_die_at_the_same_time() -> None:
-    """The first of the new ones gets tests before the second one has collected them."""
-    scheduler, processes = started(2)
-    died_in = [scheduler.remove_node(cast(Any, each)) for each in processes]
-    first, second = [Process(scheduler, collects=False) for _ in range(2)]
-    first.collect()
-    scheduler.schedule()
-    second.collect()
-    scheduler.schedule()
-    ran = run_all([first, second])
-    assert sorted([*ran, *map(str, died_in)]) == sorted(TESTS)
-    assert scheduler.tests_finished
-
-
-def test_last_test_of_a_dead_process_is_run() -> None:
-    """One test is left of its file: the process that gets it does not wait for more."""
-    scheduler, (first,) = started(1)
-    begins, middle, ends = TESTS[9:12]  # of the file of its kind that is given last
-    while first.step() != begins:
-        pass
-    assert scheduler.remove_node(cast(Any, first)) == middle
-    new = Process(scheduler)
-    scheduler.schedule()
-    assert run_all([new]) == [ends]
 
 
 @pytest.mark.slow

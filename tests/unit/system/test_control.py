@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -13,7 +11,7 @@ from contextlib import asynccontextmanager
 import pytest
 from structlog.testing import capture_logs
 
-from ingest.model.errors import IngestError, StartError
+from ingest.model.errors import StartError
 from ingest.system import control
 from ingest.system.control import ControlChannel, control_pair
 from tests.support.documents import REPOSITORY
@@ -111,16 +109,6 @@ async def test_error_of_a_child_is_told() -> None:
                 raise error
         assert await channel.receive() == said
         await channel.close()
-
-
-async def test_inherited_end_must_be_one() -> None:
-    """A number that is no channel is one sentence."""
-    with pytest.raises(IngestError, match="999999 is no channel"):
-        await ControlChannel.inherited(999_999)
-    other = socket.socket()
-    with pytest.raises(IngestError, match="`ingest up` sets this flag"):
-        await ControlChannel.inherited(os.dup(other.fileno()))
-    other.close()
 
 
 CHILD = """

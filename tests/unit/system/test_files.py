@@ -6,7 +6,6 @@ import errno
 import os
 import time
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
@@ -61,37 +60,3 @@ def test_unlink_aside_refused_leaves_the_file_and_nothing_open(
         unlink_aside(path)
     assert path.exists()
     _await_closed(path)
-
-
-def test_unlink_aside_without_a_thread_left_waits_itself(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without a further thread it is slower, but no descriptor stays open."""
-    path = tmp_path / "segment"
-    path.write_bytes(b"x")
-
-    def refuse(thread: Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(Thread, "start", refuse)
-    unlink_aside(path)
-    assert not path.exists()
-    assert not any(each.startswith(str(path)) for each in _open_files())
-
-
-def test_unlink_aside_without_a_descriptor_left_removes_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The file is removed even if the process has no free descriptor."""
-    path = tmp_path / "segment"
-    path.write_bytes(b"x")
-    real = os.open
-
-    def out_of_them(name: Path, flags: int, mode: int = 0o777) -> int:
-        if name == path:
-            raise OSError(errno.EMFILE, "Too many open files", str(name))
-        return real(name, flags, mode)
-
-    monkeypatch.setattr(os, "open", out_of_them)
-    unlink_aside(path)
-    assert not path.exists()

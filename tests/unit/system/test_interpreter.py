@@ -33,19 +33,3 @@ def test_interval_is_short_until_the_last_context_ends(ends_first: int) -> None:
     assert sys.getswitchinterval() == pytest.approx(SWITCH_S)
     stacks[1 - ends_first].close()
     assert sys.getswitchinterval() == pytest.approx(USUAL_S)
-
-
-def test_interval_is_as_before_after_an_error() -> None:
-    """A post that is refused in a step is one, too."""
-    with pytest.raises(ValueError, match="refused"), sharing_soon():
-        raise ValueError("refused")
-    assert sys.getswitchinterval() == pytest.approx(USUAL_S)
-
-
-def test_interval_that_is_shorter_already_stays() -> None:
-    """Whoever set it has a reason."""
-    shorter_s = pytest.approx(SWITCH_S / 10, abs=2e-6)  # it is kept in whole microseconds
-    sys.setswitchinterval(SWITCH_S / 10)
-    with sharing_soon():
-        assert sys.getswitchinterval() == shorter_s
-    assert sys.getswitchinterval() == shorter_s

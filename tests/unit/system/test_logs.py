@@ -24,14 +24,6 @@ def stream() -> Iterator[io.BytesIO]:
         yield stream
 
 
-class Terminal(io.BytesIO):
-    """A file that says that it is a terminal."""
-
-    def isatty(self) -> bool:
-        """Say so."""
-        return True
-
-
 @contextmanager
 def text_log(stream: io.BytesIO, form: str = "text", instance: str = "") -> Iterator[io.BytesIO]:
     """Send the log to `stream` in this form."""
@@ -114,17 +106,6 @@ def test_log_as_text_is_short_and_harmless() -> None:
     assert second[9:] == "info     state  state=accepting was=starting"
 
 
-def test_log_of_a_terminal_is_text_in_colours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`auto` asks the file. NO_COLOR switches the colours off."""
-    for no_colour, colours in (("", 1), ("1", 0)):
-        monkeypatch.setenv("NO_COLOR", no_colour)
-        with text_log(Terminal(), form="auto") as stream:
-            logs.get_logger().error("on_hold")
-            logs.get_logger().info("state")
-        assert stream.getvalue().count(b"\x1b[31m") == colours
-        assert b"on_hold" in stream.getvalue()
-
-
 def test_log_as_text_shows_a_traceback_on_lines_of_its_own() -> None:
     """A person reads the traceback as Python prints it; no line of it acts on the terminal."""
     with text_log(io.BytesIO()) as stream:
@@ -137,22 +118,6 @@ def test_log_as_text_shows_a_traceback_on_lines_of_its_own() -> None:
     assert all(line.startswith("    ") for line in rest)
     assert "RuntimeError: first" in rest[-2]
     assert rest[-1] == "    \\u001b[2Jsecond"
-
-
-def test_log_exception_is_inside_the_line(stream: io.BytesIO) -> None:
-    """A traceback is in the same one line."""
-    try:
-        raise RuntimeError("first\nsecond")
-    except RuntimeError:
-        logs.get_logger().error("failed", exc_info=True)
-    (line,) = lines(stream)
-    assert "RuntimeError: first\nsecond" in line["exception"]
-
-
-def test_log_below_the_level_is_silent(stream: io.BytesIO) -> None:
-    """Events below the level are not written."""
-    logs.get_logger().debug("too_fine")
-    assert stream.getvalue() == b""
 
 
 def test_log_broken_stderr_does_not_raise(stream: io.BytesIO) -> None:
@@ -173,15 +138,6 @@ def test_library_lines_come_in_our_form_and_rarely(stream: io.BytesIO) -> None:
     assert second["part"] == "aiohttp.server"
 
 
-def test_library_line_with_wrong_arguments_is_kept(stream: io.BytesIO) -> None:
-    """A library that misuses its logger does not raise inside ours."""
-    record = logging.LogRecord("lib", logging.ERROR, "", 0, "%d items", ("three",), None)
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, logs._FromLibrary):
-            handler.handle(record)
-    assert lines(stream)[0]["event"] == "%d items"
-
-
 def test_occasionally_lets_one_through_per_period(monkeypatch: pytest.MonkeyPatch) -> None:
     """The next line that passes has the number of lines that were left out."""
     now_s = 100.0
@@ -194,11 +150,3 @@ def test_occasionally_lets_one_through_per_period(monkeypatch: pytest.MonkeyPatc
     now_s = 110.0
     assert occasionally.due("a") == 2
     assert occasionally.due("a") is None
-
-
-def test_occasionally_many_kinds_stay_bounded() -> None:
-    """Kinds made of client text cannot fill memory."""
-    occasionally = Occasionally(10.0)
-    for number in range(5_000):
-        occasionally.due(number)
-    assert len(occasionally._kinds) == logs.KEYS_MAX

@@ -56,76 +56,11 @@ async def test_watchdog_is_fed_at_half_its_period_and_not_by_a_loop_that_stands(
             await manager.wait_more("WATCHDOG", 2)
 
 
-def test_watchdog_is_sent_at_half_its_period(manager: Manager) -> None:
-    """With a period of 8 s, it is sent every 4 s. The test sets the time."""
-    notifier = Notifier.from_environment(
-        {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "8000000"}
-    )
-    fed: list[int] = []
-    with manager:
-        for now_s in range(20):
-            before = len(manager.values("WATCHDOG"))
-            notifier._report_once("accepting", float(now_s))
-            if len(manager.values("WATCHDOG")) > before:
-                fed.append(now_s)
-        notifier.close()
-    assert fed == [0, 4, 8, 12, 16]
-
-
-async def test_watchdog_is_not_fed_more_often_than_asked(manager: Manager) -> None:
-    """WATCHDOG=1 is sent less often than the state is checked: each datagram wakes the manager."""
-    environ = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "60000000"}
-    words = iter(range(100))
-    with manager:
-        async with Notifier.from_environment(environ).reporting(lambda: str(next(words))):
-            await manager.wait_more("STATUS", 5)
-        assert manager.values("WATCHDOG") == ["1"]
-
-
-@pytest.mark.parametrize(
-    "period",
-    [
-        {},
-        {"WATCHDOG_USEC": "200000", "WATCHDOG_PID": "1"},
-        {"WATCHDOG_USEC": "soon"},
-        {"WATCHDOG_USEC": "0"},
-    ],
-    ids=["none", "of another process", "no number", "nought"],
-)
-async def test_watchdog_of_nobody_is_not_fed(manager: Manager, period: dict[str, str]) -> None:
-    """Without a period for this process no WATCHDOG=1 is sent."""
-    environ = {"NOTIFY_SOCKET": manager.address, **period}
-    with manager:
-        async with Notifier.from_environment(environ).reporting(lambda: "accepting"):
-            await manager.wait("STATUS", "accepting")
-            await asyncio.sleep(0.25)
-        assert manager.values("WATCHDOG") == []
-
-
-async def test_watchdog_of_this_process_is_fed(manager: Manager) -> None:
-    """A period with the id of this process counts."""
-    environ = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "100000"}
-    environ["WATCHDOG_PID"] = str(os.getpid())
-    with manager:
-        async with Notifier.from_environment(environ).reporting(lambda: "accepting"):
-            await manager.wait("WATCHDOG", "1")
-
-
 def test_environment_is_taken_so_that_no_child_inherits_it() -> None:
     """No child gets the variables: the embedded PostgreSQL would report READY=1 for the service."""
     environ = {"NOTIFY_SOCKET": "-", "WATCHDOG_USEC": "1", "WATCHDOG_PID": "1", "HOME": "/"}
     Notifier.from_environment(environ)
     assert environ == {"HOME": "/"}
-
-
-@pytest.mark.parametrize("address", ["", "vsock:2:1234", "/nobody/listens/here"])
-async def test_nobody_who_listens_is_no_fault(address: str) -> None:
-    """Without a process manager nothing is sent and nothing fails."""
-    notifier = Notifier.from_environment({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "1000"})
-    async with notifier.reporting(lambda: "accepting"):
-        notifier.ready()
-        await asyncio.sleep(0.01)
-        notifier.stopping()
 
 
 async def test_what_must_arrive_is_sent_again_to_a_manager_that_was_away(tmp_path: Path) -> None:

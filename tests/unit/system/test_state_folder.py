@@ -16,7 +16,6 @@ import structlog.testing
 
 from ingest.model.errors import StartError
 from ingest.system import state_folder as statefolder
-from ingest.system.files import other_writers
 from ingest.system.state_folder import ServiceInfo, StateFolder, running_service
 
 INFO = ServiceInfo(
@@ -98,47 +97,12 @@ def test_open_missing_brings_every_name_to_the_disk(
     assert synced == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
 
 
-def test_open_existing_leaves_its_mode_alone(tmp_path: Path) -> None:
-    """A folder that the operator made keeps its permissions."""
-    tmp_path.chmod(0o750)
-    StateFolder.open(tmp_path)
-    assert mode(tmp_path) == 0o750
-
-
-@pytest.mark.parametrize(
-    ("uid", "gid", "permissions", "told"),
-    [
-        (os.geteuid(), 0, 0o755, ""),
-        (0, os.getegid(), 0o775, ""),  # a pod: its volumes are of its group
-        (os.geteuid(), os.getegid(), 0o757, "everybody"),
-        (0, 65_533, 0o775, "a group"),
-        (65_533, 0, 0o755, "another user"),
-    ],
-)
-def test_others_who_may_write_are_told(
-    tmp_path: Path, uid: int, gid: int, permissions: int, told: str
-) -> None:
-    """Root, the owner of the folder above and a group of ours are no others."""
-    found = os.stat_result((permissions, 0, 0, 1, uid, gid, 0, 0, 0, 0))
-    assert other_writers(tmp_path, found)[: len(told)] == told
-    assert bool(other_writers(tmp_path, found)) is bool(told)
-
-
 def test_start_warns_if_everybody_may_write(tmp_path: Path) -> None:
     """They could make tokens, and delete the journal."""
     tmp_path.chmod(0o777)
     with structlog.testing.capture_logs() as lines:
         StateFolder.open(tmp_path).lock().close()
     assert [each["event"] for each in lines] == ["state_folder_shared"]
-
-
-@pytest.mark.parametrize("name", ["file", "file/below", "y" * 300])
-def test_open_impossible_names_the_path_and_the_flag(tmp_path: Path, name: str) -> None:
-    """A path that cannot be a folder is an error that names it and the flag."""
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StartError, match="--state-dir") as caught:
-        StateFolder.open(tmp_path / name)
-    assert str(tmp_path / name) in str(caught.value)
 
 
 def test_lock_held_names_pid_and_folder(tmp_path: Path) -> None:
@@ -173,18 +137,6 @@ def test_lock_that_is_a_link_is_a_clear_error(tmp_path: Path) -> None:
     for work in (folder.lock, lambda: running_service(tmp_path)):
         with pytest.raises(StartError, match=f"{tmp_path}/lock"):
             work()
-
-
-def test_database_that_was_checked_is_remembered(tmp_path: Path) -> None:
-    """The last name is found at the next start; a file that cannot be read is no name."""
-    folder = StateFolder.open(tmp_path)
-    assert folder.remembered_database() == ""
-    for name in ("host:5432/a", "host:5432/b"):
-        folder.remember_database(name)
-        assert StateFolder.open(tmp_path).remembered_database() == name
-    assert mode(tmp_path / "checked-database") == 0o600
-    (tmp_path / "checked-database").write_bytes(b"\xff\n")
-    assert folder.remembered_database() != "host:5432/b"
 
 
 def test_lock_of_a_killed_holder_is_free(tmp_path: Path) -> None:
@@ -224,46 +176,6 @@ def test_publish_then_running_service_returns_it(tmp_path: Path) -> None:
     lock.close()
 
 
-def test_publish_over_what_a_killed_publish_left_works(tmp_path: Path) -> None:
-    """A half-written file is replaced, and its permissions are not taken over."""
-    folder = StateFolder.open(tmp_path)
-    (tmp_path / "service.json.new").write_text("{")
-    lock = folder.lock()
-    folder.publish(INFO)
-    assert running_service(tmp_path) == INFO
-    assert mode(tmp_path / "service.json") == 0o600
-    lock.close()
-
-
-@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff", b'{"pid":1}', b'{"pid":' * 9])
-def test_running_service_garbled_is_none(tmp_path: Path, text: bytes) -> None:
-    """A file that cannot be decoded is no service."""
-    folder = StateFolder.open(tmp_path)
-    lock = folder.lock()
-    (tmp_path / "service.json").write_bytes(text)
-    assert running_service(tmp_path) is None
-    lock.close()
-
-
-@pytest.mark.parametrize("pid", [2**22 + 1, 2**70])
-def test_running_service_of_a_dead_pid_is_none(tmp_path: Path, pid: int) -> None:
-    """The file of a process that does not exist is no service."""
-    folder = StateFolder.open(tmp_path)
-    lock = folder.lock()
-    dead = msgspec.json.encode(INFO).replace(b'"pid":%d' % INFO.pid, b'"pid":%d' % pid)
-    (tmp_path / "service.json").write_bytes(dead)
-    assert running_service(tmp_path) is None
-    lock.close()
-
-
-def test_running_service_nowhere_is_none(tmp_path: Path) -> None:
-    """A missing folder, or a file instead of it, has no service, and no folder is made."""
-    assert running_service(tmp_path / "absent") is None
-    (tmp_path / "file").write_text("")
-    assert running_service(tmp_path / "file") is None
-    assert not (tmp_path / "absent").exists()
-
-
 def test_running_service_of_another_user_is_a_clear_error(open_tmp_path: Path) -> None:
     """A user who may not read the file gets that as an error, and not "no service"."""
     folder = StateFolder.open(open_tmp_path)
@@ -280,13 +192,6 @@ def test_running_service_of_another_user_is_a_clear_error(open_tmp_path: Path) -
     assert "may not read" in done.stdout
     assert "service.json" in done.stdout
     lock.close()
-
-
-def test_room_is_what_the_system_says(tmp_path: Path) -> None:
-    """Free space is the space of the folder's own file system."""
-    expected = os.statvfs(tmp_path)
-    free, _ = StateFolder.open(tmp_path).room()
-    assert free == pytest.approx(expected.f_bavail * expected.f_frsize, rel=0.2)
 
 
 @pytest.mark.parametrize("part", ["journal", "dead-letters"])

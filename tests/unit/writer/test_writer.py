@@ -12,6 +12,7 @@ from ingest.model.errors import DeadLettersBroken, DeadLettersFull
 from ingest.model.letter import EXHAUSTED, REFUSED
 from ingest.model.verdict import Verdict, WriteFailed
 from ingest.system.clock import monotonic_s
+from ingest.writer import writer
 from tests.support.fake_sink_scripted import AFTER, Script
 from tests.support.writing import Writing
 
@@ -46,6 +47,28 @@ async def test_rows_stored_by_a_lost_commit_count_as_duplicates() -> None:
     await path.until(path.resolved)
     assert kinds(path) == [("copy", 10), ("idempotent", 10)]
     assert (path.ledger.committed, path.ledger.duplicate) == (0, 10)
+    await path.drain()
+    await path.check()
+
+
+async def test_pauses_between_tries_grow_and_have_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else all writers of all instances would come back at the same moment."""
+    pauses_s: list[float] = []
+
+    async def sleep(_: asyncio.Event, pause_s: float) -> None:
+        pauses_s.append(pause_s)
+
+    monkeypatch.setattr(writer, "sleep_unless", sleep)
+    path = Writing(
+        Script(1, Verdict.RETRY, forever=True, writes_only=True), wait_s_max=1e6, retries_max=9
+    )
+    await path.post(1)
+    path.start(1)
+    await path.until(path.resolved)
+    shares = [each / (writer.RETRY_S_MIN * 2**tries) for tries, each in enumerate(pauses_s)]
+    assert len(shares) == 9
+    assert 0.1 <= min(shares) < max(shares) <= 1
+    path.script.heal()
     await path.drain()
     await path.check()
 

@@ -8,7 +8,7 @@ Does not: plan a step. Retention plans those of the kind `archive`.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Protocol
+from typing import NamedTuple
 
 from asyncpg import Connection
 
@@ -21,64 +21,34 @@ from ingest.sinks.postgres.housekeeping.plan import Step
 from ingest.sinks.postgres.housekeeping.view import PARTITIONED, View
 
 
-class Detached:
-    """A partition that is detached: its rows, and what the registry knows of its span."""
+class Detached(NamedTuple):
+    """A partition of the table `parent` that is detached, and a connection to its database."""
 
-    def __init__(
-        self, connection: Connection, parent: str, table: RowsTable, from_us: int, to_us: int
-    ) -> None:
-        self.name = table.table
-        self.from_us = from_us
-        self.to_us = to_us
-        self._connection = connection
-        self._parent = parent
-        self._table = table
-
-    async def checksum(self, pause: Callable[[float], Awaitable[None]]) -> tuple[int, int]:
-        """Return the number of rows, and the sum of their hashes, as the server calculates it.
-
-        After each part of the table `pause` is called with the seconds that it took.
-        """
-        return await archive_rows.checksum(self._connection, self._table, pause)
-
-    async def rows_max(self) -> int:
-        """Return how many rows the table may have, by its size. Costs nothing."""
-        return await archive_rows.rows_max(self._connection, self._table)
-
-    async def copy_out(self, marker: bytes, take: Callable[[bytes], Awaitable[None]]) -> int:
-        """Give all rows to `take`; return how many there were."""
-        return await archive_rows.copy_out(self._connection, self._table, marker, take)
+    connection: Connection
+    parent: str
+    table: RowsTable
+    from_us: int
+    to_us: int
 
     async def contents(self) -> Contents | None:
         """Return what is in the archive of a span in which this one lies."""
-        for each in await archived.contents(self._connection, self._parent):
+        for each in await archived.contents(self.connection, self.parent):
             if each.from_us <= self.from_us and self.to_us <= each.to_us:
                 return each
         return None
 
-    async def folders(self) -> set[str]:
-        """Return the folders into which files of the archive were written."""
-        return await archived.folders(self._connection, self._parent)
-
-    async def record(self, found: Contents, folder: str) -> None:
-        """Store what is in the archive, and the folder of the files."""
-        await archived.record(self._connection, self._parent, found, folder)
-
-
-class Archiver(Protocol):
-    """Writes partitions into an archive."""
-
-    async def archive(self, source: Detached) -> None:
-        """Archive all rows of a table, and verify it. Raises StartError if it cannot be done."""
-
 
 class Archiving:
-    """A Job. The steps come from retention."""
+    """A Job. The steps come from retention.
+
+    `archive` archives all rows of a table, and verifies it. It raises StartError if that cannot be
+    done.
+    """
 
     kinds = frozenset({ARCHIVE})
 
-    def __init__(self, archiver: Archiver) -> None:
-        self._archiver = archiver
+    def __init__(self, archive: Callable[[Detached], Awaitable[None]]) -> None:
+        self._archive = archive
 
     async def plan(self, connection: Connection, view: View) -> list[Step]:
         """Return nothing."""
@@ -94,7 +64,7 @@ class Archiving:
         if await archive_rows.is_attached(connection, table):
             raise StartError(f"{table.name} is still a partition: it is archived once detached")
         source = Detached(connection, view.table, table, step.from_us, step.to_us)
-        await self._archiver.archive(source)
+        await self._archive(source)
         entry = await life.entry_of(connection, view.table, step.partition)
         if entry is None:
             raise StartError(f"{step.partition} was not detached by us")

@@ -1,0 +1,217 @@
+"""`ingest serve`, `up`, `gateway` and `writer`: they run on uvloop until a signal ends them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+from ingest.cli.parser import MOST_USED, AllSettings, Command, flag
+from ingest.cli.terminal import say
+from ingest.config.loading import Loaded
+
+if TYPE_CHECKING:
+    from ingest.app.role import Place
+
+EXIT_CODES = "exit codes: 0 no reading was lost, 3 some were, 2 it could not start"
+ABOUT_UP = f"""\
+--writers is the number of processes that write. --writer-connections is the setting `writers`
+(INGEST_WRITERS): the connections of each of them.
+SIGHUP restarts one process after the other; no connection is refused meanwhile.
+
+{EXIT_CODES}, 1 a part ended badly"""
+
+# Settings that a command does not read. Other roles, which may have the same file, read them.
+UNUSED_BY_UP = ("buffer", "journal_bytes_max", "dlq_keep_days")  # the broker keeps all of it
+UNUSED_BY_ROLES = (*UNUSED_BY_UP, "writer_processes", "disk_free_bytes_min", "journal_unsafe")
+UNUSED_BY_GATEWAY = (
+    *UNUSED_BY_ROLES,
+    *("database_url", "database_url_file", "database_unsafe", "schema_apply"),
+    *("stream_keep_s", "forward_lag_bytes_max", "batch_rows", "batch_linger_s", "writers"),
+    *("write_method", "connect_s_max", "command_s_max", "schema_check_s"),
+    *("retries_max", "wait_s_max"),
+    "dlq_replay_rows_per_s",
+)
+UNUSED_BY_WRITER = (
+    *UNUSED_BY_ROLES,
+    *("listen", "body_bytes_max", "inflated_bytes_max", "receiver_bytes_max"),
+    *("connections_max", "body_s_max", "keepalive_s_max", "ack_default"),
+    *("access", "host_names", "tls_cert_file", "tls_key_file", "trusted_proxies"),
+    *("client_certificate_header",),
+    *("sender_readings_per_s_max", "sender_posts_per_s_max"),
+    *("sender_connections_max",),
+    *("ack_wait_s_max", "gateways"),
+)
+ACK_DEFAULT = "ack of a post without ?ack; best: durable"
+OF_ROLES = {
+    "broker_url": "NATS servers, nats://USER:PASSWORD@HOST:PORT,HOST:PORT",
+    "state_dir": "folder of the file `tokens`; empty: the default",
+}
+FIRST_OF_ROLES = ("admin_listen", "broker_url", "broker_monitor_url")
+CONTROL = flag("--control-fd", type=int, default=None, help=argparse.SUPPRESS)  # for `ingest up`
+
+# How often the garbage collector looks at new, at older, and at all objects (`gc.set_threshold`).
+# To look at all objects stops the loop for 24 ms with 1,000 bodies that are arriving, and for 220
+# ms with 9,000 (measured). With Python's default (700, 10, 10) many slow clients cause that often.
+COLLECT_AT = (5_000, 5, 1_000)
+
+
+def on_uvloop(main: Coroutine[Any, Any, int]) -> int:
+    """Run it on an event loop of uvloop; return the exit code."""
+    import asyncio  # noqa: PLC0415
+
+    import uvloop  # noqa: PLC0415
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
+
+
+def _collect_rarely() -> None:
+    """Make the garbage collector leave what was imported alone. Import all first.
+
+    Imported objects live until the end. If the collector looked at them each time, it would stop
+    the loop for 16 to 53 ms, and the p99 of a post at half the peak would be as long. With `freeze`
+    it is 5 to 7 ms (measured).
+    """
+    import gc  # noqa: PLC0415
+
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECT_AT)
+
+
+def _serve(_args: argparse.Namespace, loaded: Loaded) -> int:
+    from ingest.app.service import serve  # noqa: PLC0415
+
+    _collect_rarely()
+    return on_uvloop(serve(loaded.settings, **_terminal(loaded)))
+
+
+def _up(_args: argparse.Namespace, loaded: Loaded) -> int:
+    from ingest.app.up import up  # noqa: PLC0415
+
+    return on_uvloop(up(loaded.settings, **_terminal(loaded)))
+
+
+def _terminal(loaded: Loaded) -> dict[str, Any]:
+    return {
+        "announce": say,
+        "url_origin": loaded.origins["database_url"],
+        "terminal": sys.stdout.isatty(),
+    }
+
+
+def _gateway(args: argparse.Namespace, loaded: Loaded) -> int:
+    from ingest.app.gateway import Gateway  # noqa: PLC0415
+
+    _collect_rarely()
+    return on_uvloop(
+        _run_role(args, loaded, "gateway", lambda place, tell: Gateway(place, tell).run())
+    )
+
+
+def _writer(args: argparse.Namespace, loaded: Loaded) -> int:
+    from ingest.app.stream_writer import StreamWriter  # noqa: PLC0415
+
+    origin = loaded.origins["database_url"]
+    _collect_rarely()
+    return on_uvloop(
+        _run_role(
+            args, loaded, "writer", lambda place, tell: StreamWriter(place, tell, origin).run()
+        )
+    )
+
+
+async def _run_role(
+    args: argparse.Namespace,
+    loaded: Loaded,
+    role: str,
+    run: Callable[[Place, Callable[[str], None]], Awaitable[int]],
+) -> int:
+    """Run a role alone, or with what `ingest up` sends by the control channel."""
+    from ingest.app.role import alone, led  # noqa: PLC0415
+    from ingest.system import logs  # noqa: PLC0415
+    from ingest.system.control import ControlChannel  # noqa: PLC0415
+    from ingest.system.limits import raise_open_files_limit  # noqa: PLC0415
+
+    if args.control_fd is None:
+        settings = loaded.settings
+        logs.configure(settings.log_level, form=settings.log_format)
+        raise_open_files_limit()
+        return await run(alone(settings, role), say)
+    async with await ControlChannel.inherited(args.control_fd) as channel:
+        place = await led(channel)
+        logs.configure(
+            place.settings.log_level, form=place.settings.log_format, instance=place.instance
+        )
+        raise_open_files_limit()
+        return await run(place, lambda _line: None)
+
+
+COMMANDS = {
+    "serve": Command(
+        examples=(
+            "ingest serve --listen 0.0.0.0:8080",
+            "ingest serve --database-url postgresql://ingest@db.example/metrics",
+        ),
+        run=_serve,
+        epilog=EXIT_CODES,
+        settings=AllSettings(),
+    ),
+    "up": Command(
+        examples=(
+            "ingest up --gateways 2",
+            "ingest up --gateways 4 --writers 2 --listen 0.0.0.0:8080",
+        ),
+        run=_up,
+        epilog=ABOUT_UP,
+        settings=AllSettings(
+            first=(*MOST_USED, "gateways"),
+            renamed={"writers": "writer_processes", "writer_connections": "writers"},
+            unused=UNUSED_BY_UP,
+            words={
+                "state_dir": "folder of broker and database; empty: the default",
+                "ack_default": ACK_DEFAULT,
+                "journal_unsafe": "accept a file system that loses data at a restart, such as "
+                "tmpfs",
+            },
+        ),
+    ),
+    "gateway": Command(
+        examples=(
+            "ingest gateway --broker-url nats://gateway:..@nats1:4222 --broker-monitor-url "
+            "http://nats1:8222",
+            "ingest gateway --listen 0.0.0.0:8080 --tokens-file /etc/iot-ingest/tokens "
+            "--broker-url nats://gateway:..@nats1,nats2,nats3",
+        ),
+        run=_gateway,
+        flags=(CONTROL,),
+        epilog=EXIT_CODES,
+        settings=AllSettings(
+            first=(*FIRST_OF_ROLES, "listen"),
+            unused=UNUSED_BY_GATEWAY,
+            words=OF_ROLES | {"ack_default": ACK_DEFAULT},
+        ),
+    ),
+    "writer": Command(
+        examples=(
+            "ingest writer --broker-url nats://writer:..@nats1:4222 --broker-monitor-url "
+            "http://nats1:8222 --database-url postgresql://ingest@db.example/metrics",
+            "ingest writer --config /etc/iot-ingest/writer.toml",
+        ),
+        run=_writer,
+        flags=(CONTROL,),
+        epilog=EXIT_CODES,
+        settings=AllSettings(
+            first=(*FIRST_OF_ROLES, "database_url"),
+            unused=UNUSED_BY_WRITER,
+            words=OF_ROLES
+            | {
+                "database_url": "PostgreSQL to write to",
+                "tokens_file": "file with tokens for the admin port; empty: `tokens` in the state "
+                "folder",
+            },
+        ),
+    ),
+}

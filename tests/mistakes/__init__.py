@@ -1,0 +1,1 @@
+"""Mistakes that the tests must find, as patches, and a runner for them."""

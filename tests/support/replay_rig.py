@@ -1,0 +1,211 @@
+"""The second half of a writer with its automatic replay, over dead letters in files or a stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from ingest.app.writing import WritingHalf, make_sink
+from ingest.broker.connection import BrokerConnection
+from ingest.broker.messages import StreamMessages
+from ingest.broker.roles import DEAD_LETTERS, REPLAY
+from ingest.buffers.memory import MemoryBuffer
+from ingest.config.settings import Settings
+from ingest.dead_letters.auto_replay import BlockSender, Replayer, ReplaySource
+from ingest.dead_letters.queue import DeadLetterQueue
+from ingest.dead_letters.stream import replay
+from ingest.dead_letters.stream.backend import StreamBackend
+from ingest.dead_letters.stream.replay import StreamReplay
+from ingest.embedded.broker import EmbeddedBroker
+from ingest.model.block import Block
+from ingest.model.ledger import Gauges, Ledger
+from ingest.model.letter import Letter
+from ingest.model.verdict import LETTERS_FULL
+from tests.support.brokers import LETTERS, api, joined
+from tests.support.letters import LetterFiles, folder_queue, keep, read
+from tests.support.stream_letters import kept, stream_queue
+
+ACK_WAIT_S = 0.5
+SETTINGS = Settings(
+    database_unsafe=True,  # the tests' server does not fsync
+    dlq_replay_rows_per_s=100_000,
+    batch_linger_s=0.001,
+    wait_s_max=0.1,
+)
+
+
+class Half:
+    """The real second half of a service, and its replay of some dead letters."""
+
+    def __init__(
+        self, url: str, letters: DeadLetterQueue, source: ReplaySource, settings: Settings
+    ) -> None:
+        self.ledger = Ledger()
+        self.buffer = MemoryBuffer(rows_max=10_000, bytes_max=1 << 24, put_wait_s_max=0.1)
+        self.letters = letters
+        self.up = True
+        self.stopping = asyncio.Event()
+        self.halted = asyncio.Event()
+        half = WritingHalf(settings, outlet=self.buffer, ledger=self.ledger, halted=self.halted)
+        self.sink = make_sink(url, settings)
+        half.sinks.append(self.sink)
+        (self.writer,) = half.make_writers(letters)
+        self.database_state = half.database_state
+        self.replayer = Replayer(
+            source,
+            BlockSender(
+                inlet=self.buffer,
+                outlet_stats=self.buffer.stats,
+                ledger=self.ledger,
+                database_up=lambda: self.up and self.database_state.is_open,
+                letters_full=lambda: self.database_state.hold_reason == LETTERS_FULL,
+            ),
+            post_rows_max=min(settings.post_rows_max, 100),
+            rows_per_s=settings.dlq_replay_rows_per_s,
+            pause_s=0.01,
+        )
+        self.ledger.gauges = Gauges(self.buffer.stats, letters.stats, lambda: self.up, lambda: None)
+
+    async def post(self, block: Block) -> None:
+        """Post live readings."""
+        (await self.buffer.reserve(block.rows, len(block.tuples))).put(block)
+        self.ledger.received += block.rows
+
+
+@asynccontextmanager
+async def running(half: Half, *, writing: bool = True) -> AsyncIterator[Half]:
+    """Run writer and replay; stop both by their events, in bounded time. The balance is 0 then."""
+    await half.letters.open()
+    tasks = [
+        asyncio.create_task(half.replayer.run(half.stopping)),
+        asyncio.create_task(half.letters.tidy(half.stopping)),
+    ]
+    if writing:
+        tasks.append(asyncio.create_task(half.writer.run()))
+    try:
+        yield half
+    finally:
+        half.stopping.set()
+        async with asyncio.timeout(5):
+            await tasks[0]
+        half.buffer.shut_inlet()
+        half.halted.set()
+        async with asyncio.timeout(10):
+            await asyncio.gather(*tasks)
+        await half.letters.close()
+        assert not writing or half.ledger.imbalance == 0
+
+
+class InFolder:
+    """Dead letters in files."""
+
+    def __init__(self, folder: Path, url: str) -> None:
+        self.folder = folder
+        self.url = url
+
+    async def write(self, letters: Sequence[Letter]) -> None:
+        """Write letters as an earlier process."""
+        store = LetterFiles(self.folder)
+        keep(store, letters)
+        store.close()
+
+    async def read(self) -> list[Letter]:
+        """Return the live letters."""
+        return read(self.folder)
+
+    def queue(self, bytes_max: int = 1 << 30) -> DeadLetterQueue:
+        """Return the letters, not open."""
+        return folder_queue(
+            self.folder, bytes_max=bytes_max, segment_bytes=bytes_max // 16, keep_days=0
+        )
+
+    def half(self, settings: Settings = SETTINGS, *, bytes_max: int = 1 << 30) -> Half:
+        """Make a half whose replay may run."""
+        letters = self.queue(bytes_max)
+        return Half(self.url, letters, letters.backend.replay_source(0.01), settings)
+
+    def running(
+        self, settings: Settings = SETTINGS, *, writing: bool = True
+    ) -> AbstractAsyncContextManager[Half]:
+        """Run a writer and its replay."""
+        return running(self.half(settings), writing=writing)
+
+
+class InStream:
+    """Dead letters in the stream of a broker. `admin` is a connection of the admin."""
+
+    def __init__(self, nats: EmbeddedBroker, admin: BrokerConnection, url: str) -> None:
+        self.nats = nats
+        self.admin = admin
+        self.url = url
+
+    async def write(self, letters: Sequence[Letter]) -> None:
+        """Append letters as an earlier process."""
+        async with joined(self.nats, "writer") as connection:
+            await stream_queue(connection).append(letters)
+
+    async def read(self) -> list[Letter]:
+        """Return the live letters."""
+        return await kept(self.admin)
+
+    def half(self, connection: BrokerConnection, settings: Settings = SETTINGS) -> Half:
+        """Make a half whose replay may run."""
+        backend = StreamBackend(connection)
+        letters = DeadLetterQueue(backend, bytes_max=LETTERS.bytes_max)
+        source = StreamReplay(
+            connection,
+            StreamMessages(connection, DEAD_LETTERS),
+            backend.replaying,
+            pause_s=0.02,
+        )
+        return Half(self.url, letters, source, settings)
+
+    @asynccontextmanager
+    async def running(
+        self, settings: Settings = SETTINGS, *, writing: bool = True
+    ) -> AsyncIterator[Half]:
+        """Run a writer and its replay."""
+        async with (
+            joined(self.nats, "writer") as connection,
+            running(self.half(connection, settings), writing=writing) as half,
+        ):
+            yield half
+
+
+@asynccontextmanager
+async def stream_with_short_waits(nats: EmbeddedBroker, url: str) -> AsyncIterator[InStream]:
+    """Give dead letters in a stream whose message for the replay is given again soon."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(replay, "ACK_WAIT_S", ACK_WAIT_S)
+        async with joined(nats, "admin") as admin:
+            info = await api(admin, f"CONSUMER.INFO.{DEAD_LETTERS}.{REPLAY}")
+            config = info["config"] | {"ack_wait": int(ACK_WAIT_S * 1e9)}
+            body = {"stream_name": DEAD_LETTERS, "config": config, "action": "update"}
+            subject = f"CONSUMER.CREATE.{DEAD_LETTERS}.{REPLAY}"
+            assert "error" not in await api(admin, subject, body)
+            yield InStream(nats, admin, url)
+
+
+async def until_live(place: InFolder | InStream, count: int) -> None:
+    """Wait until so many letters are live."""
+    async with asyncio.timeout(15):
+        while len(await place.read()) != count:  # noqa: ASYNC110  other processes may mark them
+            await asyncio.sleep(0.02)
+
+
+async def until_replayed(half: Half, holds: Callable[[int], bool]) -> None:
+    """Wait until something holds of the number of readings that were sent."""
+    async with asyncio.timeout(5):
+        while not holds(half.ledger.replayed):  # noqa: ASYNC110  a counter has no event
+            await asyncio.sleep(0.001)
+
+
+async def rows(connection: asyncpg.Connection) -> int:
+    """Count the table's rows."""
+    count: int = await connection.fetchval("select count(*) from readings")
+    return count
