@@ -15,19 +15,17 @@ import asyncio
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from aiohttp.http import HttpVersion11
 
 from ingest.http.framer import Framer
 from ingest.http.heads import HEAD_END, KnownHeads, code_of
+from ingest.http.proxies import Proxies
 from ingest.http.request import NO_PLACE, Client, HeldPlace, Request, client_at
 from ingest.http.response import Answer
 from ingest.http.valve import BEHIND, LATER, UNREAD, Valve
 from ingest.system.logs import get_logger
-
-if TYPE_CHECKING:  # it imports this module
-    from ingest.http.connections import Connections
 
 # Bytes that come after the last answer are dropped for this long. If the connection were closed at
 # once, many clients would see an error of the connection and not the answer.
@@ -45,16 +43,19 @@ _start_task: Callable[..., asyncio.Task[Answer]] = partial(asyncio.Task, **_EAGE
 
 
 class Connection(asyncio.Protocol):
-    """The protocol of one connection. It is also the `sender` of its requests."""
+    """The protocol of one connection. It is also the `sender` of its requests.
+
+    `owner` are the Connections of its port. They import this file, so they have no type here.
+    """
 
     __slots__ = (
         *("_at", "_behind", "_client", "_framer", "_half_bytes", "_later", "_linger", "_no_more"),
         *("_over", "_owner", "_request", "_tries", "place", "proxies", "retires", "valve"),
     )
 
-    def __init__(self, owner: Connections) -> None:
+    def __init__(self, owner: Any) -> None:
         self.valve = Valve()
-        self.proxies = owner.proxies
+        self.proxies: Proxies | None = owner.proxies
         self.place: HeldPlace = NO_PLACE
         self.retires = False  # the connection ends with its next answer
         self._owner = owner

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from asyncio import BaseTransport, Transport
+from asyncio import BaseTransport
 from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Network, ip_address
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from aiohttp import StreamReader
 from aiohttp.http import HttpVersion10, HttpVersion11, RawRequestMessage
@@ -14,9 +14,6 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from ingest.http.response import Answer
 from ingest.model.errors import Refused
-
-if TYPE_CHECKING:  # they import this module
-    from ingest.http.connection import Connection
 
 
 class Client(NamedTuple):
@@ -112,7 +109,7 @@ class Request:
     """A request in work.
 
     `body` is the whole body if it arrived with its head, else None: then it is read from `content`.
-    `sender` is its connection, and `peer` who has connected. `in_round`: `body` may be decoded now,
+    `sender` is its Connection, and `peer` who has connected. `in_round`: `body` may be decoded now,
     and is not counted as in memory any more. The page keeps in `account` whose it is.
     """
 
@@ -124,7 +121,7 @@ class Request:
         self,
         head: Head,
         peer: Client,
-        sender: Connection,
+        sender: Any,
         body: bytes | None,
         content: StreamReader | None = None,
     ) -> None:
@@ -156,11 +153,6 @@ class Request:
     def method(self) -> str:
         """In capitals."""
         return self.head.method
-
-    @property
-    def transport(self) -> Transport | None:
-        """Its connection; None if the client is gone."""
-        return self.sender.valve.transport
 
     @property
     def is_whole(self) -> bool:

@@ -193,7 +193,7 @@ class Keeping:
         try:
             reserved = await self._reserve(points, terms)
             await self._set_aside(points, terms)
-        except BaseException as error:
+        except (Exception, asyncio.CancelledError) as error:
             for each in reserved:
                 each.release()
             ledger.at_receiver -= posted
@@ -321,7 +321,7 @@ class Keeping:
             try:
                 await put
                 ledger.accepted += rows
-            except BaseException as error:  # also a bug: the other blocks may be kept
+            except (Exception, asyncio.CancelledError) as error:  # the others may be kept
                 failed.append(error)
                 ledger.readings_rejected(_code_of(error), rows)
             reservation.release()  # does nothing after put
