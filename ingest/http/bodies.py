@@ -280,6 +280,5 @@ def _too_many() -> Refused:
 
 
 def _send_continue(request: Request) -> None:
-    transport = request.sender.valve.transport  # None: the client is gone
-    if transport is not None and request.headers.get("Expect", "").lower() == "100-continue":
-        transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    if request.headers.get("Expect", "").lower() == "100-continue" and request.transport:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asyncio import BaseTransport
+from asyncio import BaseTransport, Transport
 from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Network, ip_address
@@ -153,6 +153,12 @@ class Request:
     def method(self) -> str:
         """In capitals."""
         return self.head.method
+
+    @property
+    def transport(self) -> Transport | None:
+        """Its connection; None if the client is gone."""
+        transport: Transport | None = self.sender.valve.transport
+        return transport
 
     @property
     def is_whole(self) -> bool:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -274,39 +272,6 @@ async def test_verify_tells_no_fault_while_a_run_replaces_files(
     elsewhere = await here("archive", "verify", *words[:-1], str(tmp_path / "elsewhere"))
     assert (elsewhere.code, "No such file" in elsewhere.stdout) == (1, True)
     assert not (tmp_path / "elsewhere").exists()
-
-
-@pytest.mark.slow
-async def test_runs_killed_at_drawn_moments_lose_nothing(
-    connection: asyncpg.Connection, shared_url: str, here: Here, tmp_path: Path
-) -> None:
-    """kill -9 of `housekeeping run`, again and again, then one to the end; then late readings."""
-    words = await archiving(here, shared_url, tmp_path)
-    draw = random.Random(1)
-    rows = drawn(40_000, 1, from_us=OLD_US, to_us=OLD_US + DAY_US)
-    for part, moments in ((rows[:30_000], 12), (rows[29_000:], 8)):
-        await arrive(connection, part)
-        for _ in range(moments):
-            run = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "ingest", "housekeeping", "run", "--yes", *words),
-                stdout=asyncio.subprocess.DEVNULL,
-            )
-            await asyncio.sleep(draw.uniform(0.3, 3))
-            if run.returncode is None:
-                run.kill()
-            await run.wait()
-            gone = await connection.fetchval(f"select to_regclass('{NAME}') is null")
-            if gone:  # it came to its end
-                assert (await here("archive", "verify", *words)).code == 0
-        done = await here("housekeeping", "run", "--yes", *words)
-        while "another housekeeping run" in done.stdout:  # of a session that is just ending
-            await asyncio.sleep(0.2)
-            done = await here("housekeeping", "run", "--yes", *words)
-        assert done.code == 0, done
-        assert await rows_in(connection, "readings") == []
-    assert (await here("archive", "verify", *words)).code == 0
-    assert sorted(rows_in_files(tmp_path.glob("*.parquet"))) == sorted(rows)
-    assert len(list(tmp_path.iterdir())) == 2
 
 
 async def test_role_that_may_not_see_the_archive_is_told(

@@ -84,6 +84,9 @@ REQUESTS: dict[str, Make] = {
     "closing": lambda n: typed(n, Connection="close"),
     "upgrade": lambda _: head("GET", "/livez", UPGRADE),
     "upgrade of a post": lambda n: post(reading(n), headers=UPGRADE),
+    "upgrade in other letters": lambda n: post(
+        reading(n), headers={"CONNECTION": "uPgRaDe", "UPGRADE": "h2c"}
+    ),
     "connect": lambda _: head("CONNECT", "a:1"),
 }
 # They are refused by their head alone. If the body is not here then, the connection ends.

@@ -42,8 +42,11 @@ async def test_posts_come_over_one_connection(
         await client.send(post(GOOD) * 50)
         for _ in range(50):
             assert (await client.reply()).status == 202
+        await client.send(post(GOOD, headers={"Connection": "close"}))
+        assert (await client.reply()).status == 202
+        assert await client.closed(), "an end that is no error"
         await client.close()
-        assert sum(each.rows for each in receiver.inlet.blocks) == 4_051
+        assert sum(each.rows for each in receiver.inlet.blocks) == 4_052
 
 
 async def test_client_without_tls_is_told(tls_settings: dict[str, Any]) -> None:

@@ -170,19 +170,3 @@ async def test_committed_handler_cancelled_leaves_its_block_to_the_writers() -> 
         second = await receiver.connect()
         await second.send(post(GOOD))
         assert (await second.reply()).status == 202
-
-
-@reserves
-async def test_client_gone_while_its_post_waits_keeps_the_balance() -> None:
-    """Nobody reads the answer; the post is kept all the same and counted once."""
-    async with running_receiver() as receiver:
-        receiver.inlet.open.clear()
-        client = await receiver.connect()
-        await client.send(post(MIXED))
-        await until(lambda: receiver.inlet.waiting)
-        await client.close()
-        await asyncio.sleep(0.01)
-        receiver.inlet.open.set()
-        await receiver.blocks(1)
-        await until(lambda: receiver.ledger.at_receiver == 0)
-        assert receiver.ledger.accepted == 3

@@ -116,3 +116,15 @@ async def test_hand_over_refuses_nothing_and_probes_are_answered() -> None:
         assert (reply.status, reply.headers["connection"]) == (200, "close")
         await probe.close()
         await within(down, 2)
+
+
+async def test_idle_connection_ends_after_its_time() -> None:
+    """Not before: its client may be sending a request. It ends without a reset."""
+    async with running_receiver() as receiver:
+        idle = await receiver.connect()
+        assert await posted(idle) == (202, False)
+        down = stepping(receiver, idle_s=0.3)
+        assert not await idle.closed(0.2)
+        assert await idle.reader.read() == b""
+        await idle.close()
+        await within(down, 2)
