@@ -161,22 +161,6 @@ async def test_messages_are_there_after_a_stop_and_the_passwords_are_new(tmp_pat
             await _login(server.published.endpoints.port, "admin", old.passwords["admin"])
 
 
-async def test_killed_server_is_started_again_on_its_port(tmp_path: Path) -> None:
-    """Clients come back by themselves, and all messages are there."""
-    async with embedded(tmp_path) as server, joined(server, "gateway") as gateway:
-        before = server.published
-        for count in range(1, 3):
-            await put(gateway, b"x")
-            killed = server.pid
-            assert killed is not None
-            os.kill(killed, signal.SIGKILL)
-            await until(lambda killed=killed: server.pid not in (None, killed))  # type: ignore[misc]
-            await is_up(gateway)
-            async with joined(server, "admin") as admin:
-                assert await messages(admin) == count
-        assert server.published == before
-
-
 async def test_frozen_server_is_killed_and_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
