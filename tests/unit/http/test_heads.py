@@ -7,11 +7,6 @@ from aiohttp.http_exceptions import LineTooLong
 
 from ingest.http.connection import TRIES
 from ingest.http.heads import KNOWN_BYTES_MAX, KNOWN_MAX, SEEN_MAX, KnownHeads, code_of
-<<<<<<< HEAD
-from ingest.http.request import Request
-from ingest.http.response import Answer, Reply
-=======
->>>>>>> main
 from tests.support.receiver import head, post
 from tests.support.wire import Sightings, Wire, connections_of, echo, head_of
 
