@@ -16,7 +16,7 @@ def test_age_of_what_is_not_done_is_that_of_the_last_look() -> None:
     state = state_of(Found({"config": {}, "state": numbers}, {"num_pending": 1}))
     watch = SimpleNamespace(state=state, looked_s=100.0)
     writer: Any = StreamWriter.__new__(StreamWriter)
-    writer._role, writer._undone = SimpleNamespace(watch=watch), Undone()
+    writer.watch, writer._undone = watch, Undone()
     ages_s = [writer._waiting()[-1] for _ in range(2)]
     watch.looked_s = 101.0
     assert [*ages_s, writer._waiting()[-1]] == [0.0, 0.0, 1.0]
