@@ -40,7 +40,6 @@ async def test_bad_rows_alone_are_set_aside_each_as_of_its_own_post() -> None:
     assert path.ledger.dead_lettered[REFUSED] == 3
     assert path.ledger.committed == 3
     await path.drain()
-    await path.check()
 
 
 async def test_latency_and_lag_count_once_for_each_post() -> None:
@@ -53,7 +52,6 @@ async def test_latency_and_lag_count_once_for_each_post() -> None:
     await path.until(lambda: path.buffer.stats().rows == 0)
     assert sum(path.ledger.commit_s.counts) == sum(path.ledger.lag_s.counts) == 5
     await path.drain()
-    await path.check()
 
 
 async def test_block_that_fails_too_often_is_set_aside_as_its_posts() -> None:
@@ -66,7 +64,6 @@ async def test_block_that_fails_too_often_is_set_aside_as_its_posts() -> None:
     assert found == rows
     assert {(each.reason, each.attempts) for each in path.letters.letters} == {(EXHAUSTED, 2)}
     await path.drain()
-    await path.check()
 
 
 async def test_rest_of_a_drain_is_set_aside_as_its_posts() -> None:
@@ -112,4 +109,3 @@ async def test_rows_of_a_batch_are_those_of_their_blocks(cut: bool) -> None:
     ]
     assert len(path.letters.letters) == 5
     await path.drain()
-    await path.check()
