@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ingest.model.letter import DRAINED, EXHAUSTED, REFUSED
+from ingest.model.letter import DRAINED, EXHAUSTED
 from ingest.model.ports import BadRow
 from ingest.model.reading import Reading
 from ingest.model.verdict import Verdict
@@ -24,22 +24,6 @@ def three_posts(path: Writing) -> list[tuple[int, int, Reading]]:
         rows += [(received_us, item, reading) for item, reading in enumerate(readings)]
     assert path.buffer._queue.blocks[-1].posts == 3
     return rows
-
-
-async def test_bad_rows_alone_are_set_aside_each_as_of_its_own_post() -> None:
-    """Its time of receipt, and its place in that post. All other rows are stored."""
-    path = Writing()
-    rows = three_posts(path)
-    path.start(1)
-    await path.until(lambda: path.buffer.stats().rows == 0)
-    bad = [rows[0], rows[2], rows[5]]
-    found = [(each.received_us, each.item, each.reading) for each in path.letters.letters]
-    assert found == bad
-    assert {each.reason for each in path.letters.letters} == {REFUSED}
-    assert list(path.table) == [each[2] for each in rows if each not in bad]
-    assert path.ledger.dead_lettered[REFUSED] == 3
-    assert path.ledger.committed == 3
-    await path.drain()
 
 
 async def test_latency_and_lag_count_once_for_each_post() -> None:
