@@ -61,6 +61,7 @@ class StreamWatch:
         self.faults: tuple[StreamFault, ...] = ()  # the promise cannot be kept: take no posts
         self.degraded: tuple[StreamFault, ...] = ()  # it can; an operator should see to it
         self.state: StreamState | None = None  # as last seen
+        self.looked_s = 0.0  # when that was
         self.removed = 0  # messages that somebody removed before they were done, so far
         self._connection = connection
         self._wanted = wanted
@@ -76,15 +77,11 @@ class StreamWatch:
         self._servers: dict[str, ServerLook] | None = None  # the last answer of each monitor port
         self._reconnected = False
         self._give_again_s: float | None = None  # when that is due
-        self._away_since_s: float | None = clock.monotonic_s()
+        # When (on the monotonic clock) the broker stopped answering; None if it answers.
+        self.away_since_s: float | None = clock.monotonic_s()
         self._stream_due = asyncio.Event()
         self._servers_due = asyncio.Event()
         connection.watch(self._came, self._went)
-
-    @property
-    def away_since_s(self) -> float | None:
-        """When (on the monotonic clock) the broker stopped answering; None if it answers."""
-        return self._away_since_s
 
     @property
     def disk_failed(self) -> str:
@@ -123,8 +120,8 @@ class StreamWatch:
         self.look_soon()
 
     def _went(self) -> None:
-        if self._away_since_s is None:
-            self._away_since_s = clock.monotonic_s()
+        if self.away_since_s is None:
+            self.away_since_s = clock.monotonic_s()
 
     async def look(self) -> bool:
         """Look at the stream, and note what it must have; return whether all is well."""
@@ -133,15 +130,15 @@ class StreamWatch:
         try:
             found = await manage.look(self._connection, self._wanted.names)
         except BrokerAway:
-            if self._away_since_s is None:
-                self._away_since_s = began_s
+            if self.away_since_s is None:
+                self.away_since_s = began_s
             return False
         except BrokerRefused as error:
             self._stream_faults = [StreamFault("the stream", str(error))]
             self._judge()
             return False
-        self._away_since_s = None
-        self.state = state_of(found)
+        self.away_since_s = None
+        self.state, self.looked_s = state_of(found), began_s
         # Whether a place was given again is known by answers that came before this one.
         await self._see_removals(self._published()._replace(to=published.to))
         # What is wrong with the consumer of a forwarder is no reason to take no posts.

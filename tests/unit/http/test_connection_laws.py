@@ -172,10 +172,8 @@ class Played:
     """A receiver whose connections are in memory."""
 
     def __init__(self, receiver: Receiver) -> None:
-        connections = receiver.endpoint._port._connections
-        assert connections is not None
-        self.connections = connections
-        self.seen = Sightings(connections)
+        self.connections = receiver.connections
+        self.seen = Sightings(receiver.connections)
         self._blocks = receiver.inlet.blocks
 
     async def play(

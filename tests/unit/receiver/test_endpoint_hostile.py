@@ -53,15 +53,13 @@ async def test_endless_head_of_a_client_that_does_not_read_leaves_no_connection(
     """Its answer can never be sent, so a polite close would never end."""
     loop = asyncio.get_running_loop()
     async with running_receiver(body_s_max=0.5, keepalive_s_max=0.5) as receiver:
-        connections = receiver.endpoint._port._connections
-        assert connections is not None
         host, _, port = receiver.address.rpartition(":")
         with socket.socket() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
             client.setblocking(False)
             await loop.sock_connect(client, (host, int(port)))
-            await until(lambda: connections.count == 1)
-            (handler,) = connections._open
+            await until(lambda: receiver.connections.count == 1)
+            (handler,) = receiver.connections._open
             transport = handler.transport
             assert transport is not None
             with socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as same:
@@ -73,7 +71,7 @@ async def test_endless_head_of_a_client_that_does_not_read_leaves_no_connection(
             while not transport.is_closing():
                 await loop.sock_sendall(client, b"X: %b\r\n" % (b"x" * 4_000))
                 await asyncio.sleep(0.001)
-            await until(lambda: connections.count == 0)
+            await until(lambda: receiver.connections.count == 0)
             await until(lambda: not transport.get_write_buffer_size())
 
 
@@ -95,8 +93,7 @@ async def test_head_that_comes_in_many_pieces_is_taken() -> None:
 async def test_body_that_trickles_is_408() -> None:
     """The deadline is for the whole body, not for each byte."""
     async with running_receiver(body_s_max=0.2) as receiver:
-        client = await receiver.connect()
-        await client.send(head(headers=SIZE))
+        client = await receiver.connect(head(headers=SIZE))
         before_s = time.monotonic()
 
         async def trickle() -> None:
@@ -117,8 +114,7 @@ async def test_client_gone_in_the_middle_of_its_body_leaves_nothing(
     async with running_receiver() as receiver:
         await receiver.send(b"SSH-2.0-client\r\n\r\n")
         for cut in range(1, 51):
-            client = await receiver.connect()
-            await client.send(post(GOOD)[:-cut])
+            client = await receiver.connect(post(GOOD)[:-cut])
             await client.close()
         await asyncio.sleep(0.05)
         assert receiver.endpoint._keeping.in_work == 0
@@ -132,10 +128,7 @@ async def test_client_gone_in_the_middle_of_its_body_leaves_nothing(
 async def test_bad_chunk_behind_a_post_in_work_ends_only_its_own_request() -> None:
     """A pipelined body that breaks off while it waits: the first post gets its answer."""
     async with running_receiver(body_s_max=30) as receiver:
-        receiver.inlet.open.clear()
-        client = await receiver.connect()
-        await client.send(post(GOOD))
-        await until(lambda: receiver.inlet.waiting)
+        client = await receiver.waits(post(GOOD))
         await client.send(head(headers=CHUNKED) + b"5\r\n[1,2,\r\n")
         await asyncio.sleep(0.02)
         await client.send(b"nonsense\r\n")

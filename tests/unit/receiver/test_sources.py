@@ -166,8 +166,9 @@ async def test_large_bodies_are_decoded_one_after_another(file: Path) -> None:
     """Each takes ten times its memory while it is decoded; a client that is gone is forgotten."""
     doc = orjson.dumps([{"id": f"d{at}", "v": at} for at in range(3_000)])
     async with running(file) as receiver:
-        client = await receiver.connect()
-        await client.send(head("POST", "/v1/in/esp", {"Content-Length": str(len(doc))}) + doc)
+        client = await receiver.connect(
+            head("POST", "/v1/in/esp", {"Content-Length": str(len(doc))}) + doc
+        )
         await client.close()
         replies = await asyncio.gather(*(send(receiver, body=doc) for _ in range(4)))
         assert [each.document["accepted"] for each in replies] == [3_000] * 4
