@@ -9,11 +9,11 @@ import asyncpg
 from pyarrow import parquet
 
 from ingest.sinks.postgres.housekeeping import registry
-from ingest.sinks.postgres.housekeeping.making import make_partition
 from ingest.sinks.postgres.housekeeping.spans import DAY, DAY_US, TimeSpan
 from ingest.sinks.postgres.housekeeping.view import look_at
 from ingest.sinks.postgres.target import quoted
 from tests.support.commands import Here
+from tests.support.partitions import make_partition
 
 OLD = "2026-05-28"
 OLD_US = 1_779_926_400_000_000  # the same

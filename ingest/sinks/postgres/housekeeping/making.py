@@ -41,51 +41,37 @@ _TABLESPACE = """
 select s.spcname from pg_class c join pg_tablespace s on s.oid = c.reltablespace where c.oid = $1"""
 
 
-async def make_partition(connection: Connection, view: View, bounds: TimeSpan) -> str | None:
-    """Make one; return its name. None: a part of its time has a partition by now."""
-    made = await make_partitions(connection, view, [bounds])
-    return made[0] if made else None
-
-
 async def make_partitions(
     connection: Connection, view: View, spans: Sequence[TimeSpan]
-) -> list[str]:
-    """Make and attach partitions, at most GROUP_MAX, in one transaction; return their names.
+) -> tuple[dict[TimeSpan, str], Exception | None]:
+    """Make and attach partitions, at most GROUP_MAX, in one transaction.
 
-    If one of them cannot be made, each is made by itself. One is left out if a part of its time has
-    a partition by now. Any other failure is raised when the others have been tried, or after
-    FAILED_MAX. Raises StartError if the role may not. Waits for locks as long as LOCK_MS.
+    If one of them cannot be made, each is made by itself, until FAILED_MAX have failed. Returns the
+    names by their spans, and the first failure, which is StartError if the role may not. A name is
+    empty if a part of its time has a partition by now. Waits for locks as long as LOCK_MS.
     """
     if view.cannot_make:
-        raise StartError(view.cannot_make)
-    try:
-        return await make_group(connection, view, spans)
-    except (asyncpg.PostgresError, StartError) as error:
-        if len(spans) == 1 and getattr(error, "sqlstate", None) == _OVERLAPS:
-            return []
-        if len(spans) == 1 or fails_for_all(connection, error):
-            raise
-    return await _make_each(connection, view, spans)
-
-
-async def _make_each(connection: Connection, view: View, spans: Sequence[TimeSpan]) -> list[str]:
-    names: list[str] = []
+        return {}, StartError(view.cannot_make)
+    made: dict[TimeSpan, str] = {}
     failed: list[Exception] = []
-    for each in spans:
+    each_alone = ([span] for span in spans if len(spans) > 1)
+    for some in (spans, *each_alone):
         try:
-            names += await make_partitions(connection, view, [each])
+            made.update(zip(some, await make_group(connection, view, some), strict=True))
         except (asyncpg.PostgresError, StartError) as error:
-            failed.append(error)
-            if fails_for_all(connection, error) or len(failed) == FAILED_MAX:
+            fails_for_all = connection.is_closed() or isinstance(
+                error, asyncpg.LockNotAvailableError
+            )
+            if len(some) == 1 and getattr(error, "sqlstate", None) == _OVERLAPS:
+                made[some[0]] = ""
+            elif len(some) == 1 or fails_for_all:
+                failed.append(error)
+            if fails_for_all or len(failed) == FAILED_MAX:
                 break
-    if failed:
-        raise failed[0]
-    return names
-
-
-def fails_for_all(connection: Connection, error: Exception) -> bool:
-    """Whether no other partition could be made now, either."""
-    return connection.is_closed() or isinstance(error, asyncpg.LockNotAvailableError)
+        else:
+            if len(some) == len(spans):
+                break
+    return made, failed[0] if failed else None
 
 
 async def make_group(connection: Connection, view: View, spans: Sequence[TimeSpan]) -> list[str]:
