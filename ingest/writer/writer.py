@@ -21,7 +21,7 @@ from ingest.model.verdict import OF_ONE_ROW, TOO_MANY_CONNECTIONS, Verdict, Writ
 from ingest.system.backoff import backoff_s
 from ingest.system.clock import monotonic_s, sleep_unless, unix_us
 from ingest.system.logs import get_logger
-from ingest.writer.at_fault import takes_other_rows
+from ingest.writer.at_fault import sample_rows
 from ingest.writer.batch import Batch, BatchCap, Gatherer, in_pieces, isolated
 from ingest.writer.breaker import BREAKER, NONE, CircuitBreaker, Refused
 from ingest.writer.database_state import DatabaseState
@@ -275,7 +275,7 @@ class Writer:
         self._rows_at_fault = (
             self._rows_at_fault
             or self._breaker.is_released(piece)
-            or await takes_other_rows(self._sink, piece)
+            or await self._sink.takes_any(sample_rows(piece), like_stored=True)
         )
         if not self._rows_at_fault:
             raise failure

@@ -299,7 +299,7 @@ async def test_late_reading_makes_its_partition_and_is_stored_once(
     assert not why.final, "nobody has confirmed keep_hot yet"
     kept, policy = await registry.make(table, "readings"), retention_policy(settings)
     assert policy is not None
-    await registry.put(table, kept, registry.KEEP_HOT, policy.entry(now_us))
+    await registry.put(table, kept, {registry.KEEP_HOT: policy.entry(now_us)})
     late = late_partitions(settings, lambda: shared_url)
     await late.make_for([now_us])
     assert late.why_not(now_us - 20 * DAY_US) == ("older than 12h (keep_hot)", True)

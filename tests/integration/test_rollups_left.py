@@ -141,7 +141,7 @@ async def table(connection: asyncpg.Connection) -> asyncpg.Connection:
     await connection.execute(f"{TABLE}; set timezone = 'UTC'")
     view = await look_at(connection, "readings", DAY)
     known = await registry.make(connection, "readings")
-    await registry.put(connection, known, registry.TABLE + view.name, {"span": DAY})
+    await registry.put(connection, known, {registry.TABLE + view.name: {"span": DAY}})
     await schema.apply(connection)
     return connection
 

@@ -20,14 +20,13 @@ from ingest.model.errors import StartError
 from ingest.sinks.postgres.housekeeping import registry
 from ingest.sinks.postgres.housekeeping.partitions import Partition, bounds_entry
 from ingest.sinks.postgres.housekeeping.spans import (
-    NAME_BYTES_MAX,
     NONE,
     TimeSpan,
     literal,
     partition_name,
 )
 from ingest.sinks.postgres.housekeeping.view import PARTITIONED, View
-from ingest.sinks.postgres.target import quoted
+from ingest.sinks.postgres.target import quoted, shortened
 
 GROUP_MAX = 16  # in one transaction: it takes some tenths of a second if there are thousands
 FAILED_MAX = 3  # of a group: then the others would probably fail too
@@ -98,7 +97,7 @@ async def make_group(connection: Connection, view: View, spans: Sequence[TimeSpa
             registry.PARTITION + name: bounds_entry(*bounds)
             for name, bounds in zip(names, spans, strict=True)
         }
-        await registry.put_all(connection, known, entries)
+        await registry.put(connection, known, entries)
         # A restored partition that had such a name was dropped by hand: this one may leave.
         await registry.remove(connection, known, *(registry.PINNED + name for name in names))
     return names
@@ -145,7 +144,7 @@ async def _free_name(connection: Connection, view: View, bounds: TimeSpan) -> st
     files = await registry.entries(connection, view.table, registry.FILES + wanted)
     for number in range(1, _SAME_NAME_MAX):
         ending = f"_{number}" if number > 1 else ""
-        name = wanted.encode()[: NAME_BYTES_MAX - len(ending)].decode(errors="ignore") + ending
+        name = shortened(wanted, ending)
         taken = f"{quoted(view.schema)}.{quoted(name)}"
         held = files.get(ending)  # the files of this name: of a time that has this one in it?
         if held and not held["from_us"] <= bounds.from_us < bounds.to_us <= held["to_us"]:
@@ -158,7 +157,7 @@ async def _free_name(connection: Connection, view: View, bounds: TimeSpan) -> st
 async def mark_ours(connection: Connection, view: View) -> None:
     """Note that housekeeping makes the partitions of this table, and how long their spans are."""
     known = await registry.make(connection, view.table, view.owner)
-    await registry.put(connection, known, registry.TABLE + view.name, {"span": view.span})
+    await registry.put(connection, known, {registry.TABLE + view.name: {"span": view.span}})
 
 
 def adoptable(view: View, names: Sequence[str]) -> list[Partition]:
@@ -190,4 +189,4 @@ async def adopt(connection: Connection, view: View, chosen: Sequence[Partition],
         made: dict[str, object] = {registry.TABLE + view.name: {"span": span}}
         for each in chosen:
             made[registry.PARTITION + each.name] = bounds_entry(each.from_us, each.to_us)
-        await registry.put_all(connection, kept, made)
+        await registry.put(connection, kept, made)

@@ -141,12 +141,7 @@ async def has_any(connection: Connection, table: str, keys: Sequence[str]) -> bo
     return found
 
 
-async def put(connection: Connection, registry: str, key: str, value: Any) -> None:
-    """Store a value in the registry of this name (of `make`)."""
-    await put_all(connection, registry, {key: value})
-
-
-async def put_all(connection: Connection, registry: str, values: Mapping[str, Any]) -> None:
+async def put(connection: Connection, registry: str, values: Mapping[str, Any]) -> None:
     """Store values in the registry of this name, by their keys."""
     await connection.execute(
         f"insert into {registry} (key, value) "  # noqa: S608
