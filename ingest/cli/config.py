@@ -18,7 +18,6 @@ from ingest.config.settings import Settings, secret_names
 from ingest.config.text import bounds_text, env_example, groups, plain, toml_example
 from ingest.config.values import mask_url, nearest, shown
 from ingest.model.errors import ConfigError, StartError
-from ingest.system.state_folder import running_service
 
 
 def _run(args: argparse.Namespace, loaded: Loaded) -> int:
@@ -48,6 +47,8 @@ def _one_value(name: str, settings: Settings) -> str:
                 f"{state_dir(settings)}; start one with `ingest serve`, or set INGEST_DATABASE_URL"
             )
     if name == "admin_token" and not value:
+        from ingest.system.state_folder import running_service  # noqa: PLC0415
+
         service = running_service(state_dir(settings))
         if service is None:
             raise StartError(f"no service runs on the state folder {state_dir(settings)}")
