@@ -50,7 +50,7 @@ def _limit(text: str) -> int:
     return int(text)
 
 
-async def _run(do: Do, args: argparse.Namespace, loaded: Loaded) -> Ended:
+async def _run(do: Do, args: argparse.Namespace, loaded: Loaded) -> int:
     """Do it with the dead letters; the exit code is 1 if a part of it could not be done."""
     own = OwnLetters("forward", args.forward) if args.forward is not None else None
     own = OwnLetters("mqtt", args.mqtt) if args.mqtt is not None else own
@@ -59,6 +59,9 @@ async def _run(do: Do, args: argparse.Namespace, loaded: Loaded) -> Ended:
     try:
         async with letter_store(loaded.settings, args.store, own=own) as store:
             ended = await do(store, args, loaded.settings)
+        if isinstance(ended, Ending):
+            ended.print(as_json=args.json)
+            ended = ended.code
         sys.stdout.flush()  # here, so that the error of a full disk gets the text below
         return ended
     except BrokenPipeError:

@@ -136,7 +136,7 @@ STORIES: dict[str, tuple[list[list[Letter]], list[Step], int]] = {
         [[*drained(2), *drained(1, reason=EXHAUSTED)]],
         [
             Step("discard --where reason=drained", 1, ["2 dead letters would be discarded"]),
-            Step("discard --all --json", 1, ['{"would_be_discarded": 3}']),
+            Step("discard --all --json", 1, ['"would_be_discarded": 3']),
             Step("discard --where reason=drained --yes", out=["2 dead letters discarded\n"]),
             Step("list", out=[EXHAUSTED], lines=2),
         ],
