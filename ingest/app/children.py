@@ -256,14 +256,14 @@ class Children:
         configuration = partial(self._configuration, role, instance, listen_fd)
         self.slots.append(Slot(role, instance, make, configuration, times=self._times))
 
-    async def start(self, role: str, needed: asyncio.Event) -> None:
-        """Start a child in each slot of a role; they begin when what they need is there.
+    async def start(self, role: str, needed: Awaitable[None]) -> None:
+        """Start a child in each slot of a role; they begin when `needed` is done.
 
         Raises StartError if one of them does not become ready.
         """
         for each in self.of(role):
             await each.prepare()
-        await needed.wait()
+        await needed
         await together(*(each.start() for each in self.of(role)))
 
     def keep(self, spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]) -> None:

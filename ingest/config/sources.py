@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import Field
 from pathlib import Path
@@ -132,6 +133,17 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         return tomllib.loads(raw.decode("utf-8-sig"))
     except ValueError as error:  # syntax, encoding, a number of 5,000 digits
         raise ConfigError(f"{path} is not TOML: {error}") from error
+
+
+def read_secret_again(path: Path) -> str:
+    """Return the same of a file that may have changed. Of a pipe, there is nothing more."""
+    try:
+        regular = stat.S_ISREG(os.stat(path).st_mode)
+    except OSError as error:
+        raise UnusableFile(path, f"cannot be read: {error.strerror}") from error
+    if not regular:
+        raise UnusableFile(path, "is no regular file")
+    return read_secret(path)
 
 
 def read_secret(path: Path) -> str:

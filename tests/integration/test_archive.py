@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import resource
-import signal
 from collections.abc import Callable
 from functools import partial
 from itertools import count
@@ -309,25 +307,3 @@ async def test_killed_at_any_step_the_next_run_goes_on(
             assert len(list(folder.iterdir())) == 2, moment
         await table.execute("delete from ingest_housekeeping")
     assert moment > 10
-
-
-async def test_disk_that_fills_up_leaves_nothing_and_the_next_run_goes_on(
-    table: asyncpg.Connection, tmp_path: Path
-) -> None:
-    """The limit of a file's size stands for the disk: a write in the middle fails."""
-    await fill(table, PARTITION, drawn(2_000, 22))
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        for limit in (100, 20_000):
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-            try:
-                with pytest.raises(ArchiveFailed, match="File too large"):
-                    await archiver(tmp_path).archive(detached(table))
-            finally:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-            assert [each.name for each in tmp_path.iterdir()] == [".lock"]
-    finally:
-        signal.signal(signal.SIGXFSZ, handler)
-    await archiver(tmp_path).archive(detached(table))
-    assert (await archived.contents(table, "readings"))[0].rows == 2_000

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -132,60 +130,6 @@ async def test_run_whose_connection_was_cut_says_why(
     assert len(rows_in_files(tmp_path.glob("*.parquet"))) == 1_000
 
 
-async def test_tables_with_other_names_in_one_schema_have_nothing_in_common(
-    connection: asyncpg.Connection, shared_url: str, here: Here, tmp_path: Path, role: str
-) -> None:
-    """Partitions, rollups, archive and restore mean the names of the settings, of one table only.
-
-    A yes for one table is none for the other.
-    """
-    words = ["--database-url", shared_url, "--partition-span", "day", "--rollups", "true"]
-    words += ["--keep-hot", "30d", "--archive-dir", str(tmp_path)]
-    own = [*words, "--table-name", "My data", "--column-ts", "time", "--column-value", "va lue"]
-    insert = """insert into "My data" values ('2026-05-28 01:00+00', 'd', 'm', 1)"""
-    for flags in (words, own):
-        assert (await here("schema", "apply", *flags)).code == 0
-    for table in ("readings", "My data"):
-        kept = await registry.make(connection, f'"{table}"')
-        name = f"{table}_p20260528"
-        await connection.execute(
-            f'create table "{name}" partition of "{table}" '
-            "for values from ('2026-05-28 00:00:00+00') to ('2026-05-29 00:00:00+00')"
-        )
-        bounds = {"from_us": OLD_US, "to_us": OLD_US + DAY_US}
-        await registry.put(connection, kept, {registry.PARTITION + name: bounds})
-    (last,) = await connection.fetch(
-        "select max(relname) from pg_class where relname like 'My data_p%' and relkind = 'r'"
-    )
-    await connection.execute(f'drop table "{last[0]}"; {insert}')
-
-    async def keep_house(flags: list[str]) -> list[tuple[str, str]]:
-        done = await here("housekeeping", "run", "--yes", "--json", *flags)
-        did = json.loads(done.stdout)["did"]
-        assert [each["error"] for each in did] == [""] * len(did), done
-        return [(each["kind"], each["partition"]) for each in did]
-
-    name = "My data_p20260528"
-    left = [("detach", name), ("archive", name), ("drop", name)]
-    assert [each[0] for each in (await keep_house(words))[-3:]] == ["detach", "archive", "drop"]
-    waits = await here("housekeeping", "run", "--json", *own)
-    did = json.loads(waits.stdout)["did"]
-    assert (did[0]["kind"], did[0]["partition"]) == ("make", last[0])
-    assert [each["left"][:14] for each in did[-3:]] == ["keep_hot = 30d"] * 3
-    assert [each["error"] for each in did[-3:]] == [""] * 3
-    assert await keep_house(own) == left
-    assert await connection.fetchval('select count(*) from "My data_hourly"') == 1
-    assert await connection.fetchval('select count(*) from "My data"') == 0
-    listed = json.loads((await here("archive", "list", "--json", *own)).stdout)
-    assert [(each["name"], each["readings"]) for each in listed] == [(name, 1)]
-    await connection.execute(f'alter table "My data" owner to {role}')
-    assert (await here("archive", "restore", name, *own)).code == 0
-    assert await connection.fetchval('select "va lue" from "My data"') == 1
-    owner = f"""select relowner::regrole::text from pg_class where relname = '{name}'"""
-    assert await connection.fetchval(owner) == role
-    await connection.execute(f"reassign owned by {role} to current_user; drop owned by {role}")
-
-
 async def test_restore_tells_nobody_to_remove_what_is_not_in_the_archive_yet(
     connection: asyncpg.Connection, shared_url: str, here: Here, tmp_path: Path
 ) -> None:
@@ -274,39 +218,6 @@ async def test_verify_tells_no_fault_while_a_run_replaces_files(
     elsewhere = await here("archive", "verify", *words[:-1], str(tmp_path / "elsewhere"))
     assert (elsewhere.code, "No such file" in elsewhere.stdout) == (1, True)
     assert not (tmp_path / "elsewhere").exists()
-
-
-@pytest.mark.slow
-async def test_runs_killed_at_drawn_moments_lose_nothing(
-    connection: asyncpg.Connection, shared_url: str, here: Here, tmp_path: Path
-) -> None:
-    """kill -9 of `housekeeping run`, again and again, then one to the end; then late readings."""
-    words = await archiving(here, shared_url, tmp_path)
-    draw = random.Random(1)
-    rows = drawn(40_000, 1, from_us=OLD_US, to_us=OLD_US + DAY_US)
-    for part, moments in ((rows[:30_000], 12), (rows[29_000:], 8)):
-        await arrive(connection, part)
-        for _ in range(moments):
-            run = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "ingest", "housekeeping", "run", "--yes", *words),
-                stdout=asyncio.subprocess.DEVNULL,
-            )
-            await asyncio.sleep(draw.uniform(0.3, 3))
-            if run.returncode is None:
-                run.kill()
-            await run.wait()
-            gone = await connection.fetchval(f"select to_regclass('{NAME}') is null")
-            if gone:  # it came to its end
-                assert (await here("archive", "verify", *words)).code == 0
-        done = await here("housekeeping", "run", "--yes", *words)
-        while "another housekeeping run" in done.stdout:  # of a session that is just ending
-            await asyncio.sleep(0.2)
-            done = await here("housekeeping", "run", "--yes", *words)
-        assert done.code == 0, done
-        assert await rows_in(connection, "readings") == []
-    assert (await here("archive", "verify", *words)).code == 0
-    assert sorted(rows_in_files(tmp_path.glob("*.parquet"))) == sorted(rows)
-    assert len(list(tmp_path.iterdir())) == 2
 
 
 async def test_role_that_may_not_see_the_archive_is_told(

@@ -22,6 +22,7 @@ from ingest.embedded import broker as launcher
 from ingest.embedded.broker import EmbeddedBroker, running_broker
 from ingest.embedded.broker_program import find_program
 from ingest.model.errors import BrokerAway, StartError
+from ingest.system import orphans
 from tests.support.brokers import (
     embedded,
     ended,
@@ -161,22 +162,6 @@ async def test_messages_are_there_after_a_stop_and_the_passwords_are_new(tmp_pat
             await _login(server.published.endpoints.port, "admin", old.passwords["admin"])
 
 
-async def test_killed_server_is_started_again_on_its_port(tmp_path: Path) -> None:
-    """Clients come back by themselves, and all messages are there."""
-    async with embedded(tmp_path) as server, joined(server, "gateway") as gateway:
-        before = server.published
-        for count in range(1, 3):
-            await put(gateway, b"x")
-            killed = server.pid
-            assert killed is not None
-            os.kill(killed, signal.SIGKILL)
-            await until(lambda killed=killed: server.pid not in (None, killed))  # type: ignore[misc]
-            await is_up(gateway)
-            async with joined(server, "admin") as admin:
-                assert await messages(admin) == count
-        assert server.published == before
-
-
 async def test_frozen_server_is_killed_and_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,9 +223,9 @@ async def test_server_that_was_left_is_ended_before_the_next_start(
     os.kill(pid, signal.SIGSTOP)
     parent.kill()
     parent.communicate()
-    servers_of = launcher._servers_of
+    holders = orphans.holders
     monkeypatch.setattr(  # our parent's child: it has ended since it was found
-        launcher, "_servers_of", lambda config: [parent.pid, *servers_of(config)]
+        orphans, "holders", lambda path: [parent.pid, *holders(path)]
     )
     async with embedded(tmp_path) as server:
         assert server.pid != pid

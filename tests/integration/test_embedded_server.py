@@ -57,21 +57,6 @@ async def test_killed_server_is_started_again(made: Path) -> None:
             assert server.pid != killed
 
 
-async def test_server_killed_in_a_statement_is_started_again(made: Path) -> None:
-    """A busy child that outlives its server delays the restart, and does not prevent it."""
-    async with running(made) as (server, url):
-        connection = await asyncpg.connect(url)
-        busy = asyncio.create_task(
-            connection.fetchval("select count(*) from generate_series(1, 4000000)")
-        )
-        await asyncio.sleep(0.2)
-        assert server.pid is not None
-        os.kill(server.pid, signal.SIGKILL)
-        await asyncio.wait([busy])
-        connection.terminate()
-        assert await answers_again(url, "select 1") == 1
-
-
 async def test_stop_while_a_restart_fails_ends(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Restarts are tried until `stop` is called; then no process is left."""
     monkeypatch.setattr(running_server, "RESTART_S_MAX", 0.1)

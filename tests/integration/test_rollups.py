@@ -333,28 +333,6 @@ async def test_killed_run_is_continued(
     assert await wrong(operator) == []
 
 
-@pytest.mark.slow
-async def test_kill_9_at_drawn_moments(operator: asyncpg.Connection, shared_url: str) -> None:
-    """Runs are killed again and again, beside late readings of several writers."""
-    some = random.Random(5)
-    await write(operator, drawn(1, 500, 60))
-    command = [sys.executable, "-m", "tests.support.rollup_runs", shared_url]
-    for number in range(25):
-        child = await asyncio.create_subprocess_exec(*command)
-        for part in range(4):
-            await write(operator, drawn(1_000 + 10 * number + part, 40, 60, odd=True))
-            await asyncio.sleep(some.uniform(0.05, 0.5))
-        child.kill()
-        await child.wait()
-    for _ in range(50):
-        try:
-            await run(operator)
-            break
-        except plan.OtherRun:
-            await asyncio.sleep(0.1)
-    assert await wrong(operator) == []
-
-
 class _Connection:
     """A connection with other ways to execute; all else is the driver's."""
 
@@ -364,34 +342,6 @@ class _Connection:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
-
-
-async def test_two_runs_are_one_after_the_other(
-    operator: asyncpg.Connection, shared_url: str
-) -> None:
-    """Many runs at once, beside late readings: each series is right at the end."""
-    await write(operator, drawn(1, 200, 10))
-    await run(operator)
-    others = [await asyncpg.connect(shared_url) for _ in range(3)]
-
-    async def runs(connection: asyncpg.Connection) -> None:
-        for _ in range(8):
-            try:
-                await run(connection)
-            except plan.OtherRun:
-                await asyncio.sleep(0.01)
-
-    async def writes(connection: asyncpg.Connection) -> None:
-        for seed in range(20):
-            await write(connection, drawn(100 + seed, 20, 10))
-
-    try:
-        await asyncio.gather(runs(others[0]), runs(others[1]), writes(others[2]))
-    finally:
-        for each in others:
-            await each.close()
-    await run(operator)
-    assert await wrong(operator) == []
 
 
 async def test_budget_ends_a_run_and_the_next_goes_on(

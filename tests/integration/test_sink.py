@@ -135,32 +135,6 @@ async def test_nul_in_a_name_isolates_its_row(bench: Bench) -> None:
     assert [(each.row, each.sqlstate) for each in aside] == [(17, "22021")]
 
 
-async def test_two_rows_that_only_clash_together_lose_one(bench: Bench) -> None:
-    """A row that is refused only beside another one is found."""
-    await bench.operator.execute("create unique index one on readings (device_id, metric, value)")
-    rows = readings(30)
-    rows[20] = rows[10]._replace(ts_us=rows[10].ts_us + 1)
-    stored, aside = await bench.isolate(rows)
-    assert stored == Stored(29, 0)
-    assert [(each.row, each.sqlstate) for each in aside] == [(20, "23505")]
-
-
-@pytest.mark.parametrize("into", ["audit", "readings"])
-async def test_key_violated_by_a_trigger_is_the_rows_fault(bench: Bench, into: str) -> None:
-    """A trigger may insert into a table with the same key; ON CONFLICT does not cover that."""
-    await bench.operator.execute(
-        f"""create table audit (like readings including all);
-        insert into {into} values ('2020-01-01+0', 'other', 'other', 1);
-        """
-        + RAISE.format(
-            f"insert into {into} values ('2020-01-01+0', 'other', 'other', 1);", "before insert"
-        )
-    )
-    stored, aside = await bench.isolate(with_bad(20, 11))
-    assert stored == Stored(19, 0)
-    assert [(each.row, each.sqlstate) for each in aside] == [(11, "23505")]
-
-
 async def test_duplicates_and_bad_rows_together_are_told_apart(bench: Bench) -> None:
     """On the idempotent path the server names no row. Halving finds it."""
     await bench.sink.write(encode(readings(100)), 100, idempotent=False)
@@ -217,15 +191,6 @@ async def test_operators_fault_holds_with_its_reason(bench: Bench, sqlstate: str
         assert await bench.count() == 0
     await sink.close()
     await bench.operator.execute("drop owned by writer; drop role writer")
-
-
-async def test_unknown_code_is_unknown(bench: Bench) -> None:
-    """The writer tries it a few times, and then pauses writes."""
-    await bench.operator.execute(
-        RAISE.format("raise using errcode = '72000', message = 'hm';", "before insert")
-    )
-    failed = await bench.failure(with_bad(3, 1))
-    assert (failed.verdict, failed.reason) == (Verdict.UNKNOWN, "sqlstate_72000")
 
 
 RETRIES = ["40001", "40P01", "55000", "55006", "57014", "55P03"]

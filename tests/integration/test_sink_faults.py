@@ -271,20 +271,6 @@ async def test_cancellation_and_close_do_not_wait_for_a_frozen_backend(
         assert monotonic_s() - began_s < 1.5
 
 
-async def test_isolating_write_on_a_frozen_backend_ends_in_time(
-    sink: SinkPostgres, operator: asyncpg.Connection
-) -> None:
-    """Each statement has its deadline. No row is stored, without doubt."""
-
-    async def set_aside(_: object) -> None:
-        raise AssertionError("no row was refused")
-
-    with frozen(await backend_pid(operator)), pytest.raises(WriteFailed) as failed:
-        await sink.write_isolating(encode(readings(5)), 5, set_aside)
-    assert failed.value.verdict is Verdict.RETRY
-    assert not failed.value.doubtful
-
-
 async def test_abort_while_rows_are_dead_lettered_commits_nothing(
     sink: SinkPostgres, operator: asyncpg.Connection
 ) -> None:
@@ -298,19 +284,6 @@ async def test_abort_while_rows_are_dead_lettered_commits_nothing(
         await sink.write_isolating(encode(readings(5)), 5, set_aside)
     assert failed.value.verdict is Verdict.WAIT
     assert await operator.fetchval(COUNT) == 0
-
-
-async def test_lost_reply_of_a_copy_is_doubt_and_the_retry_no_double(
-    line: FaultyProxy, shared_url: str, operator: asyncpg.Connection
-) -> None:
-    """The rows are committed, and the reply is lost."""
-    sink = make_sink(by_tcp(shared_url, line), Settings(database_unsafe=True))
-    await sink.open()
-    line.lose_replies(until=b"COPY 100\0")
-    failed = await failure(sink, readings(100))
-    assert (failed.verdict, failed.doubtful) == (Verdict.WAIT, True)
-    assert await sink.write(encode(readings(100)), 100, idempotent=True) == Stored(0, 100)
-    await sink.close()
 
 
 async def test_lost_reply_of_a_commit_is_doubt_and_the_retry_no_double(
@@ -344,22 +317,4 @@ async def test_tcp_connection_notices_a_dead_peer(line: FaultyProxy, shared_url:
     with socket.socket(fileno=os.dup(fileno)) as same:
         assert same.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         assert same.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 10
-    await sink.close()
-
-
-async def test_cut_connection_waits_and_comes_back(
-    line: FaultyProxy, shared_url: str, operator: asyncpg.Connection
-) -> None:
-    """After a reset before the answer to a batch, the next write opens a connection."""
-    sink = make_sink(by_tcp(shared_url, line), Settings(database_unsafe=True))
-    await sink.open()
-    line.stall("to_client")
-    task = asyncio.create_task(failure(sink, readings(50)))
-    await until(operator, COUNT, 50)
-    await line.cut()
-    failed = await task
-    assert failed.verdict is Verdict.WAIT
-    assert failed.doubtful
-    line.resume()
-    assert await sink.write(encode(readings(50)), 50, idempotent=True) == Stored(0, 50)
     await sink.close()

@@ -39,6 +39,36 @@ async def test_nobody_listening_waits(free_port: int) -> None:
     assert not {"postgres", "secret"} & set(re.findall("[a-z]+", failed.message))
 
 
+WAIT, HOLD = Verdict.WAIT, Verdict.HOLD
+
+
+@pytest.mark.parametrize(
+    ("url", "verdict", "reason", "told"),
+    [
+        ("postgresql://p@/p?host=/nonexistent/folder", WAIT, "unreachable", "/nonexistent/folder:"),
+        ("postgresql://p@nowhere.invalid/x", WAIT, "", ""),  # the name may become known again
+        ("postgresql://u@h:port/db", HOLD, "configuration", ""),
+        ("mysql://u@h/db", HOLD, "configuration", ""),
+        ("{}&connect_timeout=3", HOLD, "configuration", "connect_timeout"),
+        ("{}&work_mem=none", HOLD, "configuration", "work_mem"),
+        ("no_such_", HOLD, "database_missing", ""),
+        ("nobody_knows_me", HOLD, "authentication", ""),
+    ],
+)
+async def test_url_that_leads_nowhere_waits_or_holds(
+    readings_url: str, url: str, verdict: Verdict, reason: str, told: str
+) -> None:
+    """A server that is not there yet is waited for. What only an operator can mend holds."""
+    if url == "no_such_":
+        url = readings_url.replace("@/test_", "@/no_such_")
+    elif url == "nobody_knows_me":
+        url = readings_url.replace("postgres@", "nobody_knows_me@")
+    failed = await open_failure(url.format(readings_url))
+    assert failed.verdict is verdict
+    assert failed.reason.startswith(reason)
+    assert told in failed.message
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
@@ -77,13 +107,6 @@ def test_identity_names_the_database_and_not_who_logs_in(url: str, named: str) -
     assert identity(url) == named
 
 
-async def test_missing_socket_folder_waits() -> None:
-    """The embedded server may not be started yet."""
-    failed = await open_failure("postgresql://postgres@/postgres?host=/nonexistent/folder")
-    assert failed.verdict is Verdict.WAIT
-    assert failed.message.startswith("/nonexistent/folder: ")
-
-
 @pytest.mark.parametrize(
     ("url", "told"),
     [
@@ -114,12 +137,6 @@ def test_address_of_the_environment_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("PGHOST", "elsewhere")
     monkeypatch.setenv("PGPORT", "6")
     assert address("postgresql://u@/db") == "elsewhere:6"
-
-
-async def test_unresolvable_host_waits() -> None:
-    """A name may become known again."""
-    failed = await open_failure("postgresql://postgres@nowhere.invalid/x")
-    assert failed.verdict is Verdict.WAIT
 
 
 async def test_server_that_never_speaks_waits_within_the_deadline() -> None:
@@ -167,35 +184,6 @@ async def test_abort_while_connecting_ends_the_wait() -> None:
         with pytest.raises(WriteFailed):
             await task
     assert monotonic_s() - began_s < 1
-
-
-@pytest.mark.parametrize("url", ["postgresql://u@h:port/db", "mysql://u@h/db"])
-async def test_url_that_is_none_holds(url: str) -> None:
-    """Only an operator can fix it."""
-    failed = await open_failure(url)
-    assert (failed.verdict, failed.reason) == (Verdict.HOLD, "configuration")
-
-
-@pytest.mark.parametrize("option", ["connect_timeout=3", "work_mem=none"])
-async def test_option_that_the_server_does_not_take_holds(readings_url: str, option: str) -> None:
-    """The URL is wrong, and not the table."""
-    failed = await open_failure(f"{readings_url}&{option}")
-    assert (failed.verdict, failed.reason) == (Verdict.HOLD, "configuration")
-    assert option.partition("=")[0] in failed.message
-
-
-async def test_missing_database_holds(readings_url: str) -> None:
-    """3D000."""
-    failed = await open_failure(readings_url.replace("@/test_", "@/no_such_"))
-    assert (failed.verdict, failed.reason) == (Verdict.HOLD, "database_missing")
-    assert failed.sqlstate == "3D000"
-
-
-async def test_missing_role_holds(readings_url: str) -> None:
-    """28000."""
-    failed = await open_failure(readings_url.replace("postgres@", "nobody_knows_me@"))
-    assert (failed.verdict, failed.sqlstate) == (Verdict.HOLD, "28000")
-    assert failed.reason == "authentication"
 
 
 async def test_wrong_password_holds(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 
 import asyncpg
 import pytest
@@ -13,7 +12,6 @@ from ingest.config.settings import Settings
 from ingest.model.ack import Refusal
 from ingest.model.ports import Stored
 from ingest.model.reading import Reading
-from ingest.model.rows import encode_reading
 from ingest.model.verdict import Verdict, WriteFailed
 from ingest.sinks.postgres.sink import SinkPostgres
 from ingest.system.clock import monotonic_s
@@ -147,24 +145,3 @@ async def test_missing_key_holds_at_the_next_look(
     await operator.execute("alter table readings add unique (metric, value, device_id, ts)")
     assert await sink.write(encode(readings(5)), 5, idempotent=False) == Stored(4, 1)
     await sink.close()
-
-
-async def test_two_writers_with_the_same_rows_never_store_twice_nor_deadlock_for_good(
-    operator: asyncpg.Connection, shared_url: str
-) -> None:
-    """Batches that cross may fail each other once. The idempotent path, sorted, succeeds."""
-    rows = readings(1_000)
-
-    async def load(backwards: bool) -> None:
-        sink = make_sink(shared_url, Settings(database_unsafe=True))
-        mine = rows[::-1] if backwards else rows
-        encoded = [encode_reading(row) for row in mine]
-        with contextlib.suppress(WriteFailed):
-            await sink.write(encoded, 1_000, idempotent=False)
-        await sink.write(encoded, 1_000, idempotent=True)
-        await sink.close()
-
-    for _ in range(5):
-        await asyncio.gather(load(False), load(True))
-        assert await operator.fetchval("select count(*) from readings") == 1_000
-        await operator.execute("truncate readings")

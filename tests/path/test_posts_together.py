@@ -214,9 +214,7 @@ async def test_clients_that_have_gone_change_nothing_for_the_others(tmp_path: Pa
         gone, rig.clients = rig.clients[::2], rig.clients[1::2]
         for number, client in enumerate(gone):  # half of them have closed one side only
             await (client.close() if number % 2 else reset(client))
-        connections = rig.endpoint._port._connections
-        assert connections is not None
-        await until(lambda: connections.count == CLIENTS - len(gone) // 2)
+        await until(lambda: rig.connections.count == CLIENTS - len(gone) // 2)
         assert {each.status for each in await rig.replies()} == {202}
         assert rig.ledger.requests == {(ROUTE, 202): CLIENTS}
         assert await rig.stored() == list(range(CLIENTS))

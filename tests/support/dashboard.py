@@ -16,7 +16,7 @@ from ingest.model.ledger import Gauges, Ledger
 from ingest.model.ports import BufferStats, JournalStats
 from ingest.sinks.postgres.known_server import KnownServer
 from tests.support.letters import folder_queue
-from tests.support.receiver import Client, Reply
+from tests.support.receiver import Client, Reply, until
 
 TOKEN = "s3cret-token-of-the-test"
 READY = b'{"state":"accepting","reason":"","since":"2026-01-01T00:00:00Z"}'
@@ -102,6 +102,16 @@ class Rig:
             yield client
         finally:
             await client.close()
+
+    @contextlib.asynccontextmanager
+    async def feed(self, query: str = "") -> AsyncIterator[Client]:
+        """Open a page's stream of events."""
+        before = self.dashboard.feed.clients
+        async with self.connected() as client:
+            await client.send(self.head("GET", f"/feed{query}"))
+            await client.reply()
+            await until(lambda: self.dashboard.feed.clients > before)
+            yield client
 
     async def event(self, client: Client, name: str = "") -> Any:
         """Return the data of the next event of this name on a stream."""

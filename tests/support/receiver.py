@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Self
 from ingest.access.tokens import Tokens
 from ingest.app.receiving import make_endpoint
 from ingest.config.settings import Settings
+from ingest.http.connections import Connections
 from ingest.model.block import Block
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
 from ingest.model.ports import BufferStats, Inlet
@@ -143,6 +144,13 @@ class OverFakes:
         )
         self.address = ""
 
+    @property
+    def connections(self) -> Connections:
+        """The open connections of the port."""
+        connections = self.endpoint._port._connections
+        assert connections is not None
+        return connections
+
     def gauge(self, stats: Callable[[], BufferStats]) -> None:
         """Let the ledger know what the buffer holds."""
         self.ledger.gauges = Gauges(
@@ -174,17 +182,31 @@ class Receiver(OverFakes):
         rows = sum(block.rows for block in self.inlet.blocks)
         return BufferStats(rows, 10**6, 0, 10**9, rows, len(self.inlet.blocks), 0, None)
 
-    async def connect(self) -> Client:
-        """Open a connection that is closed together with the receiver."""
+    async def connect(self, said: bytes = b"") -> Client:
+        """Open a connection that is closed together with the receiver; send this on it."""
         client = await Client.connect(self.address)
         self._clients.append(client)
+        if said:
+            await client.send(said)
+        return client
+
+    async def crowd(self, count: int, said: bytes = b"") -> list[Client]:
+        """Open so many connections; then send this on each."""
+        clients = [await self.connect() for _ in range(count)]
+        for client in clients:
+            await client.send(said)
+        return clients
+
+    async def waits(self, said: bytes) -> Client:
+        """Send a post that waits for room until `inlet.open` is set."""
+        self.inlet.open.clear()
+        client = await self.connect(said)
+        await until(lambda: self.inlet.waiting)
         return client
 
     async def send(self, data: bytes) -> Reply:
         """Send raw bytes on a connection of their own; return the first answer."""
-        client = await self.connect()
-        await client.send(data)
-        return await client.reply()
+        return await (await self.connect(data)).reply()
 
     async def post(
         self, body: bytes, query: str = "", headers: dict[str, str] | None = None

@@ -54,15 +54,14 @@ class Writing:
             database_up=lambda: self.database_state.up,
             hold_reason=lambda: self.database_state.hold_reason,
         )
-        self.halted = asyncio.Event()
         settings, smaller = constants.split(settings)
         with constants.constants(**smaller):
             self.half = WritingHalf(
                 replace(Settings(), **{**QUICK, **settings}),
                 outlet=self.buffer,
                 ledger=self.ledger,
-                halted=self.halted,
             )
+        self.halted = self.half.halted
         self.database_state = self.half.database_state
         self.cap = self.half.cap
         self.breaker = self.half.breaker

@@ -17,22 +17,6 @@ from tests.system.manager import Manager
 from tests.system.service import Service, wait_gone
 
 
-async def test_sigterm_under_load_loses_nothing(open_tmp_path: Path) -> None:
-    """The service ends with exit 0, lost=0; after a restart the table agrees with all answers."""
-    service = Service(open_tmp_path / "state")
-    async with service:
-        await service.wait_state("accepting")
-        async with Fleet(service.url, connections=8, rows=10, pause_s=0) as fleet:
-            await asyncio.sleep(0.8)
-            code, output = await service.stop()
-        assert code == 0, output
-        assert "lost=0" in output.splitlines()[-1], output
-        assert fleet.acknowledged
-        await service.start()
-        await service.wait_quiet()
-        check_table(fleet, await service.query(TABLE_SQL))
-
-
 async def test_sigterm_answers_draining_until_it_ends(open_tmp_path: Path, free_port: int) -> None:
     """During a drain the data port answers `draining`; /readyz answers 503.
 
@@ -104,23 +88,6 @@ async def test_drain_without_database_sets_aside_what_comes_back_at_the_next_sta
             assert samples["ingest_readings_replayed_total"] == held
             assert samples["ingest_ledger_imbalance_rows"] == 0
             check_table(fleet, await database.run(TABLE_SQL))
-
-
-async def test_second_signal_hastens_and_loses_nothing(open_tmp_path: Path, free_port: int) -> None:
-    """A second SIGTERM ends the drain at once; the rest is in the dead letters."""
-    async with (
-        Database(open_tmp_path / "db", free_port) as database,
-        Service(open_tmp_path / "state", database_url=database.url, buffer="memory") as service,
-    ):
-        await service.wait_state("accepting")
-        await database.kill()
-        await service.post([reading(FIRST_US + n) for n in range(50)])
-        first = asyncio.create_task(service.stop())
-        await service.wait_state("draining", within_s=5)
-        code, output = await service.stop(signal.SIGTERM)
-        await first
-        assert code == 0, output
-        assert "dead_lettered=50 held=0 lost=0" in output.splitlines()[-1]
 
 
 async def test_signals_after_the_drain_change_nothing(

@@ -69,63 +69,6 @@ async def test_killed_service_recovers_exactly_what_it_had_acknowledged(
             assert segment_files(open_tmp_path / "state" / "journal") == []
 
 
-@pytest.mark.slow
-async def test_service_killed_under_load_loses_and_doubles_nothing(open_tmp_path: Path) -> None:
-    """kill -9 while it writes, again and again: every 202 is in the table once."""
-    service = Service(open_tmp_path / "state", journal_segment_bytes=50_000)
-    fleets: list[Fleet] = []
-    async with service:
-        for round_ in range(3):
-            await service.wait_state("accepting")
-            async with Fleet(
-                service.url, connections=6, rows=10, pause_s=0, ack="durable"
-            ) as fleet:
-                fleet._next_us = FIRST_US + round_ * 100_000_000
-                await asyncio.sleep(0.6)
-                await service.kill()
-            fleets.append(fleet)
-            await service.start()
-        samples = await service.wait_quiet()
-        assert samples["ingest_ledger_imbalance_rows"] == 0
-        everything = fleets[0]
-        for fleet in fleets[1:]:
-            everything.acknowledged |= fleet.acknowledged
-        assert len(everything.acknowledged) > 1000
-        check_table(everything, await service.query(TABLE_SQL))
-
-
-@pytest.mark.slow
-async def test_drain_without_database_leaves_all_to_the_journal(
-    open_tmp_path: Path, free_port: int
-) -> None:
-    """No reading is dead-lettered: held=N lost=0, and the next start recovers N."""
-    async with Database(open_tmp_path / "db", free_port) as database:
-        service = Service(
-            open_tmp_path / "state", database_url=database.url, drain_s_max=1, **QUICK
-        )
-        async with service:
-            await service.wait_state("accepting")
-            await database.kill()
-            for number in range(2):
-                ack = ("durable", "buffered")[number]
-                first_us = FIRST_US + 1000 * number
-                answer = await service.post([reading(first_us + n) for n in range(50)], ack=ack)
-                assert answer.document["ack"] == ack
-            code, output = await service.stop()
-            assert code == 0, output
-            assert output.splitlines()[-1].endswith("dead_lettered=0 held=100 lost=0")
-            await service.start()
-            await service.wait_sample("ingest_readings_recovered_total", 100)
-            code, output = await service.stop()  # before its first connection to the database
-            assert code == 0, output
-            assert output.splitlines()[-1].endswith("held=100 lost=0")
-            await database.start()
-            await service.start()
-            await service.wait_state("accepting")
-            await service.wait_sample("ingest_readings_committed_total", 100)
-            assert await service.imbalance() == 0
-
-
 async def test_disk_that_takes_nothing_is_disk_low_until_it_does(
     open_tmp_path: Path, at_hand: dict[str, Any]
 ) -> None:

@@ -25,8 +25,6 @@ TEXTS = ("message", "title", "detail", "next")  # written for people: they may c
 TIMES = ("received_at", "failed_at", "since", "cause_since", "started")
 LATELY = ("full_in_s", "refused_60s", "closed_60s")  # by the last minutes: names with numbers
 MARK_TEXT, MARK_TIME, MARK_SIZE = "<text>", "<time>", "<size>"
-RUN_MIN = 100
-_RUNS = re.compile(rf"(.)\1{{{RUN_MIN},}}|(?:(?!(.)\2{{{RUN_MIN},}}).)+", re.DOTALL)
 _TIME = re.compile(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 _ETAG = re.compile(r'"[0-9a-f]{24}"')
 _PLACE = re.compile(r": /\S+, on the disk that is mounted at /\S*$")  # of this machine
@@ -72,22 +70,6 @@ def expand(part: Part) -> bytes:
     if "base64" in part:
         return base64.b64decode(part["base64"])
     return str(part.get("text", "")).encode() * int(part.get("times", 0))
-
-
-def compact(send: list[Part]) -> list[Part]:
-    """Return the same parts; long runs of one character are written with their length."""
-    parts: list[Part] = []
-    for part in send:
-        if isinstance(part, str):
-            parts += [_run(found[0]) for found in _RUNS.finditer(part)]
-        else:
-            parts.append(part)
-    return parts
-
-
-def _run(text: str) -> Part:
-    same = len(text) > RUN_MIN and len(set(text)) == 1
-    return {"text": text[0], "times": len(text)} if same else text
 
 
 class _Wire:

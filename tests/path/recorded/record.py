@@ -1,8 +1,11 @@
-"""Records the corpus of requests from the real service of a checkout, into requests.jsonl.
+"""Records the answers to the requests of requests.jsonl from the real service of a checkout.
 
 `python -m tests.path.recorded.record --checkout FOLDER` (default: this repository) starts the
-services of that code with its embedded PostgreSQL, sends every request of the `cases_` files, and
-writes them with their answers. Run it again only if an answer must change.
+services of that code with its embedded PostgreSQL, sends every request of the file, and writes
+them with their answers. Run it again only if an answer must change, or for a new request: a line
+with the fields of `Case`, before the last line. `at` is a situation of stage.py. Each post has a
+device of its own (it begins with d or q), so that a row of the table shows its post; the tokens of
+our page are derived from the fixed token of service.py.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from tests.path.recorded.cases_states import everything
+from tests.path.recorded.exchange import Case
 from tests.path.recorded.service import Running, run_sql
 from tests.path.recorded.stage import STUCK, WORKING, stage
 
@@ -41,7 +44,7 @@ async def databases(checkout: Path, folder: Path, *names: str) -> AsyncIterator[
 
 async def record(checkout: Path, folder: Path) -> list[dict[str, Any]]:
     """Return the corpus: each request with its answers; at the end the kept readings."""
-    cases = everything()
+    cases = [Case.of(line) for line in read() if "send" in line]
     async with (
         databases(checkout, folder, WORKING, STUCK) as urls,
         stage(checkout, folder, urls) as playing,

@@ -22,11 +22,11 @@ from typing import Any
 
 import asyncpg
 
-from tests.path.recorded.cases import BODY_BYTES_MAX, INFLATED_BYTES_MAX, POST_ROWS_MAX
-from tests.path.recorded.cases_states import HELD_ROWS_MAX
 from tests.path.recorded.exchange import Case, exchange
 from tests.path.recorded.service import Running, run_sql
 
+BODY_BYTES_MAX, POST_ROWS_MAX = 20_000, 120
+HELD_ROWS_MAX = 40  # of the service that cannot write
 AT_ONCE = 16  # requests under way to one service
 WORKING, STARTING, DISK_LOW, STUCK = "working", "starting", "disk_low", "stuck"
 NO_DATABASE = "postgresql://nobody@127.0.0.1:1/none"
@@ -39,7 +39,7 @@ ROWS_SQL = """
 SETTINGS: dict[str, dict[str, Any]] = {
     WORKING: {
         "body_bytes_max": BODY_BYTES_MAX,
-        "inflated_bytes_max": INFLATED_BYTES_MAX,
+        "inflated_bytes_max": 262_144,
         "post_rows_max": POST_ROWS_MAX,
         "body_s_max": 1.5,
     },

@@ -310,10 +310,7 @@ async def test_feed_tells_every_second_and_history_what_was_before(rig: Rig) -> 
     assert first == 1001
     assert history["listen"] == "127.0.0.1:1"
     assert (history["buffer"], history["journal_bytes_max"]) == ("journal", 8 * 2**30)
-    async with rig.connected() as client:
-        await client.send(rig.head("GET", "/feed"))
-        answer = await client.reply()
-        assert answer.headers["content-type"] == "text/event-stream"
+    async with rig.feed() as client:
         event = await rig.event(client)
         assert event["t"] == 1001
         assert len(event["v"]) == len(COLUMNS)
@@ -396,12 +393,8 @@ async def test_tail_of_a_feed_is_its_own(rig: Rig) -> None:
     """A page that follows a device gets only that one; when it leaves, nothing is searched for."""
     tail = rig.dashboard.tail
     assert isinstance(tail, Tail)
-    async with rig.connected() as all_, rig.connected() as one:
-        await all_.send(rig.head("GET", "/feed?tail=true"))
-        await one.send(rig.head("GET", "/feed?tail=true&device_id=wanted"))
-        await all_.reply()
-        await one.reply()
-        await until(lambda: rig.dashboard.feed.clients == 2)
+    followed = "?tail=true&device_id=wanted"
+    async with rig.feed("?tail=true") as all_, rig.feed(followed) as one:
         tail.take()
         tail.observe(decoded(reading("other")))
         for _ in range(5):
@@ -420,11 +413,7 @@ async def test_tail_of_a_feed_is_its_own(rig: Rig) -> None:
 
 async def test_page_that_does_not_read_is_not_waited_for(rig: Rig) -> None:
     """A page that does not read is closed after a bound; other pages get their events."""
-    async with rig.connected() as deaf, rig.connected() as other:
-        for client in (deaf, other):
-            await client.send(rig.head("GET", "/feed"))
-            await client.reply()
-        await until(lambda: rig.dashboard.feed.clients == 2)
+    async with rig.feed() as deaf, rig.feed() as other:
         deaf.reader._transport.pause_reading()  # type: ignore[attr-defined]
         event = b'"' + b"x" * 30_000 + b'"'
         for _ in range(500):
@@ -443,24 +432,17 @@ async def test_pages_beyond_the_bound_are_told_to_come_again(
 ) -> None:
     """The number of pages is bounded, so that probes get in; a page that leaves is replaced."""
     monkeypatch.setattr(dashboard_feed, "CLIENTS_MAX", 1)
-    async with rig.connected() as client:
-        await client.send(rig.head("GET", "/feed"))
-        await client.reply()
-        await until(lambda: rig.dashboard.feed.clients == 1)
+    async with rig.feed():
         assert (await rig.ask("/feed")).code == "busy"
         assert (await rig.ask("/metrics")).status == 200
     await until(lambda: _gone(rig))
-    async with rig.connected() as client:
-        await client.send(rig.head("GET", "/feed"))
-        assert (await client.reply()).status == 200
+    async with rig.feed():
+        pass
 
 
 async def test_close_ends_the_streams_at_once(rig: Rig) -> None:
     """An open page does not delay the stop."""
-    async with rig.connected() as client:
-        await client.send(rig.head("GET", "/feed"))
-        await client.reply()
-        await until(lambda: rig.dashboard.feed.clients == 1)
+    async with rig.feed() as client:
         rig.dashboard.close()
         await until(lambda: rig.dashboard.feed.clients == 0)
         async with asyncio.timeout(5):

@@ -259,54 +259,75 @@ def test_dlq_second_replayer_is_refused(
     assert dlq("replay", "--dry-run")[0] == 0
 
 
-def test_dlq_replay_marks_what_came_in(dlq: Dlq, folder: Path, readings_url: str) -> None:
-    """Letters are stored once; refused ones stay and are reported with their reason."""
-    write(folder, [*drained(3), invalid(MULTI)])
-    assert dlq("replay", "--dry-run")[1].startswith("3 dead letters would be replayed")
-    found = json.loads(dlq("replay", "--dry-run", "--json")[1])
-    assert (found["replayed"], found["refused"]) == (3, {"wrong_type": 1})
-    assert found["refusals"][0]["code"] == "wrong_type"
-    assert len(read(folder)) == 4
-    code, out, _ = dlq("replay", "--rate", 1_000, url=readings_url)
-    assert code == 1
-    assert "3 dead letters replayed: 3 readings, 3 new, 0 duplicates\n1 still refused" in out
-    assert "wrong_type: values.humidity" in out
-    assert (
-        "0 dead letters replayed"
-        in dlq("replay", "--where", f"reason={DRAINED}", url=readings_url)[1]
+DATABASE = "--database-url {url} --database-unsafe true"  # the tests' server does not fsync
+ITEM = '{"device_id":"%s","metric":"m","ts":1777636800,"value":1}'
+OWN, OTHER, LATE = (
+    invalid((ITEM % device).encode(), code=code)._replace(sender="gate", devices=("g-*",))
+    for device, code in (
+        ("g-1", "ts_in_future"),
+        ("planted", "not_allowed"),
+        ("planted-2", "ts_in_future"),
     )
-    assert read(folder) == [invalid(MULTI)]
+)
+# Letters, commands, the letters that are left, and the rows that are stored.
+REPLAYS: dict[str, tuple[list[Letter], list[Step], list[Letter], int]] = {
+    "what came in is marked": (
+        [*drained(3), invalid(MULTI)],
+        [
+            Step("replay --dry-run", 1, ["3 dead letters would be replayed"]),
+            Step(
+                "replay --dry-run --json",
+                1,
+                ['"replayed": 3', '"refused": {"wrong_type": 1}', '"code": "wrong_type"'],
+            ),
+            Step("list", lines=5),
+            Step(
+                f"replay --rate 1000 {DATABASE}",
+                1,
+                [
+                    "3 dead letters replayed: 3 readings, 3 new, 0 duplicates\n1 still refused",
+                    "wrong_type: values.humidity",
+                ],
+            ),
+            Step(f"replay --where reason={DRAINED} {DATABASE}", out=["0 dead letters replayed"]),
+        ],
+        [invalid(MULTI)],
+        3,
+    ),
+    # What it posted for another device stays, whatever else was wrong, until it is asked for.
+    "what a token may do": (
+        [OWN, OTHER, LATE],
+        [
+            Step(
+                f"replay {DATABASE}",
+                1,
+                ["1 dead letter replayed", "1  not_allowed"],
+                ["1 dead letter left: not_allowed"],
+            ),
+            Step("list", out=["  gate  "], lines=3),
+            Step("show", out=["may speak for g-*"]),
+            Step(f"replay --file {{folder}}/copy --json {DATABASE}", 1, ['"not_allowed_left": 1']),
+            Step(f"replay --where code=not_allowed {DATABASE}", out=["1 dead letter r"]),
+        ],
+        [LATE],
+        2,
+    ),
+}
 
 
-def test_dlq_replay_keeps_what_a_token_may_do(
-    dlq: Dlq, folder: Path, readings_url: str, tmp_path: Path
+@pytest.mark.parametrize("name", REPLAYS)
+def test_dlq_replay_brings_in_and_leaves_what_the_story_says(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, folder: Path, readings_url: str, name: str
 ) -> None:
-    """What it posted for another device stays, whatever else was wrong, until it is asked for."""
-    item = '{"device_id":"%s","metric":"m","ts":1777636800,"value":1}'
-    own, other, late = (
-        invalid((item % device).encode(), code=code)._replace(sender="gate", devices=("g-*",))
-        for device, code in (
-            ("g-1", "ts_in_future"),
-            ("planted", "not_allowed"),
-            ("planted-2", "ts_in_future"),
-        )
-    )
-    write(folder, [own, other, late])
-    code, out, err = dlq("replay", url=readings_url)
-    assert code == 1
-    assert "1 dead letter replayed" in out
-    assert "1  not_allowed" in out
-    assert err.startswith("1 dead letter left: not_allowed")
-    assert read(folder) == [other, late]
-    assert dlq("list")[1].count("  gate  ") == 2
-    assert "may speak for g-*" in dlq("show")[1]
-    copy = tmp_path / "copy"
-    copy.write_text(dlq("show", "--json")[1])
-    found = json.loads(dlq("replay", "--file", copy, "--json", url=readings_url)[1])
-    assert (found["replayed"], found["not_allowed_left"]) == (0, 1)
-    assert "1 dead letter r" in dlq("replay", "--where", "code=not_allowed", url=readings_url)[1]
-    assert read(folder) == [late]
-    assert asyncio.run(_count(readings_url)) == 2
+    """Letters are stored once; refused ones stay and are told with their reason."""
+    letters, steps, left, rows = REPLAYS[name]
+    write(folder, letters)
+    (segment,) = segments(folder)
+    (tmp_path / "copy").write_bytes(segment.read_bytes())
+    here = Here(capsys, lambda words: main(["dlq", *words]))
+    assert here.faults(steps, "--state-dir", tmp_path, folder=tmp_path, url=readings_url) == []
+    assert read(folder) == left
+    assert asyncio.run(_count(readings_url)) == rows
 
 
 async def _count(url: str) -> int:

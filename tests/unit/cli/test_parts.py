@@ -20,7 +20,6 @@ from ingest.app.greeting import greeting_lines
 from ingest.cli import doctor as cli_doctor
 from ingest.cli.doctor import machine_checks, port_checks
 from ingest.cli.doctor_database import Check
-from ingest.cli.main import main
 from ingest.cli.psql import command, find_psql
 from ingest.cli.running_service import ask
 from ingest.config.settings import Settings
@@ -28,6 +27,7 @@ from ingest.model.errors import StartError
 from ingest.model.ledger import Ledger
 from ingest.system.filesystem import filesystem_of, is_remote, is_volatile
 from ingest.system.state_folder import ServiceInfo, StateFolder, running_service
+from tests.support.commands import Here, Step
 
 
 @pytest.mark.parametrize(
@@ -348,51 +348,73 @@ def test_doctor_tells_of_a_service_that_does_not_answer(
     assert f"does not answer at 127.0.0.1:{free_port}" in check.detail
 
 
-def test_hold_show_quotes_the_database_and_release_says_if_it_did(
-    admin: type[_Admin], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+READY = {
+    "state": "accepting",
+    "reason": "the database is away; readings are kept",
+    "since": "an hour ago",
+    "cause_since": "now",
+    "next": "Start it.",
+    "runbook": "ingestdatabasedown",
+    "full_in_s": {"journal": 39_900, "dead_letters": None, "disk": 100},
+    "refused_60s": {"all_invalid": 3},
+    "closed_60s": {},
+}
+FULL = b'{"state": "on_hold", "cause": "dead_letters_full", "next": "Replay."}'
+HOLDS: list[tuple[dict[str, bytes], Step]] = [  # pages of the service, and what a command tells
+    (
+        {
+            "/readyz": b'{"state": "on_hold", "reason": "refuses", "since": "now"}',
+            "/hold": b'{"said": "no column \\u001b[2J here"}',
+        },
+        Step(
+            "hold show",
+            out=[
+                "state:   on_hold\nreason:  refuses\nsince:   now\nsaid:    no column  [2J here\n"
+            ],
+        ),
+    ),
+    (
+        {"/readyz": json.dumps(READY).encode(), "/hold": b"{}"},
+        Step(
+            "hold show",
+            out=[
+                "since:   now\nnext:    Start it.\n"
+                "runbook: deploy/RUNBOOK.md#ingestdatabasedown\n"
+                "full in: journal 11 h 5 min, disk 2 min\n"
+                "refused: all_invalid 3 in the last minute\n"
+            ],
+        ),
+    ),
+    (
+        {"/readyz": json.dumps(READY).encode(), "/hold/release": b'{"released": true}'},
+        Step("hold release", out=["released: "]),
+    ),
+    (
+        {"/readyz": json.dumps(READY).encode(), "/hold/release": b'{"released": false}'},
+        Step("hold release", out=["nothing is on hold"]),
+    ),
+    (
+        {"/readyz": FULL, "/hold/release": b'{"released": true}'},
+        Step(
+            "hold release",
+            out=["\nBut the dead letters are full: first make space. Replay.\n"],
+            lines=2,
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("pages", "step"), HOLDS)
+def test_hold_quotes_the_database_and_says_if_it_was_released(
+    admin: type[_Admin],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    pages: dict[str, bytes],
+    step: Step,
 ) -> None:
     """`hold show` prints no control characters; `hold release` says if it cannot help."""
-    admin.by_path = {
-        "/readyz": (200, b'{"state": "on_hold", "reason": "refuses", "since": "now"}'),
-        "/hold": (200, b'{"said": "no column \\u001b[2J here"}'),
-    }
-    words = ["hold", "show", "--state-dir", str(tmp_path)]
-    assert main(words) == 0
-    shown = "state:   on_hold\nreason:  refuses\nsince:   now\nsaid:    no column  [2J here\n"
-    assert capsys.readouterr().out == shown
-    ready = {
-        "state": "accepting",
-        "reason": "the database is away; readings are kept",
-        "since": "an hour ago",
-        "cause_since": "now",
-        "next": "Start it.",
-        "runbook": "ingestdatabasedown",
-        "full_in_s": {"journal": 39_900, "dead_letters": None, "disk": 100},
-        "refused_60s": {"all_invalid": 3},
-        "closed_60s": {},
-    }
-    admin.by_path = {"/readyz": (200, json.dumps(ready).encode()), "/hold": (200, b"{}")}
-    assert main(words) == 0
-    assert capsys.readouterr().out.splitlines()[2:] == [
-        "since:   now",
-        "next:    Start it.",
-        "runbook: deploy/RUNBOOK.md#ingestdatabasedown",
-        "full in: journal 11 h 5 min, disk 2 min",
-        "refused: all_invalid 3 in the last minute",
-    ]
-    words[1] = "release"
-    for released, said in ((b"true", "released: "), (b"false", "nothing is on hold")):
-        admin.by_path["/hold/release"] = (200, b'{"released": %s}' % released)
-        assert main(words) == 0
-        assert capsys.readouterr().out.startswith(said)
-    admin.by_path = {
-        "/readyz": (200, b'{"state": "on_hold", "cause": "dead_letters_full", "next": "Replay."}'),
-        "/hold/release": (200, b'{"released": true}'),
-    }
-    assert main(words) == 0
-    assert capsys.readouterr().out.splitlines()[1:] == [
-        "But the dead letters are full: first make space. Replay."
-    ]
+    admin.by_path = {path: (200, body) for path, body in pages.items()}
+    assert Here(capsys).faults([step], "--state-dir", tmp_path) == []
 
 
 def test_service_runs_on_uvloop_and_its_exit_code_is_the_commands(
@@ -412,74 +434,67 @@ def test_service_runs_on_uvloop_and_its_exit_code_is_the_commands(
     assert run(argparse.Namespace(), load(environ={})) == 3
 
 
-def test_start_of_a_container_names_the_host_of_its_ports_and_no_address_of_its_own(
+EVERYWHERE = {
+    "listen": "0.0.0.0:8080",
+    "admin_listen": "[::]:8081",
+    "needs_token": True,
+    "page": "http://[::]:8081/login/x",
+}
+PUBLISHED = {"INGEST_PUBLISHED_AT": "localhost"}
+PSQL = "to look into it: ingest psql"
+# Variables, arguments, and what the greeting says.
+GREETINGS: list[tuple[dict[str, str], dict[str, Any], tuple[str, ...]]] = [
+    # Nobody can open 0.0.0.0 of a container, and few its private address.
+    (
+        PUBLISHED,
+        EVERYWHERE,
+        (
+            " http://localhost:8080/v1/readings",
+            "dashboard:     http://localhost:8081/login/x",
+            "metrics:       http://localhost:8081/metrics",
+        ),
+    ),
+    ({}, EVERYWHERE, (" http://0.0.0.0:8080/v1/readings",)),
+    (PUBLISHED, {}, (" http://127.0.0.1:1/v1/readings\n",)),
+    ({}, {}, (" http://127.0.0.1:1/v1/readings\n",)),
+    # The state folder is quoted for the shell, and the usual one is left out.
+    ({}, {"is_set": False}, (f"{PSQL} -c 'table readings'",)),
+    ({}, {}, (f"{PSQL} --state-dir '/my s' -c 'table readings'",)),
+    ({}, {"database": "the file /u"}, (" as set by the file /u\n",)),
+    (
+        {},
+        {"cert_file": "/my c.pem"},
+        (
+            "\npost readings: curl --cacert '/my c.pem' -H ",
+            " https://127.0.0.1:1/v1/readings\n",
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("variables", "given", "told"), GREETINGS)
+def test_greeting_names_what_can_be_typed_here(
     monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    given: dict[str, Any],
+    told: tuple[str, ...],
 ) -> None:
-    """Nobody can open 0.0.0.0 of a container, and few its private address."""
-    everywhere = {"listen": "0.0.0.0:8080", "admin_listen": "[::]:8081"}
-
-    def told() -> str:
-        lines = greeting_lines(
-            state_dir=Path("/s"),
-            is_set=False,
-            cert_file="",
-            needs_token=True,
-            page="http://[::]:8081/login/x",
-            database="x",
-            table="readings",
-            waiting="",
-            **everywhere,
-        )
-        return "\n".join(lines)
-
-    monkeypatch.setenv("INGEST_PUBLISHED_AT", "localhost")
-    assert " http://localhost:8080/v1/readings" in told()
-    assert "dashboard:     http://localhost:8081/login/x" in told()
-    assert "metrics:       http://localhost:8081/metrics" in told()
-    assert "devices:" not in told()
-    monkeypatch.delenv("INGEST_PUBLISHED_AT")
-    assert " http://0.0.0.0:8080/v1/readings" in told()
-
-
-def test_hint_of_the_start_names_a_folder_that_is_not_the_usual_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The greeting quotes the state folder for the shell, and omits the default one."""
-
-    def told(
-        folder: str,
-        database: str,
-        cert_file: str = "",
-        begin: str = "database:",
-        table: str = "readings",
-        *,
-        is_set: bool = True,
-    ) -> str:
-        lines = greeting_lines(
-            state_dir=Path(folder),
-            is_set=is_set,
-            listen="127.0.0.1:1",
-            cert_file=cert_file,
-            needs_token=False,
-            admin_listen="a:2",
-            page="",
-            database=database,
-            table=table,
-            waiting="",
-        )
-        (found,) = (each for each in lines if each.startswith(begin))
-        return found
-
-    def hint(*, is_set: bool) -> str:
-        return told("/my s", "", is_set=is_set).partition("to look into it: ")[2]
-
-    assert hint(is_set=False) == "ingest psql -c 'table readings'"
-    assert hint(is_set=True) == "ingest psql --state-dir '/my s' -c 'table readings'"
-    assert told("/s", "the file /u").endswith(" as set by the file /u")
-    assert told("/s", "", "", "post ").endswith(" http://127.0.0.1:1/v1/readings")
-    monkeypatch.setenv("INGEST_PUBLISHED_AT", "localhost")
-    assert told("/s", "", "", "post ").endswith(" http://127.0.0.1:1/v1/readings")
-    monkeypatch.delenv("INGEST_PUBLISHED_AT")
-    with_tls = told("/s", "", "/my c.pem", "post ")
-    assert with_tls.startswith("post readings: curl --cacert '/my c.pem' -H ")
-    assert with_tls.endswith(" https://127.0.0.1:1/v1/readings")
+    """The host of the ports, the state folder, and the certificate."""
+    monkeypatch.delenv("INGEST_PUBLISHED_AT", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    usual: dict[str, Any] = {
+        "state_dir": Path("/my s"),
+        "is_set": True,
+        "listen": "127.0.0.1:1",
+        "cert_file": "",
+        "needs_token": False,
+        "admin_listen": "a:2",
+        "page": "",
+        "database": "",
+        "table": "readings",
+        "waiting": "",
+    }
+    text = "\n".join(["", *greeting_lines(**{**usual, **given}), ""])
+    assert [each for each in told if each not in text] == []
+    assert ("devices:" in text) <= ("INGEST_PUBLISHED_AT" not in variables)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import struct
 
@@ -346,3 +347,11 @@ def test_series_remembered_stay_few() -> None:
         assert decoded(array(*names)).errors == []
     known = sum(map(len, SERIES.known.values()))
     assert 0 < known <= SERIES_CACHED_MAX
+
+
+def test_name_of_brackets_is_only_a_name() -> None:
+    """A text with many brackets is not nested, however many such names there are."""
+    item = json.dumps({"device_id": "[" * 60, "metric": "[{" * 30, "ts": 1_795_600_000, "value": 1})
+    result = decoded(array(*[item.encode()] * 12))
+    assert result.errors == []
+    assert len(readings_of(result)) == 12

@@ -35,14 +35,6 @@ def bodies_of(receiver: Receiver) -> Bodies:
     return receiver.endpoint._plain_bodies._bodies
 
 
-async def begun(receiver: Receiver, count: int, start: bytes) -> list[Client]:
-    """Open connections that send the start of a request, and no more."""
-    clients = [await receiver.connect() for _ in range(count)]
-    for client in clients:
-        await client.send(start)
-    return clients
-
-
 async def finished(clients: list[Client], rest: bytes) -> list[Reply]:
     """Send the rest of each request; return the answers."""
     for client in clients:
@@ -63,13 +55,13 @@ async def test_large_bodies_that_do_not_come_lock_nobody_out(start: bytes) -> No
     async with running_receiver(
         body_bytes_max=64 * KIB, receiver_bytes_max=64 * 64 * KIB, put_wait_s_max=0
     ) as receiver:
-        await begun(receiver, 64, start)
+        await receiver.crowd(64, start)
         await until(lambda: bodies_of(receiver)._bytes_taken >= 64)
         for _ in range(10):
             assert (await receiver.post(GOOD)).status == 202
-            split = await begun(receiver, 1, declared(len(GOOD)) + GOOD[:10])
+            split = await receiver.crowd(1, declared(len(GOOD)) + GOOD[:10])
             assert [each.status for each in await finished(split, GOOD[10:])] == [202]
-            large = await begun(receiver, 1, declared(len(LARGE)) + LARGE[:20])
+            large = await receiver.crowd(1, declared(len(LARGE)) + LARGE[:20])
             assert [each.status for each in await finished(large, LARGE[20:])] == [202]
 
 
@@ -78,10 +70,10 @@ async def test_large_bodies_never_use_the_share_of_small_ones() -> None:
     async with running_receiver(
         body_bytes_max=64 * KIB, receiver_bytes_max=256 * KIB, body_s_max=1.0
     ) as receiver:
-        slow = await begun(receiver, 3, declared(len(LARGE)) + LARGE[:50_000])
+        slow = await receiver.crowd(3, declared(len(LARGE)) + LARGE[:50_000])
         bodies = bodies_of(receiver)
         await until(lambda: len(bodies._queue) == 1)
-        waiting = await begun(receiver, 1, declared(len(LARGE)) + LARGE)
+        waiting = await receiver.crowd(1, declared(len(LARGE)) + LARGE)
         for _ in range(5):
             assert (await receiver.post(GOOD)).status == 202
         assert not await waiting[0].closed(0.05)
@@ -98,7 +90,7 @@ async def test_many_half_arrived_bodies_all_become_whole() -> None:
     ) as receiver:
         bodies = bodies_of(receiver)
         places = 1024 // 256
-        half = await begun(receiver, 12 + places, declared(len(LARGE)) + LARGE[:58_000])
+        half = await receiver.crowd(12 + places, declared(len(LARGE)) + LARGE[:58_000])
         await until(lambda: len(bodies._queue) == places)
         assert bodies._bytes_taken <= (768 - 64) * KIB
         assert {each.status for each in await finished(half, LARGE[58_000:])} == {202}
@@ -108,9 +100,9 @@ async def test_many_half_arrived_bodies_all_become_whole() -> None:
 async def test_large_body_that_trickles_is_ended_early_and_a_small_one_is_not() -> None:
     """The least rate holds for large bodies; a small one has all of body_s_max."""
     async with running_receiver(body_s_max=0.8) as receiver:
-        (large,) = await begun(receiver, 1, declared(SMALL_BYTES + 1))
-        (small,) = await begun(receiver, 1, declared(len(GOOD)))
-        (quick,) = await begun(receiver, 1, declared(4 * LEAST_BYTES + 1))
+        (large,) = await receiver.crowd(1, declared(SMALL_BYTES + 1))
+        (small,) = await receiver.crowd(1, declared(len(GOOD)))
+        (quick,) = await receiver.crowd(1, declared(4 * LEAST_BYTES + 1))
         before_s = time.monotonic()
 
         async def trickle() -> None:
@@ -141,9 +133,9 @@ async def test_large_body_that_waits_too_long_is_503() -> None:
     ) as receiver:
         bodies = bodies_of(receiver)
         assert bodies.count_in(half_mib)
-        waiting = await begun(receiver, 2, declared(half_mib) + GOOD)
+        waiting = await receiver.crowd(2, declared(half_mib) + GOOD)
         await until(lambda: len(bodies._queue) == 2)
-        (late,) = await begun(receiver, 1, declared(half_mib) + GOOD)
+        (late,) = await receiver.crowd(1, declared(half_mib) + GOOD)
         assert (await late.reply(0.1)).code == "buffer_full"  # the queue is full: at once
         assert {(await each.reply()).code for each in waiting} == {"buffer_full"}
         bodies.count_out(half_mib)
@@ -157,9 +149,9 @@ async def test_waiting_client_gone_leaves_the_queue() -> None:
         body_bytes_max=64 * KIB, receiver_bytes_max=64 * KIB, body_s_max=5
     ) as receiver:
         bodies = bodies_of(receiver)
-        holder = await begun(receiver, 1, declared(len(LARGE)) + LARGE[:20_000])
+        holder = await receiver.crowd(1, declared(len(LARGE)) + LARGE[:20_000])
         await until(lambda: bodies._bytes_taken)
-        (waiting,) = await begun(receiver, 1, declared(len(LARGE)) + LARGE[:20_000])
+        (waiting,) = await receiver.crowd(1, declared(len(LARGE)) + LARGE[:20_000])
         await until(lambda: bodies._queue)
         await waiting.close()
         assert [each.status for each in await finished(holder, LARGE[20_000:])] == [202]
@@ -192,9 +184,9 @@ async def test_small_posts_go_before_large_ones_when_memory_is_free_again() -> N
     async with running_receiver(body_bytes_max=64 * KIB, receiver_bytes_max=64 * KIB) as receiver:
         bodies = bodies_of(receiver)
         assert bodies.count_in(64 * KIB)
-        (large,) = await begun(receiver, 1, post(LARGE))
+        (large,) = await receiver.crowd(1, post(LARGE))
         await until(lambda: len(bodies._queue) == 1)
-        (small,) = await begun(receiver, 1, post(GOOD))
+        (small,) = await receiver.crowd(1, post(GOOD))
         await until(lambda: len(bodies._queue) == 2)
         order = [place.is_for_large for place in sorted(bodies._queue, key=lambda each: each.rank)]
         assert order == [False, True]

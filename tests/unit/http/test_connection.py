@@ -23,7 +23,6 @@ from tests.support.receiver import (
     BAD,
     GOOD,
     Client,
-    Receiver,
     head,
     post,
     running_receiver,
@@ -32,13 +31,6 @@ from tests.support.receiver import (
 from tests.support.wire import Wire, connections_of, echo
 
 ANY = BEHIND | BODY | MEMORY | UNREAD | LATER
-
-
-def connections_in(receiver: Receiver) -> Connections:
-    """Return the connections of a receiver."""
-    connections = receiver.endpoint._port._connections
-    assert connections is not None
-    return connections
 
 
 def one_of(connections: Connections) -> Connection:
@@ -59,17 +51,14 @@ async def test_what_waits_on_a_connection_is_bounded_in_bytes(kind: str, parts: 
     """What stands behind a post that has to wait stays in the kernel, and is read in the end."""
     bulky, status = BULKY[kind]
     async with running_receiver() as receiver:
-        receiver.inlet.open.clear()
-        client = await receiver.connect()
-        await client.send(post(GOOD))
-        await until(lambda: receiver.inlet.waiting)
+        client = await receiver.waits(post(GOOD))
 
         async def send() -> None:
             for _ in range(30 // parts):
                 await client.send(bulky * parts)
 
         sending = asyncio.create_task(send())
-        connection = one_of(connections_in(receiver))
+        connection = one_of(receiver.connections)
         await until(lambda: connection.valve.is_shut(ANY))
         await asyncio.sleep(0.05)
         assert READ_BYTES < len(connection._behind) <= READ_BYTES + SOCKET_BYTES
@@ -82,10 +71,7 @@ async def test_what_waits_on_a_connection_is_bounded_in_bytes(kind: str, parts: 
 async def test_what_follows_a_post_that_waits_waits_too() -> None:
     """One at a time: a request behind it is not answered before it."""
     async with running_receiver() as receiver:
-        receiver.inlet.open.clear()
-        client = await receiver.connect()
-        await client.send(post(GOOD))
-        await until(lambda: receiver.inlet.waiting)
+        client = await receiver.waits(post(GOOD))
         await client.send(head("GET", "/livez") + head("GET", "/no", {"Connection": "close"}))
         assert not await client.closed(0.05)
         receiver.inlet.open.set()
@@ -220,8 +206,7 @@ async def test_client_that_closes_its_sending_side_gets_its_answers() -> None:
     """Those of requests that were whole, also of one that has to wait; then the end."""
     async with running_receiver() as receiver:
         receiver.inlet.open.clear()
-        client = await receiver.connect()
-        await client.send(post(GOOD) + head("GET", "/livez") + post(BAD))
+        client = await receiver.connect(post(GOOD) + head("GET", "/livez") + post(BAD))
         client.writer.write_eof()
         await until(lambda: receiver.inlet.waiting)
         assert not await client.closed(0.05)
@@ -242,7 +227,7 @@ async def test_refusal_is_seen_by_a_client_that_goes_on_sending() -> None:
             assert await client.closed()
             await client.send(bytes(50_000))
             await client.close()
-            await until(lambda: connections_in(receiver).count == 0)
+            await until(lambda: receiver.connections.count == 0)
 
 
 async def test_refusal_is_seen_behind_a_body_that_was_held_back() -> None:
@@ -264,11 +249,10 @@ async def test_client_that_goes_on_sending_is_cut_in_the_end(
     """It has had time to read its answer."""
     monkeypatch.setattr(connection_module, "LINGER_S", 0.1)
     async with running_receiver(body_bytes_max=4_096) as receiver:
-        client = await receiver.connect()
-        await client.send(post(bytes(5_000))[:-1])
+        client = await receiver.connect(post(bytes(5_000))[:-1])
         assert (await client.reply()).status == 413
-        assert connections_in(receiver).count == 1
-        await until(lambda: connections_in(receiver).count == 0, 1)
+        assert receiver.connections.count == 1
+        await until(lambda: receiver.connections.count == 0, 1)
 
 
 # Chunked bodies are looked through for their end

@@ -84,6 +84,9 @@ REQUESTS: dict[str, Make] = {
     "closing": lambda n: typed(n, Connection="close"),
     "upgrade": lambda _: head("GET", "/livez", UPGRADE),
     "upgrade of a post": lambda n: post(reading(n), headers=UPGRADE),
+    "upgrade in other letters": lambda n: post(
+        reading(n), headers={"CONNECTION": "uPgRaDe", "UPGRADE": "h2c"}
+    ),
     "connect": lambda _: head("CONNECT", "a:1"),
 }
 # They are refused by their head alone. If the body is not here then, the connection ends.
@@ -169,10 +172,8 @@ class Played:
     """A receiver whose connections are in memory."""
 
     def __init__(self, receiver: Receiver) -> None:
-        connections = receiver.endpoint._port._connections
-        assert connections is not None
-        self.connections = connections
-        self.seen = Sightings(connections)
+        self.connections = receiver.connections
+        self.seen = Sightings(receiver.connections)
         self._blocks = receiver.inlet.blocks
 
     async def play(

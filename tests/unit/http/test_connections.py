@@ -70,9 +70,7 @@ async def test_half_open_crowd_does_not_hinder_a_client() -> None:
 
         working = asyncio.create_task(work())
         crowd = await half_open(receiver.address, 3_000)
-        connections = receiver.endpoint._port._connections
-        assert connections is not None
-        await until(lambda: connections.count <= 500 and not is_open(crowd[2_400]))
+        await until(lambda: receiver.connections.count <= 500 and not is_open(crowd[2_400]))
         crowd_is_in = True
         await working
         assert served > 10
@@ -192,8 +190,7 @@ async def test_limit_closes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_head_that_does_not_come_closes(said: bytes) -> None:
     """Silence, or half a head, ends after body_s_max."""
     async with running_receiver(body_s_max=0.2) as receiver:
-        client = await receiver.connect()
-        await client.send(said)
+        client = await receiver.connect(said)
         before_s = time.monotonic()
         assert await client.closed(2)
         assert 0.1 < time.monotonic() - before_s < 1
@@ -299,10 +296,8 @@ async def test_client_that_reads_late_gets_all_its_answers_in_order() -> None:
         client = await receiver.connect()
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a transport can
         kinds = [(GET, 200), (post(b"{"), 400), (head("GET", "/no"), 404)] * 10_000
-        connections = receiver.endpoint._port._connections
-        assert connections is not None
-        await until(lambda: connections.count)
-        (connection,) = connections._open
+        await until(lambda: receiver.connections.count)
+        (connection,) = receiver.connections._open
         pipelined = b"".join(data for data, _ in kinds)
         sending = asyncio.create_task(client.send(pipelined))
         await until(lambda: connection.valve.is_shut(UNREAD))
@@ -314,11 +309,9 @@ async def test_client_that_reads_late_gets_all_its_answers_in_order() -> None:
 async def test_close_ends_idle_and_half_open_connections_quickly() -> None:
     """Closing the port does not wait for connections without a request in work. Repeatable."""
     async with running_receiver() as receiver:
-        idle = await receiver.connect()
-        await idle.send(GET)
+        idle = await receiver.connect(GET)
         await idle.reply()
-        half = await receiver.connect()
-        await half.send(HALF)
+        half = await receiver.connect(HALF)
         await asyncio.sleep(0.02)
         before_s = time.monotonic()
         await receiver.endpoint.close()
@@ -364,9 +357,7 @@ async def test_more_connections_than_open_files_are_not_promised(
     try:
         with structlog.testing.capture_logs() as lines:
             async with running_receiver(connections_max=20_000, body_s_max=0.1) as receiver:
-                connections = receiver.endpoint._port._connections
-                assert connections is not None
-                assert connections._files.most == 500 - 384
+                assert receiver.connections._files.most == 500 - 384
                 await receiver.connect()
                 await asyncio.sleep(0.03)
                 assert not [line for line in lines if line["event"] == "fewer_connections"]

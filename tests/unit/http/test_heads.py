@@ -7,9 +7,6 @@ from aiohttp.http_exceptions import LineTooLong
 
 from ingest.http.connection import TRIES
 from ingest.http.heads import KNOWN_BYTES_MAX, KNOWN_MAX, SEEN_MAX, KnownHeads, code_of
-from ingest.http.owner import Reply
-from ingest.http.request import Request
-from ingest.http.response import Answer
 from tests.support.receiver import head, post
 from tests.support.wire import Sightings, Wire, connections_of, echo, head_of
 
@@ -107,21 +104,6 @@ async def test_known_head_skips_the_parser_on_each_connection_of_the_port() -> N
 
 
 @pytest.mark.known_heads
-@pytest.mark.parametrize("cut", [1, 40, len(HEAD) - 3, len(HEAD) - 1])
-async def test_known_head_in_pieces_goes_to_the_parser_and_the_next_does_not(cut: int) -> None:
-    """While the parser has a part of a head, it gets the rest; what stands behind is known."""
-    connections = connections_of(echo)
-    seen = Sightings(connections)
-    wire = Wire(connections())
-    await wire.answered(POST, POST)
-    other = post(b"abcdefghij")
-    assert await wire.answered(POST[:cut], POST[cut:] + other) == [BODY, b"abcdefghij"]
-    assert seen.known == [False, False, False, True]
-    assert await wire.answered(other + POST[:cut], POST[cut:]) == [b"abcdefghij", BODY]
-    assert seen.known[4:] == [True, False]
-
-
-@pytest.mark.known_heads
 async def test_connection_whose_heads_are_new_each_time_is_given_up() -> None:
     """They are neither looked for nor remembered any more. Others have what is known."""
     connections = connections_of(echo)
@@ -138,25 +120,6 @@ async def test_connection_whose_heads_are_new_each_time_is_given_up() -> None:
     assert seen.taken == 3
     assert await fine.answered(other, other, POST) == [b"x" * 11, b"x" * 11, BODY]
     assert seen.taken == 4
-
-
-async def test_trailers_are_of_their_own_request_only() -> None:
-    """Aiohttp's parser has the last one in hand still; it must not stand in a known head."""
-    told: list[list[str]] = []
-
-    def names(request: Request) -> Reply:
-        told.append([name for name in request.headers if name != "Host"])
-        return Answer(200, b"")
-
-    connections = connections_of(names)
-    wire = Wire(connections())
-    trailed = CHUNKS + b"3\r\nxyz\r\n0\r\nX-A: 1\r\nContent-Type: text/plain\r\n\r\n"
-    for data in (trailed + POST, trailed, POST, POST):
-        await wire.send(data)
-        await wire.settled()
-    chunked, plain = ["Transfer-Encoding"], ["Content-Type", "Content-Length"]
-    assert told == [chunked, plain, chunked, plain, plain]
-    assert not wire.has_ended
 
 
 async def test_what_a_port_does_not_queue_is_parsed_each_time() -> None:

@@ -58,9 +58,7 @@ async def test_bodies_that_wait_for_their_round_count_and_what_is_too_much_is_50
         share = receiver.endpoint._plain_bodies._loop_share = Stopped(
             receiver.endpoint._plain_bodies._bodies
         )
-        clients = [await receiver.connect() for _ in range(15)]
-        for client in clients:
-            await client.send(post(body))
+        clients = await receiver.crowd(15, post(body))
         await until(lambda: share.waiting == 10)
         refused = [asyncio.create_task(client.reply()) for client in clients]
         await until(lambda: sum(each.done() for each in refused) == 4)
@@ -98,9 +96,9 @@ async def test_few_inflated_bodies_wait_for_the_loop_at_once() -> None:
         share = receiver.endpoint._plain_bodies._loop_share = Stopped(
             receiver.endpoint._plain_bodies._bodies
         )
-        clients = [await receiver.connect() for _ in range(3 * INFLATED_MAX)]
-        for client in clients:
-            await client.send(post(body, headers={"Content-Encoding": "gzip"}))
+        clients = await receiver.crowd(
+            3 * INFLATED_MAX, post(body, headers={"Content-Encoding": "gzip"})
+        )
         await until(lambda: share.waiting == INFLATED_MAX)
         await asyncio.sleep(0.05)
         assert share.waiting == INFLATED_MAX
@@ -149,8 +147,7 @@ async def test_post_of_a_client_that_disconnected_is_decoded_too() -> None:
         share = receiver.endpoint._plain_bodies._loop_share = Stopped(
             receiver.endpoint._plain_bodies._bodies
         )
-        client = await receiver.connect()
-        await client.send(post(GOOD))
+        client = await receiver.connect(post(GOOD))
         await until(lambda: share.waiting)
         await client.close()
         assert receiver.endpoint._plain_bodies._bodies._bytes_taken == len(GOOD)

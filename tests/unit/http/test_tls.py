@@ -42,15 +42,17 @@ async def test_posts_come_over_one_connection(
         await client.send(post(GOOD) * 50)
         for _ in range(50):
             assert (await client.reply()).status == 202
+        await client.send(post(GOOD, headers={"Connection": "close"}))
+        assert (await client.reply()).status == 202
+        assert await client.closed(), "an end that is no error"
         await client.close()
-        assert sum(each.rows for each in receiver.inlet.blocks) == 4_051
+        assert sum(each.rows for each in receiver.inlet.blocks) == 4_052
 
 
 async def test_client_without_tls_is_told(tls_settings: dict[str, Any]) -> None:
     """It gets a problem in plain HTTP, and the end of the connection."""
     async with running_receiver(**tls_settings) as receiver:
-        client = await receiver.connect()
-        await client.send(post(GOOD))
+        client = await receiver.connect(post(GOOD))
         reply = await client.reply()
         assert (reply.status, reply.code) == (400, "needs_tls")
         assert "https://" in reply.document["detail"]
@@ -72,8 +74,7 @@ async def test_broken_handshakes_are_closed(
     }[what]
     with structlog.testing.capture_logs() as logs:
         async with running_receiver(**tls_settings, body_s_max=0.3) as receiver:
-            client = await receiver.connect()
-            await client.send(sent)
+            client = await receiver.connect(sent)
             with suppress(ConnectionError):
                 while await client.reader.read(1_000):  # an alert, perhaps
                     pass
@@ -122,9 +123,7 @@ async def test_silent_handshakes_do_not_keep_others_out(
     """
     first = hello(trusting(tls_files[0]))
     async with running_receiver(**tls_settings) as receiver:
-        silent = [await receiver.connect() for _ in range(100)]
-        for each in silent:
-            await each.send(first)
+        silent = await receiver.crowd(100, first)
         for each in silent:
             assert await each.reader.read(65_536), "it got no answer to its hello"
         polite = await Client.connect(receiver.address, trusting(tls_files[0]))
@@ -133,8 +132,7 @@ async def test_silent_handshakes_do_not_keep_others_out(
         assert not any(each.reader.at_eof() for each in silent)
         share = receiver.endpoint._plain_bodies._loop_share
         monkeypatch.setattr(share, "_schedule", lambda: None)  # no step is done from now on
-        gone = await receiver.connect()
-        await gone.send(first)
+        gone = await receiver.connect(first)
         await until(lambda: any(share._put_off))
         for each in (gone, polite, *silent):
             await each.close()
@@ -151,9 +149,7 @@ async def test_handshakes_end_while_others_wait_for_their_first_step(
     async with running_receiver(**tls_settings) as receiver:
         context = trusting(tls_files[0])
         fleet = [TlsInMemory(context, await receiver.connect()) for _ in range(100)]
-        port = receiver.endpoint._port._connections
-        assert port is not None
-        await until(lambda: port.count == 100)
+        await until(lambda: receiver.connections.count == 100)
 
         async def finish(client: TlsInMemory) -> None:
             await client.shake_hands()
@@ -162,7 +158,9 @@ async def test_handshakes_end_while_others_wait_for_their_first_step(
         async with asyncio.TaskGroup() as finishing:
             for each in fleet:
                 finishing.create_task(finish(each))
-            opened = [cast(TlsConnection, each.transport) for each in port._open.values()]
+            opened = [
+                cast(TlsConnection, each.transport) for each in receiver.connections._open.values()
+            ]
             await until(lambda: any(each._is_established for each in opened))
             begun = sum(each._object is not None for each in opened)
         assert begun < 50

@@ -18,7 +18,7 @@ from loadgen.driver.connection import (
     BadAnswer,
     Connection,
 )
-from tests.support.peer import Peer, PeerConnection, hangs_up, reply, resets, says
+from tests.support.peer import Peer, hangs_up, reply, resets, says
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -222,20 +222,3 @@ async def test_end_of_a_connection_is_told_once_and_named(
         assert await owner.next() == call
         connection.drop("again")  # no further call
     assert owner.calls == []
-
-
-async def test_words_that_nobody_asked_for_end_a_free_connection() -> None:
-    """Bytes without a request close the connection: they are no answer to the next request."""
-
-    async def says_more(connection: PeerConnection) -> bool:
-        await connection.say(reply())
-        await asyncio.sleep(0.01)
-        await connection.say(reply(408))
-        return True
-
-    async with Peer(usual=says_more) as peer:
-        owner, connection = await wired(peer)
-        connection.send(REQUEST)
-        assert await owner.next() == ("answered", 202, b'{"accepted":1}', True)
-        assert await owner.next() == ("closed", False)
-    assert not connection.open

@@ -18,7 +18,7 @@ from loadgen.driver.alarm import LoopAlarm
 from loadgen.driver.driver import Driver
 from loadgen.driver.ports import Loss
 from loadgen.driver.retry import Retry
-from loadgen.traffic.post import Post, finish, head_of, target_of
+from loadgen.traffic.post import Post, finish, head_of
 from loadgen.traffic.schedule import constant, moments
 from tests.support.peer import (
     Peer,
@@ -341,20 +341,6 @@ async def test_posts_beyond_the_bound_are_skipped_and_counted() -> None:
     assert len(peer.requests) == 10
 
 
-async def test_post_after_those_that_are_skipped_is_not_sent_early() -> None:
-    """A passed-over post does not make the next one early."""
-
-    async def stalls(connection: PeerConnection) -> bool:
-        await asyncio.sleep(0.2)
-        await connection.say(reply())
-        return True
-
-    async with Peer(stalls) as peer:
-        schedule = [0.0, 0.01, 0.4]
-        notes = await ended(make(peer.port, 9, connections=1, schedule=schedule, behind_s_max=0.05))
-    assert [each.what for each in notes.calls] == [202, 202]
-
-
 # Ending
 
 
@@ -380,20 +366,6 @@ async def test_stop_lets_posts_in_flight_finish_and_counts_the_unsent() -> None:
     assert notes.ends == {0: 202, 1: 202}
     assert due_min - 1 <= run.driver.unsent + 2 <= due_max + 1
     assert run.driver.behind_s == 0
-
-
-async def test_cancelled_run_ends_every_post_and_every_connection() -> None:
-    """Each post in flight or waiting gets one final call, and no connection is left open."""
-    async with Peer(says(reply(503, Retry_After="60")), usual=is_silent) as peer:
-        run = make(peer.port, 10**6, connections=3)
-        task = asyncio.create_task(run.driver.run())
-        await until(lambda: len(peer.requests) == 4)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        check(run)
-        assert run.notes.ends == dict.fromkeys(range(4), "the driver was ended at once")
-        await peer.emptied()
 
 
 @pytest.mark.parametrize("fault", ["take", "sending", "answered", "lost"])
@@ -423,21 +395,3 @@ def each_alarm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """Run with each kind of alarm."""
     if request.param == "loop":
         monkeypatch.setattr(loadgen.driver.alarm, "make_alarm", LoopAlarm)
-
-
-async def test_several_addresses_share_the_connections_and_the_posts() -> None:
-    """Each gateway gets as many connections; while one is away the other takes all posts."""
-    async with Peer() as first, Peer() as second:
-        others = [target_of(f"http://127.0.0.1:{second.port}")]
-        run = make(first.port, 400, connections=8, others=others)
-        notes = await ended(run)
-        assert set(notes.ends.values()) == {202}
-        counts = [len(first.requests), len(second.requests)]
-        assert sum(counts) == 400
-        assert min(counts) > 100
-    async with Peer() as first:
-        run = make(first.port, 50, connections=8, others=others)
-        notes = await ended(run)
-        assert set(notes.ends.values()) == {202}
-        assert len(first.requests) == 50
-        assert {each.what for each in notes.calls if not each.final} == {"connection refused"}

@@ -30,18 +30,3 @@ def test_quantile_is_the_one_of_its_rank_within_a_hundredth(
     in_order = sorted(values)
     exact_s = in_order[max(1, math.ceil(share * len(values))) - 1]
     assert filled(values).quantile(share) == pytest.approx(exact_s, rel=0.01)
-
-
-SHARES = [number / 20 for number in range(21)]
-
-
-@given(st.lists(durations), st.lists(durations))
-def test_merged_histogram_is_that_of_all_values(one: list[float], other: list[float]) -> None:
-    """A merge adds all counts, and does not change the other histogram."""
-    merged, second, whole = filled(one), filled(other), filled(one + other)
-    merged.merge(second)
-    assert [merged.quantile(each) for each in SHARES] == [whole.quantile(each) for each in SHARES]
-    assert (merged.count, merged.min_s, merged.max_s) == (whole.count, whole.min_s, whole.max_s)
-    assert merged.mean_s == pytest.approx(whole.mean_s)
-    again = filled(other)
-    assert [second.quantile(each) for each in SHARES] == [again.quantile(each) for each in SHARES]

@@ -11,7 +11,6 @@ import pytest
 from loadgen.driver.ports import Loss
 from loadgen.measure.load import Load, LoadPlan
 from loadgen.report.json import document, write_whole
-from loadgen.report.text import text
 from loadgen.traffic.post import Post, target_of
 from loadgen.traffic.schedule import constant
 from loadgen.traffic.traffic import BROKEN, GOOD, Recipe
@@ -92,25 +91,6 @@ def test_document_holds_what_was_counted_and_can_be_json() -> None:
     assert sum(each["accepted_readings_per_s"] for each in points) == pytest.approx(199)
     assert points[1]["p99_ms"] == pytest.approx(2000, rel=0.02), "the moment it was due counts"
     assert points[2]["committed_readings_per_s"] is None
-
-
-def test_summary_names_everything_that_was_wrong() -> None:
-    """The last lines of the summary name each kind of failure, and its reason."""
-    said = text(document(_busy_load(), _settings()))
-    for part in (
-        "211 offered (42/s), 210 answered as they should (42/s) in 5.0 s",
-        "211 offered, 200 accepted (40/s), 0 dead-lettered",
-        "broken: 10",
-        "p50 10.0 ms",
-        "max 2.00 s",
-        "no answer: 1, 202: 200, 400: 10; 0 retries",
-        "1 post given up without a final answer (1 may be stored)",
-        "400 not_json: 10",
-        "25% of a core",
-        "NOT ALL RIGHT",
-    ):
-        assert part in said
-    assert "committed" not in said
 
 
 def test_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:

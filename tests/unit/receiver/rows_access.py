@@ -247,6 +247,12 @@ HOSTS = [  # an attacker's name may point to the loopback; a program sends no Or
         Row(post(host=host), 202, kept=KEPT),
     )
 ]
+RATES = [  # both tokens send from one address
+    *(Row(post("", BEARER), 202) for _ in range(3)),
+    *(Row(post(f"?p={OTHER}"), 202) for _ in range(3)),
+    Row(post("", BEARER), 429, "too_fast", counts={("posts_refused", "too_fast"): 1}),
+    Row(post(f"?p={OTHER}"), 429, "too_fast"),
+]
 GROUPS = {
     "tokens": Group(FOUND, tokens=[line()]),
     "no tokens": Group(WRONG, tokens=[line()]),
@@ -259,6 +265,11 @@ GROUPS = {
     "next request": Group(NEXT, tokens=[line()]),
     "several devices": Group(GREENS, tokens=[line(devices=("green-*",))]),
     "one device": Group(GREEN, tokens=[line(device="green")]),
+    "rates": Group(
+        RATES,
+        {"sender_posts_per_s_max": 0.01, "sender_burst_s": 300},
+        [line(), line(OTHER, "yard")],
+    ),
     "another source": Group(
         [Row(post("", BEARER), 403, "outside_scope")], tokens=[line(sources=("ttn",))]
     ),

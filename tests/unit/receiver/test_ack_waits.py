@@ -25,8 +25,7 @@ MIXED = b"[" + b",".join([GOOD, BAD, GOOD, GOOD]) + b"]"
 
 async def committed(receiver: Receiver, body: bytes, outcome: Outcome) -> Reply:
     """Post with ack=committed, decide the block, return the answer."""
-    client = await receiver.connect()
-    await client.send(post(body, "?ack=committed"))
+    client = await receiver.connect(post(body, "?ack=committed"))
     block = (await receiver.blocks(1))[-1]
     assert block.ack is not None
     block.ack.resolve(outcome)
@@ -37,8 +36,7 @@ async def committed(receiver: Receiver, body: bytes, outcome: Outcome) -> Reply:
 async def test_committed_post_answers_200_after_the_commit() -> None:
     """Not before: the answer comes with the ack."""
     async with running_receiver() as receiver:
-        client = await receiver.connect()
-        await client.send(post(GOOD, "?ack=committed"))
+        client = await receiver.connect(post(GOOD, "?ack=committed"))
         block = (await receiver.blocks(1))[0]
         with pytest.raises(TimeoutError):
             await client.reply(0.05)
@@ -85,9 +83,7 @@ async def test_committed_post_set_aside_is_unknown() -> None:
 async def test_committed_posts_that_wait_leave_a_quarter_of_the_connections() -> None:
     """They are never closed for a new client: while the database was away, nobody else got in."""
     async with running_receiver(connections_max=8) as receiver:
-        waiting = [await receiver.connect() for _ in range(6)]
-        for client in waiting:
-            await client.send(post(GOOD, "?ack=committed"))
+        waiting = await receiver.crowd(6, post(GOOD, "?ack=committed"))
         await receiver.blocks(6)
         other = await receiver.connect()
         for query, status in (("?ack=committed", 503), ("?ack=buffered", 202)):
@@ -107,8 +103,7 @@ async def test_committed_posts_that_wait_leave_a_quarter_of_the_connections() ->
 async def test_committed_post_is_answered_that_it_is_kept_when_writes_pause() -> None:
     """A pause of writes ends the wait; the detail does not claim that nothing is kept."""
     async with running_receiver() as receiver:
-        client = await receiver.connect()
-        await client.send(post(GOOD, "?ack=committed"))
+        client = await receiver.connect(post(GOOD, "?ack=committed"))
         await receiver.blocks(1)
         receiver.database.hold("42P01")
         reply = await client.reply()
@@ -122,8 +117,7 @@ async def test_handler_cancelled_while_dead_lettering_keeps_the_whole_post() -> 
     """Shutdown cancels the handler, not the post: its tail ends, close waits for it."""
     async with running_receiver() as receiver:
         receiver.dead_letters.open.clear()
-        client = await receiver.connect()
-        await client.send(post(MIXED))
+        await receiver.connect(post(MIXED))
         await until(lambda: receiver.dead_letters.waiting)
         handler = answering()
         handler.cancel()
@@ -142,10 +136,7 @@ async def test_handler_cancelled_while_dead_lettering_keeps_the_whole_post() -> 
 async def test_handler_cancelled_while_waiting_for_space_keeps_nothing() -> None:
     """The other half: before anything is kept, a cancelled post counts as rejected."""
     async with running_receiver() as receiver:
-        receiver.inlet.open.clear()
-        client = await receiver.connect()
-        await client.send(post(GOOD))
-        await until(lambda: receiver.inlet.waiting)
+        client = await receiver.waits(post(GOOD))
         await receiver.endpoint.close()  # its grace is a second
         assert dict(receiver.ledger.rejected) == {"draining": 1}
         assert await client.closed()
@@ -154,8 +145,7 @@ async def test_handler_cancelled_while_waiting_for_space_keeps_nothing() -> None
 async def test_committed_handler_cancelled_leaves_its_block_to_the_writers() -> None:
     """It was accepted before the wait: counted so, not as rejected, and decided without it."""
     async with running_receiver() as receiver:
-        client = await receiver.connect()
-        await client.send(post(GOOD, "?ack=committed"))
+        await receiver.connect(post(GOOD, "?ack=committed"))
         (block,) = await receiver.blocks(1)
         assert block.ack is not None
         handler = answering()
@@ -167,22 +157,5 @@ async def test_committed_handler_cancelled_leaves_its_block_to_the_writers() -> 
         assert receiver.ledger.imbalance == 0
         block.ack.resolve(Outcome())  # as a writer does: nobody is there, and nothing breaks
         await asyncio.sleep(0)
-        second = await receiver.connect()
-        await second.send(post(GOOD))
+        second = await receiver.connect(post(GOOD))
         assert (await second.reply()).status == 202
-
-
-@reserves
-async def test_client_gone_while_its_post_waits_keeps_the_balance() -> None:
-    """Nobody reads the answer; the post is kept all the same and counted once."""
-    async with running_receiver() as receiver:
-        receiver.inlet.open.clear()
-        client = await receiver.connect()
-        await client.send(post(MIXED))
-        await until(lambda: receiver.inlet.waiting)
-        await client.close()
-        await asyncio.sleep(0.01)
-        receiver.inlet.open.set()
-        await receiver.blocks(1)
-        await until(lambda: receiver.ledger.at_receiver == 0)
-        assert receiver.ledger.accepted == 3

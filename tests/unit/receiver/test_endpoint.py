@@ -12,7 +12,7 @@ import pytest
 from ingest.config.settings import Settings
 from ingest.model.errors import BufferFull, ConfigError, StartError
 from ingest.receiver.endpoint import Endpoint
-from tests.support.receiver import BAD, GOOD, Receiver, post, running_receiver, until
+from tests.support.receiver import BAD, GOOD, Receiver, post, running_receiver
 from tests.support.ways import both_ways, reserves
 
 
@@ -116,10 +116,7 @@ async def test_ack_default_committed_is_used() -> None:
 async def test_finish_waits_for_posts_inside_and_only_for_them() -> None:
     """Draining: posts in work get answers, new ones get 503, finish returns with the last."""
     async with running_receiver() as receiver:
-        receiver.inlet.open.clear()
-        client = await receiver.connect()
-        await client.send(post(GOOD))
-        await until(lambda: receiver.inlet.waiting)
+        client = await receiver.waits(post(GOOD))
         receiver.admission.code = "draining"
         finish = asyncio.create_task(receiver.endpoint.finish(5))
         assert (await receiver.post(GOOD)).code == "draining"
@@ -133,10 +130,7 @@ async def test_finish_waits_for_posts_inside_and_only_for_them() -> None:
 async def test_finish_gives_up_in_time() -> None:
     """A post that never ends does not delay the stop for longer than asked."""
     async with running_receiver() as receiver:
-        receiver.inlet.open.clear()
-        client = await receiver.connect()
-        await client.send(post(GOOD))
-        await until(lambda: receiver.inlet.waiting)
+        client = await receiver.waits(post(GOOD))
         await receiver.endpoint.finish(0.05)
         receiver.inlet.open.set()
         assert json.loads((await client.reply()).body)["accepted"] == 1

@@ -42,9 +42,7 @@ async def receiver_for(way: str) -> AsyncIterator[Receiver]:
 
 async def send_some(receiver: Receiver, way: str, count: int) -> None:
     """Send on some connections, and end them."""
-    clients = [await receiver.connect() for _ in range(count)]
-    for client in clients:
-        await client.send(WAYS[way])
+    clients = await receiver.crowd(count, WAYS[way])
     for client in clients:
         if way == "half":
             await asyncio.sleep(0.001)
@@ -52,9 +50,7 @@ async def send_some(receiver: Receiver, way: str, count: int) -> None:
             assert (await client.reply()).status >= 400
         await client.close()
     receiver._clients.clear()
-    connections = receiver.endpoint._port._connections
-    assert connections is not None
-    await until(lambda: connections.count == 0)
+    await until(lambda: receiver.connections.count == 0)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -76,13 +72,8 @@ async def test_what_is_refused_or_breaks_off_is_freed_at_once(way: str) -> None:
 async def test_body_is_freed_while_its_post_waits() -> None:
     """It does not count as in memory any more, so nothing may keep it."""
     async with running_receiver() as receiver:
-        receiver.inlet.open.clear()
-        client = await receiver.connect()
-        await client.send(post(b" " * 100_000 + GOOD))
-        await until(lambda: receiver.inlet.waiting)
-        connections = receiver.endpoint._port._connections
-        assert connections is not None
-        (connection,) = connections._open
+        client = await receiver.waits(post(b" " * 100_000 + GOOD))
+        (connection,) = receiver.connections._open
         request = connection._request
         assert request is not None, "it waits"
         assert not request.body

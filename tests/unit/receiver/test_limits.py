@@ -24,22 +24,6 @@ async def _send(
     return reply
 
 
-async def test_token_above_its_rate_is_refused_and_another_one_is_not() -> None:
-    """The refusal names the time; nothing is kept; both tokens send from one address."""
-    tokens = in_force(line(), line(OTHER, "yard"))
-    async with running_receiver(
-        tokens, sender_posts_per_s_max=0.01, sender_burst_s=300
-    ) as receiver:
-        for secret in (SECRET, OTHER):
-            for _ in range(3):
-                assert (await _send(receiver, token=secret)).status == 202
-        refused = await _send(receiver, token=SECRET)
-        assert (refused.status, refused.code) == (429, "too_fast")
-        assert 1 <= int(refused.headers["retry-after"]) <= 100
-        assert len(receiver.inlet.blocks) == 6
-        assert receiver.ledger.posts_refused == {"too_fast": 1}
-
-
 async def test_limits_of_a_token_come_before_the_settings() -> None:
     """Less, more and none; both live tokens of a name count together; a change counts at once."""
     slow: dict[str, Any] = {"posts_per_s_max": 0.01}  # of 300 s: three posts

@@ -126,10 +126,9 @@ def test_answer_without_content_has_no_size() -> None:
 async def test_client_that_is_gone_does_not_stop_a_decoded_post() -> None:
     """It may never send it again."""
     async with running_receiver() as receiver:
-        receiver.inlet.open.clear()
-        client = await receiver.connect()
-        await client.send(head("POST", "/write", {"Content-Length": str(len(LINE_A))}) + LINE_A)
-        await until(lambda: receiver.inlet.waiting == 1)
+        client = await receiver.waits(
+            head("POST", "/write", {"Content-Length": str(len(LINE_A))}) + LINE_A
+        )
         await client.close()
         receiver.inlet.open.set()
         await receiver.blocks(1)

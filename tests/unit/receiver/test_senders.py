@@ -23,7 +23,7 @@ from ingest.receiver.senders import (
     SenderLimits,
     Senders,
 )
-from tests.support.receiver import BAD, GOOD, head, post, running_receiver
+from tests.support.receiver import BAD, GOOD, post, running_receiver
 from tests.support.tokens import OTHER, SECRET, in_force, line
 
 
@@ -75,13 +75,6 @@ def test_burst_is_taken_then_the_rate(clock: Clock) -> None:
     assert wait_s(quota) == 0
 
 
-def test_first_post_is_taken_however_small_the_burst(clock: Clock) -> None:
-    """Half a post is never in the way of the first one."""
-    quota = made(Rates(posts_per_s=5, burst_s=0.1))
-    assert wait_s(quota) == 0
-    assert wait_s(quota) == pytest.approx(0.2)
-
-
 @pytest.mark.parametrize("rate", [5e-324, 1e-310, 1e-300, 1e-9])
 def test_tiny_rate_tells_a_wait_that_a_header_can_have(clock: Clock, rate: float) -> None:
     """The wait may be infinite, as a number: then 30 days are told."""
@@ -112,13 +105,6 @@ def test_mean_rate_is_never_above_the_limit(clock: Clock, rate: float) -> None:
         taken += wait_s(quota) == 0
     passed_s = clock.now_s - began_s
     assert 0.9 * rate * passed_s <= taken <= rate * (passed_s + 10) + 1
-
-
-def test_without_a_limit_all_is_taken(clock: Clock) -> None:
-    """0 means none."""
-    assert not Rates().any
-    quota = made(Rates())
-    assert {wait_s(quota) for _ in range(1_000)} == {0.0}
 
 
 def senders_of(rates: Rates, ledger: Ledger, accounts_max: int = 100) -> Senders:
@@ -190,7 +176,7 @@ def test_sender_of_which_nothing_is_stored_is_named(clock: Clock) -> None:
     assert len(senders._not_stored) == 1
 
 
-async def test_names_of_tokens_are_counted_and_never_their_secrets(clock: Clock) -> None:
+async def test_names_of_tokens_are_counted_and_never_their_secrets() -> None:
     """Kept and refused posts of a known sender count; one that is not known counts for nobody."""
     tokens = in_force(line(), line(OTHER, "yard"))
     async with running_receiver(tokens) as receiver:
@@ -200,17 +186,9 @@ async def test_names_of_tokens_are_counted_and_never_their_secrets(clock: Clock)
             await client.reply()
         counts = {"token garden": [2, 2, 1], "token yard": [1, 1, 0]}
         assert receiver.ledger.senders == counts
-        lines = b"cpu usage=1\ncpu usage=2\n"
-        sized = {"Authorization": f"Bearer {OTHER}", "Content-Length": str(len(lines))}
-        for _ in range(7):
-            await client.send(head("POST", "/write", sized) + lines)
-            assert (await client.reply()).status == 204
-            clock.now_s += 10
-        told = receiver.endpoint.senders.not_stored()
-        assert told.details == "token yard, 14 readings"
     assert receiver.ledger.listed_senders()[1] == {
         "sender": "token yard",
-        "posts": 8,
-        "readings": 15,
+        "posts": 1,
+        "readings": 1,
         "refused": 0,
     }

@@ -55,9 +55,7 @@ async def test_connection_accepted_before_has_its_first_request_answered() -> No
     """A client that has connected, and sends its request only after the hand-over began."""
     async with running_receiver() as receiver:
         early = await receiver.connect()
-        connections = receiver.endpoint._port._connections
-        assert connections is not None
-        await until(lambda: connections.count == 1)
+        await until(lambda: receiver.connections.count == 1)
         down = stepping(receiver, idle_s=SOON_S)
         await asyncio.sleep(2 * SOON_S)
         assert await posted(early) == (202, True)
@@ -74,9 +72,7 @@ async def test_request_that_crosses_the_last_answer_is_no_reset() -> None:
             client.setblocking(False)
             await loop.sock_connect(client, (host, int(port)))
             await loop.sock_sendall(client, post(GOOD)[:20])
-            connections = receiver.endpoint._port._connections
-            assert connections is not None
-            await until(lambda: connections.count == 1)
+            await until(lambda: receiver.connections.count == 1)
             down = stepping(receiver)
             await asyncio.sleep(0.05)
             await loop.sock_sendall(client, post(GOOD)[20:])
@@ -93,10 +89,7 @@ async def test_request_that_crosses_the_last_answer_is_no_reset() -> None:
 async def test_hand_over_is_bounded_by_its_time() -> None:
     """A client that never ends does not keep the process; what it has is closed by `close`."""
     async with running_receiver(keepalive_s_max=60) as receiver:
-        receiver.inlet.open.clear()
-        client = await receiver.connect()
-        await client.send(post(GOOD))
-        await until(lambda: receiver.inlet.waiting == 1)
+        client = await receiver.waits(post(GOOD))
         async with asyncio.timeout(2):
             await receiver.endpoint.step_down(idle_s=SOON_S, timeout_s=2 * SOON_S)
         receiver.inlet.open.set()
@@ -106,8 +99,7 @@ async def test_hand_over_is_bounded_by_its_time() -> None:
 async def test_hand_over_refuses_nothing_and_probes_are_answered() -> None:
     """Nothing says `draining`: the service goes on, only this process does not."""
     async with running_receiver() as receiver:
-        probe = await receiver.connect()
-        await probe.send(head("GET", "/livez"))
+        probe = await receiver.connect(head("GET", "/livez"))
         assert (await probe.reply()).status == 200
         down = stepping(receiver)
         await asyncio.sleep(0.05)
@@ -115,4 +107,16 @@ async def test_hand_over_refuses_nothing_and_probes_are_answered() -> None:
         reply = await probe.reply()
         assert (reply.status, reply.headers["connection"]) == (200, "close")
         await probe.close()
+        await within(down, 2)
+
+
+async def test_idle_connection_ends_after_its_time() -> None:
+    """Not before: its client may be sending a request. It ends without a reset."""
+    async with running_receiver() as receiver:
+        idle = await receiver.connect()
+        assert await posted(idle) == (202, False)
+        down = stepping(receiver, idle_s=0.3)
+        assert not await idle.closed(0.2)
+        assert await idle.reader.read() == b""
+        await idle.close()
         await within(down, 2)

@@ -78,15 +78,6 @@ async def test_batch_closes_by_count_at_once() -> None:
     assert await task == Batch(blocks, 100, "count")
 
 
-async def test_idle_writer_that_gets_a_large_post_closes_by_count() -> None:
-    """The trigger is `backlog` only if readings waited for a writer."""
-    buffer = make_buffer()
-    task = asyncio.create_task(gathered(gatherer_of(buffer, linger_s=60)))
-    await asyncio.sleep(0.01)
-    blocks = await put(buffer, 100)
-    assert await task == Batch(blocks, 100, "count")
-
-
 async def test_batch_takes_all_that_waited_for_a_writer_up_to_the_cap() -> None:
     """Large batches make the throughput when many readings wait."""
     buffer = make_buffer()
@@ -162,21 +153,6 @@ async def test_gather_cancelled_loses_nothing(after_s: float) -> None:
     if not batches:
         batches = [await gathered(gatherer)]
     assert [batch.rows for batch in batches] == [3]
-
-
-async def test_gather_cancelled_by_its_deadline_at_the_last_moment_loses_nothing() -> None:
-    """Each reading is in the batch, or it still waits."""
-    for early_s in (-0.002, -0.001, 0.0, 0.001, 0.002):
-        buffer = make_buffer()
-        await put(buffer, 3)
-        gatherer = gatherer_of(buffer, linger_s=0.01)
-        batch = None
-        try:
-            async with asyncio.timeout(0.01 - early_s):
-                batch = await gatherer.gather()
-        except TimeoutError:
-            pass
-        assert (batch.rows if batch else 0) + buffer.rows_waiting == 3
 
 
 def test_cap_halves_after_trouble_and_doubles_after_clean_writes() -> None:

@@ -146,22 +146,6 @@ def test_one_line_tells_of_a_hold_or_outage_however_many_tries(
     assert lines[3]["reason"] == "dead_letters_full", "the database itself was fine"
 
 
-async def test_prober_is_one_at_a_time(state: DatabaseState) -> None:
-    """A server that comes back gets one client first, not all at once."""
-    state.failed(AWAY)
-    probing = 0
-
-    async def probe() -> None:
-        nonlocal probing
-        async with state.probing:
-            probing += 1
-            assert probing == 1
-            await asyncio.sleep(0.001)
-            probing -= 1
-
-    await asyncio.gather(*(probe() for _ in range(10)))
-
-
 async def paused_s(state: DatabaseState, halted: asyncio.Event) -> float:
     """Return how long a pause took, in seconds."""
     began_s = monotonic_s()

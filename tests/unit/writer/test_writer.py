@@ -13,7 +13,7 @@ from ingest.model.letter import EXHAUSTED, REFUSED
 from ingest.model.verdict import Verdict, WriteFailed
 from ingest.system.clock import monotonic_s
 from ingest.writer import writer
-from tests.support.fake_sink_scripted import AFTER, Script
+from tests.support.fake_sink_scripted import Script
 from tests.support.writing import Writing
 
 Make = Callable[[], Exception]
@@ -35,18 +35,6 @@ async def test_posts_are_answered_once_stored() -> None:
     assert path.ledger.committed == 36
     assert path.ledger.flushes == {"count": 0, "time": 0, "backlog": 1, "drain": 0}
     assert sum(path.ledger.commit_s.counts) == 3
-    await path.drain()
-    await path.check()
-
-
-async def test_rows_stored_by_a_lost_commit_count_as_duplicates() -> None:
-    """If the answer to a commit is lost, the retry finds the rows and counts them as duplicates."""
-    path = Writing(Script(1, Verdict.RETRY, AFTER, doubtful=True))
-    await path.post(10)
-    path.start(1)
-    await path.until(path.resolved)
-    assert kinds(path) == [("copy", 10), ("idempotent", 10)]
-    assert (path.ledger.committed, path.ledger.duplicate) == (0, 10)
     await path.drain()
     await path.check()
 
@@ -170,20 +158,6 @@ async def test_writes_pause_while_nothing_can_be_dead_lettered(
     assert (path.letters.letters, path.ledger.held, path.table) == ([], 10, {})
     await path.until(path.resolved)  # the operator made room
     assert path.database_state.is_open
-    await path.drain()
-    await path.check()
-
-
-async def test_rows_set_aside_by_an_append_that_lost_its_answer_are_kept_once() -> None:
-    """If the append fails after it wrote the rows, they are appended again and count once."""
-    path = Writing()
-    path.letters.fault = lambda: DeadLettersBroken("disk")
-    path.letters.failing, path.letters.lost_answer = 1, True
-    await path.post(10, bad=(2, 3))
-    path.start(2)
-    await path.until(path.resolved)
-    assert path.letters.appends == 2
-    assert path.ledger.dead_lettered[REFUSED] == len(path.letters.letters) == 2
     await path.drain()
     await path.check()
 
@@ -339,35 +313,6 @@ async def test_release_with_dead_letters_is_for_all_that_is_held_however_many_ba
     await path.until(path.resolved)
     assert path.ledger.dead_lettered[REFUSED] == 3_000
     assert path.ledger.retries["hold"] - holds < 3  # of probes that were under way
-    await path.drain()
-    await path.check()
-
-
-async def test_many_small_posts_of_refused_rows_set_aside_no_more_than_the_breaker_allows() -> None:
-    """Pieces are judged one by one, so at most 200 rows are dead-lettered before it trips."""
-    path = Writing(batch_rows=20, batch_rows_max=1000)
-    for _ in range(100):
-        await path.post(10, bad=tuple(range(10)))
-    path.start(2)
-    await path.until(lambda: path.database_state.hold_reason == "breaker")
-    await path.until(lambda: path.ledger.retries["hold"] > 3)
-    assert path.ledger.dead_lettered[REFUSED] <= 200
-    await path.check()
-    await path.halt()
-    await path.check()
-
-
-async def test_one_device_gone_mad_does_not_stop_the_others() -> None:
-    """If one of twenty devices sends only bad rows, writes are not paused."""
-    path = Writing(batch_rows=20, batch_rows_max=200)
-    for number in range(60):
-        device_id = f"d{number % 20}"
-        mad = number % 20 == 7
-        await path.post(50 if mad else 10, bad=tuple(range(50)) if mad else (), device_id=device_id)
-    path.start(2)
-    await path.until(path.resolved)
-    assert path.ledger.dead_lettered[REFUSED] == 150
-    assert path.ledger.retries["hold"] == 0
     await path.drain()
     await path.check()
 
