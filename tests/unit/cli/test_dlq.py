@@ -278,7 +278,7 @@ REPLAYS: dict[str, tuple[list[Letter], list[Step], list[Letter], int]] = {
             Step(
                 "replay --dry-run --json",
                 1,
-                ['"replayed": 3', '"refused": {"wrong_type": 1}', '"code": "wrong_type"'],
+                ['"replayed": 3', '"wrong_type": 1', '"code": "wrong_type"'],
             ),
             Step("list", lines=5),
             Step(
