@@ -18,7 +18,7 @@ from ingest.app.database import housekeeping_url, late_partitions
 from ingest.app.metrics import own_metrics
 from ingest.app.rules import make_rules
 from ingest.app.writing import make_sink
-from ingest.config.settings import Settings, split_address
+from ingest.config.settings import Settings, hold_probe_s, split_address
 from ingest.config.values import MIB
 from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.http.bodies import Bodies
@@ -95,7 +95,7 @@ class AdminSide:
             "stream_bytes_max": self._settings.stream_bytes_max,
             "batch_rows_max": self._settings.batch_rows_max,
             "dlq_bytes_max": self._settings.dlq_bytes_max,
-            "hold_probe_s": self._settings.wait_s_max / 2,
+            "hold_probe_s": hold_probe_s(self._settings),
             "releases": releases,
         }
 

@@ -133,14 +133,19 @@ class Slot:
         return False
 
     async def _leave(self) -> None:
-        """End the child: it finishes what it has. A kept connection ends with its next answer."""
+        """End the child: it finishes what it has. A kept connection ends with its next answer.
+
+        A frozen one is killed.
+        """
         child = self.child
         if child is None:
             return
         child.tell({"do": "step_down"})
-        if not await child.until(self._stopping, within_s=self._times.leave_s_max):
-            self._kill(child)
-            await child.ended.wait()
+        ends_s = monotonic_s() + self._times.leave_s_max
+        while not await child.until(self._stopping, within_s=TICK_S):
+            if monotonic_s() > min(ends_s, child.heard_s + self._times.silent_s_max):
+                self._kill(child)
+                await child.ended.wait()
 
     async def _replace(self) -> bool:
         """Start a child; return whether it is ready in time."""

@@ -55,7 +55,7 @@ from ingest.config.reread_url import RereadUrl
 from ingest.model.ack import Ack
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull
 from ingest.model.letter import NOT_OURS, Letter
-from ingest.system.clock import monotonic_s, unix_us
+from ingest.system.clock import unix_us
 from ingest.system.logs import get_logger
 from ingest.writer.set_aside import set_aside_rest
 
@@ -263,9 +263,9 @@ class StreamWriter(Role):
         self.writing.release_hold(bool(asked.get("dead_letter")))
 
     def _stream(self) -> tuple[StreamState, float] | None:
-        """Return the stream and how old what is not done is; None before it has been asked."""
+        """Return the stream and how old what is not done was then; None before it was asked."""
         state = self.watch.state
-        return None if state is None else (state, self._undone.age_s(monotonic_s(), state))
+        return None if state is None else (state, self._undone.age_s(self.watch.looked_s, state))
 
     def _waiting(self) -> Waiting | None:
         if (now := self._stream()) is None:

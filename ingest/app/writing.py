@@ -20,7 +20,7 @@ from ingest.app.database import (
 from ingest.app.housekeeping import Housekeeping
 from ingest.app.process import Process
 from ingest.app.target import make_target
-from ingest.config.settings import Settings
+from ingest.config.settings import Settings, hold_probe_s
 from ingest.dead_letters.auto_replay import (
     REPLAY_PAUSE_S,
     BlockSender,
@@ -46,11 +46,11 @@ from ingest.sinks.postgres.sink import SinkPostgres
 from ingest.system.clock import monotonic_s
 from ingest.writer.batch import BatchCap, Gatherer
 from ingest.writer.breaker import ROWS_MAX, WINDOW_ROWS, CircuitBreaker
-from ingest.writer.connecting import stop_connecting
 from ingest.writer.database_state import DatabaseState
-from ingest.writer.writer import Writer
+from ingest.writer.writer import Writer, stop_connecting
 
 HANDLERS_GRACE_S = 1.0  # for posts in work, and for what nobody waits for
+WAIT_S_MIN = 0.1  # the first pause between tries of the database; it grows
 LEAVING_S = 0.1  # between two looks whether the database went away during a drain
 
 
@@ -108,9 +108,9 @@ class WritingHalf:
         self.refusal = ""  # the result of that try, if the process must not start
         self.checked = False  # the table was checked; writes may be paused by what was found
         self.database_state = DatabaseState(
-            wait_s_min=settings.wait_s_max / 100,
+            wait_s_min=min(WAIT_S_MIN, settings.wait_s_max),
             wait_s_max=settings.wait_s_max,
-            hold_probe_s=settings.wait_s_max / 2,
+            hold_probe_s=hold_probe_s(settings),
         )
         self.backlog = Backlog(self.database_state, outlet.stats, stream)
         self.breaker = CircuitBreaker(window_rows=WINDOW_ROWS, rows_max=ROWS_MAX)
