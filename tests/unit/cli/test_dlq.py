@@ -31,10 +31,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def dlq(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Dlq:
+def dlq(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Dlq:
     """Return a call of `ingest dlq ..` on that folder, which gives exit code, stdout, stderr."""
-    for name in ("INGEST_DATABASE_URL", "INGEST_STATE_DIR", "INGEST_CONFIG"):
-        monkeypatch.delenv(name, raising=False)
 
     def call(*words: object, url: str = "") -> tuple[int, str, str]:
         flags = ["--state-dir", str(tmp_path)]
