@@ -76,15 +76,11 @@ class StreamWatch:
         self._servers: dict[str, ServerLook] | None = None  # the last answer of each monitor port
         self._reconnected = False
         self._give_again_s: float | None = None  # when that is due
-        self._away_since_s: float | None = clock.monotonic_s()
+        # When (on the monotonic clock) the broker stopped answering; None if it answers.
+        self.away_since_s: float | None = clock.monotonic_s()
         self._stream_due = asyncio.Event()
         self._servers_due = asyncio.Event()
         connection.watch(self._came, self._went)
-
-    @property
-    def away_since_s(self) -> float | None:
-        """When (on the monotonic clock) the broker stopped answering; None if it answers."""
-        return self._away_since_s
 
     @property
     def disk_failed(self) -> str:
@@ -123,8 +119,8 @@ class StreamWatch:
         self.look_soon()
 
     def _went(self) -> None:
-        if self._away_since_s is None:
-            self._away_since_s = clock.monotonic_s()
+        if self.away_since_s is None:
+            self.away_since_s = clock.monotonic_s()
 
     async def look(self) -> bool:
         """Look at the stream, and note what it must have; return whether all is well."""
@@ -133,14 +129,14 @@ class StreamWatch:
         try:
             found = await manage.look(self._connection, self._wanted.names)
         except BrokerAway:
-            if self._away_since_s is None:
-                self._away_since_s = began_s
+            if self.away_since_s is None:
+                self.away_since_s = began_s
             return False
         except BrokerRefused as error:
             self._stream_faults = [StreamFault("the stream", str(error))]
             self._judge()
             return False
-        self._away_since_s = None
+        self.away_since_s = None
         self.state = state_of(found)
         # Whether a place was given again is known by answers that came before this one.
         await self._see_removals(self._published()._replace(to=published.to))

@@ -53,15 +53,6 @@ def frame_end(head: bytes, start: int) -> int:
     return start + HEAD_BYTES + int(size)
 
 
-def is_whole(data: bytes, salt: int) -> bool:
-    """Whether `data` is a whole frame. Its length field is not used."""
-    if len(data) < HEAD_BYTES:
-        return False
-    crc: int = _CRC.unpack_from(data, len(MARK))[0]
-    head = _CRC.pack(len(data) - HEAD_BYTES) + data[len(MARK) + 2 * _CRC.size : HEAD_BYTES]
-    return crc32(data[HEAD_BYTES:], crc32(head, salt)) == crc
-
-
 class Frame(NamedTuple):
     """One frame as it was read, and where it is in the file."""
 
@@ -75,19 +66,26 @@ class Frame(NamedTuple):
     tuples: bytes
 
 
-def frame_of(data: bytes, salt: int) -> Frame | None:
-    """Return the frame if `data` is exactly one whole frame, else None."""
+def frame_of(data: bytes, salt: int, start: int = 0) -> Frame | None:
+    """Return the frame if `data` is exactly one whole frame, else None. It begins at `start`."""
     if len(data) < HEAD_BYTES or not data.startswith(MARK):
         return None
     (crc,) = _CRC.unpack_from(data, len(MARK))
-    if crc32(data[len(MARK) + _CRC.size :], salt) != crc:
+    if crc32(memoryview(data)[len(MARK) + _CRC.size :], salt) != crc:
         return None
     head = _HEAD.unpack_from(data, len(MARK) + _CRC.size)
     size, sequence, rows, received_us, newest_ts_us, posts = head
     if size != len(data) - HEAD_BYTES:
         return None
-    tuples = data[HEAD_BYTES:]
-    return Frame(0, len(data), sequence, rows, received_us, newest_ts_us, max(1, posts), tuples)
+    tuples, end = data[HEAD_BYTES:], start + len(data)
+    return Frame(start, end, sequence, rows, received_us, newest_ts_us, max(1, posts), tuples)
+
+
+def is_whole(data: bytes, salt: int) -> bool:
+    """Whether `data` is a whole frame. Its length field is not used."""
+    at = len(MARK) + _CRC.size
+    length = _CRC.pack(max(0, len(data) - HEAD_BYTES))
+    return frame_of(data[:at] + length + data[at + len(length) :], salt) is not None
 
 
 ReadAt = Callable[[int, int], bytes]  # (count, offset); fewer bytes at the end, or before an error
@@ -144,23 +142,12 @@ class FrameReader:
     def _frame(self, at: int) -> Frame | None:
         """Return the frame at `at`, or None if there is none. Its head must be in _data."""
         start = at - self._base
-        if self._data[start : start + len(MARK)] != MARK:
-            return None
-        (crc,) = _CRC.unpack_from(self._data, start + len(MARK))
-        size, sequence, rows, received_us, newest_ts_us, posts = _HEAD.unpack_from(
-            self._data, start + len(MARK) + _CRC.size
-        )
-        if size > FRAME_BYTES_MAX or sequence <= self._last:
-            return None
-        if not self._has(at, HEAD_BYTES + size):
+        size = frame_end(self._data[start : start + HEAD_BYTES], 0)
+        if not 0 < size <= HEAD_BYTES + FRAME_BYTES_MAX or not self._has(at, size):
             return None
         start = at - self._base
-        tuples = self._data[start + HEAD_BYTES : start + HEAD_BYTES + size]
-        head = self._data[start + len(MARK) + _CRC.size : start + HEAD_BYTES]
-        if crc32(tuples, crc32(head, self._salt)) != crc:
-            return None
-        end = at + HEAD_BYTES + size
-        return Frame(at, end, sequence, rows, received_us, newest_ts_us, max(1, posts), tuples)
+        frame = frame_of(self._data[start : start + size], self._salt, at)
+        return frame if frame is not None and frame.sequence > self._last else None
 
     def _next_mark(self, at: int) -> int:
         """Return the offset of the next mark at or after `at`, or the end."""

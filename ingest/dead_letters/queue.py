@@ -122,6 +122,7 @@ class DeadLetterQueue:
         rules: Rules = DEFAULT_RULES,
     ) -> None:
         self.backend = backend
+        self.letters = backend.letters  # the live ones
         self._rules = rules
         self._room = Room(bytes_max, auto_replay=auto_replay)
         self._in_work = InWork(backend.name)
@@ -132,11 +133,6 @@ class DeadLetterQueue:
         self._looking: asyncio.Task[None] | None = None
         self._looked_s = self._room_made_s = float("-inf")
         self._closed = False
-
-    @property
-    def letters(self) -> LetterStore:
-        """The live letters."""
-        return self.backend.letters
 
     async def open(self) -> None:
         """Prepare the backend. Raises StartError if it cannot be used."""

@@ -76,21 +76,16 @@ class ItemReader:
         self.texts = 0  # values that are no numbers, and are left out
         self._body_bytes = body_bytes
         self._tuples: list[bytes] = []
-        self._rows = 0
+        self.rows = 0  # the number of valid readings
         self._newest_us = 0
         self._owners: list[int] | None = None  # the item of each row; None: row i is of item i
-
-    @property
-    def rows(self) -> int:
-        """The number of valid readings."""
-        return self._rows
 
     def finish(self, steps: Generator[None, None, None]) -> Steps:
         """Do the steps; return everything that was read."""
         yield from steps
-        if not self._rows:
+        if not self.rows:
             return Decoded(None, self.errors, self.texts)
-        rows = Rows(b"".join(self._tuples), self._rows, self._newest_us, self._owners)
+        rows = Rows(b"".join(self._tuples), self.rows, self._newest_us, self._owners)
         return Decoded(block_of(rows, self.post), self.errors, self.texts)
 
     def read_some(
@@ -101,12 +96,8 @@ class ItemReader:
             if start:
                 yield
             self.read_few(items[start : start + CAREFUL_ITEMS], originals[start:], read)
-            self.check_errors()
-
-    def check_errors(self) -> None:
-        """Raise Refused if there are more errors than are kept."""
-        if len(self.errors) > most_invalid(self._body_bytes):
-            raise self.too_many_invalid()
+            if len(self.errors) > most_invalid(self._body_bytes):
+                raise self.too_many_invalid()
 
     def too_many_invalid(self) -> Refused:
         """Return the refusal of a post with more invalid items than are kept."""
@@ -143,13 +134,13 @@ class ItemReader:
         """Add the rows of the next items. Raises Refused (`too_many_readings`)."""
         if rows.items is not None or self._owners is not None:
             if self._owners is None:
-                self._owners = list(range(self._rows))
+                self._owners = list(range(self.rows))
             self._owners += [
                 self.items + i for i in (range(rows.rows) if rows.items is None else rows.items)
             ]
         self.items += items
         self._tuples.append(rows.tuples)
-        self._rows += rows.rows
+        self.rows += rows.rows
         self._newest_us = max(self._newest_us, rows.newest_us)
-        if self._rows + len(self.errors) > self.post.rules.post_rows_max:
+        if self.rows + len(self.errors) > self.post.rules.post_rows_max:
             raise too_many(self.post.rules.post_rows_max)

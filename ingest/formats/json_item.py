@@ -86,7 +86,7 @@ def _hidden(fields: dict[str, Any], original: bytes, post: Post) -> str | None:
     if _may_repeat(fields, original, post):
         return "repeated_field"
     if _has_large(fields) and (found := _LONG_VALUE.search(original)):
-        value = _value(whole_number(found[1].decode()), post)
+        value = value_of(whole_number(found[1].decode()), post)
         return value if isinstance(value, str) else None
     return None
 
@@ -210,7 +210,7 @@ def _single(fields: dict[str, Any], post: Post, faults: list[Fault]) -> dict[str
         faults.append(("metric", "missing_field", None))
         return {}
     metric = _name(fields, "metric", faults)
-    value = _value(fields["value"], post) if "value" in fields else "missing_field"
+    value = value_of(fields["value"], post) if "value" in fields else "missing_field"
     if isinstance(value, float):
         return {metric: value} if metric else {}
     faults.append(("value", value, None))
@@ -234,7 +234,7 @@ def _values(fields: dict[str, Any], post: Post, faults: list[Fault]) -> dict[str
     found = {}
     for metric, value in dict(values).items():
         fault = name_fault(metric)
-        entry = fault[0] if fault else _value(value, post)
+        entry = fault[0] if fault else value_of(value, post)
         if times.get(metric, 1) > 1:
             entry = "repeated_field"
         if type(entry) is float:
@@ -244,7 +244,7 @@ def _values(fields: dict[str, Any], post: Post, faults: list[Fault]) -> dict[str
     return {} if both else found
 
 
-def _value(value: object, post: Post) -> float | str:
+def value_of(value: object, post: Post) -> float | str:
     """Return the value as a float64, or the code of its fault."""
     kind = type(value)
     if kind is not float and kind is not int and kind is not bool:

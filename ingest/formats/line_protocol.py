@@ -25,7 +25,7 @@ from ingest.formats.line_item import (
 )
 from ingest.formats.line_series import KEPT_KEYS, UNREADABLE, Naming
 from ingest.formats.line_whole import ONE_BYTES_MAX, Columns, many, one
-from ingest.formats.post import Decoded, Points, Post, finished, too_many_invalid
+from ingest.formats.post import Decoded, Points, Post, finished
 from ingest.model.block import Block
 from ingest.model.errors import Refused
 from ingest.model.rows import PG_EPOCH_US, encode_row
@@ -67,11 +67,7 @@ def decode_item(line: bytes, post: Post, naming: Naming) -> Decoded:
     """
     rows_max = post.rules.post_rows_max
     points = decode(line, LinePost(post, naming, rows_max, ITEM_ROWS_BYTES_MAX))
-    if points.not_kept:
-        raise too_many_invalid(points.errors, len(line))
-    if not (points.blocks or points.errors):
-        raise Refused("empty", "the line has no reading, only text")
-    return Decoded(points.blocks[0] if points.blocks else None, points.errors)
+    return points.of_item(len(line), "the line has no reading, only text")
 
 
 def begin(body: bytes, post: LinePost) -> Points | LineSteps:
@@ -83,7 +79,7 @@ def begin(body: bytes, post: LinePost) -> Points | LineSteps:
     if len(body) <= ONE_BYTES_MAX and (block := _one_reading(body, post)) is not None:
         return Points([block], [], 0, 0)
     reader = _BodyReader(post, len(body))
-    if len(body) <= WHOLE_BYTES and reader.is_read_whole(body):
+    if len(body) <= WHOLE_BYTES and body.find(QUOTE) < 0 and reader.is_kept(body):
         return reader.points()
     return reader.read(body)
 
@@ -120,11 +116,7 @@ class _BodyReader:
         self._strings = 0
         self._rounded = 0
 
-    def is_read_whole(self, body: bytes) -> bool:
-        """Read a whole body in one step. Returns False if that is not possible."""
-        return body.find(QUOTE) < 0 and self._is_kept(body)
-
-    def _is_kept(self, text: bytes) -> bool:
+    def is_kept(self, text: bytes) -> bool:
         """Read lines without `"` all together. Returns False if that is not possible."""
         naming, post = self._post.naming, self._post.post
         columns = many(marked(text, naming.escapes), KEPT_KEYS.of(naming), post)
@@ -193,7 +185,7 @@ class _BodyReader:
         half = body.find(b"\n", (at + stop) // 2, stop - 1) + 1
         is_few = not half or body.count(b"\n", at, stop) <= FEW_LINES
         is_tried = stop - at <= 2 * SLICE_BYTES and (is_few or not self._is_doubtful)
-        if is_tried and self._is_kept(body[at:stop]):
+        if is_tried and self.is_kept(body[at:stop]):
             return stop
         if not is_few:
             at = yield from self._plain(body, at, half)

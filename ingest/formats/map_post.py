@@ -29,7 +29,6 @@ from ingest.formats.post import (
     too_many_invalid,
     too_many_of_post,
 )
-from ingest.model.errors import Refused
 from ingest.model.rows import PG_EPOCH_US
 
 STEP_DOCUMENTS = 32
@@ -105,11 +104,7 @@ def decode_item(
         original = b"[%b]" % original
     whole = MapPost(post, source, roots, rows_max, ITEM_ROWS_BYTES_MAX, is_json=is_json)
     points = decode(original, whole)
-    if points.not_kept:
-        raise too_many_invalid(points.errors, len(original))
-    if not (points.blocks or points.errors):
-        raise Refused("empty", f"the mapping {source.name} leaves this document out")
-    return Decoded(points.blocks[0] if points.blocks else None, points.errors)
+    return points.of_item(len(original), f"the mapping {source.name} leaves this document out")
 
 
 class _PostReader:

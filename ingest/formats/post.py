@@ -110,6 +110,14 @@ class Points(NamedTuple):
     ignored: int = 0
     hints: tuple[str, ...] = ()
 
+    def of_item(self, body_bytes: int, why_empty: str) -> Decoded:
+        """Return the same for an item, which has at most one block. Raises Refused."""
+        if self.not_kept:
+            raise too_many_invalid(self.errors, body_bytes)
+        if not (self.blocks or self.errors):
+            raise Refused("empty", why_empty)
+        return Decoded(self.blocks[0] if self.blocks else None, self.errors)
+
 
 # Each `next` does a short step of the work; the result comes with StopIteration. Raises Refused.
 Steps = Generator[None, None, Decoded]

@@ -10,14 +10,13 @@ written into it. So it is read later as what it was.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Iterable
 from typing import Any
 
 from ingest.formats.item_reader import ItemReader, ItemReadings, require_possible
+from ingest.formats.json_item import value_of
 from ingest.formats.json_post import originals_of
 from ingest.formats.json_slices import SPACE, slices
-from ingest.formats.json_whole import EXACT_MAX
 from ingest.formats.line_series import tags_text
 from ingest.formats.post import Decoded, ItemError, Post, Steps, finished
 from ingest.formats.senml_record import Bad, alone, error_of, exactly
@@ -128,20 +127,15 @@ class _Pack:
     def _number(self, field: str, base: Number | None, record: Any) -> float:
         """Return the sum of a base field and a field. Raises Bad."""
         number = record.get(field, 0)
-        kind = type(number)
-        if kind is not float and kind is not int:
+        if type(number) not in (int, float):
             raise Bad(field, "wrong_type")
         try:
-            if base is not None:
-                number += base
-            found: float = number + 0.0  # -0.0 becomes 0.0
+            number += base or 0
         except OverflowError:
             raise Bad(field, "value_out_of_range") from None
-        if not math.isfinite(found):
-            raise Bad(field, "value_out_of_range")
-        is_large = type(number) is int and abs(found) >= EXACT_MAX
-        if is_large and int(found) != number and not self._post.rules.integers_rounded:
-            raise Bad(field, "value_not_exact")
+        found = value_of(number, self._post)
+        if isinstance(found, str):
+            raise Bad(field, found)
         return found
 
     def _time(self, record: Any, base: Base) -> int:

@@ -128,7 +128,7 @@ class StreamMachine(RuleBasedStateMachine):
     @rule()
     def too_late(self) -> None:
         """The time of a post that waits for room is over."""
-        waiting = self.joined.inlet._waiting
+        waiting = self.joined.inlet.waiting
         self._idle()  # a post may get its room in this round
         if waiting.posts:
             self._run(lambda: waiting._expire(next(iter(waiting.posts))))

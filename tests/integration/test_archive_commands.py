@@ -130,60 +130,6 @@ async def test_run_whose_connection_was_cut_says_why(
     assert len(rows_in_files(tmp_path.glob("*.parquet"))) == 1_000
 
 
-async def test_tables_with_other_names_in_one_schema_have_nothing_in_common(
-    connection: asyncpg.Connection, shared_url: str, here: Here, tmp_path: Path, role: str
-) -> None:
-    """Partitions, rollups, archive and restore mean the names of the settings, of one table only.
-
-    A yes for one table is none for the other.
-    """
-    words = ["--database-url", shared_url, "--partition-span", "day", "--rollups", "true"]
-    words += ["--keep-hot", "30d", "--archive-dir", str(tmp_path)]
-    own = [*words, "--table-name", "My data", "--column-ts", "time", "--column-value", "va lue"]
-    insert = """insert into "My data" values ('2026-05-28 01:00+00', 'd', 'm', 1)"""
-    for flags in (words, own):
-        assert (await here("schema", "apply", *flags)).code == 0
-    for table in ("readings", "My data"):
-        kept = await registry.make(connection, f'"{table}"')
-        name = f"{table}_p20260528"
-        await connection.execute(
-            f'create table "{name}" partition of "{table}" '
-            "for values from ('2026-05-28 00:00:00+00') to ('2026-05-29 00:00:00+00')"
-        )
-        bounds = {"from_us": OLD_US, "to_us": OLD_US + DAY_US}
-        await registry.put(connection, kept, registry.PARTITION + name, bounds)
-    (last,) = await connection.fetch(
-        "select max(relname) from pg_class where relname like 'My data_p%' and relkind = 'r'"
-    )
-    await connection.execute(f'drop table "{last[0]}"; {insert}')
-
-    async def keep_house(flags: list[str]) -> list[tuple[str, str]]:
-        done = await here("housekeeping", "run", "--yes", "--json", *flags)
-        did = json.loads(done.stdout)["did"]
-        assert [each["error"] for each in did] == [""] * len(did), done
-        return [(each["kind"], each["partition"]) for each in did]
-
-    name = "My data_p20260528"
-    left = [("detach", name), ("archive", name), ("drop", name)]
-    assert [each[0] for each in (await keep_house(words))[-3:]] == ["detach", "archive", "drop"]
-    waits = await here("housekeeping", "run", "--json", *own)
-    did = json.loads(waits.stdout)["did"]
-    assert (did[0]["kind"], did[0]["partition"]) == ("make", last[0])
-    assert [each["left"][:14] for each in did[-3:]] == ["keep_hot = 30d"] * 3
-    assert [each["error"] for each in did[-3:]] == [""] * 3
-    assert await keep_house(own) == left
-    assert await connection.fetchval('select count(*) from "My data_hourly"') == 1
-    assert await connection.fetchval('select count(*) from "My data"') == 0
-    listed = json.loads((await here("archive", "list", "--json", *own)).stdout)
-    assert [(each["name"], each["readings"]) for each in listed] == [(name, 1)]
-    await connection.execute(f'alter table "My data" owner to {role}')
-    assert (await here("archive", "restore", name, *own)).code == 0
-    assert await connection.fetchval('select "va lue" from "My data"') == 1
-    owner = f"""select relowner::regrole::text from pg_class where relname = '{name}'"""
-    assert await connection.fetchval(owner) == role
-    await connection.execute(f"reassign owned by {role} to current_user; drop owned by {role}")
-
-
 async def test_restore_tells_nobody_to_remove_what_is_not_in_the_archive_yet(
     connection: asyncpg.Connection, shared_url: str, here: Here, tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ import pytest
 from ingest.system.state_folder import ServiceInfo, StateFolder, running_service
 from tests.support.commands import Here, ingest, with_user
 from tests.system.database import give_data
-from tests.system.service import REPOSITORY, Service, environment, is_alive, wait_gone
+from tests.system.service import REPOSITORY, Service, environment, is_alive
 
 # schema
 
@@ -172,33 +172,6 @@ async def until_sleeping(state: Path) -> int:
                     return int(lines[0])
             finally:
                 await connection.close()
-
-
-async def test_psql_at_work_stops_no_start(open_tmp_path: Path) -> None:
-    """A service that starts meanwhile uses psql's server; it goes on when psql is killed."""
-    state = open_tmp_path / "state"
-    await give_data(state)
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "ingest", "psql", "--state-dir", str(state)),
-        *("-c", "select pg_sleep(60)"),
-        cwd=REPOSITORY,
-        env=environment(),
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    try:
-        pid = await until_sleeping(state)
-        async with Service(state, wait_s_max=0.2) as service:
-            reading = {"device_id": "d", "metric": "m", "value": 1}
-            assert (await service.post(reading, ack="committed")).status == 200
-            process.kill()
-            await process.wait()
-            await wait_gone(pid)
-            assert (await service.post(reading, ack="committed")).status == 200
-            assert (await service.query("select count(*) from readings"))[0][0] == 2
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
 
 
 # with a running service

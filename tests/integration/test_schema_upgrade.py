@@ -29,12 +29,6 @@ from tests.support.constants import constants
 from tests.support.rows import encode, readings
 
 OF_TODAY = '{"version": 1}'
-# As commit 54a95c7 made it, the last one before there were partitions, with the index for devices.
-TABLE_BEFORE = """create table readings (
-    ts timestamptz not null, device_id text collate "C" not null,
-    metric text collate "C" not null, value double precision not null,
-    primary key (ts, device_id, metric, value));
-    create index readings_device_idx on readings (device_id, metric, ts)"""
 
 
 def daily(**more: object) -> Settings:
@@ -79,29 +73,6 @@ async def got(connection: asyncpg.Connection) -> str | None:
         "select value::text from ingest_housekeeping where key = 'schema'"
     )
     return found
-
-
-async def test_plain_table_of_the_version_before_needs_no_upgrade(
-    connection: asyncpg.Connection, shared_url: str, here: Here
-) -> None:
-    """Nothing is made beside it, also with --yes, and it is written to as before."""
-    words = ("schema", "upgrade", "--database-url", shared_url)
-    done = await here(*words)
-    assert (done.code, done.stdout) == (2, "")
-    assert "there is no table readings" in done.stderr
-    await connection.execute(TABLE_BEFORE)
-    for more in ((), ("--yes",)):
-        done = await here(*words, *more)
-        assert done.code == 0, done
-        assert "nothing to upgrade: this role sees no table" in done.stdout
-    assert await connection.fetchval("select to_regclass('ingest_housekeeping') is null")
-    report = await run(shared_url)
-    assert (report.schema.version, report.schema.needs) == (None, "")
-    sink = make_sink(shared_url, daily())
-    try:
-        assert await sink.write(encode(readings(3)), 3, idempotent=False) == Stored(3, 0)
-    finally:
-        await sink.close()
 
 
 async def test_older_schema_works_and_is_upgraded_on_request(
@@ -247,15 +218,3 @@ async def test_role_that_only_writes_sees_no_version_and_needs_none(
         assert await got(table) is None
     finally:
         await table.execute(f"drop owned by {role}")
-
-
-async def test_housekeeping_of_a_table_with_other_names(
-    connection: asyncpg.Connection, shared_url: str
-) -> None:
-    """The column of the time may have any name: partitions are made ahead all the same."""
-    settings = daily(table_name="own", column_ts="time")
-    await make(connection, settings)
-    with constants(partitions_ahead=12):
-        report = await run(shared_url, settings)
-    assert [each.error for each in report.did] == [""] * len(report.did)
-    assert (bool(report.did), report.due, report.schema.version) == (True, [], 1)

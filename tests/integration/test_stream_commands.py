@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,14 +11,13 @@ from typing import Any
 import pytest
 
 from ingest.app import buffer as app_buffer
-from ingest.broker.connection import BrokerConnection, connected
+from ingest.broker.connection import connected
 from ingest.broker.roles import STREAM, WRITER
 from ingest.embedded.broker import running_broker
 from ingest.system.state_folder import StateFolder
 from ingest.system.stream_mark import MarkFile, StreamMark
-from tests.support.brokers import api, embedded, joined, messages, plain_server, put, until
+from tests.support.brokers import api, embedded, joined, messages, plain_server, put
 from tests.support.commands import Here, ingest
-from tests.support.stream_writers import writing
 
 FITS = "the streams and their consumers are as they must be\n"
 
@@ -284,42 +282,3 @@ async def test_doctor_sees_the_streams_and_their_dead_letters(here: Here, tmp_pa
         state, detail = (await findings())["broker"]
         assert state == "FAIL"
         assert f"the stream {STREAM}: is missing" in detail
-
-
-async def test_stream_rewind_lets_the_writers_get_messages_again(
-    here: Here, tmp_path: Path
-) -> None:
-    """From a time on, or all; not while a writer runs, and never what comes later."""
-    folder = StateFolder.open(tmp_path)
-    words = ("stream", "rewind", "--state-dir", tmp_path)
-    async with embedded(folder.broker) as server, joined(server, "admin") as admin:
-        assert "no messages" in (await here(*words)).stdout
-        async with joined(server, "gateway") as gateway:
-            await put(gateway, b"1", b"2", b"3")
-        async with writing(server) as writer:
-            await until(lambda: len(writer.bodies) == 3)
-            done = await here(*words)
-            assert (done.code, "Stop all writers" in done.stderr) == (2, True)
-        since = (await api(admin, f"STREAM.MSG.GET.{STREAM}", {"seq": 2}))["message"]["time"]
-        await _nobody_pulls(admin)
-        done = await here(*words, "--json", "--since", since[:26] + "Z")
-        assert (done.code, json.loads(done.stdout)) == (0, {"first": 2})
-        done = await here(*words, "--since", "yesterday")
-        assert (done.code, "RFC 3339" in done.stderr) == (2, True)
-        done = await here(*words, "--since", "2999-01-01T00:00:00Z")
-        assert "no messages that came since 2999-01-01T00:00:00Z" in done.stdout
-        async with writing(server) as writer:
-            await until(lambda: len(writer.bodies) == 2)
-            assert writer.bodies == [b"2", b"3"]
-        await _nobody_pulls(admin)
-        assert "those from 1 on" in (await here(*words)).stdout
-        async with writing(server) as writer:
-            await until(lambda: len(writer.bodies) == 3)
-
-
-async def _nobody_pulls(admin: BrokerConnection) -> None:
-    """Wait until the broker knows that the writer is gone."""
-    async with asyncio.timeout(10):
-        consumer = f"CONSUMER.INFO.{STREAM}.{WRITER}"
-        while (await api(admin, consumer))["num_waiting"]:  # noqa: ASYNC110  of another process
-            await asyncio.sleep(0.05)

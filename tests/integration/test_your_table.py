@@ -17,8 +17,6 @@ from ingest.model.errors import StartError
 from ingest.model.ports import Stored
 from ingest.model.verdict import Verdict, WriteFailed
 from ingest.sinks.postgres import schema
-from ingest.sinks.postgres.known_server import KnownServer
-from ingest.sinks.postgres.lookup import EVER, Between, Lookup
 from loadgen.proof.table import refuses, stream_rows
 from loadgen.proof.table_names import TableNames
 from tests.support.commands import Here
@@ -98,35 +96,6 @@ async def test_every_way_writes_to_a_table_with_other_names(
     with pytest.raises(WriteFailed, match='no column "time"') as failed:
         await sink.write(encode(readings(1, start=90)), 1, idempotent=False)
     assert failed.value.verdict is Verdict.HOLD
-
-
-@pytest.mark.parametrize("indexed", [False, True])
-async def test_page_asks_a_table_with_other_names(
-    plant: asyncpg.Connection, shared_url: str, indexed: bool
-) -> None:
-    """Each question of the page, with and without the index for devices, which it uses."""
-    target = make_target(named())
-    await schema.apply(plant, target, device_index=indexed)
-    await plant.execute(
-        f"""insert into {TABLE} ({COLUMNS}) select to_timestamp(1e9 + n), 'd' || n % 7, 'm', n
-        from generate_series(1, 70) n"""
-    )
-    lookup = Lookup(lambda: shared_url, KnownServer(1, target))
-    try:
-        found = await lookup.last_readings("d3", 3)
-        assert [each["value"] for each in found["readings"]] == [66, 59, 52]
-        assert (found["device_index"], found["metrics"]) == (indexed, ["m"])
-        assert len((await lookup.newest(9))["readings"]) == 9
-        within = Between(10**15, 2 * 10**15)
-        assert len((await lookup.last_readings("d3", 99, "m", within))["readings"]) == 10
-        assert (
-            sum(each[4] for each in (await lookup.curve("d3", "m", EVER, 10**9))["buckets"]) == 10
-        )
-        devices = await lookup.devices(["d1"], "d", "", 10)
-        assert devices["devices"] == [f"d{n}" for n in range(7)]
-        assert devices["last"]["d1"]["value"] == 64
-    finally:
-        await lookup.close()
 
 
 async def test_commands_name_the_table_of_the_settings(

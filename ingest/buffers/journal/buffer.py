@@ -18,20 +18,21 @@ from collections.abc import Awaitable, Sequence
 from functools import partial
 from math import inf
 
-from ingest.buffers.bounded_memory import COMPLETED, BoundedMemory
+from ingest.buffers.bounded_memory import COMPLETED
 from ingest.buffers.decision import Decision
 from ingest.buffers.frames import HEAD_BYTES
 from ingest.buffers.journal.entries import JournalEntry, UnwrittenFrames
 from ingest.buffers.journal.index import Segment
 from ingest.buffers.journal.loader import LIVE_BATCH_ROWS_MAX, Loader
 from ingest.buffers.journal.log import Journal
+from ingest.buffers.memory import MemoryBuffer
 from ingest.buffers.queue import BlockQueue
-from ingest.buffers.waiting import Place, WaitingPosts, WaitingWriters
+from ingest.buffers.waiting import Place, WaitingPosts
 from ingest.model.ack import Outcome
 from ingest.model.block import SHARED_ROWS_MAX, Block
 from ingest.model.errors import JournalBroken, NotKept
 from ingest.model.ledger import Ledger
-from ingest.model.ports import BufferStats, JournalStats, Reservation, Sizes, Told, Work
+from ingest.model.ports import BufferStats, JournalStats, Reservation, Told, Work
 from ingest.system.clock import monotonic_s
 
 BACKLOG_EVERY = 4  # batches
@@ -40,7 +41,7 @@ LIVE_S = 1.0  # for so long after a live post more live posts are expected
 SPILL_ENDS_AT = 0.5
 
 
-class JournalBuffer:
+class JournalBuffer(MemoryBuffer):
     """A bounded buffer on a journal: implements ports.Buffer.
 
     `rows_max` and `bytes_max` bound memory. In addition a quarter of `bytes_max` may be on the way
@@ -62,31 +63,36 @@ class JournalBuffer:
         spills: bool = True,
         shared_rows_max: int = SHARED_ROWS_MAX,
     ) -> None:
+        super().__init__(
+            rows_max=rows_max,
+            bytes_max=bytes_max,
+            put_wait_s_max=put_wait_s_max,
+            shared_rows_max=shared_rows_max,
+        )
         self.journal = journal
         self.live_put_s = -inf  # when the last block of a post, or of a replay, came in
         self.unwritten = UnwrittenFrames(bytes_max)
         self._rows_unconfirmed = 0  # on the disk, but the tasks of their posts have not run since
         self._journal_bytes_max = journal_bytes_max
         self._spills = spills
-        self._writers = WaitingWriters()
-        self._live, self._backlog = BlockQueue(self._writers), BlockQueue(self._writers)
-        self._shared_rows_max = shared_rows_max
+        self._backlog = BlockQueue(self.writers)  # the live ones are in `queue`
         # The entries that may still grow.
         self._durable: JournalEntry | None = None
         self._buffered: JournalEntry | None = None
         self._batches = 0  # taken while there was a backlog
-        # Two queues: a post whose block can be spilled must not wait for one that needs memory.
-        self._waiting, self._waiting_for_memory = (
-            WaitingPosts(put_wait_s_max, may_wait=self._may_wait, oldest_s=self._oldest_s)
-            for _ in range(2)
+        # Another queue: a post whose block can be spilled must not wait for one that needs memory.
+        self._waiting_for_memory = WaitingPosts(
+            put_wait_s_max, may_wait=self._may_wait, oldest_s=self._oldest_s
         )
         self._spilling = False
         self._rows_left = 0  # of blocks in memory that `keep_rest` left to the journal
         self._rows_gone = 0  # only on the disk, in files that somebody has removed
-        self.memory = BoundedMemory(rows_max, bytes_max, self._memory_freed)
         self.loader = Loader(journal, self.memory, self._backlog, counts, self.live_first)
         # Of reservations, made once; [1]: of spilled ones.
-        self._parts = [(partial(self._put, x), partial(self._unreserve, x)) for x in (False, True)]
+        self._parts = [
+            (partial(self._put_in_journal, each), partial(self._unreserve, each))
+            for each in (False, True)
+        ]
         journal.changed, journal.kept, journal.refused = self._admit, self._kept, self._refused
 
     # Start and end
@@ -98,9 +104,8 @@ class JournalBuffer:
 
     def shut_inlet(self) -> None:
         """Accept no post any more, and read nothing back."""
-        self._waiting.shut_out()
+        super().shut_inlet()
         self._waiting_for_memory.shut_out()
-        self._writers.shut_out()
         self.loader.shut()
 
     async def keep_rest(self) -> None:
@@ -112,7 +117,7 @@ class JournalBuffer:
         gone = await self.journal.missing()
         index = self.journal.index
         self._rows_gone = sum(each.rows for each in index.ranges() if each.segment in gone)
-        blocks = [*self._backlog.take(1 << 62), *self._live.take(1 << 62)]
+        blocks = [*self._backlog.take(1 << 62), *self.queue.take(1 << 62)]
         for block in blocks:
             if block.sequence and index.segment_of(block.sequence) in gone:
                 block.sequence = 0
@@ -139,7 +144,7 @@ class JournalBuffer:
 
         It may become a part of another block. While blocks are spilled, each has its own frame.
         """
-        waiting, memory, journal = self._waiting, self.memory, self.journal
+        waiting, memory, journal = self.waiting, self.memory, self.journal
         rows, size_bytes = block.rows, len(block.tuples)
         if (
             waiting.posts
@@ -164,37 +169,25 @@ class JournalBuffer:
         if last is not None and last.takes(block):
             last.waiters.append(waiter)
             return
-        entry = self._durable = JournalEntry(block, rows_max=self._shared_rows_max, told=told)
+        entry = self._durable = JournalEntry(block, rows_max=self.shared_rows_max, told=told)
         entry.waiters.append(waiter)  # before the journal has it, which may refuse it at once
         self.journal.append(entry)
 
     def _add_buffered(self, block: Block) -> None:
         """Add a post that does not wait. Writers may take it at once."""
         self.live_put_s = monotonic_s()
-        if not self._live.grow(self._buffered, block):
-            self._buffered = JournalEntry(block, rows_max=self._shared_rows_max)
+        if not self.queue.grow(self._buffered, block):
+            self._buffered = JournalEntry(block, rows_max=self.shared_rows_max)
             self.journal.append(self._buffered)
-            self._live.append(block)
-
-    async def reserve(
-        self, rows: int, size_bytes: int, *, awaited: bool = False, sender: str = ""
-    ) -> Reservation:
-        """Wait for room for one block: in the journal, or in memory if `awaited`."""
-        waiting, place = self._rooms(awaited)
-        return await waiting.wait(rows, size_bytes, place, sender=sender)
-
-    def reserve_all(self, sizes: Sizes, *, awaited: bool = False) -> list[Reservation] | None:
-        """Reserve room for all blocks of a post at once: see ports.Inlet."""
-        waiting, place = self._rooms(awaited)
-        return waiting.place_all(sizes, place)
+            self.queue.append(block)
 
     def _rooms(self, awaited: bool) -> tuple[WaitingPosts, Place]:
-        waiting = self._waiting
+        waiting = self.waiting
         if awaited:
-            return self._waiting_for_memory if self._spills else waiting, self._place_in_memory
+            return self._waiting_for_memory if self._spills else waiting, self.place
         if self.journal.broken is not None and not waiting.shut:
             raise JournalBroken(str(self.journal.broken))
-        return waiting, self._place
+        return waiting, self._place_in_journal
 
     def _may_wait(self, size_bytes: int) -> bool:
         """Whether there is memory for one more post that waits."""
@@ -204,21 +197,14 @@ class JournalBuffer:
 
     @property
     def _bytes_waiting(self) -> int:
-        return self._waiting.size_bytes + self._waiting_for_memory.size_bytes
+        return self.waiting.size_bytes + self._waiting_for_memory.size_bytes
 
-    def _place_in_memory(self, rows: int, size_bytes: int) -> Reservation | None:
-        """Reserve room for a block that is not journaled; return None if there is none now."""
-        if not self.memory.take(rows, size_bytes):
-            return None
+    def _put(self, block: Block, rows: int, size_bytes: int, durable: bool) -> Awaitable[None]:
+        """Take a block that is not journaled."""
         self.live_put_s = monotonic_s()
-        return Reservation(rows, size_bytes, self._put_in_memory, self.memory.free)
+        return super()._put(block, rows, size_bytes, durable)
 
-    def _put_in_memory(self, block: Block, rows: int, size_bytes: int, _: bool) -> Awaitable[None]:
-        self._live.append(block)
-        self.memory.trim(block, rows, size_bytes)
-        return COMPLETED
-
-    def _place(self, rows: int, size_bytes: int) -> Reservation | None:
+    def _place_in_journal(self, rows: int, size_bytes: int) -> Reservation | None:
         """Reserve room on the disk, and in memory unless the block is spilled; or return None."""
         memory = self.memory
         if self._disk_bytes + HEAD_BYTES + size_bytes > self._journal_bytes_max:
@@ -234,7 +220,7 @@ class JournalBuffer:
             memory.add(rows, size_bytes)
         return Reservation(rows, size_bytes, *self._parts[spilled])
 
-    def _put(
+    def _put_in_journal(
         self, spilled: bool, block: Block, rows: int, size_bytes: int, durable: bool
     ) -> Awaitable[None]:
         if surplus_bytes := size_bytes - len(block.tuples):
@@ -244,7 +230,7 @@ class JournalBuffer:
         if not (durable or spilled):
             self.live_put_s = monotonic_s()
             self.journal.append(JournalEntry(block))
-            self._live.append(block)
+            self.queue.append(block)
             return COMPLETED
         decision = Decision(block.rows, self._confirm)
         entry = JournalEntry(block, told=self._decided, spilled=spilled)
@@ -283,7 +269,7 @@ class JournalBuffer:
             self.journal.index.on_disk(segment, start, block)
             self.loader.read_wanted.set()
         elif entry.told is not None:
-            self._live.append(block)
+            self.queue.append(block)
         self._admit()
         entry.tell(None)
 
@@ -304,36 +290,22 @@ class JournalBuffer:
 
     def _admit(self) -> None:
         """Grant room to posts that wait, as long as there is room."""
-        self._waiting.admit()
+        self.waiting.admit()
         self._waiting_for_memory.admit()
 
     # The outlet
 
-    @property
-    def rows_waiting(self) -> int:
-        """Rows that writers may take now."""
-        return self._writers.rows
-
-    @property
-    def shut(self) -> bool:
-        """Whether no block will come in any more."""
-        return self._waiting.shut
-
     def first_received_s(self) -> float | None:
         """Return the monotonic time at which the first waiting block was received."""
-        return _earliest(self._live.first_received_s(), self._backlog.first_received_s())
-
-    async def wait_rows(self, rows: int) -> None:
-        """Wait until `rows` rows may be taken, or the buffer is shut."""
-        await self._writers.wait_rows(rows)
+        return _earliest(self.queue.first_received_s(), self._backlog.first_received_s())
 
     def take(self, rows_max: int) -> list[Block]:
         """Take whole blocks in order: live ones, or blocks of the backlog."""
         if not self._backlog.blocks:
-            return self._live.take(rows_max)
+            return self.queue.take(rows_max)
         self._batches += 1
-        if self._live.blocks and self._batches % BACKLOG_EVERY:
-            return self._live.take(rows_max)
+        if self.queue.blocks and self._batches % BACKLOG_EVERY:
+            return self.queue.take(rows_max)
         if self.live_first():
             rows_max = min(rows_max, LIVE_BATCH_ROWS_MAX)
         return self._backlog.take(rows_max)
@@ -342,7 +314,7 @@ class JournalBuffer:
         """Drop blocks that were taken; their room in memory and on the disk comes free."""
         self.journal.settle(blocks)
         live, old = self._split(blocks)
-        rows, size_bytes = self._live.settle(live)
+        rows, size_bytes = self.queue.settle(live)
         old_rows, old_bytes = self._backlog.settle(old)
         self.loader.backlog_bytes -= old_bytes
         self.memory.free(rows + old_rows, size_bytes + old_bytes)
@@ -350,7 +322,7 @@ class JournalBuffer:
     def give_back(self, blocks: Sequence[Block]) -> None:
         """Put blocks back to the front, in order of receipt."""
         live, old = self._split(blocks)
-        self._live.give_back(live)
+        self.queue.give_back(live)
         self._backlog.give_back(old)
 
     def _split(self, blocks: Sequence[Block]) -> tuple[Sequence[Block], Sequence[Block]]:
@@ -362,25 +334,25 @@ class JournalBuffer:
 
     def stats(self) -> BufferStats:
         """Return what is in the buffer now, blocks that are only on the disk included."""
-        live, backlog, memory = self._live, self._backlog, self.memory
+        live, backlog, memory = self.queue, self._backlog, self.memory
         kept = self.journal.index.rows
         return BufferStats(
             rows=live.rows + backlog.rows + kept - self._rows_unconfirmed,
             rows_max=memory.rows_max,
             size_bytes=memory.size_bytes + self._bytes_waiting,
             bytes_max=memory.bytes_max,
-            rows_waiting=self._writers.rows,
+            rows_waiting=self.writers.rows,
             blocks_waiting=len(live.blocks) + len(backlog.blocks),
-            posts_waiting=len(self._waiting.posts),
+            posts_waiting=len(self.waiting.posts),
             oldest_received_s=self._oldest_s(),
-            rows_taken=live.rows + backlog.rows - self._writers.rows,
+            rows_taken=live.rows + backlog.rows - self.writers.rows,
             rows_kept=kept + self._rows_left - self._rows_gone,
             disk_used=self._disk_bytes / self._journal_bytes_max if self._spills else None,
         )
 
     def _oldest_s(self) -> float | None:
         on_disk_s = self.journal.index.oldest_s()
-        return _earliest(self._live.oldest_s(), self._backlog.oldest_s(), on_disk_s)
+        return _earliest(self.queue.oldest_s(), self._backlog.oldest_s(), on_disk_s)
 
     @property
     def broken(self) -> bool:

@@ -36,11 +36,12 @@ from ingest.system.files import (
     sync_folder,
     unlink_aside,
 )
-from ingest.system.logs import get_logger
+from ingest.system.logs import Occasionally, get_logger
 
 # Between two checks that the file is still there. A check waits for the interpreter twice, and in
 # each group that would take a quarter of the time.
 UNSEEN_S_MAX = 1.0
+LOG_S = 60.0  # between two log lines that the disk still fails
 PROBE_FREE_BYTES_MIN = 1 << 20  # with less free space a disk that was full still counts as full
 
 log = get_logger("journal")
@@ -65,8 +66,7 @@ class JournalFolder:
         self._lock: FolderLock | None = None
         self._current: tuple[SegmentFile, AppendFile] | None = None
         self._notes: tuple[SegmentFile, int] | None = None  # of which segment, and the descriptor
-        self._noting_failed = False
-        self._tidying_failed = False
+        self._occasionally = Occasionally(LOG_S)
 
     def open(self) -> list[tuple[SegmentFile, int]]:
         """Lock the folder; return the segments of earlier processes, with their sizes in bytes.
@@ -179,11 +179,8 @@ class JournalFolder:
                 raise OSError(errno.ENOSPC, "a note was cut short", str(file.done_path))
         except OSError as error:
             self._close_notes()
-            if not self._noting_failed:
+            if self._occasionally.due("note") is not None:
                 log.warning("journal_note_failed", error=str(error))
-            self._noting_failed = True
-        else:
-            self._noting_failed = False
 
     def _close_notes(self) -> None:
         notes, self._notes = self._notes, None
@@ -204,11 +201,9 @@ class JournalFolder:
                 else:
                     unlink_aside(file.path)  # in another thread: groups wait for this one
         except OSError as error:
-            if not self._tidying_failed:
+            if self._occasionally.due("tidy") is not None:
                 log.warning("journal_tidy_failed", file=file.path.name, error=str(error))
-            self._tidying_failed = True
             return False
-        self._tidying_failed = False
         with contextlib.suppress(OSError):  # harmless: the next start removes it
             file.done_path.unlink(missing_ok=True)
         return True

@@ -69,7 +69,7 @@ class JournalIndex:
         self.size_bytes = 0
         self.recovered: deque[Range] = deque()
         self.spilled: deque[Range] = deque()
-        self.postponed: list[Range] = []  # reading them failed, and is tried again later
+        self.postponed: list[Range] = []  # reading failed, and is tried again; they count
         self.loading: Range | None = None  # begun, and not read to its end
         self.rows = 0  # in all ranges
         self.blocks = 0
@@ -145,10 +145,6 @@ class JournalIndex:
         firsts = [each[0] for each in (self.recovered, self.spilled, self.postponed) if each]
         firsts += [self.loading] if self.loading is not None else []
         return min((each.oldest_s for each in firsts), default=None)
-
-    def postpone(self, failed: Range) -> None:
-        """Remember a range that cannot be read now. Its rows still count."""
-        self.postponed.append(failed)
 
     def resume(self, failed: Range) -> None:
         """Put a postponed range behind the others, to be loaded again."""

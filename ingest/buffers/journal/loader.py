@@ -293,7 +293,7 @@ class Loader:
             log.error("journal_read_failed", error=str(error), tries=current.failures)
         if current.failures == READS_MAX:
             self._damaged(current.segment, "cannot be read; what is in it waits until it can")
-        self._index.postpone(current)
+        self._index.postponed.append(current)
         asyncio.get_running_loop().call_later(READ_AGAIN_S, self._resume, current)
 
     def _resume(self, current: Range) -> None:

@@ -15,14 +15,13 @@ from threading import Thread
 from typing import Protocol
 
 from ingest.buffers.journal.entries import JournalEntry
-from ingest.buffers.journal.folder import GroupPlace, JournalFolder
+from ingest.buffers.journal.folder import LOG_S, GroupPlace, JournalFolder
 from ingest.buffers.journal.index import Segment
 from ingest.buffers.journal.reader import SegmentFile
 from ingest.system.clock import monotonic_s
 from ingest.system.logs import Occasionally, get_logger
 
 CLOSE_S_MAX = 5.0  # the disk may hang; the thread is a daemon, so the process can still end
-LOG_S = 60.0  # between log lines that the disk still cannot be written
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 log = get_logger("journal")

@@ -12,7 +12,6 @@ from ingest.buffers.shared_block import SharedBlock
 from ingest.buffers.stream.commits import Awaited
 from ingest.model.block import Block
 from ingest.model.errors import NotKept
-from ingest.model.ports import Told
 from ingest.system.clock import monotonic_s
 
 
@@ -42,12 +41,6 @@ class Group(SharedBlock):
         self.failed = False  # it has been published without success
         self.rows_told = 0  # of the posts whose waiters `told` gets
         self.posts: list[Decision] = []  # those whose task waits
-
-    def add_waiter(self, waiter: object, rows: int, told: Told) -> None:
-        """Remember whom to tell of so many rows. All posts of a buffer have the same `told`."""
-        self.rows_told += rows
-        self.waiters.append(waiter)
-        self.told = told
 
     def stop_timer(self) -> None:
         """Let no deadline end it any more."""

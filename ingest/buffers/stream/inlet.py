@@ -13,17 +13,18 @@ Does not: have an outlet; the stream is one. When a group is published: see grou
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Awaitable, Sequence
 from copy import copy
 
 from ingest.broker.publishing import Publisher
-from ingest.buffers.bounded_memory import COMPLETED, BoundedMemory
+from ingest.buffers.bounded_memory import COMPLETED
 from ingest.buffers.decision import Decision
+from ingest.buffers.memory import MemoryInlet
+from ingest.buffers.queue import BlockQueue
 from ingest.buffers.stream.commits import Awaited, Commits
 from ingest.buffers.stream.group import Group
 from ingest.buffers.stream.group_queue import GroupQueue
-from ingest.buffers.waiting import WaitingPosts
+from ingest.buffers.waiting import WaitingWriters
 from ingest.model.block import Block
 from ingest.model.errors import NotKept
 from ingest.model.ledger import Ledger
@@ -31,7 +32,7 @@ from ingest.model.ports import BufferStats, Reservation, Sizes, Told
 from ingest.system.clock import monotonic_s
 
 
-class StreamInlet:
+class StreamInlet(MemoryInlet):
     """The buffer of a gateway: a ports.Inlet. `life` begins the ids of its messages."""
 
     levels: tuple[str, ...] = ("durable", "buffered")
@@ -51,6 +52,7 @@ class StreamInlet:
         wait_s_max: float,
         commits: Commits,
     ) -> None:
+        super().__init__(rows_max, bytes_max, put_wait_s_max)
         self._commits = commits
         self._ledger = ledger
         self._group_rows_max = group_rows_max
@@ -64,28 +66,26 @@ class StreamInlet:
             wait_s_max=wait_s_max,
             commits=commits,
         )
-        self._waiting = WaitingPosts(
-            put_wait_s_max, may_wait=self._may_wait, oldest_s=self._oldest_s
-        )
-        self.memory = BoundedMemory(rows_max, bytes_max, self._waiting.admit)
         self._durable: Group | None = None  # the last one, which may still grow
         self._buffered: Group | None = None
         self._rows_promised = 0
-        self._left: deque[Block] = deque()  # promised, and given up by `close`
-        self._rows_left = 0  # of these, until they are settled
+        self._left = BlockQueue(WaitingWriters())  # promised, and given up by `close`
 
     # Posts come in
 
     def take_in(self, block: Block, waiter: object = None, told: Told | None = None) -> bool:
         """Add a post to the last group, at once: see ports.Inlet."""
-        waiting, memory = self._waiting, self.memory
+        waiting, memory = self.waiting, self.memory
         rows, size_bytes = block.rows, len(block.tuples)
         if waiting.posts or waiting.shut or not memory.take(rows, size_bytes):
             return False
         if told is None:
             self._promise(block)
         else:
-            self._add_durable(block).add_waiter(waiter, rows, told)
+            group = self._add_durable(block)
+            group.rows_told += rows
+            group.waiters.append(waiter)
+            group.told = told  # all posts of a buffer have the same
         return True
 
     async def reserve(
@@ -94,18 +94,13 @@ class StreamInlet:
         """Wait for room: see ports.Inlet. Raises BufferFull, Stopping, and CommitRefused."""
         if awaited:
             await self._commits.require_writer()
-        return await self._waiting.wait(rows, size_bytes, self._place, sender=sender)
+        return await super().reserve(rows, size_bytes, awaited=awaited, sender=sender)
 
     def reserve_all(self, sizes: Sizes, *, awaited: bool = False) -> list[Reservation] | None:
         """Reserve room for all blocks of a post at once: see ports.Inlet, and `reserve`."""
         if awaited and not self._commits.are_taken():
             return None
-        return self._waiting.place_all(sizes, self._place)
-
-    def _place(self, rows: int, size_bytes: int) -> Reservation | None:
-        if not self.memory.take(rows, size_bytes):
-            return None
-        return Reservation(rows, size_bytes, self._put, self.memory.free)
+        return super().reserve_all(sizes, awaited=awaited)
 
     def _put(self, block: Block, rows: int, size_bytes: int, durable: bool) -> Awaitable[None]:
         """Add the block of a reservation to the last group."""
@@ -160,7 +155,6 @@ class StreamInlet:
             self._ledger.published += block.rows if group.promised else group.rows_told
         elif group.promised:
             self._left.append(block)
-            self._rows_left += block.rows
         if group.promised:
             self._rows_promised -= block.rows
         self.memory.free(block.rows, group.size_bytes)
@@ -183,13 +177,13 @@ class StreamInlet:
         """Return the content. Rows of posts that wait for the stream count in the receiver."""
         memory = self.memory
         return BufferStats(
-            rows=self._rows_promised + self._rows_left,
+            rows=self._rows_promised + self._left.rows,
             rows_max=memory.rows_max,
-            size_bytes=memory.size_bytes + self._waiting.size_bytes,
+            size_bytes=memory.size_bytes + self.waiting.size_bytes,
             bytes_max=memory.bytes_max,
             rows_waiting=self._rows_promised,
             blocks_waiting=len(self._queue.groups),
-            posts_waiting=len(self._waiting.posts),
+            posts_waiting=len(self.waiting.posts),
             oldest_received_s=self._oldest_s(),
         )
 
@@ -198,15 +192,11 @@ class StreamInlet:
         first = next(iter(self._queue.groups), None)
         return None if first is None else first.received_s
 
-    def _may_wait(self, size_bytes: int) -> bool:
-        memory = self.memory
-        return memory.size_bytes + self._waiting.size_bytes + size_bytes <= memory.bytes_max
-
     # End
 
     def shut_inlet(self) -> None:
         """Accept no more posts. Those that wait for room get Stopping."""
-        self._waiting.shut_out()
+        self.waiting.shut_out()
 
     async def finish(self) -> None:
         """Return once all messages are in the stream, or were given up. Safe to cancel."""
@@ -222,13 +212,8 @@ class StreamInlet:
 
     def take(self, rows_max: int) -> list[Block]:
         """Take blocks that `close` has left, whole, at least one if there is any."""
-        taken: list[Block] = []
-        rows = 0
-        while self._left and (not taken or rows + self._left[0].rows <= rows_max):
-            taken.append(self._left.popleft())
-            rows += taken[-1].rows
-        return taken
+        return self._left.take(rows_max)
 
     def settle(self, blocks: Sequence[Block]) -> None:
         """Forget blocks that were taken: they are kept elsewhere now, or lost."""
-        self._rows_left -= sum(block.rows for block in blocks)
+        self._left.settle(blocks)

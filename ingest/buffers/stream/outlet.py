@@ -103,7 +103,7 @@ class StreamOutlet(MemoryBuffer):
         """Let the puller ask for more while there is room."""
         if self._puller is None:
             return
-        if self.used < 1 and not self.shut:
+        if self.memory.used < 1 and not self.shut:
             self._puller.wanted.set()
         else:
             self._puller.wanted.clear()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ingest.app.instances import ENDED_MAX, RESTART_S, SILENT_S, Instances
+from ingest.app.instances import RESTART_S, Instances
 from ingest.app.status import read_status
 from ingest.model.ledger import Ledger
 from tests.support.statuses import FakeProcess
@@ -93,21 +93,6 @@ def test_next_process_counts_from_zero_and_the_sum_does_not(rig: Rig) -> None:
     assert (slot.gone, rig.total().received) == (False, 101)
 
 
-def test_processes_that_ended_long_ago_are_still_counted(rig: Rig) -> None:
-    """Their counters are kept together; the losses that they saw, too."""
-    for _ in range(ENDED_MAX + 10):
-        writer = FakeProcess("writer")
-        writer.takes(1)
-        writer.broker = {"stream_skipped_total": 1, "stream_removed": 3}
-        rig.hear("writer-1", writer)
-        rig.instances.gone("writer-1", writer.pid)
-        rig.total()
-    assert rig.total().delivered == ENDED_MAX + 10
-    assert len(rig.instances._last) == ENDED_MAX
-    losses = {"stream_removed": 3, "stream_skipped_total": ENDED_MAX + 10}
-    assert rig.instances.losses() == losses
-
-
 def test_container_that_was_restarted_has_the_same_pid(rig: Rig) -> None:
     """And the same name. It counts from 0, and the sum does not."""
     old, new = FakeProcess("gateway"), FakeProcess("gateway")
@@ -146,19 +131,6 @@ def test_killed_processes_leave_no_imbalance(rig: Rig) -> None:
     assert [each.gone for each in rig.instances] == [True, False]
 
 
-def test_silent_process_does_not_run_and_its_readings_are_still_held(rig: Rig) -> None:
-    """It may be frozen: nobody knows yet."""
-    writer = FakeProcess("writer")
-    writer.ledger.delivered = writer.held = 5
-    rig.hear("writer-1", writer)
-    (slot,) = rig.instances
-    assert slot.runs
-    rig.now_s += SILENT_S
-    assert not slot.runs
-    assert rig.total().held == 5
-    assert [each.pid for each in rig.instances.shown()] == [1, None]
-
-
 def test_forgotten_process_is_counted_once_if_it_comes_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -192,42 +164,6 @@ def test_forgotten_process_is_counted_once_if_it_comes_back(
     assert rig.total().received == 7
 
 
-def test_oldest_reading_has_the_age_that_its_process_told(rig: Rig) -> None:
-    """Between two statuses it does not grow; if no more status comes, it does."""
-    one, two = FakeProcess("writer"), FakeProcess("writer")
-    one.oldest_s, two.oldest_s = rig.now_s - 2, rig.now_s - 1
-    rig.hear("writer-1", one)
-    rig.hear("writer-2", two)
-    for later_s, expected_s in ((0.5, 2), (SILENT_S, SILENT_S + 2.5)):
-        rig.now_s += later_s
-        oldest_s = rig.instances.buffer().oldest_received_s
-        assert oldest_s is not None
-        assert rig.now_s - oldest_s == pytest.approx(expected_s)
-    rig.instances.gone("writer-1", one.pid)
-    rig.hear("writer-2", two)
-    oldest_s = rig.instances.buffer().oldest_received_s
-    assert oldest_s is not None
-    assert rig.now_s - oldest_s == pytest.approx(SILENT_S + 1.5)
-
-
-def test_figures_of_the_broker_are_not_added_but_counters_are(rig: Rig) -> None:
-    """Every process sees the same stream; each counts for itself. One that is gone says nothing."""
-    one, two = FakeProcess("writer"), FakeProcess("writer")
-    one.broker = {"broker_up": 1, "stream_bytes": 10, "stream_skipped_total": 2}
-    two.broker = {"broker_up": 0, "stream_bytes": 12, "stream_skipped_total": 1}
-    two.broker["consumer_pending"] = {"writer": 4}
-    rig.hear("writer-1", one)
-    rig.hear("writer-2", two)
-    assert rig.instances.broker() == {
-        "broker_up": 0,
-        "stream_bytes": 12,
-        "stream_skipped_total": 3,
-        "consumer_pending": {"writer": 4},
-    }
-    rig.instances.gone("writer-2", two.pid)
-    assert rig.instances.broker() == {"broker_up": 1, "stream_bytes": 10, "stream_skipped_total": 3}
-
-
 def test_loss_stays_when_the_process_that_has_seen_it_ends(rig: Rig) -> None:
     """Else the alert would end at a restart. Each process has seen the same removal."""
     one, two, new = FakeProcess("writer"), FakeProcess("gateway"), FakeProcess("writer")
@@ -245,18 +181,3 @@ def test_loss_stays_when_the_process_that_has_seen_it_ends(rig: Rig) -> None:
         "stream_altered": 0,
     }
     assert rig.instances.losses() == {"stream_removed": 7, "stream_skipped_total": 2}
-
-
-def test_database_is_up_if_all_writers_reach_it(rig: Rig) -> None:
-    """Gateways know nothing of it."""
-    assert rig.instances.database_up() is None
-    gateway, one, two = FakeProcess("gateway"), FakeProcess("writer"), FakeProcess("writer")
-    rig.hear("gateway-1", gateway)
-    assert rig.instances.database_up() is None
-    rig.hear("writer-1", one)
-    assert rig.instances.database_up() is True
-    two.database_up, two.hold_reason, two.message = False, "schema", "no such column"
-    rig.hear("writer-2", two)
-    assert rig.instances.database_up() is False
-    assert rig.instances.hold_reason() == "schema"
-    assert rig.instances.message() == "no such column"

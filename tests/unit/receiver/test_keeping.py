@@ -81,9 +81,9 @@ async def test_post_without_room_for_its_last_blocks_gives_all_back(tmp_path: Pa
     """There is room for two of four. Its tail ends in time, too."""
     buffer = memory(tmp_path, 200, 1 << 20, 0.05)
     (await buffer.reserve(100, BLOCK_BYTES * 2)).put(make_block(100))
-    used = buffer.used
+    used = buffer.memory.used
     assert await Rig(buffer).refused(post(4), 0.2) == "buffer_full"
-    assert buffer.used == used
+    assert buffer.memory.used == used
 
 
 async def test_large_post_that_waits_keeps_no_small_one_out(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def three_posts(path: Writing) -> list[tuple[int, int, Reading]]:
         received_us = number * 1_000_000
         readings = path.post_small(count, bad=bad, received_us=received_us)
         rows += [(received_us, item, reading) for item, reading in enumerate(readings)]
-    assert path.buffer._queue.blocks[-1].posts == 3
+    assert path.buffer.queue.blocks[-1].posts == 3
     return rows
 
 
