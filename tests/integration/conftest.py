@@ -9,9 +9,12 @@ import asyncpg
 import pytest
 
 from ingest.sinks.postgres import schema
+from tests.support.brokers import joined
 from tests.support.constants import constants
 
 if TYPE_CHECKING:
+    from ingest.broker.connection import BrokerConnection
+    from ingest.embedded.broker import EmbeddedBroker
     from tests.conftest import Server
 
 
@@ -46,6 +49,13 @@ async def operator(connection: asyncpg.Connection) -> asyncpg.Connection:
     """Give the operator's connection to a fresh table in the shared database."""
     await schema.apply(connection)
     return connection
+
+
+@pytest.fixture
+async def admin(server: EmbeddedBroker) -> AsyncIterator[BrokerConnection]:
+    """Give a connection of the admin to the broker that a file gives as `server`."""
+    async with joined(server, "admin") as connection:
+        yield connection
 
 
 @pytest.fixture(autouse=True)

@@ -47,13 +47,6 @@ async def server(tmp_path: Path) -> AsyncIterator[EmbeddedBroker]:
 
 
 @pytest.fixture
-async def admin(server: EmbeddedBroker) -> AsyncIterator[BrokerConnection]:
-    """Give a connection of the admin."""
-    async with joined(server, "admin") as connection:
-        yield connection
-
-
-@pytest.fixture
 async def proxy(server: EmbeddedBroker) -> AsyncIterator[FaultyProxy]:
     """Give a proxy to the broker that misbehaves on request."""
     async with FaultyProxy("127.0.0.1", server.published.endpoints.port) as running:

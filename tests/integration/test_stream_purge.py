@@ -26,13 +26,6 @@ async def server(tmp_path: Path) -> AsyncIterator[EmbeddedBroker]:
         yield running
 
 
-@pytest.fixture
-async def admin(server: EmbeddedBroker) -> AsyncIterator[BrokerConnection]:
-    """Give a connection of the admin."""
-    async with joined(server, "admin") as connection:
-        yield connection
-
-
 async def fill(server: EmbeddedBroker, count: int, size_bytes: int = 10) -> None:
     """Put messages into the stream."""
     async with joined(server, "gateway") as gateway:

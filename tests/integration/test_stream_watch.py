@@ -27,7 +27,6 @@ from tests.support.brokers import (
     api,
     embedded,
     is_up,
-    joined,
     plain_server,
     until,
 )
@@ -49,13 +48,6 @@ async def server(tmp_path: Path) -> AsyncIterator[EmbeddedBroker]:
     """Give a broker with the stream."""
     async with embedded(tmp_path / "broker") as running:
         yield running
-
-
-@pytest.fixture
-async def admin(server: EmbeddedBroker) -> AsyncIterator[BrokerConnection]:
-    """Give a connection of the admin."""
-    async with joined(server, "admin") as connection:
-        yield connection
 
 
 class Gateway:

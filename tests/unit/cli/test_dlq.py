@@ -17,7 +17,7 @@ from ingest.cli.main import main
 from ingest.dead_letters.folder.segments import segments, try_replay_lock
 from ingest.model.letter import DRAINED, EXHAUSTED, Letter
 from tests.support.commands import Here, Step
-from tests.support.letters import LetterFiles, drained, invalid, keep, read
+from tests.support.letters import drained, invalid, read, write
 
 Dlq = Callable[..., tuple[int, str, str]]
 
@@ -45,13 +45,6 @@ def dlq(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Dlq:
         return code, out, err
 
     return call
-
-
-def write(folder: Path, letters: list[Letter]) -> None:
-    """Write letters into the folder."""
-    store = LetterFiles(folder)
-    keep(store, letters)
-    store.close()
 
 
 DEVICES = [drained(1, device=device)[0] for device in ("pump-1", "pump", "pump*")]
