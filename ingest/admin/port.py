@@ -76,7 +76,7 @@ class Admin:
 
     async def close(self) -> None:
         """Close the port. Repeatable."""
-        await self._port.close()
+        await self._port.connections.close()
 
     async def _metrics(self, _request: Request, _query: str, _at_s: float) -> Answer:
         return Answer(200, self._exposition.text(), METRICS_TEXT)

@@ -133,14 +133,19 @@ class Slot:
         return False
 
     async def _leave(self) -> None:
-        """End the child: it finishes what it has. A kept connection ends with its next answer."""
+        """End the child: it finishes what it has. A kept connection ends with its next answer.
+
+        A frozen one is killed.
+        """
         child = self.child
         if child is None:
             return
         child.tell({"do": "step_down"})
-        if not await child.until(self._stopping, within_s=self._times.leave_s_max):
-            self._kill(child)
-            await child.ended.wait()
+        ends_s = monotonic_s() + self._times.leave_s_max
+        while not await child.until(self._stopping, within_s=TICK_S):
+            if monotonic_s() > min(ends_s, child.heard_s + self._times.silent_s_max):
+                self._kill(child)
+                await child.ended.wait()
 
     async def _replace(self) -> bool:
         """Start a child; return whether it is ready in time."""
@@ -256,14 +261,14 @@ class Children:
         configuration = partial(self._configuration, role, instance, listen_fd)
         self.slots.append(Slot(role, instance, make, configuration, times=self._times))
 
-    async def start(self, role: str, needed: asyncio.Event) -> None:
-        """Start a child in each slot of a role; they begin when what they need is there.
+    async def start(self, role: str, needed: Awaitable[None]) -> None:
+        """Start a child in each slot of a role; they begin when `needed` is done.
 
         Raises StartError if one of them does not become ready.
         """
         for each in self.of(role):
             await each.prepare()
-        await needed.wait()
+        await needed
         await together(*(each.start() for each in self.of(role)))
 
     def keep(self, spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]) -> None:

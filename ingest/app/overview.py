@@ -63,7 +63,7 @@ class Overview:
             dead_letters=dead_letters,
             database_up=lambda: None,
             hold_reason=lambda: None,
-            state=self._state,
+            state=lambda: self.health.state(),  # noqa: PLW0108  made below
             figures=lambda: {**own(), **self.instances.losses()},
         )
         self._tail = Tail()
@@ -126,6 +126,3 @@ class Overview:
             self._disk_free_bytes = 0
         self.instances.refresh()
         self.health.tick(self._dead_letters(), self._disk_free_bytes)
-
-    def _state(self) -> str:
-        return self.health.state()

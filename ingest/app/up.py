@@ -131,8 +131,6 @@ class Supervisor:
             several=overview.observed,
             exposition=Exposition(overview.instances.shown),
         )
-        self._has_broker, self._has_gateways = asyncio.Event(), asyncio.Event()
-        self._has_database = asyncio.Event()
         self._sockets: list[socket.socket] = []
         self._family: Lock | None = None
         self._children: Children | None = None
@@ -151,7 +149,7 @@ class Supervisor:
 
     async def _start(self) -> None:
         folder = self._folder
-        durable = list(folder.durable_parts(embedded=self._servers.is_embedded))
+        durable = list(folder.durable_parts(embedded=not self._settings.database_url))
         durable.remove(folder.journal)
         check_promise(durable, unsafe=self._settings.journal_unsafe, unless=UNLESS)
         self._family = await family_lock(folder.path / "children.lock")
@@ -172,12 +170,7 @@ class Supervisor:
         for _ in range(settings.writer_processes):
             children.add(WRITER)
         try:
-            await together(
-                self._start_broker(),
-                self._start_database(),
-                self._start_gateways(children),
-                self._start_writers(children),
-            )
+            await self._start_all(children)
         except Exception:
             await self._stop()  # gateways may have answered posts already
             raise
@@ -196,7 +189,7 @@ class Supervisor:
             admin_listen=admin_listen,
             needs_token=settings.access == TOKEN,
             page=self.admin.page_address(with_key=self._terminal),
-            database="" if self._servers.is_embedded else database_words(settings),
+            database=database_words(settings),
             table=known.target.name,
             waiting="",
         ):
@@ -229,23 +222,20 @@ class Supervisor:
             "database_url": self._servers.database_url if role == WRITER else "",
         }
 
-    async def _start_broker(self) -> None:
-        await self._servers.start_broker()
-        self._has_broker.set()
+    async def _start_all(self, children: Children) -> None:
+        """Start the servers, and the children side by side with them.
 
-    async def _start_database(self) -> None:
-        await self._servers.start_database()
-        self._has_database.set()
+        Writers come after the gateways: with few cores the first post is taken earlier.
+        """
+        database = asyncio.create_task(self._servers.start_database())
+        broker = asyncio.create_task(self._servers.start_broker())
 
-    async def _start_gateways(self, children: Children) -> None:
-        await children.start(GATEWAY, self._has_broker)
-        self._process.notifier.ready()
-        self._has_gateways.set()
+        async def start_children() -> None:
+            await children.start(GATEWAY, broker)
+            self._process.notifier.ready()
+            await children.start(WRITER, database)
 
-    async def _start_writers(self, children: Children) -> None:
-        """Start them after the gateways: with few cores the first post is taken earlier."""
-        await self._has_gateways.wait()
-        await children.start(WRITER, self._has_database)
+        await together(database, broker, start_children())
 
     def _publish(self, listen: str, admin_listen: str) -> None:
         cert_file = self._settings.tls_cert_file

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import Field
 from pathlib import Path
@@ -127,6 +128,17 @@ def read_file(path: Path, bytes_max: int) -> bytes:
             return file.read(bytes_max)
     except OSError as error:
         raise UnusableFile(path, f"cannot be read: {error.strerror}") from error
+
+
+def read_secret_again(path: Path) -> str:
+    """Return the same of a file that may have changed. Of a pipe, there is nothing more."""
+    try:
+        regular = stat.S_ISREG(os.stat(path).st_mode)
+    except OSError as error:
+        raise UnusableFile(path, f"cannot be read: {error.strerror}") from error
+    if not regular:
+        raise UnusableFile(path, "is no regular file")
+    return read_secret(path)
 
 
 def read_secret(path: Path) -> str:

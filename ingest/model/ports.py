@@ -308,8 +308,8 @@ class Database(Protocol):
         """Why writes are paused, or None."""
 
     @property
-    def up(self) -> bool:
-        """Whether the server answered the last time."""
+    def up(self) -> bool | None:
+        """Whether the server answered the last time; None if there is none."""
 
     @property
     def cause(self) -> str:

@@ -14,7 +14,6 @@ from ingest.app.housekeeping import HOUSEKEEPING_FAILS, RETENTION_WAITS, Houseke
 from ingest.cli.doctor_database import OK
 from ingest.cli.doctor_partitions import partition_checks
 from ingest.config.settings import Settings
-from ingest.model.errors import StartError
 from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.housekeeping import plan, registry, rollup_state, runs
 from ingest.sinks.postgres.housekeeping.keeping import Policy
@@ -310,20 +309,6 @@ async def test_partition_that_somebody_attached_again_or_made_anew_stays(
     assert await run(connection) == []
     assert await tables(connection) == made
     assert await connection.fetchval("select count(*) from readings") == 4
-    # The same with an archive, which gets nothing of it.
-    kept = await registry.make(connection, "readings")
-    await registry.put(connection, kept, f"partition/{made[0]}", bounds_entry(*first[0][3:5]))
-    job = Retention(KEEP._replace(archive_dir="/cold"))
-    detach, _, _ = await job.plan(connection, await seen(connection))
-    await job.do(connection, await seen(connection), detach)
-    await connection.execute(
-        f"alter table readings attach partition {made[0]} for values from ({lower}) to ({upper})"
-    )
-    (drop,) = await job.plan(connection, await seen(connection))
-    with pytest.raises(StartError, match="attached again by somebody"):
-        await job.do(connection, await seen(connection), drop)
-    assert await job.plan(connection, await seen(connection)) == []
-    assert await tables(connection) == made
 
 
 async def test_detached_table_that_was_dropped_by_hand_is_told_once(

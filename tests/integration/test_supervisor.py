@@ -112,6 +112,22 @@ async def test_restart_that_fails_leaves_the_other_processes(
         assert not set(before.values()) & set(up.pids.values())
 
 
+async def test_restart_does_not_wait_long_for_a_frozen_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has said nothing for longer than a process may; it will not end by itself."""
+    monkeypatch.setattr(children_module, "TICK_S", 0.1)
+    async with running_up(tmp_path) as up:
+        old = up.pids["gateway-1"]
+        children = up.supervisor._children
+        assert children is not None
+        os.kill(old, signal.SIGSTOP)
+        with capture_logs() as logs:
+            async with asyncio.timeout(TIMES.leave_s_max / 2):
+                assert await children.restart(asyncio.Event())
+        assert logged(logs, "child_killed", "pid") == [old]
+
+
 async def test_supervisor_that_was_frozen_blames_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -184,6 +184,12 @@ async def test_limit_closes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert {(await each.reply()).status for each in busy} <= {202}
 
 
+async def test_head_has_not_more_time_than_a_slow_body() -> None:
+    """Who only says half a head takes up a connection for ten seconds at most."""
+    async with running_receiver(body_s_max=600) as receiver:
+        assert receiver.connections.header_s_max == 10
+
+
 @pytest.mark.parametrize("said", [b"", HALF, b"\r\n"])
 async def test_head_that_does_not_come_closes(said: bytes) -> None:
     """Silence, or half a head, ends after body_s_max."""
