@@ -46,9 +46,8 @@ from ingest.sinks.postgres.sink import SinkPostgres
 from ingest.system.clock import monotonic_s
 from ingest.writer.batch import BatchCap, Gatherer
 from ingest.writer.breaker import ROWS_MAX, WINDOW_ROWS, CircuitBreaker
-from ingest.writer.connecting import stop_connecting
 from ingest.writer.database_state import DatabaseState
-from ingest.writer.writer import Writer
+from ingest.writer.writer import Writer, stop_connecting
 
 HANDLERS_GRACE_S = 1.0  # for posts in work, and for what nobody waits for
 WAIT_S_MIN = 0.1  # the first pause between tries of the database; it grows

@@ -10,8 +10,7 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass, fields
 
 from ingest.config.table_settings import TableSettings
-from ingest.config.values import GIB, KIB, MIB, TIB, moment_us, setting
-from ingest.model.errors import ConfigError
+from ingest.config.values import GIB, KIB, MIB, TIB, setting
 from ingest.model.reading import NAME_BYTES_MAX
 
 ROW_BYTES_MAX = 34 + 2 * NAME_BYTES_MAX  # of one row (model/rows.py shows its layout)
@@ -251,14 +250,6 @@ class Settings(TableSettings):
     disk_free_bytes_min: int = setting(
         64 * MIB, "with less free space posts get 503 disk_low; 0: no check", within=(0, 16 * TIB)
     )
-
-
-def ts_min_us(settings: Settings) -> int:
-    """Return `ts_min` as Unix microseconds. Raises ConfigError if it is not RFC 3339."""
-    try:
-        return moment_us(settings.ts_min)
-    except ValueError as error:
-        raise ConfigError(f"setting ts_min: {error}") from None
 
 
 def hold_probe_s(settings: Settings) -> float:

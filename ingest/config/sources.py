@@ -61,15 +61,7 @@ def gather(
 
 
 def _of_toml(path: Path, known: Mapping[str, Field[Any]]) -> Found:
-    import tomllib  # noqa: PLC0415  it would add 2 ms to starts without such a file
-
-    raw = read_file(path, TOML_BYTES_MAX + 1)
-    if len(raw) > TOML_BYTES_MAX:
-        raise ConfigError(f"{path} is larger than {TOML_BYTES_MAX:,} bytes: no file of settings")
-    try:
-        written = tomllib.loads(raw.decode("utf-8-sig"))
-    except ValueError as error:  # syntax, encoding, a number of 5,000 digits
-        raise ConfigError(f"{path} is not TOML: {error}") from error
+    written = read_toml(path, "settings")
     for name in written:
         if name == "source":
             raise ConfigError(f"{path}: sources have a file of their own: setting sources_file")
@@ -128,6 +120,19 @@ def read_file(path: Path, bytes_max: int) -> bytes:
             return file.read(bytes_max)
     except OSError as error:
         raise UnusableFile(path, f"cannot be read: {error.strerror}") from error
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """Return what a TOML file has; `what` is what it should have. Raises ConfigError."""
+    import tomllib  # noqa: PLC0415  it would add 2 ms to starts without such a file
+
+    raw = read_file(path, TOML_BYTES_MAX + 1)
+    if len(raw) > TOML_BYTES_MAX:
+        raise ConfigError(f"{path} is larger than {TOML_BYTES_MAX:,} bytes: no file of {what}")
+    try:
+        return tomllib.loads(raw.decode("utf-8-sig"))
+    except ValueError as error:  # syntax, encoding, a number of 5,000 digits
+        raise ConfigError(f"{path} is not TOML: {error}") from error
 
 
 def read_secret_again(path: Path) -> str:

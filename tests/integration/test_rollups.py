@@ -203,7 +203,7 @@ async def test_rollup_that_the_database_refuses_stops_no_other(
     for late in (True, False):
         if not late:  # as if the hours were new
             at = Progress(START_US + 30 * HOUR_US, START_US + DAY_US)
-            await registry.put(operator, name, "rollups", at._asdict())
+            await registry.put(operator, name, {"rollups": at._asdict()})
         view = await look_at(operator, "readings", "none")
         (did,) = await plan.run(operator, view, [Rollups(wanted=True)])
         assert re.match(
@@ -273,7 +273,7 @@ async def test_clock_that_is_set_back_opens_hours_again(operator: asyncpg.Connec
     await run(operator)
     name = await registry.make(operator, "readings")
     ahead_us = 30_000 * DAY_US
-    await registry.put(operator, name, "rollups", Progress(ahead_us, ahead_us)._asdict())
+    await registry.put(operator, name, {"rollups": Progress(ahead_us, ahead_us)._asdict()})
     await run(operator)
     at = await progress(operator, "readings")
     assert at is not None
@@ -523,7 +523,7 @@ async def test_rollups_outlive_their_readings(
         key = await registry.entries(operator, view.table, "rollups")
         entry = {each: key[""][each] for each in ("until_us", "days_until_us")}
         name, _ = await registry.name_beside(operator, view.table)
-        await registry.put(operator, name, "rollups", entry | {"raw_from_us": day_us})
+        await registry.put(operator, name, {"rollups": entry | {"raw_from_us": day_us}})
     else:
         await left(operator, view, TimeSpan(BEGINNING_US, day_us))
     late = [Reading(START_US + n, "d0", "t", 9.0) for n in range(100)]
@@ -557,7 +557,7 @@ async def test_curve_of_rollups_equals_that_of_readings(
     await run(operator)
     name = await registry.make(operator, "readings")
     at = Progress(START_US + 100 * HOUR_US, START_US + 4 * DAY_US)
-    await registry.put(operator, name, "rollups", at._asdict())
+    await registry.put(operator, name, {"rollups": at._asdict()})
     lookup = Lookup(lambda: shared_url)
     try:
         for step_us, (from_us, to_us) in itertools.product(steps_us, times_us):
@@ -565,7 +565,7 @@ async def test_curve_of_rollups_equals_that_of_readings(
             rolled = await lookup.curve(*asked)
             await registry.remove(operator, name, "rollups")
             plain = await lookup.curve(*asked)
-            await registry.put(operator, name, "rollups", at._asdict())
+            await registry.put(operator, name, {"rollups": at._asdict()})
             assert plain["rollups"] is False
             assert rolled["rollups"] is (step_us % HOUR_US == 0 and to_us - from_us > 10**10)
             for a, b in zip(rolled["buckets"], plain["buckets"], strict=True):

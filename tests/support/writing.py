@@ -17,7 +17,7 @@ from ingest.model.letter import EXHAUSTED, REFUSED
 from ingest.model.reading import Reading
 from ingest.model.rows import decode_rows
 from ingest.system.clock import monotonic_s
-from ingest.writer.connecting import stop_connecting
+from ingest.writer.writer import stop_connecting
 from tests.support import constants
 from tests.support.blocks import block_of, make_reading
 from tests.support.fake_letters import FakeLetters

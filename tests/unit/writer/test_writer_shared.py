@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from ingest.model.ack import Refusal
 from ingest.model.letter import DRAINED, EXHAUSTED
-from ingest.model.ports import BadRow
 from ingest.model.reading import Reading
 from ingest.model.verdict import Verdict
 from ingest.writer.set_aside import refusal_letters, refusals_by_block, set_aside_rest
@@ -68,7 +68,7 @@ async def test_item_of_a_row_that_was_read_back_is_not_told() -> None:
     rows = three_posts(path)
     (block,) = path.buffer.take(100)
     block.parts, block.reloaded = None, True
-    bad = [BadRow(row, "23514", "check") for row in (0, 3)]
+    bad = [Refusal(row, "23514", "check") for row in (0, 3)]
     found = refusal_letters([block], refusals_by_block([block], bad))
     assert [(each.received_us, each.item) for each in found] == [(1_000_000, None)] * 2
     assert [each.reading for each in found] == [rows[0][2], rows[3][2]]
