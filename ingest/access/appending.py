@@ -44,14 +44,7 @@ def append_lines(path: Path, lines: bytes) -> None:
                 owner = path.parent.stat()
                 # Its owner may have put a link in the place of the file meanwhile.
                 os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
-            file.append(lines if _ends_line(path) else b"\n" + lines)
+            ends_line = path.read_bytes()[-1:] in (b"", b"\n")
+            file.append(lines if ends_line else b"\n" + lines)
             sync_folder(path.parent)
             return
-
-
-def _ends_line(path: Path) -> bool:
-    with path.open("rb") as file:
-        if not file.seek(0, os.SEEK_END):
-            return True
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"

@@ -79,13 +79,12 @@ class TokenFile:
 
     async def follow(self, stop: asyncio.Event) -> None:
         """Look for changes until `stop` is set; revoke tokens when their time is over."""
-        while not await sleep_unless(stop, self._pause_s()):
+        while not await sleep_unless(
+            stop, min(LOOK_S, max(0.001, (self.tokens.next_end_us - unix_us()) / 1e6))
+        ):
             self.tokens.expire()
             await self._look_again()
             self._warn()
-
-    def _pause_s(self) -> float:
-        return min(LOOK_S, max(0.001, (self.tokens.next_end_us - unix_us()) / 1e6))
 
     def _look(self) -> _Seen | None:
         try:

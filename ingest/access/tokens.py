@@ -77,7 +77,7 @@ class Tokens:
         self.entries = Entries()
         self.has_admins = False  # a token for the admin port is there, also if it has ended
         self._identities: dict[str, Identity] = {}
-        self._next_end_us = NEVER_US
+        self.next_end_us = NEVER_US  # when the next live token ends; NEVER_US: none does
 
     def find(self, token: str) -> Identity | None:
         """Return the identity of a live token. The work is the same for every wrong one."""
@@ -113,7 +113,7 @@ class Tokens:
             new[digest] = known
             if not len(new) % _STEP:
                 yield
-        self._identities, self.entries, self._next_end_us = new, entries, next_end_us
+        self._identities, self.entries, self.next_end_us = new, entries, next_end_us
         self.has_admins = has_admins
         for at, (digest, identity) in enumerate(old.items()):
             if new.get(digest) is not identity:
@@ -125,19 +125,14 @@ class Tokens:
     def expire(self) -> None:
         """Revoke those whose time is over; call it often, since it is nearly always cheap."""
         now_us = unix_us()
-        if now_us < self._next_end_us:
+        if now_us < self.next_end_us:
             return
-        self._next_end_us = NEVER_US
+        self.next_end_us = NEVER_US
         for identity in self._identities.values():
             if identity.entry.ends_us <= now_us:
                 identity.live = False
             else:
-                self._next_end_us = min(self._next_end_us, identity.entry.ends_us)
-
-    @property
-    def next_end_us(self) -> float:
-        """When the next live token ends (Unix microseconds), NEVER_US if none does."""
-        return self._next_end_us
+                self.next_end_us = min(self.next_end_us, identity.entry.ends_us)
 
 
 METRICS: Metrics[Tokens] = (

@@ -52,7 +52,7 @@ METRICS: Metrics[Shown] = (
 )
 
 
-class Exposition:
+class Exposition(Collector):
     """The metrics of the processes that `shown` returns, of which the first is this one.
 
     If a process is replaced, the next one has the same name, and its counters begin at 0: for
@@ -69,9 +69,9 @@ class Exposition:
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
-        return generate_latest(_Collected(self.families()))
+        return generate_latest(self)
 
-    def families(self) -> list[Family]:
+    def collect(self) -> list[Family]:
         """Return all metrics."""
         families: dict[str, Family] = {}
         for each in self._shown():
@@ -108,16 +108,6 @@ def of_one(version: str, values: Callable[[], Values], **label: str) -> Expositi
     """Return the metrics of this process alone; `label` is one that all its own metrics have."""
     own = next(iter(label.items()), None)
     return Exposition(lambda: [Shown("", version, values(), getpid(), own)])
-
-
-class _Collected(Collector):
-    """What generate_latest asks for metrics."""
-
-    def __init__(self, families: list[Family]) -> None:
-        self._families = families
-
-    def collect(self) -> Iterable[Family]:
-        return self._families
 
 
 def _family(metric: Metric[Any], value: Any, label: tuple[str, str] | None = None) -> Family:

@@ -95,7 +95,7 @@ class Guard:
         if _same(token, self._token):
             return self.cookie_line()
         digest = digest_of(token)
-        return self._cookie_line(f"{digest}.{self._derived(b'cookie ' + digest.encode())}")
+        return self.cookie_line(f"{digest}.{self._derived(b'cookie ' + digest.encode())}")
 
     def may_look(self, headers: Mapping[str, str]) -> bool:
         """Whether page and feed may be shown. Raises Refused `wrong_host`."""
@@ -113,15 +113,6 @@ class Guard:
         self.check_host(headers)
         return self.knows(headers)
 
-    def check_may_act(self, headers: Mapping[str, str]) -> None:
-        """Raise Refused unless the request has the token or the cookie."""
-        if not self.may_act(headers):
-            raise Refused(
-                "unauthorized",
-                "this needs a log-in at /login, with a token to operate; `ingest config --print "
-                "admin_token` prints that of the running service",
-            )
-
     def use_key(self, given: str) -> bool:
         """Whether a request with this key logs its browser in: the first one does."""
         right = bool(self._key) and _same(given, self._key.encode())
@@ -131,7 +122,12 @@ class Guard:
 
     def check_act(self, headers: Mapping[str, str]) -> None:
         """Raise Refused unless the request has the token, or comes from our page after a log-in."""
-        self.check_may_act(headers)
+        if not self.may_act(headers):
+            raise Refused(
+                "unauthorized",
+                "this needs a log-in at /login, with a token to operate; `ingest config --print "
+                "admin_token` prints that of the running service",
+            )
         bearer = headers.get("Authorization", "")
         if bearer and self.knows({"Authorization": bearer}):
             return  # no browser adds this header by itself, so no other site caused the request
@@ -142,13 +138,10 @@ class Guard:
         if not _same(headers.get(CSRF_HEADER, ""), self.csrf.encode()):
             raise Refused("forbidden", f"{CSRF_HEADER} is missing or old: load the page again")
 
-    def cookie_line(self) -> bytes:
-        """Return the header that logs a browser in, as with the admin token, until it is closed."""
-        return self._cookie_line(self._cookie)
-
-    def _cookie_line(self, value: str) -> bytes:
-        line = f"Set-Cookie: {self.cookie_name}={value}; Path=/; HttpOnly; SameSite=Strict\r\n"
-        return line.encode()
+    def cookie_line(self, value: str = "") -> bytes:
+        """Return the header that logs a browser in until it is closed: as with the admin token."""
+        cookie = f"{self.cookie_name}={value or self._cookie}"
+        return f"Set-Cookie: {cookie}; Path=/; HttpOnly; SameSite=Strict\r\n".encode()
 
 
 def _right_of(identity: Identity | None) -> int:

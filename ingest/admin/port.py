@@ -76,7 +76,7 @@ class Admin:
 
     async def close(self) -> None:
         """Close the port. Repeatable."""
-        await self._port.close()
+        await self._port.connections.close()
 
     async def _metrics(self, _request: Request, _query: str, _at_s: float) -> Answer:
         return Answer(200, self._exposition.text(), METRICS_TEXT)
@@ -114,10 +114,10 @@ class Actions:
     def _bounded(self, pages: Mapping[str, Route]) -> dict[str, Route]:
         few, few_log_ins, few_own = Few(PAGES_MAX), Few(LOG_INS_MAX), Few(ACTIONS_MAX)
         own = {
-            "/hold": Route(READ, self._hold),
+            "/hold": self._told("said", self._message, self._guard.check_look),
             "/hold/release": Route(POST, self._release),
-            "/refused": Route(READ, self._refused),
-            "/senders": Route(READ, self._sent),
+            "/refused": self._told("posts", self._refused_posts, self._check_act),
+            "/senders": self._told("senders", self._senders, self._guard.check_look),
         }
         bounded = {
             path: (few_log_ins if path.startswith("/login") else few).bounded(
@@ -132,19 +132,17 @@ class Actions:
         self._guard.check_look(request.headers)
         return self._guard.knows(request.headers)
 
-    async def _hold(self, request: Request, _query: str, _at_s: float) -> Answer:
-        self._guard.check_look(request.headers)
-        return Answer(200, orjson.dumps({"said": self._message()}))
+    def _told(
+        self, name: str, tell: Callable[[], Any], check: Callable[[Mapping[str, str]], None]
+    ) -> Route:
+        """Return a page that tells one thing to those whom `check` does not refuse."""
 
-    async def _refused(self, request: Request, _query: str, _at_s: float) -> Answer:
-        self._check_act(request.headers)
-        document = orjson.dumps({"posts": self._refused_posts()})
-        return Answer(200, document, headers=b"Cache-Control: no-store\r\n")
+        async def answer(request: Request, _query: str, _at_s: float) -> Answer:
+            check(request.headers)
+            document = orjson.dumps({name: tell()})
+            return Answer(200, document, headers=b"Cache-Control: no-store\r\n")
 
-    async def _sent(self, request: Request, _query: str, _at_s: float) -> Answer:
-        self._guard.check_look(request.headers)
-        document = orjson.dumps({"senders": self._senders()})
-        return Answer(200, document, headers=b"Cache-Control: no-store\r\n")
+        return Route(READ, answer)
 
     def _check_act(self, headers: Mapping[str, str]) -> None:
         if CSRF_HEADER in headers:

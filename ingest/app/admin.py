@@ -10,7 +10,7 @@ from typing import Any
 from ingest.access.tokens import Tokens
 from ingest.admin.dashboard.letters import Letters
 from ingest.admin.dashboard.pages import Dashboard
-from ingest.admin.dashboard.tail import Observed, ObservedDeadLetters
+from ingest.admin.dashboard.tail import Observed
 from ingest.admin.exposition import Exposition
 from ingest.admin.guard import Guard
 from ingest.admin.port import Actions, Admin
@@ -18,7 +18,7 @@ from ingest.app.database import housekeeping_url, late_partitions
 from ingest.app.metrics import own_metrics
 from ingest.app.rules import make_rules
 from ingest.app.writing import make_sink
-from ingest.config.settings import Settings, split_address
+from ingest.config.settings import Settings, hold_probe_s, split_address
 from ingest.config.values import MIB
 from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.http.bodies import Bodies
@@ -55,12 +55,10 @@ class AdminSide:
         observed = several or own
         self._settings = settings
         self._bound = ""
-        self._database_url: DatabaseUrl | None = None
-        self._known: KnownServer | None = None
+        self._sink: Callable[[], Sink | None] = lambda: None
         self._lookup: Lookup | None = None
         # Who has set a token uses it: no key then, so that there is one way to log in.
         self.guard = Guard(token, with_key=not settings.admin_token, tokens=tokens)
-        self._dead_letters = dead_letters
         # These limits are not those of the data port. The dashboard has bodies of its own, because
         # everybody may send a log-in, and these must not use up the memory for `hold/release`.
         bodies = partial(Bodies, body_bytes_max=MIB, body_s_max=10.0, all_bytes_max=64 * MIB)
@@ -69,7 +67,7 @@ class AdminSide:
         self.dashboard = Dashboard(
             self._shown(buffer, releases),
             observed,
-            Letters(dead_letters.letters, make_rules(settings), self._sink),
+            Letters(dead_letters.letters, make_rules(settings), lambda: self._sink()),  # noqa: PLW0108  set later
             self.guard,
             bodies(),
             lookup=lambda: self._lookup,
@@ -97,26 +95,9 @@ class AdminSide:
             "stream_bytes_max": self._settings.stream_bytes_max,
             "batch_rows_max": self._settings.batch_rows_max,
             "dlq_bytes_max": self._settings.dlq_bytes_max,
-            "hold_probe_s": self._settings.wait_s_max / 2,
+            "hold_probe_s": hold_probe_s(self._settings),
             "releases": releases,
         }
-
-    def _sink(self) -> Sink | None:
-        if self._database_url is None:
-            return None
-        settings, url = self._settings, self._database_url
-        return make_sink(
-            url,
-            settings,
-            name="iot-ingest dashboard replay",
-            known=self._known,
-            late=late_partitions(settings, housekeeping_url(settings, url), eager=True),
-        )
-
-    @property
-    def observed_dead_letters(self) -> ObservedDeadLetters:
-        """The dead letters for the writers. The page counts refused readings by device."""
-        return ObservedDeadLetters(self._dead_letters, self.dashboard.tail)
 
     async def start(self, listen: str, given: Sequence[socket.socket] = ()) -> str:
         """Listen; return the bound HOST:PORT. `listen` is that of the data port.
@@ -136,7 +117,14 @@ class AdminSide:
 
     def database(self, url: DatabaseUrl, known: KnownServer) -> None:
         """Set what returns the database's URL, and what the writers know of the server."""
-        self._database_url, self._known = url, known
+        settings = self._settings
+        self._sink = lambda: make_sink(
+            url,
+            settings,
+            name="iot-ingest dashboard replay",
+            known=known,
+            late=late_partitions(settings, housekeeping_url(settings, url), eager=True),
+        )
         self._lookup = Lookup(url, known, run=self._words["run"])
 
     async def close(self) -> None:

@@ -18,9 +18,9 @@ def advice(settings: Settings, url_origin: str) -> dict[str, str]:
 
 
 def database_words(settings: Settings) -> str:
-    """Return what sets the URL of the database."""
+    """Return what sets the URL of the database; empty if it is the embedded one."""
     file = settings.database_url_file
-    return f"the file {file}" if file else "database_url"
+    return f"the file {file}" if file else "database_url" if settings.database_url else ""
 
 
 def _fix_url(settings: Settings, origin: str, restart: str) -> str:

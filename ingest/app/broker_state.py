@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable
 
 from ingest.broker.manage import StreamFault
+from ingest.broker.publishing import PUBLISH_WAIT_S_MAX
 from ingest.broker.roles import WRITER
 from ingest.broker.stream_state import StreamState
 from ingest.broker.watch import StreamWatch
 from ingest.model.causes import Cause, Trouble, trouble_of
 from ingest.model.errors import BrokerFull, NotKept
 from ingest.model.metrics import Metric, Metrics
-from ingest.model.ports import Admission
 from ingest.system.clock import monotonic_s
 
 BROKER_AWAY, BROKER_UNSAFE, BROKER_DISK = "broker_away", "broker_unsafe", "broker_disk"
@@ -123,29 +123,14 @@ class BrokerState:
         since_s = self.watch.away_since_s
         return 0.0 if since_s is None else monotonic_s() - max(since_s, self._acknowledged_s())
 
-    @property
-    def is_unsafe(self) -> bool:
-        """Whether a message that is acknowledged now could be lost."""
-        return bool(self.watch.faults)
-
-
-class BrokerAdmission:
-    """Whether a gateway takes posts: implements ports.Admission.
-
-    While the broker is away a post may wait `away_s_max` for it. After that no post waits any more.
-    """
-
-    def __init__(self, health: Admission, state: BrokerState, *, away_s_max: float) -> None:
-        self._health = health
-        self._state = state
-        self._away_s_max = away_s_max
-
     def refusal(self) -> str | None:
-        """Return the problem code for every post now, or None if posts are accepted."""
-        refusal = self._health.refusal()
-        if refusal is None and (self._state.is_unsafe or self._state.away_s >= self._away_s_max):
-            return "broker_away"
-        return refusal
+        """Return the problem code for every post now, or None if posts are accepted.
+
+        A message that is acknowledged now must not be lost. While the broker is away a post may
+        wait for it, as long as a message may; after that no post waits any more.
+        """
+        is_away = self.away_s >= PUBLISH_WAIT_S_MAX
+        return "broker_away" if self.watch.faults or is_away else None
 
 
 def loss(messages: int) -> Trouble:

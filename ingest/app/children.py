@@ -133,14 +133,19 @@ class Slot:
         return False
 
     async def _leave(self) -> None:
-        """End the child: it finishes what it has. A kept connection ends with its next answer."""
+        """End the child: it finishes what it has. A kept connection ends with its next answer.
+
+        A frozen one is killed.
+        """
         child = self.child
         if child is None:
             return
         child.tell({"do": "step_down"})
-        if not await child.until(self._stopping, within_s=self._times.leave_s_max):
-            self._kill(child)
-            await child.ended.wait()
+        ends_s = monotonic_s() + self._times.leave_s_max
+        while not await child.until(self._stopping, within_s=TICK_S):
+            if monotonic_s() > min(ends_s, child.heard_s + self._times.silent_s_max):
+                self._kill(child)
+                await child.ended.wait()
 
     async def _replace(self) -> bool:
         """Start a child; return whether it is ready in time."""
@@ -210,7 +215,7 @@ class Children:
 
     `configuration(role, instance, listen_fd)` is what a new child gets. `on_status` gets what one
     says of itself, `on_gone` the process id of one that has ended, both with its instance.
-    `family_fd` is inherited by each of them. `slots` are in the order of a restart. `lost` is what
+    `slots` are in the order of a restart. `lost` is what
     the children have told as lost. `unclean` counts those that ended without a last account.
     """
 
@@ -221,14 +226,12 @@ class Children:
         on_gone: Callable[[str, int], None],
         *,
         program: Sequence[str],
-        family_fd: int,
         times: ChildTimes,
     ) -> None:
         self._configuration = configuration
         self._on_status = on_status
         self._on_gone = on_gone
         self._program = program
-        self._family_fd = family_fd
         self._times = times
         self.slots: list[Slot] = []
         self.lost = self.unclean = 0
@@ -239,10 +242,10 @@ class Children:
         """Return the slots of a role."""
         return [each for each in self.slots if each.role == role]
 
-    def add(self, role: str, listen_fd: int | None = None) -> None:
-        """Add a slot. The children of a gateway's accept at a socket."""
+    def add(self, role: str, family_fd: int, listen_fd: int | None = None) -> None:
+        """Add a slot. Its children inherit `family_fd`; those of a gateway accept at a socket."""
         instance = f"{role}-{len(self.of(role)) + 1}"
-        fds = [self._family_fd, *([] if listen_fd is None else [listen_fd])]
+        fds = [family_fd, *([] if listen_fd is None else [listen_fd])]
 
         async def make(on_news: Callable[[], None]) -> Child:
             def ended(child: Child) -> None:
@@ -256,14 +259,14 @@ class Children:
         configuration = partial(self._configuration, role, instance, listen_fd)
         self.slots.append(Slot(role, instance, make, configuration, times=self._times))
 
-    async def start(self, role: str, needed: asyncio.Event) -> None:
-        """Start a child in each slot of a role; they begin when what they need is there.
+    async def start(self, role: str, needed: Awaitable[None]) -> None:
+        """Start a child in each slot of a role; they begin when `needed` is done.
 
         Raises StartError if one of them does not become ready.
         """
         for each in self.of(role):
             await each.prepare()
-        await needed.wait()
+        await needed
         await together(*(each.start() for each in self.of(role)))
 
     def keep(self, spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]) -> None:

@@ -90,16 +90,8 @@ def broker_of(settings: Settings) -> Callable[[], Address]:
     first = running_broker(folder)
     if first is None:
         raise StartError(NO_BROKER)
-    last = first.address(ROLE)
-
-    def where() -> Address:
-        nonlocal last
-        now = running_broker(folder)  # its port and its passwords change
-        if now is not None:
-            last = now.address(ROLE)
-        return last
-
-    return where
+    # Its port and its passwords change. While it does not run, no address is of use.
+    return lambda: (running_broker(folder) or first).address(ROLE)
 
 
 class ForwardService(ClientService):
@@ -134,23 +126,23 @@ class ForwardService(ClientService):
             sign=signer.headers if signer is not None else _unsigned,
             retry_s_max=options.send_retry_s_max,
         )
-        self.work = self.forwarder = Forwarder(
-            self._sender,
-            self.tally,
-            filters=Filters(wanted.devices, wanted.metrics),
-            limits=PostLimits(options.send_rows_max, options.send_bytes_max),
-            in_flight=options.in_flight,
-        )
         self._connection = BrokerConnection(where, ROLE)
         consumer = FORWARD + wanted.name
         self._puller = Puller(
             self._connection,
             consumer=consumer,
-            take=self.forwarder.take,
+            take=lambda message: self.forwarder.take(message),  # noqa: PLW0108  made below
             skipped=self._missed,
             pull=Pull(2 * options.in_flight, MESSAGE_BYTES_MAX),
         )
-        self.forwarder.connect(self._puller)
+        self.work = self.forwarder = Forwarder(
+            self._sender,
+            self._puller,
+            self.tally,
+            filters=Filters(wanted.devices, wanted.metrics),
+            limits=PostLimits(options.send_rows_max, options.send_bytes_max),
+            in_flight=options.in_flight,
+        )
         self.watch = LagWatch(
             self._connection,
             consumer,

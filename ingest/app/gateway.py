@@ -18,18 +18,16 @@ from contextlib import suppress
 
 from ingest.access import tokens
 from ingest.admin.dashboard.tail import Observed, Tail
-from ingest.app import broker_state, fill
+from ingest.app import broker_state
 from ingest.app.access import open_tokens
 from ingest.app.advice import advice
 from ingest.app.broker import stream_letters
-from ingest.app.broker_state import BrokerAdmission
 from ingest.app.fill import Fill
 from ingest.app.gateway_admin import GatewayAdmin
 from ingest.app.health import Health
 from ingest.app.receiving import leave, make_endpoint, taking
 from ingest.app.refusals import Refusals
 from ingest.app.role import Place, Role
-from ingest.app.status import StatusSource
 from ingest.broker.publishing import PUBLISH_WAIT_S_MAX, Publisher
 from ingest.broker.roles import STREAM, SUBJECT, outcomes_for
 from ingest.buffers.stream.commits import Commits
@@ -38,8 +36,6 @@ from ingest.buffers.stream.inlet import StreamInlet
 from ingest.buffers.waiting import PUT_WAIT_S_MAX
 from ingest.config.settings import split_address
 from ingest.http import certificate
-from ingest.model.ledger import Gauges
-from ingest.model.metrics import figures_of
 from ingest.receiver import senders
 from ingest.receiver.refused_posts import RefusedPosts
 from ingest.system.clock import sleep_unless
@@ -55,7 +51,7 @@ class NoDatabase:
     """What the receiver and the state see in place of a database: implements ports.Database."""
 
     hold_reason: str | None = None
-    up = True
+    up = None
     cause = ""
 
     async def wait_hold(self) -> str:
@@ -64,17 +60,14 @@ class NoDatabase:
         return ""
 
 
-class Gateway:
+class Gateway(Role):
     """One gateway. Make it in the running event loop; then `run` it once.
 
     `announce` gets lines for a person.
     """
 
     def __init__(self, place: Place, announce: Callable[[str], None]) -> None:
-        settings = self._settings = place.settings
-        self._place = place
-        self._announce = announce
-        self._role = Role(
+        super().__init__(
             place,
             "gateway",
             announce,
@@ -83,19 +76,19 @@ class Gateway:
             refused=lambda: self.inlet.refused,
             acknowledged_s=lambda: self._publisher.acknowledged_s,
         )
-        self.ledger = self._role.ledger
+        settings = self.settings
         self._publisher = Publisher(
-            self._role.connection,
+            self.connection,
             subject=SUBJECT,
             stream=STREAM,
             wait_s_max=PUBLISH_WAIT_S_MAX,
         )
         life = os.urandom(6).hex()
         commits = Commits(
-            self._role.connection,
+            self.connection,
             outcome_s_max=PUBLISH_WAIT_S_MAX + settings.ack_wait_s_max,
         )
-        self._role.connection.hear(outcomes_for(f"{life}-1"), commits.heard)
+        self.connection.hear(outcomes_for(f"{life}-1"), commits.heard)
         self.inlet = StreamInlet(
             self._publisher,
             self.ledger,
@@ -109,11 +102,11 @@ class Gateway:
             wait_s_max=PUBLISH_WAIT_S_MAX,
             commits=commits,
         )
-        self.dead_letters = stream_letters(settings, self._role.connection)
+        self.dead_letters = stream_letters(settings, self.connection)
         self._connect_parts()
 
     def _connect_parts(self) -> None:
-        settings, role = self._settings, self._role
+        settings = self.settings
         refused_posts = RefusedPosts(self.ledger)
         self._token_file = open_tokens(settings)
         self.health = Health(
@@ -123,10 +116,11 @@ class Gateway:
             untaken="posts are not taken until the stream has been checked",
             dead_letters=self.dead_letters.stats,
             parts=(
-                role.broker_state.trouble,
-                lambda: broker_state.loss(role.watch.removed),
+                self.broker_state.trouble,
+                lambda: broker_state.loss(self.watch.removed),
                 lambda: self.endpoint.senders.not_stored(),  # noqa: PLW0108  made below
             ),
+            refused=self.broker_state.refusal,
             refusals=Refusals(self.ledger),
             fill=Fill(settings, has_folder=False),
             advice=advice(settings, ""),
@@ -139,98 +133,74 @@ class Gateway:
             levels=self.inlet.levels,
             dead_letters=self.dead_letters,
             ledger=self.ledger,
-            admission=BrokerAdmission(
-                self.health, role.broker_state, away_s_max=PUBLISH_WAIT_S_MAX
-            ),
+            admission=self.health,
             database=NoDatabase(),
             health=self.health.readyz_for_devices,
             on_refused=refused_posts.refused,
             on_decoded=tail.observe,
             tokens=self._token_file.tokens,
         )
-        self.ledger.gauges = self._gauges()
-        own = Observed(self.ledger, self.health.readyz, tail, refused_posts=refused_posts.listed)
-        self._status = StatusSource("gateway", own)
+        self.ledger.gauges = self.health.gauges(
+            (broker_state.METRICS, lambda: self.broker_state),
+            (senders.METRICS, lambda: self.endpoint.senders),
+            (certificate.METRICS, lambda: self.endpoint.certificate),
+            (tokens.METRICS, lambda: self._token_file.tokens),
+        )
+        self.own = Observed(
+            self.ledger, self.health.readyz, tail, refused_posts=refused_posts.listed
+        )
         self._admin = None
-        if self._place.channel is None:
+        if self.place.channel is None:
             self._admin = GatewayAdmin(
                 settings,
-                own,
+                self.own,
                 token=settings.admin_token or secrets.token_urlsafe(24),
                 tokens=self._token_file.tokens,
             )
 
-    def _gauges(self) -> Gauges:
-        return Gauges(
-            buffer=self.inlet.stats,
-            dead_letters=self.dead_letters.stats,
-            database_up=lambda: None,
-            hold_reason=lambda: None,
-            state=self.health.state,
-            figures=figures_of(
-                (fill.METRICS, lambda: self.health.fill),
-                (broker_state.METRICS, lambda: self._role.broker_state),
-                (senders.METRICS, lambda: self.endpoint.senders),
-                (certificate.METRICS, lambda: self.endpoint.certificate),
-                (tokens.METRICS, lambda: self._token_file.tokens),
-            ),
-        )
-
-    async def run(self) -> int:
-        """Run until a signal or the supervisor ends it; return the exit code.
-
-        Raises StartError if it cannot begin.
-        """
-        return await self._role.run(
-            self._start,
-            self._stop,
-            self._close,
-            self._status,
-            actions={},
-            in_words=self.health.in_words,
-        )
-
-    async def _close(self) -> None:
+    async def close(self) -> None:
+        """Close everything. Called in any case."""
         await self.endpoint.close()
         await self.inlet.close()
         await self.dead_letters.close()
         if self._admin is not None:
             await self._admin.close()
 
-    async def _start(self) -> None:
-        settings, role = self._settings, self._role
-        listening = self._place.listening
-        accepts = taking(lambda: not self.health.starting, role.process.stopping)
+    async def start(self) -> None:
+        """Listen; take posts once the stream has been checked. Raises StartError."""
+        settings, process = self.settings, self.process
+        listening = self.place.listening
+        accepts = taking(lambda: not self.health.starting, process.stopping)
         given = [] if listening is None else [listening]
         listen = await self.endpoint.start(*split_address(settings.listen), given, accepts)
         if self._admin is not None:
             bound = await self._admin.start(listen)
             scheme = "https" if settings.tls_cert_file else "http"
-            self._announce(
+            process.announce(
                 f"posts: {scheme}://{listen}/v1/readings, probes and metrics: http://{bound}"
             )
-            role.process.notifier.ready()
-        role.process.spawn(self.health.run(role.process.stopping))
-        role.process.spawn(self._token_file.follow(role.process.halted))
-        while not role.watch.checked:  # posts get `starting` until then
+            process.notifier.ready()
+        process.spawn(self.health.run(process.stopping))
+        process.spawn(self._token_file.follow(process.halted))
+        while not self.watch.checked:  # posts get `starting` until then
             if listening is not None and accepts():
                 listening = None
-                role.ready()
-            if await sleep_unless(role.process.stopping, LOOK_S):
+                self.ready()
+            if await sleep_unless(process.stopping, LOOK_S):
                 return
         self.health.started()
-        role.ready()
+        self.ready()
 
-    async def _stop(self) -> Mapping[str, int]:
+    async def stop(self) -> Mapping[str, int]:
         """Drain; return the sums."""
-        role, inlet = self._role, self.inlet
-        if role.steps_down:
-            await leave(self.endpoint, role.drained, role.process.halted)
+        inlet, halted = self.inlet, self.process.halted
+        if self.steps_down:
+            await leave(self.endpoint, self.drained, halted)
         self.health.draining()
-        halting = asyncio.create_task(role.process.halt(self._settings.drain_s_max))
-        await self.endpoint.finish(self._settings.drain_s_max + HANDLERS_GRACE_S)
+        halting = asyncio.create_task(self.process.halt(self.settings.drain_s_max))
+        await self.endpoint.finish(self.settings.drain_s_max + HANDLERS_GRACE_S)
         inlet.shut_inlet()
-        await first_of(inlet.finish(), role.process.halted.wait())
+        await first_of(inlet.finish(), halted.wait())
         halting.cancel()
         await inlet.close()
         await self.endpoint.close()
@@ -238,8 +208,8 @@ class Gateway:
         await self.dead_letters.close()
         with suppress(TimeoutError):  # the mark has what was acknowledged last, too
             async with asyncio.timeout(LAST_LOOK_S_MAX):
-                await role.watch.look()
-        await role.flush()
+                await self.watch.look()
+        await self.flush()
         ledger = self.ledger
         return {
             "published": ledger.published,

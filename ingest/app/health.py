@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 
+from ingest.app import fill as filling
 from ingest.app.backlog import WRITES_FAIL
 from ingest.app.causes import cause_of, may_be_url, next_step, rank_of
 from ingest.app.fill import Fill
@@ -22,8 +23,9 @@ from ingest.app.refusals import Refusals
 from ingest.app.space import BufferSpace, DiskSpace, load_words
 from ingest.dead_letters import room
 from ingest.model.causes import Trouble
-from ingest.model.ledger import DeadLetterStats
-from ingest.model.ports import BufferStats, Database
+from ingest.model.ledger import DeadLetterStats, Gauges
+from ingest.model.metrics import Metrics, figures_of
+from ingest.model.ports import BufferStats, Database, JournalStats
 from ingest.model.verdict import UNREACHABLE
 from ingest.system.clock import rfc3339, sleep_unless, unix_us
 from ingest.system.logs import get_logger
@@ -115,7 +117,8 @@ class Health(Judged):
 
     `disk` is that of the state folder; None: there is none. `url_fault` returns what is wrong with
     the file of the database's URL, or nothing. `parts` say what else is wrong; those that decide
-    the state come first, in this order. `untaken` says what a start waits for.
+    the state come first, in this order. `untaken` says what a start waits for. `refused` returns
+    the problem code with which a part refuses every post, if it does.
     """
 
     def __init__(
@@ -128,6 +131,7 @@ class Health(Judged):
         untaken: str = UNTAKEN,
         dead_letters: Callable[[], DeadLetterStats] = DeadLetterStats,
         parts: Sequence[Callable[[], Trouble]] = (),
+        refused: Callable[[], str | None] = lambda: None,
         refusals: Refusals,
         fill: Fill,
         advice: Mapping[str, str],
@@ -144,12 +148,30 @@ class Health(Judged):
             *parts,
             lambda: room.trouble(dead_letters()),
         )
+        self._refused = refused
         self._refusals = refusals
         self.fill = fill
         self.starting = True  # the table has not been checked yet
         self._unchecked = False  # posts are accepted, but the table has not been checked yet
         self._other = Trouble()  # the most important one that does not decide the state
         self._log = get_logger("health")
+
+    def gauges(
+        self,
+        *parts: tuple[Metrics[Any], Callable[[], Any]],
+        journal: Callable[[], JournalStats] = JournalStats,
+    ) -> Gauges:
+        """Return the gauges of the process: its state, and what its parts know."""
+        database = self._database_state
+        return Gauges(
+            buffer=self._buffer,
+            dead_letters=self._dead_letters,
+            database_up=lambda: database.up and not (self.starting or self._unchecked),
+            hold_reason=lambda: database.hold_reason,
+            journal=journal,
+            state=self.state,
+            figures=figures_of((filling.METRICS, lambda: self.fill), *parts),
+        )
 
     def started(self) -> None:
         """Note that the table has been checked: posts are accepted."""
@@ -166,7 +188,7 @@ class Health(Judged):
             return "draining"
         if self.starting:
             return "starting"
-        return "disk_low" if self._disk is not None and self._disk.refuses else None
+        return "disk_low" if self._disk is not None and self._disk.refuses else self._refused()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Tick until `stop` is set."""

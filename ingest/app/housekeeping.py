@@ -108,7 +108,7 @@ class Housekeeping:
         self._url = housekeeping_url(settings, url)
         self.late = late_partitions(settings, self._url)
         self._stopping = asyncio.Event()  # until `run` is given another one
-        self._jobs = housekeeping_jobs(settings, self._is_stopping)
+        self._jobs = housekeeping_jobs(settings, lambda: self._stopping.is_set())  # noqa: PLW0108
         self._view: View | None = None  # as the last run has left it
         self._failed: list[str] = []  # of the last run
         self._waiting: list[str] = []
@@ -118,9 +118,6 @@ class Housekeeping:
         self._growth: Growth | None = None
         self._occasionally = Occasionally(WARNING_S)
         self._has_more = False  # the last run has ended early: see Report
-
-    def _is_stopping(self) -> bool:
-        return self._stopping.is_set()
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Run until `stopping` is set. A run that is under way has STOP_S_MAX to end by itself."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ingest.admin.exposition import Shown
@@ -132,11 +132,12 @@ class Instances:
         if known is None or status.sent_us >= known.sent_us:
             self._last[name, status.started_us] = status
         now_s, current = monotonic_s(), self._current.get(name)
-        if current is None or _follows(status, current):
+        if current is None:
             self._current[name] = Instance(name, status, now_s)
-            if current is not None and status.state == "starting":
-                self._current[name].worked = current.worked
-                self._current[name].worked_s = current.worked_s
+        elif _follows(status, current):
+            self._current[name] = replace(
+                current, status=status, heard_s=now_s, per_s=0.0, cpu=0.0, gone=False
+            )
         elif known is not None and status.started_us == current.status.started_us:
             took_s = (status.sent_us - known.sent_us) / 1e6
             if took_s >= RATE_S_MIN:

@@ -6,7 +6,7 @@ by the name of the gauge.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ingest import __version__
@@ -41,11 +41,18 @@ ALL: Metrics[Any] = (*ledger_metrics.ALL, *GAUGES.values())
 
 
 def values_of(ledger: Ledger) -> Iterator[tuple[Metric[Any], Any]]:
-    """Yield all metrics that a process has now. What a newer version may send is left out."""
+    """Yield all metrics that a process has now. What another version may send is left out."""
     yield from ledger_metrics.values_of(ledger)
     for name, value in ledger.gauges.figures().items() if ledger.gauges is not None else ():
-        if name in GAUGES:
-            yield GAUGES[name], value
+        metric = GAUGES.get(name)
+        if metric is not None and _has_form(value, metric):
+            yield metric, value
+
+
+def _has_form(value: Any, metric: Metric[Any]) -> bool:
+    numbers = value.values() if isinstance(value, Mapping) else (value,)
+    of_labels = bool(metric.labels) == isinstance(value, Mapping)
+    return of_labels and all(isinstance(each, int | float) for each in numbers)
 
 
 def own_metrics(ledger: Ledger) -> Exposition:

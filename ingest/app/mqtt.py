@@ -20,17 +20,18 @@ from ingest.config.mqtt_options import MqttOptions
 from ingest.config.settings import Settings
 from ingest.config.sources import read_secret
 from ingest.http_client.client import HttpClient
-from ingest.http_client.target import Target, is_loopback
+from ingest.http_client.target import Target
 from ingest.model.errors import ConfigError, StartError
 from ingest.model.metrics import Metric, Metrics, Values, read
 from ingest.mqtt.bridge import MqttBridge
 from ingest.mqtt.broker_address import MqttAddress
+from ingest.mqtt.connection import NEVER_S, MqttWish
 from ingest.mqtt.gathering import JsonForm, LineForm, PostBounds
-from ingest.mqtt.messages import NEVER_S, MqttWish
 from ingest.mqtt.session import MqttSession
 from ingest.mqtt.source_form import DOCUMENTS_MAX, SourceForm
 from ingest.mqtt.tally import METRICS, MqttTally
 from ingest.system.files import replace_private
+from ingest.system.loopback import is_loopback_host
 from ingest.system.state_folder import StateFolder
 
 ROLE = "mqtt"
@@ -200,7 +201,7 @@ class MqttService(ClientService):
             wanted.token()
         except ConfigError as error:
             raise StartError(str(error)) from error
-        if has_password and not wanted.address.tls and not is_loopback(wanted.address.host):
+        if has_password and not wanted.address.tls and not is_loopback_host(wanted.address.host):
             self.log.warning("mqtt_plain_password", broker=wanted.address.shown)
         self.process.spawn(self.session.run(self.process.stopping))
 

@@ -39,6 +39,7 @@ from ingest.system.waiting import first_of
 CONNECTION_S = 300.0
 LINE_BYTES_MAX = 16 * MIB  # of a post of line protocol: its clients send as many lines as they have
 LINE_ROWS_MAX = 100_000  # of such a post, or of one of a source
+HEADER_S_MAX = 10.0  # of a request, with the handshake
 ANSWER_S_MAX = 4.0  # for these too: the clients of InfluxDB hang up after 5 s
 SENDER_BURST_S = 10.0  # a sender that was quiet may send at once what its rates allow in this time
 # In an inherited socket connections wait until posts are taken: a process that follows another one
@@ -102,7 +103,7 @@ def make_endpoint(
         line_options=lines,
         source_options=_source_options(settings, lines),
         connections_max=settings.connections_max,
-        header_s_max=settings.body_s_max,
+        header_s_max=min(settings.body_s_max, HEADER_S_MAX),
         keepalive_s_max=settings.keepalive_s_max,
         ack_default=settings.ack_default,
         ack_wait_s_max=settings.ack_wait_s_max,
@@ -141,7 +142,7 @@ def _line_options(settings: Settings) -> LineOptions:
     return LineOptions(
         rows_max=line_rows_max(settings),
         # As much as the journal takes at once while memory is full: no post waits for itself.
-        rows_bytes_max=settings.buffer_bytes_max // 4,
+        rows_bytes_max=min(settings.buffer_bytes_max // 4, settings.journal_bytes_max // 2),
         bodies=BodyLimits(bytes_max, bytes_max),
         has_prefix=settings.line_prefix,
         answer_s_max=ANSWER_S_MAX,
@@ -157,7 +158,7 @@ def _source_options(settings: Settings, lines: LineOptions) -> SourceOptions:
     """Return the options of mapped sources: a post may have as many readings as one of lines."""
     return SourceOptions(
         rows_max=lines.rows_max,
-        rows_bytes_max=settings.buffer_bytes_max // 16,
+        rows_bytes_max=min(settings.buffer_bytes_max // 16, lines.rows_bytes_max),
         answer_s_max=ANSWER_S_MAX,
     )
 

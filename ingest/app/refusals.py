@@ -45,8 +45,10 @@ class Refusals:
     """Posts refused and connections closed. `tick` once a second."""
 
     def __init__(self, ledger: Ledger) -> None:
-        self._counts = {"posts_refused": ledger.posts_refused}
-        self._counts["connections_closed"] = ledger.connections_closed
+        self._counts: dict[str, Mapping[str, int]] = {
+            "posts_refused": ledger.posts_refused,
+            "connections_closed": ledger.connections_closed,
+        }
         self.posts = Lately(ledger.posts_refused)
         self.connections = Lately(ledger.connections_closed)
         self._logged: dict[str, dict[str, int]] = {event: {} for event in self._counts}

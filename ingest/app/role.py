@@ -11,11 +11,14 @@ import asyncio
 import math
 import os
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from ingest.admin.dashboard.tail import Observed
 from ingest.app.broker import configured_address, configured_monitors, wanted_stream
 from ingest.app.broker_state import BrokerState
+from ingest.app.health import Health
 from ingest.app.process import Process
 from ingest.app.status import StatusSource, status_message
 from ingest.broker.connection import BrokerConnection
@@ -92,12 +95,17 @@ async def led(channel: ControlChannel) -> Place:
     )
 
 
-class Role:
+class Role(ABC):
     """One process of a role: its connection to the broker, its tasks, its signals.
 
+    `own` is what it says of itself. `actions` are what the supervisor may ask for, by name.
     For a role that publishes: `unanswered_s` and `published` of StreamWatch, `refused` and
     `acknowledged_s` of BrokerState.
     """
+
+    health: Health
+    own: Observed
+    _connected: asyncio.Task[None]
 
     def __init__(
         self,
@@ -116,7 +124,9 @@ class Role:
             assert unanswered_s is not None
             return unanswered_s() if refused() is None else math.inf
 
+        self._name = role
         self.place = place
+        self.settings = place.settings
         self.process = Process(role, announce, place.notifier)
         self.process.told = self._account
         self.steps_down = False  # another process follows, with the same socket
@@ -142,29 +152,30 @@ class Role:
             acknowledged_s=acknowledged_s,
         )
         self._cut = asyncio.Event()  # the connection to the broker ends
-        self._connected: asyncio.Task[None] | None = None
         self.on_status: Callable[[dict[str, Any]], None] = lambda _status: None  # if it runs alone
         self._status: StatusSource | None = None
-        self._actions: Mapping[str, Callable[[dict[str, Any]], None]] = {}
+        self.actions: Mapping[str, Callable[[dict[str, Any]], None]] = {}
 
-    async def run(
-        self,
-        start: Callable[[], Coroutine[Any, Any, None]],
-        stop: Callable[[], Awaitable[Mapping[str, int]]],
-        close: Callable[[], Coroutine[Any, Any, None]],
-        status: StatusSource,
-        *,
-        actions: Mapping[str, Callable[[dict[str, Any]], None]],
-        in_words: Callable[[], str],
-    ) -> int:
-        """Start, wait until somebody stops it, stop, close; see Process.run.
+    @abstractmethod
+    async def start(self) -> None:
+        """Start all parts. Raises StartError."""
 
-        `actions` are what the supervisor may ask for, by name.
+    @abstractmethod
+    async def stop(self) -> Mapping[str, int]:
+        """End in order; return the sums of the last line."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Close everything. Called in any case."""
+
+    async def run(self) -> int:
+        """Run until a signal or the supervisor ends it; return the exit code.
+
+        Raises StartError if it cannot begin.
         """
-        self._actions, self._status = actions, status
         channel, process = self.place.channel, self.process
-        send = self._tell_others if channel is None else self._tell_supervisor
-        told = {process.guard(status.run(send, self._cut))}
+        status = self._status = StatusSource(self._name, self.own)
+        told = {process.guard(status.run(self._tell, self._cut))}
         if channel is not None:
             told.add(process.guard(self._obey(channel)))
         connected = self._connected = process.guard(self.connection.run(self._cut))
@@ -177,9 +188,9 @@ class Role:
             for task in told:
                 task.cancel()
             await asyncio.wait(told)
-            await close()
+            await self.close()
 
-        return await process.run(start, stop, end, in_words=in_words)
+        return await process.run(self.start, self.stop, end, in_words=self.health.in_words)
 
     async def flush(self) -> None:
         """Send what was said last to the broker, and end the connection. Nothing is counted after.
@@ -187,10 +198,9 @@ class Role:
         Who runs alone tells the others its last status.
         """
         if self.place.channel is None and self._status is not None:
-            self._tell_others(self._status.status(final=True))
+            self._tell(self._status.status(final=True))
         self._cut.set()
-        if self._connected is not None:
-            await self._connected
+        await self._connected
 
     def ready(self) -> None:
         """Tell the supervisor that the role works."""
@@ -200,16 +210,16 @@ class Role:
     def _account(self, sums: Mapping[str, int]) -> None:
         """Give the supervisor the last account."""
         if self.place.channel is not None and self._status is not None:
-            self.place.channel.send({"status": self._status.status(final=True)})
+            self._tell(self._status.status(final=True))
             self.place.channel.send({"drained": sums})
 
-    def _tell_supervisor(self, status: dict[str, Any]) -> None:
+    def _tell(self, status: dict[str, Any]) -> None:
+        """Tell the supervisor; or all others, if it runs alone."""
         if self.place.channel is not None:
             self.place.channel.send({"status": status})
-
-    def _tell_others(self, status: dict[str, Any]) -> None:
-        self.connection.send(STATUS, status_message(self.place.instance, status))
-        self.on_status(status)
+        else:
+            self.connection.send(STATUS, status_message(self.place.instance, status))
+            self.on_status(status)
 
     async def _obey(self, channel: ControlChannel) -> None:
         """Do what the supervisor says. Without it this process has no work."""
@@ -224,6 +234,6 @@ class Role:
                     self.process.halted.set()
                 self.drained.set()
                 self.process.stopping.set()
-            elif do in self._actions:
-                self._actions[do](message)
+            elif do in self.actions:
+                self.actions[do](message)
         self.process.stopping.set()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from ingest.config.settings import Settings, ts_min_us
+from ingest.config.settings import Settings
 from ingest.config.source_tables import source_tables
-from ingest.config.values import nearest
+from ingest.config.values import moment_us, nearest
 from ingest.formats.map_source import KEYS, Source, SourceFault, compile_source
 from ingest.formats.post import Rules
 from ingest.model.errors import ConfigError
@@ -22,7 +22,7 @@ def make_rules(settings: Settings) -> Rules:
     """Return the limits for posts and times, and the mappings. Raises ConfigError."""
     return Rules(
         post_rows_max=settings.post_rows_max,
-        ts_min_us=ts_min_us(settings),
+        ts_min_us=moment_us(settings.ts_min),
         ts_ahead_us_max=int(settings.ts_ahead_s_max * 1e6),
         integers_rounded=settings.value_inexact == "round",
         device_tags=device_tags(settings),

@@ -115,11 +115,6 @@ class Servers:
         """The URL of the database now. The embedded one may get another one."""
         return self._settings.database_url or (self._database.url if self._database else "")
 
-    @property
-    def is_embedded(self) -> bool:
-        """Whether the database is the embedded one."""
-        return self._database is not None
-
     def broker_for(self, role: str) -> dict[str, Any]:
         """Return how a role reaches the broker now, as its configuration says it."""
         monitors = configured_monitors(self._settings)

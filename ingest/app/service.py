@@ -21,8 +21,8 @@ from msgspec.structs import replace
 
 from ingest import __version__
 from ingest.access import tokens
-from ingest.admin.dashboard.tail import Observed, Tail
-from ingest.app import fill, housekeeping
+from ingest.admin.dashboard.tail import Observed, ObservedDeadLetters, Tail
+from ingest.app import housekeeping
 from ingest.app.access import open_tokens
 from ingest.app.admin import AdminSide
 from ingest.app.advice import advice, database_words
@@ -39,14 +39,13 @@ from ingest.app.receiving import leave, make_endpoint, taking
 from ingest.app.refusals import Refusals
 from ingest.app.space import DiskSpace
 from ingest.app.target import make_target
-from ingest.app.writing import WritingHalf
+from ingest.app.writing import HANDLERS_GRACE_S, WritingHalf
 from ingest.config.reread_url import RereadUrl
 from ingest.config.settings import Settings, split_address
 from ingest.embedded.server import EmbeddedPostgres
 from ingest.http import certificate
 from ingest.model.errors import StartError
-from ingest.model.ledger import Gauges, Ledger
-from ingest.model.metrics import figures_of
+from ingest.model.ledger import Ledger
 from ingest.receiver import senders
 from ingest.receiver.refused_posts import RefusedPosts
 from ingest.sinks.postgres.connection import DatabaseUrl
@@ -55,8 +54,6 @@ from ingest.system.activation import given_sockets
 from ingest.system.clock import unix_us
 from ingest.system.notify import Notifier
 from ingest.system.state_folder import ServiceInfo, StateFolder
-
-HANDLERS_GRACE_S = 1.0
 
 
 async def serve(
@@ -98,8 +95,9 @@ class Service:
         self._folder = folder
         self._process = process
         self._token = settings.admin_token or secrets.token_urlsafe(24)
-        self._writing_ends = asyncio.Event()  # the writers end now
         self._embedded: EmbeddedPostgres | None = None
+        if not settings.database_url:
+            self._embedded = EmbeddedPostgres(folder.postgres)
         self._info: ServiceInfo | None = None  # what was published
         self.ledger = Ledger()
         self.buffer = make_buffer(settings, folder, self.ledger)
@@ -107,7 +105,6 @@ class Service:
             settings,
             outlet=self.buffer,
             ledger=self.ledger,
-            halted=self._writing_ends,
             keeps_rest=lambda: settings.buffer == "journal" and not self.buffer.broken,
             # The embedded database is on the disk that we know.
             disk_free_bytes=lambda: self.health.fill.disk_free_bytes if self._embedded else None,
@@ -169,24 +166,12 @@ class Service:
             on_decoded=own.tail.observe,
             tokens=self._token_file.tokens,
         )
-        self.ledger.gauges = self._gauges()
-
-    def _gauges(self) -> Gauges:
-        database_state = self.writing.database_state
-        return Gauges(
-            buffer=self.buffer.stats,
-            dead_letters=self.dead_letters.stats,
-            database_up=lambda: database_state.up and self.writing.checked,
-            hold_reason=lambda: database_state.hold_reason,
+        self.ledger.gauges = self.health.gauges(
+            (senders.METRICS, lambda: self.endpoint.senders),
+            (housekeeping.METRICS, lambda: self.writing.housekeeping),
+            (certificate.METRICS, lambda: self.endpoint.certificate),
+            (tokens.METRICS, lambda: self._token_file.tokens),
             journal=self.buffer.journal_stats,
-            state=self.health.state,
-            figures=figures_of(
-                (fill.METRICS, lambda: self.health.fill),
-                (senders.METRICS, lambda: self.endpoint.senders),
-                (housekeeping.METRICS, lambda: self.writing.housekeeping),
-                (certificate.METRICS, lambda: self.endpoint.certificate),
-                (tokens.METRICS, lambda: self._token_file.tokens),
-            ),
         )
 
     async def run(self) -> int:
@@ -210,7 +195,10 @@ class Service:
         self._process.spawn(self._token_file.follow(self._process.halted))
         self._process.spawn(self.health.run(self._process.stopping))
         self._process.spawn(self.admin_side.dashboard.run(self._process.halted))
-        url = await self._database()
+        embedded = self._embedded
+        if embedded is not None:
+            await embedded.start()
+        url: DatabaseUrl = self._reread if embedded is None else lambda: embedded.url
         self.admin_side.database(url, self.writing.known)
         self._info = ServiceInfo(
             pid=getpid(),
@@ -241,19 +229,11 @@ class Service:
             admin_listen=admin_listen,
             needs_token=self.endpoint.needs_token,
             page=self.admin_side.page_address(with_key=self._terminal),
-            database="" if self._embedded else database_words(self._settings),
+            database=database_words(self._settings),
             table=self._target.name,
             waiting="" if state.is_open else state.message or "no answer yet",
         ):
             self._process.announce(line)
-
-    async def _database(self) -> DatabaseUrl:
-        """Return what gives the URL of the configured database, or of the embedded one."""
-        if self._settings.database_url:
-            return self._reread
-        embedded = self._embedded = EmbeddedPostgres(self._folder.postgres)
-        await embedded.start()
-        return lambda: embedded.url
 
     def _checked(self, url: str) -> None:
         """A connection has found the table right: remember that, and tell commands a new URL."""
@@ -275,12 +255,11 @@ class Service:
             on_checked=self._checked,
         ):
             self.health.started()
-            self.writing.start(self.admin_side.observed_dead_letters, self._process.spawn)
-            self._process.spawn(self.dead_letters.tidy(self._process.stopping))
-            if self._settings.dlq_auto_replay:
-                source = self.dead_letters.backend.replay_source
-                replayer = self.writing.make_replayer(source, self.buffer)
-                self._process.spawn(replayer.run(self._process.stopping))
+            letters = self.dead_letters
+            observed = ObservedDeadLetters(letters, self.admin_side.dashboard.tail)
+            replayed = letters.backend.replay_source
+            self.writing.start(observed, self._process, replayed, self.buffer)
+            self._process.spawn(letters.tidy(self._process.stopping))
 
     # Stop
 
@@ -288,9 +267,7 @@ class Service:
         """Drain; return the sums. Bounded by `drain_s_max` and the dead letters' disk."""
         if self._given.data:
             await leave(self.endpoint, self._process.halted)
-        drain_s_max = self._settings.drain_s_max
-        if self.writing.leaves_rest:
-            drain_s_max = min(drain_s_max, HANDLERS_GRACE_S)
+        drain_s_max = self.writing.drain_s_max
         self.health.draining()
         halt = asyncio.create_task(self._process.halt(drain_s_max, self._abort))
         if self.writing.leaves_rest:  # posts that wait for their commit get their answer now
@@ -316,14 +293,12 @@ class Service:
         }
 
     def _abort(self) -> None:
-        self._writing_ends.set()
         self.buffer.shut_inlet()
         self.writing.abort()
 
     async def _close(self) -> None:
         """Close everything, and stop the embedded database."""
-        self._writing_ends.set()
-        self.buffer.shut_inlet()
+        self._abort()
         await self._process.wait_tasks()
         await self.endpoint.close()
         await self.dead_letters.close()

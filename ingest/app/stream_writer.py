@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 from ingest.admin.dashboard.tail import Observed, ObservedDeadLetters, Tail
-from ingest.app import broker_state, fill, housekeeping
+from ingest.app import broker_state, housekeeping
 from ingest.app.access import open_tokens
 from ingest.app.admin import AdminSide
 from ingest.app.advice import advice
@@ -29,8 +29,7 @@ from ingest.app.health import Health
 from ingest.app.overview import Overview
 from ingest.app.refusals import Refusals
 from ingest.app.role import Place, Role
-from ingest.app.status import StatusSource
-from ingest.app.writing import WritingHalf
+from ingest.app.writing import HANDLERS_GRACE_S, WritingHalf
 from ingest.broker import audit, purge
 from ingest.broker.audit import Audit
 from ingest.broker.envelope import Message
@@ -54,50 +53,42 @@ from ingest.buffers.waiting import PUT_WAIT_S_MAX
 from ingest.config.forward_names import forward_names
 from ingest.config.reread_url import RereadUrl
 from ingest.model.ack import Ack
-from ingest.model.causes import Trouble
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull
-from ingest.model.ledger import Gauges
 from ingest.model.letter import NOT_OURS, Letter
-from ingest.model.metrics import figures_of
-from ingest.sinks.postgres.connection import DatabaseUrl
-from ingest.system.clock import monotonic_s, unix_us
+from ingest.system.clock import unix_us
 from ingest.system.logs import get_logger
 from ingest.writer.set_aside import set_aside_rest
 
-HANDLERS_GRACE_S = 1.0
 TIDY_S_MAX = 1.0  # at a stop, for the purge
 FORGET_S = 30.0  # a process that was silent for so long is gone: nobody else says it
 FOREIGN_MAX = 100  # of these at once; further ones come again
 
 
-class StreamWriter:
+class StreamWriter(Role):
     """One writer process. Make it in the running event loop; then `run` it once.
 
     `announce` gets lines for a person. `url_origin` is where database_url was set.
     """
 
     def __init__(self, place: Place, announce: Callable[[str], None], url_origin: str = "") -> None:
-        settings = self._settings = place.settings
-        self._place = place
-        self._announce = announce
-        role = self._role = Role(place, "writer", announce)
-        ledger = self.ledger = role.ledger
-        self._writing_ends = asyncio.Event()
+        super().__init__(place, "writer", announce)
+        self.actions = {"release_hold": self._release_hold}
+        settings, connection = self.settings, self.connection
         self._undone = Undone()
         self._foreign: set[asyncio.Task[None]] = set()
         self._log = get_logger("writer")
         self.outlet = StreamOutlet(
-            ledger,
+            self.ledger,
             self._on_foreign,
             self._on_outcome,
             rows_max=settings.buffer_rows_max,
             bytes_max=settings.buffer_bytes_max,
             put_wait_s_max=PUT_WAIT_S_MAX,
         )
-        self._puller = Puller(role.connection, consumer=WRITER, take=self.outlet.deliver)
-        self._audit = Audit(role.connection, self._puller, role.mark)
+        self._puller = Puller(connection, consumer=WRITER, take=self.outlet.deliver)
+        self._audit = Audit(connection, self._puller, self.mark)
         self._purge = StreamPurge(
-            role.connection,
+            connection,
             forwards=tuple(FORWARD + each for each in forward_names(settings.forwards)),
             keep_s=settings.stream_keep_s,
             checked_to=self._audit.checked_in,
@@ -105,22 +96,21 @@ class StreamWriter:
             forward_lag_bytes_max=int(
                 ABSENT * lag_bytes_max(settings.forward_lag_bytes_max, settings.stream_bytes_max)
             ),
-            mark=role.mark,
+            mark=self.mark,
         )
         self.writing = WritingHalf(
             settings,
             outlet=self.outlet,
-            ledger=ledger,
-            halted=self._writing_ends,
+            ledger=self.ledger,
             keeps_rest=lambda: True,
             stream=self._waiting,
         )
-        self.dead_letters = stream_letters(settings, role.connection)
-        role.connection.hear(COMMIT, self._say_if_stored, group=COMMITTERS)
+        self.dead_letters = stream_letters(settings, connection)
+        connection.hear(COMMIT, self._say_if_stored, group=COMMITTERS)
         self._connect_parts(advice(settings, url_origin))
 
     def _connect_parts(self, words: Mapping[str, str]) -> None:
-        settings, role = self._settings, self._role
+        settings = self.settings
         database_state = self.writing.database_state
         self._reread = RereadUrl(settings)
         self.health = Health(
@@ -129,20 +119,29 @@ class StreamWriter:
             url_fault=self._reread.fault,
             disk=None,
             dead_letters=self.dead_letters.stats,
-            parts=(role.broker_state.trouble, *self.writing.troubles, self._loss),
+            parts=(
+                self.broker_state.trouble,
+                *self.writing.troubles,
+                lambda: broker_state.loss(self._audit.skipped or self.watch.removed),
+            ),
             refusals=Refusals(self.ledger),
             fill=Fill(settings, has_folder=False),
             advice=words,
         )
-        self.ledger.gauges = self._gauges()
-        self._tail = Tail()
-        own = Observed(self.ledger, self.health.readyz, self._tail, lambda: database_state.message)
-        self._status = StatusSource("writer", own)
+        self.ledger.gauges = self.health.gauges(
+            (broker_state.METRICS, lambda: self.broker_state),
+            (broker_state.OF_STREAM, self._stream),
+            (audit.METRICS, lambda: self._audit),
+            (purge.METRICS, lambda: self._purge),
+            (outlet.METRICS, lambda: self.outlet),
+            (housekeeping.METRICS, lambda: self.writing.housekeeping),
+        )
+        self.own = Observed(self.ledger, self.health.readyz, Tail(), lambda: database_state.message)
         self._admin: AdminSide | None = None
-        if self._place.channel is None:
-            self._make_admin(own, words)
+        if self.place.channel is None:
+            self._make_admin(words)
 
-    def _make_admin(self, own: Observed, words: Mapping[str, str]) -> None:
+    def _make_admin(self, words: Mapping[str, str]) -> None:
         """Make the admin port of a writer that runs alone.
 
         Gateways and writers that nobody leads tell each other their statuses by the broker. So the
@@ -150,7 +149,7 @@ class StreamWriter:
         of this writer alone, since each process is scraped on its own. `hold release` is for this
         writer, and the page says so.
         """
-        settings, role, instance = self._settings, self._role, self._place.instance
+        settings, instance = self.settings, self.place.instance
         # The tokens are for posts, mostly, and a writer takes none: so they may be missing.
         self._token_file = open_tokens(settings, may_be_missing=True)
         overview = self._overview = Overview(
@@ -160,11 +159,11 @@ class StreamWriter:
             advice=words,
             forget_s=FORGET_S,
         )
-        role.on_status = partial(overview.status, instance)
-        role.connection.hear(STATUS, partial(overview.hear, instance))
+        self.on_status = partial(overview.status, instance)
+        self.connection.hear(STATUS, partial(overview.hear, instance))
         self._admin = AdminSide(
             settings,
-            own,
+            self.own,
             dead_letters=self.dead_letters,
             token=settings.admin_token or secrets.token_urlsafe(24),
             tokens=self._token_file.tokens,
@@ -173,61 +172,28 @@ class StreamWriter:
             releases=instance,
         )
 
-    def _gauges(self) -> Gauges:
-        database_state = self.writing.database_state
-        return Gauges(
-            buffer=self.outlet.stats,
-            dead_letters=self.dead_letters.stats,
-            database_up=lambda: database_state.up and self.writing.checked,
-            hold_reason=lambda: database_state.hold_reason,
-            state=self.health.state,
-            figures=figures_of(
-                (fill.METRICS, lambda: self.health.fill),
-                (broker_state.METRICS, lambda: self._role.broker_state),
-                (broker_state.OF_STREAM, self._stream),
-                (audit.METRICS, lambda: self._audit),
-                (purge.METRICS, lambda: self._purge),
-                (outlet.METRICS, lambda: self.outlet),
-                (housekeeping.METRICS, lambda: self.writing.housekeeping),
-            ),
-        )
-
-    async def run(self) -> int:
-        """Run until a signal or the supervisor ends it; return the exit code.
-
-        Raises StartError if it cannot begin.
-        """
-        return await self._role.run(
-            self._start,
-            self._stop,
-            self._close,
-            self._status,
-            actions={"release_hold": self._release_hold},
-            in_words=self.health.in_words,
-        )
-
-    async def _close(self) -> None:
-        self._writing_ends.set()
+    async def close(self) -> None:
+        """Close everything. Called in any case."""
+        self.writing.abort()
         await self.dead_letters.close()
         if self._admin is not None:
             await self._admin.close()
 
-    async def _start(self) -> None:
-        role, process = self._role, self._role.process
-        stopping = process.stopping
-        url: DatabaseUrl = self._reread
-        if not self._settings.database_url:  # the embedded one
-            url = self._embedded_url
+    async def start(self) -> None:
+        """Check the table, then take messages. Raises StartError."""
+        process, stopping = self.process, self.process.stopping
+        # Without a setting it is the embedded one's, and does not change.
+        url = self._reread if self.settings.database_url else lambda: self.place.database_url
         if self._admin is not None:
             await self._admin.start("the gateways")
             self._admin.database(url, self.writing.known)
             process.spawn(self._overview.show(self._admin.dashboard, process.halted))
-            process.spawn(self._token_file.follow(role.process.halted))
+            process.spawn(self._token_file.follow(process.halted))
             page = self._admin.page_address(with_key=False)
-            self._announce(f"writer {self._place.instance}, dashboard: {page}")
+            process.announce(f"writer {self.place.instance}, dashboard: {page}")
             process.notifier.ready()
         process.spawn(self.health.run(stopping))
-        role.ready()  # a server that is away is no reason to replace this process
+        self.ready()  # a server that is away is no reason to replace this process
         if not await self.writing.open(
             url,
             stopping,
@@ -237,30 +203,23 @@ class StreamWriter:
         ):
             return
         self.health.started()
-        self.writing.start(ObservedDeadLetters(self.dead_letters, self._tail), process.spawn)
+        observed = ObservedDeadLetters(self.dead_letters, self.own.tail)
+        replayed = self.dead_letters.backend.replay_source
+        self.writing.start(observed, process, replayed, self.outlet)
         process.spawn(self._puller.run(stopping))
         process.spawn(self._audit.run(stopping))
         process.spawn(self._purge.run(stopping))
-        process.spawn(self.outlet.run(role.process.halted, ACK_WAIT_S / 3))
-        if self._settings.dlq_auto_replay:
-            source = self.dead_letters.backend.replay_source
-            process.spawn(self.writing.make_replayer(source, self.outlet).run(stopping))
+        process.spawn(self.outlet.run(process.halted, ACK_WAIT_S / 3))
         self.outlet.pull_from(self._puller)
 
-    def _embedded_url(self) -> str:
-        return self._place.database_url
-
-    async def _stop(self) -> Mapping[str, int]:
+    async def stop(self) -> Mapping[str, int]:
         """Store what is here, give back the rest; return the sums."""
-        role = self._role
         self.health.draining()
         self.outlet.shut_inlet()
-        drain_s_max = self._settings.drain_s_max
-        if self.writing.leaves_rest:
-            drain_s_max = min(drain_s_max, HANDLERS_GRACE_S)
-        halt = asyncio.create_task(role.process.halt(drain_s_max, self._abort))
-        await self.writing.finish()
-        role.process.halted.set()
+        writing, process = self.writing, self.process
+        halt = asyncio.create_task(process.halt(writing.drain_s_max, writing.abort))
+        await writing.finish()
+        process.halted.set()
         await halt
         if self._foreign:
             await asyncio.wait(self._foreign, timeout=HANDLERS_GRACE_S)
@@ -268,7 +227,7 @@ class StreamWriter:
         await set_aside_rest(self.outlet, self.dead_letters, self.ledger)  # replayed blocks
         await self.dead_letters.close()
         await self._tidy_stream()
-        await role.flush()
+        await self.flush()
         ledger = self.ledger
         return {
             "committed": ledger.committed + ledger.duplicate,
@@ -285,13 +244,6 @@ class StreamWriter:
             async with asyncio.timeout(TIDY_S_MAX):
                 await self._purge.purge()
 
-    def _abort(self) -> None:
-        self._writing_ends.set()
-        self.writing.abort()
-
-    def _loss(self) -> Trouble:
-        return broker_state.loss(self._audit.skipped or self._role.watch.removed)
-
     def _say_if_stored(self, message: Message) -> None:
         """Tell a gateway why its posts cannot wait for their commit: a code, or nothing."""
         database_state, refusal = self.writing.database_state, ""
@@ -299,21 +251,21 @@ class StreamWriter:
             refusal = "database_on_hold"
         elif not (self.writing.checked and database_state.is_open and not self.outlet.shut):
             refusal = "database_away"
-        elif (waits := self._waiting()) is not None and waits[-1] > self._settings.ack_wait_s_max:
+        elif (waits := self._waiting()) is not None and waits[-1] > self.settings.ack_wait_s_max:
             refusal = "database_away"  # its outcome would come too late: each retry is one more
-        self._role.connection.send(message.reply_to, refusal.encode())
+        self.connection.send(message.reply_to, refusal.encode())
 
     def _on_outcome(self, message_id: str, ack: Ack) -> None:
         if ack.outcome is not None and (subject := outcomes_for(message_id)):
-            self._role.connection.send(subject, encode_outcome(message_id, ack.outcome))
+            self.connection.send(subject, encode_outcome(message_id, ack.outcome))
 
     def _release_hold(self, asked: Mapping[str, Any]) -> None:
         self.writing.release_hold(bool(asked.get("dead_letter")))
 
     def _stream(self) -> tuple[StreamState, float] | None:
-        """Return the stream and how old what is not done is; None before it has been asked."""
-        state = self._role.watch.state
-        return None if state is None else (state, self._undone.age_s(monotonic_s(), state))
+        """Return the stream and how old what is not done was then; None before it was asked."""
+        state = self.watch.state
+        return None if state is None else (state, self._undone.age_s(self.watch.looked_s, state))
 
     def _waiting(self) -> Waiting | None:
         if (now := self._stream()) is None:

@@ -10,8 +10,7 @@ Does not: import HTTP, the formats or the receiver, so a program can write witho
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
 
 from ingest.app.backlog import Backlog, Waiting
 from ingest.app.database import (
@@ -19,8 +18,9 @@ from ingest.app.database import (
     timeouts,
 )
 from ingest.app.housekeeping import Housekeeping
+from ingest.app.process import Process
 from ingest.app.target import make_target
-from ingest.config.settings import Settings
+from ingest.config.settings import Settings, hold_probe_s
 from ingest.dead_letters.auto_replay import (
     REPLAY_PAUSE_S,
     BlockSender,
@@ -46,10 +46,11 @@ from ingest.sinks.postgres.sink import SinkPostgres
 from ingest.system.clock import monotonic_s
 from ingest.writer.batch import BatchCap, Gatherer
 from ingest.writer.breaker import ROWS_MAX, WINDOW_ROWS, CircuitBreaker
-from ingest.writer.connecting import stop_connecting
 from ingest.writer.database_state import DatabaseState
-from ingest.writer.writer import Writer
+from ingest.writer.writer import Writer, stop_connecting
 
+HANDLERS_GRACE_S = 1.0  # for posts in work, and for what nobody waits for
+WAIT_S_MIN = 0.1  # the first pause between tries of the database; it grows
 LEAVING_S = 0.1  # between two looks whether the database went away during a drain
 
 
@@ -76,13 +77,8 @@ def make_sink(
     return sink
 
 
-def _no_answer(failure: WriteFailed) -> bool:
-    """Whether the server is away for now. A refusal, or an unknown host name, is an answer."""
-    return failure.verdict is Verdict.WAIT and failure.reason != NO_SUCH_HOST
-
-
 class WritingHalf:
-    """The writers of one process and what they share. `halted` stops them at once.
+    """The writers of one process and what they share.
 
     `keeps_rest` says whether the buffer keeps the rows that no writer stores until the next start.
     `stream` returns what of the stream is not done, if there is one. `disk_free_bytes` returns the
@@ -95,7 +91,6 @@ class WritingHalf:
         *,
         outlet: Outlet,
         ledger: Ledger,
-        halted: asyncio.Event,
         keeps_rest: Callable[[], bool] = lambda: False,
         stream: Callable[[], Waiting | None] = lambda: None,
         disk_free_bytes: Callable[[], int | None] = lambda: None,
@@ -105,7 +100,7 @@ class WritingHalf:
         self._settings = settings
         self._outlet = outlet
         self._ledger = ledger
-        self._halted = halted
+        self.halted = asyncio.Event()  # the writers end now
         self._tasks: list[asyncio.Task[None]] = []
         self.known = KnownServer(settings.writers, make_target(settings))
         self.sinks: list[Sink] = []  # one for each writer
@@ -113,13 +108,18 @@ class WritingHalf:
         self.refusal = ""  # the result of that try, if the process must not start
         self.checked = False  # the table was checked; writes may be paused by what was found
         self.database_state = DatabaseState(
-            wait_s_min=settings.wait_s_max / 100,
+            wait_s_min=min(WAIT_S_MIN, settings.wait_s_max),
             wait_s_max=settings.wait_s_max,
-            hold_probe_s=settings.wait_s_max / 2,
+            hold_probe_s=hold_probe_s(settings),
         )
         self.backlog = Backlog(self.database_state, outlet.stats, stream)
         self.breaker = CircuitBreaker(window_rows=WINDOW_ROWS, rows_max=ROWS_MAX)
         self.housekeeping: Housekeeping | None = None  # once the sinks have been made
+        # What the writers and the housekeeping find wrong, for Health.
+        self.troubles: tuple[Callable[[], Trouble], ...] = (
+            self.backlog.trouble,
+            lambda: self.housekeeping.trouble() if self.housekeeping else Trouble(),
+        )
         self.cap = BatchCap(
             settings.batch_rows,
             settings.batch_rows_max,
@@ -174,7 +174,8 @@ class WritingHalf:
                     break
                 self.database_state.failed(failure)
                 self.checked = failure.reason in (SCHEMA, NOT_DURABLE)
-                if _no_answer(failure):
+                # A refusal, or an unknown host name, is an answer.
+                if failure.verdict is Verdict.WAIT and failure.reason != NO_SUCH_HOST:
                     on_away(failure.message)
                 if not self.checked:
                     await self._try_later()
@@ -197,7 +198,7 @@ class WritingHalf:
 
     async def _try_later(self) -> None:
         self.first_try.set()
-        await self.database_state.pause(self._halted)
+        await self.database_state.pause(self.halted)
 
     def make_writers(self, dead_letters: DeadLetters) -> list[Writer]:
         """Return a writer for each sink."""
@@ -216,7 +217,7 @@ class WritingHalf:
                 breaker=self.breaker,
                 dead_letters=dead_letters,
                 ledger=self._ledger,
-                halted=self._halted,
+                halted=self.halted,
             )
             for sink in self.sinks
         ]
@@ -245,20 +246,20 @@ class WritingHalf:
     def start(
         self,
         dead_letters: DeadLetters,
-        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+        process: Process,
+        replayed: Callable[[float], ReplaySource],
+        inlet: Inlet,
     ) -> None:
-        """Start the writers, each in a task that `spawn` makes, and the housekeeping."""
-        self._tasks = [spawn(each.run()) for each in self.make_writers(dead_letters)]
+        """Start the writers, the housekeeping, and the automatic replay if it is wanted.
+
+        `replayed` and `inlet`: see make_replayer.
+        """
+        self._tasks = [process.spawn(each.run()) for each in self.make_writers(dead_letters)]
         if self.housekeeping is not None:
-            spawn(self.housekeeping.run(self._halted))
-
-    @property
-    def troubles(self) -> tuple[Callable[[], Trouble], ...]:
-        """What the writers and the housekeeping find wrong, for Health."""
-        return self.backlog.trouble, self._table_trouble
-
-    def _table_trouble(self) -> Trouble:
-        return Trouble() if self.housekeeping is None else self.housekeeping.trouble()
+            process.spawn(self.housekeeping.run(self.halted))
+        if self._settings.dlq_auto_replay:
+            replayer = self.make_replayer(replayed, inlet)
+            process.spawn(replayer.run(process.stopping))
 
     def release_hold(self, dead_letter: bool) -> bool:
         """Try now; with `dead_letter` dead-letter the rows that the database refuses.
@@ -276,6 +277,12 @@ class WritingHalf:
         """Whether a stop leaves the rest to the buffer now, and does not wait for the database."""
         return self._keeps_rest() and not self.database_state.is_open
 
+    @property
+    def drain_s_max(self) -> float:
+        """How long a stop may take, the dead letters aside."""
+        most = self._settings.drain_s_max
+        return min(most, HANDLERS_GRACE_S) if self.leaves_rest else most
+
     async def finish(self) -> None:
         """Wait until the writers have emptied the buffer, which is shut, or are halted.
 
@@ -287,11 +294,11 @@ class WritingHalf:
         left = set(self._tasks)
         while left:
             if self.leaves_rest:
-                self._halted.set()
                 self.abort()
             _, left = await asyncio.wait(left, timeout=LEAVING_S)
 
     def abort(self) -> None:
-        """Abort all connections, so that writes in progress fail. Call it after `halted` is set."""
+        """End the writers now: abort all connections, so that writes in progress fail."""
+        self.halted.set()
         for sink in self.sinks:
             sink.abort()

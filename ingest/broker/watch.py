@@ -61,6 +61,7 @@ class StreamWatch:
         self.faults: tuple[StreamFault, ...] = ()  # the promise cannot be kept: take no posts
         self.degraded: tuple[StreamFault, ...] = ()  # it can; an operator should see to it
         self.state: StreamState | None = None  # as last seen
+        self.looked_s = 0.0  # when that was
         self.removed = 0  # messages that somebody removed before they were done, so far
         self._connection = connection
         self._wanted = wanted
@@ -137,7 +138,7 @@ class StreamWatch:
             self._judge()
             return False
         self.away_since_s = None
-        self.state = state_of(found)
+        self.state, self.looked_s = state_of(found), began_s
         # Whether a place was given again is known by answers that came before this one.
         await self._see_removals(self._published()._replace(to=published.to))
         # What is wrong with the consumer of a forwarder is no reason to take no posts.

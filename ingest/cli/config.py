@@ -9,7 +9,7 @@ import argparse
 from dataclasses import Field, fields
 from typing import Any
 
-from ingest.cli.find_database import known_token, known_url
+from ingest.cli.find_database import known_url
 from ingest.cli.parser import AllSettings, Command, OneOf, flag
 from ingest.cli.terminal import Ending
 from ingest.config.folders import state_dir
@@ -47,9 +47,12 @@ def _one_value(name: str, settings: Settings) -> str:
                 f"{state_dir(settings)}; start one with `ingest serve`, or set INGEST_DATABASE_URL"
             )
     if name == "admin_token" and not value:
-        value = known_token(settings)
-        if value is None:
+        from ingest.system.state_folder import running_service  # noqa: PLC0415
+
+        service = running_service(state_dir(settings))
+        if service is None:
             raise StartError(f"no service runs on the state folder {state_dir(settings)}")
+        value = service.token
     return plain(value)
 
 

@@ -7,7 +7,6 @@ letters are in the files of the state folder or in the broker's stream: find_let
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import shutil
 import sys
@@ -19,7 +18,8 @@ from ingest.cli import dlq_show as show
 from ingest.cli.arguments import forward_name
 from ingest.cli.dlq_replay import replay
 from ingest.cli.find_letters import FILES, STORES, STREAM, OwnLetters, letter_store
-from ingest.cli.parser import JSON, Command, OneOf, flag
+from ingest.cli.parser import JSON, Command, Ended, OneOf, flag
+from ingest.cli.terminal import Ending
 from ingest.config.folders import state_dir
 from ingest.config.loading import Loaded
 from ingest.config.settings import Settings
@@ -41,7 +41,7 @@ NO_REPLAY = {
     "`ingest dlq show --json --mqtt` prints; then discard them",
 }
 
-Do = Callable[[LetterStore, argparse.Namespace, Settings], Awaitable[int]]
+Do = Callable[[LetterStore, argparse.Namespace, Settings], Awaitable[Ended]]
 
 
 def _limit(text: str) -> int:
@@ -51,16 +51,19 @@ def _limit(text: str) -> int:
 
 
 async def _run(do: Do, args: argparse.Namespace, loaded: Loaded) -> int:
-    """Do it with the dead letters; return 0, or 1 if a part of it could not be done."""
+    """Do it with the dead letters; the exit code is 1 if a part of it could not be done."""
     own = OwnLetters("forward", args.forward) if args.forward is not None else None
     own = OwnLetters("mqtt", args.mqtt) if args.mqtt is not None else own
     if own is not None and do is _replay:
         raise IngestError(NO_REPLAY[own.command])
     try:
         async with letter_store(loaded.settings, args.store, own=own) as store:
-            code = await do(store, args, loaded.settings)
+            ended = await do(store, args, loaded.settings)
+        if isinstance(ended, Ending):
+            ended.print(as_json=args.json)
+            ended = ended.code
         sys.stdout.flush()  # here, so that the error of a full disk gets the text below
-        return code
+        return ended
     except BrokenPipeError:
         raise  # the reader of the output has gone: main() ends quietly
     except OSError as error:
@@ -73,7 +76,7 @@ async def _run(do: Do, args: argparse.Namespace, loaded: Loaded) -> int:
         ) from error
 
 
-async def _replay(store: LetterStore, args: argparse.Namespace, settings: Settings) -> int:
+async def _replay(store: LetterStore, args: argparse.Namespace, settings: Settings) -> Ending:
     return await replay(args, settings, store, where_of(args.where))
 
 
@@ -155,17 +158,16 @@ def _print(args: argparse.Namespace, live: LiveLetter, *, is_first: bool) -> Non
         print(show.one_line(live, max(width, len(show.COLUMNS))))
 
 
-async def _stats(store: LetterStore, args: argparse.Namespace, _: Settings) -> int:
+async def _stats(store: LetterStore, args: argparse.Namespace, _: Settings) -> Ending:
     tally = Tally()
     count = show.Count()
     async for live in once(store.oldest(Selection(), tally)):
         count.add(live)
     counted = count.figures(await store.extent(), tally)
-    print(json.dumps(counted) if args.json else show.figures(counted, tally))
-    return 0
+    return Ending(counted, show.figures(counted, tally))
 
 
-async def _discard(store: LetterStore, args: argparse.Namespace, _settings: Settings) -> int:
+async def _discard(store: LetterStore, args: argparse.Namespace, _settings: Settings) -> Ending:
     if sum(map(bool, (args.ids, args.where, args.all))) != 1:
         raise IngestError("name what to discard: IDs, or --where, or --all (one of the three)")
     tally = Tally()
@@ -175,20 +177,15 @@ async def _discard(store: LetterStore, args: argparse.Namespace, _settings: Sett
         async for _ in once(store.oldest(where, tally)):
             count += 1
         said = f"{counted(count, 'dead letter')} would be discarded; to do it, repeat it with --yes"
-        print(json.dumps({"would_be_discarded": count}) if args.json else said)
-        return 1
+        return Ending({"would_be_discarded": count}, said, 1)
     if (await store.extent()).empty:
         print("no dead letters", file=sys.stderr)
-        if args.json:
-            print(json.dumps({"discarded": 0}))
-        return 0
+        return Ending({"discarded": 0}, "")
     async with store.held():
         async for some in store.oldest(where, tally):
             await store.mark_done(some, "discarded")
             count += len(some)
-    said = f"{counted(count, 'dead letter')} discarded"
-    print(json.dumps({"discarded": count}) if args.json else said)
-    return 0
+    return Ending({"discarded": count}, f"{counted(count, 'dead letter')} discarded")
 
 
 STORE = (

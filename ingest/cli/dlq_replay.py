@@ -7,7 +7,6 @@ the live letters with the ids that were stored are marked at the end, also if it
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from ingest.app.rules import make_rules
 from ingest.cli import dlq_show as show
+from ingest.cli.terminal import Ending
 from ingest.config.settings import Settings
 from ingest.dead_letters.format import LINE_BYTES_MAX, BadLine, parse
 from ingest.dead_letters.manual_replay import (
@@ -40,8 +40,8 @@ LEFT = (
 
 async def replay(
     args: argparse.Namespace, settings: Settings, store: LetterStore, where: Selection
-) -> int:
-    """Replay the selected letters and print the result; return 1 if some of them are left."""
+) -> Ending:
+    """Replay the selected letters; the exit code is 1 if some of them are left."""
     from ingest.app.database import housekeeping_url, late_partitions  # noqa: PLC0415
     from ingest.app.writing import make_sink  # noqa: PLC0415
     from ingest.cli.find_database import database  # noqa: PLC0415
@@ -54,9 +54,7 @@ async def replay(
         raise IngestError("--rate must be at least 1")
     if args.file is None and (await store.extent()).empty:
         print("no dead letters", file=sys.stderr)
-        if args.json:
-            print(json.dumps(show.replayed_json(Summary(), Tally(), dry_run=args.dry_run)))
-        return 0
+        return Ending(show.replayed_json(Summary(), Tally(), dry_run=args.dry_run), "")
     async with store.held():
         if args.dry_run:
             return await _replay(args, settings, store, where, None)
@@ -76,7 +74,7 @@ async def _replay(
     store: LetterStore,
     where: Selection,
     sink: Sink | None,
-) -> int:
+) -> Ending:
     tally, where = Tally(), where.for_replay()
     bad_lines: list[str] = []
     ids: set[bytes] = set()
@@ -108,22 +106,16 @@ async def _replay(
         if ids:
             async for some in store.oldest(Selection(ids=frozenset(ids)), Tally()):
                 await store.mark_done(some, "edited")
-    _print_result(args, by_hand.summary, tally, bad_lines, stopped)
-    left = stopped is not None or bad_lines or by_hand.summary.refused or tally.not_allowed
-    return EXIT_SOME_LEFT if left else 0
+    _print_left(tally, bad_lines, stopped)
+    summary = by_hand.summary
+    left = stopped is not None or bad_lines or summary.refused or tally.not_allowed
+    document = show.replayed_json(summary, tally, dry_run=args.dry_run)
+    text = show.replayed(summary, dry_run=args.dry_run)
+    return Ending(document, text, EXIT_SOME_LEFT if left else 0)
 
 
-def _print_result(
-    args: argparse.Namespace,
-    summary: Summary,
-    tally: Tally,
-    bad_lines: Sequence[str],
-    stopped: ReplayStopped | None,
-) -> None:
-    if args.json:
-        print(json.dumps(show.replayed_json(summary, tally, dry_run=args.dry_run)))
-    else:
-        print(show.replayed(summary, dry_run=args.dry_run))
+def _print_left(tally: Tally, bad_lines: Sequence[str], stopped: ReplayStopped | None) -> None:
+    """Say on stderr what was not replayed."""
     if tally.not_allowed:
         print(LEFT.format(counted(tally.not_allowed, "dead letter")), file=sys.stderr)
     for line in bad_lines[:BAD_LINES_PRINTED_MAX]:

@@ -14,7 +14,7 @@ import orjson
 from ingest.dead_letters.format import reading_object
 from ingest.dead_letters.manual_replay import Summary
 from ingest.dead_letters.store import Extent, LiveLetter, Tally, device_of
-from ingest.system.clock import rfc3339_s, unix_us
+from ingest.system.clock import rfc3339_or_us, unix_us
 from ingest.system.words import counted
 
 ID_CHARACTERS = 12  # enough to name a letter among millions
@@ -34,10 +34,7 @@ def escaped(text: str) -> str:
 
 def when(us: int) -> str:
     """Return Unix microseconds as RFC 3339 in whole seconds, or as a number outside its years."""
-    try:
-        return rfc3339_s(us)
-    except OverflowError:
-        return str(us)
+    return str(rfc3339_or_us(us - us % 1_000_000))
 
 
 def size(size_bytes: float) -> str:

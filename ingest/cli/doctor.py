@@ -19,6 +19,7 @@ from ingest import __version__
 from ingest.app.advice import advice
 from ingest.app.backlog import WRITES_FAIL
 from ingest.app.causes import next_step
+from ingest.app.database import timeouts
 from ingest.app.target import make_target
 from ingest.buffers.journal.reader import segment_files
 from ingest.cli.doctor_broker import broker_checks
@@ -30,7 +31,7 @@ from ingest.cli.doctor_senders import (
     mqtt_checks,
     sources_check,
 )
-from ingest.cli.find_database import connect_limits, database
+from ingest.cli.find_database import database
 from ingest.cli.parser import JSON, Command
 from ingest.cli.running_service import ask_service
 from ingest.cli.terminal import AMBER, GREEN, RED, Ending, as_typed, coloured
@@ -290,7 +291,7 @@ async def _database(loaded: Loaded, service: ServiceInfo | None) -> list[Check]:
     try:
         async with (
             database(settings, may_make=True) as url,
-            connected(url, **connect_limits(settings)) as opened,
+            connected(url, timeouts(settings)) as opened,
         ):
             with as_start_error(url):
                 found = await examine(opened, make_target(settings))

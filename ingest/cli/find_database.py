@@ -15,11 +15,6 @@ from ingest.config.settings import Settings
 from ingest.model.errors import StartError
 
 
-def connect_limits(settings: Settings) -> dict[str, float]:
-    """Return the time-outs of a command's connection, as arguments of `session.connected`."""
-    return {"connect_s_max": settings.connect_s_max, "command_s_max": settings.command_s_max}
-
-
 def known_url(settings: Settings) -> str | None:
     """Return the URL of the configured database or of the running service, else None."""
     if settings.database_url:
@@ -28,14 +23,6 @@ def known_url(settings: Settings) -> str | None:
 
     service = running_service(state_dir(settings))
     return service.database_url if service is not None else None
-
-
-def known_token(settings: Settings) -> str | None:
-    """Return the admin token of the running service, else None."""
-    from ingest.system.state_folder import running_service  # noqa: PLC0415
-
-    service = running_service(state_dir(settings))
-    return service.token if service is not None else None
 
 
 @asynccontextmanager

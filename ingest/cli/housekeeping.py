@@ -48,7 +48,11 @@ async def _status(args: argparse.Namespace, loaded: Loaded) -> Ending:
 async def _run(args: argparse.Namespace, loaded: Loaded) -> Ending:
     report = await _report(args, loaded)
     document = {
-        "did": [_did(each) for each in report.did],
+        "did": [
+            {**step, "error": did.error, "left": did.left}
+            for did in report.did
+            for step in _steps([did.step])
+        ],
         "other_run": report.other_run,
         "refused": report.schema.needs if report.schema.refuses else "",
     }
@@ -84,11 +88,6 @@ def _steps(steps: Sequence[Step]) -> list[dict[str, Any]]:
         }
         for each in steps
     ]
-
-
-def _did(did: Did) -> dict[str, Any]:
-    (step,) = _steps([did.step])
-    return {**step, "error": did.error, "left": did.left}
 
 
 def plan_text(report: Report) -> str:
@@ -162,15 +161,9 @@ def _until(report: Report) -> str | int:
     return "for ever" if until_us == END_US else _moment(until_us)
 
 
-def _rollups_until(report: Report) -> str | int | None:
-    """Return until when all hours have rollups; None without rollups, or before the first."""
-    rollups = report.rollups
-    return None if rollups is None or rollups.until_us is None else _moment(rollups.until_us)
-
-
 def status_of(report: Report) -> dict[str, Any]:
     """Return the state of the table for programs."""
-    view = report.view
+    view, until_us = report.view, report.rollups and report.rollups.until_us
     partitioned = view.kind == "partitioned"
     return {
         "table": view.table,
@@ -181,7 +174,7 @@ def status_of(report: Report) -> dict[str, Any]:
         "partitions_ours": sum(each.ours for each in view.partitions),
         "bytes": sum(each.bytes for each in view.partitions),
         "oldest": None if report.oldest_us is None else _moment(report.oldest_us),
-        "rollups_until": _rollups_until(report),
+        "rollups_until": None if until_us is None else _moment(until_us),  # of all hours
         "rollups_lack_late": 0 if report.rollups is None else report.rollups.late_left,
         "until": _until(report) if partitioned else None,
         "spans_ahead": view.spans_ahead if partitioned else None,

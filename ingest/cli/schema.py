@@ -37,14 +37,15 @@ def _names(text: str) -> list[str]:
 
 
 async def _on_connection(do: Do, args: argparse.Namespace, loaded: Loaded) -> Ending:
+    from ingest.app.database import timeouts  # noqa: PLC0415
     from ingest.app.target import make_target  # noqa: PLC0415
-    from ingest.cli.find_database import connect_limits, database  # noqa: PLC0415
+    from ingest.cli.find_database import database  # noqa: PLC0415
     from ingest.sinks.postgres.session import as_start_error, connected  # noqa: PLC0415
 
     settings = loaded.settings
     async with (
         database(settings, may_make=do is _apply) as url,
-        connected(url, **connect_limits(settings)) as opened,
+        connected(url, timeouts(settings)) as opened,
     ):
         with as_start_error(url):
             return await do(opened, make_target(settings), args, settings)

@@ -34,12 +34,6 @@ def split_broker_url(url: str) -> tuple[tuple[str, ...], str, str]:
     return tuple(named), unquote(user), unquote(password)
 
 
-def check_broker_url(url: str) -> None:
-    """Raise ValueError with a sentence for the user if `url` cannot be a URL of NATS."""
-    if url:
-        split_broker_url(url)
-
-
 def check_monitor_urls(urls: str) -> None:
     """Raise ValueError if these are no URLs with commas between them."""
     for each in filter(None, urls.split(",")):

@@ -28,19 +28,17 @@ def default_state_dir(environ: Mapping[str, str] = os.environ) -> Path:
 
 def state_dir(settings: Settings) -> Path:
     """Return the state folder that applies, as an absolute path."""
-    if settings.state_dir:
-        try:
-            return full_path(settings.state_dir)
-        except ConfigError as error:
-            raise ConfigError(f"setting state_dir: {error}") from None
-    return default_state_dir()
+    return _set(settings, "state_dir") or default_state_dir()
 
 
 def archive_dir(settings: Settings) -> Path | None:
     """Return the folder of the archive as an absolute path; None if there is none."""
-    if not settings.archive_dir:
-        return None
+    return _set(settings, "archive_dir")
+
+
+def _set(settings: Settings, name: str) -> Path | None:
+    named: str = getattr(settings, name)
     try:
-        return full_path(settings.archive_dir)
+        return full_path(named) if named else None
     except ConfigError as error:
-        raise ConfigError(f"setting archive_dir: {error}") from None
+        raise ConfigError(f"setting {name}: {error}") from None

@@ -13,13 +13,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ingest.config.broker_url import check_broker_url, check_monitor_urls
+from ingest.config.broker_url import check_monitor_urls, split_broker_url
 from ingest.config.forward_names import forward_names
 from ingest.config.host_names import header_name, host_names
 from ingest.config.networks import networks
 from ingest.config.settings import ROW_BYTES_MAX, Settings, split_address
 from ingest.config.sources import gather
-from ingest.config.table_names import COLUMNS, check_name, check_schema, repeated_column
+from ingest.config.table_names import COLUMNS, check_name, repeated_column
 from ingest.config.values import (
     check_database_url,
     check_token,
@@ -80,15 +80,16 @@ def check_together(settings: Settings, origins: Mapping[str, str] | None = None)
     ordered("batch_rows", "batch_rows_max")
     ordered("body_bytes_max", "inflated_bytes_max")
     ordered("body_bytes_max", "receiver_bytes_max")
-    ordered("inflated_bytes_max", "buffer_bytes_max")
-    if settings.post_rows_max * ROW_BYTES_MAX > settings.buffer_bytes_max:
-        raise ConfigError(
-            f"setting {named('post_rows_max')} does not fit into {named('buffer_bytes_max')}: "
-            f"a reading with long names takes {ROW_BYTES_MAX} bytes"
-        )
+    # In half of a journal there is always room: what is done leaves it a file at a time.
+    for buffer, share in (("buffer_bytes_max", 1), ("journal_bytes_max", 2)):
+        if settings.post_rows_max * ROW_BYTES_MAX > getattr(settings, buffer) // share:
+            raise ConfigError(
+                f"setting {named('post_rows_max')} does not fit into {named(buffer)}: "
+                f"a reading with long names takes {ROW_BYTES_MAX} bytes"
+                + (", and a post may use half of the journal" if share > 1 else "")
+            )
     if settings.drain_s_max:
         ordered("command_s_max", "drain_s_max", strict=True)
-    ordered("inflated_bytes_max", "journal_bytes_max")
     if settings.client_certificate_header and not settings.trusted_proxies:
         raise ConfigError(
             f"setting {named('client_certificate_header')} needs trusted_proxies: from others "
@@ -114,16 +115,17 @@ def _check_texts(settings: Settings, origins: Mapping[str, str]) -> None:
         ("keep_hot", duration_us),
         ("keep_rollups", duration_us),
         ("admin_token", check_token),
-        ("broker_url", check_broker_url),
+        ("broker_url", split_broker_url),
         ("broker_monitor_url", check_monitor_urls),
         ("forwards", forward_names),
         ("trusted_proxies", networks),
         ("host_names", host_names),
         ("client_certificate_header", header_name),
-        ("table_schema", check_schema),
-        *((name, check_name) for name in ("table_name", *COLUMNS)),
+        *((name, check_name) for name in ("table_schema", "table_name", *COLUMNS)),
     ):
+        value = getattr(settings, name)
         try:
-            check(getattr(settings, name))
+            if value != Settings.__dataclass_fields__[name].default:  # some may be empty
+                check(value)
         except ValueError as error:
             raise ConfigError(f"setting {name} ({origins[name]}): {error}") from None

@@ -8,12 +8,10 @@ Does not: read a pipe again, since it has its content once.
 
 from __future__ import annotations
 
-import os
-import stat
 from pathlib import Path
 
 from ingest.config.settings import Settings
-from ingest.config.sources import UnusableFile, read_secret
+from ingest.config.sources import UnusableFile, read_secret_again
 from ingest.config.values import check_database_url, full_path
 from ingest.system.logs import Occasionally, get_logger
 
@@ -66,13 +64,7 @@ class RereadUrl:
 
 
 def _url_in(file: Path) -> str:
-    try:
-        regular = stat.S_ISREG(os.stat(file).st_mode)
-    except OSError as error:
-        raise UnusableFile(file, f"cannot be read: {error.strerror}") from error
-    if not regular:
-        raise UnusableFile(file, "is no regular file")
-    url = read_secret(file)
+    url = read_secret_again(file)
     try:
         check_database_url(url)
     except ValueError as error:

@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass, fields
 
 from ingest.config.table_settings import TableSettings
-from ingest.config.values import GIB, KIB, MIB, TIB, moment_us, setting
-from ingest.model.errors import ConfigError
+from ingest.config.values import GIB, KIB, MIB, TIB, setting
 from ingest.model.reading import NAME_BYTES_MAX
 
 ROW_BYTES_MAX = 34 + 2 * NAME_BYTES_MAX  # of one row (model/rows.py shows its layout)
+HOLD_PROBE_S_MAX = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,8 +99,8 @@ class Settings(TableSettings):
     )
     body_s_max: float = setting(
         10.0,
-        "time for a request's headers (with a TLS handshake) to arrive, and for its body",
-        within=(0.05, 600),
+        "time for a body to arrive; headers, with a TLS handshake, have no more, and at most 10 s",
+        within=(2, 600),
     )
     keepalive_s_max: float = setting(
         75.0,
@@ -217,7 +217,7 @@ class Settings(TableSettings):
     command_s_max: float = setting(
         15.0,
         "deadline of a write; PostgreSQL gets 2/3 of it for a statement, 1/5 to wait for a lock",
-        within=(0.1, 600),
+        within=(1, 600),
     )
     schema_check_s: float = setting(10.0, "pause between checks of the table", within=(0.1, 3600))
 
@@ -229,15 +229,15 @@ class Settings(TableSettings):
     )
     wait_s_max: float = setting(
         10.0,
-        "longest pause between tries of the database; half of it while writes are paused",
-        within=(0.001, 3600),
+        "longest pause between tries of the database; half of it, at most 5 s, on hold",
+        within=(0.1, 600),
     )
     drain_s_max: float = setting(20.0, "at a stop: time to empty the buffer", within=(0, 600))
 
     dlq_bytes_max: int = setting(
         GIB,
         "most bytes of files or stream; for invalid items 1/2, for retries_exhausted 3/4",
-        within=(64 * KIB, 16 * TIB),
+        within=(4 * MIB, 16 * TIB),
         opens="Dead letters",
     )
     dlq_keep_days: float = setting(
@@ -252,12 +252,9 @@ class Settings(TableSettings):
     )
 
 
-def ts_min_us(settings: Settings) -> int:
-    """Return `ts_min` as Unix microseconds. Raises ConfigError if it is not RFC 3339."""
-    try:
-        return moment_us(settings.ts_min)
-    except ValueError as error:
-        raise ConfigError(f"setting ts_min: {error}") from None
+def hold_probe_s(settings: Settings) -> float:
+    """Return the pause between tries of the database while writes are paused."""
+    return min(HOLD_PROBE_S_MAX, settings.wait_s_max / 2)
 
 
 def split_address(address: str) -> tuple[str, int]:

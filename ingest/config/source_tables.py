@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ingest.config.sources import TOML_BYTES_MAX, read_file
+from ingest.config.sources import read_toml
 from ingest.config.values import full_path
 from ingest.model.errors import ConfigError
 
@@ -18,16 +18,8 @@ SOURCES_MAX = 200
 
 def source_tables(named: str) -> tuple[Path, list[dict[str, Any]]]:
     """Return the path of a file of sources, and its tables. Raises ConfigError."""
-    import tomllib  # noqa: PLC0415  it would add 2 ms to starts without such a file
-
     path = full_path(named)
-    raw = read_file(path, TOML_BYTES_MAX + 1)
-    if len(raw) > TOML_BYTES_MAX:
-        raise ConfigError(f"{path} is larger than {TOML_BYTES_MAX:,} bytes: no file of sources")
-    try:
-        written = tomllib.loads(raw.decode("utf-8-sig"))
-    except ValueError as error:  # syntax, encoding, a number of 5,000 digits
-        raise ConfigError(f"{path} is not TOML: {error}") from error
+    written = read_toml(path, "sources")
     other = next((name for name in written if name != "source"), None)
     if other is not None:
         raise ConfigError(f"{path}: {other!r} is no table of a source; write [[source]] above it")

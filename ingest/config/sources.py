@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import Field
 from pathlib import Path
@@ -60,15 +61,7 @@ def gather(
 
 
 def _of_toml(path: Path, known: Mapping[str, Field[Any]]) -> Found:
-    import tomllib  # noqa: PLC0415  it would add 2 ms to starts without such a file
-
-    raw = read_file(path, TOML_BYTES_MAX + 1)
-    if len(raw) > TOML_BYTES_MAX:
-        raise ConfigError(f"{path} is larger than {TOML_BYTES_MAX:,} bytes: no file of settings")
-    try:
-        written = tomllib.loads(raw.decode("utf-8-sig"))
-    except ValueError as error:  # syntax, encoding, a number of 5,000 digits
-        raise ConfigError(f"{path} is not TOML: {error}") from error
+    written = read_toml(path, "settings")
     for name in written:
         if name == "source":
             raise ConfigError(f"{path}: sources have a file of their own: setting sources_file")
@@ -127,6 +120,30 @@ def read_file(path: Path, bytes_max: int) -> bytes:
             return file.read(bytes_max)
     except OSError as error:
         raise UnusableFile(path, f"cannot be read: {error.strerror}") from error
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """Return what a TOML file has; `what` is what it should have. Raises ConfigError."""
+    import tomllib  # noqa: PLC0415  it would add 2 ms to starts without such a file
+
+    raw = read_file(path, TOML_BYTES_MAX + 1)
+    if len(raw) > TOML_BYTES_MAX:
+        raise ConfigError(f"{path} is larger than {TOML_BYTES_MAX:,} bytes: no file of {what}")
+    try:
+        return tomllib.loads(raw.decode("utf-8-sig"))
+    except ValueError as error:  # syntax, encoding, a number of 5,000 digits
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+
+
+def read_secret_again(path: Path) -> str:
+    """Return the same of a file that may have changed. Of a pipe, there is nothing more."""
+    try:
+        regular = stat.S_ISREG(os.stat(path).st_mode)
+    except OSError as error:
+        raise UnusableFile(path, f"cannot be read: {error.strerror}") from error
+    if not regular:
+        raise UnusableFile(path, "is no regular file")
+    return read_secret(path)
 
 
 def read_secret(path: Path) -> str:

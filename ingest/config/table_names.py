@@ -22,12 +22,6 @@ def check_name(name: str) -> None:
         raise ValueError(f"has {size} bytes; PostgreSQL allows {NAME_BYTES_MAX}")
 
 
-def check_schema(name: str) -> None:
-    """Check the name of a schema, which may be empty. Raises ValueError."""
-    if name:
-        check_name(name)
-
-
 def repeated_column(settings: Settings) -> tuple[str, str] | None:
     """Return the two settings that name the same column, or None."""
     seen = dict[str, str]()

@@ -36,9 +36,10 @@ from ingest.formats.map_source import IN
 from ingest.formats.media_type import DECODE_ITEM
 from ingest.formats.post import Decoded, Post, Rules
 from ingest.formats.timestamp import UNITS
+from ingest.model.ack import Refusal
 from ingest.model.errors import Refused, ReplayStopped
 from ingest.model.letter import INVALID, JSON, LINE, MAPPED, Letter
-from ingest.model.ports import BadRow, Sink, Stored
+from ingest.model.ports import Sink, Stored
 from ingest.model.verdict import OF_ONE_ROW, Verdict, WriteFailed
 from ingest.system.backoff import backoff_s
 from ingest.system.clock import monotonic_s, unix_us
@@ -221,7 +222,7 @@ class ManualReplay:
 
     async def _write(self, batch: list[tuple[Item, bytes, int]], rows: int) -> None:
         began_s = monotonic_s()
-        bad: list[BadRow] = []
+        bad: list[Refusal] = []
         stored = Stored(0, 0)
         if self._sink is not None:
             stored, bad = await _store(self._sink, [tuples for _, tuples, _ in batch], rows)
@@ -290,11 +291,11 @@ def _long_post(post: Post) -> Post:
     return structs.replace(post, rules=post.rules._replace(post_rows_max=LINE_BYTES_MAX))
 
 
-async def _store(sink: Sink, tuples: list[bytes], rows: int) -> tuple[Stored, list[BadRow]]:
+async def _store(sink: Sink, tuples: list[bytes], rows: int) -> tuple[Stored, list[Refusal]]:
     """Write one batch and return the rows that the database refuses. Raises ReplayStopped."""
-    bad: list[BadRow] = []
+    bad: list[Refusal] = []
 
-    async def set_aside(refused: list[BadRow]) -> None:
+    async def set_aside(refused: list[Refusal]) -> None:
         bad[:] = refused
 
     isolate = False

@@ -38,6 +38,7 @@ CAUSES = {
         rank=50,
     ),
 }
+INVALID_PARTS = 2  # one of so many parts of all may be invalid items
 HALF_LIFE_S = 86_400.0
 SENDERS_MAX = 10_000  # those that are remembered; about 200 bytes each
 TOLD_S = 60.0  # after its last refusal
@@ -73,7 +74,7 @@ class Room:
 
     def is_full_for_invalid(self, taken: int) -> bool:
         """Whether there is no room for invalid items: less than a hundredth of that half."""
-        half = self._bytes_max // 2
+        half = self._bytes_max // INVALID_PARTS
         return (half - taken) * 100 < half
 
     def refusal(
@@ -108,7 +109,7 @@ class Room:
         the same reason the bytes of such letters do not count against refused rows.
         """
         if sender is not None:
-            return self._bytes_max // 2, ", up to which invalid items are kept"
+            return self._bytes_max // INVALID_PARTS, ", up to which invalid items are kept"
         if not self._auto_replay:
             return self._bytes_max, ""
         if all(letter.reason == EXHAUSTED for letter in letters):

@@ -11,7 +11,6 @@ Does not: make streams.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import shutil
 import signal
@@ -37,6 +36,7 @@ from ingest.system.files import (
 )
 from ingest.system.logs import get_logger
 from ingest.system.loopback import free_port
+from ingest.system.orphans import lock_of_children
 from ingest.system.waiting import first_of
 
 LOCK_S_MAX = 10.0  # for a command that runs the broker for its own time
@@ -90,12 +90,11 @@ class EmbeddedBroker(Server):
         self._program_path = program
         self._payload_bytes_max = payload_bytes_max
         self._config = folder / "server.conf"
-        self._endpoints: Endpoints | None = None
+        self._endpoints = _new_endpoints()
 
     @property
     def published(self) -> Published:
         """Where the server is. Ask before each connect: the port can change at a restart."""
-        assert self._endpoints is not None, "start it first"
         return Published(os.getpid(), self._endpoints)
 
     async def start(self) -> None:
@@ -132,32 +131,26 @@ class EmbeddedBroker(Server):
 
     async def _end_left(self) -> None:
         """End a server whose parent was killed. It has inherited the lock of its store."""
-        started_s = clock.monotonic_s()
-        path = self.folder / "server.lock"
+
+        def tell(pid: int, number: signal.Signals) -> None:
+            _log.warning("broker_left_ended", pid=pid, signal=number.name)
+
         signals = {0.0: signal.SIGINT, LEFT_S_MAX: signal.SIGKILL}
-        while path.exists() and is_locked(path):
-            waited_s = clock.monotonic_s() - started_s
-            for after_s in [each for each in signals if each <= waited_s]:
-                number = signals.pop(after_s)
-                for pid in _servers_of(self._config):
-                    _log.warning("broker_left_ended", pid=pid, signal=number.name)
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, number)
-            if waited_s > LEFT_S_MAX + KILL_S_MAX:
-                raise StartError(
-                    f"another nats-server uses {self.folder}, and does not end: stop it, or "
-                    "choose another folder with --state-dir"
-                )
-            await asyncio.sleep(0.02)
+        lock = await lock_of_children(self.folder / "server.lock", signals, tell)
+        if lock is None:
+            raise StartError(
+                f"another nats-server uses {self.folder}, and does not end: stop it, or "
+                "choose another folder with --state-dir"
+            )
+        lock.close()
 
     async def is_ready(self, process: asyncio.subprocess.Process) -> bool:
         """Whether the server can be used."""
-        assert self._endpoints is not None
         return await asyncio.to_thread(_is_ready, self._endpoints)
 
     async def spawn(self) -> Launched:
         """Start the program."""
-        at = self._endpoints = self._endpoints or _new_endpoints()
+        at = self._endpoints
         log_start = size_bytes(self.log_file)
         text = config_text(
             at,
@@ -248,16 +241,3 @@ def _is_ready(at: Endpoints) -> bool:
         return ask(at.monitor_url, "/healthz").get("status") == "ok"
     except (OSError, HTTPException, ValueError):
         return False
-
-
-def _servers_of(config: Path) -> list[int]:
-    """Return the processes whose command line has this configuration file."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().split(b"\0")
-        except OSError:  # it has ended
-            continue
-        if os.fsencode(config) in words:
-            found.append(int(path.parent.name))
-    return found

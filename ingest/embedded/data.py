@@ -28,6 +28,7 @@ from ingest.embedded.sockets import PORT, make_socket_folder
 from ingest.model.errors import StartError
 from ingest.system import clock
 from ingest.system.files import Lock, replace_private, sync_folder
+from ingest.system.state_folder import is_alive
 
 PREVIOUS_S_MAX = 20.0  # for an earlier server on the same data that is shutting down
 UNMARKED_S_MAX = 2.0  # from the end of its parent until its pid file says that it stops
@@ -189,13 +190,7 @@ def _is_postgres_on(pid: int, data: Path) -> bool:
             return os.fsencode(data) in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         except OSError:
             return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    return is_alive(pid)
 
 
 async def make_data(home: Home) -> None:

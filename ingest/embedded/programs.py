@@ -72,10 +72,7 @@ class DatabaseUser(NamedTuple):
     @property
     def login(self) -> str:
         """Its name on this machine; empty if it has none, as in containers."""
-        try:
-            return pwd.getpwuid(self.owner_uid).pw_name
-        except KeyError:
-            return ""
+        return _name_of(self.owner_uid)
 
 
 def find_binaries(environ: Mapping[str, str] = os.environ) -> Path:
@@ -155,10 +152,11 @@ def database_user(data: Path) -> DatabaseUser:
     there is no such user, or if the data belongs to a user that we cannot become.
     """
     owner = data.stat() if data.exists() else None
+    who = "" if owner is None else _name_of(owner.st_uid) or f"uid {owner.st_uid}"
     if os.geteuid() != 0:
         if owner is not None and owner.st_uid != os.geteuid():
             raise StartError(
-                f"{data} belongs to {_name_of(owner.st_uid)}: start as root or as that user, "
+                f"{data} belongs to {who}: start as root or as that user, "
                 "or choose another folder with --state-dir"
             )
         return DatabaseUser(-1, -1, "")
@@ -168,7 +166,7 @@ def database_user(data: Path) -> DatabaseUser:
                 f"{data} belongs to root, and PostgreSQL refuses to run as root: give it to the "
                 "user that made it (chown -R), or choose another folder with --state-dir"
             )
-        return DatabaseUser(owner.st_uid, owner.st_gid, _name_of(owner.st_uid))
+        return DatabaseUser(owner.st_uid, owner.st_gid, who)
     for name in USERS:
         try:
             entry = pwd.getpwnam(name)
@@ -185,7 +183,7 @@ def _name_of(uid: int) -> str:
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
-        return f"uid {uid}"
+        return ""
 
 
 def command(user: DatabaseUser, program: Path | str, *arguments: str) -> list[str]:

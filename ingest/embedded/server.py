@@ -84,7 +84,7 @@ class EmbeddedPostgres(Server):
     program, what = "PostgreSQL", "a database"
     # The children of a server that was killed end by themselves, a moment later.
     in_use, in_use_s_max = "pre-existing shared memory block", postgres_data.PREVIOUS_S_MAX
-    # A fast shutdown, then an immediate one.
+    # A fast shutdown, which rolls open transactions back; then an immediate one.
     end_steps = ((signal.SIGINT, 20.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))
 
     def __init__(self, folder: Path, *, settings: Mapping[str, str] | None = None) -> None:
@@ -156,10 +156,6 @@ class EmbeddedPostgres(Server):
         write_access_rules(home.data, home.user, major)
         sweep_left_overs(home.user)
         await self.launch()
-
-    async def stop(self) -> None:
-        """Shut the server down. This is fast: open transactions are rolled back."""
-        await super().stop()
 
     async def is_ready(self, process: asyncio.subprocess.Process) -> bool:
         """Whether the server can be used."""

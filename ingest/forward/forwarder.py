@@ -43,6 +43,7 @@ class Forwarder:
     def __init__(
         self,
         sender: TargetSender,
+        consumer: Puller,
         tally: ForwardTally,
         *,
         filters: Filters,
@@ -55,22 +56,13 @@ class Forwarder:
         self._filters = filters
         self._limits = limits
         self._in_flight = in_flight
-        self._consumer: Puller | None = None
+        self._from = consumer
+        consumer.wanted.set()
         self._held: dict[int, _Message] = {}  # by place; those that wait, and those in work
         self._waiting: deque[_Message] = deque()
         self._held_bytes = 0
         self._arrived = asyncio.Event()
         self._skip_to = 0  # messages up to this place are skipped
-
-    def connect(self, consumer: Puller) -> None:
-        """Set where the messages come from. Before anything else."""
-        self._consumer = consumer
-        consumer.wanted.set()
-
-    @property
-    def _from(self) -> Puller:
-        assert self._consumer is not None, "connect it first"
-        return self._consumer
 
     @property
     def held_messages(self) -> int:

@@ -62,10 +62,11 @@ class TargetSender:
 
     async def send(self, post: ForwardPost, received_us: int, wanted: Callable[[], bool]) -> bool:
         """Return True once the post is taken, or is dead letters; False once it is not wanted."""
-        done = await self.delivery.until_done(
-            lambda tries: self._try(post, received_us, tries), wanted
+        return bool(
+            await self.delivery.until_done(
+                lambda tries: self._try(post, received_us, tries), wanted
+            )
         )
-        return done is not None
 
     async def _try(self, post: ForwardPost, received_us: int, tries: int) -> bool | None:
         """Send a post once; return None if a further try is needed."""

@@ -4,7 +4,7 @@
     webhook-timestamp  when it was sent, in Unix seconds
     webhook-signature  v1, and the base64 of HMAC-SHA256(secret, "ID.TIMESTAMP.BODY")
 
-Promises: the secret is in no log and in no error. Its file is read again when it has changed; while
+Promises: the secret is in no log and in no error. Its file is read again for each post; while
 it cannot be used, the last good secret is.
 """
 
@@ -13,11 +13,9 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
-import os
-import stat
 from pathlib import Path
 
-from ingest.config.sources import UnusableFile, read_secret
+from ingest.config.sources import UnusableFile, read_secret_again
 from ingest.system.logs import Occasionally, get_logger
 
 SECRET_CHARACTERS_MIN = 16
@@ -32,13 +30,12 @@ class Signer:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._stamp: tuple[int, int, int] | None = None
         self._occasionally = Occasionally(WARNING_S)
         self._secret = b""
         self._read()
 
     def headers(self, key: str, body: bytes, now_s: float) -> dict[str, str]:
-        """Return the headers of a post. Blocks for the time of a look at a file."""
+        """Return the headers of a post. Blocks for the time of reading a small file."""
         try:
             self._read()
         except UnusableFile as error:
@@ -51,19 +48,10 @@ class Signer:
         }
 
     def _read(self) -> None:
-        try:
-            found = os.stat(self._file)
-        except OSError as error:
-            raise UnusableFile(self._file, f"cannot be read: {error.strerror}") from error
-        stamp = (found.st_ino, found.st_mtime_ns, found.st_size)
-        if stamp == self._stamp:
-            return
-        if not stat.S_ISREG(found.st_mode):
-            raise UnusableFile(self._file, "is no regular file")
-        secret = _secret_of(self._file, read_secret(self._file))
+        secret = _secret_of(self._file, read_secret_again(self._file))
         if self._secret and secret != self._secret:
             _log.info("forward_secret_changed", file=str(self._file))
-        self._secret, self._stamp = secret, stamp
+        self._secret = secret
 
 
 def _secret_of(file: Path, text: str) -> bytes:

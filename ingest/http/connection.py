@@ -21,8 +21,8 @@ from aiohttp.http import HttpVersion11
 
 from ingest.http.framer import Framer
 from ingest.http.heads import HEAD_END, KnownHeads, code_of
-from ingest.http.owner import Owner
-from ingest.http.request import NO_PLACE, Client, Forwarding, HeldPlace, Request, client_at
+from ingest.http.proxies import Proxies
+from ingest.http.request import NO_PLACE, Client, HeldPlace, Request, client_at
 from ingest.http.response import Answer
 from ingest.http.valve import BEHIND, LATER, UNREAD, Valve
 from ingest.system.logs import get_logger
@@ -43,16 +43,19 @@ _start_task: Callable[..., asyncio.Task[Answer]] = partial(asyncio.Task, **_EAGE
 
 
 class Connection(asyncio.Protocol):
-    """The protocol of one connection. It is also the `sender` of its requests."""
+    """The protocol of one connection. It is also the `sender` of its requests.
+
+    `owner` are the Connections of its port. They import this file, so they have no type here.
+    """
 
     __slots__ = (
         *("_at", "_behind", "_client", "_framer", "_half_bytes", "_later", "_linger", "_no_more"),
         *("_over", "_owner", "_request", "_tries", "place", "proxies", "retires", "valve"),
     )
 
-    def __init__(self, owner: Owner) -> None:
+    def __init__(self, owner: Any) -> None:
         self.valve = Valve()
-        self.proxies: Forwarding | None = owner.proxies
+        self.proxies: Proxies | None = owner.proxies
         self.place: HeldPlace = NO_PLACE
         self.retires = False  # the connection ends with its next answer
         self._owner = owner
@@ -236,7 +239,7 @@ class Connection(asyncio.Protocol):
             owner.body_awaited(self)
         else:
             owner.work_begun(self)
-            queue = owner.round_queue if request.head.is_plain else None
+            queue = owner.plain_bodies if request.head.is_plain else None
             if queue is not None and queue.enqueue(len(request.body), self._begin_in_round):
                 return
         owner.loop.call_soon(self._answer)

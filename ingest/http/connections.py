@@ -30,9 +30,10 @@ from ingest.http.crowds import Crowds
 from ingest.http.framer import require_parser
 from ingest.http.heads import KnownHeads
 from ingest.http.listener import Listener
-from ingest.http.owner import Reply, RoundQueue
-from ingest.http.request import Forwarding, Request, client_at
-from ingest.http.response import Answer
+from ingest.http.plain_body import PlainBodies
+from ingest.http.proxies import Proxies
+from ingest.http.request import Request, client_at
+from ingest.http.response import Answer, Reply
 from ingest.http.tls import TlsConnection
 from ingest.model.errors import StartError
 from ingest.system.clock import monotonic_s
@@ -55,15 +56,16 @@ Handle = Callable[[Request], Reply]
 class _Open(NamedTuple):
     transport: asyncio.Transport  # a handler that was closed has none any more
     network: str
+    since_s: float  # when it was opened, or retired
 
 
 class Connections:
     """The connections of one port. `malformed` returns (and counts) the answer for a problem code.
 
     `closed` is called with the cause when a limit closes one (not at the end of an idle one).
-    With a `round_queue` it decides when a request that has arrived whole begins, and the heads of
-    such requests are remembered. `connection_s_max`: see Retiring. With a certificate the port
-    speaks TLS only.
+    With `plain_bodies` these decide when a request that has arrived whole begins, and the heads of
+    such requests are remembered. Connections between half and three halves of `connection_s_max`
+    old are retired, evenly over the time. With a certificate the port speaks TLS only.
     """
 
     def __init__(
@@ -72,27 +74,27 @@ class Connections:
         malformed: Callable[[str], Answer],
         *,
         closed: Callable[[str], None] = lambda _cause: None,
-        round_queue: RoundQueue | None = None,
+        plain_bodies: PlainBodies | None = None,
         connections_max: int,
         header_s_max: float,
         keepalive_s_max: float,
         connection_s_max: float = math.inf,
         certificate: Certificate | None = None,
-        proxies: Forwarding | None = None,
+        proxies: Proxies | None = None,
     ) -> None:
         require_parser()
         self.loop = asyncio.get_running_loop()
         self.answer = handle
-        self.round_queue = round_queue
-        self.known_heads = KnownHeads() if round_queue is not None else None
+        self.plain_bodies = plain_bodies  # None: every request begins in the next round
+        self.known_heads = KnownHeads() if plain_bodies is not None else None
         self.proxies = proxies
         self.is_closing = False
         self.malformed = malformed
         self._closed = closed
         self.header_s_max = header_s_max
         self.keepalive_s_max = keepalive_s_max
-        self._retiring = Retiring(connection_s_max)
-        self._open: dict[Connection, _Open] = {}
+        self._connection_s_max = connection_s_max
+        self._open: OrderedDict[Connection, _Open] = OrderedDict()  # by `since_s`
         self._by_network = Crowds[Connection]()
         self._suspended: set[asyncio.Task[Answer]] = set()
         self._work_ended = asyncio.Event()  # only set while the port is closing
@@ -106,17 +108,19 @@ class Connections:
         self._listener: Listener | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._log = get_logger("connections")
-        self._files = OpenFiles(connections_max)
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._most = min(connections_max, max(files - SPARE_FILES, 16))
+        self._untold = (files, connections_max) if self._most < connections_max else None
         self._occasionally = Occasionally(60.0)
 
     def __call__(self) -> Connection | TlsConnection:
         """Make the protocol of one connection (the event loop calls this)."""
         if self._certificate is None:
             return Connection(self)
-        assert self.round_queue is not None, "only the data port has a certificate"
+        assert self.plain_bodies is not None, "only the data port has a certificate"
         return TlsConnection(
             Connection(self),
-            self.round_queue,
+            self.plain_bodies.loop_share,
             context=self._certificate.context,
             network_of=lambda transport: client_at(transport).network,
             plain=lambda: self.malformed(NEEDS_TLS).rendered(CLOSE),
@@ -131,7 +135,7 @@ class Connections:
 
     def connection_made(self, handler: Connection, transport: asyncio.Transport) -> None:
         """Add a new connection; if there are too many, close another one, or this one."""
-        if len(self._open) >= self._files.most:
+        if len(self._open) >= self._most:
             self._closed("connections_full")
             another = self._to_close()
             if another is None:
@@ -139,14 +143,18 @@ class Connections:
                 return
             self._drop(another)
         network, now_s = client_at(transport).network, monotonic_s()
-        self._open[handler] = _Open(transport, network)
-        self._retiring.add(handler, now_s)
+        self._open[handler] = _Open(transport, network, now_s)
         self._by_network.add(network, handler, now_s)
         self._head_awaited(handler, network)
 
     def connection_lost(self, handler: Connection) -> None:
-        """Remove a connection."""
-        self._forget(handler)
+        """Remove a connection. Repeatable."""
+        opened = self._open.pop(handler, None)
+        if opened is not None:
+            self._by_network.remove(opened.network, handler)
+            self._unfinished.remove(opened.network, handler)
+        self._half_open.pop(handler, None)
+        self._idle.pop(handler, None)
 
     def head_begun(self, handler: Connection) -> None:
         """Start the deadline of a head, at its first bytes."""
@@ -160,7 +168,7 @@ class Connections:
     def work_begun(self, handler: Connection) -> None:
         """Exempt a connection from the sweep while its request is in work."""
         if self._half_open.pop(handler, None) is not None:
-            self._finished(handler)
+            self.body_ended(handler)
         self._idle.pop(handler, None)
 
     def work_ended(self, handler: Connection) -> None:
@@ -177,19 +185,16 @@ class Connections:
             self._unfinished.add(self._open[handler].network, handler, monotonic_s())
 
     def body_ended(self, handler: Connection) -> None:
-        """Its request is whole now."""
-        self._finished(handler)
-
-    def _finished(self, handler: Connection) -> None:
+        """Its request is whole now, or nobody waits for the rest of it."""
         if (opened := self._open.get(handler)) is not None:
             self._unfinished.remove(opened.network, handler)
 
     def put_off(self, go_on: Callable[[], object], network: str) -> None:
         """Call `go_on`, a short step, later. Networks take turns."""
-        if self.round_queue is None:
+        if self.plain_bodies is None:
             self.loop.call_soon(go_on)
         else:
-            self.round_queue.put_off(go_on, network)
+            self.plain_bodies.loop_share.put_off(go_on, network)
 
     def suspended(self, task: asyncio.Task[Answer]) -> None:
         """Keep the task of an answer that has to wait; `close` waits for it."""
@@ -223,18 +228,9 @@ class Connections:
 
     # Closing connections that are late
 
-    def _forget(self, handler: Connection) -> None:
-        opened = self._open.pop(handler, None)
-        self._retiring.remove(handler)
-        if opened is not None:
-            self._by_network.remove(opened.network, handler)
-            self._unfinished.remove(opened.network, handler)
-        self._half_open.pop(handler, None)
-        self._idle.pop(handler, None)
-
     def _drop(self, handler: Connection) -> None:
         opened = self._open.get(handler)
-        self._forget(handler)
+        self.connection_lost(handler)
         if opened is not None and opened.transport.get_write_buffer_size():
             # A normal close would wait for ever for a client that does not read.
             opened.transport.abort()
@@ -253,13 +249,37 @@ class Connections:
 
     def _sweep_once(self, period_s: float) -> bool:
         """Close those that are late, a few; return whether there are more."""
-        self._files.tell_if_near(len(self._open))
+        self._tell_if_near()
         if self._certificate is not None:
             self._certificate.read_if_changed()
         if self._drop_late() == DROPS_A_ROUND:
             return True
-        self._retiring.retire_oldest(period_s)
+        self._retire_oldest(period_s)
         return False
+
+    def _tell_if_near(self) -> None:
+        """Log once that open files limit the connections, when nearly all of these are open."""
+        if self._untold is None or len(self._open) < NEARLY_ALL * self._most:
+            return
+        (files, wanted), self._untold = self._untold, None
+        self._log.warning(
+            "fewer_connections",
+            most=self._most,
+            wanted=wanted,
+            open_files_max=files,
+            open_files_needed=wanted + SPARE_FILES,
+        )
+
+    def _retire_oldest(self, period_s: float) -> None:
+        """Retire some connections; called once in each period."""
+        now_s, age_s = monotonic_s(), self._connection_s_max
+        share = math.ceil(len(self._open) * period_s / age_s)
+        for handler, opened in list(islice(self._open.items(), share)):
+            if now_s - opened.since_s < age_s / 2:
+                return
+            handler.retires = True
+            self._open[handler] = opened._replace(since_s=now_s)
+            self._open.move_to_end(handler)
 
     def _drop_late(self) -> int:
         """Close connections that are too late, at most DROPS_A_ROUND; return how many."""
@@ -318,8 +338,15 @@ class Connections:
         """
         assert self._listener is not None, "it listens"
         await self._listener.close()
-        self._retiring.retire_all()
-        await last_one_gone(lambda: not self._open, self._idle, idle_s=idle_s, timeout_s=timeout_s)
+        for handler in self._open:
+            handler.retires = True
+        since_s = monotonic_s()
+        while self._open and (waited_s := monotonic_s() - since_s) < timeout_s:
+            late = list(islice(self._idle, DROPS_A_ROUND)) if waited_s >= idle_s else []
+            for handler in late:
+                del self._idle[handler]
+                handler.leave()
+            await asyncio.sleep(DROP_PAUSE_S if late else GONE_LOOK_S)
 
     async def close(self, timeout_s: float = 1.0) -> None:
         """Stop listening, wait `timeout_s` for requests in work, close all. Repeatable."""
@@ -353,78 +380,3 @@ class Connections:
 
 def _why(error: OSError | OverflowError) -> str:
     return (isinstance(error, OSError) and error.strerror) or str(error)
-
-
-class OpenFiles:
-    """`most` connections are possible, and at most the `wanted` ones."""
-
-    def __init__(self, wanted: int) -> None:
-        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self.most = min(wanted, max(files - SPARE_FILES, 16))
-        self._untold = (files, wanted) if self.most < wanted else None
-        self._log = get_logger("connections")
-
-    def tell_if_near(self, count: int) -> None:
-        """Log once that open files limit the connections, when nearly all of these are open."""
-        if self._untold is None or count < NEARLY_ALL * self.most:
-            return
-        (files, wanted), self._untold = self._untold, None
-        self._log.warning(
-            "fewer_connections",
-            most=self.most,
-            wanted=wanted,
-            open_files_max=files,
-            open_files_needed=wanted + SPARE_FILES,
-        )
-
-
-class Retiring:
-    """The open connections, those first that are open, or retired, for longest.
-
-    Those between half and three halves of `connection_s_max` old are retired, evenly over the time.
-    """
-
-    def __init__(self, connection_s_max: float) -> None:
-        self._age_s = connection_s_max
-        self._since_s: OrderedDict[Connection, float] = OrderedDict()
-
-    def add(self, handler: Connection, now_s: float) -> None:
-        """Add a new connection."""
-        self._since_s[handler] = now_s
-
-    def remove(self, handler: Connection) -> None:
-        """Remove a connection, if it is there."""
-        self._since_s.pop(handler, None)
-
-    def retire_oldest(self, period_s: float) -> None:
-        """Retire some; called once in each period."""
-        now_s = monotonic_s()
-        share = math.ceil(len(self._since_s) * period_s / self._age_s)
-        for handler, since_s in list(islice(self._since_s.items(), share)):
-            if now_s - since_s < self._age_s / 2:
-                return
-            handler.retires = True
-            self._since_s[handler] = now_s
-            self._since_s.move_to_end(handler)
-
-    def retire_all(self) -> None:
-        """Retire all that are open."""
-        for handler in self._since_s:
-            handler.retires = True
-
-
-async def last_one_gone(
-    is_gone: Callable[[], bool],
-    idle: OrderedDict[Connection, float],
-    *,
-    idle_s: float,
-    timeout_s: float,
-) -> None:
-    """Wait for the end of all connections, at most `timeout_s`. From `idle_s` on end idle ones."""
-    since_s = monotonic_s()
-    while not is_gone() and (waited_s := monotonic_s() - since_s) < timeout_s:
-        late = list(islice(idle, DROPS_A_ROUND)) if waited_s >= idle_s else []
-        for handler in late:
-            del idle[handler]
-            handler.leave()
-        await asyncio.sleep(DROP_PAUSE_S if late else GONE_LOOK_S)

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import NamedTuple, TypeVar
 
 from ingest.http.bodies import Bodies, check_size
-from ingest.http.inflate import THREADS, Inflater, encoding_of, expected_bytes, light
+from ingest.http.inflate import encoding_of, expected_bytes, inflated, light
 from ingest.http.loop_share import LoopShare
 from ingest.http.request import Request
 from ingest.model.errors import Refused
 
+THREADS = 2  # for bodies that are not light
 INFLATED_MAX = 2 * THREADS  # one in each thread, and as many that wait for a round
 # A body that is smaller when it is decompressed is decoded in the round in which it is
 # decompressed. It is not one of INFLATED_MAX.
@@ -34,7 +36,10 @@ class BodyLimits(NamedTuple):
 
 
 class PlainBodies:
-    """The bodies of one data port. A page may have other limits than these, up to `largest`."""
+    """The bodies of one data port. A page may have other limits than these, up to `largest`.
+
+    `loop_share` decides in which round of the event loop their posts begin and go on.
+    """
 
     def __init__(
         self,
@@ -51,9 +56,9 @@ class PlainBodies:
             body_s_max=body_s_max,
             all_bytes_max=all_bytes_max,
         )
-        self._inflater = Inflater(waiting_bytes_max=all_bytes_max)
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="inflate")
         self._inflated = asyncio.Semaphore(INFLATED_MAX)
-        self._loop_share = LoopShare(self._bodies.begins)
+        self.loop_share = LoopShare(self._bodies.begins)
 
     def enqueue(self, body_bytes: int, begin: Callable[[], object]) -> bool:
         """Call `begin` in a later round. Returns False if too many bodies are in memory already.
@@ -62,16 +67,8 @@ class PlainBodies:
         """
         if not self._bodies.count_in(body_bytes):
             return False
-        self._loop_share.enqueue(body_bytes, begin, counted_bytes=body_bytes)
+        self.loop_share.enqueue(body_bytes, begin, counted_bytes=body_bytes)
         return True
-
-    def put_off(self, go_on: Callable[[], object], network: str, *, begins: bool = False) -> None:
-        """Call `go_on`, a short step, later. All such steps share a short time of each round."""
-        self._loop_share.put_off(go_on, network, begins=begins)
-
-    def forget(self, go_on: Callable[[], object], network: str) -> None:
-        """Do not call it, if it was put off and has not been called yet."""
-        self._loop_share.forget(go_on, network)
 
     def check(self, size_bytes: int, limits: BodyLimits | None = None) -> None:
         """Raise Refused if a body of this size is too large."""
@@ -89,22 +86,24 @@ class PlainBodies:
         body_bytes_max, inflated_bytes_max = limits or self.limits
         async with self._bodies.received(request, body_bytes_max) as body:
             if encoding is None:
-                await self._loop_share.wait(len(body))
+                await self.loop_share.wait(len(body))
                 yield body
                 return
             expected = expected_bytes(body, encoding)
             if expected <= UNCOUNTED_BYTES:
-                await self._loop_share.wait(expected)
-                inflated = light(body, encoding, inflated_bytes_max, UNCOUNTED_BYTES)
-                if inflated is not None:
-                    yield inflated
+                await self.loop_share.wait(expected)
+                small = light(body, encoding, inflated_bytes_max, UNCOUNTED_BYTES)
+                if small is not None:
+                    yield small
                     return
             async with self._inflated:
-                inflated = light(body, encoding, inflated_bytes_max)
-                if inflated is None:
-                    inflated = await self._inflater.inflate(body, encoding, inflated_bytes_max)
-                await self._loop_share.wait(len(inflated))
-                yield inflated
+                whole = light(body, encoding, inflated_bytes_max)
+                if whole is None:
+                    whole = await asyncio.get_running_loop().run_in_executor(
+                        self._threads, inflated, body, encoding, inflated_bytes_max
+                    )
+                await self.loop_share.wait(len(whole))
+                yield whole
 
     async def finish(
         self, steps: Generator[None, None, T], uncounted_bytes: int, sender: str = ""
@@ -117,10 +116,10 @@ class PlainBodies:
         if not self._bodies.count_in(uncounted_bytes):
             raise Refused("buffer_full", "too many bodies at once", retry_after_s=2)
         try:
-            return await self._loop_share.finish(steps, sender)
+            return await self.loop_share.finish(steps, sender)
         finally:
             self._bodies.count_out(uncounted_bytes)
 
     def close(self) -> None:
         """End the threads; blocks for the bodies in work only (milliseconds)."""
-        self._inflater.close()
+        self._threads.shutdown(cancel_futures=True)

@@ -6,14 +6,13 @@ from asyncio import BaseTransport, Transport
 from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Network, ip_address
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from aiohttp import StreamReader
 from aiohttp.http import HttpVersion10, HttpVersion11, RawRequestMessage
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from ingest.http.response import Answer
-from ingest.http.valve import Valve
 from ingest.model.errors import Refused
 
 
@@ -85,52 +84,33 @@ class Head:
             )
 
 
-class Forwarding(Protocol):
-    """Knows the trusted proxies, and the clients behind them."""
+class HeldPlace:
+    """What a connection holds of the limit of a sender, whose connections in use are counted."""
 
-    def has(self, address: str) -> bool:
-        """Whether a trusted proxy has this address."""
+    __slots__ = ("_used", "sender")
 
-    def client_of(self, headers: CIMultiDictProxy[str], peer: Client) -> Client:
-        """Return who sent a request of this peer."""
-
-
-class HeldPlace(Protocol):
-    """What a connection holds of a limit of its sender."""
-
-    sender: str
+    def __init__(self, sender: str, used: dict[str, int]) -> None:
+        self.sender = sender  # "" once it is given back
+        self._used = used
 
     def left(self) -> None:
-        """Give it back: the connection is closed, or is used by another sender."""
+        """Give it back: the connection is closed, or is used by another sender. Repeatable."""
+        sender, self.sender = self.sender, ""
+        if sender:
+            self._used[sender] -= 1
+            if not self._used[sender]:
+                del self._used[sender]
 
 
-class _NoPlace:
-    sender = ""
-
-    def left(self) -> None:
-        pass
-
-
-NO_PLACE: HeldPlace = _NoPlace()  # nobody's
-
-
-class Sender(Protocol):
-    """The connection of a request, as the request uses it."""
-
-    valve: Valve
-    proxies: Forwarding | None
-    place: HeldPlace  # of the sender of its last post
-
-    def reply(self, answer: Answer) -> None:
-        """Answer the request in work."""
+NO_PLACE = HeldPlace("", {})  # nobody's
 
 
 class Request:
     """A request in work.
 
     `body` is the whole body if it arrived with its head, else None: then it is read from `content`.
-    `peer` is who has connected. `in_round`: `body` may be decoded now, and is not counted as in
-    memory any more. The page keeps in `account` whose it is.
+    `sender` is its Connection, and `peer` who has connected. `in_round`: `body` may be decoded now,
+    and is not counted as in memory any more. The page keeps in `account` whose it is.
     """
 
     __slots__ = ("account", "body", "content", "head", "in_round", "peer", "sender")
@@ -141,7 +121,7 @@ class Request:
         self,
         head: Head,
         peer: Client,
-        sender: Sender,
+        sender: Any,
         body: bytes | None,
         content: StreamReader | None = None,
     ) -> None:
@@ -177,7 +157,8 @@ class Request:
     @property
     def transport(self) -> Transport | None:
         """Its connection; None if the client is gone."""
-        return self.sender.valve.transport
+        transport: Transport | None = self.sender.valve.transport
+        return transport
 
     @property
     def is_whole(self) -> bool:

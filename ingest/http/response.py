@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Coroutine
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
+from typing import Any
 
 import orjson
 
@@ -84,6 +86,11 @@ class Answer:
             connection,
             self.body if with_body else b"",
         )
+
+
+# What a page gives: an answer; or a coroutine, if it has to wait; or None: then it calls
+# `request.reply` later.
+Reply = Answer | Coroutine[Any, Any, Answer] | None
 
 
 @lru_cache(maxsize=1)

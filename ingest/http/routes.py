@@ -12,16 +12,16 @@ import math
 import re
 import socket
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 from ingest.http.certificate import Certificate
 from ingest.http.connection import HALF_HEAD_BYTES_MAX
 from ingest.http.connections import Connections
 from ingest.http.heads import HEADERS_MAX, LINE_BYTES_MAX
-from ingest.http.owner import Reply, RoundQueue
-from ingest.http.request import Forwarding, Head, Request
-from ingest.http.response import TEXT, Answer, problem
+from ingest.http.plain_body import PlainBodies
+from ingest.http.proxies import Proxies
+from ingest.http.request import Head, Request
+from ingest.http.response import TEXT, Answer, Reply, problem
 from ingest.model.errors import Refused
 from ingest.model.ledger import Ledger
 from ingest.system.clock import monotonic_s
@@ -105,8 +105,9 @@ POST = ("POST",)
 
 
 class Port:
-    """A port with pages by path. `tokens` says which of them need a token; a warning shows it.
+    """A port with pages by path. Make it in the running event loop.
 
+    `tokens` says which of the pages need a token; a warning shows it.
     `patterns` are for paths without a page of their own, the first that matches counts; they match
     the path as it was sent. `on_refused` is called for each refused request; without a request, if
     its bytes were not HTTP. It must be quick and must not fail.
@@ -124,8 +125,8 @@ class Port:
         keepalive_s_max: float,
         connection_s_max: float = math.inf,
         certificate: Certificate | None = None,
-        proxies: Forwarding | None = None,
-        round_queue: RoundQueue | None = None,
+        proxies: Proxies | None = None,
+        plain_bodies: PlainBodies | None = None,
         patterns: Sequence[Pattern] = (),
         on_refused: OnRefused = lambda _request, _refused: None,
     ) -> None:
@@ -135,12 +136,11 @@ class Port:
         self._ledger = ledger
         self._flag = flag
         self._tokens = tokens
-        self._make_connections = partial(  # called by start, since it needs a running event loop
-            Connections,
+        self.connections = Connections(
             self._answer,
             self._malformed,
             closed=ledger.connection_closed,
-            round_queue=round_queue,
+            plain_bodies=plain_bodies,
             connections_max=connections_max,
             header_s_max=header_s_max,
             keepalive_s_max=keepalive_s_max,
@@ -148,31 +148,18 @@ class Port:
             certificate=certificate,
             proxies=proxies,
         )
-        self._connections: Connections | None = None
         self._log = get_logger("port")
         self._occasionally = Occasionally(10.0)
 
     async def start(self, host: str, port: int) -> str:
         """Listen; return the real HOST:PORT. Raises StartError that names the flag."""
-        self._connections = self._make_connections()
-        return await self._connections.listen(host, port, self._flag, tokens=self._tokens)
+        return await self.connections.listen(host, port, self._flag, tokens=self._tokens)
 
     def take(
         self, sockets: Sequence[socket.socket], accepts: Callable[[], bool] = lambda: True
     ) -> str:
         """Serve at sockets that listen already, once `accepts` says so; return HOST:PORT."""
-        self._connections = self._make_connections()
-        return self._connections.take(sockets, accepts, self._tokens)
-
-    async def step_down(self, *, idle_s: float, timeout_s: float) -> None:
-        """Leave the socket to the next process, if there is one; see Connections. Then `close`."""
-        if self._connections is not None:
-            await self._connections.step_down(idle_s=idle_s, timeout_s=timeout_s)
-
-    async def close(self) -> None:
-        """Close the port and all its connections. Repeatable, and allowed before `start`."""
-        if self._connections is not None:
-            await self._connections.close()
+        return self.connections.take(sockets, accepts, self._tokens)
 
     def _answer(self, request: Request) -> Reply:
         received_s = monotonic_s()

@@ -10,7 +10,7 @@ import ipaddress
 from collections.abc import Collection, Mapping
 from urllib.parse import urlsplit
 
-_LOOPBACK_NAMES = frozenset({"localhost", "localhost."})
+from ingest.system.loopback import is_loopback_host
 
 
 def is_loopback(address: str) -> bool:
@@ -34,10 +34,4 @@ def is_same_origin(headers: Mapping[str, str], name: str = "Origin") -> bool:
 def is_loopback_name(host: str, also: Collection[str] = ()) -> bool:
     """Whether a Host header is a name of the loopback, or one of `also` (in small letters)."""
     name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
-    name = name.lower()
-    if name in _LOOPBACK_NAMES or name in also:
-        return True
-    try:
-        return ipaddress.ip_address(name.strip("[]")).is_loopback
-    except ValueError:
-        return False
+    return name.lower() in also or is_loopback_host(name.strip("[]"))

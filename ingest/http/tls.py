@@ -20,7 +20,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, cast
 
-from ingest.http.owner import RoundQueue
+from ingest.http.loop_share import LoopShare
 from ingest.system.clock import monotonic_s
 
 RECORDS = 64  # at most in one go: bytes of many tiny records, or of new keys, are work too
@@ -50,7 +50,7 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
     def __init__(
         self,
         inner: asyncio.Protocol,
-        steps: RoundQueue,
+        steps: LoopShare,
         *,
         context: Callable[[], ssl.SSLContext],
         network_of: Callable[[asyncio.BaseTransport], str],

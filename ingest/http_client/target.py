@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from ingest.model.errors import ConfigError
-
-NAMES_OF_LOOPBACK = frozenset({"localhost", "localhost."})
+from ingest.system.loopback import is_loopback_host
 
 
 class Target(NamedTuple):
@@ -44,18 +42,10 @@ def target_of(
             f"{name} has a user or a password, which all users of this machine could read: "
             f"{instead}"
         )
-    if parts.scheme == "http" and not (plain_http or is_loopback(host)):
+    if parts.scheme == "http" and not (plain_http or is_loopback_host(host)):
         raise ConfigError(
             f"{name}: {host} would get the readings without TLS: use https://, or --plain-http if "
             "the network between is safe"
         )
     bracketed = f"[{host}]" if ":" in host else host
     return Target(url, f"{parts.scheme}://{bracketed}{f':{port}' if port else ''}")
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host is this machine, by its address or name."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() in NAMES_OF_LOOPBACK

@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 
 class Refusal(NamedTuple):
-    """One row of a block that the database refused. It is in the dead-letter queue now.
+    """One row that the database refuses, with the SQLSTATE: by its index in the batch or the block.
 
-    The fields are those of ports.BadRow. With `comes_back` it is sent again by itself.
+    `constraint` is the name of the violated constraint, if the server gave one. `no_partition`: the
+    table has no partition for the row; with `too_old` it gets none later, either.
     """
 
     row: int

@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from ingest.model.ack import Refusal
 from ingest.model.block import Block
 from ingest.model.errors import NotKept
 from ingest.model.letter import Letter
@@ -209,22 +210,7 @@ class Stored(NamedTuple):
     duplicate: int
 
 
-class BadRow(NamedTuple):
-    """One row (its index in the batch) that the database refuses, with the SQLSTATE.
-
-    `constraint` is the name of the violated constraint, if the server gave one. `no_partition`: the
-    table has no partition for the row; with `too_old` it gets none later, either.
-    """
-
-    row: int
-    sqlstate: str
-    message: str
-    constraint: str | None = None
-    no_partition: bool = False
-    too_old: bool = False
-
-
-SetAside = Callable[[list[BadRow]], Awaitable[None]]
+SetAside = Callable[[list[Refusal]], Awaitable[None]]
 
 
 class Sink(Protocol):
@@ -308,8 +294,8 @@ class Database(Protocol):
         """Why writes are paused, or None."""
 
     @property
-    def up(self) -> bool:
-        """Whether the server answered the last time."""
+    def up(self) -> bool | None:
+        """Whether the server answered the last time; None if there is none."""
 
     @property
     def cause(self) -> str:

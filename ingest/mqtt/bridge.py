@@ -23,8 +23,8 @@ from ingest.http_client.server_posts import ServerPosts
 from ingest.model.errors import ConfigError, DeadLettersBroken, DeadLettersFull
 from ingest.model.letter import REFUSED_BY_SERVICE, Letter
 from ingest.model.ports import DeadLetters
+from ingest.mqtt.connection import MqttConnection, MqttMessage
 from ingest.mqtt.gathering import MessageForm, MessagePart, PostBounds, Unusable, WaitingMessages
-from ingest.mqtt.messages import AckPort, MqttMessage
 from ingest.mqtt.tally import MqttTally
 from ingest.mqtt.verdicts import PostAnswer, PostVerdict, answer_of
 from ingest.system import clock
@@ -77,7 +77,7 @@ class MqttBridge:
         self._aside: deque[MessagePart] = deque()  # refused for now; tried again one by one
         self._aside_bytes = 0
         self._in_work: dict[int, MqttMessage] = {}  # by id()
-        self._paused: set[AckPort] = set()
+        self._paused: set[MqttConnection] = set()
         self._arrived = asyncio.Event()
         self._full = asyncio.Event()
         self._last_us = 0  # each message has a time of its own

@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from paho.mqtt.client import (
     Client,
@@ -28,13 +29,52 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from ingest.model.errors import MqttAway
-from ingest.mqtt.messages import MqttMessage, MqttSessionFacts, MqttWish
+from ingest.mqtt.broker_address import MqttAddress
 
+NEVER_S = 0xFFFFFFFF  # as a session's expiry: it does not end
 READS_MAX = 64  # packets in a round of the event loop
 PACKET_BYTES_MAX = 16 * 1024**2  # the broker drops what is larger, and tells nobody
 VERSIONS = {5: MQTTProtocolVersion.MQTTv5, 3: MQTTProtocolVersion.MQTTv311}
 TAKEN_OVER = 142  # another client has connected with our name
 GIVES_UP = 128  # reason codes from here on are failures
+
+
+class MqttWish(NamedTuple):
+    """How to connect, and what to subscribe to. Times in seconds; `version` is 5 or 3."""
+
+    address: MqttAddress
+    client_id: str
+    topics: Sequence[str]
+    version: int = 5
+    receive_max: int = 1000
+    session_s: int = NEVER_S
+    keepalive_s: int = 30
+    connect_s_max: float = 5.0
+
+
+class MqttSessionFacts(NamedTuple):
+    """What the broker has granted. `qos` is the lowest of all filters."""
+
+    is_old: bool  # the broker has kept the session, with messages that wait
+    session_s: int
+    qos: int
+
+
+@dataclass(slots=True, eq=False)
+class MqttMessage:
+    """A message: its payload, and how to acknowledge it. `packet_id` is 0 with QoS 0."""
+
+    topic: str
+    payload: bytes
+    received_us: int
+    packet_id: int = 0
+    connection: MqttConnection | None = None
+    is_again: bool = False
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether we still have to care for it: else the broker sends it again."""
+        return self.packet_id == 0 or (self.connection is not None and self.connection.is_open)
 
 
 class MqttConnection:

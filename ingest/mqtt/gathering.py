@@ -12,15 +12,17 @@ post, two of one device and metric would be one row. Of an item, no other byte i
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import msgspec
 import orjson
 
 from ingest.model.letter import JSON, LINE
-from ingest.mqtt.messages import MqttMessage
+from ingest.mqtt.connection import MqttMessage
 from ingest.system.clock import monotonic_s
 
 BLANKS = b" \t\r\n"
@@ -55,36 +57,28 @@ class Unusable(ValueError):
         self.code = code
 
 
-class MessageForm(Protocol):
-    """How messages are written."""
+class MessageForm(ABC):
+    """How messages are written. What a post needs is in its body, unless a form says more."""
 
     name: str
     path: str
     media_type: str
 
-    def headers(self, parts: Sequence[MessagePart]) -> Mapping[str, str]:
-        """Return the headers of a post that are about its messages."""
-
-    def context(self, message: MqttMessage) -> str:
-        """Return the `context` of a message's dead letter."""
-
-    def part(self, message: MqttMessage) -> MessagePart | None:
-        """Return what a message adds to a post; None if it has no reading. Raises Unusable."""
-
-    def join(self, parts: Sequence[MessagePart]) -> bytes:
-        """Return the body of a post."""
-
-
-class _PlainForm:
-    """All that a post of ours needs is in its body."""
-
     def headers(self, _parts: Sequence[MessagePart]) -> Mapping[str, str]:
-        """Return no headers."""
+        """Return the headers of a post that are about its messages."""
         return {}
 
     def context(self, _message: MqttMessage) -> str:
-        """Return nothing."""
+        """Return the `context` of a message's dead letter."""
         return ""
+
+    @abstractmethod
+    def part(self, message: MqttMessage) -> MessagePart | None:
+        """Return what a message adds to a post; None if it has no reading. Raises Unusable."""
+
+    @abstractmethod
+    def join(self, parts: Sequence[MessagePart]) -> bytes:
+        """Return the body of a post."""
 
 
 def json_in(message: MqttMessage) -> tuple[bytes, Any] | None:
@@ -99,7 +93,7 @@ def json_in(message: MqttMessage) -> tuple[bytes, Any] | None:
     return None if document == [] else (body, document)
 
 
-class JsonForm(_PlainForm):
+class JsonForm(MessageForm):
     """Items of POST /v1/readings."""
 
     name, path, media_type = JSON, "/v1/readings", "application/json"
@@ -145,7 +139,7 @@ def _rows(item: object) -> int:
     return len(values) if isinstance(values, dict) and values else 1
 
 
-class LineForm(_PlainForm):
+class LineForm(MessageForm):
     """Line protocol, posted to /write."""
 
     name, path, media_type = LINE, "/write", "text/plain; charset=utf-8"
@@ -182,14 +176,12 @@ class PostBounds(NamedTuple):
     bytes_max: int
 
 
+@dataclass(slots=True)
 class _Group:
     """Messages for the same posts. The next post of them is due `linger_s` after `since_s`."""
 
-    __slots__ = ("parts", "since_s")
-
-    def __init__(self) -> None:
-        self.parts: deque[MessagePart] = deque()
-        self.since_s = monotonic_s()
+    parts: deque[MessagePart] = field(default_factory=deque)
+    since_s: float = field(default_factory=monotonic_s)
 
 
 class WaitingMessages:

@@ -11,8 +11,7 @@ import ssl
 from collections.abc import Callable, Sequence
 
 from ingest.model.errors import IngestError
-from ingest.mqtt.connection import MqttConnection
-from ingest.mqtt.messages import MqttMessage, MqttWish
+from ingest.mqtt.connection import MqttConnection, MqttMessage, MqttWish
 from ingest.mqtt.tally import MqttTally
 from ingest.system import clock
 from ingest.system.backoff import backoff_s

@@ -17,15 +17,15 @@ from urllib.parse import quote
 import orjson
 
 from ingest.model.letter import MAPPED
-from ingest.mqtt.gathering import MessagePart, Unusable, json_in
-from ingest.mqtt.messages import MqttMessage
+from ingest.mqtt.connection import MqttMessage
+from ingest.mqtt.gathering import MessageForm, MessagePart, Unusable, json_in
 
 # Their times have 4 KiB in a header; servers and proxies take 8 KiB.
 DOCUMENTS_MAX = 240
 TOPIC_BYTES_MAX = 4_096
 
 
-class SourceForm:
+class SourceForm(MessageForm):
     """Documents of POST /v1/in/NAME."""
 
     media_type = "application/json"

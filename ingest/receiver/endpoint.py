@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 
 from ingest.formats.post import Decoded, Rules
 from ingest.http.certificate import Certificate
-from ingest.http.owner import Reply
 from ingest.http.plain_body import PlainBodies
-from ingest.http.request import Forwarding, Request
+from ingest.http.proxies import Proxies
+from ingest.http.request import Request
+from ingest.http.response import Reply
 from ingest.http.routes import OnRefused, Pattern, Port, Route, probes
 from ingest.model.errors import Refused
 from ingest.model.ledger import Ledger
@@ -72,7 +73,7 @@ class Endpoint:
         on_decoded: Callable[[Decoded], None] | None = None,
         connection_s_max: float = math.inf,
         certificate: Certificate | None = None,
-        proxies: Forwarding | None = None,
+        proxies: Proxies | None = None,
     ) -> None:
         self.senders = senders
         self.certificate, self._plain_bodies = certificate, plain_bodies
@@ -103,7 +104,7 @@ class Endpoint:
             connection_s_max=connection_s_max,
             certificate=certificate,
             proxies=proxies,
-            round_queue=plain_bodies,
+            plain_bodies=plain_bodies,
             on_refused=self._refused,
         )
         self._log = get_logger("endpoint")
@@ -160,7 +161,7 @@ class Endpoint:
         It returns when no connection is left, or after `timeout_s`. Idle ones end after `idle_s`.
         Then `finish` and `close`.
         """
-        await self._port.step_down(idle_s=idle_s, timeout_s=timeout_s)
+        await self._port.connections.step_down(idle_s=idle_s, timeout_s=timeout_s)
 
     async def finish(self, timeout_s: float) -> None:
         """Wait until no post is in work, at most `timeout_s`. Admission must refuse new ones."""
@@ -170,7 +171,7 @@ class Endpoint:
 
     async def close(self) -> None:
         """Close the port. Dead letters that are being written are finished first. Repeatable."""
-        await self._port.close()
+        await self._port.connections.close()
         await self._keeping.close()
         self._plain_bodies.close()
 

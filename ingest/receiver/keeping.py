@@ -5,9 +5,10 @@ post goes through these steps, and each may wait: room is reserved, its faults a
 and its blocks are put into the buffer. `put` fails if the disk of a journal fails, or the broker
 does not answer.
 A post may have several blocks. Room for all of them is reserved at once, before one is put. While
-there is not enough, such a post asks again, one post at a time, and holds nothing while it waits.
-So it keeps no other post out. Then the blocks are put in portions, one after the other. So posts
-that come meanwhile wait for the disk with one portion, and not with the whole post.
+there is not enough, such a post asks again, and holds nothing while it waits. So it keeps no other
+post out. Of those with `ack=committed` one asks at a time, and of the others one. Then the blocks
+are put in portions, one after the other. So posts that come meanwhile wait for the disk with one
+portion, and not with the whole post.
 Promises: each block is kept whole, or not. After a refusal nothing of a post with one block is
 kept, except perhaps dead letters of its faults. A 2xx means that every reading is kept. Every
 decoded reading is counted once: as accepted, dead-lettered or rejected. Once a post with faults, or
@@ -22,8 +23,8 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter, deque
-from collections.abc import Coroutine, Sequence
-from contextlib import ExitStack
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 from ingest.formats.map_post import received_at
@@ -80,8 +81,8 @@ class Terms(NamedTuple):
 class Keeping:
     """Keeps the posts of one receiver, and counts those in work.
 
-    The posts of several blocks that wait for room have together at most `waiting_bytes_max` bytes.
-    A single one may have more.
+    While posts wait for room, their faulty items, and posts of several blocks, have together at
+    most WAITING_BYTES_MAX. A single post may have more.
     """
 
     def __init__(
@@ -93,18 +94,16 @@ class Keeping:
         outcomes: AckWaits,
         *,
         on_refused: OnRefused,
-        waiting_bytes_max: int = WAITING_BYTES_MAX,
     ) -> None:
         self._inlet = inlet
         self._dead_letters = dead_letters
         self._ledger = ledger
         self._database = database
         self._outcomes = outcomes
-        self._waiting_bytes_max = waiting_bytes_max
         self._waiting = Counter[str]()  # bytes of each sender
-        self._collecting = asyncio.Lock()
+        self._collecting = asyncio.Lock(), asyncio.Lock()  # the second one: of awaited blocks
         self._posts_inside = 0
-        self._tails: set[asyncio.Task[None]] = set()  # each keeps a post, whatever happens
+        self._tails: set[asyncio.Task[None]] = set()  # each keeps a post that is answered already
         self._left = asyncio.Event()  # set whenever a post or a tail has ended
         self.small = SmallPosts(inlet, ledger, on_refused=on_refused, on_answered=self._left.set)
 
@@ -154,11 +153,7 @@ class Keeping:
             async with asyncio.timeout(None if left_s == math.inf else left_s):
                 coming = self._take_in(points, terms)
                 if points.errors or left_s != math.inf:
-                    tail = self._tail(coming)
-                    if held is not None:
-                        counted = held.pop_all()
-                        tail.add_done_callback(lambda _tail: counted.close())
-                    await asyncio.shield(tail)
+                    await self._to_its_end(coming, held or ExitStack())
                 else:
                     await coming
                 outcome = None
@@ -169,12 +164,17 @@ class Keeping:
         except TimeoutError:
             raise Refused("outcome_unknown", LATE) from None
 
-    def _tail(self, coming: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Return the task that keeps a post; it goes on whatever happens to that of the request."""
+    async def _to_its_end(self, coming: Coroutine[Any, Any, None], held: ExitStack) -> None:
+        """Keep a post; if the request ends before, this goes on."""
         tail = asyncio.create_task(coming)
-        self._tails.add(tail)
-        tail.add_done_callback(self._tail_done)
-        return tail
+        try:
+            await asyncio.shield(tail)
+        finally:
+            if not tail.done():
+                counted = held.pop_all()
+                tail.add_done_callback(lambda _tail: counted.close())
+                tail.add_done_callback(self._tail_done)
+                self._tails.add(tail)
 
     def _tail_done(self, tail: asyncio.Task[None]) -> None:
         self._tails.discard(tail)
@@ -190,34 +190,23 @@ class Keeping:
         ledger.received += posted
         ledger.at_receiver += posted
         reserved: list[Reservation] = []
-        code = "internal"
         try:
             reserved = await self._reserve(points, terms)
             await self._set_aside(points, terms)
-            posted = rows
-            code = ""
-        except Refused as refused:
-            code = refused.code
+        except (Exception, asyncio.CancelledError) as error:
+            for each in reserved:
+                each.release()
+            ledger.at_receiver -= posted
+            ledger.readings_rejected(_code_of(error), posted)
+            if isinstance(error, BufferFull | NotKept | Stopping):
+                raise refusal_of(error) from error
             raise
-        except (BufferFull, NotKept, Stopping) as error:
-            refusal = refusal_of(error)
-            code = refusal.code
-            raise refusal from error
-        except asyncio.CancelledError:
-            code = "draining"
-            raise
-        finally:
-            if code:
-                for each in reserved:
-                    each.release()
-                ledger.at_receiver -= posted
-                ledger.readings_rejected(code, posted)
         await self._put(points.blocks, reserved, terms.ack)
         ledger.line_fields["text_ignored"] += points.texts
         ledger.line_fields["integer_rounded"] += points.rounded
 
     async def _reserve(self, points: Points, terms: Terms) -> list[Reservation]:
-        """Reserve room for all blocks, and for the faults with the first one."""
+        """Reserve room for all blocks."""
         blocks, is_awaited = points.blocks, terms.ack == COMMITTED
         if is_awaited and blocks:
             if self._database.hold_reason is not None:
@@ -228,34 +217,39 @@ class Keeping:
         if not blocks:
             return []
         sizes = [(block.rows, len(block.tuples)) for block in blocks]
-        sizes[0] = (sizes[0][0], sizes[0][1] + sum(len(each.original) for each in points.errors))
+        more_bytes = sum(len(each.original) for each in points.errors)
+        if len(sizes) > 1:
+            more_bytes += sum(each[1] for each in sizes)
         left_s = terms.answer_by_s - ANSWER_S - monotonic_s()
         try:
             async with asyncio.timeout(None if left_s == math.inf else max(0.0, left_s)):
-                if len(sizes) > 1:
-                    return await self._collect(sizes, terms.sender, is_awaited)
-                return [
-                    await self._inlet.reserve(*sizes[0], awaited=is_awaited, sender=terms.sender)
-                ]
+                with self._counted(more_bytes, terms.sender) if more_bytes else nullcontext():
+                    return await self._room(sizes, terms.sender, is_awaited)
         except TimeoutError:
             raise BufferFull(FULL_S) from None
 
-    async def _collect(self, sizes: Sizes, sender: str, is_awaited: bool) -> list[Reservation]:
-        """Wait until there is room for all blocks of a post. Posts of one block go before it."""
-        size_bytes = sum(each[1] for each in sizes)
+    async def _room(self, sizes: Sizes, sender: str, is_awaited: bool) -> list[Reservation]:
+        """Wait until there is room for all blocks of a post. Posts of one block go first."""
+        if len(sizes) == 1:
+            return [await self._inlet.reserve(*sizes[0], awaited=is_awaited, sender=sender)]
+        async with self._collecting[is_awaited]:
+            while True:
+                reserved = self._inlet.reserve_all(sizes, awaited=is_awaited)
+                if reserved is not None:
+                    return reserved
+                await asyncio.sleep(PAUSE_S)
+
+    @contextmanager
+    def _counted(self, size_bytes: int, sender: str) -> Iterator[None]:
+        """Count what waits with a post and is counted nowhere else. Raises BufferFull."""
         own_bytes, all_bytes = self._waiting[sender], self._waiting.total()
         # A sender leaves as much to others as its own posts take, as in buffers/waiting.py.
         left_bytes = own_bytes + size_bytes if own_bytes else 0
-        if all_bytes and all_bytes + size_bytes + left_bytes > self._waiting_bytes_max:
+        if all_bytes and all_bytes + size_bytes + left_bytes > WAITING_BYTES_MAX:
             raise BufferFull(FULL_S)
         self._waiting[sender] += size_bytes
         try:
-            async with self._collecting:
-                while True:
-                    reserved = self._inlet.reserve_all(sizes, awaited=is_awaited)
-                    if reserved is not None:
-                        return reserved
-                    await asyncio.sleep(PAUSE_S)
+            yield
         finally:
             self._waiting[sender] -= size_bytes
             if not self._waiting[sender]:
@@ -298,7 +292,7 @@ class Keeping:
         ledger = self._ledger
         waiting = deque(zip(blocks, reserved, strict=True))
         portion_bytes = PORTION_BYTES
-        failed: list[NotKept] = []
+        failed: list[BaseException] = []
         while waiting and not failed:
             portion = _taken(waiting, portion_bytes)
             began_s = monotonic_s()
@@ -309,36 +303,39 @@ class Keeping:
                 portion_bytes *= 4
         for block, reservation in waiting:
             reservation.release()
-            ledger.readings_rejected(failed[0].code, block.rows)
+            ledger.readings_rejected(_code_of(failed[0]), block.rows)
             ledger.at_receiver -= block.rows
             failed.append(failed[0])
         if failed:
             raise _not_all_kept(failed, len(blocks))
 
-    async def _put_portion(self, portion: Portion, *, durable: bool) -> list[NotKept]:
+    async def _put_portion(self, portion: Portion, *, durable: bool) -> list[BaseException]:
         """Put blocks together; wait for all of them; return the errors of those not kept."""
         ledger = self._ledger
-        failed: list[NotKept] = []
+        failed: list[BaseException] = []
         puts = [
             (block.rows, reservation, reservation.put(block, durable=durable))
             for block, reservation in portion
         ]
         for rows, reservation, put in puts:
-            code = "draining"  # it was cancelled, if nothing else is known
             try:
                 await put
-                code = ""
-            except NotKept as error:
+                ledger.accepted += rows
+            except (Exception, asyncio.CancelledError) as error:  # the others may be kept
                 failed.append(error)
-                code = error.code
-            finally:
-                reservation.release()  # does nothing after put
-                ledger.at_receiver -= rows
-                if code:
-                    ledger.readings_rejected(code, rows)
-                else:
-                    ledger.accepted += rows
+                ledger.readings_rejected(_code_of(error), rows)
+            reservation.release()  # does nothing after put
+            ledger.at_receiver -= rows
         return failed
+
+
+def _code_of(error: BaseException) -> str:
+    """Return the code under which readings count that were not kept because of it."""
+    if isinstance(error, BufferFull | NotKept | Stopping):
+        error = refusal_of(error)
+    if isinstance(error, Refused):
+        return error.code
+    return "draining" if isinstance(error, asyncio.CancelledError) else "internal"
 
 
 def _taken(waiting: deque[tuple[Block, Reservation]], bytes_max: int) -> Portion:
@@ -350,16 +347,22 @@ def _taken(waiting: deque[tuple[Block, Reservation]], bytes_max: int) -> Portion
     return portion
 
 
-def _not_all_kept(failed: Sequence[NotKept], blocks: int) -> Refused:
-    """Return the refusal of a post with blocks that failed. Others may be kept."""
-    unknown = [error for error in failed if error.code == "outcome_unknown"]
-    if unknown or len(failed) == blocks:
-        return refusal_of((unknown or failed)[0])
+def _not_all_kept(failed: Sequence[BaseException], blocks: int) -> BaseException:
+    """Return what a post raises with blocks that failed. Others may be kept."""
+    worst = max(failed, key=lambda error: (not isinstance(error, NotKept), _is_unknown(error)))
+    if not isinstance(worst, NotKept):  # a bug
+        return worst
+    if _is_unknown(worst) or len(failed) == blocks:
+        return refusal_of(worst)
     return Refused(
         "outcome_unknown",
         "a part of the post is kept; sending it again is safe for lines with a time",
-        retry_after_s=failed[0].retry_after_s,
+        retry_after_s=worst.retry_after_s,
     )
+
+
+def _is_unknown(error: BaseException) -> bool:
+    return _code_of(error) == "outcome_unknown"
 
 
 def _letters_full(errors: Sequence[ItemError], *, share: bool) -> Refused:

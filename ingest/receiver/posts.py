@@ -19,13 +19,12 @@ from contextlib import (
     asynccontextmanager,
     nullcontext,
 )
-from typing import Any, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, NamedTuple
 
 from ingest.formats.post import Decoded, Points, Post, Rules
-from ingest.http.owner import Reply
 from ingest.http.plain_body import BodyLimits, PlainBodies
 from ingest.http.request import Request
-from ingest.http.response import Answer
+from ingest.http.response import Answer, Reply
 from ingest.model.ack import Outcome
 from ingest.model.errors import ConfigError, Refused
 from ingest.model.ledger import Ledger
@@ -46,16 +45,6 @@ NOTHING_ELSE = NO_POINTS[1:]  # of a post that has only readings
 _UNREADABLE = frozenset({"not_json", "not_lines", "not_msgpack", "not_senml"})
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}  # how they begin
 _LOOKED_AT_BYTES = 64
-
-
-class _WithAck(Protocol):
-    @property
-    def ack(self) -> str | None: ...
-
-    def _replace(self, *, ack: str) -> Self: ...
-
-
-AnyQuery = TypeVar("AnyQuery", bound=_WithAck)
 
 
 class Plan(NamedTuple):
@@ -148,7 +137,7 @@ class Posts:
         self, form: Form, to_head: Answer | None = None
     ) -> Callable[[Request, str, float], Reply]:
         """Return what answers the posts of a form, and a HEAD by `to_head`."""
-        small, check = self.keeping.small, self.plain_bodies.check
+        small, inside = self.keeping.small, self.keeping.inside
 
         def answer(request: Request, text: str, received_s: float) -> Reply:
             refusal = self.admission.refusal()
@@ -163,32 +152,30 @@ class Posts:
             self.senders.take_post(request, plan.sender)
             body = request.body
             if body is None or not request.in_round or len(body) > SMALL_BYTES:
-                return self.receive(request, form, plan)
-            check(len(body), form.limits)
+                return inside(self.receive(request, form, plan))
+            self.plain_bodies.check(len(body), form.limits)
             post = self.post(plan, received_s)
             found = self._begun(form, body, plan, post)
             if not isinstance(found, (Points, Decoded)):  # as Generator it would take 0.2 us
-                return self.go_on(request, form, plan, post, found)
+                return inside(self.go_on(request, form, plan, post, found))
             points = self.seen(request, form, found)
             if len(points.blocks) == 1 and points[1:] == NOTHING_ELSE and plan.ack != COMMITTED:
                 reply = small.keep(request, form.page, points.blocks[0], plan.ack, received_s)
                 if reply is not False:
                     return reply
-            return self.keeping.inside(self.keep(request, form, plan, post, points))
+            return inside(self.keep(request, form, plan, post, points))
 
         return answer
 
-    def with_ack(self, query: AnyQuery) -> AnyQuery:
-        """Return a query with the acknowledgement that counts. Raises Refused(ack_unavailable)."""
-        if query.ack is None:
-            return query._replace(ack=self.ack_default)
-        if query.ack not in self.levels:
+    def ack_of(self, asked: str) -> str:
+        """Return the acknowledgement that counts; "" asks for none. Raises Refused."""
+        if asked and asked not in self.levels:
             raise Refused(
                 "ack_unavailable",
-                f"this service cannot give ack={query.ack}; it gives {', '.join(self.levels)}",
+                f"this service cannot give ack={asked}; it gives {', '.join(self.levels)}",
                 available=self.levels,
             )
-        return query
+        return asked or self.ack_default
 
     def post(self, plan: Plan, received_s: float) -> Post:
         """Return what all items of a post have in common."""
@@ -202,11 +189,8 @@ class Posts:
             plan.device,
         )
 
-    def receive(self, request: Request, form: Form, plan: Plan) -> Reply:
+    async def receive(self, request: Request, form: Form, plan: Plan) -> Answer:
         """Wait for the body and its place in a round; keep what is in it."""
-        return self.keeping.inside(self._receive(request, form, plan))
-
-    async def _receive(self, request: Request, form: Form, plan: Plan) -> Answer:
         with ExitStack() as held:
             async with self.plain_bodies.body(request, form.limits) as body:
                 held.enter_context(form.counted(len(body)))
@@ -224,13 +208,10 @@ class Posts:
             points = self.seen(request, form, found)
             return await self.keep(request, form, plan, post, points, held=held)
 
-    def go_on(self, request: Request, form: Form, plan: Plan, post: Post, steps: Steps) -> Reply:
-        """Decode the rest of a body that is not counted as in memory; keep what is in it."""
-        return self.keeping.inside(self._go_on(request, form, plan, post, steps))
-
-    async def _go_on(
+    async def go_on(
         self, request: Request, form: Form, plan: Plan, post: Post, steps: Steps
     ) -> Answer:
+        """Decode the rest of a body that is not counted as in memory; keep what is in it."""
         body, turns_of = request.body or b"", request.account.sender
         async with in_time(post.received_s + form.page.answer_s_max):
             found = await self._finished(form, steps, body, len(body), turns_of)

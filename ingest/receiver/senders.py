@@ -7,18 +7,18 @@ is charged after it was read, since only then its readings are known. So a sende
 by one post; its next posts are refused until the debt is paid. A connection counts for the sender
 of its last post; one that has not posted counts for nobody: the limits of the port hold for it.
 Promises: a refused post costs nothing but its refusal. The memory is bounded: of networks, those
-that have not sent for longest are forgotten, with all that they had used.
+that have not sent for long are forgotten, with all that they had used.
 """
 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from typing import NamedTuple
 
 from ingest.access.entries import TokenEntry
 from ingest.access.tokens import ANYBODY, Identity
-from ingest.http.request import NO_PLACE, Request, Sender
+from ingest.http.connection import Connection
+from ingest.http.request import HeldPlace, Request
 from ingest.model.causes import Cause, Trouble
 from ingest.model.errors import Refused
 from ingest.model.ledger import POSTS, READINGS, REFUSED, UNNAMED, Ledger
@@ -40,7 +40,7 @@ CAUSES = {
         rank=190,
     ),
 }
-ACCOUNTS_MAX = 100_000  # some 400 bytes each
+NETWORKS_MAX = 50_000  # and as many older ones; some 400 bytes each
 WAIT_S_MAX = 30 * 86_400.0  # that is told: a tiny rate makes it infinite, and no header says that
 AGAIN_S = 5.0  # after which a sender with too many connections should come again
 NOT_STORED_MAX = 100  # senders
@@ -54,12 +54,6 @@ class Rates(NamedTuple):
     readings_per_s: float = 0.0
     posts_per_s: float = 0.0
     burst_s: float = 10.0
-
-    def shared_by(self, processes: int) -> Rates:
-        """Return the part of one of so many processes."""
-        return self._replace(
-            readings_per_s=self.readings_per_s / processes, posts_per_s=self.posts_per_s / processes
-        )
 
     @property
     def any(self) -> bool:
@@ -77,7 +71,8 @@ class SenderLimits(NamedTuple):
     @property
     def rates_here(self) -> Rates:
         """The rates of one process."""
-        return self.rates.shared_by(self.processes)
+        readings_per_s, posts_per_s, burst_s = self.rates
+        return Rates(readings_per_s / self.processes, posts_per_s / self.processes, burst_s)
 
     @property
     def connections_here(self) -> int:
@@ -172,16 +167,15 @@ class Senders:
         access: Access,
         limits: SenderLimits,
         ledger: Ledger,
-        *,
-        accounts_max: int = ACCOUNTS_MAX,
     ) -> None:
         self._access = access
         self._limits, self._rates = limits, limits.rates_here
         self._ledger = ledger
-        self._accounts_max = accounts_max
         # Of tokens, by name and rates: two of one name have one account if they have the same.
-        # And of networks; the one that sent last is last.
-        self._accounts: OrderedDict[tuple[str, Rates] | str, Account] = OrderedDict()
+        self._tokens: dict[tuple[str, Rates], Account] = {}
+        # Of networks. When there are more, these become the older ones, which are kept too.
+        self._networks: dict[str, Account] = {}
+        self._older: dict[str, Account] = {}
         self._connections: dict[str, int] = {}  # that each sender uses
         self._counts_connections = limits.connections_max > 0
         # Of whom nothing was stored: since when, until when, how many readings.
@@ -219,28 +213,25 @@ class Senders:
         if identity is ANYBODY:
             return KnownSender(identity, None, limits.connections_here)
         name, own = f"token {entry.name}", limits.of(entry)
-        account = self._account((name, own.rates_here), name, own.rates_here)
+        key = (name, own.rates_here)
+        if key not in self._tokens:
+            self._tokens[key] = self._made(*key)
         if own.connections_max:  # from now on those of others count, too: they may change hands
             self._counts_connections = True
-        return KnownSender(identity, account, own.connections_here, bool(entry.certificate))
+        is_by_certificate = bool(entry.certificate)
+        return KnownSender(identity, self._tokens[key], own.connections_here, is_by_certificate)
 
-    def _account(self, key: tuple[str, Rates] | str, sender: str, rates: Rates) -> Account:
-        account = self._accounts.get(key)
+    def _made(self, sender: str, rates: Rates) -> Account:
+        return Account(sender, rates, self._ledger.sent_by(sender))
+
+    def _of_network(self, network: str) -> Account:
+        account = self._networks.get(network)
         if account is None:
-            if len(self._accounts) >= self._accounts_max:
-                self._accounts.popitem(last=False)
-            counts = self._ledger.sent_by(sender)
-            account = self._accounts[key] = Account(sender, rates, counts)
-        elif account.has_rates:
-            self._accounts.move_to_end(key)
+            account = self._older.get(network) or self._made(network, self._rates)
+            if len(self._networks) >= NETWORKS_MAX:
+                self._older, self._networks = self._networks, {}
+            self._networks[network] = account
         return account
-
-    def _account_of(self, request: Request, sender: KnownSender) -> Account:
-        """Return that of the token; where nobody needs one, that of the network."""
-        if sender.account is not None:
-            return sender.account
-        network = request.client.network
-        return self._account(network, network, self._rates)
 
     def take_post(self, request: Request, sender: KnownSender) -> None:
         """Count a post; note the account of its sender in `request.account`.
@@ -251,9 +242,8 @@ class Senders:
             self._access.check_proxy(request)
         account = sender.account
         if account is None:
-            account = self._accounts.get(request.client.network)
-            if account is None or account.has_rates:
-                account = self._account_of(request, sender)
+            network = request.client.network
+            account = self._networks.get(network) or self._of_network(network)
         request.account = account
         account.counts[POSTS] += 1
         if self._counts_connections:
@@ -267,11 +257,12 @@ class Senders:
             return
         sender: KnownSender = plan.sender
         if not sender.by_certificate or request.is_forwarded:  # else it only has the same bytes
-            self._account_of(request, sender).counts[REFUSED] += 1
+            account = sender.account or self._of_network(request.client.network)
+            account.counts[REFUSED] += 1
 
     # Connections
 
-    def _take_place(self, connection: Sender, sender: str, connections_max: int) -> None:
+    def _take_place(self, connection: Connection, sender: str, connections_max: int) -> None:
         """Count a connection for the sender of a post. Raises Refused if it has too many.
 
         `connections_max` 0: it may have any number.
@@ -280,7 +271,6 @@ class Senders:
         if place.sender == sender:
             return
         place.left()
-        connection.place = NO_PLACE
         if connection.valve.transport is None:
             return  # it is gone: nobody would give the place back
         used = self._connections.get(sender, 0)
@@ -291,7 +281,7 @@ class Senders:
                 retry_after_s=AGAIN_S,
             )
         self._connections[sender] = used + 1
-        connection.place = _Place(self._connections, sender)
+        connection.place = HeldPlace(sender, self._connections)
 
     # Of whom nothing is stored
 
@@ -338,20 +328,3 @@ METRICS: Metrics[Senders] = (
         lambda it: bool(it.not_stored().cause),
     ),
 )
-
-
-class _Place:
-    """What a connection holds that counts for a sender."""
-
-    __slots__ = ("_connections", "sender")
-
-    def __init__(self, connections: dict[str, int], sender: str) -> None:
-        self._connections = connections
-        self.sender = sender
-
-    def left(self) -> None:
-        """Give the place back; once."""
-        connections = self._connections
-        connections[self.sender] -= 1
-        if not connections[self.sender]:
-            del connections[self.sender]

@@ -3,11 +3,12 @@
 The kernel's own choice of a free port is not used. It lies in the range that the kernel gives to
 clients, so a client may have the port when a server starts again. If the machine gives its clients
 all ports, there is no other choice.
-Does not: know IPv6.
+Does not: know IPv6, but for names and addresses of the loopback.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import random
 import socket
@@ -20,7 +21,16 @@ _SOCKETS = Path("/proc/net/tcp")
 _LISTEN = "0A"
 _ANY = "00000000"
 _LOOPBACK = "0100007F"  # 127.0.0.1, as a little-endian machine prints it
+_NAMES = frozenset({"localhost", "localhost."})
 _ROOT = 0  # also the owner of a connection that its process has closed
+
+
+def is_loopback_host(host: str) -> bool:
+    """Whether a host is this machine, by its address or name."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() in _NAMES
 
 
 def candidates() -> list[int]:

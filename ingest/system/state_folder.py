@@ -183,7 +183,7 @@ def running_service(path: Path) -> ServiceInfo | None:
     try:
         info = msgspec.json.decode(folder._service_path.read_bytes(), type=ServiceInfo)
         # The lock is tried last and seldom, because no service can start in that moment.
-        return info if _is_alive(info.pid) and is_locked(folder._lock_path) else None
+        return info if is_alive(info.pid) and is_locked(folder._lock_path) else None
     except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
         return None
     except PermissionError as error:
@@ -195,7 +195,8 @@ def running_service(path: Path) -> ServiceInfo | None:
         raise StartError(f"cannot read {error.filename}: {error.strerror} (--state-dir)") from error
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process, of whichever user."""
     try:
         os.kill(pid, 0)
     except PermissionError:

@@ -21,9 +21,9 @@ async def first_of(*works: Coroutine[Any, Any, object], within_s: float | None =
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def together(*works: Coroutine[Any, Any, object]) -> None:
+async def together(*works: Awaitable[object]) -> None:
     """Do all of it side by side. The first error ends the others, and is raised."""
-    tasks = [asyncio.create_task(each) for each in works]
+    tasks = [asyncio.ensure_future(each) for each in works]
     try:
         await asyncio.gather(*tasks)
     finally:

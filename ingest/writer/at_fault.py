@@ -3,8 +3,9 @@
 A row's policy (row-level security) and a trigger that finds no table for a row fail with the same
 SQLSTATEs as a missing privilege or a broken trigger. If the table takes other rows at the same
 time, it is the fault of the rows that it refuses.
-Promises: only a few rows are tried, so a broken table costs little.
-Does not: store a row, or judge how many rows may be refused; the circuit breaker does.
+So some are tried, and a row like one that the table has: all rows of a batch may come from one
+sender. Only a few are, so a broken table costs little.
+Does not: try them, or judge how many rows may be refused; the circuit breaker does.
 """
 
 from __future__ import annotations
@@ -14,21 +15,11 @@ from itertools import pairwise
 from typing import TypeVar
 
 from ingest.model.block import Block
-from ingest.model.ports import Sink
 from ingest.model.rows import row_offsets
 
 SAMPLES_MAX = 16  # rows of different posts, and as many of the largest post
 
 _T = TypeVar("_T")
-
-
-async def takes_other_rows(sink: Sink, blocks: Sequence[Block]) -> bool:
-    """Whether the table takes some of these rows, or another one.
-
-    All rows of a batch may come from one sender, so a row like one that the table has is tried too.
-    Raises WriteFailed if the database does not answer.
-    """
-    return await sink.takes_any(sample_rows(blocks), like_stored=True)
 
 
 def sample_rows(blocks: Sequence[Block]) -> list[bytes]:

@@ -19,7 +19,6 @@ from types import MappingProxyType
 
 from ingest.model.ack import Refusal
 from ingest.model.block import Block
-from ingest.model.ports import BadRow
 from ingest.model.verdict import Verdict, WriteFailed
 
 BREAKER = "breaker"  # the reason of a pause by the circuit breaker
@@ -141,7 +140,7 @@ class CircuitBreaker:
         for index, block in enumerate(blocks[first:], first):
             self._past += _posts_of(block, refused.get(index, ()))
 
-    def judge(self, blocks: Sequence[Block], refused: Refused, last: BadRow) -> None:
+    def judge(self, blocks: Sequence[Block], refused: Refused, last: Refusal) -> None:
         """Raise WriteFailed(HOLD, reason `breaker`) if these are too many refused rows.
 
         `refused` is as for `written`, `last` the newest refusal.

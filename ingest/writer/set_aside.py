@@ -17,7 +17,7 @@ from ingest.model.codes import NO_PARTITION, TS_TOO_OLD
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull
 from ingest.model.ledger import Ledger
 from ingest.model.letter import DRAINED, EXHAUSTED, REFUSED, Letter
-from ingest.model.ports import BadRow, DeadLetters
+from ingest.model.ports import DeadLetters
 from ingest.model.rows import decode_rows
 from ingest.model.verdict import LETTERS_FULL, Verdict, WriteFailed
 from ingest.system.clock import monotonic_s
@@ -75,14 +75,14 @@ async def append_or_hold(dead_letters: DeadLetters, letters: Sequence[Letter]) -
         raise WriteFailed(Verdict.HOLD, str(error), reason="dead_letters_broken") from error
 
 
-def refusals_by_block(piece: list[Block], bad: Sequence[BadRow]) -> dict[int, list[Refusal]]:
+def refusals_by_block(piece: list[Block], bad: Sequence[Refusal]) -> dict[int, list[Refusal]]:
     """Return the refusals of each block that has some, by the block's index in `piece`."""
     ends = list(accumulate(block.rows for block in piece))
     found: dict[int, list[Refusal]] = {}
     for each in bad:
         index = bisect_right(ends, each.row)
         row = each.row - (ends[index - 1] if index else 0)
-        found.setdefault(index, []).append(Refusal(row, *each[1:]))
+        found.setdefault(index, []).append(each._replace(row=row))
     return found
 
 
@@ -117,7 +117,7 @@ def votes_of(refused: Refused) -> dict[int, list[Refusal]]:
     return {index: refusals for index, refusals in votes.items() if refusals}
 
 
-def last_vote(bad: Sequence[BadRow]) -> BadRow:
+def last_vote(bad: Sequence[Refusal]) -> Refusal:
     """Return the last one that counts for the circuit breaker; there must be one."""
     return next(each for each in reversed(bad) if not each.no_partition)
 

@@ -16,16 +16,15 @@ from ingest.model.ack import Outcome, Refusal
 from ingest.model.block import Block
 from ingest.model.ledger import Ledger
 from ingest.model.letter import EXHAUSTED
-from ingest.model.ports import BadRow, DeadLetters, Outlet, Sink, Stored
+from ingest.model.ports import DeadLetters, Outlet, Sink, Stored
 from ingest.model.verdict import OF_ONE_ROW, TOO_MANY_CONNECTIONS, Verdict, WriteFailed
 from ingest.system.backoff import backoff_s
 from ingest.system.clock import monotonic_s, sleep_unless, unix_us
 from ingest.system.logs import get_logger
-from ingest.writer.at_fault import takes_other_rows
+from ingest.writer.at_fault import sample_rows
 from ingest.writer.batch import Batch, BatchCap, Gatherer, in_pieces, isolated
 from ingest.writer.breaker import BREAKER, NONE, CircuitBreaker, Refused
 from ingest.writer.database_state import DatabaseState
-from ingest.writer.hand import Hand
 from ingest.writer.set_aside import (
     append_or_hold,
     block_letters,
@@ -81,7 +80,7 @@ class Writer:
         self._unknown_tries_left = 0
         self._lacks_connection = False  # the server is full, and another writer has a connection
         self._rows_at_fault = False  # found out for the batch that is being written
-        self._hand = Hand(outlet)
+        self._blocks: list[Block] = []  # taken, and neither settled nor given back; in order
 
     async def run(self) -> None:
         """Write until the buffer is shut and empty, or `halted` is set. Raises no WriteFailed."""
@@ -94,7 +93,7 @@ class Writer:
                 else:
                     await self._write_next()
         finally:
-            self._hand.give_back()
+            self._give_back()
             await self._sink.close()
 
     def _is_over(self) -> bool:
@@ -194,9 +193,9 @@ class Writer:
 
     async def _deliver(self, batch: Batch, *, probing: bool = False) -> bool:
         """Write a batch, in pieces if need be; give back the rest; return whether none is left."""
-        self._hand.blocks = list(batch.blocks)
+        self._blocks = list(batch.blocks)
         if not self._database_state.is_open and not probing:
-            self._hand.give_back()  # the write of another writer failed meanwhile
+            self._give_back()  # the write of another writer failed meanwhile
             return False
         self._ledger.batch_gathered(batch.trigger, batch.rows)
         self._rows_at_fault = False
@@ -215,8 +214,8 @@ class Writer:
                 except WriteFailed as final:
                     self._failed(final)
                     break
-        done = not self._hand.blocks
-        self._hand.give_back()
+        done = not self._blocks
+        self._give_back()
         return done
 
     async def _write(self, piece: list[Block]) -> None:
@@ -234,7 +233,7 @@ class Writer:
             return
         refusals: dict[int, list[Refusal]] = {}
 
-        async def set_aside(refused: list[BadRow]) -> None:
+        async def set_aside(refused: list[Refusal]) -> None:
             by_block = refusals_by_block(piece, refused)
             if votes := votes_of(by_block):
                 self._breaker.judge(piece, votes, last_vote(refused))
@@ -275,7 +274,7 @@ class Writer:
         self._rows_at_fault = (
             self._rows_at_fault
             or self._breaker.is_released(piece)
-            or await takes_other_rows(self._sink, piece)
+            or await self._sink.takes_any(sample_rows(piece), like_stored=True)
         )
         if not self._rows_at_fault:
             raise failure
@@ -316,7 +315,7 @@ class Writer:
         letters = block_letters(blocks, EXHAUSTED, failure.sqlstate or "", failure.message)
         await append_or_hold(self._dead_letters, letters)
         self._ledger.readings_dead_lettered(EXHAUSTED, len(letters))
-        self._hand.settle(blocks)
+        self._settle_blocks(blocks)
         for block in blocks:
             if block.ack is not None:
                 block.ack.resolve(Outcome(set_aside=True))
@@ -333,7 +332,7 @@ class Writer:
         ledger.batch_stored(self._sink.method, now_s - began_s, stored.committed, stored.duplicate)
         for reason, count in counted(refusals).items():
             ledger.readings_dead_lettered(reason, count)
-        self._hand.settle(piece)
+        self._settle_blocks(piece)
         self._database_state.stored()
         commit, lag = ledger.commit_s.observe, ledger.lag_s.observe
         for index, block in enumerate(piece):
@@ -342,3 +341,24 @@ class Writer:
             if block.ack is not None:
                 refused = refusals.get(index)
                 block.ack.resolve(Outcome(tuple(refused)) if refused else STORED)
+
+    def _settle_blocks(self, blocks: Sequence[Block]) -> None:
+        self._outlet.settle(blocks)
+        if len(blocks) == len(self._blocks):
+            self._blocks = []
+        else:
+            gone = {id(block) for block in blocks}
+            self._blocks = [block for block in self._blocks if id(block) not in gone]
+
+    def _give_back(self) -> None:
+        blocks, self._blocks = self._blocks, []
+        if blocks:
+            self._outlet.give_back(blocks)
+
+
+def stop_connecting(outlet: Outlet, sinks: Sequence[Sink]) -> None:
+    """If nothing is to be written, cut connections that are being opened. Open ones stay."""
+    if outlet.rows_waiting == 0 and outlet.stats().rows_taken == 0:
+        for sink in sinks:
+            if not sink.is_open:
+                sink.abort()

@@ -11,7 +11,8 @@ import pytest
 
 from ingest.app.writing import make_sink
 from ingest.config.settings import Settings
-from ingest.model.ports import BadRow, Sink, Stored
+from ingest.model.ack import Refusal
+from ingest.model.ports import Sink, Stored
 from ingest.model.reading import Reading
 from ingest.model.rows import PG_EPOCH_US
 from ingest.model.verdict import Verdict, WriteFailed
@@ -80,10 +81,10 @@ class SetAsides:
     """Collects refused rows. It fails if it is told to."""
 
     def __init__(self, error: Exception | None = None) -> None:
-        self.calls: list[list[BadRow]] = []
+        self.calls: list[list[Refusal]] = []
         self.error = error
 
-    async def __call__(self, bad: list[BadRow]) -> None:
+    async def __call__(self, bad: list[Refusal]) -> None:
         """Be a ports.SetAside."""
         self.calls.append(bad)
         if self.error is not None:
@@ -248,7 +249,7 @@ async def test_set_aside_happens_before_the_commit(subject: Subject) -> None:
     """While the bad rows are dead-lettered, no row is in the table."""
     seen: list[Any] = []
 
-    async def look(_: list[BadRow]) -> None:
+    async def look(_: list[Refusal]) -> None:
         seen.append(await subject.table())
 
     await subject.sink.write_isolating(encode(with_refused(readings(5), 2)), 5, look)

@@ -55,7 +55,7 @@ async def restarted(world: World) -> None:
     settings={
         "buffer_rows_max": 5_000,
         "journal_bytes_max": 1 << 20,
-        "inflated_bytes_max": 1 << 20,
+        "post_rows_max": 400,
         "full_s_min": 1,
     },
     rate=150.0,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import asyncpg
 import pytest
 
+from ingest.broker.connection import BrokerConnection
+from ingest.embedded.broker import EmbeddedBroker
 from ingest.sinks.postgres import schema
+from tests.support.brokers import embedded, joined
 from tests.support.constants import constants
 
 if TYPE_CHECKING:
@@ -53,3 +57,17 @@ def often() -> Iterator[None]:
     """Let the housekeeping of a service look often."""
     with constants(housekeeping_pause_s=0.05):
         yield
+
+
+@pytest.fixture
+async def own_nats(tmp_path: Path) -> AsyncIterator[EmbeddedBroker]:
+    """Give a broker of the test's own, with the stream."""
+    async with embedded(tmp_path / "broker") as running:
+        yield running
+
+
+@pytest.fixture
+async def admin(own_nats: EmbeddedBroker) -> AsyncIterator[BrokerConnection]:
+    """Give a connection of the admin to that broker."""
+    async with joined(own_nats, "admin") as connection:
+        yield connection

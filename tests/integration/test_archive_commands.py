@@ -34,7 +34,7 @@ async def arrive(connection: asyncpg.Connection, rows: list[Row]) -> None:
         "for values from ('2026-05-28 00:00:00+00') to ('2026-05-29 00:00:00+00')"
     )
     bounds = {"from_us": OLD_US, "to_us": OLD_US + DAY_US}
-    await registry.put(connection, kept, registry.PARTITION + NAME, bounds)
+    await registry.put(connection, kept, {registry.PARTITION + NAME: bounds})
     await store(connection, "readings", rows)
 
 
@@ -141,7 +141,7 @@ async def test_restore_tells_nobody_to_remove_what_is_not_in_the_archive_yet(
     assert "rename it" in (await here("archive", "restore", NAME, *words)).stderr
     kept = await registry.make(connection, "readings")
     entry = (await registry.entries(connection, "readings", f"archive/{NAME}"))[""]
-    await registry.put(connection, kept, f"archive/{NAME}", {**entry, "state": "detached"})
+    await registry.put(connection, kept, {f"archive/{NAME}": {**entry, "state": "detached"}})
     assert "on its way" in (await here("archive", "restore", NAME, *words)).stderr
 
 

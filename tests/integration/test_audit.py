@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -18,11 +18,11 @@ import pytest
 from ingest.broker import audit, manage, pulling, purge
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.envelope import Message
-from ingest.broker.roles import GIVEN, STREAM, WRITER
+from ingest.broker.roles import GIVEN, STREAM
 from ingest.broker.streams import Names
 from ingest.embedded.broker import EmbeddedBroker
 from ingest.model.errors import BrokerAway
-from tests.support.brokers import WANTED, api, embedded, hit, joined, put, until
+from tests.support.brokers import WANTED, api, embedded, fill, hit, joined, put, set_ack_wait, until
 from tests.support.stream_writers import FEW, StreamWriter, first_place, in_turns, purged, writing
 
 BODIES = [b"payload-number-%03d-" % n + b"x" * 200 for n in range(1, 31)]
@@ -37,26 +37,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pulling, "HEARTBEAT_S", 0.1)
     monkeypatch.setattr(purge, "_LOOK_S", 0.05)
     monkeypatch.setattr(purge, "EVERY_S", 0.1)
-
-
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[EmbeddedBroker]:
-    """Give a broker with the stream."""
-    async with embedded(tmp_path / "broker") as running:
-        yield running
-
-
-@pytest.fixture
-async def admin(server: EmbeddedBroker) -> AsyncIterator[BrokerConnection]:
-    """Give a connection of the admin."""
-    async with joined(server, "admin") as connection:
-        yield connection
-
-
-async def fill(server: EmbeddedBroker, *bodies: bytes) -> None:
-    """Put messages into the stream."""
-    async with joined(server, "gateway") as gateway:
-        await put(gateway, *bodies)
 
 
 def flip(store: Path, *numbers: int) -> None:
@@ -77,13 +57,6 @@ async def _damaged(folder: Path, *numbers: int) -> None:
     async with embedded(folder) as server:
         await fill(server, *BODIES)
     flip(folder / "store", *numbers)
-
-
-async def set_ack_wait(admin: BrokerConnection) -> None:
-    """Let what a dead writer had come again after a second."""
-    config = (await api(admin, f"CONSUMER.INFO.{STREAM}.{WRITER}"))["config"]
-    body = {"stream_name": STREAM, "config": config | {"ack_wait": 10**9}, "action": "update"}
-    assert "error" not in await api(admin, f"CONSUMER.CREATE.{STREAM}.{WRITER}", body)
 
 
 def _places(*writers: StreamWriter) -> list[int]:
@@ -129,15 +102,15 @@ async def test_purge_waits_for_the_check(tmp_path: Path) -> None:
 
 
 async def test_writers_that_come_and_go_find_nothing_in_a_sound_stream(
-    server: EmbeddedBroker, admin: BrokerConnection
+    own_nats: EmbeddedBroker, admin: BrokerConnection
 ) -> None:
     """Under traffic, with purges, and a kill of the server. Who dies may leave a few to be read."""
-    await set_ack_wait(admin)
+    await set_ack_wait(admin, 1)
     stopping = asyncio.Event()
 
     async def publish() -> int:
         count = 0
-        async with joined(server, "gateway") as gateway:
+        async with joined(own_nats, "gateway") as gateway:
             while not stopping.is_set():
                 try:
                     await put(gateway, b"%d" % count)
@@ -149,13 +122,15 @@ async def test_writers_that_come_and_go_find_nothing_in_a_sound_stream(
 
     publishing = asyncio.create_task(publish())
     async with AsyncExitStack() as stack:
-        writers = [await stack.enter_async_context(writing(server, purges=True)) for _ in range(3)]
+        writers = [
+            await stack.enter_async_context(writing(own_nats, purges=True)) for _ in range(3)
+        ]
         for number in range(4):
-            async with writing(server, purges=True) as guest:
+            async with writing(own_nats, purges=True) as guest:
                 await until(lambda: guest.got, 5)
                 writers.append(guest)
             if number == 2:
-                hit(server.pid, signal.SIGKILL)
+                hit(own_nats.pid, signal.SIGKILL)
             await asyncio.sleep(0.3)
         stopping.set()
         count = await publishing
@@ -167,16 +142,16 @@ async def test_writers_that_come_and_go_find_nothing_in_a_sound_stream(
 
 
 async def test_message_that_a_dead_writer_has_done_is_written_again(
-    server: EmbeddedBroker,
+    own_nats: EmbeddedBroker,
 ) -> None:
     """Nobody knows whether it was given to anybody, so it is; and the purge waits for it."""
-    async with writing(server) as one:
+    async with writing(own_nats) as one:
         await until(lambda: one.audit._is_auditor)
         # Another writer takes one and says nothing of it.
         one.puller.wanted.clear()
         await asyncio.sleep(0.4)
-        async with writing(server, checks=False) as dead:
-            await fill(server, b"a")
+        async with writing(own_nats, checks=False) as dead:
+            await fill(own_nats, b"a")
             await until(lambda: dead.got)
         one.acknowledges = False
         await asyncio.sleep(1.0)
@@ -186,7 +161,7 @@ async def test_message_that_a_dead_writer_has_done_is_written_again(
         await until(lambda: one.got)
         (again,) = one.got
         assert (again.data, again.place, again.tries, again.ack_subject) == (b"a", 1, 2, "")
-        await fill(server, b"b")
+        await fill(own_nats, b"b")
         await until(lambda: len(one.got) == 2)
         await asyncio.sleep(0.2)
         assert one.audit.checked_to == 0
@@ -199,62 +174,62 @@ async def test_message_that_a_dead_writer_has_done_is_written_again(
 
 
 async def test_message_that_is_pending_at_a_dead_writer_comes_by_itself(
-    server: EmbeddedBroker, admin: BrokerConnection
+    own_nats: EmbeddedBroker, admin: BrokerConnection
 ) -> None:
     """It is not written twice."""
-    await set_ack_wait(admin)
-    await fill(server, b"a")
-    async with writing(server, checks=False, acknowledges=False) as dead:
+    await set_ack_wait(admin, 1)
+    await fill(own_nats, b"a")
+    async with writing(own_nats, checks=False, acknowledges=False) as dead:
         await until(lambda: dead.got)
-    async with writing(server) as one:
+    async with writing(own_nats) as one:
         await until(lambda: one.got, 5)
         await until(lambda: one.audit.checked_to == 1)
         assert (one.got[0].tries, one.audit.read_again) == (2, 0)
 
 
 async def test_first_writer_reads_the_last_messages_again(
-    server: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+    own_nats: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No writer is left that knows what was given. Up to a bound."""
     monkeypatch.setattr(audit, "BACK_MAX", 3)
-    await fill(server, *BODIES)
-    async with writing(server) as gone:
+    await fill(own_nats, *BODIES)
+    async with writing(own_nats) as gone:
         await until(lambda: len(gone.got) == 30)
-    async with writing(server) as one:
+    async with writing(own_nats) as one:
         await until(lambda: one.audit.checked_to == 30)
         assert [each.place for each in one.got] == [28, 29, 30]
-        async with writing(server) as other:
+        async with writing(own_nats) as other:
             await until(lambda: other.audit.checked_to == 30)
             assert other.got == [], "the first one has told it"
 
 
 async def test_another_stream_of_the_same_name_is_checked_from_its_begin(
-    tmp_path: Path, server: EmbeddedBroker, admin: BrokerConnection
+    tmp_path: Path, own_nats: EmbeddedBroker, admin: BrokerConnection
 ) -> None:
     """Its places begin again."""
-    async with writing(server, purges=True) as one:
-        await fill(server, *BODIES)
+    async with writing(own_nats, purges=True) as one:
+        await fill(own_nats, *BODIES)
         await until(lambda: one.audit.checked_to == 30)
         await api(admin, f"STREAM.DELETE.{STREAM}")
         await manage.apply(admin, WANTED)
-        await fill(server, *BODIES[:9])
+        await fill(own_nats, *BODIES[:9])
         await until(lambda: one.audit.checked_to == 9)
         assert one.audit.skipped == 0
 
 
-async def test_what_is_no_telling_is_ignored(server: EmbeddedBroker) -> None:
+async def test_what_is_no_telling_is_ignored(own_nats: EmbeddedBroker) -> None:
     """Other writers only may say something there, but who knows."""
-    async with writing(server) as one, joined(server, "writer") as other:
+    async with writing(own_nats) as one, joined(own_nats, "writer") as other:
         for said in (b"", b"{}", b"[]", b'["x","y",[[1]]]', b'["x",1,2]'):
             other.send(GIVEN, said)
-        await fill(server, b"a")
+        await fill(own_nats, b"a")
         await until(lambda: one.audit.checked_to == 1)
         assert one.connection.up
 
 
-async def test_gateway_may_not_tell_what_writers_were_given(server: EmbeddedBroker) -> None:
+async def test_gateway_may_not_tell_what_writers_were_given(own_nats: EmbeddedBroker) -> None:
     """It could hide a loss."""
-    async with writing(server) as one, joined(server, "gateway") as gateway:
+    async with writing(own_nats) as one, joined(own_nats, "gateway") as gateway:
         await until(lambda: one.audit._looks)
         telling = audit.Telling("0", one.audit._made, 0, 9, [], [])
         gateway.send(GIVEN, msgspec.json.encode(telling))
@@ -263,26 +238,26 @@ async def test_gateway_may_not_tell_what_writers_were_given(server: EmbeddedBrok
 
 
 async def test_successor_goes_on_where_the_auditor_has_ended(
-    server: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+    own_nats: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has more done messages behind it than it reads again if nobody tells it anything."""
     monkeypatch.setattr(audit, "BACK_MAX", 3)
-    async with writing(server) as one:
+    async with writing(own_nats) as one:
         await until(lambda: one.audit._is_auditor)
-        await fill(server, *BODIES[:6])
+        await fill(own_nats, *BODIES[:6])
         await until(lambda: one.audit.checked_to == 6)
         one.puller.wanted.clear()
         await until(one.puller._over.is_set)
-        async with writing(server, checks=False) as dead:  # it has done 7, and tells nobody
-            await fill(server, BODIES[6])
+        async with writing(own_nats, checks=False) as dead:  # it has done 7, and tells nobody
+            await fill(own_nats, BODIES[6])
             await until(lambda: dead.got)
         await asyncio.sleep(0.5)
-        async with writing(server, pulls=False) as successor:
+        async with writing(own_nats, pulls=False) as successor:
             successor.audit._name = "0"  # so it is the auditor
             await until(lambda: "0" in one.audit.others)
             assert (one.audit.checked_to, set(one.audit._open)) == (6, {7})
             one.puller.wanted.set()
-            await fill(server, *BODIES[7:])
+            await fill(own_nats, *BODIES[7:])
             await until(lambda: len(one.got) == 29)
             await asyncio.sleep(0.5)
             assert one.audit.checked_to == successor.audit.checked_to == 6
@@ -290,32 +265,32 @@ async def test_successor_goes_on_where_the_auditor_has_ended(
             await until(lambda: successor.got)
             assert [each.data for each in successor.got] == [BODIES[6]]
             await until(lambda: one.audit.checked_to == successor.audit.checked_to == 30)
-        await fill(server, b"a")
+        await fill(own_nats, b"a")
         await until(lambda: one.audit.checked_to == 31)
         assert one.audit.read_again == one.audit.skipped == 0
 
 
 async def test_who_knows_takes_no_guess_of_a_newcomer(
-    server: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+    own_nats: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The newcomer has heard nobody, and begins behind what is open. It takes over what is told."""
     monkeypatch.setattr(audit, "BACK_MAX", 3)
-    async with writing(server) as one:
+    async with writing(own_nats) as one:
         await until(lambda: one.audit._is_auditor)
         one.puller.wanted.clear()
         await until(one.puller._over.is_set)
         monkeypatch.setattr(one.audit, "_read_open", _nothing)
-        async with writing(server, checks=False) as dead:  # it has done 1, and tells nobody
-            await fill(server, BODIES[0])
+        async with writing(own_nats, checks=False) as dead:  # it has done 1, and tells nobody
+            await fill(own_nats, BODIES[0])
             await until(lambda: dead.got)
         await until(lambda: set(one.audit._open) == {1})
         one.puller.wanted.set()
-        await fill(server, *BODIES[1:])
+        await fill(own_nats, *BODIES[1:])
         await until(lambda: len(one.got) == 29)
         with monkeypatch.context() as silent:
             silent.setattr(one.audit, "tell", lambda: None)
             await asyncio.sleep(0.6)
-            async with writing(server) as newcomer:
+            async with writing(own_nats) as newcomer:
                 newcomer.audit._name = "0"
                 monkeypatch.setattr(newcomer.audit, "_take", _nothing)
                 await until(lambda: newcomer.audit._seen_to >= 27)
@@ -347,10 +322,10 @@ def _change_looks(
 
 
 async def test_writer_tells_while_the_broker_does_not_answer(
-    server: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+    own_nats: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who is silent is taken for gone."""
-    async with writing(server) as one, writing(server) as other:
+    async with writing(own_nats) as one, writing(own_nats) as other:
         await until(lambda: one.audit._is_auditor or other.audit._is_auditor)
 
         async def late(_: BrokerConnection, found: manage.Found) -> manage.Found:
@@ -364,12 +339,12 @@ async def test_writer_tells_while_the_broker_does_not_answer(
 
 
 async def test_telling_that_comes_during_a_look_is_kept(
-    server: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+    own_nats: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answer is older than what another writer tells of it."""
-    async with writing(server, pulls=False) as one, writing(server) as other:
+    async with writing(own_nats, pulls=False) as one, writing(own_nats) as other:
         other.audit._name = "0"
-        await fill(server, *BODIES[:10])
+        await fill(own_nats, *BODIES[:10])
         await until(lambda: one.audit._seen_to == 10)
         late = asyncio.Event()
 
@@ -380,7 +355,7 @@ async def test_telling_that_comes_during_a_look_is_kept(
 
         _change_looks(monkeypatch, slow)
         await asyncio.sleep(0.2)
-        await fill(server, *BODIES[10:])
+        await fill(own_nats, *BODIES[10:])
         await until(lambda: one.audit._seen_to == 30)
         late.set()
         await _stays(one, 30)
@@ -402,11 +377,11 @@ def _ends_at(last: int, found: manage.Found) -> manage.Found:
 
 @pytest.mark.parametrize("seen", [True, False])
 async def test_one_old_answer_changes_nothing(
-    server: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch, *, seen: bool
+    own_nats: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch, *, seen: bool
 ) -> None:
     """A server that is cut off may give it. The second one counts, also of what was only given."""
-    async with writing(server) as one:
-        await fill(server, *BODIES)
+    async with writing(own_nats) as one:
+        await fill(own_nats, *BODIES)
         await until(lambda: one.audit._seen_to == 30)
         if not seen:
             one.audit._seen_to, one.audit._given = 10, set(range(12, 31))
@@ -427,16 +402,16 @@ async def test_one_old_answer_changes_nothing(
 
 
 async def test_restored_stream_is_noticed_by_all_writers(
-    server: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+    own_nats: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They do not tell each other for ever what was true before."""
     monkeypatch.setattr(audit, "EVERY_S", 0.4)
     monkeypatch.setattr(audit, "HEARD_S", 1.0)
     async with AsyncExitStack() as stack:
-        one = await stack.enter_async_context(writing(server))
+        one = await stack.enter_async_context(writing(own_nats))
         await asyncio.sleep(0.2)  # so they look in turns
-        other = await stack.enter_async_context(writing(server))
-        await fill(server, *BODIES)
+        other = await stack.enter_async_context(writing(own_nats))
+        await fill(own_nats, *BODIES)
         await until(lambda: one.audit.checked_to == other.audit.checked_to == 30)
 
         async def restored(_: BrokerConnection, found: manage.Found) -> manage.Found:
@@ -448,13 +423,13 @@ async def test_restored_stream_is_noticed_by_all_writers(
 
 
 async def test_what_does_not_fit_into_a_telling_is_not_told_as_seen_to(
-    server: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+    own_nats: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 29 open messages five are told."""
     monkeypatch.setattr(audit, "TOLD_MAX", 5)
-    async with writing(server, pulls=False) as one, writing(server, pulls=False) as other:
+    async with writing(own_nats, pulls=False) as one, writing(own_nats, pulls=False) as other:
         one.audit._name = "0"
-        await fill(server, *BODIES)
+        await fill(own_nats, *BODIES)
         await until(lambda: one.audit._seen_to == other.audit._seen_to == 0)
         monkeypatch.setattr(one.audit, "_read_open", _nothing)
         one.audit._seen_to, one.audit._open = 30, {each: set() for each in range(2, 31)}
@@ -464,16 +439,16 @@ async def test_what_does_not_fit_into_a_telling_is_not_told_as_seen_to(
 
 
 async def test_what_was_checked_of_an_older_stream_is_nothing_in_a_new_one(
-    server: EmbeddedBroker, admin: BrokerConnection, monkeypatch: pytest.MonkeyPatch
+    own_nats: EmbeddedBroker, admin: BrokerConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The purge may see the new one first."""
-    async with writing(server) as one:
-        await fill(server, *BODIES)
+    async with writing(own_nats) as one:
+        await fill(own_nats, *BODIES)
         await until(lambda: one.audit.checked_to == 30)
         monkeypatch.setattr(one.audit, "_see", _nothing)
         await api(admin, f"STREAM.DELETE.{STREAM}")
         await manage.apply(admin, WANTED)
-        await fill(server, *BODIES[:9])
+        await fill(own_nats, *BODIES[:9])
         await until(lambda: len(one.got) == 39)
         await asyncio.sleep(0.2)
         await one.purge.purge()
@@ -481,10 +456,10 @@ async def test_what_was_checked_of_an_older_stream_is_nothing_in_a_new_one(
 
 
 async def test_place_that_comes_while_its_copy_is_looked_for_is_no_loss(
-    server: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+    own_nats: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another writer was given it."""
-    async with writing(server) as one:
+    async with writing(own_nats) as one:
         await until(lambda: one.audit._is_auditor)
         look = manage.look_at_stream
 
@@ -510,10 +485,10 @@ async def test_place_that_comes_while_its_copy_is_looked_for_is_no_loss(
     ],
 )
 async def test_earlier_begin_is_taken_over_but_for_who_was_away_for_long(
-    server: EmbeddedBroker, *, since: int, seen_to: int, is_taken_over: bool
+    own_nats: EmbeddedBroker, *, since: int, seen_to: int, is_taken_over: bool
 ) -> None:
     """Ours is 50, and all up to 200,000 was seen to."""
-    async with writing(server, checks=False) as one:
+    async with writing(own_nats, checks=False) as one:
         one.audit._since, one.audit._seen_to = 50, 200_000
         told = audit.Telling("0", "", since, seen_to, [], [])
         one.audit._heard(Message("", msgspec.json.encode(told), {}))

@@ -17,7 +17,6 @@ from ingest.sinks.postgres.housekeeping import late as late_module
 from ingest.sinks.postgres.housekeeping import plan
 from ingest.sinks.postgres.housekeeping.making import (
     GROUP_MAX,
-    make_partition,
     make_partitions,
 )
 from ingest.sinks.postgres.housekeeping.partitions import partitions
@@ -32,6 +31,7 @@ from ingest.system.clock import monotonic_s, unix_us
 from tests.integration.test_partitions import Path2, daily, make, quick
 from tests.support.commands import Here, with_user
 from tests.support.letters import read
+from tests.support.partitions import make_partition
 from tests.support.replay_rig import rows, running, until_live
 
 DAYS = 5 * GROUP_MAX
@@ -84,9 +84,10 @@ async def test_group_leaves_out_what_somebody_else_has_made(table: asyncpg.Conne
     view = await look_at(table, "readings", DAY)
     spans = [span_bounds(DAY, day * DAY_US) for day in range(4)]
     assert await make_partition(table, view, spans[2]) == "readings_p19700103"
-    made = await make_partitions(table, view, spans)
-    assert made == ["readings_p19700101", "readings_p19700102", "readings_p19700104"]
-    assert await make_partitions(table, view, spans) == []
+    made, failed = await make_partitions(table, view, spans)
+    names = ["readings_p19700101", "readings_p19700102", "", "readings_p19700104"]
+    assert (list(made.values()), failed) == (names, None)
+    assert await make_partitions(table, view, spans) == (dict.fromkeys(spans, ""), None)
     found = [each for each in await partitions(table, "readings") if each.to_us <= 4 * DAY_US]
     assert [each[1:3] for each in found] == spans
     assert all(each.ours for each in found)

@@ -28,7 +28,6 @@ from ingest.model.errors import (
 from tests.support.blocks import make_block
 from tests.support.brokers import (
     api,
-    embedded,
     is_up,
     joined,
     messages,
@@ -40,30 +39,16 @@ from tests.support.faulty_proxy import FaultyProxy
 
 
 @pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[EmbeddedBroker]:
-    """Give a broker with the stream."""
-    async with embedded(tmp_path) as running:
-        yield running
-
-
-@pytest.fixture
-async def admin(server: EmbeddedBroker) -> AsyncIterator[BrokerConnection]:
-    """Give a connection of the admin."""
-    async with joined(server, "admin") as connection:
-        yield connection
-
-
-@pytest.fixture
-async def proxy(server: EmbeddedBroker) -> AsyncIterator[FaultyProxy]:
+async def proxy(own_nats: EmbeddedBroker) -> AsyncIterator[FaultyProxy]:
     """Give a proxy to the broker that misbehaves on request."""
-    async with FaultyProxy("127.0.0.1", server.published.endpoints.port) as running:
+    async with FaultyProxy("127.0.0.1", own_nats.published.endpoints.port) as running:
         yield running
 
 
 @pytest.fixture
-async def gateway(server: EmbeddedBroker, proxy: FaultyProxy) -> AsyncIterator[BrokerConnection]:
+async def gateway(own_nats: EmbeddedBroker, proxy: FaultyProxy) -> AsyncIterator[BrokerConnection]:
     """Give a connection of a gateway, by the proxy."""
-    direct = server.published.address("gateway")
+    direct = own_nats.published.address("gateway")
     by_proxy = Address((f"nats://127.0.0.1:{proxy.port}",), direct.user, direct.password)
     async with joined(lambda: by_proxy, "gateway") as connection:
         yield connection
@@ -134,10 +119,10 @@ async def test_answer_that_does_not_come_is_asked_for_again(
 
 @pytest.mark.parametrize("size_bytes", [10, 7 * 1024**2])
 async def test_stop_does_not_wait_for_a_server_that_takes_nothing(
-    server: EmbeddedBroker, proxy: FaultyProxy, size_bytes: int
+    own_nats: EmbeddedBroker, proxy: FaultyProxy, size_bytes: int
 ) -> None:
     """Also in the middle of a large message, where the library hides that we cancel."""
-    direct = server.published.address("gateway")
+    direct = own_nats.published.address("gateway")
     by_proxy = Address((f"nats://127.0.0.1:{proxy.port}",), direct.user, direct.password)
     async with asyncio.timeout(8):
         async with joined(lambda: by_proxy, "gateway") as gateway:
@@ -150,19 +135,19 @@ async def test_stop_does_not_wait_for_a_server_that_takes_nothing(
 
 
 async def test_frozen_server_is_left_and_found_again(
-    server: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch, admin: BrokerConnection
+    own_nats: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch, admin: BrokerConnection
 ) -> None:
     """A server that does not answer pings is away; a message waits and is stored once."""
     monkeypatch.setattr(line, "PING_S", 0.1)
     monkeypatch.setattr(line, "PONG_S_MAX", 0.3)
-    async with joined(server, "gateway") as gateway:
+    async with joined(own_nats, "gateway") as gateway:
         publishing = publisher(gateway)
-        assert server.pid is not None
-        os.kill(server.pid, signal.SIGSTOP)
+        assert own_nats.pid is not None
+        os.kill(own_nats.pid, signal.SIGSTOP)
         result = publishing.publish("m", b"x" * 400_000)
         await is_up(gateway, False)
         assert "ping" in gateway.why_away
-        os.kill(server.pid, signal.SIGCONT)
+        os.kill(own_nats.pid, signal.SIGCONT)
         assert (await result).sequence == 1
     await is_up(admin)
     assert await messages(admin) == 1
@@ -210,7 +195,7 @@ async def test_full_stream_refuses_at_once_and_takes_the_same_message_later(
 
 
 async def test_full_stream_is_no_definite_answer_once_a_try_was_in_doubt(
-    server: EmbeddedBroker,
+    own_nats: EmbeddedBroker,
     gateway: BrokerConnection,
     admin: BrokerConnection,
     proxy: FaultyProxy,
@@ -234,7 +219,7 @@ async def _shrink(admin: BrokerConnection, bytes_max: int) -> None:
 
 
 async def test_refused_message_is_refused_at_once(
-    server: EmbeddedBroker, gateway: BrokerConnection, admin: BrokerConnection
+    own_nats: EmbeddedBroker, gateway: BrokerConnection, admin: BrokerConnection
 ) -> None:
     """Larger than the broker allows, and a stream that is not the expected one."""
     with pytest.raises(BrokerRefused, match="max_payload"):
@@ -261,7 +246,7 @@ async def test_cancelled_publish_is_forgotten(
 
 
 async def test_request_ends_with_its_connection(
-    server: EmbeddedBroker, gateway: BrokerConnection, proxy: FaultyProxy
+    own_nats: EmbeddedBroker, gateway: BrokerConnection, proxy: FaultyProxy
 ) -> None:
     """It does not wait for its own time; afterwards the connection is there again."""
     proxy.stall("to_client")
@@ -279,11 +264,11 @@ async def test_request_ends_with_its_connection(
 
 
 async def test_another_users_server_is_not_sent_a_password(
-    server: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch, admin: BrokerConnection
+    own_nats: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch, admin: BrokerConnection
 ) -> None:
     """If another user has our port, we do not log in."""
     monkeypatch.setattr(line, "has_foreign_owner", lambda _: True)
-    connection = BrokerConnection(lambda: server.published.address("gateway"), "gateway")
+    connection = BrokerConnection(lambda: own_nats.published.address("gateway"), "gateway")
     stopping = asyncio.Event()
     running = asyncio.create_task(connection.run(stopping))
     await connection.wait_tried()
@@ -338,7 +323,7 @@ async def test_tls_url_sends_nothing_to_a_server_that_says_it_has_no_tls(free_po
 
 
 async def test_connection_ends_also_if_a_ping_misses_its_cancellation(
-    server: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+    own_nats: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As with `wait_for` on Python 3.11, if the answer comes in the same moment."""
     pinging = asyncio.Event()
@@ -351,5 +336,5 @@ async def test_connection_ends_also_if_a_ping_misses_its_cancellation(
 
     monkeypatch.setattr(line, "PING_S", 0.01)
     monkeypatch.setattr("nats.aio.client.Client.rtt", rtt)
-    async with asyncio.timeout(3), joined(server, "gateway"):
+    async with asyncio.timeout(3), joined(own_nats, "gateway"):
         await pinging.wait()

@@ -15,7 +15,7 @@ from ingest.broker.envelope import Address
 from ingest.broker.pulling import Delivery, Pull, Puller, Skipped
 from ingest.broker.roles import STREAM, WRITER
 from ingest.embedded.broker import EmbeddedBroker
-from tests.support.brokers import WANTED, api, embedded, joined, put, until
+from tests.support.brokers import WANTED, api, embedded, fill, joined, set_ack_wait, until
 from tests.support.faulty_proxy import FaultyProxy
 
 
@@ -58,26 +58,6 @@ async def reading(
             await running
 
 
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[EmbeddedBroker]:
-    """Give a broker with the stream."""
-    async with embedded(tmp_path / "broker") as running:
-        yield running
-
-
-@pytest.fixture
-async def admin(server: EmbeddedBroker) -> AsyncIterator[BrokerConnection]:
-    """Give a connection of the admin."""
-    async with joined(server, "admin") as connection:
-        yield connection
-
-
-async def fill(server: EmbeddedBroker, *bodies: bytes) -> None:
-    """Put messages into the stream."""
-    async with joined(server, "gateway") as gateway:
-        await put(gateway, *bodies)
-
-
 async def floor(admin: BrokerConnection) -> int:
     """Return the place up to which all is done."""
     answer = await api(admin, f"CONSUMER.INFO.{STREAM}.{WRITER}")
@@ -92,45 +72,37 @@ async def floor_is(admin: BrokerConnection, place: int) -> None:
             await asyncio.sleep(0.01)
 
 
-async def set_ack_wait(admin: BrokerConnection, seconds: float) -> None:
-    """Let deliveries that are not done come again after some time."""
-    config = (await api(admin, f"CONSUMER.INFO.{STREAM}.{WRITER}"))["config"]
-    config["ack_wait"] = int(seconds * 1e9)
-    body = {"stream_name": STREAM, "config": config, "action": "update"}
-    assert "error" not in await api(admin, f"CONSUMER.CREATE.{STREAM}.{WRITER}", body)
-
-
 async def test_messages_come_in_order_and_done_ones_never_again(
-    server: EmbeddedBroker, admin: BrokerConnection
+    own_nats: EmbeddedBroker, admin: BrokerConnection
 ) -> None:
     """Also over several requests; a second reader gets only the rest."""
     bodies = [str(n).encode() for n in range(20)]
-    await fill(server, *bodies)
-    async with reading(server, Pull(messages_max=3)) as reader:
+    await fill(own_nats, *bodies)
+    async with reading(own_nats, Pull(messages_max=3)) as reader:
         await until(lambda: len(reader.got) == 20)
         assert reader.bodies == bodies
         assert [each.place for each in reader.got] == list(range(1, 21))
         assert {each.tries for each in reader.got} == {1}
         reader.puller.done(reader.got)
         await floor_is(admin, 20)
-        await fill(server, b"later")
+        await fill(own_nats, b"later")
         await until(lambda: len(reader.got) == 21)
         assert reader.skipped == []
 
 
-async def test_bound_of_bytes_ends_a_request_and_not_the_reading(server: EmbeddedBroker) -> None:
+async def test_bound_of_bytes_ends_a_request_and_not_the_reading(own_nats: EmbeddedBroker) -> None:
     """The broker ends the request when the next message does not fit; the next one goes on."""
-    await fill(server, *(bytes(300_000) for _ in range(9)))
-    async with reading(server, Pull(bytes_max=700_000)) as reader:
+    await fill(own_nats, *(bytes(300_000) for _ in range(9)))
+    async with reading(own_nats, Pull(bytes_max=700_000)) as reader:
         await until(lambda: len(reader.got) == 9)
 
 
 async def test_what_is_given_back_comes_again_at_once_and_what_is_dropped_never(
-    server: EmbeddedBroker, admin: BrokerConnection
+    own_nats: EmbeddedBroker, admin: BrokerConnection
 ) -> None:
     """A delivery says how often its message was delivered."""
-    await fill(server, b"back", b"drop", b"done")
-    async with reading(server) as reader:
+    await fill(own_nats, b"back", b"drop", b"done")
+    async with reading(own_nats) as reader:
         await until(lambda: len(reader.got) == 3)
         back, drop, done = reader.got
         reader.puller.give_back([back])
@@ -144,12 +116,12 @@ async def test_what_is_given_back_comes_again_at_once_and_what_is_dropped_never(
 
 
 async def test_delivery_comes_again_after_ack_wait_unless_somebody_works_on_it(
-    server: EmbeddedBroker, admin: BrokerConnection
+    own_nats: EmbeddedBroker, admin: BrokerConnection
 ) -> None:
     """`working` gives it as much time again."""
     await set_ack_wait(admin, 0.4)
-    await fill(server, b"forgotten", b"in work")
-    async with reading(server) as reader:
+    await fill(own_nats, b"forgotten", b"in work")
+    async with reading(own_nats) as reader:
         await until(lambda: len(reader.got) == 2)
         for _ in range(5):
             reader.puller.working(reader.got[1:2])
@@ -159,13 +131,13 @@ async def test_delivery_comes_again_after_ack_wait_unless_somebody_works_on_it(
         await floor_is(admin, 2)
 
 
-async def test_nothing_is_pulled_while_nothing_is_wanted(server: EmbeddedBroker) -> None:
+async def test_nothing_is_pulled_while_nothing_is_wanted(own_nats: EmbeddedBroker) -> None:
     """The request that is open is used up, and no other one is sent."""
-    async with reading(server, Pull(messages_max=2)) as reader:
-        await fill(server, b"1")
+    async with reading(own_nats, Pull(messages_max=2)) as reader:
+        await fill(own_nats, b"1")
         await until(lambda: reader.got)
         reader.puller.wanted.clear()
-        await fill(server, b"2", b"3", b"4")
+        await fill(own_nats, b"2", b"3", b"4")
         await until(lambda: len(reader.got) == 2)
         await asyncio.sleep(0.1)
         assert len(reader.got) == 2
@@ -174,12 +146,12 @@ async def test_nothing_is_pulled_while_nothing_is_wanted(server: EmbeddedBroker)
 
 
 async def test_what_is_said_while_the_broker_is_away_is_said_afterwards(
-    server: EmbeddedBroker, admin: BrokerConnection
+    own_nats: EmbeddedBroker, admin: BrokerConnection
 ) -> None:
     """Words about deliveries are kept until there is a connection."""
-    await fill(server, b"1", b"2")
-    direct = server.published.address("writer")
-    async with FaultyProxy("127.0.0.1", server.published.endpoints.port) as proxy:
+    await fill(own_nats, b"1", b"2")
+    direct = own_nats.published.address("writer")
+    async with FaultyProxy("127.0.0.1", own_nats.published.endpoints.port) as proxy:
         by_proxy = direct._replace(servers=(f"nats://127.0.0.1:{proxy.port}",), ours=False)
         async with reading(lambda: by_proxy) as reader:
             await until(lambda: len(reader.got) == 2)
@@ -191,18 +163,18 @@ async def test_what_is_said_while_the_broker_is_away_is_said_afterwards(
 
 @pytest.mark.parametrize("cut", [False, True])
 async def test_old_word_is_not_said_of_a_message_of_a_new_stream(
-    server: EmbeddedBroker,
+    own_nats: EmbeddedBroker,
     admin: BrokerConnection,
     monkeypatch: pytest.MonkeyPatch,
     cut: bool,
 ) -> None:
     """It has the same name, and the same places: the broker would take its messages for done."""
     monkeypatch.setattr("ingest.broker.pulling.AGAIN_S_MAX", 0.05)
-    await fill(server, b"1", b"2")
-    direct = server.published.address("writer")
-    async with FaultyProxy("127.0.0.1", server.published.endpoints.port) as proxy:
+    await fill(own_nats, b"1", b"2")
+    direct = own_nats.published.address("writer")
+    async with FaultyProxy("127.0.0.1", own_nats.published.endpoints.port) as proxy:
         by_proxy = direct._replace(servers=(f"nats://127.0.0.1:{proxy.port}",), ours=False)
-        async with reading(lambda: by_proxy) as reader, reading(server) as other:
+        async with reading(lambda: by_proxy) as reader, reading(own_nats) as other:
             other.puller.wanted.clear()
             await until(lambda: len(reader.got) == 2)
             if cut:
@@ -213,7 +185,7 @@ async def test_old_word_is_not_said_of_a_message_of_a_new_stream(
             await manage.apply(admin, WANTED)
             reader.puller.wanted.clear()
             other.puller.wanted.set()
-            await fill(server, b"3", b"4")
+            await fill(own_nats, b"3", b"4")
             await until(lambda: len({*other.bodies, *reader.bodies} - {b"1", b"2"}) == 2)
             await until(lambda: reader.connection.up and reader.puller._sure.is_set())
             reader.puller.done(each for each in reader.got if each.data in {b"1", b"2"})
@@ -253,14 +225,14 @@ async def test_damaged_message_is_reported_as_skipped(
 
 
 async def test_purge_by_hand_is_reported_as_skipped(
-    server: EmbeddedBroker, admin: BrokerConnection
+    own_nats: EmbeddedBroker, admin: BrokerConnection
 ) -> None:
     """Messages that somebody removed before they were delivered."""
-    async with reading(server, Pull(messages_max=1)) as reader:
-        await fill(server, b"0")
+    async with reading(own_nats, Pull(messages_max=1)) as reader:
+        await fill(own_nats, b"0")
         await until(lambda: reader.got)
         reader.puller.wanted.clear()
-        await fill(server, b"1", b"2", b"3", b"4")
+        await fill(own_nats, b"1", b"2", b"3", b"4")
         await asyncio.sleep(0.1)
         count = len(reader.got)  # a request for one more may have been open
         assert count <= 2

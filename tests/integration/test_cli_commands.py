@@ -254,7 +254,8 @@ async def test_hold_is_shown_with_its_reason_and_released(
             tmp_path / "state",
             database_url=readings_url,
             database_unsafe=True,
-            wait_s_max=1_200,
+            hold_probe_s_max=600,
+            wait_s_max=600,
             schema_check_s=0.2,
         ) as service:
             await service.wait_state("accepting")

@@ -207,11 +207,11 @@ def test_doctor_counts_dead_letters_and_full_disks(
     assert "repair the network to it" in found["database"]["detail"]
     assert "Correct --database-url, then restart" in found["database"]["detail"]
     with (folder / "dlq-20260101T000000000000Z-1-00000001.jsonl").open("wb") as file:
-        file.truncate(512 * 1024 - 1_000)
-    assert main([*words, "--dlq-bytes-max", "1MiB"]) == 1
+        file.truncate(2 * 1024 * 1024 - 4_000)
+    assert main([*words, "--dlq-bytes-max", "4MiB"]) == 1
     found = {each["name"]: each for each in json.loads(capsys.readouterr().out)}
     assert found["dead letters"]["state"] == "FAIL"
-    assert "kept for valid readings (511.0 of 512.0 KiB)" in found["dead letters"]["detail"]
+    assert "kept for valid readings (2,044.1 of 2,048.0 KiB)" in found["dead letters"]["detail"]
 
 
 @pytest.fixture

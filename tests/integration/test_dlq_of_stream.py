@@ -65,11 +65,6 @@ def write(folder: Path, letters: list[Letter]) -> None:
     store.close()
 
 
-def lines_of(folder: Path) -> list[bytes]:
-    """Return the lines of the live letters in files."""
-    return [each.line for each in live_letters(folder)]
-
-
 async def copy_into_stream(folder: Path, queue: DeadLetterQueue) -> None:
     """Copy the letters of files into the stream; their lines stay the same."""
     for each in live_letters(folder):

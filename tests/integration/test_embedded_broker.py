@@ -22,6 +22,7 @@ from ingest.embedded import broker as launcher
 from ingest.embedded.broker import EmbeddedBroker, running_broker
 from ingest.embedded.broker_program import find_program
 from ingest.model.errors import BrokerAway, StartError
+from ingest.system import orphans
 from tests.support.brokers import (
     embedded,
     ended,
@@ -222,9 +223,9 @@ async def test_server_that_was_left_is_ended_before_the_next_start(
     os.kill(pid, signal.SIGSTOP)
     parent.kill()
     parent.communicate()
-    servers_of = launcher._servers_of
+    holders = orphans.holders
     monkeypatch.setattr(  # our parent's child: it has ended since it was found
-        launcher, "_servers_of", lambda config: [parent.pid, *servers_of(config)]
+        orphans, "holders", lambda path: [parent.pid, *holders(path)]
     )
     async with embedded(tmp_path) as server:
         assert server.pid != pid

@@ -28,9 +28,9 @@ async def _half_detached(connection: asyncpg.Connection, url: str, *, ours: bool
     await connection.execute(MADE)
     kept = await registry.make(connection, "readings")
     if ours:
-        await registry.put(connection, kept, registry.TABLE + "readings", {"span": DAY})
+        await registry.put(connection, kept, {registry.TABLE + "readings": {"span": DAY}})
         entry = bounds_entry(FROM_US, FROM_US + DAY_US)
-        await registry.put(connection, kept, registry.PARTITION + NAME, entry)
+        await registry.put(connection, kept, {registry.PARTITION + NAME: entry})
     holder, by_hand = await asyncpg.connect(url), await asyncpg.connect(url)
     try:
         await holder.execute("begin; lock table readings in access share mode")
@@ -69,7 +69,7 @@ async def test_it_is_left_alone(
         kept = await registry.make(connection, "readings")
         oid = await connection.fetchval("select to_regclass($1)::oid::int8", NAME)
         entry = {"state": "detaching", "oid": oid, "from_us": FROM_US, "to_us": FROM_US + DAY_US}
-        await registry.put(connection, kept, registry.ARCHIVE + NAME, entry)
+        await registry.put(connection, kept, {registry.ARCHIVE + NAME: entry})
     assert await HalfDetached().plan(connection, view) == []
 
 
@@ -81,7 +81,7 @@ async def test_retention_does_not_take_it_for_its_own(
     view = await _half_detached(connection, shared_url)
     kept = await registry.make(connection, "readings")
     if entry is not None:
-        await registry.put(connection, kept, registry.ARCHIVE + NAME, entry)
+        await registry.put(connection, kept, {registry.ARCHIVE + NAME: entry})
     did = await plan.run(connection, view, [Retention(KEEP)], yes=True)
     assert [each.error for each in did] == [f"{NAME} was half detached by somebody else"]
     did = await plan.run(connection, view, [HalfDetached(), Retention(KEEP)], yes=True)

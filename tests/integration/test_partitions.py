@@ -25,7 +25,6 @@ from ingest.model.letter import EXHAUSTED, REFUSED
 from ingest.model.reading import Reading
 from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.housekeeping import registry, runs
-from ingest.sinks.postgres.housekeeping.making import make_partition
 from ingest.sinks.postgres.housekeeping.partitions import partitions
 from ingest.sinks.postgres.housekeeping.runs import Report
 from ingest.sinks.postgres.housekeeping.spans import (
@@ -44,6 +43,7 @@ from tests.support.blocks import block_of
 from tests.support.commands import Here, with_user
 from tests.support.constants import constants
 from tests.support.letters import read
+from tests.support.partitions import make_partition
 from tests.support.replay_rig import Half, InFolder, rows, running, until_live
 
 
@@ -299,7 +299,7 @@ async def test_late_reading_makes_its_partition_and_is_stored_once(
     assert not why.final, "nobody has confirmed keep_hot yet"
     kept, policy = await registry.make(table, "readings"), retention_policy(settings)
     assert policy is not None
-    await registry.put(table, kept, registry.KEEP_HOT, policy.entry(now_us))
+    await registry.put(table, kept, {registry.KEEP_HOT: policy.entry(now_us)})
     late = late_partitions(settings, lambda: shared_url)
     await late.make_for([now_us])
     assert late.why_not(now_us - 20 * DAY_US) == ("older than 12h (keep_hot)", True)

@@ -81,6 +81,12 @@ async def wrong(connection: asyncpg.Connection) -> list[Any]:
     )
 
 
+async def run_right(connection: asyncpg.Connection) -> None:
+    """Run the rollups; all of them are right then."""
+    await run(connection)
+    assert await wrong(connection) == []
+
+
 @pytest.fixture(params=["plain", "index", "partitioned"])
 async def table(
     request: pytest.FixtureRequest, connection: asyncpg.Connection
@@ -104,8 +110,7 @@ async def test_rollups_equal_a_computation_from_all_readings(table: asyncpg.Conn
     """So it is at first, after late readings and repeated ones, and after some of an old day."""
     first = drawn(1, 2_000, 40, odd=True)
     await write(table, first)
-    await run(table)
-    assert await wrong(table) == []
+    await run_right(table)
     assert len(await stored(table, "readings_daily", "day")) == 12
     assert await run(table) == []
     await write(table, first)
@@ -113,8 +118,7 @@ async def test_rollups_equal_a_computation_from_all_readings(table: asyncpg.Conn
     await write(table, [*drawn(2, 300, 40, odd=True), *first])
     await write(table, [Reading(START_US - 400 * DAY_US, "new", "t", -0.0)])
     assert len(await wrong(table)) > 10
-    await run(table)
-    assert await wrong(table) == []
+    await run_right(table)
     assert await run(table) == []
 
 
@@ -132,8 +136,7 @@ async def test_sums_and_ties(operator: asyncpg.Connection) -> None:
         for second, value in members
     ]
     await write(operator, readings)
-    await run(operator)
-    assert await wrong(operator) == []
+    await run_right(operator)
     found = {
         key[1]: each for key, each in (await stored(operator, "readings_hourly", "hour")).items()
     }
@@ -200,7 +203,7 @@ async def test_rollup_that_the_database_refuses_stops_no_other(
     for late in (True, False):
         if not late:  # as if the hours were new
             at = Progress(START_US + 30 * HOUR_US, START_US + DAY_US)
-            await registry.put(operator, name, "rollups", at._asdict())
+            await registry.put(operator, name, {"rollups": at._asdict()})
         view = await look_at(operator, "readings", "none")
         (did,) = await plan.run(operator, view, [Rollups(wanted=True)])
         assert re.match(
@@ -209,8 +212,7 @@ async def test_rollup_that_the_database_refuses_stops_no_other(
         assert {key[1:] for key, *_ in await wrong(operator)} == {("d1", "t")}
     for table in ("readings_hourly", "readings_daily"):
         await operator.execute(f"alter table {table} drop constraint a")
-    await run(operator)
-    assert await wrong(operator) == []
+    await run_right(operator)
 
 
 async def test_reading_whose_commit_comes_after_a_run_is_computed_by_the_next(
@@ -225,19 +227,16 @@ async def test_reading_whose_commit_comes_after_a_run_is_computed_by_the_next(
         await transaction.start()
         await write(other, drawn(2, 50, 5))
         await write(operator, drawn(3, 10, 5))
-        await run(operator)
-        assert await wrong(operator) == []
+        await run_right(operator)
         await transaction.commit()
         assert await wrong(operator) != []
-        await run(operator)
-        assert await wrong(operator) == []
+        await run_right(operator)
         async with other.transaction():
             await write(other, drawn(4, 50, 5))
             await other.execute("savepoint a")
             await write(other, drawn(5, 50, 5))
             await other.execute("rollback to a")
-        await run(operator)
-        assert await wrong(operator) == []
+        await run_right(operator)
     finally:
         await other.close()
 
@@ -274,7 +273,7 @@ async def test_clock_that_is_set_back_opens_hours_again(operator: asyncpg.Connec
     await run(operator)
     name = await registry.make(operator, "readings")
     ahead_us = 30_000 * DAY_US
-    await registry.put(operator, name, "rollups", Progress(ahead_us, ahead_us)._asdict())
+    await registry.put(operator, name, {"rollups": Progress(ahead_us, ahead_us)._asdict()})
     await run(operator)
     at = await progress(operator, "readings")
     assert at is not None
@@ -329,8 +328,7 @@ async def test_killed_run_is_continued(
         assert victim.is_closed()
     finally:
         victim.terminate()
-    await run(operator)
-    assert await wrong(operator) == []
+    await run_right(operator)
 
 
 class _Connection:
@@ -450,11 +448,9 @@ async def test_table_that_became_a_partition_is_computed_anew(
         to (maxvalue)"""
     )
     await write(operator, drawn(2, 100, 30))
-    await run(operator)
-    assert await wrong(operator) == []
+    await run_right(operator)
     await write(operator, drawn(3, 100, 30))
-    await run(operator)
-    assert await wrong(operator) == []
+    await run_right(operator)
     assert await run(operator) == []
 
 
@@ -467,12 +463,10 @@ async def test_off_and_on_again(operator: asyncpg.Connection) -> None:
     assert await progress(operator, "readings") is None
     assert await run(operator, wanted=False) == []
     await write(operator, drawn(2, 100, 30))
-    await run(operator)
-    assert await wrong(operator) == []
+    await run_right(operator)
     await operator.execute("alter table readings disable trigger ingest_rollup_mark")
     await write(operator, drawn(3, 100, 30))
-    await run(operator)
-    assert await wrong(operator) == []
+    await run_right(operator)
 
 
 async def test_run_that_is_cancelled_leaves_nothing_at_work(
@@ -529,7 +523,7 @@ async def test_rollups_outlive_their_readings(
         key = await registry.entries(operator, view.table, "rollups")
         entry = {each: key[""][each] for each in ("until_us", "days_until_us")}
         name, _ = await registry.name_beside(operator, view.table)
-        await registry.put(operator, name, "rollups", entry | {"raw_from_us": day_us})
+        await registry.put(operator, name, {"rollups": entry | {"raw_from_us": day_us}})
     else:
         await left(operator, view, TimeSpan(BEGINNING_US, day_us))
     late = [Reading(START_US + n, "d0", "t", 9.0) for n in range(100)]
@@ -563,7 +557,7 @@ async def test_curve_of_rollups_equals_that_of_readings(
     await run(operator)
     name = await registry.make(operator, "readings")
     at = Progress(START_US + 100 * HOUR_US, START_US + 4 * DAY_US)
-    await registry.put(operator, name, "rollups", at._asdict())
+    await registry.put(operator, name, {"rollups": at._asdict()})
     lookup = Lookup(lambda: shared_url)
     try:
         for step_us, (from_us, to_us) in itertools.product(steps_us, times_us):
@@ -571,7 +565,7 @@ async def test_curve_of_rollups_equals_that_of_readings(
             rolled = await lookup.curve(*asked)
             await registry.remove(operator, name, "rollups")
             plain = await lookup.curve(*asked)
-            await registry.put(operator, name, "rollups", at._asdict())
+            await registry.put(operator, name, {"rollups": at._asdict()})
             assert plain["rollups"] is False
             assert rolled["rollups"] is (step_us % HOUR_US == 0 and to_us - from_us > 10**10)
             for a, b in zip(rolled["buckets"], plain["buckets"], strict=True):
@@ -596,6 +590,5 @@ async def test_role_that_only_writes_leaves_records_and_reads_rollups(
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
         await operator.execute("delete from readings_rollup_late")
     await operator.execute("reset role")
-    await run(operator)
-    assert await wrong(operator) == []
+    await run_right(operator)
     await operator.execute("drop schema public cascade; create schema public")

@@ -20,7 +20,6 @@ from ingest.sinks.postgres.housekeeping import plan, registry, rollup_state
 from ingest.sinks.postgres.housekeeping.archiving import Archiving
 from ingest.sinks.postgres.housekeeping.keeping import Policy
 from ingest.sinks.postgres.housekeeping.life import DETACH
-from ingest.sinks.postgres.housekeeping.making import make_partition
 from ingest.sinks.postgres.housekeeping.retention import Retention
 from ingest.sinks.postgres.housekeeping.rollup_state import Progress
 from ingest.sinks.postgres.housekeeping.rollups import Rollups
@@ -28,6 +27,7 @@ from ingest.sinks.postgres.housekeeping.spans import DAY, TimeSpan
 from ingest.sinks.postgres.housekeeping.view import View, look_at
 from tests.support.archives import archiver
 from tests.support.commands import Here
+from tests.support.partitions import make_partition
 from tests.support.rollups import DAY_US, HOUR_US, Key, Rollup, differences, expected, raw, stored
 
 START_US = 20_000 * DAY_US  # 2024-10-04
@@ -141,7 +141,7 @@ async def table(connection: asyncpg.Connection) -> asyncpg.Connection:
     await connection.execute(f"{TABLE}; set timezone = 'UTC'")
     view = await look_at(connection, "readings", DAY)
     known = await registry.make(connection, "readings")
-    await registry.put(connection, known, registry.TABLE + view.name, {"span": DAY})
+    await registry.put(connection, known, {registry.TABLE + view.name: {"span": DAY}})
     await schema.apply(connection)
     return connection
 

@@ -18,7 +18,7 @@ from ingest.config.settings import Settings
 from ingest.model.errors import StartError
 from ingest.model.ports import Stored
 from ingest.sinks.postgres import schema
-from ingest.sinks.postgres.housekeeping import making, registry, runs, versions
+from ingest.sinks.postgres.housekeeping import registry, runs, versions
 from ingest.sinks.postgres.housekeeping.plan import OtherRun, alone
 from ingest.sinks.postgres.housekeeping.runs import Report
 from ingest.sinks.postgres.housekeeping.spans import DAY_US, span_bounds
@@ -26,6 +26,7 @@ from ingest.sinks.postgres.housekeeping.view import look_at
 from ingest.sinks.postgres.make_table import first_partitions
 from tests.support.commands import Here, with_user
 from tests.support.constants import constants
+from tests.support.partitions import make_partition
 from tests.support.rows import encode, readings
 
 OF_TODAY = '{"version": 1}'
@@ -132,7 +133,7 @@ async def test_newer_schema_is_left_alone_and_readings_are_written(
     assert report.due, "there was something to do"
     view = await look_at(table, "readings", "day")
     with pytest.raises(StartError, match=r"the schema has .*, and this program knows 1"):
-        await making.make_partition(table, view, span_bounds("day", 0))
+        await make_partition(table, view, span_bounds("day", 0))
     assert len((await look_at(table, "readings", "day")).partitions) == len(view.partitions)
     sink = make_sink(shared_url, settings)
     try:

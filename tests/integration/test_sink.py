@@ -10,7 +10,8 @@ import pytest
 
 from ingest.app.writing import make_sink
 from ingest.config.settings import Settings
-from ingest.model.ports import BadRow, Stored
+from ingest.model.ack import Refusal
+from ingest.model.ports import Stored
 from ingest.model.reading import Reading
 from ingest.model.rows import HEADER
 from ingest.model.verdict import Verdict, WriteFailed
@@ -41,11 +42,11 @@ class Bench:
             await self.sink.write(encode(rows), len(rows), idempotent=idempotent)
         return failed.value
 
-    async def isolate(self, rows: list[Reading]) -> tuple[Stored, list[BadRow]]:
+    async def isolate(self, rows: list[Reading]) -> tuple[Stored, list[Refusal]]:
         """Write rows, and collect the refused ones."""
-        aside: list[BadRow] = []
+        aside: list[Refusal] = []
 
-        async def set_aside(bad: list[BadRow]) -> None:
+        async def set_aside(bad: list[Refusal]) -> None:
             aside.extend(bad)
 
         return await self.sink.write_isolating(encode(rows), len(rows), set_aside), aside

@@ -10,8 +10,9 @@ import structlog
 
 from ingest.app.writing import make_sink
 from ingest.config.settings import Settings
+from ingest.model.ack import Refusal
 from ingest.model.errors import Refused
-from ingest.model.ports import BadRow, Stored
+from ingest.model.ports import Stored
 from ingest.model.reading import Reading
 from ingest.model.verdict import Verdict, WriteFailed
 from ingest.sinks.postgres import schema
@@ -35,7 +36,7 @@ def sink_for(way: str, url: str, known: KnownServer | None = None) -> SinkPostgr
 async def write(sink: SinkPostgres, way: str, rows: list[Reading]) -> Stored:
     """Write rows in one of the ways of a sink."""
 
-    async def set_aside(bad: list[BadRow]) -> None:
+    async def set_aside(bad: list[Refusal]) -> None:
         raise AssertionError(f"no row is at fault: {bad}")
 
     if way == "isolating":

@@ -14,7 +14,8 @@ from ingest.app.advice import advice
 from ingest.app.causes import next_step
 from ingest.app.writing import make_sink
 from ingest.config.settings import Settings
-from ingest.model.ports import BadRow, Stored
+from ingest.model.ack import Refusal
+from ingest.model.ports import Stored
 from ingest.model.verdict import Verdict, WriteFailed
 from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.connection import address, identity
@@ -257,7 +258,7 @@ async def test_role_of_least_privilege_can_write_every_way(
     assert await sink.write(encode(rows), 10, idempotent=False) == Stored(10, 0)
     assert await sink.write(encode(rows), 10, idempotent=True) == Stored(0, 10)
 
-    async def set_aside(bad: list[BadRow]) -> None:
+    async def set_aside(bad: list[Refusal]) -> None:
         assert [each.row for each in bad] == [10]
 
     rows.append(rows[0]._replace(value=1_000.0))

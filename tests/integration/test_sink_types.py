@@ -9,7 +9,8 @@ import pytest
 
 from ingest.app.writing import make_sink
 from ingest.config.settings import Settings
-from ingest.model.ports import BadRow, Stored
+from ingest.model.ack import Refusal
+from ingest.model.ports import Stored
 from ingest.model.reading import Reading
 from ingest.model.verdict import Verdict, WriteFailed
 from ingest.sinks.postgres.sink import SinkPostgres
@@ -28,7 +29,7 @@ OTHER_TYPES = {
 async def write(sink: SinkPostgres, way: str, rows: list[Reading]) -> None:
     """Write rows in one of the ways of a sink."""
 
-    async def set_aside(bad: list[BadRow]) -> None:
+    async def set_aside(bad: list[Refusal]) -> None:
         raise AssertionError(f"no row is at fault: {bad}")
 
     if way == "isolating":

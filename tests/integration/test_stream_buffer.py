@@ -26,7 +26,7 @@ from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
 from ingest.model.rows import row_offsets
 from ingest.system.clock import monotonic_s
 from tests.support.blocks import make_block
-from tests.support.brokers import api, embedded, hit, joined, until
+from tests.support.brokers import api, embedded, hit, joined, set_ack_wait, until
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.streams import Poster
 
@@ -171,10 +171,7 @@ async def server(tmp_path: Path) -> AsyncIterator[EmbeddedBroker]:
     """Give a broker with the stream, in which a message comes again after a second."""
     async with embedded(tmp_path / "broker") as running:
         async with joined(running, "admin") as admin:
-            config = (await api(admin, f"CONSUMER.INFO.{STREAM}.{WRITER}"))["config"]
-            config["ack_wait"] = 1_000_000_000
-            body = {"stream_name": STREAM, "config": config, "action": "update"}
-            assert "error" not in await api(admin, f"CONSUMER.CREATE.{STREAM}.{WRITER}", body)
+            await set_ack_wait(admin, 1)
         yield running
 
 

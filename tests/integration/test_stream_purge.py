@@ -5,32 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
-
-import pytest
 
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.purge import StreamPurge
 from ingest.broker.roles import STREAM, WRITER
 from ingest.embedded.broker import EmbeddedBroker
-from tests.support.brokers import api, embedded, joined, put, until
+from tests.support.brokers import api, joined, put, until
 from tests.support.stream_writers import StreamWriter, first_place, new_mark, purged, writing
 
 FAR = 10**9
-
-
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[EmbeddedBroker]:
-    """Give a broker with the stream."""
-    async with embedded(tmp_path / "broker") as running:
-        yield running
-
-
-@pytest.fixture
-async def admin(server: EmbeddedBroker) -> AsyncIterator[BrokerConnection]:
-    """Give a connection of the admin."""
-    async with joined(server, "admin") as connection:
-        yield connection
 
 
 async def fill(server: EmbeddedBroker, count: int, size_bytes: int = 10) -> None:
@@ -70,10 +53,10 @@ async def after(server: EmbeddedBroker, count: int) -> AsyncIterator[StreamWrite
 
 
 async def test_only_what_is_done_is_removed(
-    server: EmbeddedBroker, admin: BrokerConnection
+    own_nats: EmbeddedBroker, admin: BrokerConnection
 ) -> None:
     """Up to the first message that is not; nothing of an empty stream, and nothing twice."""
-    async with after(server, 10) as writer:
+    async with after(own_nats, 10) as writer:
         it = purging(writer)
         assert await it.purge()
         assert await first_place(admin) == 1
@@ -87,10 +70,10 @@ async def test_only_what_is_done_is_removed(
 
 
 async def test_nothing_is_removed_that_the_check_has_not_seen(
-    server: EmbeddedBroker, admin: BrokerConnection
+    own_nats: EmbeddedBroker, admin: BrokerConnection
 ) -> None:
     """Else a skipped message would be gone before anybody notices."""
-    async with after(server, 6) as writer:
+    async with after(own_nats, 6) as writer:
         writer.puller.done(writer.got)
         it = purging(writer, to=3)
         await purged(admin, 1, it)
@@ -99,11 +82,11 @@ async def test_nothing_is_removed_that_the_check_has_not_seen(
 
 
 async def test_named_consumer_that_is_behind_or_missing_keeps_messages(
-    server: EmbeddedBroker, admin: BrokerConnection
+    own_nats: EmbeddedBroker, admin: BrokerConnection
 ) -> None:
     """If it is missing, that is a fault: it may come back, or its name is wrong."""
     await make_consumer(admin, "one")
-    async with after(server, 6) as writer:
+    async with after(own_nats, 6) as writer:
         writer.puller.done(writer.got)
         behind = purging(writer, forwards=("one",))
         await asyncio.sleep(0.1)
@@ -124,10 +107,10 @@ async def test_named_consumer_that_is_behind_or_missing_keeps_messages(
 
 
 async def test_consumer_that_was_made_anew_has_done_nothing(
-    server: EmbeddedBroker, admin: BrokerConnection
+    own_nats: EmbeddedBroker, admin: BrokerConnection
 ) -> None:
     """Also if the one before it had done all."""
-    async with after(server, 6) as writer:
+    async with after(own_nats, 6) as writer:
         writer.puller.wanted.clear()
         writer.puller.done(writer.got)
         config = (await api(admin, f"CONSUMER.INFO.{STREAM}.{WRITER}"))["config"]
@@ -143,10 +126,10 @@ async def test_consumer_that_was_made_anew_has_done_nothing(
 
 
 async def test_what_is_done_is_kept_for_a_while(
-    server: EmbeddedBroker, admin: BrokerConnection
+    own_nats: EmbeddedBroker, admin: BrokerConnection
 ) -> None:
     """With `keep_s`, so that a restored database can be written again."""
-    async with after(server, 6) as writer:
+    async with after(own_nats, 6) as writer:
         writer.puller.done(writer.got)
         it = purging(writer, keep_s=0.4)
         await asyncio.sleep(0.1)
@@ -158,9 +141,9 @@ async def test_what_is_done_is_kept_for_a_while(
         assert await first_place(admin) == 7
 
 
-async def test_purge_ends_at_once_and_says_if_the_broker_is_away(server: EmbeddedBroker) -> None:
+async def test_purge_ends_at_once_and_says_if_the_broker_is_away(own_nats: EmbeddedBroker) -> None:
     """The next one may be more lucky."""
-    async with writing(server, checks=False, purges=True) as writer:
-        await server.stop()
+    async with writing(own_nats, checks=False, purges=True) as writer:
+        await own_nats.stop()
         await until(lambda: not writer.connection.up)
         assert not await writer.purge.purge()

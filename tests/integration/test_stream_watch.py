@@ -25,9 +25,7 @@ from tests.support.brokers import (
     MIB,
     WANTED,
     api,
-    embedded,
     is_up,
-    joined,
     plain_server,
     until,
 )
@@ -42,20 +40,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let it look more often."""
     for name, seconds in (("EVERY_S", 0.05), ("AGAIN_S", 0.05), ("MONITOR_S", 0.1)):
         monkeypatch.setattr(watch, name, seconds)
-
-
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[EmbeddedBroker]:
-    """Give a broker with the stream."""
-    async with embedded(tmp_path / "broker") as running:
-        yield running
-
-
-@pytest.fixture
-async def admin(server: EmbeddedBroker) -> AsyncIterator[BrokerConnection]:
-    """Give a connection of the admin."""
-    async with joined(server, "admin") as connection:
-        yield connection
 
 
 class Gateway:
@@ -100,9 +84,9 @@ async def gateway(server: EmbeddedBroker, wanted: WantedStream = WANTED) -> Asyn
         await asyncio.gather(*running)
 
 
-async def test_stream_as_it_must_be_has_no_faults(server: EmbeddedBroker) -> None:
+async def test_stream_as_it_must_be_has_no_faults(own_nats: EmbeddedBroker) -> None:
     """A gateway may see that. The numbers are there for the metrics."""
-    async with gateway(server) as it:
+    async with gateway(own_nats) as it:
         await it.publisher.publish("1", b"x" * 100)
         await until(lambda: it.state.messages == 1)
         assert (it.watch.faults, it.watch.degraded, it.watch.removed) == ((), (), 0)
@@ -117,10 +101,10 @@ async def test_stream_as_it_must_be_has_no_faults(server: EmbeddedBroker) -> Non
 
 
 async def test_what_differs_later_is_a_fault_until_it_is_corrected(
-    server: EmbeddedBroker, admin: BrokerConnection
+    own_nats: EmbeddedBroker, admin: BrokerConnection
 ) -> None:
     """A setting of the stream, and of its consumer."""
-    async with gateway(server) as it:
+    async with gateway(own_nats) as it:
         config = (await api(admin, f"STREAM.INFO.{STREAM}"))["config"]
         changed = config | {"discard": "old", "max_age": 10**12}
         assert "error" not in await api(admin, f"STREAM.UPDATE.{STREAM}", changed)
@@ -135,7 +119,7 @@ async def test_what_differs_later_is_a_fault_until_it_is_corrected(
 
 
 async def test_messages_are_given_again_until_that_succeeds(
-    server: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+    own_nats: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing else would give them: the consumer has passed their places."""
     monkeypatch.setattr(watch, "GIVE_AGAIN_S", 0.1)
@@ -148,7 +132,7 @@ async def test_messages_are_given_again_until_that_succeeds(
             raise BrokerAway("it chooses a leader")
 
     monkeypatch.setattr(manage, "give_again", fails_first)
-    async with gateway(server) as it:
+    async with gateway(own_nats) as it:
         see = it.watch._removals.see
         monkeypatch.setattr(
             it.watch._removals,
@@ -162,27 +146,27 @@ async def test_messages_are_given_again_until_that_succeeds(
 
 
 async def test_missing_consumer_of_a_forwarder_is_no_reason_to_refuse_posts(
-    server: EmbeddedBroker,
+    own_nats: EmbeddedBroker,
 ) -> None:
     """It is shown, and the purge says it too."""
-    async with gateway(server, WANTED._replace(forwards=("forward-x",))) as it:
+    async with gateway(own_nats, WANTED._replace(forwards=("forward-x",))) as it:
         assert it.watch.faults == ()
         (fault,) = it.watch.degraded
         assert str(fault) == "the consumer forward-x of INGEST: is missing"
 
 
 async def test_frozen_broker_is_away(
-    server: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+    own_nats: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also while the connection still seems to be there."""
     monkeypatch.setattr(manage, "API_S_MAX", 0.2)
-    async with gateway(server) as it:
-        assert server.pid is not None
-        os.kill(server.pid, signal.SIGSTOP)
+    async with gateway(own_nats) as it:
+        assert own_nats.pid is not None
+        os.kill(own_nats.pid, signal.SIGSTOP)
         try:
             await until(lambda: it.watch.away_since_s is not None)
         finally:
-            os.kill(server.pid, signal.SIGCONT)
+            os.kill(own_nats.pid, signal.SIGCONT)
         await until(lambda: it.watch.away_since_s is None)
 
 

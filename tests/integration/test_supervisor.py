@@ -112,6 +112,22 @@ async def test_restart_that_fails_leaves_the_other_processes(
         assert not set(before.values()) & set(up.pids.values())
 
 
+async def test_restart_does_not_wait_long_for_a_frozen_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has said nothing for longer than a process may; it will not end by itself."""
+    monkeypatch.setattr(children_module, "TICK_S", 0.1)
+    async with running_up(tmp_path) as up:
+        old = up.pids["gateway-1"]
+        children = up.supervisor._children
+        assert children is not None
+        os.kill(old, signal.SIGSTOP)
+        with capture_logs() as logs:
+            async with asyncio.timeout(TIMES.leave_s_max / 2):
+                assert await children.restart(asyncio.Event())
+        assert logged(logs, "child_killed", "pid") == [old]
+
+
 async def test_supervisor_that_was_frozen_blames_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,12 +278,12 @@ async def test_commands_find_it_and_its_last_line_is_the_sum(
         await until(lambda: up.supervisor.overview.health.in_words() == "accepting")
         found = await asyncio.to_thread(ready)
         assert found["state"] == "accepting"
-        up.supervisor._tell("writer-1", {"do": "release_hold", "dead_letter": True})
+        up.supervisor._children.tell("writer-1", {"do": "release_hold", "dead_letter": True})
         instances, killed = up.supervisor.overview.instances, up.pids["writer-1"]
         await until(lambda: sum(each.status.ledger.committed for each in instances) == 1000)
         os.kill(killed, signal.SIGKILL)
         await up.replaced("writer-1", killed)
-        up.supervisor._tell("writer-1", {"do": "release_hold", "dead_letter": True})
+        up.supervisor._children.tell("writer-1", {"do": "release_hold", "dead_letter": True})
         assert await up.stop() == 3
         assert up.lines[-1] == "drained: committed=2000 dead_lettered=0 held=0 lost=5"
         (line,) = [each for each in capfd.readouterr().out.splitlines() if "child_lost" in each]

@@ -9,11 +9,11 @@ import asyncpg
 from pyarrow import parquet
 
 from ingest.sinks.postgres.housekeeping import registry
-from ingest.sinks.postgres.housekeeping.making import make_partition
 from ingest.sinks.postgres.housekeeping.spans import DAY, DAY_US, TimeSpan
 from ingest.sinks.postgres.housekeeping.view import look_at
 from ingest.sinks.postgres.target import quoted
 from tests.support.commands import Here
+from tests.support.partitions import make_partition
 
 OLD = "2026-05-28"
 OLD_US = 1_779_926_400_000_000  # the same
@@ -75,9 +75,9 @@ async def test_new_partition_is_not_kept_by_the_pin_of_one_dropped_by_hand(
         "value float8, primary key (ts, device_id, metric, value)) partition by range (ts)"
     )
     kept = await registry.make(operator, "readings")
-    await registry.put(operator, kept, "pinned/readings_p20260528", {"why": "restored"})
+    await registry.put(operator, kept, {"pinned/readings_p20260528": {"why": "restored"}})
     other = {"from_us": OLD_US - DAY_US, "to_us": OLD_US}
-    await registry.put(operator, kept, "files/readings_p20260529", other)
+    await registry.put(operator, kept, {"files/readings_p20260529": other})
     view = await look_at(operator, "readings", DAY)
     day = TimeSpan(OLD_US, OLD_US + DAY_US)
     assert await make_partition(operator, view, day) == "readings_p20260528"

@@ -17,7 +17,7 @@ import msgspec
 from ingest.broker import manage
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.envelope import Address, Message
-from ingest.broker.roles import STREAM, SUBJECT
+from ingest.broker.roles import STREAM, SUBJECT, WRITER
 from ingest.broker.streams import WantedDeadLetters, WantedStream
 from ingest.embedded.broker import EmbeddedBroker
 from ingest.embedded.broker_program import find_program
@@ -114,6 +114,20 @@ async def put(connection: BrokerConnection, *bodies: bytes) -> None:
     for each in bodies:
         reply = await connection.request(SUBJECT, each, 5)
         assert b'"error"' not in reply.data, reply
+
+
+async def fill(server: EmbeddedBroker, *bodies: bytes) -> None:
+    """Put messages into the stream, as a gateway."""
+    async with joined(server, "gateway") as gateway:
+        await put(gateway, *bodies)
+
+
+async def set_ack_wait(admin: BrokerConnection, seconds: float) -> None:
+    """Let deliveries that are not done come again after some time."""
+    config = (await api(admin, f"CONSUMER.INFO.{STREAM}.{WRITER}"))["config"]
+    config["ack_wait"] = int(seconds * 1e9)
+    body = {"stream_name": STREAM, "config": config, "action": "update"}
+    assert "error" not in await api(admin, f"CONSUMER.CREATE.{STREAM}.{WRITER}", body)
 
 
 async def ended(pid: int) -> None:

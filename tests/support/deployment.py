@@ -237,7 +237,7 @@ def exported() -> dict[str, frozenset[str]]:
         Shown("", "0", forwarded, None, ("forward", "x")),
         Shown("", "0", bridged, None, ("mqtt", "x")),
     ):
-        for family in Exposition(lambda shown=shown: [shown]).families():  # type: ignore[misc]
+        for family in Exposition(lambda shown=shown: [shown]).collect():  # type: ignore[misc]
             for sample in family.samples:
                 labels = frozenset(sample.labels) | found.get(sample.name, frozenset())
                 found[sample.name] = labels | TARGET_LABELS

@@ -10,7 +10,8 @@ import asyncio
 import math
 from collections.abc import Callable, Sequence
 
-from ingest.model.ports import BadRow, SetAside, Stored
+from ingest.model.ack import Refusal
+from ingest.model.ports import SetAside, Stored
 from ingest.model.reading import Reading
 from ingest.model.rows import decode_rows
 from ingest.model.verdict import Verdict, WriteFailed
@@ -111,7 +112,7 @@ class FakeSink:
                 if failure.may_be_row:
                     raise failure
         bad = [
-            BadRow(row, *refused)
+            Refusal(row, *refused)
             for row, reading in enumerate(readings)
             if (refused := self.refuse(reading))
         ]

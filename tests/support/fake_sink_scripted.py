@@ -10,7 +10,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-from ingest.model.ports import BadRow, SetAside, Stored
+from ingest.model.ack import Refusal
+from ingest.model.ports import SetAside, Stored
 from ingest.model.reading import Reading
 from ingest.model.verdict import Verdict, WriteFailed
 from tests.support.fake_sink import FakeSink, Refuse, accept_all
@@ -115,7 +116,7 @@ class ScriptedSink:
         """Store what the table does not refuse; set the rest aside once, before the commit."""
         fault: str | None = None
 
-        async def aside(bad: list[BadRow]) -> None:
+        async def aside(bad: list[Refusal]) -> None:
             await set_aside(bad)
             if fault == MIDDLE:
                 self._doubt(tuples)

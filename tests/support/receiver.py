@@ -147,9 +147,7 @@ class OverFakes:
     @property
     def connections(self) -> Connections:
         """The open connections of the port."""
-        connections = self.endpoint._port._connections
-        assert connections is not None
-        return connections
+        return self.endpoint._port.connections
 
     def gauge(self, stats: Callable[[], BufferStats]) -> None:
         """Let the ledger know what the buffer holds."""

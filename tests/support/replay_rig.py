@@ -50,8 +50,8 @@ class Half:
         self.letters = letters
         self.up = True
         self.stopping = asyncio.Event()
-        self.halted = asyncio.Event()
-        half = WritingHalf(settings, outlet=self.buffer, ledger=self.ledger, halted=self.halted)
+        half = WritingHalf(settings, outlet=self.buffer, ledger=self.ledger)
+        self.halted = half.halted
         self.sink = make_sink(url, settings)
         half.sinks.append(self.sink)
         (self.writer,) = half.make_writers(letters)

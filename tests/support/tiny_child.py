@@ -92,10 +92,10 @@ class Tiny:
             if does(self.instance, "never_ends"):
                 await asyncio.sleep(3600)
             if message["do"] == "step_down" and self.port is not None:
-                await self.port.step_down(idle_s=IDLE_S, timeout_s=LEAVE_S)
+                await self.port.connections.step_down(idle_s=IDLE_S, timeout_s=LEAVE_S)
             break
         if self.port is not None:
-            await self.port.close()
+            await self.port.connections.close()
 
     async def beat(self) -> None:
         """Say that it lives."""

@@ -86,14 +86,13 @@ class Whole:
             keep_days=0,
             calls=self.letter_calls.calls,
         )
-        self.halted = asyncio.Event()
         with constants(**NO_BREAKER):
             self.half = WritingHalf(
                 replace(Settings(), **{**QUICK, **BLOCKS, **REPLAYS}),
                 outlet=self.buffer,
                 ledger=self.ledger,
-                halted=self.halted,
             )
+        self.halted = self.half.halted
         self.database_state = self.half.database_state
         self.at_receiver = 0  # posts under way
         self.takes_in = True  # posts that can be are kept at once; False: each one reserves room

@@ -13,9 +13,9 @@ from typing import Any
 from ingest.http.connection import READ_BYTES
 from ingest.http.connections import Connections
 from ingest.http.framer import Framer
-from ingest.http.owner import Reply
+from ingest.http.plain_body import PlainBodies
 from ingest.http.request import Client, Head, Request
-from ingest.http.response import Answer, problem
+from ingest.http.response import Answer, Reply, problem
 from ingest.http.valve import Valve
 from ingest.model.errors import Refused
 
@@ -159,29 +159,15 @@ class Sightings:
         return self._answer(request)
 
 
-class NextRound:
-    """A round queue that begins every request in the next round."""
-
-    def enqueue(self, body_bytes: int, begin: Callable[[], object]) -> bool:
-        """Begin it in the next round."""
-        asyncio.get_running_loop().call_soon(begin)
-        return True
-
-    def put_off(self, go_on: Callable[[], object], network: str, *, begins: bool = False) -> None:
-        """Do it in the next round."""
-        asyncio.get_running_loop().call_soon(go_on)
-
-    def forget(self, go_on: Callable[[], object], network: str) -> None:
-        """No step of a bare port can be forgotten."""
-
-
 def connections_of(answer: Callable[[Request], Reply], **limits: float) -> Connections:
     """Return the connections of a bare port that remembers heads."""
     given: dict[str, Any] = {"connections_max": 100, "header_s_max": 5, "keepalive_s_max": 5}
     return Connections(
         answer,
         lambda code: problem(Refused(code, "")),
-        round_queue=NextRound(),
+        plain_bodies=PlainBodies(
+            body_bytes_max=1 << 20, body_s_max=5, all_bytes_max=1 << 26, inflated_bytes_max=1 << 22
+        ),
         **{**given, **limits},
     )
 

@@ -17,7 +17,7 @@ from ingest.model.letter import EXHAUSTED, REFUSED
 from ingest.model.reading import Reading
 from ingest.model.rows import decode_rows
 from ingest.system.clock import monotonic_s
-from ingest.writer.connecting import stop_connecting
+from ingest.writer.writer import stop_connecting
 from tests.support import constants
 from tests.support.blocks import block_of, make_reading
 from tests.support.fake_letters import FakeLetters
@@ -54,15 +54,14 @@ class Writing:
             database_up=lambda: self.database_state.up,
             hold_reason=lambda: self.database_state.hold_reason,
         )
-        self.halted = asyncio.Event()
         settings, smaller = constants.split(settings)
         with constants.constants(**smaller):
             self.half = WritingHalf(
                 replace(Settings(), **{**QUICK, **settings}),
                 outlet=self.buffer,
                 ledger=self.ledger,
-                halted=self.halted,
             )
+        self.halted = self.half.halted
         self.database_state = self.half.database_state
         self.cap = self.half.cap
         self.breaker = self.half.breaker
@@ -79,6 +78,11 @@ class Writing:
         self.half.sinks.extend(self.sinks)
         for writer in self.half.make_writers(self.letters):
             self.tasks.append(asyncio.create_task(writer.run()))
+
+    async def write_all(self, writers: int = 2) -> None:
+        """Start the writers, and wait until every post has its answer."""
+        self.start(writers)
+        await self.until(self.resolved)
 
     async def post(
         self, rows: int, *, bad: tuple[int, ...] = (), device_id: str | None = None
@@ -140,14 +144,14 @@ class Writing:
             await asyncio.sleep(0.01)
 
     async def drain(self) -> None:
-        """Stop as SIGTERM does: no further post is taken, the writers finish."""
+        """Stop as SIGTERM does: no further post is taken, the writers finish. Check all then."""
         self.buffer.shut_inlet()
         self.database_state.nudge()
         stop_connecting(self.buffer, self.sinks)
         await self._ended()
 
     async def halt(self) -> None:
-        """Stop as at the end of `drain_s_max`: the writers give their blocks back."""
+        """Stop as at the end of `drain_s_max`: the writers give their blocks back. Check all."""
         self.halted.set()
         self.buffer.shut_inlet()
         for sink in self.sinks:
@@ -158,6 +162,7 @@ class Writing:
         async with asyncio.timeout(5):
             await asyncio.gather(*self.tasks)
         assert all(sink.closed for sink in self.sinks)
+        await self.check()
 
     async def check(self) -> None:
         """Check the balance, and each answer against the table, the dead letters and the buffer."""

@@ -33,7 +33,7 @@ ODD = ("--duplicates", "2%", "--poison", "0.02%", "--arrivals", "poisson", "--se
 SHAPE = ("--shape", "burst:110,260,70,25")
 WIDE: ViewportSize = {"width": 1440, "height": 1230}
 PHONE: ViewportSize = {"width": 390, "height": 844}
-SMALL: Any = {"dlq_bytes_max": "256KiB", "dlq_segment_bytes": 64 * 1024}
+SMALL: Any = {"dlq_bytes_max": "4MiB", "dlq_segment_bytes": 64 * 1024}
 PICTURES = ("light", "dark", "device", "phone", "hold", "outage", "dead-letters")
 
 pytestmark = [NEEDS_CHROMIUM, pytest.mark.slow, pytest.mark.timeout(RUN_S + 150)]
@@ -116,7 +116,7 @@ async def take_full(
     async with Service(state, **settings) as service, fleet(service.url):
         seen = await watched(browser, service.admin_url, opened=service.info.page, viewport=WIDE)
         seen.lost_allowed = True
-        await seen.wait_text("#state-text", "The space for dead letters is full", within_s=60)
+        await seen.wait_text("#state-text", "The space for dead letters is full", within_s=120)
         await asyncio.sleep(TROUBLE_S)
         await Pictures(seen, folder).take("dead-letters")
 

@@ -23,7 +23,7 @@ async def test_sigterm_answers_draining_until_it_ends(open_tmp_path: Path, free_
     The watchdog gets its messages, so that no manager ends the drain.
     """
     times: dict[str, Any] = {
-        "command_s_max": 0.6,
+        "command_s_max": 1,
         "drain_s_max": 2,
         "buffer": "memory",  # with a journal such a stop does not wait
     }
@@ -58,7 +58,7 @@ async def test_drain_without_database_sets_aside_what_comes_back_at_the_next_sta
     open_tmp_path: Path, free_port: int
 ) -> None:
     """Readings in memory at the deadline become dead letters, and are stored after the restart."""
-    settings: dict[str, Any] = {"command_s_max": 0.6}
+    settings: dict[str, Any] = {"command_s_max": 1}
     async with Database(open_tmp_path / "db", free_port) as database:
         service = Service(
             open_tmp_path / "state",

@@ -15,7 +15,7 @@ from tests.system.fleet import FIRST_US, TABLE_SQL, Fleet, check_table, reading
 from tests.system.service import Service, run_command
 
 QUICK: dict[str, Any] = {
-    "command_s_max": 0.6,
+    "command_s_max": 1,
     "wait_s_max": 0.2,
 }
 

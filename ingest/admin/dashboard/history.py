@@ -68,25 +68,20 @@ class History:
         self._ledger = ledger
         self._look = look
         self._ring = {name: array("d", [math.nan]) * SECONDS_KEPT for name in COLUMNS}
-        self._second = 0  # Unix time of the newest row
+        self.second = 0  # Unix time of the newest row; 0 before the first
         self._begun = 0  # Unix time of the oldest row
         self._before: _Counts | None = None
-
-    @property
-    def second(self) -> int:
-        """The Unix second of the newest row; 0 before the first."""
-        return self._second
 
     def sample(self, second: int | None = None) -> bool:
         """Add the row of `second` (default: now); False if it exists already. Takes some 50 us."""
         second = unix_us() // 1_000_000 if second is None else second
-        if second <= self._second:
-            if second > self._second - 5:
+        if second <= self.second:
+            if second > self.second - 5:
                 return False
-            self._second = 0  # the wall clock was set back: begin anew
-        if not self._second:
+            self.second = 0  # the wall clock was set back: begin anew
+        if not self.second:
             self._begun = second
-        since = second - self._second if self._second else SECONDS_KEPT
+        since = second - self.second if self.second else SECONDS_KEPT
         for missed in range(min(since, SECONDS_KEPT)):
             for column in self._ring.values():
                 column[(second - missed) % SECONDS_KEPT] = math.nan
@@ -94,7 +89,7 @@ class History:
         if self._before is not None:
             for name, value in zip(COLUMNS, self._row(self._before, now), strict=True):
                 self._ring[name][second % SECONDS_KEPT] = value
-        self._before, self._second = now, second
+        self._before, self.second = now, second
         return True
 
     def _counts(self) -> _Counts:
@@ -151,7 +146,7 @@ class History:
 
     def newest(self) -> list[float | int | None]:
         """Return the newest row, one number or None for each of COLUMNS."""
-        place = self._second % SECONDS_KEPT
+        place = self.second % SECONDS_KEPT
         return [_short(column[place]) for column in self._ring.values()]
 
     def since(self, second: int) -> tuple[int, dict[str, list[float | int | None]]]:
@@ -159,8 +154,8 @@ class History:
 
         The columns are empty if there is no later row.
         """
-        first = max(second + 1, self._second - SECONDS_KEPT + 1, self._begun)
-        places = [each % SECONDS_KEPT for each in range(first, self._second + 1)]
+        first = max(second + 1, self.second - SECONDS_KEPT + 1, self._begun)
+        places = [each % SECONDS_KEPT for each in range(first, self.second + 1)]
         return first, {
             name: [_short(column[place]) for place in places] for name, column in self._ring.items()
         }

@@ -284,12 +284,9 @@ class Dashboard:
         self, action: Action, request: Request, _query: str, _received_s: float
     ) -> Answer:
         self._guard.check_act(request.headers)
-        letters = wanted(await self._body(request), ACT_LETTERS_MAX)
-        return Answer(200, orjson.dumps(await action(*letters)))
-
-    async def _body(self, request: Request) -> bytes:
         async with self._bodies.received(request) as body:
-            return body
+            letters = wanted(body, ACT_LETTERS_MAX)
+        return Answer(200, orjson.dumps(await action(*letters)))
 
     async def _logged_in(self, request: Request, _query: str, _at_s: float) -> Answer:
         self._guard.check_host(request.headers)

@@ -27,9 +27,8 @@ from ingest.formats.post import (
     shown,
 )
 from ingest.formats.timestamp import PRECISIONS
-from ingest.http.owner import Reply
 from ingest.http.request import Request
-from ingest.http.response import Answer, problem
+from ingest.http.response import Answer, Reply, problem
 from ingest.http.routes import POST, Route
 from ingest.model.ack import Outcome, Refusal
 from ingest.model.block import Block
@@ -51,9 +50,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 
 
 class Query(NamedTuple):
-    """The query parameters of a post. `ack` None: the setting decides."""
+    """The query parameters of a post. `ack` "": the setting decides."""
 
-    ack: str | None = None
+    ack: str = ""
     strict: bool = False
     precision: str | None = None
     ignore_unknown: bool = False
@@ -81,7 +80,7 @@ def parse_query(text: str) -> Query:
             )
         given[name] = value
     return Query(
-        ack=given.get("ack"),
+        ack=given.get("ack", ""),
         strict=given.get("strict") == "true",
         precision=given.get("precision"),
         ignore_unknown=given.get("unknown") == "ignore",
@@ -97,7 +96,7 @@ class Readings(Form):
     def __init__(self, posts: Posts) -> None:
         self.page = Page(READINGS, _all_accepted, _problem)
         self._posts = posts
-        self._query = lru_cache(maxsize=256)(lambda text: posts.with_ack(parse_query(text)))
+        self._query = lru_cache(maxsize=256)(parse_query)
 
     def pages(self) -> dict[str, Route]:
         """Return the page by its path."""
@@ -116,7 +115,7 @@ class Readings(Form):
         posts.senders.take_post(request, plan.sender)
         body = request.body
         if body is None or not request.in_round:
-            return posts.receive(request, self, plan)
+            return posts.keeping.inside(posts.receive(request, self, plan))
         posts.plain_bodies.check(len(body))
         post = posts.post(plan, received_s)
         try:
@@ -125,7 +124,7 @@ class Readings(Form):
             note_body(refused, body)
             raise
         if not isinstance(found, Decoded):
-            return posts.go_on(request, self, plan, post, found)
+            return posts.keeping.inside(posts.go_on(request, self, plan, post, found))
         block, errors, texts = found
         if block is None or errors or texts or plan.ack == COMMITTED:
             points = posts.seen(request, self, found)
@@ -138,8 +137,7 @@ class Readings(Form):
             posts.on_decoded(found)
         reply = posts.keeping.small.keep(request, self.page, block, plan.ack, received_s)
         if reply is False:
-            coming = posts.keep(request, self, plan, post, found.points)
-            return posts.keeping.inside(coming)
+            return posts.keeping.inside(posts.keep(request, self, plan, post, found.points))
         return reply
 
     def plan(self, request: Request, text: str) -> Plan:
@@ -165,7 +163,7 @@ class Readings(Form):
         )
         return Plan(
             sender,
-            query.ack or "",
+            self._posts.ack_of(query.ack),
             query.strict,
             query.precision,
             query.ignore_unknown,

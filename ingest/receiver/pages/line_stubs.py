@@ -13,10 +13,9 @@ from urllib.parse import parse_qs
 
 import orjson
 
-from ingest.http.owner import Reply
 from ingest.http.plain_body import BodyLimits, PlainBodies
 from ingest.http.request import Request
-from ingest.http.response import JSON, Answer
+from ingest.http.response import JSON, Answer, Reply
 from ingest.http.routes import OTHER, READ, Pattern, Route
 from ingest.model.errors import Refused
 from ingest.receiver.pages.lines import (

@@ -75,12 +75,12 @@ PRECISIONS: dict[str, str | None] = {
 
 
 class LineQuery(NamedTuple):
-    """What the query says. `ack` None: the setting decides. `precision` None: by magnitude.
+    """What the query says. `ack` "": the setting decides. `precision` None: by magnitude.
 
     `database` is the name of a database or bucket, empty if there is none.
     """
 
-    ack: str | None = None
+    ack: str = ""
     strict: bool = False
     precision: str | None = None
     database: str = ""
@@ -92,13 +92,11 @@ def parse_line_query(text: str) -> LineQuery:
     precision = given.get("precision", "")
     if precision not in PRECISIONS:
         raise _bad("precision", precision, [each for each in PRECISIONS if each])
-    ack = given.get("ack")
-    if ack is None and given.get("no_sync") == "true":
-        ack = "buffered"
+    ack = given.get("ack", "buffered" if given.get("no_sync") == "true" else None)
     if ack is not None and ack not in ACKS:
         raise _bad("ack", ack, ACKS)
     return LineQuery(
-        ack=ack,
+        ack=ack or "",
         strict=given.get("strict") == "true" or given.get("accept_partial") == "false",
         precision=PRECISIONS[precision],
         database=given.get("db") or given.get("bucket") or "",
@@ -145,7 +143,7 @@ class Lines(Form):
         self._posts = posts
         self._options = options
         self._large = large
-        self._query = lru_cache(maxsize=256)(lambda text: posts.with_ack(parse_line_query(text)))
+        self._query = lru_cache(maxsize=256)(parse_line_query)
 
     def plan(self, request: Request, text: str) -> Plan:
         """Read the head. Raises Refused."""
@@ -164,7 +162,7 @@ class Lines(Form):
             sender=entry.name,
             devices=entry.globs,
         )
-        ack = query.ack or ""
+        ack = self._posts.ack_of(query.ack)
         return Plan(sender, ack, query.strict, query.precision, False, "", letter, naming)
 
     def begin(self, body: bytes, plan: Plan, post: Post) -> Points | LineSteps:

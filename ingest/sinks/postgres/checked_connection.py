@@ -272,7 +272,8 @@ class CheckedConnection(OneConnection):
                     failed.may_be_row &= not opening
                     no_copy = copying and failed.sqlstate == NO_COPY
                     if failed.verdict in _EXAMINED or no_copy or failed.sqlstate == LOCKED:
-                        await self._undo(connection, undo)
+                        if not connection.is_closed() and connection.is_in_transaction():
+                            await connection.execute(undo)
                         if not (rows_at_fault and failed.may_be_row):
                             await self._examine(connection, error, failed, copying)
                     sound = failed.verdict in _HARMLESS or failed.may_be_row
@@ -287,10 +288,6 @@ class CheckedConnection(OneConnection):
         finally:
             if not sound:
                 self.drop()
-
-    async def _undo(self, connection: Connection, undo: str) -> None:
-        if not connection.is_closed() and connection.is_in_transaction():
-            await connection.execute(undo)
 
     async def _examine(
         self,

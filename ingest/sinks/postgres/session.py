@@ -18,6 +18,7 @@ from ingest.model.verdict import CONFIGURATION
 from ingest.sinks.postgres.connection import (
     DRIVER_ERRORS,
     SessionNotKept,
+    Timeouts,
     close_politely,
     refuse_shared,
     text_of,
@@ -56,14 +57,12 @@ def as_start_error(url: str) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def connected(
-    url: str, *, connect_s_max: float, command_s_max: float
-) -> AsyncIterator[Connection]:
+async def connected(url: str, timeouts: Timeouts) -> AsyncIterator[Connection]:
     """Yield one connection; raise StartError if there is none within `connect_s_max`."""
     with as_start_error(url):
         # The driver's own time-out counts for each host anew, so there is one for all of them.
-        async with asyncio.timeout(connect_s_max):
-            opened = await asyncpg.connect(url, command_timeout=command_s_max)
+        async with asyncio.timeout(timeouts.connect_s_max):
+            opened = await asyncpg.connect(url, command_timeout=timeouts.command_s_max)
         try:
             await refuse_shared(opened)
         except SessionNotKept:

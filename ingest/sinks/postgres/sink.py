@@ -16,7 +16,8 @@ from collections.abc import Sequence
 
 from asyncpg import Connection
 
-from ingest.model.ports import BadRow, SetAside, Stored
+from ingest.model.ack import Refusal
+from ingest.model.ports import SetAside, Stored
 from ingest.model.rows import row_offsets, row_times_us
 from ingest.model.verdict import OF_ONE_ROW, Verdict, WriteFailed
 from ingest.sinks.postgres import statements
@@ -128,16 +129,16 @@ class SinkPostgres(CheckedConnection):
                 self.drop()
         return Stored(committed, rows - len(bad) - committed)
 
-    def _without_partition(self, data: bytes) -> tuple[bytes, Sequence[int], list[BadRow]]:
+    def _without_partition(self, data: bytes) -> tuple[bytes, Sequence[int], list[Refusal]]:
         """Return the rows to try, their numbers, and those of which it is known: no partition."""
         offsets = row_offsets(data)
         rows = len(offsets) - 1
         if self.late is None or not self.late.knows:
             return data, range(rows), []
-        why_not, numbers, bad = self.late.why_not, list[int](), list[BadRow]()
+        why_not, numbers, bad = self.late.why_not, list[int](), list[Refusal]()
         for row, ts_us in enumerate(row_times_us(data, offsets)):
             if why := why_not(ts_us):
-                bad.append(BadRow(row, MISSING, why.message, None, True, why.final))
+                bad.append(Refusal(row, MISSING, why.message, None, True, why.final))
             else:
                 numbers.append(row)
         if not bad:
@@ -218,6 +219,6 @@ def _times_us(tuples: Sequence[bytes]) -> list[int]:
     return row_times_us(data, row_offsets(data))
 
 
-def _bad_row(row: int, failed: WriteFailed) -> BadRow:
+def _bad_row(row: int, failed: WriteFailed) -> Refusal:
     no_partition = failed.verdict is Verdict.NO_PARTITION
-    return BadRow(row, failed.sqlstate or "", failed.message, failed.constraint, no_partition)
+    return Refusal(row, failed.sqlstate or "", failed.message, failed.constraint, no_partition)

@@ -6,7 +6,8 @@ Only the SQLSTATE and the column decide, never the text of a message: a server m
 from __future__ import annotations
 
 import re
-from typing import Protocol
+
+import asyncpg
 
 from ingest.model.verdict import (
     CONFIGURATION,
@@ -119,28 +120,13 @@ def reason_for(sqlstate: str | None) -> str:
     return REASONS.get(sqlstate) or REASONS.get(sqlstate[:2]) or f"sqlstate_{sqlstate}"
 
 
-class ServerError(Protocol):
-    """The fields of a server's error as the driver has them; None if the server sent none."""
-
-    @property
-    def sqlstate(self) -> str:
-        """Five characters."""
-
-    message: str
-    severity_en: str | None
-    column_name: str | None
-    table_name: str | None
-    constraint_name: str | None
-    context: str | None
-
-
 _UNKNOWN_OUTCOME = frozenset({"08007", "40003"})
 _MESSAGE_CHARACTERS_MAX = 1_000
 _NAME_CHARACTERS_MAX = 63  # of PostgreSQL; an operator's RAISE may set any text
 
 
 def server_failed(
-    error: ServerError, target: TargetTable = READINGS, *, doubt: bool = False
+    error: asyncpg.PostgresError, target: TargetTable = READINGS, *, doubt: bool = False
 ) -> WriteFailed:
     """Turn a server's error into WriteFailed. `doubt`: the rows may have been committed before."""
     # ERROR means that the server has rolled back. FATAL, PANIC and the driver's own 08003 do not.
@@ -164,7 +150,7 @@ def server_failed(
 _BAD_OPTION = frozenset({"22023", "42704"})  # a parameter in the URL is unknown, or its value bad
 
 
-def server_refused(error: ServerError) -> WriteFailed:
+def server_refused(error: asyncpg.PostgresError) -> WriteFailed:
     """Turn the error of a server that refuses a connection into WriteFailed."""
     failed = server_failed(error)
     if error.sqlstate in _BAD_OPTION:

@@ -34,8 +34,8 @@ REFUSED_VALUE = 666.0
 QUICK: dict[str, Any] = {
     "wait_s_max": 0.2,
     "schema_check_s": 0.2,
-    "command_s_max": 0.6,
-    "drain_s_max": 1,
+    "command_s_max": 1,
+    "drain_s_max": 2,
     "journal_segment_bytes": 4_096,
     "dlq_segment_bytes": 4_096,
     "dlq_auto_replay": False,

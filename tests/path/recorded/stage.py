@@ -41,7 +41,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "body_bytes_max": BODY_BYTES_MAX,
         "inflated_bytes_max": 262_144,
         "post_rows_max": POST_ROWS_MAX,
-        "body_s_max": 1.5,
+        "body_s_max": 2,
     },
     STARTING: {"body_bytes_max": BODY_BYTES_MAX, "buffer": "memory"},
     DISK_LOW: {"body_bytes_max": BODY_BYTES_MAX, "disk_free_bytes_min": 1 << 44},
@@ -59,7 +59,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "wait_s_max": 0.4,
         "command_s_max": 7,
         "drain_s_max": 8,
-        "dlq_bytes_max": 1 << 16,
+        "dlq_bytes_max": 1 << 22,
+        "dlq_invalid_parts": 1 << 7,
         "dlq_segment_bytes": 1 << 14,
     },
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -155,6 +156,27 @@ def test_hold_that_is_over_goes_to_zero_instead_of_vanishing() -> None:
         }
         assert told == {each: float(each == reason) for each in told}
         assert "schema" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("disk_free_bytes", {"here": 1}),
+        ("disk_free_bytes", "much"),
+        ("consumer_pending", 5),
+        ("consumer_pending", {"writer": [1]}),
+        ("of_another_version", 1),
+    ],
+)
+def test_figure_of_another_form_is_left_out(name: str, value: Any) -> None:
+    """Another process may be of another version. All else is shown."""
+    ledger = busy()
+    assert ledger.gauges is not None
+    figures = {**ledger.gauges.figures(), name: value}
+    ledger.gauges = ledger.gauges._replace(figures=lambda: figures)
+    shown = {each for each, _, _ in samples(ledger)}
+    assert f"ingest_{name}" not in shown
+    assert "ingest_dlq_bytes_max" in shown
 
 
 @given(st.lists(st.floats(0, 1e6), max_size=50))

@@ -419,10 +419,7 @@ async def test_page_that_does_not_read_is_not_waited_for(rig: Rig) -> None:
         for _ in range(500):
             rig.dashboard.feed.send(event)
             await rig.event(other)
-        transports = [
-            each.transport
-            for each in rig.admin._port._connections._open  # type: ignore[union-attr]
-        ]
+        transports = [each.transport for each in rig.admin._port.connections._open]
         unread = max(each.get_write_buffer_size() for each in transports if each is not None)
         assert UNREAD_BYTES_MAX < unread < UNREAD_BYTES_MAX + 2 * len(event)
 

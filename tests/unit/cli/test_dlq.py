@@ -136,7 +136,7 @@ STORIES: dict[str, tuple[list[list[Letter]], list[Step], int]] = {
         [[*drained(2), *drained(1, reason=EXHAUSTED)]],
         [
             Step("discard --where reason=drained", 1, ["2 dead letters would be discarded"]),
-            Step("discard --all --json", 1, ['{"would_be_discarded": 3}']),
+            Step("discard --all --json", 1, ['"would_be_discarded": 3']),
             Step("discard --where reason=drained --yes", out=["2 dead letters discarded\n"]),
             Step("list", out=[EXHAUSTED], lines=2),
         ],
@@ -190,7 +190,8 @@ def test_dlq_list_is_a_line_a_letter_with_an_id_that_show_takes(dlq: Dlq, folder
     shown = dlq("show", first.split()[0])[1]
     told = (MULTI.decode(), "values.humidity", "wrong_type", "byte ", "precision     s")
     assert [each for each in told if each not in shown] == []
-    assert dlq("discard", first.split()[0], "--yes", "--json")[1] == '{"discarded": 1}\n'
+    found = json.loads(dlq("discard", first.split()[0], "--yes", "--json")[1])
+    assert found == {"discarded": 1}
     assert len(read(folder)) == 1
 
 
@@ -277,7 +278,7 @@ REPLAYS: dict[str, tuple[list[Letter], list[Step], list[Letter], int]] = {
             Step(
                 "replay --dry-run --json",
                 1,
-                ['"replayed": 3', '"refused": {"wrong_type": 1}', '"code": "wrong_type"'],
+                ['"replayed": 3', '"wrong_type": 1', '"code": "wrong_type"'],
             ),
             Step("list", lines=5),
             Step(

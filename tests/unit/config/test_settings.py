@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ingest.config.loading import check_together, load
-from ingest.config.settings import ROW_BYTES_MAX, Settings
+from ingest.config.settings import HOLD_PROBE_S_MAX, ROW_BYTES_MAX, Settings, hold_probe_s
 from ingest.config.values import checked, env_name, unit
 from ingest.model.errors import ConfigError
 from ingest.model.reading import NAME_BYTES_MAX
@@ -231,7 +231,6 @@ def test_boolean_is_read_from_its_usual_words(word: str, value: bool) -> None:
         ("batch_rows", "6000", "batch_rows_max", "5000"),
         ("body_bytes_max", "8MiB", "inflated_bytes_max", "4MiB"),
         ("body_bytes_max", "1MiB", "receiver_bytes_max", "64KiB"),
-        ("inflated_bytes_max", "65MiB", "buffer_bytes_max", "64MiB"),
         ("command_s_max", "20", "drain_s_max", "20"),
     ],
 )
@@ -253,7 +252,29 @@ def test_post_with_the_longest_names_fits_the_buffer() -> None:
     )
     assert "post_rows_max (5,000 rows, default)" in said
     assert "buffer_bytes_max (2 MiB, --buffer-bytes-max)" in said
+    assert "journal_bytes_max (10 MiB" in refusal(flags={"journal_bytes_max": "10MiB"})
     assert ROW_BYTES_MAX == ROW_BYTES_MIN + 2 * NAME_BYTES_MAX
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("body_s_max", "1.9"),
+        ("command_s_max", "0.9"),
+        ("dlq_bytes_max", "4095KiB"),
+        ("wait_s_max", "0.09"),
+        ("wait_s_max", "601"),
+    ],
+)
+def test_value_with_which_the_service_would_not_work_is_refused(name: str, value: str) -> None:
+    """Handshakes, each write, one large item, or the way back after an outage would fail."""
+    assert name in refusal(flags={name: value})
+
+
+def test_probe_of_paused_writes_comes_soon() -> None:
+    """Also if the pauses may become long while the server is away."""
+    assert hold_probe_s(Settings(wait_s_max=600)) == HOLD_PROBE_S_MAX
+    assert hold_probe_s(Settings(wait_s_max=1)) == 0.5
 
 
 def test_no_drain_at_all_is_allowed() -> None:

@@ -36,8 +36,7 @@ async def test_messages_that_nobody_keeps_end_the_run(monkeypatch: pytest.Monkey
         tally, unused, puller = ForwardTally(), dict[str, Any](), BrokenPuller()
         sender = TargetSender(client, unused, tally, sign=lambda *_: {}, retry_s_max=1)  # type: ignore[arg-type]
         limits = PostLimits(1, 1)
-        path = Forwarder(sender, tally, filters=Filters(), limits=limits, in_flight=2)
-        path.connect(puller)  # type: ignore[arg-type]
+        path = Forwarder(sender, puller, tally, filters=Filters(), limits=limits, in_flight=2)  # type: ignore[arg-type]
         stopping = asyncio.Event()
         with pytest.raises(ZeroDivisionError):
             async with asyncio.timeout(5):

@@ -14,9 +14,9 @@ from ingest.http.bodies import SOCKET_BYTES
 from ingest.http.connection import READ_BYTES, Connection
 from ingest.http.connections import Connections
 from ingest.http.framer import LINES_MAX, PART_BYTES_MAX
-from ingest.http.owner import Reply as Later
 from ingest.http.request import Request
 from ingest.http.response import Answer
+from ingest.http.response import Reply as Later
 from ingest.http.valve import BEHIND, BODY, LATER, MEMORY, UNREAD
 from tests.support.posts import array
 from tests.support.receiver import (
@@ -263,6 +263,7 @@ async def test_many_small_chunks_do_not_hold_the_event_loop(
 ) -> None:
     """The parser gets them in parts, and the loop has its turn between some of them."""
     monkeypatch.setattr("ingest.http.framer.PARSE_S_MAX", 0.0)
+    monkeypatch.setattr("ingest.http.loop_share.PUT_OFF_S", 0.0)
     connections = connections_of(echo)
     wire = Wire(connections())
     chunks = b"8\r\nxxxxxxxx\r\n" * 20_000

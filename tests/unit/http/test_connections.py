@@ -186,6 +186,12 @@ async def test_limit_closes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         receiver.inlet.open.set()
 
 
+async def test_head_has_not_more_time_than_a_slow_body() -> None:
+    """Who only says half a head takes up a connection for ten seconds at most."""
+    async with running_receiver(body_s_max=600) as receiver:
+        assert receiver.connections.header_s_max == 10
+
+
 @pytest.mark.parametrize("said", [b"", HALF, b"\r\n"])
 async def test_head_that_does_not_come_closes(said: bytes) -> None:
     """Silence, or half a head, ends after body_s_max."""
@@ -357,7 +363,7 @@ async def test_more_connections_than_open_files_are_not_promised(
     try:
         with structlog.testing.capture_logs() as lines:
             async with running_receiver(connections_max=20_000, body_s_max=0.1) as receiver:
-                assert receiver.connections._files.most == 500 - 384
+                assert receiver.connections._most == 500 - 384
                 await receiver.connect()
                 await asyncio.sleep(0.03)
                 assert not [line for line in lines if line["event"] == "fewer_connections"]

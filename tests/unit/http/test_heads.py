@@ -125,7 +125,7 @@ async def test_connection_whose_heads_are_new_each_time_is_given_up() -> None:
 async def test_what_a_port_does_not_queue_is_parsed_each_time() -> None:
     """The admin port remembers no heads: its requests are few."""
     connections = connections_of(echo)
-    connections.round_queue = connections.known_heads = None
+    connections.plain_bodies = connections.known_heads = None
     seen = Sightings(connections)
     assert await Wire(connections()).answered(*[POST] * 5) == [BODY] * 5
     assert seen.known == [False] * 5

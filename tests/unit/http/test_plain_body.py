@@ -55,7 +55,7 @@ async def test_bodies_that_wait_for_their_round_count_and_what_is_too_much_is_50
     async with running_receiver(
         receiver_bytes_max=10 * SMALL_BYTES, body_bytes_max=SMALL_BYTES
     ) as receiver:
-        share = receiver.endpoint._plain_bodies._loop_share = Stopped(
+        share = receiver.endpoint._plain_bodies.loop_share = Stopped(
             receiver.endpoint._plain_bodies._bodies
         )
         clients = await receiver.crowd(15, post(body))
@@ -75,7 +75,7 @@ async def test_room_of_a_post_that_goes_on_in_steps_is_not_given_away() -> None:
     body = array(GOOD, *[BAD] * 70)
     size = len(body)
     async with running_receiver(receiver_bytes_max=2 * size, body_bytes_max=size) as receiver:
-        share = receiver.endpoint._plain_bodies._loop_share = Stopped(
+        share = receiver.endpoint._plain_bodies.loop_share = Stopped(
             receiver.endpoint._plain_bodies._bodies
         )
         clients = [await receiver.connect() for _ in range(3)]
@@ -93,7 +93,7 @@ async def test_few_inflated_bodies_wait_for_the_loop_at_once() -> None:
     items = -(-LIGHT_INFLATED_BYTES // len(GOOD)) + 100
     body = gzip.compress(array(*[GOOD] * items), 1)
     async with running_receiver(post_rows_max=items, batch_rows_max=items) as receiver:
-        share = receiver.endpoint._plain_bodies._loop_share = Stopped(
+        share = receiver.endpoint._plain_bodies.loop_share = Stopped(
             receiver.endpoint._plain_bodies._bodies
         )
         clients = await receiver.crowd(
@@ -144,7 +144,7 @@ async def test_light_gzip_body_costs_no_thread() -> None:
 async def test_post_of_a_client_that_disconnected_is_decoded_too() -> None:
     """Its bytes are given back then; its post is whole, and is kept."""
     async with running_receiver() as receiver:
-        share = receiver.endpoint._plain_bodies._loop_share = Stopped(
+        share = receiver.endpoint._plain_bodies.loop_share = Stopped(
             receiver.endpoint._plain_bodies._bodies
         )
         client = await receiver.connect(post(GOOD))

@@ -9,14 +9,17 @@ import pytest
 
 from ingest.app import receiving
 from ingest.http import connections as retiring
-from ingest.http.connections import Retiring
 from tests.support.receiver import GOOD, post, running_receiver
+from tests.support.wire import connections_of, echo
 
 
 class Handler:
     """A connection, as far as it is retired."""
 
     retires = False
+
+    def get_extra_info(self, _name: str) -> None:
+        """Nobody is there."""
 
 
 @pytest.fixture
@@ -28,16 +31,16 @@ def now_s(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 @pytest.mark.parametrize("count", [1, 7, 1_000])
-def test_crowd_of_one_moment_is_spread_over_the_time(now_s: list[float], count: int) -> None:
+async def test_crowd_of_one_moment_is_spread_over_the_time(now_s: list[float], count: int) -> None:
     """None is retired before half of the age, all are after three halves, a few at a time."""
-    connections: Any = Retiring(100.0)
-    handlers = [Handler() for _ in range(count)]
+    connections = connections_of(echo, connections_max=1_000, connection_s_max=100.0)
+    handlers: list[Any] = [Handler() for _ in range(count)]
     for each in handlers:
-        connections.add(each, 0.0)
+        connections.connection_made(each, each)
     most = before = 0
     for second in range(1, 152):
         now_s[0] = float(second)
-        connections.retire_oldest(1.0)
+        connections._retire_oldest(1.0)
         retired = sum(each.retires for each in handlers)
         most, before = max(most, retired - before), retired
         if second < 50:
@@ -46,28 +49,26 @@ def test_crowd_of_one_moment_is_spread_over_the_time(now_s: list[float], count: 
     assert most <= -(-count // 100)
 
 
-def test_retired_connection_has_its_time_again(now_s: list[float]) -> None:
+async def test_retired_connection_has_its_time_again(now_s: list[float]) -> None:
     """A connection that nobody uses is not looked at in each period; one that is gone never."""
-    connections: Any = Retiring(100.0)
-    one, gone = Handler(), Handler()
-    connections.add(one, 0.0)
-    connections.add(gone, 0.0)
-    connections.remove(gone)
-    connections.remove(gone)
+    connections = connections_of(echo, connection_s_max=100.0)
+    one: Any = Handler()
+    gone: Any = Handler()
+    for each in (one, gone):
+        connections.connection_made(each, each)
+    connections.connection_lost(gone)
+    connections.connection_lost(gone)
     now_s[0] = 60.0
-    connections.retire_oldest(1.0)
+    connections._retire_oldest(1.0)
     assert one.retires
     one.retires = False
     now_s[0] = 100.0
-    connections.retire_oldest(1.0)
+    connections._retire_oldest(1.0)
     assert not one.retires
     now_s[0] = 111.0
-    connections.retire_oldest(1.0)
+    connections._retire_oldest(1.0)
     assert one.retires
     assert not gone.retires
-    connections.add(gone, 111.0)
-    connections.retire_all()
-    assert gone.retires
 
 
 @pytest.mark.parametrize("gateways", [1, 2])

@@ -130,7 +130,7 @@ async def test_silent_handshakes_do_not_keep_others_out(
         await polite.send(GET)
         assert (await polite.reply()).status == 200
         assert not any(each.reader.at_eof() for each in silent)
-        share = receiver.endpoint._plain_bodies._loop_share
+        share = receiver.endpoint._plain_bodies.loop_share
         monkeypatch.setattr(share, "_schedule", lambda: None)  # no step is done from now on
         gone = await receiver.connect(first)
         await until(lambda: any(share._put_off))

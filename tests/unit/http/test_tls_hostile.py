@@ -22,7 +22,7 @@ GET = head("GET", "/livez")
 
 def connection_of(receiver: Receiver) -> TlsConnection:
     """Return the only connection."""
-    (opened,) = receiver.endpoint._port._connections._open.values()  # type: ignore[union-attr]
+    (opened,) = receiver.endpoint._port.connections._open.values()
     assert isinstance(opened.transport, TlsConnection)
     return opened.transport
 

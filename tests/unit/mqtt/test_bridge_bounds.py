@@ -10,8 +10,8 @@ from unittest.mock import AsyncMock, Mock
 from ingest.http_client.client import ServerReply
 from ingest.model.errors import DeadLettersFull
 from ingest.mqtt.bridge import HELD_BYTES_MAX, MqttBridge
+from ingest.mqtt.connection import MqttMessage
 from ingest.mqtt.gathering import JsonForm, PostBounds
-from ingest.mqtt.messages import MqttMessage
 from ingest.mqtt.tally import MqttTally
 from tests.support.receiver import until
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from ingest.mqtt.connection import MqttMessage
 from ingest.mqtt.gathering import (
     JsonForm,
     LineForm,
@@ -18,7 +19,6 @@ from ingest.mqtt.gathering import (
     Unusable,
     WaitingMessages,
 )
-from ingest.mqtt.messages import MqttMessage
 from tests.support.line_oracle import Rules, read
 
 NOW_US = 1_790_000_000_000_000

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from ingest.mqtt.broker_address import mqtt_address
-from ingest.mqtt.messages import MqttWish
+from ingest.mqtt.connection import MqttWish
 from ingest.mqtt.session import MqttSession
 from ingest.mqtt.tally import MqttTally
 

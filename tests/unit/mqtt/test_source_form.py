@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from ingest.model.letter import MAPPED
 from ingest.mqtt.bridge import letter_of
+from ingest.mqtt.connection import MqttMessage
 from ingest.mqtt.gathering import MessagePart, PostBounds, Unusable, WaitingMessages
-from ingest.mqtt.messages import MqttMessage
 from ingest.mqtt.source_form import DOCUMENTS_MAX, SourceForm
 from tests.unit.mqtt.test_gathering import JSON_ITEMS, NOW_US
 

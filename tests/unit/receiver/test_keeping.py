@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import errno
 import time
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ingest.formats.post import ItemError, Points
+from ingest.http.response import Answer
 from ingest.model.block import Block
 from ingest.model.errors import BrokerAway, BrokerOutcomeUnknown, NotKept, Refused
 from ingest.model.ledger import Ledger
 from ingest.model.letter import INVALID, LINE, Letter
 from ingest.model.ports import Inlet
 from ingest.model.rows import encode_reading
+from ingest.receiver import keeping
 from ingest.receiver.ack_waits import AckWaits
 from ingest.receiver.keeping import (
     LETTERS_AT_ONCE,
@@ -37,7 +41,7 @@ BLOCK_BYTES = len(make_block(50).tuples)
 class Rig:
     """A keeper on an inlet, and fakes."""
 
-    def __init__(self, inlet: Inlet, waiting_bytes_max: int = 1 << 20) -> None:
+    def __init__(self, inlet: Inlet) -> None:
         database = FakeDatabase()
         self.ledger = Ledger()
         self.dead_letters = FakeDeadLetters()
@@ -49,7 +53,6 @@ class Rig:
             database,
             self.outcomes,
             on_refused=lambda _request, _refused: None,
-            waiting_bytes_max=waiting_bytes_max,
         )
 
     async def keep(self, points: Points, answer_s: float = 5.0, ack: str = "buffered") -> None:
@@ -57,10 +60,10 @@ class Rig:
         letter = Letter(INVALID, "", "", unix_us(), format=LINE, source="/write")
         await self.keeper.keep(points, Terms(ack, "network", letter, monotonic_s() + answer_s))
 
-    async def refused(self, points: Points, answer_s: float = 5.0) -> str:
+    async def refused(self, points: Points, answer_s: float = 5.0, ack: str = "buffered") -> str:
         """Return the code of the refusal."""
         with pytest.raises(Refused) as caught:
-            await self.keep(points, answer_s)
+            await self.keep(points, answer_s, ack)
         await self.keeper.close()
         assert self.ledger.at_receiver == 0
         return caught.value.code
@@ -101,22 +104,72 @@ async def test_large_post_that_waits_keeps_no_small_one_out(tmp_path: Path) -> N
     assert rig.ledger.accepted == 300
 
 
-async def test_posts_that_wait_for_room_are_bounded(tmp_path: Path) -> None:
+async def test_posts_that_wait_for_room_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In memory: one more is refused at once. In time: all are refused, and nothing is left."""
     buffer = memory(tmp_path, 100, 1 << 20, 0.05)
-    rig = Rig(buffer, waiting_bytes_max=8 * BLOCK_BYTES)
+    monkeypatch.setattr(keeping, "WAITING_BYTES_MAX", 8 * BLOCK_BYTES)
+    rig = Rig(buffer)
     (await buffer.reserve(100, BLOCK_BYTES * 2)).put(make_block(100))
     waiting = [asyncio.create_task(rig.keep(post(2), 0.5)) for _ in range(2)]
     await until(lambda: rig.ledger.at_receiver == 200)
     began_s = monotonic_s()
-    with pytest.raises(Refused, match="no room"):
-        await rig.keep(post(2), 60)
+    faulty = Points(
+        [make_block(1)], [ItemError(1, None, "no_device", "no", b" " * BLOCK_BYTES * 5)]
+    )
+    for one_more in (post(2), faulty):
+        with pytest.raises(Refused, match="no room"):
+            await rig.keep(one_more, 60)
     assert monotonic_s() - began_s < 30
     for each in waiting:
         with pytest.raises(Refused, match="no room"):
             await each
     assert await rig.keeper.finish(5) == 0
-    assert rig.ledger.rejected["buffer_full"] == 300
+    assert rig.ledger.rejected["buffer_full"] == 302
+
+
+async def test_awaited_post_without_room_keeps_no_durable_one_waiting(tmp_path: Path) -> None:
+    """Memory is full, which only the awaited one needs; the other one goes to the disk."""
+    buffer = spilling(tmp_path, 100, 16 * BLOCK_BYTES, 0.05)
+    rig = Rig(buffer)
+    await rig.keep(post(2))
+    awaited = asyncio.create_task(rig.refused(post(2), 1.0, "committed"))
+    await until(lambda: rig.ledger.at_receiver == 100)
+    await rig.keep(post(2), 0.5, "durable")
+    assert not awaited.done()
+    assert await awaited == "buffer_full"
+    await buffer.close()
+
+
+async def test_faulty_items_need_no_room_in_the_buffer(tmp_path: Path) -> None:
+    """They have more bytes than all of it; the post would never be kept."""
+    buffer = memory(tmp_path, 100, 2 * BLOCK_BYTES, 0.05)
+    rig = Rig(buffer)
+    points = post(1)
+    points.errors.append(ItemError(50, None, "no_device", "no", b" " * 3 * BLOCK_BYTES))
+    await rig.keep(points)
+    assert (rig.ledger.accepted, len(rig.dead_letters.letters)) == (50, 1)
+
+
+async def test_post_that_goes_on_counts_once(tmp_path: Path) -> None:
+    """Also before its time is over and it is answered."""
+    rig = Rig(FakeInlet())
+    rig.dead_letters.open.clear()
+    points = Points([], [ItemError(0, None, "no_device", "no", b"m a=1")])
+    asking = asyncio.create_task(rig.keeper.inside(_answered(rig.keep(points, 0.3))))
+    await until(lambda: rig.dead_letters.waiting)
+    assert await rig.keeper.finish(0.01) == 1
+    with pytest.raises(Refused, match="not known in time"):
+        await asking
+    assert await rig.keeper.finish(0.01) == 1
+    rig.dead_letters.open.set()
+    assert await rig.keeper.finish(5) == 0
+
+
+async def _answered(coming: Coroutine[Any, Any, None]) -> Answer:
+    await coming
+    return Answer(200, b"")
 
 
 async def test_post_of_one_block_that_may_not_wait_is_refused_at_once(tmp_path: Path) -> None:
@@ -164,6 +217,17 @@ async def test_post_of_which_a_part_is_kept_has_no_known_outcome(
     rig = Rig(inlet)
     assert await rig.refused(post(2)) == code
     assert (rig.ledger.accepted, inlet.reserved) == (50 * kept_first, 0)
+
+
+async def test_bug_in_a_put_counts_as_such_and_leaves_nothing_behind() -> None:
+    """The blocks beside it are counted, too."""
+    inlet = FakeInlet()
+    inlet.put_error, inlet.kept_first = RuntimeError("a bug"), 1
+    rig = Rig(inlet)
+    with pytest.raises(RuntimeError, match="a bug"):
+        await rig.keep(post(3))
+    assert rig.ledger.rejected == {"internal": 100}
+    assert (rig.ledger.accepted, rig.ledger.at_receiver, inlet.reserved) == (50, 0, 0)
 
 
 @pytest.mark.parametrize("ack", ["durable", "buffered"])

@@ -133,3 +133,11 @@ async def test_client_that_is_gone_does_not_stop_a_decoded_post() -> None:
         receiver.inlet.open.set()
         await receiver.blocks(1)
         await until(lambda: receiver.ledger.accepted == 1)
+
+
+async def test_post_that_never_fits_the_journal_is_not_told_to_come_again() -> None:
+    """Half of the journal holds all readings of one post at most."""
+    lines = b"\n".join(b"m,host=h a%d=1" % number for number in range(4_000))
+    async with running_receiver(journal_bytes_max=128 * 1024) as receiver:
+        reply = await write(receiver, lines)
+        assert (reply.status, reply.document["problem"]) == (413, "body_too_large")

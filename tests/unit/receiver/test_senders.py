@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from typing import cast
 
 import pytest
 
 from ingest.access.tokens import ANYBODY, Tokens
-from ingest.http.request import Client, Request, Sender
+from ingest.http.connection import Connection
+from ingest.http.request import Client, Request
 from ingest.model.causes import Trouble
 from ingest.model.errors import Refused
 from ingest.model.ledger import OTHER_SENDERS, SENDERS_MAX, Ledger
@@ -25,6 +27,7 @@ from ingest.receiver.senders import (
 )
 from tests.support.receiver import BAD, GOOD, post, running_receiver
 from tests.support.tokens import OTHER, SECRET, in_force, line
+from tests.support.wire import connections_of, echo
 
 
 class Clock:
@@ -107,39 +110,60 @@ def test_mean_rate_is_never_above_the_limit(clock: Clock, rate: float) -> None:
     assert 0.9 * rate * passed_s <= taken <= rate * (passed_s + 10) + 1
 
 
-def senders_of(rates: Rates, ledger: Ledger, accounts_max: int = 100) -> Senders:
+def senders_of(rates: Rates, ledger: Ledger) -> Senders:
     """Return senders that need no token."""
     access = Access(Tokens(), access="open", host_names=(), has_proxies=False)
-    return Senders(access, SenderLimits(rates), ledger, accounts_max=accounts_max)
+    return Senders(access, SenderLimits(rates), ledger)
 
 
 class _Connection:
     proxies = None
 
 
-def account(senders: Senders, network: str) -> Account:
+def account(senders: Senders, network: str, connection: object = _Connection()) -> Account:
     """Post from a network; return its account."""
     request = Request.__new__(Request)
     request.peer = Client(network, network)
-    request.sender = cast(Sender, _Connection())
+    request.sender = cast(Connection, connection)
     senders.take_post(request, senders._known(ANYBODY))
     found: Account = request.account
     return found
 
 
-def test_memory_is_bounded_and_those_who_send_are_kept(clock: Clock) -> None:
+@pytest.mark.parametrize("rates", [Rates(), Rates(posts_per_s=1e9)])
+def test_memory_is_bounded_and_those_who_send_are_kept(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, rates: Rates
+) -> None:
     """A million networks do not make the one that sends a new sender."""
+    monkeypatch.setattr(module, "NETWORKS_MAX", 50)
     ledger = Ledger()
-    senders = senders_of(Rates(posts_per_s=1e9), ledger)
+    senders = senders_of(rates, ledger)
     busy = account(senders, "busy")
     for number in range(10_000):
         account(senders, f"network {number}").charge(2, 1)
         assert account(senders, "busy") is busy
-    assert len(senders._accounts) == 100
+    assert 50 < len(senders._networks) + len(senders._older) <= 100
     assert len(ledger.senders) == SENDERS_MAX + 1
     assert ledger.senders["busy"] == [10_001, 0, 0]
     rest = 10_000 - (SENDERS_MAX - 1)
     assert ledger.senders[OTHER_SENDERS] == [rest, 2 * rest, 0]
+
+
+async def test_connection_that_is_lost_gives_its_place_back_once(clock: Clock) -> None:
+    """The post of another sender, which came behind, is taken up after its end."""
+    senders = Senders(
+        Access(Tokens(), access="open", host_names=(), has_proxies=False),
+        SenderLimits(connections_max=2),
+        Ledger(),
+    )
+    connections = connections_of(echo)
+    one, other = Connection(connections), Connection(connections)
+    for each in (one, other):
+        each.valve.transport = cast(asyncio.Transport, each)  # somebody is there
+        account(senders, "first", each)
+    one.connection_lost(None)
+    account(senders, "second", one)
+    assert senders._connections == {"first": 1}
 
 
 def test_sender_of_which_nothing_is_stored_is_named(clock: Clock) -> None:

@@ -15,12 +15,12 @@ from ingest.sinks.postgres.housekeeping.spans import (
     DAY_US,
     END_US,
     MONTH,
-    NAME_BYTES_MAX,
     TimeSpan,
     literal,
     partition_name,
     span_bounds,
 )
+from ingest.sinks.postgres.target import NAME_BYTES_MAX
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

@@ -10,14 +10,13 @@ from hypothesis import strategies as st
 
 from ingest.model.ack import Refusal
 from ingest.model.block import Block
-from ingest.model.ports import BadRow
 from ingest.model.verdict import Verdict, WriteFailed
 from ingest.system.clock import monotonic_s
 from ingest.writer.breaker import WINDOW_POSTS_MIN, CircuitBreaker
 from tests.support.examples import examples
 
 WINDOW, ROWS_MAX = 1_000, 200
-LAST = BadRow(0, "23514", "check")
+LAST = Refusal(0, "23514", "check")
 Post = tuple[int, int, str]  # rows, refused rows, sender
 
 

@@ -28,15 +28,13 @@ async def test_posts_are_answered_once_stored() -> None:
     """One write stores all that waits. Each post is answered, and the room is free again."""
     path = Writing()
     acks = [await path.post(rows) for rows in (1, 5, 30)]
-    path.start(1)
-    await path.until(path.resolved)
+    await path.write_all(1)
     assert [await ack.wait() for ack in acks] == [Outcome()] * 3
     assert kinds(path) == [("copy", 36)]
     assert path.ledger.committed == 36
     assert path.ledger.flushes == {"count": 0, "time": 0, "backlog": 1, "drain": 0}
     assert sum(path.ledger.commit_s.counts) == 3
     await path.drain()
-    await path.check()
 
 
 async def test_pauses_between_tries_grow_and_have_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,22 +49,19 @@ async def test_pauses_between_tries_grow_and_have_jitter(monkeypatch: pytest.Mon
         Script(1, Verdict.RETRY, forever=True, writes_only=True), wait_s_max=1e6, retries_max=9
     )
     await path.post(1)
-    path.start(1)
-    await path.until(path.resolved)
+    await path.write_all(1)
     shares = [each / (writer.RETRY_S_MIN * 2**tries) for tries, each in enumerate(pauses_s)]
     assert len(shares) == 9
     assert 0.1 <= min(shares) < max(shares) <= 1
     path.script.heal()
     await path.drain()
-    await path.check()
 
 
 async def test_bad_rows_are_named_to_their_own_post_and_the_rest_is_stored() -> None:
     """Readings of other posts never change an answer. A refusal has the row's index in its post."""
     path = Writing()
     acks = [await path.post(3), await path.post(5, bad=(0, 4)), await path.post(2, bad=(1,))]
-    path.start(1)
-    await path.until(path.resolved)
+    await path.write_all(1)
     outcomes = [await ack.wait() for ack in acks]
     assert outcomes == [
         Outcome(),
@@ -77,7 +72,6 @@ async def test_bad_rows_are_named_to_their_own_post_and_the_rest_is_stored() -> 
     assert [letter.item for letter in path.letters.letters] == [0, 4, 1]
     assert {letter.code for letter in path.letters.letters} == {"23514"}
     await path.drain()
-    await path.check()
 
 
 async def test_large_batch_with_a_bad_row_is_cut_at_block_borders() -> None:
@@ -85,8 +79,7 @@ async def test_large_batch_with_a_bad_row_is_cut_at_block_borders() -> None:
     path = Writing(batch_rows=20, batch_rows_max=100)
     for row in range(10):
         await path.post(10, bad=(3,) if row == 6 else ())
-    path.start(1)
-    await path.until(path.resolved)
+    await path.write_all(1)
     assert kinds(path) == [
         ("copy", 100),
         ("copy", 50),
@@ -97,7 +90,6 @@ async def test_large_batch_with_a_bad_row_is_cut_at_block_borders() -> None:
     ]
     assert path.ledger.retries["isolate"] == 3
     await path.drain()
-    await path.check()
 
 
 async def test_timed_out_batch_is_halved_and_new_batches_start_small() -> None:
@@ -105,12 +97,10 @@ async def test_timed_out_batch_is_halved_and_new_batches_start_small() -> None:
     path = Writing(Script(1, Verdict.RETRY), batch_rows=10, batch_rows_max=80)
     for _ in range(8):
         await path.post(10)
-    path.start(1)
-    await path.until(path.resolved)
+    await path.write_all(1)
     assert kinds(path) == [("idempotent", 40), ("idempotent", 40)]  # after the one that failed
     assert path.cap.rows == 80  # 40 after the trouble, doubled by each clean write
     await path.drain()
-    await path.check()
 
 
 @pytest.mark.parametrize("retries_max", [0, 1, 4])
@@ -119,8 +109,7 @@ async def test_batch_that_always_fails_is_dead_lettered_after_its_retries(retrie
     script = Script(1, Verdict.RETRY, sqlstate="57014", doubtful=True, forever=True)
     path = Writing(script, retries_max=retries_max)
     ack = await path.post(10)
-    path.start(1)
-    await path.until(path.resolved)
+    await path.write_all(1)
     assert await ack.wait() == Outcome(set_aside=True)
     assert script.calls == retries_max + 1
     assert path.ledger.dead_lettered[EXHAUSTED] == 10
@@ -131,7 +120,6 @@ async def test_batch_that_always_fails_is_dead_lettered_after_its_retries(retrie
     }
     assert path.database_state.is_open
     await path.drain()
-    await path.check()
 
 
 @pytest.mark.parametrize(
@@ -159,7 +147,6 @@ async def test_writes_pause_while_nothing_can_be_dead_lettered(
     await path.until(path.resolved)  # the operator made room
     assert path.database_state.is_open
     await path.drain()
-    await path.check()
 
 
 @pytest.mark.parametrize("retries_max", [1, 8])
@@ -183,7 +170,6 @@ async def test_unknown_code_is_tried_a_few_times_and_then_held(
     path.database_state.nudge()
     await path.until(path.resolved)
     await path.drain()
-    await path.check()
     assert path.letters.letters == []
 
 
@@ -209,7 +195,6 @@ async def test_hold_is_probed_with_one_batch_by_one_writer() -> None:
     script.heal()
     await path.until(path.resolved)
     await path.drain()
-    await path.check()
 
 
 async def test_hold_ends_though_readings_lie_where_nobody_can_read_them() -> None:
@@ -239,7 +224,6 @@ async def test_server_that_lets_in_and_refuses_to_write_meets_slower_and_slower_
     path.database_state.nudge()
     await path.until(path.resolved)
     await path.drain()
-    await path.check()
 
 
 async def test_writer_that_retries_gives_its_batch_back_when_another_finds_the_server_gone() -> (
@@ -259,7 +243,6 @@ async def test_writer_that_retries_gives_its_batch_back_when_another_finds_the_s
     await path.until(path.resolved)
     assert not path.database_state.failure, "a write went through"
     await path.drain()
-    await path.check()
 
 
 async def test_answer_to_an_earlier_write_does_not_open_the_state() -> None:
@@ -273,7 +256,6 @@ async def test_answer_to_an_earlier_write_does_not_open_the_state() -> None:
     path.database_state.nudge()
     await path.until(path.resolved)
     await path.drain()
-    await path.check()
 
 
 async def test_breaker_trips_before_more_than_200_rows_are_set_aside() -> None:
@@ -291,7 +273,6 @@ async def test_breaker_trips_before_more_than_200_rows_are_set_aside() -> None:
     await path.until(path.resolved)
     assert path.ledger.dead_lettered[REFUSED] == 500
     await path.drain()
-    await path.check()
 
 
 async def test_release_with_dead_letters_is_for_all_that_is_held_however_many_batches() -> None:
@@ -314,7 +295,6 @@ async def test_release_with_dead_letters_is_for_all_that_is_held_however_many_ba
     assert path.ledger.dead_lettered[REFUSED] == 3_000
     assert path.ledger.retries["hold"] - holds < 3  # of probes that were under way
     await path.drain()
-    await path.check()
 
 
 async def test_row_refused_even_row_by_row_is_held_not_dropped() -> None:
@@ -328,4 +308,3 @@ async def test_row_refused_even_row_by_row_is_held_not_dropped() -> None:
     path.script.heal()
     await path.until(path.resolved)
     await path.drain()
-    await path.check()

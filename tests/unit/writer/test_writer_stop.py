@@ -9,21 +9,6 @@ from tests.support.fake_sink_scripted import HANG, Script
 from tests.support.writing import Writing
 
 
-async def test_writers_end_when_the_buffer_is_shut_and_empty() -> None:
-    """A drain writes all that waits, also what came while the server was away."""
-    path = Writing(Script(1, Verdict.WAIT, forever=True))
-    for _ in range(20):
-        await path.post(10)
-    path.start(2)
-    await path.until(lambda: path.script.fired > 3)
-    path.buffer.shut_inlet()
-    path.script.heal()
-    await path.drain()
-    assert path.resolved()
-    assert path.ledger.held == 0
-    await path.check()
-
-
 async def test_halted_writer_ends_within_a_write_however_long_its_pauses() -> None:
     """Neither a retry's pause nor a probe's pause delays the stop."""
     for verdict in (Verdict.WAIT, Verdict.HOLD, Verdict.RETRY):
@@ -37,7 +22,6 @@ async def test_halted_writer_ends_within_a_write_however_long_its_pauses() -> No
         assert path.script.fired > 0
         async with asyncio.timeout(1):
             await path.halt()
-        await path.check()
         assert len(path.left()) == 1
 
 
@@ -54,4 +38,3 @@ async def test_client_that_no_longer_waits_changes_nothing() -> None:
     await path.until(path.resolved)
     assert len(path.table) == 4
     await path.drain()
-    await path.check()

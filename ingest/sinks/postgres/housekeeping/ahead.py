@@ -7,16 +7,12 @@ readings into the table can have it begin earlier.
 
 from __future__ import annotations
 
-import asyncpg
 from asyncpg import Connection
 
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.housekeeping import archived, life
 from ingest.sinks.postgres.housekeeping.making import (
     GROUP_MAX,
-    fails_for_all,
-    make_group,
-    make_partition,
     make_partitions,
     mark_ours,
 )
@@ -111,15 +107,11 @@ class PartitionsAhead:
         bounds = TimeSpan(step.from_us, step.to_us)
         if bounds not in self._made:
             at = self._planned.index(bounds)
-            group = self._planned[at : at + GROUP_MAX]
-            try:
-                await make_group(connection, view, group)
-            except (asyncpg.PostgresError, StartError) as error:
-                if fails_for_all(connection, error):
-                    raise
-                group = [bounds]
-                await make_partition(connection, view, bounds)
-            self._made.update(group)
+            group = [each for each in self._planned[at : at + GROUP_MAX] if each not in self._made]
+            made, failed = await make_partitions(connection, view, group)
+            self._made.update(made)
+            if failed is not None and bounds not in made:
+                raise failed
 
     async def begin(self, connection: Connection, view: View) -> int:
         """Make the first partitions of a table that was just made; return how many."""
@@ -128,7 +120,9 @@ class PartitionsAhead:
         await mark_ours(connection, view)
         missing = self.missing(view)
         for at in range(0, len(missing), GROUP_MAX):
-            await make_partitions(connection, view, missing[at : at + GROUP_MAX])
+            _, failed = await make_partitions(connection, view, missing[at : at + GROUP_MAX])
+            if failed is not None:
+                raise failed
         return len(missing)
 
 

@@ -241,9 +241,11 @@ async def restore(connection: Connection, wanted: Restore, rows: AsyncIterator[b
             raise StartError(f"{table.name}: the rows differ from those of the archive")
         await connection.execute(f"alter table {table.name} owner to {quoted(wanted.owner)}")
         await _attach(connection, wanted)
-        bounds = bounds_entry(wanted.from_us, wanted.to_us)
-        await registry.put(connection, known, registry.PARTITION + table.table, bounds)
-        await registry.put(connection, known, registry.PINNED + table.table, {"why": "restored"})
+        made: dict[str, object] = {
+            registry.PARTITION + table.table: bounds_entry(wanted.from_us, wanted.to_us),
+            registry.PINNED + table.table: {"why": "restored"},
+        }
+        await registry.put(connection, known, made)
 
 
 async def copy_in(connection: Connection, table: RowsTable, rows: AsyncIterator[bytes]) -> None:

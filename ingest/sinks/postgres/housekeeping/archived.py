@@ -91,7 +91,7 @@ async def record(connection: Connection, table: str, found: Contents, folder: st
         "folder": folder,
         "files": [{"name": n, "rows": rows, "bytes": size} for n, rows, size in found.files],
     }
-    await registry.put(connection, known, registry.FILES + found.name, entry)
+    await registry.put(connection, known, {registry.FILES + found.name: entry})
 
 
 async def pinned(connection: Connection, table: str) -> set[str]:

@@ -69,7 +69,7 @@ class Chunks:
             raise StartError(_NOT_ARCHIVED)
         if step.waits:
             kept = await registry.make(connection, view.table, view.owner)
-            await registry.put(connection, kept, registry.KEEP_HOT, policy.entry(view.now_us))
+            await registry.put(connection, kept, {registry.KEEP_HOT: policy.entry(view.now_us)})
         await rollup_state.leave(connection, view, step.to_us, wanted=self._rollups)
         async with connection.transaction():
             await connection.execute(

@@ -18,7 +18,6 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import asyncpg
 from asyncpg import Connection
 
 from ingest.model.errors import StartError
@@ -217,23 +216,18 @@ class LatePartitions:
         """Make a group of partitions, and know them without a look: that takes long with many."""
         view = self._view
         assert view is not None, "the spans come from it"
-        try:
-            names = await make_partitions(connection, view, spans)
-        except (asyncpg.PostgresError, StartError):
-            if len(spans) > 1 and not connection.is_closed():
-                await self._look(connection)  # the others have been made
-            raise
-        self.made_s += [monotonic_s()] * len(names)
-        for name in names:
-            log.info("partition_made", partition=name, why="readings found none")
-        if len(names) < len(spans):  # somebody else has made one
-            await self._look(connection)
-            return
-        for name, bounds in zip(names, spans, strict=True):
-            insort(
-                view.partitions, Partition(name, *bounds, 0, True), key=lambda each: each.from_us
-            )
+        made, failed = await make_partitions(connection, view, spans)
+        for bounds, name in made.items():
+            if name:
+                self.made_s.append(monotonic_s())
+                log.info("partition_made", partition=name, why="readings found none")
+                partition = Partition(name, *bounds, 0, True)
+                insort(view.partitions, partition, key=lambda each: each.from_us)
         self._lower = [each.from_us for each in view.partitions]
+        if failed is not None:
+            raise failed
+        if not all(made.values()):  # somebody else has made one
+            await self._look(connection)
 
     async def _look(self, connection: Connection) -> None:
         view = await look_at(

@@ -154,7 +154,7 @@ async def store(connection: Connection, kept: str, name: str, entry: PartitionEn
     if entry.state is State.NONE:
         await registry.remove(connection, kept, registry.ARCHIVE + name)
     else:
-        await registry.put(connection, kept, registry.ARCHIVE + name, entry.written())
+        await registry.put(connection, kept, {registry.ARCHIVE + name: entry.written()})
 
 
 async def on_the_way(connection: Connection, view: View) -> dict[str, PartitionEntry]:

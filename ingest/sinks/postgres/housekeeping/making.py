@@ -20,14 +20,13 @@ from ingest.model.errors import StartError
 from ingest.sinks.postgres.housekeeping import registry
 from ingest.sinks.postgres.housekeeping.partitions import Partition, bounds_entry
 from ingest.sinks.postgres.housekeeping.spans import (
-    NAME_BYTES_MAX,
     NONE,
     TimeSpan,
     literal,
     partition_name,
 )
 from ingest.sinks.postgres.housekeeping.view import PARTITIONED, View
-from ingest.sinks.postgres.target import quoted
+from ingest.sinks.postgres.target import quoted, shortened
 
 GROUP_MAX = 16  # in one transaction: it takes some tenths of a second if there are thousands
 FAILED_MAX = 3  # of a group: then the others would probably fail too
@@ -41,51 +40,37 @@ _TABLESPACE = """
 select s.spcname from pg_class c join pg_tablespace s on s.oid = c.reltablespace where c.oid = $1"""
 
 
-async def make_partition(connection: Connection, view: View, bounds: TimeSpan) -> str | None:
-    """Make one; return its name. None: a part of its time has a partition by now."""
-    made = await make_partitions(connection, view, [bounds])
-    return made[0] if made else None
-
-
 async def make_partitions(
     connection: Connection, view: View, spans: Sequence[TimeSpan]
-) -> list[str]:
-    """Make and attach partitions, at most GROUP_MAX, in one transaction; return their names.
+) -> tuple[dict[TimeSpan, str], Exception | None]:
+    """Make and attach partitions, at most GROUP_MAX, in one transaction.
 
-    If one of them cannot be made, each is made by itself. One is left out if a part of its time has
-    a partition by now. Any other failure is raised when the others have been tried, or after
-    FAILED_MAX. Raises StartError if the role may not. Waits for locks as long as LOCK_MS.
+    If one of them cannot be made, each is made by itself, until FAILED_MAX have failed. Returns the
+    names by their spans, and the first failure, which is StartError if the role may not. A name is
+    empty if a part of its time has a partition by now. Waits for locks as long as LOCK_MS.
     """
     if view.cannot_make:
-        raise StartError(view.cannot_make)
-    try:
-        return await make_group(connection, view, spans)
-    except (asyncpg.PostgresError, StartError) as error:
-        if len(spans) == 1 and getattr(error, "sqlstate", None) == _OVERLAPS:
-            return []
-        if len(spans) == 1 or fails_for_all(connection, error):
-            raise
-    return await _make_each(connection, view, spans)
-
-
-async def _make_each(connection: Connection, view: View, spans: Sequence[TimeSpan]) -> list[str]:
-    names: list[str] = []
+        return {}, StartError(view.cannot_make)
+    made: dict[TimeSpan, str] = {}
     failed: list[Exception] = []
-    for each in spans:
+    each_alone = ([span] for span in spans if len(spans) > 1)
+    for some in (spans, *each_alone):
         try:
-            names += await make_partitions(connection, view, [each])
+            made.update(zip(some, await make_group(connection, view, some), strict=True))
         except (asyncpg.PostgresError, StartError) as error:
-            failed.append(error)
-            if fails_for_all(connection, error) or len(failed) == FAILED_MAX:
+            fails_for_all = connection.is_closed() or isinstance(
+                error, asyncpg.LockNotAvailableError
+            )
+            if len(some) == 1 and getattr(error, "sqlstate", None) == _OVERLAPS:
+                made[some[0]] = ""
+            elif len(some) == 1 or fails_for_all:
+                failed.append(error)
+            if fails_for_all or len(failed) == FAILED_MAX:
                 break
-    if failed:
-        raise failed[0]
-    return names
-
-
-def fails_for_all(connection: Connection, error: Exception) -> bool:
-    """Whether no other partition could be made now, either."""
-    return connection.is_closed() or isinstance(error, asyncpg.LockNotAvailableError)
+        else:
+            if len(some) == len(spans):
+                break
+    return made, failed[0] if failed else None
 
 
 async def make_group(connection: Connection, view: View, spans: Sequence[TimeSpan]) -> list[str]:
@@ -112,7 +97,7 @@ async def make_group(connection: Connection, view: View, spans: Sequence[TimeSpa
             registry.PARTITION + name: bounds_entry(*bounds)
             for name, bounds in zip(names, spans, strict=True)
         }
-        await registry.put_all(connection, known, entries)
+        await registry.put(connection, known, entries)
         # A restored partition that had such a name was dropped by hand: this one may leave.
         await registry.remove(connection, known, *(registry.PINNED + name for name in names))
     return names
@@ -159,7 +144,7 @@ async def _free_name(connection: Connection, view: View, bounds: TimeSpan) -> st
     files = await registry.entries(connection, view.table, registry.FILES + wanted)
     for number in range(1, _SAME_NAME_MAX):
         ending = f"_{number}" if number > 1 else ""
-        name = wanted.encode()[: NAME_BYTES_MAX - len(ending)].decode(errors="ignore") + ending
+        name = shortened(wanted, ending)
         taken = f"{quoted(view.schema)}.{quoted(name)}"
         held = files.get(ending)  # the files of this name: of a time that has this one in it?
         if held and not held["from_us"] <= bounds.from_us < bounds.to_us <= held["to_us"]:
@@ -172,7 +157,7 @@ async def _free_name(connection: Connection, view: View, bounds: TimeSpan) -> st
 async def mark_ours(connection: Connection, view: View) -> None:
     """Note that housekeeping makes the partitions of this table, and how long their spans are."""
     known = await registry.make(connection, view.table, view.owner)
-    await registry.put(connection, known, registry.TABLE + view.name, {"span": view.span})
+    await registry.put(connection, known, {registry.TABLE + view.name: {"span": view.span}})
 
 
 def adoptable(view: View, names: Sequence[str]) -> list[Partition]:
@@ -204,4 +189,4 @@ async def adopt(connection: Connection, view: View, chosen: Sequence[Partition],
         made: dict[str, object] = {registry.TABLE + view.name: {"span": span}}
         for each in chosen:
             made[registry.PARTITION + each.name] = bounds_entry(each.from_us, each.to_us)
-        await registry.put_all(connection, kept, made)
+        await registry.put(connection, kept, made)

@@ -6,7 +6,7 @@ Does not: make or drop a partition. The driver's errors pass through.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -88,10 +88,8 @@ def gaps(
     If a partition of an operator covers a part of a day or month, the rest of it is a gap.
     `found` is sorted by `from_us`.
     """
-    missing: list[TimeSpan] = []
-    for each in spans_between(span, from_us, to_us):
-        missing += _gaps_in(found, each)
-    return missing
+    wanted = spans_between(span, from_us, to_us)
+    return [gap for each in wanted for gap in _gaps_in(found, each)]
 
 
 def _gaps_in(found: Sequence[TimeSpan | Partition], span: TimeSpan) -> list[TimeSpan]:
@@ -124,8 +122,9 @@ def gaps_of(
     """
     by_bounds: dict[TimeSpan, list[int]] = {}
     for each in times_us:
-        bounds = _apart(archived, span_bounds(span, each), each)
-        by_bounds.setdefault(bounds, []).append(each)
+        for part in cut_at(span_bounds(span, each), archived):
+            if part.from_us <= each < part.to_us:
+                by_bounds.setdefault(part, []).append(each)
     return [
         gap
         for bounds, inside in sorted(by_bounds.items())
@@ -136,19 +135,7 @@ def gaps_of(
 
 def cut_at(gap: TimeSpan, archived: Sequence[TimeSpan]) -> list[TimeSpan]:
     """Return the parts of a gap, each within one of the spans `archived`, or outside of all."""
-    inside = {us for span in archived for us in span if gap.from_us < us < gap.to_us}
+    first = bisect_right(archived, gap.from_us, key=lambda each: each.to_us)
+    end = bisect_left(archived, gap.to_us, key=lambda each: each.from_us)
+    inside = {us for span in archived[first:end] for us in span if gap.from_us < us < gap.to_us}
     return [TimeSpan(*part) for part in pairwise(sorted({*gap, *inside}))]
-
-
-def _apart(archived: Sequence[TimeSpan], bounds: TimeSpan, ts_us: int) -> TimeSpan:
-    """Return the part of `bounds` around a time that is in one archived span, or in none."""
-    at = bisect_right(archived, ts_us, key=lambda each: each.from_us)
-    lower_us, upper_us = bounds
-    if at > 0:
-        before = archived[at - 1]
-        if ts_us < before.to_us:
-            return TimeSpan(max(lower_us, before.from_us), min(upper_us, before.to_us))
-        lower_us = max(lower_us, before.to_us)
-    if at < len(archived):
-        upper_us = min(upper_us, archived[at].from_us)
-    return TimeSpan(lower_us, upper_us)

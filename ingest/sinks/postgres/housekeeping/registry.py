@@ -58,8 +58,7 @@ async def name_beside(connection: Connection, table: str) -> tuple[str, bool]:
 
 async def exists(connection: Connection, registry: str) -> bool:
     """Whether there is a registry of this name (of `name_beside`), readable or not."""
-    found: bool = await connection.fetchval("select to_regclass($1) is not null", registry)
-    return found
+    return bool(await connection.fetchval("select to_regclass($1) is not null", registry))
 
 
 async def make(connection: Connection, table: str, owner: str | None = None) -> str:
@@ -134,19 +133,15 @@ async def has_any(connection: Connection, table: str, keys: Sequence[str]) -> bo
     name, readable = await name_beside(connection, table)
     if not readable:
         return False
-    found: bool = await connection.fetchval(
-        f"select exists (select from {name} where key = any($1::text[]))",  # noqa: S608
-        keys,
+    return bool(
+        await connection.fetchval(
+            f"select exists (select from {name} where key = any($1::text[]))",  # noqa: S608
+            keys,
+        )
     )
-    return found
 
 
-async def put(connection: Connection, registry: str, key: str, value: Any) -> None:
-    """Store a value in the registry of this name (of `make`)."""
-    await put_all(connection, registry, {key: value})
-
-
-async def put_all(connection: Connection, registry: str, values: Mapping[str, Any]) -> None:
+async def put(connection: Connection, registry: str, values: Mapping[str, Any]) -> None:
     """Store values in the registry of this name, by their keys."""
     await connection.execute(
         f"insert into {registry} (key, value) "  # noqa: S608

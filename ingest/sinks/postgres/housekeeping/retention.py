@@ -151,7 +151,7 @@ class Retention:
         kept = await registry.make(connection, view.table, view.owner)
         if step.waits and self._policy is not None:
             policy = await _of_table(self._policy, connection, view)
-            await registry.put(connection, kept, registry.KEEP_HOT, policy.entry(view.now_us))
+            await registry.put(connection, kept, {registry.KEEP_HOT: policy.entry(view.now_us)})
         if step.kind == DETACH:
             await self._detach(connection, view, step, kept)
         else:

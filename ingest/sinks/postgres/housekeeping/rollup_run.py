@@ -250,11 +250,12 @@ async def _next_with_hours_us(run: Run, from_us: int) -> int:
 
 async def has_older(run: Run, from_us: int) -> bool:
     """Whether there are rollups of the time before."""
-    found: bool = await run.connection.fetchval(
-        f"select exists (select from {run.names.daily} where day < {literal(from_us)}) "  # noqa: S608
-        f"or exists (select from {run.names.hourly} where hour < {literal(from_us)})"
+    return bool(
+        await run.connection.fetchval(
+            f"select exists (select from {run.names.daily} where day < {literal(from_us)}) "  # noqa: S608
+            f"or exists (select from {run.names.hourly} where hour < {literal(from_us)})"
+        )
     )
-    return found
 
 
 async def remove(run: Run, from_us: int) -> None:
@@ -271,10 +272,8 @@ async def remove(run: Run, from_us: int) -> None:
 
 async def is_due(run: Run) -> bool:
     """Whether there is any record that is to be gathered, or computed."""
-    found: bool = await run.connection.fetchval(
-        f"select exists (select from {run.names.late}) or exists (select from {run.names.due})"  # noqa: S608
-    )
-    return found
+    is_any = f"exists (select from {run.names.late}) or exists (select from {run.names.due})"  # noqa: S608
+    return bool(await run.connection.fetchval(f"select {is_any}"))
 
 
 async def gather(run: Run) -> None:
@@ -362,8 +361,7 @@ async def compute(run: Run) -> None:
 
 async def _has_device_index(run: Run) -> bool:
     columns = (run.target.device_id, run.target.metric, run.target.ts)
-    found: bool = await run.connection.fetchval(_HAS_DEVICE_INDEX, run.oid, columns)
-    return found
+    return bool(await run.connection.fetchval(_HAS_DEVICE_INDEX, run.oid, columns))
 
 
 async def _compute_some(run: Run, *, by_index: bool, count: int) -> bool:

@@ -74,7 +74,7 @@ async def last(connection: Connection, table: str) -> Progress | None:
 async def put(connection: Connection, registry_name: str, at: Progress) -> None:
     """Store how far they are, in the caller's transaction."""
     values: dict[str, Any] = at._asdict() | {"gone": [list(each) for each in at.gone]}
-    await registry.put(connection, registry_name, KEY, values)
+    await registry.put(connection, registry_name, {KEY: values})
 
 
 async def frozen(connection: Connection, table: str, at: Progress) -> list[TimeSpan]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from ingest.sinks.postgres.target import shortened
+
 NONE, DAY, MONTH = "none", "day", "month"
 SPANS = (NONE, DAY, MONTH)
 DAY_US = 86_400_000_000
-NAME_BYTES_MAX = 63  # of PostgreSQL
 BEGINNING_US, END_US = -(2**63), 2**63 - 1  # of a partition without a lower or upper bound
 
 
@@ -76,9 +77,7 @@ def partition_name(table: str, span: str, from_us: int) -> str:
     """
     year, month, day = _date(from_us // DAY_US)
     date = f"{year:04d}{month:02d}" + (f"{day:02d}" if span == DAY else "")
-    ending = f"_p{date}"
-    room = NAME_BYTES_MAX - len(ending)
-    return table.encode()[:room].decode(errors="ignore") + ending
+    return shortened(table, f"_p{date}")
 
 
 def literal(ts_us: int) -> str:

@@ -83,6 +83,6 @@ async def upgrade(connection: Connection, table: str, oid: int) -> list[str]:
             async with connection.transaction():
                 await step.do(connection, found.registry)
                 entry = {"version": step.to}
-                await registry.put(connection, found.registry, registry.SCHEMA, entry)
+                await registry.put(connection, found.registry, {registry.SCHEMA: entry})
             done.append(f"version {step.to}: {step.words}")
     return done
