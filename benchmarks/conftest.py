@@ -1,22 +1,12 @@
-"""Fixtures of the parts, and rounds on data that no round had before."""
+"""A database for the parts."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 
 import pytest
-import uvloop
 
 from benchmarks.database import Database, running_database
-
-
-@pytest.fixture
-def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """Give the event loop that the service runs on."""
-    loop = uvloop.new_event_loop()
-    yield loop
-    loop.close()
 
 
 @pytest.fixture(scope="module")

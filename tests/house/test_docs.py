@@ -70,23 +70,6 @@ def test_scaling_shows_the_figures_on_record() -> None:
         assert roles_document.refreshed(text.replace(begin, f"{begin}9.99 "), newest) == text
 
 
-def test_readme_figures_are_those_of_the_results() -> None:
-    """RESULTS.md has the same rates, latencies and memory; CPU a reading is calculated."""
-    recorded = set(
-        re.findall(r"[0-9][0-9.,]*[0-9]|[0-9]", (results.FOLDER / "RESULTS.md").read_text())
-    )
-    shown = README.split("<!-- measured: sizing -->")[1].split("<!-- end measured -->")[0]
-    compared = 0
-    for row in re.findall(r"^\| (?!---).* \|$", shown, re.MULTILINE):
-        cells = [each.strip() for each in row.strip("|").split("|")]
-        if cells[1] == "rows/s":
-            continue
-        rate, p50, p99, _its, _postgres, memory = cells[1:]
-        assert {rate, p50, p99, memory} - {""} <= recorded, row
-        compared += 1
-    assert compared >= 2
-
-
 def test_readme_table_of_statuses_has_every_status() -> None:
     """The README's table has each status of the service."""
     section = README.split("### Statuses\n")[1].split("\n##")[0]

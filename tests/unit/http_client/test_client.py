@@ -15,7 +15,7 @@ import pytest
 
 from ingest.http_client.client import ANSWER_BYTES_MAX, HttpClient
 from ingest.http_client.target import target_of
-from ingest.model.errors import ConfigError, NoReply
+from ingest.model.errors import NoReply
 from tests.support.tcp_ports import free_port
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -111,17 +111,6 @@ async def test_huge_answer_is_read_only_in_part() -> None:
     assert sent < 16 * 1024**2  # what the kernel's buffers hold
 
 
-async def test_answer_in_a_bomb_of_gzip_stays_as_it_is() -> None:
-    """Nothing is decompressed."""
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await request(reader)
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nbomb")
-
-    async with serving(serve) as url, client_of(url) as client:
-        assert (await client.post(b"[]", {})).text == b"bomb"
-
-
 async def test_status_counts_although_the_body_breaks_off() -> None:
     """The server has said what became of the post."""
 
@@ -184,26 +173,6 @@ async def test_what_is_no_http_is_no_reply(answer: bytes) -> None:
         assert (await client.post(b"[]", {})).status == 204
 
 
-async def test_server_that_is_away_is_no_reply() -> None:
-    """Nobody listens, or there is no such name."""
-    for url in (f"http://127.0.0.1:{free_port()}/", "https://no.such.name.invalid/"):
-        async with client_of(url) as client:
-            with pytest.raises(NoReply, match="onnect"):
-                await client.post(b"[]", {})
-
-
-async def test_abort_ends_what_is_under_way() -> None:
-    """At once; posts after that are sent as before."""
-    async with serving(_hang) as url, client_of(url) as client:
-        tasks = [asyncio.create_task(client.post(b"[]", {})) for _ in range(3)]
-        await asyncio.sleep(0.1)
-        client.abort()
-        assert all(
-            isinstance(each, NoReply)
-            for each in await asyncio.gather(*tasks, return_exceptions=True)
-        )
-
-
 async def test_certificate_is_checked(tmp_path: Path) -> None:
     """One that nobody has signed is refused before the body is sent, unless we know it."""
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
@@ -233,14 +202,3 @@ async def test_certificate_is_checked(tmp_path: Path) -> None:
             with pytest.raises(NoReply, match="ertificate"):
                 await client.post(b"[]", {})
         assert len(came) == 1
-
-
-async def test_certificates_that_are_none_are_refused(tmp_path: Path) -> None:
-    """With the name of the file."""
-    file = tmp_path / "ca.pem"
-    for content in (None, "x"):
-        if content:
-            file.write_text(content)
-        with pytest.raises(ConfigError, match=r"ca\.pem"):
-            async with client_of("https://localhost/", ca_file=str(file)):
-                pass

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-import json
-import re
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 from aiohttp import web
 
 from loadgen.measure import scrape
-from loadgen.measure.load import Load, LoadPlan
 from loadgen.measure.scrape import Scraper
 from loadgen.measure.timeline import Timeline
-from loadgen.traffic.post import target_of
-from loadgen.traffic.schedule import constant
-from loadgen.traffic.traffic import Recipe
 
 
 class Server:
@@ -65,33 +57,6 @@ async def server() -> AsyncIterator[Server]:
     found.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
     yield found
     await runner.cleanup()
-
-
-def _plan(server: Server, **others: Any) -> LoadPlan:
-    recipe = Recipe(devices=5, seed=3, posts_max=others.pop("posts_max", None))
-    return LoadPlan(target=target_of(server.url), recipe=recipe, connections=4, **others)
-
-
-async def test_open_loop_repeats_bodies_and_moments_but_for_the_start(server: Server) -> None:
-    """Timestamps are exactly the moments of the schedule; the seed decides the rest."""
-    runs = []
-    for _ in range(2):
-        server.posts.clear()
-        load = Load(_plan(server, shape=constant(200), posts_max=30, ack="committed"))
-        await load.run()
-        assert {query for query, _ in server.posts} == {"ack=committed"}
-        bodies = sorted((body for _, body in server.posts), key=lambda each: json.loads(each)["ts"])
-        moments = [json.loads(body)["ts"] for body in bodies]
-        assert moments[0] == load.started_us
-        assert {b - a for a, b in itertools.pairwise(moments)} == {5000}
-        runs.append([re.sub(rb'"ts":\d+', b"", body) for body in bodies])
-    # Values depend on the moment of measurement, but change very little in a second.
-    assert [_but_value(each) for each in runs[0]] == [_but_value(each) for each in runs[1]]
-    assert len(runs[0]) == 30
-
-
-def _but_value(body: bytes) -> bytes:
-    return re.sub(rb'"value":[^,]+', b"", body)
 
 
 async def test_scraper_counts_each_process_of_a_service_by_itself(
