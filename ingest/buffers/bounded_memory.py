@@ -54,7 +54,7 @@ class BoundedMemory:
         """Free what a block does not need of the room that was reserved for it."""
         rows -= block.rows
         size_bytes -= len(block.tuples)
-        if rows or size_bytes:  # the post had invalid items, which are not in the block
+        if rows or size_bytes:
             self.free(rows, size_bytes)
 
 

@@ -108,7 +108,9 @@ class Connections:
         self._listener: Listener | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._log = get_logger("connections")
-        self._files = OpenFiles(connections_max)
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._most = min(connections_max, max(files - SPARE_FILES, 16))
+        self._untold = (files, connections_max) if self._most < connections_max else None
         self._occasionally = Occasionally(60.0)
 
     def __call__(self) -> Connection | TlsConnection:
@@ -133,7 +135,7 @@ class Connections:
 
     def connection_made(self, handler: Connection, transport: asyncio.Transport) -> None:
         """Add a new connection; if there are too many, close another one, or this one."""
-        if len(self._open) >= self._files.most:
+        if len(self._open) >= self._most:
             self._closed("connections_full")
             another = self._to_close()
             if another is None:
@@ -247,13 +249,26 @@ class Connections:
 
     def _sweep_once(self, period_s: float) -> bool:
         """Close those that are late, a few; return whether there are more."""
-        self._files.tell_if_near(len(self._open))
+        self._tell_if_near()
         if self._certificate is not None:
             self._certificate.read_if_changed()
         if self._drop_late() == DROPS_A_ROUND:
             return True
         self._retire_oldest(period_s)
         return False
+
+    def _tell_if_near(self) -> None:
+        """Log once that open files limit the connections, when nearly all of these are open."""
+        if self._untold is None or len(self._open) < NEARLY_ALL * self._most:
+            return
+        (files, wanted), self._untold = self._untold, None
+        self._log.warning(
+            "fewer_connections",
+            most=self._most,
+            wanted=wanted,
+            open_files_max=files,
+            open_files_needed=wanted + SPARE_FILES,
+        )
 
     def _retire_oldest(self, period_s: float) -> None:
         """Retire some connections; called once in each period."""
@@ -365,26 +380,3 @@ class Connections:
 
 def _why(error: OSError | OverflowError) -> str:
     return (isinstance(error, OSError) and error.strerror) or str(error)
-
-
-class OpenFiles:
-    """`most` connections are possible, and at most the `wanted` ones."""
-
-    def __init__(self, wanted: int) -> None:
-        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self.most = min(wanted, max(files - SPARE_FILES, 16))
-        self._untold = (files, wanted) if self.most < wanted else None
-        self._log = get_logger("connections")
-
-    def tell_if_near(self, count: int) -> None:
-        """Log once that open files limit the connections, when nearly all of these are open."""
-        if self._untold is None or count < NEARLY_ALL * self.most:
-            return
-        (files, wanted), self._untold = self._untold, None
-        self._log.warning(
-            "fewer_connections",
-            most=self.most,
-            wanted=wanted,
-            open_files_max=files,
-            open_files_needed=wanted + SPARE_FILES,
-        )

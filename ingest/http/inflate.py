@@ -8,10 +8,8 @@ decompressing a light one takes about 1 ms at most, whatever it has.
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ingest.model.errors import Refused
@@ -30,7 +28,6 @@ LIGHT_PARTS = 16
 PARTS_MAX = 1_000
 PART_BYTES = 16 * 1024  # given to the decoder of each part but the first
 ZSTD_EXPANSION = 4  # of bodies whose size is not known
-THREADS = 2
 
 _ENCODINGS = {"gzip": GZIP, "x-gzip": GZIP, "zstd": ZSTD, "identity": None}
 # A window of 8 MiB is what RFC 9659 allows in HTTP. It bounds the memory of a decoder.
@@ -130,35 +127,3 @@ def _decoder(encoding: str) -> Any:
 def _fault(encoding: str, at: int, why: str) -> Refused:
     what = f"what follows byte {at} of the {encoding} body" if at else "the body"
     return Refused("bad_encoding", f"{what} {why}")
-
-
-class Inflater:
-    """Decompresses bodies that are not light, on two threads.
-
-    `waiting_bytes_max` bounds the bodies that wait for a thread. A body over the bound is refused
-    with 503, so a flood of bombs does not fill the memory.
-    """
-
-    def __init__(self, *, waiting_bytes_max: int) -> None:
-        self._waiting_bytes_max = waiting_bytes_max
-        self._waiting_bytes = 0
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="inflate")
-
-    async def inflate(self, body: bytes, encoding: str, inflated_bytes_max: int) -> bytes:
-        """Return the decompressed body. Raises Refused; safe to cancel."""
-        if self._waiting_bytes + len(body) > self._waiting_bytes_max:
-            raise Refused(
-                "buffer_full", "too many large compressed bodies at once", retry_after_s=2
-            )
-        self._waiting_bytes += len(body)
-        try:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(
-                self._threads, inflated, body, encoding, inflated_bytes_max
-            )
-        finally:
-            self._waiting_bytes -= len(body)
-
-    def close(self) -> None:
-        """End the threads; blocks for the bodies in work only (milliseconds)."""
-        self._threads.shutdown(cancel_futures=True)

@@ -74,7 +74,8 @@ class Listener:
         for listening in sockets:
             listening.setblocking(False)
             self._resume(listening)
-        name, port, *_ = min((each.getsockname() for each in sockets), key=_is_loopback)
+        names = [each.getsockname() for each in sockets]
+        name, port, *_ = min(names, key=lambda name: is_loopback(f"{name[0]}:0"))
         return name, port
 
     def _accept(self, listening: socket.socket) -> None:
@@ -125,10 +126,6 @@ class Listener:
             listening.close()
         if self._opening:
             await asyncio.wait(self._opening)
-
-
-def _is_loopback(name: tuple[Any, ...]) -> bool:
-    return is_loopback(f"{name[0]}:0")
 
 
 async def open_slots(host: str, port: int, count: int) -> list[socket.socket]:

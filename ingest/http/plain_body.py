@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import NamedTuple, TypeVar
 
 from ingest.http.bodies import Bodies, check_size
-from ingest.http.inflate import THREADS, Inflater, encoding_of, expected_bytes, light
+from ingest.http.inflate import encoding_of, expected_bytes, inflated, light
 from ingest.http.loop_share import LoopShare
 from ingest.http.request import Request
 from ingest.model.errors import Refused
 
+THREADS = 2  # for bodies that are not light
 INFLATED_MAX = 2 * THREADS  # one in each thread, and as many that wait for a round
 # A body that is smaller when it is decompressed is decoded in the round in which it is
 # decompressed. It is not one of INFLATED_MAX.
@@ -54,7 +56,7 @@ class PlainBodies:
             body_s_max=body_s_max,
             all_bytes_max=all_bytes_max,
         )
-        self._inflater = Inflater(waiting_bytes_max=all_bytes_max)
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="inflate")
         self._inflated = asyncio.Semaphore(INFLATED_MAX)
         self.loop_share = LoopShare(self._bodies.begins)
 
@@ -90,16 +92,18 @@ class PlainBodies:
             expected = expected_bytes(body, encoding)
             if expected <= UNCOUNTED_BYTES:
                 await self.loop_share.wait(expected)
-                inflated = light(body, encoding, inflated_bytes_max, UNCOUNTED_BYTES)
-                if inflated is not None:
-                    yield inflated
+                small = light(body, encoding, inflated_bytes_max, UNCOUNTED_BYTES)
+                if small is not None:
+                    yield small
                     return
             async with self._inflated:
-                inflated = light(body, encoding, inflated_bytes_max)
-                if inflated is None:
-                    inflated = await self._inflater.inflate(body, encoding, inflated_bytes_max)
-                await self.loop_share.wait(len(inflated))
-                yield inflated
+                whole = light(body, encoding, inflated_bytes_max)
+                if whole is None:
+                    whole = await asyncio.get_running_loop().run_in_executor(
+                        self._threads, inflated, body, encoding, inflated_bytes_max
+                    )
+                await self.loop_share.wait(len(whole))
+                yield whole
 
     async def finish(
         self, steps: Generator[None, None, T], uncounted_bytes: int, sender: str = ""
@@ -118,4 +122,4 @@ class PlainBodies:
 
     def close(self) -> None:
         """End the threads; blocks for the bodies in work only (milliseconds)."""
-        self._inflater.close()
+        self._threads.shutdown(cancel_futures=True)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Collection
-from typing import NamedTuple
 from urllib.parse import unquote_plus
 
 from ingest.access.rule import is_open
@@ -33,13 +32,6 @@ _UNCLEAR = frozenset('\\"+;<>')
 # Else it is the older form of OpenSSL, `/O=x/CN=y`, in which a comma is not escaped.
 _PART = re.compile(r"(?:[A-Za-z][A-Za-z0-9-]*|[0-9]+(?:\.[0-9]+)*)=.*")
 _OWN_SITES = frozenset({"none", "same-origin"})
-
-
-class Known(NamedTuple):
-    """Who sent a request, and its query without what says so."""
-
-    identity: Identity
-    query: str
 
 
 class Access:
@@ -123,19 +115,20 @@ class Access:
 
     def identify(
         self, request: Request, query: str, in_path: str = "", *, in_query: bool = True
-    ) -> Known:
-        """Return who has sent it. Raises Refused `unauthorized`.
+    ) -> tuple[Identity, str]:
+        """Return who has sent it, and its query without what says so.
 
+        Raises Refused `unauthorized`.
         A token counts before a certificate. Others may send the same head as a proxy that tells of
         a certificate: see `check_proxy`. `in_path`: what stands in the path in place of a token.
         Without `in_query` the query is data, and has none.
         """
         if self.is_open:
-            return Known(ANYBODY, _without_token(query) if in_query else query)
+            return ANYBODY, _split(query)[1] if in_query else query
         token, query = _presented(request.head, query, in_path, in_query=in_query)
         if not token:
             if (identity := self._with_certificate(request)) is not None:
-                return Known(identity, query)
+                return identity, query
             raise Refused(
                 "unauthorized",
                 "there is no token; send it as `Authorization: Bearer TOKEN`. The operator makes "
@@ -144,7 +137,7 @@ class Access:
         identity = self._tokens.find(token)
         if identity is None:
             raise Refused("unauthorized", "the token is wrong, or is not valid any more")
-        return Known(identity, query)
+        return identity, query
 
     def check_proxy(self, request: Request) -> None:
         """Raise Refused `unauthorized` unless a trusted proxy brings this request.
@@ -173,23 +166,18 @@ class Access:
         return identity
 
 
-class _Presented(NamedTuple):
-    """The token of a request, "" without one, and its query without it."""
+def _presented(head: Head, query: str, in_path: str, *, in_query: bool) -> tuple[str, str]:
+    """Return the token, "" without one, and the query without it.
 
-    token: str
-    query: str
-
-
-def _presented(head: Head, query: str, in_path: str = "", *, in_query: bool = True) -> _Presented:
-    """Return the token. Raises Refused if one place has it twice: proxies and servers may differ
-    in which one counts."""
+    Raises Refused if one place has it twice: proxies and servers may differ in which one counts.
+    """
     values, query = _split(query) if in_query else ([], query)
     if len(values) > 1:
         raise Refused("unauthorized", "the query parameter p is there more than once")
     of_query = unquote_plus("".join(values))
     token = _of_authorization(_single(head, "Authorization"))
     others = (of_query, *(_single(head, name).strip() for name in TOKEN_HEADERS), in_path)
-    return _Presented(next(filter(None, (token, *others)), ""), query)
+    return next(filter(None, (token, *others)), ""), query
 
 
 def certificate_name(value: str) -> str:
@@ -207,11 +195,6 @@ def certificate_name(value: str) -> str:
         return ""
     names = [each[3:] for each in parts if each[:3].upper() == "CN="]
     return names[0] if len(names) == 1 else ""
-
-
-def _without_token(query: str) -> str:
-    """Return the query without a token, where nobody looks at it."""
-    return _split(query)[1]
 
 
 def _single(head: Head, name: str) -> str:

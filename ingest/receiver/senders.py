@@ -55,12 +55,6 @@ class Rates(NamedTuple):
     posts_per_s: float = 0.0
     burst_s: float = 10.0
 
-    def shared_by(self, processes: int) -> Rates:
-        """Return the part of one of so many processes."""
-        return self._replace(
-            readings_per_s=self.readings_per_s / processes, posts_per_s=self.posts_per_s / processes
-        )
-
     @property
     def any(self) -> bool:
         """Whether there is a limit."""
@@ -77,7 +71,8 @@ class SenderLimits(NamedTuple):
     @property
     def rates_here(self) -> Rates:
         """The rates of one process."""
-        return self.rates.shared_by(self.processes)
+        readings_per_s, posts_per_s, burst_s = self.rates
+        return Rates(readings_per_s / self.processes, posts_per_s / self.processes, burst_s)
 
     @property
     def connections_here(self) -> int:

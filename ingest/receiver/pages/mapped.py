@@ -9,7 +9,6 @@ cannot be changed, and most drop what gets anything else. "Later" is always 503.
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -18,7 +17,7 @@ from urllib.parse import unquote
 
 import orjson
 
-from ingest.buffers.turns import Turns
+from ingest.buffers.memory import MemoryBuffer
 from ingest.formats.map_documents import form_in
 from ingest.formats.map_post import MapPost, MapSteps, begin
 from ingest.formats.map_roots import context_of
@@ -36,6 +35,7 @@ from ingest.receiver.small_posts import Page
 from ingest.system.clock import unix_us
 
 ALONE_BYTES = 64 * 1024  # of a body that is decoded alone
+TURN_S_MAX = 3_600.0  # no post waits so long for its turn: before that its answer is due
 # They can be sent again; a 4xx would lose what they have.
 LATER = frozenset({"body_timeout", "too_fast", "too_many_connections"})
 CREDENTIAL = "token"  # the name in a path's template that stands for the token
@@ -265,41 +265,18 @@ def _problem(_request: Request, refused: Refused, headers: bytes, close: bool) -
 class OneByOne:
     """Lets one large body at a time be decoded. Those that wait do so by turns of their senders.
 
-    Of two senders that always have posts, each gets half of the time, however many posts wait.
+    Of two senders that always have posts, each gets half of the time, however many posts wait. It
+    is a buffer with room for one row, in which nothing is ever put: so posts wait as they do there.
     """
 
     def __init__(self) -> None:
-        self._is_taken = False
-        self._waiting = Turns[asyncio.Future[None]]()
+        self._buffer = MemoryBuffer(rows_max=1, bytes_max=1 << 62, put_wait_s_max=TURN_S_MAX)
 
     @asynccontextmanager
     async def turn(self, sender: str, size_bytes: int) -> AsyncIterator[None]:
         """Wait for a turn, which lasts until the context ends. Safe to cancel."""
-        if self._is_taken:
-            await self._wait(sender, size_bytes)
-        self._is_taken = True
+        turn = await self._buffer.reserve(1, size_bytes, sender=sender)
         try:
             yield
         finally:
-            self._pass_on()
-
-    async def _wait(self, sender: str, size_bytes: int) -> None:
-        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.add(place, sender, size_bytes)
-        try:
-            await place
-        except asyncio.CancelledError:
-            if not place.cancelled():
-                self._pass_on()  # it had just got the turn
-            elif place in self._waiting.posts:
-                self._waiting.leave(place)
-            raise
-
-    def _pass_on(self) -> None:
-        self._is_taken = False
-        while (place := self._waiting.first()) is not None:
-            self._waiting.serve()
-            if not place.done():  # else it was cancelled
-                self._is_taken = True
-                place.set_result(None)
-                return
+            turn.release()

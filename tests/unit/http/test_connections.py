@@ -361,7 +361,7 @@ async def test_more_connections_than_open_files_are_not_promised(
     try:
         with structlog.testing.capture_logs() as lines:
             async with running_receiver(connections_max=20_000, body_s_max=0.1) as receiver:
-                assert receiver.connections._files.most == 500 - 384
+                assert receiver.connections._most == 500 - 384
                 await receiver.connect()
                 await asyncio.sleep(0.03)
                 assert not [line for line in lines if line["event"] == "fewer_connections"]

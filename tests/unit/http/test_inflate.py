@@ -20,12 +20,12 @@ from ingest.http.inflate import (
     LIGHT_PARTS,
     PARTS_MAX,
     ZSTD,
-    Inflater,
     expected_bytes,
     inflated,
     light,
 )
 from ingest.model.errors import Refused
+from tests.support.receiver import post, running_receiver
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -161,64 +161,19 @@ def test_window_of_zstd_is_bounded() -> None:
             assert refusal(packed, encoding=ZSTD) == code
 
 
-async def test_inflater_heavy_body_leaves_the_loop_free(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_heavy_body_leaves_the_loop_free(monkeypatch: pytest.MonkeyPatch) -> None:
     """While a 200 MiB bomb is decompressed, the event loop runs: here, only it ends the work."""
     bomb = await asyncio.to_thread(lambda: gzip.compress(bytes(200 * MIB), 1, mtime=0))
     loop_turned = threading.Event()
 
     def after_the_loop_turned(body: bytes, encoding: str, cap: int) -> bytes:
+        assert threading.current_thread().name.startswith("inflate")
         assert loop_turned.wait(5)
         return inflated(body, encoding, cap)
 
-    monkeypatch.setattr("ingest.http.inflate.inflated", after_the_loop_turned)
-    inflater = Inflater(waiting_bytes_max=64 * MIB)
-    asyncio.get_running_loop().call_later(0.01, loop_turned.set)
-    with pytest.raises(Refused) as caught:
-        await inflater.inflate(bomb, GZIP, 4 * MIB)
-    assert caught.value.code == "inflated_too_large"
-    inflater.close()
-
-
-async def test_inflater_many_heavy_bodies_wait_within_bounds() -> None:
-    """At most two bodies are in work, and more bytes than allowed do not wait: they are refused."""
-    heavy = gzip.compress(bytes(LIGHT_INFLATED_BYTES + 1), mtime=0)
-    inflater = Inflater(waiting_bytes_max=10 * len(heavy))
-    results = await asyncio.gather(
-        *(inflater.inflate(heavy, GZIP, 4 * MIB) for _ in range(15)), return_exceptions=True
-    )
-    refused = [each for each in results if isinstance(each, Refused)]
-    assert [each.code for each in refused] == ["buffer_full"] * 5
-    assert sum(thread.name.startswith("inflate") for thread in threading.enumerate()) <= 2
-    assert (
-        len(await inflater.inflate(heavy, GZIP, 4 * MIB)) == LIGHT_INFLATED_BYTES + 1
-    )  # room again
-    inflater.close()
-
-
-async def test_cancelled_inflating_frees_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The thread goes on, and its body counts no more: the next one is not refused for it."""
-    packed = gzip.compress(bytes(2 * LIGHT_INFLATED_BYTES), mtime=0)
-    going = threading.Event()
-
-    def slow(body: bytes, encoding: str, inflated_bytes_max: int) -> bytes:
-        assert going.wait(10)
-        return inflated(body, encoding, inflated_bytes_max)
-
-    monkeypatch.setattr("ingest.http.inflate.inflated", slow)
-    inflater = Inflater(waiting_bytes_max=len(packed))
-    try:
-        first = asyncio.create_task(inflater.inflate(packed, GZIP, 1 << 22))
-        await asyncio.sleep(0)
-        with pytest.raises(Refused):
-            await inflater.inflate(packed, GZIP, 1 << 22)
-        first.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await first
-        second = asyncio.create_task(inflater.inflate(packed, GZIP, 1 << 22))
-        await asyncio.sleep(0)
-        assert not second.done()
-        going.set()
-        assert len(await second) == 2 * LIGHT_INFLATED_BYTES
-    finally:
-        going.set()
-        inflater.close()
+    monkeypatch.setattr("ingest.http.plain_body.inflated", after_the_loop_turned)
+    async with running_receiver() as receiver:
+        client = await receiver.connect()
+        asyncio.get_running_loop().call_later(0.1, loop_turned.set)
+        await client.send(post(bomb, headers={"Content-Encoding": "gzip"}))
+        assert (await client.reply()).code == "inflated_too_large"
