@@ -215,7 +215,7 @@ class Children:
 
     `configuration(role, instance, listen_fd)` is what a new child gets. `on_status` gets what one
     says of itself, `on_gone` the process id of one that has ended, both with its instance.
-    `family_fd` is inherited by each of them. `slots` are in the order of a restart. `lost` is what
+    `slots` are in the order of a restart. `lost` is what
     the children have told as lost. `unclean` counts those that ended without a last account.
     """
 
@@ -226,14 +226,12 @@ class Children:
         on_gone: Callable[[str, int], None],
         *,
         program: Sequence[str],
-        family_fd: int,
         times: ChildTimes,
     ) -> None:
         self._configuration = configuration
         self._on_status = on_status
         self._on_gone = on_gone
         self._program = program
-        self._family_fd = family_fd
         self._times = times
         self.slots: list[Slot] = []
         self.lost = self.unclean = 0
@@ -244,10 +242,10 @@ class Children:
         """Return the slots of a role."""
         return [each for each in self.slots if each.role == role]
 
-    def add(self, role: str, listen_fd: int | None = None) -> None:
-        """Add a slot. The children of a gateway's accept at a socket."""
+    def add(self, role: str, family_fd: int, listen_fd: int | None = None) -> None:
+        """Add a slot. Its children inherit `family_fd`; those of a gateway accept at a socket."""
         instance = f"{role}-{len(self.of(role)) + 1}"
-        fds = [self._family_fd, *([] if listen_fd is None else [listen_fd])]
+        fds = [family_fd, *([] if listen_fd is None else [listen_fd])]
 
         async def make(on_news: Callable[[], None]) -> Child:
             def ended(child: Child) -> None:

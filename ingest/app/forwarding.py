@@ -90,16 +90,8 @@ def broker_of(settings: Settings) -> Callable[[], Address]:
     first = running_broker(folder)
     if first is None:
         raise StartError(NO_BROKER)
-    last = first.address(ROLE)
-
-    def where() -> Address:
-        nonlocal last
-        now = running_broker(folder)  # its port and its passwords change
-        if now is not None:
-            last = now.address(ROLE)
-        return last
-
-    return where
+    # Its port and its passwords change. While it does not run, no address is of use.
+    return lambda: (running_broker(folder) or first).address(ROLE)
 
 
 class ForwardService(ClientService):

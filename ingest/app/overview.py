@@ -52,7 +52,6 @@ class Overview:
     ) -> None:
         self._dead_letters = dead_letters
         self._free_bytes = free_bytes
-        self._disk_free_bytes = None if free_bytes is None else 0
         self._log = get_logger("admin")
         self._occasionally = Occasionally(60.0)
         filling = Fill(settings, has_folder=free_bytes is not None)
@@ -121,8 +120,8 @@ class Overview:
     def tick(self) -> None:
         """Add all up; once a second, some time after the statuses have come."""
         try:
-            self._disk_free_bytes = None if self._free_bytes is None else self._free_bytes()
+            free_bytes = None if self._free_bytes is None else self._free_bytes()
         except OSError:
-            self._disk_free_bytes = 0
+            free_bytes = 0
         self.instances.refresh()
-        self.health.tick(self._dead_letters(), self._disk_free_bytes)
+        self.health.tick(self._dead_letters(), free_bytes)

@@ -105,6 +105,7 @@ class Role(ABC):
 
     health: Health
     own: Observed
+    _connected: asyncio.Task[None]
 
     def __init__(
         self,
@@ -151,7 +152,6 @@ class Role(ABC):
             acknowledged_s=acknowledged_s,
         )
         self._cut = asyncio.Event()  # the connection to the broker ends
-        self._connected: asyncio.Task[None] | None = None
         self.on_status: Callable[[dict[str, Any]], None] = lambda _status: None  # if it runs alone
         self._status: StatusSource | None = None
         self.actions: Mapping[str, Callable[[dict[str, Any]], None]] = {}
@@ -200,8 +200,7 @@ class Role(ABC):
         if self.place.channel is None and self._status is not None:
             self._tell(self._status.status(final=True))
         self._cut.set()
-        if self._connected is not None:
-            await self._connected
+        await self._connected
 
     def ready(self) -> None:
         """Tell the supervisor that the role works."""

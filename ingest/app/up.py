@@ -109,8 +109,6 @@ class Supervisor:
         self._settings = settings
         self._folder = folder
         self._process = process
-        self._program = program
-        self._times = times
         self._terminal = terminal
         self._token = settings.admin_token or secrets.token_urlsafe(24)
         self._servers = Servers(settings, folder, process.guard)
@@ -121,19 +119,25 @@ class Supervisor:
             free_bytes=lambda: folder.room()[0],
             advice=words,
         )
+        self._children = Children(
+            self._configuration,
+            overview.status,
+            overview.instances.gone,
+            program=program,
+            times=times,
+        )
         self.admin = AdminSide(
             settings,
             overview.observed._replace(ledger=overview.own),
             dead_letters=self._servers.dead_letters,
             token=self._token,
             tokens=self._token_file.tokens,
-            release_hold=partial(overview.release_hold, self._tell),
+            release_hold=partial(overview.release_hold, self._children.tell),
             several=overview.observed,
             exposition=Exposition(overview.instances.shown),
         )
         self._sockets: list[socket.socket] = []
         self._family: Lock | None = None
-        self._children: Children | None = None
         self._restart = asyncio.Event()
         self._is_moved = False  # a server is where not all processes look for it
         self._log = logs.get_logger("up")
@@ -149,35 +153,27 @@ class Supervisor:
 
     async def _start(self) -> None:
         folder = self._folder
-        durable = list(folder.durable_parts(embedded=not self._settings.database_url))
-        durable.remove(folder.journal)
+        _, *durable = folder.durable_parts(embedded=not self._settings.database_url)  # no journal
         check_promise(durable, unsafe=self._settings.journal_unsafe, unless=UNLESS)
         self._family = await family_lock(folder.path / "children.lock")
         listen = await self._listen()
         settings = self._settings  # `access` is decided
         admin_listen = await self.admin.start(listen)
         self._process.spawn(self.overview.show(self.admin.dashboard, self._process.halted))
-        children = self._children = Children(
-            self._configuration,
-            self.overview.status,
-            self.overview.instances.gone,
-            program=self._program,
-            family_fd=self._family.fileno(),
-            times=self._times,
-        )
+        children, family_fd = self._children, self._family.fileno()
         for each in self._sockets:
-            children.add(GATEWAY, each.fileno())
+            children.add(GATEWAY, family_fd, each.fileno())
         for _ in range(settings.writer_processes):
-            children.add(WRITER)
+            children.add(WRITER, family_fd)
         try:
-            await self._start_all(children)
+            await self._start_all()
         except Exception:
             await self._stop()  # gateways may have answered posts already
             raise
         children.keep(self._process.spawn)
         self._process.spawn(self._token_file.follow(self._process.halted))
         self._process.spawn(self._watch_servers())
-        self._process.spawn(self._restart_when_told(children))
+        self._process.spawn(self._restart_when_told())
         known = KnownServer(0, make_target(settings))
         self.admin.database(lambda: self._servers.database_url, known)
         self._publish(listen, admin_listen)
@@ -222,7 +218,7 @@ class Supervisor:
             "database_url": self._servers.database_url if role == WRITER else "",
         }
 
-    async def _start_all(self, children: Children) -> None:
+    async def _start_all(self) -> None:
         """Start the servers, and the children side by side with them.
 
         Writers come after the gateways: with few cores the first post is taken earlier.
@@ -231,9 +227,9 @@ class Supervisor:
         broker = asyncio.create_task(self._servers.start_broker())
 
         async def start_children() -> None:
-            await children.start(GATEWAY, broker)
+            await self._children.start(GATEWAY, broker)
             self._process.notifier.ready()
-            await children.start(WRITER, database)
+            await self._children.start(WRITER, database)
 
         await together(database, broker, start_children())
 
@@ -257,11 +253,6 @@ class Supervisor:
 
     # While it runs
 
-    def _tell(self, instance: str, message: Message) -> None:
-        """Send a message to the process of an instance."""
-        if self._children is not None:
-            self._children.tell(instance, message)
-
     async def _watch_servers(self) -> None:
         """Restart the processes if an embedded server is at another place now."""
         known = self._places()
@@ -275,7 +266,7 @@ class Supervisor:
     def _places(self) -> tuple[str, dict[str, Any]]:
         return self._servers.database_url, self._servers.broker_for(GATEWAY)
 
-    async def _restart_when_told(self, children: Children) -> None:
+    async def _restart_when_told(self) -> None:
         """Restart one process after the other, each time that `_restart` is set.
 
         If one cannot be replaced, the others stay as they are, unless they cannot work so. If a
@@ -285,7 +276,7 @@ class Supervisor:
             if await sleep_unless(self._restart, WATCH_S) and not self._process.stopping.is_set():
                 self._restart.clear()
                 self._process.notifier.reloading()
-                is_done = await self._may_restart() and await children.restart(
+                is_done = await self._may_restart() and await self._children.restart(
                     self._process.stopping
                 )
                 self._is_moved = self._is_moved and not is_done
@@ -307,21 +298,18 @@ class Supervisor:
     async def _stop(self) -> Mapping[str, int]:
         """Drain the gateways, then the writers; return the sums."""
         self.overview.health.draining()
-        lost, halted = 0, self._process.halted
-        if self._children is not None:
-            within_s = self._settings.drain_s_max + GRACE_S
-            told = await self._children.drain(within_s, halted, self._wait_stored)
-            if not (told or halted.is_set()):
-                # A child that was killed in a hurry has nothing that was acknowledged.
-                self._process.broken = True
-            lost = self._children.lost
+        halted, within_s = self._process.halted, self._settings.drain_s_max + GRACE_S
+        told = await self._children.drain(within_s, halted, self._wait_stored)
+        if not (told or halted.is_set()):
+            # A child that was killed in a hurry has nothing that was acknowledged.
+            self._process.broken = True
         self.overview.instances.refresh()
         ledger = self.overview.instances.ledger
         return {
             "committed": ledger.committed + ledger.duplicate,
             "dead_lettered": sum(ledger.dead_lettered.values()),
             "held": ledger.held,
-            "lost": lost,
+            "lost": self._children.lost,
         }
 
     async def _wait_stored(self) -> None:
@@ -343,5 +331,4 @@ class Supervisor:
             for each in self._sockets:
                 last.callback(each.close)
             last.push_async_callback(self._process.wait_tasks)
-            if self._children is not None:
-                await self._children.close()
+            await self._children.close()

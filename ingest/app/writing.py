@@ -77,11 +77,6 @@ def make_sink(
     return sink
 
 
-def _no_answer(failure: WriteFailed) -> bool:
-    """Whether the server is away for now. A refusal, or an unknown host name, is an answer."""
-    return failure.verdict is Verdict.WAIT and failure.reason != NO_SUCH_HOST
-
-
 class WritingHalf:
     """The writers of one process and what they share.
 
@@ -120,6 +115,11 @@ class WritingHalf:
         self.backlog = Backlog(self.database_state, outlet.stats, stream)
         self.breaker = CircuitBreaker(window_rows=WINDOW_ROWS, rows_max=ROWS_MAX)
         self.housekeeping: Housekeeping | None = None  # once the sinks have been made
+        # What the writers and the housekeeping find wrong, for Health.
+        self.troubles: tuple[Callable[[], Trouble], ...] = (
+            self.backlog.trouble,
+            lambda: self.housekeeping.trouble() if self.housekeeping else Trouble(),
+        )
         self.cap = BatchCap(
             settings.batch_rows,
             settings.batch_rows_max,
@@ -174,7 +174,8 @@ class WritingHalf:
                     break
                 self.database_state.failed(failure)
                 self.checked = failure.reason in (SCHEMA, NOT_DURABLE)
-                if _no_answer(failure):
+                # A refusal, or an unknown host name, is an answer.
+                if failure.verdict is Verdict.WAIT and failure.reason != NO_SUCH_HOST:
                     on_away(failure.message)
                 if not self.checked:
                     await self._try_later()
@@ -259,14 +260,6 @@ class WritingHalf:
         if self._settings.dlq_auto_replay:
             replayer = self.make_replayer(replayed, inlet)
             process.spawn(replayer.run(process.stopping))
-
-    @property
-    def troubles(self) -> tuple[Callable[[], Trouble], ...]:
-        """What the writers and the housekeeping find wrong, for Health."""
-        return self.backlog.trouble, self._table_trouble
-
-    def _table_trouble(self) -> Trouble:
-        return Trouble() if self.housekeeping is None else self.housekeeping.trouble()
 
     def release_hold(self, dead_letter: bool) -> bool:
         """Try now; with `dead_letter` dead-letter the rows that the database refuses.

@@ -90,12 +90,11 @@ class EmbeddedBroker(Server):
         self._program_path = program
         self._payload_bytes_max = payload_bytes_max
         self._config = folder / "server.conf"
-        self._endpoints: Endpoints | None = None
+        self._endpoints = _new_endpoints()
 
     @property
     def published(self) -> Published:
         """Where the server is. Ask before each connect: the port can change at a restart."""
-        assert self._endpoints is not None, "start it first"
         return Published(os.getpid(), self._endpoints)
 
     async def start(self) -> None:
@@ -147,12 +146,11 @@ class EmbeddedBroker(Server):
 
     async def is_ready(self, process: asyncio.subprocess.Process) -> bool:
         """Whether the server can be used."""
-        assert self._endpoints is not None
         return await asyncio.to_thread(_is_ready, self._endpoints)
 
     async def spawn(self) -> Launched:
         """Start the program."""
-        at = self._endpoints = self._endpoints or _new_endpoints()
+        at = self._endpoints
         log_start = size_bytes(self.log_file)
         text = config_text(
             at,

@@ -278,12 +278,12 @@ async def test_commands_find_it_and_its_last_line_is_the_sum(
         await until(lambda: up.supervisor.overview.health.in_words() == "accepting")
         found = await asyncio.to_thread(ready)
         assert found["state"] == "accepting"
-        up.supervisor._tell("writer-1", {"do": "release_hold", "dead_letter": True})
+        up.supervisor._children.tell("writer-1", {"do": "release_hold", "dead_letter": True})
         instances, killed = up.supervisor.overview.instances, up.pids["writer-1"]
         await until(lambda: sum(each.status.ledger.committed for each in instances) == 1000)
         os.kill(killed, signal.SIGKILL)
         await up.replaced("writer-1", killed)
-        up.supervisor._tell("writer-1", {"do": "release_hold", "dead_letter": True})
+        up.supervisor._children.tell("writer-1", {"do": "release_hold", "dead_letter": True})
         assert await up.stop() == 3
         assert up.lines[-1] == "drained: committed=2000 dead_lettered=0 held=0 lost=5"
         (line,) = [each for each in capfd.readouterr().out.splitlines() if "child_lost" in each]
