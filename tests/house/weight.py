@@ -19,7 +19,7 @@ CEILINGS = {
     "ingest/admin": 1223,
     "ingest/app": 3238,
     "ingest/archive": 763,
-    "ingest/broker": 1822,
+    "ingest/broker": 1814,
     "ingest/buffers": 2250,
     "ingest/cli": 2067,
     "ingest/config": 664,
