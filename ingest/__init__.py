@@ -50,8 +50,8 @@ The folders. Imports go down only, and folders of one row do not know each other
                     line_protocol (line_escapes, line_whole, line_item, line_series), map_post
                     (other JSON by the table of a source: map_source, map_paths, map_row,
                     map_documents)
-    buffers/        memory, shared_block, frames; journal/ (log, entries, shared_entries, loader,
-                    thread, folder, index, reader, format); stream/ (inlet, outlet, messages)
+    buffers/        memory, shared_block, frames; journal/ (log, entries, loader, thread, folder,
+                    index, reader, format); stream/ (inlet, outlet, messages)
     writer/         writer, batch, database_state, breaker, set_aside
     sinks/          postgres/: sink, connection, sqlstate, schema, durability, lookup
     embedded/       our own PostgreSQL (server, data, programs) and nats-server (broker)

@@ -154,7 +154,7 @@ class Role(ABC):
         self._cut = asyncio.Event()  # the connection to the broker ends
         self.on_status: Callable[[dict[str, Any]], None] = lambda _status: None  # if it runs alone
         self._status: StatusSource | None = None
-        self.actions: Mapping[str, Callable[[dict[str, Any]], None]] = {}
+        self.actions: Mapping[str, Callable[[dict[str, Any]], object]] = {}
 
     @abstractmethod
     async def start(self) -> None:

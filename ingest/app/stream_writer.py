@@ -15,7 +15,6 @@ import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any
 
 from ingest.admin.dashboard.tail import Observed, ObservedDeadLetters, Tail
 from ingest.app import broker_state, housekeeping
@@ -72,7 +71,9 @@ class StreamWriter(Role):
 
     def __init__(self, place: Place, announce: Callable[[str], None], url_origin: str = "") -> None:
         super().__init__(place, "writer", announce)
-        self.actions = {"release_hold": self._release_hold}
+        self.actions = {
+            "release_hold": lambda asked: self.writing.release_hold(bool(asked.get("dead_letter")))
+        }
         settings, connection = self.settings, self.connection
         self._undone = Undone()
         self._foreign: set[asyncio.Task[None]] = set()
@@ -258,9 +259,6 @@ class StreamWriter(Role):
     def _on_outcome(self, message_id: str, ack: Ack) -> None:
         if ack.outcome is not None and (subject := outcomes_for(message_id)):
             self.connection.send(subject, encode_outcome(message_id, ack.outcome))
-
-    def _release_hold(self, asked: Mapping[str, Any]) -> None:
-        self.writing.release_hold(bool(asked.get("dead_letter")))
 
     def _stream(self) -> tuple[StreamState, float] | None:
         """Return the stream and how old what is not done was then; None before it was asked."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from ingest.broker.connection import BrokerConnection
@@ -193,46 +194,42 @@ async def apply(connection: BrokerConnection, wanted: Wanted) -> list[str]:
     """
     names = wanted.names
     found = await look(connection, names)
-    done = [await _apply_stream(connection, names, wanted.stream(), found.stream)]
+    request = partial(_of_stream, names)
+    done = [await _apply_one(connection, _stream(names), wanted.stream(), found.stream, request)]
     for name, config in wanted.consumers().items():
-        there = _there(found, names, name)
-        done.append(await _apply_consumer(connection, names, name, config, there))
+        there, request = _there(found, names, name), partial(_of_consumer, names, name)
+        where = _consumer(names, name)
+        done.append(await _apply_one(connection, where, config, there, request))
     if left := [str(each) for each in altered(await look(connection, names), wanted)]:
         raise BrokerRefused(f"the broker did not change all of it: {'; '.join(left)}")
     return done
 
 
-async def _apply_stream(
-    connection: BrokerConnection, names: Names, wanted: Config, found: Info
-) -> str:
-    stream = _stream(names)
-    if found is None:
-        await ask(connection, f"STREAM.CREATE.{names.stream}", changed(wanted, {}))
-        return f"made {stream}"
-    listed = list(differences(wanted, found["config"]))
-    if not listed:
-        return f"{stream} was there, and fits"
-    _refuse_fixed(stream, listed)
-    await ask(connection, f"STREAM.UPDATE.{names.stream}", changed(wanted, found["config"]))
-    return f"changed {stream}: {_listed(listed)}"
+def _of_stream(names: Names, action: str, config: Config) -> tuple[str, Config]:
+    return f"STREAM.{action}.{names.stream}", config
 
 
-async def _apply_consumer(
-    connection: BrokerConnection, names: Names, name: str, wanted: Config, found: Info
+def _of_consumer(names: Names, name: str, action: str, config: Config) -> tuple[str, Config]:
+    body = {"stream_name": names.stream, "config": config, "action": action.lower()}
+    return f"CONSUMER.CREATE.{names.stream}.{name}", body
+
+
+async def _apply_one(
+    connection: BrokerConnection,
+    where: str,
+    wanted: Config,
+    found: Info,
+    request: Callable[[str, Config], tuple[str, Config]],
 ) -> str:
-    where = _consumer(names, name)
-    subject = f"CONSUMER.CREATE.{names.stream}.{name}"
-    body = {"stream_name": names.stream}
+    """Make or change a stream or a consumer. `request` returns what to send, and where to."""
     if found is None:
-        config = changed(wanted, {})
-        await ask(connection, subject, {**body, "config": config, "action": "create"})
+        await ask(connection, *request("CREATE", changed(wanted, {})))
         return f"made {where}"
     listed = list(differences(wanted, found["config"]))
     if not listed:
         return f"{where} was there, and fits"
     _refuse_fixed(where, listed)
-    config = changed(wanted, found["config"])
-    await ask(connection, subject, {**body, "config": config, "action": "update"})
+    await ask(connection, *request("UPDATE", changed(wanted, found["config"])))
     return f"changed {where}: {_listed(listed)}"
 
 

@@ -18,10 +18,10 @@ from typing import NamedTuple, Protocol
 from ingest.dead_letters.auto_replay import ReplaySource
 from ingest.dead_letters.format import encode_line, key_of
 from ingest.dead_letters.identity import DEFAULT_RULES, letter_id
-from ingest.dead_letters.room import InWork, Room
+from ingest.dead_letters.room import Room
 from ingest.dead_letters.store import LetterStore
 from ingest.formats.post import Rules
-from ingest.model.errors import DeadLettersBroken, DeadLettersFull
+from ingest.model.errors import BufferFull, DeadLettersBroken, DeadLettersFull
 from ingest.model.ledger import DeadLetterStats
 from ingest.model.letter import DRAINED, Letter
 from ingest.system.clock import monotonic_s, sleep_unless, unix_us
@@ -32,6 +32,12 @@ ENCODED_LETTERS_MAX, ENCODED_BYTES_MAX = 100, 64 * 1024  # in the event loop; mo
 LOOK_S = 1.0  # `stats` starts a new look if the last one is older
 MAKE_ROOM_S_MIN = 5.0  # between two searches for files to remove while there is no room
 TIDY_S = 600.0
+# Of letters that are being appended. Half of it is for posts with few invalid items, so a client
+# that sends many of them does not keep those out.
+IN_WORK_BYTES_MAX = 16 * 1024**2
+SMALL_BYTES_MAX = 64 * 1024
+LETTER_BYTES = 500  # what a letter takes beside the bytes of its item
+BUSY_S = 1.0
 
 
 class NewLetter(NamedTuple):
@@ -125,7 +131,7 @@ class DeadLetterQueue:
         self.letters = backend.letters  # the live ones
         self._rules = rules
         self._room = Room(bytes_max, auto_replay=auto_replay)
-        self._in_work = InWork(backend.name)
+        self._in_work_bytes = 0  # about, of letters that are appended and not kept yet
         self._waiting: deque[_Append] = deque()
         self._groups: set[asyncio.Task[None]] = set()  # being written
         self._deciding = asyncio.Lock()  # in the order in which the appends came
@@ -151,7 +157,12 @@ class DeadLetterQueue:
             return
         if self._closed:
             raise DeadLettersBroken("the dead letters are closed")
-        size = self._in_work.add(letters, sender)
+        size = sum(LETTER_BYTES + len(each.original or b"") for each in letters)
+        limit = IN_WORK_BYTES_MAX if size <= SMALL_BYTES_MAX else IN_WORK_BYTES_MAX // 2
+        if sender is not None and self._in_work_bytes and self._in_work_bytes + size > limit:
+            where = self.backend.name
+            raise BufferFull(BUSY_S, f"invalid items come faster than {where} takes them")
+        self._in_work_bytes += size
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         done.add_done_callback(partial(self._append_done, size))
         self._waiting.append(_Append(letters, sender, size, done))
@@ -159,7 +170,7 @@ class DeadLetterQueue:
         await asyncio.shield(done)
 
     def _append_done(self, size: int, done: asyncio.Future[None]) -> None:
-        self._in_work.end(size)
+        self._in_work_bytes -= size
         done.exception()  # or asyncio logs it: the task that waited may have been cancelled
 
     def _begin(self) -> None:

@@ -1,4 +1,4 @@
-"""How much room the dead letters have, for whom; and the bound of those that are being appended.
+"""How much room the dead letters have, and for whom.
 
 Invalid items find room until the letters of all reasons use half of it. This half is shared by the
 senders of such items: tokens, or networks where nobody needs one. A sender may use no more than it
@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from ingest.model.causes import MAKE_SPACE, Cause, Trouble, trouble_of
-from ingest.model.errors import BufferFull, DeadLettersFull, ShareUsed
+from ingest.model.errors import DeadLettersFull, ShareUsed
 from ingest.model.ledger import DeadLetterStats
 from ingest.model.letter import EXHAUSTED, Letter
 from ingest.system.clock import monotonic_s
@@ -42,12 +42,6 @@ INVALID_PARTS = 2  # one of so many parts of all may be invalid items
 HALF_LIFE_S = 86_400.0
 SENDERS_MAX = 10_000  # those that are remembered; about 200 bytes each
 TOLD_S = 60.0  # after its last refusal
-# Half of it is for posts with few invalid items, so a client that sends many of them does not keep
-# those out.
-IN_WORK_BYTES_MAX = 16 * 1024**2
-SMALL_BYTES_MAX = 64 * 1024
-LETTER_BYTES = 500  # what a letter takes beside the bytes of its item
-BUSY_S = 1.0
 
 
 def trouble(letters: DeadLetterStats) -> Trouble:
@@ -142,28 +136,3 @@ class Shares:
     def _used_by(self, sender: str) -> float:
         size, at_s = self._used.get(sender, (0.0, 0.0))
         return size and size * 0.5 ** ((monotonic_s() - at_s) / HALF_LIFE_S)
-
-
-class InWork:
-    """What the letters take, about, that are appended and not kept yet. `where` keeps them."""
-
-    def __init__(self, where: str) -> None:
-        self._where = where
-        self._size_bytes = 0
-
-    def add(self, letters: Sequence[Letter], sender: str | None) -> int:
-        """Add letters; return their size, for `end`.
-
-        Raises BufferFull if those of senders come too fast.
-        """
-        size = sum(LETTER_BYTES + len(each.original or b"") for each in letters)
-        if sender is not None:
-            limit = IN_WORK_BYTES_MAX if size <= SMALL_BYTES_MAX else IN_WORK_BYTES_MAX // 2
-            if self._size_bytes and self._size_bytes + size > limit:
-                raise BufferFull(BUSY_S, f"invalid items come faster than {self._where} takes them")
-        self._size_bytes += size
-        return size
-
-    def end(self, size: int) -> None:
-        """Note that letters of this size are kept, or have failed."""
-        self._size_bytes -= size

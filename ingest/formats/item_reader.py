@@ -31,8 +31,9 @@ CAREFUL_ITEMS = 32  # read one by one in one step
 
 # What is valid in an item: the time, the device, the values by metric.
 ItemReadings = tuple[int, str, dict[str, float]]
-# Reads an item, given its bytes, its index in the post, and whether its error gets a message.
-ReadItem = Callable[[Any, bytes, int, bool], tuple[ItemReadings | None, ItemError | None]]
+# Reads an item, given its bytes, its index in the post, the post, and whether its error gets a
+# message.
+ReadItem = Callable[[Any, bytes, int, Post, bool], tuple[ItemReadings | None, ItemError | None]]
 
 
 def block_of(rows: Rows, post: Post) -> Block:
@@ -116,7 +117,7 @@ class ItemReader:
         owners: list[int] = []
         for place, (item, original) in enumerate(zip(items, originals, strict=False)):
             told = len(self.errors) < ERRORS_TOLD_MAX
-            readings, error = read(item, original, self.items + place, told)
+            readings, error = read(item, original, self.items + place, self.post, told)
             if error is not None:
                 self.errors.append(error)
             if readings is not None:

@@ -32,7 +32,7 @@ _KNOWN = frozenset(FIELDS)
 _QUOTED = tuple(f'"{field}"'.encode() for field in FIELDS)
 _LONG_VALUE = re.compile(rb'"value"[ \t\n\r]*:[ \t\n\r]*(-?[0-9]{16,})[ \t\n\r]*[,}]')
 _MISSING = object()
-_PAIRS = json.JSONDecoder(object_pairs_hook=Pairs, parse_int=whole_number)
+PAIRS = json.JSONDecoder(object_pairs_hook=Pairs, parse_int=whole_number)
 
 
 def read_item(
@@ -40,8 +40,8 @@ def read_item(
     original: bytes,
     item: int,
     post: Post,
-    *,
     told: bool = True,
+    *,
     as_posted: Sequence[str] | None = None,
 ) -> tuple[ItemReadings | None, ItemError | None]:
     """Return the valid readings of one item, and its error; together at least one.
@@ -99,7 +99,7 @@ def _exactly(
     It hides names that stand twice in one object, and the last digits of long integers.
     """
     if _may_repeat(fields, original, post):
-        pairs = _PAIRS.decode(original.decode())
+        pairs = PAIRS.decode(original.decode())
         return dict(pairs), [name for name, _ in pairs]
     if _has_large(fields) and may_be_inexact(original, post):
         exact = parsed_leniently(original)

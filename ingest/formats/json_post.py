@@ -19,7 +19,6 @@ from msgspec import Raw
 from ingest.formats.item_reader import (
     CAREFUL_ITEMS,
     ItemReader,
-    ItemReadings,
     are_allowed,
     block_of,
     require_possible,
@@ -27,7 +26,7 @@ from ingest.formats.item_reader import (
 from ingest.formats.json_item import read_item
 from ingest.formats.json_slices import SPACE, not_json, slices
 from ingest.formats.json_whole import many, one
-from ingest.formats.post import Decoded, ItemError, Post, Steps, finished, most_items
+from ingest.formats.post import Decoded, Post, Steps, finished, most_items
 
 WHOLE_BYTES = 16 * 1024  # a body of this size is decoded in one step, if all its items are valid
 
@@ -115,16 +114,9 @@ def _read_again(
     reader: ItemReader, items: Sequence[Any], text: bytes
 ) -> Generator[None, None, None]:
     """Read the items of a text one by one."""
-    post = reader.post
-
-    def read(
-        value: Any, original: bytes, item: int, told: bool
-    ) -> tuple[ItemReadings | None, ItemError | None]:
-        return read_item(value, original, item, post, told=told)
-
     if reader.is_crowd(len(items)):
         # Name the errors of the first items, for the answer. Most of the items are too short.
         some = items[:CAREFUL_ITEMS]
-        reader.read_few(some, [*map(orjson.dumps, some)], read)
+        reader.read_few(some, [*map(orjson.dumps, some)], read_item)
         raise reader.too_many_invalid()
-    yield from reader.read_some(items, originals_of(text), read)
+    yield from reader.read_some(items, originals_of(text), read_item)

@@ -144,15 +144,7 @@ def line_too_large() -> Refused:
     )
 
 
-def read_line(line: RawLine, keys: Keys, post: Post) -> Generator[None, None, LineRead]:
-    """Read a line; each step reads some of its fields. The result comes with StopIteration.
-
-    Raises Refused for a value in QuestDB's binary form: its sender can be set to write text.
-    """
-    return (yield from _LineReader(line, keys, post).read())
-
-
-class _LineReader:
+class LineReader:
     """What has been read of one line."""
 
     def __init__(self, line: RawLine, keys: Keys, post: Post) -> None:
@@ -167,7 +159,11 @@ class _LineReader:
         self._faults: list[tuple[str | None, Fault]] = []
 
     def read(self) -> Generator[None, None, LineRead]:
-        """Split the fields; read what they have in common, and then each of them."""
+        """Split the fields; read what they have in common, and then each of them.
+
+        Each step reads some of them. The result comes with StopIteration. Raises Refused for a
+        value in QuestDB's binary form: its sender can be set to write text.
+        """
         numbers = yield from self._split()
         if numbers is None:
             return self._refused(None, _NO_FIELD)

@@ -18,9 +18,9 @@ from ingest.formats.line_item import (
     EMPTY,
     LINE_BYTES_MAX,
     STEP_BYTES,
+    LineReader,
     line_too_large,
     next_line,
-    read_line,
     stamp_us,
 )
 from ingest.formats.line_series import KEPT_KEYS, UNREADABLE, Naming
@@ -204,7 +204,7 @@ class _BodyReader:
             self._step_bytes = 0
         if line is None:
             return at
-        read = yield from read_line(line, KEPT_KEYS.of(naming), self._post.post)
+        read = yield from LineReader(line, KEPT_KEYS.of(naming), self._post.post).read()
         self._strings += read.strings
         self._rounded += read.rounded
         if read.error is not None:

@@ -20,12 +20,11 @@ from typing import Any
 import orjson
 from msgspec import Struct
 
+from ingest.formats.json_whole import EXACT_MAX
 from ingest.formats.line_series import Fields, Keys
 from ingest.formats.post import Post
 from ingest.formats.timestamp import integers_us, number_us
 from ingest.model.rows import PG_EPOCH_US
-
-EXACT_MAX = 2.0**53  # a float64 holds every integer up to this one
 
 _ALL = bytes(range(256))
 _NO_SPACES = _ALL.translate(None, b" \n")  # all bytes but these

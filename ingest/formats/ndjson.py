@@ -104,27 +104,26 @@ def _read_all(reader: ItemReader, body: bytes) -> Generator[None, None, None]:
 
 def _read_again(reader: ItemReader, lines: Sequence[bytes]) -> Generator[None, None, None]:
     """Read lines one by one."""
-    post = reader.post
-
-    def read(
-        line: bytes, original: bytes, item: int, told: bool
-    ) -> tuple[ItemReadings | None, ItemError | None]:
-        try:
-            return read_item(parsed(line), original, item, post, told=told)
-        except (ValueError, RecursionError) as fault:
-            why = f"the line is not valid JSON: {fault}" if told else ITEM_CODES[UNREADABLE]
-            return None, ItemError(item, None, UNREADABLE, why, original)
-
     if reader.is_crowd(len(lines)):
-        reader.read_few(lines[:CAREFUL_ITEMS], lines, read)
+        reader.read_few(lines[:CAREFUL_ITEMS], lines, _read_line)
         _require_some_json(reader)
         raise reader.too_many_invalid()
     try:
-        yield from reader.read_some(lines, [line.strip(SPACE) for line in lines], read)
+        yield from reader.read_some(lines, [line.strip(SPACE) for line in lines], _read_line)
     except Refused as refused:
         if refused.code == "invalid_items":
             _require_some_json(reader)
         raise
+
+
+def _read_line(
+    line: bytes, original: bytes, item: int, post: Post, told: bool
+) -> tuple[ItemReadings | None, ItemError | None]:
+    try:
+        return read_item(parsed(line), original, item, post, told)
+    except (ValueError, RecursionError) as fault:
+        why = f"the line is not valid JSON: {fault}" if told else ITEM_CODES[UNREADABLE]
+        return None, ItemError(item, None, UNREADABLE, why, original)
 
 
 def _require_some_json(reader: ItemReader) -> None:

@@ -52,7 +52,7 @@ def _size(text: bytes, short: int, long: int) -> tuple[int, int] | None:
 
 
 def read_packed(
-    original: bytes, item: int, post: Post, *, told: bool
+    _: bytes, original: bytes, item: int, post: Post, told: bool
 ) -> tuple[ItemReadings | None, ItemError | None]:
     """Return the valid readings of one item, and its error; together at least one.
 
@@ -62,12 +62,12 @@ def read_packed(
         pairs = _pairs(original, NAMES_MAX, lambda name, raw: _field(name, raw, post))
         if pairs is None:
             value = _scalar(original)
-            return read_item(value, original, item, post, told=told, as_posted=())
+            return read_item(value, original, item, post, told, as_posted=())
     except (msgspec.DecodeError, UnicodeDecodeError) as fault:
         why = f"the item cannot be read: {fault}"[:200] if told else ITEM_CODES[UNREADABLE]
         return None, ItemError(item, None, UNREADABLE, why, original)
     names = [name for name, _ in pairs]
-    return read_item(dict(pairs), original, item, post, told=told, as_posted=names)
+    return read_item(dict(pairs), original, item, post, told, as_posted=names)
 
 
 def _pairs(

@@ -16,12 +16,11 @@ from msgspec import Raw
 from ingest.formats.item_reader import (
     CAREFUL_ITEMS,
     ItemReader,
-    ItemReadings,
     require_possible,
 )
 from ingest.formats.json_slices import ITEM_BYTES_MAX
 from ingest.formats.packed_item import array_head, read_packed, size_of_array
-from ingest.formats.post import Decoded, ItemError, Post, Steps, finished
+from ingest.formats.post import Decoded, Post, Steps, finished
 from ingest.model.errors import Refused
 
 WHOLE_BYTES = 4 * 1024  # a body of this size is decoded in one step
@@ -57,20 +56,14 @@ def decode_item(original: bytes, post: Post) -> Decoded:
 
 def _read_all(reader: ItemReader, body: bytes, size: int, at: int) -> Generator[None, None, None]:
     """Read the items, a few in each step."""
-
-    def read(
-        _: bytes, original: bytes, item: int, told: bool
-    ) -> tuple[ItemReadings | None, ItemError | None]:
-        return read_packed(original, item, reader.post, told=told)
-
     some: list[bytes] = []
     for original in _items(body, size, at):
         some.append(original)
         if len(some) == CAREFUL_ITEMS or len(original) > LARGE_BYTES:
-            yield from reader.read_some(some, some, read)
+            yield from reader.read_some(some, some, read_packed)
             yield
             some = []
-    yield from reader.read_some(some, some, read)
+    yield from reader.read_some(some, some, read_packed)
 
 
 def _items(body: bytes, size: int, at: int) -> Iterator[bytes]:

@@ -66,7 +66,7 @@ class _Pack:
             raise Refused("empty", "no record has a number; texts (vs, vd) are not stored")
 
     def _read(
-        self, record: Any, original: bytes, item: int, told: bool
+        self, record: Any, original: bytes, item: int, _post: Post, told: bool
     ) -> tuple[ItemReadings | None, ItemError | None]:
         """Return the readings of a record, or its error; neither if it has no number.
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ingest.formats.json_item import PAIRS
 from ingest.formats.json_messages import Pairs
-from ingest.formats.json_slices import SPACE, not_json, whole_number
+from ingest.formats.json_slices import SPACE, not_json
 from ingest.formats.post import ItemError
 from ingest.formats.senml_state import BASE, Base
 from ingest.model.codes import ITEM_CODES
 from ingest.model.errors import Refused
 
-_PAIRS = json.JSONDecoder(object_pairs_hook=Pairs, parse_int=whole_number)
 _TEXTS = {
     "missing_field": "has none of v, vb, vs, vd and s",
     "both_shapes": "has more than one of v, vb, vs and vd",
@@ -41,7 +41,7 @@ def exactly(original: bytes) -> Any:
     Raises Refused if that is a base field, or if it is nested too deeply.
     """
     try:
-        pairs = _PAIRS.decode(original.decode())
+        pairs = PAIRS.decode(original.decode())
     except RecursionError as fault:
         raise not_json(fault) from None
     if type(pairs) is not Pairs:

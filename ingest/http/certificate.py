@@ -10,7 +10,6 @@ import math
 import os
 import ssl
 from pathlib import Path
-from typing import NamedTuple
 
 from ingest.model.errors import StartError
 from ingest.model.metrics import Metric, Metrics
@@ -20,14 +19,6 @@ from ingest.system.logs import Occasionally, get_logger
 NO_CHECK_TIME = ssl.VerifyFlags(0x200000)  # X509_V_FLAG_NO_CHECK_TIME of OpenSSL
 SAID_EVERY_S = 10.0
 ROUND_TRIPS_MAX = 3  # of a handshake
-
-
-class _Seen(NamedTuple):
-    """What a changed file does not share with the old one."""
-
-    inode: int
-    size: int
-    changed_ns: int
 
 
 class Certificate:
@@ -71,7 +62,7 @@ class Certificate:
         self._log.info("certificate_read", valid_until_s=self._end())
         self._tell_if_over()
 
-    def _look(self) -> tuple[_Seen | None, ...]:
+    def _look(self) -> tuple[tuple[int, ...], ...]:
         return tuple(_seen(each) for each in self._files)
 
     def _tell_if_over(self) -> None:
@@ -93,12 +84,13 @@ class Certificate:
         )
 
 
-def _seen(file: Path) -> _Seen | None:
+def _seen(file: Path) -> tuple[int, ...]:
+    """Return what a changed file does not share with the old one; nothing if there is none."""
     try:
         found = file.stat()
     except OSError:
-        return None
-    return _Seen(found.st_ino, found.st_size, found.st_mtime_ns)
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _no_password() -> str:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from ingest.dead_letters import queue as letter_queue
-from ingest.dead_letters import room
 from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.dead_letters.store import EVERYTHING, Selection, Tally, counted, first, newest, once
 from ingest.dead_letters.stream import store as stream_store
@@ -134,7 +133,7 @@ async def test_sender_with_too_much_under_way_is_told_to_come_later(
     process: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A small post still finds room. Writers always do: their letters have no other place."""
-    monkeypatch.setattr(room, "IN_WORK_BYTES_MAX", 200_000)
+    monkeypatch.setattr(letter_queue, "IN_WORK_BYTES_MAX", 200_000)
     queue = await process()
     first_one = asyncio.create_task(queue.append([invalid(b"x" * 90_000)], sender="10.0.0.1"))
     await asyncio.sleep(0)

@@ -21,11 +21,11 @@ from ingest.dead_letters.queue import DeadLetterQueue, NewLetter
 from ingest.dead_letters.store import Selection
 from ingest.embedded.broker import EmbeddedBroker
 from ingest.model.errors import Refused
-from ingest.model.letter import EXHAUSTED, Letter
+from ingest.model.letter import EXHAUSTED
 from ingest.system.state_folder import StateFolder
 from tests.support.brokers import LETTERS, api, embedded, joined
 from tests.support.commands import Here
-from tests.support.letters import LetterFiles, drained, invalid, keep
+from tests.support.letters import drained, invalid, write
 from tests.support.stream_letters import live, stream_queue
 
 MULTI = b'{"device_id":"pump-7","ts":1760000000,"values":{"temp":21.5,"humidity":"wet"}}'
@@ -56,13 +56,6 @@ async def admin(nats: EmbeddedBroker) -> AsyncIterator[BrokerConnection]:
 async def queue(admin: BrokerConnection) -> DeadLetterQueue:
     """Return dead letters in the stream."""
     return stream_queue(admin)
-
-
-def write(folder: Path, letters: list[Letter]) -> None:
-    """Write letters into files, as an earlier process."""
-    store = LetterFiles(folder)
-    keep(store, letters)
-    store.close()
 
 
 async def copy_into_stream(folder: Path, queue: DeadLetterQueue) -> None:

@@ -52,13 +52,6 @@ async def server(tmp_path: Path) -> AsyncIterator[EmbeddedBroker]:
         yield running
 
 
-@pytest.fixture
-async def admin(server: EmbeddedBroker) -> AsyncIterator[BrokerConnection]:
-    """Give a connection of the admin."""
-    async with joined(server, "admin") as connection:
-        yield connection
-
-
 class Forwarding:
     """A service in this process, and its end."""
 

@@ -19,20 +19,13 @@ from ingest.dead_letters.manual_replay import Item, ManualReplay, item_of_fields
 from ingest.formats.post import Rules
 from ingest.model.errors import ReplayStopped
 from ingest.model.letter import LINE, Letter
-from tests.support.letters import START_US, LetterFiles, drained, invalid, keep
+from tests.support.letters import START_US, drained, invalid, write
 from tests.support.replay_rig import SETTINGS, rows
 from tests.support.replays import RULES
 
 REFUSE_B = """create function refuse() returns trigger language plpgsql as $$ begin
     if new.metric = 'b' then insert into gone values (1); end if; return new; end $$;
 create trigger refuse before insert on readings for each row execute function refuse()"""
-
-
-def write(folder: Path, letters: Sequence[Letter]) -> None:
-    """Write letters as an earlier process."""
-    store = LetterFiles(folder)
-    keep(store, letters)
-    store.close()
 
 
 def into(done: list[Item]) -> Callable[[Sequence[Item]], Awaitable[None]]:

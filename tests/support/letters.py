@@ -140,6 +140,13 @@ def keep(store: LetterFiles, letters: Iterable[Letter], *, sender: str | None = 
         raise error
 
 
+def write(folder: Path, letters: Iterable[Letter]) -> None:
+    """Write letters into a folder, as an earlier process."""
+    store = LetterFiles(folder)
+    keep(store, letters)
+    store.close()
+
+
 def read(folder: Path) -> list[Letter]:
     """Return the live letters of a folder."""
     return [live.letter for live in live_letters(folder)]

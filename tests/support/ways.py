@@ -18,9 +18,12 @@ from tests.support.fakes import FakeInlet
 
 INLETS: tuple[type[Any], ...] = (FakeInlet, MemoryBuffer, JournalBuffer)
 AT_ONCE, RESERVED, NEVER_AT_ONCE = "at once", "reserved", "never at once"
+FREE, DECLINED = "free", "declined"
 
 # Runs the test twice: some of its posts are taken in at once, or none of them can be.
 both_ways = pytest.mark.parametrize("goes", [AT_ONCE, RESERVED], indirect=True)
+# Runs the test twice too, if it may be that none of its posts is taken in at once.
+each_way = pytest.mark.parametrize("goes", [FREE, DECLINED], indirect=True)
 # No post of the test may be taken in at once.
 reserves = pytest.mark.parametrize("goes", [NEVER_AT_ONCE], indirect=True)
 
@@ -55,12 +58,12 @@ class Ways:
 def goes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ways]:
     """Count which way the posts of a test go; check it if the test has a mark."""
     meant = getattr(request, "param", None)
-    ways = Ways(declines=meant == RESERVED)
+    ways = Ways(declines=meant in {RESERVED, DECLINED})
     for inlet in INLETS:
         ways.watch(inlet, monkeypatch)
     yield ways
     if meant == AT_ONCE:
         assert ways.at_once, "no post was taken in at once"
-    elif meant is not None:
+    elif meant in {RESERVED, NEVER_AT_ONCE}:
         assert ways.reserved, "no post has reserved room"
         assert not ways.at_once, "a post was taken in at once"

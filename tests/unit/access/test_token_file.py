@@ -197,19 +197,6 @@ async def test_file_that_could_not_be_read_for_a_moment_is_read_later(
         assert file.fault == ""
 
 
-async def test_cut_line_is_completed_later(tmp_path: Path) -> None:
-    """Somebody writes a line in two parts."""
-    path = tmp_path / "tokens"
-    path.write_bytes(line())
-    async with followed(path) as file:
-        with path.open("ab", buffering=0) as growing:
-            growing.write(line(OTHER)[:40])
-            await until(lambda: "line 2" in file.fault)
-            growing.write(line(OTHER)[40:])
-        await until(lambda: file.tokens.find(OTHER))
-        assert not file.fault
-
-
 async def test_token_ends_in_time_while_it_runs(tmp_path: Path) -> None:
     """Nobody has to touch the file."""
     path = tmp_path / "tokens"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ingest.access.entries import TokenEntry, certificate_key, digest_of, end_line, entry_line
+from ingest.access.entries import TokenEntry
 from ingest.access.rule import is_open
 from ingest.access.tokens import DEVICES_KNOWN_MAX, Identity
 from ingest.model.errors import StartError
@@ -23,21 +23,6 @@ def test_only_the_token_itself_is_found() -> None:
     assert found.entry.name == "garden"
     wrong = (OTHER, SECRET[:-1], SECRET + " ", "", "garden", found.entry.digest, "\0", "\udcff")
     assert not any(map(tokens.find, (*wrong, "ü", "x" * 10**6)))
-
-
-def test_certificate_is_found_by_its_name_and_by_no_token() -> None:
-    """No text that a client sends as a token has a digest like that."""
-    entry = TokenEntry("boiler", certificate_key("boiler-7"))
-    tokens = in_force(line(), entry_line(entry))
-    found = tokens.with_certificate("boiler-7")
-    assert found is not None
-    assert found.entry == entry
-    assert not any(map(tokens.find, ("boiler-7", entry.digest, "boiler", "CN=boiler-7")))
-    others = ("boiler", "boiler-70", "", "BOILER-7", digest_of(SECRET), entry.digest)
-    assert not any(map(tokens.with_certificate, others))
-    put(tokens, line(), entry_line(entry), end_line(entry, 0))
-    assert not found.live
-    assert tokens.with_certificate("boiler-7") is None
 
 
 def test_identity_stays_until_its_entry_changes() -> None:
@@ -92,14 +77,6 @@ def test_devices_are_globs_and_one_device_is_not() -> None:
     assert not one.allows("ab")
     assert not one.allows("a*\n")
     assert Identity(TokenEntry("n", "")).allows is None
-
-
-def test_sources_and_formats_are_limits() -> None:
-    """Without them everything is allowed."""
-    assert Identity(TokenEntry("n", "")).covers("readings", "json")
-    assert Identity(TokenEntry("n", "", sources=("readings",))).covers("readings", "json")
-    assert not Identity(TokenEntry("n", "", sources=("ttn",))).covers("readings", "json")
-    assert not Identity(TokenEntry("n", "", formats=("line",))).covers("readings", "json")
 
 
 def test_random_devices_and_wrong_tokens_fill_no_memory() -> None:

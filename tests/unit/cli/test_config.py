@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tomllib
 from dataclasses import fields
 from pathlib import Path
@@ -16,18 +15,8 @@ from ingest.config.table_settings import TableSettings
 from ingest.config.text import bounds_text, env_example, groups, toml_example
 from ingest.config.values import env_name
 
-REPOSITORY = Path(__file__).parents[3]
 _LAST = {each.name for each in fields(TableSettings)}
 NAMES = sorted((each.name for each in fields(Settings)), key=_LAST.__contains__)  # as documented
-
-
-@pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Remove the variables of the machine, and use a state folder of the test."""
-    for name in list(os.environ):
-        if name.startswith("INGEST_") or name == "STATE_DIRECTORY":
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("INGEST_STATE_DIR", str(tmp_path / "state"))
 
 
 def output(capsys: pytest.CaptureFixture[str], *words: str) -> str:

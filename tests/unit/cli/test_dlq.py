@@ -17,7 +17,7 @@ from ingest.cli.main import main
 from ingest.dead_letters.folder.segments import segments, try_replay_lock
 from ingest.model.letter import DRAINED, EXHAUSTED, Letter
 from tests.support.commands import Here, Step
-from tests.support.letters import LetterFiles, drained, invalid, keep, read
+from tests.support.letters import drained, invalid, read, write
 
 Dlq = Callable[..., tuple[int, str, str]]
 
@@ -31,10 +31,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def dlq(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Dlq:
+def dlq(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Dlq:
     """Return a call of `ingest dlq ..` on that folder, which gives exit code, stdout, stderr."""
-    for name in ("INGEST_DATABASE_URL", "INGEST_STATE_DIR", "INGEST_CONFIG"):
-        monkeypatch.delenv(name, raising=False)
 
     def call(*words: object, url: str = "") -> tuple[int, str, str]:
         flags = ["--state-dir", str(tmp_path)]
@@ -47,13 +45,6 @@ def dlq(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
         return code, out, err
 
     return call
-
-
-def write(folder: Path, letters: list[Letter]) -> None:
-    """Write letters into the folder."""
-    store = LetterFiles(folder)
-    keep(store, letters)
-    store.close()
 
 
 DEVICES = [drained(1, device=device)[0] for device in ("pump-1", "pump", "pump*")]

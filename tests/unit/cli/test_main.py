@@ -24,15 +24,6 @@ REPOSITORY = Path(__file__).parents[3]
 NAMES = [each.name for each in fields(Settings)]
 
 
-@pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Remove the variables of the machine, and use a state folder of the test."""
-    for name in list(os.environ):
-        if name.startswith("INGEST_") or name == "STATE_DIRECTORY":
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("INGEST_STATE_DIR", str(tmp_path / "state"))
-
-
 def failure(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     """Run a command that must fail; return its message of one sentence."""
     assert main(words) == 2

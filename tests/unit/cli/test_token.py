@@ -220,48 +220,54 @@ async def test_read_only_file_prints_the_line_to_add(here: Here, tmp_path: Path)
     assert real.read_bytes() == b"# mounted\n"
 
 
-def test_doctor_says_who_may_post(tmp_path: Path) -> None:
-    """What a start would refuse fails; nobody, the whole network, or an end soon: a warning."""
+OPEN = ServiceInfo(
+    pid=1,
+    version="",
+    listen="",
+    admin_listen="",
+    database_url="",
+    token="",
+    started_us=0,
+    is_open=True,
+)
+HERE_ALL, NEEDED = "everybody on this machine may post", "a token is needed to post; 1 token"
+NETWORK = {"listen": "0.0.0.0:8080"}
+BOILER = entry_line(TokenEntry("boiler", certificate_key("boiler-7")))
+ENDS_SOON = line() + line(OTHER, ends_us=unix_us() + 10**9)
+PROXY: dict[str, Any] = {"trusted_proxies": "127.0.0.1"}
+# The file of tokens, a running service, settings; what a start would refuse fails. Nobody, the
+# whole network, or an end soon is a warning.
+ACCESS: list[tuple[bytes | None, ServiceInfo | None, dict[str, Any], str, str]] = [
+    (None, OPEN, {}, "ok", HERE_ALL),
+    (None, None, {}, "ok", HERE_ALL),
+    (None, None, NETWORK, "FAIL", ""),
+    (None, None, {**NETWORK, "access": "open"}, "warn", "everybody on the network may post"),
+    (None, None, {"access": "token"}, "warn", ""),
+    (None, None, {"tokens_file": "/nowhere/none"}, "FAIL", ""),
+    (line(), None, NETWORK, "ok", NEEDED),
+    (line(), OPEN, {}, "FAIL", "may post until the running service is restarted"),
+    (ENDS_SOON, None, {}, "warn", "ends at"),
+    (line(admin="read"), None, {}, "ok", HERE_ALL),  # it cannot post
+    (BOILER, None, PROXY, "warn", "boiler has a certificate"),
+    (BOILER, None, {**PROXY, "client_certificate_header": "X-Name"}, "ok", NEEDED),
+    (b"{", None, {}, "FAIL", ""),
+]
 
-    def told(service: ServiceInfo | None = None, **settings: Any) -> tuple[str, str]:
-        check = access_check(Settings(state_dir=str(tmp_path), **settings), service)
-        return check.state, check.detail
 
-    open_ = ServiceInfo(
-        pid=1,
-        version="",
-        listen="",
-        admin_listen="",
-        database_url="",
-        token="",
-        started_us=0,
-        is_open=True,
-    )
-
-    network = "0.0.0.0:8080"
-    assert told(open_) == told() == ("ok", "everybody on this machine may post")
-    assert told(listen=network)[0] == "FAIL"
-    assert told(listen=network, access="open") == ("warn", "everybody on the network may post")
-    assert told(access="token")[0] == "warn"
-    assert told(tokens_file=str(tmp_path / "none"))[0] == "FAIL"
-    (tmp_path / "tokens").write_bytes(line())
-    assert told(listen=network) == ("ok", "a token is needed to post; 1 token")
-    state, detail = told(open_)
-    assert (state, "may post until the running service is restarted" in detail) == ("FAIL", True)
-    (tmp_path / "tokens").chmod(0o666)
-    assert "everybody may write" in told()[1]
-    (tmp_path / "tokens").chmod(0o600)
-    (tmp_path / "tokens").write_bytes(line() + line(OTHER, ends_us=unix_us() + 10**9))
-    assert "ends at" in told()[1]
-    (tmp_path / "tokens").write_bytes(line(admin="read"))
-    assert told() == ("ok", "everybody on this machine may post"), "it cannot post"
-    named = TokenEntry("boiler", certificate_key("boiler-7"))
-    (tmp_path / "tokens").write_bytes(entry_line(named))
-    assert "boiler has a certificate" in told(trusted_proxies="127.0.0.1")[1]
-    header: dict[str, Any] = {"trusted_proxies": "127.0.0.1", "client_certificate_header": "X-Name"}
-    assert told(**header) == ("ok", "a token is needed to post; 1 token")
-    (tmp_path / "tokens").write_text("{")
-    assert told()[0] == "FAIL"
+@pytest.mark.parametrize("case", ACCESS, ids=range(len(ACCESS)))
+def test_doctor_says_who_may_post(
+    tmp_path: Path, case: tuple[bytes | None, ServiceInfo | None, dict[str, Any], str, str]
+) -> None:
+    """And whether others may write the file."""
+    text, service, settings, state, detail = case
+    if text is not None:
+        (tmp_path / "tokens").write_bytes(text)
+    given = Settings(state_dir=str(tmp_path), **settings)
+    found = access_check(given, service)
+    assert (found.state, detail in found.detail) == (state, True), found
+    if text is not None:
+        (tmp_path / "tokens").chmod(0o666)
+        assert "everybody may write" in access_check(given, service).detail
 
 
 def test_broken_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

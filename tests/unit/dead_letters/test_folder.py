@@ -276,49 +276,28 @@ def test_cap_gives_up_finished_files_before_their_time(tmp_path: Path, files: Fi
     assert len(read(tmp_path)) == 100
 
 
-def test_cap_gives_up_the_file_being_written_if_every_line_is_done(
-    tmp_path: Path, files: Files
+@pytest.mark.parametrize("noticed_by", ["append", "look", "start"])
+def test_folder_full_of_what_is_done_has_room_at_once(
+    tmp_path: Path, files: Files, noticed_by: str
 ) -> None:
-    """After `discard --all` there is space at once, not only after a restart."""
-    store, hand = files(tmp_path, bytes_max=20_000), files(tmp_path)
-    keep(store, drained(25, reason=REFUSED), sender="10.0.0.1")
-    (first,) = segments(tmp_path)
-    mark(hand)
-    letters = drained(20, reason=REFUSED)
-    keep(store, letters, sender="10.0.0.1")
-    assert read(tmp_path) == letters
-    assert first not in segments(tmp_path)
-    assert store.totals().size_bytes == folder_bytes(tmp_path) < 10_000
-
-
-def test_start_with_a_full_folder_removes_the_files_without_live_lines(
-    tmp_path: Path, files: Files
-) -> None:
-    """After `discard --all` while the service was stopped, a start does not tell of a full half."""
-    store = files(tmp_path, bytes_max=18_000, segment_bytes=4_000, keep_days=7)
-    keep(store, drained(25, reason=REFUSED))
-    store.close()
-    full = files(tmp_path, bytes_max=18_000, keep_days=7)
-    assert full.totals().invalid_full
-    assert len(read(tmp_path)) == 25
-    hand = files(tmp_path)
-    mark(hand)
-    hand.close()
-    full.close()
-    after = files(tmp_path, bytes_max=18_000, keep_days=7)
-    assert after.totals() == DeadLetterStats()
-
-
-def test_refresh_removes_the_files_if_all_is_done_and_the_folder_full(
-    tmp_path: Path, files: Files
-) -> None:
-    """After `discard --all` beside a running service, /readyz tells of space without an append."""
+    """After `discard --all` by another process; also in the file that is being written."""
     store, hand = files(tmp_path, bytes_max=18_000), files(tmp_path)
     keep(store, drained(25, reason=REFUSED))
     store.look()
     assert store.totals().invalid_full
     mark(hand)
-    store.look()
+    hand.close()
+    if noticed_by == "append":
+        letters = drained(20, reason=REFUSED)
+        keep(store, letters, sender="10.0.0.1")
+        assert read(tmp_path) == letters
+        assert store.totals().size_bytes == folder_bytes(tmp_path) < 10_000
+        return
+    if noticed_by == "look":
+        store.look()
+    else:
+        store.close()
+        store = files(tmp_path, bytes_max=18_000)
     assert store.totals() == DeadLetterStats()
 
 

@@ -21,7 +21,6 @@ from ingest.http.loop_share import (
     STEPS_S,
     LoopShare,
 )
-from ingest.model.errors import Refused
 from ingest.system.interpreter import SWITCH_S
 
 Steps = Generator[None, None, str]
@@ -157,21 +156,6 @@ async def test_senders_with_posts_in_steps_take_turns() -> None:
     assert set(await asyncio.gather(*many)) == {"many"}
 
 
-async def test_fault_in_a_step_is_raised_where_the_post_waits() -> None:
-    """In the first step and in a later one; the other posts go on."""
-    share, done = LoopShare(), list[str]()
-
-    def failing(after: int) -> Steps:
-        yield from steps_of(after, done, "failing")
-        raise Refused("not_json", "at the end")
-
-    for after in (0, 3):
-        other = asyncio.create_task(share.finish(steps_of(20, done, "other")))
-        with pytest.raises(Refused):
-            await share.finish(failing(after))
-        assert await other == "other"
-
-
 async def test_cancelled_post_does_no_more_steps() -> None:
     """Its client is gone: what it has read is thrown away, and the next post goes on."""
     share, done = LoopShare(), list[str]()
@@ -221,21 +205,6 @@ async def test_cancelled_wait_for_a_round_delays_nobody() -> None:
     async with asyncio.timeout(5):
         await last
     assert share.take(SMALL)
-
-
-async def test_a_share_that_was_granted_and_not_used_is_forgotten_with_its_round() -> None:
-    """A wait that is cancelled as it is granted: the next round has its whole share."""
-    share = LoopShare()
-    while share.take(ROUND_BYTES):
-        pass
-    granted = asyncio.create_task(share.wait(ROUND_BYTES))
-    await asyncio.sleep(0)  # queued
-    await asyncio.sleep(0)  # granted
-    granted.cancel()
-    for _ in range(3):
-        await asyncio.sleep(0)
-    while share.take(ROUND_BYTES):
-        pass
 
 
 async def test_steps_put_off_share_the_time_of_a_round(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,16 +24,6 @@ def block_of(
     )
 
 
-def test_block_of_one_post_is_that_post() -> None:
-    """It has no parts, and sealing changes nothing."""
-    block = block_of(3)
-    block.seal()
-    block.seal()
-    assert (block.tuples, block.rows, block.posts, block.parts) == (b"101112", 3, 1, None)
-    assert block.sealed
-    assert block.origins(range(3)) == [(1_000, 0), (1_000, 1), (1_000, 2)]
-
-
 def test_item_of_a_row_is_its_place_in_the_post() -> None:
     """The other items were invalid; a place may also be unknown, as that of a replayed letter."""
     assert block_of(2, items=[1, 4]).origins([1, 0]) == [(1_000, 4), (1_000, 1)]

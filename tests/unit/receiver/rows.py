@@ -136,4 +136,4 @@ def _count(receiver: Receiver, name: tuple[str, Any]) -> int:
 
 def code_of(reply: Reply) -> str:
     """Return the code of a refusal, in the form of its page."""
-    return str(reply.document.get("problem") or reply.document["code"])
+    return str(reply.document.get("problem") or reply.document.get("code"))

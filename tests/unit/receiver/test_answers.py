@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.ways import each_way
 from tests.unit.receiver import rows_access, rows_lines, rows_readings, rows_sources
 from tests.unit.receiver.rows import Group, faults
 
 GROUPS = rows_access.GROUPS | rows_lines.GROUPS | rows_readings.GROUPS | rows_sources.GROUPS
 
 
+@each_way
 @pytest.mark.parametrize("group", GROUPS.values(), ids=GROUPS.keys())
 async def test_requests_are_answered_as_their_rows_say(group: Group, tmp_path: Path) -> None:
     """All differences are told."""
