@@ -125,12 +125,20 @@ class Slot:
                 await child.until(self._stopping, within_s=KILL_S_MAX)
                 continue
             self._news.clear()
-            before_s = monotonic_s()
-            await sleep_unless(self._news, TICK_S)
-            late_s = monotonic_s() - before_s - TICK_S
-            if late_s > LATE_S:
-                child.heard_s += late_s
+            await self._tick(child, self._news)
         return False
+
+    async def _tick(self, child: Child, event: asyncio.Event) -> bool:
+        """Wait TICK_S; return True if the child has ended or the event has come before.
+
+        If this process itself was frozen, the child could not be heard.
+        """
+        before_s = monotonic_s()
+        came = await child.until(event, within_s=TICK_S)
+        late_s = monotonic_s() - before_s - TICK_S
+        if late_s > LATE_S:
+            child.heard_s += late_s
+        return came
 
     async def _leave(self) -> None:
         """End the child: it finishes what it has. A kept connection ends with its next answer.
@@ -142,7 +150,7 @@ class Slot:
             return
         child.tell({"do": "step_down"})
         ends_s = monotonic_s() + self._times.leave_s_max
-        while not await child.until(self._stopping, within_s=TICK_S):
+        while not await self._tick(child, self._stopping):
             if monotonic_s() > min(ends_s, child.heard_s + self._times.silent_s_max):
                 self._kill(child)
                 await child.ended.wait()

@@ -34,7 +34,8 @@ def escaped(text: str) -> str:
 
 def when(us: int) -> str:
     """Return Unix microseconds as RFC 3339 in whole seconds, or as a number outside its years."""
-    return str(rfc3339_or_us(us - us % 1_000_000))
+    found = rfc3339_or_us(us - us % 1_000_000)
+    return found if isinstance(found, str) else str(us)
 
 
 def size(size_bytes: float) -> str:

@@ -105,6 +105,25 @@ async def test_two_processes_bring_in_the_same_days(
     assert sum(len(each.made_s) for each in both) == DAYS - 1
 
 
+async def test_day_that_cannot_be_made_hides_no_day_of_another_process(
+    table: asyncpg.Connection, shared_url: str
+) -> None:
+    """Of one group, one day is made by somebody else meanwhile, and one cannot be made."""
+    late = late_partitions(daily(), lambda: shared_url)
+    await late.make_for([unix_us()])
+    view = await look_at(table, "readings", DAY)
+    taken, free = (span_bounds(DAY, unix_us() - days * DAY_US) for days in (300, 301))
+    await make_partition(table, view, free)
+    name = partition_name("readings", DAY, taken.from_us)
+    await table.execute(f"create type {name} as enum ()")
+    try:
+        assert not await late.make_for([taken.from_us, free.from_us])
+    finally:
+        await table.execute(f"drop type {name}")
+    assert late.is_covered(free.from_us)
+    assert not late.is_covered(taken.from_us)
+
+
 async def test_day_that_cannot_be_made_holds_up_no_other(
     table: asyncpg.Connection, shared_url: str
 ) -> None:

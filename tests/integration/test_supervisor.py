@@ -143,6 +143,25 @@ async def test_supervisor_that_was_frozen_blames_nobody(
         assert up.pids == before
 
 
+async def test_freeze_of_all_processes_during_a_restart_kills_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that was paused goes on where it was: the process still ends by itself."""
+    monkeypatch.setattr(children_module, "LATE_S", 0.2)
+    monkeypatch.setattr(children_module, "TICK_S", 0.1)
+    async with running_up(tmp_path) as up:
+        old = up.pids["gateway-1"]
+        os.kill(old, signal.SIGSTOP)
+        with capture_logs() as logs:
+            restart = asyncio.create_task(up.supervisor._children.restart(asyncio.Event()))
+            await asyncio.sleep(0.2)  # it has been told to step down
+            time.sleep(2 * TIMES.silent_s_max)  # noqa: ASYNC251  it blocks, as a frozen process
+            await asyncio.sleep(0.1)  # it goes on first
+            os.kill(old, signal.SIGCONT)
+            assert await restart
+        assert logged(logs, "child_killed", "pid") == []
+
+
 @pytest.mark.parametrize(
     ("tiny", "said"),
     [

@@ -224,10 +224,10 @@ class LatePartitions:
                 partition = Partition(name, *bounds, 0, True)
                 insort(view.partitions, partition, key=lambda each: each.from_us)
         self._lower = [each.from_us for each in view.partitions]
+        if not all(made.values()) and not connection.is_closed():  # somebody else has made one
+            await self._look(connection)
         if failed is not None:
             raise failed
-        if not all(made.values()):  # somebody else has made one
-            await self._look(connection)
 
     async def _look(self, connection: Connection) -> None:
         view = await look_at(
