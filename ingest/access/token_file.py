@@ -2,7 +2,8 @@
 
 A file that has changed is read whole; what is not in it any more is revoked. An editor may empty
 the file before it writes, and write it in parts: that is not the end of all tokens. So a change
-counts when the file is the same at the next look, or has not come to rest for some looks.
+counts when the file is the same at the next look. If it does not come to rest for some looks, it
+may still be a part: what is in it counts, but only if no token is missing.
 Promises: a file that cannot be read, has a wrong line, or to which others may write changes
 nothing: the tokens that were read before stay in force, and the log says so as long as it is so.
 The event loop is never held up for more than SLICE_S, however many tokens there are.
@@ -106,14 +107,16 @@ class TokenFile:
                 return
             candidate, self._candidate = self._candidate, seen
             self._changing_looks += 1
-            if seen != candidate and self._changing_looks < CHANGING_LOOKS_MAX:
+            rests = seen == candidate
+            if not rests and self._changing_looks < CHANGING_LOOKS_MAX:
                 return
             self._changing_looks = 0
             old, self._seen = self._seen, seen
             if seen is None:
                 raise OSError(None, "it is gone")
             try:
-                await self._read_again()
+                if not await self._read_again(is_whole=rests):
+                    self._seen = old
             except OSError:
                 self._seen = old  # its rights may be corrected: that changes no time and no size
                 raise
@@ -121,15 +124,18 @@ class TokenFile:
             self.fault = _why(error)
             self._say()
 
-    async def _read_again(self) -> None:
-        """Put in force what is in the file."""
+    async def _read_again(self, *, is_whole: bool) -> bool:
+        """Put in force what is in the file; return False if it seems to be a part only."""
         entries = Entries()
         await _in_slices(entries.read(await asyncio.to_thread(self._content)))
         before = len(self.tokens.entries.by_digest)
-        await _in_slices(self.tokens.change(entries))
+        await _in_slices(self.tokens.change(entries, is_whole=is_whole))
         self.fault = ""
+        if self.tokens.entries is not entries:
+            return False
         count = len(entries.by_digest)
         self._log.info("tokens_read", count=count, before=before)
+        return True
 
     def _content(self) -> bytes:
         """Read the file, whole. Raises OSError. Blocks."""

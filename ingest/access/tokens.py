@@ -92,16 +92,18 @@ class Tokens:
         identity = self._identities.get(digest)
         return identity if identity is not None and identity.live else None
 
-    def change(self, entries: Entries) -> Iterator[None]:
+    def change(self, entries: Entries, *, is_whole: bool = True) -> Iterator[None]:
         """Put these in force; a step of the iteration is short. Tokens not among them are revoked.
 
-        The identity of a token stays the same if its entry does.
+        The identity of a token stays the same if its entry does. Unless these are the whole file
+        (`is_whole`), nothing is put in force if a token is missing.
         """
-        now_us = unix_us()
+        now_us, known_before = unix_us(), 0
         old, new = self._identities, dict[str, Identity]()
         next_end_us, has_admins = NEVER_US, False
         for digest, entry in entries.by_digest.items():
             known = old.get(digest)
+            known_before += known is not None
             if known is None or not known.live or known.entry != entry:
                 known = Identity(entry)
                 known.live = entry.ends_us > now_us
@@ -113,6 +115,8 @@ class Tokens:
             new[digest] = known
             if not len(new) % _STEP:
                 yield
+        if known_before < len(old) and not is_whole:
+            return
         self._identities, self.entries, self.next_end_us = new, entries, next_end_us
         self.has_admins = has_admins
         for at, (digest, identity) in enumerate(old.items()):

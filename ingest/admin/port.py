@@ -114,7 +114,7 @@ class Actions:
     def _bounded(self, pages: Mapping[str, Route]) -> dict[str, Route]:
         few, few_log_ins, few_own = Few(PAGES_MAX), Few(LOG_INS_MAX), Few(ACTIONS_MAX)
         own = {
-            "/hold": self._told("said", self._message, self._guard.check_look),
+            "/hold": self._told("said", self._message, self._guard.check_look, headers=b""),
             "/hold/release": Route(POST, self._release),
             "/refused": self._told("posts", self._refused_posts, self._check_act),
             "/senders": self._told("senders", self._senders, self._guard.check_look),
@@ -133,14 +133,19 @@ class Actions:
         return self._guard.knows(request.headers)
 
     def _told(
-        self, name: str, tell: Callable[[], Any], check: Callable[[Mapping[str, str]], None]
+        self,
+        name: str,
+        tell: Callable[[], Any],
+        check: Callable[[Mapping[str, str]], None],
+        *,
+        headers: bytes = b"Cache-Control: no-store\r\n",
     ) -> Route:
         """Return a page that tells one thing to those whom `check` does not refuse."""
 
         async def answer(request: Request, _query: str, _at_s: float) -> Answer:
             check(request.headers)
             document = orjson.dumps({name: tell()})
-            return Answer(200, document, headers=b"Cache-Control: no-store\r\n")
+            return Answer(200, document, headers=headers)
 
         return Route(READ, answer)
 

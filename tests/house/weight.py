@@ -15,7 +15,7 @@ from tests.house.layout import files_of, walk
 
 CEILINGS = {
     "ingest": 6,
-    "ingest/access": 418,
+    "ingest/access": 426,
     "ingest/admin": 1223,
     "ingest/app": 3238,
     "ingest/archive": 763,
@@ -35,7 +35,7 @@ CEILINGS = {
     "ingest/sinks": 3235,
     "ingest/system": 912,
     "ingest/writer": 601,
-    "tests": 44382,
+    "tests": 44415,
     "loadgen": 4525,
     "benchmarks": 2422,
 }

@@ -23,12 +23,12 @@ from ingest.embedded.server import EmbeddedPostgres
 from ingest.model.verdict import NOT_DURABLE, Verdict, WriteFailed
 from ingest.sinks.postgres import checked_connection, durability, schema
 from ingest.sinks.postgres.examination import examine
-from ingest.sinks.postgres.sink import SinkPostgres
 from ingest.sinks.postgres.target import TABLE
 from ingest.system.logs import Occasionally
 from tests.support.commands import Here
 from tests.support.letters import LetterFiles, drained, keep, read
 from tests.support.rows import encode, readings
+from tests.support.sink_ways import open_failure
 
 
 class Kept(NamedTuple):
@@ -71,13 +71,6 @@ async def kept(durable_url: str) -> AsyncIterator[Kept]:
         await line.close()
 
 
-async def failure(sink: SinkPostgres) -> WriteFailed:
-    """Open a sink that must fail, and return how."""
-    with pytest.raises(WriteFailed) as failed:
-        await sink.open()
-    return failed.value
-
-
 async def doctor(url: str, **settings: Any) -> dict[str, tuple[str, str]]:
     """Return what doctor finds: state and sentence by name."""
     connection = await asyncpg.connect(url)
@@ -115,7 +108,7 @@ async def test_sink_holds_while_a_commit_is_not_kept_and_doctor_says_the_same(
     await sink.open()
     await sink.close()
     await kept.line.execute(sql)
-    failed = await failure(sink)
+    failed = await open_failure(sink)
     assert (failed.verdict, failed.reason) == (Verdict.HOLD, NOT_DURABLE)
     assert f"{name} is " in failed.message
     assert failed.message.endswith("--database-unsafe true")

@@ -8,40 +8,17 @@ import asyncpg
 import pytest
 import structlog
 
-from ingest.app.writing import make_sink
-from ingest.config.settings import Settings
-from ingest.model.ack import Refusal
 from ingest.model.errors import Refused
 from ingest.model.ports import Stored
-from ingest.model.reading import Reading
 from ingest.model.verdict import Verdict, WriteFailed
 from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.known_server import KnownServer
 from ingest.sinks.postgres.lookup import Lookup
-from ingest.sinks.postgres.sink import SinkPostgres
 from tests.support.commands import with_user
-from tests.support.rows import encode, readings
+from tests.support.rows import readings
+from tests.support.sink_ways import WAYS, sink_for, write
 
-WAYS = ["copy", "staged", "isolating", "insert"]
 COUNT = "select count(*) from readings"
-
-
-def sink_for(way: str, url: str, known: KnownServer | None = None) -> SinkPostgres:
-    """Give a sink that checks the table when it connects, and then never again by itself."""
-    method = "insert" if way == "insert" else "copy"
-    settings = Settings(write_method=method, schema_check_s=3_600.0, database_unsafe=True)
-    return make_sink(url, settings, known=known)
-
-
-async def write(sink: SinkPostgres, way: str, rows: list[Reading]) -> Stored:
-    """Write rows in one of the ways of a sink."""
-
-    async def set_aside(bad: list[Refusal]) -> None:
-        raise AssertionError(f"no row is at fault: {bad}")
-
-    if way == "isolating":
-        return await sink.write_isolating(encode(rows), len(rows), set_aside)
-    return await sink.write(encode(rows), len(rows), idempotent=way == "staged")
 
 
 RULE = "create rule r as on insert to readings do instead nothing"

@@ -16,18 +16,10 @@ from ingest.model.verdict import NO_STANDBY, Verdict, WriteFailed
 from ingest.sinks.postgres import known_server
 from ingest.sinks.postgres.examination import examine
 from ingest.sinks.postgres.known_server import KnownServer
-from ingest.sinks.postgres.sink import SinkPostgres
 from tests.support.rows import encode, readings
+from tests.support.sink_ways import open_failure
 
 UNSAFE = Settings(database_unsafe=True)
-
-
-async def open_failure(sink: SinkPostgres) -> WriteFailed:
-    """Open a sink that must fail, and return how."""
-    with pytest.raises(WriteFailed) as failed:
-        await sink.open()
-    assert not sink.is_open
-    return failed.value
 
 
 async def test_time_limits_are_in_effect_and_a_session_without_them_is_refused(

@@ -9,41 +9,19 @@ import pytest
 
 from ingest.app.writing import make_sink
 from ingest.config.settings import Settings
-from ingest.model.ack import Refusal
 from ingest.model.ports import Stored
 from ingest.model.reading import Reading
 from ingest.model.verdict import Verdict, WriteFailed
-from ingest.sinks.postgres.sink import SinkPostgres
 from ingest.system.clock import monotonic_s
 from tests.support.rows import START_US, encode, readings
+from tests.support.sink_ways import WAYS, sink_for, write
 
-WAYS = ["copy", "staged", "isolating", "insert"]
 OTHER_TYPES = {
     "value": ["bigint", "numeric", "real", "integer", "text"],
     "ts": ["timestamp", "date", "text", "timestamptz(0)", "timestamptz(3)"],
     "device_id": ["varchar", "bytea", "name"],
     "metric": ["varchar(300)", "bytea"],
 }
-
-
-async def write(sink: SinkPostgres, way: str, rows: list[Reading]) -> None:
-    """Write rows in one of the ways of a sink."""
-
-    async def set_aside(bad: list[Refusal]) -> None:
-        raise AssertionError(f"no row is at fault: {bad}")
-
-    if way == "isolating":
-        await sink.write_isolating(encode(rows), len(rows), set_aside)
-    else:
-        await sink.write(encode(rows), len(rows), idempotent=way == "staged")
-
-
-def sink_for(way: str, url: str) -> SinkPostgres:
-    """Give a sink that checks the table once and never again."""
-    method = "insert" if way == "insert" else "copy"
-    return make_sink(
-        url, Settings(write_method=method, schema_check_s=3_600.0, database_unsafe=True)
-    )
 
 
 async def test_other_column_type_holds_whatever_the_way(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
-from collections.abc import AsyncIterator
+import subprocess
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -25,6 +27,8 @@ from tests.support.brokers import (
     MIB,
     WANTED,
     api,
+    embedded,
+    hit,
     is_up,
     plain_server,
     until,
@@ -218,3 +222,43 @@ def test_silent_monitor_port_keeps_what_it_has_said() -> None:
     assert silent.after(safe).unsafe == ""
     assert silent.after(None).unsafe is None
     assert safe.after(monitor.ServerLook("x", unsafe="no")).unsafe == ""
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Give a file system of 16 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
+    if os.getuid() or not shutil.which("mount"):
+        pytest.skip("cannot mount a small disk: run the tests as root")
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+async def test_full_disk_of_the_server_is_named_until_it_is_restarted(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T3: it answers no message any more, and says why on its monitor port only."""
+    monkeypatch.setattr(watch, "UNANSWERED_S", 0.2)
+    wanted = WantedStream(replicas=1, bytes_max=12 * MIB)
+    async with (
+        embedded(small_disk / "broker", wanted=wanted) as server,
+        gateway(server, wanted) as it,
+    ):
+        (small_disk / "other").write_bytes(bytes(10 * MIB))
+        results = [it.publisher.publish(str(n), bytes(MIB)) for n in range(9)]
+        it.unanswered_s = 1.0
+        await until(lambda: it.watch.disk_failed)
+        assert "no space left" in it.watch.disk_failed
+        (fault,) = it.watch.degraded
+        assert "restart nats-server" in str(fault)
+        (small_disk / "other").unlink()
+        await asyncio.sleep(0.3)
+        assert it.watch.disk_failed, "space alone does not help"
+        hit(server.pid, signal.SIGKILL)
+        await asyncio.gather(*results)
+        await until(lambda: not it.watch.degraded)
+        assert (it.watch.disk_failed, it.watch.removed) == ("", 0)

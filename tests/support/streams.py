@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple, cast
 
 from ingest.broker.envelope import Message
@@ -265,6 +266,11 @@ class Joined:
                 database_up=lambda: True,
                 hold_reason=lambda: None,
             )
+
+    @cached_property
+    def poster(self) -> Poster:
+        """Who posts to the gateway."""
+        return Poster(self.inlet, self.gateway)
 
     def open(self) -> list[Work]:
         """Return no work."""

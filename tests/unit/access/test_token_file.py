@@ -92,6 +92,25 @@ async def test_file_that_changes_all_the_time_is_read(tmp_path: Path) -> None:
     assert file.tokens.find(OTHER)
 
 
+async def test_file_that_is_written_slowly_revokes_nobody(tmp_path: Path) -> None:
+    """It was emptied, and grows at each look for long: what is in it by then is a part."""
+    path = tmp_path / "tokens"
+    path.write_bytes(line())
+    file = TokenFile(path, named=True)
+    file.open()
+    identity = file.tokens.find(SECRET)
+    path.write_bytes(b"")
+    for _ in range(2 * CHANGING_LOOKS_MAX):
+        append_lines(path, line(new_secret()))
+        await file._look_again()
+        assert file.tokens.find(SECRET) is identity
+    append_lines(path, line(OTHER))
+    for _ in range(2):
+        await file._look_again()
+    assert file.tokens.find(SECRET) is None
+    assert file.tokens.find(OTHER)
+
+
 async def test_folder_in_its_place_leaves_no_descriptor_open(tmp_path: Path) -> None:
     """However often it changes."""
     file = TokenFile(tmp_path, named=True)

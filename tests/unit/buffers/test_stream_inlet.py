@@ -26,7 +26,7 @@ from ingest.system.clock import monotonic_s
 from tests.contract.buffers import spin
 from tests.support.blocks import make_block
 from tests.support.brokers import until
-from tests.support.streams import HELD, STORED, Fate, Joined, Poster
+from tests.support.streams import HELD, STORED, Fate, Joined
 
 AWAY = Fate(stores=False, error=lambda: BrokerAway("gone"))
 FULL = Fate(stores=False, error=lambda: BrokerFull("full"))
@@ -125,13 +125,12 @@ async def test_posts_of_a_round_are_one_message_in_order() -> None:
 async def test_post_that_comes_as_a_message_ends_shares_the_next_one_with_its_round() -> None:
     """The end of a message publishes nothing before all posts of the round have come."""
     joined = Joined(groups_in_flight=1)
-    poster = Poster(joined.inlet, joined.gateway)
     joined.stream.fates.append(HELD)
-    poster.post(make_block(1))
+    joined.poster.post(make_block(1))
     await spin()
-    poster.post(make_block(2))
+    joined.poster.post(make_block(2))
     joined.stream.answer()  # the inlet hears of it in the next round
-    asyncio.get_running_loop().call_soon(lambda: poster.post(make_block(3)))
+    asyncio.get_running_loop().call_soon(lambda: joined.poster.post(make_block(3)))
     await spin()
     assert rows_of(joined) == [1, 5]
     assert is_quiet(joined)
@@ -141,10 +140,9 @@ async def test_post_that_comes_as_a_message_ends_shares_the_next_one_with_its_ro
 async def test_next_group_grows_while_others_are_under_way(in_flight: int) -> None:
     """At most `groups_in_flight` are, and each group waits for at most one message before it."""
     joined = Joined(groups_in_flight=in_flight)
-    poster = Poster(joined.inlet, joined.gateway)
     joined.stream.usual = HELD
     for _ in range(in_flight + 4):
-        poster.post(make_block(1))
+        joined.poster.post(make_block(1))
         await spin()
     assert rows_of(joined) == [1] * in_flight
     while joined.stream.held:
@@ -162,9 +160,8 @@ async def test_next_group_grows_while_others_are_under_way(in_flight: int) -> No
 async def test_bounds_of_a_group_are_exact(bounds: dict[str, int]) -> None:
     """To the last row and byte; a larger post is alone, and nothing is split."""
     joined = Joined(groups_in_flight=1, **bounds)  # type: ignore[arg-type]
-    poster = Poster(joined.inlet, joined.gateway)
     for rows in (1, 1, 1, 1, 2, 1, 4, 1):
-        poster.post(make_block(rows))
+        joined.poster.post(make_block(rows))
     await joined.inlet.finish()
     assert rows_of(joined) == [3, 3, 1, 4, 1]
     assert ids_of(joined) == [f"life-{n}" for n in range(1, 6)]
@@ -174,13 +171,12 @@ async def test_bounds_of_a_group_are_exact(bounds: dict[str, int]) -> None:
 async def test_kinds_share_no_message() -> None:
     """A durable post must not wait for one that is tried again and again."""
     joined = Joined()
-    poster = Poster(joined.inlet, joined.gateway)
     joined.stream.usual = FULL
     for ack in ("durable", "buffered", "durable", "buffered"):
-        poster.post(make_block(1), ack)
+        joined.poster.post(make_block(1), ack)
     assert joined.inlet.stats().rows == 2
     await spin()
-    assert [post.status for post in poster.posts] == [503, 202, 503, 202]
+    assert [post.status for post in joined.poster.posts] == [503, 202, 503, 202]
     assert rows_of(joined)[:2] == [2, 2]
     joined.stream.usual = STORED
     await joined.inlet.finish()
@@ -221,14 +217,13 @@ async def test_durable_posts_are_told_why_and_their_room_is_free(failure: str) -
     """All ways in; the balance counts them as rejected, also if the stream has the message."""
     fate, code = FAILURES[failure]
     joined = Joined(rows_max=4)
-    poster = Poster(joined.inlet, joined.gateway)
     joined.stream.usual = fate
     for invalid in (0, 1, 0):
-        poster.post(make_block(1), invalid=invalid)
-    await poster.finish()
+        joined.poster.post(make_block(1), invalid=invalid)
+    await joined.poster.finish()
     await spin()
     tried = joined.gateway.rejected
-    assert {post.status for post in poster.posts} == {503}
+    assert {post.status for post in joined.poster.posts} == {503}
     assert dict(tried) == {code: 3}
     # The invalid item is in the dead letters, though its post failed.
     assert joined.gateway.dead_lettered["invalid"] == 1
@@ -270,10 +265,9 @@ async def test_full_stream_is_tried_with_one_group_at_a_time(
 ) -> None:
     """Not with all that waits again and again; once it has room, all go at once."""
     joined = Joined(shared_rows_max=1)
-    poster = Poster(joined.inlet, joined.gateway)
     joined.stream.usual = FULL
     for _ in range(40):
-        poster.post(make_block(1), "buffered")
+        joined.poster.post(make_block(1), "buffered")
     await until(lambda: len(joined.stream.tried) == 40)
     begin_s = monotonic_s()
     await asyncio.sleep(0.2)
@@ -289,19 +283,18 @@ async def test_full_stream_is_tried_with_one_group_at_a_time(
 async def test_message_that_is_refused_for_good_stops_no_other() -> None:
     """One that is too large for the broker is tried now and then; the others go on."""
     joined = Joined()
-    poster = Poster(joined.inlet, joined.gateway)
     joined.stream.fate_of["life-1"] = REFUSED
-    poster.post(make_block(7), "buffered")
+    joined.poster.post(make_block(7), "buffered")
     await spin()
     for _ in range(3):
         for ack in ("durable", "buffered"):
-            poster.post(make_block(1), ack)
+            joined.poster.post(make_block(1), ack)
             await spin()
         tries = ids_of(joined).count("life-1")
         await until(lambda tries=tries: ids_of(joined).count("life-1") > tries)  # type: ignore[misc]
     assert joined.gateway.published == 6
     assert joined.inlet.stats().rows == 7
-    assert {post.status for post in poster.posts} == {202}
+    assert {post.status for post in joined.poster.posts} == {202}
     joined.stream.fate_of.clear()
     await joined.inlet.finish()
     assert is_quiet(joined)
@@ -325,12 +318,11 @@ async def test_time_that_the_publisher_gets_counts_from_the_receipt() -> None:
 async def test_no_durable_post_waits_longer_than_its_time_also_behind_others(before: str) -> None:
     """It is told as its time ends that nothing is kept; later it is not published."""
     joined = Joined(shared_rows_max=1, wait_s_max=0.3)
-    poster = Poster(joined.inlet, joined.gateway)
     joined.stream.usual = HELD  # each waits until its own time is over
     began_s = monotonic_s()
     for _ in range(6):
-        poster.post(make_block(1), before)
-    last = poster.post(make_block(1))
+        joined.poster.post(make_block(1), before)
+    last = joined.poster.post(make_block(1))
     await until(lambda: last.status)
     assert last.status == 503
     assert 0.15 < monotonic_s() - began_s < 0.55  # behind the others it would be 0.6
@@ -451,21 +443,20 @@ async def test_refused_posts_come_back_later_as_the_outage_lasts() -> None:
 async def test_close_tells_every_durable_post_and_leaves_the_buffered_ones() -> None:
     """Tried: not known. Not tried: not kept. What was promised is left, and counts as held."""
     joined = Joined(groups_in_flight=2)
-    poster = Poster(joined.inlet, joined.gateway)
     joined.stream.usual = HELD
     rows = b""
     for ack in ("durable", "buffered", "durable", "buffered", "buffered", "durable"):
         block = make_block(2)
         rows += block.tuples if ack == "buffered" else b""
-        poster.post(block, ack, invalid=ack == "durable")
+        joined.poster.post(block, ack, invalid=ack == "durable")
         await spin()
     assert rows_of(joined) == [2, 2]
     finishing = asyncio.create_task(joined.inlet.finish())
     for _ in range(2):
         await joined.close()
-    await poster.finish()
+    await joined.poster.finish()
     await finishing
-    assert [post.code or post.status for post in poster.posts] == [
+    assert [post.code or post.status for post in joined.poster.posts] == [
         *("outcome_unknown", 202, "broker_away", 202, 202, "broker_away"),
     ]
     assert joined.gateway.imbalance == 0
