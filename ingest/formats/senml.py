@@ -130,7 +130,7 @@ class _Pack:
         if type(number) not in (int, float):
             raise Bad(field, "wrong_type")
         try:
-            number += base or 0
+            number += 0 if base is None else base  # 0.0 is a base, too: the sum is a float64 then
         except OverflowError:
             raise Bad(field, "value_out_of_range") from None
         found = value_of(number, self._post)

@@ -368,3 +368,17 @@ def check_result(media_type: str, body: bytes, result: Decoded) -> None:
         assert name_fault(reading.device_id) is None
         assert name_fault(reading.metric) is None
         assert RULES.ts_min_us <= reading.ts_us <= NOW_US + RULES.ts_ahead_us_max
+
+
+@pytest.mark.parametrize("field", ["v", "s"])
+def test_base_of_0_makes_the_sum_a_float64_as_any_other_base_does(field: str) -> None:
+    """A sender may write its base as 0.0: its integers must not be refused for that."""
+    body = b'[{"n":"a/b","b%b":%b,"%b":9007199254740993}]'
+    for base in (b"0.0", b"-0.0", b"1.0"):
+        result = decoded("application/senml+json", body % (field.encode(), base, field.encode()))
+        assert result.errors == []
+        assert readings_of(result)[0].value == pytest.approx(2.0**53, abs=4)
+    (error,) = decoded(
+        "application/senml+json", body % (field.encode(), b"0", field.encode())
+    ).errors
+    assert error.code == "value_not_exact"

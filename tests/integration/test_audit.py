@@ -254,7 +254,8 @@ async def test_successor_goes_on_where_the_auditor_has_ended(
         await asyncio.sleep(0.5)
         async with writing(own_nats, pulls=False) as successor:
             successor.audit._name = "0"  # so it is the auditor
-            await until(lambda: "0" in one.audit.others)
+            await until(lambda: one.audit._auditor == "0")  # it knows, and has told so
+            await asyncio.sleep(0.2)  # what `one` was reading has ended
             monkeypatch.setattr(audit, "HEARD_S", 2.0)  # a slow machine does not take it for gone
             assert (one.audit.checked_to, set(one.audit._open)) == (6, {7})
             one.puller.wanted.set()

@@ -54,7 +54,7 @@ def dist(commit: Checkout) -> Path:
     """Make a release: of a commit that is green, and of no other."""
     code, _, err = commit.run("release")
     assert code == 2
-    assert err.endswith("release: nobody knows that this commit is green: run .ci/run\n")
+    assert err.endswith("release: .ci/run has not passed on this commit here: run it first\n")
     ci = (REPOSITORY / ".ci" / "run").read_text()
     note = ci[ci.index("# ./run release asks") : ci.index('echo "ci: all green')]
     said("bash", "-euc", f"commit=$(git rev-parse HEAD)\n{note}", cwd=commit.folder)

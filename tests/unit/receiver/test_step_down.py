@@ -120,3 +120,10 @@ async def test_idle_connection_ends_after_its_time() -> None:
         assert await idle.reader.read() == b""
         await idle.close()
         await within(down, 2)
+
+
+async def test_stop_before_the_port_listens_leaves_nothing() -> None:
+    """A start may be ended while the database is being made: that is no fault of the stop."""
+    async with running_receiver() as receiver:
+        await receiver.endpoint.close()
+        await within(stepping(receiver), 1)
