@@ -51,26 +51,31 @@ async def make_partitions(
     """
     if view.cannot_make:
         return {}, StartError(view.cannot_make)
+    if len(spans) > 1:
+        try:
+            names = await make_group(connection, view, spans)
+            return dict(zip(spans, names, strict=True)), None
+        except (asyncpg.PostgresError, StartError) as error:
+            if _fails_for_all(connection, error):
+                return {}, error
     made: dict[TimeSpan, str] = {}
     failed: list[Exception] = []
-    each_alone = ([span] for span in spans if len(spans) > 1)
-    for some in (spans, *each_alone):
+    for bounds in spans:
         try:
-            made.update(zip(some, await make_group(connection, view, some), strict=True))
+            (made[bounds],) = await make_group(connection, view, [bounds])
         except (asyncpg.PostgresError, StartError) as error:
-            fails_for_all = connection.is_closed() or isinstance(
-                error, asyncpg.LockNotAvailableError
-            )
-            if len(some) == 1 and getattr(error, "sqlstate", None) == _OVERLAPS:
-                made[some[0]] = ""
-            elif len(some) == 1 or fails_for_all:
-                failed.append(error)
-            if fails_for_all or len(failed) == FAILED_MAX:
-                break
-        else:
-            if len(some) == len(spans):
+            if getattr(error, "sqlstate", None) == _OVERLAPS:
+                made[bounds] = ""
+                continue
+            failed.append(error)
+            if _fails_for_all(connection, error) or len(failed) == FAILED_MAX:
                 break
     return made, failed[0] if failed else None
+
+
+def _fails_for_all(connection: Connection, error: Exception) -> bool:
+    """Whether no other partition could be made now, either."""
+    return connection.is_closed() or isinstance(error, asyncpg.LockNotAvailableError)
 
 
 async def make_group(connection: Connection, view: View, spans: Sequence[TimeSpan]) -> list[str]:
