@@ -233,7 +233,9 @@ async def test_what_is_refused_becomes_dead_letters_and_no_redirect_is_followed(
 
     async with Webhook() as elsewhere, Webhook(behave) as target:
         await fill(own_nats, messages_of(those, 10))
-        async with forwarding(own_nats, target.url, tmp_path, replace(QUICK, in_flight=1)) as running:
+        async with forwarding(
+            own_nats, target.url, tmp_path, replace(QUICK, in_flight=1)
+        ) as running:
             await floor_is(admin, 5)
             tally = running.service.tally
             assert (tally.sent, tally.dead_lettered) == (30, 20)
