@@ -46,7 +46,7 @@ QUICK = ForwardOptions(send_retry_s_max=0.05, send_s_max=5)
 
 
 @pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[EmbeddedBroker]:
+async def own_nats(tmp_path: Path) -> AsyncIterator[EmbeddedBroker]:
     """Give a broker with the stream and the consumer of a forwarder."""
     async with embedded(tmp_path / "broker", wanted=WANTED) as running:
         yield running
@@ -74,7 +74,7 @@ class Forwarding:
 
 @asynccontextmanager
 async def forwarding(
-    server: EmbeddedBroker,
+    own_nats: EmbeddedBroker,
     url: str,
     folder: Path,
     options: ForwardOptions = QUICK,
@@ -91,7 +91,7 @@ async def forwarding(
         ForwardWanted(NAME, target_of(url), options=options, **wanted),
         state,
         process,
-        lambda: server.published.address("forward"),
+        lambda: own_nats.published.address("forward"),
     )
     try:
         await service.start("127.0.0.1:0")
@@ -105,9 +105,9 @@ async def forwarding(
         await service.close()
 
 
-async def fill(server: EmbeddedBroker, messages: list[bytes]) -> None:
+async def fill(own_nats: EmbeddedBroker, messages: list[bytes]) -> None:
     """Put messages into the stream."""
-    async with joined(server, "gateway") as gateway:
+    async with joined(own_nats, "gateway") as gateway:
         await put(gateway, *messages)
 
 
@@ -124,10 +124,10 @@ async def floor_is(admin: BrokerConnection, place: int, consumer: str = CONSUMER
             await asyncio.sleep(0.01)
 
 
-async def write_all(server: EmbeddedBroker, admin: BrokerConnection, place: int) -> None:
+async def write_all(own_nats: EmbeddedBroker, admin: BrokerConnection, place: int) -> None:
     """Let the writers have done all messages up to a place."""
     count = place - await floor(admin, WRITER)
-    async with joined(server, "writer") as connection:
+    async with joined(own_nats, "writer") as connection:
         stopping = asyncio.Event()
 
         def take(each: Delivery) -> None:
@@ -149,7 +149,7 @@ async def write_all(server: EmbeddedBroker, admin: BrokerConnection, place: int)
 
 
 async def test_each_reading_comes_once_by_its_key_though_the_target_fails(
-    server: EmbeddedBroker, admin: BrokerConnection, tmp_path: Path
+    own_nats: EmbeddedBroker, admin: BrokerConnection, tmp_path: Path
 ) -> None:
     """It fails before it has kept a post and after it, cuts connections, and asks for pauses."""
     those = readings(600)
@@ -166,8 +166,8 @@ async def test_each_reading_comes_once_by_its_key_though_the_target_fails(
         return web.Response(status=(500, 0, 503, 429, 408)[kind], headers={"Retry-After": "0"})
 
     async with Webhook(behave) as target:
-        await fill(server, messages_of(those, 20))
-        async with forwarding(server, target.url, tmp_path) as running:
+        await fill(own_nats, messages_of(those, 20))
+        async with forwarding(own_nats, target.url, tmp_path) as running:
             await floor_is(admin, 30)
             tally = running.service.tally
             assert (tally.sent, tally.dead_lettered, tally.skipped) == (600, 0, 0)
@@ -179,7 +179,7 @@ async def test_each_reading_comes_once_by_its_key_though_the_target_fails(
 
 
 async def test_order_is_that_of_the_stream_with_one_post_at_once(
-    server: EmbeddedBroker, admin: BrokerConnection, tmp_path: Path
+    own_nats: EmbeddedBroker, admin: BrokerConnection, tmp_path: Path
 ) -> None:
     """While nothing is delivered twice; a failure delays all that come behind it."""
     those = readings(60)
@@ -188,14 +188,14 @@ async def test_order_is_that_of_the_stream_with_one_post_at_once(
         return web.Response(status=500) if came.number % 4 == 0 else None
 
     async with Webhook(behave) as target:
-        await fill(server, messages_of(those, 3))
-        async with forwarding(server, target.url, tmp_path, replace(QUICK, in_flight=1)):
+        await fill(own_nats, messages_of(those, 3))
+        async with forwarding(own_nats, target.url, tmp_path, replace(QUICK, in_flight=1)):
             await floor_is(admin, 20)
     assert target.items == items_of(those)
 
 
 async def test_broker_is_told_that_messages_are_still_in_work(
-    server: EmbeddedBroker,
+    own_nats: EmbeddedBroker,
     admin: BrokerConnection,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -211,15 +211,15 @@ async def test_broker_is_told_that_messages_are_still_in_work(
         return None
 
     async with Webhook(slow) as target:
-        await fill(server, messages_of(readings(80), 10))
-        async with forwarding(server, target.url, tmp_path):
+        await fill(own_nats, messages_of(readings(80), 10))
+        async with forwarding(own_nats, target.url, tmp_path):
             await floor_is(admin, 8)
             info = await api(admin, f"CONSUMER.INFO.{STREAM}.{CONSUMER}")
             assert info["delivered"]["consumer_seq"] == 8
 
 
 async def test_what_is_refused_becomes_dead_letters_and_no_redirect_is_followed(
-    server: EmbeddedBroker, admin: BrokerConnection, tmp_path: Path
+    own_nats: EmbeddedBroker, admin: BrokerConnection, tmp_path: Path
 ) -> None:
     """Each reading is one; the rest goes on. A redirect is a refusal."""
     those = readings(50)
@@ -232,8 +232,10 @@ async def test_what_is_refused_becomes_dead_letters_and_no_redirect_is_followed(
         return None
 
     async with Webhook() as elsewhere, Webhook(behave) as target:
-        await fill(server, messages_of(those, 10))
-        async with forwarding(server, target.url, tmp_path, replace(QUICK, in_flight=1)) as running:
+        await fill(own_nats, messages_of(those, 10))
+        async with forwarding(
+            own_nats, target.url, tmp_path, replace(QUICK, in_flight=1)
+        ) as running:
             await floor_is(admin, 5)
             tally = running.service.tally
             assert (tally.sent, tally.dead_lettered) == (30, 20)
@@ -247,7 +249,7 @@ async def test_what_is_refused_becomes_dead_letters_and_no_redirect_is_followed(
 
 
 async def test_target_that_refuses_all_costs_few_dead_letters(
-    server: EmbeddedBroker, admin: BrokerConnection, tmp_path: Path
+    own_nats: EmbeddedBroker, admin: BrokerConnection, tmp_path: Path
 ) -> None:
     """After ten posts in a row it is the target that is wrong: it is tried until it takes one."""
     those = readings(200)
@@ -257,8 +259,8 @@ async def test_target_that_refuses_all_costs_few_dead_letters(
 
     broken = True
     async with Webhook(behave) as target:
-        await fill(server, messages_of(those, 10))
-        async with forwarding(server, target.url, tmp_path) as running:
+        await fill(own_nats, messages_of(those, 10))
+        async with forwarding(own_nats, target.url, tmp_path) as running:
             await until(lambda: len(target.came) > 40)
             assert running.service.tally.dead_lettered == 100
             assert running.state() == (503, "target_away")
@@ -273,7 +275,7 @@ async def test_target_that_refuses_all_costs_few_dead_letters(
 
 
 async def test_stop_gives_back_at_once_what_was_not_taken(
-    server: EmbeddedBroker, tmp_path: Path
+    own_nats: EmbeddedBroker, tmp_path: Path
 ) -> None:
     """The next process has it long before the broker would give up the first one."""
     those = readings(40)
@@ -284,15 +286,15 @@ async def test_stop_gives_back_at_once_what_was_not_taken(
         return web.Response(status=500)
 
     async with Webhook(hang) as target:
-        await fill(server, messages_of(those, 8))  # so few that the last request stays open
-        async with forwarding(server, target.url, tmp_path) as first:
+        await fill(own_nats, messages_of(those, 8))  # so few that the last request stays open
+        async with forwarding(own_nats, target.url, tmp_path) as first:
             await until(lambda: len(target.came) == 4)
             first.process.stopping.set()
             first.process.halted.set()  # as a second signal
             await first.service.stop()
             assert first.service.tally.sent == 0
         target.behave = _take
-        async with forwarding(server, target.url, tmp_path):
+        async with forwarding(own_nats, target.url, tmp_path):
             await until(lambda: len(target.items) == 40, within_s=5)
         hanging.set()
     assert sorted(target.items) == sorted(items_of(those))
@@ -303,7 +305,7 @@ async def _take(_came: Came) -> web.StreamResponse | None:
 
 
 async def test_forwarder_beyond_its_lag_passes_over_what_the_writers_have_done(
-    server: EmbeddedBroker,
+    own_nats: EmbeddedBroker,
     admin: BrokerConnection,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -313,17 +315,17 @@ async def test_forwarder_beyond_its_lag_passes_over_what_the_writers_have_done(
     those = readings(4_000)
     messages = messages_of(those, 40)
     target = Webhook()  # it does not listen yet
-    await fill(server, messages)
+    await fill(own_nats, messages)
     size = sum(map(len, messages))
-    async with forwarding(server, target.url, tmp_path, lag_bytes_max=size // 2) as running:
+    async with forwarding(own_nats, target.url, tmp_path, lag_bytes_max=size // 2) as running:
         service = running.service
         await until(lambda: service.tally.posts["none"] > 3)
         await asyncio.sleep(0.3)  # many looks
         assert service.tally.skipped_messages["lag"] == 0
         assert service.watch.lag.messages == 100
-        await write_all(server, admin, 30)
+        await write_all(own_nats, admin, 30)
         await until(lambda: service.tally.skipped_messages["lag"] == 30)
-        await write_all(server, admin, 100)
+        await write_all(own_nats, admin, 100)
         await until(lambda: service.watch.lag.messages < 50)
         skipped = service.tally.skipped_messages["lag"]
         assert 50 <= skipped < 70
@@ -335,14 +337,14 @@ async def test_forwarder_beyond_its_lag_passes_over_what_the_writers_have_done(
 
 
 async def test_purge_does_not_wait_for_a_forwarder_that_does_not_run(
-    server: EmbeddedBroker, admin: BrokerConnection, tmp_path: Path
+    own_nats: EmbeddedBroker, admin: BrokerConnection, tmp_path: Path
 ) -> None:
     """Beyond the bound only, and never beyond the writers; what is left is sent later."""
     those = readings(1_000)
     messages = messages_of(those, 10)
-    await fill(server, messages)
+    await fill(own_nats, messages)
     size = sum(map(len, messages))
-    async with joined(server, "writer") as connection:
+    async with joined(own_nats, "writer") as connection:
 
         def purge_at(lag_bytes: int) -> StreamPurge:
             return StreamPurge(
@@ -355,25 +357,25 @@ async def test_purge_does_not_wait_for_a_forwarder_that_does_not_run(
                 forward_lag_bytes_max=lag_bytes,
             )
 
-        await write_all(server, admin, 20)
+        await write_all(own_nats, admin, 20)
         for bound, left in ((0, 100), (2 * size, 100), (size // 2, 80)):
             purge = purge_at(bound)
             assert await purge.purge()
             assert await messages_left(admin) == left
             assert purge.unforwarded == 100 - left
-        await write_all(server, admin, 100)
+        await write_all(own_nats, admin, 100)
         purge = purge_at(size // 2)
         assert await purge.purge()
         left = await messages_left(admin)
         assert 30 < left < 50
         assert purge.unforwarded == 80 - left
-    async with Webhook() as target, forwarding(server, target.url, tmp_path):
+    async with Webhook() as target, forwarding(own_nats, target.url, tmp_path):
         await floor_is(admin, 100)
     assert sorted(target.items) == sorted(items_of(those[-10 * left :]))
 
 
 async def test_retry_after_holds_all_posts_back(
-    server: EmbeddedBroker, admin: BrokerConnection, tmp_path: Path
+    own_nats: EmbeddedBroker, admin: BrokerConnection, tmp_path: Path
 ) -> None:
     """Also those that were not under way when the target asked for it."""
     loop = asyncio.get_running_loop()
@@ -385,15 +387,15 @@ async def test_retry_after_holds_all_posts_back(
 
     async with Webhook(behave) as target:
         options = replace(QUICK, in_flight=1, send_retry_s_max=60)
-        async with forwarding(server, target.url, tmp_path, options):
-            await fill(server, messages_of(readings(30), 10))
+        async with forwarding(own_nats, target.url, tmp_path, options):
+            await fill(own_nats, messages_of(readings(30), 10))
             await floor_is(admin, 3)
     assert len(began) == 4
     assert began[1] - began[0] >= 0.99
 
 
 async def test_message_of_nobody_and_a_removed_one_are_passed_over_and_counted(
-    server: EmbeddedBroker, admin: BrokerConnection, tmp_path: Path
+    own_nats: EmbeddedBroker, admin: BrokerConnection, tmp_path: Path
 ) -> None:
     """The writers keep the bytes of the first; of the second only its number is known."""
     garbled = bytearray(message_of(block_of(readings(3)), 1))
@@ -401,21 +403,21 @@ async def test_message_of_nobody_and_a_removed_one_are_passed_over_and_counted(
     forged = block_of(readings(3))
     forged.tuples = forged.tuples[:-1]
     good = messages_of(readings(6), 3)
-    async with Webhook() as target, forwarding(server, target.url, tmp_path) as running:
-        await fill(server, [b"", bytes(garbled), message_of(forged, 2), good[0]])
+    async with Webhook() as target, forwarding(own_nats, target.url, tmp_path) as running:
+        await fill(own_nats, [b"", bytes(garbled), message_of(forged, 2), good[0]])
         await floor_is(admin, 4)
         tally = running.service.tally
         assert (tally.skipped_messages["not_ours"], tally.sent) == (3, 3)
-    await fill(server, good)
+    await fill(own_nats, good)
     answer = await api(admin, f"STREAM.PURGE.{STREAM}", {"seq": 6})
     assert answer["purged"] == 5
-    async with Webhook() as target, forwarding(server, target.url, tmp_path) as running:
+    async with Webhook() as target, forwarding(own_nats, target.url, tmp_path) as running:
         await floor_is(admin, 6)
         assert running.service.tally.sent == 3
 
 
 async def test_messages_that_the_stream_does_not_deliver_are_counted(
-    server: EmbeddedBroker, admin: BrokerConnection, tmp_path: Path
+    own_nats: EmbeddedBroker, admin: BrokerConnection, tmp_path: Path
 ) -> None:
     """As those that somebody has removed, or that are damaged."""
     hanging = asyncio.Event()
@@ -425,9 +427,9 @@ async def test_messages_that_the_stream_does_not_deliver_are_counted(
         return None
 
     async with Webhook(hang) as target:
-        await fill(server, messages_of(readings(30), 3))
+        await fill(own_nats, messages_of(readings(30), 3))
         options = replace(QUICK, in_flight=1)
-        async with forwarding(server, target.url, tmp_path, options) as running:
+        async with forwarding(own_nats, target.url, tmp_path, options) as running:
             tally = running.service.tally
             await until(lambda: len(target.came) == 1)
             await api(admin, f"STREAM.PURGE.{STREAM}", {"seq": 9})
@@ -437,7 +439,7 @@ async def test_messages_that_the_stream_does_not_deliver_are_counted(
 
 
 async def test_full_dead_letters_hold_a_message_and_lose_nothing(
-    server: EmbeddedBroker, admin: BrokerConnection, tmp_path: Path
+    own_nats: EmbeddedBroker, admin: BrokerConnection, tmp_path: Path
 ) -> None:
     """It is sent again until there is space, or the target takes it."""
     those = [Reading(1_700_000_000_000_000 + n, f"device-{n}", "m" * 120, 0.5) for n in range(600)]
@@ -447,7 +449,7 @@ async def test_full_dead_letters_hold_a_message_and_lose_nothing(
 
     refusing = True
     async with Webhook(refuse) as target:
-        await fill(server, messages_of(those, 100))
+        await fill(own_nats, messages_of(those, 100))
         settings = Settings(dlq_bytes_max=96 * 1024)
         state = StateFolder.open(tmp_path / "state")
         process = Process("forward", lambda _line: None, Notifier())
@@ -456,7 +458,7 @@ async def test_full_dead_letters_hold_a_message_and_lose_nothing(
             ForwardWanted(NAME, target_of(target.url), options=QUICK),
             state,
             process,
-            lambda: server.published.address("forward"),
+            lambda: own_nats.published.address("forward"),
         )
         await service.start("127.0.0.1:0")
         running = Forwarding(service, state, process)
@@ -471,35 +473,35 @@ async def test_full_dead_letters_hold_a_message_and_lose_nothing(
 
 
 async def test_start_without_the_consumer_says_what_to_do(
-    server: EmbeddedBroker, admin: BrokerConnection, tmp_path: Path
+    own_nats: EmbeddedBroker, admin: BrokerConnection, tmp_path: Path
 ) -> None:
     """It makes nothing itself: a name with a fault would keep the stream for ever."""
     await api(admin, f"CONSUMER.DELETE.{STREAM}.{CONSUMER}")
     with pytest.raises(StartError, match="no consumer forward-x: name this forwarder in the set"):
-        async with forwarding(server, "http://localhost:9/", tmp_path):
+        async with forwarding(own_nats, "http://localhost:9/", tmp_path):
             pass
 
 
 async def test_consumer_deleted_meanwhile_is_told(
-    server: EmbeddedBroker,
+    own_nats: EmbeddedBroker,
     admin: BrokerConnection,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Until it is there again."""
     monkeypatch.setattr(lag, "LOOK_S", 0.05)
-    async with forwarding(server, "http://localhost:9/", tmp_path) as running:
+    async with forwarding(own_nats, "http://localhost:9/", tmp_path) as running:
         await until(lambda: running.state() == (200, "forwarding"))
         await api(admin, f"CONSUMER.DELETE.{STREAM}.{CONSUMER}")
         await until(lambda: running.state() == (503, "no_consumer"))
 
 
 async def test_role_may_not_use_the_consumer_of_the_writers(
-    server: EmbeddedBroker, admin: BrokerConnection
+    own_nats: EmbeddedBroker, admin: BrokerConnection
 ) -> None:
     """Nor make or delete one: the counts of the broker stay as they are."""
-    await fill(server, messages_of(readings(3), 3))
-    async with joined(server, "forward") as connection:
+    await fill(own_nats, messages_of(readings(3), 3))
+    async with joined(own_nats, "forward") as connection:
         connection.send(f"$JS.API.CONSUMER.DELETE.{STREAM}.{WRITER}")
         connection.send(f"$JS.API.CONSUMER.CREATE.{STREAM}.forward-y", b"{}")
         connection.send(f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{WRITER}", b'{"batch":1}')

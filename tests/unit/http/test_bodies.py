@@ -99,7 +99,7 @@ async def test_many_half_arrived_bodies_all_become_whole() -> None:
 
 async def test_large_body_that_trickles_is_ended_early_and_a_small_one_is_not() -> None:
     """The least rate holds for large bodies; a small one has all of body_s_max."""
-    async with running_receiver(body_s_max=0.8) as receiver:
+    async with running_receiver(body_s_max=2.4) as receiver:
         (large,) = await receiver.crowd(1, declared(SMALL_BYTES + 1))
         (small,) = await receiver.crowd(1, declared(len(GOOD)))
         (quick,) = await receiver.crowd(1, declared(4 * LEAST_BYTES + 1))
@@ -118,9 +118,9 @@ async def test_large_body_that_trickles_is_ended_early_and_a_small_one_is_not() 
 
         sending = asyncio.gather(trickle(), send_in_time())
         reply = await large.reply()
-        assert 0.15 < time.monotonic() - before_s < 0.6
+        assert 0.45 < time.monotonic() - before_s < 1.8
         assert reply.code == "body_timeout"
-        assert f"{LEAST_BYTES} bytes in 0.2 s" in reply.document["detail"]
+        assert f"{LEAST_BYTES} bytes in 0.6 s" in reply.document["detail"]
         assert [(await each.reply()).status for each in (small, quick)] == [202, 202]
         await sending
 

@@ -304,7 +304,7 @@ async def test_client_that_reads_late_gets_all_its_answers_in_order() -> None:
         (connection,) = receiver.connections._open
         pipelined = b"".join(data for data, _ in kinds)
         sending = asyncio.create_task(client.send(pipelined))
-        await until(lambda: connection.valve.is_shut(UNREAD))
+        await until(lambda: connection.valve.is_shut(UNREAD), 20)
         client.writer.transport.resume_reading()  # type: ignore[attr-defined]
         assert [(await client.reply()).status for _ in kinds] == [status for _, status in kinds]
         await sending
