@@ -24,8 +24,8 @@ up` runs all). Then the buffer has its inlet in the one and its outlet in the ot
 
 The folders. Imports go down only, and folders of one row do not know each other:
 
-    cli/            the commands of `ingest`: main (lists them), services (those that run on), and one
-                    file for each other command
+    cli/            the commands of `ingest`: main (lists them), services (those that run on), and
+                    one file for each other command
     app/            makes and connects the parts: process (start, stop, last line), service,
                     receiving, writing (starts and stops the writers), buffer, rules, health,
                     metrics and causes (lists of all parts), admin; gateway, stream_writer and
