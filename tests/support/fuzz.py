@@ -56,7 +56,7 @@ def _is_whole(data: bytes) -> bool:
             return False
         if not member.eof:
             return False
-        if not rest:
+        if not rest.strip(b"\0"):  # some programs fill up with zeros
             return True
 
 
