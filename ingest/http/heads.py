@@ -38,7 +38,7 @@ class KnownHeads:
 
     def parsed(self, text: bytes, head: Head) -> None:
         """Note a head that the parser took in one piece; its request has arrived whole."""
-        if not (head.is_plain and head.keeps_open and head.body_bytes >= 0):
+        if not (head.is_plain and head.body_bytes >= 0):
             return
         if head.method == "HEAD" or head.message.upgrade or len(text) > KNOWN_BYTES_MAX:
             return

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from aiohttp.http_exceptions import LineTooLong
 
 from ingest.http.connection import TRIES
 from ingest.http.heads import KNOWN_BYTES_MAX, KNOWN_MAX, SEEN_MAX, KnownHeads, code_of
+from ingest.http.request import Request
+from ingest.http.response import Answer
 from tests.support.receiver import head, post
 from tests.support.wire import Sightings, Wire, connections_of, echo, head_of
 
@@ -54,14 +58,13 @@ async def test_head_is_known_when_it_has_come_twice_and_only_by_its_very_bytes()
     [
         head("HEAD", "/livez"),
         post(BODY, headers={"Connection": "keep-alive"}).replace(b"1.1", b"1.0", 1)[: -len(BODY)],
-        head("GET", "/livez", {"Connection": "close"}),
         CHUNKS,
         head(headers={"Content-Length": "10", "Expect": "100-continue"}),
         head(headers={"Content-Length": "10", "Content-Encoding": "gzip"}),
         head("GET", "/livez", {"Connection": "Upgrade", "Upgrade": "websocket"}),
         head("GET", "/livez", {"X": "x" * KNOWN_BYTES_MAX}),
     ],
-    ids=["HEAD", "HTTP/1.0", "last", "chunked", "expects", "compressed", "upgrade", "large"],
+    ids=["HEAD", "HTTP/1.0", "chunked", "expects", "compressed", "upgrade", "large"],
 )
 async def test_head_that_needs_care_is_never_known(text: bytes) -> None:
     """The parser takes it each time."""
@@ -101,6 +104,62 @@ async def test_known_head_skips_the_parser_on_each_connection_of_the_port() -> N
     assert seen.known == [False, False, True, True]
     assert await Wire(connections()).answered(POST) == [BODY]
     assert seen.taken == 3
+
+
+@pytest.mark.known_heads
+async def test_known_head_of_a_last_request_ends_its_connection() -> None:
+    """Devices open one for each post. What they send behind it is not answered."""
+    connections = connections_of(echo)
+    seen = Sightings(connections)
+    last = post(BODY, headers={"Connection": "close"})
+    for sent in (last, last, last, last + POST):
+        wire = Wire(connections())
+        assert await wire.answered(sent) == [BODY]
+        assert wire.is_closing()
+    assert seen.known == [False, False, True, True]
+
+
+async def kept(request: Request) -> Answer:
+    """Answer as a page does that takes the post."""
+    request.head.plan = "a plan"
+    return await echo(request)
+
+
+@pytest.mark.known_heads
+async def test_body_that_comes_behind_a_known_head_skips_the_parser_too() -> None:
+    """In the next bytes, and perhaps with the next request. In more pieces it is parsed."""
+    connections = connections_of(kept)
+    seen = Sightings(connections)
+    wire = Wire(connections())
+    assert await wire.answered(POST, POST, HEAD, BODY) == [BODY] * 3
+    assert seen.known == [False, False, True]
+    assert await wire.answered(HEAD + BODY[:1], BODY[1:] + POST + HEAD, BODY) == [BODY] * 3
+    assert seen.taken == 4
+    assert await wire.answered(HEAD, BODY[:4], BODY[4:]) == [BODY]
+    assert seen.taken == 4
+    assert not connections._unfinished.largest()[1]
+
+
+@pytest.mark.known_heads
+async def test_body_that_does_not_come_behind_a_known_head(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is awaited for a time, then as any other body. The client may also be gone."""
+    monkeypatch.setattr("ingest.http.connection.BODY_S", 0.01)
+    connections = connections_of(kept)
+    seen = Sightings(connections)
+    slow, gone, ended = Wire(connections()), Wire(connections()), Wire(connections())
+    assert await slow.answered(POST, POST) == [BODY] * 2
+    for each in (slow, gone, ended):
+        await each.send(HEAD)
+    assert len(connections._unfinished.largest()[1]) == 3
+    ended.finish()
+    gone.close()
+    await asyncio.sleep(0.05)
+    assert seen.known == [False, False, False]
+    assert await slow.answered(BODY) == [BODY]
+    assert ended.is_closing()
+    assert not connections._unfinished.largest()[1]
 
 
 @pytest.mark.known_heads
