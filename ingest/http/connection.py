@@ -377,4 +377,5 @@ class Connection(asyncio.Protocol):
 def _may_come_behind(head: Head) -> bool:
     """Whether the body may come with the next bytes. No answer waits for it: one by the head alone,
     such as a refusal, comes at once."""
-    return head.plan is not None and head.body_bytes <= BODY_BYTES_MAX
+    plan = head.plan if head.common is None else head.common.plan
+    return plan is not None and head.body_bytes <= BODY_BYTES_MAX
