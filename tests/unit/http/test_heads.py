@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 from aiohttp.http_exceptions import LineTooLong
 
@@ -11,7 +9,7 @@ from ingest.http.connection import TRIES
 from ingest.http.heads import KNOWN_BYTES_MAX, KNOWN_MAX, SEEN_MAX, KnownHeads, code_of
 from ingest.http.request import Request
 from ingest.http.response import Answer
-from tests.support.receiver import head, post
+from tests.support.receiver import head, post, until
 from tests.support.wire import Sightings, Wire, connections_of, echo, head_of
 
 BODY = b"0123456789"
@@ -69,6 +67,54 @@ async def test_head_is_known_when_it_has_come_twice_and_only_by_its_very_bytes()
 async def test_head_that_needs_care_is_never_known(text: bytes) -> None:
     """The parser takes it each time."""
     assert (await learned(text, times=5)).find(text) is None
+
+
+def of_token(token: str, more: str = "", name: str = "Authorization") -> bytes:
+    """Return the head of a post with a token."""
+    text = head(headers={"Content-Length": "10", "X-A": "1", name: "?", "X-B": "2"})
+    return text.replace(b"?", token.encode()).replace(b"X-B", more.encode() + b"X-B")
+
+
+@pytest.mark.parametrize("name", ["Authorization", "authorization"])
+async def test_head_is_known_apart_from_its_authorization(name: str) -> None:
+    """After two, with one token or with two; it is as the parser would read it."""
+    known = KnownHeads()
+    for token in ("Bearer a", "Basic b"):
+        text = of_token(token, name=name)
+        assert known.find(text) is None
+        known.parsed(text, head_of(text))
+    for token in ("Bearer c", "c", "", " c ", "Bearer a", "Bearer c"):
+        text = of_token(token, name=name)
+        found, parsed = known.find(text), head_of(text)
+        assert found is not None
+        assert found.common is not None or not token
+        assert list(found.headers.items()) == list(parsed.headers.items())
+        for each in ("method", "raw_path", "version", "keeps_open", "body_bytes", "is_plain"):
+            assert getattr(found, each) == getattr(parsed, each)
+    assert known.find(of_token("Bearer c", name=name).replace(b"X-A: 1", b"X-A: 2")) is None
+
+
+@pytest.mark.parametrize(
+    "token",
+    ["a\tb", "é", "a\nX-C: 3", "a\rb", "a\0b", "a\x7f", "x" * KNOWN_BYTES_MAX],
+    ids=["tab", "no ASCII", "line feed", "return", "zero", "delete", "large"],
+)
+async def test_strange_authorization_is_left_to_the_parser(token: str) -> None:
+    """It may refuse it, or read it otherwise."""
+    known = KnownHeads()
+    for each in ("Bearer a", "Bearer b", "Bearer c"):
+        known.parsed(of_token(each), head_of(of_token(each)))
+    assert known.find(of_token("Bearer d")) is not None
+    assert known.find(of_token(token)) is None
+
+
+async def test_head_with_two_authorizations_is_known_as_a_whole_only() -> None:
+    """Which of them counts is not said here."""
+    known = KnownHeads()
+    texts = [of_token(each, "AUTHORIZATION: x\r\n") for each in ("x", "x", "y", "z", "z")]
+    for text in texts:
+        known.parsed(text, head_of(text))
+    assert [known.find(each) is not None for each in texts] == [True, True, False, True, True]
 
 
 async def test_ever_new_heads_drive_out_no_head_in_use_and_fill_no_memory() -> None:
@@ -145,7 +191,7 @@ async def test_body_that_does_not_come_behind_a_known_head(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It is awaited for a time, then as any other body. The client may also be gone."""
-    monkeypatch.setattr("ingest.http.connection.BODY_S", 0.01)
+    monkeypatch.setattr("ingest.http.connection.BODY_S", 0.2)
     connections = connections_of(kept)
     seen = Sightings(connections)
     slow, gone, ended = Wire(connections()), Wire(connections()), Wire(connections())
@@ -155,8 +201,7 @@ async def test_body_that_does_not_come_behind_a_known_head(
     assert len(connections._unfinished.largest()[1]) == 3
     ended.finish()
     gone.close()
-    await asyncio.sleep(0.05)
-    assert seen.known == [False, False, False]
+    await until(lambda: seen.known == [False, False, False])
     assert await slow.answered(BODY) == [BODY]
     assert ended.is_closing()
     assert not connections._unfinished.largest()[1]
