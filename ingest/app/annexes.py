@@ -6,16 +6,23 @@ be missing. An annex may import the main house. What the main house asks of it i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from functools import cache
 from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from ingest.config.settings import Settings
+    from ingest.dead_letters.store import LetterStore
     from ingest.model.causes import Cause
     from ingest.model.metrics import Metrics
 
+# Gets the settings, the store that the user asked for, and the letters in files.
+FindLetters = Callable[
+    ["Settings", "str | None", "LetterStore"], AbstractAsyncContextManager["LetterStore"]
+]
 FOLDERS = ("years", "roles", "mqtt")
 
 
@@ -27,6 +34,7 @@ class Annex(NamedTuple):
 
     causes: Mapping[str, Cause] = MappingProxyType({})
     metrics: Metrics[Any] = ()
+    letters: FindLetters | None = None
 
 
 class AnnexCommand(NamedTuple):

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING
+
 from ingest.app import broker_state
 from ingest.app.annexes import Annex
 from ingest.broker import audit, purge
 from ingest.buffers.stream import outlet
+
+if TYPE_CHECKING:
+    from ingest.config.settings import Settings
+    from ingest.dead_letters.store import LetterStore
+
+
+def _letters(
+    settings: Settings, asked_for: str | None, files: LetterStore
+) -> AbstractAsyncContextManager[LetterStore]:
+    from ingest.cli.find_broker import letters_of_broker  # noqa: PLC0415
+
+    return letters_of_broker(settings, asked_for, files)
+
 
 ANNEX = Annex(
     causes=broker_state.CAUSES,
@@ -16,4 +32,5 @@ ANNEX = Annex(
         *purge.METRICS,
         *outlet.METRICS,
     ),
+    letters=_letters,
 )
