@@ -1,7 +1,7 @@
 """The command line: the commands, a flag for every setting, and the messages of failures.
 
 The module of a command is imported only when that command is used, so help and `ingest config` are
-quick. It has the command as COMMAND; services.py has four as COMMANDS.
+quick. It has the command as COMMAND; services.py has three as COMMANDS.
 Promises: an expected failure is one sentence on stderr and exit code 2, never a traceback.
 """
 
@@ -41,7 +41,7 @@ COMMANDS: dict[str, str] = {
     "psql": "open psql on the database of the service; further arguments go to psql",
     "doctor": "check this machine, the state folder and the database, and say what to do",
 }
-SERVICES = ("serve", "up", "gateway", "writer")  # of services.py
+SERVICES = ("up", "gateway", "writer")  # of services.py
 _ABOUT_ALL = """\
 Each command has its own --help.{typed}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ingest.cli.arguments import forward_name
 from ingest.cli.parser import Command, flag, option_flags, options_of
-from ingest.cli.services import on_uvloop
+from ingest.cli.serve import on_uvloop
 from ingest.cli.terminal import say
 from ingest.config.loading import Loaded
 from ingest.config.mqtt_options import MqttOptions
