@@ -6,7 +6,7 @@ be missing. An annex may import the main house. What the main house asks of it i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from types import MappingProxyType, ModuleType
@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ingest.model.errors import StartError
 
 if TYPE_CHECKING:
+    from ingest.config.settings import Settings
     from ingest.model.causes import Cause
     from ingest.model.metrics import Metrics
 
+# Gets the settings. Returns what `ingest doctor` finds: of each finding name, state and words.
+MakeChecks = Callable[["Settings"], Awaitable[Sequence[tuple[str, str, str]]]]
 FOLDERS = ("years", "roles", "mqtt")
 
 
@@ -29,6 +32,7 @@ class Annex(NamedTuple):
 
     causes: Mapping[str, Cause] = MappingProxyType({})
     metrics: Metrics[Any] = ()
+    checks: MakeChecks | None = None
 
 
 class AnnexCommand(NamedTuple):

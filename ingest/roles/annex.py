@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ingest.app import broker_state
 from ingest.app.annexes import Annex
 from ingest.broker import audit, purge
 from ingest.buffers.stream import outlet
+
+if TYPE_CHECKING:
+    from ingest.cli.doctor_database import Check
+    from ingest.config.settings import Settings
+
+
+async def _checks(settings: Settings) -> list[Check]:
+    from ingest.cli.doctor_broker import broker_checks  # noqa: PLC0415
+
+    return await broker_checks(settings)
+
 
 ANNEX = Annex(
     causes=broker_state.CAUSES,
@@ -16,4 +29,5 @@ ANNEX = Annex(
         *purge.METRICS,
         *outlet.METRICS,
     ),
+    checks=_checks,
 )
