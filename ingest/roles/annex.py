@@ -11,6 +11,7 @@ from ingest.broker import audit, purge
 from ingest.buffers.stream import outlet
 
 if TYPE_CHECKING:
+    from ingest.cli.doctor_database import Check
     from ingest.config.settings import Settings
     from ingest.dead_letters.store import LetterStore
 
@@ -23,6 +24,12 @@ def _letters(
     return letters_of_broker(settings, asked_for, files)
 
 
+async def _checks(settings: Settings) -> list[Check]:
+    from ingest.cli.doctor_broker import broker_checks  # noqa: PLC0415
+
+    return await broker_checks(settings)
+
+
 ANNEX = Annex(
     causes=broker_state.CAUSES,
     metrics=(
@@ -32,5 +39,6 @@ ANNEX = Annex(
         *purge.METRICS,
         *outlet.METRICS,
     ),
+    checks=_checks,
     letters=_letters,
 )
