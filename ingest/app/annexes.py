@@ -7,6 +7,7 @@ be missing. An annex may import the main house. What the main house asks of it i
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import cache
 from importlib import import_module
 from types import MappingProxyType, ModuleType
@@ -16,11 +17,16 @@ from ingest.model.errors import StartError
 
 if TYPE_CHECKING:
     from ingest.config.settings import Settings
+    from ingest.dead_letters.store import LetterStore
     from ingest.model.causes import Cause
     from ingest.model.metrics import Metrics
 
 # Gets the settings. Returns what `ingest doctor` finds: of each finding name, state and words.
 MakeChecks = Callable[["Settings"], Awaitable[Sequence[tuple[str, str, str]]]]
+# Gets the settings, the store that the user asked for, and the letters in files.
+FindLetters = Callable[
+    ["Settings", "str | None", "LetterStore"], AbstractAsyncContextManager["LetterStore"]
+]
 FOLDERS = ("years", "roles", "mqtt")
 
 
@@ -33,6 +39,7 @@ class Annex(NamedTuple):
     causes: Mapping[str, Cause] = MappingProxyType({})
     metrics: Metrics[Any] = ()
     checks: MakeChecks | None = None
+    letters: FindLetters | None = None
 
 
 class AnnexCommand(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
 from ingest.app import broker_state
@@ -12,6 +13,15 @@ from ingest.buffers.stream import outlet
 if TYPE_CHECKING:
     from ingest.cli.doctor_database import Check
     from ingest.config.settings import Settings
+    from ingest.dead_letters.store import LetterStore
+
+
+def _letters(
+    settings: Settings, asked_for: str | None, files: LetterStore
+) -> AbstractAsyncContextManager[LetterStore]:
+    from ingest.cli.find_broker import letters_of_broker  # noqa: PLC0415
+
+    return letters_of_broker(settings, asked_for, files)
 
 
 async def _checks(settings: Settings) -> list[Check]:
@@ -30,4 +40,5 @@ ANNEX = Annex(
         *outlet.METRICS,
     ),
     checks=_checks,
+    letters=_letters,
 )

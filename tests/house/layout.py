@@ -61,7 +61,7 @@ LIBRARIES = {
     "fcntl": "ingest/system",
     "time": "ingest/system",
 }
-READ_SETTINGS = ("app", "cli", "config")  # other parts get numbers
+READ_SETTINGS = ("app", "cli", "config", "roles", "years")  # other parts get numbers
 # A program that only receives posts, or only writes, is made from one of these files alone. So the
 # file must not reach those folders, also not through other files.
 HALVES = {
