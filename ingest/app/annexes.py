@@ -1,0 +1,88 @@
+"""The annexes: parts of the package that `ingest serve` works without, and their commands.
+
+This is the only file of the main house that knows them. Each is a folder of the package, which may
+be missing. An annex may import the main house. What the main house asks of it is an Annex.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from ingest.model.causes import Cause
+    from ingest.model.metrics import Metrics
+
+FOLDERS = ("years", "roles", "mqtt")
+
+
+class Annex(NamedTuple):
+    """What an annex adds to the lists of the main house: the value ANNEX of its `annex.py`.
+
+    That file must load quickly, and no library of the annex.
+    """
+
+    causes: Mapping[str, Cause] = MappingProxyType({})
+    metrics: Metrics[Any] = ()
+
+
+class AnnexCommand(NamedTuple):
+    """A command of an annex. `extra` is what to install for it, as in iot-ingest[EXTRA]."""
+
+    purpose: str
+    module: str
+    extra: str
+
+
+COMMANDS: dict[str, AnnexCommand] = {
+    "up": AnnexCommand(
+        "run the same as several processes, with a broker between them",
+        "ingest.cli.services",
+        "roles",
+    ),
+    "gateway": AnnexCommand(
+        "take posts, and publish them to the stream of a broker",
+        "ingest.cli.services",
+        "roles",
+    ),
+    "writer": AnnexCommand(
+        "take messages of the stream of a broker, and write them to PostgreSQL",
+        "ingest.cli.services",
+        "roles",
+    ),
+    "stream": AnnexCommand(
+        "make the stream of the broker, check it, or show its state", "ingest.cli.stream", "roles"
+    ),
+    "forward": AnnexCommand(
+        "post the readings of the stream to a webhook", "ingest.cli.forward", "roles"
+    ),
+    "mqtt": AnnexCommand(
+        "post the messages of an MQTT broker to the service", "ingest.cli.mqtt", "mqtt"
+    ),
+    "housekeeping": AnnexCommand(
+        "make partitions, drop or archive old ones, compute rollups; show what is due",
+        "ingest.cli.housekeeping",
+        "archive",
+    ),
+    "archive": AnnexCommand(
+        "list, verify, restore and release old readings that are in Parquet files",
+        "ingest.cli.archive",
+        "archive",
+    ),
+}
+
+
+@cache
+def annexes() -> tuple[Annex, ...]:
+    """Return the annexes that are there. A file that an annex itself lacks is an error."""
+    found = list[Annex]()
+    for folder in FOLDERS:
+        try:
+            found.append(import_module(f"ingest.{folder}.annex").ANNEX)
+        except ModuleNotFoundError as error:
+            if error.name not in {f"ingest.{folder}", f"ingest.{folder}.annex"}:
+                raise
+    return tuple(found)
