@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ingest.model.errors import StartError
 
 if TYPE_CHECKING:
     from ingest.model.causes import Cause
@@ -62,17 +64,28 @@ COMMANDS: dict[str, AnnexCommand] = {
     "mqtt": AnnexCommand(
         "post the messages of an MQTT broker to the service", "ingest.cli.mqtt", "mqtt"
     ),
-    "housekeeping": AnnexCommand(
-        "make partitions, drop or archive old ones, compute rollups; show what is due",
-        "ingest.cli.housekeeping",
-        "archive",
-    ),
     "archive": AnnexCommand(
         "list, verify, restore and release old readings that are in Parquet files",
         "ingest.cli.archive",
         "archive",
     ),
 }
+
+
+def module_of(command: str) -> ModuleType:
+    """Return the module of a command of an annex. Raises StartError if the annex is not there."""
+    wanted = COMMANDS[command]
+    try:
+        return import_module(wanted.module)
+    except ModuleNotFoundError as error:
+        if not f"{wanted.module}.".startswith(f"{error.name}."):
+            raise
+        raise StartError(needs(f"ingest {command}", wanted.extra)) from error
+
+
+def needs(what: str, extra: str) -> str:
+    """Return the sentence that says what to install for something."""
+    return f"{what} needs the extra `{extra}`: install iot-ingest[{extra}]"
 
 
 @cache

@@ -6,9 +6,10 @@ import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
+from ingest.app.annexes import needs
 from ingest.cli.arguments import forward_name
 from ingest.cli.parser import Command, flag, option_flags, options_of
-from ingest.cli.services import on_uvloop
+from ingest.cli.serve import on_uvloop
 from ingest.cli.terminal import say
 from ingest.config.loading import Loaded
 from ingest.config.mqtt_options import MqttOptions
@@ -18,12 +19,11 @@ from ingest.model.errors import StartError
 PASSWORD_VARIABLE, TOKEN_VARIABLE = "INGEST_MQTT_PASSWORD", "INGEST_MQTT_TOKEN"
 ACKS = ("buffered", "durable", "committed")
 SERVICE_URL = "http://127.0.0.1:8080"
-NO_LIBRARY = "ingest mqtt needs the extra `mqtt` (paho-mqtt): install iot-ingest[mqtt]"
 
 
 def _run(args: argparse.Namespace, loaded: Loaded) -> int:
     if find_spec("paho") is None:
-        raise StartError(NO_LIBRARY)
+        raise StartError(needs("ingest mqtt", "mqtt"))
     from ingest.app.mqtt import (  # noqa: PLC0415
         ADMIN_LISTEN,
         FORMS,

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ingest import __version__
+from ingest.app import annexes
 from ingest.cli import config
 from ingest.cli.main import COMMANDS, build_parser, main, split_psql
 from ingest.config.settings import Settings
@@ -245,6 +246,28 @@ def test_command_without_its_extra_says_which_one() -> None:
     for words, told, ended in zip(commands, said[::2], said[1::2], strict=True):
         assert f"install iot-ingest[{commands[words]}]" in told, words
         assert ended == "code 2"
+
+
+@pytest.mark.parametrize("command", annexes.COMMANDS)
+def test_command_of_an_annex_that_is_not_there_says_what_to_install(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Help lists it all the same."""
+    wanted = annexes.COMMANDS[command]
+    monkeypatch.setitem(sys.modules, wanted.module, None)
+    assert main([command, "--help"]) == 2
+    assert f"`{wanted.extra}`: install iot-ingest[{wanted.extra}]" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert wanted.purpose in " ".join(capsys.readouterr().out.split())
+
+
+def test_fault_inside_an_annex_is_no_missing_annex(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A traceback shows it, not advice to install what is there."""
+    monkeypatch.delitem(sys.modules, "ingest.cli.stream", raising=False)
+    monkeypatch.setitem(sys.modules, "ingest.cli.parser", None)
+    with pytest.raises(ModuleNotFoundError):
+        annexes.module_of("stream")
 
 
 def test_reader_that_goes_away_ends_the_command_quietly() -> None:
