@@ -6,7 +6,7 @@ be missing. An annex may import the main house. What the main house asks of it i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
 from types import MappingProxyType, ModuleType
@@ -15,20 +15,32 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ingest.model.errors import StartError
 
 if TYPE_CHECKING:
+    from ingest.config.settings import Settings
     from ingest.model.causes import Cause
     from ingest.model.metrics import Metrics
+    from ingest.sinks.postgres.connection import DatabaseUrl
+    from ingest.sinks.postgres.housekeeping.known_partitions import KnownPartitions
+    from ingest.sinks.postgres.housekeeping.plan import Job
+    from ingest.sinks.postgres.lookup import RolledCurve
 
 FOLDERS = ("years", "roles", "mqtt")
+OF_YEARS = ("keep_hot", "archive_dir", "rollups")  # settings that nothing else follows
 
 
 class Annex(NamedTuple):
     """What an annex adds to the lists of the main house: the value ANNEX of its `annex.py`.
 
-    That file must load quickly, and no library of the annex.
+    That file must load quickly, and no library of the annex. `jobs` returns jobs of the
+    housekeeping; their long steps ask the function whether to stop. `late_partitions` returns what
+    makes partitions for late readings; its last parameter is `eager`. `rolled_curve` is for the
+    page.
     """
 
     causes: Mapping[str, Cause] = MappingProxyType({})
     metrics: Metrics[Any] = ()
+    jobs: Callable[[Settings, Callable[[], bool]], list[Job]] | None = None
+    late_partitions: Callable[[Settings, DatabaseUrl, bool], KnownPartitions] | None = None
+    rolled_curve: RolledCurve | None = None
 
 
 class AnnexCommand(NamedTuple):
@@ -81,6 +93,15 @@ def module_of(command: str) -> ModuleType:
         if not f"{wanted.module}.".startswith(f"{error.name}."):
             raise
         raise StartError(needs(f"ingest {command}", wanted.extra)) from error
+
+
+def check_settings(settings: Settings) -> None:
+    """Raise StartError if a setting asks for an annex that is not there."""
+    if any(each.jobs for each in annexes()):
+        return
+    for name in OF_YEARS:
+        if getattr(settings, name):
+            raise StartError(needs(f"the setting {name}", "archive"))
 
 
 def needs(what: str, extra: str) -> str:

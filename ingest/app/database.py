@@ -80,5 +80,6 @@ def housekeeping_jobs(
     check_settings(settings)
     jobs: list[Job] = [partitions_ahead(settings, from_us=from_us)]
     for each in annexes():
-        jobs += each.jobs(settings, stopped)
+        if each.jobs is not None:
+            jobs += each.jobs(settings, stopped)
     return jobs

@@ -165,7 +165,7 @@ def status_of(report: Report) -> dict[str, Any]:
     """Return the state of the table for programs."""
     view = report.view
     partitioned = view.kind == "partitioned"
-    return {
+    found: dict[str, Any] = {
         "table": view.table,
         "kind": view.kind,
         "span": view.span if partitioned else None,
@@ -182,7 +182,8 @@ def status_of(report: Report) -> dict[str, Any]:
         "due": len(report.due),
         "cannot_make": view.cannot_make,
         "schema_version": report.schema.version,
-    } | report.facts
+    }
+    return {**found, **report.facts}
 
 
 def status_text(report: Report) -> str:

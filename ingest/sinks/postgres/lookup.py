@@ -228,9 +228,7 @@ class Lookup(OneConnection):
             from_us, to_us, from_rollups = within.from_us, within.to_us, self._rolled_curve
             if from_rollups is not None and from_us is not None and to_us is not None:
                 series, span = (device_id, metric), (from_us, to_us)
-                rolled = await from_rollups(
-                    connection, self._known.target, series, span, step_us
-                )
+                rolled = await from_rollups(connection, self._known.target, series, span, step_us)
                 if rolled is not None:
                     return True, rolled
             between = (_moment(within.from_us), _moment(within.to_us))

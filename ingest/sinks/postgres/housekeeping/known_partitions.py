@@ -137,9 +137,7 @@ class KnownPartitions:
         """Return the spans of these times that are to be made now."""
         return []
 
-    async def make(
-        self, connection: Connection, spans: Sequence[TimeSpan], asked_s: float
-    ) -> None:
+    async def make(self, connection: Connection, spans: Sequence[TimeSpan], asked_s: float) -> None:
         """Make partitions for a write that has waited since `asked_s`."""
 
     def makes_none(self, view: View) -> str:

@@ -93,9 +93,7 @@ class LatePartitions(KnownPartitions):
                 found += gaps_of(view.partitions, view.span, [each], self._archived)
         return found
 
-    async def make(
-        self, connection: Connection, spans: Sequence[TimeSpan], asked_s: float
-    ) -> None:
+    async def make(self, connection: Connection, spans: Sequence[TimeSpan], asked_s: float) -> None:
         """Make partitions until AT_ONCE_S are over."""
         for at in range(0, len(spans), GROUP_MAX):
             await self._make(connection, spans[at : at + GROUP_MAX])

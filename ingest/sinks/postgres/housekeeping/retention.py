@@ -169,7 +169,7 @@ class Retention(Job):
             await self._drop(connection, view, step, kept)
 
     async def facts(self, connection: Connection, view: View) -> dict[str, Any]:
-        """Return which partitions are detached and not dropped yet: no query sees their readings."""
+        """Return what is detached and not dropped yet: no query sees the readings of it."""
         begun = (await life.on_the_way(connection, view)).items()
         return {"detached": [name for name, entry in begun if entry.under_way]}
 
