@@ -53,11 +53,12 @@ CAUSES = {
     ),
     PARTITION_MISSING: Cause(
         "readings of days without a partition wait as dead letters, and the service makes none",
-        "If the role of the service may not make partitions: run `{run} housekeeping run --from "
-        "DAY` with the URL of the role that owns the table (DAY is the oldest of these days), or "
-        "set housekeeping_url. If partitions_max leaves no more, now or within a day: see whether "
-        "a device has a wrong clock (ts_min refuses its readings); if not, raise it. If another "
-        "tool makes the partitions: let it make these. Then the readings come back by themselves.",
+        "If the role of the service may not make partitions, or what makes them for late readings "
+        "is not installed: run `{run} housekeeping run --from DAY` with the URL of the role that "
+        "owns the table (DAY is the oldest of these days), or set housekeeping_url. If "
+        "partitions_max leaves no more, now or within a day: see whether a device has a wrong "
+        "clock (ts_min refuses its readings); if not, raise it. If another tool makes the "
+        "partitions: let it make these. Then the readings come back by themselves.",
         "ingestpartitionsend",
         rank=170,
     ),
