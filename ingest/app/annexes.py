@@ -6,7 +6,8 @@ be missing. An annex may import the main house. What the main house asks of it i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import cache
 from importlib import import_module
 from types import MappingProxyType, ModuleType
@@ -16,6 +17,7 @@ from ingest.model.errors import StartError
 
 if TYPE_CHECKING:
     from ingest.config.settings import Settings
+    from ingest.dead_letters.store import LetterStore
     from ingest.model.causes import Cause
     from ingest.model.metrics import Metrics
     from ingest.sinks.postgres.connection import DatabaseUrl
@@ -23,6 +25,12 @@ if TYPE_CHECKING:
     from ingest.sinks.postgres.housekeeping.plan import Job
     from ingest.sinks.postgres.lookup import RolledCurve
 
+# Gets the settings. Returns what `ingest doctor` finds: of each finding name, state and words.
+MakeChecks = Callable[["Settings"], Awaitable[Sequence[tuple[str, str, str]]]]
+# Gets the settings, the store that the user asked for, and the letters in files.
+FindLetters = Callable[
+    ["Settings", "str | None", "LetterStore"], AbstractAsyncContextManager["LetterStore"]
+]
 FOLDERS = ("years", "roles", "mqtt")
 OF_YEARS = ("keep_hot", "archive_dir", "rollups")  # settings that nothing else follows
 
@@ -38,6 +46,8 @@ class Annex(NamedTuple):
 
     causes: Mapping[str, Cause] = MappingProxyType({})
     metrics: Metrics[Any] = ()
+    checks: MakeChecks | None = None
+    letters: FindLetters | None = None
     jobs: Callable[[Settings, Callable[[], bool]], list[Job]] | None = None
     late_partitions: Callable[[Settings, DatabaseUrl, bool], KnownPartitions] | None = None
     rolled_curve: RolledCurve | None = None
