@@ -97,12 +97,10 @@ COMMANDS: dict[str, AnnexCommand] = {
 def module_of(command: str) -> ModuleType:
     """Return the module of a command of an annex. Raises StartError if the annex is not there."""
     wanted = COMMANDS[command]
-    try:
-        return import_module(wanted.module)
-    except ModuleNotFoundError as error:
-        if not f"{wanted.module}.".startswith(f"{error.name}."):
-            raise
-        raise StartError(needs(f"ingest {command}", wanted.extra)) from error
+    module = _module(wanted.module)
+    if module is None:
+        raise StartError(needs(f"ingest {command}", wanted.extra))
+    return module
 
 
 def check_settings(settings: Settings) -> None:
@@ -122,11 +120,15 @@ def needs(what: str, extra: str) -> str:
 @cache
 def annexes() -> tuple[Annex, ...]:
     """Return the annexes that are there. A file that an annex itself lacks is an error."""
-    found = list[Annex]()
-    for folder in FOLDERS:
-        try:
-            found.append(import_module(f"ingest.{folder}.annex").ANNEX)
-        except ModuleNotFoundError as error:
-            if error.name not in {f"ingest.{folder}", f"ingest.{folder}.annex"}:
-                raise
-    return tuple(found)
+    modules = [_module(f"ingest.{folder}.annex") for folder in FOLDERS]
+    return tuple(each.ANNEX for each in modules if each is not None)
+
+
+def _module(name: str) -> ModuleType | None:
+    """Return a module of an annex; None if it, or the folder that it is in, is not there."""
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if not f"{name}.".startswith(f"{error.name}."):
+            raise
+    return None
