@@ -126,7 +126,7 @@ class AdminSide:
             known=known,
             late=late_partitions(settings, housekeeping_url(settings, url), eager=True),
         )
-        curves = (each.rolled_curve for each in annexes() if each.rolled_curve is not None)
+        curves = (each.rolled_curve() for each in annexes() if each.rolled_curve is not None)
         self._lookup = Lookup(url, known, run=self._words["run"], rolled_curve=next(curves, None))
 
     async def close(self) -> None:

@@ -40,8 +40,8 @@ class Annex(NamedTuple):
 
     That file must load quickly, and no library of the annex. `jobs` returns jobs of the
     housekeeping; their long steps ask the function whether to stop. `late_partitions` returns what
-    makes partitions for late readings; its last parameter is `eager`. `rolled_curve` is for the
-    page.
+    makes partitions for late readings; its last parameter is `eager`. `rolled_curve` returns
+    what answers the page from rollups.
     """
 
     causes: Mapping[str, Cause] = MappingProxyType({})
@@ -50,7 +50,7 @@ class Annex(NamedTuple):
     letters: FindLetters | None = None
     jobs: Callable[[Settings, Callable[[], bool]], list[Job]] | None = None
     late_partitions: Callable[[Settings, DatabaseUrl, bool], KnownPartitions] | None = None
-    rolled_curve: RolledCurve | None = None
+    rolled_curve: Callable[[], RolledCurve] | None = None
 
 
 class AnnexCommand(NamedTuple):

@@ -10,14 +10,12 @@ from ingest.config.folders import archive_dir
 from ingest.config.values import duration_us
 
 if TYPE_CHECKING:
-    from asyncpg import Connection, Record
-
     from ingest.config.settings import Settings
     from ingest.sinks.postgres.connection import DatabaseUrl
     from ingest.sinks.postgres.housekeeping.keeping import Policy
     from ingest.sinks.postgres.housekeeping.late import LatePartitions
     from ingest.sinks.postgres.housekeeping.plan import Job
-    from ingest.sinks.postgres.target import TargetTable
+    from ingest.sinks.postgres.lookup import RolledCurve
 
 
 def retention_policy(settings: Settings) -> Policy | None:
@@ -84,17 +82,11 @@ def jobs(settings: Settings, stopped: Callable[[], bool] = lambda: False) -> lis
     return found
 
 
-async def curve(
-    connection: Connection,
-    target: TargetTable,
-    series: tuple[str, str],
-    span: tuple[int, int],
-    step_us: int,
-) -> list[Record] | None:
-    """Return a curve from rollups, or None: see lookup.RolledCurve."""
-    from ingest.sinks.postgres.rolled_curve import rolled_curve  # noqa: PLC0415
+def rolled_curve() -> RolledCurve:
+    """Return what answers the questions of the page from rollups."""
+    from ingest.sinks.postgres import rolled_curve as curves  # noqa: PLC0415
 
-    return await rolled_curve(connection, target, series, span, step_us)
+    return curves.rolled_curve
 
 
-ANNEX = Annex(jobs=jobs, late_partitions=late_partitions, rolled_curve=curve)
+ANNEX = Annex(jobs=jobs, late_partitions=late_partitions, rolled_curve=rolled_curve)
