@@ -350,9 +350,10 @@ PAGE = Page(
 
 
 class Post:
-    """A post as its client sees it; `status` once it is answered."""
+    """A post as its client sees it; `status` once it is answered. It is its own connection."""
 
     def __init__(self, rows: bytes) -> None:
+        self.sender = self
         self.rows = rows
         self.status = 0
         self.code = ""
