@@ -14,8 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ingest.buffers.turns import Turns
+from ingest.model.block import Reservation
 from ingest.model.errors import BufferFull, Stopping
-from ingest.model.ports import Reservation, Sizes
+from ingest.model.ports import Sizes
 from ingest.system.clock import monotonic_s
 
 PUT_WAIT_S_MAX = 1.0  # a post waits so long for room: short beside the time-outs of clients

@@ -30,10 +30,10 @@ from ingest.buffers.queue import BlockQueue
 from ingest.buffers.shared_block import SharedBlock
 from ingest.buffers.waiting import Place, WaitingPosts
 from ingest.model.ack import Outcome
-from ingest.model.block import SHARED_ROWS_MAX, Block
+from ingest.model.block import SHARED_ROWS_MAX, Block, Reservation
 from ingest.model.errors import JournalBroken, NotKept
 from ingest.model.ledger import Ledger
-from ingest.model.ports import BufferStats, JournalStats, Reservation, Told, Work
+from ingest.model.ports import BufferStats, JournalStats, Told, Work
 from ingest.system.clock import monotonic_s
 
 BACKLOG_EVERY = 4  # batches
