@@ -6,7 +6,8 @@ be missing. An annex may import the main house. What the main house asks of it i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import cache
 from importlib import import_module
 from types import MappingProxyType, ModuleType
@@ -15,9 +16,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ingest.model.errors import StartError
 
 if TYPE_CHECKING:
+    from ingest.config.settings import Settings
+    from ingest.dead_letters.store import LetterStore
     from ingest.model.causes import Cause
     from ingest.model.metrics import Metrics
 
+# Gets the settings. Returns what `ingest doctor` finds: of each finding name, state and words.
+MakeChecks = Callable[["Settings"], Awaitable[Sequence[tuple[str, str, str]]]]
+# Gets the settings, the store that the user asked for, and the letters in files.
+FindLetters = Callable[
+    ["Settings", "str | None", "LetterStore"], AbstractAsyncContextManager["LetterStore"]
+]
 FOLDERS = ("years", "roles", "mqtt")
 
 
@@ -29,6 +38,8 @@ class Annex(NamedTuple):
 
     causes: Mapping[str, Cause] = MappingProxyType({})
     metrics: Metrics[Any] = ()
+    checks: MakeChecks | None = None
+    letters: FindLetters | None = None
 
 
 class AnnexCommand(NamedTuple):
@@ -75,12 +86,10 @@ COMMANDS: dict[str, AnnexCommand] = {
 def module_of(command: str) -> ModuleType:
     """Return the module of a command of an annex. Raises StartError if the annex is not there."""
     wanted = COMMANDS[command]
-    try:
-        return import_module(wanted.module)
-    except ModuleNotFoundError as error:
-        if not f"{wanted.module}.".startswith(f"{error.name}."):
-            raise
-        raise StartError(needs(f"ingest {command}", wanted.extra)) from error
+    module = _module(wanted.module)
+    if module is None:
+        raise StartError(needs(f"ingest {command}", wanted.extra))
+    return module
 
 
 def needs(what: str, extra: str) -> str:
@@ -91,11 +100,15 @@ def needs(what: str, extra: str) -> str:
 @cache
 def annexes() -> tuple[Annex, ...]:
     """Return the annexes that are there. A file that an annex itself lacks is an error."""
-    found = list[Annex]()
-    for folder in FOLDERS:
-        try:
-            found.append(import_module(f"ingest.{folder}.annex").ANNEX)
-        except ModuleNotFoundError as error:
-            if error.name not in {f"ingest.{folder}", f"ingest.{folder}.annex"}:
-                raise
-    return tuple(found)
+    modules = [_module(f"ingest.{folder}.annex") for folder in FOLDERS]
+    return tuple(each.ANNEX for each in modules if each is not None)
+
+
+def _module(name: str) -> ModuleType | None:
+    """Return a module of an annex; None if it, or the folder that it is in, is not there."""
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if not f"{name}.".startswith(f"{error.name}."):
+            raise
+    return None

@@ -41,8 +41,7 @@ def session_type() -> type[Session]:
         from ingest.broker.session import Session  # noqa: PLC0415
     except ImportError as error:
         raise StartError(
-            "`ingest up`, the roles, and `ingest serve` in a state folder of `ingest up` need the "
-            f"extra `roles` ({error}): install iot-ingest[roles]"
+            f"the broker needs the extra `roles` ({error}): install iot-ingest[roles]"
         ) from error
     return Session
 
@@ -60,7 +59,6 @@ class BrokerConnection:
         self._role = role
         self._session: Session | None = None
         self._replies: dict[int, OnReply] = {}
-        self._on_delivery: OnReply | None = None
         self._hears: dict[str, Heard] = {}
         self._on_delivery_of: dict[str, OnReply] = {}  # by stream
         self._last_token = 0
@@ -89,12 +87,9 @@ class BrokerConnection:
         """Call `came` after each connect, and `went` after each end of a connection."""
         self._watchers.append((came, went))
 
-    def deliver_to(self, on_delivery: OnReply, *, stream: str = "") -> None:
-        """Give all messages that are pulled, or those of one stream, to this function."""
-        if stream:
-            self._on_delivery_of[stream] = on_delivery
-        else:
-            self._on_delivery = on_delivery
+    def deliver_to(self, on_delivery: OnReply, stream: str) -> None:
+        """Give all messages that are pulled from this stream to this function."""
+        self._on_delivery_of[stream] = on_delivery
 
     def hear(self, subject: str, on_message: OnReply, *, group: str = "") -> None:
         """Give all messages of a subject to this function, from the next connect on.
@@ -234,7 +229,7 @@ class BrokerConnection:
         for stream, on_delivery in self._on_delivery_of.items():
             if f".{stream}." in message.reply_to:
                 return on_delivery
-        return self._on_delivery
+        return None
 
 
 @asynccontextmanager

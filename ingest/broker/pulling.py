@@ -153,7 +153,7 @@ class Puller:
         self._pause_s = 0.0
         self._is_quiet = False
         self._occasionally = Occasionally(WARNING_S)
-        connection.deliver_to(self._deliver)
+        connection.deliver_to(self._deliver, STREAM)
         connection.watch(self._ask, self._went)
 
     async def run(self, stopping: asyncio.Event) -> None:

@@ -103,6 +103,10 @@ class Outlet(Protocol):
         """Rows that may be taken now."""
 
     @property
+    def commit_awaited(self) -> bool:
+        """Whether a post waits until a block that may be taken is committed."""
+
+    @property
     def shut(self) -> bool:
         """Whether the buffer accepts no more blocks."""
 
@@ -110,7 +114,10 @@ class Outlet(Protocol):
         """Return the monotonic time of receipt of the first block that waits, None if none does."""
 
     async def wait_rows(self, rows: int) -> None:
-        """Return once at least `rows` rows can be taken, or the buffer is shut. Safe to cancel."""
+        """Return once at least `rows` rows can be taken, `commit_awaited`, or the buffer is shut.
+
+        Safe to cancel.
+        """
 
     def take(self, rows_max: int) -> list[Block]:
         """Take whole blocks in order, at least one if any waits, at most `rows_max` rows."""

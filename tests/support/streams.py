@@ -296,6 +296,11 @@ class Joined:
         return self.outlet.rows_waiting
 
     @property
+    def commit_awaited(self) -> bool:
+        """Whether a post waits for the commit of a block that a writer may take."""
+        return self.outlet.commit_awaited
+
+    @property
     def shut(self) -> bool:
         """Whether both halves are."""
         return self.outlet.shut

@@ -56,7 +56,7 @@ class StreamReplay:
         self._own_is_stored = False
         self._subjects: list[str] = []  # left of this search
         self._place = 1  # where to read on
-        connection.deliver_to(self._deliver, stream=DEAD_LETTERS)
+        connection.deliver_to(self._deliver, DEAD_LETTERS)
 
     @asynccontextmanager
     async def search(self) -> AsyncIterator[bool]:

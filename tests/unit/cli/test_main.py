@@ -262,14 +262,6 @@ def test_command_of_an_annex_that_is_not_there_says_what_to_install(
     assert wanted.purpose in " ".join(capsys.readouterr().out.split())
 
 
-def test_fault_inside_an_annex_is_no_missing_annex(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A traceback shows it, not advice to install what is there."""
-    monkeypatch.delitem(sys.modules, "ingest.cli.stream", raising=False)
-    monkeypatch.setitem(sys.modules, "ingest.cli.parser", None)
-    with pytest.raises(ModuleNotFoundError):
-        annexes.module_of("stream")
-
-
 def test_reader_that_goes_away_ends_the_command_quietly() -> None:
     """`ingest config | head -1` leaves no traceback."""
     read, write = os.pipe()
