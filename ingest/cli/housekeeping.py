@@ -159,9 +159,9 @@ def _until(report: Report) -> str | int:
 
 def status_of(report: Report) -> dict[str, Any]:
     """Return the state of the table for programs."""
-    view, until_us = report.view, report.rollups and report.rollups.until_us
+    view = report.view
     partitioned = view.kind == "partitioned"
-    return {
+    found: dict[str, Any] = {
         "table": view.table,
         "kind": view.kind,
         "span": view.span if partitioned else None,
@@ -170,22 +170,23 @@ def status_of(report: Report) -> dict[str, Any]:
         "partitions_ours": sum(each.ours for each in view.partitions),
         "bytes": sum(each.bytes for each in view.partitions),
         "oldest": None if report.oldest_us is None else _moment(report.oldest_us),
-        "rollups_until": None if until_us is None else _moment(until_us),  # of all hours
-        "rollups_lack_late": 0 if report.rollups is None else report.rollups.late_left,
+        "rollups_until": None,  # of all hours
+        "rollups_lack_late": 0,
         "until": _until(report) if partitioned else None,
         "spans_ahead": view.spans_ahead if partitioned else None,
-        "detached": list(report.hidden),
+        "detached": [],
         "due": len(report.due),
         "cannot_make": view.cannot_make,
         "schema_version": report.schema.version,
     }
+    return {**found, **report.facts}
 
 
 def status_text(report: Report) -> str:
     """Return the same as lines for a person."""
     found = status_of(report)
     lines = {"table": _kind_words(report), "oldest reading": found["oldest"] or "none"}
-    if report.rollups is not None:
+    if "rollups_until" in report.facts:
         until = found["rollups_until"]
         lines["rollups"] = f"of all hours until {until}" if until else "not computed yet"
     if found["rollups_lack_late"]:
