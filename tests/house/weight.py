@@ -37,9 +37,9 @@ CEILINGS = {
     "ingest/system": 929,
     "ingest/writer": 605,
     "ingest/years": 42,
-    "tests": 44725,
+    "tests": 44763,
     "loadgen": 4525,
-    "benchmarks": 2422,
+    "benchmarks": 2509,
 }
 ADVICE = "take something away, or raise the ceiling with a decision that says what users get for it"
 
