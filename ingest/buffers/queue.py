@@ -16,7 +16,7 @@ from ingest.model.block import Block
 
 
 class BlockQueue:
-    """Blocks in the order of receipt. `writers.rows` counts the rows that may be taken."""
+    """Blocks in the order of receipt. `writers` counts those that may be taken."""
 
     def __init__(self, writers: WaitingWriters) -> None:
         self.blocks: deque[Block] = deque()
@@ -33,6 +33,8 @@ class BlockQueue:
         self.blocks.append(block)
         self.rows += rows
         writers.rows += rows
+        if block.ack is not None:
+            writers.awaited += 1
         if writers.waits:
             writers.wake()
 
@@ -59,6 +61,8 @@ class BlockQueue:
             rows += block.rows
             taken.append(block)
             self._received_s[id(block)] = block.received_s
+            if block.ack is not None:
+                self._writers.awaited -= 1
         self._writers.rows -= rows
         self._taken_changed = True
         return taken
@@ -83,6 +87,8 @@ class BlockQueue:
                 front.append(waiting.popleft())
             front.append(block)
             self._writers.rows += block.rows
+            if block.ack is not None:
+                self._writers.awaited += 1
             del self._received_s[id(block)]
         waiting.extendleft(reversed(front))
         self._writers.wake()

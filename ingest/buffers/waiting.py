@@ -14,8 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ingest.buffers.turns import Turns
+from ingest.model.block import Reservation
 from ingest.model.errors import BufferFull, Stopping
-from ingest.model.ports import Reservation, Sizes
+from ingest.model.ports import Sizes
 from ingest.system.clock import monotonic_s
 
 PUT_WAIT_S_MAX = 1.0  # a post waits so long for room: short beside the time-outs of clients
@@ -165,17 +166,19 @@ class _WaitingPost:
 class WaitingWriters:
     """Writers that wait for rows; `rows` may be taken from all queues of the buffer together.
 
-    A queue changes `rows`, and calls `wake` after it has added some.
+    Posts wait for the commit of `awaited` blocks of these. A queue changes both, and calls `wake`
+    after it has added some.
     """
 
     def __init__(self) -> None:
         self.rows = 0
+        self.awaited = 0
         self.waits: list[tuple[int, asyncio.Future[None]]] = []  # of how many rows
         self._shut = False
 
     async def wait_rows(self, rows: int) -> None:
-        """Wait until `rows` rows may be taken, or no more rows will come."""
-        if self.rows >= rows or self._shut:
+        """Wait until `rows` rows or an awaited block may be taken, or no more rows will come."""
+        if self._is_over(rows):
             return
         wait = (rows, asyncio.get_running_loop().create_future())
         self.waits.append(wait)
@@ -185,10 +188,13 @@ class WaitingWriters:
             if wait in self.waits:
                 self.waits.remove(wait)
 
+    def _is_over(self, rows: int) -> bool:
+        return self.rows >= rows or self.awaited > 0 or self._shut
+
     def wake(self) -> None:
         """Wake the writers whose wait is over."""
         for wait in self.waits[:]:
-            if self.rows >= wait[0] or self._shut:
+            if self._is_over(wait[0]):
                 self.waits.remove(wait)
                 if not wait[1].done():
                     wait[1].set_result(None)

@@ -17,20 +17,15 @@ from pathlib import Path
 
 from ingest import __version__
 from ingest.app.advice import advice
+from ingest.app.annexes import annexes
 from ingest.app.backlog import WRITES_FAIL
 from ingest.app.causes import next_step
 from ingest.app.database import timeouts
 from ingest.app.target import make_target
 from ingest.buffers.journal.reader import segment_files
-from ingest.cli.doctor_broker import broker_checks
 from ingest.cli.doctor_database import FAIL, OK, WARN, Check, database_checks, judged
 from ingest.cli.doctor_partitions import partition_checks
-from ingest.cli.doctor_senders import (
-    access_check,
-    certificate_check,
-    mqtt_checks,
-    sources_check,
-)
+from ingest.cli.doctor_senders import access_check, certificate_check, sources_check
 from ingest.cli.find_database import database
 from ingest.cli.parser import JSON, Command
 from ingest.cli.running_service import ask_service
@@ -63,8 +58,9 @@ async def _run(_args: argparse.Namespace, loaded: Loaded) -> Ending:
         service = running_service(state_dir(settings))
         checks += [*port_checks(settings, service), access_check(settings, service)]
         checks.append(dead_letters_check(settings))
-        checks += await broker_checks(settings)
-        checks += mqtt_checks(settings)
+        for annex in annexes():
+            if annex.checks is not None:
+                checks += [Check(*each) for each in await annex.checks(settings)]
     checks += await _database(loaded, service)
     checks = [each._replace(detail=as_typed(each.detail)) for each in checks]
     has_failed = any(each.state == FAIL for each in checks)

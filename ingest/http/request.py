@@ -12,7 +12,6 @@ from aiohttp import StreamReader
 from aiohttp.http import HttpVersion10, HttpVersion11, RawRequestMessage
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from ingest.http.response import Answer
 from ingest.model.errors import Refused
 
 AUTHORIZATION = "Authorization"
@@ -78,8 +77,6 @@ class Head:
 
     def require_meant(self) -> None:
         """Raise Refused if the head asks for something that this service does not do."""
-        if self.is_plain:
-            return
         headers = self.headers
         if self.version not in (HttpVersion10, HttpVersion11):
             raise Refused("bad_request", "this port speaks HTTP/1.1 and HTTP/1.0")
@@ -183,10 +180,6 @@ class Request:
         if self.content is None or self.content.exception() is not None:
             return b""
         return self.content.read_nowait(bytes_max)
-
-    def reply(self, answer: Answer) -> None:
-        """Answer it, if its page returned None. Call it once, in the event loop."""
-        self.sender.reply(answer)
 
     def without(self, names: Iterable[str]) -> Request:
         """Return the same request without these headers (names in small letters)."""

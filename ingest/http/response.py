@@ -94,7 +94,7 @@ class Answer:
 
 
 # What a page gives: an answer; or a coroutine, if it has to wait; or None: then it calls
-# `request.reply` later.
+# `request.sender.reply` later, once, in the event loop.
 Reply = Answer | Coroutine[Any, Any, Answer] | None
 
 

@@ -22,6 +22,7 @@ from contextlib import (
 from typing import Any, NamedTuple
 
 from ingest.formats.post import Decoded, Points, Post, Rules
+from ingest.http.bodies import check_size
 from ingest.http.plain_body import BodyLimits, PlainBodies
 from ingest.http.request import AUTHORIZATION, Request
 from ingest.http.response import Answer, Reply
@@ -161,7 +162,7 @@ class Posts:
             body = request.body
             if body is None or not request.in_round or len(body) > SMALL_BYTES:
                 return inside(self.receive(request, form, plan))
-            self.plain_bodies.check(len(body), form.limits)
+            check_size(len(body), (form.limits or self.plain_bodies.limits).body_bytes_max)
             post = self.post(plan, received_s)
             found = self._begun(form, body, plan, post)
             if not isinstance(found, (Points, Decoded)):  # as Generator it would take 0.2 us

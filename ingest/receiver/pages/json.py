@@ -27,6 +27,7 @@ from ingest.formats.post import (
     shown,
 )
 from ingest.formats.timestamp import PRECISIONS
+from ingest.http.bodies import check_size
 from ingest.http.request import Request
 from ingest.http.response import Answer, Reply, problem
 from ingest.http.routes import POST, Route
@@ -116,7 +117,7 @@ class Readings(Form):
         body = request.body
         if body is None or not request.in_round:
             return posts.keeping.inside(posts.receive(request, self, plan))
-        posts.plain_bodies.check(len(body))
+        check_size(len(body), posts.plain_bodies.limits.body_bytes_max)
         post = posts.post(plan, received_s)
         try:
             found = plan.more(body, post)
