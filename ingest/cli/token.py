@@ -26,7 +26,8 @@ from ingest.access.entries import (
 )
 from ingest.access.token_file import LOOK_S
 from ingest.app.access import tokens_path
-from ingest.cli.parser import JSON, Command
+from ingest.cli.parser import JSON as AS_JSON
+from ingest.cli.parser import Command
 from ingest.cli.terminal import Ending
 from ingest.cli.token_flags import DISABLE, FORMS, NEW, ROTATE
 from ingest.config.folders import state_dir
@@ -263,7 +264,7 @@ exit codes: 0 done, 1 the file cannot be written: the line to add is printed""",
             "print the tokens: name, begin of the digest, state, what each may do",
             ("ingest token list", "ingest token list --json"),
             _list,
-            flags=(JSON,),
+            flags=(AS_JSON,),
         ),
         "disable": Command(
             "refuse a token from now on; if several of this name are valid, it asks which",
