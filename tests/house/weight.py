@@ -15,7 +15,7 @@ from tests.house.layout import files_of, walk
 
 CEILINGS = {
     "ingest": 6,
-    "ingest/access": 426,
+    "ingest/access": 428,
     "ingest/admin": 1223,
     "ingest/app": 3291,
     "ingest/archive": 763,
@@ -27,19 +27,19 @@ CEILINGS = {
     "ingest/embedded": 777,
     "ingest/formats": 3195,
     "ingest/forward": 343,
-    "ingest/http": 1903,
+    "ingest/http": 1977,
     "ingest/http_client": 197,
     "ingest/model": 693,
     "ingest/mqtt": 842,
-    "ingest/receiver": 1548,
+    "ingest/receiver": 1576,
     "ingest/roles": 18,
     "ingest/sinks": 3279,
     "ingest/system": 929,
     "ingest/writer": 605,
     "ingest/years": 42,
-    "tests": 44725,
+    "tests": 44871,
     "loadgen": 4525,
-    "benchmarks": 2422,
+    "benchmarks": 2509,
 }
 ADVICE = "take something away, or raise the ceiling with a decision that says what users get for it"
 
