@@ -10,18 +10,20 @@ import argparse
 from collections.abc import Sequence
 from datetime import date
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ingest.app.database import housekeeping_jobs, timeouts
+from ingest.app.target import make_target
+from ingest.cli.find_database import owners_database
 from ingest.cli.parser import JSON, Command, flag
 from ingest.cli.terminal import Ending
 from ingest.config.loading import Loaded
+from ingest.sinks.postgres.housekeeping import runs
+from ingest.sinks.postgres.housekeeping.plan import Did, Step
+from ingest.sinks.postgres.housekeeping.runs import Report
 from ingest.sinks.postgres.housekeeping.spans import DAY_US, END_US
 from ingest.system.clock import rfc3339_or_us
 from ingest.system.words import counted
-
-if TYPE_CHECKING:
-    from ingest.sinks.postgres.housekeeping.plan import Did, Step
-    from ingest.sinks.postgres.housekeeping.runs import Report
 
 PLAN_SHOWN_MAX = 50
 DONE = "done"
@@ -61,11 +63,6 @@ async def _run(args: argparse.Namespace, loaded: Loaded) -> Ending:
 
 
 async def _report(args: argparse.Namespace, loaded: Loaded) -> Report:
-    from ingest.app.database import housekeeping_jobs, timeouts  # noqa: PLC0415
-    from ingest.app.target import make_target  # noqa: PLC0415
-    from ingest.cli.find_database import owners_database  # noqa: PLC0415
-    from ingest.sinks.postgres.housekeeping import runs  # noqa: PLC0415
-
     settings = loaded.settings
     async with owners_database(settings) as url:
         jobs = housekeeping_jobs(settings, from_us=getattr(args, "from_us", None))
@@ -156,7 +153,6 @@ def _moment(ts_us: int) -> str | int:
 
 
 def _until(report: Report) -> str | int:
-
     until_us = report.view.covered_to_us
     return "for ever" if until_us == END_US else _moment(until_us)
 
