@@ -14,6 +14,8 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from ingest.model.errors import Refused
 
+AUTHORIZATION = "Authorization"
+
 
 class Client(NamedTuple):
     """Who sent a request.
@@ -31,12 +33,13 @@ class Head:
 
     `body_bytes` is -1 for a chunked body. `is_plain`: it is HTTP/1.1 without Content-Encoding,
     Expect, or a Transfer-Encoding other than chunked. So its body can be decoded as it arrived.
-    The port keeps in `route`, and the page in `plan`, what it found out about this head.
+    The port keeps in `route`, and the page in `plan`, what it found out about this head. `common`
+    is the same head with an empty Authorization, if many heads that differ in that share it.
     """
 
     __slots__ = (
-        *("body_bytes", "headers", "is_plain", "keeps_open", "message", "method", "plan"),
-        *("raw_path", "route", "version"),
+        *("body_bytes", "common", "headers", "is_plain", "keeps_open", "message", "method"),
+        *("plan", "raw_path", "route", "version"),
     )
 
     def __init__(self, message: RawRequestMessage, *, has_body: bool) -> None:
@@ -57,6 +60,14 @@ class Head:
         )
         self.route: Any = None
         self.plan: Any = None
+        self.common: Head | None = None
+
+    def with_authorization(self, value: str) -> Head:
+        """Return the same head with another value of its header Authorization, which it has."""
+        headers = CIMultiDict(self.headers)
+        headers[AUTHORIZATION] = value
+        message = self.message._replace(headers=CIMultiDictProxy(headers), raw_headers=())
+        return Head(message, has_body=self.body_bytes != 0)
 
     @property
     def _is_chunked_only(self) -> bool:

@@ -112,7 +112,7 @@ class Readings(Form):
         head = request.head
         plan: Plan | None = head.plan
         if plan is None or not plan.sender.identity.live:
-            plan = head.plan = self.plan(request, text)
+            plan = head.plan = posts.plan(request, self, text)
         posts.senders.take_post(request, plan.sender)
         body = request.body
         if body is None or not request.in_round:
@@ -151,16 +151,14 @@ class Readings(Form):
         sender, text = self._posts.senders.find(request, text, source=SOURCE, form=found.name)
         if unknown is not None:
             raise unknown
-        query, entry = self._query(text), sender.identity.entry
-        device = entry.device if found.name == SENML else ""
+        query = self._query(text)
+        device = sender.identity.entry.device if found.name == SENML else ""
         letter = Letter(
             *(INVALID, "", "", 0),
             precision=query.precision,
             format=found.name,
             ignore_unknown=query.ignore_unknown,
             device=device,
-            sender=entry.name,
-            devices=entry.globs,
         )
         return Plan(
             sender,
@@ -171,6 +169,8 @@ class Readings(Form):
             device,
             letter,
             found.decode,
+            (SOURCE, found.name),
+            of_any_device=found.name != SENML,
         )
 
     def begin(self, body: bytes, plan: Plan, post: Post) -> Decoded | Steps:
