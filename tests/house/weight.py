@@ -37,8 +37,8 @@ CEILINGS = {
     "ingest/system": 929,
     "ingest/writer": 605,
     "ingest/years": 42,
-    "tests": 44872,
-    "loadgen": 4525,
+    "tests": 44881,
+    "loadgen": 4531,
     "benchmarks": 2509,
 }
 ADVICE = "take something away, or raise the ceiling with a decision that says what users get for it"
