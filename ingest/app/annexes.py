@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from ingest.dead_letters.store import LetterStore
     from ingest.model.causes import Cause
     from ingest.model.metrics import Metrics
+    from ingest.sinks.postgres.connection import DatabaseUrl
+    from ingest.sinks.postgres.housekeeping.known_partitions import KnownPartitions
+    from ingest.sinks.postgres.housekeeping.plan import Job
+    from ingest.sinks.postgres.lookup import RolledCurve
 
 # Gets the settings. Returns what `ingest doctor` finds: of each finding name, state and words.
 MakeChecks = Callable[["Settings"], Awaitable[Sequence[tuple[str, str, str]]]]
@@ -28,18 +32,25 @@ FindLetters = Callable[
     ["Settings", "str | None", "LetterStore"], AbstractAsyncContextManager["LetterStore"]
 ]
 FOLDERS = ("years", "roles", "mqtt")
+OF_YEARS = ("keep_hot", "archive_dir", "rollups")  # settings that nothing else follows
 
 
 class Annex(NamedTuple):
     """What an annex adds to the lists of the main house: the value ANNEX of its `annex.py`.
 
-    That file must load quickly, and no library of the annex.
+    That file must load quickly, and no library of the annex. `jobs` returns jobs of the
+    housekeeping; their long steps ask the function whether to stop. `late_partitions` returns what
+    makes partitions for late readings; its last parameter is `eager`. `rolled_curve` returns
+    what answers the page from rollups.
     """
 
     causes: Mapping[str, Cause] = MappingProxyType({})
     metrics: Metrics[Any] = ()
     checks: MakeChecks | None = None
     letters: FindLetters | None = None
+    jobs: Callable[[Settings, Callable[[], bool]], list[Job]] | None = None
+    late_partitions: Callable[[Settings, DatabaseUrl, bool], KnownPartitions] | None = None
+    rolled_curve: Callable[[], RolledCurve] | None = None
 
 
 class AnnexCommand(NamedTuple):
@@ -90,6 +101,20 @@ def module_of(command: str) -> ModuleType:
     if module is None:
         raise StartError(needs(f"ingest {command}", wanted.extra))
     return module
+
+
+def check_settings(settings: Settings) -> None:
+    """Raise StartError if a setting asks for an annex that is not there."""
+    if why := lacking(settings):
+        raise StartError(why)
+
+
+def lacking(settings: Settings) -> str:
+    """Return what to install for a setting that asks for an annex, or nothing."""
+    asked = [name for name in OF_YEARS if getattr(settings, name)]
+    if not asked or any(each.jobs for each in annexes()):
+        return ""
+    return needs(f"the setting {asked[0]}", "archive")
 
 
 def needs(what: str, extra: str) -> str:

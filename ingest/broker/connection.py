@@ -114,14 +114,14 @@ class BrokerConnection:
         *,
         headers: Mapping[str, str] | None = None,
         pulls: bool = False,
-    ) -> int | None:
-        """Send a message; return the token of its replies, or None, and send nothing, if away.
+    ) -> int:
+        """Send a message; return the token of its replies. Raises BrokerAway: nothing was sent.
 
         `on_reply` gets all replies, until the token is forgotten or the connection ends. If it
         `pulls` messages, these go elsewhere: they do not say which call they belong to.
         """
         if self._session is None or not self.up:
-            return None
+            raise BrokerAway(f"the broker is out of reach: {self.why_away}")
         self._last_token += 1
         token = self._last_token
         self._replies[token] = on_reply
@@ -129,10 +129,9 @@ class BrokerConnection:
         self._session.put(Outgoing(subject, payload, reply_to, headers))
         return token
 
-    def forget(self, token: int | None) -> None:
+    def forget(self, token: int) -> None:
         """Take no more replies to a call. Repeatable."""
-        if token is not None:
-            self._replies.pop(token, None)
+        self._replies.pop(token, None)
 
     async def request(self, subject: str, payload: bytes, within_s: float) -> Message:
         """Return the first reply. Raises BrokerAway if there is none, or nobody who answers."""
@@ -143,8 +142,6 @@ class BrokerConnection:
                 replied.set_result(message)
 
         token = self.call(subject, payload, take)
-        if token is None:
-            raise BrokerAway(f"the broker is out of reach: {self.why_away}")
         session = self._session
         assert session is not None, "it has taken the call"
         ended = asyncio.ensure_future(session.ended.wait())

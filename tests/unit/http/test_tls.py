@@ -158,9 +158,7 @@ async def test_handshakes_end_while_others_wait_for_their_first_step(
         async with asyncio.TaskGroup() as finishing:
             for each in fleet:
                 finishing.create_task(finish(each))
-            opened = [
-                cast(TlsConnection, each.transport) for each in receiver.connections._open.values()
-            ]
+            opened = [cast(TlsConnection, each.transport) for each in receiver.connections._open]
             await until(lambda: any(each._is_established for each in opened))
             begun = sum(each._object is not None for each in opened)
         assert begun < 50
