@@ -105,11 +105,16 @@ def module_of(command: str) -> ModuleType:
 
 def check_settings(settings: Settings) -> None:
     """Raise StartError if a setting asks for an annex that is not there."""
-    if any(each.jobs for each in annexes()):
-        return
-    for name in OF_YEARS:
-        if getattr(settings, name):
-            raise StartError(needs(f"the setting {name}", "archive"))
+    if why := lacking(settings):
+        raise StartError(why)
+
+
+def lacking(settings: Settings) -> str:
+    """Return what to install for a setting that asks for an annex, or nothing."""
+    asked = [name for name in OF_YEARS if getattr(settings, name)]
+    if not asked or any(each.jobs for each in annexes()):
+        return ""
+    return needs(f"the setting {asked[0]}", "archive")
 
 
 def needs(what: str, extra: str) -> str:

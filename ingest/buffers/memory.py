@@ -13,9 +13,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Sequence
 
 from ingest.buffers.bounded_memory import COMPLETED, BoundedMemory
-from ingest.buffers.queue import BlockQueue
+from ingest.buffers.queue import BlockQueue, WaitingWriters
 from ingest.buffers.shared_block import SharedBlock
-from ingest.buffers.waiting import Place, WaitingPosts, WaitingWriters
+from ingest.buffers.waiting import Place, WaitingPosts
 from ingest.model.block import SHARED_ROWS_MAX, Block, Reservation
 from ingest.model.ports import BufferStats, JournalStats, Sizes, Told, Work
 

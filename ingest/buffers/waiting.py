@@ -1,4 +1,4 @@
-"""Waits at a buffer: posts wait for room, and writers wait for rows.
+"""The wait of posts for room in a buffer.
 
 Promises: the posts of one sender get room in the order in which they came; senders take turns. Of
 the memory for posts that wait, a sender leaves as much free as its own posts take. A post waits at
@@ -161,45 +161,3 @@ class _WaitingPost:
     size_bytes: int
     place: Place
     granted: asyncio.Future[Reservation]
-
-
-class WaitingWriters:
-    """Writers that wait for rows; `rows` may be taken from all queues of the buffer together.
-
-    Posts wait for the commit of `awaited` blocks of these. A queue changes both, and calls `wake`
-    after it has added some.
-    """
-
-    def __init__(self) -> None:
-        self.rows = 0
-        self.awaited = 0
-        self.waits: list[tuple[int, asyncio.Future[None]]] = []  # of how many rows
-        self._shut = False
-
-    async def wait_rows(self, rows: int) -> None:
-        """Wait until `rows` rows or an awaited block may be taken, or no more rows will come."""
-        if self._is_over(rows):
-            return
-        wait = (rows, asyncio.get_running_loop().create_future())
-        self.waits.append(wait)
-        try:
-            await wait[1]
-        finally:
-            if wait in self.waits:
-                self.waits.remove(wait)
-
-    def _is_over(self, rows: int) -> bool:
-        return self.rows >= rows or self.awaited > 0 or self._shut
-
-    def wake(self) -> None:
-        """Wake the writers whose wait is over."""
-        for wait in self.waits[:]:
-            if self._is_over(wait[0]):
-                self.waits.remove(wait)
-                if not wait[1].done():
-                    wait[1].set_result(None)
-
-    def shut_out(self) -> None:
-        """Let no writer wait any more: no more rows will come."""
-        self._shut = True
-        self.wake()

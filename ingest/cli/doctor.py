@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ingest import __version__
 from ingest.app.advice import advice
-from ingest.app.annexes import annexes
+from ingest.app.annexes import annexes, lacking
 from ingest.app.backlog import WRITES_FAIL
 from ingest.app.causes import next_step
 from ingest.app.database import timeouts
@@ -87,7 +87,7 @@ def machine_checks(settings: Settings) -> Iterator[Check]:
     """Check Python, the libraries and the limits of the process."""
     python = f"Python {platform.python_version()}, iot-ingest {__version__}"
     yield Check("python", OK, f"{python}, {platform.system()} {platform.machine()}")
-    yield _libraries()
+    yield _libraries(settings)
     yield _c_parsers()
     yield _open_files(settings)
     if settings.tls_cert_file:
@@ -96,7 +96,7 @@ def machine_checks(settings: Settings) -> Iterator[Check]:
         yield sources_check(settings)
 
 
-def _libraries() -> Check:
+def _libraries(settings: Settings) -> Check:
     versions, missing = list[str](), list[str]()
     for name in LIBRARIES:
         try:
@@ -104,7 +104,8 @@ def _libraries() -> Check:
         except metadata.PackageNotFoundError:
             missing.append(name)
     lacks = f"missing: {', '.join(missing)}; install the project again"
-    return judged("libraries", ", ".join(versions), (missing, FAIL, lacks))
+    needed = lacking(settings)
+    return judged("libraries", ", ".join(versions), (missing, FAIL, lacks), (needed, FAIL, needed))
 
 
 def _c_parsers() -> Check:

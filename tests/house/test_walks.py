@@ -8,14 +8,14 @@ import pytest
 
 from tests.house.walks import WALKS, Figures, walk
 
-CEILINGS = {"(a)": (112, 38), "(d)": (276, 47)}  # calls and files until its client has the answer
+# Until its client has the answer. A careful reader takes many calls for a faulty item.
+CEILINGS = {"(a)": Figures(120, 95, 37, 9), "(d)": Figures(300, 190, 46, 9)}
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="each comprehension is a call there")
 @pytest.mark.parametrize("name", WALKS)
 def test_a_post_goes_through_few_calls_and_files(name: str) -> None:
     """Whoever follows a post has to read them."""
-    found = Figures.of(walk(WALKS[name]))
-    calls_max, files_max = CEILINGS[name[:3]]
-    assert found.calls <= calls_max
-    assert found.files <= files_max
+    found, ceilings = Figures.of(walk(WALKS[name])), CEILINGS[name[:3]]
+    higher = [each for each in Figures._fields if getattr(found, each) > getattr(ceilings, each)]
+    assert not higher, f"{found} is above {ceilings}"

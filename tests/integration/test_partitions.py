@@ -14,6 +14,7 @@ import pytest
 
 from ingest.app import annexes, database
 from ingest.app.database import housekeeping_jobs, partitions_ahead, timeouts
+from ingest.cli.doctor import machine_checks
 from ingest.cli.doctor_partitions import partition_checks
 from ingest.config.settings import Settings
 from ingest.model.errors import StartError
@@ -354,6 +355,9 @@ async def test_without_the_annex_late_readings_wait_until_a_person_makes_their_p
                 housekeeping_jobs(daily(**{name: value}))
             assert str(failed.value) == (
                 f"the setting {name} needs the extra `archive`: install iot-ingest[archive]"
+            )
+            assert [each.detail for each in machine_checks(daily(**{name: value}))][1] == str(
+                failed.value
             )
     annexes.annexes.cache_clear()
     async with running(path):
