@@ -27,7 +27,7 @@ CEILINGS = {
     "ingest/embedded": 777,
     "ingest/formats": 3195,
     "ingest/forward": 343,
-    "ingest/http": 1977,
+    "ingest/http": 1978,
     "ingest/http_client": 197,
     "ingest/model": 693,
     "ingest/mqtt": 842,
@@ -37,7 +37,7 @@ CEILINGS = {
     "ingest/system": 929,
     "ingest/writer": 606,
     "ingest/years": 42,
-    "tests": 44881,
+    "tests": 44900,
     "loadgen": 4531,
     "benchmarks": 2509,
 }
