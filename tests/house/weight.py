@@ -37,9 +37,9 @@ CEILINGS = {
     "ingest/system": 929,
     "ingest/writer": 606,
     "ingest/years": 42,
-    "tests": 44900,
+    "tests": 44917,
     "loadgen": 4531,
-    "benchmarks": 2509,
+    "benchmarks": 2571,
 }
 ADVICE = "take something away, or raise the ceiling with a decision that says what users get for it"
 
