@@ -190,7 +190,8 @@ class Pair(NamedTuple):
 
 
 class Two:
-    """Both services. `pairs` drives one case for as long as the caller asks for more.
+    """Both services. `pairs` drives one case for as long as the caller asks for more; `alone`
+    drives it on this tree's service only.
 
     `folder` takes their state folders, which stay from one start to the next. `flags` are more
     settings for this tree's service.
@@ -221,6 +222,12 @@ class Two:
                 for order in (both, both[::-1]):
                     results = self._load_both(order, way, rate_per_s)
                     yield Pair(*(figures_of(results[service]) for service in both))
+
+    def alone(self, way: Way) -> dict[str, float]:
+        """Warm up this tree's service, and return its figures. Raises Broken."""
+        with next(self._services(way)) as service:
+            self._load(service, way, None)
+            return figures_of([self._load(service, way, None)])
 
     def _services(self, way: Way) -> Iterator[Service]:
         """Make this one's service, and the other one's once the first has been started."""

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
-from ingest.app.annexes import annexes
+from ingest.app.annexes import annexes, needs
 from ingest.config.folders import state_dir
 from ingest.config.settings import Settings
 from ingest.dead_letters.folder.store import FolderLetterStore
@@ -57,9 +57,8 @@ async def letter_store(
     of_broker = next(filter(None, (each.letters for each in annexes())), None)
     if of_broker is None:
         raise StartError(
-            "the dead letters may be in the stream of a broker, which needs the extra `roles`: "
-            f"install iot-ingest[roles]; or choose the files of {folder.dead_letters} with "
-            f"--store {FILES}"
+            f"{needs('a look into the stream of a broker', 'roles')}; or choose the files of "
+            f"{folder.dead_letters} with --store {FILES}"
         )
     async with of_broker(settings, asked_for, files) as store:
         yield store

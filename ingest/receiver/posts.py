@@ -261,9 +261,11 @@ class Posts:
             if faults and (refusal := form.refusal(plan, points)) is not None:
                 raise refusal
             if points.blocks or faults or points.texts:
-                entry = plan.sender.identity.entry
+                identity = plan.sender.identity
                 letter = plan.letter._replace(
-                    received_us=post.received_us, sender=entry.name, devices=entry.globs
+                    received_us=post.received_us,
+                    sender=identity.entry.name,
+                    devices=identity.globs,
                 )
                 terms = Terms(
                     plan.ack,

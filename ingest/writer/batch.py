@@ -77,8 +77,9 @@ class Gatherer:
         self._linger_s = linger_s
         self._gathering = asyncio.Lock()
         self._last_s = float("-inf")  # when the last batch was closed
-        # A small buffer must not be full before.
-        self._rows_at_once = min(ROWS_AT_ONCE, outlet.stats().rows_max // 4)
+        # A small buffer must not be full before. A row has at most some 1,024 bytes.
+        room = outlet.stats()
+        self._rows_at_once = min(ROWS_AT_ONCE, room.rows_max // 4, room.bytes_max // 4 // 1024)
 
     async def gather(self) -> Batch | None:
         """Wait for a batch; return None once the outlet is shut and empty. Safe to cancel."""

@@ -15,7 +15,7 @@ from tests.house.layout import files_of, walk
 
 CEILINGS = {
     "ingest": 6,
-    "ingest/access": 428,
+    "ingest/access": 427,
     "ingest/admin": 1223,
     "ingest/app": 3293,
     "ingest/archive": 763,
@@ -27,7 +27,7 @@ CEILINGS = {
     "ingest/embedded": 777,
     "ingest/formats": 3195,
     "ingest/forward": 343,
-    "ingest/http": 1977,
+    "ingest/http": 1978,
     "ingest/http_client": 197,
     "ingest/model": 693,
     "ingest/mqtt": 842,
@@ -35,11 +35,11 @@ CEILINGS = {
     "ingest/roles": 18,
     "ingest/sinks": 3279,
     "ingest/system": 929,
-    "ingest/writer": 605,
+    "ingest/writer": 606,
     "ingest/years": 42,
-    "tests": 44881,
+    "tests": 44917,
     "loadgen": 4531,
-    "benchmarks": 2509,
+    "benchmarks": 2571,
 }
 ADVICE = "take something away, or raise the ceiling with a decision that says what users get for it"
 

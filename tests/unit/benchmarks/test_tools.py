@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import socket
+import ssl
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from benchmarks.database import execute
 from benchmarks.floors import copy, ready_batches
 from benchmarks.open_loop import Load, OpenLoop, Readings, Tally
 from benchmarks.overload import Flood, lost_rows
+from benchmarks.processes import make_certificate, own_server
 from benchmarks.telegraf import HOSTS
 from ingest.app.rules import make_rules
 from ingest.config.settings import Settings
@@ -68,6 +71,27 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", str(folder))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return folder
+
+
+# Floors
+
+
+@pytest.mark.parametrize("kind", ["fixed", "tls"])
+def test_floor_of_a_new_connection_answers_once_and_closes(kind: str, tmp_path: Path) -> None:
+    """A post gets its 202, each on a connection of its own; the probe of the start harms nobody."""
+    cert_file, key_file = make_certificate(tmp_path)
+    files = (str(cert_file), str(key_file)) if kind == "tls" else ()
+    trust = ssl.create_default_context(cafile=cert_file)
+    with own_server(tmp_path, "floors", kind, *files) as (_, port):
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", port), timeout=30) as plain:
+                sender = trust.wrap_socket(plain, server_hostname="127.0.0.1") if files else plain
+                with sender, sender.makefile("rwb") as stream:
+                    stream.write(b"POST / HTTP/1.1\r\n\r\n")
+                    stream.flush()
+                    head, _, body = stream.read().partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 202 ")
+            assert body == b"{}"
 
 
 # Readings

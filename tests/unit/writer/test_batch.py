@@ -126,12 +126,15 @@ async def test_batch_for_which_a_post_waits_is_closed_at_once(waits: bool) -> No
     assert (await task).trigger == "commit"
 
 
-async def test_a_small_buffer_is_not_full_before_a_batch_is_closed() -> None:
+@pytest.mark.parametrize(("rows_max", "bytes_max"), [(1_000, 1 << 26), (100_000, 1 << 20)])
+async def test_a_small_buffer_is_not_full_before_a_batch_is_closed(
+    rows_max: int, bytes_max: int
+) -> None:
     """Posts would wait for room, and then be refused."""
-    buffer = MemoryBuffer(rows_max=1_000, bytes_max=1 << 26, put_wait_s_max=0)
+    buffer = MemoryBuffer(rows_max=rows_max, bytes_max=bytes_max, put_wait_s_max=0)
     gatherer = gatherer_of(buffer, linger_s=60)
     for _ in range(2):
-        blocks = await put(buffer, 150, 100)
+        blocks = await put(buffer, 150, 110)
         assert (await gathered(gatherer)).blocks == blocks
 
 
