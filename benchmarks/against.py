@@ -176,7 +176,8 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="./run bench",
         description="Compare this working tree with a commit: the same short loads on both,\n"
-        "alternately. CPU a reading, rate and latency are compared, by the ratios of the pairs.",
+        "alternately. CPU a reading (the service's, PostgreSQL's), rate and latency are compared,\n"
+        "by the ratios of the pairs.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,  # __main__ compares whole words

@@ -9,7 +9,7 @@ service only the command line, HTTP and the metrics.
 
 - CPU a reading: user and system seconds of the service's own process, by the kernel's CPU clock of
   the process, from the first post until all is in the table, over the readings that came to the
-  table. PostgreSQL's CPU is not in it.
+  table. PostgreSQL's CPU is a figure of its own: that of its processes that are there at the end.
 - Rate: readings with a 2xx a second. Latency: of posts with a 2xx.
 
 Single readings are driven at their peak: 64 connections, each sends as soon as it has an answer.
@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -36,17 +36,25 @@ import uvloop
 from benchmarks import telegraf
 from benchmarks.contenders import FIRST_US, JOURNAL
 from benchmarks.database import execute
-from benchmarks.open_loop import JSON, LINES, TELEGRAF, Load, Tally, send
-from benchmarks.processes import REPOSITORY, Broken, scratch
+from benchmarks.open_loop import JSON, LINES, Load, Tally, send
+from benchmarks.processes import (
+    REPOSITORY,
+    Broken,
+    cpu_by_process_s,
+    make_certificate,
+    scratch,
+)
 from benchmarks.ratios import MORE_IS_BETTER
 from benchmarks.service import PLAIN_TABLE, Service
+from benchmarks.telegraf import FLEET, TELEGRAF
 from benchmarks.wrk import CONNECTIONS, READINGS
-from ingest.access.entries import TokenEntry, digest_of, entry_line, new_secret
+from ingest.access.entries import TokenEntry, digest_of, entry_line
 from loadgen.measure.histogram import Histogram
 
 THIS = "this"
 ROWS_MAX = 4_000_000
 MEMORY = ("--buffer-rows-max", str(ROWS_MAX), "--buffer-bytes-max", str(256 * ROWS_MAX))
+HUNDREDS = Load(rows=100)
 LOAD_US = 10_000_000  # between the first timestamps of two loads
 QUIET_POLL_S = 0.05
 SAME_SEED = {"PYTHONHASHSEED": "0"}  # a random seed makes two processes of the same code differ
@@ -59,53 +67,94 @@ def knows_partitions(tree: Path) -> bool:
 
 
 class Way(NamedTuple):
-    """One case: posts of `rows` readings with this acknowledgement; `flags` of the service.
+    """One case: what is sent, with which acknowledgement; `flags` of the service.
 
-    `at_half`: at half the peak. `new_heads` and `form` as in open_loop.Load. With `token_for` this
-    tree's service wants a token, which each post to it has; it is for these devices, or for all if
-    there are none. To the other service everybody may post, without a token.
+    `at_half`: at half the peak. `tokens`: both services want one; each of so many devices has its
+    own, and sends it. `tls`: with a certificate of ECDSA, each handshake is a full one.
     """
 
     name: str
-    rows: int
+    load: Load
     ack: str
     flags: tuple[str, ...] = ()
-    connections: int = CONNECTIONS
     at_half: bool = False
-    new_heads: bool = False
-    token_for: tuple[str, ...] | None = None
-    form: str = JSON
+    tokens: int = 0
+    tls: bool = False
 
 
 WAYS = (
-    Way("singles", 1, "buffered"),
-    Way("hundreds", 100, "buffered", at_half=True),
-    Way("singles_durable", 1, "durable", JOURNAL),
-    Way("hundreds_durable", 100, "durable", JOURNAL, at_half=True),
+    Way("singles", Load(), "buffered"),
+    Way("hundreds", HUNDREDS, "buffered", at_half=True),
+    Way("singles_durable", Load(), "durable", JOURNAL),
+    Way("hundreds_durable", HUNDREDS, "durable", JOURNAL, at_half=True),
 )
+_TELEGRAF = Load(rows=telegraf.ROWS, form=TELEGRAF, connections=telegraf.CONNECTIONS)
+_FLEET = Load(rows=telegraf.HOSTS[FLEET].rows, form=FLEET, connections=4)
+_NEW = Load(devices=100_000, closing=1.0)
 MORE_WAYS = (
-    Way("singles_buffered", 1, "buffered", JOURNAL),
-    Way("singles_durable_half", 1, "durable", JOURNAL, at_half=True),
-    Way("singles_durable_512", 1, "durable", JOURNAL, connections=512),
-    Way("singles_durable_new_heads", 1, "durable", JOURNAL, new_heads=True),
-    Way("singles_durable_token", 1, "durable", JOURNAL, token_for=()),
-    Way("singles_durable_devices", 1, "durable", JOURNAL, token_for=("device-*",)),
-    Way("singles_committed", 1, "committed", JOURNAL),
-    Way("hundreds_committed", 100, "committed", JOURNAL, at_half=True),
-    Way("lines_singles", 1, "durable", JOURNAL, form=LINES),
-    Way("lines_hundreds", 100, "durable", JOURNAL, at_half=True, form=LINES),
+    Way("singles_buffered", Load(), "buffered", JOURNAL),
+    Way("singles_durable_half", Load(), "durable", JOURNAL, at_half=True),
+    Way("singles_durable_512", Load(connections=512), "durable", JOURNAL),
+    Way("singles_durable_new_heads", Load(new_heads=True), "durable", JOURNAL),
+    *(
+        Way(f"singles_committed{end}", Load(connections=connections), "committed", JOURNAL)
+        for end, connections in (("", CONNECTIONS), ("_8", 8), ("_512", 512))
+    ),
+    Way("hundreds_committed", HUNDREDS, "committed", JOURNAL, at_half=True),
+    Way("lines_singles", Load(form=LINES), "durable", JOURNAL),
+    Way("lines_hundreds", HUNDREDS._replace(form=LINES), "durable", JOURNAL, at_half=True),
+    Way("telegraf", _TELEGRAF, "durable", JOURNAL),
+    # A fleet: many series in any order, new connections, a token for each device, few posts.
+    Way("fleet_singles", _NEW, "durable", JOURNAL),
+    Way("fleet_singles_tls", _NEW, "durable", JOURNAL, tls=True),
+    *(
+        Way(
+            f"fleet_{name}_{devices}",
+            HUNDREDS._replace(devices=devices, form=form),
+            "durable",
+            JOURNAL,
+            at_half=True,
+        )
+        for name, form in (("hundreds", JSON), ("lines_hundreds", LINES))
+        for devices in (500, 100_000, 1_000_000)
+    ),
+    *(
+        Way(f"fleet_telegraf_{5 * hosts}", _TELEGRAF._replace(devices=hosts), "durable", JOURNAL)
+        for hosts in (100, 20_000, 200_000)  # each has 5 keys of 10 fields
+    ),
+    *(
+        Way(f"fleet_lines_{hosts}", _FLEET._replace(devices=hosts), "durable", JOURNAL)
+        for hosts in (25, 1_000, 10_000)
+    ),
+    *(
+        Way(f"fleet_tokens_{many}", Load(devices=many), "durable", JOURNAL, tokens=many)
+        for many in (100, 100_000)
+    ),
+    Way("fleet_quiet", Load(rate_per_s=1_000, devices=60_000), "durable", JOURNAL),
     Way(
-        *("telegraf", telegraf.ROWS, "durable", JOURNAL),
-        connections=telegraf.CONNECTIONS,
-        form=TELEGRAF,
+        "fleet_mixed",
+        Load(
+            rows=100,
+            sizes=(*[1] * 16, *[10] * 3, 100),
+            devices=1_000_000,
+            repeats=0.02,
+            late=0.02,
+            closing=0.3,
+        ),
+        "durable",
+        JOURNAL,
     ),
 )
 
 
 class Result(NamedTuple):
-    """The result of one load; `took_s` until the last answer, `whole_s` until all is stored."""
+    """The result of one load; `took_s` until the last answer, `whole_s` until all is stored.
+
+    `committed` are the readings that were stored, repeated ones counted each time.
+    """
 
     cpu_s: float
+    postgres_s: float
     took_s: float
     whole_s: float
     committed: int
@@ -118,12 +167,13 @@ def figures_of(results: Sequence[Result]) -> dict[str, float]:
     for each in results:
         latencies.merge(each.tally.latencies)
     taken = sum(each.tally.taken_rows for each in results)
-    cpu_s = sum(each.cpu_s for each in results)
+    committed = sum(each.committed for each in results)
     return {
-        "cpu_us_per_reading": cpu_s / sum(each.committed for each in results) * 1e6,
+        "cpu_us_per_reading": sum(each.cpu_s for each in results) / committed * 1e6,
         "readings_per_s": taken / sum(each.took_s for each in results),
         "p50_ms": latencies.quantile(0.5) * 1e3,
         "p99_ms": latencies.quantile(0.99) * 1e3,
+        "postgres_us_per_reading": sum(each.postgres_s for each in results) / committed * 1e6,
     }
 
 
@@ -140,7 +190,8 @@ class Pair(NamedTuple):
 
 
 class Two:
-    """Both services. `pairs` drives one case for as long as the caller asks for more.
+    """Both services. `pairs` drives one case for as long as the caller asks for more; `alone`
+    drives it on this tree's service only.
 
     `folder` takes their state folders, which stay from one start to the next. `flags` are more
     settings for this tree's service.
@@ -150,7 +201,6 @@ class Two:
         self, folder: Path, other_tree: Path, seconds: float, flags: Sequence[str]
     ) -> None:
         self._sides = {THIS: (REPOSITORY, flags), "other": (other_tree, ())}
-        self._token = new_secret()
         self._folder, self._seconds = folder, seconds
         self._next_us = FIRST_US
 
@@ -167,20 +217,30 @@ class Two:
                     self._load(service, way, None)
                 if way.at_half and rate_per_s is None:
                     rate_per_s = self._half_peak_per_s(both, way)
-                    say(f"{way.name}: at half the peak, {rate_per_s * way.rows:,.0f} readings/s")
+                    rows = rate_per_s * way.load.rows
+                    say(f"{way.name}: at half the peak, {rows:,.0f} readings/s")
                 for order in (both, both[::-1]):
                     results = self._load_both(order, way, rate_per_s)
                     yield Pair(*(figures_of(results[service]) for service in both))
+
+    def alone(self, way: Way) -> dict[str, float]:
+        """Warm up this tree's service, and return its figures. Raises Broken."""
+        with next(self._services(way)) as service:
+            self._load(service, way, None)
+            return figures_of([self._load(service, way, None)])
 
     def _services(self, way: Way) -> Iterator[Service]:
         """Make this one's service, and the other one's once the first has been started."""
         for name, (tree, more) in self._sides.items():
             flags = (*MEMORY, *way.flags, *more)
-            if name == THIS and way.token_for is not None:
-                entry = TokenEntry("bench", digest_of(self._token), devices=way.token_for)
-                file = self._folder / "tokens"
-                file.write_bytes(entry_line(entry))
+            if way.tokens:
+                file = self._folder / f"tokens-{way.tokens}"
+                if not file.exists():
+                    file.write_bytes(b"".join(map(_entry_line, range(way.tokens))))
                 flags += ("--access", "token", "--tokens-file", str(file))
+            if way.tls:
+                cert_file, key_file = make_certificate(self._folder)
+                flags += ("--tls-cert-file", str(cert_file), "--tls-key-file", str(key_file))
             table = PLAIN_TABLE if knows_partitions(tree) else {}  # without them it is plain too
             yield Service(self._folder / name, *flags, tree=tree, env={**SAME_SEED, **table})
 
@@ -188,7 +248,7 @@ class Two:
         """Return half of the posts a second that the slower one stores."""
         at_peak = self._load_both(both, way, None)
         rates = [sum(each.committed / each.whole_s for each in at_peak[of]) for of in both]
-        return min(rates) / 4 / way.rows  # the sum of two loads, and half of the peak
+        return min(rates) / 4 / way.load.rows  # the sum of two loads, and half of the peak
 
     def _load_both(
         self, order: Sequence[Service], way: Way, rate_per_s: float | None
@@ -206,20 +266,18 @@ class Two:
         that the load should take: so equal counts are equal rates.
         """
         first_us, self._next_us = self._next_us, self._next_us + LOAD_US
-        path = f"{READINGS}?" if way.form == JSON else "/write?precision=u&"
-        load = Load(
-            service.port,
-            rate_per_s,
-            self._seconds,
-            first_us,
-            way.rows,
-            f"{path}ack={way.ack}",
-            connections=way.connections,
-            new_heads=way.new_heads,
-            token="" if way.token_for is None or service.folder.name != THIS else self._token,
-            form=way.form,
+        path = f"{READINGS}?" if way.load.form == JSON else "/write?precision=u&"
+        load = way.load._replace(
+            port=service.port,
+            rate_per_s=rate_per_s or way.load.rate_per_s,
+            seconds=self._seconds,
+            first_us=first_us,
+            target=f"{path}ack={way.ack}",
+            tokens=tuple(map(_token, range(way.tokens))),
+            ca_file=str(make_certificate(self._folder)[0]) if way.tls else "",
         )
-        before = service.committed()
+        before = _stored(service.samples())
+        servers_s = cpu_by_process_s(service.child.pid)
         used_s, began_s = service.child.cpu_s(), time.monotonic()
         gc.collect()
         gc.freeze()  # else a collection that walks all objects would count as latency
@@ -227,15 +285,36 @@ class Two:
         samples = service.quiet(poll_s=QUIET_POLL_S)
         cpu_s = service.child.cpu_s() - used_s
         whole_s = time.monotonic() - began_s
+        postgres_s = sum(
+            each_s - servers_s.get(pid, 0.0)
+            for pid, each_s in cpu_by_process_s(service.child.pid).items()
+        )
         if samples["ingest_buffer_rows_max"] != ROWS_MAX:
             raise Broken("the service does not use the memory that its flags allow")
-        committed = int(samples["ingest_readings_committed_total"] - before)
+        committed = _stored(samples) - before
         if not 0 < tally.taken_rows <= committed <= ROWS_MAX:
-            raise Broken(f"{tally.taken_rows} readings taken, {committed} committed")
+            answers = f"answers {dict(tally.statuses)}, {tally.lost_posts} posts lost"
+            raise Broken(f"{tally.taken_rows} readings taken, {committed} committed, {answers}")
         # The checkpoint is now, and not while the other service is measured.
         execute(service.database_url, "truncate readings", "checkpoint")
-        took_s = tally.took_s if rate_per_s is None else self._seconds
-        return Result(cpu_s, took_s, whole_s, committed, tally)
+        took_s = tally.took_s if load.rate_per_s is None else self._seconds
+        return Result(cpu_s, postgres_s, took_s, whole_s, committed, tally)
+
+
+def _stored(samples: Mapping[str, float]) -> int:
+    """Return how many readings the table has taken, or has had already."""
+    names = "ingest_readings_committed_total", "ingest_readings_duplicate_total"
+    return int(sum(samples[name] for name in names))
+
+
+def _token(device: int) -> str:
+    return f"token-of-device-{device:027d}"
+
+
+def _entry_line(device: int) -> bytes:
+    return entry_line(
+        TokenEntry(f"d{device}", digest_of(_token(device)), devices=(f"device-{device:03d}",))
+    )
 
 
 @contextmanager

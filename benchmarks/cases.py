@@ -11,11 +11,15 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from benchmarks.contenders import CONTENDERS, Contender, Figures
+from benchmarks.fleets import FLEETS, HOSTS, MIXED, QUIET
 from benchmarks.floors import COPY_BATCHES
 from benchmarks.overload import OVERLOADS
 from benchmarks.stories import STORIES
 
-ALL: dict[str, Contender] = {each.name: each for each in (*CONTENDERS, *OVERLOADS, *STORIES)}
+ALL: dict[str, Contender] = {
+    each.name: each for each in (*CONTENDERS, *OVERLOADS, *STORIES, *FLEETS)
+}
+CPU_US = "cpu_us_per_reading"
 Runs = Mapping[str, list[Figures]]  # by contender
 Medians = Callable[[str, str], float]  # of contender and figure
 
@@ -74,6 +78,21 @@ def ratio(
 def figure(contender: str, name: str) -> Callable[[Medians], float]:
     """Return one figure unchanged."""
     return lambda of: of(contender, name)
+
+
+def cpu_of_floor(mine: str, floor: str) -> Callable[[Medians], float]:
+    """Return the CPU of a reading over that of a post to a floor, which keeps nothing."""
+
+    def value(of: Medians) -> float:
+        own = of(mine, "server_cores") / of(mine, "rows_per_s")
+        return own * of(floor, "posts_per_s") / of(floor, "server_cores")
+
+    return value
+
+
+def cpu_of_both(of: Medians) -> float:
+    """Return the CPU of a reading of the quiet fleet, that of PostgreSQL too."""
+    return of(QUIET, CPU_US) + of(QUIET, "postgres_us_per_reading")
 
 
 def of_copy(of: Medians) -> float:
@@ -199,6 +218,66 @@ CASES = (
         for script, kind, bound in (
             ("singles", "Single readings", 0.75),
             ("hundreds", "Posts of 100", 0.9),
+        )
+    ),
+    Case(
+        "fleet_singles",
+        "A fleet: single readings of 100,000 devices, each on a new connection",
+        tuple(name + end for end in ("", "_tls") for name in ("fleet_floor", "fleet_singles")),
+        tuple(
+            Wanted(
+                f"CPU of the service a reading{title}, divided by that of the floor",
+                cpu_of_floor(f"fleet_singles{end}", f"fleet_floor{end}"),
+                bound,
+                at_least=False,
+            )
+            for end, title, bound in (("", "", 2.8), ("_tls", ", with TLS", 1.75))
+        ),
+        "posts_per_s",
+    ),
+    Case(
+        "fleet_lines",
+        "A fleet of hosts, each with 20 keys of 8 fields, in posts of 1,000 lines",
+        tuple(HOSTS),
+        tuple(
+            Wanted(
+                f"CPU of the service a reading with {title}, divided by that with 25",
+                ratio(name, "fleet_lines_25", CPU_US),
+                1.3,
+                at_least=False,
+            )
+            for name, title in HOSTS.items()
+            if name != "fleet_lines_25"
+        ),
+        CPU_US,
+    ),
+    *(
+        Case(
+            name,
+            title,
+            (name,),
+            (Wanted(what, value, bound, at_least=False, unit=unit),),
+            bars=(("service", name, CPU_US), ("PostgreSQL", name, "postgres_us_per_reading")),
+            unit="us of CPU a reading",
+        )
+        for name, title, what, value, bound, unit in (
+            (
+                MIXED,
+                "A fleet of 1,000,000 series: 1, 10 or 100 readings a post, 30 % on new "
+                "connections, some repeated, some late",
+                "p99 at the peak",
+                figure(MIXED, "p99_ms"),
+                50,
+                "ms",
+            ),
+            (
+                QUIET,
+                "A quiet fleet: 60,000 devices, a reading a minute, open loop",
+                "CPU of a post, the service and PostgreSQL",
+                cpu_of_both,
+                215,
+                "us",
+            ),
         )
     ),
     Case(

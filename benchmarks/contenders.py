@@ -18,7 +18,7 @@ import uvloop
 
 from benchmarks import floors, peers, wrk
 from benchmarks.database import count_rows
-from benchmarks.processes import Broken, Child, own_server, scratch
+from benchmarks.processes import Broken, Child, make_certificate, own_server, scratch
 from benchmarks.service import Service
 
 Figures = dict[str, float]
@@ -29,7 +29,7 @@ WARM_S = 1.0
 INSERTS_S_MIN = 3.0
 COPY_ROWS_PER_S = 500_000  # about; says how many rows a run of `seconds` copies
 JOURNAL = ("--buffer", "journal")
-COMMITTED = f"{wrk.READINGS}?ack=committed"
+COMMITTED, DURABLE = f"{wrk.READINGS}?ack=committed", f"{wrk.READINGS}?ack=durable"
 LINES = "/write?precision=u&ack=durable"  # the same bytes as InfluxDB gets
 
 
@@ -141,14 +141,24 @@ def program_peak(
     return peak, {**peak_figures(peak, rows), **own}
 
 
-def measure_bare(plan: Plan) -> Figures:
-    """Measure the floor of the receiver."""
-    with scratch() as folder, own_server(folder, "floors", "bare") as (child, port):
-        drive = partial(wrk.drive, "singles", port)
-        drive(WARM_S, WARM_US)
-        _, figures = program_peak(child, drive, plan.seconds, 1)
+def measure_floor(plan: Plan, kind: str, script: str) -> Figures:
+    """Measure a floor of the receiver."""
+    with scratch() as folder:
+        files = make_certificate(folder) if script == wrk.NEW_TLS else ()
+        with own_server(folder, "floors", kind, *map(str, files)) as (child, port):
+            drive = partial(wrk.drive, script, port)
+            drive(WARM_S, WARM_US)
+            _, figures = program_peak(child, drive, plan.seconds, 1)
     del figures["rows_per_s"]  # it keeps none
     return figures
+
+
+def measure_tls(plan: Plan) -> Figures:
+    """Measure the service with a whole handshake for each post."""
+    with scratch() as folder:
+        cert_file, key_file = make_certificate(folder)
+        files = "--tls-cert-file", str(cert_file), "--tls-key-file", str(key_file)
+        return measure_service(plan, wrk.NEW_TLS, DURABLE, (*JOURNAL, *files))
 
 
 def measure_inserts(plan: Plan, script: str, kind: str = "first") -> Figures:
@@ -214,7 +224,7 @@ WAYS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("", "memory, ack=buffered", wrk.READINGS, ()),
     ("_committed", "memory, ack=committed", COMMITTED, ()),
     ("_journal_buffered", "journal, ack=buffered", f"{wrk.READINGS}?ack=buffered", JOURNAL),
-    ("_journal_durable", "journal, ack=durable", f"{wrk.READINGS}?ack=durable", JOURNAL),
+    ("_journal_durable", "journal, ack=durable", DURABLE, JOURNAL),
     ("_lines_durable", "line protocol, journal, ack=durable", LINES, JOURNAL),
 )
 
@@ -255,7 +265,21 @@ def _of_script(script: str) -> tuple[Contender, ...]:
 
 
 CONTENDERS = (
-    Contender("bare", "bare aiohttp handler", measure_bare),
+    Contender(
+        "bare", "bare aiohttp handler", partial(measure_floor, kind="bare", script="singles")
+    ),
+    Contender(
+        "fleet_floor",
+        "server of uvloop, a fixed answer",
+        partial(measure_floor, kind="fixed", script=wrk.NEW),
+    ),
+    *_ways(wrk.NEW, [("", "journal, ack=durable", DURABLE, JOURNAL)]),
+    Contender(
+        "fleet_floor_tls",
+        "Python's TLS in a loop, a fixed answer",
+        partial(measure_floor, kind="tls", script=wrk.NEW_TLS),
+    ),
+    Contender(wrk.NEW_TLS, "iot-ingest, TLS, journal, ack=durable", measure_tls),
     *_of_script("singles"),
     Contender(
         "singles_inserts_tuned",

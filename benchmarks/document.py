@@ -24,6 +24,9 @@ TITLES = {
     "server_cores": "server cores",
     "postgres_cores": "PostgreSQL cores",
     "driver_cores": "driver cores",
+    "cpu_us_per_reading": "CPU us a reading",
+    "postgres_us_per_reading": "CPU us a reading of PostgreSQL",
+    "readings_per_s": "readings/s",
     "rss_peak_mib": "peak RSS MiB",
     "table_rows_before": "rows in the table before",
 }
@@ -48,9 +51,9 @@ CONDITIONS = """## Conditions
   (Poisson), and the latency of a post begins at the moment when it was due.
 - Contenders alternate: each run measures every one of them once, on fresh data, after a second of
   warming up. Figures are medians of all runs; in brackets the lowest and the highest.
-- All contenders get the same readings (200 devices, one metric), as JSON or as line protocol. No
-  timestamp is used twice. After each run the rows in the table (or the peer's own count) are
-  compared with what was answered; a difference fails the run.
+- All contenders get the same readings (200 devices, one metric; a fleet has more), as JSON or as
+  line protocol. No timestamp is used twice. After each run the rows in the table (or the peer's own
+  count) are compared with what was answered; a difference fails the run.
 - `rows/s` of iot-ingest are committed rows, from the first post until the last row is in the table.
 - Durability. PostgreSQL has `fsync`, `full_page_writes` and `synchronous_commit` on, so a committed
   row survives a power cut. iot-ingest runs with `--buffer memory`, except where a table says

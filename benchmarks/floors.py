@@ -3,20 +3,24 @@
 `python -m benchmarks.floors PORT bare` decodes a post, answers, and keeps nothing: the floor of the
 receiver (uvloop, msgspec). `.. PORT first URL` is what people write first: aiohttp, an asyncpg
 pool, one INSERT a reading, each in its own transaction, into the same keyed table. `.. PORT tuned
-URL` is the same on uvloop and with msgspec. The floor of the database is `copy`: ready bytes by
-asyncpg.
+URL` is the same on uvloop and with msgspec. `.. PORT fixed` is the floor of a new connection: a
+server of uvloop that reads nothing, gives one answer and closes. `.. PORT tls CERT KEY` is the same
+in a loop of blocking calls, with the TLS of Python. The floor of the database is `copy`: ready
+bytes by asyncpg.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import ssl
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import asyncpg
 import msgspec
@@ -31,6 +35,8 @@ from ingest.sinks.postgres.target import KEY, TABLE
 COPY_CONNECTIONS = 2
 COPY_BATCHES = (1_000, 5_000)
 INSERT = f"insert into {TABLE} (ts, device_id, metric, value) values ($1, $2, $3, $4)"
+ANSWER = b"HTTP/1.1 202 Accepted\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
+BACKLOG = 2_048
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -98,6 +104,41 @@ async def serve(port: int, kind: str, url: str = "") -> None:
     await asyncio.Event().wait()
 
 
+class Fixed(asyncio.Protocol):
+    """Gives one answer to whatever comes, and closes."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Answer."""
+        self._transport.write(ANSWER)
+        self._transport.close()
+
+
+async def serve_fixed(port: int) -> None:
+    """Serve one answer for each connection until killed."""
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(Fixed, "127.0.0.1", port, backlog=BACKLOG)
+    await server.serve_forever()
+
+
+def serve_tls(port: int, cert_file: str, key_file: str) -> None:
+    """Do the same over TLS, one connection after another."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert_file, key_file)
+    context.num_tickets = 1  # as the service
+    with socket.create_server(("127.0.0.1", port), backlog=BACKLOG) as listener:
+        while True:
+            connection, _ = listener.accept()
+            with connection, suppress(OSError):
+                secured = context.wrap_socket(connection, server_side=True)
+                secured.recv(65_536)
+                secured.send(ANSWER)
+                secured.close()
+
+
 def ready_batches(rows: int, batch_rows: int, first_us: int) -> list[bytes]:
     """Encode fresh rows like those of the posts of 100, as whole binary COPY streams."""
     streams = []
@@ -137,10 +178,12 @@ async def copy(url: str, streams: Sequence[bytes]) -> float:
 
 
 def main(words: Sequence[str]) -> None:
-    """Serve `PORT bare`, `PORT first URL` or `PORT tuned URL`."""
-    port, kind, *url = words
+    """Serve `PORT KIND ..`: see above."""
+    port, kind, *more = words
+    if kind == "tls":
+        serve_tls(int(port), *more)
     run = asyncio.run if kind == "first" else uvloop.run
-    run(serve(int(port), kind, *url))
+    run(serve_fixed(int(port)) if kind == "fixed" else serve(int(port), kind, *more))
 
 
 if __name__ == "__main__":

@@ -12,9 +12,12 @@ from __future__ import annotations
 import gc
 import json
 import math
+import random
+import ssl
 import sys
 import time
 from collections import Counter
+from functools import cache
 from typing import Any, NamedTuple
 
 import uvloop
@@ -25,39 +28,54 @@ from benchmarks.wrk import CONNECTIONS, READINGS
 from loadgen.driver.driver import Driver
 from loadgen.driver.ports import Loss
 from loadgen.measure.histogram import Histogram
-from loadgen.traffic.post import Post, compress, finish, head_of
+from loadgen.traffic.post import Post, finish, head_of
 from loadgen.traffic.schedule import constant, moments
 
 SEED = 1
-JSON, LINES, TELEGRAF = "json", "lines", "telegraf"  # forms of posts
+DAY_US = 86_400_000_000
+LATE_DAYS_MAX = 30
+JSON, LINES = "json", "lines"  # forms of posts; others: those of telegraf.HOSTS
 _ITEMS = {
-    JSON: '{"device_id":"device-%03d","metric":"temperature","value":%s,"ts":%%d}',
-    LINES: "temperature,device_id=device-%03d value=%s %%d",
+    JSON: '{"device_id":"device-%03d","metric":"temperature","value":%s,"ts":%d}',
+    LINES: "temperature,device_id=device-%03d value=%s %d",
 }
+_VALUES = [f"{20 + at % 5}.{at % 100:02d}" for at in range(200)]
 
 
 class Load(NamedTuple):
     """What to send: posts of `rows` readings, whose timestamps count up from `first_us`.
 
     `rate_per_s` is in posts; None is the closed loop. It lasts `warm_s` and `seconds`; latencies
-    are of the latter only. `lists_taken`: the result lists the posts with a 2xx. `new_heads`: each
-    head has a number of its own, as behind a proxy that numbers requests. `token` is sent
-    with each post, unless it is empty. `form` is of `rows` readings; TELEGRAF is a post of
-    telegraf.py, which has telegraf.ROWS.
+    are of the latter only. `lists_taken`: the result lists the posts with a 2xx.
+
+    The readings are of `devices` in a random order. `form` is JSON, LINES, or one of
+    telegraf.HOSTS: then `devices` counts the hosts, and a post has LINES lines. `sizes`: a post has
+    one of so many readings, at most `rows`. Shares of the posts, 0 to 1: `repeats` are those of the
+    post before, byte for byte; `late` are up to LATE_DAYS_MAX days old; `closing` close their
+    connection, so that as many come on a new one.
+
+    `new_heads`: each head has a number of its own, as behind a proxy that numbers requests.
+    `tokens`: each device sends its own one of them. `ca_file`: for TLS.
     """
 
-    port: int
-    rate_per_s: float | None
-    seconds: float
-    first_us: int
+    port: int = 0
+    rate_per_s: float | None = None
+    seconds: float = 0.0
+    first_us: int = 0
     rows: int = 1
     target: str = READINGS
     connections: int = CONNECTIONS
     warm_s: float = 0.0
     lists_taken: bool = False
-    new_heads: bool = False
-    token: str = ""
     form: str = JSON
+    devices: int = 200
+    sizes: tuple[int, ...] = ()
+    repeats: float = 0.0
+    late: float = 0.0
+    closing: float = 0.0
+    new_heads: bool = False
+    tokens: tuple[str, ...] = ()
+    ca_file: str = ""
 
 
 class OpenLoop(NamedTuple):
@@ -90,8 +108,14 @@ class OpenLoop(NamedTuple):
         return self.refused + self.lost + self.skipped
 
 
+@cache
+def _order(devices: int) -> list[int]:
+    """Return the numbers of all devices in a random order, each once."""
+    return random.Random(SEED).sample(range(devices), devices)
+
+
 class Readings:
-    """The source of the driver: every timestamp is new.
+    """The source of the driver: every timestamp is new, except in repeated posts.
 
     In closed loop it ends `seconds` after its first post, so that the time in which 64 connections
     are opened does not count: beside two services that start it may be longer than a short load.
@@ -99,43 +123,76 @@ class Readings:
 
     def __init__(self, load: Load) -> None:
         self._load = load
-        is_json = load.form == JSON
-        self._head = head_of(
+        self._hosts = telegraf.HOSTS.get(load.form)
+        head = head_of(
             load.target,
             f"127.0.0.1:{load.port}",
-            gzip=load.form == TELEGRAF,
-            token=load.token,
-            media_type="application/json" if is_json else "text/plain",
+            gzip=self._hosts is not None and self._hosts.gzip,
+            media_type="application/json" if load.form == JSON else "text/plain",
         )
+        self._head = head.partition(b"\r\n")
         self._number = 0
-        self._items = [
-            _ITEMS[JSON if is_json else LINES] % (at * 7 % 200, f"{20 + at % 5}.{at % 100:02d}")
-            for at in range(200 if load.rows == 1 else load.rows)
-        ]
-        self._pattern = f"[{','.join(self._items)}]" if is_json else "\n".join(self._items)
+        self._draw = random.Random(load.first_us)
+        self._next_device = self._draw.randrange(load.devices)
+        self._next_lines = self._draw.randrange(1_000)  # else each load had the same first hosts
+        self._last: Post | None = None
         self._ends_s = math.inf
 
     def take(self) -> Post | None:
         """Render the next post; None: the load is over."""
-        number, rows = self._number, self._load.rows
-        if self._load.rate_per_s is None:
+        number, load = self._number, self._load
+        if load.rate_per_s is None:
             now_s = time.monotonic()
             if number == 0:
-                self._ends_s = now_s + self._load.warm_s + self._load.seconds
+                self._ends_s = now_s + load.warm_s + load.seconds
             elif now_s > self._ends_s:
                 return None
         self._number += 1
-        first_us = self._load.first_us + number * rows
-        if self._load.form == TELEGRAF:
-            body = compress(telegraf.body(first_us), telegraf.LEVEL)
-        elif rows == 1:
-            body = (self._items[number % 200] % first_us).encode()
+        if load.repeats and self._last and self._draw.random() < load.repeats:
+            return self._last._replace(number=number)
+        rows = self._draw.choice(load.sizes) if load.sizes else load.rows
+        if self._hosts:
+            body = self._hosts.body(load.devices, self._next_lines + number, load.first_us)
+            request = self._request(body, number)
         else:
-            body = (self._pattern % tuple(range(first_us, first_us + rows))).encode()
-        head = self._head
-        if self._load.new_heads:
-            head = head.replace(b"\r\n", b"\r\nX-Request-Id: %016x\r\n" % number, 1)
-        return Post(finish(head, body), rows, "live", number)
+            devices = self._devices(rows)
+            request = self._request(self._body(devices, number), number, devices[0])
+        self._last = Post(request, rows, "live", number)
+        return self._last
+
+    def _devices(self, rows: int) -> list[int]:
+        """Return the devices of a post, in the order of all."""
+        at, order = self._next_device, _order(self._load.devices)
+        self._next_device = (at + rows) % len(order)
+        found = order[at : at + rows]
+        while len(found) < rows:
+            found += order[: rows - len(found)]
+        return found
+
+    def _body(self, devices: list[int], number: int) -> bytes:
+        load = self._load
+        first_us = load.first_us + number * load.rows
+        if load.late and self._draw.random() < load.late:
+            first_us -= self._draw.randint(1, LATE_DAYS_MAX) * DAY_US
+        item = _ITEMS[load.form]
+        items = [
+            item % (device, _VALUES[at % 200], at) for at, device in enumerate(devices, first_us)
+        ]
+        if load.form == LINES:
+            return "\n".join(items).encode()
+        return (items[0] if len(items) == 1 else f"[{','.join(items)}]").encode()
+
+    def _request(self, body: bytes, number: int, device: int = 0) -> bytes:
+        load = self._load
+        line, _, rest = self._head
+        fields = b""
+        if load.tokens:
+            fields += b"Authorization: Bearer %b\r\n" % load.tokens[device].encode()
+        if load.closing and self._draw.random() < load.closing:
+            fields += b"Connection: close\r\n"
+        if load.new_heads:
+            fields += b"X-Request-Id: %016x\r\n" % number
+        return finish(b"%b\r\n%b%b" % (line, fields, rest), body)
 
 
 class Tally:
@@ -184,6 +241,7 @@ async def send(load: Load) -> tuple[Driver, Tally]:
         if load.rate_per_s is None
         else moments(constant(load.rate_per_s), arrivals="poisson", seed=SEED, within_s=within_s),
         retry=None,
+        tls=ssl.create_default_context(cafile=load.ca_file) if load.ca_file else None,
     )
     await driver.run()
     tally.took_s = time.monotonic() - driver.started_s

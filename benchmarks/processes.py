@@ -168,6 +168,15 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def cpu_by_process_s(pid: int) -> dict[int, float]:
+    """Return the CPU seconds of each process below one, to the microsecond."""
+    found = {}
+    for each in descendants(pid):
+        with contextlib.suppress(Broken):
+            found[each] = cpu_clock_s(each)
+    return found
+
+
 def cpu_below_s(pid: int) -> float:
     """Return the CPU seconds of all processes below one, and of their children that have ended."""
     ticks = 0
@@ -250,6 +259,19 @@ def scratch() -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """Write a certificate (ECDSA, P-256) for the loopback and its key; return both files."""
+    cert_file, key_file = folder / "bench.crt", folder / "bench.key"
+    if not cert_file.exists():
+        words: list[str | Path] = [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+            *("-nodes", "-days", "30", "-subj", "/CN=bench"),
+            *("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key_file, "-out", cert_file),
+        ]
+        subprocess.run(words, check=True, capture_output=True)
+    return cert_file, key_file
 
 
 def raise_open_files_limit() -> None:

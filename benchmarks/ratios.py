@@ -15,9 +15,10 @@ it is 3 of 12 pairs (0.961) and 15 of 40 (0.919). Below 5 pairs there is no such
 Thompson, On Confidence Ranges for the Median, Annals of Mathematical Statistics 7 (1936); also
 W. J. Conover, Practical Nonparametric Statistics, section 3.2.
 
-**Not slower** means, for CPU: the interval is narrower than 0.04, and its upper end is at most
-1.03. If 40 pairs do not make it so narrow, it must contain 1.0, or lie below it. For rate and
-latency: the interval contains 1.0, or lies on the better side.
+**Not slower** means, for CPU (the service's): the interval is narrower than 0.04, and its upper end
+is at most 1.03. If 40 pairs do not make it so narrow, it must contain 1.0, or lie below it. For
+rate and latency: the interval contains 1.0, or lies on the better side. For PostgreSQL's CPU: it
+reaches down to 1.03, since a fifth figure would call a commit slower than itself too often.
 
 **Pairs are added**, from 12 up to 40, while the interval of CPU is too wide, and also while a
 figure looks slower: an interval of 90 % is wrong once in ten times, and here are many of them. All
@@ -38,8 +39,8 @@ PAIRS_MIN, PAIRS_MAX = 12, 40
 PAIRS_FOR_INTERVAL = 5  # fewer give no interval of 90 %
 CPU_WIDTH_MAX = 0.04
 CPU_HIGH_MAX = 1.03
-CPU = "CPU"
-MORE_IS_BETTER = {CPU: False, "rate": True, "p50": False, "p99": False}
+CPU, POSTGRES = "CPU", "PostgreSQL"
+MORE_IS_BETTER = {CPU: False, "rate": True, "p50": False, "p99": False, POSTGRES: False}
 
 Ratios = Mapping[str, Sequence[float]]  # by figure: those of MORE_IS_BETTER
 
@@ -80,6 +81,8 @@ def holds(name: str, found: Interval) -> bool:
     """Whether one figure is not slower. A wide interval of CPU must reach down to 1.0."""
     if name == CPU and found.width < CPU_WIDTH_MAX:
         return found.high <= CPU_HIGH_MAX
+    if name == POSTGRES:
+        return found.low <= CPU_HIGH_MAX
     return found.high >= 1.0 if MORE_IS_BETTER[name] else found.low <= 1.0
 
 

@@ -1,41 +1,82 @@
-"""The bodies of telegraf.lua: as Telegraf sends its batches, 1,000 lines of ten fields, gzip.
+"""Posts of line protocol as Telegraf sends its batches: 1,000 lines of several fields.
 
-Each of a post's lines is another series; its posts differ by their one time. So a body is made from
-a pattern, once for all contenders.
+Each line is another series, host after host; each round of all of them has a time of its own. The
+bodies of telegraf.lua are made once, for all contenders.
 """
 
 from __future__ import annotations
 
 import atexit
-import gzip
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
-HOSTS, CPUS = 200, 5
-FIELDS = ("user", "system", "idle", "nice", "iowait", "irq", "softirq", "steal", "guest", "active")
-LINES = HOSTS * CPUS
-ROWS = LINES * len(FIELDS)
+from loadgen.traffic.post import compress
+
+HOSTS_MANY, LINES = 200, 1_000  # of a run of wrk, of a post
 CONNECTIONS = 8  # more posts than these would be more readings than a buffer in memory has room for
 POSTS_PER_S_MAX = 180  # faster than all contenders; after the last body the run ends
 LEVEL = 6  # of gzip
+PLUGINS = ("cpu", "net", "disk", "diskio", "mem")
 
 
-def body(at_us: int) -> bytes:
-    """Return the lines of a post, all of one time."""
-    return _pattern().replace(b"@", b"%d" % at_us)
+class Hosts(NamedTuple):
+    """Hosts of one kind: each sends all of `keys`, which have a place for its number."""
+
+    keys: tuple[str, ...]
+    fields: tuple[str, ...]
+    gzip: bool
+
+    @property
+    def rows(self) -> int:
+        """The readings of a post."""
+        return LINES * len(self.fields)
+
+    def body(self, hosts: int, number: int, first_us: int) -> bytes:
+        """Return post `number` of so many hosts; the first round has the time `first_us`."""
+        keys, values = self.keys, _values(self.fields)
+        lines = []
+        for line in range(number * LINES, (number + 1) * LINES):
+            before, key = divmod(line, len(keys))
+            rounds, host = divmod(before, hosts)
+            lines.append(f"{keys[key] % host} {values[line % len(values)]} {first_us + rounds}\n")
+        text = "".join(lines).encode()
+        return compress(text, LEVEL) if self.gzip else text
 
 
 @cache
-def _pattern() -> bytes:
-    lines = []
-    for number in range(LINES):
-        fields = ",".join(
+def _values(fields: tuple[str, ...]) -> list[str]:
+    """Return what stands for all fields of a line, some dozens of it."""
+    return [
+        ",".join(
             f"usage_{name}={(number * 37 + at * 911) % 10_000 / 100:.2f}"
-            for at, name in enumerate(FIELDS)
+            for at, name in enumerate(fields)
         )
-        lines.append(f"cpu,cpu=cpu{number % CPUS},host=host-{number // CPUS:03d} {fields} @\n")
-    return "".join(lines).encode()
+        for number in range(97)
+    ]
+
+
+TELEGRAF, FLEET = "telegraf", "fleet"
+HOSTS = {
+    TELEGRAF: Hosts(
+        tuple(f"cpu,cpu=cpu{number},host=host-%03d" for number in range(5)),
+        (
+            *("user", "system", "idle", "nice", "iowait", "irq", "softirq", "steal"),
+            *("guest", "active"),
+        ),
+        gzip=True,
+    ),
+    FLEET: Hosts(
+        tuple(
+            f"{PLUGINS[number % 5]},part=x{number},host=web%06d.example.com,region=eu"
+            for number in range(20)
+        ),
+        ("aa", "bb", "cc", "dd", "ee", "ff", "gg", "hh"),
+        gzip=False,
+    ),
+}
+ROWS = HOSTS[TELEGRAF].rows
 
 
 @cache
@@ -46,6 +87,6 @@ def bodies(first_us: int, seconds: float) -> Path:
     atexit.register(path.unlink, missing_ok=True)
     with file:
         for number in range(int(seconds * POSTS_PER_S_MAX)):
-            packed = gzip.compress(body(first_us + number), LEVEL)
+            packed = HOSTS[TELEGRAF].body(HOSTS_MANY, number, first_us)
             file.write(b"%08d%b" % (len(packed), packed))
     return path

@@ -16,7 +16,8 @@ from benchmarks.processes import Broken, Missing, run_driver
 
 HERE = Path(__file__).resolve().parent
 CONNECTIONS = 64
-ROWS = {"singles": 1, "hundreds": 100, "telegraf": telegraf.ROWS}
+NEW, NEW_TLS = "fleet_singles", "fleet_singles_tls"  # the latter: the same script over TLS
+ROWS = {"singles": 1, "hundreds": 100, "telegraf": telegraf.ROWS, NEW: 1, NEW_TLS: 1}
 READINGS = "/v1/readings"
 _MS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
 _MISSING = "wrk is not on PATH: install it (Debian: apt-get install wrk)"
@@ -71,8 +72,8 @@ def drive(
     output, cpu_s = run_driver(
         [
             *("wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--latency"),
-            *("--timeout", "30s", "-s", HERE / f"{script}.lua"),
-            f"http://127.0.0.1:{port}{target}",
+            *("--timeout", "30s", "-s", HERE / f"{script.removesuffix('_tls')}.lua"),
+            f"{'https' if script == NEW_TLS else 'http'}://127.0.0.1:{port}{target}",
             *("--", *words),
         ],
         seconds,

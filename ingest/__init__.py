@@ -24,6 +24,7 @@ up` runs all). Then the buffer has its inlet in the one and its outlet in the ot
 
 The folders. Imports go down only, and folders of one row do not know each other:
 
+    roles/, years/  annexes: what the main house works without (app/annexes.py)
     cli/            the commands of `ingest`: main (lists them), services (those that run on), and
                     one file for each other command
     app/            makes and connects the parts: process (start, stop, last line), service,

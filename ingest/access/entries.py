@@ -13,7 +13,6 @@ import math
 import re
 import secrets
 from collections.abc import Iterator
-from glob import escape
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -64,11 +63,6 @@ class TokenEntry(NamedTuple):
     readings_per_s_max: float | None = None
     posts_per_s_max: float | None = None
     connections_max: int | None = None
-
-    @property
-    def globs(self) -> tuple[str, ...]:
-        """Globs of the devices that it may speak for; none: all."""
-        return (escape(self.device),) if self.device else self.devices
 
     @property
     def certificate(self) -> str:

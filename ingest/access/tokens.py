@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Iterator
 from fnmatch import translate
 from functools import lru_cache
+from glob import escape
+from typing import Any
 
 from ingest.access.entries import CERTIFICATE, NEVER_US, Entries, TokenEntry, digest_of
 from ingest.model.metrics import Metric, Metrics
@@ -22,15 +24,18 @@ _STEP = 64
 class Identity:
     """Who sent a request, and what it may do. `live`: it is not revoked and has not expired.
 
-    `allows` says whether it may speak for a device; None: for all of them.
+    `globs` name the devices that it may speak for; none: all. `allows` says whether it may speak
+    for a device; None: for all of them. The receiver keeps in `known` what it found out about it.
     """
 
-    __slots__ = ("allows", "entry", "live")
+    __slots__ = ("allows", "entry", "globs", "known", "live")
 
     def __init__(self, entry: TokenEntry) -> None:
         self.entry = entry
         self.live = True
-        self.allows = allowed(entry.globs) if entry.globs else None
+        self.known: Any = None
+        self.globs = (escape(entry.device),) if entry.device else entry.devices
+        self.allows = allowed(self.globs) if self.globs else None
 
     def covers(self, source: str, form: str) -> bool:
         """Whether it may send in this form to this source."""

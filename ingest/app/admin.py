@@ -14,6 +14,7 @@ from ingest.admin.dashboard.tail import Observed
 from ingest.admin.exposition import Exposition
 from ingest.admin.guard import Guard
 from ingest.admin.port import Actions, Admin
+from ingest.app.annexes import annexes
 from ingest.app.database import housekeeping_url, late_partitions
 from ingest.app.metrics import own_metrics
 from ingest.app.rules import make_rules
@@ -125,7 +126,8 @@ class AdminSide:
             known=known,
             late=late_partitions(settings, housekeeping_url(settings, url), eager=True),
         )
-        self._lookup = Lookup(url, known, run=self._words["run"])
+        curves = (each.rolled_curve() for each in annexes() if each.rolled_curve is not None)
+        self._lookup = Lookup(url, known, run=self._words["run"], rolled_curve=next(curves, None))
 
     async def close(self) -> None:
         """Close the streams, the database connection and the port. Repeatable."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from os import geteuid
 
+from ingest.app.annexes import check_settings
 from ingest.config.folders import state_dir
 from ingest.config.settings import Settings
 from ingest.system import logs
@@ -15,7 +16,11 @@ from ingest.system.state_folder import StateFolder
 
 @contextmanager
 def begun(settings: Settings, name: str) -> Iterator[StateFolder]:
-    """Give the state folder, locked. Raises StartError if it cannot be used. `name`: of the log."""
+    """Give the state folder, locked. Raises StartError if it cannot be used. `name`: of the log.
+
+    Also if a setting needs an annex that is not there.
+    """
+    check_settings(settings)
     logs.configure(settings.log_level, form=settings.log_format)
     raise_open_files_limit()
     folder = StateFolder.open(state_dir(settings))

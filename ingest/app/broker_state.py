@@ -1,4 +1,4 @@
-"""Why the broker is of no use now, as the state of a role shows it."""
+"""Causes that only roles have: why the broker is of no use now, and a process that is away."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ from ingest.system.clock import monotonic_s
 BROKER_AWAY, BROKER_UNSAFE, BROKER_DISK = "broker_away", "broker_unsafe", "broker_disk"
 STREAM_MISSING, STREAM_ALTERED, STREAM_FULL = "stream_missing", "stream_altered", "stream_full"
 STREAM_LOST = "stream_lost"
+INSTANCE_AWAY = "instance_away"
 CAUSES = {
+    INSTANCE_AWAY: Cause(
+        "a process of the service does not report its state",
+        "It is started again by itself. If this lasts: `{log}`.",
+        "ingestinstancedown",
+        rank=30,
+    ),
     STREAM_LOST: Cause(
         "acknowledged readings are gone from the stream",
         "The log line `stream_messages_removed` or `stream_messages_skipped` says how many. Check "

@@ -5,20 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import inf
 
-from ingest.app import backlog, broker_state, housekeeping, space
+from ingest.app import backlog, housekeeping, space
+from ingest.app.annexes import annexes
 from ingest.dead_letters import room
 from ingest.model import causes
 from ingest.model.causes import UNKNOWN, Cause
 from ingest.receiver import senders
 
-INSTANCE_AWAY = "instance_away"  # of several processes
 OF_PROCESSES = {
-    INSTANCE_AWAY: Cause(
-        "a process of the service does not report its state",
-        "It is started again by itself. If this lasts: `{log}`.",
-        "ingestinstancedown",
-        rank=30,
-    ),
     "starting": Cause(
         "the table has not been checked yet",
         "Wait some seconds. If this lasts: `{log}`.",
@@ -30,12 +24,12 @@ OF_PROCESSES = {
 LISTS: tuple[Mapping[str, Cause], ...] = (
     causes.CAUSES,
     backlog.CAUSES,
-    broker_state.CAUSES,
     OF_PROCESSES,
     room.CAUSES,
     space.CAUSES,
     housekeeping.CAUSES,
     senders.CAUSES,
+    *(each.causes for each in annexes()),
 )
 CAUSES = {name: cause for each in LISTS for name, cause in each.items()}
 

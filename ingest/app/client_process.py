@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar, Protocol
 
 import orjson
 
@@ -29,9 +29,20 @@ from ingest.system.clock import unix_us
 from ingest.system.notify import Notifier
 from ingest.system.state_folder import StateFolder
 
-if TYPE_CHECKING:
-    from ingest.forward.forwarder import Forwarder
-    from ingest.mqtt.bridge import MqttBridge
+
+class Work(Protocol):
+    """What such a process does: it takes messages of a broker, and posts what they hold."""
+
+    def oldest_us(self) -> int | None:
+        """Return when the oldest that is held came, in Unix microseconds; None if none is held."""
+        ...
+
+    async def run(self, stopping: asyncio.Event, aborted: asyncio.Event, stop_s_max: float) -> None:
+        """Post until `stopping` is set. Then posts under way have `stop_s_max` to end.
+
+        They end at once when `aborted` is set.
+        """
+        ...
 
 
 class ClientService(ABC):
@@ -42,7 +53,7 @@ class ClientService(ABC):
 
     role: ClassVar[str]
     works: ClassVar[str]
-    work: MqttBridge | Forwarder
+    work: Work
 
     def __init__(
         self,

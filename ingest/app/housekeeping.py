@@ -14,17 +14,17 @@ from ingest.app.database import (
     housekeeping_jobs,
     housekeeping_url,
     late_partitions,
-    retention_policy,
     timeouts,
 )
 from ingest.app.target import make_target
 from ingest.config.settings import Settings
+from ingest.config.values import duration_us
 from ingest.model.causes import Cause, Trouble, trouble_of
 from ingest.model.errors import StartError
 from ingest.model.metrics import Metric, Metrics
 from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.sinks.postgres.housekeeping import runs
-from ingest.sinks.postgres.housekeeping.keeping import Growth, growth
+from ingest.sinks.postgres.housekeeping.partitions import Growth, growth
 from ingest.sinks.postgres.housekeeping.plan import Did, Step
 from ingest.sinks.postgres.housekeeping.runs import Report
 from ingest.sinks.postgres.housekeeping.view import HYPERTABLE, PARTITIONED, View
@@ -53,11 +53,12 @@ CAUSES = {
     ),
     PARTITION_MISSING: Cause(
         "readings of days without a partition wait as dead letters, and the service makes none",
-        "If the role of the service may not make partitions: run `{run} housekeeping run --from "
-        "DAY` with the URL of the role that owns the table (DAY is the oldest of these days), or "
-        "set housekeeping_url. If partitions_max leaves no more, now or within a day: see whether "
-        "a device has a wrong clock (ts_min refuses its readings); if not, raise it. If another "
-        "tool makes the partitions: let it make these. Then the readings come back by themselves.",
+        "If the role of the service may not make partitions, or what makes them for late readings "
+        "is not installed: run `{run} housekeeping run --from DAY` with the URL of the role that "
+        "owns the table (DAY is the oldest of these days), or set housekeeping_url. If "
+        "partitions_max leaves no more, now or within a day: see whether a device has a wrong "
+        "clock (ts_min refuses its readings); if not, raise it. If another tool makes the "
+        "partitions: let it make these. Then the readings come back by themselves.",
         "ingestpartitionsend",
         rank=170,
     ),
@@ -187,7 +188,7 @@ class Housekeeping:
         self._hidden = report.hidden_words if report.hidden and not at_work else ""
         if not report.other_run:
             self._failed = [_said(each.step, each.error) for each in report.did if each.error]
-        self._growth = growth(view.partitions, view.now_us, retention_policy(self._settings))
+        self._growth = growth(view.partitions, view.now_us, duration_us(self._settings.keep_hot))
         parts = self.partitions
         self.bytes = None if parts is None else sum(each.bytes for each in parts.partitions)
 

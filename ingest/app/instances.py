@@ -13,8 +13,10 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from os import getpid
 from typing import Any
 
+from ingest import __version__
 from ingest.admin.exposition import Shown
 from ingest.app.metrics import values_of
 from ingest.app.status import Status
@@ -103,11 +105,9 @@ class Instances:
     for `forget_s` is not listed, and counts as ended. Should it come back, it is counted once.
     """
 
-    def __init__(self, own: Ledger, version: str, pid: int, *, forget_s: float = math.inf) -> None:
+    def __init__(self, own: Ledger, *, forget_s: float = math.inf) -> None:
         self._forget_s = forget_s
         self._own = own
-        self._version = version
-        self._pid = pid
         self._current: dict[str, Instance] = {}
         self._last: dict[tuple[str, int], Status] = {}  # by name and start
         self._older = Ledger()  # of those that ended first, and what they counted of the broker
@@ -194,7 +194,7 @@ class Instances:
             )
             for each in self
         ]
-        return [Shown(OWN, self._version, values_of(self._own), self._pid), *others]
+        return [Shown(OWN, __version__, values_of(self._own), getpid()), *others]
 
     def buffer(self) -> BufferStats:
         """Return the sum of the buffers of all processes; the space of the fullest one."""

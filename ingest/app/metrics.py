@@ -13,30 +13,22 @@ from ingest import __version__
 from ingest.access import tokens
 from ingest.admin import ledger_metrics
 from ingest.admin.exposition import Exposition, of_one
-from ingest.app import broker_state, fill, housekeeping
-from ingest.broker import audit, purge
-from ingest.buffers.stream import outlet
+from ingest.app import fill, housekeeping
+from ingest.app.annexes import annexes
 from ingest.http import certificate
 from ingest.model.ledger import Ledger
 from ingest.model.metrics import Metric, Metrics
 from ingest.receiver import senders
 
-GAUGES: dict[str, Metric[Any]] = {
-    each.name: each
-    for metrics in (
-        fill.METRICS,
-        broker_state.METRICS,
-        broker_state.OF_STREAM,
-        audit.METRICS,
-        purge.METRICS,
-        outlet.METRICS,
-        senders.METRICS,
-        housekeeping.METRICS,
-        certificate.METRICS,
-        tokens.METRICS,
-    )
-    for each in metrics
-}
+LISTS: tuple[Metrics[Any], ...] = (
+    fill.METRICS,
+    senders.METRICS,
+    housekeeping.METRICS,
+    certificate.METRICS,
+    tokens.METRICS,
+    *(each.metrics for each in annexes()),
+)
+GAUGES: dict[str, Metric[Any]] = {each.name: each for metrics in LISTS for each in metrics}
 ALL: Metrics[Any] = (*ledger_metrics.ALL, *GAUGES.values())
 
 

@@ -11,10 +11,8 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Mapping
-from os import getpid
 from typing import Any
 
-from ingest import __version__
 from ingest.admin.dashboard.pages import Dashboard
 from ingest.admin.dashboard.tail import Observed, Tail
 from ingest.app import fill
@@ -66,7 +64,7 @@ class Overview:
             figures=lambda: {**own(), **self.instances.losses()},
         )
         self._tail = Tail()
-        self.instances = Instances(self.own, __version__, getpid(), forget_s=forget_s)
+        self.instances = Instances(self.own, forget_s=forget_s)
         self.health = UpHealth(self.instances, filling, advice)
         self.observed = Observed(
             self.instances.ledger,

@@ -13,7 +13,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from ingest.app.causes import INSTANCE_AWAY, rank_of
+from ingest.app.broker_state import INSTANCE_AWAY
+from ingest.app.causes import rank_of
 from ingest.app.fill import WAITS_S_MIN, Fill
 from ingest.app.forecast import Forecast
 from ingest.app.health import UNREADY, Judged

@@ -39,7 +39,7 @@ from ingest.model.verdict import (
     WriteFailed,
 )
 from ingest.sinks.postgres.connection import DatabaseUrl
-from ingest.sinks.postgres.housekeeping.late import LatePartitions
+from ingest.sinks.postgres.housekeeping.known_partitions import KnownPartitions
 from ingest.sinks.postgres.known_server import KnownServer
 from ingest.sinks.postgres.make_table import make_table
 from ingest.sinks.postgres.sink import SinkPostgres
@@ -61,7 +61,7 @@ def make_sink(
     name: str = "iot-ingest",
     known: KnownServer | None = None,
     on_checked: Callable[[str], None] | None = None,
-    late: LatePartitions | None = None,
+    late: KnownPartitions | None = None,
 ) -> SinkPostgres:
     """Return a sink that connects to `url` at its first use; see CheckedConnection."""
     sink = SinkPostgres(

@@ -41,8 +41,7 @@ def session_type() -> type[Session]:
         from ingest.broker.session import Session  # noqa: PLC0415
     except ImportError as error:
         raise StartError(
-            "`ingest up`, the roles, and `ingest serve` in a state folder of `ingest up` need the "
-            f"extra `roles` ({error}): install iot-ingest[roles]"
+            f"the broker needs the extra `roles` ({error}): install iot-ingest[roles]"
         ) from error
     return Session
 
@@ -60,7 +59,6 @@ class BrokerConnection:
         self._role = role
         self._session: Session | None = None
         self._replies: dict[int, OnReply] = {}
-        self._on_delivery: OnReply | None = None
         self._hears: dict[str, Heard] = {}
         self._on_delivery_of: dict[str, OnReply] = {}  # by stream
         self._last_token = 0
@@ -89,12 +87,9 @@ class BrokerConnection:
         """Call `came` after each connect, and `went` after each end of a connection."""
         self._watchers.append((came, went))
 
-    def deliver_to(self, on_delivery: OnReply, *, stream: str = "") -> None:
-        """Give all messages that are pulled, or those of one stream, to this function."""
-        if stream:
-            self._on_delivery_of[stream] = on_delivery
-        else:
-            self._on_delivery = on_delivery
+    def deliver_to(self, on_delivery: OnReply, stream: str) -> None:
+        """Give all messages that are pulled from this stream to this function."""
+        self._on_delivery_of[stream] = on_delivery
 
     def hear(self, subject: str, on_message: OnReply, *, group: str = "") -> None:
         """Give all messages of a subject to this function, from the next connect on.
@@ -119,14 +114,14 @@ class BrokerConnection:
         *,
         headers: Mapping[str, str] | None = None,
         pulls: bool = False,
-    ) -> int | None:
-        """Send a message; return the token of its replies, or None, and send nothing, if away.
+    ) -> int:
+        """Send a message; return the token of its replies. Raises BrokerAway: nothing was sent.
 
         `on_reply` gets all replies, until the token is forgotten or the connection ends. If it
         `pulls` messages, these go elsewhere: they do not say which call they belong to.
         """
         if self._session is None or not self.up:
-            return None
+            raise BrokerAway(f"the broker is out of reach: {self.why_away}")
         self._last_token += 1
         token = self._last_token
         self._replies[token] = on_reply
@@ -134,10 +129,9 @@ class BrokerConnection:
         self._session.put(Outgoing(subject, payload, reply_to, headers))
         return token
 
-    def forget(self, token: int | None) -> None:
+    def forget(self, token: int) -> None:
         """Take no more replies to a call. Repeatable."""
-        if token is not None:
-            self._replies.pop(token, None)
+        self._replies.pop(token, None)
 
     async def request(self, subject: str, payload: bytes, within_s: float) -> Message:
         """Return the first reply. Raises BrokerAway if there is none, or nobody who answers."""
@@ -148,8 +142,6 @@ class BrokerConnection:
                 replied.set_result(message)
 
         token = self.call(subject, payload, take)
-        if token is None:
-            raise BrokerAway(f"the broker is out of reach: {self.why_away}")
         session = self._session
         assert session is not None, "it has taken the call"
         ended = asyncio.ensure_future(session.ended.wait())
@@ -234,7 +226,7 @@ class BrokerConnection:
         for stream, on_delivery in self._on_delivery_of.items():
             if f".{stream}." in message.reply_to:
                 return on_delivery
-        return self._on_delivery
+        return None
 
 
 @asynccontextmanager

@@ -106,8 +106,6 @@ class StreamMessages:
         token = self._connection.call(
             f"$JS.API.DIRECT.GET.{self._stream}", msgspec.json.encode(request), reading.take
         )
-        if token is None:
-            raise BrokerAway(f"the broker is out of reach: {self._connection.why_away}")
         self._reading.add(reading)
         try:
             return await reading.end()

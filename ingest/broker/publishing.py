@@ -105,13 +105,14 @@ class Publisher:
         publish.stop_timer()
         if publish.result.done():
             return
-        token = self._connection.call(
-            self._subject,
-            publish.payload,
-            lambda message: self._replied(publish, message),
-            headers=publish.headers,
-        )
-        if token is None:  # `_send_all` sends it when there is a connection
+        try:
+            token = self._connection.call(
+                self._subject,
+                publish.payload,
+                lambda message: self._replied(publish, message),
+                headers=publish.headers,
+            )
+        except BrokerAway:  # `_send_all` sends it when there is a connection
             publish.why = self._connection.why_away
             return
         # The reply to an earlier try is as good, so its token stays.

@@ -153,7 +153,7 @@ class Puller:
         self._pause_s = 0.0
         self._is_quiet = False
         self._occasionally = Occasionally(WARNING_S)
-        connection.deliver_to(self._deliver)
+        connection.deliver_to(self._deliver, STREAM)
         connection.watch(self._ask, self._went)
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -225,16 +225,20 @@ class Puller:
             "expires": int(EXPIRES_S * 1e9),
             "idle_heartbeat": int(HEARTBEAT_S * 1e9),
         }
-        token = self._connection.call(
-            f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{self._consumer}",
-            msgspec.json.encode(request),
-            self._status,
-            pulls=True,
-        )
+        try:
+            token = self._connection.call(
+                f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{self._consumer}",
+                msgspec.json.encode(request),
+                self._status,
+                pulls=True,
+            )
+        except BrokerAway:
+            self._pause_s = AGAIN_S_MAX
+            return
         try:
             while not self._over.is_set() and not stopping.is_set():
                 silent_s = clock.monotonic_s() - self._last_sign_s
-                if token is None or silent_s >= SILENCE_S_MAX:
+                if silent_s >= SILENCE_S_MAX:
                     self._pause_s = AGAIN_S_MAX
                     return
                 await first_of(

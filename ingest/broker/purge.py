@@ -41,9 +41,9 @@ class StreamPurge:
 
     `checked_to` says how far the audit has seen to the stream that was made at a time.
 
-    A forwarder whose lag is larger than `forward_lag_bytes_max` does not count (0: it always does).
-    If it runs, it skips messages itself, sooner. `delivered_bytes` is how many bytes came to
-    our writer so far. What is removed is noted in the `mark` before.
+    A forwarder whose lag is larger than `forward_lag_bytes_max` does not count. If it runs, it
+    skips messages itself, sooner. `delivered_bytes` is how many bytes came to our writer so far.
+    What is removed is noted in the `mark` before.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class StreamPurge:
         checked_to: Callable[[str], int],
         delivered_bytes: Callable[[], int],
         mark: MarkFile,
-        forward_lag_bytes_max: int = 0,
+        forward_lag_bytes_max: int,
     ) -> None:
         self.unforwarded = 0  # messages that we removed though a forwarder had not sent them
         self.faults: tuple[StreamFault, ...] = ()  # why nothing is removed
@@ -142,7 +142,6 @@ class StreamPurge:
         floor = int(found["ack_floor"]["stream_seq"])
         if consumer == WRITER:
             self._delivered = found["delivered"]
-        if consumer == WRITER or not self._forward_lag_bytes_max:
             return floor
         lag = lag_of(stream, found)
         place = place_to_skip_to(lag, self._forward_lag_bytes_max, writers)

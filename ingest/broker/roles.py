@@ -88,6 +88,5 @@ ROLES: dict[str, Permissions] = {
         (*_LOOK, f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.*", f"$JS.ACK.{STREAM}.>"),
         never=(f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{WRITER}", f"$JS.ACK.{STREAM}.{WRITER}.>"),
     ),
-    # It moves what another process has left.
-    "admin": Permissions(("$JS.API.>", "ingest.in.>", f"{DEAD_LETTER_SUBJECT}>")),
+    "admin": Permissions(("$JS.API.>",)),
 }

@@ -13,11 +13,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Sequence
 
 from ingest.buffers.bounded_memory import COMPLETED, BoundedMemory
-from ingest.buffers.queue import BlockQueue
+from ingest.buffers.queue import BlockQueue, WaitingWriters
 from ingest.buffers.shared_block import SharedBlock
-from ingest.buffers.waiting import Place, WaitingPosts, WaitingWriters
-from ingest.model.block import SHARED_ROWS_MAX, Block
-from ingest.model.ports import BufferStats, JournalStats, Reservation, Sizes, Told, Work
+from ingest.buffers.waiting import Place, WaitingPosts
+from ingest.model.block import SHARED_ROWS_MAX, Block, Reservation
+from ingest.model.ports import BufferStats, JournalStats, Sizes, Told, Work
 
 
 class MemoryInlet(ABC):
@@ -145,6 +145,11 @@ class MemoryBuffer(MemoryInlet):
         return self.writers.rows
 
     @property
+    def commit_awaited(self) -> bool:
+        """Whether a post waits until a block that writers may take is committed."""
+        return self.writers.awaited > 0
+
+    @property
     def shut(self) -> bool:
         """Whether no block will come in any more."""
         return self.waiting.shut
@@ -154,7 +159,7 @@ class MemoryBuffer(MemoryInlet):
         return self.queue.first_received_s()
 
     async def wait_rows(self, rows: int) -> None:
-        """Wait until `rows` rows may be taken, or the buffer is shut."""
+        """Wait until `rows` rows may be taken, or `commit_awaited`, or the buffer is shut."""
         await self.writers.wait_rows(rows)
 
     def take(self, rows_max: int) -> list[Block]:

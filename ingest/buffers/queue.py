@@ -1,4 +1,4 @@
-"""A queue of blocks, first in, first out.
+"""A queue of blocks, first in, first out, and the writers that wait for rows of it.
 
 Promises: a block that was taken counts until it is settled. Blocks that are given back are in the
 order of their receipt again, even if several writers give blocks back.
@@ -7,16 +7,58 @@ Does not: have a bound. The buffer has one.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Sequence
 
 from ingest.buffers.shared_block import SharedBlock
-from ingest.buffers.waiting import WaitingWriters
 from ingest.model.block import Block
 
 
+class WaitingWriters:
+    """Writers that wait for rows; `rows` may be taken from all queues of the buffer together.
+
+    Posts wait for the commit of `awaited` blocks of these. A queue changes both, and calls `wake`
+    after it has added some.
+    """
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.awaited = 0
+        self.waits: list[tuple[int, asyncio.Future[None]]] = []  # of how many rows
+        self._shut = False
+
+    async def wait_rows(self, rows: int) -> None:
+        """Wait until `rows` rows or an awaited block may be taken, or no more rows will come."""
+        if self._is_over(rows):
+            return
+        wait = (rows, asyncio.get_running_loop().create_future())
+        self.waits.append(wait)
+        try:
+            await wait[1]
+        finally:
+            if wait in self.waits:
+                self.waits.remove(wait)
+
+    def _is_over(self, rows: int) -> bool:
+        return self.rows >= rows or self.awaited > 0 or self._shut
+
+    def wake(self) -> None:
+        """Wake the writers whose wait is over."""
+        for wait in self.waits[:]:
+            if self._is_over(wait[0]):
+                self.waits.remove(wait)
+                if not wait[1].done():
+                    wait[1].set_result(None)
+
+    def shut_out(self) -> None:
+        """Let no writer wait any more: no more rows will come."""
+        self._shut = True
+        self.wake()
+
+
 class BlockQueue:
-    """Blocks in the order of receipt. `writers.rows` counts the rows that may be taken."""
+    """Blocks in the order of receipt. `writers` counts those that may be taken."""
 
     def __init__(self, writers: WaitingWriters) -> None:
         self.blocks: deque[Block] = deque()
@@ -33,6 +75,8 @@ class BlockQueue:
         self.blocks.append(block)
         self.rows += rows
         writers.rows += rows
+        if block.ack is not None:
+            writers.awaited += 1
         if writers.waits:
             writers.wake()
 
@@ -59,6 +103,8 @@ class BlockQueue:
             rows += block.rows
             taken.append(block)
             self._received_s[id(block)] = block.received_s
+            if block.ack is not None:
+                self._writers.awaited -= 1
         self._writers.rows -= rows
         self._taken_changed = True
         return taken
@@ -83,6 +129,8 @@ class BlockQueue:
                 front.append(waiting.popleft())
             front.append(block)
             self._writers.rows += block.rows
+            if block.ack is not None:
+                self._writers.awaited += 1
             del self._received_s[id(block)]
         waiting.extendleft(reversed(front))
         self._writers.wake()

@@ -10,17 +10,28 @@ from ingest.model.ports import Told
 class SharedBlock:
     """A block that may grow, its size in bytes, and who waits until it is kept.
 
-    `told` gets the waiters of all its posts; None: nobody waits.
+    `told` gets the waiters of all its posts. With it the block is queued for the writers once it is
+    kept, and before they are told. None: nobody waits; the block was queued at once. `spilled`: it
+    has no room in memory, and will only be in the journal.
     """
 
-    __slots__ = ("block", "bytes_max", "rows_max", "size_bytes", "told", "waiters")
+    __slots__ = ("block", "bytes_max", "rows_max", "size_bytes", "spilled", "told", "waiters")
 
-    def __init__(self, block: Block, rows_max: int, bytes_max: int = SHARED_BYTES_MAX) -> None:
+    def __init__(
+        self,
+        block: Block,
+        rows_max: int = 0,
+        bytes_max: int = SHARED_BYTES_MAX,
+        *,
+        told: Told | None = None,
+        spilled: bool = False,
+    ) -> None:
         self.block = block
         self.rows_max = rows_max
         self.bytes_max = bytes_max
         self.size_bytes = len(block.tuples)
-        self.told: Told | None = None
+        self.told = told
+        self.spilled = spilled
         self.waiters: list[object] = []  # in the order of their posts
 
     def takes(self, block: Block) -> bool:

@@ -1,4 +1,4 @@
-"""Waits at a buffer: posts wait for room, and writers wait for rows.
+"""The wait of posts for room in a buffer.
 
 Promises: the posts of one sender get room in the order in which they came; senders take turns. Of
 the memory for posts that wait, a sender leaves as much free as its own posts take. A post waits at
@@ -14,8 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ingest.buffers.turns import Turns
+from ingest.model.block import Reservation
 from ingest.model.errors import BufferFull, Stopping
-from ingest.model.ports import Reservation, Sizes
+from ingest.model.ports import Sizes
 from ingest.system.clock import monotonic_s
 
 PUT_WAIT_S_MAX = 1.0  # a post waits so long for room: short beside the time-outs of clients
@@ -160,40 +161,3 @@ class _WaitingPost:
     size_bytes: int
     place: Place
     granted: asyncio.Future[Reservation]
-
-
-class WaitingWriters:
-    """Writers that wait for rows; `rows` may be taken from all queues of the buffer together.
-
-    A queue changes `rows`, and calls `wake` after it has added some.
-    """
-
-    def __init__(self) -> None:
-        self.rows = 0
-        self.waits: list[tuple[int, asyncio.Future[None]]] = []  # of how many rows
-        self._shut = False
-
-    async def wait_rows(self, rows: int) -> None:
-        """Wait until `rows` rows may be taken, or no more rows will come."""
-        if self.rows >= rows or self._shut:
-            return
-        wait = (rows, asyncio.get_running_loop().create_future())
-        self.waits.append(wait)
-        try:
-            await wait[1]
-        finally:
-            if wait in self.waits:
-                self.waits.remove(wait)
-
-    def wake(self) -> None:
-        """Wake the writers whose wait is over."""
-        for wait in self.waits[:]:
-            if self.rows >= wait[0] or self._shut:
-                self.waits.remove(wait)
-                if not wait[1].done():
-                    wait[1].set_result(None)
-
-    def shut_out(self) -> None:
-        """Let no writer wait any more: no more rows will come."""
-        self._shut = True
-        self.wake()

@@ -5,31 +5,30 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from ingest.app.archive import parquet_archiver
+from ingest.app.database import timeouts
+from ingest.app.target import make_target
+from ingest.cli.find_database import owners_database
 from ingest.cli.parser import JSON, Command, flag
 from ingest.cli.terminal import Ending
 from ingest.config.loading import Loaded
 from ingest.model.errors import StartError
+from ingest.sinks.postgres.housekeeping import archived, archiving
+from ingest.sinks.postgres.housekeeping.archived import Contents
+from ingest.sinks.postgres.housekeeping.opening import opened
+from ingest.sinks.postgres.housekeeping.plan import alone
+from ingest.sinks.postgres.housekeeping.view import look_at
 from ingest.system.clock import rfc3339_or_us
 from ingest.system.words import counted
 
 if TYPE_CHECKING:
     from ingest.archive.archiver import ParquetArchiver
-    from ingest.sinks.postgres.housekeeping.archived import Contents
 
 ALONE_S_MAX = 60.0  # how long `restore` waits for a run, as `verify` does
 
 
 async def _run(args: argparse.Namespace, loaded: Loaded) -> Ending:
     """Do one of the commands; the exit code is 1 if `verify` has found a fault."""
-    from ingest.app.archive import parquet_archiver  # noqa: PLC0415
-    from ingest.app.database import timeouts  # noqa: PLC0415
-    from ingest.app.target import make_target  # noqa: PLC0415
-    from ingest.cli.find_database import owners_database  # noqa: PLC0415
-    from ingest.sinks.postgres.housekeeping import archived, archiving  # noqa: PLC0415
-    from ingest.sinks.postgres.housekeeping.opening import opened  # noqa: PLC0415
-    from ingest.sinks.postgres.housekeeping.plan import alone  # noqa: PLC0415
-    from ingest.sinks.postgres.housekeeping.view import look_at  # noqa: PLC0415
-
     settings, target = loaded.settings, make_target(loaded.settings)
     async with (
         owners_database(settings) as url,
@@ -99,8 +98,6 @@ async def _faults(
     archiver: ParquetArchiver, contents: list[Contents], connection: Any, table: str
 ) -> dict[str, str]:
     """Read all files; return what is wrong, by partition."""
-    from ingest.sinks.postgres.housekeeping import archived  # noqa: PLC0415
-
     faults = {}
     for each in contents:
         name = each.name

@@ -9,7 +9,6 @@ import argparse
 from dataclasses import Field, fields
 from typing import Any
 
-from ingest.cli.find_database import known_url
 from ingest.cli.parser import AllSettings, Command, OneOf, flag
 from ingest.cli.terminal import Ending
 from ingest.config.folders import state_dir
@@ -40,6 +39,8 @@ def _one_value(name: str, settings: Settings) -> str:
     if name == "state_dir":
         return str(state_dir(settings))
     if name == "database_url":
+        from ingest.cli.find_database import known_url  # noqa: PLC0415
+
         value = known_url(settings)
         if value is None:
             raise StartError(
@@ -47,12 +48,9 @@ def _one_value(name: str, settings: Settings) -> str:
                 f"{state_dir(settings)}; start one with `ingest serve`, or set INGEST_DATABASE_URL"
             )
     if name == "admin_token" and not value:
-        from ingest.system.state_folder import running_service  # noqa: PLC0415
+        from ingest.cli.running_service import service_of  # noqa: PLC0415
 
-        service = running_service(state_dir(settings))
-        if service is None:
-            raise StartError(f"no service runs on the state folder {state_dir(settings)}")
-        value = service.token
+        value = service_of(settings).token
     return plain(value)
 
 

@@ -17,20 +17,15 @@ from pathlib import Path
 
 from ingest import __version__
 from ingest.app.advice import advice
+from ingest.app.annexes import annexes, lacking
 from ingest.app.backlog import WRITES_FAIL
 from ingest.app.causes import next_step
 from ingest.app.database import timeouts
 from ingest.app.target import make_target
 from ingest.buffers.journal.reader import segment_files
-from ingest.cli.doctor_broker import broker_checks
 from ingest.cli.doctor_database import FAIL, OK, WARN, Check, database_checks, judged
 from ingest.cli.doctor_partitions import partition_checks
-from ingest.cli.doctor_senders import (
-    access_check,
-    certificate_check,
-    mqtt_checks,
-    sources_check,
-)
+from ingest.cli.doctor_senders import access_check, certificate_check, sources_check
 from ingest.cli.find_database import database
 from ingest.cli.parser import JSON, Command
 from ingest.cli.running_service import ask_service
@@ -63,8 +58,9 @@ async def _run(_args: argparse.Namespace, loaded: Loaded) -> Ending:
         service = running_service(state_dir(settings))
         checks += [*port_checks(settings, service), access_check(settings, service)]
         checks.append(dead_letters_check(settings))
-        checks += await broker_checks(settings)
-        checks += mqtt_checks(settings)
+        for annex in annexes():
+            if annex.checks is not None:
+                checks += [Check(*each) for each in await annex.checks(settings)]
     checks += await _database(loaded, service)
     checks = [each._replace(detail=as_typed(each.detail)) for each in checks]
     has_failed = any(each.state == FAIL for each in checks)
@@ -91,7 +87,7 @@ def machine_checks(settings: Settings) -> Iterator[Check]:
     """Check Python, the libraries and the limits of the process."""
     python = f"Python {platform.python_version()}, iot-ingest {__version__}"
     yield Check("python", OK, f"{python}, {platform.system()} {platform.machine()}")
-    yield _libraries()
+    yield _libraries(settings)
     yield _c_parsers()
     yield _open_files(settings)
     if settings.tls_cert_file:
@@ -100,7 +96,7 @@ def machine_checks(settings: Settings) -> Iterator[Check]:
         yield sources_check(settings)
 
 
-def _libraries() -> Check:
+def _libraries(settings: Settings) -> Check:
     versions, missing = list[str](), list[str]()
     for name in LIBRARIES:
         try:
@@ -108,7 +104,8 @@ def _libraries() -> Check:
         except metadata.PackageNotFoundError:
             missing.append(name)
     lacks = f"missing: {', '.join(missing)}; install the project again"
-    return judged("libraries", ", ".join(versions), (missing, FAIL, lacks))
+    needed = lacking(settings)
+    return judged("libraries", ", ".join(versions), (missing, FAIL, lacks), (needed, FAIL, needed))
 
 
 def _c_parsers() -> Check:

@@ -1,10 +1,9 @@
-"""What `ingest doctor` finds about who may post, and how: tokens, certificate, sources, MQTT."""
+"""What `ingest doctor` finds about who may post, and how: tokens, certificate, sources."""
 
 from __future__ import annotations
 
 import math
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 from ingest.access.rule import is_open
@@ -12,25 +11,17 @@ from ingest.access.token_file import SOON_US
 from ingest.app.access import open_tokens
 from ingest.app.rules import make_sources
 from ingest.cli.doctor_database import FAIL, OK, WARN, Check, judged
-from ingest.config.folders import state_dir
 from ingest.config.settings import Settings, split_address
-from ingest.dead_letters.folder.segments import segments
 from ingest.http.certificate import Certificate
 from ingest.http.sites import is_loopback
 from ingest.model.errors import ConfigError, StartError
 from ingest.system.clock import rfc3339_s, unix_us
-from ingest.system.files import size_bytes
-from ingest.system.state_folder import ServiceInfo, StateFolder
+from ingest.system.state_folder import ServiceInfo
 from ingest.system.surroundings import command_words
 from ingest.system.words import counted
 
 _NAME = "access"
 DAYS_MIN = 14  # as the alert IngestCertificateEnds
-NOT_OURS = (
-    "what the MQTT broker drops never comes here, and cannot be seen from here: check its "
-    "max_queued_messages, persistence and autosave_interval, and that devices publish with QoS 1 "
-    "(docs/mqtt.md)"
-)
 
 
 def access_check(settings: Settings, service: ServiceInfo | None = None) -> Check:
@@ -100,22 +91,6 @@ def certificate_check(settings: Settings) -> Check:
         (left_days < 0, FAIL, f"has ended at {until}: clients refuse it; put a new one there"),
         (left_days < DAYS_MIN, WARN, f"{said}; put a new one there, a restart is not needed"),
     )
-
-
-def mqtt_checks(settings: Settings) -> Iterator[Check]:
-    """Yield a finding for each `ingest mqtt` that has run with this state folder."""
-    root = state_dir(settings) / "mqtt"
-    try:
-        names = sorted(each.name for each in root.iterdir() if each.is_dir())
-    except OSError:
-        return
-    for name in names:
-        letters = StateFolder(root / name).dead_letters
-        kept = sum(size_bytes(each) for each in segments(letters))
-        said = (
-            f"`ingest dlq list --mqtt {name}` shows what the service has refused; " if kept else ""
-        )
-        yield Check(f"mqtt {name}", WARN if kept else OK, said + NOT_OURS)
 
 
 def sources_check(settings: Settings) -> Check:

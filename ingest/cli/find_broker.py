@@ -1,4 +1,4 @@
-"""Finds the broker for a command, and connects to it as the admin.
+"""Finds the broker for a command, connects to it as the admin, and finds the dead letters there.
 
 The order: the configured servers, the embedded broker that a process runs in the state folder, and
 the same one started for the time of the command.
@@ -6,8 +6,10 @@ the same one started for the time of the command.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 from ingest.app.broker import (
@@ -17,12 +19,17 @@ from ingest.app.broker import (
     note_rest,
 )
 from ingest.broker.connection import BrokerConnection, connected
+from ingest.broker.messages import StreamMessages
+from ingest.broker.roles import DEAD_LETTERS
+from ingest.cli.find_letters import FILES, STREAM
 from ingest.config.folders import state_dir
 from ingest.config.settings import Settings
+from ingest.dead_letters.store import LetterStore, Selection, first
+from ingest.dead_letters.stream.store import StreamLetterStore
 from ingest.embedded.broker import running_broker
 from ingest.model.errors import StartError
 from ingest.system import logs
-from ingest.system.state_folder import StateFolder, existing
+from ingest.system.state_folder import StateFolder, existing, running_service
 
 _ROLE = "admin"
 
@@ -67,3 +74,43 @@ async def broker(settings: Settings, *, may_make: bool = False) -> AsyncIterator
                 await note_rest(folder, connection)
     finally:
         await server.stop()
+
+
+@asynccontextmanager
+async def letters_of_broker(
+    settings: Settings, asked_for: str | None, files: LetterStore
+) -> AsyncIterator[LetterStore]:
+    """Yield the dead letters of the broker, or `files`; see letter_store.
+
+    The order: what `asked_for` says; the configured servers, or an embedded broker that a process
+    runs in the state folder; the files, if a service runs without a broker; a stream that a process
+    has left, if it holds dead letters; the files. If there are letters in the files and in the
+    stream, it tells the user, unless `asked_for` chooses one of them. An embedded broker that this
+    starts is stopped afterwards.
+    """
+    folder = StateFolder(state_dir(settings))
+    in_use = bool(settings.broker_url) or running_broker(folder.broker) is not None
+    may_be_left = _has_left_stream(folder.broker) and running_service(folder.path) is None
+    if asked_for is None and not in_use and not may_be_left:
+        yield files
+        return
+    async with broker(settings) as reached:
+        messages = StreamMessages(reached.connection, DEAD_LETTERS)
+        state = await messages.find_state()
+        if asked_for == STREAM or settings.broker_url:
+            await messages.state()  # its error says what to do if there is no stream
+        has_letters = state is not None and state.messages > 0
+        if asked_for is None and not has_letters and not in_use:
+            state = None
+        if state is not None and asked_for is None and await first(files, Selection(), 1, 1):
+            print(
+                f"note: there are dead letters in the files of {folder.dead_letters}, too. This is "
+                f"about those of the broker; --store {FILES} is about the others",
+                file=sys.stderr,
+            )
+        yield files if state is None else StreamLetterStore(messages)
+
+
+def _has_left_stream(broker: Path) -> bool:
+    """Whether the store of an embedded broker has the stream of the dead letters."""
+    return any((broker / "store" / "jetstream").glob(f"*/streams/{DEAD_LETTERS}"))

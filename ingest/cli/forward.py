@@ -6,7 +6,7 @@ import argparse
 
 from ingest.cli.arguments import forward_name
 from ingest.cli.parser import Command, OneOf, flag, option_flags, options_of
-from ingest.cli.services import on_uvloop
+from ingest.cli.serve import on_uvloop
 from ingest.cli.terminal import say
 from ingest.config.forward_options import ForwardOptions
 from ingest.config.loading import Loaded

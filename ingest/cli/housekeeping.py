@@ -10,18 +10,20 @@ import argparse
 from collections.abc import Sequence
 from datetime import date
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ingest.app.database import housekeeping_jobs, timeouts
+from ingest.app.target import make_target
+from ingest.cli.find_database import owners_database
 from ingest.cli.parser import JSON, Command, flag
 from ingest.cli.terminal import Ending
 from ingest.config.loading import Loaded
+from ingest.sinks.postgres.housekeeping import runs
+from ingest.sinks.postgres.housekeeping.plan import Did, Step
+from ingest.sinks.postgres.housekeeping.runs import Report
 from ingest.sinks.postgres.housekeeping.spans import DAY_US, END_US
 from ingest.system.clock import rfc3339_or_us
 from ingest.system.words import counted
-
-if TYPE_CHECKING:
-    from ingest.sinks.postgres.housekeeping.plan import Did, Step
-    from ingest.sinks.postgres.housekeeping.runs import Report
 
 PLAN_SHOWN_MAX = 50
 DONE = "done"
@@ -61,11 +63,6 @@ async def _run(args: argparse.Namespace, loaded: Loaded) -> Ending:
 
 
 async def _report(args: argparse.Namespace, loaded: Loaded) -> Report:
-    from ingest.app.database import housekeeping_jobs, timeouts  # noqa: PLC0415
-    from ingest.app.target import make_target  # noqa: PLC0415
-    from ingest.cli.find_database import owners_database  # noqa: PLC0415
-    from ingest.sinks.postgres.housekeeping import runs  # noqa: PLC0415
-
     settings = loaded.settings
     async with owners_database(settings) as url:
         jobs = housekeeping_jobs(settings, from_us=getattr(args, "from_us", None))
@@ -156,16 +153,15 @@ def _moment(ts_us: int) -> str | int:
 
 
 def _until(report: Report) -> str | int:
-
     until_us = report.view.covered_to_us
     return "for ever" if until_us == END_US else _moment(until_us)
 
 
 def status_of(report: Report) -> dict[str, Any]:
     """Return the state of the table for programs."""
-    view, until_us = report.view, report.rollups and report.rollups.until_us
+    view = report.view
     partitioned = view.kind == "partitioned"
-    return {
+    found: dict[str, Any] = {
         "table": view.table,
         "kind": view.kind,
         "span": view.span if partitioned else None,
@@ -174,22 +170,23 @@ def status_of(report: Report) -> dict[str, Any]:
         "partitions_ours": sum(each.ours for each in view.partitions),
         "bytes": sum(each.bytes for each in view.partitions),
         "oldest": None if report.oldest_us is None else _moment(report.oldest_us),
-        "rollups_until": None if until_us is None else _moment(until_us),  # of all hours
-        "rollups_lack_late": 0 if report.rollups is None else report.rollups.late_left,
+        "rollups_until": None,  # of all hours
+        "rollups_lack_late": 0,
         "until": _until(report) if partitioned else None,
         "spans_ahead": view.spans_ahead if partitioned else None,
-        "detached": list(report.hidden),
+        "detached": [],
         "due": len(report.due),
         "cannot_make": view.cannot_make,
         "schema_version": report.schema.version,
     }
+    return {**found, **report.facts}
 
 
 def status_text(report: Report) -> str:
     """Return the same as lines for a person."""
     found = status_of(report)
     lines = {"table": _kind_words(report), "oldest reading": found["oldest"] or "none"}
-    if report.rollups is not None:
+    if "rollups_until" in report.facts:
         until = found["rollups_until"]
         lines["rollups"] = f"of all hours until {until}" if until else "not computed yet"
     if found["rollups_lack_late"]:

@@ -1,19 +1,20 @@
 """The command line: the commands, a flag for every setting, and the messages of failures.
 
 The module of a command is imported only when that command is used, so help and `ingest config` are
-quick. It has the command as COMMAND; services.py has four as COMMANDS.
+quick. It has the command as COMMAND, or several as COMMANDS.
 Promises: an expected failure is one sentence on stderr and exit code 2, never a traceback.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import sys
 from collections.abc import Coroutine, Mapping, Sequence
+from importlib import import_module
 
 from ingest import __version__
+from ingest.app import annexes
 from ingest.cli.parser import DEST, Command, Parser, add_command, hidden_settings
 from ingest.cli.terminal import Ending, as_typed
 from ingest.config.loading import Loaded, load
@@ -22,26 +23,19 @@ from ingest.config.values import flag_name, full_path, nearest
 from ingest.model.errors import IngestError
 from ingest.system.surroundings import command_words
 
-COMMANDS: dict[str, str] = {
+OF_MAIN_HOUSE = {
     "serve": "run the service: take readings and write them to PostgreSQL",
-    "up": "run the same as several processes, with a broker between them",
-    "gateway": "take posts, and publish them to the stream of a broker",
-    "writer": "take messages of the stream of a broker, and write them to PostgreSQL",
     "token": "make, list and end the tokens of those who post",
     "sources": "show how JSON of other senders becomes readings, and try it with a body",
     "schema": "create the table, or compare it with what is needed",
     "housekeeping": "make partitions, drop or archive old ones, compute rollups; show what is due",
-    "stream": "make the stream of the broker, check it, or show its state",
-    "forward": "post the readings of the stream to a webhook",
-    "mqtt": "post the messages of an MQTT broker to the service",
     "dlq": "show the dead letters, replay them, discard them",
     "hold": "show why writes are paused, or try again now",
     "config": "print every setting, its value, and where the value comes from",
-    "archive": "list, verify, restore and release old readings that are in Parquet files",
     "psql": "open psql on the database of the service; further arguments go to psql",
     "doctor": "check this machine, the state folder and the database, and say what to do",
 }
-SERVICES = ("serve", "up", "gateway", "writer")  # of services.py
+COMMANDS = OF_MAIN_HOUSE | {name: each.purpose for name, each in annexes.COMMANDS.items()}
 _ABOUT_ALL = """\
 Each command has its own --help.{typed}
 
@@ -81,8 +75,9 @@ def build_parser(command: str | None) -> Parser:
 
 
 def _command(name: str) -> Command:
-    module = importlib.import_module(f"ingest.cli.{'services' if name in SERVICES else name}")
-    found: Command = module.COMMANDS[name] if name in SERVICES else module.COMMAND
+    of_main_house = name in OF_MAIN_HOUSE
+    module = import_module(f"ingest.cli.{name}") if of_main_house else annexes.module_of(name)
+    found: Command = module.COMMANDS[name] if hasattr(module, "COMMANDS") else module.COMMAND
     return found
 
 

@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+from ingest.app.annexes import needs
 from ingest.cli.arguments import forward_name
+from ingest.cli.doctor_database import OK, WARN, Check
 from ingest.cli.parser import Command, flag, option_flags, options_of
-from ingest.cli.services import on_uvloop
+from ingest.cli.serve import on_uvloop
 from ingest.cli.terminal import say
+from ingest.config.folders import state_dir
 from ingest.config.loading import Loaded
 from ingest.config.mqtt_options import MqttOptions
+from ingest.config.settings import Settings
 from ingest.config.values import full_path
+from ingest.dead_letters.folder.segments import segments
 from ingest.model.errors import StartError
+from ingest.system.files import size_bytes
+from ingest.system.state_folder import StateFolder
 
 PASSWORD_VARIABLE, TOKEN_VARIABLE = "INGEST_MQTT_PASSWORD", "INGEST_MQTT_TOKEN"
 ACKS = ("buffered", "durable", "committed")
 SERVICE_URL = "http://127.0.0.1:8080"
-NO_LIBRARY = "ingest mqtt needs the extra `mqtt` (paho-mqtt): install iot-ingest[mqtt]"
+NOT_OURS = (
+    "what the MQTT broker drops never comes here, and cannot be seen from here: check its "
+    "max_queued_messages, persistence and autosave_interval, and that devices publish with QoS 1 "
+    "(docs/mqtt.md)"
+)
 
 
 def _run(args: argparse.Namespace, loaded: Loaded) -> int:
     if find_spec("paho") is None:
-        raise StartError(NO_LIBRARY)
+        raise StartError(needs("ingest mqtt", "mqtt"))
     from ingest.app.mqtt import (  # noqa: PLC0415
         ADMIN_LISTEN,
         FORMS,
@@ -79,6 +91,22 @@ def _source_path(args: argparse.Namespace) -> str:
 
 def _file(named: str | None) -> Path | None:
     return None if named is None else full_path(named)
+
+
+def mqtt_checks(settings: Settings) -> Iterator[Check]:
+    """Yield what `ingest doctor` finds about each `ingest mqtt` that has run with this folder."""
+    root = state_dir(settings) / "mqtt"
+    try:
+        names = sorted(each.name for each in root.iterdir() if each.is_dir())
+    except OSError:
+        return
+    for name in names:
+        letters = StateFolder(root / name).dead_letters
+        kept = sum(size_bytes(each) for each in segments(letters))
+        said = (
+            f"`ingest dlq list --mqtt {name}` shows what the service has refused; " if kept else ""
+        )
+        yield Check(f"mqtt {name}", WARN if kept else OK, said + NOT_OURS)
 
 
 COMMAND = Command(

@@ -24,13 +24,18 @@ def ask(settings: Settings, method: str, path: str, body: Any = None) -> dict[st
 
     Raises StartError if no service runs there or it does not answer.
     """
+    return ask_service(service_of(settings), method, path, body)[1]
+
+
+def service_of(settings: Settings) -> ServiceInfo:
+    """Return what the service of the state folder has published. Raises StartError if none runs."""
     folder = existing(state_dir(settings))
     service = running_service(folder)
     if service is None:
         raise StartError(
             f"no service runs on the state folder {folder} (use --state-dir for another one)"
         )
-    return ask_service(service, method, path, body)[1]
+    return service
 
 
 def ask_service(

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import argparse
 import csv
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ingest.app.database import partitions_ahead, timeouts
+from ingest.app.target import make_target
+from ingest.cli.find_database import database, owners_database
 from ingest.cli.parser import JSON, Command, flag
 from ingest.cli.terminal import Ending
 from ingest.config.loading import Loaded
+from ingest.config.settings import Settings
 from ingest.model.errors import StartError
+from ingest.sinks.postgres import schema, wide_view
+from ingest.sinks.postgres.housekeeping import making, registry, versions
+from ingest.sinks.postgres.housekeeping.opening import opened
+from ingest.sinks.postgres.housekeeping.versions import SchemaState
+from ingest.sinks.postgres.housekeeping.view import look_at
+from ingest.sinks.postgres.make_table import first_partitions
+from ingest.sinks.postgres.session import as_start_error, connected
+from ingest.sinks.postgres.target import TargetTable
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from ingest.config.settings import Settings
-    from ingest.sinks.postgres.housekeeping.versions import SchemaState
-    from ingest.sinks.postgres.target import TargetTable
-
-    Do = Callable[[Any, TargetTable, argparse.Namespace, Settings], Awaitable[Ending]]
+Do = Callable[[Any, TargetTable, argparse.Namespace, Settings], Awaitable[Ending]]
 
 NOT_OWNER = (
     "the role {role} cannot make further partitions: run `ingest housekeeping run` each day with "
@@ -37,11 +43,6 @@ def _names(text: str) -> list[str]:
 
 
 async def _on_connection(do: Do, args: argparse.Namespace, loaded: Loaded) -> Ending:
-    from ingest.app.database import timeouts  # noqa: PLC0415
-    from ingest.app.target import make_target  # noqa: PLC0415
-    from ingest.cli.find_database import database  # noqa: PLC0415
-    from ingest.sinks.postgres.session import as_start_error, connected  # noqa: PLC0415
-
     settings = loaded.settings
     async with (
         database(settings, may_make=do is _apply) as url,
@@ -52,11 +53,6 @@ async def _on_connection(do: Do, args: argparse.Namespace, loaded: Loaded) -> En
 
 
 async def _as_owner(do: Do, args: argparse.Namespace, loaded: Loaded) -> Ending:
-    from ingest.app.database import timeouts  # noqa: PLC0415
-    from ingest.app.target import make_target  # noqa: PLC0415
-    from ingest.cli.find_database import owners_database  # noqa: PLC0415
-    from ingest.sinks.postgres.housekeeping.opening import opened  # noqa: PLC0415
-
     settings = loaded.settings
     async with owners_database(settings) as url, opened(url, timeouts(settings)) as connection:
         return await do(connection, make_target(settings), args, settings)
@@ -65,11 +61,6 @@ async def _as_owner(do: Do, args: argparse.Namespace, loaded: Loaded) -> Ending:
 async def _apply(
     opened: Any, target: TargetTable, args: argparse.Namespace, settings: Settings
 ) -> Ending:
-    from ingest.app.database import partitions_ahead  # noqa: PLC0415
-    from ingest.sinks.postgres import schema  # noqa: PLC0415
-    from ingest.sinks.postgres.housekeeping.view import look_at  # noqa: PLC0415
-    from ingest.sinks.postgres.make_table import first_partitions  # noqa: PLC0415
-
     span, ahead = settings.partition_span, partitions_ahead(settings)
     done = await schema.apply(
         opened,
@@ -86,8 +77,6 @@ async def _apply(
 
 async def _show(opened: Any, target: TargetTable, *_: object) -> Ending:
     """Return the table; the exit code is 1 if it cannot be used."""
-    from ingest.sinks.postgres import schema  # noqa: PLC0415
-
     text = await schema.show(opened, target)
     seen = await schema.look(opened, target)
     fits = seen.difference is None
@@ -96,8 +85,6 @@ async def _show(opened: Any, target: TargetTable, *_: object) -> Ending:
 
 
 async def _view(opened: Any, target: TargetTable, args: argparse.Namespace, _: Settings) -> Ending:
-    from ingest.sinks.postgres import wide_view  # noqa: PLC0415
-
     view, sql = await wide_view.wide_view(opened, target, args.wide, args.metrics)
     if args.yes:
         await wide_view.make_wide_view(opened, view, sql)
@@ -112,9 +99,6 @@ async def _adopt(
     connection: Any, target: TargetTable, args: argparse.Namespace, settings: Settings
 ) -> Ending:
     """Make partitions of somebody else ours; the exit code is 1 if it was only printed."""
-    from ingest.sinks.postgres.housekeeping import making  # noqa: PLC0415
-    from ingest.sinks.postgres.housekeeping.view import look_at  # noqa: PLC0415
-
     view = await look_at(connection, target.name, settings.partition_span, target=target)
     chosen = making.adoptable(view, args.names)
     names = [each.name for each in chosen]
@@ -136,9 +120,6 @@ async def _upgrade(
     connection: Any, target: TargetTable, args: argparse.Namespace, _: Settings
 ) -> Ending:
     """Upgrade, or say what would be done; the exit code is 1 if something is left to do."""
-    from ingest.sinks.postgres import schema  # noqa: PLC0415
-    from ingest.sinks.postgres.housekeeping import registry, versions  # noqa: PLC0415
-
     look = await schema.look(connection, target)
     if look.difference:
         raise StartError(look.difference)

@@ -1,20 +1,19 @@
-"""`ingest serve`, `up`, `gateway` and `writer`: they run on uvloop until a signal ends them."""
+"""`ingest up`, `gateway` and `writer`: they run on uvloop until a signal ends them."""
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 from ingest.cli.parser import MOST_USED, AllSettings, Command, flag
+from ingest.cli.serve import EXIT_CODES, collect_rarely, of_terminal, on_uvloop
 from ingest.cli.terminal import say
 from ingest.config.loading import Loaded
 
 if TYPE_CHECKING:
     from ingest.app.role import Place
 
-EXIT_CODES = "exit codes: 0 no reading was lost, 3 some were, 2 it could not start"
 ABOUT_UP = f"""\
 --writers is the number of processes that write. --writer-connections is the setting `writers`
 (INGEST_WRITERS): the connections of each of them.
@@ -51,61 +50,17 @@ OF_ROLES = {
 FIRST_OF_ROLES = ("admin_listen", "broker_url", "broker_monitor_url")
 CONTROL = flag("--control-fd", type=int, default=None, help=argparse.SUPPRESS)  # for `ingest up`
 
-# How often the garbage collector looks at new, at older, and at all objects (`gc.set_threshold`).
-# To look at all objects stops the loop for 24 ms with 1,000 bodies that are arriving, and for 220
-# ms with 9,000 (measured). With Python's default (700, 10, 10) many slow clients cause that often.
-COLLECT_AT = (5_000, 5, 1_000)
-
-
-def on_uvloop(main: Coroutine[Any, Any, int]) -> int:
-    """Run it on an event loop of uvloop; return the exit code."""
-    import asyncio  # noqa: PLC0415
-
-    import uvloop  # noqa: PLC0415
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main)
-
-
-def _collect_rarely() -> None:
-    """Make the garbage collector leave what was imported alone. Import all first.
-
-    Imported objects live until the end. If the collector looked at them each time, it would stop
-    the loop for 16 to 53 ms, and the p99 of a post at half the peak would be as long. With `freeze`
-    it is 5 to 7 ms (measured).
-    """
-    import gc  # noqa: PLC0415
-
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*COLLECT_AT)
-
-
-def _serve(_args: argparse.Namespace, loaded: Loaded) -> int:
-    from ingest.app.service import serve  # noqa: PLC0415
-
-    _collect_rarely()
-    return on_uvloop(serve(loaded.settings, **_terminal(loaded)))
-
 
 def _up(_args: argparse.Namespace, loaded: Loaded) -> int:
     from ingest.app.up import up  # noqa: PLC0415
 
-    return on_uvloop(up(loaded.settings, **_terminal(loaded)))
-
-
-def _terminal(loaded: Loaded) -> dict[str, Any]:
-    return {
-        "announce": say,
-        "url_origin": loaded.origins["database_url"],
-        "terminal": sys.stdout.isatty(),
-    }
+    return on_uvloop(up(loaded.settings, **of_terminal(loaded)))
 
 
 def _gateway(args: argparse.Namespace, loaded: Loaded) -> int:
     from ingest.app.gateway import Gateway  # noqa: PLC0415
 
-    _collect_rarely()
+    collect_rarely()
     return on_uvloop(
         _run_role(args, loaded, "gateway", lambda place, tell: Gateway(place, tell).run())
     )
@@ -115,7 +70,7 @@ def _writer(args: argparse.Namespace, loaded: Loaded) -> int:
     from ingest.app.stream_writer import StreamWriter  # noqa: PLC0415
 
     origin = loaded.origins["database_url"]
-    _collect_rarely()
+    collect_rarely()
     return on_uvloop(
         _run_role(
             args, loaded, "writer", lambda place, tell: StreamWriter(place, tell, origin).run()
@@ -150,15 +105,6 @@ async def _run_role(
 
 
 COMMANDS = {
-    "serve": Command(
-        examples=(
-            "ingest serve --listen 0.0.0.0:8080",
-            "ingest serve --database-url postgresql://ingest@db.example/metrics",
-        ),
-        run=_serve,
-        epilog=EXIT_CODES,
-        settings=AllSettings(),
-    ),
     "up": Command(
         examples=(
             "ingest up --gateways 2",

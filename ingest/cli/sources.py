@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ingest.app.rules import make_rules, make_sources
 from ingest.cli.parser import JSON, Command, flag
 from ingest.cli.terminal import Ending
 from ingest.config.loading import Loaded
 from ingest.config.settings import Settings
+from ingest.config.values import nearest
+from ingest.formats.map_documents import form_in
+from ingest.formats.map_post import MapPost, decode
+from ingest.formats.map_presets import PRESETS
+from ingest.formats.map_source import IN, Source, compile_source
+from ingest.formats.post import Post
 from ingest.model.errors import IngestError, Refused
-
-if TYPE_CHECKING:
-    from ingest.formats.map_source import Source
+from ingest.model.rows import decode_rows
+from ingest.system.clock import monotonic_s, rfc3339_or_us, unix_us
 
 EXIT_FAULTS = 1
 BODY_BYTES_MAX = 64 * 1024 * 1024
 
 
 def _list(_args: argparse.Namespace, loaded: Loaded) -> Ending:
-    from ingest.app.rules import make_sources  # noqa: PLC0415
-    from ingest.formats.map_presets import PRESETS  # noqa: PLC0415
-
     sources = [_described(each) for each in make_sources(loaded.settings).values()]
     lines = [
         f"{each['name']:<20} {' '.join(each['methods']):<10} {' '.join(each['paths'])}"
@@ -36,8 +39,6 @@ def _list(_args: argparse.Namespace, loaded: Loaded) -> Ending:
 
 
 def _described(source: Source) -> dict[str, Any]:
-    from ingest.formats.map_source import IN  # noqa: PLC0415
-
     return {
         "name": source.name,
         "preset": source.preset,
@@ -49,8 +50,6 @@ def _described(source: Source) -> dict[str, Any]:
 
 def _try(args: argparse.Namespace, loaded: Loaded) -> Ending:
     """Return what the body becomes; the exit code is 1 if something of it would not be stored."""
-    from ingest.formats.map_documents import form_in  # noqa: PLC0415
-
     settings = loaded.settings
     source = _chosen(args.name, settings)
     headers = dict(_pair(each, ":") for each in args.header)
@@ -71,11 +70,6 @@ def _try(args: argparse.Namespace, loaded: Loaded) -> Ending:
 
 
 def _chosen(name: str, settings: Settings) -> Source:
-    from ingest.app.rules import make_sources  # noqa: PLC0415
-    from ingest.config.values import nearest  # noqa: PLC0415
-    from ingest.formats.map_presets import PRESETS  # noqa: PLC0415
-    from ingest.formats.map_source import compile_source  # noqa: PLC0415
-
     sources = make_sources(settings)
     if name in sources:
         return sources[name]
@@ -89,12 +83,7 @@ def _chosen(name: str, settings: Settings) -> Source:
 
 
 def _read(body: bytes, source: Source, roots: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    from ingest.app.receiving import line_rows_max  # noqa: PLC0415
-    from ingest.app.rules import make_rules  # noqa: PLC0415
-    from ingest.formats.map_post import MapPost, decode  # noqa: PLC0415
-    from ingest.formats.post import Post  # noqa: PLC0415
-    from ingest.model.rows import decode_rows  # noqa: PLC0415
-    from ingest.system.clock import monotonic_s, rfc3339_or_us, unix_us  # noqa: PLC0415
+    from ingest.app.receiving import line_rows_max  # noqa: PLC0415  it loads the whole receiver
 
     post = Post(None, False, unix_us(), monotonic_s(), make_rules(settings))
     rows_bytes_max = settings.buffer_bytes_max // 16

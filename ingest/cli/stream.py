@@ -8,26 +8,32 @@ from __future__ import annotations
 import argparse
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ingest.cli.arguments import time_text
+from ingest.app.broker import wanted_dead_letters, wanted_stream
+from ingest.broker import manage, monitor
+from ingest.broker.manage import Found, Info, StreamFault
+from ingest.broker.streams import Names, Wanted
+from ingest.cli.find_broker import Reached, broker
 from ingest.cli.parser import JSON, Command, flag
 from ingest.cli.terminal import Ending
 from ingest.config.loading import Loaded
 from ingest.config.settings import Settings
+from ingest.formats.timestamp import text_us
+from ingest.system.clock import rfc3339
 
-if TYPE_CHECKING:
-    from ingest.broker.manage import Found, Info, StreamFault
-    from ingest.broker.streams import Names, Wanted
-    from ingest.cli.find_broker import Reached
+Do = Callable[[Reached, list[Wanted], argparse.Namespace, Settings], Awaitable[Ending]]
 
-    Do = Callable[[Reached, list[Wanted], argparse.Namespace, Settings], Awaitable[Ending]]
+
+def time_text(text: str) -> str:
+    """Return an RFC 3339 time in UTC. Raises ArgumentTypeError."""
+    found = text_us(text)
+    if not isinstance(found, int):
+        raise argparse.ArgumentTypeError(found[1])
+    return rfc3339(found)
 
 
 async def _run(do: Do, args: argparse.Namespace, loaded: Loaded) -> Ending:
-    from ingest.app.broker import wanted_dead_letters, wanted_stream  # noqa: PLC0415
-    from ingest.cli.find_broker import broker  # noqa: PLC0415
-
     settings = loaded.settings
     wanted: list[Wanted] = [wanted_stream(settings), wanted_dead_letters(settings)]
     async with broker(settings, may_make=do is _apply) as reached:
@@ -35,15 +41,11 @@ async def _run(do: Do, args: argparse.Namespace, loaded: Loaded) -> Ending:
 
 
 async def _apply(reached: Reached, wanted: list[Wanted], *_: object) -> Ending:
-    from ingest.broker import manage  # noqa: PLC0415
-
     done = [line for each in wanted for line in await manage.apply(reached.connection, each)]
     return Ending({"done": done}, "\n".join(done))
 
 
 async def _show(reached: Reached, wanted: list[Wanted], *_: object) -> Ending:
-    from ingest.broker import manage  # noqa: PLC0415
-
     found = [await manage.look(reached.connection, each.names) for each in wanted]
     document = {**found[0]._asdict(), "dead_letters": found[1]._asdict()}
     texts = [as_text(its, each.names) for its, each in zip(found, wanted, strict=True)]
@@ -54,8 +56,6 @@ async def _show(reached: Reached, wanted: list[Wanted], *_: object) -> Ending:
 async def _rewind(
     reached: Reached, _: list[Wanted], args: argparse.Namespace, _settings: Settings
 ) -> Ending:
-    from ingest.broker import manage  # noqa: PLC0415
-
     first = await manage.rewind(reached.connection, args.since or "")
     since = f" that came since {args.since}" if args.since else ""
     text = f"the stream has no messages{since}"
@@ -67,8 +67,6 @@ async def _rewind(
 async def _check(
     reached: Reached, wanted: list[Wanted], _: argparse.Namespace, settings: Settings
 ) -> Ending:
-    from ingest.broker import manage, monitor  # noqa: PLC0415
-
     faults = [
         fault
         for each in wanted

@@ -6,30 +6,41 @@ Only the digest of a token is stored, so it is printed once and cannot be printe
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import math
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+from ingest.access.appending import append_lines, read_entries
+from ingest.access.entries import (
+    Entries,
+    TokenEntry,
+    certificate_key,
+    check_name,
+    digest_of,
+    end_line,
+    entry_line,
+    new_secret,
+)
+from ingest.access.token_file import LOOK_S
+from ingest.app.access import tokens_path
 from ingest.cli.parser import JSON, Command
 from ingest.cli.terminal import Ending
 from ingest.cli.token_flags import DISABLE, FORMS, NEW, ROTATE
+from ingest.config.folders import state_dir
 from ingest.config.loading import Loaded
 from ingest.config.settings import Settings
 from ingest.model.errors import IngestError
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from ingest.access.entries import Entries, TokenEntry
+from ingest.system.clock import unix_us
+from ingest.system.state_folder import StateFolder
 
 _DAY_US = 86_400_000_000
 
 
 def _list(_args: argparse.Namespace, loaded: Loaded) -> Ending:
-    from ingest.access.appending import read_entries  # noqa: PLC0415
-
-    path = _path(loaded.settings)
+    path = tokens_path(loaded.settings)
     shown = [_described(each) for each in read_entries(path).by_digest.values()]
     lines = [
         f"{each['name']:<24} {each.get('sha256', 'by name')[:8]:<8}  {each['state']:<28} "
@@ -41,8 +52,6 @@ def _list(_args: argparse.Namespace, loaded: Loaded) -> Ending:
 
 
 def _new(args: argparse.Namespace, loaded: Loaded) -> Ending:
-    from ingest.access.entries import TokenEntry, check_name  # noqa: PLC0415
-
     try:
         check_name(args.name)
     except ValueError as error:
@@ -82,9 +91,6 @@ def _new(args: argparse.Namespace, loaded: Loaded) -> Ending:
 
 
 def _rotate(args: argparse.Namespace, loaded: Loaded) -> Ending:
-    from ingest.access.entries import end_line  # noqa: PLC0415
-    from ingest.system.clock import unix_us  # noqa: PLC0415
-
     path, entries = _read(loaded.settings)
     live = _required(entries, args.name)
     before = live[-1]
@@ -105,9 +111,6 @@ def _rotate(args: argparse.Namespace, loaded: Loaded) -> Ending:
 
 
 def _disable(args: argparse.Namespace, loaded: Loaded) -> Ending:
-    from ingest.access.entries import end_line  # noqa: PLC0415
-    from ingest.system.clock import unix_us  # noqa: PLC0415
-
     path, entries = _read(loaded.settings)
     live = _required(entries, args.name)
     begin = args.digest if args.digest or args.all or len(live) == 1 else _asked(args.name, live)
@@ -142,7 +145,6 @@ def _asked(name: str, live: list[TokenEntry]) -> str:
 def _make(path: Path, like: TokenEntry, ends: bytes) -> Ending:
     """Make a token with the scope of this entry; `ends` are further lines. For a certificate
     there is none."""
-    from ingest.access.entries import Entries, digest_of, entry_line, new_secret  # noqa: PLC0415
 
     token = new_secret()
     entry = like if like.certificate else like._replace(digest=digest_of(token))
@@ -165,9 +167,6 @@ def _make(path: Path, like: TokenEntry, ends: bytes) -> Ending:
 
 def _certificate_key(name: str, entries: Entries) -> str:
     """Return what an entry of a certificate has in the place of a digest; "" for a token."""
-    from ingest.access.entries import certificate_key  # noqa: PLC0415
-    from ingest.system.clock import unix_us  # noqa: PLC0415
-
     if not name:
         return ""
     try:
@@ -186,10 +185,6 @@ def _certificate_key(name: str, entries: Entries) -> str:
 
 def _append(path: Path, lines: bytes) -> bool:
     """Append the lines; if the file cannot be written, print them. Returns whether it was."""
-    import asyncio  # noqa: PLC0415
-
-    from ingest.access.appending import append_lines  # noqa: PLC0415
-    from ingest.access.token_file import LOOK_S  # noqa: PLC0415
 
     try:
         append_lines(path, lines)
@@ -204,27 +199,15 @@ def _append(path: Path, lines: bytes) -> bool:
     return True
 
 
-def _path(settings: Settings) -> Path:
-    from ingest.app.access import tokens_path  # noqa: PLC0415
-
-    return tokens_path(settings)
-
-
 def _read(settings: Settings) -> tuple[Path, Entries]:
     """Return the file and what it has. The state folder is made if it is missing."""
-    from ingest.access.appending import read_entries  # noqa: PLC0415
-    from ingest.config.folders import state_dir  # noqa: PLC0415
-    from ingest.system.state_folder import StateFolder  # noqa: PLC0415
-
     if not settings.tokens_file:
         StateFolder.open(state_dir(settings))
-    path = _path(settings)
+    path = tokens_path(settings)
     return path, read_entries(path)
 
 
 def _live(entries: Entries, name: str) -> list[TokenEntry]:
-    from ingest.system.clock import unix_us  # noqa: PLC0415
-
     now_us = unix_us()
     return [
         each for each in entries.by_digest.values() if each.name == name and each.ends_us > now_us
@@ -239,9 +222,6 @@ def _required(entries: Entries, name: str) -> list[TokenEntry]:
 
 
 def _described(entry: TokenEntry) -> dict[str, Any]:
-    from ingest.access.entries import entry_line  # noqa: PLC0415
-    from ingest.system.clock import unix_us  # noqa: PLC0415
-
     fields: dict[str, Any] = json.loads(entry_line(entry))
     state = "live"
     if "expires" in fields:

@@ -207,7 +207,9 @@ class Settings(TableSettings):
         20_000, "largest batch, reached when many readings wait", within=(1, 1_000_000)
     )
     batch_linger_s: float = setting(
-        0.02, "a batch closes this long after its first reading", within=(0, 10)
+        0.1,
+        "a batch that no post waits for closes this long after its first reading",
+        within=(0, 10),
     )
     writers: int = setting(2, "batches written at once, one connection each", within=(1, 64))
     write_method: str = setting(

@@ -26,6 +26,7 @@ from ingest.formats.post import (
     Points,
     Post,
     finished,
+    received_at,
     too_many_invalid,
     too_many_of_post,
 )
@@ -54,14 +55,6 @@ class MapPost(NamedTuple):
     rows_bytes_max: int
     times_us: Sequence[int] = ()
     is_json: bool = False
-
-
-def received_at(times_us: Sequence[int], at: int, post_us: int) -> int:
-    """Return when document `at` was received: by who has posted it, else by us with its post.
-
-    A document behind the last time has the last time.
-    """
-    return times_us[min(at, len(times_us) - 1)] if times_us else post_us
 
 
 MapSteps = Generator[None, None, Points]

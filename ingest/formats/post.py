@@ -167,6 +167,14 @@ def too_many(rows_max: int, why: str = "the post has too many readings") -> Refu
     )
 
 
+def received_at(times_us: Sequence[int], at: int, post_us: int) -> int:
+    """Return when document `at` was received: by who has posted it, else by us with its post.
+
+    A document behind the last time has the last time.
+    """
+    return times_us[min(at, len(times_us) - 1)] if times_us else post_us
+
+
 def most_invalid(body_bytes: int) -> int:
     """Return how many invalid items a post may have: at least as many as fit in at full length."""
     return INVALID_FEW + body_bytes // ITEM_BYTES_MIN

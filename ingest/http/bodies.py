@@ -124,23 +124,17 @@ class Bodies:
         return True
 
     def count_out(self, size_bytes: int) -> None:
-        """Count a body no longer that was counted in; those in the queue may go on."""
-        self._bytes_taken -= size_bytes
-        if size_bytes > SMALL_BYTES:
-            self._bytes_taken_by_large -= size_bytes
-        if self._queue:
-            self._grant()
-
-    def begins(self, size_bytes: int) -> None:
-        """Count a body no longer, since its request begins, which may count it in again.
+        """Count a body no longer that was counted in. Its request may begin, and count it in again.
 
         Those in the queue go on after that.
         """
+        self._bytes_taken -= size_bytes
+        if size_bytes > SMALL_BYTES:
+            self._bytes_taken_by_large -= size_bytes
         if self._queue and not self._grant_is_due:
             self._grant_is_due = True
             loop = asyncio.get_running_loop()
             loop.call_soon(loop.call_soon, self._grant_now)  # when all of this round have begun
-        self.count_out(size_bytes)
 
     # Reading
 

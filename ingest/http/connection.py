@@ -2,8 +2,10 @@
 
 A request that has arrived whole is answered by a plain call, in a later round, after all sockets
 have been read: so each round finds more requests. An answer gets a task only if it has to wait.
-If the bytes of a head have come before, and the body is here too, the head is not parsed. While the
-parser has a part of a request, all bytes go to the parser (framer.py).
+If the bytes of a head have come before, and the body is here too, the head is not parsed. Many
+small clients write head and body one after the other: so if a page has taken a post with such a
+head, a small body may come with the next bytes. While the parser has a part of a request, all bytes
+go to the parser (framer.py).
 Promises: every request is answered, also if its client has closed its sending side. If a body
 breaks off, the wait for it ends with an error. The bytes that wait behind a request are bounded: by
 READ_BYTES, and one read of the socket more. The owner is told of a part of a head (`head_begun`).
@@ -22,8 +24,8 @@ from aiohttp.http import HttpVersion11
 from ingest.http.framer import Framer
 from ingest.http.heads import HEAD_END, KnownHeads, code_of
 from ingest.http.proxies import Proxies
-from ingest.http.request import NO_PLACE, Client, HeldPlace, Request, client_at
-from ingest.http.response import Answer
+from ingest.http.request import NO_PLACE, Client, Head, HeldPlace, Request, client_at
+from ingest.http.response import CLOSE, Answer
 from ingest.http.valve import BEHIND, LATER, UNREAD, Valve
 from ingest.system.logs import get_logger
 
@@ -32,10 +34,11 @@ from ingest.system.logs import get_logger
 LINGER_S = 5.0
 HALF_HEAD_BYTES_MAX = 32 * 1024  # of a head whose end has not come
 READ_BYTES = 64 * 1024  # if more bytes wait for the request in work, the socket is not read
+BODY_S, BODY_BYTES_MAX = 1.0, 4 * 1024  # of a body that may come behind a known head
 TRIES = 64  # after so many unknown heads in a row, all further ones are parsed
-CLOSE = b"Connection: close\r\n"
 STAYS = b"Connection: keep-alive\r\n"
 
+NOBODY = Client("", "")
 _log = get_logger("connection")
 # Where Python can, a new task runs at once until it has to wait. Most answers never wait.
 _EAGER: dict[str, Any] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
@@ -49,8 +52,9 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
-        *("_at", "_behind", "_client", "_framer", "_half_bytes", "_later", "_linger", "_no_more"),
-        *("_over", "_owner", "_request", "_tries", "place", "proxies", "retires", "valve"),
+        *("_at", "_behind", "_bodiless", "_framer", "_half_bytes", "_later", "_no_more", "_over"),
+        *("_owner", "_request", "_timer", "_tries", "client", "place", "proxies", "retires"),
+        "valve",
     )
 
     def __init__(self, owner: Any) -> None:
@@ -59,7 +63,7 @@ class Connection(asyncio.Protocol):
         self.place: HeldPlace = NO_PLACE
         self.retires = False  # the connection ends with its next answer
         self._owner = owner
-        self._client = Client("", "")
+        self.client = NOBODY  # until `connection_made`
         self._framer = Framer(self.valve, owner.loop, READ_BYTES)
         self._request: Request | None = None  # in work
         self._behind, self._at = b"", 0  # from _at on: the bytes that came after that request
@@ -67,7 +71,8 @@ class Connection(asyncio.Protocol):
         self._later = b""  # bytes for the parser in the next round
         self._no_more = False  # the client has closed its sending side
         self._over = False  # no further request is read
-        self._linger: asyncio.TimerHandle | None = None
+        self._bodiless = b""  # a known head, and the part of its body that came with it
+        self._timer: asyncio.TimerHandle | None = None  # until its body, or a last answer, is late
         self._tries = TRIES if owner.known_heads is not None else 0
 
     @property
@@ -85,7 +90,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Remember who it is."""
         self.valve.transport = made = cast(asyncio.Transport, transport)
-        self._client = client_at(made)
+        self.client = client_at(made)
         self._owner.connection_made(self, made)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -93,11 +98,11 @@ class Connection(asyncio.Protocol):
         self.valve.transport = None
         self._over = True
         self._behind, self._at = b"", 0
-        if self._linger is not None:
-            self._linger.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         self._framer.close()
         self.place.left()
-        self._linger = None  # it holds this connection: both would wait for the garbage collector
+        self._timer = None  # it holds this connection: both would wait for the garbage collector
         self._owner.connection_lost(self)
 
     def eof_received(self) -> bool:
@@ -120,7 +125,9 @@ class Connection(asyncio.Protocol):
         """Begin a request; or keep the bytes until the one in work is answered."""
         if self._over:
             return
-        if self._framer.content is not None:
+        if self._bodiless:
+            self._body_came(data)
+        elif self._framer.content is not None:
             self._parse(data, 0)
         elif self._request is None and not self._behind:
             self._read(data, 0)
@@ -129,8 +136,8 @@ class Connection(asyncio.Protocol):
 
     # From bytes to requests
 
-    def _read(self, data: bytes, at: int) -> None:
-        """Begin the first request in `data[at:]`. No request is in work."""
+    def _read(self, data: bytes, at: int, *, waits: bool = True) -> None:
+        """Begin the first request in `data[at:]`; `waits`: perhaps later. None is in work."""
         framer = self._framer
         if self._tries and framer.content is None and not framer.half:
             known = self._owner.known_heads
@@ -143,9 +150,25 @@ class Connection(asyncio.Protocol):
                 self._tries = TRIES
                 self._keep(data, end + head.body_bytes)
                 body = data[end : end + head.body_bytes]
-                self._begin(Request(head, self._client, self, body))
+                self._begin(Request(head, self.client, self, body))
+                return
+            elif waits and not self._no_more and _may_come_behind(head):
+                self._await_body(data[at:])
                 return
         self._parse(data, at)
+
+    def _await_body(self, data: bytes) -> None:
+        self._bodiless = data
+        self._owner.body_awaited(self)
+        self._timer = self._owner.loop.call_later(BODY_S, self.data_received, b"")
+
+    def _body_came(self, data: bytes) -> None:
+        """Go on with a request whose head is known; if its body is still not here, parse it."""
+        assert self._timer is not None, "it is awaited"
+        self._timer.cancel()
+        data, self._bodiless = self._bodiless + data, b""
+        self._owner.body_ended(self)
+        self._read(data, 0, waits=False)
 
     def _parse(self, data: bytes, at: int) -> None:
         """Parse up to the end of a request; begin that request."""
@@ -166,7 +189,7 @@ class Connection(asyncio.Protocol):
             return
         if self._request is None:
             assert framer.head is not None, "it came with the content"
-            self._begin(Request(framer.head, self._client, self, None, framer.content))
+            self._begin(Request(framer.head, self.client, self, None, framer.content))
         if self._no_more and not self._later:
             framer.break_body()
 
@@ -174,7 +197,7 @@ class Connection(asyncio.Protocol):
         """Parse these bytes in a later round."""
         self._later = data
         self.valve.shut(LATER)
-        self._owner.put_off(self._go_on_parsing, self._client.network)
+        self._owner.put_off(self._go_on_parsing, self.client.network)
 
     def _go_on_parsing(self) -> None:
         data, self._later = self._later, b""
@@ -193,7 +216,7 @@ class Connection(asyncio.Protocol):
         head, body = framer.take()
         if self._tries and text:
             cast(KnownHeads, self._owner.known_heads).parsed(text, head)
-        self._begin(Request(head, self._client, self, body))
+        self._begin(Request(head, self.client, self, body))
 
     def _half_head(self, more_bytes: int) -> None:
         """Count bytes of a head whose end has not come. If they are too many, refuse."""
@@ -302,8 +325,8 @@ class Connection(asyncio.Protocol):
             or owner.is_closing
             or (not self._behind and (self._no_more or self.retires))
         )
-        if not is_last and head.version is HttpVersion11 and head.method != "HEAD":
-            transport.write(answer.ready())
+        if head.version is HttpVersion11 and head.method != "HEAD":
+            transport.write(answer.ready(is_last=is_last))
         else:
             how = CLOSE if is_last else b"" if head.version == HttpVersion11 else STAYS
             transport.write(answer.rendered(how, with_body=head.method != "HEAD"))
@@ -336,7 +359,7 @@ class Connection(asyncio.Protocol):
             transport.write_eof()
         self.valve.open_for_all()
         self._owner.body_ended(self)  # nobody waits for it any more: it is not a slow one
-        self._linger = self._owner.loop.call_later(LINGER_S, transport.close)
+        self._timer = self._owner.loop.call_later(LINGER_S, transport.close)
 
     def leave(self) -> None:
         """End an idle connection. If a request comes now, it is dropped, and not answered."""
@@ -349,3 +372,10 @@ class Connection(asyncio.Protocol):
         self._over = True
         if self.transport is not None:
             self.transport.close()
+
+
+def _may_come_behind(head: Head) -> bool:
+    """Whether the body may come with the next bytes. No answer waits for it: one by the head alone,
+    such as a refusal, comes at once."""
+    plan = head.plan if head.common is None else head.common.plan
+    return plan is not None and head.body_bytes <= BODY_BYTES_MAX

@@ -22,18 +22,17 @@ import socket
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import NamedTuple
 
 from ingest.http.certificate import Certificate
-from ingest.http.connection import CLOSE, Connection
+from ingest.http.connection import Connection
 from ingest.http.crowds import Crowds
 from ingest.http.framer import require_parser
 from ingest.http.heads import KnownHeads
 from ingest.http.listener import Listener
 from ingest.http.plain_body import PlainBodies
 from ingest.http.proxies import Proxies
-from ingest.http.request import Request, client_at
-from ingest.http.response import Answer, Reply
+from ingest.http.request import Request
+from ingest.http.response import CLOSE, Answer, Reply
 from ingest.http.tls import TlsConnection
 from ingest.model.errors import StartError
 from ingest.system.clock import monotonic_s
@@ -51,12 +50,6 @@ GONE_LOOK_S = 0.02  # between two looks whether the last connection has ended
 LOOKS = 16  # so many connections at most are looked at to find one to close
 
 Handle = Callable[[Request], Reply]
-
-
-class _Open(NamedTuple):
-    transport: asyncio.Transport  # a handler that was closed has none any more
-    network: str
-    since_s: float  # when it was opened, or retired
 
 
 class Connections:
@@ -94,7 +87,8 @@ class Connections:
         self.header_s_max = header_s_max
         self.keepalive_s_max = keepalive_s_max
         self._connection_s_max = connection_s_max
-        self._open: OrderedDict[Connection, _Open] = OrderedDict()  # by `since_s`
+        # Each with the time when it was opened, or retired; the oldest is the first.
+        self._open: OrderedDict[Connection, float] = OrderedDict()
         self._by_network = Crowds[Connection]()
         self._suspended: set[asyncio.Task[Answer]] = set()
         self._work_ended = asyncio.Event()  # only set while the port is closing
@@ -122,7 +116,6 @@ class Connections:
             Connection(self),
             self.plain_bodies.loop_share,
             context=self._certificate.context,
-            network_of=lambda transport: client_at(transport).network,
             plain=lambda: self.malformed(NEEDS_TLS).rendered(CLOSE),
         )
 
@@ -142,28 +135,26 @@ class Connections:
                 transport.abort()
                 return
             self._drop(another)
-        network, now_s = client_at(transport).network, monotonic_s()
-        self._open[handler] = _Open(transport, network, now_s)
+        network, now_s = handler.client.network, monotonic_s()
+        self._open[handler] = self._half_open[handler] = now_s
         self._by_network.add(network, handler, now_s)
-        self._head_awaited(handler, network)
+        self._unfinished.add(network, handler, now_s)
 
     def connection_lost(self, handler: Connection) -> None:
         """Remove a connection. Repeatable."""
-        opened = self._open.pop(handler, None)
-        if opened is not None:
-            self._by_network.remove(opened.network, handler)
-            self._unfinished.remove(opened.network, handler)
+        if self._open.pop(handler, None) is None:
+            return
+        network = handler.client.network
+        self._by_network.remove(network, handler)
+        self._unfinished.remove(network, handler)
         self._half_open.pop(handler, None)
         self._idle.pop(handler, None)
 
     def head_begun(self, handler: Connection) -> None:
         """Start the deadline of a head, at its first bytes."""
         if self._idle.pop(handler, None) is not None:
-            self._head_awaited(handler, self._open[handler].network)
-
-    def _head_awaited(self, handler: Connection, network: str) -> None:
-        self._half_open[handler] = now_s = monotonic_s()
-        self._unfinished.add(network, handler, now_s)
+            self._half_open[handler] = now_s = monotonic_s()
+            self._unfinished.add(handler.client.network, handler, now_s)
 
     def work_begun(self, handler: Connection) -> None:
         """Exempt a connection from the sweep while its request is in work."""
@@ -182,12 +173,11 @@ class Connections:
         """Exempt it from the sweep; it may be closed for another one as long as its body comes."""
         self._idle.pop(handler, None)
         if self._half_open.pop(handler, None) is None and handler in self._open:
-            self._unfinished.add(self._open[handler].network, handler, monotonic_s())
+            self._unfinished.add(handler.client.network, handler, monotonic_s())
 
     def body_ended(self, handler: Connection) -> None:
         """Its request is whole now, or nobody waits for the rest of it."""
-        if (opened := self._open.get(handler)) is not None:
-            self._unfinished.remove(opened.network, handler)
+        self._unfinished.remove(handler.client.network, handler)
 
     def put_off(self, go_on: Callable[[], object], network: str) -> None:
         """Call `go_on`, a short step, later. Networks take turns."""
@@ -217,7 +207,7 @@ class Connections:
     def _idle_of(self, network: str) -> Connection | None:
         """Return an idle connection of the largest network, mostly the one idle for longest."""
         for handler in islice(self._idle, LOOKS):
-            if self._open[handler].network == network:
+            if handler.client.network == network:
                 return handler
         _, members = self._by_network.largest()
         for handler in list(islice(members, LOOKS)):
@@ -229,11 +219,10 @@ class Connections:
     # Closing connections that are late
 
     def _drop(self, handler: Connection) -> None:
-        opened = self._open.get(handler)
         self.connection_lost(handler)
-        if opened is not None and opened.transport.get_write_buffer_size():
+        if handler.transport is not None and handler.transport.get_write_buffer_size():
             # A normal close would wait for ever for a client that does not read.
-            opened.transport.abort()
+            handler.transport.abort()
         handler.close()
 
     async def _sweep(self) -> None:
@@ -274,11 +263,11 @@ class Connections:
         """Retire some connections; called once in each period."""
         now_s, age_s = monotonic_s(), self._connection_s_max
         share = math.ceil(len(self._open) * period_s / age_s)
-        for handler, opened in list(islice(self._open.items(), share)):
-            if now_s - opened.since_s < age_s / 2:
+        for handler, since_s in list(islice(self._open.items(), share)):
+            if now_s - since_s < age_s / 2:
                 return
             handler.retires = True
-            self._open[handler] = opened._replace(since_s=now_s)
+            self._open[handler] = now_s
             self._open.move_to_end(handler)
 
     def _drop_late(self) -> int:
@@ -359,7 +348,7 @@ class Connections:
         if self._sweeper is not None:
             self._sweeper.cancel()
         self.is_closing = True  # each answer is the last one of its connection now
-        transports = [each.transport for each in self._open.values()]
+        transports = [each.transport for each in self._open]  # closed ones have none any more
         for handler in list(self._open):
             if not handler.is_in_work:
                 handler.close()
@@ -376,7 +365,9 @@ class Connections:
         for handler in list(self._open):
             handler.close()
         for transport in transports:
-            if transport.get_write_buffer_size():  # its client does not read
+            if (
+                transport is not None and transport.get_write_buffer_size()
+            ):  # its client does not read
                 transport.abort()
 
 

@@ -56,7 +56,7 @@ class Framer:
         self._valve = valve
         self._loop = loop
         self._read_bytes = read_bytes
-        self._parser: HttpRequestParser | None = self._new_parser()
+        self._parser: HttpRequestParser | None = None  # while it is not needed
         self.half = b""  # the last bytes that the parser got, of a head or of a chunked body
         self._last = b""  # all of the last part that the parser got
         # Bytes of the body that have not come; of a chunked one: those that have come, below -1.
@@ -105,7 +105,8 @@ class Framer:
 
     def _feed(self, part: bytes) -> None:
         parser = self._parser
-        assert parser is not None, "it is not closed"
+        if parser is None:
+            parser = self._parser = self._new_parser()
         try:
             messages, is_upgraded, _ = parser.feed_data(part)
         except Exception:
@@ -179,7 +180,7 @@ class Framer:
         """Forget the request. Whoever has its body may go on reading it."""
         if self.head is not None and self.head.body_bytes < 0:
             # The parser would take the last trailer for a header of the next request.
-            self._parser = self._new_parser()
+            self._parser = None
         self.head = self.content = None
         self.half = self._last = self.text = b""
 

@@ -31,9 +31,9 @@ POST_BYTES = 2 * 1024  # the cost of a post without its body, in bytes of body: 
 ROUND_BYTES = 256 * 1024  # some 120 single readings or 24 posts of 100, about 2 ms
 BEGIN_BYTES = 64 * 1024  # the most that a post can cost before it goes on in steps
 STEPS_S = 0.001  # of a round, for the steps of all posts
-# Of it, for work that was put off. That is one step of a handshake (0.16 to 0.4 ms). Beside clients
-# that drop handshakes as fast as they can, the p99 of posts was twice as long with all of STEPS_S.
-PUT_OFF_S = 0.0001
+# Of it, for work that was put off. These are two to four steps of handshakes (0.16 to 0.4 ms each).
+# With one step a round, a full handshake cost half as much again: many rounds had no other work.
+PUT_OFF_S = 0.0007
 # The steps of a post take long: more than this. Those of 5,000 readings of JSON take some 3 ms.
 # While many of those come the journal's thread may wait: so its groups are larger, and cost less.
 LONG_S = 0.01

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import NamedTuple, TypeVar
 
-from ingest.http.bodies import Bodies, check_size
+from ingest.http.bodies import Bodies
 from ingest.http.inflate import encoding_of, expected_bytes, inflated, light
 from ingest.http.loop_share import LoopShare
 from ingest.http.request import Request
@@ -58,7 +58,7 @@ class PlainBodies:
         )
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="inflate")
         self._inflated = asyncio.Semaphore(INFLATED_MAX)
-        self.loop_share = LoopShare(self._bodies.begins)
+        self.loop_share = LoopShare(self._bodies.count_out)
 
     def enqueue(self, body_bytes: int, begin: Callable[[], object]) -> bool:
         """Call `begin` in a later round. Returns False if too many bodies are in memory already.
@@ -69,10 +69,6 @@ class PlainBodies:
             return False
         self.loop_share.enqueue(body_bytes, begin, counted_bytes=body_bytes)
         return True
-
-    def check(self, size_bytes: int, limits: BodyLimits | None = None) -> None:
-        """Raise Refused if a body of this size is too large."""
-        check_size(size_bytes, (limits or self.limits).body_bytes_max)
 
     @asynccontextmanager
     async def body(

@@ -12,8 +12,9 @@ from aiohttp import StreamReader
 from aiohttp.http import HttpVersion10, HttpVersion11, RawRequestMessage
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from ingest.http.response import Answer
 from ingest.model.errors import Refused
+
+AUTHORIZATION = "Authorization"
 
 
 class Client(NamedTuple):
@@ -32,12 +33,13 @@ class Head:
 
     `body_bytes` is -1 for a chunked body. `is_plain`: it is HTTP/1.1 without Content-Encoding,
     Expect, or a Transfer-Encoding other than chunked. So its body can be decoded as it arrived.
-    The port keeps in `route`, and the page in `plan`, what it found out about this head.
+    The port keeps in `route`, and the page in `plan`, what it found out about this head. `common`
+    is the same head with an empty Authorization, if many heads that differ in that share it.
     """
 
     __slots__ = (
-        *("body_bytes", "headers", "is_plain", "keeps_open", "message", "method", "plan"),
-        *("raw_path", "route", "version"),
+        *("body_bytes", "common", "headers", "is_plain", "keeps_open", "message", "method"),
+        *("plan", "raw_path", "route", "version"),
     )
 
     def __init__(self, message: RawRequestMessage, *, has_body: bool) -> None:
@@ -58,6 +60,14 @@ class Head:
         )
         self.route: Any = None
         self.plan: Any = None
+        self.common: Head | None = None
+
+    def with_authorization(self, value: str) -> Head:
+        """Return the same head with another value of its header Authorization, which it has."""
+        headers = CIMultiDict(self.headers)
+        headers[AUTHORIZATION] = value
+        message = self.message._replace(headers=CIMultiDictProxy(headers), raw_headers=())
+        return Head(message, has_body=self.body_bytes != 0)
 
     @property
     def _is_chunked_only(self) -> bool:
@@ -67,8 +77,6 @@ class Head:
 
     def require_meant(self) -> None:
         """Raise Refused if the head asks for something that this service does not do."""
-        if self.is_plain:
-            return
         headers = self.headers
         if self.version not in (HttpVersion10, HttpVersion11):
             raise Refused("bad_request", "this port speaks HTTP/1.1 and HTTP/1.0")
@@ -172,10 +180,6 @@ class Request:
         if self.content is None or self.content.exception() is not None:
             return b""
         return self.content.read_nowait(bytes_max)
-
-    def reply(self, answer: Answer) -> None:
-        """Answer it, if its page returned None. Call it once, in the event loop."""
-        self.sender.reply(answer)
 
     def without(self, names: Iterable[str]) -> Request:
         """Return the same request without these headers (names in small letters)."""

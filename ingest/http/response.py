@@ -21,6 +21,7 @@ from ingest.model.codes import PROBLEMS
 from ingest.model.errors import Refused
 from ingest.system.clock import unix_s
 
+CLOSE = b"Connection: close\r\n"
 JSON = b"application/json"
 PROBLEM_JSON = b"application/problem+json"
 TEXT = b"text/plain; charset=utf-8"
@@ -42,7 +43,7 @@ class Answer:
     not be changed.
     """
 
-    __slots__ = ("_at_s", "_ready", "body", "closes", "content_type", "headers", "status")
+    __slots__ = ("_at_s", "_last", "_ready", "body", "closes", "content_type", "headers", "status")
     began_s: float | None = None  # set if its first bytes were sent long before the last ones
 
     def __init__(
@@ -59,14 +60,18 @@ class Answer:
         self.content_type = content_type
         self.headers = headers
         self.closes = close
-        self._ready = b""
+        self._ready = self._last = b""
         self._at_s = 0
 
-    def ready(self) -> bytes:
-        """Return head and body for a connection that stays open; made anew once a second."""
+    def ready(self, *, is_last: bool) -> bytes:
+        """Return head and body, for HTTP/1.1; made anew once a second. `is_last`: see `closes`."""
         second = int(unix_s())
         if second != self._at_s:
-            self._ready, self._at_s = self.rendered(), second
+            self._ready, self._last, self._at_s = b"", b"", second
+        if is_last:
+            self._last = self._last or self.rendered(CLOSE)
+            return self._last
+        self._ready = self._ready or self.rendered()
         return self._ready
 
     def rendered(self, connection: bytes = b"", *, with_body: bool = True) -> bytes:
@@ -89,7 +94,7 @@ class Answer:
 
 
 # What a page gives: an answer; or a coroutine, if it has to wait; or None: then it calls
-# `request.reply` later.
+# `request.sender.reply` later, once, in the event loop.
 Reply = Answer | Coroutine[Any, Any, Answer] | None
 
 

@@ -59,8 +59,8 @@ class Route(NamedTuple):
     """A page: its methods, and `answer(request, query string, monotonic time of receipt)`.
 
     `answer` returns an answer, or a coroutine that returns it. Or it returns None; then the page
-    calls `request.reply` later, and counts the request itself. `answer` may raise Refused, or
-    ConnectionError if the client is gone. `problem` makes the answer of a refusal.
+    calls `request.sender.reply` later, and counts the request itself. `answer` may raise Refused,
+    or ConnectionError if the client is gone. `problem` makes the answer of a refusal.
     """
 
     methods: tuple[str, ...]
@@ -172,7 +172,8 @@ class Port:
         try:
             if page is None or head.method not in page.methods:
                 raise self._no_page(path, page)
-            head.require_meant()
+            if not head.is_plain:
+                head.require_meant()
             answer = page.answer(request, query, received_s)
         except ConnectionError:
             raise  # the client is gone: nothing was kept, nothing to answer or to log

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, cast
 
+from ingest.http.connection import Connection
 from ingest.http.loop_share import LoopShare
 from ingest.system.clock import monotonic_s
 
@@ -37,32 +38,28 @@ HANDSHAKE = 0x16  # the first byte of each TLS connection
 class TlsConnection(asyncio.Transport, asyncio.Protocol):
     """One connection. `inner` is the protocol that gets and sends what is decrypted.
 
-    `context` returns the certificate in use. `network_of` gives the network of a transport, whose
-    connections count together. `plain` is the answer to a client that does not speak TLS.
+    `context` returns the certificate in use. `plain` is the answer to a client that does not speak
+    TLS.
     """
 
     __slots__ = (
-        *("_context", "_incoming", "_inner", "_is_behind", "_is_established"),
-        *("_is_over", "_is_paused", "_network", "_network_of", "_object", "_outgoing", "_plain"),
-        *("_rest", "_steps", "_tcp"),
+        *("_context", "_incoming", "_inner", "_is_behind", "_is_established", "_is_over"),
+        *("_is_paused", "_object", "_outgoing", "_plain", "_rest", "_steps", "_tcp"),
     )
 
     def __init__(
         self,
-        inner: asyncio.Protocol,
+        inner: Connection,
         steps: LoopShare,
         *,
         context: Callable[[], ssl.SSLContext],
-        network_of: Callable[[asyncio.BaseTransport], str],
         plain: Callable[[], bytes],
     ) -> None:
         super().__init__()
         self._inner = inner
         self._steps = steps
         self._context = context
-        self._network_of = network_of
         self._plain = plain
-        self._network = ""
         self._tcp: asyncio.Transport = self  # until `connection_made`
         self._rest = b""  # has come, and OpenSSL has not got it yet
         self._incoming = ssl.MemoryBIO()
@@ -78,12 +75,11 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Tell the HTTP protocol at once: the connection counts before its handshake."""
         self._tcp = cast(asyncio.Transport, transport)
-        self._network = self._network_of(transport)
         self._inner.connection_made(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the handshake and the HTTP protocol."""
-        self._steps.forget(self._step, self._network)
+        self._steps.forget(self._step, self._inner.client.network)
         self._object = None
         self._inner.connection_lost(exc)
 
@@ -103,7 +99,7 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         # Else the socket is read on: the end of a client that has gone must be seen at once.
         if len(self._rest) > EARLY_BYTES_MAX:
             self._hold()
-        self._steps.put_off(self._step, self._network, begins=self._object is None)
+        self._put_off(self._step, begins=self._object is None)
 
     def eof_received(self) -> bool:
         """The client sends no more. Without an end in TLS, this is a broken connection too."""
@@ -116,6 +112,9 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
     def resume_writing(self) -> None:
         """Pass it on."""
         self._inner.resume_writing()
+
+    def _put_off(self, go_on: Callable[[], None], *, begins: bool = False) -> None:
+        self._steps.put_off(go_on, self._inner.client.network, begins=begins)
 
     # The handshake
 
@@ -136,7 +135,7 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         except ssl.SSLWantReadError:
             self._flush()
             if self._rest:
-                self._steps.put_off(self._step, self._network)
+                self._put_off(self._step)
             return
         except ssl.SSLError:
             self._flush()  # the alert says why
@@ -173,7 +172,7 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         self._rest = data[at:]
         if (self._rest or incoming.pending) and not self._is_over:
             self._hold()
-            self._steps.put_off(self._go_on, self._network)
+            self._put_off(self._go_on)
         if self._outgoing.pending:
             self._flush()
         if parts:

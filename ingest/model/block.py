@@ -1,4 +1,4 @@
-"""A block: the readings of a post on their way to the table, as the bytes of their rows.
+"""A block: the readings of a post on their way to the table, as the bytes of their rows; its room.
 
 Small posts that come at the same time may share a block. Then they are one frame of the journal and
 one element of a queue. A block may grow until a writer or the journal takes it.
@@ -7,7 +7,7 @@ one element of a queue. A block may grow until a writer or the journal takes it.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from itertools import accumulate
 
@@ -91,3 +91,47 @@ class Block:
             row_of_part = row - ends[index] + rows_of_part
             found.append((received_us, items[row_of_part] if items else row_of_part))
         return found
+
+
+class Reservation:
+    """Room in a buffer for one block. Put the block, or release the room.
+
+    `put(block, rows, size_bytes, durable)` is the buffer's part of `put`; it gives back what the
+    block does not need of the room. `free(rows, size_bytes)` gives back the room.
+    """
+
+    __slots__ = ("_free", "_put", "_rows", "_size_bytes")
+
+    def __init__(
+        self,
+        rows: int,
+        size_bytes: int,
+        put: Callable[[Block, int, int, bool], Awaitable[None]],
+        free: Callable[[int, int], None],
+    ) -> None:
+        self._rows = rows
+        self._size_bytes = size_bytes
+        self._put = put
+        self._free: Callable[[int, int], None] | None = free
+
+    def put(self, block: Block, *, durable: bool = True) -> Awaitable[None]:
+        """Put the block; await the result. The block must not be larger than the reservation.
+
+        A buffer in memory has the block when this returns, and cannot fail. A journal has the block
+        on disk once the result has been awaited, a stream has it on the broker's. If the block
+        cannot be written, the await raises NotKept, and nothing of the block is kept; or the broker
+        did not say what became of it (BrokerOutcomeUnknown). If `durable` is false, the block is in
+        memory at once and is written a little later. A cancellation does not interrupt the write:
+        it is raised at the caller's next await.
+        """
+        assert self._free is not None, "a reservation is used once"
+        assert block.rows <= self._rows, "more rows than reserved"
+        assert len(block.tuples) <= self._size_bytes, "more bytes than reserved"
+        self._free = None
+        return self._put(block, self._rows, self._size_bytes, durable)
+
+    def release(self) -> None:
+        """Give the room back. After `put`, or a second time, this does nothing."""
+        free, self._free = self._free, None
+        if free is not None:
+            free(self._rows, self._size_bytes)

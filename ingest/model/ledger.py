@@ -28,7 +28,8 @@ SECONDS_SYNC = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05
 SECONDS_LAG = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 21_600, 86_400, 604_800)
 ROWS_FLUSH = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 100_000)
 
-TRIGGERS = ("count", "time", "backlog", "drain")
+# Why a batch is closed: see writer/batch.py. `commit`: a post waits for its commit.
+TRIGGERS = ("count", "time", "commit", "backlog", "drain")
 
 
 LINE_FIELDS = ("text_ignored", "integer_rounded")

@@ -13,54 +13,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from ingest.model.ack import Refusal
-from ingest.model.block import Block
+from ingest.model.block import Block, Reservation
 from ingest.model.errors import NotKept
 from ingest.model.letter import Letter
-
-
-class Reservation:
-    """Room in a buffer for one block. Put the block, or release the room.
-
-    `put(block, rows, size_bytes, durable)` is the buffer's part of `put`; it gives back what the
-    block does not need of the room. `free(rows, size_bytes)` gives back the room.
-    """
-
-    __slots__ = ("_free", "_put", "_rows", "_size_bytes")
-
-    def __init__(
-        self,
-        rows: int,
-        size_bytes: int,
-        put: Callable[[Block, int, int, bool], Awaitable[None]],
-        free: Callable[[int, int], None],
-    ) -> None:
-        self._rows = rows
-        self._size_bytes = size_bytes
-        self._put = put
-        self._free: Callable[[int, int], None] | None = free
-
-    def put(self, block: Block, *, durable: bool = True) -> Awaitable[None]:
-        """Put the block; await the result. The block must not be larger than the reservation.
-
-        A buffer in memory has the block when this returns, and cannot fail. A journal has the block
-        on disk once the result has been awaited, a stream has it on the broker's. If the block
-        cannot be written, the await raises NotKept, and nothing of the block is kept; or the broker
-        did not say what became of it (BrokerOutcomeUnknown). If `durable` is false, the block is in
-        memory at once and is written a little later. A cancellation does not interrupt the write:
-        it is raised at the caller's next await.
-        """
-        assert self._free is not None, "a reservation is used once"
-        assert block.rows <= self._rows, "more rows than reserved"
-        assert len(block.tuples) <= self._size_bytes, "more bytes than reserved"
-        self._free = None
-        return self._put(block, self._rows, self._size_bytes, durable)
-
-    def release(self) -> None:
-        """Give the room back. After `put`, or a second time, this does nothing."""
-        free, self._free = self._free, None
-        if free is not None:
-            free(self._rows, self._size_bytes)
-
 
 # Called with the waiters of a block, in the order of their posts. Their block is on the disk, or it
 # is not kept if there is an error.
@@ -148,6 +103,10 @@ class Outlet(Protocol):
         """Rows that may be taken now."""
 
     @property
+    def commit_awaited(self) -> bool:
+        """Whether a post waits until a block that may be taken is committed."""
+
+    @property
     def shut(self) -> bool:
         """Whether the buffer accepts no more blocks."""
 
@@ -155,7 +114,10 @@ class Outlet(Protocol):
         """Return the monotonic time of receipt of the first block that waits, None if none does."""
 
     async def wait_rows(self, rows: int) -> None:
-        """Return once at least `rows` rows can be taken, or the buffer is shut. Safe to cancel."""
+        """Return once at least `rows` rows can be taken, `commit_awaited`, or the buffer is shut.
+
+        Safe to cancel.
+        """
 
     def take(self, rows_max: int) -> list[Block]:
         """Take whole blocks in order, at least one if any waits, at most `rows_max` rows."""

@@ -21,7 +21,7 @@ from urllib.parse import unquote_plus
 
 from ingest.access.rule import is_open
 from ingest.access.tokens import ANYBODY, Identity, Tokens
-from ingest.http.request import Head, Request
+from ingest.http.request import AUTHORIZATION, Head, Request
 from ingest.http.sites import is_loopback, is_loopback_name, is_same_origin
 from ingest.model.errors import Refused
 from ingest.system.logs import get_logger
@@ -139,6 +139,11 @@ class Access:
             raise Refused("unauthorized", "the token is wrong, or is not valid any more")
         return identity, query
 
+    def identity_in(self, authorization: str) -> Identity | None:
+        """Return who has the live token in this header; None also where nobody needs one."""
+        token = _of_authorization(authorization)
+        return self._tokens.find(token) if token and not self.is_open else None
+
     def check_proxy(self, request: Request) -> None:
         """Raise Refused `unauthorized` unless a trusted proxy brings this request.
 
@@ -175,7 +180,7 @@ def _presented(head: Head, query: str, in_path: str, *, in_query: bool) -> tuple
     if len(values) > 1:
         raise Refused("unauthorized", "the query parameter p is there more than once")
     of_query = unquote_plus("".join(values))
-    token = _of_authorization(_single(head, "Authorization"))
+    token = _of_authorization(_single(head, AUTHORIZATION))
     others = (of_query, *(_single(head, name).strip() for name in TOKEN_HEADERS), in_path)
     return next(filter(None, (token, *others)), ""), query
 

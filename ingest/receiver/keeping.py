@@ -27,12 +27,11 @@ from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
-from ingest.formats.map_post import received_at
-from ingest.formats.post import ItemError, Points, named
+from ingest.formats.post import ItemError, Points, named, received_at
 from ingest.http.response import Answer
 from ingest.http.routes import OnRefused
 from ingest.model.ack import Ack, Outcome
-from ingest.model.block import Block
+from ingest.model.block import Block, Reservation
 from ingest.model.errors import (
     BufferFull,
     DeadLettersBroken,
@@ -44,7 +43,7 @@ from ingest.model.errors import (
 )
 from ingest.model.ledger import Ledger
 from ingest.model.letter import INVALID, Letter
-from ingest.model.ports import Database, DeadLetters, Inlet, Reservation, Sizes
+from ingest.model.ports import Database, DeadLetters, Inlet, Sizes
 from ingest.receiver.ack_waits import AckWaits
 from ingest.receiver.small_posts import BUFFERED, COMMITTED, LATE, SmallPosts, refusal_of
 from ingest.system.clock import monotonic_s
@@ -64,7 +63,7 @@ class Terms(NamedTuple):
     """How a post is kept, and for whom; `sender` as in Block.
 
     It must be answered at `answer_by_s` (monotonic). `letter` has what all its dead letters have in
-    common. For `times_us` of mapped documents see map_post.py. `faults` is what its faulty items
+    common. For `times_us` of mapped documents see post.py. `faults` is what its faulty items
     are called. `is_tolerant`: one that cannot even be dead-lettered costs the others nothing, and
     counts as `not_kept`; else the whole post is refused.
     """

@@ -22,8 +22,9 @@ from contextlib import (
 from typing import Any, NamedTuple
 
 from ingest.formats.post import Decoded, Points, Post, Rules
+from ingest.http.bodies import check_size
 from ingest.http.plain_body import BodyLimits, PlainBodies
-from ingest.http.request import Request
+from ingest.http.request import AUTHORIZATION, Request
 from ingest.http.response import Answer, Reply
 from ingest.model.ack import Outcome
 from ingest.model.errors import ConfigError, Refused
@@ -48,9 +49,11 @@ _LOOKED_AT_BYTES = 64
 
 
 class Plan(NamedTuple):
-    """What the head of a post says. `letter` has what its dead letters have in common.
+    """What the head of a post says. `letter` has what its dead letters have in common, but for the
+    sender.
 
-    `more` is of the page: what its decoder needs.
+    `more` is of the page: what its decoder needs. `of_any_device`: what a token says of its device
+    changes nothing. `scope` is the source and the format that its sender must be allowed.
     """
 
     sender: KnownSender
@@ -61,7 +64,13 @@ class Plan(NamedTuple):
     device: str
     letter: Letter
     more: Any
+    scope: tuple[str, str]
     times_us: tuple[int, ...] = ()
+    of_any_device: bool = False
+
+    def is_common_with(self, sender: KnownSender) -> bool:
+        """Whether another sender has the same, with the same head but for its token."""
+        return self.of_any_device or not sender.identity.entry.device
 
 
 class Form(ABC):
@@ -146,14 +155,14 @@ class Posts:
             head = request.head
             plan: Plan | None = head.plan
             if plan is None or not plan.sender.identity.live:
-                plan = head.plan = form.plan(request, text)
+                plan = head.plan = self.plan(request, form, text)
             if to_head is not None and head.method == "HEAD":
                 return to_head
             self.senders.take_post(request, plan.sender)
             body = request.body
             if body is None or not request.in_round or len(body) > SMALL_BYTES:
                 return inside(self.receive(request, form, plan))
-            self.plain_bodies.check(len(body), form.limits)
+            check_size(len(body), (form.limits or self.plain_bodies.limits).body_bytes_max)
             post = self.post(plan, received_s)
             found = self._begun(form, body, plan, post)
             if not isinstance(found, (Points, Decoded)):  # as Generator it would take 0.2 us
@@ -166,6 +175,22 @@ class Posts:
             return inside(self.keep(request, form, plan, post, points))
 
         return answer
+
+    def plan(self, request: Request, form: Form, text: str) -> Plan:
+        """Read the head, and the query `text`; what other tokens had in common with it is known.
+
+        Raises Refused.
+        """
+        common = request.head.common
+        if common is not None and (known := common.plan) is not None:
+            sender = self.senders.find_by(request.headers[AUTHORIZATION], *known.scope)
+            if sender is not None and known.is_common_with(sender):
+                plan: Plan = known._replace(sender=sender)
+                return plan
+        plan = form.plan(request, text)
+        if common is not None and plan.is_common_with(plan.sender):
+            common.plan = plan
+        return plan
 
     def ack_of(self, asked: str) -> str:
         """Return the acknowledgement that counts; "" asks for none. Raises Refused."""
@@ -236,10 +261,16 @@ class Posts:
             if faults and (refusal := form.refusal(plan, points)) is not None:
                 raise refusal
             if points.blocks or faults or points.texts:
+                identity = plan.sender.identity
+                letter = plan.letter._replace(
+                    received_us=post.received_us,
+                    sender=identity.entry.name,
+                    devices=identity.globs,
+                )
                 terms = Terms(
                     plan.ack,
                     request.account.sender,
-                    plan.letter._replace(received_us=post.received_us),
+                    letter,
                     post.received_s + form.page.answer_s_max,
                     plan.times_us,
                     form.faults,

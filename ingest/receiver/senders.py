@@ -148,7 +148,7 @@ class Account:
 
 
 class KnownSender(NamedTuple):
-    """Who sends: found once for each head. `account` is None where nobody needs a token.
+    """Who sends: found once for each token. `account` is None where nobody needs one.
 
     `by_certificate`: a trusted proxy must bring each of its requests.
     """
@@ -208,6 +208,14 @@ class Senders:
             )
         return self._known(identity), query
 
+    def find_by(self, authorization: str, source: str, form: str) -> KnownSender | None:
+        """Return the sender if this header alone says who it is, and it may send this form."""
+        identity = self._access.identity_in(authorization)
+        if identity is None or not identity.covers(source, form):
+            return None
+        known: KnownSender | None = identity.known
+        return known or self._known(identity)
+
     def _known(self, identity: Identity) -> KnownSender:
         limits, entry = self._limits, identity.entry
         if identity is ANYBODY:
@@ -219,7 +227,10 @@ class Senders:
         if own.connections_max:  # from now on those of others count, too: they may change hands
             self._counts_connections = True
         is_by_certificate = bool(entry.certificate)
-        return KnownSender(identity, self._tokens[key], own.connections_here, is_by_certificate)
+        account = self._tokens[key]
+        known = KnownSender(identity, account, own.connections_here, is_by_certificate)
+        identity.known = known
+        return known
 
     def _made(self, sender: str, rates: Rates) -> Account:
         return Account(sender, rates, self._ledger.sent_by(sender))

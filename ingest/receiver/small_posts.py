@@ -150,7 +150,7 @@ class SmallPosts:
         request, waiter.request = waiter.request, None
         try:
             assert request is not None, "it is answered once"
-            request.reply(answer)
+            request.sender.reply(answer)
         except Exception:  # a bug, and none of the others' or of the journal, which calls this
             self._log.error("request_failed", exc_info=True)
 

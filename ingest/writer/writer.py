@@ -242,6 +242,8 @@ class Writer:
 
         stored = await sink.write_isolating(tuples, rows, set_aside, at_fault=self._rows_at_fault)
         self._breaker.written(piece, votes_of(refusals))
+        for reason, count in counted(refusals).items():
+            self._ledger.readings_dead_lettered(reason, count)
         self._settle(piece, stored, began_s, refusals)
 
     async def _pieces_after(self, failure: WriteFailed, piece: list[Block]) -> list[list[Block]]:
@@ -330,8 +332,6 @@ class Writer:
         now_us = unix_us()
         ledger = self._ledger
         ledger.batch_stored(self._sink.method, now_s - began_s, stored.committed, stored.duplicate)
-        for reason, count in counted(refusals).items():
-            ledger.readings_dead_lettered(reason, count)
         self._settle_blocks(piece)
         self._database_state.stored()
         commit, lag = ledger.commit_s.observe, ledger.lag_s.observe

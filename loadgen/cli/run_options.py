@@ -12,6 +12,7 @@ from loadgen.cli.service_options import (
     ADMIN_URL,
     CA,
     FORMAT,
+    NEW_CONNECTIONS,
     STATE_DIR,
     TOKEN,
     URLS,
@@ -55,6 +56,7 @@ OPTIONS = {
             values.count(1, 100_000),
             shows="N",
         ),
+        NEW_CONNECTIONS,
         Option(
             "--give-up-s",
             "after 429, 5xx or no answer send the same bytes again for so long (%(default)g)",
@@ -253,6 +255,7 @@ def settings_of(chosen: argparse.Namespace, plan: LoadPlan) -> dict[str, Any]:
         "other_urls": [each.url for each in plan.others],
         "ack": plan.ack,
         "connections": plan.connections,
+        "new_connections": plan.recipe.new_connections,
         "loop": "closed" if plan.shape is None else "open",
         "rate_posts_per_s": None
         if plan.shape is None or chosen.shape.rates_given

@@ -54,6 +54,14 @@ FORMAT = Option(
     tuple(FORMATS),
     "json",
 )
+NEW_CONNECTIONS = Option(
+    "--new-connections",
+    "so many (30%% or 0.3) of the posts close their connection, and as many come on a new one, as "
+    "small devices do; 100%%: each post has its own",
+    values.share,
+    0.0,
+    "SHARE",
+)
 STATE_DIR = Option(
     "--state-dir",
     "state folder of a service on this machine: says its addresses; default: the usual place",

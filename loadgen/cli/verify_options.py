@@ -17,6 +17,7 @@ from loadgen.cli.service_options import (
     ADMIN_URL,
     CA,
     FORMAT,
+    NEW_CONNECTIONS,
     STATE_DIR,
     TOKEN,
     URLS,
@@ -32,6 +33,7 @@ from loadgen.proof.table_names import TableNames
 from loadgen.traffic.encode import FORMATS
 
 DURATION_S = 10.0
+DEVICES_MAX = 1_000_000
 
 
 class WrongUse(Exception):
@@ -96,6 +98,15 @@ OPTIONS = {
             shows="R",
         ),
         Option("--connections", "posts at once (%(default)s)", values.count(1, 10_000), 16, "N"),
+        NEW_CONNECTIONS,
+        Option(
+            "--devices",
+            "each has four metrics, in any order (%(default)s)",
+            values.count(1, DEVICES_MAX),
+            500,
+            "N",
+        ),
+        Option("--days-old", "all readings are so old (%(default)s)", values.count(0), 0, "N"),
         Option(
             "--batch",
             "readings a post: 100, or a mix with weights (%(default)s)",
@@ -265,7 +276,8 @@ def job_of(chosen: argparse.Namespace, local: LocalService | None, where: Eviden
             raise WrongUse(why)
     if not FORMATS[chosen.format].is_answered:
         chosen.invalid = 0.0
-    plan = Plan(run=run, first_us=int(time.time() * 1_000_000), **picked(chosen, Plan))
+    first_s = time.time() - chosen.days_old * 86_400
+    plan = Plan(run=run, first_us=int(first_s * 1_000_000), **picked(chosen, Plan))
     try:
         targets = targets_for(chosen, local)
     except ValueError as error:

@@ -179,19 +179,13 @@ class Names:
         self.plan = plan
         self._body = FORMATS[plan.format].body
         self._salt = int(plan.run, 16) & _MASK
-        self._devices = [f"{plan.prefix}{number:04}" for number in range(plan.devices)]
-        self._devices_count = plan.devices
-        self._heads = [  # of an item of one reading, by device and metric
-            f'{{"device_id":"{device}","metric":"{metric}","ts":'
-            for device in self._devices
-            for metric in METRICS
-        ]
+        self._prefix = plan.prefix
         self._second = -1
         self._texts = ("", "")
 
     def device(self, item: Item) -> str:
         """Return the device_id of an item that is not invalid."""
-        return self._devices[item.first * 7_919 % len(self._devices)]
+        return f"{self._prefix}{item.first * 7_919 % self.plan.devices:04}"
 
     def invalid_device(self, item: Item) -> str:
         """Return the device_id of an invalid item, which no other item has."""
@@ -238,10 +232,10 @@ class Names:
             else:
                 us = self.plan.first_us + first
                 ts = str(us) if style == 3 else self._time(us, elsewhere=style == 4)
-                device = first * 7_919 % self._devices_count
                 if count == 1 and item.kind == VALID:
                     texts.append(
-                        f'{self._heads[device << 2 | first & 3]}{ts},"value":{values[place]}}}'
+                        f'{{"device_id":"{self.device(item)}","metric":"{METRICS[first & 3]}",'
+                        f'"ts":{ts},"value":{values[place]}}}'
                     )
                 else:
                     texts.append(self._odd(item, ts, values[place : place + count]))

@@ -6,6 +6,7 @@ and database may be killed and started again meanwhile. Does not: judge, or prin
 
 from __future__ import annotations
 
+import random
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -39,7 +40,8 @@ class Job:
     It ends after `posts` or `duration_s`, whichever comes first. `query` begins with `?` or is
     empty. `fsync`: the ledger survives a crash of the machine, but needs a disk write for each
     group. `retry`: the policy of retries; by default that of the driver, until `give_up_s`.
-    `others`: more addresses of the same service; a post goes to any of them.
+    `others`: more addresses of the same service; a post goes to any of them. `new_connections` is
+    the share of posts that end their connection, so as many come on a new one.
     """
 
     target: Target
@@ -56,6 +58,7 @@ class Job:
     retry: Retry | None = None
     admin_urls: tuple[str, ...] = ()
     others: tuple[Target, ...] = ()
+    new_connections: float = 0.0
 
 
 class Run(Observer):
@@ -78,7 +81,17 @@ class Run(Observer):
         media_type = FORMATS[job.plan.format].media_type
         self._is_answered = FORMATS[job.plan.format].is_answered
         self._asked = parse_qs(job.query.removeprefix("?")).get("ack", [""])[0]
-        self._head = head_of(path, target.authority, token=target.token, media_type=media_type)
+        self._heads = [
+            head_of(
+                path,
+                target.authority,
+                token=target.token,
+                closes=closes,
+                media_type=media_type,
+            )
+            for closes in (False, True)
+        ]
+        self._random = random.Random(job.plan.seed)
         self._posts = job.plan.posts()
         self._doubtful: set[int] = set()
         self._plain: dict[bytes, tuple[int, str]] = {}
@@ -155,7 +168,8 @@ class Run(Observer):
         items = next(self._posts)
         readings = items[0].count if len(items) == 1 else sum(item.count for item in items)
         self.readings += readings
-        return Post(finish(self._head, self._names.body(items, number)), readings, "", number)
+        head = self._heads[self._random.random() < self.job.new_connections]
+        return Post(finish(head, self._names.body(items, number)), readings, "", number)
 
     # Observer
 

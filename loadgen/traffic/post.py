@@ -87,17 +87,20 @@ def head_of(
     *,
     gzip: bool = False,
     token: str = "",
+    closes: bool = False,
     media_type: str = FORMATS["json"].media_type,
 ) -> bytes:
     """Return the part of a request's head that does not depend on its body.
 
-    `finish(head, body)` is the whole request. `gzip`: for a body of `compress`.
+    `finish(head, body)` is the whole request. `gzip`: for a body of `compress`. `closes`: its
+    connection ends with the answer.
     """
     bearer = f"Authorization: Bearer {token}\r\n" if token else ""
+    connection = "Connection: close\r\n" if closes else ""
     encoding = "Content-Encoding: gzip\r\n" if gzip else ""
     return (
         f"POST {path_and_query} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: iot-ingest-loadgen\r\n"
-        f"{bearer}Content-Type: {media_type}\r\n{encoding}Content-Length: "
+        f"{connection}{bearer}Content-Type: {media_type}\r\n{encoding}Content-Length: "
     ).encode("ascii")
 
 

@@ -43,7 +43,8 @@ class Recipe:
     `mix` has (readings a post, weight). `late`, `future` and `poison` are shares of readings,
     `duplicates` and `broken` of posts, 0 to 1. `backlog_minutes`: each device first posts its
     backlog without a connection, a reading of each metric a minute. `posts_max` None: no end.
-    `format` is a key of encode.FORMATS.
+    `format` is a key of encode.FORMATS. `new_connections` is the share of posts that end their
+    connection, so as many come on a new one.
     """
 
     devices: int = 1000
@@ -54,6 +55,7 @@ class Recipe:
     future: float = 0.0
     poison: float = 0.0
     broken: float = 0.0
+    new_connections: float = 0.0
     gzip: bool = False
     format: str = "json"
     backlog_minutes: int = 0
@@ -87,11 +89,18 @@ class Traffic:
         self._recipe = recipe
         self._now_us = now_us
         self._format = FORMATS[recipe.format]
-        media_type = self._format.media_type
-        self._gzip_head = head_of(
-            path_and_query, host, gzip=True, token=token, media_type=media_type
-        )
-        self._plain_head = head_of(path_and_query, host, token=token, media_type=media_type)
+        self._heads = {  # by (is gzip, closes its connection)
+            (gzip, closes): head_of(
+                path_and_query,
+                host,
+                gzip=gzip,
+                token=token,
+                closes=closes,
+                media_type=self._format.media_type,
+            )
+            for gzip in (False, True)
+            for closes in (False, True)
+        }
         self._random = random.Random(f"traffic {recipe.seed}")
         self._sizes = [size for size, _ in recipe.mix]
         self._weights = list(accumulate(weight for _, weight in recipe.mix))
@@ -173,8 +182,12 @@ class Traffic:
 
     def _post(self, body: bytes, readings: int, kind: str, number: int) -> Post:
         if self._recipe.gzip:
-            return Post(finish(self._gzip_head, compress(body)), readings, kind, number)
-        return Post(finish(self._plain_head, body), readings, kind, number)
+            body = compress(body)
+        return Post(finish(self._head(gzip=self._recipe.gzip), body), readings, kind, number)
+
+    def _head(self, *, gzip: bool) -> bytes:
+        share = self._recipe.new_connections
+        return self._heads[gzip, share > 0 and self._random.random() < share]
 
     # Live posts
 
@@ -260,8 +273,7 @@ class Traffic:
         # Half of a body of lines, or of MessagePack, may still be one.
         is_gzip_only = self._recipe.format != "json"
         body, is_gzip = spoil.body(body, self._random, is_gzip_only=is_gzip_only)
-        head = self._gzip_head if is_gzip else self._plain_head
-        return Post(finish(head, body), readings, BROKEN, number)
+        return Post(finish(self._head(gzip=is_gzip), body), readings, BROKEN, number)
 
     def _backlog(self, number: int, at_us: int) -> Post:
         """Return the backlog of device `number`, oldest readings first."""

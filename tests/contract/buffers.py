@@ -11,9 +11,9 @@ from pathlib import Path
 from ingest.buffers.journal.buffer import JournalBuffer
 from ingest.buffers.journal.log import Journal
 from ingest.buffers.memory import MemoryBuffer
-from ingest.model.block import SHARED_ROWS_MAX, Block
+from ingest.model.block import SHARED_ROWS_MAX, Block, Reservation
 from ingest.model.ledger import Ledger
-from ingest.model.ports import Buffer, Inlet, Outlet, Reservation
+from ingest.model.ports import Buffer, Inlet, Outlet
 from ingest.system.files import REAL_CALLS
 from tests.support.blocks import make_block
 from tests.support.journals import FailingCalls

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from ingest.buffers.journal.buffer import JournalBuffer
-from ingest.model.block import Block
+from ingest.model.block import Block, Reservation
 from ingest.model.errors import BufferFull, NotKept, Stopping
-from ingest.model.ports import Buffer, Reservation
+from ingest.model.ports import Buffer
 from tests.contract.buffers import FACTORIES, MakeBuffer, memory, quiet, spin
 
 ROWS_MAX, BYTES_MAX = 10, 100

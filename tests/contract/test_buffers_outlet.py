@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 
+from ingest.model.ack import Ack
 from tests.contract.buffers import PLENTY, MakeBuffer, contents, empty, put, put_rows, spin
 from tests.support.blocks import make_block
 
@@ -123,6 +124,37 @@ async def test_taker_waits_for_as_many_rows_as_it_asked(make: MakeBuffer) -> Non
     async with asyncio.timeout(1):
         await taker
         await buffer.wait_rows(6)
+
+
+async def test_taker_does_not_wait_for_more_rows_while_a_post_waits_for_its_commit(
+    make: MakeBuffer,
+) -> None:
+    """That is so until its block is taken, and again once it is given back."""
+    buffer = make(100, PLENTY, 1)
+    taker = asyncio.create_task(buffer.wait_rows(50))
+    await put_rows(buffer, 2)
+    await spin()
+    assert not taker.done()
+    assert not buffer.commit_awaited
+    awaited = make_block(3, ack=Ack())
+    await (await buffer.reserve(3, len(awaited.tuples), awaited=True)).put(awaited)
+    async with asyncio.timeout(1):
+        await taker
+        await buffer.wait_rows(100)
+    assert buffer.commit_awaited
+    taken = buffer.take(100)
+    assert not buffer.commit_awaited
+    taker = asyncio.create_task(buffer.wait_rows(50))
+    await put_rows(buffer, 2)
+    await spin()
+    assert not taker.done()
+    buffer.give_back(taken)
+    async with asyncio.timeout(1):
+        await taker
+    assert buffer.commit_awaited
+    buffer.settle(buffer.take(100))
+    assert not buffer.commit_awaited
+    assert empty(buffer)
 
 
 async def test_taker_cancelled_takes_nothing_with_it(make: MakeBuffer) -> None:

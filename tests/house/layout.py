@@ -28,6 +28,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("admin",),
         ("app",),
         ("cli",),
+        ("years", "roles"),
     ),
     "loadgen": (
         ("wire",),
@@ -60,7 +61,7 @@ LIBRARIES = {
     "fcntl": "ingest/system",
     "time": "ingest/system",
 }
-READ_SETTINGS = ("app", "cli", "config")  # other parts get numbers
+READ_SETTINGS = ("app", "cli", "config", "roles", "years")  # other parts get numbers
 # A program that only receives posts, or only writes, is made from one of these files alone. So the
 # file must not reach those folders, also not through other files.
 HALVES = {
@@ -75,6 +76,7 @@ FENCED = {
     "ingest/sinks/postgres/statements.py": {"_copy_in"},
     "ingest/broker/session.py": {"_transport"},
 }
+HIDDEN_IMPORTS = ("ingest/cli/main.py", "ingest/app/annexes.py")  # of a file that may be missing
 OF_TUPLES = {"_replace", "_asdict", "_fields", "_make"}
 OF_ARGPARSE = {
     "_SubParsersAction",
@@ -114,7 +116,7 @@ def imports_absolutely(path: PurePosixPath, tree: ast.Module) -> Found:
     for node in walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.level or node.names[0].name == "*"):
             yield node.lineno, "a relative import, or a star"
-        if isinstance(node, ast.Call) and path != PurePosixPath("ingest/cli/main.py"):
+        if isinstance(node, ast.Call) and str(path) not in HIDDEN_IMPORTS:
             called = ast.unparse(node.func)
             if called.rpartition(".")[2] in {"import_module", "__import__"} and any(
                 ours in ast.unparse(each) for each in node.args for ours in LAYERS
@@ -141,8 +143,8 @@ def imports_go_down(path: PurePosixPath, tree: ast.Module) -> Found:
     package = path.parts[0]
     rows = {name: row for row, names in enumerate(LAYERS[package]) for name in names}
     own = folder_of(path)
-    if path.name == "__main__.py" and not own:
-        return  # it starts the package
+    if (path.name == "__main__.py" and not own) or path.name == "annex.py":
+        return  # it starts the package, or it stands on top of it
     for line, dotted in imports(tree):
         parts = dotted.split(".")
         if parts[0] in {"ingest", "loadgen", "benchmarks", "tests"} - {package}:
@@ -196,7 +198,7 @@ def model_knows_no_library(path: PurePosixPath, tree: ast.Module) -> Found:
 
 def settings_end_in_the_composition(path: PurePosixPath, tree: ast.Module) -> Found:
     """A part gets numbers, so that a test or another program can make it without settings."""
-    if folder_of(path) in READ_SETTINGS:
+    if folder_of(path) in READ_SETTINGS or path.name == "annex.py":
         return
     for line, dotted in imports(tree):
         if dotted.startswith(("ingest.config.settings", "ingest.config.loading")) or (

@@ -9,7 +9,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest.app.database import late_partitions, partitions_ahead
+from ingest.app.database import partitions_ahead
 from ingest.app.housekeeping import PARTITION_MISSING, Housekeeping
 from ingest.cli.doctor_partitions import partition_checks
 from ingest.sinks.postgres import schema
@@ -28,6 +28,7 @@ from ingest.sinks.postgres.housekeeping.spans import (
 )
 from ingest.sinks.postgres.housekeeping.view import look_at
 from ingest.system.clock import monotonic_s, unix_us
+from ingest.years.annex import late_partitions
 from tests.integration.test_partitions import Path2, daily, make, quick
 from tests.support.commands import Here, with_user
 from tests.support.letters import read

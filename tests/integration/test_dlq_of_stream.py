@@ -12,7 +12,6 @@ import asyncpg
 import pytest
 
 from ingest.admin.dashboard.letters import Letters
-from ingest.broker.connection import BrokerConnection
 from ingest.broker.roles import DEAD_LETTERS
 from ingest.dead_letters.folder.segments import live_letters
 from ingest.dead_letters.format import key_of
@@ -46,16 +45,10 @@ def state(nats: EmbeddedBroker, open_tmp: Path) -> StateFolder:
 
 
 @pytest.fixture
-async def admin(nats: EmbeddedBroker) -> AsyncIterator[BrokerConnection]:
-    """Give a connection of the admin."""
-    async with joined(nats, "admin") as connection:
-        yield connection
-
-
-@pytest.fixture
-async def queue(admin: BrokerConnection) -> DeadLetterQueue:
-    """Return dead letters in the stream."""
-    return stream_queue(admin)
+async def queue(nats: EmbeddedBroker) -> AsyncIterator[DeadLetterQueue]:
+    """Give dead letters in the stream, with a connection of a writer."""
+    async with joined(nats, "writer") as connection:
+        yield stream_queue(connection)
 
 
 async def copy_into_stream(folder: Path, queue: DeadLetterQueue) -> None:

@@ -116,7 +116,7 @@ FORBIDDEN = {
         f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{WRITER}",
         f"$JS.ACK.{STREAM}.{WRITER}.1.1.1.1.1",
     ),
-    "admin": (f"$JS.ACK.{STREAM}.{WRITER}.1.1.1.1.1",),
+    "admin": (SUBJECT, f"$JS.ACK.{STREAM}.{WRITER}.1.1.1.1.1"),
 }
 
 

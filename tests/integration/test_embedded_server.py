@@ -32,6 +32,8 @@ async def test_start_defaults_are_durable_and_private(open_tmp_path: Path) -> No
             "max_locks_per_transaction": "512",
         }.items():
             assert await ask(url, f"show {name}") == expected, name
+        buffers = await ask(url, "select pg_size_bytes(current_setting('shared_buffers'))")
+        assert 64 << 20 <= int(str(buffers)) <= 1 << 30
         data = open_tmp_path / "data"
         assert data.stat().st_mode & 0o777 == 0o700
         assert data.stat().st_uid != 0

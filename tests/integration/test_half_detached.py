@@ -6,10 +6,9 @@ import asyncpg
 import pytest
 
 from ingest.sinks.postgres.housekeeping import plan, registry
-from ingest.sinks.postgres.housekeeping.ahead import FINISH, HalfDetached
 from ingest.sinks.postgres.housekeeping.keeping import Policy
 from ingest.sinks.postgres.housekeeping.partitions import bounds_entry
-from ingest.sinks.postgres.housekeeping.retention import Retention
+from ingest.sinks.postgres.housekeeping.retention import FINISH, HalfDetached, Retention
 from ingest.sinks.postgres.housekeeping.spans import DAY, DAY_US
 from ingest.sinks.postgres.housekeeping.view import View, look_at
 

@@ -12,15 +12,12 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest.app.database import (
-    housekeeping_jobs,
-    late_partitions,
-    partitions_ahead,
-    retention_policy,
-    timeouts,
-)
+from ingest.app import annexes, database
+from ingest.app.database import housekeeping_jobs, partitions_ahead, timeouts
+from ingest.cli.doctor import machine_checks
 from ingest.cli.doctor_partitions import partition_checks
 from ingest.config.settings import Settings
+from ingest.model.errors import StartError
 from ingest.model.letter import EXHAUSTED, REFUSED
 from ingest.model.reading import Reading
 from ingest.sinks.postgres import schema
@@ -39,6 +36,7 @@ from ingest.sinks.postgres.housekeeping.spans import (
 from ingest.sinks.postgres.housekeeping.view import look_at
 from ingest.sinks.postgres.make_table import first_partitions
 from ingest.system.clock import unix_us
+from ingest.years.annex import late_partitions, retention_policy
 from tests.support.blocks import block_of
 from tests.support.commands import Here, with_user
 from tests.support.constants import constants
@@ -339,6 +337,43 @@ async def test_without_rights_only_these_rows_are_set_aside_and_come_back(
         assert path.ledger.imbalance == 0
     finally:
         await table.execute(f"drop owned by {role}")
+
+
+async def test_without_the_annex_late_readings_wait_until_a_person_makes_their_partitions(
+    table: asyncpg.Connection, shared_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is lost, and the reason is told. A setting that needs the annex is refused."""
+    now_us, late_us = unix_us(), unix_us() - 30 * DAY_US
+    path = Path2(shared_url, shared_url, tmp_path, quick())
+    with monkeypatch.context() as patched:
+        patched.setattr(annexes, "FOLDERS", ())
+        annexes.annexes.cache_clear()
+        late = path.sink.late = database.late_partitions(quick(), lambda: shared_url)
+        (ahead,) = housekeeping_jobs(daily(), from_us=late_us)
+        for name, value in {"keep_hot": "30d", "archive_dir": "/x", "rollups": True}.items():
+            with pytest.raises(StartError) as failed:
+                housekeeping_jobs(daily(**{name: value}))
+            assert str(failed.value) == (
+                f"the setting {name} needs the extra `archive`: install iot-ingest[archive]"
+            )
+            assert [each.detail for each in machine_checks(daily(**{name: value}))][1] == str(
+                failed.value
+            )
+    annexes.annexes.cache_clear()
+    async with running(path):
+        await path.send(now_us, late_us)
+        assert await rows(table) == 1
+        (letter,) = read(tmp_path)
+        assert (letter.reason, letter.code) == (EXHAUSTED, "no_partition")
+        assert "not installed (iot-ingest[archive])" in letter.message
+        assert "not installed (iot-ingest[archive])" in late.lacking
+        report = await runs.run(shared_url, timeouts(daily()), DAY, [ahead])
+        assert len(report.did) == 30
+        late.seen(report.view)
+        assert late.lacking == ""
+        await until_live(path.place, 0)
+    assert await rows(table) == 2
+    assert path.ledger.retries["hold"] == path.ledger.imbalance == 0
 
 
 async def test_number_of_partitions_is_bounded(

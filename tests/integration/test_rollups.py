@@ -30,6 +30,7 @@ from ingest.sinks.postgres.housekeeping.rollups import Rollups
 from ingest.sinks.postgres.housekeeping.spans import BEGINNING_US, TimeSpan
 from ingest.sinks.postgres.housekeeping.view import look_at
 from ingest.sinks.postgres.lookup import Between, Lookup
+from ingest.sinks.postgres.rolled_curve import rolled_curve
 from ingest.sinks.postgres.target import TargetTable
 from tests.support.commands import Here, with_user
 from tests.support.rollups import DAY_US, HOUR_US, differences, expected, raw, stored
@@ -170,7 +171,7 @@ async def test_no_values_make_a_sum_or_a_mean_fail(
     for name, found in await operator.fetch("select device_id, sum from readings_daily"):
         assert repr(found) == repr(sums.pop(name))
     assert sums == {}
-    lookup = Lookup(lambda: shared_url)
+    lookup = Lookup(lambda: shared_url, rolled_curve=rolled_curve)
     try:
         for values, hours in itertools.product(itertools.combinations(TINY, 2), (0, 1)):
             curves = [
@@ -558,7 +559,7 @@ async def test_curve_of_rollups_equals_that_of_readings(
     name = await registry.make(operator, "readings")
     at = Progress(START_US + 100 * HOUR_US, START_US + 4 * DAY_US)
     await registry.put(operator, name, {"rollups": at._asdict()})
-    lookup = Lookup(lambda: shared_url)
+    lookup = Lookup(lambda: shared_url, rolled_curve=rolled_curve)
     try:
         for step_us, (from_us, to_us) in itertools.product(steps_us, times_us):
             asked = ("d1", "t", Between(from_us, to_us), step_us)

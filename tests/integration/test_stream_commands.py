@@ -275,7 +275,8 @@ async def test_doctor_sees_the_streams_and_their_dead_letters(here: Here, tmp_pa
         await here("stream", "apply", *words)
         found = await findings()
         assert found["broker"][0] == found["dead letters of the broker"][0] == "ok"
-        await admin.request("ingest.dlq.invalid", b"{}", 5)
+        async with joined(server, "writer") as writer:
+            await writer.request("ingest.dlq.invalid", b"{}", 5)
         state, detail = (await findings())["dead letters of the broker"]
         assert (state, detail.split(";")[0]) == ("warn", "1 waiting")
         await api(admin, f"STREAM.DELETE.{STREAM}")

@@ -189,7 +189,7 @@ async def test_message_that_is_no_letter_is_counted_and_skipped(
     await queue_of(writer).append(drained(1))
     (good,) = await live(store_of(admin))
     for data in (b"", b"{}", good.line.replace(b"stopped", b"STOPPED")):
-        await admin.request(DEAD_LETTER_SUBJECT + "drained", data, 5)
+        await writer.request(DEAD_LETTER_SUBJECT + "drained", data, 5)
     tally = Tally()
     store = store_of(admin)
     assert [each async for part in store.oldest(Selection(), tally) for each in part] == [good]
@@ -249,10 +249,12 @@ async def test_each_role_may_do_with_letters_only_what_its_work_needs(
     assert await count(admin) == 2
 
 
-async def test_missing_stream_is_told(nats: EmbeddedBroker, admin: BrokerConnection) -> None:
+async def test_missing_stream_is_told(
+    nats: EmbeddedBroker, admin: BrokerConnection, writer: BrokerConnection
+) -> None:
     """An append fails in time, and a look says what to do."""
     await api(admin, f"STREAM.DELETE.{DEAD_LETTERS}")
     with pytest.raises(DeadLettersBroken, match="no stream"):
-        await queue_of(admin, wait_s_max=0.6).append(drained(1))
+        await queue_of(writer, wait_s_max=0.6).append(drained(1))
     with pytest.raises(BrokerRefused, match="ingest stream apply"):
         await live(store_of(admin))

@@ -40,6 +40,7 @@ def purging(
         checked_to=lambda _made: to,
         delivered_bytes=lambda: writer.puller.delivered_bytes,
         mark=new_mark(),
+        forward_lag_bytes_max=FAR,
     )
 
 

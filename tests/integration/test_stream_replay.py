@@ -139,7 +139,8 @@ async def test_message_that_is_no_letter_is_passed_over(
     place: InStream, readings_connection: asyncpg.Connection
 ) -> None:
     """Also if the broker gives it as the first one. Nothing is left to do for it then."""
-    await place.admin.request(f"{DEAD_LETTER_SUBJECT}drained", b"no letter", 5)
+    async with joined(place.nats, "writer") as writer:
+        await writer.request(f"{DEAD_LETTER_SUBJECT}drained", b"no letter", 5)
     await place.write(drained(20))
     async with place.running():
         await until_left(place, 1)

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from ingest.http.request import Request
+from ingest.http.connection import Connection
 from ingest.http.response import Answer
 from ingest.model.reading import Reading
 from ingest.model.rows import decode_rows
@@ -318,16 +318,16 @@ async def test_fault_of_ours_in_one_answer_is_not_one_of_the_others(
 ) -> None:
     """The other clients of its group are answered, it is logged, and the journal goes on."""
     failing: set[int] = set()  # ports of clients
-    reply = Request.reply
+    reply = Connection.reply
 
-    def fail(request: Request, answer: Answer) -> None:
-        transport = request.transport
+    def fail(connection: Connection, answer: Answer) -> None:
+        transport = connection.transport
         if transport is not None and transport.get_extra_info("peername")[1] in failing:
             failing.clear()
             raise RuntimeError("a bug")
-        reply(request, answer)
+        reply(connection, answer)
 
-    monkeypatch.setattr(Request, "reply", fail)
+    monkeypatch.setattr(Connection, "reply", fail)
     async with running(tmp_path) as rig:
         await rig.gather()
         unlucky = rig.clients.pop(2)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from ingest.model.block import Block
+from ingest.model.block import Block, Reservation
 from ingest.model.errors import BufferFull, JournalBroken
 from ingest.model.letter import Letter
-from ingest.model.ports import Reservation, Sizes, Told
+from ingest.model.ports import Sizes, Told
 from ingest.model.reading import Reading
 from ingest.model.rows import decode_rows
 

@@ -52,6 +52,7 @@ class StreamWriter:
             checked_to=self.audit.checked_in,
             delivered_bytes=lambda: self.puller.delivered_bytes,
             mark=mark,
+            forward_lag_bytes_max=1,
         )
         self.puller.wanted.set()
 

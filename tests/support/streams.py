@@ -23,11 +23,11 @@ from ingest.buffers.stream.outlet import OnOutcome, StreamOutlet
 from ingest.formats.post import Decoded, ItemError, Points
 from ingest.http.request import Request
 from ingest.http.response import Answer, problem
-from ingest.model.block import SHARED_ROWS_MAX, Block
+from ingest.model.block import SHARED_ROWS_MAX, Block, Reservation
 from ingest.model.errors import BrokerOutcomeUnknown, NotKept, Refused
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
 from ingest.model.letter import Letter
-from ingest.model.ports import BufferStats, JournalStats, Reservation, Sizes, Told, Work
+from ingest.model.ports import BufferStats, JournalStats, Sizes, Told, Work
 from ingest.receiver.ack_waits import AckWaits
 from ingest.receiver.keeping import Keeping, Terms
 from ingest.receiver.small_posts import Page
@@ -296,6 +296,11 @@ class Joined:
         return self.outlet.rows_waiting
 
     @property
+    def commit_awaited(self) -> bool:
+        """Whether a post waits for the commit of a block that a writer may take."""
+        return self.outlet.commit_awaited
+
+    @property
     def shut(self) -> bool:
         """Whether both halves are."""
         return self.outlet.shut
@@ -350,9 +355,10 @@ PAGE = Page(
 
 
 class Post:
-    """A post as its client sees it; `status` once it is answered."""
+    """A post as its client sees it; `status` once it is answered. It is its own connection."""
 
     def __init__(self, rows: bytes) -> None:
+        self.sender = self
         self.rows = rows
         self.status = 0
         self.code = ""

@@ -113,7 +113,7 @@ async def test_all_is_as_promised_though_the_database_dies_in_the_middle(
 @pytest.mark.parametrize(
     "form",
     [
-        "msgpack",
+        "messagepack",
         pytest.param("ndjson", marks=pytest.mark.slow),
         pytest.param("lines", marks=pytest.mark.slow),
         pytest.param("mapped", marks=pytest.mark.slow),
@@ -130,7 +130,8 @@ async def test_formats_are_proven_as_json_is(
     async with Service(open_tmp_path / "state", sources_file=sources, **at_hand) as service:
         await service.wait_state("accepting")
         words = ("--state-dir", open_tmp_path / "state", "--posts", 200, "--batch", "1,30")
-        done = await _verify(*words, "--format", form)
+        fleet = ("--new-connections", "50%", "--devices", 200_000, "--days-old", 2)
+        done = await _verify(*words, *fleet, "--format", form)
         assert done.code == 0, done.stdout + done.stderr
         run = await run_command(
             *("loadgen", "run", "--url", service.url, "--format", form, "--posts", 50),

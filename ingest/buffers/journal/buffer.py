@@ -21,18 +21,19 @@ from math import inf
 from ingest.buffers.bounded_memory import COMPLETED
 from ingest.buffers.decision import Decision
 from ingest.buffers.frames import HEAD_BYTES
-from ingest.buffers.journal.entries import JournalEntry, UnwrittenFrames
+from ingest.buffers.journal.entries import UnwrittenFrames
 from ingest.buffers.journal.index import Segment
 from ingest.buffers.journal.loader import LIVE_BATCH_ROWS_MAX, Loader
 from ingest.buffers.journal.log import Journal
 from ingest.buffers.memory import MemoryBuffer
 from ingest.buffers.queue import BlockQueue
+from ingest.buffers.shared_block import SharedBlock
 from ingest.buffers.waiting import Place, WaitingPosts
 from ingest.model.ack import Outcome
-from ingest.model.block import SHARED_ROWS_MAX, Block
+from ingest.model.block import SHARED_ROWS_MAX, Block, Reservation
 from ingest.model.errors import JournalBroken, NotKept
 from ingest.model.ledger import Ledger
-from ingest.model.ports import BufferStats, JournalStats, Reservation, Told, Work
+from ingest.model.ports import BufferStats, JournalStats, Told, Work
 from ingest.system.clock import monotonic_s
 
 BACKLOG_EVERY = 4  # batches
@@ -77,8 +78,8 @@ class JournalBuffer(MemoryBuffer):
         self._spills = spills
         self._backlog = BlockQueue(self.writers)  # the live ones are in `queue`
         # The entries that may still grow.
-        self._durable: JournalEntry | None = None
-        self._buffered: JournalEntry | None = None
+        self._durable: SharedBlock | None = None
+        self._buffered: SharedBlock | None = None
         self._batches = 0  # taken while there was a backlog
         # Another queue: a post whose block can be spilled must not wait for one that needs memory.
         self._waiting_for_memory = WaitingPosts(
@@ -124,7 +125,7 @@ class JournalBuffer(MemoryBuffer):
         for block in blocks:
             if not block.sequence:
                 self.unwritten.add(len(block.tuples), spilled=False, frames=block.posts)
-                self.journal.append(JournalEntry(block))
+                self.journal.append(SharedBlock(block))
         await self.journal.wait_done()
         self.give_back([block for block in blocks if not block.sequence])
         for block in blocks:
@@ -169,7 +170,7 @@ class JournalBuffer(MemoryBuffer):
         if last is not None and last.takes(block):
             last.waiters.append(waiter)
             return
-        entry = self._durable = JournalEntry(block, rows_max=self.shared_rows_max, told=told)
+        entry = self._durable = SharedBlock(block, rows_max=self.shared_rows_max, told=told)
         entry.waiters.append(waiter)  # before the journal has it, which may refuse it at once
         self.journal.append(entry)
 
@@ -177,7 +178,7 @@ class JournalBuffer(MemoryBuffer):
         """Add a post that does not wait. Writers may take it at once."""
         self.live_put_s = monotonic_s()
         if not self.queue.grow(self._buffered, block):
-            self._buffered = JournalEntry(block, rows_max=self.shared_rows_max)
+            self._buffered = SharedBlock(block, rows_max=self.shared_rows_max)
             self.journal.append(self._buffered)
             self.queue.append(block)
 
@@ -229,11 +230,11 @@ class JournalBuffer(MemoryBuffer):
             self.memory.trim(block, rows, size_bytes)
         if not (durable or spilled):
             self.live_put_s = monotonic_s()
-            self.journal.append(JournalEntry(block))
+            self.journal.append(SharedBlock(block))
             self.queue.append(block)
             return COMPLETED
         decision = Decision(block.rows, self._confirm)
-        entry = JournalEntry(block, told=self._decided, spilled=spilled)
+        entry = SharedBlock(block, told=self._decided, spilled=spilled)
         entry.waiters.append(decision)
         self.journal.append(entry)
         return decision
@@ -260,7 +261,7 @@ class JournalBuffer(MemoryBuffer):
     def _disk_bytes(self) -> int:
         return self.journal.index.size_bytes + self.unwritten.size_bytes
 
-    def _kept(self, entry: JournalEntry, segment: Segment, start: int) -> None:
+    def _kept(self, entry: SharedBlock, segment: Segment, start: int) -> None:
         """A block is on the disk: queue it for the writers, or leave it there if spilled."""
         block = entry.block
         self.unwritten.add(-entry.size_bytes, spilled=entry.spilled, frames=-block.posts)
@@ -273,7 +274,7 @@ class JournalBuffer(MemoryBuffer):
         self._admit()
         entry.tell(None)
 
-    def _refused(self, entry: JournalEntry, error: JournalBroken) -> None:
+    def _refused(self, entry: SharedBlock, error: JournalBroken) -> None:
         """A block is not on the disk, so it is not kept, unless it was queued at once."""
         block = entry.block
         block.seal()
@@ -290,13 +291,16 @@ class JournalBuffer(MemoryBuffer):
 
     def _admit(self) -> None:
         """Grant room to posts that wait, as long as there is room."""
-        self.waiting.admit()
-        self._waiting_for_memory.admit()
+        for each in (self.waiting, self._waiting_for_memory):
+            if each.posts:
+                each.admit()
 
     # The outlet
 
     def first_received_s(self) -> float | None:
         """Return the monotonic time at which the first waiting block was received."""
+        if not self._backlog.blocks:
+            return self.queue.first_received_s()
         return _earliest(self.queue.first_received_s(), self._backlog.first_received_s())
 
     def take(self, rows_max: int) -> list[Block]:

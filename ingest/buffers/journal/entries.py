@@ -1,33 +1,8 @@
-"""The entries that a buffer appends to its journal, and how many bytes of them are not written yet.
-
-An entry has one block: of one post, or of small posts that share a frame. Posts are added to it
-until the journal begins to write it, or a writer takes its block.
-Does not: write files, or queue blocks.
-"""
+"""The frames that a buffer appends to its journal: how many bytes of them are not written yet."""
 
 from __future__ import annotations
 
 from ingest.buffers.frames import HEAD_BYTES
-from ingest.buffers.shared_block import SharedBlock
-from ingest.model.block import Block
-from ingest.model.ports import Told
-
-
-class JournalEntry(SharedBlock):
-    """A block for the journal. `spilled`: it has no room in memory.
-
-    With `told` it is queued once it is on the disk, unless it is spilled, and before the waiters
-    are told. Without `told` it was queued at once.
-    """
-
-    __slots__ = ("spilled",)
-
-    def __init__(
-        self, block: Block, *, rows_max: int = 0, told: Told | None = None, spilled: bool = False
-    ) -> None:
-        super().__init__(block, rows_max)
-        self.told = told
-        self.spilled = spilled
 
 
 class UnwrittenFrames:

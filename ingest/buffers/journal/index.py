@@ -94,22 +94,21 @@ class JournalIndex:
         self.rows += found.rows
         self.blocks += found.blocks
 
-    def group(self, file: SegmentFile) -> Segment:
-        """Return the segment that a group was written to: the last one, or a new one."""
-        last = self.last
-        if last is not None and last.file == file:
-            return last
-        if last is not None:
-            last.sealed = True
-        segment = Segment(file, HEADER_BYTES, sealed=False)
-        self.add(segment)
-        return segment
+    def wrote(self, file: SegmentFile, blocks: int, end: int) -> Segment:
+        """Note that a group of so many blocks was written, and ends at `end` of this file.
 
-    def wrote(self, segment: Segment, blocks: int, end: int) -> None:
-        """Note that a group of so many blocks was written, and ends at `end` of its segment."""
+        Return its segment: the last one, or a new one.
+        """
+        segment = self.last
+        if segment is None or segment.file != file:
+            if segment is not None:
+                segment.sealed = True
+            segment = Segment(file, HEADER_BYTES, sealed=False)
+            self.add(segment)
         self.size_bytes += end - segment.size
         segment.size = end
         segment.undone += blocks
+        return segment
 
     def on_disk(self, segment: Segment, start: int, block: Block) -> None:
         """Note that a block is only on the disk; its frame begins at `start`. Call it in order."""

@@ -1,5 +1,7 @@
 """The journal as a buffer uses it. It writes entries in groups, with one fsync for each group.
 
+An entry has one block: of one post, or of small posts that share a frame. Posts are added to it
+until the journal begins to write it, or a writer takes its block.
 While a thread writes one group, the next one is gathered. When a group is on the disk, one call
 into the event loop reports it to all its entries.
 After an fsync has failed, nothing more is written to that file. The kernel may have dropped data
@@ -17,12 +19,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ingest.buffers.frames import HEAD_BYTES
-from ingest.buffers.journal.entries import JournalEntry
 from ingest.buffers.journal.folder import GroupPlace, JournalFolder
 from ingest.buffers.journal.format import HEADER_BYTES
 from ingest.buffers.journal.index import JournalIndex, Segment
 from ingest.buffers.journal.reader import is_plausible
 from ingest.buffers.journal.thread import JournalThread, Notes
+from ingest.buffers.shared_block import SharedBlock
 from ingest.model.block import Block
 from ingest.model.errors import JournalBroken
 from ingest.system.clock import monotonic_s, unix_us
@@ -57,8 +59,8 @@ class Journal:
         # other two is called for each entry: its frame is on the disk and begins at that place of
         # the segment, or it is not in the journal.
         self.changed: Callable[[], None] = lambda: None
-        self.kept: Callable[[JournalEntry, Segment, int], None] = lambda *_: None
-        self.refused: Callable[[JournalEntry, JournalBroken], None] = lambda *_: None
+        self.kept: Callable[[SharedBlock, Segment, int], None] = lambda *_: None
+        self.refused: Callable[[SharedBlock, JournalBroken], None] = lambda *_: None
         self._folder = JournalFolder(folder, segment_bytes=segment_bytes, calls=calls)
         self._observe_sync_s = observe_sync_s
         self._probe_s = probe_s
@@ -68,7 +70,7 @@ class Journal:
         self._sequence = 1  # of the next block
         self._decided = 0  # up to this sequence all blocks are on the disk, or refused
         self._settled_early: set[int] = set()  # sequences above that
-        self._gathering: list[JournalEntry] = []
+        self._gathering: list[SharedBlock] = []
         self._settled: list[int] = []
         self._removing: list[Segment] = []
         self._noted_s = float("-inf")
@@ -99,7 +101,7 @@ class Journal:
 
     # Appending
 
-    def append(self, entry: JournalEntry) -> None:
+    def append(self, entry: SharedBlock) -> None:
         """Add an entry to the next group. Its block gets a sequence."""
         if self.broken is not None:
             self.refused(entry, self.broken)
@@ -201,14 +203,13 @@ class Journal:
     # Reports of the thread, in the event loop
 
     def wrote(
-        self, group: list[JournalEntry], written: GroupPlace, took_s: float, is_all: bool
+        self, group: list[SharedBlock], written: GroupPlace, took_s: float, is_all: bool
     ) -> None:
         """A group is on the disk: report it to its entries, in their order."""
         self._observe_sync_s(took_s)
         index = self.index
         before = index.last
-        segment = index.group(written.file)
-        index.wrote(segment, len(group), written.end)
+        segment = index.wrote(written.file, len(group), written.end)
         at = written.start
         for entry in group:
             start, at = at, at + HEAD_BYTES + len(entry.block.tuples)
@@ -221,7 +222,7 @@ class Journal:
         if is_all:
             self.job_over([], [])
 
-    def failed(self, group: list[JournalEntry], error: Exception, goes_on: bool) -> None:
+    def failed(self, group: list[SharedBlock], error: Exception, goes_on: bool) -> None:
         """A group is not on the disk. If the journal does not go on it is broken now."""
         posts = sum(entry.block.posts for entry in group)
         log.error("journal_write_failed", error=repr(error), posts=posts, again=goes_on)
@@ -236,7 +237,7 @@ class Journal:
             self._decided = sequence
             self.refused(entry, broken)
 
-    def _decide(self, group: list[JournalEntry]) -> None:
+    def _decide(self, group: list[SharedBlock]) -> None:
         self._decided = group[-1].block.sequence
         if self._settled_early:
             early = [

@@ -14,10 +14,10 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Protocol
 
-from ingest.buffers.journal.entries import JournalEntry
 from ingest.buffers.journal.folder import LOG_S, GroupPlace, JournalFolder
 from ingest.buffers.journal.index import Segment
 from ingest.buffers.journal.reader import SegmentFile
+from ingest.buffers.shared_block import SharedBlock
 from ingest.system.clock import monotonic_s
 from ingest.system.logs import Occasionally, get_logger
 
@@ -33,11 +33,11 @@ class JobObserver(Protocol):
     """It gets the reports of the thread, in the event loop and in the order of the jobs."""
 
     def wrote(
-        self, group: list[JournalEntry], written: GroupPlace, took_s: float, is_all: bool
+        self, group: list[SharedBlock], written: GroupPlace, took_s: float, is_all: bool
     ) -> None:
         """A group is on the disk. `is_all`: the job is over, and `job_over` is not called."""
 
-    def failed(self, group: list[JournalEntry], error: Exception, goes_on: bool) -> None:
+    def failed(self, group: list[SharedBlock], error: Exception, goes_on: bool) -> None:
         """A group is not on the disk. `goes_on`: another file has been begun."""
 
     def job_over(self, removing: list[Segment], gone: list[Segment]) -> None:
@@ -60,7 +60,7 @@ class JournalThread:
         self._call_in_loop = loop.call_soon_threadsafe
         self._thread.start()
 
-    def work(self, group: list[JournalEntry], notes: Notes, removing: list[Segment]) -> None:
+    def work(self, group: list[SharedBlock], notes: Notes, removing: list[Segment]) -> None:
         """Write a group, then note which blocks are settled, then remove segments."""
         self._jobs.put(partial(self._work, group, notes, removing))
 
@@ -93,7 +93,7 @@ class JournalThread:
             except Exception:  # a bug: the next job must be done all the same
                 log.critical("journal_job_failed", exc_info=True)
 
-    def _work(self, group: list[JournalEntry], notes: Notes, removing: list[Segment]) -> None:
+    def _work(self, group: list[SharedBlock], notes: Notes, removing: list[Segment]) -> None:
         report, observer = self._call_in_loop, self._observer
         is_all = not notes and not removing  # then one report is enough
         if group:
@@ -116,7 +116,7 @@ class JournalThread:
         finally:
             report(observer.job_over, removing, gone)
 
-    def _try_another(self, error: Exception, group: list[JournalEntry]) -> bool:
+    def _try_another(self, error: Exception, group: list[SharedBlock]) -> bool:
         """Begin a new file, unless the disk is full; return whether that was possible."""
         if isinstance(error, OSError) and error.errno in _NO_SPACE:
             return False

@@ -20,15 +20,14 @@ from ingest.broker.publishing import Publisher
 from ingest.buffers.bounded_memory import COMPLETED
 from ingest.buffers.decision import Decision
 from ingest.buffers.memory import MemoryInlet
-from ingest.buffers.queue import BlockQueue
+from ingest.buffers.queue import BlockQueue, WaitingWriters
 from ingest.buffers.stream.commits import Awaited, Commits
 from ingest.buffers.stream.group import Group
 from ingest.buffers.stream.group_queue import GroupQueue
-from ingest.buffers.waiting import WaitingWriters
-from ingest.model.block import Block
+from ingest.model.block import Block, Reservation
 from ingest.model.errors import NotKept
 from ingest.model.ledger import Ledger
-from ingest.model.ports import BufferStats, Reservation, Sizes, Told
+from ingest.model.ports import BufferStats, Sizes, Told
 from ingest.system.clock import monotonic_s
 
 

@@ -27,6 +27,7 @@ from ingest.formats.post import (
     shown,
 )
 from ingest.formats.timestamp import PRECISIONS
+from ingest.http.bodies import check_size
 from ingest.http.request import Request
 from ingest.http.response import Answer, Reply, problem
 from ingest.http.routes import POST, Route
@@ -111,12 +112,12 @@ class Readings(Form):
         head = request.head
         plan: Plan | None = head.plan
         if plan is None or not plan.sender.identity.live:
-            plan = head.plan = self.plan(request, text)
+            plan = head.plan = posts.plan(request, self, text)
         posts.senders.take_post(request, plan.sender)
         body = request.body
         if body is None or not request.in_round:
             return posts.keeping.inside(posts.receive(request, self, plan))
-        posts.plain_bodies.check(len(body))
+        check_size(len(body), posts.plain_bodies.limits.body_bytes_max)
         post = posts.post(plan, received_s)
         try:
             found = plan.more(body, post)
@@ -150,16 +151,14 @@ class Readings(Form):
         sender, text = self._posts.senders.find(request, text, source=SOURCE, form=found.name)
         if unknown is not None:
             raise unknown
-        query, entry = self._query(text), sender.identity.entry
-        device = entry.device if found.name == SENML else ""
+        query = self._query(text)
+        device = sender.identity.entry.device if found.name == SENML else ""
         letter = Letter(
             *(INVALID, "", "", 0),
             precision=query.precision,
             format=found.name,
             ignore_unknown=query.ignore_unknown,
             device=device,
-            sender=entry.name,
-            devices=entry.globs,
         )
         return Plan(
             sender,
@@ -170,6 +169,8 @@ class Readings(Form):
             device,
             letter,
             found.decode,
+            (SOURCE, found.name),
+            of_any_device=found.name != SENML,
         )
 
     def begin(self, body: bytes, plan: Plan, post: Post) -> Decoded | Steps:

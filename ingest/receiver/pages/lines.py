@@ -149,9 +149,9 @@ class Lines(Form):
         """Read the head. Raises Refused."""
         rules = self._posts.rules
         sender, text = self._posts.senders.find(request, text, source=SOURCE, form=LINE)
-        query, entry = self._query(text), sender.identity.entry
+        query, device = self._query(text), sender.identity.entry.device
         prefix = query.database if self._options.has_prefix else ""
-        naming = Naming(rules.device_tags, entry.device, prefix, rules.line_escapes)
+        naming = Naming(rules.device_tags, device, prefix, rules.line_escapes)
         letter = Letter(
             *(INVALID, "", "", 0),
             precision=query.precision,
@@ -159,11 +159,11 @@ class Lines(Form):
             source=self.page.label,
             device=naming.device,
             prefix=naming.prefix,
-            sender=entry.name,
-            devices=entry.globs,
         )
         ack = self._posts.ack_of(query.ack)
-        return Plan(sender, ack, query.strict, query.precision, False, "", letter, naming)
+        return Plan(
+            sender, ack, query.strict, query.precision, False, "", letter, naming, (SOURCE, LINE)
+        )
 
     def begin(self, body: bytes, plan: Plan, post: Post) -> Points | LineSteps:
         """Decode lines. Raises Refused."""

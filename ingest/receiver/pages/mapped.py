@@ -94,15 +94,12 @@ class Mapped(Form):
             in_path=in_path.get(CREDENTIAL, ""),
             in_query=not source.reads_query,
         )
-        entry = sender.identity.entry
-        roots = _roots_of(head, source, query, in_path, entry.device)
+        roots = _roots_of(head, source, query, in_path, sender.identity.entry.device)
         letter = Letter(
             *(INVALID, "", "", 0),
             format=MAPPED,
             source=self.page.label,
             context=context_of(roots),
-            sender=entry.name,
-            devices=entry.globs,
         )
         # A GET has its query in place of a body.
         in_query = query.encode("utf-8", "replace") if request.method == "GET" else None
@@ -116,6 +113,7 @@ class Mapped(Form):
             "",
             letter,
             (roots, in_query),
+            (source.name, MAPPED),
             times_us,
         )
 

@@ -27,8 +27,7 @@ from ingest.sinks.postgres.connection import (
     text_of,
 )
 from ingest.sinks.postgres.known_server import KnownServer
-from ingest.sinks.postgres.rolled_curve import curve as rolled_curve
-from ingest.sinks.postgres.rolled_curve import mean
+from ingest.sinks.postgres.target import TargetTable
 from ingest.system.clock import rfc3339_or_us
 
 LOOKUP_S_MAX = 2.0
@@ -47,6 +46,18 @@ _INSUFFICIENT_PRIVILEGE, _DATA = "42501", "22"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SESSION = """set default_transaction_read_only = on; set max_parallel_workers_per_gather = 0;
 set jit = off"""
+
+
+def mean(total: str, number: str) -> str:
+    """Return the mean in SQL: of all `total` that are not beyond 1e290, by their `number`.
+
+    The sum of larger ones, and a quotient that underflows, would be an error of the server.
+    """
+    counts = f"filter (where abs({total}) <= 1e290)"
+    sum_, number = f"sum({total}) {counts}", f"({number} {counts})::float8"
+    return f"""case when 2 * abs({sum_}) <= {number} * '5e-324'::float8 then 0
+        else {sum_} / {number} end"""
+
 
 # Whether there is an index (device_id, metric, ts, ..), and whether it is in the order of "C".
 _INDEX = """
@@ -124,6 +135,12 @@ from (select * from {_SOURCE} r order by ts desc limit {RECENT_ROWS}) recent
 where device_id = any($1::text[]) order by device_id, ts desc"""  # noqa: S608
 
 T = TypeVar("T")
+# A curve from rollups, of the table, the device and metric, the times and the step in microseconds.
+# None: the readings must be asked.
+RolledCurve = Callable[
+    [Connection, TargetTable, tuple[str, str], tuple[int, int], int],
+    Awaitable[list[Record] | None],
+]
 
 
 class Between(NamedTuple):
@@ -139,18 +156,25 @@ EVER = Between()
 class Lookup(OneConnection):
     """Reads in the database of `database_url`. It connects when first needed. `known`: the table.
 
-    `run` is how a person types a command of the service, for `index_advice`.
+    `run` is how a person types a command of the service, for `index_advice`. `rolled_curve` answers
+    from rollups, where there are any.
     Times in answers are RFC 3339, or Unix microseconds if the year is not between 1 and 9999. Every
     question may raise Refused: `busy`, `too_slow`, `internal` or `database_away`.
     """
 
     def __init__(
-        self, database_url: DatabaseUrl, known: KnownServer | None = None, *, run: str = "ingest"
+        self,
+        database_url: DatabaseUrl,
+        known: KnownServer | None = None,
+        *,
+        run: str = "ingest",
+        rolled_curve: RolledCurve | None = None,
     ) -> None:
         super().__init__()
         self.index_advice = INDEX_ADVICE.format(run=run)
         self._database_url = database_url
         self._known = known or KnownServer()
+        self._rolled_curve = rolled_curve
         self._queue = asyncio.Lock()
         self._waiting = 0
         self._has_index = self._in_c_order = False
@@ -201,10 +225,10 @@ class Lookup(OneConnection):
         """
 
         async def ask(connection: Connection) -> tuple[bool, list[Record]]:
-            if within.from_us is not None and within.to_us is not None:
-                span, target = (within.from_us, within.to_us), self._known.target
-                series = (device_id, metric)
-                rolled = await rolled_curve(connection, target, series, span, step_us)
+            from_us, to_us, from_rollups = within.from_us, within.to_us, self._rolled_curve
+            if from_rollups is not None and from_us is not None and to_us is not None:
+                series, span = (device_id, metric), (from_us, to_us)
+                rolled = await from_rollups(connection, self._known.target, series, span, step_us)
                 if rolled is not None:
                     return True, rolled
             between = (_moment(within.from_us), _moment(within.to_us))

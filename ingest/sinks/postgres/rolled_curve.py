@@ -13,6 +13,7 @@ from asyncpg import Connection, Record
 from ingest.sinks.postgres.housekeeping.rollup_state import Progress, progress
 from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans, tables_of
 from ingest.sinks.postgres.housekeeping.spans import literal
+from ingest.sinks.postgres.lookup import mean
 from ingest.sinks.postgres.target import TargetTable
 
 _HOUR_US, _DAY_US = RollupSpans().hour_us, RollupSpans().day_us
@@ -22,18 +23,7 @@ from unnest($1::text[]) name"""
 Piece = tuple[str, int, int]  # "day", "hour" or "ts", and from when until before when
 
 
-def mean(total: str, number: str) -> str:
-    """Return the mean in SQL: of all `total` that are not beyond 1e290, by their `number`.
-
-    The sum of larger ones, and a quotient that underflows, would be an error of the server.
-    """
-    counts = f"filter (where abs({total}) <= 1e290)"
-    sum_, number = f"sum({total}) {counts}", f"({number} {counts})::float8"
-    return f"""case when 2 * abs({sum_}) <= {number} * '5e-324'::float8 then 0
-        else {sum_} / {number} end"""
-
-
-async def curve(
+async def rolled_curve(
     connection: Connection,
     target: TargetTable,
     series: tuple[str, str],

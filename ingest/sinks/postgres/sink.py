@@ -22,7 +22,7 @@ from ingest.model.rows import row_offsets, row_times_us
 from ingest.model.verdict import OF_ONE_ROW, Verdict, WriteFailed
 from ingest.sinks.postgres import statements
 from ingest.sinks.postgres.checked_connection import CheckedConnection
-from ingest.sinks.postgres.housekeeping.late import LatePartitions
+from ingest.sinks.postgres.housekeeping.known_partitions import KnownPartitions
 
 # Deferred constraints are checked at once here. Otherwise the COMMIT would fail and name no row.
 _ISOLATING = "; set constraints all immediate; savepoint range"
@@ -39,7 +39,7 @@ _DUPLICATE_STAY = 20
 class SinkPostgres(CheckedConnection):
     """A ports.Sink on one connection, which is opened when it is first needed."""
 
-    late: LatePartitions | None = None  # shared by the sinks of a process
+    late: KnownPartitions | None = None  # shared by the sinks of a process
     _staging_on: Connection | None = None  # the connection that has the staging table
     _duplicate_run = 0
     _idempotent_left = 0

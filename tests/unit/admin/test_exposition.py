@@ -113,7 +113,7 @@ def test_closed_label_sets_are_there_from_the_first_scrape() -> None:
     labels = {(name, value) for name, has, number in fresh for value in has.values() if number == 0}
     for reason in REASONS:
         assert ("ingest_readings_dead_lettered_total", reason) in labels
-    for trigger in ("count", "time", "backlog", "drain"):
+    for trigger in ("count", "time", "commit", "backlog", "drain"):
         assert ("ingest_flush_total", trigger) in labels
     for verdict in ("wait", "retry", "isolate", "hold"):
         assert ("ingest_retries_total", verdict) in labels

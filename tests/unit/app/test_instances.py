@@ -20,7 +20,7 @@ class Rig:
         for part in ("instances", "status"):
             monkeypatch.setattr(f"ingest.app.{part}.monotonic_s", lambda: self.now_s)
         self.own = Ledger()
-        self.instances = Instances(self.own, "0.1", 1, **given)
+        self.instances = Instances(self.own, **given)
         self.seen: list[dict[str, Any]] = []
 
     def hear(self, name: str, process: FakeProcess, *, final: bool = False) -> None:

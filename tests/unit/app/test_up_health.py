@@ -29,7 +29,7 @@ class Rig:
         self.now_s = 1000.0
         for part in ("instances", "up_health", "fill"):
             monkeypatch.setattr(f"ingest.app.{part}.monotonic_s", lambda: self.now_s)
-        self.instances = Instances(Ledger(), "0.1", 1)
+        self.instances = Instances(Ledger())
         advice = {name: f"<{name}>" for name in FIELDS}
         self.health = UpHealth(self.instances, Fill(Settings()), advice)
         self.processes = {name: FakeProcess(name.rpartition("-")[0]) for name in ALL}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import socket
+import ssl
 from pathlib import Path
 
 import pytest
@@ -13,10 +16,13 @@ from benchmarks.database import execute
 from benchmarks.floors import copy, ready_batches
 from benchmarks.open_loop import Load, OpenLoop, Readings, Tally
 from benchmarks.overload import Flood, lost_rows
+from benchmarks.processes import make_certificate, own_server
+from benchmarks.telegraf import HOSTS
 from ingest.app.rules import make_rules
 from ingest.config.settings import Settings
 from ingest.formats import post as posted
 from ingest.formats.json_post import decode
+from ingest.model.reading import Reading
 from ingest.model.rows import decode_rows
 from loadgen.driver.ports import Loss
 from loadgen.traffic.post import Post
@@ -67,10 +73,31 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+# Floors
+
+
+@pytest.mark.parametrize("kind", ["fixed", "tls"])
+def test_floor_of_a_new_connection_answers_once_and_closes(kind: str, tmp_path: Path) -> None:
+    """A post gets its 202, each on a connection of its own; the probe of the start harms nobody."""
+    cert_file, key_file = make_certificate(tmp_path)
+    files = (str(cert_file), str(key_file)) if kind == "tls" else ()
+    trust = ssl.create_default_context(cafile=cert_file)
+    with own_server(tmp_path, "floors", kind, *files) as (_, port):
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", port), timeout=30) as plain:
+                sender = trust.wrap_socket(plain, server_hostname="127.0.0.1") if files else plain
+                with sender, sender.makefile("rwb") as stream:
+                    stream.write(b"POST / HTTP/1.1\r\n\r\n")
+                    stream.flush()
+                    head, _, body = stream.read().partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 202 ")
+            assert body == b"{}"
+
+
 # Readings
 
 
-def decoded(body: bytes) -> list[object]:
+def decoded(body: bytes) -> list[Reading]:
     """Give the readings of a body, as the service takes them."""
     rules = make_rules(Settings())
     block, errors, _ = decode(body, posted.Post(None, False, 1_800_000_000_000_000, 0.0, rules))
@@ -92,9 +119,54 @@ def test_open_loop_posts_are_taken_and_all_new(rows: int) -> None:
         assert head.startswith(b"POST /v1/readings?ack=committed HTTP/1.1\r\n")
         assert f"Content-Length: {len(body)}".encode() in head
         found += decoded(body)
-    assert sorted(each.ts_us for each in found) == list(  # type: ignore[attr-defined]
+    assert sorted(each.ts_us for each in found) == list(
         range(1_700_000_000_000_000, 1_700_000_000_000_000 + 5 * rows)
     )
+
+
+def taken(load: Load, posts: int) -> list[tuple[list[bytes], bytes, int]]:
+    """Give the lines of the head, the body and the number of readings of some posts."""
+    source = Readings(load)
+    made = [source.take() for _ in range(posts)]
+    parts = [(post, post.request.partition(b"\r\n\r\n")) for post in made if post]
+    return [(head.split(b"\r\n"), body, post.readings) for post, (head, _, body) in parts]
+
+
+def test_posts_of_a_fleet() -> None:
+    """Each device comes once in a random order, with its own token, and closes; some repeat."""
+    first_us = 1_700_000_000_000_000
+    tokens = tuple(f"token-{device}" for device in range(300))
+    singles = Load(0, None, 60, first_us, devices=300, closing=1.0, tokens=tokens)
+    devices = []
+    for head, body, _ in taken(singles, 300):
+        (reading,) = decoded(body)
+        devices.append(int(reading.device_id.removeprefix("device-")))
+        assert b"Connection: close" in head
+        assert f"Authorization: Bearer token-{devices[-1]}".encode() in head
+    assert sorted(devices) == [*range(300)] != devices
+    mixed = Load(0, None, 60, first_us, 100, sizes=(1, 10, 100), repeats=0.1, late=0.1, closing=0.5)
+    posts = taken(mixed, 500)
+    assert {rows for _, _, rows in posts} == {1, 10, 100}
+    assert 150 < sum(b"Connection: close" in head for head, _, _ in posts) < 350
+    bodies = {body: rows for _, body, rows in posts}
+    assert 400 < len(bodies) < 490
+    keys = {(row.device_id, row.ts_us) for body in bodies for row in decoded(body)}
+    assert len(keys) == sum(bodies.values())
+    assert 10 < sum(ts_us < first_us for _, ts_us in keys) / len(keys) * 500 < 100
+
+
+@pytest.mark.parametrize("form", HOSTS)
+def test_hosts_send_all_their_keys_in_turn(form: str) -> None:
+    """A round has each key of each host once, at one time; no reading comes twice."""
+    hosts = HOSTS[form]
+    bodies = [hosts.body(75, number, 1_000) for number in range(4)]
+    texts = map(gzip.decompress, bodies) if hosts.gzip else bodies
+    lines = b"".join(texts).splitlines()
+    keys, fields, times = zip(*(line.split(b" ") for line in lines), strict=True)
+    in_a_round = 75 * len(hosts.keys)
+    assert len(set(keys)) == len(set(keys[:in_a_round])) == in_a_round
+    assert {text.count(b"=") for text in fields} == {len(hosts.fields)}
+    assert [int(each) for each in times] == [1_000 + at // in_a_round for at in range(len(lines))]
 
 
 def test_tally_counts_only_what_was_taken() -> None:

@@ -8,9 +8,8 @@ import pytest
 
 from ingest.buffers.bounded_memory import BoundedMemory
 from ingest.buffers.waiting import WaitingPosts
-from ingest.model.block import Block
+from ingest.model.block import Block, Reservation
 from ingest.model.errors import BufferFull
-from ingest.model.ports import Reservation
 from tests.contract.buffers import spin
 
 

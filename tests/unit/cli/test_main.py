@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ingest import __version__
+from ingest.app import annexes
 from ingest.cli import config
 from ingest.cli.main import COMMANDS, build_parser, main, split_psql
 from ingest.config.settings import Settings
@@ -245,6 +246,20 @@ def test_command_without_its_extra_says_which_one() -> None:
     for words, told, ended in zip(commands, said[::2], said[1::2], strict=True):
         assert f"install iot-ingest[{commands[words]}]" in told, words
         assert ended == "code 2"
+
+
+@pytest.mark.parametrize("command", annexes.COMMANDS)
+def test_command_of_an_annex_that_is_not_there_says_what_to_install(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Help lists it all the same."""
+    wanted = annexes.COMMANDS[command]
+    monkeypatch.setitem(sys.modules, wanted.module, None)
+    assert main([command, "--help"]) == 2
+    assert f"`{wanted.extra}`: install iot-ingest[{wanted.extra}]" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert wanted.purpose in " ".join(capsys.readouterr().out.split())
 
 
 def test_reader_that_goes_away_ends_the_command_quietly() -> None:

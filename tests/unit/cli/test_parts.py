@@ -422,14 +422,14 @@ def test_service_runs_on_uvloop_and_its_exit_code_is_the_commands(
 ) -> None:
     """`ingest serve` passes settings and exit code on, and runs uvloop."""
     from ingest.app import service as app  # noqa: PLC0415
-    from ingest.cli.services import COMMANDS  # noqa: PLC0415
+    from ingest.cli.serve import COMMAND  # noqa: PLC0415
     from ingest.config.loading import load  # noqa: PLC0415
 
     async def serve(_settings: Settings, **_: object) -> int:
         return 3 if "uvloop" in type(asyncio.get_running_loop()).__module__ else 1
 
     monkeypatch.setattr(app, "serve", serve)
-    run = COMMANDS["serve"].run
+    run = COMMAND.run
     assert run is not None
     assert run(argparse.Namespace(), load(environ={})) == 3
 

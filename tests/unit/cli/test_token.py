@@ -25,7 +25,7 @@ ENDED = "ended"
 @pytest.fixture
 def here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Here:
     """Run commands here, without the wait for a service that reads the file."""
-    monkeypatch.setattr("ingest.access.token_file.LOOK_S", 0.0)
+    monkeypatch.setattr("ingest.cli.token.LOOK_S", 0.0)
     return Here(capsys)
 
 

@@ -113,7 +113,7 @@ class Gate:
         """Answer all."""
         self._opened.set()
         for request in [] if self._in_task else self.waiting:
-            request.reply(Answer(200, b"{}"))
+            request.sender.reply(Answer(200, b"{}"))
 
 
 IN_TASK = pytest.mark.parametrize("in_task", [True, False], ids=["a task", "told later"])

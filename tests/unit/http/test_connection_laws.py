@@ -82,6 +82,9 @@ REQUESTS: dict[str, Make] = {
     "HTTP/1.0, kept": lambda n: typed(n, Connection="keep-alive").replace(b"1.1", b"1.0", 1),
     "HTTP/1.0": lambda n: typed(n).replace(b"1.1", b"1.0", 1),
     "closing": lambda n: typed(n, Connection="close"),
+    "token": lambda n: typed(n, Authorization=f"Bearer {n}"),
+    "strange token": lambda n: typed(n, Authorization=f"Bearer {n}\t{n}"),
+    "two tokens": lambda n: typed(n, Authorization=f"Bearer {n}", authorization=f"Token {n}"),
     "upgrade": lambda _: head("GET", "/livez", UPGRADE),
     "upgrade of a post": lambda n: post(reading(n), headers=UPGRADE),
     "upgrade in other letters": lambda n: post(

@@ -7,7 +7,9 @@ from aiohttp.http_exceptions import LineTooLong
 
 from ingest.http.connection import TRIES
 from ingest.http.heads import KNOWN_BYTES_MAX, KNOWN_MAX, SEEN_MAX, KnownHeads, code_of
-from tests.support.receiver import head, post
+from ingest.http.request import Request
+from ingest.http.response import Answer
+from tests.support.receiver import head, post, until
 from tests.support.wire import Sightings, Wire, connections_of, echo, head_of
 
 BODY = b"0123456789"
@@ -54,18 +56,65 @@ async def test_head_is_known_when_it_has_come_twice_and_only_by_its_very_bytes()
     [
         head("HEAD", "/livez"),
         post(BODY, headers={"Connection": "keep-alive"}).replace(b"1.1", b"1.0", 1)[: -len(BODY)],
-        head("GET", "/livez", {"Connection": "close"}),
         CHUNKS,
         head(headers={"Content-Length": "10", "Expect": "100-continue"}),
         head(headers={"Content-Length": "10", "Content-Encoding": "gzip"}),
         head("GET", "/livez", {"Connection": "Upgrade", "Upgrade": "websocket"}),
         head("GET", "/livez", {"X": "x" * KNOWN_BYTES_MAX}),
     ],
-    ids=["HEAD", "HTTP/1.0", "last", "chunked", "expects", "compressed", "upgrade", "large"],
+    ids=["HEAD", "HTTP/1.0", "chunked", "expects", "compressed", "upgrade", "large"],
 )
 async def test_head_that_needs_care_is_never_known(text: bytes) -> None:
     """The parser takes it each time."""
     assert (await learned(text, times=5)).find(text) is None
+
+
+def of_token(token: str, more: str = "", name: str = "Authorization") -> bytes:
+    """Return the head of a post with a token."""
+    text = head(headers={"Content-Length": "10", "X-A": "1", name: "?", "X-B": "2"})
+    return text.replace(b"?", token.encode()).replace(b"X-B", more.encode() + b"X-B")
+
+
+@pytest.mark.parametrize("name", ["Authorization", "authorization"])
+async def test_head_is_known_apart_from_its_authorization(name: str) -> None:
+    """After two, with one token or with two; it is as the parser would read it."""
+    known = KnownHeads()
+    for token in ("Bearer a", "Basic b"):
+        text = of_token(token, name=name)
+        assert known.find(text) is None
+        known.parsed(text, head_of(text))
+    for token in ("Bearer c", "c", "", " c ", "Bearer a", "Bearer c"):
+        text = of_token(token, name=name)
+        found, parsed = known.find(text), head_of(text)
+        assert found is not None
+        assert found.common is not None or not token
+        assert list(found.headers.items()) == list(parsed.headers.items())
+        for each in ("method", "raw_path", "version", "keeps_open", "body_bytes", "is_plain"):
+            assert getattr(found, each) == getattr(parsed, each)
+    assert known.find(of_token("Bearer c", name=name).replace(b"X-A: 1", b"X-A: 2")) is None
+
+
+@pytest.mark.parametrize(
+    "token",
+    ["a\tb", "é", "a\nX-C: 3", "a\rb", "a\0b", "a\x7f", "x" * KNOWN_BYTES_MAX],
+    ids=["tab", "no ASCII", "line feed", "return", "zero", "delete", "large"],
+)
+async def test_strange_authorization_is_left_to_the_parser(token: str) -> None:
+    """It may refuse it, or read it otherwise."""
+    known = KnownHeads()
+    for each in ("Bearer a", "Bearer b", "Bearer c"):
+        known.parsed(of_token(each), head_of(of_token(each)))
+    assert known.find(of_token("Bearer d")) is not None
+    assert known.find(of_token(token)) is None
+
+
+async def test_head_with_two_authorizations_is_known_as_a_whole_only() -> None:
+    """Which of them counts is not said here."""
+    known = KnownHeads()
+    texts = [of_token(each, "AUTHORIZATION: x\r\n") for each in ("x", "x", "y", "z", "z")]
+    for text in texts:
+        known.parsed(text, head_of(text))
+    assert [known.find(each) is not None for each in texts] == [True, True, False, True, True]
 
 
 async def test_ever_new_heads_drive_out_no_head_in_use_and_fill_no_memory() -> None:
@@ -101,6 +150,61 @@ async def test_known_head_skips_the_parser_on_each_connection_of_the_port() -> N
     assert seen.known == [False, False, True, True]
     assert await Wire(connections()).answered(POST) == [BODY]
     assert seen.taken == 3
+
+
+@pytest.mark.known_heads
+async def test_known_head_of_a_last_request_ends_its_connection() -> None:
+    """Devices open one for each post. What they send behind it is not answered."""
+    connections = connections_of(echo)
+    seen = Sightings(connections)
+    last = post(BODY, headers={"Connection": "close"})
+    for sent in (last, last, last, last + POST):
+        wire = Wire(connections())
+        assert await wire.answered(sent) == [BODY]
+        assert wire.is_closing()
+    assert seen.known == [False, False, True, True]
+
+
+async def kept(request: Request) -> Answer:
+    """Answer as a page does that takes the post."""
+    request.head.plan = "a plan"
+    return await echo(request)
+
+
+@pytest.mark.known_heads
+async def test_body_that_comes_behind_a_known_head_skips_the_parser_too() -> None:
+    """In the next bytes, and perhaps with the next request. In more pieces it is parsed."""
+    connections = connections_of(kept)
+    seen = Sightings(connections)
+    wire = Wire(connections())
+    assert await wire.answered(POST, POST, HEAD, BODY) == [BODY] * 3
+    assert seen.known == [False, False, True]
+    assert await wire.answered(HEAD + BODY[:1], BODY[1:] + POST + HEAD, BODY) == [BODY] * 3
+    assert seen.taken == 4
+    assert await wire.answered(HEAD, BODY[:4], BODY[4:]) == [BODY]
+    assert seen.taken == 4
+    assert not connections._unfinished.largest()[1]
+
+
+@pytest.mark.known_heads
+async def test_body_that_does_not_come_behind_a_known_head(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is awaited for a time, then as any other body. The client may also be gone."""
+    monkeypatch.setattr("ingest.http.connection.BODY_S", 0.2)
+    connections = connections_of(kept)
+    seen = Sightings(connections)
+    slow, gone, ended = Wire(connections()), Wire(connections()), Wire(connections())
+    assert await slow.answered(POST, POST) == [BODY] * 2
+    for each in (slow, gone, ended):
+        await each.send(HEAD)
+    assert len(connections._unfinished.largest()[1]) == 3
+    ended.finish()
+    gone.close()
+    await until(lambda: seen.known == [False, False, False])
+    assert await slow.answered(BODY) == [BODY]
+    assert ended.is_closing()
+    assert not connections._unfinished.largest()[1]
 
 
 @pytest.mark.known_heads

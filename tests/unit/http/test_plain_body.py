@@ -22,7 +22,7 @@ class Stopped(LoopShare):
     """A loop without a free share in any round, until `go`."""
 
     def __init__(self, bodies: Bodies) -> None:
-        super().__init__(bodies.begins)
+        super().__init__(bodies.count_out)
         self._begins: list[tuple[Callable[[], object], int]] = []
         self._open = False
 

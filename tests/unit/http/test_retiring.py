@@ -9,6 +9,7 @@ import pytest
 
 from ingest.app import receiving
 from ingest.http import connections as retiring
+from ingest.http.connection import NOBODY
 from tests.support.receiver import GOOD, post, running_receiver
 from tests.support.wire import connections_of, echo
 
@@ -17,9 +18,7 @@ class Handler:
     """A connection, as far as it is retired."""
 
     retires = False
-
-    def get_extra_info(self, _name: str) -> None:
-        """Nobody is there."""
+    client = NOBODY
 
 
 @pytest.fixture

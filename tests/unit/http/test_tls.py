@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import socket
 import ssl
 import subprocess
 import time
@@ -47,6 +48,36 @@ async def test_posts_come_over_one_connection(
         assert await client.closed(), "an end that is no error"
         await client.close()
         assert sum(each.rows for each in receiver.inlet.blocks) == 4_052
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_session_of_a_device_is_resumed(
+    tls_settings: dict[str, Any], tls_files: tuple[Path, Path], version: ssl.TLSVersion
+) -> None:
+    """It connects for each post: after the first handshake the others are short. It gets one
+    ticket each time, and uses it once."""
+    context = trusting(tls_files[0])
+    context.minimum_version = context.maximum_version = version
+
+    def posted(port: int, session: ssl.SSLSession | None) -> tuple[bool | None, Any]:
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=5) as plain,
+            context.wrap_socket(plain, server_hostname="localhost", session=session) as client,
+        ):
+            client.sendall(post(GOOD, headers={"Connection": "close"}))
+            answer = b"".join(iter(lambda: client.recv(4_096), b""))
+            assert answer.startswith(b"HTTP/1.1 202")
+            return client.session_reused, client.session
+
+    async with running_receiver(**tls_settings) as receiver:
+        certificate = receiver.endpoint.certificate
+        assert certificate is not None
+        assert certificate.context().num_tickets == 1
+        port, session, resumed = int(receiver.address.rpartition(":")[2]), None, []
+        for _ in range(4):
+            was_resumed, session = await asyncio.to_thread(posted, port, session)
+            resumed.append(was_resumed)
+    assert resumed == [False, True, True, True]
 
 
 async def test_client_without_tls_is_told(tls_settings: dict[str, Any]) -> None:
@@ -158,9 +189,7 @@ async def test_handshakes_end_while_others_wait_for_their_first_step(
         async with asyncio.TaskGroup() as finishing:
             for each in fleet:
                 finishing.create_task(finish(each))
-            opened = [
-                cast(TlsConnection, each.transport) for each in receiver.connections._open.values()
-            ]
+            opened = [cast(TlsConnection, each.transport) for each in receiver.connections._open]
             await until(lambda: any(each._is_established for each in opened))
             begun = sum(each._object is not None for each in opened)
         assert begun < 50

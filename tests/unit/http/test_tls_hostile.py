@@ -22,7 +22,7 @@ GET = head("GET", "/livez")
 
 def connection_of(receiver: Receiver) -> TlsConnection:
     """Return the only connection."""
-    (opened,) = receiver.endpoint._port.connections._open.values()
+    (opened,) = receiver.endpoint._port.connections._open
     assert isinstance(opened.transport, TlsConnection)
     return opened.transport
 

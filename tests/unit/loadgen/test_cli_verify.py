@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,8 +99,11 @@ def test_options_of_what_is_sent_reach_the_job(tmp_path: Path) -> None:
     """Each option reaches the job under its own name."""
     words = ["--answer-s", "7", "--give-up-s", "9", "--connections", "3", "--seed", "4"]
     words += ["--ledger", str(tmp_path / "ledger"), "--ack", "committed", "--posts", "5"]
+    words += ["--new-connections", "30%", "--devices", "9", "--days-old", "2"]
     chosen = parser().parse_args(["verify", *SOMEWHERE, *words])
     job = job_of(chosen, None, where_of(chosen, None))
+    assert (job.new_connections, job.plan.devices) == (0.3, 9)
+    assert time.time() - job.plan.first_us / 1e6 == pytest.approx(2 * 86_400, abs=60)
     assert (job.answer_s_max, job.give_up_s, job.connections, job.posts) == (7, 9, 3, 5)
     assert (job.plan.seed, job.query, job.duration_s) == (4, "?ack=committed", None)
 

@@ -108,6 +108,15 @@ def _is_bad(item: dict[str, Any]) -> bool:
     )
 
 
+@pytest.mark.parametrize("form", [{}, {"gzip": True}, {"format": "lines"}, {"broken": 1.0}])
+def test_so_many_posts_end_their_connection(form: dict[str, Any]) -> None:
+    """In each format; no other post does."""
+    for share in (0.0, 0.3, 1.0):
+        posts = _posts(_traffic(new_connections=share, **form), 1_000)
+        ending = sum(b"\r\nConnection: close\r\n" in post.request for post in posts)
+        assert ending / 1_000 == pytest.approx(share, abs=0.05 if share == 0.3 else 0)
+
+
 def test_duplicates_repeat_a_recent_good_post_byte_for_byte() -> None:
     """A duplicate has the bytes of a recent good post."""
     traffic = _traffic(duplicates=0.2, poison=0.3, broken=0.1)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from ingest.sinks.postgres.housekeeping.keeping import Policy, due, growth, must_confirm
-from ingest.sinks.postgres.housekeeping.partitions import Partition
+from ingest.sinks.postgres.housekeeping.keeping import Policy, due, must_confirm
+from ingest.sinks.postgres.housekeeping.partitions import Partition, growth
 from ingest.sinks.postgres.housekeeping.spans import BEGINNING_US, DAY_US, END_US
 
 NOW_US = 100 * DAY_US + 5
@@ -69,7 +69,7 @@ def test_disk_is_full_at_the_rate_of_the_last_whole_partitions() -> None:
     sized = [each._replace(bytes=1_000) for each in days(90, 110)]
     day_s = DAY_US / 1e6
     free = growth([old, *sized], NOW_US, None)
-    kept = growth([old, *sized], NOW_US, POLICY)
+    kept = growth([old, *sized], NOW_US, POLICY.keep_us)
     assert free is not None
     assert kept is not None
     assert free.full_in_s(50_000) == pytest.approx(50 * day_s)

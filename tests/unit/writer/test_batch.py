@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.buffers.memory import MemoryBuffer
+from ingest.model.ack import Ack
 from ingest.model.block import Block
 from ingest.system.clock import monotonic_s
 from ingest.writer.batch import Batch, BatchCap, Gatherer, halves, in_pieces
@@ -78,13 +79,72 @@ async def test_batch_closes_by_count_at_once() -> None:
     assert await task == Batch(blocks, 100, "count")
 
 
+async def test_batch_comes_not_sooner_than_the_linger_after_the_one_before() -> None:
+    """So a stream of posts makes few batches; but a large one does not wait."""
+    buffer = make_buffer()
+    gatherer = gatherer_of(buffer)
+    await put(buffer, 100)
+    began_s = monotonic_s()
+    await gathered(gatherer)
+    assert monotonic_s() - began_s < 0.04, "there was no batch before"
+    closed_s = monotonic_s()
+    task = asyncio.create_task(gathered(gatherer))
+    blocks = await put(buffer, 100)
+    await asyncio.sleep(0.01)
+    blocks += await put(buffer, 200)
+    assert await task == Batch(blocks, 300, "count")
+    assert monotonic_s() - closed_s >= 0.045
+    gatherer = gatherer_of(buffer, linger_s=60)
+    await put(buffer, 100)
+    await gathered(gatherer)
+    task = asyncio.create_task(gathered(gatherer))
+    await asyncio.sleep(0)
+    blocks = await put(buffer, *[500] * 2)
+    assert await task == Batch(blocks, 1_000, "count"), "the cap is less than ROWS_AT_ONCE"
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_batch_for_which_a_post_waits_is_closed_at_once(waits: bool) -> None:
+    """It takes what else is there along, and the next batch does not wait longer for it."""
+    buffer = make_buffer()
+    gatherer = gatherer_of(buffer, linger_s=60)
+    await put(buffer, 100)
+    await gathered(gatherer)
+    task = asyncio.create_task(gathered(gatherer))
+    blocks = await put(buffer, 3)
+    if waits:
+        await asyncio.sleep(0.01)
+        assert not task.done()
+    awaited = make_block(1, ack=Ack())
+    (await buffer.reserve(1, len(awaited.tuples), awaited=True)).put(awaited)
+    assert await task == Batch([*blocks, awaited], 4, "commit")
+    task = asyncio.create_task(gathered(gatherer))
+    await put(buffer, 100)
+    await asyncio.sleep(0.01)
+    assert not task.done(), "nobody waits for the commit of this one"
+    buffer.give_back([awaited])  # its write failed
+    assert (await task).trigger == "commit"
+
+
+@pytest.mark.parametrize(("rows_max", "bytes_max"), [(1_000, 1 << 26), (100_000, 1 << 20)])
+async def test_a_small_buffer_is_not_full_before_a_batch_is_closed(
+    rows_max: int, bytes_max: int
+) -> None:
+    """Posts would wait for room, and then be refused."""
+    buffer = MemoryBuffer(rows_max=rows_max, bytes_max=bytes_max, put_wait_s_max=0)
+    gatherer = gatherer_of(buffer, linger_s=60)
+    for _ in range(2):
+        blocks = await put(buffer, 150, 110)
+        assert (await gathered(gatherer)).blocks == blocks
+
+
 async def test_batch_takes_all_that_waited_for_a_writer_up_to_the_cap() -> None:
     """Large batches make the throughput when many readings wait."""
     buffer = make_buffer()
     blocks = await put(buffer, *[90] * 20)
     gatherer = gatherer_of(buffer)
     assert await gathered(gatherer) == Batch(blocks[:11], 990, "backlog")
-    assert await gathered(gatherer) == Batch(blocks[11:], 810, "backlog")
+    assert await gathered(gatherer) == Batch(blocks[11:], 810, "count")
 
 
 async def test_block_larger_than_a_shrunk_cap_goes_alone_and_whole() -> None:

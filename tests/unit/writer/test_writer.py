@@ -9,6 +9,7 @@ import pytest
 
 from ingest.model.ack import Outcome, Refusal
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull
+from ingest.model.ledger import TRIGGERS
 from ingest.model.letter import EXHAUSTED, REFUSED
 from ingest.model.verdict import Verdict, WriteFailed
 from ingest.system.clock import monotonic_s
@@ -32,7 +33,7 @@ async def test_posts_are_answered_once_stored() -> None:
     assert [await ack.wait() for ack in acks] == [Outcome()] * 3
     assert kinds(path) == [("copy", 36)]
     assert path.ledger.committed == 36
-    assert path.ledger.flushes == {"count": 0, "time": 0, "backlog": 1, "drain": 0}
+    assert path.ledger.flushes == {**dict.fromkeys(TRIGGERS, 0), "commit": 1}
     assert sum(path.ledger.commit_s.counts) == 3
     await path.drain()
 

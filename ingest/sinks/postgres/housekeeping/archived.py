@@ -13,7 +13,6 @@ from asyncpg import Connection
 
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.housekeeping import registry
-from ingest.sinks.postgres.housekeeping.spans import BEGINNING_US, TimeSpan
 
 
 class Contents(NamedTuple):
@@ -49,13 +48,6 @@ async def contents(connection: Connection, table: str) -> list[Contents]:
         raise StartError(f"this role may not read {name}: set housekeeping_url to the owner's URL")
     found = (await registry.entries(connection, table, registry.FILES)).items()
     return sorted((_read(name, entry) for name, entry in found), key=lambda each: each.from_us)
-
-
-async def spans(connection: Connection, table: str) -> list[TimeSpan]:
-    """Return the spans that have files, sorted; not those of a whole table of before."""
-    found = (await registry.entries(connection, table, registry.FILES)).values()
-    bounds = sorted(TimeSpan(each["from_us"], each["to_us"]) for each in found)
-    return [each for each in bounds if each.from_us != BEGINNING_US]
 
 
 def _read(name: str, entry: dict[str, Any]) -> Contents:

@@ -17,7 +17,7 @@ from ingest.sinks.postgres.housekeeping import archive_rows, archived, life, reg
 from ingest.sinks.postgres.housekeeping.archive_rows import Restore, RowsTable
 from ingest.sinks.postgres.housekeeping.archived import Contents
 from ingest.sinks.postgres.housekeeping.life import ARCHIVE, State
-from ingest.sinks.postgres.housekeeping.plan import Step
+from ingest.sinks.postgres.housekeeping.plan import Job, Step
 from ingest.sinks.postgres.housekeeping.view import PARTITIONED, View
 
 
@@ -38,7 +38,7 @@ class Detached(NamedTuple):
         return None
 
 
-class Archiving:
+class Archiving(Job):
     """A Job. The steps come from retention.
 
     `archive` archives all rows of a table, and verifies it. It raises StartError if that cannot be
@@ -49,10 +49,6 @@ class Archiving:
 
     def __init__(self, archive: Callable[[Detached], Awaitable[None]]) -> None:
         self._archive = archive
-
-    async def plan(self, connection: Connection, view: View) -> list[Step]:
-        """Return nothing."""
-        return []
 
     async def do(self, connection: Connection, view: View, step: Step) -> None:
         """Archive one partition, which is detached."""

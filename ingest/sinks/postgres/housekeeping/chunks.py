@@ -13,7 +13,7 @@ from ingest.model.errors import StartError
 from ingest.sinks.postgres.housekeeping import registry, rollup_state
 from ingest.sinks.postgres.housekeeping.keeping import Policy, due, must_confirm
 from ingest.sinks.postgres.housekeeping.partitions import Partition
-from ingest.sinks.postgres.housekeeping.plan import Step
+from ingest.sinks.postgres.housekeeping.plan import Job, Step
 from ingest.sinks.postgres.housekeeping.spans import BEGINNING_US, TimeSpan, literal
 from ingest.sinks.postgres.housekeeping.view import HYPERTABLE, View
 from ingest.system.clock import rfc3339_or_us
@@ -30,7 +30,7 @@ join pg_class c on c.relnamespace = n.oid and c.relname = k.hypertable_name
 where c.oid = $1::oid and k.range_end is not null order by k.range_end"""
 
 
-class Chunks:
+class Chunks(Job):
     """A Job. Without a policy nothing is dropped; with `rollups`, only what is in them."""
 
     kinds = frozenset({DROP_CHUNKS})

@@ -5,12 +5,10 @@ Pure: it reads nothing and changes nothing. Times are Unix microseconds of the d
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ingest.sinks.postgres.housekeeping.partitions import Partition
-from ingest.sinks.postgres.housekeeping.spans import BEGINNING_US
 from ingest.system.clock import rfc3339_or_us
 
 # More at once may be a wrong setting or a clock that has jumped.
@@ -82,33 +80,3 @@ def must_confirm(
     if len(fresh) > MANY and len(fresh) > MANY_SHARE * count:
         return f"so many at once: {said}"
     return ""
-
-
-RATE_OF = 7  # partitions
-FULL_S_MAX = 365 * 86_400.0  # later than that is no forecast
-
-
-class Growth(NamedTuple):
-    """How fast a table grows, and in how many seconds its oldest partition will leave (or inf)."""
-
-    bytes_per_s: float
-    ends_in_s: float
-
-    def full_in_s(self, free_bytes: int) -> float | None:
-        """Return in how many seconds a disk with so much room is full; None: not within a year."""
-        left_s = free_bytes / self.bytes_per_s
-        return left_s if left_s <= min(self.ends_in_s, FULL_S_MAX) else None
-
-
-def growth(found: Sequence[Partition], now_us: int, policy: Policy | None) -> Growth | None:
-    """Return how the table grows, from its last whole partitions; None if it has none."""
-    whole = [each for each in found if each.from_us > BEGINNING_US and each.to_us <= now_us]
-    last = whole[-RATE_OF:]
-    grown = sum(each.bytes for each in last)
-    if not grown:
-        return None
-    span_s = sum(each.to_us - each.from_us for each in last) / 1e6
-    ends_in_s = math.inf
-    if policy is not None:
-        ends_in_s = (whole[0].to_us - policy.cutoff_us(now_us)) / 1e6
-    return Growth(grown / span_s, ends_in_s)

@@ -6,6 +6,7 @@ Does not: make or drop a partition. The driver's errors pass through.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -25,6 +26,8 @@ from ingest.sinks.postgres.housekeeping.spans import (
 
 __all__ = ["Partition", "gaps", "partition_name", "partitions", "span_bounds"]
 
+RATE_OF = 7  # partitions, from which the growth is seen
+FULL_S_MAX = 365 * 86_400.0  # later than that is no forecast
 # The bounds are text of the session's own time zone, and its cast reads them in the same way. A
 # bound of several columns, of a list or of a hash does not match: such a partition is left out. So
 # is one with infinite times alone.
@@ -139,3 +142,39 @@ def cut_at(gap: TimeSpan, archived: Sequence[TimeSpan]) -> list[TimeSpan]:
     end = bisect_left(archived, gap.to_us, key=lambda each: each.from_us)
     inside = {us for span in archived[first:end] for us in span if gap.from_us < us < gap.to_us}
     return [TimeSpan(*part) for part in pairwise(sorted({*gap, *inside}))]
+
+
+async def archived_spans(connection: Connection, table: str) -> list[TimeSpan]:
+    """Return the spans that have files in an archive, sorted; not a whole table of before."""
+    found = (await registry.entries(connection, table, registry.FILES)).values()
+    bounds = sorted(TimeSpan(each["from_us"], each["to_us"]) for each in found)
+    return [each for each in bounds if each.from_us != BEGINNING_US]
+
+
+class Growth(NamedTuple):
+    """How fast a table grows, and in how many seconds its oldest partition will leave (or inf)."""
+
+    bytes_per_s: float
+    ends_in_s: float
+
+    def full_in_s(self, free_bytes: int) -> float | None:
+        """Return in how many seconds a disk with so much room is full; None: not within a year."""
+        left_s = free_bytes / self.bytes_per_s
+        return left_s if left_s <= min(self.ends_in_s, FULL_S_MAX) else None
+
+
+def growth(found: Sequence[Partition], now_us: int, keep_us: int | None) -> Growth | None:
+    """Return how the table grows, from its last whole partitions; None if it has none.
+
+    `keep_us` is how long readings stay in it; None: for ever.
+    """
+    whole = [each for each in found if each.from_us > BEGINNING_US and each.to_us <= now_us]
+    last = whole[-RATE_OF:]
+    grown = sum(each.bytes for each in last)
+    if not grown:
+        return None
+    span_s = sum(each.to_us - each.from_us for each in last) / 1e6
+    ends_in_s = math.inf
+    if keep_us is not None:
+        ends_in_s = (whole[0].to_us + keep_us - now_us) / 1e6
+    return Growth(grown / span_s, ends_in_s)

@@ -14,7 +14,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import asyncpg
 from asyncpg import Connection
@@ -57,18 +57,24 @@ class Did(NamedTuple):
     left: str = ""
 
 
-class Job(Protocol):
-    """One concern of housekeeping. It raises the driver's errors, and StartError with a reason."""
+class Job:
+    """One concern of housekeeping. It raises the driver's errors, and StartError with a reason.
 
-    @property
-    def kinds(self) -> frozenset[str]:
-        """The kinds of the steps that it plans and does."""
+    `kinds` are the kinds of the steps that it does.
+    """
+
+    kinds: frozenset[str] = frozenset()
 
     async def plan(self, connection: Connection, view: View) -> list[Step]:
         """Return the steps that are due, in order. Changes nothing."""
+        return []
 
     async def do(self, connection: Connection, view: View, step: Step) -> None:
         """Do one step. It may have been done in part before."""
+
+    async def facts(self, connection: Connection, view: View) -> dict[str, Any]:
+        """Return what `ingest housekeeping status` shows of this concern, by the names there."""
+        return {}
 
 
 class NotYet(StartError):

@@ -11,6 +11,7 @@ that, whatever the settings are by then.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from asyncpg import Connection, Record
 
@@ -18,13 +19,18 @@ from ingest.model.errors import StartError
 from ingest.sinks.postgres.housekeeping import life, registry, rollup_state
 from ingest.sinks.postgres.housekeeping.keeping import Policy, due, must_confirm
 from ingest.sinks.postgres.housekeeping.life import ARCHIVE, DETACH, DROP, PartitionEntry, State
-from ingest.sinks.postgres.housekeeping.plan import Step
+from ingest.sinks.postgres.housekeeping.plan import Job, Step
 from ingest.sinks.postgres.housekeeping.rollup_run import Key
 from ingest.sinks.postgres.housekeeping.spans import TimeSpan, literal
 from ingest.sinks.postgres.housekeeping.view import OTHER, PARTITIONED, PLAIN, View
 from ingest.sinks.postgres.target import quoted
 from ingest.system.clock import rfc3339_or_us
 
+FINISH = "finish"
+_HALF_DETACHED = (
+    "its DETACH .. CONCURRENTLY was cut off: until it is completed, no reading of its time can be "
+    "stored"
+)
 _NOT_BY_TIME = (
     "{} has no partitions by time that could be dropped: see deploy/partition-a-table.sql"
 )
@@ -45,12 +51,17 @@ select format('%I.%I', n.nspname, c.relname) as name,
        exists (select from pg_inherits where inhrelid = c.oid) as attached
 from pg_class c join pg_namespace n on n.oid = c.relnamespace
 where c.oid = $1::oid and c.relname = $2"""
+# Before PostgreSQL 14 there is no such column, and no such detach.
+_PENDING = """
+select c.relname::text as name, c.oid::int8 as oid, format('%I.%I', n.nspname, c.relname) as table
+from pg_inherits i join pg_class c on c.oid = i.inhrelid join pg_namespace n on n.oid = relnamespace
+where i.inhparent = $1::oid and coalesce((to_jsonb(i) ->> 'inhdetachpending')::bool, false)"""
 _FURTHER_COLUMNS = """
 select attname::text as name from pg_attribute where attrelid = $1::oid and attnum > 0
 and not attisdropped and attname <> all ($2::text[]) order by attnum"""
 
 
-class Retention:
+class Retention(Job):
     """A Job. Without a policy nothing leaves, but for what was begun before.
 
     It plans the steps of kind `archive` for the job of the archive, which does them. With `rollups`
@@ -157,6 +168,11 @@ class Retention:
         else:
             await self._drop(connection, view, step, kept)
 
+    async def facts(self, connection: Connection, view: View) -> dict[str, Any]:
+        """Return what is detached and not dropped yet: no query sees the readings of it."""
+        begun = (await life.on_the_way(connection, view)).items()
+        return {"detached": [name for name, entry in begun if entry.under_way]}
+
     async def _detach(self, connection: Connection, view: View, step: Step, kept: str) -> None:
         found = await connection.fetchrow(_ATTACHED, view.oid, step.partition)
         entry = await life.entry_of(connection, view.table, step.partition)
@@ -243,15 +259,50 @@ def _what_ended_it(name: str, found: Record | None, *, lacks: bool) -> str:
     return f"{gone}: it is not archived, and nothing more is done for it" if lacks else ""
 
 
-async def hidden(connection: Connection, view: View) -> list[str]:
-    """Return the partitions that are detached and not dropped yet: no query sees their readings."""
-    begun = (await life.on_the_way(connection, view)).items()
-    return [name for name, entry in begun if entry.under_way]
-
-
 async def _of_table(policy: Policy, connection: Connection, view: View) -> Policy:
     """Return the policy with the columns of this table that the archive does not have."""
     if not policy.archive_dir:
         return policy
     rows = await connection.fetch(_FURTHER_COLUMNS, view.oid, list(view.target.columns))
     return policy._replace(left_out=tuple(row["name"] for row in rows))
+
+
+class HalfDetached(Job):
+    """The job that ends a DETACH .. CONCURRENTLY which somebody else did not end.
+
+    If it is cut off while it waits, the server leaves the partition half detached: no query sees
+    it, no reading can be written to it, and no other partition can be made in its place. It cannot
+    be undone, so the only way is to complete it. After that the table is like each one that was
+    detached by hand: it stays as it is, and readings of its time get a new partition. What
+    retention has begun to detach is left alone, and so is a table that is not ours.
+    """
+
+    kinds = frozenset({FINISH})
+
+    async def plan(self, connection: Connection, view: View) -> list[Step]:
+        """Return a step for the partition that is half detached. The server allows one at most."""
+        if view.kind != PARTITIONED or not view.ours:
+            return []
+        return [Step(FINISH, name, _HALF_DETACHED) for name in await _of_others(connection, view)]
+
+    async def do(self, connection: Connection, view: View, step: Step) -> None:
+        """End the detach, if it was not ended meanwhile. Waits for queries that use the table."""
+        table = (await _of_others(connection, view)).get(step.partition)
+        if table is None:
+            return
+        await connection.execute(f"alter table {view.table} detach partition {table} finalize")
+
+
+async def _of_others(connection: Connection, view: View) -> dict[str, str]:
+    """Return the half detached partitions that retention knows nothing of: name, and as in SQL."""
+    rows = await connection.fetch(_PENDING, view.oid)
+    if not rows:
+        return {}
+    begun = await life.entries(connection, view.table)
+    ours = {each.oid for each in begun.values() if each.state is life.State.DETACHING}
+    damaged = {name for name, each in begun.items() if each.state is life.State.DAMAGED}
+    return {
+        row["name"]: row["table"]
+        for row in rows
+        if row["oid"] not in ours and row["name"] not in damaged
+    }

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 from asyncpg import Connection
 
@@ -23,13 +24,13 @@ from ingest.sinks.postgres.housekeeping import (
     rollup_state,
     rollup_tables,
 )
-from ingest.sinks.postgres.housekeeping.plan import Step
+from ingest.sinks.postgres.housekeeping.plan import Job, Step
 from ingest.sinks.postgres.housekeeping.rollup_run import Key, Run
 from ingest.sinks.postgres.housekeeping.rollup_state import Progress, progress
 from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans
 from ingest.sinks.postgres.housekeeping.view import HYPERTABLE, PARTITIONED, PLAIN, View
 from ingest.sinks.postgres.target import READINGS, TargetTable
-from ingest.system.clock import monotonic_s
+from ingest.system.clock import monotonic_s, rfc3339_or_us
 from ingest.system.words import counted
 
 KIND, OFF = "rollups", "rollups_off"
@@ -50,8 +51,8 @@ _RESET = """reset jit; reset max_parallel_workers_per_gather; reset work_mem;
 reset plan_cache_mode; reset synchronous_commit; set statement_timeout = """
 
 
-class Rollups:
-    """A Job of plan.py. `wanted` is the setting; without it the trigger is removed if there is one.
+class Rollups(Job):
+    """A Job. `wanted` is the setting; without it the trigger is removed if there is one.
 
     `keep_us` is how long rollups are kept; None: for ever. `on` names the table and its columns.
     `stopped` is asked between two statements, and ends a run early. `failed` is what the last run
@@ -125,6 +126,14 @@ class Rollups:
                 f"{counted(len(run.failed), 'rollup')} could not be computed, such as that of "
                 f"{device_id}, {metric}, {hour}: {why}. The others do not wait for it"
             )
+
+    async def facts(self, connection: Connection, view: View) -> dict[str, Any]:
+        """Return until when all hours are computed, and how many late readings no rollup has."""
+        at = await progress(connection, view.table)
+        if at is None:
+            return {}
+        until = None if at.until_us is None else rfc3339_or_us(at.until_us)
+        return {"rollups_until": until, "rollups_lack_late": at.late_left}
 
     def _run(self, connection: Connection, view: View) -> Run:
         end_s = monotonic_s() + self._budget_s

@@ -7,17 +7,17 @@ Promises: each failure of the whole run is a StartError; of a step, it is in the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from asyncpg import Connection
 
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.connection import Timeouts
-from ingest.sinks.postgres.housekeeping import plan, retention, versions
+from ingest.sinks.postgres.housekeeping import plan, versions
 from ingest.sinks.postgres.housekeeping.opening import opened
 from ingest.sinks.postgres.housekeeping.plan import Did, Job, OtherRun, Step
-from ingest.sinks.postgres.housekeeping.rollup_state import Progress, progress
 from ingest.sinks.postgres.housekeeping.versions import SchemaState
 from ingest.sinks.postgres.housekeeping.view import View, look_at, oldest_us
 from ingest.sinks.postgres.target import READINGS, TargetTable
@@ -31,21 +31,25 @@ RUN_S = 900.0  # after it a run begins no further step
 class Report(NamedTuple):
     """The table at the end, the time of its oldest reading, what is due, and what was done.
 
-    `rollups` is how far they are, or None. `other_run`: nothing was done, because another run is
+    `facts` are those of the jobs. `other_run`: nothing was done, because another run is
     under way. `schema` is the version of what was found; if it refuses, nothing was done either.
     `has_more`: the run has ended early, and no step has failed: the next one may begin at once.
-    `hidden` are the partitions of retention.hidden.
     """
 
     view: View
     oldest_us: int | None
     due: list[Step]
     did: list[Did]
-    rollups: Progress | None = None
+    facts: Mapping[str, Any] = MappingProxyType({})
     other_run: bool = False
     schema: SchemaState = SchemaState(None)
     has_more: bool = False
-    hidden: Sequence[str] = ()
+
+    @property
+    def hidden(self) -> Sequence[str]:
+        """The partitions that are detached on their way out of the table."""
+        found: Sequence[str] = self.facts.get("detached", ())
+        return found
 
     @property
     def hidden_words(self) -> str:
@@ -121,6 +125,7 @@ async def run_all(
 async def _report(connection: Connection, view: View, jobs: Sequence[Job]) -> Report:
     """Return what is due, and how the table is."""
     due = await plan.plan(connection, view, jobs)
-    rollups = await progress(connection, view.table)
-    oldest, hidden = await oldest_us(connection, view), await retention.hidden(connection, view)
-    return Report(view, oldest, due, [], rollups, hidden=hidden)
+    facts: dict[str, Any] = {}
+    for job in jobs:
+        facts |= await job.facts(connection, view)
+    return Report(view, await oldest_us(connection, view), due, [], facts)

@@ -1,0 +1,92 @@
+"""What this annex adds to the lists of the main house, made from the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ingest.app.annexes import Annex
+from ingest.config.folders import archive_dir
+from ingest.config.values import duration_us
+
+if TYPE_CHECKING:
+    from ingest.config.settings import Settings
+    from ingest.sinks.postgres.connection import DatabaseUrl
+    from ingest.sinks.postgres.housekeeping.keeping import Policy
+    from ingest.sinks.postgres.housekeeping.late import LatePartitions
+    from ingest.sinks.postgres.housekeeping.plan import Job
+    from ingest.sinks.postgres.lookup import RolledCurve
+
+
+def retention_policy(settings: Settings) -> Policy | None:
+    """Return how long readings stay in the table; None: for ever."""
+    from ingest.sinks.postgres.housekeeping.keeping import Policy  # noqa: PLC0415
+
+    keep_us = duration_us(settings.keep_hot)
+    if keep_us is None:
+        return None
+    return Policy(keep_us, settings.keep_hot, str(archive_dir(settings) or ""))
+
+
+def late_partitions(settings: Settings, url: DatabaseUrl, eager: bool = False) -> LatePartitions:
+    """Return what makes partitions for readings that find none; `url` is that of the owner."""
+    from ingest.app.database import late_limit, timeouts  # noqa: PLC0415
+    from ingest.app.target import make_target  # noqa: PLC0415
+    from ingest.sinks.postgres.housekeeping.late import LatePartitions  # noqa: PLC0415
+
+    return LatePartitions(
+        url,
+        timeouts(settings),
+        span=settings.partition_span,
+        target=make_target(settings),
+        limit=late_limit(),
+        partitions_max=settings.partitions_max,
+        policy=retention_policy(settings),
+        eager=eager,
+    )
+
+
+def jobs(settings: Settings, stopped: Callable[[], bool] = lambda: False) -> list[Job]:
+    """Return the jobs of this annex. Rollups come before their readings leave.
+
+    `stopped` is asked by steps that take long.
+    """
+    from ingest.app.archive import archiving  # noqa: PLC0415
+    from ingest.app.target import make_target  # noqa: PLC0415
+    from ingest.sinks.postgres.housekeeping.archiving import Archiving  # noqa: PLC0415
+    from ingest.sinks.postgres.housekeeping.chunks import Chunks  # noqa: PLC0415
+    from ingest.sinks.postgres.housekeeping.retention import HalfDetached, Retention  # noqa: PLC0415
+    from ingest.sinks.postgres.housekeeping.rollups import Rollups  # noqa: PLC0415
+
+    policy = retention_policy(settings)
+    rollups = Rollups(
+        wanted=settings.rollups,
+        keep_us=duration_us(settings.keep_rollups),
+        on=make_target(settings),
+        stopped=stopped,
+    )
+    retention = Retention(
+        policy,
+        archive_dir=str(archive_dir(settings) or ""),
+        rollups=settings.rollups,
+        failed=rollups.failed,
+    )
+    found: list[Job] = [
+        HalfDetached(),
+        rollups,
+        retention,
+        Chunks(policy, rollups=settings.rollups),
+    ]
+    if settings.archive_dir:
+        found.append(Archiving(archiving(settings, stopped)))
+    return found
+
+
+def rolled_curve() -> RolledCurve:
+    """Return what answers the questions of the page from rollups."""
+    from ingest.sinks.postgres import rolled_curve as curves  # noqa: PLC0415
+
+    return curves.rolled_curve
+
+
+ANNEX = Annex(jobs=jobs, late_partitions=late_partitions, rolled_curve=rolled_curve)

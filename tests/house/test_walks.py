@@ -1,0 +1,21 @@
+"""How many calls and files a post goes through stays below ceilings. They may only be lowered."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tests.house.walks import WALKS, Figures, walk
+
+# Until its client has the answer. A careful reader takes many calls for a faulty item.
+CEILINGS = {"(a)": Figures(120, 95, 37, 9), "(d)": Figures(300, 190, 46, 9)}
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="each comprehension is a call there")
+@pytest.mark.parametrize("name", WALKS)
+def test_a_post_goes_through_few_calls_and_files(name: str) -> None:
+    """Whoever follows a post has to read them."""
+    found, ceilings = Figures.of(walk(WALKS[name])), CEILINGS[name[:3]]
+    higher = [each for each in Figures._fields if getattr(found, each) > getattr(ceilings, each)]
+    assert not higher, f"{found} is above {ceilings}"
