@@ -19,7 +19,6 @@ from msgspec import Raw
 from ingest.formats.item_reader import (
     CAREFUL_ITEMS,
     ItemReader,
-    are_allowed,
     block_of,
     require_possible,
 )
@@ -59,9 +58,7 @@ def begin(body: bytes, post: Post) -> Decoded | Steps:
         rows = None if len(value) > most_items(size) else many(value, body, post)
     else:
         rows = None
-    if rows is not None and (
-        post.allows is None or are_allowed(value if kind is list else [value], post)
-    ):
+    if rows is not None:
         return Decoded(block_of(rows, post), [])
     items = value if kind is list else [value]
     reader = ItemReader(post, size)
@@ -103,7 +100,7 @@ def _read_all(reader: ItemReader, body: bytes) -> Generator[None, None, None]:
             require_possible(len(items), post)
         is_bad = reader.is_all_bad or reader.is_crowd(len(items))
         rows = None if is_bad else many(items, text, post)
-        if rows is not None and are_allowed(items, post):
+        if rows is not None:
             reader.keep(rows, len(items))
         else:
             yield

@@ -71,8 +71,10 @@ def one(item: Item, body: bytes, post: Post) -> Rows | None:
         ):
             return None
         metric, device_id = item["metric"], item["device_id"]
+        if post.allows is not None and not post.allows(device_id):
+            return None
         try:
-            names = SERIES.known[metric][device_id]
+            names = SERIES.devices[device_id] + SERIES.metrics[metric]
         except KeyError:
             names = SERIES.names(metric, device_id)
         row = encode_row(ts_us, names, value)
@@ -104,11 +106,15 @@ def many(items: list[Item], body: bytes, post: Post) -> Rows | None:
             or (post.ignore_unknown and _open_doubtful(body, count, present))
         ):
             return None
-        known = SERIES.known
+        if not _are_allowed(items, post):
+            return None
+        devices, metrics = SERIES.devices, SERIES.metrics
         try:
-            names = [known[item["metric"]][item["device_id"]] for item in items]
+            names = [devices[item["device_id"]] + metrics[item["metric"]] for item in items]
         except KeyError:
-            names = [SERIES.names(item["metric"], item["device_id"]) for item in items]
+            names = SERIES.all_names(
+                [item["metric"] for item in items], [item["device_id"] for item in items]
+            )
     except _DOUBTS:
         return None
     return Rows(encode_rows(times.pg_us, names, values), count, times.newest_us, None)
@@ -122,7 +128,8 @@ def _spread(items: list[Item], body: bytes, post: Post) -> Rows | None:
     if times is None or may_repeat(items, body):
         return None
     row_times_pg_us: list[int] = []
-    names: list[bytes] = []
+    metrics: list[str] = []
+    device_ids: list[str] = []
     row_values: list[float] = []
     owners: list[int] = []
     for place, item in enumerate(items):
@@ -133,16 +140,26 @@ def _spread(items: list[Item], body: bytes, post: Post) -> Rows | None:
             values = item["values"]
             if type(values) is not dict or not values or "metric" in item or "value" in item:
                 return None
-        if len(names) + len(values) > post.rules.post_rows_max:
+        if len(metrics) + len(values) > post.rules.post_rows_max:
             raise too_many(post.rules.post_rows_max)
-        names += [SERIES.names(metric, device_id) for metric in values]
+        metrics += values
+        device_ids += [device_id] * len(values)
         row_values += [value + 0.0 for value in values.values()]
         row_times_pg_us += [times.pg_us[place]] * len(values)
         owners += [place] * len(values)
     if not math.hypot(*row_values) < EXACT_MAX and _are_doubtful(row_values, body, post):
         return None
+    if not _are_allowed(items, post):
+        return None
+    names = SERIES.all_names(metrics, device_ids)
     tuples = encode_rows(row_times_pg_us, names, row_values)
     return Rows(tuples, len(names), times.newest_us, owners)
+
+
+def _are_allowed(items: list[Item], post: Post) -> bool:
+    """Whether the sender may speak for the devices of all these items. Raises _DOUBTS."""
+    allows = post.allows
+    return allows is None or all(map(allows, {item["device_id"] for item in items}))
 
 
 def _has_more(items: list[Item], fields: int, body: bytes, post: Post) -> bool:

@@ -31,6 +31,14 @@ def marked(text: bytes, escapes: str) -> bytes:
     return text
 
 
+def name_marked(name: str, escapes: str) -> bytes:
+    """Return a name as it is in a marked text."""
+    text = name.encode()
+    for character, mark in _MARKS_OF[escapes]:
+        text = text.replace(character, mark)
+    return text
+
+
 def name_of(text: bytes) -> str:
     """Return the name that a marked text is. Raises UnicodeDecodeError."""
     if MARK_BYTE in text:

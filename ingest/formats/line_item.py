@@ -25,9 +25,10 @@ from ingest.formats.line_series import (
     FIELD_BYTES_MAX,
     UNREADABLE,
     Fault,
-    Fields,
     Key,
     Keys,
+    Named,
+    Shape,
     read_key,
 )
 from ingest.formats.line_whole import BOOLEANS
@@ -36,6 +37,7 @@ from ingest.formats.timestamp import number_us
 from ingest.model.codes import NOT_ALLOWED
 from ingest.model.errors import Refused
 from ingest.model.reading import name_fault
+from ingest.model.rows import device_needle
 from ingest.system.words import quoted
 
 LINE_BYTES_MAX = 128 * 1024
@@ -151,6 +153,9 @@ class LineReader:
         self._line = line
         self._keys = keys
         self._post = post
+        self._needle: bytes
+        self._shape: Shape
+        self._new: dict[bytes, Named] = {}  # to be kept if there is a reading
         self._names: list[bytes] = []
         self._values: list[float] = []
         self._strings = 0
@@ -171,9 +176,10 @@ class LineReader:
             self._line.text.decode()
         except UnicodeDecodeError:
             return self._refused(None, (UNREADABLE, "the line is not UTF-8"))
-        key = self._key()
-        if not isinstance(key, Fields):
-            return self._refused(None, key) if numbers or key[0] == UNREADABLE else self._result(0)
+        fault = self._find_key()
+        if fault is not None:
+            is_told = numbers or fault[0] == UNREADABLE
+            return self._refused(None, fault) if is_told else self._result(0)
         if not numbers:
             return self._result(0)
         ts_us = self._ts_us()
@@ -182,12 +188,14 @@ class LineReader:
         for place, (name, value) in enumerate(numbers):
             if place and not place % STEP_FIELDS:
                 yield
-                self._keys.new_bytes_left = LINE_BYTES_MAX
-            fault = self._read_field(key, name, value)
+                self._keys.kept.new_bytes_left = LINE_BYTES_MAX
+            fault = self._read_field(name, value)
             if fault is not None:
                 self._bad.append(b"%b=%b" % (name, value))
                 if len(self._faults) <= ALSO_MAX:
                     self._faults.append((_shown(name), fault))
+        if self._names and self._new:
+            self._keys.keep(self._new)
         return self._result(ts_us)
 
     def _split(self) -> Generator[None, None, list[tuple[bytes, bytes]] | None]:
@@ -213,19 +221,23 @@ class LineReader:
                 yield
         return numbers
 
-    def _key(self) -> Fields | Fault:
+    def _find_key(self) -> Fault | None:
+        """Find what the key tells, or return its fault."""
         text, keys = self._line.key, self._keys
-        keys.new_bytes_left = LINE_BYTES_MAX  # STEP_FIELDS is the bound here
-        fields = keys.get(text)
-        if fields is None:
+        keys.kept.new_bytes_left = LINE_BYTES_MAX  # STEP_FIELDS is the bound here
+        try:
+            (named,), self._new = keys.named([text])
+        except KeyError:
             key = read_key(text, keys.naming)
             if not isinstance(key, Key):
                 return key
-            fields = keys.add(text, key)
+            named = device_needle(key.device_id), keys.shape(key)
+            self._new = {text: named}
+        self._needle, self._shape = named
         allows = self._post.allows
-        if allows is not None and not allows(fields.key.device_id):
+        if allows is not None and not allows(self._needle[4:].decode()):
             return NOT_ALLOWED, "the token may not speak for this device"
-        return fields
+        return None
 
     def _ts_us(self) -> int | Fault:
         stamp, post = self._line.stamp, self._post
@@ -240,16 +252,16 @@ class LineReader:
             return "ts_in_future", f"{_text(stamp)} is too far ahead of now"
         return ts_us
 
-    def _read_field(self, fields: Fields, name: bytes, text: bytes) -> Fault | None:
+    def _read_field(self, name: bytes, text: bytes) -> Fault | None:
         """Add a reading, or return the fault of the field."""
         value = self._value(text)
         if not isinstance(value, float):
             return value
         try:
-            names = fields[name]
+            after = self._shape[name]
         except KeyError:
-            return _name_fault(fields.key, name)
-        self._names.append(names)
+            return _name_fault(self._shape.key, name)
+        self._names.append(self._needle + after)
         self._values.append(value)
         return None
 

@@ -5,8 +5,9 @@ device is the first tag of a list that the line has, else a default. The metric 
 measurement, a point and the field (no field if its name is `value`). The other tags follow, sorted,
 each as `,tag=value`. A name is written with `\` before `,`, `=` and `\`, in measurement and field
 also before `.`. So a metric can be read back, and two series never have the same one.
-The names of a series are made once and kept by the bytes of the key and the field, as they were
-posted. All of them are in SERIES too.
+Nothing is kept for each series: the names of a reading are what the device of its key gives, and
+then what the field gives to the shape of its key. Keys with the same parts around the device have
+the same shape. A fleet has few shapes. Some keys are kept: to find one is faster than to cut it.
 """
 
 from __future__ import annotations
@@ -14,23 +15,34 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from ingest.formats.line_escapes import ESCAPED_EQUALS, INFLUXDB, MARK_BYTE, name_of
-from ingest.formats.series import SERIES, Names, SeriesCache
+from ingest.formats.line_escapes import (
+    BACKSLASH,
+    ESCAPED_EQUALS,
+    INFLUXDB,
+    MARK_BYTE,
+    name_marked,
+    name_of,
+)
+from ingest.formats.series import SERIES, SeriesCache, valid_needles
 from ingest.model.codes import NO_DEVICE
 from ingest.model.reading import NAME_BYTES_MAX, NAME_CHARACTERS_MAX, name_fault
+from ingest.model.rows import metric_after
 
 VALUE = "value"  # a field of this name is not in the metric
-KEPT_BYTES_MAX = 16 * 1024 * 1024  # of all keys and names that are kept
+# When there are more, all are dropped in one step. So larger ones would make it longer than 5 ms.
+KEY_BYTES_KEPT_MAX = 4 * 1024 * 1024  # of all keys: some 12,000
+SHAPE_BYTES_MAX = 4 * 1024 * 1024  # of all shapes and their fields: some 3,000
 FIELD_BYTES_MAX = 2 * NAME_BYTES_MAX  # of a name in which each character may be escaped
 KEY_BYTES_MAX = 2 * FIELD_BYTES_MAX + 512  # a device, a metric, and the tag of the device
-NEW_BYTES_MAX = 16 * 1024  # of keys and names that one step may make: 0.5 ms
+NEW_BYTES_MAX = 32 * 1024  # of keys and fields that one step may read: 1 ms
 NEW_BYTES = 64  # so many count for each of them, besides its own
 UNREADABLE = "line_unreadable"
-_ENTRY_BYTES = 200  # of a key or a name in its dict, besides the bytes
+_ENTRY_BYTES = 200  # of a field or a shape in its dict, besides the bytes
+_KEY_BYTES = 280  # of a key in its dict, besides its own bytes
 
 _SPECIAL_IN_TAG = "\\,="  # the backslash comes first: the others put in some of their own
 _SPECIAL = _SPECIAL_IN_TAG + "."
-_ANY_SPECIAL = re.compile(r"[\\,=.]")
+_PLAIN = bytes({*range(0x21, 0x7F)} - {BACKSLASH, *b",="})
 _KEY = re.compile(rb"([^,#][^,]*+)((?:,[^,=]++=[^,=]++)*)")  # measurement and tags
 
 Fault = tuple[str, str]  # a key of codes.ITEM_CODES, and a message
@@ -81,8 +93,11 @@ def read_key(text: bytes, naming: Naming) -> Key | Fault:
 
 
 def _named(measurement: str, tags: dict[str, str], naming: Naming) -> Key | Fault:
-    named = next((name for name in naming.device_tags if name in tags), None)
-    device_id = naming.device if named is None else tags.pop(named)
+    device_id = naming.device
+    for name in naming.device_tags:
+        if name in tags:
+            device_id = tags.pop(name)
+            break
     if not device_id:
         return NO_DEVICE, "the line has none of the tags that name a device"
     fault = name_fault(device_id)
@@ -99,103 +114,194 @@ def _named(measurement: str, tags: dict[str, str], naming: Naming) -> Key | Faul
 
 def tags_text(tags: dict[str, str]) -> str:
     """Return tags as they stand behind a metric."""
-    return "".join(
-        f",{_escaped(name, _SPECIAL_IN_TAG)}={_escaped(value, _SPECIAL_IN_TAG)}"
-        for name, value in sorted(tags.items())
-    )
+    named = sorted(tags.items())
+    text = "".join([f",{name}={value}" for name, value in named])
+    if "\\" in text or text.count(",") + text.count("=") > 2 * len(named):
+        mark = _SPECIAL_IN_TAG
+        pairs = [f",{_escaped(name, mark)}={_escaped(value, mark)}" for name, value in named]
+        text = "".join(pairs)
+    return text
 
 
 def _escaped(name: str, special: str) -> str:
-    if _ANY_SPECIAL.search(name):
-        for each in special:
+    for each in special:
+        if each in name:
             name = name.replace(each, "\\" + each)
     return name
 
 
-class Fields(dict[bytes, bytes]):
-    """The names of one key's readings, by field, as `names_between` writes them.
+class Shape(dict[bytes, bytes]):
+    """What keys share that differ in the device only: the metric of each field, marked, as
+    `metric_after` writes it.
 
     A field that it does not know yet is read; that raises KeyError if the metric is invalid, or if
-    enough names were made in this step, and UnicodeDecodeError.
+    enough was read in this step, and UnicodeDecodeError.
     """
 
-    def __init__(self, key: Key, keys: Keys) -> None:
+    __slots__ = ("_kept", "key")
+
+    def __init__(self, key: Key, kept: KeptKeys) -> None:
         super().__init__()
-        self.key = key
-        self._keys = keys
+        self.key = key  # one of them
+        self._kept = kept
 
     def __missing__(self, field: bytes) -> bytes:
         if not 0 < len(field) <= FIELD_BYTES_MAX:
             raise KeyError(field)
-        self._keys.make_one(field)
-        names = SERIES.names(self.key.metric(name_of(field)), self.key.device_id)
-        self[field] = names
-        self._keys.keep(len(field) + len(names))
-        return names
+        self._kept.read_one(field)
+        metric = self.key.metric(name_of(field))
+        if name_fault(metric):
+            raise KeyError(field)
+        after = self[field] = metric_after(metric)
+        self._kept.shape_bytes += len(field) + len(after) + _ENTRY_BYTES
+        return after
 
 
-class Keys(dict[bytes, Fields]):
-    """The keys that were read with one naming, by their marked bytes.
+# What a row of a key has of the device, as `device_needle` writes it, and how its names go on.
+Named = tuple[bytes, Shape]
+# A key without the device: what is before the tag that names it, `,tag=`, a comma if there is one
+# behind the device, and what follows. As one text they would not tell which device is left out.
+Around = tuple[bytes, bytes, bytes, bytes]
 
-    Invalid ones raise KeyError or UnicodeDecodeError.
+
+class Keys:
+    """The keys with one naming that had a valid reading, by their marked bytes.
+
+    Most new keys differ from others in the device only. Such a key is not read: what is around the
+    device tells the shape.
     """
 
     def __init__(self, naming: Naming, kept: KeptKeys) -> None:
-        super().__init__()
         self.naming = naming
-        self.new_bytes_left = 0  # of keys and names that may still be made in this step
-        self._kept = kept
+        self.known: dict[bytes, Named] = {}
+        self.kept = kept
+        self._shapes: dict[Around, Shape] = {}
+        self._heads: dict[tuple[bytes, ...], str] = {}
+        self._marks = [b",%b=" % name_marked(tag, naming.escapes) for tag in naming.device_tags]
+        self._default = name_marked(naming.device, naming.escapes)
 
-    def make_one(self, text: bytes) -> None:
-        """Count a key or a name that is made. Raises KeyError if it is one too many."""
-        self.new_bytes_left -= NEW_BYTES + len(text)
-        if self.new_bytes_left < 0:
+    def named(self, texts: list[bytes]) -> tuple[list[Named], dict[bytes, Named]]:
+        """Return what each key tells, and the same of those that are not known, by key.
+
+        When their readings are found to be valid, `keep` is to be called. Raises KeyError or
+        ValueError if a key is invalid, may be, or is one too many.
+        """
+        known = self.known
+        try:
+            return [*map(known.__getitem__, texts)], {}
+        except KeyError:
+            new = self._read([text for text in texts if text not in known])
+        return [known.get(text) or new[text] for text in texts], new
+
+    def keep(self, new: dict[bytes, Named]) -> None:
+        """Keep keys that had a valid reading."""
+        self.known.update(new)
+        self.kept.posted(new)
+
+    def shape(self, key: Key) -> Shape:
+        """Return the shape of a key that was read."""
+        self.kept.shape_bytes += 2 * (len(key.head) + len(key.tail)) + 7 * _ENTRY_BYTES
+        return Shape(key, self.kept)
+
+    def _read(self, texts: list[bytes]) -> dict[bytes, Named]:
+        joined = b"\n".join(texts)
+        marks = [mark for mark in self._marks if mark in joined]
+        devices: list[bytes] = []
+        shapes: list[Shape] = []
+        for text in texts:
+            for mark in marks:
+                before, found, rest = text.partition(mark)
+                if found:
+                    device, comma, after = rest.partition(b",")
+                    around = before, mark, comma, after
+                    break
+            else:
+                device, around = self._default, (text, b"", b"", b"")
+            shape = self._shapes.get(around)
+            if shape is None:
+                shape = self._shapes[around] = self._shape_around(around)
+            devices.append(device)
+            shapes.append(shape)
+        joined = b"\n".join(devices)
+        if b"=" in joined:  # without an escape
+            raise KeyError(joined)
+        if MARK_BYTE in joined:
+            device_ids = [*map(name_of, devices)]
+        else:
+            device_ids = joined.decode().split("\n")
+        named = zip(valid_needles(device_ids), shapes, strict=True)
+        return dict(zip(texts, named, strict=True))
+
+    def _shape_around(self, around: Around) -> Shape:
+        """Return the shape of all keys with these parts. Raises KeyError if they tell none.
+
+        They do if a space in the place of the device is read as it: no key has another one. So a
+        key that has the tag twice, or one that comes before it, is not taken for another.
+        """
+        before, mark, comma, after = around
+        text = b"".join((before, mark, b" " if mark else b"", comma, after))
+        self.kept.read_one(text)
+        if len(text) + FIELD_BYTES_MAX > KEY_BYTES_MAX:
             raise KeyError(text)
-
-    def keep(self, size_bytes: int) -> None:
-        """Count the bytes of a key or a name that was made."""
-        self._kept.size_bytes += size_bytes + _ENTRY_BYTES
-
-    def __missing__(self, text: bytes) -> Fields:
-        self.make_one(text)
+        cells = (before + comma + after).replace(b"=", b",").split(b",")
+        tail = (before + comma + after)[len(cells[0]) :]
+        form = mark, cells[0], *cells[1::2]
+        is_plain = b"" not in cells and tail.translate(None, _PLAIN) == b",=" * (len(cells) // 2)
+        head = self._heads.get(form) if is_plain else None
+        if head is not None and len(head) + len(tail) <= NAME_CHARACTERS_MAX:
+            return self.shape(Key("", head, tail.decode()))
         key = read_key(text, self.naming)
-        if not isinstance(key, Key):
+        if not isinstance(key, Key) or key.device_id != (" " if mark else self.naming.device):
             raise KeyError(text)
-        return self.add(text, key)
-
-    def add(self, text: bytes, key: Key) -> Fields:
-        """Keep a key that was read."""
-        fields = self[text] = Fields(key, self)
-        self.keep(len(text) + len(key.head) + len(key.tail) + 4 * _ENTRY_BYTES)
-        return fields
+        if is_plain and key.tail.encode() == tail:
+            self._heads[form] = key.head
+            self.kept.shape_bytes += len(text) + 5 * _ENTRY_BYTES
+        return self.shape(key)
 
 
 class KeptKeys:
-    """All keys that are kept, by their naming. They are dropped whenever SERIES begins anew.
+    """All keys and shapes that are kept, by their naming.
 
-    So a series that is posted is always one that SERIES has met.
+    A key is kept only until the next `SERIES.look`. So a device that posts is always told to it.
     """
 
     def __init__(self, series: SeriesCache) -> None:
-        self.size_bytes = 0
+        self.new_bytes_left = 0  # of keys and fields that may still be read in this step
+        self.key_bytes = 0  # of all that is in `known`
+        self.shape_bytes = 0  # of all shapes
         self._series = series
-        self._known: Names = series.known
+        self._looks = series.looks
         self._by_naming: dict[Naming, Keys] = {}
 
     def of(self, naming: Naming) -> Keys:
         """Return the keys of a naming, for one step."""
-        if self._known is not self._series.known or self.size_bytes > KEPT_BYTES_MAX:
-            self._known = self._series.known
-            for each in self._by_naming.values():
-                each.clear()  # so that no cycle keeps it alive
+        if self.shape_bytes > SHAPE_BYTES_MAX:
             self._by_naming.clear()
-            self.size_bytes = 0
+            self.key_bytes = self.shape_bytes = 0
+        elif self._looks != self._series.looks or self.key_bytes > KEY_BYTES_KEPT_MAX:
+            self._looks = self._series.looks
+            for each in self._by_naming.values():
+                each.known.clear()
+            self.key_bytes = 0
         keys = self._by_naming.get(naming)
         if keys is None:
             keys = self._by_naming[naming] = Keys(naming, self)
-            keys.keep(4 * _ENTRY_BYTES)
-        keys.new_bytes_left = NEW_BYTES_MAX
+            self.shape_bytes += 10 * _ENTRY_BYTES
+        self.new_bytes_left = NEW_BYTES_MAX
         return keys
+
+    def read_one(self, text: bytes) -> None:
+        """Count a key or a field that is read. Raises KeyError if it is one too many."""
+        self.new_bytes_left -= NEW_BYTES + len(text)
+        if self.new_bytes_left < 0:
+            raise KeyError(text)
+
+    def posted(self, new: dict[bytes, Named]) -> None:
+        """Count keys that are kept now, and tell which devices they are of."""
+        needles = {needle for needle, _ in new.values()}
+        self.key_bytes += sum(map(len, new)) + len(new) * _KEY_BYTES
+        self._series.found += len(new) - len(needles)
+        self._series.posted([needle[4:].decode() for needle in needles])
 
 
 KEPT_KEYS = KeptKeys(SERIES)

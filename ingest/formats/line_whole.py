@@ -14,14 +14,13 @@ import math
 import re
 from collections.abc import Sequence
 from itertools import chain, repeat
-from operator import getitem
 from typing import Any
 
 import orjson
 from msgspec import Struct
 
 from ingest.formats.json_whole import EXACT_MAX
-from ingest.formats.line_series import Fields, Keys
+from ingest.formats.line_series import Keys, Named
 from ingest.formats.post import Post
 from ingest.formats.timestamp import integers_us, number_us
 from ingest.model.rows import PG_EPOCH_US
@@ -84,10 +83,14 @@ def one(text: bytes, keys: Keys, post: Post) -> tuple[int, bytes, float] | None:
     ):
         return None
     try:
-        (table,) = _tables([key], keys, post)
-        return ts_us, table[field], float(number) + 0.0  # -0.0 becomes 0.0
+        named, new = _named([key], keys, post)
+        ((needle, shape),) = named
+        names = needle + shape[field]
     except _DOUBTS:
         return None
+    if new:
+        keys.keep(new)
+    return ts_us, names, float(number) + 0.0  # -0.0 becomes 0.0
 
 
 def many(text: bytes, keys: Keys, post: Post) -> Columns | None:
@@ -115,27 +118,32 @@ def many(text: bytes, keys: Keys, post: Post) -> Columns | None:
         times = _times(tokens[2::3], post) if parts == 3 else _received(lines, post)
         if values is None or times is None or len(values) != rows:
             return None
-        tables = _tables(tokens[::parts], keys, post)
-        if rows == lines:
-            names = [*map(getitem, tables, cells[::2])]
-            return Columns(times[0], names, values, times[1], lines, None)
-        counts = [*map(bytes.count, field_sets, repeat(b"="))]
-        names = [*map(getitem, _spread(tables, counts), cells[::2])]
-        times_pg_us = [*_spread(times[0], counts)]
+        named, new = _named(tokens[::parts], keys, post)
+        times_pg_us, newest_us = times
+        counts = None
+        if rows > lines:
+            counts = [*map(bytes.count, field_sets, repeat(b"="))]
+            named = _spread(named, counts)
+            times_pg_us = [*_spread(times_pg_us, counts)]
+        names = [
+            needle + shape[field] for (needle, shape), field in zip(named, cells[::2], strict=True)
+        ]
     except _DOUBTS:
         return None
-    return Columns(times_pg_us, names, values, times[1], lines, counts)
+    if new:
+        keys.keep(new)
+    return Columns(times_pg_us, names, values, newest_us, lines, counts)
 
 
-def _tables(texts: list[bytes], keys: Keys, post: Post) -> list[Fields]:
-    """Return the names of each key. Raises KeyError if one is invalid, or is not allowed."""
-    tables = [*map(keys.__getitem__, texts)]
+def _named(texts: list[bytes], keys: Keys, post: Post) -> tuple[list[Named], dict[bytes, Named]]:
+    """Do what `keys.named` does. Raises KeyError also if a device is not allowed."""
+    named, new = keys.named(texts)
     allows = post.allows
     if allows is not None:
-        for device_id in {each.key.device_id for each in tables}:
-            if not allows(device_id):
-                raise KeyError(device_id)
-    return tables
+        for needle in {needle for needle, _ in named}:
+            if not allows(needle[4:].decode()):
+                raise KeyError(needle)
+    return named, new
 
 
 def _spread(cells: Any, counts: list[int]) -> Any:

@@ -17,7 +17,6 @@ from ingest.formats.item_reader import (
     CAREFUL_ITEMS,
     ItemReader,
     ItemReadings,
-    are_allowed,
     block_of,
     require_possible,
 )
@@ -49,7 +48,7 @@ def begin(body: bytes, post: Post) -> Decoded | Steps:
                 if len(items) == 1 and type(items[0]) is dict
                 else many(items, b",".join(lines), post)
             )
-            if rows is not None and are_allowed(items, post):
+            if rows is not None:
                 return Decoded(block_of(rows, post), [])
     reader = ItemReader(post, len(body))
     return reader.finish(_read_all(reader, body))
@@ -92,7 +91,7 @@ def _read_all(reader: ItemReader, body: bytes) -> Generator[None, None, None]:
         is_bad = reader.is_all_bad or reader.is_crowd(len(lines))
         items = None if is_bad else _parsed(lines, text)
         rows = None if not items else many(items, b",".join(lines), post)
-        if items and rows is not None and are_allowed(items, post):
+        if items and rows is not None:
             reader.keep(rows, len(items))
         elif lines:
             yield

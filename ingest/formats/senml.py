@@ -21,7 +21,6 @@ from ingest.formats.line_series import tags_text
 from ingest.formats.post import Decoded, ItemError, Post, Steps, finished
 from ingest.formats.senml_record import Bad, alone, error_of, exactly
 from ingest.formats.senml_state import BASE, SUM, Base, Number, split_name, time_us
-from ingest.formats.series import SERIES
 from ingest.model.codes import NOT_ALLOWED
 from ingest.model.errors import Refused
 from ingest.model.reading import name_fault
@@ -163,10 +162,8 @@ class _Pack:
             raise Bad("n", "no_device")
         if self._post.allows is not None and not self._post.allows(device):
             raise Bad("n", NOT_ALLOWED)
-        for kind in kinds:
-            try:
-                SERIES.names(metric + kind, device)
-            except KeyError:
-                fault = name_fault(device) or name_fault(metric + kind)
-                raise Bad("n", fault[0] if fault else "name_empty") from None
+        for name in (device, *(metric + kind for kind in kinds)):
+            fault = name_fault(name)
+            if fault is not None:
+                raise Bad("n", fault[0])
         return device, metric

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from operator import add
 from typing import Any
 
 from ingest.model.reading import NAME_BYTES_MAX, Reading
@@ -26,6 +27,7 @@ DEVICE_COLUMN = 14  # where the size of device_id begins in a row
 
 _HEAD = struct.Struct(">hiqi")
 _SIZE = struct.Struct(">i")
+_SIZES = [_SIZE.pack(size) for size in range(NAME_BYTES_MAX + 1)]
 _VALUE = struct.Struct(">id")
 _TIME = struct.Struct(">q")
 _TIME_AT = 6  # in a row
@@ -46,9 +48,19 @@ _run_packers: dict[tuple[int, int], Pack] = {}
 
 def names_between(device_id: str, metric: str) -> bytes:
     """Return the bytes between ts and value in the rows of a series, sizes included."""
-    device = device_id.encode()
+    return device_needle(device_id) + metric_after(metric)
+
+
+def metric_after(metric: str) -> bytes:
+    """Return what `names_between` has after the device."""
     name = metric.encode()
-    return b"".join((_SIZE.pack(len(device)), device, _SIZE.pack(len(name)), name, _SIZE.pack(8)))
+    return _SIZE.pack(len(name)) + name + _VALUE_HEAD
+
+
+def device_needles(device_ids: list[str]) -> list[bytes]:
+    """Return what `names_between` begins with, for each of these valid devices."""
+    names = [*map(str.encode, device_ids)]
+    return [*map(add, map(_SIZES.__getitem__, map(len, names)), names)]
 
 
 def encode_row(ts_us: int, names: bytes, value: float) -> bytes:

@@ -119,7 +119,7 @@ async def test_list_has_all_devices_by_name_with_their_last_readings(
         await fill(readings_connection, name, "u", 2)
     async with running(tmp_path, readings_url) as rig:
         for name in ("é", "a-2", "silent"):
-            rig.dashboard.devices.seen(name, 10**15)
+            rig.dashboard.devices.seen([name], 10**15)
         names, after = [], ""
         for _ in range(10):
             page = await document(rig, f"/devices/list?limit=2&after={after}")
@@ -144,7 +144,7 @@ async def test_list_has_all_devices_by_name_with_their_last_readings(
 async def test_list_without_the_database_says_why_there_are_no_values(tmp_path: Path) -> None:
     """Devices are listed; instead of last values there is the reason."""
     async with running(tmp_path) as rig:
-        rig.dashboard.devices.seen("d", 10**15)
+        rig.dashboard.devices.seen(["d"], 10**15)
         page = await document(rig, "/devices/list")
         newest = await document(rig, "/devices/newest")
         assert newest["readings"] == []

@@ -204,7 +204,7 @@ async def test_last_readings_of_a_device_are_its_newest(
             "insert into readings values (to_timestamp($1), $2, 'm', 0.1)", 1.5 + second, device
         )
     async with running(tmp_path, readings_url) as rig:
-        rig.dashboard.devices.seen(name, 10**15)
+        rig.dashboard.devices.seen([name], 10**15)
         document = (await rig.ask(f"/devices/readings?device_id={quote(name)}&limit=2")).document
         assert document["device_id"] == name
         assert document["seen"]["first_seen"] == "2001-09-09T01:46:40Z"

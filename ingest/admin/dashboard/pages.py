@@ -165,7 +165,7 @@ class Dashboard:
         self.devices.rejected(self._sample.rejected)
         self.devices.rejected_sampled |= self._sample.rejected_sampled
         if self.devices.is_due():
-            await self.devices.look()
+            self.devices.look()
         if self.feed.clients:
             self.feed.send(self._event())
 

@@ -8,8 +8,9 @@ import struct
 
 import pytest
 
+from ingest.formats import series
 from ingest.formats.post import ERRORS_TOLD_MAX, Rules
-from ingest.formats.series import SERIES, SERIES_CACHED_MAX
+from ingest.formats.series import SERIES
 from ingest.model.codes import ITEM_CODES
 from ingest.model.reading import Reading
 from tests.support.posts import GOOD, GOOD_READING, NOW_US, RULES, array, decoded, item, readings_of
@@ -340,13 +341,14 @@ def test_known_fields_stay_strict_when_unknown_ones_are_ignored() -> None:
         assert readings_of(result) == [GOOD_READING]
 
 
-def test_series_remembered_stay_few() -> None:
+def test_names_that_are_kept_stay_few(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that makes up names without end does not grow our memory."""
-    for start in range(0, SERIES_CACHED_MAX + 5_000, 5_000):
-        names = [item(device_id=f"made-up-{start + i}") for i in range(5_000)]
+    monkeypatch.setattr(series, "KEPT_BYTES_MAX", 500_000)
+    for start in range(0, 40_000, 1_000):
+        names = [item(device_id=f"made-up-{start + i}", metric=f"m{start}") for i in range(1_000)]
         assert decoded(array(*names)).errors == []
-    known = sum(map(len, SERIES.known.values()))
-    assert 0 < known <= SERIES_CACHED_MAX
+        assert 0 < len(SERIES.devices) < 4_000
+        assert f"m{start}" in SERIES.metrics
 
 
 def test_name_of_brackets_is_only_a_name() -> None:

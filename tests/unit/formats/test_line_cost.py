@@ -30,6 +30,9 @@ def repeated(line: bytes, size: int = SIZE) -> bytes:
 HOSTILE: dict[str, bytes] = {
     "good lines": repeated(b"temperature,host=h value=21.5 1795600000\n"),
     "new series": b"".join(b"m%d,host=h%d value=1 1795600000\n" % (i, i) for i in range(15_000)),
+    "new devices": b"".join(b"m,host=h%d v=1\n" % i for i in range(40_000)),
+    "new tails": b"".join(b"m,a=%d,host=h v=1\n" % i for i in range(30_000)),
+    "new faulty": b"".join(b"m,host=i%d v=nan\n" % i for i in range(30_000)),
     "new fields": b"m,host=h " + b",".join(b"f%d=1" % i for i in range(13_000)),
     "many fields": b"m,host=h " + repeated(b"f=1,", LONG) + b"f=1",
     "many faulty fields": b"m,host=h " + repeated(b"f=x,", LONG) + b"f=1",

@@ -33,6 +33,23 @@ PIECES = (
     *("e", "E", "nan", "inf", "t", "True", "f=", "1795600000", "1795600000000000500", " f=1"),
     *("9007199254740993i", "1e999", '"a b"', "18446744073709551616", "\\ ", "\\,", "\\\\"),
 )
+# Of keys that share what is around a device, or seem to.
+TAG_TEXTS = (
+    *(
+        "host=h",
+        "host=i",
+        "host=é",
+        "host=h=i",
+        "host=",
+        "host= ",
+        "host",
+        "host=a\\,b",
+        "host=\\ ",
+    ),
+    *("device_id=h", "device_id=i", "device_id==", "a=1", "a=2", "a=b=c", "a=", "a-b=1", "a=b\\=c"),
+    *("", "=", "=h", "b=\\", "ho\\=st=1", "é=1", "b=" + "x" * 250, "host=" + "h" * 257),
+)
+MEASUREMENTS = ("m", "m", "m", "#m", "", "a.b", "a=b", "m,a=3", "m\\,host=h", "host=h")
 NAMES = st.text('ab.,=\\ "#é', min_size=1, max_size=5)
 NUMBERS = st.sampled_from(
     [
@@ -74,9 +91,22 @@ def a_line(draw: st.DrawFn) -> str:
     return f"{key}{draw(st.sampled_from([' ', '  ']))}{written}{draw(st.sampled_from(stamps))}"
 
 
-BODIES = st.lists(st.sampled_from(PIECES), max_size=25).map("".join) | st.lists(
-    a_line(), max_size=12
-).map("\n".join)
+def line_of(parts: tuple[str, list[str], str]) -> str:
+    """Return a line of these tags."""
+    measurement, tags, field = parts
+    return f"{','.join([measurement, *tags])} {field}=1"
+
+
+ALIKE = st.tuples(
+    st.sampled_from(MEASUREMENTS),
+    st.lists(st.sampled_from(TAG_TEXTS), max_size=4),
+    st.sampled_from(["value", "f", "", "g=1,f"]),
+).map(line_of)
+BODIES = (
+    st.lists(st.sampled_from(PIECES), max_size=25).map("".join)
+    | st.lists(a_line(), max_size=12).map("\n".join)
+    | st.lists(ALIKE, max_size=12).map("\n".join)
+)
 NAMINGS = st.sampled_from(
     [
         *(Naming(TAGS), Naming(TAGS, "gw"), Naming((), "gw", "d.b")),

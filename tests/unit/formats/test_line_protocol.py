@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from itertools import chain, product
 
 import pytest
 
+from ingest.formats import line_series
 from ingest.formats.line_item import LINE_BYTES_MAX
 from ingest.formats.line_protocol import (
     SLICE_BYTES,
     WHOLE_BYTES,
     LinePost,
+    begin,
     decode,
     has_usable_time,
 )
@@ -23,7 +26,7 @@ from ingest.formats.line_series import (
     read_key,
 )
 from ingest.formats.post import Points, Post, Rules, most_invalid
-from ingest.formats.series import SERIES, SeriesCache
+from ingest.formats.series import SERIES
 from ingest.model.errors import Refused
 from ingest.model.reading import Reading
 from ingest.model.rows import decode_rows
@@ -290,42 +293,100 @@ def test_faulty_lines_count_in_the_bytes_of_a_post() -> None:
     assert refused(faulty, rows_bytes_max=len(faulty) - 1).code == "body_too_large"
 
 
-def test_posted_series_are_met_by_the_cache_of_all_formats() -> None:
-    """The dashboard learns from it which devices are active."""
-    points("m,host=active value=1")
-    SERIES.take()
-    points("m,host=active value=1")
-    taken, _ = SERIES.take()
-    assert any("active" in devices for names in taken for devices in names.values())
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the devices that SERIES tells of from now on."""
+    SERIES.look()
+    told: list[str] = []
+    monkeypatch.setattr(SERIES, "listener", told.extend)
+    return told
 
 
-def test_kept_keys_are_bounded_and_dropped_with_the_series() -> None:
-    """Their bytes are counted; keys that were read before are found again."""
-    series = SeriesCache()
-    kept = KeptKeys(series)
-    naming = Naming(TAGS)
-    first = kept.of(naming)
-    fields = first[b"m,host=h"]
-    assert kept.of(naming)[b"m,host=h"] is fields
-    before = kept.size_bytes
-    assert fields[b"a"] == fields[b"a"]
-    assert kept.size_bytes > before > 0
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("m,host=mute value=nan", "m,host=mute =1", 'm,host=mute value="x"', "m,host=mute v=1 x"),
+        *("m,host=mute \x01=1", "m,host=mute,host=mute v=1", "m,host=other,device_id=mute v="),
+    ],
+)
+def test_a_device_is_told_when_it_has_a_valid_reading(told: list[str], line: str) -> None:
+    """The dashboard learns so which devices are active. A key alone tells nothing."""
+    for _ in range(2):
+        points(f"m,host=other value=1\n{line}")
+        points("m,host=alone value=1")
+        SERIES.look()
+        assert sorted(told) == ["alone", "other"]
+        told.clear()
+    points("m,host=mute value=1")
+    SERIES.look()
+    assert "mute" in told
+
+
+def test_keys_and_shapes_are_kept_within_their_bounds(
+    monkeypatch: pytest.MonkeyPatch, told: list[str]
+) -> None:
+    """Keys that differ in the device have one shape. Keys are dropped when SERIES is looked at."""
+    kept = KeptKeys(SERIES)
+    keys = kept.of(Naming(TAGS))
+    ((needle, shape),), new = keys.named([b"m,host=h"])
+    assert (needle[4:], [*new], keys.known) == (b"h", [b"m,host=h"], {})
+    keys.keep(new)
+    named, new = keys.named([b"m,host=i", b"m,host=h"])
+    assert (named[0][1], named[1], [*new]) == (shape, (needle, shape), [b"m,host=i"])
+    assert shape[b"a"] is shape[b"a"]
     with pytest.raises(KeyError):
-        fields[b""]
-    series.names("m", "d")
-    series.take()
-    assert kept.of(naming) is not first
-    assert (len(first), len(kept.of(naming))) == (0, 0)
+        shape[b""]
+    assert kept.key_bytes > 0 < kept.shape_bytes
+    SERIES.look()
+    assert told == ["h"]
+    assert (kept.of(Naming(TAGS)), keys.known, kept.key_bytes) == (keys, {}, 0)
+    keys.keep(new)
+    monkeypatch.setattr(line_series, "KEY_BYTES_KEPT_MAX", 0)
+    assert (kept.of(Naming(TAGS)), keys.known, kept.key_bytes) == (keys, {}, 0)
+    assert keys.named([b"m,host=h"])[0][0][1] is shape
+    monkeypatch.setattr(line_series, "SHAPE_BYTES_MAX", 0)
+    assert kept.of(Naming(TAGS)) is not keys
 
 
-def test_one_step_makes_a_bounded_number_of_names() -> None:
-    """New names are slow to make; a step with many of them ends early."""
-    keys = KEPT_KEYS.of(Naming(TAGS, "steps"))
-    keys.new_bytes_left = 2 * NEW_BYTES + 2
-    assert keys[b"m"][b"a"]
+def test_one_step_reads_a_bounded_part_of_keys_and_fields() -> None:
+    """They are slow to read; a step with many of them ends early, and the next one goes on."""
+    naming = Naming(TAGS, "steps")
+    keys = KEPT_KEYS.of(naming)
+    KEPT_KEYS.new_bytes_left = 2 * NEW_BYTES + 2
+    ((_, shape),), _ = keys.named([b"m"])
+    assert shape[b"a"]
     with pytest.raises(KeyError):
-        keys[b"m"][b"b"]
-    assert keys[b"m"][b"a"]
+        shape[b"b"]
+    assert KEPT_KEYS.of(naming).named([b"m"])[0][0][1] is shape
+    assert shape[b"b"]
+
+
+def test_posts_in_turn_are_read_as_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when all that is kept is dropped before each step."""
+    bodies = [
+        b"\n".join(
+            b"m%d,a=%d,host=h%d f%d=%d,g=nan %d" % (i % 9, i % (7 + each), i, i % 5, i, S - i)
+            for i in range(1_500)
+        )
+        for each in range(3)
+    ]
+    alone = [points(body) for body in bodies]
+    monkeypatch.setattr(line_series, "KEY_BYTES_KEPT_MAX", 0)
+    monkeypatch.setattr(line_series, "SHAPE_BYTES_MAX", 0)
+    post = LinePost(Post(None, False, NOW_US, 7.0, RULES), NAMING, 100_000, 1 << 24)
+    running = [begin(body, post) for body in bodies]
+    ended: dict[int, Points] = {}
+    while len(ended) < len(running):
+        for place, steps in enumerate(running):
+            assert isinstance(steps, Generator)
+            try:
+                if place not in ended:
+                    next(steps)
+            except StopIteration as end:
+                ended[place] = end.value
+    for place, found in enumerate(alone):
+        assert readings(ended[place]) == readings(found)
+        assert ended[place].errors == found.errors
 
 
 def test_time_of_a_line_is_found_again() -> None:

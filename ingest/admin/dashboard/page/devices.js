@@ -99,11 +99,11 @@ export class Devices {
     byId("silent-form").hidden = this.tab !== "silent";
     if (!report) return;
     byId("n-silent").textContent = report.silent_count ? count(report.silent_count) : "";
-    const about = report.exact ? "" : "about ";
-    let note = `${about}${count(report.count)} seen since ${moment(report.since)}.` + (report.exact ? "" : ` ${count(report.followed_max)} of them are tracked one by one; the others are only counted.`);
+    const least = report.exact ? "" : "at least ";
+    let note = `${least}${count(report.count)} seen since ${moment(report.since)}.` + (report.exact ? "" : ` ${count(report.followed_max)} of them are tracked one by one; the others are only counted.`);
     if (this.several) note = "The devices of the table. When each of them posted last is not tracked with several processes.";
     if (this.tab === "all" && page) {
-      if (this.prefix && !this.several) note = `${count(page.matching)} seen that begin with ${this.prefix}.`;
+      if (this.prefix && !this.several) note = `${least}${count(page.matching)} seen that begin with ${this.prefix}.`;
       if (page.why) note += ` Values are not available: ${page.why}.`;
       else if (page.advice) note += ` Others are known from recent readings only: ${page.advice}.`;
       byId("page-first").disabled = !this.after;
