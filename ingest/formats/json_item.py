@@ -18,8 +18,8 @@ from typing import Any
 from ingest.formats.item_reader import ItemReadings
 from ingest.formats.json_messages import Fault, Pairs, message_of
 from ingest.formats.json_slices import parsed_leniently, whole_number
-from ingest.formats.json_whole import EXACT_MAX, FIELDS, may_be_inexact, may_repeat
-from ingest.formats.post import ItemError, Post, too_many
+from ingest.formats.json_whole import FIELDS, may_be_inexact, may_repeat
+from ingest.formats.post import EXACT_MAX, ItemError, Post, too_many
 from ingest.formats.timestamp import number_us, plain_us
 from ingest.model.codes import ITEM_CODES, NOT_ALLOWED
 from ingest.model.reading import name_fault

@@ -17,13 +17,12 @@ from typing import Any
 import orjson
 from msgspec import Struct
 
-from ingest.formats.post import Post, too_many
+from ingest.formats.post import EXACT_MAX, Post, too_many
 from ingest.formats.series import SERIES
 from ingest.formats.timestamp import Times, integers_us, number_us, numbers_us, plain_us, texts_us
 from ingest.model.rows import PG_EPOCH_US, encode_row, encode_rows
 
 FIELDS = ("device_id", "metric", "ts", "value", "values")
-EXACT_MAX = 2.0**53  # a float64 holds every integer up to this one
 Item = dict[str, Any]
 
 _KNOWN = frozenset(FIELDS)

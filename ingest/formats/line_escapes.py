@@ -14,6 +14,8 @@ MARK_BYTE, BACKSLASH = 0xFF, 0x5C  # a number is found in bytes in a tenth of th
 INFLUXDB, QUESTDB = "influxdb", "questdb"  # who decides what an escape is
 ESCAPED_EQUALS = MARK + b"e"  # is no escape in a measurement
 
+_SPECIAL_IN_TAG = "\\,="  # the backslash comes first: the others put in some of their own
+SPECIAL = _SPECIAL_IN_TAG + "."
 _NOT_UTF8 = b"\xfe"
 _MARKS = ((b",", MARK + b"c"), (b"=", ESCAPED_EQUALS), (b" ", MARK + b"s"))
 # The backslash is the first one: in `\\,` it is escaped, and the comma is not.
@@ -53,3 +55,22 @@ def as_posted(text: bytes) -> bytes:
         for character, mark in _ALL_MARKS:
             text = text.replace(mark, b"\\" + character)
     return text
+
+
+def tags_text(tags: dict[str, str]) -> str:
+    """Return tags as they stand behind a metric."""
+    named = sorted(tags.items())
+    text = "".join([f",{name}={value}" for name, value in named])
+    if "\\" in text or text.count(",") + text.count("=") > 2 * len(named):
+        mark = _SPECIAL_IN_TAG
+        pairs = [f",{escaped(name, mark)}={escaped(value, mark)}" for name, value in named]
+        text = "".join(pairs)
+    return text
+
+
+def escaped(name: str, special: str) -> str:
+    """Return a name with a backslash before each of these characters."""
+    for each in special:
+        if each in name:
+            name = name.replace(each, "\\" + each)
+    return name

@@ -20,8 +20,11 @@ from ingest.formats.line_escapes import (
     ESCAPED_EQUALS,
     INFLUXDB,
     MARK_BYTE,
+    SPECIAL,
+    escaped,
     name_marked,
     name_of,
+    tags_text,
 )
 from ingest.formats.series import SERIES, SeriesCache, valid_needles
 from ingest.model.codes import NO_DEVICE
@@ -40,8 +43,6 @@ UNREADABLE = "line_unreadable"
 _ENTRY_BYTES = 200  # of a field or a shape in its dict, besides the bytes
 _KEY_BYTES = 280  # of a key in its dict, besides its own bytes
 
-_SPECIAL_IN_TAG = "\\,="  # the backslash comes first: the others put in some of their own
-_SPECIAL = _SPECIAL_IN_TAG + "."
 _PLAIN = bytes({*range(0x21, 0x7F)} - {BACKSLASH, *b",="})
 _KEY = re.compile(rb"([^,#][^,]*+)((?:,[^,=]++=[^,=]++)*)")  # measurement and tags
 
@@ -68,7 +69,7 @@ class Key(NamedTuple):
         """Return the metric of a field."""
         if field == VALUE:
             return self.head + self.tail
-        return f"{self.head}.{_escaped(field, _SPECIAL)}{self.tail}"
+        return f"{self.head}.{escaped(field, SPECIAL)}{self.tail}"
 
 
 def read_key(text: bytes, naming: Naming) -> Key | Fault:
@@ -103,31 +104,13 @@ def _named(measurement: str, tags: dict[str, str], naming: Naming) -> Key | Faul
     fault = name_fault(device_id)
     if fault is not None:
         return fault[0], f"the device {fault[1]}"
-    head = _escaped(measurement, _SPECIAL)
+    head = escaped(measurement, SPECIAL)
     if naming.prefix:
-        head = f"{_escaped(naming.prefix, _SPECIAL)}.{head}"
+        head = f"{escaped(naming.prefix, SPECIAL)}.{head}"
     tail = tags_text(tags)
     if len(head) + len(tail) > NAME_CHARACTERS_MAX:
         return "name_too_long", f"the metric has more than {NAME_CHARACTERS_MAX} characters"
     return Key(device_id, head, tail)
-
-
-def tags_text(tags: dict[str, str]) -> str:
-    """Return tags as they stand behind a metric."""
-    named = sorted(tags.items())
-    text = "".join([f",{name}={value}" for name, value in named])
-    if "\\" in text or text.count(",") + text.count("=") > 2 * len(named):
-        mark = _SPECIAL_IN_TAG
-        pairs = [f",{_escaped(name, mark)}={_escaped(value, mark)}" for name, value in named]
-        text = "".join(pairs)
-    return text
-
-
-def _escaped(name: str, special: str) -> str:
-    for each in special:
-        if each in name:
-            name = name.replace(each, "\\" + each)
-    return name
 
 
 class Shape(dict[bytes, bytes]):

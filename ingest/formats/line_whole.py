@@ -19,9 +19,8 @@ from typing import Any
 import orjson
 from msgspec import Struct
 
-from ingest.formats.json_whole import EXACT_MAX
 from ingest.formats.line_series import Keys, Named
-from ingest.formats.post import Post
+from ingest.formats.post import EXACT_MAX, Post
 from ingest.formats.timestamp import integers_us, number_us
 from ingest.model.rows import PG_EPOCH_US
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ingest.formats.line_series import tags_text
+from ingest.formats.line_escapes import tags_text
 from ingest.formats.map_paths import MISSING, Read, Spot, as_text
 from ingest.formats.map_source import Members, Source, holds
 from ingest.formats.map_values import Receipt, float_of, number_in, shown, time_us

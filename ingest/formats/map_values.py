@@ -7,8 +7,8 @@ import re
 from datetime import datetime, timedelta, tzinfo
 from typing import Any, NamedTuple
 
-from ingest.formats.json_whole import EXACT_MAX
 from ingest.formats.map_source import Source
+from ingest.formats.post import EXACT_MAX
 from ingest.formats.timestamp import Fault, number_us, text_us
 from ingest.model.reading import NAME_CHARACTERS_MAX
 

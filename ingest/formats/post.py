@@ -20,6 +20,7 @@ ERRORS_MAX = 100  # are listed in an answer
 # valid one can be: `{"device_id":"a","values":{"b":1}}` has 34 bytes.
 INVALID_FEW = ERRORS_MAX
 ITEM_BYTES_MIN = 32
+EXACT_MAX = 2.0**53  # a float64 holds every integer up to this one
 
 
 # The tags of line protocol whose value is the device; the first one that a line has. They are of

@@ -17,7 +17,7 @@ from ingest.formats.item_reader import ItemReader, ItemReadings, require_possibl
 from ingest.formats.json_item import value_of
 from ingest.formats.json_post import originals_of
 from ingest.formats.json_slices import SPACE, slices
-from ingest.formats.line_series import tags_text
+from ingest.formats.line_escapes import tags_text
 from ingest.formats.post import Decoded, ItemError, Post, Steps, finished
 from ingest.formats.senml_record import Bad, alone, error_of, exactly
 from ingest.formats.senml_state import BASE, SUM, Base, Number, split_name, time_us
