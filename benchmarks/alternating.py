@@ -48,7 +48,7 @@ from benchmarks.ratios import MORE_IS_BETTER
 from benchmarks.service import PLAIN_TABLE, Service
 from benchmarks.telegraf import FLEET, TELEGRAF
 from benchmarks.wrk import CONNECTIONS, READINGS
-from ingest.access.entries import TokenEntry, digest_of, entry_line
+from ingest.access.token_lines import TokenEntry, digest_of, entry_line
 from loadgen.measure.histogram import Histogram
 
 THIS = "this"

@@ -35,10 +35,14 @@ from benchmarks.processes import (
     rss_mib,
 )
 from benchmarks.service import Service
-from ingest.broker.monitor import ask
-from ingest.embedded.broker import running_broker
-from ingest.embedded.broker_config import Endpoints, config_text, new_endpoints
-from ingest.embedded.broker_program import find_program
+from ingest.broker.watch import ask
+from ingest.embedded.broker import (
+    Endpoints,
+    config_text,
+    find_program,
+    new_endpoints,
+    running_broker,
+)
 
 SERVICE, GATEWAY, BROKER, WRITER = "service", "gateway", "nats-server", "writer"
 SUPERVISOR, POSTGRES = "supervisor", "PostgreSQL"

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from ingest.formats.json_post import decode
+from ingest.formats.json.body import decode
 from ingest.formats.post import ItemError, Post, Rules
 
 RULES = Rules(5_000, 946_684_800_000_000, 86_400_000_000)

@@ -18,9 +18,10 @@ from collections.abc import Callable
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from ingest.formats import json_post, line_protocol
-from ingest.formats.line_protocol import LinePost
-from ingest.formats.line_series import Naming
+from ingest.formats.json import body as json_body
+from ingest.formats.lines import body as lines_body
+from ingest.formats.lines.body import LinePost
+from ingest.formats.lines.keys import Naming
 from ingest.formats.post import DEVICE_TAGS, Post, Rules
 from ingest.model.block import Block
 
@@ -88,11 +89,11 @@ def test_decode_lines(
     body = (f"[{','.join(texts)}]" if is_json else "\n".join(texts)).encode()
 
     def of_json() -> int:
-        return sum(_rows(json_post.decode(body, post).block) for _ in range(times))
+        return sum(_rows(json_body.decode(body, post).block) for _ in range(times))
 
     def of_lines() -> int:
         line_post = LinePost(post, NAMING, 100_000, 32 << 20)
-        found = [line_protocol.decode(body, line_post).blocks for _ in range(times)]
+        found = [lines_body.decode(body, line_post).blocks for _ in range(times)]
         return sum(block.rows for blocks in found for block in blocks)
 
     benchmark.extra_info["readings"] = times * readings

@@ -22,10 +22,10 @@ from benchmarks.database import Database, count_rows, fresh_table
 from benchmarks.rounds import run_rounds
 from ingest.app.writing import make_sink
 from ingest.config.settings import Settings
+from ingest.model.block import HEADER, TRAILER, encode_reading
 from ingest.model.reading import Reading
-from ingest.model.rows import HEADER, TRAILER, encode_reading
+from ingest.sinks.postgres.schema import KEY, KEY_LIST, TABLE
 from ingest.sinks.postgres.sink import SinkPostgres
-from ingest.sinks.postgres.target import KEY, KEY_LIST, TABLE
 
 START_US = 1_760_000_000_000_000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

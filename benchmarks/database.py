@@ -12,8 +12,7 @@ import uvloop
 
 from benchmarks.processes import scratch
 from ingest.embedded.server import EmbeddedPostgres
-from ingest.sinks.postgres.schema import apply
-from ingest.sinks.postgres.target import TABLE
+from ingest.sinks.postgres.schema import TABLE, apply
 
 COUNT = f"select count(*) from {TABLE}"
 _T = TypeVar("_T")

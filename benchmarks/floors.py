@@ -28,9 +28,9 @@ import uvloop
 from aiohttp import web
 
 from benchmarks.database import connected
+from ingest.model.block import HEADER, TRAILER, encode_reading
 from ingest.model.reading import Reading
-from ingest.model.rows import HEADER, TRAILER, encode_reading
-from ingest.sinks.postgres.target import KEY, TABLE
+from ingest.sinks.postgres.schema import KEY, TABLE
 
 COPY_CONNECTIONS = 2
 COPY_BATCHES = (1_000, 5_000)

@@ -30,7 +30,7 @@ from benchmarks.database import COUNT, count_rows, fresh_table, number
 from benchmarks.open_loop import Load, OpenLoop, drive_openly
 from benchmarks.processes import Broken, Sample, own_server, sampled, scratch
 from benchmarks.service import Service
-from ingest.sinks.postgres.target import TABLE
+from ingest.sinks.postgres.schema import TABLE
 
 ROW_BYTES = 55  # a reading of the wrk scripts as binary COPY
 SLOWED_TO = 0.25

@@ -21,14 +21,13 @@ import structlog
 import uvloop
 from hypothesis import settings
 
-from ingest.broker import manage
+from ingest.broker import streams
 from ingest.broker.roles import DEAD_LETTERS
-from ingest.embedded.broker import EmbeddedBroker
-from ingest.embedded.broker_program import find_program
+from ingest.embedded.broker import EmbeddedBroker, find_program
 from ingest.embedded.server import EmbeddedPostgres
 from ingest.http import connection
 from ingest.sinks.postgres import schema
-from ingest.system.filesystem import filesystem_of, is_volatile
+from ingest.system.files import filesystem_of, is_volatile
 from ingest.system.state_folder import StateFolder
 from tests.support import measuring, tcp_ports
 from tests.support.brokers import LETTERS, api, joined
@@ -249,7 +248,7 @@ async def nats(broker: EmbeddedBroker) -> EmbeddedBroker:
     """Give that nats-server with the stream of the dead letters, fresh and empty."""
     async with joined(broker, "admin") as admin:
         await api(admin, f"STREAM.DELETE.{DEAD_LETTERS}")
-        await manage.apply(admin, LETTERS)
+        await streams.apply(admin, LETTERS)
     return broker
 
 

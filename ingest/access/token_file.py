@@ -19,7 +19,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from ingest.access.entries import NEVER_US, Entries
+from ingest.access.token_lines import NEVER_US, Entries
 from ingest.access.tokens import Tokens
 from ingest.model.errors import StartError
 from ingest.system.clock import monotonic_s, rfc3339, sleep_unless, unix_us

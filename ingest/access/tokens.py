@@ -2,6 +2,8 @@
 
 A client's head is read once, and its identity is kept with it. So a token that ends is not looked
 up again: its identity says that it is not live any more.
+
+Whether everybody may send, or only who has a token: the setting `access`.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ from functools import lru_cache
 from glob import escape
 from typing import Any
 
-from ingest.access.entries import CERTIFICATE, NEVER_US, Entries, TokenEntry, digest_of
-from ingest.model.metrics import Metric, Metrics
+from ingest.access.token_lines import CERTIFICATE, NEVER_US, Entries, TokenEntry, digest_of
+from ingest.model.errors import StartError
+from ingest.model.ledger import Metric, Metrics
 from ingest.system.clock import unix_us
 
 DEVICES_KNOWN_MAX = 4_096  # of one token: which of them it may speak for
@@ -151,3 +154,22 @@ METRICS: Metrics[Tokens] = (
         lambda it: None if it.next_end_us == NEVER_US else (it.next_end_us - unix_us()) / 1e6,
     ),
 )
+
+
+AUTO, TOKEN, OPEN = "auto", "token", "open"
+
+
+def is_open(access: str, *, private: bool, tokens: int, address: str, run: str) -> bool:
+    """Return whether everybody may send to `address`; without it, a token is needed.
+
+    It is `private` if only this machine reaches it, and no proxy is trusted that may bring posts of
+    others. Raises StartError where `auto` finds nobody with a token for a port that is not private:
+    then a start would refuse all devices. `run` is the program, for the text.
+    """
+    if access == AUTO and not private and not tokens:
+        raise StartError(
+            f"{address} is open to the network, or a trusted proxy is in front of it, and nobody "
+            f"has a token. Make one, which devices send with each post: `{run} token new NAME`. Or "
+            "let everybody post: --access open (INGEST_ACCESS=open)"
+        )
+    return access == OPEN or (access == AUTO and private and not tokens)

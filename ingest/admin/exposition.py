@@ -2,6 +2,10 @@
 
 Each part lists its metrics itself, see model/metrics.py. Here they become the format of Prometheus,
 beside what Python and the operating system say of a process.
+
+The metrics of the ledger, and of the buffer, dead letters, journal and state that it names.
+
+The path counts in plain integers. They are read at each scrape.
 """
 
 from __future__ import annotations
@@ -22,7 +26,18 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from ingest.model.metrics import Histogram, Metric, Metrics, Values, read
+from ingest.model.ledger import (
+    DeadLetterStats,
+    Gauges,
+    Histogram,
+    Ledger,
+    Metric,
+    Metrics,
+    Values,
+    read,
+)
+from ingest.model.ports import STATES, BufferStats, JournalStats
+from ingest.system.clock import monotonic_s
 
 INSTANCE = "instance"  # the label of a process, if one port shows several
 
@@ -41,7 +56,7 @@ class Shown(NamedTuple):
 
 
 # Of each process.
-METRICS: Metrics[Shown] = (
+OF_SHOWN: Metrics[Shown] = (
     Metric("build_info", "Always 1.", lambda it: {it.version: 1}, ("version",)),
     Metric(
         "instance_up",
@@ -88,7 +103,7 @@ class Exposition(Collector):
         return list(families.values())
 
     def _of_process(self, shown: Shown, *, is_first: bool) -> Iterator[Family]:
-        for metric, value in read(METRICS, shown):
+        for metric, value in read(OF_SHOWN, shown):
             yield _family(metric, value)
         for metric, value in shown.values:
             if is_first or not metric.of_all:
@@ -128,3 +143,226 @@ def _family(metric: Metric[Any], value: Any, label: tuple[str, str] | None = Non
         else:
             family.add_metric(labels, float(each))
     return family  # type: ignore[no-any-return]
+
+
+METRICS: Metrics[Ledger] = (
+    Metric("http_requests_total", "Requests answered.", lambda m: m.requests, ("route", "code")),
+    Metric(
+        "readings_received_total",
+        "Readings decoded by the receiver, including invalid ones.",
+        lambda m: m.received,
+    ),
+    Metric(
+        "readings_accepted_total",
+        "Readings that were accepted: kept until they are stored.",
+        lambda m: m.accepted,
+    ),
+    Metric(
+        "readings_committed_total",
+        "Readings newly in the table, by the database's own count.",
+        lambda m: m.committed,
+    ),
+    Metric(
+        "readings_duplicate_total",
+        "Readings that were in the table already.",
+        lambda m: m.duplicate,
+    ),
+    Metric(
+        "readings_recovered_total",
+        "Readings read from the journal of an earlier process.",
+        lambda m: m.recovered,
+    ),
+    Metric(
+        "readings_replayed_total",
+        "Readings taken by the automatic replay of dead letters.",
+        lambda m: m.replayed,
+    ),
+    Metric(
+        "readings_published_total",
+        "Readings that the stream of the broker has.",
+        lambda m: m.published,
+    ),
+    Metric(
+        "readings_delivered_total",
+        "Readings that came from the stream; each delivery counts.",
+        lambda m: m.delivered,
+    ),
+    Metric(
+        "readings_returned_total",
+        "Readings that were given back to the stream.",
+        lambda m: m.returned,
+    ),
+    Metric("readings_dropped_total", "Readings lost. Must stay 0.", lambda m: m.dropped),
+    Metric(
+        "readings_rejected_total",
+        "Readings refused and not kept.",
+        lambda m: m.rejected,
+        ("code",),
+    ),
+    Metric(
+        "posts_refused_total",
+        "Requests to the data port that were refused, by problem code.",
+        lambda m: m.posts_refused,
+        ("code",),
+    ),
+    Metric(
+        "connections_closed_total",
+        "Connections that were closed or refused because of a limit.",
+        lambda m: m.connections_closed,
+        ("cause",),
+    ),
+    Metric(
+        "readings_dead_lettered_total",
+        "Readings kept as dead letters.",
+        lambda m: m.dead_lettered,
+        ("reason",),
+    ),
+    Metric(
+        "line_fields_changed_total",
+        "Fields not stored as they came.",
+        lambda m: m.line_fields,
+        ("how",),
+    ),
+    Metric(
+        "events_ignored_total",
+        "Events without readings, of sources.",
+        lambda m: m.events_ignored,
+        ("source",),
+    ),
+    Metric(
+        "flush_total",
+        "Batches sent to the database, by the reason why the batch was closed.",
+        lambda m: m.flushes,
+        ("trigger",),
+    ),
+    Metric(
+        "retries_total",
+        "Failed writes, by what was decided: wait, retry, isolate or hold.",
+        lambda m: {**dict.fromkeys(("wait", "retry", "isolate", "hold"), 0), **m.retries},
+        ("verdict",),
+    ),
+    Metric(
+        "http_request_duration_seconds",
+        "From the end of the request headers to the answer.",
+        lambda m: m.request_s,
+        ("route",),
+        buckets=True,
+    ),
+    Metric("flush_rows", "Readings in a batch.", lambda m: m.flush_rows, buckets=True),
+    Metric(
+        "flush_duration_seconds",
+        "Time of a write that succeeded, from sending a batch to its commit.",
+        lambda m: m.flush_s,
+        ("method",),
+        buckets=True,
+    ),
+    Metric(
+        "commit_latency_seconds",
+        "From the receipt of a post to its commit.",
+        lambda m: m.commit_s,
+        buckets=True,
+    ),
+    Metric(
+        "event_lag_seconds",
+        "Age of a post's newest ts when it is committed.",
+        lambda m: m.lag_s,
+        buckets=True,
+    ),
+    Metric(
+        "journal_sync_seconds",
+        "Time to write some posts to the journal, with one fsync for all.",
+        lambda m: m.journal_sync_s,
+        buckets=True,
+    ),
+    Metric(
+        "readings_held",
+        "Readings received, and not yet stored, dead-lettered or rejected.",
+        lambda m: m.held,
+    ),
+    Metric(
+        "ledger_imbalance_rows",
+        "Difference of the balance. Must be 0.",
+        lambda m: m.imbalance,
+    ),
+)
+OF_BUFFER: Metrics[BufferStats] = (
+    Metric("buffer_rows", "Readings in the buffer, including those on the disk.", lambda b: b.rows),
+    Metric(
+        "buffer_rows_max",
+        "Limit of the readings in memory (buffer_rows_max).",
+        lambda b: b.rows_max,
+    ),
+    Metric(
+        "buffer_used_ratio", "Share of the buffer in use; if it is 1, posts wait.", lambda b: b.used
+    ),
+    Metric("buffer_bytes", "Bytes in memory, including waiting posts.", lambda b: b.size_bytes),
+    Metric(
+        "buffer_oldest_age_seconds",
+        "Age of the oldest post in the buffer.",
+        lambda b: 0 if b.oldest_received_s is None else monotonic_s() - b.oldest_received_s,
+    ),
+)
+OF_DEAD_LETTERS: Metrics[DeadLetterStats] = (
+    Metric(
+        "dlq_share_used",
+        "1 while posts of a sender are refused if an item is invalid: its share is used.",
+        lambda d: bool(d.share_used_by),
+    ),
+    Metric("dlq_bytes", "Bytes of all dead-letter files.", lambda d: d.size_bytes, of_all=True),
+    Metric(
+        "dlq_readings",
+        "Dead-letter entries that are neither replayed nor discarded.",
+        lambda d: d.live,
+        of_all=True,
+    ),
+    Metric(
+        "dlq_oldest_age_seconds",
+        "Age of the oldest such entry.",
+        lambda d: d.oldest_age_s,
+        of_all=True,
+    ),
+    Metric(
+        "dlq_invalid_full",
+        "1 while posts with an invalid item are refused: the dead letters are half full.",
+        lambda d: d.invalid_full,
+        of_all=True,
+    ),
+)
+OF_JOURNAL: Metrics[JournalStats] = (
+    Metric("journal_bytes", "Bytes of the journal.", lambda j: j.size_bytes, of_all=True),
+    Metric("journal_segments", "Files of the journal.", lambda j: j.segments, of_all=True),
+    Metric(
+        "journal_damaged_total",
+        "Files of the journal found damaged.",
+        lambda j: j.damaged,
+        of_all=True,
+    ),
+)
+OF_STATE: Metrics[Gauges] = (
+    Metric(
+        "db_up", "1 if the last contact with the database succeeded.", lambda g: g.database_up()
+    ),
+    Metric(
+        "hold",
+        "1 while writes are paused.",
+        lambda g: {reason: 1} if (reason := g.hold_reason()) else {},
+        ("reason",),
+    ),
+    Metric(
+        "state",
+        "1 for the state that /readyz shows, 0 for the others.",
+        lambda g: {each: each == g.state() for each in STATES},
+        ("state",),
+    ),
+)
+ALL: Metrics[Any] = (*METRICS, *OF_BUFFER, *OF_DEAD_LETTERS, *OF_JOURNAL, *OF_STATE)
+
+
+def values_of(ledger: Ledger) -> Iterator[tuple[Metric[Any], Any]]:
+    """Yield the values of all these that a ledger has now."""
+    yield from read(METRICS, ledger)
+    if (gauges := ledger.gauges) is not None:
+        yield from read(OF_BUFFER, gauges.buffer())
+        yield from read(OF_DEAD_LETTERS, gauges.dead_letters())
+        yield from read(OF_JOURNAL, gauges.journal())
+        yield from read(OF_STATE, gauges)

@@ -19,9 +19,9 @@ import secrets
 from collections.abc import Mapping
 from hashlib import blake2b
 
-from ingest.access.entries import OPERATES, digest_of
+from ingest.access.token_lines import OPERATES, digest_of
 from ingest.access.tokens import Identity, Tokens
-from ingest.http.sites import is_loopback, is_loopback_name, is_same_origin
+from ingest.http.connection import is_loopback, is_loopback_name, is_same_origin
 from ingest.model.errors import Refused
 
 CSRF_HEADER = "X-CSRF-Token"

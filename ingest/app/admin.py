@@ -15,19 +15,18 @@ from ingest.admin.exposition import Exposition
 from ingest.admin.guard import Guard
 from ingest.admin.port import Actions, Admin
 from ingest.app.annexes import annexes
-from ingest.app.database import housekeeping_url, late_partitions
-from ingest.app.metrics import own_metrics
+from ingest.app.lists import own_metrics
 from ingest.app.rules import make_rules
+from ingest.app.storage import housekeeping_url, late_partitions
 from ingest.app.writing import make_sink
 from ingest.config.settings import Settings, hold_probe_s, split_address
 from ingest.config.values import MIB
 from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.http.bodies import Bodies
 from ingest.model.ports import Sink
-from ingest.sinks.postgres.connection import DatabaseUrl
-from ingest.sinks.postgres.known_server import KnownServer
+from ingest.sinks.postgres.connection import DatabaseUrl, KnownServer
 from ingest.sinks.postgres.lookup import Lookup
-from ingest.system.surroundings import command_words
+from ingest.system.words import command_words
 
 
 class AdminSide:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ingest.config.settings import Settings
     from ingest.dead_letters.store import LetterStore
     from ingest.model.causes import Cause
-    from ingest.model.metrics import Metrics
+    from ingest.model.ledger import Metrics
     from ingest.sinks.postgres.connection import DatabaseUrl
     from ingest.sinks.postgres.housekeeping.known_partitions import KnownPartitions
     from ingest.sinks.postgres.housekeeping.plan import Job

@@ -9,10 +9,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from ingest.config.folders import archive_dir
+from ingest.config.named_files import archive_dir
 from ingest.config.settings import Settings
 from ingest.model.errors import StartError
-from ingest.sinks.postgres.housekeeping.archiving import Detached
+from ingest.sinks.postgres.housekeeping.archive_job import Detached
 
 if TYPE_CHECKING:
     from ingest.archive.archiver import ParquetArchiver
@@ -27,7 +27,7 @@ def parquet_archiver(
         raise StartError("there is no archive: archive_dir is not set")
     try:
         from ingest.archive.archiver import ParquetArchiver  # noqa: PLC0415
-        from ingest.archive.folder import ArchiveFolder  # noqa: PLC0415
+        from ingest.archive.files import ArchiveFolder  # noqa: PLC0415
     except ImportError as error:
         raise StartError(
             f"the archive needs pyarrow, which cannot be loaded ({error}): install "

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from ingest.broker.manage import StreamFault
 from ingest.broker.publishing import PUBLISH_WAIT_S_MAX
 from ingest.broker.roles import WRITER
 from ingest.broker.stream_state import StreamState
+from ingest.broker.streams import StreamFault
 from ingest.broker.watch import StreamWatch
 from ingest.model.causes import Cause, Trouble, trouble_of
 from ingest.model.errors import BrokerFull, NotKept
-from ingest.model.metrics import Metric, Metrics
+from ingest.model.ledger import Metric, Metrics
 from ingest.system.clock import monotonic_s
 
 BROKER_AWAY, BROKER_UNSAFE, BROKER_DISK = "broker_away", "broker_unsafe", "broker_disk"

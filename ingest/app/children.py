@@ -16,11 +16,10 @@ from typing import Any, NamedTuple
 
 from ingest.app.child import Child
 from ingest.model.errors import StartError
-from ingest.system.backoff import Backoff
 from ingest.system.clock import monotonic_s, sleep_unless
 from ingest.system.control import Message
 from ingest.system.logs import get_logger
-from ingest.system.waiting import together, unless
+from ingest.system.waiting import Backoff, together, unless
 
 GATEWAY, WRITER = "gateway", "writer"
 TICK_S = 1.0

@@ -18,15 +18,15 @@ import orjson
 from ingest import __version__
 from ingest.admin.exposition import of_one
 from ingest.admin.port import Admin
-from ingest.app.dead_letters import folder_letters
 from ingest.app.process import Process
-from ingest.config.folders import state_dir
+from ingest.app.rules import folder_letters
+from ingest.config.named_files import state_dir
 from ingest.config.settings import Settings, split_address
 from ingest.http_client.client import HttpClient
-from ingest.model.metrics import Values
+from ingest.model.ledger import Values
 from ingest.system import logs
 from ingest.system.clock import unix_us
-from ingest.system.notify import Notifier
+from ingest.system.service_manager import Notifier
 from ingest.system.state_folder import StateFolder
 
 

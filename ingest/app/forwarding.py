@@ -12,28 +12,24 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from ingest.app.broker import configured_address
 from ingest.app.client_process import ClientService, run_client
 from ingest.app.process import Process
+from ingest.app.role import configured_address
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.envelope import Address
-from ingest.broker.lag import lag_bytes_max
 from ingest.broker.pulling import Pull, Puller, Skipped
+from ingest.broker.purge import lag_bytes_max
 from ingest.broker.roles import FORWARD
-from ingest.config.folders import state_dir
 from ingest.config.forward_options import ForwardOptions
+from ingest.config.named_files import state_dir
 from ingest.config.settings import Settings
 from ingest.embedded.broker import running_broker
-from ingest.forward.bodies import Filters, PostLimits
-from ingest.forward.forwarder import Forwarder
-from ingest.forward.lag import LagWatch
-from ingest.forward.sender import TargetSender
-from ingest.forward.signing import Signer
-from ingest.forward.tally import METRICS, MISSING, ForwardTally
-from ingest.http_client.client import HttpClient
-from ingest.http_client.target import Target
+from ingest.forward.forwarder import Forwarder, TargetSender
+from ingest.forward.lag import METRICS, MISSING, ForwardTally, LagWatch
+from ingest.forward.posts import Filters, PostLimits, Signer
+from ingest.http_client.client import HttpClient, Target
 from ingest.model.errors import StartError
-from ingest.model.metrics import Metric, Metrics, Values, read
+from ingest.model.ledger import Metric, Metrics, Values, read
 from ingest.system.state_folder import StateFolder
 
 ROLE = "forward"

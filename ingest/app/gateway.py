@@ -6,41 +6,104 @@ Order of the start: connection to the broker, ports (they answer `starting`), th
 stream; then posts are taken.
 Order of the stop: no new posts (at a restart they wait for the next process); posts in work are
 finished; all messages are published; what is left of buffered posts goes to the dead letters.
+
+The admin port of a gateway that runs alone: probes, metrics, and a page that links to another.
+
+A gateway knows no database and sees a part of the posts, so its page would show little. `/refused`
+lists its last refused posts for who has the token.
 """
 
 from __future__ import annotations
 
 import asyncio
+import html as markup
 import os
 import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from ingest.access import tokens
+from ingest.access.tokens import Tokens
+from ingest.admin.dashboard.assets import assets, html, page
 from ingest.admin.dashboard.tail import Observed, Tail
+from ingest.admin.guard import Guard
+from ingest.admin.port import Actions, Admin
 from ingest.app import broker_state
-from ingest.app.access import open_tokens
-from ingest.app.advice import advice
-from ingest.app.broker import stream_letters
-from ingest.app.fill import Fill
-from ingest.app.gateway_admin import GatewayAdmin
-from ingest.app.health import Health
+from ingest.app.health import Health, Refusals
+from ingest.app.lists import own_metrics
+from ingest.app.process import advice
 from ingest.app.receiving import leave, make_endpoint, taking
-from ingest.app.refusals import Refusals
-from ingest.app.role import Place, Role
+from ingest.app.role import Place, Role, stream_letters
+from ingest.app.rules import open_tokens
+from ingest.app.space import Fill
 from ingest.broker.publishing import PUBLISH_WAIT_S_MAX, Publisher
 from ingest.broker.roles import STREAM, SUBJECT, outcomes_for
-from ingest.buffers.stream.commits import Commits
-from ingest.buffers.stream.group_queue import GROUP_BYTES_MAX, GROUPS_IN_FLIGHT
+from ingest.buffers.stream.group_queue import GROUP_BYTES_MAX, GROUPS_IN_FLIGHT, Commits
 from ingest.buffers.stream.inlet import StreamInlet
 from ingest.buffers.waiting import PUT_WAIT_S_MAX
-from ingest.config.settings import split_address
-from ingest.http import certificate
+from ingest.config.settings import Settings, split_address
+from ingest.config.values import MIB
+from ingest.http import tls
+from ingest.http.bodies import Bodies
+from ingest.http.request import Answer, Request
+from ingest.http.routes import READ, Route
 from ingest.receiver import senders
-from ingest.receiver.refused_posts import RefusedPosts
+from ingest.receiver.senders import RefusedPosts
 from ingest.system.clock import sleep_unless
 from ingest.system.waiting import first_of
-from ingest.writer.set_aside import set_aside_rest
+from ingest.writer.refused_rows import set_aside_rest
+
+_ASSETS = ("/page/style.css", "/page/icon.svg")
+
+
+class GatewayAdmin:
+    """The admin port of one gateway. `token` is the admin token."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        own: Observed,
+        *,
+        token: str,
+        tokens: Tokens | None = None,
+    ) -> None:
+        self._admin_listen = settings.admin_listen
+        self._listen = ""
+        self._guard = Guard(token, tokens=tokens)
+        files = assets()
+        actions = Actions(
+            self._guard,
+            Bodies(body_bytes_max=MIB, body_s_max=10.0, all_bytes_max=MIB),
+            message=str,
+            release_hold=lambda _dead_letter: False,
+            refused_posts=own.refused_posts,
+            senders=own.ledger.listed_senders,
+            pages={
+                "/": Route(READ, self._front),
+                **{path: Route(READ, files[path].handle) for path in _ASSETS},
+            },
+        )
+        self._admin = Admin(own_metrics(own.ledger), own.readyz, ledger=own.ledger, actions=actions)
+
+    async def start(self, listen: str) -> str:
+        """Listen; return the bound HOST:PORT. `listen` is that of the data port.
+
+        Raises StartError that names --admin-listen.
+        """
+        bound = await self._admin.start(*split_address(self._admin_listen))
+        self._listen = listen
+        self._guard.bound(bound)
+        return bound
+
+    async def close(self) -> None:
+        """Close the port. Repeatable."""
+        await self._admin.close()
+
+    async def _front(self, request: Request, _query: str, _received_s: float) -> Answer:
+        self._guard.check_host(request.headers)
+        listen = markup.escape(self._listen).encode()
+        return html(request.headers, page("gateway").replace(b"{{listen}}", listen))
+
 
 HANDLERS_GRACE_S = 1.0
 LAST_LOOK_S_MAX = 1.0
@@ -143,7 +206,7 @@ class Gateway(Role):
         self.ledger.gauges = self.health.gauges(
             (broker_state.METRICS, lambda: self.broker_state),
             (senders.METRICS, lambda: self.endpoint.senders),
-            (certificate.METRICS, lambda: self.endpoint.certificate),
+            (tls.METRICS, lambda: self.endpoint.certificate),
             (tokens.METRICS, lambda: self._token_file.tokens),
         )
         self.own = Observed(

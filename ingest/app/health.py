@@ -4,31 +4,119 @@ Promises: one state at a time, and one cause: why posts are refused or readings 
 when, and what to do. While the database is away, posts are accepted as long as the buffer has
 space.
 Does not: find out itself what is wrong. Each part says it.
+
+What was refused lately: counts of the last minute for /readyz, and a log line a minute a cause.
+
+It compares the ledger's counters second by second, so a refused post costs nothing here, however
+many there are.
+Does not: log who sent what. receiver/refused_posts.py keeps that, for those who may see it.
+
+When posts are taken after a start: whether the table must have been checked before.
+
+With the journal and a configured database, posts are taken at once if this state folder has seen a
+good check of this database. If it has not, they are taken as soon as it is clear that the database
+is away. A refusal, such as a wrong password, says that a setting is wrong: then posts have to wait.
+Does not: check anything itself.
 """
 
 from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import orjson
 
-from ingest.app import fill as filling
-from ingest.app.backlog import WRITES_FAIL
-from ingest.app.causes import cause_of, may_be_url, next_step, rank_of
-from ingest.app.fill import Fill
-from ingest.app.refusals import Refusals
-from ingest.app.space import BufferSpace, DiskSpace, load_words
-from ingest.dead_letters import room
-from ingest.model.causes import Trouble
-from ingest.model.ledger import DeadLetterStats, Gauges
-from ingest.model.metrics import Metrics, figures_of
+from ingest.app import space as filling
+from ingest.app.lists import cause_of, may_be_url, next_step, rank_of
+from ingest.app.space import WRITES_FAIL, BufferSpace, DiskSpace, Fill, load_words
+from ingest.dead_letters import queue
+from ingest.model.causes import UNREACHABLE, Trouble
+from ingest.model.codes import PROBLEMS
+from ingest.model.ledger import DeadLetterStats, Gauges, Ledger, Metrics, figures_of
 from ingest.model.ports import BufferStats, Database, JournalStats
-from ingest.model.verdict import UNREACHABLE
-from ingest.system.clock import rfc3339, sleep_unless, unix_us
-from ingest.system.logs import get_logger
+from ingest.sinks.postgres.connection import identity
+from ingest.sinks.postgres.schema import READINGS, TargetTable
+from ingest.system.clock import monotonic_s, rfc3339, sleep_unless, unix_us
+from ingest.system.logs import Occasionally, get_logger
+from ingest.system.state_folder import StateFolder
+
+LATELY_S = 60.0
+SAMPLE_S = 5.0
+LOG_S = 60.0  # between two lines of one cause
+
+_log = get_logger("receiver")
+
+
+class Lately:
+    """The growth of some counters, by label, over the last minute."""
+
+    def __init__(self, counts: Mapping[str, int]) -> None:
+        self._counts = counts
+        self._before: deque[tuple[float, dict[str, int]]] = deque([(monotonic_s(), dict(counts))])
+
+    def tick(self, now_s: float) -> None:
+        """Remember the counters, at most once in SAMPLE_S."""
+        if now_s - self._before[-1][0] >= SAMPLE_S:
+            self._before.append((now_s, dict(self._counts)))
+        while len(self._before) > 1 and now_s - self._before[1][0] >= LATELY_S:
+            self._before.popleft()
+
+    def grown(self) -> dict[str, int]:
+        """Return by how much each label has grown; labels that have not are left out."""
+        return _growth(self._counts, self._before[0][1])
+
+
+class Refusals:
+    """Posts refused and connections closed. `tick` once a second."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._counts: dict[str, Mapping[str, int]] = {
+            "posts_refused": ledger.posts_refused,
+            "connections_closed": ledger.connections_closed,
+        }
+        self.posts = Lately(ledger.posts_refused)
+        self.connections = Lately(ledger.connections_closed)
+        self._logged: dict[str, dict[str, int]] = {event: {} for event in self._counts}
+        self._logged_s: dict[tuple[str, str], float] = {}
+
+    def tick(self) -> None:
+        """Take the counts of the last minute; log the causes that are due."""
+        now_s = monotonic_s()
+        self.posts.tick(now_s)
+        self.connections.tick(now_s)
+        for event, counts in self._counts.items():
+            for cause, count in _growth(counts, self._logged[event]).items():
+                if now_s - self._logged_s.get((event, cause), float("-inf")) >= LOG_S:
+                    self._logged_s[event, cause] = now_s
+                    self._logged[event][cause] = counts[cause]
+                    _tell(event, cause, count)
+
+
+def _tell(event: str, cause: str, count: int) -> None:
+    """Log it. What the client must correct is only information; the rest is a warning.
+
+    So is a wrong token: many clients drop their readings then, and nobody hears of it. And
+    `not_kept`: its lines are lost, though the post got a 2xx.
+    """
+    status = PROBLEMS[cause].status if cause in PROBLEMS else 0
+    if event == "connections_closed":
+        _log.warning("connections_closed", cause=cause, count=count)
+    elif status >= 500 or cause in ("unauthorized", "not_kept"):
+        _log.warning("posts_refused", code=cause, status=status, count=count)
+    else:
+        _log.info("posts_refused", code=cause, status=status, count=count)
+
+
+def _growth(now: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
+    return {
+        label: count - before.get(label, 0)
+        for label, count in now.items()
+        if count > before.get(label, 0)
+    }
+
 
 TICK_S = 1.0
 REFUSING = frozenset({"starting", "draining", "disk_low"})
@@ -146,7 +234,7 @@ class Health(Judged):
         self._dead_letters = dead_letters
         self._parts: tuple[Callable[[], Trouble], ...] = (
             *parts,
-            lambda: room.trouble(dead_letters()),
+            lambda: queue.trouble(dead_letters()),
         )
         self._refused = refused
         self._refusals = refusals
@@ -281,3 +369,58 @@ class Health(Judged):
         return Trouble(
             cause, "; ".join(filter(None, (words, fault))), state="on_hold" if is_held else ""
         )
+
+
+WARNING_S = 60.0
+
+
+class FirstContact:
+    """Tells `health` when posts are taken. `may_take`: also before the table has been checked."""
+
+    def __init__(
+        self, health: Health, folder: StateFolder, *, may_take: bool, target: TargetTable = READINGS
+    ) -> None:
+        self._health = health
+        self._folder = folder
+        self._may_take = may_take
+        self._target = target
+        self._known = False
+        self._remembered = ""
+        self._occasionally = Occasionally(WARNING_S)
+        self._log = get_logger("service")
+
+    def _name(self, url: str) -> str:
+        """Return the database and the table, if that is not the default, for the state folder."""
+        target, database = self._target, identity(url)
+        ours = f" {target.name} ({target.column_list})"
+        return database if target == READINGS else database + ours
+
+    def begin(self, url: str) -> None:
+        """The first connection to this database is about to be made."""
+        self._remembered = self._folder.remembered_database()
+        self._known = self._may_take and self._remembered == self._name(url)
+        if self._known:
+            self._health.taking_unchecked()
+
+    def away(self, why: str) -> None:
+        """No server can be used now, and the table has not been checked yet."""
+        if not self._may_take or self._known:
+            return
+        self._health.taking_unchecked()
+        if self._occasionally.due("never seen") is not None:
+            self._log.warning(
+                "database_never_seen",
+                why=f"{why}; this state folder has never seen this database, so check "
+                "database_url; posts are taken into the journal meanwhile",
+            )
+
+    def checked(self, url: str) -> None:
+        """The table of this database is right. Blocks for two fsyncs if that is new."""
+        name = self._name(url)
+        if not self._may_take or name == self._remembered:
+            return
+        try:
+            self._folder.remember_database(name)
+        except OSError as error:
+            self._log.warning("database_not_remembered", why=str(error))
+        self._remembered = name  # a disk that fails is not asked at each connect

@@ -10,24 +10,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from ingest.app.database import (
+from ingest.app.storage import (
     housekeeping_jobs,
     housekeeping_url,
     late_partitions,
+    make_target,
     timeouts,
 )
-from ingest.app.target import make_target
 from ingest.config.settings import Settings
 from ingest.config.values import duration_us
 from ingest.model.causes import Cause, Trouble, trouble_of
 from ingest.model.errors import StartError
-from ingest.model.metrics import Metric, Metrics
+from ingest.model.ledger import Metric, Metrics
 from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.sinks.postgres.housekeeping import runs
 from ingest.sinks.postgres.housekeeping.partitions import Growth, growth
 from ingest.sinks.postgres.housekeeping.plan import Did, Step
 from ingest.sinks.postgres.housekeeping.runs import Report
-from ingest.sinks.postgres.housekeeping.view import HYPERTABLE, PARTITIONED, View
+from ingest.sinks.postgres.housekeeping.table_state import HYPERTABLE, PARTITIONED, View
 from ingest.system.clock import sleep_unless, unix_us
 from ingest.system.logs import Occasionally, get_logger
 from ingest.system.waiting import unless

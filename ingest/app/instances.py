@@ -18,10 +18,9 @@ from typing import Any
 
 from ingest import __version__
 from ingest.admin.exposition import Shown
-from ingest.app.metrics import values_of
+from ingest.app.lists import values_of
 from ingest.app.status import Status
-from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
-from ingest.model.metrics import Figures
+from ingest.model.ledger import DeadLetterStats, Figures, Gauges, Ledger
 from ingest.model.ports import BufferStats
 from ingest.system.clock import monotonic_s
 

@@ -17,18 +17,15 @@ import orjson
 from ingest.app.client_process import ClientService, run_client
 from ingest.app.process import Process
 from ingest.config.mqtt_options import MqttOptions
+from ingest.config.origins import read_secret
 from ingest.config.settings import Settings
-from ingest.config.sources import read_secret
-from ingest.http_client.client import HttpClient
-from ingest.http_client.target import Target
+from ingest.http_client.client import HttpClient, Target
 from ingest.model.errors import ConfigError, StartError
-from ingest.model.metrics import Metric, Metrics, Values, read
+from ingest.model.ledger import Metric, Metrics, Values, read
 from ingest.mqtt.bridge import MqttBridge
-from ingest.mqtt.broker_address import MqttAddress
-from ingest.mqtt.connection import NEVER_S, MqttWish
-from ingest.mqtt.gathering import JsonForm, LineForm, PostBounds
+from ingest.mqtt.connection import NEVER_S, MqttAddress, MqttWish
+from ingest.mqtt.gathering import DOCUMENTS_MAX, JsonForm, LineForm, PostBounds, SourceForm
 from ingest.mqtt.session import MqttSession
-from ingest.mqtt.source_form import DOCUMENTS_MAX, SourceForm
 from ingest.mqtt.tally import METRICS, MqttTally
 from ingest.system.files import replace_private
 from ingest.system.loopback import is_loopback_host

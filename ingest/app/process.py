@@ -4,19 +4,52 @@ The first signal sets `stopping`: the drain begins. The next one sets `halted`, 
 the drain: what is left stays as it is.
 Promises: what was started is closed, whatever happens. No task ends unseen: an unexpected error in
 one stops the process in order. The last line says what became of all readings.
+
+How `serve` and `up` begin: log, limits, and the state folder, which is theirs alone.
+
+What the other kind of service has left in a state folder: `serve` in files, `up` in its broker.
+
+Neither of them reads what the other one keeps. So it does not start while something waits there.
+`serve` need not start the broker to see that: who has run the embedded broker notes at its end what
+is left. Without a note, as after a kill, something may be left.
+Does not: move readings or dead letters. The old kind, run once more, writes them to the table.
+
+The text that `serve` prints when it listens: where to post, and where to see the result.
+
+The words of the next steps: how to type a command here, how to correct the database's URL.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+import contextlib
+import os
+import shlex
+import socket
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
+from os import geteuid
+from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from ingest import __version__
+from ingest.app.annexes import check_settings
+from ingest.buffers.journal.segments import has_blocks
+from ingest.config.named_files import state_dir
+from ingest.config.settings import Settings
+from ingest.dead_letters.folder.segments import live_letters
+from ingest.model.errors import StartError
 from ingest.system import logs
-from ingest.system import signals as app_signals
+from ingest.system import process_setup as app_signals
 from ingest.system.clock import sleep_unless
-from ingest.system.notify import Notifier
+from ingest.system.files import replace_private
+from ingest.system.process_setup import raise_open_files_limit
+from ingest.system.service_manager import Notifier
+from ingest.system.state_folder import StateFolder
 from ingest.system.waiting import unless
+from ingest.system.words import command_words
 
 EXIT_OK, EXIT_BROKEN, EXIT_LOST = 0, 1, 3  # of all that run until a signal
 TASKS_S_MAX = 5.0  # until all tasks have ended
@@ -102,3 +135,184 @@ class Process:
         """Wait until all tasks have ended, at most TASKS_S_MAX."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=TASKS_S_MAX)
+
+
+@contextmanager
+def begun(settings: Settings, name: str) -> Iterator[StateFolder]:
+    """Give the state folder, locked. Raises StartError if it cannot be used. `name`: of the log.
+
+    Also if a setting needs an annex that is not there.
+    """
+    check_settings(settings)
+    logs.configure(settings.log_level, form=settings.log_format)
+    raise_open_files_limit()
+    folder = StateFolder.open(state_dir(settings))
+    if geteuid() == 0:
+        log = logs.get_logger(name)
+        log.warning(
+            "started_as_root", why="whoever breaks into the service is root: use a user of its own"
+        )
+    with folder.lock():
+        yield folder
+
+
+class LeftInBroker(msgspec.Struct, frozen=True):
+    """What a broker holds that is not done: messages with readings, and dead letters."""
+
+    messages: int
+    dead_letters: int
+
+
+def note_left(folder: StateFolder, left: LeftInBroker) -> None:
+    """Note what the embedded broker holds, before it is stopped. Raises OSError.
+
+    The broker removes the note when it starts.
+    """
+    replace_private(folder.broker_left, msgspec.json.encode(left), sync=True)
+
+
+def refuse_left_stream(folder: StateFolder, who: str = "ingest serve") -> None:
+    """Raise StartError for `who`, if `up` may have left something in its embedded broker."""
+    if not any((folder.broker / "store" / "jetstream").glob("*/streams/*")):
+        return
+    what = "may have left readings (`ingest stream show` finds out, and notes it)"
+    with contextlib.suppress(OSError, msgspec.DecodeError):
+        left = msgspec.json.decode(folder.broker_left.read_bytes(), type=LeftInBroker)
+        if not (left.messages or left.dead_letters):
+            return
+        what = (
+            f"has left {left.messages:,} messages with readings, {left.dead_letters:,} dead letters"
+        )
+    raise StartError(
+        f"`ingest up` {what} in its broker ({folder.broker}), and `{who}` does not read "
+        "them: start `ingest up` again, replay or discard its dead letters (`ingest dlq list`), "
+        "and stop it when its readings are written (`ingest stream show`); then start "
+        f"`{who}`"
+    )
+
+
+def refuse_left_files(folder: StateFolder) -> None:
+    """Raise StartError for `up`, if `serve` has left something in its files. Blocks."""
+    left = []
+    try:
+        if has_blocks(folder.journal):
+            left.append(f"readings in its journal ({folder.journal})")
+        if next(live_letters(folder.dead_letters), None) is not None:
+            left.append(f"dead letters ({folder.dead_letters})")
+    except OSError as error:
+        raise StartError(f"cannot read {error.filename}: {error.strerror}") from error
+    if left:
+        raise StartError(
+            f"`ingest serve` has left {' and '.join(left)}, and `ingest up` does not read them: "
+            "start `ingest serve` again, replay or discard its dead letters (`ingest dlq list`), "
+            "and stop it when its readings are written (its last line says held=0); then start "
+            "`ingest up`"
+        )
+
+
+_ALL = ("0.0.0.0", "[::]")  # noqa: S104  a port that is bound to all addresses
+_ELSEWHERE = ("192.0.2.1", "2001:db8::1")  # addresses that no machine has
+_EXAMPLE = '{"device_id":"d1","metric":"temperature","value":21.5}'
+
+
+def greeting_lines(
+    *,
+    state_dir: Path,
+    is_set: bool,
+    listen: str,
+    cert_file: str,
+    needs_token: bool,
+    admin_listen: str,
+    page: str,
+    database: str,
+    table: str,
+    waiting: str,
+) -> Iterator[str]:
+    """Yield the lines. With a `cert_file` the data port speaks TLS.
+
+    `is_set`: the state folder is that of a setting; the default one is found by a command itself.
+    The image sets INGEST_PUBLISHED_AT: the host by which people reach the ports of a container.
+    `page` is the address of the dashboard. `database` is what sets its URL; empty if it is
+    embedded. `table` is named as in SQL. `waiting` is why the database does not answer yet, or
+    empty.
+    """
+    run = command_words()["run"]
+    published = os.environ.get("INGEST_PUBLISHED_AT", "")
+    if published:  # addresses of a container, which nobody can open, become those of its host
+        listen, given = _published(listen, published), admin_listen
+        admin_listen = _published(given, published)
+        page = page.replace(given, admin_listen)
+    yield f"iot-ingest {__version__}, state folder: {state_dir}"
+    scheme, trust = "http", ""
+    if cert_file:
+        scheme, trust = "https", f"--cacert {shlex.quote(cert_file)} "
+    token = "-H 'authorization: Bearer TOKEN' " if needs_token else ""
+    yield (
+        f"post readings: curl {trust}{token}-H 'content-type: application/json' -d '{_EXAMPLE}' "
+        f"{scheme}://{listen}/v1/readings"
+    )
+    if (host := _from_network(listen)) and needs_token:
+        url = f"{scheme}://{host}/v1/readings"
+        yield f"devices:       {url}, each with a token (`{run} token new NAME`)"
+    once = "  (the first browser that opens it may act)" if "/login/" in page else ""
+    yield f"dashboard:     {page}{once}"
+    yield f"metrics:       http://{admin_listen}/metrics  (state: /readyz)"
+    if not database:
+        flag = f" --state-dir {shlex.quote(str(state_dir))}" if is_set else ""
+        look = f"{run} psql{flag} -c {shlex.quote(f'table {table}')}"
+        yield f"database:      embedded; to look into it: {look}"
+    else:
+        yield f"database:      as set by {database}"
+    if waiting:
+        yield f"waiting for the database: {waiting}"
+
+
+def _from_network(listen: str) -> str:
+    """Return where devices reach a port that is bound to all addresses; "" if that is not known."""
+    host, _, port = listen.rpartition(":")
+    if host not in _ALL:
+        return ""
+    with socket.socket(
+        socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM
+    ) as ask:
+        try:
+            ask.connect((_ELSEWHERE[":" in host], 9))  # sends nothing: the kernel looks up the way
+        except OSError:  # no network
+            return ""
+        found = ask.getsockname()[0]
+    return f"[{found}]:{port}" if ":" in found else f"{found}:{port}"
+
+
+def _published(listen: str, host: str) -> str:
+    """Return a port that is bound to all addresses as one of `host`."""
+    address, _, port = listen.rpartition(":")
+    return f"{host}:{port}" if address in _ALL else listen
+
+
+CREDENTIALS = "/run/credentials/"  # of systemd
+
+
+def advice(settings: Settings, url_origin: str) -> dict[str, str]:
+    """Return a text for each of causes.FIELDS.
+
+    `url_origin` is where database_url was set, as in Loaded.origins.
+    """
+    words = command_words()
+    return {**words, "fix_url": _fix_url(settings, url_origin, words["restart"])}
+
+
+def database_words(settings: Settings) -> str:
+    """Return what sets the URL of the database; empty if it is the embedded one."""
+    file = settings.database_url_file
+    return f"the file {file}" if file else "database_url" if settings.database_url else ""
+
+
+def _fix_url(settings: Settings, origin: str, restart: str) -> str:
+    if not settings.database_url:
+        return "Read the log of the embedded database in the state folder."
+    if settings.database_url_file.startswith(CREDENTIALS):  # a copy, made at the start
+        return f"Correct the file that the unit's LoadCredential names, then `{restart}`."
+    if settings.database_url_file:
+        return f"Correct the file {settings.database_url_file}; the service reads it again itself."
+    place = origin if origin.startswith(("INGEST_", "--")) else f"database_url in {origin}"
+    return f"Correct {place}, then restart the service: `{restart}`."

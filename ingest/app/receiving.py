@@ -14,17 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ingest.access.tokens import Tokens
-from ingest.app.access import open_tokens
-from ingest.app.rules import make_rules
-from ingest.config.host_names import host_names
-from ingest.config.networks import networks
+from ingest.app.rules import make_rules, open_tokens
 from ingest.config.settings import Settings
-from ingest.config.values import MIB
+from ingest.config.values import MIB, host_names, networks
 from ingest.formats.post import Decoded
-from ingest.http.certificate import Certificate
-from ingest.http.plain_body import BodyLimits, PlainBodies
-from ingest.http.proxies import Proxies
+from ingest.http.connection import Proxies
+from ingest.http.rounds import BodyLimits, PlainBodies
 from ingest.http.routes import OnRefused
+from ingest.http.tls import Certificate
 from ingest.model.ledger import Ledger
 from ingest.model.ports import Admission, Database, DeadLetters, Inlet
 from ingest.receiver.access import Access

@@ -1,16 +1,62 @@
-"""The rules of a reading, from the settings: for posts, and for the replay of dead letters."""
+"""Makes the file of tokens from the settings.
+
+The rules of a reading, from the settings: for posts, and for the replay of dead letters.
+
+The dead letters of a process: in files of its folder, or in the broker's stream INGEST_DLQ.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 
+from ingest.access.token_file import TokenFile
+from ingest.access.tokens import OPEN, TOKEN, is_open
+from ingest.config.named_files import source_tables, state_dir
 from ingest.config.settings import Settings
-from ingest.config.source_tables import source_tables
-from ingest.config.values import moment_us, nearest
-from ingest.formats.map_source import KEYS, Source, SourceFault, compile_source
+from ingest.config.values import full_path, moment_us, nearest
+from ingest.dead_letters.folder.backend import FolderBackend, segment_bytes
+from ingest.dead_letters.queue import DeadLetterQueue, LetterBackend
+from ingest.formats.mapped.source import KEYS, Source, SourceFault, compile_source
 from ingest.formats.post import Rules
+from ingest.http.connection import is_loopback
 from ingest.model.errors import ConfigError
+from ingest.system.words import command_words
+
+
+def tokens_path(settings: Settings) -> Path:
+    """Return the file of tokens: as it is set, else that of the state folder."""
+    if settings.tokens_file:
+        return full_path(settings.tokens_file)
+    return state_dir(settings) / "tokens"
+
+
+def open_tokens(settings: Settings, *, may_be_missing: bool = False) -> TokenFile:
+    """Return the file of tokens, read for the first time. Raises StartError.
+
+    That of the state folder may be missing; one that is set only if it `may_be_missing`.
+    """
+    named = bool(settings.tokens_file) and not may_be_missing
+    file = TokenFile(tokens_path(settings), named=named)
+    file.open()
+    return file
+
+
+def with_access(settings: Settings, address: str) -> Settings:
+    """Return the settings with `access` as it is for all processes that serve at `address`.
+
+    A token that is made later must not change it for some of them. Raises StartError.
+    """
+    free = is_open(
+        settings.access,
+        private=is_loopback(address) and not settings.trusted_proxies,
+        tokens=open_tokens(settings).tokens.entries.senders,
+        address=address,
+        run=command_words()["down"],
+    )
+    return replace(settings, access=OPEN if free else TOKEN)
 
 
 def device_tags(settings: Settings) -> tuple[str, ...]:
@@ -54,3 +100,25 @@ def make_sources(settings: Settings) -> Mapping[str, Source]:
                 raise ConfigError(f"{where}, key path: {pages[page]} has {page}, too")
             pages[page] = source.name
     return MappingProxyType(sources)
+
+
+def make_dead_letters(
+    settings: Settings, backend: LetterBackend, *, auto_replay: bool
+) -> DeadLetterQueue:
+    """Return the dead letters of a process, in the running event loop."""
+    return DeadLetterQueue(
+        backend,
+        bytes_max=settings.dlq_bytes_max,
+        auto_replay=auto_replay,
+        rules=make_rules(settings),
+    )
+
+
+def folder_letters(settings: Settings, folder: Path, *, auto_replay: bool) -> DeadLetterQueue:
+    """Return those of a process that has this folder."""
+    backend = FolderBackend(
+        folder,
+        segment_bytes=segment_bytes(settings.dlq_bytes_max),
+        keep_days=settings.dlq_keep_days,
+    )
+    return make_dead_letters(settings, backend, auto_replay=auto_replay)

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from ingest.app.broker import (
+from ingest.app.role import (
     configured_address,
     configured_monitors,
     left_in,
@@ -21,7 +21,8 @@ from ingest.app.broker import (
     wanted_dead_letters,
     wanted_stream,
 )
-from ingest.broker import manage, monitor
+from ingest.broker import streams as manage
+from ingest.broker import watch
 from ingest.broker.connection import BrokerConnection, connected
 from ingest.broker.envelope import Address
 from ingest.broker.streams import Wanted
@@ -102,7 +103,7 @@ class Servers:
         ]
         if not self._settings.broker_unsafe:
             listed += await asyncio.to_thread(
-                monitor.monitor_faults, configured_monitors(self._settings)
+                watch.monitor_faults, configured_monitors(self._settings)
             )
         if listed:
             raise StartError(

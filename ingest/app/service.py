@@ -23,36 +23,33 @@ from ingest import __version__
 from ingest.access import tokens
 from ingest.admin.dashboard.tail import Observed, ObservedDeadLetters, Tail
 from ingest.app import housekeeping
-from ingest.app.access import open_tokens
 from ingest.app.admin import AdminSide
-from ingest.app.advice import advice, database_words
-from ingest.app.begin import begun
-from ingest.app.buffer import keep_rest, make_buffer, open_buffer
-from ingest.app.dead_letters import folder_letters
-from ingest.app.fill import Fill
-from ingest.app.first_contact import FirstContact
-from ingest.app.greeting import greeting_lines
-from ingest.app.health import Health
-from ingest.app.leftovers import refuse_left_stream
-from ingest.app.process import Process
+from ingest.app.health import FirstContact, Health, Refusals
+from ingest.app.process import (
+    Process,
+    advice,
+    begun,
+    database_words,
+    greeting_lines,
+    refuse_left_stream,
+)
 from ingest.app.receiving import leave, make_endpoint, taking
-from ingest.app.refusals import Refusals
-from ingest.app.space import DiskSpace
-from ingest.app.target import make_target
+from ingest.app.rules import folder_letters, open_tokens
+from ingest.app.space import DiskSpace, Fill
+from ingest.app.storage import keep_rest, make_buffer, make_target, open_buffer
 from ingest.app.writing import HANDLERS_GRACE_S, WritingHalf
-from ingest.config.reread_url import RereadUrl
+from ingest.config.named_files import RereadUrl
 from ingest.config.settings import Settings, split_address
 from ingest.embedded.server import EmbeddedPostgres
-from ingest.http import certificate
+from ingest.http import tls
 from ingest.model.errors import StartError
 from ingest.model.ledger import Ledger
 from ingest.receiver import senders
-from ingest.receiver.refused_posts import RefusedPosts
+from ingest.receiver.senders import RefusedPosts
 from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.system import logs
-from ingest.system.activation import given_sockets
 from ingest.system.clock import unix_us
-from ingest.system.notify import Notifier
+from ingest.system.service_manager import Notifier, given_sockets
 from ingest.system.state_folder import ServiceInfo, StateFolder
 
 
@@ -169,7 +166,7 @@ class Service:
         self.ledger.gauges = self.health.gauges(
             (senders.METRICS, lambda: self.endpoint.senders),
             (housekeeping.METRICS, lambda: self.writing.housekeeping),
-            (certificate.METRICS, lambda: self.endpoint.certificate),
+            (tls.METRICS, lambda: self.endpoint.certificate),
             (tokens.METRICS, lambda: self._token_file.tokens),
             journal=self.buffer.journal_stats,
         )

@@ -18,23 +18,19 @@ from functools import partial
 
 from ingest.admin.dashboard.tail import Observed, ObservedDeadLetters, Tail
 from ingest.app import broker_state, housekeeping
-from ingest.app.access import open_tokens
 from ingest.app.admin import AdminSide
-from ingest.app.advice import advice
-from ingest.app.backlog import Waiting
-from ingest.app.broker import stream_letters
-from ingest.app.fill import Fill
-from ingest.app.health import Health
+from ingest.app.health import Health, Refusals
 from ingest.app.overview import Overview
-from ingest.app.refusals import Refusals
-from ingest.app.role import Place, Role
+from ingest.app.process import advice
+from ingest.app.role import Place, Role, stream_letters
+from ingest.app.rules import open_tokens
+from ingest.app.space import Fill, Waiting
 from ingest.app.writing import HANDLERS_GRACE_S, WritingHalf
 from ingest.broker import audit, purge
 from ingest.broker.audit import Audit
 from ingest.broker.envelope import Message
-from ingest.broker.lag import ABSENT, lag_bytes_max
 from ingest.broker.pulling import Delivery, Puller
-from ingest.broker.purge import StreamPurge
+from ingest.broker.purge import ABSENT, StreamPurge, lag_bytes_max
 from ingest.broker.roles import (
     COMMIT,
     COMMITTERS,
@@ -46,17 +42,16 @@ from ingest.broker.roles import (
 from ingest.broker.stream_state import StreamState, Undone
 from ingest.broker.streams import ACK_WAIT_S
 from ingest.buffers.stream import outlet
-from ingest.buffers.stream.messages import encode_outcome
-from ingest.buffers.stream.outlet import StreamOutlet
+from ingest.buffers.stream.outlet import StreamOutlet, encode_outcome
 from ingest.buffers.waiting import PUT_WAIT_S_MAX
-from ingest.config.forward_names import forward_names
-from ingest.config.reread_url import RereadUrl
-from ingest.model.ack import Ack
+from ingest.config.named_files import RereadUrl
+from ingest.config.values import forward_names
+from ingest.model.block import Ack
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull
-from ingest.model.letter import NOT_OURS, Letter
+from ingest.model.reading import NOT_OURS, Letter
 from ingest.system.clock import unix_us
 from ingest.system.logs import get_logger
-from ingest.writer.set_aside import set_aside_rest
+from ingest.writer.refused_rows import set_aside_rest
 
 TIDY_S_MAX = 1.0  # at a stop, for the purge
 FORGET_S = 30.0  # a process that was silent for so long is gone: nobody else says it

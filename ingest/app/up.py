@@ -23,33 +23,36 @@ from pathlib import Path
 from typing import Any
 
 from ingest import __version__
-from ingest.access.rule import OPEN, TOKEN
+from ingest.access.tokens import OPEN, TOKEN
 from ingest.admin.exposition import Exposition
-from ingest.app.access import open_tokens, with_access
 from ingest.app.admin import AdminSide
-from ingest.app.advice import advice, database_words
-from ingest.app.begin import begun
-from ingest.app.buffer import UNLESS, check_promise
 from ingest.app.child import PROGRAM
 from ingest.app.children import GATEWAY, WRITER, Children, ChildTimes
-from ingest.app.greeting import greeting_lines
-from ingest.app.leftovers import refuse_left_files, refuse_left_stream
 from ingest.app.overview import Overview
-from ingest.app.process import Process
+from ingest.app.process import (
+    Process,
+    advice,
+    begun,
+    database_words,
+    greeting_lines,
+    refuse_left_files,
+    refuse_left_stream,
+)
 from ingest.app.receiving import LEAVE_S_MAX, check_files
+from ingest.app.rules import open_tokens, with_access
 from ingest.app.servers import Servers
-from ingest.app.target import make_target
+from ingest.app.storage import UNLESS, check_promise, make_target
 from ingest.config.settings import Settings, split_address
 from ingest.http.listener import open_slots
 from ingest.model.errors import IngestError, StartError
-from ingest.sinks.postgres.known_server import KnownServer
+from ingest.sinks.postgres.connection import KnownServer
 from ingest.system import logs
-from ingest.system import signals as app_signals
+from ingest.system import process_setup as app_signals
 from ingest.system.clock import sleep_unless, unix_us
 from ingest.system.control import Message
 from ingest.system.files import Lock
-from ingest.system.notify import Notifier
 from ingest.system.orphans import family_lock
+from ingest.system.service_manager import Notifier
 from ingest.system.state_folder import ServiceInfo, StateFolder
 from ingest.system.waiting import together
 

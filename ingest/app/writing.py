@@ -12,14 +12,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from ingest.app.backlog import Backlog, Waiting
-from ingest.app.database import (
-    partitions_ahead,
-    timeouts,
-)
 from ingest.app.housekeeping import Housekeeping
 from ingest.app.process import Process
-from ingest.app.target import make_target
+from ingest.app.space import Backlog, Waiting
+from ingest.app.storage import make_target, partitions_ahead, timeouts
 from ingest.config.settings import Settings, hold_probe_s
 from ingest.dead_letters.auto_replay import (
     REPLAY_PAUSE_S,
@@ -27,26 +23,24 @@ from ingest.dead_letters.auto_replay import (
     Replayer,
     ReplaySource,
 )
-from ingest.model.causes import Trouble
-from ingest.model.ledger import Ledger
-from ingest.model.ports import DeadLetters, Inlet, Outlet, Sink
-from ingest.model.verdict import (
+from ingest.model.causes import (
     LETTERS_FULL,
     NO_SUCH_HOST,
     NOT_DURABLE,
     SCHEMA,
+    Trouble,
     Verdict,
     WriteFailed,
 )
-from ingest.sinks.postgres.connection import DatabaseUrl
+from ingest.model.ledger import Ledger
+from ingest.model.ports import DeadLetters, Inlet, Outlet, Sink
+from ingest.sinks.postgres.connection import DatabaseUrl, KnownServer
 from ingest.sinks.postgres.housekeeping.known_partitions import KnownPartitions
-from ingest.sinks.postgres.known_server import KnownServer
-from ingest.sinks.postgres.make_table import make_table
+from ingest.sinks.postgres.housekeeping.making import make_table
 from ingest.sinks.postgres.sink import SinkPostgres
 from ingest.system.clock import monotonic_s
 from ingest.writer.batch import BatchCap, Gatherer
-from ingest.writer.breaker import ROWS_MAX, WINDOW_ROWS, CircuitBreaker
-from ingest.writer.database_state import DatabaseState
+from ingest.writer.database_state import ROWS_MAX, WINDOW_ROWS, CircuitBreaker, DatabaseState
 from ingest.writer.writer import Writer, stop_connecting
 
 HANDLERS_GRACE_S = 1.0  # for posts in work, and for what nobody waits for

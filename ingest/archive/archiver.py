@@ -6,6 +6,16 @@ their place. Old files are replaced only by verified new ones.
 Promises: killed at any moment, the next call goes on, and no reading is lost or there twice. Memory
 is bounded. The work on rows is done in a thread, so that the event loop is free.
 Does not: detach or drop a table.
+
+The pace of the archive: it rests as long as others need the processors.
+
+Work on rows takes as much time as CPU, if a processor is free for it. If it takes longer, others
+work too: live posts, or the database. Then the thread rests after that piece of work. So nobody has
+to say how busy the machine is, and on an idle one the archive is as fast as without a pace. The
+server's work for the archive rests too: COPY waits until its rows are taken, and `rest_s` is for
+statements.
+Promises: a rest has a bound, so the archive goes on however busy the machine is.
+Does not: know who needs the processors. Waiting for the disk counts as if others needed them.
 """
 
 from __future__ import annotations
@@ -19,15 +29,56 @@ from typing import TypeVar
 import pyarrow as pa
 
 from ingest.archive import files
-from ingest.archive.copied_rows import DamagedRows, Decoder, encoded
-from ingest.archive.folder import ArchiveFailed, ArchiveFolder, FolderInUse
-from ingest.archive.pace import Pace
-from ingest.archive.postgres_hash import NOTHING, Checksum
-from ingest.archive.runs import Runs
-from ingest.sinks.postgres.housekeeping import archive_rows, archived
-from ingest.sinks.postgres.housekeeping.archived import Contents
-from ingest.sinks.postgres.housekeeping.archiving import Detached
+from ingest.archive.columns import NOTHING, Checksum, DamagedRows, Decoder, encoded
+from ingest.archive.files import ArchiveFailed, ArchiveFolder, FolderInUse
+from ingest.archive.sorting import Runs
+from ingest.sinks.postgres.housekeeping import archive_job, archive_rows
+from ingest.sinks.postgres.housekeeping.archive_job import Contents, Detached
+from ingest.system import clock
 from ingest.system.clock import monotonic_s
+
+FREE_TIMES = 1.15  # of its CPU time, what a piece takes on an idle machine
+REST_TIMES = 4.0  # of the time that a piece has waited
+REST_TIMES_MAX = 3.0  # of the time that it took
+REST_S_MAX = 0.5  # a stop waits for it
+
+
+class Pace:
+    """Of one thread. `begin` before its work, `rest` after each piece, both in that thread."""
+
+    def __init__(
+        self,
+        now_s: Callable[[], float] = clock.monotonic_s,
+        cpu_s: Callable[[], float] = clock.thread_cpu_s,
+        sleep: Callable[[float], None] = clock.sleep,
+    ) -> None:
+        self._now_s = now_s
+        self._cpu_s = cpu_s
+        self._sleep = sleep
+        self._from_s = self._from_cpu_s = 0.0
+        self._rest_times = 0.0
+
+    def begin(self) -> None:
+        """Count from now on: the time before was no work."""
+        self._from_s, self._from_cpu_s = self._now_s(), self._cpu_s()
+
+    def rest(self) -> None:
+        """Rest after a piece of work, as long as is needed; then the next one begins. Blocks."""
+        took_s = self._now_s() - self._from_s
+        waited_s = took_s - FREE_TIMES * (self._cpu_s() - self._from_cpu_s)
+        self._rest_times = 0.0
+        if waited_s > 0:
+            self._rest_times = min(REST_TIMES_MAX, REST_TIMES * waited_s / took_s)
+            self._sleep(self.rest_s(took_s))
+        self.begin()
+
+    def rest_s(self, took_s: float) -> float:
+        """Return how long to rest after work that took so long, as after the thread's last piece.
+
+        May be called from any thread.
+        """
+        return min(REST_S_MAX, self._rest_times * took_s)
+
 
 PIECE_BYTES = 4 * 1024**2  # of COPY, for one call of the thread
 ALONE_S_MAX, ALONE_POLL_S = 60.0, 0.2  # how long `verify_alone` waits for a run
@@ -59,7 +110,7 @@ class ParquetArchiver:
 
         If a span has been archived before, the rows are merged with its files.
         """
-        if str(self.folder.path) in await archived.folders(source.connection, source.parent):
+        if str(self.folder.path) in await archive_job.folders(source.connection, source.parent):
             await self._aside(self.folder.check_there)
         with self.folder.locked():
             before = await source.contents()
@@ -108,7 +159,7 @@ class ParquetArchiver:
             token,
             *table,
         )
-        await archived.record(source.connection, source.parent, found, str(self.folder.path))
+        await archive_job.record(source.connection, source.parent, found, str(self.folder.path))
         await self._aside(self._finish, found)
 
     async def _write(

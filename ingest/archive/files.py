@@ -2,20 +2,33 @@
 
 Promises: a file is complete and on the disk when `write` returns. Memory is for some row groups, no
 matter how large a file is. All calls block, and raise OSError and pyarrow's errors.
+
+The folder of the archive: names, temporary folders, and the move of finished files.
+
+Files of a partition are written in a hidden folder beside their place, `.NAME.TOKEN`, and moved
+when they are verified and recorded. The record has the token, so a move that was cut off can be
+completed, and all other hidden folders of this name can be removed.
+Blocks; raises OSError, and ArchiveFailed with what to do.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import secrets
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ingest.archive.copied_rows import SCHEMA, DamagedRows
-from ingest.archive.postgres_hash import NOTHING, Checksum, checksum_of
+from ingest.archive.columns import NOTHING, SCHEMA, Checksum, DamagedRows, checksum_of
+from ingest.model.errors import StartError
+from ingest.system.files import Lock, make_folder, sync_folder
 
 ROW_GROUP_ROWS = 262_144
 FILE_ROWS_MAX = 64 * 1024**2  # the next rows, of later devices, go into another file
@@ -140,3 +153,118 @@ def checksum_of_files(paths: Sequence[Path], go_on: Callable[[], None]) -> Check
             go_on()
             found = found.plus(checksum_of(rows))
     return found
+
+
+LOCK = ".lock"  # other tools read all files whose names begin in another way
+ROW_BYTES = 24  # at most, of a reading: once in sorted runs, once in the file
+
+
+class ArchiveFailed(StartError):
+    """A step of the archive could not be done. Nothing is lost: the text says what to do."""
+
+
+class FolderInUse(ArchiveFailed):
+    """Another process writes to the archive now."""
+
+
+class ArchiveFolder:
+    """The folder `archive_dir`. It keeps `free_bytes_min` of the disk free."""
+
+    def __init__(self, path: Path, *, free_bytes_min: int = 0) -> None:
+        self.path = path
+        self._free_bytes_min = free_bytes_min
+
+    @contextmanager
+    def locked(self, *, make: bool = True) -> Iterator[None]:
+        """Keep other writers out; make the folder if it is missing. Raises FolderInUse."""
+        if make:
+            make_folder(self.path)
+        lock = Lock.try_take(self.path / LOCK, create=True)
+        if lock is None:
+            raise FolderInUse(f"another process writes to the archive in {self.path}")
+        with lock:
+            yield
+
+    def check_there(self) -> None:
+        """Raise ArchiveFailed if a folder that has had files is gone, or is another one.
+
+        The place where a disk should be is an empty folder: what is written there is hidden when
+        the disk comes back.
+        """
+        if not (self.path / LOCK).exists():
+            raise ArchiveFailed(
+                f"{self.path} had files of the archive, and has no {LOCK} now: is its disk there? "
+                "If the folder is the right one, make this file (empty), and the next run goes on"
+            )
+
+    def stem(self, partition: str) -> str:
+        """Return how the names of a partition's files begin. Any text becomes a safe name."""
+        return quote(partition, safe="").replace(".", "%2E").replace("~", "%7E")
+
+    def paths(self, names: Sequence[str]) -> list[Path]:
+        """Return the files of these names."""
+        return [self.path / each for each in names]
+
+    def check_room(self, rows: int, files_bytes: int) -> None:
+        """Raise ArchiveFailed if there may be no room for so many new rows, and files of so much.
+
+        The files of the same span are written once more, before the old ones are removed.
+        """
+        needed = rows * ROW_BYTES + files_bytes + self._free_bytes_min
+        free = shutil.disk_usage(self.path).free
+        if free < needed:
+            raise ArchiveFailed(
+                f"the archive needs up to {needed / 1e6:,.0f} MB free in {self.path}, and there "
+                f"are {free / 1e6:,.0f} MB: make room, and the next run goes on"
+            )
+
+    def new_temporary(self, partition: str) -> tuple[str, Path]:
+        """Make a hidden folder for new files; return its token and its path."""
+        token = secrets.token_hex(4)
+        path = self._hidden(partition, token)
+        path.mkdir(mode=0o700)
+        return token, path
+
+    def _hidden(self, partition: str, token: str) -> Path:
+        return self.path / f".{self.stem(partition)}.{token}"
+
+    def sweep(self, partition: str, keep_token: str = "") -> None:
+        """Remove what runs that were cut off have left of this partition."""
+        pattern = re.compile(rf"\.{re.escape(self.stem(partition))}\.([0-9a-f]{{8}})")
+        for each in list(self.path.iterdir()):
+            found = pattern.fullmatch(each.name)
+            if found and found[1] != keep_token:
+                shutil.rmtree(each)
+
+    def sync_temporary(self, partition: str, token: str) -> None:
+        """Sync the names of finished files, before they are recorded."""
+        sync_folder(self._hidden(partition, token))
+        sync_folder(self.path)
+
+    def check_free(self, partition: str, known: Sequence[str]) -> None:
+        """Raise ArchiveFailed if a file of this partition is there that nobody has recorded."""
+        for each in self._files_of(partition):
+            if each.name not in known:
+                raise ArchiveFailed(
+                    f"{each} is not in the record of this database: it may be the archive of "
+                    "another one; move it away, or choose another archive_dir"
+                )
+
+    def _files_of(self, partition: str) -> list[Path]:
+        stem = self.stem(partition)
+        pattern = re.compile(rf"{re.escape(stem)}(\.\d{{4}})?{re.escape(ENDING)}")
+        return [each for each in self.path.iterdir() if pattern.fullmatch(each.name)]
+
+    def move(self, partition: str, token: str, names: Sequence[str]) -> None:
+        """Move recorded files to their place. May be repeated after it was cut off."""
+        hidden = self._hidden(partition, token)
+        if not hidden.exists():
+            return
+        for name in names:
+            if (hidden / name).exists():
+                (hidden / name).replace(self.path / name)
+        for each in self._files_of(partition):
+            if each.name not in names:  # more files than now, before the merge
+                each.unlink()
+        sync_folder(self.path)
+        shutil.rmtree(hidden)

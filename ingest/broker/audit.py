@@ -27,18 +27,18 @@ from collections import deque
 
 import msgspec
 
-from ingest.broker import manage
+from ingest.broker import streams
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.envelope import Message
-from ingest.broker.manage import Found
 from ingest.broker.pulling import Delivery, Puller
 from ingest.broker.roles import GIVEN
 from ingest.broker.stream_state import StreamState, state_of
+from ingest.broker.streams import Found
 from ingest.model.errors import BrokerAway, BrokerRefused
-from ingest.model.metrics import Metric, Metrics
+from ingest.model.ledger import Metric, Metrics
 from ingest.system import clock
 from ingest.system.logs import Occasionally, get_logger
-from ingest.system.stream_mark import MarkFile
+from ingest.system.state_folder import MarkFile
 from ingest.system.waiting import unless
 
 EVERY_S = 1.0
@@ -191,7 +191,7 @@ class Audit:
         """Look, and see to what nobody was given; return whether the broker answers."""
         known_to = max(self._seen_to, *self._given, 0)  # before the look: the stream has these
         try:
-            state = state_of(await manage.look(self._connection))
+            state = state_of(await streams.look(self._connection))
             if state is None or not state.consumer_made:
                 return True
             differs = state.made != self._made or state.last < known_to
@@ -257,7 +257,7 @@ class Audit:
             if clock.monotonic_s() > until_s or (at and not self._puller.wanted.is_set()):
                 break
             some = ready[at : at + _READS_MAX]
-            reading = (manage.message(self._connection, each) for each in some)
+            reading = (streams.message(self._connection, each) for each in some)
             for place, data in zip(some, await asyncio.gather(*reading), strict=True):
                 await self._take(place, data, state.leader)
         if self.read_again > before:
@@ -275,7 +275,7 @@ class Audit:
 
     async def _not_read(self, place: int, leader: str) -> None:
         """The leader's copy of a message is damaged. Only the leader answers: let another lead."""
-        state = state_of(Found(await manage.look_at_stream(self._connection), None))
+        state = state_of(Found(await streams.look_at_stream(self._connection), None))
         if state is None or state.leader != leader or place not in self._open:
             return  # it is not known who has answered, or it came meanwhile
         cannot = self._open[place]
@@ -289,7 +289,7 @@ class Audit:
         if others and clock.monotonic_s() >= self._leader_due_s:
             self._leader_due_s = clock.monotonic_s() + LEADER_S
             _log.error("stream_copy_damaged", server=leader, place=place)
-            await manage.lead_from(self._connection, others[0])
+            await streams.lead_from(self._connection, others[0])
 
 
 METRICS: Metrics[Audit] = (

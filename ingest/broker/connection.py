@@ -18,8 +18,8 @@ from ingest.broker.envelope import PULL, Address, Heard, Message, Outgoing
 from ingest.broker.roles import inbox_of
 from ingest.model.errors import BrokerAway, StartError
 from ingest.system import clock
-from ingest.system.backoff import backoff_s
 from ingest.system.logs import Occasionally, get_logger
+from ingest.system.waiting import backoff_s
 
 if TYPE_CHECKING:
     from ingest.broker.session import Session

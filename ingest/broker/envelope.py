@@ -1,12 +1,20 @@
 """What goes to the broker and comes from it, and where the broker is.
 
 Does not: know the NATS library, so that `ingest serve` runs without it.
+
+What JetStream's replies mean: a PubAck, an error with its code, or nothing of these.
+
+One table has the error codes. After a code that it does not have, a message may be stored or not:
+an unknown error is never the reason for a definite answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from enum import Enum
 from typing import NamedTuple
+
+import msgspec
 
 PULL = "pull."  # in the reply subject of pull requests
 
@@ -51,3 +59,97 @@ class Outgoing(NamedTuple):
     payload: bytes
     reply_to: str
     headers: Mapping[str, str] | None
+
+
+class Meaning(Enum):
+    """What to do after an error."""
+
+    AGAIN = "not possible now; nothing was stored"
+    UNSURE = "may be stored or not; ask again"
+    FULL = "the stream has no room"
+    WRONG = "an operator must change something"
+
+
+# Of nats-server 2.10 to 2.15.
+NOT_FOUND = 10059  # stream
+NO_CONSUMER = 10014
+NO_MESSAGE = 10037
+NOTHING_TO_DELETE = (10043, 10057)  # between other messages, or not
+STORE_FAILED = 10077
+_OF_BOUNDS = "exceeded"  # in the text of STORE_FAILED: the stream is full, and its disk is well
+_MEANINGS = {
+    10158: Meaning.UNSURE,  # an earlier try of the same message is being stored
+    10008: Meaning.AGAIN,  # no leader yet, or the server has just started
+    10002: Meaning.FULL,  # of the account
+    10023: Meaning.FULL,  # of the server
+    10047: Meaning.FULL,  # of the server, at the creation of a stream
+    10054: Meaning.WRONG,  # larger than the stream's largest message
+    10060: Meaning.WRONG,  # the subject is of another stream
+    10109: Meaning.WRONG,  # the stream is sealed
+    10039: Meaning.WRONG,  # the account has no JetStream
+    10076: Meaning.WRONG,  # the server has no JetStream
+    10058: Meaning.WRONG,  # a stream of this name with other settings
+    10065: Meaning.WRONG,  # its subjects are of another stream
+    10052: Meaning.WRONG,  # a setting that cannot be changed
+    10025: Meaning.WRONG,  # a setting that is not possible
+    10012: Meaning.WRONG,  # a setting of a consumer that is not possible
+}
+
+
+class PubAck(NamedTuple):
+    """The stream has the message. `duplicate`: it had it already, by its message id."""
+
+    sequence: int
+    duplicate: bool
+
+
+class ApiFault(NamedTuple):
+    """An error of JetStream."""
+
+    code: int
+    text: str
+    meaning: Meaning
+
+
+class _Error(msgspec.Struct):
+    err_code: int = 0
+    description: str = ""
+
+
+class _Reply(msgspec.Struct):
+    error: _Error | None = None
+    seq: int = 0
+    duplicate: bool = False
+
+
+_decode = msgspec.json.Decoder(_Reply).decode
+
+
+def pub_ack(message: Message) -> PubAck | ApiFault:
+    """Return what a reply to a published message says."""
+    if message.status:
+        return ApiFault(
+            int(message.status), "no stream, or a stream without a leader", Meaning.AGAIN
+        )
+    try:
+        reply = _decode(message.data)
+    except msgspec.DecodeError:
+        return ApiFault(0, f"an answer that is none: {message.data[:80]!r}", Meaning.UNSURE)
+    if reply.error is None and reply.seq > 0:
+        return PubAck(reply.seq, reply.duplicate)
+    return fault_of(reply.error or _Error(description="an answer without a sequence"))
+
+
+def fault_of(error: _Error) -> ApiFault:
+    """Return the meaning of an error."""
+    text = f"{error.description} (code {error.err_code})"
+    meaning = _MEANINGS.get(error.err_code, Meaning.UNSURE)
+    if error.err_code == STORE_FAILED and _OF_BOUNDS in error.description:
+        meaning = Meaning.FULL
+    return ApiFault(error.err_code, text, meaning)
+
+
+def api_fault(data: bytes) -> ApiFault | None:
+    """Return the error of a reply of JetStream's API, or None if it is none."""
+    reply = _decode(data)
+    return None if reply.error is None else fault_of(reply.error)

@@ -15,9 +15,8 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from ingest.broker.connection import BrokerConnection
-from ingest.broker.envelope import Message
-from ingest.broker.manage import ask, look_at_stream
-from ingest.broker.replies import NO_MESSAGE, NOTHING_TO_DELETE
+from ingest.broker.envelope import NO_MESSAGE, NOTHING_TO_DELETE, Message
+from ingest.broker.streams import ask, look_at_stream
 from ingest.model.errors import BrokerAway, BrokerRefused
 
 SILENCE_S_MAX = 5.0  # without a sign of the broker, while something is read

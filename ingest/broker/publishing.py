@@ -20,9 +20,8 @@ import random
 from collections.abc import Mapping
 
 from ingest.broker.connection import BrokerConnection
-from ingest.broker.envelope import Message
-from ingest.broker.removals import PublishedPlaces
-from ingest.broker.replies import ApiFault, Meaning, PubAck, pub_ack
+from ingest.broker.envelope import ApiFault, Meaning, Message, PubAck, pub_ack
+from ingest.broker.stream_state import PublishedPlaces
 from ingest.model.errors import (
     BrokerAway,
     BrokerFull,

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from ingest.broker import manage
+from ingest.broker import streams as manage
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.envelope import Message
 from ingest.broker.roles import AWAITED, STREAM

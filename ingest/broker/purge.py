@@ -6,6 +6,13 @@ Promises: a message is removed only if all named consumers have done it, `keep_s
 has seen to it. If a named consumer is missing, nothing is removed. A consumer
 that was made anew has done nothing yet.
 Does not: know how long messages were done before this process began. It keeps them longer.
+
+How far a forwarder is behind, and what is skipped so that it never fills the stream. No I/O.
+
+The stream keeps a message until the writers and each named forwarder have done it. A forwarder
+whose target is away for long would fill it, and the stream would then refuse posts. So beyond a
+bound its oldest messages are skipped, until the lag is KEPT of the bound. Messages that the
+writers have not done are not skipped: the stream keeps them anyway.
 """
 
 from __future__ import annotations
@@ -13,19 +20,62 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from ingest.broker import manage
+from ingest.broker import streams
 from ingest.broker.connection import BrokerConnection
-from ingest.broker.lag import lag_of, place_to_skip_to
-from ingest.broker.manage import StreamFault
 from ingest.broker.roles import STREAM, WRITER
+from ingest.broker.streams import StreamFault
 from ingest.model.errors import BrokerAway, BrokerRefused
-from ingest.model.metrics import Metric, Metrics
+from ingest.model.ledger import Metric, Metrics
 from ingest.system import clock
 from ingest.system.logs import Occasionally, get_logger
-from ingest.system.stream_mark import MarkFile, StreamMark
+from ingest.system.state_folder import MarkFile, StreamMark
 from ingest.system.waiting import unless
+
+KEPT = 0.75
+ABSENT = (
+    1.25  # times the bound: then the writers' purge passes over messages, since nobody else does
+)
+
+
+def lag_bytes_max(configured: int, stream_bytes_max: int) -> int:
+    """Return the bound of a forwarder: what is configured, or half of the stream."""
+    return configured or stream_bytes_max // 2
+
+
+class Lag(NamedTuple):
+    """What the stream has and this forwarder has not done; the bytes are an estimate."""
+
+    messages: int = 0
+    size_bytes: int = 0
+    first: int = 0  # the place before the first of these messages
+    last: int = 0  # the place of the last one
+
+
+def lag_of(stream: Mapping[str, Any], consumer: Mapping[str, Any]) -> Lag:
+    """Return the lag from what the broker says of the stream and of a consumer."""
+    state = stream["state"]
+    first = max(consumer["ack_floor"]["stream_seq"], state["first_seq"] - 1)
+    messages = max(0, state["last_seq"] - first)
+    # All messages count alike, as if they had the same size.
+    size_bytes = state["bytes"] * messages // max(1, state["messages"])
+    return Lag(messages, min(size_bytes, state["bytes"]), first, state["last_seq"])
+
+
+def place_to_skip_to(lag: Lag, bytes_max: int, writers_floor: int | None) -> int:
+    """Return the place up to which messages are skipped; 0 if none are.
+
+    Up to `writers_floor` the writers are done; None: there are no writers.
+    """
+    if lag.size_bytes <= bytes_max:
+        return 0
+    kept = int(lag.messages * bytes_max * KEPT / lag.size_bytes)
+    place = lag.last - kept
+    if writers_floor is not None:
+        place = min(place, writers_floor)
+    return place if place > lag.first else 0
+
 
 EVERY_S = 10.0
 DELIVERED_BYTES = 256 * 1024**2  # or once so many bytes came to our writer
@@ -98,7 +148,7 @@ class StreamPurge:
         return True
 
     async def _purge(self) -> None:
-        stream = await manage.look_at_stream(self._connection)
+        stream = await streams.look_at_stream(self._connection)
         if stream is None:
             return  # the watch says so
         if self._made != stream["created"]:
@@ -126,7 +176,7 @@ class StreamPurge:
         )
         await self._mark.note(mark)  # before it is done: after a kill this must be no loss
         if to >= first:
-            await manage.purge(self._connection, to)
+            await streams.purge(self._connection, to)
             self.unforwarded += sum(max(0, to - done) for done in self._too_far_behind.values())
 
     async def _floor(
@@ -136,7 +186,7 @@ class StreamPurge:
 
         `writers` is that of the writers. Of a forwarder that is too far behind it counts instead.
         """
-        found = await manage.look_at_consumer(self._connection, consumer)
+        found = await streams.look_at_consumer(self._connection, consumer)
         if found is None:
             return None
         floor = int(found["ack_floor"]["stream_seq"])

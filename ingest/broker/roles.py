@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ingest.model.letter import DRAINED, EXHAUSTED
+from ingest.model.reading import DRAINED, EXHAUSTED
 
 STREAM = "INGEST"
 SUBJECT = "ingest.in.0"  # of all blocks; one, since the order of readings does not matter

@@ -1,4 +1,17 @@
-"""The buffer in memory: it keeps accepted blocks until a writer has stored them.
+"""A block to which small posts are added, until a writer or the journal takes it.
+
+A queue of blocks, first in, first out, and the writers that wait for rows of it.
+
+Promises: a block that was taken counts until it is settled. Blocks that are given back are in the
+order of their receipt again, even if several writers give blocks back.
+Does not: have a bound. The buffer has one.
+
+The memory of a buffer: how much of it is in use, by blocks and by reservations.
+
+Promises: what `take` gives never exceeds `rows_max` rows and `bytes_max` bytes.
+Does not: hold the blocks, or let posts wait. It calls the buffer when room came free.
+
+The buffer in memory: it keeps accepted blocks until a writer has stored them.
 
 Promises: it never has more than `rows_max` rows and `bytes_max` bytes. Blocks, and posts that wait
 for room, are served first in, first out. A post waits at most `put_wait_s_max`. A wait that is
@@ -9,15 +22,254 @@ Does not: outlive the process, read the rows of a block, or know what becomes of
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Generator, Sequence
 
-from ingest.buffers.bounded_memory import COMPLETED, BoundedMemory
-from ingest.buffers.queue import BlockQueue, WaitingWriters
-from ingest.buffers.shared_block import SharedBlock
 from ingest.buffers.waiting import Place, WaitingPosts
-from ingest.model.block import SHARED_ROWS_MAX, Block, Reservation
+from ingest.model.block import SHARED_BYTES_MAX, SHARED_ROWS_MAX, Block, Reservation
+from ingest.model.errors import NotKept
 from ingest.model.ports import BufferStats, JournalStats, Sizes, Told, Work
+
+
+class SharedBlock:
+    """A block that may grow, its size in bytes, and who waits until it is kept.
+
+    `told` gets the waiters of all its posts. With it the block is queued for the writers once it is
+    kept, and before they are told. None: nobody waits; the block was queued at once. `spilled`: it
+    has no room in memory, and will only be in the journal.
+    """
+
+    __slots__ = ("block", "bytes_max", "rows_max", "size_bytes", "spilled", "told", "waiters")
+
+    def __init__(
+        self,
+        block: Block,
+        rows_max: int = 0,
+        bytes_max: int = SHARED_BYTES_MAX,
+        *,
+        told: Told | None = None,
+        spilled: bool = False,
+    ) -> None:
+        self.block = block
+        self.rows_max = rows_max
+        self.bytes_max = bytes_max
+        self.size_bytes = len(block.tuples)
+        self.told = told
+        self.spilled = spilled
+        self.waiters: list[object] = []  # in the order of their posts
+
+    def takes(self, block: Block) -> bool:
+        """Add a post's block to this one. Returns False if it is sealed, or would be too large."""
+        size_bytes = self.size_bytes + len(block.tuples)
+        own = self.block
+        if own.sealed or own.rows + block.rows > self.rows_max or size_bytes > self.bytes_max:
+            return False
+        own.add(block)
+        self.size_bytes = size_bytes
+        return True
+
+    def tell(self, error: NotKept | None) -> None:
+        """Tell the waiters that the block is kept, or why it is not."""
+        # A list that is not kept: nobody's request may stay in memory because of a block.
+        waiters, self.waiters = self.waiters, []
+        if self.told is not None:
+            self.told(waiters, error)
+
+
+class WaitingWriters:
+    """Writers that wait for rows; `rows` may be taken from all queues of the buffer together.
+
+    Posts wait for the commit of `awaited` blocks of these. A queue changes both, and calls `wake`
+    after it has added some.
+    """
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.awaited = 0
+        self.waits: list[tuple[int, asyncio.Future[None]]] = []  # of how many rows
+        self._shut = False
+
+    async def wait_rows(self, rows: int) -> None:
+        """Wait until `rows` rows or an awaited block may be taken, or no more rows will come."""
+        if self._is_over(rows):
+            return
+        wait = (rows, asyncio.get_running_loop().create_future())
+        self.waits.append(wait)
+        try:
+            await wait[1]
+        finally:
+            if wait in self.waits:
+                self.waits.remove(wait)
+
+    def _is_over(self, rows: int) -> bool:
+        return self.rows >= rows or self.awaited > 0 or self._shut
+
+    def wake(self) -> None:
+        """Wake the writers whose wait is over."""
+        for wait in self.waits[:]:
+            if self._is_over(wait[0]):
+                self.waits.remove(wait)
+                if not wait[1].done():
+                    wait[1].set_result(None)
+
+    def shut_out(self) -> None:
+        """Let no writer wait any more: no more rows will come."""
+        self._shut = True
+        self.wake()
+
+
+class BlockQueue:
+    """Blocks in the order of receipt. `writers` counts those that may be taken."""
+
+    def __init__(self, writers: WaitingWriters) -> None:
+        self.blocks: deque[Block] = deque()
+        self.rows = 0  # in `blocks`, or taken and not settled
+        self._writers = writers
+        self._received_s: dict[int, float] = {}  # of each block taken, by its id
+        self._taken_oldest_s: float | None = None
+        self._taken_changed = False  # since `_taken_oldest_s` was computed
+
+    def append(self, block: Block) -> None:
+        """Add a block, which writers may take from now on."""
+        rows = block.rows
+        writers = self._writers
+        self.blocks.append(block)
+        self.rows += rows
+        writers.rows += rows
+        if block.ack is not None:
+            writers.awaited += 1
+        if writers.waits:
+            writers.wake()
+
+    def grow(self, last: SharedBlock | None, block: Block) -> bool:
+        """Add a block to `last`. Returns False if `last` is not at the end, or takes no more."""
+        blocks = self.blocks
+        if last is None or not blocks or blocks[-1] is not last.block or not last.takes(block):
+            return False
+        rows = block.rows
+        self.rows += rows
+        self._writers.rows += rows
+        if self._writers.waits:
+            self._writers.wake()
+        return True
+
+    def take(self, rows_max: int) -> list[Block]:
+        """Take whole blocks in order, at least one if any waits, at most `rows_max` rows."""
+        blocks = self.blocks
+        taken: list[Block] = []
+        rows = 0
+        while blocks and (not taken or rows + blocks[0].rows <= rows_max):
+            block = blocks.popleft()
+            block.seal()
+            rows += block.rows
+            taken.append(block)
+            self._received_s[id(block)] = block.received_s
+            if block.ack is not None:
+                self._writers.awaited -= 1
+        self._writers.rows -= rows
+        self._taken_changed = True
+        return taken
+
+    def settle(self, blocks: Sequence[Block]) -> tuple[int, int]:
+        """Drop blocks that were taken; return how many rows and bytes they had."""
+        rows = size_bytes = 0
+        for block in blocks:
+            rows += block.rows
+            size_bytes += len(block.tuples)
+            del self._received_s[id(block)]
+        self.rows -= rows
+        self._taken_changed = True
+        return rows, size_bytes
+
+    def give_back(self, blocks: Sequence[Block]) -> None:
+        """Put blocks back to the front; older ones of another writer stay before them."""
+        waiting = self.blocks
+        front: list[Block] = []
+        for block in blocks:
+            while waiting and waiting[0].received_s < block.received_s:
+                front.append(waiting.popleft())
+            front.append(block)
+            self._writers.rows += block.rows
+            if block.ack is not None:
+                self._writers.awaited += 1
+            del self._received_s[id(block)]
+        waiting.extendleft(reversed(front))
+        self._writers.wake()
+
+    def first_received_s(self) -> float | None:
+        """Return when the first block that waits was received, by the monotonic clock."""
+        return self.blocks[0].received_s if self.blocks else None
+
+    def oldest_s(self) -> float | None:
+        """Return when the oldest block was received, blocks that were taken included."""
+        # Each refused post asks this, thousands a second. So the minimum is computed only after
+        # blocks were taken or settled.
+        if self._taken_changed:
+            self._taken_oldest_s = min(self._received_s.values(), default=None)
+            self._taken_changed = False
+        oldest_s = self._taken_oldest_s
+        if self.blocks and (oldest_s is None or self.blocks[0].received_s < oldest_s):
+            return self.blocks[0].received_s
+        return oldest_s
+
+
+class BoundedMemory:
+    """Room for blocks. It calls `freed` when room came free."""
+
+    def __init__(self, rows_max: int, bytes_max: int, freed: Callable[[], None]) -> None:
+        self.rows_max = rows_max
+        self.bytes_max = bytes_max
+        self.rows = 0  # of blocks that are not settled, and of reservations
+        self.size_bytes = 0  # of the same
+        self._freed = freed
+
+    @property
+    def used(self) -> float:
+        """The share of the bounds that is in use."""
+        return max(self.rows / self.rows_max, self.size_bytes / self.bytes_max)
+
+    def fits(self, rows: int, size_bytes: int) -> bool:
+        """Whether there is room for a block."""
+        return self.rows + rows <= self.rows_max and self.size_bytes + size_bytes <= self.bytes_max
+
+    def add(self, rows: int, size_bytes: int) -> None:
+        """Count room as in use, even if there is not enough."""
+        self.rows += rows
+        self.size_bytes += size_bytes
+
+    def take(self, rows: int, size_bytes: int) -> bool:
+        """Count room as in use if there is enough; return whether there was."""
+        # What `fits` and `add` do, without two calls for each post.
+        if self.rows + rows > self.rows_max or self.size_bytes + size_bytes > self.bytes_max:
+            return False
+        self.rows += rows
+        self.size_bytes += size_bytes
+        return True
+
+    def free(self, rows: int, size_bytes: int) -> None:
+        """Count room as free: a reservation is released, or blocks are settled."""
+        self.rows -= rows
+        self.size_bytes -= size_bytes
+        self._freed()
+
+    def trim(self, block: Block, rows: int, size_bytes: int) -> None:
+        """Free what a block does not need of the room that was reserved for it."""
+        rows -= block.rows
+        size_bytes -= len(block.tuples)
+        if rows or size_bytes:
+            self.free(rows, size_bytes)
+
+
+class _Completed:
+    """An awaitable that is complete already. It costs less than a coroutine that only returns."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield from ()
+
+
+COMPLETED = _Completed()
 
 
 class MemoryInlet(ABC):

@@ -6,18 +6,17 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from ingest.app.archive import parquet_archiver
-from ingest.app.database import timeouts
-from ingest.app.target import make_target
-from ingest.cli.find_database import owners_database
-from ingest.cli.parser import JSON, Command, flag
-from ingest.cli.terminal import Ending
+from ingest.app.storage import make_target, timeouts
+from ingest.cli.context import owners_database
+from ingest.cli.parser import JSON, Command, Ending, flag
 from ingest.config.loading import Loaded
 from ingest.model.errors import StartError
-from ingest.sinks.postgres.housekeeping import archived, archiving
-from ingest.sinks.postgres.housekeeping.archived import Contents
-from ingest.sinks.postgres.housekeeping.opening import opened
+from ingest.sinks.postgres.housekeeping import archive_job
+from ingest.sinks.postgres.housekeeping import archive_job as archiving
+from ingest.sinks.postgres.housekeeping.archive_job import Contents
 from ingest.sinks.postgres.housekeeping.plan import alone
-from ingest.sinks.postgres.housekeeping.view import look_at
+from ingest.sinks.postgres.housekeeping.table_state import look_at
+from ingest.sinks.postgres.sessions import opened
 from ingest.system.clock import rfc3339_or_us
 from ingest.system.words import counted
 
@@ -36,12 +35,12 @@ async def _run(args: argparse.Namespace, loaded: Loaded) -> Ending:
     ):
         span = settings.partition_span
         view = await look_at(connection, target.name, span, target=target, sizes=False)
-        contents = await archived.contents(connection, view.table)
-        pinned = await archived.pinned(connection, view.table)
+        contents = await archive_job.contents(connection, view.table)
+        pinned = await archive_job.pinned(connection, view.table)
         if args.command_of_group == "list":
             return _list(contents, pinned)
         if args.command_of_group == "release":
-            was = await archived.release(connection, view.table, args.name)
+            was = await archive_job.release(connection, view.table, args.name)
             said = "released" if was else "it was not restored, so there is nothing to release"
             return Ending({"released": was}, f"{args.name}: {said}", 0 if was else 1)
         archiver = parquet_archiver(settings)
@@ -53,7 +52,7 @@ async def _run(args: argparse.Namespace, loaded: Loaded) -> Ending:
             return Ending({"good": good, "faults": faults}, text, 1 if faults else 0)
         async with alone(connection, view.oid, within_s=ALONE_S_MAX):
             view = await look_at(connection, target.name, span, target=target, sizes=False)
-            (one,) = _named(await archived.contents(connection, view.table), [args.name])
+            (one,) = _named(await archive_job.contents(connection, view.table), [args.name])
             await archiving.restore(connection, view, one, archiver.rows(one))
     said = f"{args.name}: {counted(one.rows, 'reading')} are in the table until it is released"
     return Ending(_entry(one, {args.name}), said)
@@ -103,7 +102,7 @@ async def _faults(
         name = each.name
 
         async def record(name: str = name) -> Contents | None:
-            now = await archived.contents(connection, table)
+            now = await archive_job.contents(connection, table)
             return next((each for each in now if each.name == name), None)
 
         try:

@@ -9,12 +9,18 @@ import argparse
 from dataclasses import Field, fields
 from typing import Any
 
-from ingest.cli.parser import AllSettings, Command, OneOf, flag
-from ingest.cli.terminal import Ending
-from ingest.config.folders import state_dir
+from ingest.cli.parser import AllSettings, Command, Ending, OneOf, flag
 from ingest.config.loading import Loaded
-from ingest.config.settings import Settings, secret_names
-from ingest.config.text import bounds_text, env_example, groups, plain, toml_example
+from ingest.config.named_files import state_dir
+from ingest.config.settings import (
+    Settings,
+    bounds_text,
+    env_example,
+    groups,
+    plain,
+    secret_names,
+    toml_example,
+)
 from ingest.config.values import mask_url, nearest, shown
 from ingest.model.errors import ConfigError, StartError
 
@@ -39,7 +45,7 @@ def _one_value(name: str, settings: Settings) -> str:
     if name == "state_dir":
         return str(state_dir(settings))
     if name == "database_url":
-        from ingest.cli.find_database import known_url  # noqa: PLC0415
+        from ingest.cli.context import known_url  # noqa: PLC0415
 
         value = known_url(settings)
         if value is None:
@@ -48,7 +54,7 @@ def _one_value(name: str, settings: Settings) -> str:
                 f"{state_dir(settings)}; start one with `ingest serve`, or set INGEST_DATABASE_URL"
             )
     if name == "admin_token" and not value:
-        from ingest.cli.running_service import service_of  # noqa: PLC0415
+        from ingest.cli.context import service_of  # noqa: PLC0415
 
         value = service_of(settings).token
     return plain(value)

@@ -2,6 +2,8 @@
 
 The order: the configured servers, the embedded broker that a process runs in the state folder, and
 the same one started for the time of the command.
+
+What `ingest doctor` finds at the broker: its streams, its servers, its dead letters.
 """
 
 from __future__ import annotations
@@ -12,22 +14,28 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from ingest.app.broker import (
+from ingest.app.role import (
     configured_address,
     configured_monitors,
     make_embedded,
     note_rest,
+    wanted_dead_letters,
+    wanted_stream,
 )
+from ingest.broker import streams as manage
+from ingest.broker import watch
 from ingest.broker.connection import BrokerConnection, connected
 from ingest.broker.messages import StreamMessages
 from ingest.broker.roles import DEAD_LETTERS
-from ingest.cli.find_letters import FILES, STREAM
-from ingest.config.folders import state_dir
+from ingest.broker.streams import Wanted
+from ingest.cli.context import FILES, STREAM
+from ingest.cli.doctor.checks import FAIL, WARN, Check, judged
+from ingest.config.named_files import state_dir
 from ingest.config.settings import Settings
 from ingest.dead_letters.store import LetterStore, Selection, first
-from ingest.dead_letters.stream.store import StreamLetterStore
+from ingest.dead_letters.stream.letters import StreamLetterStore
 from ingest.embedded.broker import running_broker
-from ingest.model.errors import StartError
+from ingest.model.errors import IngestError, StartError
 from ingest.system import logs
 from ingest.system.state_folder import StateFolder, existing, running_service
 
@@ -114,3 +122,42 @@ async def letters_of_broker(
 def _has_left_stream(broker: Path) -> bool:
     """Whether the store of an embedded broker has the stream of the dead letters."""
     return any((broker / "store" / "jetstream").glob(f"*/streams/{DEAD_LETTERS}"))
+
+
+async def broker_checks(settings: Settings) -> list[Check]:
+    """Check the configured broker, or the one that runs in the state folder. None: no findings."""
+    folder = StateFolder(state_dir(settings))
+    try:
+        if not settings.broker_url and running_broker(folder.broker) is None:
+            return []
+        return await _checks(settings)
+    except IngestError as error:
+        return [Check("broker", FAIL, str(error))]
+
+
+async def _checks(settings: Settings) -> list[Check]:
+    wanted: list[Wanted] = [wanted_stream(settings), wanted_dead_letters(settings)]
+    async with broker(settings) as reached:
+        found = [await manage.look(reached.connection, each.names) for each in wanted]
+        letters = await StreamMessages(reached.connection, DEAD_LETTERS).find_state()
+    altered, degraded = (
+        [str(fault) for there, each in zip(found, wanted, strict=True) for fault in of(there, each)]
+        for of in (manage.altered, manage.degraded)
+    )
+    if not settings.broker_unsafe:
+        altered += map(str, watch.monitor_faults(reached.monitors))
+    kind = "configured" if settings.broker_url else "embedded"
+    waiting = 0 if letters is None else letters.messages
+    return [
+        judged(
+            "broker",
+            f"answers ({kind}); its streams are as they must be",
+            (altered, FAIL, f"{'; '.join(altered)}. See `ingest stream check`"),
+            (degraded, WARN, "; ".join(degraded)),
+        ),
+        judged(
+            "dead letters of the broker",
+            "none",
+            (waiting, WARN, f"{waiting:,} waiting; see `ingest dlq list`"),
+        ),
+    ]

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import argparse
 
-from ingest.cli.arguments import forward_name
-from ingest.cli.parser import Command, OneOf, flag, option_flags, options_of
+from ingest.cli.context import forward_name
+from ingest.cli.parser import Command, OneOf, flag, option_flags, options_of, say
 from ingest.cli.serve import on_uvloop
-from ingest.cli.terminal import say
 from ingest.config.forward_options import ForwardOptions
 from ingest.config.loading import Loaded
-from ingest.config.sources import read_secret
+from ingest.config.origins import read_secret
 from ingest.config.values import full_path
 
 
 def _run(args: argparse.Namespace, loaded: Loaded) -> int:
     from ingest.app.forwarding import ADMIN_LISTEN, ForwardWanted, forward  # noqa: PLC0415
-    from ingest.http_client.target import target_of  # noqa: PLC0415
+    from ingest.http_client.client import target_of  # noqa: PLC0415
 
     wanted = ForwardWanted(
         name=args.name,

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ingest.cli.parser import JSON, Command, flag
-from ingest.cli.running_service import ask
-from ingest.cli.terminal import Ending
+from ingest.cli.context import ask
+from ingest.cli.parser import JSON, Command, Ending, flag
 from ingest.config.loading import Loaded
-from ingest.model.verdict import LETTERS_FULL
+from ingest.model.causes import LETTERS_FULL
 from ingest.system.words import duration
 
 

@@ -12,16 +12,14 @@ from datetime import date
 from itertools import groupby
 from typing import Any
 
-from ingest.app.database import housekeeping_jobs, timeouts
-from ingest.app.target import make_target
-from ingest.cli.find_database import owners_database
-from ingest.cli.parser import JSON, Command, flag
-from ingest.cli.terminal import Ending
+from ingest.app.storage import housekeeping_jobs, make_target, timeouts
+from ingest.cli.context import owners_database
+from ingest.cli.parser import JSON, Command, Ending, flag
 from ingest.config.loading import Loaded
 from ingest.sinks.postgres.housekeeping import runs
+from ingest.sinks.postgres.housekeeping.partitions import DAY_US, END_US
 from ingest.sinks.postgres.housekeeping.plan import Did, Step
 from ingest.sinks.postgres.housekeeping.runs import Report
-from ingest.sinks.postgres.housekeeping.spans import DAY_US, END_US
 from ingest.system.clock import rfc3339_or_us
 from ingest.system.words import counted
 

@@ -15,13 +15,12 @@ from importlib import import_module
 
 from ingest import __version__
 from ingest.app import annexes
-from ingest.cli.parser import DEST, Command, Parser, add_command, hidden_settings
-from ingest.cli.terminal import Ending, as_typed
+from ingest.cli.parser import DEST, Command, Ending, Parser, add_command, as_typed, hidden_settings
 from ingest.config.loading import Loaded, load
 from ingest.config.settings import Settings
 from ingest.config.values import flag_name, full_path, nearest
 from ingest.model.errors import IngestError
-from ingest.system.surroundings import command_words
+from ingest.system.words import command_words
 
 OF_MAIN_HOUSE = {
     "serve": "run the service: take readings and write them to PostgreSQL",

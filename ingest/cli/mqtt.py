@@ -8,14 +8,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ingest.app.annexes import needs
-from ingest.cli.arguments import forward_name
-from ingest.cli.doctor_database import OK, WARN, Check
-from ingest.cli.parser import Command, flag, option_flags, options_of
+from ingest.cli.context import forward_name
+from ingest.cli.doctor.checks import OK, WARN, Check
+from ingest.cli.parser import Command, flag, option_flags, options_of, say
 from ingest.cli.serve import on_uvloop
-from ingest.cli.terminal import say
-from ingest.config.folders import state_dir
 from ingest.config.loading import Loaded
 from ingest.config.mqtt_options import MqttOptions
+from ingest.config.named_files import state_dir
 from ingest.config.settings import Settings
 from ingest.config.values import full_path
 from ingest.dead_letters.folder.segments import segments
@@ -44,8 +43,8 @@ def _run(args: argparse.Namespace, loaded: Loaded) -> int:
         mqtt,
         secret_of,
     )
-    from ingest.http_client.target import target_of  # noqa: PLC0415
-    from ingest.mqtt.broker_address import check_filter, mqtt_address  # noqa: PLC0415
+    from ingest.http_client.client import target_of  # noqa: PLC0415
+    from ingest.mqtt.connection import check_filter, mqtt_address  # noqa: PLC0415
 
     for topic in args.topic:
         check_filter(topic)
@@ -79,7 +78,7 @@ def _run(args: argparse.Namespace, loaded: Loaded) -> int:
 
 
 def _source_path(args: argparse.Namespace) -> str:
-    from ingest.formats.map_source import IN, NAME  # noqa: PLC0415
+    from ingest.formats.mapped.source import IN, NAME  # noqa: PLC0415
 
     for each in ("format", "ack"):
         if getattr(args, each):

@@ -12,7 +12,7 @@ from collections.abc import Coroutine
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from ingest.cli.find_database import database, known_url
+from ingest.cli.context import database, known_url
 from ingest.cli.parser import Command
 from ingest.config.loading import Loaded
 from ingest.config.settings import Settings

@@ -8,22 +8,19 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-from ingest.app.database import partitions_ahead, timeouts
-from ingest.app.target import make_target
-from ingest.cli.find_database import database, owners_database
-from ingest.cli.parser import JSON, Command, flag
-from ingest.cli.terminal import Ending
+from ingest.app.storage import make_target, partitions_ahead, timeouts
+from ingest.cli.context import database, owners_database
+from ingest.cli.parser import JSON, Command, Ending, flag
 from ingest.config.loading import Loaded
 from ingest.config.settings import Settings
 from ingest.model.errors import StartError
 from ingest.sinks.postgres import schema, wide_view
-from ingest.sinks.postgres.housekeeping import making, registry, versions
-from ingest.sinks.postgres.housekeeping.opening import opened
-from ingest.sinks.postgres.housekeeping.versions import SchemaState
-from ingest.sinks.postgres.housekeeping.view import look_at
-from ingest.sinks.postgres.make_table import first_partitions
-from ingest.sinks.postgres.session import as_start_error, connected
-from ingest.sinks.postgres.target import TargetTable
+from ingest.sinks.postgres.housekeeping import making, registry, runs
+from ingest.sinks.postgres.housekeeping.making import first_partitions
+from ingest.sinks.postgres.housekeeping.runs import SchemaState
+from ingest.sinks.postgres.housekeeping.table_state import look_at
+from ingest.sinks.postgres.schema import TargetTable
+from ingest.sinks.postgres.sessions import as_start_error, connected, opened
 
 Do = Callable[[Any, TargetTable, argparse.Namespace, Settings], Awaitable[Ending]]
 
@@ -123,14 +120,14 @@ async def _upgrade(
     look = await schema.look(connection, target)
     if look.difference:
         raise StartError(look.difference)
-    found = await versions.state_of(connection, look.target.name)
+    found = await runs.state_of(connection, look.target.name)
     if found.refuses:
         raise StartError(found.needs)
-    steps = versions.steps_from(found.version)
+    steps = runs.steps_from(found.version)
     due = [f"version {each.to}: {each.words}" for each in steps]
     done: list[str] = []
     if args.yes and due:
-        done = await versions.upgrade(connection, look.target.name, look.oid)
+        done = await runs.upgrade(connection, look.target.name, look.oid)
     answer = {
         "table": look.target.name,
         "version": found.version,

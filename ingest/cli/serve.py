@@ -7,8 +7,7 @@ import sys
 from collections.abc import Coroutine
 from typing import Any
 
-from ingest.cli.parser import AllSettings, Command
-from ingest.cli.terminal import say
+from ingest.cli.parser import AllSettings, Command, say
 from ingest.config.loading import Loaded
 
 EXIT_CODES = "exit codes: 0 no reading was lost, 3 some were, 2 it could not start"

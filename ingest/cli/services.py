@@ -6,9 +6,8 @@ import argparse
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from ingest.cli.parser import MOST_USED, AllSettings, Command, flag
+from ingest.cli.parser import MOST_USED, AllSettings, Command, flag, say
 from ingest.cli.serve import EXIT_CODES, collect_rarely, of_terminal, on_uvloop
-from ingest.cli.terminal import say
 from ingest.config.loading import Loaded
 
 if TYPE_CHECKING:
@@ -88,7 +87,7 @@ async def _run_role(
     from ingest.app.role import alone, led  # noqa: PLC0415
     from ingest.system import logs  # noqa: PLC0415
     from ingest.system.control import ControlChannel  # noqa: PLC0415
-    from ingest.system.limits import raise_open_files_limit  # noqa: PLC0415
+    from ingest.system.process_setup import raise_open_files_limit  # noqa: PLC0415
 
     if args.control_fd is None:
         settings = loaded.settings

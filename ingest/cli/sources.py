@@ -7,18 +7,16 @@ import sys
 from typing import Any
 
 from ingest.app.rules import make_rules, make_sources
-from ingest.cli.parser import JSON, Command, flag
-from ingest.cli.terminal import Ending
+from ingest.cli.parser import JSON, Command, Ending, flag
 from ingest.config.loading import Loaded
 from ingest.config.settings import Settings
 from ingest.config.values import nearest
-from ingest.formats.map_documents import form_in
-from ingest.formats.map_post import MapPost, decode
-from ingest.formats.map_presets import PRESETS
-from ingest.formats.map_source import IN, Source, compile_source
+from ingest.formats.mapped.body import MapPost, decode
+from ingest.formats.mapped.documents import form_in
+from ingest.formats.mapped.source import IN, PRESETS, Source, compile_source
 from ingest.formats.post import Post
+from ingest.model.block import decode_rows
 from ingest.model.errors import IngestError, Refused
-from ingest.model.rows import decode_rows
 from ingest.system.clock import monotonic_s, rfc3339_or_us, unix_us
 
 EXIT_FAULTS = 1

@@ -10,13 +10,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
-from ingest.app.broker import wanted_dead_letters, wanted_stream
-from ingest.broker import manage, monitor
-from ingest.broker.manage import Found, Info, StreamFault
-from ingest.broker.streams import Names, Wanted
+from ingest.app.role import wanted_dead_letters, wanted_stream
+from ingest.broker import streams as manage
+from ingest.broker import watch
+from ingest.broker.streams import Found, Info, Names, StreamFault, Wanted
 from ingest.cli.find_broker import Reached, broker
-from ingest.cli.parser import JSON, Command, flag
-from ingest.cli.terminal import Ending
+from ingest.cli.parser import JSON, Command, Ending, flag
 from ingest.config.loading import Loaded
 from ingest.config.settings import Settings
 from ingest.formats.timestamp import text_us
@@ -72,7 +71,7 @@ async def _check(
         for each in wanted
         for fault in manage.faults(await manage.look(reached.connection, each.names), each)
     ]
-    unsafe = [] if settings.broker_unsafe else monitor.monitor_faults(reached.monitors)
+    unsafe = [] if settings.broker_unsafe else watch.monitor_faults(reached.monitors)
     named = {"stream": faults, "broker_unsafe": unsafe}
     listed = [{"what": what, **each._asdict()} for what, some in named.items() for each in some]
     document = {"fits": not listed, "findings": listed}

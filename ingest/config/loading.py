@@ -2,6 +2,8 @@
 
 A flag wins over the environment, that over the TOML file, and that over the default. A wrong value
 raises a ConfigError that names the setting and its origin.
+
+The names of the table and its columns in the settings: as in PostgreSQL's catalog, no quotes.
 """
 
 from __future__ import annotations
@@ -13,22 +15,50 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ingest.config.broker_url import check_monitor_urls, split_broker_url
-from ingest.config.forward_names import forward_names
-from ingest.config.host_names import header_name, host_names
-from ingest.config.networks import networks
+from ingest.config.origins import gather
 from ingest.config.settings import ROW_BYTES_MAX, Settings, split_address
-from ingest.config.sources import gather
-from ingest.config.table_names import COLUMNS, check_name, repeated_column
 from ingest.config.values import (
     check_database_url,
+    check_monitor_urls,
     check_token,
     checked,
     duration_us,
+    forward_names,
+    header_name,
+    host_names,
     moment_us,
+    networks,
     shown,
+    split_broker_url,
 )
 from ingest.model.errors import ConfigError
+
+NAME_BYTES_MAX = 63  # PostgreSQL cuts longer names silently
+COLUMNS = ("column_ts", "column_device_id", "column_metric", "column_value")
+
+
+def check_name(name: str) -> None:
+    """Check the name of a table or a column. Raises ValueError."""
+    if not name:
+        raise ValueError("is empty")
+    if not name.isprintable():
+        raise ValueError("has a character that cannot be printed")
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise ValueError("is not UTF-8") from None
+    if size > NAME_BYTES_MAX:
+        raise ValueError(f"has {size} bytes; PostgreSQL allows {NAME_BYTES_MAX}")
+
+
+def repeated_column(settings: Settings) -> tuple[str, str] | None:
+    """Return the two settings that name the same column, or None."""
+    seen = dict[str, str]()
+    for each in COLUMNS:
+        first = seen.setdefault(getattr(settings, each), each)
+        if first != each:
+            return first, each
+    return None
 
 
 class Loaded(NamedTuple):

@@ -3,15 +3,67 @@
 A setting `batch_rows` is `batch_rows` in the TOML file, INGEST_BATCH_ROWS in the environment and
 `--batch-rows` on the command line. loading.py reads them.
 The help, the tables of the documents and the example files are printed from these declarations.
+
+The settings of the table that is kept for years. The last groups of the documents have them.
+
+They are a part of Settings, in a file of their own because that one has so many.
+
+The settings as text: bounds, help, two example files.
+
+All of it is printed from the declarations in settings.py, so nothing is written twice.
 """
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, fields
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, Field, dataclass, fields
+from typing import Any
 
-from ingest.config.table_settings import TableSettings
-from ingest.config.values import GIB, KIB, MIB, TIB, setting
+from ingest.config.values import GIB, KIB, MIB, TIB, env_name, setting, shown, unit
 from ingest.model.reading import NAME_BYTES_MAX
+
+PARTITION_SPAN = "day"  # the default
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TableSettings:
+    """Partitions of the table, and who looks after them."""
+
+    partition_span: str = setting(
+        PARTITION_SPAN,
+        "a new table has a partition for each day or month (UTC); none: it is one plain table",
+        one_of=("none", "day", "month"),
+        opens="The table, for years",
+    )
+    partitions_max: int = setting(
+        4_000,
+        "most partitions; for late readings half of those that are left are made in a day, without "
+        "one they become dead letters (no_partition)",
+        within=(10, 100_000),
+    )
+    keep_hot: str = setting(
+        "", "how long readings stay in the table, such as 30d, 12h, 8w or 2y; empty: for ever"
+    )
+    archive_dir: str = setting(
+        "", "folder for Parquet files of readings that leave the table; empty: they are dropped"
+    )
+    housekeeping_url: str = setting(
+        "",
+        "URL with the role that owns the table, for the housekeeping; empty: database_url",
+        secret=True,
+    )
+    housekeeping_url_file: str = setting(
+        "", "file that contains housekeeping_url; read again at each connect"
+    )
+    housekeeping: bool = setting(
+        True, "the service does the housekeeping; false: a timer must run `ingest housekeeping run`"
+    )
+    rollups: bool = setting(
+        False, "compute count, least, greatest, sum, first, last for each hour, day and series"
+    )
+    keep_rollups: str = setting("", "how long rollups stay, such as 2y; empty: for ever")
+
 
 ROW_BYTES_MAX = 34 + 2 * NAME_BYTES_MAX  # of one row (model/rows.py shows its layout)
 HOLD_PROBE_S_MAX = 5.0
@@ -276,3 +328,84 @@ def secret_names() -> set[str]:
 
 
 assert all(each.default is not MISSING for each in fields(Settings)), "every setting has a default"
+
+
+def groups() -> Iterator[tuple[str, list[Field[Any]]]]:
+    """Yield (title, settings) in the order of their declaration, those of TableSettings last."""
+    title, members = "", list[Field[Any]]()
+    last = {each.name for each in fields(TableSettings)}
+    for each in sorted(fields(Settings), key=lambda each: each.name in last):
+        if each.metadata["opens"]:
+            if members:
+                yield title, members
+            title, members = each.metadata["opens"], []
+        members.append(each)
+    yield title, members
+
+
+def default_text(declared: Field[Any]) -> str:
+    """Return a default for people: `64 MiB`, or `empty`."""
+    return shown(declared.name, declared.default) or "empty"
+
+
+def bounds_text(declared: Field[Any]) -> str:
+    """Return the allowed values: `1 KiB to 64 MiB`, `copy, insert`, `true, false`, or nothing."""
+    if declared.metadata["one_of"]:
+        return ", ".join(declared.metadata["one_of"])
+    if isinstance(declared.default, bool):
+        return "true, false"
+    if declared.metadata["within"] is None:
+        return ""
+    word = unit(declared.name)
+    least, most = (shown(declared.name, each) for each in declared.metadata["within"])
+    if word != "bytes" or least == "0 bytes":
+        least = least.removesuffix(word).strip()
+    return f"{least} to {most}"
+
+
+def metavar(declared: Field[Any]) -> str:
+    """Return the placeholder of a value in --help."""
+    if declared.metadata["one_of"] or isinstance(declared.default, bool):
+        return bounds_text(declared).replace(", ", "|")
+    words = {"bytes": "BYTES", "rows": "ROWS", "s": "SECONDS", "days": "DAYS", "rows/s": "ROWS"}
+    return words.get(unit(declared.name), "TEXT" if isinstance(declared.default, str) else "N")
+
+
+def help_text(declared: Field[Any], why: str = "") -> str:
+    """Return one line for --help: the meaning (or `why`), the default, the bounds."""
+    limits = "" if declared.metadata["within"] is None else bounds_text(declared)
+    bounds = f"[{default_text(declared)}{'; ' + limits if limits else ''}]"
+    return f"{why or declared.metadata['why']} {bounds}"
+
+
+def env_example() -> str:
+    """Return a file of environment variables with every default, commented out."""
+    head = (
+        "# Settings of iot-ingest as environment variables; each line shows its default.\n"
+        "# Sizes may be written as 64MiB. Printed by `ingest config --env`.\n"
+    )
+    return head + _example(lambda each: f"#{env_name(each.name)}={plain(each.default)}")
+
+
+def toml_example() -> str:
+    """Return a TOML file with every default, commented out."""
+    head = (
+        "# Settings of iot-ingest, for `--config FILE` or INGEST_CONFIG; each line shows its\n"
+        '# default. Sizes may be written as "64MiB". Printed by `ingest config --toml`.\n'
+    )
+    return head + _example(lambda each: f"#{each.name} = {json.dumps(each.default)}")
+
+
+def _example(line: Callable[[Field[Any]], str]) -> str:
+    text = ""
+    for title, members in groups():
+        text += f"\n# ---- {title}\n"
+        for each in members:
+            limits = bounds_text(each)
+            text += f"\n# {each.metadata['why']}{'; ' + limits if limits else ''}\n{line(each)}\n"
+    return text
+
+
+def plain(value: Any) -> str:
+    """Write a value as the environment and a script take it: `true`, `100000`."""
+    return str(value).lower() if isinstance(value, bool) else str(value)

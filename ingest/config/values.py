@@ -1,6 +1,14 @@
 """The value of one setting: how it is declared, read, checked and shown.
 
 The unit of a setting is the end of its name. The settings themselves are in settings.py.
+
+The setting `trusted_proxies`: networks of addresses.
+
+Names of hosts and headers of the data port that an operator gave it.
+
+The URL of the broker: how it is read and checked.
+
+The names of forwarders: how they are written, and checked.
 """
 
 from __future__ import annotations
@@ -9,9 +17,10 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import Field, field
 from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 from ingest.model.errors import ConfigError
 
@@ -237,3 +246,98 @@ def moment_us(text: str) -> int:
     except (ValueError, OverflowError):
         pass
     raise ValueError(f"{text!r} is not RFC 3339 with an offset, such as 2000-01-01T00:00:00Z")
+
+
+def networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    """Return the networks of a text such as `10.0.0.0/8, ::1`. Raises ValueError."""
+    found = []
+    for each in filter(None, (part.strip() for part in text.split(","))):
+        try:
+            found.append(ip_network(each))
+        except ValueError as error:
+            raise ValueError(f"{each!r} is not an address or network: {error}") from error
+    return tuple(found)
+
+
+_HEADER = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,63}")
+# Each has a meaning of its own.
+_OTHERS = frozenset(
+    {"authorization", "x-api-key", "x-auth-token", "x-forwarded-for", "host", "content-length"}
+)
+_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
+
+
+def host_names(text: str) -> frozenset[str]:
+    """Return the names in a text with commas, in small letters. Raises ValueError."""
+    names = [each.strip().lower() for each in text.split(",") if each.strip()]
+    for each in names:
+        if not _NAME.fullmatch(each):
+            raise ValueError(f"{each[:80]!r} is no host name (without scheme and port)")
+    return frozenset(names)
+
+
+def header_name(text: str) -> str:
+    """Return the name of a header, which may be empty. Raises ValueError."""
+    if text and (not _HEADER.fullmatch(text) or text.lower() in _OTHERS):
+        raise ValueError(
+            f"{text[:80]!r} is no name of a header that can be used here: it has letters, digits "
+            "and `-`, and no other meaning, as Host or Authorization have"
+        )
+    return text
+
+
+NATS_PORT = 4222
+
+
+def split_broker_url(url: str) -> tuple[tuple[str, ...], str, str]:
+    """Return servers, user and password of `nats://user:password@host:4222,host2:4222`.
+
+    Each server is a URL without user and password, with its port. Raises ValueError with a sentence
+    for the user.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme not in {"nats", "tls"}:
+        raise ValueError("does not begin with nats:// or tls://")
+    login, _, hosts = rest.rpartition("@")
+    user, _, password = login.partition(":")
+    servers = tuple(f"{scheme}://{each.strip()}" for each in hosts.rstrip("/").split(","))
+    unreadable = any(mark in login for mark in "@/?#")
+    named = []
+    try:
+        for each in map(urlsplit, servers):
+            unreadable |= bool(each.path or each.query or not each.hostname)
+            named.append(f"{scheme}://{each.hostname}:{each.port or NATS_PORT}")
+    except ValueError:
+        unreadable = True
+    if unreadable:
+        raise ValueError(
+            "cannot be read as a URL; in a password write / as %2F, ? as %3F, # as %23 and @ as %40"
+        )
+    return tuple(named), unquote(user), unquote(password)
+
+
+def check_monitor_urls(urls: str) -> None:
+    """Raise ValueError if these are no URLs with commas between them."""
+    for each in filter(None, urls.split(",")):
+        parts = urlsplit(each.strip())
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError(f"{each!r} is not http://HOST:PORT")
+
+
+NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
+
+
+def check_forward_name(name: str) -> None:
+    """Raise ValueError if this cannot be a name: it is a part of a subject, and of a path."""
+    if not NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is not a name of 1 to 32 letters, digits, - and _")
+
+
+def forward_names(text: str) -> tuple[str, ...]:
+    """Return the names of a list with commas. Raises ValueError with a sentence for the user."""
+    names = tuple(each.strip() for each in text.split(",") if each.strip())
+    for each in names:
+        check_forward_name(each)
+    if len(set(names)) != len(names):
+        raise ValueError(f"{text!r} has a name twice")
+    return names

@@ -17,8 +17,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from ingest.dead_letters.store import LiveLetter, Selection
-from ingest.model.ack import Ack, Outcome
-from ingest.model.block import Block
+from ingest.model.block import Ack, Block, Outcome, encode_reading
 from ingest.model.errors import (
     BrokerAway,
     BrokerRefused,
@@ -27,14 +26,11 @@ from ingest.model.errors import (
     Stopping,
 )
 from ingest.model.ledger import Ledger
-from ingest.model.letter import DRAINED, EXHAUSTED, Letter
 from ingest.model.ports import BufferStats, Inlet
-from ingest.model.reading import name_fault
-from ingest.model.rows import encode_reading
-from ingest.system.backoff import backoff_s
+from ingest.model.reading import DRAINED, EXHAUSTED, Letter, name_fault
 from ingest.system.clock import monotonic_s, sleep_unless
 from ingest.system.logs import get_logger
-from ingest.system.waiting import first_of
+from ingest.system.waiting import backoff_s, first_of
 
 REPLAYED = Selection(reasons=(EXHAUSTED, DRAINED))
 BLOCK_ROWS_MAX = 500  # small beside a live batch, so it delays live readings little

@@ -24,8 +24,7 @@ from zlib import crc32
 
 import orjson
 
-from ingest.model.letter import JSON, READINGS, Letter
-from ingest.model.reading import Reading
+from ingest.model.reading import JSON, READINGS, Letter, Reading
 from ingest.system.clock import rfc3339_or_us
 
 VERSION = 1

@@ -12,11 +12,11 @@ from hashlib import blake2b
 import orjson
 
 from ingest.dead_letters.format import ID_CHARACTERS, utf8
-from ingest.formats.line_protocol import has_usable_time
+from ingest.formats.lines.body import has_usable_time
 from ingest.formats.post import Rules
 from ingest.formats.timestamp import number_us, text_us
-from ingest.model.letter import JSON, LINE, MAPPED, Letter
-from ingest.model.rows import PG_EPOCH_US
+from ingest.model.block import PG_EPOCH_US
+from ingest.model.reading import JSON, LINE, MAPPED, Letter
 
 # The times of the settings' defaults.
 DEFAULT_RULES = Rules(post_rows_max=1_000, ts_min_us=PG_EPOCH_US, ts_ahead_us_max=86_400_000_000)

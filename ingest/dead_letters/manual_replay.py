@@ -26,23 +26,23 @@ from ingest.dead_letters.format import (
     time_in,
 )
 from ingest.dead_letters.store import LiveLetter
-from ingest.formats.line_item import LINE_BYTES_MAX
-from ingest.formats.line_protocol import decode_item
-from ingest.formats.line_series import Naming
-from ingest.formats.map_documents import UNREADABLE
-from ingest.formats.map_post import decode_item as decode_document
-from ingest.formats.map_roots import roots_of
-from ingest.formats.map_source import IN
-from ingest.formats.media_type import DECODE_ITEM
+from ingest.formats.lines.body import decode_item
+from ingest.formats.lines.careful import LINE_BYTES_MAX
+from ingest.formats.lines.keys import Naming
+from ingest.formats.mapped.body import decode_item as decode_document
+from ingest.formats.mapped.body import roots_of
+from ingest.formats.mapped.documents import UNREADABLE
+from ingest.formats.mapped.source import IN
+from ingest.formats.media_types import DECODE_ITEM
 from ingest.formats.post import Decoded, Post, Rules
 from ingest.formats.timestamp import UNITS
-from ingest.model.ack import Refusal
+from ingest.model.block import Refusal
+from ingest.model.causes import OF_ONE_ROW, Verdict, WriteFailed
 from ingest.model.errors import Refused, ReplayStopped
-from ingest.model.letter import INVALID, JSON, LINE, MAPPED, Letter
 from ingest.model.ports import Sink, Stored
-from ingest.model.verdict import OF_ONE_ROW, Verdict, WriteFailed
-from ingest.system.backoff import backoff_s
+from ingest.model.reading import INVALID, JSON, LINE, MAPPED, Letter
 from ingest.system.clock import monotonic_s, unix_us
+from ingest.system.waiting import backoff_s
 
 BATCH_ROWS = 1_000
 TRIES_MAX = 5

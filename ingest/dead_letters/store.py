@@ -20,7 +20,7 @@ import orjson
 
 from ingest.dead_letters.format import ID_AT, ID_CHARACTERS, REASON_AT, BadLine, Line, decode_line
 from ingest.model.codes import NOT_ALLOWED
-from ingest.model.letter import Letter
+from ingest.model.reading import Letter
 
 IDS_COUNTED_MAX = 1_000_000  # beyond that, an id that is there twice is listed twice
 PART_LETTERS = 1_000

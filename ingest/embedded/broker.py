@@ -6,22 +6,37 @@ is ended before the next start: two servers never write to one store. If only th
 does not answer any more, it is started again, on the same port if that is free. Its passwords are
 new at each start.
 Does not: make streams.
+
+The configuration of the embedded nats-server, as text.
+
+Promises: it listens on the loopback only, lets in nobody without a password, and syncs each message
+to the disk before it acknowledges it. The path of its monitor port is a secret, because that port
+asks nobody for a password.
+
+The nats-server program: where it is.
+
+Does not: look at its version. What it can do is seen by the settings that it reports.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import secrets
 import shutil
 import signal
+import sysconfig
+from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
 from ingest.broker.envelope import Address
-from ingest.broker.monitor import ask, is_answering
-from ingest.embedded.broker_config import Endpoints, config_text, new_endpoints
+from ingest.broker.roles import ROLES, Permissions, inboxes_of
+from ingest.broker.watch import ask, is_answering
 from ingest.embedded.programs import DatabaseUser, clean_environment, command
 from ingest.embedded.running import Launched, Server, ServerWords, tail_of
 from ingest.model.errors import StartError
@@ -38,6 +53,83 @@ from ingest.system.logs import get_logger
 from ingest.system.loopback import free_port
 from ingest.system.orphans import lock_of_children
 from ingest.system.waiting import first_of
+
+LOG_BYTES_MAX = 8 * 1024**2
+ACCOUNT = "IOT_INGEST"
+
+
+class Endpoints(NamedTuple):
+    """Where the server listens, and how to log in there."""
+
+    port: int
+    monitor_port: int
+    monitor_path: str
+    passwords: Mapping[str, str]  # by role
+
+    @property
+    def server(self) -> str:
+        """The URL for clients."""
+        return f"nats://127.0.0.1:{self.port}"
+
+    @property
+    def monitor_url(self) -> str:
+        """The URL of the monitor port."""
+        return f"http://127.0.0.1:{self.monitor_port}{self.monitor_path}"
+
+
+def new_endpoints(port: int, monitor_port: int) -> Endpoints:
+    """Return endpoints with new passwords."""
+    passwords = {role: secrets.token_urlsafe(24) for role in ROLES}
+    return Endpoints(port, monitor_port, f"/{secrets.token_urlsafe(24)}", passwords)
+
+
+def config_text(
+    at: Endpoints, *, store: Path, log: Path, store_bytes_max: int, payload_bytes_max: int
+) -> str:
+    """Return the text of the configuration file. It has passwords."""
+    users = "\n".join(
+        "      "
+        + json.dumps(
+            {"user": role, "password": at.passwords[role], "permissions": rights(role, may)}
+        )
+        for role, may in ROLES.items()
+    )
+    return f"""# iot-ingest writes this file at each start of the embedded broker.
+server_name: iot-ingest
+listen: "127.0.0.1:{at.port}"
+http: "127.0.0.1:{at.monitor_port}"
+http_base_path: {_quoted(at.monitor_path)}
+log_file: {_quoted(str(log))}
+logfile_size_limit: {LOG_BYTES_MAX}
+logfile_max_num: 2
+max_payload: {payload_bytes_max}
+max_pending: {max(64 * 1024**2, 2 * payload_bytes_max)}
+jetstream {{
+  store_dir: {_quoted(str(store))}
+  max_file: {store_bytes_max}
+  max_mem: 1048576
+  sync_interval: always
+}}
+accounts {{
+  {ACCOUNT} {{
+    jetstream: enabled
+    users: [
+{users}
+    ]
+  }}
+}}
+"""
+
+
+def rights(role: str, may: Permissions) -> dict[str, dict[str, list[str]]]:
+    """Return the permissions of a role, as the configuration has them."""
+    publish = {"allow": list(may.publish), **({"deny": list(may.never)} if may.never else {})}
+    return {"publish": publish, "subscribe": {"allow": [inboxes_of(role), *may.hear]}}
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
 
 LOCK_S_MAX = 10.0  # for a command that runs the broker for its own time
 KILL_S_MAX = 5.0
@@ -241,3 +333,25 @@ def _is_ready(at: Endpoints) -> bool:
         return ask(at.monitor_url, "/healthz").get("status") == "ok"
     except (OSError, HTTPException, ValueError):
         return False
+
+
+NAME = "nats-server"
+
+
+def find_program(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return the program: that of the wheel, or the one on the PATH.
+
+    Raises StartError, with what to install or to set.
+    """
+    ours = Path(sysconfig.get_path("scripts")) / NAME
+    if _runs(ours):
+        return ours
+    if on_path := shutil.which(NAME, path=environ.get("PATH")):
+        return Path(on_path).resolve()
+    raise StartError(
+        "no nats-server found: install iot-ingest[roles], or set broker_url to running servers"
+    )
+
+
+def _runs(program: Path) -> bool:
+    return program.is_file() and os.access(program, os.X_OK)

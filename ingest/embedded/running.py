@@ -17,8 +17,8 @@ from typing import ClassVar, NamedTuple
 
 from ingest.model.errors import StartError
 from ingest.system import clock
-from ingest.system.backoff import Backoff
 from ingest.system.files import Lock
+from ingest.system.waiting import Backoff
 
 START_S_MAX = 120.0  # it reads its store, or recovers after a crash
 RESTART_S_MIN, RESTART_S_MAX = 0.1, 10.0

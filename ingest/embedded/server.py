@@ -16,8 +16,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ingest.embedded import data as postgres_data
-from ingest.embedded.access import write_access_rules
-from ingest.embedded.data import Home
+from ingest.embedded.data import (
+    PORT,
+    SOCKET,
+    Home,
+    make_private,
+    make_socket_folder,
+    remove_socket_folder,
+    sweep_left_overs,
+    write_access_rules,
+)
 from ingest.embedded.programs import clean_environment, command
 from ingest.embedded.running import (
     START_S_MAX,
@@ -27,18 +35,10 @@ from ingest.embedded.running import (
     end_process,
     tail_of,
 )
-from ingest.embedded.sockets import (
-    PORT,
-    SOCKET,
-    make_private,
-    make_socket_folder,
-    remove_socket_folder,
-    sweep_left_overs,
-)
 from ingest.model.errors import StartError
 from ingest.system import clock
-from ingest.system.limits import memory_bytes
 from ingest.system.logs import get_logger
+from ingest.system.process_setup import memory_bytes
 from ingest.system.waiting import first_of
 
 SETTINGS: dict[str, str] = {

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from msgspec import Struct
 
-from ingest.formats.map_source import Source
+from ingest.formats.mapped.source import Source
 from ingest.model.block import Block
 from ingest.model.errors import Refused
 

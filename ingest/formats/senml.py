@@ -6,24 +6,194 @@ counted; the sum `s` is a metric of its own. A record that only has base fields 
 The unit is a part of the metric: a name may have several. Unknown fields are ignored.
 Promises: the bytes of an error are a pack of one record without its brackets: the base fields are
 written into it. So it is read later as what it was.
+
+A record of SenML: read exactly, written for the dead letters, its faults.
+
+Does not: know the state of a pack, which the caller gives.
+
+The state of a SenML pack (RFC 8428): base fields, and the name and time of a record with them.
+
+Promises: a resolved record depends only on what the RFC calls resolved; how a sender splits names
+and times between base fields and records changes nothing. Times and integers are exact.
+Does not: know JSON, or which readings are kept.
 """
 
 from __future__ import annotations
 
+import json
+import math
+import re
 from collections.abc import Generator, Iterable
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
-from ingest.formats.item_reader import ItemReader, ItemReadings, require_possible
-from ingest.formats.json_item import value_of
-from ingest.formats.json_post import originals_of
-from ingest.formats.json_slices import SPACE, slices
+from ingest.formats.block_builder import ItemReader, ItemReadings, require_possible
+from ingest.formats.json.body import originals_of
+from ingest.formats.json.careful import PAIRS, Pairs, value_of
+from ingest.formats.json_slices import SPACE, not_json, slices
 from ingest.formats.line_escapes import tags_text
 from ingest.formats.post import Decoded, ItemError, Post, Steps, finished
-from ingest.formats.senml_record import Bad, alone, error_of, exactly
-from ingest.formats.senml_state import BASE, SUM, Base, Number, split_name, time_us
-from ingest.model.codes import NOT_ALLOWED
+from ingest.formats.timestamp import Fault, sum_us
+from ingest.model.codes import ITEM_CODES, NOT_ALLOWED
 from ingest.model.errors import Refused
 from ingest.model.reading import name_fault
+
+VERSION_MAX = 10  # of SenML
+RELATIVE_US = (1 << 28) * 1_000_000  # a smaller time counts from now
+SUM = ",sum"  # no name of SenML has a comma, so this is no other metric
+# Of `bn` and `bu`, which are joined with each name of a pack; device and metric have 256 each.
+BASE_CHARACTERS_MAX = 600
+SHORT_NAME = 300  # in characters; longer ones are not kept in memory
+NO_NAME = "value"  # the metric if a name is that of a device only
+
+BASE = frozenset({"bn", "bt", "bu", "bv", "bs", "bver"})
+_KINDS: dict[str, tuple[type, ...]] = {
+    "bn": (str,),
+    "bt": (int, float),
+    "bu": (str,),
+    "bv": (int, float),
+    "bs": (int, float),
+    "bver": (int, float),  # 1e1 is 10
+}
+# RFC 9039: the device ends before the next separator.
+_URN = re.compile(r"(urn:dev:[^:/_]+:[^:/_]+)(?:[:/_]+(.*))?", re.IGNORECASE | re.DOTALL)
+_LAST = re.compile(r"[:/](?=[^:/]*$)")
+
+Number = int | float
+
+
+class Base(NamedTuple):
+    """The base fields that are in effect; None: not set."""
+
+    bn: str = ""
+    bt: Number | None = None
+    bv: Number | None = None
+    bs: Number | None = None
+    bver: Number | None = None
+    bu: str = ""
+
+    def after(self, record: dict[str, Any]) -> Base:
+        """Return the base with the fields of a record.
+
+        Raises Refused (`not_senml`) if one is wrong: all later records would be read wrongly.
+        """
+        changed: dict[str, Any] = {}
+        for field in BASE & record.keys():
+            value = record[field]
+            if type(value) not in _KINDS[field]:
+                raise Refused("not_senml", f"the base field `{field}` has the wrong type")
+            if type(value) is float and not math.isfinite(value):
+                raise Refused("not_senml", f"the base field `{field}` does not fit into a float64")
+            if type(value) is str and len(value) > BASE_CHARACTERS_MAX:
+                why = f"the base field `{field}` has more than {BASE_CHARACTERS_MAX} characters"
+                raise Refused("not_senml", why)
+            if field == "bver" and not (1 <= value <= VERSION_MAX and value % 1 == 0):
+                raise Refused("not_senml", f"only versions of SenML up to {VERSION_MAX} are known")
+            changed[field] = value
+        return self._replace(**changed)
+
+    def fields(self) -> dict[str, Any]:
+        """Return the fields as a record has them."""
+        return {name: value for name, value in self._asdict().items() if value not in (None, "")}
+
+
+def time_us(base: Number | None, own: Number | None, received_us: int) -> int | Fault:
+    """Return the time of a record in Unix microseconds, half to even."""
+    us = sum_us(base or 0, own or 0)
+    if not isinstance(us, int) or us >= RELATIVE_US:
+        return us
+    return received_us + us
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Return the device and the metric of a record's whole name; the device may be empty."""
+    return _split(name) if len(name) <= SHORT_NAME else _split.__wrapped__(name)
+
+
+@lru_cache(maxsize=8_192)
+def _split(name: str) -> tuple[str, str]:
+    urn = _URN.fullmatch(name)
+    if urn is not None:
+        return urn[1], urn[2] or NO_NAME
+    last = _LAST.search(name)
+    if last is None:
+        return "", name
+    device, metric = name[: last.start()].rstrip(":/"), name[last.end() :]
+    if not metric:
+        return device, NO_NAME
+    if device.startswith(("/", ":")) or not device:
+        return "", name.lstrip(":/")
+    return device, metric
+
+
+_TEXTS = {
+    "missing_field": "has none of v, vb, vs, vd and s",
+    "both_shapes": "has more than one of v, vb, vs and vd",
+    "unknown_field": "ends with _ and is unknown, so the record must not be used (RFC 8428)",
+    "no_device": "has no device: a name is like urn:dev:mac:0123:temperature or room-1/temperature",
+    "ts_in_future": "is beyond the newest accepted time",
+    "ts_too_old": "is before the oldest accepted time",
+}
+
+
+class Bad(Exception):
+    """A fault of a record: its field and its code."""
+
+    def __init__(self, field: str | None, code: str) -> None:
+        super().__init__(field, code)
+        self.field = field
+        self.code = code
+
+
+def exactly(original: bytes) -> Any:
+    """Return a record with exact integers. Raises Bad if a name stands in it twice.
+
+    Raises Refused if that is a base field, or if it is nested too deeply.
+    """
+    try:
+        pairs = PAIRS.decode(original.decode())
+    except RecursionError as fault:
+        raise not_json(fault) from None
+    if type(pairs) is not Pairs:
+        return pairs
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen and name in BASE:
+                raise Refused("not_senml", f"the base field `{name}` appears twice in one record")
+            if name in seen:
+                raise Bad(name[:64], "repeated_field")
+            seen.add(name)
+    return record
+
+
+def alone(original: bytes, record: Any, base: Base) -> bytes:
+    """Return the bytes of a record with the base fields that it has from the records before."""
+    if original[:1] != b"{":
+        return original
+    own = record if type(record) is dict else {}
+    inherited = {name: each for name, each in base.fields().items() if name not in own}
+    if not inherited:
+        return original
+    inner = original[1:].lstrip(SPACE)
+    comma = b"" if inner == b"}" else b","
+    return (
+        json.dumps(inherited, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")[
+            :-1
+        ]
+        + comma
+        + inner
+    )
+
+
+def error_of(bad: Bad, item: int, original: bytes, *, told: bool) -> ItemError:
+    """Return the error of a record; with a text of its own if somebody is told."""
+    usual = ITEM_CODES[bad.code]
+    return ItemError(
+        item, bad.field, bad.code, _TEXTS.get(bad.code, usual) if told else usual, original
+    )
+
 
 WHOLE_BYTES = 4 * 1024  # a body of this size is decoded in one step
 _VALUES = ("v", "vb", "vs", "vd")

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from operator import add
 
+from ingest.model.block import device_needles, metric_after
 from ingest.model.reading import NAME_CHARACTERS_MAX, name_fault
-from ingest.model.rows import device_needles, metric_after
 
 KEPT_BYTES_MAX = 8 * 1024 * 1024  # of all names: 30,000 devices
 TOLD_AT_ONCE = 1_000  # devices: some 0.1 ms of work for a registry

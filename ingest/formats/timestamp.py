@@ -16,7 +16,7 @@ from typing import NamedTuple, cast
 
 import msgspec
 
-from ingest.model.rows import PG_EPOCH_US
+from ingest.model.block import PG_EPOCH_US
 from ingest.system.words import quoted
 
 Fault = tuple[str, str]  # a key of codes.ITEM_CODES, and a message for the client

@@ -5,10 +5,13 @@ bytes that are not HTTP, and those after a request with an Upgrade header (which
 A head ends with an empty line, and so does a chunked body. So the parser gets the bytes up to the
 next empty line, and then says whether this was the end.
 Does not: keep bytes that it has not given to the parser, or know what becomes of a request.
+
+Whether the socket of one connection is read.
 """
 
 from __future__ import annotations
 
+import asyncio
 from asyncio import AbstractEventLoop
 from importlib.metadata import version
 from typing import Any, cast
@@ -17,11 +20,60 @@ from aiohttp import StreamReader, http_parser, web
 from aiohttp.http import HttpRequestParser
 from aiohttp.http_exceptions import BadHttpMessage
 
-from ingest.http.heads import HEAD_END, HEADERS_MAX, LINE_BYTES_MAX
-from ingest.http.request import Head
-from ingest.http.valve import Valve
+from ingest.http.request import HEAD_END, HEADERS_MAX, LINE_BYTES_MAX, Head
 from ingest.model.errors import StartError
 from ingest.system.clock import monotonic_s
+
+# Reasons not to read, as bits. BEHIND: many bytes wait for the request in work. BODY: a body comes
+# faster than it is read. MEMORY: a body waits for memory. UNREAD: the client does not read its
+# answers. LATER: there are bytes to parse in the next round.
+BEHIND, BODY, MEMORY, UNREAD, LATER = 1, 2, 4, 8, 16
+
+
+class Valve:
+    """Shut while there is a reason. aiohttp's StreamReader calls it as its `protocol`."""
+
+    __slots__ = ("_reasons", "transport")
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport | None = None  # None: the client is gone
+        self._reasons = 0
+
+    @property
+    def connected(self) -> bool:
+        """Whether the client is there."""
+        return self.transport is not None
+
+    def is_shut(self, why: int) -> bool:
+        """Whether there is this reason."""
+        return bool(self._reasons & why)
+
+    def shut(self, why: int) -> None:
+        """Read nothing from now on."""
+        if not self._reasons and self.transport is not None and not self.transport.is_closing():
+            self.transport.pause_reading()
+        self._reasons |= why
+
+    def open(self, why: int) -> None:
+        """Read again, if there is no other reason."""
+        if not self._reasons & why:
+            return
+        self._reasons &= ~why
+        if not self._reasons and self.transport is not None and not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    def open_for_all(self) -> None:
+        """Forget all reasons."""
+        self.open(self._reasons)
+
+    def pause_reading(self) -> None:
+        """Called by a body: its reader is slower than its client."""
+        self.shut(BODY)
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Called by a body: its reader has taken some bytes, or it is complete."""
+        self.open(BODY)
+
 
 HALF_END = len(HEAD_END) - 1  # HEAD_END may come in two parts; the first has at most so many bytes
 # 256 KiB of the smallest chunks take 30 ms. So the parser gets a chunked body in parts. After this

@@ -1,18 +1,35 @@
-"""A request as the pages read it, and its head, which requests with the same bytes share."""
+"""A request as the pages read it, and its head, which requests with the same bytes share.
+
+HTTP answers as bytes: the head and body of every answer, and problem documents (RFC 9457).
+
+Promises: one write for each answer. Text from a request, a driver or a parser is escaped. Every 503
+has a random Retry-After of whole seconds, at least 1.
+Does not: decide which answer a request gets.
+
+Heads of requests: those that were parsed before, and what is wrong with others.
+"""
 
 from __future__ import annotations
 
+import math
+import random
 from asyncio import BaseTransport, Transport
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
+from email.utils import formatdate
 from functools import lru_cache
+from http import HTTPStatus
 from ipaddress import IPv4Address, IPv6Network, ip_address
 from typing import Any, NamedTuple
 
+import orjson
 from aiohttp import StreamReader
 from aiohttp.http import HttpVersion10, HttpVersion11, RawRequestMessage
+from aiohttp.http_exceptions import LineTooLong
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from ingest.model.codes import PROBLEMS
 from ingest.model.errors import Refused
+from ingest.system.clock import unix_s
 
 AUTHORIZATION = "Authorization"
 
@@ -208,3 +225,214 @@ def client_at(transport: BaseTransport) -> Client:
     name = transport.get_extra_info("peername")
     address = str(name[0]) if isinstance(name, tuple) and name else ""
     return Client(address, network_of(address))
+
+
+CLOSE = b"Connection: close\r\n"
+JSON = b"application/json"
+PROBLEM_JSON = b"application/problem+json"
+TEXT = b"text/plain; charset=utf-8"
+
+# After how long a client should try again, if the refusal itself does not say it. Each client gets
+# a random time around this one.
+_RETRY_AFTER_S = {"disk_low": 30.0, "database_on_hold": 5.0, "starting": 2.0, "draining": 2.0}
+
+_STATUS_LINES = {
+    each.value: f"HTTP/1.1 {each.value} {each.phrase}\r\nContent-Type: ".encode()
+    for each in HTTPStatus
+}
+
+
+class Answer:
+    """One HTTP answer. `headers` are whole lines, each with CRLF.
+
+    `closes`: it is the last one of its connection. Many requests may share an answer, so it must
+    not be changed.
+    """
+
+    __slots__ = ("_at_s", "_last", "_ready", "body", "closes", "content_type", "headers", "status")
+    began_s: float | None = None  # set if its first bytes were sent long before the last ones
+
+    def __init__(
+        self,
+        status: int,
+        body: bytes,
+        content_type: bytes = JSON,
+        *,
+        headers: bytes = b"",
+        close: bool = False,
+    ) -> None:
+        self.status = status
+        self.body = body
+        self.content_type = content_type
+        self.headers = headers
+        self.closes = close
+        self._ready = self._last = b""
+        self._at_s = 0
+
+    def ready(self, *, is_last: bool) -> bytes:
+        """Return head and body, for HTTP/1.1; made anew once a second. `is_last`: see `closes`."""
+        second = int(unix_s())
+        if second != self._at_s:
+            self._ready, self._last, self._at_s = b"", b"", second
+        if is_last:
+            self._last = self._last or self.rendered(CLOSE)
+            return self._last
+        self._ready = self._ready or self.rendered()
+        return self._ready
+
+    def rendered(self, connection: bytes = b"", *, with_body: bool = True) -> bytes:
+        """Return head and body; `connection` is a whole header line, or empty."""
+        if self.status == HTTPStatus.NO_CONTENT:  # it has no body, and must not say how long one is
+            return b"HTTP/1.1 204 No Content\r\nDate: %b\r\n%b%b\r\n" % (
+                _date(int(unix_s())),
+                self.headers,
+                connection,
+            )
+        return b"%b%b\r\nContent-Length: %d\r\nDate: %b\r\n%b%b\r\n%b" % (
+            _STATUS_LINES[self.status],
+            self.content_type,
+            len(self.body),
+            _date(int(unix_s())),
+            self.headers,
+            connection,
+            self.body if with_body else b"",
+        )
+
+
+# What a page gives: an answer; or a coroutine, if it has to wait; or None: then it calls
+# `request.sender.reply` later, once, in the event loop.
+Reply = Answer | Coroutine[Any, Any, Answer] | None
+
+
+@lru_cache(maxsize=1)
+def _date(second: int) -> bytes:
+    """Return the value of the Date header, formatted once a second."""
+    return formatdate(second, usegmt=True).encode()
+
+
+def problem(refused: Refused, *, headers: bytes = b"", close: bool = False) -> Answer:
+    """Return the answer for a refusal; its code is a key of `codes.PROBLEMS`."""
+    status, title, _ = PROBLEMS[refused.code]
+    document = {
+        "type": f"urn:iot-ingest:problem:{refused.code}",
+        "title": title,
+        "status": status,
+        "detail": refused.detail,
+        "code": refused.code,
+        **refused.fields,
+    }
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        about_s = refused.retry_after_s or _RETRY_AFTER_S.get(refused.code, 1.0)
+        headers += b"Retry-After: %d\r\n" % retry_after_s(about_s)
+    elif refused.retry_after_s is not None:  # one sender waits for its own time: nothing is drawn
+        headers += b"Retry-After: %d\r\n" % math.ceil(refused.retry_after_s)
+    if refused.code == "unsupported_encoding":
+        headers += b"Accept-Encoding: gzip, zstd\r\n"
+    return Answer(
+        status, orjson.dumps(document), PROBLEM_JSON, headers=headers, close=close or status == 408
+    )
+
+
+def retry_after_s(about_s: float) -> int:
+    """Return whole seconds, at least 1, on average about `about_s`.
+
+    The time is random, so that not all refused clients come back at once.
+    """
+    return 1 + int(random.random() * 2 * about_s)
+
+
+HEADERS_MAX = 64  # of a request
+LINE_BYTES_MAX = 8 * 1024  # of its target, and of each header
+HEAD_END = b"\r\n\r\n"
+
+# A head is remembered when it comes for the second time. A proxy may give each request a number;
+# such heads never come again, and would only fill the memory.
+KNOWN_BYTES_MAX = 2 * 1024  # of a head
+KNOWN_MAX = 512  # heads; when there are more, these become the older ones, which are kept too
+SEEN_MAX = 4_096  # heads that came once; only their hashes are kept
+# How the header begins. Heads in which it is written in another way have nothing in common.
+_AUTHORIZATION = tuple(b"\r\n%b: " % name for name in (b"Authorization", b"authorization"))
+
+
+class KnownHeads:
+    """Heads that the parser has taken before, by their bytes.
+
+    If each device has a token of its own, they are too many. So what they have in common is known
+    too: the head with an empty Authorization.
+    Promises: only the same bytes find a head, or what differs in the text of Authorization only. If
+    a client sends new heads all the time, the heads that other clients use meanwhile stay.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, Head] = {}
+        self._older: dict[bytes, Head] = {}
+        self._seen: set[int] = set()
+
+    def find(self, text: bytes) -> Head | None:
+        """Return the head with these bytes, if it is known, or made from one that is."""
+        head = self._find(text)
+        if head is None and (cut := _apart(text)) is not None:
+            common = self._find(cut[0])
+            if common is not None:
+                head = common.with_authorization(cut[1])
+                head.common = common
+                if self._came_before(text):
+                    self._remember(text, head)
+        return head
+
+    def _find(self, text: bytes) -> Head | None:
+        head = self._known.get(text)
+        if head is None and (head := self._older.get(text)) is not None:
+            self._remember(text, head)
+        return head
+
+    def parsed(self, text: bytes, head: Head) -> None:
+        """Note a head that the parser took in one piece; its request has arrived whole."""
+        if not (head.is_plain and head.body_bytes >= 0):
+            return
+        if head.method == "HEAD" or head.message.upgrade or len(text) > KNOWN_BYTES_MAX:
+            return
+        if self._came_before(text):
+            self._remember(text, head)
+        cut = _apart(text)
+        if cut is None or head.headers.getall(AUTHORIZATION) != [cut[1]]:
+            return
+        if self._came_before(cut[0]):
+            self._remember(cut[0], head.with_authorization(""))
+
+    def _came_before(self, text: bytes) -> bool:
+        number = hash(text)
+        if number in self._seen:
+            return True
+        if len(self._seen) >= SEEN_MAX:
+            self._seen.clear()
+        self._seen.add(number)
+        return False
+
+    def _remember(self, text: bytes, head: Head) -> None:
+        if len(self._known) >= KNOWN_MAX:
+            self._older, self._known = self._known, {}
+        self._known[text] = head
+
+
+def _apart(text: bytes) -> tuple[bytes, str] | None:
+    """Return a head without the value of its first Authorization, and this value.
+
+    None: it has none; or something is in it that the parser might not take, or take otherwise.
+    """
+    for begin in _AUTHORIZATION:
+        at = text.find(begin)
+        if at >= 0 and len(text) <= KNOWN_BYTES_MAX:
+            at += len(begin)
+            end = text.find(b"\r\n", at)
+            value = text[at:end].decode("latin-1").strip(" ")
+            if value.isascii() and value.isprintable():
+                return text[:at] + text[end:], value
+    return None
+
+
+def code_of(fault: BaseException) -> str:
+    """Return the problem code for bytes that the parser did not take."""
+    if isinstance(fault, LineTooLong) or "Too many headers" in str(fault):
+        return "headers_too_large"
+    return "bad_request"

@@ -14,14 +14,20 @@ import socket
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ingest.http.certificate import Certificate
-from ingest.http.connection import HALF_HEAD_BYTES_MAX
+from ingest.http.connection import HALF_HEAD_BYTES_MAX, Proxies
 from ingest.http.connections import Connections
-from ingest.http.heads import HEADERS_MAX, LINE_BYTES_MAX
-from ingest.http.plain_body import PlainBodies
-from ingest.http.proxies import Proxies
-from ingest.http.request import Head, Request
-from ingest.http.response import TEXT, Answer, Reply, problem
+from ingest.http.request import (
+    HEADERS_MAX,
+    LINE_BYTES_MAX,
+    TEXT,
+    Answer,
+    Head,
+    Reply,
+    Request,
+    problem,
+)
+from ingest.http.rounds import PlainBodies
+from ingest.http.tls import Certificate
 from ingest.model.errors import Refused
 from ingest.model.ledger import Ledger
 from ingest.system.clock import monotonic_s

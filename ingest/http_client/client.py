@@ -4,6 +4,10 @@ Promises: a post ends within `answer_s_max`. No redirect is followed, no cookie 
 the environment is used, and of an answer at most ANSWER_BYTES_MAX are read. The certificate of an
 https:// server is checked.
 Does not: try again, or know what a status means.
+
+How long a server wants to be left alone: its header Retry-After.
+
+The URL that a client posts to: what it must be.
 """
 
 from __future__ import annotations
@@ -12,15 +16,61 @@ import asyncio
 import io
 import ssl
 from collections.abc import Mapping
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, TCPConnector
 from aiohttp import DummyCookieJar as NoCookies
 from yarl import URL
 
 from ingest import __version__
-from ingest.http_client.target import Target
 from ingest.model.errors import ConfigError, NoReply
+from ingest.system.loopback import is_loopback_host
+
+
+class Target(NamedTuple):
+    """A URL. `shown` is its server: path and query may be secrets, so no log has them."""
+
+    url: str
+    shown: str
+
+
+def target_of(
+    url: str,
+    *,
+    plain_http: bool = False,
+    name: str = "the target",
+    instead: str = "sign the posts instead (--secret-file)",
+) -> Target:
+    """Return a checked URL. Raises ConfigError with a sentence for the user.
+
+    Readings leave this machine only by https://, unless `plain_http` is set. `name` is what the
+    user calls the URL, `instead` what to do without a password in it.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError as error:  # brackets without an IPv6 address, a port that is no number
+        raise ConfigError(f"{name} cannot be read as a URL: {error}") from None
+    if parts.scheme not in {"http", "https"} or not host:
+        raise ConfigError(f"{name} is not http://HOST/.. or https://HOST/..")
+    if not url.isascii() or not url.isprintable() or " " in url:
+        raise ConfigError(f"{name} has a character that a URL may not have: write it as %XX")
+    if "@" in parts.netloc:
+        raise ConfigError(
+            f"{name} has a user or a password, which all users of this machine could read: "
+            f"{instead}"
+        )
+    if parts.scheme == "http" and not (plain_http or is_loopback_host(host)):
+        raise ConfigError(
+            f"{name}: {host} would get the readings without TLS: use https://, or --plain-http if "
+            "the network between is safe"
+        )
+    bracketed = f"[{host}]" if ":" in host else host
+    return Target(url, f"{parts.scheme}://{bracketed}{f':{port}' if port else ''}")
+
 
 ANSWER_BYTES_MAX = 64 * 1024
 WHOLE_BYTES_MAX = 1024**2  # aiohttp sends larger bodies in pieces only if they come from a file
@@ -118,3 +168,23 @@ def _context(ca_file: str) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=ca_file or None)
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"the certificates in {ca_file} cannot be used: {error}") from None
+
+
+_DIGITS_MAX = 10
+
+
+def retry_after_s(text: str, now_s: float, cap_s: float) -> float:
+    """Return the pause of a header Retry-After, from 0 to `cap_s`; 0 if it cannot be read.
+
+    It is a number of seconds, or a date. `now_s` is Unix time.
+    """
+    text = text.strip()
+    if text.isascii() and text.isdecimal():
+        return min(cap_s, float(text[:_DIGITS_MAX]) if len(text) <= _DIGITS_MAX else cap_s)
+    try:
+        moment = parsedate_to_datetime(text)
+        if moment.tzinfo is None:  # `-0000`: UTC, from an unknown place
+            moment = moment.replace(tzinfo=UTC)
+        return min(cap_s, max(0.0, moment.timestamp() - now_s))
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return 0.0

@@ -12,10 +12,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from ingest.model.ack import Refusal
-from ingest.model.block import Block, Reservation
+from ingest.model.block import Block, Refusal, Reservation
 from ingest.model.errors import NotKept
-from ingest.model.letter import Letter
+from ingest.model.reading import Letter
 
 # Called with the waiters of a block, in the order of their posts. Their block is on the disk, or it
 # is not kept if there is an error.

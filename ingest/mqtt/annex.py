@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ingest.app.annexes import Annex
 
 if TYPE_CHECKING:
-    from ingest.cli.doctor_database import Check
+    from ingest.cli.doctor.checks import Check
     from ingest.config.settings import Settings
 
 

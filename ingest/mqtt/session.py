@@ -14,9 +14,8 @@ from ingest.model.errors import IngestError
 from ingest.mqtt.connection import MqttConnection, MqttMessage, MqttWish
 from ingest.mqtt.tally import MqttTally
 from ingest.system import clock
-from ingest.system.backoff import backoff_s
 from ingest.system.logs import Occasionally, get_logger
-from ingest.system.waiting import first_of, unless
+from ingest.system.waiting import backoff_s, first_of, unless
 
 AGAIN_S_MIN = 0.2  # the bound of the first pause
 AGAIN_S_MAX = 30.0

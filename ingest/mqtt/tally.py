@@ -6,8 +6,8 @@ comes again, since it was not acknowledged, counts again.
 
 from __future__ import annotations
 
-from ingest.http_client.server_posts import PostTally
-from ingest.model.metrics import Metric, Metrics
+from ingest.http_client.delivery import PostTally
+from ingest.model.ledger import Metric, Metrics
 
 
 class MqttTally(PostTally):

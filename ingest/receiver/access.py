@@ -19,13 +19,12 @@ import re
 from collections.abc import Collection
 from urllib.parse import unquote_plus
 
-from ingest.access.rule import is_open
-from ingest.access.tokens import ANYBODY, Identity, Tokens
+from ingest.access.tokens import ANYBODY, Identity, Tokens, is_open
+from ingest.http.connection import is_loopback, is_loopback_name, is_same_origin
 from ingest.http.request import AUTHORIZATION, Head, Request
-from ingest.http.sites import is_loopback, is_loopback_name, is_same_origin
 from ingest.model.errors import Refused
 from ingest.system.logs import get_logger
-from ingest.system.surroundings import command_words
+from ingest.system.words import command_words
 
 TOKEN_HEADERS = ("X-API-Key", "X-Auth-Token")
 _UNCLEAR = frozenset('\\"+;<>')

@@ -2,41 +2,94 @@
 
 posts.py has the way of a post from its request to its answer, and pages/ what is said differently.
 Does not: know the database, or the buffer.
+
+The page with the OpenAPI document: the file openapi.json, with what only this service knows.
+
+These are its limits, and a path for each of its sources. `python -m tests.printing.openapi` writes
+the file; there the path SOURCE stands for all sources.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
 
 from ingest.formats.post import Decoded, Rules
-from ingest.http.certificate import Certificate
-from ingest.http.plain_body import PlainBodies
-from ingest.http.proxies import Proxies
-from ingest.http.request import Request
-from ingest.http.response import Reply
-from ingest.http.routes import OnRefused, Pattern, Port, Route, probes
+from ingest.http.connection import Proxies
+from ingest.http.request import Answer, Reply, Request
+from ingest.http.rounds import BodyLimits, PlainBodies
+from ingest.http.routes import READ, OnRefused, Pattern, Port, Route, probes
+from ingest.http.tls import Certificate
 from ingest.model.errors import Refused
 from ingest.model.ledger import Ledger
 from ingest.model.ports import Admission, Database, DeadLetters, Inlet
 from ingest.receiver.access import Access
-from ingest.receiver.ack_waits import AckWaits
-from ingest.receiver.keeping import Keeping
-from ingest.receiver.openapi import (
-    OF_LINES,
-    OF_READINGS,
-    OF_SOURCES,
-    PATH,
-    page_of_document,
-    size,
-)
+from ingest.receiver.keeping import AckWaits, Keeping
 from ingest.receiver.pages import lines, mapped
 from ingest.receiver.pages.json import Readings
-from ingest.receiver.pages.line_stubs import SET_UP_CALLS, stubs
+from ingest.receiver.pages.lines import SET_UP_CALLS, stubs
 from ingest.receiver.posts import Posts
 from ingest.receiver.senders import Senders
 from ingest.system.logs import get_logger
+
+PATH = "/openapi.json"
+FILE = Path(__file__).with_name("openapi.json")
+OF_READINGS, OF_LINES, OF_SOURCES = "readings", "lines", "sources"  # tags of limited operations
+SOURCE = "/v1/in/{source}"
+_HOLE = re.compile(r"\{(\w+)\}")
+_SEPARATORS = re.compile(r"[^a-zA-Z0-9]+")
+
+
+def operation_id(method: str, path: str) -> str:
+    """Return a name that no other operation has; programs that generate clients use it."""
+    return method.lower() + "".join(map(str.title, _SEPARATORS.split(path.strip("/"))))
+
+
+def in_path(path: str) -> list[dict[str, Any]]:
+    """Return the parameters for the parts of a path that are in braces."""
+    return [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in _HOLE.findall(path)
+    ]
+
+
+def size(bodies: BodyLimits) -> str:
+    """Return how large a body may be, in words."""
+    return f"{bodies[0]:,} bytes as sent, and {bodies[1]:,} bytes decompressed"
+
+
+def page_of_document(limits: Mapping[str, str], patterns: Iterable[Pattern]) -> Route:
+    """Return the page. `limits` are sentences by tag, `patterns` those of sources."""
+    document = orjson.loads(FILE.read_bytes())
+    paths: dict[str, dict[str, Any]] = document["paths"]
+    model = paths.pop(SOURCE)
+    for each in patterns:
+        paths[each.label] = {
+            method.lower(): _of_source(model[method.lower()], method, each.label)
+            for method in each.route.methods
+        }
+    for operation in (each for item in paths.values() for each in item.values()):
+        sentence = limits.get(operation["tags"][0])
+        if sentence:
+            operation["description"] = f"{sentence} {operation['description']}"
+    answer = Answer(200, orjson.dumps(document))
+
+    def show(_request: Request, _query: str, _received_s: float) -> Answer:
+        return answer
+
+    return Route(READ, show)
+
+
+def _of_source(model: Mapping[str, Any], method: str, path: str) -> dict[str, Any]:
+    headers = [each for each in model["parameters"] if each["in"] == "header"]
+    named = {"operationId": operation_id(method, path), "parameters": [*in_path(path), *headers]}
+    return {**model, **named}
 
 
 class Endpoint:

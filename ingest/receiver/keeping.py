@@ -16,6 +16,12 @@ of a page with a time for its answers, is being kept, it goes on even if its cli
 page answers in time: without room until then 503 `buffer_full`, and nothing is kept; if it is not
 known what became of the post, 503 `outcome_unknown`.
 Does not: know the database, or the kind of the buffer.
+
+How a post with `ack=committed` waits: until its outcome, its time limit, or a pause of writes.
+
+Promises: one timer and one watch of the database state, however many posts wait. A quarter of the
+connections is left for other posts.
+Does not: change a block.
 """
 
 from __future__ import annotations
@@ -25,13 +31,13 @@ import math
 from collections import Counter, deque
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 from ingest.formats.post import ItemError, Points, named, received_at
-from ingest.http.response import Answer
+from ingest.http.request import Answer
 from ingest.http.routes import OnRefused
-from ingest.model.ack import Ack, Outcome
-from ingest.model.block import Block, Reservation
+from ingest.model.block import Ack, Block, Outcome, Reservation
 from ingest.model.errors import (
     BufferFull,
     DeadLettersBroken,
@@ -42,11 +48,100 @@ from ingest.model.errors import (
     Stopping,
 )
 from ingest.model.ledger import Ledger
-from ingest.model.letter import INVALID, Letter
 from ingest.model.ports import Database, DeadLetters, Inlet, Sizes
-from ingest.receiver.ack_waits import AckWaits
+from ingest.model.reading import INVALID, Letter
 from ingest.receiver.small_posts import BUFFERED, COMMITTED, LATE, SmallPosts, refusal_of
 from ingest.system.clock import monotonic_s
+
+WAITS_OF_4 = 3  # quarters of the connections may wait: one that waits is never closed for a new one
+ON_HOLD = "on_hold"  # the reason of a wait that ended because writes are paused
+
+
+class AckWaits:
+    """The outcomes that the posts of one receiver wait for, each at most `wait_s_max`."""
+
+    def __init__(self, database: Database, wait_s_max: float, *, connections_max: int) -> None:
+        self._database = database
+        self._wait_s_max = wait_s_max
+        self._waits_max = max(1, connections_max * WAITS_OF_4 // 4)
+        self._undecided: dict[asyncio.Future[str], float] = {}  # waiting posts: end of the wait
+        self._time_watch: asyncio.TimerHandle | None = None
+        self._hold_watch: asyncio.Task[str] | None = None
+
+    def require_place(self) -> None:
+        """Raise Refused if so many posts wait that new clients would find no connection."""
+        if len(self._undecided) >= self._waits_max:
+            raise Refused(
+                "buffer_full",
+                "too many posts wait for the table; nothing of the post is kept",
+                retry_after_s=self._wait_s_max,
+            )
+
+    async def of(self, ack: Ack) -> Outcome:
+        """Wait for the outcome of a block. Raises Refused; the block may be stored nevertheless."""
+        why = ""
+        if ack.outcome is None:
+            decided: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+            ack.when_resolved(partial(_decide, decided, ""))
+            until_s = self._undecided[decided] = monotonic_s() + self._wait_s_max
+            self._watch_time(until_s)
+            self._watch_hold()
+            try:
+                why = await decided
+            finally:
+                del self._undecided[decided]
+        outcome = ack.outcome
+        if outcome is not None:
+            if not outcome.set_aside:
+                return outcome
+            why = "the post is set aside and will be tried again later"
+        elif why == ON_HOLD:
+            raise Refused(
+                "database_on_hold", "the post is kept and may still be stored once writes continue"
+            )
+        # A reading without `ts` gets the time of receipt. Sent again, it would be another row.
+        raise Refused("outcome_unknown", f"{why}; sending again is safe for readings with a `ts`")
+
+    def _watch_time(self, first_s: float) -> None:
+        """Keep one timer, for the first post: all posts have the same limit."""
+        if self._time_watch is None:
+            self._time_watch = asyncio.get_running_loop().call_later(
+                first_s - monotonic_s(), self._time_came
+            )
+
+    def _time_came(self) -> None:
+        self._time_watch = None
+        now_s = monotonic_s()
+        for decided, until_s in self._undecided.items():
+            if until_s > now_s:
+                self._watch_time(until_s)
+                break
+            _decide(decided, f"the outcome was not known within {self._wait_s_max:g} s")
+
+    def _watch_hold(self) -> None:
+        """Keep one task that waits for a pause of writes, for all posts together."""
+        if self._hold_watch is None or self._hold_watch.done():
+            self._hold_watch = asyncio.create_task(self._database.wait_hold())
+            self._hold_watch.add_done_callback(self._hold_came)
+
+    def _hold_came(self, watch: asyncio.Task[str]) -> None:
+        if watch.cancelled() or watch.exception() is not None:
+            return
+        for decided in self._undecided:
+            _decide(decided, ON_HOLD)
+
+    def close(self) -> None:
+        """Watch no more."""
+        if self._hold_watch is not None:
+            self._hold_watch.cancel()
+        if self._time_watch is not None:
+            self._time_watch.cancel()
+
+
+def _decide(decided: asyncio.Future[str], why_not: str) -> None:
+    if not decided.done():
+        decided.set_result(why_not)
+
 
 NOT_KEPT = "not_kept"
 PAUSE_S = 0.02  # between two tries to reserve room

@@ -23,14 +23,13 @@ from typing import Any, NamedTuple
 
 from ingest.formats.post import Decoded, Points, Post, Rules
 from ingest.http.bodies import check_size
-from ingest.http.plain_body import BodyLimits, PlainBodies
-from ingest.http.request import AUTHORIZATION, Request
-from ingest.http.response import Answer, Reply
-from ingest.model.ack import Outcome
+from ingest.http.request import AUTHORIZATION, Answer, Reply, Request
+from ingest.http.rounds import BodyLimits, PlainBodies
+from ingest.model.block import Outcome
 from ingest.model.errors import ConfigError, Refused
 from ingest.model.ledger import Ledger
-from ingest.model.letter import Letter
 from ingest.model.ports import Admission
+from ingest.model.reading import Letter
 from ingest.receiver.keeping import Keeping, Terms
 from ingest.receiver.senders import KnownSender, Senders
 from ingest.receiver.small_posts import ADMISSION_DETAILS, COMMITTED, Page

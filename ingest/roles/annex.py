@@ -11,7 +11,7 @@ from ingest.broker import audit, purge
 from ingest.buffers.stream import outlet
 
 if TYPE_CHECKING:
-    from ingest.cli.doctor_database import Check
+    from ingest.cli.doctor.checks import Check
     from ingest.config.settings import Settings
     from ingest.dead_letters.store import LetterStore
 
@@ -25,7 +25,7 @@ def _letters(
 
 
 async def _checks(settings: Settings) -> list[Check]:
-    from ingest.cli.doctor_broker import broker_checks  # noqa: PLC0415
+    from ingest.cli.find_broker import broker_checks  # noqa: PLC0415
 
     return await broker_checks(settings)
 

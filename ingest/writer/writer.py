@@ -12,26 +12,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from ingest.model.ack import Outcome, Refusal
-from ingest.model.block import Block
+from ingest.model.block import Block, Outcome, Refusal
+from ingest.model.causes import OF_ONE_ROW, TOO_MANY_CONNECTIONS, Verdict, WriteFailed
 from ingest.model.ledger import Ledger
-from ingest.model.letter import EXHAUSTED
 from ingest.model.ports import DeadLetters, Outlet, Sink, Stored
-from ingest.model.verdict import OF_ONE_ROW, TOO_MANY_CONNECTIONS, Verdict, WriteFailed
-from ingest.system.backoff import backoff_s
+from ingest.model.reading import EXHAUSTED
 from ingest.system.clock import monotonic_s, sleep_unless, unix_us
 from ingest.system.logs import get_logger
-from ingest.writer.at_fault import sample_rows
+from ingest.system.waiting import backoff_s
 from ingest.writer.batch import Batch, BatchCap, Gatherer, in_pieces, isolated
-from ingest.writer.breaker import BREAKER, NONE, CircuitBreaker, Refused
-from ingest.writer.database_state import DatabaseState
-from ingest.writer.set_aside import (
+from ingest.writer.database_state import BREAKER, NONE, CircuitBreaker, DatabaseState, Refused
+from ingest.writer.refused_rows import (
     append_or_hold,
     block_letters,
     counted,
     last_vote,
     refusal_letters,
     refusals_by_block,
+    sample_rows,
     votes_of,
 )
 

@@ -6,21 +6,21 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ingest.app.annexes import Annex
-from ingest.config.folders import archive_dir
+from ingest.config.named_files import archive_dir
 from ingest.config.values import duration_us
 
 if TYPE_CHECKING:
     from ingest.config.settings import Settings
     from ingest.sinks.postgres.connection import DatabaseUrl
-    from ingest.sinks.postgres.housekeeping.keeping import Policy
     from ingest.sinks.postgres.housekeeping.late import LatePartitions
     from ingest.sinks.postgres.housekeeping.plan import Job
+    from ingest.sinks.postgres.housekeeping.retention import Policy
     from ingest.sinks.postgres.lookup import RolledCurve
 
 
 def retention_policy(settings: Settings) -> Policy | None:
     """Return how long readings stay in the table; None: for ever."""
-    from ingest.sinks.postgres.housekeeping.keeping import Policy  # noqa: PLC0415
+    from ingest.sinks.postgres.housekeeping.retention import Policy  # noqa: PLC0415
 
     keep_us = duration_us(settings.keep_hot)
     if keep_us is None:
@@ -30,8 +30,11 @@ def retention_policy(settings: Settings) -> Policy | None:
 
 def late_partitions(settings: Settings, url: DatabaseUrl, eager: bool = False) -> LatePartitions:
     """Return what makes partitions for readings that find none; `url` is that of the owner."""
-    from ingest.app.database import late_limit, timeouts  # noqa: PLC0415
-    from ingest.app.target import make_target  # noqa: PLC0415
+    from ingest.app.storage import (  # noqa: PLC0415
+        late_limit,
+        make_target,
+        timeouts,
+    )
     from ingest.sinks.postgres.housekeeping.late import LatePartitions  # noqa: PLC0415
 
     return LatePartitions(
@@ -52,10 +55,13 @@ def jobs(settings: Settings, stopped: Callable[[], bool] = lambda: False) -> lis
     `stopped` is asked by steps that take long.
     """
     from ingest.app.archive import archiving  # noqa: PLC0415
-    from ingest.app.target import make_target  # noqa: PLC0415
-    from ingest.sinks.postgres.housekeeping.archiving import Archiving  # noqa: PLC0415
-    from ingest.sinks.postgres.housekeeping.chunks import Chunks  # noqa: PLC0415
-    from ingest.sinks.postgres.housekeeping.retention import HalfDetached, Retention  # noqa: PLC0415
+    from ingest.app.storage import make_target  # noqa: PLC0415
+    from ingest.sinks.postgres.housekeeping.archive_job import Archiving  # noqa: PLC0415
+    from ingest.sinks.postgres.housekeeping.retention import (  # noqa: PLC0415
+        Chunks,
+        HalfDetached,
+        Retention,
+    )
     from ingest.sinks.postgres.housekeeping.rollups import Rollups  # noqa: PLC0415
 
     policy = retention_policy(settings)

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import pytest
 
 from ingest.app.health import UNREADY, Health
+from ingest.model.causes import SCHEMA, Verdict, WriteFailed
 from ingest.model.codes import PROBLEMS
 from ingest.model.ports import Admission, Database
-from ingest.model.verdict import SCHEMA, Verdict, WriteFailed
 from ingest.writer.database_state import DatabaseState
 from tests.support.fakes import FakeAdmission, FakeDatabase
 from tests.support.health import make_health

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from ingest.model.ack import Ack
+from ingest.model.block import Ack
 from tests.contract.buffers import PLENTY, MakeBuffer, contents, empty, put, put_rows, spin
 from tests.support.blocks import make_block
 

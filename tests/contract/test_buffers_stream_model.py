@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from ingest.buffers.stream import group_queue
-from ingest.buffers.stream.messages import decode_message
+from ingest.buffers.stream.outlet import decode_message
 from ingest.model.block import Block
 from ingest.model.errors import BrokerAway, BrokerFull, BrokerOutcomeUnknown, BrokerRefused
 from tests.contract.buffers import spin

@@ -15,8 +15,8 @@ import pytest
 
 from ingest.embedded.broker import EmbeddedBroker
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull
-from ingest.model.letter import Letter
 from ingest.model.ports import DeadLetters
+from ingest.model.reading import Letter
 from ingest.system.files import REAL_CALLS
 from tests.support.brokers import joined
 from tests.support.fake_letters import FakeLetters

@@ -15,15 +15,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ingest.formats.line_protocol import decode_item
-from ingest.formats.line_series import Naming
-from ingest.formats.media_type import DECODE_ITEM, FORMATS, USUAL, Format, format_of
+from ingest.formats.lines.body import decode_item
+from ingest.formats.lines.keys import Naming
+from ingest.formats.media_types import DECODE_ITEM, FORMATS, USUAL, Format, format_of
 from ingest.formats.post import Decode, Decoded, Post
+from ingest.model.block import encode_reading
 from ingest.model.codes import ITEM_CODES, PROBLEMS
 from ingest.model.errors import Refused
-from ingest.model.letter import LINE
-from ingest.model.reading import Reading, name_fault
-from ingest.model.rows import encode_reading
+from ingest.model.reading import LINE, Reading, name_fault
 from tests.support.line_oracle import metric_of
 from tests.support.posts import GOOD, GOOD_READING, NOW_US, RULES, readings_of
 

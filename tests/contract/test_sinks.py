@@ -11,11 +11,10 @@ import pytest
 
 from ingest.app.writing import make_sink
 from ingest.config.settings import Settings
-from ingest.model.ack import Refusal
+from ingest.model.block import PG_EPOCH_US, Refusal
+from ingest.model.causes import Verdict, WriteFailed
 from ingest.model.ports import Sink, Stored
 from ingest.model.reading import Reading
-from ingest.model.rows import PG_EPOCH_US
-from ingest.model.verdict import Verdict, WriteFailed
 from ingest.sinks.postgres import schema
 from tests.conftest import Server
 from tests.support.fake_sink import FakeSink

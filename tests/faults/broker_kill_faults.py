@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import signal
 
-from ingest.broker.monitor import ask
 from ingest.broker.roles import STREAM, SUBJECT
-from ingest.embedded.broker_program import find_program
+from ingest.broker.watch import ask
+from ingest.embedded.broker import find_program
 from tests.faults import earlier_server
 from tests.faults.broker_world import ENDS, BrokerWorld
 from tests.faults.database_faults import QUICK_INSERTS, slow_inserts

@@ -20,8 +20,7 @@ from pathlib import Path
 import asyncpg
 
 from ingest.buffers.frames import FrameReader
-from ingest.buffers.journal.format import HEADER_BYTES, header_fault, segment_name
-from ingest.buffers.journal.reader import segment_files
+from ingest.buffers.journal.segments import HEADER_BYTES, header_fault, segment_files, segment_name
 from loadgen.proof.letter_sources import Files
 from tests.faults.forgetting import forget
 from tests.faults.machine import SmallDisk

@@ -6,9 +6,9 @@ import contextlib
 from collections.abc import Mapping
 
 from ingest.broker.connection import BrokerConnection
-from ingest.broker.monitor import ask
 from ingest.broker.roles import FORWARD, STREAM
 from ingest.broker.streams import WantedDeadLetters, WantedStream, changed
+from ingest.broker.watch import ask
 from tests.support.brokers import api, joined
 from tests.support.clusters import Cluster, Member
 

@@ -106,8 +106,8 @@ def acks_early() -> None:
 
 def drops_one() -> None:
     """One reading in 10,000 is reported as stored, and is not."""
+    from ingest.model.block import row_offsets
     from ingest.model.ports import Stored
-    from ingest.model.rows import row_offsets
     from ingest.sinks.postgres.sink import SinkPostgres
 
     real = SinkPostgres.write
@@ -142,8 +142,8 @@ def no_key() -> None:
 
 def swallows() -> None:
     """A failed write is taken for a success."""
+    from ingest.model.causes import WriteFailed
     from ingest.model.ports import Stored
-    from ingest.model.verdict import WriteFailed
     from ingest.sinks.postgres.sink import SinkPostgres
 
     real = SinkPostgres.write
@@ -164,8 +164,8 @@ def dies_unanswered() -> None:
     """
     import signal
 
+    from ingest.broker.envelope import PubAck, pub_ack
     from ingest.broker.publishing import Publisher
-    from ingest.broker.replies import PubAck, pub_ack
 
     real = Publisher._replied
     left = count(int(os.environ.get("FAULTS_NTH", "1")), -1)
@@ -264,8 +264,8 @@ def forgets_old_files() -> None:
 
 def keeps_partition() -> None:
     """A partition that was archived is attached again, where it should be dropped."""
+    from ingest.sinks.postgres.housekeeping.partitions import literal
     from ingest.sinks.postgres.housekeeping.retention import Retention
-    from ingest.sinks.postgres.housekeeping.spans import literal
 
     async def attach(self: Any, connection: Any, view: Any, step: Any, kept: str) -> None:
         del self, kept

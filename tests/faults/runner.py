@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ingest.system.filesystem import filesystem_of, is_volatile
+from ingest.system.files import filesystem_of, is_volatile
 from tests.faults.broker_world import BrokerWorld
 from tests.faults.machine import NotHere
 from tests.faults.matrix import BROKER, SERVE, YEARS, Fault

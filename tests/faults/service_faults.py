@@ -10,7 +10,7 @@ import signal
 import tempfile
 from pathlib import Path
 
-from ingest.system.filesystem import filesystem_of, is_volatile
+from ingest.system.files import filesystem_of, is_volatile
 from loadgen.words import counted
 from tests.faults.machine import SmallDisk
 from tests.faults.matrix import fault

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.broker import manage
+from ingest.broker import streams
 from ingest.broker.roles import STREAM
 from ingest.embedded import running as embedded_server
 from ingest.embedded.broker import running_broker
@@ -45,7 +45,7 @@ async def _acknowledged(folder: Path, *words: str) -> int:
         running = running_broker(folder)
         assert running is not None
         async with joined(lambda: running.address("admin"), "admin") as admin:
-            await manage.apply(admin, WANTED)
+            await streams.apply(admin, WANTED)
 
         async def post() -> None:
             nonlocal acknowledged

@@ -17,10 +17,10 @@ from typing import Any
 
 import msgspec
 
-from ingest.formats.line_series import Naming
+from ingest.formats.lines.keys import Naming
+from ingest.model.block import encode_reading
 from ingest.model.codes import ITEM_CODES, PROBLEMS
 from ingest.model.errors import Refused
-from ingest.model.rows import encode_reading
 from tests.fuzz import mappings
 from tests.support.encodings import ORACLES, decoded
 from tests.support.lines import expected_of, points_of, told_of

@@ -11,15 +11,14 @@ import random
 from typing import Any, NamedTuple
 from urllib.parse import quote_plus
 
-from ingest.formats.map_documents import UNREADABLE
-from ingest.formats.map_post import MapPost, decode, decode_item
-from ingest.formats.map_presets import PRESETS
-from ingest.formats.map_source import compile_source
+from ingest.formats.mapped.body import MapPost, decode, decode_item
+from ingest.formats.mapped.documents import UNREADABLE
+from ingest.formats.mapped.source import PRESETS, compile_source
 from ingest.formats.post import Points, Post, most_invalid
+from ingest.model.block import decode_rows, encode_reading
 from ingest.model.codes import ITEM_CODES, PROBLEMS
 from ingest.model.errors import Refused
 from ingest.model.reading import Reading
-from ingest.model.rows import decode_rows, encode_reading
 from tests.support.map_bodies import BODIES
 from tests.support.map_oracle import Expected, Oracle
 from tests.support.map_oracle_bodies import NOT_JSON, Bad, Unknown, documents_of

@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
-from ingest.app.causes import CAUSES
+from ingest.app.lists import CAUSES
 from ingest.cli.main import COMMANDS, build_parser
 from ingest.cli.parser import DEST
 from ingest.config.settings import Settings
 from ingest.model.codes import ITEM_CODES, PROBLEMS
-from ingest.receiver.openapi import FILE
+from ingest.receiver.endpoint import FILE
 from ingest.system.log_events import EVENTS
 from tests.printing.documents import forward_metrics_table, metrics_table, mqtt_metrics_table
 

@@ -10,12 +10,12 @@ import pytest
 
 import ingest
 from ingest.app.health import UNREADY
+from ingest.model.causes import Verdict
 from ingest.model.codes import PROBLEMS
-from ingest.model.letter import REASONS
 from ingest.model.ports import STATES
-from ingest.model.verdict import Verdict
+from ingest.model.reading import REASONS
+from ingest.sinks.postgres.schema import KEY
 from ingest.sinks.postgres.sqlstate import verdict_for
-from ingest.sinks.postgres.target import KEY
 
 CONTRACT = (Path(ingest.__file__).parent.parent / "docs" / "contract.md").read_text()
 TESTS = Path(__file__).parents[1]

@@ -23,14 +23,14 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 from compose_spec import PyCompose
 
-from ingest.app.metrics import own_metrics
+from ingest.app.lists import own_metrics
 from ingest.cli.main import COMMANDS, build_parser, main
 from ingest.config.loading import load
 from ingest.config.settings import Settings
-from ingest.model import verdict
+from ingest.model import causes
 from ingest.model.ledger import Ledger
 from ingest.sinks.postgres import sqlstate
-from ingest.writer import breaker
+from ingest.writer import database_state
 from tests.support.deployment import (
     DEPLOY,
     KUBERNETES,
@@ -138,8 +138,8 @@ def test_runbook_names_settings_commands_and_reasons_that_exist() -> None:
     named_here = {each for row in rows for each in re.findall(r"`(\w+)`", row)}
     sources = "".join(each.read_text() for each in (REPOSITORY / "ingest").rglob("*.py"))
     written = set(re.findall(r'Verdict\.HOLD, .*reason="(\w+)"', sources))
-    own = {verdict.CONFIGURATION, verdict.NOT_DURABLE, verdict.LETTERS_FULL, breaker.BREAKER}
-    reasons = {*sqlstate.REASONS.values(), *own, *written} - {verdict.TOO_MANY_CONNECTIONS}
+    own = {causes.CONFIGURATION, causes.NOT_DURABLE, causes.LETTERS_FULL, database_state.BREAKER}
+    reasons = {*sqlstate.REASONS.values(), *own, *written} - {causes.TOO_MANY_CONNECTIONS}
     assert named_here == reasons
 
 

@@ -17,9 +17,9 @@ from benchmarks import readme_numbers, results, roles_document, roles_record
 from benchmarks.document import anchor
 from benchmarks.record import newest_of, read
 from ingest.cli.main import COMMANDS
-from ingest.config.text import env_example
+from ingest.config.settings import env_example
 from ingest.model import codes
-from ingest.receiver.openapi import FILE
+from ingest.receiver.endpoint import FILE
 from ingest.system.log_events import EVENTS
 from tests.printing import openapi
 from tests.printing.documents import TABLES, log_calls, metrics_table, roles_text

@@ -13,11 +13,11 @@ from pyarrow import parquet
 
 from ingest.app.housekeeping import HOUSEKEEPING_FAILS, Housekeeping
 from ingest.archive.archiver import ParquetArchiver
-from ingest.archive.folder import ArchiveFailed, ArchiveFolder
-from ingest.cli.doctor_partitions import partition_checks
+from ingest.archive.files import ArchiveFailed, ArchiveFolder
+from ingest.cli.doctor.checks import partition_checks
 from ingest.config.settings import Settings
-from ingest.sinks.postgres.housekeeping import archive_rows, archived, plan, registry
-from ingest.sinks.postgres.housekeeping.view import look_at
+from ingest.sinks.postgres.housekeeping import archive_job, archive_rows, plan, registry
+from ingest.sinks.postgres.housekeeping.table_state import look_at
 from tests.support.archives import Row, drawn, rows_in, rows_in_files, store
 from tests.support.commands import Here, with_user
 
@@ -195,7 +195,7 @@ async def test_verify_tells_no_fault_while_a_run_replaces_files(
     words = await archiving(here, shared_url, tmp_path)
     await arrive(connection, drawn(3, 1, from_us=OLD_US, to_us=OLD_US + DAY_US))
     assert (await here("housekeeping", "run", "--yes", *words)).code == 0
-    (found,) = await archived.contents(connection, "readings")
+    (found,) = await archive_job.contents(connection, "readings")
     hidden = tmp_path / f".{NAME}.{found.token}"
 
     def hide() -> None:  # as between the record and the move

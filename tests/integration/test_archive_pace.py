@@ -10,13 +10,12 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest.archive.archiver import ParquetArchiver
-from ingest.archive.folder import ArchiveFailed, ArchiveFolder
-from ingest.archive.pace import REST_S_MAX, Pace
+from ingest.archive.archiver import REST_S_MAX, Pace, ParquetArchiver
+from ingest.archive.files import ArchiveFailed, ArchiveFolder
 from ingest.sinks.postgres.connection import Expired, Timeouts
 from ingest.sinks.postgres.housekeeping import archive_rows, registry
 from ingest.sinks.postgres.housekeeping.archive_rows import RowsTable
-from ingest.sinks.postgres.housekeeping.opening import opened_as
+from ingest.sinks.postgres.sessions import opened_as
 from tests.support.archives import PARTITION, detached, drawn, fill, rows_in_files, store
 
 TIMEOUTS = Timeouts(5.0, 3.0, 10.0, 20.0, 60.0)

@@ -15,7 +15,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from ingest.broker import audit, manage, pulling, purge
+from ingest.broker import audit, pulling, purge
+from ingest.broker import streams as manage
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.envelope import Message
 from ingest.broker.roles import GIVEN, STREAM

@@ -9,9 +9,9 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest.app.database import partitions_ahead
 from ingest.app.housekeeping import PARTITION_MISSING, Housekeeping
-from ingest.cli.doctor_partitions import partition_checks
+from ingest.app.storage import partitions_ahead
+from ingest.cli.doctor.checks import partition_checks
 from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.housekeeping import late as late_module
 from ingest.sinks.postgres.housekeeping import plan
@@ -19,14 +19,14 @@ from ingest.sinks.postgres.housekeeping.making import (
     GROUP_MAX,
     make_partitions,
 )
-from ingest.sinks.postgres.housekeeping.partitions import partitions
-from ingest.sinks.postgres.housekeeping.spans import (
+from ingest.sinks.postgres.housekeeping.partitions import (
     DAY,
     DAY_US,
     partition_name,
+    partitions,
     span_bounds,
 )
-from ingest.sinks.postgres.housekeeping.view import look_at
+from ingest.sinks.postgres.housekeeping.table_state import look_at
 from ingest.system.clock import monotonic_s, unix_us
 from ingest.years.annex import late_partitions
 from tests.integration.test_partitions import Path2, daily, make, quick

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.broker import manage, pulling
+from ingest.broker import pulling, streams
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.envelope import Address
 from ingest.broker.pulling import Delivery, Pull, Puller, Skipped
@@ -182,7 +182,7 @@ async def test_old_word_is_not_said_of_a_message_of_a_new_stream(
                 await until(lambda: not reader.connection.up)
                 reader.puller.done(reader.got[:1])
             await api(admin, f"STREAM.DELETE.{STREAM}")
-            await manage.apply(admin, WANTED)
+            await streams.apply(admin, WANTED)
             reader.puller.wanted.clear()
             other.puller.wanted.set()
             await fill(own_nats, b"3", b"4")

@@ -15,12 +15,12 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from ingest.cli.doctor_database import Check, database_checks
+from ingest.cli.doctor.checks import Check, database_checks
 from ingest.cli.main import main
 from ingest.config.settings import Settings
 from ingest.sinks.postgres.connection import SessionNotKept
-from ingest.sinks.postgres.examination import examine
-from ingest.system.filesystem import filesystem_of, is_volatile
+from ingest.sinks.postgres.durability import examine
+from ingest.system.files import filesystem_of, is_volatile
 from ingest.system.state_folder import StateFolder
 from tests.support.commands import Here, ingest, with_user
 
@@ -180,8 +180,8 @@ async def test_doctor_warns_of_clocks_that_differ_and_fails_on_an_old_server(
     """Clocks that differ are a warning; a version that is too old fails."""
     found = await checks(readings_url)
     assert (found["clock"].state, found["version"].state) == ("ok", "ok")
-    monkeypatch.setattr("ingest.sinks.postgres.examination.unix_us", lambda: 0)
-    monkeypatch.setattr("ingest.cli.doctor_database.VERSION_MIN", 99)
+    monkeypatch.setattr("ingest.sinks.postgres.durability.unix_us", lambda: 0)
+    monkeypatch.setattr("ingest.cli.doctor.checks.VERSION_MIN", 99)
     found = await checks(readings_url)
     assert found["clock"].state == "warn"
     assert found["version"].state == "FAIL"

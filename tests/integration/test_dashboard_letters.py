@@ -15,8 +15,7 @@ from ingest.admin.dashboard import letters as dashboard_letters
 from ingest.dead_letters.folder.segments import live_letters, try_replay_lock
 from ingest.dead_letters.store import LetterStore, Newest, Selection, newest
 from ingest.model.errors import Refused
-from ingest.model.letter import Letter
-from ingest.model.reading import Reading
+from ingest.model.reading import Letter, Reading
 from ingest.sinks.postgres import lookup as lookup_postgres
 from ingest.sinks.postgres.lookup import Lookup
 from tests.support.dashboard import Rig, running

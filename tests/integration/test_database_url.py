@@ -14,8 +14,8 @@ import pytest
 from ingest.app.writing import make_sink
 from ingest.config.settings import Settings
 from ingest.embedded.programs import clean_environment, command
+from ingest.model.causes import WriteFailed
 from ingest.model.ports import Stored
-from ingest.model.verdict import WriteFailed
 from ingest.sinks.postgres.connection import each_host
 from tests.support.certificates import make_certificate, make_signed
 from tests.support.rows import encode, readings

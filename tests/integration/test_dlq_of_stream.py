@@ -20,7 +20,7 @@ from ingest.dead_letters.queue import DeadLetterQueue, NewLetter
 from ingest.dead_letters.store import Selection
 from ingest.embedded.broker import EmbeddedBroker
 from ingest.model.errors import Refused
-from ingest.model.letter import EXHAUSTED
+from ingest.model.reading import EXHAUSTED
 from ingest.system.state_folder import StateFolder
 from tests.support.brokers import LETTERS, api, embedded, joined
 from tests.support.commands import Here

@@ -17,13 +17,13 @@ import pytest
 import structlog
 
 from ingest.app.writing import make_sink
-from ingest.cli.doctor_database import database_checks
+from ingest.cli.doctor.checks import database_checks
 from ingest.config.settings import Settings
 from ingest.embedded.server import EmbeddedPostgres
-from ingest.model.verdict import NOT_DURABLE, Verdict, WriteFailed
+from ingest.model.causes import NOT_DURABLE, Verdict, WriteFailed
 from ingest.sinks.postgres import checked_connection, durability, schema
-from ingest.sinks.postgres.examination import examine
-from ingest.sinks.postgres.target import TABLE
+from ingest.sinks.postgres.durability import examine
+from ingest.sinks.postgres.schema import TABLE
 from ingest.system.logs import Occasionally
 from tests.support.commands import Here
 from tests.support.letters import LetterFiles, drained, keep, read

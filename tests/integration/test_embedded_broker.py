@@ -16,11 +16,10 @@ from nats.aio.client import Client
 from ingest.broker import session
 from ingest.broker.connection import connected
 from ingest.broker.envelope import Address
-from ingest.broker.monitor import ask
 from ingest.broker.roles import ROLES, STREAM, SUBJECT, WRITER, inbox_of
+from ingest.broker.watch import ask
 from ingest.embedded import broker as launcher
-from ingest.embedded.broker import EmbeddedBroker, running_broker
-from ingest.embedded.broker_program import find_program
+from ingest.embedded.broker import EmbeddedBroker, find_program, running_broker
 from ingest.model.errors import BrokerAway, StartError
 from ingest.system import orphans
 from tests.support.brokers import (

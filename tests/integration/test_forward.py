@@ -25,11 +25,10 @@ from ingest.config.settings import Settings
 from ingest.dead_letters.folder.segments import live_letters
 from ingest.embedded.broker import EmbeddedBroker
 from ingest.forward import forwarder, lag
-from ingest.http_client.target import target_of
+from ingest.http_client.client import target_of
 from ingest.model.errors import StartError
-from ingest.model.letter import REFUSED_BY_TARGET
-from ingest.model.reading import Reading
-from ingest.system.notify import Notifier
+from ingest.model.reading import REFUSED_BY_TARGET, Reading
+from ingest.system.service_manager import Notifier
 from ingest.system.state_folder import StateFolder
 from tests.support.blocks import block_of
 from tests.support.brokers import api, embedded, joined, put, until

@@ -6,11 +6,9 @@ import asyncpg
 import pytest
 
 from ingest.sinks.postgres.housekeeping import plan, registry
-from ingest.sinks.postgres.housekeeping.keeping import Policy
-from ingest.sinks.postgres.housekeeping.partitions import bounds_entry
-from ingest.sinks.postgres.housekeeping.retention import FINISH, HalfDetached, Retention
-from ingest.sinks.postgres.housekeeping.spans import DAY, DAY_US
-from ingest.sinks.postgres.housekeeping.view import View, look_at
+from ingest.sinks.postgres.housekeeping.partitions import DAY, DAY_US, bounds_entry
+from ingest.sinks.postgres.housekeeping.retention import FINISH, HalfDetached, Policy, Retention
+from ingest.sinks.postgres.housekeeping.table_state import View, look_at
 
 NAME = "readings_p20200101"
 FROM_US = 1_577_836_800_000_000

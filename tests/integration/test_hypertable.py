@@ -9,12 +9,10 @@ import pytest
 
 from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.housekeeping import plan
-from ingest.sinks.postgres.housekeeping.chunks import Chunks
-from ingest.sinks.postgres.housekeeping.keeping import Policy
+from ingest.sinks.postgres.housekeeping.partitions import DAY, DAY_US
 from ingest.sinks.postgres.housekeeping.plan import Did
-from ingest.sinks.postgres.housekeeping.retention import Retention
-from ingest.sinks.postgres.housekeeping.spans import DAY, DAY_US
-from ingest.sinks.postgres.housekeeping.view import HYPERTABLE, look_at
+from ingest.sinks.postgres.housekeeping.retention import Chunks, Policy, Retention
+from ingest.sinks.postgres.housekeeping.table_state import HYPERTABLE, look_at
 from tests.faults.server import DEBIAN, Server
 from tests.system.database import Database
 

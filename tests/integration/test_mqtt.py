@@ -18,10 +18,10 @@ from ingest.app.mqtt import MqttService, MqttTls, MqttWanted, tls_context
 from ingest.app.process import Process
 from ingest.config.mqtt_options import MqttOptions
 from ingest.config.settings import Settings
-from ingest.http_client.target import target_of
+from ingest.http_client.client import target_of
 from ingest.model.errors import ConfigError
-from ingest.mqtt.broker_address import mqtt_address
-from ingest.system.notify import Notifier
+from ingest.mqtt.connection import mqtt_address
+from ingest.system.service_manager import Notifier
 from ingest.system.state_folder import StateFolder
 from tests.support.brokers import until
 from tests.support.certificates import make_certificate

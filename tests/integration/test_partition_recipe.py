@@ -16,8 +16,8 @@ from ingest.app.writing import make_sink
 from ingest.cli.psql import find_psql
 from ingest.config.settings import Settings
 from ingest.sinks.postgres import schema
-from ingest.sinks.postgres.housekeeping.spans import DAY_US
-from ingest.sinks.postgres.housekeeping.view import PARTITIONED, PLAIN, look_at
+from ingest.sinks.postgres.housekeeping.partitions import DAY_US
+from ingest.sinks.postgres.housekeeping.table_state import PARTITIONED, PLAIN, look_at
 from tests.support.commands import Here
 from tests.support.rows import encode, readings
 from tests.system.service import REPOSITORY

@@ -12,29 +12,28 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest.app import annexes, database
-from ingest.app.database import housekeeping_jobs, partitions_ahead, timeouts
-from ingest.cli.doctor import machine_checks
-from ingest.cli.doctor_partitions import partition_checks
+from ingest.app import annexes, storage
+from ingest.app.storage import housekeeping_jobs, partitions_ahead, timeouts
+from ingest.cli.doctor.checks import partition_checks
+from ingest.cli.doctor.command import machine_checks
 from ingest.config.settings import Settings
 from ingest.model.errors import StartError
-from ingest.model.letter import EXHAUSTED, REFUSED
-from ingest.model.reading import Reading
+from ingest.model.reading import EXHAUSTED, REFUSED, Reading
 from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.housekeeping import registry, runs
-from ingest.sinks.postgres.housekeeping.partitions import partitions
-from ingest.sinks.postgres.housekeeping.runs import Report
-from ingest.sinks.postgres.housekeeping.spans import (
+from ingest.sinks.postgres.housekeeping.making import first_partitions
+from ingest.sinks.postgres.housekeeping.partitions import (
     BEGINNING_US,
     DAY,
     DAY_US,
     END_US,
     MONTH,
     TimeSpan,
+    partitions,
     span_bounds,
 )
-from ingest.sinks.postgres.housekeeping.view import look_at
-from ingest.sinks.postgres.make_table import first_partitions
+from ingest.sinks.postgres.housekeeping.runs import Report
+from ingest.sinks.postgres.housekeeping.table_state import look_at
 from ingest.system.clock import unix_us
 from ingest.years.annex import late_partitions, retention_policy
 from tests.support.blocks import block_of
@@ -348,7 +347,7 @@ async def test_without_the_annex_late_readings_wait_until_a_person_makes_their_p
     with monkeypatch.context() as patched:
         patched.setattr(annexes, "FOLDERS", ())
         annexes.annexes.cache_clear()
-        late = path.sink.late = database.late_partitions(quick(), lambda: shared_url)
+        late = path.sink.late = storage.late_partitions(quick(), lambda: shared_url)
         (ahead,) = housekeeping_jobs(daily(), from_us=late_us)
         for name, value in {"keep_hot": "30d", "archive_dir": "/x", "rollups": True}.items():
             with pytest.raises(StartError) as failed:

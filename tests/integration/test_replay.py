@@ -13,8 +13,7 @@ import pytest
 from ingest.dead_letters.folder.segments import segments, try_replay_lock
 from ingest.dead_letters.folder.store import hold_replay_lock
 from ingest.embedded.broker import EmbeddedBroker
-from ingest.model.letter import EXHAUSTED, INVALID, REFUSED
-from ingest.model.reading import Reading
+from ingest.model.reading import EXHAUSTED, INVALID, REFUSED, Reading
 from ingest.system.clock import monotonic_s
 from tests.support.blocks import block_of, make_reading
 from tests.support.brokers import until

@@ -18,7 +18,7 @@ from ingest.dead_letters.format import BadLine
 from ingest.dead_letters.manual_replay import Item, ManualReplay, item_of_fields, item_of_letter
 from ingest.formats.post import Rules
 from ingest.model.errors import ReplayStopped
-from ingest.model.letter import LINE, Letter
+from ingest.model.reading import LINE, Letter
 from tests.support.letters import START_US, drained, invalid, write
 from tests.support.replay_rig import SETTINGS, rows
 from tests.support.replays import RULES

@@ -9,27 +9,25 @@ import asyncpg
 import pytest
 import structlog
 
-from ingest.app.database import housekeeping_jobs, timeouts
 from ingest.app.housekeeping import HOUSEKEEPING_FAILS, RETENTION_WAITS, Housekeeping
-from ingest.cli.doctor_database import OK
-from ingest.cli.doctor_partitions import partition_checks
+from ingest.app.storage import housekeeping_jobs, timeouts
+from ingest.cli.doctor.checks import OK, partition_checks
 from ingest.config.settings import Settings
 from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.housekeeping import plan, registry, rollup_state, runs
-from ingest.sinks.postgres.housekeeping.keeping import Policy
 from ingest.sinks.postgres.housekeeping.life import ARCHIVE, DETACH, DROP
-from ingest.sinks.postgres.housekeeping.partitions import bounds_entry
-from ingest.sinks.postgres.housekeeping.retention import Retention
-from ingest.sinks.postgres.housekeeping.rollup_state import progress
-from ingest.sinks.postgres.housekeeping.rollups import Rollups
-from ingest.sinks.postgres.housekeeping.spans import (
+from ingest.sinks.postgres.housekeeping.partitions import (
     DAY,
     DAY_US,
     TimeSpan,
+    bounds_entry,
     literal,
     partition_name,
 )
-from ingest.sinks.postgres.housekeeping.view import View, look_at
+from ingest.sinks.postgres.housekeeping.retention import Policy, Retention
+from ingest.sinks.postgres.housekeeping.rollup_state import progress
+from ingest.sinks.postgres.housekeeping.rollups import Rollups
+from ingest.sinks.postgres.housekeeping.table_state import View, look_at
 from tests.support.commands import Here
 
 KEEP = Policy(2 * DAY_US, "2d")

@@ -16,7 +16,7 @@ import asyncpg
 import pytest
 from aiohttp import ClientSession
 
-from ingest.broker import manage
+from ingest.broker import streams
 from ingest.embedded.broker import EmbeddedBroker
 from tests.support.brokers import LETTERS, embedded, joined
 from tests.support.documents import REPOSITORY
@@ -106,7 +106,7 @@ async def test_page_of_a_writer_shows_all_that_run_alone(tmp_path: Path, reading
     async with AsyncExitStack() as stack:
         broker = await stack.enter_async_context(embedded(tmp_path / "broker"))
         async with joined(broker, "admin") as admin:
-            await manage.apply(admin, LETTERS)
+            await streams.apply(admin, LETTERS)
         roles = [
             stack.enter_async_context(role(broker, "gateway", ack_wait_s_max="1")),
             stack.enter_async_context(role(broker, "gateway")),

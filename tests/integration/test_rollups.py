@@ -19,6 +19,7 @@ from ingest.model.errors import StartError
 from ingest.model.reading import Reading
 from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.housekeeping import plan, registry, rollup_run, rollups
+from ingest.sinks.postgres.housekeeping.partitions import BEGINNING_US, TimeSpan
 from ingest.sinks.postgres.housekeeping.rollup_state import (
     Progress,
     leave,
@@ -27,11 +28,10 @@ from ingest.sinks.postgres.housekeeping.rollup_state import (
 )
 from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans
 from ingest.sinks.postgres.housekeeping.rollups import Rollups
-from ingest.sinks.postgres.housekeeping.spans import BEGINNING_US, TimeSpan
-from ingest.sinks.postgres.housekeeping.view import look_at
+from ingest.sinks.postgres.housekeeping.table_state import look_at
 from ingest.sinks.postgres.lookup import Between, Lookup
 from ingest.sinks.postgres.rolled_curve import rolled_curve
-from ingest.sinks.postgres.target import TargetTable
+from ingest.sinks.postgres.schema import TargetTable
 from tests.support.commands import Here, with_user
 from tests.support.rollups import DAY_US, HOUR_US, differences, expected, raw, stored
 

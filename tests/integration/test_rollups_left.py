@@ -17,14 +17,13 @@ import pytest
 from ingest.model.reading import Reading
 from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.housekeeping import plan, registry, rollup_state
-from ingest.sinks.postgres.housekeeping.archiving import Archiving
-from ingest.sinks.postgres.housekeeping.keeping import Policy
+from ingest.sinks.postgres.housekeeping.archive_job import Archiving
 from ingest.sinks.postgres.housekeeping.life import DETACH
-from ingest.sinks.postgres.housekeeping.retention import Retention
+from ingest.sinks.postgres.housekeeping.partitions import DAY, TimeSpan
+from ingest.sinks.postgres.housekeeping.retention import Policy, Retention
 from ingest.sinks.postgres.housekeeping.rollup_state import Progress
 from ingest.sinks.postgres.housekeeping.rollups import Rollups
-from ingest.sinks.postgres.housekeeping.spans import DAY, TimeSpan
-from ingest.sinks.postgres.housekeeping.view import View, look_at
+from ingest.sinks.postgres.housekeeping.table_state import View, look_at
 from tests.support.archives import archiver
 from tests.support.commands import Here
 from tests.support.partitions import make_partition

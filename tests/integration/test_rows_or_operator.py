@@ -14,8 +14,7 @@ import pytest
 
 from ingest.app.writing import make_sink
 from ingest.config.settings import Settings
-from ingest.model.letter import EXHAUSTED, REFUSED
-from ingest.model.reading import Reading
+from ingest.model.reading import EXHAUSTED, REFUSED, Reading
 from ingest.system.clock import monotonic_s, unix_us
 from tests.conftest import Server
 from tests.support.blocks import block_of

@@ -9,7 +9,7 @@ import pytest
 
 from ingest.model.errors import StartError
 from ingest.sinks.postgres import schema
-from ingest.sinks.postgres.target import TargetTable
+from ingest.sinks.postgres.schema import TargetTable
 
 
 async def test_table_applied_is_as_the_contract_says(connection: asyncpg.Connection) -> None:

@@ -8,22 +8,26 @@ import json
 import asyncpg
 import pytest
 
-from ingest.app.database import housekeeping_jobs, late_partitions, partitions_ahead, timeouts
 from ingest.app.housekeeping import Housekeeping
-from ingest.app.target import make_target
+from ingest.app.storage import (
+    housekeeping_jobs,
+    late_partitions,
+    make_target,
+    partitions_ahead,
+    timeouts,
+)
 from ingest.app.writing import make_sink
-from ingest.cli.doctor_database import FAIL, WARN
-from ingest.cli.doctor_partitions import partition_checks
+from ingest.cli.doctor.checks import FAIL, WARN, partition_checks
 from ingest.config.settings import Settings
 from ingest.model.errors import StartError
 from ingest.model.ports import Stored
 from ingest.sinks.postgres import schema
-from ingest.sinks.postgres.housekeeping import registry, runs, versions
+from ingest.sinks.postgres.housekeeping import registry, runs
+from ingest.sinks.postgres.housekeeping.making import first_partitions
+from ingest.sinks.postgres.housekeeping.partitions import DAY_US, span_bounds
 from ingest.sinks.postgres.housekeeping.plan import OtherRun, alone
 from ingest.sinks.postgres.housekeeping.runs import Report
-from ingest.sinks.postgres.housekeeping.spans import DAY_US, span_bounds
-from ingest.sinks.postgres.housekeeping.view import look_at
-from ingest.sinks.postgres.make_table import first_partitions
+from ingest.sinks.postgres.housekeeping.table_state import look_at
 from tests.support.commands import Here, with_user
 from tests.support.constants import constants
 from tests.support.partitions import make_partition
@@ -81,7 +85,7 @@ async def test_older_schema_works_and_is_upgraded_on_request(
 ) -> None:
     """Without a number: as the code before it has left it. Upgraded once, by a yes."""
     assert await got(table) == OF_TODAY, "a new registry has the number"
-    assert (await run(shared_url)).schema == versions.SchemaState(1, "public.ingest_housekeeping")
+    assert (await run(shared_url)).schema == runs.SchemaState(1, "public.ingest_housekeeping")
     await put(table, "")
     with constants(partitions_ahead=12):
         report = await run(shared_url)
@@ -181,20 +185,20 @@ async def test_upgrade_and_housekeeping_are_never_at_work_together(
     try:
         async with alone(table, oid):
             with pytest.raises(OtherRun):
-                await versions.upgrade(other, "readings", oid)
+                await runs.upgrade(other, "readings", oid)
 
         async def fails(connection: asyncpg.Connection, name: str) -> None:
             await connection.execute(f"alter table {name} add column more int")
             raise StartError("stopped half-way")
 
-        steps = (*versions.STEPS, versions.Upgrade(2, "more", fails))
-        monkeypatch.setattr(versions, "STEPS", steps)
+        steps = (*runs.STEPS, runs.Upgrade(2, "more", fails))
+        monkeypatch.setattr(runs, "STEPS", steps)
         with pytest.raises(StartError, match="stopped half-way"):
-            await versions.upgrade(other, "readings", oid)
+            await runs.upgrade(other, "readings", oid)
     finally:
         await other.close()
     assert await got(table) == OF_TODAY, "the step before it is done, once"
-    assert [each.to for each in versions.steps_from(1)] == [2]
+    assert [each.to for each in runs.steps_from(1)] == [2]
     columns = "select count(*) from pg_attribute where attrelid = $1::regclass and attnum > 0"
     assert await table.fetchval(columns, registry.NAME) == 3, "and this one not in part"
 

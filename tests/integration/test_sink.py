@@ -10,11 +10,10 @@ import pytest
 
 from ingest.app.writing import make_sink
 from ingest.config.settings import Settings
-from ingest.model.ack import Refusal
+from ingest.model.block import HEADER, Refusal
+from ingest.model.causes import Verdict, WriteFailed
 from ingest.model.ports import Stored
 from ingest.model.reading import Reading
-from ingest.model.rows import HEADER
-from ingest.model.verdict import Verdict, WriteFailed
 from ingest.sinks.postgres.sink import SinkPostgres
 from tests.support.rows import START_US, encode, readings
 

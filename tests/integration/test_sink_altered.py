@@ -8,11 +8,11 @@ import asyncpg
 import pytest
 import structlog
 
+from ingest.model.causes import Verdict, WriteFailed
 from ingest.model.errors import Refused
 from ingest.model.ports import Stored
-from ingest.model.verdict import Verdict, WriteFailed
 from ingest.sinks.postgres import schema
-from ingest.sinks.postgres.known_server import KnownServer
+from ingest.sinks.postgres.connection import KnownServer
 from ingest.sinks.postgres.lookup import Lookup
 from tests.support.commands import with_user
 from tests.support.rows import readings

@@ -17,13 +17,13 @@ import pytest
 
 from ingest.app.writing import make_sink
 from ingest.config.settings import Settings
+from ingest.model.causes import Verdict, WriteFailed
 from ingest.model.ports import Stored
 from ingest.model.reading import Reading
-from ingest.model.verdict import Verdict, WriteFailed
 from ingest.sinks.postgres import durability
 from ingest.sinks.postgres.connection import text_of
+from ingest.sinks.postgres.schema import TargetTable
 from ingest.sinks.postgres.sink import SinkPostgres
-from ingest.sinks.postgres.target import TargetTable
 from ingest.system.clock import monotonic_s
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.rows import encode, readings

@@ -10,13 +10,13 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest.app.advice import advice
-from ingest.app.causes import next_step
+from ingest.app.lists import next_step
+from ingest.app.process import advice
 from ingest.app.writing import make_sink
 from ingest.config.settings import Settings
-from ingest.model.ack import Refusal
+from ingest.model.block import Refusal
+from ingest.model.causes import Verdict, WriteFailed
 from ingest.model.ports import Stored
-from ingest.model.verdict import Verdict, WriteFailed
 from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.connection import address, identity
 from ingest.system.clock import monotonic_s

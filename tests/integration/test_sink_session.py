@@ -9,13 +9,13 @@ import asyncpg
 import pytest
 
 from ingest.app.writing import make_sink
-from ingest.cli.doctor_database import database_checks
+from ingest.cli.doctor.checks import database_checks
 from ingest.config.settings import Settings
+from ingest.model.causes import NO_STANDBY, Verdict, WriteFailed
 from ingest.model.ports import Stored
-from ingest.model.verdict import NO_STANDBY, Verdict, WriteFailed
-from ingest.sinks.postgres import known_server
-from ingest.sinks.postgres.examination import examine
-from ingest.sinks.postgres.known_server import KnownServer
+from ingest.sinks.postgres import connection as known_server
+from ingest.sinks.postgres.connection import KnownServer
+from ingest.sinks.postgres.durability import examine
 from tests.support.rows import encode, readings
 from tests.support.sink_ways import open_failure
 

@@ -9,9 +9,9 @@ import pytest
 
 from ingest.app.writing import make_sink
 from ingest.config.settings import Settings
+from ingest.model.causes import Verdict, WriteFailed
 from ingest.model.ports import Stored
 from ingest.model.reading import Reading
-from ingest.model.verdict import Verdict, WriteFailed
 from ingest.system.clock import monotonic_s
 from tests.support.rows import START_US, encode, readings
 from tests.support.sink_ways import WAYS, sink_for, write

@@ -18,12 +18,12 @@ from ingest.broker.envelope import Address
 from ingest.broker.publishing import Publisher
 from ingest.broker.pulling import Delivery, Puller
 from ingest.broker.roles import STREAM, SUBJECT, WRITER
-from ingest.buffers.stream.commits import Commits
+from ingest.buffers.stream.group_queue import Commits
 from ingest.buffers.stream.inlet import StreamInlet
 from ingest.buffers.stream.outlet import StreamOutlet
 from ingest.embedded.broker import EmbeddedBroker
+from ingest.model.block import row_offsets
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
-from ingest.model.rows import row_offsets
 from ingest.system.clock import monotonic_s
 from tests.support.blocks import make_block
 from tests.support.brokers import api, embedded, hit, joined, set_ack_wait, until

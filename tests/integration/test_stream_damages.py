@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from ingest.broker import audit, manage, purge, watch
+from ingest.broker import audit, purge, watch
+from ingest.broker import streams as manage
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.envelope import Address
 from ingest.broker.publishing import Publisher
@@ -24,10 +25,9 @@ from ingest.broker.roles import STREAM, SUBJECT, WRITER
 from ingest.broker.streams import WantedStream
 from ingest.broker.watch import StreamWatch
 from ingest.embedded import running as embedded_running
-from ingest.embedded.broker import EmbeddedBroker
-from ingest.embedded.broker_program import find_program
+from ingest.embedded.broker import EmbeddedBroker, find_program
 from ingest.model.errors import BrokerAway, BrokerRefused, StartError
-from ingest.system.stream_mark import MarkFile
+from ingest.system.state_folder import MarkFile
 from tests.support.brokers import api, hit, joined, until
 from tests.support.clusters import LOCAL, Cluster, lead, members_in, running
 from tests.support.stream_damages import KINDS, Kind, Store, blocks_now

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from ingest.broker import manage
+from ingest.broker import streams
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.envelope import Address
 from ingest.broker.roles import DEAD_LETTER_SUBJECT, DEAD_LETTERS
 from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.dead_letters.store import Selection, Tally, newest
-from ingest.dead_letters.stream.backend import StreamBackend
+from ingest.dead_letters.stream.letters import StreamBackend
 from ingest.embedded.broker import EmbeddedBroker
 from ingest.model.errors import (
     BrokerAway,
@@ -25,7 +25,7 @@ from ingest.model.errors import (
     DeadLettersBroken,
     DeadLettersFull,
 )
-from ingest.model.letter import EXHAUSTED, REFUSED
+from ingest.model.reading import EXHAUSTED, REFUSED
 from tests.support.brokers import LETTERS, api, embedded, hit, is_up, joined, until
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.letters import drained, invalid
@@ -109,7 +109,7 @@ async def test_letter_of_a_stream_that_was_made_anew_is_not_live(
     queue, letters = queue_of(writer), drained(5)
     await queue.append(letters)
     await api(admin, f"STREAM.DELETE.{DEAD_LETTERS}")
-    await manage.apply(admin, LETTERS)
+    await streams.apply(admin, LETTERS)
     others = drained(5)
     await queue_of(writer).append(others)
     await queue.append(letters)

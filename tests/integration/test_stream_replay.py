@@ -12,10 +12,10 @@ import pytest
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.messages import StreamMessages
 from ingest.broker.roles import DEAD_LETTER_SUBJECT, DEAD_LETTERS, REPLAY
-from ingest.dead_letters.stream import replay
+from ingest.dead_letters.stream import letters as replay
 from ingest.embedded.broker import EmbeddedBroker
 from ingest.model.errors import BrokerAway
-from ingest.model.letter import EXHAUSTED
+from ingest.model.reading import EXHAUSTED
 from tests.support.brokers import api, joined, until
 from tests.support.letters import drained
 from tests.support.replay_rig import InStream, rows, stream_with_short_waits

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from ingest.broker import manage, monitor, watch
+from ingest.broker import streams as manage
+from ingest.broker import watch
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.publishing import Publisher
-from ingest.broker.removals import Removal
 from ingest.broker.roles import STREAM, SUBJECT, WRITER
-from ingest.broker.stream_state import StreamState
+from ingest.broker.stream_state import Removal, StreamState
 from ingest.broker.streams import WantedStream
 from ingest.broker.watch import StreamWatch
 from ingest.embedded.broker import EmbeddedBroker
@@ -213,15 +213,15 @@ async def test_server_that_does_not_sync_is_a_fault_unless_that_is_accepted(
 
 def test_silent_monitor_port_keeps_what_it_has_said() -> None:
     """A server that restarts is no reason to refuse posts."""
-    silent = monitor.look_at(f"http://127.0.0.1:{free_port()}")
+    silent = watch.look_at(f"http://127.0.0.1:{free_port()}")
     assert silent.unsafe is None
     assert [each.fault.partition(":")[0] for each in silent.degraded()] == [
         "its monitor port does not answer"
     ]
-    safe = monitor.ServerLook("x", unsafe="")
+    safe = watch.ServerLook("x", unsafe="")
     assert silent.after(safe).unsafe == ""
     assert silent.after(None).unsafe is None
-    assert safe.after(monitor.ServerLook("x", unsafe="no")).unsafe == ""
+    assert safe.after(watch.ServerLook("x", unsafe="no")).unsafe == ""
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import asyncpg
 from pyarrow import parquet
 
 from ingest.sinks.postgres.housekeeping import registry
-from ingest.sinks.postgres.housekeeping.spans import DAY, DAY_US, TimeSpan
-from ingest.sinks.postgres.housekeeping.view import look_at
-from ingest.sinks.postgres.target import quoted
+from ingest.sinks.postgres.housekeeping.partitions import DAY, DAY_US, TimeSpan
+from ingest.sinks.postgres.housekeeping.table_state import look_at
+from ingest.sinks.postgres.schema import quoted
 from tests.support.commands import Here
 from tests.support.partitions import make_partition
 

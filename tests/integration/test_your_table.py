@@ -10,12 +10,12 @@ from contextlib import AsyncExitStack
 import asyncpg
 import pytest
 
-from ingest.app.target import make_target
+from ingest.app.storage import make_target
 from ingest.app.writing import make_sink
 from ingest.config.settings import Settings
+from ingest.model.causes import Verdict, WriteFailed
 from ingest.model.errors import StartError
 from ingest.model.ports import Stored
-from ingest.model.verdict import Verdict, WriteFailed
 from ingest.sinks.postgres import schema
 from loadgen.proof.table import refuses, stream_rows
 from loadgen.proof.table_names import TableNames

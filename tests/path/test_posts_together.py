@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 from ingest.http.connection import Connection
-from ingest.http.response import Answer
+from ingest.http.request import Answer
+from ingest.model.block import decode_rows
 from ingest.model.reading import Reading
-from ingest.model.rows import decode_rows
 from tests.support.journals import HangingDisk, JournalRun, killed, on_disk
 from tests.support.receiver import BAD, Client, OverFakes, Reply, post, until
 from tests.support.ways import Ways, both_ways

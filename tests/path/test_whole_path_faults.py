@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from ingest.model.causes import Verdict
 from ingest.model.errors import StartError
-from ingest.model.verdict import Verdict
 from tests.support.fake_sink_scripted import AFTER, BEFORE, MIDDLE, Script
 from tests.support.journals import FailingCalls
 from tests.support.ways import AT_ONCE, RESERVED

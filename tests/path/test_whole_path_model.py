@@ -27,8 +27,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from ingest.model.causes import Verdict
 from ingest.model.errors import StartError
-from ingest.model.verdict import Verdict
 from tests.support.fake_sink_scripted import AFTER, BEFORE, MIDDLE, Script
 from tests.support.replays import hurry
 from tests.support.whole_path import BUFFERED, COMMITTED, DURABLE, Promises, Whole

@@ -16,8 +16,8 @@ import pytest
 
 from ingest.dead_letters.folder.segments import folder_bytes, live_letters, mark_done
 from ingest.dead_letters.folder.store import hold_replay_lock
-from ingest.model.letter import INVALID
-from ingest.model.verdict import LETTERS_FULL, Verdict, WriteFailed
+from ingest.model.causes import LETTERS_FULL, Verdict, WriteFailed
+from ingest.model.reading import INVALID
 from tests.support.fake_sink_scripted import AFTER, BEFORE, MIDDLE, Script
 from tests.support.letters import LetterFiles, folder_queue, invalid, keep
 from tests.support.replays import hurry

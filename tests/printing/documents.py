@@ -19,17 +19,17 @@ from typing import Any
 
 import ingest
 from ingest.admin import exposition
-from ingest.app import forwarding, metrics, mqtt
+from ingest.app import forwarding, lists, mqtt
 from ingest.broker.roles import ROLES
-from ingest.config.text import bounds_text, default_text, env_example, groups
-from ingest.embedded.broker_config import ACCOUNT, rights
-from ingest.forward import tally as forward_tally
+from ingest.config.settings import bounds_text, default_text, env_example, groups
+from ingest.embedded.broker import ACCOUNT, rights
+from ingest.forward import lag as forward_tally
 from ingest.model.codes import ITEM_CODES, PROBLEMS
-from ingest.model.metrics import Metric
+from ingest.model.ledger import Metric
 from ingest.mqtt import tally as mqtt_tally
 from ingest.sinks.postgres import durability
-from ingest.sinks.postgres.target import TABLE
-from ingest.system.filesystem import REMOTE, VOLATILE
+from ingest.sinks.postgres.schema import TABLE
+from ingest.system.files import REMOTE, VOLATILE
 from ingest.system.log_events import EVENTS
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
@@ -62,7 +62,7 @@ def item_codes_table() -> str:
 
 def metrics_table() -> str:
     """Return the table of our metrics, as their parts list them."""
-    return _metrics([*exposition.METRICS, *metrics.ALL])
+    return _metrics([*exposition.OF_SHOWN, *lists.ALL])
 
 
 def forward_metrics_table() -> str:

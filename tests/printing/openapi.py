@@ -11,10 +11,10 @@ import json
 from collections.abc import Iterable
 
 from ingest import __version__
-from ingest.formats.media_type import FORMATS
+from ingest.formats.media_types import FORMATS
 from ingest.http.routes import READ
-from ingest.model.letter import NDJSON
-from ingest.receiver.openapi import (
+from ingest.model.reading import NDJSON
+from ingest.receiver.endpoint import (
     FILE,
     OF_LINES,
     OF_READINGS,

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ingest.formats.map_values import HINTS_MAX
+from ingest.formats.mapped.rows import HINTS_MAX
 from ingest.formats.post import ERRORS_MAX
 from ingest.model.codes import ITEM_CODES, PROBLEMS
 from ingest.model.ports import STATES

@@ -13,11 +13,11 @@ from asyncpg import Connection
 
 from ingest.archive import files
 from ingest.archive.archiver import ParquetArchiver
-from ingest.archive.folder import ArchiveFolder
+from ingest.archive.files import ArchiveFolder
+from ingest.model.block import HEADER, TRAILER, encode_reading
 from ingest.model.reading import Reading
-from ingest.model.rows import HEADER, TRAILER, encode_reading
+from ingest.sinks.postgres.housekeeping.archive_job import Detached
 from ingest.sinks.postgres.housekeeping.archive_rows import RowsTable
-from ingest.sinks.postgres.housekeeping.archiving import Detached
 
 Row = tuple[int, str, str, int]  # ts in Unix microseconds, names, the bits of the value
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 
-from ingest.model.ack import Ack
-from ingest.model.block import Block
+from ingest.model.block import Ack, Block, encode_reading
 from ingest.model.reading import Reading
-from ingest.model.rows import encode_reading
 from ingest.system.clock import monotonic_s, unix_us
 
 _numbers = itertools.count(1)

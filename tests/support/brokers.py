@@ -14,13 +14,12 @@ from typing import Any
 
 import msgspec
 
-from ingest.broker import manage
+from ingest.broker import streams as manage
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.envelope import Address, Message
 from ingest.broker.roles import STREAM, SUBJECT, WRITER
 from ingest.broker.streams import WantedDeadLetters, WantedStream
-from ingest.embedded.broker import EmbeddedBroker
-from ingest.embedded.broker_program import find_program
+from ingest.embedded.broker import EmbeddedBroker, find_program
 from tests.support.documents import REPOSITORY
 
 MIB = 1024**2

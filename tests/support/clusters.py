@@ -10,14 +10,13 @@ from contextlib import asynccontextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 
-from ingest.broker import manage
+from ingest.broker import streams as manage
 from ingest.broker.connection import BrokerConnection
 from ingest.broker.envelope import Address
-from ingest.broker.monitor import ask
 from ingest.broker.roles import STREAM
 from ingest.broker.streams import Wanted, WantedStream
-from ingest.embedded.broker_config import Endpoints, config_text, new_endpoints
-from ingest.embedded.broker_program import find_program
+from ingest.broker.watch import ask
+from ingest.embedded.broker import Endpoints, config_text, find_program, new_endpoints
 from ingest.embedded.programs import DatabaseUser, command
 from ingest.model.errors import BrokerAway, BrokerRefused
 from tests.support.brokers import MIB, api, joined

@@ -25,11 +25,10 @@ import yaml  # type: ignore[import-untyped]
 
 from ingest.admin.exposition import Exposition, Shown
 from ingest.app import forwarding, mqtt
-from ingest.app.metrics import GAUGES, values_of
-from ingest.forward import tally as forward_tally
-from ingest.forward.tally import ForwardTally
-from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
-from ingest.model.metrics import read
+from ingest.app.lists import GAUGES, values_of
+from ingest.forward import lag as forward_tally
+from ingest.forward.lag import ForwardTally
+from ingest.model.ledger import DeadLetterStats, Gauges, Ledger, read
 from ingest.model.ports import BufferStats
 from ingest.mqtt import tally as mqtt_tally
 from ingest.mqtt.tally import MqttTally

@@ -15,16 +15,18 @@ from typing import Any
 
 import msgspec
 
-from ingest.formats import json_post, ndjson, packed_post, senml
+from ingest.formats import messagepack, senml
+from ingest.formats.json import body as json_body
+from ingest.formats.json import ndjson
 from ingest.formats.post import Decode, Decoded, Post, finished
 from ingest.model.reading import Reading
 from tests.support.posts import NOW_US, RULES
 
 FIELDS = ("ts", "device_id", "metric", "value")
 BEGIN: dict[str, Decode] = {
-    "json": json_post.begin,
+    "json": json_body.begin,
     "ndjson": ndjson.begin,
-    "msgpack": packed_post.begin,
+    "msgpack": messagepack.begin,
     "senml": senml.begin,
 }
 

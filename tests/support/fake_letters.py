@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from ingest.model.letter import Letter
+from ingest.model.reading import Letter
 
 
 class FakeLetters:

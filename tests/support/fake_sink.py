@@ -10,11 +10,10 @@ import asyncio
 import math
 from collections.abc import Callable, Sequence
 
-from ingest.model.ack import Refusal
+from ingest.model.block import Refusal, decode_rows
+from ingest.model.causes import Verdict, WriteFailed
 from ingest.model.ports import SetAside, Stored
 from ingest.model.reading import Reading
-from ingest.model.rows import decode_rows
-from ingest.model.verdict import Verdict, WriteFailed
 from ingest.system.clock import unix_us
 
 Refuse = Callable[[Reading], tuple[str, str] | None]

@@ -10,10 +10,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-from ingest.model.ack import Refusal
+from ingest.model.block import Refusal
+from ingest.model.causes import Verdict, WriteFailed
 from ingest.model.ports import SetAside, Stored
 from ingest.model.reading import Reading
-from ingest.model.verdict import Verdict, WriteFailed
 from tests.support.fake_sink import FakeSink, Refuse, accept_all
 
 BEFORE, MIDDLE, AFTER, HANG = "before", "middle", "after", "hang"

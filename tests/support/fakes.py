@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from ingest.model.block import Block, Reservation
+from ingest.model.block import Block, Reservation, decode_rows
 from ingest.model.errors import BufferFull, JournalBroken
-from ingest.model.letter import Letter
 from ingest.model.ports import Sizes, Told
-from ingest.model.reading import Reading
-from ingest.model.rows import decode_rows
+from ingest.model.reading import Letter, Reading
 
 
 class FakeInlet:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ingest.app.fill import Fill
-from ingest.app.health import Health
-from ingest.app.refusals import Refusals
-from ingest.app.space import DiskSpace
+from ingest.app.health import Health, Refusals
+from ingest.app.space import DiskSpace, Fill
 from ingest.config.settings import Settings
 from ingest.model.causes import FIELDS
 from ingest.model.ledger import Ledger

@@ -12,9 +12,8 @@ from typing import Any
 
 from ingest.buffers.frames import FrameReader, encode_head
 from ingest.buffers.journal.buffer import JournalBuffer
-from ingest.buffers.journal.format import HEADER_BYTES, encode_header
 from ingest.buffers.journal.log import Journal
-from ingest.buffers.journal.reader import segment_files
+from ingest.buffers.journal.segments import HEADER_BYTES, encode_header, segment_files
 from ingest.model.block import Block
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
 from ingest.system.files import FileCalls

@@ -16,8 +16,7 @@ from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.dead_letters.store import LiveLetter
 from ingest.formats.post import Rules
 from ingest.model.ledger import DeadLetterStats
-from ingest.model.letter import DRAINED, INVALID, Letter
-from ingest.model.reading import Reading
+from ingest.model.reading import DRAINED, INVALID, Letter, Reading
 from ingest.system.clock import unix_us
 from ingest.system.files import REAL_CALLS, FileCalls
 

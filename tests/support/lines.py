@@ -7,12 +7,12 @@ from contextlib import contextmanager
 
 import pytest
 
-from ingest.formats import line_protocol
-from ingest.formats.line_protocol import LinePost, decode
-from ingest.formats.line_series import Naming
+from ingest.formats.lines import body as lines_body
+from ingest.formats.lines.body import LinePost, decode
+from ingest.formats.lines.keys import Naming
 from ingest.formats.post import Points, Post
+from ingest.model.block import decode_rows
 from ingest.model.errors import Refused
-from ingest.model.rows import decode_rows
 from tests.support import line_oracle
 from tests.support.posts import NOW_US, RULES
 
@@ -21,10 +21,10 @@ from tests.support.posts import NOW_US, RULES
 def cut_small(size_bytes: int) -> Iterator[None]:
     """Read bodies in slices of this size."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(line_protocol, "WHOLE_BYTES", -1)
-        patched.setattr(line_protocol, "SLICE_BYTES", size_bytes)
-        patched.setattr(line_protocol, "FEW_LINES", 2)
-        patched.setattr(line_protocol, "STEP_BYTES", 0)
+        patched.setattr(lines_body, "WHOLE_BYTES", -1)
+        patched.setattr(lines_body, "SLICE_BYTES", size_bytes)
+        patched.setattr(lines_body, "FEW_LINES", 2)
+        patched.setattr(lines_body, "STEP_BYTES", 0)
         yield
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from asyncpg import Connection
 
 from ingest.sinks.postgres.housekeeping.making import make_partitions
-from ingest.sinks.postgres.housekeeping.spans import TimeSpan
-from ingest.sinks.postgres.housekeeping.view import View
+from ingest.sinks.postgres.housekeeping.partitions import TimeSpan
+from ingest.sinks.postgres.housekeeping.table_state import View
 
 
 async def make_partition(connection: Connection, view: View, bounds: TimeSpan) -> str | None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
-from ingest.formats.json_post import decode
+from ingest.formats.json.body import decode
 from ingest.formats.post import Decoded, Post, Rules
+from ingest.model.block import decode_rows
 from ingest.model.reading import Reading
-from ingest.model.rows import decode_rows
 
 RULES = Rules(post_rows_max=5_000, ts_min_us=946_684_800_000_000, ts_ahead_us_max=86_400_000_000)
 NOW_US = 1_795_600_000_000_001

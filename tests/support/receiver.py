@@ -16,7 +16,7 @@ from ingest.http.connections import Connections
 from ingest.model.block import Block
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
 from ingest.model.ports import BufferStats, Inlet
-from ingest.receiver.refused_posts import RefusedPosts
+from ingest.receiver.senders import RefusedPosts
 from tests.support import constants
 from tests.support.fakes import FakeAdmission, FakeDatabase, FakeDeadLetters, FakeInlet
 

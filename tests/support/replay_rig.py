@@ -18,14 +18,13 @@ from ingest.buffers.memory import MemoryBuffer
 from ingest.config.settings import Settings
 from ingest.dead_letters.auto_replay import BlockSender, Replayer, ReplaySource
 from ingest.dead_letters.queue import DeadLetterQueue
-from ingest.dead_letters.stream import replay
-from ingest.dead_letters.stream.backend import StreamBackend
-from ingest.dead_letters.stream.replay import StreamReplay
+from ingest.dead_letters.stream import letters as replay
+from ingest.dead_letters.stream.letters import StreamBackend, StreamReplay
 from ingest.embedded.broker import EmbeddedBroker
 from ingest.model.block import Block
+from ingest.model.causes import LETTERS_FULL
 from ingest.model.ledger import Gauges, Ledger
-from ingest.model.letter import Letter
-from ingest.model.verdict import LETTERS_FULL
+from ingest.model.reading import Letter
 from tests.support.brokers import LETTERS, api, joined
 from tests.support.letters import LetterFiles, folder_queue, keep, read
 from tests.support.stream_letters import kept, stream_queue

@@ -22,7 +22,7 @@ LOCK_S_MAX = 0.02
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Remove the pauses of replays, between blocks and between tries; they clean up each time."""
     monkeypatch.setattr("ingest.dead_letters.auto_replay.UNLOCKED_S_MIN", 0.0005)
-    monkeypatch.setattr("ingest.dead_letters.folder.replay.ANEW_S", 0.0)
+    monkeypatch.setattr("ingest.dead_letters.folder.store.ANEW_S", 0.0)
     monkeypatch.setattr("ingest.dead_letters.queue.TIDY_S", 0.005)
     monkeypatch.setattr("ingest.dead_letters.manual_replay.backoff_s", lambda *_, **__: 0.0)
 

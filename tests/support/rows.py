@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from ingest.model.block import encode_reading
 from ingest.model.reading import Reading
-from ingest.model.rows import encode_reading
 
 START_US = 1_760_000_000_000_000  # 2025-10-09
 

@@ -6,11 +6,11 @@ import pytest
 
 from ingest.app.writing import make_sink
 from ingest.config.settings import Settings
-from ingest.model.ack import Refusal
+from ingest.model.block import Refusal
+from ingest.model.causes import WriteFailed
 from ingest.model.ports import Stored
 from ingest.model.reading import Reading
-from ingest.model.verdict import WriteFailed
-from ingest.sinks.postgres.known_server import KnownServer
+from ingest.sinks.postgres.connection import KnownServer
 from ingest.sinks.postgres.sink import SinkPostgres
 from tests.support.rows import encode
 

@@ -9,9 +9,8 @@ from ingest.broker.messages import StreamMessages
 from ingest.broker.roles import DEAD_LETTERS
 from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.dead_letters.store import LetterStore, LiveLetter, Selection, Tally, once
-from ingest.dead_letters.stream.backend import StreamBackend
-from ingest.dead_letters.stream.store import StreamLetterStore
-from ingest.model.letter import Letter
+from ingest.dead_letters.stream.letters import StreamBackend, StreamLetterStore
+from ingest.model.reading import Letter
 from tests.support.brokers import LETTERS, api
 
 

@@ -15,7 +15,7 @@ from ingest.broker.pulling import Delivery, Pull, Puller, Skipped
 from ingest.broker.purge import StreamPurge
 from ingest.broker.roles import STREAM, WRITER
 from ingest.embedded.broker import EmbeddedBroker
-from ingest.system.stream_mark import MarkFile
+from ingest.system.state_folder import MarkFile
 from tests.support.brokers import api, is_up
 
 FEW = Pull(messages_max=1)

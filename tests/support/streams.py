@@ -16,20 +16,17 @@ from ingest.broker.envelope import Message
 from ingest.broker.publishing import NO_HEADERS
 from ingest.broker.pulling import Delivery
 from ingest.broker.roles import AWAITED
-from ingest.buffers.stream.commits import Commits
+from ingest.buffers.stream.group_queue import Commits
 from ingest.buffers.stream.inlet import StreamInlet
-from ingest.buffers.stream.messages import decode_message
-from ingest.buffers.stream.outlet import OnOutcome, StreamOutlet
+from ingest.buffers.stream.outlet import OnOutcome, StreamOutlet, decode_message
 from ingest.formats.post import Decoded, ItemError, Points
-from ingest.http.request import Request
-from ingest.http.response import Answer, problem
+from ingest.http.request import Answer, Request, problem
 from ingest.model.block import SHARED_ROWS_MAX, Block, Reservation
 from ingest.model.errors import BrokerOutcomeUnknown, NotKept, Refused
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
-from ingest.model.letter import Letter
 from ingest.model.ports import BufferStats, JournalStats, Sizes, Told, Work
-from ingest.receiver.ack_waits import AckWaits
-from ingest.receiver.keeping import Keeping, Terms
+from ingest.model.reading import Letter
+from ingest.receiver.keeping import AckWaits, Keeping, Terms
 from ingest.receiver.small_posts import Page
 from tests.support.fakes import FakeDatabase, FakeDeadLetters
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ingest.access.entries import Entries, TokenEntry, digest_of, end_line, entry_line
+from ingest.access.token_lines import Entries, TokenEntry, digest_of, end_line, entry_line
 from ingest.access.tokens import Tokens
 
 SECRET = "iot_" + "s" * 43

@@ -16,7 +16,7 @@ from ingest.app import up as up_module
 from ingest.app.children import ChildTimes
 from ingest.app.up import up
 from ingest.cli.main import build_parser, load_settings
-from ingest.cli.terminal import say
+from ingest.cli.parser import say
 from ingest.model.errors import IngestError
 from ingest.system import orphans
 

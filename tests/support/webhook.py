@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 
 from aiohttp import web
 
-from ingest.buffers.stream.messages import encode_message
+from ingest.buffers.stream.outlet import encode_message
 from ingest.model.block import Block
 from ingest.model.reading import Reading
 from ingest.system.clock import rfc3339

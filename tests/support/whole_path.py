@@ -19,14 +19,11 @@ from ingest.app.writing import WritingHalf
 from ingest.config.settings import Settings
 from ingest.dead_letters.auto_replay import REPLAYED
 from ingest.dead_letters.folder.segments import live_letters
-from ingest.model.ack import Ack
-from ingest.model.block import Block
+from ingest.model.block import Ack, Block, decode_rows
 from ingest.model.errors import BufferFull, DeadLettersBroken, JournalBroken, NotKept, Stopping
-from ingest.model.letter import DRAINED, EXHAUSTED, INVALID, REFUSED, Letter
-from ingest.model.reading import Reading
-from ingest.model.rows import decode_rows
+from ingest.model.reading import DRAINED, EXHAUSTED, INVALID, REFUSED, Letter, Reading
 from ingest.system.clock import monotonic_s, unix_us
-from ingest.writer.set_aside import set_aside_rest
+from ingest.writer.refused_rows import set_aside_rest
 from tests.support.blocks import block_of, make_reading
 from tests.support.constants import constants
 from tests.support.fake_sink_scripted import Script, ScriptedSink

@@ -12,11 +12,9 @@ from typing import Any
 
 from ingest.http.connection import READ_BYTES
 from ingest.http.connections import Connections
-from ingest.http.framer import Framer
-from ingest.http.plain_body import PlainBodies
-from ingest.http.request import Client, Head, Request
-from ingest.http.response import Answer, Reply, problem
-from ingest.http.valve import Valve
+from ingest.http.framer import Framer, Valve
+from ingest.http.request import Answer, Client, Head, Reply, Request, problem
+from ingest.http.rounds import PlainBodies
 from ingest.model.errors import Refused
 
 READ_BYTES_MAX = 256 * 1024  # of one read of a socket

@@ -10,12 +10,9 @@ from typing import Any
 from ingest.app.writing import WritingHalf
 from ingest.buffers.memory import MemoryBuffer
 from ingest.config.settings import Settings
-from ingest.model.ack import Ack
-from ingest.model.block import Block
+from ingest.model.block import Ack, Block, decode_rows
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
-from ingest.model.letter import EXHAUSTED, REFUSED
-from ingest.model.reading import Reading
-from ingest.model.rows import decode_rows
+from ingest.model.reading import EXHAUSTED, REFUSED, Reading
 from ingest.system.clock import monotonic_s
 from ingest.writer.writer import stop_connecting
 from tests.support import constants

@@ -18,8 +18,8 @@ from typing import Any, ClassVar, Self
 import asyncpg
 
 from ingest.embedded import data as postgres_data
+from ingest.embedded.data import remove_socket_folder
 from ingest.embedded.programs import clean_environment, command
-from ingest.embedded.sockets import remove_socket_folder
 from tests.support.asking import first_answer
 
 PASSWORD = "first"

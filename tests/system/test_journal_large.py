@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from ingest.buffers.journal.folder import JournalFolder
-from ingest.model.block import Block
-from ingest.model.rows import PG_EPOCH_US, encode_rows, names_between
+from ingest.model.block import PG_EPOCH_US, Block, encode_rows, names_between
 from ingest.system.clock import unix_us
 from tests.system.fleet import FIRST_US, reading
 from tests.system.service import Service

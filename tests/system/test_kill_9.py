@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ingest.buffers.journal.reader import segment_files
+from ingest.buffers.journal.segments import segment_files
 from tests.system.database import Database
 from tests.system.fleet import FIRST_US, TABLE_SQL, Fleet, check_table, reading
 from tests.system.service import Service, run_command

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.access.entries import TokenEntry, certificate_key, entry_line
+from ingest.access.token_lines import TokenEntry, certificate_key, entry_line
 from tests.support.certificates import make_certificate, make_signed, trusting
 from tests.support.documents import REPOSITORY
 from tests.support.receiver import GOOD, Client, head, running_receiver

@@ -18,7 +18,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest.embedded.broker_program import find_program
+from ingest.embedded.broker import find_program
 from ingest.embedded.server import EmbeddedPostgres
 from tests.support.deployment import DEPLOY, program
 from tests.support.documents import DOCUMENTS

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.embedded.broker_program import find_program
+from ingest.embedded.broker import find_program
 from ingest.embedded.server import EmbeddedPostgres
 from tests.support.documents import DOCUMENTS
 from tests.support.tcp_ports import free_port

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.access.appending import append_lines
+from ingest.access.token_lines import append_lines
 from tests.support.receiver import Client, post
 from tests.support.tokens import line
 from tests.system.service import Service

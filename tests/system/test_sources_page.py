@@ -11,8 +11,7 @@ import pytest
 
 from ingest.app.rules import make_sources
 from ingest.config.settings import Settings
-from ingest.formats.map_presets import PRESETS
-from ingest.formats.map_source import KEYS
+from ingest.formats.mapped.source import KEYS, PRESETS
 from tests.support.documents import REPOSITORY, fences
 from tests.support.receiver import head, running_receiver
 

@@ -26,21 +26,18 @@ from ingest.admin.dashboard.assets import (
     assets,
     html,
     page,
+    runbook,
 )
-from ingest.admin.dashboard.device_pages import DevicePages
-from ingest.admin.dashboard.devices import Devices
-from ingest.admin.dashboard.feed import Feed
-from ingest.admin.dashboard.history import COLUMNS, LEVELS, SECONDS_KEPT, History
+from ingest.admin.dashboard.assets import FILE as RUNBOOK
+from ingest.admin.dashboard.devices import DevicePages, Devices
+from ingest.admin.dashboard.history import COLUMNS, LEVELS, SECONDS_KEPT, Feed, History
 from ingest.admin.dashboard.letters import ACT_LETTERS_MAX, LISTED_MAX, Letters
 from ingest.admin.dashboard.query import CONDITIONS, device, number, parameters, wanted, where
-from ingest.admin.dashboard.runbook import FILE as RUNBOOK
-from ingest.admin.dashboard.runbook import runbook
 from ingest.admin.dashboard.tail import Observed, TailSample
 from ingest.admin.guard import KEY_PATH, Guard
 from ingest.dead_letters.store import Selection
 from ingest.http.bodies import Bodies
-from ingest.http.request import Request
-from ingest.http.response import JSON, Answer
+from ingest.http.request import JSON, Answer, Request
 from ingest.http.routes import POST, READ, Route
 from ingest.model.errors import Refused
 from ingest.model.ports import STATES

@@ -12,8 +12,7 @@ from ingest.dead_letters.format import ID_CHARACTERS
 from ingest.dead_letters.store import Selection
 from ingest.formats.timestamp import text_us
 from ingest.model.errors import Refused
-from ingest.model.letter import REASONS
-from ingest.model.reading import name_fault
+from ingest.model.reading import REASONS, name_fault
 from ingest.system.words import quoted
 
 IDS_MAX = 500

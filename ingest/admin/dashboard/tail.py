@@ -15,11 +15,10 @@ from typing import Any, NamedTuple
 
 from ingest.dead_letters.store import device_in
 from ingest.formats.post import Decoded, ItemError
+from ingest.model.block import DEVICE_COLUMN, device_needle, first_readings
 from ingest.model.ledger import Ledger
-from ingest.model.letter import REFUSED, Letter
 from ingest.model.ports import DeadLetters
-from ingest.model.reading import Reading
-from ingest.model.rows import DEVICE_COLUMN, device_needle, first_readings
+from ingest.model.reading import REFUSED, Letter, Reading
 
 POSTS_PER_PERIOD = 3  # sampled; a period is the time between two calls of `take`
 HEAD_BYTES = 1_200  # of a post: at least two rows, even with the longest names

@@ -1,4 +1,6 @@
-"""The buffer on a journal: each block is on the disk, and in memory too if there is room.
+"""The frames that a buffer appends to its journal: how many bytes of them are not written yet.
+
+The buffer on a journal: each block is on the disk, and in memory too if there is room.
 
 A block without room in memory is *spilled*: it is only on the disk. A block that an earlier process
 left is *recovered*. Spilled and recovered blocks are read back when memory comes free. They wait in
@@ -18,23 +20,50 @@ from collections.abc import Awaitable, Sequence
 from functools import partial
 from math import inf
 
-from ingest.buffers.bounded_memory import COMPLETED
-from ingest.buffers.decision import Decision
 from ingest.buffers.frames import HEAD_BYTES
-from ingest.buffers.journal.entries import UnwrittenFrames
-from ingest.buffers.journal.index import Segment
+from ingest.buffers.journal.folder import Segment
 from ingest.buffers.journal.loader import LIVE_BATCH_ROWS_MAX, Loader
 from ingest.buffers.journal.log import Journal
-from ingest.buffers.memory import MemoryBuffer
-from ingest.buffers.queue import BlockQueue
-from ingest.buffers.shared_block import SharedBlock
-from ingest.buffers.waiting import Place, WaitingPosts
-from ingest.model.ack import Outcome
-from ingest.model.block import SHARED_ROWS_MAX, Block, Reservation
+from ingest.buffers.memory import COMPLETED, BlockQueue, MemoryBuffer, SharedBlock
+from ingest.buffers.waiting import Decision, Place, WaitingPosts
+from ingest.model.block import SHARED_ROWS_MAX, Block, Outcome, Reservation
 from ingest.model.errors import JournalBroken, NotKept
 from ingest.model.ledger import Ledger
 from ingest.model.ports import BufferStats, JournalStats, Told, Work
 from ingest.system.clock import monotonic_s
+
+
+class UnwrittenFrames:
+    """Counts the bytes of frames that have room on the disk reserved and are not written yet.
+
+    Their blocks may have `bytes_max` bytes, and spilled ones a quarter of that. A single block may
+    be larger. The first bound is needed when the disk hangs: the database may have stored a block
+    before it is written here. `BoundedMemory` then does not count it any more, but it still needs
+    memory.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self.size_bytes = 0  # of the frames
+        self._bytes_max = {False: bytes_max, True: bytes_max // 4}  # of blocks; True: spilled
+        self._block_bytes = {False: 0, True: 0}
+
+    def take(self, size_bytes: int, *, spilled: bool) -> bool:
+        """Count the frame of a block of `size_bytes`; return False if it has to wait."""
+        block_bytes = self._block_bytes[spilled]
+        if block_bytes and block_bytes + size_bytes > self._bytes_max[spilled]:
+            return False
+        self._block_bytes[spilled] += size_bytes  # as `add` does
+        self.size_bytes += HEAD_BYTES + size_bytes
+        return True
+
+    def add(self, size_bytes: int, *, spilled: bool, frames: int = 1) -> None:
+        """Count blocks, or with negative numbers do not count them any more.
+
+        `frames`: one for each post, also if posts share a frame.
+        """
+        self._block_bytes[spilled] += size_bytes
+        self.size_bytes += frames * HEAD_BYTES + size_bytes
+
 
 BACKLOG_EVERY = 4  # batches
 LIVE_S = 1.0  # for so long after a live post more live posts are expected

@@ -16,12 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
-from ingest.buffers.bounded_memory import BoundedMemory
-from ingest.buffers.journal.format import HEADER_BYTES
-from ingest.buffers.journal.index import Range, Segment
+from ingest.buffers.journal.folder import Range, Segment
 from ingest.buffers.journal.log import Journal
-from ingest.buffers.journal.reader import SegmentReader, SegmentScan
-from ingest.buffers.queue import BlockQueue
+from ingest.buffers.journal.segments import HEADER_BYTES, SegmentReader, SegmentScan
+from ingest.buffers.memory import BlockQueue, BoundedMemory
 from ingest.model.block import Block
 from ingest.model.ledger import Ledger
 from ingest.system.clock import monotonic_s, process_cpu_s, sleep_unless, unix_us

@@ -8,23 +8,160 @@ Promises: a durable group ends at most `wait_s_max` after the receipt of its old
 waits behind others. A group that was promised is tried, with the same id, until the stream has it
 or `close` gives it up.
 Does not: know the broker's errors; `publish` raises NotKept. It does not count rows or room.
+
+A group: posts that are published as one message of the stream.
+
+Does not: publish it, or count the room of its posts. The inlet does.
+
+Posts that wait for their commit, in a gateway.
+
+    reserve -> does a writer store now? -> no: refused
+                                        -> yes: a message of the stream, with a mark
+    writer stores it -> outcome -> the acks of the posts in this message
+
+So these readings are in the stream as all others, for forwarders and for a rewind.
+Promises: a post is refused, and not kept, if it is known that nothing is stored now. That is asked
+once in KNOWN_S, for all posts.
+Does not: ask for an outcome again. One that gets lost or comes after `outcome_s_max` is not known.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+from ingest.broker.connection import BrokerConnection
+from ingest.broker.envelope import Message
 from ingest.broker.publishing import NO_HEADERS, Publisher
-from ingest.broker.roles import AWAITED
-from ingest.buffers.stream.commits import Commits
-from ingest.buffers.stream.group import Group
-from ingest.buffers.stream.messages import encode_message
-from ingest.model.errors import BrokerAway, BrokerOutcomeUnknown, NotKept
+from ingest.broker.roles import AWAITED, COMMIT
+from ingest.buffers.memory import SharedBlock
+from ingest.buffers.stream.outlet import NotOurs, decode_outcome, encode_message
+from ingest.buffers.waiting import Decision
+from ingest.model.block import Ack, Block, Outcome
+from ingest.model.errors import BrokerAway, BrokerOutcomeUnknown, CommitRefused, NotKept
 from ingest.system.clock import monotonic_s
 from ingest.system.logs import Occasionally, get_logger
+
+ANSWER_S_MAX = 2.0  # until a writer says whether it stores now
+KNOWN_S = 1.0
+_DETAILS = {
+    "database_away": "no writer stores in the database in time now; nothing of the post is kept",
+    "database_on_hold": "nothing of the post is kept",
+    "broker_away": BrokerAway.detail,
+}
+
+
+class Awaited(NamedTuple):
+    """A post in a message: its rows are `rows` ones from `first` on."""
+
+    ack: Ack
+    first: int
+    rows: int
+
+
+class Commits:
+    """What the posts of one gateway wait for."""
+
+    def __init__(self, connection: BrokerConnection, *, outcome_s_max: float) -> None:
+        self._connection = connection
+        self._outcome_s_max = outcome_s_max
+        self._expected: dict[str, Sequence[Awaited]] = {}  # by the id of the message
+        self._refused = ""  # a code, as was said last
+        self._known_until_s = 0.0
+        self._asking: asyncio.Task[None] | None = None
+
+    def are_taken(self) -> bool:
+        """Whether a writer has just said that it stores. False: it is asked now; see again soon.
+
+        Raises CommitRefused.
+        """
+        if monotonic_s() < self._known_until_s:
+            if self._refused:
+                raise CommitRefused(self._refused, _DETAILS[self._refused])
+            return True
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask())
+        return False
+
+    async def require_writer(self) -> None:
+        """Return once a writer has said that it stores. Raises CommitRefused."""
+        while not self.are_taken():
+            assert self._asking is not None
+            await asyncio.shield(self._asking)
+
+    async def _ask(self) -> None:
+        try:
+            reply = await self._connection.request(COMMIT, b"", ANSWER_S_MAX)
+            said = reply.data.decode(errors="replace")
+        except BrokerAway:  # or no writer answers
+            said = "database_away" if self._connection.up else "broker_away"
+        self._refused = said if said in _DETAILS or not said else "database_away"
+        self._known_until_s = monotonic_s() + KNOWN_S
+
+    def expect(self, message_id: str, posts: Sequence[Awaited]) -> None:
+        """Resolve the acks of these posts once the outcome of their message comes."""
+        self._expected[message_id] = posts
+        asyncio.get_running_loop().call_later(
+            self._outcome_s_max, self._expected.pop, message_id, None
+        )
+
+    def heard(self, message: Message) -> None:
+        """Take an outcome that a writer has sent."""
+        try:
+            message_id, outcome = decode_outcome(message.data)
+        except NotOurs:
+            return
+        for ack, first, rows in self._expected.pop(message_id, ()):
+            refusals = tuple(
+                each._replace(row=each.row - first)
+                for each in outcome.refusals
+                if first <= each.row < first + rows
+            )
+            ack.resolve(Outcome(refusals, outcome.set_aside))
+
+
+class Group(SharedBlock):
+    """The block of some posts, and who waits until the stream has it.
+
+    `promised`: its posts were answered already, so it must not be given up because of an error.
+    `began_s`: when its first post came. `received_s`: when that was received; this is earlier if it
+    had to wait for room, or was read back from a journal. `waits_since_s`: from then on its time
+    counts. All are of the monotonic clock.
+    """
+
+    __slots__ = (
+        *("awaited", "began_s", "deadline", "failed", "message_id"),
+        *("posts", "promised", "received_s", "rows_told", "waits_since_s"),
+    )
+
+    def __init__(self, block: Block, rows_max: int, bytes_max: int, *, promised: bool) -> None:
+        super().__init__(block, rows_max, bytes_max)
+        self.promised = promised
+        self.began_s = monotonic_s()
+        self.received_s = block.received_s
+        self.waits_since_s = self.began_s if block.reloaded else block.received_s
+        self.deadline: asyncio.TimerHandle | None = None
+        self.awaited: list[Awaited] = []  # the posts that wait for their commit
+        self.message_id = ""  # once it has been published
+        self.failed = False  # it has been published without success
+        self.rows_told = 0  # of the posts whose waiters `told` gets
+        self.posts: list[Decision] = []  # those whose task waits
+
+    def stop_timer(self) -> None:
+        """Let no deadline end it any more."""
+        if self.deadline is not None:
+            self.deadline.cancel()
+            self.deadline = None
+
+    def end(self, error: NotKept | None) -> None:
+        """Tell all who wait: the stream has it, or the error."""
+        posts, self.posts = self.posts, []
+        self.tell(error)
+        for post in posts:
+            post.end(error)
+
 
 GROUP_BYTES_MAX = 256 * 1024  # a gateway puts so much into one message
 GROUPS_IN_FLIGHT = 2  # one is on its way while the next one is stored; more were not faster

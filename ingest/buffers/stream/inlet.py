@@ -17,13 +17,9 @@ from collections.abc import Awaitable, Sequence
 from copy import copy
 
 from ingest.broker.publishing import Publisher
-from ingest.buffers.bounded_memory import COMPLETED
-from ingest.buffers.decision import Decision
-from ingest.buffers.memory import MemoryInlet
-from ingest.buffers.queue import BlockQueue, WaitingWriters
-from ingest.buffers.stream.commits import Awaited, Commits
-from ingest.buffers.stream.group import Group
-from ingest.buffers.stream.group_queue import GroupQueue
+from ingest.buffers.memory import COMPLETED, BlockQueue, MemoryInlet, WaitingWriters
+from ingest.buffers.stream.group_queue import Awaited, Commits, Group, GroupQueue
+from ingest.buffers.waiting import Decision
 from ingest.model.block import Block, Reservation
 from ingest.model.errors import NotKept
 from ingest.model.ledger import Ledger

@@ -8,6 +8,12 @@ It takes messages while its memory is within its bounds; one pull request more m
 keeps a message until it is done. So nothing that is here is lost with the process.
 A block without a message comes from the automatic replay, which uses this buffer as an inlet.
 Does not: know what a skipped message means, or what becomes of a message that is no block.
+
+The messages of the stream: each is one block, as a frame of the journal.
+
+Its headers may say more of it: its id, and that somebody waits for its outcome. A message without a
+header is read as before there was one; what a reader does not know it ignores.
+The CRC begins with 0 here: a message is no part of a file, so no frame can be mistaken for another.
 """
 
 from __future__ import annotations
@@ -16,16 +22,69 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
+import msgspec
+
 from ingest.broker.pulling import Delivery, Puller
-from ingest.buffers.frames import HEAD_BYTES
+from ingest.buffers.frames import HEAD_BYTES, encode_head, frame_of
 from ingest.buffers.memory import MemoryBuffer
-from ingest.buffers.stream.messages import NotOurs, decode_message
-from ingest.model.ack import Ack
-from ingest.model.block import Block
-from ingest.model.ledger import Ledger
-from ingest.model.metrics import Metric, Metrics
+from ingest.model.block import Ack, Block, Outcome, Refusal, rows_fault
+from ingest.model.ledger import Ledger, Metric, Metrics
 from ingest.model.ports import BufferStats
-from ingest.system.clock import sleep_unless
+from ingest.system.clock import monotonic_s, sleep_unless, unix_us
+
+SALT = 0
+
+
+class NotOurs(Exception):
+    """A message that is no block. The text says what is wrong with it."""
+
+
+def encode_message(block: Block) -> bytes:
+    """Return the message of a sealed block."""
+    return encode_head(block, SALT) + block.tuples
+
+
+def decode_message(data: bytes) -> Block:
+    """Return the block of a message. Raises NotOurs.
+
+    The CRC shows that the bytes are those that a gateway wrote. The layout of the rows is checked
+    too, because PostgreSQL refuses a whole batch for one byte, and does not say which.
+    """
+    frame = frame_of(data, SALT)
+    if frame is None:
+        raise NotOurs("it is no frame, or its check sum is wrong")
+    if fault := rows_fault(frame.tuples, frame.rows):
+        raise NotOurs(fault)
+    age_s = max(0.0, (unix_us() - frame.received_us) / 1e6)
+    block = Block(
+        frame.tuples,
+        frame.rows,
+        received_s=monotonic_s() - age_s,
+        received_us=frame.received_us,
+        newest_ts_us=frame.newest_ts_us,
+    )
+    block.posts = frame.posts
+    block.sealed = True
+    return block
+
+
+# The id of a message, the refused rows, and whether all of it was set aside.
+_outcomes = msgspec.json.Decoder(tuple[str, tuple[Refusal, ...], bool])
+
+
+def encode_outcome(message_id: str, outcome: Outcome) -> bytes:
+    """Return what a writer tells the gateway of a message that somebody waits for."""
+    return msgspec.json.encode((message_id, outcome.refusals, outcome.set_aside))
+
+
+def decode_outcome(data: bytes) -> tuple[str, Outcome]:
+    """Return the id of the message, and its outcome. Raises NotOurs."""
+    try:
+        message_id, refusals, set_aside = _outcomes.decode(data)
+    except msgspec.DecodeError as error:
+        raise NotOurs(str(error)) from error
+    return message_id, Outcome(refusals, set_aside)
+
 
 # Until then our pull request has ended with our connection. Without the pause a message would come
 # back by it, again and again, and then wait until the broker gives it up.

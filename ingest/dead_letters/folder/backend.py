@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from ingest.dead_letters.folder.replay import FolderReplay
 from ingest.dead_letters.folder.segments import (
     FileStamp,
     cursor_path,
@@ -31,7 +30,7 @@ from ingest.dead_letters.folder.segments import (
     touched_us,
     undone_lines,
 )
-from ingest.dead_letters.folder.store import FolderLetterStore
+from ingest.dead_letters.folder.store import FolderLetterStore, FolderReplay
 from ingest.dead_letters.format import (
     LINE_BYTES_MAX,
     REASON_AT,
@@ -43,7 +42,7 @@ from ingest.dead_letters.format import (
 from ingest.dead_letters.queue import LetterTotals, NewLetter
 from ingest.dead_letters.store import LiveLetter, Tally
 from ingest.model.errors import DeadLettersBroken, StartError
-from ingest.model.letter import DRAINED, EXHAUSTED
+from ingest.model.reading import DRAINED, EXHAUSTED
 from ingest.system.clock import unix_us
 from ingest.system.files import (
     REAL_CALLS,

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 
 import orjson
 
-from ingest.formats.media_type import FORMATS, USUAL, format_of
+from ingest.formats.media_types import FORMATS, USUAL, format_of
 from ingest.formats.post import (
     ERRORS_MAX,
     Decoded,
@@ -28,14 +28,12 @@ from ingest.formats.post import (
 )
 from ingest.formats.timestamp import PRECISIONS
 from ingest.http.bodies import check_size
-from ingest.http.request import Request
-from ingest.http.response import Answer, Reply, problem
+from ingest.http.request import Answer, Reply, Request, problem
 from ingest.http.routes import POST, Route
-from ingest.model.ack import Outcome, Refusal
-from ingest.model.block import Block
+from ingest.model.block import Block, Outcome, Refusal
 from ingest.model.codes import ITEM_CODES, NO_PARTITION, NOT_ALLOWED, TS_TOO_OLD
 from ingest.model.errors import Refused
-from ingest.model.letter import INVALID, REFUSED, SENML, Letter
+from ingest.model.reading import INVALID, REFUSED, SENML, Letter
 from ingest.receiver.posts import Form, Plan, Posts, note_body
 from ingest.receiver.small_posts import ADMISSION_DETAILS, COMMITTED, Page
 from ingest.system.words import counted, quoted

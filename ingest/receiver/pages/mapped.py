@@ -18,18 +18,16 @@ from urllib.parse import unquote
 import orjson
 
 from ingest.buffers.memory import MemoryBuffer
-from ingest.formats.map_documents import form_in
-from ingest.formats.map_post import MapPost, MapSteps, begin
-from ingest.formats.map_roots import context_of
-from ingest.formats.map_source import IN, Source, template_pattern
+from ingest.formats.mapped.body import MapPost, MapSteps, begin, context_of
+from ingest.formats.mapped.documents import form_in
+from ingest.formats.mapped.source import IN, Source, template_pattern
 from ingest.formats.post import ItemError, Points, Post, Rules, shown
-from ingest.http.request import Head, Request
-from ingest.http.response import Answer, problem
+from ingest.http.request import Answer, Head, Request, problem
 from ingest.http.routes import Pattern, Route, sent_path
-from ingest.model.ack import Outcome
+from ingest.model.block import Outcome
 from ingest.model.codes import NOT_ALLOWED
 from ingest.model.errors import ConfigError, Refused
-from ingest.model.letter import INVALID, MAPPED, Letter
+from ingest.model.reading import INVALID, MAPPED, Letter
 from ingest.receiver.posts import Form, Plan, Posts
 from ingest.receiver.small_posts import Page
 from ingest.system.clock import unix_us

@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import asyncpg
 from asyncpg import Connection
 
-from ingest.model.verdict import (
+from ingest.model.causes import (
     CONFIGURATION,
     NOT_DURABLE,
     OF_ONE_ROW,
@@ -30,12 +30,12 @@ from ingest.sinks.postgres.connection import (
     DRIVER_ERRORS,
     DatabaseUrl,
     Expired,
+    KnownServer,
     OneConnection,
     SessionNotKept,
     Timeouts,
     text_of,
 )
-from ingest.sinks.postgres.known_server import KnownServer
 from ingest.sinks.postgres.sqlstate import (
     LOCKED,
     NO_SUCH_STATEMENT,

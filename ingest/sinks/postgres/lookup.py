@@ -23,11 +23,11 @@ from ingest.sinks.postgres.connection import (
     DRIVER_ERRORS,
     DatabaseUrl,
     Expired,
+    KnownServer,
     OneConnection,
     text_of,
 )
-from ingest.sinks.postgres.known_server import KnownServer
-from ingest.sinks.postgres.target import TargetTable
+from ingest.sinks.postgres.schema import TargetTable
 from ingest.system.clock import rfc3339_or_us
 
 LOOKUP_S_MAX = 2.0

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from asyncpg import Connection, Record
 
+from ingest.sinks.postgres.housekeeping.partitions import literal
 from ingest.sinks.postgres.housekeeping.rollup_state import Progress, progress
 from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans, tables_of
-from ingest.sinks.postgres.housekeeping.spans import literal
 from ingest.sinks.postgres.lookup import mean
-from ingest.sinks.postgres.target import TargetTable
+from ingest.sinks.postgres.schema import TargetTable
 
 _HOUR_US, _DAY_US = RollupSpans().hour_us, RollupSpans().day_us
 _READABLE = """

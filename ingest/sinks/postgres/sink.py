@@ -16,10 +16,9 @@ from collections.abc import Sequence
 
 from asyncpg import Connection
 
-from ingest.model.ack import Refusal
+from ingest.model.block import Refusal, row_offsets, row_times_us
+from ingest.model.causes import OF_ONE_ROW, Verdict, WriteFailed
 from ingest.model.ports import SetAside, Stored
-from ingest.model.rows import row_offsets, row_times_us
-from ingest.model.verdict import OF_ONE_ROW, Verdict, WriteFailed
 from ingest.sinks.postgres import statements
 from ingest.sinks.postgres.checked_connection import CheckedConnection
 from ingest.sinks.postgres.housekeeping.known_partitions import KnownPartitions

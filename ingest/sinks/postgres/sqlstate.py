@@ -9,7 +9,7 @@ import re
 
 import asyncpg
 
-from ingest.model.verdict import (
+from ingest.model.causes import (
     CONFIGURATION,
     PERMISSION,
     SCHEMA,
@@ -18,7 +18,7 @@ from ingest.model.verdict import (
     Verdict,
     WriteFailed,
 )
-from ingest.sinks.postgres.target import READINGS, TABLE, TargetTable
+from ingest.sinks.postgres.schema import READINGS, TABLE, TargetTable
 
 # Exact codes first, then classes (the first two characters). Sources: docs/contract.md, section 5,
 # then PostgreSQL's Appendix A. A code that is in neither is unknown on purpose: rows are never

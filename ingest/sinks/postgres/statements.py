@@ -17,9 +17,8 @@ from typing import NamedTuple
 import asyncpg
 from asyncpg import Connection
 
-from ingest.model.rows import HEADER, PG_EPOCH_US, TRAILER, decode_rows
-from ingest.sinks.postgres.schema import STATE, Look
-from ingest.sinks.postgres.target import KEY_LIST, literal
+from ingest.model.block import HEADER, PG_EPOCH_US, TRAILER, decode_rows
+from ingest.sinks.postgres.schema import KEY_LIST, STATE, Look, literal
 
 ALTERED = "3F000"  # of the check; also of a schema that is gone
 

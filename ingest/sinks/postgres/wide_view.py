@@ -14,7 +14,7 @@ from asyncpg import Connection
 
 from ingest.model.errors import StartError
 from ingest.sinks.postgres import schema
-from ingest.sinks.postgres.target import NAME_BYTES_MAX, TargetTable, literal, quoted
+from ingest.sinks.postgres.schema import NAME_BYTES_MAX, TargetTable, literal, quoted
 
 COST = (
     "It stores nothing: each question groups the readings that it needs.",

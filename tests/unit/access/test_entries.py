@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from ingest.access.entries import (
+from ingest.access.token_lines import (
     NEVER_US,
     TokenEntry,
     certificate_key,

@@ -12,9 +12,8 @@ from time import thread_time
 
 import pytest
 
-from ingest.access.appending import append_lines
-from ingest.access.entries import digest_of, new_secret
 from ingest.access.token_file import CHANGING_LOOKS_MAX, TokenFile
+from ingest.access.token_lines import append_lines, digest_of, new_secret
 from ingest.model.errors import StartError
 from ingest.system.clock import monotonic_s, unix_us
 from tests.support.receiver import until

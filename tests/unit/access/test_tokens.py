@@ -7,9 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from ingest.access.entries import TokenEntry
-from ingest.access.rule import is_open
-from ingest.access.tokens import DEVICES_KNOWN_MAX, Identity
+from ingest.access.token_lines import TokenEntry
+from ingest.access.tokens import DEVICES_KNOWN_MAX, Identity, is_open
 from ingest.model.errors import StartError
 from ingest.system.clock import unix_us
 from tests.support.tokens import OTHER, SECRET, end, in_force, line, put

@@ -9,8 +9,11 @@ import pytest
 
 from ingest.admin.dashboard import devices as dashboard_devices
 from ingest.admin.dashboard.devices import Devices
-from ingest.formats import json_post, line_protocol, ndjson, packed_post, senml
-from ingest.formats.line_series import Naming
+from ingest.formats import messagepack, senml
+from ingest.formats.json import body as json_body
+from ingest.formats.json import ndjson
+from ingest.formats.lines import body as lines_body
+from ingest.formats.lines.keys import Naming
 from ingest.formats.post import Post, Rules, finished
 from ingest.formats.series import TOLD_AT_ONCE, SeriesCache
 
@@ -20,7 +23,7 @@ NOW_US = 1_800_000_000_000_000
 
 def post(*items: str) -> None:
     """Let a body pass the door's decoder."""
-    json_post.decode(f"[{','.join(items)}]".encode(), Post(None, False, NOW_US, 0.0, RULES))
+    json_body.decode(f"[{','.join(items)}]".encode(), Post(None, False, NOW_US, 0.0, RULES))
 
 
 def item(device: str, metric: str = "m") -> str:
@@ -29,12 +32,12 @@ def item(device: str, metric: str = "m") -> str:
 
 
 def _lines(body: bytes, post: Post) -> object:
-    line_post = line_protocol.LinePost(post, Naming(("host",)), 1_000, 1 << 20)
-    return line_protocol.begin(body, line_post)
+    line_post = lines_body.LinePost(post, Naming(("host",)), 1_000, 1 << 20)
+    return lines_body.begin(body, line_post)
 
 
 def _packed(body: bytes, post: Post) -> object:
-    return packed_post.begin(msgspec.msgpack.encode(msgspec.json.decode(body)), post)
+    return messagepack.begin(msgspec.msgpack.encode(msgspec.json.decode(body)), post)
 
 
 async def test_every_device_that_posts_is_seen_however_it_posts() -> None:
@@ -54,11 +57,11 @@ async def test_every_device_that_posts_is_seen_however_it_posts() -> None:
 
 
 NOT_ALLOWED: list[tuple[Callable[[bytes, Post], object], str]] = [
-    (json_post.begin, '{"device_id":"other","metric":"m","value":1}'),
-    (json_post.begin, '[{"device_id":"other","metric":"m","value":1}]'),
-    (json_post.begin, f"[{item('mine')},{item('other')}]"),
-    (json_post.begin, '{"device_id":"other","values":{"m":1}}'),
-    (json_post.begin, f'[{item("mine")},{{"device_id":"other","values":{{"m":1}}}}]'),
+    (json_body.begin, '{"device_id":"other","metric":"m","value":1}'),
+    (json_body.begin, '[{"device_id":"other","metric":"m","value":1}]'),
+    (json_body.begin, f"[{item('mine')},{item('other')}]"),
+    (json_body.begin, '{"device_id":"other","values":{"m":1}}'),
+    (json_body.begin, f'[{item("mine")},{{"device_id":"other","values":{{"m":1}}}}]'),
     (ndjson.begin, f"{item('mine')}\n{item('other')}"),
     (senml.begin, '[{"n":"other/m","v":1},{"n":"mine/m","v":1}]'),
     (_packed, f"[{item('mine')},{item('other')}]"),
@@ -115,7 +118,7 @@ async def test_silent_ones_are_listed_longest_first_and_newest_ones_last_first(
     assert report["silent_count"] == 150
     assert [each["device_id"] for each in report["silent"]][:2] == ["d0", "d1"]
     assert [each["device_id"] for each in report["newest"]][:2] == ["d199", "d198"]
-    assert len(report["silent"]) == len(report["newest"]) == dashboard_devices.LISTED_MAX
+    assert len(report["silent"]) == len(report["newest"]) == dashboard_devices.EACH_LIST_MAX
 
 
 async def test_beyond_the_bound_the_count_says_how_many_there_are_at_least(

@@ -13,13 +13,19 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from ingest.admin.exposition import Exposition
-from ingest.app import fill
-from ingest.app.metrics import own_metrics
+from ingest.app import space
+from ingest.app.lists import own_metrics
 from ingest.config.settings import Settings
-from ingest.model.ledger import SECONDS_COMMIT, DeadLetterStats, Gauges, Ledger
-from ingest.model.letter import REASONS
-from ingest.model.metrics import Histogram, figures_of
+from ingest.model.ledger import (
+    SECONDS_COMMIT,
+    DeadLetterStats,
+    Gauges,
+    Histogram,
+    Ledger,
+    figures_of,
+)
 from ingest.model.ports import STATES, BufferStats
+from ingest.model.reading import REASONS
 from ingest.system.clock import monotonic_s
 
 NAMES = """
@@ -63,7 +69,7 @@ def busy() -> Ledger:
         database_up=lambda: True,
         hold_reason=lambda: "schema",
         state=lambda: "on_hold",
-        figures=figures_of((fill.METRICS, lambda: fill.Fill(Settings()))),
+        figures=figures_of((space.METRICS, lambda: space.Fill(Settings()))),
     )
     ledger.received, ledger.accepted = 100, 96
     ledger.at_receiver = 2

@@ -7,8 +7,7 @@ import math
 import pytest
 
 from ingest.admin.dashboard.history import COLUMNS, SECONDS_KEPT, History, quantile_s
-from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
-from ingest.model.metrics import Histogram
+from ingest.model.ledger import DeadLetterStats, Gauges, Histogram, Ledger
 from ingest.model.ports import STATES, BufferStats, JournalStats
 
 T = 1_800_000_000

@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from ingest.admin.dashboard import feed as dashboard_feed
+from ingest.admin.dashboard import history as dashboard_feed
 from ingest.admin.dashboard import pages as dashboard
 from ingest.admin.dashboard.assets import FOLDER
-from ingest.admin.dashboard.feed import UNREAD_BYTES_MAX
-from ingest.admin.dashboard.history import COLUMNS
+from ingest.admin.dashboard.history import COLUMNS, UNREAD_BYTES_MAX
 from ingest.admin.dashboard.tail import Tail
 from ingest.admin.guard import Guard
 from ingest.system import logs

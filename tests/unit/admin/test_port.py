@@ -11,10 +11,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from ingest.access.tokens import Tokens
 from ingest.admin.guard import Guard
 from ingest.admin.port import PAGES_MAX, Actions, Admin
-from ingest.app.metrics import own_metrics
+from ingest.app.lists import own_metrics
 from ingest.http.bodies import Bodies
-from ingest.http.request import Request
-from ingest.http.response import Answer
+from ingest.http.request import Answer, Request
 from ingest.http.routes import READ, Route
 from ingest.model.errors import Refused, StartError
 from ingest.model.ledger import Ledger

@@ -7,9 +7,8 @@ import gzip
 
 import pytest
 
-from ingest.admin import shared
-from ingest.http.request import Request
-from ingest.http.response import Answer
+from ingest.admin import port
+from ingest.http.request import Answer, Request
 from ingest.http.routes import READ, Route, answered
 from ingest.model.errors import Refused
 from ingest.system.clock import monotonic_s
@@ -28,9 +27,7 @@ class Page:
     def __init__(self, took_s: float = 0.002) -> None:
         self.number = self.made = 0
         self._took_s = took_s
-        self.share = shared.shared(
-            Route(READ, self._answer), lambda asked: asked.headers.get("Who")
-        )
+        self.share = port.shared(Route(READ, self._answer), lambda asked: asked.headers.get("Who"))
 
     async def _answer(self, asked: Request, query: str, _at_s: float) -> Answer:
         assert "Accept-Encoding" not in asked.headers  # it need not compress
@@ -61,7 +58,7 @@ async def test_answer_is_never_older_than_its_request() -> None:
 
 async def test_page_takes_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """A flood of different queries, too; and one alone does not wait."""
-    monkeypatch.setattr(shared, "PAUSE_S_MAX", 0.05)
+    monkeypatch.setattr(port, "PAUSE_S_MAX", 0.05)
 
     async def alone_s() -> float:
         began_s = monotonic_s()
@@ -75,7 +72,7 @@ async def test_page_takes_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPa
     await asyncio.gather(*(page.ask(str(number)) for number in range(4)))
     assert page.made == 5
     assert monotonic_s() - began_s >= 0.01 + 4 * 0.06
-    assert len(page.share.answer.__self__._made) == shared.KEPT  # type: ignore[attr-defined]
+    assert len(page.share.answer.__self__._made) == port.KEPT  # type: ignore[attr-defined]
 
 
 async def test_what_the_page_depends_on_is_not_mixed_up() -> None:
@@ -95,14 +92,14 @@ async def test_different_queries_without_end_are_refused() -> None:
     page = Page(0.0)
     asked = [page.ask(str(number)) for number in range(30)]
     answers = await asyncio.gather(*asked, return_exceptions=True)
-    assert sum(isinstance(each, bytes) for each in answers) == shared.WAITING_MAX
+    assert sum(isinstance(each, bytes) for each in answers) == port.WAITING_MAX
     assert {each.code for each in answers if isinstance(each, Refused)} == {"busy"}
     assert await page.ask("30") == b"0 30"
 
 
 async def test_few_are_in_work_and_more_are_told_to_come_again() -> None:
     """The bound holds for all pages together, and a page that fails gives its place back."""
-    few, page = shared.Few(2), Page(0.01)
+    few, page = port.Few(2), Page(0.01)
     one, other = few.bounded(Route(READ, page._answer)), few.bounded(Route(READ, page._answer))
     answers = await asyncio.gather(
         *(answered(each, request(), "", 0.0) for each in (one, other, one)), return_exceptions=True

@@ -19,11 +19,9 @@ from ingest.admin.dashboard.tail import (
     Tail,
 )
 from ingest.formats.post import Decoded, ItemError
-from ingest.model.block import Block
+from ingest.model.block import Block, encode_reading, first_readings
 from ingest.model.errors import DeadLettersBroken
-from ingest.model.letter import Letter
-from ingest.model.reading import Reading
-from ingest.model.rows import encode_reading, first_readings
+from ingest.model.reading import Letter, Reading
 from tests.support.fakes import FakeDeadLetters
 
 names = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=40)

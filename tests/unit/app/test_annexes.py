@@ -35,7 +35,7 @@ def test_dead_letters_of_a_broker_need_the_roles(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Without them a command says what to install; those in the files are listed as ever."""
-    monkeypatch.setattr("ingest.cli.find_letters.annexes", tuple)
+    monkeypatch.setattr("ingest.cli.context.annexes", tuple)
     (tmp_path / "dead-letters").mkdir()
     words = ["dlq", "list", "--state-dir", str(tmp_path)]
     assert main(words) == 0

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ingest.app.backlog import Backlog, Waiting
-from ingest.model.causes import Trouble
-from ingest.model.verdict import Verdict, WriteFailed
+from ingest.app.space import Backlog, Waiting
+from ingest.model.causes import Trouble, Verdict, WriteFailed
 from ingest.writer.database_state import DatabaseState
 from tests.support.health import EMPTY
 

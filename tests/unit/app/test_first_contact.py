@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import structlog
 
-from ingest.app.first_contact import FirstContact
-from ingest.model.verdict import Verdict, WriteFailed
+from ingest.app.health import FirstContact
+from ingest.model.causes import Verdict, WriteFailed
 from ingest.sinks.postgres.sqlstate import reason_for
 from ingest.system.state_folder import StateFolder
 from ingest.writer.database_state import DatabaseState

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from ingest.admin.dashboard.tail import Observed, Tail
-from ingest.app.gateway_admin import GatewayAdmin
+from ingest.app.gateway import GatewayAdmin
 from ingest.config.settings import Settings
 from tests.support.health import make_health
 from tests.support.receiver import Client, Reply

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import pytest
 import structlog
 
-from ingest.app.causes import CAUSES
-from ingest.app.fill import Fill
-from ingest.app.refusals import Refusals
+from ingest.app.health import Refusals
+from ingest.app.lists import CAUSES
+from ingest.app.space import Fill
 from ingest.config.settings import Settings
 from ingest.model.causes import Trouble
 from ingest.model.ledger import DeadLetterStats, Ledger

@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from ingest.app.process import EXIT_BROKEN, EXIT_LOST, EXIT_OK, Process
-from ingest.system.notify import Notifier
+from ingest.system.service_manager import Notifier
 
 
 @pytest.fixture(autouse=True)

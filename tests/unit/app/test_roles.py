@@ -10,7 +10,7 @@ import pytest
 
 from ingest.app import stream_writer
 from ingest.app.gateway import Gateway
-from ingest.app.metrics import own_metrics
+from ingest.app.lists import own_metrics
 from ingest.app.role import Place, alone
 from ingest.app.stream_writer import StreamWriter
 from ingest.broker.envelope import Address

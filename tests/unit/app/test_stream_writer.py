@@ -6,8 +6,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from ingest.app.stream_writer import StreamWriter
-from ingest.broker.manage import Found
 from ingest.broker.stream_state import Undone, state_of
+from ingest.broker.streams import Found
 
 
 def test_age_of_what_is_not_done_is_that_of_the_last_look() -> None:

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from ingest.app.fill import Fill
 from ingest.app.instances import RESTART_S, SILENT_S, Instances
+from ingest.app.overview import UpHealth
+from ingest.app.space import Fill
 from ingest.app.status import read_status
-from ingest.app.up_health import UpHealth
 from ingest.config.settings import Settings
 from ingest.model.causes import FIELDS
 from ingest.model.ledger import DeadLetterStats, Ledger

@@ -21,9 +21,9 @@ from benchmarks.telegraf import HOSTS
 from ingest.app.rules import make_rules
 from ingest.config.settings import Settings
 from ingest.formats import post as posted
-from ingest.formats.json_post import decode
+from ingest.formats.json.body import decode
+from ingest.model.block import decode_rows
 from ingest.model.reading import Reading
-from ingest.model.rows import decode_rows
 from loadgen.driver.ports import Loss
 from loadgen.traffic.post import Post
 

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.broker.removals import PublishedPlaces, Removal, RemovalCheck
-from ingest.broker.stream_state import StreamState
-from ingest.system.stream_mark import StreamMark
+from ingest.broker.stream_state import PublishedPlaces, Removal, RemovalCheck, StreamState
+from ingest.system.state_folder import StreamMark
 
 NONE = StreamState(
     made="monday",

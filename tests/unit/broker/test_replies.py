@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ingest.broker.envelope import Message
-from ingest.broker.replies import ApiFault, Meaning, PubAck, pub_ack
+from ingest.broker.envelope import ApiFault, Meaning, Message, PubAck, pub_ack
 
 
 def reply(data: bytes, **headers: str) -> Message:

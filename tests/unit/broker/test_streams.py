@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from ingest.broker.manage import Found, faults
-from ingest.broker.streams import FIXED, WantedStream, changed, differences
+from ingest.broker.streams import FIXED, Found, WantedStream, changed, differences, faults
 
 WANTED = WantedStream(replicas=3, bytes_max=1_000)
 

@@ -7,7 +7,7 @@ from urllib.parse import urlparse
 
 import pytest
 
-from ingest.broker.transport import BrokerTransport
+from ingest.broker.session import BrokerTransport
 
 
 async def opened(ended: list[str]) -> tuple[BrokerTransport, asyncio.StreamWriter, asyncio.Server]:

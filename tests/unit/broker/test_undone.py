@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from ingest.broker.manage import Found
 from ingest.broker.stream_state import LOOKS_MAX, StreamState, Undone, state_of
+from ingest.broker.streams import Found
 
 EMPTY: dict[str, Any] = {
     "config": {},

@@ -14,16 +14,14 @@ from zlib import crc32
 
 import pytest
 
-from ingest.buffers.decision import Decision
 from ingest.buffers.frames import HEAD_BYTES, MARK
-from ingest.buffers.journal import format as format_
 from ingest.buffers.journal import loader as buffer_journal_loader
+from ingest.buffers.journal import segments as format_
 from ingest.buffers.journal.buffer import BACKLOG_EVERY
-from ingest.buffers.journal.format import HEADER_BYTES
 from ingest.buffers.journal.loader import LIVE_BATCH_ROWS_MAX, PAUSE_S_MAX
-from ingest.buffers.journal.reader import segment_files
-from ingest.model.ack import Ack
-from ingest.model.block import Block
+from ingest.buffers.journal.segments import HEADER_BYTES, segment_files
+from ingest.buffers.waiting import Decision
+from ingest.model.block import Ack, Block
 from ingest.model.errors import BufferFull, NotKept
 from ingest.system.files import open_regular
 from tests.support.blocks import make_block
@@ -347,7 +345,7 @@ async def test_scan_that_fails_for_a_moment_costs_nothing(
             raise OSError(errno.EMFILE, "Too many open files")
         return real(path)
 
-    monkeypatch.setattr("ingest.buffers.journal.reader.open_regular", out_of_descriptors)
+    monkeypatch.setattr("ingest.buffers.journal.segments.open_regular", out_of_descriptors)
     async with JournalRun(tmp_path / "b", segment_bytes=1000) as after:
         assert sorted(await after.read_back()) == sorted(rows)
         assert not failing

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.buffers.journal.reader import segment_files
+from ingest.buffers.journal.segments import segment_files
 from ingest.model.block import Block
 from ingest.model.errors import JournalBroken, StartError
 from ingest.system.clock import monotonic_s

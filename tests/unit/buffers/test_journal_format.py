@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.buffers.frames import HEAD_BYTES, MARK, encode_head
-from ingest.buffers.journal.format import (
+from ingest.buffers.journal.segments import (
     DONE_BYTES,
     HEADER_BYTES,
     Done,

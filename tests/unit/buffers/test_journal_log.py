@@ -16,10 +16,8 @@ from ingest.buffers.frames import HEAD_BYTES
 from ingest.buffers.journal import folder as journal_store
 from ingest.buffers.journal import loader as buffer_journal_loader
 from ingest.buffers.journal import log as journal
-from ingest.buffers.journal.format import HEADER_BYTES
-from ingest.buffers.journal.reader import read_done, segment_files
-from ingest.model.ack import Ack
-from ingest.model.block import Block
+from ingest.buffers.journal.segments import HEADER_BYTES, read_done, segment_files
+from ingest.model.block import Ack, Block
 from ingest.model.errors import JournalBroken, NotKept, StartError
 from ingest.model.ports import JournalStats
 from tests.support.blocks import make_block

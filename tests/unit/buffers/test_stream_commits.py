@@ -9,10 +9,10 @@ import pytest
 
 from ingest.broker.envelope import Message
 from ingest.broker.roles import outcomes_for
-from ingest.buffers.stream import commits
-from ingest.buffers.stream.commits import Commits
-from ingest.buffers.stream.messages import encode_outcome
-from ingest.model.ack import Ack, Outcome, Refusal
+from ingest.buffers.stream import group_queue
+from ingest.buffers.stream.group_queue import Commits
+from ingest.buffers.stream.outlet import encode_outcome
+from ingest.model.block import Ack, Outcome, Refusal
 from ingest.model.errors import BrokerAway, BrokerFull, CommitRefused, NotKept
 from tests.contract.buffers import contents, spin
 from tests.support.blocks import make_block
@@ -30,7 +30,7 @@ class Writer:
 
     async def request(self, subject: str, payload: bytes, within_s: float) -> Message:
         """Answer in a later round."""
-        assert (subject, payload, within_s) == ("ingest.commit", b"", commits.ANSWER_S_MAX)
+        assert (subject, payload, within_s) == ("ingest.commit", b"", group_queue.ANSWER_S_MAX)
         self.asked += 1
         await asyncio.sleep(self.pause_s)
         if self.answer is None or not self.up:
@@ -133,7 +133,7 @@ async def test_committed_post_without_a_broker_is_refused_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """That is said in its own words. Later it is asked again."""
-    monkeypatch.setattr(commits, "KNOWN_S", 0.02)
+    monkeypatch.setattr(group_queue, "KNOWN_S", 0.02)
     both = Both()
     both.writer.up = False
     with pytest.raises(CommitRefused) as caught:

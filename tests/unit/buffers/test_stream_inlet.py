@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from ingest.buffers.stream import group_queue
-from ingest.buffers.stream.messages import decode_message
+from ingest.buffers.stream.outlet import decode_message
+from ingest.model.block import row_offsets
 from ingest.model.errors import (
     BrokerAway,
     BrokerFull,
@@ -21,7 +22,6 @@ from ingest.model.errors import (
     BufferFull,
     NotKept,
 )
-from ingest.model.rows import row_offsets
 from ingest.system.clock import monotonic_s
 from tests.contract.buffers import spin
 from tests.support.blocks import make_block

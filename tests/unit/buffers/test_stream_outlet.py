@@ -9,7 +9,7 @@ import pytest
 
 from ingest.broker.pulling import Delivery
 from ingest.buffers.frames import HEAD_BYTES
-from ingest.buffers.stream.messages import encode_message
+from ingest.buffers.stream.outlet import encode_message
 from ingest.model.block import Block
 from tests.contract.buffers import contents, spin
 from tests.support.blocks import make_block

@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 
-from ingest.buffers import turns as turns_module
-from ingest.buffers.turns import Turns
+from ingest.buffers import waiting as turns_module
+from ingest.buffers.waiting import Turns
 
 
 def served(turns: Turns[int], count: int) -> list[int]:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from ingest.buffers.bounded_memory import BoundedMemory
+from ingest.buffers.memory import BoundedMemory
 from ingest.buffers.waiting import WaitingPosts
 from ingest.model.block import Block, Reservation
 from ingest.model.errors import BufferFull

@@ -10,9 +10,14 @@ import pytest
 
 from ingest.cli.main import main
 from ingest.config.loading import load
-from ingest.config.settings import Settings
-from ingest.config.table_settings import TableSettings
-from ingest.config.text import bounds_text, env_example, groups, toml_example
+from ingest.config.settings import (
+    Settings,
+    TableSettings,
+    bounds_text,
+    env_example,
+    groups,
+    toml_example,
+)
 from ingest.config.values import env_name
 
 _LAST = {each.name for each in fields(TableSettings)}

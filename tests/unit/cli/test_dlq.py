@@ -15,7 +15,7 @@ import pytest
 
 from ingest.cli.main import main
 from ingest.dead_letters.folder.segments import segments, try_replay_lock
-from ingest.model.letter import DRAINED, EXHAUSTED, Letter
+from ingest.model.reading import DRAINED, EXHAUSTED, Letter
 from tests.support.commands import Here, Step
 from tests.support.letters import drained, invalid, read, write
 

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ingest.cli import doctor_senders
-from ingest.cli.doctor_database import FAIL, OK, WARN
-from ingest.cli.doctor_senders import certificate_check
+from ingest.cli.doctor import checks
+from ingest.cli.doctor.checks import FAIL, OK, WARN, certificate_check
 from ingest.config.settings import Settings
 from ingest.system.clock import unix_us
 from tests.support.certificates import make_certificate
@@ -23,7 +22,7 @@ def test_state_follows_the_end(
 ) -> None:
     """One that has ended fails: no client connects."""
     now_us = unix_us() + past_days * 86_400_000_000
-    monkeypatch.setattr(doctor_senders, "unix_us", lambda: now_us)
+    monkeypatch.setattr(checks, "unix_us", lambda: now_us)
     cert_file, key_file = make_certificate(tmp_path, days=30)
     found = certificate_check(Settings(tls_cert_file=str(cert_file), tls_key_file=str(key_file)))
     assert (found.state, said in found.detail) == (state, True), found

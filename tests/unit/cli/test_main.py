@@ -16,8 +16,7 @@ from ingest import __version__
 from ingest.app import annexes
 from ingest.cli import config
 from ingest.cli.main import COMMANDS, build_parser, main, split_psql
-from ingest.config.settings import Settings
-from ingest.config.text import groups, metavar
+from ingest.config.settings import Settings, groups, metavar
 from ingest.config.values import flag_name
 from ingest.model.errors import IngestError
 

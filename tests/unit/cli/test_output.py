@@ -8,10 +8,10 @@ from dataclasses import fields
 
 import pytest
 
-from ingest.cli.doctor import as_text
-from ingest.cli.doctor_database import FAIL, OK, WARN, Check
+from ingest.cli.doctor.checks import FAIL, OK, WARN, Check
+from ingest.cli.doctor.command import as_text
 from ingest.cli.main import main
-from ingest.cli.terminal import RED, coloured
+from ingest.cli.parser import RED, coloured
 from ingest.config.settings import Settings
 
 CHECKS = [

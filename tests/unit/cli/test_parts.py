@@ -15,17 +15,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from ingest.app import buffer as app_buffer
-from ingest.app.greeting import greeting_lines
-from ingest.cli import doctor as cli_doctor
-from ingest.cli.doctor import machine_checks, port_checks
-from ingest.cli.doctor_database import Check
+from ingest.app import storage as app_buffer
+from ingest.app.process import greeting_lines
+from ingest.cli.context import ask
+from ingest.cli.doctor import command as cli_doctor
+from ingest.cli.doctor.checks import Check
+from ingest.cli.doctor.command import machine_checks, port_checks
 from ingest.cli.psql import command, find_psql
-from ingest.cli.running_service import ask
 from ingest.config.settings import Settings
 from ingest.model.errors import StartError
 from ingest.model.ledger import Ledger
-from ingest.system.filesystem import filesystem_of, is_remote, is_volatile
+from ingest.system.files import filesystem_of, is_remote, is_volatile
 from ingest.system.state_folder import ServiceInfo, StateFolder, running_service
 from tests.support.commands import Here, Step
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ingest.cli.doctor_senders import sources_check
+from ingest.cli.doctor.checks import sources_check
 from ingest.cli.main import main
+from ingest.config.named_files import SOURCES_MAX
 from ingest.config.settings import Settings
-from ingest.config.source_tables import SOURCES_MAX
 from tests.support.commands import Here, Step
 
 ESP = '[[source]]\nname = "esp"\ndevice = "id"\n'

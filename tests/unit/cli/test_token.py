@@ -9,9 +9,15 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from ingest.access.appending import read_entries
-from ingest.access.entries import NEVER_US, TokenEntry, certificate_key, digest_of, entry_line
-from ingest.cli.doctor_senders import access_check
+from ingest.access.token_lines import (
+    NEVER_US,
+    TokenEntry,
+    certificate_key,
+    digest_of,
+    entry_line,
+    read_entries,
+)
+from ingest.cli.doctor.checks import access_check
 from ingest.cli.main import main
 from ingest.config.settings import Settings
 from ingest.system.clock import unix_us

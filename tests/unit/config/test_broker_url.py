@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ingest.app.broker import configured_address, configured_monitors
-from ingest.config.broker_url import split_broker_url
+from ingest.app.role import configured_address, configured_monitors
 from ingest.config.loading import load
+from ingest.config.values import split_broker_url
 from ingest.model.errors import ConfigError
 
 

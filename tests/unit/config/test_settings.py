@@ -12,9 +12,9 @@ import pytest
 from ingest.config.loading import check_together, load
 from ingest.config.settings import HOLD_PROBE_S_MAX, ROW_BYTES_MAX, Settings, hold_probe_s
 from ingest.config.values import checked, env_name, unit
+from ingest.model.block import ROW_BYTES_MIN
 from ingest.model.errors import ConfigError
 from ingest.model.reading import NAME_BYTES_MAX
-from ingest.model.rows import ROW_BYTES_MIN
 
 KNOWN = {each.name: each for each in fields(Settings)}
 NUMBERS = [each for each in fields(Settings) if type(each.default) in {int, float}]

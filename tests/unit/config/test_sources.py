@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from ingest.config.folders import default_state_dir, state_dir
 from ingest.config.loading import load
-from ingest.config.reread_url import RereadUrl
+from ingest.config.named_files import RereadUrl, default_state_dir, state_dir
 from ingest.model.errors import ConfigError
 from tests.unit.config.test_settings import refusal, toml
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ingest.config.folders import default_state_dir, state_dir
 from ingest.config.loading import load
+from ingest.config.named_files import default_state_dir, state_dir
 from ingest.config.settings import Settings, secret_names, split_address
 from ingest.config.values import MIB, checked, duration_us, mask_url, moment_us, shown
 from ingest.model.errors import ConfigError

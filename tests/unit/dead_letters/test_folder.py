@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from ingest.dead_letters import room
+from ingest.dead_letters import queue
 from ingest.dead_letters.folder.backend import RETURNING_BYTES_MIN
 from ingest.dead_letters.folder.segments import (
     cursor_path,
@@ -28,8 +28,7 @@ from ingest.dead_letters.format import encode_line
 from ingest.dead_letters.identity import letter_id
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull, ShareUsed, StartError
 from ingest.model.ledger import DeadLetterStats
-from ingest.model.letter import DRAINED, EXHAUSTED, REFUSED, Letter
-from ingest.model.reading import Reading
+from ingest.model.reading import DRAINED, EXHAUSTED, REFUSED, Letter, Reading
 from ingest.system.files import REAL_CALLS, FileCalls
 from tests.support.letters import LetterFiles, drained, invalid, keep, mark, read
 
@@ -134,7 +133,7 @@ def test_one_address_leaves_room_for_others_and_its_share_comes_back(
 ) -> None:
     """It may use what it leaves free, and what it has used is forgotten in days."""
     now_s = [0.0]
-    monkeypatch.setattr(room, "monotonic_s", lambda: now_s[0])
+    monkeypatch.setattr(queue, "monotonic_s", lambda: now_s[0])
     store = files(tmp_path, bytes_max=400_000)
 
     def send(sender: str, count: int) -> int:
@@ -155,7 +154,7 @@ def test_one_address_leaves_room_for_others_and_its_share_comes_back(
     assert send("10.0.0.3", 5) == 5
     assert store.totals().share_used_by == "10.0.0.1", "of several, the one that was first"
     assert send("10.0.0.1", 5) == 0
-    now_s[0] = 2 * room.HALF_LIFE_S
+    now_s[0] = 2 * queue.HALF_LIFE_S
     assert store.totals().share_used_by == ""
     assert send("", 1) == 1
     assert 0 < send("10.0.0.1", 1_000) < first / 2

@@ -22,8 +22,7 @@ from ingest.dead_letters.format import (
     unseal,
 )
 from ingest.dead_letters.identity import letter_id
-from ingest.model.letter import JSON, LINE, REASONS, Letter
-from ingest.model.reading import Reading
+from ingest.model.reading import JSON, LINE, REASONS, Letter, Reading
 from tests.support.letters import START_US, invalid
 
 TIMES = st.integers(-62_135_596_800_000_000, 253_402_300_799_999_999)  # years 1 to 9999

@@ -16,7 +16,7 @@ from ingest.dead_letters.folder.segments import (
     segments,
 )
 from ingest.dead_letters.store import Selection, Tally, device_of
-from ingest.model.letter import DRAINED, EXHAUSTED, Letter
+from ingest.model.reading import DRAINED, EXHAUSTED, Letter
 from tests.support.letters import START_US, LetterFiles, drained, invalid, keep, mark, read
 
 

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.formats import packed_post
-from ingest.formats.item_reader import CAREFUL_ITEMS
-from ingest.formats.media_type import DECODE_ITEM
+from ingest.formats import messagepack
+from ingest.formats.block_builder import CAREFUL_ITEMS
+from ingest.formats.media_types import DECODE_ITEM
 from ingest.formats.post import Decoded
+from ingest.model.block import encode_reading
 from ingest.model.errors import Refused
 from ingest.model.reading import Reading
-from ingest.model.rows import encode_reading
 from tests.support.decode_cost import Cost, least_cost
 from tests.support.encodings import BEGIN, decoded, objects_of, post, written
 from tests.support.posts import GOOD_READING, NOW_US, RULES, readings_of
@@ -49,11 +49,11 @@ def test_same_readings_give_the_same_block(facts: list[Reading], slice_bytes: in
         body = written(name, facts)
         for whole_bytes in (1 << 20, -1):
             with (
-                patch("ingest.formats.json_post.WHOLE_BYTES", whole_bytes),
-                patch("ingest.formats.ndjson.WHOLE_BYTES", whole_bytes),
-                patch("ingest.formats.packed_post.WHOLE_BYTES", whole_bytes),
-                patch("ingest.formats.ndjson.SLICE_BYTES", slice_bytes),
-                patch("ingest.formats.packed_post.LARGE_BYTES", slice_bytes),
+                patch("ingest.formats.json.body.WHOLE_BYTES", whole_bytes),
+                patch("ingest.formats.json.ndjson.WHOLE_BYTES", whole_bytes),
+                patch("ingest.formats.messagepack.WHOLE_BYTES", whole_bytes),
+                patch("ingest.formats.json.ndjson.SLICE_BYTES", slice_bytes),
+                patch("ingest.formats.messagepack.LARGE_BYTES", slice_bytes),
                 patch("ingest.formats.json_slices.SLICE_BYTES", slice_bytes),
             ):
                 found = decoded(name, body)
@@ -193,8 +193,8 @@ def test_time_may_be_one_of_messagepack(moment: bytes, us: int | str) -> None:
 def test_parser_says_where_the_items_end() -> None:
     """The place is in the text of an error of msgspec; a fault tells its place in the body."""
     with pytest.raises(msgspec.DecodeError) as caught:
-        packed_post._RAW.decode(b"\x91\x01\x02")
-    found = packed_post._BYTES_FOLLOW.search(str(caught.value))
+        messagepack._RAW.decode(b"\x91\x01\x02")
+    found = messagepack._BYTES_FOLLOW.search(str(caught.value))
     assert found is not None
     assert found[1] == "2"
     with pytest.raises(Refused, match=r"\(byte 5\)"):

@@ -10,7 +10,7 @@ from math import inf
 
 import pytest
 
-from ingest.formats.json_post import begin
+from ingest.formats.json.body import begin
 from ingest.formats.post import Post
 from tests.support.decode_cost import NONE, Cost, least_cost
 from tests.support.posts import GOOD, NOW_US, RULES, array, item

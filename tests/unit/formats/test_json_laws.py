@@ -9,13 +9,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ingest.formats import json_post, json_slices
-from ingest.formats.json_item import read_item
+from ingest.formats import json_slices
+from ingest.formats.json import body as json_body
+from ingest.formats.json.careful import read_item
 from ingest.formats.post import ERRORS_TOLD_MAX, Decoded, ItemError, Post
+from ingest.model.block import encode_reading
 from ingest.model.codes import ITEM_CODES
 from ingest.model.errors import Refused
 from ingest.model.reading import Reading, name_fault
-from ingest.model.rows import encode_reading
 from ingest.system.clock import rfc3339
 from tests.support.examples import examples
 from tests.support.posts import GOOD, NOW_US, RULES, array, decoded, readings_of
@@ -100,7 +101,7 @@ def in_small_slices(
 ) -> Decoded:
     """Decode a body as a large one is decoded, in slices of an item or two."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_post, "WHOLE_BYTES", 0)
+        patch.setattr(json_body, "WHOLE_BYTES", 0)
         patch.setattr(json_slices, "SLICE_BYTES", 64)
         return decoded(body, ignore_unknown=ignore_unknown, precision=precision)
 

@@ -9,8 +9,8 @@ from functools import partial
 
 import pytest
 
-from ingest.formats.line_protocol import LinePost, begin
-from ingest.formats.line_series import Naming
+from ingest.formats.lines.body import LinePost, begin
+from ingest.formats.lines.keys import Naming
 from ingest.formats.post import Post
 from tests.support.decode_cost import Cost, least_cost
 from tests.support.posts import NOW_US, RULES

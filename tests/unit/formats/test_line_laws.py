@@ -10,9 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ingest.formats.line_escapes import marked
-from ingest.formats.line_series import Naming, read_key
+from ingest.formats.lines.keys import Naming, read_key
 from ingest.formats.timestamp import UNITS
-from ingest.model.rows import decode_rows
+from ingest.model.block import decode_rows
 from tests.support.line_oracle import metric_of, read_back
 from tests.support.lines import cut_small, expected_of, points_of, told_of
 

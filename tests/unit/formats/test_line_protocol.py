@@ -7,9 +7,8 @@ from itertools import chain, product
 
 import pytest
 
-from ingest.formats import line_series
-from ingest.formats.line_item import LINE_BYTES_MAX
-from ingest.formats.line_protocol import (
+from ingest.formats.lines import keys as lines_keys
+from ingest.formats.lines.body import (
     SLICE_BYTES,
     WHOLE_BYTES,
     LinePost,
@@ -17,19 +16,13 @@ from ingest.formats.line_protocol import (
     decode,
     has_usable_time,
 )
-from ingest.formats.line_series import (
-    KEPT_KEYS,
-    NEW_BYTES,
-    UNREADABLE,
-    KeptKeys,
-    Naming,
-    read_key,
-)
+from ingest.formats.lines.careful import LINE_BYTES_MAX
+from ingest.formats.lines.keys import KEPT_KEYS, NEW_BYTES, UNREADABLE, KeptKeys, Naming, read_key
 from ingest.formats.post import Points, Post, Rules, most_invalid
 from ingest.formats.series import SERIES
+from ingest.model.block import decode_rows
 from ingest.model.errors import Refused
 from ingest.model.reading import Reading
-from ingest.model.rows import decode_rows
 from tests.support.posts import NOW_US, RULES
 
 TAGS = ("device_id", "entity_id", "host")
@@ -341,10 +334,10 @@ def test_keys_and_shapes_are_kept_within_their_bounds(
     assert told == ["h"]
     assert (kept.of(Naming(TAGS)), keys.known, kept.key_bytes) == (keys, {}, 0)
     keys.keep(new)
-    monkeypatch.setattr(line_series, "KEY_BYTES_KEPT_MAX", 0)
+    monkeypatch.setattr(lines_keys, "KEY_BYTES_KEPT_MAX", 0)
     assert (kept.of(Naming(TAGS)), keys.known, kept.key_bytes) == (keys, {}, 0)
     assert keys.named([b"m,host=h"])[0][0][1] is shape
-    monkeypatch.setattr(line_series, "SHAPE_BYTES_MAX", 0)
+    monkeypatch.setattr(lines_keys, "SHAPE_BYTES_MAX", 0)
     assert kept.of(Naming(TAGS)) is not keys
 
 
@@ -371,8 +364,8 @@ def test_posts_in_turn_are_read_as_alone(monkeypatch: pytest.MonkeyPatch) -> Non
         for each in range(3)
     ]
     alone = [points(body) for body in bodies]
-    monkeypatch.setattr(line_series, "KEY_BYTES_KEPT_MAX", 0)
-    monkeypatch.setattr(line_series, "SHAPE_BYTES_MAX", 0)
+    monkeypatch.setattr(lines_keys, "KEY_BYTES_KEPT_MAX", 0)
+    monkeypatch.setattr(lines_keys, "SHAPE_BYTES_MAX", 0)
     post = LinePost(Post(None, False, NOW_US, 7.0, RULES), NAMING, 100_000, 1 << 24)
     running = [begin(body, post) for body in bodies]
     ended: dict[int, Points] = {}

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ingest.formats.map_post import MapPost, begin, decode, decode_item
-from ingest.formats.map_source import SourceFault, compile_source
+from ingest.formats.mapped.body import MapPost, begin, decode, decode_item
+from ingest.formats.mapped.source import SourceFault, compile_source
 from ingest.formats.post import Points, Post
+from ingest.model.block import decode_rows
 from ingest.model.errors import Refused
-from ingest.model.rows import decode_rows
 from tests.support.examples import examples
 from tests.support.map_oracle import Oracle
 from tests.support.map_oracle_bodies import parsed

@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 
-from ingest.formats.map_post import MapPost, decode
-from ingest.formats.map_presets import PRESETS
-from ingest.formats.map_source import compile_source
+from ingest.formats.mapped.body import MapPost, decode
+from ingest.formats.mapped.source import PRESETS, compile_source
 from ingest.formats.post import Post
-from ingest.model.rows import decode_rows
+from ingest.model.block import decode_rows
 from tests.support.map_bodies import BODIES
 from tests.support.posts import NOW_US, RULES
 

@@ -10,14 +10,13 @@ from typing import Any
 import orjson
 import pytest
 
-from ingest.formats.map_post import HINTED_MAX, MapPost, begin, decode, decode_item
-from ingest.formats.map_row import STEP_PARTS
-from ingest.formats.map_source import SourceFault, compile_source
-from ingest.formats.map_values import HINTS_MAX
+from ingest.formats.mapped.body import HINTED_MAX, MapPost, begin, decode, decode_item
+from ingest.formats.mapped.rows import HINTS_MAX, STEP_PARTS
+from ingest.formats.mapped.source import SourceFault, compile_source
 from ingest.formats.post import Post
 from ingest.formats.timestamp import text_us
+from ingest.model.block import decode_rows
 from ingest.model.errors import Refused
-from ingest.model.rows import decode_rows
 from tests.support.decode_cost import Cost, least_cost
 from tests.support.posts import NOW_US, RULES
 

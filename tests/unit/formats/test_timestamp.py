@@ -25,7 +25,7 @@ from ingest.formats.timestamp import (
     text_us,
     texts_us,
 )
-from ingest.model.rows import PG_EPOCH_US
+from ingest.model.block import PG_EPOCH_US
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

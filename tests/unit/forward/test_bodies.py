@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.forward.bodies import Filters, ForwardPost, PostLimits, outgoing
+from ingest.forward.posts import Filters, ForwardPost, PostLimits, outgoing
 from ingest.model.block import Block
 from ingest.model.reading import Reading
 from tests.support.blocks import block_of

@@ -8,12 +8,10 @@ from typing import Any
 import pytest
 
 from ingest.forward import forwarder
-from ingest.forward.bodies import Filters, PostLimits
-from ingest.forward.forwarder import Forwarder
-from ingest.forward.sender import TargetSender
-from ingest.forward.tally import ForwardTally
-from ingest.http_client.client import HttpClient
-from ingest.http_client.target import Target
+from ingest.forward.forwarder import Forwarder, TargetSender
+from ingest.forward.lag import ForwardTally
+from ingest.forward.posts import Filters, PostLimits
+from ingest.http_client.client import HttpClient, Target
 
 
 class BrokenPuller:

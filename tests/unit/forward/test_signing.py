@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ingest.config.sources import UnusableFile
-from ingest.forward.signing import Signer, signature
+from ingest.config.origins import UnusableFile
+from ingest.forward.posts import Signer, signature
 
 SECRET = "not-a-very-good-secret"
 

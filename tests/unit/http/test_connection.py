@@ -13,11 +13,9 @@ from ingest.http import connection as connection_module
 from ingest.http.bodies import SOCKET_BYTES
 from ingest.http.connection import READ_BYTES, Connection
 from ingest.http.connections import Connections
-from ingest.http.framer import LINES_MAX, PART_BYTES_MAX
-from ingest.http.request import Request
-from ingest.http.response import Answer
-from ingest.http.response import Reply as Later
-from ingest.http.valve import BEHIND, BODY, LATER, MEMORY, UNREAD
+from ingest.http.framer import BEHIND, BODY, LATER, LINES_MAX, MEMORY, PART_BYTES_MAX, UNREAD
+from ingest.http.request import Answer, Request
+from ingest.http.request import Reply as Later
 from tests.support.posts import array
 from tests.support.receiver import (
     BAD,
@@ -263,7 +261,7 @@ async def test_many_small_chunks_do_not_hold_the_event_loop(
 ) -> None:
     """The parser gets them in parts, and the loop has its turn between some of them."""
     monkeypatch.setattr("ingest.http.framer.PARSE_S_MAX", 0.0)
-    monkeypatch.setattr("ingest.http.loop_share.PUT_OFF_S", 0.0)
+    monkeypatch.setattr("ingest.http.rounds.PUT_OFF_S", 0.0)
     connections = connections_of(echo)
     wire = Wire(connections())
     chunks = b"8\r\nxxxxxxxx\r\n" * 20_000

@@ -19,9 +19,9 @@ import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.http.heads import HEAD_END, KnownHeads
+from ingest.http.request import HEAD_END, KnownHeads
+from ingest.model.block import decode_rows
 from ingest.model.reading import Reading
-from ingest.model.rows import decode_rows
 from tests.support.posts import array
 from tests.support.receiver import JSON, Receiver, head, post, running_receiver
 from tests.support.wire import Sightings, Wire
@@ -216,7 +216,7 @@ def played() -> Iterator[tuple[Played, asyncio.Runner]]:
         pytest.MonkeyPatch.context() as patch,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        patch.setattr("ingest.http.inflate.LIGHT_PACKED_BYTES", 1 << 30)
+        patch.setattr("ingest.http.bodies.LIGHT_PACKED_BYTES", 1 << 30)
         running = running_receiver(body_bytes_max=SMALL)
         receiver = runner.run(running.__aenter__())
         yield Played(receiver), runner

@@ -16,10 +16,9 @@ import structlog
 from ingest.http.bodies import SOCKET_BYTES
 from ingest.http.connection import READ_BYTES
 from ingest.http.connections import Connections
-from ingest.http.request import Request
-from ingest.http.response import TEXT, Answer
-from ingest.http.valve import UNREAD
-from ingest.system.limits import raise_open_files_limit
+from ingest.http.framer import UNREAD
+from ingest.http.request import TEXT, Answer, Request
+from ingest.system.process_setup import raise_open_files_limit
 from tests.support.receiver import Client, Receiver, head, post, running_receiver, until
 from tests.support.wire import connections_of
 

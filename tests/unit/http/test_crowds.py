@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from ingest.http.crowds import Crowds
+from ingest.http.connections import Crowds
 
 
 def test_largest_is_the_largest_after_any_steps() -> None:

@@ -6,9 +6,15 @@ import pytest
 from aiohttp.http_exceptions import LineTooLong
 
 from ingest.http.connection import TRIES
-from ingest.http.heads import KNOWN_BYTES_MAX, KNOWN_MAX, SEEN_MAX, KnownHeads, code_of
-from ingest.http.request import Request
-from ingest.http.response import Answer
+from ingest.http.request import (
+    KNOWN_BYTES_MAX,
+    KNOWN_MAX,
+    SEEN_MAX,
+    Answer,
+    KnownHeads,
+    Request,
+    code_of,
+)
 from tests.support.receiver import head, post, until
 from tests.support.wire import Sightings, Wire, connections_of, echo, head_of
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.http.inflate import (
+from ingest.http.bodies import (
     GZIP,
     LIGHT_INFLATED_BYTES,
     LIGHT_PARTS,
@@ -171,7 +171,7 @@ async def test_heavy_body_leaves_the_loop_free(monkeypatch: pytest.MonkeyPatch) 
         assert loop_turned.wait(5)
         return inflated(body, encoding, cap)
 
-    monkeypatch.setattr("ingest.http.plain_body.inflated", after_the_loop_turned)
+    monkeypatch.setattr("ingest.http.rounds.inflated", after_the_loop_turned)
     async with running_receiver() as receiver:
         client = await receiver.connect()
         asyncio.get_running_loop().call_later(0.1, loop_turned.set)

@@ -12,16 +12,9 @@ from time import thread_time as thread_s
 
 import pytest
 
-from ingest.http import loop_share
-from ingest.http.loop_share import (
-    BEGIN_BYTES,
-    LONG_S,
-    POST_BYTES,
-    ROUND_BYTES,
-    STEPS_S,
-    LoopShare,
-)
-from ingest.system.interpreter import SWITCH_S
+from ingest.http import rounds as loop_share
+from ingest.http.rounds import BEGIN_BYTES, LONG_S, POST_BYTES, ROUND_BYTES, STEPS_S, LoopShare
+from ingest.system.process_setup import SWITCH_S
 
 Steps = Generator[None, None, str]
 
@@ -209,7 +202,7 @@ async def test_cancelled_wait_for_a_round_delays_nobody() -> None:
 
 async def test_steps_put_off_share_the_time_of_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many there are, and whatever each puts off again: one at least in each round."""
-    monkeypatch.setattr("ingest.http.loop_share.PUT_OFF_S", 0.0)
+    monkeypatch.setattr("ingest.http.rounds.PUT_OFF_S", 0.0)
     share, watch = LoopShare(), Watch()
     done: list[tuple[int, int]] = []
 

@@ -9,10 +9,8 @@ from collections.abc import Callable, Generator
 
 import pytest
 
-from ingest.http.bodies import SMALL_BYTES, Bodies
-from ingest.http.inflate import LIGHT_INFLATED_BYTES
-from ingest.http.loop_share import LoopShare
-from ingest.http.plain_body import INFLATED_MAX, PlainBodies
+from ingest.http.bodies import LIGHT_INFLATED_BYTES, SMALL_BYTES, Bodies
+from ingest.http.rounds import INFLATED_MAX, LoopShare, PlainBodies
 from ingest.model.errors import Refused
 from tests.support.posts import array
 from tests.support.receiver import BAD, GOOD, post, running_receiver, until

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from ingest.config.networks import networks
 from ingest.config.settings import Settings
-from ingest.http.proxies import Proxies
+from ingest.config.values import networks
+from ingest.http.connection import Proxies
 from ingest.http.request import Client, network_of
 from tests.support.receiver import post, running_receiver
 

@@ -16,8 +16,7 @@ from typing import Any, cast
 import pytest
 import structlog
 
-from ingest.http.certificate import Certificate
-from ingest.http.tls import TlsConnection
+from ingest.http.tls import Certificate, TlsConnection
 from ingest.model.errors import StartError
 from tests.support.certificates import make_certificate, trusting
 from tests.support.receiver import GOOD, Client, head, post, running_receiver, until
@@ -249,7 +248,7 @@ def test_files_that_could_not_be_read_for_a_moment_are_read_later(
         def fails(*_: object, **__: object) -> None:
             raise OSError(24, "Too many open files")
 
-        patched.setattr("ingest.http.certificate._context_of", fails)
+        patched.setattr("ingest.http.tls._context_of", fails)
         certificate.read_if_changed()
     assert certificate.context() is first
     certificate.read_if_changed()

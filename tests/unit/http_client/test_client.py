@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from ingest.http_client.client import ANSWER_BYTES_MAX, HttpClient
-from ingest.http_client.target import target_of
+from ingest.http_client.client import ANSWER_BYTES_MAX, HttpClient, target_of
 from ingest.model.errors import NoReply
 from tests.support.tcp_ports import free_port
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ingest.http_client.target import target_of
+from ingest.http_client.client import target_of
 from ingest.model.errors import ConfigError
 
 

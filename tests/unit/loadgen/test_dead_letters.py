@@ -11,8 +11,7 @@ from ingest.dead_letters.folder.segments import live_letters, mark_done
 from ingest.dead_letters.format import encode_line
 from ingest.dead_letters.identity import letter_id
 from ingest.dead_letters.store import LiveLetter
-from ingest.model.letter import Letter
-from ingest.model.reading import Reading
+from ingest.model.reading import Letter, Reading
 from loadgen.proof import letter_sources
 from loadgen.proof.letter_sources import Files, Local, Program
 

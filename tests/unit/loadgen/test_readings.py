@@ -10,9 +10,9 @@ from itertools import islice
 
 import pytest
 
-from ingest.formats.json_post import decode
+from ingest.formats.json.body import decode
 from ingest.formats.post import Post, Rules
-from ingest.model.rows import decode_rows
+from ingest.model.block import decode_rows
 from loadgen.proof.readings import INVALID, REFUSED, VALID, WINDOW, Item, Names, Plan
 
 FIRST_US = 1_764_000_000_000_000

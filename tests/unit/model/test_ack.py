@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from ingest.model.ack import Ack, Outcome, Refusal
+from ingest.model.block import Ack, Outcome, Refusal
 
 
 async def test_ack_tells_all_who_wait_before_and_after() -> None:

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from ingest.app.advice import advice
-from ingest.app.causes import CAUSES, LISTS, cause_of, next_step
 from ingest.app.health import UNREADY
+from ingest.app.lists import CAUSE_LISTS, CAUSES, cause_of, next_step
+from ingest.app.process import advice
 from ingest.config.settings import Settings
-from ingest.model import verdict
+from ingest.model import causes as verdict
 from ingest.model.causes import FIELDS
 from ingest.sinks.postgres.sqlstate import REASONS
-from ingest.system.surroundings import command_words
-from ingest.writer.breaker import BREAKER
+from ingest.system.words import command_words
+from ingest.writer.database_state import BREAKER
 from tests.support.documents import REPOSITORY
 
 SECTIONS = re.findall(
@@ -33,7 +33,7 @@ def test_every_reason_of_the_writer_and_every_state_is_a_cause() -> None:
 
 def test_no_cause_is_written_twice() -> None:
     """Else the second would silently replace the first. No linter sees it behind a constant."""
-    names = [name for each in LISTS for name in each]
+    names = [name for each in CAUSE_LISTS for name in each]
     assert sorted(names) == sorted(CAUSES)
 
 

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.model.ledger import Ledger
-from ingest.model.metrics import Histogram
+from ingest.model.ledger import Histogram, Ledger
 
 BOUNDS = (0.001, 0.01, 0.1)
 ROUTE = "/v1/readings"

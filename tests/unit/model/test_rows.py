@@ -8,8 +8,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.model.reading import Reading
-from ingest.model.rows import (
+from ingest.model.block import (
     PG_EPOCH_US,
     ROW_BYTES_MIN,
     RUN_ROWS_MAX,
@@ -19,6 +18,7 @@ from ingest.model.rows import (
     names_between,
     row_offsets,
 )
+from ingest.model.reading import Reading
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=128)
 READINGS = st.builds(

@@ -6,8 +6,7 @@ import asyncio
 
 import pytest
 
-from ingest.mqtt.broker_address import mqtt_address
-from ingest.mqtt.connection import MqttWish
+from ingest.mqtt.connection import MqttWish, mqtt_address
 from ingest.mqtt.session import MqttSession
 from ingest.mqtt.tally import MqttTally
 

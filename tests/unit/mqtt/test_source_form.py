@@ -10,11 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.model.letter import MAPPED
+from ingest.model.reading import MAPPED
 from ingest.mqtt.bridge import letter_of
 from ingest.mqtt.connection import MqttMessage
-from ingest.mqtt.gathering import MessagePart, PostBounds, Unusable, WaitingMessages
-from ingest.mqtt.source_form import DOCUMENTS_MAX, SourceForm
+from ingest.mqtt.gathering import (
+    DOCUMENTS_MAX,
+    MessagePart,
+    PostBounds,
+    SourceForm,
+    Unusable,
+    WaitingMessages,
+)
 from tests.unit.mqtt.test_gathering import JSON_ITEMS, NOW_US
 
 FORM = SourceForm("house")

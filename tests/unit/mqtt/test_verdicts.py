@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ingest.mqtt.verdicts import PostVerdict, answer_of
+from ingest.mqtt.bridge import PostVerdict, answer_of
 
 TAKEN, REFUSED = PostVerdict.TAKEN, PostVerdict.REFUSED
 NOT_NOW, AGAIN = PostVerdict.NOT_NOW, PostVerdict.AGAIN

@@ -12,7 +12,7 @@ from ingest.model.errors import (
     JournalBroken,
     Stopping,
 )
-from ingest.model.letter import LINE
+from ingest.model.reading import LINE
 from ingest.receiver.pages.lines import VERSION
 from tests.support import tokens
 from tests.support.receiver import head

@@ -6,7 +6,7 @@ import gzip
 import sys
 from typing import Any
 
-from ingest.formats.media_type import FORMATS, USUAL
+from ingest.formats.media_types import FORMATS, USUAL
 from ingest.model.errors import BufferFull, DeadLettersBroken, DeadLettersFull, Stopping
 from ingest.model.reading import Reading
 from tests.support.encodings import written

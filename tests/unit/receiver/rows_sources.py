@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ingest.model.errors import BufferFull, DeadLettersFull
-from ingest.model.letter import MAPPED
+from ingest.model.reading import MAPPED
 from ingest.system.clock import unix_us
 from tests.support.receiver import head
 from tests.support.tokens import OTHER, SECRET, line

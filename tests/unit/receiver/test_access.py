@@ -8,9 +8,9 @@ import pytest
 
 from ingest.access.tokens import Tokens
 from ingest.config.settings import Settings
+from ingest.model.block import decode_rows
 from ingest.model.errors import StartError
 from ingest.model.ledger import POSTS
-from ingest.model.rows import decode_rows
 from ingest.receiver.endpoint import Endpoint
 from ingest.system.clock import unix_us
 from tests.support.receiver import GOOD, Receiver, head, post, running_receiver

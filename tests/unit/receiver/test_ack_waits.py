@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from ingest.model.ack import Outcome, Refusal
+from ingest.model.block import Outcome, Refusal
 from tests.support.receiver import (
     BAD,
     GOOD,

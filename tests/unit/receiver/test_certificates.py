@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.access.entries import TokenEntry, certificate_key, end_line, entry_line
+from ingest.access.token_lines import TokenEntry, certificate_key, end_line, entry_line
 from ingest.receiver.access import certificate_name
 from tests.support.receiver import GOOD, Client, Receiver, Reply, head, post, running_receiver
 from tests.support.tokens import OTHER, SECRET, in_force, line, put

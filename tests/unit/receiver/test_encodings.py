@@ -10,7 +10,7 @@ import pytest
 from ingest.dead_letters.format import decode_line, encode_line
 from ingest.dead_letters.manual_replay import ManualReplay, item_of_letter
 from ingest.dead_letters.store import LiveLetter
-from ingest.formats.media_type import FORMATS, USUAL
+from ingest.formats.media_types import FORMATS, USUAL
 from ingest.model.reading import Reading
 from tests.support.encodings import written
 from tests.support.posts import NOW_US, RULES

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import pytest
 
-from ingest.http.loop_share import ROUND_BYTES
+from ingest.http.rounds import ROUND_BYTES
 from tests.support.posts import array
 from tests.support.receiver import GOOD, JSON, head, post, running_receiver, until
 from tests.support.ways import both_ways

@@ -12,19 +12,18 @@ from typing import Any
 import pytest
 
 from ingest.formats.post import ItemError, Points
-from ingest.http.response import Answer
-from ingest.model.block import Block
+from ingest.http.request import Answer
+from ingest.model.block import Block, encode_reading
 from ingest.model.errors import BrokerAway, BrokerOutcomeUnknown, NotKept, Refused
 from ingest.model.ledger import Ledger
-from ingest.model.letter import INVALID, LINE, Letter
 from ingest.model.ports import Inlet
-from ingest.model.rows import encode_reading
+from ingest.model.reading import INVALID, LINE, Letter
 from ingest.receiver import keeping
-from ingest.receiver.ack_waits import AckWaits
 from ingest.receiver.keeping import (
     LETTERS_AT_ONCE,
     PORTION_BYTES,
     SLOW_S,
+    AckWaits,
     Keeping,
     Terms,
 )

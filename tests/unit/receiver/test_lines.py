@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from ingest.http.response import Answer
+from ingest.http.request import Answer
 from ingest.model.errors import BufferFull
-from ingest.receiver.pages.line_stubs import DATABASES_MAX
+from ingest.receiver.pages.lines import DATABASES_MAX
 from ingest.system.clock import monotonic_s
 from tests.support.receiver import Receiver, Reply, head, running_receiver, until
 from tests.unit.receiver.rows_lines import LINE_A

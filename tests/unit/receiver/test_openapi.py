@@ -11,9 +11,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from ingest.formats.media_type import FORMATS
+from ingest.formats.media_types import FORMATS
 from ingest.model.codes import PROBLEMS
-from ingest.receiver.openapi import FILE
+from ingest.receiver.endpoint import FILE
 from tests.house.layout import files_of, walk
 from tests.printing.openapi_parts import ADMIN_ONLY, UNPLACED
 from tests.support.receiver import head, running_receiver

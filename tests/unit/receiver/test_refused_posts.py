@@ -10,7 +10,7 @@ from typing import cast
 from ingest.http.request import Client, Request, network_of
 from ingest.model.errors import Refused
 from ingest.model.ledger import Ledger
-from ingest.receiver.refused_posts import (
+from ingest.receiver.senders import (
     BODY_BYTES_MAX,
     COUNTS_MAX,
     POSTS_MAX,

@@ -18,7 +18,7 @@ from ingest.dead_letters.format import decode_line, encode_line, parse
 from ingest.dead_letters.identity import letter_id
 from ingest.dead_letters.manual_replay import ManualReplay, item_of_fields
 from ingest.model.errors import ConfigError, JournalBroken
-from ingest.model.letter import INVALID, MAPPED, Letter
+from ingest.model.reading import INVALID, MAPPED, Letter
 from ingest.receiver.pages import lines, mapped
 from tests.support.receiver import Receiver, Reply, head, running_receiver, until
 from tests.unit.receiver.rows import request

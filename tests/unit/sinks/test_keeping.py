@@ -6,9 +6,14 @@ from typing import Any
 
 import pytest
 
-from ingest.sinks.postgres.housekeeping.keeping import Policy, due, must_confirm
-from ingest.sinks.postgres.housekeeping.partitions import Partition, growth
-from ingest.sinks.postgres.housekeeping.spans import BEGINNING_US, DAY_US, END_US
+from ingest.sinks.postgres.housekeeping.partitions import (
+    BEGINNING_US,
+    DAY_US,
+    END_US,
+    Partition,
+    growth,
+)
+from ingest.sinks.postgres.housekeeping.retention import Policy, due, must_confirm
 
 NOW_US = 100 * DAY_US + 5
 POLICY = Policy(30 * DAY_US, "30d")

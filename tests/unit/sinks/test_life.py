@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.housekeeping import life
 from ingest.sinks.postgres.housekeeping.life import ARCHIVE, DETACH, DROP, MOVES, STEPS, State
-from ingest.sinks.postgres.housekeeping.spans import TimeSpan
+from ingest.sinks.postgres.housekeeping.partitions import TimeSpan
 
 
 @given(st.lists(st.sampled_from(list(State)), max_size=30))

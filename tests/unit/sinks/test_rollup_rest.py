@@ -9,7 +9,7 @@ import pytest
 from ingest.sinks.postgres.housekeeping import rollup_run
 from ingest.sinks.postgres.housekeeping.rollup_run import REST_S_MAX, Run
 from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans
-from ingest.sinks.postgres.target import READINGS
+from ingest.sinks.postgres.schema import READINGS
 
 
 async def test_run_rests_as_long_as_it_has_worked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,19 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.sinks.postgres.housekeeping.partitions import cut_at, gaps, gaps_of
-from ingest.sinks.postgres.housekeeping.spans import (
+from ingest.sinks.postgres.housekeeping.partitions import (
     BEGINNING_US,
     DAY,
     DAY_US,
     END_US,
     MONTH,
     TimeSpan,
+    cut_at,
+    gaps,
+    gaps_of,
     literal,
     partition_name,
     span_bounds,
 )
-from ingest.sinks.postgres.target import NAME_BYTES_MAX
+from ingest.sinks.postgres.schema import NAME_BYTES_MAX
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

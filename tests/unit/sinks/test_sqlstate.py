@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ingest.model.verdict import Verdict, WriteFailed
+from ingest.model.causes import Verdict, WriteFailed
 from ingest.sinks.postgres.sqlstate import copy_row, reason_for, server_failed, verdict_for
 
 WAIT, RETRY, ISOLATE, HOLD = Verdict.WAIT, Verdict.RETRY, Verdict.ISOLATE, Verdict.HOLD

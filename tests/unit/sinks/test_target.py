@@ -6,8 +6,8 @@ import pytest
 
 from ingest.config.loading import load
 from ingest.model.errors import ConfigError
+from ingest.sinks.postgres.schema import READINGS, TargetTable, literal, quoted, shortened
 from ingest.sinks.postgres.sqlstate import copy_row, verdict_for
-from ingest.sinks.postgres.target import READINGS, TargetTable, literal, quoted, shortened
 from loadgen.proof.table_names import column_names, table_name
 
 ODD = TargetTable('plant "1"', "my table", "time", "Gerät", "it's", "va\\lue")

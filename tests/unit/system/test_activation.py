@@ -9,15 +9,15 @@ import socket
 import pytest
 
 from ingest.model.errors import StartError
-from ingest.system import activation
-from ingest.system.activation import given_sockets
+from ingest.system import service_manager
+from ingest.system.service_manager import given_sockets
 
 FIRST_FD = 700  # in place of 3, which is in use here
 
 
 def given(monkeypatch: pytest.MonkeyPatch, names: str, *opened: socket.socket) -> dict[str, str]:
     """Put the sockets where a manager puts them; return its variables, and one of others."""
-    monkeypatch.setattr(activation, "FIRST_FD", FIRST_FD)
+    monkeypatch.setattr(service_manager, "FIRST_FD", FIRST_FD)
     for each in opened:
         with each:
             os.set_inheritable(fcntl.fcntl(each, fcntl.F_DUPFD, FIRST_FD), True)

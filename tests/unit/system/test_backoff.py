@@ -6,7 +6,7 @@ import statistics
 
 import pytest
 
-from ingest.system.backoff import backoff_s
+from ingest.system.waiting import backoff_s
 
 
 @pytest.mark.parametrize("attempt", [0, 1, 3, 8, 1_000])

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from ingest.system.interpreter import SWITCH_S, sharing_soon
+from ingest.system.process_setup import SWITCH_S, sharing_soon
 
 USUAL_S = 0.005
 

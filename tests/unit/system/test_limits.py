@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.system import limits
+from ingest.system import process_setup
 
 
 @pytest.mark.parametrize(
@@ -38,8 +38,8 @@ def test_memory_is_the_smallest_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Without a limit it is that of the machine."""
-    monkeypatch.setattr(limits, "OWN_CGROUPS", tmp_path / "own")
-    monkeypatch.setattr(limits, "CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(process_setup, "OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(process_setup, "CGROUPS", tmp_path / "cgroup")
     if own is not None:
         (tmp_path / "own").write_text(own)
     for name, content in files.items():
@@ -47,4 +47,4 @@ def test_memory_is_the_smallest_limit(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert limits.memory_bytes() >> 20 == (expected_mib or machine >> 20)
+    assert process_setup.memory_bytes() >> 20 == (expected_mib or machine >> 20)

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from ingest.system.notify import STATUS_BYTES_MAX, Notifier
+from ingest.system.service_manager import STATUS_BYTES_MAX, Notifier
 from tests.system.manager import Manager
 
 
 @pytest.fixture(autouse=True)
 def _quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingest.system.notify.STATUS_S", 0.02)
+    monkeypatch.setattr("ingest.system.service_manager.STATUS_S", 0.02)
 
 
 @pytest.fixture(params=["path", "abstract"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.system.stream_mark import MarkFile, StreamMark
+from ingest.system.state_folder import MarkFile, StreamMark
 
 MARK = StreamMark("monday", purged_to=20, done_to=50, acknowledged_to=100)
 

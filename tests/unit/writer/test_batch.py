@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.buffers.memory import MemoryBuffer
-from ingest.model.ack import Ack
-from ingest.model.block import Block
+from ingest.model.block import Ack, Block
 from ingest.system.clock import monotonic_s
 from ingest.writer.batch import Batch, BatchCap, Gatherer, halves, in_pieces
 from tests.support.blocks import make_block

@@ -8,11 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.model.ack import Refusal
-from ingest.model.block import Block
-from ingest.model.verdict import Verdict, WriteFailed
+from ingest.model.block import Block, Refusal
+from ingest.model.causes import Verdict, WriteFailed
 from ingest.system.clock import monotonic_s
-from ingest.writer.breaker import WINDOW_POSTS_MIN, CircuitBreaker
+from ingest.writer.database_state import WINDOW_POSTS_MIN, CircuitBreaker
 from tests.support.examples import examples
 
 WINDOW, ROWS_MAX = 1_000, 200

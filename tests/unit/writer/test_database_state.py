@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import structlog
 
-from ingest.model.verdict import Verdict, WriteFailed
+from ingest.model.causes import Verdict, WriteFailed
 from ingest.system.clock import monotonic_s
 from ingest.writer.database_state import DatabaseState
 

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import pytest
 
-from ingest.model.ack import Outcome, Refusal
+from ingest.model.block import Outcome, Refusal
+from ingest.model.causes import Verdict, WriteFailed
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull
 from ingest.model.ledger import TRIGGERS
-from ingest.model.letter import EXHAUSTED, REFUSED
-from ingest.model.verdict import Verdict, WriteFailed
+from ingest.model.reading import EXHAUSTED, REFUSED
 from ingest.system.clock import monotonic_s
 from ingest.writer import writer
 from tests.support.fake_sink_scripted import Script

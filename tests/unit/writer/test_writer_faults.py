@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from ingest.model.letter import EXHAUSTED, REFUSED
-from ingest.model.reading import Reading
-from ingest.model.verdict import Verdict
+from ingest.model.causes import Verdict
+from ingest.model.reading import EXHAUSTED, REFUSED, Reading
 from tests.support.fake_sink_scripted import AFTER, BEFORE, HANG, MIDDLE, Script
 from tests.support.writing import Writing, refuse_bad
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import pytest
 import structlog
 
+from ingest.model.causes import TOO_MANY_CONNECTIONS, Verdict, WriteFailed
 from ingest.model.ports import Stored
-from ingest.model.verdict import TOO_MANY_CONNECTIONS, Verdict, WriteFailed
 from ingest.writer import writer
 from tests.support.fake_sink_scripted import HANG, Script, ScriptedSink
 from tests.support.writing import Writing

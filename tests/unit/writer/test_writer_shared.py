@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from ingest.model.ack import Refusal
-from ingest.model.letter import DRAINED, EXHAUSTED
-from ingest.model.reading import Reading
-from ingest.model.verdict import Verdict
-from ingest.writer.set_aside import refusal_letters, refusals_by_block, set_aside_rest
+from ingest.model.block import Refusal
+from ingest.model.causes import Verdict
+from ingest.model.reading import DRAINED, EXHAUSTED, Reading
+from ingest.writer.refused_rows import refusal_letters, refusals_by_block, set_aside_rest
 from tests.support.fake_sink_scripted import Script
 from tests.support.writing import Writing
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from ingest.model.verdict import Verdict
+from ingest.model.causes import Verdict
 from tests.support.fake_sink_scripted import HANG, Script
 from tests.support.writing import Writing
 

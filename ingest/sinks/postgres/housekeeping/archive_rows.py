@@ -18,9 +18,13 @@ from asyncpg import Connection
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.connection import Expired
 from ingest.sinks.postgres.housekeeping import registry
-from ingest.sinks.postgres.housekeeping.partitions import bounds_entry
-from ingest.sinks.postgres.housekeeping.spans import BEGINNING_US, END_US, literal
-from ingest.sinks.postgres.target import KEY, quoted
+from ingest.sinks.postgres.housekeeping.partitions import (
+    BEGINNING_US,
+    END_US,
+    bounds_entry,
+    literal,
+)
+from ingest.sinks.postgres.schema import KEY, quoted
 from ingest.system.clock import monotonic_s
 
 STILL_S_MAX = 120.0  # without one row

@@ -18,14 +18,13 @@ from asyncpg import Connection
 
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.connection import DatabaseUrl, Timeouts, text_of
-from ingest.sinks.postgres.housekeeping.opening import opened
-from ingest.sinks.postgres.housekeeping.partitions import gaps_of
-from ingest.sinks.postgres.housekeeping.spans import DAY_US, TimeSpan
-from ingest.sinks.postgres.housekeeping.view import PARTITIONED, View, look_at
-from ingest.sinks.postgres.target import TargetTable
-from ingest.system.backoff import backoff_s
+from ingest.sinks.postgres.housekeeping.partitions import DAY_US, TimeSpan, gaps_of
+from ingest.sinks.postgres.housekeeping.table_state import PARTITIONED, View, look_at
+from ingest.sinks.postgres.schema import TargetTable
+from ingest.sinks.postgres.sessions import opened
 from ingest.system.clock import monotonic_s, rfc3339_or_us, unix_us
 from ingest.system.logs import Occasionally, get_logger
+from ingest.system.waiting import backoff_s
 
 LOOK_S_MIN, FRESH_S = 2.0, 15.0  # between two looks at the catalog; how long one is believed
 FAILED_S_MIN, FAILED_S_MAX = 2.0, 60.0  # after a partition could not be made

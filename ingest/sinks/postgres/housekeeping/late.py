@@ -18,13 +18,18 @@ from asyncpg import Connection
 
 from ingest.sinks.postgres.connection import DatabaseUrl, Timeouts
 from ingest.sinks.postgres.housekeeping import registry
-from ingest.sinks.postgres.housekeeping.keeping import Policy, is_confirmed
 from ingest.sinks.postgres.housekeeping.known_partitions import KnownPartitions, LateLimit
 from ingest.sinks.postgres.housekeeping.making import GROUP_MAX, make_partitions
-from ingest.sinks.postgres.housekeeping.partitions import Partition, archived_spans, gaps_of
-from ingest.sinks.postgres.housekeeping.spans import DAY_US, TimeSpan
-from ingest.sinks.postgres.housekeeping.view import View
-from ingest.sinks.postgres.target import TargetTable
+from ingest.sinks.postgres.housekeeping.partitions import (
+    DAY_US,
+    Partition,
+    TimeSpan,
+    archived_spans,
+    gaps_of,
+)
+from ingest.sinks.postgres.housekeeping.retention import Policy, is_confirmed
+from ingest.sinks.postgres.housekeeping.table_state import View
+from ingest.sinks.postgres.schema import TargetTable
 from ingest.system.clock import monotonic_s, unix_us
 from ingest.system.logs import get_logger
 

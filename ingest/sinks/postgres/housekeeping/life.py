@@ -18,8 +18,8 @@ from asyncpg import Connection
 
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.housekeeping import registry
-from ingest.sinks.postgres.housekeeping.spans import TimeSpan
-from ingest.sinks.postgres.housekeeping.view import View
+from ingest.sinks.postgres.housekeeping.partitions import TimeSpan
+from ingest.sinks.postgres.housekeeping.table_state import View
 
 DETACH, ARCHIVE, DROP = "detach", "archive", "drop"  # the kinds of steps
 

@@ -21,8 +21,8 @@ from asyncpg import Connection
 
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.connection import DRIVER_ERRORS, text_of
-from ingest.sinks.postgres.housekeeping.spans import BEGINNING_US, END_US
-from ingest.sinks.postgres.housekeeping.view import View, look_at
+from ingest.sinks.postgres.housekeeping.partitions import BEGINNING_US, END_US
+from ingest.sinks.postgres.housekeeping.table_state import View, look_at
 from ingest.system.clock import monotonic_s
 
 TRIES = 3

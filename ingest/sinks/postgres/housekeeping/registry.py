@@ -20,8 +20,8 @@ import orjson
 from asyncpg import Connection
 
 from ingest.model.errors import StartError
-from ingest.sinks.postgres.target import NAME_BYTES_MAX, quoted, shortened
-from ingest.sinks.postgres.target import TABLE as READINGS_TABLE
+from ingest.sinks.postgres.schema import NAME_BYTES_MAX, quoted, shortened
+from ingest.sinks.postgres.schema import TABLE as READINGS_TABLE
 
 NAME = "ingest_housekeeping"
 TABLE, PARTITION, KEEP_HOT = "table/", "partition/", "answer/keep_hot"

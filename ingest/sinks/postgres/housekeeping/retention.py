@@ -6,25 +6,111 @@ Promises: only a table that we made or adopted is dropped, and it is the one tha
 an archive it is dropped only if it was verified. What waits for a person's answer is not begun.
 Killed at any moment, the next run goes on. What was detached to be archived is not dropped without
 that, whatever the settings are by then.
+
+Which partitions are old enough to leave the table, and which of them a person must confirm.
+
+Pure: it reads nothing and changes nothing. Times are Unix microseconds of the database's clock.
+
+The job of housekeeping that drops old chunks of a hypertable, by TimescaleDB's `drop_chunks`.
+
+TimescaleDB makes the chunks by itself, and knows which ones it may drop: nothing more is done here.
+Promises: no chunk is dropped that a person has not confirmed, or while there is an archive that
+does not get it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from asyncpg import Connection, Record
 
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.housekeeping import life, registry, rollup_state
-from ingest.sinks.postgres.housekeeping.keeping import Policy, due, must_confirm
 from ingest.sinks.postgres.housekeeping.life import ARCHIVE, DETACH, DROP, PartitionEntry, State
+from ingest.sinks.postgres.housekeeping.partitions import BEGINNING_US, Partition, TimeSpan, literal
 from ingest.sinks.postgres.housekeeping.plan import Job, Step
 from ingest.sinks.postgres.housekeeping.rollup_run import Key
-from ingest.sinks.postgres.housekeeping.spans import TimeSpan, literal
-from ingest.sinks.postgres.housekeeping.view import OTHER, PARTITIONED, PLAIN, View
-from ingest.sinks.postgres.target import quoted
+from ingest.sinks.postgres.housekeeping.table_state import (
+    HYPERTABLE,
+    OTHER,
+    PARTITIONED,
+    PLAIN,
+    View,
+)
+from ingest.sinks.postgres.schema import quoted
 from ingest.system.clock import rfc3339_or_us
+
+# More at once may be a wrong setting or a clock that has jumped.
+MANY, MANY_SHARE = 3, 0.1
+
+
+class Policy(NamedTuple):
+    """How long readings stay in the table (`keep_hot`), and where they go then.
+
+    An empty `archive_dir`: they are dropped. `keep_hot` is the setting as it was written.
+    `left_out` are the columns of the table that the archive does not have.
+    """
+
+    keep_us: int
+    keep_hot: str
+    archive_dir: str = ""
+    left_out: tuple[str, ...] = ()
+
+    def cutoff_us(self, now_us: int) -> int:
+        """Return the time before which all readings may leave."""
+        return now_us - self.keep_us
+
+    def entry(self, now_us: int) -> dict[str, Any]:
+        """Return what the registry has of a confirmation, under `answer/keep_hot`."""
+        return {
+            "keep_us": self.keep_us,
+            "archive_dir": self.archive_dir,
+            "left_out": list(self.left_out),
+            "until_us": self.cutoff_us(now_us),
+        }
+
+
+def due(found: Sequence[Partition], pinned: Mapping[str, Any], cutoff_us: int) -> list[Partition]:
+    """Return the partitions of ours that have only readings from before `cutoff_us`."""
+    return [
+        each for each in found if each.ours and each.to_us <= cutoff_us and each.name not in pinned
+    ]
+
+
+def is_confirmed(policy: Policy, answer: Mapping[str, Any] | None) -> bool:
+    """Whether a person has said yes to this policy; `answer` is the last confirmation."""
+    return (
+        answer is not None
+        and answer.get("keep_us") == policy.keep_us
+        and answer.get("archive_dir") == policy.archive_dir
+        and set(policy.left_out) <= set(answer.get("left_out", ()))
+    )
+
+
+def must_confirm(
+    leaving: Sequence[Partition], count: int, policy: Policy, answer: Mapping[str, Any] | None
+) -> str:
+    """Return why a person must confirm that these leave a table of `count` partitions, or nothing.
+
+    `answer` is the last confirmation. It is good for all partitions up to its `until_us`.
+    """
+    if not leaving:
+        return ""
+    what = "archived and dropped" if policy.archive_dir else "dropped"
+    until = rfc3339_or_us(leaving[-1].to_us)
+    said = (
+        f"{len(leaving)} of {count} partitions, with all readings before {until}, would be {what}"
+    )
+    if policy.left_out:
+        said += f", but what is in {', '.join(policy.left_out)} would be lost: the files lack it"
+    if answer is None or not is_confirmed(policy, answer):
+        return f"keep_hot = {policy.keep_hot} has not been confirmed: {said}"
+    fresh = [each for each in leaving if each.to_us > answer.get("until_us", 0)]
+    if len(fresh) > MANY and len(fresh) > MANY_SHARE * count:
+        return f"so many at once: {said}"
+    return ""
+
 
 FINISH = "finish"
 _HALF_DETACHED = (
@@ -306,3 +392,64 @@ async def _of_others(connection: Connection, view: View) -> dict[str, str]:
         for row in rows
         if row["oid"] not in ours and row["name"] not in damaged
     }
+
+
+DROP_CHUNKS = "drop_chunks"
+_NOT_ARCHIVED = "a hypertable is not archived: without archive_dir its old chunks are dropped"
+
+_CHUNKS = """
+select k.chunk_name::text as name,
+       (extract(epoch from k.range_start) * 1000000)::int8 as from_us,
+       (extract(epoch from k.range_end) * 1000000)::int8 as to_us
+from timescaledb_information.chunks k join pg_namespace n on n.nspname = k.hypertable_schema
+join pg_class c on c.relnamespace = n.oid and c.relname = k.hypertable_name
+where c.oid = $1::oid and k.range_end is not null order by k.range_end"""
+
+
+class Chunks(Job):
+    """A Job. Without a policy nothing is dropped; with `rollups`, only what is in them."""
+
+    kinds = frozenset({DROP_CHUNKS})
+
+    def __init__(self, policy: Policy | None, *, rollups: bool = False) -> None:
+        self._policy = policy
+        self._rollups = rollups
+
+    async def plan(self, connection: Connection, view: View) -> list[Step]:
+        """Return one step for all chunks that are old enough."""
+        policy = self._policy
+        if view.kind != HYPERTABLE or policy is None:
+            return []
+        found = [
+            Partition(row["name"], row["from_us"], row["to_us"], 0, ours=True)
+            for row in await connection.fetch(_CHUNKS, view.oid)
+        ]
+        leaving = due(found, {}, policy.cutoff_us(view.now_us))
+        if not leaving:
+            return []
+        if policy.archive_dir:
+            return [Step(DROP_CHUNKS, view.table, _NOT_ARCHIVED)]  # it fails, and says so
+        answers = await registry.entries(connection, view.table, registry.KEEP_HOT)
+        waits = must_confirm(leaving, len(found), policy, answers.get(""))
+        until_us = leaving[-1].to_us
+        why = (
+            f"{len(leaving)} chunks have only readings from before {rfc3339_or_us(until_us)} "
+            f"(keep_hot = {policy.keep_hot})"
+        )
+        return [Step(DROP_CHUNKS, view.table, why, leaving[0].from_us, until_us, waits)]
+
+    async def do(self, connection: Connection, view: View, step: Step) -> None:
+        """Drop the chunks. A step that waited was confirmed: that is recorded first."""
+        policy = self._policy
+        if policy is None or policy.archive_dir:
+            raise StartError(_NOT_ARCHIVED)
+        if step.waits:
+            kept = await registry.make(connection, view.table, view.owner)
+            await registry.put(connection, kept, {registry.KEEP_HOT: policy.entry(view.now_us)})
+        await rollup_state.leave(connection, view, step.to_us, wanted=self._rollups)
+        async with connection.transaction():
+            await connection.execute(
+                f"select drop_chunks({view.oid}::oid::regclass, "
+                f"older_than => timestamptz {literal(step.to_us)})"
+            )
+            await rollup_state.left(connection, view, TimeSpan(BEGINNING_US, step.to_us))

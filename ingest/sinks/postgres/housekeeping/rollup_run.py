@@ -16,14 +16,15 @@ from collections.abc import Callable, Sequence
 import asyncpg
 from asyncpg import Connection
 
-from ingest.model.verdict import Verdict
+from ingest.model.causes import Verdict
 from ingest.sinks.postgres.connection import text_of
-from ingest.sinks.postgres.housekeeping import rollup_sql, rollup_state
+from ingest.sinks.postgres.housekeeping import rollup_state
+from ingest.sinks.postgres.housekeeping import rollup_tables as rollup_sql
+from ingest.sinks.postgres.housekeeping.partitions import TimeSpan, literal
 from ingest.sinks.postgres.housekeeping.rollup_state import Progress, frozen_until
 from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans, tables_of
-from ingest.sinks.postgres.housekeeping.spans import TimeSpan, literal
+from ingest.sinks.postgres.schema import TargetTable
 from ingest.sinks.postgres.sqlstate import verdict_for
-from ingest.sinks.postgres.target import TargetTable
 from ingest.system.clock import monotonic_s
 
 # Of a pause. Work shorter than REST_S_MIN gets none: its time is added to that of the next work.

@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 
 from asyncpg import Connection
 
-from ingest.sinks.postgres.housekeeping import life, registry, rollup_sql
-from ingest.sinks.postgres.housekeeping.plan import NotYet
-from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans, tables_of
-from ingest.sinks.postgres.housekeeping.spans import (
+from ingest.sinks.postgres.housekeeping import life, registry
+from ingest.sinks.postgres.housekeeping import rollup_tables as rollup_sql
+from ingest.sinks.postgres.housekeeping.partitions import (
     BEGINNING_US,
     TimeSpan,
     joined,
@@ -25,8 +24,10 @@ from ingest.sinks.postgres.housekeeping.spans import (
     overlap,
     whole,
 )
-from ingest.sinks.postgres.housekeeping.view import View
-from ingest.sinks.postgres.target import TargetTable
+from ingest.sinks.postgres.housekeeping.plan import NotYet
+from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans, tables_of
+from ingest.sinks.postgres.housekeeping.table_state import View
+from ingest.sinks.postgres.schema import TargetTable
 from ingest.system.logs import get_logger
 
 KEY = "rollups"  # in the registry

@@ -18,18 +18,13 @@ from typing import Any
 from asyncpg import Connection
 
 from ingest.model.errors import StartError
-from ingest.sinks.postgres.housekeeping import (
-    registry,
-    rollup_run,
-    rollup_state,
-    rollup_tables,
-)
+from ingest.sinks.postgres.housekeeping import registry, rollup_run, rollup_state, rollup_tables
 from ingest.sinks.postgres.housekeeping.plan import Job, Step
 from ingest.sinks.postgres.housekeeping.rollup_run import Key, Run
 from ingest.sinks.postgres.housekeeping.rollup_state import Progress, progress
 from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans
-from ingest.sinks.postgres.housekeeping.view import HYPERTABLE, PARTITIONED, PLAIN, View
-from ingest.sinks.postgres.target import READINGS, TargetTable
+from ingest.sinks.postgres.housekeeping.table_state import HYPERTABLE, PARTITIONED, PLAIN, View
+from ingest.sinks.postgres.schema import READINGS, TargetTable
 from ingest.system.clock import monotonic_s, rfc3339_or_us
 from ingest.system.words import counted
 

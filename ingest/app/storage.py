@@ -1,0 +1,190 @@
+"""The connections to the database, made from the settings: who connects where, how long.
+
+From the settings to the table that is written to.
+
+The buffer that the settings choose: makes it, opens it, and empties it at the end of a drain.
+
+Does not: know the receiver or the writers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ingest.app.annexes import annexes, check_settings
+from ingest.buffers.journal.buffer import JournalBuffer
+from ingest.buffers.journal.log import Journal
+from ingest.buffers.journal.segments import segment_files
+from ingest.buffers.memory import MemoryBuffer
+from ingest.buffers.waiting import PUT_WAIT_S_MAX
+from ingest.config.named_files import RereadUrl
+from ingest.config.settings import Settings
+from ingest.config.values import MIB
+from ingest.model.block import SHARED_ROWS_MAX
+from ingest.model.errors import StartError
+from ingest.model.ledger import Ledger
+from ingest.model.ports import Buffer, DeadLetters, Work
+from ingest.sinks.postgres.connection import DatabaseUrl, Timeouts
+from ingest.sinks.postgres.housekeeping.known_partitions import KnownPartitions, LateLimit
+from ingest.sinks.postgres.housekeeping.making import PartitionsAhead
+from ingest.sinks.postgres.housekeeping.partitions import DAY_US
+from ingest.sinks.postgres.housekeeping.plan import Job
+from ingest.sinks.postgres.schema import TargetTable
+from ingest.system.files import filesystem_of, is_remote, is_volatile
+from ingest.system.logs import get_logger
+from ingest.system.state_folder import StateFolder
+from ingest.writer.refused_rows import set_aside_rest
+
+
+def make_target(settings: Settings) -> TargetTable:
+    """Return the table of these settings; the server has not been asked whether it is there."""
+    return TargetTable(
+        schema=settings.table_schema,
+        table=settings.table_name,
+        ts=settings.column_ts,
+        device_id=settings.column_device_id,
+        metric=settings.column_metric,
+        value=settings.column_value,
+    )
+
+
+LATE_DAYS_MAX = 36_500  # an older reading is a faulty clock: no partition is made for it
+PARTITIONS_AHEAD = 7  # beyond now + ts_ahead_s_max: a week to notice that no more are made
+
+
+def timeouts(settings: Settings) -> Timeouts:
+    """Return the time-outs of a connection that writes."""
+    return Timeouts(
+        connect_s_max=settings.connect_s_max,
+        lock_s_max=settings.command_s_max / 5,
+        statement_s_max=settings.command_s_max * 2 / 3,
+        command_s_max=settings.command_s_max,
+        schema_check_s=settings.schema_check_s,
+    )
+
+
+def housekeeping_url(settings: Settings, url: DatabaseUrl) -> DatabaseUrl:
+    """Return what gives the URL of the owner's role; without one, that of the writers."""
+    return RereadUrl(settings, "housekeeping_url") if settings.housekeeping_url else url
+
+
+def partitions_ahead(settings: Settings, *, from_us: int | None = None) -> PartitionsAhead:
+    """Return the job that makes partitions ahead of time; with `from_us` from that time on."""
+    return PartitionsAhead(
+        ahead_s=settings.ts_ahead_s_max,
+        spans=PARTITIONS_AHEAD,
+        from_us=from_us,
+        partitions_max=settings.partitions_max,
+    )
+
+
+def late_limit() -> LateLimit:
+    """Return how late a reading may be that gets a partition."""
+    return LateLimit(LATE_DAYS_MAX * DAY_US, f"{LATE_DAYS_MAX:,} days")
+
+
+def late_partitions(
+    settings: Settings, url: DatabaseUrl, *, eager: bool = False
+) -> KnownPartitions:
+    """Return what knows the partitions for readings that find none; an annex makes some, too.
+
+    `url` is that of the owner.
+    """
+    for each in annexes():
+        if each.late_partitions is not None:
+            return each.late_partitions(settings, url, eager)
+    return KnownPartitions(
+        url,
+        timeouts(settings),
+        span=settings.partition_span,
+        target=make_target(settings),
+        limit=late_limit(),
+        eager=eager,
+    )
+
+
+def housekeeping_jobs(
+    settings: Settings, stopped: Callable[[], bool] = lambda: False, *, from_us: int | None = None
+) -> list[Job]:
+    """Return the jobs of the housekeeping, in the order in which their steps are done.
+
+    `stopped` is asked by steps that take long. With `from_us` partitions are made from that time
+    on. Raises StartError if a setting needs an annex that is not there.
+    """
+    check_settings(settings)
+    jobs: list[Job] = [partitions_ahead(settings, from_us=from_us)]
+    for each in annexes():
+        if each.jobs is not None:
+            jobs += each.jobs(settings, stopped)
+    return jobs
+
+
+# A new file is begun at this size, or at a quarter of the journal: whole files are removed.
+SEGMENT_BYTES = 64 * MIB
+UNLESS = "--buffer memory, or say that it does not matter: --journal-unsafe true"
+
+
+def make_buffer(settings: Settings, folder: StateFolder, ledger: Ledger) -> Buffer:
+    """Return the buffer of `settings.buffer`; touches no file yet."""
+    bounds: dict[str, Any] = {
+        "rows_max": settings.buffer_rows_max,
+        "bytes_max": settings.buffer_bytes_max,
+        "put_wait_s_max": PUT_WAIT_S_MAX,
+        # A batch takes whole blocks, so a larger block would be a larger batch.
+        "shared_rows_max": min(settings.batch_rows_max, SHARED_ROWS_MAX),
+    }
+    if settings.buffer == "memory":
+        return MemoryBuffer(**bounds)
+    journal = Journal(
+        folder.journal,
+        segment_bytes=min(SEGMENT_BYTES, settings.journal_bytes_max // 4),
+        observe_sync_s=ledger.journal_sync_s.observe,
+    )
+    return JournalBuffer(journal, ledger, journal_bytes_max=settings.journal_bytes_max, **bounds)
+
+
+def open_buffer(
+    buffer: Buffer, settings: Settings, folder: StateFolder, announce: Callable[[str], None]
+) -> list[Work]:
+    """Open the buffer; return its background work, which runs while posts already come in.
+
+    Raises StartError. With the memory buffer an existing journal is not touched, and `announce`
+    tells the user about it.
+    """
+    if settings.buffer == "journal":
+        parts = folder.durable_parts(embedded=not settings.database_url)
+        check_promise(parts, unsafe=settings.journal_unsafe, unless=UNLESS)
+    elif left := segment_files(folder.journal):
+        get_logger("journal").warning("journal_left_behind", files=len(left), why="buffer=memory")
+        announce(
+            f"a journal of {len(left)} files lies in {folder.journal} and is NOT read with "
+            "--buffer memory: start with --buffer journal to store what it holds"
+        )
+    return buffer.open()
+
+
+def check_promise(folders: Sequence[Path], *, unsafe: bool, unless: str) -> None:
+    """Check that files in `folders` survive a crash of the machine, as `durable` promises.
+
+    Raises StartError if they do not, unless `unsafe`; logs a warning if they may not. `unless` are
+    the flags that allow such a folder.
+    """
+    for folder in folders:
+        kind = filesystem_of(folder)
+        if is_volatile(kind) and not unsafe:
+            raise StartError(
+                f"{folder} would be on {kind}, which forgets all at a restart: a 202 would not be "
+                f"durable; choose another --state-dir, or {unless}"
+            )
+        if is_volatile(kind) or is_remote(kind):
+            get_logger("journal").warning(
+                "file_system", folder=folder, kind=kind, why="what is fsynced there may be lost"
+            )
+
+
+async def keep_rest(buffer: Buffer, dead_letters: DeadLetters, ledger: Ledger) -> None:
+    """Keep rows that no writer will store: in the journal if there is one, else as dead letters."""
+    await buffer.keep_rest()
+    await set_aside_rest(buffer, dead_letters, ledger)

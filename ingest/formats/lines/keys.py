@@ -1,0 +1,290 @@
+r"""From the key of a line of line protocol to the names of its readings.
+
+`cpu,cpu=cpu0,host=h idle=1` is a reading of the device `h` and the metric `cpu.idle,cpu=cpu0`. The
+device is the first tag of a list that the line has, else a default. The metric is the
+measurement, a point and the field (no field if its name is `value`). The other tags follow, sorted,
+each as `,tag=value`. A name is written with `\` before `,`, `=` and `\`, in measurement and field
+also before `.`. So a metric can be read back, and two series never have the same one.
+Nothing is kept for each series: the names of a reading are what the device of its key gives, and
+then what the field gives to the shape of its key. Keys with the same parts around the device have
+the same shape. A fleet has few shapes. Some keys are kept: to find one is faster than to cut it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from ingest.formats.line_escapes import (
+    BACKSLASH,
+    ESCAPED_EQUALS,
+    INFLUXDB,
+    MARK_BYTE,
+    SPECIAL,
+    escaped,
+    name_marked,
+    name_of,
+    tags_text,
+)
+from ingest.formats.series import SERIES, SeriesCache, valid_needles
+from ingest.model.block import metric_after
+from ingest.model.codes import NO_DEVICE
+from ingest.model.reading import NAME_BYTES_MAX, NAME_CHARACTERS_MAX, name_fault
+
+VALUE = "value"  # a field of this name is not in the metric
+# When there are more, all are dropped in one step. So larger ones would make it longer than 5 ms.
+KEY_BYTES_KEPT_MAX = 4 * 1024 * 1024  # of all keys: some 12,000
+SHAPE_BYTES_MAX = 4 * 1024 * 1024  # of all shapes and their fields: some 3,000
+FIELD_BYTES_MAX = 2 * NAME_BYTES_MAX  # of a name in which each character may be escaped
+KEY_BYTES_MAX = 2 * FIELD_BYTES_MAX + 512  # a device, a metric, and the tag of the device
+NEW_BYTES_MAX = 32 * 1024  # of keys and fields that one step may read: 1 ms
+NEW_BYTES = 64  # so many count for each of them, besides its own
+UNREADABLE = "line_unreadable"
+_ENTRY_BYTES = 200  # of a field or a shape in its dict, besides the bytes
+_KEY_BYTES = 280  # of a key in its dict, besides its own bytes
+
+_PLAIN = bytes({*range(0x21, 0x7F)} - {BACKSLASH, *b",="})
+_KEY = re.compile(rb"([^,#][^,]*+)((?:,[^,=]++=[^,=]++)*)")  # measurement and tags
+
+Fault = tuple[str, str]  # a key of codes.ITEM_CODES, and a message
+
+
+class Naming(NamedTuple):
+    """How keys become names. `prefix` is put in front of each metric, with a point."""
+
+    device_tags: tuple[str, ...]
+    device: str = ""  # of a line that has none of these tags
+    prefix: str = ""
+    escapes: str = INFLUXDB  # whose, see line_escapes.py
+
+
+class Key(NamedTuple):
+    """The device of a key, and the parts of its metrics before and after the field."""
+
+    device_id: str
+    head: str
+    tail: str
+
+    def metric(self, field: str) -> str:
+        """Return the metric of a field."""
+        if field == VALUE:
+            return self.head + self.tail
+        return f"{self.head}.{escaped(field, SPECIAL)}{self.tail}"
+
+
+def read_key(text: bytes, naming: Naming) -> Key | Fault:
+    """Read measurement and tags, marked, without the space that ends them.
+
+    Raises UnicodeDecodeError.
+    """
+    if len(text) > KEY_BYTES_MAX:
+        return "name_too_long", f"measurement and tags have more than {KEY_BYTES_MAX} bytes"
+    key = _KEY.fullmatch(text)
+    if key is None:
+        return (
+            UNREADABLE,
+            "the measurement is missing, or a tag has no name, no value or not one `=",
+        )
+    read = name_of if MARK_BYTE in text else bytes.decode
+    names = [*map(read, key[2].replace(b"=", b",").split(b",")[1:])]
+    tags = dict(zip(names[::2], names[1::2], strict=True))
+    if 2 * len(tags) < len(names):
+        return "repeated_field", "the line has a tag twice"
+    return _named(read(key[1].replace(ESCAPED_EQUALS, b"\\=")), tags, naming)
+
+
+def _named(measurement: str, tags: dict[str, str], naming: Naming) -> Key | Fault:
+    device_id = naming.device
+    for name in naming.device_tags:
+        if name in tags:
+            device_id = tags.pop(name)
+            break
+    if not device_id:
+        return NO_DEVICE, "the line has none of the tags that name a device"
+    fault = name_fault(device_id)
+    if fault is not None:
+        return fault[0], f"the device {fault[1]}"
+    head = escaped(measurement, SPECIAL)
+    if naming.prefix:
+        head = f"{escaped(naming.prefix, SPECIAL)}.{head}"
+    tail = tags_text(tags)
+    if len(head) + len(tail) > NAME_CHARACTERS_MAX:
+        return "name_too_long", f"the metric has more than {NAME_CHARACTERS_MAX} characters"
+    return Key(device_id, head, tail)
+
+
+class Shape(dict[bytes, bytes]):
+    """What keys share that differ in the device only: the metric of each field, marked, as
+    `metric_after` writes it.
+
+    A field that it does not know yet is read; that raises KeyError if the metric is invalid, or if
+    enough was read in this step, and UnicodeDecodeError.
+    """
+
+    __slots__ = ("_kept", "key")
+
+    def __init__(self, key: Key, kept: KeptKeys) -> None:
+        super().__init__()
+        self.key = key  # one of them
+        self._kept = kept
+
+    def __missing__(self, field: bytes) -> bytes:
+        if not 0 < len(field) <= FIELD_BYTES_MAX:
+            raise KeyError(field)
+        self._kept.read_one(field)
+        metric = self.key.metric(name_of(field))
+        if name_fault(metric):
+            raise KeyError(field)
+        after = self[field] = metric_after(metric)
+        self._kept.shape_bytes += len(field) + len(after) + _ENTRY_BYTES
+        return after
+
+
+# What a row of a key has of the device, as `device_needle` writes it, and how its names go on.
+Named = tuple[bytes, Shape]
+# A key without the device: what is before the tag that names it, `,tag=`, a comma if there is one
+# behind the device, and what follows. As one text they would not tell which device is left out.
+Around = tuple[bytes, bytes, bytes, bytes]
+
+
+class Keys:
+    """The keys with one naming that had a valid reading, by their marked bytes.
+
+    Most new keys differ from others in the device only. Such a key is not read: what is around the
+    device tells the shape.
+    """
+
+    def __init__(self, naming: Naming, kept: KeptKeys) -> None:
+        self.naming = naming
+        self.known: dict[bytes, Named] = {}
+        self.kept = kept
+        self._shapes: dict[Around, Shape] = {}
+        self._heads: dict[tuple[bytes, ...], str] = {}
+        self._marks = [b",%b=" % name_marked(tag, naming.escapes) for tag in naming.device_tags]
+        self._default = name_marked(naming.device, naming.escapes)
+
+    def named(self, texts: list[bytes]) -> tuple[list[Named], dict[bytes, Named]]:
+        """Return what each key tells, and the same of those that are not known, by key.
+
+        When their readings are found to be valid, `keep` is to be called. Raises KeyError or
+        ValueError if a key is invalid, may be, or is one too many.
+        """
+        known = self.known
+        try:
+            return [*map(known.__getitem__, texts)], {}
+        except KeyError:
+            new = self._read([text for text in texts if text not in known])
+        return [known.get(text) or new[text] for text in texts], new
+
+    def keep(self, new: dict[bytes, Named]) -> None:
+        """Keep keys that had a valid reading."""
+        self.known.update(new)
+        self.kept.posted(new)
+
+    def shape(self, key: Key) -> Shape:
+        """Return the shape of a key that was read."""
+        self.kept.shape_bytes += 2 * (len(key.head) + len(key.tail)) + 7 * _ENTRY_BYTES
+        return Shape(key, self.kept)
+
+    def _read(self, texts: list[bytes]) -> dict[bytes, Named]:
+        joined = b"\n".join(texts)
+        marks = [mark for mark in self._marks if mark in joined]
+        devices: list[bytes] = []
+        shapes: list[Shape] = []
+        for text in texts:
+            for mark in marks:
+                before, found, rest = text.partition(mark)
+                if found:
+                    device, comma, after = rest.partition(b",")
+                    around = before, mark, comma, after
+                    break
+            else:
+                device, around = self._default, (text, b"", b"", b"")
+            shape = self._shapes.get(around)
+            if shape is None:
+                shape = self._shapes[around] = self._shape_around(around)
+            devices.append(device)
+            shapes.append(shape)
+        joined = b"\n".join(devices)
+        if b"=" in joined:  # without an escape
+            raise KeyError(joined)
+        if MARK_BYTE in joined:
+            device_ids = [*map(name_of, devices)]
+        else:
+            device_ids = joined.decode().split("\n")
+        named = zip(valid_needles(device_ids), shapes, strict=True)
+        return dict(zip(texts, named, strict=True))
+
+    def _shape_around(self, around: Around) -> Shape:
+        """Return the shape of all keys with these parts. Raises KeyError if they tell none.
+
+        They do if a space in the place of the device is read as it: no key has another one. So a
+        key that has the tag twice, or one that comes before it, is not taken for another.
+        """
+        before, mark, comma, after = around
+        text = b"".join((before, mark, b" " if mark else b"", comma, after))
+        self.kept.read_one(text)
+        if len(text) + FIELD_BYTES_MAX > KEY_BYTES_MAX:
+            raise KeyError(text)
+        cells = (before + comma + after).replace(b"=", b",").split(b",")
+        tail = (before + comma + after)[len(cells[0]) :]
+        form = mark, cells[0], *cells[1::2]
+        is_plain = b"" not in cells and tail.translate(None, _PLAIN) == b",=" * (len(cells) // 2)
+        head = self._heads.get(form) if is_plain else None
+        if head is not None and len(head) + len(tail) <= NAME_CHARACTERS_MAX:
+            return self.shape(Key("", head, tail.decode()))
+        key = read_key(text, self.naming)
+        if not isinstance(key, Key) or key.device_id != (" " if mark else self.naming.device):
+            raise KeyError(text)
+        if is_plain and key.tail.encode() == tail:
+            self._heads[form] = key.head
+            self.kept.shape_bytes += len(text) + 5 * _ENTRY_BYTES
+        return self.shape(key)
+
+
+class KeptKeys:
+    """All keys and shapes that are kept, by their naming.
+
+    A key is kept only until the next `SERIES.look`. So a device that posts is always told to it.
+    """
+
+    def __init__(self, series: SeriesCache) -> None:
+        self.new_bytes_left = 0  # of keys and fields that may still be read in this step
+        self.key_bytes = 0  # of all that is in `known`
+        self.shape_bytes = 0  # of all shapes
+        self._series = series
+        self._looks = series.looks
+        self._by_naming: dict[Naming, Keys] = {}
+
+    def of(self, naming: Naming) -> Keys:
+        """Return the keys of a naming, for one step."""
+        if self.shape_bytes > SHAPE_BYTES_MAX:
+            self._by_naming.clear()
+            self.key_bytes = self.shape_bytes = 0
+        elif self._looks != self._series.looks or self.key_bytes > KEY_BYTES_KEPT_MAX:
+            self._looks = self._series.looks
+            for each in self._by_naming.values():
+                each.known.clear()
+            self.key_bytes = 0
+        keys = self._by_naming.get(naming)
+        if keys is None:
+            keys = self._by_naming[naming] = Keys(naming, self)
+            self.shape_bytes += 10 * _ENTRY_BYTES
+        self.new_bytes_left = NEW_BYTES_MAX
+        return keys
+
+    def read_one(self, text: bytes) -> None:
+        """Count a key or a field that is read. Raises KeyError if it is one too many."""
+        self.new_bytes_left -= NEW_BYTES + len(text)
+        if self.new_bytes_left < 0:
+            raise KeyError(text)
+
+    def posted(self, new: dict[bytes, Named]) -> None:
+        """Count keys that are kept now, and tell which devices they are of."""
+        needles = {needle for needle, _ in new.values()}
+        self.key_bytes += sum(map(len, new)) + len(new) * _KEY_BYTES
+        self._series.found += len(new) - len(needles)
+        self._series.posted([needle[4:].decode() for needle in needles])
+
+
+KEPT_KEYS = KeptKeys(SERIES)
