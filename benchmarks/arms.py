@@ -35,14 +35,14 @@ from benchmarks.processes import (
     rss_mib,
 )
 from benchmarks.service import Service
-from ingest.broker.watch import ask
-from ingest.embedded.broker import (
+from ingest.roles.embedded_broker import (
     Endpoints,
     config_text,
     find_program,
     new_endpoints,
     running_broker,
 )
+from ingest.roles.nats.watch import ask
 
 SERVICE, GATEWAY, BROKER, WRITER = "service", "gateway", "nats-server", "writer"
 SUPERVISOR, POSTGRES = "supervisor", "PostgreSQL"

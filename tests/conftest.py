@@ -21,11 +21,11 @@ import structlog
 import uvloop
 from hypothesis import settings
 
-from ingest.broker import streams
-from ingest.broker.roles import DEAD_LETTERS
-from ingest.embedded.broker import EmbeddedBroker, find_program
 from ingest.embedded.server import EmbeddedPostgres
 from ingest.http import connection
+from ingest.roles.embedded_broker import EmbeddedBroker, find_program
+from ingest.roles.nats import streams
+from ingest.roles.nats.logins import DEAD_LETTERS
 from ingest.sinks.postgres import schema
 from ingest.system.files import filesystem_of, is_volatile
 from ingest.system.state_folder import StateFolder

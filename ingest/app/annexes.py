@@ -64,31 +64,33 @@ class AnnexCommand(NamedTuple):
 COMMANDS: dict[str, AnnexCommand] = {
     "up": AnnexCommand(
         "run the same as several processes, with a broker between them",
-        "ingest.cli.services",
+        "ingest.roles.commands.services",
         "roles",
     ),
     "gateway": AnnexCommand(
         "take posts, and publish them to the stream of a broker",
-        "ingest.cli.services",
+        "ingest.roles.commands.services",
         "roles",
     ),
     "writer": AnnexCommand(
         "take messages of the stream of a broker, and write them to PostgreSQL",
-        "ingest.cli.services",
+        "ingest.roles.commands.services",
         "roles",
     ),
     "stream": AnnexCommand(
-        "make the stream of the broker, check it, or show its state", "ingest.cli.stream", "roles"
+        "make the stream of the broker, check it, or show its state",
+        "ingest.roles.commands.stream",
+        "roles",
     ),
     "forward": AnnexCommand(
-        "post the readings of the stream to a webhook", "ingest.cli.forward", "roles"
+        "post the readings of the stream to a webhook", "ingest.roles.commands.forward", "roles"
     ),
     "mqtt": AnnexCommand(
-        "post the messages of an MQTT broker to the service", "ingest.cli.mqtt", "mqtt"
+        "post the messages of an MQTT broker to the service", "ingest.mqtt.command", "mqtt"
     ),
     "archive": AnnexCommand(
         "list, verify, restore and release old readings that are in Parquet files",
-        "ingest.cli.archive",
+        "ingest.years.archive.command",
         "archive",
     ),
 }

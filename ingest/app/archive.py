@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from ingest.config.named_files import archive_dir
 from ingest.config.settings import Settings
 from ingest.model.errors import StartError
-from ingest.sinks.postgres.housekeeping.archive_job import Detached
+from ingest.years.archive.job import Detached
 
 if TYPE_CHECKING:
-    from ingest.archive.archiver import ParquetArchiver
+    from ingest.years.archive.archiver import ParquetArchiver
 
 
 def parquet_archiver(
@@ -26,8 +26,8 @@ def parquet_archiver(
     if folder is None:
         raise StartError("there is no archive: archive_dir is not set")
     try:
-        from ingest.archive.archiver import ParquetArchiver  # noqa: PLC0415
-        from ingest.archive.files import ArchiveFolder  # noqa: PLC0415
+        from ingest.years.archive.archiver import ParquetArchiver  # noqa: PLC0415
+        from ingest.years.archive.files import ArchiveFolder  # noqa: PLC0415
     except ImportError as error:
         raise StartError(
             f"the archive needs pyarrow, which cannot be loaded ({error}): install "

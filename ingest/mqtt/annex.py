@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 async def _checks(settings: Settings) -> list[Check]:
-    from ingest.cli.mqtt import mqtt_checks  # noqa: PLC0415
+    from ingest.mqtt.command import mqtt_checks  # noqa: PLC0415
 
     return list(mqtt_checks(settings))
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
-from ingest.app import broker_state
 from ingest.app.annexes import Annex
-from ingest.broker import audit, purge
-from ingest.buffers.stream import outlet
+from ingest.roles import broker_state, outlet
+from ingest.roles.nats import audit, purge
 
 if TYPE_CHECKING:
     from ingest.cli.doctor.checks import Check
@@ -19,13 +18,13 @@ if TYPE_CHECKING:
 def _letters(
     settings: Settings, asked_for: str | None, files: LetterStore
 ) -> AbstractAsyncContextManager[LetterStore]:
-    from ingest.cli.find_broker import letters_of_broker  # noqa: PLC0415
+    from ingest.roles.commands.broker import letters_of_broker  # noqa: PLC0415
 
     return letters_of_broker(settings, asked_for, files)
 
 
 async def _checks(settings: Settings) -> list[Check]:
-    from ingest.cli.find_broker import broker_checks  # noqa: PLC0415
+    from ingest.roles.commands.broker import broker_checks  # noqa: PLC0415
 
     return await broker_checks(settings)
 

@@ -12,15 +12,15 @@ from ingest.config.values import duration_us
 if TYPE_CHECKING:
     from ingest.config.settings import Settings
     from ingest.sinks.postgres.connection import DatabaseUrl
-    from ingest.sinks.postgres.housekeeping.late import LatePartitions
     from ingest.sinks.postgres.housekeeping.plan import Job
-    from ingest.sinks.postgres.housekeeping.retention import Policy
     from ingest.sinks.postgres.lookup import RolledCurve
+    from ingest.years.late_partitions import LatePartitions
+    from ingest.years.retention import Policy
 
 
 def retention_policy(settings: Settings) -> Policy | None:
     """Return how long readings stay in the table; None: for ever."""
-    from ingest.sinks.postgres.housekeeping.retention import Policy  # noqa: PLC0415
+    from ingest.years.retention import Policy  # noqa: PLC0415
 
     keep_us = duration_us(settings.keep_hot)
     if keep_us is None:
@@ -35,7 +35,7 @@ def late_partitions(settings: Settings, url: DatabaseUrl, eager: bool = False) -
         make_target,
         timeouts,
     )
-    from ingest.sinks.postgres.housekeeping.late import LatePartitions  # noqa: PLC0415
+    from ingest.years.late_partitions import LatePartitions  # noqa: PLC0415
 
     return LatePartitions(
         url,
@@ -56,13 +56,9 @@ def jobs(settings: Settings, stopped: Callable[[], bool] = lambda: False) -> lis
     """
     from ingest.app.archive import archiving  # noqa: PLC0415
     from ingest.app.storage import make_target  # noqa: PLC0415
-    from ingest.sinks.postgres.housekeeping.archive_job import Archiving  # noqa: PLC0415
-    from ingest.sinks.postgres.housekeeping.retention import (  # noqa: PLC0415
-        Chunks,
-        HalfDetached,
-        Retention,
-    )
-    from ingest.sinks.postgres.housekeeping.rollups import Rollups  # noqa: PLC0415
+    from ingest.years.archive.job import Archiving  # noqa: PLC0415
+    from ingest.years.retention import Chunks, HalfDetached, Retention
+    from ingest.years.rollups.job import Rollups  # noqa: PLC0415
 
     policy = retention_policy(settings)
     rollups = Rollups(
@@ -90,7 +86,7 @@ def jobs(settings: Settings, stopped: Callable[[], bool] = lambda: False) -> lis
 
 def rolled_curve() -> RolledCurve:
     """Return what answers the questions of the page from rollups."""
-    from ingest.sinks.postgres import rolled_curve as curves  # noqa: PLC0415
+    from ingest.years.rollups import curve as curves  # noqa: PLC0415
 
     return curves.rolled_curve
 

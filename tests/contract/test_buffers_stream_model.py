@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from ingest.buffers.stream import group_queue
-from ingest.buffers.stream.outlet import decode_message
 from ingest.model.block import Block
 from ingest.model.errors import BrokerAway, BrokerFull, BrokerOutcomeUnknown, BrokerRefused
+from ingest.roles import group_queue
+from ingest.roles.outlet import decode_message
 from tests.contract.buffers import spin
 from tests.support.blocks import make_block
 from tests.support.streams import HELD, STORED, Fate, Joined, Post, Poster

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import pytest
 
-from ingest.embedded.broker import EmbeddedBroker
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull
 from ingest.model.ports import DeadLetters
 from ingest.model.reading import Letter
+from ingest.roles.embedded_broker import EmbeddedBroker
 from ingest.system.files import REAL_CALLS
 from tests.support.brokers import joined
 from tests.support.fake_letters import FakeLetters

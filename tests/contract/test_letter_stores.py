@@ -12,11 +12,11 @@ import pytest
 from ingest.dead_letters import queue as letter_queue
 from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.dead_letters.store import EVERYTHING, Selection, Tally, counted, first, newest, once
-from ingest.dead_letters.stream import letters as stream_store
-from ingest.embedded.broker import EmbeddedBroker
 from ingest.model.errors import BufferFull, DeadLettersBroken, DeadLettersFull, ShareUsed
 from ingest.model.ledger import DeadLetterStats
 from ingest.model.reading import DRAINED, EXHAUSTED, REFUSED, Letter
+from ingest.roles import letters as stream_store
+from ingest.roles.embedded_broker import EmbeddedBroker
 from tests.support.brokers import joined, until
 from tests.support.letters import drained, folder_queue, invalid
 from tests.support.stream_letters import live, stream_queue

@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import signal
 
-from ingest.broker.roles import STREAM, SUBJECT
-from ingest.broker.watch import ask
-from ingest.embedded.broker import find_program
+from ingest.roles.embedded_broker import find_program
+from ingest.roles.nats.logins import STREAM, SUBJECT
+from ingest.roles.nats.watch import ask
 from tests.faults import earlier_server
 from tests.faults.broker_world import ENDS, BrokerWorld
 from tests.faults.database_faults import QUICK_INSERTS, slow_inserts

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 
-from ingest.broker.connection import BrokerConnection
-from ingest.broker.roles import FORWARD, STREAM
-from ingest.broker.streams import WantedDeadLetters, WantedStream, changed
-from ingest.broker.watch import ask
+from ingest.roles.nats.connection import BrokerConnection
+from ingest.roles.nats.logins import FORWARD, STREAM
+from ingest.roles.nats.streams import WantedDeadLetters, WantedStream, changed
+from ingest.roles.nats.watch import ask
 from tests.support.brokers import api, joined
 from tests.support.clusters import Cluster, Member
 

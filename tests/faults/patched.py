@@ -164,8 +164,8 @@ def dies_unanswered() -> None:
     """
     import signal
 
-    from ingest.broker.envelope import PubAck, pub_ack
-    from ingest.broker.publishing import Publisher
+    from ingest.roles.nats.envelope import PubAck, pub_ack
+    from ingest.roles.nats.publishing import Publisher
 
     real = Publisher._replied
     left = count(int(os.environ.get("FAULTS_NTH", "1")), -1)
@@ -180,14 +180,14 @@ def dies_unanswered() -> None:
 
 def short_window() -> None:
     """The stream may forget the id of a message after one second."""
-    from ingest.broker import streams
+    from ingest.roles.nats import streams
 
     streams.WINDOW_S = 1.0
 
 
 def by_interest() -> None:
     """The stream may have the retention by interest."""
-    from ingest.broker.streams import WantedStream
+    from ingest.roles.nats.streams import WantedStream
 
     real = WantedStream.stream
     WantedStream.stream = lambda self: real(self) | {"retention": "interest"}  # type: ignore[method-assign]
@@ -195,7 +195,7 @@ def by_interest() -> None:
 
 def blind() -> None:
     """A writer takes all that the consumer has passed as given."""
-    from ingest.broker.audit import Audit
+    from ingest.roles.nats.audit import Audit
 
     def take(self: Any, seen_to: int, to: int) -> None:
         self._seen_to = max(seen_to, to)
@@ -213,7 +213,7 @@ def dies_in_run() -> None:
 
     from asyncpg import Connection
 
-    from ingest.sinks.postgres.housekeeping.retention import Retention
+    from ingest.years.retention import Retention
 
     left = count(int(os.environ["FAULTS_NTH"]), -1)
     do, begun = Retention.do, False
@@ -242,7 +242,7 @@ def dies_in_run() -> None:
 
 def archives_nothing() -> None:
     """A partition counts as archived and verified, and nothing was written."""
-    from ingest.archive.archiver import ParquetArchiver
+    from ingest.years.archive.archiver import ParquetArchiver
 
     async def archive(self: Any, source: Any) -> None:
         del self, source
@@ -252,7 +252,7 @@ def archives_nothing() -> None:
 
 def forgets_old_files() -> None:
     """New files have the late readings alone, and replace the old files of their time."""
-    from ingest.archive.archiver import ParquetArchiver
+    from ingest.years.archive.archiver import ParquetArchiver
 
     real = ParquetArchiver._write
 
@@ -265,7 +265,7 @@ def forgets_old_files() -> None:
 def keeps_partition() -> None:
     """A partition that was archived is attached again, where it should be dropped."""
     from ingest.sinks.postgres.housekeeping.partitions import literal
-    from ingest.sinks.postgres.housekeeping.retention import Retention
+    from ingest.years.retention import Retention
 
     async def attach(self: Any, connection: Any, view: Any, step: Any, kept: str) -> None:
         del self, kept

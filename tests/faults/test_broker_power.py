@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from ingest.broker import streams
-from ingest.broker.roles import STREAM
 from ingest.embedded import running as embedded_server
-from ingest.embedded.broker import running_broker
 from ingest.model.errors import BrokerAway, StartError
+from ingest.roles.embedded_broker import running_broker
+from ingest.roles.nats import streams
+from ingest.roles.nats.logins import STREAM
 from tests.faults.lazy_disk import LazyDisk
 from tests.faults.machine import NotHere
 from tests.support.brokers import WANTED, api, embedded, joined, messages, put, start_parent

@@ -74,7 +74,7 @@ MADE_IN = {"Endpoint": "ingest/app/receiving.py", "Writer": "ingest/app/writing.
 FENCED = {
     "ingest/sinks/postgres/connection.py": {"_transport"},
     "ingest/sinks/postgres/statements.py": {"_copy_in"},
-    "ingest/broker/session.py": {"_transport"},
+    "ingest/roles/nats/session.py": {"_transport"},
 }
 HIDDEN_IMPORTS = ("ingest/cli/main.py", "ingest/app/annexes.py")  # of a file that may be missing
 OF_TUPLES = {"_replace", "_asdict", "_fields", "_make"}

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import asyncpg
 import pytest
 
-from ingest.broker.connection import BrokerConnection
-from ingest.embedded.broker import EmbeddedBroker
+from ingest.roles.embedded_broker import EmbeddedBroker
+from ingest.roles.nats.connection import BrokerConnection
 from ingest.sinks.postgres import schema
 from tests.support.brokers import embedded, joined
 from tests.support.constants import constants

@@ -13,11 +13,12 @@ from typing import Any
 import asyncpg
 import pytest
 
-from ingest.archive import sorting
-from ingest.archive.archiver import ParquetArchiver
-from ingest.archive.columns import series_hash
-from ingest.archive.files import ArchiveFailed, ArchiveFolder
-from ingest.sinks.postgres.housekeeping import archive_job, archive_rows, registry
+from ingest.sinks.postgres.housekeeping import registry
+from ingest.years.archive import job, sorting
+from ingest.years.archive import rows as archive_rows
+from ingest.years.archive.archiver import ParquetArchiver
+from ingest.years.archive.columns import series_hash
+from ingest.years.archive.files import ArchiveFailed, ArchiveFolder
 from tests.support.archives import (
     FROM_US,
     PARTITION,
@@ -45,7 +46,7 @@ async def test_rows_come_back_bit_for_bit(table: asyncpg.Connection, tmp_path: P
     rows = drawn(3_000, 1)
     await fill(table, PARTITION, rows)
     await archiver(tmp_path).archive(detached(table))
-    (found,) = await archive_job.contents(table, "readings")
+    (found,) = await job.contents(table, "readings")
     assert sorted(rows_in_files([tmp_path / found.files[0][0]])) == sorted(rows)
     in_file = rows_in_files([tmp_path / f"{PARTITION}.parquet"])
     order = [(row[1].encode(), row[2].encode(), row[0]) for row in in_file]
@@ -149,7 +150,7 @@ async def test_late_readings_are_merged_each_once(
         await fill(table, PARTITION, unique.values())
         await archiver(tmp_path).archive(detached(table))
         await table.execute(f"drop table {PARTITION}")
-        (found,) = await archive_job.contents(table, "readings")
+        (found,) = await job.contents(table, "readings")
         assert sorted(rows_in_files([tmp_path / found.files[0][0]])) == sorted(kept.values())
         archiver(tmp_path).verify(found)
     assert [each.name for each in tmp_path.iterdir() if each.is_dir()] == []
@@ -166,7 +167,7 @@ async def test_partition_of_a_part_of_the_span_is_merged(
     wide = narrow._replace(from_us=narrow.from_us - 10_000_000)
     await archiver(tmp_path).archive(wide)
     await archiver(tmp_path).archive(detached(table, "readings_p20261127_2"))
-    (found,) = await archive_job.contents(table, "readings")
+    (found,) = await job.contents(table, "readings")
     assert (found.name, found.rows, found.from_us) == (PARTITION, 50, FROM_US - 10_000_000)
 
 
@@ -184,11 +185,11 @@ async def test_empty_partition_makes_no_file(table: asyncpg.Connection, tmp_path
     """It is recorded, so it may be dropped; late readings then make the file."""
     await fill(table, PARTITION, [])
     await archiver(tmp_path).archive(detached(table))
-    (found,) = await archive_job.contents(table, "readings")
+    (found,) = await job.contents(table, "readings")
     assert (found.rows, found.files) == (0, ())
     await store(table, PARTITION, drawn(10, 6))
     await archiver(tmp_path).archive(detached(table))
-    (found,) = await archive_job.contents(table, "readings")
+    (found,) = await job.contents(table, "readings")
     assert (found.rows, len(found.files)) == (10, 1)
 
 
@@ -196,7 +197,7 @@ async def test_damaged_files_are_found(table: asyncpg.Connection, tmp_path: Path
     """Each byte counts, and late readings are not merged with damaged files."""
     await fill(table, PARTITION, drawn(500, 7))
     await archiver(tmp_path).archive(detached(table))
-    (found,) = await archive_job.contents(table, "readings")
+    (found,) = await job.contents(table, "readings")
     path = tmp_path / f"{PARTITION}.parquet"
     whole = path.read_bytes()
     for at in (len(whole) // 4, len(whole) // 2, len(whole) - 20):
@@ -227,10 +228,10 @@ async def test_rows_that_change_meanwhile_are_noticed(
         patch.setattr(archive_rows, "checksum", after_a_change)
         with pytest.raises(ArchiveFailed, match="differ from the table"):
             await archiver(tmp_path).archive(detached(table))
-    assert await archive_job.contents(table, "readings") == []
+    assert await job.contents(table, "readings") == []
     assert not (tmp_path / f"{PARTITION}.parquet").exists()
     await archiver(tmp_path).archive(detached(table))
-    assert (await archive_job.contents(table, "readings"))[0].rows == 101
+    assert (await job.contents(table, "readings"))[0].rows == 101
 
 
 async def test_full_disk_and_foreign_files_are_refused(
@@ -279,7 +280,7 @@ async def killed_at(
 
     monkeypatch.setattr(dying, "_aside", or_die(dying._aside))
     with monkeypatch.context() as patch:
-        patch.setattr(archive_job, "record", or_die(archive_job.record))
+        patch.setattr(job, "record", or_die(job.record))
         try:
             await dying.archive(detached(connection))
         except Killed:
@@ -301,7 +302,7 @@ async def test_killed_at_any_step_the_next_run_goes_on(
             await fill(table, PARTITION, rows)
             was_killed = await killed_at(moment, table, folder, monkeypatch)
             await archiver(folder).archive(detached(table))
-            (found,) = await archive_job.contents(table, "readings")
+            (found,) = await job.contents(table, "readings")
             archiver(folder).verify(found)
             assert sorted(rows_in_files(folder.glob("*.parquet"))) == sorted(wanted), moment
             assert len(list(folder.iterdir())) == 2, moment

@@ -12,12 +12,14 @@ import pytest
 from pyarrow import parquet
 
 from ingest.app.housekeeping import HOUSEKEEPING_FAILS, Housekeeping
-from ingest.archive.archiver import ParquetArchiver
-from ingest.archive.files import ArchiveFailed, ArchiveFolder
 from ingest.cli.doctor.checks import partition_checks
 from ingest.config.settings import Settings
-from ingest.sinks.postgres.housekeeping import archive_job, archive_rows, plan, registry
+from ingest.sinks.postgres.housekeeping import plan, registry
 from ingest.sinks.postgres.housekeeping.table_state import look_at
+from ingest.years.archive import job
+from ingest.years.archive import rows as archive_rows
+from ingest.years.archive.archiver import ParquetArchiver
+from ingest.years.archive.files import ArchiveFailed, ArchiveFolder
 from tests.support.archives import Row, drawn, rows_in, rows_in_files, store
 from tests.support.commands import Here, with_user
 
@@ -195,7 +197,7 @@ async def test_verify_tells_no_fault_while_a_run_replaces_files(
     words = await archiving(here, shared_url, tmp_path)
     await arrive(connection, drawn(3, 1, from_us=OLD_US, to_us=OLD_US + DAY_US))
     assert (await here("housekeeping", "run", "--yes", *words)).code == 0
-    (found,) = await archive_job.contents(connection, "readings")
+    (found,) = await job.contents(connection, "readings")
     hidden = tmp_path / f".{NAME}.{found.token}"
 
     def hide() -> None:  # as between the record and the move
@@ -211,7 +213,7 @@ async def test_verify_tells_no_fault_while_a_run_replaces_files(
         assert not verifying.done()
     assert (await verifying).code == 0
     hide()
-    monkeypatch.setattr("ingest.archive.archiver.ALONE_S_MAX", 0.0)
+    monkeypatch.setattr("ingest.years.archive.archiver.ALONE_S_MAX", 0.0)
     with ArchiveFolder(tmp_path).locked():
         refused = await here("archive", "verify", *words)
     assert (refused.code, "another process writes" in refused.stdout) == (1, True)

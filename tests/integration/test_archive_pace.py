@@ -10,12 +10,13 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest.archive.archiver import REST_S_MAX, Pace, ParquetArchiver
-from ingest.archive.files import ArchiveFailed, ArchiveFolder
 from ingest.sinks.postgres.connection import Expired, Timeouts
-from ingest.sinks.postgres.housekeeping import archive_rows, registry
-from ingest.sinks.postgres.housekeeping.archive_rows import RowsTable
+from ingest.sinks.postgres.housekeeping import registry
 from ingest.sinks.postgres.sessions import opened_as
+from ingest.years.archive import rows as archive_rows
+from ingest.years.archive.archiver import REST_S_MAX, Pace, ParquetArchiver
+from ingest.years.archive.files import ArchiveFailed, ArchiveFolder
+from ingest.years.archive.rows import RowsTable
 from tests.support.archives import PARTITION, detached, drawn, fill, rows_in_files, store
 
 TIMEOUTS = Timeouts(5.0, 3.0, 10.0, 20.0, 60.0)

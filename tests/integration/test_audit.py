@@ -15,14 +15,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from ingest.broker import audit, pulling, purge
-from ingest.broker import streams as manage
-from ingest.broker.connection import BrokerConnection
-from ingest.broker.envelope import Message
-from ingest.broker.roles import GIVEN, STREAM
-from ingest.broker.streams import Names
-from ingest.embedded.broker import EmbeddedBroker
 from ingest.model.errors import BrokerAway
+from ingest.roles.embedded_broker import EmbeddedBroker
+from ingest.roles.nats import audit, pulling, purge
+from ingest.roles.nats import streams as manage
+from ingest.roles.nats.connection import BrokerConnection
+from ingest.roles.nats.envelope import Message
+from ingest.roles.nats.logins import GIVEN, STREAM
+from ingest.roles.nats.streams import Names
 from tests.support.brokers import WANTED, api, embedded, fill, hit, joined, put, set_ack_wait, until
 from tests.support.stream_writers import FEW, StreamWriter, first_place, in_turns, purged, writing
 

@@ -13,7 +13,6 @@ from ingest.app.housekeeping import PARTITION_MISSING, Housekeeping
 from ingest.app.storage import partitions_ahead
 from ingest.cli.doctor.checks import partition_checks
 from ingest.sinks.postgres import schema
-from ingest.sinks.postgres.housekeeping import late as late_module
 from ingest.sinks.postgres.housekeeping import plan
 from ingest.sinks.postgres.housekeeping.making import (
     GROUP_MAX,
@@ -28,6 +27,7 @@ from ingest.sinks.postgres.housekeeping.partitions import (
 )
 from ingest.sinks.postgres.housekeeping.table_state import look_at
 from ingest.system.clock import monotonic_s, unix_us
+from ingest.years import late_partitions as late_module
 from ingest.years.annex import late_partitions
 from tests.integration.test_partitions import Path2, daily, make, quick
 from tests.support.commands import Here, with_user

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from ingest.broker import audit, purge
-from ingest.broker.connection import BrokerConnection
-from ingest.broker.pulling import Pull
-from ingest.broker.roles import STREAM, WRITER
+from ingest.roles.nats import audit, purge
+from ingest.roles.nats.connection import BrokerConnection
+from ingest.roles.nats.logins import STREAM, WRITER
+from ingest.roles.nats.pulling import Pull
 from tests.support.brokers import joined, put, until
 from tests.support.clusters import Cluster, Member, cluster, lead
 from tests.support.stream_traffic import survives

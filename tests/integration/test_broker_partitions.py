@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ingest.broker import purge
-from ingest.broker.connection import BrokerConnection
+from ingest.roles.nats import purge
+from ingest.roles.nats.connection import BrokerConnection
 from tests.support.brokers import joined
 from tests.support.clusters import Cluster, cluster
 from tests.support.stream_traffic import survives

@@ -12,19 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from ingest.broker import session as line
-from ingest.broker.connection import BrokerConnection, connected
-from ingest.broker.envelope import Address
-from ingest.broker.publishing import Publisher
-from ingest.broker.roles import STREAM, SUBJECT
 from ingest.buffers.frames import HEAD_BYTES, encode_head, is_whole
-from ingest.embedded.broker import EmbeddedBroker
 from ingest.model.errors import (
     BrokerAway,
     BrokerFull,
     BrokerOutcomeUnknown,
     BrokerRefused,
 )
+from ingest.roles.embedded_broker import EmbeddedBroker
+from ingest.roles.nats import session as line
+from ingest.roles.nats.connection import BrokerConnection, connected
+from ingest.roles.nats.envelope import Address
+from ingest.roles.nats.logins import STREAM, SUBJECT
+from ingest.roles.nats.publishing import Publisher
 from tests.support.blocks import make_block
 from tests.support.brokers import (
     api,

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from ingest.broker import pulling, streams
-from ingest.broker.connection import BrokerConnection
-from ingest.broker.envelope import Address
-from ingest.broker.pulling import Delivery, Pull, Puller, Skipped
-from ingest.broker.roles import STREAM, WRITER
-from ingest.embedded.broker import EmbeddedBroker
+from ingest.roles.embedded_broker import EmbeddedBroker
+from ingest.roles.nats import pulling, streams
+from ingest.roles.nats.connection import BrokerConnection
+from ingest.roles.nats.envelope import Address
+from ingest.roles.nats.logins import STREAM, WRITER
+from ingest.roles.nats.pulling import Delivery, Pull, Puller, Skipped
 from tests.support.brokers import WANTED, api, embedded, fill, joined, set_ack_wait, until
 from tests.support.faulty_proxy import FaultyProxy
 
@@ -169,7 +169,7 @@ async def test_old_word_is_not_said_of_a_message_of_a_new_stream(
     cut: bool,
 ) -> None:
     """It has the same name, and the same places: the broker would take its messages for done."""
-    monkeypatch.setattr("ingest.broker.pulling.AGAIN_S_MAX", 0.05)
+    monkeypatch.setattr("ingest.roles.nats.pulling.AGAIN_S_MAX", 0.05)
     await fill(own_nats, b"1", b"2")
     direct = own_nats.published.address("writer")
     async with FaultyProxy("127.0.0.1", own_nats.published.endpoints.port) as proxy:

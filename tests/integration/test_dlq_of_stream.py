@@ -12,15 +12,15 @@ import asyncpg
 import pytest
 
 from ingest.admin.dashboard.letters import Letters
-from ingest.broker.roles import DEAD_LETTERS
 from ingest.dead_letters.folder.segments import live_letters
 from ingest.dead_letters.format import key_of
 from ingest.dead_letters.identity import DEFAULT_RULES
 from ingest.dead_letters.queue import DeadLetterQueue, NewLetter
 from ingest.dead_letters.store import Selection
-from ingest.embedded.broker import EmbeddedBroker
 from ingest.model.errors import Refused
 from ingest.model.reading import EXHAUSTED
+from ingest.roles.embedded_broker import EmbeddedBroker
+from ingest.roles.nats.logins import DEAD_LETTERS
 from ingest.system.state_folder import StateFolder
 from tests.support.brokers import LETTERS, api, embedded, joined
 from tests.support.commands import Here

@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 from nats.aio.client import Client
 
-from ingest.broker import session
-from ingest.broker.connection import connected
-from ingest.broker.envelope import Address
-from ingest.broker.roles import ROLES, STREAM, SUBJECT, WRITER, inbox_of
-from ingest.broker.watch import ask
-from ingest.embedded import broker as launcher
-from ingest.embedded.broker import EmbeddedBroker, find_program, running_broker
 from ingest.model.errors import BrokerAway, StartError
-from ingest.system import orphans
+from ingest.roles import embedded_broker as launcher
+from ingest.roles.embedded_broker import EmbeddedBroker, find_program, running_broker
+from ingest.roles.nats import session
+from ingest.roles.nats.connection import connected
+from ingest.roles.nats.envelope import Address
+from ingest.roles.nats.logins import ROLES, STREAM, SUBJECT, WRITER, inbox_of
+from ingest.roles.nats.watch import ask
+from ingest.roles.supervisor import orphans
 from tests.support.brokers import (
     embedded,
     ended,

@@ -13,21 +13,21 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from ingest.app.forwarding import ForwardService, ForwardWanted
 from ingest.app.process import Process
-from ingest.broker.connection import BrokerConnection
-from ingest.broker.pulling import Delivery, Pull, Puller
-from ingest.broker.purge import StreamPurge
-from ingest.broker.roles import FORWARD, STREAM, WRITER
-from ingest.broker.streams import WantedStream
 from ingest.config.forward_options import ForwardOptions
 from ingest.config.settings import Settings
 from ingest.dead_letters.folder.segments import live_letters
-from ingest.embedded.broker import EmbeddedBroker
-from ingest.forward import forwarder, lag
 from ingest.http_client.client import target_of
 from ingest.model.errors import StartError
 from ingest.model.reading import REFUSED_BY_TARGET, Reading
+from ingest.roles.embedded_broker import EmbeddedBroker
+from ingest.roles.forward import forwarder, lag
+from ingest.roles.forward.service import ForwardService, ForwardWanted
+from ingest.roles.nats.connection import BrokerConnection
+from ingest.roles.nats.logins import FORWARD, STREAM, WRITER
+from ingest.roles.nats.pulling import Delivery, Pull, Puller
+from ingest.roles.nats.purge import StreamPurge
+from ingest.roles.nats.streams import WantedStream
 from ingest.system.service_manager import Notifier
 from ingest.system.state_folder import StateFolder
 from tests.support.blocks import block_of

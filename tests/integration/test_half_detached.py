@@ -7,8 +7,8 @@ import pytest
 
 from ingest.sinks.postgres.housekeeping import plan, registry
 from ingest.sinks.postgres.housekeeping.partitions import DAY, DAY_US, bounds_entry
-from ingest.sinks.postgres.housekeeping.retention import FINISH, HalfDetached, Policy, Retention
 from ingest.sinks.postgres.housekeeping.table_state import View, look_at
+from ingest.years.retention import FINISH, HalfDetached, Policy, Retention
 
 NAME = "readings_p20200101"
 FROM_US = 1_577_836_800_000_000

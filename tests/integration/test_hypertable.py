@@ -11,8 +11,8 @@ from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.housekeeping import plan
 from ingest.sinks.postgres.housekeeping.partitions import DAY, DAY_US
 from ingest.sinks.postgres.housekeeping.plan import Did
-from ingest.sinks.postgres.housekeeping.retention import Chunks, Policy, Retention
 from ingest.sinks.postgres.housekeeping.table_state import HYPERTABLE, look_at
+from ingest.years.retention import Chunks, Policy, Retention
 from tests.faults.server import DEBIAN, Server
 from tests.system.database import Database
 

@@ -12,8 +12,8 @@ import pytest
 
 from ingest.dead_letters.folder.segments import segments, try_replay_lock
 from ingest.dead_letters.folder.store import hold_replay_lock
-from ingest.embedded.broker import EmbeddedBroker
 from ingest.model.reading import EXHAUSTED, INVALID, REFUSED, Reading
+from ingest.roles.embedded_broker import EmbeddedBroker
 from ingest.system.clock import monotonic_s
 from tests.support.blocks import block_of, make_reading
 from tests.support.brokers import until

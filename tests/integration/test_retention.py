@@ -14,8 +14,7 @@ from ingest.app.storage import housekeeping_jobs, timeouts
 from ingest.cli.doctor.checks import OK, partition_checks
 from ingest.config.settings import Settings
 from ingest.sinks.postgres import schema
-from ingest.sinks.postgres.housekeeping import plan, registry, rollup_state, runs
-from ingest.sinks.postgres.housekeeping.life import ARCHIVE, DETACH, DROP
+from ingest.sinks.postgres.housekeeping import plan, registry, runs
 from ingest.sinks.postgres.housekeeping.partitions import (
     DAY,
     DAY_US,
@@ -24,10 +23,12 @@ from ingest.sinks.postgres.housekeeping.partitions import (
     literal,
     partition_name,
 )
-from ingest.sinks.postgres.housekeeping.retention import Policy, Retention
-from ingest.sinks.postgres.housekeeping.rollup_state import progress
-from ingest.sinks.postgres.housekeeping.rollups import Rollups
 from ingest.sinks.postgres.housekeeping.table_state import View, look_at
+from ingest.years.partition_life import ARCHIVE, DETACH, DROP
+from ingest.years.retention import Policy, Retention
+from ingest.years.rollups import state as rollup_state
+from ingest.years.rollups.job import Rollups
+from ingest.years.rollups.state import progress
 from tests.support.commands import Here
 
 KEEP = Policy(2 * DAY_US, "2d")

@@ -16,8 +16,8 @@ import asyncpg
 import pytest
 from aiohttp import ClientSession
 
-from ingest.broker import streams
-from ingest.embedded.broker import EmbeddedBroker
+from ingest.roles.embedded_broker import EmbeddedBroker
+from ingest.roles.nats import streams
 from tests.support.brokers import LETTERS, embedded, joined
 from tests.support.documents import REPOSITORY
 from tests.system.service import environment

@@ -18,20 +18,17 @@ import pytest
 from ingest.model.errors import StartError
 from ingest.model.reading import Reading
 from ingest.sinks.postgres import schema
-from ingest.sinks.postgres.housekeeping import plan, registry, rollup_run, rollups
+from ingest.sinks.postgres.housekeeping import plan, registry
 from ingest.sinks.postgres.housekeeping.partitions import BEGINNING_US, TimeSpan
-from ingest.sinks.postgres.housekeeping.rollup_state import (
-    Progress,
-    leave,
-    left,
-    progress,
-)
-from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans
-from ingest.sinks.postgres.housekeeping.rollups import Rollups
 from ingest.sinks.postgres.housekeeping.table_state import look_at
 from ingest.sinks.postgres.lookup import Between, Lookup
-from ingest.sinks.postgres.rolled_curve import rolled_curve
 from ingest.sinks.postgres.schema import TargetTable
+from ingest.years.rollups import job as rollups
+from ingest.years.rollups import run as rollup_run
+from ingest.years.rollups.curve import rolled_curve
+from ingest.years.rollups.job import Rollups
+from ingest.years.rollups.state import Progress, leave, left, progress
+from ingest.years.rollups.tables import RollupSpans
 from tests.support.commands import Here, with_user
 from tests.support.rollups import DAY_US, HOUR_US, differences, expected, raw, stored
 

@@ -16,14 +16,15 @@ import pytest
 
 from ingest.model.reading import Reading
 from ingest.sinks.postgres import schema
-from ingest.sinks.postgres.housekeeping import plan, registry, rollup_state
-from ingest.sinks.postgres.housekeeping.archive_job import Archiving
-from ingest.sinks.postgres.housekeeping.life import DETACH
+from ingest.sinks.postgres.housekeeping import plan, registry
 from ingest.sinks.postgres.housekeeping.partitions import DAY, TimeSpan
-from ingest.sinks.postgres.housekeeping.retention import Policy, Retention
-from ingest.sinks.postgres.housekeeping.rollup_state import Progress
-from ingest.sinks.postgres.housekeeping.rollups import Rollups
 from ingest.sinks.postgres.housekeeping.table_state import View, look_at
+from ingest.years.archive.job import Archiving
+from ingest.years.partition_life import DETACH
+from ingest.years.retention import Policy, Retention
+from ingest.years.rollups import state
+from ingest.years.rollups.job import Rollups
+from ingest.years.rollups.state import Progress
 from tests.support.archives import archiver
 from tests.support.commands import Here
 from tests.support.partitions import make_partition
@@ -40,7 +41,7 @@ partition by range (ts)"""
 async def late_while_leaving(url: str, late: Sequence[Reading]) -> AsyncIterator[None]:
     """Write the late readings of a day right after the check that its partition may leave."""
     other = await asyncpg.connect(url)
-    leave = rollup_state.leave
+    leave = state.leave
 
     async def leave_and_write(
         connection: asyncpg.Connection, view: View, before_us: int, **more: Any
@@ -52,7 +53,7 @@ async def late_while_leaving(url: str, late: Sequence[Reading]) -> AsyncIterator
 
     try:
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(rollup_state, "leave", leave_and_write)
+            patched.setattr(state, "leave", leave_and_write)
             yield
     finally:
         await other.close()
@@ -129,7 +130,7 @@ async def differ(connection: asyncpg.Connection, readings: Sequence[Reading]) ->
 
 async def progress(connection: asyncpg.Connection) -> Progress:
     """Return how far the rollups are."""
-    at = await rollup_state.progress(connection, "readings")
+    at = await state.progress(connection, "readings")
     assert at is not None
     return at
 
@@ -310,10 +311,10 @@ async def test_many_dropped_times_cost_little(table: asyncpg.Connection) -> None
     view = await look_at(table, "readings", DAY)
     at = await progress(table)
     gone = tuple(TimeSpan(2 * n * HOUR_US, (2 * n + 1) * HOUR_US) for n in range(40_000))
-    await rollup_state.put(table, "ingest_housekeeping", at._replace(gone=gone))
+    await state.put(table, "ingest_housekeeping", at._replace(gone=gone))
     async with asyncio.timeout(20):  # it takes a fraction of a second
-        await rollup_state.leave(table, view, START_US + DAY_US, from_us=START_US)
-        await rollup_state.left(table, view, TimeSpan(START_US, START_US + DAY_US))
+        await state.leave(table, view, START_US + DAY_US, from_us=START_US)
+        await state.left(table, view, TimeSpan(START_US, START_US + DAY_US))
     assert (await progress(table)).gone == (*gone, TimeSpan(START_US, START_US + DAY_US))
 
 
@@ -326,7 +327,7 @@ async def test_off_ends_also_if_somebody_has_dropped_the_trigger(
     await write(table, [Reading(START_US + 100 * DAY_US, "d0", "t", 1.0)])
     await table.execute("drop trigger ingest_rollup_mark on readings")
     at = await progress(table)
-    await rollup_state.put(table, "ingest_housekeeping", at._replace(until_us=START_US + DAY_US))
+    await state.put(table, "ingest_housekeeping", at._replace(until_us=START_US + DAY_US))
     await run(table, [Rollups(wanted=False), Retention(Policy(30 * DAY_US, "30d"))])
     assert await raw(table) == []
 

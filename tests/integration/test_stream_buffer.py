@@ -13,17 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from ingest.broker.connection import BrokerConnection
-from ingest.broker.envelope import Address
-from ingest.broker.publishing import Publisher
-from ingest.broker.pulling import Delivery, Puller
-from ingest.broker.roles import STREAM, SUBJECT, WRITER
-from ingest.buffers.stream.group_queue import Commits
-from ingest.buffers.stream.inlet import StreamInlet
-from ingest.buffers.stream.outlet import StreamOutlet
-from ingest.embedded.broker import EmbeddedBroker
 from ingest.model.block import row_offsets
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
+from ingest.roles.embedded_broker import EmbeddedBroker
+from ingest.roles.group_queue import Commits
+from ingest.roles.inlet import StreamInlet
+from ingest.roles.nats.connection import BrokerConnection
+from ingest.roles.nats.envelope import Address
+from ingest.roles.nats.logins import STREAM, SUBJECT, WRITER
+from ingest.roles.nats.publishing import Publisher
+from ingest.roles.nats.pulling import Delivery, Puller
+from ingest.roles.outlet import StreamOutlet
 from ingest.system.clock import monotonic_s
 from tests.support.blocks import make_block
 from tests.support.brokers import api, embedded, hit, joined, set_ack_wait, until

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from ingest.app import storage as app_buffer
-from ingest.broker.connection import connected
-from ingest.broker.roles import STREAM, WRITER
-from ingest.embedded.broker import running_broker
+from ingest.roles.embedded_broker import running_broker
+from ingest.roles.nats.connection import connected
+from ingest.roles.nats.logins import STREAM, WRITER
 from ingest.system.state_folder import MarkFile, StateFolder, StreamMark
 from tests.support.brokers import api, embedded, joined, messages, plain_server, put
 from tests.support.commands import Here, ingest

@@ -15,18 +15,18 @@ from pathlib import Path
 
 import pytest
 
-from ingest.broker import audit, purge, watch
-from ingest.broker import streams as manage
-from ingest.broker.connection import BrokerConnection
-from ingest.broker.envelope import Address
-from ingest.broker.publishing import Publisher
-from ingest.broker.pulling import Pull
-from ingest.broker.roles import STREAM, SUBJECT, WRITER
-from ingest.broker.streams import WantedStream
-from ingest.broker.watch import StreamWatch
 from ingest.embedded import running as embedded_running
-from ingest.embedded.broker import EmbeddedBroker, find_program
 from ingest.model.errors import BrokerAway, BrokerRefused, StartError
+from ingest.roles.embedded_broker import EmbeddedBroker, find_program
+from ingest.roles.nats import audit, purge, watch
+from ingest.roles.nats import streams as manage
+from ingest.roles.nats.connection import BrokerConnection
+from ingest.roles.nats.envelope import Address
+from ingest.roles.nats.logins import STREAM, SUBJECT, WRITER
+from ingest.roles.nats.publishing import Publisher
+from ingest.roles.nats.pulling import Pull
+from ingest.roles.nats.streams import WantedStream
+from ingest.roles.nats.watch import StreamWatch
 from ingest.system.state_folder import MarkFile
 from tests.support.brokers import api, hit, joined, until
 from tests.support.clusters import LOCAL, Cluster, lead, members_in, running

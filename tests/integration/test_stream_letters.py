@@ -11,14 +11,8 @@ from typing import Any
 
 import pytest
 
-from ingest.broker import streams
-from ingest.broker.connection import BrokerConnection
-from ingest.broker.envelope import Address
-from ingest.broker.roles import DEAD_LETTER_SUBJECT, DEAD_LETTERS
 from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.dead_letters.store import Selection, Tally, newest
-from ingest.dead_letters.stream.letters import StreamBackend
-from ingest.embedded.broker import EmbeddedBroker
 from ingest.model.errors import (
     BrokerAway,
     BrokerRefused,
@@ -26,6 +20,12 @@ from ingest.model.errors import (
     DeadLettersFull,
 )
 from ingest.model.reading import EXHAUSTED, REFUSED
+from ingest.roles.embedded_broker import EmbeddedBroker
+from ingest.roles.letters import StreamBackend
+from ingest.roles.nats import streams
+from ingest.roles.nats.connection import BrokerConnection
+from ingest.roles.nats.envelope import Address
+from ingest.roles.nats.logins import DEAD_LETTER_SUBJECT, DEAD_LETTERS
 from tests.support.brokers import LETTERS, api, embedded, hit, is_up, joined, until
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.letters import drained, invalid

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from ingest.broker.connection import BrokerConnection
-from ingest.broker.purge import StreamPurge
-from ingest.broker.roles import STREAM, WRITER
-from ingest.embedded.broker import EmbeddedBroker
+from ingest.roles.embedded_broker import EmbeddedBroker
+from ingest.roles.nats.connection import BrokerConnection
+from ingest.roles.nats.logins import STREAM, WRITER
+from ingest.roles.nats.purge import StreamPurge
 from tests.support.brokers import api, joined, put, until
 from tests.support.stream_writers import StreamWriter, first_place, new_mark, purged, writing
 

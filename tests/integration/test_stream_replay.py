@@ -9,13 +9,13 @@ from typing import Any
 import asyncpg
 import pytest
 
-from ingest.broker.connection import BrokerConnection
-from ingest.broker.messages import StreamMessages
-from ingest.broker.roles import DEAD_LETTER_SUBJECT, DEAD_LETTERS, REPLAY
-from ingest.dead_letters.stream import letters as replay
-from ingest.embedded.broker import EmbeddedBroker
 from ingest.model.errors import BrokerAway
 from ingest.model.reading import EXHAUSTED
+from ingest.roles import letters as replay
+from ingest.roles.embedded_broker import EmbeddedBroker
+from ingest.roles.nats.connection import BrokerConnection
+from ingest.roles.nats.logins import DEAD_LETTER_SUBJECT, DEAD_LETTERS, REPLAY
+from ingest.roles.nats.messages import StreamMessages
 from tests.support.brokers import api, joined, until
 from tests.support.letters import drained
 from tests.support.replay_rig import InStream, rows, stream_with_short_waits

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from ingest.broker import streams as manage
-from ingest.broker import watch
-from ingest.broker.connection import BrokerConnection
-from ingest.broker.publishing import Publisher
-from ingest.broker.roles import STREAM, SUBJECT, WRITER
-from ingest.broker.stream_state import Removal, StreamState
-from ingest.broker.streams import WantedStream
-from ingest.broker.watch import StreamWatch
-from ingest.embedded.broker import EmbeddedBroker
 from ingest.model.errors import BrokerAway
+from ingest.roles.embedded_broker import EmbeddedBroker
+from ingest.roles.nats import streams as manage
+from ingest.roles.nats import watch
+from ingest.roles.nats.connection import BrokerConnection
+from ingest.roles.nats.logins import STREAM, SUBJECT, WRITER
+from ingest.roles.nats.publishing import Publisher
+from ingest.roles.nats.stream_state import Removal, StreamState
+from ingest.roles.nats.streams import WantedStream
+from ingest.roles.nats.watch import StreamWatch
 from tests.support.brokers import (
     MIB,
     WANTED,

@@ -16,13 +16,13 @@ from urllib.request import urlopen
 import pytest
 from structlog.testing import capture_logs
 
-from ingest.app import children as children_module
-from ingest.app import up as up_module
-from ingest.app.children import Children, ChildTimes
-from ingest.app.servers import Servers
-from ingest.embedded.broker import running_broker
 from ingest.model.errors import StartError
-from ingest.system.orphans import holders
+from ingest.roles.embedded_broker import running_broker
+from ingest.roles.supervisor import children as children_module
+from ingest.roles.supervisor import up as up_module
+from ingest.roles.supervisor.children import Children, ChildTimes
+from ingest.roles.supervisor.orphans import holders
+from ingest.roles.supervisor.servers import Servers
 from ingest.system.state_folder import StateFolder, running_service
 from tests.support.certificates import make_certificate
 from tests.support.receiver import until

@@ -19,14 +19,16 @@ from typing import Any
 
 import ingest
 from ingest.admin import exposition
-from ingest.app import forwarding, lists, mqtt
-from ingest.broker.roles import ROLES
+from ingest.app import lists
 from ingest.config.settings import bounds_text, default_text, env_example, groups
-from ingest.embedded.broker import ACCOUNT, rights
-from ingest.forward import lag as forward_tally
 from ingest.model.codes import ITEM_CODES, PROBLEMS
 from ingest.model.ledger import Metric
+from ingest.mqtt import service as mqtt
 from ingest.mqtt import tally as mqtt_tally
+from ingest.roles.embedded_broker import ACCOUNT, rights
+from ingest.roles.forward import lag as forward_tally
+from ingest.roles.forward import service
+from ingest.roles.nats.logins import ROLES
 from ingest.sinks.postgres import durability
 from ingest.sinks.postgres.schema import TABLE
 from ingest.system.files import REMOTE, VOLATILE
@@ -67,7 +69,7 @@ def metrics_table() -> str:
 
 def forward_metrics_table() -> str:
     """Return the table of the metrics of a forwarder."""
-    return _metrics((*forward_tally.METRICS, *forwarding.OF_NOW), "forward")
+    return _metrics((*forward_tally.METRICS, *service.OF_NOW), "forward")
 
 
 def mqtt_metrics_table() -> str:

@@ -11,13 +11,13 @@ from pathlib import Path
 import pyarrow as pa
 from asyncpg import Connection
 
-from ingest.archive import files
-from ingest.archive.archiver import ParquetArchiver
-from ingest.archive.files import ArchiveFolder
 from ingest.model.block import HEADER, TRAILER, encode_reading
 from ingest.model.reading import Reading
-from ingest.sinks.postgres.housekeeping.archive_job import Detached
-from ingest.sinks.postgres.housekeeping.archive_rows import RowsTable
+from ingest.years.archive import files
+from ingest.years.archive.archiver import ParquetArchiver
+from ingest.years.archive.files import ArchiveFolder
+from ingest.years.archive.job import Detached
+from ingest.years.archive.rows import RowsTable
 
 Row = tuple[int, str, str, int]  # ts in Unix microseconds, names, the bits of the value
 

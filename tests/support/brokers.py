@@ -14,12 +14,12 @@ from typing import Any
 
 import msgspec
 
-from ingest.broker import streams as manage
-from ingest.broker.connection import BrokerConnection
-from ingest.broker.envelope import Address, Message
-from ingest.broker.roles import STREAM, SUBJECT, WRITER
-from ingest.broker.streams import WantedDeadLetters, WantedStream
-from ingest.embedded.broker import EmbeddedBroker, find_program
+from ingest.roles.embedded_broker import EmbeddedBroker, find_program
+from ingest.roles.nats import streams as manage
+from ingest.roles.nats.connection import BrokerConnection
+from ingest.roles.nats.envelope import Address, Message
+from ingest.roles.nats.logins import STREAM, SUBJECT, WRITER
+from ingest.roles.nats.streams import WantedDeadLetters, WantedStream
 from tests.support.documents import REPOSITORY
 
 MIB = 1024**2

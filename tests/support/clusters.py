@@ -10,15 +10,15 @@ from contextlib import asynccontextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 
-from ingest.broker import streams as manage
-from ingest.broker.connection import BrokerConnection
-from ingest.broker.envelope import Address
-from ingest.broker.roles import STREAM
-from ingest.broker.streams import Wanted, WantedStream
-from ingest.broker.watch import ask
-from ingest.embedded.broker import Endpoints, config_text, find_program, new_endpoints
 from ingest.embedded.programs import DatabaseUser, command
 from ingest.model.errors import BrokerAway, BrokerRefused
+from ingest.roles.embedded_broker import Endpoints, config_text, find_program, new_endpoints
+from ingest.roles.nats import streams as manage
+from ingest.roles.nats.connection import BrokerConnection
+from ingest.roles.nats.envelope import Address
+from ingest.roles.nats.logins import STREAM
+from ingest.roles.nats.streams import Wanted, WantedStream
+from ingest.roles.nats.watch import ask
 from tests.support.brokers import MIB, api, joined
 from tests.support.tcp_ports import free_port
 

@@ -35,8 +35,8 @@ PLACES: dict[str, tuple[str, ...]] = {  # where each one is read
     "partitions_ahead": ("ingest.app.storage.PARTITIONS_AHEAD",),
     "put_wait_s_max": (
         "ingest.app.storage.PUT_WAIT_S_MAX",
-        "ingest.app.gateway.PUT_WAIT_S_MAX",
-        "ingest.app.stream_writer.PUT_WAIT_S_MAX",
+        "ingest.roles.gateway.PUT_WAIT_S_MAX",
+        "ingest.roles.writer.PUT_WAIT_S_MAX",
     ),
     "sender_burst_s": ("ingest.app.receiving.SENDER_BURST_S",),
 }

@@ -24,14 +24,15 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 from ingest.admin.exposition import Exposition, Shown
-from ingest.app import forwarding, mqtt
 from ingest.app.lists import GAUGES, values_of
-from ingest.forward import lag as forward_tally
-from ingest.forward.lag import ForwardTally
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger, read
 from ingest.model.ports import BufferStats
+from ingest.mqtt import service as mqtt
 from ingest.mqtt import tally as mqtt_tally
 from ingest.mqtt.tally import MqttTally
+from ingest.roles.forward import lag as forward_tally
+from ingest.roles.forward import service as forwarding
+from ingest.roles.forward.lag import ForwardTally
 
 REPOSITORY = Path(__file__).parents[2]
 DEPLOY = REPOSITORY / "deploy"

@@ -11,20 +11,20 @@ import asyncpg
 import pytest
 
 from ingest.app.writing import WritingHalf, make_sink
-from ingest.broker.connection import BrokerConnection
-from ingest.broker.messages import StreamMessages
-from ingest.broker.roles import DEAD_LETTERS, REPLAY
 from ingest.buffers.memory import MemoryBuffer
 from ingest.config.settings import Settings
 from ingest.dead_letters.auto_replay import BlockSender, Replayer, ReplaySource
 from ingest.dead_letters.queue import DeadLetterQueue
-from ingest.dead_letters.stream import letters as replay
-from ingest.dead_letters.stream.letters import StreamBackend, StreamReplay
-from ingest.embedded.broker import EmbeddedBroker
 from ingest.model.block import Block
 from ingest.model.causes import LETTERS_FULL
 from ingest.model.ledger import Gauges, Ledger
 from ingest.model.reading import Letter
+from ingest.roles import letters as replay
+from ingest.roles.embedded_broker import EmbeddedBroker
+from ingest.roles.letters import StreamBackend, StreamReplay
+from ingest.roles.nats.connection import BrokerConnection
+from ingest.roles.nats.logins import DEAD_LETTERS, REPLAY
+from ingest.roles.nats.messages import StreamMessages
 from tests.support.brokers import LETTERS, api, joined
 from tests.support.letters import LetterFiles, folder_queue, keep, read
 from tests.support.stream_letters import kept, stream_queue

@@ -9,9 +9,9 @@ from typing import Any
 import orjson
 
 from ingest.admin.dashboard.tail import Observed, Tail
-from ingest.app.status import StatusSource
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
 from ingest.model.ports import BufferStats
+from ingest.roles.status import StatusSource
 
 _PIDS = itertools.count(1001)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from ingest.broker.connection import BrokerConnection
-from ingest.broker.messages import StreamMessages
-from ingest.broker.roles import DEAD_LETTERS
 from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.dead_letters.store import LetterStore, LiveLetter, Selection, Tally, once
-from ingest.dead_letters.stream.letters import StreamBackend, StreamLetterStore
 from ingest.model.reading import Letter
+from ingest.roles.letters import StreamBackend, StreamLetterStore
+from ingest.roles.nats.connection import BrokerConnection
+from ingest.roles.nats.logins import DEAD_LETTERS
+from ingest.roles.nats.messages import StreamMessages
 from tests.support.brokers import LETTERS, api
 
 

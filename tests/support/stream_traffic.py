@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
-from ingest.broker.connection import BrokerConnection
-from ingest.broker.envelope import Address
-from ingest.broker.publishing import Publisher
-from ingest.broker.pulling import Pull
-from ingest.broker.roles import STREAM, SUBJECT
-from ingest.broker.watch import StreamWatch
 from ingest.model.errors import BrokerAway
+from ingest.roles.nats.connection import BrokerConnection
+from ingest.roles.nats.envelope import Address
+from ingest.roles.nats.logins import STREAM, SUBJECT
+from ingest.roles.nats.publishing import Publisher
+from ingest.roles.nats.pulling import Pull
+from ingest.roles.nats.watch import StreamWatch
 from tests.support.brokers import until
 from tests.support.clusters import WANTED_3, Cluster, Member
 from tests.support.stream_writers import StreamWriter, new_mark, purged, writing

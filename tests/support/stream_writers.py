@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from ingest.broker.audit import Audit
-from ingest.broker.connection import BrokerConnection
-from ingest.broker.envelope import Address
-from ingest.broker.pulling import Delivery, Pull, Puller, Skipped
-from ingest.broker.purge import StreamPurge
-from ingest.broker.roles import STREAM, WRITER
-from ingest.embedded.broker import EmbeddedBroker
+from ingest.roles.embedded_broker import EmbeddedBroker
+from ingest.roles.nats.audit import Audit
+from ingest.roles.nats.connection import BrokerConnection
+from ingest.roles.nats.envelope import Address
+from ingest.roles.nats.logins import STREAM, WRITER
+from ingest.roles.nats.pulling import Delivery, Pull, Puller, Skipped
+from ingest.roles.nats.purge import StreamPurge
 from ingest.system.state_folder import MarkFile
 from tests.support.brokers import api, is_up
 

@@ -12,13 +12,6 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, cast
 
-from ingest.broker.envelope import Message
-from ingest.broker.publishing import NO_HEADERS
-from ingest.broker.pulling import Delivery
-from ingest.broker.roles import AWAITED
-from ingest.buffers.stream.group_queue import Commits
-from ingest.buffers.stream.inlet import StreamInlet
-from ingest.buffers.stream.outlet import OnOutcome, StreamOutlet, decode_message
 from ingest.formats.post import Decoded, ItemError, Points
 from ingest.http.request import Answer, Request, problem
 from ingest.model.block import SHARED_ROWS_MAX, Block, Reservation
@@ -28,6 +21,13 @@ from ingest.model.ports import BufferStats, JournalStats, Sizes, Told, Work
 from ingest.model.reading import Letter
 from ingest.receiver.keeping import AckWaits, Keeping, Terms
 from ingest.receiver.small_posts import Page
+from ingest.roles.group_queue import Commits
+from ingest.roles.inlet import StreamInlet
+from ingest.roles.nats.envelope import Message
+from ingest.roles.nats.logins import AWAITED
+from ingest.roles.nats.publishing import NO_HEADERS
+from ingest.roles.nats.pulling import Delivery
+from ingest.roles.outlet import OnOutcome, StreamOutlet, decode_message
 from tests.support.fakes import FakeDatabase, FakeDeadLetters
 
 MANY = 1 << 40

@@ -11,10 +11,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from ingest.app.children import ChildTimes
 from ingest.app.process import Process, advice
-from ingest.app.up import Supervisor
 from ingest.config.settings import Settings
+from ingest.roles.supervisor.children import ChildTimes
+from ingest.roles.supervisor.up import Supervisor
 from ingest.system.service_manager import Notifier
 from ingest.system.state_folder import StateFolder
 from tests.support.receiver import GOOD, Client, post, until

@@ -12,9 +12,9 @@ from typing import Any
 
 from ingest.admin.exposition import Exposition
 from ingest.app.admin import AdminSide
-from ingest.app.overview import Overview
 from ingest.config.settings import Settings
 from ingest.model.causes import FIELDS
+from ingest.roles.supervisor.overview import Overview
 from tests.support.letters import folder_queue
 from tests.support.receiver import Client, Reply
 from tests.support.statuses import FakeProcess

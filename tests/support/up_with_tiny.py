@@ -12,13 +12,13 @@ from pathlib import Path
 
 import uvloop
 
-from ingest.app import up as up_module
-from ingest.app.children import ChildTimes
-from ingest.app.up import up
 from ingest.cli.main import build_parser, load_settings
 from ingest.cli.parser import say
 from ingest.model.errors import IngestError
-from ingest.system import orphans
+from ingest.roles.supervisor import orphans
+from ingest.roles.supervisor import up as up_module
+from ingest.roles.supervisor.children import ChildTimes
+from ingest.roles.supervisor.up import up
 
 TINY = (sys.executable, "-P", str(Path(__file__).parent / "tiny_child.py"))
 

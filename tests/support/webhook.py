@@ -9,9 +9,9 @@ from typing import NamedTuple, Self
 
 from aiohttp import web
 
-from ingest.buffers.stream.outlet import encode_message
 from ingest.model.block import Block
 from ingest.model.reading import Reading
+from ingest.roles.outlet import encode_message
 from ingest.system.clock import rfc3339
 from tests.support.blocks import block_of
 from tests.support.tcp_ports import free_port

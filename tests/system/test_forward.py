@@ -16,10 +16,10 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from ingest.broker.connection import BrokerConnection
-from ingest.broker.roles import FORWARD, STREAM
-from ingest.broker.streams import WantedStream
-from ingest.embedded.broker import EmbeddedBroker
+from ingest.roles.embedded_broker import EmbeddedBroker
+from ingest.roles.nats.connection import BrokerConnection
+from ingest.roles.nats.logins import FORWARD, STREAM
+from ingest.roles.nats.streams import WantedStream
 from ingest.system.state_folder import StateFolder
 from tests.support.brokers import api, embedded, joined, put, until
 from tests.support.commands import Here

@@ -18,8 +18,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest.embedded.broker import find_program
 from ingest.embedded.server import EmbeddedPostgres
+from ingest.roles.embedded_broker import find_program
 from tests.support.deployment import DEPLOY, program
 from tests.support.documents import DOCUMENTS
 from tests.support.receiver import Client, post

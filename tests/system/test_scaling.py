@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from ingest.embedded.broker import find_program
 from ingest.embedded.server import EmbeddedPostgres
+from ingest.roles.embedded_broker import find_program
 from tests.support.documents import DOCUMENTS
 from tests.support.tcp_ports import free_port
 from tests.system.manager import Manager

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ingest.embedded.broker import running_broker
+from ingest.roles.embedded_broker import running_broker
 from tests.support.receiver import Client, head, until
 from tests.support.supervisors import NO_DATABASE, Devices
 from tests.system.manager import Manager

@@ -11,9 +11,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-from ingest.broker.connection import BrokerConnection
-from ingest.broker.roles import STREAM, WRITER
-from ingest.embedded.broker import running_broker
+from ingest.roles.embedded_broker import running_broker
+from ingest.roles.nats.connection import BrokerConnection
+from ingest.roles.nats.logins import STREAM, WRITER
 from tests.support.brokers import api, joined
 from tests.system.test_up import Up, children
 

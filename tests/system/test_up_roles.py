@@ -14,7 +14,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from ingest.embedded.broker import find_program
+from ingest.roles.embedded_broker import find_program
 from ingest.system.clock import monotonic_s
 from tests.support.clusters import LOCAL
 from tests.support.deployment import DEPLOY

@@ -26,7 +26,7 @@ def test_file_that_an_annex_lacks_is_an_error(monkeypatch: pytest.MonkeyPatch) -
     """A part of an annex that is lost would else be missed by nobody."""
     monkeypatch.delitem(sys.modules, "ingest.roles.annex", raising=False)
     monkeypatch.setitem(sys.modules, "ingest.buffers.stream", None)
-    monkeypatch.delitem(sys.modules, "ingest.buffers.stream.outlet", raising=False)
+    monkeypatch.delitem(sys.modules, "ingest.roles.outlet", raising=False)
     with pytest.raises(ModuleNotFoundError, match=r"ingest\.buffers\.stream"):
         find()
 

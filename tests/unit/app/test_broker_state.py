@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ingest.app.broker_state import BrokerState
+from ingest.roles.broker_state import BrokerState
 from ingest.system.clock import monotonic_s
 
 

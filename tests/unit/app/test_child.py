@@ -9,7 +9,7 @@ from typing import Any
 
 from structlog.testing import capture_logs
 
-from ingest.app.child import Child
+from ingest.roles.supervisor.child import Child
 
 SAYS = """
 import os, sys

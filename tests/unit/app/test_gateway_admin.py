@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from ingest.admin.dashboard.tail import Observed, Tail
-from ingest.app.gateway import GatewayAdmin
 from ingest.config.settings import Settings
+from ingest.roles.gateway import GatewayAdmin
 from tests.support.health import make_health
 from tests.support.receiver import Client, Reply
 from tests.support.up_admin import TOKEN

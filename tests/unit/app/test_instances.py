@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from ingest.app.instances import RESTART_S, Instances
-from ingest.app.status import read_status
 from ingest.model.ledger import Ledger
+from ingest.roles.status import read_status
+from ingest.roles.supervisor.instances import RESTART_S, Instances
 from tests.support.statuses import FakeProcess
 
 

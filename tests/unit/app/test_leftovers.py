@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from ingest.app.process import LeftInBroker, note_left, refuse_left_files, refuse_left_stream
-from ingest.app.servers import Servers
 from ingest.app.storage import make_buffer
 from ingest.config.settings import Settings
 from ingest.dead_letters.folder.segments import live_letters, mark_done
-from ingest.embedded.broker import EmbeddedBroker
 from ingest.embedded.server import EmbeddedPostgres
 from ingest.model.errors import StartError
 from ingest.model.ledger import Ledger
+from ingest.roles.embedded_broker import EmbeddedBroker
+from ingest.roles.supervisor.servers import Servers
 from ingest.system.files import Lock
 from ingest.system.state_folder import StateFolder
 from tests.support.blocks import make_block
@@ -104,7 +104,7 @@ async def test_note_is_gone_before_the_broker_starts(
     folder: StateFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And not before it has the lock: a command that still runs writes its note at its end."""
-    monkeypatch.setattr("ingest.embedded.broker.LOCK_S_MAX", 0.0)
+    monkeypatch.setattr("ingest.roles.embedded_broker.LOCK_S_MAX", 0.0)
     folder.broker.mkdir()
     server = EmbeddedBroker(folder.broker, Path("/bin/false"))
     command = Lock.try_take(folder.broker / "lock", create=True)

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from ingest.app import stream_writer
-from ingest.app.gateway import Gateway
 from ingest.app.lists import own_metrics
-from ingest.app.role import Place, alone
-from ingest.app.stream_writer import StreamWriter
-from ingest.broker.envelope import Address
-from ingest.broker.pulling import Delivery
-from ingest.cli.services import UNUSED_BY_GATEWAY, UNUSED_BY_WRITER
 from ingest.config.settings import Settings
 from ingest.model.errors import DeadLettersFull, StartError
+from ingest.roles import writer
+from ingest.roles.commands.services import UNUSED_BY_GATEWAY, UNUSED_BY_WRITER
+from ingest.roles.gateway import Gateway
+from ingest.roles.nats.envelope import Address
+from ingest.roles.nats.pulling import Delivery
+from ingest.roles.role import Place, alone
+from ingest.roles.writer import StreamWriter
 
 BROKER = Address(("nats://127.0.0.1:1",), "", "")
 # Parts that several roles share look at these, and come to nothing by them.
@@ -106,7 +106,7 @@ async def test_foreign_message_that_was_read_again_and_cannot_be_set_aside_is_re
 
     monkeypatch.setattr(made.dead_letters, "append", full)
     if many:
-        monkeypatch.setattr(stream_writer, "FOREIGN_MAX", 0)
+        monkeypatch.setattr(writer, "FOREIGN_MAX", 0)
     made._audit._open, made._audit._in_hand = {7: set()}, {7}
     made.outlet.deliver(Delivery(b"no block", 7, 2, ""))
     await asyncio.gather(*made._foreign)

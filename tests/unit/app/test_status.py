@@ -9,11 +9,11 @@ import orjson
 import pytest
 
 from ingest.admin.dashboard.tail import Observed, Tail
-from ingest.app.status import STATUS_BYTES_MAX, StatusSource, read_status
 from ingest.model.codes import PROBLEMS
 from ingest.model.ledger import CLOSED_BY
 from ingest.model.reading import NAME_CHARACTERS_MAX, Reading
 from ingest.receiver.senders import BODY_BYTES_MAX
+from ingest.roles.status import STATUS_BYTES_MAX, StatusSource, read_status
 from ingest.system.clock import monotonic_s
 from tests.support.statuses import FakeProcess
 from tests.unit.admin.test_exposition import busy

@@ -5,9 +5,9 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from ingest.app.stream_writer import StreamWriter
-from ingest.broker.stream_state import Undone, state_of
-from ingest.broker.streams import Found
+from ingest.roles.nats.stream_state import Undone, state_of
+from ingest.roles.nats.streams import Found
+from ingest.roles.writer import StreamWriter
 
 
 def test_age_of_what_is_not_done_is_that_of_the_last_look() -> None:

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from ingest.app.instances import RESTART_S, SILENT_S, Instances
-from ingest.app.overview import UpHealth
 from ingest.app.space import Fill
-from ingest.app.status import read_status
 from ingest.config.settings import Settings
 from ingest.model.causes import FIELDS
 from ingest.model.ledger import DeadLetterStats, Ledger
+from ingest.roles.status import read_status
+from ingest.roles.supervisor.instances import RESTART_S, SILENT_S, Instances
+from ingest.roles.supervisor.overview import UpHealth
 from tests.support.statuses import FakeProcess
 
 GIB = 1024**3

@@ -9,10 +9,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from ingest.archive import files
-from ingest.archive.columns import CopiedRows, DamagedRows, Decoder, encoded
-from ingest.archive.sorting import merge, sort_columns
 from ingest.model.block import HEADER, PG_EPOCH_US, TRAILER, decode_rows
+from ingest.years.archive import files
+from ingest.years.archive.columns import CopiedRows, DamagedRows, Decoder, encoded
+from ingest.years.archive.sorting import merge, sort_columns
 from tests.support.archives import Row, bits_of, drawn, key_of, rows_of
 
 EIGHT = struct.pack(">i", 8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ingest.archive.archiver import REST_S_MAX, REST_TIMES_MAX, Pace
+from ingest.years.archive.archiver import REST_S_MAX, REST_TIMES_MAX, Pace
 
 
 class Machine:

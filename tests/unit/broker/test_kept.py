@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.broker.purge import Kept
+from ingest.roles.nats.purge import Kept
 
 STEPS = st.lists(st.tuples(st.floats(0, 40), st.integers(0, 5)), min_size=1, max_size=60)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.broker.purge import KEPT, Lag, lag_of, place_to_skip_to
+from ingest.roles.nats.purge import KEPT, Lag, lag_of, place_to_skip_to
 
 
 def stream(first: int, last: int, size: int) -> dict[str, Any]:

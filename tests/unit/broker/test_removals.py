@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.broker.stream_state import PublishedPlaces, Removal, RemovalCheck, StreamState
+from ingest.roles.nats.stream_state import PublishedPlaces, Removal, RemovalCheck, StreamState
 from ingest.system.state_folder import StreamMark
 
 NONE = StreamState(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.broker.pulling import SkipCheck, Skipped
+from ingest.roles.nats.pulling import SkipCheck, Skipped
 
 HERE, ELSEWHERE, AGAIN, DAMAGED = range(4)
 

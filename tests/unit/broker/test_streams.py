@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ingest.broker.streams import FIXED, Found, WantedStream, changed, differences, faults
+from ingest.roles.nats.streams import FIXED, Found, WantedStream, changed, differences, faults
 
 WANTED = WantedStream(replicas=3, bytes_max=1_000)
 

@@ -7,7 +7,7 @@ from urllib.parse import urlparse
 
 import pytest
 
-from ingest.broker.session import BrokerTransport
+from ingest.roles.nats.session import BrokerTransport
 
 
 async def opened(ended: list[str]) -> tuple[BrokerTransport, asyncio.StreamWriter, asyncio.Server]:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from ingest.broker.stream_state import LOOKS_MAX, StreamState, Undone, state_of
-from ingest.broker.streams import Found
+from ingest.roles.nats.stream_state import LOOKS_MAX, StreamState, Undone, state_of
+from ingest.roles.nats.streams import Found
 
 EMPTY: dict[str, Any] = {
     "config": {},

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from ingest.broker.envelope import Message
-from ingest.broker.roles import outcomes_for
-from ingest.buffers.stream import group_queue
-from ingest.buffers.stream.group_queue import Commits
-from ingest.buffers.stream.outlet import encode_outcome
 from ingest.model.block import Ack, Outcome, Refusal
 from ingest.model.errors import BrokerAway, BrokerFull, CommitRefused, NotKept
+from ingest.roles import group_queue
+from ingest.roles.group_queue import Commits
+from ingest.roles.nats.envelope import Message
+from ingest.roles.nats.logins import outcomes_for
+from ingest.roles.outlet import encode_outcome
 from tests.contract.buffers import contents, spin
 from tests.support.blocks import make_block
 from tests.support.streams import Fate, Joined

@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 
-from ingest.buffers.stream import group_queue
-from ingest.buffers.stream.outlet import decode_message
 from ingest.model.block import row_offsets
 from ingest.model.errors import (
     BrokerAway,
@@ -22,6 +20,8 @@ from ingest.model.errors import (
     BufferFull,
     NotKept,
 )
+from ingest.roles import group_queue
+from ingest.roles.outlet import decode_message
 from ingest.system.clock import monotonic_s
 from tests.contract.buffers import spin
 from tests.support.blocks import make_block

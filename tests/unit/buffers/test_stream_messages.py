@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.buffers.frames import HEAD_BYTES, MARK, frame_of
-from ingest.buffers.stream.outlet import NotOurs, decode_message, encode_message
 from ingest.model.block import Block, encode_reading, row_offsets, rows_fault
 from ingest.model.reading import NAME_BYTES_MAX, Reading
+from ingest.roles.outlet import NotOurs, decode_message, encode_message
 from tests.support.blocks import block_of, make_block
 
 names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=40)

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 import pytest
 
-from ingest.broker.pulling import Delivery
 from ingest.buffers.frames import HEAD_BYTES
-from ingest.buffers.stream.outlet import encode_message
 from ingest.model.block import Block
+from ingest.roles.nats.pulling import Delivery
+from ingest.roles.outlet import encode_message
 from tests.contract.buffers import contents, spin
 from tests.support.blocks import make_block
 from tests.support.streams import Joined

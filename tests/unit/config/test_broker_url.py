@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ingest.app.role import configured_address, configured_monitors
 from ingest.config.loading import load
 from ingest.config.values import split_broker_url
 from ingest.model.errors import ConfigError
+from ingest.roles.role import configured_address, configured_monitors
 
 
 @pytest.mark.parametrize(

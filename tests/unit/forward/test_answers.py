@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ingest.forward.forwarder import is_refusal
 from ingest.http_client.client import retry_after_s
+from ingest.roles.forward.forwarder import is_refusal
 
 NOW_S = 1_700_000_000.0  # Tue, 14 Nov 2023 22:13:20 GMT
 

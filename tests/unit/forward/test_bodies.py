@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.forward.posts import Filters, ForwardPost, PostLimits, outgoing
 from ingest.model.block import Block
 from ingest.model.reading import Reading
+from ingest.roles.forward.posts import Filters, ForwardPost, PostLimits, outgoing
 from tests.support.blocks import block_of
 from tests.support.posts import decoded, readings_of
 from tests.support.rows import readings

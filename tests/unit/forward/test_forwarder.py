@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from ingest.forward import forwarder
-from ingest.forward.forwarder import Forwarder, TargetSender
-from ingest.forward.lag import ForwardTally
-from ingest.forward.posts import Filters, PostLimits
 from ingest.http_client.client import HttpClient, Target
+from ingest.roles.forward import forwarder
+from ingest.roles.forward.forwarder import Forwarder, TargetSender
+from ingest.roles.forward.lag import ForwardTally
+from ingest.roles.forward.posts import Filters, PostLimits
 
 
 class BrokenPuller:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ingest.config.origins import UnusableFile
-from ingest.forward.posts import Signer, signature
+from ingest.roles.forward.posts import Signer, signature
 
 SECRET = "not-a-very-good-secret"
 

@@ -13,7 +13,7 @@ from ingest.sinks.postgres.housekeeping.partitions import (
     Partition,
     growth,
 )
-from ingest.sinks.postgres.housekeeping.retention import Policy, due, must_confirm
+from ingest.years.retention import Policy, due, must_confirm
 
 NOW_US = 100 * DAY_US + 5
 POLICY = Policy(30 * DAY_US, "30d")

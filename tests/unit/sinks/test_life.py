@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.model.errors import StartError
-from ingest.sinks.postgres.housekeeping import life
-from ingest.sinks.postgres.housekeeping.life import ARCHIVE, DETACH, DROP, MOVES, STEPS, State
 from ingest.sinks.postgres.housekeeping.partitions import TimeSpan
+from ingest.years import partition_life
+from ingest.years.partition_life import ARCHIVE, DETACH, DROP, MOVES, STEPS, State
 
 
 @given(st.lists(st.sampled_from(list(State)), max_size=30))
@@ -20,7 +20,7 @@ def test_whatever_is_tried_nothing_of_an_archive_is_dropped_before_it_is_verifie
     tried: list[State],
 ) -> None:
     """A move that the table does not have is refused, and changes nothing."""
-    entry = life.begin(7, TimeSpan(1, 2), "/cold")
+    entry = partition_life.begin(7, TimeSpan(1, 2), "/cold")
     path = [entry.state]
     for state in tried:
         if state in MOVES[entry.state]:
@@ -40,7 +40,7 @@ def test_whatever_is_tried_nothing_of_an_archive_is_dropped_before_it_is_verifie
 def test_each_state_has_its_moves_and_those_under_way_have_steps_that_end() -> None:
     """What is on its way can always go on to an end, and `drop` is the last step of all."""
     assert set(MOVES) == set(State)
-    assert set(STEPS) == life.UNDER_WAY | {State.ATTACHED, State.GONE, State.DAMAGED}
+    assert set(STEPS) == partition_life.UNDER_WAY | {State.ATTACHED, State.GONE, State.DAMAGED}
     for steps in STEPS.values():
         assert list(steps) == sorted(steps, key=(DETACH, ARCHIVE, DROP).index)
         assert steps[-1] == DROP
@@ -59,11 +59,11 @@ def test_entry_of_each_version_is_read_and_what_else_it_has_stays(
 ) -> None:
     """The oid and the bounds must be there while the table is; after the drop they may lack."""
     found = {"state": state, "oid": 5, "from_us": 1, "to_us": 2, "archive_dir": "/a"} | more
-    entry = life.read(found)
+    entry = partition_life.read(found)
     assert entry.under_way
     assert entry.written() == found
     for lacks in ("oid", "from_us", "to_us", "state"):
         damaged = {key: value for key, value in found.items() if key != lacks}
-        assert life.read(damaged).state is State.DAMAGED
-    assert life.read(found | {"state": "sold"}).state is State.DAMAGED
-    assert not life.read({"state": "dropped"}).under_way
+        assert partition_life.read(damaged).state is State.DAMAGED
+    assert partition_life.read(found | {"state": "sold"}).state is State.DAMAGED
+    assert not partition_life.read({"state": "dropped"}).under_way

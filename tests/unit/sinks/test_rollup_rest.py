@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from ingest.sinks.postgres.housekeeping import rollup_run
-from ingest.sinks.postgres.housekeeping.rollup_run import REST_S_MAX, Run
-from ingest.sinks.postgres.housekeeping.rollup_tables import RollupSpans
 from ingest.sinks.postgres.schema import READINGS
+from ingest.years.rollups import run as rollup_run
+from ingest.years.rollups.run import REST_S_MAX, Run
+from ingest.years.rollups.tables import RollupSpans
 
 
 async def test_run_rests_as_long_as_it_has_worked(monkeypatch: pytest.MonkeyPatch) -> None:

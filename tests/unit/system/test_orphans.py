@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ingest.model.errors import StartError
-from ingest.system import orphans
+from ingest.roles.supervisor import orphans
 from ingest.system.files import Lock
 
 

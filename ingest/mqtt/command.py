@@ -1,0 +1,176 @@
+"""`ingest mqtt`: posts the messages of an MQTT broker to the service, until a signal ends it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from ingest.app.annexes import needs
+from ingest.cli.context import forward_name
+from ingest.cli.doctor.checks import OK, WARN, Check
+from ingest.cli.parser import Command, flag, option_flags, options_of, say
+from ingest.cli.serve import on_uvloop
+from ingest.config.loading import Loaded
+from ingest.config.mqtt_options import MqttOptions
+from ingest.config.named_files import state_dir
+from ingest.config.settings import Settings
+from ingest.config.values import full_path
+from ingest.dead_letters.folder.segments import segments
+from ingest.model.errors import StartError
+from ingest.system.files import size_bytes
+from ingest.system.state_folder import StateFolder
+
+PASSWORD_VARIABLE, TOKEN_VARIABLE = "INGEST_MQTT_PASSWORD", "INGEST_MQTT_TOKEN"
+ACKS = ("buffered", "durable", "committed")
+SERVICE_URL = "http://127.0.0.1:8080"
+NOT_OURS = (
+    "what the MQTT broker drops never comes here, and cannot be seen from here: check its "
+    "max_queued_messages, persistence and autosave_interval, and that devices publish with QoS 1 "
+    "(docs/mqtt.md)"
+)
+
+
+def _run(args: argparse.Namespace, loaded: Loaded) -> int:
+    if find_spec("paho") is None:
+        raise StartError(needs("ingest mqtt", "mqtt"))
+    from ingest.http_client.client import target_of  # noqa: PLC0415
+    from ingest.mqtt.connection import check_filter, mqtt_address  # noqa: PLC0415
+    from ingest.mqtt.service import ADMIN_LISTEN, FORMS, MqttTls, MqttWanted, mqtt, secret_of
+
+    for topic in args.topic:
+        check_filter(topic)
+    form = args.format or "json"
+    path = FORMS[form].path + (f"?ack={args.ack}" if args.ack else "")
+    if args.source is not None:
+        path = _source_path(args)
+    wanted = MqttWanted(
+        name=args.name,
+        address=mqtt_address(args.mqtt_url),
+        topics=tuple(dict.fromkeys(args.topic)),
+        target=target_of(
+            args.url.rstrip("/") + path,
+            plain_http=args.plain_http,
+            name="--url",
+            instead="send a token instead (--token-file)",
+        ),
+        form=form,
+        source=args.source or "",
+        client_id=args.client_id,
+        version=5 if args.mqtt_version == "5" else 3,
+        tls=MqttTls(args.mqtt_ca, args.mqtt_cert, args.mqtt_key),
+        password=secret_of(_file(args.mqtt_password_file), PASSWORD_VARIABLE),
+        token=secret_of(_file(args.token_file), TOKEN_VARIABLE),
+        service_ca_file=args.ca_file,
+        options=options_of(MqttOptions, args),
+    )
+    is_default = loaded.origins["admin_listen"] == "default"
+    admin_listen = ADMIN_LISTEN if is_default else loaded.settings.admin_listen
+    return on_uvloop(mqtt(loaded.settings, wanted, admin_listen=admin_listen, announce=say))
+
+
+def _source_path(args: argparse.Namespace) -> str:
+    from ingest.formats.mapped.source import IN, NAME  # noqa: PLC0415
+
+    for each in ("format", "ack"):
+        if getattr(args, each):
+            raise StartError(f"--{each} is not for a source; leave it out, or --source")
+    if not NAME.fullmatch(args.source):
+        raise StartError("--source is the name of a source, as in `ingest sources list`")
+    return f"{IN}{args.source}"
+
+
+def _file(named: str | None) -> Path | None:
+    return None if named is None else full_path(named)
+
+
+def mqtt_checks(settings: Settings) -> Iterator[Check]:
+    """Yield what `ingest doctor` finds about each `ingest mqtt` that has run with this folder."""
+    root = state_dir(settings) / "mqtt"
+    try:
+        names = sorted(each.name for each in root.iterdir() if each.is_dir())
+    except OSError:
+        return
+    for name in names:
+        letters = StateFolder(root / name).dead_letters
+        kept = sum(size_bytes(each) for each in segments(letters))
+        said = (
+            f"`ingest dlq list --mqtt {name}` shows what the service has refused; " if kept else ""
+        )
+        yield Check(f"mqtt {name}", WARN if kept else OK, said + NOT_OURS)
+
+
+COMMAND = Command(
+    examples=(
+        "ingest mqtt --mqtt-url mqtt://127.0.0.1 --topic 'sensors/#'",
+        "ingest mqtt --mqtt-url mqtts://reader@broker.example --mqtt-password-file password "
+        "--topic '$share/ingest/sensors/+/up' --format lines",
+        "ingest mqtt --mqtt-url mqtt://127.0.0.1 --topic 'sensors/#' --source house",
+    ),
+    run=_run,
+    usage="--mqtt-url URL --topic TOPIC [options]",
+    flags=(
+        flag("--mqtt-url", metavar="URL", required=True, help="mqtt[s]://[USER@]HOST[:PORT]"),
+        flag(
+            "--topic",
+            action="append",
+            required=True,
+            metavar="FILTER",
+            help="what to subscribe to, as 'sensors/#' or '$share/GROUP/sensors/#'; may be "
+            "repeated",
+        ),
+        flag(
+            "--format",
+            choices=("json", "lines"),
+            help="json: items of POST /v1/readings; lines: line protocol [json]",
+        ),
+        flag(
+            "--source",
+            metavar="NAME",
+            help="messages are any JSON: a source of the service says what they become",
+        ),
+        flag(
+            "--name",
+            type=forward_name,
+            default="default",
+            help="name of this process: names its folder of dead letters and its client id "
+            "[default]",
+        ),
+        flag(
+            "--client-id",
+            default="",
+            metavar="ID",
+            help="the broker keeps messages for this name [iot-ingest-NAME]",
+        ),
+        flag(
+            "--mqtt-password-file", metavar="FILE", help="the user's password; read at each connect"
+        ),
+        flag("--mqtt-ca", metavar="FILE", default="", help="certificates to check the broker with"),
+        flag(
+            "--mqtt-cert",
+            metavar="FILE",
+            default="",
+            help="a certificate of our own, for the broker",
+        ),
+        flag("--mqtt-key", metavar="FILE", default="", help="its key, if that is another file"),
+        flag(
+            "--mqtt-version",
+            choices=("5", "3.1.1"),
+            default="5",
+            help="with 3.1.1 the broker decides how much it sends, and how long it keeps "
+            "messages [5]",
+        ),
+        flag("--url", default=SERVICE_URL, help=f"the service [{SERVICE_URL}]"),
+        flag("--token-file", metavar="FILE", help="the token for the service; read at each post"),
+        flag("--ack", choices=ACKS, help="when the service answers; default: its ack_default"),
+        flag(
+            "--ca-file", metavar="FILE", default="", help="certificates to check the service with"
+        ),
+        flag("--plain-http", action="store_true", help="allow http:// to another machine"),
+        *option_flags(MqttOptions),
+    ),
+    epilog="""\
+secrets: INGEST_MQTT_PASSWORD or --mqtt-password-file; INGEST_MQTT_TOKEN or --token-file
+exit codes: 0 stopped in order, 1 stopped by a fault of its own, 2 it could not start""",
+)
