@@ -13,12 +13,12 @@ from ingest.cli.doctor.checks import OK, WARN, Check
 from ingest.cli.parser import Command, flag, option_flags, options_of, say
 from ingest.cli.serve import on_uvloop
 from ingest.config.loading import Loaded
-from ingest.config.mqtt_options import MqttOptions
 from ingest.config.named_files import state_dir
 from ingest.config.settings import Settings
 from ingest.config.values import full_path
 from ingest.dead_letters.folder.segments import segments
 from ingest.model.errors import StartError
+from ingest.mqtt.service import MqttOptions
 from ingest.system.files import size_bytes
 from ingest.system.state_folder import StateFolder
 

@@ -40,7 +40,7 @@ from ingest.model.errors import StartError
 from ingest.roles.nats.envelope import Address
 from ingest.roles.nats.logins import ROLES, Permissions, inboxes_of
 from ingest.roles.nats.watch import ask, is_answering
-from ingest.roles.supervisor.orphans import lock_of_children
+from ingest.roles.supervisor.child import lock_of_children
 from ingest.system import clock
 from ingest.system.files import (
     Lock,

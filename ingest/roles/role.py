@@ -42,7 +42,7 @@ from ingest.roles.nats.stream_state import PublishedPlaces, state_of
 from ingest.roles.nats.streams import WantedDeadLetters, WantedStream
 from ingest.roles.nats.watch import StreamWatch
 from ingest.roles.status import StatusSource, status_message
-from ingest.roles.supervisor.control import ControlChannel
+from ingest.roles.supervisor.child import ControlChannel
 from ingest.system.service_manager import Notifier
 from ingest.system.state_folder import MarkFile, StateFolder
 

@@ -54,8 +54,8 @@ def jobs(settings: Settings, stopped: Callable[[], bool] = lambda: False) -> lis
 
     `stopped` is asked by steps that take long.
     """
-    from ingest.app.archive import archiving  # noqa: PLC0415
     from ingest.app.storage import make_target  # noqa: PLC0415
+    from ingest.years.archive.command import make_archiving  # noqa: PLC0415
     from ingest.years.archive.job import Archiving  # noqa: PLC0415
     from ingest.years.retention import Chunks, HalfDetached, Retention
     from ingest.years.rollups.job import Rollups  # noqa: PLC0415
@@ -80,7 +80,7 @@ def jobs(settings: Settings, stopped: Callable[[], bool] = lambda: False) -> lis
         Chunks(policy, rollups=settings.rollups),
     ]
     if settings.archive_dir:
-        found.append(Archiving(archiving(settings, stopped)))
+        found.append(Archiving(make_archiving(settings, stopped)))
     return found
 
 

@@ -21,7 +21,7 @@ from ingest.roles.nats.connection import connected
 from ingest.roles.nats.envelope import Address
 from ingest.roles.nats.logins import ROLES, STREAM, SUBJECT, WRITER, inbox_of
 from ingest.roles.nats.watch import ask
-from ingest.roles.supervisor import orphans
+from ingest.roles.supervisor import child
 from tests.support.brokers import (
     embedded,
     ended,
@@ -222,9 +222,9 @@ async def test_server_that_was_left_is_ended_before_the_next_start(
     os.kill(pid, signal.SIGSTOP)
     parent.kill()
     parent.communicate()
-    holders = orphans.holders
+    holders = child.holders
     monkeypatch.setattr(  # our parent's child: it has ended since it was found
-        orphans, "holders", lambda path: [parent.pid, *holders(path)]
+        child, "holders", lambda path: [parent.pid, *holders(path)]
     )
     async with embedded(tmp_path) as server:
         assert server.pid != pid

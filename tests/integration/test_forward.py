@@ -14,7 +14,6 @@ import pytest
 from aiohttp import web
 
 from ingest.app.process import Process
-from ingest.config.forward_options import ForwardOptions
 from ingest.config.settings import Settings
 from ingest.dead_letters.folder.segments import live_letters
 from ingest.http_client.client import target_of
@@ -22,7 +21,7 @@ from ingest.model.errors import StartError
 from ingest.model.reading import REFUSED_BY_TARGET, Reading
 from ingest.roles.embedded_broker import EmbeddedBroker
 from ingest.roles.forward import forwarder, lag
-from ingest.roles.forward.service import ForwardService, ForwardWanted
+from ingest.roles.forward.service import ForwardOptions, ForwardService, ForwardWanted
 from ingest.roles.nats.connection import BrokerConnection
 from ingest.roles.nats.logins import FORWARD, STREAM, WRITER
 from ingest.roles.nats.pulling import Delivery, Pull, Puller

@@ -15,12 +15,11 @@ import pytest
 from aiohttp import web
 
 from ingest.app.process import Process
-from ingest.config.mqtt_options import MqttOptions
 from ingest.config.settings import Settings
 from ingest.http_client.client import target_of
 from ingest.model.errors import ConfigError
 from ingest.mqtt.connection import mqtt_address
-from ingest.mqtt.service import MqttService, MqttTls, MqttWanted, tls_context
+from ingest.mqtt.service import MqttOptions, MqttService, MqttTls, MqttWanted, tls_context
 from ingest.system.service_manager import Notifier
 from ingest.system.state_folder import StateFolder
 from tests.support.brokers import until

@@ -20,8 +20,8 @@ from ingest.model.errors import StartError
 from ingest.roles.embedded_broker import running_broker
 from ingest.roles.supervisor import children as children_module
 from ingest.roles.supervisor import up as up_module
+from ingest.roles.supervisor.child import holders
 from ingest.roles.supervisor.children import Children, ChildTimes
-from ingest.roles.supervisor.orphans import holders
 from ingest.roles.supervisor.servers import Servers
 from ingest.system.state_folder import StateFolder, running_service
 from tests.support.certificates import make_certificate

@@ -18,7 +18,7 @@ import uvloop
 
 from ingest.model.errors import StartError
 from ingest.model.ledger import Ledger
-from ingest.roles.supervisor.control import ControlChannel
+from ingest.roles.supervisor.child import ControlChannel
 
 if sys.argv[1] == "gateway" or TYPE_CHECKING:  # a writer starts faster
     from ingest.http.request import TEXT, Answer, Request

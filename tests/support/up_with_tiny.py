@@ -15,7 +15,7 @@ import uvloop
 from ingest.cli.main import build_parser, load_settings
 from ingest.cli.parser import say
 from ingest.model.errors import IngestError
-from ingest.roles.supervisor import orphans
+from ingest.roles.supervisor import child
 from ingest.roles.supervisor import up as up_module
 from ingest.roles.supervisor.children import ChildTimes
 from ingest.roles.supervisor.up import up
@@ -27,7 +27,7 @@ def main() -> int:
     """Run it; return the exit code."""
     parsed = build_parser("up").parse_args(sys.argv[1:])
     settings = load_settings(parsed, os.environ).settings
-    orphans.PATIENCE_S = float(os.environ.get("UP_ORPHANS_S", "10"))
+    child.PATIENCE_S = float(os.environ.get("UP_ORPHANS_S", "10"))
     up_module.GRACE_S = float(os.environ.get("UP_GRACE_S", "5"))
     limits = [float(each) for each in os.environ.get("UP_TIMES", "15 3 15").split()]
     try:

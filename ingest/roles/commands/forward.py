@@ -7,10 +7,10 @@ import argparse
 from ingest.cli.context import forward_name
 from ingest.cli.parser import Command, OneOf, flag, option_flags, options_of, say
 from ingest.cli.serve import on_uvloop
-from ingest.config.forward_options import ForwardOptions
 from ingest.config.loading import Loaded
 from ingest.config.origins import read_secret
 from ingest.config.values import full_path
+from ingest.roles.forward.service import ForwardOptions
 
 
 def _run(args: argparse.Namespace, loaded: Loaded) -> int:

@@ -85,7 +85,7 @@ async def _run_role(
 ) -> int:
     """Run a role alone, or with what `ingest up` sends by the control channel."""
     from ingest.roles.role import alone, led  # noqa: PLC0415
-    from ingest.roles.supervisor.control import ControlChannel  # noqa: PLC0415
+    from ingest.roles.supervisor.child import ControlChannel  # noqa: PLC0415
     from ingest.system import logs  # noqa: PLC0415
     from ingest.system.process_setup import raise_open_files_limit  # noqa: PLC0415
 

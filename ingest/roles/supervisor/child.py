@@ -3,23 +3,138 @@
 Promises: it gets its configuration by its channel alone: nothing secret is in its environment or on
 its command line. Its terminal's Ctrl-C does not reach it: only the supervisor stops it.
 Does not: decide when it is started or ended; children.py does.
+
+The control channel between a supervisor and its child: JSON lines over a pair of sockets.
+
+The child inherits one end. No other process can open it, so it may carry passwords.
+Promises: a line is bounded, and so are the lines that wait for an end that does not read. A side
+whose other end is gone, or sends what is no JSON object, gets None from `receive`, and no error.
+Does not: know what the messages mean, or start a process.
+
+Children of a process that was killed: found by a locked file that they have inherited.
+
+A child has the file open until it ends, whatever becomes of its parent. So the lock says whether
+one is left, and the kernel's table of open files says which.
+Processes of ours see that their parent is gone, and end by themselves.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import signal
+import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
+
+import orjson
 
 import ingest
 from ingest.config.values import ENV_PREFIX
-from ingest.roles.supervisor.control import FAILED, ControlChannel, Message, control_pair
+from ingest.model.errors import IngestError, StartError
 from ingest.system.clock import monotonic_s
+from ingest.system.files import Lock
 from ingest.system.logs import get_logger
 from ingest.system.waiting import first_of
+
+LINE_BYTES_MAX = 4 * 1024**2
+WAITING_BYTES_MAX = 8 * 1024**2  # the other end is frozen: a status that is not sent is no loss
+CLOSE_S_MAX = 1.0
+FAILED = "failed"  # a child's last words, if it cannot start
+
+Message = dict[str, Any]
+
+
+def control_pair() -> tuple[socket.socket, socket.socket]:
+    """Return the two ends of a new channel. No child inherits one that is not passed to it."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+
+
+class ControlChannel:
+    """One end. A child uses `async with`: then an error of the block is told to the supervisor."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def open(cls, end: socket.socket) -> Self:
+        """Use this end; it is closed together with the channel."""
+        end.setblocking(False)
+        # The limit is that of a line; the reader holds at most twice as much.
+        return cls(*await asyncio.open_unix_connection(sock=end, limit=LINE_BYTES_MAX))
+
+    @classmethod
+    async def inherited(cls, fd: int) -> Self:
+        """Use the end that the supervisor has passed. Raises IngestError if `fd` is none.
+
+        Processes that this one starts do not get it.
+        """
+        try:
+            os.set_inheritable(fd, False)
+            end = socket.socket(fileno=fd)
+        except OSError as error:
+            raise IngestError(f"--control-fd {fd} is no channel: {error.strerror}") from error
+        if end.family != socket.AF_UNIX or end.type != socket.SOCK_STREAM:
+            end.close()
+            raise IngestError(f"--control-fd {fd} is no channel: `ingest up` sets this flag")
+        return await cls.open(end)
+
+    async def receive(self) -> Message | None:
+        """Return the next message; None if the other end is gone, or is not one of ours."""
+        try:
+            line = await self._reader.readuntil(b"\n")
+            message = orjson.loads(line)
+        except (asyncio.IncompleteReadError, OSError):
+            return None
+        except (ValueError, asyncio.LimitOverrunError) as error:
+            get_logger("control").error("control_broken", why=str(error))
+            return None
+        if not isinstance(message, dict):
+            get_logger("control").error("control_broken", why="the message is no JSON object")
+            return None
+        return message
+
+    def send(self, message: Message) -> bool:
+        """Send a message soon; return False if the other end is gone, or does not read.
+
+        Raises ValueError if it is longer than LINE_BYTES_MAX.
+        """
+        line = orjson.dumps(message) + b"\n"
+        if len(line) > LINE_BYTES_MAX:
+            raise ValueError(f"a message of {len(line)} bytes")
+        transport = self._writer.transport
+        waiting = transport.get_write_buffer_size() + len(line)
+        if transport.is_closing() or waiting > WAITING_BYTES_MAX:
+            return False
+        self._writer.write(line)
+        return True
+
+    async def close(self) -> None:
+        """Send what waits, for a moment at most, and close this end. Repeatable."""
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(CLOSE_S_MAX):
+                self._writer.close()
+                await self._writer.wait_closed()
+        self._writer.transport.abort()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if isinstance(error, IngestError | OSError):
+            self.send({FAILED: str(error)})
+        await self.close()
+
 
 PROGRAM = (sys.executable, "-P", "-m", "ingest")
 DEAF_S_MAX = 5.0  # from the end of its channel to its own end
@@ -168,3 +283,70 @@ def _environment() -> dict[str, str]:
     ours = str(Path(ingest.__file__).parents[1])
     paths = [ours, *filter(None, kept.get("PYTHONPATH", "").split(os.pathsep))]
     return {**kept, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+
+
+PATIENCE_S, KILL_S_MAX = 3.0, 5.0  # what they have, nobody was promised
+LOOK_S = 0.05
+
+
+async def lock_of_children(
+    path: Path, signals: Mapping[float, signal.Signals], tell: Callable[[int, signal.Signals], None]
+) -> Lock | None:
+    """Take the lock that children of an earlier process may still have.
+
+    They are sent `signals`, each after so many seconds. Before each signal `tell` is called with
+    the process id. Returns None if one of them does not end. Raises OSError.
+    """
+    since_s, left = monotonic_s(), dict(signals)
+    while (lock := Lock.try_take(path, create=True)) is None:
+        waited_s = monotonic_s() - since_s
+        for after_s in [each for each in left if each <= waited_s]:
+            number = left.pop(after_s)
+            for pid in holders(path):
+                tell(pid, number)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+        if waited_s > max(signals) + KILL_S_MAX:
+            return None
+        await asyncio.sleep(LOOK_S)
+    return lock
+
+
+async def family_lock(path: Path) -> Lock:
+    """Take the lock for the children of this process: pass its `fileno` to each of them.
+
+    Those of an earlier process have PATIENCE_S to end, and are killed then. Raises StartError if
+    they do not end, or the file cannot be made.
+    """
+
+    def tell(pid: int, _number: signal.Signals) -> None:
+        get_logger("up").warning("orphan_killed", pid=pid)
+
+    try:
+        lock = await lock_of_children(path, {PATIENCE_S: signal.SIGKILL}, tell)
+    except OSError as error:
+        raise StartError(f"cannot lock {path}: {error.strerror}") from error
+    if lock is None:
+        raise StartError(
+            f"processes of an earlier `ingest up` do not end (pid "
+            f"{', '.join(map(str, holders(path))) or 'unknown'}): stop them, or choose another "
+            "folder with --state-dir"
+        )
+    return lock
+
+
+def holders(path: Path) -> list[int]:
+    """Return the other processes of this user that have the file open."""
+    real = os.path.realpath(path)
+    folders = Path("/proc").glob("[0-9]*/fd")
+    pids = [int(each.parent.name) for each in folders if _has_open(each, real)]
+    return [each for each in pids if each != os.getpid()]
+
+
+def _has_open(folder: Path, real: str) -> bool:
+    with contextlib.suppress(OSError):  # the process has ended, or is somebody else's
+        for each in folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # it has been closed
+                if os.readlink(each) == real:
+                    return True
+    return False

@@ -15,8 +15,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from ingest.model.errors import StartError
-from ingest.roles.supervisor.child import Child
-from ingest.roles.supervisor.control import Message
+from ingest.roles.supervisor.child import Child, Message
 from ingest.system.clock import monotonic_s, sleep_unless
 from ingest.system.logs import get_logger
 from ingest.system.waiting import Backoff, together, unless

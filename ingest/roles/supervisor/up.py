@@ -41,10 +41,8 @@ from ingest.app.storage import UNLESS, check_promise, make_target
 from ingest.config.settings import Settings, split_address
 from ingest.http.listener import open_slots
 from ingest.model.errors import IngestError, StartError
-from ingest.roles.supervisor.child import PROGRAM
+from ingest.roles.supervisor.child import PROGRAM, Message, family_lock
 from ingest.roles.supervisor.children import GATEWAY, WRITER, Children, ChildTimes
-from ingest.roles.supervisor.control import Message
-from ingest.roles.supervisor.orphans import family_lock
 from ingest.roles.supervisor.overview import Overview
 from ingest.roles.supervisor.servers import Servers
 from ingest.sinks.postgres.connection import KnownServer

@@ -12,8 +12,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from ingest.model.errors import StartError
-from ingest.roles.supervisor import control
-from ingest.roles.supervisor.control import ControlChannel, control_pair
+from ingest.roles.supervisor import child as control
+from ingest.roles.supervisor.child import ControlChannel, control_pair
 from tests.support.documents import REPOSITORY
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ingest.model.errors import StartError
-from ingest.roles.supervisor import orphans
+from ingest.roles.supervisor import child
 from ingest.system.files import Lock
 
 
@@ -21,10 +21,10 @@ async def test_process_that_has_ended_since_it_was_found_is_no_error(
     path = tmp_path / "children.lock"
     lock = Lock.try_take(path, create=True)
     assert lock is not None
-    monkeypatch.setattr(orphans, "PATIENCE_S", -1.0)
-    monkeypatch.setattr(orphans, "KILL_S_MAX", 1.0)
-    monkeypatch.setattr(orphans, "holders", lambda _: [gone.pid])
+    monkeypatch.setattr(child, "PATIENCE_S", -1.0)
+    monkeypatch.setattr(child, "KILL_S_MAX", 1.0)
+    monkeypatch.setattr(child, "holders", lambda _: [gone.pid])
     with lock, pytest.raises(StartError, match=f"do not end \\(pid {gone.pid}\\)"):
-        await orphans.family_lock(path)
+        await child.family_lock(path)
     monkeypatch.undo()
-    (await orphans.family_lock(path)).close()
+    (await child.family_lock(path)).close()
