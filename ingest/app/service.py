@@ -38,7 +38,7 @@ from ingest.app.rules import folder_letters, open_tokens
 from ingest.app.space import DiskSpace, Fill
 from ingest.app.storage import keep_rest, make_buffer, make_target, open_buffer
 from ingest.app.writing import HANDLERS_GRACE_S, WritingHalf
-from ingest.config.named_files import RereadUrl
+from ingest.config.database_url import RereadUrl
 from ingest.config.settings import Settings, split_address
 from ingest.embedded.server import EmbeddedPostgres
 from ingest.http import tls

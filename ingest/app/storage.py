@@ -19,7 +19,7 @@ from ingest.buffers.journal.log import Journal
 from ingest.buffers.journal.segments import segment_files
 from ingest.buffers.memory import MemoryBuffer
 from ingest.buffers.waiting import PUT_WAIT_S_MAX
-from ingest.config.named_files import RereadUrl
+from ingest.config.database_url import RereadUrl
 from ingest.config.settings import Settings
 from ingest.config.values import MIB
 from ingest.model.block import SHARED_ROWS_MAX

@@ -34,6 +34,7 @@ OF_MAIN_HOUSE = {
     "psql": "open psql on the database of the service; further arguments go to psql",
     "doctor": "check this machine, the state folder and the database, and say what to do",
 }
+FOLDERS = {"dlq": "dlq.command", "doctor": "doctor.command"}
 COMMANDS = OF_MAIN_HOUSE | {name: each.purpose for name, each in annexes.COMMANDS.items()}
 _ABOUT_ALL = """\
 Each command has its own --help.{typed}
@@ -75,7 +76,11 @@ def build_parser(command: str | None) -> Parser:
 
 def _command(name: str) -> Command:
     of_main_house = name in OF_MAIN_HOUSE
-    module = import_module(f"ingest.cli.{name}") if of_main_house else annexes.module_of(name)
+    module = (
+        import_module(f"ingest.cli.{FOLDERS.get(name, name)}")
+        if of_main_house
+        else annexes.module_of(name)
+    )
     found: Command = module.COMMANDS[name] if hasattr(module, "COMMANDS") else module.COMMAND
     return found
 

@@ -18,7 +18,7 @@ from ingest.config.settings import Settings
 from ingest.config.values import full_path
 from ingest.dead_letters.folder.segments import segments
 from ingest.model.errors import StartError
-from ingest.mqtt.service import MqttOptions
+from ingest.mqtt.options import MqttOptions
 from ingest.system.files import size_bytes
 from ingest.system.state_folder import StateFolder
 
@@ -37,7 +37,14 @@ def _run(args: argparse.Namespace, loaded: Loaded) -> int:
         raise StartError(needs("ingest mqtt", "mqtt"))
     from ingest.http_client.client import target_of  # noqa: PLC0415
     from ingest.mqtt.connection import check_filter, mqtt_address  # noqa: PLC0415
-    from ingest.mqtt.service import ADMIN_LISTEN, FORMS, MqttTls, MqttWanted, mqtt, secret_of
+    from ingest.mqtt.service import (  # noqa: PLC0415
+        ADMIN_LISTEN,
+        FORMS,
+        MqttTls,
+        MqttWanted,
+        mqtt,
+        secret_of,
+    )
 
     for topic in args.topic:
         check_filter(topic)

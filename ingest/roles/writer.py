@@ -25,7 +25,7 @@ from ingest.app.rules import open_tokens
 from ingest.app.space import Fill, Waiting
 from ingest.app.writing import HANDLERS_GRACE_S, WritingHalf
 from ingest.buffers.waiting import PUT_WAIT_S_MAX
-from ingest.config.named_files import RereadUrl
+from ingest.config.database_url import RereadUrl
 from ingest.config.values import forward_names
 from ingest.model.block import Ack
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull

@@ -57,7 +57,7 @@ def jobs(settings: Settings, stopped: Callable[[], bool] = lambda: False) -> lis
     from ingest.app.storage import make_target  # noqa: PLC0415
     from ingest.years.archive.command import make_archiving  # noqa: PLC0415
     from ingest.years.archive.job import Archiving  # noqa: PLC0415
-    from ingest.years.retention import Chunks, HalfDetached, Retention
+    from ingest.years.retention import Chunks, HalfDetached, Retention  # noqa: PLC0415
     from ingest.years.rollups.job import Rollups  # noqa: PLC0415
 
     policy = retention_policy(settings)

@@ -14,9 +14,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from asyncpg import Connection
-
-from ingest.sinks.postgres.connection import DatabaseUrl, Timeouts
+from ingest.sinks.postgres.connection import Connection, DatabaseUrl, Timeouts
 from ingest.sinks.postgres.housekeeping import registry
 from ingest.sinks.postgres.housekeeping.known_partitions import KnownPartitions, LateLimit
 from ingest.sinks.postgres.housekeeping.making import GROUP_MAX, make_partitions

@@ -14,9 +14,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from asyncpg import Connection
-
 from ingest.model.errors import StartError
+from ingest.sinks.postgres.connection import Connection
 from ingest.sinks.postgres.housekeeping import registry
 from ingest.sinks.postgres.housekeeping.partitions import TimeSpan
 from ingest.sinks.postgres.housekeeping.table_state import View

@@ -23,9 +23,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from asyncpg import Connection, Record
-
 from ingest.model.errors import StartError
+from ingest.sinks.postgres.connection import Connection, Record
 from ingest.sinks.postgres.housekeeping import registry
 from ingest.sinks.postgres.housekeeping.partitions import BEGINNING_US, Partition, TimeSpan, literal
 from ingest.sinks.postgres.housekeeping.plan import Job, Step

@@ -22,7 +22,7 @@ def test_wrong_value_is_found_and_named(
 ) -> None:
     """A decoder that loses the last readings of a block makes the command fail, with the body."""
     really = json_fast.block_of
-    for module in ("item_reader", "ndjson"):
+    for module in ("block_builder", "json.ndjson"):
         monkeypatch.setattr(
             f"ingest.formats.{module}.block_of",
             lambda rows, post: really(

@@ -21,7 +21,8 @@ from ingest.model.errors import StartError
 from ingest.model.reading import REFUSED_BY_TARGET, Reading
 from ingest.roles.embedded_broker import EmbeddedBroker
 from ingest.roles.forward import forwarder, lag
-from ingest.roles.forward.service import ForwardOptions, ForwardService, ForwardWanted
+from ingest.roles.forward.options import ForwardOptions
+from ingest.roles.forward.service import ForwardService, ForwardWanted
 from ingest.roles.nats.connection import BrokerConnection
 from ingest.roles.nats.logins import FORWARD, STREAM, WRITER
 from ingest.roles.nats.pulling import Delivery, Pull, Puller

@@ -19,7 +19,8 @@ from ingest.config.settings import Settings
 from ingest.http_client.client import target_of
 from ingest.model.errors import ConfigError
 from ingest.mqtt.connection import mqtt_address
-from ingest.mqtt.service import MqttOptions, MqttService, MqttTls, MqttWanted, tls_context
+from ingest.mqtt.options import MqttOptions
+from ingest.mqtt.service import MqttService, MqttTls, MqttWanted, tls_context
 from ingest.system.service_manager import Notifier
 from ingest.system.state_folder import StateFolder
 from tests.support.brokers import until

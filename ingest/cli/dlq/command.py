@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from ingest.cli.context import FILES, STORES, STREAM, OwnLetters, forward_name, letter_store
-from ingest.cli.dlq import show as show
+from ingest.cli.dlq import show
 from ingest.cli.dlq.replay import replay
 from ingest.cli.parser import JSON, Command, Ended, Ending, OneOf, flag
 from ingest.config.loading import Loaded

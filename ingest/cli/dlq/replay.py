@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from ingest.app.rules import make_rules
-from ingest.cli.dlq import show as show
+from ingest.cli.dlq import show
 from ingest.cli.parser import Ending
 from ingest.config.settings import Settings
 from ingest.dead_letters.format import LINE_BYTES_MAX, BadLine, parse

@@ -1,4 +1,1 @@
-"""The dead letters as messages of a stream of the broker, for gateways and writers.
-
-A part of dead_letters/, whose __init__.py says who may import it. It imports the broker too.
-"""
+"""The commands of the roles: up, gateway, writer, stream, forward; and what doctor asks."""

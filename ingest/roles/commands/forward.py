@@ -10,7 +10,7 @@ from ingest.cli.serve import on_uvloop
 from ingest.config.loading import Loaded
 from ingest.config.origins import read_secret
 from ingest.config.values import full_path
-from ingest.roles.forward.service import ForwardOptions
+from ingest.roles.forward.options import ForwardOptions
 
 
 def _run(args: argparse.Namespace, loaded: Loaded) -> int:

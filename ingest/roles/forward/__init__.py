@@ -1,4 +1,1 @@
-"""Forward: posts the readings of the stream to a webhook.
-
-Imports the ground, http_client, broker and buffers. app and cli may import it.
-"""
+"""`ingest forward`: posts the readings of the stream to a webhook."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,13 +18,13 @@ from ingest.app.client_process import ClientService, run_client
 from ingest.app.process import Process
 from ingest.config.named_files import state_dir
 from ingest.config.settings import Settings
-from ingest.config.values import KIB, MIB, setting
 from ingest.http_client.client import HttpClient, Target
 from ingest.model.errors import StartError
 from ingest.model.ledger import Metric, Metrics, Values, read
 from ingest.roles.embedded_broker import running_broker
 from ingest.roles.forward.forwarder import Forwarder, TargetSender
 from ingest.roles.forward.lag import METRICS, MISSING, ForwardTally, LagWatch
+from ingest.roles.forward.options import ForwardOptions
 from ingest.roles.forward.posts import Filters, PostLimits, Signer
 from ingest.roles.nats.connection import BrokerConnection
 from ingest.roles.nats.envelope import Address
@@ -34,23 +33,6 @@ from ingest.roles.nats.pulling import Pull, Puller, Skipped
 from ingest.roles.nats.purge import lag_bytes_max
 from ingest.roles.role import configured_address
 from ingest.system.state_folder import StateFolder
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ForwardOptions:
-    """How a forwarder sends. Times in seconds, sizes in bytes."""
-
-    in_flight: int = setting(4, "posts at once", within=(1, 256))
-    send_rows_max: int = setting(5_000, "most readings in a post", within=(1, 100_000))
-    send_bytes_max: int = setting(MIB, "largest body of a post", within=(4 * KIB, 64 * MIB))
-    send_connect_s_max: float = setting(5.0, "time to connect to the target", within=(0.1, 60))
-    send_s_max: float = setting(
-        30.0, "deadline of a post, from its start to the end of the answer", within=(0.1, 600)
-    )
-    send_retry_s_max: float = setting(
-        60.0, "longest pause between tries; a longer Retry-After is cut", within=(0.01, 3600)
-    )
-
 
 ROLE = "forward"
 ADMIN_LISTEN = "127.0.0.1:8082"  # unless admin_listen is set: a service on this machine has 8081

@@ -1,4 +1,1 @@
-"""Broker: the connection to NATS JetStream, its streams, publishing and pulling.
-
-Imports model and system. The folders above may import it.
-"""
+"""NATS JetStream: the connection, the streams, publishing and pulling. Knows no other role."""

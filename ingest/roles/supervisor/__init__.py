@@ -1,4 +1,1 @@
-"""The buffer on a stream of the broker: its inlet is in a gateway, its outlet in a writer.
-
-A message of the stream is one frame (`frames.py`).
-"""
+"""`ingest up`: starts, watches and ends the processes of the roles on one machine."""

@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import asyncpg
-from asyncpg import Connection, Record
 from asyncpg.connect_utils import SessionAttribute
 
 from ingest.config.values import is_torn
@@ -41,6 +40,11 @@ from ingest.model.causes import (
 )
 from ingest.sinks.postgres.schema import READINGS, Look, TargetTable
 from ingest.system.logs import get_logger
+
+# What an annex needs of asyncpg, which only this folder knows.
+Connection = asyncpg.Connection
+Record = asyncpg.Record
+PostgresError = asyncpg.PostgresError
 
 CLOSED = "the server closed the connection"
 CUT = "the connection was cut"

@@ -16,9 +16,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NamedTuple
 
-from asyncpg import Connection
-
 from ingest.model.errors import StartError
+from ingest.sinks.postgres.connection import Connection
 from ingest.sinks.postgres.housekeeping import registry
 from ingest.sinks.postgres.housekeeping.plan import Job, Step
 from ingest.sinks.postgres.housekeeping.table_state import PARTITIONED, View

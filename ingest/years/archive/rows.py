@@ -13,10 +13,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from asyncpg import Connection
-
 from ingest.model.errors import StartError
-from ingest.sinks.postgres.connection import Expired
+from ingest.sinks.postgres.connection import Connection, Expired
 from ingest.sinks.postgres.housekeeping import registry
 from ingest.sinks.postgres.housekeeping.partitions import (
     BEGINNING_US,

@@ -8,8 +8,7 @@ Does not: answer steps that are not whole hours. The driver's errors pass throug
 
 from __future__ import annotations
 
-from asyncpg import Connection, Record
-
+from ingest.sinks.postgres.connection import Connection, Record
 from ingest.sinks.postgres.housekeeping.partitions import literal
 from ingest.sinks.postgres.lookup import mean
 from ingest.sinks.postgres.schema import TargetTable

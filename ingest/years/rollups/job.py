@@ -15,9 +15,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from asyncpg import Connection
-
 from ingest.model.errors import StartError
+from ingest.sinks.postgres.connection import Connection
 from ingest.sinks.postgres.housekeeping import registry
 from ingest.sinks.postgres.housekeeping.plan import Job, Step
 from ingest.sinks.postgres.housekeeping.table_state import HYPERTABLE, PARTITIONED, PLAIN, View

@@ -13,11 +13,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-import asyncpg
-from asyncpg import Connection
-
 from ingest.model.causes import Verdict
-from ingest.sinks.postgres.connection import text_of
+from ingest.sinks.postgres.connection import Connection, PostgresError, text_of
 from ingest.sinks.postgres.housekeeping.partitions import TimeSpan, literal
 from ingest.sinks.postgres.schema import TargetTable
 from ingest.sinks.postgres.sqlstate import verdict_for
@@ -315,14 +312,14 @@ async def store(run: Run, statement: str, source: str, span: TimeSpan, start: st
     try:
         async with run.connection.transaction():
             return str(await run.connection.execute(statement))
-    except asyncpg.PostgresError as error:
+    except PostgresError as error:
         if not _is_of_some(error):
             raise
         await put_off(run, source, span, start)
         return ""
 
 
-def _is_of_some(error: asyncpg.PostgresError) -> bool:
+def _is_of_some(error: PostgresError) -> bool:
     """Whether the server refuses some rows, and may take the others."""
     return verdict_for(error.sqlstate) is Verdict.ISOLATE
 
@@ -351,7 +348,7 @@ async def compute(run: Run) -> None:
         try:
             some = await _compute_some(run, by_index=by_index, count=count)
             count = min(most, 2 * count)
-        except asyncpg.PostgresError as error:
+        except PostgresError as error:
             if not _is_of_some(error):
                 raise
             if len(run.taken) == 1:

@@ -12,8 +12,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from asyncpg import Connection
-
+from ingest.sinks.postgres.connection import Connection
 from ingest.sinks.postgres.housekeeping import registry
 from ingest.sinks.postgres.housekeeping.partitions import (
     BEGINNING_US,

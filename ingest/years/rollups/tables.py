@@ -22,8 +22,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
-from asyncpg import Connection
-
+from ingest.sinks.postgres.connection import Connection
 from ingest.sinks.postgres.housekeeping.partitions import BEGINNING_US, END_US, TimeSpan, literal
 from ingest.sinks.postgres.schema import TargetTable, quoted, shortened
 

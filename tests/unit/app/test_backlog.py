@@ -18,7 +18,7 @@ class Rig:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 1000.0
-        for part in ("app.backlog", "writer.database_state"):
+        for part in ("app.space", "writer.database_state"):
             monkeypatch.setattr(f"ingest.{part}.monotonic_s", lambda: self.now_s)
         self.state = DatabaseState(wait_s_min=1, wait_s_max=1, hold_probe_s=1)
         self.stats = EMPTY

@@ -36,7 +36,7 @@ class Rig:
         self.url_fault = ""
         self.table = Trouble()
         self.ledger = Ledger()
-        for part in ("space", "fill", "refusals"):
+        for part in ("space", "health"):
             monkeypatch.setattr(f"ingest.app.{part}.monotonic_s", lambda: self.now_s)
         self.health = make_health(
             settings=settings,

@@ -17,8 +17,8 @@ class Rig:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **given: float) -> None:
         self.now_s = 1000.0
-        for part in ("instances", "status"):
-            monkeypatch.setattr(f"ingest.app.{part}.monotonic_s", lambda: self.now_s)
+        for part in ("supervisor.instances", "status"):
+            monkeypatch.setattr(f"ingest.roles.{part}.monotonic_s", lambda: self.now_s)
         self.own = Ledger()
         self.instances = Instances(self.own, **given)
         self.seen: list[dict[str, Any]] = []

@@ -27,8 +27,8 @@ class Rig:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 1000.0
-        for part in ("instances", "up_health", "fill"):
-            monkeypatch.setattr(f"ingest.app.{part}.monotonic_s", lambda: self.now_s)
+        for part in ("roles.supervisor.instances", "roles.supervisor.overview", "app.space"):
+            monkeypatch.setattr(f"ingest.{part}.monotonic_s", lambda: self.now_s)
         self.instances = Instances(Ledger())
         advice = {name: f"<{name}>" for name in FIELDS}
         self.health = UpHealth(self.instances, Fill(Settings()), advice)

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from ingest.config.database_url import RereadUrl
 from ingest.config.loading import load
-from ingest.config.named_files import RereadUrl, default_state_dir, state_dir
+from ingest.config.named_files import default_state_dir, state_dir
 from ingest.model.errors import ConfigError
 from tests.unit.config.test_settings import refusal, toml
 

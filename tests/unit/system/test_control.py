@@ -113,7 +113,7 @@ async def test_error_of_a_child_is_told() -> None:
 
 CHILD = """
 import asyncio, os, subprocess, sys
-from ingest.system.control import ControlChannel
+from ingest.roles.supervisor.child import ControlChannel
 async def main():
     async with await ControlChannel.inherited(int(sys.argv[1])) as channel:
         first = await channel.receive()

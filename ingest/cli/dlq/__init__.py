@@ -1,0 +1,1 @@
+"""`ingest dlq`: the command, what it shows, and its replay."""

@@ -1,0 +1,1 @@
+"""`ingest doctor`: the command, and its checks."""

@@ -1,0 +1,1 @@
+"""JSON and NDJSON with items of our own: body, fast and careful path."""

@@ -1,0 +1,1 @@
+"""JSON of other senders, by the table of a source."""
