@@ -1,6 +1,6 @@
 """The text of /metrics: of one process, or of several with the label `instance`.
 
-Each part lists its metrics itself, see model/metrics.py. Here they become the format of Prometheus,
+Each part lists its metrics itself, see model/ledger.py. Here they become the format of Prometheus,
 beside what Python and the operating system say of a process.
 
 The metrics of the ledger, and of the buffer, dead letters, journal and state that it names.

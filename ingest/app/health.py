@@ -9,7 +9,7 @@ What was refused lately: counts of the last minute for /readyz, and a log line a
 
 It compares the ledger's counters second by second, so a refused post costs nothing here, however
 many there are.
-Does not: log who sent what. receiver/refused_posts.py keeps that, for those who may see it.
+Does not: log who sent what. receiver/senders.py keeps that, for those who may see it.
 
 When posts are taken after a start: whether the table must have been checked before.
 

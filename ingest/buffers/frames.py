@@ -6,7 +6,7 @@ All numbers are big-endian.
                        | received_us i64 | newest_ts_us i64 | posts u32 | tuples, n bytes
 
 `posts` is how many posts share the frame. For one post it is 0, as earlier versions wrote.
-`received_us` is the time of the first of them. `tuples` are the rows of model/rows.py.
+`received_us` is the time of the first of them. `tuples` are the rows of model/block.py.
 
 The CRC of a frame is computed over all bytes that follow it, with a salt as its start value. After
 damage the reader searches for the next mark with a right CRC and a greater sequence, and goes on

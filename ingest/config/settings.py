@@ -65,7 +65,7 @@ class TableSettings:
     keep_rollups: str = setting("", "how long rollups stay, such as 2y; empty: for ever")
 
 
-ROW_BYTES_MAX = 34 + 2 * NAME_BYTES_MAX  # of one row (model/rows.py shows its layout)
+ROW_BYTES_MAX = 34 + 2 * NAME_BYTES_MAX  # of one row (model/block.py shows its layout)
 HOLD_PROBE_S_MAX = 5.0
 
 

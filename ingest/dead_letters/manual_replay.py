@@ -250,7 +250,7 @@ class ManualReplay:
 
 
 def _listed(letter: Letter, post: Post) -> Decoded:
-    """Decode an item of a format that media_type.py lists."""
+    """Decode an item of a format that formats/media_types.py lists."""
     return DECODE_ITEM[letter.format](letter.original or b"", post)
 
 

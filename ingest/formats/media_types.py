@@ -1,7 +1,7 @@
 """The list of formats: for each media type, its name and the function that decodes a body of it.
 
 A new format is a file of this folder and its entries in FORMATS. Its invalid items become dead
-letters, which have its name (model/letter.py), and DECODE_ITEM must decode one of them.
+letters, which have its name (model/reading.py), and DECODE_ITEM must decode one of them.
 Line protocol is not in the list: its senders write any Content-Type, so its paths decide.
 tests/contract/test_formats.py states what every format keeps, and runs over all of them.
 """

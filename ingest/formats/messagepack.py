@@ -1,13 +1,13 @@
 """MessagePack: from a body with items of our own to a block, and errors for the invalid ones.
 
 The items have the shapes and the rules of JSON. The parser says where each item ends, and
-packed_item.py reads it.
+messagepack.py reads it.
 Promises: a step is short, and the limits are those of a JSON array with the same items.
 
 Reads one item of MessagePack: from its bytes to its readings, with a code for a fault.
 
 An object becomes a list of names and raw values, so names that stand twice are found, and what is
-within an array is never made. json_item.py then decides as for JSON.
+within an array is never made. formats/json/careful.py then decides as for JSON.
 Does not: parse a body; the bytes are one whole value of MessagePack.
 """
 

@@ -1,6 +1,6 @@
 """SenML JSON (RFC 8428): from a pack to a block of its readings, and errors for invalid records.
 
-The body is cut into slices as JSON is. Each record is read exactly (senml_record.py), and resolved
+The body is cut into slices as JSON is. Each record is read exactly (senml.py), and resolved
 with the base fields that are in effect. `v` and `vb` are values; `vs` and `vd` are left out and
 counted; the sum `s` is a metric of its own. A record that only has base fields gives no reading.
 The unit is a part of the metric: a name may have several. Unknown fields are ignored.

@@ -1,7 +1,7 @@
 """Names that were posted, checked and encoded once: devices and metrics, each for itself.
 
 The names of a row are what it has of the device and then what it has of the metric. So nothing is
-kept for each series. JSON and the other formats with items find their names here; line_series.py
+kept for each series. JSON and the other formats with items find their names here; lines/keys.py
 keeps the keys of lines. All formats tell which devices post, but only those that were not kept. So
 a registry learns it at no cost for the others. It calls `look` to be told of all devices again.
 """

@@ -77,7 +77,7 @@ class Valve:
 
 HALF_END = len(HEAD_END) - 1  # HEAD_END may come in two parts; the first has at most so many bytes
 # 256 KiB of the smallest chunks take 30 ms. So the parser gets a chunked body in parts. After this
-# time it gets no further part, until the connection's turn comes in a later round (loop_share.py).
+# time it gets no further part, until the connection's turn comes in a later round (rounds.py).
 PART_BYTES_MAX = 2 * 1024
 PARSE_S_MAX = 0.0002
 # So many bytes of a chunked body may be sizes, line ends and trailers, and as many again as it has

@@ -9,7 +9,7 @@ steps and others. Handshakes that have begun are not bounded: one that says no m
 any open connection, and no time.
 Promises: no private key work before the client's first bytes are here. Bytes that are not TLS get
 an answer in plain HTTP that says so.
-Does not: read files (certificate.py), or decide when a step is due (loop_share.py).
+Does not: read files (tls.py), or decide when a step is due (rounds.py).
 
 The certificate of a TLS port and its private key, from files that may change while it runs.
 

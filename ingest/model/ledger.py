@@ -5,7 +5,7 @@ ingest/app/lists.py collects the lists. /metrics and the tables of the documents
 The ledger: the counters of the path of a reading, and the balance between them.
 
 The counters are plain integers on one event loop: an increment costs 30 ns, the counter of a client
-library 300. admin/ledger_metrics.py shows them. They start at 0 with each process.
+library 300. admin/exposition.py shows them. They start at 0 with each process.
 
 The balance is this rule. While a reading is on its way from one counter to another, it can be
 wrong for a moment.

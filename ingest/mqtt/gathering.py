@@ -2,7 +2,7 @@
 
     json    a message is an item, or an array of items  -> one array
     lines   a message has lines of line protocol        -> all lines
-    source  a message is any JSON: see source_form.py   -> one array for each topic
+    source  a message is any JSON: see gathering.py   -> one array for each topic
 
 Promises: a message in a post cannot change how another one is read. What would is refused here, or
 is the last of its post. Readings without a time get that of their message: with the time of the

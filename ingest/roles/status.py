@@ -4,7 +4,7 @@ A gateway or a writer sends it to the process that shows all of them (`ingest up
 full seconds, so that the figures of several processes are of the same moment.
 Promises: an object has less than STATUS_BYTES_MAX bytes as JSON. Counters are complete in each, so
 one that is lost does no harm. What a newer version adds is ignored.
-Does not: send or receive; system/control.py does.
+Does not: send or receive; roles/supervisor/child.py does.
 """
 
 from __future__ import annotations

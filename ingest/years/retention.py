@@ -1,7 +1,8 @@
 """The job of housekeeping that lets old partitions leave the table: detach, archive, drop.
 
 For each partition: it is detached while others write; if there is an archive, that job writes and
-verifies it; then the table is dropped. How far it is, and what may come next, is in life.py.
+verifies it; then the table is dropped. How far it is, and what may come next:
+partition_life.py.
 Promises: only a table that we made or adopted is dropped, and it is the one that was detached. With
 an archive it is dropped only if it was verified. What waits for a person's answer is not begun.
 Killed at any moment, the next run goes on. What was detached to be archived is not dropped without

@@ -30,7 +30,7 @@ PARENT = """
 import asyncio, sys
 from pathlib import Path
 from ingest.embedded import broker
-from ingest.embedded.broker_program import find_program
+from ingest.roles.embedded_broker import find_program
 if sys.argv[2:] == ["unsynced"]:
     text = broker.config_text
     broker.config_text = lambda *of, **more: text(*of, **more).replace("always", "2m")

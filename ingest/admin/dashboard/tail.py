@@ -104,7 +104,7 @@ class Tail:
         self._kept.left_out |= len(refused) > most
 
     def add(self, sent: Mapping[str, Any]) -> None:
-        """Add the sample of another process, as app/status.py has sent it. Raises ValueError.
+        """Add the sample of another process, as roles/status.py has sent it. Raises ValueError.
 
         Of a device that a page follows it has only what this process happened to sample.
         """

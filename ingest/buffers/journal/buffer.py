@@ -11,7 +11,7 @@ written to the journal, and needs room in memory.
 
 Promises: what the buffer in memory promises. When a post was told that its block is on the disk,
 the block outlives the process.
-Does not: write files (log.py, thread.py and folder.py do), or know what becomes of a block.
+Does not: write files (log.py, log.py and folder.py do), or know what becomes of a block.
 """
 
 from __future__ import annotations

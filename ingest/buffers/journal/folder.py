@@ -2,7 +2,7 @@
 
 Promises: when `write` returns, the group is on the disk. Nothing is appended to a segment of an
 earlier process.
-Does not: allow two calls at a time. All methods block; the thread of thread.py makes one call after
+Does not: allow two calls at a time. All methods block; the thread of log.py makes one call after
 the other.
 
 The journal's index in memory: its segments, and ranges of blocks that are only on the disk.

@@ -6,7 +6,7 @@ While a thread writes one group, the next one is gathered. When a group is on th
 into the event loop reports it to all its entries.
 After an fsync has failed, nothing more is written to that file. The kernel may have dropped data
 that it could not write, and reports this only once. The group is refused, and a new file is begun,
-unless the disk is full (thread.py decides that; folder.py gives the old file up). While no file
+unless the disk is full (log.py decides that; folder.py gives the old file up). While no file
 can be written the journal is `broken`: it refuses entries at once, and tries the disk again every
 PROBE_S.
 

@@ -1,7 +1,7 @@
 """`ingest dlq`: shows the dead letters, replays them, discards them.
 
 It works beside a running service and without one. Only `replay` needs the database. The dead
-letters are in the files of the state folder or in the broker's stream: find_letters.py knows.
+letters are in the files of the state folder or in the broker's stream: cli/context.py knows.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The JSON format: from a body to a block of its valid readings, and errors for the others.
 
-A small body is decoded at once. A large one is cut into slices (json_slices.py). json_whole.py
+A small body is decoded at once. A large one is cut into slices (json_slices.py). fast.py
 encodes most slices as a whole. Where it returns None, the items of the slice go through
-json_item.py one by one, a few in each step. No item is parsed a third time.
+careful.py one by one, a few in each step. No item is parsed a third time.
 Promises: a step is short (a millisecond), whatever the body has. What is kept besides the body is
 not larger than the body and its rows.
 """

@@ -1,7 +1,7 @@
 """The careful path for JSON: one parsed item to its readings, with a code for every fault.
 
-json_post.py calls it for the items of a slice that the fast path did not accept. This file alone
-decides which item is invalid; json_messages.py says it in words.
+body.py calls it for the items of a slice that the fast path did not accept. This file alone
+decides which item is invalid; careful.py says it in words.
 Promises: the work is bounded by the bytes of the item, whatever is in them. Messages are made only
 for the first errors of a post (`told`). The others have the first fault only, and its code's text.
 

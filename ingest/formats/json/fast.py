@@ -1,7 +1,7 @@
 """The fast path for JSON: parsed items to encoded rows, all of them together.
 
-Promises: it accepts nothing that json_item.py would refuse.
-Does not: name an error. At the first doubt it returns None, and json_item.py decides.
+Promises: it accepts nothing that careful.py would refuse.
+Does not: name an error. At the first doubt it returns None, and careful.py decides.
 
 It works on columns (all times, all names, all values); each step is one pass in C. With a step of
 Python for each reading it costs nearly twice as much.

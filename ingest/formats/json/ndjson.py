@@ -1,8 +1,8 @@
 """NDJSON: from a body with an item of JSON in each line to a block, and errors for the other lines.
 
 Each line is parsed alone. So a line that is not JSON is an invalid item, and spoils no other one.
-Empty lines are skipped. A body is read in slices of whole lines; json_whole.py encodes most of them
-as a whole, and json_item.py reads the lines of the others one by one.
+Empty lines are skipped. A body is read in slices of whole lines; fast.py encodes most of them
+as a whole, and careful.py reads the lines of the others one by one.
 Promises: a step is short, and the limits are those of a JSON array with the same items.
 """
 

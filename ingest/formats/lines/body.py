@@ -1,7 +1,7 @@
 """Line protocol: from a body to blocks of its valid readings, and errors for the other lines.
 
-A body is read in slices. line_whole.py reads most slices as a whole. Where it returns None, the
-lines of the slice are read in halves, then one by one (line_item.py).
+A body is read in slices. fast.py reads most slices as a whole. Where it returns None, the
+lines of the slice are read in halves, then one by one (careful.py).
 Promises: a step is short (a few milliseconds), whatever the body has. What is kept besides the body
 is not larger than the body and its rows, and these are bounded.
 Does not: decide what the answer to a post is.

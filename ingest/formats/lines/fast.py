@@ -1,6 +1,6 @@
 """The fast path for line protocol: plain lines to the columns of their rows, all together.
 
-Promises: it accepts nothing that line_item.py would refuse, and reads the rest as that does.
+Promises: it accepts nothing that careful.py would refuse, and reads the rest as that does.
 Does not: name an error. At the first doubt it returns None; then there is a string, a comment, an
 invalid line, or one of another form than the others.
 
@@ -68,7 +68,7 @@ class Columns(Struct, frozen=True, gc=False):
 def one(text: bytes, keys: Keys, post: Post) -> tuple[int, bytes, float] | None:
     """Return time (Unix microseconds), names and value of a body of one reading, or None.
 
-    It costs a third of `many`. None is no fault: `many` reads more, and line_item.py all.
+    It costs a third of `many`. None is no fault: `many` reads more, and careful.py all.
     """
     found = _ONE.fullmatch(text)
     if found is None:

@@ -1,7 +1,7 @@
 """A source: how the documents of one sender become readings, compiled from its table of keys.
 
 Promises: a wrong table raises SourceFault, which names the key and what to write instead.
-Does not: read a document (map_row.py), or the file with the tables.
+Does not: read a document (rows.py), or the file with the tables.
 
 The mappings that are part of the package: the keys of a source for well-known senders.
 

@@ -15,8 +15,8 @@ lowest name of all begins, and the last done messages are read again, up to a bo
 have heard the others: what has an earlier begin is taken over then, with what is open there.
 Promises: the purge goes no further than `checked_to`: all up to there was given, or seen to, and
 the others were told so. A message may be written twice; the table's key absorbs that.
-Does not: see what was removed (removals.py does), or that a message is damaged which must be given
-once more.
+Does not: see what was removed (stream_state.py does), or that a message is damaged which must be
+given once more.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Our own purge removes what is done and nothing else. So these are losses: the st
 another one of the same name; it ends before the place where it ended, or it has given a place
 twice; it begins behind the farthest place that can have been delivered.
 Each look is compared with a mark of what the stream must have: that of the look before, and at
-first that of an earlier process (system/stream_mark.py).
+first that of an earlier process (system/state_folder.py).
 Promises: a loss is reported once, at the second look that shows it: a server that was cut off from
 the others may give an old answer once. If there is only one copy, an end that went back is reported
 at once: messages that come meanwhile would hide it.

@@ -2,7 +2,7 @@
 
 Promises: `apply` never removes a stream, a consumer or a message. A setting that cannot be changed,
 or that says that the stream is somebody else's, is an error that names it.
-Does not: know what the server does with its disk; monitor.py does.
+Does not: know what the server does with its disk; watch.py does.
 
 What the streams and their consumers must be, and how those that are there differ. No I/O.
 

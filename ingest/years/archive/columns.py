@@ -6,7 +6,7 @@ Promises: each bit of a float and each microsecond is kept. What is not such row
 
 The checksum of rows: PostgreSQL's own hash functions, here for whole columns at once.
 
-`archive_rows.py` has the same in SQL. The checksum is a sum over the rows, so their order does not
+`rows.py` has the same in SQL. The checksum is a sum over the rows, so their order does not
 matter. The hash of a row: of device_id, then metric, then ts, then value; the result of each step
 is the seed of the next one. Each bit of a row counts. PostgreSQL's hash of a float takes all NaN as
 one, and both zeros as one: their bits are hashed as an integer instead.

@@ -7,7 +7,7 @@ Does not: plan a step. Retention plans those of the kind `archive`.
 What the registry knows of the archive: which files have which span, with their checksum.
 
 The key is `files/NAME`: NAME is that of the partition that was archived first. How far a partition
-is on its way out of the table, is in `archive/NAME`: see life.py.
+is on its way out of the table, is in `archive/NAME`: see years/partition_life.py.
 The driver's errors pass through.
 """
 

@@ -38,7 +38,7 @@ select n.nspname::text as schema, to_regclass(format('%I.%I', n.nspname, $2::tex
        as there
 from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = to_regclass($1)"""
 
-# The same as in archive/postgres_hash.py, which says why zeros and NaN are apart.
+# The same as in columns.py, which says why zeros and NaN are apart.
 _CHECKSUM = """
 select count(*) as rows, coalesce(sum(hash), 0)::text as sum from (
     select case when value = 0 or value = 'NaN'

@@ -25,8 +25,9 @@ def test_annex_that_is_not_there_is_left_out(monkeypatch: pytest.MonkeyPatch) ->
 def test_file_that_an_annex_lacks_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """A part of an annex that is lost would else be missed by nobody."""
     monkeypatch.delitem(sys.modules, "ingest.roles.annex", raising=False)
-    monkeypatch.setitem(sys.modules, "ingest.roles.outlet", None)
-    with pytest.raises(ModuleNotFoundError, match=r"ingest\.roles\.outlet"):
+    monkeypatch.delattr("ingest.roles.nats.audit", raising=False)
+    monkeypatch.setitem(sys.modules, "ingest.roles.nats.audit", None)
+    with pytest.raises(ModuleNotFoundError, match=r"ingest\.roles\.nats\.audit"):
         find()
 
 

@@ -114,7 +114,7 @@ import asyncio, sys
 from pathlib import Path
 from ingest.dead_letters.folder.backend import FolderBackend
 from ingest.dead_letters.queue import DeadLetterQueue
-from ingest.model.letter import Letter
+from ingest.model.reading import Letter
 from ingest.model.reading import Reading
 
 async def main():

@@ -5,7 +5,7 @@ schema must not take each other's partitions, files and rollups for their own.
 Keys: `table/NAME` (a table whose partitions we make: its span), `partition/NAME` (made or adopted
 by us: its bounds), `answer/keep_hot` (what a person confirmed), `archive/NAME` (how far the archive
 of a span is), `files/NAME` (what is in the archive), `pinned/NAME`, `schema` (the version of all
-this, see versions.py). The owner writes it; the role that writes readings need not see it.
+this, see runs.py). The owner writes it; the role that writes readings need not see it.
 Promises: each write is one statement of the caller's transaction. The driver's errors pass through.
 """
 
