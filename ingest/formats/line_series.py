@@ -241,8 +241,6 @@ class Keys:
         before, mark, comma, after = around
         text = b"".join((before, mark, b" " if mark else b"", comma, after))
         self.kept.read_one(text)
-        if len(text) + FIELD_BYTES_MAX > KEY_BYTES_MAX:
-            raise KeyError(text)
         cells = (before + comma + after).replace(b"=", b",").split(b",")
         tail = (before + comma + after)[len(cells[0]) :]
         form = mark, cells[0], *cells[1::2]
