@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
-from ingest.formats.json_whole import Rows
+from ingest.formats.json_whole import Rows, block_of
 from ingest.formats.post import (
     ERRORS_TOLD_MAX,
     Decoded,
@@ -23,7 +23,6 @@ from ingest.formats.post import (
     too_many_invalid,
 )
 from ingest.formats.series import SERIES
-from ingest.model.block import Block
 from ingest.model.errors import Refused
 from ingest.model.rows import PG_EPOCH_US, encode_rows
 
@@ -34,18 +33,6 @@ ItemReadings = tuple[int, str, dict[str, float]]
 # Reads an item, given its bytes, its index in the post, the post, and whether its error gets a
 # message.
 ReadItem = Callable[[Any, bytes, int, Post, bool], tuple[ItemReadings | None, ItemError | None]]
-
-
-def block_of(rows: Rows, post: Post) -> Block:
-    """Return the block of all rows of a post."""
-    return Block(
-        rows.tuples,
-        rows.rows,
-        received_s=post.received_s,
-        received_us=post.received_us,
-        newest_ts_us=rows.newest_us,
-        items=rows.items,
-    )
 
 
 def require_possible(items: int, post: Post) -> None:

@@ -19,12 +19,11 @@ from msgspec import Raw
 from ingest.formats.item_reader import (
     CAREFUL_ITEMS,
     ItemReader,
-    block_of,
     require_possible,
 )
 from ingest.formats.json_item import read_item
 from ingest.formats.json_slices import SPACE, not_json, slices
-from ingest.formats.json_whole import many, one
+from ingest.formats.json_whole import block_of, many, one
 from ingest.formats.post import Decoded, Post, Steps, finished, most_items
 
 WHOLE_BYTES = 16 * 1024  # a body of this size is decoded in one step, if all its items are valid

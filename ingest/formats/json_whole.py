@@ -20,6 +20,7 @@ from msgspec import Struct
 from ingest.formats.post import Post, too_many
 from ingest.formats.series import SERIES
 from ingest.formats.timestamp import Times, integers_us, number_us, numbers_us, plain_us, texts_us
+from ingest.model.block import Block
 from ingest.model.rows import PG_EPOCH_US, encode_row, encode_rows
 
 FIELDS = ("device_id", "metric", "ts", "value", "values")
@@ -42,6 +43,18 @@ class Rows(Struct, frozen=True, gc=False):
     rows: int
     newest_us: int
     items: list[int] | None
+
+
+def block_of(rows: Rows, post: Post) -> Block:
+    """Return the block of all rows of a post."""
+    return Block(
+        rows.tuples,
+        rows.rows,
+        received_s=post.received_s,
+        received_us=post.received_us,
+        newest_ts_us=rows.newest_us,
+        items=rows.items,
+    )
 
 
 def one(item: Item, body: bytes, post: Post) -> Rows | None:

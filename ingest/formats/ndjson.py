@@ -17,12 +17,11 @@ from ingest.formats.item_reader import (
     CAREFUL_ITEMS,
     ItemReader,
     ItemReadings,
-    block_of,
     require_possible,
 )
 from ingest.formats.json_item import read_item
 from ingest.formats.json_slices import SLICE_BYTES, SLICE_BYTES_MAX, SPACE, check_slice, parsed
-from ingest.formats.json_whole import many, one
+from ingest.formats.json_whole import block_of, many, one
 from ingest.formats.post import Decoded, ItemError, Post, Steps, most_items
 from ingest.model.codes import ITEM_CODES
 from ingest.model.errors import Refused

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ingest.formats import item_reader
+from ingest.formats import json_whole
 from tests.fuzz import __main__ as command
 from tests.fuzz.campaign import FORMATS, campaign
 
@@ -21,7 +21,7 @@ def test_wrong_value_is_found_and_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A decoder that loses the last readings of a block makes the command fail, with the body."""
-    really = item_reader.block_of
+    really = json_whole.block_of
     for module in ("item_reader", "ndjson"):
         monkeypatch.setattr(
             f"ingest.formats.{module}.block_of",
