@@ -131,10 +131,11 @@ def _escaped(name: str, special: str) -> str:
 
 
 class Shape(dict[bytes, bytes]):
-    """What keys share that differ in the device only: the metric by field, as `metric_after` writes.
+    """What keys share that differ in the device only: the metric of each field.
 
-    A field, marked, that it does not know yet is read; that raises KeyError if the metric is invalid, or if
-    enough was read in this step, and UnicodeDecodeError.
+    Fields are marked; metrics are as `metric_after` writes them. A field that is not known yet is
+    read. That raises KeyError if the metric is invalid, or if enough was read in this step, and
+    UnicodeDecodeError.
     """
 
     __slots__ = ("_kept", "key")
