@@ -77,22 +77,20 @@ class Devices:
 
     def seen(self, device_ids: Iterable[str], now_us: int) -> None:
         """Note some devices."""
+        places, last_us, bitmap = self._place, self._last_us, self._bitmap
         for device_id in device_ids:
-            place = self._place.get(device_id)
+            place = places.get(device_id)
             if place is not None:
-                self._last_us[place] = now_us
-            elif len(self._place) < DEVICES_MAX:
-                self._place[device_id] = len(self._last_us)
+                last_us[place] = now_us
+            elif len(places) < DEVICES_MAX:
+                places[device_id] = len(last_us)
                 self._first_us.append(now_us)
-                self._last_us.append(now_us)
+                last_us.append(now_us)
             else:
-                self._count(hash(device_id) % _BITS)
-
-    def _count(self, bit: int) -> None:
-        byte, mask = bit >> 3, 1 << (bit & 7)
-        if not self._bitmap[byte] & mask:
-            self._bitmap[byte] |= mask
-            self._bits_set += 1
+                bit = hash(device_id) % _BITS
+                if not bitmap[bit >> 3] >> (bit & 7) & 1:
+                    bitmap[bit >> 3] |= 1 << (bit & 7)
+                    self._bits_set += 1
 
     def rejected(self, device_ids: Iterable[str]) -> None:
         """Count a rejected reading for each of these devices."""

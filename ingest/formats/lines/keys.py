@@ -114,11 +114,11 @@ def _named(measurement: str, tags: dict[str, str], naming: Naming) -> Key | Faul
 
 
 class Shape(dict[bytes, bytes]):
-    """What keys share that differ in the device only: the metric of each field, marked, as
-    `metric_after` writes it.
+    """What keys share that differ in the device only: the metric of each field.
 
-    A field that it does not know yet is read; that raises KeyError if the metric is invalid, or if
-    enough was read in this step, and UnicodeDecodeError.
+    Fields are marked; metrics are as `metric_after` writes them. A field that is not known yet is
+    read. That raises KeyError if the metric is invalid, or if enough was read in this step, and
+    UnicodeDecodeError.
     """
 
     __slots__ = ("_kept", "key")
@@ -159,6 +159,8 @@ class Keys:
         self.known: dict[bytes, Named] = {}
         self.kept = kept
         self._shapes: dict[Around, Shape] = {}
+        # By the tag of the device, measurement and names of tags: what metrics begin with, if the
+        # other tags are already in order. If they are plain, they follow as they stand in the key.
         self._heads: dict[tuple[bytes, ...], str] = {}
         self._marks = [b",%b=" % name_marked(tag, naming.escapes) for tag in naming.device_tags]
         self._default = name_marked(naming.device, naming.escapes)
@@ -219,13 +221,12 @@ class Keys:
         """Return the shape of all keys with these parts. Raises KeyError if they tell none.
 
         They do if a space in the place of the device is read as it: no key has another one. So a
-        key that has the tag twice, or one that comes before it, is not taken for another.
+        key that has the tag twice, or one that comes before it, is not taken for another. Where
+        each key has tags of its own (container ids), most of them are found by `_heads`, unread.
         """
         before, mark, comma, after = around
         text = b"".join((before, mark, b" " if mark else b"", comma, after))
         self.kept.read_one(text)
-        if len(text) + FIELD_BYTES_MAX > KEY_BYTES_MAX:
-            raise KeyError(text)
         cells = (before + comma + after).replace(b"=", b",").split(b",")
         tail = (before + comma + after)[len(cells[0]) :]
         form = mark, cells[0], *cells[1::2]

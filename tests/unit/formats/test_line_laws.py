@@ -6,6 +6,7 @@ import json
 from itertools import chain
 from pathlib import Path
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -107,9 +108,10 @@ BODIES = (
     | st.lists(a_line(), max_size=12).map("\n".join)
     | st.lists(ALIKE, max_size=12).map("\n".join)
 )
+PLAIN, WITH_DEFAULT = Naming(TAGS), Naming(TAGS, "gw")
 NAMINGS = st.sampled_from(
     [
-        *(Naming(TAGS), Naming(TAGS, "gw"), Naming((), "gw", "d.b")),
+        *(PLAIN, WITH_DEFAULT, Naming((), "gw", "d.b")),
         *(Naming(TAGS, "", "", "questdb"), Naming((), "gw", "", "questdb")),
     ]
 )
@@ -131,6 +133,41 @@ def test_any_body_is_read_as_the_oracle_reads_it(
     assert told_of(points_of(body, naming, precision)) == expected
     with cut_small(cut):
         assert told_of(points_of(body, naming, precision)) == expected
+
+
+QUEST = Naming(("a\\b", "host"), "gw", "", "questdb")
+# Two bodies: what is kept of the first one must not mislead about the second one.
+MISLEADING = {
+    "a comma behind the device": (PLAIN, "t1,host=h v=1", "t1,host=i, v=1"),
+    "no value": (PLAIN, "t2,host=h,a=1 v=1", "t2,host=h,a= v=1"),
+    "no device": (PLAIN, "t3,host=h,a=1 v=1", "t3,host=,a=2 v=1"),
+    "`=` in the device": (PLAIN, "t4,host=h v=1", "t4,host=h=i v=1"),
+    "`=` in a tag": (PLAIN, "t5,a=1,host=h v=1", "t5,a=1=2,host=h v=1"),
+    "the device twice": (PLAIN, "t6,host=h,a=1 v=1", "t6,host=h,host=1 v=1"),
+    "another device first": (PLAIN, "t7,host=h,a=1 v=1", "t7,host=h,device_id=1 v=1"),
+    "a tag twice": (PLAIN, "t8,a=1,host=h,b=1 v=1", "t8,a=1,host=h,a=1 v=1"),
+    "unsorted tags": (PLAIN, "t9,b=1,a=1,host=h v=1", "t9,b=2,a=2,host=h v=1"),
+    "long tag": (PLAIN, "t10,a=1,host=h v=1", f"t10,a={'x' * 255},host=h v=1,w=1"),
+    "a mark in a tag": (PLAIN, "t11,a=1,host=h v=1", "t11,a=\\,,host=h v=1"),
+    "a backslash in a tag": (PLAIN, "t12,a=1,host=h v=1", "t12,a=\\,host=h v=1"),
+    "`é` in a tag": (PLAIN, "t13,a=1,host=h v=1", "t13,a=é,host=h v=1"),
+    "a control character": (PLAIN, "t14,a=1,host=h v=1", "t14,a=\x01,host=h v=1"),
+    "a measurement with `=`": (PLAIN, "t15=b,a=1,host=h v=1", "t15=b,a=2,host=h v=1"),
+    "another spelling": (QUEST, "t16,host=h v=1", "t16,a\\b=x,host=i v=1\nt16,a\\b=x v=1"),
+    "the default": (WITH_DEFAULT, "t17,a=1 v=1", "t17,a=2 v=1\nt17,host=i,a=1 v=1"),
+}
+
+
+@pytest.mark.parametrize("name", MISLEADING)
+def test_what_is_kept_of_a_key_does_not_mislead(name: str) -> None:
+    """Keys have much in common, but not all that they seem to."""
+    naming, *bodies = MISLEADING[name]
+    for body in map(str.encode, bodies):
+        expected = expected_of(body, naming, None)
+        found = points_of(body, naming)
+        assert told_of(found) == expected
+        if not isinstance(found, str) and name == "long tag":
+            assert all(each.field is None for each in found.errors)
 
 
 @given(body=st.binary(max_size=60), cut=st.integers(1, 20))
