@@ -12,15 +12,15 @@ Does not: detach or drop a table.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
 import pyarrow as pa
 
-from ingest.system import clock
-from ingest.system.clock import monotonic_s
+from ingest.system.clock import monotonic_s, sleep, thread_cpu_s
 from ingest.years.archive import files, job, table_rows
 from ingest.years.archive.arrow_rows import NOTHING, Checksum, DamagedRows, Decoder, encoded
 from ingest.years.archive.files import ArchiveFailed, ArchiveFolder, FolderInUse
@@ -48,12 +48,10 @@ class ParquetArchiver:
         self,
         folder: ArchiveFolder,
         stopped: Callable[[], bool] = lambda: False,
-        *,
-        pace: Pace | None = None,
     ) -> None:
         self.folder = folder
         self._stopped = stopped
-        self._pace = pace or Pace()
+        self._pace = Pace()
         # One thread: what is freed in it, is used again in it.
         self._thread = ThreadPoolExecutor(1, "archive")
 
@@ -107,7 +105,7 @@ class ParquetArchiver:
             source.from_us if before is None else before.from_us,
             source.to_us if before is None else before.to_us,
             *got,
-            tuple((each.name, each.rows, each.bytes) for each in written),
+            tuple(written),
             token,
             *table,
         )
@@ -224,7 +222,7 @@ class ParquetArchiver:
         Blocks. Changes nothing.
         """
         self._check_sizes(found)
-        got = checked(self._checksum, self.folder.paths(found.file_names))
+        got = _checked(self._checksum, self.folder.paths(found.file_names))
         if got != Checksum(found.rows, found.sum):
             raise ArchiveFailed(
                 f"the readings of {found.name} differ from its record: {got.rows:,} of "
@@ -269,26 +267,21 @@ class ParquetArchiver:
 
     async def rows(self, found: Contents) -> AsyncIterator[bytes]:
         """Yield the rows of a span as binary COPY."""
-        pieces = checked(encoded, self._read(found))
+        paths = self.folder.paths(found.file_names)
+        pieces = encoded(chain.from_iterable(map(files.read, paths)))
         while (piece := await self._aside(next, pieces, None)) is not None:
             yield piece
-
-    def _read(self, found: Contents) -> Iterator[pa.Table]:
-        for path in self.folder.paths(found.file_names):
-            yield from files.read(path)
 
     async def _aside(self, do: Callable[..., T], *args: object) -> T:
         """Do it in the thread; errors of files and of pyarrow are ArchiveFailed."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, checked, do, *args)
+        return await loop.run_in_executor(self._thread, _checked, do, *args)
 
 
-def checked(do: Callable[..., T], *args: object) -> T:
+def _checked(do: Callable[..., T], *args: object) -> T:
     """Do it. Raises ArchiveFailed for errors of files, of rows and of pyarrow."""
     try:
         return do(*args)
-    except ArchiveFailed:
-        raise
     except (OSError, pa.ArrowException, DamagedRows) as error:
         raise ArchiveFailed(f"the archive: {error}") from error
 
@@ -304,30 +297,22 @@ class Pace:
     Waiting for the disk counts as if others needed the processors.
     """
 
-    def __init__(
-        self,
-        now_s: Callable[[], float] = clock.monotonic_s,
-        cpu_s: Callable[[], float] = clock.thread_cpu_s,
-        sleep: Callable[[float], None] = clock.sleep,
-    ) -> None:
-        self._now_s = now_s
-        self._cpu_s = cpu_s
-        self._sleep = sleep
+    def __init__(self) -> None:
         self._from_s = self._from_cpu_s = 0.0
         self._rest_times = 0.0
 
     def begin(self) -> None:
         """Count from now on: the time before was no work."""
-        self._from_s, self._from_cpu_s = self._now_s(), self._cpu_s()
+        self._from_s, self._from_cpu_s = monotonic_s(), thread_cpu_s()
 
     def rest(self) -> None:
         """Rest after a piece of work, as long as is needed; then the next one begins. Blocks."""
-        took_s = self._now_s() - self._from_s
-        waited_s = took_s - FREE_TIMES * (self._cpu_s() - self._from_cpu_s)
+        took_s = monotonic_s() - self._from_s
+        waited_s = took_s - FREE_TIMES * (thread_cpu_s() - self._from_cpu_s)
         self._rest_times = 0.0
         if waited_s > 0:
             self._rest_times = min(REST_TIMES_MAX, REST_TIMES * waited_s / took_s)
-            self._sleep(self.rest_s(took_s))
+            sleep(self.rest_s(took_s))
         self.begin()
 
     def rest_s(self, took_s: float) -> float:

@@ -1,31 +1,23 @@
-"""`ingest archive`: what is in the archive, whether it is whole, the way back into the table.
-
-Also makes the archiver from the settings, for this and for the housekeeping. pyarrow is loaded only
-when something is archived or read: it takes 60 MB of memory and half a second, and it is an
-optional extra.
-"""
+"""`ingest archive`: what is in the archive, whether it is whole, the way back into the table."""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from ingest.app.storage import make_target, timeouts
 from ingest.cli.context import owners_database
 from ingest.cli.parser import JSON, Command, Ending, flag
 from ingest.config.loading import Loaded
-from ingest.config.named_files import archive_dir
-from ingest.config.settings import Settings
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.housekeeping.plan import alone
 from ingest.sinks.postgres.housekeeping.table_state import look_at
 from ingest.sinks.postgres.sessions import opened
 from ingest.system.clock import rfc3339_or_us
 from ingest.system.words import counted
+from ingest.years.annex import parquet_archiver
 from ingest.years.archive import job
-from ingest.years.archive.job import ALONE_S_MAX, Contents, Detached
+from ingest.years.archive.job import ALONE_S_MAX, Contents
 
 if TYPE_CHECKING:
     from ingest.years.archive.archiver import ParquetArchiver
@@ -120,43 +112,6 @@ async def _faults(
             except OSError:
                 faults[name] = str(error)
     return faults
-
-
-def parquet_archiver(
-    settings: Settings, stopped: Callable[[], bool] = lambda: False
-) -> ParquetArchiver:
-    """Return the archiver of `archive_dir`. Raises StartError if there is none. Blocks."""
-    folder = archive_dir(settings)
-    if folder is None:
-        raise StartError("there is no archive: archive_dir is not set")
-    try:
-        from ingest.years.archive.archiver import ParquetArchiver  # noqa: PLC0415
-        from ingest.years.archive.files import ArchiveFolder  # noqa: PLC0415
-    except ImportError as error:
-        raise StartError(
-            f"the archive needs pyarrow, which cannot be loaded ({error}): install "
-            "iot-ingest[archive], or build the image with the argument ARCHIVE=1"
-        ) from error
-    kept = ArchiveFolder(folder, free_bytes_min=settings.disk_free_bytes_min)
-    return ParquetArchiver(kept, stopped)
-
-
-def make_archiving(
-    settings: Settings, stopped: Callable[[], bool]
-) -> Callable[[Detached], Awaitable[None]]:
-    """Return what archives partitions. The archiver is made for the first one.
-
-    `stopped`: see ParquetArchiver.
-    """
-    made: ParquetArchiver | None = None
-
-    async def archive(source: Detached) -> None:
-        nonlocal made
-        if made is None:
-            made = await asyncio.to_thread(parquet_archiver, settings, stopped)
-        await made.archive(source)
-
-    return archive
 
 
 NAMES = {"metavar": "NAME", "help": "as `ingest archive list` shows"}

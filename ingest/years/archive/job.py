@@ -156,12 +156,12 @@ class Archiving(Job):
 
     async def do(self, connection: Connection, view: View, step: Step) -> None:
         """Archive one partition, which is detached."""
-        table, there = await table_rows.beside(
+        table, there, attached = await table_rows.beside(
             connection, view.table, step.partition, view.target.columns
         )
         if not there:
             raise StartError(f"the table {table.name} is gone: it cannot be archived")
-        if await table_rows.is_attached(connection, table):
+        if attached:
             raise StartError(f"{table.name} is still a partition: it is archived once detached")
         source = Detached(connection, view.table, table, step.from_us, step.to_us)
         await self._archive(source)
@@ -190,7 +190,9 @@ async def restore(
                 f"{each.name} has readings of this time. If they are late ones, the next "
                 "housekeeping run merges them with the archive, and then it can be restored"
             )
-    table, there = await table_rows.beside(connection, view.table, found.name, view.target.columns)
+    table, there, _ = await table_rows.beside(
+        connection, view.table, found.name, view.target.columns
+    )
     if there:
         entry = await partition_life.entry_of(connection, view.table, found.name)
         if entry is not None and entry.under_way:

@@ -25,9 +25,11 @@ _TID_RANGE_FROM = 14  # PostgreSQL
 DROPPED_BYTES_MAX = 64 * 1024**2  # some 0.2 s of COPY
 
 _BESIDE = """
-select n.nspname::text as schema, to_regclass(format('%I.%I', n.nspname, $2::text)) is not null
-       as there
-from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = to_regclass($1)"""
+select n.nspname::text as schema, to_regclass(found) is not null as there,
+       exists (select from pg_inherits where inhrelid = to_regclass(found)) as attached
+from pg_class c join pg_namespace n on n.oid = c.relnamespace,
+     format('%I.%I', n.nspname, $2::text) as found
+where c.oid = to_regclass($1)"""
 
 # The same as in arrow_rows.py, which says why zeros and NaN are apart.
 _CHECKSUM = """
@@ -65,21 +67,12 @@ class RowsTable(NamedTuple):
 
 async def beside(
     connection: Connection, parent: str, table: str, columns: Sequence[str] = KEY
-) -> tuple[RowsTable, bool]:
-    """Return the table of this name in the schema of `parent`, and whether it exists."""
+) -> tuple[RowsTable, bool, bool]:
+    """Return the table of this name beside `parent`; whether it exists, and is a partition."""
     row = await connection.fetchrow(_BESIDE, parent, table)
     if row is None:
         raise StartError(f"there is no table {parent}")
-    return RowsTable(row["schema"], table, tuple(columns)), row["there"]
-
-
-async def is_attached(connection: Connection, table: RowsTable) -> bool:
-    """Whether a table is a partition of some table."""
-    return bool(
-        await connection.fetchval(
-            "select exists (select from pg_inherits where inhrelid = to_regclass($1))", table.name
-        )
-    )
+    return RowsTable(row["schema"], table, tuple(columns)), row["there"], row["attached"]
 
 
 async def checksum(
