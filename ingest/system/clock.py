@@ -15,12 +15,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 monotonic_s = time.monotonic
 sleep = time.sleep  # of a thread that is no event loop
 thread_cpu_s = time.thread_time  # CPU seconds of the calling thread
+process_cpu_s = time.process_time  # of all threads of this process
 unix_s = time.time  # for what is shown; a call of `unix_us` costs twice as much
-
-
-def process_cpu_s() -> float:
-    """Return the CPU seconds that all threads of this process have used so far."""
-    return time.process_time()
 
 
 def unix_us() -> int:
