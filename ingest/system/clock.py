@@ -33,7 +33,10 @@ def rfc3339(ts_us: int) -> str:
 
 
 def rfc3339_s(ts_us: int) -> str:
-    """Write Unix microseconds as RFC 3339 in whole seconds, rounded down."""
+    """Write Unix microseconds as RFC 3339 in whole seconds, rounded down.
+
+    Raises OverflowError as `rfc3339` does.
+    """
     return rfc3339(ts_us - ts_us % 1_000_000)
 
 
