@@ -93,7 +93,6 @@ SHORT_FILES = {
     "__main__.py": "starts the package",
     "ingest/mqtt/annex.py": "a list that must load quickly",
     "ingest/roles/annex.py": "a list that must load quickly",
-    "ingest/mqtt/options.py": "two files use it, and one of them must load quickly",
     "ingest/roles/forward/options.py": "two files use it, and one of them must load quickly",
     "ingest/system/words.py": "thirty files use it",
 }
