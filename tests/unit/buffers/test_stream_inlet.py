@@ -466,7 +466,7 @@ async def test_close_tells_every_durable_post_and_leaves_the_buffered_ones() -> 
     assert sorted(rows_in(rows)) == sorted(rows_in(b"".join(each.tuples for each in taken)))
     assert joined.inlet.stats().rows == 6
     joined.inlet.settle(taken)
-    joined.gateway.readings_dead_lettered("drained", 6)
+    joined.gateway.dead_lettered["drained"] += 6
     assert is_quiet(joined)
 
 
