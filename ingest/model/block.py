@@ -204,8 +204,8 @@ class Ack:
 class Reservation:
     """Room in a buffer for one block. Put the block, or release the room.
 
-    `put(block, rows, size_bytes, durable)` is the buffer's part of `put`; it gives back what the
-    block does not need of the room. `free(rows, size_bytes)` gives back the room.
+    `put(block, durable)` is the buffer's part of `put`. `free(rows, size_bytes)` gives back the
+    room.
     """
 
     __slots__ = ("_free", "_put", "_rows", "_size_bytes")
@@ -214,7 +214,7 @@ class Reservation:
         self,
         rows: int,
         size_bytes: int,
-        put: Callable[[Block, int, int, bool], Awaitable[None]],
+        put: Callable[[Block, bool], Awaitable[None]],
         free: Callable[[int, int], None],
     ) -> None:
         self._rows = rows
@@ -223,7 +223,7 @@ class Reservation:
         self._free: Callable[[int, int], None] | None = free
 
     def put(self, block: Block, *, durable: bool = True) -> Awaitable[None]:
-        """Put the block; await the result. The block must not be larger than the reservation.
+        """Put the block; await the result. The block has the size that was reserved.
 
         A buffer in memory has the block when this returns, and cannot fail. A journal has the block
         on disk once the result has been awaited, a stream has it on the broker's. If the block
@@ -233,10 +233,10 @@ class Reservation:
         it is raised at the caller's next await.
         """
         assert self._free is not None, "a reservation is used once"
-        assert block.rows <= self._rows, "more rows than reserved"
-        assert len(block.tuples) <= self._size_bytes, "more bytes than reserved"
+        assert block.rows == self._rows, "not as many rows as reserved"
+        assert len(block.tuples) == self._size_bytes, "not as many bytes as reserved"
         self._free = None
-        return self._put(block, self._rows, self._size_bytes, durable)
+        return self._put(block, durable)
 
     def release(self) -> None:
         """Give the room back. After `put`, or a second time, this does nothing."""
