@@ -9,7 +9,7 @@ Why posts are refused, or readings are not stored: each cause in words, with its
 
 /readyz, its readers (`ingest hold show`, the dashboard) and `ingest doctor` take both from the same
 lists. The runbook has the section that is named. So all of them say the same. Here are those of
-the database. Each other part lists its own as CAUSES; ingest/app/lists.py collects them.
+the database. Each other part lists its own as CAUSES; app/metrics_and_causes.py collects them.
 Does not: know how the service runs; `{run}`, `{restart}` and the like are filled in later.
 """
 

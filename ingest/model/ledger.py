@@ -1,6 +1,7 @@
 """What a metric is. A part that has some lists them as METRICS beside it.
 
-ingest/app/lists.py collects the lists. /metrics and the tables of the documents come from them.
+app/metrics_and_causes.py collects the lists. /metrics and the tables of the documents come from
+them.
 
 The ledger: the counters of the path of a reading, and the balance between them.
 

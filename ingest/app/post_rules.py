@@ -1,0 +1,94 @@
+"""What posts may have, and who may post: the rules of readings, the mapped sources, the tokens.
+
+The rules count for posts, and for the replay of dead letters. All of it is made from the settings
+and from the files that they name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+
+from ingest.access.token_file import TokenFile
+from ingest.access.tokens import OPEN, TOKEN, is_open
+from ingest.config.named_files import source_tables, state_dir
+from ingest.config.settings import Settings
+from ingest.config.values import full_path, moment_us, nearest
+from ingest.formats.mapped.source import KEYS, Source, SourceFault, compile_source
+from ingest.formats.post import Rules
+from ingest.http.connection import is_loopback
+from ingest.model.errors import ConfigError
+from ingest.system.words import command_words
+
+
+def make_rules(settings: Settings) -> Rules:
+    """Return the limits for posts and times, and the mappings. Raises ConfigError."""
+    return Rules(
+        post_rows_max=settings.post_rows_max,
+        ts_min_us=moment_us(settings.ts_min),
+        ts_ahead_us_max=int(settings.ts_ahead_s_max * 1e6),
+        integers_rounded=settings.value_inexact == "round",
+        device_tags=tuple(filter(None, map(str.strip, settings.line_device_tags.split(",")))),
+        line_escapes=settings.line_escapes,
+        sources=make_sources(settings),
+    )
+
+
+def make_sources(settings: Settings) -> Mapping[str, Source]:
+    """Return the mappings of the file of sources, by name. Raises ConfigError."""
+    sources: dict[str, Source] = {}
+    if not settings.sources_file:
+        return MappingProxyType(sources)
+    path, tables = source_tables(settings.sources_file)
+    pages: dict[str, str] = {}
+    for number, table in enumerate(tables, 1):
+        name = table.get("name") or table.get("preset")
+        where = f"{path}, source {number}" + (f" ({name!r:.80})" if name else "")
+        try:
+            source = compile_source(table)
+        except SourceFault as fault:
+            near = "" if fault.key in KEYS else nearest(fault.key, KEYS)
+            raise ConfigError(f"{where}, key {fault.key}: {fault}{near}") from None
+        if source.name in sources:
+            raise ConfigError(f"{where}, key name: it is the name of an earlier source, too")
+        sources[source.name] = source
+        for page in (*source.paths, *source.ignored_paths):
+            if page in pages:
+                raise ConfigError(f"{where}, key path: {pages[page]} has {page}, too")
+            pages[page] = source.name
+    return MappingProxyType(sources)
+
+
+def tokens_path(settings: Settings) -> Path:
+    """Return the file of tokens: as it is set, else that of the state folder."""
+    if settings.tokens_file:
+        return full_path(settings.tokens_file)
+    return state_dir(settings) / "tokens"
+
+
+def open_tokens(settings: Settings, *, may_be_missing: bool = False) -> TokenFile:
+    """Return the file of tokens, read for the first time. Raises StartError.
+
+    That of the state folder may be missing; one that is set only if it `may_be_missing`.
+    """
+    named = bool(settings.tokens_file) and not may_be_missing
+    file = TokenFile(tokens_path(settings), named=named)
+    file.open()
+    return file
+
+
+def with_access(settings: Settings, address: str) -> Settings:
+    """Return the settings with `access` as it is for all processes that serve at `address`.
+
+    A token that is made later must not change it for some of them. Raises StartError.
+    """
+    free = is_open(
+        settings.access,
+        private=is_loopback(address) and not settings.trusted_proxies,
+        tokens=open_tokens(settings).tokens.entries.senders,
+        address=address,
+        run=command_words()["down"],
+    )
+    return replace(settings, access=OPEN if free else TOKEN)
