@@ -18,7 +18,7 @@ from ingest.config.settings import Settings
 from ingest.config.values import full_path, moment_us, nearest
 from ingest.formats.mapped.source import KEYS, Source, SourceFault, compile_source
 from ingest.formats.post import Rules
-from ingest.http.connection import is_loopback
+from ingest.http.clients import is_loopback
 from ingest.model.errors import ConfigError
 from ingest.system.words import command_words
 

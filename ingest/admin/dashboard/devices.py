@@ -22,7 +22,7 @@ import orjson
 
 from ingest.admin.dashboard.assets import NO_STORE, compressed
 from ingest.admin.dashboard.query import device, number, parameters, time_us
-from ingest.formats.series import SERIES, SeriesCache
+from ingest.formats.block_builder import SERIES, SeriesCache
 from ingest.http.request import JSON, Answer, Request
 from ingest.model.errors import Refused
 from ingest.sinks.postgres.lookup import (
@@ -49,9 +49,9 @@ STEP_S_MAX = 31_536_000.0
 class Devices:
     """The devices seen since the start: their number, the newest, silent and most rejected ones.
 
-    It hears of them from formats/series.py: a device is seen when a post with a valid reading of it
-    comes, whether the post is accepted or not. Times are exact to the pause between two calls of
-    `look`. Up to DEVICES_MAX all is exact. Further devices are only counted, by a bitmap: two of
+    It hears of them from formats/block_builder.py: a device is seen when a post with a valid
+    reading of it comes, whether the post is accepted or not. Times are exact to the pause between
+    two calls of `look`. Up to DEVICES_MAX all is exact. Further devices are only counted, by a bitmap: two of
     them may have the same bit, so there are at least so many. The answer says so.
     """
 
