@@ -51,8 +51,8 @@ class Devices:
 
     It hears of them from formats/block_builder.py: a device is seen when a post with a valid
     reading of it comes, whether the post is accepted or not. Times are exact to the pause between
-    two calls of `look`. Up to DEVICES_MAX all is exact. Further devices are only counted, by a bitmap: two of
-    them may have the same bit, so there are at least so many. The answer says so.
+    two calls of `look`. Up to DEVICES_MAX all is exact. Further devices are only counted, by a
+    bitmap: two of them may have the same bit, so there are at least so many. The answer says so.
     """
 
     def __init__(self, series: SeriesCache = SERIES) -> None:
