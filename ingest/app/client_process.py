@@ -18,7 +18,7 @@ import orjson
 from ingest import __version__
 from ingest.admin.exposition import of_one
 from ingest.admin.port import Admin
-from ingest.app.dead_letters import folder_letters
+from ingest.app.post_rules import folder_letters
 from ingest.app.process import Process
 from ingest.config.named_files import state_dir
 from ingest.config.settings import Settings, split_address

@@ -1,7 +1,7 @@
-"""What posts may have, and who may post: the rules of readings, the mapped sources, the tokens.
+"""What posts may have, who may post, and where what is refused is kept.
 
-The rules count for posts, and for the replay of dead letters. All of it is made from the settings
-and from the files that they name.
+That is: the rules of readings, the mapped sources, the tokens, and the dead letters, whose replay
+follows the same rules. All of it is made from the settings and from the files that they name.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from ingest.access.tokens import OPEN, TOKEN, is_open
 from ingest.config.named_files import source_tables, state_dir
 from ingest.config.settings import Settings
 from ingest.config.values import full_path, moment_us, nearest
+from ingest.dead_letters.folder.backend import FolderBackend, segment_bytes
+from ingest.dead_letters.queue import DeadLetterQueue, LetterBackend
 from ingest.formats.mapped.source import KEYS, Source, SourceFault, compile_source
 from ingest.formats.post import Rules
 from ingest.http.clients import is_loopback
@@ -92,3 +94,25 @@ def with_access(settings: Settings, address: str) -> Settings:
         run=command_words()["down"],
     )
     return replace(settings, access=OPEN if free else TOKEN)
+
+
+def make_dead_letters(
+    settings: Settings, backend: LetterBackend, *, auto_replay: bool
+) -> DeadLetterQueue:
+    """Return the dead letters of a process, in the running event loop."""
+    return DeadLetterQueue(
+        backend,
+        bytes_max=settings.dlq_bytes_max,
+        auto_replay=auto_replay,
+        rules=make_rules(settings),
+    )
+
+
+def folder_letters(settings: Settings, folder: Path, *, auto_replay: bool) -> DeadLetterQueue:
+    """Return those of a process that has this folder."""
+    backend = FolderBackend(
+        folder,
+        segment_bytes=segment_bytes(settings.dlq_bytes_max),
+        keep_days=settings.dlq_keep_days,
+    )
+    return make_dead_letters(settings, backend, auto_replay=auto_replay)

@@ -26,10 +26,9 @@ from ingest.app import housekeeping
 from ingest.app.admin import AdminSide
 from ingest.app.buffer import keep_rest, make_buffer, open_buffer
 from ingest.app.database import make_target
-from ingest.app.dead_letters import folder_letters
 from ingest.app.health import FirstContact, Health
 from ingest.app.metrics_and_causes import advice
-from ingest.app.post_rules import open_tokens
+from ingest.app.post_rules import folder_letters, open_tokens
 from ingest.app.process import Process, begun, greeting_lines, refuse_left_stream
 from ingest.app.receiving import leave, make_endpoint, taking
 from ingest.app.space import DiskSpace, Fill

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 from ingest.admin.dashboard.tail import Observed
 from ingest.app.buffer import check_promise
-from ingest.app.dead_letters import make_dead_letters
 from ingest.app.health import Health
+from ingest.app.post_rules import make_dead_letters
 from ingest.app.process import LeftInBroker, Process, note_left
 from ingest.buffers.frames import HEAD_BYTES
 from ingest.config.named_files import state_dir
