@@ -41,9 +41,9 @@ from ingest.roles.supervisor.overview import Overview
 from ingest.roles.supervisor.servers import Servers
 from ingest.sinks.postgres.connection import KnownServer
 from ingest.system import logs
-from ingest.system import process_setup as app_signals
 from ingest.system.clock import sleep_unless, unix_us
 from ingest.system.files import Lock
+from ingest.system.process_setup import handle_hangup
 from ingest.system.service_manager import Notifier
 from ingest.system.state_folder import ServiceInfo, StateFolder
 from ingest.system.waiting import together
@@ -139,7 +139,7 @@ class Supervisor:
 
     async def run(self) -> int:
         """Start, wait for a signal, stop; return the exit code."""
-        app_signals.handle_hangup(self._restart, self._process.stopping)
+        handle_hangup(self._restart, self._process.stopping)
         return await self._process.run(
             self._start, self._stop, self._close, in_words=self.overview.health.in_words
         )
