@@ -6,11 +6,9 @@ Order of the start: connection to the broker, ports (they answer `starting`), th
 stream; then posts are taken.
 Order of the stop: no new posts (at a restart they wait for the next process); posts in work are
 finished; all messages are published; what is left of buffered posts goes to the dead letters.
-
-The admin port of a gateway that runs alone: probes, metrics, and a page that links to another.
-
-A gateway knows no database and sees a part of the posts, so its page would show little. `/refused`
-lists its last refused posts for who has the token.
+One that runs alone has a small admin port. A gateway sees a part of the posts, so its page would
+show little: it links to that of a writer. `/refused` lists its last refused posts for who has the
+token.
 """
 
 from __future__ import annotations
@@ -54,6 +52,9 @@ from ingest.system.waiting import first_of
 from ingest.writer.refused_rows import set_aside_rest
 
 _ASSETS = ("/page/style.css", "/page/icon.svg")
+HANDLERS_GRACE_S = 1.0
+LAST_LOOK_S_MAX = 1.0
+LOOK_S = 0.02
 
 
 class GatewayAdmin:
@@ -103,11 +104,6 @@ class GatewayAdmin:
         self._guard.check_host(request.headers)
         listen = markup.escape(self._listen).encode()
         return html(request.headers, page("gateway").replace(b"{{listen}}", listen))
-
-
-HANDLERS_GRACE_S = 1.0
-LAST_LOOK_S_MAX = 1.0
-LOOK_S = 0.02
 
 
 class NoDatabase:

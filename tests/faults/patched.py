@@ -187,10 +187,10 @@ def short_window() -> None:
 
 def by_interest() -> None:
     """The stream may have the retention by interest."""
-    from ingest.roles.nats.streams import WantedStream
+    from ingest.roles.nats import streams
 
-    real = WantedStream.stream
-    WantedStream.stream = lambda self: real(self) | {"retention": "interest"}  # type: ignore[method-assign]
+    settings = streams._STREAM_DEFAULTS
+    settings["retention"] = "interest"  # it comes last, and so it wins
 
 
 def blind() -> None:

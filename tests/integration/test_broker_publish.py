@@ -271,7 +271,7 @@ async def test_another_users_server_is_not_sent_a_password(
     connection = BrokerConnection(lambda: own_nats.published.address("gateway"), "gateway")
     stopping = asyncio.Event()
     running = asyncio.create_task(connection.run(stopping))
-    await connection.wait_tried()
+    await connection.tried.wait()
     assert not connection.up
     assert "another user" in connection.why_away
     stopping.set()

@@ -27,7 +27,7 @@ from ingest.roles.nats.connection import BrokerConnection
 from ingest.roles.nats.logins import FORWARD, STREAM, WRITER
 from ingest.roles.nats.pulling import Delivery, Pull, Puller
 from ingest.roles.nats.purge import StreamPurge
-from ingest.roles.nats.streams import WantedStream
+from ingest.roles.nats.streams import wanted_readings
 from ingest.system.service_manager import Notifier
 from ingest.system.state_folder import StateFolder
 from tests.support.blocks import block_of
@@ -40,7 +40,7 @@ from tests.support.webhook import Came, Webhook, items_of, message_of, messages_
 NAME = "x"
 CONSUMER = FORWARD + NAME
 MIB = 1024**2
-WANTED = WantedStream(replicas=1, bytes_max=64 * MIB, forwards=(CONSUMER,))
+WANTED = wanted_readings(replicas=1, bytes_max=64 * MIB, forwards=(CONSUMER,))
 QUICK = ForwardOptions(send_retry_s_max=0.05, send_s_max=5)
 
 

@@ -25,7 +25,7 @@ from ingest.roles.nats.envelope import Address
 from ingest.roles.nats.logins import STREAM, SUBJECT, WRITER
 from ingest.roles.nats.publishing import Publisher
 from ingest.roles.nats.pulling import Pull
-from ingest.roles.nats.streams import WantedStream
+from ingest.roles.nats.streams import Wanted, wanted_readings
 from ingest.roles.nats.watch import StreamWatch
 from ingest.system.state_folder import MarkFile
 from tests.support.brokers import api, hit, joined, until
@@ -33,7 +33,7 @@ from tests.support.clusters import LOCAL, Cluster, lead, members_in, running
 from tests.support.stream_damages import KINDS, Kind, Store, blocks_now
 from tests.support.stream_writers import StreamWriter, purged, writing
 
-SMALL = WantedStream(replicas=1, bytes_max=120 * 1024)  # so a block has some 37 messages
+SMALL = wanted_readings(replicas=1, bytes_max=120 * 1024)  # so a block has some 37 messages
 DONE, WAITING, NEW = 40, 50, 30
 QUICK = {"length of a record, killed", "last block deleted"}
 ILL = "state of the consumer is garbage"  # of three servers: this one is not well, and says so
@@ -67,7 +67,7 @@ def bodies(begin: str, count: int) -> list[bytes]:
 class Gateway:
     """A gateway that publishes, watches, and keeps a mark."""
 
-    def __init__(self, where: Callable[[], Address], wanted: WantedStream, folder: Path) -> None:
+    def __init__(self, where: Callable[[], Address], wanted: Wanted, folder: Path) -> None:
         self.connection = BrokerConnection(where, "gateway")
         self.publisher = Publisher(self.connection, subject=SUBJECT, stream=STREAM, wait_s_max=25)
         self.mark = MarkFile(folder)
@@ -94,7 +94,7 @@ class Gateway:
 
 @asynccontextmanager
 async def gateway(
-    where: Callable[[], Address], wanted: WantedStream, folder: Path
+    where: Callable[[], Address], wanted: Wanted, folder: Path
 ) -> AsyncIterator[Gateway]:
     """Run a gateway."""
     made, stopping = Gateway(where, wanted, folder), asyncio.Event()
@@ -284,7 +284,7 @@ async def test_what_others_removed_is_no_loss_and_a_stream_that_is_gone_is_told_
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.what)
 async def test_damage_to_one_copy_of_three_does_no_harm(kind: Kind, tmp_path: Path) -> None:
     """It is that of the server that then leads stream and consumer."""
-    wanted = SMALL._replace(replicas=3)
+    wanted = wanted_readings(3, SMALL.stream["max_bytes"])
 
     def where(role: str) -> Callable[[], Address]:
         return lambda: servers.address(role)

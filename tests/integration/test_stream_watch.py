@@ -21,7 +21,7 @@ from ingest.roles.nats.connection import BrokerConnection
 from ingest.roles.nats.logins import STREAM, SUBJECT, WRITER
 from ingest.roles.nats.publishing import Publisher
 from ingest.roles.nats.stream_state import Removal, StreamState
-from ingest.roles.nats.streams import WantedStream
+from ingest.roles.nats.streams import Wanted, wanted_readings
 from ingest.roles.nats.watch import StreamWatch
 from tests.support.brokers import (
     MIB,
@@ -49,7 +49,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 class Gateway:
     """A gateway's connection, with its publisher and its watch."""
 
-    def __init__(self, server: EmbeddedBroker, wanted: WantedStream) -> None:
+    def __init__(self, server: EmbeddedBroker, wanted: Wanted) -> None:
         self.connection = BrokerConnection(lambda: server.published.address("gateway"), "gateway")
         self.publisher = Publisher(self.connection, subject=SUBJECT, stream=STREAM, wait_s_max=60)
         self.unanswered_s = 0.0
@@ -75,7 +75,7 @@ class Gateway:
 
 
 @asynccontextmanager
-async def gateway(server: EmbeddedBroker, wanted: WantedStream = WANTED) -> AsyncIterator[Gateway]:
+async def gateway(server: EmbeddedBroker, wanted: Wanted = WANTED) -> AsyncIterator[Gateway]:
     """Run a gateway's watch until it has looked."""
     made = Gateway(server, wanted)
     stopping = asyncio.Event()
@@ -147,16 +147,6 @@ async def test_messages_are_given_again_until_that_succeeds(
         await asyncio.sleep(0.3)
         assert tries == [1, 1]
         assert it.watch.removed == 1
-
-
-async def test_missing_consumer_of_a_forwarder_is_no_reason_to_refuse_posts(
-    own_nats: EmbeddedBroker,
-) -> None:
-    """It is shown, and the purge says it too."""
-    async with gateway(own_nats, WANTED._replace(forwards=("forward-x",))) as it:
-        assert it.watch.faults == ()
-        (fault,) = it.watch.degraded
-        assert str(fault) == "the consumer forward-x of INGEST: is missing"
 
 
 async def test_frozen_broker_is_away(
@@ -243,7 +233,7 @@ async def test_full_disk_of_the_server_is_named_until_it_is_restarted(
 ) -> None:
     """T3: it answers no message any more, and says why on its monitor port only."""
     monkeypatch.setattr(watch, "UNANSWERED_S", 0.2)
-    wanted = WantedStream(replicas=1, bytes_max=12 * MIB)
+    wanted = wanted_readings(replicas=1, bytes_max=12 * MIB)
     async with (
         embedded(small_disk / "broker", wanted=wanted) as server,
         gateway(server, wanted) as it,

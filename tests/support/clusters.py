@@ -17,13 +17,13 @@ from ingest.roles.nats import streams as manage
 from ingest.roles.nats.connection import BrokerConnection
 from ingest.roles.nats.envelope import Address
 from ingest.roles.nats.logins import STREAM
-from ingest.roles.nats.streams import Wanted, WantedStream
+from ingest.roles.nats.streams import Wanted, wanted_readings
 from ingest.roles.nats.watch import ask
 from tests.support.brokers import MIB, api, joined
 from tests.support.tcp_ports import free_port
 
 LOCAL = "127.0.0.1"
-WANTED_3 = WantedStream(replicas=3, bytes_max=64 * MIB)
+WANTED_3 = wanted_readings(replicas=3, bytes_max=64 * MIB)
 
 
 class Member:

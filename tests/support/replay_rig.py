@@ -155,7 +155,7 @@ class InStream:
     def half(self, connection: BrokerConnection, settings: Settings = SETTINGS) -> Half:
         """Make a half whose replay may run."""
         backend = StreamBackend(connection)
-        letters = DeadLetterQueue(backend, bytes_max=LETTERS.bytes_max)
+        letters = DeadLetterQueue(backend, bytes_max=LETTERS.stream["max_bytes"])
         source = StreamReplay(
             connection,
             StreamMessages(connection, DEAD_LETTERS),

@@ -15,7 +15,7 @@ from tests.support.brokers import LETTERS, api
 
 
 def stream_queue(
-    connection: BrokerConnection, bytes_max: int = LETTERS.bytes_max, **waits: float
+    connection: BrokerConnection, bytes_max: int = LETTERS.stream["max_bytes"], **waits: float
 ) -> DeadLetterQueue:
     """Return dead letters in the stream, in the running event loop."""
     return DeadLetterQueue(StreamBackend(connection, **waits), bytes_max=bytes_max)

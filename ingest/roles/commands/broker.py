@@ -1,9 +1,7 @@
-"""Finds the broker for a command, connects to it as the admin, and finds the dead letters there.
+"""The broker as the commands see it: found, connected as the admin, checked for `ingest doctor`.
 
 The order: the configured servers, the embedded broker that a process runs in the state folder, and
 the same one started for the time of the command.
-
-What `ingest doctor` finds at the broker: its streams, its servers, its dead letters.
 """
 
 from __future__ import annotations
@@ -27,14 +25,12 @@ from ingest.roles.nats import watch
 from ingest.roles.nats.connection import BrokerConnection, connected
 from ingest.roles.nats.logins import DEAD_LETTERS
 from ingest.roles.nats.messages import StreamMessages
-from ingest.roles.nats.streams import Wanted
 from ingest.roles.role import (
     configured_address,
     configured_monitors,
     make_embedded,
     note_rest,
-    wanted_dead_letters,
-    wanted_stream,
+    wanted_streams,
 )
 from ingest.system import logs
 from ingest.system.state_folder import StateFolder, existing, running_service
@@ -136,7 +132,7 @@ async def broker_checks(settings: Settings) -> list[Check]:
 
 
 async def _checks(settings: Settings) -> list[Check]:
-    wanted: list[Wanted] = [wanted_stream(settings), wanted_dead_letters(settings)]
+    wanted = wanted_streams(settings)
     async with broker(settings) as reached:
         found = [await manage.look(reached.connection, each.names) for each in wanted]
         letters = await StreamMessages(reached.connection, DEAD_LETTERS).find_state()

@@ -1,22 +1,17 @@
 """Posts the messages of a consumer to a target, each until the target has it.
 
-    take -> waiting -> a worker: post, pause, post, .. -> done
-                                  |-- refused for good -> dead letters -> done
-                                  '-- too far behind   -> skipped -> done
+    take -> waiting -> a worker: post -> 2xx                                      done
+                          ^       |---> no answer, 408, 425, 429, 5xx: a pause
+                          |       |       '-- too far behind -> skipped           done
+                          '-------|-------'
+                                  '---> 3xx, other 4xx -> dead letters            done
 
+If the target refuses many posts in a row, the target is wrong and not the posts: then they are
+tried again, too.
 Promises: a message is acknowledged only when each of its readings was sent, filtered out, is a dead
 letter on the disk, or was skipped and counted. Of a message that is not acknowledged, all comes
 again, with the same keys. While messages wait here, the broker is told so. A stop gives them back.
 Does not: keep an order. Several posts are under way, and one that failed comes later.
-
-Sends one post until the target takes it, or refuses it for good.
-
-    post -> 2xx                                                         taken
-       |--> no answer, 408, 425, 429, 5xx -> a pause -> post again
-       '--> 3xx, other 4xx                                              dead letters
-
-If the target refuses many posts in a row, the target is wrong and not the posts: then they are
-tried again, too.
 """
 
 from __future__ import annotations
@@ -44,9 +39,13 @@ REFUSED_IN_A_ROW_MAX = 10
 QUOTED_CHARACTERS = 200
 _AGAIN = frozenset({408, 425, 429})  # of the 4xx, those that speak of this moment only
 
-_log = get_logger("forward")
 
 Sign = Callable[[str, bytes, float], Mapping[str, str]]
+HELD_BYTES_MAX = 32 * 1024**2
+WORKING_S = ACK_WAIT_S / 3
+GIVEN_BACK_S = 0.5  # until then our connection is closed, and another process gets them
+
+_log = get_logger("forward")
 
 
 def is_refusal(status: int) -> bool:
@@ -141,11 +140,6 @@ class TargetSender:
                 similar_suppressed=left_out,
             )
         return True
-
-
-HELD_BYTES_MAX = 32 * 1024**2
-WORKING_S = ACK_WAIT_S / 3
-GIVEN_BACK_S = 0.5  # until then our connection is closed, and another process gets them
 
 
 class _Message(NamedTuple):

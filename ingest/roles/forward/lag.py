@@ -1,9 +1,7 @@
-"""Watches how far a forwarder is behind, and lets it pass over messages beyond a bound.
-
-The counters of a forwarder, and their metrics.
+"""How far a forwarder has come: what it has counted, and how far it is behind.
 
 Once a message is done, each of its readings is in exactly one of sent, filtered, dead_lettered and
-skipped.
+skipped. Beyond a bound of the lag the forwarder passes over messages.
 """
 
 from __future__ import annotations
@@ -17,11 +15,14 @@ from ingest.model.ledger import Metric, Metrics
 from ingest.roles.nats.connection import BrokerConnection
 from ingest.roles.nats.logins import STREAM, WRITER
 from ingest.roles.nats.purge import Lag, lag_of, place_to_skip_to
-from ingest.roles.nats.streams import look_at_consumer, look_at_stream
+from ingest.roles.nats.stream_state import state_of
+from ingest.roles.nats.streams import Names, look
 from ingest.system import clock
 from ingest.system.logs import get_logger
 
 LOOK_S = 2.0
+LAG, NOT_OURS, MISSING = "lag", "not_ours", "missing"
+SKIPPED = (LAG, NOT_OURS, MISSING)
 
 _log = get_logger("forward")
 
@@ -42,7 +43,7 @@ class LagWatch:
         self.looked = False  # whether the broker has answered at all
         self.bytes_max = bytes_max
         self._connection = connection
-        self._consumer = consumer
+        self._names = Names(STREAM, consumer, (WRITER,))
         self._skip_to = skip_to
         self._skipped_to = 0
 
@@ -55,23 +56,22 @@ class LagWatch:
     async def look(self) -> None:
         """Look once. If the broker does not answer, nothing changes."""
         try:
-            stream = await look_at_stream(self._connection)
-            ours = await look_at_consumer(self._connection, self._consumer)
-            writers = await look_at_consumer(self._connection, WRITER)
+            found = await look(self._connection, self._names)
         except (BrokerAway, BrokerRefused):
             return  # the connection says so
         self.looked = True
-        if stream is None:
+        state, writers = state_of(found), found.others.get(WRITER)
+        if state is None:
             self.missing = f"there is no stream {STREAM}: `ingest stream apply` makes it"
             return
-        if ours is None:
+        if found.consumer is None:
             self.missing = (
-                f"the stream has no consumer {self._consumer}: name this forwarder in the setting "
-                "`forwards` of all parts, then run `ingest stream apply`"
+                f"the stream has no consumer {self._names.consumer}: name this forwarder in the "
+                "setting `forwards` of all parts, then run `ingest stream apply`"
             )
             return
         self.missing = ""
-        self.lag = lag = lag_of(stream, ours)
+        self.lag = lag = lag_of(state, state.done_to)
         floor = None if writers is None else int(writers["ack_floor"]["stream_seq"])
         place = place_to_skip_to(lag, self.bytes_max, floor)
         if place > self._skipped_to:
@@ -84,10 +84,6 @@ class LagWatch:
                 lag_bytes_max=self.bytes_max,
             )
             self._skip_to(place)
-
-
-LAG, NOT_OURS, MISSING = "lag", "not_ours", "missing"
-SKIPPED = (LAG, NOT_OURS, MISSING)
 
 
 class ForwardTally(PostTally):

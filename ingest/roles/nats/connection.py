@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from ingest.model.errors import BrokerAway, StartError
-from ingest.roles.nats.envelope import PULL, Address, Heard, Message, Outgoing
+from ingest.roles.nats.envelope import PULL, Address, Message
 from ingest.roles.nats.logins import inbox_of
 from ingest.system import clock
 from ingest.system.logs import Occasionally, get_logger
@@ -59,12 +59,12 @@ class BrokerConnection:
         self._role = role
         self._session: Session | None = None
         self._replies: dict[int, OnReply] = {}
-        self._hears: dict[str, Heard] = {}
+        self._hears: dict[str, tuple[OnReply, str]] = {}  # with their queue groups
         self._on_delivery_of: dict[str, OnReply] = {}  # by stream
         self._last_token = 0
         self._watchers: list[tuple[Callable[[], None], Callable[[], None]]] = []
         self._closing: set[asyncio.Task[None]] = set()
-        self._tried = asyncio.Event()
+        self.tried = asyncio.Event()  # the first try to connect has ended; `up` says how
         self._occasionally = Occasionally(WARNING_S)
 
     @property
@@ -97,13 +97,13 @@ class BrokerConnection:
         Of a group only one member gets each message. What is sent while we are not connected is
         missed.
         """
-        self._hears[subject] = Heard(on_message, group)
+        self._hears[subject] = on_message, group
 
     def send(self, subject: str, payload: bytes = b"") -> bool:
         """Send a message that nobody answers. Return False, and send nothing, if we are away."""
         if self._session is None or not self.up:
             return False
-        self._session.put(Outgoing(subject, payload, "", None))
+        self._session.put(subject, payload)
         return True
 
     def call(
@@ -126,7 +126,7 @@ class BrokerConnection:
         token = self._last_token
         self._replies[token] = on_reply
         reply_to = f"{self._session.inbox}.{PULL if pulls else ''}{token}"
-        self._session.put(Outgoing(subject, payload, reply_to, headers))
+        self._session.put(subject, payload, reply_to, headers)
         return token
 
     def forget(self, token: int) -> None:
@@ -164,7 +164,7 @@ class BrokerConnection:
         failures = 0
         while not stopping.is_set():
             session = await self._connect()
-            self._tried.set()
+            self.tried.set()
             if session is None:
                 pause_s = backoff_s(failures, first_s=AGAIN_S_MIN, cap_s=AGAIN_S_MAX)
                 failures += 1
@@ -177,10 +177,6 @@ class BrokerConnection:
             finally:
                 self._went(session, stopping)
         await asyncio.gather(*self._closing)
-
-    async def wait_tried(self) -> None:
-        """Return once the first try to connect has ended; `up` says how."""
-        await self._tried.wait()
 
     def _came(self, session: Session) -> None:
         self._session = session
@@ -236,7 +232,7 @@ async def connected(address: Address, role: str) -> AsyncIterator[BrokerConnecti
     stopping = asyncio.Event()
     task = asyncio.create_task(connection.run(stopping))
     try:
-        await connection.wait_tried()
+        await connection.tried.wait()
         if not connection.up:
             raise BrokerAway(f"cannot connect to the broker: {connection.why_away}")
         yield connection

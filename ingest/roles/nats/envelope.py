@@ -1,22 +1,26 @@
-"""What goes to the broker and comes from it, and where the broker is.
-
-Does not: know the NATS library, so that `ingest serve` runs without it.
-
-What JetStream's replies mean: a PubAck, an error with its code, or nothing of these.
+"""Where the broker is, and what comes from it: a PubAck, an error with its code, or neither.
 
 One table has the error codes. After a code that it does not have, a message may be stored or not:
 an unknown error is never the reason for a definite answer.
+Does not: know the NATS library; session.py does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from enum import Enum
 from typing import NamedTuple
 
 import msgspec
 
 PULL = "pull."  # in the reply subject of pull requests
+# Of nats-server 2.10 to 2.15.
+NOT_FOUND = 10059  # stream
+NO_CONSUMER = 10014
+NO_MESSAGE = 10037
+NOTHING_TO_DELETE = (10043, 10057)  # between other messages, or not
+STORE_FAILED = 10077
+_OF_BOUNDS = "exceeded"  # in the text of STORE_FAILED: the stream is full, and its disk is well
 
 
 class Address(NamedTuple):
@@ -45,22 +49,6 @@ class Message(NamedTuple):
         return self.headers.get("Status", "")
 
 
-class Heard(NamedTuple):
-    """Who gets the messages of a subject. With a `group`, one of its members gets each."""
-
-    on_message: Callable[[Message], None]
-    group: str = ""
-
-
-class Outgoing(NamedTuple):
-    """A message to send."""
-
-    subject: str
-    payload: bytes
-    reply_to: str
-    headers: Mapping[str, str] | None
-
-
 class Meaning(Enum):
     """What to do after an error."""
 
@@ -70,13 +58,6 @@ class Meaning(Enum):
     WRONG = "an operator must change something"
 
 
-# Of nats-server 2.10 to 2.15.
-NOT_FOUND = 10059  # stream
-NO_CONSUMER = 10014
-NO_MESSAGE = 10037
-NOTHING_TO_DELETE = (10043, 10057)  # between other messages, or not
-STORE_FAILED = 10077
-_OF_BOUNDS = "exceeded"  # in the text of STORE_FAILED: the stream is full, and its disk is well
 _MEANINGS = {
     10158: Meaning.UNSURE,  # an earlier try of the same message is being stored
     10008: Meaning.AGAIN,  # no leader yet, or the server has just started
@@ -137,19 +118,19 @@ def pub_ack(message: Message) -> PubAck | ApiFault:
         return ApiFault(0, f"an answer that is none: {message.data[:80]!r}", Meaning.UNSURE)
     if reply.error is None and reply.seq > 0:
         return PubAck(reply.seq, reply.duplicate)
-    return fault_of(reply.error or _Error(description="an answer without a sequence"))
+    return _fault_of(reply.error or _Error(description="an answer without a sequence"))
 
 
-def fault_of(error: _Error) -> ApiFault:
+def api_fault(data: bytes) -> ApiFault | None:
+    """Return the error of a reply of JetStream's API, or None if it is none."""
+    reply = _decode(data)
+    return None if reply.error is None else _fault_of(reply.error)
+
+
+def _fault_of(error: _Error) -> ApiFault:
     """Return the meaning of an error."""
     text = f"{error.description} (code {error.err_code})"
     meaning = _MEANINGS.get(error.err_code, Meaning.UNSURE)
     if error.err_code == STORE_FAILED and _OF_BOUNDS in error.description:
         meaning = Meaning.FULL
     return ApiFault(error.err_code, text, meaning)
-
-
-def api_fault(data: bytes) -> ApiFault | None:
-    """Return the error of a reply of JetStream's API, or None if it is none."""
-    reply = _decode(data)
-    return None if reply.error is None else fault_of(reply.error)

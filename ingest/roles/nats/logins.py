@@ -23,6 +23,15 @@ DEAD_LETTER_SUBJECT = "ingest.dlq."  # and the reason
 REPLAY = "replay"  # its consumer; who has its one message is the only one who replays
 AWAITED = "Ingest-Awaited"  # the header of a message whose gateway waits for the outcome
 REPLAYED_SUBJECTS = tuple(DEAD_LETTER_SUBJECT + each for each in (EXHAUSTED, DRAINED))
+_LOOK = (f"$JS.API.STREAM.INFO.{STREAM}", f"$JS.API.CONSUMER.INFO.{STREAM}.*")
+# To see to a stream that gives places again; see watch.py.
+_WATCH = (*_LOOK, f"$JS.API.CONSUMER.RESET.{STREAM}.{WRITER}")
+_APPEND = (
+    f"{DEAD_LETTER_SUBJECT}>",
+    f"$JS.API.STREAM.INFO.{DEAD_LETTERS}",
+    # To see whether a dead letter that the stream had before is still there.
+    f"$JS.API.STREAM.MSG.GET.{DEAD_LETTERS}",
+)
 
 
 class Permissions(NamedTuple):
@@ -51,16 +60,6 @@ def inboxes_of(role: str) -> str:
     """Return the subjects that a role may subscribe to."""
     return f"_INBOX.{role}.>"
 
-
-_LOOK = (f"$JS.API.STREAM.INFO.{STREAM}", f"$JS.API.CONSUMER.INFO.{STREAM}.*")
-# To see to a stream that gives places again; see watch.py.
-_WATCH = (*_LOOK, f"$JS.API.CONSUMER.RESET.{STREAM}.{WRITER}")
-_APPEND = (
-    f"{DEAD_LETTER_SUBJECT}>",
-    f"$JS.API.STREAM.INFO.{DEAD_LETTERS}",
-    # To see whether a dead letter that the stream had before is still there.
-    f"$JS.API.STREAM.MSG.GET.{DEAD_LETTERS}",
-)
 
 ROLES: dict[str, Permissions] = {
     "gateway": Permissions(("ingest.in.>", COMMIT, STATUS, *_WATCH, *_APPEND)),

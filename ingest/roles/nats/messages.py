@@ -17,7 +17,8 @@ import msgspec
 from ingest.model.errors import BrokerAway, BrokerRefused
 from ingest.roles.nats.connection import BrokerConnection
 from ingest.roles.nats.envelope import NO_MESSAGE, NOTHING_TO_DELETE, Message
-from ingest.roles.nats.streams import ask, look_at_stream
+from ingest.roles.nats.stream_state import StreamState, state_of
+from ingest.roles.nats.streams import Found, ask, look_at_stream
 
 SILENCE_S_MAX = 5.0  # without a sign of the broker, while something is read
 REQUESTS_MAX = 64  # at once
@@ -47,16 +48,6 @@ class MessagePlace(NamedTuple):
     message_id: str
 
 
-class MessagesState(msgspec.Struct):
-    """What a stream holds. `first_ts` is the time of its first message, as RFC 3339."""
-
-    messages: int = 0
-    size_bytes: int = msgspec.field(default=0, name="bytes")
-    first_place: int = msgspec.field(default=0, name="first_seq")
-    last_place: int = msgspec.field(default=0, name="last_seq")
-    first_ts: str = ""
-
-
 class StreamMessages:
     """The messages of one stream. It must allow direct reading (`allow_direct`).
 
@@ -69,7 +60,7 @@ class StreamMessages:
         self._reading: set[_Reading] = set()
         connection.watch(lambda: None, self._went)
 
-    async def state(self) -> MessagesState:
+    async def state(self) -> StreamState:
         """Return how much there is."""
         state = await self.find_state()
         if state is None:
@@ -78,10 +69,9 @@ class StreamMessages:
             )
         return state
 
-    async def find_state(self) -> MessagesState | None:
+    async def find_state(self) -> StreamState | None:
         """Return how much there is, None if there is no stream."""
-        found = await look_at_stream(self._connection, self._stream)
-        return None if found is None else msgspec.convert(found["state"], MessagesState)
+        return state_of(Found(await look_at_stream(self._connection, self._stream), None))
 
     async def read(
         self,

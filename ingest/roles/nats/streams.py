@@ -1,14 +1,11 @@
-"""Makes, changes, checks and shows a stream and its consumer, by JetStream's API.
+"""What the streams and their consumers must be; makes, changes and checks them by JetStream's API.
 
+The promise of an acknowledged message depends on their settings: another retention, `discard old`,
+a largest age or a memory storage lose messages without an error. So all of them are compared, not
+only those that we would set.
 Promises: `apply` never removes a stream, a consumer or a message. A setting that cannot be changed,
 or that says that the stream is somebody else's, is an error that names it.
 Does not: know what the server does with its disk; watch.py does.
-
-What the streams and their consumers must be, and how those that are there differ. No I/O.
-
-The promise of an acknowledged message depends on these settings: another retention, `discard old`,
-a largest age or a memory storage lose messages without an error. So all of them are compared, not
-only those that we would set.
 """
 
 from __future__ import annotations
@@ -35,106 +32,10 @@ from ingest.roles.nats.logins import (
 ACK_WAIT_S = 30.0  # a delivery that is not acknowledged after this comes again
 ACKS_PENDING_MAX = 1_000  # deliveries without an acknowledgement; then the broker waits
 WINDOW_S = 30.0  # in which a message id is known; must be longer than a message is tried
+API_S_MAX = 5.0
 
 Config = Mapping[str, Any]
-
-
-class Names(NamedTuple):
-    """A stream, its consumer, and consumers that it has for others, as those of forwarders."""
-
-    stream: str
-    consumer: str
-    others: tuple[str, ...] = ()
-
-
-READINGS = Names(STREAM, WRITER)
-LETTERS = Names(DEAD_LETTERS, REPLAY)
-
-
-class WantedStream(NamedTuple):
-    """What `ingest.in.0` needs: how many copies on servers, how many bytes, which consumers.
-
-    `forwards` are the names of the forwarders' consumers.
-    """
-
-    replicas: int
-    bytes_max: int
-    forwards: tuple[str, ...] = ()
-
-    @property
-    def names(self) -> Names:
-        """The stream and its consumers."""
-        return READINGS._replace(others=self.forwards)
-
-    def stream(self) -> dict[str, Any]:
-        """Return the settings of the stream."""
-        return {
-            "name": STREAM,
-            "subjects": [SUBJECT],
-            "retention": "limits",  # the others lose messages if a consumer is missing
-            "storage": "file",
-            "discard": "new",  # a full stream refuses; it must not remove old messages
-            "num_replicas": self.replicas,
-            "max_bytes": self.bytes_max,
-            "duplicate_window": _nanoseconds(WINDOW_S),
-            "deny_delete": True,  # nobody removes single messages; a purge of what is done may
-            **_STREAM_DEFAULTS,
-        }
-
-    def consumers(self) -> dict[str, dict[str, Any]]:
-        """Return the settings of each consumer: the one of all writers, one for each forwarder."""
-        return {name: _consumer(name) for name in (WRITER, *self.forwards)}
-
-
-class WantedDeadLetters(NamedTuple):
-    """What the dead letters need. A letter is live while its message is there."""
-
-    replicas: int
-    bytes_max: int
-
-    @property
-    def names(self) -> Names:
-        """The stream and its consumer."""
-        return LETTERS
-
-    def stream(self) -> dict[str, Any]:
-        """Return the settings of the stream."""
-        readings = WantedStream(self.replicas, self.bytes_max).stream()
-        return readings | {
-            "name": DEAD_LETTERS,
-            "subjects": [f"{DEAD_LETTER_SUBJECT}*"],
-            "deny_delete": False,  # what is replayed or discarded is deleted
-            "allow_direct": True,  # many messages with one request
-        }
-
-    def consumers(self) -> dict[str, dict[str, Any]]:
-        """Return the settings of the consumer of the automatic replay."""
-        replay = _consumer(REPLAY) | {
-            "max_ack_pending": 1,  # so only one writer replays at a time
-            "filter_subjects": list(REPLAYED_SUBJECTS),
-        }
-        return {REPLAY: replay}
-
-
-Wanted = WantedStream | WantedDeadLetters
-
-
-def _consumer(name: str) -> dict[str, Any]:
-    return {
-        "durable_name": name,
-        "name": name,
-        "deliver_policy": "all",
-        "ack_policy": "explicit",
-        "ack_wait": _nanoseconds(ACK_WAIT_S),
-        "max_ack_pending": ACKS_PENDING_MAX,
-        **_CONSUMER_DEFAULTS,
-    }
-
-
-def _nanoseconds(seconds: float) -> int:
-    return int(seconds * 1_000_000_000)
-
-
+Info = Mapping[str, Any] | None  # what the broker says; None if there is none
 # A setting that is missing in a reply has one of these values.
 _STREAM_DEFAULTS: dict[str, Any] = {
     "max_msgs": -1,
@@ -170,6 +71,82 @@ _FALSE = {"deny_delete": False, "allow_direct": False}
 _FIXED_STREAM = ("subjects", "retention", "storage", "max_consumers", "persist_mode", "mirror")
 _FIXED_CONSUMER = ("deliver_policy", "ack_policy", "replay_policy", "deliver_subject")
 FIXED = frozenset((*_FIXED_STREAM, *_FIXED_CONSUMER, "sources", "sealed", "deny_purge"))
+
+
+class Names(NamedTuple):
+    """A stream, its consumer, and consumers that it has for others, as those of forwarders."""
+
+    stream: str
+    consumer: str
+    others: tuple[str, ...] = ()
+
+
+READINGS = Names(STREAM, WRITER)
+
+
+class Wanted(NamedTuple):
+    """The settings that a stream needs, and those of its consumers by name, the main one first."""
+
+    stream: Config
+    consumers: Mapping[str, Config]
+
+    @property
+    def names(self) -> Names:
+        """The stream and its consumers."""
+        main, *others = self.consumers
+        return Names(self.stream["name"], main, tuple(others))
+
+
+def wanted_readings(replicas: int, bytes_max: int, forwards: tuple[str, ...] = ()) -> Wanted:
+    """Return what the stream of the readings needs: so many copies on servers, so many bytes.
+
+    Its consumers are the one of all writers, and one for each name of `forwards`.
+    """
+    stream = {
+        "name": STREAM,
+        "subjects": [SUBJECT],
+        "retention": "limits",  # the others lose messages if a consumer is missing
+        "storage": "file",
+        "discard": "new",  # a full stream refuses; it must not remove old messages
+        "num_replicas": replicas,
+        "max_bytes": bytes_max,
+        "duplicate_window": _nanoseconds(WINDOW_S),
+        "deny_delete": True,  # nobody removes single messages; a purge of what is done may
+        **_STREAM_DEFAULTS,
+    }
+    return Wanted(stream, {name: _consumer(name) for name in (WRITER, *forwards)})
+
+
+def wanted_letters(replicas: int, bytes_max: int) -> Wanted:
+    """Return what the dead letters need. A letter is live while its message is there."""
+    stream = {
+        **wanted_readings(replicas, bytes_max).stream,
+        "name": DEAD_LETTERS,
+        "subjects": [f"{DEAD_LETTER_SUBJECT}*"],
+        "deny_delete": False,  # what is replayed or discarded is deleted
+        "allow_direct": True,  # many messages with one request
+    }
+    replay = _consumer(REPLAY) | {
+        "max_ack_pending": 1,  # so only one writer replays at a time
+        "filter_subjects": list(REPLAYED_SUBJECTS),
+    }
+    return Wanted(stream, {REPLAY: replay})
+
+
+def _consumer(name: str) -> dict[str, Any]:
+    return {
+        "durable_name": name,
+        "name": name,
+        "deliver_policy": "all",
+        "ack_policy": "explicit",
+        "ack_wait": _nanoseconds(ACK_WAIT_S),
+        "max_ack_pending": ACKS_PENDING_MAX,
+        **_CONSUMER_DEFAULTS,
+    }
+
+
+def _nanoseconds(seconds: float) -> int:
+    return int(seconds * 1_000_000_000)
 
 
 class Difference(NamedTuple):
@@ -208,11 +185,6 @@ def changed(wanted: Config, found: Config) -> dict[str, Any]:
 
 def _shown(value: Any) -> str:
     return "(none)" if value in (None, "") else str(value)
-
-
-API_S_MAX = 5.0
-
-Info = Mapping[str, Any] | None  # what the broker says; None if there is none
 
 
 class StreamFault(NamedTuple):
@@ -318,9 +290,9 @@ def altered(found: Found, wanted: Wanted) -> list[StreamFault]:
     where = _stream(names)
     if found.stream is None:
         return [StreamFault(where, "is missing")]
-    of_stream = differences(wanted.stream(), found.stream["config"])
+    of_stream = differences(wanted.stream, found.stream["config"])
     listed = [StreamFault(where, str(each)) for each in of_stream if not _is_size(each)]
-    for name, config in wanted.consumers().items():
+    for name, config in wanted.consumers.items():
         there = _there(found, names, name)
         if there is None:
             listed.append(StreamFault(_consumer_words(names, name), "is missing"))
@@ -338,10 +310,10 @@ def degraded(found: Found, wanted: Wanted) -> list[StreamFault]:
     if found.stream is None:
         return []
     where = _stream(wanted.names)
-    of_stream = differences(wanted.stream(), found.stream["config"])
+    of_stream = differences(wanted.stream, found.stream["config"])
     listed = [StreamFault(where, str(each)) for each in of_stream if _is_size(each)]
     cluster = found.stream.get("cluster") or {}
-    if wanted.replicas > 1 and not cluster.get("leader"):
+    if wanted.stream["num_replicas"] > 1 and not cluster.get("leader"):
         return [*listed, StreamFault(where, "has no leader")]
     return listed + [
         StreamFault(
@@ -378,8 +350,8 @@ async def apply(connection: BrokerConnection, wanted: Wanted) -> list[str]:
     names = wanted.names
     found = await look(connection, names)
     request = partial(_of_stream, names)
-    done = [await _apply_one(connection, _stream(names), wanted.stream(), found.stream, request)]
-    for name, config in wanted.consumers().items():
+    done = [await _apply_one(connection, _stream(names), wanted.stream, found.stream, request)]
+    for name, config in wanted.consumers.items():
         there, request = _there(found, names, name), partial(_of_consumer, names, name)
         where = _consumer_words(names, name)
         done.append(await _apply_one(connection, where, config, there, request))

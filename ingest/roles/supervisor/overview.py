@@ -1,17 +1,13 @@
-"""All processes as one: their statuses, their sum, and their state.
+"""All processes as one: their statuses, their sum, and their state, for /readyz and the page.
 
 The port of `ingest up` and that of a writer show it.
 Promises: what a process sends cannot break it; a status that is not readable is left out, and
-logged now and then.
-Does not: know how statuses come, or which processes there should be.
-
-Whether the processes of `ingest up` can take readings now: one /readyz for all of them.
-
-Promises: the state is the worst one of the gateways that run, since 1 of 4 gateways that refuses
-posts refuses a quarter of them. While a process is replaced it keeps its state: posts wait in the
-socket. Writers cannot refuse posts: what keeps them from writing is the
-cause, and `on_hold` the state. Each process is listed with its own state.
-Does not: decide for a gateway; each has its own health.
+logged now and then. The state is the worst one of the gateways that run, since 1 of 4 gateways that
+refuses posts refuses a quarter of them. While a process is replaced it keeps its state: posts wait
+in the socket. Writers cannot refuse posts: what keeps them from writing is the cause, and `on_hold`
+the state.
+Does not: know how statuses come, or which processes there should be; or decide for a gateway: each
+has its own health.
 """
 
 from __future__ import annotations
@@ -43,6 +39,9 @@ STREAM_S_MIN = 20.0  # samples of less say nothing about the rate of the stream
 # From the best to the worst. Who starts or stops does so on purpose, and soon does not any more.
 UNHEARD = Trouble("starting", "no gateway has reported its state yet", state="starting")
 _WORST = ("accepting", "slowed", "on_hold", "starting", "draining")
+LATE_S = 0.5  # a tick comes so long after the full second, at which the processes send
+Tell = Callable[[str, dict[str, Any]], object]  # sends a message to the process with this name
+EMPTY = BufferStats(0, 0, 0, 0, 0, 0, 0, None)
 
 
 class UpHealth(Judged):
@@ -76,7 +75,7 @@ class UpHealth(Judged):
             "full_in_s": self._full_in_s(),
             "refused_60s": self._summed("refused_60s"),
             "closed_60s": self._summed("closed_60s"),
-            "instances": [described(each) for each in self._instances],
+            "instances": [_described(each) for each in self._instances],
         }
 
     def judge(self) -> Trouble:
@@ -147,7 +146,7 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else 0.0
 
 
-def described(instance: Instance) -> dict[str, Any]:
+def _described(instance: Instance) -> dict[str, Any]:
     """Return one process for /readyz and for the page."""
     status = instance.status
     cause, reason, _, _ = _said(instance)
@@ -168,11 +167,6 @@ def described(instance: Instance) -> dict[str, Any]:
         "cpu": round(instance.cpu, 3),
         "memory_bytes": status.memory_bytes,
     }
-
-
-LATE_S = 0.5  # a tick comes so long after the full second, at which the processes send
-Tell = Callable[[str, dict[str, Any]], object]  # sends a message to the process with this name
-EMPTY = BufferStats(0, 0, 0, 0, 0, 0, 0, None)
 
 
 class Overview:

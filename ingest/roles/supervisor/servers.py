@@ -19,7 +19,6 @@ from ingest.roles.nats import streams as manage
 from ingest.roles.nats import watch
 from ingest.roles.nats.connection import BrokerConnection, connected
 from ingest.roles.nats.envelope import Address
-from ingest.roles.nats.streams import Wanted
 from ingest.roles.role import (
     configured_address,
     configured_monitors,
@@ -27,8 +26,7 @@ from ingest.roles.role import (
     make_embedded,
     note_rest,
     stream_letters,
-    wanted_dead_letters,
-    wanted_stream,
+    wanted_streams,
 )
 from ingest.system.clock import sleep_unless
 from ingest.system.logs import get_logger
@@ -77,10 +75,7 @@ class Servers:
         self._connected = self._guard(self._connection.run(self._cut))
 
     async def _start_broker(self) -> None:
-        wanted: list[Wanted] = [
-            wanted_stream(self._settings),
-            wanted_dead_letters(self._settings),
-        ]
+        wanted = wanted_streams(self._settings)
         if self._broker is not None:
             await self._broker.start()
             try:

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.roles.nats.purge import KEPT, Lag, lag_of, place_to_skip_to
-
-
-def stream(first: int, last: int, size: int) -> dict[str, Any]:
-    """Return what the broker says of a stream."""
-    state = {"first_seq": first, "last_seq": last, "messages": last - first + 1, "bytes": size}
-    return {"state": state}
+from ingest.roles.nats.stream_state import state_of
+from ingest.roles.nats.streams import Found
 
 
 @pytest.mark.parametrize(
@@ -32,8 +26,10 @@ def test_lag_is_what_is_left_to_do(
     first: int, last: int, size: int, floor: int, expected: Lag
 ) -> None:
     """In messages, and about in bytes."""
-    consumer = {"ack_floor": {"stream_seq": floor}}
-    assert lag_of(stream(first, last, size), consumer) == expected
+    said = {"first_seq": first, "last_seq": last, "messages": last - first + 1, "bytes": size}
+    state = state_of(Found({"state": said, "config": {}}, None))
+    assert state is not None
+    assert lag_of(state, floor) == expected
 
 
 @given(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -13,14 +14,14 @@ from structlog.testing import capture_logs
 
 from ingest.model.errors import StartError
 from ingest.roles.supervisor import child as control
-from ingest.roles.supervisor.child import ControlChannel, control_pair
+from ingest.roles.supervisor.child import ControlChannel
 from tests.support.documents import REPOSITORY
 
 
 @asynccontextmanager
 async def both_ends() -> AsyncIterator[tuple[ControlChannel, ControlChannel]]:
     """Give the two ends of a channel."""
-    ours, theirs = [await ControlChannel.open(each) for each in control_pair()]
+    ours, theirs = [await ControlChannel.open(each) for each in socket.socketpair()]
     try:
         yield ours, theirs
     finally:
@@ -61,7 +62,7 @@ async def test_other_end_that_is_none_of_ours_counts_as_gone(
 ) -> None:
     """What is no JSON object, is cut off, or is endless, ends the channel without an error."""
     monkeypatch.setattr(control, "LINE_BYTES_MAX", 100_000)
-    ours, theirs = control_pair()
+    ours, theirs = socket.socketpair()
     channel = await ControlChannel.open(ours)
     theirs.setblocking(False)
     sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(theirs, line))
@@ -101,7 +102,7 @@ async def test_end_that_does_not_read_costs_bounded_memory(
 async def test_error_of_a_child_is_told() -> None:
     """The supervisor gets the sentence; an error that users may not read it does not get."""
     for error, said in ((StartError("no port"), {"failed": "no port"}), (KeyError("x"), None)):
-        ours, theirs = control_pair()
+        ours, theirs = socket.socketpair()
         channel = await ControlChannel.open(ours)
         child = await ControlChannel.open(theirs)
         with pytest.raises(type(error)):
@@ -127,7 +128,7 @@ asyncio.run(main())
 
 async def test_channel_reaches_a_child_and_nobody_else() -> None:
     """A child gets its end, and neither its own children nor others get it."""
-    ours, theirs = control_pair()
+    ours, theirs = socket.socketpair()
     assert not ours.get_inheritable()
     assert not theirs.get_inheritable()
     child = await asyncio.create_subprocess_exec(
