@@ -1,22 +1,15 @@
-"""A block: the readings of a post on their way to the table, as the bytes of their rows; its room.
+"""A block: the readings of a post on their way to the table, as the bytes of their rows.
 
 Small posts that come at the same time may share a block. Then they are one frame of the journal and
-one element of a queue. A block may grow until a writer or the journal takes it.
+one element of a queue. A block may grow until a writer or the journal takes it. With it come the
+room in a buffer that waits for it, its acknowledgement, and its outcome, which others decide.
 
-Rows: readings as bytes for PostgreSQL's binary COPY. Each reading is encoded once.
-
-The only file that knows this layout. The decoder is the inverse of the encoder (a property test
-checks it). After the receiver only these bytes are passed on: a buffer stores them, and a write
-puts them between HEADER and TRAILER.
-
-One row, big-endian, 34 bytes and the two names:
+Rows are bytes for PostgreSQL's binary COPY. Each reading is encoded once. After the receiver only
+these bytes are passed on: a buffer stores them, and a write puts them between HEADER and TRAILER.
+No other file knows their layout. One row, big-endian, 34 bytes and the two names:
 
     int16 4 | int32 8, int64 microseconds since 2000-01-01 | int32 n, device_id | int32 n, metric
             | int32 8, float64
-
-The acknowledgement of a block, and the possible outcomes of the block.
-
-Does not: decide an outcome, or know which part waits for it.
 """
 
 from __future__ import annotations
@@ -25,92 +18,41 @@ import asyncio
 import struct
 from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
-from itertools import accumulate
+from itertools import accumulate, islice
 from operator import add
 from typing import Any, NamedTuple
 
 from ingest.model.reading import NAME_BYTES_MAX, Reading
-
-
-class Refusal(NamedTuple):
-    """One row that the database refuses, with the SQLSTATE: by its index in the batch or the block.
-
-    `constraint` is the name of the violated constraint, if the server gave one. `no_partition`: the
-    table has no partition for the row; with `too_old` it gets none later, either.
-    """
-
-    row: int
-    sqlstate: str
-    message: str
-    constraint: str | None = None
-    no_partition: bool = False
-    too_old: bool = False
-
-    @property
-    def comes_back(self) -> bool:
-        """Whether it can be stored once a partition has been made."""
-        return self.no_partition and not self.too_old
-
-
-class Outcome(NamedTuple):
-    """The outcome of a block: the refused rows, or the whole block set aside for later."""
-
-    refusals: tuple[Refusal, ...] = ()
-    set_aside: bool = False
-
-    @property
-    def coming_back(self) -> frozenset[int]:
-        """The refused rows that are sent again by themselves."""
-        return frozenset(each.row for each in self.refusals if each.comes_back)
-
-
-class Ack:
-    """It belongs to a block and is resolved once: after commit, or after the dead-letter fsync."""
-
-    __slots__ = ("_calls", "_outcome")
-
-    def __init__(self) -> None:
-        self._outcome: Outcome | None = None
-        self._calls: list[Callable[[], None]] = []
-
-    def resolve(self, outcome: Outcome) -> None:
-        """Set the outcome and call all callbacks. A second call is a fault of ours and fails."""
-        assert self._outcome is None, "an ack is resolved once"
-        self._outcome = outcome
-        for call in self._calls:
-            call()
-
-    @property
-    def outcome(self) -> Outcome | None:
-        """The outcome of the block, None while it is not known."""
-        return self._outcome
-
-    @property
-    def resolved(self) -> bool:
-        """Whether the outcome is known."""
-        return self._outcome is not None
-
-    def when_resolved(self, call: Callable[[], None]) -> None:
-        """Add a callback for `resolve`. It must be short. Not allowed once the outcome is known."""
-        assert self._outcome is None, "it is known already"
-        self._calls.append(call)
-
-    async def wait(self) -> Outcome:
-        """Wait for the outcome. Cancelling the wait changes nothing for the block."""
-        if self._outcome is None:
-            known: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self.when_resolved(lambda: None if known.done() else known.set_result(None))
-            await known
-        assert self._outcome is not None, "the wait ends when the outcome is known"
-        return self._outcome
-
 
 # A block does not grow beyond this. More rows in a block save hardly more, and make it harder to
 # find a bad one.
 SHARED_ROWS_MAX = 300
 SHARED_BYTES_MAX = 32 * 1024
 
+HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)  # signature, no flags, no extension
+TRAILER = b"\xff\xff"
+PG_EPOCH_US = 946_684_800_000_000  # PostgreSQL counts from 2000-01-01, Unix from 1970-01-01
+ROW_BYTES_MIN = 34  # of a row, without its names
+DEVICE_COLUMN = 14  # where the size of device_id begins in a row
+
+_HEAD = struct.Struct(">hiqi")
+_SIZE = struct.Struct(">i")
+_SIZES = [_SIZE.pack(size) for size in range(NAME_BYTES_MAX + 1)]
+_VALUE = struct.Struct(">id")
+_TIME = struct.Struct(">q")
+_TIME_AT = 6  # in a row
+_ROW_HEAD = b"\x00\x04\x00\x00\x00\x08"  # four columns, the first of them 8 bytes long
+_VALUE_HEAD = b"\x00\x00\x00\x08"  # the size of a value
+RUN_ROWS_MAX = 64  # packed in one call
+
+_Pack = Callable[..., bytes]
+
+# struct compiles a format once, and there are few: one for each length of names, and for each power
+# of two rows.
+_packers: dict[int, _Pack] = {}
+_run_packers: dict[tuple[int, int], _Pack] = {}
 
 # One post of a shared block: its number of rows, received_us, items and sender, as in Block. The
 # rows of the posts are in the same order. A plain tuple is the fastest; nearly every post has one.
@@ -186,11 +128,84 @@ class Block:
         return found
 
 
+class Refusal(NamedTuple):
+    """One row that the database refuses, with the SQLSTATE: by its index in the batch or the block.
+
+    `constraint` is the name of the violated constraint, if the server gave one. `no_partition`: the
+    table has no partition for the row; with `too_old` it gets none later, either.
+    """
+
+    row: int
+    sqlstate: str
+    message: str
+    constraint: str | None = None
+    no_partition: bool = False
+    too_old: bool = False
+
+    @property
+    def comes_back(self) -> bool:
+        """Whether it can be stored once a partition has been made."""
+        return self.no_partition and not self.too_old
+
+
+class Outcome(NamedTuple):
+    """The outcome of a block: the refused rows, or the whole block set aside for later."""
+
+    refusals: tuple[Refusal, ...] = ()
+    set_aside: bool = False
+
+    @property
+    def coming_back(self) -> frozenset[int]:
+        """The refused rows that are sent again by themselves."""
+        return frozenset(each.row for each in self.refusals if each.comes_back)
+
+
+class Ack:
+    """It belongs to a block and is resolved once: after commit, or after the dead-letter fsync."""
+
+    __slots__ = ("_calls", "_outcome")
+
+    def __init__(self) -> None:
+        self._outcome: Outcome | None = None
+        self._calls: list[Callable[[], None]] = []
+
+    def resolve(self, outcome: Outcome) -> None:
+        """Set the outcome and call all callbacks. A second call is a fault of ours and fails."""
+        assert self._outcome is None, "an ack is resolved once"
+        self._outcome = outcome
+        for call in self._calls:
+            call()
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """The outcome of the block, None while it is not known."""
+        return self._outcome
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the outcome is known."""
+        return self._outcome is not None
+
+    def when_resolved(self, call: Callable[[], None]) -> None:
+        """Add a callback for `resolve`. It must be short. Not allowed once the outcome is known."""
+        assert self._outcome is None, "it is known already"
+        self._calls.append(call)
+
+    async def wait(self) -> Outcome:
+        """Wait for the outcome. Cancelling the wait changes nothing for the block."""
+        if self._outcome is None:
+            known: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.when_resolved(lambda: None if known.done() else known.set_result(None))
+            await known
+        assert self._outcome is not None, "the wait ends when the outcome is known"
+        return self._outcome
+
+
 class Reservation:
     """Room in a buffer for one block. Put the block, or release the room.
 
-    `put(block, rows, size_bytes, durable)` is the buffer's part of `put`; it gives back what the
-    block does not need of the room. `free(rows, size_bytes)` gives back the room.
+    `put(block, durable)` is the buffer's part of `put`. `free(rows, size_bytes)` gives back the
+    room.
     """
 
     __slots__ = ("_free", "_put", "_rows", "_size_bytes")
@@ -199,7 +214,7 @@ class Reservation:
         self,
         rows: int,
         size_bytes: int,
-        put: Callable[[Block, int, int, bool], Awaitable[None]],
+        put: Callable[[Block, bool], Awaitable[None]],
         free: Callable[[int, int], None],
     ) -> None:
         self._rows = rows
@@ -208,7 +223,7 @@ class Reservation:
         self._free: Callable[[int, int], None] | None = free
 
     def put(self, block: Block, *, durable: bool = True) -> Awaitable[None]:
-        """Put the block; await the result. The block must not be larger than the reservation.
+        """Put the block; await the result. The block has the size that was reserved.
 
         A buffer in memory has the block when this returns, and cannot fail. A journal has the block
         on disk once the result has been awaited, a stream has it on the broker's. If the block
@@ -218,43 +233,16 @@ class Reservation:
         it is raised at the caller's next await.
         """
         assert self._free is not None, "a reservation is used once"
-        assert block.rows <= self._rows, "more rows than reserved"
-        assert len(block.tuples) <= self._size_bytes, "more bytes than reserved"
+        assert block.rows == self._rows, "not as many rows as reserved"
+        assert len(block.tuples) == self._size_bytes, "not as many bytes as reserved"
         self._free = None
-        return self._put(block, self._rows, self._size_bytes, durable)
+        return self._put(block, durable)
 
     def release(self) -> None:
         """Give the room back. After `put`, or a second time, this does nothing."""
         free, self._free = self._free, None
         if free is not None:
             free(self._rows, self._size_bytes)
-
-
-HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)  # signature, no flags, no extension
-TRAILER = b"\xff\xff"
-PG_EPOCH_US = 946_684_800_000_000  # PostgreSQL counts from 2000-01-01, Unix from 1970-01-01
-ROW_BYTES_MIN = 34  # of a row, without its names
-DEVICE_COLUMN = 14  # where the size of device_id begins in a row
-
-_HEAD = struct.Struct(">hiqi")
-_SIZE = struct.Struct(">i")
-_SIZES = [_SIZE.pack(size) for size in range(NAME_BYTES_MAX + 1)]
-_VALUE = struct.Struct(">id")
-_TIME = struct.Struct(">q")
-_TIME_AT = 6  # in a row
-
-_ROW_HEAD = b"\x00\x04\x00\x00\x00\x08"  # four columns, the first of them 8 bytes long
-
-_VALUE_HEAD = b"\x00\x00\x00\x08"  # the size of a value
-
-RUN_ROWS_MAX = 64  # packed in one call
-
-Pack = Callable[..., bytes]
-
-# struct compiles a format once, and there are few: one for each length of names, and for each power
-# of two rows.
-_packers: dict[int, Pack] = {}
-_run_packers: dict[tuple[int, int], Pack] = {}
 
 
 def names_between(device_id: str, metric: str) -> bytes:
@@ -274,9 +262,21 @@ def device_needles(device_ids: list[str]) -> list[bytes]:
     return [*map(add, map(_SIZES.__getitem__, map(len, names)), names)]
 
 
+def device_needle(device_id: str) -> bytes:
+    """Return the bytes that each row of a device has at offset DEVICE_COLUMN."""
+    name = device_id.encode()
+    return _SIZE.pack(len(name)) + name
+
+
 def encode_row(ts_us: int, names: bytes, value: float) -> bytes:
     """Encode one row as binary COPY; `names` is what `names_between` returns."""
     return _packer(len(names))(_ROW_HEAD, ts_us - PG_EPOCH_US, names, value)
+
+
+def encode_reading(reading: Reading) -> bytes:
+    """Encode one reading as one row of binary COPY."""
+    names = names_between(reading.device_id, reading.metric)
+    return encode_row(reading.ts_us, names, reading.value)
 
 
 def encode_rows(
@@ -309,14 +309,14 @@ def encode_rows(
     return b"".join(packed)
 
 
-def _packer(names_bytes: int) -> Pack:
+def _packer(names_bytes: int) -> _Pack:
     pack = _packers.get(names_bytes)
     if pack is None:
         pack = _packers[names_bytes] = _run_packer(names_bytes, 1)
     return pack
 
 
-def _run_packer(names_bytes: int, rows: int) -> Pack:
+def _run_packer(names_bytes: int, rows: int) -> _Pack:
     """Return the packer of some rows whose names have this size."""
     pack = _run_packers.get((names_bytes, rows))
     if pack is None:
@@ -324,12 +324,6 @@ def _run_packer(names_bytes: int, rows: int) -> Pack:
         form = ">" + f"6sq{names_bytes}sd" * rows
         pack = _run_packers[names_bytes, rows] = struct.Struct(form).pack
     return pack
-
-
-def encode_reading(reading: Reading) -> bytes:
-    """Encode one reading as one row of binary COPY."""
-    names = names_between(reading.device_id, reading.metric)
-    return encode_row(reading.ts_us, names, reading.value)
 
 
 def row_offsets(tuples: bytes) -> list[int]:
@@ -410,37 +404,6 @@ def _count_rows(tuples: bytes) -> int:
     return rows if at == end else -1
 
 
-def first_readings(head: bytes, rows_max: int) -> list[Reading]:
-    """Decode the first whole rows from the beginning of a block, at most `rows_max`.
-
-    For bytes that are no rows it returns fewer readings, or none.
-    """
-    end = 0
-    try:
-        for _ in range(rows_max):
-            after = end
-            for skipped, rest in ((DEVICE_COLUMN, 4), (0, 16)):  # device_id, then metric
-                (size,) = _SIZE.unpack_from(head, after + skipped)
-                if not 0 < size <= NAME_BYTES_MAX:
-                    raise struct.error
-                after += skipped + size + rest
-            if after > len(head):
-                break
-            end = after
-    except struct.error:
-        pass  # the bytes end within a size, or the size is impossible
-    try:
-        return list(decode_rows(head[:end]))
-    except UnicodeDecodeError:
-        return []
-
-
-def device_needle(device_id: str) -> bytes:
-    """Return the bytes that each row of a device has at offset DEVICE_COLUMN."""
-    name = device_id.encode()
-    return _SIZE.pack(len(name)) + name
-
-
 def decode_rows(tuples: bytes) -> Iterator[Reading]:
     """Yield the readings of encoded rows, in order. Slow, not for the hot path: some 2 us each."""
     at = 0
@@ -456,3 +419,11 @@ def decode_rows(tuples: bytes) -> Iterator[Reading]:
         _, value = _VALUE.unpack_from(tuples, at)
         at += _VALUE.size
         yield Reading(ts_pg_us + PG_EPOCH_US, device_id, metric, value)
+
+
+def first_readings(head: bytes, rows_max: int) -> list[Reading]:
+    """Decode the first whole rows of a block, at most `rows_max`; `head` is how its rows begin."""
+    found: list[Reading] = []
+    with suppress(struct.error, UnicodeDecodeError):  # the bytes end within a row
+        found.extend(islice(decode_rows(head), rows_max))
+    return found

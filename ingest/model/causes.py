@@ -1,15 +1,12 @@
-"""What to do after a failed write, and why it failed. All sinks use these verdicts and reasons.
+"""Why a write failed, why readings are not stored, why posts are refused: verdicts and causes.
 
-WAIT: the server does not answer; the failure does not count against the batch. RETRY: the server
-answers and failed this batch. ISOLATE: one row is the cause. HOLD: an operator must fix the cause;
-keep everything.
-Does not: know a driver's errors; each sink maps its own (sinks/postgres/sqlstate.py).
+A sink fails with a verdict, which says what the writer does, and a reason, which is a label of a
+metric. How each sink maps the errors of its driver is in its own folder.
 
-Why posts are refused, or readings are not stored: each cause in words, with its next step.
-
-/readyz, its readers (`ingest hold show`, the dashboard) and `ingest doctor` take both from the same
-lists. The runbook has the section that is named. So all of them say the same. Here are those of
-the database. Each other part lists its own as CAUSES; ingest/app/lists.py collects them.
+A cause is a reason in words for people, with its next step and the section of the runbook. /readyz,
+its readers (`ingest hold show`, the dashboard) and `ingest doctor` take both from the same lists,
+so all of them say the same. Here are the causes of the database. Each other part lists its own as
+CAUSES; ingest/app/lists.py collects them.
 Does not: know how the service runs; `{run}`, `{restart}` and the like are filled in later.
 """
 
@@ -36,11 +33,11 @@ NO_STANDBY = "standby_missing"  # each commit waits for a synchronous standby
 class Verdict(Enum):
     """What the writer does with a batch whose write failed."""
 
-    WAIT = "wait"
-    RETRY = "retry"
-    ISOLATE = "isolate"
+    WAIT = "wait"  # the server does not answer; the failure does not count against the batch
+    RETRY = "retry"  # the server answers, and failed this batch
+    ISOLATE = "isolate"  # one row is the cause
     NO_PARTITION = "no_partition"  # as ISOLATE: the table has no partition for one row
-    HOLD = "hold"
+    HOLD = "hold"  # an operator must fix the cause; everything is kept
     UNKNOWN = "unknown"  # an unknown code: a few tries, then writes are paused
     DUPLICATE = "duplicate"  # a plain COPY cannot store it, the idempotent path can
 
@@ -68,7 +65,6 @@ class WriteFailed(IngestError):
         row: int | None = None,
         constraint: str | None = None,
         may_be_row: bool = False,
-        known_rows: bool = False,
         reason: str = UNREACHABLE,
     ) -> None:
         super().__init__(message)
@@ -79,22 +75,8 @@ class WriteFailed(IngestError):
         self.row = row
         self.constraint = constraint
         self.may_be_row = may_be_row
-        self.known_rows = known_rows
+        self.known_rows = False
         self.reason = reason
-
-
-class Trouble(NamedTuple):
-    """What a part of the service finds wrong now: a key of its CAUSES, or nothing.
-
-    `state` is one of STATES, if the part decides that: then it stands above causes without one.
-    `words` say it with figures. `details` name what only an operator may see, such as paths of this
-    machine or processes of the database.
-    """
-
-    cause: str = ""
-    words: str = ""
-    details: str = ""
-    state: str = ""
 
 
 class Cause(NamedTuple):
@@ -117,18 +99,33 @@ FIELDS = (
     "fix_url",  # how to correct the database's URL: which setting or file, and whether to restart
 )
 
-READ_MESSAGE = "`{run} hold show` prints the message of the server."
+
+class Trouble(NamedTuple):
+    """What a part of the service finds wrong now: a key of its CAUSES, or nothing.
+
+    `state` is one of STATES, if the part decides that: then it stands above causes without one.
+    `words` say it with figures. `details` name what only an operator may see, such as paths of this
+    machine or processes of the database.
+    """
+
+    cause: str = ""
+    words: str = ""
+    details: str = ""
+    state: str = ""
+
+
+def trouble_of(causes: Mapping[str, Cause], name: str, details: str = "") -> Trouble:
+    """Return a cause of a list with its own words; of no cause, nothing."""
+    return Trouble(name, causes[name].words, details) if name else Trouble()
+
+
+_READ_MESSAGE = "`{run} hold show` prints the message of the server."
 MAKE_SPACE = (
     "`{run} dlq stats` counts the entries by reason. Fix what they have in common and replay them, "
     "such as `{run} dlq replay --where reason=refused_by_database`. Or discard them, such as "
     "`{run} dlq discard --where reason=invalid`. If the disk has space, you can also raise "
     "dlq_bytes_max."
 )
-
-
-def trouble_of(causes: Mapping[str, Cause], name: str, details: str = "") -> Trouble:
-    """Return a cause of a list with its own words; of no cause, nothing."""
-    return Trouble(name, causes[name].words, details) if name else Trouble()
 
 
 CAUSES: dict[str, Cause] = {
@@ -146,7 +143,7 @@ CAUSES: dict[str, Cause] = {
     ),
     TOO_MANY_CONNECTIONS: Cause(
         "the database has no free connection, or connections of ours hang there",
-        f"{READ_MESSAGE} Close connections that nobody needs, or raise max_connections or the "
+        f"{_READ_MESSAGE} Close connections that nobody needs, or raise max_connections or the "
         "limit of the role.",
         "ingestdatabasedown",
     ),
@@ -194,17 +191,17 @@ CAUSES: dict[str, Cause] = {
     ),
     CONFIGURATION: Cause(
         "the URL or the certificate of the database is wrong, or a pooler is not set up for this",
-        f"{READ_MESSAGE} {{fix_url}}",
+        f"{_READ_MESSAGE} {{fix_url}}",
         "ingestonhold",
     ),
     "protocol": Cause(
         "the server answers in a way that the service does not understand",
-        f"Is a proxy or a pooler between them? {READ_MESSAGE}",
+        f"Is a proxy or a pooler between them? {_READ_MESSAGE}",
         "ingestonhold",
     ),
     "internal": Cause(
         "the database reports damage or a fault of its own",
-        f"Read the log of the database. {READ_MESSAGE}",
+        f"Read the log of the database. {_READ_MESSAGE}",
         "ingestonhold",
     ),
     "breaker": Cause(
@@ -222,6 +219,6 @@ CAUSES: dict[str, Cause] = {
 }
 UNKNOWN = Cause(
     "the database reports an error that the service does not know",
-    f"{READ_MESSAGE} Read the log of the database too.",
+    f"{_READ_MESSAGE} Read the log of the database too.",
     "ingestonhold",
 )

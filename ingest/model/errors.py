@@ -124,11 +124,12 @@ class MqttAway(IngestError):
 class CommitRefused(NotKept):
     """No writer takes a post with `ack=committed` now. Nothing of it is kept."""
 
-    def __init__(self, code: str, detail: str, retry_after_s: float = 5.0) -> None:
+    retry_after_s = 5.0
+
+    def __init__(self, code: str, detail: str) -> None:
         super().__init__(detail)
         self.code = code
         self.detail = detail
-        self.retry_after_s = retry_after_s
 
 
 class Stopping(IngestError):

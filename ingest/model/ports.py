@@ -19,9 +19,15 @@ from ingest.model.reading import Letter
 # Called with the waiters of a block, in the order of their posts. Their block is on the disk, or it
 # is not kept if there is an error.
 Told = Callable[[Sequence[Any], NotKept | None], None]
-
-
 Sizes = Sequence[tuple[int, int]]  # of some blocks: rows and bytes of each
+Work = Callable[[asyncio.Event], Coroutine[Any, Any, None]]  # runs until the event is set
+SetAside = Callable[[list[Refusal]], Awaitable[None]]
+
+# The states of the service that /readyz shows; app/health.py has their meaning.
+STATES = (
+    *("starting", "accepting", "slowed", "on_hold", "full", "disk_low", "broker_away"),
+    "draining",
+)
 
 
 class Inlet(Protocol):
@@ -131,9 +137,6 @@ class Outlet(Protocol):
         """Return the content now."""
 
 
-Work = Callable[[asyncio.Event], Coroutine[Any, Any, None]]  # runs until the event is set
-
-
 class Buffer(Inlet, Outlet, Protocol):
     """The buffer as the service sees it: inlet and outlet, start and stop."""
 
@@ -169,9 +172,6 @@ class Stored(NamedTuple):
 
     committed: int
     duplicate: int
-
-
-SetAside = Callable[[list[Refusal]], Awaitable[None]]
 
 
 class Sink(Protocol):
@@ -218,13 +218,6 @@ class Sink(Protocol):
 
     async def close(self) -> None:
         """End the session and close the connection, within a second."""
-
-
-# The states of the service that /readyz shows; app/health.py has their meaning.
-STATES = (
-    *("starting", "accepting", "slowed", "on_hold", "full", "disk_low", "broker_away"),
-    "draining",
-)
 
 
 class DeadLetters(Protocol):

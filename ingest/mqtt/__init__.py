@@ -1,5 +1,1 @@
-"""MQTT: takes the messages of a broker, posts them to the service, and acknowledges them after it.
-
-Of MQTT's library, this folder alone imports it. Imports http_client, model and system. app and
-admin may import it.
-"""
+"""MQTT, an annex: posts the messages of a broker to the service, then acknowledges them."""

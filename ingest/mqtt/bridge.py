@@ -11,7 +11,7 @@ dead letter on our disk, or has no reading. What is held has a bound. A stop ack
 taken, and leaves the rest to the broker. What a lost connection has brought is posted no more,
 unless it is on its way: the broker sends it again.
 
-What the service's answer to a post means for its messages.
+What an answer of the service means for the messages of the post:
 
     2xx                                             taken: acknowledge
     400, 422 about what is in the messages          refused: a dead letter of our own, acknowledge
@@ -37,77 +37,27 @@ from ingest.model.errors import ConfigError, DeadLettersBroken, DeadLettersFull
 from ingest.model.ports import DeadLetters
 from ingest.model.reading import REFUSED_BY_SERVICE, Letter
 from ingest.mqtt.connection import MqttConnection, MqttMessage
-from ingest.mqtt.gathering import MessageForm, MessagePart, PostBounds, Unusable, WaitingMessages
+from ingest.mqtt.gathering import MessageForm, MessagePart, Unusable, WaitingMessages
+from ingest.mqtt.options import MqttOptions
 from ingest.mqtt.tally import MqttTally
 from ingest.system import clock
 from ingest.system.logs import get_logger
 
+QUOTED_CHARACTERS = 200
+HELD_BYTES_MAX = 32 * 1024**2  # of those that wait or are unusable; and of those set aside
 # All of the 400 that are about the messages. The others are about how we ask, so about settings.
 # A parameter that is bad is the time of a message, X-Received-At: the clock here may be wrong.
 _BODY = frozenset({"not_json", "not_lines", "bad_parameter"})
 _FOR_EACH = frozenset({"empty", "all_invalid", "outside_scope"})  # each message would get the same
 
-
-class PostVerdict(Enum):
-    """What becomes of the messages of a post."""
-
-    TAKEN = "taken"
-    REFUSED = "refused"
-    NOT_NOW = "not_now"
-    AGAIN = "again"
-
-
-class PostAnswer(NamedTuple):
-    """A verdict, its cause, and whether it holds for each message of the post by itself."""
-
-    verdict: PostVerdict
-    code: str
-    why: str
-    for_each: bool = False
-
-
-def answer_of(status: int, body: bytes) -> PostAnswer:
-    """Return what an answer means."""
-    if 200 <= status < 300:
-        return PostAnswer(PostVerdict.TAKEN, "", "")
-    code, why = _said(body)
-    said = f"{status} {code}: {why}" if code or why else str(status)
-    verdict = PostVerdict.AGAIN
-    if (status == 400 and code in _BODY) or status == 422:
-        verdict = PostVerdict.REFUSED
-    elif status == 400 and code in {"empty", "all_invalid", "invalid_items", "dead_letters_full"}:
-        verdict = PostVerdict.REFUSED  # the paths of line protocol have no 422
-    elif status == 413 or (status == 403 and code == "outside_scope"):
-        verdict = PostVerdict.NOT_NOW
-    return PostAnswer(verdict, code or f"http_{status}", said, code in _FOR_EACH)
-
-
-def _said(body: bytes) -> tuple[str, str]:
-    try:
-        document = orjson.loads(body)
-    except ValueError:  # a proxy's page
-        return "", ""
-    if not isinstance(document, dict):
-        return "", ""
-    # Answers to line protocol have our code in `problem`, and in `code` that of InfluxDB.
-    code = document.get("problem", document.get("code", ""))
-    why = document.get("detail", document.get("message", ""))
-    errors = document.get("errors")
-    if isinstance(errors, list) and errors and isinstance(errors[0], dict):
-        why = f"{why}: {errors[0].get('message', '')}"
-    return (code if isinstance(code, str) else ""), (why if isinstance(why, str) else "")
-
-
-QUOTED_CHARACTERS = 200
-HELD_BYTES_MAX = 32 * 1024**2  # of those that wait or are unusable; and of those set aside
-
 _log = get_logger("mqtt")
 
 
 class MqttBridge:
-    """Takes messages and posts them, `in_flight` posts at once. Times in seconds.
+    """Takes messages and posts them.
 
-    `headers` returns those of the next post; it raises ConfigError.
+    `headers` returns those of the next post that are not about its messages. It may raise
+    ConfigError.
     """
 
     def __init__(
@@ -118,16 +68,12 @@ class MqttBridge:
         tally: MqttTally,
         *,
         headers: Callable[[], Mapping[str, str]],
-        bounds: PostBounds,
-        held_max: int,
-        in_flight: int,
-        linger_s: float,
-        retry_s_max: float,
+        options: MqttOptions,
     ) -> None:
         self.delivery = ServerPosts(
             client,
             tally,
-            retry_s_max=retry_s_max,
+            retry_s_max=options.send_retry_s_max,
             failed=lambda why, n: _log.warning("mqtt_post_failed", why=why, similar_suppressed=n),
             back=lambda after_s: _log.info("mqtt_service_back", after_s=after_s),
         )
@@ -135,11 +81,9 @@ class MqttBridge:
         self._dead_letters = dead_letters
         self._tally = tally
         self._headers = headers
-        self._held_max = held_max
-        self._in_flight = in_flight
-        self._linger_s = linger_s
-        self._retry_s_max = retry_s_max
-        self._waiting = WaitingMessages(bounds)
+        self._options = options
+        self._held_max = options.mqtt_receive_max
+        self._waiting = WaitingMessages(form, options)
         self._unusable: deque[tuple[MqttMessage, Unusable]] = deque()
         self._unusable_bytes = 0
         self._aside: deque[MessagePart] = deque()  # refused for now; tried again one by one
@@ -214,7 +158,7 @@ class MqttBridge:
     async def run(self, stopping: asyncio.Event, aborted: asyncio.Event, stop_s_max: float) -> None:
         """Post until `stopping` is set. Then posts on their way have `stop_s_max` to end."""
         await self.delivery.run(
-            [*(self._work() for _ in range(self._in_flight)), self._retry_aside()],
+            [*(self._work() for _ in range(self._options.in_flight)), self._retry_aside()],
             self._stop,
             stopping=stopping,
             aborted=aborted,
@@ -234,7 +178,7 @@ class MqttBridge:
                 self._arrived.clear()
                 await self._arrived.wait()
                 continue
-            due_s = 0.0 if self._waiting.is_full else self._waiting.due_in_s(self._linger_s)
+            due_s = 0.0 if self._waiting.is_full else self._waiting.due_in_s()
             if due_s > 0:
                 self._full.clear()
                 await clock.sleep_unless(self._full, due_s)
@@ -269,7 +213,8 @@ class MqttBridge:
                     half = len(group) // 2
                     todo += [group[half:], group[:half]]
                 elif answer.verdict is PostVerdict.REFUSED or not self._set_aside(group):
-                    await self._give_up(group, answer)
+                    messages = [each.message for each in group]
+                    await self._keep(messages, answer.code, answer.why)
         finally:
             for each in parts:
                 self._in_work.pop(id(each.message), None)
@@ -305,18 +250,13 @@ class MqttBridge:
 
     async def _give_up_on_unusable(self) -> None:
         group, self._unusable = self._unusable, deque()
-        by_code: dict[str, list[MqttMessage]] = {}
-        why: dict[str, str] = {}
+        by_code: dict[str, tuple[list[MqttMessage], str]] = {}
         for message, error in group:
-            by_code.setdefault(error.code, []).append(message)
-            why.setdefault(error.code, str(error))
-        for code, messages in by_code.items():
-            await self._keep(messages, code, why[code])
+            by_code.setdefault(error.code, ([], str(error)))[0].append(message)
+        for code, (messages, why) in by_code.items():
+            await self._keep(messages, code, why)
         self._unusable_bytes -= sum(len(message.payload) for message, _ in group)
         self._let_in()
-
-    async def _give_up(self, group: Sequence[MessagePart], answer: PostAnswer) -> None:
-        await self._keep([each.message for each in group], answer.code, answer.why)
 
     async def _keep(self, messages: list[MqttMessage], code: str, why: str) -> None:
         """Keep messages as dead letters, and acknowledge them. Without space: later."""
@@ -364,13 +304,63 @@ class MqttBridge:
 
     async def _retry_aside(self) -> None:
         while not self.delivery.stopping:
-            await self.delivery.woken(self._retry_s_max)
+            await self.delivery.woken(self._options.send_retry_s_max)
             for _ in range(len(self._aside)):
                 if self.delivery.stopping:
                     return
                 part = self._aside.popleft()
                 self._aside_bytes -= len(part.body)
                 await self._send([part])
+
+
+class PostVerdict(Enum):
+    """What becomes of the messages of a post."""
+
+    TAKEN = "taken"
+    REFUSED = "refused"
+    NOT_NOW = "not_now"
+    AGAIN = "again"
+
+
+class PostAnswer(NamedTuple):
+    """A verdict, its cause, and whether it holds for each message of the post by itself."""
+
+    verdict: PostVerdict
+    code: str
+    why: str
+    for_each: bool = False
+
+
+def answer_of(status: int, body: bytes) -> PostAnswer:
+    """Return what an answer means."""
+    if 200 <= status < 300:
+        return PostAnswer(PostVerdict.TAKEN, "", "")
+    code, why = _said(body)
+    said = f"{status} {code}: {why}" if code or why else str(status)
+    verdict = PostVerdict.AGAIN
+    if (status == 400 and code in _BODY) or status == 422:
+        verdict = PostVerdict.REFUSED
+    elif status == 400 and code in {"empty", "all_invalid", "invalid_items", "dead_letters_full"}:
+        verdict = PostVerdict.REFUSED  # the paths of line protocol have no 422
+    elif status == 413 or (status == 403 and code == "outside_scope"):
+        verdict = PostVerdict.NOT_NOW
+    return PostAnswer(verdict, code or f"http_{status}", said, code in _FOR_EACH)
+
+
+def _said(body: bytes) -> tuple[str, str]:
+    try:
+        document = orjson.loads(body)
+    except ValueError:  # a proxy's page
+        return "", ""
+    if not isinstance(document, dict):
+        return "", ""
+    # Answers to line protocol have our code in `problem`, and in `code` that of InfluxDB.
+    code = document.get("problem", document.get("code", ""))
+    why = document.get("detail", document.get("message", ""))
+    errors = document.get("errors")
+    if isinstance(errors, list) and errors and isinstance(errors[0], dict):
+        why = f"{why}: {errors[0].get('message', '')}"
+    return (code if isinstance(code, str) else ""), (why if isinstance(why, str) else "")
 
 
 def letter_of(message: MqttMessage, form: MessageForm, code: str, why: str) -> Letter:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
-from pathlib import Path
 
 from ingest.app.annexes import needs
 from ingest.cli.context import forward_name
@@ -14,11 +14,12 @@ from ingest.cli.parser import Command, flag, option_flags, options_of, say
 from ingest.cli.serve import on_uvloop
 from ingest.config.loading import Loaded
 from ingest.config.named_files import state_dir
+from ingest.config.origins import read_secret
 from ingest.config.settings import Settings
 from ingest.config.values import full_path
 from ingest.dead_letters.folder.segments import segments
 from ingest.model.errors import StartError
-from ingest.mqtt.options import MqttOptions
+from ingest.mqtt.options import MqttOptions, MqttTls, MqttWanted, check_filter, mqtt_address
 from ingest.system.files import size_bytes
 from ingest.system.state_folder import StateFolder
 
@@ -35,26 +36,38 @@ NOT_OURS = (
 def _run(args: argparse.Namespace, loaded: Loaded) -> int:
     if find_spec("paho") is None:
         raise StartError(needs("ingest mqtt", "mqtt"))
-    from ingest.http_client.client import target_of  # noqa: PLC0415
-    from ingest.mqtt.connection import check_filter, mqtt_address  # noqa: PLC0415
-    from ingest.mqtt.service import (  # noqa: PLC0415
-        ADMIN_LISTEN,
-        FORMS,
-        MqttTls,
-        MqttWanted,
-        mqtt,
-        secret_of,
-    )
+    from ingest.app.client_process import run_client  # noqa: PLC0415
+    from ingest.mqtt.service import ADMIN_LISTEN, ROLE, MqttService  # noqa: PLC0415
 
     for topic in args.topic:
         check_filter(topic)
-    form = args.format or "json"
-    path = FORMS[form].path + (f"?ack={args.ack}" if args.ack else "")
+    wanted = _wanted(args)
+    is_default = loaded.origins["admin_listen"] == "default"
+    return on_uvloop(
+        run_client(
+            loaded.settings,
+            ROLE,
+            wanted.name,
+            lambda folder, process: MqttService(loaded.settings, wanted, folder, process),
+            admin_listen=ADMIN_LISTEN if is_default else loaded.settings.admin_listen,
+            does=f"takes messages of {wanted.address.shown} for {wanted.target.shown}",
+            announce=say,
+        )
+    )
+
+
+def _wanted(args: argparse.Namespace) -> MqttWanted:
+    from ingest.http_client.client import target_of  # noqa: PLC0415
+    from ingest.mqtt.gathering import form_of  # noqa: PLC0415
+
+    form, source = args.format or "json", args.source or ""
     if args.source is not None:
-        path = _source_path(args)
-    wanted = MqttWanted(
+        _check_source(args)
+    path = form_of(form, source).path + (f"?ack={args.ack}" if args.ack else "")
+    return MqttWanted(
         name=args.name,
         address=mqtt_address(args.mqtt_url),
+        client_id=args.client_id or f"iot-ingest-{args.name}",
         topics=tuple(dict.fromkeys(args.topic)),
         target=target_of(
             args.url.rstrip("/") + path,
@@ -63,33 +76,32 @@ def _run(args: argparse.Namespace, loaded: Loaded) -> int:
             instead="send a token instead (--token-file)",
         ),
         form=form,
-        source=args.source or "",
-        client_id=args.client_id,
+        source=source,
         version=5 if args.mqtt_version == "5" else 3,
         tls=MqttTls(args.mqtt_ca, args.mqtt_cert, args.mqtt_key),
-        password=secret_of(_file(args.mqtt_password_file), PASSWORD_VARIABLE),
-        token=secret_of(_file(args.token_file), TOKEN_VARIABLE),
+        password=_secret(args.mqtt_password_file, PASSWORD_VARIABLE),
+        token=_secret(args.token_file, TOKEN_VARIABLE),
         service_ca_file=args.ca_file,
         options=options_of(MqttOptions, args),
     )
-    is_default = loaded.origins["admin_listen"] == "default"
-    admin_listen = ADMIN_LISTEN if is_default else loaded.settings.admin_listen
-    return on_uvloop(mqtt(loaded.settings, wanted, admin_listen=admin_listen, announce=say))
 
 
-def _source_path(args: argparse.Namespace) -> str:
-    from ingest.formats.mapped.source import IN, NAME  # noqa: PLC0415
+def _check_source(args: argparse.Namespace) -> None:
+    from ingest.formats.mapped.source import NAME  # noqa: PLC0415
 
     for each in ("format", "ack"):
         if getattr(args, each):
             raise StartError(f"--{each} is not for a source; leave it out, or --source")
     if not NAME.fullmatch(args.source):
         raise StartError("--source is the name of a source, as in `ingest sources list`")
-    return f"{IN}{args.source}"
 
 
-def _file(named: str | None) -> Path | None:
-    return None if named is None else full_path(named)
+def _secret(named: str | None, variable: str) -> Callable[[], str]:
+    """Return what reads a secret from a file, or from a variable of the environment."""
+    if named is None:
+        return lambda: os.environ.get(variable, "")
+    file = full_path(named)
+    return lambda: read_secret(file)
 
 
 def mqtt_checks(settings: Settings) -> Iterator[Check]:

@@ -1,13 +1,10 @@
 """One connection to an MQTT broker: it subscribes, gets messages, and acknowledges them.
 
+The library has no thread here, but to connect: the event loop tells it when it can read.
 Promises: a message is acknowledged only by `ack`, and only on the connection that it came by. So an
 identifier that the broker uses again is never acknowledged by mistake. Acknowledgements have the
 order of the messages, as MQTT wants it. No call but `open` waits.
 Does not: connect again (session.py).
-
-The library has no thread here, but to connect: the event loop tells it when it can read.
-
-The URL of an MQTT broker, and the filters of its topics: what they must be.
 """
 
 from __future__ import annotations
@@ -17,7 +14,6 @@ import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
-from urllib.parse import unquote, urlsplit
 
 from paho.mqtt.client import (
     Client,
@@ -31,71 +27,9 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from ingest.model.errors import ConfigError, MqttAway
-
-PORT, TLS_PORT = 1883, 8883
-FILTER_BYTES_MAX = 65_535
-SHARED = "$share/"
-
-
-class MqttAddress(NamedTuple):
-    """Where a broker is, and as which user; `user` is empty without one."""
-
-    host: str
-    port: int
-    user: str
-    tls: bool
-
-    @property
-    def shown(self) -> str:
-        """The address for people, without the user."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"mqtt{'s' if self.tls else ''}://{host}:{self.port}"
-
-
-def mqtt_address(url: str) -> MqttAddress:
-    """Return the parts of mqtt[s]://[USER@]HOST[:PORT]. Raises ConfigError, never with a password.
-
-    A password may not be in it: other users of the machine can read a command line.
-    """
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port
-    except ValueError as error:
-        raise ConfigError(f"--mqtt-url cannot be read: {error}") from None
-    if parts.password is not None:
-        raise ConfigError(
-            "--mqtt-url has a password, which other users of this machine could read: put it into "
-            "a file (--mqtt-password-file), or into INGEST_MQTT_PASSWORD"
-        )
-    if parts.scheme not in {"mqtt", "mqtts"} or not host or port == 0:
-        raise ConfigError("--mqtt-url is not mqtt://HOST:PORT or mqtts://HOST:PORT")
-    if parts.path not in {"", "/"} or parts.query or parts.fragment:
-        raise ConfigError("--mqtt-url has more than a host and a port: topics are --topic")
-    tls = parts.scheme == "mqtts"
-    return MqttAddress(
-        host, port or (TLS_PORT if tls else PORT), unquote(parts.username or ""), tls
-    )
-
-
-def check_filter(text: str) -> None:
-    """Raise ConfigError if a filter of topics is not one that brokers take."""
-    levels = text.split("/")
-    if text.startswith(SHARED):
-        if len(levels) < 3 or not levels[1] or {"+", "#"} & set(levels[1]) or not levels[2:]:
-            raise ConfigError(f"--topic {text!r}: a shared one is $share/GROUP/TOPIC")
-        levels = levels[2:]
-    if not any(levels) and len(levels) == 1:
-        raise ConfigError("--topic is empty")
-    if "\0" in text or len(text.encode()) > FILTER_BYTES_MAX:
-        raise ConfigError("--topic is longer than 65,535 bytes, or has a NUL")
-    for place, level in enumerate(levels):
-        alone = level in {"+", "#"}
-        if not alone and ("+" in level or "#" in level):
-            raise ConfigError(f"--topic {text!r}: + and # stand for a whole level")
-        if level == "#" and place != len(levels) - 1:
-            raise ConfigError(f"--topic {text!r}: # can only be the last level")
-
+from ingest.model.errors import MqttAway
+from ingest.mqtt.options import MqttWanted
+from ingest.system.clock import unix_us
 
 NEVER_S = 0xFFFFFFFF  # as a session's expiry: it does not end
 READS_MAX = 64  # packets in a round of the event loop
@@ -103,19 +37,6 @@ PACKET_BYTES_MAX = 16 * 1024**2  # the broker drops what is larger, and tells no
 VERSIONS = {5: MQTTProtocolVersion.MQTTv5, 3: MQTTProtocolVersion.MQTTv311}
 TAKEN_OVER = 142  # another client has connected with our name
 GIVES_UP = 128  # reason codes from here on are failures
-
-
-class MqttWish(NamedTuple):
-    """How to connect, and what to subscribe to. Times in seconds; `version` is 5 or 3."""
-
-    address: MqttAddress
-    client_id: str
-    topics: Sequence[str]
-    version: int = 5
-    receive_max: int = 1000
-    session_s: int = NEVER_S
-    keepalive_s: int = 30
-    connect_s_max: float = 5.0
 
 
 class MqttSessionFacts(NamedTuple):
@@ -148,17 +69,16 @@ class MqttConnection:
 
     def __init__(
         self,
-        wish: MqttWish,
+        wanted: MqttWanted,
         take: Callable[[MqttMessage], None],
         closed: Callable[[str], None],
-        now_us: Callable[[], int],
     ) -> None:
         self.is_open = False
         self.taken_over = False
-        self._wish = wish
+        self._wanted = wanted
         self._take = take
         self._closed = closed
-        self._now_us = now_us
+        self._session_s = min(NEVER_S, round(wanted.options.mqtt_session_days * 86_400))
         self._loop = asyncio.get_running_loop()
         self._order: dict[int, bool] = {}  # identifiers not acknowledged, in order; True: done
         self._fd = -1
@@ -170,9 +90,9 @@ class MqttConnection:
         self._misc: asyncio.TimerHandle | None = None
         self._client = Client(
             CallbackAPIVersion.VERSION2,
-            client_id=wish.client_id,
-            protocol=VERSIONS[wish.version],
-            clean_session=None if wish.version == 5 else False,
+            client_id=wanted.client_id,
+            protocol=VERSIONS[wanted.version],
+            clean_session=None if wanted.version == 5 else False,
             reconnect_on_failure=False,
             manual_ack=True,
         )
@@ -185,17 +105,18 @@ class MqttConnection:
 
     async def open(self, password: str, tls: ssl.SSLContext | None) -> MqttSessionFacts:
         """Connect and subscribe. Raises MqttAway. Messages may come before it returns."""
-        wish, client = self._wish, self._client
-        client.connect_timeout = wish.connect_s_max
-        if wish.address.user or password:
-            client.username_pw_set(wish.address.user, password or None)
+        wanted, client = self._wanted, self._client
+        connect_s_max = wanted.options.send_connect_s_max
+        client.connect_timeout = connect_s_max
+        if wanted.address.user or password:
+            client.username_pw_set(wanted.address.user, password or None)
         if tls is not None:
             client.tls_set_context(tls)
         is_done = False
         try:
             await self._loop.run_in_executor(None, self._connect)
             self._attach()
-            async with asyncio.timeout(wish.connect_s_max):
+            async with asyncio.timeout(connect_s_max):
                 is_old, properties = await self._greeting
                 if isinstance(properties, MqttAway):
                     raise properties
@@ -209,29 +130,30 @@ class MqttConnection:
                 self.abandon()
         refused = [
             f"{topic} ({ReasonCode(PacketTypes.SUBACK, identifier=code).getName()})"
-            for topic, code in zip(wish.topics, granted, strict=False)
+            for topic, code in zip(wanted.topics, granted, strict=False)
             if code >= GIVES_UP
         ]
         if refused:
             self.abandon()
             raise MqttAway(f"the broker does not let us subscribe to {', '.join(refused)}")
-        session_s = getattr(properties, "SessionExpiryInterval", wish.session_s)
+        session_s = getattr(properties, "SessionExpiryInterval", self._session_s)
         return MqttSessionFacts(is_old, session_s, min(granted, default=0))
 
     def _connect(self) -> None:
         """Connect and send CONNECT; in a thread."""
-        wish, address = self._wish, self._wish.address
-        if wish.version != 5:
-            self._client.connect(address.host, address.port, keepalive=wish.keepalive_s)
+        address, options = self._wanted.address, self._wanted.options
+        keepalive_s = round(options.mqtt_keepalive_s)
+        if self._wanted.version != 5:
+            self._client.connect(address.host, address.port, keepalive=keepalive_s)
             return
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-        properties.SessionExpiryInterval = wish.session_s
-        properties.ReceiveMaximum = wish.receive_max
+        properties.SessionExpiryInterval = self._session_s
+        properties.ReceiveMaximum = options.mqtt_receive_max
         properties.MaximumPacketSize = PACKET_BYTES_MAX
         self._client.connect(
             address.host,
             address.port,
-            keepalive=wish.keepalive_s,
+            keepalive=keepalive_s,
             clean_start=False,
             properties=properties,
         )
@@ -250,13 +172,13 @@ class MqttConnection:
         self._misc = self._loop.call_later(1.0, self._tick)
 
     def _subscribe(self) -> None:
-        wish = self._wish
-        if wish.version == 5:
+        wanted = self._wanted
+        if wanted.version == 5:
             # Retained messages come once, and not again at each connection.
             options = SubscribeOptions(qos=1, retainHandling=1)
-            self._client.subscribe([(topic, options) for topic in wish.topics])
+            self._client.subscribe([(topic, options) for topic in wanted.topics])
         else:
-            self._client.subscribe([(topic, 1) for topic in wish.topics])
+            self._client.subscribe([(topic, 1) for topic in wanted.topics])
 
     def forget_topics(self, topics: Sequence[str]) -> None:
         """Tell the broker that a session of before is not interested in these filters any more."""
@@ -412,7 +334,7 @@ class MqttConnection:
             MqttMessage(
                 topic,
                 bytes(message.payload),
-                self._now_us(),
+                unix_us(),
                 packet_id=packet_id,
                 connection=self,
                 is_again=message.dup,
@@ -429,7 +351,8 @@ class MqttConnection:
     ) -> None:
         self.taken_over = code.value == TAKEN_OVER
         self._end(
-            f"another client has connected with our client id {self._wish.client_id} (--client-id)"
+            f"another client has connected with our client id {self._wanted.client_id} "
+            "(--client-id)"
             if self.taken_over
             else f"the connection has ended: {code.getName()}"
         )

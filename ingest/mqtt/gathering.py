@@ -2,20 +2,18 @@
 
     json    a message is an item, or an array of items  -> one array
     lines   a message has lines of line protocol        -> all lines
-    source  a message is any JSON: see gathering.py   -> one array for each topic
+    source  a message is any JSON, for a mapped source  -> one array for each topic
 
-Promises: a message in a post cannot change how another one is read. What would is refused here, or
-is the last of its post. Readings without a time get that of their message: with the time of the
-post, two of one device and metric would be one row. Of an item, no other byte is changed.
+A post for a source has two headers beside its documents:
 
-Messages for a mapped source: any JSON, and beside it the topic and the time of each message.
-
-    X-Topic         the topic, percent-encoded: so all messages of a post have one topic
+    X-Topic         the topic, percent-encoded: all messages of a post have this one
     X-Received-At   Unix microseconds: one for each document, or one for all of them
 
-Promises: each message is read as if it came alone. A message that is not JSON is refused here: it
-would cost the others of its post.
-Does not: know the table of the source. So a time is told also where the table finds one.
+Promises: each message is read as if it came alone. What would change how another one is read, such
+as a text that is not JSON, is refused here, or is the last of its post. Readings without a time get
+that of their message: with the time of the post, two of one series would be one row. Of an item, no
+other byte is changed.
+Does not: know the table of a source. So a time is told also where the table finds one.
 """
 
 from __future__ import annotations
@@ -34,9 +32,13 @@ import orjson
 
 from ingest.model.reading import JSON, LINE, MAPPED
 from ingest.mqtt.connection import MqttMessage
+from ingest.mqtt.options import MqttOptions
 from ingest.system.clock import monotonic_s
 
 BLANKS = b" \t\r\n"
+# Their times have 4 KiB in a header; servers and proxies take 8 KiB.
+DOCUMENTS_MAX = 240
+TOPIC_BYTES_MAX = 4_096
 # A line with texts, each closed in its line: then no text goes on in the next message. It is
 # stricter than line protocol is; other lines with texts are the last of their post.
 _KEY = rb'(?:[^"\\ \n]|\\[^"\n])+'
@@ -73,7 +75,8 @@ class MessageForm(ABC):
 
     name: str
     path: str
-    media_type: str
+    media_type = "application/json"
+    rows_max = 100_000  # in a post
 
     def headers(self, _parts: Sequence[MessagePart]) -> Mapping[str, str]:
         """Return the headers of a post that are about its messages."""
@@ -87,12 +90,12 @@ class MessageForm(ABC):
     def part(self, message: MqttMessage) -> MessagePart | None:
         """Return what a message adds to a post; None if it has no reading. Raises Unusable."""
 
-    @abstractmethod
     def join(self, parts: Sequence[MessagePart]) -> bytes:
-        """Return the body of a post."""
+        """Return the body of a post: one array."""
+        return b"[" + b",".join([each.body for each in parts]) + b"]"
 
 
-def json_in(message: MqttMessage) -> tuple[bytes, Any] | None:
+def _json_in(message: MqttMessage) -> tuple[bytes, Any] | None:
     """Return the JSON of a message, and what it is; None if there is nothing. Raises Unusable."""
     body = message.payload.strip(BLANKS)
     if not body:
@@ -107,11 +110,11 @@ def json_in(message: MqttMessage) -> tuple[bytes, Any] | None:
 class JsonForm(MessageForm):
     """Items of POST /v1/readings."""
 
-    name, path, media_type = JSON, "/v1/readings", "application/json"
+    name, path = JSON, "/v1/readings"
 
     def part(self, message: MqttMessage) -> MessagePart | None:
         """Return a message's items, without the brackets of an array."""
-        found = json_in(message)
+        found = _json_in(message)
         if found is None:
             return None
         body, document = found
@@ -127,10 +130,6 @@ class JsonForm(MessageForm):
             items = zip(raws, document, strict=True)
             body = b",".join([_stamped(bytes(raw), item, message) for raw, item in items])
         return MessagePart(message, body, sum(map(_rows, document)))
-
-    def join(self, parts: Sequence[MessagePart]) -> bytes:
-        """Return one array."""
-        return b"[" + b",".join([each.body for each in parts]) + b"]"
 
 
 def _has_time(item: object) -> bool:
@@ -179,29 +178,73 @@ def _with_time(line: bytes, message: MqttMessage) -> bytes:
     return b"%b %d" % (stripped, message.received_us)
 
 
-class PostBounds(NamedTuple):
-    """The bounds of one post. A message that is larger is a post of its own."""
+class SourceForm(MessageForm):
+    """Documents of POST /v1/in/NAME."""
 
-    messages_max: int
-    rows_max: int
-    bytes_max: int
+    name = MAPPED
+    rows_max = DOCUMENTS_MAX
+
+    def __init__(self, source: str) -> None:
+        self.path = f"/v1/in/{source}"
+
+    def part(self, message: MqttMessage) -> MessagePart | None:
+        """Return a message's documents, without the brackets of an array."""
+        found = _json_in(message)
+        if found is None:
+            return None
+        body, document = found
+        if len(_encoded(message.topic)) > TOPIC_BYTES_MAX:
+            raise Unusable("headers_too_large", "the topic is too long for a header")
+        count = 1
+        if isinstance(document, list):
+            body, count = body[1:-1], len(document)
+        return MessagePart(message, body, count, group=message.topic)
+
+    def headers(self, parts: Sequence[MessagePart]) -> Mapping[str, str]:
+        """Return the topic of these messages, and their times."""
+        times = [str(each.message.received_us) for each in parts]
+        if len(parts) > 1:  # else one time is for all documents
+            counts = [each.rows for each in parts]
+            times = list(chain.from_iterable(map(repeat, times, counts)))
+        return {"X-Topic": _encoded(parts[0].message.topic), "X-Received-At": ",".join(times)}
+
+    def context(self, message: MqttMessage) -> str:
+        """Return what a dead letter keeps beside the message."""
+        return orjson.dumps({"topic": message.topic}).decode()
+
+
+def _encoded(topic: str) -> str:
+    """Return a topic as a header may have it."""
+    return quote(topic, safe="/")
+
+
+FORMS: dict[str, type[JsonForm | LineForm]] = {"json": JsonForm, "lines": LineForm}
+
+
+def form_of(form: str, source: str) -> MessageForm:
+    """Return the form of messages for a source, if there is one, or that of FORMS."""
+    return SourceForm(source) if source else FORMS[form]()
 
 
 @dataclass(slots=True)
 class _Group:
-    """Messages for the same posts. The next post of them is due `linger_s` after `since_s`."""
+    """Messages for the same posts. The next post of them is due `send_linger_s` after `since_s`."""
 
     parts: deque[MessagePart] = field(default_factory=deque)
     since_s: float = field(default_factory=monotonic_s)
 
 
 class WaitingMessages:
-    """The messages that wait: their groups take turns, each has the order in which they came."""
+    """The messages that wait: their groups take turns, each has the order in which they came.
 
-    def __init__(self, bounds: PostBounds) -> None:
+    A post has the bounds of `options`. A message that is larger is a post of its own.
+    """
+
+    def __init__(self, form: MessageForm, options: MqttOptions) -> None:
         self.size = 0  # bytes
         self._count = 0
-        self._bounds = bounds
+        self._options = options
+        self._rows_max = min(options.send_rows_max, form.rows_max)
         self._groups: dict[str, _Group] = {}  # none is empty
 
     def __len__(self) -> int:
@@ -210,7 +253,8 @@ class WaitingMessages:
     @property
     def is_full(self) -> bool:
         """Whether there is enough for a post."""
-        return len(self) >= self._bounds.messages_max or self.size >= self._bounds.bytes_max
+        options = self._options
+        return len(self) >= options.send_messages_max or self.size >= options.send_bytes_max
 
     @property
     def oldest_us(self) -> int | None:
@@ -218,10 +262,10 @@ class WaitingMessages:
         first = (each.parts[0].message.received_us for each in self._groups.values())
         return min(first, default=None)
 
-    def due_in_s(self, linger_s: float) -> float:
+    def due_in_s(self) -> float:
         """Return how long the next post should wait for more messages, in seconds."""
         for group in self._groups.values():
-            return max(0.0, group.since_s + linger_s - monotonic_s())
+            return max(0.0, group.since_s + self._options.send_linger_s - monotonic_s())
         return 0.0
 
     def add(self, part: MessagePart) -> None:
@@ -246,13 +290,13 @@ class WaitingMessages:
     def _gather(self, parts: deque[MessagePart]) -> list[MessagePart]:
         found: list[MessagePart] = []
         rows = size = 0
-        bounds = self._bounds
-        while parts and len(found) < bounds.messages_max:
+        bytes_max = self._options.send_bytes_max
+        while parts and len(found) < self._options.send_messages_max:
             part = parts[0]
             if part.message.is_wanted:
                 rows += part.rows
                 size += len(part.body) + 1
-                if found and (rows > bounds.rows_max or size > bounds.bytes_max):
+                if found and (rows > self._rows_max or size > bytes_max):
                     return found
                 found.append(part)
             parts.popleft()
@@ -261,52 +305,3 @@ class WaitingMessages:
             if found and part.is_last and found[-1] is part:
                 return found
         return found
-
-
-# Their times have 4 KiB in a header; servers and proxies take 8 KiB.
-DOCUMENTS_MAX = 240
-TOPIC_BYTES_MAX = 4_096
-
-
-class SourceForm(MessageForm):
-    """Documents of POST /v1/in/NAME."""
-
-    media_type = "application/json"
-    name = MAPPED
-
-    def __init__(self, source: str) -> None:
-        self.path = f"/v1/in/{source}"
-
-    def part(self, message: MqttMessage) -> MessagePart | None:
-        """Return a message's documents, without the brackets of an array."""
-        found = json_in(message)
-        if found is None:
-            return None
-        body, document = found
-        if len(encoded(message.topic)) > TOPIC_BYTES_MAX:
-            raise Unusable("headers_too_large", "the topic is too long for a header")
-        count = 1
-        if isinstance(document, list):
-            body, count = body[1:-1], len(document)
-        return MessagePart(message, body, count, group=message.topic)
-
-    def join(self, parts: Sequence[MessagePart]) -> bytes:
-        """Return one array."""
-        return b"[%b]" % b",".join([each.body for each in parts])
-
-    def headers(self, parts: Sequence[MessagePart]) -> Mapping[str, str]:
-        """Return the topic of these messages, and their times."""
-        times = [str(each.message.received_us) for each in parts]
-        if len(parts) > 1:  # else one time is for all documents
-            counts = [each.rows for each in parts]
-            times = list(chain.from_iterable(map(repeat, times, counts)))
-        return {"X-Topic": encoded(parts[0].message.topic), "X-Received-At": ",".join(times)}
-
-    def context(self, message: MqttMessage) -> str:
-        """Return what a dead letter keeps beside the message."""
-        return orjson.dumps({"topic": message.topic}).decode()
-
-
-def encoded(topic: str) -> str:
-    """Return a topic as a header may have it."""
-    return quote(topic, safe="/")

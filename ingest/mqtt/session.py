@@ -1,7 +1,9 @@
 """Keeps a connection to the MQTT broker: connects again for ever, with growing random pauses.
 
 Promises: the session at the broker goes on, so what came meanwhile is delivered. The password is
-asked for at each try, so a new one is used without a restart.
+asked for at each try, so a new one is used without a restart. A file has the filters of topics
+that the broker knows: it is told when the next process has others, and a session that it should
+have, and has not, is reported.
 """
 
 from __future__ import annotations
@@ -9,11 +11,16 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import orjson
 
 from ingest.model.errors import IngestError
-from ingest.mqtt.connection import MqttConnection, MqttMessage, MqttWish
+from ingest.mqtt.connection import MqttConnection, MqttMessage
+from ingest.mqtt.options import MqttWanted
 from ingest.mqtt.tally import MqttTally
 from ingest.system import clock
+from ingest.system.files import replace_private
 from ingest.system.logs import Occasionally, get_logger
 from ingest.system.waiting import backoff_s, first_of, unless
 
@@ -35,33 +42,26 @@ _log = get_logger("mqtt")
 class MqttSession:
     """The connection of now, if there is one, and why there is none.
 
-    `secret()` returns the password; it may raise ConfigError. `left_topics` are filters that an
-    earlier process had, and this one has not. `subscribed()` is called when all are in force.
+    `topics_file` has the filters that an earlier process had, if there was one.
     """
 
     def __init__(
         self,
-        wish: MqttWish,
+        wanted: MqttWanted,
         tally: MqttTally,
         *,
-        secret: Callable[[], str],
         tls: ssl.SSLContext | None,
         take: Callable[[MqttMessage], None],
-        left_topics: Sequence[str] = (),
-        expects_old: bool = False,
-        subscribed: Callable[[], None] = lambda: None,
+        topics_file: Path,
     ) -> None:
         self.why_away = "not connected yet"  # empty while connected
         self.connection: MqttConnection | None = None
-        self.is_weak = False  # the broker has granted QoS 0 only
-        self._wish = wish
+        self._wanted = wanted
         self._tally = tally
-        self._secret = secret
         self._tls = tls
         self._take = take
-        self._left_topics = tuple(left_topics)
-        self._expects_old = expects_old
-        self._subscribed = subscribed
+        self._topics_file = topics_file
+        self._known_topics = _topics_in(topics_file)  # to the broker
         self._ended = asyncio.Event()
         self._opened_s = 0.0
         self._short_count = 0  # connections in a row that have ended soon
@@ -97,10 +97,10 @@ class MqttSession:
         """Connect once; return whether that went well."""
         self._ended.clear()
         self._opened_s = clock.monotonic_s()
-        connection = MqttConnection(self._wish, self._take, self._lost, clock.unix_us)
+        connection = MqttConnection(self._wanted, self._take, self._lost)
         self.connection = connection
         try:
-            facts = await connection.open(self._secret(), self._tls)
+            facts = await connection.open(self._wanted.password(), self._tls)
         except IngestError as error:
             if not self._ended.is_set():
                 self._failed(str(error))
@@ -108,25 +108,30 @@ class MqttSession:
         if not connection.is_open:  # it has ended in the same moment
             return False
         if facts.is_old:
-            connection.forget_topics(self._left_topics)
-            self._left_topics = ()
-        elif self._expects_old:
+            known = self._known_topics or ()
+            connection.forget_topics([each for each in known if each not in self._wanted.topics])
+        elif self._known_topics is not None:
             self._tally.sessions_lost += 1
-            _log.error("mqtt_session_lost", broker=self._wish.address.shown, why=UNKNOWN_SESSION)
-        self._expects_old = True
-        self.is_weak = facts.qos < 1
-        if self.is_weak:
-            _log.warning("mqtt_qos_0", broker=self._wish.address.shown)
-        self._subscribed()
+            _log.error("mqtt_session_lost", broker=self._wanted.address.shown, why=UNKNOWN_SESSION)
+        if facts.qos < 1:
+            _log.warning("mqtt_qos_0", broker=self._wanted.address.shown)
+        self._remember_topics()
         self.why_away = ""
         self._tally.connects += 1
         _log.info(
             "mqtt_connected",
-            broker=self._wish.address.shown,
+            broker=self._wanted.address.shown,
             old_session=facts.is_old,
             session_s=facts.session_s,
         )
         return True
+
+    def _remember_topics(self) -> None:
+        self._known_topics = self._wanted.topics
+        try:
+            replace_private(self._topics_file, orjson.dumps(self._wanted.topics))
+        except OSError as error:  # only a change of --topic needs it
+            _log.warning("mqtt_topics_not_kept", why=str(error))
 
     def _lost(self, why: str) -> None:
         is_short = clock.monotonic_s() - self._opened_s < SHORT_S
@@ -135,7 +140,7 @@ class MqttSession:
         if self._short_count >= SHORT_COUNT and not told:
             why = (
                 f"{why}. The last {SHORT_COUNT} connections have ended within {SHORT_S:.0f} s. "
-                f"Perhaps another client has our client id {self._wish.client_id} (--client-id)"
+                f"Perhaps another client has our client id {self._wanted.client_id} (--client-id)"
             )
         self._failed(why)
         self._ended.set()
@@ -146,7 +151,16 @@ class MqttSession:
         if left_out is not None:
             _log.warning(
                 "mqtt_away",
-                broker=self._wish.address.shown,
+                broker=self._wanted.address.shown,
                 why=why,
                 similar_suppressed=left_out,
             )
+
+
+def _topics_in(path: Path) -> Sequence[str] | None:
+    """Return the filters of an earlier process; None if there was none."""
+    try:
+        found = orjson.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return [str(each) for each in found] if isinstance(found, list) else None

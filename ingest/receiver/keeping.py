@@ -291,7 +291,7 @@ class Keeping:
             for each in reserved:
                 each.release()
             ledger.at_receiver -= posted
-            ledger.readings_rejected(_code_of(error), posted)
+            ledger.rejected[_code_of(error)] += posted
             if isinstance(error, BufferFull | NotKept | Stopping):
                 raise refusal_of(error) from error
             raise
@@ -370,10 +370,10 @@ class Keeping:
             why = f"{terms.faults} could not be written to the disk"
             raise Refused("disk_low", why) from None
         else:
-            ledger.readings_dead_lettered(INVALID, len(errors))
+            ledger.dead_lettered[INVALID] += len(errors)
         if not_kept:
-            ledger.readings_rejected(NOT_KEPT, not_kept)
-            ledger.post_refused(NOT_KEPT)
+            ledger.rejected[NOT_KEPT] += not_kept
+            ledger.posts_refused[NOT_KEPT] += 1
         ledger.at_receiver -= len(errors) + points.not_kept
 
     async def _put(
@@ -397,7 +397,7 @@ class Keeping:
                 portion_bytes *= 4
         for block, reservation in waiting:
             reservation.release()
-            ledger.readings_rejected(_code_of(failed[0]), block.rows)
+            ledger.rejected[_code_of(failed[0])] += block.rows
             ledger.at_receiver -= block.rows
             failed.append(failed[0])
         if failed:
@@ -417,7 +417,7 @@ class Keeping:
                 ledger.accepted += rows
             except (Exception, asyncio.CancelledError) as error:  # the others may be kept
                 failed.append(error)
-                ledger.readings_rejected(_code_of(error), rows)
+                ledger.rejected[_code_of(error)] += rows
             reservation.release()  # does nothing after put
             ledger.at_receiver -= rows
         return failed

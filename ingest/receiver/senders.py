@@ -379,7 +379,7 @@ class RefusedPosts:
 
         `request` is None if the bytes were not valid HTTP.
         """
-        self._ledger.post_refused(refused.code)
+        self._ledger.posts_refused[refused.code] += 1
         if request is None or PROBLEMS[refused.code].status >= 500:
             return
         body = refused.body_start[:BODY_BYTES_MAX]

@@ -129,7 +129,7 @@ class SmallPosts:
         if error is None:
             ledger.accepted += rows
         else:
-            ledger.readings_rejected(error.code, rows)
+            ledger.rejected[error.code] += rows
         waiting = [waiter for waiter in waiters if waiter.request is not None]
         if error is None:
             now_s = monotonic_s()

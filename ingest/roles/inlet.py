@@ -97,9 +97,8 @@ class StreamInlet(MemoryInlet):
             return None
         return super().reserve_all(sizes, awaited=awaited)
 
-    def _put(self, block: Block, rows: int, size_bytes: int, durable: bool) -> Awaitable[None]:
+    def _put(self, block: Block, durable: bool) -> Awaitable[None]:
         """Add the block of a reservation to the last group."""
-        self.memory.trim(block, rows, size_bytes)
         posted = block.rows
         group_block = copy(block)  # it grows, and the caller still looks at its own
         if not durable:

@@ -279,5 +279,5 @@ class StreamWriter(Role):
             self._puller.give_back([delivery], ACK_WAIT_S)
             return
         self.ledger.delivered += 1
-        self.ledger.readings_dead_lettered(NOT_OURS, 1)
+        self.ledger.dead_lettered[NOT_OURS] += 1
         self._puller.drop([delivery])

@@ -65,7 +65,7 @@ async def set_aside_rest(rest: Rest, dead_letters: DeadLetters, ledger: Ledger) 
             ledger.dropped += len(letters)
             get_logger("drain").critical("readings_lost", rows=len(letters), why=str(error))
         else:
-            ledger.readings_dead_lettered(DRAINED, len(letters))
+            ledger.dead_lettered[DRAINED] += len(letters)
         rest.settle(blocks)
         for block in blocks:
             if block.ack is not None and not block.ack.resolved:

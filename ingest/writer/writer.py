@@ -241,7 +241,7 @@ class Writer:
         stored = await sink.write_isolating(tuples, rows, set_aside, at_fault=self._rows_at_fault)
         self._breaker.written(piece, votes_of(refusals))
         for reason, count in counted(refusals).items():
-            self._ledger.readings_dead_lettered(reason, count)
+            self._ledger.dead_lettered[reason] += count
         self._settle(piece, stored, began_s, refusals)
 
     async def _pieces_after(self, failure: WriteFailed, piece: list[Block]) -> list[list[Block]]:
@@ -314,7 +314,7 @@ class Writer:
         """Dead-letter whole blocks, for the automatic replay. Raises WriteFailed(HOLD)."""
         letters = block_letters(blocks, EXHAUSTED, failure.sqlstate or "", failure.message)
         await append_or_hold(self._dead_letters, letters)
-        self._ledger.readings_dead_lettered(EXHAUSTED, len(letters))
+        self._ledger.dead_lettered[EXHAUSTED] += len(letters)
         self._settle_blocks(blocks)
         for block in blocks:
             if block.ack is not None:

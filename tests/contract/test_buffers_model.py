@@ -194,21 +194,17 @@ class BufferMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), durable=st.booleans())
     def put(self, data: st.DataObject, durable: bool) -> None:
-        """A post hands over its block, of the size reserved or smaller."""
+        """A post hands over its block."""
         self._know()
         if not self.model.rooms:
             return
         post = self.model.rooms.pop(data.draw(st.integers(0, len(self.model.rooms) - 1)))
-        block = self._block(
-            data.draw(st.integers(1, post.rows)), data.draw(st.integers(1, post.size))
-        )
+        block = self._block(post.rows, post.size)
         if durable and self.has_disk:
             self.model.written()  # what was gathered before comes first
         self.model.waiting.append(Held.of(block))
-        posts = self._everybody()
-        self.model.admit()
         self.loop.run_until_complete(self._put(post, block, durable))
-        self._settled(*posts)
+        self._settled(*self._everybody())
 
     async def _put(self, post: Post, block: Block, durable: bool) -> None:
         await post.task.result().put(block, durable=durable)

@@ -41,15 +41,16 @@ async def test_take_gives_a_first_block_however_large(make: MakeBuffer) -> None:
 async def test_stats_hold_taken_blocks_until_settled(make: MakeBuffer) -> None:
     """Blocks count until they are settled. Reserved room does not count as rows."""
     buffer = make(10, PLENTY, 1)
-    reservation = await buffer.reserve(4, 400)
-    stats = buffer.stats()
-    assert (stats.rows, stats.rows_waiting, stats.size_bytes) == (0, 0, 400)
     block = make_block(4)
-    await reservation.put(make_block(4))
+    size_bytes = len(block.tuples)
+    reservation = await buffer.reserve(4, size_bytes)
+    stats = buffer.stats()
+    assert (stats.rows, stats.rows_waiting, stats.size_bytes) == (0, 0, size_bytes)
+    await reservation.put(block)
     taken = buffer.take(10)
     stats = buffer.stats()
     assert (stats.rows, stats.rows_waiting, stats.blocks_waiting) == (4, 0, 0)
-    assert stats.size_bytes == len(block.tuples)
+    assert stats.size_bytes == size_bytes
     buffer.settle(taken)
     assert empty(buffer)
 

@@ -228,7 +228,7 @@ class StreamMachine(RuleBasedStateMachine):
         self._idle()
         joined = self.joined
         while blocks := joined.inlet.take(3):
-            joined.gateway.readings_dead_lettered("drained", sum(each.rows for each in blocks))
+            joined.gateway.dead_lettered["drained"] += sum(each.rows for each in blocks)
             self.given_up += [each.tuples for each in blocks]
             joined.inlet.settle(blocks)
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ast
 import gc
+import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, lru_cache
 from graphlib import CycleError, TopologicalSorter
@@ -82,6 +84,23 @@ FENCED = {
     "ingest/roles/nats/session.py": {"_transport"},
 }
 HIDDEN_IMPORTS = ("ingest/cli/main.py", "ingest/app/annexes.py")  # of a file that may be missing
+OF_ANNEX = re.compile(rf"\bingest[./]({'|'.join(ANNEXES)})\b")
+LINES_MIN, LINES_MAX = 60, 500
+FILES_MAX = 15  # of a folder, its __init__.py too; more go into sub-folders by subject
+# Files that may be shorter than LINES_MIN: the end of their path, and why.
+SHORT_FILES = {
+    "__init__.py": "a docstring",
+    "__main__.py": "starts the package",
+    "ingest/mqtt/annex.py": "a list that must load quickly",
+    "ingest/roles/annex.py": "a list that must load quickly",
+    "ingest/roles/forward/options.py": "two files use it, and one of them must load quickly",
+    "ingest/system/words.py": "thirty files use it",
+}
+# Names by which a stranger does not find the subject.
+RIDDLES = """
+ahead at_fault at_once begin carry fill given_check hand hints in_time in_work lacking late leaving
+left live one_by_one places room shared take_back undone
+"""
 OF_TUPLES = {"_replace", "_asdict", "_fields", "_make"}
 OF_ARGPARSE = {
     "_SubParsersAction",
@@ -148,8 +167,8 @@ def imports_go_down(path: PurePosixPath, tree: ast.Module) -> Found:
     package = path.parts[0]
     rows = {name: row for row, names in enumerate(LAYERS[package]) for name in names}
     own = folder_of(path)
-    if (path.name == "__main__.py" and not own) or path.name == "annex.py":
-        return  # it starts the package, or it stands on top of it
+    if path.name == "__main__.py" and not own:
+        return  # it starts the package
     for line, dotted in imports(tree):
         parts = dotted.split(".")
         if parts[0] in {"ingest", "loadgen", "benchmarks", "tests"} - {package}:
@@ -165,6 +184,20 @@ def imports_go_down(path: PurePosixPath, tree: ast.Module) -> Found:
             yield line, f"imports {dotted}: {parts[1]} has no row in LAYERS"
         elif not own or rows[parts[1]] >= rows[own]:
             yield line, f"imports {dotted}, which is not below {own or 'the ground'}"
+
+
+def names_no_annex(path: PurePosixPath, tree: ast.Module) -> Found:
+    """No text names a module of an annex, which could be imported by it: app/annexes.py does.
+
+    imports_go_down has the imports: the annexes are on top, and do not know each other.
+    """
+    if str(path) == "ingest/app/annexes.py":
+        return
+    for node in walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            for annex in OF_ANNEX.findall(node.value):
+                if annex != folder_of(path):
+                    yield node.lineno, f"names a module of {annex}"
 
 
 def _are_siblings(ours: tuple[str, ...], theirs: list[str], folder: str) -> bool:
@@ -205,7 +238,7 @@ def model_knows_no_library(path: PurePosixPath, tree: ast.Module) -> Found:
 
 def settings_end_in_the_composition(path: PurePosixPath, tree: ast.Module) -> Found:
     """A part gets numbers, so that a test or another program can make it without settings."""
-    if folder_of(path) in READ_SETTINGS or path.name == "annex.py":
+    if folder_of(path) in READ_SETTINGS:
         return
     for line, dotted in imports(tree):
         if dotted.startswith(("ingest.config.settings", "ingest.config.loading")) or (
@@ -377,12 +410,26 @@ def names_of(path: PurePosixPath, tree: ast.Module) -> Iterator[tuple[int, str]]
             yield node.lineno, node.name
 
 
-def long_files(paths: Iterable[Path], lines_max: int) -> dict[str, int]:
-    """Return the files with more lines than `lines_max`, by path, with their number of lines."""
-    counted = {
-        str(path.relative_to(REPOSITORY)): len(path.read_text().splitlines()) for path in paths
-    }
-    return {path: lines for path, lines in counted.items() if lines > lines_max}
+def files_out_of_size(lines: Mapping[str, int]) -> list[str]:
+    """Return the files that are too long or too short, and what is in SHORT_FILES in vain.
+
+    Too long a file has two jobs. Too short a one of `ingest` is a page of imports for one reader
+    next door.
+    """
+    found = [f"{path} has {count} lines" for path, count in lines.items() if count > LINES_MAX]
+    short = [path for path, n in lines.items() if n < LINES_MIN and path.startswith("ingest/")]
+    found += [f"{path} is short" for path in short if not path.endswith(tuple(SHORT_FILES))]
+    return found + [
+        f"{end} is in SHORT_FILES, and is not short"
+        for end in SHORT_FILES
+        if not any(path.endswith(end) for path in short)
+    ]
+
+
+def full_folders(paths: Iterable[PurePosixPath]) -> list[str]:
+    """Return the folders that have more than FILES_MAX files."""
+    counts = Counter(str(path.parent) for path in paths)
+    return [f"{folder} has {count} files" for folder, count in counts.items() if count > FILES_MAX]
 
 
 def lists_said_twice(files: Files) -> list[str]:

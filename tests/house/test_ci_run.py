@@ -1,4 +1,4 @@
-"""`.ci/run`: what it prints about its steps, and that each step names what exists."""
+"""`.ci/run` and `python -m tests.mistakes`: each step, patch and test that they name exists."""
 
 from __future__ import annotations
 
@@ -114,3 +114,22 @@ def test_it_runs_each_long_test_once_and_some_of_them_alone() -> None:
             r"(?:^@pytest\.mark\.\w+.*\n)+|^pytestmark = .*\n", path.read_text(), re.MULTILINE
         )
         assert all("mark.slow" in each for each in marks if "mark.alone" in each), path
+
+
+def test_each_mistake_can_be_made_and_names_tests_that_exist() -> None:
+    """`python -m tests.mistakes` takes hours: who moves a line sees here that a patch is old."""
+    patches = sorted((REPOSITORY / "tests" / "mistakes").glob("*.patch"))
+    for patch in patches:
+        done = subprocess.run(["git", "-C", REPOSITORY, "apply", "--check", patch], check=False)
+        assert done.returncode == 0, patch
+        tests = patch.read_text().partition("\n")[0].removeprefix("tests: ").split()
+        assert all((REPOSITORY / each).exists() for each in tests or ["no test"]), patch
+    listed = (REPOSITORY / "tests" / "mistakes" / "README.md").read_text()
+    assert len(re.findall(r"^\| \d", listed, re.MULTILINE)) == len(patches)
+
+
+def test_each_test_that_a_bare_machine_must_skip_exists() -> None:
+    """Else the long step on such a machine fails at its end."""
+    for listed in (REPOSITORY / ".ci" / "bare-debian.skipped").read_text().split():
+        path, _, name = listed.partition("::")
+        assert f"def {name}(" in (REPOSITORY / path).read_text(), listed

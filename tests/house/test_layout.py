@@ -15,14 +15,21 @@ import pytest
 
 import ingest
 from tests.house.layout import (
+    FILES_MAX,
     HALVES,
     LAYERS,
+    LINES_MAX,
+    LINES_MIN,
     MADE_IN,
+    RIDDLES,
+    SHORT_FILES,
     Found,
     aiohttp_stays_outside,
     circles,
     classes_of_one_name,
     files_of,
+    files_out_of_size,
+    full_folders,
     halves_reach_each_other,
     imports_absolutely,
     imports_go_down,
@@ -30,9 +37,9 @@ from tests.house.layout import (
     keeps_to_public_names,
     layers_table,
     lists_said_twice,
-    long_files,
     made_elsewhere,
     model_knows_no_library,
+    names_no_annex,
     names_of,
     one_folder_knows_the_library,
     settings_end_in_the_composition,
@@ -45,8 +52,6 @@ from tests.support.documents import REPOSITORY
 Rule = Callable[[PurePosixPath, ast.Module], Found]
 
 PACKAGES = ("ingest", "loadgen")
-LINES_MAX = 500
-LINES_NEARLY = 320
 TOP_FILES_MAX = 4
 # Use the standard terms of docs/glossary.md instead of these words.
 PRIVATE_WORDS = re.compile(r"(^|_)(door|gate|laws?|poison|mends?|intake|hello|witness\w*)(_|$)")
@@ -54,6 +59,7 @@ PRIVATE_WORDS = re.compile(r"(^|_)(door|gate|laws?|poison|mends?|intake|hello|wi
 RULES: list[tuple[Rule, str]] = [
     (imports_absolutely, "ingest loadgen benchmarks"),
     (imports_go_down, "ingest loadgen"),
+    (names_no_annex, "ingest"),
     (model_knows_no_library, "ingest"),
     (top_holds_no_logic, "ingest loadgen"),
     (one_folder_knows_the_library, "ingest"),
@@ -113,6 +119,17 @@ def test_every_file_keeps_the_rule(rule: Rule, packages: str) -> None:
             "model/ports.py",
             "if TYPE_CHECKING:\n    from ingest.app.service import serve",
         ),
+        (imports_go_down, "cli/psql.py", "import ingest.mqtt.bridge"),
+        (imports_go_down, "app/storage.py", "def f():\n    from ingest import years"),
+        (
+            imports_go_down,
+            "app/annexes.py",
+            "if TYPE_CHECKING:\n    from ingest.roles.role import R",
+        ),
+        (imports_go_down, "roles/annex.py", "def f():\n    import ingest.years.retention as r"),
+        (names_no_annex, "cli/main.py", "find('ingest.roles.role')"),
+        (names_no_annex, "app/process.py", "PATH = f'{folder}/ingest/years/archive'"),
+        (names_no_annex, "roles/supervisor/child.py", "WORDS = ['-m', 'ingest.mqtt']"),
         (top_holds_no_logic, "attic/old.py", "x = 1"),
         (one_folder_knows_the_library, "writer/writer.py", "import time"),
         (one_folder_knows_the_library, "writer/writer.py", "from time import monotonic"),
@@ -169,6 +186,9 @@ def test_rule_finds_what_it_forbids(rule: Rule, path: str, code: str) -> None:
         ),
         (imports_go_down, "cli/psql.py", "from ingest import __version__"),
         (imports_go_down, "__main__.py", "from ingest.cli.main import main"),
+        (names_no_annex, "roles/supervisor/child.py", "WORDS = ['-m', 'ingest.roles.child']"),
+        (names_no_annex, "app/annexes.py", "FOUND = 'ingest.roles.annex'"),
+        (names_no_annex, "writer/batch.py", "SUBJECT = 'ingest.in.roles'"),
         (one_folder_knows_the_library, "sinks/postgres/sink.py", "import asyncpg"),
         (one_folder_knows_the_library, "system/clock.py", "import time"),
         (settings_end_in_the_composition, "app/x.py", "import ingest.config.settings"),
@@ -265,13 +285,33 @@ def test_private_word_would_be_found(name: str) -> None:
     assert PRIVATE_WORDS.search(split)
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_no_file_is_long(package: str) -> None:
-    """No file is too long, since it would have two jobs; nearly too long ones are listed."""
-    paths = sorted((REPOSITORY / package).rglob("*.py"))
-    assert not long_files(paths, LINES_MAX)
-    for path, lines in long_files(paths, LINES_NEARLY).items():
-        print(f"nearly too long: {path}, {lines} of {LINES_MAX} lines")  # noqa: T201
+def test_files_and_folders_are_neither_long_nor_short() -> None:
+    """A file is one subject of 60 to 500 lines, and a folder has at most 15 of them."""
+    paths = [path for package in PACKAGES for path in files_of(package)]
+    lines = {str(path): len((REPOSITORY / path).read_text().splitlines()) for path in paths}
+    found = [*files_out_of_size(lines), *full_folders(paths)]
+    assert not found, "\n" + "\n".join(found)
+
+
+def test_size_that_is_wrong_would_be_found() -> None:
+    """Also a reason that is left over."""
+    usual = {f"ingest/{end.removeprefix('ingest/')}": 1 for end in SHORT_FILES}
+    usual |= {"ingest/a.py": LINES_MIN, "ingest/b.py": LINES_MAX}
+    assert files_out_of_size(usual) == []
+    usual |= {"ingest/a.py": LINES_MIN - 1, "ingest/b.py": LINES_MAX + 1}
+    assert files_out_of_size(usual | {"ingest/system/words.py": LINES_MIN}) == [
+        "ingest/b.py has 501 lines",
+        "ingest/a.py is short",
+        "ingest/system/words.py is in SHORT_FILES, and is not short",
+    ]
+    paths = [PurePosixPath(f"a/b/{number}.py") for number in range(FILES_MAX)]
+    assert full_folders([*paths, PurePosixPath("a/c.py")]) == []
+    assert full_folders([*paths, PurePosixPath("a/b/c.py")]) == ["a/b has 16 files"]
+
+
+def test_no_file_is_called_a_riddle() -> None:
+    """A stranger finds a subject by the name of its file."""
+    assert [str(path) for path in files_of("ingest") if path.stem in RIDDLES.split()] == []
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -14,10 +14,9 @@ import asyncpg
 import pytest
 
 from ingest.sinks.postgres.housekeeping import registry
-from ingest.years.archive import job, sorting
-from ingest.years.archive import rows as archive_rows
+from ingest.years.archive import job, sorting, table_rows
 from ingest.years.archive.archiver import ParquetArchiver
-from ingest.years.archive.columns import series_hash
+from ingest.years.archive.arrow_rows import series_hash
 from ingest.years.archive.files import ArchiveFailed, ArchiveFolder
 from tests.support.archives import (
     FROM_US,
@@ -117,7 +116,7 @@ async def test_stop_with_much_to_come_cuts_the_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The error says why it ended, not that the connection is closed."""
-    monkeypatch.setattr(archive_rows, "DROPPED_BYTES_MAX", 10_000)
+    monkeypatch.setattr(table_rows, "DROPPED_BYTES_MAX", 10_000)
     await fill(table, PARTITION, drawn(2_000, 6))
     connection = await asyncpg.connect(shared_url)
     with pytest.raises(ArchiveFailed, match="the process stops"):
@@ -217,7 +216,7 @@ async def test_rows_that_change_meanwhile_are_noticed(
 ) -> None:
     """Somebody writes to the detached table between COPY and the checksum: the next run goes on."""
     await fill(table, PARTITION, drawn(100, 9))
-    original = archive_rows.checksum
+    original = table_rows.checksum
 
     async def after_a_change(*of_table: Any) -> tuple[int, int]:
         await table.execute(f"update {PARTITION} set value = 1 where value = 25")
@@ -225,7 +224,7 @@ async def test_rows_that_change_meanwhile_are_noticed(
         return await original(*of_table)
 
     with monkeypatch.context() as patch:
-        patch.setattr(archive_rows, "checksum", after_a_change)
+        patch.setattr(table_rows, "checksum", after_a_change)
         with pytest.raises(ArchiveFailed, match="differ from the table"):
             await archiver(tmp_path).archive(detached(table))
     assert await job.contents(table, "readings") == []

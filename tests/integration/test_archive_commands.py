@@ -16,8 +16,7 @@ from ingest.cli.doctor.checks import partition_checks
 from ingest.config.settings import Settings
 from ingest.sinks.postgres.housekeeping import plan, registry
 from ingest.sinks.postgres.housekeeping.table_state import look_at
-from ingest.years.archive import job
-from ingest.years.archive import rows as archive_rows
+from ingest.years.archive import job, table_rows
 from ingest.years.archive.archiver import ParquetArchiver
 from ingest.years.archive.files import ArchiveFailed, ArchiveFolder
 from tests.support.archives import Row, drawn, rows_in, rows_in_files, store
@@ -123,7 +122,7 @@ async def test_run_whose_connection_was_cut_says_why(
         raise ArchiveFailed("no space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(archive_rows, "DROPPED_BYTES_MAX", 1_000)
+        patched.setattr(table_rows, "DROPPED_BYTES_MAX", 1_000)
         patched.setattr(ParquetArchiver, "_go_on", full)
         failed = await here("housekeeping", "run", "--yes", *words)
     assert failed.code != 0

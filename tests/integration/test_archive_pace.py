@@ -13,10 +13,10 @@ import pytest
 from ingest.sinks.postgres.connection import Expired, Timeouts
 from ingest.sinks.postgres.housekeeping import registry
 from ingest.sinks.postgres.sessions import opened_as
-from ingest.years.archive import rows as archive_rows
+from ingest.years.archive import table_rows
 from ingest.years.archive.archiver import REST_S_MAX, Pace, ParquetArchiver
 from ingest.years.archive.files import ArchiveFailed, ArchiveFolder
-from ingest.years.archive.rows import RowsTable
+from ingest.years.archive.table_rows import RowsTable
 from tests.support.archives import PARTITION, detached, drawn, fill, rows_in_files, store
 
 TIMEOUTS = Timeouts(5.0, 3.0, 10.0, 20.0, 60.0)
@@ -48,7 +48,7 @@ async def test_parts_have_the_checksum_of_the_whole_table(
     table: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of one block each. A table without rows is one part."""
-    monkeypatch.setattr(archive_rows, "PART_BLOCKS", 1)
+    monkeypatch.setattr(table_rows, "PART_BLOCKS", 1)
     took_s: list[float] = []
 
     async def pause(seconds: float) -> None:
@@ -59,8 +59,8 @@ async def test_parts_have_the_checksum_of_the_whole_table(
         await fill(table, name, drawn(count, 8))
         took_s.clear()
         named = RowsTable("public", name)
-        found = await archive_rows.checksum(table, named)
-        assert await archive_rows.checksum(table, named, pause) == found
+        found = await table_rows.checksum(table, named)
+        assert await table_rows.checksum(table, named, pause) == found
         assert found[0] == count
         assert len(took_s) >= parts_min
 
@@ -69,7 +69,7 @@ async def test_stop_ends_the_sum_of_a_table_after_one_part(
     table: asyncpg.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before a merge nothing else is done meanwhile that would notice the stop."""
-    monkeypatch.setattr(archive_rows, "PART_BLOCKS", 1)
+    monkeypatch.setattr(table_rows, "PART_BLOCKS", 1)
     rests = 0
 
     class Counted(Pace):
@@ -92,11 +92,11 @@ async def test_sum_ends_if_the_server_stands_still_and_not_by_a_limit_of_the_rol
     table: asyncpg.Connection, shared_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A snapshot may be open for minutes. A part takes a tenth of a second, and never hours."""
-    monkeypatch.setattr(archive_rows, "PART_BLOCKS", 2)
-    monkeypatch.setattr(archive_rows, "STILL_S_MAX", 0.5)
+    monkeypatch.setattr(table_rows, "PART_BLOCKS", 2)
+    monkeypatch.setattr(table_rows, "STILL_S_MAX", 0.5)
     await fill(table, PARTITION, drawn(500, 10))
     named = RowsTable("public", PARTITION)
-    wanted = await archive_rows.checksum(table, named)
+    wanted = await table_rows.checksum(table, named)
     has_limit = table.get_server_version().major >= 17
     url = f"{shared_url}&transaction_timeout=300ms" if has_limit else shared_url
     stopped: list[int] = []
@@ -105,7 +105,7 @@ async def test_sum_ends_if_the_server_stands_still_and_not_by_a_limit_of_the_rol
         await asyncio.sleep(0.05)
 
     async with opened_as("iot-ingest test", url, TIMEOUTS) as connection:
-        assert await archive_rows.checksum(connection, named, pause) == wanted
+        assert await table_rows.checksum(connection, named, pause) == wanted
         pid = await connection.fetchval("select pg_backend_pid()")
 
         async def stop(_: float) -> None:
@@ -115,7 +115,7 @@ async def test_sum_ends_if_the_server_stands_still_and_not_by_a_limit_of_the_rol
         try:
             async with asyncio.timeout(20):
                 with pytest.raises(Expired):
-                    await archive_rows.checksum(connection, named, stop)
+                    await table_rows.checksum(connection, named, stop)
         finally:
             os.kill(pid, signal.SIGCONT)
     assert stopped == [pid]

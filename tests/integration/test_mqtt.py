@@ -18,9 +18,8 @@ from ingest.app.process import Process
 from ingest.config.settings import Settings
 from ingest.http_client.client import target_of
 from ingest.model.errors import ConfigError
-from ingest.mqtt.connection import mqtt_address
-from ingest.mqtt.options import MqttOptions
-from ingest.mqtt.service import MqttService, MqttTls, MqttWanted, tls_context
+from ingest.mqtt.options import MqttOptions, MqttTls, MqttWanted, mqtt_address
+from ingest.mqtt.service import MqttService, tls_context
 from ingest.system.service_manager import Notifier
 from ingest.system.state_folder import StateFolder
 from tests.support.brokers import until
@@ -81,6 +80,7 @@ async def bridge(
     wanted = MqttWanted(
         name="x",
         address=mqtt_address(broker),
+        client_id=more.pop("client_id", "iot-ingest-x"),
         topics=more.pop("topics", ("sensors/#",)),
         target=target_of(f"http://127.0.0.1:{port}{more.pop('path', '/v1/readings')}"),
         options=MqttOptions(**{"send_retry_s_max": 0.2, "send_linger_s": 0.01, **options}),

@@ -17,7 +17,7 @@ from ingest.years.archive import files
 from ingest.years.archive.archiver import ParquetArchiver
 from ingest.years.archive.files import ArchiveFolder
 from ingest.years.archive.job import Detached
-from ingest.years.archive.rows import RowsTable
+from ingest.years.archive.table_rows import RowsTable
 
 Row = tuple[int, str, str, int]  # ts in Unix microseconds, names, the bits of the value
 

@@ -38,6 +38,11 @@ def block_of(
     )
 
 
+def size_of(rows: int) -> tuple[int, int]:
+    """Return the rows and bytes of any `make_block(rows)`: what is to be reserved for it."""
+    return rows, len(make_block(rows).tuples)
+
+
 def make_block(rows: int, *, ack: Ack | None = None, age_s: float = 0.0) -> Block:
     """Make a block of `rows` fresh readings."""
     return block_of((make_reading() for _ in range(rows)), ack=ack, age_s=age_s)

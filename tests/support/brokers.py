@@ -29,7 +29,7 @@ LETTERS = wanted_letters(replicas=1, bytes_max=64 * MIB)
 PARENT = """
 import asyncio, sys
 from pathlib import Path
-from ingest.embedded import broker
+from ingest.roles import embedded_broker as broker
 from ingest.roles.embedded_broker import find_program
 if sys.argv[2:] == ["unsynced"]:
     text = broker.config_text

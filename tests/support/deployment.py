@@ -217,8 +217,8 @@ def exported() -> dict[str, frozenset[str]]:
     stats = BufferStats(0, 0, 0, 0, 0, 0, 0, None)
     ledger.gauges = Gauges(lambda: stats, DeadLetterStats, lambda: True, lambda: "schema")
     ledger.request_answered("/v1/readings", 202, 0.1)
-    ledger.readings_rejected("empty", 1)
-    ledger.post_refused("empty")
+    ledger.rejected["empty"] += 1
+    ledger.posts_refused["empty"] += 1
     ledger.connection_closed("header_late")
     ledger.batch_stored("copy", 0.1, 1, 0)
     ledger.gauges = ledger.gauges._replace(

@@ -66,7 +66,7 @@ class FakeInlet:
         self.awaited += [awaited] * len(sizes)
         return [Reservation(*size, self._put, self._free) for size in sizes]
 
-    async def _put(self, block: Block, _rows: int, _bytes: int, durable: bool) -> None:
+    async def _put(self, block: Block, durable: bool) -> None:
         """Take the block, or raise `put_error`."""
         self.reserved -= 1
         if self.put_error is not None and len(self.blocks) >= self.kept_first:

@@ -162,7 +162,7 @@ class Whole:
             handed = reservation.put(block, durable=ack == DURABLE)
             await handed
         except JournalBroken:
-            self.ledger.readings_rejected("disk_low", rows)
+            self.ledger.rejected["disk_low"] += rows
             return "journal"
         finally:
             self.ledger.at_receiver -= rows
@@ -203,7 +203,7 @@ class Whole:
             if error is None:
                 self.promises.kept.update(readings)
             else:
-                self.ledger.readings_rejected("disk_low", len(readings))
+                self.ledger.rejected["disk_low"] += len(readings)
             if not outcome.done():
                 outcome.set_result("kept" if error is None else "journal")
         assert self.ledger.imbalance == 0
@@ -219,7 +219,7 @@ class Whole:
             return False
         self.promises.letters += letters
         self.ledger.received += count
-        self.ledger.readings_dead_lettered(INVALID, count)
+        self.ledger.dead_lettered[INVALID] += count
         return True
 
     async def replay(self) -> None:

@@ -1,6 +1,4 @@
-"""The frames that a buffer appends to its journal: how many bytes of them are not written yet.
-
-The buffer on a journal: each block is on the disk, and in memory too if there is room.
+"""The buffer on a journal: each block is on the disk, and in memory too if there is room.
 
 A block without room in memory is *spilled*: it is only on the disk. A block that an earlier process
 left is *recovered*. Spilled and recovered blocks are read back when memory comes free. They wait in
@@ -11,7 +9,7 @@ written to the journal, and needs room in memory.
 
 Promises: what the buffer in memory promises. When a post was told that its block is on the disk,
 the block outlives the process.
-Does not: write files (log.py, log.py and folder.py do), or know what becomes of a block.
+Does not: write files (log.py and folder.py do), or know what becomes of a block.
 """
 
 from __future__ import annotations
@@ -31,39 +29,6 @@ from ingest.model.errors import JournalBroken, NotKept
 from ingest.model.ledger import Ledger
 from ingest.model.ports import BufferStats, JournalStats, Told, Work
 from ingest.system.clock import monotonic_s
-
-
-class UnwrittenFrames:
-    """Counts the bytes of frames that have room on the disk reserved and are not written yet.
-
-    Their blocks may have `bytes_max` bytes, and spilled ones a quarter of that. A single block may
-    be larger. The first bound is needed when the disk hangs: the database may have stored a block
-    before it is written here. `BoundedMemory` then does not count it any more, but it still needs
-    memory.
-    """
-
-    def __init__(self, bytes_max: int) -> None:
-        self.size_bytes = 0  # of the frames
-        self._bytes_max = {False: bytes_max, True: bytes_max // 4}  # of blocks; True: spilled
-        self._block_bytes = {False: 0, True: 0}
-
-    def take(self, size_bytes: int, *, spilled: bool) -> bool:
-        """Count the frame of a block of `size_bytes`; return False if it has to wait."""
-        block_bytes = self._block_bytes[spilled]
-        if block_bytes and block_bytes + size_bytes > self._bytes_max[spilled]:
-            return False
-        self._block_bytes[spilled] += size_bytes  # as `add` does
-        self.size_bytes += HEAD_BYTES + size_bytes
-        return True
-
-    def add(self, size_bytes: int, *, spilled: bool, frames: int = 1) -> None:
-        """Count blocks, or with negative numbers do not count them any more.
-
-        `frames`: one for each post, also if posts share a frame.
-        """
-        self._block_bytes[spilled] += size_bytes
-        self.size_bytes += frames * HEAD_BYTES + size_bytes
-
 
 BACKLOG_EVERY = 4  # batches
 LIVE_S = 1.0  # for so long after a live post more live posts are expected
@@ -229,10 +194,10 @@ class JournalBuffer(MemoryBuffer):
     def _bytes_waiting(self) -> int:
         return self.waiting.size_bytes + self._waiting_for_memory.size_bytes
 
-    def _put(self, block: Block, rows: int, size_bytes: int, durable: bool) -> Awaitable[None]:
+    def _put(self, block: Block, durable: bool) -> Awaitable[None]:
         """Take a block that is not journaled."""
         self.live_put_s = monotonic_s()
-        return super()._put(block, rows, size_bytes, durable)
+        return super()._put(block, durable)
 
     def _place_in_journal(self, rows: int, size_bytes: int) -> Reservation | None:
         """Reserve room on the disk, and in memory unless the block is spilled; or return None."""
@@ -250,13 +215,7 @@ class JournalBuffer(MemoryBuffer):
             memory.add(rows, size_bytes)
         return Reservation(rows, size_bytes, *self._parts[spilled])
 
-    def _put_in_journal(
-        self, spilled: bool, block: Block, rows: int, size_bytes: int, durable: bool
-    ) -> Awaitable[None]:
-        if surplus_bytes := size_bytes - len(block.tuples):
-            self.unwritten.add(-surplus_bytes, spilled=spilled, frames=0)
-        if not spilled:
-            self.memory.trim(block, rows, size_bytes)
+    def _put_in_journal(self, spilled: bool, block: Block, durable: bool) -> Awaitable[None]:
         if not (durable or spilled):
             self.live_put_s = monotonic_s()
             self.journal.append(SharedBlock(block))
@@ -407,6 +366,38 @@ class JournalBuffer(MemoryBuffer):
         """
         spills = self._spilling and self.memory.used > SPILL_ENDS_AT
         return not (spills or self._bytes_waiting) and monotonic_s() - self.live_put_s < LIVE_S
+
+
+class UnwrittenFrames:
+    """Counts the bytes of frames that have room on the disk reserved and are not written yet.
+
+    Their blocks may have `bytes_max` bytes, and spilled ones a quarter of that. A single block may
+    be larger. The first bound is needed when the disk hangs: the database may have stored a block
+    before it is written here. `BoundedMemory` then does not count it any more, but it still needs
+    memory.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self.size_bytes = 0  # of the frames
+        self._bytes_max = {False: bytes_max, True: bytes_max // 4}  # of blocks; True: spilled
+        self._block_bytes = {False: 0, True: 0}
+
+    def take(self, size_bytes: int, *, spilled: bool) -> bool:
+        """Count the frame of a block of `size_bytes`; return False if it has to wait."""
+        block_bytes = self._block_bytes[spilled]
+        if block_bytes and block_bytes + size_bytes > self._bytes_max[spilled]:
+            return False
+        self._block_bytes[spilled] += size_bytes  # as `add` does
+        self.size_bytes += HEAD_BYTES + size_bytes
+        return True
+
+    def add(self, size_bytes: int, *, spilled: bool, frames: int = 1) -> None:
+        """Count blocks, or with negative numbers do not count them any more.
+
+        `frames`: one for each post, also if posts share a frame.
+        """
+        self._block_bytes[spilled] += size_bytes
+        self.size_bytes += frames * HEAD_BYTES + size_bytes
 
 
 def _earliest(*times_s: float | None) -> float | None:

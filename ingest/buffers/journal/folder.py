@@ -2,15 +2,10 @@
 
 Promises: when `write` returns, the group is on the disk. Nothing is appended to a segment of an
 earlier process.
-Does not: allow two calls at a time. All methods block; the thread of log.py makes one call after
-the other.
-
-The journal's index in memory: its segments, and ranges of blocks that are only on the disk.
-
-A segment may be removed when nothing more is written to it and all of its blocks are settled.
-Spilled and recovered blocks are not in the index one by one, but as ranges of a segment. So fifty
-million of them need hardly any memory.
-Does not: make system calls.
+Does not: allow two calls at a time. All methods of JournalFolder block; the thread of log.py makes
+one call after the other.
+The index in memory belongs to the event loop: the segments, and ranges of blocks that are only on
+the disk. It makes no system calls.
 """
 
 from __future__ import annotations
@@ -56,17 +51,7 @@ from ingest.system.logs import Occasionally, get_logger
 UNSEEN_S_MAX = 1.0
 LOG_S = 60.0  # between two log lines that the disk still fails
 PROBE_FREE_BYTES_MIN = 1 << 20  # with less free space a disk that was full still counts as full
-
 log = get_logger("journal")
-
-
-class GroupPlace(NamedTuple):
-    """Where a group is on the disk: its segment, the offset of its first frame, and its end."""
-
-    file: SegmentFile
-    start: int
-    end: int
-    is_last: bool  # of its segment, which is full now
 
 
 class JournalFolder:
@@ -230,6 +215,15 @@ class JournalFolder:
             self._lock = None
 
 
+class GroupPlace(NamedTuple):
+    """Where a group is on the disk: its segment, the offset of its first frame, and its end."""
+
+    file: SegmentFile
+    start: int
+    end: int
+    is_last: bool  # of its segment, which is full now
+
+
 def _open_notes(file: SegmentFile) -> int:
     """Open a segment's notes for appending, and cut off a note that is not whole."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -243,49 +237,12 @@ def _open_notes(file: SegmentFile) -> int:
     return fd
 
 
-DoneRanges = dict["Segment", list[tuple[int, int]]]  # sequences, both included
-
-
-@dataclass(eq=False, slots=True)
-class Segment:
-    """One file of the journal."""
-
-    file: SegmentFile
-    size: int  # in bytes
-    sealed: bool  # nothing more is written to it
-    unread: bool = False  # its blocks have not been counted yet, so it stays
-    undone: int = 0  # blocks that are not settled
-    damaged: bool = False  # it will be renamed instead of removed
-    removing: bool = False
-
-    @property
-    def is_removable(self) -> bool:
-        """Whether it is not needed any more, and not being removed yet."""
-        return self.sealed and not self.undone and not self.unread and not self.removing
-
-
-@dataclass(eq=False, slots=True)
-class Range:
-    """Blocks that are only on the disk: those from `start` to `end` of a segment that are not done.
-
-    `oldest_s` and `newest_s` are by the monotonic clock.
-    """
-
-    segment: Segment
-    start: int
-    end: int
-    oldest_s: float  # when the first of the blocks was received
-    newest_s: float = -inf  # all of them were received before
-    blocks: int = 0
-    rows: int = 0
-    done: Done | None = None
-    stays: bool = False  # the segment has more blocks, which cannot be read now
-    last: int = 0  # the sequence that was loaded last
-    failures: int = 0  # of reading, in a row
-
-
 class JournalIndex:
-    """The segments in order, and the ranges to be read back. Recovered ranges come first."""
+    """The segments in order, and the ranges to be read back. Recovered ranges come first.
+
+    Spilled and recovered blocks are not in the index one by one, but as ranges of a segment. So
+    fifty million of them need hardly any memory.
+    """
 
     def __init__(self) -> None:
         self.segments: list[Segment] = []
@@ -295,8 +252,7 @@ class JournalIndex:
         self.spilled: deque[Range] = deque()
         self.postponed: list[Range] = []  # reading failed, and is tried again; they count
         self.loading: Range | None = None  # begun, and not read to its end
-        self.rows = 0  # in all ranges
-        self.blocks = 0
+        self.rows = 0  # in all ranges; who reads some back, or loses them, counts them off
         self._growing: Range | None = None  # the last range, until it is being loaded
 
     @property
@@ -316,7 +272,6 @@ class JournalIndex:
         found.segment.undone += found.blocks
         self.recovered.append(found)
         self.rows += found.rows
-        self.blocks += found.blocks
 
     def wrote(self, file: SegmentFile, blocks: int, end: int) -> Segment:
         """Note that a group of so many blocks was written, and ends at `end` of this file.
@@ -347,7 +302,6 @@ class JournalIndex:
         growing.blocks += 1
         growing.rows += rows
         self.rows += rows
-        self.blocks += 1
 
     def next_range(self) -> Range | None:
         """Return the range that is being loaded, or begin the next one, which then cannot grow."""
@@ -373,11 +327,6 @@ class JournalIndex:
         """Put a postponed range behind the others, to be loaded again."""
         self.postponed.remove(failed)
         self.spilled.append(failed)
-
-    def loaded(self, rows: int, blocks: int) -> None:
-        """Do not count blocks of a range any more: they are in memory now, or lost."""
-        self.rows -= rows
-        self.blocks -= blocks
 
     def segment_of(self, sequence: int) -> Segment:
         """Return the segment of the block with this sequence."""
@@ -407,3 +356,47 @@ class JournalIndex:
         at = self.segments.index(segment)
         del self.segments[at], self._firsts[at]
         self.size_bytes -= segment.size
+
+
+@dataclass(eq=False, slots=True)
+class Segment:
+    """One file of the journal.
+
+    It may be removed when nothing more is written to it and all of its blocks are settled.
+    """
+
+    file: SegmentFile
+    size: int  # in bytes
+    sealed: bool  # nothing more is written to it
+    unread: bool = False  # its blocks have not been counted yet, so it stays
+    undone: int = 0  # blocks that are not settled
+    damaged: bool = False  # it will be renamed instead of removed
+    removing: bool = False
+
+    @property
+    def is_removable(self) -> bool:
+        """Whether it may be removed, and is not being removed yet."""
+        return self.sealed and not self.undone and not self.unread and not self.removing
+
+
+@dataclass(eq=False, slots=True)
+class Range:
+    """Blocks that are only on the disk: those from `start` to `end` of a segment that are not done.
+
+    `oldest_s` and `newest_s` are by the monotonic clock.
+    """
+
+    segment: Segment
+    start: int
+    end: int
+    oldest_s: float  # when the first of the blocks was received
+    newest_s: float = -inf  # all of them were received before
+    blocks: int = 0
+    rows: int = 0
+    done: Done | None = None
+    stays: bool = False  # the segment has more blocks, which cannot be read now
+    last: int = 0  # the sequence that was loaded last
+    failures: int = 0  # of reading, in a row
+
+
+DoneRanges = dict["Segment", list[tuple[int, int]]]  # sequences, both included

@@ -227,7 +227,7 @@ class Loader:
             block.received_s = min(newest_s, now_s - (now_us - block.received_us) / 1e6)
             self.backlog_bytes += len(block.tuples)
             self._memory.add(block.rows, len(block.tuples))
-            self._index.loaded(block.rows, 1)
+            self._index.rows -= block.rows
             self._backlog.append(block)
 
     async def _pause(self) -> None:
@@ -273,7 +273,7 @@ class Loader:
         if current.blocks:  # they were in the file when they were written or scanned
             log.critical("readings_lost", rows=current.rows, file=current.segment.file.path.name)
             self._counts.dropped += current.rows
-            self._index.loaded(current.rows, current.blocks)
+            self._index.rows -= current.rows
             current.segment.undone -= current.blocks
             current.segment.damaged = True
             self._damaged(current.segment, "blocks are gone since the start")

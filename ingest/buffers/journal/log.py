@@ -6,14 +6,9 @@ While a thread writes one group, the next one is gathered. When a group is on th
 into the event loop reports it to all its entries.
 After an fsync has failed, nothing more is written to that file. The kernel may have dropped data
 that it could not write, and reports this only once. The group is refused, and a new file is begun,
-unless the disk is full (log.py decides that; folder.py gives the old file up). While no file
-can be written the journal is `broken`: it refuses entries at once, and tries the disk again every
-PROBE_S.
-
-The journal's thread: it does one job after the other, and reports each one to the event loop.
-
-Promises: each failure is reported too, so no post waits for ever. The next job is done all the
-same.
+unless the disk is full (folder.py gives the old file up). While no file can be written the journal
+is `broken`: it refuses entries at once, and tries the disk again every PROBE_S.
+Promises: each failure is reported too, so no post waits for ever.
 """
 
 from __future__ import annotations
@@ -26,7 +21,6 @@ from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import Protocol
 
 from ingest.buffers.frames import HEAD_BYTES
 from ingest.buffers.journal.folder import LOG_S, GroupPlace, JournalFolder, JournalIndex, Segment
@@ -39,121 +33,17 @@ from ingest.system.files import REAL_CALLS, FileCalls
 from ingest.system.logs import Occasionally, get_logger
 
 CLOSE_S_MAX = 5.0  # the disk may hang; the thread is a daemon, so the process can still end
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-
-log = get_logger("journal")
-
-Notes = list[tuple[SegmentFile, list[tuple[int, int]]]]
-
-
-class JobObserver(Protocol):
-    """It gets the reports of the thread, in the event loop and in the order of the jobs."""
-
-    def wrote(
-        self, group: list[SharedBlock], written: GroupPlace, took_s: float, is_all: bool
-    ) -> None:
-        """A group is on the disk. `is_all`: the job is over, and `job_over` is not called."""
-
-    def failed(self, group: list[SharedBlock], error: Exception, goes_on: bool) -> None:
-        """A group is not on the disk. `goes_on`: another file has been begun."""
-
-    def job_over(self, removing: list[Segment], gone: list[Segment]) -> None:
-        """A job is over. Of the segments `removing`, those in `gone` have been removed."""
-
-
-class JournalThread:
-    """The thread of one journal's folder. Only the method `stop` waits for it."""
-
-    def __init__(self, folder: JournalFolder, observer: JobObserver) -> None:
-        self._folder = folder
-        self._observer = observer
-        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._thread = Thread(target=self._run, name="journal", daemon=True)
-        self._call_in_loop: Callable[..., object] = lambda *_: None
-        self._occasionally = Occasionally(LOG_S)
-
-    def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Start the thread. It reports its jobs in `loop`."""
-        self._call_in_loop = loop.call_soon_threadsafe
-        self._thread.start()
-
-    def work(self, group: list[SharedBlock], notes: Notes, removing: list[Segment]) -> None:
-        """Write a group, then note which blocks are settled, then remove segments."""
-        self._jobs.put(partial(self._work, group, notes, removing))
-
-    def finish(self) -> None:
-        """Write no more to the current segment."""
-        self._jobs.put(self._folder.finish)
-
-    def begin(self, sequence: int, report: Callable[[bool], None] | None = None) -> None:
-        """Begin another segment. `report` is called with whether that was possible."""
-
-        def begin() -> None:
-            begun = self._can_begin(sequence)
-            if report is not None:
-                self._call_in_loop(report, begun)
-
-        self._jobs.put(begin)
-
-    def stop(self) -> None:
-        """Do the jobs that are queued, close the folder, and end. Wait at most CLOSE_S_MAX."""
-        self._jobs.put(self._folder.close)
-        self._jobs.put(None)
-        self._thread.join(CLOSE_S_MAX)
-
-    # In the thread
-
-    def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            try:
-                job()
-            except Exception:  # a bug: the next job must be done all the same
-                log.critical("journal_job_failed", exc_info=True)
-
-    def _work(self, group: list[SharedBlock], notes: Notes, removing: list[Segment]) -> None:
-        report, observer = self._call_in_loop, self._observer
-        is_all = not notes and not removing  # then one report is enough
-        if group:
-            began_s = monotonic_s()
-            try:
-                written = self._folder.write([entry.block for entry in group])
-            except Exception as error:  # any error: posts wait for a report
-                report(observer.failed, group, error, self._try_another(error, group))
-            else:
-                report(observer.wrote, group, written, monotonic_s() - began_s, is_all)
-                if is_all:
-                    return
-        gone: list[Segment] = []
-        try:
-            for file, ranges in notes:
-                self._folder.note(file, ranges)
-            for each in removing:
-                if self._folder.remove(each.file, damaged=each.damaged):
-                    gone.append(each)
-        finally:
-            report(observer.job_over, removing, gone)
-
-    def _try_another(self, error: Exception, group: list[SharedBlock]) -> bool:
-        """Begin a new file, unless the disk is full; return whether that was possible."""
-        if isinstance(error, OSError) and error.errno in _NO_SPACE:
-            return False
-        return self._can_begin(group[-1].block.sequence + 1)
-
-    def _can_begin(self, sequence: int) -> bool:
-        try:
-            self._folder.probe(sequence)
-        except Exception as error:  # any error: the journal waits for a report
-            if self._occasionally.due("probe") is not None:
-                log.warning("journal_still_not_writable", error=str(error))
-            return False
-        return True
-
-
 PROBE_S = 2.0
 NOTE_S = 0.01  # between two notes of settled blocks, while groups are written
 HANGS_S = 10.0  # if a job takes longer, posts are refused instead of waiting for the disk
 IDLE_S = 2.0  # after so long the last segment is removed too if it is not needed, to free space
 IDLE_SHARE_MIN = 1 / 64  # of segment_bytes; a smaller segment is not worth a removal
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+assert HEADER_BYTES < HEAD_BYTES, "a segment's size bounds the number of its frames"
+
+log = get_logger("journal")
+Notes = list[tuple[SegmentFile, list[tuple[int, int]]]]
 
 
 class Journal:
@@ -181,7 +71,7 @@ class Journal:
         self._observe_sync_s = observe_sync_s
         self._probe_s = probe_s
         self._loop: asyncio.AbstractEventLoop  # set by open
-        self._thread = JournalThread(self._folder, self)
+        self._thread = _JournalThread(self._folder, self)
         self._is_open = False
         self._sequence = 1  # of the next block
         self._decided = 0  # up to this sequence all blocks are on the disk, or refused
@@ -316,12 +206,15 @@ class Journal:
         if self._is_open:
             self.remove(segment)
 
-    # Reports of the thread, in the event loop
+    # Reports of the thread, in the event loop and in the order of the jobs
 
     def wrote(
         self, group: list[SharedBlock], written: GroupPlace, took_s: float, is_all: bool
     ) -> None:
-        """A group is on the disk: report it to its entries, in their order."""
+        """A group is on the disk: report it to its entries, in their order.
+
+        `is_all`: the job is over, and the thread does not report that too.
+        """
         self._observe_sync_s(took_s)
         index = self.index
         before = index.last
@@ -330,7 +223,13 @@ class Journal:
         for entry in group:
             start, at = at, at + HEAD_BYTES + len(entry.block.tuples)
             self.kept(entry, segment, start)
-        self._decide(group)
+        self._decided = group[-1].block.sequence
+        if self._settled_early:
+            early = [
+                each.block.sequence for each in group if each.block.sequence in self._settled_early
+            ]
+            self._settled_early.difference_update(early)
+            self._settled += early
         if written.is_last:
             segment.sealed = True
         if before is not None and before.is_removable:
@@ -339,7 +238,7 @@ class Journal:
             self.job_over([], [])
 
     def failed(self, group: list[SharedBlock], error: Exception, goes_on: bool) -> None:
-        """A group is not on the disk. If the journal does not go on it is broken now."""
+        """A group is not on the disk. `goes_on`: another file was begun; if not, we are broken."""
         posts = sum(entry.block.posts for entry in group)
         log.error("journal_write_failed", error=repr(error), posts=posts, again=goes_on)
         broken = JournalBroken(f"the journal could not be written: {error}")
@@ -352,15 +251,6 @@ class Journal:
             self._settled_early.discard(sequence)
             self._decided = sequence
             self.refused(entry, broken)
-
-    def _decide(self, group: list[SharedBlock]) -> None:
-        self._decided = group[-1].block.sequence
-        if self._settled_early:
-            early = [
-                each.block.sequence for each in group if each.block.sequence in self._settled_early
-            ]
-            self._settled_early.difference_update(early)
-            self._settled += early
 
     def job_over(self, removing: list[Segment], gone: list[Segment]) -> None:
         """A job is over. Of the segments `removing`, those in `gone` have been removed."""
@@ -439,4 +329,89 @@ class Journal:
             await self._all_done.wait()
 
 
-assert HEADER_BYTES < HEAD_BYTES, "a segment's size bounds the number of its frames"
+class _JournalThread:
+    """The thread of a journal's folder. It does one job after the other, also after a failed one.
+
+    It reports each one to the journal, in the event loop. Only the method `stop` waits for it.
+    """
+
+    def __init__(self, folder: JournalFolder, journal: Journal) -> None:
+        self._folder = folder
+        self._journal = journal
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread = Thread(target=self._run, name="journal", daemon=True)
+        self._call_in_loop: Callable[..., object] = lambda *_: None
+        self._occasionally = Occasionally(LOG_S)
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start the thread. It reports its jobs in `loop`."""
+        self._call_in_loop = loop.call_soon_threadsafe
+        self._thread.start()
+
+    def work(self, group: list[SharedBlock], notes: Notes, removing: list[Segment]) -> None:
+        """Write a group, then note which blocks are settled, then remove segments."""
+        self._jobs.put(partial(self._work, group, notes, removing))
+
+    def finish(self) -> None:
+        """Write no more to the current segment."""
+        self._jobs.put(self._folder.finish)
+
+    def begin(self, sequence: int, report: Callable[[bool], None] = lambda _: None) -> None:
+        """Begin another segment. `report` is called with whether that was possible."""
+        self._jobs.put(partial(self._begin, sequence, report))
+
+    def stop(self) -> None:
+        """Do the jobs that are queued, close the folder, and end. Wait at most CLOSE_S_MAX."""
+        self._jobs.put(self._folder.close)
+        self._jobs.put(None)
+        self._thread.join(CLOSE_S_MAX)
+
+    # In the thread
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                job()
+            except Exception:  # a bug: the next job must be done all the same
+                log.critical("journal_job_failed", exc_info=True)
+
+    def _begin(self, sequence: int, report: Callable[[bool], None]) -> None:
+        self._call_in_loop(report, self._can_begin(sequence))
+
+    def _work(self, group: list[SharedBlock], notes: Notes, removing: list[Segment]) -> None:
+        report, journal = self._call_in_loop, self._journal
+        is_all = not notes and not removing  # then one report is enough
+        if group:
+            began_s = monotonic_s()
+            try:
+                written = self._folder.write([entry.block for entry in group])
+            except Exception as error:  # any error: posts wait for a report
+                report(journal.failed, group, error, self._try_another(error, group))
+            else:
+                report(journal.wrote, group, written, monotonic_s() - began_s, is_all)
+                if is_all:
+                    return
+        gone: list[Segment] = []
+        try:
+            for file, ranges in notes:
+                self._folder.note(file, ranges)
+            for each in removing:
+                if self._folder.remove(each.file, damaged=each.damaged):
+                    gone.append(each)
+        finally:
+            report(journal.job_over, removing, gone)
+
+    def _try_another(self, error: Exception, group: list[SharedBlock]) -> bool:
+        """Begin a new file, unless the disk is full; return whether that was possible."""
+        if isinstance(error, OSError) and error.errno in _NO_SPACE:
+            return False
+        return self._can_begin(group[-1].block.sequence + 1)
+
+    def _can_begin(self, sequence: int) -> bool:
+        try:
+            self._folder.probe(sequence)
+        except Exception as error:  # any error: the journal waits for a report
+            if self._occasionally.due("probe") is not None:
+                log.warning("journal_still_not_writable", error=str(error))
+            return False
+        return True

@@ -1,4 +1,4 @@
-r"""The bytes of the journal's files. Only this file writes and reads them.
+"""The segments of a journal: the bytes in them, and how they are read, with their damage.
 
 All numbers are big-endian.
 
@@ -18,10 +18,8 @@ record is missing is written to the table again, and the key of the table absorb
 
 Bytes behind the last frame are a torn tail: they belong to a write that was never acknowledged.
 
-Reads the segments of a journal: the blocks in them that are not settled, and their damage.
-
-It works in small steps, so that other threads get the interpreter often. All functions block, and
-raise OSError.
+Reading works in small steps, so that other threads get the interpreter often. It blocks, and raises
+OSError.
 Does not: change anything on the disk.
 """
 
@@ -49,83 +47,17 @@ from ingest.system.files import open_regular
 
 MAGIC = b"IOTJRNL\n"
 VERSION = 1
+FIRST_MAX = 1 << 63  # a file with a greater number in its name is not ours
+_FIRST_PLAUSIBLE = 1 << 61
 
+STEP_FRAMES = 300  # in one step, which takes less than a millisecond
+STEP_BYTES = 1 << 18
 _HEADER = struct.Struct(">8sIQII")
 _CRC = struct.Struct(">I")
 _DONE = struct.Struct(">QQ")
 _NAME = re.compile(r"journal-([0-9]{20})-([0-9a-f]{8})\.log")
-FIRST_MAX = 1 << 63  # a file with a greater number in its name is not ours
-
 HEADER_BYTES = _HEADER.size + _CRC.size
 DONE_BYTES = _DONE.size + _CRC.size
-
-
-def segment_name(first: int, salt: int) -> str:
-    """Return the name of a segment's file."""
-    return f"journal-{first:020}-{salt:08x}.log"
-
-
-def parse_name(name: str) -> tuple[int, int] | None:
-    """Return (first, salt) of a segment's name, or None if it is not one."""
-    match = _NAME.fullmatch(name)
-    if match is None or int(match[1]) >= FIRST_MAX:
-        return None
-    return int(match[1]), int(match[2], 16)
-
-
-def encode_header(first: int, salt: int) -> bytes:
-    """Return the header of a new segment."""
-    return _with_crc(_HEADER.pack(MAGIC, VERSION, first, salt, 0))
-
-
-def _with_crc(data: bytes) -> bytes:
-    return data + _CRC.pack(crc32(data))
-
-
-def header_fault(header: bytes, first: int, salt: int) -> str:
-    """Return what is wrong with a header, or an empty string."""
-    if header == encode_header(first, salt):
-        return ""
-    if len(header) < HEADER_BYTES:
-        return "cut off"
-    magic, version, *_ = _HEADER.unpack_from(header)
-    has_right_crc = header[:HEADER_BYTES] == _with_crc(header[: _HEADER.size])
-    if magic == MAGIC and version != VERSION and has_right_crc:
-        return f"version {version}"
-    return "altered"
-
-
-def encode_done(first: int, last: int) -> bytes:
-    """Return the record that the blocks `first` to `last` are settled."""
-    return _with_crc(_DONE.pack(first, last))
-
-
-class Done:
-    """The sequences of settled blocks."""
-
-    def __init__(self, records: bytes = b"") -> None:
-        found = sorted(
-            _DONE.unpack_from(records, at)
-            for at in range(0, len(records) - DONE_BYTES + 1, DONE_BYTES)
-            if records[at : at + DONE_BYTES] == _with_crc(records[at : at + _DONE.size])
-        )
-        self._firsts: list[int] = []  # of ranges without overlap, in order
-        self._lasts: list[int] = []
-        for first, last in found:
-            if self._lasts and first <= self._lasts[-1] + 1:
-                self._lasts[-1] = max(last, self._lasts[-1])
-            else:
-                self._firsts.append(first)
-                self._lasts.append(last)
-
-    def __contains__(self, sequence: int) -> bool:
-        at = bisect_right(self._firsts, sequence)
-        return at > 0 and sequence <= self._lasts[at - 1]
-
-
-STEP_FRAMES = 300  # in one step, which takes less than a millisecond
-STEP_BYTES = 1 << 18
-_FIRST_PLAUSIBLE = 1 << 61
 
 
 class SegmentFile(NamedTuple):
@@ -164,15 +96,6 @@ def is_plausible(file: SegmentFile) -> bool:
             return not header_fault(opened.read(HEADER_BYTES), file.first, file.salt)
     except OSError:
         return False
-
-
-def read_done(file: SegmentFile) -> Done:
-    """Return which blocks of a segment are noted as settled; none if notes cannot be read."""
-    try:
-        with open_regular(file.done_path) as notes:
-            return Done(notes.read())
-    except OSError:
-        return Done()
 
 
 def has_blocks(folder: Path) -> bool:
@@ -316,3 +239,75 @@ class SegmentScan(_OpenSegment):
         # The frame may be whole, and only its length altered. Then the block may have been
         # acknowledged, and that is damage.
         return not is_whole(self._read_at(self.tail_bytes, self.end), self.file.salt)
+
+
+class Done:
+    """The sequences of settled blocks."""
+
+    def __init__(self, records: bytes = b"") -> None:
+        found = sorted(
+            _DONE.unpack_from(records, at)
+            for at in range(0, len(records) - DONE_BYTES + 1, DONE_BYTES)
+            if records[at : at + DONE_BYTES] == _with_crc(records[at : at + _DONE.size])
+        )
+        self._firsts: list[int] = []  # of ranges without overlap, in order
+        self._lasts: list[int] = []
+        for first, last in found:
+            if self._lasts and first <= self._lasts[-1] + 1:
+                self._lasts[-1] = max(last, self._lasts[-1])
+            else:
+                self._firsts.append(first)
+                self._lasts.append(last)
+
+    def __contains__(self, sequence: int) -> bool:
+        at = bisect_right(self._firsts, sequence)
+        return at > 0 and sequence <= self._lasts[at - 1]
+
+
+def read_done(file: SegmentFile) -> Done:
+    """Return which blocks of a segment are noted as settled; none if notes cannot be read."""
+    try:
+        with open_regular(file.done_path) as notes:
+            return Done(notes.read())
+    except OSError:
+        return Done()
+
+
+def encode_done(first: int, last: int) -> bytes:
+    """Return the record that the blocks `first` to `last` are settled."""
+    return _with_crc(_DONE.pack(first, last))
+
+
+def segment_name(first: int, salt: int) -> str:
+    """Return the name of a segment's file."""
+    return f"journal-{first:020}-{salt:08x}.log"
+
+
+def parse_name(name: str) -> tuple[int, int] | None:
+    """Return (first, salt) of a segment's name, or None if it is not one."""
+    match = _NAME.fullmatch(name)
+    if match is None or int(match[1]) >= FIRST_MAX:
+        return None
+    return int(match[1]), int(match[2], 16)
+
+
+def encode_header(first: int, salt: int) -> bytes:
+    """Return the header of a new segment."""
+    return _with_crc(_HEADER.pack(MAGIC, VERSION, first, salt, 0))
+
+
+def header_fault(header: bytes, first: int, salt: int) -> str:
+    """Return what is wrong with a header, or an empty string."""
+    if header == encode_header(first, salt):
+        return ""
+    if len(header) < HEADER_BYTES:
+        return "cut off"
+    magic, version, *_ = _HEADER.unpack_from(header)
+    has_right_crc = header[:HEADER_BYTES] == _with_crc(header[: _HEADER.size])
+    if magic == MAGIC and version != VERSION and has_right_crc:
+        return f"version {version}"
+    return "altered"
+
+
+def _with_crc(data: bytes) -> bytes:
+    return data + _CRC.pack(crc32(data))

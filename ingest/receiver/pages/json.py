@@ -191,7 +191,7 @@ class Readings(Form):
             return None
         readings = len(errors) + sum(block.rows for block in points.blocks)
         self._posts.ledger.received += readings
-        self._posts.ledger.readings_rejected(code, readings)
+        self._posts.ledger.rejected[code] += readings
         return Refused(code, why, **named(errors))
 
     def answer(self, plan: Plan, points: Points, outcome: Outcome | None) -> Answer:

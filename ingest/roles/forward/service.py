@@ -104,6 +104,7 @@ class ForwardService(ClientService):
         where: Callable[[], Address],
     ) -> None:
         options = wanted.options
+        self._connection = BrokerConnection(where, ROLE)  # first: it raises if there is no nats
         client = HttpClient(
             wanted.target,
             connections_max=options.in_flight,
@@ -122,7 +123,6 @@ class ForwardService(ClientService):
             sign=signer.headers if signer is not None else lambda _key, _body, _now_s: {},
             retry_s_max=options.send_retry_s_max,
         )
-        self._connection = BrokerConnection(where, ROLE)
         consumer = FORWARD + wanted.name
         self._puller = Puller(
             self._connection,

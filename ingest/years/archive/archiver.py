@@ -30,9 +30,8 @@ import pyarrow as pa
 
 from ingest.system import clock
 from ingest.system.clock import monotonic_s
-from ingest.years.archive import files, job
-from ingest.years.archive import rows as archive_rows
-from ingest.years.archive.columns import NOTHING, Checksum, DamagedRows, Decoder, encoded
+from ingest.years.archive import files, job, table_rows
+from ingest.years.archive.arrow_rows import NOTHING, Checksum, DamagedRows, Decoder, encoded
 from ingest.years.archive.files import ArchiveFailed, ArchiveFolder, FolderInUse
 from ingest.years.archive.job import Contents, Detached
 from ingest.years.archive.sorting import Runs
@@ -136,7 +135,7 @@ class ParquetArchiver:
     ) -> None:
         """Write, verify, record and move the files of a span. `known` is the table's checksum."""
         rows_max = (
-            await archive_rows.rows_max(source.connection, source.table)
+            await table_rows.rows_max(source.connection, source.table)
             if known is None
             else known.rows
         )
@@ -215,7 +214,7 @@ class ParquetArchiver:
                 size = 0
 
         try:
-            await archive_rows.copy_out(source.connection, source.table, decoder.marker, take)
+            await table_rows.copy_out(source.connection, source.table, decoder.marker, take)
         finally:
             if work is not None:
                 await asyncio.wait([work])
@@ -239,7 +238,7 @@ class ParquetArchiver:
 
         if known is not None:
             return known
-        return Checksum(*await archive_rows.checksum(source.connection, source.table, pause))
+        return Checksum(*await table_rows.checksum(source.connection, source.table, pause))
 
     def _add(self, runs: Runs, data: bytes) -> None:
         self._pace.begin()

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from ingest.model.errors import StartError
 from ingest.system.files import Lock, make_folder, sync_folder
-from ingest.years.archive.columns import NOTHING, SCHEMA, Checksum, DamagedRows, checksum_of
+from ingest.years.archive.arrow_rows import NOTHING, SCHEMA, Checksum, DamagedRows, checksum_of
 
 ROW_GROUP_ROWS = 262_144
 FILE_ROWS_MAX = 64 * 1024**2  # the next rows, of later devices, go into another file

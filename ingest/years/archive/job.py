@@ -22,8 +22,8 @@ from ingest.sinks.postgres.housekeeping import registry
 from ingest.sinks.postgres.housekeeping.plan import Job, Step
 from ingest.sinks.postgres.housekeeping.table_state import PARTITIONED, View
 from ingest.years import partition_life
-from ingest.years.archive import rows as archive_rows
-from ingest.years.archive.rows import Restore, RowsTable
+from ingest.years.archive import table_rows
+from ingest.years.archive.table_rows import Restore, RowsTable
 from ingest.years.partition_life import ARCHIVE, State
 
 
@@ -143,12 +143,12 @@ class Archiving(Job):
 
     async def do(self, connection: Connection, view: View, step: Step) -> None:
         """Archive one partition, which is detached."""
-        table, there = await archive_rows.beside(
+        table, there = await table_rows.beside(
             connection, view.table, step.partition, view.target.columns
         )
         if not there:
             raise StartError(f"the table {table.name} is gone: it cannot be archived")
-        if await archive_rows.is_attached(connection, table):
+        if await table_rows.is_attached(connection, table):
             raise StartError(f"{table.name} is still a partition: it is archived once detached")
         source = Detached(connection, view.table, table, step.from_us, step.to_us)
         await self._archive(source)
@@ -174,9 +174,7 @@ async def restore(
                 f"{each.name} has readings of this time. If they are late ones, the next "
                 "housekeeping run merges them with the archive, and then it can be restored"
             )
-    table, there = await archive_rows.beside(
-        connection, view.table, found.name, view.target.columns
-    )
+    table, there = await table_rows.beside(connection, view.table, found.name, view.target.columns)
     if there:
         entry = await partition_life.entry_of(connection, view.table, found.name)
         if entry is not None and entry.under_way:
@@ -187,4 +185,4 @@ async def restore(
         raise StartError(f"there is a table {table.name}, which is not a partition: rename it")
     bounds = (found.from_us, found.to_us)
     wanted = Restore(view.table, table, *bounds, found.rows, found.sum, view.owner)
-    await archive_rows.restore(connection, wanted, rows)
+    await table_rows.restore(connection, wanted, rows)

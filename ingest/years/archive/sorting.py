@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingest.years.archive import files
-from ingest.years.archive.columns import (
+from ingest.years.archive.arrow_rows import (
     NOTHING,
     SCHEMA,
     CopiedRows,

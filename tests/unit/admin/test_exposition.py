@@ -77,9 +77,9 @@ def busy() -> Ledger:
     ledger.request_answered("readings", 503, 1.002)
     ledger.batch_gathered("count", 100)
     ledger.batch_stored("copy", 0.01, 80, 5)
-    ledger.readings_dead_lettered(REASONS[0], 4)
-    ledger.readings_rejected("all_invalid", 2)
-    ledger.post_refused("all_invalid")
+    ledger.dead_lettered[REASONS[0]] += 4
+    ledger.rejected["all_invalid"] += 2
+    ledger.posts_refused["all_invalid"] += 1
     ledger.connection_closed("slow_body")
     ledger.retries["retry"] += 1
     ledger.events_ignored["ttn"] += 1
@@ -210,9 +210,9 @@ def test_imbalance_is_exactly_what_was_lost_or_counted_twice(rows: list[int], lo
     ledger.gauges = Gauges(lambda: stats, DeadLetterStats, lambda: True, lambda: None)
     ledger.at_receiver = at_receiver
     ledger.batch_stored("copy", 0.1, committed, duplicate)
-    ledger.readings_rejected("all_invalid", rejected)
+    ledger.rejected["all_invalid"] += rejected
     for reason in REASONS:
-        ledger.readings_dead_lettered(reason, aside)
+        ledger.dead_lettered[reason] += aside
     ledger.replayed, ledger.recovered = came_back, came_back
     total = committed + duplicate + rejected + len(REASONS) * aside + held + at_receiver
     ledger.received = total - 2 * came_back + lost

@@ -42,8 +42,8 @@ def test_first_row_is_a_gap_and_the_second_holds_what_came_in_between() -> None:
     rig.history.sample(T)
     assert set(rig.newest().values()) == {None}
     rig.ledger.received += 40
-    rig.ledger.readings_rejected("buffer_full", 5)
-    rig.ledger.readings_dead_lettered("drained", 2)
+    rig.ledger.rejected["buffer_full"] += 5
+    rig.ledger.dead_lettered["drained"] += 2
     rig.ledger.request_answered("/v1/readings", 202, 0.001)
     rig.ledger.request_answered("/metrics", 200, 0.001)
     rig.history._before = rig.history._before and rig.history._before._replace(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -148,19 +146,3 @@ def test_first_readings_of_a_cut_block_are_its_first_whole_ones(
     head = b"".join(rows)[:cut]
     whole = sum(sum(map(len, rows[: n + 1])) <= cut for n in range(len(rows)))
     assert first_readings(head, ROWS_PER_POST) == found[: min(whole, ROWS_PER_POST)]
-
-
-@given(st.binary(max_size=200))
-def test_bytes_that_only_look_like_rows_do_no_harm(head: bytes) -> None:
-    """Wrong sizes and names that are not UTF-8 end the decoding without an error."""
-    for data in (head, struct.pack(">hiqi", 4, 8, 0, 4) + head):
-        assert len(first_readings(data, ROWS_PER_POST)) <= ROWS_PER_POST
-
-
-@pytest.mark.parametrize("size", [-18, -1, 0, 257, 2**31 - 1])
-def test_size_that_no_name_has_ends_the_look(size: int) -> None:
-    """Rows before wrong bytes are returned, and nothing after them."""
-    row = encode_reading(reading("d"))
-    liar = bytearray(encode_reading(reading("d")))
-    liar[14:18] = struct.pack(">i", size)
-    assert first_readings(row + bytes(liar) + row * 9, 3) == [reading("d")]

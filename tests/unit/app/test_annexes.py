@@ -1,4 +1,7 @@
-"""The annexes that are there, and what a command says without one of them."""
+"""An annex that is there in part, and dead letters of one that is not.
+
+tests/system/test_without_annexes.py starts the main house alone.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from ingest.app.annexes import FOLDERS, annexes
+from ingest.app.annexes import annexes
 from ingest.cli.main import main
 
 find = annexes.__wrapped__  # without its memory
-
-
-def test_annex_that_is_not_there_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether its folder is gone, or only its list."""
-    assert len(find()) == len(FOLDERS)
-    monkeypatch.setitem(sys.modules, "ingest.roles.annex", None)
-    monkeypatch.setitem(sys.modules, "ingest.years.annex", None)
-    monkeypatch.setitem(sys.modules, "ingest.years", None)
-    assert len(find()) == len(FOLDERS) - 2
 
 
 def test_file_that_an_annex_lacks_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,8 +63,8 @@ def test_largest_status_is_below_its_bound() -> None:
     """With all labels, and names and bodies that become six times as long in JSON."""
     ledger = busy()
     for code, problem in PROBLEMS.items():
-        ledger.readings_rejected(code, 10**15)
-        ledger.post_refused(code)
+        ledger.rejected[code] += 10**15
+        ledger.posts_refused[code] += 1
         for route in ("/v1/readings", "/livez", "/readyz", "other", *LINE_PATHS):
             ledger.request_answered(route, problem.status, 1.0)
     for cause in CLOSED_BY:

@@ -113,7 +113,7 @@ async def test_log_of_a_failed_group_says_how_many_posts_it_had(
         posts = take_in(life, 7)
         await life.quiet()
         assert [kept for _, kept in posts] == [[False]] * 7
-        life.ledger.readings_rejected("disk_low", 7)
+        life.ledger.rejected["disk_low"] += 7
     assert "posts=7" in capsys.readouterr().out
 
 

@@ -14,13 +14,14 @@ from ingest.buffers.memory import MemoryBuffer
 from ingest.model.block import Block
 from ingest.model.errors import BufferFull
 from ingest.system.clock import monotonic_s
-from tests.support.blocks import make_block
+from tests.support.blocks import make_block, size_of
 
 
-async def test_put_larger_than_its_reservation_fails_loudly() -> None:
-    """This is a fault of ours and not of the client: the bounds would be exceeded."""
+async def test_put_of_another_size_than_reserved_fails_loudly() -> None:
+    """This is a fault of ours and not of the client: room would be lost, or used twice."""
     buffer = MemoryBuffer(rows_max=10, bytes_max=10_000, put_wait_s_max=0)
-    for rows, size_bytes in ((1, 10_000), (2, 1)):
+    exact = size_of(2)
+    for rows, size_bytes in ((1, exact[1]), (3, exact[1]), (2, 1), (2, exact[1] + 1)):
         reservation = await buffer.reserve(rows, size_bytes)
         with pytest.raises(AssertionError):
             reservation.put(make_block(2))
@@ -70,7 +71,7 @@ async def test_settled_blocks_are_not_kept() -> None:
     """Memory comes free with the room: nothing in the buffer still points to a block."""
     buffer = MemoryBuffer(rows_max=100, bytes_max=1 << 26, put_wait_s_max=0)
     before = blocks_alive()
-    for reservation in [await buffer.reserve(10, 1_000) for _ in range(10)]:
+    for reservation in [await buffer.reserve(*size_of(10)) for _ in range(10)]:
         reservation.put(make_block(10))
     taken = buffer.take(60)
     buffer.give_back(taken[3:])

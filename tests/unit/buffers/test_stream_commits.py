@@ -61,7 +61,7 @@ class Both:
             reservation = await self.joined.reserve(rows, len(block.tuples), awaited=waits)
             await reservation.put(block)
         except NotKept as error:
-            self.joined.gateway.readings_rejected(error.code, rows)
+            self.joined.gateway.rejected[error.code] += rows
             raise
         return ack
 

@@ -24,7 +24,7 @@ from ingest.roles import group_queue
 from ingest.roles.outlet import decode_message
 from ingest.system.clock import monotonic_s
 from tests.contract.buffers import spin
-from tests.support.blocks import make_block
+from tests.support.blocks import make_block, size_of
 from tests.support.brokers import until
 from tests.support.streams import HELD, STORED, Fate, Joined
 
@@ -101,7 +101,7 @@ def is_quiet(joined: Joined) -> bool:
 async def test_posts_of_a_round_are_one_message_in_order() -> None:
     """However they come in: small posts at once, and one that had to reserve."""
     joined, told = Joined(), Told()
-    reservation = await joined.reserve(2, 500)
+    reservation = await joined.reserve(*size_of(2))
     blocks = [make_block(rows) for rows in (1, 2, 3)]
     rows = b"".join(block.tuples for block in (blocks[1], blocks[0], blocks[2]))
     joined.gateway.received += 6
@@ -238,7 +238,7 @@ async def test_cancelled_durable_post_is_counted_by_its_outcome(fate: Fate) -> N
     joined.stream.usual = HELD
 
     async def put() -> None:
-        reservation = await joined.reserve(2, 1_000)
+        reservation = await joined.reserve(*size_of(2))
         try:
             await reservation.put(make_block(2))
             outcome.append("kept")
@@ -370,7 +370,7 @@ async def test_old_block_of_a_journal_has_the_whole_time() -> None:
     joined = Joined(wait_s_max=1)
     block = make_block(1, age_s=3_600)
     block.reloaded = True
-    await (await joined.reserve(1, 1_000)).put(block)
+    await (await joined.reserve(1, len(block.tuples))).put(block)
     (message,) = joined.stream.stored
     assert decode_message(message).received_us == block.received_us
     assert joined.stream.tried[0][2] == pytest.approx(1, abs=0.2)
@@ -466,7 +466,7 @@ async def test_close_tells_every_durable_post_and_leaves_the_buffered_ones() -> 
     assert sorted(rows_in(rows)) == sorted(rows_in(b"".join(each.tuples for each in taken)))
     assert joined.inlet.stats().rows == 6
     joined.inlet.settle(taken)
-    joined.gateway.readings_dead_lettered("drained", 6)
+    joined.gateway.dead_lettered["drained"] += 6
     assert is_quiet(joined)
 
 
@@ -487,7 +487,7 @@ async def test_close_while_groups_wait_for_their_next_try() -> None:
 async def test_post_that_had_its_room_before_the_close_is_told_at_once() -> None:
     """Its handler may have waited for the dead letters. It must not wait for ever."""
     joined = Joined()
-    durable, buffered = [await joined.reserve(1, 1_000) for _ in range(2)]
+    durable, buffered = [await joined.reserve(*size_of(1)) for _ in range(2)]
     await joined.close()
     await buffered.put(make_block(1), durable=False)
     async with asyncio.timeout(1):
@@ -531,7 +531,7 @@ async def test_posts_leave_nothing_to_the_garbage_collector(fate: Fate) -> None:
 
     async def put() -> None:
         block = make_block(1)
-        reservation = await joined.reserve(2, 1_000)
+        reservation = await joined.reserve(1, len(block.tuples))
         with contextlib.suppress(NotKept):
             await reservation.put(block)
 

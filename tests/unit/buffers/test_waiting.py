@@ -27,7 +27,7 @@ class Rig:
             return None
         return Reservation(rows, size_bytes, self._put, self.memory.free)
 
-    async def _put(self, block: Block, _rows: int, _bytes: int, _durable: bool) -> None:
+    async def _put(self, block: Block, _durable: bool) -> None:
         raise AssertionError("nothing is put here")
 
     def free(self) -> None:

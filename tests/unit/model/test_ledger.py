@@ -42,7 +42,7 @@ def used() -> Ledger:
     """Return a ledger with a count in each kind of counter."""
     ledger = Ledger()
     ledger.received, ledger.published, ledger.at_receiver = 10, 7, 1
-    ledger.readings_rejected("all_invalid", 2)
+    ledger.rejected["all_invalid"] += 2
     ledger.requests_answered(ROUTE, 202, (0.5, 0.001))
     ledger.request_answered("other", 404, 0.01)
     ledger.batch_stored("copy", 0.2, 3, 1)
@@ -65,7 +65,7 @@ def test_snapshot_comes_back_whole_through_json() -> None:
 def test_added_snapshots_are_the_sum_and_change_no_source() -> None:
     """Also for labels that only one of them has."""
     one, other = used(), Ledger()
-    other.readings_rejected("busy", 5)
+    other.rejected["busy"] += 5
     other.request_answered(ROUTE, 503, 0.5)
     before = one.snapshot()
     total = Ledger()

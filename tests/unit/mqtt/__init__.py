@@ -1,1 +1,1 @@
-"""Tests of the files in ingest/mqtt."""
+"""Tests of the files in ingest/mqtt, one at a time, without a broker."""

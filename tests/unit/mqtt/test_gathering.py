@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from unittest.mock import Mock
+from urllib.parse import unquote
 
 import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from ingest.model.reading import MAPPED
+from ingest.mqtt.bridge import letter_of
 from ingest.mqtt.connection import MqttMessage
 from ingest.mqtt.gathering import (
     JsonForm,
     LineForm,
     MessageForm,
-    PostBounds,
+    MessagePart,
+    SourceForm,
     Unusable,
     WaitingMessages,
 )
+from ingest.mqtt.options import MqttOptions
 from tests.support.line_oracle import Rules, read
 
 NOW_US = 1_790_000_000_000_000
@@ -47,9 +54,16 @@ def message(payload: bytes, at_us: int = NOW_US) -> MqttMessage:
     return MqttMessage("t", payload, at_us)
 
 
-def bodies(form: MessageForm, payloads: list[bytes], bounds: PostBounds) -> list[bytes]:
+def bounds(messages_max: int, rows_max: int, bytes_max: int) -> MqttOptions:
+    """Return the bounds of a post."""
+    return MqttOptions(
+        send_messages_max=messages_max, send_rows_max=rows_max, send_bytes_max=bytes_max
+    )
+
+
+def bodies(form: MessageForm, payloads: list[bytes], options: MqttOptions) -> list[bytes]:
     """Return the posts of messages."""
-    waiting = WaitingMessages(bounds)
+    waiting = WaitingMessages(form, options)
     for each in payloads:
         if (part := form.part(message(each))) is not None:
             waiting.add(part)
@@ -60,7 +74,7 @@ def bodies(form: MessageForm, payloads: list[bytes], bounds: PostBounds) -> list
     return found
 
 
-WIDE = PostBounds(1000, 10_000, 1024**2)
+WIDE = bounds(1000, 10_000, 1024**2)
 
 
 @given(st.lists(JSON_ITEMS, max_size=6))
@@ -151,18 +165,105 @@ def test_posts_have_bounds() -> None:
     """Messages, readings and bytes; a larger message is alone in its post."""
     values = json.dumps({"ts": 1, "values": {str(n): n for n in range(7)}}).encode()
     small = b'{"ts":1}'
-    assert len(bodies(JsonForm(), [small] * 10, PostBounds(4, 100, 10_000))) == 3
-    assert len(bodies(JsonForm(), [values] * 4, PostBounds(100, 14, 10_000))) == 2
-    assert len(bodies(JsonForm(), [values] * 3, PostBounds(100, 1, 10_000))) == 3
-    assert len(bodies(JsonForm(), [small] * 10, PostBounds(100, 100, 40))) == 3
+    assert len(bodies(JsonForm(), [small] * 10, bounds(4, 100, 10_000))) == 3
+    assert len(bodies(JsonForm(), [values] * 4, bounds(100, 14, 10_000))) == 2
+    assert len(bodies(JsonForm(), [values] * 3, bounds(100, 1, 10_000))) == 3
+    assert len(bodies(JsonForm(), [small] * 10, bounds(100, 100, 40))) == 3
 
 
 def test_what_the_broker_sends_again_is_left_out() -> None:
     """Its connection has ended, so it is not ours any more."""
-    waiting = WaitingMessages(WIDE)
+    waiting = WaitingMessages(JsonForm(), WIDE)
     gone = MqttMessage("t", b"{}", NOW_US, packet_id=7)
     for each in (gone, message(b'{"ts":1}')):
         part = JsonForm().part(each)
         assert part is not None
         waiting.add(part)
     assert [each.message is gone for each in waiting.gather()] == [False]
+
+
+# Messages for a mapped source: a post has one topic, and each document its own time.
+
+SOURCE = SourceForm("house")
+TOPICS = st.sampled_from(["a/b", "a/c", "/", "ü/% ,\t😀"])
+
+
+def posts(messages: list[MqttMessage]) -> Iterator[list[MessagePart]]:
+    """Yield the messages of each post."""
+    waiting = WaitingMessages(SOURCE, WIDE)
+    for each in messages:
+        if (part := SOURCE.part(each)) is not None:
+            waiting.add(part)
+    while waiting:
+        yield waiting.gather()
+    assert waiting.size == 0
+    assert waiting.gather() == []
+
+
+@given(st.lists(st.tuples(TOPICS, JSON_ITEMS), max_size=8))
+def test_each_document_has_the_topic_and_the_time_of_its_message(
+    sent: list[tuple[str, object]],
+) -> None:
+    """As a message says it that is posted alone; the order of a topic stays."""
+    found: dict[str, list[tuple[int, object]]] = {}
+    wanted: dict[str, list[tuple[int, object]]] = {}
+    messages = []
+    for at, (topic, document) in enumerate(sent):
+        messages.append(MqttMessage(topic, json.dumps(document, indent=1).encode(), NOW_US + at))
+        items = document if isinstance(document, list) else [document]
+        wanted.setdefault(topic, []).extend((NOW_US + at, each) for each in items)
+    for parts in posts(messages):
+        documents = json.loads(SOURCE.join(parts))
+        headers = SOURCE.headers(parts)
+        topic = unquote(headers["X-Topic"], errors="strict")
+        times = [int(each) for each in headers["X-Received-At"].split(",")]
+        if len(times) == 1:
+            times *= len(documents)
+        found.setdefault(topic, []).extend(zip(times, documents, strict=True))
+    assert found == {topic: items for topic, items in wanted.items() if items}
+
+
+def test_headers_have_bounds() -> None:
+    """8 KiB is what servers take. A message with more documents has one time for all."""
+    small = [MqttMessage("t", b"1", 10**17 - 1) for _ in range(1_000)]
+    large = MqttMessage("t", json.dumps([1] * 5_000).encode(), NOW_US)
+    found = list(posts([*small, large]))
+    assert [len(each) for each in found] == [240, 240, 240, 240, 40, 1]
+    for parts in found:
+        assert all(len(text) < 5_000 for text in SOURCE.headers(parts).values())
+    assert SOURCE.headers(found[-1])["X-Received-At"] == str(NOW_US)
+
+
+def test_topics_take_turns() -> None:
+    """One that has many messages does not hold the others back."""
+    many = [MqttMessage("busy", b"1", NOW_US + at) for at in range(300)]
+    found = posts([*many, MqttMessage("quiet", b"2", NOW_US + 300)])
+    assert [each[0].group for each in found] == ["busy", "quiet", "busy"]
+
+
+@pytest.mark.parametrize("payload", [b"{", b"1],[2", b"ON", b"21,5", b"a=1", b"1\n2", b"nan"])
+def test_message_for_a_source_that_is_not_json_is_refused_here(payload: bytes) -> None:
+    """Its dead letter has what a source reads beside the message."""
+    sent = MqttMessage("a/ü", payload, NOW_US)
+    with pytest.raises(Unusable) as caught:
+        SOURCE.part(sent)
+    letter = letter_of(sent, SOURCE, caught.value.code, str(caught.value))
+    assert (letter.code, letter.format, letter.source) == ("not_json", MAPPED, "/v1/in/house")
+    assert json.loads(letter.context) == {"topic": "a/ü"}
+    with pytest.raises(Unusable, match="too long"):
+        SOURCE.part(MqttMessage("ü" * 1_000, b"1", NOW_US))
+    assert SOURCE.part(MqttMessage("a", b"[]", NOW_US)) is None
+
+
+def test_first_message_of_a_topic_waits_and_the_rest_of_a_post_does_not() -> None:
+    """For as long as a post may wait for more."""
+    waiting = WaitingMessages(SOURCE, replace(WIDE, send_linger_s=10.0))
+    assert waiting.due_in_s() == 0
+    for at in range(250):
+        part = SOURCE.part(MqttMessage("t", b"1", NOW_US + at))
+        assert part is not None
+        waiting.add(part)
+    assert waiting.oldest_us == NOW_US
+    assert 0 < waiting.due_in_s() <= 10
+    waiting.gather()
+    assert (len(waiting), waiting.oldest_us) == (10, NOW_US + 240)

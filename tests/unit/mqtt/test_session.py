@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
-from ingest.mqtt.connection import MqttWish, mqtt_address
+from ingest.http_client.client import target_of
+from ingest.mqtt.options import MqttWanted, mqtt_address
 from ingest.mqtt.session import MqttSession
 from ingest.mqtt.tally import MqttTally
 
@@ -23,15 +25,21 @@ async def greet_and_end(reader: asyncio.StreamReader, writer: asyncio.StreamWrit
 
 
 async def test_take_over_before_the_subscription_is_told_once(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """And with its reason: the failed start of the same connection is no news."""
     told = list[str]()
     monkeypatch.setattr(MqttSession, "_failed", lambda _session, why: told.append(why))
     server = await asyncio.start_server(greet_and_end, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    wish = MqttWish(mqtt_address(f"mqtt://127.0.0.1:{port}"), "mine", ("a/#",))
-    session = MqttSession(wish, MqttTally(), secret=str, tls=None, take=lambda _: None)
+    address, target = mqtt_address(f"mqtt://127.0.0.1:{port}"), target_of("http://127.0.0.1:9/")
+    session = MqttSession(
+        MqttWanted("x", address, "mine", ("a/#",), target),
+        MqttTally(),
+        tls=None,
+        take=lambda _: None,
+        topics_file=tmp_path / "topics",
+    )
     stopping = asyncio.Event()
     async with server, asyncio.timeout(20):
         running = asyncio.create_task(session.run(stopping))

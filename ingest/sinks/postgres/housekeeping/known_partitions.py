@@ -2,7 +2,7 @@
 
 Shared by the sinks of one process. The rows that find none are known at once, so they do not hold
 up the others; they are set aside, and come back by themselves. An annex may make partitions for
-them (ingest/years): then its class takes the place of KnownPartitions.
+them: then its class takes the place of KnownPartitions.
 Promises: a question takes `command_s_max` at most; after a failure there is none for a while.
 Does not: raise an error of the driver, or hold the connection of a sink.
 """

@@ -11,7 +11,7 @@ import pytest
 
 from ingest.model.block import HEADER, PG_EPOCH_US, TRAILER, decode_rows
 from ingest.years.archive import files
-from ingest.years.archive.columns import CopiedRows, DamagedRows, Decoder, encoded
+from ingest.years.archive.arrow_rows import CopiedRows, DamagedRows, Decoder, encoded
 from ingest.years.archive.sorting import merge, sort_columns
 from tests.support.archives import Row, bits_of, drawn, key_of, rows_of
 

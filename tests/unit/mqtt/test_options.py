@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ingest.model.errors import ConfigError
-from ingest.mqtt.connection import MqttAddress, check_filter, mqtt_address
+from ingest.mqtt.options import MqttAddress, check_filter, mqtt_address
 
 
 @pytest.mark.parametrize(
