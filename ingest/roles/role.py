@@ -39,7 +39,7 @@ from ingest.roles.nats.envelope import Address
 from ingest.roles.nats.logins import DEAD_LETTERS, FORWARD, STATUS
 from ingest.roles.nats.messages import StreamMessages
 from ingest.roles.nats.stream_state import PublishedPlaces, state_of
-from ingest.roles.nats.streams import Wanted
+from ingest.roles.nats.streams import WantedStream
 from ingest.roles.nats.watch import StreamWatch
 from ingest.roles.status import StatusSource, status_message
 from ingest.roles.supervisor.child import ControlChannel
@@ -62,7 +62,7 @@ def configured_monitors(settings: Settings) -> tuple[str, ...]:
     return tuple(each.strip() for each in settings.broker_monitor_url.split(",") if each.strip())
 
 
-def wanted_streams(settings: Settings) -> tuple[Wanted, Wanted]:
+def wanted_streams(settings: Settings) -> tuple[WantedStream, WantedStream]:
     """Return what the streams of the readings and of the dead letters must be."""
     copies = settings.stream_replicas
     return (

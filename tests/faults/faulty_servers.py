@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from ingest.roles.nats.connection import BrokerConnection
 from ingest.roles.nats.logins import FORWARD, STREAM
-from ingest.roles.nats.streams import Wanted, changed, wanted_letters, wanted_readings
+from ingest.roles.nats.streams import WantedStream, changed, wanted_letters, wanted_readings
 from ingest.roles.nats.watch import ask
 from tests.support.brokers import api, joined
 from tests.support.clusters import Cluster, Member
@@ -29,7 +29,7 @@ class FaultyServers(Cluster):
             each.config.write_text(text)
 
     @property
-    def wanted(self) -> tuple[Wanted, Wanted]:
+    def wanted(self) -> tuple[WantedStream, WantedStream]:
         """What the streams must be."""
         copies = len(self.members)
         size, letters = (int(str(self._settings[f"{of}_bytes_max"])) for of in ("stream", "dlq"))

@@ -25,7 +25,7 @@ from ingest.roles.nats.envelope import Address
 from ingest.roles.nats.logins import STREAM, SUBJECT, WRITER
 from ingest.roles.nats.publishing import Publisher
 from ingest.roles.nats.pulling import Pull
-from ingest.roles.nats.streams import Wanted, wanted_readings
+from ingest.roles.nats.streams import WantedStream, wanted_readings
 from ingest.roles.nats.watch import StreamWatch
 from ingest.system.state_folder import MarkFile
 from tests.support.brokers import api, hit, joined, until
@@ -67,7 +67,7 @@ def bodies(begin: str, count: int) -> list[bytes]:
 class Gateway:
     """A gateway that publishes, watches, and keeps a mark."""
 
-    def __init__(self, where: Callable[[], Address], wanted: Wanted, folder: Path) -> None:
+    def __init__(self, where: Callable[[], Address], wanted: WantedStream, folder: Path) -> None:
         self.connection = BrokerConnection(where, "gateway")
         self.publisher = Publisher(self.connection, subject=SUBJECT, stream=STREAM, wait_s_max=25)
         self.mark = MarkFile(folder)
@@ -94,7 +94,7 @@ class Gateway:
 
 @asynccontextmanager
 async def gateway(
-    where: Callable[[], Address], wanted: Wanted, folder: Path
+    where: Callable[[], Address], wanted: WantedStream, folder: Path
 ) -> AsyncIterator[Gateway]:
     """Run a gateway."""
     made, stopping = Gateway(where, wanted, folder), asyncio.Event()

@@ -21,7 +21,7 @@ from ingest.roles.nats.connection import BrokerConnection
 from ingest.roles.nats.logins import STREAM, SUBJECT, WRITER
 from ingest.roles.nats.publishing import Publisher
 from ingest.roles.nats.stream_state import Removal, StreamState
-from ingest.roles.nats.streams import Wanted, wanted_readings
+from ingest.roles.nats.streams import WantedStream, wanted_readings
 from ingest.roles.nats.watch import StreamWatch
 from tests.support.brokers import (
     MIB,
@@ -49,7 +49,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 class Gateway:
     """A gateway's connection, with its publisher and its watch."""
 
-    def __init__(self, server: EmbeddedBroker, wanted: Wanted) -> None:
+    def __init__(self, server: EmbeddedBroker, wanted: WantedStream) -> None:
         self.connection = BrokerConnection(lambda: server.published.address("gateway"), "gateway")
         self.publisher = Publisher(self.connection, subject=SUBJECT, stream=STREAM, wait_s_max=60)
         self.unanswered_s = 0.0
@@ -75,7 +75,7 @@ class Gateway:
 
 
 @asynccontextmanager
-async def gateway(server: EmbeddedBroker, wanted: Wanted = WANTED) -> AsyncIterator[Gateway]:
+async def gateway(server: EmbeddedBroker, wanted: WantedStream = WANTED) -> AsyncIterator[Gateway]:
     """Run a gateway's watch until it has looked."""
     made = Gateway(server, wanted)
     stopping = asyncio.Event()

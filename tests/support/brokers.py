@@ -19,7 +19,7 @@ from ingest.roles.nats import streams as manage
 from ingest.roles.nats.connection import BrokerConnection
 from ingest.roles.nats.envelope import Address, Message
 from ingest.roles.nats.logins import STREAM, SUBJECT, WRITER
-from ingest.roles.nats.streams import Wanted, wanted_letters, wanted_readings
+from ingest.roles.nats.streams import WantedStream, wanted_letters, wanted_readings
 from tests.support.documents import REPOSITORY
 
 MIB = 1024**2
@@ -51,7 +51,7 @@ def hit(pid: int | None, number: int) -> None:
 
 @asynccontextmanager
 async def embedded(
-    folder: Path, *, wanted: Wanted | None = WANTED
+    folder: Path, *, wanted: WantedStream | None = WANTED
 ) -> AsyncIterator[EmbeddedBroker]:
     """Run an embedded broker, with the stream if one is wanted."""
     server = EmbeddedBroker(folder, find_program())

@@ -17,7 +17,7 @@ from ingest.roles.nats import streams as manage
 from ingest.roles.nats.connection import BrokerConnection
 from ingest.roles.nats.envelope import Address
 from ingest.roles.nats.logins import STREAM
-from ingest.roles.nats.streams import Wanted, wanted_readings
+from ingest.roles.nats.streams import WantedStream, wanted_readings
 from ingest.roles.nats.watch import ask
 from tests.support.brokers import MIB, api, joined
 from tests.support.tcp_ports import free_port
@@ -173,7 +173,7 @@ def members_in(
 
 
 @asynccontextmanager
-async def running(servers: Cluster, *streams: Wanted) -> AsyncIterator[Cluster]:
+async def running(servers: Cluster, *streams: WantedStream) -> AsyncIterator[Cluster]:
     """Run servers, with these streams."""
     try:
         await asyncio.gather(*(each.start() for each in servers.members))
@@ -204,7 +204,7 @@ async def cluster(
         yield servers
 
 
-async def make_streams(servers: Cluster, *streams: Wanted) -> None:
+async def make_streams(servers: Cluster, *streams: WantedStream) -> None:
     """Make the streams, as soon as the servers can."""
     async with joined(lambda: servers.address("admin"), "admin") as admin:
         async with asyncio.timeout(20):
@@ -213,7 +213,7 @@ async def make_streams(servers: Cluster, *streams: Wanted) -> None:
         await servers.leader(admin)
 
 
-async def _apply(admin: BrokerConnection, wanted: Wanted) -> None:
+async def _apply(admin: BrokerConnection, wanted: WantedStream) -> None:
     while True:
         try:
             await manage.apply(admin, wanted)

@@ -17,11 +17,11 @@ from ingest.formats.timestamp import text_us
 from ingest.roles.commands.broker import Reached, broker
 from ingest.roles.nats import streams as manage
 from ingest.roles.nats import watch
-from ingest.roles.nats.streams import Found, Info, Names, StreamFault, Wanted
+from ingest.roles.nats.streams import Found, Info, Names, StreamFault, WantedStream
 from ingest.roles.role import wanted_streams
 from ingest.system.clock import rfc3339
 
-Do = Callable[[Reached, tuple[Wanted, Wanted], argparse.Namespace, Settings], Awaitable[Ending]]
+Do = Callable[[Reached, tuple[WantedStream, WantedStream], argparse.Namespace, Settings], Awaitable[Ending]]
 
 
 def time_text(text: str) -> str:
@@ -38,12 +38,12 @@ async def _run(do: Do, args: argparse.Namespace, loaded: Loaded) -> Ending:
         return await do(reached, wanted_streams(settings), args, settings)
 
 
-async def _apply(reached: Reached, wanted: tuple[Wanted, Wanted], *_: object) -> Ending:
+async def _apply(reached: Reached, wanted: tuple[WantedStream, WantedStream], *_: object) -> Ending:
     done = [line for each in wanted for line in await manage.apply(reached.connection, each)]
     return Ending({"done": done}, "\n".join(done))
 
 
-async def _show(reached: Reached, wanted: tuple[Wanted, Wanted], *_: object) -> Ending:
+async def _show(reached: Reached, wanted: tuple[WantedStream, WantedStream], *_: object) -> Ending:
     found = [await manage.look(reached.connection, each.names) for each in wanted]
     document = {**found[0]._asdict(), "dead_letters": found[1]._asdict()}
     texts = [as_text(its, each.names) for its, each in zip(found, wanted, strict=True)]
@@ -52,7 +52,7 @@ async def _show(reached: Reached, wanted: tuple[Wanted, Wanted], *_: object) -> 
 
 
 async def _rewind(
-    reached: Reached, _: tuple[Wanted, Wanted], args: argparse.Namespace, _settings: Settings
+    reached: Reached, _: tuple[WantedStream, WantedStream], args: argparse.Namespace, _settings: Settings
 ) -> Ending:
     first = await manage.rewind(reached.connection, args.since or "")
     since = f" that came since {args.since}" if args.since else ""
@@ -63,7 +63,7 @@ async def _rewind(
 
 
 async def _check(
-    reached: Reached, wanted: tuple[Wanted, Wanted], _: argparse.Namespace, settings: Settings
+    reached: Reached, wanted: tuple[WantedStream, WantedStream], _: argparse.Namespace, settings: Settings
 ) -> Ending:
     faults = [
         fault

@@ -84,7 +84,7 @@ class Names(NamedTuple):
 READINGS = Names(STREAM, WRITER)
 
 
-class Wanted(NamedTuple):
+class WantedStream(NamedTuple):
     """The settings that a stream needs, and those of its consumers by name, the main one first."""
 
     stream: Config
@@ -97,7 +97,7 @@ class Wanted(NamedTuple):
         return Names(self.stream["name"], main, tuple(others))
 
 
-def wanted_readings(replicas: int, bytes_max: int, forwards: tuple[str, ...] = ()) -> Wanted:
+def wanted_readings(replicas: int, bytes_max: int, forwards: tuple[str, ...] = ()) -> WantedStream:
     """Return what the stream of the readings needs: so many copies on servers, so many bytes.
 
     Its consumers are the one of all writers, and one for each name of `forwards`.
@@ -114,10 +114,10 @@ def wanted_readings(replicas: int, bytes_max: int, forwards: tuple[str, ...] = (
         "deny_delete": True,  # nobody removes single messages; a purge of what is done may
         **_STREAM_DEFAULTS,
     }
-    return Wanted(stream, {name: _consumer(name) for name in (WRITER, *forwards)})
+    return WantedStream(stream, {name: _consumer(name) for name in (WRITER, *forwards)})
 
 
-def wanted_letters(replicas: int, bytes_max: int) -> Wanted:
+def wanted_letters(replicas: int, bytes_max: int) -> WantedStream:
     """Return what the dead letters need. A letter is live while its message is there."""
     stream = {
         **wanted_readings(replicas, bytes_max).stream,
@@ -130,7 +130,7 @@ def wanted_letters(replicas: int, bytes_max: int) -> Wanted:
         "max_ack_pending": 1,  # so only one writer replays at a time
         "filter_subjects": list(REPLAYED_SUBJECTS),
     }
-    return Wanted(stream, {REPLAY: replay})
+    return WantedStream(stream, {REPLAY: replay})
 
 
 def _consumer(name: str) -> dict[str, Any]:
@@ -279,12 +279,12 @@ async def give_again(connection: BrokerConnection, first: int) -> None:
     await ask(connection, f"CONSUMER.RESET.{STREAM}.{WRITER}", {"seq": max(1, first)})
 
 
-def faults(found: Found, wanted: Wanted) -> list[StreamFault]:
+def faults(found: Found, wanted: WantedStream) -> list[StreamFault]:
     """Return what is missing, what differs, and copies that are behind."""
     return [*altered(found, wanted), *degraded(found, wanted)]
 
 
-def altered(found: Found, wanted: Wanted) -> list[StreamFault]:
+def altered(found: Found, wanted: WantedStream) -> list[StreamFault]:
     """Return what is missing, and what differs: messages may be lost by it."""
     names = wanted.names
     where = _stream(names)
@@ -302,7 +302,7 @@ def altered(found: Found, wanted: Wanted) -> list[StreamFault]:
     return listed
 
 
-def degraded(found: Found, wanted: Wanted) -> list[StreamFault]:
+def degraded(found: Found, wanted: WantedStream) -> list[StreamFault]:
     """Return copies that are behind: one more server less, and the stream stands still.
 
     Another size is told here too. A full stream refuses, so nothing is lost by it.
@@ -342,7 +342,7 @@ def _there(found: Found, names: Names, name: str) -> Info:
     return found.consumer if name == names.consumer else found.others.get(name)
 
 
-async def apply(connection: BrokerConnection, wanted: Wanted) -> list[str]:
+async def apply(connection: BrokerConnection, wanted: WantedStream) -> list[str]:
     """Make what is missing, change what differs; return what was done, as sentences.
 
     Raises BrokerRefused, with what an operator has to do, and BrokerAway.

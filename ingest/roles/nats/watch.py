@@ -32,7 +32,7 @@ from ingest.roles.nats.stream_state import (
     mark_of,
     state_of,
 )
-from ingest.roles.nats.streams import StreamFault, Wanted
+from ingest.roles.nats.streams import StreamFault, WantedStream
 from ingest.system import clock
 from ingest.system.logs import get_logger
 from ingest.system.state_folder import MarkFile, StreamMark
@@ -171,7 +171,7 @@ class StreamWatch:
     def __init__(
         self,
         connection: BrokerConnection,
-        wanted: Wanted,
+        wanted: WantedStream,
         *,
         monitors: Callable[[], tuple[str, ...]],
         unsafe: bool,
