@@ -24,7 +24,7 @@ Runs = Mapping[str, list[Figures]]  # by contender
 Medians = Callable[[str, str], float]  # of contender and figure
 
 
-class WantedStream(NamedTuple):
+class Wanted(NamedTuple):
     """A bound on one number: `at_least` or, if that is False, at most `bound`.
 
     `value` takes the medians; it raises KeyError or StatisticsError if a contender was left out.
@@ -47,7 +47,7 @@ class Case(NamedTuple):
     name: str
     title: str
     contenders: tuple[str, ...]
-    wanted: tuple[WantedStream, ...]
+    wanted: tuple[Wanted, ...]
     chart: str = ""
     bars: tuple[tuple[str, str, str], ...] = ()
     unit: str = ""
@@ -56,7 +56,7 @@ class Case(NamedTuple):
 class Verdict(NamedTuple):
     """A bound and its value, which is None if a contender of it was left out."""
 
-    wanted: WantedStream
+    wanted: Wanted
     value: float | None
 
     @property
@@ -106,10 +106,10 @@ def _beside_peers(script: str) -> tuple[str, ...]:
     return (f"{script}_influx", f"{script}_victoria", *ours)
 
 
-def _of_influx(script: str, bound: float, lines_bound: float) -> tuple[WantedStream, ...]:
+def _of_influx(script: str, bound: float, lines_bound: float) -> tuple[Wanted, ...]:
     """InfluxDB answers after an fsync, as `durable` does; the aim is older than `durable`."""
     return tuple(
-        WantedStream(
+        Wanted(
             f"rows/s with {way}, divided by those of InfluxDB",
             ratio(mine, f"{script}_influx"),
             least,
@@ -128,7 +128,7 @@ CASES = (
         "Single readings, beside a bare aiohttp handler",
         ("bare", "singles"),
         (
-            WantedStream(
+            Wanted(
                 "committed rows/s, divided by the bare handler's posts/s",
                 ratio("singles", "bare", "rows_per_s", "posts_per_s"),
                 0.85,
@@ -140,7 +140,7 @@ CASES = (
         "hundreds",
         "Posts of 100, beside COPY of ready bytes",
         (*(f"copy_{rows}" for rows in COPY_BATCHES), "hundreds"),
-        (WantedStream("rows/s, divided by those of the better COPY", of_copy, 0.75),),
+        (Wanted("rows/s, divided by those of the better COPY", of_copy, 0.75),),
         "rows_per_s",
     ),
     Case(
@@ -148,7 +148,7 @@ CASES = (
         "Single readings, beside one INSERT per request",
         ("singles_inserts", "singles_inserts_tuned", "singles"),
         (
-            WantedStream(
+            Wanted(
                 "rows/s, divided by those of one INSERT per request",
                 ratio("singles", "singles_inserts"),
                 6,
@@ -161,7 +161,7 @@ CASES = (
         "Posts of 100, beside one INSERT per reading",
         ("hundreds_inserts", "hundreds"),
         (
-            WantedStream(
+            Wanted(
                 "rows/s, divided by those of one INSERT per reading",
                 ratio("hundreds", "hundreds_inserts"),
                 40,
@@ -188,7 +188,7 @@ CASES = (
         "Posts as Telegraf's (1,000 lines of 10 fields, gzip), beside InfluxDB and VictoriaMetrics",
         ("telegraf_influx", "telegraf_victoria", "telegraf_lines_durable"),
         (
-            WantedStream(
+            Wanted(
                 "rows/s with ack=durable, divided by those of InfluxDB",
                 ratio("telegraf_lines_durable", "telegraf_influx"),
                 0.4,
@@ -202,12 +202,12 @@ CASES = (
             f"{kind}: what a journal and an fsync before the answer cost",
             (script, f"{script}_journal_buffered", f"{script}_journal_durable"),
             (
-                WantedStream(
+                Wanted(
                     "rows/s with ack=durable, divided by ack=buffered on the same journal",
                     ratio(f"{script}_journal_durable", f"{script}_journal_buffered"),
                     bound,
                 ),
-                WantedStream(
+                Wanted(
                     "rows/s with ack=durable, divided by ack=buffered in memory",
                     ratio(f"{script}_journal_durable", script),
                     bound,
@@ -225,7 +225,7 @@ CASES = (
         "A fleet: single readings of 100,000 devices, each on a new connection",
         tuple(name + end for end in ("", "_tls") for name in ("fleet_floor", "fleet_singles")),
         tuple(
-            WantedStream(
+            Wanted(
                 f"CPU of the service a reading{title}, divided by that of the floor",
                 cpu_of_floor(f"fleet_singles{end}", f"fleet_floor{end}"),
                 bound,
@@ -240,7 +240,7 @@ CASES = (
         "A fleet of hosts, each with 20 keys of 8 fields, in posts of 1,000 lines",
         tuple(HOSTS),
         tuple(
-            WantedStream(
+            Wanted(
                 f"CPU of the service a reading with {title}, divided by that with 25",
                 ratio(name, "fleet_lines_25", CPU_US),
                 1.3,
@@ -256,7 +256,7 @@ CASES = (
             name,
             title,
             (name,),
-            (WantedStream(what, value, bound, at_least=False, unit=unit),),
+            (Wanted(what, value, bound, at_least=False, unit=unit),),
             bars=(("service", name, CPU_US), ("PostgreSQL", name, "postgres_us_per_reading")),
             unit="us of CPU a reading",
         )
@@ -288,13 +288,13 @@ CASES = (
             wanted
             for name, kind in (("slowed", "posts of 100"), ("slowed_singles", "single readings"))
             for wanted in (
-                WantedStream(
+                Wanted(
                     f"{kind}: committed rows/s, divided by what the database takes",
                     figure(name, "least_of_takes"),
                     0.95,
                 ),
-                WantedStream(f"{kind}: readings lost", figure(name, "lost_rows"), 0, at_least=False),
-                WantedStream(
+                Wanted(f"{kind}: readings lost", figure(name, "lost_rows"), 0, at_least=False),
+                Wanted(
                     f"{kind}: RSS after the later floods, divided by RSS after the first",
                     figure(name, "rss_growth"),
                     1.1,
@@ -318,7 +318,7 @@ CASES = (
         "Latency of single readings at half their peak, open loop",
         ("half_peak",),
         tuple(
-            WantedStream(
+            Wanted(
                 f"p99, ack={ack}",
                 figure("half_peak", f"{ack}_p99_ms"),
                 bound,
@@ -339,14 +339,14 @@ CASES = (
         "Beside 5,000 idle keep-alive connections",
         ("idle",),
         (
-            WantedStream(
+            Wanted(
                 "memory of one connection",
                 figure("idle", "connection_kib"),
                 40,
                 at_least=False,
                 unit="KiB",
             ),
-            WantedStream("peak, divided by the peak without them", figure("idle", "of_alone"), 0.95),
+            Wanted("peak, divided by the peak without them", figure("idle", "of_alone"), 0.95),
         ),
     ),
     Case(
@@ -354,7 +354,7 @@ CASES = (
         "Service start to the first committed reading, warm",
         ("start",),
         (
-            WantedStream(
+            Wanted(
                 "start to commit",
                 figure("start", "start_to_committed_s"),
                 1.5,
@@ -373,7 +373,7 @@ def judge(case: Case, runs: Runs) -> list[Verdict]:
     def median(contender: str, figure: str) -> float:
         return statistics.median(each[figure] for each in runs[contender])
 
-    def value(wanted: WantedStream) -> float | None:
+    def value(wanted: Wanted) -> float | None:
         with suppress(KeyError, ZeroDivisionError, statistics.StatisticsError):
             return wanted.value(median)
         return None

@@ -29,8 +29,7 @@ import msgspec
 from ingest.embedded.programs import DatabaseUser, clean_environment, command
 from ingest.embedded.running import Launched, Server, ServerWords, tail_of
 from ingest.model.errors import StartError
-from ingest.roles.nats.envelope import Address
-from ingest.roles.nats.logins import ROLES, Permissions, inboxes_of
+from ingest.roles.nats.protocol import ROLES, Address, Permissions, inboxes_of
 from ingest.roles.nats.watch import ask, is_answering
 from ingest.roles.supervisor.child import lock_of_children
 from ingest.system import clock
@@ -86,10 +85,9 @@ class Endpoints(NamedTuple):
         return f"http://127.0.0.1:{self.monitor_port}{self.monitor_path}"
 
 
-def new_endpoints(port: int, monitor_port: int) -> Endpoints:
-    """Return endpoints with new passwords."""
-    passwords = {role: secrets.token_urlsafe(24) for role in ROLES}
-    return Endpoints(port, monitor_port, f"/{secrets.token_urlsafe(24)}", passwords)
+def new_passwords() -> dict[str, str]:
+    """Return a new password for each role."""
+    return {role: secrets.token_urlsafe(24) for role in ROLES}
 
 
 def config_text(
@@ -303,7 +301,7 @@ class EmbeddedBroker(Server):
 
 def _new_endpoints() -> Endpoints:
     port = free_port()
-    return new_endpoints(port, free_port((port,)))
+    return Endpoints(port, free_port((port,)), f"/{secrets.token_urlsafe(24)}", new_passwords())
 
 
 def running_broker(folder: Path) -> Published | None:

@@ -44,7 +44,7 @@ from ingest.receiver.senders import RefusedPosts
 from ingest.roles import broker_state
 from ingest.roles.group_queue import GROUP_BYTES_MAX, GROUPS_IN_FLIGHT, Commits
 from ingest.roles.inlet import StreamInlet
-from ingest.roles.nats.logins import STREAM, SUBJECT, outcomes_for
+from ingest.roles.nats.protocol import STREAM, SUBJECT, outcomes_for
 from ingest.roles.nats.publishing import PUBLISH_WAIT_S_MAX, Publisher
 from ingest.roles.role import Place, Role, stream_letters
 from ingest.system.clock import sleep_unless
@@ -132,7 +132,7 @@ class Gateway(Role):
             announce,
             unanswered_s=lambda: self.inlet.stuck_s,
             published=lambda: self._publisher.published,
-            refused=lambda: self.inlet.refused,
+            refused=lambda: self.inlet.queue.refused,
             acknowledged_s=lambda: self._publisher.acknowledged_s,
         )
         settings = self.settings

@@ -26,8 +26,7 @@ from ingest.buffers.waiting import Decision
 from ingest.model.block import Ack, Block, Outcome
 from ingest.model.errors import BrokerAway, BrokerOutcomeUnknown, CommitRefused, NotKept
 from ingest.roles.nats.connection import WARNING_S, BrokerConnection
-from ingest.roles.nats.envelope import Message
-from ingest.roles.nats.logins import AWAITED, COMMIT
+from ingest.roles.nats.protocol import AWAITED, COMMIT, Message
 from ingest.roles.nats.publishing import NO_HEADERS, Publisher
 from ingest.roles.outlet import NotOurs, decode_outcome, encode_message
 from ingest.system.clock import monotonic_s

@@ -43,9 +43,14 @@ from ingest.model.errors import (
 )
 from ingest.model.reading import REASONS
 from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.envelope import Message
-from ingest.roles.nats.logins import DEAD_LETTER_SUBJECT, DEAD_LETTERS, REPLAY, REPLAYED_SUBJECTS
 from ingest.roles.nats.messages import MessagePlace, StoredMessage, StreamMessages
+from ingest.roles.nats.protocol import (
+    DEAD_LETTER_SUBJECT,
+    DEAD_LETTERS,
+    REPLAY,
+    REPLAYED_SUBJECTS,
+    Message,
+)
 from ingest.roles.nats.publishing import Publisher
 from ingest.roles.nats.stream_state import StreamState
 from ingest.roles.nats.streams import ACK_WAIT_S

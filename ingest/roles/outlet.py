@@ -34,8 +34,6 @@ _outcomes = msgspec.json.Decoder(tuple[str, tuple[Refusal, ...], bool])
 # Until then our pull request has ended with our connection. Without the pause a message would come
 # back by it, again and again, and then wait until the broker gives it up.
 GIVEN_BACK_S = 0.5
-OnForeign = Callable[[Delivery, str], None]
-OnOutcome = Callable[[str, Ack], None]
 
 
 class NotOurs(Exception):
@@ -95,8 +93,8 @@ class StreamOutlet(MemoryBuffer):
     def __init__(
         self,
         ledger: Ledger,
-        foreign: OnForeign,
-        outcome: OnOutcome,
+        foreign: Callable[[Delivery, str], None],
+        outcome: Callable[[str, Ack], None],
         *,
         rows_max: int,
         bytes_max: int,

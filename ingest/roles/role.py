@@ -33,11 +33,10 @@ from ingest.model.ledger import Ledger
 from ingest.roles.broker_state import BrokerState
 from ingest.roles.embedded_broker import PAYLOAD_BYTES_MAX, EmbeddedBroker, find_program
 from ingest.roles.letters import StreamBackend
-from ingest.roles.nats import streams as manage
+from ingest.roles.nats import streams
 from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.envelope import Address
-from ingest.roles.nats.logins import DEAD_LETTERS, FORWARD, STATUS
 from ingest.roles.nats.messages import StreamMessages
+from ingest.roles.nats.protocol import DEAD_LETTERS, FORWARD, STATUS, Address
 from ingest.roles.nats.stream_state import PublishedPlaces, state_of
 from ingest.roles.nats.streams import WantedStream
 from ingest.roles.nats.watch import StreamWatch
@@ -66,8 +65,8 @@ def wanted_streams(settings: Settings) -> tuple[WantedStream, WantedStream]:
     """Return what the streams of the readings and of the dead letters must be."""
     copies = settings.stream_replicas
     return (
-        manage.wanted_readings(copies, settings.stream_bytes_max, forwards_of(settings)),
-        manage.wanted_letters(copies, settings.dlq_bytes_max),
+        streams.wanted_readings(copies, settings.stream_bytes_max, forwards_of(settings)),
+        streams.wanted_letters(copies, settings.dlq_bytes_max),
     )
 
 
@@ -98,7 +97,7 @@ def make_embedded(settings: Settings, folder: StateFolder) -> EmbeddedBroker:
 
 async def left_in(connection: BrokerConnection) -> LeftInBroker:
     """Ask the broker what is not done. Raises BrokerAway, and BrokerRefused."""
-    state = state_of(await manage.look(connection))
+    state = state_of(await streams.look(connection))
     letters = await StreamMessages(connection, DEAD_LETTERS).find_state()
     messages = 0
     if state is not None:
@@ -113,7 +112,7 @@ async def note_rest(folder: StateFolder, connection: BrokerConnection) -> None:
     """
     with contextlib.suppress(IngestError, OSError, TimeoutError):
         async with asyncio.timeout(LAST_LOOK_S_MAX):
-            mark, state = MarkFile(folder.path).read(), state_of(await manage.look(connection))
+            mark, state = MarkFile(folder.path).read(), state_of(await streams.look(connection))
             is_whole = state and state.made == mark.made and state.last >= mark.acknowledged_to
             if is_whole or not mark.made:
                 note_left(folder, await left_in(connection))
@@ -148,13 +147,12 @@ def alone(settings: Settings, role: str) -> Place:
         raise StartError(
             "a writer needs a database: set database_url. `ingest up` runs an embedded one"
         )
-    monitors = configured_monitors(settings)
     instance = f"{role}-{socket.gethostname()}-{os.getpid()}"  # in containers each pid is 1
     return Place(
         settings,
         instance,
         broker,
-        monitors,
+        configured_monitors(settings),
         settings.database_url,
         notifier=Notifier.from_environment(),
     )
@@ -222,7 +220,7 @@ class Role(ABC):
         self.watch = StreamWatch(
             self.connection,
             # A missing consumer of a forwarder is no reason to refuse posts: the purge tells of it.
-            manage.wanted_readings(settings.stream_replicas, settings.stream_bytes_max),
+            streams.wanted_readings(settings.stream_replicas, settings.stream_bytes_max),
             monitors=lambda: place.monitors,
             unsafe=settings.broker_unsafe,
             unanswered_s=None if unanswered_s is None else unkept_s,

@@ -32,8 +32,7 @@ from ingest.model.reading import NOT_OURS, Letter
 from ingest.roles import broker_state, outlet
 from ingest.roles.nats import audit, purge
 from ingest.roles.nats.audit import Audit
-from ingest.roles.nats.envelope import Message
-from ingest.roles.nats.logins import COMMIT, COMMITTERS, STATUS, WRITER, outcomes_for
+from ingest.roles.nats.protocol import COMMIT, COMMITTERS, STATUS, WRITER, Message, outcomes_for
 from ingest.roles.nats.pulling import Delivery, Puller
 from ingest.roles.nats.purge import ABSENT, StreamPurge, lag_bytes_max
 from ingest.roles.nats.stream_state import StreamState, Undone

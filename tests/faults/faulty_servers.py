@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Mapping
 
 from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.logins import FORWARD, STREAM
+from ingest.roles.nats.protocol import FORWARD, STREAM
 from ingest.roles.nats.streams import WantedStream, changed, wanted_letters, wanted_readings
 from ingest.roles.nats.watch import ask
 from tests.support.brokers import api, joined

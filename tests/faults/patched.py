@@ -164,7 +164,7 @@ def dies_unanswered() -> None:
     """
     import signal
 
-    from ingest.roles.nats.envelope import PubAck, pub_ack
+    from ingest.roles.nats.protocol import PubAck, pub_ack
     from ingest.roles.nats.publishing import Publisher
 
     real = Publisher._replied

@@ -22,8 +22,7 @@ from ingest.model.errors import (
 from ingest.roles.embedded_broker import EmbeddedBroker
 from ingest.roles.nats import session as line
 from ingest.roles.nats.connection import BrokerConnection, connected
-from ingest.roles.nats.envelope import Address
-from ingest.roles.nats.logins import STREAM, SUBJECT
+from ingest.roles.nats.protocol import STREAM, SUBJECT, Address
 from ingest.roles.nats.publishing import Publisher
 from tests.support.blocks import make_block
 from tests.support.brokers import (

@@ -12,8 +12,7 @@ import pytest
 from ingest.roles.embedded_broker import EmbeddedBroker
 from ingest.roles.nats import pulling, streams
 from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.envelope import Address
-from ingest.roles.nats.logins import STREAM, WRITER
+from ingest.roles.nats.protocol import STREAM, WRITER, Address
 from ingest.roles.nats.pulling import Delivery, Pull, Puller
 from tests.support.brokers import WANTED, api, embedded, fill, joined, set_ack_wait, until
 from tests.support.faulty_proxy import FaultyProxy

@@ -18,11 +18,9 @@ import pytest
 from ingest.embedded import running as embedded_running
 from ingest.model.errors import BrokerAway, BrokerRefused, StartError
 from ingest.roles.embedded_broker import EmbeddedBroker, find_program
-from ingest.roles.nats import audit, purge, watch
-from ingest.roles.nats import streams as manage
+from ingest.roles.nats import audit, purge, streams, watch
 from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.envelope import Address
-from ingest.roles.nats.logins import STREAM, SUBJECT, WRITER
+from ingest.roles.nats.protocol import STREAM, SUBJECT, WRITER, Address
 from ingest.roles.nats.publishing import Publisher
 from ingest.roles.nats.pulling import Pull
 from ingest.roles.nats.streams import WantedStream, wanted_readings
@@ -115,7 +113,7 @@ async def is_empty(admin: BrokerConnection) -> None:
     async with asyncio.timeout(45):
         while True:
             with contextlib.suppress(BrokerAway):  # a leader is chosen
-                found = await manage.look_at_consumer(admin, WRITER)
+                found = await streams.look_at_consumer(admin, WRITER)
                 if found and not found["num_pending"] and not found["num_ack_pending"]:
                     return
             await asyncio.sleep(0.05)
@@ -172,7 +170,7 @@ async def _begin(server: EmbeddedBroker) -> None:
     """Start it as `up` does."""
     await server.start()
     async with joined(server, "admin") as admin:
-        await manage.apply(admin, SMALL)
+        await streams.apply(admin, SMALL)
 
 
 async def _goes_on(

@@ -15,10 +15,9 @@ import pytest
 
 from ingest.model.errors import BrokerAway
 from ingest.roles.embedded_broker import EmbeddedBroker
-from ingest.roles.nats import streams as manage
-from ingest.roles.nats import watch
+from ingest.roles.nats import streams, watch
 from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.logins import STREAM, SUBJECT, WRITER
+from ingest.roles.nats.protocol import STREAM, SUBJECT, WRITER
 from ingest.roles.nats.publishing import Publisher
 from ingest.roles.nats.stream_state import Removal, StreamState
 from ingest.roles.nats.streams import WantedStream, wanted_readings
@@ -117,7 +116,7 @@ async def test_what_differs_later_is_a_fault_until_it_is_corrected(
         await until(lambda: not it.watch.faults)
         await api(admin, f"CONSUMER.DELETE.{STREAM}.{WRITER}")
         await until(lambda: it.says("consumer writer of INGEST: is missing"))
-        await manage.apply(admin, WANTED)
+        await streams.apply(admin, WANTED)
         await until(lambda: not it.watch.faults)
         assert it.watch.removed == 0
 
@@ -135,7 +134,7 @@ async def test_messages_are_given_again_until_that_succeeds(
         if len(tries) == 1:
             raise BrokerAway("it chooses a leader")
 
-    monkeypatch.setattr(manage, "give_again", fails_first)
+    monkeypatch.setattr(streams, "give_again", fails_first)
     async with gateway(own_nats) as it:
         see = it.watch._removals.see
         monkeypatch.setattr(
@@ -153,7 +152,7 @@ async def test_frozen_broker_is_away(
     own_nats: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also while the connection still seems to be there."""
-    monkeypatch.setattr(manage, "API_S_MAX", 0.2)
+    monkeypatch.setattr(streams, "API_S_MAX", 0.2)
     async with gateway(own_nats) as it:
         assert own_nats.pid is not None
         os.kill(own_nats.pid, signal.SIGSTOP)
@@ -187,7 +186,7 @@ async def test_server_that_does_not_sync_is_a_fault_unless_that_is_accepted(
         parts = [connection.run(stopping), *(each.run(stopping) for each in watches.values())]
         running = [asyncio.create_task(each) for each in parts]
         await is_up(connection)
-        await manage.apply(connection, WANTED)
+        await streams.apply(connection, WANTED)
 
         def shows(word: str) -> bool:
             return any(word in str(each) for each in watches[False].faults)

@@ -15,10 +15,9 @@ from typing import Any
 import msgspec
 
 from ingest.roles.embedded_broker import EmbeddedBroker, find_program
-from ingest.roles.nats import streams as manage
+from ingest.roles.nats import streams
 from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.envelope import Address, Message
-from ingest.roles.nats.logins import STREAM, SUBJECT, WRITER
+from ingest.roles.nats.protocol import STREAM, SUBJECT, WRITER, Address, Message
 from ingest.roles.nats.streams import WantedStream, wanted_letters, wanted_readings
 from tests.support.documents import REPOSITORY
 
@@ -59,7 +58,7 @@ async def embedded(
     try:
         if wanted is not None:
             async with joined(server, "admin") as admin:
-                await manage.apply(admin, wanted)
+                await streams.apply(admin, wanted)
         yield server
     finally:
         await server.stop()

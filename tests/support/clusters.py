@@ -12,11 +12,10 @@ from pathlib import Path
 
 from ingest.embedded.programs import DatabaseUser, command
 from ingest.model.errors import BrokerAway, BrokerRefused
-from ingest.roles.embedded_broker import Endpoints, config_text, find_program, new_endpoints
+from ingest.roles.embedded_broker import Endpoints, config_text, find_program, new_passwords
 from ingest.roles.nats import streams as manage
 from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.envelope import Address
-from ingest.roles.nats.logins import STREAM
+from ingest.roles.nats.protocol import STREAM, Address
 from ingest.roles.nats.streams import WantedStream, wanted_readings
 from ingest.roles.nats.watch import ask
 from tests.support.brokers import MIB, api, joined
@@ -145,7 +144,7 @@ def members_in(
 
     `stores` is the folder of their messages, if that is another one.
     """
-    passwords = new_endpoints(0, 0).passwords
+    passwords = new_passwords()
     ports = [(free_port(), free_port(), free_port()) for _ in hosts]
     routes = [f"nats://{host}:{port}" for host, (_, _, port) in zip(hosts, ports, strict=True)]
     members = []

@@ -9,8 +9,8 @@ from ingest.dead_letters.store import LetterStore, LiveLetter, Selection, Tally,
 from ingest.model.reading import Letter
 from ingest.roles.letters import StreamBackend, StreamLetterStore
 from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.logins import DEAD_LETTERS
 from ingest.roles.nats.messages import StreamMessages
+from ingest.roles.nats.protocol import DEAD_LETTERS
 from tests.support.brokers import LETTERS, api
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 from ingest.roles.embedded_broker import EmbeddedBroker
 from ingest.roles.nats.audit import Audit
 from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.envelope import Address
-from ingest.roles.nats.logins import STREAM, WRITER
+from ingest.roles.nats.protocol import STREAM, WRITER, Address
 from ingest.roles.nats.pulling import Delivery, Pull, Puller
 from ingest.roles.nats.purge import StreamPurge
 from ingest.system.state_folder import MarkFile

@@ -18,7 +18,7 @@ from aiohttp import web
 
 from ingest.roles.embedded_broker import EmbeddedBroker
 from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.logins import FORWARD, STREAM
+from ingest.roles.nats.protocol import FORWARD, STREAM
 from ingest.roles.nats.streams import wanted_readings
 from ingest.system.state_folder import StateFolder
 from tests.support.brokers import api, embedded, joined, put, until

@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 from ingest.cli.context import FILES, STREAM
@@ -20,11 +19,10 @@ from ingest.dead_letters.store import LetterStore, Selection, first
 from ingest.model.errors import IngestError, StartError
 from ingest.roles.embedded_broker import running_broker
 from ingest.roles.letters import StreamLetterStore
-from ingest.roles.nats import streams as manage
-from ingest.roles.nats import watch
+from ingest.roles.nats import streams, watch
 from ingest.roles.nats.connection import BrokerConnection, connected
-from ingest.roles.nats.logins import DEAD_LETTERS
 from ingest.roles.nats.messages import StreamMessages
+from ingest.roles.nats.protocol import DEAD_LETTERS
 from ingest.roles.role import (
     configured_address,
     configured_monitors,
@@ -94,7 +92,8 @@ async def letters_of_broker(
     """
     folder = StateFolder(state_dir(settings))
     in_use = bool(settings.broker_url) or running_broker(folder.broker) is not None
-    may_be_left = _has_left_stream(folder.broker) and running_service(folder.path) is None
+    streams_left = (folder.broker / "store" / "jetstream").glob(f"*/streams/{DEAD_LETTERS}")
+    may_be_left = any(streams_left) and running_service(folder.path) is None
     if asked_for is None and not in_use and not may_be_left:
         yield files
         return
@@ -115,11 +114,6 @@ async def letters_of_broker(
         yield files if state is None else StreamLetterStore(messages)
 
 
-def _has_left_stream(broker: Path) -> bool:
-    """Whether the store of an embedded broker has the stream of the dead letters."""
-    return any((broker / "store" / "jetstream").glob(f"*/streams/{DEAD_LETTERS}"))
-
-
 async def broker_checks(settings: Settings) -> list[Check]:
     """Check the configured broker, or the one that runs in the state folder. None: no findings."""
     folder = StateFolder(state_dir(settings))
@@ -134,11 +128,11 @@ async def broker_checks(settings: Settings) -> list[Check]:
 async def _checks(settings: Settings) -> list[Check]:
     wanted = wanted_streams(settings)
     async with broker(settings) as reached:
-        found = [await manage.look(reached.connection, each.names) for each in wanted]
+        found = [await streams.look(reached.connection, each.names) for each in wanted]
         letters = await StreamMessages(reached.connection, DEAD_LETTERS).find_state()
     altered, degraded = (
         [str(fault) for there, each in zip(found, wanted, strict=True) for fault in of(there, each)]
-        for of in (manage.altered, manage.degraded)
+        for of in (streams.altered, streams.degraded)
     )
     if not settings.broker_unsafe:
         altered += map(str, watch.monitor_faults(reached.monitors))

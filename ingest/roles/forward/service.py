@@ -20,13 +20,18 @@ from ingest.http_client.client import HttpClient, Target
 from ingest.model.errors import StartError
 from ingest.model.ledger import Metric, Metrics, Values, read
 from ingest.roles.embedded_broker import running_broker
-from ingest.roles.forward.forwarder import Forwarder, TargetSender
-from ingest.roles.forward.lag import METRICS, MISSING, ForwardTally, LagWatch
+from ingest.roles.forward.forwarder import (
+    METRICS,
+    MISSING,
+    Forwarder,
+    ForwardTally,
+    LagWatch,
+    TargetSender,
+)
 from ingest.roles.forward.options import ForwardOptions
 from ingest.roles.forward.posts import Filters, PostLimits, Signer
 from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.envelope import Address
-from ingest.roles.nats.logins import FORWARD
+from ingest.roles.nats.protocol import FORWARD, Address
 from ingest.roles.nats.pulling import Pull, Puller
 from ingest.roles.nats.purge import lag_bytes_max
 from ingest.roles.role import configured_address

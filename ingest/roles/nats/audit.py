@@ -31,8 +31,7 @@ from ingest.model.errors import BrokerAway, BrokerRefused
 from ingest.model.ledger import Metric, Metrics
 from ingest.roles.nats import streams
 from ingest.roles.nats.connection import WARNING_S, BrokerConnection
-from ingest.roles.nats.envelope import Message
-from ingest.roles.nats.logins import GIVEN
+from ingest.roles.nats.protocol import GIVEN, Message
 from ingest.roles.nats.pulling import Delivery, Puller
 from ingest.roles.nats.stream_state import StreamState, state_of
 from ingest.roles.nats.streams import Found

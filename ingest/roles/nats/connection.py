@@ -15,8 +15,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from ingest.model.errors import BrokerAway, StartError
-from ingest.roles.nats.envelope import PULL, Address, Message
-from ingest.roles.nats.logins import inbox_of
+from ingest.roles.nats.protocol import PULL, Address, Message, inbox_of
 from ingest.system import clock
 from ingest.system.logs import Occasionally, get_logger
 from ingest.system.waiting import backoff_s
@@ -32,28 +31,21 @@ _log = get_logger("broker")
 OnReply = Callable[[Message], None]
 
 
-def session_type() -> type[Session]:
-    """Return the class that knows the NATS library. Blocks 0.1 s the first time.
-
-    Raises StartError if the library is not installed: it comes with an extra.
-    """
-    try:
-        from ingest.roles.nats.session import Session  # noqa: PLC0415
-    except ImportError as error:
-        raise StartError(
-            f"the broker needs the extra `roles` ({error}): install iot-ingest[roles]"
-        ) from error
-    return Session
-
-
 class BrokerConnection:
     """A connection for one role. `where` is asked before each try, since passwords change.
 
-    Raises StartError: see session_type.
+    Raises StartError if the NATS library is not installed: it comes with an extra. Blocks 0.1 s the
+    first time.
     """
 
     def __init__(self, where: Callable[[], Address], role: str) -> None:
-        self._session_type = session_type()
+        try:
+            from ingest.roles.nats.session import Session  # noqa: PLC0415
+        except ImportError as error:
+            raise StartError(
+                f"the broker needs the extra `roles` ({error}): install iot-ingest[roles]"
+            ) from error
+        self._session_type = Session
         self._why_away = "not connected yet"
         self._where = where
         self._role = role

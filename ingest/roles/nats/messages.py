@@ -16,7 +16,7 @@ import msgspec
 
 from ingest.model.errors import BrokerAway, BrokerRefused
 from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.envelope import NO_MESSAGE, NOTHING_TO_DELETE, Message
+from ingest.roles.nats.protocol import NO_MESSAGE, NOTHING_TO_DELETE, Message
 from ingest.roles.nats.stream_state import StreamState, state_of
 from ingest.roles.nats.streams import Found, ask, look_at_stream
 

@@ -21,10 +21,9 @@ from typing import NamedTuple
 import msgspec
 
 from ingest.model.errors import BrokerAway, BrokerRefused
-from ingest.roles.nats import streams as manage
+from ingest.roles.nats import streams
 from ingest.roles.nats.connection import WARNING_S, BrokerConnection
-from ingest.roles.nats.envelope import Message
-from ingest.roles.nats.logins import AWAITED, STREAM
+from ingest.roles.nats.protocol import AWAITED, STREAM, Message
 from ingest.roles.nats.stream_state import StreamState, state_of
 from ingest.roles.nats.streams import Names
 from ingest.system import clock
@@ -183,7 +182,7 @@ class Puller:
     async def _look(self) -> tuple[StreamState, Mapping[str, int]]:
         """Ask for the stream, and the last delivery. Raises BrokerAway, also if there is none."""
         try:
-            found = await manage.look(self._connection, Names(STREAM, self._consumer))
+            found = await streams.look(self._connection, Names(STREAM, self._consumer))
         except BrokerRefused as error:
             raise BrokerAway(str(error)) from error
         state = state_of(found)

@@ -22,7 +22,7 @@ from ingest.model.errors import BrokerAway, BrokerRefused
 from ingest.model.ledger import Metric, Metrics
 from ingest.roles.nats import streams
 from ingest.roles.nats.connection import WARNING_S, BrokerConnection
-from ingest.roles.nats.logins import STREAM, WRITER
+from ingest.roles.nats.protocol import STREAM, WRITER
 from ingest.roles.nats.stream_state import StreamState, mark_of, state_of
 from ingest.roles.nats.streams import READINGS, StreamFault
 from ingest.system import clock

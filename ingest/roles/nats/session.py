@@ -25,7 +25,7 @@ from nats.aio.transport import Transport
 from nats.errors import Error as NatsError
 
 from ingest.model.errors import BrokerAway
-from ingest.roles.nats.envelope import PULL, Address, Message
+from ingest.roles.nats.protocol import PULL, Address, Message
 from ingest.system.logs import get_logger
 from ingest.system.loopback import has_foreign_owner
 

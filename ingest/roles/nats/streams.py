@@ -18,15 +18,19 @@ from typing import Any, NamedTuple
 
 from ingest.model.errors import BrokerAway, BrokerRefused
 from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.envelope import NO_CONSUMER, NO_MESSAGE, NOT_FOUND, Meaning, api_fault
-from ingest.roles.nats.logins import (
+from ingest.roles.nats.protocol import (
     DEAD_LETTER_SUBJECT,
     DEAD_LETTERS,
+    NO_CONSUMER,
+    NO_MESSAGE,
+    NOT_FOUND,
     REPLAY,
     REPLAYED_SUBJECTS,
     STREAM,
     SUBJECT,
     WRITER,
+    Meaning,
+    api_fault,
 )
 
 ACK_WAIT_S = 30.0  # a delivery that is not acknowledged after this comes again
@@ -383,22 +387,14 @@ async def _apply_one(
     listed = list(differences(wanted, found["config"]))
     if not listed:
         return f"{where} was there, and fits"
-    _refuse_fixed(where, listed)
-    await ask(connection, *request("UPDATE", changed(wanted, found["config"])))
-    return f"changed {where}: {_listed(listed)}"
-
-
-def _refuse_fixed(where: str, listed: list[Difference]) -> None:
-    fixed = [str(each) for each in listed if each.fixed]
-    if fixed:
+    if fixed := [str(each) for each in listed if each.fixed]:
         raise BrokerRefused(
             f"{where} cannot be used: {'; '.join(fixed)}. Nothing was changed. Save what it holds, "
             "then delete or rename it, and apply again"
         )
-
-
-def _listed(listed: list[Difference]) -> str:
-    return ", ".join(f"{each.name} {each.found} -> {each.wanted}" for each in listed)
+    await ask(connection, *request("UPDATE", changed(wanted, found["config"])))
+    changes = (f"{each.name} {each.found} -> {each.wanted}" for each in listed)
+    return f"changed {where}: {', '.join(changes)}"
 
 
 async def ask(

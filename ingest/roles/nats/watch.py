@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ingest.model.errors import BrokerAway, BrokerRefused
-from ingest.roles.nats import streams as manage
+from ingest.roles.nats import streams
 from ingest.roles.nats.connection import BrokerConnection
 from ingest.roles.nats.stream_state import (
     PublishedPlaces,
@@ -246,7 +246,7 @@ class StreamWatch:
         began_s = clock.monotonic_s()
         published = self._published()  # before the look: the stream has these
         try:
-            found = await manage.look(self._connection, self._wanted.names)
+            found = await streams.look(self._connection, self._wanted.names)
         except BrokerAway:
             if self.away_since_s is None:
                 self.away_since_s = began_s
@@ -259,8 +259,8 @@ class StreamWatch:
         self.state, self.looked_s = state_of(found), began_s
         # Whether a place was given again is known by answers that came before this one.
         await self._see_removals(self._published()._replace(to=published.to))
-        self._stream_faults = manage.altered(found, self._wanted)
-        self._stream_degraded = manage.degraded(found, self._wanted)
+        self._stream_faults = streams.altered(found, self._wanted)
+        self._stream_degraded = streams.degraded(found, self._wanted)
         self._judge()
         return not self._stream_faults and not self._removals.suspects
 
@@ -289,7 +289,7 @@ class StreamWatch:
         if self.state is None or due_s is None or clock.monotonic_s() < due_s:
             return
         try:
-            await manage.give_again(self._connection, self.state.first)
+            await streams.give_again(self._connection, self.state.first)
         except (BrokerAway, BrokerRefused) as error:
             self._give_again_s = clock.monotonic_s() + GIVE_AGAIN_S
             _log.error("stream_not_given_again", why=str(error))
