@@ -36,8 +36,8 @@ from ingest.system.clock import monotonic_s, rfc3339_s
 from ingest.system.logs import Occasionally, get_logger
 
 STREAM_S_MIN = 20.0  # samples of less say nothing about the rate of the stream
-# From the best to the worst. Who starts or stops does so on purpose, and soon does not any more.
 UNHEARD = Trouble("starting", "no gateway has reported its state yet", state="starting")
+# From the best to the worst. Who starts or stops does so on purpose, and soon does not any more.
 _WORST = ("accepting", "slowed", "on_hold", "starting", "draining")
 LATE_S = 0.5  # a tick comes so long after the full second, at which the processes send
 EMPTY = BufferStats(0, 0, 0, 0, 0, 0, 0, None)
