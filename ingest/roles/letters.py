@@ -327,7 +327,7 @@ class StreamBackend:
     def __init__(
         self, connection: BrokerConnection, *, try_s_max: float = 2.0, wait_s_max: float = 10.0
     ) -> None:
-        self._messages = StreamMessages(connection, DEAD_LETTERS)
+        self._messages = StreamMessages(connection)
         self.letters = StreamLetterStore(self._messages)
         self.replaying: set[bytes] = set()  # keys of live letters that the replay has in work
         self._connection = connection

@@ -36,7 +36,7 @@ from ingest.roles.letters import StreamBackend
 from ingest.roles.nats import streams
 from ingest.roles.nats.connection import BrokerConnection
 from ingest.roles.nats.messages import StreamMessages
-from ingest.roles.nats.protocol import DEAD_LETTERS, FORWARD, STATUS, Address
+from ingest.roles.nats.protocol import FORWARD, STATUS, Address
 from ingest.roles.nats.stream_state import PublishedPlaces, state_of
 from ingest.roles.nats.streams import WantedStream
 from ingest.roles.nats.watch import StreamWatch
@@ -98,7 +98,7 @@ def make_embedded(settings: Settings, folder: StateFolder) -> EmbeddedBroker:
 async def left_in(connection: BrokerConnection) -> LeftInBroker:
     """Ask the broker what is not done. Raises BrokerAway, and BrokerRefused."""
     state = state_of(await streams.look(connection))
-    letters = await StreamMessages(connection, DEAD_LETTERS).find_state()
+    letters = await StreamMessages(connection).find_state()
     messages = 0
     if state is not None:
         messages = state.waiting + state.pending if state.consumer_made else state.messages

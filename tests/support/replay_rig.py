@@ -158,7 +158,7 @@ class InStream:
         letters = DeadLetterQueue(backend, bytes_max=LETTERS.stream["max_bytes"])
         source = StreamReplay(
             connection,
-            StreamMessages(connection, DEAD_LETTERS),
+            StreamMessages(connection),
             backend.replaying,
             pause_s=0.02,
         )

@@ -23,7 +23,7 @@ def stream_queue(
 
 def store_of(connection: BrokerConnection) -> StreamLetterStore:
     """Return the letters of the stream."""
-    return StreamLetterStore(StreamMessages(connection, DEAD_LETTERS))
+    return StreamLetterStore(StreamMessages(connection))
 
 
 async def live(store: LetterStore, where: Selection = Selection()) -> list[LiveLetter]:  # noqa: B008

@@ -98,7 +98,7 @@ async def letters_of_broker(
         yield files
         return
     async with broker(settings) as reached:
-        messages = StreamMessages(reached.connection, DEAD_LETTERS)
+        messages = StreamMessages(reached.connection)
         state = await messages.find_state()
         if asked_for == STREAM or settings.broker_url:
             await messages.state()  # its error says what to do if there is no stream
@@ -129,7 +129,7 @@ async def _checks(settings: Settings) -> list[Check]:
     wanted = wanted_streams(settings)
     async with broker(settings) as reached:
         found = [await streams.look(reached.connection, each.names) for each in wanted]
-        letters = await StreamMessages(reached.connection, DEAD_LETTERS).find_state()
+        letters = await StreamMessages(reached.connection).find_state()
     altered, degraded = (
         [str(fault) for there, each in zip(found, wanted, strict=True) for fault in of(there, each)]
         for of in (streams.altered, streams.degraded)

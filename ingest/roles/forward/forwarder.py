@@ -41,7 +41,6 @@ from ingest.system.logs import get_logger
 
 LOOK_S = 2.0
 LAG, NOT_OURS, MISSING = "lag", "not_ours", "missing"
-SKIPPED = (LAG, NOT_OURS, MISSING)
 REFUSED_IN_A_ROW_MAX = 10
 QUOTED_CHARACTERS = 200
 _AGAIN = frozenset({408, 425, 429})  # of the 4xx, those that speak of this moment only
@@ -385,7 +384,7 @@ class ForwardTally(PostTally):
         self.dead_lettered = 0
         self.skipped = 0
         # The causes are there from the start: Prometheus cannot see the first step of a new series.
-        self.skipped_messages = dict.fromkeys(SKIPPED, 0)
+        self.skipped_messages = dict.fromkeys((LAG, NOT_OURS, MISSING), 0)
 
     def pass_over(self, why: str, messages: int, readings: int) -> None:
         """Count messages that are not sent. Of `missing` ones the readings are not known."""

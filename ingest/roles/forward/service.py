@@ -40,11 +40,6 @@ from ingest.system.state_folder import StateFolder
 ROLE = "forward"
 ADMIN_LISTEN = "127.0.0.1:8082"  # unless admin_listen is set: a service on this machine has 8081
 MESSAGE_BYTES_MAX = 64 * 1024**2  # no nats-server takes a larger one
-NO_BROKER = (
-    "a forwarder reads the stream of a broker, and here is none: `ingest serve` keeps readings in "
-    "its own journal, which only it reads. Run `ingest up` on this state folder, or set "
-    "INGEST_BROKER_URL"
-)
 
 
 class ForwardWanted(NamedTuple):
@@ -90,7 +85,11 @@ def broker_of(settings: Settings) -> Callable[[], Address]:
     folder = StateFolder(state_dir(settings)).broker
     first = running_broker(folder)
     if first is None:
-        raise StartError(NO_BROKER)
+        raise StartError(
+            "a forwarder reads the stream of a broker, and here is none: `ingest serve` keeps "
+            "readings in its own journal, which only it reads. Run `ingest up` on this state "
+            "folder, or set INGEST_BROKER_URL"
+        )
     # Its port and its passwords change. While it does not run, no address is of use.
     return lambda: (running_broker(folder) or first).address(ROLE)
 

@@ -1,4 +1,4 @@
-"""Reads messages of a stream by their places, whoever has consumed them, and deletes some.
+"""Reads the messages of the dead letters by their places, and deletes those that are done.
 
 Promises: messages come in the order of the stream. Nobody waits for a time-out of its own after the
 connection has ended. Deleting what is not there is no error.
@@ -16,7 +16,7 @@ import msgspec
 
 from ingest.model.errors import BrokerAway, BrokerRefused
 from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.protocol import NO_MESSAGE, NOTHING_TO_DELETE, Message
+from ingest.roles.nats.protocol import DEAD_LETTERS, NO_MESSAGE, NOTHING_TO_DELETE, Message
 from ingest.roles.nats.stream_state import StreamState, state_of
 from ingest.roles.nats.streams import Found, ask, look_at_stream
 
@@ -49,14 +49,13 @@ class MessagePlace(NamedTuple):
 
 
 class StreamMessages:
-    """The messages of one stream. It must allow direct reading (`allow_direct`).
+    """The messages of the stream of the dead letters, whoever has consumed them.
 
     Every method raises BrokerAway, or BrokerRefused.
     """
 
-    def __init__(self, connection: BrokerConnection, stream: str) -> None:
+    def __init__(self, connection: BrokerConnection) -> None:
         self._connection = connection
-        self._stream = stream
         self._reading: set[_Reading] = set()
         connection.watch(lambda: None, self._went)
 
@@ -65,13 +64,13 @@ class StreamMessages:
         state = await self.find_state()
         if state is None:
             raise BrokerRefused(
-                f"the broker has no stream {self._stream}: `ingest stream apply` makes it"
+                f"the broker has no stream {DEAD_LETTERS}: `ingest stream apply` makes it"
             )
         return state
 
     async def find_state(self) -> StreamState | None:
         """Return how much there is, None if there is no stream."""
-        return state_of(Found(await look_at_stream(self._connection, self._stream), None))
+        return state_of(Found(await look_at_stream(self._connection, DEAD_LETTERS), None))
 
     async def read(
         self,
@@ -93,7 +92,7 @@ class StreamMessages:
         }
         reading = _Reading()
         token = self._connection.call(
-            f"$JS.API.DIRECT.GET.{self._stream}", msgspec.json.encode(request), reading.take
+            f"$JS.API.DIRECT.GET.{DEAD_LETTERS}", msgspec.json.encode(request), reading.take
         )
         self._reading.add(reading)
         try:
@@ -107,7 +106,7 @@ class StreamMessages:
         there: set[MessagePlace] = set()
 
         async def look(each: MessagePlace) -> None:
-            subject = f"STREAM.MSG.GET.{self._stream}"
+            subject = f"STREAM.MSG.GET.{DEAD_LETTERS}"
             found = await ask(self._connection, subject, {"seq": each.place}, NO_MESSAGE)
             headers = b"" if found is None else b64decode(found["message"].get("hdrs", ""))
             if f"Nats-Msg-Id: {each.message_id}\r\n".encode() in headers:
@@ -118,7 +117,7 @@ class StreamMessages:
 
     async def delete(self, places: Iterable[int]) -> None:
         """Delete messages; when this returns they are gone. After an error some of them are."""
-        subject = f"STREAM.MSG.DELETE.{self._stream}"
+        subject = f"STREAM.MSG.DELETE.{DEAD_LETTERS}"
 
         async def delete(place: int) -> None:
             # Without `no_erase` the broker writes random bytes over it, at five times the cost.
