@@ -26,11 +26,10 @@ from ingest.admin.dashboard.assets import assets, html, page
 from ingest.admin.dashboard.tail import Observed, Tail
 from ingest.admin.guard import Guard
 from ingest.admin.port import Actions, Admin
-from ingest.app.health import Health, Refusals
-from ingest.app.lists import own_metrics
-from ingest.app.process import advice
+from ingest.app.health import Health
+from ingest.app.metrics_and_causes import advice, own_metrics
+from ingest.app.post_rules import open_tokens
 from ingest.app.receiving import leave, make_endpoint, taking
-from ingest.app.rules import open_tokens
 from ingest.app.space import Fill
 from ingest.buffers.waiting import PUT_WAIT_S_MAX
 from ingest.config.settings import Settings, split_address
@@ -180,7 +179,7 @@ class Gateway(Role):
                 lambda: self.endpoint.senders.not_stored(),  # noqa: PLW0108  made below
             ),
             refused=self.broker_state.refusal,
-            refusals=Refusals(self.ledger),
+            ledger=self.ledger,
             fill=Fill(settings, has_folder=False),
             advice=advice(settings, ""),
         )

@@ -19,10 +19,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ingest.admin.dashboard.tail import Observed
+from ingest.app.buffer import check_promise
 from ingest.app.health import Health
+from ingest.app.post_rules import make_dead_letters
 from ingest.app.process import LeftInBroker, Process, note_left
-from ingest.app.rules import make_dead_letters
-from ingest.app.storage import check_promise
 from ingest.buffers.frames import HEAD_BYTES
 from ingest.config.named_files import state_dir
 from ingest.config.settings import ROW_BYTES_MAX, Settings

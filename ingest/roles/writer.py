@@ -19,9 +19,9 @@ from functools import partial
 from ingest.admin.dashboard.tail import Observed, ObservedDeadLetters, Tail
 from ingest.app import housekeeping
 from ingest.app.admin import AdminSide
-from ingest.app.health import Health, Refusals
-from ingest.app.process import advice
-from ingest.app.rules import open_tokens
+from ingest.app.health import Health
+from ingest.app.metrics_and_causes import advice
+from ingest.app.post_rules import open_tokens
 from ingest.app.space import Fill, Waiting
 from ingest.app.writing import HANDLERS_GRACE_S, WritingHalf
 from ingest.buffers.waiting import PUT_WAIT_S_MAX
@@ -111,7 +111,7 @@ class StreamWriter(Role):
                 *self.writing.troubles,
                 lambda: broker_state.loss(self._audit.skipped or self.watch.removed),
             ),
-            refusals=Refusals(self.ledger),
+            ledger=self.ledger,
             fill=Fill(settings, has_folder=False),
             advice=words,
         )

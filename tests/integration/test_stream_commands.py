@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ingest.app import storage as app_buffer
+from ingest.app import buffer as app_buffer
 from ingest.roles.embedded_broker import running_broker
 from ingest.roles.nats.connection import connected
 from ingest.roles.nats.protocol import STREAM, WRITER

@@ -24,7 +24,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 from ingest.admin.exposition import Exposition, Shown
-from ingest.app.lists import GAUGES, values_of
+from ingest.app.metrics_and_causes import GAUGES, values_of
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger, read
 from ingest.model.ports import BufferStats
 from ingest.mqtt import service as mqtt

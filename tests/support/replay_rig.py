@@ -10,7 +10,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest.app.writing import WritingHalf, make_sink
+from ingest.app.database import make_sink
+from ingest.app.writing import WritingHalf
 from ingest.buffers.memory import MemoryBuffer
 from ingest.config.settings import Settings
 from ingest.dead_letters.auto_replay import BlockSender, Replayer, ReplaySource

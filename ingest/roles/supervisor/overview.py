@@ -22,7 +22,7 @@ from ingest.admin.dashboard.pages import Dashboard
 from ingest.admin.dashboard.tail import Observed, Tail
 from ingest.app import space
 from ingest.app.health import UNREADY, Judged
-from ingest.app.lists import rank_of
+from ingest.app.metrics_and_causes import rank_of
 from ingest.app.space import WAITS_S_MIN, Fill, Forecast
 from ingest.config.settings import Settings
 from ingest.model.causes import Trouble

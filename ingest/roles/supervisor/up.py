@@ -27,18 +27,12 @@ from ingest import __version__
 from ingest.access.tokens import OPEN, TOKEN
 from ingest.admin.exposition import Exposition
 from ingest.app.admin import AdminSide
-from ingest.app.process import (
-    Process,
-    advice,
-    begun,
-    database_words,
-    greeting_lines,
-    refuse_left_files,
-    refuse_left_stream,
-)
+from ingest.app.buffer import UNLESS, check_promise
+from ingest.app.database import make_target
+from ingest.app.metrics_and_causes import advice
+from ingest.app.post_rules import open_tokens, with_access
+from ingest.app.process import Process, begun, greeting_lines, refuse_left_files, refuse_left_stream
 from ingest.app.receiving import LEAVE_S_MAX, check_files
-from ingest.app.rules import open_tokens, with_access
-from ingest.app.storage import UNLESS, check_promise, make_target
 from ingest.config.settings import Settings, split_address
 from ingest.embedded.server import EmbeddedPostgres
 from ingest.http.listener import open_slots
@@ -61,9 +55,9 @@ from ingest.roles.supervisor.children import GATEWAY, WRITER, Children, ChildTim
 from ingest.roles.supervisor.overview import Overview
 from ingest.sinks.postgres.connection import KnownServer
 from ingest.system import logs
-from ingest.system import process_setup as app_signals
 from ingest.system.clock import sleep_unless, unix_us
 from ingest.system.files import Lock
+from ingest.system.process_setup import handle_hangup
 from ingest.system.service_manager import Notifier
 from ingest.system.state_folder import ServiceInfo, StateFolder
 from ingest.system.waiting import together
@@ -163,7 +157,7 @@ class Supervisor:
 
     async def run(self) -> int:
         """Start, wait for a signal, stop; return the exit code."""
-        app_signals.handle_hangup(self._restart, self._process.stopping)
+        handle_hangup(self._restart, self._process.stopping)
         return await self._process.run(
             self._start, self._stop, self._close, in_words=self.overview.in_words
         )
@@ -197,16 +191,13 @@ class Supervisor:
         self.admin.database(lambda: self._servers.database_url, known)
         self._publish(listen, admin_listen)
         for line in greeting_lines(
-            state_dir=folder.path,
-            is_set=bool(settings.state_dir),
+            settings,
+            folder=folder.path,
             listen=listen,
-            cert_file=settings.tls_cert_file,
             admin_listen=admin_listen,
             needs_token=settings.access == TOKEN,
             page=self.admin.page_address(with_key=self._terminal),
-            database=database_words(settings),
             table=known.target.name,
-            waiting="",
         ):
             self._process.announce(line)
 

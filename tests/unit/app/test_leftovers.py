@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ingest.app.buffer import make_buffer
 from ingest.app.process import LeftInBroker, note_left, refuse_left_files, refuse_left_stream
-from ingest.app.storage import make_buffer
 from ingest.config.settings import Settings
 from ingest.dead_letters.folder.segments import live_letters, mark_done
 from ingest.embedded.server import EmbeddedPostgres

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ingest.app.lists import own_metrics
+from ingest.app.metrics_and_causes import own_metrics
 from ingest.config.settings import Settings
 from ingest.model.errors import DeadLettersFull, StartError
 from ingest.roles import writer
