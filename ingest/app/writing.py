@@ -34,7 +34,8 @@ from ingest.model.causes import (
 )
 from ingest.model.ledger import Ledger
 from ingest.model.ports import DeadLetters, Inlet, Outlet, Sink
-from ingest.sinks.postgres.connection import DatabaseUrl, KnownServer
+from ingest.sinks.postgres.checked_connection import KnownServer
+from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.sinks.postgres.housekeeping.known_partitions import KnownPartitions
 from ingest.sinks.postgres.housekeeping.making import make_table
 from ingest.sinks.postgres.sink import SinkPostgres

@@ -15,12 +15,12 @@ from ingest.config.loading import Loaded
 from ingest.config.settings import Settings
 from ingest.model.errors import StartError
 from ingest.sinks.postgres import schema, wide_view
+from ingest.sinks.postgres.connection import as_start_error, connected, opened
 from ingest.sinks.postgres.housekeeping import making, registry, runs
 from ingest.sinks.postgres.housekeeping.making import first_partitions
 from ingest.sinks.postgres.housekeeping.runs import SchemaState
 from ingest.sinks.postgres.housekeeping.table_state import look_at
 from ingest.sinks.postgres.schema import TargetTable
-from ingest.sinks.postgres.sessions import as_start_error, connected, opened
 
 Do = Callable[[Any, TargetTable, argparse.Namespace, Settings], Awaitable[Ending]]
 

@@ -25,13 +25,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import asyncpg
-from asyncpg import Connection
 
 from ingest.model.causes import Verdict
 from ingest.model.errors import StartError
-from ingest.sinks.postgres import connection as sink_connection
 from ingest.sinks.postgres import schema
-from ingest.sinks.postgres.connection import DRIVER_ERRORS, Timeouts, text_of
+from ingest.sinks.postgres.connection import (
+    DRIVER_ERRORS,
+    Connection,
+    Timeouts,
+    deadline,
+    opened_as,
+    text_of,
+)
 from ingest.sinks.postgres.housekeeping import registry
 from ingest.sinks.postgres.housekeeping.partitions import (
     DAY_US,
@@ -49,7 +54,6 @@ from ingest.sinks.postgres.housekeeping.partitions import (
 from ingest.sinks.postgres.housekeeping.plan import Job, Step
 from ingest.sinks.postgres.housekeeping.table_state import PARTITIONED, View, look_at
 from ingest.sinks.postgres.schema import READINGS, TargetTable, quoted, shortened
-from ingest.sinks.postgres.sessions import opened_as
 from ingest.sinks.postgres.sqlstate import verdict_for
 from ingest.system.logs import get_logger
 from ingest.system.words import counted
@@ -346,7 +350,7 @@ async def make_table(
     try:
         async with opened_as(NAME, database_url, timeouts) as connection:
             # The commit of a new table may wait for a standby, for which the server has no limit.
-            with sink_connection.deadline(connection, timeouts.command_s_max):
+            with deadline(connection, timeouts.command_s_max):
                 partitions = await first_partitions(connection, span, ahead, target)
                 await schema.apply(connection, target, partitions=partitions)
     except (asyncpg.PostgresError, *DRIVER_ERRORS, StartError) as error:

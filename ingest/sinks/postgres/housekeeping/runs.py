@@ -19,16 +19,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from asyncpg import Connection
-
 from ingest.model.errors import StartError
-from ingest.sinks.postgres.connection import Timeouts
+from ingest.sinks.postgres.connection import Connection, Timeouts, opened
 from ingest.sinks.postgres.housekeeping import plan, registry
 from ingest.sinks.postgres.housekeeping.plan import Did, Job, OtherRun, Step, alone
 from ingest.sinks.postgres.housekeeping.registry import SCHEMA_VERSION
 from ingest.sinks.postgres.housekeeping.table_state import View, look_at, oldest_us
 from ingest.sinks.postgres.schema import READINGS, TargetTable
-from ingest.sinks.postgres.sessions import opened
 from ingest.system.clock import monotonic_s
 from ingest.system.words import counted
 
