@@ -30,7 +30,7 @@ from ingest.sinks.postgres.connection import DatabaseUrl, Timeouts
 from ingest.sinks.postgres.housekeeping.known_partitions import KnownPartitions, LateLimit
 from ingest.sinks.postgres.housekeeping.making import PartitionsAhead
 from ingest.sinks.postgres.housekeeping.partitions import DAY_US
-from ingest.sinks.postgres.housekeeping.plan import Job
+from ingest.sinks.postgres.housekeeping.runs import Job
 from ingest.sinks.postgres.schema import TargetTable
 from ingest.system.files import filesystem_of, is_remote, is_volatile
 from ingest.system.logs import get_logger

@@ -16,9 +16,9 @@ from ingest.config.settings import Settings
 from ingest.model.errors import StartError
 from ingest.sinks.postgres import schema, wide_view
 from ingest.sinks.postgres.connection import as_start_error, connected, opened
-from ingest.sinks.postgres.housekeeping import making, registry, runs
+from ingest.sinks.postgres.housekeeping import making, registry
 from ingest.sinks.postgres.housekeeping.making import first_partitions
-from ingest.sinks.postgres.housekeeping.runs import SchemaState
+from ingest.sinks.postgres.housekeeping.registry import SchemaState
 from ingest.sinks.postgres.housekeeping.table_state import look_at
 from ingest.sinks.postgres.schema import TargetTable
 
@@ -120,14 +120,14 @@ async def _upgrade(
     look = await schema.look(connection, target)
     if look.difference:
         raise StartError(look.difference)
-    found = await runs.state_of(connection, look.target.name)
+    found = await registry.state_of(connection, look.target.name)
     if found.refuses:
         raise StartError(found.needs)
-    steps = runs.steps_from(found.version)
+    steps = registry.steps_from(found.version)
     due = [f"version {each.to}: {each.words}" for each in steps]
     done: list[str] = []
     if args.yes and due:
-        done = await runs.upgrade(connection, look.target.name, look.oid)
+        done = await registry.upgrade(connection, look.target.name, look.oid)
     answer = {
         "table": look.target.name,
         "version": found.version,

@@ -12,7 +12,7 @@ from ingest.config.values import duration_us
 if TYPE_CHECKING:
     from ingest.config.settings import Settings
     from ingest.sinks.postgres.connection import DatabaseUrl
-    from ingest.sinks.postgres.housekeeping.plan import Job
+    from ingest.sinks.postgres.housekeeping.runs import Job
     from ingest.sinks.postgres.lookup import RolledCurve
     from ingest.years.late_partitions import LatePartitions
     from ingest.years.retention import Policy

@@ -20,7 +20,7 @@ from ingest.config.named_files import archive_dir
 from ingest.config.settings import Settings
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.connection import opened
-from ingest.sinks.postgres.housekeeping.plan import alone
+from ingest.sinks.postgres.housekeeping.registry import alone
 from ingest.sinks.postgres.housekeeping.table_state import look_at
 from ingest.system.clock import rfc3339_or_us
 from ingest.system.words import counted

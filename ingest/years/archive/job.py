@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.connection import Connection
 from ingest.sinks.postgres.housekeeping import registry
-from ingest.sinks.postgres.housekeeping.plan import Job, Step
+from ingest.sinks.postgres.housekeeping.runs import Job, Step
 from ingest.sinks.postgres.housekeeping.table_state import PARTITIONED, View
 from ingest.years import partition_life
 from ingest.years.archive import table_rows

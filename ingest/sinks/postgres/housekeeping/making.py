@@ -51,7 +51,7 @@ from ingest.sinks.postgres.housekeeping.partitions import (
     partition_name,
     span_bounds,
 )
-from ingest.sinks.postgres.housekeeping.plan import Job, Step
+from ingest.sinks.postgres.housekeeping.runs import Job, Step
 from ingest.sinks.postgres.housekeeping.table_state import PARTITIONED, View, look_at
 from ingest.sinks.postgres.schema import READINGS, TargetTable, quoted, shortened
 from ingest.sinks.postgres.sqlstate import verdict_for
