@@ -19,7 +19,6 @@ from ingest.app.storage import make_target, partitions_ahead, timeouts
 from ingest.config.settings import Settings, hold_probe_s
 from ingest.dead_letters.auto_replay import (
     REPLAY_PAUSE_S,
-    BlockSender,
     Replayer,
     ReplaySource,
 )
@@ -223,16 +222,13 @@ class WritingHalf:
         `source` returns them, if they are searched for so often: see LetterBackend.replay_source.
         """
         settings = self._settings
-        sender = BlockSender(
+        return Replayer(
+            source(REPLAY_PAUSE_S),
             inlet=inlet,
             outlet_stats=self._outlet.stats,
             ledger=self._ledger,
             database_up=lambda: self.database_state.is_open,
             letters_full=lambda: self.database_state.hold_reason == LETTERS_FULL,
-        )
-        return Replayer(
-            source(REPLAY_PAUSE_S),
-            sender,
             post_rows_max=settings.post_rows_max,
             rows_per_s=settings.dlq_replay_rows_per_s,
             pause_s=REPLAY_PAUSE_S,

@@ -63,15 +63,36 @@ from ingest.system.logs import Occasionally, get_logger
 
 # A table may be altered several times in a row, as deploy/partition-a-table.sql does it.
 ALTERED_TRIES = 5
-
 NO_COPY = "0A000"  # also of other things that PostgreSQL has not
+UNSAFE_WARNING_S = 3600.0  # between warnings that the database may lose what it has committed
 _ROW_SECURITY = "select row_security_active($1::text)"
-
 _EXAMINED = OF_ONE_ROW | {Verdict.HOLD}
 _HARMLESS = OF_ONE_ROW | {Verdict.DUPLICATE}  # for the connection
 
-UNSAFE_WARNING_S = 3600.0  # between warnings that the database may lose what it has committed
-
+# `backend` is one server process: a pid alone may soon be that of another client.
+_SESSION = """
+select (select format('%s %s', pid, extract(epoch from backend_start))
+        from pg_stat_get_activity(pg_backend_pid())) as backend,
+       current_user::text as role,
+       has_database_privilege(current_database(), 'TEMP') as may_temp,
+       (select array_agg((1000 * extract(epoch from current_setting(name)::interval))::int8
+                         order by at)
+        from unnest(array['statement_timeout', 'lock_timeout',
+                          'idle_in_transaction_session_timeout']) with ordinality as t (name, at)
+       ) as limits_ms"""
+# Server processes of ours that may hang: of cut connections ($1), not of those in use ($2), and
+# those of other processes of ours, also dead ones, that wait for a standby.
+_OTHERS = """
+select backend, coalesce(state, '') as state, coalesce(wait_event, 'no event') as waits,
+       coalesce(wait_event = 'SyncRep', false) as standby,
+       extract(epoch from clock_timestamp() - state_change)::float8 as since_s,
+       case when backend = any ($1) and state <> 'idle' and wait_event = 'ClientRead'
+            then pg_terminate_backend(pid) else false end as ended
+from pg_stat_activity,
+     format('%s %s', pid, extract(epoch from backend_start)) as backend
+where pid <> pg_backend_pid() and usename = session_user and datname = current_database()
+  and application_name like 'iot-ingest%' and not backend = any ($2)
+  and (backend = any ($1) or wait_event = 'SyncRep')"""
 log = get_logger("database")
 _occasionally = Occasionally(UNSAFE_WARNING_S)  # for all connections together
 
@@ -335,33 +356,6 @@ class CheckedConnection(OneConnection):
             look = await schema.look(connection, target)
             if look.difference is not None:
                 failed.message, failed.may_be_row = look.difference, False
-
-
-# `backend` is one server process: a pid alone may soon be that of another client.
-_SESSION = """
-select (select format('%s %s', pid, extract(epoch from backend_start))
-        from pg_stat_get_activity(pg_backend_pid())) as backend,
-       current_user::text as role,
-       has_database_privilege(current_database(), 'TEMP') as may_temp,
-       (select array_agg((1000 * extract(epoch from current_setting(name)::interval))::int8
-                         order by at)
-        from unnest(array['statement_timeout', 'lock_timeout',
-                          'idle_in_transaction_session_timeout']) with ordinality as t (name, at)
-       ) as limits_ms"""
-
-# Server processes of ours that may hang: of cut connections ($1), not of those in use ($2), and
-# those of other processes of ours, also dead ones, that wait for a standby.
-_OTHERS = """
-select backend, coalesce(state, '') as state, coalesce(wait_event, 'no event') as waits,
-       coalesce(wait_event = 'SyncRep', false) as standby,
-       extract(epoch from clock_timestamp() - state_change)::float8 as since_s,
-       case when backend = any ($1) and state <> 'idle' and wait_event = 'ClientRead'
-            then pg_terminate_backend(pid) else false end as ended
-from pg_stat_activity,
-     format('%s %s', pid, extract(epoch from backend_start)) as backend
-where pid <> pg_backend_pid() and usename = session_user and datname = current_database()
-  and application_name like 'iot-ingest%' and not backend = any ($2)
-  and (backend = any ($1) or wait_event = 'SyncRep')"""
 
 
 class KnownServer:

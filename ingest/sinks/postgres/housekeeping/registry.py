@@ -35,10 +35,9 @@ NAME = "ingest_housekeeping"
 TABLE, PARTITION, KEEP_HOT = "table/", "partition/", "answer/keep_hot"
 ARCHIVE, PINNED, FILES = "archive/", "pinned/", "files/"
 SCHEMA = "schema"
+SCHEMA_VERSION = 1  # what this program reads and writes here; a registry without a number has 0
 LOOK_AGAIN_S = 0.5  # while another run is at work
 _LOCK = "hashtextextended('iot-ingest housekeeping', $1::int8)"
-SCHEMA_VERSION = 1  # what this program reads and writes here; a registry without a number has 0
-
 _BESIDE = """
 select n.nspname::text as schema, c.relname::text as name
 from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = to_regclass($1)"""
@@ -97,29 +96,6 @@ async def make(connection: Connection, table: str, owner: str | None = None) -> 
     return name
 
 
-async def version_in(connection: Connection, registry: str) -> int:
-    """Return the version in the registry of this name; 0 if it has none, -1 if it is no number."""
-    found = await connection.fetchval(
-        f"select coalesce(value->>'version', '') from {registry} where key = $1",  # noqa: S608
-        SCHEMA,
-    )
-    if found is None:
-        return 0
-    return int(found) if re.fullmatch("[0-9]{1,9}", found) else -1
-
-
-def refusal(version: int) -> str:
-    """Return why nothing may be changed under this version, or nothing."""
-    if 0 <= version <= SCHEMA_VERSION:
-        return ""
-    said = f"version {version}" if version >= 0 else "a version that is no number"
-    return (
-        f"the schema has {said} (key `{SCHEMA}` of {NAME}), and this program knows "
-        f"{SCHEMA_VERSION}: run the newer program again; until then no partition is made, archived "
-        "or dropped, and readings are written as before"
-    )
-
-
 async def entries(connection: Connection, table: str, prefix: str) -> dict[str, Any]:
     """Return the values whose keys begin with `prefix`, by the rest of the key.
 
@@ -167,12 +143,25 @@ async def remove(connection: Connection, registry: str, *keys: str) -> None:
     await connection.execute(f"delete from {registry} where key = any($1::text[])", keys)  # noqa: S608
 
 
-class Upgrade(NamedTuple):
-    """A step to version `to`; `do` gets the connection and the name of the registry."""
+@asynccontextmanager
+async def alone(
+    connection: Connection, table_oid: int, *, within_s: float = 0.0
+) -> AsyncIterator[None]:
+    """Hold the lock of the only run on a table. Raises OtherRun if another session keeps it."""
+    end_s = monotonic_s() + within_s
+    while not await connection.fetchval(f"select pg_try_advisory_lock({_LOCK})", table_oid):
+        if monotonic_s() >= end_s:
+            raise OtherRun("another housekeeping run is under way")
+        await asyncio.sleep(LOOK_AGAIN_S)
+    try:
+        yield
+    finally:
+        if not connection.is_closed():
+            await connection.execute(f"select pg_advisory_unlock({_LOCK})", table_oid)
 
-    to: int
-    words: str
-    do: Callable[[Connection, str], Awaitable[None]]
+
+class OtherRun(StartError):
+    """Another run of housekeeping is under way on this table."""
 
 
 class SchemaState(NamedTuple):
@@ -185,13 +174,6 @@ class SchemaState(NamedTuple):
     registry: str = NAME
     needs: str = ""
     refuses: bool = False
-
-
-async def _only_the_number(connection: Connection, name: str) -> None:
-    """Version 1 is what was kept before there were numbers."""
-
-
-STEPS = (Upgrade(1, "write down the version", _only_the_number),)
 
 
 async def state_of(connection: Connection, table: str) -> SchemaState:
@@ -209,6 +191,44 @@ async def state_of(connection: Connection, table: str) -> SchemaState:
             "with both; run `ingest schema upgrade` when all processes are of the new version"
         )
     return SchemaState(version, name, needs)
+
+
+async def version_in(connection: Connection, registry: str) -> int:
+    """Return the version in the registry of this name; 0 if it has none, -1 if it is no number."""
+    found = await connection.fetchval(
+        f"select coalesce(value->>'version', '') from {registry} where key = $1",  # noqa: S608
+        SCHEMA,
+    )
+    if found is None:
+        return 0
+    return int(found) if re.fullmatch("[0-9]{1,9}", found) else -1
+
+
+def refusal(version: int) -> str:
+    """Return why nothing may be changed under this version, or nothing."""
+    if 0 <= version <= SCHEMA_VERSION:
+        return ""
+    said = f"version {version}" if version >= 0 else "a version that is no number"
+    return (
+        f"the schema has {said} (key `{SCHEMA}` of {NAME}), and this program knows "
+        f"{SCHEMA_VERSION}: run the newer program again; until then no partition is made, archived "
+        "or dropped, and readings are written as before"
+    )
+
+
+class Upgrade(NamedTuple):
+    """A step to version `to`; `do` gets the connection and the name of the registry."""
+
+    to: int
+    words: str
+    do: Callable[[Connection, str], Awaitable[None]]
+
+
+async def _only_the_number(connection: Connection, name: str) -> None:
+    """Version 1 is what was kept before there were numbers."""
+
+
+STEPS = (Upgrade(1, "write down the version", _only_the_number),)
 
 
 def steps_from(version: int | None) -> list[Upgrade]:
@@ -233,24 +253,3 @@ async def upgrade(connection: Connection, table: str, oid: int) -> list[str]:
                 await put(connection, found.registry, {SCHEMA: entry})
             done.append(f"version {step.to}: {step.words}")
     return done
-
-
-class OtherRun(StartError):
-    """Another run of housekeeping is under way on this table."""
-
-
-@asynccontextmanager
-async def alone(
-    connection: Connection, table_oid: int, *, within_s: float = 0.0
-) -> AsyncIterator[None]:
-    """Hold the lock of the only run on a table. Raises OtherRun if another session keeps it."""
-    end_s = monotonic_s() + within_s
-    while not await connection.fetchval(f"select pg_try_advisory_lock({_LOCK})", table_oid):
-        if monotonic_s() >= end_s:
-            raise OtherRun("another housekeeping run is under way")
-        await asyncio.sleep(LOOK_AGAIN_S)
-    try:
-        yield
-    finally:
-        if not connection.is_closed():
-            await connection.execute(f"select pg_advisory_unlock({_LOCK})", table_oid)
