@@ -21,7 +21,7 @@ from hashlib import blake2b
 
 from ingest.access.token_lines import OPERATES, digest_of
 from ingest.access.tokens import Identity, Tokens
-from ingest.http.connection import is_loopback, is_loopback_name, is_same_origin
+from ingest.http.clients import is_loopback, is_loopback_name, is_same_origin
 from ingest.model.errors import Refused
 
 CSRF_HEADER = "X-CSRF-Token"

@@ -42,10 +42,9 @@ from ingest.config.settings import Settings
 from ingest.dead_letters.folder.segments import live_letters
 from ingest.model.errors import StartError
 from ingest.system import logs
-from ingest.system import process_setup as app_signals
 from ingest.system.clock import sleep_unless
 from ingest.system.files import replace_private
-from ingest.system.process_setup import raise_open_files_limit
+from ingest.system.process_setup import handle_signals, ignore_signals, raise_open_files_limit
 from ingest.system.service_manager import Notifier
 from ingest.system.state_folder import StateFolder
 from ingest.system.waiting import unless
@@ -104,7 +103,7 @@ class Process:
         the last line; if it has `lost`, that must be 0. `close` is called in any case, when both
         events are set. `in_words` is the state as a text for a process manager.
         """
-        app_signals.handle(self.stopping, self.halted)
+        handle_signals(self.stopping, self.halted)
         async with self.notifier.reporting(in_words):
             try:
                 await unless(self.stopping, start())
@@ -121,7 +120,7 @@ class Process:
         return EXIT_BROKEN if self.broken else EXIT_OK
 
     def _account(self, sums: Mapping[str, int]) -> None:
-        app_signals.ignore()  # before the message: its reader may send another signal
+        ignore_signals()  # before the message: its reader may send another signal
         self.told(sums)
         self.announce(f"drained: {' '.join(f'{name}={n}' for name, n in sums.items())}")
 

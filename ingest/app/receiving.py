@@ -18,7 +18,7 @@ from ingest.app.rules import make_rules, open_tokens
 from ingest.config.settings import Settings
 from ingest.config.values import MIB, host_names, networks
 from ingest.formats.post import Decoded
-from ingest.http.connection import Proxies
+from ingest.http.clients import Proxies
 from ingest.http.rounds import BodyLimits, PlainBodies
 from ingest.http.routes import OnRefused
 from ingest.http.tls import Certificate

@@ -21,7 +21,7 @@ from ingest.dead_letters.folder.backend import FolderBackend, segment_bytes
 from ingest.dead_letters.queue import DeadLetterQueue, LetterBackend
 from ingest.formats.mapped.source import KEYS, Source, SourceFault, compile_source
 from ingest.formats.post import Rules
-from ingest.http.connection import is_loopback
+from ingest.http.clients import is_loopback
 from ingest.model.errors import ConfigError
 from ingest.system.words import command_words
 

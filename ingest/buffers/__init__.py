@@ -1,4 +1,4 @@
 """Buffers: what was accepted is held here until it is in the table.
 
-Each keeps the contract `Buffer` of model/ports. Imports the ground; app and cli may import it.
+Each keeps the contract `Buffer` of model/ports.
 """

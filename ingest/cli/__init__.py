@@ -1,4 +1,1 @@
-"""The command line: `main`, the services that run on, and one file for each other command.
-
-Imports anything. Nothing imports it but `ingest.__main__`.
-"""
+"""The command line: `main` finds the command, and each has a file or a folder."""

@@ -1,4 +1,5 @@
 """Ground: the settings, each declared once, and where their values come from.
 
-It imports model and system. Only app and cli read the settings; other parts are given numbers.
+Also those that only an annex follows. Only app, cli and the annexes read them; other parts are
+given numbers.
 """

@@ -1,4 +1,4 @@
-"""Embedded: PostgreSQL and nats-server: their programs, their data, and their processes.
+"""Embedded: a PostgreSQL of our own, its programs, its data and its process.
 
-Imports model, system, config and broker. app and cli may import it.
+`running` is for any server program. The annex roles has a nats-server with it.
 """

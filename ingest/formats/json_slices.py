@@ -41,7 +41,7 @@ SPACE = b" \t\n\r"
 # Between two items: as it is nearly always, and in every case.
 _CUTS = (re.compile(rb"\}[ \t\n\r]*,(?=[ \t\n\r]*\{)"), re.compile(rb","))
 _RAW = msgspec.json.Decoder(Raw)
-_RAWS = msgspec.json.Decoder(list[Raw])
+RAWS = msgspec.json.Decoder(list[Raw])
 _MEMBERS = msgspec.json.Decoder(dict[str, Raw])
 _OBJECTS = msgspec.json.Decoder(list[dict[str, Raw]])
 _MEMBERS_DEPTH = 2  # an item has members, and its `values` has members
@@ -69,13 +69,15 @@ class _Unfinished(ValueError):
     """The JSON has no end."""
 
 
-def parsed(text: bytes) -> Any:
+def parsed(text: bytes, *, is_suspect: bool = False) -> Any:
     """Parse JSON. Raises ValueError; a number beyond float64 is infinite.
 
     If there are many arrays, what is within an item's fields is not made: no reading has an array.
+    If the text `is_suspect`, it is also not made if there are many objects.
     """
     try:
-        if text.find(b"[", 1) > 0 and _is_nested(text, b"["):
+        has_arrays = text.find(b"[", 1) > 0 and _is_nested(text, b"[")
+        if has_arrays or (is_suspect and _is_nested(text, b"{")):
             return _parsed_shallowly(text)
         return _parsed_fully(text)
     except RecursionError:
@@ -125,7 +127,7 @@ def _parsed_shallowly(text: bytes) -> Any:
         return [_members(each) for each in _OBJECTS.decode(text)]
     except msgspec.ValidationError:
         _check(text)
-        return [_shallow(bytes(raw), _MEMBERS_DEPTH) for raw in _RAWS.decode(text)]
+        return [_shallow(bytes(raw), _MEMBERS_DEPTH) for raw in RAWS.decode(text)]
     except msgspec.DecodeError as fault:
         raise _fault_of(fault, text) from None
 
@@ -180,44 +182,34 @@ def parsed_in_full(text: bytes) -> Any:
         raise ValueError(_TOO_DEEP) from None
 
 
-def slices(
-    body: bytes,
-    rows_max: int,
-    is_suspect: Callable[[], bool],
-    parse: Callable[[bytes], Any] | None = None,
-) -> Iterator[Slice | None]:
+def slices(body: bytes, rows_max: int, parse: Callable[[bytes], Any]) -> Iterator[Slice | None]:
     """Yield the slices of a body, and None after a part that was no slice.
 
-    While `is_suspect` is true, objects are counted before a slice is parsed, as arrays always are.
-    `parse` parses a slice in another way: `parsed_in_full`.
+    `parse` is `parsed` or `parsed_in_full`.
     Raises Refused: `not_json`, `too_many_readings`, `item_too_large`.
     """
-
-    def parsed_slice(text: bytes) -> Any:
-        return _parsed_slice(text, is_suspect()) if parse is None else parse(text)
-
     at, end = _first(body), len(body)
     if body[at : at + 1] != b"[":
         check_slice(body, at, end, rows_max)
-        yield [_parsed_last(body, parsed_slice)], body
+        try:
+            item = parse(body)
+        except ValueError as fault:
+            raise not_json(fault) from None
+        yield [item], body
         return
     first, size = at + 1, SLICE_BYTES
     at = first
     while True:
         stop = _cut(body, at, at + size)
         check_slice(body, at, stop, rows_max)
+        text = b"[%b" % body[at:] if stop == end else b"[%b]" % body[at : stop - 1]
         try:
-            if stop == end:
-                text = b"[%b" % body[at:]
-                items = _parsed_last(text, parsed_slice)
-            else:
-                text = b"[%b]" % body[at : stop - 1]
-                items = parsed_slice(text)
-        except _Unfinished:
-            size *= 2
-            yield None
-            continue
+            items = parse(text)
         except ValueError as fault:
+            if stop < end and isinstance(fault, _Unfinished):
+                size *= 2
+                yield None
+                continue
             raise not_json(fault) from None
         if not items and (at > first or stop < end):
             raise Refused("not_json", "the body is not valid JSON: a comma without an item")
@@ -235,22 +227,6 @@ def _first(body: bytes) -> int:
         if rest:
             return at + len(part) - len(rest)
     return len(body)
-
-
-def _parsed_slice(text: bytes, is_suspect: bool) -> Any:
-    if not (is_suspect and _is_nested(text, b"{")):
-        return parsed(text)
-    try:
-        return _parsed_shallowly(text)
-    except RecursionError:
-        raise ValueError(_TOO_DEEP) from None
-
-
-def _parsed_last(text: bytes, parse: Callable[[bytes], Any]) -> Any:
-    try:
-        return parse(text)
-    except ValueError as fault:
-        raise not_json(fault) from None
 
 
 def _cut(body: bytes, at: int, first: int) -> int:
@@ -295,3 +271,14 @@ def not_json(fault: ValueError | RecursionError) -> Refused:
     if isinstance(fault, RecursionError) or str(fault) == _TOO_DEEP:
         return Refused("not_json", _TOO_DEEP)
     return Refused("not_json", f"the body is not valid JSON: {fault}")
+
+
+def originals_of(text: bytes) -> list[bytes]:
+    """Return the bytes of each item of an array, or of one item. Raises Refused (`not_json`)."""
+    stripped = text.strip(SPACE)
+    if stripped[:1] != b"[":
+        return [stripped]
+    try:
+        return [bytes(raw) for raw in RAWS.decode(text)]
+    except RecursionError as fault:
+        raise not_json(fault) from None

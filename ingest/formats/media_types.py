@@ -12,8 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ingest.formats import messagepack, senml
-from ingest.formats.json import body as json_body
-from ingest.formats.json import ndjson
+from ingest.formats.json.body import begin, begin_lines, decode
 from ingest.formats.post import Decode, Decoded, Post, finished
 from ingest.model.errors import Refused
 from ingest.model.reading import JSON, MSGPACK, NDJSON, SENML
@@ -27,8 +26,8 @@ class Format(NamedTuple):
     decode: Decode
 
 
-_JSON = Format(JSON, json_body.begin)
-_NDJSON = Format(NDJSON, ndjson.begin)
+_JSON = Format(JSON, begin)
+_NDJSON = Format(NDJSON, begin_lines)
 _MSGPACK = Format(MSGPACK, messagepack.begin)
 FORMATS: dict[str, Format] = {
     "application/json": _JSON,
@@ -51,8 +50,8 @@ USUAL = (
 )
 # From the bytes of a dead letter, by its format.
 DECODE_ITEM: dict[str, Callable[[bytes, Post], Decoded]] = {
-    JSON: lambda original, post: json_body.decode(b"[%b]" % original, post),
-    NDJSON: lambda original, post: finished(ndjson.begin(original, post)),
+    JSON: lambda original, post: decode(b"[%b]" % original, post),
+    NDJSON: lambda original, post: finished(begin_lines(original, post)),
     MSGPACK: messagepack.decode_item,
     SENML: lambda original, post: finished(senml.begin(b"[%b]" % original, post)),
 }

@@ -20,7 +20,13 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from ingest.formats.block_builder import CAREFUL_ITEMS, ItemReader, ItemReadings, require_possible
+from ingest.formats.block_builder import (
+    CAREFUL_ITEMS,
+    UNREADABLE,
+    ItemReader,
+    ItemReadings,
+    require_possible,
+)
 from ingest.formats.json.careful import Pairs, read_item
 from ingest.formats.json_slices import ITEM_BYTES_MAX
 from ingest.formats.post import Decoded, ItemError, Post, Steps, finished, too_many
@@ -29,7 +35,6 @@ from ingest.model.codes import ITEM_CODES
 from ingest.model.errors import Refused
 from ingest.system.clock import rfc3339_s
 
-UNREADABLE = "item_unreadable"
 NAMES_MAX = 8_192  # of an item; more take too long
 YEARS_S = (-62_135_596_800, 253_402_300_799)  # from year 1 to year 9999
 

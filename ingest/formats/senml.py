@@ -28,9 +28,8 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ingest.formats.block_builder import ItemReader, ItemReadings, require_possible
-from ingest.formats.json.body import originals_of
 from ingest.formats.json.careful import PAIRS, Pairs, value_of
-from ingest.formats.json_slices import SPACE, not_json, slices
+from ingest.formats.json_slices import SPACE, not_json, originals_of, parsed, slices
 from ingest.formats.line_escapes import tags_text
 from ingest.formats.post import Decoded, ItemError, Post, Steps, finished
 from ingest.formats.timestamp import Fault, sum_us
@@ -221,7 +220,11 @@ class _Pack:
     def read_all(self, body: bytes) -> Generator[None, None, None]:
         """Read a body in slices."""
         reader = self.reader
-        for each in slices(body, self._post.rules.post_rows_max, lambda: reader.is_all_bad):
+        for each in slices(
+            body,
+            self._post.rules.post_rows_max,
+            lambda text: parsed(text, is_suspect=reader.is_all_bad),
+        ):
             yield
             if each is None:
                 continue  # the parser tried a slice that was too short

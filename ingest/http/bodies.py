@@ -1,21 +1,16 @@
 """Receives the body of one post; bounds the bytes and the time of each body and of all together.
 
-Promises: a byte of a body counts when it has arrived, not when it is declared. All together have
-`all_bytes_max`. Bodies over SMALL_BYTES, the large ones, may use three quarters of it, and bodies
-that are not complete seven eighths. So there is always room for a small body that arrives whole. A
-body that finds no room waits unread on its socket, at most `body_s_max`; then it is refused with
-503, since the lack is ours.
-Large bodies cannot wait for each other for ever: `body_bytes_max` is kept free for the oldest one
-that is not complete.
+Promises: a byte of a body counts when it has arrived, not when it is declared, until the caller has
+finished with it. All together have `all_bytes_max`. Bodies over SMALL_BYTES, the large ones, may
+use three quarters of it, and bodies that are not complete seven eighths. So there is always room
+for a small body that arrives whole. A body that finds no room waits unread on its socket, at most
+`body_s_max`; then it is refused with 503, since the lack is ours. Large bodies cannot wait for each
+other for ever: `body_bytes_max` is kept free for the oldest one that is not complete.
 A body has `body_s_max` to arrive. A large one must also bring LEAST_BYTES in each quarter of it.
-A body counts until the caller has finished with it.
-
-Strict, bounded decompression of a body: gzip or zstd.
-
-Promises: the result is exactly the content of one or more whole parts (members of gzip, frames of
-zstd), each with its checksum verified, and never more than the bound. Other bytes after a part, but
+A compressed body is decompressed to the content of one or more whole parts (members of gzip, frames
+of zstd), each with its checksum verified, and never beyond a bound. Other bytes after a part, but
 zeros after gzip, and incomplete bodies are refused. The sizes that a body claims are not trusted:
-decompressing a light one takes about 1 ms at most, whatever it has.
+a light one takes about 1 ms at most, whatever it has.
 """
 
 from __future__ import annotations
@@ -36,11 +31,29 @@ from ingest.model.errors import Refused
 from ingest.system.clock import monotonic_s
 from ingest.system.words import quoted
 
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
 SMALL_BYTES = 16 * 1024
 # At this rate not even SMALL_BYTES would arrive in `body_s_max`. With the default it is 1.6 kB/s; a
 # device on a slow mobile line posts a small body, for which there is no least rate.
 LEAST_BYTES = SMALL_BYTES // 4
 SOCKET_BYTES = 256 * 1024  # one read of a socket may bring this much before it can be paused
+GZIP, ZSTD = "gzip", "zstd"
+LIGHT_PACKED_BYTES = 64 * 1024
+LIGHT_INFLATED_BYTES = 256 * 1024
+LIGHT_PARTS = 16
+# Each part of zstd costs 15 us, however short it is.
+PARTS_MAX = 1_000
+PART_BYTES = 16 * 1024  # given to the decoder of each part but the first
+ZSTD_EXPANSION = 4  # of bodies whose size is not known
+
+_ENCODINGS = {"gzip": GZIP, "x-gzip": GZIP, "zstd": ZSTD, "identity": None}
+# A window of 8 MiB is what RFC 9659 allows in HTTP. It bounds the memory of a decoder.
+_ZSTD_OPTIONS: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 23}
+_FAULTS = (zlib.error, zstd.ZstdError)
 
 
 class _Body:
@@ -117,7 +130,7 @@ class Bodies:
         try:
             yield await self._read(request, body, bytes_max)
         finally:
-            self._completed(body)
+            self._incomplete.pop(body, None)
             self._bytes_taken -= body.size_bytes
             self._bytes_taken_by_large -= body.size_bytes * body.is_large
             self._grant()
@@ -157,7 +170,7 @@ class Bodies:
             whole = request.body or b""
             if not self._book(body, len(whole)):
                 await self._wait_for_memory(request, body, len(whole))
-            self._completed(body)
+            self._incomplete.pop(body, None)
             return whole
         if not content.is_eof():
             _send_continue(request)
@@ -168,7 +181,7 @@ class Bodies:
             if not self._book(body, len(part)):
                 await self._wait_for_memory(request, body, len(part))
             parts.append(part)
-        self._completed(body)
+        self._incomplete.pop(body, None)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def _next_part(self, content: StreamReader, body: _Body) -> bytes:
@@ -224,9 +237,6 @@ class Bodies:
         if body.is_whole or next(iter(self._incomplete)) is body:
             return self._bytes_max_of_large
         return self._bytes_max_of_large - self._body_bytes_max
-
-    def _completed(self, body: _Body) -> None:
-        self._incomplete.pop(body, None)
 
     async def _wait_for_memory(self, request: Request, body: _Body, more_bytes: int) -> None:
         place = _Place(body, more_bytes)
@@ -286,26 +296,6 @@ def _too_many() -> Refused:
 def _send_continue(request: Request) -> None:
     if request.headers.get("Expect", "").lower() == "100-continue" and request.transport:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
-
-GZIP, ZSTD = "gzip", "zstd"
-LIGHT_PACKED_BYTES = 64 * 1024
-LIGHT_INFLATED_BYTES = 256 * 1024
-LIGHT_PARTS = 16
-# Each part of zstd costs 15 us, however short it is.
-PARTS_MAX = 1_000
-PART_BYTES = 16 * 1024  # given to the decoder of each part but the first
-ZSTD_EXPANSION = 4  # of bodies whose size is not known
-
-_ENCODINGS = {"gzip": GZIP, "x-gzip": GZIP, "zstd": ZSTD, "identity": None}
-# A window of 8 MiB is what RFC 9659 allows in HTTP. It bounds the memory of a decoder.
-_ZSTD_OPTIONS: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 23}
-_FAULTS = (zlib.error, zstd.ZstdError)
 
 
 def encoding_of(header: str | None) -> str | None:

@@ -1,17 +1,4 @@
-"""Where a request comes from, as a browser says it; and whether a host is a name of the loopback.
-
-A page of any site can make a browser send requests to any address, also to the loopback. The
-browser says so in its headers. Programs that are no browsers do not send these headers.
-
-The client of a request that came through a proxy.
-
-A trusted proxy adds the address of its client to the end of `X-Forwarded-For`. What stands before
-that, a client may have written itself.
-Promises: the address is the last one that is no trusted proxy. From any other peer the header
-counts for nothing. If a proxy does not say who the client is, its own address is told, but the
-network is "": what many clients send must not count as that of one.
-
-One connection: its requests, one at a time and in order, and their answers.
+"""One connection: its requests, one at a time and in order, and their answers.
 
 A request that has arrived whole is answered by a plain call, in a later round, after all sockets
 have been read: so each round finds more requests. An answer gets a task only if it has to wait.
@@ -27,107 +14,27 @@ READ_BYTES, and one read of the socket more. The owner is told of a part of a he
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import lru_cache, partial
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 from aiohttp.http import HttpVersion11
-from multidict import CIMultiDictProxy
 
+from ingest.http.clients import Client, Proxies, client_at
 from ingest.http.framer import BEHIND, LATER, UNREAD, Framer, Valve
 from ingest.http.request import (
     CLOSE,
     HEAD_END,
     NO_PLACE,
     Answer,
-    Client,
     Head,
     HeldPlace,
     KnownHeads,
     Request,
-    client_at,
     code_of,
-    network_of,
 )
 from ingest.system.logs import get_logger
-from ingest.system.loopback import is_loopback_host
-
-
-def is_loopback(address: str) -> bool:
-    """Whether a bound HOST:PORT is on the loopback."""
-    host = address.rpartition(":")[0].strip("[]").partition("%")[0]
-    return ipaddress.ip_address(host).is_loopback
-
-
-def is_same_origin(headers: Mapping[str, str], name: str = "Origin") -> bool:
-    """Whether the page that sent a request is of this server; True if no page sent it.
-
-    The header `name` has its address.
-    """
-    origin = headers.get(name)
-    try:
-        return origin is None or urlsplit(origin).netloc == headers.get("Host")
-    except ValueError:  # brackets without an IPv6 address
-        return False
-
-
-def is_loopback_name(host: str, also: Collection[str] = ()) -> bool:
-    """Whether a Host header is a name of the loopback, or one of `also` (in small letters)."""
-    name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
-    return name.lower() in also or is_loopback_host(name.strip("[]"))
-
-
-Networks = Sequence[IPv4Network | IPv6Network]
-
-
-class Proxies:
-    """The proxies that are trusted, by their networks. At least one."""
-
-    def __init__(self, networks: Networks) -> None:
-        self._networks = tuple(networks)
-        self._known = lru_cache(maxsize=4096)(self._has)
-
-    def has(self, address: str) -> bool:
-        """Whether a trusted proxy has this address. A text that is no address is none."""
-        return self._known(address)
-
-    def _has(self, address: str) -> bool:
-        try:
-            ip = ip_address(address.partition("%")[0])
-        except ValueError:
-            return False
-        ip = getattr(ip, "ipv4_mapped", None) or ip
-        return any(ip in each for each in self._networks)
-
-    def client_of(self, headers: CIMultiDictProxy[str], peer: Client) -> Client:
-        """Return who sent a request of this peer."""
-        if not self.has(peer.address):
-            return peer
-        hops = ",".join(headers.getall("X-Forwarded-For", ())).split(",")
-        for hop in reversed(hops):
-            address = _address(hop.strip())
-            if not address:
-                break
-            if not self.has(address):
-                return Client(address, network_of(address))
-        return peer._replace(network="")
-
-
-def _address(hop: str) -> str:
-    """Return the address of one entry, which may have a port; "" if it is none."""
-    if hop.startswith("["):
-        hop = hop[1:].partition("]")[0]
-    elif hop.count(":") == 1:
-        hop = hop.partition(":")[0]
-    try:
-        return str(ip_address(hop))
-    except ValueError:
-        return ""
-
 
 # Bytes that come after the last answer are dropped for this long. If the connection were closed at
 # once, many clients would see an error of the connection and not the answer.

@@ -9,13 +9,6 @@ just now is spared while another network has more connections.
 If another process has the socket, each connection ends with its next answer (`step_down`).
 Does not: bound the connections of a network, since a fleet may be behind one. Know any route.
 Malformed requests get a problem answer and no log line.
-
-Connections by the network that they come from, and which network has most of them.
-
-Networks are those of request.Client: one customer has at least a /64 of IPv6.
-Most devices connect for one post, and nobody asks for the largest network meanwhile. So networks
-are sorted by their size when somebody asks, or when CHANGED_MAX of them have changed.
-Promises: the cost of a call does not depend on the number of connections.
 """
 
 from __future__ import annotations
@@ -31,7 +24,8 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import islice
 from typing import Generic, TypeVar
 
-from ingest.http.connection import Connection, Proxies
+from ingest.http.clients import Proxies
+from ingest.http.connection import Connection
 from ingest.http.framer import require_parser
 from ingest.http.listener import Listener
 from ingest.http.request import CLOSE, Answer, KnownHeads, Reply, Request
@@ -42,81 +36,6 @@ from ingest.system.clock import monotonic_s
 from ingest.system.logs import Occasionally, get_logger
 from ingest.system.process_setup import SPARE_FILES
 
-CHANGED_MAX = 64  # some 0.1 ms
-Member = TypeVar("Member", bound=Hashable)
-
-
-class Crowds(Generic[Member]):
-    """Members by network; each with the time since when it is one.
-
-    The oldest is the first, unless `to_the_end` has moved it.
-    """
-
-    def __init__(self) -> None:
-        self._members: dict[str, dict[Member, float]] = {}
-        # As they were sorted last; only the networks of `_changed` have another number now.
-        self._sorted: dict[str, int] = {}
-        self._networks: dict[int, dict[str, None]] = {}  # by their number of members
-        self._changed: dict[str, None] = {}  # in this order, so no chance decides between equals
-        self._most = 0
-
-    def add(self, network: str, member: Member, since_s: float) -> None:
-        """Add a new member."""
-        members = self._members.get(network)
-        if members is None:
-            members = self._members[network] = {}
-        members[member] = since_s
-        self._has_changed(network)
-
-    def remove(self, network: str, member: Member) -> None:
-        """Remove a member, if it is one."""
-        members = self._members.get(network)
-        if members is None or members.pop(member, None) is None:
-            return
-        if members:
-            self._has_changed(network)
-            return
-        del self._members[network]
-        if network in self._sorted:
-            self._has_changed(network)
-        else:  # it came and went, and nobody has asked meanwhile
-            del self._changed[network]
-
-    def to_the_end(self, network: str, member: Member) -> None:
-        """Put a member behind the others of its network, with the same time."""
-        members = self._members[network]
-        members[member] = members.pop(member)
-
-    def largest(self) -> tuple[str, Mapping[Member, float]]:
-        """Return the network with most members, and these; an empty one if there is no member."""
-        self._sort()
-        if not self._members:
-            return "", {}
-        if self._most not in self._networks:
-            self._most = max(self._networks)  # 10,000 members have 140 different numbers at most
-        network = next(iter(self._networks[self._most]))
-        return network, self._members[network]
-
-    def _has_changed(self, network: str) -> None:
-        self._changed[network] = None
-        if len(self._changed) >= CHANGED_MAX:
-            self._sort()
-
-    def _sort(self) -> None:
-        for network in self._changed:
-            old, new = self._sorted.pop(network, 0), len(self._members.get(network, ()))
-            if old:
-                alike = self._networks[old]
-                del alike[network]
-                if not alike:
-                    del self._networks[old]
-            if new:
-                self._sorted[network] = new
-                self._networks.setdefault(new, {})[network] = None
-                self._most = max(self._most, new)
-        self._changed.clear()
-
-
 SWEEP_S_MAX = 1.0
 SLOW_S = 1.0  # a request that is not here after this time comes slowly
 NEEDS_TLS = "needs_tls"
@@ -126,8 +45,8 @@ NEARLY_ALL = 0.8  # of the connections that the limit of open files allows
 DROPS_A_ROUND, DROP_PAUSE_S = 20, 0.005
 GONE_LOOK_S = 0.02  # between two looks whether the last connection has ended
 LOOKS = 16  # so many connections at most are looked at to find one to close
-
-Handle = Callable[[Request], Reply]
+CHANGED_MAX = 64  # networks; some 0.1 ms
+Member = TypeVar("Member", bound=Hashable)
 
 
 class Connections:
@@ -141,7 +60,7 @@ class Connections:
 
     def __init__(
         self,
-        handle: Handle,
+        handle: Callable[[Request], Reply],
         malformed: Callable[[str], Answer],
         *,
         closed: Callable[[str], None] = lambda _cause: None,
@@ -386,7 +305,8 @@ class Connections:
             bound, real_port = await self._listener.open(host, port)
         except (OSError, OverflowError) as error:
             raise StartError(
-                f"cannot listen on {host}:{port} ({_why(error)}); choose another address "
+                f"cannot listen on {host}:{port} ({getattr(error, 'strerror', None) or error}); "
+                f"choose another address "
                 f"with {flag} HOST:PORT"
             ) from error
         return self._serving(bound, real_port, tokens)
@@ -443,11 +363,79 @@ class Connections:
         for handler in list(self._open):
             handler.close()
         for transport in transports:
-            if (
-                transport is not None and transport.get_write_buffer_size()
-            ):  # its client does not read
-                transport.abort()
+            if transport is not None and transport.get_write_buffer_size():
+                transport.abort()  # its client does not read
 
 
-def _why(error: OSError | OverflowError) -> str:
-    return (isinstance(error, OSError) and error.strerror) or str(error)
+class Crowds(Generic[Member]):
+    """Members by network, as in Client; each with the time since when it is one.
+
+    The oldest is the first, unless `to_the_end` has moved it. Most devices connect for one post,
+    and nobody asks for the largest network meanwhile. So networks are sorted by their size when
+    somebody asks, or when CHANGED_MAX of them have changed.
+    Promises: the cost of a call does not depend on the number of members.
+    """
+
+    def __init__(self) -> None:
+        self._members: dict[str, dict[Member, float]] = {}
+        # As they were sorted last; only the networks of `_changed` have another number now.
+        self._sorted: dict[str, int] = {}
+        self._networks: dict[int, dict[str, None]] = {}  # by their number of members
+        self._changed: dict[str, None] = {}  # in this order, so no chance decides between equals
+        self._most = 0
+
+    def add(self, network: str, member: Member, since_s: float) -> None:
+        """Add a new member."""
+        members = self._members.get(network)
+        if members is None:
+            members = self._members[network] = {}
+        members[member] = since_s
+        self._has_changed(network)
+
+    def remove(self, network: str, member: Member) -> None:
+        """Remove a member, if it is one."""
+        members = self._members.get(network)
+        if members is None or members.pop(member, None) is None:
+            return
+        if members:
+            self._has_changed(network)
+            return
+        del self._members[network]
+        if network in self._sorted:
+            self._has_changed(network)
+        else:  # it came and went, and nobody has asked meanwhile
+            del self._changed[network]
+
+    def to_the_end(self, network: str, member: Member) -> None:
+        """Put a member behind the others of its network, with the same time."""
+        members = self._members[network]
+        members[member] = members.pop(member)
+
+    def largest(self) -> tuple[str, Mapping[Member, float]]:
+        """Return the network with most members, and these; an empty one if there is no member."""
+        self._sort()
+        if not self._members:
+            return "", {}
+        if self._most not in self._networks:
+            self._most = max(self._networks)  # 10,000 members have 140 different numbers at most
+        network = next(iter(self._networks[self._most]))
+        return network, self._members[network]
+
+    def _has_changed(self, network: str) -> None:
+        self._changed[network] = None
+        if len(self._changed) >= CHANGED_MAX:
+            self._sort()
+
+    def _sort(self) -> None:
+        for network in self._changed:
+            old, new = self._sorted.pop(network, 0), len(self._members.get(network, ()))
+            if old:
+                alike = self._networks[old]
+                del alike[network]
+                if not alike:
+                    del self._networks[old]
+            if new:
+                self._sorted[network] = new
+                self._networks.setdefault(new, {})[network] = None
+                self._most = max(self._most, new)
+        self._changed.clear()

@@ -3,10 +3,8 @@
 The parser gets one request at a time. If it got more, it would lose complete requests: those before
 bytes that are not HTTP, and those after a request with an Upgrade header (which is ignored).
 A head ends with an empty line, and so does a chunked body. So the parser gets the bytes up to the
-next empty line, and then says whether this was the end.
+next empty line, and then says whether this was the end. The socket is read while its valve is open.
 Does not: keep bytes that it has not given to the parser, or know what becomes of a request.
-
-Whether the socket of one connection is read.
 """
 
 from __future__ import annotations
@@ -28,51 +26,6 @@ from ingest.system.clock import monotonic_s
 # faster than it is read. MEMORY: a body waits for memory. UNREAD: the client does not read its
 # answers. LATER: there are bytes to parse in the next round.
 BEHIND, BODY, MEMORY, UNREAD, LATER = 1, 2, 4, 8, 16
-
-
-class Valve:
-    """Shut while there is a reason. aiohttp's StreamReader calls it as its `protocol`."""
-
-    __slots__ = ("_reasons", "transport")
-
-    def __init__(self) -> None:
-        self.transport: asyncio.Transport | None = None  # None: the client is gone
-        self._reasons = 0
-
-    @property
-    def connected(self) -> bool:
-        """Whether the client is there."""
-        return self.transport is not None
-
-    def is_shut(self, why: int) -> bool:
-        """Whether there is this reason."""
-        return bool(self._reasons & why)
-
-    def shut(self, why: int) -> None:
-        """Read nothing from now on."""
-        if not self._reasons and self.transport is not None and not self.transport.is_closing():
-            self.transport.pause_reading()
-        self._reasons |= why
-
-    def open(self, why: int) -> None:
-        """Read again, if there is no other reason."""
-        if not self._reasons & why:
-            return
-        self._reasons &= ~why
-        if not self._reasons and self.transport is not None and not self.transport.is_closing():
-            self.transport.resume_reading()
-
-    def open_for_all(self) -> None:
-        """Forget all reasons."""
-        self.open(self._reasons)
-
-    def pause_reading(self) -> None:
-        """Called by a body: its reader is slower than its client."""
-        self.shut(BODY)
-
-    def resume_reading(self, resume_parser: bool = True) -> None:
-        """Called by a body: its reader has taken some bytes, or it is complete."""
-        self.open(BODY)
 
 
 HALF_END = len(HEAD_END) - 1  # HEAD_END may come in two parts; the first has at most so many bytes
@@ -119,18 +72,6 @@ class Framer:
         self.text = b""
         self.content: StreamReader | None = None
 
-    def _new_parser(self) -> HttpRequestParser:
-        return HttpRequestParser(
-            cast(Any, self._valve),
-            self._loop,
-            self._read_bytes,
-            max_line_size=LINE_BYTES_MAX,
-            max_headers=HEADERS_MAX,
-            max_field_size=LINE_BYTES_MAX,
-            payload_exception=web.RequestPayloadError,
-            auto_decompress=False,
-        )
-
     @property
     def is_complete(self) -> bool:
         """Whether the request has come to its end; then `take` it."""
@@ -158,7 +99,16 @@ class Framer:
     def _feed(self, part: bytes) -> None:
         parser = self._parser
         if parser is None:
-            parser = self._parser = self._new_parser()
+            parser = self._parser = HttpRequestParser(
+                cast(Any, self._valve),
+                self._loop,
+                self._read_bytes,
+                max_line_size=LINE_BYTES_MAX,
+                max_headers=HEADERS_MAX,
+                max_field_size=LINE_BYTES_MAX,
+                payload_exception=web.RequestPayloadError,
+                auto_decompress=False,
+            )
         try:
             messages, is_upgraded, _ = parser.feed_data(part)
         except Exception:
@@ -252,3 +202,48 @@ def require_parser() -> None:
             f"aiohttp {version('aiohttp')} cannot be used: it lacks its parser in C; install a "
             "wheel of it for this platform"
         )
+
+
+class Valve:
+    """Shut while there is a reason. aiohttp's StreamReader calls it as its `protocol`."""
+
+    __slots__ = ("_reasons", "transport")
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport | None = None  # None: the client is gone
+        self._reasons = 0
+
+    @property
+    def connected(self) -> bool:
+        """Whether the client is there."""
+        return self.transport is not None
+
+    def is_shut(self, why: int) -> bool:
+        """Whether there is this reason."""
+        return bool(self._reasons & why)
+
+    def shut(self, why: int) -> None:
+        """Read nothing from now on."""
+        if not self._reasons and self.transport is not None and not self.transport.is_closing():
+            self.transport.pause_reading()
+        self._reasons |= why
+
+    def open(self, why: int) -> None:
+        """Read again, if there is no other reason."""
+        if not self._reasons & why:
+            return
+        self._reasons &= ~why
+        if not self._reasons and self.transport is not None and not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    def open_for_all(self) -> None:
+        """Forget all reasons."""
+        self.open(self._reasons)
+
+    def pause_reading(self) -> None:
+        """Called by a body: its reader is slower than its client."""
+        self.shut(BODY)
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Called by a body: its reader has taken some bytes, or it is complete."""
+        self.open(BODY)

@@ -15,7 +15,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ingest.http.connection import is_loopback
+from ingest.http.clients import is_loopback
 from ingest.system.logs import Occasionally, get_logger
 
 BACKLOG = 2048

@@ -1,25 +1,22 @@
-"""A request as the pages read it, and its head, which requests with the same bytes share.
+"""A request as the pages read it, its head, and its answer as bytes.
 
-HTTP answers as bytes: the head and body of every answer, and problem documents (RFC 9457).
-
+Requests with the same bytes before their body share a head: the parser takes it once. An answer is
+head and body of HTTP, or a problem document (RFC 9457).
 Promises: one write for each answer. Text from a request, a driver or a parser is escaped. Every 503
 has a random Retry-After of whole seconds, at least 1.
 Does not: decide which answer a request gets.
-
-Heads of requests: those that were parsed before, and what is wrong with others.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from asyncio import BaseTransport, Transport
+from asyncio import Transport
 from collections.abc import Coroutine, Iterable
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
-from ipaddress import IPv4Address, IPv6Network, ip_address
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 from aiohttp import StreamReader
@@ -27,22 +24,37 @@ from aiohttp.http import HttpVersion10, HttpVersion11, RawRequestMessage
 from aiohttp.http_exceptions import LineTooLong
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from ingest.http.clients import Client
 from ingest.model.codes import PROBLEMS
 from ingest.model.errors import Refused
 from ingest.system.clock import unix_s
 
 AUTHORIZATION = "Authorization"
+HEADERS_MAX = 64  # of a request
+LINE_BYTES_MAX = 8 * 1024  # of its target, and of each header
+HEAD_END = b"\r\n\r\n"
 
+# A head is remembered when it comes for the second time. A proxy may give each request a number;
+# such heads never come again, and would only fill the memory.
+KNOWN_BYTES_MAX = 2 * 1024  # of a head
+KNOWN_MAX = 512  # heads; when there are more, these become the older ones, which are kept too
+SEEN_MAX = 4_096  # heads that came once; only their hashes are kept
+# How the header begins. Heads in which it is written in another way have nothing in common.
+_AUTHORIZATION = tuple(b"\r\n%b: " % name for name in (b"Authorization", b"authorization"))
 
-class Client(NamedTuple):
-    """Who sent a request.
+CLOSE = b"Connection: close\r\n"
+JSON = b"application/json"
+PROBLEM_JSON = b"application/problem+json"
+TEXT = b"text/plain; charset=utf-8"
 
-    `address` is "" on a Unix socket or if unknown. `network` counts as one client: an IPv4 address,
-    or the /64 of an IPv6 address; "" if a proxy does not say whose request it brings.
-    """
+# After how long a client should try again, if the refusal itself does not say it. Each client gets
+# a random time around this one.
+_RETRY_AFTER_S = {"disk_low": 30.0, "database_on_hold": 5.0, "starting": 2.0, "draining": 2.0}
 
-    address: str
-    network: str
+_STATUS_LINES = {
+    each.value: f"HTTP/1.1 {each.value} {each.phrase}\r\nContent-Type: ".encode()
+    for each in HTTPStatus
+}
 
 
 class Head:
@@ -206,42 +218,6 @@ class Request:
         return Request(head, self.peer, self.sender, self.body, self.content)
 
 
-@lru_cache(maxsize=4096)
-def network_of(address: str) -> str:
-    """Return the network of an address, as in Client. Any other text is returned as it is."""
-    try:
-        ip = ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if isinstance(ip, IPv4Address):
-        return str(ip)
-    if ip.ipv4_mapped is not None:
-        return str(ip.ipv4_mapped)
-    return str(IPv6Network((int(ip) >> 64 << 64, 64)))
-
-
-def client_at(transport: BaseTransport) -> Client:
-    """Return the client of a connection."""
-    name = transport.get_extra_info("peername")
-    address = str(name[0]) if isinstance(name, tuple) and name else ""
-    return Client(address, network_of(address))
-
-
-CLOSE = b"Connection: close\r\n"
-JSON = b"application/json"
-PROBLEM_JSON = b"application/problem+json"
-TEXT = b"text/plain; charset=utf-8"
-
-# After how long a client should try again, if the refusal itself does not say it. Each client gets
-# a random time around this one.
-_RETRY_AFTER_S = {"disk_low": 30.0, "database_on_hold": 5.0, "starting": 2.0, "draining": 2.0}
-
-_STATUS_LINES = {
-    each.value: f"HTTP/1.1 {each.value} {each.phrase}\r\nContent-Type: ".encode()
-    for each in HTTPStatus
-}
-
-
 class Answer:
     """One HTTP answer. `headers` are whole lines, each with CRLF.
 
@@ -339,19 +315,6 @@ def retry_after_s(about_s: float) -> int:
     The time is random, so that not all refused clients come back at once.
     """
     return 1 + int(random.random() * 2 * about_s)
-
-
-HEADERS_MAX = 64  # of a request
-LINE_BYTES_MAX = 8 * 1024  # of its target, and of each header
-HEAD_END = b"\r\n\r\n"
-
-# A head is remembered when it comes for the second time. A proxy may give each request a number;
-# such heads never come again, and would only fill the memory.
-KNOWN_BYTES_MAX = 2 * 1024  # of a head
-KNOWN_MAX = 512  # heads; when there are more, these become the older ones, which are kept too
-SEEN_MAX = 4_096  # heads that came once; only their hashes are kept
-# How the header begins. Heads in which it is written in another way have nothing in common.
-_AUTHORIZATION = tuple(b"\r\n%b: " % name for name in (b"Authorization", b"authorization"))
 
 
 class KnownHeads:

@@ -1,26 +1,18 @@
-"""Shares each round of the event loop between the posts and all other work.
+"""The rounds of the event loop, shared between the posts and all other work; and bodies in them.
 
 One round serves every socket that is ready, and a write to the database needs several rounds. With
 thousands of posts at once, one round took 0.4 s, and the committed rate fell to a third. So each
-round begins a bounded number of posts. The other posts wait in a queue for the next rounds.
-
+round begins a bounded number of posts. The others wait in a queue, first come, first served.
 A small valid post is done when it has begun: its time is known from its bytes. All other posts go
 on in short steps, in the time that each round keeps for steps, after the posts of the round have
-begun. So a large post, or one with invalid items, never delays a small one by more than that. The
-loop does not sleep until its steps are done, and small posts wait for the journal's thread. So if
-the steps of a post take long, other threads get the interpreter sooner until it is done.
-Promises: posts in the queue are served first come, first served. Senders with posts in steps take
-turns, and so do the posts of each. Each round does at least one step. Work that was put off has its
-turns by network in the same way, so a flood from one network delays another one by a step. Of this,
-every second step is of work that has begun, if there is any: else a thousand handshakes at once
-would all begin, and none end in its time.
-
-From a request to its whole, decompressed body, in the round in which it may be decoded.
-
-Promises: all bodies in memory are bounded together, whether they are being received, wait for their
-round or are decompressed. Bodies as posted are bounded by `all_bytes_max`, large decompressed ones
-by INFLATED_MAX of them. A body over the bound waits unread, or is refused with 503.
-Does not: parse a body.
+begun. So none of them delays a small one by more than that. The loop does not sleep until its steps
+are done, and small posts wait for the journal's thread: see LONG_S.
+Promises: senders with posts in steps take turns, and so do the posts of each. Each round does at
+least one step. Work that was put off has its turns by network in the same way, so a flood from one
+network delays another one by a step. Of this, every second step is of work that has begun, if there
+is any: else a thousand handshakes at once would all begin, and none end in its time.
+All bodies in memory are bounded together, whether they are being received, wait for their round or
+are decompressed; large decompressed ones by INFLATED_MAX of them.
 """
 
 from __future__ import annotations
@@ -45,33 +37,18 @@ STEPS_S = 0.001  # of a round, for the steps of all posts
 # Of it, for work that was put off. These are two to four steps of handshakes (0.16 to 0.4 ms each).
 # With one step a round, a full handshake cost half as much again: many rounds had no other work.
 PUT_OFF_S = 0.0007
-# The steps of a post take long: more than this. Those of 5,000 readings of JSON take some 3 ms.
-# While many of those come the journal's thread may wait: so its groups are larger, and cost less.
+# If the steps of a post take longer, other threads get the interpreter sooner until it is done.
+# Those of 5,000 readings of JSON take some 3 ms. While many of those come the journal's thread may
+# wait: so its groups are larger, and cost less.
 LONG_S = 0.01
+THREADS = 2  # for bodies that are not light
+INFLATED_MAX = 2 * THREADS  # one in each thread, and as many that wait for a round
+# A body that is smaller when it is decompressed is decoded in the round in which it is
+# decompressed. It is not one of INFLATED_MAX.
+UNCOUNTED_BYTES = 16 * 1024
 
 T = TypeVar("T")
 _Steps = dict[str, dict[Callable[[], object], None]]
-
-
-class _InSteps:
-    """A post in steps. `until_done` ends when nobody waits for it any more."""
-
-    __slots__ = ("finished", "sender", "steps", "took_s", "until_done")
-
-    def __init__(
-        self, steps: Generator[None, None, Any], until_done: ExitStack, sender: str
-    ) -> None:
-        self.sender = sender
-        self.steps = steps
-        self.until_done = until_done
-        self.finished: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self.took_s = 0.0
-
-    def took(self, step_s: float) -> None:
-        """Note the time of a step. If all took long, other threads get the interpreter sooner."""
-        before_s, self.took_s = self.took_s, self.took_s + step_s
-        if before_s <= LONG_S < self.took_s:
-            self.until_done.enter_context(sharing_soon())
 
 
 class LoopShare:
@@ -90,13 +67,6 @@ class LoopShare:
         self._put_off: tuple[_Steps, _Steps] = ({}, {})
         self._begins_next = False
         self._next_is_due = False
-
-    def take(self, body_bytes: int) -> bool:
-        """Take the share of a post from this round, if some is left; it passes the queue."""
-        if self._bytes_left <= 0:
-            return False
-        self._bytes_left -= min(body_bytes, BEGIN_BYTES) + POST_BYTES
-        return True
 
     def enqueue(
         self, body_bytes: int, begin: Callable[[], object], *, counted_bytes: int = 0
@@ -127,7 +97,8 @@ class LoopShare:
 
     async def wait(self, body_bytes: int) -> None:
         """Wait for a round that has a share left; not at all if this one has. Safe to cancel."""
-        if self.take(body_bytes):
+        if self._bytes_left > 0:  # it passes the queue
+            self._bytes_left -= min(body_bytes, BEGIN_BYTES) + POST_BYTES
             return
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -204,6 +175,27 @@ class LoopShare:
                 return
 
 
+class _InSteps:
+    """A post in steps. `until_done` ends when nobody waits for it any more."""
+
+    __slots__ = ("finished", "sender", "steps", "took_s", "until_done")
+
+    def __init__(
+        self, steps: Generator[None, None, Any], until_done: ExitStack, sender: str
+    ) -> None:
+        self.sender = sender
+        self.steps = steps
+        self.until_done = until_done
+        self.finished: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.took_s = 0.0
+
+    def took(self, step_s: float) -> None:
+        """Note the time of a step. If all took long, other threads get the interpreter sooner."""
+        before_s, self.took_s = self.took_s, self.took_s + step_s
+        if before_s <= LONG_S < self.took_s:
+            self.until_done.enter_context(sharing_soon())
+
+
 def _next_of(waiting: dict[str, dict[T, None]]) -> T | None:
     """Take the first work of the sender whose turn it is; the sender is the last one then."""
     for sender, works in waiting.items():
@@ -213,13 +205,6 @@ def _next_of(waiting: dict[str, dict[T, None]]) -> T | None:
             waiting[sender] = works
         return work
     return None
-
-
-THREADS = 2  # for bodies that are not light
-INFLATED_MAX = 2 * THREADS  # one in each thread, and as many that wait for a round
-# A body that is smaller when it is decompressed is decoded in the round in which it is
-# decompressed. It is not one of INFLATED_MAX.
-UNCOUNTED_BYTES = 16 * 1024
 
 
 class BodyLimits(NamedTuple):

@@ -14,7 +14,8 @@ import socket
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ingest.http.connection import HALF_HEAD_BYTES_MAX, Proxies
+from ingest.http.clients import Proxies
+from ingest.http.connection import HALF_HEAD_BYTES_MAX
 from ingest.http.connections import Connections
 from ingest.http.request import (
     HEADERS_MAX,
@@ -46,19 +47,19 @@ _MALFORMED = {
     "needs_tls": "this port speaks TLS: the address begins with https://",
     "internal": "the service has a fault; its log has the details",
 }
-
-
 _LAST = ("draining", "too_many_connections")  # after these the connection ends
+READ = ("GET", "HEAD")
+POST = ("POST",)
 
 OnRefused = Callable[[Request | None, Refused], None]
 
 
-def _usual_problem(_request: Request, refused: Refused, headers: bytes, close: bool) -> Answer:
-    return problem(refused, headers=headers, close=close)
-
-
 # From a refused request, further headers, and whether the connection ends, to its answer.
 MakeProblem = Callable[[Request, Refused, bytes, bool], Answer]
+
+
+def _usual_problem(_request: Request, refused: Refused, headers: bytes, close: bool) -> Answer:
+    return problem(refused, headers=headers, close=close)
 
 
 class Route(NamedTuple):
@@ -89,25 +90,6 @@ class _Found(NamedTuple):
     path: str
     page: Route | None
     query: str
-
-
-async def answered(page: Route, request: Request, query: str, received_s: float) -> Answer:
-    """Wait for the answer of a page. The page must not be one that replies later."""
-    answer = page.answer(request, query, received_s)
-    if isinstance(answer, Answer):
-        return answer
-    assert answer is not None, "the page replies by itself"
-    return await answer
-
-
-def sent_path(head: Head) -> str:
-    """Return the path of a request as it was sent, percent-encoded."""
-    path = head.raw_path.partition("?")[0]
-    return path if path.startswith("/") else head.message.url.raw_path
-
-
-READ = ("GET", "HEAD")
-POST = ("POST",)
 
 
 class Port:
@@ -277,6 +259,21 @@ def _drop_frames(error: BaseException | None) -> None:
     while error is not None:
         error.__traceback__ = None
         error = error.__cause__ or error.__context__
+
+
+async def answered(page: Route, request: Request, query: str, received_s: float) -> Answer:
+    """Wait for the answer of a page. The page must not be one that replies later."""
+    answer = page.answer(request, query, received_s)
+    if isinstance(answer, Answer):
+        return answer
+    assert answer is not None, "the page replies by itself"
+    return await answer
+
+
+def sent_path(head: Head) -> str:
+    """Return the path of a request as it was sent, percent-encoded."""
+    path = head.raw_path.partition("?")[0]
+    return path if path.startswith("/") else head.message.url.raw_path
 
 
 def probes(health: Callable[[], tuple[int, bytes]]) -> dict[str, Route]:

@@ -1,20 +1,16 @@
-"""TLS of one connection: between the socket and the protocol that speaks HTTP.
+"""TLS of one connection, between the socket and the protocol that speaks HTTP; its certificate.
 
 To the HTTP protocol it is the transport; to the event loop it is the protocol. A connection counts
 from the moment at which it is accepted. So every bound of connections.py holds for one that never
 finishes its handshake, and the time for a head includes the handshake.
 A step of a handshake costs 0.1 to 1 ms of the event loop, for work with the private key. So it is
-put off into the time that each round keeps for steps, where networks take turns, and so do first
-steps and others. Handshakes that have begun are not bounded: one that says no more costs memory, as
-any open connection, and no time.
+put off into the time that each round keeps for steps (rounds.py), where networks take turns, and so
+do first steps and others. Handshakes that have begun are not bounded: one that says no more costs
+memory, as any open connection, and no time.
 Promises: no private key work before the client's first bytes are here. Bytes that are not TLS get
-an answer in plain HTTP that says so.
-Does not: read files (tls.py), or decide when a step is due (rounds.py).
-
-The certificate of a TLS port and its private key, from files that may change while it runs.
-
-Promises: what is in use is always a certificate with its own key. Files that cannot be used at the
-start are a StartError; later they leave the last good ones in use, with an error in the log.
+an answer in plain HTTP that says so. The files of the certificate may change while it is in use:
+this is always one with its own key. Files that cannot be used at the start are a StartError; later
+they leave the last good ones in use, with an error in the log.
 """
 
 from __future__ import annotations
@@ -44,6 +40,9 @@ EARLY_BYTES_MAX = 64 * 1024  # if more wait for a step of the handshake, the soc
 PIECE_BYTES = 4 * 1024
 DECRYPT_S_MAX = 0.001
 HANDSHAKE = 0x16  # the first byte of each TLS connection
+NO_CHECK_TIME = ssl.VerifyFlags(0x200000)  # X509_V_FLAG_NO_CHECK_TIME of OpenSSL
+SAID_EVERY_S = 10.0
+ROUND_TRIPS_MAX = 3  # of a handshake
 
 
 class TlsConnection(asyncio.Transport, asyncio.Protocol):
@@ -295,11 +294,6 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         return self._tcp.get_extra_info(name, default)
 
 
-NO_CHECK_TIME = ssl.VerifyFlags(0x200000)  # X509_V_FLAG_NO_CHECK_TIME of OpenSSL
-SAID_EVERY_S = 10.0
-ROUND_TRIPS_MAX = 3  # of a handshake
-
-
 class Certificate:
     """A pair of PEM files. Blocks for some ms while it reads them.
 
@@ -363,6 +357,15 @@ class Certificate:
         )
 
 
+METRICS: Metrics[Certificate] = (
+    Metric(
+        "certificate_ends_seconds",
+        "Until the data port's certificate ends.",
+        lambda it: it.ends_s - unix_us() / 1e6,
+    ),
+)
+
+
 def _seen(file: Path) -> tuple[int, ...]:
     """Return what a changed file does not share with the old one; nothing if there is none."""
     try:
@@ -374,15 +377,6 @@ def _seen(file: Path) -> tuple[int, ...]:
 
 def _no_password() -> str:
     raise ValueError("the private key has a password")
-
-
-METRICS: Metrics[Certificate] = (
-    Metric(
-        "certificate_ends_seconds",
-        "Until the data port's certificate ends.",
-        lambda it: it.ends_s - unix_us() / 1e6,
-    ),
-)
 
 
 def _context_of(cert_file: Path, key_file: Path) -> ssl.SSLContext:

@@ -20,7 +20,7 @@ from collections.abc import Collection
 from urllib.parse import unquote_plus
 
 from ingest.access.tokens import ANYBODY, Identity, Tokens, is_open
-from ingest.http.connection import is_loopback, is_loopback_name, is_same_origin
+from ingest.http.clients import is_loopback, is_loopback_name, is_same_origin
 from ingest.http.request import AUTHORIZATION, Head, Request
 from ingest.model.errors import Refused
 from ingest.system.logs import get_logger

@@ -21,7 +21,7 @@ from typing import Any
 import orjson
 
 from ingest.formats.post import Decoded, Rules
-from ingest.http.connection import Proxies
+from ingest.http.clients import Proxies
 from ingest.http.request import Answer, Reply, Request
 from ingest.http.rounds import BodyLimits, PlainBodies
 from ingest.http.routes import READ, OnRefused, Pattern, Port, Route, probes

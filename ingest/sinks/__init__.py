@@ -1,4 +1,1 @@
-"""Sinks: they store batches in a database. Each one implements `Sink` of model/ports.py.
-
-Imports model, system and config. admin, app and cli may import it.
-"""
+"""Sinks: they store batches in a database. Each one implements `Sink` of model/ports.py."""

@@ -1,4 +1,1 @@
-"""The writer: it writes batches from a buffer into a sink, and handles writes that fail.
-
-Imports model, system and config. app and cli may import it.
-"""
+"""The writer: it writes batches from a buffer into a sink, and handles writes that fail."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ingest.formats.json import fast as json_fast
+from ingest.formats.block_builder import block_of
 from tests.fuzz import __main__ as command
 from tests.fuzz.campaign import FORMATS, campaign
 
@@ -21,8 +21,8 @@ def test_wrong_value_is_found_and_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A decoder that loses the last readings of a block makes the command fail, with the body."""
-    really = json_fast.block_of
-    for module in ("block_builder", "json.ndjson"):
+    really = block_of
+    for module in ("block_builder", "json.body"):
         monkeypatch.setattr(
             f"ingest.formats.{module}.block_of",
             lambda rows, post: really(

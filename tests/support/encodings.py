@@ -17,7 +17,6 @@ import msgspec
 
 from ingest.formats import messagepack, senml
 from ingest.formats.json import body as json_body
-from ingest.formats.json import ndjson
 from ingest.formats.post import Decode, Decoded, Post, finished
 from ingest.model.reading import Reading
 from tests.support.posts import NOW_US, RULES
@@ -25,7 +24,7 @@ from tests.support.posts import NOW_US, RULES
 FIELDS = ("ts", "device_id", "metric", "value")
 BEGIN: dict[str, Decode] = {
     "json": json_body.begin,
-    "ndjson": ndjson.begin,
+    "ndjson": json_body.begin_lines,
     "msgpack": messagepack.begin,
     "senml": senml.begin,
 }

@@ -29,7 +29,7 @@ import orjson
 
 from ingest.admin.dashboard.assets import NO_STORE, compressed
 from ingest.admin.dashboard.query import device, number, parameters, time_us
-from ingest.formats.series import SERIES, SeriesCache
+from ingest.formats.block_builder import SERIES, SeriesCache
 from ingest.http.request import JSON, Answer, Request
 from ingest.model.errors import Refused
 from ingest.sinks.postgres.lookup import (
@@ -49,7 +49,7 @@ _BITS = 1 << 23  # 1 MiB
 
 
 class Devices:
-    """The registry. It hears of devices from formats/series.py, which sees those of all posts."""
+    """The registry. Of devices it hears from formats/block_builder.py, which sees all posts."""
 
     def __init__(self, series: SeriesCache = SERIES) -> None:
         self._series = series

@@ -19,7 +19,7 @@ from ingest.app.housekeeping import ends_soon
 from ingest.app.rules import make_sources, open_tokens
 from ingest.app.storage import housekeeping_jobs, housekeeping_url, make_target, timeouts
 from ingest.config.settings import Settings, split_address
-from ingest.http.connection import is_loopback
+from ingest.http.clients import is_loopback
 from ingest.http.tls import Certificate
 from ingest.model.errors import ConfigError, StartError
 from ingest.sinks.postgres.durability import Finding

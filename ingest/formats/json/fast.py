@@ -15,12 +15,11 @@ from operator import itemgetter
 from typing import Any
 
 import orjson
-from msgspec import Struct
 
+from ingest.formats.block_builder import SERIES, Rows
 from ingest.formats.post import EXACT_MAX, Post, too_many
-from ingest.formats.series import SERIES
 from ingest.formats.timestamp import Times, integers_us, number_us, numbers_us, plain_us, texts_us
-from ingest.model.block import PG_EPOCH_US, Block, encode_row, encode_rows
+from ingest.model.block import PG_EPOCH_US, encode_row, encode_rows
 
 FIELDS = ("device_id", "metric", "ts", "value", "values")
 Item = dict[str, Any]
@@ -32,27 +31,6 @@ _NO_TS = object()
 _TS = itemgetter("ts")
 # An integer that may be more than EXACT_MAX, as a member of an object.
 _LONG_INTEGER = re.compile(rb":[ \t\n\r]*-?[0-9]{16,}[ \t\n\r]*[,}]")
-
-
-class Rows(Struct, frozen=True, gc=False):
-    """Encoded rows of some items. `items[i]` is the item of row i; None: row i is of item i."""
-
-    tuples: bytes
-    rows: int
-    newest_us: int
-    items: list[int] | None
-
-
-def block_of(rows: Rows, post: Post) -> Block:
-    """Return the block of all rows of a post."""
-    return Block(
-        rows.tuples,
-        rows.rows,
-        received_s=post.received_s,
-        received_us=post.received_us,
-        newest_ts_us=rows.newest_us,
-        items=rows.items,
-    )
 
 
 def one(item: Item, body: bytes, post: Post) -> Rows | None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from ingest.formats.block_builder import SERIES, SeriesCache, valid_needles
 from ingest.formats.line_escapes import (
     BACKSLASH,
     ESCAPED_EQUALS,
@@ -26,7 +27,6 @@ from ingest.formats.line_escapes import (
     name_of,
     tags_text,
 )
-from ingest.formats.series import SERIES, SeriesCache, valid_needles
 from ingest.model.block import metric_after
 from ingest.model.codes import NO_DEVICE
 from ingest.model.reading import NAME_BYTES_MAX, NAME_CHARACTERS_MAX, name_fault

@@ -17,10 +17,10 @@ from urllib.parse import parse_qsl
 
 import msgspec
 import orjson
-from msgspec import Raw
 
 from ingest.formats.json_slices import (
     ITEM_BYTES_MAX,
+    RAWS,
     SPACE,
     not_json,
     parsed_in_full,
@@ -38,8 +38,6 @@ _BOM = b"\xef\xbb\xbf"
 
 # JSON that has lost its beginning has one of these marks before a `=`.
 _FORM = re.compile(rb'[ \t\n\r]*+[^"{}\[\]<\n=]*+=')
-
-_RAWS = msgspec.json.Decoder(list[Raw])
 
 
 class Unreadable:
@@ -62,7 +60,7 @@ class Documents(NamedTuple):
         if not self.is_array:
             return [self.text.strip(SPACE)]
         try:
-            return [bytes(raw) for raw in _RAWS.decode(self.text)]
+            return [bytes(raw) for raw in RAWS.decode(self.text)]
         except (RecursionError, msgspec.DecodeError):  # deeper than this parser reads
             return [json.dumps(each).encode() for each in self.parsed]
 
@@ -94,7 +92,7 @@ def documents(body: bytes, readings_max: int, *, is_json: bool = False) -> Steps
         yield from _lines(body)
     elif body.strip(SPACE):
         is_array = first == b"[" or body.lstrip(SPACE)[:1] == b"["
-        for each in slices(body, readings_max, lambda: False, parsed_in_full):
+        for each in slices(body, readings_max, parsed_in_full):
             if each is None or len(each[1]) > 2 * STEP_BYTES:
                 yield None
             if each is not None:

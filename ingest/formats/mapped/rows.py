@@ -15,11 +15,11 @@ from collections.abc import Generator, Iterator, Mapping
 from datetime import datetime, timedelta, tzinfo
 from typing import Any, NamedTuple
 
+from ingest.formats.block_builder import SERIES
 from ingest.formats.line_escapes import tags_text
 from ingest.formats.mapped.paths import MISSING, Read, Spot, as_text
 from ingest.formats.mapped.source import Members, Source, holds
 from ingest.formats.post import EXACT_MAX, Post, too_many_of_post, too_much_shared
-from ingest.formats.series import SERIES
 from ingest.formats.timestamp import Fault, number_us, text_us
 from ingest.model.codes import NO_DEVICE, NOT_ALLOWED
 from ingest.model.reading import NAME_CHARACTERS_MAX, name_fault

@@ -47,9 +47,9 @@ from ingest.roles.supervisor.overview import Overview
 from ingest.roles.supervisor.servers import Servers
 from ingest.sinks.postgres.checked_connection import KnownServer
 from ingest.system import logs
-from ingest.system import process_setup as app_signals
 from ingest.system.clock import sleep_unless, unix_us
 from ingest.system.files import Lock
+from ingest.system.process_setup import handle_hangup
 from ingest.system.service_manager import Notifier
 from ingest.system.state_folder import ServiceInfo, StateFolder
 from ingest.system.waiting import together
@@ -145,7 +145,7 @@ class Supervisor:
 
     async def run(self) -> int:
         """Start, wait for a signal, stop; return the exit code."""
-        app_signals.handle_hangup(self._restart, self._process.stopping)
+        handle_hangup(self._restart, self._process.stopping)
         return await self._process.run(
             self._start, self._stop, self._close, in_words=self.overview.health.in_words
         )

@@ -1,4 +1,1 @@
-"""The archive: Parquet files of partitions that have left the table, checked bit by bit.
-
-The only folder that imports pyarrow, which is an optional extra.
-"""
+"""The archive: Parquet files of partitions that have left the table, checked bit by bit."""

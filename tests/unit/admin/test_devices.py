@@ -10,12 +10,11 @@ import pytest
 from ingest.admin.dashboard import devices as dashboard_devices
 from ingest.admin.dashboard.devices import Devices
 from ingest.formats import messagepack, senml
+from ingest.formats.block_builder import TOLD_AT_ONCE, SeriesCache
 from ingest.formats.json import body as json_body
-from ingest.formats.json import ndjson
 from ingest.formats.lines import body as lines_body
 from ingest.formats.lines.keys import Naming
 from ingest.formats.post import Post, Rules, finished
-from ingest.formats.series import TOLD_AT_ONCE, SeriesCache
 
 RULES = Rules(post_rows_max=100_000, ts_min_us=0, ts_ahead_us_max=10**12)
 NOW_US = 1_800_000_000_000_000
@@ -62,7 +61,7 @@ NOT_ALLOWED: list[tuple[Callable[[bytes, Post], object], str]] = [
     (json_body.begin, f"[{item('mine')},{item('other')}]"),
     (json_body.begin, '{"device_id":"other","values":{"m":1}}'),
     (json_body.begin, f'[{item("mine")},{{"device_id":"other","values":{{"m":1}}}}]'),
-    (ndjson.begin, f"{item('mine')}\n{item('other')}"),
+    (json_body.begin_lines, f"{item('mine')}\n{item('other')}"),
     (senml.begin, '[{"n":"other/m","v":1},{"n":"mine/m","v":1}]'),
     (_packed, f"[{item('mine')},{item('other')}]"),
     (_lines, "m,host=other v=1"),

@@ -50,9 +50,8 @@ def test_same_readings_give_the_same_block(facts: list[Reading], slice_bytes: in
         for whole_bytes in (1 << 20, -1):
             with (
                 patch("ingest.formats.json.body.WHOLE_BYTES", whole_bytes),
-                patch("ingest.formats.json.ndjson.WHOLE_BYTES", whole_bytes),
                 patch("ingest.formats.messagepack.WHOLE_BYTES", whole_bytes),
-                patch("ingest.formats.json.ndjson.SLICE_BYTES", slice_bytes),
+                patch("ingest.formats.json.body.SLICE_BYTES", slice_bytes),
                 patch("ingest.formats.messagepack.LARGE_BYTES", slice_bytes),
                 patch("ingest.formats.json_slices.SLICE_BYTES", slice_bytes),
             ):

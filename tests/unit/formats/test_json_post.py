@@ -8,9 +8,9 @@ import struct
 
 import pytest
 
-from ingest.formats import series
+from ingest.formats import block_builder
+from ingest.formats.block_builder import SERIES
 from ingest.formats.post import ERRORS_TOLD_MAX, Rules
-from ingest.formats.series import SERIES
 from ingest.model.codes import ITEM_CODES
 from ingest.model.reading import Reading
 from tests.support.posts import GOOD, GOOD_READING, NOW_US, RULES, array, decoded, item, readings_of
@@ -343,7 +343,7 @@ def test_known_fields_stay_strict_when_unknown_ones_are_ignored() -> None:
 
 def test_names_that_are_kept_stay_few(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that makes up names without end does not grow our memory."""
-    monkeypatch.setattr(series, "KEPT_BYTES_MAX", 500_000)
+    monkeypatch.setattr(block_builder, "KEPT_BYTES_MAX", 500_000)
     for start in range(0, 40_000, 1_000):
         names = [item(device_id=f"made-up-{start + i}", metric=f"m{start}") for i in range(1_000)]
         assert decoded(array(*names)).errors == []

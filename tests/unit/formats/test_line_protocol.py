@@ -7,6 +7,7 @@ from itertools import chain, product
 
 import pytest
 
+from ingest.formats.block_builder import SERIES
 from ingest.formats.lines import keys as lines_keys
 from ingest.formats.lines.body import (
     SLICE_BYTES,
@@ -19,7 +20,6 @@ from ingest.formats.lines.body import (
 from ingest.formats.lines.careful import LINE_BYTES_MAX
 from ingest.formats.lines.keys import KEPT_KEYS, NEW_BYTES, UNREADABLE, KeptKeys, Naming, read_key
 from ingest.formats.post import Points, Post, Rules, most_invalid
-from ingest.formats.series import SERIES
 from ingest.model.block import decode_rows
 from ingest.model.errors import Refused
 from ingest.model.reading import Reading

@@ -29,9 +29,10 @@ class Stopped(LoopShare):
         """How many are queued."""
         return len(self._begins)
 
-    def take(self, body_bytes: int) -> bool:
+    async def wait(self, body_bytes: int) -> None:
         """Nothing is left."""
-        return self._open
+        self._bytes_left = int(self._open)
+        await super().wait(body_bytes)
 
     def enqueue(
         self, body_bytes: int, begin: Callable[[], object], *, counted_bytes: int = 0

@@ -7,8 +7,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from ingest.config.settings import Settings
 from ingest.config.values import networks
-from ingest.http.connection import Proxies
-from ingest.http.request import Client, network_of
+from ingest.http.clients import Client, Proxies, network_of
 from tests.support.receiver import post, running_receiver
 
 PROXIES = Proxies(networks("10.0.0.0/8, ::1,127.0.0.1"))

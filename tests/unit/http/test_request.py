@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ingest.http.request import network_of
+from ingest.http.clients import network_of
 
 
 @pytest.mark.parametrize(

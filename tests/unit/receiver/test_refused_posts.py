@@ -7,7 +7,8 @@ from collections import Counter
 from types import SimpleNamespace
 from typing import cast
 
-from ingest.http.request import Client, Request, network_of
+from ingest.http.clients import Client, network_of
+from ingest.http.request import Request
 from ingest.model.errors import Refused
 from ingest.model.ledger import Ledger
 from ingest.receiver.senders import (

@@ -9,8 +9,9 @@ from typing import cast
 import pytest
 
 from ingest.access.tokens import ANYBODY, Tokens
+from ingest.http.clients import Client
 from ingest.http.connection import Connection
-from ingest.http.request import Client, Request
+from ingest.http.request import Request
 from ingest.model.causes import Trouble
 from ingest.model.errors import Refused
 from ingest.model.ledger import OTHER_SENDERS, SENDERS_MAX, Ledger
