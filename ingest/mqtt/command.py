@@ -8,8 +8,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 
 from ingest.app.annexes import needs
-from ingest.cli.context import forward_name
-from ingest.cli.parser import Command, flag, option_flags, options_of, say
+from ingest.cli.parser import Command, flag, forward_name, option_flags, options_of, say
 from ingest.cli.serve import on_uvloop
 from ingest.config.loading import Loaded
 from ingest.config.origins import read_secret

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from ingest.app.storage import make_target, timeouts
+from ingest.app.database import make_target, timeouts
 from ingest.cli.context import owners_database
 from ingest.cli.parser import JSON, Command, Ending, flag
 from ingest.config.loading import Loaded
