@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from ingest.dead_letters.auto_replay import ReplaySource
-from ingest.dead_letters.format import DEFAULT_RULES, encode_line, key_of, letter_id
+from ingest.dead_letters.format import encode_line, key_of
+from ingest.dead_letters.identity import DEFAULT_RULES, letter_id
 from ingest.dead_letters.store import LetterStore
 from ingest.formats.post import Rules
 from ingest.model.causes import MAKE_SPACE, Cause, Trouble, trouble_of

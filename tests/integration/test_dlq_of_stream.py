@@ -13,7 +13,8 @@ import pytest
 
 from ingest.admin.dashboard.letters import Letters
 from ingest.dead_letters.folder.segments import live_letters
-from ingest.dead_letters.format import DEFAULT_RULES, key_of
+from ingest.dead_letters.format import key_of
+from ingest.dead_letters.identity import DEFAULT_RULES
 from ingest.dead_letters.queue import DeadLetterQueue, NewLetter
 from ingest.dead_letters.store import Selection
 from ingest.model.errors import Refused

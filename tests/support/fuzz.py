@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 from ingest.buffers.frames import FrameReader, encode_head
 from ingest.buffers.journal.segments import Done, encode_done, header_fault
-from ingest.dead_letters.format import BadLine, decode_line, encode_line, letter_id
+from ingest.dead_letters.format import BadLine, decode_line, encode_line
+from ingest.dead_letters.identity import letter_id
 from ingest.http.bodies import GZIP, inflated
 from ingest.model.block import Block
 from ingest.model.errors import Refused

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from ingest.dead_letters.folder.backend import FolderBackend
 from ingest.dead_letters.folder.segments import live_letters
-from ingest.dead_letters.format import DEFAULT_RULES
+from ingest.dead_letters.identity import DEFAULT_RULES
 from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.dead_letters.store import LiveLetter
 from ingest.formats.post import Rules

@@ -24,7 +24,8 @@ from ingest.dead_letters.folder.segments import (
     new_segment,
     segments,
 )
-from ingest.dead_letters.format import encode_line, letter_id
+from ingest.dead_letters.format import encode_line
+from ingest.dead_letters.identity import letter_id
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull, ShareUsed, StartError
 from ingest.model.ledger import DeadLetterStats
 from ingest.model.reading import DRAINED, EXHAUSTED, REFUSED, Letter, Reading

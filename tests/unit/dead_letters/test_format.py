@@ -16,12 +16,12 @@ from ingest.dead_letters.format import (
     Line,
     decode_line,
     encode_line,
-    letter_id,
     line_of,
     parse,
     seal,
     unseal,
 )
+from ingest.dead_letters.identity import letter_id
 from ingest.model.reading import JSON, LINE, REASONS, Letter, Reading
 from tests.support.letters import START_US, invalid
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ingest.dead_letters.folder.segments import live_letters, segments
-from ingest.dead_letters.format import DEFAULT_RULES
+from ingest.dead_letters.identity import DEFAULT_RULES
 from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.dead_letters.store import Tally
 from ingest.model.errors import DeadLettersBroken

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from ingest.dead_letters.folder.segments import live_letters, mark_done
-from ingest.dead_letters.format import encode_line, letter_id
+from ingest.dead_letters.format import encode_line
+from ingest.dead_letters.identity import letter_id
 from ingest.dead_letters.store import LiveLetter
 from ingest.model.reading import Letter, Reading
 from loadgen.proof import letter_sources

@@ -14,7 +14,8 @@ import pytest
 
 from ingest.app.post_rules import make_rules
 from ingest.config.settings import Settings
-from ingest.dead_letters.format import decode_line, encode_line, letter_id, parse
+from ingest.dead_letters.format import decode_line, encode_line, parse
+from ingest.dead_letters.identity import letter_id
 from ingest.dead_letters.manual_replay import ManualReplay, item_of_fields
 from ingest.model.errors import ConfigError, JournalBroken
 from ingest.model.reading import INVALID, MAPPED, Letter
