@@ -224,7 +224,8 @@ def server(open_tmp: Path) -> Iterator[Server]:
     embedded = EmbeddedPostgres(open_tmp / "postgres", settings=SERVER_SETTINGS)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(give_data(open_tmp))
-        url = runner.run(embedded.start())
+        runner.run(embedded.start())
+        url = embedded.url
         try:
             yield Server(url, runner)
         finally:

@@ -148,9 +148,9 @@ async def database(settings: Settings, *, may_make: bool = False) -> AsyncIterat
             "To use another one, set --state-dir or INGEST_DATABASE_URL"
         )
     server = EmbeddedPostgres(StateFolder.open(path).postgres)
-    url = await server.start()
+    await server.start()
     try:
-        yield url
+        yield server.url
     finally:
         await server.stop()
 

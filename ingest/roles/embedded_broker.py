@@ -189,13 +189,6 @@ class EmbeddedBroker(Server):
         """Where the server is. Ask before each connect: the port can change at a restart."""
         return Published(os.getpid(), self._endpoints)
 
-    async def start(self) -> None:
-        """Start the server, and wait until it can be used. Raises StartError.
-
-        If it is cancelled, no server goes on running.
-        """
-        await self.start_server()
-
     async def begin(self) -> None:
         """Lock the folder, and launch the server; see Server."""
         make_folder(self.folder)

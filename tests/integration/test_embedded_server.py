@@ -18,7 +18,8 @@ from tests.support.embedded import SMALL, answers_again, ask, gone, running, sta
 async def test_start_defaults_are_durable_and_private(open_tmp_path: Path) -> None:
     """By default the server fsyncs, checks its pages, and does not listen on the network."""
     server = EmbeddedPostgres(open_tmp_path)
-    url = await server.start()
+    await server.start()
+    url = server.url
     try:
         for name, expected in {
             "fsync": "on",

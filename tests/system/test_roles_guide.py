@@ -95,7 +95,8 @@ class Machines(Recipe):
 async def machines(folder: Path) -> AsyncIterator[tuple[Machines, str]]:
     """Give the files of three servers, which are not started, and the URL of a table."""
     server = EmbeddedPostgres(folder / "postgres")
-    url = await server.start()
+    await server.start()
+    url = server.url
     async with AsyncExitStack() as ending:
         ending.push_async_callback(server.stop)
         place = Machines(folder, url, ending)
