@@ -11,7 +11,7 @@ import asyncpg
 import uvloop
 
 from benchmarks.processes import scratch
-from ingest.embedded.server import EmbeddedPostgres
+from ingest.embedded.postgres import EmbeddedPostgres
 from ingest.sinks.postgres.schema import TABLE, apply
 
 COUNT = f"select count(*) from {TABLE}"

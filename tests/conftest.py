@@ -21,7 +21,7 @@ import structlog
 import uvloop
 from hypothesis import settings
 
-from ingest.embedded.server import EmbeddedPostgres
+from ingest.embedded.postgres import EmbeddedPostgres
 from ingest.http import connection
 from ingest.roles.embedded_broker import EmbeddedBroker, find_program
 from ingest.roles.nats import streams

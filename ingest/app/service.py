@@ -40,7 +40,7 @@ from ingest.app.storage import keep_rest, make_buffer, make_target, open_buffer
 from ingest.app.writing import HANDLERS_GRACE_S, WritingHalf
 from ingest.config.database_url import RereadUrl
 from ingest.config.settings import Settings, split_address
-from ingest.embedded.server import EmbeddedPostgres
+from ingest.embedded.postgres import EmbeddedPostgres
 from ingest.http import tls
 from ingest.model.errors import StartError
 from ingest.model.ledger import Ledger

@@ -135,7 +135,7 @@ async def database(settings: Settings, *, may_make: bool = False) -> AsyncIterat
     if url := known_url(settings):
         yield url
         return
-    from ingest.embedded.server import EmbeddedPostgres  # noqa: PLC0415
+    from ingest.embedded.postgres import EmbeddedPostgres  # noqa: PLC0415
     from ingest.system import logs  # noqa: PLC0415
     from ingest.system.state_folder import StateFolder, existing  # noqa: PLC0415
 

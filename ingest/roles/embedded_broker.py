@@ -35,7 +35,7 @@ from typing import NamedTuple
 import msgspec
 
 from ingest.embedded.programs import DatabaseUser, clean_environment, command
-from ingest.embedded.running import Launched, Server, ServerWords, tail_of
+from ingest.embedded.server_process import Launched, Server, ServerWords, tail_of
 from ingest.model.errors import StartError
 from ingest.roles.nats.envelope import Address
 from ingest.roles.nats.logins import ROLES, Permissions, inboxes_of

@@ -19,7 +19,7 @@ import structlog
 from ingest.app.writing import make_sink
 from ingest.cli.doctor.checks import database_checks
 from ingest.config.settings import Settings
-from ingest.embedded.server import EmbeddedPostgres
+from ingest.embedded.postgres import EmbeddedPostgres
 from ingest.model.causes import NOT_DURABLE, Verdict, WriteFailed
 from ingest.sinks.postgres import checked_connection, durability, schema
 from ingest.sinks.postgres.durability import examine

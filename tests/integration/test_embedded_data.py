@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from ingest.embedded import data as postgres_data
-from ingest.embedded import server as server_postgres
+from ingest.embedded import postgres as server_postgres
 from ingest.embedded.data import make_socket_folder
+from ingest.embedded.postgres import EmbeddedPostgres
 from ingest.embedded.programs import DatabaseUser
-from ingest.embedded.server import EmbeddedPostgres
 from ingest.model.errors import StartError
 from tests.support.embedded import SMALL, answers_again, ask, gone, running, start_parent
 from tests.support.receiver import until

@@ -10,8 +10,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest.embedded import running as running_server
-from ingest.embedded.server import EmbeddedPostgres
+from ingest.embedded import server_process as running_server
+from ingest.embedded.postgres import EmbeddedPostgres
 from tests.support.embedded import SMALL, answers_again, ask, gone, running, start_parent
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import asyncpg
 
-from ingest.embedded.server import EmbeddedPostgres
+from ingest.embedded.postgres import EmbeddedPostgres
 from tests.support.asking import first_answer
 from tests.system.service import is_alive
 
@@ -21,7 +21,7 @@ SMALL = {"shared_buffers": "8MB", "fsync": "off"}
 PARENT = """
 import asyncio, sys
 from pathlib import Path
-from ingest.embedded.server import EmbeddedPostgres
+from ingest.embedded.postgres import EmbeddedPostgres
 async def main():
     server = EmbeddedPostgres(Path(sys.argv[1]), settings={"shared_buffers": "8MB", "fsync": "off"})
     await server.start()

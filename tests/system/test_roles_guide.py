@@ -18,7 +18,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest.embedded.server import EmbeddedPostgres
+from ingest.embedded.postgres import EmbeddedPostgres
 from ingest.roles.embedded_broker import find_program
 from tests.support.deployment import DEPLOY, program
 from tests.support.documents import DOCUMENTS

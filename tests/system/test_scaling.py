@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.embedded.server import EmbeddedPostgres
+from ingest.embedded.postgres import EmbeddedPostgres
 from ingest.roles.embedded_broker import find_program
 from tests.support.documents import DOCUMENTS
 from tests.support.tcp_ports import free_port

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from ingest.config.settings import Settings
-from ingest.embedded.server import EmbeddedPostgres
+from ingest.embedded.postgres import EmbeddedPostgres
 from ingest.model.errors import BrokerAway, BrokerRefused, IngestError, StartError
 from ingest.roles.embedded_broker import EmbeddedBroker
 from ingest.roles.nats import streams as manage

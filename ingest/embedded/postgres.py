@@ -38,7 +38,7 @@ from ingest.embedded.data import (
     write_access_rules,
 )
 from ingest.embedded.programs import clean_environment, command
-from ingest.embedded.running import (
+from ingest.embedded.server_process import (
     START_S_MAX,
     Launched,
     Server,
