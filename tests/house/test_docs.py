@@ -81,7 +81,7 @@ def test_documents_name_every_word_of_the_command_line() -> None:
     """The documents name each command."""
     missing = [word for word in COMMANDS if f"ingest {word}" not in DOCUMENTS["docs/settings.md"]]
     assert not missing, f"docs/settings.md shows no `ingest {missing[0]}`"
-    assert all(COMMANDS.values())
+    assert all(each.purpose for each in COMMANDS.values())
 
 
 def test_example_of_the_environment_is_what_the_code_prints() -> None:
@@ -115,6 +115,19 @@ def test_metrics_of_the_contract_are_in_the_table() -> None:
     )
     histograms = "http_request_duration_seconds flush_rows commit_latency_seconds event_lag_seconds"
     assert rows.keys() >= {f"ingest_{each}" for each in f"{gauges} {histograms}".split()}
+
+
+def test_files_that_code_and_glossary_name_exist() -> None:
+    """A docstring sends its reader to other files, by the end of their path."""
+    ours = list((REPOSITORY / "ingest").rglob("*.py"))
+    there = [str(path) for path in (*ours, *(REPOSITORY / "tests").rglob("*.py"))]
+    missing = [
+        f"{path}: {name}"
+        for path in (*ours, REPOSITORY / "docs" / "glossary.md")
+        for name in re.findall(r"(?<![\w.*/{}-])(?:\w+/)*\w+\.py\b", path.read_text())
+        if not any(each.endswith(f"/{name}") for each in there)
+    ]
+    assert not missing, "\n".join(missing)
 
 
 MARKDOWN = sorted(

@@ -13,7 +13,7 @@ import structlog
 from ingest.access import token_lines as entries_module
 from ingest.access import tokens as tokens_module
 from ingest.admin.guard import Guard
-from ingest.app.lists import own_metrics
+from ingest.app.metrics_and_causes import own_metrics
 from tests.support.receiver import GOOD, Receiver, post, running_receiver
 from tests.support.tokens import OTHER, SECRET, in_force, line
 
