@@ -267,14 +267,3 @@ def not_json(fault: ValueError | RecursionError) -> Refused:
     if isinstance(fault, RecursionError) or str(fault) == _TOO_DEEP:
         return Refused("not_json", _TOO_DEEP)
     return Refused("not_json", f"the body is not valid JSON: {fault}")
-
-
-def originals_of(text: bytes) -> list[bytes]:
-    """Return the bytes of each item of an array, or of one item. Raises Refused (`not_json`)."""
-    stripped = text.strip(SPACE)
-    if stripped[:1] != b"[":
-        return [stripped]
-    try:
-        return [bytes(raw) for raw in RAWS.decode(text)]
-    except RecursionError as fault:
-        raise not_json(fault) from None

@@ -20,8 +20,9 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ingest.formats.block_builder import ItemReader, ItemReadings, require_possible
+from ingest.formats.json.body import originals_of
 from ingest.formats.json.careful import PAIRS, Pairs, value_of
-from ingest.formats.json_slices import SPACE, not_json, originals_of, parsed, slices
+from ingest.formats.json_slices import SPACE, not_json, parsed, slices
 from ingest.formats.line_escapes import tags_text
 from ingest.formats.post import Decoded, ItemError, Post, Steps, finished
 from ingest.formats.timestamp import sum_us
