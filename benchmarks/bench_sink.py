@@ -20,7 +20,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.database import Database, count_rows, fresh_table
 from benchmarks.rounds import run_rounds
-from ingest.app.writing import make_sink
+from ingest.app.database import make_sink
 from ingest.config.settings import Settings
 from ingest.model.block import HEADER, TRAILER, encode_reading
 from ingest.model.reading import Reading

@@ -1,11 +1,9 @@
 """The text of /metrics: of one process, or of several with the label `instance`.
 
 Each part lists its metrics itself, see model/ledger.py. Here they become the format of Prometheus,
-beside what Python and the operating system say of a process.
-
-The metrics of the ledger, and of the buffer, dead letters, journal and state that it names.
-
-The path counts in plain integers. They are read at each scrape.
+beside what Python and the operating system say of a process. Here is also the list of the ledger's
+own metrics, and of the buffer, dead letters, journal and state that it names. The path counts in
+plain integers, which are read at each scrape.
 """
 
 from __future__ import annotations
@@ -14,13 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from os import getpid
 from typing import Any, NamedTuple
 
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-)
-from prometheus_client.core import Metric as Family
+from prometheus_client import CollectorRegistry, core, generate_latest
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
@@ -86,15 +78,15 @@ class Exposition(Collector):
         """Return all metrics in Prometheus' text format."""
         return generate_latest(self)
 
-    def collect(self) -> list[Family]:
+    def collect(self) -> list[core.Metric]:
         """Return all metrics."""
-        families: dict[str, Family] = {}
+        families: dict[str, core.Metric] = {}
         for each in self._shown():
             of_first = () if families else self._runtime.collect()
             is_first = not families
             for family in (*self._of_process(each, is_first=is_first), *of_first):
                 joint = families.setdefault(
-                    family.name, Family(family.name, family.documentation, family.type)
+                    family.name, core.Metric(family.name, family.documentation, family.type)
                 )
                 own = {INSTANCE: each.name} if each.name else {}
                 joint.samples += [
@@ -102,7 +94,7 @@ class Exposition(Collector):
                 ]
         return list(families.values())
 
-    def _of_process(self, shown: Shown, *, is_first: bool) -> Iterator[Family]:
+    def _of_process(self, shown: Shown, *, is_first: bool) -> Iterator[core.Metric]:
         for metric, value in read(OF_SHOWN, shown):
             yield _family(metric, value)
         for metric, value in shown.values:
@@ -125,15 +117,15 @@ def of_one(version: str, values: Callable[[], Values], **label: str) -> Expositi
     return Exposition(lambda: [Shown("", version, values(), getpid(), own)])
 
 
-def _family(metric: Metric[Any], value: Any, label: tuple[str, str] | None = None) -> Family:
+def _family(metric: Metric[Any], value: Any, label: tuple[str, str] | None = None) -> core.Metric:
     first = (label,) if label else ()
     names = [*(name for name, _ in first), *metric.labels]
     children = value if isinstance(value, Mapping) else {(): value}
     name = f"ingest_{metric.name}"
     family: Any = {
-        "counter": CounterMetricFamily,
-        "gauge": GaugeMetricFamily,
-        "histogram": HistogramMetricFamily,
+        "counter": core.CounterMetricFamily,
+        "gauge": core.GaugeMetricFamily,
+        "histogram": core.HistogramMetricFamily,
     }[metric.kind](name, metric.meaning, labels=names)
     for key, each in sorted(children.items()):
         keys = key if isinstance(key, tuple) else (key,)

@@ -15,10 +15,9 @@ from ingest.admin.exposition import Exposition
 from ingest.admin.guard import Guard
 from ingest.admin.port import Actions, Admin
 from ingest.app.annexes import annexes
-from ingest.app.lists import own_metrics
-from ingest.app.rules import make_rules
-from ingest.app.storage import housekeeping_url, late_partitions
-from ingest.app.writing import make_sink
+from ingest.app.database import housekeeping_url, late_partitions, make_sink
+from ingest.app.metrics_and_causes import own_metrics
+from ingest.app.post_rules import make_rules
 from ingest.config.settings import Settings, hold_probe_s, split_address
 from ingest.config.values import MIB
 from ingest.dead_letters.queue import DeadLetterQueue

@@ -53,42 +53,45 @@ class Annex(NamedTuple):
     rolled_curve: Callable[[], RolledCurve] | None = None
 
 
-class AnnexCommand(NamedTuple):
-    """A command of an annex. `extra` is what to install for it, as in iot-ingest[EXTRA]."""
+class CommandModule(NamedTuple):
+    """Where a command is: the module has it as COMMAND, or several by their names as COMMANDS.
+
+    `extra` is what to install for a command of an annex, as in iot-ingest[EXTRA].
+    """
 
     purpose: str
     module: str
-    extra: str
+    extra: str = ""
 
 
-COMMANDS: dict[str, AnnexCommand] = {
-    "up": AnnexCommand(
+COMMANDS: dict[str, CommandModule] = {
+    "up": CommandModule(
         "run the same as several processes, with a broker between them",
         "ingest.roles.commands.services",
         "roles",
     ),
-    "gateway": AnnexCommand(
+    "gateway": CommandModule(
         "take posts, and publish them to the stream of a broker",
         "ingest.roles.commands.services",
         "roles",
     ),
-    "writer": AnnexCommand(
+    "writer": CommandModule(
         "take messages of the stream of a broker, and write them to PostgreSQL",
         "ingest.roles.commands.services",
         "roles",
     ),
-    "stream": AnnexCommand(
+    "stream": CommandModule(
         "make the stream of the broker, check it, or show its state",
         "ingest.roles.commands.stream",
         "roles",
     ),
-    "forward": AnnexCommand(
+    "forward": CommandModule(
         "post the readings of the stream to a webhook", "ingest.roles.commands.forward", "roles"
     ),
-    "mqtt": AnnexCommand(
+    "mqtt": CommandModule(
         "post the messages of an MQTT broker to the service", "ingest.mqtt.command", "mqtt"
     ),
-    "archive": AnnexCommand(
+    "archive": CommandModule(
         "list, verify, restore and release old readings that are in Parquet files",
         "ingest.years.archive.command",
         "archive",

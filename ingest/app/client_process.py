@@ -18,8 +18,8 @@ import orjson
 from ingest import __version__
 from ingest.admin.exposition import of_one
 from ingest.admin.port import Admin
+from ingest.app.post_rules import folder_letters
 from ingest.app.process import Process
-from ingest.app.rules import folder_letters
 from ingest.config.named_files import state_dir
 from ingest.config.settings import Settings, split_address
 from ingest.http_client.client import HttpClient

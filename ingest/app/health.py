@@ -1,22 +1,12 @@
-"""Whether this instance can take readings now: /readyz, and the receiver's admission.
+"""Whether this process can take readings now: /readyz, and the receiver's admission.
 
 Promises: one state at a time, and one cause: why posts are refused or readings not stored, since
 when, and what to do. While the database is away, posts are accepted as long as the buffer has
-space.
+space. With the journal and a configured database, posts are taken right after a start if this
+state folder has seen a good check of this database. If it has not, they are taken as soon as it is
+clear that the database is away. A refusal, such as a wrong password, says that a setting is wrong:
+then posts have to wait.
 Does not: find out itself what is wrong. Each part says it.
-
-What was refused lately: counts of the last minute for /readyz, and a log line a minute a cause.
-
-It compares the ledger's counters second by second, so a refused post costs nothing here, however
-many there are.
-Does not: log who sent what. receiver/senders.py keeps that, for those who may see it.
-
-When posts are taken after a start: whether the table must have been checked before.
-
-With the journal and a configured database, posts are taken at once if this state folder has seen a
-good check of this database. If it has not, they are taken as soon as it is clear that the database
-is away. A refusal, such as a wrong password, says that a setting is wrong: then posts have to wait.
-Does not: check anything itself.
 """
 
 from __future__ import annotations
@@ -29,9 +19,8 @@ from typing import Any
 
 import orjson
 
-from ingest.app import space as filling
-from ingest.app.lists import cause_of, may_be_url, next_step, rank_of
-from ingest.app.space import WRITES_FAIL, BufferSpace, DiskSpace, Fill, load_words
+from ingest.app import space
+from ingest.app.metrics_and_causes import cause_of, may_be_url, next_step, rank_of
 from ingest.dead_letters import queue
 from ingest.model.causes import UNREACHABLE, Trouble
 from ingest.model.codes import PROBLEMS
@@ -45,79 +34,7 @@ from ingest.system.state_folder import StateFolder
 
 LATELY_S = 60.0
 SAMPLE_S = 5.0
-LOG_S = 60.0  # between two lines of one cause
-
-_log = get_logger("receiver")
-
-
-class Lately:
-    """The growth of some counters, by label, over the last minute."""
-
-    def __init__(self, counts: Mapping[str, int]) -> None:
-        self._counts = counts
-        self._before: deque[tuple[float, dict[str, int]]] = deque([(monotonic_s(), dict(counts))])
-
-    def tick(self, now_s: float) -> None:
-        """Remember the counters, at most once in SAMPLE_S."""
-        if now_s - self._before[-1][0] >= SAMPLE_S:
-            self._before.append((now_s, dict(self._counts)))
-        while len(self._before) > 1 and now_s - self._before[1][0] >= LATELY_S:
-            self._before.popleft()
-
-    def grown(self) -> dict[str, int]:
-        """Return by how much each label has grown; labels that have not are left out."""
-        return _growth(self._counts, self._before[0][1])
-
-
-class Refusals:
-    """Posts refused and connections closed. `tick` once a second."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._counts: dict[str, Mapping[str, int]] = {
-            "posts_refused": ledger.posts_refused,
-            "connections_closed": ledger.connections_closed,
-        }
-        self.posts = Lately(ledger.posts_refused)
-        self.connections = Lately(ledger.connections_closed)
-        self._logged: dict[str, dict[str, int]] = {event: {} for event in self._counts}
-        self._logged_s: dict[tuple[str, str], float] = {}
-
-    def tick(self) -> None:
-        """Take the counts of the last minute; log the causes that are due."""
-        now_s = monotonic_s()
-        self.posts.tick(now_s)
-        self.connections.tick(now_s)
-        for event, counts in self._counts.items():
-            for cause, count in _growth(counts, self._logged[event]).items():
-                if now_s - self._logged_s.get((event, cause), float("-inf")) >= LOG_S:
-                    self._logged_s[event, cause] = now_s
-                    self._logged[event][cause] = counts[cause]
-                    _tell(event, cause, count)
-
-
-def _tell(event: str, cause: str, count: int) -> None:
-    """Log it. What the client must correct is only information; the rest is a warning.
-
-    So is a wrong token: many clients drop their readings then, and nobody hears of it. And
-    `not_kept`: its lines are lost, though the post got a 2xx.
-    """
-    status = PROBLEMS[cause].status if cause in PROBLEMS else 0
-    if event == "connections_closed":
-        _log.warning("connections_closed", cause=cause, count=count)
-    elif status >= 500 or cause in ("unauthorized", "not_kept"):
-        _log.warning("posts_refused", code=cause, status=status, count=count)
-    else:
-        _log.info("posts_refused", code=cause, status=status, count=count)
-
-
-def _growth(now: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
-    return {
-        label: count - before.get(label, 0)
-        for label, count in now.items()
-        if count > before.get(label, 0)
-    }
-
-
+LOG_S = 60.0  # between two lines that say the same
 TICK_S = 1.0
 REFUSING = frozenset({"starting", "draining", "disk_low"})
 UNREADY = REFUSING | {"full", "broker_away"}
@@ -125,6 +42,8 @@ WORST_FIRST = (*("draining", "starting", "disk_low", "broker_away", "full", "on_
 DRAINING = Trouble("draining", cause_of("draining").words, state="draining")
 UNCHECKED = "no connection to the database since the start; the journal keeps the readings"
 UNTAKEN = "posts are not taken until the table has been checked"
+
+_log = get_logger("receiver")
 
 
 class Judged(ABC):
@@ -215,18 +134,18 @@ class Health(Judged):
         buffer: Callable[[], BufferStats],
         database_state: Database,
         url_fault: Callable[[], str] = str,
-        disk: DiskSpace | None,
+        disk: space.DiskSpace | None,
         untaken: str = UNTAKEN,
         dead_letters: Callable[[], DeadLetterStats] = DeadLetterStats,
         parts: Sequence[Callable[[], Trouble]] = (),
         refused: Callable[[], str | None] = lambda: None,
-        refusals: Refusals,
-        fill: Fill,
+        ledger: Ledger,
+        fill: space.Fill,
         advice: Mapping[str, str],
     ) -> None:
         super().__init__(advice, Trouble(state="starting"))
         self._buffer = buffer
-        self._space = BufferSpace()
+        self._space = space.BufferSpace()
         self._database_state = database_state
         self._url_fault = url_fault
         self._disk = disk
@@ -237,7 +156,8 @@ class Health(Judged):
             lambda: queue.trouble(dead_letters()),
         )
         self._refused = refused
-        self._refusals = refusals
+        self._posts_refused = Lately("posts_refused", ledger.posts_refused)
+        self._connections_closed = Lately("connections_closed", ledger.connections_closed)
         self.fill = fill
         self.starting = True  # the table has not been checked yet
         self._unchecked = False  # posts are accepted, but the table has not been checked yet
@@ -258,7 +178,7 @@ class Health(Judged):
             hold_reason=lambda: database.hold_reason,
             journal=journal,
             state=self.state,
-            figures=figures_of((filling.METRICS, lambda: self.fill), *parts),
+            figures=figures_of((space.METRICS, lambda: self.fill), *parts),
         )
 
     def started(self) -> None:
@@ -294,14 +214,15 @@ class Health(Judged):
         self.look()
         free_bytes = None if self._disk is None else self._disk.free_bytes
         self.fill.tick(stats, self._dead_letters(), free_bytes)
-        self._refusals.tick()
+        self._posts_refused.tick()
+        self._connections_closed.tick()
 
     def figures(self) -> dict[str, Any]:
         """Return when what is full, and what was refused lately."""
         return {
             "full_in_s": self.fill.full_in_s(),
-            "refused_60s": self._refusals.posts.grown(),
-            "closed_60s": self._refusals.connections.grown(),
+            "refused_60s": self._posts_refused.grown(),
+            "closed_60s": self._connections_closed.grown(),
         }
 
     def look(self) -> Trouble:
@@ -326,7 +247,7 @@ class Health(Judged):
         if state == "starting":
             words = [self._untaken, self._of_database().words]
         elif state in {"full", "slowed"}:  # with the figures of the state
-            words = [load_words(stats), self._of_database().words]
+            words = [space.load_words(stats), self._of_database().words]
         else:
             words = [told.words]
         return told._replace(words="; ".join(filter(None, words)), state=state)
@@ -355,7 +276,7 @@ class Health(Judged):
         is_held = self._database_state.hold_reason is not None
         cause = self._database_state.cause or (UNREACHABLE if self._unchecked else "")
         if not cause:
-            if self._other.cause != WRITES_FAIL:
+            if self._other.cause != space.WRITES_FAIL:
                 return Trouble()
             return self._other._replace(words=f"{self._other.words}; readings are kept")
         words = cause_of(cause).words
@@ -371,7 +292,58 @@ class Health(Judged):
         )
 
 
-WARNING_S = 60.0
+class Lately:
+    """How much some counters, by label, have grown in the last minute; a log line a minute a label.
+
+    It compares them second by second, so a refused post costs nothing here, however many there are.
+    Does not: log who sent what. receiver/senders.py keeps that, for those who may see it.
+    """
+
+    def __init__(self, event: str, counts: Mapping[str, int]) -> None:
+        self._event = event
+        self._counts = counts
+        self._before: deque[tuple[float, dict[str, int]]] = deque([(monotonic_s(), dict(counts))])
+        self._logged: dict[str, int] = {}
+        self._occasionally = Occasionally(LOG_S)
+
+    def tick(self) -> None:
+        """Log what is due; remember the counters, at most once in SAMPLE_S."""
+        now_s = monotonic_s()
+        if now_s - self._before[-1][0] >= SAMPLE_S:
+            self._before.append((now_s, dict(self._counts)))
+        while len(self._before) > 1 and now_s - self._before[1][0] >= LATELY_S:
+            self._before.popleft()
+        for label, count in _growth(self._counts, self._logged).items():
+            if self._occasionally.due(label) is not None:
+                self._logged[label] = self._counts[label]
+                _log_growth(self._event, label, count)
+
+    def grown(self) -> dict[str, int]:
+        """Return by how much each label has grown; labels that have not are left out."""
+        return _growth(self._counts, self._before[0][1])
+
+
+def _log_growth(event: str, cause: str, count: int) -> None:
+    """Log it. What the client must correct is only information; the rest is a warning.
+
+    So is a wrong token: many clients drop their readings then, and nobody hears of it. And
+    `not_kept`: its lines are lost, though the post got a 2xx.
+    """
+    status = PROBLEMS[cause].status if cause in PROBLEMS else 0
+    if event == "connections_closed":
+        _log.warning("connections_closed", cause=cause, count=count)
+    elif status >= 500 or cause in ("unauthorized", "not_kept"):
+        _log.warning("posts_refused", code=cause, status=status, count=count)
+    else:
+        _log.info("posts_refused", code=cause, status=status, count=count)
+
+
+def _growth(now: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
+    return {
+        label: count - before.get(label, 0)
+        for label, count in now.items()
+        if count > before.get(label, 0)
+    }
 
 
 class FirstContact:
@@ -386,7 +358,7 @@ class FirstContact:
         self._target = target
         self._known = False
         self._remembered = ""
-        self._occasionally = Occasionally(WARNING_S)
+        self._occasionally = Occasionally(LOG_S)
         self._log = get_logger("service")
 
     def _name(self, url: str) -> str:

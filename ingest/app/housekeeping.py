@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from ingest.app.storage import (
+from ingest.app.database import (
     housekeeping_jobs,
     housekeeping_url,
     late_partitions,
@@ -26,7 +26,6 @@ from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.sinks.postgres.housekeeping import runs
 from ingest.sinks.postgres.housekeeping.partitions import Growth, growth
 from ingest.sinks.postgres.housekeeping.plan import Did, Step
-from ingest.sinks.postgres.housekeeping.runs import Report
 from ingest.sinks.postgres.housekeeping.table_state import HYPERTABLE, PARTITIONED, View
 from ingest.system.clock import sleep_unless, unix_us
 from ingest.system.logs import Occasionally, get_logger
@@ -118,7 +117,6 @@ class Housekeeping:
         self.oldest_us: int | None = None  # when the oldest reading was measured
         self._growth: Growth | None = None
         self._occasionally = Occasionally(WARNING_S)
-        self._has_more = False  # the last run has ended early: see Report
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Run until `stopping` is set. A run that is under way has STOP_S_MAX to end by itself."""
@@ -128,19 +126,19 @@ class Housekeeping:
         while not await sleep_unless(stopping, pause_s):
             pause_s = PAUSE_S
             # What a stop cuts off goes on in the next run, as after a kill.
-            if await unless(stopping, self._once(stopping), grace_s=STOP_S_MAX):
+            report = await unless(stopping, self._once(stopping), grace_s=STOP_S_MAX)
+            if report is not None:
                 failures = 0
-                if self._has_more:
+                if report.has_more:  # the run has ended early
                     pause_s = 0.0
             else:
                 failed_s = FAILED_PAUSES_S[min(failures, len(FAILED_PAUSES_S) - 1)]
                 pause_s = min(pause_s, failed_s)
                 failures += 1
 
-    async def _once(self, stopping: asyncio.Event) -> bool:
-        """Run once; return False if another try may help soon."""
+    async def _once(self, stopping: asyncio.Event) -> runs.Report | None:
+        """Run once; return None if another try may help soon."""
         settings = self._settings
-        self._has_more = False
         where = (self._url(), timeouts(settings), settings.partition_span, self._jobs)
         target = make_target(settings)
         try:
@@ -156,15 +154,14 @@ class Housekeeping:
             self._failed = [why]
             if self._occasionally.due(why) is not None:
                 log.warning("housekeeping_failed", why=why, exc_info=not known)
-            return False
+            return None
         self._look_at(report)
         needs = report.schema.needs
         if needs and self._occasionally.due(needs) is not None:
             log.warning("schema_version_differs", why=needs)
         for each in report.did:
             self._tell(each)
-        self._has_more = report.has_more
-        return True
+        return report
 
     def _tell(self, did: Did) -> None:
         """Log what became of a step; of those that say the same, one an hour."""
@@ -178,7 +175,7 @@ class Housekeeping:
         else:
             log.warning("housekeeping_step_left", step=step, partition=partition, why=why)
 
-    def _look_at(self, report: Report) -> None:
+    def _look_at(self, report: runs.Report) -> None:
         """Keep what others ask for; with thousands of partitions it is not counted each time."""
         view = self._view = report.view
         self.late.seen(view)

@@ -1,22 +1,14 @@
-"""A process: its signals and tasks, its start and its stop, its last line and its exit code.
+"""A process: its signals and tasks, its start and its stop, its first and last lines.
 
 The first signal sets `stopping`: the drain begins. The next one sets `halted`, as does the end of
 the drain: what is left stays as it is.
 Promises: what was started is closed, whatever happens. No task ends unseen: an unexpected error in
 one stops the process in order. The last line says what became of all readings.
 
-How `serve` and `up` begin: log, limits, and the state folder, which is theirs alone.
-
-What the other kind of service has left in a state folder: `serve` in files, `up` in its broker.
-
-Neither of them reads what the other one keeps. So it does not start while something waits there.
-`serve` need not start the broker to see that: who has run the embedded broker notes at its end what
-is left. Without a note, as after a kill, something may be left.
-Does not: move readings or dead letters. The old kind, run once more, writes them to the table.
-
-The text that `serve` prints when it listens: where to post, and where to see the result.
-
-The words of the next steps: how to type a command here, how to correct the database's URL.
+`serve` and `up` do not read what the other one keeps, files or a broker. So neither starts while
+the other may have left something there. Who has run the embedded broker notes at its end what is
+left. Without a note, as after a kill, something may be left.
+Does not: move it. The old kind, run once more, writes it to the table.
 """
 
 from __future__ import annotations
@@ -27,8 +19,6 @@ import os
 import shlex
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
-from contextlib import contextmanager
-from os import geteuid
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +32,9 @@ from ingest.config.settings import Settings
 from ingest.dead_letters.folder.segments import live_letters
 from ingest.model.errors import StartError
 from ingest.system import logs
-from ingest.system import process_setup as app_signals
 from ingest.system.clock import sleep_unless
 from ingest.system.files import replace_private
-from ingest.system.process_setup import raise_open_files_limit
+from ingest.system.process_setup import handle_signals, ignore_signals, raise_open_files_limit
 from ingest.system.service_manager import Notifier
 from ingest.system.state_folder import StateFolder
 from ingest.system.waiting import unless
@@ -104,7 +93,7 @@ class Process:
         the last line; if it has `lost`, that must be 0. `close` is called in any case, when both
         events are set. `in_words` is the state as a text for a process manager.
         """
-        app_signals.handle(self.stopping, self.halted)
+        handle_signals(self.stopping, self.halted)
         async with self.notifier.reporting(in_words):
             try:
                 await unless(self.stopping, start())
@@ -121,7 +110,7 @@ class Process:
         return EXIT_BROKEN if self.broken else EXIT_OK
 
     def _account(self, sums: Mapping[str, int]) -> None:
-        app_signals.ignore()  # before the message: its reader may send another signal
+        ignore_signals()  # before the message: its reader may send another signal
         self.told(sums)
         self.announce(f"drained: {' '.join(f'{name}={n}' for name, n in sums.items())}")
 
@@ -137,7 +126,7 @@ class Process:
             await asyncio.wait(self._tasks, timeout=TASKS_S_MAX)
 
 
-@contextmanager
+@contextlib.contextmanager
 def begun(settings: Settings, name: str) -> Iterator[StateFolder]:
     """Give the state folder, locked. Raises StartError if it cannot be used. `name`: of the log.
 
@@ -147,9 +136,8 @@ def begun(settings: Settings, name: str) -> Iterator[StateFolder]:
     logs.configure(settings.log_level, form=settings.log_format)
     raise_open_files_limit()
     folder = StateFolder.open(state_dir(settings))
-    if geteuid() == 0:
-        log = logs.get_logger(name)
-        log.warning(
+    if os.geteuid() == 0:
+        logs.get_logger(name).warning(
             "started_as_root", why="whoever breaks into the service is root: use a user of its own"
         )
     with folder.lock():
@@ -216,25 +204,21 @@ _EXAMPLE = '{"device_id":"d1","metric":"temperature","value":21.5}'
 
 
 def greeting_lines(
+    settings: Settings,
     *,
-    state_dir: Path,
-    is_set: bool,
+    folder: Path,
     listen: str,
-    cert_file: str,
     needs_token: bool,
     admin_listen: str,
     page: str,
-    database: str,
     table: str,
-    waiting: str,
+    waiting: str = "",
 ) -> Iterator[str]:
-    """Yield the lines. With a `cert_file` the data port speaks TLS.
+    """Yield the first lines: where to post, and where to see the result.
 
-    `is_set`: the state folder is that of a setting; the default one is found by a command itself.
     The image sets INGEST_PUBLISHED_AT: the host by which people reach the ports of a container.
-    `page` is the address of the dashboard. `database` is what sets its URL; empty if it is
-    embedded. `table` is named as in SQL. `waiting` is why the database does not answer yet, or
-    empty.
+    `folder` is the state folder, `page` the address of the dashboard. `table` is named as in SQL.
+    `waiting` is why the database does not answer yet, or empty.
     """
     run = command_words()["run"]
     published = os.environ.get("INGEST_PUBLISHED_AT", "")
@@ -242,10 +226,10 @@ def greeting_lines(
         listen, given = _published(listen, published), admin_listen
         admin_listen = _published(given, published)
         page = page.replace(given, admin_listen)
-    yield f"iot-ingest {__version__}, state folder: {state_dir}"
+    yield f"iot-ingest {__version__}, state folder: {folder}"
     scheme, trust = "http", ""
-    if cert_file:
-        scheme, trust = "https", f"--cacert {shlex.quote(cert_file)} "
+    if settings.tls_cert_file:
+        scheme, trust = "https", f"--cacert {shlex.quote(settings.tls_cert_file)} "
     token = "-H 'authorization: Bearer TOKEN' " if needs_token else ""
     yield (
         f"post readings: curl {trust}{token}-H 'content-type: application/json' -d '{_EXAMPLE}' "
@@ -257,12 +241,14 @@ def greeting_lines(
     once = "  (the first browser that opens it may act)" if "/login/" in page else ""
     yield f"dashboard:     {page}{once}"
     yield f"metrics:       http://{admin_listen}/metrics  (state: /readyz)"
-    if not database:
-        flag = f" --state-dir {shlex.quote(str(state_dir))}" if is_set else ""
+    if not settings.database_url:
+        # A command finds the default folder itself.
+        flag = f" --state-dir {shlex.quote(str(folder))}" if settings.state_dir else ""
         look = f"{run} psql{flag} -c {shlex.quote(f'table {table}')}"
         yield f"database:      embedded; to look into it: {look}"
     else:
-        yield f"database:      as set by {database}"
+        file = settings.database_url_file
+        yield f"database:      as set by {f'the file {file}' if file else 'database_url'}"
     if waiting:
         yield f"waiting for the database: {waiting}"
 
@@ -287,32 +273,3 @@ def _published(listen: str, host: str) -> str:
     """Return a port that is bound to all addresses as one of `host`."""
     address, _, port = listen.rpartition(":")
     return f"{host}:{port}" if address in _ALL else listen
-
-
-CREDENTIALS = "/run/credentials/"  # of systemd
-
-
-def advice(settings: Settings, url_origin: str) -> dict[str, str]:
-    """Return a text for each of causes.FIELDS.
-
-    `url_origin` is where database_url was set, as in Loaded.origins.
-    """
-    words = command_words()
-    return {**words, "fix_url": _fix_url(settings, url_origin, words["restart"])}
-
-
-def database_words(settings: Settings) -> str:
-    """Return what sets the URL of the database; empty if it is the embedded one."""
-    file = settings.database_url_file
-    return f"the file {file}" if file else "database_url" if settings.database_url else ""
-
-
-def _fix_url(settings: Settings, origin: str, restart: str) -> str:
-    if not settings.database_url:
-        return "Read the log of the embedded database in the state folder."
-    if settings.database_url_file.startswith(CREDENTIALS):  # a copy, made at the start
-        return f"Correct the file that the unit's LoadCredential names, then `{restart}`."
-    if settings.database_url_file:
-        return f"Correct the file {settings.database_url_file}; the service reads it again itself."
-    place = origin if origin.startswith(("INGEST_", "--")) else f"database_url in {origin}"
-    return f"Correct {place}, then restart the service: `{restart}`."

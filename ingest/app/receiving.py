@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ingest.access.tokens import Tokens
-from ingest.app.rules import make_rules, open_tokens
+from ingest.app.post_rules import make_rules, open_tokens
 from ingest.config.settings import Settings
 from ingest.config.values import MIB, host_names, networks
 from ingest.formats.post import Decoded

@@ -24,19 +24,14 @@ from ingest.access import tokens
 from ingest.admin.dashboard.tail import Observed, ObservedDeadLetters, Tail
 from ingest.app import housekeeping
 from ingest.app.admin import AdminSide
-from ingest.app.health import FirstContact, Health, Refusals
-from ingest.app.process import (
-    Process,
-    advice,
-    begun,
-    database_words,
-    greeting_lines,
-    refuse_left_stream,
-)
+from ingest.app.buffer import keep_rest, make_buffer, open_buffer
+from ingest.app.database import make_target
+from ingest.app.health import FirstContact, Health
+from ingest.app.metrics_and_causes import advice
+from ingest.app.post_rules import folder_letters, open_tokens
+from ingest.app.process import Process, begun, greeting_lines, refuse_left_stream
 from ingest.app.receiving import leave, make_endpoint, taking
-from ingest.app.rules import folder_letters, open_tokens
 from ingest.app.space import DiskSpace, Fill
-from ingest.app.storage import keep_rest, make_buffer, make_target, open_buffer
 from ingest.app.writing import HANDLERS_GRACE_S, WritingHalf
 from ingest.config.database_url import RereadUrl
 from ingest.config.settings import Settings, split_address
@@ -45,7 +40,6 @@ from ingest.http import tls
 from ingest.model.errors import StartError
 from ingest.model.ledger import Ledger
 from ingest.receiver import senders
-from ingest.receiver.senders import RefusedPosts
 from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.system import logs
 from ingest.system.clock import unix_us
@@ -115,7 +109,7 @@ class Service:
 
     def _connect_parts(self, words: Mapping[str, str]) -> None:
         settings, database_state = self._settings, self.writing.database_state
-        refused_posts = RefusedPosts(self.ledger)
+        refused_posts = senders.RefusedPosts(self.ledger)
         self.health = Health(
             buffer=self.buffer.stats,
             database_state=database_state,
@@ -127,7 +121,7 @@ class Service:
             ),
             dead_letters=self.dead_letters.stats,
             parts=(*self.writing.troubles, lambda: self.endpoint.senders.not_stored()),  # noqa: PLW0108
-            refusals=Refusals(self.ledger),
+            ledger=self.ledger,
             fill=Fill(settings, lambda: self.buffer.journal_stats().size_bytes),
             advice=words,
         )
@@ -219,14 +213,12 @@ class Service:
             raise StartError(writing.refusal)
         state = writing.database_state
         for line in greeting_lines(
-            state_dir=self._folder.path,
-            is_set=bool(settings.state_dir),
+            settings,
+            folder=self._folder.path,
             listen=listen,
-            cert_file=self._settings.tls_cert_file,
             admin_listen=admin_listen,
             needs_token=self.endpoint.needs_token,
             page=self.admin_side.page_address(with_key=self._terminal),
-            database=database_words(self._settings),
             table=self._target.name,
             waiting="" if state.is_open else state.message or "no answer yet",
         ):

@@ -1,24 +1,8 @@
-"""Whether there is space: on the disk of the state folder, and in the buffer.
+"""How much space there is for readings: on the disk of the state folder, and in the buffer.
 
+It says whether posts find space, how long journal, dead letters and disk last at the present rate,
+and whether readings wait too long for their write, and why: writes fail, or they are too slow.
 Promises: `disk_low` and `full` neither start nor end because of one measurement (hysteresis).
-
-How long the journal, the dead letters and the disk last at the present rate.
-
-Promises: `None` for what does not fill. The journal fills only while readings wait: its files also
-grow while all is stored in time, until a whole file is removed. So its files are not counted as
-what fills the disk; but while readings wait, the disk may be full before the journal is. Dead
-letters fill only while entries wait: else their files are removed when space is needed.
-
-How long until something is full, at the rate of the last minutes.
-
-The rate is the slope of a straight line through the samples (least squares), as `predict_linear` of
-Prometheus has it. A series that did not grow in the last minute begins anew: what has ended, or was
-freed, says nothing of what comes, and minutes before an outage must not make its rate look small.
-
-Whether readings wait too long for their write, and why: writes fail, or they are too slow.
-
-Promises: it says nothing before the oldest reading has waited for WAITS_S_MIN, nor while the
-database is known to be away or writes are paused: then there is a better reason.
 Does not: ask the database; it knows what the writers have told.
 """
 
@@ -38,8 +22,24 @@ from ingest.system.state_folder import StateFolder
 from ingest.system.words import duration
 from ingest.writer.database_state import DatabaseState
 
+WRITES_FAIL, BEHIND = "writes_fail", "behind"
 JOURNAL_BROKEN, DISK_LOW, FULL, SLOWED = "journal_broken", "disk_low", "full", "slowed"
 CAUSES = {
+    WRITES_FAIL: Cause(
+        "no write goes through, though the database answers",
+        "If the reason names a process of the database: see what it does, then end it, with a role "
+        "that may: `{run} psql -c 'select pg_terminate_backend(PID)'`. If it names none, look at "
+        "the log and the disk of the database. The service continues by itself.",
+        "ingestwritesfail",
+        rank=10,
+    ),
+    BEHIND: Cause(
+        "readings wait long until they are written",
+        "After an outage this is over by itself. If they do not become fewer, the database is too "
+        "slow for this load: find out why, or send less.",
+        "ingestreadingswaitlong",
+        rank=60,
+    ),
     DISK_LOW: Cause(
         "the disk of the state folder is nearly full",
         "Free some space on the disk that the reason names. The service continues by itself.",
@@ -69,6 +69,15 @@ CAUSES = {
 FULL_S_MIN = 5.0  # so long without space, and the process is full: load balancers may leave it
 DISK_RECOVERS = 1.25  # times the least free space
 FULL_ABOVE, SPACE_BELOW = 0.95, 0.8  # of the buffer's bounds
+# Of forecasts: between two samples, of all samples, and after which without growth they begin anew.
+SAMPLE_S, WINDOW_S, STILL_S = 5.0, 300.0, 60.0
+FULL_S_MAX = 30 * 86_400.0  # later than that is "does not fill"
+OURS_S_MIN, DISK_S_MIN = 20.0, 120.0  # others write to the disk too, in bursts
+WAITS_S_MIN = 10.0  # if the oldest post waits longer, the database does not keep up
+RATE_S_MIN = 15.0  # counts of less say nothing about how fast they become fewer
+
+# What waits for its write: how many, what it is called, and for how long the oldest has waited.
+Waiting = tuple[int, str, float]
 
 
 class DiskSpace:
@@ -156,16 +165,13 @@ def load_words(stats: BufferStats) -> str:
     return f"{stats.rows} readings{most}{journal}, {stats.posts_waiting} posts wait"
 
 
-SAMPLE_S = 5.0
-WINDOW_S = 300.0
-STILL_S = 60.0
-FULL_S_MAX = 30 * 86_400.0  # later than that is "does not fill"
-
-
 class Forecast:
-    """The samples of one quantity that grows towards a limit.
+    """How long until one quantity reaches a limit, at the rate of the last minutes.
 
-    Samples of less than `span_s_min` say nothing about its rate.
+    The rate is the slope of a straight line through the samples (least squares), as
+    `predict_linear` of Prometheus has it. A series that did not grow in the last minute begins
+    anew: what has ended, or was freed, says nothing of what comes, and minutes before an outage
+    must not make its rate look small. Samples of less than `span_s_min` say nothing about its rate.
     """
 
     def __init__(self, *, span_s_min: float) -> None:
@@ -206,14 +212,14 @@ def _slope(samples: deque[tuple[float, float]]) -> float:
     return sum((at_s - mean_s) * (used - mean) for at_s, used in samples) / spread
 
 
-OURS_S_MIN, DISK_S_MIN = 20.0, 120.0  # others write to the disk too, in bursts
-WAITS_S_MIN = 10.0  # if the oldest post waits longer, the database does not keep up
-
-
 class Fill:
     """The forecasts of one service. `journal_bytes` returns the size of the journal now.
 
-    Without it there is no journal; without a folder no disk fills.
+    Without it there is no journal; without a folder no disk fills. The journal fills only while
+    readings wait: its files also grow while all is stored in time, until a whole file is removed.
+    So its files are not counted as what fills the disk; but while readings wait, the disk may be
+    full before the journal is. Dead letters fill only while entries wait: else their files are
+    removed when space is needed.
     """
 
     def __init__(
@@ -272,61 +278,12 @@ class Fill:
         }
 
 
-METRICS: Metrics[Fill] = (
-    Metric(
-        "dlq_bytes_max",
-        "Limit of dlq_bytes (dlq_bytes_max).",
-        lambda it: it.dlq_bytes_max,
-        of_all=True,
-    ),
-    Metric(
-        "journal_bytes_max",
-        "Limit of journal_bytes (journal_bytes_max); 0 without a journal.",
-        lambda it: it.journal_bytes_max,
-        of_all=True,
-    ),
-    Metric(
-        "disk_free_bytes",
-        "Free space of the state folder, at the last check.",
-        lambda it: it.disk_free_bytes,
-        of_all=True,
-    ),
-    Metric(
-        "disk_free_bytes_min",
-        "With less free space posts are refused (disk_free_bytes_min).",
-        lambda it: None if it.disk_free_bytes is None else it.disk_free_bytes_min,
-        of_all=True,
-    ),
-)
-
-
-WRITES_FAIL, BEHIND = "writes_fail", "behind"
-CAUSES_OF_WAITS = {
-    WRITES_FAIL: Cause(
-        "no write goes through, though the database answers",
-        "If the reason names a process of the database: see what it does, then end it, with a role "
-        "that may: `{run} psql -c 'select pg_terminate_backend(PID)'`. If it names none, look at "
-        "the log and the disk of the database. The service continues by itself.",
-        "ingestwritesfail",
-        rank=10,
-    ),
-    BEHIND: Cause(
-        "readings wait long until they are written",
-        "After an outage this is over by itself. If they do not become fewer, the database is too "
-        "slow for this load: find out why, or send less.",
-        "ingestreadingswaitlong",
-        rank=60,
-    ),
-}
-RATE_S_MIN = 15.0  # counts of less say nothing about how fast they become fewer
-
-
-# What waits for its write: how many, what it is called, and for how long the oldest has waited.
-Waiting = tuple[int, str, float]
-
-
 class Backlog:
-    """What waits in a process whose buffer has `stats`; or in the stream, if `stream` says it."""
+    """What waits in a process whose buffer has `stats`; or in the stream, if `stream` says it.
+
+    It says nothing before the oldest reading has waited for WAITS_S_MIN, nor while the database is
+    known to be away or writes are paused: then there is a better reason.
+    """
 
     def __init__(
         self,
@@ -358,3 +315,31 @@ class Backlog:
         done_s = self._left.full_in_s(0)
         soon = "" if done_s is None else f"; at this rate all are written in {duration(done_s)}"
         return Trouble(BEHIND, told + soon)
+
+
+METRICS: Metrics[Fill] = (
+    Metric(
+        "dlq_bytes_max",
+        "Limit of dlq_bytes (dlq_bytes_max).",
+        lambda it: it.dlq_bytes_max,
+        of_all=True,
+    ),
+    Metric(
+        "journal_bytes_max",
+        "Limit of journal_bytes (journal_bytes_max); 0 without a journal.",
+        lambda it: it.journal_bytes_max,
+        of_all=True,
+    ),
+    Metric(
+        "disk_free_bytes",
+        "Free space of the state folder, at the last check.",
+        lambda it: it.disk_free_bytes,
+        of_all=True,
+    ),
+    Metric(
+        "disk_free_bytes_min",
+        "With less free space posts are refused (disk_free_bytes_min).",
+        lambda it: None if it.disk_free_bytes is None else it.disk_free_bytes_min,
+        of_all=True,
+    ),
+)

@@ -12,10 +12,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from ingest.app.database import make_sink, make_target, partitions_ahead, timeouts
 from ingest.app.housekeeping import Housekeeping
 from ingest.app.process import Process
 from ingest.app.space import Backlog, Waiting
-from ingest.app.storage import make_target, partitions_ahead, timeouts
 from ingest.config.settings import Settings, hold_probe_s
 from ingest.dead_letters.auto_replay import (
     REPLAY_PAUSE_S,
@@ -35,9 +35,7 @@ from ingest.model.causes import (
 from ingest.model.ledger import Ledger
 from ingest.model.ports import DeadLetters, Inlet, Outlet, Sink
 from ingest.sinks.postgres.connection import DatabaseUrl, KnownServer
-from ingest.sinks.postgres.housekeeping.known_partitions import KnownPartitions
 from ingest.sinks.postgres.housekeeping.making import make_table
-from ingest.sinks.postgres.sink import SinkPostgres
 from ingest.system.clock import monotonic_s
 from ingest.writer.batch import BatchCap, Gatherer
 from ingest.writer.database_state import ROWS_MAX, WINDOW_ROWS, CircuitBreaker, DatabaseState
@@ -46,29 +44,6 @@ from ingest.writer.writer import Writer, stop_connecting
 HANDLERS_GRACE_S = 1.0  # for posts in work, and for what nobody waits for
 WAIT_S_MIN = 0.1  # the first pause between tries of the database; it grows
 LEAVING_S = 0.1  # between two looks whether the database went away during a drain
-
-
-def make_sink(
-    url: str | DatabaseUrl,
-    settings: Settings,
-    *,
-    name: str = "iot-ingest",
-    known: KnownServer | None = None,
-    on_checked: Callable[[str], None] | None = None,
-    late: KnownPartitions | None = None,
-) -> SinkPostgres:
-    """Return a sink that connects to `url` at its first use; see CheckedConnection."""
-    sink = SinkPostgres(
-        url if callable(url) else lambda: url,
-        timeouts(settings),
-        method=settings.write_method,
-        unsafe=settings.database_unsafe,
-        name=name,
-        known=known or KnownServer(target=make_target(settings)),
-        on_checked=on_checked,
-    )
-    sink.late = late
-    return sink
 
 
 class WritingHalf:

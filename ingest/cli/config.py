@@ -13,12 +13,12 @@ from ingest.cli.parser import AllSettings, Command, Ending, OneOf, flag
 from ingest.config.loading import Loaded
 from ingest.config.named_files import state_dir
 from ingest.config.settings import (
+    SECRETS,
     Settings,
     bounds_text,
     env_example,
     groups,
     plain,
-    secret_names,
     toml_example,
 )
 from ingest.config.values import mask_url, nearest, shown
@@ -64,7 +64,7 @@ def as_json(loaded: Loaded) -> dict[str, dict[str, Any]]:
     """Return value and origin of every setting, by name. Passwords are masked."""
     settings = loaded.settings
     values = {each.name: getattr(settings, each.name) for each in fields(Settings)}
-    values |= {name: "***" for name in secret_names() if values[name]}
+    values |= {name: "***" for name in SECRETS if values[name]}
     values["database_url"] = mask_url(settings.database_url) if settings.database_url else ""
     values["state_dir"] = str(state_dir(settings))
     return {
@@ -94,7 +94,7 @@ def _value_text(declared: Field[Any], settings: Settings) -> str:
         return str(state_dir(settings))
     if declared.name == "database_url":
         return mask_url(value) if value else "the embedded one"
-    if declared.name in secret_names():
+    if declared.name in SECRETS:
         return "***" if value else "empty"
     return shown(declared.name, value) or "empty"
 

@@ -1,24 +1,16 @@
-"""The type of an argument that several commands have.
+"""How a command finds the running service, the database, and the dead letters.
 
-Requests of commands to the running service, on its admin port.
-
-It uses http.client, which ignores the proxies of the environment: they are not for the loopback.
-Blocks, at most for the time that the caller allows.
-
-Finds the database for a command.
-
-The order: the configured database, that of the service that runs on the state folder, the embedded
-one. The embedded one is started for the time of the command. A service or a command that starts
+The service is asked on its admin port with http.client, which ignores the proxies of the
+environment: they are not for the loopback. It blocks, at most for the time that the caller allows.
+The database is the configured one, else that of the service that runs on the state folder, else
+the embedded one, which is started for the time of the command. A service or a command that starts
 meanwhile uses the same server, and the service starts its own one afterwards.
-
-Finds the dead letters for a command: the broker's stream, or the files of the state folder.
-
-Without a broker they are in the files. Else the annex of the roles looks where they are.
+The dead letters are in the files of the state folder, if there is no broker. Else the annex of the
+roles looks where they are.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -28,23 +20,14 @@ from typing import Any, NamedTuple
 from ingest.app.annexes import annexes, needs
 from ingest.config.named_files import state_dir
 from ingest.config.settings import Settings, split_address
-from ingest.config.values import check_forward_name
 from ingest.dead_letters.folder.store import FolderLetterStore
 from ingest.dead_letters.store import LetterStore
 from ingest.model.errors import StartError
 from ingest.system.state_folder import ServiceInfo, StateFolder, existing, running_service
 
-
-def forward_name(text: str) -> str:
-    """Return the name of a forwarder. Raises ArgumentTypeError."""
-    try:
-        check_forward_name(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return text
-
-
 ANSWER_S_MAX = 10.0
+FILES, STREAM = "files", "stream"
+STORES = (FILES, STREAM)
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  bound to all interfaces: ask on the loopback
 
 
@@ -119,8 +102,6 @@ def known_url(settings: Settings) -> str | None:
     """Return the URL of the configured database or of the running service, else None."""
     if settings.database_url:
         return settings.database_url
-    from ingest.system.state_folder import running_service  # noqa: PLC0415
-
     service = running_service(state_dir(settings))
     return service.database_url if service is not None else None
 
@@ -137,10 +118,8 @@ async def database(settings: Settings, *, may_make: bool = False) -> AsyncIterat
         return
     from ingest.embedded.server import EmbeddedPostgres  # noqa: PLC0415
     from ingest.system import logs  # noqa: PLC0415
-    from ingest.system.state_folder import StateFolder, existing  # noqa: PLC0415
 
     logs.configure("error")
-
     path = state_dir(settings)
     if not may_make and not (StateFolder(existing(path)).postgres / "data").exists():
         raise StartError(
@@ -161,17 +140,13 @@ async def owners_database(settings: Settings) -> AsyncIterator[str]:
 
     So a job of its own needs no other URL, and no state folder.
     """
-    from ingest.app.storage import housekeeping_url  # noqa: PLC0415
+    from ingest.config.database_url import RereadUrl  # noqa: PLC0415
 
     if settings.housekeeping_url:
-        yield housekeeping_url(settings, lambda: "")()
+        yield RereadUrl(settings, "housekeeping_url")()
         return
     async with database(settings) as found:
         yield found
-
-
-FILES, STREAM = "files", "stream"
-STORES = (FILES, STREAM)
 
 
 class OwnLetters(NamedTuple):
@@ -188,7 +163,6 @@ async def letter_store(
     """Yield the dead letters. An embedded broker that this starts is stopped afterwards.
 
     Those that a process has for itself (`own`) are always in files.
-
     Raises StartError, BrokerAway or BrokerRefused.
     """
     path = state_dir(settings)

@@ -12,14 +12,13 @@ from datetime import date
 from itertools import groupby
 from typing import Any
 
-from ingest.app.storage import housekeeping_jobs, make_target, timeouts
+from ingest.app.database import housekeeping_jobs, make_target, timeouts
 from ingest.cli.context import owners_database
 from ingest.cli.parser import JSON, Command, Ending, flag
 from ingest.config.loading import Loaded
 from ingest.sinks.postgres.housekeeping import runs
 from ingest.sinks.postgres.housekeeping.partitions import DAY_US, END_US
 from ingest.sinks.postgres.housekeeping.plan import Did, Step
-from ingest.sinks.postgres.housekeeping.runs import Report
 from ingest.system.clock import rfc3339_or_us
 from ingest.system.words import counted
 
@@ -60,7 +59,7 @@ async def _run(args: argparse.Namespace, loaded: Loaded) -> Ending:
     return Ending(document, run_text(report), 1 if failed or report.schema.refuses else 0)
 
 
-async def _report(args: argparse.Namespace, loaded: Loaded) -> Report:
+async def _report(args: argparse.Namespace, loaded: Loaded) -> runs.Report:
     settings = loaded.settings
     async with owners_database(settings) as url:
         jobs = housekeeping_jobs(settings, from_us=getattr(args, "from_us", None))
@@ -85,7 +84,7 @@ def _steps(steps: Sequence[Step]) -> list[dict[str, Any]]:
     ]
 
 
-def plan_text(report: Report) -> str:
+def plan_text(report: runs.Report) -> str:
     """Return the steps as lines for a person: one for each partition, and why some wait once."""
     lines = [
         f"{', '.join(each.kind for each in steps)} {partition}{waits and ' (waits)'}: {why}"
@@ -103,12 +102,12 @@ def plan_text(report: Report) -> str:
     return "\n".join([*lines, *_confirm(report)])
 
 
-def _confirm(report: Report) -> list[str]:
+def _confirm(report: runs.Report) -> list[str]:
     """Return the line with the next step, if a step waits."""
     return [CONFIRM] if any(each.waits for each in report.due) else []
 
 
-def run_text(report: Report) -> str:
+def run_text(report: runs.Report) -> str:
     """Return what was done as lines for a person."""
     if report.schema.refuses:
         return f"nothing was done: {report.schema.needs}"
@@ -132,7 +131,7 @@ def _became(did: Did) -> str:
     return f"waits: {did.left}" if did.left else DONE
 
 
-def _kind_words(report: Report) -> str:
+def _kind_words(report: runs.Report) -> str:
     view = report.view
     return {
         "missing": f"there is no table {view.table} yet",
@@ -150,12 +149,12 @@ def _moment(ts_us: int) -> str | int:
     return rfc3339_or_us(ts_us - ts_us % 1_000_000)
 
 
-def _until(report: Report) -> str | int:
+def _until(report: runs.Report) -> str | int:
     until_us = report.view.covered_to_us
     return "for ever" if until_us == END_US else _moment(until_us)
 
 
-def status_of(report: Report) -> dict[str, Any]:
+def status_of(report: runs.Report) -> dict[str, Any]:
     """Return the state of the table for programs."""
     view = report.view
     partitioned = view.kind == "partitioned"
@@ -180,7 +179,7 @@ def status_of(report: Report) -> dict[str, Any]:
     return {**found, **report.facts}
 
 
-def status_text(report: Report) -> str:
+def status_text(report: runs.Report) -> str:
     """Return the same as lines for a person."""
     found = status_of(report)
     lines = {"table": _kind_words(report), "oldest reading": found["oldest"] or "none"}

@@ -1,7 +1,7 @@
 """The command line: the commands, a flag for every setting, and the messages of failures.
 
 The module of a command is imported only when that command is used, so help and `ingest config` are
-quick. It has the command as COMMAND, or several as COMMANDS.
+quick.
 Promises: an expected failure is one sentence on stderr and exit code 2, never a traceback.
 """
 
@@ -15,6 +15,7 @@ from importlib import import_module
 
 from ingest import __version__
 from ingest.app import annexes
+from ingest.app.annexes import CommandModule
 from ingest.cli.parser import DEST, Command, Ending, Parser, add_command, as_typed, hidden_settings
 from ingest.config.loading import Loaded, load
 from ingest.config.settings import Settings
@@ -22,20 +23,38 @@ from ingest.config.values import flag_name, full_path, nearest
 from ingest.model.errors import IngestError
 from ingest.system.words import command_words
 
-OF_MAIN_HOUSE = {
-    "serve": "run the service: take readings and write them to PostgreSQL",
-    "token": "make, list and end the tokens of those who post",
-    "sources": "show how JSON of other senders becomes readings, and try it with a body",
-    "schema": "create the table, or compare it with what is needed",
-    "housekeeping": "make partitions, drop or archive old ones, compute rollups; show what is due",
-    "dlq": "show the dead letters, replay them, discard them",
-    "hold": "show why writes are paused, or try again now",
-    "config": "print every setting, its value, and where the value comes from",
-    "psql": "open psql on the database of the service; further arguments go to psql",
-    "doctor": "check this machine, the state folder and the database, and say what to do",
+COMMANDS = {
+    "serve": CommandModule(
+        "run the service: take readings and write them to PostgreSQL", "ingest.cli.serve"
+    ),
+    "token": CommandModule("make, list and end the tokens of those who post", "ingest.cli.token"),
+    "sources": CommandModule(
+        "show how JSON of other senders becomes readings, and try it with a body",
+        "ingest.cli.sources",
+    ),
+    "schema": CommandModule(
+        "create the table, or compare it with what is needed", "ingest.cli.schema"
+    ),
+    "housekeeping": CommandModule(
+        "make partitions, drop or archive old ones, compute rollups; show what is due",
+        "ingest.cli.housekeeping",
+    ),
+    "dlq": CommandModule(
+        "show the dead letters, replay them, discard them", "ingest.cli.dlq.command"
+    ),
+    "hold": CommandModule("show why writes are paused, or try again now", "ingest.cli.hold"),
+    "config": CommandModule(
+        "print every setting, its value, and where the value comes from", "ingest.cli.config"
+    ),
+    "psql": CommandModule(
+        "open psql on the database of the service; further arguments go to psql", "ingest.cli.psql"
+    ),
+    "doctor": CommandModule(
+        "check this machine, the state folder and the database, and say what to do",
+        "ingest.cli.doctor.command",
+    ),
+    **annexes.COMMANDS,
 }
-FOLDERS = {"dlq": "dlq.command", "doctor": "doctor.command"}
-COMMANDS = OF_MAIN_HOUSE | {name: each.purpose for name, each in annexes.COMMANDS.items()}
 _ABOUT_ALL = """\
 Each command has its own --help.{typed}
 
@@ -65,22 +84,18 @@ def build_parser(command: str | None) -> Parser:
     commands = parser.add_subparsers(
         dest="command", metavar="COMMAND", title="commands", parser_class=Parser, prog="ingest"
     )
-    for each, purpose in COMMANDS.items():
-        if each == command:
-            named = _command(each)._replace(purpose=purpose)
-            add_command(commands, each, named, hidden_settings())
+    for name, each in COMMANDS.items():
+        if name == command:
+            named = _command(name)._replace(purpose=each.purpose)
+            add_command(commands, name, named, hidden_settings())
         else:
-            commands.add_parser(each, help=purpose)
+            commands.add_parser(name, help=each.purpose)
     return parser
 
 
 def _command(name: str) -> Command:
-    of_main_house = name in OF_MAIN_HOUSE
-    module = (
-        import_module(f"ingest.cli.{FOLDERS.get(name, name)}")
-        if of_main_house
-        else annexes.module_of(name)
-    )
+    is_of_annex = name in annexes.COMMANDS
+    module = annexes.module_of(name) if is_of_annex else import_module(COMMANDS[name].module)
     found: Command = module.COMMANDS[name] if hasattr(module, "COMMANDS") else module.COMMAND
     return found
 

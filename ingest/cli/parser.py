@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, NoReturn, TextIO, TypeVar
 
 from ingest.config.loading import Loaded
 from ingest.config.settings import Settings, groups, help_text, metavar
-from ingest.config.values import checked, flag_name, nearest
+from ingest.config.values import check_forward_name, checked, flag_name, nearest
 from ingest.model.errors import IngestError
 from ingest.system.words import command_words
 
@@ -251,6 +251,15 @@ def _config(*, is_shown: bool = True) -> Flag:
         default=argparse.SUPPRESS,
         help="a TOML file with settings [INGEST_CONFIG]" if is_shown else argparse.SUPPRESS,
     )
+
+
+def forward_name(text: str) -> str:
+    """Return the name of a forwarder. Raises ArgumentTypeError."""
+    try:
+        check_forward_name(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def option_flags(kind: Any) -> list[Flag]:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-from ingest.app.storage import make_target, partitions_ahead, timeouts
+from ingest.app.database import make_target, partitions_ahead, timeouts
 from ingest.cli.context import database, owners_database
 from ingest.cli.parser import JSON, Command, Ending, flag
 from ingest.config.loading import Loaded
@@ -16,13 +16,10 @@ from ingest.config.settings import Settings
 from ingest.model.errors import StartError
 from ingest.sinks.postgres import schema, wide_view
 from ingest.sinks.postgres.housekeeping import making, registry, runs
-from ingest.sinks.postgres.housekeeping.making import first_partitions
-from ingest.sinks.postgres.housekeeping.runs import SchemaState
 from ingest.sinks.postgres.housekeeping.table_state import look_at
-from ingest.sinks.postgres.schema import TargetTable
 from ingest.sinks.postgres.sessions import as_start_error, connected, opened
 
-Do = Callable[[Any, TargetTable, argparse.Namespace, Settings], Awaitable[Ending]]
+Do = Callable[[Any, schema.TargetTable, argparse.Namespace, Settings], Awaitable[Ending]]
 
 NOT_OWNER = (
     "the role {role} cannot make further partitions: run `ingest housekeeping run` each day with "
@@ -56,7 +53,7 @@ async def _as_owner(do: Do, args: argparse.Namespace, loaded: Loaded) -> Ending:
 
 
 async def _apply(
-    opened: Any, target: TargetTable, args: argparse.Namespace, settings: Settings
+    opened: Any, target: schema.TargetTable, args: argparse.Namespace, settings: Settings
 ) -> Ending:
     span, ahead = settings.partition_span, partitions_ahead(settings)
     done = await schema.apply(
@@ -64,7 +61,7 @@ async def _apply(
         target,
         device_index=args.device_index,
         role=args.role,
-        partitions=await first_partitions(opened, span, ahead, target),
+        partitions=await making.first_partitions(opened, span, ahead, target),
     )
     view = await look_at(opened, target.name, span, target=target, sizes=False)
     if args.role and view.ours and args.role != view.owner:
@@ -72,7 +69,7 @@ async def _apply(
     return Ending({"done": done}, "\n".join(done))
 
 
-async def _show(opened: Any, target: TargetTable, *_: object) -> Ending:
+async def _show(opened: Any, target: schema.TargetTable, *_: object) -> Ending:
     """Return the table; the exit code is 1 if it cannot be used."""
     text = await schema.show(opened, target)
     seen = await schema.look(opened, target)
@@ -81,7 +78,9 @@ async def _show(opened: Any, target: TargetTable, *_: object) -> Ending:
     return Ending(found, text, 0 if fits else 1)
 
 
-async def _view(opened: Any, target: TargetTable, args: argparse.Namespace, _: Settings) -> Ending:
+async def _view(
+    opened: Any, target: schema.TargetTable, args: argparse.Namespace, _: Settings
+) -> Ending:
     view, sql = await wide_view.wide_view(opened, target, args.wide, args.metrics)
     if args.yes:
         await wide_view.make_wide_view(opened, view, sql)
@@ -93,7 +92,7 @@ async def _view(opened: Any, target: TargetTable, args: argparse.Namespace, _: S
 
 
 async def _adopt(
-    connection: Any, target: TargetTable, args: argparse.Namespace, settings: Settings
+    connection: Any, target: schema.TargetTable, args: argparse.Namespace, settings: Settings
 ) -> Ending:
     """Make partitions of somebody else ours; the exit code is 1 if it was only printed."""
     view = await look_at(connection, target.name, settings.partition_span, target=target)
@@ -114,7 +113,7 @@ async def _adopt(
 
 
 async def _upgrade(
-    connection: Any, target: TargetTable, args: argparse.Namespace, _: Settings
+    connection: Any, target: schema.TargetTable, args: argparse.Namespace, _: Settings
 ) -> Ending:
     """Upgrade, or say what would be done; the exit code is 1 if something is left to do."""
     look = await schema.look(connection, target)
@@ -139,7 +138,9 @@ async def _upgrade(
     return Ending(answer, text, 1 if due and not args.yes else 0)
 
 
-def _upgrade_words(table: str, found: SchemaState, due: list[str], done: list[str]) -> list[str]:
+def _upgrade_words(
+    table: str, found: runs.SchemaState, due: list[str], done: list[str]
+) -> list[str]:
     lines = [f"the table {table} fits"]
     if done:
         return [*lines, *(f"done: {each}" for each in done)]

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from ingest.app.rules import make_rules, make_sources
+from ingest.app.post_rules import make_rules, make_sources
 from ingest.cli.parser import JSON, Command, Ending, flag
 from ingest.config.loading import Loaded
 from ingest.config.settings import Settings

@@ -29,7 +29,7 @@ from ingest.access.token_lines import (
     new_secret,
     read_entries,
 )
-from ingest.app.rules import tokens_path
+from ingest.app.post_rules import tokens_path
 from ingest.cli.parser import JSON as AS_JSON
 from ingest.cli.parser import Command, Ending, OneOf, flag
 from ingest.config.loading import Loaded

@@ -1,6 +1,6 @@
 """The URL of the database, read again from its file whenever somebody asks.
 
-So a password that was changed needs no restart.
+So a password that was changed needs no restart. Another setting that has a file may be named, too.
 Promises: a file that cannot be used at the moment changes nothing: the last good URL stays in use,
 and the log and `fault` say why, never with its content.
 Does not: read a pipe again, since it has its content once.
@@ -39,9 +39,10 @@ class RereadUrl:
         """Return the URL; blocks for the time of reading a small file."""
         if self._file is not None:
             try:
-                url = _url_in(self._file)
-            except UnusableFile as error:
-                self._warn(self._file, error.why)
+                url = read_secret_again(self._file)
+                check_database_url(url)
+            except (UnusableFile, ValueError) as error:
+                self._warn(self._file, getattr(error, "why", str(error)))
             else:
                 self._fault = ""
                 if url != self._url:
@@ -61,12 +62,3 @@ class RereadUrl:
         if due or why != self._fault:
             _log.warning("database_url_file_unusable", file=str(file), why=why)
         self._fault = why
-
-
-def _url_in(file: Path) -> str:
-    url = read_secret_again(file)
-    try:
-        check_database_url(url)
-    except ValueError as error:
-        raise UnusableFile(file, str(error)) from None
-    return url

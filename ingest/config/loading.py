@@ -2,8 +2,6 @@
 
 A flag wins over the environment, that over the TOML file, and that over the default. A wrong value
 raises a ConfigError that names the setting and its origin.
-
-The names of the table and its columns in the settings: as in PostgreSQL's catalog, no quotes.
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import fields
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,32 +31,8 @@ from ingest.config.values import (
 )
 from ingest.model.errors import ConfigError
 
-NAME_BYTES_MAX = 63  # PostgreSQL cuts longer names silently
-COLUMNS = ("column_ts", "column_device_id", "column_metric", "column_value")
-
-
-def check_name(name: str) -> None:
-    """Check the name of a table or a column. Raises ValueError."""
-    if not name:
-        raise ValueError("is empty")
-    if not name.isprintable():
-        raise ValueError("has a character that cannot be printed")
-    try:
-        size = len(name.encode())
-    except UnicodeEncodeError:
-        raise ValueError("is not UTF-8") from None
-    if size > NAME_BYTES_MAX:
-        raise ValueError(f"has {size} bytes; PostgreSQL allows {NAME_BYTES_MAX}")
-
-
-def repeated_column(settings: Settings) -> tuple[str, str] | None:
-    """Return the two settings that name the same column, or None."""
-    seen = dict[str, str]()
-    for each in COLUMNS:
-        first = seen.setdefault(getattr(settings, each), each)
-        if first != each:
-            return first, each
-    return None
+_NAME_BYTES_MAX = 63  # PostgreSQL cuts longer names silently
+_COLUMNS = ("column_ts", "column_device_id", "column_metric", "column_value")
 
 
 class Loaded(NamedTuple):
@@ -87,16 +61,15 @@ def load(
         origins[name] = origin
     settings = Settings(**values)
     _check_texts(settings, origins)
-    check_together(settings, origins)
+    _check_together(settings, origins)
     return Loaded(settings, origins)
 
 
-def check_together(settings: Settings, origins: Mapping[str, str] | None = None) -> None:
+def _check_together(settings: Settings, origins: Mapping[str, str]) -> None:
     """Check the bounds between two settings. Raises ConfigError that names both."""
-    at = origins or {}
 
     def named(name: str) -> str:
-        return f"{name} ({shown(name, getattr(settings, name))}, {at.get(name, 'default')})"
+        return f"{name} ({shown(name, getattr(settings, name))}, {origins[name]})"
 
     def ordered(*names: str, strict: bool = False) -> None:
         for lower, upper in pairwise(names):
@@ -128,10 +101,12 @@ def check_together(settings: Settings, origins: Mapping[str, str] | None = None)
     ordered("forward_lag_bytes_max", "stream_bytes_max")
     if bool(settings.tls_cert_file) != bool(settings.tls_key_file):
         raise ConfigError(f"setting {named('tls_cert_file')} needs {named('tls_key_file')}")
-    if same := repeated_column(settings):
-        raise ConfigError(f"setting {named(same[0])} must differ from {named(same[1])}")
-    if settings.listen == settings.admin_listen and split_address(settings.listen)[1]:
-        raise ConfigError(f"setting {named('listen')} must differ from {named('admin_listen')}")
+    apart = [*combinations(_COLUMNS, 2)]
+    if split_address(settings.listen)[1]:  # port 0 is any free one
+        apart.append(("listen", "admin_listen"))
+    for name, other in apart:
+        if getattr(settings, name) == getattr(settings, other):
+            raise ConfigError(f"setting {named(name)} must differ from {named(other)}")
 
 
 def _check_texts(settings: Settings, origins: Mapping[str, str]) -> None:
@@ -151,7 +126,7 @@ def _check_texts(settings: Settings, origins: Mapping[str, str]) -> None:
         ("trusted_proxies", networks),
         ("host_names", host_names),
         ("client_certificate_header", header_name),
-        *((name, check_name) for name in ("table_schema", "table_name", *COLUMNS)),
+        *((name, _check_name) for name in ("table_schema", "table_name", *_COLUMNS)),
     ):
         value = getattr(settings, name)
         try:
@@ -159,3 +134,17 @@ def _check_texts(settings: Settings, origins: Mapping[str, str]) -> None:
                 check(value)
         except ValueError as error:
             raise ConfigError(f"setting {name} ({origins[name]}): {error}") from None
+
+
+def _check_name(name: str) -> None:
+    """Check the name of a table or a column, as in PostgreSQL's catalog. Raises ValueError."""
+    if not name:
+        raise ValueError("is empty")
+    if not name.isprintable():
+        raise ValueError("has a character that cannot be printed")
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise ValueError("is not UTF-8") from None
+    if size > _NAME_BYTES_MAX:
+        raise ValueError(f"has {size} bytes; PostgreSQL allows {_NAME_BYTES_MAX}")

@@ -18,20 +18,7 @@ from ingest.config.settings import Settings
 from ingest.config.values import full_path
 from ingest.model.errors import ConfigError
 
-
-def default_state_dir(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the default state folder: systemd's, root's under /var/lib, or the user's XDG one."""
-    if systemd := environ.get("STATE_DIRECTORY"):
-        return Path(systemd.split(":", 1)[0])
-    if os.geteuid() == 0:
-        return Path("/var/lib/iot-ingest")
-    base = Path(environ.get("XDG_STATE_HOME", ""))
-    if not base.is_absolute():  # the XDG standard says: ignore a relative path
-        try:
-            base = full_path(environ.get("HOME") or "~") / ".local/state"
-        except ConfigError:
-            raise ConfigError("there is no home for a state folder: choose --state-dir") from None
-    return base / "iot-ingest"
+SOURCES_MAX = 200
 
 
 def state_dir(settings: Settings) -> Path:
@@ -52,7 +39,19 @@ def _set(settings: Settings, name: str) -> Path | None:
         raise ConfigError(f"setting {name}: {error}") from None
 
 
-SOURCES_MAX = 200
+def default_state_dir(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return the default state folder: systemd's, root's under /var/lib, or the user's XDG one."""
+    if systemd := environ.get("STATE_DIRECTORY"):
+        return Path(systemd.split(":", 1)[0])
+    if os.geteuid() == 0:
+        return Path("/var/lib/iot-ingest")
+    base = Path(environ.get("XDG_STATE_HOME", ""))
+    if not base.is_absolute():  # the XDG standard says: ignore a relative path
+        try:
+            base = full_path(environ.get("HOME") or "~") / ".local/state"
+        except ConfigError:
+            raise ConfigError("there is no home for a state folder: choose --state-dir") from None
+    return base / "iot-ingest"
 
 
 def source_tables(named: str) -> tuple[Path, list[dict[str, Any]]]:

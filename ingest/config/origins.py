@@ -1,6 +1,6 @@
 """The sources of settings: a TOML file, the environment, flags, and files for the secrets.
 
-`gather` returns what was written, and where; settings.py checks the values.
+`gather` returns what was written, and where; loading.py checks the values.
 Promises: a ConfigError names the source, and never shows the content of a secret's file.
 """
 
@@ -23,16 +23,6 @@ SECRET_FILES = {
     each: f"{each}_file"
     for each in ("database_url", "admin_token", "broker_url", "housekeeping_url")
 }
-
-
-class UnusableFile(ConfigError):
-    """A file of settings cannot be used. `why` goes on behind the file's name, or another one."""
-
-    def __init__(self, path: Path, why: str) -> None:
-        super().__init__(f"{path} {why}")
-        self.why = why
-
-
 Found = dict[str, tuple[Any, str]]  # setting -> the value as it was written, and its origin
 
 # INGEST_ variables that are no settings: a few of our own, and those that Kubernetes adds to every
@@ -41,6 +31,14 @@ _NOT_OURS = re.compile(
     r"INGEST_(CONFIG|COMMAND|COMMAND_(DOWN|RESTART|LOG)|PUBLISHED_AT|PG_BIN|MQTT_PASSWORD"
     r"|MQTT_TOKEN|TEST_\w+|SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP)\w*)?)"
 )
+
+
+class UnusableFile(ConfigError):
+    """A file of settings cannot be used. `why` goes on behind the file's name, or another one."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"{path} {why}")
+        self.why = why
 
 
 def gather(
@@ -107,7 +105,7 @@ def _read_secret_file(found: Found, name: str, declared: Field[Any]) -> None:
         raise ConfigError(f"setting {declared.name} ({origin}): {error}") from None
 
 
-def read_file(path: Path, bytes_max: int) -> bytes:
+def _read_file(path: Path, bytes_max: int) -> bytes:
     """Return the first bytes of a file; of a pipe, the bytes until its writers have closed it.
 
     Opening a named pipe waits until somebody opens it for writing. O_NONBLOCK prevents that wait,
@@ -126,7 +124,7 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
     """Return what a TOML file has; `what` is what it should have. Raises ConfigError."""
     import tomllib  # noqa: PLC0415  it would add 2 ms to starts without such a file
 
-    raw = read_file(path, TOML_BYTES_MAX + 1)
+    raw = _read_file(path, TOML_BYTES_MAX + 1)
     if len(raw) > TOML_BYTES_MAX:
         raise ConfigError(f"{path} is larger than {TOML_BYTES_MAX:,} bytes: no file of {what}")
     try:
@@ -148,7 +146,7 @@ def read_secret_again(path: Path) -> str:
 
 def read_secret(path: Path) -> str:
     """Return the one line of a secret's file, without the line end and blanks around it."""
-    raw = read_file(path, SECRET_BYTES_MAX + 1)
+    raw = _read_file(path, SECRET_BYTES_MAX + 1)
     try:
         text = raw.decode("utf-8-sig").strip()
     except ValueError:

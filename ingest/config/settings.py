@@ -2,75 +2,26 @@
 
 A setting `batch_rows` is `batch_rows` in the TOML file, INGEST_BATCH_ROWS in the environment and
 `--batch-rows` on the command line. loading.py reads them.
-The help, the tables of the documents and the example files are printed from these declarations.
-
-The settings of the table that is kept for years. The last groups of the documents have them.
-
-They are a part of Settings, in a file of their own because that one has so many.
-
-The settings as text: bounds, help, two example files.
-
-All of it is printed from the declarations in settings.py, so nothing is written twice.
+Their texts are printed from these declarations: the help, the tables of the documents, and two
+example files.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import MISSING, Field, dataclass, fields
+from collections.abc import Callable, Iterable
+from dataclasses import Field, dataclass, fields
 from typing import Any
 
 from ingest.config.values import GIB, KIB, MIB, TIB, env_name, setting, shown, unit
 from ingest.model.reading import NAME_BYTES_MAX
-
-PARTITION_SPAN = "day"  # the default
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TableSettings:
-    """Partitions of the table, and who looks after them."""
-
-    partition_span: str = setting(
-        PARTITION_SPAN,
-        "a new table has a partition for each day or month (UTC); none: it is one plain table",
-        one_of=("none", "day", "month"),
-        opens="The table, for years",
-    )
-    partitions_max: int = setting(
-        4_000,
-        "most partitions; for late readings half of those that are left are made in a day, without "
-        "one they become dead letters (no_partition)",
-        within=(10, 100_000),
-    )
-    keep_hot: str = setting(
-        "", "how long readings stay in the table, such as 30d, 12h, 8w or 2y; empty: for ever"
-    )
-    archive_dir: str = setting(
-        "", "folder for Parquet files of readings that leave the table; empty: they are dropped"
-    )
-    housekeeping_url: str = setting(
-        "",
-        "URL with the role that owns the table, for the housekeeping; empty: database_url",
-        secret=True,
-    )
-    housekeeping_url_file: str = setting(
-        "", "file that contains housekeeping_url; read again at each connect"
-    )
-    housekeeping: bool = setting(
-        True, "the service does the housekeeping; false: a timer must run `ingest housekeeping run`"
-    )
-    rollups: bool = setting(
-        False, "compute count, least, greatest, sum, first, last for each hour, day and series"
-    )
-    keep_rollups: str = setting("", "how long rollups stay, such as 2y; empty: for ever")
-
 
 ROW_BYTES_MAX = 34 + 2 * NAME_BYTES_MAX  # of one row (model/block.py shows its layout)
 HOLD_PROBE_S_MAX = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Settings(TableSettings):
+class Settings:
     """All settings of the service, each with its meaning. Times in seconds, sizes in bytes."""
 
     listen: str = setting(
@@ -305,6 +256,40 @@ class Settings(TableSettings):
         64 * MIB, "with less free space posts get 503 disk_low; 0: no check", within=(0, 16 * TIB)
     )
 
+    partition_span: str = setting(
+        "day",
+        "a new table has a partition for each day or month (UTC); none: it is one plain table",
+        one_of=("none", "day", "month"),
+        opens="The table, for years",
+    )
+    partitions_max: int = setting(
+        4_000,
+        "most partitions; for late readings half of those that are left are made in a day, without "
+        "one they become dead letters (no_partition)",
+        within=(10, 100_000),
+    )
+    keep_hot: str = setting(
+        "", "how long readings stay in the table, such as 30d, 12h, 8w or 2y; empty: for ever"
+    )
+    archive_dir: str = setting(
+        "", "folder for Parquet files of readings that leave the table; empty: they are dropped"
+    )
+    housekeeping_url: str = setting(
+        "",
+        "URL with the role that owns the table, for the housekeeping; empty: database_url",
+        secret=True,
+    )
+    housekeeping_url_file: str = setting(
+        "", "file that contains housekeeping_url; read again at each connect"
+    )
+    housekeeping: bool = setting(
+        True, "the service does the housekeeping; false: a timer must run `ingest housekeeping run`"
+    )
+    rollups: bool = setting(
+        False, "compute count, least, greatest, sum, first, last for each hour, day and series"
+    )
+    keep_rollups: str = setting("", "how long rollups stay, such as 2y; empty: for ever")
+
 
 def hold_probe_s(settings: Settings) -> float:
     """Return the pause between tries of the database while writes are paused."""
@@ -322,25 +307,17 @@ def split_address(address: str) -> tuple[str, int]:
     return bare, int(port)
 
 
-def secret_names() -> set[str]:
-    """Return the settings whose values are never printed."""
-    return {each.name for each in fields(Settings) if each.metadata["secret"]}
+# The settings whose values are never printed.
+SECRETS = frozenset(each.name for each in fields(Settings) if each.metadata["secret"])
 
 
-assert all(each.default is not MISSING for each in fields(Settings)), "every setting has a default"
-
-
-def groups() -> Iterator[tuple[str, list[Field[Any]]]]:
-    """Yield (title, settings) in the order of their declaration, those of TableSettings last."""
-    title, members = "", list[Field[Any]]()
-    last = {each.name for each in fields(TableSettings)}
-    for each in sorted(fields(Settings), key=lambda each: each.name in last):
-        if each.metadata["opens"]:
-            if members:
-                yield title, members
-            title, members = each.metadata["opens"], []
-        members.append(each)
-    yield title, members
+def groups() -> Iterable[tuple[str, list[Field[Any]]]]:
+    """Return (title, settings) in the order of their declaration."""
+    title, found = "", dict[str, list[Field[Any]]]()
+    for each in fields(Settings):
+        title = each.metadata["opens"] or title
+        found.setdefault(title, []).append(each)
+    return found.items()
 
 
 def default_text(declared: Field[Any]) -> str:

@@ -1,14 +1,9 @@
 """The value of one setting: how it is declared, read, checked and shown.
 
-The unit of a setting is the end of its name. The settings themselves are in settings.py.
-
-The setting `trusted_proxies`: networks of addresses.
-
-Names of hosts and headers of the data port that an operator gave it.
-
-The URL of the broker: how it is read and checked.
-
-The names of forwarders: how they are written, and checked.
+The unit of a setting is the end of its name. The settings themselves are in settings.py. Texts with
+a form of their own are checked and taken apart here too: URLs of the database and the broker,
+times, networks, names of hosts, headers and forwarders. A ValueError is a sentence for the user,
+which goes on behind the setting's name.
 """
 
 from __future__ import annotations
@@ -27,6 +22,32 @@ from ingest.model.errors import ConfigError
 KIB, MIB, GIB, TIB = 1024, 1024**2, 1024**3, 1024**4
 ENV_PREFIX = "INGEST_"
 TOKEN_CHARACTERS_MIN = 16
+NATS_PORT = 4222
+
+_UNITS = (
+    ("_rows_per_s", "rows/s"),
+    ("_readings_per_s", "readings/s"),
+    ("_posts_per_s", "posts/s"),
+    ("_bytes", "bytes"),
+    ("_rows", "rows"),
+    ("_days", "days"),
+    ("_s", "s"),
+)
+_SIZE = re.compile(r"(\d+)\s*(KiB|MiB|GiB|TiB|k|M|G|T)", re.IGNORECASE)
+_SIZE_UNITS = {"k": KIB, "m": MIB, "g": GIB, "t": TIB}
+_SECRET_PARAMETER = re.compile("pass|pwd", re.IGNORECASE)
+_BOOLEANS = {"true": True, "1": True, "yes": True, "on": True}
+_BOOLEANS |= {"false": False, "0": False, "no": False, "off": False}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_DURATION = re.compile(r"([1-9]\d{0,5})\s*([hdwy])")
+_HOURS = {"h": 1, "d": 24, "w": 7 * 24, "y": 365 * 24}
+_HEADER_NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,63}")
+# Each of these headers has a meaning of its own.
+_OTHER_HEADERS = frozenset(
+    {"authorization", "x-api-key", "x-auth-token", "x-forwarded-for", "host", "content-length"}
+)
+_HOST_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
+_FORWARD_NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
 
 
 def setting(
@@ -44,13 +65,6 @@ def setting(
     """
     extra = {"why": why, "within": within, "one_of": one_of, "secret": secret, "opens": opens}
     return field(default=default, metadata=extra)
-
-
-_SIZE = re.compile(r"(\d+)\s*(KiB|MiB|GiB|TiB|k|M|G|T)", re.IGNORECASE)
-_SIZES = {"k": KIB, "m": MIB, "g": GIB, "t": TIB}
-_SECRET = re.compile("pass|pwd", re.IGNORECASE)
-_WORDS = {"true": True, "1": True, "yes": True, "on": True}
-_WORDS |= {"false": False, "0": False, "no": False, "off": False}
 
 
 def check_token(token: str) -> None:
@@ -91,8 +105,8 @@ def _quoted(value: Any) -> str:
 
 
 def _as_bool(value: Any) -> bool:
-    if isinstance(value, bool | int | str) and (word := str(value).strip().lower()) in _WORDS:
-        return _WORDS[word]
+    if isinstance(value, bool | int | str) and (word := str(value).strip().lower()) in _BOOLEANS:
+        return _BOOLEANS[word]
     raise ValueError("is neither true nor false")
 
 
@@ -115,7 +129,7 @@ def _as_number(value: Any, kind: type, declared: Field[Any]) -> float:
         raise ValueError(what)
     sized = isinstance(value, str) and is_size and _SIZE.fullmatch(value.strip())
     if sized:
-        value = int(sized[1]) * _SIZES[sized[2][0].lower()]
+        value = int(sized[1]) * _SIZE_UNITS[sized[2][0].lower()]
     try:
         number: float = kind(value)
     except (ValueError, OverflowError):  # 1e400 and infinity overflow
@@ -146,17 +160,6 @@ def nearest(name: str, known: Iterable[str], spell: Callable[[str], str] = str) 
 
     near = difflib.get_close_matches(name, known, 1)
     return f"; did you mean {spell(near[0])}?" if near else ""
-
-
-_UNITS = (
-    ("_rows_per_s", "rows/s"),
-    ("_readings_per_s", "readings/s"),
-    ("_posts_per_s", "posts/s"),
-    ("_bytes", "bytes"),
-    ("_rows", "rows"),
-    ("_days", "days"),
-    ("_s", "s"),
-)
 
 
 def unit(name: str) -> str:
@@ -191,7 +194,7 @@ def mask_url(url: str) -> str:
     user, at, hosts = parts.netloc.rpartition("@")
     name, colon, _ = user.partition(":")
     query = [
-        (key, "***" if _SECRET.search(key) else value)
+        (key, "***" if _SECRET_PARAMETER.search(key) else value)
         for key, value in parse_qsl(parts.query, keep_blank_values=True)
     ]
     netloc = f"{name}{':***' if colon else ''}{at}{hosts}"
@@ -218,11 +221,6 @@ def check_database_url(url: str) -> None:
             "cannot be read as a URL; in a password write / as %2F, ? as %3F, # as %23, @ as %40 "
             "and [ as %5B"
         )
-
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_DURATION = re.compile(r"([1-9]\d{0,5})\s*([hdwy])")
-_HOURS = {"h": 1, "d": 24, "w": 7 * 24, "y": 365 * 24}
 
 
 def duration_us(text: str) -> int | None:
@@ -259,34 +257,23 @@ def networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
     return tuple(found)
 
 
-_HEADER = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,63}")
-# Each has a meaning of its own.
-_OTHERS = frozenset(
-    {"authorization", "x-api-key", "x-auth-token", "x-forwarded-for", "host", "content-length"}
-)
-_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
-
-
 def host_names(text: str) -> frozenset[str]:
     """Return the names in a text with commas, in small letters. Raises ValueError."""
     names = [each.strip().lower() for each in text.split(",") if each.strip()]
     for each in names:
-        if not _NAME.fullmatch(each):
+        if not _HOST_NAME.fullmatch(each):
             raise ValueError(f"{each[:80]!r} is no host name (without scheme and port)")
     return frozenset(names)
 
 
 def header_name(text: str) -> str:
     """Return the name of a header, which may be empty. Raises ValueError."""
-    if text and (not _HEADER.fullmatch(text) or text.lower() in _OTHERS):
+    if text and (not _HEADER_NAME.fullmatch(text) or text.lower() in _OTHER_HEADERS):
         raise ValueError(
             f"{text[:80]!r} is no name of a header that can be used here: it has letters, digits "
             "and `-`, and no other meaning, as Host or Authorization have"
         )
     return text
-
-
-NATS_PORT = 4222
 
 
 def split_broker_url(url: str) -> tuple[tuple[str, ...], str, str]:
@@ -324,12 +311,9 @@ def check_monitor_urls(urls: str) -> None:
             raise ValueError(f"{each!r} is not http://HOST:PORT")
 
 
-NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
-
-
 def check_forward_name(name: str) -> None:
     """Raise ValueError if this cannot be a name: it is a part of a subject, and of a path."""
-    if not NAME.fullmatch(name):
+    if not _FORWARD_NAME.fullmatch(name):
         raise ValueError(f"{name!r} is not a name of 1 to 32 letters, digits, - and _")
 
 

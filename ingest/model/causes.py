@@ -6,7 +6,7 @@ metric. How each sink maps the errors of its driver is in its own folder.
 A cause is a reason in words for people, with its next step and the section of the runbook. /readyz,
 its readers (`ingest hold show`, the dashboard) and `ingest doctor` take both from the same lists,
 so all of them say the same. Here are the causes of the database. Each other part lists its own as
-CAUSES; ingest/app/lists.py collects them.
+CAUSES; ingest/app/metrics_and_causes.py collects them.
 Does not: know how the service runs; `{run}`, `{restart}` and the like are filled in later.
 """
 

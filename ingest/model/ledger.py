@@ -9,7 +9,8 @@ received + recovered + replayed + delivered
     = committed + duplicate + published + rejected + dead_lettered + returned + held
 
 Metrics beside these counters: a part that has some lists them as METRICS in its file.
-ingest/app/lists.py collects the lists. /metrics and the tables of the documents come from them.
+app/metrics_and_causes.py collects the lists. /metrics and the tables of the documents come from
+them.
 """
 
 from __future__ import annotations

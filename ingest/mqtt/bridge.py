@@ -47,7 +47,10 @@ QUOTED_CHARACTERS = 200
 HELD_BYTES_MAX = 32 * 1024**2  # of those that wait or are unusable; and of those set aside
 # All of the 400 that are about the messages. The others are about how we ask, so about settings.
 # A parameter that is bad is the time of a message, X-Received-At: the clock here may be wrong.
-_BODY = frozenset({"not_json", "not_lines", "bad_parameter"})
+# The paths of line protocol have no 422: their answers of that kind are 400, too.
+_REFUSED = frozenset({"not_json", "not_lines", "bad_parameter"}) | frozenset(
+    {"empty", "all_invalid", "invalid_items", "dead_letters_full"}
+)
 _FOR_EACH = frozenset({"empty", "all_invalid", "outside_scope"})  # each message would get the same
 
 _log = get_logger("mqtt")
@@ -338,10 +341,8 @@ def answer_of(status: int, body: bytes) -> PostAnswer:
     code, why = _said(body)
     said = f"{status} {code}: {why}" if code or why else str(status)
     verdict = PostVerdict.AGAIN
-    if (status == 400 and code in _BODY) or status == 422:
+    if status == 422 or (status == 400 and code in _REFUSED):
         verdict = PostVerdict.REFUSED
-    elif status == 400 and code in {"empty", "all_invalid", "invalid_items", "dead_letters_full"}:
-        verdict = PostVerdict.REFUSED  # the paths of line protocol have no 422
     elif status == 413 or (status == 403 and code == "outside_scope"):
         verdict = PostVerdict.NOT_NOW
     return PostAnswer(verdict, code or f"http_{status}", said, code in _FOR_EACH)

@@ -4,33 +4,21 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 
 from ingest.app.annexes import needs
-from ingest.cli.context import forward_name
-from ingest.cli.doctor.checks import OK, WARN, Check
-from ingest.cli.parser import Command, flag, option_flags, options_of, say
+from ingest.cli.parser import Command, flag, forward_name, option_flags, options_of, say
 from ingest.cli.serve import on_uvloop
 from ingest.config.loading import Loaded
-from ingest.config.named_files import state_dir
 from ingest.config.origins import read_secret
-from ingest.config.settings import Settings
 from ingest.config.values import full_path
-from ingest.dead_letters.folder.segments import segments
 from ingest.model.errors import StartError
 from ingest.mqtt.options import MqttOptions, MqttTls, MqttWanted, check_filter, mqtt_address
-from ingest.system.files import size_bytes
-from ingest.system.state_folder import StateFolder
 
 PASSWORD_VARIABLE, TOKEN_VARIABLE = "INGEST_MQTT_PASSWORD", "INGEST_MQTT_TOKEN"
 ACKS = ("buffered", "durable", "committed")
 SERVICE_URL = "http://127.0.0.1:8080"
-NOT_OURS = (
-    "what the MQTT broker drops never comes here, and cannot be seen from here: check its "
-    "max_queued_messages, persistence and autosave_interval, and that devices publish with QoS 1 "
-    "(docs/mqtt.md)"
-)
 
 
 def _run(args: argparse.Namespace, loaded: Loaded) -> int:
@@ -102,22 +90,6 @@ def _secret(named: str | None, variable: str) -> Callable[[], str]:
         return lambda: os.environ.get(variable, "")
     file = full_path(named)
     return lambda: read_secret(file)
-
-
-def mqtt_checks(settings: Settings) -> Iterator[Check]:
-    """Yield what `ingest doctor` finds about each `ingest mqtt` that has run with this folder."""
-    root = state_dir(settings) / "mqtt"
-    try:
-        names = sorted(each.name for each in root.iterdir() if each.is_dir())
-    except OSError:
-        return
-    for name in names:
-        letters = StateFolder(root / name).dead_letters
-        kept = sum(size_bytes(each) for each in segments(letters))
-        said = (
-            f"`ingest dlq list --mqtt {name}` shows what the service has refused; " if kept else ""
-        )
-        yield Check(f"mqtt {name}", WARN if kept else OK, said + NOT_OURS)
 
 
 COMMAND = Command(

@@ -15,12 +15,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 monotonic_s = time.monotonic
 sleep = time.sleep  # of a thread that is no event loop
 thread_cpu_s = time.thread_time  # CPU seconds of the calling thread
+process_cpu_s = time.process_time  # of all threads of this process
 unix_s = time.time  # for what is shown; a call of `unix_us` costs twice as much
-
-
-def process_cpu_s() -> float:
-    """Return the CPU seconds that all threads of this process have used so far."""
-    return time.process_time()
 
 
 def unix_us() -> int:
@@ -37,7 +33,10 @@ def rfc3339(ts_us: int) -> str:
 
 
 def rfc3339_s(ts_us: int) -> str:
-    """Write Unix microseconds as RFC 3339 in whole seconds, rounded down."""
+    """Write Unix microseconds as RFC 3339 in whole seconds, rounded down.
+
+    Raises OverflowError as `rfc3339` does.
+    """
     return rfc3339(ts_us - ts_us % 1_000_000)
 
 

@@ -2,11 +2,10 @@
 
 An AppendFile keeps the whole of what `append` was given, or nothing of it. If neither is sure, it
 says so by `suspect`. The system calls that can fail are parameters, so that a test can make the
-n-th of them fail. Everything here blocks, and raises OSError.
-
-The file system of a folder, and whether fsynced data survives a crash of the machine there.
-
-Reads /proc/mounts. Where that does not exist, the type is unknown.
+n-th of them fail. A lock is freed by the kernel when its process dies.
+The file system of a folder tells whether fsynced data survives a crash of the machine there. It is
+read from /proc/mounts; where that does not exist, it is unknown.
+Everything here blocks, and raises OSError.
 """
 
 from __future__ import annotations
@@ -20,10 +19,16 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from threading import Thread
-from types import TracebackType
 from typing import BinaryIO, NamedTuple
 
 from ingest.system.clock import monotonic_s
+
+VOLATILE = frozenset({"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"})  # memory, whatever fsync says
+REMOTE = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "virtiofs", "ceph", "glusterfs", "fuse.sshfs"}
+    | {"fuse.s3fs", "fuse.rclone", "fuse.gcsfuse", "fuse.glusterfs", "vboxsf", "fuse.vmhgfs-fuse"}
+)
+_OVERLAYS_MAX = 4  # file systems, one above the other
 
 
 class FileCalls(NamedTuple):
@@ -139,6 +144,99 @@ class AppendFile:
         os.close(self._fd)
 
 
+class Lock(AbstractContextManager["Lock"]):
+    """A lock on a file until it is closed. The kernel frees it when the process dies."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    @classmethod
+    def try_take(cls, path: Path, *, create: bool = False, shared: bool = False) -> Lock | None:
+        """Take the lock at once, or return None if somebody else has it.
+
+        Several may have a `shared` lock at the same time, but nobody an exclusive one beside them.
+        """
+        flags = os.O_RDWR | os.O_CREAT if create else os.O_RDONLY
+        fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+        try:
+            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(fd)
+            if isinstance(error, BlockingIOError):
+                return None
+            raise
+        return cls(fd)
+
+    def fileno(self) -> int:
+        """Return the descriptor. A child that inherits it has the lock too, until it ends."""
+        return self._fd
+
+    def record(self, text: str) -> None:
+        """Replace the content of the locked file, for people. Raises OSError."""
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, text.encode(), 0)
+
+    def close(self) -> None:
+        """Release the lock."""
+        os.close(self._fd)
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def is_locked(path: Path) -> bool:
+    """Whether somebody has an exclusive lock on a file. Takes a shared lock for a moment."""
+    lock = Lock.try_take(path, shared=True)
+    if lock is not None:
+        lock.close()
+    return lock is None
+
+
+class FolderLock(Lock):
+    """Two locks of one process on a folder: on its file `lock`, and on the folder itself.
+
+    If somebody removes the file, the lock on the folder still keeps other processes out. Some
+    network file systems cannot lock a folder; there only the file is locked.
+    """
+
+    def __init__(self, file: Lock, folder: Path, folder_fd: int) -> None:
+        super().__init__(file.fileno())
+        self._folder = folder
+        self._folder_fd = folder_fd
+
+    @classmethod
+    def of(cls, folder: Path) -> FolderLock | None:
+        """Take both locks at once, or return None if somebody else has one of them."""
+        file = Lock.try_take(folder / "lock", create=True)
+        if file is None:
+            return None
+        try:
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            file.close()
+            raise
+        taken = cls(file, folder, fd)
+        with contextlib.suppress(OSError):
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                taken.close()
+                return None
+        return taken
+
+    def holds(self) -> bool:
+        """Whether the path still names the folder that is locked."""
+        try:
+            return os.path.samestat(os.stat(self._folder), os.fstat(self._folder_fd))
+        except FileNotFoundError:
+            return False
+
+    def close(self) -> None:
+        """Release both locks."""
+        os.close(self._folder_fd)
+        super().close()
+
+
 def sync_folder(folder: Path, calls: FileCalls = REAL_CALLS) -> None:
     """Sync a folder, so that created and removed names are on the disk."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -223,112 +321,6 @@ def size_bytes(path: Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:
         return 0
-
-
-class Lock(AbstractContextManager["Lock"]):
-    """A lock on a file until it is closed. The kernel frees it when the process dies."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    @classmethod
-    def try_take(cls, path: Path, *, create: bool = False, shared: bool = False) -> Lock | None:
-        """Take the lock at once, or return None if somebody else has it.
-
-        Several may have a `shared` lock at the same time, but nobody an exclusive one beside them.
-        """
-        flags = os.O_RDWR | os.O_CREAT if create else os.O_RDONLY
-        fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
-        try:
-            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(fd)
-            if isinstance(error, BlockingIOError):
-                return None
-            raise
-        return cls(fd)
-
-    def fileno(self) -> int:
-        """Return the descriptor. A child that inherits it has the lock too, until it ends."""
-        return self._fd
-
-    def record(self, text: str) -> None:
-        """Replace the content of the locked file, for people. Raises OSError."""
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, text.encode(), 0)
-
-    def close(self) -> None:
-        """Release the lock."""
-        os.close(self._fd)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-def is_locked(path: Path) -> bool:
-    """Whether somebody has an exclusive lock on a file. Takes a shared lock for a moment."""
-    lock = Lock.try_take(path, shared=True)
-    if lock is not None:
-        lock.close()
-    return lock is None
-
-
-class FolderLock(Lock):
-    """Two locks of one process on a folder: on its file `lock`, and on the folder itself.
-
-    If somebody removes the file, the lock on the folder still keeps other processes out. Some
-    network file systems cannot lock a folder; there only the file is locked.
-    """
-
-    def __init__(self, file: Lock, folder: Path, folder_fd: int) -> None:
-        super().__init__(file.fileno())
-        self._folder = folder
-        self._folder_fd = folder_fd
-
-    @classmethod
-    def of(cls, folder: Path) -> FolderLock | None:
-        """Take both locks at once, or return None if somebody else has one of them."""
-        file = Lock.try_take(folder / "lock", create=True)
-        if file is None:
-            return None
-        try:
-            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            file.close()
-            raise
-        taken = cls(file, folder, fd)
-        with contextlib.suppress(OSError):
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                taken.close()
-                return None
-        return taken
-
-    def holds(self) -> bool:
-        """Whether the path still names the folder that is locked."""
-        try:
-            return os.path.samestat(os.stat(self._folder), os.fstat(self._folder_fd))
-        except FileNotFoundError:
-            return False
-
-    def close(self) -> None:
-        """Release both locks."""
-        os.close(self._folder_fd)
-        super().close()
-
-
-VOLATILE = frozenset({"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"})  # memory, whatever fsync says
-REMOTE = frozenset(
-    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "virtiofs", "ceph", "glusterfs", "fuse.sshfs"}
-    | {"fuse.s3fs", "fuse.rclone", "fuse.gcsfuse", "fuse.glusterfs", "vboxsf", "fuse.vmhgfs-fuse"}
-)
-_OVERLAYS_MAX = 4  # one above the other
 
 
 def filesystem_of(path: Path, mounts: Path = Path("/proc/mounts")) -> str:

@@ -29,32 +29,11 @@ TEXT_CHARACTERS_MAX = 4_000
 LIBRARY_PERIOD_S = 10.0
 KEYS_MAX = 1_000
 
-# DEL, C1 controls, line and paragraph separators, marks that change the direction of the text. JSON
-# allows them raw, but terminals and tools act on them.
 _COLOURS = {"warning": 33, "error": 31, "critical": 31}
 _PLAIN = re.compile(r"[\w.:/+-]+", re.ASCII)  # a value that needs no quotes
+# DEL, C1 controls, line and paragraph separators, marks that change the direction of the text. JSON
+# allows them raw, but terminals and tools act on them.
 _UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-
-
-class Occasionally:
-    """Lets one line of a kind pass per `period_s` seconds, and counts the others."""
-
-    def __init__(self, period_s: float) -> None:
-        self._period_s = period_s
-        self._kinds: OrderedDict[object, tuple[float, int]] = OrderedDict()
-
-    def due(self, kind: object) -> int | None:
-        """Return None if no line is due, else how many of this kind were left out before."""
-        now_s = monotonic_s()
-        since_s, left_out = self._kinds.get(kind, (float("-inf"), 0))
-        if now_s - since_s < self._period_s:
-            self._kinds[kind] = (since_s, left_out + 1)
-            return None
-        self._kinds[kind] = (now_s, 0)
-        self._kinds.move_to_end(kind)
-        if len(self._kinds) > KEYS_MAX:
-            self._kinds.popitem(last=False)
-        return left_out
 
 
 def configure(
@@ -183,3 +162,24 @@ class _FromLibrary(logging.Handler):
             exc_info=record.exc_info,
             similar_suppressed=left_out,
         )
+
+
+class Occasionally:
+    """Lets one line of a kind pass per `period_s` seconds, and counts the others."""
+
+    def __init__(self, period_s: float) -> None:
+        self._period_s = period_s
+        self._kinds: OrderedDict[object, tuple[float, int]] = OrderedDict()
+
+    def due(self, kind: object) -> int | None:
+        """Return None if no line is due, else how many of this kind were left out before."""
+        now_s = monotonic_s()
+        since_s, left_out = self._kinds.get(kind, (float("-inf"), 0))
+        if now_s - since_s < self._period_s:
+            self._kinds[kind] = (since_s, left_out + 1)
+            return None
+        self._kinds[kind] = (now_s, 0)
+        self._kinds.move_to_end(kind)
+        if len(self._kinds) > KEYS_MAX:
+            self._kinds.popitem(last=False)
+        return left_out

@@ -1,9 +1,9 @@
-"""Ports of the loopback for servers of ours, and whether another user has taken one of them.
+"""The loopback: its hosts, free ports for servers of ours, and whether another user has one.
 
 The kernel's own choice of a free port is not used. It lies in the range that the kernel gives to
 clients, so a client may have the port when a server starts again. If the machine gives its clients
 all ports, there is no other choice.
-Does not: know IPv6, but for names and addresses of the loopback.
+Does not: know ports of IPv6.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ import socket
 from collections.abc import Collection
 from pathlib import Path
 
-FIRST = 10_000
+_FIRST_PORT = 10_000
 _RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _SOCKETS = Path("/proc/net/tcp")
 _LISTEN = "0A"
 _ANY = "00000000"
 _LOOPBACK = "0100007F"  # 127.0.0.1, as a little-endian machine prints it
-_NAMES = frozenset({"localhost", "localhost."})
-_ROOT = 0  # also the owner of a connection that its process has closed
+_HOSTS = frozenset({"localhost", "localhost."})
 
 
 def is_loopback_host(host: str) -> bool:
@@ -30,7 +29,7 @@ def is_loopback_host(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host.lower() in _NAMES
+        return host.lower() in _HOSTS
 
 
 def candidates() -> list[int]:
@@ -39,7 +38,7 @@ def candidates() -> list[int]:
         first, last = map(int, _RANGE.read_text().split())
     except OSError:  # no Linux
         return []
-    ports = [*range(FIRST, min(first, 65_536)), *range(max(FIRST, last + 1), 65_536)]
+    ports = [*range(_FIRST_PORT, min(first, 65_536)), *range(max(_FIRST_PORT, last + 1), 65_536)]
     random.Random().shuffle(ports)
     return ports
 
@@ -77,7 +76,8 @@ def has_foreign_owner(port: int, sockets: Path = _SOCKETS) -> bool:
     at = f":{port:04X}"
     for line in lines:
         _, local, _, state, _, _, _, uid, *_ = line.split()
-        ours = int(uid) in (os.geteuid(), _ROOT)
+        # Root also owns a connection that its process has closed.
+        ours = int(uid) in (os.geteuid(), 0)
         here = local == _LOOPBACK + at or (local == _ANY + at and state == _LISTEN)
         if here and not ours:
             return True

@@ -1,15 +1,7 @@
-"""What one process needs of the limits that the system sets.
+"""What a process sets for itself at its start: open files, memory, the interpreter lock, signals.
 
-The interpreter lock: how soon another thread gets it from a thread that is busy.
-
-A thread that has work waits for the lock, and asks for it after the switch interval. Python's is 5
-ms. But the event loop gives the lock back in each round, for a moment that is too short for another
-thread to wake up, and the 5 ms begin anew. So beside a loop that always has something to do, a
-thread waits for 5 to 15 ms each time that a system call of it ends (measured).
-
-Signals: the first one that ends the service starts the drain, the next one shortens it.
-
-SIGHUP asks `ingest up` for a restart of its processes, one after the other.
+The first signal that ends the service starts the drain, the next one shortens it. SIGHUP asks
+`ingest up` for a restart of its processes, one after the other.
 """
 
 from __future__ import annotations
@@ -30,6 +22,16 @@ OWN_CGROUPS, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 # Descriptors beside connections_max: the admin port may have 256, and 128 are for database, files
 # and libraries.
 SPARE_FILES = 256 + 128
+# Less than a busy round of the event loop takes. A thread that has work asks for the interpreter
+# lock after the switch interval; Python's is 5 ms. But the event loop gives the lock back in each
+# round, for a moment that is too short for another thread to wake up, and the 5 ms begin anew. So
+# beside a loop that always has something to do, a thread waits for 5 to 15 ms each time that a
+# system call of it ends (measured).
+SWITCH_S = 0.0005
+
+_ENDING = (signal.SIGTERM, signal.SIGINT)
+_USUAL_S = sys.getswitchinterval()
+_busy = 0  # contexts of `sharing_soon` that have been entered
 
 
 def raise_open_files_limit() -> int:
@@ -57,76 +59,29 @@ def memory_bytes() -> int:
     return min(limits)
 
 
-SWITCH_S = 0.0005  # less than a busy round of the event loop takes
-
-_usual_s = sys.getswitchinterval()
-_busy = 0  # contexts that have been entered
-
-
 @contextmanager
 def sharing_soon() -> Iterator[None]:
     """Until the context ends, other threads get the interpreter within SWITCH_S.
 
     For one thread, the event loop's. Several contexts may be open; they may end in any order.
     """
-    global _busy, _usual_s  # noqa: PLW0603  so is the interpreter's own
-    if not _busy:
-        _usual_s = sys.getswitchinterval()
-        sys.setswitchinterval(min(SWITCH_S, _usual_s))
+    global _busy  # noqa: PLW0603  so is the interpreter's own interval
     _busy += 1
+    sys.setswitchinterval(SWITCH_S)
     try:
         yield
     finally:
         _busy -= 1
         if not _busy:
-            sys.setswitchinterval(_usual_s)
+            sys.setswitchinterval(_USUAL_S)
 
 
-_ENDING = (signal.SIGTERM, signal.SIGINT)
-
-
-def handle(stopping: asyncio.Event, halted: asyncio.Event) -> None:
+def handle_signals(stopping: asyncio.Event, halted: asyncio.Event) -> None:
     """From now on set `stopping` at the first signal, and `halted` at those that follow."""
     for number in _ENDING:
         asyncio.get_running_loop().add_signal_handler(
             number, partial(_received, number, stopping, halted)
         )
-
-
-def handle_hangup(restart: asyncio.Event, stopping: asyncio.Event) -> None:
-    """From now on set `restart` at SIGHUP; or `stopping`, if it says that our terminal is gone."""
-    had_terminal = has_terminal()
-
-    def received() -> None:
-        log = get_logger("service")
-        if had_terminal and not has_terminal():
-            log.info("stopping", signal="SIGHUP")
-            stopping.set()
-        else:
-            restart.set()
-
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, received)
-
-
-def has_terminal() -> bool:
-    """Whether this process has a terminal, from which Ctrl-C comes."""
-    try:
-        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
-    except OSError:
-        return False
-    return True
-
-
-def ignore() -> None:
-    """Ignore these signals from now on, because the drain is over.
-
-    The loop removes its handlers when it is closed. A signal after that would kill the process, and
-    its exit code would say failure although nothing was lost.
-    """
-    for number in (*_ENDING, signal.SIGHUP):
-        if not asyncio.get_running_loop().remove_signal_handler(number):
-            continue  # it was not handled
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _received(number: signal.Signals, stopping: asyncio.Event, halted: asyncio.Event) -> None:
@@ -137,3 +92,39 @@ def _received(number: signal.Signals, stopping: asyncio.Event, halted: asyncio.E
     else:
         log.info("stopping", signal=number.name)
         stopping.set()
+
+
+def handle_hangup(restart: asyncio.Event, stopping: asyncio.Event) -> None:
+    """From now on set `restart` at SIGHUP; or `stopping`, if it says that our terminal is gone."""
+    had_terminal = _has_terminal()
+
+    def received() -> None:
+        log = get_logger("service")
+        if had_terminal and not _has_terminal():
+            log.info("stopping", signal="SIGHUP")
+            stopping.set()
+        else:
+            restart.set()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, received)
+
+
+def _has_terminal() -> bool:
+    """Whether this process has a terminal, from which Ctrl-C comes."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+def ignore_signals() -> None:
+    """Ignore these signals from now on, because the drain is over.
+
+    The loop removes its handlers when it is closed. A signal after that would kill the process, and
+    its exit code would say failure although nothing was lost.
+    """
+    for number in (*_ENDING, signal.SIGHUP):
+        if not asyncio.get_running_loop().remove_signal_handler(number):
+            continue  # it was not handled
+        signal.signal(number, signal.SIG_IGN)

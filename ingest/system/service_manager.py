@@ -1,15 +1,13 @@
-"""Listening sockets that a process manager gives at the start, by systemd's protocol.
+"""The process manager, by systemd's protocols: sockets that it gives, and the state that we report.
 
-The manager keeps them. So connections wait in the kernel while the service restarts, and none is
-refused.
-Does not: accept connections.
-
-Reports the state of the service to a process manager, by systemd's notification protocol.
+It keeps the listening sockets. So connections wait in the kernel while the service restarts, and
+none is refused.
 
 `Notifier` sends READY=1, RELOADING=1, STATUS= and STOPPING=1 as datagrams to the socket that
-NOTIFY_SOCKET names. It sends WATCHDOG=1 at half the period that WATCHDOG_USEC asks for. The event
-loop sends all of it. So when the loop is blocked, WATCHDOG=1 stops and the manager notices.
+NOTIFY_SOCKET names, and WATCHDOG=1 at half the period that WATCHDOG_USEC asks for. The event loop
+sends all of it. So when the loop is blocked, WATCHDOG=1 stops and the manager notices.
 Promises: sends nothing if there is no manager; never waits and never fails because of the manager.
+Does not: accept connections.
 """
 
 from __future__ import annotations
@@ -26,7 +24,9 @@ from ingest.model.errors import StartError
 from ingest.system.clock import monotonic_s
 
 FIRST_FD = 3
-ADMIN = "admin"
+STATUS_S = 1.0  # between two checks of the state; a short watchdog period makes it less
+STATUS_BYTES_MAX = 1_000  # a datagram is sent whole or not at all
+_ADMIN = "admin"
 
 
 class GivenSockets(NamedTuple):
@@ -52,7 +52,7 @@ def given_sockets(environ: MutableMapping[str, str] = os.environ) -> GivenSocket
         raise StartError(f"LISTEN_FDS is {count!r}, and must be a number of sockets")
     fds = range(FIRST_FD, FIRST_FD + int(count))
     for fd, name in zip(fds, chain(names.split(":"), repeat(""))):  # noqa: B905  names may lack
-        (given.admin if name == ADMIN else given.data).append(_listening(fd, name))
+        (given.admin if name == _ADMIN else given.data).append(_listening(fd, name))
     return given
 
 
@@ -72,10 +72,6 @@ def _listening(fd: int, name: str) -> socket.socket:
         )
     found.set_inheritable(False)
     return found
-
-
-STATUS_S = 1.0  # between two checks of the state; a short watchdog period makes it less
-STATUS_BYTES_MAX = 1_000  # a datagram is sent whole or not at all
 
 
 class Notifier:

@@ -1,17 +1,13 @@
-"""The state folder: its lock, the places of its parts, and how commands find the running service.
+"""The state folder: its lock, the places of its parts, the running service, the mark of the stream.
 
 `service.json` is readable for the owner only, because it contains the token of the running service.
 A command believes it only while the folder is locked, so the file of a killed service misleads
 nobody. All calls do little work on files and block for a moment.
 
-What the stream must have, in a small file outside of the broker's folder.
-
-The broker cannot say what it has lost: a stream whose last block is damaged ends earlier, and gives
-the same places to new messages. So gateways note how far messages were acknowledged, and whoever
-purges notes first how far. All that lies between must be there, at the next start too.
-Promises: numbers of one stream only grow, whichever process of this machine writes them. A file
-that is missing or damaged says nothing.
-Does not: know what was acknowledged after the last note, which is a second old at most.
+The mark says what the stream must have. The broker cannot say what it has lost: a stream whose last
+block is damaged ends earlier, and gives the same places to new messages. So gateways note how far
+messages were acknowledged, and whoever purges notes first how far. All that lies between must be
+there, at the next start too. Of what came after the last note, a second at most, it knows nothing.
 """
 
 from __future__ import annotations
@@ -39,15 +35,17 @@ from ingest.system.files import (
 )
 from ingest.system.logs import Occasionally, get_logger
 
+MARK_WARNING_S = 3600.0
+MARK_BYTES_MAX = 512  # one sector: it is written whole or not at all
+
 
 class ServiceInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What a running service publishes for commands on this machine; `started_us` is Unix time.
 
     `listen` and `admin_listen` are the addresses that are bound. `token` permits admin actions.
     `page` is the dashboard's address with a key, which works once. `cert_file` is the certificate
-    of the data port, if that speaks TLS. `target` are the table and its
-    columns for time, device, metric and value, as SQL names them. `is_open`: everybody may post
-    until it is restarted.
+    of the data port, if that speaks TLS. `target` are the table and its columns for time, device,
+    metric and value, as SQL names them. `is_open`: everybody may post until it is restarted.
     """
 
     pid: int
@@ -220,12 +218,6 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-WARNING_S = 3600.0
-_BYTES_MAX = 512  # one sector: it is written whole or not at all
-
-_log = get_logger("broker")
-
-
 class StreamMark(NamedTuple):
     """Places in the stream that the broker made at `made`."""
 
@@ -238,17 +230,21 @@ class StreamMark(NamedTuple):
 
 
 class MarkFile:
-    """The file of one state folder, which its processes share. `broker`: where; "" is ours."""
+    """The mark's file, which all processes of a state folder share. `broker`: where; "" is ours.
+
+    Numbers of one stream only grow, whoever writes them. A file that is missing or damaged says
+    nothing.
+    """
 
     def __init__(self, state_folder: Path, broker: str = "") -> None:
         suffix = f"-{crc32(broker.encode()):08x}" if broker else ""
         self._path = state_folder / f"stream-mark{suffix}"
-        self._occasionally = Occasionally(WARNING_S)
+        self._occasionally = Occasionally(MARK_WARNING_S)
 
     def read(self) -> StreamMark:
         """Return what was noted last; an empty mark if that is not known. Blocks for a moment."""
         try:
-            return _decoded(self._path.read_bytes()[:_BYTES_MAX])
+            return _decoded(self._path.read_bytes()[:MARK_BYTES_MAX])
         except OSError:
             return StreamMark()
 
@@ -261,19 +257,19 @@ class MarkFile:
             await asyncio.to_thread(self._note, mark, anew=anew)
         except OSError as error:
             if self._occasionally.due("") is not None:
-                _log.warning("stream_mark_not_kept", why=str(error))
+                get_logger("broker").warning("stream_mark_not_kept", why=str(error))
 
     def _note(self, mark: StreamMark, *, anew: bool) -> None:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
-            before = _decoded(os.pread(fd, _BYTES_MAX, 0))
+            before = _decoded(os.pread(fd, MARK_BYTES_MAX, 0))
             if before.made == mark.made and not anew:
                 grown = (max(pair) for pair in zip(before[1:], mark[1:], strict=True))
                 mark = StreamMark(mark.made, *grown)
             if mark != before:
-                os.pwrite(fd, json.dumps(mark).encode().ljust(_BYTES_MAX), 0)
+                os.pwrite(fd, json.dumps(mark).encode().ljust(MARK_BYTES_MAX), 0)
                 os.fsync(fd)
         finally:
             os.close(fd)

@@ -1,10 +1,8 @@
-"""Waits that end early: for the first of several works, or an error; for work that a stop ends.
+"""Waits that end early, and how long to wait before the next try.
 
-How long to wait before the next try.
-
-`backoff_s` is for tries at a server that others use too: exponential ceiling, full jitter. Full
-jitter, not equal jitter. After a failover every writer of every instance tries again at the same
-moment. Random delays over the whole window spread these reconnects best.
+`backoff_s` is for tries at a server that others use too. Its jitter is full, not equal: after a
+failover every writer of every instance tries again at the same moment, and random delays over the
+whole window spread these reconnects best.
 `Backoff` is for something of our own that has to be started again: each pause is twice the last.
 """
 
@@ -16,6 +14,8 @@ from collections.abc import Awaitable, Coroutine
 from typing import Any, TypeVar
 
 from ingest.system.clock import monotonic_s
+
+STEADY_S = 60.0  # what has run for so long after a pause was good: pauses begin anew
 
 T = TypeVar("T")
 
@@ -60,9 +60,6 @@ async def unless(stopping: asyncio.Event, work: Awaitable[T], *, grace_s: float 
         doing.cancel()  # does nothing if it is done
         await asyncio.gather(doing, return_exceptions=True)
     return doing.result() if ended else None
-
-
-STEADY_S = 60.0  # what has run for so long after a pause was good: pauses begin anew
 
 
 def backoff_s(attempt: int, *, first_s: float, cap_s: float) -> float:

@@ -1,10 +1,9 @@
-"""Small parts of the texts that people read: a number with its noun, a client's text in quotes.
+"""Small parts of the texts that people read: numbers with their nouns, quotes, names of commands.
 
-How a person types the commands of this process, for texts that name one.
-
-Only who starts the process knows it, and says so in its environment: `run`, the image, and the
-files in `deploy/` that start it in another way. Without these variables the words are those of an
-installed package. Does not: look at the machine, which tells a checkout in a container nothing.
+How a person types a command, only who starts the process knows, and says so in its environment:
+`run`, the image, and the files in `deploy/` that start it in another way. Without these variables
+the words are those of an installed package.
+Does not: look at the machine, which tells a checkout in a container nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +12,13 @@ import os
 from collections.abc import Mapping
 
 QUOTED_CHARACTERS_MAX = 60
+# word: variable, default. `down` runs a command while the service does not run.
+_WORDS = {
+    "run": ("INGEST_COMMAND", "ingest"),
+    "down": ("INGEST_COMMAND_DOWN", ""),
+    "restart": ("INGEST_COMMAND_RESTART", "ingest serve"),
+    "log": ("INGEST_COMMAND_LOG", "ingest doctor"),
+}
 
 
 def counted(number: int, noun: str) -> str:
@@ -34,15 +40,6 @@ def quoted(text: str) -> str:
     if len(text) <= QUOTED_CHARACTERS_MAX:
         return ascii(text)
     return f"{text[:QUOTED_CHARACTERS_MAX]!a}.."
-
-
-# word: variable, default. `down` runs a command while the service does not run.
-_WORDS = {
-    "run": ("INGEST_COMMAND", "ingest"),
-    "down": ("INGEST_COMMAND_DOWN", ""),
-    "restart": ("INGEST_COMMAND_RESTART", "ingest serve"),
-    "log": ("INGEST_COMMAND_LOG", "ingest doctor"),
-}
 
 
 def command_words(environ: Mapping[str, str] = os.environ) -> dict[str, str]:

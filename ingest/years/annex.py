@@ -1,19 +1,27 @@
-"""What this annex adds to the lists of the main house, made from the settings."""
+"""What this annex adds to the lists of the main house, made from the settings.
+
+pyarrow is loaded only when something is archived or read: it takes 60 MB of memory and half a
+second, and it is an optional extra.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from ingest.app.annexes import Annex
 from ingest.config.named_files import archive_dir
 from ingest.config.values import duration_us
+from ingest.model.errors import StartError
 
 if TYPE_CHECKING:
     from ingest.config.settings import Settings
     from ingest.sinks.postgres.connection import DatabaseUrl
     from ingest.sinks.postgres.housekeeping.plan import Job
     from ingest.sinks.postgres.lookup import RolledCurve
+    from ingest.years.archive.archiver import ParquetArchiver
+    from ingest.years.archive.job import Detached
     from ingest.years.late_partitions import LatePartitions
     from ingest.years.retention import Policy
 
@@ -30,11 +38,7 @@ def retention_policy(settings: Settings) -> Policy | None:
 
 def late_partitions(settings: Settings, url: DatabaseUrl, eager: bool = False) -> LatePartitions:
     """Return what makes partitions for readings that find none; `url` is that of the owner."""
-    from ingest.app.storage import (  # noqa: PLC0415
-        late_limit,
-        make_target,
-        timeouts,
-    )
+    from ingest.app.database import LATE_LIMIT, make_target, timeouts  # noqa: PLC0415
     from ingest.years.late_partitions import LatePartitions  # noqa: PLC0415
 
     return LatePartitions(
@@ -42,20 +46,19 @@ def late_partitions(settings: Settings, url: DatabaseUrl, eager: bool = False) -
         timeouts(settings),
         span=settings.partition_span,
         target=make_target(settings),
-        limit=late_limit(),
+        limit=LATE_LIMIT,
         partitions_max=settings.partitions_max,
         policy=retention_policy(settings),
         eager=eager,
     )
 
 
-def jobs(settings: Settings, stopped: Callable[[], bool] = lambda: False) -> list[Job]:
+def jobs(settings: Settings, stopped: Callable[[], bool]) -> list[Job]:
     """Return the jobs of this annex. Rollups come before their readings leave.
 
     `stopped` is asked by steps that take long.
     """
-    from ingest.app.storage import make_target  # noqa: PLC0415
-    from ingest.years.archive.command import make_archiving  # noqa: PLC0415
+    from ingest.app.database import make_target  # noqa: PLC0415
     from ingest.years.archive.job import Archiving  # noqa: PLC0415
     from ingest.years.retention import Chunks, HalfDetached, Retention  # noqa: PLC0415
     from ingest.years.rollups.job import Rollups  # noqa: PLC0415
@@ -80,15 +83,52 @@ def jobs(settings: Settings, stopped: Callable[[], bool] = lambda: False) -> lis
         Chunks(policy, rollups=settings.rollups),
     ]
     if settings.archive_dir:
-        found.append(Archiving(make_archiving(settings, stopped)))
+        found.append(Archiving(_archiving(settings, stopped)))
     return found
+
+
+def parquet_archiver(
+    settings: Settings, stopped: Callable[[], bool] = lambda: False
+) -> ParquetArchiver:
+    """Return the archiver of `archive_dir`. Raises StartError if there is none. Blocks.
+
+    `stopped`: see ParquetArchiver.
+    """
+    folder = archive_dir(settings)
+    if folder is None:
+        raise StartError("there is no archive: archive_dir is not set")
+    try:
+        from ingest.years.archive.archiver import ParquetArchiver  # noqa: PLC0415
+        from ingest.years.archive.files import ArchiveFolder  # noqa: PLC0415
+    except ImportError as error:
+        raise StartError(
+            f"the archive needs pyarrow, which cannot be loaded ({error}): install "
+            "iot-ingest[archive], or build the image with the argument ARCHIVE=1"
+        ) from error
+    kept = ArchiveFolder(folder, free_bytes_min=settings.disk_free_bytes_min)
+    return ParquetArchiver(kept, stopped)
+
+
+def _archiving(
+    settings: Settings, stopped: Callable[[], bool]
+) -> Callable[[Detached], Awaitable[None]]:
+    """Return what archives partitions. The archiver is made for the first one."""
+    made: ParquetArchiver | None = None
+
+    async def archive(source: Detached) -> None:
+        nonlocal made
+        if made is None:
+            made = await asyncio.to_thread(parquet_archiver, settings, stopped)
+        await made.archive(source)
+
+    return archive
 
 
 def rolled_curve() -> RolledCurve:
     """Return what answers the questions of the page from rollups."""
-    from ingest.years.rollups import curve as curves  # noqa: PLC0415
+    from ingest.years.rollups import curve  # noqa: PLC0415
 
-    return curves.rolled_curve
+    return curve.rolled_curve
 
 
 ANNEX = Annex(jobs=jobs, late_partitions=late_partitions, rolled_curve=rolled_curve)

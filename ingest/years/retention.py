@@ -41,7 +41,7 @@ from ingest.system.clock import rfc3339_or_us
 from ingest.years import partition_life
 from ingest.years.partition_life import ARCHIVE, DETACH, DROP, PartitionEntry, State
 from ingest.years.rollups import state as rollup_state
-from ingest.years.rollups.run import Key
+from ingest.years.rollups.tables import Key
 
 # More at once may be a wrong setting or a clock that has jumped.
 MANY, MANY_SHARE = 3, 0.1

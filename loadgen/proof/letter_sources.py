@@ -4,7 +4,7 @@
     Program  a program that prints a line for each letter, as `ingest dlq list --json` does
     Local    the state folder of a service on this machine: its files, and its stream if it has one
 
-Promises: each has the checks of app/rules.py. Nothing is changed. `read` blocks.
+Promises: each has the checks of app/post_rules.py. Nothing is changed. `read` blocks.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import asyncpg
 import pytest
 
-from ingest.app.writing import make_sink
+from ingest.app.database import make_sink
 from ingest.config.settings import Settings
 from ingest.model.block import PG_EPOCH_US, Refusal
 from ingest.model.causes import Verdict, WriteFailed

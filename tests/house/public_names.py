@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
-from ingest.app.lists import CAUSES
+from ingest.app.metrics_and_causes import CAUSES
 from ingest.cli.main import COMMANDS, build_parser
 from ingest.cli.parser import DEST
 from ingest.config.settings import Settings

@@ -23,7 +23,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 from compose_spec import PyCompose
 
-from ingest.app.lists import own_metrics
+from ingest.app.metrics_and_causes import own_metrics
 from ingest.cli.main import COMMANDS, build_parser, main
 from ingest.config.loading import load
 from ingest.config.settings import Settings

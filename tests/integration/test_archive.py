@@ -133,7 +133,7 @@ async def test_late_readings_are_merged_each_once(
     With runs of 50 rows, of which two are merged at once.
     """
     monkeypatch.setattr(sorting, "MERGED_MAX", 2)
-    monkeypatch.setattr(sorting.Runs.__init__, "__kwdefaults__", {"run_rows": 50})
+    monkeypatch.setattr(sorting, "RUN_ROWS", 50)
     kept: dict[object, Row] = {}
     rows = drawn(500, 2)
     draw = random.Random(3)

@@ -13,7 +13,7 @@ import pytest
 from ingest.sinks.postgres.connection import Expired, Timeouts
 from ingest.sinks.postgres.housekeeping import registry
 from ingest.sinks.postgres.sessions import opened_as
-from ingest.years.archive import table_rows
+from ingest.years.archive import archiver, table_rows
 from ingest.years.archive.archiver import REST_S_MAX, Pace, ParquetArchiver
 from ingest.years.archive.files import ArchiveFailed, ArchiveFolder
 from ingest.years.archive.table_rows import RowsTable
@@ -30,14 +30,15 @@ async def table(operator: asyncpg.Connection) -> asyncpg.Connection:
 
 
 async def test_it_rests_in_each_phase_if_others_need_the_processors(
-    table: asyncpg.Connection, tmp_path: Path
+    table: asyncpg.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After each piece: one of the COPY, one that was merged, one of the new file."""
     rests: list[float] = []
     rows = drawn(2_000, 7)
     await fill(table, PARTITION, rows)
-    busy = Pace(cpu_s=lambda: 0.0, sleep=rests.append)
-    kept = ParquetArchiver(ArchiveFolder(tmp_path), pace=busy)
+    monkeypatch.setattr(archiver, "thread_cpu_s", lambda: 0.0)
+    monkeypatch.setattr(archiver, "sleep", rests.append)
+    kept = ParquetArchiver(ArchiveFolder(tmp_path))
     await kept.archive(detached(table))
     assert len(rests) == 3
     assert all(0 < each <= REST_S_MAX for each in rests)
@@ -70,22 +71,16 @@ async def test_stop_ends_the_sum_of_a_table_after_one_part(
 ) -> None:
     """Before a merge nothing else is done meanwhile that would notice the stop."""
     monkeypatch.setattr(table_rows, "PART_BLOCKS", 1)
-    rests = 0
-
-    class Counted(Pace):
-        def rest_s(self, took_s: float) -> float:
-            nonlocal rests
-            rests += 1
-            return super().rest_s(took_s)
-
+    rests: list[float] = []
     rows = drawn(500, 9)
     await fill(table, PARTITION, rows[:490])
     await ParquetArchiver(ArchiveFolder(tmp_path)).archive(detached(table))
     await store(table, PARTITION, rows[490:])
-    stopped = ParquetArchiver(ArchiveFolder(tmp_path), lambda: True, pace=Counted())
+    monkeypatch.setattr(Pace, "rest_s", lambda _pace, took_s: rests.append(took_s))
+    stopped = ParquetArchiver(ArchiveFolder(tmp_path), lambda: True)
     with pytest.raises(ArchiveFailed, match="the process stops"):
         await stopped.archive(detached(table))
-    assert rests == 0
+    assert rests == []
 
 
 async def test_sum_ends_if_the_server_stands_still_and_not_by_a_limit_of_the_role(

@@ -9,8 +9,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from ingest.app.database import partitions_ahead
 from ingest.app.housekeeping import PARTITION_MISSING, Housekeeping
-from ingest.app.storage import partitions_ahead
 from ingest.cli.doctor.checks import partition_checks
 from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.housekeeping import plan

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import pytest
 
-from ingest.app.writing import make_sink
+from ingest.app.database import make_sink
 from ingest.config.settings import Settings
 from ingest.embedded.programs import clean_environment, command
 from ingest.model.causes import WriteFailed

@@ -16,7 +16,7 @@ import asyncpg
 import pytest
 import structlog
 
-from ingest.app.writing import make_sink
+from ingest.app.database import make_sink
 from ingest.cli.doctor.checks import database_checks
 from ingest.config.settings import Settings
 from ingest.embedded.server import EmbeddedPostgres

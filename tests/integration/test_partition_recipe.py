@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 
 import asyncpg
 
-from ingest.app.writing import make_sink
+from ingest.app.database import make_sink
 from ingest.cli.psql import find_psql
 from ingest.config.settings import Settings
 from ingest.sinks.postgres import schema

@@ -12,8 +12,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest.app import annexes, storage
-from ingest.app.storage import housekeeping_jobs, partitions_ahead, timeouts
+from ingest.app import annexes, database
+from ingest.app.database import housekeeping_jobs, partitions_ahead, timeouts
 from ingest.cli.doctor.checks import partition_checks
 from ingest.cli.doctor.command import machine_checks
 from ingest.config.settings import Settings
@@ -347,7 +347,7 @@ async def test_without_the_annex_late_readings_wait_until_a_person_makes_their_p
     with monkeypatch.context() as patched:
         patched.setattr(annexes, "FOLDERS", ())
         annexes.annexes.cache_clear()
-        late = path.sink.late = storage.late_partitions(quick(), lambda: shared_url)
+        late = path.sink.late = database.late_partitions(quick(), lambda: shared_url)
         (ahead,) = housekeeping_jobs(daily(), from_us=late_us)
         for name, value in {"keep_hot": "30d", "archive_dir": "/x", "rollups": True}.items():
             with pytest.raises(StartError) as failed:

@@ -11,7 +11,7 @@ import asyncpg
 import orjson
 import pytest
 
-from ingest.app.writing import make_sink
+from ingest.app.database import make_sink
 from ingest.config.settings import Settings
 from ingest.dead_letters.folder.segments import live_letters, segments
 from ingest.dead_letters.format import BadLine

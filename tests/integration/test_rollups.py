@@ -25,10 +25,10 @@ from ingest.sinks.postgres.lookup import Between, Lookup
 from ingest.sinks.postgres.schema import TargetTable
 from ingest.years.rollups import job as rollups
 from ingest.years.rollups import run as rollup_run
+from ingest.years.rollups import tables
 from ingest.years.rollups.curve import rolled_curve
 from ingest.years.rollups.job import Rollups
 from ingest.years.rollups.state import Progress, leave, left, progress
-from ingest.years.rollups.tables import RollupSpans
 from tests.support.commands import Here, with_user
 from tests.support.rollups import DAY_US, HOUR_US, differences, expected, raw, stored
 
@@ -244,8 +244,10 @@ async def test_hour_waits_for_a_writer_that_began_before_its_end(
 ) -> None:
     """On a short clock: a reading that is not late leaves no record, so its commit is awaited."""
     monkeypatch.setattr(rollup_run, "WRITERS_S_MAX", 0.3)
-    spans = RollupSpans(hour_us=200_000, day_us=1_000_000, late_us=300_000, close_us=400_000)
-    await run(operator, spans=spans)
+    short = {"HOUR_US": 200_000, "DAY_US": 1_000_000, "CLOSE_US": 400_000, "LATE": "00:00:00.3"}
+    for name, value in short.items():
+        monkeypatch.setattr(tables, name, value)
+    await run(operator)
     other = await asyncpg.connect(shared_url)
     try:
         transaction = other.transaction()
@@ -253,11 +255,11 @@ async def test_hour_waits_for_a_writer_that_began_before_its_end(
         await other.execute("insert into readings values (clock_timestamp(), 'd', 't', 1)")
         await asyncio.sleep(0.7)
         before = await progress(operator, "readings")
-        await run(operator, spans=spans)
+        await run(operator)
         assert await progress(operator, "readings") == before
         assert await operator.fetchval("select count(*) from readings_rollup_late") == 0
         await transaction.commit()
-        await run(operator, spans=spans)
+        await run(operator)
         assert len(await stored(operator, "readings_hourly", "hour")) == 1
         await other.execute("insert into readings values (now() - interval '1 h', 'd', 't', 1)")
         assert await operator.fetchval("select count(*) from readings_rollup_late") == 1
@@ -344,10 +346,11 @@ async def test_budget_ends_a_run_and_the_next_goes_on(
     operator: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run does little, and each is nearer to the end."""
+    monkeypatch.setattr(rollups, "BUDGET_S", 0.02)
     monkeypatch.setattr(rollup_run, "KEYS_MAX", 5)
     await write(operator, drawn(1, 300, 30))
     for _ in range(1_000):
-        if not await run(operator, budget_s=0.02):
+        if not await run(operator):
             break
     else:
         pytest.fail("the runs do not end")

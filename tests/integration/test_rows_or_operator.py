@@ -12,7 +12,7 @@ from itertools import count
 import asyncpg
 import pytest
 
-from ingest.app.writing import make_sink
+from ingest.app.database import make_sink
 from ingest.config.settings import Settings
 from ingest.model.reading import EXHAUSTED, REFUSED, Reading
 from ingest.system.clock import monotonic_s, unix_us

@@ -8,15 +8,15 @@ import json
 import asyncpg
 import pytest
 
-from ingest.app.housekeeping import Housekeeping
-from ingest.app.storage import (
+from ingest.app.database import (
     housekeeping_jobs,
     late_partitions,
+    make_sink,
     make_target,
     partitions_ahead,
     timeouts,
 )
-from ingest.app.writing import make_sink
+from ingest.app.housekeeping import Housekeeping
 from ingest.cli.doctor.checks import FAIL, WARN, partition_checks
 from ingest.config.settings import Settings
 from ingest.model.errors import StartError

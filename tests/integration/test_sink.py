@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import asyncpg
 import pytest
 
-from ingest.app.writing import make_sink
+from ingest.app.database import make_sink
 from ingest.config.settings import Settings
 from ingest.model.block import HEADER, Refusal
 from ingest.model.causes import Verdict, WriteFailed

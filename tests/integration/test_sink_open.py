@@ -10,9 +10,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest.app.lists import next_step
-from ingest.app.process import advice
-from ingest.app.writing import make_sink
+from ingest.app.database import make_sink
+from ingest.app.metrics_and_causes import advice, next_step
 from ingest.config.settings import Settings
 from ingest.model.block import Refusal
 from ingest.model.causes import Verdict, WriteFailed

@@ -8,7 +8,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from ingest.app.writing import make_sink
+from ingest.app.database import make_sink
 from ingest.cli.doctor.checks import database_checks
 from ingest.config.settings import Settings
 from ingest.model.causes import NO_STANDBY, Verdict, WriteFailed

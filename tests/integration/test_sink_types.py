@@ -7,7 +7,7 @@ import asyncio
 import asyncpg
 import pytest
 
-from ingest.app.writing import make_sink
+from ingest.app.database import make_sink
 from ingest.config.settings import Settings
 from ingest.model.causes import Verdict, WriteFailed
 from ingest.model.ports import Stored

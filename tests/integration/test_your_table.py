@@ -10,8 +10,7 @@ from contextlib import AsyncExitStack
 import asyncpg
 import pytest
 
-from ingest.app.storage import make_target
-from ingest.app.writing import make_sink
+from ingest.app.database import make_sink, make_target
 from ingest.config.settings import Settings
 from ingest.model.causes import Verdict, WriteFailed
 from ingest.model.errors import StartError

@@ -19,16 +19,16 @@ from typing import Any
 
 import ingest
 from ingest.admin import exposition
-from ingest.app import lists
+from ingest.app import metrics_and_causes
 from ingest.config.settings import bounds_text, default_text, env_example, groups
 from ingest.model.codes import ITEM_CODES, PROBLEMS
 from ingest.model.ledger import Metric
 from ingest.mqtt import service as mqtt
 from ingest.mqtt import tally as mqtt_tally
 from ingest.roles.embedded_broker import ACCOUNT, rights
-from ingest.roles.forward import lag as forward_tally
+from ingest.roles.forward import forwarder as forward_tally
 from ingest.roles.forward import service
-from ingest.roles.nats.logins import ROLES
+from ingest.roles.nats.protocol import ROLES
 from ingest.sinks.postgres import durability
 from ingest.sinks.postgres.schema import TABLE
 from ingest.system.files import REMOTE, VOLATILE
@@ -64,7 +64,7 @@ def item_codes_table() -> str:
 
 def metrics_table() -> str:
     """Return the table of our metrics, as their parts list them."""
-    return _metrics([*exposition.OF_SHOWN, *lists.ALL])
+    return _metrics([*exposition.OF_SHOWN, *metrics_and_causes.ALL])
 
 
 def forward_metrics_table() -> str:

@@ -24,15 +24,15 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 from ingest.admin.exposition import Exposition, Shown
-from ingest.app.lists import GAUGES, values_of
+from ingest.app.metrics_and_causes import GAUGES, values_of
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger, read
 from ingest.model.ports import BufferStats
 from ingest.mqtt import service as mqtt
 from ingest.mqtt import tally as mqtt_tally
 from ingest.mqtt.tally import MqttTally
-from ingest.roles.forward import lag as forward_tally
+from ingest.roles.forward import forwarder as forward_tally
 from ingest.roles.forward import service as forwarding
-from ingest.roles.forward.lag import ForwardTally
+from ingest.roles.forward.forwarder import ForwardTally
 
 REPOSITORY = Path(__file__).parents[2]
 DEPLOY = REPOSITORY / "deploy"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ingest.app.health import Health, Refusals
+from ingest.app.health import Health
 from ingest.app.space import DiskSpace, Fill
 from ingest.config.settings import Settings
 from ingest.model.causes import FIELDS
@@ -36,7 +36,7 @@ def make_health(**given: Any) -> Health:
         "buffer": lambda: EMPTY,
         "database_state": FakeDatabase(),
         "disk": DiskSpace(disk, free_bytes_min=settings.disk_free_bytes_min, broken=lambda: False),
-        "refusals": Refusals(Ledger()),
+        "ledger": Ledger(),
         "fill": Fill(Settings()),
         "advice": {name: f"<{name}>" for name in FIELDS},
         **given,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ingest.app.writing import make_sink
+from ingest.app.database import make_sink
 from ingest.config.settings import Settings
 from ingest.model.block import Refusal
 from ingest.model.causes import WriteFailed

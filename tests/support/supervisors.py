@@ -11,7 +11,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from ingest.app.process import Process, advice
+from ingest.app.metrics_and_causes import advice
+from ingest.app.process import Process
 from ingest.config.settings import Settings
 from ingest.roles.supervisor.children import ChildTimes
 from ingest.roles.supervisor.up import Supervisor

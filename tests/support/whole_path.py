@@ -72,7 +72,7 @@ class Whole:
         self.script = script or Script()
         self.journal_calls = FailingCalls()
         self.letter_calls = FailingCalls()
-        bounds = {"shared_rows_max": BLOCKS["batch_rows_max"], **bounds}  # as app/storage.py
+        bounds = {"shared_rows_max": BLOCKS["batch_rows_max"], **bounds}  # as app/buffer.py
         self.journal_run = JournalRun(folder / "journal", calls=self.journal_calls, **bounds)
         self.ledger = self.journal_run.ledger
         self.buffer = self.journal_run.buffer

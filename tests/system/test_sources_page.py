@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.app.rules import make_sources
+from ingest.app.post_rules import make_sources
 from ingest.config.settings import Settings
 from ingest.formats.mapped.source import KEYS, PRESETS
 from tests.support.documents import REPOSITORY, fences

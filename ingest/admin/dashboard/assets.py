@@ -1,12 +1,9 @@
-"""The files of the page: read and compressed once, and sent with strict security headers.
+"""The files of the page, and the runbook: sent with strict security headers.
 
 The headers forbid loading anything from another address. Scripts and styles are separate files. The
 page cannot turn text into markup (Trusted Types), so the name of a device cannot become markup.
-
-The runbook for the page: a section of deploy/RUNBOOK.md, or all of it, as plain text.
-
-The file is beside the package in a checkout and in the image. A wheel has it in the package.
-Does not: exist in every installation.
+The runbook is deploy/RUNBOOK.md: beside the package in a checkout and in the image, inside it in a
+wheel. Not every installation has it.
 """
 
 from __future__ import annotations
@@ -23,6 +20,10 @@ from ingest.http.request import Answer, Request
 from ingest.model.errors import Refused
 
 FOLDER = Path(__file__).parent / "page"
+_PACKAGE = Path(ingest.__file__).parent
+RUNBOOK = _PACKAGE / "RUNBOOK.md"
+if not RUNBOOK.is_file():
+    RUNBOOK = _PACKAGE.parent / "deploy" / "RUNBOOK.md"
 _TYPES = {
     ".html": b"text/html; charset=utf-8",
     ".css": b"text/css; charset=utf-8",
@@ -103,12 +104,6 @@ def compressed(
     return Answer(status, body, kind, headers=lines + b"Content-Encoding: gzip\r\n")
 
 
-_PACKAGE = Path(ingest.__file__).parent
-FILE = _PACKAGE / "RUNBOOK.md"
-if not FILE.is_file():
-    FILE = _PACKAGE.parent / "deploy" / "RUNBOOK.md"
-
-
 def sections(text: str) -> dict[str, str]:
     """Return the sections by the anchor of their heading."""
     parts = re.split(r"^(?=## )", text, flags=re.MULTILINE)
@@ -121,7 +116,7 @@ def sections(text: str) -> dict[str, str]:
 async def runbook(_request: Request, query: str) -> Answer:
     """Answer `/runbook`; with `section` only that one. Raises Refused `not_found`."""
     section = parameters(query, "section").get("section")
-    text = FILE.read_text() if FILE.is_file() else None
+    text = RUNBOOK.read_text() if RUNBOOK.is_file() else None
     if text is not None and section:
         text = sections(text).get(section)
     if text is None:

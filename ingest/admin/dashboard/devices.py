@@ -1,11 +1,4 @@
-"""The devices seen since the start: their number, the newest, the silent, the most rejected ones.
-
-Up to DEVICES_MAX this is exact. Further devices are only counted, by a bitmap: two of them may have
-the same bit, so there are at least so many. The answer says so. A device is seen when a post with a
-valid reading of it comes, whether the post is accepted or not. Times are exact to the pause between
-two calls of `look`.
-
-The addresses of the page about devices: the lists, last readings and curves of one device.
+"""The devices: those seen since the start, and the addresses of the page about them.
 
     /devices           counts, and the silent, newest and most rejected ones
     /devices/list      all devices by name, in pages, with their last readings
@@ -46,10 +39,21 @@ LOOK_SERIES_PER_S = 2_000  # each causes a cache miss at its next post: at most 
 LOOK_S_MAX = 20.0
 EACH_LIST_MAX = 50
 _BITS = 1 << 23  # 1 MiB
+# Of the addresses.
+SILENT_S = 60.0
+LISTED_MAX = 200
+CURVE_US = 3_600_000_000  # the time of a curve if `from` is not given
+STEP_S_MAX = 31_536_000.0
 
 
 class Devices:
-    """The registry. Of devices it hears from formats/block_builder.py, which sees all posts."""
+    """The devices seen since the start: their number, the newest, silent and most rejected ones.
+
+    It hears of them from formats/block_builder.py: a device is seen when a post with a valid
+    reading of it comes, whether the post is accepted or not. Times are exact to the pause between
+    two calls of `look`. Up to DEVICES_MAX all is exact. Further devices are only counted, by a
+    bitmap: two of them may have the same bit, so there are at least so many. The answer says so.
+    """
 
     def __init__(self, series: SeriesCache = SERIES) -> None:
         self._series = series
@@ -173,12 +177,6 @@ class Devices:
             "first_seen": rfc3339_s(self._first_us[place]),
             "last_seen": rfc3339_s(self._last_us[place]),
         }
-
-
-SILENT_S = 60.0
-LISTED_MAX = 200
-CURVE_US = 3_600_000_000  # the time of a curve if `from` is not given
-STEP_S_MAX = 31_536_000.0
 
 
 class DevicePages:

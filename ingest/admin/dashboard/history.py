@@ -1,13 +1,10 @@
-"""The history: figures of the last half hour, second by second, for the curves of the page.
+"""The curves of the page: figures of the last half hour, and the feed that adds one row a second.
 
-It reads the same ledger as /metrics, so both agree. It keeps one number per column and second,
-350 kB in all. A second without a measurement is a gap, not a 0.
-
-The feed: one event a second to every open page, as server-sent events.
-
-Each event is rendered once for all pages. A page that does not read gets no more events until it
-reads again. After SLOW_S_MAX its connection is closed. The page then connects again and asks for
-the data that it missed.
+The history reads the same ledger as /metrics, so both agree. It keeps one number per column and
+second, 350 kB in all. A second without a measurement is a gap, not a 0.
+The feed sends one event a second to every open page, as server-sent events. Each event is rendered
+once for all pages. A page that does not read gets no more events until it reads again. After
+SLOW_S_MAX its connection is closed. The page then connects again and asks for what it missed.
 """
 
 from __future__ import annotations
@@ -57,6 +54,14 @@ COLUMNS = (
 # All posts are taken and written; writes wait for the database or an operator; posts are refused.
 LEVELS = ("ok", "warn", "bad")
 DATA_ROUTE = "/v1/readings"
+CLIENTS_MAX = 64  # a quarter of the port's connections, so that probes and scrapes have enough
+UNREAD_BYTES_MAX = 64 * 1024
+SLOW_S_MAX = 20.0
+RETRY_MS = 1_000
+_HEAD = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n"
+    b"X-Accel-Buffering: no\r\n" + HEADERS + NO_STORE + b"\r\nretry: %d\n\n" % RETRY_MS
+)
 
 
 class _Counts(NamedTuple):
@@ -149,7 +154,7 @@ class History:
             dlq,
             journal_bytes,
             *_of_stream(m),
-            _place_of(state),
+            STATES.index(state) if state in STATES else math.nan,
             level,
         )
 
@@ -168,72 +173,6 @@ class History:
         return first, {
             name: [_short(column[place]) for place in places] for name, column in self._ring.items()
         }
-
-
-def _of_stream(ledger: Ledger) -> tuple[float, float]:
-    figures = ledger.gauges.figures() if ledger.gauges else {}
-    size = figures.get("stream_bytes", math.nan)
-    names = ("consumer_pending", "consumer_ack_pending")
-    counts = [each for name in names if isinstance(each := figures.get(name), Mapping)]
-    waiting = sum(sum(each.values()) for each in counts) if counts else math.nan
-    return size if isinstance(size, int | float) else math.nan, waiting
-
-
-def _place_of(state: str) -> float:
-    return STATES.index(state) if state in STATES else math.nan
-
-
-def quantile_s(histogram: Histogram, counts: Sequence[int], share: float) -> float:
-    """Return a quantile of some counts of a histogram, linear within a bucket; NaN if none.
-
-    Beyond the last bound it is that bound, as in histogram_quantile of Prometheus.
-    """
-    total = sum(counts)
-    if not total:
-        return math.nan
-    rank = share * total
-    below, lower = 0.0, 0.0
-    for bound, count in zip(histogram.bounds, counts, strict=False):
-        if count and below + count >= rank:
-            return lower + (bound - lower) * (rank - below) / count
-        below += count
-        lower = bound
-    return histogram.bounds[-1]
-
-
-def _difference(before: tuple[int, float], now: tuple[int, float]) -> tuple[int, float]:
-    return now[0] - before[0], now[1] - before[1]
-
-
-def _short(value: float) -> float | int | None:
-    """Return a number with few digits, to keep the feed short."""
-    if math.isnan(value):
-        return None
-    if value.is_integer() or abs(value) >= 1000:
-        return round(value)
-    return round(value, 2)
-
-
-CLIENTS_MAX = 64  # a quarter of the port's connections, so that probes and scrapes have enough
-UNREAD_BYTES_MAX = 64 * 1024
-SLOW_S_MAX = 20.0
-RETRY_MS = 1_000
-_HEAD = (
-    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n"
-    b"X-Accel-Buffering: no\r\n" + HEADERS + NO_STORE + b"\r\nretry: %d\n\n" % RETRY_MS
-)
-
-
-class AlreadySent(Answer):
-    """An answer of which everything has been written already."""
-
-    def __init__(self, began_s: float) -> None:
-        super().__init__(200, b"", close=True)
-        self.began_s = began_s
-
-    def rendered(self, connection: bytes = b"", *, with_body: bool = True) -> bytes:
-        """Return nothing: it is the last answer, and nothing is missing."""
-        return b""
 
 
 class Feed:
@@ -290,6 +229,58 @@ class Feed:
         finally:
             self.clients -= 1
         return AlreadySent(began_s)
+
+
+class AlreadySent(Answer):
+    """An answer of which everything has been written already."""
+
+    def __init__(self, began_s: float) -> None:
+        super().__init__(200, b"", close=True)
+        self.began_s = began_s
+
+    def rendered(self, connection: bytes = b"", *, with_body: bool = True) -> bytes:
+        """Return nothing: it is the last answer, and nothing is missing."""
+        return b""
+
+
+def _of_stream(ledger: Ledger) -> tuple[float, float]:
+    figures = ledger.gauges.figures() if ledger.gauges else {}
+    size = figures.get("stream_bytes", math.nan)
+    names = ("consumer_pending", "consumer_ack_pending")
+    counts = [each for name in names if isinstance(each := figures.get(name), Mapping)]
+    waiting = sum(sum(each.values()) for each in counts) if counts else math.nan
+    return size if isinstance(size, int | float) else math.nan, waiting
+
+
+def quantile_s(histogram: Histogram, counts: Sequence[int], share: float) -> float:
+    """Return a quantile of some counts of a histogram, linear within a bucket; NaN if none.
+
+    Beyond the last bound it is that bound, as in histogram_quantile of Prometheus.
+    """
+    total = sum(counts)
+    if not total:
+        return math.nan
+    rank = share * total
+    below, lower = 0.0, 0.0
+    for bound, count in zip(histogram.bounds, counts, strict=False):
+        if count and below + count >= rank:
+            return lower + (bound - lower) * (rank - below) / count
+        below += count
+        lower = bound
+    return histogram.bounds[-1]
+
+
+def _difference(before: tuple[int, float], now: tuple[int, float]) -> tuple[int, float]:
+    return now[0] - before[0], now[1] - before[1]
+
+
+def _short(value: float) -> float | int | None:
+    """Return a number with few digits, to keep the feed short."""
+    if math.isnan(value):
+        return None
+    if value.is_integer() or abs(value) >= 1000:
+        return round(value)
+    return round(value, 2)
 
 
 def _data(event: bytes) -> bytes:

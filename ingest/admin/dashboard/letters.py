@@ -111,14 +111,16 @@ class Letters:
             done.extend(items)
 
         where = where.for_replay()
-        hand = ManualReplay(sink=sink, rules=self._rules, done=note, any_device=where.not_allowed)
+        by_hand = ManualReplay(
+            sink=sink, rules=self._rules, done=note, any_device=where.not_allowed
+        )
         stopped, tally = "", Tally()
 
         async def send(letters: list[LiveLetter]) -> None:
             nonlocal stopped
             try:
                 for some in rounds(letters):
-                    await hand.run(map(item_of_letter, some))
+                    await by_hand.run(map(item_of_letter, some))
                     await asyncio.sleep(0)
             except ReplayStopped as error:
                 stopped = str(error)
@@ -129,7 +131,7 @@ class Letters:
             letters = await self._locked(where, send, most, tally)
         finally:
             await sink.close()
-        summary = hand.summary
+        summary = by_hand.summary
         return {
             "asked": len(letters),
             "replayed": summary.letters,

@@ -1,7 +1,7 @@
 """The dashboard: its routes on the admin port, and the tick that updates it every second.
 
     /            the page (or the log-in)           /history, /feed      data of the curves
-    /devices/..  devices, readings (device_pages)   /dead-letters[/..]   list, replay, discard
+    /devices/..  devices, readings                  /dead-letters[/..]   list, replay, discard
     /runbook     a section of the runbook
 
 It reads the ledger, the dead-letter files, and samples that the tail has kept. The path never waits
@@ -23,12 +23,12 @@ from ingest import __version__
 from ingest.admin.dashboard.assets import (
     CSRF_PLACE,
     NO_STORE,
+    RUNBOOK,
     assets,
     html,
     page,
     runbook,
 )
-from ingest.admin.dashboard.assets import FILE as RUNBOOK
 from ingest.admin.dashboard.devices import DevicePages, Devices
 from ingest.admin.dashboard.history import COLUMNS, LEVELS, SECONDS_KEPT, Feed, History
 from ingest.admin.dashboard.letters import ACT_LETTERS_MAX, LISTED_MAX, Letters

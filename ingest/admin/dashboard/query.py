@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import parse_qsl
 
 import orjson
@@ -97,17 +97,11 @@ def where(given: dict[str, Any]) -> Selection:
     )
 
 
-class Wanted(NamedTuple):
-    """The dead letters of an action: which, and at most how many, oldest first."""
-
-    where: Selection
-    most: int
-
-
-def wanted(body: bytes, most: int) -> Wanted:
+def wanted(body: bytes, most: int) -> tuple[Selection, int]:
     """Return the dead letters of `{"ids": [..]}` or `{"where": {..}, "most": n}`. Raises Refused.
 
-    `most` is the bound if the body has none. Beside ids a `code` may stand, which all must have.
+    That is: which, and at most how many, oldest first. `most` is the bound if the body has none.
+    Beside ids a `code` may stand, which all must have.
     """
     try:
         asked: Any = orjson.loads(body)
@@ -118,12 +112,12 @@ def wanted(body: bytes, most: int) -> Wanted:
     if isinstance(conditions := asked.get("where"), dict):
         if not conditions.keys() <= set(CONDITIONS):
             raise Refused("bad_request", f"where takes {', '.join(CONDITIONS)}")
-        return Wanted(where(conditions), _most(asked, most))
+        return where(conditions), _most(asked, most)
     ids = asked.get("ids")
     if not isinstance(ids, list) or not 0 < len(ids) <= IDS_MAX or not all(map(_is_id, ids)):
         raise Refused("bad_request", f"ids is a list of 1 to {IDS_MAX} ids, in full")
     selected = frozenset(map(str.encode, ids))
-    return Wanted(where({"code": asked.get("code")})._replace(ids=selected), most)
+    return where({"code": asked.get("code")})._replace(ids=selected), most
 
 
 def _most(asked: dict[str, Any], most: int) -> int:

@@ -14,10 +14,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from ingest.cli.context import FILES, STORES, STREAM, OwnLetters, forward_name, letter_store
+from ingest.cli.context import FILES, STORES, STREAM, OwnLetters, letter_store
 from ingest.cli.dlq import show
 from ingest.cli.dlq.replay import replay
-from ingest.cli.parser import JSON, Command, Ended, Ending, OneOf, flag
+from ingest.cli.parser import JSON, Command, Ended, Ending, OneOf, flag, forward_name
 from ingest.config.loading import Loaded
 from ingest.config.named_files import state_dir
 from ingest.config.settings import Settings

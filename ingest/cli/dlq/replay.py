@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from ingest.app.rules import make_rules
+from ingest.app.post_rules import make_rules
 from ingest.cli.dlq import show
 from ingest.cli.parser import Ending
 from ingest.config.settings import Settings
@@ -42,8 +42,11 @@ async def replay(
     args: argparse.Namespace, settings: Settings, store: LetterStore, where: Selection
 ) -> Ending:
     """Replay the selected letters; the exit code is 1 if some of them are left."""
-    from ingest.app.storage import housekeeping_url, late_partitions  # noqa: PLC0415
-    from ingest.app.writing import make_sink  # noqa: PLC0415
+    from ingest.app.database import (  # noqa: PLC0415
+        housekeeping_url,
+        late_partitions,
+        make_sink,
+    )
     from ingest.cli.context import database  # noqa: PLC0415
 
     if args.edited and args.file is None:

@@ -17,10 +17,9 @@ from pathlib import Path
 
 from ingest import __version__
 from ingest.app.annexes import annexes, lacking
-from ingest.app.lists import next_step
-from ingest.app.process import advice
+from ingest.app.database import make_target, timeouts
+from ingest.app.metrics_and_causes import advice, next_step
 from ingest.app.space import WRITES_FAIL
-from ingest.app.storage import make_target, timeouts
 from ingest.buffers.journal.segments import segment_files
 from ingest.cli.context import ask_service, database
 from ingest.cli.doctor.checks import (

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ingest.cli.context import forward_name
-from ingest.cli.parser import Command, OneOf, flag, option_flags, options_of, say
+from ingest.cli.parser import Command, OneOf, flag, forward_name, option_flags, options_of, say
 from ingest.cli.serve import on_uvloop
 from ingest.config.loading import Loaded
 from ingest.config.origins import read_secret

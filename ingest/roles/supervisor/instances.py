@@ -18,7 +18,7 @@ from typing import Any
 
 from ingest import __version__
 from ingest.admin.exposition import Shown
-from ingest.app.lists import values_of
+from ingest.app.metrics_and_causes import values_of
 from ingest.model.ledger import DeadLetterStats, Figures, Gauges, Ledger
 from ingest.model.ports import BufferStats
 from ingest.roles.status import Status

@@ -4,83 +4,36 @@ The order: read the table once, into sorted runs; merge these, and the files of 
 files, and read them again, while the server sums up the table in SQL; compare; record; move them to
 their place. Old files are replaced only by verified new ones.
 Promises: killed at any moment, the next call goes on, and no reading is lost or there twice. Memory
-is bounded. The work on rows is done in a thread, so that the event loop is free.
+is bounded. The work on rows is done in a thread, so that the event loop is free. It rests as long
+as others need the processors (`Pace`).
 Does not: detach or drop a table.
-
-The pace of the archive: it rests as long as others need the processors.
-
-Work on rows takes as much time as CPU, if a processor is free for it. If it takes longer, others
-work too: live posts, or the database. Then the thread rests after that piece of work. So nobody has
-to say how busy the machine is, and on an idle one the archive is as fast as without a pace. The
-server's work for the archive rests too: COPY waits until its rows are taken, and `rest_s` is for
-statements.
-Promises: a rest has a bound, so the archive goes on however busy the machine is.
-Does not: know who needs the processors. Waiting for the disk counts as if others needed them.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
 import pyarrow as pa
 
-from ingest.system import clock
-from ingest.system.clock import monotonic_s
+from ingest.system.clock import monotonic_s, sleep, thread_cpu_s
 from ingest.years.archive import files, job, table_rows
 from ingest.years.archive.arrow_rows import NOTHING, Checksum, DamagedRows, Decoder, encoded
 from ingest.years.archive.files import ArchiveFailed, ArchiveFolder, FolderInUse
-from ingest.years.archive.job import Contents, Detached
+from ingest.years.archive.job import ALONE_S_MAX, Contents, Detached
 from ingest.years.archive.sorting import Runs
 
+PIECE_BYTES = 4 * 1024**2  # of COPY, for one call of the thread
+ALONE_POLL_S = 0.2  # while `verify_alone` waits for a run
+# The pace.
 FREE_TIMES = 1.15  # of its CPU time, what a piece takes on an idle machine
 REST_TIMES = 4.0  # of the time that a piece has waited
 REST_TIMES_MAX = 3.0  # of the time that it took
 REST_S_MAX = 0.5  # a stop waits for it
-
-
-class Pace:
-    """Of one thread. `begin` before its work, `rest` after each piece, both in that thread."""
-
-    def __init__(
-        self,
-        now_s: Callable[[], float] = clock.monotonic_s,
-        cpu_s: Callable[[], float] = clock.thread_cpu_s,
-        sleep: Callable[[float], None] = clock.sleep,
-    ) -> None:
-        self._now_s = now_s
-        self._cpu_s = cpu_s
-        self._sleep = sleep
-        self._from_s = self._from_cpu_s = 0.0
-        self._rest_times = 0.0
-
-    def begin(self) -> None:
-        """Count from now on: the time before was no work."""
-        self._from_s, self._from_cpu_s = self._now_s(), self._cpu_s()
-
-    def rest(self) -> None:
-        """Rest after a piece of work, as long as is needed; then the next one begins. Blocks."""
-        took_s = self._now_s() - self._from_s
-        waited_s = took_s - FREE_TIMES * (self._cpu_s() - self._from_cpu_s)
-        self._rest_times = 0.0
-        if waited_s > 0:
-            self._rest_times = min(REST_TIMES_MAX, REST_TIMES * waited_s / took_s)
-            self._sleep(self.rest_s(took_s))
-        self.begin()
-
-    def rest_s(self, took_s: float) -> float:
-        """Return how long to rest after work that took so long, as after the thread's last piece.
-
-        May be called from any thread.
-        """
-        return min(REST_S_MAX, self._rest_times * took_s)
-
-
-PIECE_BYTES = 4 * 1024**2  # of COPY, for one call of the thread
-ALONE_S_MAX, ALONE_POLL_S = 60.0, 0.2  # how long `verify_alone` waits for a run
 
 # Large blocks go back to the system when they are freed.
 pa.set_memory_pool(pa.system_memory_pool())
@@ -95,12 +48,10 @@ class ParquetArchiver:
         self,
         folder: ArchiveFolder,
         stopped: Callable[[], bool] = lambda: False,
-        *,
-        pace: Pace | None = None,
     ) -> None:
         self.folder = folder
         self._stopped = stopped
-        self._pace = pace or Pace()
+        self._pace = Pace()
         # One thread: what is freed in it, is used again in it.
         self._thread = ThreadPoolExecutor(1, "archive")
 
@@ -119,7 +70,7 @@ class ParquetArchiver:
             name = source.table.table if before is None else before.name
             await self._aside(self.folder.sweep, name)
             await self._aside(
-                self.folder.check_free, name, [] if before is None else _names(before)
+                self.folder.check_free, name, [] if before is None else before.file_names
             )
             known = None if before is None else await self._of_table(source)
             if before is not None and known in (
@@ -154,7 +105,7 @@ class ParquetArchiver:
             source.from_us if before is None else before.from_us,
             source.to_us if before is None else before.to_us,
             *got,
-            tuple((each.name, each.rows, each.bytes) for each in written),
+            tuple(written),
             token,
             *table,
         )
@@ -171,7 +122,7 @@ class ParquetArchiver:
     ) -> tuple[list[files.Written], Checksum, Checksum]:
         """Write the files, read them again, and compare; return them, their sum, the table's."""
         runs = await self._sorted_runs(source, hidden)
-        old = [] if before is None else self.folder.paths(_names(before))
+        old = [] if before is None else self.folder.paths(before.file_names)
         summed = asyncio.create_task(self._of_table(source, known))  # the connection is free by now
         try:
             written = await self._aside(self._merge, self.folder.stem(name), hidden, runs, old)
@@ -263,7 +214,7 @@ class ParquetArchiver:
 
     def _finish(self, found: Contents) -> None:
         """Complete the move of recorded files, if it was cut off."""
-        self.folder.move(found.name, found.token, _names(found))
+        self.folder.move(found.name, found.token, found.file_names)
 
     def verify(self, found: Contents) -> None:
         """Read the files of a span, and compare them with the record. Raises ArchiveFailed.
@@ -271,7 +222,7 @@ class ParquetArchiver:
         Blocks. Changes nothing.
         """
         self._check_sizes(found)
-        got = checked(self._checksum, self.folder.paths(_names(found)))
+        got = _checked(self._checksum, self.folder.paths(found.file_names))
         if got != Checksum(found.rows, found.sum):
             raise ArchiveFailed(
                 f"the readings of {found.name} differ from its record: {got.rows:,} of "
@@ -316,29 +267,57 @@ class ParquetArchiver:
 
     async def rows(self, found: Contents) -> AsyncIterator[bytes]:
         """Yield the rows of a span as binary COPY."""
-        pieces = checked(encoded, self._read(found))
+        paths = self.folder.paths(found.file_names)
+        pieces = encoded(chain.from_iterable(map(files.read, paths)))
         while (piece := await self._aside(next, pieces, None)) is not None:
             yield piece
-
-    def _read(self, found: Contents) -> Iterator[pa.Table]:
-        for path in self.folder.paths(_names(found)):
-            yield from files.read(path)
 
     async def _aside(self, do: Callable[..., T], *args: object) -> T:
         """Do it in the thread; errors of files and of pyarrow are ArchiveFailed."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, checked, do, *args)
+        return await loop.run_in_executor(self._thread, _checked, do, *args)
 
 
-def _names(found: Contents) -> list[str]:
-    return [each[0] for each in found.files]
-
-
-def checked(do: Callable[..., T], *args: object) -> T:
+def _checked(do: Callable[..., T], *args: object) -> T:
     """Do it. Raises ArchiveFailed for errors of files, of rows and of pyarrow."""
     try:
         return do(*args)
-    except ArchiveFailed:
-        raise
     except (OSError, pa.ArrowException, DamagedRows) as error:
         raise ArchiveFailed(f"the archive: {error}") from error
+
+
+class Pace:
+    """How long one thread rests: `begin` before its work, `rest` after each piece, both in it.
+
+    Work on rows takes as much time as CPU, if a processor is free for it. If it takes longer,
+    others work too: live posts, or the database. Then the thread rests after that piece. So nobody
+    has to say how busy the machine is, and on an idle one the archive is as fast as without a pace.
+    The server's work for the archive rests too: COPY waits until its rows are taken, and `rest_s`
+    is for statements. A rest has a bound, so the archive goes on however busy the machine is.
+    Waiting for the disk counts as if others needed the processors.
+    """
+
+    def __init__(self) -> None:
+        self._from_s = self._from_cpu_s = 0.0
+        self._rest_times = 0.0
+
+    def begin(self) -> None:
+        """Count from now on: the time before was no work."""
+        self._from_s, self._from_cpu_s = monotonic_s(), thread_cpu_s()
+
+    def rest(self) -> None:
+        """Rest after a piece of work, as long as is needed; then the next one begins. Blocks."""
+        took_s = monotonic_s() - self._from_s
+        waited_s = took_s - FREE_TIMES * (thread_cpu_s() - self._from_cpu_s)
+        self._rest_times = 0.0
+        if waited_s > 0:
+            self._rest_times = min(REST_TIMES_MAX, REST_TIMES * waited_s / took_s)
+            sleep(self.rest_s(took_s))
+        self.begin()
+
+    def rest_s(self, took_s: float) -> float:
+        """Return how long to rest after work that took so long, as after the thread's last piece.
+
+        May be called from any thread.
+        """
+        return min(REST_S_MAX, self._rest_times * took_s)

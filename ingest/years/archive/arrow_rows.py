@@ -1,18 +1,16 @@
-"""Rows between PostgreSQL's binary COPY and columns of Arrow, without a loop over rows.
+"""Rows as columns of Arrow: from and to PostgreSQL's binary COPY, and their checksum.
 
 From the server each row has five columns: a marker, ts, value, device_id, metric. The marker is
 random and begins with bytes that no UTF-8 text has, so Arrow finds the begin of each row by it.
+There is no loop over rows.
+
+The checksum is a sum over the rows, so their order does not matter; table_rows.py has the same in
+SQL. The hash of a row, by PostgreSQL's own functions: of device_id, then metric, then ts, then
+value; the result of each step is the seed of the next one. Each bit of a row counts. PostgreSQL's
+hash of a float takes all NaN as one, and both zeros as one: their bits are hashed as an integer.
+The functions are Bob Jenkins' lookup3, with words of 32 bits, little-endian.
 Promises: each bit of a float and each microsecond is kept. What is not such rows is an error.
-
-The checksum of rows: PostgreSQL's own hash functions, here for whole columns at once.
-
-`rows.py` has the same in SQL. The checksum is a sum over the rows, so their order does not
-matter. The hash of a row: of device_id, then metric, then ts, then value; the result of each step
-is the seed of the next one. Each bit of a row counts. PostgreSQL's hash of a float takes all NaN as
-one, and both zeros as one: their bits are hashed as an integer instead.
-
-The functions are Bob Jenkins' lookup3, with words of 32 bits, little-endian. Does not: agree with
-a server on a big-endian machine, which hashes names in another way.
+Does not: agree with a server on a big-endian machine, which hashes names in another way.
 """
 
 from __future__ import annotations
@@ -45,6 +43,15 @@ _NAME_BYTES_MAX = 65_535
 _ENCODED_ROWS = 65_536
 # Where the parts of a row begin, after its marker.
 _TS, _VALUE, _NAMES = 4, 16, 24
+
+SEED = 1  # not 0: PostgreSQL does not mix a seed of 0
+_MASK = 0xFFFF_FFFF
+_START = 0x9E37_79B9 + 3_923_095  # and the number of bytes
+_U32 = pa.uint32()
+
+# The rounds of lookup3: which of (a, b, c) changes, by which other one, and by how many bits.
+_MIX = ((0, 2, 4, 1), (1, 0, 6, 2), (2, 1, 8, 0), (0, 2, 16, 1), (1, 0, 19, 2), (2, 1, 4, 0))
+_FINAL = ((2, 1, 14), (0, 2, 11), (1, 0, 25), (2, 1, 16), (0, 2, 4), (1, 0, 14), (2, 1, 24))
 
 
 class DamagedRows(StartError):
@@ -174,16 +181,6 @@ def _sized(names: pa.DictionaryArray) -> pa.Array:
     return pa.array(sized, pa.large_binary()).take(names.indices)
 
 
-SEED = 1  # not 0: PostgreSQL does not mix a seed of 0
-_MASK = 0xFFFF_FFFF
-_START = 0x9E37_79B9 + 3_923_095  # and the number of bytes
-_U32 = pa.uint32()
-
-# The rounds of lookup3: which of (a, b, c) changes, by which other one, and by how many bits.
-_MIX = ((0, 2, 4, 1), (1, 0, 6, 2), (2, 1, 8, 0), (0, 2, 16, 1), (1, 0, 19, 2), (2, 1, 4, 0))
-_FINAL = ((2, 1, 14), (0, 2, 11), (1, 0, 25), (2, 1, 16), (0, 2, 4), (1, 0, 14), (2, 1, 24))
-
-
 class Checksum(NamedTuple):
     """What two copies of the same rows have in common: their number, and the sum of their hashes.
 
@@ -205,10 +202,10 @@ class Checksum(NamedTuple):
 NOTHING = Checksum(0, 0)
 
 
-def checksum_of(rows: pa.RecordBatch | pa.Table) -> Checksum:
+def checksum_of(rows: pa.Table) -> Checksum:
     """Return the checksum of rows with the columns of the archive. Blocks: some 50 ns a row."""
     found = NOTHING
-    for batch in rows.to_batches() if isinstance(rows, pa.Table) else [rows]:
+    for batch in rows.to_batches():
         if batch.num_rows:
             found = found.plus(_of_batch(batch))
     return found

@@ -1,78 +1,26 @@
-"""`ingest archive`: what is in the archive, whether it is whole, the way back into the table.
-
-The archive, made from the settings. pyarrow is loaded only when something is archived or read.
-
-It takes 60 MB of memory and half a second, and it is an optional extra.
-"""
+"""`ingest archive`: what is in the archive, whether it is whole, the way back into the table."""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from ingest.app.storage import make_target, timeouts
+from ingest.app.database import make_target, timeouts
 from ingest.cli.context import owners_database
 from ingest.cli.parser import JSON, Command, Ending, flag
 from ingest.config.loading import Loaded
-from ingest.config.named_files import archive_dir
-from ingest.config.settings import Settings
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.housekeeping.plan import alone
 from ingest.sinks.postgres.housekeeping.table_state import look_at
 from ingest.sinks.postgres.sessions import opened
 from ingest.system.clock import rfc3339_or_us
 from ingest.system.words import counted
+from ingest.years.annex import parquet_archiver
 from ingest.years.archive import job
-from ingest.years.archive import job as archiving
-from ingest.years.archive.job import Contents, Detached
+from ingest.years.archive.job import ALONE_S_MAX, Contents
 
 if TYPE_CHECKING:
     from ingest.years.archive.archiver import ParquetArchiver
-
-
-def parquet_archiver(
-    settings: Settings, stopped: Callable[[], bool] = lambda: False
-) -> ParquetArchiver:
-    """Return the archiver of `archive_dir`. Raises StartError if there is none. Blocks."""
-    folder = archive_dir(settings)
-    if folder is None:
-        raise StartError("there is no archive: archive_dir is not set")
-    try:
-        from ingest.years.archive.archiver import ParquetArchiver  # noqa: PLC0415
-        from ingest.years.archive.files import ArchiveFolder  # noqa: PLC0415
-    except ImportError as error:
-        raise StartError(
-            f"the archive needs pyarrow, which cannot be loaded ({error}): install "
-            "iot-ingest[archive], or build the image with the argument ARCHIVE=1"
-        ) from error
-    kept = ArchiveFolder(folder, free_bytes_min=settings.disk_free_bytes_min)
-    return ParquetArchiver(kept, stopped)
-
-
-def make_archiving(
-    settings: Settings, stopped: Callable[[], bool]
-) -> Callable[[Detached], Awaitable[None]]:
-    """Return what archives partitions. The archiver is made for the first one.
-
-    `stopped`: see ParquetArchiver.
-    """
-    made: ParquetArchiver | None = None
-
-    async def archive(source: Detached) -> None:
-        nonlocal made
-        if made is None:
-            made = await asyncio.to_thread(parquet_archiver, settings, stopped)
-        await made.archive(source)
-
-    return archive
-
-
-if TYPE_CHECKING:
-    from ingest.years.archive.archiver import ParquetArchiver
-
-ALONE_S_MAX = 60.0  # how long `restore` waits for a run, as `verify` does
 
 
 async def _run(args: argparse.Namespace, loaded: Loaded) -> Ending:
@@ -102,7 +50,7 @@ async def _run(args: argparse.Namespace, loaded: Loaded) -> Ending:
         async with alone(connection, view.oid, within_s=ALONE_S_MAX):
             view = await look_at(connection, target.name, span, target=target, sizes=False)
             (one,) = _named(await job.contents(connection, view.table), [args.name])
-            await archiving.restore(connection, view, one, archiver.rows(one))
+            await job.restore(connection, view, one, archiver.rows(one))
     said = f"{args.name}: {counted(one.rows, 'reading')} are in the table until it is released"
     return Ending(_entry(one, {args.name}), said)
 
@@ -124,7 +72,7 @@ def _entry(found: Contents, pinned: set[str]) -> dict[str, Any]:
         "readings": found.rows,
         "bytes": found.bytes,
         "checksum": str(found.sum),
-        "files": [each[0] for each in found.files],
+        "files": found.file_names,
         "restored": found.name in pinned,
     }
 

@@ -1,14 +1,12 @@
-"""The job of housekeeping that archives detached partitions, and what an archiver needs of a table.
+"""The job of housekeeping that archives detached partitions; what is in the archive; the way back.
 
-The archiver itself knows files, and lies above this folder: it is given to the job.
-Promises: a partition is marked as verified only after the archiver has returned.
-Does not: plan a step. Retention plans those of the kind `archive`.
-
-What the registry knows of the archive: which files have which span, with their checksum.
-
-The key is `files/NAME`: NAME is that of the partition that was archived first. How far a partition
-is on its way out of the table, is in `archive/NAME`: see years/partition_life.py.
-The driver's errors pass through.
+The registry knows which files have which span, with their checksum: the key is `files/NAME`, of the
+partition that was archived first. How far a partition is on its way out of the table, is under
+`archive/NAME`: see years/partition_life.py.
+Promises: a partition is marked as verified only after the archiver has returned. `restore` is one
+transaction: a partition is there with all its rows, or not at all.
+Does not: know files; the archiver is given to the job. Nor plan a step: retention plans those of
+the kind `archive`. The driver's errors pass through.
 """
 
 from __future__ import annotations
@@ -19,12 +17,22 @@ from typing import Any, NamedTuple
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.connection import Connection
 from ingest.sinks.postgres.housekeeping import registry
+from ingest.sinks.postgres.housekeeping.partitions import (
+    BEGINNING_US,
+    END_US,
+    bounds_entry,
+    literal,
+)
 from ingest.sinks.postgres.housekeeping.plan import Job, Step
 from ingest.sinks.postgres.housekeeping.table_state import PARTITIONED, View
+from ingest.sinks.postgres.schema import quoted
 from ingest.years import partition_life
 from ingest.years.archive import table_rows
-from ingest.years.archive.table_rows import Restore, RowsTable
+from ingest.years.archive.table_rows import SCAN_S_MAX, RowsTable
 from ingest.years.partition_life import ARCHIVE, State
+
+ATTACH_LOCK_S_MAX = 3
+ALONE_S_MAX = 60.0  # how long `verify` and `restore` wait for a run
 
 
 class Contents(NamedTuple):
@@ -43,6 +51,11 @@ class Contents(NamedTuple):
     token: str
     last_rows: int
     last_sum: int
+
+    @property
+    def file_names(self) -> list[str]:
+        """The names of all files."""
+        return [name for name, _, _ in self.files]
 
     @property
     def bytes(self) -> int:
@@ -143,12 +156,12 @@ class Archiving(Job):
 
     async def do(self, connection: Connection, view: View, step: Step) -> None:
         """Archive one partition, which is detached."""
-        table, there = await table_rows.beside(
+        table, there, attached = await table_rows.beside(
             connection, view.table, step.partition, view.target.columns
         )
         if not there:
             raise StartError(f"the table {table.name} is gone: it cannot be archived")
-        if await table_rows.is_attached(connection, table):
+        if attached:
             raise StartError(f"{table.name} is still a partition: it is archived once detached")
         source = Detached(connection, view.table, table, step.from_us, step.to_us)
         await self._archive(source)
@@ -165,7 +178,10 @@ async def restore(
     found: Contents,
     rows: AsyncIterator[bytes],
 ) -> None:
-    """Make the partition of `found` again, and pin it. Raises StartError if it cannot be done."""
+    """Make the partition of `found` again from `rows` of binary COPY, and pin it.
+
+    Raises StartError if it cannot be done, or its checksum is another one; nothing is changed then.
+    """
     if view.kind != PARTITIONED:
         raise StartError(f"{view.table} has no partitions: there is no place for the readings")
     for each in view.partitions:
@@ -174,7 +190,9 @@ async def restore(
                 f"{each.name} has readings of this time. If they are late ones, the next "
                 "housekeeping run merges them with the archive, and then it can be restored"
             )
-    table, there = await table_rows.beside(connection, view.table, found.name, view.target.columns)
+    table, there, _ = await table_rows.beside(
+        connection, view.table, found.name, view.target.columns
+    )
     if there:
         entry = await partition_life.entry_of(connection, view.table, found.name)
         if entry is not None and entry.under_way:
@@ -183,6 +201,38 @@ async def restore(
                 "that, and then it can be restored"
             )
         raise StartError(f"there is a table {table.name}, which is not a partition: rename it")
-    bounds = (found.from_us, found.to_us)
-    wanted = Restore(view.table, table, *bounds, found.rows, found.sum, view.owner)
-    await table_rows.restore(connection, wanted, rows)
+    known = await registry.make(connection, view.table, view.owner)
+    async with connection.transaction():
+        await connection.execute("set local statement_timeout = 0")
+        await connection.execute(
+            f"create table {table.name} (like {view.table} including defaults "
+            "including constraints including storage including generated)"
+        )
+        await table_rows.copy_in(connection, table, rows)
+        if await table_rows.checksum(connection, table) != (found.rows, found.sum):
+            raise StartError(f"{table.name}: the rows differ from those of the archive")
+        await connection.execute(f"alter table {table.name} owner to {quoted(view.owner)}")
+        await _attach(connection, view.table, table, found)
+        made: dict[str, object] = {
+            registry.PARTITION + found.name: bounds_entry(found.from_us, found.to_us),
+            registry.PINNED + found.name: {"why": "restored"},
+        }
+        await registry.put(connection, known, made)
+
+
+async def _attach(connection: Connection, parent: str, table: RowsTable, found: Contents) -> None:
+    """Attach the table. The constraint spares the scan of it under the lock."""
+    lower, upper = literal(found.from_us), literal(found.to_us)
+    checks = [f"{{ts}} >= {lower}"] if found.from_us != BEGINNING_US else []
+    checks += [f"{{ts}} < {upper}"] if found.to_us != END_US else []
+    if checks:
+        check = f"alter table {{table}} add constraint ingest_bounds check ({' and '.join(checks)})"
+        await connection.execute(table.named(check), timeout=SCAN_S_MAX)
+    await connection.execute(f"set local lock_timeout = '{ATTACH_LOCK_S_MAX}s'")
+    await connection.execute(
+        f"alter table {parent} attach partition {table.name} "
+        f"for values from ({lower}) to ({upper})",
+        timeout=SCAN_S_MAX,
+    )
+    if checks:
+        await connection.execute(f"alter table {table.name} drop constraint ingest_bounds")

@@ -1,9 +1,8 @@
-"""The rows of a whole table for the archive: read by COPY, summed up by the server, made again.
+"""The rows of a whole table for the archive: read by COPY, stored by COPY, summed up by the server.
 
 Promises: a read or a write that stands still for STILL_S_MAX ends with an error; time limits of the
-role do not end one that goes on. `restore` is one transaction: a partition is there with all its
-rows, or not at all.
-Does not: know files. The driver's errors pass through.
+role do not end one that goes on.
+Does not: know files, or make a table. The driver's errors pass through.
 """
 
 from __future__ import annotations
@@ -15,30 +14,24 @@ from typing import NamedTuple
 
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.connection import Connection, Expired
-from ingest.sinks.postgres.housekeeping import registry
-from ingest.sinks.postgres.housekeeping.partitions import (
-    BEGINNING_US,
-    END_US,
-    bounds_entry,
-    literal,
-)
 from ingest.sinks.postgres.schema import KEY, quoted
 from ingest.system.clock import monotonic_s
 
 STILL_S_MAX = 120.0  # without one row
 SCAN_S_MAX = 6 * 3600.0  # of one statement over a whole table
-ATTACH_LOCK_S_MAX = 3
 HEAP_ROW_BYTES_MIN = 52  # with names of one character; usual are some 70
 PART_BLOCKS = 2_000  # of a checksum: some 200,000 rows, 0.1 s
 _TID_RANGE_FROM = 14  # PostgreSQL
 DROPPED_BYTES_MAX = 64 * 1024**2  # some 0.2 s of COPY
 
 _BESIDE = """
-select n.nspname::text as schema, to_regclass(format('%I.%I', n.nspname, $2::text)) is not null
-       as there
-from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = to_regclass($1)"""
+select n.nspname::text as schema, to_regclass(found) is not null as there,
+       exists (select from pg_inherits where inhrelid = to_regclass(found)) as attached
+from pg_class c join pg_namespace n on n.oid = c.relnamespace,
+     format('%I.%I', n.nspname, $2::text) as found
+where c.oid = to_regclass($1)"""
 
-# The same as in columns.py, which says why zeros and NaN are apart.
+# The same as in arrow_rows.py, which says why zeros and NaN are apart.
 _CHECKSUM = """
 select count(*) as rows, coalesce(sum(hash), 0)::text as sum from (
     select case when value = 0 or value = 'NaN'
@@ -48,8 +41,6 @@ select count(*) as rows, coalesce(sum(hash), 0)::text as sum from (
                  timestamp_hash_extended({ts} at time zone 'UTC',
                      hashtextextended({metric}, hashtextextended({device_id}, 1))) as seed
           from only {table}{part}) as seeded) as hashed"""
-
-
 _BLOCKS = """
 select pg_relation_size(to_regclass($1)) / current_setting('block_size')::int8"""
 # Without statistics the planner would read the whole table for each part. One process is enough.
@@ -76,21 +67,12 @@ class RowsTable(NamedTuple):
 
 async def beside(
     connection: Connection, parent: str, table: str, columns: Sequence[str] = KEY
-) -> tuple[RowsTable, bool]:
-    """Return the table of this name in the schema of `parent`, and whether it exists."""
+) -> tuple[RowsTable, bool, bool]:
+    """Return the table of this name beside `parent`; whether it exists, and is a partition."""
     row = await connection.fetchrow(_BESIDE, parent, table)
     if row is None:
         raise StartError(f"there is no table {parent}")
-    return RowsTable(row["schema"], table, tuple(columns)), row["there"]
-
-
-async def is_attached(connection: Connection, table: RowsTable) -> bool:
-    """Whether a table is a partition of some table."""
-    return bool(
-        await connection.fetchval(
-            "select exists (select from pg_inherits where inhrelid = to_regclass($1))", table.name
-        )
-    )
+    return RowsTable(row["schema"], table, tuple(columns)), row["there"], row["attached"]
 
 
 async def checksum(
@@ -150,8 +132,8 @@ async def copy_out(
     table: RowsTable,
     marker: bytes,
     take: Callable[[bytes], Awaitable[None]],
-) -> int:
-    """Give all rows of a table to `take`, in pieces of binary COPY; return how many there were.
+) -> None:
+    """Give all rows of a table to `take`, in pieces of binary COPY.
 
     Each row has five columns: `marker`, ts, value, device_id, metric. So the begin of a row can be
     found by its bytes. The next piece is read when `take` has returned. Raises an error of
@@ -168,7 +150,7 @@ async def copy_out(
                     await taking.take(data)
                     moved()
 
-                tag = await connection.copy_from_query(
+                await connection.copy_from_query(
                     table.named(f"{query} from only {{table}}"),
                     output=moved_and_taken,
                     format="binary",
@@ -178,7 +160,6 @@ async def copy_out(
         taking.raise_failed()  # it is the cause of the others
         raise
     taking.raise_failed()
-    return int(tag.rsplit(" ", 1)[1])
 
 
 class _Taking:
@@ -213,43 +194,6 @@ class _Taking:
             raise self._failed
 
 
-class Restore(NamedTuple):
-    """A partition that is to be made again: `table` for `parent`, and what it must contain."""
-
-    parent: str
-    table: RowsTable
-    from_us: int
-    to_us: int
-    rows: int
-    sum: int
-    owner: str  # of both
-
-
-async def restore(connection: Connection, wanted: Restore, rows: AsyncIterator[bytes]) -> None:
-    """Make a partition from rows of binary COPY, attach it and pin it, in one transaction.
-
-    Raises StartError if its checksum is not as wanted; then nothing is changed.
-    """
-    table = wanted.table
-    known = await registry.make(connection, wanted.parent, wanted.owner)
-    async with connection.transaction():
-        await connection.execute("set local statement_timeout = 0")
-        await connection.execute(
-            f"create table {table.name} (like {wanted.parent} including defaults "
-            "including constraints including storage including generated)"
-        )
-        await copy_in(connection, table, rows)
-        if await checksum(connection, table) != (wanted.rows, wanted.sum):
-            raise StartError(f"{table.name}: the rows differ from those of the archive")
-        await connection.execute(f"alter table {table.name} owner to {quoted(wanted.owner)}")
-        await _attach(connection, wanted)
-        made: dict[str, object] = {
-            registry.PARTITION + table.table: bounds_entry(wanted.from_us, wanted.to_us),
-            registry.PINNED + table.table: {"why": "restored"},
-        }
-        await registry.put(connection, known, made)
-
-
 async def copy_in(connection: Connection, table: RowsTable, rows: AsyncIterator[bytes]) -> None:
     """Store rows of binary COPY in a table."""
     with _ends_if_still(connection) as moved:
@@ -267,25 +211,6 @@ async def _seen(rows: AsyncIterator[bytes], moved: Callable[[], None]) -> AsyncI
     async for each in rows:
         moved()
         yield each
-
-
-async def _attach(connection: Connection, wanted: Restore) -> None:
-    """Attach the table. The constraint spares the scan of it under the lock."""
-    table = wanted.table
-    lower, upper = literal(wanted.from_us), literal(wanted.to_us)
-    checks = [f"{{ts}} >= {lower}"] if wanted.from_us != BEGINNING_US else []
-    checks += [f"{{ts}} < {upper}"] if wanted.to_us != END_US else []
-    if checks:
-        check = f"alter table {{table}} add constraint ingest_bounds check ({' and '.join(checks)})"
-        await connection.execute(table.named(check), timeout=SCAN_S_MAX)
-    await connection.execute(f"set local lock_timeout = '{ATTACH_LOCK_S_MAX}s'")
-    await connection.execute(
-        f"alter table {wanted.parent} attach partition {table.name} "
-        f"for values from ({lower}) to ({upper})",
-        timeout=SCAN_S_MAX,
-    )
-    if checks:
-        await connection.execute(f"alter table {table.name} drop constraint ingest_bounds")
 
 
 @contextmanager

@@ -13,9 +13,8 @@ from ingest.sinks.postgres.housekeeping.partitions import literal
 from ingest.sinks.postgres.lookup import mean
 from ingest.sinks.postgres.schema import TargetTable
 from ingest.years.rollups.state import Progress, progress
-from ingest.years.rollups.tables import RollupSpans, tables_of
+from ingest.years.rollups.tables import DAY_US, HOUR_US, tables_of
 
-_HOUR_US, _DAY_US = RollupSpans().hour_us, RollupSpans().day_us
 _READABLE = """
 select bool_and(coalesce(has_table_privilege(to_regclass(name), 'SELECT'), false))
 from unnest($1::text[]) name"""
@@ -34,12 +33,12 @@ async def rolled_curve(
     `series` are device and metric; `span` and `step` are microseconds. Returns None if the readings
     must be asked: there are no rollups for it, or this role may not read them.
     """
-    if step % _HOUR_US:
+    if step % HOUR_US:
         return None
     at = await progress(connection, target.name)
     if at is None or at.until_us is None:
         return None
-    if step % _DAY_US:  # a day would be in several steps
+    if step % DAY_US:  # a day would be in several steps
         at = at._replace(days_until_us=None)
     parts = pieces(at, *span)
     names = tables_of(target)
@@ -75,10 +74,10 @@ def pieces(at: Progress, from_us: int, to_us: int) -> list[Piece]:
 
     The pieces follow each other, and together they are the time.
     """
-    hours = (_up(from_us, _HOUR_US), min(_down(to_us, _HOUR_US), at.until_us or 0))
+    hours = (_up(from_us, HOUR_US), min(_down(to_us, HOUR_US), at.until_us or 0))
     if hours[0] >= hours[1]:
         return [("ts", from_us, to_us)]
-    days = (_up(hours[0], _DAY_US), min(_down(hours[1], _DAY_US), at.days_until_us or 0))
+    days = (_up(hours[0], DAY_US), min(_down(hours[1], DAY_US), at.days_until_us or 0))
     if days[0] >= days[1]:
         days = (hours[0], hours[0])
     found: list[Piece] = [

@@ -25,9 +25,9 @@ from ingest.system.clock import monotonic_s, rfc3339_or_us
 from ingest.system.words import counted
 from ingest.years.rollups import run as rollup_run
 from ingest.years.rollups import state, tables
-from ingest.years.rollups.run import Key, Run
+from ingest.years.rollups.run import Run
 from ingest.years.rollups.state import Progress, progress
-from ingest.years.rollups.tables import RollupSpans
+from ingest.years.rollups.tables import Key
 
 KIND, OFF = "rollups", "rollups_off"
 BUDGET_S = 300.0  # of one run
@@ -63,16 +63,12 @@ class Rollups(Job):
         wanted: bool,
         keep_us: int | None = None,
         on: TargetTable = READINGS,
-        spans: RollupSpans = RollupSpans(),  # noqa: B008  it cannot change
-        budget_s: float = BUDGET_S,
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self.failed: dict[Key, str] = {}
         self._wanted = wanted
         self._keep_us = keep_us
         self._on = on
-        self._spans = spans
-        self._budget_s = budget_s
         self._stopped = stopped
         self._part_us = PART_US_FIRST
 
@@ -89,12 +85,12 @@ class Rollups(Job):
         why = "make the tables of rollups, and compute them"
         if _is_not_owner(view):  # then it may not see what is due; `do` says so
             why = "compute what is due"
-        elif await tables.is_made(connection, view.oid, run.target, self._spans):
+        elif await tables.is_made(connection, view.oid, run.target):
             why = await self._due(run, view)
         return [Step(KIND, run.names.hourly, why)] if why else []
 
     async def do(self, connection: Connection, view: View, step: Step) -> None:
-        """Compute for about `budget_s`; what is left is for the next run."""
+        """Compute for about BUDGET_S; what is left is for the next run."""
         if _is_not_owner(view):
             raise StartError(view.cannot_make)
         run = self._run(connection, view)
@@ -132,13 +128,11 @@ class Rollups(Job):
         return {"rollups_until": until, "rollups_lack_late": at.late_left}
 
     def _run(self, connection: Connection, view: View) -> Run:
-        end_s = monotonic_s() + self._budget_s
         return Run(
             connection,
             view.oid,
             self._on._replace(schema=view.schema, table=view.name),
-            spans=self._spans,
-            end_s=end_s,
+            end_s=monotonic_s() + BUDGET_S,
             stopped=self._stopped,
             part_us=self._part_us,
         )
@@ -201,7 +195,7 @@ class Rollups(Job):
         Nobody knows which late readings came while there was no trigger.
         """
         connection, oid = run.connection, view.oid
-        if not await tables.is_made(connection, oid, run.target, self._spans):
+        if not await tables.is_made(connection, oid, run.target):
             async with connection.transaction():
                 await connection.execute(
                     f"set local lock_timeout = {LOCK_MS_MAX}; "
@@ -209,7 +203,7 @@ class Rollups(Job):
                     f"lock table {view.table} in share row exclusive mode"
                 )
                 owner = "" if view.role == view.owner else view.owner
-                await tables.make(connection, oid, run.target, self._spans, owner)
+                await tables.make(connection, oid, run.target, owner)
                 at = await state.last(connection, view.table) or Progress()
                 await run.put(Progress(gone=at.gone, late_left=at.late_left))
         await tables.grant_to_readers(connection, oid, run.target, run.registry)

@@ -19,20 +19,22 @@ from ingest.sinks.postgres.housekeeping.partitions import TimeSpan, literal
 from ingest.sinks.postgres.schema import TargetTable
 from ingest.sinks.postgres.sqlstate import verdict_for
 from ingest.system.clock import monotonic_s
-from ingest.years.rollups import state
-from ingest.years.rollups import tables as rollup_sql
+from ingest.years.rollups import state, tables
 from ingest.years.rollups.state import Progress, frozen_until
-from ingest.years.rollups.tables import RollupSpans, tables_of
+from ingest.years.rollups.tables import Key, tables_of
 
 # Of a pause. Work shorter than REST_S_MIN gets none: its time is added to that of the next work.
 REST_S_MIN, REST_S_MAX = 0.005, 2.0
-US = "(extract(epoch from {}) * 1000000)::int8"
-Key = tuple[str, str, str]  # hour, as the server prints it; device, metric
 PART_S_MIN, PART_S_MAX = 0.4, 1.6  # a part of an hour becomes longer or shorter outside of it
 WRITERS_S_MAX = 5.0
 WRITERS_POLL_S = 0.05
 REMOVED_ROWS = 20_000  # rollups that are removed by one statement
+KEYS_MAX = 1_000  # series of hours in one transaction
+KEYS_OF_HOUR_MAX = 50_000  # the same without the index for devices
+LATE_ROWS = 50_000  # records of late readings in one statement
+FAILED_MAX = 2_000  # a run tries no more after so many: the oldest, whose days leave first
 
+_US = "(extract(epoch from {}) * 1000000)::int8"
 # Groups are hashed, also if the planner expects more of them than fit the memory: much faster.
 _HASHED = "set local enable_sort = off"
 # Transactions that have written to the table and are not over. One that was prepared has no pid.
@@ -43,11 +45,6 @@ select distinct virtualtransaction || ' ' || coalesce(pid, 0) as writer from pg_
 where locktype = 'relation' and mode = 'RowExclusiveLock' and granted
   and database = (select oid from pg_database where datname = current_database())
   and relation in (select id from tree) and pid is distinct from pg_backend_pid()"""
-KEYS_MAX = 1_000  # series of hours in one transaction
-KEYS_OF_HOUR_MAX = 50_000  # the same without the index for devices
-LATE_ROWS = 50_000  # records of late readings in one statement
-FAILED_MAX = 2_000  # a run tries no more after so many: the oldest, whose days leave first
-
 _HAS_DEVICE_INDEX = """
 select exists (select from pg_index i where i.indrelid = $1::oid and i.indisvalid
   and i.indpred is null and (
@@ -68,7 +65,6 @@ class Run:
         oid: int,
         target: TargetTable,
         *,
-        spans: RollupSpans,
         end_s: float,
         stopped: Callable[[], bool],
         part_us: int,
@@ -77,7 +73,6 @@ class Run:
         self.oid = oid
         self.target = target
         self.names = tables_of(target)
-        self.spans = spans
         self.stopped = stopped
         self._end_s = end_s
         self._rested_s = monotonic_s()
@@ -117,16 +112,16 @@ class Run:
 
     def hour(self, ts_us: int) -> int:
         """Return the start of the hour of a time."""
-        return ts_us // self.spans.hour_us * self.spans.hour_us
+        return ts_us // tables.HOUR_US * tables.HOUR_US
 
     def day(self, ts_us: int) -> int:
         """Return the start of the day of a time."""
-        return ts_us // self.spans.day_us * self.spans.day_us
+        return ts_us // tables.DAY_US * tables.DAY_US
 
     async def closed_us(self) -> int:
         """Return the end of the last hour that may be computed, by the server's clock now."""
-        now_us: int = await self.connection.fetchval(f"select {US.format('clock_timestamp()')}")
-        return self.hour(now_us - self.spans.close_us)
+        now_us: int = await self.connection.fetchval(f"select {_US.format('clock_timestamp()')}")
+        return self.hour(now_us - tables.CLOSE_US)
 
 
 async def compute_hours(run: Run) -> None:
@@ -136,7 +131,7 @@ async def compute_hours(run: Run) -> None:
         days_us = min(run.day(closed_us), run.at.days_until_us or 0)
         await run.put(run.at._replace(until_us=closed_us, days_until_us=days_us))
     elif until_us != closed_us and await _writers_have_ended(run):
-        await run.connection.execute(rollup_sql.MAKE_PARTS)
+        await run.connection.execute(tables.MAKE_PARTS)
         while not run.ended() and run.at.until_us != closed_us:
             await _compute_next(run, closed_us)
             await run.rest()
@@ -147,7 +142,7 @@ async def _compute_next(run: Run, closed_us: int) -> None:
     until_us = run.at.until_us
     since = "ts > '-infinity'" if until_us is None else f"ts >= {literal(until_us)}"
     first_us = await run.connection.fetchval(
-        f"select {US.format('ts')} from {run.target.source} r "  # noqa: S608
+        f"select {_US.format('ts')} from {run.target.source} r "  # noqa: S608
         f"where {since} and ts < {literal(closed_us)} order by ts limit 1"
     )
     if first_us is None:
@@ -157,7 +152,7 @@ async def _compute_next(run: Run, closed_us: int) -> None:
     if (until_us := frozen_until(run.frozen, hour_us)) is not None:
         await _computed_until(run, min(until_us, closed_us), None)
     elif await _sum_parts(run, hour_us):
-        await _computed_until(run, hour_us + run.spans.hour_us, hour_us)
+        await _computed_until(run, hour_us + tables.HOUR_US, hour_us)
 
 
 async def _sum_parts(run: Run, hour_us: int) -> bool:
@@ -165,19 +160,19 @@ async def _sum_parts(run: Run, hour_us: int) -> bool:
 
     A run that has begun an hour may take as long again for it: an hour must end at some time.
     """
-    await run.connection.execute(rollup_sql.EMPTY_PARTS)
-    from_us, end_us = hour_us, hour_us + run.spans.hour_us
+    await run.connection.execute(tables.EMPTY_PARTS)
+    from_us, end_us = hour_us, hour_us + tables.HOUR_US
     while from_us < end_us:
         to_us = min(end_us, from_us + run.part_us)
         began_s = monotonic_s()
         async with run.connection.transaction():
             await run.connection.execute(_HASHED)
-            await run.connection.execute(rollup_sql.part(run.target, from_us, to_us))
+            await run.connection.execute(tables.part(run.target, from_us, to_us))
         took_s = monotonic_s() - began_s
         if took_s > PART_S_MAX:
             run.part_us = max(1_000, (to_us - from_us) // 2)
         elif took_s < PART_S_MIN and to_us - from_us == run.part_us:
-            run.part_us = min(run.spans.hour_us, 2 * run.part_us)
+            run.part_us = min(tables.HOUR_US, 2 * run.part_us)
         from_us = to_us
         if run.stopped():
             return False
@@ -192,9 +187,9 @@ async def _computed_until(run: Run, until_us: int, hour_us: int | None) -> None:
         days_us = run.day(until_us if hour_us is None else hour_us)
     async with run.connection.transaction():
         if hour_us is not None:
-            statement = rollup_sql.hour_of_parts(run.target, hour_us)
-            await store(
-                run, statement, run.target.source, TimeSpan(hour_us, hour_us + run.spans.hour_us)
+            statement = tables.hour_of_parts(run.target, hour_us)
+            await _store(
+                run, statement, run.target.source, TimeSpan(hour_us, hour_us + tables.HOUR_US)
             )
         await run.put(run.at._replace(until_us=until_us, days_until_us=days_us))
 
@@ -217,7 +212,7 @@ async def _writers_have_ended(run: Run) -> bool:
 def next_day_us(run: Run) -> int | None:
     """Return the start of the next day that can be computed, or None."""
     until_us, day_us = run.at.until_us, run.at.days_until_us
-    if until_us is None or day_us is None or day_us + run.spans.day_us > until_us:
+    if until_us is None or day_us is None or day_us + tables.DAY_US > until_us:
         return None
     return day_us
 
@@ -226,10 +221,10 @@ async def compute_days(run: Run) -> None:
     """Compute the days whose hours are all computed; days without readings are passed over."""
     while not run.ended() and (day_us := next_day_us(run)) is not None:
         async with run.connection.transaction():
-            next_us = day_us + run.spans.day_us
-            statement = rollup_sql.day(run.target, run.spans, day_us)
+            next_us = day_us + tables.DAY_US
+            statement = tables.day(run.target, day_us)
             day = TimeSpan(day_us, next_us)
-            done = await store(run, statement, run.names.hourly, day, "hour")
+            done = await _store(run, statement, run.names.hourly, day, "hour")
             if done == "INSERT 0 0":
                 next_us = await _next_with_hours_us(run, next_us)
             await run.put(run.at._replace(days_until_us=next_us))
@@ -239,7 +234,7 @@ async def compute_days(run: Run) -> None:
 async def _next_with_hours_us(run: Run, from_us: int) -> int:
     """Return the start of the first day from then on that has rollups of hours, or of the last."""
     hour_us = await run.connection.fetchval(
-        f"select {US.format('min(hour)')} from {run.names.hourly} "  # noqa: S608
+        f"select {_US.format('min(hour)')} from {run.names.hourly} "  # noqa: S608
         f"where hour >= {literal(from_us)}"
     )
     until_us = run.at.until_us or from_us
@@ -293,7 +288,7 @@ async def gather(run: Run) -> None:
     where hour < {until} and isfinite(hour) and hour not in (select hour from frozen)
     order by 1, 2, 3 on conflict do nothing)
 select array[count(*), count(*) filter (where hour in (select hour from frozen))] from gone"""  # noqa: S608
-    bounds = rollup_sql.bounds(run.frozen)
+    bounds = tables.bounds(run.frozen)
     while not run.ended():
         async with run.connection.transaction():
             count, left = await run.connection.fetchval(statement, *bounds)
@@ -303,7 +298,7 @@ select array[count(*), count(*) filter (where hour in (select hour from frozen))
         await run.rest()
 
 
-async def store(run: Run, statement: str, source: str, span: TimeSpan, start: str = "ts") -> str:
+async def _store(run: Run, statement: str, source: str, span: TimeSpan, start: str = "ts") -> str:
     """Execute the statement for an hour or a day; return what the server says of it.
 
     If the server refuses it for some series, all those of `source` in this time become due: then
@@ -315,7 +310,7 @@ async def store(run: Run, statement: str, source: str, span: TimeSpan, start: st
     except PostgresError as error:
         if not _is_of_some(error):
             raise
-        await put_off(run, source, span, start)
+        await _put_off(run, source, span, start)
         return ""
 
 
@@ -324,7 +319,7 @@ def _is_of_some(error: PostgresError) -> bool:
     return verdict_for(error.sqlstate) is Verdict.ISOLATE
 
 
-async def put_off(run: Run, source: str, span: TimeSpan, start: str = "ts") -> None:
+async def _put_off(run: Run, source: str, span: TimeSpan, start: str) -> None:
     """Note all series of an hour or a day as due, in place of computing it."""
     await run.connection.execute(
         f"""insert into {run.names.due} (hour, device_id, metric)
@@ -341,7 +336,8 @@ async def compute(run: Run) -> None:
     due share one reading of that hour. If the server refuses some, half of them are tried, down to
     one. This one stays due, and is in `run.failed`; the others go on.
     """
-    by_index = await _has_device_index(run)
+    columns = (run.target.device_id, run.target.metric, run.target.ts)
+    by_index = bool(await run.connection.fetchval(_HAS_DEVICE_INDEX, run.oid, columns))
     most = count = KEYS_MAX if by_index else KEYS_OF_HOUR_MAX
     some = True
     while some and not run.ended() and len(run.failed) < FAILED_MAX:
@@ -357,11 +353,6 @@ async def compute(run: Run) -> None:
         await run.rest()
 
 
-async def _has_device_index(run: Run) -> bool:
-    columns = (run.target.device_id, run.target.metric, run.target.ts)
-    return bool(await run.connection.fetchval(_HAS_DEVICE_INDEX, run.oid, columns))
-
-
 async def _compute_some(run: Run, *, by_index: bool, count: int) -> bool:
     """Compute `count` series, without the index those of one hour; return whether any was due.
 
@@ -370,26 +361,26 @@ async def _compute_some(run: Run, *, by_index: bool, count: int) -> bool:
     an older version may have left some of these here.
     """
     due, connection = run.names.due, run.connection
-    here = f"not {rollup_sql.IS_OF_KEYS}"
+    here = f"not {tables.IS_OF_KEYS}"
     if not by_index:
         here += f" and hour = (select min(hour) from {due} where {here})"  # noqa: S608
     some = f"where {here} order by hour, device_id, metric limit {count}"
     async with connection.transaction():
         rows = await connection.fetch(
             f"delete from {due} where ctid = any (array(select ctid from {due} {some})) "  # noqa: S608
-            f"returning hour::text as hour, device_id, metric, {US.format('hour')} as hour_us",
-            *rollup_sql.columns(run.failed),
+            f"returning hour::text as hour, device_id, metric, {_US.format('hour')} as hour_us",
+            *tables.columns(run.failed),
         )
         run.taken = [(row["hour"], row["device_id"], row["metric"]) for row in rows]
         kept = [row for row in rows if frozen_until(run.frozen, row["hour_us"]) is None]
         if kept:
             if by_index:
-                statement = rollup_sql.of_keys(run.target, run.spans)
+                statement = tables.of_keys(run.target)
             else:
-                statement = rollup_sql.of_keys_of_hour(run.target, run.spans, kept[0]["hour_us"])
-            await connection.execute(statement, *rollup_sql.columns([row[:3] for row in kept]))
+                statement = tables.of_keys_of_hour(run.target, kept[0]["hour_us"])
+            await connection.execute(statement, *tables.columns([row[:3] for row in kept]))
         if rows and (days_us := run.at.days_until_us) is not None:
-            days = rollup_sql.days_of_keys(run.target, run.spans, days_us)
-            await connection.execute(days, *rollup_sql.columns(run.taken))
+            days = tables.days_of_keys(run.target, days_us)
+            await connection.execute(days, *tables.columns(run.taken))
         await run.count_left(len(rows) - len(kept))
     return bool(rows)

@@ -27,8 +27,8 @@ from ingest.sinks.postgres.housekeeping.table_state import View
 from ingest.sinks.postgres.schema import TargetTable
 from ingest.system.logs import get_logger
 from ingest.years import partition_life
-from ingest.years.rollups import tables as rollup_sql
-from ingest.years.rollups.tables import RollupSpans, tables_of
+from ingest.years.rollups import tables
+from ingest.years.rollups.tables import HOUR_US, Key, tables_of
 
 KEY = "rollups"  # in the registry
 NOT_COMPUTED = "the rollups of this time are not computed yet"
@@ -67,7 +67,7 @@ async def last(connection: Connection, table: str) -> Progress | None:
     gone = [TimeSpan(*each) for each in found.get("gone", ())]
     if (raw_from_us := found.get("raw_from_us")) is not None:  # of 0.1.0, in place of `gone`
         before = TimeSpan(BEGINNING_US, raw_from_us)
-        gone = joined([*gone, whole(before, RollupSpans().hour_us)])
+        gone = joined([*gone, whole(before, HOUR_US)])
     at = Progress(found.get("until_us"), found.get("days_until_us"), tuple(gone))
     return at._replace(off=found.get("off") is True, late_left=found.get("late_left", 0))
 
@@ -83,7 +83,7 @@ async def frozen(connection: Connection, table: str, at: Progress) -> list[TimeS
     files = (await registry.entries(connection, table, registry.FILES)).values()
     spans = [TimeSpan(each["from_us"], each["to_us"]) for each in files]
     spans += await partition_life.left(connection, table)
-    return joined([*at.gone, *(whole(each, RollupSpans().hour_us) for each in spans)])
+    return joined([*at.gone, *(whole(each, HOUR_US) for each in spans)])
 
 
 def frozen_until(spans: Sequence[TimeSpan], hour_us: int) -> int | None:
@@ -99,7 +99,7 @@ async def leave(
     *,
     from_us: int = BEGINNING_US,
     wanted: bool = False,
-    failed: Mapping[tuple[str, str, str], str] | None = None,
+    failed: Mapping[Key, str] | None = None,
 ) -> None:
     """Call it before the readings of a time leave the table.
 
@@ -116,16 +116,16 @@ async def leave(
         raise NotYet(NOT_COMPUTED)
     names = tables_of(TargetTable(schema=view.schema, table=view.name))
     older = _older(await frozen(connection, view.table, at), TimeSpan(from_us, before_us))
-    keys = rollup_sql.columns(failed or ())
+    keys = tables.columns(failed or ())
     if await connection.fetchval(
         f"select exists (select from {names.late} where {older}) "  # noqa: S608
-        f"or exists (select from {names.due} where {older} and not {rollup_sql.IS_OF_KEYS})",
+        f"or exists (select from {names.due} where {older} and not {tables.IS_OF_KEYS})",
         *keys,
     ):
         raise NotYet(LATE_MISSING)
     if failed:
         for row in await connection.fetch(
-            f"delete from {names.due} where {older} and {rollup_sql.IS_OF_KEYS} "  # noqa: S608
+            f"delete from {names.due} where {older} and {tables.IS_OF_KEYS} "  # noqa: S608
             "returning hour::text as hour, device_id, metric",
             *keys,
         ):
@@ -141,14 +141,14 @@ async def left(connection: Connection, view: View, span: TimeSpan) -> None:
     at = await last(connection, view.table)
     if at is not None:
         name, _ = await registry.name_beside(connection, view.table)
-        gone = joined([*at.gone, whole(span, RollupSpans().hour_us)])
+        gone = joined([*at.gone, whole(span, HOUR_US)])
         await put(connection, name, at._replace(gone=tuple(gone)))
 
 
 def _older(frozen: Sequence[TimeSpan], span: TimeSpan) -> str:
     """Return what SQL asks of `hour`: whether a rollup of it may still need readings of a time."""
-    final = [each for each in frozen if overlap(each, whole(span, RollupSpans().hour_us))]
-    older = f"hour < {literal(span.to_us)} and not {rollup_sql.within(final)}"
+    final = [each for each in frozen if overlap(each, whole(span, HOUR_US))]
+    older = f"hour < {literal(span.to_us)} and not {tables.within(final)}"
     if span.from_us != BEGINNING_US:
         older += f" and hour > {literal(span.from_us)}::timestamptz - '1 h'::interval"
     return older

@@ -1,20 +1,17 @@
-"""The tables of rollups beside the readings table, and the trigger that records late readings.
+"""The tables of rollups: how they are made beside the readings table, and how they are computed.
 
 Four tables, named after the readings table: `_hourly` and `_daily` (the rollups), `_rollup_late`
 (a row for each late reading: its hour and series), `_rollup_due` (the same, each once).
-The trigger fires for a reading that is late: its hour may have been computed. For each other one
-the server evaluates a condition, and queues nothing. The function of the trigger runs with the
-rights of its owner, so that who writes readings needs no other right.
-Promises: `make` and `unmake` may be repeated. The driver's errors pass through.
-Does not: drop rollups, or commit.
-
-The statements that compute rollups: an hour in parts, some series of some hours, a day.
+A trigger records late readings: their hours may have been computed. For each other reading the
+server evaluates a condition, and queues nothing. The function of the trigger runs with the rights
+of its owner, so that who writes readings needs no other right.
 
 Of values at one time, `first` and `last` take the lesser one; NaN is greater than all others.
-`min` and `max` never are -0.0, so that they do not depend on the order of the rows.
-A sum of values whose sum is no number of float8 is infinite, and not an error.
+`min` and `max` never are -0.0, so that they do not depend on the order of the rows. A sum of values
+whose sum is no number of float8 is infinite, and not an error.
 Promises: a rollup is never replaced by one of fewer readings: then the raw readings have been
-removed, in part or all.
+removed, in part or all. `make` and `unmake` may be repeated. The driver's errors pass through.
+Does not: drop rollups, or commit.
 """
 
 from __future__ import annotations
@@ -26,7 +23,14 @@ from ingest.sinks.postgres.connection import Connection
 from ingest.sinks.postgres.housekeeping.partitions import BEGINNING_US, END_US, TimeSpan, literal
 from ingest.sinks.postgres.schema import TargetTable, quoted, shortened
 
+HOUR_US, DAY_US = 3_600_000_000, 86_400_000_000
+# An hour is computed so long after its end. A reading is late if it comes LATE after its `ts` or
+# later, by the server's clock. So all readings of the hour are there that were not late. The
+# difference is room for a clock that is set back.
+CLOSE_US = 2 * HOUR_US
+LATE = "01:50:00"  # as the server prints it: definitions are compared
 TRIGGER = "ingest_rollup_mark"  # deploy/partition-a-table.sql knows it too
+Key = tuple[str, str, str]  # hour, as the server prints it; device, metric
 
 # A partition that was attached as a table may have a trigger of its own (no parent).
 _TRIGGERS = """
@@ -44,20 +48,6 @@ from pg_class c, aclexplode(c.relacl) as a
 where c.oid = $1::oid and a.privilege_type = 'SELECT' and grantee <> c.relowner
   and not exists (select from pg_class d, aclexplode(d.relacl) as b where d.oid = to_regclass($2)
                   and b.grantee = a.grantee and b.privilege_type = 'SELECT')"""
-
-
-class RollupSpans(NamedTuple):
-    """How long an hour and a day are, and when an hour is computed; all in microseconds.
-
-    A reading is late if it comes `late_us` after its `ts` or later, by the server's clock. An hour
-    is computed `close_us` after its end. Then all its readings are there that were not late. The
-    difference is room for a clock that is set back. Only tests and benchmarks use other values.
-    """
-
-    hour_us: int = 3_600_000_000
-    day_us: int = 86_400_000_000
-    late_us: int = 6_600_000_000
-    close_us: int = 7_200_000_000
 
 
 class RollupTables(NamedTuple):
@@ -78,14 +68,12 @@ def tables_of(target: TargetTable) -> RollupTables:
     )
 
 
-async def is_made(
-    connection: Connection, oid: int, target: TargetTable, spans: RollupSpans
-) -> bool:
+async def is_made(connection: Connection, oid: int, target: TargetTable) -> bool:
     """Whether all tables are there, and the trigger of this version, enabled."""
     names = list(tables_of(target)[:4])
     query = "select bool_and(to_regclass(name) is not null) from unnest($1::text[]) name"
     found = await connection.fetch(_TRIGGERS, oid, TRIGGER)
-    wanted = [each for each in found if each["enabled"] and _late(spans) in each["text"]]
+    wanted = [each for each in found if each["enabled"] and f"'{LATE}'" in each["text"]]
     alone = len(found) == 1 and len(wanted) == 1 and wanted[0]["top"]
     return alone and bool(await connection.fetchval(query, names))
 
@@ -95,27 +83,25 @@ async def is_marking(connection: Connection, oid: int) -> bool:
     return bool(await connection.fetch(_TRIGGERS, oid, TRIGGER))
 
 
-async def make(
-    connection: Connection, oid: int, target: TargetTable, spans: RollupSpans, owner: str = ""
-) -> None:
+async def make(connection: Connection, oid: int, target: TargetTable, owner: str) -> None:
     """Make what is missing, and the trigger anew. The caller has locked the table against writes.
 
     So every write that has begun before has ended, and every later one fires the trigger. `owner`
-    is to own all, if it is not this role.
+    is to own all; empty: this role.
     """
     await connection.execute("set local client_min_messages = warning")
-    for statement in _statements(tables_of(target), target, spans):
+    names = tables_of(target)
+    for statement in _statements(names, target):
         await connection.execute(statement)
     if owner:
-        names = tables_of(target)
         for table in names[:4]:
             await connection.execute(f"alter table {table} owner to {quoted(owner)}")
         await connection.execute(f"alter function {names.function}() owner to {quoted(owner)}")
     await _drop_triggers(connection, oid)
     await connection.execute(
         f"create trigger {TRIGGER} after insert on {target.name} for each row "
-        f"when (new.{quoted(target.ts)} < pg_catalog.clock_timestamp() - {_late(spans)}::interval) "
-        f"execute function {tables_of(target).function}()"
+        f"when (new.{quoted(target.ts)} < pg_catalog.clock_timestamp() - '{LATE}'::interval) "
+        f"execute function {names.function}()"
     )
 
 
@@ -142,15 +128,7 @@ async def _drop_triggers(connection: Connection, oid: int) -> None:
         await connection.execute(f"drop trigger {TRIGGER} on {each['name']}")
 
 
-def _late(spans: RollupSpans) -> str:
-    """Return the interval as the server prints it, so that definitions can be compared."""
-    seconds, rest_us = divmod(spans.late_us, 1_000_000)
-    minutes, seconds = divmod(seconds, 60)
-    fraction = f".{rest_us:06d}".rstrip("0") if rest_us else ""
-    return f"'{minutes // 60:02d}:{minutes % 60:02d}:{seconds:02d}{fraction}'"
-
-
-def _statements(names: RollupTables, target: TargetTable, spans: RollupSpans) -> list[str]:
+def _statements(names: RollupTables, target: TargetTable) -> list[str]:
     series = 'device_id text collate "C" not null, metric text collate "C" not null'
     numbers = ", ".join(
         f"{name} double precision not null" for name in ("min", "max", "sum", "first", "last")
@@ -178,7 +156,7 @@ def _statements(names: RollupTables, target: TargetTable, spans: RollupSpans) ->
         language plpgsql security definer as $$
         begin
             insert into {names.late} (hour, device_id, metric) values (
-                pg_catalog.date_bin('{spans.hour_us} microseconds'::pg_catalog.interval, {new[0]},
+                pg_catalog.date_bin('{HOUR_US} microseconds'::pg_catalog.interval, {new[0]},
                     '1970-01-01 00:00:00+00'::pg_catalog.timestamptz), {new[1]}, {new[2]});
             return null;
         end $$""",  # noqa: S608
@@ -205,7 +183,7 @@ KEYS = "unnest($1::text[]::timestamptz[], $2::text[], $3::text[]) as k (hour, de
 IS_OF_KEYS = f"(hour, device_id, metric) in (select hour, device_id, metric from {KEYS})"  # noqa: S608
 
 
-def columns(keys: Collection[tuple[str, str, str]]) -> list[list[str]]:
+def columns(keys: Collection[Key]) -> list[list[str]]:
     """Return the three parameters of KEYS."""
     return [[each[at] for each in keys] for at in range(3)]
 
@@ -267,7 +245,7 @@ def hour_of_parts(target: TargetTable, hour_us: int) -> str:
     return _stored(target, f"{parts} from {PARTS} group by device_id, metric")
 
 
-def of_keys(target: TargetTable, spans: RollupSpans) -> str:
+def of_keys(target: TargetTable) -> str:
     """Return the statement that computes series of hours: $1 hours, $2 devices, $3 metrics.
 
     It asks for each by itself; that needs the index for devices.
@@ -277,17 +255,17 @@ def of_keys(target: TargetTable, spans: RollupSpans) -> str:
         f"""select k.hour, k.device_id, k.metric, a.* from {KEYS} cross join lateral (
         select {_AGGREGATES} from {target.source} r
         where r.device_id = k.device_id and r.metric = k.metric
-        and r.ts >= k.hour and r.ts < k.hour + {_us(spans.hour_us)}) a where a.n > 0""",  # noqa: S608
+        and r.ts >= k.hour and r.ts < k.hour + {_us(HOUR_US)}) a where a.n > 0""",  # noqa: S608
     )
 
 
-def of_keys_of_hour(target: TargetTable, spans: RollupSpans, hour_us: int) -> str:
+def of_keys_of_hour(target: TargetTable, hour_us: int) -> str:
     """Return the statement that computes series of an hour, as `of_keys`; it reads all of it."""
     return _stored(
         target,
         f"""select {literal(hour_us)}::timestamptz as hour, device_id, metric, {_AGGREGATES}
         from {target.source} r join {KEYS} using (device_id, metric)
-        where ts >= {literal(hour_us)} and ts < {literal(hour_us + spans.hour_us)}
+        where ts >= {literal(hour_us)} and ts < {literal(hour_us + HOUR_US)}
         group by device_id, metric""",  # noqa: S608
     )
 
@@ -315,23 +293,23 @@ def _replace(start: str) -> str:
     {", ".join(f"{each} = excluded.{each}" for each in names)} where excluded.count >= old.count"""
 
 
-def day(target: TargetTable, spans: RollupSpans, day_us: int) -> str:
+def day(target: TargetTable, day_us: int) -> str:
     """Return the statement that computes a day of all series, from its hours."""
-    where = f"h.hour >= {literal(day_us)} and h.hour < {literal(day_us + spans.day_us)}"
+    where = f"h.hour >= {literal(day_us)} and h.hour < {literal(day_us + DAY_US)}"
     start = f"{literal(day_us)}::timestamptz"
     return _stored_day(target, start, f"{tables_of(target).hourly} h where {where}")
 
 
-def days_of_keys(target: TargetTable, spans: RollupSpans, until_us: int) -> str:
+def days_of_keys(target: TargetTable, until_us: int) -> str:
     """Return the statement that computes the days, before `until_us`, of series of hours."""
-    bin_ = f"date_bin({_us(spans.day_us)}, hour, {_EPOCH})"
+    bin_ = f"date_bin({_us(DAY_US)}, hour, {_EPOCH})"
     return _stored_day(
         target,
         "k.day",
         f"""(select distinct {bin_} as day, device_id, metric from {KEYS}
         where hour < {literal(until_us)}) as k
     join {tables_of(target).hourly} h on h.device_id = k.device_id and h.metric = k.metric
-    and h.hour >= k.day and h.hour < k.day + {_us(spans.day_us)}""",  # noqa: S608
+    and h.hour >= k.day and h.hour < k.day + {_us(DAY_US)}""",  # noqa: S608
     )
 
 

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ingest.admin.exposition import Exposition
 from ingest.app import space
-from ingest.app.lists import own_metrics
+from ingest.app.metrics_and_causes import own_metrics
 from ingest.config.settings import Settings
 from ingest.model.ledger import (
     SECONDS_COMMIT,

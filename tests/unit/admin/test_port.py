@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ingest.access.tokens import Tokens
 from ingest.admin.guard import Guard
 from ingest.admin.port import PAGES_MAX, Actions, Admin
-from ingest.app.lists import own_metrics
+from ingest.app.metrics_and_causes import own_metrics
 from ingest.http.bodies import Bodies
 from ingest.http.request import Answer, Request
 from ingest.http.routes import READ, Route

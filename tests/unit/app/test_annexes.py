@@ -1,4 +1,4 @@
-"""An annex that is there in part, and dead letters of one that is not.
+"""An annex that is there in part, and settings and dead letters of one that is not.
 
 tests/system/test_without_annexes.py starts the main house alone.
 """
@@ -10,8 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from ingest.app.annexes import annexes
+from ingest.app.annexes import annexes, check_settings
+from ingest.cli.doctor.checks import FAIL
+from ingest.cli.doctor.command import machine_checks
 from ingest.cli.main import main
+from ingest.config.settings import Settings
+from ingest.model.errors import StartError
 
 find = annexes.__wrapped__  # without its memory
 
@@ -23,6 +27,18 @@ def test_file_that_an_annex_lacks_is_an_error(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "ingest.roles.nats.audit", None)
     with pytest.raises(ModuleNotFoundError, match=r"ingest\.roles\.nats\.audit"):
         find()
+
+
+def test_setting_of_an_annex_that_is_not_there_is_told_before_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`ingest doctor` says the sentence of the refused start, as a failure."""
+    monkeypatch.setattr("ingest.app.annexes.annexes", tuple)
+    check_settings(Settings())
+    with pytest.raises(StartError, match="keep_hot needs the extra `archive`") as refused:
+        check_settings(Settings(keep_hot="30d"))
+    found = [each for each in machine_checks(Settings(keep_hot="30d")) if each.state == FAIL]
+    assert [(each.name, each.detail) for each in found] == [("libraries", str(refused.value))]
 
 
 def test_dead_letters_of_a_broker_need_the_roles(

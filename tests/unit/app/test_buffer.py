@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.app.storage import make_buffer
+from ingest.app.buffer import make_buffer
 from ingest.config.settings import Settings
 from ingest.model.block import SHARED_ROWS_MAX
 from ingest.model.ledger import Ledger

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import structlog
 
-from ingest.app.health import Refusals
-from ingest.app.lists import CAUSES
+from ingest.app.metrics_and_causes import CAUSES
 from ingest.app.space import Fill
 from ingest.config.settings import Settings
 from ingest.model.causes import Trouble
@@ -36,8 +35,8 @@ class Rig:
         self.url_fault = ""
         self.table = Trouble()
         self.ledger = Ledger()
-        for part in ("space", "health"):
-            monkeypatch.setattr(f"ingest.app.{part}.monotonic_s", lambda: self.now_s)
+        for part in ("app.space", "app.health", "system.logs"):
+            monkeypatch.setattr(f"ingest.{part}.monotonic_s", lambda: self.now_s)
         self.health = make_health(
             settings=settings,
             buffer=lambda: self.stats,
@@ -46,7 +45,7 @@ class Rig:
             disk=self.disk,
             dead_letters=lambda: self.letters,
             parts=(lambda: self.table,),
-            refusals=Refusals(self.ledger),
+            ledger=self.ledger,
             fill=Fill(settings, lambda: self.journal_bytes),
         )
 

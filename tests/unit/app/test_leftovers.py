@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from ingest.app.buffer import make_buffer
 from ingest.app.process import LeftInBroker, note_left, refuse_left_files, refuse_left_stream
-from ingest.app.storage import make_buffer
 from ingest.config.settings import Settings
 from ingest.dead_letters.folder.segments import live_letters, mark_done
 from ingest.embedded.server import EmbeddedPostgres
 from ingest.model.errors import StartError
 from ingest.model.ledger import Ledger
 from ingest.roles.embedded_broker import EmbeddedBroker
-from ingest.roles.supervisor.servers import Servers
+from ingest.roles.supervisor.up import Servers
 from ingest.system.files import Lock
 from ingest.system.state_folder import StateFolder
 from tests.support.blocks import make_block

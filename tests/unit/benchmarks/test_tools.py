@@ -18,7 +18,7 @@ from benchmarks.open_loop import Load, OpenLoop, Readings, Tally
 from benchmarks.overload import Flood, lost_rows
 from benchmarks.processes import make_certificate, own_server
 from benchmarks.telegraf import HOSTS
-from ingest.app.rules import make_rules
+from ingest.app.post_rules import make_rules
 from ingest.config.settings import Settings
 from ingest.formats import post as posted
 from ingest.formats.json.body import decode

@@ -12,7 +12,6 @@ from ingest.cli.main import main
 from ingest.config.loading import load
 from ingest.config.settings import (
     Settings,
-    TableSettings,
     bounds_text,
     env_example,
     groups,
@@ -20,8 +19,7 @@ from ingest.config.settings import (
 )
 from ingest.config.values import env_name
 
-_LAST = {each.name for each in fields(TableSettings)}
-NAMES = sorted((each.name for each in fields(Settings)), key=_LAST.__contains__)  # as documented
+NAMES = [each.name for each in fields(Settings)]
 
 
 def output(capsys: pytest.CaptureFixture[str], *words: str) -> str:

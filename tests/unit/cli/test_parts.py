@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from ingest.app import storage as app_buffer
+from ingest.app import buffer as app_buffer
 from ingest.app.process import greeting_lines
 from ingest.cli.context import ask
 from ingest.cli.doctor import command as cli_doctor
@@ -458,12 +458,16 @@ GREETINGS: list[tuple[dict[str, str], dict[str, Any], tuple[str, ...]]] = [
     (PUBLISHED, {}, (" http://127.0.0.1:1/v1/readings\n",)),
     ({}, {}, (" http://127.0.0.1:1/v1/readings\n",)),
     # The state folder is quoted for the shell, and the usual one is left out.
-    ({}, {"is_set": False}, (f"{PSQL} -c 'table readings'",)),
+    ({}, {"settings": Settings()}, (f"{PSQL} -c 'table readings'",)),
     ({}, {}, (f"{PSQL} --state-dir '/my s' -c 'table readings'",)),
-    ({}, {"database": "the file /u"}, (" as set by the file /u\n",)),
     (
         {},
-        {"cert_file": "/my c.pem"},
+        {"settings": Settings(database_url="postgresql://x/y", database_url_file="/u")},
+        (" as set by the file /u\n",),
+    ),
+    (
+        {},
+        {"settings": Settings(tls_cert_file="/my c.pem")},
         (
             "\npost readings: curl --cacert '/my c.pem' -H ",
             " https://127.0.0.1:1/v1/readings\n",
@@ -484,16 +488,13 @@ def test_greeting_names_what_can_be_typed_here(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     usual: dict[str, Any] = {
-        "state_dir": Path("/my s"),
-        "is_set": True,
+        "settings": Settings(state_dir="/my s"),
+        "folder": Path("/my s"),
         "listen": "127.0.0.1:1",
-        "cert_file": "",
         "needs_token": False,
         "admin_listen": "a:2",
         "page": "",
-        "database": "",
         "table": "readings",
-        "waiting": "",
     }
     text = "\n".join(["", *greeting_lines(**{**usual, **given}), ""])
     assert [each for each in told if each not in text] == []

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ingest.config.loading import check_together, load
+from ingest.config.loading import load
 from ingest.config.settings import HOLD_PROBE_S_MAX, ROW_BYTES_MAX, Settings, hold_probe_s
 from ingest.config.values import checked, env_name, unit
 from ingest.model.block import ROW_BYTES_MIN
@@ -299,13 +299,6 @@ def test_header_of_certificates_needs_a_proxy_and_a_name_of_its_own() -> None:
     for wrong in ("X_Client", "X-Client:", "authorization", "X-Forwarded-For", "a" * 65, "é"):
         said = refusal(flags={**proxies, "client_certificate_header": wrong})
         assert "is no name of a header" in said
-
-
-def test_settings_made_by_hand_can_be_checked_too() -> None:
-    """check_together works without origins."""
-    check_together(Settings())
-    with pytest.raises(ConfigError, match=r"batch_rows \(29,000 rows, default\)"):
-        check_together(Settings(batch_rows=29_000))
 
 
 @pytest.mark.parametrize(

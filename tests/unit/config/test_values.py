@@ -9,7 +9,7 @@ import pytest
 
 from ingest.config.loading import load
 from ingest.config.named_files import default_state_dir, state_dir
-from ingest.config.settings import Settings, secret_names, split_address
+from ingest.config.settings import SECRETS, Settings, split_address
 from ingest.config.values import MIB, checked, duration_us, mask_url, moment_us, shown
 from ingest.model.errors import ConfigError
 
@@ -113,7 +113,7 @@ def test_database_url_is_never_shown_in_an_error() -> None:
     said = refusal(database_url="mysql://me:hunter2@db/x")
     assert said == "setting database_url (--database-url): does not begin with postgresql://"
     assert "hunter2" not in refusal(database_url="hunter2\0")
-    assert secret_names() == {"admin_token", "broker_url", "database_url", "housekeeping_url"}
+    assert {"admin_token", "broker_url", "database_url", "housekeeping_url"} == SECRETS
 
 
 TORN = (

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from ingest.app.health import UNREADY
-from ingest.app.lists import CAUSE_LISTS, CAUSES, cause_of, next_step
-from ingest.app.process import advice
+from ingest.app.metrics_and_causes import CAUSE_LISTS, CAUSES, advice, cause_of, next_step
 from ingest.config.settings import Settings
 from ingest.model import causes as verdict
 from ingest.model.causes import FIELDS

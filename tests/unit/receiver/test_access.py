@@ -17,7 +17,7 @@ from ingest.access import tokens as tokens_module
 from ingest.access.token_lines import TokenEntry, certificate_key, end_line, entry_line
 from ingest.access.tokens import Tokens
 from ingest.admin.guard import Guard
-from ingest.app.lists import own_metrics
+from ingest.app.metrics_and_causes import own_metrics
 from ingest.config.settings import Settings
 from ingest.model.block import decode_rows
 from ingest.model.errors import StartError

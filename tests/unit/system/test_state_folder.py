@@ -1,4 +1,4 @@
-"""The state folder: made, locked, and used to publish a service. Its errors name the cause."""
+"""The state folder: its lock, the running service, and the mark of the stream."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ import structlog.testing
 
 from ingest.model.errors import StartError
 from ingest.system import state_folder as statefolder
-from ingest.system.state_folder import ServiceInfo, StateFolder, running_service
+from ingest.system.state_folder import (
+    MarkFile,
+    ServiceInfo,
+    StateFolder,
+    StreamMark,
+    running_service,
+)
 
 INFO = ServiceInfo(
     pid=os.getpid(),
@@ -212,3 +218,55 @@ def test_room_is_that_of_the_fullest_part(
     words = f"{tmp_path / part}, on the disk that is mounted at {tmp_path}"
     monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path)
     assert folder.room() == (7, words)
+
+
+MARK = StreamMark("monday", purged_to=20, done_to=50, acknowledged_to=100)
+
+
+async def test_numbers_of_one_stream_only_grow(tmp_path: Path) -> None:
+    """Whatever the order. After a loss, and with another stream, they begin anew."""
+    kept = MarkFile(tmp_path)
+    assert kept.read() == StreamMark()
+    await kept.note(MARK)
+    await kept.note(StreamMark("monday", done_to=60, acknowledged_to=90))
+    assert MarkFile(tmp_path).read() == StreamMark("monday", 20, 60, 100)
+    await kept.note(StreamMark("monday", -1, 60, 70), anew=True)
+    assert kept.read() == StreamMark("monday", -1, 60, 70)
+    assert MarkFile(tmp_path, "nats://other:4222").read() == StreamMark(), "of another broker"
+    await kept.note(StreamMark("tuesday", acknowledged_to=3))
+    assert kept.read() == StreamMark("tuesday", acknowledged_to=3)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b"",
+        bytes(512),
+        b"[" * 100_000,
+        b'["tuesday",1,"2",3]',
+        b"[1,2,3,4]",
+        b"\xff" * 512,
+        b"[]",
+        b'["x",1,2,3,4,5,6]',
+    ],
+)
+async def test_damaged_mark_says_nothing(damaged: bytes, tmp_path: Path) -> None:
+    """It is written anew."""
+    kept = MarkFile(tmp_path)
+    await kept.note(MARK)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(damaged)
+    assert kept.read() == StreamMark()
+    await kept.note(MARK)
+    assert kept.read() == MARK
+
+
+async def test_folder_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
+    """A gateway in a container may have none. One that is only missing is made."""
+    (tmp_path / "file").touch()
+    kept = MarkFile(tmp_path / "file" / "missing")
+    await kept.note(MARK)
+    assert kept.read() == StreamMark()
+    kept = MarkFile(tmp_path / "missing")
+    await kept.note(MARK)
+    assert kept.read() == MARK

@@ -9,7 +9,6 @@ import pytest
 from ingest.sinks.postgres.schema import READINGS
 from ingest.years.rollups import run as rollup_run
 from ingest.years.rollups.run import REST_S_MAX, Run
-from ingest.years.rollups.tables import RollupSpans
 
 
 async def test_run_rests_as_long_as_it_has_worked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,7 +27,6 @@ async def test_run_rests_as_long_as_it_has_worked(monkeypatch: pytest.MonkeyPatc
         connection,
         0,
         READINGS,
-        spans=RollupSpans(),
         end_s=0.0,
         stopped=lambda: False,
         part_us=1,

@@ -12,7 +12,7 @@ from unittest.mock import AsyncMock
 import orjson
 import pytest
 
-from ingest.app.rules import make_rules
+from ingest.app.post_rules import make_rules
 from ingest.buffers.memory import MemoryBuffer
 from ingest.config.settings import Settings
 from ingest.dead_letters.format import decode_line, encode_line, parse

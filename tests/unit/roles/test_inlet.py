@@ -549,5 +549,5 @@ async def test_posts_leave_nothing_to_the_garbage_collector(fate: Fate) -> None:
     found = gc.collect()
     assert found < 100, f"{found} objects"
     assert joined.inlet.memory.rows == 0
-    assert not joined.inlet._queue.groups
+    assert not joined.inlet.queue.groups
     assert joined.inlet._durable is None

@@ -1,10 +1,7 @@
-"""The connections to the database, made from the settings: who connects where, how long.
+"""The buffer that the settings choose: makes it, opens it, and empties it at the end of a drain.
 
-From the settings to the table that is written to.
-
-The buffer that the settings choose: makes it, opens it, and empties it at the end of a drain.
-
-Does not: know the receiver or the writers.
+Promises: a journal is only opened where files survive a crash of the machine, unless the settings
+say that this does not matter.
 """
 
 from __future__ import annotations
@@ -13,113 +10,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ingest.app.annexes import annexes, check_settings
 from ingest.buffers.journal.buffer import JournalBuffer
 from ingest.buffers.journal.log import Journal
 from ingest.buffers.journal.segments import segment_files
 from ingest.buffers.memory import MemoryBuffer
 from ingest.buffers.waiting import PUT_WAIT_S_MAX
-from ingest.config.database_url import RereadUrl
 from ingest.config.settings import Settings
 from ingest.config.values import MIB
 from ingest.model.block import SHARED_ROWS_MAX
 from ingest.model.errors import StartError
 from ingest.model.ledger import Ledger
 from ingest.model.ports import Buffer, DeadLetters, Work
-from ingest.sinks.postgres.connection import DatabaseUrl, Timeouts
-from ingest.sinks.postgres.housekeeping.known_partitions import KnownPartitions, LateLimit
-from ingest.sinks.postgres.housekeeping.making import PartitionsAhead
-from ingest.sinks.postgres.housekeeping.partitions import DAY_US
-from ingest.sinks.postgres.housekeeping.plan import Job
-from ingest.sinks.postgres.schema import TargetTable
 from ingest.system.files import filesystem_of, is_remote, is_volatile
 from ingest.system.logs import get_logger
 from ingest.system.state_folder import StateFolder
 from ingest.writer.refused_rows import set_aside_rest
-
-
-def make_target(settings: Settings) -> TargetTable:
-    """Return the table of these settings; the server has not been asked whether it is there."""
-    return TargetTable(
-        schema=settings.table_schema,
-        table=settings.table_name,
-        ts=settings.column_ts,
-        device_id=settings.column_device_id,
-        metric=settings.column_metric,
-        value=settings.column_value,
-    )
-
-
-LATE_DAYS_MAX = 36_500  # an older reading is a faulty clock: no partition is made for it
-PARTITIONS_AHEAD = 7  # beyond now + ts_ahead_s_max: a week to notice that no more are made
-
-
-def timeouts(settings: Settings) -> Timeouts:
-    """Return the time-outs of a connection that writes."""
-    return Timeouts(
-        connect_s_max=settings.connect_s_max,
-        lock_s_max=settings.command_s_max / 5,
-        statement_s_max=settings.command_s_max * 2 / 3,
-        command_s_max=settings.command_s_max,
-        schema_check_s=settings.schema_check_s,
-    )
-
-
-def housekeeping_url(settings: Settings, url: DatabaseUrl) -> DatabaseUrl:
-    """Return what gives the URL of the owner's role; without one, that of the writers."""
-    return RereadUrl(settings, "housekeeping_url") if settings.housekeeping_url else url
-
-
-def partitions_ahead(settings: Settings, *, from_us: int | None = None) -> PartitionsAhead:
-    """Return the job that makes partitions ahead of time; with `from_us` from that time on."""
-    return PartitionsAhead(
-        ahead_s=settings.ts_ahead_s_max,
-        spans=PARTITIONS_AHEAD,
-        from_us=from_us,
-        partitions_max=settings.partitions_max,
-    )
-
-
-def late_limit() -> LateLimit:
-    """Return how late a reading may be that gets a partition."""
-    return LateLimit(LATE_DAYS_MAX * DAY_US, f"{LATE_DAYS_MAX:,} days")
-
-
-def late_partitions(
-    settings: Settings, url: DatabaseUrl, *, eager: bool = False
-) -> KnownPartitions:
-    """Return what knows the partitions for readings that find none; an annex makes some, too.
-
-    `url` is that of the owner.
-    """
-    for each in annexes():
-        if each.late_partitions is not None:
-            return each.late_partitions(settings, url, eager)
-    return KnownPartitions(
-        url,
-        timeouts(settings),
-        span=settings.partition_span,
-        target=make_target(settings),
-        limit=late_limit(),
-        eager=eager,
-    )
-
-
-def housekeeping_jobs(
-    settings: Settings, stopped: Callable[[], bool] = lambda: False, *, from_us: int | None = None
-) -> list[Job]:
-    """Return the jobs of the housekeeping, in the order in which their steps are done.
-
-    `stopped` is asked by steps that take long. With `from_us` partitions are made from that time
-    on. Raises StartError if a setting needs an annex that is not there.
-    """
-    check_settings(settings)
-    jobs: list[Job] = [partitions_ahead(settings, from_us=from_us)]
-    for each in annexes():
-        if each.jobs is not None:
-            jobs += each.jobs(settings, stopped)
-    return jobs
-
 
 # A new file is begun at this size, or at a quarter of the journal: whole files are removed.
 SEGMENT_BYTES = 64 * MIB

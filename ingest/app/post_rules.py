@@ -1,8 +1,7 @@
-"""Makes the file of tokens from the settings.
+"""What posts may have, who may post, and where what is refused is kept.
 
-The rules of a reading, from the settings: for posts, and for the replay of dead letters.
-
-The dead letters of a process: in files of its folder, or in the broker's stream INGEST_DLQ.
+That is: the rules of readings, the mapped sources, the tokens, and the dead letters, whose replay
+follows the same rules. All of it is made from the settings and from the files that they name.
 """
 
 from __future__ import annotations
@@ -24,6 +23,44 @@ from ingest.formats.post import Rules
 from ingest.http.clients import is_loopback
 from ingest.model.errors import ConfigError
 from ingest.system.words import command_words
+
+
+def make_rules(settings: Settings) -> Rules:
+    """Return the limits for posts and times, and the mappings. Raises ConfigError."""
+    return Rules(
+        post_rows_max=settings.post_rows_max,
+        ts_min_us=moment_us(settings.ts_min),
+        ts_ahead_us_max=int(settings.ts_ahead_s_max * 1e6),
+        integers_rounded=settings.value_inexact == "round",
+        device_tags=tuple(filter(None, map(str.strip, settings.line_device_tags.split(",")))),
+        line_escapes=settings.line_escapes,
+        sources=make_sources(settings),
+    )
+
+
+def make_sources(settings: Settings) -> Mapping[str, Source]:
+    """Return the mappings of the file of sources, by name. Raises ConfigError."""
+    sources: dict[str, Source] = {}
+    if not settings.sources_file:
+        return MappingProxyType(sources)
+    path, tables = source_tables(settings.sources_file)
+    pages: dict[str, str] = {}
+    for number, table in enumerate(tables, 1):
+        name = table.get("name") or table.get("preset")
+        where = f"{path}, source {number}" + (f" ({name!r:.80})" if name else "")
+        try:
+            source = compile_source(table)
+        except SourceFault as fault:
+            near = "" if fault.key in KEYS else nearest(fault.key, KEYS)
+            raise ConfigError(f"{where}, key {fault.key}: {fault}{near}") from None
+        if source.name in sources:
+            raise ConfigError(f"{where}, key name: it is the name of an earlier source, too")
+        sources[source.name] = source
+        for page in (*source.paths, *source.ignored_paths):
+            if page in pages:
+                raise ConfigError(f"{where}, key path: {pages[page]} has {page}, too")
+            pages[page] = source.name
+    return MappingProxyType(sources)
 
 
 def tokens_path(settings: Settings) -> Path:
@@ -57,49 +94,6 @@ def with_access(settings: Settings, address: str) -> Settings:
         run=command_words()["down"],
     )
     return replace(settings, access=OPEN if free else TOKEN)
-
-
-def device_tags(settings: Settings) -> tuple[str, ...]:
-    """Return the tags of line protocol that name a device."""
-    return tuple(filter(None, map(str.strip, settings.line_device_tags.split(","))))
-
-
-def make_rules(settings: Settings) -> Rules:
-    """Return the limits for posts and times, and the mappings. Raises ConfigError."""
-    return Rules(
-        post_rows_max=settings.post_rows_max,
-        ts_min_us=moment_us(settings.ts_min),
-        ts_ahead_us_max=int(settings.ts_ahead_s_max * 1e6),
-        integers_rounded=settings.value_inexact == "round",
-        device_tags=device_tags(settings),
-        line_escapes=settings.line_escapes,
-        sources=make_sources(settings),
-    )
-
-
-def make_sources(settings: Settings) -> Mapping[str, Source]:
-    """Return the mappings of the file of sources, by name. Raises ConfigError."""
-    sources: dict[str, Source] = {}
-    if not settings.sources_file:
-        return MappingProxyType(sources)
-    path, tables = source_tables(settings.sources_file)
-    pages: dict[str, str] = {}
-    for number, table in enumerate(tables, 1):
-        name = table.get("name") or table.get("preset")
-        where = f"{path}, source {number}" + (f" ({name!r:.80})" if name else "")
-        try:
-            source = compile_source(table)
-        except SourceFault as fault:
-            near = "" if fault.key in KEYS else nearest(fault.key, KEYS)
-            raise ConfigError(f"{where}, key {fault.key}: {fault}{near}") from None
-        if source.name in sources:
-            raise ConfigError(f"{where}, key name: it is the name of an earlier source, too")
-        sources[source.name] = source
-        for page in (*source.paths, *source.ignored_paths):
-            if page in pages:
-                raise ConfigError(f"{where}, key path: {pages[page]} has {page}, too")
-            pages[page] = source.name
-    return MappingProxyType(sources)
 
 
 def make_dead_letters(

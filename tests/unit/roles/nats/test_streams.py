@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from ingest.roles.nats.streams import FIXED, Found, WantedStream, changed, differences, faults
+from ingest.roles.nats.streams import FIXED, Found, changed, differences, faults, wanted_readings
 
-WANTED = WantedStream(replicas=3, bytes_max=1_000)
+WANTED = wanted_readings(replicas=3, bytes_max=1_000)
 
 
 @pytest.mark.parametrize(
@@ -38,13 +38,13 @@ WANTED = WantedStream(replicas=3, bytes_max=1_000)
 )
 def test_each_setting_that_loses_messages_is_a_difference(name: str, value: Any) -> None:
     """It is named with both values, and an update sets the wanted one."""
-    config = changed(WANTED.stream(), {}) | {"metadata": {"_nats.ver": "2.15.1"}}
-    assert list(differences(WANTED.stream(), config)) == []
-    (found,) = differences(WANTED.stream(), config | {name: value})
+    config = changed(WANTED.stream, {}) | {"metadata": {"_nats.ver": "2.15.1"}}
+    assert list(differences(WANTED.stream, config)) == []
+    (found,) = differences(WANTED.stream, config | {name: value})
     assert (found.name, found.found) == (name, value)
     assert str(value) in str(found)
-    update = changed(WANTED.stream(), config | {name: value})
-    assert list(differences(WANTED.stream(), update)) == []
+    update = changed(WANTED.stream, config | {name: value})
+    assert list(differences(WANTED.stream, update)) == []
     assert update["metadata"], "what is not ours stays"
 
 
@@ -66,21 +66,21 @@ def test_each_setting_of_the_consumer_that_skips_messages_is_a_difference(
     name: str, value: Any, fixed: bool
 ) -> None:
     """Some of them cannot be changed."""
-    config = changed(WANTED.consumers()["writer"], {})
-    assert list(differences(WANTED.consumers()["writer"], config)) == []
-    (found,) = differences(WANTED.consumers()["writer"], config | {name: value})
+    config = changed(WANTED.consumers["writer"], {})
+    assert list(differences(WANTED.consumers["writer"], config)) == []
+    (found,) = differences(WANTED.consumers["writer"], config | {name: value})
     assert (found.name, found.fixed) == (name, fixed)
 
 
 def test_settings_that_a_server_leaves_out_have_their_defaults() -> None:
     """A server leaves out what is false, empty or nothing, and writes some defaults in words."""
-    config = {name: value for name, value in WANTED.stream().items() if value}
-    assert list(differences(WANTED.stream(), config | {"persist_mode": "default"})) == []
-    consumer = {name: value for name, value in WANTED.consumers()["writer"].items() if value}
+    config = {name: value for name, value in WANTED.stream.items() if value}
+    assert list(differences(WANTED.stream, config | {"persist_mode": "default"})) == []
+    consumer = {name: value for name, value in WANTED.consumers["writer"].items() if value}
     unpaused = {"pause_until": "0001-01-01T00:00:00Z"}
-    assert list(differences(WANTED.consumers()["writer"], consumer | unpaused)) == []
+    assert list(differences(WANTED.consumers["writer"], consumer | unpaused)) == []
     del config["deny_delete"]
-    (found,) = differences(WANTED.stream(), config)
+    (found,) = differences(WANTED.stream, config)
     assert str(found) == "deny_delete is False, not True"
     assert {"subjects", "retention", "storage"} <= FIXED
 
@@ -95,13 +95,13 @@ def test_faults_name_what_is_missing_or_behind() -> None:
         {"name": "n3", "current": False, "active": 5},
         {"name": "n4", "current": False},
     ]
-    stream = {"config": WANTED.stream(), "cluster": {"leader": "n1", "replicas": replicas}}
+    stream = {"config": WANTED.stream, "cluster": {"leader": "n1", "replicas": replicas}}
     assert [str(each) for each in faults(Found(stream, None), WANTED)] == [
         "the consumer writer of INGEST: is missing",
         "the stream INGEST: its copy on n3 is behind",
         "the stream INGEST: its copy on n4 is out of reach",
     ]
     stream["cluster"] = {"replicas": []}
-    consumer = {"config": WANTED.consumers()["writer"]}
+    consumer = {"config": WANTED.consumers["writer"]}
     (found,) = faults(Found(stream, consumer), WANTED)
     assert found.fault == "has no leader"

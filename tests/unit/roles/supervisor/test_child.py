@@ -1,26 +1,56 @@
-"""The control channel: messages in order, bounded, and an end that is gone is no error."""
+"""A child of `ingest up`: its channel, its account, and what is left of it after a kill."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
 from ingest.model.errors import StartError
+from ingest.roles.supervisor import child
 from ingest.roles.supervisor import child as control
-from ingest.roles.supervisor.child import ControlChannel, control_pair
+from ingest.roles.supervisor.child import Child, ControlChannel
+from ingest.system.files import Lock
 from tests.support.documents import REPOSITORY
+
+SAYS = """
+import os, sys
+fd = int(sys.argv[sys.argv.index("--control-fd") + 1])
+os.write(fd, b'{"status":{},"ready":true}\\n')
+"""
+
+
+async def test_child_whose_status_cannot_be_taken_still_ends() -> None:
+    """Else its slot would wait for it for ever."""
+    ended: list[Child] = []
+
+    def fail(_: Mapping[str, Any]) -> None:
+        raise ZeroDivisionError
+
+    with capture_logs() as logs:
+        child = await Child.start(
+            [], [], fail, lambda: None, ended.append, program=(sys.executable, "-c", SAYS)
+        )
+        async with asyncio.timeout(10):
+            await child.ended.wait()
+    assert ended == [child]
+    assert [(each["event"], each["why"]) for each in logs] == [
+        ("control_broken", "ZeroDivisionError()")
+    ]
 
 
 @asynccontextmanager
 async def both_ends() -> AsyncIterator[tuple[ControlChannel, ControlChannel]]:
     """Give the two ends of a channel."""
-    ours, theirs = [await ControlChannel.open(each) for each in control_pair()]
+    ours, theirs = [await ControlChannel.open(each) for each in socket.socketpair()]
     try:
         yield ours, theirs
     finally:
@@ -61,7 +91,7 @@ async def test_other_end_that_is_none_of_ours_counts_as_gone(
 ) -> None:
     """What is no JSON object, is cut off, or is endless, ends the channel without an error."""
     monkeypatch.setattr(control, "LINE_BYTES_MAX", 100_000)
-    ours, theirs = control_pair()
+    ours, theirs = socket.socketpair()
     channel = await ControlChannel.open(ours)
     theirs.setblocking(False)
     sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(theirs, line))
@@ -101,7 +131,7 @@ async def test_end_that_does_not_read_costs_bounded_memory(
 async def test_error_of_a_child_is_told() -> None:
     """The supervisor gets the sentence; an error that users may not read it does not get."""
     for error, said in ((StartError("no port"), {"failed": "no port"}), (KeyError("x"), None)):
-        ours, theirs = control_pair()
+        ours, theirs = socket.socketpair()
         channel = await ControlChannel.open(ours)
         child = await ControlChannel.open(theirs)
         with pytest.raises(type(error)):
@@ -127,7 +157,7 @@ asyncio.run(main())
 
 async def test_channel_reaches_a_child_and_nobody_else() -> None:
     """A child gets its end, and neither its own children nor others get it."""
-    ours, theirs = control_pair()
+    ours, theirs = socket.socketpair()
     assert not ours.get_inheritable()
     assert not theirs.get_inheritable()
     child = await asyncio.create_subprocess_exec(
@@ -142,3 +172,21 @@ async def test_channel_reaches_a_child_and_nobody_else() -> None:
     assert await channel.receive() == {"got": {"password": "secret"}, "grandchild": 1}
     await channel.close()
     assert await child.wait() == 0
+
+
+async def test_process_that_has_ended_since_it_was_found_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are killed all the same; here somebody else has the file."""
+    gone = subprocess.Popen(["true"])  # noqa: ASYNC220
+    gone.wait()
+    path = tmp_path / "children.lock"
+    lock = Lock.try_take(path, create=True)
+    assert lock is not None
+    monkeypatch.setattr(child, "PATIENCE_S", -1.0)
+    monkeypatch.setattr(child, "KILL_S_MAX", 1.0)
+    monkeypatch.setattr(child, "holders", lambda _: [gone.pid])
+    with lock, pytest.raises(StartError, match=f"do not end \\(pid {gone.pid}\\)"):
+        await child.family_lock(path)
+    monkeypatch.undo()
+    (await child.family_lock(path)).close()

@@ -11,8 +11,7 @@ from ingest.model.block import Ack, Outcome, Refusal
 from ingest.model.errors import BrokerAway, BrokerFull, CommitRefused, NotKept
 from ingest.roles import group_queue
 from ingest.roles.group_queue import Commits
-from ingest.roles.nats.envelope import Message
-from ingest.roles.nats.logins import outcomes_for
+from ingest.roles.nats.protocol import Message, outcomes_for
 from ingest.roles.outlet import encode_outcome
 from tests.contract.buffers import contents, spin
 from tests.support.blocks import make_block

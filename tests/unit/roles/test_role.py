@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from ingest.app.lists import own_metrics
+from ingest.app.metrics_and_causes import own_metrics
 from ingest.config.settings import Settings
 from ingest.model.errors import DeadLettersFull, StartError
 from ingest.roles import writer
 from ingest.roles.commands.services import UNUSED_BY_GATEWAY, UNUSED_BY_WRITER
 from ingest.roles.gateway import Gateway
-from ingest.roles.nats.envelope import Address
+from ingest.roles.nats.protocol import Address
 from ingest.roles.nats.pulling import Delivery
 from ingest.roles.role import Place, alone
 from ingest.roles.writer import StreamWriter

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ingest.roles.nats.envelope import ApiFault, Meaning, Message, PubAck, pub_ack
+from ingest.roles.nats.protocol import ApiFault, Meaning, Message, PubAck, pub_ack
 
 
 def reply(data: bytes, **headers: str) -> Message:

@@ -1,9 +1,8 @@
-"""All metrics. A new one stands in the list of the part that knows it; here a new list is added.
+"""All metrics, and all causes of /readyz with what to do about each.
 
-A gauge is read by the process that has the part. Several processes tell each other what they read,
-by the name of the gauge.
-
-All causes of /readyz. A new one stands in the list of its part; here a new list is added.
+A new one stands in the list of the part that knows it; here a new list is added. A gauge is read
+by the process that has the part. Several processes tell each other what they read, by the name of
+the gauge.
 """
 
 from __future__ import annotations
@@ -14,16 +13,16 @@ from typing import Any
 
 from ingest import __version__
 from ingest.access import tokens
-from ingest.admin import exposition as ledger_metrics
-from ingest.admin.exposition import Exposition, of_one
+from ingest.admin import exposition
 from ingest.app import housekeeping, space
 from ingest.app.annexes import annexes
+from ingest.config.settings import Settings
 from ingest.dead_letters import queue
 from ingest.http import tls
 from ingest.model import causes
-from ingest.model.causes import UNKNOWN, Cause
 from ingest.model.ledger import Ledger, Metric, Metrics
 from ingest.receiver import senders
+from ingest.system.words import command_words
 
 METRIC_LISTS: tuple[Metrics[Any], ...] = (
     space.METRICS,
@@ -34,12 +33,12 @@ METRIC_LISTS: tuple[Metrics[Any], ...] = (
     *(each.metrics for each in annexes()),
 )
 GAUGES: dict[str, Metric[Any]] = {each.name: each for metrics in METRIC_LISTS for each in metrics}
-ALL: Metrics[Any] = (*ledger_metrics.ALL, *GAUGES.values())
+ALL: Metrics[Any] = (*exposition.ALL, *GAUGES.values())
 
 
 def values_of(ledger: Ledger) -> Iterator[tuple[Metric[Any], Any]]:
     """Yield all metrics that a process has now. What another version may send is left out."""
-    yield from ledger_metrics.values_of(ledger)
+    yield from exposition.values_of(ledger)
     for name, value in ledger.gauges.figures().items() if ledger.gauges is not None else ():
         metric = GAUGES.get(name)
         if metric is not None and _has_form(value, metric):
@@ -52,23 +51,22 @@ def _has_form(value: Any, metric: Metric[Any]) -> bool:
     return of_labels and all(isinstance(each, int | float) for each in numbers)
 
 
-def own_metrics(ledger: Ledger) -> Exposition:
+def own_metrics(ledger: Ledger) -> exposition.Exposition:
     """Return the metrics of this process alone."""
-    return of_one(__version__, lambda: values_of(ledger))
+    return exposition.of_one(__version__, lambda: values_of(ledger))
 
 
 OF_PROCESSES = {
-    "starting": Cause(
+    "starting": causes.Cause(
         "the table has not been checked yet",
         "Wait some seconds. If this lasts: `{log}`.",
         "ingestnoposttaken",
         rank=220,
     ),
-    "draining": Cause("the service is stopping", "", "", rank=230),
+    "draining": causes.Cause("the service is stopping", "", "", rank=230),
 }
-CAUSE_LISTS: tuple[Mapping[str, Cause], ...] = (
+CAUSE_LISTS: tuple[Mapping[str, causes.Cause], ...] = (
     causes.CAUSES,
-    space.CAUSES_OF_WAITS,
     OF_PROCESSES,
     queue.CAUSES,
     space.CAUSES,
@@ -79,9 +77,9 @@ CAUSE_LISTS: tuple[Mapping[str, Cause], ...] = (
 CAUSES = {name: cause for each in CAUSE_LISTS for name, cause in each.items()}
 
 
-def cause_of(name: str) -> Cause:
+def cause_of(name: str) -> causes.Cause:
     """Return the entry of a cause; of a name such as `sqlstate_12345`, the entry for all those."""
-    return CAUSES.get(name) or UNKNOWN._replace(words=f"{UNKNOWN.words} ({name})")
+    return CAUSES.get(name) or causes.UNKNOWN._replace(words=f"{causes.UNKNOWN.words} ({name})")
 
 
 def rank_of(name: str) -> float:
@@ -97,3 +95,26 @@ def may_be_url(name: str) -> bool:
 def next_step(name: str, fields: Mapping[str, str]) -> str:
     """Return what to do about a cause, in the words of `fields`; of no cause, nothing."""
     return cause_of(name).next_step.format_map(fields) if name else ""
+
+
+CREDENTIALS = "/run/credentials/"  # of systemd
+
+
+def advice(settings: Settings, url_origin: str) -> dict[str, str]:
+    """Return a text for each of causes.FIELDS.
+
+    `url_origin` is where database_url was set, as in Loaded.origins.
+    """
+    words = command_words()
+    return {**words, "fix_url": _fix_url(settings, url_origin, words["restart"])}
+
+
+def _fix_url(settings: Settings, origin: str, restart: str) -> str:
+    if not settings.database_url:
+        return "Read the log of the embedded database in the state folder."
+    if settings.database_url_file.startswith(CREDENTIALS):  # a copy, made at the start
+        return f"Correct the file that the unit's LoadCredential names, then `{restart}`."
+    if settings.database_url_file:
+        return f"Correct the file {settings.database_url_file}; the service reads it again itself."
+    place = origin if origin.startswith(("INGEST_", "--")) else f"database_url in {origin}"
+    return f"Correct {place}, then restart the service: `{restart}`."

@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from ingest.app.space import Fill
 from ingest.config.settings import Settings
 from ingest.model.causes import FIELDS
-from ingest.model.ledger import DeadLetterStats, Ledger
+from ingest.model.ledger import DeadLetterStats
 from ingest.roles.status import read_status
-from ingest.roles.supervisor.instances import RESTART_S, SILENT_S, Instances
-from ingest.roles.supervisor.overview import UpHealth
+from ingest.roles.supervisor.instances import RESTART_S, SILENT_S
+from ingest.roles.supervisor.overview import Overview
 from tests.support.statuses import FakeProcess
 
 GIB = 1024**3
@@ -29,9 +28,13 @@ class Rig:
         self.now_s = 1000.0
         for part in ("roles.supervisor.instances", "roles.supervisor.overview", "app.space"):
             monkeypatch.setattr(f"ingest.{part}.monotonic_s", lambda: self.now_s)
-        self.instances = Instances(Ledger())
-        advice = {name: f"<{name}>" for name in FIELDS}
-        self.health = UpHealth(self.instances, Fill(Settings()), advice)
+        self.health = Overview(
+            Settings(),
+            dead_letters=DeadLetterStats,
+            free_bytes=lambda: 10**12,
+            advice={name: f"<{name}>" for name in FIELDS},
+        )
+        self.instances = self.health.instances
         self.processes = {name: FakeProcess(name.rpartition("-")[0]) for name in ALL}
 
     def hear(self, *names: str) -> None:
@@ -211,7 +214,7 @@ def test_time_until_the_stream_is_full(rig: Rig) -> None:
                 "stream_oldest_age_seconds": age_s,
             }
             rig.hear(*ALL)
-            rig.health.tick(DeadLetterStats(), 10**12)
+            rig.health.tick()
         left_s = rig.readyz()[1]["full_in_s"]["stream"]
         assert (left_s is not None) == expected
         if left_s is not None:

@@ -1,13 +1,17 @@
-"""The memory that a process may use: that of the machine, or less in a cgroup."""
+"""What a process sets for itself: its memory, and how soon threads get the interpreter."""
 
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from ingest.system import process_setup
+from ingest.system.process_setup import SWITCH_S, sharing_soon
 
 
 @pytest.mark.parametrize(
@@ -48,3 +52,28 @@ def test_memory_is_the_smallest_limit(
         path.write_text(content)
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert process_setup.memory_bytes() >> 20 == (expected_mib or machine >> 20)
+
+
+USUAL_S = 0.005
+
+
+@pytest.fixture(autouse=True)
+def _interval() -> Iterator[None]:
+    """Begin with Python's own interval, and leave what was set."""
+    before_s = sys.getswitchinterval()
+    sys.setswitchinterval(USUAL_S)
+    yield
+    sys.setswitchinterval(before_s)
+
+
+@pytest.mark.parametrize("ends_first", [0, 1])
+def test_interval_is_short_until_the_last_context_ends(ends_first: int) -> None:
+    """Two large posts may end in any order."""
+    stacks = [ExitStack(), ExitStack()]
+    for each in stacks:
+        each.enter_context(sharing_soon())
+    assert sys.getswitchinterval() == pytest.approx(SWITCH_S)
+    stacks[ends_first].close()
+    assert sys.getswitchinterval() == pytest.approx(SWITCH_S)
+    stacks[1 - ends_first].close()
+    assert sys.getswitchinterval() == pytest.approx(USUAL_S)

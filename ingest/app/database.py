@@ -1,0 +1,121 @@
+"""The database as the settings describe it: table, time-outs, sinks, partitions, housekeeping.
+
+Nothing here connects; what it returns does, at its first use.
+Does not: know the receiver or the writers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ingest.app.annexes import annexes, check_settings
+from ingest.config.database_url import RereadUrl
+from ingest.config.settings import Settings
+from ingest.sinks.postgres.connection import DatabaseUrl, KnownServer, Timeouts
+from ingest.sinks.postgres.housekeeping.known_partitions import KnownPartitions, LateLimit
+from ingest.sinks.postgres.housekeeping.making import PartitionsAhead
+from ingest.sinks.postgres.housekeeping.partitions import DAY_US
+from ingest.sinks.postgres.housekeeping.plan import Job
+from ingest.sinks.postgres.schema import TargetTable
+from ingest.sinks.postgres.sink import SinkPostgres
+
+LATE_DAYS_MAX = 36_500  # an older reading is a faulty clock: no partition is made for it
+LATE_LIMIT = LateLimit(LATE_DAYS_MAX * DAY_US, f"{LATE_DAYS_MAX:,} days")
+PARTITIONS_AHEAD = 7  # beyond now + ts_ahead_s_max: a week to notice that no more are made
+
+
+def make_target(settings: Settings) -> TargetTable:
+    """Return the table of these settings; the server has not been asked whether it is there."""
+    return TargetTable(
+        schema=settings.table_schema,
+        table=settings.table_name,
+        ts=settings.column_ts,
+        device_id=settings.column_device_id,
+        metric=settings.column_metric,
+        value=settings.column_value,
+    )
+
+
+def timeouts(settings: Settings) -> Timeouts:
+    """Return the time-outs of a connection that writes."""
+    return Timeouts(
+        connect_s_max=settings.connect_s_max,
+        lock_s_max=settings.command_s_max / 5,
+        statement_s_max=settings.command_s_max * 2 / 3,
+        command_s_max=settings.command_s_max,
+        schema_check_s=settings.schema_check_s,
+    )
+
+
+def make_sink(
+    url: str | DatabaseUrl,
+    settings: Settings,
+    *,
+    name: str = "iot-ingest",
+    known: KnownServer | None = None,
+    on_checked: Callable[[str], None] | None = None,
+    late: KnownPartitions | None = None,
+) -> SinkPostgres:
+    """Return a sink that connects to `url` at its first use; see CheckedConnection."""
+    sink = SinkPostgres(
+        url if callable(url) else lambda: url,
+        timeouts(settings),
+        method=settings.write_method,
+        unsafe=settings.database_unsafe,
+        name=name,
+        known=known or KnownServer(target=make_target(settings)),
+        on_checked=on_checked,
+    )
+    sink.late = late
+    return sink
+
+
+def housekeeping_url(settings: Settings, url: DatabaseUrl) -> DatabaseUrl:
+    """Return what gives the URL of the owner's role; without one, that of the writers."""
+    return RereadUrl(settings, "housekeeping_url") if settings.housekeeping_url else url
+
+
+def partitions_ahead(settings: Settings, *, from_us: int | None = None) -> PartitionsAhead:
+    """Return the job that makes partitions ahead of time; with `from_us` from that time on."""
+    return PartitionsAhead(
+        ahead_s=settings.ts_ahead_s_max,
+        spans=PARTITIONS_AHEAD,
+        from_us=from_us,
+        partitions_max=settings.partitions_max,
+    )
+
+
+def late_partitions(
+    settings: Settings, url: DatabaseUrl, *, eager: bool = False
+) -> KnownPartitions:
+    """Return what knows the partitions for readings that find none; an annex makes some, too.
+
+    `url` is that of the owner.
+    """
+    for each in annexes():
+        if each.late_partitions is not None:
+            return each.late_partitions(settings, url, eager)
+    return KnownPartitions(
+        url,
+        timeouts(settings),
+        span=settings.partition_span,
+        target=make_target(settings),
+        limit=LATE_LIMIT,
+        eager=eager,
+    )
+
+
+def housekeeping_jobs(
+    settings: Settings, stopped: Callable[[], bool] = lambda: False, *, from_us: int | None = None
+) -> list[Job]:
+    """Return the jobs of the housekeeping, in the order in which their steps are done.
+
+    `stopped` is asked by steps that take long. With `from_us` partitions are made from that time
+    on. Raises StartError if a setting needs an annex that is not there.
+    """
+    check_settings(settings)
+    jobs: list[Job] = [partitions_ahead(settings, from_us=from_us)]
+    for each in annexes():
+        if each.jobs is not None:
+            jobs += each.jobs(settings, stopped)
+    return jobs
