@@ -94,7 +94,9 @@ def read_item(
         readings = _read(value, value if as_posted is None else as_posted, post, faults, told)
         if as_posted is not None:
             pass
-        elif readings is not None and not told and _is_plain(value, original, post):
+        elif readings is not None and not (
+            told or "values" in value or b"\\" in original or post.ignore_unknown
+        ):
             if code := _hidden(value, original, post):
                 readings, faults = None, [(None, code, None)]
         elif readings is not None or told:
@@ -113,10 +115,6 @@ def read_item(
     also = tuple((field, code) for field, code, _ in faults[1 : 1 + ALSO_MAX])
     message = _message_of(faults[0], value, post)
     return readings, ItemError(item, field, code, message, original, also)
-
-
-def _is_plain(fields: dict[str, Any], original: bytes, post: Post) -> bool:
-    return "values" not in fields and b"\\" not in original and not post.ignore_unknown
 
 
 def _hidden(fields: dict[str, Any], original: bytes, post: Post) -> str | None:
@@ -315,7 +313,9 @@ def _message_of(fault: Fault, item: Any, post: Post) -> str:
         found = name_fault(item[field] if name is None else name)
         return found[1] if found else ""
     value = item[field] if name is None else dict(item["values"])[name]
-    return _of_value(value, code, _RULES.get(field, _NUMBER) if name is None else _NUMBER, post)
+    if code == "wrong_type":
+        return _is_kind(value, _RULES.get(field, _NUMBER) if name is None else _NUMBER)
+    return _time(value, code, post) if code.startswith("ts_") else _inexact(value)
 
 
 def _of_field(field: str, code: str, name: str | None, item: dict[str, Any]) -> str:
@@ -324,12 +324,6 @@ def _of_field(field: str, code: str, name: str | None, item: dict[str, Any]) -> 
     if code == "unknown_field" and name is not None:
         return _unknown(name, item)
     return f"appears more than once in {'the item' if name is None else '`values`'}"
-
-
-def _of_value(value: Any, code: str, rule: str, post: Post) -> str:
-    if code == "wrong_type":
-        return _is_kind(value, rule)
-    return _time(value, code, post) if code.startswith("ts_") else _inexact(value)
 
 
 def _unknown(name: str, item: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ import orjson
 from ingest.formats.block_builder import BlockBuilder
 from ingest.formats.mapped.documents import Documents, Unreadable, documents
 from ingest.formats.mapped.paths import ROOTS
-from ingest.formats.mapped.rows import DocumentRead, DocumentReader, Hints, Receipt, RowRead
+from ingest.formats.mapped.rows import DocumentRead, DocumentReader, Hints, RowRead
 from ingest.formats.mapped.source import Source
 from ingest.formats.post import (
     Decoded,
@@ -140,14 +140,16 @@ class _PostReader:
             else:
                 post = self._post
                 roots = post.roots if "form" in post.roots else {**post.roots, "form": document}
-                at_us = received_at(post.times_us, self._items, post.post.received_us)
-                receipt = Receipt(
-                    at_us,
-                    post.rows_max,
-                    self._parts_left,
-                    self._hints if self._items < HINTED_MAX else None,
+                reader = DocumentReader(
+                    document,
+                    post.source,
+                    roots,
+                    post.post,
+                    received_us=received_at(post.times_us, self._items, post.post.received_us),
+                    readings_max=post.rows_max,
+                    parts_max=self._parts_left,
+                    hints=self._hints if self._items < HINTED_MAX else None,
                 )
-                reader = DocumentReader(document, post.source, roots, post.post, receipt)
                 yield from reader.read()
                 found = reader.found
                 self._parts_left -= found.parts

@@ -43,18 +43,6 @@ _UNIX = re.compile(r"-?[0-9]{1,20}(\.[0-9]{0,20})?")
 RowFault = tuple[str | None, str, str]  # field, code, message
 
 
-class Receipt(NamedTuple):
-    """When somebody has received a document (Unix us), perhaps before its post; and its bounds.
-
-    `hints` are those of its post; None: enough of it has been looked at.
-    """
-
-    at_us: int
-    readings_max: int
-    parts_max: int  # members and entries that are read for all rows together
-    hints: Hints | None
-
-
 class RowRead(NamedTuple):
     """The readings of one row: they have one time and one device."""
 
@@ -87,7 +75,11 @@ class DocumentRead:
 
 
 class DocumentReader:
-    """Reads a document; what it has is in `found`."""
+    """Reads a document; what it has is in `found`.
+
+    It was received at `received_us`, perhaps before its post. `parts_max` members and entries are
+    read for all rows together. `hints` are those of its post; None: enough of it was looked at.
+    """
 
     def __init__(
         self,
@@ -95,9 +87,14 @@ class DocumentReader:
         source: Source,
         roots: Mapping[str, Any],
         post: Post,
-        receipt: Receipt,
+        *,
+        received_us: int,
+        readings_max: int,
+        parts_max: int,
+        hints: Hints | None,
     ) -> None:
-        self._received_us, self._readings_max, self._parts_max, self._hints = receipt
+        self._received_us, self._hints = received_us, hints
+        self._readings_max, self._parts_max = readings_max, parts_max
         self.found = DocumentRead()
         self._document = document
         self._source = source

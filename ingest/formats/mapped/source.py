@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, tzinfo
 from fnmatch import translate
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ingest.formats.mapped.paths import (
@@ -64,27 +65,6 @@ class Members(NamedTuple):
             yield from at.items()
 
 
-class Wants:
-    """Whether a metric is wanted, by globs. It remembers what it has judged."""
-
-    def __init__(self, only: Sequence[str], but: Sequence[str]) -> None:
-        self._only = _any_of(only) if only else None
-        self._but = _any_of(but) if but else None
-        self._judged: dict[str, bool] = {}
-
-    def __call__(self, metric: str) -> bool:
-        """Return whether readings of this metric are stored."""
-        judged = self._judged.get(metric)
-        if judged is None:
-            if len(self._judged) >= _KEPT_MAX:
-                self._judged.clear()
-            judged = (self._only is None or self._only(metric) is not None) and (
-                self._but is None or self._but(metric) is None
-            )
-            self._judged[metric] = judged
-        return judged
-
-
 class Source(NamedTuple):
     """A compiled table. Where a field is None, the table has no such key.
 
@@ -110,7 +90,7 @@ class Source(NamedTuple):
     tags: Read | None
     tags_left_out: frozenset[str]
     own_names: frozenset[str]
-    wants: Wants | None
+    wants: Callable[[str], bool] | None
     numeric_strings: bool
     nests: tuple[type, ...]
     when: tuple[tuple[Read, tuple[Any, ...] | None], ...]
@@ -270,9 +250,15 @@ class _Table:
                 "Europe/Berlin, or install tzdata",
             ) from None
 
-    def _wants(self) -> Wants | None:
+    def _wants(self) -> Callable[[str], bool] | None:
+        """Return what tells whether a metric is stored, by globs, and remembers it."""
         only, but = self._texts("only"), self._texts("except")
-        return Wants(only, but) if only or but else None
+        is_in, is_out = _any_of(only or ["*"]), _any_of(but)
+
+        def wants(metric: str) -> bool:
+            return is_in(metric) is not None and not (but and is_out(metric))
+
+        return lru_cache(maxsize=_KEPT_MAX)(wants) if only or but else None
 
     def _flag(self, key: str) -> bool:
         flag = self._keys.get(key, False)
