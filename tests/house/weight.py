@@ -29,7 +29,7 @@ CEILINGS = {
     "ingest/model": 666,
     "ingest/mqtt": 996,
     "ingest/receiver": 1516,
-    "ingest/roles": 4808,
+    "ingest/roles": 4807,
     "ingest/sinks": 1937,
     "ingest/system": 789,
     "ingest/writer": 590,
