@@ -1,5 +1,1 @@
-"""The command line: `main` names the commands; each is a file here, or a folder.
-
-`parser` and `context` are what several commands use. Imports anything. Nothing imports it but
-`ingest.__main__`, and the commands of the annexes.
-"""
+"""The command line: `main` finds the command, and each has a file or a folder."""
