@@ -39,7 +39,7 @@ from ingest.roles.embedded_broker import (
     Endpoints,
     config_text,
     find_program,
-    new_endpoints,
+    new_passwords,
     running_broker,
 )
 from ingest.roles.nats.watch import ask
@@ -277,7 +277,7 @@ class Member(NamedTuple):
 
 def members_in(folder: Path) -> list[Member]:
     """Write the configurations of three servers that are one cluster."""
-    passwords = new_endpoints(0, 0).passwords
+    passwords = new_passwords()
     ports = [free_port() for _ in range(3 * MEMBERS)]
     routes = [f"nats://127.0.0.1:{port}" for port in ports[2 * MEMBERS :]]
     found = []

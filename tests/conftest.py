@@ -25,7 +25,7 @@ from ingest.embedded.server import EmbeddedPostgres
 from ingest.http import connection
 from ingest.roles.embedded_broker import EmbeddedBroker, find_program
 from ingest.roles.nats import streams
-from ingest.roles.nats.logins import DEAD_LETTERS
+from ingest.roles.nats.protocol import DEAD_LETTERS
 from ingest.sinks.postgres import schema
 from ingest.system.files import filesystem_of, is_volatile
 from ingest.system.state_folder import StateFolder

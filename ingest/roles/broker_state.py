@@ -8,7 +8,7 @@ from collections.abc import Callable
 from ingest.model.causes import Cause, Trouble, trouble_of
 from ingest.model.errors import BrokerFull, NotKept
 from ingest.model.ledger import Metric, Metrics
-from ingest.roles.nats.logins import WRITER
+from ingest.roles.nats.protocol import WRITER
 from ingest.roles.nats.publishing import PUBLISH_WAIT_S_MAX
 from ingest.roles.nats.stream_state import StreamState
 from ingest.roles.nats.streams import StreamFault

@@ -1,21 +1,13 @@
 """The embedded broker: a nats-server of our own on the loopback. It is started, watched, stopped.
 
-Promises: what it has acknowledged survives a kill of the server, of this process, and a power cut.
+Promises: what it has acknowledged survives a kill of the server, of this process, and a power cut:
+it syncs each message to the disk before. It lets in nobody without a password; these are new at
+each start. The path of its monitor port is a secret, because that port asks nobody for a password.
 The server ends when this process ends, even by SIGKILL (on Linux). One that was left by such an end
 is ended before the next start: two servers never write to one store. If only the server dies, or
-does not answer any more, it is started again, on the same port if that is free. Its passwords are
-new at each start.
-Does not: make streams.
-
-The configuration of the embedded nats-server, as text.
-
-Promises: it listens on the loopback only, lets in nobody without a password, and syncs each message
-to the disk before it acknowledges it. The path of its monitor port is a secret, because that port
-asks nobody for a password.
-
-The nats-server program: where it is.
-
-Does not: look at its version. What it can do is seen by the settings that it reports.
+does not answer any more, it is started again, on the same port if that is free.
+Does not: make streams, or look at the version of the program. What it can do is seen by the
+settings that it reports.
 """
 
 from __future__ import annotations
@@ -37,8 +29,7 @@ import msgspec
 from ingest.embedded.programs import DatabaseUser, clean_environment, command
 from ingest.embedded.running import Launched, Server, ServerWords, tail_of
 from ingest.model.errors import StartError
-from ingest.roles.nats.envelope import Address
-from ingest.roles.nats.logins import ROLES, Permissions, inboxes_of
+from ingest.roles.nats.protocol import ROLES, Address, Permissions, inboxes_of
 from ingest.roles.nats.watch import ask, is_answering
 from ingest.roles.supervisor.child import lock_of_children
 from ingest.system import clock
@@ -56,6 +47,23 @@ from ingest.system.waiting import first_of
 
 LOG_BYTES_MAX = 8 * 1024**2
 ACCOUNT = "IOT_INGEST"
+LOCK_S_MAX = 10.0  # for a command that runs the broker for its own time
+KILL_S_MAX = 5.0
+LEFT_S_MAX = 5.0  # until a server that was left is killed
+PAYLOAD_BYTES_MAX = 8 * 1024**2
+# Its runtime collects garbage more often above this; it is no limit: what is needed is taken.
+# Measured with posts of 100, 300,000 readings a second: 205 MiB at the peak instead of 350. With 80
+# or 64 MiB it collects all the time: two to five times the CPU, and still 115 to 150 MiB.
+MEMORY_GOAL = "192MiB"
+# A server that did not answer so many times, one after the other, is frozen: it is killed. With
+# the restart that takes less than the 10 s for which a post waits.
+SILENT_TIMES, ANSWER_S_MAX = 3, 1.5
+LOOK_S = 2.0
+AGAIN_S = 0.1  # after a look without an answer
+_OURSELVES = DatabaseUser(-1, -1, "")
+NAME = "nats-server"
+
+_log = get_logger("broker")
 
 
 class Endpoints(NamedTuple):
@@ -77,10 +85,9 @@ class Endpoints(NamedTuple):
         return f"http://127.0.0.1:{self.monitor_port}{self.monitor_path}"
 
 
-def new_endpoints(port: int, monitor_port: int) -> Endpoints:
-    """Return endpoints with new passwords."""
-    passwords = {role: secrets.token_urlsafe(24) for role in ROLES}
-    return Endpoints(port, monitor_port, f"/{secrets.token_urlsafe(24)}", passwords)
+def new_passwords() -> dict[str, str]:
+    """Return a new password for each role."""
+    return {role: secrets.token_urlsafe(24) for role in ROLES}
 
 
 def config_text(
@@ -131,22 +138,6 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-LOCK_S_MAX = 10.0  # for a command that runs the broker for its own time
-KILL_S_MAX = 5.0
-LEFT_S_MAX = 5.0  # until a server that was left is killed
-PAYLOAD_BYTES_MAX = 8 * 1024**2
-# Its runtime collects garbage more often above this; it is no limit: what is needed is taken.
-# Measured with posts of 100, 300,000 readings a second: 205 MiB at the peak instead of 350. With 80
-# or 64 MiB it collects all the time: two to five times the CPU, and still 115 to 150 MiB.
-MEMORY_GOAL = "192MiB"
-# A server that did not answer so many times, one after the other, is frozen: it is killed. With
-# the restart that takes less than the 10 s for which a post waits.
-SILENT_TIMES, ANSWER_S_MAX = 3, 1.5
-LOOK_S = 2.0
-AGAIN_S = 0.1  # after a look without an answer
-_OURSELVES = DatabaseUser(-1, -1, "")
-
-_log = get_logger("broker")
 _WORDS = ServerWords(
     lambda code, pause_s: _log.warning("broker_exited", code=code, restart_in_s=pause_s),
     lambda pid: _log.info("broker_restarted", pid=pid),
@@ -157,7 +148,6 @@ _WORDS = ServerWords(
 class Published(msgspec.Struct, frozen=True):
     """What other processes of this user need to use the server; only they may read it."""
 
-    pid: int
     endpoints: Endpoints
 
     def address(self, role: str) -> Address:
@@ -187,7 +177,7 @@ class EmbeddedBroker(Server):
     @property
     def published(self) -> Published:
         """Where the server is. Ask before each connect: the port can change at a restart."""
-        return Published(os.getpid(), self._endpoints)
+        return Published(self._endpoints)
 
     async def start(self) -> None:
         """Start the server, and wait until it can be used. Raises StartError.
@@ -311,7 +301,7 @@ class EmbeddedBroker(Server):
 
 def _new_endpoints() -> Endpoints:
     port = free_port()
-    return new_endpoints(port, free_port((port,)))
+    return Endpoints(port, free_port((port,)), f"/{secrets.token_urlsafe(24)}", new_passwords())
 
 
 def running_broker(folder: Path) -> Published | None:
@@ -333,9 +323,6 @@ def _is_ready(at: Endpoints) -> bool:
         return ask(at.monitor_url, "/healthz").get("status") == "ok"
     except (OSError, HTTPException, ValueError):
         return False
-
-
-NAME = "nats-server"
 
 
 def find_program(environ: Mapping[str, str] = os.environ) -> Path:

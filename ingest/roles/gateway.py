@@ -6,11 +6,9 @@ Order of the start: connection to the broker, ports (they answer `starting`), th
 stream; then posts are taken.
 Order of the stop: no new posts (at a restart they wait for the next process); posts in work are
 finished; all messages are published; what is left of buffered posts goes to the dead letters.
-
-The admin port of a gateway that runs alone: probes, metrics, and a page that links to another.
-
-A gateway knows no database and sees a part of the posts, so its page would show little. `/refused`
-lists its last refused posts for who has the token.
+One that runs alone has a small admin port. A gateway sees a part of the posts, so its page would
+show little: it links to that of a writer. `/refused` lists its last refused posts for who has the
+token.
 """
 
 from __future__ import annotations
@@ -45,7 +43,7 @@ from ingest.receiver.senders import RefusedPosts
 from ingest.roles import broker_state
 from ingest.roles.group_queue import GROUP_BYTES_MAX, GROUPS_IN_FLIGHT, Commits
 from ingest.roles.inlet import StreamInlet
-from ingest.roles.nats.logins import STREAM, SUBJECT, outcomes_for
+from ingest.roles.nats.protocol import STREAM, SUBJECT, outcomes_for
 from ingest.roles.nats.publishing import PUBLISH_WAIT_S_MAX, Publisher
 from ingest.roles.role import Place, Role, stream_letters
 from ingest.system.clock import sleep_unless
@@ -53,6 +51,9 @@ from ingest.system.waiting import first_of
 from ingest.writer.refused_rows import set_aside_rest
 
 _ASSETS = ("/page/style.css", "/page/icon.svg")
+HANDLERS_GRACE_S = 1.0
+LAST_LOOK_S_MAX = 1.0
+LOOK_S = 0.02
 
 
 class GatewayAdmin:
@@ -104,11 +105,6 @@ class GatewayAdmin:
         return html(request.headers, page("gateway").replace(b"{{listen}}", listen))
 
 
-HANDLERS_GRACE_S = 1.0
-LAST_LOOK_S_MAX = 1.0
-LOOK_S = 0.02
-
-
 class NoDatabase:
     """What the receiver and the state see in place of a database: implements ports.Database."""
 
@@ -135,7 +131,7 @@ class Gateway(Role):
             announce,
             unanswered_s=lambda: self.inlet.stuck_s,
             published=lambda: self._publisher.published,
-            refused=lambda: self.inlet.refused,
+            refused=lambda: self.inlet.queue.refused,
             acknowledged_s=lambda: self._publisher.acknowledged_s,
         )
         settings = self.settings

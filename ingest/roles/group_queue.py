@@ -4,25 +4,14 @@
              ^                                     |------> an error    ended, if it is durable
              '--- one of them now and then --- failed <---- an error    if it was promised
 
+A group is some posts that are published as one message. A post that waits for its commit is refused
+if no writer stores now; else its message has a mark, and a writer sends its outcome. So these
+readings are in the stream as all others, for forwarders and for a rewind.
 Promises: a durable group ends at most `wait_s_max` after the receipt of its oldest post, also if it
 waits behind others. A group that was promised is tried, with the same id, until the stream has it
 or `close` gives it up.
-Does not: know the broker's errors; `publish` raises NotKept. It does not count rows or room.
-
-A group: posts that are published as one message of the stream.
-
-Does not: publish it, or count the room of its posts. The inlet does.
-
-Posts that wait for their commit, in a gateway.
-
-    reserve -> does a writer store now? -> no: refused
-                                        -> yes: a message of the stream, with a mark
-    writer stores it -> outcome -> the acks of the posts in this message
-
-So these readings are in the stream as all others, for forwarders and for a rewind.
-Promises: a post is refused, and not kept, if it is known that nothing is stored now. That is asked
-once in KNOWN_S, for all posts.
-Does not: ask for an outcome again. One that gets lost or comes after `outcome_s_max` is not known.
+Does not: know the broker's errors; `publish` raises NotKept. It does not count rows or room; the
+inlet does. It does not ask for an outcome again: one that gets lost or comes late is not known.
 """
 
 from __future__ import annotations
@@ -36,9 +25,8 @@ from ingest.buffers.memory import SharedBlock
 from ingest.buffers.waiting import Decision
 from ingest.model.block import Ack, Block, Outcome
 from ingest.model.errors import BrokerAway, BrokerOutcomeUnknown, CommitRefused, NotKept
-from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.envelope import Message
-from ingest.roles.nats.logins import AWAITED, COMMIT
+from ingest.roles.nats.connection import WARNING_S, BrokerConnection
+from ingest.roles.nats.protocol import AWAITED, COMMIT, Message
 from ingest.roles.nats.publishing import NO_HEADERS, Publisher
 from ingest.roles.outlet import NotOurs, decode_outcome, encode_message
 from ingest.system.clock import monotonic_s
@@ -51,6 +39,14 @@ _DETAILS = {
     "database_on_hold": "nothing of the post is kept",
     "broker_away": BrokerAway.detail,
 }
+GROUP_BYTES_MAX = 256 * 1024  # a gateway puts so much into one message
+GROUPS_IN_FLIGHT = 2  # one is on its way while the next one is stored; more were not faster
+AGAIN_S = 0.5  # before a group that was promised is published once more
+LEFT_S_MIN = 0.1  # with less time left a durable group is not published: it would be in doubt
+_STOPPED = "the gateway stopped before the broker had answered"
+_TOO_LATE = "the messages before it took too long"
+
+_log = get_logger("broker")
 
 
 class Awaited(NamedTuple):
@@ -62,7 +58,10 @@ class Awaited(NamedTuple):
 
 
 class Commits:
-    """What the posts of one gateway wait for."""
+    """What the posts of one gateway wait for.
+
+    Whether a writer stores now is asked once in KNOWN_S, for all posts.
+    """
 
     def __init__(self, connection: BrokerConnection, *, outcome_s_max: float) -> None:
         self._connection = connection
@@ -123,7 +122,7 @@ class Commits:
 
 
 class Group(SharedBlock):
-    """The block of some posts, and who waits until the stream has it.
+    """The block of some posts, one message, and who waits until the stream has it.
 
     `promised`: its posts were answered already, so it must not be given up because of an error.
     `began_s`: when its first post came. `received_s`: when that was received; this is earlier if it
@@ -161,17 +160,6 @@ class Group(SharedBlock):
         self.tell(error)
         for post in posts:
             post.end(error)
-
-
-GROUP_BYTES_MAX = 256 * 1024  # a gateway puts so much into one message
-GROUPS_IN_FLIGHT = 2  # one is on its way while the next one is stored; more were not faster
-AGAIN_S = 0.5  # before a group that was promised is published once more
-LEFT_S_MIN = 0.1  # with less time left a durable group is not published: it would be in doubt
-WARNING_S = 60.0
-_STOPPED = "the gateway stopped before the broker had answered"
-_TOO_LATE = "the messages before it took too long"
-
-_log = get_logger("broker")
 
 
 class GroupQueue:

@@ -53,7 +53,7 @@ class StreamInlet(MemoryInlet):
         self._group_rows_max = group_rows_max
         self._group_bytes_max = group_bytes_max
         self._late_s = wait_s_max / 2
-        self._queue = GroupQueue(
+        self.queue = GroupQueue(
             publisher,
             self._ended,
             life=life,
@@ -130,12 +130,12 @@ class StreamInlet(MemoryInlet):
             last = self._durable = self._begin(block, promised=False)
         elif block.received_s < last.waits_since_s and not block.reloaded:
             last.waits_since_s = block.received_s  # it had to wait for room
-            self._queue.set_deadline(last)
+            self.queue.set_deadline(last)
         return last
 
     def _begin(self, block: Block, *, promised: bool) -> Group:
         group = Group(block, self._group_rows_max, self._group_bytes_max, promised=promised)
-        self._queue.add(group)
+        self.queue.add(group)
         return group
 
     def _ended(self, group: Group, error: NotKept | None) -> None:
@@ -157,14 +157,9 @@ class StreamInlet(MemoryInlet):
     # State
 
     @property
-    def refused(self) -> NotKept | None:
-        """Why the last message was not kept, or None."""
-        return self._queue.refused
-
-    @property
     def stuck_s(self) -> float:
         """How long the oldest message has had no answer, in seconds; 0 if there is none."""
-        first = next(iter(self._queue.groups), None)
+        first = next(iter(self.queue.groups), None)
         return 0.0 if first is None else monotonic_s() - first.began_s
 
     def stats(self) -> BufferStats:
@@ -176,14 +171,14 @@ class StreamInlet(MemoryInlet):
             size_bytes=memory.size_bytes + self.waiting.size_bytes,
             bytes_max=memory.bytes_max,
             rows_waiting=self._rows_promised,
-            blocks_waiting=len(self._queue.groups),
+            blocks_waiting=len(self.queue.groups),
             posts_waiting=len(self.waiting.posts),
             oldest_received_s=self._oldest_s(),
         )
 
     def _oldest_s(self) -> float | None:
         # Each refused post asks for it. A group that began later has hardly an older post.
-        first = next(iter(self._queue.groups), None)
+        first = next(iter(self.queue.groups), None)
         return None if first is None else first.received_s
 
     # End
@@ -194,7 +189,7 @@ class StreamInlet(MemoryInlet):
 
     async def finish(self) -> None:
         """Return once all messages are in the stream, or were given up. Safe to cancel."""
-        await self._queue.finish()
+        await self.queue.finish()
 
     async def close(self) -> None:
         """Give up all messages: durable posts are told, buffered ones are left. Repeatable.
@@ -202,7 +197,7 @@ class StreamInlet(MemoryInlet):
         A post that comes later is given up too: it may have had its room before.
         """
         self.shut_inlet()
-        await self._queue.close()
+        await self.queue.close()
 
     def take(self, rows_max: int) -> list[Block]:
         """Take blocks that `close` has left, whole, at least one if there is any."""

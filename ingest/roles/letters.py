@@ -1,24 +1,12 @@
-"""Keeps dead letters in the stream INGEST_DLQ of the broker, for a gateway or a writer.
+"""Dead letters in the stream INGEST_DLQ of the broker, for gateways, writers and commands.
 
 A letter is a message: its body is the line that a file would have, its subject has the reason. It
-is live while the message is there.
+is live while the message is there, so there are no marks and there is no lock.
 Promises: when `write` returns, the broker has acknowledged each letter, which it does once its disk
 has it. A letter that this process wrote not long ago, and that is still live, is known.
 Does not: know letters that other processes, or an earlier one, have written; such a letter may be
-there twice, and is listed once.
-
-The dead letters of a stream, as commands and the dashboard see them.
-
-A letter is done when its message is deleted, so there are no marks and there is no lock: a letter
-that two replays write at the same time is one row, because of the table's key.
-
-What the automatic replay takes from a stream: any writer may do it, and one of them does.
-
-The consumer `replay` gives one message at a time to all writers together. Who has that message is
-the one who replays: it searches all letters that can be replayed. It deletes the messages of a
-block once the outcome of the block is known. At the end it deletes the one message, if its letter
-was stored, or gives it back for later.
-If the process is killed in between, another writer gets the message after a while.
+there twice, and is listed once. Two replays may write it at the same time: it is one row, because
+of the table's key.
 """
 
 from __future__ import annotations
@@ -55,10 +43,16 @@ from ingest.model.errors import (
 )
 from ingest.model.reading import REASONS
 from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.envelope import Message
-from ingest.roles.nats.logins import DEAD_LETTER_SUBJECT, DEAD_LETTERS, REPLAY, REPLAYED_SUBJECTS
-from ingest.roles.nats.messages import MessagePlace, MessagesState, StoredMessage, StreamMessages
+from ingest.roles.nats.messages import MessagePlace, StoredMessage, StreamMessages
+from ingest.roles.nats.protocol import (
+    DEAD_LETTER_SUBJECT,
+    DEAD_LETTERS,
+    REPLAY,
+    REPLAYED_SUBJECTS,
+    Message,
+)
 from ingest.roles.nats.publishing import Publisher
+from ingest.roles.nats.stream_state import StreamState
 from ingest.roles.nats.streams import ACK_WAIT_S
 from ingest.system.words import counted
 
@@ -66,6 +60,13 @@ SECTION_PLACES = 1_000  # of the newest section; each older one has twice as man
 SECTION_PLACES_MAX = 64_000
 ALL_REASONS = f"{DEAD_LETTER_SUBJECT}*"
 _STREAM = Path(DEAD_LETTERS)
+PULL_S = 1.0  # how long a request for the one message stays with the broker
+LATE_S = 1.0
+_PLACE_PART = -4  # of a reply subject: ..place.delivery.time.pending
+_DONE, _WORKING, _NEVER = b"+ACK", b"+WPI", b"+TERM"
+UNDER_WAY_MAX = 128  # messages without an acknowledgement
+KNOWN_MAX = 50_000  # letters that are not written again while they are live; 200 bytes each
+MESSAGE_BYTES = 160  # what a message takes beside the line: its subject, id and sum
 
 
 class StreamLetter(LiveLetter):
@@ -95,7 +96,7 @@ class StreamLetterStore:
         if _subject_of(where) != ALL_REASONS:
             return
         after, read = await self._messages.state(), tally.messages - read
-        if after.last_place == before.last_place and after.messages > read:
+        if after.last == before.last and after.messages > read:
             missing = counted(after.messages - read, "message")
             tally.unreadable.append(f"{missing} of {DEAD_LETTERS}, damaged on the broker's disk")
 
@@ -106,7 +107,7 @@ class StreamLetterStore:
         state = await self._messages.state()
         if not state.messages:
             return
-        first, last = state.first_place, state.last_place
+        first, last = state.first, state.last
         if bytes_max is not None:
             mean_bytes = max(1, state.size_bytes // state.messages)
             start = await self._start_of_last(max(1, bytes_max // mean_bytes), first, last)
@@ -186,15 +187,14 @@ def letters_of(stored: Sequence[StoredMessage], sieve: Sieve) -> list[LiveLetter
     return found
 
 
-PULL_S = 1.0  # how long a request for the one message stays with the broker
-LATE_S = 1.0
-_PLACE_PART = -4  # of a reply subject: ..place.delivery.time.pending
-_DONE, _WORKING, _NEVER = b"+ACK", b"+WPI", b"+TERM"
-
-
 class StreamReplay:
-    """Implements ReplaySource. A message that is given back comes again after `pause_s`.
+    """What the automatic replay takes; implements ReplaySource.
 
+    The consumer `replay` gives one message at a time to all writers together. Who has that message
+    is the one who replays: it searches all letters that can be replayed. It deletes the messages of
+    a block once the outcome of the block is known. At the end it deletes the one message, if its
+    letter was stored, or gives it back: then it comes again after `pause_s`. If the process is
+    killed in between, another writer gets the message after a while.
     While a block is being written, `replaying` has the keys of its letters: they are live, and are
     not appended again.
     """
@@ -314,11 +314,6 @@ def _can_be_replayed(message: Message) -> bool:
     return found is not None and fits_a_row(found.letter)
 
 
-UNDER_WAY_MAX = 128  # messages without an acknowledgement
-KNOWN_MAX = 50_000  # letters that are not written again while they are live; 200 bytes each
-MESSAGE_BYTES = 160  # what a message takes beside the line: its subject, id and sum
-
-
 class StreamBackend:
     """Implements LetterBackend. Make it in the running event loop.
 
@@ -332,7 +327,7 @@ class StreamBackend:
     def __init__(
         self, connection: BrokerConnection, *, try_s_max: float = 2.0, wait_s_max: float = 10.0
     ) -> None:
-        self._messages = StreamMessages(connection, DEAD_LETTERS)
+        self._messages = StreamMessages(connection)
         self.letters = StreamLetterStore(self._messages)
         self.replaying: set[bytes] = set()  # keys of live letters that the replay has in work
         self._connection = connection
@@ -348,9 +343,8 @@ class StreamBackend:
         }
         self._free = asyncio.Semaphore(UNDER_WAY_MAX)
         self._places: OrderedDict[bytes, MessagePlace] = OrderedDict()  # of the newest letters
-        self._state = MessagesState()
+        self._state: StreamState | None = None  # at the last look
         self._since_bytes = 0  # written after the last look
-        self._has_looked = False
 
     async def open(self) -> None:
         """Do nothing: the broker may be away; see LetterBackend."""
@@ -361,10 +355,13 @@ class StreamBackend:
         Letters that are there twice count twice.
         """
         state = self._state
-        oldest_us = text_us(state.first_ts) if state.messages else None
-        size_bytes = state.size_bytes + self._since_bytes
+        if state is None:
+            return LetterTotals(self._since_bytes, 0, None)
+        oldest_us = text_us(state.oldest) if state.messages else None
         return LetterTotals(
-            size_bytes, state.messages, oldest_us if isinstance(oldest_us, int) else None
+            state.size_bytes + self._since_bytes,
+            state.messages,
+            oldest_us if isinstance(oldest_us, int) else None,
         )
 
     async def look(self) -> None:
@@ -372,12 +369,11 @@ class StreamBackend:
         since_bytes = self._since_bytes
         with suppress(BrokerAway, BrokerRefused):
             self._state = await self._messages.state()
-            self._has_looked = True
             self._since_bytes -= since_bytes
 
     async def live(self, keys: Collection[bytes]) -> set[bytes]:
         """Return those that we have written before and that are still live; see LetterBackend."""
-        if not self._has_looked:
+        if self._state is None:
             await self.look()
         found = self.replaying.intersection(keys)
         places = {key: self._places[key] for key in keys if key in self._places}

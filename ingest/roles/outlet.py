@@ -4,16 +4,12 @@
                                         '-> give_back: another try here
     keep_rest -> another writer gets them
 
+A message is one block, as a frame of the journal. Its headers may say more of it: its id, and that
+somebody waits for its outcome. What a reader does not know it ignores.
 It takes messages while its memory is within its bounds; one pull request more may come. The stream
 keeps a message until it is done. So nothing that is here is lost with the process.
 A block without a message comes from the automatic replay, which uses this buffer as an inlet.
 Does not: know what a skipped message means, or what becomes of a message that is no block.
-
-The messages of the stream: each is one block, as a frame of the journal.
-
-Its headers may say more of it: its id, and that somebody waits for its outcome. A message without a
-header is read as before there was one; what a reader does not know it ignores.
-The CRC begins with 0 here: a message is no part of a file, so no frame can be mistaken for another.
 """
 
 from __future__ import annotations
@@ -32,7 +28,12 @@ from ingest.model.ports import BufferStats
 from ingest.roles.nats.pulling import Delivery, Puller
 from ingest.system.clock import monotonic_s, sleep_unless, unix_us
 
-SALT = 0
+SALT = 0  # a message is no part of a file, so no frame can be mistaken for another
+# The id of a message, the refused rows, and whether all of it was set aside.
+_outcomes = msgspec.json.Decoder(tuple[str, tuple[Refusal, ...], bool])
+# Until then our pull request has ended with our connection. Without the pause a message would come
+# back by it, again and again, and then wait until the broker gives it up.
+GIVEN_BACK_S = 0.5
 
 
 class NotOurs(Exception):
@@ -68,10 +69,6 @@ def decode_message(data: bytes) -> Block:
     return block
 
 
-# The id of a message, the refused rows, and whether all of it was set aside.
-_outcomes = msgspec.json.Decoder(tuple[str, tuple[Refusal, ...], bool])
-
-
 def encode_outcome(message_id: str, outcome: Outcome) -> bytes:
     """Return what a writer tells the gateway of a message that somebody waits for."""
     return msgspec.json.encode((message_id, outcome.refusals, outcome.set_aside))
@@ -86,14 +83,6 @@ def decode_outcome(data: bytes) -> tuple[str, Outcome]:
     return message_id, Outcome(refusals, set_aside)
 
 
-# Until then our pull request has ended with our connection. Without the pause a message would come
-# back by it, again and again, and then wait until the broker gives it up.
-GIVEN_BACK_S = 0.5
-
-OnForeign = Callable[[Delivery, str], None]
-OnOutcome = Callable[[str, Ack], None]
-
-
 class StreamOutlet(MemoryBuffer):
     """The buffer of a writer: implements ports.Outlet, and ports.Inlet for replayed blocks.
 
@@ -104,8 +93,8 @@ class StreamOutlet(MemoryBuffer):
     def __init__(
         self,
         ledger: Ledger,
-        foreign: OnForeign,
-        outcome: OnOutcome,
+        foreign: Callable[[Delivery, str], None],
+        outcome: Callable[[str, Ack], None],
         *,
         rows_max: int,
         bytes_max: int,

@@ -1,10 +1,10 @@
-"""What a gateway and a writer have in common: who they are, their broker, their begin and end.
+"""What a gateway and a writer have in common: their place, their broker, their begin and end.
 
 A role runs alone, with its own settings and admin port. Or `ingest up` leads it: then everything
 comes by the control channel, and its status goes there once a second.
+Here is also what the settings say of the broker: where it is, what its streams must be, and the
+embedded one.
 Promises: if the supervisor is gone, the role stops in order.
-
-The broker that the settings choose: where it is, what its stream must be, the embedded one.
 """
 
 from __future__ import annotations
@@ -33,13 +33,12 @@ from ingest.model.ledger import Ledger
 from ingest.roles.broker_state import BrokerState
 from ingest.roles.embedded_broker import PAYLOAD_BYTES_MAX, EmbeddedBroker, find_program
 from ingest.roles.letters import StreamBackend
-from ingest.roles.nats import streams as manage
+from ingest.roles.nats import streams
 from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.envelope import Address
-from ingest.roles.nats.logins import DEAD_LETTERS, FORWARD, STATUS
 from ingest.roles.nats.messages import StreamMessages
+from ingest.roles.nats.protocol import FORWARD, STATUS, Address
 from ingest.roles.nats.stream_state import PublishedPlaces, state_of
-from ingest.roles.nats.streams import WantedDeadLetters, WantedStream
+from ingest.roles.nats.streams import WantedStream
 from ingest.roles.nats.watch import StreamWatch
 from ingest.roles.status import StatusSource, status_message
 from ingest.roles.supervisor.child import ControlChannel
@@ -62,18 +61,18 @@ def configured_monitors(settings: Settings) -> tuple[str, ...]:
     return tuple(each.strip() for each in settings.broker_monitor_url.split(",") if each.strip())
 
 
-def wanted_stream(settings: Settings) -> WantedStream:
-    """Return what the stream must be."""
-    return WantedStream(
-        replicas=settings.stream_replicas,
-        bytes_max=settings.stream_bytes_max,
-        forwards=tuple(FORWARD + each for each in forward_names(settings.forwards)),
+def wanted_streams(settings: Settings) -> tuple[WantedStream, WantedStream]:
+    """Return what the streams of the readings and of the dead letters must be."""
+    copies = settings.stream_replicas
+    return (
+        streams.wanted_readings(copies, settings.stream_bytes_max, forwards_of(settings)),
+        streams.wanted_letters(copies, settings.dlq_bytes_max),
     )
 
 
-def wanted_dead_letters(settings: Settings) -> WantedDeadLetters:
-    """Return what the stream of the dead letters must be."""
-    return WantedDeadLetters(replicas=settings.stream_replicas, bytes_max=settings.dlq_bytes_max)
+def forwards_of(settings: Settings) -> tuple[str, ...]:
+    """Return the consumers of all forwarders."""
+    return tuple(FORWARD + each for each in forward_names(settings.forwards))
 
 
 def stream_letters(settings: Settings, connection: BrokerConnection) -> DeadLetterQueue:
@@ -98,8 +97,8 @@ def make_embedded(settings: Settings, folder: StateFolder) -> EmbeddedBroker:
 
 async def left_in(connection: BrokerConnection) -> LeftInBroker:
     """Ask the broker what is not done. Raises BrokerAway, and BrokerRefused."""
-    state = state_of(await manage.look(connection))
-    letters = await StreamMessages(connection, DEAD_LETTERS).find_state()
+    state = state_of(await streams.look(connection))
+    letters = await StreamMessages(connection).find_state()
     messages = 0
     if state is not None:
         messages = state.waiting + state.pending if state.consumer_made else state.messages
@@ -113,7 +112,7 @@ async def note_rest(folder: StateFolder, connection: BrokerConnection) -> None:
     """
     with contextlib.suppress(IngestError, OSError, TimeoutError):
         async with asyncio.timeout(LAST_LOOK_S_MAX):
-            mark, state = MarkFile(folder.path).read(), state_of(await manage.look(connection))
+            mark, state = MarkFile(folder.path).read(), state_of(await streams.look(connection))
             is_whole = state and state.made == mark.made and state.last >= mark.acknowledged_to
             if is_whole or not mark.made:
                 note_left(folder, await left_in(connection))
@@ -148,13 +147,12 @@ def alone(settings: Settings, role: str) -> Place:
         raise StartError(
             "a writer needs a database: set database_url. `ingest up` runs an embedded one"
         )
-    monitors = configured_monitors(settings)
     instance = f"{role}-{socket.gethostname()}-{os.getpid()}"  # in containers each pid is 1
     return Place(
         settings,
         instance,
         broker,
-        monitors,
+        configured_monitors(settings),
         settings.database_url,
         notifier=Notifier.from_environment(),
     )
@@ -210,7 +208,7 @@ class Role(ABC):
 
         self._name = role
         self.place = place
-        self.settings = place.settings
+        settings = self.settings = place.settings
         self.process = Process(role, announce, place.notifier)
         self.process.told = self._account
         self.steps_down = False  # another process follows, with the same socket
@@ -218,13 +216,13 @@ class Role(ABC):
         self.ledger = Ledger()
         self.connection = BrokerConnection(lambda: place.broker, role)
         at = "" if place.broker.ours else ",".join(sorted(place.broker.servers))
-        self.mark = MarkFile(state_dir(place.settings), at)
+        self.mark = MarkFile(state_dir(settings), at)
         self.watch = StreamWatch(
             self.connection,
             # A missing consumer of a forwarder is no reason to refuse posts: the purge tells of it.
-            wanted_stream(place.settings)._replace(forwards=()),
+            streams.wanted_readings(settings.stream_replicas, settings.stream_bytes_max),
             monitors=lambda: place.monitors,
-            unsafe=place.settings.broker_unsafe,
+            unsafe=settings.broker_unsafe,
             unanswered_s=None if unanswered_s is None else unkept_s,
             published=published,
             mark=self.mark,

@@ -23,7 +23,6 @@ from ingest.model.ports import STATES, BufferStats, JournalStats
 from ingest.system.clock import (
     monotonic_s,
     process_cpu_s,
-    rfc3339_s,
     sleep_unless,
     unix_us,
 )
@@ -151,11 +150,6 @@ class Status(NamedTuple):
     message: str
     tail: Mapping[str, Any]
     refused_posts: Sequence[Mapping[str, Any]]
-
-    @property
-    def started(self) -> str:
-        """When the process started, as RFC 3339."""
-        return rfc3339_s(self.started_us)
 
 
 def read_status(sent: Mapping[str, Any]) -> Status:

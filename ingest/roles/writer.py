@@ -26,21 +26,19 @@ from ingest.app.space import Fill, Waiting
 from ingest.app.writing import HANDLERS_GRACE_S, WritingHalf
 from ingest.buffers.waiting import PUT_WAIT_S_MAX
 from ingest.config.database_url import RereadUrl
-from ingest.config.values import forward_names
 from ingest.model.block import Ack
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull
 from ingest.model.reading import NOT_OURS, Letter
 from ingest.roles import broker_state, outlet
 from ingest.roles.nats import audit, purge
 from ingest.roles.nats.audit import Audit
-from ingest.roles.nats.envelope import Message
-from ingest.roles.nats.logins import COMMIT, COMMITTERS, FORWARD, STATUS, WRITER, outcomes_for
+from ingest.roles.nats.protocol import COMMIT, COMMITTERS, STATUS, WRITER, Message, outcomes_for
 from ingest.roles.nats.pulling import Delivery, Puller
 from ingest.roles.nats.purge import ABSENT, StreamPurge, lag_bytes_max
 from ingest.roles.nats.stream_state import StreamState, Undone
 from ingest.roles.nats.streams import ACK_WAIT_S
 from ingest.roles.outlet import StreamOutlet, encode_outcome
-from ingest.roles.role import Place, Role, stream_letters
+from ingest.roles.role import Place, Role, forwards_of, stream_letters
 from ingest.roles.supervisor.overview import Overview
 from ingest.system.clock import unix_us
 from ingest.system.logs import get_logger
@@ -78,7 +76,7 @@ class StreamWriter(Role):
         self._audit = Audit(connection, self._puller, self.mark)
         self._purge = StreamPurge(
             connection,
-            forwards=tuple(FORWARD + each for each in forward_names(settings.forwards)),
+            forwards=forwards_of(settings),
             keep_s=settings.stream_keep_s,
             checked_to=self._audit.checked_in,
             delivered_bytes=lambda: self._puller.delivered_bytes,

@@ -94,7 +94,7 @@ def joined(
 # Makes a buffer: a folder of the test's, rows_max, bytes_max, put_wait_s_max.
 FACTORIES: list[Callable[..., Buffer]] = [memory, journal]
 # A stream keeps a message, and room in the gateway is free at once: these cannot hold for it, and
-# have a counterpart in tests/unit/buffers/test_stream_inlet.py.
+# have a counterpart in tests/unit/roles/test_inlet.py.
 NOT_OF_A_STREAM = {
     "test_room_comes_free_only_when_settled",
     "test_waiter_cancelled_in_the_round_of_its_grant_leaks_nothing",

@@ -120,7 +120,7 @@ class StreamMachine(RuleBasedStateMachine):
     @rule()
     def again(self) -> None:
         """The time comes to try a failed group again."""
-        queue = self.joined.inlet._queue
+        queue = self.joined.inlet.queue
         if queue._again is not None:
             queue._again.cancel()
             self._run(queue._try_one)
@@ -240,10 +240,10 @@ class StreamMachine(RuleBasedStateMachine):
         memory = joined.inlet.memory
         assert 0 <= memory.rows <= ROWS_MAX
         assert 0 <= memory.size_bytes <= self.bytes_max
-        assert len(joined.inlet._queue._under_way) <= 2
+        assert len(joined.inlet.queue._under_way) <= 2
         assert len(set(joined.stream.ids.values())) == len(joined.stream.stored)
         assert not self.faults
-        groups = joined.inlet._queue.groups
+        groups = joined.inlet.queue.groups
         waiting = sum(each.block.rows for each in groups)
         assert memory.rows >= waiting  # the others are reservations
         stats = joined.outlet.stats()
@@ -265,7 +265,7 @@ class StreamMachine(RuleBasedStateMachine):
             self._idle()
         self.loop.run_until_complete(self.poster.finish())
         self._set_aside()  # a post that had its room may have come after the end
-        assert not self.joined.inlet._queue.groups
+        assert not self.joined.inlet.queue.groups
         for blocks in self.taken:
             self._run(lambda blocks=blocks: self._store(blocks))
         while stream.out or stream.pending:

@@ -7,7 +7,7 @@ import contextlib
 import signal
 
 from ingest.roles.embedded_broker import find_program
-from ingest.roles.nats.logins import STREAM, SUBJECT
+from ingest.roles.nats.protocol import STREAM, SUBJECT
 from ingest.roles.nats.watch import ask
 from tests.faults import earlier_server
 from tests.faults.broker_world import ENDS, BrokerWorld

@@ -8,7 +8,7 @@ import shutil
 import signal
 
 from ingest.buffers.frames import HEAD_BYTES, MARK
-from ingest.roles.nats.logins import STREAM, WRITER
+from ingest.roles.nats.protocol import STREAM, WRITER
 from tests.faults.broker_power_faults import UNEVEN
 from tests.faults.broker_world import BrokerWorld
 from tests.faults.controls import LOST

@@ -6,8 +6,8 @@ import contextlib
 from collections.abc import Mapping
 
 from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.logins import FORWARD, STREAM
-from ingest.roles.nats.streams import WantedDeadLetters, WantedStream, changed
+from ingest.roles.nats.protocol import FORWARD, STREAM
+from ingest.roles.nats.streams import WantedStream, changed, wanted_letters, wanted_readings
 from ingest.roles.nats.watch import ask
 from tests.support.brokers import api, joined
 from tests.support.clusters import Cluster, Member
@@ -29,12 +29,12 @@ class FaultyServers(Cluster):
             each.config.write_text(text)
 
     @property
-    def wanted(self) -> tuple[WantedStream, WantedDeadLetters]:
+    def wanted(self) -> tuple[WantedStream, WantedStream]:
         """What the streams must be."""
         copies = len(self.members)
         size, letters = (int(str(self._settings[f"{of}_bytes_max"])) for of in ("stream", "dlq"))
         forwards = tuple(FORWARD + each for each in str(self._settings.get("forwards", "")).split())
-        return WantedStream(copies, size, forwards), WantedDeadLetters(copies, letters)
+        return wanted_readings(copies, size, forwards), wanted_letters(copies, letters)
 
     def admin(self) -> contextlib.AbstractAsyncContextManager[BrokerConnection]:
         """Give a connection of the admin."""
@@ -59,7 +59,7 @@ class FaultyServers(Cluster):
         stream, _ = self.wanted
         async with self.admin() as admin:
             assert "error" not in await api(admin, f"STREAM.DELETE.{STREAM}")
-            config = changed({**stream.stream(), **settings}, {})
+            config = changed({**stream.stream, **settings}, {})
             made = await api(admin, f"STREAM.CREATE.{STREAM}", config)
             assert "error" not in made, made
         await self.make_consumers()
@@ -68,7 +68,7 @@ class FaultyServers(Cluster):
         """Make the consumers of the stream."""
         stream, _ = self.wanted
         async with self.admin() as admin:
-            for name, each in stream.consumers().items():
+            for name, each in stream.consumers.items():
                 body = {"stream_name": STREAM, "config": changed(each, {}), "action": "create"}
                 made = await api(admin, f"CONSUMER.CREATE.{STREAM}.{name}", body)
                 assert "error" not in made, made

@@ -164,7 +164,7 @@ def dies_unanswered() -> None:
     """
     import signal
 
-    from ingest.roles.nats.envelope import PubAck, pub_ack
+    from ingest.roles.nats.protocol import PubAck, pub_ack
     from ingest.roles.nats.publishing import Publisher
 
     real = Publisher._replied
@@ -187,10 +187,10 @@ def short_window() -> None:
 
 def by_interest() -> None:
     """The stream may have the retention by interest."""
-    from ingest.roles.nats.streams import WantedStream
+    from ingest.roles.nats import streams
 
-    real = WantedStream.stream
-    WantedStream.stream = lambda self: real(self) | {"retention": "interest"}  # type: ignore[method-assign]
+    settings = streams._STREAM_DEFAULTS
+    settings["retention"] = "interest"  # it comes last, and so it wins
 
 
 def blind() -> None:

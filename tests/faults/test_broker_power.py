@@ -18,7 +18,7 @@ from ingest.embedded import running as embedded_server
 from ingest.model.errors import BrokerAway, StartError
 from ingest.roles.embedded_broker import running_broker
 from ingest.roles.nats import streams
-from ingest.roles.nats.logins import STREAM
+from ingest.roles.nats.protocol import STREAM
 from tests.faults.lazy_disk import LazyDisk
 from tests.faults.machine import NotHere
 from tests.support.brokers import WANTED, api, embedded, joined, messages, put, start_parent

@@ -99,7 +99,7 @@ SHORT_FILES = {
 # Names by which a stranger does not find the subject.
 RIDDLES = """
 ahead at_fault at_once begin carry fill given_check hand hints in_time in_work lacking late leaving
-left live one_by_one places room shared take_back undone
+left live one_by_one places room rules shared take_back undone
 """
 OF_TUPLES = {"_replace", "_asdict", "_fields", "_make"}
 OF_ARGPARSE = {

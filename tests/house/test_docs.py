@@ -117,6 +117,19 @@ def test_metrics_of_the_contract_are_in_the_table() -> None:
     assert rows.keys() >= {f"ingest_{each}" for each in f"{gauges} {histograms}".split()}
 
 
+def test_files_that_code_and_glossary_name_exist() -> None:
+    """A docstring sends its reader to other files, by the end of their path."""
+    ours = list((REPOSITORY / "ingest").rglob("*.py"))
+    there = [str(path) for path in (*ours, *(REPOSITORY / "tests").rglob("*.py"))]
+    missing = [
+        f"{path}: {name}"
+        for path in (*ours, REPOSITORY / "docs" / "glossary.md")
+        for name in re.findall(r"(?<![\w.*/{}-])(?:\w+/)*\w+\.py\b", path.read_text())
+        if not any(each.endswith(f"/{name}") for each in there)
+    ]
+    assert not missing, "\n".join(missing)
+
+
 MARKDOWN = sorted(
     path.relative_to(REPOSITORY)
     for pattern in ("*.md", "docs/*.md", "deploy/**/*.md", "benchmarks/*.md")

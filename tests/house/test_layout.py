@@ -138,7 +138,7 @@ def test_every_file_keeps_the_rule(rule: Rule, packages: str) -> None:
         (one_folder_knows_the_library, "model/ledger.py", "import prometheus_client"),
         (one_folder_knows_the_library, "http_client/client.py", "from aiohttp import web"),
         (one_folder_knows_the_library, "http/routes.py", "from aiohttp import ClientSession"),
-        (one_folder_knows_the_library, "roles/forward/lag.py", "from aiohttp import ClientError"),
+        (one_folder_knows_the_library, "roles/status.py", "from aiohttp import ClientError"),
         (
             settings_end_in_the_composition,
             "writer/writer.py",

@@ -17,11 +17,9 @@ import pytest
 
 from ingest.model.errors import BrokerAway
 from ingest.roles.embedded_broker import EmbeddedBroker
-from ingest.roles.nats import audit, pulling, purge
-from ingest.roles.nats import streams as manage
+from ingest.roles.nats import audit, pulling, purge, streams
 from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.envelope import Message
-from ingest.roles.nats.logins import GIVEN, STREAM
+from ingest.roles.nats.protocol import GIVEN, STREAM, Message
 from ingest.roles.nats.streams import Names
 from tests.support.brokers import WANTED, api, embedded, fill, hit, joined, put, set_ack_wait, until
 from tests.support.stream_writers import FEW, StreamWriter, first_place, in_turns, purged, writing
@@ -213,7 +211,7 @@ async def test_another_stream_of_the_same_name_is_checked_from_its_begin(
         await fill(own_nats, *BODIES)
         await until(lambda: one.audit.checked_to == 30)
         await api(admin, f"STREAM.DELETE.{STREAM}")
-        await manage.apply(admin, WANTED)
+        await streams.apply(admin, WANTED)
         await fill(own_nats, *BODIES[:9])
         await until(lambda: one.audit.checked_to == 9)
         assert one.audit.skipped == 0
@@ -313,16 +311,16 @@ async def _nothing(*_: object) -> None:
 
 def _change_looks(
     monkeypatch: pytest.MonkeyPatch,
-    seen: Callable[[BrokerConnection, manage.Found], Awaitable[manage.Found]],
+    seen: Callable[[BrokerConnection, streams.Found], Awaitable[streams.Found]],
 ) -> None:
     """Let the audits see something else, and not the pullers, which give names."""
-    look = manage.look
+    look = streams.look
 
-    async def changed(connection: BrokerConnection, *names: Names) -> manage.Found:
+    async def changed(connection: BrokerConnection, *names: Names) -> streams.Found:
         found = await look(connection, *names)
         return found if names else await seen(connection, found)
 
-    monkeypatch.setattr(manage, "look", changed)
+    monkeypatch.setattr(streams, "look", changed)
 
 
 async def test_writer_tells_while_the_broker_does_not_answer(
@@ -332,7 +330,7 @@ async def test_writer_tells_while_the_broker_does_not_answer(
     async with writing(own_nats) as one, writing(own_nats) as other:
         await until(lambda: one.audit._is_auditor or other.audit._is_auditor)
 
-        async def late(_: BrokerConnection, found: manage.Found) -> manage.Found:
+        async def late(_: BrokerConnection, found: streams.Found) -> streams.Found:
             await asyncio.sleep(1.5)
             return found
 
@@ -352,7 +350,7 @@ async def test_telling_that_comes_during_a_look_is_kept(
         await until(lambda: one.audit._seen_to == 10)
         late = asyncio.Event()
 
-        async def slow(connection: BrokerConnection, found: manage.Found) -> manage.Found:
+        async def slow(connection: BrokerConnection, found: streams.Found) -> streams.Found:
             if connection is one.connection:
                 await late.wait()
             return found
@@ -373,7 +371,7 @@ async def _stays(writer: StreamWriter, seen_to: int) -> None:
             assert writer.audit._seen_to == seen_to
 
 
-def _ends_at(last: int, found: manage.Found) -> manage.Found:
+def _ends_at(last: int, found: streams.Found) -> streams.Found:
     assert found.stream is not None
     state = found.stream["state"] | {"last_seq": last}
     return found._replace(stream={**found.stream, "state": state})
@@ -391,7 +389,7 @@ async def test_one_old_answer_changes_nothing(
             one.audit._seen_to, one.audit._given = 10, set(range(12, 31))
         old = [20]
 
-        async def cut_off(_: BrokerConnection, found: manage.Found) -> manage.Found:
+        async def cut_off(_: BrokerConnection, found: streams.Found) -> streams.Found:
             return _ends_at(old.pop(), found) if old else found
 
         before = one.audit._seen_to
@@ -418,7 +416,7 @@ async def test_restored_stream_is_noticed_by_all_writers(
         await fill(own_nats, *BODIES)
         await until(lambda: one.audit.checked_to == other.audit.checked_to == 30)
 
-        async def restored(_: BrokerConnection, found: manage.Found) -> manage.Found:
+        async def restored(_: BrokerConnection, found: streams.Found) -> streams.Found:
             return _ends_at(20, found)
 
         _change_looks(monkeypatch, restored)
@@ -451,7 +449,7 @@ async def test_what_was_checked_of_an_older_stream_is_nothing_in_a_new_one(
         await until(lambda: one.audit.checked_to == 30)
         monkeypatch.setattr(one.audit, "_see", _nothing)
         await api(admin, f"STREAM.DELETE.{STREAM}")
-        await manage.apply(admin, WANTED)
+        await streams.apply(admin, WANTED)
         await fill(own_nats, *BODIES[:9])
         await until(lambda: len(one.got) == 39)
         await asyncio.sleep(0.2)
@@ -465,13 +463,13 @@ async def test_place_that_comes_while_its_copy_is_looked_for_is_no_loss(
     """Another writer was given it."""
     async with writing(own_nats) as one:
         await until(lambda: one.audit._is_auditor)
-        look = manage.look_at_stream
+        look = streams.look_at_stream
 
-        async def meanwhile(connection: BrokerConnection) -> manage.Info:
+        async def meanwhile(connection: BrokerConnection) -> streams.Info:
             one.audit._on_given(7)
             return await look(connection)
 
-        monkeypatch.setattr(manage, "look_at_stream", meanwhile)
+        monkeypatch.setattr(streams, "look_at_stream", meanwhile)
         one.audit._open = {7: set()}
         await one.audit._take(7, None, one.audit._looks[-1][1].leader)
         assert one.audit.skipped == 0

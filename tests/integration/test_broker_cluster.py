@@ -11,7 +11,7 @@ import pytest
 
 from ingest.roles.nats import audit, purge
 from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.logins import STREAM, WRITER
+from ingest.roles.nats.protocol import STREAM, WRITER
 from ingest.roles.nats.pulling import Pull
 from tests.support.brokers import joined, put, until
 from tests.support.clusters import Cluster, Member, cluster, lead

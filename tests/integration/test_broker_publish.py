@@ -22,8 +22,7 @@ from ingest.model.errors import (
 from ingest.roles.embedded_broker import EmbeddedBroker
 from ingest.roles.nats import session as line
 from ingest.roles.nats.connection import BrokerConnection, connected
-from ingest.roles.nats.envelope import Address
-from ingest.roles.nats.logins import STREAM, SUBJECT
+from ingest.roles.nats.protocol import STREAM, SUBJECT, Address
 from ingest.roles.nats.publishing import Publisher
 from tests.support.blocks import make_block
 from tests.support.brokers import (
@@ -271,7 +270,7 @@ async def test_another_users_server_is_not_sent_a_password(
     connection = BrokerConnection(lambda: own_nats.published.address("gateway"), "gateway")
     stopping = asyncio.Event()
     running = asyncio.create_task(connection.run(stopping))
-    await connection.wait_tried()
+    await connection.tried.wait()
     assert not connection.up
     assert "another user" in connection.why_away
     stopping.set()

@@ -20,7 +20,7 @@ from ingest.dead_letters.store import Selection
 from ingest.model.errors import Refused
 from ingest.model.reading import EXHAUSTED
 from ingest.roles.embedded_broker import EmbeddedBroker
-from ingest.roles.nats.logins import DEAD_LETTERS
+from ingest.roles.nats.protocol import DEAD_LETTERS
 from ingest.system.state_folder import StateFolder
 from tests.support.brokers import LETTERS, api, embedded, joined
 from tests.support.commands import Here

@@ -18,8 +18,7 @@ from ingest.roles import embedded_broker as launcher
 from ingest.roles.embedded_broker import EmbeddedBroker, find_program, running_broker
 from ingest.roles.nats import session
 from ingest.roles.nats.connection import connected
-from ingest.roles.nats.envelope import Address
-from ingest.roles.nats.logins import ROLES, STREAM, SUBJECT, WRITER, inbox_of
+from ingest.roles.nats.protocol import ROLES, STREAM, SUBJECT, WRITER, Address, inbox_of
 from ingest.roles.nats.watch import ask
 from ingest.roles.supervisor import child
 from tests.support.brokers import (

@@ -20,14 +20,14 @@ from ingest.http_client.client import target_of
 from ingest.model.errors import StartError
 from ingest.model.reading import REFUSED_BY_TARGET, Reading
 from ingest.roles.embedded_broker import EmbeddedBroker
-from ingest.roles.forward import forwarder, lag
+from ingest.roles.forward import forwarder
 from ingest.roles.forward.options import ForwardOptions
 from ingest.roles.forward.service import ForwardService, ForwardWanted
 from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.logins import FORWARD, STREAM, WRITER
+from ingest.roles.nats.protocol import FORWARD, STREAM, WRITER
 from ingest.roles.nats.pulling import Delivery, Pull, Puller
 from ingest.roles.nats.purge import StreamPurge
-from ingest.roles.nats.streams import WantedStream
+from ingest.roles.nats.streams import wanted_readings
 from ingest.system.service_manager import Notifier
 from ingest.system.state_folder import StateFolder
 from tests.support.blocks import block_of
@@ -40,7 +40,7 @@ from tests.support.webhook import Came, Webhook, items_of, message_of, messages_
 NAME = "x"
 CONSUMER = FORWARD + NAME
 MIB = 1024**2
-WANTED = WantedStream(replicas=1, bytes_max=64 * MIB, forwards=(CONSUMER,))
+WANTED = wanted_readings(replicas=1, bytes_max=64 * MIB, forwards=(CONSUMER,))
 QUICK = ForwardOptions(send_retry_s_max=0.05, send_s_max=5)
 
 
@@ -310,7 +310,7 @@ async def test_forwarder_beyond_its_lag_passes_over_what_the_writers_have_done(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Never more; the newest messages are sent when the target is back, and all are counted."""
-    monkeypatch.setattr(lag, "LOOK_S", 0.05)
+    monkeypatch.setattr(forwarder, "LOOK_S", 0.05)
     those = readings(4_000)
     messages = messages_of(those, 40)
     target = Webhook()  # it does not listen yet
@@ -488,7 +488,7 @@ async def test_consumer_deleted_meanwhile_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Until it is there again."""
-    monkeypatch.setattr(lag, "LOOK_S", 0.05)
+    monkeypatch.setattr(forwarder, "LOOK_S", 0.05)
     async with forwarding(own_nats, "http://localhost:9/", tmp_path) as running:
         await until(lambda: running.state() == (200, "forwarding"))
         await api(admin, f"CONSUMER.DELETE.{STREAM}.{CONSUMER}")

@@ -19,8 +19,7 @@ from ingest.roles.embedded_broker import EmbeddedBroker
 from ingest.roles.group_queue import Commits
 from ingest.roles.inlet import StreamInlet
 from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.envelope import Address
-from ingest.roles.nats.logins import STREAM, SUBJECT, WRITER
+from ingest.roles.nats.protocol import STREAM, SUBJECT, WRITER, Address
 from ingest.roles.nats.publishing import Publisher
 from ingest.roles.nats.pulling import Delivery, Puller
 from ingest.roles.outlet import StreamOutlet

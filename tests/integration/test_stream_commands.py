@@ -13,7 +13,7 @@ import pytest
 from ingest.app import buffer as app_buffer
 from ingest.roles.embedded_broker import running_broker
 from ingest.roles.nats.connection import connected
-from ingest.roles.nats.logins import STREAM, WRITER
+from ingest.roles.nats.protocol import STREAM, WRITER
 from ingest.system.state_folder import MarkFile, StateFolder, StreamMark
 from tests.support.brokers import api, embedded, joined, messages, plain_server, put
 from tests.support.commands import Here, ingest

@@ -18,14 +18,12 @@ import pytest
 from ingest.embedded import running as embedded_running
 from ingest.model.errors import BrokerAway, BrokerRefused, StartError
 from ingest.roles.embedded_broker import EmbeddedBroker, find_program
-from ingest.roles.nats import audit, purge, watch
-from ingest.roles.nats import streams as manage
+from ingest.roles.nats import audit, purge, streams, watch
 from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.envelope import Address
-from ingest.roles.nats.logins import STREAM, SUBJECT, WRITER
+from ingest.roles.nats.protocol import STREAM, SUBJECT, WRITER, Address
 from ingest.roles.nats.publishing import Publisher
 from ingest.roles.nats.pulling import Pull
-from ingest.roles.nats.streams import WantedStream
+from ingest.roles.nats.streams import WantedStream, wanted_readings
 from ingest.roles.nats.watch import StreamWatch
 from ingest.system.state_folder import MarkFile
 from tests.support.brokers import api, hit, joined, until
@@ -33,7 +31,7 @@ from tests.support.clusters import LOCAL, Cluster, lead, members_in, running
 from tests.support.stream_damages import KINDS, Kind, Store, blocks_now
 from tests.support.stream_writers import StreamWriter, purged, writing
 
-SMALL = WantedStream(replicas=1, bytes_max=120 * 1024)  # so a block has some 37 messages
+SMALL = wanted_readings(replicas=1, bytes_max=120 * 1024)  # so a block has some 37 messages
 DONE, WAITING, NEW = 40, 50, 30
 QUICK = {"length of a record, killed", "last block deleted"}
 ILL = "state of the consumer is garbage"  # of three servers: this one is not well, and says so
@@ -115,7 +113,7 @@ async def is_empty(admin: BrokerConnection) -> None:
     async with asyncio.timeout(45):
         while True:
             with contextlib.suppress(BrokerAway):  # a leader is chosen
-                found = await manage.look_at_consumer(admin, WRITER)
+                found = await streams.look_at_consumer(admin, WRITER)
                 if found and not found["num_pending"] and not found["num_ack_pending"]:
                     return
             await asyncio.sleep(0.05)
@@ -172,7 +170,7 @@ async def _begin(server: EmbeddedBroker) -> None:
     """Start it as `up` does."""
     await server.start()
     async with joined(server, "admin") as admin:
-        await manage.apply(admin, SMALL)
+        await streams.apply(admin, SMALL)
 
 
 async def _goes_on(
@@ -284,7 +282,7 @@ async def test_what_others_removed_is_no_loss_and_a_stream_that_is_gone_is_told_
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.what)
 async def test_damage_to_one_copy_of_three_does_no_harm(kind: Kind, tmp_path: Path) -> None:
     """It is that of the server that then leads stream and consumer."""
-    wanted = SMALL._replace(replicas=3)
+    wanted = wanted_readings(3, SMALL.stream["max_bytes"])
 
     def where(role: str) -> Callable[[], Address]:
         return lambda: servers.address(role)

@@ -24,8 +24,7 @@ from ingest.roles.embedded_broker import EmbeddedBroker
 from ingest.roles.letters import StreamBackend
 from ingest.roles.nats import streams
 from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.envelope import Address
-from ingest.roles.nats.logins import DEAD_LETTER_SUBJECT, DEAD_LETTERS
+from ingest.roles.nats.protocol import DEAD_LETTER_SUBJECT, DEAD_LETTERS, Address
 from tests.support.brokers import LETTERS, api, embedded, hit, is_up, joined, until
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.letters import drained, invalid

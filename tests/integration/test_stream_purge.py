@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 from ingest.roles.embedded_broker import EmbeddedBroker
 from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.logins import STREAM, WRITER
+from ingest.roles.nats.protocol import STREAM, WRITER
 from ingest.roles.nats.purge import StreamPurge
 from tests.support.brokers import api, joined, put, until
 from tests.support.stream_writers import StreamWriter, first_place, new_mark, purged, writing

@@ -14,8 +14,8 @@ from ingest.model.reading import EXHAUSTED
 from ingest.roles import letters as replay
 from ingest.roles.embedded_broker import EmbeddedBroker
 from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.logins import DEAD_LETTER_SUBJECT, DEAD_LETTERS, REPLAY
 from ingest.roles.nats.messages import StreamMessages
+from ingest.roles.nats.protocol import DEAD_LETTER_SUBJECT, DEAD_LETTERS, REPLAY
 from tests.support.brokers import api, joined, until
 from tests.support.letters import drained
 from tests.support.replay_rig import InStream, rows, stream_with_short_waits

@@ -15,13 +15,12 @@ import pytest
 
 from ingest.model.errors import BrokerAway
 from ingest.roles.embedded_broker import EmbeddedBroker
-from ingest.roles.nats import streams as manage
-from ingest.roles.nats import watch
+from ingest.roles.nats import streams, watch
 from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.logins import STREAM, SUBJECT, WRITER
+from ingest.roles.nats.protocol import STREAM, SUBJECT, WRITER
 from ingest.roles.nats.publishing import Publisher
 from ingest.roles.nats.stream_state import Removal, StreamState
-from ingest.roles.nats.streams import WantedStream
+from ingest.roles.nats.streams import WantedStream, wanted_readings
 from ingest.roles.nats.watch import StreamWatch
 from tests.support.brokers import (
     MIB,
@@ -117,7 +116,7 @@ async def test_what_differs_later_is_a_fault_until_it_is_corrected(
         await until(lambda: not it.watch.faults)
         await api(admin, f"CONSUMER.DELETE.{STREAM}.{WRITER}")
         await until(lambda: it.says("consumer writer of INGEST: is missing"))
-        await manage.apply(admin, WANTED)
+        await streams.apply(admin, WANTED)
         await until(lambda: not it.watch.faults)
         assert it.watch.removed == 0
 
@@ -135,7 +134,7 @@ async def test_messages_are_given_again_until_that_succeeds(
         if len(tries) == 1:
             raise BrokerAway("it chooses a leader")
 
-    monkeypatch.setattr(manage, "give_again", fails_first)
+    monkeypatch.setattr(streams, "give_again", fails_first)
     async with gateway(own_nats) as it:
         see = it.watch._removals.see
         monkeypatch.setattr(
@@ -149,21 +148,11 @@ async def test_messages_are_given_again_until_that_succeeds(
         assert it.watch.removed == 1
 
 
-async def test_missing_consumer_of_a_forwarder_is_no_reason_to_refuse_posts(
-    own_nats: EmbeddedBroker,
-) -> None:
-    """It is shown, and the purge says it too."""
-    async with gateway(own_nats, WANTED._replace(forwards=("forward-x",))) as it:
-        assert it.watch.faults == ()
-        (fault,) = it.watch.degraded
-        assert str(fault) == "the consumer forward-x of INGEST: is missing"
-
-
 async def test_frozen_broker_is_away(
     own_nats: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also while the connection still seems to be there."""
-    monkeypatch.setattr(manage, "API_S_MAX", 0.2)
+    monkeypatch.setattr(streams, "API_S_MAX", 0.2)
     async with gateway(own_nats) as it:
         assert own_nats.pid is not None
         os.kill(own_nats.pid, signal.SIGSTOP)
@@ -197,7 +186,7 @@ async def test_server_that_does_not_sync_is_a_fault_unless_that_is_accepted(
         parts = [connection.run(stopping), *(each.run(stopping) for each in watches.values())]
         running = [asyncio.create_task(each) for each in parts]
         await is_up(connection)
-        await manage.apply(connection, WANTED)
+        await streams.apply(connection, WANTED)
 
         def shows(word: str) -> bool:
             return any(word in str(each) for each in watches[False].faults)
@@ -243,7 +232,7 @@ async def test_full_disk_of_the_server_is_named_until_it_is_restarted(
 ) -> None:
     """T3: it answers no message any more, and says why on its monitor port only."""
     monkeypatch.setattr(watch, "UNANSWERED_S", 0.2)
-    wanted = WantedStream(replicas=1, bytes_max=12 * MIB)
+    wanted = wanted_readings(replicas=1, bytes_max=12 * MIB)
     async with (
         embedded(small_disk / "broker", wanted=wanted) as server,
         gateway(server, wanted) as it,

@@ -22,7 +22,7 @@ from ingest.roles.supervisor import children as children_module
 from ingest.roles.supervisor import up as up_module
 from ingest.roles.supervisor.child import holders
 from ingest.roles.supervisor.children import Children, ChildTimes
-from ingest.roles.supervisor.servers import Servers
+from ingest.roles.supervisor.up import Servers
 from ingest.system.state_folder import StateFolder, running_service
 from tests.support.certificates import make_certificate
 from tests.support.receiver import until
@@ -294,7 +294,7 @@ async def test_commands_find_it_and_its_last_line_is_the_sum(
                 found: dict[str, object] = json.loads(answer.read())
                 return found
 
-        await until(lambda: up.supervisor.overview.health.in_words() == "accepting")
+        await until(lambda: up.supervisor.overview.in_words() == "accepting")
         found = await asyncio.to_thread(ready)
         assert found["state"] == "accepting"
         up.supervisor._children.tell("writer-1", {"do": "release_hold", "dead_letter": True})

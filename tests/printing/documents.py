@@ -26,9 +26,9 @@ from ingest.model.ledger import Metric
 from ingest.mqtt import service as mqtt
 from ingest.mqtt import tally as mqtt_tally
 from ingest.roles.embedded_broker import ACCOUNT, rights
-from ingest.roles.forward import lag as forward_tally
+from ingest.roles.forward import forwarder as forward_tally
 from ingest.roles.forward import service
-from ingest.roles.nats.logins import ROLES
+from ingest.roles.nats.protocol import ROLES
 from ingest.sinks.postgres import durability
 from ingest.sinks.postgres.schema import TABLE
 from ingest.system.files import REMOTE, VOLATILE

@@ -15,16 +15,15 @@ from typing import Any
 import msgspec
 
 from ingest.roles.embedded_broker import EmbeddedBroker, find_program
-from ingest.roles.nats import streams as manage
+from ingest.roles.nats import streams
 from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.envelope import Address, Message
-from ingest.roles.nats.logins import STREAM, SUBJECT, WRITER
-from ingest.roles.nats.streams import WantedDeadLetters, WantedStream
+from ingest.roles.nats.protocol import STREAM, SUBJECT, WRITER, Address, Message
+from ingest.roles.nats.streams import WantedStream, wanted_letters, wanted_readings
 from tests.support.documents import REPOSITORY
 
 MIB = 1024**2
-WANTED = WantedStream(replicas=1, bytes_max=64 * MIB)
-LETTERS = WantedDeadLetters(replicas=1, bytes_max=64 * MIB)
+WANTED = wanted_readings(replicas=1, bytes_max=64 * MIB)
+LETTERS = wanted_letters(replicas=1, bytes_max=64 * MIB)
 
 PARENT = """
 import asyncio, sys
@@ -51,7 +50,7 @@ def hit(pid: int | None, number: int) -> None:
 
 @asynccontextmanager
 async def embedded(
-    folder: Path, *, wanted: WantedStream | WantedDeadLetters | None = WANTED
+    folder: Path, *, wanted: WantedStream | None = WANTED
 ) -> AsyncIterator[EmbeddedBroker]:
     """Run an embedded broker, with the stream if one is wanted."""
     server = EmbeddedBroker(folder, find_program())
@@ -59,7 +58,7 @@ async def embedded(
     try:
         if wanted is not None:
             async with joined(server, "admin") as admin:
-                await manage.apply(admin, wanted)
+                await streams.apply(admin, wanted)
         yield server
     finally:
         await server.stop()

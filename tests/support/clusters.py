@@ -12,18 +12,17 @@ from pathlib import Path
 
 from ingest.embedded.programs import DatabaseUser, command
 from ingest.model.errors import BrokerAway, BrokerRefused
-from ingest.roles.embedded_broker import Endpoints, config_text, find_program, new_endpoints
+from ingest.roles.embedded_broker import Endpoints, config_text, find_program, new_passwords
 from ingest.roles.nats import streams as manage
 from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.envelope import Address
-from ingest.roles.nats.logins import STREAM
-from ingest.roles.nats.streams import Wanted, WantedStream
+from ingest.roles.nats.protocol import STREAM, Address
+from ingest.roles.nats.streams import WantedStream, wanted_readings
 from ingest.roles.nats.watch import ask
 from tests.support.brokers import MIB, api, joined
 from tests.support.tcp_ports import free_port
 
 LOCAL = "127.0.0.1"
-WANTED_3 = WantedStream(replicas=3, bytes_max=64 * MIB)
+WANTED_3 = wanted_readings(replicas=3, bytes_max=64 * MIB)
 
 
 class Member:
@@ -145,7 +144,7 @@ def members_in(
 
     `stores` is the folder of their messages, if that is another one.
     """
-    passwords = new_endpoints(0, 0).passwords
+    passwords = new_passwords()
     ports = [(free_port(), free_port(), free_port()) for _ in hosts]
     routes = [f"nats://{host}:{port}" for host, (_, _, port) in zip(hosts, ports, strict=True)]
     members = []
@@ -173,7 +172,7 @@ def members_in(
 
 
 @asynccontextmanager
-async def running(servers: Cluster, *streams: Wanted) -> AsyncIterator[Cluster]:
+async def running(servers: Cluster, *streams: WantedStream) -> AsyncIterator[Cluster]:
     """Run servers, with these streams."""
     try:
         await asyncio.gather(*(each.start() for each in servers.members))
@@ -204,7 +203,7 @@ async def cluster(
         yield servers
 
 
-async def make_streams(servers: Cluster, *streams: Wanted) -> None:
+async def make_streams(servers: Cluster, *streams: WantedStream) -> None:
     """Make the streams, as soon as the servers can."""
     async with joined(lambda: servers.address("admin"), "admin") as admin:
         async with asyncio.timeout(20):
@@ -213,7 +212,7 @@ async def make_streams(servers: Cluster, *streams: Wanted) -> None:
         await servers.leader(admin)
 
 
-async def _apply(admin: BrokerConnection, wanted: Wanted) -> None:
+async def _apply(admin: BrokerConnection, wanted: WantedStream) -> None:
     while True:
         try:
             await manage.apply(admin, wanted)

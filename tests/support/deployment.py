@@ -30,9 +30,9 @@ from ingest.model.ports import BufferStats
 from ingest.mqtt import service as mqtt
 from ingest.mqtt import tally as mqtt_tally
 from ingest.mqtt.tally import MqttTally
-from ingest.roles.forward import lag as forward_tally
+from ingest.roles.forward import forwarder as forward_tally
 from ingest.roles.forward import service as forwarding
-from ingest.roles.forward.lag import ForwardTally
+from ingest.roles.forward.forwarder import ForwardTally
 
 REPOSITORY = Path(__file__).parents[2]
 DEPLOY = REPOSITORY / "deploy"

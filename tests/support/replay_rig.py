@@ -24,8 +24,8 @@ from ingest.roles import letters as replay
 from ingest.roles.embedded_broker import EmbeddedBroker
 from ingest.roles.letters import StreamBackend, StreamReplay
 from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.logins import DEAD_LETTERS, REPLAY
 from ingest.roles.nats.messages import StreamMessages
+from ingest.roles.nats.protocol import DEAD_LETTERS, REPLAY
 from tests.support.brokers import LETTERS, api, joined
 from tests.support.letters import LetterFiles, folder_queue, keep, read
 from tests.support.stream_letters import kept, stream_queue
@@ -156,10 +156,10 @@ class InStream:
     def half(self, connection: BrokerConnection, settings: Settings = SETTINGS) -> Half:
         """Make a half whose replay may run."""
         backend = StreamBackend(connection)
-        letters = DeadLetterQueue(backend, bytes_max=LETTERS.bytes_max)
+        letters = DeadLetterQueue(backend, bytes_max=LETTERS.stream["max_bytes"])
         source = StreamReplay(
             connection,
-            StreamMessages(connection, DEAD_LETTERS),
+            StreamMessages(connection),
             backend.replaying,
             pause_s=0.02,
         )

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from ingest.roles.nats.logins import STREAM, SUBJECT
+from ingest.roles.nats.protocol import STREAM, SUBJECT
 
 # Of a record: length (4), sequence (8), time (8), length of the subject (2), subject, .., sum (8).
 _HEAD_BYTES = 22

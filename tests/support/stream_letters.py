@@ -9,13 +9,13 @@ from ingest.dead_letters.store import LetterStore, LiveLetter, Selection, Tally,
 from ingest.model.reading import Letter
 from ingest.roles.letters import StreamBackend, StreamLetterStore
 from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.logins import DEAD_LETTERS
 from ingest.roles.nats.messages import StreamMessages
+from ingest.roles.nats.protocol import DEAD_LETTERS
 from tests.support.brokers import LETTERS, api
 
 
 def stream_queue(
-    connection: BrokerConnection, bytes_max: int = LETTERS.bytes_max, **waits: float
+    connection: BrokerConnection, bytes_max: int = LETTERS.stream["max_bytes"], **waits: float
 ) -> DeadLetterQueue:
     """Return dead letters in the stream, in the running event loop."""
     return DeadLetterQueue(StreamBackend(connection, **waits), bytes_max=bytes_max)
@@ -23,7 +23,7 @@ def stream_queue(
 
 def store_of(connection: BrokerConnection) -> StreamLetterStore:
     """Return the letters of the stream."""
-    return StreamLetterStore(StreamMessages(connection, DEAD_LETTERS))
+    return StreamLetterStore(StreamMessages(connection))
 
 
 async def live(store: LetterStore, where: Selection = Selection()) -> list[LiveLetter]:  # noqa: B008

@@ -10,8 +10,7 @@ from contextlib import AsyncExitStack
 
 from ingest.model.errors import BrokerAway
 from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.envelope import Address
-from ingest.roles.nats.logins import STREAM, SUBJECT
+from ingest.roles.nats.protocol import STREAM, SUBJECT, Address
 from ingest.roles.nats.publishing import Publisher
 from ingest.roles.nats.pulling import Pull
 from ingest.roles.nats.watch import StreamWatch

@@ -11,9 +11,8 @@ from pathlib import Path
 from ingest.roles.embedded_broker import EmbeddedBroker
 from ingest.roles.nats.audit import Audit
 from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.envelope import Address
-from ingest.roles.nats.logins import STREAM, WRITER
-from ingest.roles.nats.pulling import Delivery, Pull, Puller, Skipped
+from ingest.roles.nats.protocol import STREAM, WRITER, Address
+from ingest.roles.nats.pulling import Delivery, Pull, Puller
 from ingest.roles.nats.purge import StreamPurge
 from ingest.system.state_folder import MarkFile
 from tests.support.brokers import api, is_up
@@ -36,7 +35,7 @@ class StreamWriter:
         self.acknowledges = acknowledges
         self.got: list[Delivery] = []
         self.passes_to: StreamWriter | None = None  # who pulls after each message of ours
-        self.seen_alone: list[Skipped] = []  # what the check of one reader finds
+        self.seen_alone: list[range] = []  # what the check of one reader finds
         self.puller = Puller(
             connection,
             consumer=WRITER,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 
 from ingest.formats.post import Decoded, ItemError, Points
 from ingest.http.request import Answer, Request, problem
-from ingest.model.block import SHARED_ROWS_MAX, Block, Reservation
+from ingest.model.block import SHARED_ROWS_MAX, Ack, Block, Reservation
 from ingest.model.errors import BrokerOutcomeUnknown, NotKept, Refused
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
 from ingest.model.ports import BufferStats, JournalStats, Sizes, Told, Work
@@ -23,11 +23,10 @@ from ingest.receiver.keeping import AckWaits, Keeping, Terms
 from ingest.receiver.small_posts import Page
 from ingest.roles.group_queue import Commits
 from ingest.roles.inlet import StreamInlet
-from ingest.roles.nats.envelope import Message
-from ingest.roles.nats.logins import AWAITED
+from ingest.roles.nats.protocol import AWAITED, Message
 from ingest.roles.nats.publishing import NO_HEADERS
 from ingest.roles.nats.pulling import Delivery
-from ingest.roles.outlet import OnOutcome, StreamOutlet, decode_message
+from ingest.roles.outlet import StreamOutlet, decode_message
 from tests.support.fakes import FakeDatabase, FakeDeadLetters
 
 MANY = 1 << 40
@@ -223,7 +222,7 @@ class Joined:
         wait_s_max: float = 10.0,
         request_max: int = 4,
         commits: Commits | None = None,
-        outcome: OnOutcome = lambda _id, _ack: None,
+        outcome: Callable[[str, Ack], None] = lambda _id, _ack: None,
     ) -> None:
         self.stream = ScriptedStream(request_max)
         self.foreign: list[tuple[Delivery, str]] = []

@@ -18,8 +18,8 @@ from aiohttp import web
 
 from ingest.roles.embedded_broker import EmbeddedBroker
 from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.logins import FORWARD, STREAM
-from ingest.roles.nats.streams import WantedStream
+from ingest.roles.nats.protocol import FORWARD, STREAM
+from ingest.roles.nats.streams import wanted_readings
 from ingest.system.state_folder import StateFolder
 from tests.support.brokers import api, embedded, joined, put, until
 from tests.support.commands import Here
@@ -39,7 +39,7 @@ MIB = 1024**2
 async def broker_in(state: Path, size: int = 64 * MIB) -> AsyncIterator[EmbeddedBroker]:
     """Run a broker in a state folder, as `ingest up` does, with a forwarder's consumer."""
     folder = StateFolder.open(state)
-    wanted = WantedStream(replicas=1, bytes_max=size, forwards=(CONSUMER,))
+    wanted = wanted_readings(replicas=1, bytes_max=size, forwards=(CONSUMER,))
     async with embedded(folder.broker, wanted=wanted) as server:
         yield server
 

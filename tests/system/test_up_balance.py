@@ -13,7 +13,7 @@ import pytest
 
 from ingest.roles.embedded_broker import running_broker
 from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.logins import STREAM, WRITER
+from ingest.roles.nats.protocol import STREAM, WRITER
 from tests.support.brokers import api, joined
 from tests.system.test_up import Up, children
 

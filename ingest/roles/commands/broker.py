@@ -1,9 +1,7 @@
-"""Finds the broker for a command, connects to it as the admin, and finds the dead letters there.
+"""The broker as the commands see it: found, connected as the admin, checked for `ingest doctor`.
 
 The order: the configured servers, the embedded broker that a process runs in the state folder, and
 the same one started for the time of the command.
-
-What `ingest doctor` finds at the broker: its streams, its servers, its dead letters.
 """
 
 from __future__ import annotations
@@ -11,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 from ingest.cli.context import FILES, STREAM
@@ -22,19 +19,16 @@ from ingest.dead_letters.store import LetterStore, Selection, first
 from ingest.model.errors import IngestError, StartError
 from ingest.roles.embedded_broker import running_broker
 from ingest.roles.letters import StreamLetterStore
-from ingest.roles.nats import streams as manage
-from ingest.roles.nats import watch
+from ingest.roles.nats import streams, watch
 from ingest.roles.nats.connection import BrokerConnection, connected
-from ingest.roles.nats.logins import DEAD_LETTERS
 from ingest.roles.nats.messages import StreamMessages
-from ingest.roles.nats.streams import Wanted
+from ingest.roles.nats.protocol import DEAD_LETTERS
 from ingest.roles.role import (
     configured_address,
     configured_monitors,
     make_embedded,
     note_rest,
-    wanted_dead_letters,
-    wanted_stream,
+    wanted_streams,
 )
 from ingest.system import logs
 from ingest.system.state_folder import StateFolder, existing, running_service
@@ -98,12 +92,13 @@ async def letters_of_broker(
     """
     folder = StateFolder(state_dir(settings))
     in_use = bool(settings.broker_url) or running_broker(folder.broker) is not None
-    may_be_left = _has_left_stream(folder.broker) and running_service(folder.path) is None
+    streams_left = (folder.broker / "store" / "jetstream").glob(f"*/streams/{DEAD_LETTERS}")
+    may_be_left = any(streams_left) and running_service(folder.path) is None
     if asked_for is None and not in_use and not may_be_left:
         yield files
         return
     async with broker(settings) as reached:
-        messages = StreamMessages(reached.connection, DEAD_LETTERS)
+        messages = StreamMessages(reached.connection)
         state = await messages.find_state()
         if asked_for == STREAM or settings.broker_url:
             await messages.state()  # its error says what to do if there is no stream
@@ -119,11 +114,6 @@ async def letters_of_broker(
         yield files if state is None else StreamLetterStore(messages)
 
 
-def _has_left_stream(broker: Path) -> bool:
-    """Whether the store of an embedded broker has the stream of the dead letters."""
-    return any((broker / "store" / "jetstream").glob(f"*/streams/{DEAD_LETTERS}"))
-
-
 async def broker_checks(settings: Settings) -> list[Check]:
     """Check the configured broker, or the one that runs in the state folder. None: no findings."""
     folder = StateFolder(state_dir(settings))
@@ -136,13 +126,13 @@ async def broker_checks(settings: Settings) -> list[Check]:
 
 
 async def _checks(settings: Settings) -> list[Check]:
-    wanted: list[Wanted] = [wanted_stream(settings), wanted_dead_letters(settings)]
+    wanted = wanted_streams(settings)
     async with broker(settings) as reached:
-        found = [await manage.look(reached.connection, each.names) for each in wanted]
-        letters = await StreamMessages(reached.connection, DEAD_LETTERS).find_state()
+        found = [await streams.look(reached.connection, each.names) for each in wanted]
+        letters = await StreamMessages(reached.connection).find_state()
     altered, degraded = (
         [str(fault) for there, each in zip(found, wanted, strict=True) for fault in of(there, each)]
-        for of in (manage.altered, manage.degraded)
+        for of in (streams.altered, streams.degraded)
     )
     if not settings.broker_unsafe:
         altered += map(str, watch.monitor_faults(reached.monitors))

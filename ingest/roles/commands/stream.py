@@ -6,7 +6,7 @@ One has the readings, the other one the dead letters.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,13 +15,12 @@ from ingest.config.loading import Loaded
 from ingest.config.settings import Settings
 from ingest.formats.timestamp import text_us
 from ingest.roles.commands.broker import Reached, broker
-from ingest.roles.nats import streams as manage
-from ingest.roles.nats import watch
-from ingest.roles.nats.streams import Found, Info, Names, StreamFault, Wanted
-from ingest.roles.role import wanted_dead_letters, wanted_stream
+from ingest.roles.nats import streams, watch
+from ingest.roles.nats.streams import Found, Info, Names, StreamFault, WantedStream
+from ingest.roles.role import wanted_streams
 from ingest.system.clock import rfc3339
 
-Do = Callable[[Reached, list[Wanted], argparse.Namespace, Settings], Awaitable[Ending]]
+Do = Callable[[Reached, Sequence[WantedStream], argparse.Namespace, Settings], Awaitable[Ending]]
 
 
 def time_text(text: str) -> str:
@@ -34,18 +33,17 @@ def time_text(text: str) -> str:
 
 async def _run(do: Do, args: argparse.Namespace, loaded: Loaded) -> Ending:
     settings = loaded.settings
-    wanted: list[Wanted] = [wanted_stream(settings), wanted_dead_letters(settings)]
     async with broker(settings, may_make=do is _apply) as reached:
-        return await do(reached, wanted, args, settings)
+        return await do(reached, wanted_streams(settings), args, settings)
 
 
-async def _apply(reached: Reached, wanted: list[Wanted], *_: object) -> Ending:
-    done = [line for each in wanted for line in await manage.apply(reached.connection, each)]
+async def _apply(reached: Reached, wanted: Sequence[WantedStream], *_: object) -> Ending:
+    done = [line for each in wanted for line in await streams.apply(reached.connection, each)]
     return Ending({"done": done}, "\n".join(done))
 
 
-async def _show(reached: Reached, wanted: list[Wanted], *_: object) -> Ending:
-    found = [await manage.look(reached.connection, each.names) for each in wanted]
+async def _show(reached: Reached, wanted: Sequence[WantedStream], *_: object) -> Ending:
+    found = [await streams.look(reached.connection, each.names) for each in wanted]
     document = {**found[0]._asdict(), "dead_letters": found[1]._asdict()}
     texts = [as_text(its, each.names) for its, each in zip(found, wanted, strict=True)]
     all_there = all(None not in (each.stream, *_consumers(each)) for each in found)
@@ -53,9 +51,12 @@ async def _show(reached: Reached, wanted: list[Wanted], *_: object) -> Ending:
 
 
 async def _rewind(
-    reached: Reached, _: list[Wanted], args: argparse.Namespace, _settings: Settings
+    reached: Reached,
+    _: Sequence[WantedStream],
+    args: argparse.Namespace,
+    _settings: Settings,
 ) -> Ending:
-    first = await manage.rewind(reached.connection, args.since or "")
+    first = await streams.rewind(reached.connection, args.since or "")
     since = f" that came since {args.since}" if args.since else ""
     text = f"the stream has no messages{since}"
     if first is not None:
@@ -64,12 +65,15 @@ async def _rewind(
 
 
 async def _check(
-    reached: Reached, wanted: list[Wanted], _: argparse.Namespace, settings: Settings
+    reached: Reached,
+    wanted: Sequence[WantedStream],
+    _: argparse.Namespace,
+    settings: Settings,
 ) -> Ending:
     faults = [
         fault
         for each in wanted
-        for fault in manage.faults(await manage.look(reached.connection, each.names), each)
+        for fault in streams.faults(await streams.look(reached.connection, each.names), each)
     ]
     unsafe = [] if settings.broker_unsafe else watch.monitor_faults(reached.monitors)
     named = {"stream": faults, "broker_unsafe": unsafe}

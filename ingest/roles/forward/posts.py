@@ -1,17 +1,15 @@
-"""The posts of one message of the stream: which readings, as which bytes, with which key.
+"""The posts of one message of the stream: which readings, in which bytes, with which key, signed.
 
 Promises: the same message, filters and limits always make the same posts with the same keys, also
 in another process. So a target that has seen a key has all readings of that post. If a setting or
 the message differs, the key does.
-
-Signs posts, as the specification "Standard Webhooks" says, so that libraries can check it.
+The signature is that of the specification "Standard Webhooks", so that libraries can check it:
 
     webhook-id         the idempotency key
     webhook-timestamp  when it was sent, in Unix seconds
     webhook-signature  v1, and the base64 of HMAC-SHA256(secret, "ID.TIMESTAMP.BODY")
 
-Promises: the secret is in no log and in no error. Its file is read again for each post; while
-it cannot be used, the last good secret is.
+The secret is in no log and in no error.
 """
 
 from __future__ import annotations
@@ -38,6 +36,11 @@ from ingest.system.logs import Occasionally, get_logger
 
 KEY_BYTES = 16
 NAMES_REMEMBERED = 20_000
+SECRET_CHARACTERS_MIN = 16
+PREFIX = "whsec_"  # what follows is base64
+WARNING_S = 60.0
+
+_log = get_logger("forward")
 
 
 class PostLimits(NamedTuple):
@@ -113,13 +116,6 @@ def _text(reading: Reading) -> bytes:
             "value": reading.value,
         }
     )
-
-
-SECRET_CHARACTERS_MIN = 16
-PREFIX = "whsec_"  # what follows is base64
-WARNING_S = 60.0
-
-_log = get_logger("forward")
 
 
 class Signer:

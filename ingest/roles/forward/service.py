@@ -1,10 +1,8 @@
-"""One forwarder: its parts; how it starts is in client_process.
+"""One forwarder: its parts; how it starts is in app/client_process.py.
 
 The start also looks for the consumer, which an operator makes.
 Order of the stop: no more messages; those that wait are given back; posts under way end; the
 connection to the broker, the dead letters and the admin port are closed.
-
-The options of `ingest forward` that have a default. Declared as settings are, but only flags.
 """
 
 from __future__ import annotations
@@ -22,14 +20,19 @@ from ingest.http_client.client import HttpClient, Target
 from ingest.model.errors import StartError
 from ingest.model.ledger import Metric, Metrics, Values, read
 from ingest.roles.embedded_broker import running_broker
-from ingest.roles.forward.forwarder import Forwarder, TargetSender
-from ingest.roles.forward.lag import METRICS, MISSING, ForwardTally, LagWatch
+from ingest.roles.forward.forwarder import (
+    METRICS,
+    MISSING,
+    Forwarder,
+    ForwardTally,
+    LagWatch,
+    TargetSender,
+)
 from ingest.roles.forward.options import ForwardOptions
 from ingest.roles.forward.posts import Filters, PostLimits, Signer
 from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.envelope import Address
-from ingest.roles.nats.logins import FORWARD
-from ingest.roles.nats.pulling import Pull, Puller, Skipped
+from ingest.roles.nats.protocol import FORWARD, Address
+from ingest.roles.nats.pulling import Pull, Puller
 from ingest.roles.nats.purge import lag_bytes_max
 from ingest.roles.role import configured_address
 from ingest.system.state_folder import StateFolder
@@ -37,11 +40,6 @@ from ingest.system.state_folder import StateFolder
 ROLE = "forward"
 ADMIN_LISTEN = "127.0.0.1:8082"  # unless admin_listen is set: a service on this machine has 8081
 MESSAGE_BYTES_MAX = 64 * 1024**2  # no nats-server takes a larger one
-NO_BROKER = (
-    "a forwarder reads the stream of a broker, and here is none: `ingest serve` keeps readings in "
-    "its own journal, which only it reads. Run `ingest up` on this state folder, or set "
-    "INGEST_BROKER_URL"
-)
 
 
 class ForwardWanted(NamedTuple):
@@ -87,7 +85,11 @@ def broker_of(settings: Settings) -> Callable[[], Address]:
     folder = StateFolder(state_dir(settings)).broker
     first = running_broker(folder)
     if first is None:
-        raise StartError(NO_BROKER)
+        raise StartError(
+            "a forwarder reads the stream of a broker, and here is none: `ingest serve` keeps "
+            "readings in its own journal, which only it reads. Run `ingest up` on this state "
+            "folder, or set INGEST_BROKER_URL"
+        )
     # Its port and its passwords change. While it does not run, no address is of use.
     return lambda: (running_broker(folder) or first).address(ROLE)
 
@@ -122,7 +124,7 @@ class ForwardService(ClientService):
             client,
             self.dead_letters,
             self.tally,
-            sign=signer.headers if signer is not None else _unsigned,
+            sign=signer.headers if signer is not None else lambda _key, _body, _now_s: {},
             retry_s_max=options.send_retry_s_max,
         )
         consumer = FORWARD + wanted.name
@@ -148,10 +150,10 @@ class ForwardService(ClientService):
             skip_to=self.forwarder.skip_to,
         )
 
-    def _missed(self, skipped: Skipped) -> None:
+    def _missed(self, places: range) -> None:
         """Note messages that the stream has not delivered: damaged, or removed before we came."""
-        self.tally.pass_over(MISSING, skipped.last - skipped.first + 1, 0)
-        self.log.error("forward_missing", first=skipped.first, last=skipped.last)
+        self.tally.pass_over(MISSING, len(places), 0)
+        self.log.error("forward_missing", first=places[0], last=places[-1])
 
     def metrics(self) -> Values:
         """Return the values of all metrics now."""
@@ -172,7 +174,7 @@ class ForwardService(ClientService):
         """Connect to the broker, and look for the consumer; see ClientService."""
         process = self.process
         process.spawn(self._connection.run(self._closing))
-        await self._connection.wait_tried()
+        await self._connection.tried.wait()
         await self.watch.look()
         if self.watch.missing:
             raise StartError(self.watch.missing)
@@ -233,7 +235,3 @@ OF_NOW: Metrics[ForwardService] = (
         lambda it: it.dead_letters.stats().size_bytes,
     ),
 )
-
-
-def _unsigned(_key: str, _body: bytes, _now_s: float) -> Mapping[str, str]:
-    return {}

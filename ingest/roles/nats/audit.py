@@ -30,9 +30,8 @@ import msgspec
 from ingest.model.errors import BrokerAway, BrokerRefused
 from ingest.model.ledger import Metric, Metrics
 from ingest.roles.nats import streams
-from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.envelope import Message
-from ingest.roles.nats.logins import GIVEN
+from ingest.roles.nats.connection import WARNING_S, BrokerConnection
+from ingest.roles.nats.protocol import GIVEN, Message
 from ingest.roles.nats.pulling import Delivery, Puller
 from ingest.roles.nats.stream_state import StreamState, state_of
 from ingest.roles.nats.streams import Found
@@ -51,7 +50,6 @@ _BEHIND_MAX = 100_000  # places: more than that would have to be read again
 _READ_S_MAX = 0.5  # in one round: then it is looked again whether it is still the same stream
 _READS_MAX = 16  # at once
 LEADER_S = 10.0  # between two changes of the leader: publishing waits for each of them
-WARNING_S = 60.0
 
 _log = get_logger("broker")
 

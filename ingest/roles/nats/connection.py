@@ -15,8 +15,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from ingest.model.errors import BrokerAway, StartError
-from ingest.roles.nats.envelope import PULL, Address, Heard, Message, Outgoing
-from ingest.roles.nats.logins import inbox_of
+from ingest.roles.nats.protocol import PULL, Address, Message, inbox_of
 from ingest.system import clock
 from ingest.system.logs import Occasionally, get_logger
 from ingest.system.waiting import backoff_s
@@ -32,39 +31,32 @@ _log = get_logger("broker")
 OnReply = Callable[[Message], None]
 
 
-def session_type() -> type[Session]:
-    """Return the class that knows the NATS library. Blocks 0.1 s the first time.
-
-    Raises StartError if the library is not installed: it comes with an extra.
-    """
-    try:
-        from ingest.roles.nats.session import Session  # noqa: PLC0415
-    except ImportError as error:
-        raise StartError(
-            f"the broker needs the extra `roles` ({error}): install iot-ingest[roles]"
-        ) from error
-    return Session
-
-
 class BrokerConnection:
     """A connection for one role. `where` is asked before each try, since passwords change.
 
-    Raises StartError: see session_type.
+    Raises StartError if the NATS library is not installed: it comes with an extra. Blocks 0.1 s the
+    first time.
     """
 
     def __init__(self, where: Callable[[], Address], role: str) -> None:
-        self._session_type = session_type()
+        try:
+            from ingest.roles.nats.session import Session  # noqa: PLC0415
+        except ImportError as error:
+            raise StartError(
+                f"the broker needs the extra `roles` ({error}): install iot-ingest[roles]"
+            ) from error
+        self._session_type = Session
         self._why_away = "not connected yet"
         self._where = where
         self._role = role
         self._session: Session | None = None
         self._replies: dict[int, OnReply] = {}
-        self._hears: dict[str, Heard] = {}
+        self._hears: dict[str, tuple[OnReply, str]] = {}  # with their queue groups
         self._on_delivery_of: dict[str, OnReply] = {}  # by stream
         self._last_token = 0
         self._watchers: list[tuple[Callable[[], None], Callable[[], None]]] = []
         self._closing: set[asyncio.Task[None]] = set()
-        self._tried = asyncio.Event()
+        self.tried = asyncio.Event()  # the first try to connect has ended; `up` says how
         self._occasionally = Occasionally(WARNING_S)
 
     @property
@@ -97,13 +89,13 @@ class BrokerConnection:
         Of a group only one member gets each message. What is sent while we are not connected is
         missed.
         """
-        self._hears[subject] = Heard(on_message, group)
+        self._hears[subject] = on_message, group
 
     def send(self, subject: str, payload: bytes = b"") -> bool:
         """Send a message that nobody answers. Return False, and send nothing, if we are away."""
         if self._session is None or not self.up:
             return False
-        self._session.put(Outgoing(subject, payload, "", None))
+        self._session.put(subject, payload)
         return True
 
     def call(
@@ -126,7 +118,7 @@ class BrokerConnection:
         token = self._last_token
         self._replies[token] = on_reply
         reply_to = f"{self._session.inbox}.{PULL if pulls else ''}{token}"
-        self._session.put(Outgoing(subject, payload, reply_to, headers))
+        self._session.put(subject, payload, reply_to, headers)
         return token
 
     def forget(self, token: int) -> None:
@@ -164,7 +156,7 @@ class BrokerConnection:
         failures = 0
         while not stopping.is_set():
             session = await self._connect()
-            self._tried.set()
+            self.tried.set()
             if session is None:
                 pause_s = backoff_s(failures, first_s=AGAIN_S_MIN, cap_s=AGAIN_S_MAX)
                 failures += 1
@@ -177,10 +169,6 @@ class BrokerConnection:
             finally:
                 self._went(session, stopping)
         await asyncio.gather(*self._closing)
-
-    async def wait_tried(self) -> None:
-        """Return once the first try to connect has ended; `up` says how."""
-        await self._tried.wait()
 
     def _came(self, session: Session) -> None:
         self._session = session
@@ -236,7 +224,7 @@ async def connected(address: Address, role: str) -> AsyncIterator[BrokerConnecti
     stopping = asyncio.Event()
     task = asyncio.create_task(connection.run(stopping))
     try:
-        await connection.wait_tried()
+        await connection.tried.wait()
         if not connection.up:
             raise BrokerAway(f"cannot connect to the broker: {connection.why_away}")
         yield connection

@@ -1,4 +1,4 @@
-"""Reads messages of a stream by their places, whoever has consumed them, and deletes some.
+"""Reads the messages of the dead letters by their places, and deletes those that are done.
 
 Promises: messages come in the order of the stream. Nobody waits for a time-out of its own after the
 connection has ended. Deleting what is not there is no error.
@@ -16,8 +16,9 @@ import msgspec
 
 from ingest.model.errors import BrokerAway, BrokerRefused
 from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.envelope import NO_MESSAGE, NOTHING_TO_DELETE, Message
-from ingest.roles.nats.streams import ask, look_at_stream
+from ingest.roles.nats.protocol import DEAD_LETTERS, NO_MESSAGE, NOTHING_TO_DELETE, Message
+from ingest.roles.nats.stream_state import StreamState, state_of
+from ingest.roles.nats.streams import Found, ask, look_at_stream
 
 SILENCE_S_MAX = 5.0  # without a sign of the broker, while something is read
 REQUESTS_MAX = 64  # at once
@@ -47,41 +48,29 @@ class MessagePlace(NamedTuple):
     message_id: str
 
 
-class MessagesState(msgspec.Struct):
-    """What a stream holds. `first_ts` is the time of its first message, as RFC 3339."""
-
-    messages: int = 0
-    size_bytes: int = msgspec.field(default=0, name="bytes")
-    first_place: int = msgspec.field(default=0, name="first_seq")
-    last_place: int = msgspec.field(default=0, name="last_seq")
-    first_ts: str = ""
-
-
 class StreamMessages:
-    """The messages of one stream. It must allow direct reading (`allow_direct`).
+    """The messages of the stream of the dead letters, whoever has consumed them.
 
     Every method raises BrokerAway, or BrokerRefused.
     """
 
-    def __init__(self, connection: BrokerConnection, stream: str) -> None:
+    def __init__(self, connection: BrokerConnection) -> None:
         self._connection = connection
-        self._stream = stream
         self._reading: set[_Reading] = set()
         connection.watch(lambda: None, self._went)
 
-    async def state(self) -> MessagesState:
+    async def state(self) -> StreamState:
         """Return how much there is."""
         state = await self.find_state()
         if state is None:
             raise BrokerRefused(
-                f"the broker has no stream {self._stream}: `ingest stream apply` makes it"
+                f"the broker has no stream {DEAD_LETTERS}: `ingest stream apply` makes it"
             )
         return state
 
-    async def find_state(self) -> MessagesState | None:
+    async def find_state(self) -> StreamState | None:
         """Return how much there is, None if there is no stream."""
-        found = await look_at_stream(self._connection, self._stream)
-        return None if found is None else msgspec.convert(found["state"], MessagesState)
+        return state_of(Found(await look_at_stream(self._connection, DEAD_LETTERS), None))
 
     async def read(
         self,
@@ -103,7 +92,7 @@ class StreamMessages:
         }
         reading = _Reading()
         token = self._connection.call(
-            f"$JS.API.DIRECT.GET.{self._stream}", msgspec.json.encode(request), reading.take
+            f"$JS.API.DIRECT.GET.{DEAD_LETTERS}", msgspec.json.encode(request), reading.take
         )
         self._reading.add(reading)
         try:
@@ -117,7 +106,7 @@ class StreamMessages:
         there: set[MessagePlace] = set()
 
         async def look(each: MessagePlace) -> None:
-            subject = f"STREAM.MSG.GET.{self._stream}"
+            subject = f"STREAM.MSG.GET.{DEAD_LETTERS}"
             found = await ask(self._connection, subject, {"seq": each.place}, NO_MESSAGE)
             headers = b"" if found is None else b64decode(found["message"].get("hdrs", ""))
             if f"Nats-Msg-Id: {each.message_id}\r\n".encode() in headers:
@@ -128,7 +117,7 @@ class StreamMessages:
 
     async def delete(self, places: Iterable[int]) -> None:
         """Delete messages; when this returns they are gone. After an error some of them are."""
-        subject = f"STREAM.MSG.DELETE.{self._stream}"
+        subject = f"STREAM.MSG.DELETE.{DEAD_LETTERS}"
 
         async def delete(place: int) -> None:
             # Without `no_erase` the broker writes random bytes over it, at five times the cost.

@@ -27,7 +27,7 @@ from ingest.model.errors import (
     IngestError,
 )
 from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.envelope import ApiFault, Meaning, Message, PubAck, pub_ack
+from ingest.roles.nats.protocol import ApiFault, Meaning, Message, PubAck, pub_ack
 from ingest.roles.nats.stream_state import PublishedPlaces
 from ingest.system import clock
 

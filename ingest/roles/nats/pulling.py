@@ -21,10 +21,9 @@ from typing import NamedTuple
 import msgspec
 
 from ingest.model.errors import BrokerAway, BrokerRefused
-from ingest.roles.nats import streams as manage
-from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.envelope import Message
-from ingest.roles.nats.logins import AWAITED, STREAM
+from ingest.roles.nats import streams
+from ingest.roles.nats.connection import WARNING_S, BrokerConnection
+from ingest.roles.nats.protocol import AWAITED, STREAM, Message
 from ingest.roles.nats.stream_state import StreamState, state_of
 from ingest.roles.nats.streams import Names
 from ingest.system import clock
@@ -35,7 +34,6 @@ EXPIRES_S = 5.0
 HEARTBEAT_S = 1.0
 SILENCE_S_MAX = 3.0
 AGAIN_S_MAX = 0.5
-WARNING_S = 60.0
 
 _PARTS = 9  # of a reply subject; with a domain there are two more before the stream
 _DONE, _LATER, _WORKING, _NEVER = b"+ACK", b"-NAK", b"+WPI", b"+TERM"
@@ -59,20 +57,14 @@ class Delivery(NamedTuple):
     awaited: str = ""  # the id of the message, if its gateway waits for the outcome
 
 
-class Skipped(NamedTuple):
-    """Places in the stream, both included, whose messages were not delivered."""
-
-    first: int
-    last: int
-
-
 class SkipCheck:
     """Finds messages that the one reader of a consumer was never given. No I/O.
 
     Each delivery has two numbers: its place in the stream, and its place among the deliveries of
     its consumer. Of two first deliveries that follow each other, the places in the stream follow
     each other too; if they do not, the messages between them were skipped. What several readers
-    were given it does not see. Call `delivered` for each delivery, in order.
+    were given it does not see. Call `delivered` for each delivery, in order. What was skipped is
+    told as a range of places.
     """
 
     def __init__(self) -> None:
@@ -84,16 +76,16 @@ class SkipCheck:
         self._last_delivery = last_delivery
         self._last_place = last_place
 
-    def ended(self, last_delivery: int, last_place: int, end: int) -> Skipped | None:
+    def ended(self, last_delivery: int, last_place: int, end: int) -> range | None:
         """Note that nothing is left to deliver, up to the place `end`; return what was skipped."""
         if last_delivery == self._last_delivery and self._last_place is not None:
             last_place = max(last_place, self._last_place)  # what was reported is not said again
         if last_place >= end:
             return None
         self.begin(last_delivery, end)
-        return Skipped(last_place + 1, end)
+        return range(last_place + 1, end + 1)
 
-    def delivered(self, delivery: int, place: int, *, is_first: bool) -> Skipped | None:
+    def delivered(self, delivery: int, place: int, *, is_first: bool) -> range | None:
         """Note a delivery; return what was skipped before it."""
         follows = delivery == self._last_delivery + 1
         last_place = self._last_place
@@ -104,7 +96,7 @@ class SkipCheck:
             return None
         self._last_place = place
         if follows and last_place is not None and place > last_place + 1:
-            return Skipped(last_place + 1, place - 1)
+            return range(last_place + 1, place)
         return None
 
 
@@ -128,7 +120,7 @@ class Puller:
         *,
         consumer: str,
         take: Callable[[Delivery], None],
-        skipped: Callable[[Skipped], None] = lambda _: None,
+        skipped: Callable[[range], None] = lambda _: None,
         pull: Pull = Pull(),  # noqa: B008  immutable
     ) -> None:
         self.wanted = asyncio.Event()
@@ -158,10 +150,8 @@ class Puller:
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Pull until the event is set."""
-        known = False
         while not stopping.is_set():
-            known = known or await self._find_place()
-            if not known or not self._connection.up:
+            if not self._connection.up:
                 await clock.sleep_unless(stopping, AGAIN_S_MAX * random.uniform(0.1, 1))
                 continue
             if not self._sure.is_set():
@@ -178,18 +168,6 @@ class Puller:
                 await self._check_end()
             await clock.sleep_unless(stopping, self._pause_s * random.uniform(0.1, 1))
 
-    async def _find_place(self) -> bool:
-        """Ask what was delivered before us; return whether that is known."""
-        try:
-            state, last = await self._look()
-        except BrokerAway as error:
-            self._complain(str(error))
-            return False
-        # Of a consumer that has delivered nothing, the first delivery is the begin of the stream.
-        before = last["stream_seq"] if state.deliveries else max(0, state.first - 1)
-        self._check.begin(state.deliveries, before)
-        return True
-
     async def _check_end(self) -> None:
         """See whether the last messages of the stream were skipped, if nothing is left to pull."""
         try:
@@ -204,7 +182,7 @@ class Puller:
     async def _look(self) -> tuple[StreamState, Mapping[str, int]]:
         """Ask for the stream, and the last delivery. Raises BrokerAway, also if there is none."""
         try:
-            found = await manage.look(self._connection, Names(STREAM, self._consumer))
+            found = await streams.look(self._connection, Names(STREAM, self._consumer))
         except BrokerRefused as error:
             raise BrokerAway(str(error)) from error
         state = state_of(found)
@@ -322,11 +300,16 @@ class Puller:
     async def _ask_until_sure(self) -> None:
         while self._connection.up and not self._sure.is_set():
             try:
-                self._made = (await self._look())[0].made
+                state, last = await self._look()
             except BrokerAway as error:
                 self._complain(str(error))
                 await asyncio.sleep(AGAIN_S_MAX * random.uniform(0.1, 1))
             else:
+                if not self._made:  # what was delivered before us
+                    # Of a consumer that has delivered nothing, that ends before the first message.
+                    before = last["stream_seq"] if state.deliveries else max(0, state.first - 1)
+                    self._check.begin(state.deliveries, before)
+                self._made = state.made
                 self._sure.set()
         unsent, self._unsent = self._unsent, []
         for each, word in unsent:

@@ -2,41 +2,42 @@
 
 The stream keeps messages until we remove them, whatever becomes of its consumers: other kinds of
 retention lose all of them with a consumer. Several writers may remove side by side.
-Promises: a message is removed only if all named consumers have done it, `keep_s` ago, and the audit
-has seen to it. If a named consumer is missing, nothing is removed. A consumer
-that was made anew has done nothing yet.
+A forwarder whose target is away for long would fill the stream, which then refuses posts. So beyond
+a bound its oldest messages are skipped, until its lag is KEPT of the bound. What the writers have
+not done is not skipped: the stream keeps it anyway.
+Promises: a message is removed only if all named consumers have done or skipped it, `keep_s` ago,
+and the audit has seen to it. If a named consumer is missing, nothing is removed. A consumer that
+was made anew has done nothing yet.
 Does not: know how long messages were done before this process began. It keeps them longer.
-
-How far a forwarder is behind, and what is skipped so that it never fills the stream. No I/O.
-
-The stream keeps a message until the writers and each named forwarder have done it. A forwarder
-whose target is away for long would fill it, and the stream would then refuse posts. So beyond a
-bound its oldest messages are skipped, until the lag is KEPT of the bound. Messages that the
-writers have not done are not skipped: the stream keeps them anyway.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 from ingest.model.errors import BrokerAway, BrokerRefused
 from ingest.model.ledger import Metric, Metrics
 from ingest.roles.nats import streams
-from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.logins import STREAM, WRITER
-from ingest.roles.nats.streams import StreamFault
+from ingest.roles.nats.connection import WARNING_S, BrokerConnection
+from ingest.roles.nats.protocol import STREAM, WRITER
+from ingest.roles.nats.stream_state import StreamState, mark_of, state_of
+from ingest.roles.nats.streams import READINGS, StreamFault
 from ingest.system import clock
 from ingest.system.logs import Occasionally, get_logger
-from ingest.system.state_folder import MarkFile, StreamMark
+from ingest.system.state_folder import MarkFile
 from ingest.system.waiting import unless
 
 KEPT = 0.75
-ABSENT = (
-    1.25  # times the bound: then the writers' purge passes over messages, since nobody else does
-)
+ABSENT = 1.25  # times the bound: then this purge passes over messages, since nobody else does
+EVERY_S = 10.0
+DELIVERED_BYTES = 256 * 1024**2  # or once so many bytes came to our writer
+_LOOK_S = 0.5  # how often the bytes are looked at
+_SAMPLES_MAX = 1_000
+
+_log = get_logger("broker")
 
 
 def lag_bytes_max(configured: int, stream_bytes_max: int) -> int:
@@ -53,14 +54,13 @@ class Lag(NamedTuple):
     last: int = 0  # the place of the last one
 
 
-def lag_of(stream: Mapping[str, Any], consumer: Mapping[str, Any]) -> Lag:
-    """Return the lag from what the broker says of the stream and of a consumer."""
-    state = stream["state"]
-    first = max(consumer["ack_floor"]["stream_seq"], state["first_seq"] - 1)
-    messages = max(0, state["last_seq"] - first)
+def lag_of(state: StreamState, done_to: int) -> Lag:
+    """Return the lag of a consumer that has done all up to a place."""
+    first = max(done_to, state.first - 1)
+    messages = max(0, state.last - first)
     # All messages count alike, as if they had the same size.
-    size_bytes = state["bytes"] * messages // max(1, state["messages"])
-    return Lag(messages, min(size_bytes, state["bytes"]), first, state["last_seq"])
+    size_bytes = state.size_bytes * messages // max(1, state.messages)
+    return Lag(messages, min(size_bytes, state.size_bytes), first, state.last)
 
 
 def place_to_skip_to(lag: Lag, bytes_max: int, writers_floor: int | None) -> int:
@@ -75,15 +75,6 @@ def place_to_skip_to(lag: Lag, bytes_max: int, writers_floor: int | None) -> int
     if writers_floor is not None:
         place = min(place, writers_floor)
     return place if place > lag.first else 0
-
-
-EVERY_S = 10.0
-DELIVERED_BYTES = 256 * 1024**2  # or once so many bytes came to our writer
-_LOOK_S = 0.5  # how often the bytes are looked at
-_SAMPLES_MAX = 1_000
-WARNING_S = 60.0
-
-_log = get_logger("broker")
 
 
 class StreamPurge:
@@ -110,16 +101,14 @@ class StreamPurge:
         self.unforwarded = 0  # messages that we removed though a forwarder had not sent them
         self.faults: tuple[StreamFault, ...] = ()  # why nothing is removed
         self._connection = connection
-        self._consumers = (WRITER, *forwards)
+        self._names = READINGS._replace(others=forwards)
         self._mark = mark
         self._checked_to = checked_to
         self._delivered_bytes = delivered_bytes
         self._forward_lag_bytes_max = forward_lag_bytes_max
         self._delivered_before = 0
         self._kept = Kept(keep_s)
-        self._delivered: Mapping[str, int] = {}  # how far writers were given the stream
         self._made = ""
-        self._too_far_behind: dict[str, int] = {}  # forwarders: all up to this place is done
         self._occasionally = Occasionally(WARNING_S)
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -148,57 +137,36 @@ class StreamPurge:
         return True
 
     async def _purge(self) -> None:
-        stream = await streams.look_at_stream(self._connection)
-        if stream is None:
+        found = await streams.look(self._connection, self._names)
+        state = state_of(found)
+        if state is None:
             return  # the watch says so
-        if self._made != stream["created"]:
-            self._made = stream["created"]
+        if self._made != state.made:
+            self._made = state.made
             self._kept.clear()
-        floors: dict[str, int | None] = {}
-        self._too_far_behind.clear()
-        for each in self._consumers:
-            floors[each] = await self._floor(each, stream, floors.get(WRITER))
-        missing = [each for each, floor in floors.items() if floor is None]
+        missing = [] if found.consumer else [WRITER]
+        done_to = state.done_to
+        passed_over: list[int] = []  # where the forwarders are that are too far behind
+        for name, forward in found.others.items():
+            if forward is None:
+                missing.append(name)
+                continue
+            floor = int(forward["ack_floor"]["stream_seq"])
+            lag = lag_of(state, floor)
+            place = place_to_skip_to(lag, self._forward_lag_bytes_max, state.done_to)
+            if place > floor:
+                passed_over.append(lag.first)
+                _log.error("forward_passed_over", consumer=name, first=lag.first + 1, last=place)
+            done_to = min(done_to, max(floor, place))
+        self._set_faults(*map(_missing, missing))
         if missing:
-            self._set_faults(*(_missing(each) for each in missing))
             return
-        self._set_faults()
-        done_to = min(floor for floor in floors.values() if floor is not None)
-        now_s = clock.monotonic_s()
-        to = min(self._kept.note(now_s, done_to), self._checked_to(self._made))
-        first = stream["state"]["first_seq"]
-        mark = StreamMark(
-            self._made,
-            purged_to=max(to, first - 1),
-            done_to=floors[WRITER] or 0,
-            delivered_to=self._delivered["stream_seq"],
-            deliveries=self._delivered["consumer_seq"],
-        )
-        await self._mark.note(mark)  # before it is done: after a kill this must be no loss
-        if to >= first:
+        to = min(self._kept.note(clock.monotonic_s(), done_to), self._checked_to(state.made))
+        noted = mark_of(state)._replace(purged_to=max(to, state.first - 1), acknowledged_to=0)
+        await self._mark.note(noted)  # before it is done: after a kill this must be no loss
+        if to >= state.first:
             await streams.purge(self._connection, to)
-            self.unforwarded += sum(max(0, to - done) for done in self._too_far_behind.values())
-
-    async def _floor(
-        self, consumer: str, stream: Mapping[str, Any], writers: int | None
-    ) -> int | None:
-        """Return the place up to which a consumer has done all; None if it is missing.
-
-        `writers` is that of the writers. Of a forwarder that is too far behind it counts instead.
-        """
-        found = await streams.look_at_consumer(self._connection, consumer)
-        if found is None:
-            return None
-        floor = int(found["ack_floor"]["stream_seq"])
-        if consumer == WRITER:
-            self._delivered = found["delivered"]
-            return floor
-        lag = lag_of(stream, found)
-        place = place_to_skip_to(lag, self._forward_lag_bytes_max, writers)
-        if place > floor:
-            self._too_far_behind[consumer] = lag.first
-            _log.error("forward_passed_over", consumer=consumer, first=lag.first + 1, last=place)
-        return max(floor, place)
+            self.unforwarded += sum(max(0, to - done) for done in passed_over)
 
     def _set_faults(self, *faults: StreamFault) -> None:
         if faults and faults != self.faults:

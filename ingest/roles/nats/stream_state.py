@@ -1,6 +1,4 @@
-"""How far the stream and its consumer have come, as numbers of the broker's answers. No I/O.
-
-Finds messages that somebody removed from the stream before they were done. No I/O.
+"""How far the stream and its consumer have come, and what somebody removed from it. No I/O.
 
 Our own purge removes what is done and nothing else. So these are losses: the stream is gone, or is
 another one of the same name; it ends before the place where it ended, or it has given a place

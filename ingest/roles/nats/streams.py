@@ -1,14 +1,11 @@
-"""Makes, changes, checks and shows a stream and its consumer, by JetStream's API.
+"""What the streams and their consumers must be; makes, changes and checks them by JetStream's API.
 
+The promise of an acknowledged message depends on their settings: another retention, `discard old`,
+a largest age or a memory storage lose messages without an error. So all of them are compared, not
+only those that we would set.
 Promises: `apply` never removes a stream, a consumer or a message. A setting that cannot be changed,
 or that says that the stream is somebody else's, is an error that names it.
 Does not: know what the server does with its disk; watch.py does.
-
-What the streams and their consumers must be, and how those that are there differ. No I/O.
-
-The promise of an acknowledged message depends on these settings: another retention, `discard old`,
-a largest age or a memory storage lose messages without an error. So all of them are compared, not
-only those that we would set.
 """
 
 from __future__ import annotations
@@ -21,120 +18,28 @@ from typing import Any, NamedTuple
 
 from ingest.model.errors import BrokerAway, BrokerRefused
 from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.envelope import NO_CONSUMER, NO_MESSAGE, NOT_FOUND, Meaning, api_fault
-from ingest.roles.nats.logins import (
+from ingest.roles.nats.protocol import (
     DEAD_LETTER_SUBJECT,
     DEAD_LETTERS,
+    NO_CONSUMER,
+    NO_MESSAGE,
+    NOT_FOUND,
     REPLAY,
     REPLAYED_SUBJECTS,
     STREAM,
     SUBJECT,
     WRITER,
+    Meaning,
+    api_fault,
 )
 
 ACK_WAIT_S = 30.0  # a delivery that is not acknowledged after this comes again
 ACKS_PENDING_MAX = 1_000  # deliveries without an acknowledgement; then the broker waits
 WINDOW_S = 30.0  # in which a message id is known; must be longer than a message is tried
+API_S_MAX = 5.0
 
 Config = Mapping[str, Any]
-
-
-class Names(NamedTuple):
-    """A stream, its consumer, and consumers that it has for others, as those of forwarders."""
-
-    stream: str
-    consumer: str
-    others: tuple[str, ...] = ()
-
-
-READINGS = Names(STREAM, WRITER)
-LETTERS = Names(DEAD_LETTERS, REPLAY)
-
-
-class WantedStream(NamedTuple):
-    """What `ingest.in.0` needs: how many copies on servers, how many bytes, which consumers.
-
-    `forwards` are the names of the forwarders' consumers.
-    """
-
-    replicas: int
-    bytes_max: int
-    forwards: tuple[str, ...] = ()
-
-    @property
-    def names(self) -> Names:
-        """The stream and its consumers."""
-        return READINGS._replace(others=self.forwards)
-
-    def stream(self) -> dict[str, Any]:
-        """Return the settings of the stream."""
-        return {
-            "name": STREAM,
-            "subjects": [SUBJECT],
-            "retention": "limits",  # the others lose messages if a consumer is missing
-            "storage": "file",
-            "discard": "new",  # a full stream refuses; it must not remove old messages
-            "num_replicas": self.replicas,
-            "max_bytes": self.bytes_max,
-            "duplicate_window": _nanoseconds(WINDOW_S),
-            "deny_delete": True,  # nobody removes single messages; a purge of what is done may
-            **_STREAM_DEFAULTS,
-        }
-
-    def consumers(self) -> dict[str, dict[str, Any]]:
-        """Return the settings of each consumer: the one of all writers, one for each forwarder."""
-        return {name: _consumer(name) for name in (WRITER, *self.forwards)}
-
-
-class WantedDeadLetters(NamedTuple):
-    """What the dead letters need. A letter is live while its message is there."""
-
-    replicas: int
-    bytes_max: int
-
-    @property
-    def names(self) -> Names:
-        """The stream and its consumer."""
-        return LETTERS
-
-    def stream(self) -> dict[str, Any]:
-        """Return the settings of the stream."""
-        readings = WantedStream(self.replicas, self.bytes_max).stream()
-        return readings | {
-            "name": DEAD_LETTERS,
-            "subjects": [f"{DEAD_LETTER_SUBJECT}*"],
-            "deny_delete": False,  # what is replayed or discarded is deleted
-            "allow_direct": True,  # many messages with one request
-        }
-
-    def consumers(self) -> dict[str, dict[str, Any]]:
-        """Return the settings of the consumer of the automatic replay."""
-        replay = _consumer(REPLAY) | {
-            "max_ack_pending": 1,  # so only one writer replays at a time
-            "filter_subjects": list(REPLAYED_SUBJECTS),
-        }
-        return {REPLAY: replay}
-
-
-Wanted = WantedStream | WantedDeadLetters
-
-
-def _consumer(name: str) -> dict[str, Any]:
-    return {
-        "durable_name": name,
-        "name": name,
-        "deliver_policy": "all",
-        "ack_policy": "explicit",
-        "ack_wait": _nanoseconds(ACK_WAIT_S),
-        "max_ack_pending": ACKS_PENDING_MAX,
-        **_CONSUMER_DEFAULTS,
-    }
-
-
-def _nanoseconds(seconds: float) -> int:
-    return int(seconds * 1_000_000_000)
-
-
+Info = Mapping[str, Any] | None  # what the broker says; None if there is none
 # A setting that is missing in a reply has one of these values.
 _STREAM_DEFAULTS: dict[str, Any] = {
     "max_msgs": -1,
@@ -170,6 +75,82 @@ _FALSE = {"deny_delete": False, "allow_direct": False}
 _FIXED_STREAM = ("subjects", "retention", "storage", "max_consumers", "persist_mode", "mirror")
 _FIXED_CONSUMER = ("deliver_policy", "ack_policy", "replay_policy", "deliver_subject")
 FIXED = frozenset((*_FIXED_STREAM, *_FIXED_CONSUMER, "sources", "sealed", "deny_purge"))
+
+
+class Names(NamedTuple):
+    """A stream, its consumer, and consumers that it has for others, as those of forwarders."""
+
+    stream: str
+    consumer: str
+    others: tuple[str, ...] = ()
+
+
+READINGS = Names(STREAM, WRITER)
+
+
+class WantedStream(NamedTuple):
+    """The settings that a stream needs, and those of its consumers by name, the main one first."""
+
+    stream: Config
+    consumers: Mapping[str, Config]
+
+    @property
+    def names(self) -> Names:
+        """The stream and its consumers."""
+        main, *others = self.consumers
+        return Names(self.stream["name"], main, tuple(others))
+
+
+def wanted_readings(replicas: int, bytes_max: int, forwards: tuple[str, ...] = ()) -> WantedStream:
+    """Return what the stream of the readings needs: so many copies on servers, so many bytes.
+
+    Its consumers are the one of all writers, and one for each name of `forwards`.
+    """
+    stream = {
+        "name": STREAM,
+        "subjects": [SUBJECT],
+        "retention": "limits",  # the others lose messages if a consumer is missing
+        "storage": "file",
+        "discard": "new",  # a full stream refuses; it must not remove old messages
+        "num_replicas": replicas,
+        "max_bytes": bytes_max,
+        "duplicate_window": _nanoseconds(WINDOW_S),
+        "deny_delete": True,  # nobody removes single messages; a purge of what is done may
+        **_STREAM_DEFAULTS,
+    }
+    return WantedStream(stream, {name: _consumer(name) for name in (WRITER, *forwards)})
+
+
+def wanted_letters(replicas: int, bytes_max: int) -> WantedStream:
+    """Return what the dead letters need. A letter is live while its message is there."""
+    stream = {
+        **wanted_readings(replicas, bytes_max).stream,
+        "name": DEAD_LETTERS,
+        "subjects": [f"{DEAD_LETTER_SUBJECT}*"],
+        "deny_delete": False,  # what is replayed or discarded is deleted
+        "allow_direct": True,  # many messages with one request
+    }
+    replay = _consumer(REPLAY) | {
+        "max_ack_pending": 1,  # so only one writer replays at a time
+        "filter_subjects": list(REPLAYED_SUBJECTS),
+    }
+    return WantedStream(stream, {REPLAY: replay})
+
+
+def _consumer(name: str) -> dict[str, Any]:
+    return {
+        "durable_name": name,
+        "name": name,
+        "deliver_policy": "all",
+        "ack_policy": "explicit",
+        "ack_wait": _nanoseconds(ACK_WAIT_S),
+        "max_ack_pending": ACKS_PENDING_MAX,
+        **_CONSUMER_DEFAULTS,
+    }
+
+
+def _nanoseconds(seconds: float) -> int:
+    return int(seconds * 1_000_000_000)
 
 
 class Difference(NamedTuple):
@@ -208,11 +189,6 @@ def changed(wanted: Config, found: Config) -> dict[str, Any]:
 
 def _shown(value: Any) -> str:
     return "(none)" if value in (None, "") else str(value)
-
-
-API_S_MAX = 5.0
-
-Info = Mapping[str, Any] | None  # what the broker says; None if there is none
 
 
 class StreamFault(NamedTuple):
@@ -307,20 +283,20 @@ async def give_again(connection: BrokerConnection, first: int) -> None:
     await ask(connection, f"CONSUMER.RESET.{STREAM}.{WRITER}", {"seq": max(1, first)})
 
 
-def faults(found: Found, wanted: Wanted) -> list[StreamFault]:
+def faults(found: Found, wanted: WantedStream) -> list[StreamFault]:
     """Return what is missing, what differs, and copies that are behind."""
     return [*altered(found, wanted), *degraded(found, wanted)]
 
 
-def altered(found: Found, wanted: Wanted) -> list[StreamFault]:
+def altered(found: Found, wanted: WantedStream) -> list[StreamFault]:
     """Return what is missing, and what differs: messages may be lost by it."""
     names = wanted.names
     where = _stream(names)
     if found.stream is None:
         return [StreamFault(where, "is missing")]
-    of_stream = differences(wanted.stream(), found.stream["config"])
+    of_stream = differences(wanted.stream, found.stream["config"])
     listed = [StreamFault(where, str(each)) for each in of_stream if not _is_size(each)]
-    for name, config in wanted.consumers().items():
+    for name, config in wanted.consumers.items():
         there = _there(found, names, name)
         if there is None:
             listed.append(StreamFault(_consumer_words(names, name), "is missing"))
@@ -330,7 +306,7 @@ def altered(found: Found, wanted: Wanted) -> list[StreamFault]:
     return listed
 
 
-def degraded(found: Found, wanted: Wanted) -> list[StreamFault]:
+def degraded(found: Found, wanted: WantedStream) -> list[StreamFault]:
     """Return copies that are behind: one more server less, and the stream stands still.
 
     Another size is told here too. A full stream refuses, so nothing is lost by it.
@@ -338,10 +314,10 @@ def degraded(found: Found, wanted: Wanted) -> list[StreamFault]:
     if found.stream is None:
         return []
     where = _stream(wanted.names)
-    of_stream = differences(wanted.stream(), found.stream["config"])
+    of_stream = differences(wanted.stream, found.stream["config"])
     listed = [StreamFault(where, str(each)) for each in of_stream if _is_size(each)]
     cluster = found.stream.get("cluster") or {}
-    if wanted.replicas > 1 and not cluster.get("leader"):
+    if wanted.stream["num_replicas"] > 1 and not cluster.get("leader"):
         return [*listed, StreamFault(where, "has no leader")]
     return listed + [
         StreamFault(
@@ -370,7 +346,7 @@ def _there(found: Found, names: Names, name: str) -> Info:
     return found.consumer if name == names.consumer else found.others.get(name)
 
 
-async def apply(connection: BrokerConnection, wanted: Wanted) -> list[str]:
+async def apply(connection: BrokerConnection, wanted: WantedStream) -> list[str]:
     """Make what is missing, change what differs; return what was done, as sentences.
 
     Raises BrokerRefused, with what an operator has to do, and BrokerAway.
@@ -378,8 +354,8 @@ async def apply(connection: BrokerConnection, wanted: Wanted) -> list[str]:
     names = wanted.names
     found = await look(connection, names)
     request = partial(_of_stream, names)
-    done = [await _apply_one(connection, _stream(names), wanted.stream(), found.stream, request)]
-    for name, config in wanted.consumers().items():
+    done = [await _apply_one(connection, _stream(names), wanted.stream, found.stream, request)]
+    for name, config in wanted.consumers.items():
         there, request = _there(found, names, name), partial(_of_consumer, names, name)
         where = _consumer_words(names, name)
         done.append(await _apply_one(connection, where, config, there, request))
@@ -411,22 +387,14 @@ async def _apply_one(
     listed = list(differences(wanted, found["config"]))
     if not listed:
         return f"{where} was there, and fits"
-    _refuse_fixed(where, listed)
-    await ask(connection, *request("UPDATE", changed(wanted, found["config"])))
-    return f"changed {where}: {_listed(listed)}"
-
-
-def _refuse_fixed(where: str, listed: list[Difference]) -> None:
-    fixed = [str(each) for each in listed if each.fixed]
-    if fixed:
+    if fixed := [str(each) for each in listed if each.fixed]:
         raise BrokerRefused(
             f"{where} cannot be used: {'; '.join(fixed)}. Nothing was changed. Save what it holds, "
             "then delete or rename it, and apply again"
         )
-
-
-def _listed(listed: list[Difference]) -> str:
-    return ", ".join(f"{each.name} {each.found} -> {each.wanted}" for each in listed)
+    await ask(connection, *request("UPDATE", changed(wanted, found["config"])))
+    changes = (f"{each.name} {each.found} -> {each.wanted}" for each in listed)
+    return f"changed {where}: {', '.join(changes)}"
 
 
 async def ask(

@@ -7,12 +7,10 @@ Promises: a difference is in `faults` within 10 s, and gone from there when it i
 of the stream is changed. But if the stream gives places again, the writers get all its messages
 again, since their consumer may have passed these places. That is tried until it succeeds. Several
 roles may do this: a reading that is written twice is stored once.
+A client cannot see whether a server syncs, and by default it does so every two minutes: a power cut
+then loses all messages since. So the monitor ports are asked, with http.client, which ignores the
+proxies of the environment.
 Does not: take the role out of service. The role reads the attributes, and decides.
-
-Asks the monitor port of nats-server whether it syncs each message to the disk, and is well.
-
-A client cannot see that, and by default a server syncs every two minutes: a power cut then loses
-all messages since. With http.client, which ignores the proxies of the environment. Blocks.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ingest.model.errors import BrokerAway, BrokerRefused
-from ingest.roles.nats import streams as manage
+from ingest.roles.nats import streams
 from ingest.roles.nats.connection import BrokerConnection
 from ingest.roles.nats.stream_state import (
     PublishedPlaces,
@@ -40,9 +38,21 @@ from ingest.system.logs import get_logger
 from ingest.system.state_folder import MarkFile, StreamMark
 from ingest.system.waiting import first_of, unless
 
+EVERY_S = 1.0  # the mark is so old at most
+MONITOR_S = 8.0
+AGAIN_S = 1.0  # after a look without an answer, or one that has found something
+UNANSWERED_S = 2.0
+GIVE_AGAIN_S = 10.0  # after a try that has failed
 ANSWER_S_MAX = 3.0
 ANSWER_BYTES_MAX = 8 * 1024**2
 _OF_THE_DISK = ("write error", "no space left", "read-only file system", "input/output error")
+NOT_KNOWN = StreamFault(
+    "the server",
+    "whether it syncs each message to the disk is not known: set broker_monitor_url, or "
+    "broker_unsafe if you are sure",
+)
+
+_log = get_logger("broker")
 
 
 class ServerLook(NamedTuple):
@@ -73,13 +83,6 @@ class ServerLook(NamedTuple):
             yield StreamFault(self.where, f"{self.disk}: free some space, and restart nats-server")
         elif self.illness:
             yield StreamFault(self.where, f"it is not well: {self.illness}")
-
-
-NOT_KNOWN = StreamFault(
-    "the server",
-    "whether it syncs each message to the disk is not known: set broker_monitor_url, or "
-    "broker_unsafe if you are sure",
-)
 
 
 def monitor_faults(urls: tuple[str, ...]) -> list[StreamFault]:
@@ -114,20 +117,6 @@ def _unsafe(url: str) -> str:
     return ""
 
 
-def is_answering(url: str, within_s: float) -> bool:
-    """Whether the process answers at all, whatever it says; a frozen one does not."""
-    parts = urlsplit(url)
-    connection = HTTPConnection(parts.hostname or "", parts.port, timeout=within_s)
-    try:
-        connection.request("GET", f"{parts.path}/")
-        connection.getresponse().read(ANSWER_BYTES_MAX)
-    except (OSError, HTTPException):
-        return False
-    finally:
-        connection.close()
-    return True
-
-
 def _illness(url: str) -> str:
     said = ask(url, "/healthz", also=(500, 503))
     if said.get("status") == "ok":
@@ -140,30 +129,35 @@ def ask(url: str, path: str, *, also: tuple[int, ...] = ()) -> dict[str, Any]:
 
     A status other than 200 is an OSError, unless it is one of `also`.
     """
-    parts = urlsplit(url)
-    kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=ANSWER_S_MAX)
-    try:
-        connection.request("GET", parts.path.rstrip("/") + path)
-        response = connection.getresponse()
-        text = response.read(ANSWER_BYTES_MAX)
-    finally:
-        connection.close()
-    if response.status not in {200, *also}:
-        raise OSError(f"status {response.status}")
+    status, text = _get(url, path, ANSWER_S_MAX)
+    if status not in {200, *also}:
+        raise OSError(f"status {status}")
     found = json.loads(text)
     if not isinstance(found, dict):
         raise ValueError("no JSON object")
     return found
 
 
-EVERY_S = 1.0  # the mark is so old at most
-MONITOR_S = 8.0
-AGAIN_S = 1.0  # after a look without an answer, or one that has found something
-UNANSWERED_S = 2.0
-GIVE_AGAIN_S = 10.0  # after a try that has failed
+def is_answering(url: str, within_s: float) -> bool:
+    """Whether the process answers at all, whatever it says; a frozen one does not."""
+    try:
+        _get(url, "/", within_s)
+    except (OSError, HTTPException):
+        return False
+    return True
 
-_log = get_logger("broker")
+
+def _get(url: str, path: str, within_s: float) -> tuple[int, bytes]:
+    """Return the status and the body of one page. Raises OSError, and HTTPException."""
+    parts = urlsplit(url)
+    kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+    connection = kind(parts.hostname or "", parts.port, timeout=within_s)
+    try:
+        connection.request("GET", parts.path.rstrip("/") + path)
+        response = connection.getresponse()
+        return response.status, response.read(ANSWER_BYTES_MAX)
+    finally:
+        connection.close()
 
 
 class StreamWatch:
@@ -226,11 +220,6 @@ class StreamWatch:
         servers = self._watch(stopping, self._look_at_servers, MONITOR_S, self._servers_due)
         await asyncio.gather(stream, servers)
 
-    def look_soon(self) -> None:
-        """Look at once, because something is strange."""
-        self._stream_due.set()
-        self._servers_due.set()
-
     async def _watch(
         self,
         stopping: asyncio.Event,
@@ -245,7 +234,8 @@ class StreamWatch:
 
     def _came(self) -> None:
         self._reconnected = True
-        self.look_soon()
+        self._stream_due.set()
+        self._servers_due.set()
 
     def _went(self) -> None:
         if self.away_since_s is None:
@@ -256,7 +246,7 @@ class StreamWatch:
         began_s = clock.monotonic_s()
         published = self._published()  # before the look: the stream has these
         try:
-            found = await manage.look(self._connection, self._wanted.names)
+            found = await streams.look(self._connection, self._wanted.names)
         except BrokerAway:
             if self.away_since_s is None:
                 self.away_since_s = began_s
@@ -269,12 +259,8 @@ class StreamWatch:
         self.state, self.looked_s = state_of(found), began_s
         # Whether a place was given again is known by answers that came before this one.
         await self._see_removals(self._published()._replace(to=published.to))
-        # What is wrong with the consumer of a forwarder is no reason to take no posts.
-        self._stream_faults = manage.altered(found, self._wanted._replace(forwards=()))
-        others = [
-            each for each in manage.altered(found, self._wanted) if each not in self._stream_faults
-        ]
-        self._stream_degraded = [*others, *manage.degraded(found, self._wanted)]
+        self._stream_faults = streams.altered(found, self._wanted)
+        self._stream_degraded = streams.degraded(found, self._wanted)
         self._judge()
         return not self._stream_faults and not self._removals.suspects
 
@@ -303,7 +289,7 @@ class StreamWatch:
         if self.state is None or due_s is None or clock.monotonic_s() < due_s:
             return
         try:
-            await manage.give_again(self._connection, self.state.first)
+            await streams.give_again(self._connection, self.state.first)
         except (BrokerAway, BrokerRefused) as error:
             self._give_again_s = clock.monotonic_s() + GIVE_AGAIN_S
             _log.error("stream_not_given_again", why=str(error))

@@ -1,21 +1,14 @@
-"""One process of `ingest up`: how it is started, what it says, and how it ends.
+"""One process of `ingest up`: how it is started, what it says, how it ends, and who is left of it.
 
-Promises: it gets its configuration by its channel alone: nothing secret is in its environment or on
-its command line. Its terminal's Ctrl-C does not reach it: only the supervisor stops it.
-Does not: decide when it is started or ended; children.py does.
-
-The control channel between a supervisor and its child: JSON lines over a pair of sockets.
-
-The child inherits one end. No other process can open it, so it may carry passwords.
-Promises: a line is bounded, and so are the lines that wait for an end that does not read. A side
-whose other end is gone, or sends what is no JSON object, gets None from `receive`, and no error.
-Does not: know what the messages mean, or start a process.
-
-Children of a process that was killed: found by a locked file that they have inherited.
-
-A child has the file open until it ends, whatever becomes of its parent. So the lock says whether
-one is left, and the kernel's table of open files says which.
-Processes of ours see that their parent is gone, and end by themselves.
+It is led by a control channel: JSON lines over a pair of sockets. A child inherits one end, and no
+other process can open it, so it may carry passwords.
+Promises: a child gets its configuration by its channel alone: nothing secret is in its environment
+or on its command line. Its terminal's Ctrl-C does not reach it: only the supervisor stops it. A
+line is bounded, and so are the lines that wait for an end that does not read. A side whose other
+end is gone, or sends what is no JSON object, gets None from `receive`, and no error.
+Children of a killed process are found by a locked file that they have inherited: they have it open
+until they end, whatever becomes of their parent.
+Does not: decide when a child is started or ended; children.py does.
 """
 
 from __future__ import annotations
@@ -47,11 +40,10 @@ CLOSE_S_MAX = 1.0
 FAILED = "failed"  # a child's last words, if it cannot start
 
 Message = dict[str, Any]
-
-
-def control_pair() -> tuple[socket.socket, socket.socket]:
-    """Return the two ends of a new channel. No child inherits one that is not passed to it."""
-    return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+PROGRAM = (sys.executable, "-P", "-m", "ingest")
+DEAF_S_MAX = 5.0  # from the end of its channel to its own end
+PATIENCE_S, KILL_S_MAX = 3.0, 5.0  # what they have, nobody was promised
+LOOK_S = 0.05
 
 
 class ControlChannel:
@@ -136,10 +128,6 @@ class ControlChannel:
         await self.close()
 
 
-PROGRAM = (sys.executable, "-P", "-m", "ingest")
-DEAF_S_MAX = 5.0  # from the end of its channel to its own end
-
-
 class Child:
     """A process that has been started. `on_status` gets what it says of itself once a second.
 
@@ -186,7 +174,7 @@ class Child:
         It imports its modules while it waits for its configuration. If it is cancelled, no process
         is left: nothing is awaited once there is one.
         """
-        ours, theirs = control_pair()
+        ours, theirs = socket.socketpair()  # no child inherits an end that is not passed to it
         with theirs:
             channel = await ControlChannel.open(ours)
             try:
@@ -283,10 +271,6 @@ def _environment() -> dict[str, str]:
     ours = str(Path(ingest.__file__).parents[1])
     paths = [ours, *filter(None, kept.get("PYTHONPATH", "").split(os.pathsep))]
     return {**kept, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
-
-
-PATIENCE_S, KILL_S_MAX = 3.0, 5.0  # what they have, nobody was promised
-LOOK_S = 0.05
 
 
 async def lock_of_children(

@@ -1,7 +1,8 @@
 """`ingest up`: gateways, a broker, writers and a database, started and led by one process.
 
 The supervisor has the state folder, the listening sockets, the embedded servers and the admin port.
-It handles no reading itself.
+It handles no reading itself. It has a connection to the broker: for the dead letters of its page,
+and to see what waits in the stream.
 Order of the start: state folder, sockets, admin port; then database, broker with its stream, and
 gateways side by side; a gateway begins when the broker is there, a writer when all of them are.
 Order of the stop: gateways answer what they have; writers store what they can, the rest stays in
@@ -12,10 +13,10 @@ Promises: the sockets stay open until the stop, so no connection that waits in t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import socket
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from os import getpid
@@ -33,12 +34,25 @@ from ingest.app.post_rules import open_tokens, with_access
 from ingest.app.process import Process, begun, greeting_lines, refuse_left_files, refuse_left_stream
 from ingest.app.receiving import LEAVE_S_MAX, check_files
 from ingest.config.settings import Settings, split_address
+from ingest.embedded.server import EmbeddedPostgres
 from ingest.http.listener import open_slots
-from ingest.model.errors import IngestError, StartError
+from ingest.model.errors import BrokerAway, BrokerRefused, IngestError, StartError
+from ingest.roles.embedded_broker import EmbeddedBroker
+from ingest.roles.nats import streams, watch
+from ingest.roles.nats.connection import BrokerConnection, connected
+from ingest.roles.nats.protocol import Address
+from ingest.roles.role import (
+    configured_address,
+    configured_monitors,
+    left_in,
+    make_embedded,
+    note_rest,
+    stream_letters,
+    wanted_streams,
+)
 from ingest.roles.supervisor.child import PROGRAM, Message, family_lock
 from ingest.roles.supervisor.children import GATEWAY, WRITER, Children, ChildTimes
 from ingest.roles.supervisor.overview import Overview
-from ingest.roles.supervisor.servers import Servers
 from ingest.sinks.postgres.connection import KnownServer
 from ingest.system import logs
 from ingest.system.clock import sleep_unless, unix_us
@@ -47,6 +61,10 @@ from ingest.system.process_setup import handle_hangup
 from ingest.system.service_manager import Notifier
 from ingest.system.state_folder import ServiceInfo, StateFolder
 from ingest.system.waiting import together
+
+_ADMIN = "admin"
+LOOK_S = 0.1
+
 
 GRACE_S = 15.0  # of a child beyond its own limit; a dead letter may take 10 s to fail
 WATCH_S = 1.0
@@ -141,7 +159,7 @@ class Supervisor:
         """Start, wait for a signal, stop; return the exit code."""
         handle_hangup(self._restart, self._process.stopping)
         return await self._process.run(
-            self._start, self._stop, self._close, in_words=self.overview.health.in_words
+            self._start, self._stop, self._close, in_words=self.overview.in_words
         )
 
     # Start
@@ -289,7 +307,7 @@ class Supervisor:
 
     async def _stop(self) -> Mapping[str, int]:
         """Drain the gateways, then the writers; return the sums."""
-        self.overview.health.draining()
+        self.overview.draining()
         halted, within_s = self._process.halted, self._settings.drain_s_max + GRACE_S
         told = await self._children.drain(within_s, halted, self._wait_stored)
         if not (told or halted.is_set()):
@@ -314,7 +332,7 @@ class Supervisor:
 
     async def _close(self) -> None:
         """End all processes, and close everything, the rest also if something fails."""
-        async with AsyncExitStack() as last:  # from its end to its begin
+        async with contextlib.AsyncExitStack() as last:  # from its end to its begin
             if self._family is not None:
                 last.callback(self._family.close)
             last.callback(self._folder.withdraw)
@@ -324,3 +342,118 @@ class Supervisor:
                 last.callback(each.close)
             last.push_async_callback(self._process.wait_tasks)
             await self._children.close()
+
+
+class Servers:
+    """The database and the broker: those that the settings name, or embedded ones.
+
+    It starts and stops the embedded ones, and says how children reach them. Raises StartError.
+
+    Make it in the running event loop. `guard` starts a task, as Process does.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        folder: StateFolder,
+        guard: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+    ) -> None:
+        self._guard = guard
+        self._settings = settings
+        self._folder = folder
+        self._configured = configured_address(settings)
+        self._broker: EmbeddedBroker | None = None
+        self._database: EmbeddedPostgres | None = None
+        if self._configured is None:
+            self._broker = make_embedded(settings, folder)
+        if not settings.database_url:
+            self._database = EmbeddedPostgres(folder.postgres)
+        self._connection = BrokerConnection(lambda: self._address(_ADMIN), _ADMIN)
+        self._cut = asyncio.Event()
+        self._connected: asyncio.Task[None] | None = None
+        self.dead_letters = stream_letters(settings, self._connection)
+        self._log = logs.get_logger("up")
+
+    async def start_database(self) -> None:
+        """Start the embedded database, if it is one."""
+        if self._database is not None:
+            await self._database.start()
+
+    async def start_broker(self) -> None:
+        """Start the embedded broker, and make its stream; or check the stream of the other one."""
+        await self._start_broker()
+        self._connected = self._guard(self._connection.run(self._cut))
+
+    async def _start_broker(self) -> None:
+        wanted = wanted_streams(self._settings)
+        if self._broker is not None:
+            await self._broker.start()
+            try:
+                async with connected(self._address(_ADMIN), _ADMIN) as connection:
+                    for each in wanted:
+                        await streams.apply(connection, each)
+            except (BrokerAway, BrokerRefused) as error:
+                raise StartError(f"the stream could not be made: {error}") from error
+            return
+        try:
+            async with connected(self._address(_ADMIN), _ADMIN) as connection:
+                found = [await streams.look(connection, each.names) for each in wanted]
+        except (BrokerAway, BrokerRefused) as error:  # the gateways and writers try it again
+            self._log.warning("stream_not_looked_at", why=str(error))
+            return
+        listed = [
+            fault
+            for there, each in zip(found, wanted, strict=True)
+            for fault in streams.faults(there, each)
+        ]
+        if not self._settings.broker_unsafe:
+            listed += await asyncio.to_thread(
+                watch.monitor_faults, configured_monitors(self._settings)
+            )
+        if listed:
+            raise StartError(
+                f"the broker is not as it must be: {'; '.join(map(str, listed))}. See `ingest "
+                "stream check`; `ingest stream apply` makes or changes the stream"
+            )
+
+    @property
+    def database_url(self) -> str:
+        """The URL of the database now. The embedded one may get another one."""
+        return self._settings.database_url or (self._database.url if self._database else "")
+
+    def broker_for(self, role: str) -> dict[str, Any]:
+        """Return how a role reaches the broker now, as its configuration says it."""
+        monitors = configured_monitors(self._settings)
+        if self._broker is not None:
+            monitors = (self._broker.published.endpoints.monitor_url,)
+        return {**self._address(role)._asdict(), "monitors": monitors}
+
+    def _address(self, role: str) -> Address:
+        if self._configured is not None:
+            return self._configured
+        assert self._broker is not None, "it is one of the two"
+        return self._broker.published.address(role)
+
+    async def wait_stored(self, halted: asyncio.Event, within_s: float) -> None:
+        """Wait until nothing waits in the embedded broker's stream; return early if `halted`."""
+        if self._broker is None:
+            return
+        with contextlib.suppress(IngestError, TimeoutError):
+            async with asyncio.timeout(within_s):
+                while (await left_in(self._connection)).messages:
+                    if await sleep_unless(halted, LOOK_S):
+                        return
+
+    async def stop(self) -> None:
+        """Stop the embedded ones, each also if something else fails. Repeatable."""
+        async with contextlib.AsyncExitStack() as last:
+            for each in (self._database, self._broker):
+                if each is not None:
+                    last.push_async_callback(each.stop)
+            await self.dead_letters.close()
+            if self._connected is not None:
+                if self._broker is not None:
+                    await note_rest(self._folder, self._connection)
+                self._cut.set()
+                await self._connected
+                self._connected = None

@@ -143,7 +143,7 @@ class Detached(NamedTuple):
 
 
 class Archiving(Job):
-    """A Job. The steps come from retention.
+    """The job. Its steps come from retention.
 
     `archive` archives all rows of a table, and verifies it. It raises StartError if that cannot be
     done.

@@ -29,7 +29,7 @@ from ingest.embedded.server import EmbeddedPostgres
 from ingest.model.errors import StartError
 from ingest.model.ledger import Ledger
 from ingest.roles.embedded_broker import EmbeddedBroker
-from ingest.roles.supervisor.servers import Servers
+from ingest.roles.supervisor.up import Servers
 from ingest.system.files import Lock
 from ingest.system.service_manager import Notifier
 from ingest.system.state_folder import StateFolder

@@ -1,0 +1,102 @@
+"""How long the purge keeps what is done, how far a forwarder is behind, and what it passes over."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ingest.roles.nats.purge import KEPT, Kept, Lag, lag_of, place_to_skip_to
+from ingest.roles.nats.stream_state import state_of
+from ingest.roles.nats.streams import Found
+
+STEPS = st.lists(st.tuples(st.floats(0, 40), st.integers(0, 5)), min_size=1, max_size=60)
+
+
+@given(STEPS, st.sampled_from([0, 10, 100]))
+def test_each_message_stays_for_its_time(steps: list[tuple[float, int]], keep_s: float) -> None:
+    """Never shorter, and longer by a thousandth at most."""
+    kept = Kept(keep_s)
+    now_s = done_to = 0.0
+    done_at: list[tuple[float, int]] = []
+    for pause_s, more in steps:
+        now_s += pause_s
+        done_to += more
+        done_at.append((now_s, int(done_to)))
+        to = kept.note(now_s, int(done_to))
+        due = [place for at_s, place in done_at if now_s - at_s >= keep_s]
+        assert to <= max(due, default=0)
+        surely = [place for at_s, place in done_at if now_s - at_s >= keep_s * 1.001]
+        assert to >= max(surely, default=0)
+
+
+def test_consumer_that_was_made_anew_keeps_all_again() -> None:
+    """Messages that are done a second time stay for their whole time after that."""
+    kept = Kept(10)
+    assert kept.note(0, 100) == 0
+    assert kept.note(10, 100) == 100
+    assert kept.note(11, 0) == 0
+    assert kept.note(12, 50) == 0
+    assert kept.note(21, 60) == 0
+    assert kept.note(22, 60) == 50
+
+
+def test_another_stream_keeps_all_again() -> None:
+    """What was remembered of the one before is no place of it."""
+    kept = Kept(10)
+    kept.note(0, 100)
+    kept.clear()
+    assert kept.note(10, 200) == 0
+
+
+def test_long_time_needs_little_memory() -> None:
+    """A week, with a look every ten seconds."""
+    week_s = 7 * 86_400
+    kept = Kept(week_s)
+    to = [kept.note(10.0 * number, number) for number in range(week_s // 10 + 1_000)]
+    assert max(to) > 900
+    assert len(kept) <= 2_002
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "size", "floor", "expected"),
+    [
+        (1, 0, 0, 0, Lag(0, 0, 0, 0)),
+        (1, 10, 1_000, 0, Lag(10, 1_000, 0, 10)),
+        (1, 10, 1_000, 4, Lag(6, 600, 4, 10)),
+        (5, 10, 600, 2, Lag(6, 600, 4, 10)),  # what was removed is no lag
+        (11, 10, 0, 10, Lag(0, 0, 10, 10)),
+        (1, 10, 1_000, 12, Lag(0, 0, 12, 10)),  # a stream that was restored
+    ],
+)
+def test_lag_is_what_is_left_to_do(
+    first: int, last: int, size: int, floor: int, expected: Lag
+) -> None:
+    """In messages, and about in bytes."""
+    said = {"first_seq": first, "last_seq": last, "messages": last - first + 1, "bytes": size}
+    state = state_of(Found({"state": said, "config": {}}, None))
+    assert state is not None
+    assert lag_of(state, floor) == expected
+
+
+@given(
+    st.integers(1, 10**6),
+    st.integers(0, 10**6),
+    st.integers(0, 10**9),
+    st.integers(1, 10**9),
+    st.none() | st.integers(0, 2 * 10**6),
+)
+def test_skip_leaves_less_than_the_bound_and_what_the_writers_need(
+    messages: int, first: int, size: int, bytes_max: int, writers: int | None
+) -> None:
+    """It passes over nothing within the bound, and no more than it must."""
+    lag = Lag(messages, size, first, first + messages)
+    place = place_to_skip_to(lag, bytes_max, writers)
+    if size <= bytes_max:
+        assert place == 0
+        return
+    wanted = lag.last - int(messages * bytes_max * KEPT / size)
+    assert place in (0, wanted if writers is None else min(wanted, writers))
+    assert place == 0 or lag.first < place <= lag.last
+    if writers is None:
+        assert (lag.last - place) * size / messages <= bytes_max

@@ -1,0 +1,107 @@
+"""What the stream must be: each setting that could lose a message is seen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ingest.roles.nats.streams import FIXED, Found, changed, differences, faults, wanted_readings
+
+WANTED = wanted_readings(replicas=3, bytes_max=1_000)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("retention", "interest"),
+        ("retention", "workqueue"),
+        ("discard", "old"),
+        ("storage", "memory"),
+        ("max_age", 10**9),
+        ("max_msgs", 5),
+        ("max_msg_size", 100),
+        ("max_bytes", 2_000),
+        ("num_replicas", 1),
+        ("duplicate_window", 10**9),
+        ("subjects", ["other.>"]),
+        ("deny_delete", False),
+        ("deny_purge", True),
+        ("persist_mode", "async"),
+        ("allow_rollup_hdrs", True),
+        ("no_ack", True),
+        ("sealed", True),
+        ("mirror", {"name": "x"}),
+        ("sources", [{"name": "x"}]),
+        ("subject_transform", {"src": "a", "dest": "b"}),
+    ],
+)
+def test_each_setting_that_loses_messages_is_a_difference(name: str, value: Any) -> None:
+    """It is named with both values, and an update sets the wanted one."""
+    config = changed(WANTED.stream, {}) | {"metadata": {"_nats.ver": "2.15.1"}}
+    assert list(differences(WANTED.stream, config)) == []
+    (found,) = differences(WANTED.stream, config | {name: value})
+    assert (found.name, found.found) == (name, value)
+    assert str(value) in str(found)
+    update = changed(WANTED.stream, config | {name: value})
+    assert list(differences(WANTED.stream, update)) == []
+    assert update["metadata"], "what is not ours stays"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "fixed"),
+    [
+        ("ack_policy", "none", True),
+        ("deliver_policy", "new", True),
+        ("max_deliver", 5, False),
+        ("ack_wait", 10**9, False),
+        ("filter_subject", "ingest.in.1", False),
+        ("inactive_threshold", 10**9, False),
+        ("pause_until", "2030-01-01T00:00:00Z", False),
+        ("headers_only", True, False),
+        ("mem_storage", True, False),
+    ],
+)
+def test_each_setting_of_the_consumer_that_skips_messages_is_a_difference(
+    name: str, value: Any, fixed: bool
+) -> None:
+    """Some of them cannot be changed."""
+    config = changed(WANTED.consumers["writer"], {})
+    assert list(differences(WANTED.consumers["writer"], config)) == []
+    (found,) = differences(WANTED.consumers["writer"], config | {name: value})
+    assert (found.name, found.fixed) == (name, fixed)
+
+
+def test_settings_that_a_server_leaves_out_have_their_defaults() -> None:
+    """A server leaves out what is false, empty or nothing, and writes some defaults in words."""
+    config = {name: value for name, value in WANTED.stream.items() if value}
+    assert list(differences(WANTED.stream, config | {"persist_mode": "default"})) == []
+    consumer = {name: value for name, value in WANTED.consumers["writer"].items() if value}
+    unpaused = {"pause_until": "0001-01-01T00:00:00Z"}
+    assert list(differences(WANTED.consumers["writer"], consumer | unpaused)) == []
+    del config["deny_delete"]
+    (found,) = differences(WANTED.stream, config)
+    assert str(found) == "deny_delete is False, not True"
+    assert {"subjects", "retention", "storage"} <= FIXED
+
+
+def test_faults_name_what_is_missing_or_behind() -> None:
+    """No stream, no consumer, no leader, a copy that is behind, one that is away."""
+    assert [str(each) for each in faults(Found(None, None), WANTED)] == [
+        "the stream INGEST: is missing"
+    ]
+    replicas = [
+        {"name": "n2", "current": True, "active": 5},
+        {"name": "n3", "current": False, "active": 5},
+        {"name": "n4", "current": False},
+    ]
+    stream = {"config": WANTED.stream, "cluster": {"leader": "n1", "replicas": replicas}}
+    assert [str(each) for each in faults(Found(stream, None), WANTED)] == [
+        "the consumer writer of INGEST: is missing",
+        "the stream INGEST: its copy on n3 is behind",
+        "the stream INGEST: its copy on n4 is out of reach",
+    ]
+    stream["cluster"] = {"replicas": []}
+    consumer = {"config": WANTED.consumers["writer"]}
+    (found,) = faults(Found(stream, consumer), WANTED)
+    assert found.fault == "has no leader"
