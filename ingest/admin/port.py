@@ -84,7 +84,7 @@ class Admin:
 
         Raises StartError that names --admin-listen.
         """
-        return self._port.take(given) if given else await self._port.start(host, port)
+        return await self._port.start(host, port, given)
 
     async def close(self) -> None:
         """Close the port. Repeatable."""

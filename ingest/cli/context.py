@@ -116,7 +116,7 @@ async def database(settings: Settings, *, may_make: bool = False) -> AsyncIterat
     if url := known_url(settings):
         yield url
         return
-    from ingest.embedded.server import EmbeddedPostgres  # noqa: PLC0415
+    from ingest.embedded.postgres import EmbeddedPostgres  # noqa: PLC0415
     from ingest.system import logs  # noqa: PLC0415
 
     logs.configure("error")
@@ -127,9 +127,9 @@ async def database(settings: Settings, *, may_make: bool = False) -> AsyncIterat
             "To use another one, set --state-dir or INGEST_DATABASE_URL"
         )
     server = EmbeddedPostgres(StateFolder.open(path).postgres)
-    url = await server.start()
+    await server.start()
     try:
-        yield url
+        yield server.url
     finally:
         await server.stop()
 

@@ -266,14 +266,13 @@ def host_names(text: str) -> frozenset[str]:
     return frozenset(names)
 
 
-def header_name(text: str) -> str:
-    """Return the name of a header, which may be empty. Raises ValueError."""
+def check_header_name(text: str) -> None:
+    """Raise ValueError if this, unless it is empty, cannot be the name of a header."""
     if text and (not _HEADER_NAME.fullmatch(text) or text.lower() in _OTHER_HEADERS):
         raise ValueError(
             f"{text[:80]!r} is no name of a header that can be used here: it has letters, digits "
             "and `-`, and no other meaning, as Host or Authorization have"
         )
-    return text
 
 
 def split_broker_url(url: str) -> tuple[tuple[str, ...], str, str]:

@@ -1,18 +1,13 @@
-"""The folder of an embedded PostgreSQL: it is locked and checked, and its data is made.
+"""The folder of an embedded PostgreSQL: its lock, its data, its logins, and where its socket is.
 
 Promises: data of another version or owner is never changed. Data is made whole or not at all. Each
 problem is a StartError with the name of the folder and what to do.
 
-Who may log in to the embedded server: the user that it runs as, and root, by `peer`.
+The user that the server runs as may log in, and root, by `peer`: the kernel tells the server who
+opened its socket. Both may take each role, since they could read the files anyway.
 
-The kernel tells the server who opened its socket. Both users may take each role: they could read
-the files anyway. Data of earlier versions, which trusted every connection, is changed too.
-
-The folder of the server's Unix socket: private, short, and of a name that others cannot take.
-
-Promises: it belongs to the database's user alone (0700). A name in /tmp is a random one, so another
-user of the machine cannot take it first.
-Does not: remember the name. The URL of the server has it.
+The folder of the socket belongs to that user alone (0700), and its path is short. A name in /tmp is
+a random one, so another user of the machine cannot take it first. The URL of the server has it.
 """
 
 from __future__ import annotations
@@ -40,99 +35,23 @@ from ingest.embedded.programs import (
     place,
 )
 from ingest.model.errors import StartError
-from ingest.system import clock
-from ingest.system.clock import unix_us
+from ingest.system.clock import monotonic_s, unix_us
 from ingest.system.files import Lock, replace_private, sync_folder
 from ingest.system.state_folder import is_alive
 
 PORT = 5432  # only names the socket file
 SOCKET = f".s.PGSQL.{PORT}"
-FILES = (SOCKET, f"{SOCKET}.lock")
+_FILES = (SOCKET, f"{SOCKET}.lock")
 PATH_BYTES_MAX = 103 - len(SOCKET) - 1  # of the folder; a socket's path has 103 bytes on macOS
 SHARED = Path("/tmp")  # noqa: S108  mkdtemp makes the folder in it
 LEFT_OVER_S = 60.0  # an empty folder that is younger may be of a server that is starting
-
-
-def make_socket_folder(
-    folder: Path, user: DatabaseUser, last: Path | None, environ: Mapping[str, str] = os.environ
-) -> Path:
-    """Return a private folder for the socket of the database in `folder`; make it if needed.
-
-    It is in $RUNTIME_DIRECTORY (of systemd) or $XDG_RUNTIME_DIR, else in /tmp: there it is `last`,
-    the folder of the last start, unless somebody has taken that name. Raises StartError.
-    """
-    name = f"iot-ingest-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]}"
-    for base in _private_bases(user, environ):
-        sockets = base / name
-        if len(os.fsencode(sockets)) <= PATH_BYTES_MAX and make_private(sockets, user):
-            return sockets
-    ours = last is not None and last.parent == SHARED and last.name.startswith(_prefix(user))
-    if last is not None and ours and make_private(last, user):
-        return last
-    try:
-        sockets = Path(tempfile.mkdtemp(prefix=_prefix(user), dir=SHARED))
-        _give(sockets, user)
-    except OSError as error:
-        raise StartError(f"cannot make a folder for sockets in {SHARED}: {error}") from error
-    return sockets
-
-
-def _prefix(user: DatabaseUser) -> str:
-    return f"iot-ingest-{user.owner_uid}-"
-
-
-def _private_bases(user: DatabaseUser, environ: Mapping[str, str]) -> Iterator[Path]:
-    """Yield folders of ours in which nobody else can make a name."""
-    for variable in ("RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"):
-        base = Path(environ.get(variable, "").split(":", 1)[0])
-        with contextlib.suppress(OSError):
-            found = base.stat()
-            ours = found.st_uid == os.geteuid() and not found.st_mode & 0o022
-            if base.is_absolute() and ours and (user.uid < 0 or may_enter(user, base)):
-                yield base
-
-
-def make_private(sockets: Path, user: DatabaseUser) -> bool:
-    """Make the folder, or use the one that is there; return whether it is private."""
-    try:
-        with contextlib.suppress(FileExistsError):
-            sockets.mkdir(mode=0o700)
-            _give(sockets, user)
-        found = sockets.lstat()
-    except OSError:
-        return False
-    private = stat.S_ISDIR(found.st_mode) and stat.S_IMODE(found.st_mode) == 0o700
-    return private and found.st_uid == user.owner_uid
-
-
-def _give(sockets: Path, user: DatabaseUser) -> None:
-    if user.uid >= 0:
-        os.chown(sockets, user.uid, user.gid)
-
-
-def remove_socket_folder(sockets: Path) -> None:
-    """Remove the folder of a server that does not run, with the files that PostgreSQL leaves."""
-    with contextlib.suppress(OSError):
-        if not sockets.is_symlink():
-            for name in FILES:
-                (sockets / name).unlink(missing_ok=True)
-            sockets.rmdir()
-
-
-def sweep_left_overs(user: DatabaseUser) -> None:
-    """Remove empty folders in /tmp that killed services of this user have left."""
-    for left in SHARED.glob(f"{_prefix(user)}*"):
-        with contextlib.suppress(OSError):  # rmdir refuses a folder in use: a socket is in it
-            found = left.lstat()
-            age_s = unix_us() / 1e6 - found.st_mtime
-            if found.st_uid == user.owner_uid and age_s > LEFT_OVER_S:
-                left.rmdir()
-
-
 PREVIOUS_S_MAX = 20.0  # for an earlier server on the same data that is shutting down
 UNMARKED_S_MAX = 2.0  # from the end of its parent until its pid file says that it stops
 LOG_BYTES_MAX = 8 * 1024**2
 HAS_PROC = Path("/proc/self/cmdline").exists()
+_MAP = "iot_ingest"
+_ROLE_ALL_SINCE = 16  # the first version in which a map may name `all` roles
+_HEAD = "# iot-ingest writes this file at each start of the embedded database.\n"
 
 
 class Home(NamedTuple):
@@ -175,33 +94,6 @@ def locked_by(folder: Path) -> str:
         return (folder / "postgres.lock").read_text(errors="replace")[:20].strip() or "unknown"
     except OSError:
         return "unknown"
-
-
-def url_of(sockets: Path) -> str:
-    """Return the URL of the server whose socket is in this folder."""
-    return f"postgresql://postgres@/postgres?host={quote(str(sockets))}&port={PORT}"
-
-
-def publish_url(folder: Path, url: str) -> None:
-    """Tell other processes of this user where the server is. The caller has the lock.
-
-    The file stays after a stop, so that the next start uses the same folder for its socket.
-    """
-    replace_private(folder / "server.url", url.encode())
-
-
-def published_url(folder: Path) -> str:
-    """Return the URL that was published last, or nothing."""
-    try:
-        return (folder / "server.url").read_text()
-    except OSError:
-        return ""
-
-
-def sockets_of(url: str) -> Path | None:
-    """Return the folder of the socket that the URL names, if it names one."""
-    (path,) = parse_qs(urlsplit(url).query).get("host", [""])
-    return Path(path) if path.startswith("/") else None
 
 
 def prepare(folder: Path) -> Home:
@@ -251,7 +143,7 @@ async def await_previous(data: Path) -> None:
 
     Raises StartError if a server of this data goes on running.
     """
-    started_s = clock.monotonic_s()
+    started_s = monotonic_s()
     pid_file = data / "postmaster.pid"
     while (lines := pid_file_lines(data)) and lines[0].isdecimal():
         pid = int(lines[0])
@@ -261,7 +153,7 @@ async def await_previous(data: Path) -> None:
             pid_file.unlink(missing_ok=True)
             return
         patience_s = PREVIOUS_S_MAX if status_of(lines) == "stopping" else UNMARKED_S_MAX
-        if clock.monotonic_s() - started_s > patience_s:
+        if monotonic_s() - started_s > patience_s:
             raise StartError(
                 f"another PostgreSQL (pid {pid}) runs on {data}: stop it (kill -INT {pid}), or "
                 "choose another folder with --state-dir"
@@ -339,19 +231,14 @@ async def make_data(home: Home) -> None:
     sync_folder(home.data.parent)
 
 
-MAP = "iot_ingest"
-ROLE_ALL_SINCE = 16  # the first version in which a map may name `all` roles
-_HEAD = "# iot-ingest writes this file at each start of the embedded database.\n"
-
-
 def write_access_rules(data: Path, user: DatabaseUser, major: int) -> None:
     """Write pg_hba.conf and pg_ident.conf of the data, if they differ. Raises OSError."""
-    role = "all" if major >= ROLE_ALL_SINCE else "postgres"
+    role = "all" if major >= _ROLE_ALL_SINCE else "postgres"
     names = sorted({"root", user.login} - {""})
-    mapped = [f'{MAP} "{name}" {role}\n' for name in names]
+    mapped = [f'{_MAP} "{name}" {role}\n' for name in names]
     # The server cannot look up a user without a name, as containers may have it. Then only the mode
     # of the socket's folder, 0700, keeps others out.
-    way = f"peer map={MAP}" if user.login else "trust"
+    way = f"peer map={_MAP}" if user.login else "trust"
     rules = [f"local {database} all {way}\n" for database in ("all", "replication")]
     for name, lines in (("pg_hba.conf", rules), ("pg_ident.conf", mapped)):
         _replace(data / name, "".join([_HEAD, *lines]), user)
@@ -371,3 +258,106 @@ def _replace(path: Path, text: str, user: DatabaseUser) -> None:
         file.flush()
         os.fsync(fd)
     Path(new).replace(path)
+
+
+def make_socket_folder(
+    folder: Path, user: DatabaseUser, last: Path | None, environ: Mapping[str, str] = os.environ
+) -> Path:
+    """Return a private folder for the socket of the database in `folder`; make it if needed.
+
+    It is in $RUNTIME_DIRECTORY (of systemd) or $XDG_RUNTIME_DIR, else in /tmp: there it is `last`,
+    the folder of the last start, unless somebody has taken that name. Raises StartError.
+    """
+    name = f"iot-ingest-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]}"
+    for base in _private_bases(user, environ):
+        sockets = base / name
+        if len(os.fsencode(sockets)) <= PATH_BYTES_MAX and make_private(sockets, user):
+            return sockets
+    ours = last is not None and last.parent == SHARED and last.name.startswith(_prefix(user))
+    if last is not None and ours and make_private(last, user):
+        return last
+    try:
+        sockets = Path(tempfile.mkdtemp(prefix=_prefix(user), dir=SHARED))
+        _give(sockets, user)
+    except OSError as error:
+        raise StartError(f"cannot make a folder for sockets in {SHARED}: {error}") from error
+    return sockets
+
+
+def _prefix(user: DatabaseUser) -> str:
+    return f"iot-ingest-{user.owner_uid}-"
+
+
+def _private_bases(user: DatabaseUser, environ: Mapping[str, str]) -> Iterator[Path]:
+    """Yield folders of ours in which nobody else can make a name."""
+    for variable in ("RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"):
+        base = Path(environ.get(variable, "").split(":", 1)[0])
+        with contextlib.suppress(OSError):
+            found = base.stat()
+            ours = found.st_uid == os.geteuid() and not found.st_mode & 0o022
+            if base.is_absolute() and ours and (user.uid < 0 or may_enter(user, base)):
+                yield base
+
+
+def make_private(sockets: Path, user: DatabaseUser) -> bool:
+    """Make the folder, or use the one that is there; return whether it is private."""
+    try:
+        with contextlib.suppress(FileExistsError):
+            sockets.mkdir(mode=0o700)
+            _give(sockets, user)
+        found = sockets.lstat()
+    except OSError:
+        return False
+    private = stat.S_ISDIR(found.st_mode) and stat.S_IMODE(found.st_mode) == 0o700
+    return private and found.st_uid == user.owner_uid
+
+
+def _give(sockets: Path, user: DatabaseUser) -> None:
+    if user.uid >= 0:
+        os.chown(sockets, user.uid, user.gid)
+
+
+def remove_socket_folder(sockets: Path) -> None:
+    """Remove the folder of a server that does not run, with the files that PostgreSQL leaves."""
+    with contextlib.suppress(OSError):
+        if not sockets.is_symlink():
+            for name in _FILES:
+                (sockets / name).unlink(missing_ok=True)
+            sockets.rmdir()
+
+
+def sweep_left_overs(user: DatabaseUser) -> None:
+    """Remove empty folders in /tmp that killed services of this user have left."""
+    for left in SHARED.glob(f"{_prefix(user)}*"):
+        with contextlib.suppress(OSError):  # rmdir refuses a folder in use: a socket is in it
+            found = left.lstat()
+            age_s = unix_us() / 1e6 - found.st_mtime
+            if found.st_uid == user.owner_uid and age_s > LEFT_OVER_S:
+                left.rmdir()
+
+
+def url_of(sockets: Path) -> str:
+    """Return the URL of the server whose socket is in this folder."""
+    return f"postgresql://postgres@/postgres?host={quote(str(sockets))}&port={PORT}"
+
+
+def publish_url(folder: Path, url: str) -> None:
+    """Tell other processes of this user where the server is. The caller has the lock.
+
+    The file stays after a stop, so that the next start uses the same folder for its socket.
+    """
+    replace_private(folder / "server.url", url.encode())
+
+
+def published_url(folder: Path) -> str:
+    """Return the URL that was published last, or nothing."""
+    try:
+        return (folder / "server.url").read_text()
+    except OSError:
+        return ""
+
+
+def sockets_of(url: str) -> Path | None:
+    """Return the folder of the socket that the URL names, if it names one."""
+    (path,) = parse_qs(urlsplit(url).query).get("host", [""])
+    return Path(path) if path.startswith("/") else None

@@ -152,18 +152,6 @@ class Rows(Struct, frozen=True, gc=False):
     items: list[int] | None
 
 
-def block_of(rows: Rows, post: Post) -> Block:
-    """Return the block of all rows of a post."""
-    return Block(
-        rows.tuples,
-        rows.rows,
-        received_s=post.received_s,
-        received_us=post.received_us,
-        newest_ts_us=rows.newest_us,
-        items=rows.items,
-    )
-
-
 class BlockBuilder:
     """What has been read of one post. `rows` counts its readings, `faults` its faulty items."""
 
@@ -272,10 +260,17 @@ class ItemReader:
     def finish(self, steps: Generator[None, None, None]) -> Steps:
         """Do the steps; return everything that was read."""
         yield from steps
-        if not self.rows:
-            return Decoded(None, self.errors, self.texts)
-        rows = Rows(b"".join(self._tuples), self.rows, self._newest_us, self._owners)
-        return Decoded(block_of(rows, self.post), self.errors, self.texts)
+        block = None
+        if self.rows:
+            block = Block(
+                b"".join(self._tuples),
+                self.rows,
+                received_s=self.post.received_s,
+                received_us=self.post.received_us,
+                newest_ts_us=self._newest_us,
+                items=self._owners,
+            )
+        return Decoded(block, self.errors, self.texts)
 
     def read_some(
         self, items: Sequence[Any], originals: Sequence[bytes], read: ReadItem

@@ -88,23 +88,19 @@ def _parsed_fully(text: bytes, lenient: json.JSONDecoder = _LENIENT) -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as fault:
-        return _parsed_again(text, fault, lenient)
-
-
-def _parsed_again(text: bytes, fault: orjson.JSONDecodeError, lenient: json.JSONDecoder) -> Any:
-    if fault.msg.startswith("number is infinity"):
-        try:
-            _check(text)
-            return lenient.decode(text.decode())
-        except RecursionError:
-            raise ValueError(_TOO_DEEP) from None
-    if "UTF-8" not in fault.msg and fault.pos >= len(text.decode()) - 1:
-        raise _Unfinished(fault.msg)
-    if "UTF-8" in fault.msg:
-        raise ValueError("it is not UTF-8")
-    # The text, and not the place: this is a slice of a body.
-    near = f"{fault.msg}, at {fault.doc[fault.pos : fault.pos + 16]!r}"
-    raise ValueError(_TOO_DEEP if "depth" in fault.msg else near)
+        if fault.msg.startswith("number is infinity"):
+            try:
+                _check(text)
+                return lenient.decode(text.decode())
+            except RecursionError:
+                raise ValueError(_TOO_DEEP) from None
+        if "UTF-8" in fault.msg:
+            raise ValueError("it is not UTF-8") from fault
+        if fault.pos >= len(text.decode()) - 1:
+            raise _Unfinished(fault.msg) from fault
+        # The text, and not the place: this is a slice of a body.
+        near = f"{fault.msg}, at {fault.doc[fault.pos : fault.pos + 16]!r}"
+        raise ValueError(_TOO_DEEP if "depth" in fault.msg else near) from fault
 
 
 def _is_nested(text: bytes, bracket: bytes) -> bool:
@@ -271,14 +267,3 @@ def not_json(fault: ValueError | RecursionError) -> Refused:
     if isinstance(fault, RecursionError) or str(fault) == _TOO_DEEP:
         return Refused("not_json", _TOO_DEEP)
     return Refused("not_json", f"the body is not valid JSON: {fault}")
-
-
-def originals_of(text: bytes) -> list[bytes]:
-    """Return the bytes of each item of an array, or of one item. Raises Refused (`not_json`)."""
-    stripped = text.strip(SPACE)
-    if stripped[:1] != b"[":
-        return [stripped]
-    try:
-        return [bytes(raw) for raw in RAWS.decode(text)]
-    except RecursionError as fault:
-        raise not_json(fault) from None

@@ -1,14 +1,9 @@
 """MessagePack: from a body with items of our own to a block, and errors for the invalid ones.
 
-The items have the shapes and the rules of JSON. The parser says where each item ends, and
-messagepack.py reads it.
+The items have the shapes and the rules of JSON. The parser says where each item ends. An object
+becomes a list of names and raw values, so names that stand twice are found, and what is within an
+array is never made. json/careful.py then decides as for JSON.
 Promises: a step is short, and the limits are those of a JSON array with the same items.
-
-Reads one item of MessagePack: from its bytes to its readings, with a code for a fault.
-
-An object becomes a list of names and raw values, so names that stand twice are found, and what is
-within an array is never made. formats/json/careful.py then decides as for JSON.
-Does not: parse a body; the bytes are one whole value of MessagePack.
 """
 
 from __future__ import annotations
@@ -35,27 +30,96 @@ from ingest.model.codes import ITEM_CODES
 from ingest.model.errors import Refused
 from ingest.system.clock import rfc3339_s
 
+WHOLE_BYTES = 4 * 1024  # a body of this size is decoded in one step
+LARGE_BYTES = 1024  # a step ends after an item of more
+WINDOW_BYTES_MAX = ITEM_BYTES_MAX + 8  # an item may be so large
 NAMES_MAX = 8_192  # of an item; more take too long
 YEARS_S = (-62_135_596_800, 253_402_300_799)  # from year 1 to year 9999
 
+_RAW = msgspec.msgpack.Decoder(Raw)
 _RAWS = msgspec.msgpack.Decoder(list[Raw])
 _NAME = msgspec.msgpack.Decoder(str)
 _SCALAR = msgspec.msgpack.Decoder(bool | int | float | str | None)
+_PLACE = re.compile(r"(?<=\(byte )\d+")
+_BYTES_FOLLOW = re.compile(r"trailing characters \(byte (\d+)\)")
 
 
-def array_head(size: int) -> bytes:
+def begin(body: bytes, post: Post) -> Decoded | Steps:
+    """Return one block of the valid readings and errors for the others, or the steps to it.
+
+    `begin` and the steps raise Refused: `not_msgpack`, `empty`, `too_many_readings`,
+    `item_too_large`, `invalid_items`.
+    """
+    if not body:
+        raise Refused("not_msgpack", "the body is empty")
+    size, at = _size(body, 0x90, 0xDC) or (1, 0)
+    if at > len(body):
+        raise Refused("not_msgpack", "the body is not complete")
+    require_possible(size, post)
+    reader = ItemReader(post, len(body))
+    steps: Decoded | Steps = reader.finish(_read_all(reader, body, size, at))
+    return finished(steps) if len(body) <= WHOLE_BYTES else steps
+
+
+def decode_item(original: bytes, post: Post) -> Decoded:
+    """Decode one item; one that is an array is no list of items."""
+    return finished(begin(_array_head(1) + original, post))
+
+
+def _read_all(reader: ItemReader, body: bytes, size: int, at: int) -> Generator[None, None, None]:
+    """Read the items, a few in each step."""
+    some: list[bytes] = []
+    for original in _items(body, size, at):
+        some.append(original)
+        if len(some) == CAREFUL_ITEMS or len(original) > LARGE_BYTES:
+            yield from reader.read_some(some, some, _read_item)
+            yield
+            some = []
+    yield from reader.read_some(some, some, _read_item)
+
+
+def _items(body: bytes, size: int, at: int) -> Iterator[bytes]:
+    """Yield the bytes of each item. Raises Refused: `not_msgpack`, `item_too_large`."""
+    view = memoryview(body)
+    for _ in range(size):
+        end = min(at + WINDOW_BYTES_MAX, len(body))
+        try:
+            _RAW.decode(view[at:end])
+        except RecursionError:
+            raise Refused("not_msgpack", "the body is nested too deeply") from None
+        except msgspec.DecodeError as fault:
+            why = _PLACE.sub(lambda place: str(at + int(place[0])), str(fault))  # noqa: B023
+            follows = _BYTES_FOLLOW.search(why)
+            if follows is not None:
+                end = int(follows[1])
+            elif "truncated" not in why:
+                raise Refused("not_msgpack", f"the body is not MessagePack: {why}") from None
+            elif end == len(body):
+                raise Refused("not_msgpack", "the body is not complete") from None
+            else:
+                raise Refused(
+                    "item_too_large",
+                    f"an item may have at most {ITEM_BYTES_MAX} bytes",
+                    item_bytes_max=ITEM_BYTES_MAX,
+                ) from None
+        yield body[at:end]
+        at = end
+    if at < len(body):
+        raise Refused("not_msgpack", f"{len(body) - at} bytes follow the items of the body")
+
+
+def _array_head(size: int) -> bytes:
     """Return the shortest head of an array."""
     if size < 16:
         return bytes((0x90 | size,))
     return b"\xdc%b" % size.to_bytes(2) if size < 1 << 16 else b"\xdd%b" % size.to_bytes(4)
 
 
-def size_of_array(text: bytes) -> tuple[int, int] | None:
-    """Return the number of elements and where the first one begins; None if it is no array."""
-    return _size(text, 0x90, 0xDC)
-
-
 def _size(text: bytes, short: int, long: int) -> tuple[int, int] | None:
+    """Return the number of elements and where the first one begins; None if it is of another kind.
+
+    `short` and `long` are the first bytes of an array, or of an object.
+    """
     first = text[0]
     if first & 0xF0 == short:
         return first & 0x0F, 1
@@ -64,7 +128,7 @@ def _size(text: bytes, short: int, long: int) -> tuple[int, int] | None:
     return (int.from_bytes(text[1:5]), 5) if first == long + 1 else None
 
 
-def read_packed(
+def _read_item(
     _: bytes, original: bytes, item: int, post: Post, told: bool
 ) -> tuple[ItemReadings | None, ItemError | None]:
     """Return the valid readings of one item, and its error; together at least one.
@@ -96,7 +160,7 @@ def _pairs(
     count, start = size
     if count > names_max:
         raise too_many(names_max, "an item has too many names")
-    raws = [bytes(raw) for raw in _RAWS.decode(array_head(2 * count) + text[start:])]
+    raws = [bytes(raw) for raw in _RAWS.decode(_array_head(2 * count) + text[start:])]
     names = [*map(_NAME.decode, raws[::2])]
     return [(name, read(name, raw)) for name, raw in zip(names, raws[1::2], strict=True)]
 
@@ -145,76 +209,3 @@ def _moment(raw: bytes) -> str | float | None:
     if not YEARS_S[0] <= seconds <= YEARS_S[1]:
         return 2 * NUMBER_MAX * (1 if seconds > 0 else -1)
     return f"{rfc3339_s(seconds * 1_000_000)[:-1]}.{ns:09d}Z"
-
-
-WHOLE_BYTES = 4 * 1024  # a body of this size is decoded in one step
-LARGE_BYTES = 1024  # a step ends after an item of more
-WINDOW_BYTES_MAX = ITEM_BYTES_MAX + 8  # an item may be so large
-
-_RAW = msgspec.msgpack.Decoder(Raw)
-_PLACE = re.compile(r"(?<=\(byte )\d+")
-_BYTES_FOLLOW = re.compile(r"trailing characters \(byte (\d+)\)")
-
-
-def begin(body: bytes, post: Post) -> Decoded | Steps:
-    """Return one block of the valid readings and errors for the others, or the steps to it.
-
-    `begin` and the steps raise Refused: `not_msgpack`, `empty`, `too_many_readings`,
-    `item_too_large`, `invalid_items`.
-    """
-    if not body:
-        raise Refused("not_msgpack", "the body is empty")
-    size, at = size_of_array(body) or (1, 0)
-    if at > len(body):
-        raise Refused("not_msgpack", "the body is not complete")
-    require_possible(size, post)
-    reader = ItemReader(post, len(body))
-    steps: Decoded | Steps = reader.finish(_read_all(reader, body, size, at))
-    return finished(steps) if len(body) <= WHOLE_BYTES else steps
-
-
-def decode_item(original: bytes, post: Post) -> Decoded:
-    """Decode one item; one that is an array is no list of items."""
-    return finished(begin(array_head(1) + original, post))
-
-
-def _read_all(reader: ItemReader, body: bytes, size: int, at: int) -> Generator[None, None, None]:
-    """Read the items, a few in each step."""
-    some: list[bytes] = []
-    for original in _items(body, size, at):
-        some.append(original)
-        if len(some) == CAREFUL_ITEMS or len(original) > LARGE_BYTES:
-            yield from reader.read_some(some, some, read_packed)
-            yield
-            some = []
-    yield from reader.read_some(some, some, read_packed)
-
-
-def _items(body: bytes, size: int, at: int) -> Iterator[bytes]:
-    """Yield the bytes of each item. Raises Refused: `not_msgpack`, `item_too_large`."""
-    view = memoryview(body)
-    for _ in range(size):
-        end = min(at + WINDOW_BYTES_MAX, len(body))
-        try:
-            _RAW.decode(view[at:end])
-        except RecursionError:
-            raise Refused("not_msgpack", "the body is nested too deeply") from None
-        except msgspec.DecodeError as fault:
-            why = _PLACE.sub(lambda place: str(at + int(place[0])), str(fault))  # noqa: B023
-            follows = _BYTES_FOLLOW.search(why)
-            if follows is not None:
-                end = int(follows[1])
-            elif "truncated" not in why:
-                raise Refused("not_msgpack", f"the body is not MessagePack: {why}") from None
-            elif end == len(body):
-                raise Refused("not_msgpack", "the body is not complete") from None
-            else:
-                raise Refused(
-                    "item_too_large",
-                    f"an item may have at most {ITEM_BYTES_MAX} bytes",
-                    item_bytes_max=ITEM_BYTES_MAX,
-                ) from None
-        yield body[at:end]
-        at = end
-    if at < len(body):
-        raise Refused("not_msgpack", f"{len(body) - at} bytes follow the items of the body")

@@ -21,8 +21,6 @@ ERRORS_MAX = 100  # are listed in an answer
 INVALID_FEW = ERRORS_MAX
 ITEM_BYTES_MIN = 32
 EXACT_MAX = 2.0**53  # a float64 holds every integer up to this one
-
-
 # The tags of line protocol whose value is the device; the first one that a line has. They are of
 # our own clients, ChirpStack, Home Assistant, airRohr, vzlogger and Telegraf.
 DEVICE_TAGS = ("device_id", "device", "dev_eui", "entity_id", "node", "uuid", "host")
@@ -125,8 +123,6 @@ Steps = Generator[None, None, Decoded]
 # From the bytes of a body to a block and errors, or to the steps that lead there if they take more
 # than a moment. Raises Refused and nothing else.
 Decode = Callable[[bytes, Post], Decoded | Steps]
-
-
 _Read = TypeVar("_Read")
 
 
@@ -139,15 +135,6 @@ def finished(begun: _Read | Generator[None, None, _Read]) -> _Read:
             next(begun)
         except StopIteration as end:
             return cast("_Read", end.value)
-
-
-def too_much_shared() -> Refused:
-    """Return the refusal of a mapped post whose rows share so many values."""
-    return Refused(
-        "too_many_readings",
-        "its rows share values, which are read for each row: for all rows together these are too "
-        "many; split the document",
-    )
 
 
 def too_many_of_post(readings_max: int) -> Refused:

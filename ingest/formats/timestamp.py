@@ -20,8 +20,6 @@ from ingest.model.block import PG_EPOCH_US
 from ingest.system.words import quoted
 
 Fault = tuple[str, str]  # a key of codes.ITEM_CODES, and a message for the client
-# The same, but the message has {} in place of the text: most messages are never read.
-TextFault = tuple[str, str]
 
 PRECISIONS = ("s", "ms", "us", "ns")
 UNITS = (*PRECISIONS, "m", "h")  # minutes and hours are of line protocol only
@@ -58,8 +56,8 @@ def text_us(text: str) -> int | Fault:
     return ts_us if isinstance(ts_us, int) else (ts_us[0], ts_us[1].format(quoted(text)))
 
 
-def read_text(text: str) -> int | TextFault:
-    """Do what text_us does; a fault's message is not complete yet."""
+def read_text(text: str) -> int | Fault:
+    """Do what text_us does; a message has {} in place of the text, since most are never read."""
     match = _RFC3339.fullmatch(text) if len(text) <= TEXT_CHARACTERS_MAX else None
     if match is None:
         return "ts_unreadable", _unreadable(text)
@@ -155,7 +153,7 @@ def texts_us(texts: Sequence[str]) -> Times | None:
     return times or _sound(map(plain_us, texts))
 
 
-def _sound(times_us: Iterable[int | TextFault]) -> Times | None:
+def _sound(times_us: Iterable[int | Fault]) -> Times | None:
     """Return the times, or None if one of them is a fault."""
     all_us = list(times_us)
     if set(map(type, all_us)) != {int}:
@@ -183,7 +181,7 @@ class _Minutes(dict[str, int]):
 _minutes = _Minutes()
 
 
-def plain_us(text: str) -> int | TextFault:
+def plain_us(text: str) -> int | Fault:
     """Do what read_text does; at a third of its cost for a text with Z whose minute is known."""
     rest = text[17:]
     if rest[-1:] == "Z" and (len(rest) == 3 or (rest[2:3] == "." and 5 <= len(rest) <= 10)):

@@ -287,35 +287,35 @@ class Connections:
 
     # Opening and closing the port
 
-    def take(
-        self, sockets: Sequence[socket.socket], accepts: Callable[[], bool], tokens: str
+    async def listen(
+        self,
+        host: str,
+        port: int,
+        flag: str,
+        *,
+        tokens: str = "none yet",
+        given: Sequence[socket.socket] = (),
+        accepts: Callable[[], bool] = lambda: True,
     ) -> str:
-        """Serve at sockets that listen already; see Listener.take. Returns HOST:PORT."""
-        self._listener = Listener(self)
-        return self._serving(*self._listener.take(sockets, accepts), tokens)
+        """Bind and serve, or serve at the sockets that are `given`; return the real HOST:PORT.
 
-    async def listen(self, host: str, port: int, flag: str, *, tokens: str = "none yet") -> str:
-        """Bind and serve; return the real HOST:PORT. Raises StartError that names `flag`.
-
-        `tokens` goes into the warning for an address other than loopback: it says which pages need
-        a token.
+        They listen already; see Listener.take. Raises StartError that names `flag`. `tokens` goes
+        into the warning for an address other than loopback: it says which pages need a token.
         """
-        self._listener = Listener(self)
+        self._listener = listener = Listener(self)
         try:
-            bound, real_port = await self._listener.open(host, port)
+            bound, real_port = (
+                listener.take(given, accepts) if given else await listener.open(host, port)
+            )
         except (OSError, OverflowError) as error:
             raise StartError(
                 f"cannot listen on {host}:{port} ({getattr(error, 'strerror', None) or error}); "
-                f"choose another address "
-                f"with {flag} HOST:PORT"
+                f"choose another address with {flag} HOST:PORT"
             ) from error
-        return self._serving(bound, real_port, tokens)
-
-    def _serving(self, bound: str, port: int, tokens: str) -> str:
         if not ipaddress.ip_address(bound.partition("%")[0]).is_loopback:
             self._log.warning("open_to_the_network", address=bound, tokens=tokens)
         self._sweeper = asyncio.create_task(self._sweep())
-        return f"[{bound}]:{port}" if ":" in bound else f"{bound}:{port}"
+        return f"[{bound}]:{real_port}" if ":" in bound else f"{bound}:{real_port}"
 
     async def step_down(self, *, idle_s: float, timeout_s: float) -> None:
         """Leave the socket to the next process. Then `close`.

@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from ingest.http.bodies import Bodies, encoding_of, expected_bytes, inflated, light
 from ingest.http.request import Request
@@ -120,8 +120,7 @@ class LoopShare:
             post = _InSteps(steps, until_done, sender)
             self._in_steps.setdefault(sender, {})[post] = None
             self._schedule()
-            finished: asyncio.Future[T] = post.finished
-            return await finished
+            return cast("T", await post.finished)
 
     def _schedule(self) -> None:
         if not self._next_is_due:

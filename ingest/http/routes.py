@@ -139,15 +139,21 @@ class Port:
         self._log = get_logger("port")
         self._occasionally = Occasionally(10.0)
 
-    async def start(self, host: str, port: int) -> str:
-        """Listen; return the real HOST:PORT. Raises StartError that names the flag."""
-        return await self.connections.listen(host, port, self._flag, tokens=self._tokens)
-
-    def take(
-        self, sockets: Sequence[socket.socket], accepts: Callable[[], bool] = lambda: True
+    async def start(
+        self,
+        host: str,
+        port: int,
+        given: Sequence[socket.socket] = (),
+        accepts: Callable[[], bool] = lambda: True,
     ) -> str:
-        """Serve at sockets that listen already, once `accepts` says so; return HOST:PORT."""
-        return self.connections.take(sockets, accepts, self._tokens)
+        """Listen, or serve at the sockets that are `given`; return the real HOST:PORT.
+
+        These listen already; it accepts from them once `accepts` says so. Raises StartError that
+        names the flag.
+        """
+        return await self.connections.listen(
+            host, port, self._flag, tokens=self._tokens, given=given, accepts=accepts
+        )
 
     def _answer(self, request: Request) -> Reply:
         received_s = monotonic_s()

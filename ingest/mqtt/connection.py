@@ -163,7 +163,8 @@ class MqttConnection:
         if sock is None:
             raise OSError("the broker has closed the connection")
         self._fd = sock.fileno()
-        self._client.on_socket_close = self._on_socket_close
+        # Before the number of the socket is used for another one.
+        self._client.on_socket_close = lambda *_about: self._detach()
         self._client.on_socket_register_write = self._on_register_write
         self._client.on_socket_unregister_write = self._on_unregister_write
         self._loop.add_reader(self._fd, self._readable)
@@ -356,9 +357,6 @@ class MqttConnection:
             if self.taken_over
             else f"the connection has ended: {code.getName()}"
         )
-
-    def _on_socket_close(self, *_about: object) -> None:
-        self._detach()  # before the number of the socket is used for another one
 
     def _on_register_write(self, *_about: object) -> None:
         if self._fd >= 0:

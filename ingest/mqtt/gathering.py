@@ -264,9 +264,8 @@ class WaitingMessages:
 
     def due_in_s(self) -> float:
         """Return how long the next post should wait for more messages, in seconds."""
-        for group in self._groups.values():
-            return max(0.0, group.since_s + self._options.send_linger_s - monotonic_s())
-        return 0.0
+        since_s = next((each.since_s for each in self._groups.values()), float("-inf"))
+        return max(0.0, since_s + self._options.send_linger_s - monotonic_s())
 
     def add(self, part: MessagePart) -> None:
         """Let it wait."""

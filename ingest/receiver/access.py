@@ -2,13 +2,11 @@
 
 A head that the port knows already is not judged again: its identity stays with it. So each post
 looks only whether its identity is still live.
-
-Clients send the token of a request in very different places.
-In this order; the first place that has one counts: `Authorization` as Bearer, as Token (also
-`user:token`), or as the password of Basic; `?p=`; X-API-Key; X-Auth-Token; a part of the path.
-`?u=`, the user beside `?p=`, is not read. Where the query is data, `p` and `u` are.
-A proxy that has checked a client's certificate tells its name in a header of its own: the name
-alone, or the whole subject.
+Clients send a token in very different places. In this order, the first that has one counts:
+`Authorization` as Bearer, as Token (also `user:token`), or as the password of Basic; `?p=`;
+X-API-Key; X-Auth-Token; a part of the path. `?u=`, the user beside `?p=`, is not read. Where the
+query is data, `p` and `u` are. A proxy that has checked a client's certificate tells its name in a
+header of its own: the name alone, or the whole subject.
 Promises: no error has the token in it.
 """
 

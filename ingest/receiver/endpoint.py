@@ -1,12 +1,10 @@
-"""The receiver's port: POST /v1/readings, line protocol, mapped sources, and the probes.
+"""The data port: POST /v1/readings, line protocol, mapped sources, the probes, and /openapi.json.
 
 posts.py has the way of a post from its request to its answer, and pages/ what is said differently.
+/openapi.json is the file beside this one, with what only this service knows: its limits, and a path
+for each of its sources. `python -m tests.printing.openapi` writes the file; there the path SOURCE
+stands for all sources.
 Does not: know the database, or the buffer.
-
-The page with the OpenAPI document: the file openapi.json, with what only this service knows.
-
-These are its limits, and a path for each of its sources. `python -m tests.printing.openapi` writes
-the file; there the path SOURCE stands for all sources.
 """
 
 from __future__ import annotations
@@ -44,52 +42,6 @@ OF_READINGS, OF_LINES, OF_SOURCES = "readings", "lines", "sources"  # tags of li
 SOURCE = "/v1/in/{source}"
 _HOLE = re.compile(r"\{(\w+)\}")
 _SEPARATORS = re.compile(r"[^a-zA-Z0-9]+")
-
-
-def operation_id(method: str, path: str) -> str:
-    """Return a name that no other operation has; programs that generate clients use it."""
-    return method.lower() + "".join(map(str.title, _SEPARATORS.split(path.strip("/"))))
-
-
-def in_path(path: str) -> list[dict[str, Any]]:
-    """Return the parameters for the parts of a path that are in braces."""
-    return [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-        for name in _HOLE.findall(path)
-    ]
-
-
-def size(bodies: BodyLimits) -> str:
-    """Return how large a body may be, in words."""
-    return f"{bodies[0]:,} bytes as sent, and {bodies[1]:,} bytes decompressed"
-
-
-def page_of_document(limits: Mapping[str, str], patterns: Iterable[Pattern]) -> Route:
-    """Return the page. `limits` are sentences by tag, `patterns` those of sources."""
-    document = orjson.loads(FILE.read_bytes())
-    paths: dict[str, dict[str, Any]] = document["paths"]
-    model = paths.pop(SOURCE)
-    for each in patterns:
-        paths[each.label] = {
-            method.lower(): _of_source(model[method.lower()], method, each.label)
-            for method in each.route.methods
-        }
-    for operation in (each for item in paths.values() for each in item.values()):
-        sentence = limits.get(operation["tags"][0])
-        if sentence:
-            operation["description"] = f"{sentence} {operation['description']}"
-    answer = Answer(200, orjson.dumps(document))
-
-    def show(_request: Request, _query: str, _received_s: float) -> Answer:
-        return answer
-
-    return Route(READ, show)
-
-
-def _of_source(model: Mapping[str, Any], method: str, path: str) -> dict[str, Any]:
-    headers = [each for each in model["parameters"] if each["in"] == "header"]
-    named = {"operationId": operation_id(method, path), "parameters": [*in_path(path), *headers]}
-    return {**model, **named}
 
 
 class Endpoint:
@@ -175,7 +127,12 @@ class Endpoint:
             **self._guarded({**stubs(self._plain_bodies, health), **probes(health)}),
         }
         patterns = mapped.patterns(posts, of_sources, {*pages, PATH})
-        limits = _stated(posts.rules, self._plain_bodies, of_lines)
+        body, rows_max = size(self._plain_bodies.limits), posts.rules.post_rows_max
+        limits = {
+            OF_READINGS: f"A post has at most {rows_max:,} readings, {body}.",
+            OF_LINES: f"A post has at most {of_lines.rows_max:,} fields, {size(of_lines.bodies)}.",
+            OF_SOURCES: f"A post has at most {body}.",
+        }
         shown = page_of_document(limits, patterns)
         return pages | self._guarded({PATH: shown}), patterns
 
@@ -201,10 +158,7 @@ class Endpoint:
         It accepts from these once `accepts` says so. Raises StartError that names --listen or
         --access.
         """
-        if given:
-            address = self._port.take(given, accepts)
-        else:
-            address = await self._port.start(host, port)
+        address = await self._port.start(host, port, given, accepts)
         self._access.bound(address)
         return address
 
@@ -241,10 +195,47 @@ class Endpoint:
         return {path: guarded(page) for path, page in pages.items()}
 
 
-def _stated(rules: Rules, plain_bodies: PlainBodies, of_lines: lines.LineOptions) -> dict[str, str]:
-    body = size(plain_bodies.limits)
-    return {
-        OF_READINGS: f"A post has at most {rules.post_rows_max:,} readings, {body}.",
-        OF_LINES: f"A post has at most {of_lines.rows_max:,} fields, {size(of_lines.bodies)}.",
-        OF_SOURCES: f"A post has at most {body}.",
-    }
+def operation_id(method: str, path: str) -> str:
+    """Return a name that no other operation has; programs that generate clients use it."""
+    return method.lower() + "".join(map(str.title, _SEPARATORS.split(path.strip("/"))))
+
+
+def in_path(path: str) -> list[dict[str, Any]]:
+    """Return the parameters for the parts of a path that are in braces."""
+    return [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in _HOLE.findall(path)
+    ]
+
+
+def size(bodies: BodyLimits) -> str:
+    """Return how large a body may be, in words."""
+    return f"{bodies[0]:,} bytes as sent, and {bodies[1]:,} bytes decompressed"
+
+
+def page_of_document(limits: Mapping[str, str], patterns: Iterable[Pattern]) -> Route:
+    """Return the page. `limits` are sentences by tag, `patterns` those of sources."""
+    document = orjson.loads(FILE.read_bytes())
+    paths: dict[str, dict[str, Any]] = document["paths"]
+    model = paths.pop(SOURCE)
+    for each in patterns:
+        paths[each.label] = {
+            method.lower(): _of_source(model[method.lower()], method, each.label)
+            for method in each.route.methods
+        }
+    for operation in (each for item in paths.values() for each in item.values()):
+        sentence = limits.get(operation["tags"][0])
+        if sentence:
+            operation["description"] = f"{sentence} {operation['description']}"
+    answer = Answer(200, orjson.dumps(document))
+
+    def show(_request: Request, _query: str, _received_s: float) -> Answer:
+        return answer
+
+    return Route(READ, show)
+
+
+def _of_source(model: Mapping[str, Any], method: str, path: str) -> dict[str, Any]:
+    headers = [each for each in model["parameters"] if each["in"] == "header"]
+    named = {"operationId": operation_id(method, path), "parameters": [*in_path(path), *headers]}
+    return {**model, **named}

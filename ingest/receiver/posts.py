@@ -47,12 +47,26 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}  # how they beg
 _LOOKED_AT_BYTES = 64
 
 
-class Plan(NamedTuple):
-    """What the head of a post says. `letter` has what its dead letters have in common, but for the
-    sender.
+class Query(NamedTuple):
+    """The query parameters of a post. `ack` "": the setting decides.
 
-    `more` is of the page: what its decoder needs. `of_any_device`: what a token says of its device
-    changes nothing. `scope` is the source and the format that its sender must be allowed.
+    `precision` None: by magnitude. `database` is the name of a database or bucket that a post of
+    lines has, empty if there is none.
+    """
+
+    ack: str = ""
+    strict: bool = False
+    precision: str | None = None
+    ignore_unknown: bool = False
+    database: str = ""
+
+
+class Plan(NamedTuple):
+    """What the head of a post says.
+
+    `letter` has what its dead letters have in common, but for the sender. `more` is of the page:
+    what its decoder needs. `of_any_device`: what a token says of its device changes nothing.
+    `scope` is the source and the format that its sender must be allowed.
     """
 
     sender: KnownSender
@@ -139,7 +153,12 @@ class Posts:
         self.ledger = ledger
         self.on_decoded = on_decoded
         self.levels = (*levels, COMMITTED)
-        self.ack_default = _available(ack_default, self.levels)
+        self.ack_default = self.levels[0] if ack_default == "best" else ack_default
+        if self.ack_default not in self.levels:
+            raise ConfigError(
+                f"setting ack_default: {ack_default} is not available; this service gives "
+                f"{', '.join(self.levels)}"
+            )
 
     def page(
         self, form: Form, to_head: Answer | None = None
@@ -356,14 +375,3 @@ async def in_time(answer_by_s: float) -> AsyncIterator[None]:
             raise  # of what is inside
         why = "the service could not read the post in time, since it reads others; nothing is kept"
         raise Refused("buffer_full", why, retry_after_s=AGAIN_S) from None
-
-
-def _available(ack: str, levels: tuple[str, ...]) -> str:
-    """Return the default level. Raises ConfigError."""
-    if ack == "best":
-        return levels[0]
-    if ack not in levels:
-        raise ConfigError(
-            f"setting ack_default: {ack} is not available; this service gives {', '.join(levels)}"
-        )
-    return ack

@@ -1,4 +1,4 @@
-"""Who sends a post; how much it has sent, and how much it may send.
+"""Who sends a post; how much it has sent, and how much it may send; and the last refused posts.
 
 A sender is a token, by its name, or, where nobody needs one, a network. It has one account, which
 is found once a post.
@@ -8,15 +8,6 @@ by one post; its next posts are refused until the debt is paid. A connection cou
 of its last post; one that has not posted counts for nobody: the limits of the port hold for it.
 Promises: a refused post costs nothing but its refusal. The memory is bounded: of networks, those
 that have not sent for long are forgotten, with all that they had used.
-
-Counts refused posts, and keeps the last ones, so that their sender can be found.
-
-Each has the number of its sender's posts that were refused with the same code so far.
-Promises: at most POSTS_MAX posts, POSTS_OF_PEER_MAX of one address (IPv6: of a /64), of each at
-most BODY_BYTES_MAX bytes of the body, in memory only. Never headers, query or path: these may have
-secrets.
-Does not: keep posts that are refused with a 5xx. Their cause is the service's own and is on
-/readyz; one second of them would drive out all others.
 """
 
 from __future__ import annotations
@@ -56,6 +47,11 @@ AGAIN_S = 5.0  # after which a sender with too many connections should come agai
 NOT_STORED_MAX = 100  # senders
 READINGS_MIN, LASTS_S_MIN = 10, 60.0  # less may be one bad post, or somebody who tries something
 FORGET_S = 300.0
+# Of refused posts:
+POSTS_MAX = 100
+POSTS_OF_PEER_MAX = 20  # so that one noisy device does not drive out those of the others
+BODY_BYTES_MAX = 200
+COUNTS_MAX = 4_096  # counts by address and code; the oldest ones are forgotten
 
 
 class Rates(NamedTuple):
@@ -351,12 +347,6 @@ METRICS: Metrics[Senders] = (
 )
 
 
-POSTS_MAX = 100
-POSTS_OF_PEER_MAX = 20  # so that one noisy device does not drive out those of the others
-BODY_BYTES_MAX = 200
-COUNTS_MAX = 4_096  # counts by address and code; the oldest ones are forgotten
-
-
 class _Post(NamedTuple):
     at_us: int
     peer: str
@@ -367,7 +357,14 @@ class _Post(NamedTuple):
 
 
 class RefusedPosts:
-    """The refused posts of one process. `refused` has the form that http.routes.Port asks for."""
+    """Counts the refused posts of one process, and keeps the last ones: so their sender is found.
+
+    Promises: at most POSTS_MAX posts, POSTS_OF_PEER_MAX of one address (IPv6: of a /64), of each at
+    most BODY_BYTES_MAX bytes of the body, in memory only. Never headers, query or path: these may
+    have secrets.
+    Does not: keep posts that are refused with a 5xx. Their cause is the service's own and is on
+    /readyz; one second of them would drive out all others.
+    """
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -377,7 +374,7 @@ class RefusedPosts:
     def refused(self, request: Request | None, refused: Refused) -> None:
         """Count a refused request; keep it in place of an older one, if its sender is at fault.
 
-        `request` is None if the bytes were not valid HTTP.
+        http.routes.Port calls it. `request` is None if the bytes were not valid HTTP.
         """
         self._ledger.posts_refused[refused.code] += 1
         if request is None or PROBLEMS[refused.code].status >= 500:

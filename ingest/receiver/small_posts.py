@@ -22,7 +22,7 @@ from ingest.model.ports import Inlet
 from ingest.system.clock import monotonic_s
 from ingest.system.logs import get_logger
 
-DURABLE, BUFFERED, COMMITTED = "durable", "buffered", "committed"
+ACKS = BUFFERED, DURABLE, COMMITTED = "buffered", "durable", "committed"
 LATE = "it is not known in time what became of the post"
 LOOK_S = 0.1  # pause between two looks for posts whose answer is due
 ADMISSION_DETAILS = {

@@ -1,22 +1,14 @@
-"""The job of housekeeping that lets old partitions leave the table: detach, archive, drop.
+"""How old readings leave the table: which may go, what a person must confirm, detach and drop.
 
-For each partition: it is detached while others write; if there is an archive, that job writes and
-verifies it; then the table is dropped. How far it is, and what may come next:
-partition_life.py.
+Three jobs of housekeeping. `Retention`: each partition is detached while others write; if there is
+an archive, its job writes and verifies it; then the table is dropped. How far it is, and what may
+come next: partition_life.py. `HalfDetached` ends a detach that somebody else has begun. `Chunks`
+drops what is old in a hypertable of TimescaleDB, which makes its chunks by itself.
 Promises: only a table that we made or adopted is dropped, and it is the one that was detached. With
 an archive it is dropped only if it was verified. What waits for a person's answer is not begun.
 Killed at any moment, the next run goes on. What was detached to be archived is not dropped without
-that, whatever the settings are by then.
-
-Which partitions are old enough to leave the table, and which of them a person must confirm.
-
-Pure: it reads nothing and changes nothing. Times are Unix microseconds of the database's clock.
-
-The job of housekeeping that drops old chunks of a hypertable, by TimescaleDB's `drop_chunks`.
-
-TimescaleDB makes the chunks by itself, and knows which ones it may drop: nothing more is done here.
-Promises: no chunk is dropped that a person has not confirmed, or while there is an archive that
-does not get it.
+that, whatever the settings are by then. No chunk is dropped while there is an archive that does not
+get it. Times are Unix microseconds of the database's clock.
 """
 
 from __future__ import annotations
@@ -28,7 +20,7 @@ from ingest.model.errors import StartError
 from ingest.sinks.postgres.connection import Connection, Record
 from ingest.sinks.postgres.housekeeping import registry
 from ingest.sinks.postgres.housekeeping.partitions import BEGINNING_US, Partition, TimeSpan, literal
-from ingest.sinks.postgres.housekeeping.plan import Job, Step
+from ingest.sinks.postgres.housekeeping.runs import Job, Step
 from ingest.sinks.postgres.housekeeping.table_state import (
     HYPERTABLE,
     OTHER,
@@ -43,8 +35,49 @@ from ingest.years.partition_life import ARCHIVE, DETACH, DROP, PartitionEntry, S
 from ingest.years.rollups import state as rollup_state
 from ingest.years.rollups.tables import Key
 
+FINISH, DROP_CHUNKS = "finish", "drop_chunks"  # kinds of steps
 # More at once may be a wrong setting or a clock that has jumped.
 MANY, MANY_SHARE = 3, 0.1
+_HALF_DETACHED = (
+    "its DETACH .. CONCURRENTLY was cut off: until it is completed, no reading of its time can be "
+    "stored"
+)
+_NOT_BY_TIME = (
+    "{} has no partitions by time that could be dropped: see deploy/partition-a-table.sql"
+)
+_NO_ARCHIVE = (
+    "{} was detached to be archived{}, and archive_dir is not set any more: set it again. "
+    "Until then the table is not dropped"
+)
+_NOT_ARCHIVED = "a hypertable is not archived: without archive_dir its old chunks are dropped"
+_CONCURRENTLY_FROM = 14  # PostgreSQL; before, a detach locks the table for a moment
+_LOCK_MS = 300  # for that lock: all writers wait behind it
+
+_ATTACHED = """
+select c.oid::int8 as oid, format('%I.%I', n.nspname, c.relname) as name,
+       coalesce((to_jsonb(i) ->> 'inhdetachpending')::bool, false) as pending
+from pg_inherits i join pg_class c on c.oid = i.inhrelid join pg_namespace n on n.oid = relnamespace
+where i.inhparent = $1::oid and c.relname = $2"""
+_LEFT = """
+select format('%I.%I', n.nspname, c.relname) as name,
+       exists (select from pg_inherits where inhrelid = c.oid) as attached
+from pg_class c join pg_namespace n on n.oid = c.relnamespace
+where c.oid = $1::oid and c.relname = $2"""
+# Before PostgreSQL 14 there is no such column, and no such detach.
+_PENDING = """
+select c.relname::text as name, c.oid::int8 as oid, format('%I.%I', n.nspname, c.relname) as table
+from pg_inherits i join pg_class c on c.oid = i.inhrelid join pg_namespace n on n.oid = relnamespace
+where i.inhparent = $1::oid and coalesce((to_jsonb(i) ->> 'inhdetachpending')::bool, false)"""
+_FURTHER_COLUMNS = """
+select attname::text as name from pg_attribute where attrelid = $1::oid and attnum > 0
+and not attisdropped and attname <> all ($2::text[]) order by attnum"""
+_CHUNKS = """
+select k.chunk_name::text as name,
+       (extract(epoch from k.range_start) * 1000000)::int8 as from_us,
+       (extract(epoch from k.range_end) * 1000000)::int8 as to_us
+from timescaledb_information.chunks k join pg_namespace n on n.nspname = k.hypertable_schema
+join pg_class c on c.relnamespace = n.oid and c.relname = k.hypertable_name
+where c.oid = $1::oid and k.range_end is not null order by k.range_end"""
 
 
 class Policy(NamedTuple):
@@ -114,43 +147,8 @@ def must_confirm(
     return ""
 
 
-FINISH = "finish"
-_HALF_DETACHED = (
-    "its DETACH .. CONCURRENTLY was cut off: until it is completed, no reading of its time can be "
-    "stored"
-)
-_NOT_BY_TIME = (
-    "{} has no partitions by time that could be dropped: see deploy/partition-a-table.sql"
-)
-_NO_ARCHIVE = (
-    "{} was detached to be archived{}, and archive_dir is not set any more: set it again. "
-    "Until then the table is not dropped"
-)
-_CONCURRENTLY_FROM = 14  # PostgreSQL; before, a detach locks the table for a moment
-_LOCK_MS = 300  # for that lock: all writers wait behind it
-
-_ATTACHED = """
-select c.oid::int8 as oid, format('%I.%I', n.nspname, c.relname) as name,
-       coalesce((to_jsonb(i) ->> 'inhdetachpending')::bool, false) as pending
-from pg_inherits i join pg_class c on c.oid = i.inhrelid join pg_namespace n on n.oid = relnamespace
-where i.inhparent = $1::oid and c.relname = $2"""
-_LEFT = """
-select format('%I.%I', n.nspname, c.relname) as name,
-       exists (select from pg_inherits where inhrelid = c.oid) as attached
-from pg_class c join pg_namespace n on n.oid = c.relnamespace
-where c.oid = $1::oid and c.relname = $2"""
-# Before PostgreSQL 14 there is no such column, and no such detach.
-_PENDING = """
-select c.relname::text as name, c.oid::int8 as oid, format('%I.%I', n.nspname, c.relname) as table
-from pg_inherits i join pg_class c on c.oid = i.inhrelid join pg_namespace n on n.oid = relnamespace
-where i.inhparent = $1::oid and coalesce((to_jsonb(i) ->> 'inhdetachpending')::bool, false)"""
-_FURTHER_COLUMNS = """
-select attname::text as name from pg_attribute where attrelid = $1::oid and attnum > 0
-and not attisdropped and attname <> all ($2::text[]) order by attnum"""
-
-
 class Retention(Job):
-    """A Job. Without a policy nothing leaves, but for what was begun before.
+    """The job of partitions. Without a policy nothing leaves, but for what was begun before.
 
     It plans the steps of kind `archive` for the job of the archive, which does them. With `rollups`
     nothing leaves before it is in them; `failed` are those that cannot be computed now, and with an
@@ -389,8 +387,8 @@ async def _of_others(connection: Connection, view: View) -> dict[str, str]:
     if not rows:
         return {}
     begun = await partition_life.entries(connection, view.table)
-    ours = {each.oid for each in begun.values() if each.state is partition_life.State.DETACHING}
-    damaged = {name for name, each in begun.items() if each.state is partition_life.State.DAMAGED}
+    ours = {each.oid for each in begun.values() if each.state is State.DETACHING}
+    damaged = {name for name, each in begun.items() if each.state is State.DAMAGED}
     return {
         row["name"]: row["table"]
         for row in rows
@@ -398,20 +396,11 @@ async def _of_others(connection: Connection, view: View) -> dict[str, str]:
     }
 
 
-DROP_CHUNKS = "drop_chunks"
-_NOT_ARCHIVED = "a hypertable is not archived: without archive_dir its old chunks are dropped"
-
-_CHUNKS = """
-select k.chunk_name::text as name,
-       (extract(epoch from k.range_start) * 1000000)::int8 as from_us,
-       (extract(epoch from k.range_end) * 1000000)::int8 as to_us
-from timescaledb_information.chunks k join pg_namespace n on n.nspname = k.hypertable_schema
-join pg_class c on c.relnamespace = n.oid and c.relname = k.hypertable_name
-where c.oid = $1::oid and k.range_end is not null order by k.range_end"""
-
-
 class Chunks(Job):
-    """A Job. Without a policy nothing is dropped; with `rollups`, only what is in them."""
+    """The job of chunks. Without a policy nothing is dropped; with `rollups`, only what they have.
+
+    TimescaleDB's `drop_chunks` knows which ones it may drop.
+    """
 
     kinds = frozenset({DROP_CHUNKS})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ingest.formats.block_builder import block_of
+from ingest.formats.json.fast import block_of
 from tests.fuzz import __main__ as command
 from tests.fuzz.campaign import FORMATS, campaign
 
@@ -22,13 +22,12 @@ def test_wrong_value_is_found_and_named(
 ) -> None:
     """A decoder that loses the last readings of a block makes the command fail, with the body."""
     really = block_of
-    for module in ("block_builder", "json.body"):
-        monkeypatch.setattr(
-            f"ingest.formats.{module}.block_of",
-            lambda rows, post: really(
-                type(rows)(rows.tuples[:-8] + bytes(8), rows.rows, rows.newest_us, rows.items), post
-            ),
-        )
+    monkeypatch.setattr(
+        "ingest.formats.json.body.block_of",
+        lambda rows, post: really(
+            type(rows)(rows.tuples[:-8] + bytes(8), rows.rows, rows.newest_us, rows.items), post
+        ),
+    )
     assert command.main(["--bodies", "100", "--only", "ndjson"]) == 1
     told = capsys.readouterr()
     assert "ndjson, seed 1, body" in told.err

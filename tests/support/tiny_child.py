@@ -69,7 +69,7 @@ class Tiny:
                 keepalive_s_max=60,
             )
             self.configuration = first
-            self.port.take([socket.socket(fileno=first["listen_fd"])])
+            await self.port.start("", 0, [socket.socket(fileno=first["listen_fd"])])
         self.state = "accepting"
         self.channel.send({"ready": True})
         await self.obey()

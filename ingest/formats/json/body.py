@@ -21,19 +21,18 @@ from ingest.formats.block_builder import (
     UNREADABLE,
     ItemReader,
     ItemReadings,
-    block_of,
     require_possible,
 )
 from ingest.formats.json.careful import read_item
-from ingest.formats.json.fast import many, one
+from ingest.formats.json.fast import block_of, many, one
 from ingest.formats.json_slices import (
     BYTES_PER_BRACKET_MIN,
+    RAWS,
     SLICE_BYTES,
     SLICE_BYTES_MAX,
     SPACE,
     check_slice,
     not_json,
-    originals_of,
     parsed,
     slices,
 )
@@ -80,6 +79,17 @@ def begin(body: bytes, post: Post) -> Decoded | Steps:
 def _in_slices(body: bytes, post: Post) -> Steps:
     reader = ItemReader(post, len(body))
     return reader.finish(_checked(_read_all(reader, body)))
+
+
+def originals_of(text: bytes) -> list[bytes]:
+    """Return the bytes of each item of an array, or of one item. Raises Refused (`not_json`)."""
+    stripped = text.strip(SPACE)
+    if stripped[:1] != b"[":
+        return [stripped]
+    try:
+        return [bytes(raw) for raw in RAWS.decode(text)]
+    except RecursionError as fault:
+        raise not_json(fault) from None
 
 
 def _checked(steps: Generator[None, None, None]) -> Generator[None, None, None]:

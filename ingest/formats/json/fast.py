@@ -19,7 +19,7 @@ import orjson
 from ingest.formats.block_builder import SERIES, Rows
 from ingest.formats.post import EXACT_MAX, Post, too_many
 from ingest.formats.timestamp import Times, integers_us, number_us, numbers_us, plain_us, texts_us
-from ingest.model.block import PG_EPOCH_US, encode_row, encode_rows
+from ingest.model.block import PG_EPOCH_US, Block, encode_row, encode_rows
 
 FIELDS = ("device_id", "metric", "ts", "value", "values")
 Item = dict[str, Any]
@@ -31,6 +31,18 @@ _NO_TS = object()
 _TS = itemgetter("ts")
 # An integer that may be more than EXACT_MAX, as a member of an object.
 _LONG_INTEGER = re.compile(rb":[ \t\n\r]*-?[0-9]{16,}[ \t\n\r]*[,}]")
+
+
+def block_of(rows: Rows, post: Post) -> Block:
+    """Return the block of all rows of a post."""
+    return Block(
+        rows.tuples,
+        rows.rows,
+        received_s=post.received_s,
+        received_us=post.received_us,
+        newest_ts_us=rows.newest_us,
+        items=rows.items,
+    )
 
 
 def one(item: Item, body: bytes, post: Post) -> Rows | None:

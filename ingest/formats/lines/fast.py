@@ -114,7 +114,11 @@ def many(text: bytes, keys: Keys, post: Post) -> Columns | None:
     cells = joined.replace(b"=", b",").split(b",")
     try:
         values = _values(cells[1::2])
-        times = _times(tokens[2::3], post) if parts == 3 else _received(lines, post)
+        times = (
+            _times(tokens[2::3], post)
+            if parts == 3
+            else ([post.received_us - PG_EPOCH_US] * lines, post.received_us)
+        )
         if values is None or times is None or len(values) != rows:
             return None
         named, new = _named(tokens[::parts], keys, post)
@@ -183,7 +187,3 @@ def _times(texts: list[bytes], post: Post) -> tuple[Sequence[int], int] | None:
     ):
         return None
     return times.pg_us, times.newest_us
-
-
-def _received(lines: int, post: Post) -> tuple[Sequence[int], int]:
-    return [post.received_us - PG_EPOCH_US] * lines, post.received_us

@@ -2,13 +2,10 @@
 
 A document with a fault is one error. Its good readings are kept, and its original bytes become a
 dead letter, which is read again by the mapping that is in force then. Of a large document only the
-rows with a fault are in the letter.
+rows with a fault are in the letter. What came beside the body is the letter's context, a text of
+JSON: it has no token, and of the headers only those that the mapping names.
 Promises: a step is short (a few milliseconds), whatever the body has. What is kept besides the body
 is bounded.
-
-What came beside the body of a mapped post, as a dead letter keeps it: a text of JSON.
-
-Promises: it has no token, and of the headers only those that the mapping names.
 """
 
 from __future__ import annotations
@@ -22,7 +19,7 @@ import orjson
 from ingest.formats.block_builder import BlockBuilder
 from ingest.formats.mapped.documents import Documents, Unreadable, documents
 from ingest.formats.mapped.paths import ROOTS
-from ingest.formats.mapped.rows import DocumentRead, Hints, Receipt, RowRead, read_document
+from ingest.formats.mapped.rows import DocumentRead, DocumentReader, Hints, RowRead
 from ingest.formats.mapped.source import Source
 from ingest.formats.post import (
     Decoded,
@@ -41,15 +38,16 @@ STEP_ROWS = 1_000
 HINTED_MAX = 100  # documents of a post that are looked at for hints
 PRUNED_BYTES_MIN = 8 * 1024  # of a document; the rows without a fault are left out of its letter
 ITEM_ROWS_BYTES_MAX = 256 * 1024 * 1024
+CONTEXT_BYTES_MAX = 16 * 1024
 
 
 class MapPost(NamedTuple):
     """What all documents of a post have in common.
 
-    `roots` has what came beside the body, by the names of map_paths.ROOTS. A block has at most
+    `roots` has what came beside the body, by the names of paths.ROOTS. A block has at most
     `post.rules.post_rows_max` rows. All blocks have at most `rows_max` rows and faults, and
     `rows_bytes_max` bytes with the documents that have a fault. For `times_us` see `received_at`,
-    for `is_json` map_documents.
+    for `is_json` `documents`.
     """
 
     post: Post
@@ -142,14 +140,18 @@ class _PostReader:
             else:
                 post = self._post
                 roots = post.roots if "form" in post.roots else {**post.roots, "form": document}
-                at_us = received_at(post.times_us, self._items, post.post.received_us)
-                receipt = Receipt(
-                    at_us,
-                    post.rows_max,
-                    self._parts_left,
-                    self._hints if self._items < HINTED_MAX else None,
+                reader = DocumentReader(
+                    document,
+                    post.source,
+                    roots,
+                    post.post,
+                    received_us=received_at(post.times_us, self._items, post.post.received_us),
+                    readings_max=post.rows_max,
+                    parts_max=self._parts_left,
+                    hints=self._hints if self._items < HINTED_MAX else None,
                 )
-                found = yield from read_document(document, post.source, roots, post.post, receipt)
+                yield from reader.read()
+                found = reader.found
                 self._parts_left -= found.parts
                 yield from self._keep(found.rows)
             self._rounded += found.rounded
@@ -229,11 +231,8 @@ def _pruned(found: DocumentRead, document: Any, source: Source) -> bytes | None:
     return text
 
 
-CONTEXT_BYTES_MAX = 16 * 1024
-
-
 def context_of(roots: dict[str, Any]) -> str:
-    """Return the text; too much of it is left out, and then a replay finds nothing there."""
+    """Return the context of a letter; if it is too long nothing, and a replay finds nothing."""
     kept = {name: each for name, each in roots.items() if each}
     try:
         text = orjson.dumps(kept) if kept else b""

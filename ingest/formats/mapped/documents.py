@@ -40,12 +40,11 @@ _BOM = b"\xef\xbb\xbf"
 _FORM = re.compile(rb'[ \t\n\r]*+[^"{}\[\]<\n=]*+=')
 
 
-class Unreadable:
+class Unreadable(NamedTuple):
     """What stands in place of a document that cannot be read: the code of its fault, and why."""
 
-    def __init__(self, code: str, why: str) -> None:
-        self.code = code
-        self.why = why
+    code: str
+    why: str
 
 
 class Documents(NamedTuple):

@@ -25,17 +25,8 @@ TEXT_CHARACTERS_MAX = 4_096  # of what is put together from several paths
 
 _PART = re.compile(r'"((?:[^"\\]|\\.)+)"|([^."\[\]{}^$\s][^."\[\]{}]*)')
 _HOLE = re.compile(r"\{([^{}]+)\}")
+MISSING: Any = object()  # is at a path that leads nowhere
 _ESCAPED = re.compile(r"\\(.)")
-
-
-class _Missing:
-    """What is at a path that leads nowhere."""
-
-    def __repr__(self) -> str:
-        return "MISSING"
-
-
-MISSING = _Missing()
 
 
 class Spot:

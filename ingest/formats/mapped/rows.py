@@ -3,8 +3,6 @@
 Promises: a step is short, whatever the document has; nothing that it has raises an exception. A
 fault of a row's device or time costs the row, one of a value the value. Two values of a row that
 would have one metric are both a fault.
-
-A value of a mapped document as a number, or as a time; and hints at values that are skipped.
 """
 
 from __future__ import annotations
@@ -19,11 +17,18 @@ from ingest.formats.block_builder import SERIES
 from ingest.formats.line_escapes import tags_text
 from ingest.formats.mapped.paths import MISSING, Read, Spot, as_text
 from ingest.formats.mapped.source import Members, Source, holds
-from ingest.formats.post import EXACT_MAX, Post, too_many_of_post, too_much_shared
+from ingest.formats.post import EXACT_MAX, Post, too_many_of_post
 from ingest.formats.timestamp import Fault, number_us, text_us
 from ingest.model.codes import NO_DEVICE, NOT_ALLOWED
+from ingest.model.errors import Refused
 from ingest.model.reading import NAME_CHARACTERS_MAX, name_fault
 
+STEP_PARTS = 300  # members of objects, or values, that are read in one step
+FAULTS_MAX = 10  # of a document that are told
+NO_VALUE = "no_value"
+NOTHING_NAMES_IT = (
+    "nothing names a device: `device` of the source leads nowhere, and the token has no device"
+)
 _NUMBER_CHARACTERS_MAX = 400
 _TIME_CHARACTERS_MAX = 200
 HINTS_MAX = 10  # names of a post
@@ -34,114 +39,6 @@ _NUMBER = re.compile(
     r"\s*([+-]?)(?:([0-9]+)|(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][+-]?[0-9]+)?)\s*"
 )
 _UNIX = re.compile(r"-?[0-9]{1,20}(\.[0-9]{0,20})?")
-
-
-class Hints:
-    """What the author of a table may have missed: names of a post, and how often they came.
-
-    Promises: few are kept, whatever a post has.
-    """
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self._found: dict[tuple[str, str], int] = {}
-
-    def look(self, name: str | int, label: str, value: Any) -> None:
-        """Look at a value: `name` is the last part of `label`, or a place in a list."""
-        source = self._source
-        if source.time is None and name in _TIMES:
-            hint = "`{0}` looks like a time, and the source has none: time = '{0}'"
-        elif type(value) is str and not source.numeric_strings and number_in(value) is not None:
-            hint = "`{}` is a number in quotes, not stored: numeric_strings = true"
-        elif (
-            type(value) is list and list not in source.nests and value and type(value[0]) is not str
-        ):
-            hint = "`{}` is a list, not stored: lists = true"
-        else:
-            return
-        key, wants = (label[:NAME_CHARACTERS_MAX], hint), source.wants
-        is_meant = label in source.own_names or (wants is not None and not wants(key[0]))
-        if not is_meant and (key in self._found or len(self._found) < HINTS_MAX):
-            self._found[key] = self._found.get(key, 0) + 1
-
-    def told(self) -> list[str]:
-        """Return a sentence for each name."""
-        return [f"{hint.format(shown(name))} ({n} x)" for (name, hint), n in self._found.items()]
-
-
-class Receipt(NamedTuple):
-    """When somebody has received a document (Unix us), perhaps before its post; and its bounds.
-
-    `hints` are those of its post; None: enough of it has been looked at.
-    """
-
-    at_us: int
-    readings_max: int
-    parts_max: int  # members and entries that are read for all rows together
-    hints: Hints | None
-
-
-def shown(name: str) -> str:
-    """Return a name as a text for people: cut off, and with bytes for all of it."""
-    cut = name if len(name) <= FIELD_CHARACTERS_MAX else name[:FIELD_CHARACTERS_MAX] + ".."
-    return cut.encode("utf-8", "replace").decode()  # half of a surrogate pair has no bytes
-
-
-def number_in(text: str) -> int | float | None:
-    """Return the number that a text is; None if it is none. It may be infinite."""
-    found = _NUMBER.fullmatch(text) if len(text) <= _NUMBER_CHARACTERS_MAX else None
-    if found is None:
-        return None
-    return int(found[1] + found[2]) if found[2] else float(text)
-
-
-def float_of(value: Any) -> tuple[float, bool]:
-    """Return a number, a boolean or a numeric text as a float64, and whether an integer is exact.
-
-    It is infinite if it does not fit.
-    """
-    if type(value) is str:
-        value = number_in(value)
-    try:
-        number = float(value)
-    except OverflowError:
-        return math.inf, True
-    is_exact = type(value) is not int or abs(number) < EXACT_MAX or int(number) == value
-    return number + 0.0, is_exact  # -0.0 becomes 0.0
-
-
-def time_us(value: Any, unit: str | None, zone: tzinfo | None) -> int | Fault:
-    """Return a time as Unix microseconds.
-
-    `unit` is that of numbers; None: by magnitude. `zone` is that of a text without an offset. A
-    local time that comes twice, at the end of summer time, is the first of both: so a text always
-    is the same time, whenever it is sent.
-    """
-    if type(value) is str:
-        if len(value) > _TIME_CHARACTERS_MAX:
-            return "ts_unreadable", "the time is no number, and no RFC 3339 time"
-        text = value.strip()
-        if not _UNIX.fullmatch(text):
-            ts_us = text_us(text)
-            if zone is None or isinstance(ts_us, int) or ts_us[0] != "ts_without_offset":
-                return ts_us
-            ts_us = text_us(f"{text}Z")
-            if isinstance(ts_us, int):
-                offset = zone.utcoffset(datetime.fromisoformat(text[:16])) or timedelta()
-                ts_us -= offset // timedelta(microseconds=1)
-            return ts_us
-        value = float(text) if "." in text else int(text)
-    if type(value) is not int and type(value) is not float:
-        return "ts_unreadable", "the time is neither a number nor a text"
-    return number_us(value, unit)
-
-
-STEP_PARTS = 300  # members of objects, or values, that are read in one step
-FAULTS_MAX = 10  # of a document that are told
-NO_VALUE = "no_value"
-NOTHING_NAMES_IT = (
-    "nothing names a device: `device` of the source leads nowhere, and the token has no device"
-)
 
 RowFault = tuple[str | None, str, str]  # field, code, message
 
@@ -177,33 +74,27 @@ class DocumentRead:
             self.faults.append((field, code, message))
 
 
-def read_document(
-    document: Any,
-    source: Source,
-    roots: Mapping[str, Any],
-    post: Post,
-    receipt: Receipt,
-) -> Generator[None, None, DocumentRead]:
-    """Read a document; each step reads some of it. The result comes with StopIteration.
+class DocumentReader:
+    """Reads a document; what it has is in `found`.
 
-    Raises Refused (`too_many_readings`): several rows may share the same values, which are read
-    for each of them.
+    It was received at `received_us`, perhaps before its post. `parts_max` members and entries are
+    read for all rows together. `hints` are those of its post; None: enough of it was looked at.
     """
-    reader = _Reader(document, source, roots, post, receipt)
-    yield from reader.read()
-    return reader.found
 
-
-class _Reader:
     def __init__(
         self,
         document: Any,
         source: Source,
         roots: Mapping[str, Any],
         post: Post,
-        receipt: Receipt,
+        *,
+        received_us: int,
+        readings_max: int,
+        parts_max: int,
+        hints: Hints | None,
     ) -> None:
-        self._received_us, self._readings_max, self._parts_max, self._hints = receipt
+        self._received_us, self._hints = received_us, hints
+        self._readings_max, self._parts_max = readings_max, parts_max
         self.found = DocumentRead()
         self._document = document
         self._source = source
@@ -213,7 +104,11 @@ class _Reader:
         self._tags_text = ""
 
     def read(self) -> Generator[None, None, None]:
-        """Read all rows."""
+        """Read all rows; each step reads some of them.
+
+        Raises Refused (`too_many_readings`): several rows may share the same values, which are read
+        for each of them.
+        """
         found = self.found
         for key, row in self._rows():
             found.row_count += 1
@@ -226,7 +121,11 @@ class _Reader:
             before = found.fault_count
             yield from self._read_row(row)
             if found.parts > self._parts_max:  # one row alone has fewer than its document has bytes
-                raise too_much_shared()
+                raise Refused(
+                    "too_many_readings",
+                    "its rows share values, which are read for each row: for all rows together "
+                    "these are too many; split the document",
+                )
             if found.fault_count > before:
                 found.bad_rows.append(key)
         if not found.readings and not found.fault_count and not self._is_meant():
@@ -311,7 +210,10 @@ class _Reader:
 
     def _device(self, row: Any) -> str:
         device = as_text(self._source.device(row, self._place))
-        return device or as_text(_token_device(self._place.roots))
+        if device:
+            return device
+        token = self._place.roots.get("token")
+        return as_text(token.get("device", "")) if isinstance(token, dict) else ""
 
     def _tail(self, row: Any) -> str:
         """Return the tags of a row, as they follow its metrics."""
@@ -449,6 +351,89 @@ class _Reader:
         return None
 
 
-def _token_device(roots: Mapping[str, Any]) -> Any:
-    token = roots.get("token")
-    return token.get("device", "") if isinstance(token, dict) else ""
+class Hints:
+    """What the author of a table may have missed: names of a post, and how often they came.
+
+    Promises: few are kept, whatever a post has.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._found: dict[tuple[str, str], int] = {}
+
+    def look(self, name: str | int, label: str, value: Any) -> None:
+        """Look at a value: `name` is the last part of `label`, or a place in a list."""
+        source = self._source
+        if source.time is None and name in _TIMES:
+            hint = "`{0}` looks like a time, and the source has none: time = '{0}'"
+        elif type(value) is str and not source.numeric_strings and number_in(value) is not None:
+            hint = "`{}` is a number in quotes, not stored: numeric_strings = true"
+        elif (
+            type(value) is list and list not in source.nests and value and type(value[0]) is not str
+        ):
+            hint = "`{}` is a list, not stored: lists = true"
+        else:
+            return
+        key, wants = (label[:NAME_CHARACTERS_MAX], hint), source.wants
+        is_meant = label in source.own_names or (wants is not None and not wants(key[0]))
+        if not is_meant and (key in self._found or len(self._found) < HINTS_MAX):
+            self._found[key] = self._found.get(key, 0) + 1
+
+    def told(self) -> list[str]:
+        """Return a sentence for each name."""
+        return [f"{hint.format(shown(name))} ({n} x)" for (name, hint), n in self._found.items()]
+
+
+def shown(name: str) -> str:
+    """Return a name as a text for people: cut off, and with bytes for all of it."""
+    cut = name if len(name) <= FIELD_CHARACTERS_MAX else name[:FIELD_CHARACTERS_MAX] + ".."
+    return cut.encode("utf-8", "replace").decode()  # half of a surrogate pair has no bytes
+
+
+def number_in(text: str) -> int | float | None:
+    """Return the number that a text is; None if it is none. It may be infinite."""
+    found = _NUMBER.fullmatch(text) if len(text) <= _NUMBER_CHARACTERS_MAX else None
+    if found is None:
+        return None
+    return int(found[1] + found[2]) if found[2] else float(text)
+
+
+def float_of(value: Any) -> tuple[float, bool]:
+    """Return a number, a boolean or a numeric text as a float64, and whether an integer is exact.
+
+    It is infinite if it does not fit.
+    """
+    if type(value) is str:
+        value = number_in(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        return math.inf, True
+    is_exact = type(value) is not int or abs(number) < EXACT_MAX or int(number) == value
+    return number + 0.0, is_exact  # -0.0 becomes 0.0
+
+
+def time_us(value: Any, unit: str | None, zone: tzinfo | None) -> int | Fault:
+    """Return a time as Unix microseconds.
+
+    `unit` is that of numbers; None: by magnitude. `zone` is that of a text without an offset. A
+    local time that comes twice, at the end of summer time, is the first of both: so a text always
+    is the same time, whenever it is sent.
+    """
+    if type(value) is str:
+        if len(value) > _TIME_CHARACTERS_MAX:
+            return "ts_unreadable", "the time is no number, and no RFC 3339 time"
+        text = value.strip()
+        if not _UNIX.fullmatch(text):
+            ts_us = text_us(text)
+            if zone is None or isinstance(ts_us, int) or ts_us[0] != "ts_without_offset":
+                return ts_us
+            ts_us = text_us(f"{text}Z")
+            if isinstance(ts_us, int):
+                offset = zone.utcoffset(datetime.fromisoformat(text[:16])) or timedelta()
+                ts_us -= offset // timedelta(microseconds=1)
+            return ts_us
+        value = float(text) if "." in text else int(text)
+    if type(value) is not int and type(value) is not float:
+        return "ts_unreadable", "the time is neither a number nor a text"
+    return number_us(value, unit)

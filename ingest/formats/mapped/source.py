@@ -1,12 +1,9 @@
 """A source: how the documents of one sender become readings, compiled from its table of keys.
 
+A table may name one of PRESETS, the mappings for well-known senders; a key of the table replaces
+that of the preset.
 Promises: a wrong table raises SourceFault, which names the key and what to write instead.
 Does not: read a document (rows.py), or the file with the tables.
-
-The mappings that are part of the package: the keys of a source for well-known senders.
-
-The body of each was read in the sender's own code, and tests/unit/formats/test_map_presets.py has
-one of each. A key of the user's table replaces that of the preset.
 """
 
 from __future__ import annotations
@@ -15,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, tzinfo
 from fnmatch import translate
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ingest.formats.mapped.paths import (
@@ -26,87 +24,6 @@ from ingest.formats.mapped.paths import (
     compile_text,
     parts_of,
 )
-
-PRESETS: dict[str, dict[str, Any]] = {
-    # The Things Stack, webhook. Joins and acknowledgements have no uplink_message. The name of a
-    # device is its own only within an application.
-    "ttn": {
-        "when": {"uplink_message": "*"},
-        "device": "{end_device_ids.application_ids.application_id}/{end_device_ids.device_id}",
-        "time": ["uplink_message.received_at", "received_at"],
-        "values": "uplink_message.decoded_payload",
-    },
-    # ChirpStack 4, HTTP integration: all events come to one URL.
-    "chirpstack": {
-        "when": {"$query.event": "up"},
-        "device": "deviceInfo.devEui",
-        "time": "time",
-        "values": "object",
-    },
-    # Devices of ThingsBoard; ChirpStack's ThingsBoard integration posts attributes first.
-    "thingsboard": {
-        "path": "/api/v1/{token}/telemetry",
-        "ignored_paths": ["/api/v1/{token}/attributes"],
-        "device": "$token.device",
-        "time": "ts",
-        "time_unit": "ms",
-        "values": ["values", "."],
-        "except": ["ts"],
-        "numeric_strings": True,
-    },
-    # Sensor.Community airRohr, its own API.
-    "airrohr": {
-        "device": "airrohr-{esp8266id}",
-        "values": "sensordatavalues[]",
-        "metric": "value_type",
-        "value": "value",
-        "numeric_strings": True,
-    },
-    # AirGradient, with its server set to ours.
-    "airgradient": {
-        "path": "/sensors/airgradient:{device}/measures",
-        "device": "$path.device",
-        "values": ".",
-        "except": ["boot*"],
-    },
-    # Ruuvi Gateway, "decoded".
-    "ruuvi": {
-        "rows": "data.tags{}",
-        "device": "$key",
-        "time": ["timestamp", "^data.timestamp"],
-        "time_unit": "s",
-        "values": ".",
-        "except": ["timestamp", "ble_*"],
-    },
-    # Ecowitt and its clones: a form, with times in UTC.
-    "ecowitt": {
-        "device": "PASSKEY",
-        "time": "dateutc",
-        "time_unit": "utc",
-        "values": ".",
-        "except": ["PASSKEY", "runtime", "dateutc"],
-        "numeric_strings": True,
-    },
-    # Telegraf, outputs.http with data_format = "json".
-    "telegraf_json": {
-        "rows": "metrics[]",
-        "device": "tags.host",
-        "time": "timestamp",
-        "values": "fields",
-        "metric": "{name}.{$key}",
-        "tags": "tags",
-    },
-    # Vector, http sink, logs and other events with a host.
-    "vector": {"device": "host", "time": "timestamp", "values": "."},
-    # Fluent Bit, http output, format json or json_lines.
-    "fluentbit": {
-        "device": ["host", "hostname"],
-        "time": "date",
-        "values": ".",
-        "except": ["date"],
-    },
-}
-
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 RESERVED = ("readings", "line")  # what the scope of a token calls other pages
@@ -148,27 +65,6 @@ class Members(NamedTuple):
             yield from at.items()
 
 
-class Wants:
-    """Whether a metric is wanted, by globs. It remembers what it has judged."""
-
-    def __init__(self, only: Sequence[str], but: Sequence[str]) -> None:
-        self._only = _any_of(only) if only else None
-        self._but = _any_of(but) if but else None
-        self._judged: dict[str, bool] = {}
-
-    def __call__(self, metric: str) -> bool:
-        """Return whether readings of this metric are stored."""
-        judged = self._judged.get(metric)
-        if judged is None:
-            if len(self._judged) >= _KEPT_MAX:
-                self._judged.clear()
-            judged = (self._only is None or self._only(metric) is not None) and (
-                self._but is None or self._but(metric) is None
-            )
-            self._judged[metric] = judged
-        return judged
-
-
 class Source(NamedTuple):
     """A compiled table. Where a field is None, the table has no such key.
 
@@ -194,7 +90,7 @@ class Source(NamedTuple):
     tags: Read | None
     tags_left_out: frozenset[str]
     own_names: frozenset[str]
-    wants: Wants | None
+    wants: Callable[[str], bool] | None
     numeric_strings: bool
     nests: tuple[type, ...]
     when: tuple[tuple[Read, tuple[Any, ...] | None], ...]
@@ -354,9 +250,15 @@ class _Table:
                 "Europe/Berlin, or install tzdata",
             ) from None
 
-    def _wants(self) -> Wants | None:
+    def _wants(self) -> Callable[[str], bool] | None:
+        """Return what tells whether a metric is stored, by globs, and remembers it."""
         only, but = self._texts("only"), self._texts("except")
-        return Wants(only, but) if only or but else None
+        is_in, is_out = _any_of(only or ["*"]), _any_of(but)
+
+        def wants(metric: str) -> bool:
+            return is_in(metric) is not None and not (but and is_out(metric))
+
+        return lru_cache(maxsize=_KEPT_MAX)(wants) if only or but else None
 
     def _flag(self, key: str) -> bool:
         flag = self._keys.get(key, False)
@@ -426,3 +328,86 @@ def _names_below(tops: Sequence[str], texts: Sequence[str]) -> frozenset[str]:
 
 def _any_of(globs: Sequence[str]) -> Callable[[str], object]:
     return re.compile("|".join(translate(each) for each in globs)).match
+
+
+# The body of each was read in the sender's own code; tests/unit/formats/mapped/test_presets.py has
+# one of each.
+PRESETS: dict[str, dict[str, Any]] = {
+    # The Things Stack, webhook. Joins and acknowledgements have no uplink_message. The name of a
+    # device is its own only within an application.
+    "ttn": {
+        "when": {"uplink_message": "*"},
+        "device": "{end_device_ids.application_ids.application_id}/{end_device_ids.device_id}",
+        "time": ["uplink_message.received_at", "received_at"],
+        "values": "uplink_message.decoded_payload",
+    },
+    # ChirpStack 4, HTTP integration: all events come to one URL.
+    "chirpstack": {
+        "when": {"$query.event": "up"},
+        "device": "deviceInfo.devEui",
+        "time": "time",
+        "values": "object",
+    },
+    # Devices of ThingsBoard; ChirpStack's ThingsBoard integration posts attributes first.
+    "thingsboard": {
+        "path": "/api/v1/{token}/telemetry",
+        "ignored_paths": ["/api/v1/{token}/attributes"],
+        "device": "$token.device",
+        "time": "ts",
+        "time_unit": "ms",
+        "values": ["values", "."],
+        "except": ["ts"],
+        "numeric_strings": True,
+    },
+    # Sensor.Community airRohr, its own API.
+    "airrohr": {
+        "device": "airrohr-{esp8266id}",
+        "values": "sensordatavalues[]",
+        "metric": "value_type",
+        "value": "value",
+        "numeric_strings": True,
+    },
+    # AirGradient, with its server set to ours.
+    "airgradient": {
+        "path": "/sensors/airgradient:{device}/measures",
+        "device": "$path.device",
+        "values": ".",
+        "except": ["boot*"],
+    },
+    # Ruuvi Gateway, "decoded".
+    "ruuvi": {
+        "rows": "data.tags{}",
+        "device": "$key",
+        "time": ["timestamp", "^data.timestamp"],
+        "time_unit": "s",
+        "values": ".",
+        "except": ["timestamp", "ble_*"],
+    },
+    # Ecowitt and its clones: a form, with times in UTC.
+    "ecowitt": {
+        "device": "PASSKEY",
+        "time": "dateutc",
+        "time_unit": "utc",
+        "values": ".",
+        "except": ["PASSKEY", "runtime", "dateutc"],
+        "numeric_strings": True,
+    },
+    # Telegraf, outputs.http with data_format = "json".
+    "telegraf_json": {
+        "rows": "metrics[]",
+        "device": "tags.host",
+        "time": "timestamp",
+        "values": "fields",
+        "metric": "{name}.{$key}",
+        "tags": "tags",
+    },
+    # Vector, http sink, logs and other events with a host.
+    "vector": {"device": "host", "time": "timestamp", "values": "."},
+    # Fluent Bit, http output, format json or json_lines.
+    "fluentbit": {
+        "device": ["host", "hostname"],
+        "time": "date",
+        "values": ".",
+        "except": ["date"],
+    },
+}

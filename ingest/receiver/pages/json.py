@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import parse_qsl
 
 import orjson
@@ -34,27 +34,18 @@ from ingest.model.block import Block, Outcome, Refusal
 from ingest.model.codes import ITEM_CODES, NO_PARTITION, NOT_ALLOWED, TS_TOO_OLD
 from ingest.model.errors import Refused
 from ingest.model.reading import INVALID, REFUSED, SENML, Letter
-from ingest.receiver.posts import Form, Plan, Posts, note_body
-from ingest.receiver.small_posts import ADMISSION_DETAILS, COMMITTED, Page
+from ingest.receiver.posts import Form, Plan, Posts, Query, note_body
+from ingest.receiver.small_posts import ACKS, ADMISSION_DETAILS, COMMITTED, Page
 from ingest.system.words import counted, quoted
 
 READINGS = "/v1/readings"
 SOURCE = "readings"  # what the scope of a token calls it
 ALLOWED: dict[str, tuple[str, ...]] = {
-    "ack": ("buffered", "durable", "committed"),
+    "ack": ACKS,
     "strict": ("true", "false"),
     "precision": PRECISIONS,
     "unknown": ("error", "ignore"),
 }
-
-
-class Query(NamedTuple):
-    """The query parameters of a post. `ack` "": the setting decides."""
-
-    ack: str = ""
-    strict: bool = False
-    precision: str | None = None
-    ignore_unknown: bool = False
 
 
 def parse_query(text: str) -> Query:

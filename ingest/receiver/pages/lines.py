@@ -7,13 +7,9 @@ The answers are as the parsers of all InfluxDB clients read them. A kept post ge
 body; some clients take any other 2xx for a failure. What may be sent again gets 503, never a 4xx:
 Telegraf drops a batch on each 4xx. An error has `error` (for clients of InfluxDB 1), `code` and
 `message` (2), `line` and `data` (3, QuestDB), and in `problem` our own code.
-Large bodies are allowed here that are none on /v1/readings; at most LARGE_MAX of them are in work.
-
-What clients of InfluxDB and QuestDB ask before they write, also below /influx.
-
-Some do not write before /ping, /health, /query or /settings has answered. Databases, buckets and
-the like do not exist here: to make one is answered and does nothing, or it is not found. Nothing
-here reads or changes data.
+Some clients do not write before /ping, /health, /query or /settings has answered. Databases,
+buckets and the like do not exist here: to make one is answered and does nothing, or it is not
+found.
 """
 
 from __future__ import annotations
@@ -37,15 +33,15 @@ from ingest.model.block import Outcome
 from ingest.model.codes import NO_DEVICE, NOT_ALLOWED, PROBLEMS
 from ingest.model.errors import Refused
 from ingest.model.reading import INVALID, LINE, Letter
-from ingest.receiver.posts import Form, Plan, Posts
-from ingest.receiver.small_posts import Page
+from ingest.receiver.posts import Form, Plan, Posts, Query
+from ingest.receiver.small_posts import ACKS, Page
 from ingest.system.words import counted, quoted
 
 SOURCE = "line"  # what the scope of a token calls these pages
 WRITE_PATHS = ("/write", "/api/v2/write", "/api/v3/write_lp")
 PREFIXES = ("", "/influx")  # some senders are told to write below /influx
-LARGE_BYTES = 1024 * 1024  # of a body, decompressed
-LARGE_MAX = 2
+LARGE_BYTES = 1024 * 1024  # of a body, decompressed; there are no larger ones on /v1/readings
+LARGE_MAX = 2  # of these posts are in work
 VERSION = "1.8.10"  # of InfluxDB; clients compare it with the versions that they know
 # On every answer, as of InfluxDB; a client of Rust ends if the first one is missing.
 VERSION_HEADER = b"X-Influxdb-Build: OSS\r\nX-Influxdb-Version: %b\r\n" % VERSION.encode()
@@ -66,8 +62,14 @@ _CODES = {
 # These can be sent again.
 _STATUS = {"body_timeout": 503, "too_fast": 503, "too_many_connections": 503}
 
+# Nobody needs a token for a question, so it is small and cheap to read.
+_QUESTION = BodyLimits(4096, 4096)
+_PARAMETERS_MAX = 16
+DATABASES_MAX = 100  # that SHOW DATABASES has; the oldest leaves
 NO_CONTENT = Answer(204, b"", headers=VERSION_HEADER)
-ACKS = ("buffered", "durable", "committed")
+_CREATE = re.compile(r'\s*create\s+database\b\s*(?:"([^"]{1,64})"|([^\s;"]{1,64}))?', re.IGNORECASE)
+_POLICY = re.compile(r"\s*(?:create|alter)\s+retention\s+policy\b", re.IGNORECASE)
+_SHOW = re.compile(r"\s*show\s+databases\b", re.IGNORECASE)
 PRECISIONS: dict[str, str | None] = {
     "": None,
     "auto": None,
@@ -80,19 +82,7 @@ PRECISIONS: dict[str, str | None] = {
 }
 
 
-class LineQuery(NamedTuple):
-    """What the query says. `ack` "": the setting decides. `precision` None: by magnitude.
-
-    `database` is the name of a database or bucket, empty if there is none.
-    """
-
-    ack: str = ""
-    strict: bool = False
-    precision: str | None = None
-    database: str = ""
-
-
-def parse_line_query(text: str) -> LineQuery:
+def parse_line_query(text: str) -> Query:
     """Parse the text after the `?`. Raises Refused("bad_parameter")."""
     given = dict(parse_qsl(text, keep_blank_values=True))
     precision = given.get("precision", "")
@@ -101,7 +91,7 @@ def parse_line_query(text: str) -> LineQuery:
     ack = given.get("ack", "buffered" if given.get("no_sync") == "true" else None)
     if ack is not None and ack not in ACKS:
         raise _bad("ack", ack, ACKS)
-    return LineQuery(
+    return Query(
         ack=ack or "",
         strict=given.get("strict") == "true" or given.get("accept_partial") == "false",
         precision=PRECISIONS[precision],
@@ -144,7 +134,7 @@ class Lines(Form):
         options: LineOptions,
         large: list[None],
     ) -> None:
-        self.page = Page(path, _no_content, line_problem, options.answer_s_max)
+        self.page = Page(path, lambda _ack, _rows: NO_CONTENT, line_problem, options.answer_s_max)
         self.limits = options.bodies
         self._posts = posts
         self._options = options
@@ -260,21 +250,6 @@ def _faulty(code: str, why: str, errors: Sequence[ItemError]) -> Refused:
             for error in errors[:ERRORS_MAX]
         ],
     )
-
-
-def _no_content(_ack: str, _rows: int) -> Answer:
-    return NO_CONTENT
-
-
-# Nobody needs a token here, so a question is small and cheap to read.
-_QUESTION = BodyLimits(4096, 4096)
-_PARAMETERS_MAX = 16
-
-DATABASES_MAX = 100  # that SHOW DATABASES has; the oldest leaves
-
-_CREATE = re.compile(r'\s*create\s+database\b\s*(?:"([^"]{1,64})"|([^\s;"]{1,64}))?', re.IGNORECASE)
-_POLICY = re.compile(r"\s*(?:create|alter)\s+retention\s+policy\b", re.IGNORECASE)
-_SHOW = re.compile(r"\s*show\s+databases\b", re.IGNORECASE)
 
 
 def stubs(plain_bodies: PlainBodies, health: Callable[[], tuple[int, bytes]]) -> dict[str, Route]:

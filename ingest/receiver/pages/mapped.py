@@ -67,11 +67,16 @@ class Mapped(Form):
         patterns: tuple[re.Pattern[str], ...],
         posts: Posts,
         options: SourceOptions,
-        turns: OneByOne,
+        turns: MemoryBuffer,
         *,
         is_read: bool = True,
     ) -> None:
-        self.page = Page(IN + source.name, _kept, _problem, options.answer_s_max)
+        self.page = Page(
+            IN + source.name,
+            lambda _ack, rows: _answer(rows, 0, 0),
+            _problem,
+            options.answer_s_max,
+        )
         self.source = source.name
         self._mapping = source
         self._patterns = patterns
@@ -135,7 +140,7 @@ class Mapped(Form):
 
     def alone(self, sender: str, size_bytes: int) -> AbstractAsyncContextManager[None]:
         """Wait for the turn of a large body."""
-        return self._turns.turn(sender, size_bytes)
+        return turn(self._turns, sender, size_bytes)
 
     def refusal(self, _plan: Plan, points: Points) -> Refused | None:
         """Refuse only documents of others' devices."""
@@ -152,7 +157,7 @@ class Mapped(Form):
 
 def patterns(posts: Posts, options: SourceOptions, pages: Collection[str]) -> list[Pattern]:
     """Return the pages of all sources. Raises ConfigError if one is among `pages` of others."""
-    turns = OneByOne()
+    turns = turns_of_large_bodies()
     own: list[Pattern] = []
     named: list[Pattern] = []
 
@@ -231,10 +236,6 @@ def _text(sent: str) -> str:
     return sent.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _kept(_ack: str, rows: int) -> Answer:
-    return _answer(rows, 0, 0)
-
-
 def _answer(
     rows: int,
     faults: int,
@@ -258,21 +259,20 @@ def _problem(_request: Request, refused: Refused, headers: bytes, close: bool) -
     return problem(refused, headers=headers, close=close)
 
 
-class OneByOne:
-    """Lets one large body at a time be decoded. Those that wait do so by turns of their senders.
+def turns_of_large_bodies() -> MemoryBuffer:
+    """Return a buffer with room for one row, in which nothing is ever put: see `turn`."""
+    return MemoryBuffer(rows_max=1, bytes_max=1 << 62, put_wait_s_max=TURN_S_MAX)
 
-    Of two senders that always have posts, each gets half of the time, however many posts wait. It
-    is a buffer with room for one row, in which nothing is ever put: so posts wait as they do there.
+
+@asynccontextmanager
+async def turn(turns: MemoryBuffer, sender: str, size_bytes: int) -> AsyncIterator[None]:
+    """Wait for a turn, which lasts until the context ends. Safe to cancel.
+
+    Bodies wait as posts do for room in a buffer: of two senders that always have some, each gets
+    half of the time, however many wait.
     """
-
-    def __init__(self) -> None:
-        self._buffer = MemoryBuffer(rows_max=1, bytes_max=1 << 62, put_wait_s_max=TURN_S_MAX)
-
-    @asynccontextmanager
-    async def turn(self, sender: str, size_bytes: int) -> AsyncIterator[None]:
-        """Wait for a turn, which lasts until the context ends. Safe to cancel."""
-        turn = await self._buffer.reserve(1, size_bytes, sender=sender)
-        try:
-            yield
-        finally:
-            turn.release()
+    held = await turns.reserve(1, size_bytes, sender=sender)
+    try:
+        yield
+    finally:
+        held.release()

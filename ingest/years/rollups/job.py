@@ -1,4 +1,4 @@
-"""The rollups: for each hour, day and series what its readings amount to.
+"""The job of housekeeping that makes the rollups, computes them, and removes old ones.
 
 An hour is computed once, some time after its end. A reading that comes later is recorded by a
 trigger, in its own transaction; then its series is computed again for this hour and its day.
@@ -18,7 +18,7 @@ from typing import Any
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.connection import Connection
 from ingest.sinks.postgres.housekeeping import registry
-from ingest.sinks.postgres.housekeeping.plan import Job, Step
+from ingest.sinks.postgres.housekeeping.runs import Job, Step
 from ingest.sinks.postgres.housekeeping.table_state import HYPERTABLE, PARTITIONED, PLAIN, View
 from ingest.sinks.postgres.schema import READINGS, TargetTable
 from ingest.system.clock import monotonic_s, rfc3339_or_us
@@ -48,7 +48,7 @@ reset plan_cache_mode; reset synchronous_commit; set statement_timeout = """
 
 
 class Rollups(Job):
-    """A Job. `wanted` is the setting; without it the trigger is removed if there is one.
+    """The job. `wanted` is the setting; without it the trigger is removed if there is one.
 
     `keep_us` is how long rollups are kept; None: for ever. `on` names the table and its columns.
     `stopped` is asked between two statements, and ends a run early. `failed` is what the last run

@@ -11,7 +11,7 @@ from ingest.app.buffer import make_buffer
 from ingest.app.process import LeftInBroker, note_left, refuse_left_files, refuse_left_stream
 from ingest.config.settings import Settings
 from ingest.dead_letters.folder.segments import live_letters, mark_done
-from ingest.embedded.server import EmbeddedPostgres
+from ingest.embedded.postgres import EmbeddedPostgres
 from ingest.model.errors import StartError
 from ingest.model.ledger import Ledger
 from ingest.roles.embedded_broker import EmbeddedBroker

@@ -1,8 +1,9 @@
-"""The port under clients that open much and say little."""
+"""The port under clients that open much and say little; connections by network."""
 
 from __future__ import annotations
 
 import asyncio
+import random
 import resource
 import socket
 import time
@@ -15,7 +16,7 @@ import structlog
 
 from ingest.http.bodies import SOCKET_BYTES
 from ingest.http.connection import READ_BYTES
-from ingest.http.connections import Connections
+from ingest.http.connections import Connections, Crowds
 from ingest.http.framer import UNREAD
 from ingest.http.request import TEXT, Answer, Request
 from ingest.system.process_setup import raise_open_files_limit
@@ -392,3 +393,30 @@ async def test_sweep_goes_on_after_a_fault_of_ours(monkeypatch: pytest.MonkeyPat
     told = [line for line in lines if line["event"] == "sweep_failed"]
     assert len(told) == 1
     assert told[0]["exc_info"]
+
+
+def test_largest_is_the_largest_after_any_steps() -> None:
+    """Compared with a count by hand, over thousands of random steps; not after each of them."""
+    chance = random.Random(1)
+    crowds = Crowds[int]()
+    there: dict[int, str] = {}
+    numbers = [1] * 60 + [2] * 40 + [3] * 20 + list(range(4, 200))
+    for step in range(5_000):
+        member = chance.randrange(400)
+        network = there.get(member) or f"10.0.0.{chance.choice(numbers)}"
+        if member not in there and chance.random() < (0.9 if step % 1_000 < 600 else 0.3):
+            crowds.add(network, member, float(step))
+            there[member] = network
+        else:
+            crowds.remove(network, member)
+            there.pop(member, None)
+        if chance.random() < 0.7:
+            continue
+        name, members = crowds.largest()
+        sizes = {each: list(there.values()).count(each) for each in there.values()}
+        assert len(members) == max(sizes.values(), default=0)
+        assert set(members) == {each for each, of in there.items() if of == name}
+        if members:
+            moved = next(iter(members))
+            crowds.to_the_end(name, moved)
+            assert [*members].index(moved) == len(members) - 1

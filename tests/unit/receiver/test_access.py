@@ -1,20 +1,33 @@
-"""Who may post: where a token is found, what a wrong one gets, what a token may not send."""
+"""Who may post: where a token or a certificate's name is found, and what a wrong one gets."""
 
 from __future__ import annotations
 
+import asyncio
+import hmac
+import json
+import resource
+from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
+from ingest.access import token_lines as entries_module
+from ingest.access import tokens as tokens_module
+from ingest.access.token_lines import TokenEntry, certificate_key, end_line, entry_line
 from ingest.access.tokens import Tokens
+from ingest.admin.guard import Guard
+from ingest.app.metrics_and_causes import own_metrics
 from ingest.config.settings import Settings
 from ingest.model.block import decode_rows
 from ingest.model.errors import StartError
 from ingest.model.ledger import POSTS
+from ingest.receiver.access import certificate_name
 from ingest.receiver.endpoint import Endpoint
 from ingest.system.clock import unix_us
-from tests.support.receiver import GOOD, Receiver, head, post, running_receiver
+from tests.support.receiver import GOOD, Client, Receiver, Reply, head, post, running_receiver
 from tests.support.tokens import OTHER, SECRET, end, in_force, line, put
+from tests.unit.receiver.rows import request
 
 BEARER = {"Authorization": f"Bearer {SECRET}"}
 
@@ -142,3 +155,207 @@ async def test_loopback_behind_a_proxy_needs_tokens_or_a_word() -> None:
     with pytest.raises(StartError, match="trusted proxy"):
         await receiver.endpoint.start("127.0.0.1", 0)
     await receiver.close()
+
+
+HEADER = "X-Client-Certificate"
+PROXY, STRANGER = "127.0.0.1", "127.0.0.2"
+SETTINGS = {"trusted_proxies": PROXY, "client_certificate_header": HEADER}
+ENTRY = TokenEntry("boiler", certificate_key("boiler-7"), device="d1")
+BOILER = entry_line(ENTRY)
+OF_OTHER = GOOD.replace(b"d1", b"d2")
+
+
+async def connected(receiver: Receiver, address: str) -> Client:
+    """Connect from an address of the loopback."""
+    host, _, port = receiver.address.rpartition(":")
+    return Client(*await asyncio.open_connection(host, int(port), local_addr=(address, 0)))
+
+
+async def send(receiver: Receiver, data: bytes, address: str = PROXY) -> Reply:
+    """Send bytes from an address; return the answer."""
+    client = await connected(receiver, address)
+    await client.send(data)
+    reply = await client.reply(head_only=data.startswith(b"HEAD"))
+    await client.close()
+    return reply
+
+
+def told(name: str, body: bytes = GOOD, **more: str) -> bytes:
+    """Return a post of a proxy that tells this name."""
+    return post(body, headers={HEADER: name, **more})
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        ("boiler-7", "boiler-7"),
+        (" boiler 7 ", "boiler 7"),
+        ("CN=boiler-7", "boiler-7"),
+        ("cn=boiler-7,OU=heating,O=a=b,C=DE", "boiler-7"),
+        ("O=x, CN=boiler-7", "boiler-7"),
+        # Not clear, or no CN.
+        ("CN=boiler-7,CN=boiler-8", ""),
+        ("CN=boiler-7+OU=x", ""),
+        (r"O=x\,CN=boiler-7", ""),
+        (r"CN=other\,CN=boiler-7", ""),
+        ('O="x,CN=boiler-7"', ""),
+        ("O=x;CN=boiler-7", ""),
+        ("/O=x/CN=boiler-7", ""),
+        ("/O=x/CN=other,CN=boiler-7", ""),  # one name with a comma, as HAProxy's ssl_c_s_dn has it
+        ("O=x,other,CN=boiler-7", ""),
+        ("1.2.840.3=x,CN=boiler-7", "boiler-7"),
+        ("OU=CN=boiler-7", ""),
+        ("O=x", ""),
+        ("CN=", ""),
+        ("", ""),
+    ],
+)
+def test_name_is_that_of_the_subject(value: str, name: str) -> None:
+    """A name alone, or a subject with one CN that every program reads in the same way."""
+    assert certificate_name(value) == name
+
+
+async def test_certificate_gives_the_scope_of_its_entry() -> None:
+    """Its device only; another name, no name, two names and a wrong token are refused."""
+    names = ("boiler", "boiler-8", "CN=x,CN=boiler-7", "certificate:boiler-7", "", SECRET)
+    twice = told("boiler-7").replace(b"Host", HEADER.encode() + b": boiler-7\r\nHost")
+    async with running_receiver(in_force(line(), BOILER), **SETTINGS) as receiver:
+        for sent, status in (
+            *((told(name), 202) for name in ("boiler-7", "CN=boiler-7,O=x")),
+            (told("boiler-7", OF_OTHER), 403),
+            *((told(name), 401) for name in names),
+            (twice, 401),
+            # A token counts before a certificate.
+            (told("boiler-7", OF_OTHER, **{"X-API-Key": SECRET}), 202),
+            (told("boiler-7", OF_OTHER, **{"X-API-Key": OTHER}), 401),
+        ):
+            assert (await send(receiver, sent)).status == status, sent
+        senders = [each.sender for each in receiver.inlet.blocks]
+        assert senders == [*["token boiler"] * 2, "token garden"]
+
+
+async def test_head_of_a_proxy_is_nothing_from_anybody_else(tmp_path: Path) -> None:
+    """On each page, also where the port knows the same bytes already, and before the proxy came."""
+    file = tmp_path / "sources.toml"
+    file.write_text('[[source]]\nname = "esp"\ndevice = "id"\n')
+    name, settings = {HEADER: "CN=boiler-7"}, {**SETTINGS, "sources_file": str(file)}
+    async with running_receiver(in_force(line(), BOILER), **settings) as receiver:
+        for data, status in (
+            (told(name[HEADER]), 202),
+            (request("/write", b"m,device=d1 value=1", name), 204),
+            (request("/v1/in/esp", b'{"id":"d1","temp":21.4}', name), 200),
+            (head("HEAD", "/v1/in/esp", name), 200),
+        ):
+            spoof = data.replace(b"Host", b"X-Forwarded-For: 127.0.0.1\r\nHost")
+            for _ in range(3):  # a head is known from the second time on
+                assert (await send(receiver, data, STRANGER)).status == 401
+                assert (await send(receiver, data)).status == status
+                assert (await send(receiver, spoof, STRANGER)).status == 401
+        assert len(receiver.inlet.blocks) == 9
+
+
+async def test_certificate_that_ends_is_refused_where_its_head_is_known() -> None:
+    """And is served again after the line of its end is gone."""
+    tokens = in_force(line(), BOILER)
+    async with running_receiver(tokens, **SETTINGS) as receiver:
+        client = await connected(receiver, PROXY)
+        for lines, status in (((), 202), ((end_line(ENTRY, 0),), 401), ((), 202)):
+            put(tokens, line(), BOILER, *lines)
+            for _ in range(3):
+                await client.send(told("boiler-7"))
+                assert (await client.reply()).status == status
+        await client.close()
+
+
+async def test_without_the_setting_the_header_counts_for_nothing() -> None:
+    """A proxy that does not know of it may leave in what a client wrote."""
+    async with running_receiver(in_force(line(), BOILER), trusted_proxies=PROXY) as receiver:
+        assert (await send(receiver, told("boiler-7"))).status == 401
+
+
+def as_written(target: str, *lines: str, body: bytes = GOOD) -> bytes:
+    """Return a post to a target with these further header lines, as they are."""
+    sized = ("Host: door", "Content-Type: application/json", f"Content-Length: {len(body)}")
+    head = "\r\n".join((f"POST {target} HTTP/1.1", *sized, *lines))
+    return head.encode("latin-1") + b"\r\n\r\n" + body
+
+
+async def test_no_token_is_in_log_page_or_metric() -> None:
+    """Right and wrong ones, in each place, kept and refused."""
+    with structlog.testing.capture_logs() as lines:
+        async with running_receiver(in_force(line())) as receiver:
+            for token in (SECRET, OTHER):
+                for query in ("", f"?p={token}", f"?p={token}&unknown=1", f"?p={token}&p={token}"):
+                    for header in ({}, {"Authorization": f"Bearer {token}"}, {"X-API-Key": token}):
+                        await receiver.post(GOOD, query, header)
+                        await receiver.post(b"[", query, header)
+                await receiver.send(as_written(f"/none/{token}?p={token}"))
+                await receiver.send(f"NOT HTTP {token}\r\n\r\n".encode())
+            shown = [
+                own_metrics(receiver.ledger).text().decode(),
+                json.dumps(receiver.refused_posts.listed()),
+                repr(receiver.ledger.senders.keys()),
+                repr(lines),
+            ]
+    for text in shown:
+        assert SECRET not in text
+        assert OTHER not in text
+    assert "token garden" in shown[2]
+
+
+def test_work_for_a_wrong_token_does_not_depend_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is hashed whole, once, and only digests are looked up; the guard compares in full."""
+    tokens, hashed, compared = in_force(line(), line(OTHER)), list[str](), list[bytes]()
+    digest_of, compare = entries_module.digest_of, hmac.compare_digest
+
+    def counting(token: str) -> str:
+        hashed.append(token)
+        return digest_of(token)
+
+    def comparing(given: bytes, wanted: bytes) -> bool:
+        compared.append(given)
+        return compare(given, wanted)
+
+    monkeypatch.setattr(tokens_module, "digest_of", counting)
+    monkeypatch.setattr(hmac, "compare_digest", comparing)
+    wrong = ["", "x", SECRET[:-1], SECRET[:-1] + "x", "x" + SECRET[1:], "x" * 5_000, "é"]
+    assert not any(map(tokens.find, wrong))
+    assert hashed == wrong
+    guard = Guard("the admin token of it", tokens=tokens)
+    hashed.clear()
+    assert not any(guard.log_in(each) for each in (*wrong, SECRET))
+    assert hashed == [*wrong, SECRET]
+    assert compared == [each.encode() for each in hashed]
+
+
+async def post_wrong_ones(receiver: Receiver, first: int, count: int) -> None:
+    """Post with so many distinct wrong tokens, over one connection."""
+    client = await receiver.connect()
+    at_once = 50
+    for start in range(first, first + count, at_once):
+        tokens = (f"iot_{at:043}" for at in range(start, start + at_once))
+        await client.send(
+            b"".join(post(GOOD, headers={"Authorization": f"Bearer {each}"}) for each in tokens)
+        )
+        for _ in range(at_once):
+            assert (await client.reply()).status == 401
+    await client.close()
+
+
+@pytest.mark.parametrize(
+    "count", [6_000, pytest.param(200_000, marks=[pytest.mark.slow, pytest.mark.timeout(300)])]
+)
+async def test_memory_is_flat_under_distinct_wrong_tokens(count: int) -> None:
+    """Heads, plans, counts and refused posts are bounded: most of it is there after the first."""
+    async with running_receiver(in_force(line())) as receiver:
+        await post_wrong_ones(receiver, 0, 4_000)
+        before_bytes = resident_bytes()
+        await post_wrong_ones(receiver, 4_000, count)
+        grown_bytes = resident_bytes() - before_bytes
+        assert receiver.ledger.posts_refused == {"unauthorized": 4_000 + count}
+    assert grown_bytes < 8 * 1024**2
+
+
+def resident_bytes() -> int:
+    """Return the memory of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

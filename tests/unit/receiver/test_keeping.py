@@ -1,4 +1,6 @@
-"""The keeper of line protocol on real buffers: a post without room waits, and holds nothing."""
+"""The keeper on real buffers: a post without room waits, and holds nothing; ack=committed; clients
+and handlers that go away in the middle.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ import pytest
 
 from ingest.formats.post import ItemError, Points
 from ingest.http.request import Answer
-from ingest.model.block import Block, encode_reading
+from ingest.model.block import Block, Outcome, Refusal, encode_reading
 from ingest.model.errors import BrokerAway, BrokerOutcomeUnknown, NotKept, Refused
 from ingest.model.ledger import Ledger
 from ingest.model.ports import Inlet
@@ -32,7 +34,17 @@ from tests.contract.buffers import journal, memory, spilling
 from tests.support.blocks import block_of, make_block, make_reading
 from tests.support.fakes import FakeDatabase, FakeDeadLetters, FakeInlet
 from tests.support.journals import FailingCalls, HangingDisk, on_disk
-from tests.support.receiver import until
+from tests.support.receiver import (
+    BAD,
+    GOOD,
+    Receiver,
+    Reply,
+    answering,
+    post,
+    running_receiver,
+    until,
+)
+from tests.support.ways import both_ways, reserves
 
 BLOCK_BYTES = len(make_block(50).tuples)
 
@@ -74,7 +86,7 @@ def portion() -> Block:
     return block_of([reading] * (PORTION_BYTES // 2 // len(encode_reading(reading)) + 1))
 
 
-def post(blocks: int) -> Points:
+def points_in(blocks: int) -> Points:
     """Return a post of blocks of 50 rows."""
     return Points([make_block(50) for _ in range(blocks)], [], 0, 0)
 
@@ -84,7 +96,7 @@ async def test_post_without_room_for_its_last_blocks_gives_all_back(tmp_path: Pa
     buffer = memory(tmp_path, 200, 1 << 20, 0.05)
     (await buffer.reserve(100, BLOCK_BYTES * 2)).put(make_block(100))
     used = buffer.memory.used
-    assert await Rig(buffer).refused(post(4), 0.2) == "buffer_full"
+    assert await Rig(buffer).refused(points_in(4), 0.2) == "buffer_full"
     assert buffer.memory.used == used
 
 
@@ -93,10 +105,10 @@ async def test_large_post_that_waits_keeps_no_small_one_out(tmp_path: Path) -> N
     buffer = memory(tmp_path, 200, 1 << 20, 0.05)
     rig = Rig(buffer)
     (await buffer.reserve(100, BLOCK_BYTES * 2)).put(make_block(100))
-    large = asyncio.create_task(rig.keep(post(4)))
+    large = asyncio.create_task(rig.keep(points_in(4)))
     await until(lambda: rig.ledger.at_receiver == 200)
-    await rig.keep(post(1))
-    await rig.keep(post(1))
+    await rig.keep(points_in(1))
+    await rig.keep(points_in(1))
     assert not large.done()
     buffer.settle(buffer.take(200))
     await large
@@ -111,13 +123,13 @@ async def test_posts_that_wait_for_room_are_bounded(
     monkeypatch.setattr(keeping, "WAITING_BYTES_MAX", 8 * BLOCK_BYTES)
     rig = Rig(buffer)
     (await buffer.reserve(100, BLOCK_BYTES * 2)).put(make_block(100))
-    waiting = [asyncio.create_task(rig.keep(post(2), 0.5)) for _ in range(2)]
+    waiting = [asyncio.create_task(rig.keep(points_in(2), 0.5)) for _ in range(2)]
     await until(lambda: rig.ledger.at_receiver == 200)
     began_s = monotonic_s()
     faulty = Points(
         [make_block(1)], [ItemError(1, None, "no_device", "no", b" " * BLOCK_BYTES * 5)]
     )
-    for one_more in (post(2), faulty):
+    for one_more in (points_in(2), faulty):
         with pytest.raises(Refused, match="no room"):
             await rig.keep(one_more, 60)
     assert monotonic_s() - began_s < 30
@@ -132,10 +144,10 @@ async def test_awaited_post_without_room_keeps_no_durable_one_waiting(tmp_path: 
     """Memory is full, which only the awaited one needs; the other one goes to the disk."""
     buffer = spilling(tmp_path, 100, 16 * BLOCK_BYTES, 0.05)
     rig = Rig(buffer)
-    await rig.keep(post(2))
-    awaited = asyncio.create_task(rig.refused(post(2), 1.0, "committed"))
+    await rig.keep(points_in(2))
+    awaited = asyncio.create_task(rig.refused(points_in(2), 1.0, "committed"))
     await until(lambda: rig.ledger.at_receiver == 100)
-    await rig.keep(post(2), 0.5, "durable")
+    await rig.keep(points_in(2), 0.5, "durable")
     assert not awaited.done()
     assert await awaited == "buffer_full"
     await buffer.close()
@@ -145,7 +157,7 @@ async def test_faulty_items_need_no_room_in_the_buffer(tmp_path: Path) -> None:
     """They have more bytes than all of it; the post would never be kept."""
     buffer = memory(tmp_path, 100, 2 * BLOCK_BYTES, 0.05)
     rig = Rig(buffer)
-    points = post(1)
+    points = points_in(1)
     points.errors.append(ItemError(50, None, "no_device", "no", b" " * 3 * BLOCK_BYTES))
     await rig.keep(points)
     assert (rig.ledger.accepted, len(rig.dead_letters.letters)) == (50, 1)
@@ -176,7 +188,7 @@ async def test_post_of_one_block_that_may_not_wait_is_refused_at_once(tmp_path: 
     buffer = memory(tmp_path, 100, 1 << 20, 0)
     (await buffer.reserve(100, BLOCK_BYTES * 2)).put(make_block(100))
     began_s = monotonic_s()
-    assert await Rig(buffer).refused(post(1), 60) == "buffer_full"
+    assert await Rig(buffer).refused(points_in(1), 60) == "buffer_full"
     assert monotonic_s() - began_s < 30
 
 
@@ -184,7 +196,7 @@ async def test_post_that_is_decoded_too_late_is_not_begun() -> None:
     """Its client is gone. Kept, it would come a second time."""
     inlet = FakeInlet()
     rig = Rig(inlet)
-    assert await rig.refused(post(1), 0) == "buffer_full"
+    assert await rig.refused(points_in(1), 0) == "buffer_full"
     assert inlet.blocks == []
     assert rig.ledger.received == 0
 
@@ -193,8 +205,8 @@ async def test_largest_post_is_spilled_and_does_not_wait_for_itself(tmp_path: Pa
     """Its blocks fill all that may be on the way to the disk."""
     buffer = spilling(tmp_path, 50, 16 * BLOCK_BYTES, 0.05)
     rig = Rig(buffer)
-    await rig.keep(post(1))
-    await rig.keep(post(4))
+    await rig.keep(points_in(1))
+    await rig.keep(points_in(4))
     assert rig.ledger.accepted == 250
     await buffer.close()
 
@@ -214,7 +226,7 @@ async def test_post_of_which_a_part_is_kept_has_no_known_outcome(
     inlet = FakeInlet()
     inlet.put_error, inlet.kept_first = error, kept_first
     rig = Rig(inlet)
-    assert await rig.refused(post(2)) == code
+    assert await rig.refused(points_in(2)) == code
     assert (rig.ledger.accepted, inlet.reserved) == (50 * kept_first, 0)
 
 
@@ -224,7 +236,7 @@ async def test_bug_in_a_put_counts_as_such_and_leaves_nothing_behind() -> None:
     inlet.put_error, inlet.kept_first = RuntimeError("a bug"), 1
     rig = Rig(inlet)
     with pytest.raises(RuntimeError, match="a bug"):
-        await rig.keep(post(3))
+        await rig.keep(points_in(3))
     assert rig.ledger.rejected == {"internal": 100}
     assert (rig.ledger.accepted, rig.ledger.at_receiver, inlet.reserved) == (50, 0, 0)
 
@@ -306,3 +318,145 @@ async def test_many_letters_are_made_in_short_steps() -> None:
     assert len(rig.dead_letters.letters) == len(errors)
     assert rig.ledger.rejected["not_kept"] == 3
     assert rig.ledger.at_receiver == 0
+
+
+AGAIN = "sending again is safe for readings with a `ts`"
+MIXED = b"[" + b",".join([GOOD, BAD, GOOD, GOOD]) + b"]"
+
+
+async def committed(receiver: Receiver, body: bytes, outcome: Outcome) -> Reply:
+    """Post with ack=committed, decide the block, return the answer."""
+    client = await receiver.connect(post(body, "?ack=committed"))
+    block = (await receiver.blocks(1))[-1]
+    assert block.ack is not None
+    block.ack.resolve(outcome)
+    return await client.reply()
+
+
+@reserves
+async def test_committed_post_answers_200_after_the_commit() -> None:
+    """Not before: the answer comes with the ack."""
+    async with running_receiver() as receiver:
+        client = await receiver.connect(post(GOOD, "?ack=committed"))
+        block = (await receiver.blocks(1))[0]
+        with pytest.raises(TimeoutError):
+            await client.reply(0.05)
+        assert block.ack is not None
+        block.ack.resolve(Outcome())
+        reply = await client.reply()
+        assert (reply.status, reply.document) == (
+            200,
+            {"accepted": 1, "dead_lettered": 0, "ack": "committed", "errors": []},
+        )
+
+
+@reserves
+async def test_committed_post_lists_rows_that_the_database_refused() -> None:
+    """Both kinds, by index, with SQLSTATE and the constraint's name, not the server's words."""
+    async with running_receiver() as receiver:
+        refusal = Refusal(1, "23514", 'row (4711) violates check constraint "recent"', "recent")
+        reply = await committed(receiver, MIXED, Outcome((refusal,)))
+        document = reply.document
+        assert reply.status == 200
+        assert (document["accepted"], document["dead_lettered"]) == (2, 2)
+        assert [error["index"] for error in document["errors"]] == [1, 2]
+        assert document["errors"][1] == {
+            "index": 2,
+            "code": "refused_by_database",
+            "message": "the row violates the constraint 'recent'",
+            "sqlstate": "23514",
+            "constraint": "recent",
+        }
+        assert b"4711" not in reply.body
+
+
+@reserves
+async def test_committed_post_set_aside_is_unknown() -> None:
+    """What goes to the dead letters for later is not in the table: 503, send again."""
+    async with running_receiver() as receiver:
+        reply = await committed(receiver, GOOD, Outcome(set_aside=True))
+        assert (reply.status, reply.code) == (503, "outcome_unknown")
+        assert int(reply.headers["retry-after"]) >= 1
+        assert reply.document["detail"].endswith(AGAIN)
+
+
+@both_ways
+async def test_committed_posts_that_wait_leave_a_quarter_of_the_connections() -> None:
+    """They are never closed for a new client: while the database was away, nobody else got in."""
+    async with running_receiver(connections_max=8) as receiver:
+        waiting = await receiver.crowd(6, post(GOOD, "?ack=committed"))
+        await receiver.blocks(6)
+        other = await receiver.connect()
+        for query, status in (("?ack=committed", 503), ("?ack=buffered", 202)):
+            await other.send(post(GOOD, query))
+            reply = await other.reply()
+            assert reply.status == status
+        assert len(receiver.inlet.blocks) == 7
+        assert receiver.ledger.rejected == {"buffer_full": 1}
+        for block in receiver.inlet.blocks[:6]:
+            assert block.ack is not None
+            block.ack.resolve(Outcome())
+        assert {(await client.reply()).status for client in waiting} == {200}
+        await other.send(post(GOOD, "?ack=committed"))
+        await receiver.blocks(8)
+
+
+async def test_committed_post_is_answered_that_it_is_kept_when_writes_pause() -> None:
+    """A pause of writes ends the wait; the detail does not claim that nothing is kept."""
+    async with running_receiver() as receiver:
+        client = await receiver.connect(post(GOOD, "?ack=committed"))
+        await receiver.blocks(1)
+        receiver.database.hold("42P01")
+        reply = await client.reply()
+        assert (reply.status, reply.code) == (503, "database_on_hold")
+        assert "may still be stored" in reply.document["detail"]
+        assert receiver.ledger.accepted == 1
+
+
+@reserves
+async def test_handler_cancelled_while_dead_lettering_keeps_the_whole_post() -> None:
+    """Shutdown cancels the handler, not the post: its tail ends, close waits for it."""
+    async with running_receiver() as receiver:
+        receiver.dead_letters.open.clear()
+        await receiver.connect(post(MIXED))
+        await until(lambda: receiver.dead_letters.waiting)
+        handler = answering()
+        handler.cancel()
+        await asyncio.sleep(0.01)
+        closing = asyncio.create_task(receiver.endpoint.close())
+        await asyncio.sleep(0.01)
+        assert not closing.done()
+        receiver.dead_letters.open.set()
+        await closing
+        assert len(receiver.inlet.readings) == 3
+        assert len(receiver.dead_letters.letters) == 1
+        assert receiver.ledger.at_receiver == 0
+
+
+@reserves
+async def test_handler_cancelled_while_waiting_for_space_keeps_nothing() -> None:
+    """The other half: before anything is kept, a cancelled post counts as rejected."""
+    async with running_receiver() as receiver:
+        client = await receiver.waits(post(GOOD))
+        await receiver.endpoint.close()  # its grace is a second
+        assert dict(receiver.ledger.rejected) == {"draining": 1}
+        assert await client.closed()
+
+
+async def test_committed_handler_cancelled_leaves_its_block_to_the_writers() -> None:
+    """It was accepted before the wait: counted so, not as rejected, and decided without it."""
+    async with running_receiver() as receiver:
+        await receiver.connect(post(GOOD, "?ack=committed"))
+        (block,) = await receiver.blocks(1)
+        assert block.ack is not None
+        handler = answering()
+        handler.cancel()
+        await until(handler.done)
+        assert receiver.ledger.accepted == 1
+        assert receiver.ledger.at_receiver == 0
+        assert dict(receiver.ledger.rejected) == {}
+        assert receiver.ledger.imbalance == 0
+        block.ack.resolve(Outcome())  # as a writer does: nobody is there, and nothing breaks
+        await asyncio.sleep(0)
+        second = await receiver.connect(post(GOOD))
+        assert (await second.reply()).status == 202

@@ -1,4 +1,4 @@
-"""Who sent a request that came through proxies."""
+"""Who sent a request: one that came through proxies, and which addresses may be one client."""
 
 from __future__ import annotations
 
@@ -75,3 +75,18 @@ async def test_refused_posts_are_of_the_client_behind_the_proxy(trusted: str, se
 def test_no_proxy_is_trusted_by_default() -> None:
     """Else each client could choose its address."""
     assert Settings().trusted_proxies == ""
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("", ""),
+    ],
+)
+def test_network_is_the_64_of_an_ipv6_address(address: str, network: str) -> None:
+    """One client of IPv6 has a whole /64 to choose its addresses from."""
+    assert network_of(address) == network

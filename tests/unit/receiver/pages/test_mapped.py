@@ -13,6 +13,7 @@ import orjson
 import pytest
 
 from ingest.app.post_rules import make_rules
+from ingest.buffers.memory import MemoryBuffer
 from ingest.config.settings import Settings
 from ingest.dead_letters.format import decode_line, encode_line, parse
 from ingest.dead_letters.identity import letter_id
@@ -20,6 +21,7 @@ from ingest.dead_letters.manual_replay import ManualReplay, item_of_fields
 from ingest.model.errors import ConfigError, JournalBroken
 from ingest.model.reading import INVALID, MAPPED, Letter
 from ingest.receiver.pages import lines, mapped
+from ingest.receiver.pages.mapped import turn, turns_of_large_bodies
 from tests.support.receiver import Receiver, Reply, head, running_receiver, until
 from tests.unit.receiver.rows import request
 
@@ -172,3 +174,61 @@ async def test_large_bodies_are_decoded_one_after_another(file: Path) -> None:
         await client.close()
         replies = await asyncio.gather(*(send(receiver, body=doc) for _ in range(4)))
         assert [each.document["accepted"] for each in replies] == [3_000] * 4
+
+
+MQTT = """[[source]]
+name = "s"
+device = "$topic.2"
+values = "."
+metric = "$topic.3"
+value = ["v", "."]
+"""
+
+
+async def test_letter_of_a_message_has_its_topic_so_a_replay_reads_the_same(tmp_path: Path) -> None:
+    """The topic may have any character. What is no topic at all is a fault of its documents."""
+    file = tmp_path / "sources.toml"
+    async with running(file, MQTT) as receiver:
+        for topic in ("%FF/%00/t", "a", "", "\xff/\xff/t", "a/k%C3%BC%2Cche/t"):
+            sent = request("/v1/in/s", b'{"x":"y"}', {"X-Topic": topic})
+            assert (await receiver.send(sent)).document["faulty"] == 1, topic
+            (*_, letter) = receiver.dead_letters.letters
+            assert await replayed(letter, file) == (0, {letter.code: 1})
+        (*_, letter) = receiver.dead_letters.letters
+        assert orjson.loads(letter.context)["topic"] == "a/kü,che/t"
+        file.write_text(MQTT.replace('"v", ', '"x", ') + "numeric_strings = true\n")
+        stored = letter._replace(original=b'{"x":"7"}')
+        assert await replayed(stored, file) == (1, {})
+
+
+async def take(turns: MemoryBuffer, sender: str, order: list[str]) -> None:
+    """Take a turn, which lasts a round of the event loop, and note it."""
+    async with turn(turns, sender, 1_000):
+        order.append(sender)
+        await asyncio.sleep(0)
+
+
+async def test_senders_take_turns() -> None:
+    """Who has many posts gets no more than who has one."""
+    turns, order = turns_of_large_bodies(), list[str]()
+    async with asyncio.TaskGroup() as tasks:
+        for sender in [*"hhhhhhhh", "a", "b", "a"]:
+            tasks.create_task(take(turns, sender, order))
+    assert order[:4] == ["h", "h", "a", "b"]  # the second one is the first that waits
+    assert sorted(order) == sorted("hhhhhhhhaba")
+
+
+async def test_cancelled_one_gives_its_turn_on() -> None:
+    """At each moment of its wait, and in the round in which it got the turn."""
+    for rounds in range(8):
+        turns, order = turns_of_large_bodies(), list[str]()
+        tasks = [asyncio.create_task(take(turns, each, order)) for each in "abcd"]
+        for _ in range(rounds):
+            await asyncio.sleep(0)
+        tasks[1].cancel()
+        tasks[2].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert "a" in order
+        assert "d" in order
+        async with asyncio.timeout(1):
+            await take(turns, "later", order)

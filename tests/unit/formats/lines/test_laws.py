@@ -26,7 +26,7 @@ from tests.support.lines import cut_small, expected_of, points_of, told_of
 # each measurement with a backslash again; and it takes a tag's value that begins with `=`. There
 # line-protocol-parser decides. Both refuse a field with two backslashes before a mark, which the
 # grammar allows: of these only influxdb-client's are in the corpus.
-CORPUS = Path(__file__).with_name("line_corpus.jsonl")
+CORPUS = Path(__file__).with_name("corpus.jsonl")
 TAGS = ("device_id", "host")
 PIECES = (
     *("m", "cpu", "é", "value", "device_id", "host", ",host=h", "m,host=h f=1", "\n", "\n", " "),
