@@ -53,7 +53,7 @@ from ingest.roles.role import (
 from ingest.roles.supervisor.child import PROGRAM, Message, family_lock
 from ingest.roles.supervisor.children import GATEWAY, WRITER, Children, ChildTimes
 from ingest.roles.supervisor.overview import Overview
-from ingest.sinks.postgres.connection import KnownServer
+from ingest.sinks.postgres.checked_connection import KnownServer
 from ingest.system import logs
 from ingest.system.clock import sleep_unless, unix_us
 from ingest.system.files import Lock
