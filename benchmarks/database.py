@@ -11,7 +11,7 @@ import asyncpg
 import uvloop
 
 from benchmarks.processes import scratch
-from ingest.embedded.server import EmbeddedPostgres
+from ingest.embedded.postgres import EmbeddedPostgres
 from ingest.sinks.postgres.schema import TABLE, apply
 
 COUNT = f"select count(*) from {TABLE}"
@@ -84,7 +84,8 @@ def running_database() -> Iterator[Database]:
     loop = asyncio.Runner(loop_factory=uvloop.new_event_loop)
     with scratch() as folder, loop as runner, ExitStack() as ending:
         server = EmbeddedPostgres(folder / "postgres")
-        url = runner.run(server.start())
+        runner.run(server.start())
+        url = server.url
         ending.callback(lambda: runner.run(server.stop()))
         connection = runner.run(asyncpg.connect(url))
         ending.callback(lambda: runner.run(connection.close()))

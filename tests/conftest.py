@@ -21,7 +21,7 @@ import structlog
 import uvloop
 from hypothesis import settings
 
-from ingest.embedded.server import EmbeddedPostgres
+from ingest.embedded.postgres import EmbeddedPostgres
 from ingest.http import connection
 from ingest.roles.embedded_broker import EmbeddedBroker, find_program
 from ingest.roles.nats import streams
@@ -224,7 +224,8 @@ def server(open_tmp: Path) -> Iterator[Server]:
     embedded = EmbeddedPostgres(open_tmp / "postgres", settings=SERVER_SETTINGS)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(give_data(open_tmp))
-        url = runner.run(embedded.start())
+        runner.run(embedded.start())
+        url = embedded.url
         try:
             yield Server(url, runner)
         finally:

@@ -17,7 +17,6 @@ import stat
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 from ingest.access.token_lines import NEVER_US, Entries
 from ingest.access.tokens import Tokens
@@ -34,17 +33,9 @@ SAID_EVERY_S = 60.0  # while the file cannot be used
 SOON_US = 14 * 86_400_000_000  # before a token ends, the log says so, once a day
 DAY_S = 86_400.0
 
-
-class _Seen(NamedTuple):
-    """What tells one content of the file from another, without reading it."""
-
-    device: int
-    inode: int
-    size: int
-    changed_ns: int
-
-
-_UNKNOWN = _Seen(-1, -1, -1, -1)  # as no file is
+# Device, inode, size, time of change in ns: so one content is told from another without reading it.
+_Seen = tuple[int, int, int, int]
+_UNKNOWN: _Seen = (-1, -1, -1, -1)  # as no file is
 
 
 class TokenFile:
@@ -92,7 +83,7 @@ class TokenFile:
             found = os.stat(self.path)
         except FileNotFoundError:
             return None
-        return _Seen(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
     async def _look_again(self) -> None:
         try:

@@ -1,12 +1,10 @@
-"""The lines of a file of tokens: what each says, and how it is read and written.
+"""The lines of a file of tokens: what each says, how they are read, and how commands append some.
 
 A line is a JSON object of one of two kinds. The first is an entry: its name, what proves it, and
 what it may do. The proof is the digest of a token, or the name in a certificate that a trusted
 proxy has checked. The second kind names a digest or a certificate, and from when on it is refused.
 Empty lines and lines that begin with # are skipped. A later line of the same digest counts.
-Does not: know the file, or any token. A token cannot be found from its digest.
-
-Appends lines to a file of tokens. Blocks; for commands.
+Does not: know any token, which cannot be found from its digest.
 """
 
 from __future__ import annotations
@@ -37,6 +35,7 @@ TEXT_CHARACTERS_MAX = 500
 CERTIFICATE = "certificate:"  # in the place of a digest, before the name; no digest begins so
 LIMITS = ("readings_per_s_max", "posts_per_s_max", "connections_max")
 LIMIT_MAX = 1e9
+READS, OPERATES = "read", "operate"  # what a token may do at the admin port
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 # No character with which a subject separates its parts: see receiver/access.
 _CERTIFICATE_NAME = re.compile(r"[A-Za-z0-9*](?:[A-Za-z0-9 ._:@*-]{0,254}[A-Za-z0-9._:@*-])?")
@@ -44,7 +43,6 @@ _LISTS = ("devices", "sources", "formats")
 _TEXTS = ("device", "note", "admin")
 _PROOFS = ("sha256", "certificate")  # one of them
 _TOKEN = frozenset({"name", *_PROOFS, *_LISTS, *_TEXTS, *LIMITS, "expires"})
-READS, OPERATES = "read", "operate"  # what a token may do at the admin port
 _END = frozenset({"end", "at", "name"})
 
 
@@ -75,35 +73,6 @@ class TokenEntry(NamedTuple):
     def certificate(self) -> str:
         """The name in the certificate; "" if this is a token."""
         return self.digest[len(CERTIFICATE) :] if self.digest.startswith(CERTIFICATE) else ""
-
-
-def new_secret() -> str:
-    """Return a new token."""
-    return PREFIX + secrets.token_urlsafe(TOKEN_BYTES)
-
-
-def digest_of(token: str) -> str:
-    """Return the digest of a token, of any text that a client sent."""
-    return sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def entry_line(entry: TokenEntry) -> bytes:
-    """Return the line of a token."""
-    fields: dict[str, Any] = {"name": entry.name}
-    fields |= {"certificate": entry.certificate} if entry.certificate else {"sha256": entry.digest}
-    scope = {name: getattr(entry, name) for name in (*_LISTS, *_TEXTS)}
-    fields |= {name: each for name, each in scope.items() if each}
-    limits = {name: getattr(entry, name) for name in LIMITS}
-    fields |= {name: each for name, each in limits.items() if each is not None}
-    if entry.ends_us != NEVER_US:
-        fields["expires"] = rfc3339(int(entry.ends_us))
-    return orjson.dumps(fields) + b"\n"
-
-
-def end_line(entry: TokenEntry, at_us: int) -> bytes:
-    """Return the line that ends a token at this time."""
-    line = {"end": entry.digest, "at": rfc3339(at_us), "name": entry.name}
-    return orjson.dumps(line) + b"\n"
 
 
 class Entries:
@@ -142,14 +111,81 @@ class Entries:
         if "end" in fields:
             digest, at_us = _end_of(fields)
             self._ends[digest] = min(self._ends.get(digest, at_us), at_us)
-            known = self.by_digest.get(digest)
-            if known is None:
+            entry = self.by_digest.get(digest)
+            if entry is None:
                 return
-            entry = known
         else:
             entry = _entry_of(fields)
         ends_us = min(entry.ends_us, self._ends.get(entry.digest, NEVER_US))
         self.by_digest[entry.digest] = entry._replace(ends_us=ends_us)
+
+
+def read_entries(path: Path) -> Entries:
+    """Return the tokens of a file, none if it is missing.
+
+    Raises ConfigError for a wrong line, or if others may write to it: no service reads it then.
+    """
+    entries = Entries()
+    try:
+        if others := other_writers(path, path.stat()):
+            raise ValueError(f"{others}; look at its lines first")
+        for _ in entries.read(path.read_bytes()):
+            pass
+    except FileNotFoundError:
+        pass
+    except ValueError as error:
+        raise ConfigError(f"the file of tokens {path} cannot be used: {error}") from error
+    return entries
+
+
+def append_lines(path: Path, lines: bytes) -> None:
+    """Append whole lines; return when they are on the disk. Raises OSError, nothing is appended.
+
+    Several commands may do so at the same time. A new file is readable for the owner of its folder
+    only.
+    """
+    while True:
+        is_new = not path.exists()
+        with closing(AppendFile.open(path, create=False)) as file:
+            if not file.lock():  # another command has just appended
+                continue
+            if is_new and os.geteuid() == 0:  # the service may run as another user
+                owner = path.parent.stat()
+                # Its owner may have put a link in the place of the file meanwhile.
+                os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+            ends_line = path.read_bytes()[-1:] in (b"", b"\n")
+            file.append(lines if ends_line else b"\n" + lines)
+            sync_folder(path.parent)
+            return
+
+
+def new_secret() -> str:
+    """Return a new token."""
+    return PREFIX + secrets.token_urlsafe(TOKEN_BYTES)
+
+
+def digest_of(token: str) -> str:
+    """Return the digest of a token, of any text that a client sent."""
+    return sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def entry_line(entry: TokenEntry) -> bytes:
+    """Return the line of a token."""
+    fields: dict[str, Any] = {"name": entry.name}
+    fields |= {"certificate": entry.certificate} if entry.certificate else {"sha256": entry.digest}
+    scope = {name: getattr(entry, name) for name in (*_LISTS, *_TEXTS)}
+    fields |= {name: each for name, each in scope.items() if each}
+    limits = {name: getattr(entry, name) for name in LIMITS}
+    fields |= {name: each for name, each in limits.items() if each is not None}
+    if entry.ends_us != NEVER_US:
+        fields["expires"] = rfc3339(int(entry.ends_us))
+    return orjson.dumps(fields) + b"\n"
+
+
+def end_line(entry: TokenEntry, at_us: int) -> bytes:
+    """Return the line that ends a token at this time."""
+    line = {"end": entry.digest, "at": rfc3339(at_us), "name": entry.name}
+    return orjson.dumps(line) + b"\n"
 
 
 def _fields_of(line: bytes) -> dict[str, Any]:
@@ -257,42 +293,3 @@ def _texts(fields: dict[str, Any], field: str) -> tuple[str, ...]:
     if type(value) is not list or not value:
         raise ValueError(f"`{field}` is not a list of texts; without it there is no limit")
     return tuple(_text(each, field) for each in value)
-
-
-def read_entries(path: Path) -> Entries:
-    """Return the tokens of a file, none if it is missing.
-
-    Raises ConfigError for a wrong line, or if others may write to it: no service reads it then.
-    """
-    entries = Entries()
-    try:
-        if others := other_writers(path, path.stat()):
-            raise ValueError(f"{others}; look at its lines first")
-        for _ in entries.read(path.read_bytes()):
-            pass
-    except FileNotFoundError:
-        pass
-    except ValueError as error:
-        raise ConfigError(f"the file of tokens {path} cannot be used: {error}") from error
-    return entries
-
-
-def append_lines(path: Path, lines: bytes) -> None:
-    """Append whole lines; return when they are on the disk. Raises OSError, nothing is appended.
-
-    Several commands may do so at the same time. A new file is readable for the owner of its folder
-    only.
-    """
-    while True:
-        is_new = not path.exists()
-        with closing(AppendFile.open(path, create=False)) as file:
-            if not file.lock():  # another command has just appended
-                continue
-            if is_new and os.geteuid() == 0:  # the service may run as another user
-                owner = path.parent.stat()
-                # Its owner may have put a link in the place of the file meanwhile.
-                os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
-            ends_line = path.read_bytes()[-1:] in (b"", b"\n")
-            file.append(lines if ends_line else b"\n" + lines)
-            sync_folder(path.parent)
-            return

@@ -1,9 +1,7 @@
-"""The tokens in force: finds who a client is, and revokes.
+"""The tokens in force: who a client is, what it may send, and what counts where there are none.
 
 A client's head is read once, and its identity is kept with it. So a token that ends is not looked
 up again: its identity says that it is not live any more.
-
-Whether everybody may send, or only who has a token: the setting `access`.
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ from ingest.model.errors import StartError
 from ingest.model.ledger import Metric, Metrics
 from ingest.system.clock import unix_us
 
+AUTO, TOKEN, OPEN = "auto", "token", "open"  # the setting `access`
 DEVICES_KNOWN_MAX = 4_096  # of one token: which of them it may speak for
 _STEP = 64
 
@@ -47,32 +46,6 @@ class Identity:
             return False
         of_source = not entry.sources or source in entry.sources
         return of_source and (not entry.formats or form in entry.formats)
-
-
-@lru_cache(maxsize=1_000)
-def allowed(globs: tuple[str, ...]) -> Callable[[str], bool]:
-    """Return what says whether one of these globs names a device."""
-    return _Allowed(globs).__getitem__
-
-
-class _Allowed(dict[str, bool]):
-    """Whether a token may speak for a device, by its id. One that is known is found without a call
-    of Python code."""
-
-    __slots__ = ("_globs", "_pattern")
-
-    def __init__(self, globs: tuple[str, ...]) -> None:
-        super().__init__()
-        self._globs = globs
-        self._pattern: re.Pattern[str] | None = None  # made at the first use: it takes 0.1 ms
-
-    def __missing__(self, device_id: str) -> bool:
-        if len(self) >= DEVICES_KNOWN_MAX:
-            self.clear()
-        if self._pattern is None:
-            self._pattern = re.compile("|".join(map(translate, self._globs)))
-        allowed = self[device_id] = self._pattern.match(device_id) is not None
-        return allowed
 
 
 ANYBODY = Identity(TokenEntry("", ""))  # where nobody is asked who they are
@@ -147,6 +120,32 @@ class Tokens:
                 self.next_end_us = min(self.next_end_us, identity.entry.ends_us)
 
 
+@lru_cache(maxsize=1_000)
+def allowed(globs: tuple[str, ...]) -> Callable[[str], bool]:
+    """Return what says whether one of these globs names a device."""
+    return _Allowed(globs).__getitem__
+
+
+class _Allowed(dict[str, bool]):
+    """Whether a token may speak for a device, by its id. One that is known is found without a call
+    of Python code."""
+
+    __slots__ = ("_globs", "_pattern")
+
+    def __init__(self, globs: tuple[str, ...]) -> None:
+        super().__init__()
+        self._globs = globs
+        self._pattern: re.Pattern[str] | None = None  # made at the first use: it takes 0.1 ms
+
+    def __missing__(self, device_id: str) -> bool:
+        if len(self) >= DEVICES_KNOWN_MAX:
+            self.clear()
+        if self._pattern is None:
+            self._pattern = re.compile("|".join(map(translate, self._globs)))
+        allowed = self[device_id] = self._pattern.match(device_id) is not None
+        return allowed
+
+
 METRICS: Metrics[Tokens] = (
     Metric(
         "tokens_end_seconds",
@@ -154,9 +153,6 @@ METRICS: Metrics[Tokens] = (
         lambda it: None if it.next_end_us == NEVER_US else (it.next_end_us - unix_us()) / 1e6,
     ),
 )
-
-
-AUTO, TOKEN, OPEN = "auto", "token", "open"
 
 
 def is_open(access: str, *, private: bool, tokens: int, address: str, run: str) -> bool:

@@ -23,7 +23,8 @@ from ingest.config.values import MIB
 from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.http.bodies import Bodies
 from ingest.model.ports import Sink
-from ingest.sinks.postgres.connection import DatabaseUrl, KnownServer
+from ingest.sinks.postgres.checked_connection import KnownServer
+from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.sinks.postgres.lookup import Lookup
 from ingest.system.words import command_words
 

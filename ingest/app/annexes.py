@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ingest.model.ledger import Metrics
     from ingest.sinks.postgres.connection import DatabaseUrl
     from ingest.sinks.postgres.housekeeping.known_partitions import KnownPartitions
-    from ingest.sinks.postgres.housekeeping.plan import Job
+    from ingest.sinks.postgres.housekeeping.runs import Job
     from ingest.sinks.postgres.lookup import RolledCurve
 
 # Gets the settings. Returns what `ingest doctor` finds: of each finding name, state and words.

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from ingest.app.annexes import annexes, check_settings
 from ingest.config.database_url import RereadUrl
 from ingest.config.settings import Settings
-from ingest.sinks.postgres.connection import DatabaseUrl, KnownServer, Timeouts
+from ingest.sinks.postgres.checked_connection import KnownServer
+from ingest.sinks.postgres.connection import DatabaseUrl, Timeouts
 from ingest.sinks.postgres.housekeeping.known_partitions import KnownPartitions, LateLimit
 from ingest.sinks.postgres.housekeeping.making import PartitionsAhead
 from ingest.sinks.postgres.housekeeping.partitions import DAY_US
-from ingest.sinks.postgres.housekeeping.plan import Job
+from ingest.sinks.postgres.housekeeping.runs import Job
 from ingest.sinks.postgres.schema import TargetTable
 from ingest.sinks.postgres.sink import SinkPostgres
 

@@ -25,7 +25,7 @@ from ingest.model.ledger import Metric, Metrics
 from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.sinks.postgres.housekeeping import runs
 from ingest.sinks.postgres.housekeeping.partitions import Growth, growth
-from ingest.sinks.postgres.housekeeping.plan import Did, Step
+from ingest.sinks.postgres.housekeeping.runs import Did, Step
 from ingest.sinks.postgres.housekeeping.table_state import HYPERTABLE, PARTITIONED, View
 from ingest.system.clock import sleep_unless, unix_us
 from ingest.system.logs import Occasionally, get_logger

@@ -35,7 +35,7 @@ from ingest.app.space import DiskSpace, Fill
 from ingest.app.writing import HANDLERS_GRACE_S, WritingHalf
 from ingest.config.database_url import RereadUrl
 from ingest.config.settings import Settings, split_address
-from ingest.embedded.server import EmbeddedPostgres
+from ingest.embedded.postgres import EmbeddedPostgres
 from ingest.http import tls
 from ingest.model.errors import StartError
 from ingest.model.ledger import Ledger

@@ -19,7 +19,6 @@ from ingest.app.space import Backlog, Waiting
 from ingest.config.settings import Settings, hold_probe_s
 from ingest.dead_letters.auto_replay import (
     REPLAY_PAUSE_S,
-    BlockSender,
     Replayer,
     ReplaySource,
 )
@@ -34,7 +33,8 @@ from ingest.model.causes import (
 )
 from ingest.model.ledger import Ledger
 from ingest.model.ports import DeadLetters, Inlet, Outlet, Sink
-from ingest.sinks.postgres.connection import DatabaseUrl, KnownServer
+from ingest.sinks.postgres.checked_connection import KnownServer
+from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.sinks.postgres.housekeeping.making import make_table
 from ingest.system.clock import monotonic_s
 from ingest.writer.batch import BatchCap, Gatherer
@@ -81,12 +81,11 @@ class WritingHalf:
             wait_s_max=settings.wait_s_max,
             hold_probe_s=hold_probe_s(settings),
         )
-        self.backlog = Backlog(self.database_state, outlet.stats, stream)
         self.breaker = CircuitBreaker(window_rows=WINDOW_ROWS, rows_max=ROWS_MAX)
         self.housekeeping: Housekeeping | None = None  # once the sinks have been made
         # What the writers and the housekeeping find wrong, for Health.
         self.troubles: tuple[Callable[[], Trouble], ...] = (
-            self.backlog.trouble,
+            Backlog(self.database_state, outlet.stats, stream).trouble,
             lambda: self.housekeeping.trouble() if self.housekeeping else Trouble(),
         )
         self.cap = BatchCap(
@@ -197,16 +196,13 @@ class WritingHalf:
         `source` returns them, if they are searched for so often: see LetterBackend.replay_source.
         """
         settings = self._settings
-        sender = BlockSender(
+        return Replayer(
+            source(REPLAY_PAUSE_S),
             inlet=inlet,
             outlet_stats=self._outlet.stats,
             ledger=self._ledger,
             database_up=lambda: self.database_state.is_open,
             letters_full=lambda: self.database_state.hold_reason == LETTERS_FULL,
-        )
-        return Replayer(
-            source(REPLAY_PAUSE_S),
-            sender,
             post_rows_max=settings.post_rows_max,
             rows_per_s=settings.dlq_replay_rows_per_s,
             pause_s=REPLAY_PAUSE_S,

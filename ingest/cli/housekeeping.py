@@ -18,7 +18,7 @@ from ingest.cli.parser import JSON, Command, Ending, flag
 from ingest.config.loading import Loaded
 from ingest.sinks.postgres.housekeeping import runs
 from ingest.sinks.postgres.housekeeping.partitions import DAY_US, END_US
-from ingest.sinks.postgres.housekeeping.plan import Did, Step
+from ingest.sinks.postgres.housekeeping.runs import Did, Step
 from ingest.system.clock import rfc3339_or_us
 from ingest.system.words import counted
 

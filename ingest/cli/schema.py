@@ -15,9 +15,9 @@ from ingest.config.loading import Loaded
 from ingest.config.settings import Settings
 from ingest.model.errors import StartError
 from ingest.sinks.postgres import schema, wide_view
-from ingest.sinks.postgres.housekeeping import making, registry, runs
+from ingest.sinks.postgres.connection import as_start_error, connected, opened
+from ingest.sinks.postgres.housekeeping import making, registry
 from ingest.sinks.postgres.housekeeping.table_state import look_at
-from ingest.sinks.postgres.sessions import as_start_error, connected, opened
 
 Do = Callable[[Any, schema.TargetTable, argparse.Namespace, Settings], Awaitable[Ending]]
 
@@ -119,14 +119,14 @@ async def _upgrade(
     look = await schema.look(connection, target)
     if look.difference:
         raise StartError(look.difference)
-    found = await runs.state_of(connection, look.target.name)
+    found = await registry.state_of(connection, look.target.name)
     if found.refuses:
         raise StartError(found.needs)
-    steps = runs.steps_from(found.version)
+    steps = registry.steps_from(found.version)
     due = [f"version {each.to}: {each.words}" for each in steps]
     done: list[str] = []
     if args.yes and due:
-        done = await runs.upgrade(connection, look.target.name, look.oid)
+        done = await registry.upgrade(connection, look.target.name, look.oid)
     answer = {
         "table": look.target.name,
         "version": found.version,
@@ -139,7 +139,7 @@ async def _upgrade(
 
 
 def _upgrade_words(
-    table: str, found: runs.SchemaState, due: list[str], done: list[str]
+    table: str, found: registry.SchemaState, due: list[str], done: list[str]
 ) -> list[str]:
     lines = [f"the table {table} fits"]
     if done:

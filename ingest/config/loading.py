@@ -17,12 +17,12 @@ from ingest.config.origins import gather
 from ingest.config.settings import ROW_BYTES_MAX, Settings, split_address
 from ingest.config.values import (
     check_database_url,
+    check_header_name,
     check_monitor_urls,
     check_token,
     checked,
     duration_us,
     forward_names,
-    header_name,
     host_names,
     moment_us,
     networks,
@@ -125,7 +125,7 @@ def _check_texts(settings: Settings, origins: Mapping[str, str]) -> None:
         ("forwards", forward_names),
         ("trusted_proxies", networks),
         ("host_names", host_names),
-        ("client_certificate_header", header_name),
+        ("client_certificate_header", check_header_name),
         *((name, _check_name) for name in ("table_schema", "table_name", *_COLUMNS)),
     ):
         value = getattr(settings, name)

@@ -36,8 +36,16 @@ _UNITS = (
 _SIZE = re.compile(r"(\d+)\s*(KiB|MiB|GiB|TiB|k|M|G|T)", re.IGNORECASE)
 _SIZE_UNITS = {"k": KIB, "m": MIB, "g": GIB, "t": TIB}
 _SECRET_PARAMETER = re.compile("pass|pwd", re.IGNORECASE)
-_BOOLEANS = {"true": True, "1": True, "yes": True, "on": True}
-_BOOLEANS |= {"false": False, "0": False, "no": False, "off": False}
+_BOOLEANS = {
+    "true": True,
+    "1": True,
+    "yes": True,
+    "on": True,
+    "false": False,
+    "0": False,
+    "no": False,
+    "off": False,
+}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DURATION = re.compile(r"([1-9]\d{0,5})\s*([hdwy])")
 _HOURS = {"h": 1, "d": 24, "w": 7 * 24, "y": 365 * 24}
@@ -266,14 +274,13 @@ def host_names(text: str) -> frozenset[str]:
     return frozenset(names)
 
 
-def header_name(text: str) -> str:
-    """Return the name of a header, which may be empty. Raises ValueError."""
+def check_header_name(text: str) -> None:
+    """Raise ValueError if this, unless it is empty, cannot be the name of a header."""
     if text and (not _HEADER_NAME.fullmatch(text) or text.lower() in _OTHER_HEADERS):
         raise ValueError(
             f"{text[:80]!r} is no name of a header that can be used here: it has letters, digits "
             "and `-`, and no other meaning, as Host or Authorization have"
         )
-    return text
 
 
 def split_broker_url(url: str) -> tuple[tuple[str, ...], str, str]:

@@ -3,7 +3,7 @@
 It takes the letters with the reasons `retries_exhausted` and `drained`, because nothing is wrong
 with them; those of earlier processes too. It sends one block at a time, slower than live readings,
 and only while the buffer has space and the database answers. Where the letters are, and who else
-may replay them now, its source knows: folder/replay.py or stream/replay.py.
+may replay them now, its source knows: folder/store.py or roles/letters.py.
 A letter is done after the outcome of its block is known. If the process is killed in between, the
 letter is sent twice, and the table's key makes the second time harmless.
 """
@@ -64,20 +64,30 @@ class ReplaySource(Protocol):
 class Replayer:
     """The replay of one process. `run` ends soon after `stopping` is set; it is never cancelled.
 
-    It sends at most `rows_per_s`, and searches for letters every `pause_s`.
+    It sends at most `rows_per_s`, one block at a time, and searches for letters every `pause_s`.
+    `letters_full`: this pauses the writes.
     """
 
     def __init__(
         self,
         source: ReplaySource,
-        sender: BlockSender,
         *,
+        inlet: Inlet,
+        outlet_stats: Callable[[], BufferStats],
+        ledger: Ledger,
+        database_up: Callable[[], bool],
+        letters_full: Callable[[], bool],
         post_rows_max: int,
         rows_per_s: int,
         pause_s: float,
     ) -> None:
         self._source = source
-        self._sender = sender
+        self._inlet = inlet
+        self._outlet_stats = outlet_stats
+        self._ledger = ledger
+        self._database_up = database_up
+        self._letters_full = letters_full
+        self._given_up: Ack | None = None  # of a block for which `_send` stopped waiting
         self._rows_per_s = rows_per_s
         self._pause_s = pause_s
         self._rows_max = min(BLOCK_ROWS_MAX, post_rows_max, rows_per_s)
@@ -90,7 +100,7 @@ class Replayer:
         while not await sleep_unless(stopping, pause_s):
             went_well = True
             try:
-                if self._sender.may_send():
+                if self._may_send():
                     went_well = await self._replay_all(stopping)
             except (BufferFull, Stopping):
                 pass  # no space now: live readings come first
@@ -107,7 +117,7 @@ class Replayer:
         failed = failed_in_a_row = 0
         async with self._source.search() as goes_on:
             # Live readings and a replay by hand come first.
-            while goes_on and not stopping.is_set() and self._sender.may_send():
+            while goes_on and not stopping.is_set() and self._may_send():
                 began_s = monotonic_s()
                 async with self._source.block(self._rows_max) as letters:
                     if letters is None or stopping.is_set():
@@ -132,45 +142,17 @@ class Replayer:
             self._log.warning("dead_letters_not_readings", lines=len(letters) - len(good))
         stored: Sequence[LiveLetter] = ()
         if good:
-            outcome = await self._sender.send(good, stopping)
+            outcome = await self._send(good, stopping)
             if outcome is None:
                 return None
-            stored = finished(good, outcome)
+            stored = _finished(good, outcome)
         well = len(stored) == len(good)
         await self._source.sent(stored, well=well)
         if good:
             self._log.info("replayed", rows=len(stored), set_aside_again=not well)
         return well
 
-
-def finished(letters: Sequence[LiveLetter], outcome: Outcome) -> list[LiveLetter]:
-    """Return those of a block that are stored, or have become letters of another reason."""
-    if outcome.set_aside:
-        return []
-    live = outcome.coming_back
-    return [each for row, each in enumerate(letters) if row not in live]
-
-
-class BlockSender:
-    """Sends blocks into `inlet`, one at a time. `letters_full`: this pauses the writes."""
-
-    def __init__(
-        self,
-        *,
-        inlet: Inlet,
-        outlet_stats: Callable[[], BufferStats],
-        ledger: Ledger,
-        database_up: Callable[[], bool],
-        letters_full: Callable[[], bool],
-    ) -> None:
-        self._inlet = inlet
-        self._outlet_stats = outlet_stats
-        self._ledger = ledger
-        self._database_up = database_up
-        self._letters_full = letters_full
-        self._given_up: Ack | None = None  # of a block for which `send` stopped waiting
-
-    async def send(self, letters: Sequence[LiveLetter], stopping: asyncio.Event) -> Outcome | None:
+    async def _send(self, letters: Sequence[LiveLetter], stopping: asyncio.Event) -> Outcome | None:
         """Send one block and wait for its outcome. Return None if the service stops before.
 
         Return None too if writes are paused because the dead letters are full. To discard some of
@@ -202,7 +184,7 @@ class BlockSender:
         self._given_up = ack
         return None
 
-    def may_send(self) -> bool:
+    def _may_send(self) -> bool:
         """Whether the database is open, no block is pending, and half of the buffer is free."""
         stats = self._outlet_stats()
         return (
@@ -211,6 +193,14 @@ class BlockSender:
             and stats.rows * 2 < stats.rows_max
             and stats.size_bytes * 2 < stats.bytes_max
         )
+
+
+def _finished(letters: Sequence[LiveLetter], outcome: Outcome) -> list[LiveLetter]:
+    """Return those of a block that are stored, or have become letters of another reason."""
+    if outcome.set_aside:
+        return []
+    live = outcome.coming_back
+    return [each for row, each in enumerate(letters) if row not in live]
 
 
 def fits_a_row(letter: Letter) -> bool:

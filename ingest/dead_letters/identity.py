@@ -2,6 +2,8 @@
 
 Promises: two readings are one if they are equal, two invalid items if their bytes are equal and say
 when they were measured, and their senders may speak for the same devices.
+It is a file of its own because it knows the formats, and a program that only writes must not: that
+one reads and writes the lines of format.py.
 """
 
 from __future__ import annotations

@@ -1,18 +1,9 @@
 """The dead-letter queue of one process: encodes letters, finds room for them, has them kept.
 
-What keeps them is a backend: files (folder/backend.py), or a stream (stream/backend.py).
+What keeps them is a backend: files (folder/backend.py), or a stream (roles/letters.py).
 Promises: when `append` returns, the backend has the letters on a disk. An append that has begun is
 finished even if its caller is cancelled. A letter that is live is not kept again, as far as the
 backend knows. Each append is refused or kept for itself, also if several share a write.
-
-How much room the dead letters have, and for whom.
-
-Invalid items find room until the letters of all reasons use half of it. This half is shared by the
-senders of such items: tokens, or networks where nobody needs one. A sender may use no more than it
-leaves free for others, and what it has used counts half after a day. So one sender never fills that
-half, whatever names its items have, and a sender that has sent no invalid item finds room until
-there is none. If a trusted proxy does not say whose post it brings, the sender is not known (""):
-it may be all of them, so no share holds.
 """
 
 from __future__ import annotations
@@ -69,12 +60,20 @@ def trouble(letters: DeadLetterStats) -> Trouble:
 
 
 class Room:
-    """The room of a folder of `bytes_max`. `auto_replay`: some letters leave it by themselves."""
+    """How much room the dead letters have, and for whom. `auto_replay`: some leave by themselves.
+
+    Invalid items find room until the letters of all reasons use half of `bytes_max`. This half is
+    shared by the senders of such items: tokens, or networks where nobody needs one. A sender may
+    use no more than it leaves free for others, and what it has used counts half after a day. So one
+    sender never fills that half, whatever names its items have, and a sender that has sent no
+    invalid item finds room until there is none. If a trusted proxy does not say whose post it
+    brings, the sender is not known (""): it may be all of them, so no share holds.
+    """
 
     def __init__(self, bytes_max: int, *, auto_replay: bool) -> None:
         self._bytes_max = bytes_max
         self._auto_replay = auto_replay
-        self._shares = Shares()
+        self._used: OrderedDict[str, tuple[float, float]] = OrderedDict()  # of senders: bytes, at
         self._refused = ("", 0.0)  # sender, at
 
     @property
@@ -104,7 +103,8 @@ class Room:
         limit, whose = self._limit(letters, sender, returning)
         if taken + size > limit:
             return DeadLettersFull(f"the dead letters have {taken} bytes of {limit}{whose}")
-        if not sender or self._shares.allows(sender, size, free=limit - taken, taken=taken):
+        # A sender uses no more than all do now.
+        if not sender or min(self._used_by(sender), taken) + size <= limit - taken:
             return None
         if self.share_used_by in ("", sender):
             self._refused = (sender, monotonic_s())
@@ -128,29 +128,16 @@ class Room:
         return self._bytes_max + returning, ""
 
     def use(self, sender: str | None, size: int) -> None:
-        """Count what a sender uses from now on."""
-        if sender:
-            self._shares.use(sender, size)
-
-
-class Shares:
-    """How many bytes each sender has used lately."""
-
-    def __init__(self) -> None:
-        self._used: OrderedDict[str, tuple[float, float]] = OrderedDict()  # bytes, at
-
-    def allows(self, sender: str, size: int, *, free: int, taken: int) -> bool:
-        """Whether a sender may use `size` of `free` bytes. No more than `taken` are in use now."""
-        return min(self._used_by(sender), taken) + size <= free
-
-    def use(self, sender: str, size: int) -> None:
         """Count what a sender uses. If there are too many senders, the oldest is forgotten."""
+        if not sender:
+            return
         self._used[sender] = (self._used_by(sender) + size, monotonic_s())
         self._used.move_to_end(sender)
         if len(self._used) > SENDERS_MAX:
             self._used.popitem(last=False)
 
     def _used_by(self, sender: str) -> float:
+        """Return how many bytes a sender has used lately."""
         size, at_s = self._used.get(sender, (0.0, 0.0))
         return size and size * 0.5 ** ((monotonic_s() - at_s) / HALF_LIFE_S)
 

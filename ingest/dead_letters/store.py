@@ -1,7 +1,7 @@
 """Where dead letters are, as commands and the dashboard see it: read, searched, marked as done.
 
-    folder/store.py   the files of a state folder
-    stream/store.py   the messages of a stream
+    folder/store.py    the files of a state folder
+    roles/letters.py   the messages of a stream
 
 Promises: what is read has passed its checksum. An id that is there twice is listed once.
 Does not: know which of the two it works with.

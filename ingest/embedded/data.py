@@ -1,18 +1,13 @@
-"""The folder of an embedded PostgreSQL: it is locked and checked, and its data is made.
+"""The folder of an embedded PostgreSQL: its lock, its data, its logins, and where its socket is.
 
 Promises: data of another version or owner is never changed. Data is made whole or not at all. Each
 problem is a StartError with the name of the folder and what to do.
 
-Who may log in to the embedded server: the user that it runs as, and root, by `peer`.
+The user that the server runs as may log in, and root, by `peer`: the kernel tells the server who
+opened its socket. Both may take each role, since they could read the files anyway.
 
-The kernel tells the server who opened its socket. Both users may take each role: they could read
-the files anyway. Data of earlier versions, which trusted every connection, is changed too.
-
-The folder of the server's Unix socket: private, short, and of a name that others cannot take.
-
-Promises: it belongs to the database's user alone (0700). A name in /tmp is a random one, so another
-user of the machine cannot take it first.
-Does not: remember the name. The URL of the server has it.
+The folder of the socket belongs to that user alone (0700), and its path is short. A name in /tmp is
+a random one, so another user of the machine cannot take it first. The URL of the server has it.
 """
 
 from __future__ import annotations
@@ -40,17 +35,228 @@ from ingest.embedded.programs import (
     place,
 )
 from ingest.model.errors import StartError
-from ingest.system import clock
-from ingest.system.clock import unix_us
+from ingest.system.clock import monotonic_s, unix_us
 from ingest.system.files import Lock, replace_private, sync_folder
 from ingest.system.state_folder import is_alive
 
 PORT = 5432  # only names the socket file
 SOCKET = f".s.PGSQL.{PORT}"
-FILES = (SOCKET, f"{SOCKET}.lock")
+_FILES = (SOCKET, f"{SOCKET}.lock")
 PATH_BYTES_MAX = 103 - len(SOCKET) - 1  # of the folder; a socket's path has 103 bytes on macOS
 SHARED = Path("/tmp")  # noqa: S108  mkdtemp makes the folder in it
 LEFT_OVER_S = 60.0  # an empty folder that is younger may be of a server that is starting
+PREVIOUS_S_MAX = 20.0  # for an earlier server on the same data that is shutting down
+UNMARKED_S_MAX = 2.0  # from the end of its parent until its pid file says that it stops
+LOG_BYTES_MAX = 8 * 1024**2
+HAS_PROC = Path("/proc/self/cmdline").exists()
+_MAP = "iot_ingest"
+_ROLE_ALL_SINCE = 16  # the first version in which a map may name `all` roles
+_HEAD = "# iot-ingest writes this file at each start of the embedded database.\n"
+
+
+class Home(NamedTuple):
+    """What is needed to start a server. `data` and `sockets` belong to `user`."""
+
+    data: Path
+    log: Path
+    sockets: Path
+    binaries: Path
+    user: DatabaseUser
+
+
+def try_lock(folder: Path) -> Lock | None:
+    """Lock the folder, and make it if it is missing. Return None if another process has the lock.
+
+    Nobody else may write into the folder, whatever the umask is. The database's user must be able
+    to enter it, and as root that is another user.
+    """
+    mode = 0o755 if os.geteuid() == 0 else 0o700
+    try:
+        if not folder.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(mode)
+        elif (found := folder.stat()).st_mode & 0o022 and found.st_uid == os.geteuid():
+            folder.chmod(mode)
+        taken = Lock.try_take(folder / "postgres.lock", create=True)
+        if taken is not None:
+            taken.record(f"{os.getpid()}\n")
+    except OSError as error:
+        raise StartError(
+            f"cannot lock the database in {folder}: {error.strerror}; choose another folder with "
+            "--state-dir"
+        ) from error
+    return taken
+
+
+def locked_by(folder: Path) -> str:
+    """Return the pid of the process that has locked the folder, for people."""
+    try:
+        return (folder / "postgres.lock").read_text(errors="replace")[:20].strip() or "unknown"
+    except OSError:
+        return "unknown"
+
+
+def prepare(folder: Path) -> Home:
+    """Check a locked folder, and prepare all but the data. Blocks up to 1 s."""
+    data = folder / "data"
+    user = database_user(data)
+    if user.uid >= 0 and not may_enter(user, folder):
+        raise StartError(
+            f"{folder} is inside a folder that the user {user.name} may not enter, and PostgreSQL "
+            "does not run as root: choose another folder with --state-dir, for example "
+            "/var/lib/iot-ingest"
+        )
+    binaries = place(user, find_binaries(), folder)
+    if data.exists():
+        _check_data(data, binaries)
+    log = folder / "postgres.log"
+    if log.exists() and log.stat().st_size > LOG_BYTES_MAX:
+        log.replace(folder / "postgres.log.1")
+    return Home(
+        data,
+        log,
+        make_socket_folder(folder, user, sockets_of(published_url(folder))),
+        binaries,
+        user,
+    )
+
+
+def _check_data(data: Path, binaries: Path) -> None:
+    try:
+        have = (data / "PG_VERSION").read_text().strip()
+    except OSError as error:
+        raise StartError(
+            f"{data} exists but is not a PostgreSQL data folder: move it away, or choose another "
+            "folder with --state-dir"
+        ) from error
+    ours = major_of(binaries)
+    if have != str(ours):
+        raise StartError(
+            f"{data} was made by PostgreSQL {have}, but the programs in {binaries} are version "
+            f"{ours}: set INGEST_PG_BIN to the programs of version {have}, or dump the data with "
+            "them (pg_dump) and restore it into a new --state-dir"
+        )
+
+
+async def await_previous(data: Path) -> None:
+    """Wait for the end of a server whose service has just died. Remove a pid file without a server.
+
+    Raises StartError if a server of this data goes on running.
+    """
+    started_s = monotonic_s()
+    pid_file = data / "postmaster.pid"
+    while (lines := pid_file_lines(data)) and lines[0].isdecimal():
+        pid = int(lines[0])
+        if not _is_postgres_on(pid, data):
+            # PostgreSQL would refuse to start if the number belongs to another process now. If a
+            # child of the old server still lives, the shared memory blocks the start.
+            pid_file.unlink(missing_ok=True)
+            return
+        patience_s = PREVIOUS_S_MAX if status_of(lines) == "stopping" else UNMARKED_S_MAX
+        if monotonic_s() - started_s > patience_s:
+            raise StartError(
+                f"another PostgreSQL (pid {pid}) runs on {data}: stop it (kill -INT {pid}), or "
+                "choose another folder with --state-dir"
+            )
+        await asyncio.sleep(0.02)
+
+
+def pid_file_lines(data: Path) -> list[str]:
+    """Return the lines of the server's pid file; none if there is no such file."""
+    try:
+        return (data / "postmaster.pid").read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+
+
+def status_of(lines: list[str]) -> str:
+    """Return the server's state by its pid file: starting, ready, stopping, ..."""
+    return lines[7].strip() if len(lines) > 7 else "starting"
+
+
+def _is_postgres_on(pid: int, data: Path) -> bool:
+    """Whether the process is a server of this data. Without /proc: whether it lives."""
+    if HAS_PROC:
+        try:
+            return os.fsencode(data) in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            return False
+    return is_alive(pid)
+
+
+async def make_data(home: Home) -> None:
+    """Make the data if there is none. If it is killed, no part of it is taken for data."""
+    if home.data.exists():
+        return
+    if not home.user.login:  # initdb asks for it, and says only that the user does not exist
+        raise StartError(
+            f"the user id {home.user.owner_uid} has no name here, and PostgreSQL makes a database "
+            "only for a user with a name: run as such a user (in a container of our image: --user "
+            "10001), or use a database of your own (INGEST_DATABASE_URL)"
+        )
+    # Each try has its own name: the children of an initdb that was killed may still write.
+    for left in home.data.parent.glob("data.new*"):
+        shutil.rmtree(left, ignore_errors=True)
+    new = Path(tempfile.mkdtemp(prefix="data.new.", dir=home.data.parent))
+    _give(new, home.user)
+    locale = ["--locale=C"]
+    if major_of(home.binaries) >= 17:  # it has its own UTF-8 rules; every system has C
+        locale += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+    options = [
+        "--auth-local=peer",
+        "--auth-host=reject",
+        "--encoding=UTF8",
+        "--data-checksums",
+        "--no-instructions",
+    ]
+    process = await asyncio.create_subprocess_exec(
+        *command(home.user, home.binaries / "initdb", "-D", str(new), "-U", "postgres"),
+        *options,
+        *locale,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env=clean_environment(),
+    )
+    try:
+        output, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+    if process.returncode != 0:
+        text = output.decode(errors="replace").strip()[-600:]
+        raise StartError(f"cannot make a database in {home.data.parent}: {text}")
+    new.rename(home.data)
+    sync_folder(home.data.parent)
+
+
+def write_access_rules(data: Path, user: DatabaseUser, major: int) -> None:
+    """Write pg_hba.conf and pg_ident.conf of the data, if they differ. Raises OSError."""
+    role = "all" if major >= _ROLE_ALL_SINCE else "postgres"
+    names = sorted({"root", user.login} - {""})
+    mapped = [f'{_MAP} "{name}" {role}\n' for name in names]
+    # The server cannot look up a user without a name, as containers may have it. Then only the mode
+    # of the socket's folder, 0700, keeps others out.
+    way = f"peer map={_MAP}" if user.login else "trust"
+    rules = [f"local {database} all {way}\n" for database in ("all", "replication")]
+    for name, lines in (("pg_hba.conf", rules), ("pg_ident.conf", mapped)):
+        _replace(data / name, "".join([_HEAD, *lines]), user)
+
+
+def _replace(path: Path, text: str, user: DatabaseUser) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if path.read_text(errors="replace") == text:
+            return
+    # The folder belongs to the database's user, who could put a link there. So root writes a file
+    # with a new name, and never through the old one.
+    fd, new = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.")  # with the mode 0600
+    with os.fdopen(fd, "w") as file:
+        if user.uid >= 0:
+            os.fchown(fd, user.uid, user.gid)
+        file.write(text)
+        file.flush()
+        os.fsync(fd)
+    Path(new).replace(path)
 
 
 def make_socket_folder(
@@ -105,16 +311,16 @@ def make_private(sockets: Path, user: DatabaseUser) -> bool:
     return private and found.st_uid == user.owner_uid
 
 
-def _give(sockets: Path, user: DatabaseUser) -> None:
+def _give(folder: Path, user: DatabaseUser) -> None:
     if user.uid >= 0:
-        os.chown(sockets, user.uid, user.gid)
+        os.chown(folder, user.uid, user.gid)
 
 
 def remove_socket_folder(sockets: Path) -> None:
     """Remove the folder of a server that does not run, with the files that PostgreSQL leaves."""
     with contextlib.suppress(OSError):
         if not sockets.is_symlink():
-            for name in FILES:
+            for name in _FILES:
                 (sockets / name).unlink(missing_ok=True)
             sockets.rmdir()
 
@@ -127,54 +333,6 @@ def sweep_left_overs(user: DatabaseUser) -> None:
             age_s = unix_us() / 1e6 - found.st_mtime
             if found.st_uid == user.owner_uid and age_s > LEFT_OVER_S:
                 left.rmdir()
-
-
-PREVIOUS_S_MAX = 20.0  # for an earlier server on the same data that is shutting down
-UNMARKED_S_MAX = 2.0  # from the end of its parent until its pid file says that it stops
-LOG_BYTES_MAX = 8 * 1024**2
-HAS_PROC = Path("/proc/self/cmdline").exists()
-
-
-class Home(NamedTuple):
-    """What is needed to start a server. `data` and `sockets` belong to `user`."""
-
-    data: Path
-    log: Path
-    sockets: Path
-    binaries: Path
-    user: DatabaseUser
-
-
-def try_lock(folder: Path) -> Lock | None:
-    """Lock the folder, and make it if it is missing. Return None if another process has the lock.
-
-    Nobody else may write into the folder, whatever the umask is. The database's user must be able
-    to enter it, and as root that is another user.
-    """
-    mode = 0o755 if os.geteuid() == 0 else 0o700
-    try:
-        if not folder.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            folder.chmod(mode)
-        elif (found := folder.stat()).st_mode & 0o022 and found.st_uid == os.geteuid():
-            folder.chmod(mode)
-        taken = Lock.try_take(folder / "postgres.lock", create=True)
-        if taken is not None:
-            taken.record(f"{os.getpid()}\n")
-    except OSError as error:
-        raise StartError(
-            f"cannot lock the database in {folder}: {error.strerror}; choose another folder with "
-            "--state-dir"
-        ) from error
-    return taken
-
-
-def locked_by(folder: Path) -> str:
-    """Return the pid of the process that has locked the folder, for people."""
-    try:
-        return (folder / "postgres.lock").read_text(errors="replace")[:20].strip() or "unknown"
-    except OSError:
-        return "unknown"
 
 
 def url_of(sockets: Path) -> str:
@@ -202,172 +360,3 @@ def sockets_of(url: str) -> Path | None:
     """Return the folder of the socket that the URL names, if it names one."""
     (path,) = parse_qs(urlsplit(url).query).get("host", [""])
     return Path(path) if path.startswith("/") else None
-
-
-def prepare(folder: Path) -> Home:
-    """Check a locked folder, and prepare all but the data. Blocks up to 1 s."""
-    data = folder / "data"
-    user = database_user(data)
-    if user.uid >= 0 and not may_enter(user, folder):
-        raise StartError(
-            f"{folder} is inside a folder that the user {user.name} may not enter, and PostgreSQL "
-            "does not run as root: choose another folder with --state-dir, for example "
-            "/var/lib/iot-ingest"
-        )
-    binaries = place(user, find_binaries(), folder)
-    if data.exists():
-        _check_data(data, binaries)
-    log = folder / "postgres.log"
-    if log.exists() and log.stat().st_size > LOG_BYTES_MAX:
-        log.replace(folder / "postgres.log.1")
-    return Home(
-        data,
-        log,
-        make_socket_folder(folder, user, sockets_of(published_url(folder))),
-        binaries,
-        user,
-    )
-
-
-def _check_data(data: Path, binaries: Path) -> None:
-    try:
-        have = (data / "PG_VERSION").read_text().strip()
-    except OSError as error:
-        raise StartError(
-            f"{data} exists but is not a PostgreSQL data folder: move it away, or choose another "
-            "folder with --state-dir"
-        ) from error
-    ours = major_of(binaries)
-    if have != str(ours):
-        raise StartError(
-            f"{data} was made by PostgreSQL {have}, but the programs in {binaries} are version "
-            f"{ours}: set INGEST_PG_BIN to the programs of version {have}, or dump the data with "
-            "them (pg_dump) and restore it into a new --state-dir"
-        )
-
-
-async def await_previous(data: Path) -> None:
-    """Wait for the end of a server whose service has just died. Remove a pid file without a server.
-
-    Raises StartError if a server of this data goes on running.
-    """
-    started_s = clock.monotonic_s()
-    pid_file = data / "postmaster.pid"
-    while (lines := pid_file_lines(data)) and lines[0].isdecimal():
-        pid = int(lines[0])
-        if not _is_postgres_on(pid, data):
-            # PostgreSQL would refuse to start if the number belongs to another process now. If a
-            # child of the old server still lives, the shared memory blocks the start.
-            pid_file.unlink(missing_ok=True)
-            return
-        patience_s = PREVIOUS_S_MAX if status_of(lines) == "stopping" else UNMARKED_S_MAX
-        if clock.monotonic_s() - started_s > patience_s:
-            raise StartError(
-                f"another PostgreSQL (pid {pid}) runs on {data}: stop it (kill -INT {pid}), or "
-                "choose another folder with --state-dir"
-            )
-        await asyncio.sleep(0.02)
-
-
-def pid_file_lines(data: Path) -> list[str]:
-    """Return the lines of the server's pid file; none if there is no such file."""
-    try:
-        return (data / "postmaster.pid").read_text(errors="replace").splitlines()
-    except FileNotFoundError:
-        return []
-
-
-def status_of(lines: list[str]) -> str:
-    """Return the server's state by its pid file: starting, ready, stopping, ..."""
-    return lines[7].strip() if len(lines) > 7 else "starting"
-
-
-def _is_postgres_on(pid: int, data: Path) -> bool:
-    """Whether the process is a server of this data. Without /proc: whether it lives."""
-    if HAS_PROC:
-        try:
-            return os.fsencode(data) in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except OSError:
-            return False
-    return is_alive(pid)
-
-
-async def make_data(home: Home) -> None:
-    """Make the data if there is none. If it is killed, no part of it is taken for data."""
-    if home.data.exists():
-        return
-    if not home.user.login:  # initdb asks for it, and says only that the user does not exist
-        raise StartError(
-            f"the user id {home.user.owner_uid} has no name here, and PostgreSQL makes a database "
-            "only for a user with a name: run as such a user (in a container of our image: --user "
-            "10001), or use a database of your own (INGEST_DATABASE_URL)"
-        )
-    # Each try has its own name: the children of an initdb that was killed may still write.
-    for left in home.data.parent.glob("data.new*"):
-        shutil.rmtree(left, ignore_errors=True)
-    new = Path(tempfile.mkdtemp(prefix="data.new.", dir=home.data.parent))
-    if home.user.uid >= 0:
-        os.chown(new, home.user.uid, home.user.gid)
-    locale = ["--locale=C"]
-    if major_of(home.binaries) >= 17:  # it has its own UTF-8 rules; every system has C
-        locale += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
-    options = [
-        "--auth-local=peer",
-        "--auth-host=reject",
-        "--encoding=UTF8",
-        "--data-checksums",
-        "--no-instructions",
-    ]
-    process = await asyncio.create_subprocess_exec(
-        *command(home.user, home.binaries / "initdb", "-D", str(new), "-U", "postgres"),
-        *options,
-        *locale,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        env=clean_environment(),
-    )
-    try:
-        output, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-    if process.returncode != 0:
-        text = output.decode(errors="replace").strip()[-600:]
-        raise StartError(f"cannot make a database in {home.data.parent}: {text}")
-    new.rename(home.data)
-    sync_folder(home.data.parent)
-
-
-MAP = "iot_ingest"
-ROLE_ALL_SINCE = 16  # the first version in which a map may name `all` roles
-_HEAD = "# iot-ingest writes this file at each start of the embedded database.\n"
-
-
-def write_access_rules(data: Path, user: DatabaseUser, major: int) -> None:
-    """Write pg_hba.conf and pg_ident.conf of the data, if they differ. Raises OSError."""
-    role = "all" if major >= ROLE_ALL_SINCE else "postgres"
-    names = sorted({"root", user.login} - {""})
-    mapped = [f'{MAP} "{name}" {role}\n' for name in names]
-    # The server cannot look up a user without a name, as containers may have it. Then only the mode
-    # of the socket's folder, 0700, keeps others out.
-    way = f"peer map={MAP}" if user.login else "trust"
-    rules = [f"local {database} all {way}\n" for database in ("all", "replication")]
-    for name, lines in (("pg_hba.conf", rules), ("pg_ident.conf", mapped)):
-        _replace(data / name, "".join([_HEAD, *lines]), user)
-
-
-def _replace(path: Path, text: str, user: DatabaseUser) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        if path.read_text(errors="replace") == text:
-            return
-    # The folder belongs to the database's user, who could put a link there. So root writes a file
-    # with a new name, and never through the old one.
-    fd, new = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.")  # with the mode 0600
-    with os.fdopen(fd, "w") as file:
-        if user.uid >= 0:
-            os.fchown(fd, user.uid, user.gid)
-        file.write(text)
-        file.flush()
-        os.fsync(fd)
-    Path(new).replace(path)

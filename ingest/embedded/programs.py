@@ -107,14 +107,11 @@ def _candidates(environ: Mapping[str, str]) -> list[Path]:
             Path(each) / "pginstall" / "bin" for each in spec.submodule_search_locations or ()
         ]
     system = SYSTEM.glob("*/bin")
-    found += sorted(system, key=lambda each: _version(each.parent.name), reverse=True)
+    # Version 17 before 9.6.
+    found += sorted(system, key=lambda it: [*map(int, re.findall(r"\d+", it.parent.name))])[::-1]
     if on_path := shutil.which("initdb", path=environ.get("PATH")):
         found.append(Path(on_path).resolve().parent)
     return found
-
-
-def _version(name: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", name)]
 
 
 def _complete(folder: Path) -> bool:

@@ -1,13 +1,9 @@
-"""Posts bodies to one server with aiohttp's client.
+"""Posts bodies to one server with aiohttp's client; checks its URL, and reads its answers.
 
 Promises: a post ends within `answer_s_max`. No redirect is followed, no cookie is kept, no proxy of
 the environment is used, and of an answer at most ANSWER_BYTES_MAX are read. The certificate of an
 https:// server is checked.
 Does not: try again, or know what a status means.
-
-How long a server wants to be left alone: its header Retry-After.
-
-The URL that a client posts to: what it must be.
 """
 
 from __future__ import annotations
@@ -29,53 +25,17 @@ from ingest import __version__
 from ingest.model.errors import ConfigError, NoReply
 from ingest.system.loopback import is_loopback_host
 
+ANSWER_BYTES_MAX = 64 * 1024
+WHOLE_BYTES_MAX = 1024**2  # aiohttp sends larger bodies in pieces only if they come from a file
+KEEPALIVE_S = 10.0  # less than most servers': they seldom close a connection that we still use
+ADDRESS_S = 10.0  # a name is looked up again after this
+
 
 class Target(NamedTuple):
     """A URL. `shown` is its server: path and query may be secrets, so no log has them."""
 
     url: str
     shown: str
-
-
-def target_of(
-    url: str,
-    *,
-    plain_http: bool = False,
-    name: str = "the target",
-    instead: str = "sign the posts instead (--secret-file)",
-) -> Target:
-    """Return a checked URL. Raises ConfigError with a sentence for the user.
-
-    Readings leave this machine only by https://, unless `plain_http` is set. `name` is what the
-    user calls the URL, `instead` what to do without a password in it.
-    """
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port
-    except ValueError as error:  # brackets without an IPv6 address, a port that is no number
-        raise ConfigError(f"{name} cannot be read as a URL: {error}") from None
-    if parts.scheme not in {"http", "https"} or not host:
-        raise ConfigError(f"{name} is not http://HOST/.. or https://HOST/..")
-    if not url.isascii() or not url.isprintable() or " " in url:
-        raise ConfigError(f"{name} has a character that a URL may not have: write it as %XX")
-    if "@" in parts.netloc:
-        raise ConfigError(
-            f"{name} has a user or a password, which all users of this machine could read: "
-            f"{instead}"
-        )
-    if parts.scheme == "http" and not (plain_http or is_loopback_host(host)):
-        raise ConfigError(
-            f"{name}: {host} would get the readings without TLS: use https://, or --plain-http if "
-            "the network between is safe"
-        )
-    bracketed = f"[{host}]" if ":" in host else host
-    return Target(url, f"{parts.scheme}://{bracketed}{f':{port}' if port else ''}")
-
-
-ANSWER_BYTES_MAX = 64 * 1024
-WHOLE_BYTES_MAX = 1024**2  # aiohttp sends larger bodies in pieces only if they come from a file
-KEEPALIVE_S = 10.0  # less than most servers': they seldom close a connection that we still use
-ADDRESS_S = 10.0  # a name is looked up again after this
 
 
 class ServerReply(NamedTuple):
@@ -170,7 +130,39 @@ def _context(ca_file: str) -> ssl.SSLContext:
         raise ConfigError(f"the certificates in {ca_file} cannot be used: {error}") from None
 
 
-_DIGITS_MAX = 10
+def target_of(
+    url: str,
+    *,
+    plain_http: bool = False,
+    name: str = "the target",
+    instead: str = "sign the posts instead (--secret-file)",
+) -> Target:
+    """Return a checked URL. Raises ConfigError with a sentence for the user.
+
+    Readings leave this machine only by https://, unless `plain_http` is set. `name` is what the
+    user calls the URL, `instead` what to do without a password in it.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError as error:  # brackets without an IPv6 address, a port that is no number
+        raise ConfigError(f"{name} cannot be read as a URL: {error}") from None
+    if parts.scheme not in {"http", "https"} or not host:
+        raise ConfigError(f"{name} is not http://HOST/.. or https://HOST/..")
+    if not url.isascii() or not url.isprintable() or " " in url:
+        raise ConfigError(f"{name} has a character that a URL may not have: write it as %XX")
+    if "@" in parts.netloc:
+        raise ConfigError(
+            f"{name} has a user or a password, which all users of this machine could read: "
+            f"{instead}"
+        )
+    if parts.scheme == "http" and not (plain_http or is_loopback_host(host)):
+        raise ConfigError(
+            f"{name}: {host} would get the readings without TLS: use https://, or --plain-http if "
+            "the network between is safe"
+        )
+    bracketed = f"[{host}]" if ":" in host else host
+    return Target(url, f"{parts.scheme}://{bracketed}{f':{port}' if port else ''}")
 
 
 def retry_after_s(text: str, now_s: float, cap_s: float) -> float:
@@ -180,7 +172,7 @@ def retry_after_s(text: str, now_s: float, cap_s: float) -> float:
     """
     text = text.strip()
     if text.isascii() and text.isdecimal():
-        return min(cap_s, float(text[:_DIGITS_MAX]) if len(text) <= _DIGITS_MAX else cap_s)
+        return min(cap_s, float(text))
     try:
         moment = parsedate_to_datetime(text)
         if moment.tzinfo is None:  # `-0000`: UTC, from an unknown place

@@ -27,7 +27,7 @@ from typing import NamedTuple
 import msgspec
 
 from ingest.embedded.programs import DatabaseUser, clean_environment, command
-from ingest.embedded.running import Launched, Server, ServerWords, tail_of
+from ingest.embedded.server_process import Launched, Server, ServerWords, tail_of
 from ingest.model.errors import StartError
 from ingest.roles.nats.protocol import ROLES, Address, Permissions, inboxes_of
 from ingest.roles.nats.watch import ask, is_answering
@@ -178,13 +178,6 @@ class EmbeddedBroker(Server):
     def published(self) -> Published:
         """Where the server is. Ask before each connect: the port can change at a restart."""
         return Published(self._endpoints)
-
-    async def start(self) -> None:
-        """Start the server, and wait until it can be used. Raises StartError.
-
-        If it is cancelled, no server goes on running.
-        """
-        await self.start_server()
 
     async def begin(self) -> None:
         """Lock the folder, and launch the server; see Server."""

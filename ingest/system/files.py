@@ -349,11 +349,9 @@ def filesystem_of(path: Path, mounts: Path = Path("/proc/mounts")) -> str:
 
 
 def _mount_of(folder: Path, mounts: list[list[str]]) -> tuple[str, str]:
-    best, kind, options = "", "", ""
-    for _, mounted, found, its_options in mounts:
-        place = _plain(mounted)
-        if folder.is_relative_to(place) and len(place) >= len(best):
-            best, kind, options = place, found, its_options
+    above = [each for each in mounts if folder.is_relative_to(_plain(each[1]))]
+    # Of those that are mounted on the nearest folder, the last one hides the others.
+    _, _, kind, options = max(reversed(above), key=lambda each: len(each[1]), default=[""] * 4)
     return kind, options
 
 

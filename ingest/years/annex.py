@@ -18,7 +18,7 @@ from ingest.model.errors import StartError
 if TYPE_CHECKING:
     from ingest.config.settings import Settings
     from ingest.sinks.postgres.connection import DatabaseUrl
-    from ingest.sinks.postgres.housekeeping.plan import Job
+    from ingest.sinks.postgres.housekeeping.runs import Job
     from ingest.sinks.postgres.lookup import RolledCurve
     from ingest.years.archive.archiver import ParquetArchiver
     from ingest.years.archive.job import Detached

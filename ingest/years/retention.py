@@ -20,7 +20,7 @@ from ingest.model.errors import StartError
 from ingest.sinks.postgres.connection import Connection, Record
 from ingest.sinks.postgres.housekeeping import registry
 from ingest.sinks.postgres.housekeeping.partitions import BEGINNING_US, Partition, TimeSpan, literal
-from ingest.sinks.postgres.housekeeping.plan import Job, Step
+from ingest.sinks.postgres.housekeeping.runs import Job, Step
 from ingest.sinks.postgres.housekeeping.table_state import (
     HYPERTABLE,
     OTHER,

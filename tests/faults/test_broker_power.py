@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.embedded import running as embedded_server
+from ingest.embedded import server_process as embedded_server
 from ingest.model.errors import BrokerAway, StartError
 from ingest.roles.embedded_broker import running_broker
 from ingest.roles.nats import streams

@@ -14,7 +14,7 @@ from pyarrow import parquet
 from ingest.app.housekeeping import HOUSEKEEPING_FAILS, Housekeeping
 from ingest.cli.doctor.checks import partition_checks
 from ingest.config.settings import Settings
-from ingest.sinks.postgres.housekeeping import plan, registry
+from ingest.sinks.postgres.housekeeping import registry
 from ingest.sinks.postgres.housekeeping.table_state import look_at
 from ingest.years.archive import job, table_rows
 from ingest.years.archive.archiver import ParquetArchiver
@@ -82,7 +82,7 @@ async def test_readings_leave_for_files_and_come_back(
     asked = (
         "select exists (select from pg_stat_activity where query ~ 'advisory_lock' and pid <> $1)"
     )
-    async with plan.alone(connection, (await look_at(connection, "readings", "day")).oid):
+    async with registry.alone(connection, (await look_at(connection, "readings", "day")).oid):
         restoring = asyncio.create_task(archive("restore", name))
         while not await connection.fetchval(asked, connection.get_server_pid()):  # noqa: ASYNC110
             await asyncio.sleep(0.01)

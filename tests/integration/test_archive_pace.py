@@ -10,9 +10,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest.sinks.postgres.connection import Expired, Timeouts
+from ingest.sinks.postgres.connection import Expired, Timeouts, opened_as
 from ingest.sinks.postgres.housekeeping import registry
-from ingest.sinks.postgres.sessions import opened_as
 from ingest.years.archive import archiver, table_rows
 from ingest.years.archive.archiver import REST_S_MAX, Pace, ParquetArchiver
 from ingest.years.archive.files import ArchiveFailed, ArchiveFolder

@@ -13,7 +13,7 @@ from ingest.app.database import partitions_ahead
 from ingest.app.housekeeping import PARTITION_MISSING, Housekeeping
 from ingest.cli.doctor.checks import partition_checks
 from ingest.sinks.postgres import schema
-from ingest.sinks.postgres.housekeeping import plan
+from ingest.sinks.postgres.housekeeping import runs
 from ingest.sinks.postgres.housekeeping.making import (
     GROUP_MAX,
     make_partitions,
@@ -146,7 +146,7 @@ async def test_day_that_cannot_be_made_holds_up_no_other(
         why = late.why_not(times_us[2])
         assert why is not None
         assert f'type "{taken[1]}" already exists' in why.message
-        did = await plan.run(table, view, [job])
+        did = await runs.do_due(table, view, [job])
         assert [each.step.partition for each in did if each.error] == taken[:1]
         assert len(did) == 20
     finally:

@@ -19,7 +19,7 @@ import structlog
 from ingest.app.database import make_sink
 from ingest.cli.doctor.checks import database_checks
 from ingest.config.settings import Settings
-from ingest.embedded.server import EmbeddedPostgres
+from ingest.embedded.postgres import EmbeddedPostgres
 from ingest.model.causes import NOT_DURABLE, Verdict, WriteFailed
 from ingest.sinks.postgres import checked_connection, durability, schema
 from ingest.sinks.postgres.durability import examine
@@ -48,7 +48,8 @@ def durable_url(open_tmp: Path, data_template: Path) -> Iterator[str]:
     server = EmbeddedPostgres(folder, settings={"shared_buffers": "8MB"})
 
     async def start() -> str:
-        url = await server.start()
+        await server.start()
+        url = server.url
         line = await asyncpg.connect(url)
         await line.execute("create role writer login")
         await line.close()
@@ -156,7 +157,8 @@ async def test_open_connection_notices_a_change_within_the_period_of_checks(kept
 async def test_server_started_without_it_is_refused(made: Path, name: str) -> None:
     """These two settings are the server's own. Each one alone is enough, and is named."""
     server = EmbeddedPostgres(made, settings={"shared_buffers": "8MB", name: "off"})
-    url = await server.start()
+    await server.start()
+    url = server.url
     try:
         connection = await asyncpg.connect(url)
         found = await durability.findings(connection)

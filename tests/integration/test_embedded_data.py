@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 
 from ingest.embedded import data as postgres_data
-from ingest.embedded import data as sockets_postgres
-from ingest.embedded import server as server_postgres
+from ingest.embedded import postgres as server_postgres
 from ingest.embedded.data import make_socket_folder
+from ingest.embedded.postgres import EmbeddedPostgres
 from ingest.embedded.programs import DatabaseUser
-from ingest.embedded.server import EmbeddedPostgres
 from ingest.model.errors import StartError
 from tests.support.embedded import SMALL, answers_again, ask, gone, running, start_parent
 from tests.support.receiver import until
@@ -24,7 +23,8 @@ async def test_second_start_uses_the_running_server_and_takes_over(made: Path) -
     """Whoever starts second uses the server of the first, and runs its own when that has ended."""
     second = EmbeddedPostgres(made, settings=SMALL)
     async with running(made) as (first, url):
-        assert await second.start() == url
+        await second.start()
+        assert second.url == url
         assert second.pid is None
         assert await ask(second.url, "select 1") == 1
     assert first.pid is None
@@ -132,8 +132,8 @@ def test_socket_folder_is_in_a_folder_of_ours_if_there_is_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """systemd's folder comes before the user's; one that others can write to is not used."""
-    monkeypatch.setattr(sockets_postgres, "SHARED", tmp_path / "shared")
-    monkeypatch.setattr(sockets_postgres, "PATH_BYTES_MAX", len(str(tmp_path)) + 40)
+    monkeypatch.setattr(postgres_data, "SHARED", tmp_path / "shared")
+    monkeypatch.setattr(postgres_data, "PATH_BYTES_MAX", len(str(tmp_path)) + 40)
     ours = DatabaseUser(-1, -1, "")
     runtime, user, shared = (tmp_path / name for name in ("run", "user", "shared"))
     for each in (runtime, user, shared):

@@ -10,15 +10,16 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest.embedded import running as running_server
-from ingest.embedded.server import EmbeddedPostgres
+from ingest.embedded import server_process as running_server
+from ingest.embedded.postgres import EmbeddedPostgres
 from tests.support.embedded import SMALL, answers_again, ask, gone, running, start_parent
 
 
 async def test_start_defaults_are_durable_and_private(open_tmp_path: Path) -> None:
     """By default the server fsyncs, checks its pages, and does not listen on the network."""
     server = EmbeddedPostgres(open_tmp_path)
-    url = await server.start()
+    await server.start()
+    url = server.url
     try:
         for name, expected in {
             "fsync": "on",

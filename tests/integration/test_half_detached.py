@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncpg
 import pytest
 
-from ingest.sinks.postgres.housekeeping import plan, registry
+from ingest.sinks.postgres.housekeeping import registry, runs
 from ingest.sinks.postgres.housekeeping.partitions import DAY, DAY_US, bounds_entry
 from ingest.sinks.postgres.housekeeping.table_state import View, look_at
 from ingest.years.retention import FINISH, HalfDetached, Policy, Retention
@@ -47,7 +47,7 @@ async def test_it_is_ended_and_the_table_stays(
     view = await _half_detached(connection, shared_url)
     with pytest.raises(asyncpg.CheckViolationError):
         await connection.execute("insert into readings values ('2020-01-01 13:00+00', 'd', 'm', 1)")
-    (did,) = await plan.run(connection, view, [HalfDetached()])
+    (did,) = await runs.do_due(connection, view, [HalfDetached()])
     assert (did.step.kind, did.step.partition, did.error) == (FINISH, NAME, "")
     view = await look_at(connection, "readings", DAY)
     assert view.partitions == []
@@ -79,9 +79,9 @@ async def test_retention_does_not_take_it_for_its_own(
     kept = await registry.make(connection, "readings")
     if entry is not None:
         await registry.put(connection, kept, {registry.ARCHIVE + NAME: entry})
-    did = await plan.run(connection, view, [Retention(KEEP)], yes=True)
+    did = await runs.do_due(connection, view, [Retention(KEEP)], yes=True)
     assert [each.error for each in did] == [f"{NAME} was half detached by somebody else"]
-    did = await plan.run(connection, view, [HalfDetached(), Retention(KEEP)], yes=True)
+    did = await runs.do_due(connection, view, [HalfDetached(), Retention(KEEP)], yes=True)
     assert [each.error for each in did] == [
         "",
         f"{NAME} is not a partition of public.readings any more",

@@ -8,9 +8,9 @@ import asyncpg
 import pytest
 
 from ingest.sinks.postgres import schema
-from ingest.sinks.postgres.housekeeping import plan
+from ingest.sinks.postgres.housekeeping import runs
 from ingest.sinks.postgres.housekeeping.partitions import DAY, DAY_US
-from ingest.sinks.postgres.housekeeping.plan import Did
+from ingest.sinks.postgres.housekeeping.runs import Did
 from ingest.sinks.postgres.housekeeping.table_state import HYPERTABLE, look_at
 from ingest.years.retention import Chunks, Policy, Retention
 from tests.faults.server import DEBIAN, Server
@@ -25,7 +25,7 @@ async def run(connection: asyncpg.Connection, policy: Policy, *, yes: bool = Fal
     """Do what is due."""
     view = await look_at(connection, "readings", DAY)
     assert view.kind == HYPERTABLE
-    return await plan.run(connection, view, [Retention(policy), Chunks(policy)], yes=yes)
+    return await runs.do_due(connection, view, [Retention(policy), Chunks(policy)], yes=yes)
 
 
 @pytest.mark.slow

@@ -150,7 +150,7 @@ async def test_run_that_finds_a_lock_leaves_the_step_and_holds_up_no_write(
 ) -> None:
     """Somebody analyzes or alters the table: the step fails in bounded time, writes go on."""
     monkeypatch.setattr("ingest.sinks.postgres.housekeeping.making.LOCK_MS", 50)
-    monkeypatch.setattr("ingest.sinks.postgres.housekeeping.plan.TRY_AGAIN_S", 0.2)
+    monkeypatch.setattr("ingest.sinks.postgres.housekeeping.runs.TRY_AGAIN_S", 0.2)
     last = (await partitions(table, "readings"))[-1]
     await table.execute(f"drop table {last.name}")
     other = await asyncpg.connect(shared_url)

@@ -14,7 +14,7 @@ from ingest.app.housekeeping import HOUSEKEEPING_FAILS, RETENTION_WAITS, Houseke
 from ingest.cli.doctor.checks import OK, partition_checks
 from ingest.config.settings import Settings
 from ingest.sinks.postgres import schema
-from ingest.sinks.postgres.housekeeping import plan, registry, runs
+from ingest.sinks.postgres.housekeeping import registry, runs
 from ingest.sinks.postgres.housekeeping.partitions import (
     DAY,
     DAY_US,
@@ -71,7 +71,7 @@ async def run(
 ) -> list[str]:
     """Do what is due; return what became of each step."""
     job = Retention(policy, archive_dir=archive_dir)
-    did = await plan.run(connection, await seen(connection), [job], yes=yes)
+    did = await runs.do_due(connection, await seen(connection), [job], yes=yes)
     return [
         f"{each.step.kind} {each.step.partition}"
         f"{each.error and ': ' + each.error}{each.left and ': waits: ' + each.left}"
@@ -139,7 +139,7 @@ async def test_nothing_leaves_before_wanted_rollups_are_made(
 ) -> None:
     """The table may have been in use all the time that their trigger needed its lock."""
     made = await make(connection, 4)
-    did = await plan.run(
+    did = await runs.do_due(
         connection, await seen(connection), [Retention(KEEP, rollups=True)], yes=True
     )
     said = [(each.error, each.left) for each in did]
@@ -277,9 +277,9 @@ async def test_entry_that_cannot_be_read_stops_its_own_partition_alone(
         assert (first.startswith(said), more) == (True, others), first
     assert await names(connection) == [made[0], *made[2:]]
     assert await registry.entries(connection, "readings", registry.ARCHIVE) == {made[0]: entry}
-    jobs: list[plan.Job] = [Rollups(wanted=True), Retention(KEEP, rollups=True)]
+    jobs: list[runs.Job] = [Rollups(wanted=True), Retention(KEEP, rollups=True)]
     for _ in range(2):
-        did = await plan.run(connection, await seen(connection), jobs, yes=True)
+        did = await runs.do_due(connection, await seen(connection), jobs, yes=True)
         assert [(each.step.kind, "is damaged" in each.error) for each in did] == [
             ("rollups", True),
             (DROP, True),
@@ -352,13 +352,13 @@ async def test_rollups_know_what_has_left_the_table_and_nothing_else(
 ) -> None:
     """A detach without its lock changes nothing; the days of one that is half done wait."""
     made = await make(connection, 4)
-    monkeypatch.setattr(plan, "TRY_AGAIN_S", 0.01)
-    jobs: list[plan.Job] = [Rollups(wanted=True), Retention(KEEP, rollups=True)]
-    (did,) = await plan.run(connection, await seen(connection), jobs[:1])
+    monkeypatch.setattr(runs, "TRY_AGAIN_S", 0.01)
+    jobs: list[runs.Job] = [Rollups(wanted=True), Retention(KEEP, rollups=True)]
+    (did,) = await runs.do_due(connection, await seen(connection), jobs[:1])
     assert did.error == ""
 
     async def ran() -> list[str]:
-        did = await plan.run(connection, await seen(connection), jobs, yes=True)
+        did = await runs.do_due(connection, await seen(connection), jobs, yes=True)
         return [each.error for each in did if each.step.kind == DETACH]
 
     async def state() -> tuple[object, list[TimeSpan]]:

@@ -18,7 +18,7 @@ import pytest
 from ingest.model.errors import StartError
 from ingest.model.reading import Reading
 from ingest.sinks.postgres import schema
-from ingest.sinks.postgres.housekeeping import plan, registry
+from ingest.sinks.postgres.housekeeping import registry, runs
 from ingest.sinks.postgres.housekeeping.partitions import BEGINNING_US, TimeSpan
 from ingest.sinks.postgres.housekeeping.table_state import look_at
 from ingest.sinks.postgres.lookup import Between, Lookup
@@ -61,10 +61,10 @@ def drawn(seed: int, count: int, hours: int, *, odd: bool = False) -> list[Readi
     ]
 
 
-async def run(connection: asyncpg.Connection, **more: Any) -> list[plan.Did]:
+async def run(connection: asyncpg.Connection, **more: Any) -> list[runs.Did]:
     """Run housekeeping with nothing but rollups; no step may fail."""
     job = Rollups(**{"wanted": True, **more})
-    did = await plan.run(connection, await look_at(connection, "readings", "none"), [job])
+    did = await runs.do_due(connection, await look_at(connection, "readings", "none"), [job])
     assert [each.error for each in did] in ([], [""])
     return did
 
@@ -203,7 +203,7 @@ async def test_rollup_that_the_database_refuses_stops_no_other(
             at = Progress(START_US + 30 * HOUR_US, START_US + DAY_US)
             await registry.put(operator, name, {"rollups": at._asdict()})
         view = await look_at(operator, "readings", "none")
-        (did,) = await plan.run(operator, view, [Rollups(wanted=True)])
+        (did,) = await runs.do_due(operator, view, [Rollups(wanted=True)])
         assert re.match(
             r"\d+ rollups could not be .* of d1, t, 2024-10-0.*check constraint", did.error
         )
@@ -323,7 +323,7 @@ async def test_killed_run_is_continued(
     )
     view = await look_at(victim, "readings", "none")
     try:
-        did = await plan.run(killed, view, [Rollups(wanted=True)])  # type: ignore[arg-type]
+        did = await runs.do_due(killed, view, [Rollups(wanted=True)])  # type: ignore[arg-type]
         assert [bool(each.error) for each in did] == [True]
         assert victim.is_closed()
     finally:
@@ -373,7 +373,7 @@ async def test_stop_ends_a_long_statement(
         async with operator.transaction():
             await operator.execute("lock table readings_hourly in exclusive mode")
             view = await look_at(other, "readings", "none")
-            did = await plan.run(other, view, [Rollups(wanted=True, stopped=stopping.is_set)])
+            did = await runs.do_due(other, view, [Rollups(wanted=True, stopped=stopping.is_set)])
             assert did[0].error
             assert other.is_closed()
     finally:
@@ -383,7 +383,7 @@ async def test_stop_ends_a_long_statement(
             try:
                 await run(operator)
                 break
-            except plan.OtherRun:
+            except registry.OtherRun:
                 await asyncio.sleep(0.05)
     assert await wrong(operator) == []
 
@@ -423,7 +423,7 @@ async def test_table_and_columns_may_have_other_names(operator: asyncpg.Connecti
     job = Rollups(wanted=True, on=on)
     for _ in range(2):
         view = await look_at(operator, '"My ""Data"', "none", target=on)
-        assert [each.error for each in await plan.run(operator, view, [job])] == [""]
+        assert [each.error for each in await runs.do_due(operator, view, [job])] == [""]
         readings = await raw(operator, on.source + " r")
         found = await stored(operator, '"My ""Data_hourly"', "hour")
         assert differences(found, expected(readings, HOUR_US)) == []

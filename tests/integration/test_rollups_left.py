@@ -16,7 +16,7 @@ import pytest
 
 from ingest.model.reading import Reading
 from ingest.sinks.postgres import schema
-from ingest.sinks.postgres.housekeeping import plan, registry
+from ingest.sinks.postgres.housekeeping import registry, runs
 from ingest.sinks.postgres.housekeeping.partitions import DAY, TimeSpan
 from ingest.sinks.postgres.housekeeping.table_state import View, look_at
 from ingest.years.archive.job import Archiving
@@ -59,7 +59,7 @@ async def late_while_leaving(url: str, late: Sequence[Reading]) -> AsyncIterator
         await other.close()
 
 
-async def detach(connection: asyncpg.Connection, retention: plan.Job) -> None:
+async def detach(connection: asyncpg.Connection, retention: runs.Job) -> None:
     """Do only these steps of the retention."""
     view = await look_at(connection, "readings", DAY)
     for step in await retention.plan(connection, view):
@@ -95,21 +95,21 @@ def drawn(seed: int, count: int, days: int = 3) -> list[Reading]:
     ]
 
 
-def jobs_in(folder: Path | None, keep_days: int = 30) -> list[plan.Job]:
+def jobs_in(folder: Path | None, keep_days: int = 30) -> list[runs.Job]:
     """Return the jobs of a housekeeping whose archive is in this folder."""
     policy = Policy(keep_days * DAY_US, f"{keep_days}d", "" if folder is None else str(folder))
     archive = None if folder is None else archiver(folder)
     rolled = Rollups(wanted=True)
-    jobs: list[plan.Job] = [
+    jobs: list[runs.Job] = [
         rolled,
         Retention(policy, rollups=True, failed=rolled.failed),
     ]
     return jobs if archive is None else [*jobs, Archiving(archive.archive)]
 
 
-async def run(connection: asyncpg.Connection, jobs: Sequence[plan.Job]) -> list[str]:
+async def run(connection: asyncpg.Connection, jobs: Sequence[runs.Job]) -> list[str]:
     """Do all that is due; no step may fail. Return the kinds of the steps."""
-    did = await plan.run(connection, await look_at(connection, "readings", DAY), jobs, yes=True)
+    did = await runs.do_due(connection, await look_at(connection, "readings", DAY), jobs, yes=True)
     assert [each.error for each in did] == [""] * len(did)
     return [each.step.kind for each in did]
 
@@ -220,7 +220,7 @@ async def test_readings_are_counted_once_if_the_rollups_beside_them_are_refused(
         ('2024-10-05 00:00+00', 'd1', 't');
         alter table readings_hourly add constraint a check (device_id <> 'd1') not valid"""
     )
-    (did,) = await plan.run(table, await look_at(table, "readings", DAY), jobs[:1])
+    (did,) = await runs.do_due(table, await look_at(table, "readings", DAY), jobs[:1])
     assert "1 rollup could not be computed" in did.error
     assert (await progress(table)).late_left == 1
 
@@ -237,7 +237,7 @@ async def test_rollup_that_the_database_refuses_holds_up_no_other_day(
         or hour < '2024-10-05 00:00Z' or hour >= '2024-10-06 00:00Z')"""
     )
     await write(table, drawn(1, 300))
-    did = await plan.run(table, await look_at(table, "readings", DAY), jobs, yes=True)
+    did = await runs.do_due(table, await look_at(table, "readings", DAY), jobs, yes=True)
     assert [each.step.kind for each in did if each.error] == ["rollups"]
     left = (await look_at(table, "readings", DAY)).partitions
     assert [each.name for each in left] == ([] if with_archive else ["readings_p20241005"])
@@ -388,7 +388,7 @@ async def test_killed_after_any_statement(
         dying: Any = _Dying(real, moment)
         try:
             view = await look_at(table, "readings", DAY)
-            await plan.run(dying, view, jobs_in(tmp_path))
+            await runs.do_due(dying, view, jobs_in(tmp_path))
             if not real.is_closed():  # asyncpg hides the kill in a transaction by its own error
                 break
         except Killed:

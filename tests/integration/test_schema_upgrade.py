@@ -25,7 +25,7 @@ from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.housekeeping import registry, runs
 from ingest.sinks.postgres.housekeeping.making import first_partitions
 from ingest.sinks.postgres.housekeeping.partitions import DAY_US, span_bounds
-from ingest.sinks.postgres.housekeeping.plan import OtherRun, alone
+from ingest.sinks.postgres.housekeeping.registry import OtherRun, alone
 from ingest.sinks.postgres.housekeeping.runs import Report
 from ingest.sinks.postgres.housekeeping.table_state import look_at
 from tests.support.commands import Here, with_user
@@ -85,7 +85,7 @@ async def test_older_schema_works_and_is_upgraded_on_request(
 ) -> None:
     """Without a number: as the code before it has left it. Upgraded once, by a yes."""
     assert await got(table) == OF_TODAY, "a new registry has the number"
-    assert (await run(shared_url)).schema == runs.SchemaState(1, "public.ingest_housekeeping")
+    assert (await run(shared_url)).schema == registry.SchemaState(1, "public.ingest_housekeeping")
     await put(table, "")
     with constants(partitions_ahead=12):
         report = await run(shared_url)
@@ -185,20 +185,20 @@ async def test_upgrade_and_housekeeping_are_never_at_work_together(
     try:
         async with alone(table, oid):
             with pytest.raises(OtherRun):
-                await runs.upgrade(other, "readings", oid)
+                await registry.upgrade(other, "readings", oid)
 
         async def fails(connection: asyncpg.Connection, name: str) -> None:
             await connection.execute(f"alter table {name} add column more int")
             raise StartError("stopped half-way")
 
-        steps = (*runs.STEPS, runs.Upgrade(2, "more", fails))
-        monkeypatch.setattr(runs, "STEPS", steps)
+        steps = (*registry.STEPS, registry.Upgrade(2, "more", fails))
+        monkeypatch.setattr(registry, "STEPS", steps)
         with pytest.raises(StartError, match="stopped half-way"):
-            await runs.upgrade(other, "readings", oid)
+            await registry.upgrade(other, "readings", oid)
     finally:
         await other.close()
     assert await got(table) == OF_TODAY, "the step before it is done, once"
-    assert [each.to for each in runs.steps_from(1)] == [2]
+    assert [each.to for each in registry.steps_from(1)] == [2]
     columns = "select count(*) from pg_attribute where attrelid = $1::regclass and attnum > 0"
     assert await table.fetchval(columns, registry.NAME) == 3, "and this one not in part"
 

@@ -12,7 +12,7 @@ from ingest.model.causes import Verdict, WriteFailed
 from ingest.model.errors import Refused
 from ingest.model.ports import Stored
 from ingest.sinks.postgres import schema
-from ingest.sinks.postgres.connection import KnownServer
+from ingest.sinks.postgres.checked_connection import KnownServer
 from ingest.sinks.postgres.lookup import Lookup
 from tests.support.commands import with_user
 from tests.support.rows import readings

@@ -13,8 +13,8 @@ from ingest.cli.doctor.checks import database_checks
 from ingest.config.settings import Settings
 from ingest.model.causes import NO_STANDBY, Verdict, WriteFailed
 from ingest.model.ports import Stored
-from ingest.sinks.postgres import connection as known_server
-from ingest.sinks.postgres.connection import KnownServer
+from ingest.sinks.postgres import checked_connection, durability
+from ingest.sinks.postgres.checked_connection import KnownServer
 from ingest.sinks.postgres.durability import examine
 from tests.support.rows import encode, readings
 from tests.support.sink_ways import open_failure
@@ -101,7 +101,7 @@ async def test_connection_that_hangs_at_the_server_counts_as_one_of_ours(
     readings_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever it does there: no new one is opened until it has ended."""
-    monkeypatch.setattr(known_server, "HUNG_S", 0.05)
+    monkeypatch.setattr(checked_connection, "HUNG_S", 0.05)
     known = KnownServer(2)
     hanging = await asyncpg.connect(
         readings_url, server_settings={"application_name": "iot-ingest writer 0"}
@@ -139,7 +139,8 @@ async def test_missing_standby_is_named_and_takes_no_connections(
     readings_url: str, readings_connection: asyncpg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A commit waits for ever then. A probe commits nothing, sees ours that hang, and ends."""
-    monkeypatch.setattr(known_server, "HUNG_S", 0.3)
+    for module in (checked_connection, durability):
+        monkeypatch.setattr(module, "HUNG_S", 0.3)
     known = KnownServer(2)
     settings = Settings(command_s_max=0.5, database_unsafe=True)
     names = ("iot-ingest writer 0", "iot-ingest writer 1")

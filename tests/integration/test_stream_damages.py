@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.embedded import running as embedded_running
+from ingest.embedded import server_process as embedded_running
 from ingest.model.errors import BrokerAway, BrokerRefused, StartError
 from ingest.roles.embedded_broker import EmbeddedBroker, find_program
 from ingest.roles.nats import audit, purge, streams, watch

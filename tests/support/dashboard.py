@@ -14,7 +14,7 @@ from ingest.app.admin import AdminSide
 from ingest.config.settings import Settings
 from ingest.model.ledger import Gauges, Ledger
 from ingest.model.ports import BufferStats, JournalStats
-from ingest.sinks.postgres.connection import KnownServer
+from ingest.sinks.postgres.checked_connection import KnownServer
 from tests.support.letters import folder_queue
 from tests.support.receiver import Client, Reply, until
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import asyncpg
 
-from ingest.embedded.server import EmbeddedPostgres
+from ingest.embedded.postgres import EmbeddedPostgres
 from tests.support.asking import first_answer
 from tests.system.service import is_alive
 
@@ -21,10 +21,11 @@ SMALL = {"shared_buffers": "8MB", "fsync": "off"}
 PARENT = """
 import asyncio, sys
 from pathlib import Path
-from ingest.embedded.server import EmbeddedPostgres
+from ingest.embedded.postgres import EmbeddedPostgres
 async def main():
     server = EmbeddedPostgres(Path(sys.argv[1]), settings={"shared_buffers": "8MB", "fsync": "off"})
-    print(await server.start(), server.pid, flush=True)
+    await server.start()
+    print(server.url, server.pid, flush=True)
     await asyncio.Event().wait()
 asyncio.run(main())
 """
@@ -34,7 +35,8 @@ asyncio.run(main())
 async def running(folder: Path) -> AsyncIterator[tuple[EmbeddedPostgres, str]]:
     """Run a small server on the folder."""
     server = EmbeddedPostgres(folder, settings=SMALL)
-    url = await server.start()
+    await server.start()
+    url = server.url
     try:
         yield server, url
     finally:

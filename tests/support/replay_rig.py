@@ -14,7 +14,7 @@ from ingest.app.database import make_sink
 from ingest.app.writing import WritingHalf
 from ingest.buffers.memory import MemoryBuffer
 from ingest.config.settings import Settings
-from ingest.dead_letters.auto_replay import BlockSender, Replayer, ReplaySource
+from ingest.dead_letters.auto_replay import Replayer, ReplaySource
 from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.model.block import Block
 from ingest.model.causes import LETTERS_FULL
@@ -58,13 +58,11 @@ class Half:
         self.database_state = half.database_state
         self.replayer = Replayer(
             source,
-            BlockSender(
-                inlet=self.buffer,
-                outlet_stats=self.buffer.stats,
-                ledger=self.ledger,
-                database_up=lambda: self.up and self.database_state.is_open,
-                letters_full=lambda: self.database_state.hold_reason == LETTERS_FULL,
-            ),
+            inlet=self.buffer,
+            outlet_stats=self.buffer.stats,
+            ledger=self.ledger,
+            database_up=lambda: self.up and self.database_state.is_open,
+            letters_full=lambda: self.database_state.hold_reason == LETTERS_FULL,
             post_rows_max=min(settings.post_rows_max, 100),
             rows_per_s=settings.dlq_replay_rows_per_s,
             pause_s=0.01,

@@ -10,7 +10,7 @@ from ingest.model.block import Refusal
 from ingest.model.causes import WriteFailed
 from ingest.model.ports import Stored
 from ingest.model.reading import Reading
-from ingest.sinks.postgres.connection import KnownServer
+from ingest.sinks.postgres.checked_connection import KnownServer
 from ingest.sinks.postgres.sink import SinkPostgres
 from tests.support.rows import encode
 

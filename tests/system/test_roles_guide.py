@@ -18,7 +18,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest.embedded.server import EmbeddedPostgres
+from ingest.embedded.postgres import EmbeddedPostgres
 from ingest.roles.embedded_broker import find_program
 from tests.support.deployment import DEPLOY, program
 from tests.support.documents import DOCUMENTS
@@ -95,7 +95,8 @@ class Machines(Recipe):
 async def machines(folder: Path) -> AsyncIterator[tuple[Machines, str]]:
     """Give the files of three servers, which are not started, and the URL of a table."""
     server = EmbeddedPostgres(folder / "postgres")
-    url = await server.start()
+    await server.start()
+    url = server.url
     async with AsyncExitStack() as ending:
         ending.push_async_callback(server.stop)
         place = Machines(folder, url, ending)

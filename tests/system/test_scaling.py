@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.embedded.server import EmbeddedPostgres
+from ingest.embedded.postgres import EmbeddedPostgres
 from ingest.roles.embedded_broker import find_program
 from tests.support.documents import DOCUMENTS
 from tests.support.tcp_ports import free_port
@@ -101,7 +101,8 @@ async def test_recipe_of_three_machines_works_and_survives_one(open_tmp_path: Pa
     A process manager hears when a role is ready.
     """
     server = EmbeddedPostgres(open_tmp_path / "postgres")
-    url = await server.start()
+    await server.start()
+    url = server.url
     async with AsyncExitStack() as ending:
         ending.push_async_callback(server.stop)
         recipe = Recipe(open_tmp_path, url)

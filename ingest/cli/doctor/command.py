@@ -282,8 +282,8 @@ def dead_letters_check(settings: Settings) -> Check:
 
 async def _database(loaded: Loaded, service: ServiceInfo | None) -> list[Check]:
     settings = loaded.settings
+    from ingest.sinks.postgres.connection import DatabaseRefused, as_start_error, connected  # noqa: PLC0415
     from ingest.sinks.postgres.durability import examine  # noqa: PLC0415
-    from ingest.sinks.postgres.sessions import DatabaseRefused, as_start_error, connected  # noqa: PLC0415
 
     try:
         async with (

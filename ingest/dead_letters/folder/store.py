@@ -1,11 +1,6 @@
-"""The dead letters of a folder, as commands and the dashboard see them.
+"""The dead letters of a folder, as commands, the dashboard and the automatic replay see them.
 
 Reading is done in threads, a part at a time.
-
-What the automatic replay takes from the files of a folder.
-
-It reads all segments, those of earlier processes too. Between two blocks a replay by hand can take
-the replay lock.
 """
 
 from __future__ import annotations
@@ -137,11 +132,11 @@ ANEW_S = 600.0
 
 
 class FolderReplay:
-    """Implements ReplaySource.
+    """Implements ReplaySource with all segments, those of earlier processes too.
 
-    Lines are only appended and marks are never removed. So lines that were done once are not read
-    again (`_done_to`). After a failure the search continues behind the failed letters until all
-    others have been tried (`_next`).
+    Between two blocks a replay by hand can take the replay lock. Lines are only appended and marks
+    are never removed. So lines that were done once are not read again (`_done_to`). After a failure
+    the search continues behind the failed letters until all others have been tried (`_next`).
     """
 
     def __init__(self, folder: Path, mark_done: MarkDone) -> None:

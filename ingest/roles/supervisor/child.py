@@ -81,13 +81,12 @@ class ControlChannel:
         try:
             line = await self._reader.readuntil(b"\n")
             message = orjson.loads(line)
+            if not isinstance(message, dict):
+                raise ValueError("the message is no JSON object")
         except (asyncio.IncompleteReadError, OSError):
             return None
         except (ValueError, asyncio.LimitOverrunError) as error:
             get_logger("control").error("control_broken", why=str(error))
-            return None
-        if not isinstance(message, dict):
-            get_logger("control").error("control_broken", why="the message is no JSON object")
             return None
         return message
 

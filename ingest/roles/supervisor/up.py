@@ -34,7 +34,7 @@ from ingest.app.post_rules import open_tokens, with_access
 from ingest.app.process import Process, begun, greeting_lines, refuse_left_files, refuse_left_stream
 from ingest.app.receiving import LEAVE_S_MAX, check_files
 from ingest.config.settings import Settings, split_address
-from ingest.embedded.server import EmbeddedPostgres
+from ingest.embedded.postgres import EmbeddedPostgres
 from ingest.http.listener import open_slots
 from ingest.model.errors import BrokerAway, BrokerRefused, IngestError, StartError
 from ingest.roles.embedded_broker import EmbeddedBroker
@@ -53,7 +53,7 @@ from ingest.roles.role import (
 from ingest.roles.supervisor.child import PROGRAM, Message, family_lock
 from ingest.roles.supervisor.children import GATEWAY, WRITER, Children, ChildTimes
 from ingest.roles.supervisor.overview import Overview
-from ingest.sinks.postgres.connection import KnownServer
+from ingest.sinks.postgres.checked_connection import KnownServer
 from ingest.system import logs
 from ingest.system.clock import sleep_unless, unix_us
 from ingest.system.files import Lock

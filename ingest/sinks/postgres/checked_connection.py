@@ -3,6 +3,7 @@
 The session: it is our own, its time limits are in effect, and no connections of ours hang. The
 table: in full at the start and every `schema_check_s`, and at each write by the server itself.
 Promises: each failure is a WriteFailed with a verdict. No exchange takes longer than its deadline.
+The table's schema is found once for all connections of a process; later every statement names it.
 Does not: know how rows are stored.
 """
 
@@ -13,28 +14,35 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import asyncpg
-from asyncpg import Connection
 
 from ingest.model.causes import (
     CONFIGURATION,
+    NO_STANDBY,
     NOT_DURABLE,
     OF_ONE_ROW,
     PERMISSION,
     SCHEMA,
+    TOO_MANY_CONNECTIONS,
     Verdict,
     WriteFailed,
 )
-from ingest.sinks.postgres import connection as sink_connection
 from ingest.sinks.postgres import durability, schema
 from ingest.sinks.postgres.connection import (
     DRIVER_ERRORS,
+    HUNG_S,
+    Connection,
     DatabaseUrl,
     Expired,
-    KnownServer,
     OneConnection,
+    Record,
     SessionNotKept,
     Timeouts,
+    address,
+    connect,
+    deadline,
+    limits_ms,
     text_of,
+    unreachable_reason,
 )
 from ingest.sinks.postgres.sqlstate import (
     LOCKED,
@@ -55,15 +63,36 @@ from ingest.system.logs import Occasionally, get_logger
 
 # A table may be altered several times in a row, as deploy/partition-a-table.sql does it.
 ALTERED_TRIES = 5
-
 NO_COPY = "0A000"  # also of other things that PostgreSQL has not
+UNSAFE_WARNING_S = 3600.0  # between warnings that the database may lose what it has committed
 _ROW_SECURITY = "select row_security_active($1::text)"
-
 _EXAMINED = OF_ONE_ROW | {Verdict.HOLD}
 _HARMLESS = OF_ONE_ROW | {Verdict.DUPLICATE}  # for the connection
 
-UNSAFE_WARNING_S = 3600.0  # between warnings that the database may lose what it has committed
-
+# `backend` is one server process: a pid alone may soon be that of another client.
+_SESSION = """
+select (select format('%s %s', pid, extract(epoch from backend_start))
+        from pg_stat_get_activity(pg_backend_pid())) as backend,
+       current_user::text as role,
+       has_database_privilege(current_database(), 'TEMP') as may_temp,
+       (select array_agg((1000 * extract(epoch from current_setting(name)::interval))::int8
+                         order by at)
+        from unnest(array['statement_timeout', 'lock_timeout',
+                          'idle_in_transaction_session_timeout']) with ordinality as t (name, at)
+       ) as limits_ms"""
+# Server processes of ours that may hang: of cut connections ($1), not of those in use ($2), and
+# those of other processes of ours, also dead ones, that wait for a standby.
+_OTHERS = """
+select backend, coalesce(state, '') as state, coalesce(wait_event, 'no event') as waits,
+       coalesce(wait_event = 'SyncRep', false) as standby,
+       extract(epoch from clock_timestamp() - state_change)::float8 as since_s,
+       case when backend = any ($1) and state <> 'idle' and wait_event = 'ClientRead'
+            then pg_terminate_backend(pid) else false end as ended
+from pg_stat_activity,
+     format('%s %s', pid, extract(epoch from backend_start)) as backend
+where pid <> pg_backend_pid() and usename = session_user and datname = current_database()
+  and application_name like 'iot-ingest%' and not backend = any ($2)
+  and (backend = any ($1) or wait_event = 'SyncRep')"""
 log = get_logger("database")
 _occasionally = Occasionally(UNSAFE_WARNING_S)  # for all connections together
 
@@ -130,7 +159,7 @@ class CheckedConnection(OneConnection):
         try:
             async with asyncio.timeout(timeouts.connect_s_max) as self._connecting:
                 await opening.enter_async_context(self._known.opening)
-                self.connection = await sink_connection.connect(
+                self.connection = await connect(
                     url,
                     name=self._name,
                     statement_s_max=timeouts.statement_s_max,
@@ -146,8 +175,8 @@ class CheckedConnection(OneConnection):
         except asyncpg.PostgresError as error:
             raise server_refused(error) from error
         except DRIVER_ERRORS as error:
-            text = f"{sink_connection.address(url)}: {text_of(error)}"
-            reason = sink_connection.unreachable_reason(error)
+            text = f"{address(url)}: {text_of(error)}"
+            reason = unreachable_reason(error)
             raise WriteFailed(Verdict.WAIT, text, reason=reason) from error
         finally:
             self._connecting = None
@@ -155,8 +184,9 @@ class CheckedConnection(OneConnection):
     async def _enter(self, connection: Connection) -> None:
         """Check the session, and make it ready."""
         timeouts = self._timeouts
-        limits_ms = sink_connection.limits_ms(timeouts.statement_s_max, timeouts.lock_s_max)
-        session = await self._known.enter(connection, limits_ms)
+        session = await self._known.enter(
+            connection, limits_ms(timeouts.statement_s_max, timeouts.lock_s_max)
+        )
         self._backend = session["backend"]
         self._statements, self.refuses_copy = None, False
         if self.method == "insert":
@@ -263,7 +293,7 @@ class CheckedConnection(OneConnection):
         limit_s = self._timeouts.connect_s_max if opening else self._timeouts.command_s_max
         sound = False
         try:
-            with sink_connection.deadline(connection, limit_s):
+            with deadline(connection, limit_s):
                 try:
                     yield connection
                     sound = True
@@ -326,3 +356,80 @@ class CheckedConnection(OneConnection):
             look = await schema.look(connection, target)
             if look.difference is not None:
                 failed.message, failed.may_be_row = look.difference, False
+
+
+class KnownServer:
+    """What the connections of one process know together about their server.
+
+    If a server process of a connection that we cut still hangs, it counts as one of
+    `connections_max`. So there are never more of ours at the server, but for the one that looks. If
+    it waits for the rest of a batch, it is ended; no other is: one that waits for a standby has
+    committed already.
+    `target` is the table, with its schema once it was found. `opening` is held by a sink while it
+    connects. `session_number` goes up when sessions turn out not to be kept: then every sink
+    connects anew.
+    """
+
+    def __init__(
+        self, connections_max: int = 1, target: schema.TargetTable = schema.READINGS
+    ) -> None:
+        self._connections_max = connections_max
+        self._oid = 0
+        self._in_use = set[str]()  # server processes
+        self._cut = set[str]()
+        self.target = target
+        self.opening = asyncio.Lock()
+        self.session_number = 0
+
+    def found(self, look: schema.Look) -> None:
+        """Take what a full check without a difference has found."""
+        if self._oid and look.oid != self._oid:
+            log.warning("table_replaced", table=look.target.name, oid=look.oid, oid_was=self._oid)
+        self.target, self._oid = look.target, look.oid
+
+    async def enter(self, connection: Connection, limits_ms: tuple[int, ...]) -> Record:
+        """Check a new connection; return its session. Raises WriteFailed, and driver's errors.
+
+        `limits_ms` are the time limits that must be in effect. Call `leave` with the session's
+        `backend` at the end.
+        """
+        session = await connection.fetchrow(_SESSION)
+        assert session is not None, "the question always has one row"
+        if tuple(session["limits_ms"]) != limits_ms:
+            raise self.not_kept()
+        self._refuse_if_hung(await connection.fetch(_OTHERS, self._cut, self._in_use))
+        self._in_use.add(session["backend"])
+        return session
+
+    def leave(self, backend: str) -> None:
+        """A connection that has entered was closed or cut."""
+        self._in_use.discard(backend)
+        self._cut.add(backend)
+
+    def not_kept(self) -> WriteFailed:
+        """Return the failure if a session is not kept. All sinks connect anew after this."""
+        self.session_number += 1
+        return WriteFailed(Verdict.HOLD, str(SessionNotKept()), reason=CONFIGURATION)
+
+    def _refuse_if_hung(self, others: list[Record]) -> None:
+        self._cut &= {each["backend"] for each in others}
+        hung = [
+            each
+            for each in others
+            if each["since_s"] > HUNG_S and each["state"] != "idle" and not each["ended"]
+        ]
+        standby = [
+            each
+            for each in others
+            if each["standby"] and (each["backend"] in self._cut or each["since_s"] > HUNG_S)
+        ]
+        if standby:
+            text = (
+                f"commits wait for a synchronous standby ({len(standby)} of our connections hang): "
+                "start one, or correct synchronous_standby_names"
+            )
+            raise WriteFailed(Verdict.WAIT, text, reason=NO_STANDBY)
+        if len(hung) + len(self._in_use) >= self._connections_max and hung:
+            waits = ", ".join(sorted({each["waits"] for each in hung}))
+            text = f"{len(hung)} connections that we cut still hang at the server ({waits})"
+            raise WriteFailed(Verdict.WAIT, text, reason=TOO_MANY_CONNECTIONS)

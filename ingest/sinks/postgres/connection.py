@@ -1,17 +1,10 @@
-"""The connection of a sink: how it is made, and how it is cut.
+"""Connections to PostgreSQL: how one is made, how it is cut, and what its errors say.
 
 Promises: no exchange takes longer than its deadline. The driver's own time-outs ask the server to
 cancel, and wait for its answer. A frozen server never answers, so here the socket is cut instead.
-Does not: judge errors; the driver's errors pass through.
-
-What the sinks of one process know together about their server.
-
-It knows which table they write to, and which of their connections are in use or hang at the server.
-Promises: the table's schema is found once; later every statement names it. If a server process of a
-connection that we cut still hangs, it counts as one of `connections_max`. So there are never more
-of ours at the server, but for the one that looks.
-A server process that waits for the rest of a batch from a connection that we cut is ended.
-Does not: end any other. One that waits for a standby has committed already.
+A connection that a command yields turns each failure into a StartError, without a password in its
+text. All others let the driver's errors pass through.
+Does not: judge errors of a write; sqlstate.py does.
 """
 
 from __future__ import annotations
@@ -20,26 +13,18 @@ import asyncio
 import os
 import re
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
-from ingest.config.values import is_torn
-from ingest.model.causes import (
-    CONFIGURATION,
-    NO_STANDBY,
-    NO_SUCH_HOST,
-    TOO_MANY_CONNECTIONS,
-    UNREACHABLE,
-    Verdict,
-    WriteFailed,
-)
-from ingest.sinks.postgres.schema import READINGS, Look, TargetTable
-from ingest.system.logs import get_logger
+from ingest.config.values import is_torn, mask_url
+from ingest.model.causes import CONFIGURATION, NO_SUCH_HOST, UNREACHABLE
+from ingest.model.errors import StartError
+from ingest.sinks.postgres.sqlstate import reason_for
 
 # What an annex needs of asyncpg, which only this folder knows.
 Connection = asyncpg.Connection
@@ -48,6 +33,8 @@ PostgresError = asyncpg.PostgresError
 
 CLOSED = "the server closed the connection"
 CUT = "the connection was cut"
+HUNG_S = 5.0  # a server process that is so long at one statement hangs, if its client is gone
+HOUSEKEEPING = "iot-ingest housekeeping"  # as pg_stat_activity shows it
 _UNRETRIEVED = "Future exception was never retrieved"
 _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
 _SEND_BYTES = 4 * 1024**2  # the kernel reduces it to its own limit
@@ -335,103 +322,89 @@ async def close_politely(connection: Connection, limit_s: float = 1.0) -> None:
         connection.terminate()
 
 
-log = get_logger("database")
+class DatabaseRefused(StartError):
+    """The database cannot be used; `reason` is why, as in WriteFailed."""
 
-HUNG_S = 5.0  # a server process that is so long at one statement hangs, if its client is gone
-
-# `backend` is one server process: a pid alone may soon be that of another client.
-_SESSION = """
-select (select format('%s %s', pid, extract(epoch from backend_start))
-        from pg_stat_get_activity(pg_backend_pid())) as backend,
-       current_user::text as role,
-       has_database_privilege(current_database(), 'TEMP') as may_temp,
-       (select array_agg((1000 * extract(epoch from current_setting(name)::interval))::int8
-                         order by at)
-        from unnest(array['statement_timeout', 'lock_timeout',
-                          'idle_in_transaction_session_timeout']) with ordinality as t (name, at)
-       ) as limits_ms"""
-
-# Server processes of ours that may hang: of cut connections ($1), not of those in use ($2), and
-# those of other processes of ours, also dead ones, that wait for a standby.
-_OTHERS = """
-select backend, coalesce(state, '') as state, coalesce(wait_event, 'no event') as waits,
-       coalesce(wait_event = 'SyncRep', false) as standby,
-       extract(epoch from clock_timestamp() - state_change)::float8 as since_s,
-       case when backend = any ($1) and state <> 'idle' and wait_event = 'ClientRead'
-            then pg_terminate_backend(pid) else false end as ended
-from pg_stat_activity,
-     format('%s %s', pid, extract(epoch from backend_start)) as backend
-where pid <> pg_backend_pid() and usename = session_user and datname = current_database()
-  and application_name like 'iot-ingest%' and not backend = any ($2)
-  and (backend = any ($1) or wait_event = 'SyncRep')"""
+    def __init__(self, text: str, reason: str) -> None:
+        super().__init__(text)
+        self.reason = reason
 
 
-class KnownServer:
-    """Shared by the sinks of one process that use the same database.
+def _reason(error: BaseException) -> str:
+    if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
+        return reason_for("25006")
+    if isinstance(error, (ValueError, SessionNotKept)):  # the URL, a certificate, a pooler
+        return CONFIGURATION
+    code = getattr(error, "sqlstate", None)
+    return reason_for(code) if code else unreachable_reason(error)
 
-    `target` is the table, with its schema once it was found. `opening` is held by a sink while it
-    connects. `session_number` goes up when sessions turn out not to be kept: then every sink
-    connects anew.
+
+@contextmanager
+def as_start_error(url: str) -> Iterator[None]:
+    """Turn errors of the driver into DatabaseRefused, with the name of the database in the text."""
+    try:
+        yield
+    except (asyncpg.PostgresError, *DRIVER_ERRORS, ValueError) as error:
+        code = getattr(error, "sqlstate", None)
+        suffix = f" (SQLSTATE {code})" if code else ""
+        text = f"the database {mask_url(url)}: {text_of(error)}{suffix}"
+        raise DatabaseRefused(text, _reason(error)) from error
+
+
+@asynccontextmanager
+async def connected(url: str, timeouts: Timeouts) -> AsyncIterator[Connection]:
+    """Yield a connection of a command; raise StartError if there is none within `connect_s_max`.
+
+    The server may be a standby.
     """
+    with as_start_error(url):
+        # The driver's own time-out counts for each host anew, so there is one for all of them.
+        async with asyncio.timeout(timeouts.connect_s_max):
+            found = await asyncpg.connect(url, command_timeout=timeouts.command_s_max)
+        try:
+            await refuse_shared(found)
+        except SessionNotKept:
+            found.terminate()
+            raise
+    try:
+        yield found
+    finally:
+        await close_politely(found)
 
-    def __init__(self, connections_max: int = 1, target: TargetTable = READINGS) -> None:
-        self._connections_max = connections_max
-        self._oid = 0
-        self._in_use = set[str]()  # server processes
-        self._cut = set[str]()
-        self.target = target
-        self.opening = asyncio.Lock()
-        self.session_number = 0
 
-    def found(self, look: Look) -> None:
-        """Take what a full check without a difference has found."""
-        if self._oid and look.oid != self._oid:
-            log.warning("table_replaced", table=look.target.name, oid=look.oid, oid_was=self._oid)
-        self.target, self._oid = look.target, look.oid
+# Servers before PostgreSQL 17 have no such limit.
+_NO_LIMIT = """
+select set_config(name, '0', false) from pg_settings where name = 'transaction_timeout'"""
 
-    async def enter(self, connection: Connection, limits_ms: tuple[int, ...]) -> Record:
-        """Check a new connection; return its session. Raises WriteFailed, and driver's errors.
 
-        `limits_ms` are the time limits that must be in effect. Call `leave` with the session's
-        `backend` at the end.
-        """
-        session = await connection.fetchrow(_SESSION)
-        assert session is not None, "the question always has one row"
-        if tuple(session["limits_ms"]) != limits_ms:
-            raise self.not_kept()
-        self._refuse_if_hung(await connection.fetch(_OTHERS, self._cut, self._in_use))
-        self._in_use.add(session["backend"])
-        return session
+@asynccontextmanager
+async def opened(url: str, timeouts: Timeouts) -> AsyncIterator[Connection]:
+    """Yield a connection of a housekeeping run, with the role that owns the table.
 
-    def leave(self, backend: str) -> None:
-        """A connection that has entered was closed or cut."""
-        self._in_use.discard(backend)
-        self._cut.add(backend)
+    Each failure, also of what is done with it, is a StartError.
+    """
+    with as_start_error(url):
+        async with opened_as(HOUSEKEEPING, url, timeouts) as connection:
+            yield connection
 
-    def not_kept(self) -> WriteFailed:
-        """Return the failure if a session is not kept. All sinks connect anew after this."""
-        self.session_number += 1
-        return WriteFailed(Verdict.HOLD, str(SessionNotKept()), reason=CONFIGURATION)
 
-    def _refuse_if_hung(self, others: list[Record]) -> None:
-        self._cut &= {each["backend"] for each in others}
-        hung = [
-            each
-            for each in others
-            if each["since_s"] > HUNG_S and each["state"] != "idle" and not each["ended"]
-        ]
-        standby = [
-            each
-            for each in others
-            if each["standby"] and (each["backend"] in self._cut or each["since_s"] > HUNG_S)
-        ]
-        if standby:
-            text = (
-                f"commits wait for a synchronous standby ({len(standby)} of our connections hang): "
-                "start one, or correct synchronous_standby_names"
-            )
-            raise WriteFailed(Verdict.WAIT, text, reason=NO_STANDBY)
-        if len(hung) + len(self._in_use) >= self._connections_max and hung:
-            waits = ", ".join(sorted({each["waits"] for each in hung}))
-            text = f"{len(hung)} connections that we cut still hang at the server ({waits})"
-            raise WriteFailed(Verdict.WAIT, text, reason=TOO_MANY_CONNECTIONS)
+@asynccontextmanager
+async def opened_as(name: str, url: str, timeouts: Timeouts) -> AsyncIterator[Connection]:
+    """Yield a connection to a server that can be written to. The driver's errors pass through.
+
+    A statement waits for a lock no longer than `lock_s_max`, and takes no longer than
+    `statement_s_max`. A transaction may take longer, whatever limit the role has.
+    """
+    async with asyncio.timeout(timeouts.connect_s_max):
+        connection = await connect(
+            url,
+            name=name,
+            statement_s_max=timeouts.statement_s_max,
+            lock_s_max=timeouts.lock_s_max,
+            within_s=timeouts.connect_s_max,
+        )
+    try:
+        await connection.execute(_NO_LIMIT)
+        yield connection
+    finally:
+        await close_politely(connection)

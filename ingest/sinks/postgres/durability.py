@@ -1,13 +1,8 @@
-"""Checks whether what PostgreSQL has committed outlives a crash of its machine.
+"""Examines the server: whether what it has committed outlives a crash; and more for doctor.
 
-`ack=committed` depends on that. So does the journal, which removes a file once its readings are in
-the table. The check is one query. It reads the settings as they are for this connection: those of
-the server, of the database and of the role. The driver's errors pass through.
-Does not: change anything in the database.
-
-Examines the database for `ingest doctor`: one query, and the checks that the start makes too.
-
-Raises the driver's errors.
+`ack=committed` depends on the first. So does the journal, which removes a file once its readings
+are in the table. That check is one query. It reads the settings as they are for this connection:
+those of the server, of the database and of the role. The driver's errors pass through.
 Does not: change anything in the database.
 """
 
@@ -16,11 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from asyncpg import Connection
-
-from ingest.sinks.postgres import connection as known_server
-from ingest.sinks.postgres import schema
-from ingest.sinks.postgres.schema import READINGS, TargetTable, quoted
+from ingest.sinks.postgres.connection import HUNG_S, Connection
+from ingest.sinks.postgres.schema import READINGS, TargetTable, look, quoted
 from ingest.system.clock import unix_us
 
 OVERRIDE = "--database-unsafe true"
@@ -137,15 +129,15 @@ async def examine(connection: Connection, target: TargetTable = READINGS) -> dic
     """
     before_us = unix_us()
     schema_name = quoted(target.schema) if target.schema else ""
-    row = await connection.fetchrow(_EXAMINED, known_server.HUNG_S, target.name, schema_name)
+    row = await connection.fetchrow(_EXAMINED, HUNG_S, target.name, schema_name)
     after_us = unix_us()
     assert row is not None
-    look = await schema.look(connection, target)
+    seen = await look(connection, target)
     return {
         **row,
         "ahead_s": (row["now_us"] - (before_us + after_us) / 2) / 1e6,
         "doubt_s": (after_us - before_us) / 2e6,
-        "table": look.target.name,
-        "difference": look.difference,
+        "table": seen.target.name,
+        "difference": seen.difference,
         "durability": await findings(connection, target),
     }

@@ -14,17 +14,18 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, TypeVar
 
-import asyncpg
-from asyncpg import Connection, Record
-
 from ingest.model.errors import Refused
-from ingest.sinks.postgres import connection as sink_connection
+from ingest.sinks.postgres.checked_connection import KnownServer
 from ingest.sinks.postgres.connection import (
     DRIVER_ERRORS,
+    Connection,
     DatabaseUrl,
     Expired,
-    KnownServer,
     OneConnection,
+    PostgresError,
+    Record,
+    connect,
+    deadline,
     text_of,
 )
 from ingest.sinks.postgres.schema import TargetTable
@@ -289,11 +290,11 @@ class Lookup(OneConnection):
         try:
             async with asyncio.timeout(LOOKUP_S_MAX):
                 connection = await self._open()
-            with sink_connection.deadline(connection, LOOKUP_S_MAX + 1):
+            with deadline(connection, LOOKUP_S_MAX + 1):
                 await self._look_for_index(connection)
                 answer = await ask(connection)
             sound = True
-        except asyncpg.PostgresError as error:
+        except PostgresError as error:
             if error.sqlstate == _QUERY_CANCELED:
                 sound = True
                 advice = "ask for a shorter time, or set `rollups`"
@@ -331,7 +332,7 @@ class Lookup(OneConnection):
 
     async def _open(self) -> Connection:
         if self.connection is None or not self.is_open:
-            self.connection = await sink_connection.connect(
+            self.connection = await connect(
                 self._database_url(),
                 name="iot-ingest dashboard",
                 statement_s_max=LOOKUP_S_MAX,

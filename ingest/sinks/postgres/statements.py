@@ -15,7 +15,6 @@ from secrets import token_hex
 from typing import NamedTuple
 
 import asyncpg
-from asyncpg import Connection
 
 from ingest.model.block import HEADER, PG_EPOCH_US, TRAILER, decode_rows
 from ingest.sinks.postgres.schema import KEY_LIST, STATE, Look, literal
@@ -104,7 +103,7 @@ from ((select {columns} from {table} limit 1)
     )
 
 
-async def prepare_for_insert(connection: Connection) -> None:
+async def prepare_for_insert(connection: asyncpg.Connection) -> None:
     """Let timestamps be passed as (microseconds since 2000,): exact, and without a datetime."""
     await connection.set_type_codec(
         "timestamptz",
@@ -115,7 +114,7 @@ async def prepare_for_insert(connection: Connection) -> None:
     )
 
 
-async def copy(connection: Connection, statement: str, tuples: Sequence[bytes]) -> int:
+async def copy(connection: asyncpg.Connection, statement: str, tuples: Sequence[bytes]) -> int:
     """COPY encoded rows in one message; return how many rows the server took."""
     # The driver does not check this, and would then raise an error that is not one of its own.
     if connection.is_closed():
@@ -126,7 +125,7 @@ async def copy(connection: Connection, statement: str, tuples: Sequence[bytes]) 
 
 
 async def store_staged(
-    connection: Connection, statements: Statements, tuples: Sequence[bytes]
+    connection: asyncpg.Connection, statements: Statements, tuples: Sequence[bytes]
 ) -> int:
     """COPY encoded rows into the staging table, and INSERT the new ones; return how many.
 
@@ -137,7 +136,7 @@ async def store_staged(
 
 
 async def insert_arrays(
-    connection: Connection, statements: Statements, tuples: Sequence[bytes]
+    connection: asyncpg.Connection, statements: Statements, tuples: Sequence[bytes]
 ) -> int:
     """INSERT encoded rows as arrays; return how many are new."""
     rows = list(decode_rows(b"".join(tuples)))
@@ -151,7 +150,7 @@ async def insert_arrays(
     return _count(tag)
 
 
-async def insert_like_stored(connection: Connection, sql: Statements) -> int:
+async def insert_like_stored(connection: asyncpg.Connection, sql: Statements) -> int:
     """INSERT a row like one that the table has; return how many are new. The caller undoes it."""
     return _count(await connection.execute(sql.insert_like_stored))
 

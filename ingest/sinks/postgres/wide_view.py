@@ -10,11 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import asyncpg
-from asyncpg import Connection
 
 from ingest.model.errors import StartError
-from ingest.sinks.postgres import schema
-from ingest.sinks.postgres.schema import NAME_BYTES_MAX, TargetTable, literal, quoted
+from ingest.sinks.postgres.schema import NAME_BYTES_MAX, TargetTable, literal, look, quoted
 
 COST = (
     "It stores nothing: each question groups the readings that it needs.",
@@ -29,25 +27,25 @@ from pg_class c where c.oid = to_regclass($1)"""
 
 
 async def wide_view(
-    connection: Connection, target: TargetTable, name: str, metrics: Sequence[str]
+    connection: asyncpg.Connection, target: TargetTable, name: str, metrics: Sequence[str]
 ) -> tuple[str, str]:
     """Return the view's name in SQL, beside the table, and the statements that make it.
 
     Raises StartError if there is no table, if a name cannot be that of a column, or if something
     else has the name of the view.
     """
-    look = await schema.look(connection, target)
-    if not look.oid:
-        raise StartError(str(look.difference))
+    seen = await look(connection, target)
+    if not seen.oid:
+        raise StartError(str(seen.difference))
     _check(target, name, metrics)
-    view = look.target._replace(table=name).name
+    view = seen.target._replace(table=name).name
     found = await connection.fetchrow(_EXISTING, view)
     if found is not None and not (found["kind"] == "v" and found["comment"] == _MARK):
         raise StartError(f"{view} is there, and no view of ours: choose another name")
-    return view, _statements(view, look.target, metrics)
+    return view, _statements(view, seen.target, metrics)
 
 
-async def make_wide_view(connection: Connection, view: str, statements: str) -> None:
+async def make_wide_view(connection: asyncpg.Connection, view: str, statements: str) -> None:
     """Make the view, or add columns to it, in one transaction. Raises StartError."""
     try:
         async with connection.transaction():

@@ -10,9 +10,9 @@ from ingest.cli.context import owners_database
 from ingest.cli.parser import JSON, Command, Ending, flag
 from ingest.config.loading import Loaded
 from ingest.model.errors import StartError
-from ingest.sinks.postgres.housekeeping.plan import alone
+from ingest.sinks.postgres.connection import opened
+from ingest.sinks.postgres.housekeeping.registry import alone
 from ingest.sinks.postgres.housekeeping.table_state import look_at
-from ingest.sinks.postgres.sessions import opened
 from ingest.system.clock import rfc3339_or_us
 from ingest.system.words import counted
 from ingest.years.annex import parquet_archiver

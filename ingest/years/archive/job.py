@@ -23,7 +23,7 @@ from ingest.sinks.postgres.housekeeping.partitions import (
     bounds_entry,
     literal,
 )
-from ingest.sinks.postgres.housekeeping.plan import Job, Step
+from ingest.sinks.postgres.housekeeping.runs import Job, Step
 from ingest.sinks.postgres.housekeeping.table_state import PARTITIONED, View
 from ingest.sinks.postgres.schema import quoted
 from ingest.years import partition_life

@@ -18,7 +18,7 @@ from typing import Any
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.connection import Connection
 from ingest.sinks.postgres.housekeeping import registry
-from ingest.sinks.postgres.housekeeping.plan import Job, Step
+from ingest.sinks.postgres.housekeeping.runs import Job, Step
 from ingest.sinks.postgres.housekeeping.table_state import HYPERTABLE, PARTITIONED, PLAIN, View
 from ingest.sinks.postgres.schema import READINGS, TargetTable
 from ingest.system.clock import monotonic_s, rfc3339_or_us

@@ -22,7 +22,7 @@ from ingest.sinks.postgres.housekeeping.partitions import (
     overlap,
     whole,
 )
-from ingest.sinks.postgres.housekeeping.plan import NotYet
+from ingest.sinks.postgres.housekeeping.runs import NotYet
 from ingest.sinks.postgres.housekeeping.table_state import View
 from ingest.sinks.postgres.schema import TargetTable
 from ingest.system.logs import get_logger

@@ -14,14 +14,11 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from asyncpg import Connection
-
 from ingest.model.errors import StartError
-from ingest.sinks.postgres.connection import DatabaseUrl, Timeouts, text_of
+from ingest.sinks.postgres.connection import Connection, DatabaseUrl, Timeouts, opened, text_of
 from ingest.sinks.postgres.housekeeping.partitions import DAY_US, TimeSpan, gaps_of
 from ingest.sinks.postgres.housekeeping.table_state import PARTITIONED, View, look_at
 from ingest.sinks.postgres.schema import TargetTable
-from ingest.sinks.postgres.sessions import opened
 from ingest.system.clock import monotonic_s, rfc3339_or_us, unix_us
 from ingest.system.logs import Occasionally, get_logger
 from ingest.system.waiting import backoff_s

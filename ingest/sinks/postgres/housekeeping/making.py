@@ -1,23 +1,14 @@
-"""The job for the partitions of coming days: they are made ahead, so that no write waits for one.
+"""Makes partitions: those of coming days, so that no write waits for one; and the table itself.
 
-It covers the times that a reading may have: from now to `ts_ahead_s_max` ahead, and some spans
-more, so that a few days without housekeeping do no harm. Somebody who is about to bring older
-readings into the table can have it begin earlier.
-
-Makes partitions: each is a table of its own, which is then attached.
-
-To attach a table takes SHARE UPDATE EXCLUSIVE on the parent, so that writes go on. CREATE TABLE ..
-PARTITION OF would lock it against them. All of it is one transaction: if it is cut off, nothing is
-left. The new table is empty, and nobody else sees it yet, so the check of its rows costs nothing.
-Some are made in one transaction: to commit each one alone would take longer than to make it.
+A partition is a table of its own, which is then attached. That takes SHARE UPDATE EXCLUSIVE on the
+parent, so that writes go on. CREATE TABLE .. PARTITION OF would lock it against them. All of it is
+one transaction: if it is cut off, nothing is left. The new table is empty, and nobody else sees it
+yet, so the check of its rows costs nothing. Some are made in one transaction: to commit each one
+alone would take longer than to make it.
 Promises: columns, constraints and key are those of the parent; so is the owner. Partitions that
 somebody else has made can be adopted: retention and archive may then remove them.
-Does not: decide which ones are made. The driver's errors pass through.
-
-Makes the table at the start if it is missing, and if the setting `schema_apply` allows it.
-
-Does not: change a table that exists, or raise if it fails. It logs why, and the check of the table
-that follows decides.
+Does not: change a table that exists. The driver's errors pass through, but for those of
+`make_table`.
 """
 
 from __future__ import annotations
@@ -25,13 +16,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import asyncpg
-from asyncpg import Connection
 
 from ingest.model.causes import Verdict
 from ingest.model.errors import StartError
-from ingest.sinks.postgres import connection as sink_connection
 from ingest.sinks.postgres import schema
-from ingest.sinks.postgres.connection import DRIVER_ERRORS, Timeouts, text_of
+from ingest.sinks.postgres.connection import (
+    DRIVER_ERRORS,
+    Connection,
+    Timeouts,
+    deadline,
+    opened_as,
+    text_of,
+)
 from ingest.sinks.postgres.housekeeping import registry
 from ingest.sinks.postgres.housekeeping.partitions import (
     DAY_US,
@@ -46,10 +42,9 @@ from ingest.sinks.postgres.housekeeping.partitions import (
     partition_name,
     span_bounds,
 )
-from ingest.sinks.postgres.housekeeping.plan import Job, Step
+from ingest.sinks.postgres.housekeeping.runs import Job, Step
 from ingest.sinks.postgres.housekeeping.table_state import PARTITIONED, View, look_at
 from ingest.sinks.postgres.schema import READINGS, TargetTable, quoted, shortened
-from ingest.sinks.postgres.sessions import opened_as
 from ingest.sinks.postgres.sqlstate import verdict_for
 from ingest.system.logs import get_logger
 from ingest.system.words import counted
@@ -57,6 +52,9 @@ from ingest.system.words import counted
 GROUP_MAX = 16  # in one transaction: it takes some tenths of a second if there are thousands
 FAILED_MAX = 3  # of a group: then the others would probably fail too
 LOCK_MS = 1_000  # for the lock of the parent: somebody may be changing the table
+AHEAD_US_MAX = 400 * DAY_US  # further ahead a reading makes its own partition
+MAKE = "make"
+NAME = "iot-ingest schema"  # as pg_stat_activity shows it
 _SAME_NAME_MAX = 100
 _OVERLAPS = "42P17"
 _ALONE = "select pg_advisory_xact_lock(hashtextextended('iot-ingest partitions', {oid}))"
@@ -64,6 +62,96 @@ _ANY_IS_THERE = "select bool_or(to_regclass(name) is not null) from unnest($1::t
 # Of the parent: where its partitions are to be.
 _TABLESPACE = """
 select s.spcname from pg_class c join pg_tablespace s on s.oid = c.reltablespace where c.oid = $1"""
+_HAS_TIMESCALEDB = "select exists (select from pg_extension where extname = 'timescaledb')"
+
+
+class PartitionsAhead(Job):
+    """The job for coming days. `ahead_s` is `ts_ahead_s_max`, `spans` how many more are made.
+
+    It covers the times that a reading may have, and some spans more, so that a few days without
+    housekeeping do no harm. Who is about to bring older readings can have it begin earlier: with
+    `from_us` it begins at that time, and makes none if there would be more than
+    `partitions_max`.
+    """
+
+    kinds = frozenset({MAKE})
+
+    def __init__(
+        self, *, ahead_s: float, spans: int, from_us: int | None = None, partitions_max: int = 0
+    ) -> None:
+        self._ahead_us = min(int(ahead_s * 1e6), AHEAD_US_MAX)
+        self._spans = spans
+        self._from_us = from_us
+        self._partitions_max = partitions_max
+        self._planned: list[TimeSpan] = []
+        self._made = set[TimeSpan]()  # with an earlier step of the plan
+
+    async def plan(self, connection: Connection, view: View) -> list[Step]:
+        """Return a step for each span that has no partition; none for a table that is not ours.
+
+        Nor for one with a default partition, which takes all readings. Raises StartError if
+        `from_us` asks for too many.
+        """
+        if view.kind != PARTITIONED or not view.ours or view.has_default:
+            return []
+        missing = self.missing(view)
+        self._made.clear()
+        if self._from_us is not None:
+            # A partition may lie in one archived span only: it is merged with the files of that.
+            files = await archived_spans(connection, view.table)
+            missing = [each for gap in missing for each in cut_at(gap, files)]
+            if (count := len(view.partitions) + len(missing)) > self._partitions_max:
+                raise StartError(
+                    f"the table would have {count:,} partitions, more than partitions_max "
+                    f"({self._partitions_max:,}): none was made"
+                )
+        self._planned = missing
+        return [
+            Step(
+                MAKE,
+                partition_name(view.name, view.span, gap.from_us),
+                "readings of this time may come soon",
+                *gap,
+            )
+            for gap in missing
+        ]
+
+    def missing(self, view: View) -> list[TimeSpan]:
+        """Return what must be covered from now on, and is not."""
+        bounds = span_bounds(view.span, view.now_us + self._ahead_us)
+        for _ in range(self._spans):
+            bounds = span_bounds(view.span, bounds.to_us)
+        from_us = view.now_us if self._from_us is None else min(view.now_us, self._from_us)
+        found = gaps(view.partitions, view.span, from_us, bounds.to_us)
+        return [each for each in found if each.to_us > from_us]
+
+    async def do(self, connection: Connection, view: View, step: Step) -> None:
+        """Make this partition, and the next ones of the plan in the same transaction.
+
+        Another process may have made one meanwhile. If one of the next ones cannot be made, its
+        own step says so.
+        """
+        bounds = TimeSpan(step.from_us, step.to_us)
+        if bounds not in self._made:
+            at = self._planned.index(bounds)
+            group = [each for each in self._planned[at : at + GROUP_MAX] if each not in self._made]
+            made, failed = await make_partitions(connection, view, group)
+            self._made.update(made)
+            if failed is not None and bounds not in made:
+                raise failed
+
+    async def begin(self, connection: Connection, view: View) -> int:
+        """Make the first partitions of a table that was just made; return how many."""
+        if view.kind != PARTITIONED:
+            raise StartError(f"{view.table} is not partitioned by time")
+        known = await registry.make(connection, view.table, view.owner)
+        await registry.put(connection, known, {registry.TABLE + view.name: {"span": view.span}})
+        missing = self.missing(view)
+        for at in range(0, len(missing), GROUP_MAX):
+            _, failed = await make_partitions(connection, view, missing[at : at + GROUP_MAX])
+            if failed is not None:
+                raise failed
+        return len(missing)
 
 
 async def make_partitions(
@@ -79,7 +167,7 @@ async def make_partitions(
         return {}, StartError(view.cannot_make)
     if len(spans) > 1:
         try:
-            names = await make_group(connection, view, spans)
+            names = await _make_group(connection, view, spans)
             return dict(zip(spans, names, strict=True)), None
         except (asyncpg.PostgresError, StartError) as error:
             if _fails_for_all(connection, error):
@@ -88,7 +176,7 @@ async def make_partitions(
     failed: list[Exception] = []
     for bounds in spans:
         try:
-            (made[bounds],) = await make_group(connection, view, [bounds])
+            (made[bounds],) = await _make_group(connection, view, [bounds])
         except (asyncpg.PostgresError, StartError) as error:
             if getattr(error, "sqlstate", None) == _OVERLAPS:
                 made[bounds] = ""
@@ -104,7 +192,7 @@ def _fails_for_all(connection: Connection, error: Exception) -> bool:
     return connection.is_closed() or isinstance(error, asyncpg.LockNotAvailableError)
 
 
-async def make_group(connection: Connection, view: View, spans: Sequence[TimeSpan]) -> list[str]:
+async def _make_group(connection: Connection, view: View, spans: Sequence[TimeSpan]) -> list[str]:
     """Make and attach partitions in one transaction: all of them or none. Return their names."""
     async with connection.transaction():
         await connection.execute(
@@ -185,12 +273,6 @@ async def _free_name(connection: Connection, view: View, bounds: TimeSpan) -> st
     raise StartError(f"there are {_SAME_NAME_MAX} tables whose names begin with {wanted}")
 
 
-async def mark_ours(connection: Connection, view: View) -> None:
-    """Note that housekeeping makes the partitions of this table, and how long their spans are."""
-    known = await registry.make(connection, view.table, view.owner)
-    await registry.put(connection, known, {registry.TABLE + view.name: {"span": view.span}})
-
-
 def adoptable(view: View, names: Sequence[str]) -> list[Partition]:
     """Return those of the named partitions (without names: of all) that are not ours yet.
 
@@ -223,98 +305,26 @@ async def adopt(connection: Connection, view: View, chosen: Sequence[Partition],
         await registry.put(connection, kept, made)
 
 
-MAKE = "make"
-AHEAD_US_MAX = 400 * DAY_US  # further ahead a reading makes its own partition
+async def make_table(
+    database_url: str, target: TargetTable, timeouts: Timeouts, *, span: str, ahead: PartitionsAhead
+) -> bool:
+    """Connect, create the table if it is missing, and disconnect: at the start, if that is allowed.
 
-
-class PartitionsAhead(Job):
-    """A Job. `ahead_s` is `ts_ahead_s_max`, `spans` how many more are made.
-
-    With `from_us` it begins at that time, and makes none if there would be more than
-    `partitions_max`.
+    If it fails, that is logged, and the check of the table that follows decides. The table has a
+    partition for each `span`, which may be `none`. Returns False if another try may help: the
+    server was away, or the table was locked.
     """
-
-    kinds = frozenset({MAKE})
-
-    def __init__(
-        self, *, ahead_s: float, spans: int, from_us: int | None = None, partitions_max: int = 0
-    ) -> None:
-        self._ahead_us = min(int(ahead_s * 1e6), AHEAD_US_MAX)
-        self._spans = spans
-        self._from_us = from_us
-        self._partitions_max = partitions_max
-        self._planned: list[TimeSpan] = []
-        self._made = set[TimeSpan]()  # with an earlier step of the plan
-
-    async def plan(self, connection: Connection, view: View) -> list[Step]:
-        """Return a step for each span that has no partition; none for a table that is not ours.
-
-        Nor for one with a default partition, which takes all readings. Raises StartError if
-        `from_us` asks for too many.
-        """
-        if view.kind != PARTITIONED or not view.ours or view.has_default:
-            return []
-        missing = self.missing(view)
-        self._made.clear()
-        if self._from_us is not None:
-            # A partition may lie in one archived span only: it is merged with the files of that.
-            files = await archived_spans(connection, view.table)
-            missing = [each for gap in missing for each in cut_at(gap, files)]
-            if (count := len(view.partitions) + len(missing)) > self._partitions_max:
-                raise StartError(
-                    f"the table would have {count:,} partitions, more than partitions_max "
-                    f"({self._partitions_max:,}): none was made"
-                )
-        self._planned = missing
-        return [
-            Step(
-                MAKE,
-                partition_name(view.name, view.span, gap.from_us),
-                "readings of this time may come soon",
-                *gap,
-            )
-            for gap in missing
-        ]
-
-    def missing(self, view: View) -> list[TimeSpan]:
-        """Return what must be covered from now on, and is not."""
-        bounds = span_bounds(view.span, view.now_us + self._ahead_us)
-        for _ in range(self._spans):
-            bounds = span_bounds(view.span, bounds.to_us)
-        from_us = view.now_us if self._from_us is None else min(view.now_us, self._from_us)
-        found = gaps(view.partitions, view.span, from_us, bounds.to_us)
-        return [each for each in found if each.to_us > from_us]
-
-    async def do(self, connection: Connection, view: View, step: Step) -> None:
-        """Make this partition, and the next ones of the plan in the same transaction.
-
-        Another process may have made one meanwhile. If one of the next ones cannot be made, its
-        own step says so.
-        """
-        bounds = TimeSpan(step.from_us, step.to_us)
-        if bounds not in self._made:
-            at = self._planned.index(bounds)
-            group = [each for each in self._planned[at : at + GROUP_MAX] if each not in self._made]
-            made, failed = await make_partitions(connection, view, group)
-            self._made.update(made)
-            if failed is not None and bounds not in made:
-                raise failed
-
-    async def begin(self, connection: Connection, view: View) -> int:
-        """Make the first partitions of a table that was just made; return how many."""
-        if view.kind != PARTITIONED:
-            raise StartError(f"{view.table} is not partitioned by time")
-        await mark_ours(connection, view)
-        missing = self.missing(view)
-        for at in range(0, len(missing), GROUP_MAX):
-            _, failed = await make_partitions(connection, view, missing[at : at + GROUP_MAX])
-            if failed is not None:
-                raise failed
-        return len(missing)
-
-
-NAME = "iot-ingest schema"  # as pg_stat_activity shows it
-_HAS_TIMESCALEDB = "select exists (select from pg_extension where extname = 'timescaledb')"
+    try:
+        async with opened_as(NAME, database_url, timeouts) as connection:
+            # The commit of a new table may wait for a standby, for which the server has no limit.
+            with deadline(connection, timeouts.command_s_max):
+                partitions = await first_partitions(connection, span, ahead, target)
+                await schema.apply(connection, target, partitions=partitions)
+    except (asyncpg.PostgresError, *DRIVER_ERRORS, StartError) as error:
+        get_logger("schema").warning("table_not_made", why=text_of(error))
+        verdict = verdict_for(getattr(error, "sqlstate", None))
+        return isinstance(error, StartError) or verdict not in (Verdict.WAIT, Verdict.RETRY)
+    return True
 
 
 async def first_partitions(
@@ -333,24 +343,3 @@ async def first_partitions(
         return [f"made {counted(made, 'partition')}, one for each {span}"]
 
     return begin
-
-
-async def make_table(
-    database_url: str, target: TargetTable, timeouts: Timeouts, *, span: str, ahead: PartitionsAhead
-) -> bool:
-    """Connect, create the table if it is missing, and disconnect. Raises no error of the driver.
-
-    It has a partition for each `span`, which may be `none`. Returns False if another try may help:
-    the server was away, or the table was locked.
-    """
-    try:
-        async with opened_as(NAME, database_url, timeouts) as connection:
-            # The commit of a new table may wait for a standby, for which the server has no limit.
-            with sink_connection.deadline(connection, timeouts.command_s_max):
-                partitions = await first_partitions(connection, span, ahead, target)
-                await schema.apply(connection, target, partitions=partitions)
-    except (asyncpg.PostgresError, *DRIVER_ERRORS, StartError) as error:
-        get_logger("schema").warning("table_not_made", why=text_of(error))
-        verdict = verdict_for(getattr(error, "sqlstate", None))
-        return isinstance(error, StartError) or verdict not in (Verdict.WAIT, Verdict.RETRY)
-    return True

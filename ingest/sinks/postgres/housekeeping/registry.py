@@ -5,16 +5,23 @@ schema must not take each other's partitions, files and rollups for their own.
 Keys: `table/NAME` (a table whose partitions we make: its span), `partition/NAME` (made or adopted
 by us: its bounds), `answer/keep_hot` (what a person confirmed), `archive/NAME` (how far the archive
 of a span is), `files/NAME` (what is in the archive), `pinned/NAME`, `schema` (the version of all
-this, see runs.py). The owner writes it; the role that writes readings need not see it.
-Promises: each write is one statement of the caller's transaction. The driver's errors pass through.
+this). The owner writes it; the role that writes readings need not see it.
+The version is one number. The readings table has none: each writer compares it with what is needed,
+and one that fits is written to by older and newer programs alike. What the number guards is the
+registry: an older program that misread it could drop what a newer one keeps.
+Promises: each write is one statement of the caller's transaction. A step to the next version is
+made whole or not at all, and never twice; only `upgrade` makes one. The driver's errors pass
+through.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
 
 import orjson
 from asyncpg import Connection
@@ -22,13 +29,15 @@ from asyncpg import Connection
 from ingest.model.errors import StartError
 from ingest.sinks.postgres.schema import NAME_BYTES_MAX, quoted, shortened
 from ingest.sinks.postgres.schema import TABLE as READINGS_TABLE
+from ingest.system.clock import monotonic_s
 
 NAME = "ingest_housekeeping"
 TABLE, PARTITION, KEEP_HOT = "table/", "partition/", "answer/keep_hot"
 ARCHIVE, PINNED, FILES = "archive/", "pinned/", "files/"
 SCHEMA = "schema"
 SCHEMA_VERSION = 1  # what this program reads and writes here; a registry without a number has 0
-
+LOOK_AGAIN_S = 0.5  # while another run is at work
+_LOCK = "hashtextextended('iot-ingest housekeeping', $1::int8)"
 _BESIDE = """
 select n.nspname::text as schema, c.relname::text as name
 from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = to_regclass($1)"""
@@ -87,29 +96,6 @@ async def make(connection: Connection, table: str, owner: str | None = None) -> 
     return name
 
 
-async def version_in(connection: Connection, registry: str) -> int:
-    """Return the version in the registry of this name; 0 if it has none, -1 if it is no number."""
-    found = await connection.fetchval(
-        f"select coalesce(value->>'version', '') from {registry} where key = $1",  # noqa: S608
-        SCHEMA,
-    )
-    if found is None:
-        return 0
-    return int(found) if re.fullmatch("[0-9]{1,9}", found) else -1
-
-
-def refusal(version: int) -> str:
-    """Return why nothing may be changed under this version, or nothing."""
-    if 0 <= version <= SCHEMA_VERSION:
-        return ""
-    said = f"version {version}" if version >= 0 else "a version that is no number"
-    return (
-        f"the schema has {said} (key `{SCHEMA}` of {NAME}), and this program knows "
-        f"{SCHEMA_VERSION}: run the newer program again; until then no partition is made, archived "
-        "or dropped, and readings are written as before"
-    )
-
-
 async def entries(connection: Connection, table: str, prefix: str) -> dict[str, Any]:
     """Return the values whose keys begin with `prefix`, by the rest of the key.
 
@@ -155,3 +141,115 @@ async def put(connection: Connection, registry: str, values: Mapping[str, Any]) 
 async def remove(connection: Connection, registry: str, *keys: str) -> None:
     """Remove keys; they may be missing."""
     await connection.execute(f"delete from {registry} where key = any($1::text[])", keys)  # noqa: S608
+
+
+@asynccontextmanager
+async def alone(
+    connection: Connection, table_oid: int, *, within_s: float = 0.0
+) -> AsyncIterator[None]:
+    """Hold the lock of the only run on a table. Raises OtherRun if another session keeps it."""
+    end_s = monotonic_s() + within_s
+    while not await connection.fetchval(f"select pg_try_advisory_lock({_LOCK})", table_oid):
+        if monotonic_s() >= end_s:
+            raise OtherRun("another housekeeping run is under way")
+        await asyncio.sleep(LOOK_AGAIN_S)
+    try:
+        yield
+    finally:
+        if not connection.is_closed():
+            await connection.execute(f"select pg_advisory_unlock({_LOCK})", table_oid)
+
+
+class OtherRun(StartError):
+    """Another run of housekeeping is under way on this table."""
+
+
+class SchemaState(NamedTuple):
+    """The version found: None without a registry, -1 if it is no number. `registry` is its name.
+
+    `needs` is a sentence if somebody must act. `refuses`: until then nothing may be changed.
+    """
+
+    version: int | None
+    registry: str = NAME
+    needs: str = ""
+    refuses: bool = False
+
+
+async def state_of(connection: Connection, table: str) -> SchemaState:
+    """Read the version beside a table. What this role may not read is not there for it."""
+    name, readable = await name_beside(connection, table)
+    if not readable:
+        return SchemaState(None, name)
+    version = await version_in(connection, name)
+    if why := refusal(version):
+        return SchemaState(version, name, why, refuses=True)
+    needs = ""
+    if version < SCHEMA_VERSION:
+        needs = (
+            f"the schema has version {version}, and this program has {SCHEMA_VERSION}: it works "
+            "with both; run `ingest schema upgrade` when all processes are of the new version"
+        )
+    return SchemaState(version, name, needs)
+
+
+async def version_in(connection: Connection, registry: str) -> int:
+    """Return the version in the registry of this name; 0 if it has none, -1 if it is no number."""
+    found = await connection.fetchval(
+        f"select coalesce(value->>'version', '') from {registry} where key = $1",  # noqa: S608
+        SCHEMA,
+    )
+    if found is None:
+        return 0
+    return int(found) if re.fullmatch("[0-9]{1,9}", found) else -1
+
+
+def refusal(version: int) -> str:
+    """Return why nothing may be changed under this version, or nothing."""
+    if 0 <= version <= SCHEMA_VERSION:
+        return ""
+    said = f"version {version}" if version >= 0 else "a version that is no number"
+    return (
+        f"the schema has {said} (key `{SCHEMA}` of {NAME}), and this program knows "
+        f"{SCHEMA_VERSION}: run the newer program again; until then no partition is made, archived "
+        "or dropped, and readings are written as before"
+    )
+
+
+class Upgrade(NamedTuple):
+    """A step to version `to`; `do` gets the connection and the name of the registry."""
+
+    to: int
+    words: str
+    do: Callable[[Connection, str], Awaitable[None]]
+
+
+async def _only_the_number(connection: Connection, name: str) -> None:
+    """Version 1 is what was kept before there were numbers."""
+
+
+STEPS = (Upgrade(1, "write down the version", _only_the_number),)
+
+
+def steps_from(version: int | None) -> list[Upgrade]:
+    """Return the steps that are missing, in order."""
+    return [each for each in STEPS if version is not None and version < each.to]
+
+
+async def upgrade(connection: Connection, table: str, oid: int) -> list[str]:
+    """Do the missing steps; return them in words. Raises StartError if it may not, or is too old.
+
+    No run of housekeeping is under way meanwhile: else it raises OtherRun.
+    """
+    done: list[str] = []
+    async with alone(connection, oid):
+        found = await state_of(connection, table)
+        if found.refuses:
+            raise StartError(found.needs)
+        for step in steps_from(found.version):
+            async with connection.transaction():
+                await step.do(connection, found.registry)
+                entry = {"version": step.to}
+                await put(connection, found.registry, {SCHEMA: entry})
+            done.append(f"version {step.to}: {step.words}")
+    return done

@@ -1,108 +1,95 @@
-"""One run of housekeeping, with a connection of its own: look, plan, do, and look again.
+"""The runs of housekeeping, each with a connection of its own: look, plan, do, and look again.
 
-A run with many steps ends early, after RUN_S, and the next one plans anew. So partitions are made
-ahead, and rollups computed, also while hundreds of partitions are archived.
-Promises: each failure of the whole run is a StartError; of a step, it is in the report.
-
-The version of what we keep in the database beside the readings, and the steps to the next one.
-
-It is one number, in the registry. The readings table has none: each writer compares it with what
-is needed, and one that fits is written to by older and newer programs alike. What the number
-guards is the registry: an older program that misread it could drop what a newer one keeps.
-Promises: a step is made whole or not at all, and never twice. Only `upgrade` makes one.
-Does not: change or need the readings table. The driver's errors pass through.
+Each job plans its own steps: partitions ahead, retention, archive. A step that fails does not stop
+the steps of other partitions; those of the same one are done by a later run. A run with many steps
+ends early, after RUN_S, and the next one plans anew. So partitions are made ahead, and rollups
+computed, also while hundreds of partitions are archived.
+Promises: each failure of the whole run is a StartError; of a step, it is in the report. A step
+waits for a lock at most `lock_timeout` of the session, some times. Two runs never do a step at the
+same time, in whatever processes they are. A run that was killed is continued by the next one: what
+is due is read from the database each time.
+Does not: know what a step does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import asyncio
+import math
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from asyncpg import Connection
-
 from ingest.model.errors import StartError
-from ingest.sinks.postgres.connection import Timeouts
-from ingest.sinks.postgres.housekeeping import plan, registry
-from ingest.sinks.postgres.housekeeping.plan import Did, Job, OtherRun, Step, alone
-from ingest.sinks.postgres.housekeeping.registry import SCHEMA_VERSION
+from ingest.sinks.postgres.connection import (
+    DRIVER_ERRORS,
+    Connection,
+    PostgresError,
+    Timeouts,
+    opened,
+    text_of,
+)
+from ingest.sinks.postgres.housekeeping.partitions import BEGINNING_US, END_US
+from ingest.sinks.postgres.housekeeping.registry import OtherRun, SchemaState, alone, state_of
 from ingest.sinks.postgres.housekeeping.table_state import View, look_at, oldest_us
 from ingest.sinks.postgres.schema import READINGS, TargetTable
-from ingest.sinks.postgres.sessions import opened
 from ingest.system.clock import monotonic_s
 from ingest.system.words import counted
 
-
-class Upgrade(NamedTuple):
-    """A step to version `to`; `do` gets the connection and the name of the registry."""
-
-    to: int
-    words: str
-    do: Callable[[Connection, str], Awaitable[None]]
-
-
-class SchemaState(NamedTuple):
-    """The version found: None without a registry, -1 if it is no number. `registry` is its name.
-
-    `needs` is a sentence if somebody must act. `refuses`: until then nothing may be changed.
-    """
-
-    version: int | None
-    registry: str = registry.NAME
-    needs: str = ""
-    refuses: bool = False
-
-
-async def _only_the_number(connection: Connection, name: str) -> None:
-    """Version 1 is what was kept before there were numbers."""
-
-
-STEPS = (Upgrade(1, "write down the version", _only_the_number),)
-
-
-async def state_of(connection: Connection, table: str) -> SchemaState:
-    """Read the version beside a table. What this role may not read is not there for it."""
-    name, readable = await registry.name_beside(connection, table)
-    if not readable:
-        return SchemaState(None, name)
-    version = await registry.version_in(connection, name)
-    if why := registry.refusal(version):
-        return SchemaState(version, name, why, refuses=True)
-    needs = ""
-    if version < SCHEMA_VERSION:
-        needs = (
-            f"the schema has version {version}, and this program has {SCHEMA_VERSION}: it works "
-            "with both; run `ingest schema upgrade` when all processes are of the new version"
-        )
-    return SchemaState(version, name, needs)
-
-
-def steps_from(version: int | None) -> list[Upgrade]:
-    """Return the steps that are missing, in order."""
-    return [each for each in STEPS if version is not None and version < each.to]
-
-
-async def upgrade(connection: Connection, table: str, oid: int) -> list[str]:
-    """Do the missing steps; return them in words. Raises StartError if it may not, or is too old.
-
-    No run of housekeeping is under way meanwhile: else it raises OtherRun.
-    """
-    done: list[str] = []
-    async with alone(connection, oid):
-        found = await state_of(connection, table)
-        if found.refuses:
-            raise StartError(found.needs)
-        for step in steps_from(found.version):
-            async with connection.transaction():
-                await step.do(connection, found.registry)
-                entry = {"version": step.to}
-                await registry.put(connection, found.registry, {registry.SCHEMA: entry})
-            done.append(f"version {step.to}: {step.words}")
-    return done
-
-
 HIDDEN_SHOWN_MAX = 5
 RUN_S = 900.0  # after it a run begins no further step
+TRIES = 3
+TRY_AGAIN_S = 0.5
+_TRY_AGAIN = frozenset({"55P03", "40P01", "40001"})  # lock_timeout, deadlock, serialization
+
+
+class Step(NamedTuple):
+    """One thing that is due. `partition` is a table without its schema; `why` is a sentence.
+
+    `from_us` and `to_us` are its bounds. `waits` is not empty if a person must confirm the step
+    first (`run --yes`), and says why.
+    """
+
+    kind: str
+    partition: str
+    why: str
+    from_us: int = BEGINNING_US
+    to_us: int = END_US
+    waits: str = ""
+
+
+class Did(NamedTuple):
+    """What became of a step. `error` is why it failed, `left` why it was left for a later run.
+
+    Both are empty if it was done.
+    """
+
+    step: Step
+    error: str = ""
+    left: str = ""
+
+
+class Job:
+    """One concern of housekeeping. It raises the driver's errors, and StartError with a reason.
+
+    `kinds` are the kinds of the steps that it does.
+    """
+
+    kinds: frozenset[str] = frozenset()
+
+    async def plan(self, connection: Connection, view: View) -> list[Step]:
+        """Return the steps that are due, in order. Changes nothing."""
+        return []
+
+    async def do(self, connection: Connection, view: View, step: Step) -> None:
+        """Do one step. It may have been done in part before."""
+
+    async def facts(self, connection: Connection, view: View) -> dict[str, Any]:
+        """Return what `ingest housekeeping status` shows of this concern, by the names there."""
+        return {}
+
+
+class NotYet(StartError):
+    """A step has to wait for something that comes by itself: it is left for a later run."""
 
 
 class Report(NamedTuple):
@@ -166,9 +153,7 @@ async def run(
         did, other_run = list[Did](), False
         try:
             if not found.refuses:
-                did = await plan.run(
-                    connection, view, jobs, yes=yes, stopped=stopped, within_s=RUN_S
-                )
+                did = await do_due(connection, view, jobs, yes=yes, stopped=stopped, within_s=RUN_S)
         except OtherRun:
             other_run = True
         if connection.is_closed() and did and did[-1].error:
@@ -201,8 +186,65 @@ async def run_all(
 
 async def _report(connection: Connection, view: View, jobs: Sequence[Job]) -> Report:
     """Return what is due, and how the table is."""
-    due = await plan.plan(connection, view, jobs)
+    due = await due_steps(connection, view, jobs)
     facts: dict[str, Any] = {}
     for job in jobs:
         facts |= await job.facts(connection, view)
     return Report(view, await oldest_us(connection, view), due, [], facts)
+
+
+async def due_steps(connection: Connection, view: View, jobs: Sequence[Job]) -> list[Step]:
+    """Return the steps of all jobs, in the order of the jobs."""
+    return [step for job in jobs for step in await job.plan(connection, view)]
+
+
+async def do_due(
+    connection: Connection,
+    view: View,
+    jobs: Sequence[Job],
+    *,
+    yes: bool = False,
+    stopped: Callable[[], bool] = lambda: False,
+    within_s: float = math.inf,
+) -> list[Did]:
+    """Plan, and do the steps; return what became of each. With `yes` also those that wait.
+
+    Raises OtherRun if a run is under way. `stopped` is asked before each step. After `within_s` no
+    further step is begun: what is left is for the next run.
+    """
+    end_s = monotonic_s() + within_s
+    by_kind = {kind: job for job in jobs for kind in job.kinds}
+    did: list[Did] = []
+    undone = set[str]()
+    async with alone(connection, view.oid):
+        # Another run may just have ended.
+        view = await look_at(connection, view.table, view.span, target=view.target)
+        for step in await due_steps(connection, view, jobs):
+            if stopped() or connection.is_closed() or (did and monotonic_s() >= end_s):
+                break
+            if step.waits and not yes:
+                did.append(Did(step, left=step.waits))
+            elif step.partition not in undone:
+                did.append(await _do(connection, view, by_kind[step.kind], step))
+                if did[-1].error or did[-1].left:
+                    undone.add(step.partition)
+    return did
+
+
+async def _do(connection: Connection, view: View, job: Job, step: Step) -> Did:
+    """Do a step, again after a lock that was not free."""
+    failed = ""
+    for again in range(TRIES):
+        if again:
+            await asyncio.sleep(TRY_AGAIN_S * again)
+        try:
+            await job.do(connection, view, step)
+        except NotYet as error:
+            return Did(step, left=str(error))
+        except (PostgresError, *DRIVER_ERRORS, StartError) as error:
+            failed = text_of(error)
+            if getattr(error, "sqlstate", None) not in _TRY_AGAIN:
+                break
+        else:
+            return Did(step)
+    return Did(step, failed)

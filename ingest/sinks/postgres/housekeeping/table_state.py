@@ -27,6 +27,7 @@ MISSING, PLAIN, PARTITIONED, HYPERTABLE, OTHER = (
     *("missing", "plain", "partitioned", "hypertable", "other"),
 )
 
+AHEAD_MAX = 1_000  # spans that are counted
 OLDEST_LOOKED_AT = 5  # the oldest partitions, in search of the oldest reading
 
 # `by_time`: it is partitioned by the range of one column, the time. A default partition would be
@@ -105,8 +106,18 @@ class View(NamedTuple):
 
     @property
     def spans_ahead(self) -> int:
-        """How many whole days or months after the present one have a partition, without a gap."""
-        return count_ahead(self.span, self.now_us, self.covered_to_us)
+        """How many whole days or months after the present one have a partition, without a gap.
+
+        At most AHEAD_MAX.
+        """
+        count = 0
+        bounds = span_bounds(self.span, self.now_us)
+        while count < AHEAD_MAX:
+            bounds = span_bounds(self.span, bounds.to_us)
+            if bounds.to_us > self.covered_to_us:
+                break
+            count += 1
+        return count
 
 
 async def oldest_us(connection: Connection, view: View) -> int | None:
@@ -135,18 +146,6 @@ def _where(column: str, partition: Partition) -> str:
     if partition.to_us != END_US:
         conditions.append(f"{column} < {literal(partition.to_us)}")
     return f"where {' and '.join(conditions)}" if conditions else ""
-
-
-def count_ahead(span: str, now_us: int, covered_to_us: int, most: int = 1_000) -> int:
-    """Return how many spans after that of `now_us` end at `covered_to_us` or before; at most."""
-    count = 0
-    bounds = span_bounds(span, now_us)
-    while count < most:
-        bounds = span_bounds(span, bounds.to_us)
-        if bounds.to_us > covered_to_us:
-            break
-        count += 1
-    return count
 
 
 async def look_at(

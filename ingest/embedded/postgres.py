@@ -15,19 +15,30 @@ import signal
 from collections.abc import Mapping
 from pathlib import Path
 
-from ingest.embedded import data as postgres_data
 from ingest.embedded.data import (
     PORT,
+    PREVIOUS_S_MAX,
     SOCKET,
     Home,
+    await_previous,
+    locked_by,
+    make_data,
     make_private,
     make_socket_folder,
+    pid_file_lines,
+    prepare,
+    publish_url,
+    published_url,
     remove_socket_folder,
+    sockets_of,
+    status_of,
     sweep_left_overs,
+    try_lock,
+    url_of,
     write_access_rules,
 )
 from ingest.embedded.programs import clean_environment, command
-from ingest.embedded.running import (
+from ingest.embedded.server_process import (
     START_S_MAX,
     Launched,
     Server,
@@ -78,21 +89,18 @@ _WORDS = ServerWords(
 )
 
 
-def shared_buffers() -> str:
-    """Return what the server uses for pages: an eighth of the memory, within the bounds."""
-    eighth_mib = memory_bytes() // 8 >> 20
-    return f"{min(max(eighth_mib, BUFFERS_MIB_MIN), BUFFERS_MIB_MAX)}MB"
-
-
 class EmbeddedPostgres(Server):
     """One PostgreSQL server on `folder`/data. `settings` add to SETTINGS or replace them.
 
-    Start it from the main thread: it ends with the thread that started it.
+    Start it from the main thread: it ends with the thread that started it. `start` makes the data
+    if there is none. It waits for an earlier server on the same data that is shutting down, and for
+    the recovery after a crash. If another process runs a server on the folder (a command such as
+    `psql`), that server is used until the process ends; then this one starts its own.
     """
 
     program, what = "PostgreSQL", "a database"
     # The children of a server that was killed end by themselves, a moment later.
-    in_use, in_use_s_max = "pre-existing shared memory block", postgres_data.PREVIOUS_S_MAX
+    in_use, in_use_s_max = "pre-existing shared memory block", PREVIOUS_S_MAX
     # A fast shutdown, which rolls open transactions back; then an immediate one.
     end_steps = ((signal.SIGINT, 20.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))
 
@@ -109,17 +117,6 @@ class EmbeddedPostgres(Server):
         assert self._url, "start it first"
         return self._url
 
-    async def start(self) -> str:
-        """Make the data if there is none, start the server, return its database URL.
-
-        It waits for an earlier server on the same data that is shutting down, and for the recovery
-        after a crash. If another process runs a server on the folder (a command such as `psql`),
-        that server is used until the process ends; then this one starts its own.
-        If it is cancelled, no server goes on running. Raises StartError.
-        """
-        await self.start_server()
-        return self.url
-
     async def begin(self) -> None:
         """Lock the folder, and launch the server; see Server."""
         await self._take_or_share()
@@ -130,14 +127,14 @@ class EmbeddedPostgres(Server):
         """Lock the folder, or find the server of the process that has locked it."""
         started_s = clock.monotonic_s()
         while not self._take():
-            self._url = postgres_data.published_url(self.folder)
-            sockets = postgres_data.sockets_of(self._url)
+            self._url = published_url(self.folder)
+            sockets = sockets_of(self._url)
             if sockets is not None and (sockets / SOCKET).exists():
-                _log.info("database_shared", pid=postgres_data.locked_by(self.folder))
+                _log.info("database_shared", pid=locked_by(self.folder))
                 return
             if clock.monotonic_s() - started_s > START_S_MAX:
                 raise StartError(
-                    f"the process {postgres_data.locked_by(self.folder)} has locked the database "
+                    f"the process {locked_by(self.folder)} has locked the database "
                     f"in {self.folder} and does not start it: stop that process, or choose "
                     "another folder with --state-dir"
                 )
@@ -145,22 +142,22 @@ class EmbeddedPostgres(Server):
 
     def _take(self) -> bool:
         """Lock the folder; return whether we have the lock."""
-        self.lock = postgres_data.try_lock(self.folder)
+        self.lock = try_lock(self.folder)
         return self.lock is not None
 
     async def _run(self) -> None:
         """Start the server in the folder, which is locked. Raises StartError and OSError."""
-        preparing = asyncio.ensure_future(asyncio.to_thread(postgres_data.prepare, self.folder))
+        preparing = asyncio.ensure_future(asyncio.to_thread(prepare, self.folder))
         try:
             self._home = home = await asyncio.shield(preparing)
         except asyncio.CancelledError:
             await asyncio.wait([preparing])  # a thread goes on: the folder stays locked until then
             raise
-        await postgres_data.await_previous(home.data)
-        last = postgres_data.sockets_of(postgres_data.published_url(self.folder))
+        await await_previous(home.data)
+        last = sockets_of(published_url(self.folder))
         if last is not None and last != home.sockets:
             remove_socket_folder(last)
-        await postgres_data.make_data(home)
+        await make_data(home)
         major = int((home.data / "PG_VERSION").read_text())
         write_access_rules(home.data, home.user, major)
         sweep_left_overs(home.user)
@@ -169,15 +166,15 @@ class EmbeddedPostgres(Server):
     async def is_ready(self, process: asyncio.subprocess.Process) -> bool:
         """Whether the server can be used."""
         assert self._home is not None
-        lines = postgres_data.pid_file_lines(self._home.data)
+        lines = pid_file_lines(self._home.data)
         ours = bool(lines) and lines[0] == str(process.pid)
-        return ours and postgres_data.status_of(lines) == "ready"
+        return ours and status_of(lines) == "ready"
 
     def publish(self) -> None:
         """Tell other processes where the server is."""
         assert self._home is not None
-        self._url = postgres_data.url_of(self._home.sockets)
-        postgres_data.publish_url(self.folder, self._url)
+        self._url = url_of(self._home.sockets)
+        publish_url(self.folder, self._url)
 
     def _with_sockets(self) -> Home:
         """Make the folder of the socket anew if somebody has removed it; else empty it.
@@ -220,7 +217,7 @@ class EmbeddedPostgres(Server):
             try:
                 if self._take():
                     return True
-                self._url = postgres_data.published_url(self.folder) or self._url
+                self._url = published_url(self.folder) or self._url
             except (StartError, OSError) as error:
                 _log.error("database_not_taken_over", reason=str(error))
         return False
@@ -246,3 +243,9 @@ class EmbeddedPostgres(Server):
             with contextlib.suppress(OSError):
                 self._home.sockets.rmdir()
         self._home = None
+
+
+def shared_buffers() -> str:
+    """Return what the server uses for pages: an eighth of the memory, within the bounds."""
+    eighth_mib = memory_bytes() // 8 >> 20
+    return f"{min(max(eighth_mib, BUFFERS_MIB_MIN), BUFFERS_MIB_MAX)}MB"

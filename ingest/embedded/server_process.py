@@ -73,7 +73,7 @@ class Server(ABC):
             return None
         return self.process.pid
 
-    async def start_server(self) -> None:
+    async def start(self) -> None:
         """Start the server, and wait until it can be used. Raises StartError.
 
         If it is cancelled, no server goes on running.
