@@ -65,7 +65,7 @@ class ParquetArchiver:
         with self.folder.locked():
             before = await source.contents()
             if before is not None:
-                await self._aside(self._finish, before)
+                await self._aside(self.folder.move, before.name, before.token, before.file_names)
                 await self._aside(self._check_sizes, before)
             name = source.table.table if before is None else before.name
             await self._aside(self.folder.sweep, name)
@@ -110,7 +110,7 @@ class ParquetArchiver:
             *table,
         )
         await job.record(source.connection, source.parent, found, str(self.folder.path))
-        await self._aside(self._finish, found)
+        await self._aside(self.folder.move, found.name, found.token, found.file_names)
 
     async def _write(
         self,
@@ -212,10 +212,6 @@ class ParquetArchiver:
         runs.remove()
         return written
 
-    def _finish(self, found: Contents) -> None:
-        """Complete the move of recorded files, if it was cut off."""
-        self.folder.move(found.name, found.token, found.file_names)
-
     def verify(self, found: Contents) -> None:
         """Read the files of a span, and compare them with the record. Raises ArchiveFailed.
 
@@ -257,7 +253,9 @@ class ParquetArchiver:
             try:
                 with self.folder.locked(make=False):
                     if (found := await record()) is not None:
-                        await self._aside(self._finish, found)
+                        await self._aside(
+                            self.folder.move, found.name, found.token, found.file_names
+                        )
                         await self._aside(self.verify, found)
                     return
             except FolderInUse:
