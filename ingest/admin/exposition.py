@@ -111,10 +111,11 @@ class Exposition(Collector):
         return {**dict.fromkeys(seen, 0), **value}
 
 
-def of_one(version: str, values: Callable[[], Values], **label: str) -> Exposition:
+def of_one(
+    version: str, values: Callable[[], Values], label: tuple[str, str] | None = None
+) -> Exposition:
     """Return the metrics of this process alone; `label` is one that all its own metrics have."""
-    own = next(iter(label.items()), None)
-    return Exposition(lambda: [Shown("", version, values(), getpid(), own)])
+    return Exposition(lambda: [Shown("", version, values(), getpid(), label)])
 
 
 def _family(metric: Metric[Any], value: Any, label: tuple[str, str] | None = None) -> core.Metric:

@@ -70,7 +70,7 @@ class ClientService(ABC):
         self._working: asyncio.Task[None] | None = None
         self.log = logs.get_logger(self.role)
         self.dead_letters = folder_letters(settings, folder.dead_letters, auto_replay=False)
-        self._admin = Admin(of_one(__version__, self.metrics, **{self.role: name}), self.readyz)
+        self._admin = Admin(of_one(__version__, self.metrics, (self.role, name)), self.readyz)
 
     @abstractmethod
     def metrics(self) -> Values:

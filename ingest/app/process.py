@@ -100,7 +100,10 @@ class Process:
                 await self.stopping.wait()
                 self.notifier.stopping()
                 sums = await stop()
-                self._account(sums)
+                ignore_signals()  # before the message: its reader may send another signal
+                self.told(sums)
+                said = " ".join(f"{name}={count}" for name, count in sums.items())
+                self.announce(f"drained: {said}")
             finally:
                 self.stopping.set()
                 self.halted.set()
@@ -108,11 +111,6 @@ class Process:
         if sums.get("lost"):
             return EXIT_LOST
         return EXIT_BROKEN if self.broken else EXIT_OK
-
-    def _account(self, sums: Mapping[str, int]) -> None:
-        ignore_signals()  # before the message: its reader may send another signal
-        self.told(sums)
-        self.announce(f"drained: {' '.join(f'{name}={n}' for name, n in sums.items())}")
 
     async def halt(self, within_s: float, abort: Callable[[], None] = lambda: None) -> None:
         """Wait until somebody hastens the stop, at most so long; then set `halted`, and abort."""

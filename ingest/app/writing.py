@@ -81,12 +81,11 @@ class WritingHalf:
             wait_s_max=settings.wait_s_max,
             hold_probe_s=hold_probe_s(settings),
         )
-        self.backlog = Backlog(self.database_state, outlet.stats, stream)
         self.breaker = CircuitBreaker(window_rows=WINDOW_ROWS, rows_max=ROWS_MAX)
         self.housekeeping: Housekeeping | None = None  # once the sinks have been made
         # What the writers and the housekeeping find wrong, for Health.
         self.troubles: tuple[Callable[[], Trouble], ...] = (
-            self.backlog.trouble,
+            Backlog(self.database_state, outlet.stats, stream).trouble,
             lambda: self.housekeeping.trouble() if self.housekeeping else Trouble(),
         )
         self.cap = BatchCap(

@@ -15,7 +15,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http.client import HTTPConnection, HTTPException
-from typing import Any, NamedTuple
+from typing import Any
 
 from ingest.app.annexes import annexes, needs
 from ingest.config.named_files import state_dir
@@ -149,20 +149,14 @@ async def owners_database(settings: Settings) -> AsyncIterator[str]:
         yield found
 
 
-class OwnLetters(NamedTuple):
-    """Whose dead letters: the command of the process (`forward`, `mqtt`), and its name."""
-
-    command: str
-    name: str
-
-
 @asynccontextmanager
 async def letter_store(
-    settings: Settings, asked_for: str | None, *, own: OwnLetters | None = None
+    settings: Settings, asked_for: str | None, *, own: tuple[str, str] | None = None
 ) -> AsyncIterator[LetterStore]:
     """Yield the dead letters. An embedded broker that this starts is stopped afterwards.
 
-    Those that a process has for itself (`own`) are always in files.
+    Those that a process has for itself are always in files. `own` names it: its command (`forward`,
+    `mqtt`), and its name.
     Raises StartError, BrokerAway or BrokerRefused.
     """
     path = state_dir(settings)
@@ -170,10 +164,10 @@ async def letter_store(
         existing(path)
     folder = StateFolder(path)
     if own is not None:
-        letters = folder.of_process(own.command, own.name).dead_letters
+        letters = folder.of_process(*own).dead_letters
         if not letters.exists():
             raise StartError(
-                f"there is no folder {letters}: no `ingest {own.command}` of this name has run here"
+                f"there is no folder {letters}: no `ingest {own[0]}` of this name has run here"
             )
         yield FolderLetterStore(letters)
         return

@@ -1,11 +1,8 @@
-"""The parts of the command line: a parser that raises, help with examples, flags for the settings.
+"""The parts of the command line: how a command is declared, its flags, its help, and its output.
 
 Help shows a command's own options first, then the few settings that most commands need. All other
-settings are flags of every command too; `ingest config --help` lists them.
-
-The output of commands: JSON for programs, text for people, in colours if they want them.
-
-NO_COLOR (any text) switches them off, as in other programs; so does TERM=dumb.
+settings are flags of every command too; `ingest config --help` lists them. The parser raises where
+argparse would end the process. Output is JSON for programs, and text for people.
 """
 
 from __future__ import annotations
@@ -18,7 +15,7 @@ import sys
 from collections.abc import Callable, Container, Coroutine, Mapping, Sequence
 from dataclasses import Field, fields
 from types import MappingProxyType
-from typing import Any, NamedTuple, NoReturn, TextIO, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from ingest.config.loading import Loaded
 from ingest.config.settings import Settings, groups, help_text, metavar
@@ -26,13 +23,22 @@ from ingest.config.values import check_forward_name, checked, flag_name, nearest
 from ingest.model.errors import IngestError
 from ingest.system.words import command_words
 
-RED, AMBER, GREEN, DIM = "31;1", "33", "32", "2"
+DEST = "setting."  # keeps flags of settings apart from arguments of a command
+MOST_USED = ("listen", "admin_listen", "database_url", "state_dir")
+OF_MOST_COMMANDS = ("state_dir", "database_url")
+ALL_SETTINGS = "every other setting is a flag too: see `ingest config --help`"
+_OPTION = "option."
+_WRONG_CHOICE = re.compile(r"invalid choice: '(?P<given>.*)' \(choose from (?P<known>.*)\)", re.S)
+RED, AMBER, GREEN = "31;1", "33", "32"
 
 
-def coloured(text: str, colour: str, stream: TextIO | None = None) -> str:
-    """Return the text in a colour, if the stream (default: stdout) is a terminal."""
-    stream = sys.stdout if stream is None else stream
-    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not stream.isatty()
+def coloured(text: str, colour: str) -> str:
+    """Return the text in a colour, if the output is a terminal and the user wants colours.
+
+    NO_COLOR (any text) switches them off, as in other programs; so does TERM=dumb.
+    """
+    unwanted = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    plain = unwanted or not sys.stdout.isatty()
     return text if plain else f"\x1b[{colour}m{text}\x1b[0m"
 
 
@@ -63,13 +69,6 @@ def say(line: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-DEST = "setting."  # keeps flags of settings apart from arguments of a command
-MOST_USED = ("listen", "admin_listen", "database_url", "state_dir")
-OF_MOST_COMMANDS = ("state_dir", "database_url")
-ALL_SETTINGS = "every other setting is a flag too: see `ingest config --help`"
-_OPTION = "option."
-_WRONG_CHOICE = re.compile(r"invalid choice: '(?P<given>.*)' \(choose from (?P<known>.*)\)", re.S)
-
 Options = TypeVar("Options")
 Ended = int | Ending
 Run = Callable[[argparse.Namespace, Loaded], Ended | Coroutine[Any, Any, Ended]]
@@ -82,7 +81,6 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("allow_abbrev", False)
         kwargs.setdefault("formatter_class", _wide_formatter)
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
-        self.examples = tuple(examples)
         if examples:
             lines = ["examples:", *(f"  {each}" for each in examples)]
             self.epilog = "\n".join([*lines, *(["", self.epilog] if self.epilog else [])])

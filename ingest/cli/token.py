@@ -1,8 +1,6 @@
 """`ingest token`: makes tokens for those who post, lists them, ends them.
 
 Only the digest of a token is stored, so it is printed once and cannot be printed again.
-
-The flags of `ingest token new`, `disable` and `rotate`, and what they may be.
 """
 
 from __future__ import annotations
@@ -30,144 +28,25 @@ from ingest.access.token_lines import (
     read_entries,
 )
 from ingest.app.post_rules import tokens_path
-from ingest.cli.parser import JSON as AS_JSON
-from ingest.cli.parser import Command, Ending, OneOf, flag
+from ingest.cli.parser import JSON, Command, Ending, OneOf, flag
 from ingest.config.loading import Loaded
 from ingest.config.named_files import state_dir
 from ingest.config.settings import Settings
 from ingest.config.values import moment_us
+from ingest.model import reading
 from ingest.model.errors import IngestError
-from ingest.model.reading import JSON, LINE, MAPPED, MSGPACK, NDJSON, SENML
 from ingest.system.clock import unix_us
 from ingest.system.state_folder import StateFolder
 
 OVERLAP_DAYS = 30.0
-FORMS = (JSON, NDJSON, MSGPACK, SENML, LINE, MAPPED)  # that a token may be limited to
+FORMS = (  # that a token may be limited to
+    *(reading.JSON, reading.NDJSON, reading.MSGPACK, reading.SENML, reading.LINE),
+    reading.MAPPED,
+)
 LIMIT_MAX = 1e9
-_DATE = re.compile(r"\d{4}-\d\d-\d\d")
-
-
-def _time(text: str) -> float:
-    try:
-        if text == "never":
-            return math.inf
-        return moment_us(f"{text}T00:00:00Z" if _DATE.fullmatch(text) else text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is neither a date such as 2028-01-01 nor RFC 3339"
-        ) from None
-
-
-def _days(text: str) -> float:
-    try:
-        days = float(text)
-    except ValueError:
-        days = -1.0
-    if not 0 < days <= 3650:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of days up to 3650 (or --now)")
-    return days
-
-
-def _rate(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= LIMIT_MAX:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to {LIMIT_MAX:g}")
-    return value
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) > LIMIT_MAX:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 to {LIMIT_MAX:g}")
-    return int(text)
-
-
-NAME = flag("name", metavar="NAME")
-NEW = (
-    flag("name", metavar="NAME", help="shown in lists and logs: no secret"),
-    *(
-        flag(name, metavar="TEXT", action="append", default=[], help=f"{what}; may be repeated")
-        for name, what in (
-            ("--devices", "devices that it may send readings of, as in 'greenhouse-*'"),
-            ("--sources", "where it may post: readings, line, or the name of a source"),
-            ("--formats", f"formats that it may post: {', '.join(FORMS)}"),
-        )
-    ),
-    flag(
-        "--device",
-        metavar="ID",
-        default="",
-        help="the only device that it may send readings of, also if a post names none",
-    ),
-    flag(
-        "--certificate",
-        metavar="CN",
-        default="",
-        help="instead of a token: the name (CN) in a client's certificate, which a proxy checks",
-    ),
-    *(
-        flag(
-            name,
-            metavar="N",
-            type=kind,
-            help=f"{what}; 0: no limit; without this flag the setting counts",
-        )
-        for name, kind, what in (
-            ("--readings-per-s", _rate, "most readings a second"),
-            ("--posts-per-s", _rate, "most posts a second"),
-            ("--connections", _count, "most connections"),
-        )
-    ),
-    flag(
-        "--admin",
-        choices=("read", "operate"),
-        default="",
-        help="for the admin port, and not for posts: see the dashboard, or act there, too",
-    ),
-    flag("--expires", metavar="TIME", type=_time, help="as in 2028-01-01 (UTC)"),
-    flag("--note", metavar="TEXT", default="", help="for people"),
-    AS_JSON,
-)
-DISABLE = (
-    NAME,
-    OneOf(
-        (
-            flag("--digest", metavar="BEGIN", default="", help="only this one of the name"),
-            flag("--all", action="store_true", help="all tokens of the name"),
-        )
-    ),
-    AS_JSON,
-)
-ROTATE = (
-    NAME,
-    OneOf(
-        (
-            flag(
-                "--overlap-days",
-                metavar="DAYS",
-                type=_days,
-                default=OVERLAP_DAYS,
-                help=f"how long the token before stays valid [{OVERLAP_DAYS:g}]",
-            ),
-            flag(
-                "--now",
-                action="store_const",
-                dest="overlap_days",
-                const=0.0,
-                help="the token before ends at once, as if somebody else has it",
-            ),
-        )
-    ),
-    flag(
-        "--expires", metavar="TIME", type=_time, help="of the new one, as in 2028-01-01, or never"
-    ),
-    AS_JSON,
-)
-
-
 _DAY_US = 86_400_000_000
+_PLAIN = frozenset({"name", "sha256", "state", "expires"})
+_DATE = re.compile(r"\d{4}-\d\d-\d\d")
 
 
 def _list(_args: argparse.Namespace, loaded: Loaded) -> Ending:
@@ -274,9 +153,7 @@ def _asked(name: str, live: list[TokenEntry]) -> str:
 
 
 def _make(path: Path, like: TokenEntry, ends: bytes) -> Ending:
-    """Make a token with the scope of this entry; `ends` are further lines. For a certificate
-    there is none."""
-
+    """Make a token with the scope of this entry, for a certificate none; `ends` are more lines."""
     token = new_secret()
     entry = like if like.certificate else like._replace(digest=digest_of(token))
     try:
@@ -316,7 +193,6 @@ def _certificate_key(name: str, entries: Entries) -> str:
 
 def _append(path: Path, lines: bytes) -> bool:
     """Append the lines; if the file cannot be written, print them. Returns whether it was."""
-
     try:
         append_lines(path, lines)
     except OSError as error:
@@ -369,8 +245,126 @@ def _scope_text(fields: dict[str, Any]) -> str:
     )
 
 
-_PLAIN = frozenset({"name", "sha256", "state", "expires"})
+def _time(text: str) -> float:
+    try:
+        if text == "never":
+            return math.inf
+        return moment_us(f"{text}T00:00:00Z" if _DATE.fullmatch(text) else text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a date such as 2028-01-01 nor RFC 3339"
+        ) from None
 
+
+def _days(text: str) -> float:
+    days = _number(text)
+    if not 0 < days <= 3650:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of days up to 3650 (or --now)")
+    return days
+
+
+def _rate(text: str) -> float:
+    rate = _number(text)
+    if not 0 <= rate <= LIMIT_MAX:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to {LIMIT_MAX:g}")
+    return rate
+
+
+def _number(text: str) -> float:
+    """Return a number, or NaN, which is in no range."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) > LIMIT_MAX:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 to {LIMIT_MAX:g}")
+    return int(text)
+
+
+NAME = flag("name", metavar="NAME")
+NEW = (
+    flag("name", metavar="NAME", help="shown in lists and logs: no secret"),
+    *(
+        flag(name, metavar="TEXT", action="append", default=[], help=f"{what}; may be repeated")
+        for name, what in (
+            ("--devices", "devices that it may send readings of, as in 'greenhouse-*'"),
+            ("--sources", "where it may post: readings, line, or the name of a source"),
+            ("--formats", f"formats that it may post: {', '.join(FORMS)}"),
+        )
+    ),
+    flag(
+        "--device",
+        metavar="ID",
+        default="",
+        help="the only device that it may send readings of, also if a post names none",
+    ),
+    flag(
+        "--certificate",
+        metavar="CN",
+        default="",
+        help="instead of a token: the name (CN) in a client's certificate, which a proxy checks",
+    ),
+    *(
+        flag(
+            name,
+            metavar="N",
+            type=kind,
+            help=f"{what}; 0: no limit; without this flag the setting counts",
+        )
+        for name, kind, what in (
+            ("--readings-per-s", _rate, "most readings a second"),
+            ("--posts-per-s", _rate, "most posts a second"),
+            ("--connections", _count, "most connections"),
+        )
+    ),
+    flag(
+        "--admin",
+        choices=("read", "operate"),
+        default="",
+        help="for the admin port, and not for posts: see the dashboard, or act there, too",
+    ),
+    flag("--expires", metavar="TIME", type=_time, help="as in 2028-01-01 (UTC)"),
+    flag("--note", metavar="TEXT", default="", help="for people"),
+    JSON,
+)
+DISABLE = (
+    NAME,
+    OneOf(
+        (
+            flag("--digest", metavar="BEGIN", default="", help="only this one of the name"),
+            flag("--all", action="store_true", help="all tokens of the name"),
+        )
+    ),
+    JSON,
+)
+ROTATE = (
+    NAME,
+    OneOf(
+        (
+            flag(
+                "--overlap-days",
+                metavar="DAYS",
+                type=_days,
+                default=OVERLAP_DAYS,
+                help=f"how long the token before stays valid [{OVERLAP_DAYS:g}]",
+            ),
+            flag(
+                "--now",
+                action="store_const",
+                dest="overlap_days",
+                const=0.0,
+                help="the token before ends at once, as if somebody else has it",
+            ),
+        )
+    ),
+    flag(
+        "--expires", metavar="TIME", type=_time, help="of the new one, as in 2028-01-01, or never"
+    ),
+    JSON,
+)
 COMMAND = Command(
     examples=("ingest token new greenhouse", "ingest token list"),
     usage="COMMAND [options]",
@@ -394,7 +388,7 @@ exit codes: 0 done, 1 the file cannot be written: the line to add is printed""",
             "print the tokens: name, begin of the digest, state, what each may do",
             ("ingest token list", "ingest token list --json"),
             _list,
-            flags=(AS_JSON,),
+            flags=(JSON,),
         ),
         "disable": Command(
             "refuse a token from now on; if several of this name are valid, it asks which",

@@ -36,8 +36,16 @@ _UNITS = (
 _SIZE = re.compile(r"(\d+)\s*(KiB|MiB|GiB|TiB|k|M|G|T)", re.IGNORECASE)
 _SIZE_UNITS = {"k": KIB, "m": MIB, "g": GIB, "t": TIB}
 _SECRET_PARAMETER = re.compile("pass|pwd", re.IGNORECASE)
-_BOOLEANS = {"true": True, "1": True, "yes": True, "on": True}
-_BOOLEANS |= {"false": False, "0": False, "no": False, "off": False}
+_BOOLEANS = {
+    "true": True,
+    "1": True,
+    "yes": True,
+    "on": True,
+    "false": False,
+    "0": False,
+    "no": False,
+    "off": False,
+}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DURATION = re.compile(r"([1-9]\d{0,5})\s*([hdwy])")
 _HOURS = {"h": 1, "d": 24, "w": 7 * 24, "y": 365 * 24}

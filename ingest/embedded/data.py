@@ -198,8 +198,7 @@ async def make_data(home: Home) -> None:
     for left in home.data.parent.glob("data.new*"):
         shutil.rmtree(left, ignore_errors=True)
     new = Path(tempfile.mkdtemp(prefix="data.new.", dir=home.data.parent))
-    if home.user.uid >= 0:
-        os.chown(new, home.user.uid, home.user.gid)
+    _give(new, home.user)
     locale = ["--locale=C"]
     if major_of(home.binaries) >= 17:  # it has its own UTF-8 rules; every system has C
         locale += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
@@ -312,9 +311,9 @@ def make_private(sockets: Path, user: DatabaseUser) -> bool:
     return private and found.st_uid == user.owner_uid
 
 
-def _give(sockets: Path, user: DatabaseUser) -> None:
+def _give(folder: Path, user: DatabaseUser) -> None:
     if user.uid >= 0:
-        os.chown(sockets, user.uid, user.gid)
+        os.chown(folder, user.uid, user.gid)
 
 
 def remove_socket_folder(sockets: Path) -> None:

@@ -54,7 +54,7 @@ ReadItem = Callable[[Any, bytes, int, Post, bool], tuple[ItemReadings | None, It
 class SeriesCache:
     """Valid names. `devices` and `metrics` are for the hot path, which only reads them.
 
-    They have what `rows.names_between` returns for the device, and for the metric. Each device that
+    They have what `names_between` returns for the device, and for the metric. Each device that
     is in `devices` was told to `listener` since the last `look`.
     """
 

@@ -20,6 +20,7 @@ from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
+from functools import cache
 from itertools import accumulate, islice
 from operator import add
 from typing import Any, NamedTuple
@@ -46,13 +47,6 @@ _TIME_AT = 6  # in a row
 _ROW_HEAD = b"\x00\x04\x00\x00\x00\x08"  # four columns, the first of them 8 bytes long
 _VALUE_HEAD = b"\x00\x00\x00\x08"  # the size of a value
 RUN_ROWS_MAX = 64  # packed in one call
-
-_Pack = Callable[..., bytes]
-
-# struct compiles a format once, and there are few: one for each length of names, and for each power
-# of two rows.
-_packers: dict[int, _Pack] = {}
-_run_packers: dict[tuple[int, int], _Pack] = {}
 
 # One post of a shared block: its number of rows, received_us, items and sender, as in Block. The
 # rows of the posts are in the same order. A plain tuple is the fastest; nearly every post has one.
@@ -304,26 +298,18 @@ def encode_rows(
     at = 0
     while at < len(cells):
         rows = min(RUN_ROWS_MAX, 1 << (len(cells) - at >> 2).bit_length() - 1)
-        packed.append(_run_packer(size, rows)(*cells[at : at + 4 * rows]))
+        packed.append(_packer(size, rows)(*cells[at : at + 4 * rows]))
         at += 4 * rows
     return b"".join(packed)
 
 
-def _packer(names_bytes: int) -> _Pack:
-    pack = _packers.get(names_bytes)
-    if pack is None:
-        pack = _packers[names_bytes] = _run_packer(names_bytes, 1)
-    return pack
-
-
-def _run_packer(names_bytes: int, rows: int) -> _Pack:
+# struct compiles a format once, and there are few: one for each length of names, and for each power
+# of two rows.
+@cache
+def _packer(names_bytes: int, rows: int = 1) -> Callable[..., bytes]:
     """Return the packer of some rows whose names have this size."""
-    pack = _run_packers.get((names_bytes, rows))
-    if pack is None:
-        # The head is an argument because a struct format cannot contain a constant.
-        form = ">" + f"6sq{names_bytes}sd" * rows
-        pack = _run_packers[names_bytes, rows] = struct.Struct(form).pack
-    return pack
+    # The head is an argument because a struct format cannot contain a constant.
+    return struct.Struct(">" + f"6sq{names_bytes}sd" * rows).pack
 
 
 def row_offsets(tuples: bytes) -> list[int]:

@@ -56,11 +56,8 @@ class Asset:
         self._tag = f'"{blake2b(self._plain, digest_size=12).hexdigest()}"'
 
     async def handle(self, request: Request, _query: str, _received_s: float) -> Answer:
-        """Answer a request for the file, as the handler of a route."""
-        return self.answer(request.headers)
-
-    def answer(self, headers: Mapping[str, str]) -> Answer:
-        """Answer a request for the file; 304 if the browser has it already."""
+        """Answer a request for the file, as the handler of a route; 304 if the browser has it."""
+        headers = request.headers
         # A policy is for documents: in each script and style it would be a sixth of the page.
         strict = _EACH if self._kind in _PARTS else HEADERS
         lines = strict + _REVALIDATE + f"ETag: {self._tag}\r\nVary: Accept-Encoding\r\n".encode()

@@ -125,8 +125,8 @@ class History:
         took_s = max(now.at_s - before.at_s, 1e-3)
         m = self._ledger
         commits = [b - a for a, b in zip(before.commits, now.commits, strict=True)]
-        batches, rows = _difference(before.flush_rows, now.flush_rows)
-        flushes, flush_s = _difference(before.flush_s, now.flush_s)
+        batches, rows = (b - a for a, b in zip(before.flush_rows, now.flush_rows, strict=True))
+        flushes, flush_s = (b - a for a, b in zip(before.flush_s, now.flush_s, strict=True))
         state, level = self._look()
         used = rows_held = oldest_s = dlq = 0.0
         disk_rows = journal_bytes = math.nan
@@ -268,10 +268,6 @@ def quantile_s(histogram: Histogram, counts: Sequence[int], share: float) -> flo
         below += count
         lower = bound
     return histogram.bounds[-1]
-
-
-def _difference(before: tuple[int, float], now: tuple[int, float]) -> tuple[int, float]:
-    return now[0] - before[0], now[1] - before[1]
 
 
 def _short(value: float) -> float | int | None:

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from ingest.cli.context import FILES, STORES, STREAM, OwnLetters, letter_store
+from ingest.cli.context import FILES, STORES, STREAM, letter_store
 from ingest.cli.dlq import show
 from ingest.cli.dlq.replay import replay
 from ingest.cli.parser import JSON, Command, Ended, Ending, OneOf, flag, forward_name
@@ -50,10 +50,10 @@ def _limit(text: str) -> int:
 
 async def _run(do: Do, args: argparse.Namespace, loaded: Loaded) -> int:
     """Do it with the dead letters; the exit code is 1 if a part of it could not be done."""
-    own = OwnLetters("forward", args.forward) if args.forward is not None else None
-    own = OwnLetters("mqtt", args.mqtt) if args.mqtt is not None else own
+    names = {"forward": args.forward, "mqtt": args.mqtt}
+    own = next((each for each in names.items() if each[1] is not None), None)
     if own is not None and do is _replay:
-        raise IngestError(NO_REPLAY[own.command])
+        raise IngestError(NO_REPLAY[own[0]])
     try:
         async with letter_store(loaded.settings, args.store, own=own) as store:
             ended = await do(store, args, loaded.settings)
@@ -158,11 +158,8 @@ def _print(args: argparse.Namespace, live: LiveLetter, *, is_first: bool) -> Non
 
 async def _stats(store: LetterStore, args: argparse.Namespace, _: Settings) -> Ending:
     tally = Tally()
-    count = show.Count()
-    async for live in once(store.oldest(Selection(), tally)):
-        count.add(live)
-    counted = count.figures(await store.extent(), tally)
-    return Ending(counted, show.figures(counted, tally))
+    found = await show.count(store, tally)
+    return Ending(found, show.figures(found, tally))
 
 
 async def _discard(store: LetterStore, args: argparse.Namespace, _settings: Settings) -> Ending:

@@ -6,6 +6,7 @@ terminal.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -13,7 +14,7 @@ import orjson
 
 from ingest.dead_letters.format import reading_object
 from ingest.dead_letters.manual_replay import Summary
-from ingest.dead_letters.store import Extent, LiveLetter, Tally, device_of
+from ingest.dead_letters.store import LetterStore, LiveLetter, Selection, Tally, device_of, once
 from ingest.system.clock import rfc3339_or_us, unix_us
 from ingest.system.words import counted
 
@@ -103,40 +104,33 @@ def in_full(live: LiveLetter) -> str:
     )
 
 
-class Count:
-    """Counts letters by reason and code."""
-
-    def __init__(self) -> None:
-        self._kinds: Counter[tuple[str, str]] = Counter()
-        self._oldest_us: int | None = None
-
-    def add(self, live: LiveLetter) -> None:
-        """Count a letter."""
-        self._kinds[live.letter.reason, live.letter.code] += 1
-        self._oldest_us = min(live.failed_us, self._oldest_us or live.failed_us)
-
-    def figures(self, extent: Extent, tally: Tally) -> dict[str, Any]:
-        """Return the figures of a store. `stream` is there only if the letters are in a stream."""
-        oldest_us = self._oldest_us
-        return {
-            "live": self._kinds.total(),
-            "by": [
-                {"reason": reason, "code": code, "letters": letters_of_kind}
-                for (reason, code), letters_of_kind in self._kinds.most_common()
-            ],
-            "oldest": None if oldest_us is None else when(oldest_us),
-            "oldest_age_s": None if oldest_us is None else max(0.0, (unix_us() - oldest_us) / 1e6),
-            "files": extent.files,
-            "bytes": extent.size_bytes,
-            "altered": tally.altered,
-            "torn": tally.torn,
-            "unreadable": tally.unreadable,
-            **({"stream": extent.stream} if extent.stream else {}),
-        }
+async def count(store: LetterStore, tally: Tally) -> dict[str, Any]:
+    """Return the figures of a store. `stream` is there only if the letters are in a stream."""
+    kinds: Counter[tuple[str, str]] = Counter()
+    oldest_us = math.inf
+    async for live in once(store.oldest(Selection(), tally)):
+        kinds[live.letter.reason, live.letter.code] += 1
+        oldest_us = min(live.failed_us, oldest_us)
+    extent = await store.extent()
+    return {
+        "live": kinds.total(),
+        "by": [
+            {"reason": reason, "code": code, "letters": letters_of_kind}
+            for (reason, code), letters_of_kind in kinds.most_common()
+        ],
+        "oldest": when(int(oldest_us)) if kinds else None,
+        "oldest_age_s": max(0.0, (unix_us() - oldest_us) / 1e6) if kinds else None,
+        "files": extent.files,
+        "bytes": extent.size_bytes,
+        "altered": tally.altered,
+        "torn": tally.torn,
+        "unreadable": tally.unreadable,
+        **({"stream": extent.stream} if extent.stream else {}),
+    }
 
 
 def figures(counted: dict[str, Any], tally: Tally) -> str:
-    """Return the figures of a Count as text."""
+    """Return what `count` has found as text."""
     lines = [f"{'dead letters':16} {counted['live']}"]
     lines += [
         escaped(f"  {each['letters']:>12}  {each['reason']:19}  {each['code']}".rstrip())

@@ -1,8 +1,6 @@
-"""The findings of `ingest doctor` about the database, one for each property.
+"""What `ingest doctor` finds: about the database, about who may post and how, about the partitions.
 
-What `ingest doctor` finds about who may post, and how: tokens, certificate, sources.
-
-What `ingest doctor` finds about the partitions of the table: whether they last.
+The access is that of tokens, certificate and sources; of the partitions it says whether they last.
 """
 
 from __future__ import annotations
@@ -32,6 +30,13 @@ from ingest.system.words import command_words, counted
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 VERSION_MIN = 13
 CLOCK_S_MAX = 1.0
+_PARTITIONS = "partitions"
+_OLDER = (
+    "readings of older days wait as dead letters until `ingest housekeeping run --from DAY` was "
+    "run with that role"
+)
+_ACCESS = "access"
+DAYS_MIN = 14  # as the alert IngestCertificateEnds
 
 
 class Check(NamedTuple):
@@ -142,10 +147,6 @@ def _connections(found: dict[str, Any], settings: Settings, *, service_runs: boo
     )
 
 
-_NAME = "access"
-DAYS_MIN = 14  # as the alert IngestCertificateEnds
-
-
 def access_check(settings: Settings, service: ServiceInfo | None = None) -> Check:
     """Check what a start would check, whether a token ends soon, and how the service was started.
 
@@ -163,12 +164,12 @@ def access_check(settings: Settings, service: ServiceInfo | None = None) -> Chec
             run=command_words()["run"],
         )
     except StartError as error:
-        return Check(_NAME, FAIL, str(error))
+        return Check(_ACCESS, FAIL, str(error))
     if is_free or (service is not None and service.is_open):
         where = "this machine" if loopback else "the network"
         restart = f" until the running service is restarted: `{command_words()['restart']}`"
         level, until = (OK if loopback else WARN, "") if is_free else (FAIL, restart)
-        return Check(_NAME, level, f"everybody on {where} may post{until}")
+        return Check(_ACCESS, level, f"everybody on {where} may post{until}")
     live = [each for each in senders if each.ends_us > unix_us()]
     told = f"a token is needed to post; {counted(len(live), 'token')}"
     certificates = [each.name for each in live if each.certificate]
@@ -177,7 +178,7 @@ def access_check(settings: Settings, service: ServiceInfo | None = None) -> Chec
     until = rfc3339_s(int(ends_us))
     no_header = f"{named} has a certificate, which counts only with client_certificate_header"
     return judged(
-        _NAME,
+        _ACCESS,
         told,
         (not live, WARN, "nobody may post: make a token with `ingest token new NAME`"),
         (named and not settings.client_certificate_header, WARN, no_header),
@@ -223,13 +224,6 @@ def sources_check(settings: Settings) -> Check:
     except ConfigError as error:
         return Check(name, FAIL, str(error))
     return Check(name, OK, f"{counted(len(sources), 'source')}: {', '.join(sources)}")
-
-
-_PARTITIONS = "partitions"
-_OLDER = (
-    "readings of older days wait as dead letters until `ingest housekeeping run --from DAY` was "
-    "run with that role"
-)
 
 
 async def partition_checks(settings: Settings, url: str) -> list[Check]:

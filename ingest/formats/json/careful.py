@@ -30,7 +30,6 @@ from ingest.system.words import quoted
 # an unknown field or a metric in `values`.
 Fault = tuple[str | None, str, str | None]
 
-
 FIELD_CHARACTERS_MAX = 64  # of a field's name in an error
 HINTED_CHARACTERS_MAX = 20  # of names that hints are made for
 ALSO_MAX = 8  # faults of an item that are named besides the first one

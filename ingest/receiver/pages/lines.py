@@ -40,7 +40,7 @@ from ingest.system.words import counted, quoted
 SOURCE = "line"  # what the scope of a token calls these pages
 WRITE_PATHS = ("/write", "/api/v2/write", "/api/v3/write_lp")
 PREFIXES = ("", "/influx")  # some senders are told to write below /influx
-LARGE_BYTES = 1024 * 1024  # of a body, decompressed; there are no larger ones on /v1/readings
+LARGE_BYTES = 1024 * 1024  # of a body, decompressed; larger ones are for these pages only
 LARGE_MAX = 2  # of these posts are in work
 VERSION = "1.8.10"  # of InfluxDB; clients compare it with the versions that they know
 # On every answer, as of InfluxDB; a client of Rust ends if the first one is missing.

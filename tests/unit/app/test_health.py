@@ -1,21 +1,26 @@
-"""/readyz and admission: one state at a time, with reason and start, and no rapid changes."""
+"""/readyz and admission: one state at a time, with reason and start; before the first check."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import structlog
 
+from ingest.app.health import FirstContact
 from ingest.app.metrics_and_causes import CAUSES
 from ingest.app.space import Fill
 from ingest.config.settings import Settings
-from ingest.model.causes import Trouble
+from ingest.model.causes import Trouble, Verdict, WriteFailed
 from ingest.model.ledger import DeadLetterStats, Ledger
 from ingest.model.ports import STATES
+from ingest.sinks.postgres.sqlstate import reason_for
+from ingest.system.state_folder import StateFolder
+from ingest.writer.database_state import DatabaseState
 from tests.support.fakes import FakeDatabase
 from tests.support.health import EMPTY, FakeDisk, make_health
 
@@ -419,3 +424,30 @@ def test_time_to_full_is_told_for_what_fills(rig: Rig) -> None:
     rig.letters = rig.letters._replace(live=0)
     rig.tick(5)
     assert rig.document["full_in_s"] == {"journal": None, "dead_letters": None, "disk": None}
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "reason"),
+    [
+        (None, "h:1: no answer in time", "no connection to the database since the start"),
+        ("57P03", "the database system is starting up", "no connection to the database since"),
+        ("53300", "sorry, too many clients already", "the database has no free connection"),
+    ],
+)
+def test_database_that_answers_is_not_said_to_be_silent(
+    code: str | None,
+    message: str,
+    reason: str,
+    tmp_path: Path,
+) -> None:
+    """An operator would look for a fault of the network."""
+    state = DatabaseState(wait_s_min=1, wait_s_max=1, hold_probe_s=1)
+    health = make_health(database_state=state)
+    contact = FirstContact(health, StateFolder.open(tmp_path), may_take=True)
+    contact.begin("postgresql://u@h/x")
+    state.failed(WriteFailed(Verdict.WAIT, message, sqlstate=code, reason=reason_for(code)))
+    with structlog.testing.capture_logs() as lines:
+        contact.away(message)
+    (warning,) = [line for line in lines if line["event"] == "database_never_seen"]
+    assert warning["why"].startswith(message)
+    assert json.loads(health.readyz()[1])["reason"].startswith(reason)

@@ -16,7 +16,6 @@ import msgspec
 import pytest
 
 from ingest.app import buffer as app_buffer
-from ingest.app.process import greeting_lines
 from ingest.cli.context import ask
 from ingest.cli.doctor import command as cli_doctor
 from ingest.cli.doctor.checks import Check
@@ -432,70 +431,3 @@ def test_service_runs_on_uvloop_and_its_exit_code_is_the_commands(
     run = COMMAND.run
     assert run is not None
     assert run(argparse.Namespace(), load(environ={})) == 3
-
-
-EVERYWHERE = {
-    "listen": "0.0.0.0:8080",
-    "admin_listen": "[::]:8081",
-    "needs_token": True,
-    "page": "http://[::]:8081/login/x",
-}
-PUBLISHED = {"INGEST_PUBLISHED_AT": "localhost"}
-PSQL = "to look into it: ingest psql"
-# Variables, arguments, and what the greeting says.
-GREETINGS: list[tuple[dict[str, str], dict[str, Any], tuple[str, ...]]] = [
-    # Nobody can open 0.0.0.0 of a container, and few its private address.
-    (
-        PUBLISHED,
-        EVERYWHERE,
-        (
-            " http://localhost:8080/v1/readings",
-            "dashboard:     http://localhost:8081/login/x",
-            "metrics:       http://localhost:8081/metrics",
-        ),
-    ),
-    ({}, EVERYWHERE, (" http://0.0.0.0:8080/v1/readings",)),
-    (PUBLISHED, {}, (" http://127.0.0.1:1/v1/readings\n",)),
-    ({}, {}, (" http://127.0.0.1:1/v1/readings\n",)),
-    # The state folder is quoted for the shell, and the usual one is left out.
-    ({}, {"settings": Settings()}, (f"{PSQL} -c 'table readings'",)),
-    ({}, {}, (f"{PSQL} --state-dir '/my s' -c 'table readings'",)),
-    (
-        {},
-        {"settings": Settings(database_url="postgresql://x/y", database_url_file="/u")},
-        (" as set by the file /u\n",),
-    ),
-    (
-        {},
-        {"settings": Settings(tls_cert_file="/my c.pem")},
-        (
-            "\npost readings: curl --cacert '/my c.pem' -H ",
-            " https://127.0.0.1:1/v1/readings\n",
-        ),
-    ),
-]
-
-
-@pytest.mark.parametrize(("variables", "given", "told"), GREETINGS)
-def test_greeting_names_what_can_be_typed_here(
-    monkeypatch: pytest.MonkeyPatch,
-    variables: dict[str, str],
-    given: dict[str, Any],
-    told: tuple[str, ...],
-) -> None:
-    """The host of the ports, the state folder, and the certificate."""
-    monkeypatch.delenv("INGEST_PUBLISHED_AT", raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    usual: dict[str, Any] = {
-        "settings": Settings(state_dir="/my s"),
-        "folder": Path("/my s"),
-        "listen": "127.0.0.1:1",
-        "needs_token": False,
-        "admin_listen": "a:2",
-        "page": "",
-        "table": "readings",
-    }
-    text = "\n".join(["", *greeting_lines(**{**usual, **given}), ""])
-    assert [each for each in told if each not in text] == []
-    assert ("devices:" in text) <= ("INGEST_PUBLISHED_AT" not in variables)
