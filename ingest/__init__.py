@@ -37,22 +37,22 @@ The folders. Imports go down only, and folders of one row do not know each other
     MAIN HOUSE
     cli/            main finds the commands; serve, and one file or folder for each other command
     app/            makes and connects the parts: process (start, stop, last line), service =
-                    receiving + writing; health, space, housekeeping; lists (of metrics); annexes
+                    receiving + writing; health, space, housekeeping, metrics_and_causes, annexes
     admin/          the admin port: port, exposition (/metrics), guard, dashboard/ (and its page/)
     receiver/       endpoint (the data port), posts (the way from a request to its answer), pages/
                     (what json, lines and mapped say differently), keeping and small_posts (keep
                     what was decoded); access, senders (who may post, and how much)
     dead_letters/   queue, store, folder/ (where they are kept), format; auto_replay, manual_replay
     access/         tokens: their file, its lines, who has which
-    http/           listener, connections (all of a port), connection (one), framer, tls; rounds (of
-                    the event loop), bodies, request, routes
+    http/           listener, connections (all of a port), connection (one), clients, framer, tls;
+                    rounds (of the event loop), bodies, request, routes
     formats/        media_types (their list), post (what all share); json/, lines/ and mapped/: each
-                    body, then the fast or the careful way; messagepack, senml; block_builder
+                    body, then the fast or the careful way; block_builder (rows); messagepack, senml
     buffers/        memory, waiting (for room), frames; journal/ (the same with files on the disk)
     writer/         writer, batch, database_state (may batches be written?), refused_rows
     sinks/          postgres/: sink, connection, statements, sqlstate, schema, lookup;
                     housekeeping/ (partitions of today and of coming days)
-    embedded/       a PostgreSQL of our own; running starts and watches any server program
+    embedded/       a PostgreSQL of our own; server_process starts and watches any server program
     http_client/    posts to the servers of others: client, delivery (until it is taken)
     config/         settings (each declared once), and where their values come from
     system/         clock, logs, files, state_folder, service_manager: the machine

@@ -1,4 +1,4 @@
 """Embedded: a PostgreSQL of our own, its programs, its data and its process.
 
-`running` is for any server program. The annex roles has a nats-server with it.
+`server_process` is for any server program. The annex roles has a nats-server with it.
 """
