@@ -41,6 +41,7 @@ class FileCalls(NamedTuple):
 
 
 REAL_CALLS = FileCalls()
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class AppendFile:

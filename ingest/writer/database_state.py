@@ -1,19 +1,12 @@
-"""The database state: whether batches may be written now. It is open, away (`wait`), or paused.
+"""Whether batches may be written now: the database is open, away (`wait`), or writes are paused.
 
-Writers report each success and failure here. While the state is not open, only one writer at a
+Writers report each success and failure to DatabaseState. While it is not open, only one writer at a
 time probes the server; the lock `probing` holds this. So a server that comes back gets one client
 first, and not all at once.
+The circuit breaker pauses writes when the database refuses rows of many posts. The cause is then a
+fault of ours or of the operator, such as a wrong constraint. Without the breaker such a fault would
+move the readings of a whole fleet into the dead letters.
 Does not: know a connection.
-
-The circuit breaker: it pauses writes when the database refuses rows of many posts.
-
-The cause is then a fault of ours or of the operator, such as a wrong constraint. Without the
-breaker such a fault would move the readings of a whole fleet into the dead letters.
-It decides for each batch, before any row of it is dead-lettered. It looks at a window of
-consecutive posts. Writes are paused if more than `rows_max` of `window_rows` rows are refused, and
-these come from more than a fifth of the posts, and from more than a fifth of the senders. A post
-with refused rows counts once, however many they are and whatever devices they name. A post whose
-sender is unknown, since it was read back from the journal, counts as a sender of its own.
 """
 
 from __future__ import annotations
@@ -33,7 +26,14 @@ from ingest.system.waiting import backoff_s, first_of
 
 OPEN, WAIT, HOLD = "open", "wait", "hold"  # HOLD: writes are paused
 
+BREAKER = "breaker"  # the reason of a pause by the circuit breaker
+# A window has at least so many posts. So ten posts never pause writes, whatever is in them.
+WINDOW_POSTS_MIN = 50
+WINDOW_ROWS, ROWS_MAX = 1_000, 200  # with more refused rows of so many, writes are paused
 log = get_logger("database_state")
+Refused = Mapping[int, Sequence[Refusal]]  # the refused rows of each block that has some
+NONE: Refused = MappingProxyType({})
+_Post = tuple[int, int, str]  # rows, refused rows, sender
 
 
 class DatabaseState:
@@ -162,15 +162,77 @@ class DatabaseState:
         self._nudged.set()
 
 
-BREAKER = "breaker"  # the reason of a pause by the circuit breaker
-# A window has at least so many posts. So ten posts never pause writes, whatever is in them.
-WINDOW_POSTS_MIN = 50
+class CircuitBreaker:
+    """Remembers the last posts that were written or isolated, and judges each batch.
 
-WINDOW_ROWS, ROWS_MAX = 1_000, 200  # with more refused rows of so many, writes are paused
+    It decides before any row of the batch is dead-lettered. It looks at a window of consecutive
+    posts. Writes are paused if more than `rows_max` of `window_rows` rows are refused, and these
+    come from more than a fifth of the posts, and from more than a fifth of the senders. A post with
+    refused rows counts once, however many they are and whatever devices they name. A post whose
+    sender is unknown, since it was read back from the journal, counts as a sender of its own.
+    """
 
-Refused = Mapping[int, Sequence[Refusal]]  # the refused rows of each block that has some
-NONE: Refused = MappingProxyType({})
-_Post = tuple[int, int, str]  # rows, refused rows, sender
+    def __init__(self, *, window_rows: int, rows_max: int) -> None:
+        self._window_rows = window_rows
+        self._rows_max = rows_max
+        self._posts_max = max(window_rows, WINDOW_POSTS_MIN)  # each post has at least one row
+        self._past: deque[_Post] = deque(maxlen=self._posts_max)
+        self._released_until_s = float("-inf")
+
+    def written(self, blocks: Sequence[Block], refused: Refused = NONE) -> None:
+        """Remember a committed write. `refused` has the refused rows by the index of the block."""
+        first = max(0, len(blocks) - self._posts_max)
+        if not refused:  # nearly always; this costs a fifth of the loop below
+            self._past += [
+                post
+                for block in blocks[first:]
+                for post in (
+                    [(block.rows, 0, block.sender)] if block.posts == 1 else _posts_of(block, ())
+                )
+            ]
+            return
+        for index, block in enumerate(blocks[first:], first):
+            self._past += _posts_of(block, refused.get(index, ()))
+
+    def judge(self, blocks: Sequence[Block], refused: Refused, last: Refusal) -> None:
+        """Raise WriteFailed(HOLD, reason `breaker`) if these are too many refused rows.
+
+        `refused` is as for `written`, `last` the newest refusal.
+        """
+        if self.is_released(blocks):
+            return
+        window = _Window(self._window_rows, self._rows_max)
+        for post in self._past:  # an earlier call has judged these
+            window.add(post)
+        met = False  # a post of this batch with refused rows
+        for index, block in enumerate(blocks):
+            for post in _posts_of(block, refused.get(index, ())):
+                window.add(post)
+                met = met or post[1] > 0
+                if met and window.has_too_many:
+                    raise WriteFailed(
+                        Verdict.HOLD,
+                        f"{window}; the last: {last.message}",
+                        sqlstate=last.sqlstate,
+                        reason=BREAKER,
+                    )
+
+    def forget(self) -> None:
+        """Forget past writes: earlier refusals do not count any more."""
+        self._past.clear()
+
+    def release(self, *, received_until_s: float) -> None:
+        """Forget past writes, and judge no post that was received until then.
+
+        The limit is a time and not a number of rows: posts that come later may be written first,
+        and would use up that number.
+        """
+        self.forget()
+        self._released_until_s = received_until_s
+
+    def is_released(self, blocks: Sequence[Block]) -> bool:
+        """Whether an operator has released the rows of these blocks to the dead letters."""
+        return min(block.received_s for block in blocks) <= self._released_until_s
 
 
 class _Window:
@@ -254,69 +316,3 @@ def _shares(rows: int, posts: int) -> list[int]:
     """Share rows among posts, spread over all of them."""
     ends = [rows * number // posts for number in range(posts + 1)]
     return [end - start for start, end in pairwise(ends)]
-
-
-class CircuitBreaker:
-    """Remembers the last posts that were written or isolated."""
-
-    def __init__(self, *, window_rows: int, rows_max: int) -> None:
-        self._window_rows = window_rows
-        self._rows_max = rows_max
-        self._posts_max = max(window_rows, WINDOW_POSTS_MIN)  # each post has at least one row
-        self._past: deque[_Post] = deque(maxlen=self._posts_max)
-        self._released_until_s = float("-inf")
-
-    def written(self, blocks: Sequence[Block], refused: Refused = NONE) -> None:
-        """Remember a committed write. `refused` has the refused rows by the index of the block."""
-        first = max(0, len(blocks) - self._posts_max)
-        if not refused:  # nearly always; this costs a fifth of the loop below
-            self._past += [
-                post
-                for block in blocks[first:]
-                for post in (
-                    [(block.rows, 0, block.sender)] if block.posts == 1 else _posts_of(block, ())
-                )
-            ]
-            return
-        for index, block in enumerate(blocks[first:], first):
-            self._past += _posts_of(block, refused.get(index, ()))
-
-    def judge(self, blocks: Sequence[Block], refused: Refused, last: Refusal) -> None:
-        """Raise WriteFailed(HOLD, reason `breaker`) if these are too many refused rows.
-
-        `refused` is as for `written`, `last` the newest refusal.
-        """
-        if self.is_released(blocks):
-            return
-        window = _Window(self._window_rows, self._rows_max)
-        for post in self._past:  # an earlier call has judged these
-            window.add(post)
-        met = False  # a post of this batch with refused rows
-        for index, block in enumerate(blocks):
-            for post in _posts_of(block, refused.get(index, ())):
-                window.add(post)
-                met = met or post[1] > 0
-                if met and window.has_too_many:
-                    raise WriteFailed(
-                        Verdict.HOLD,
-                        f"{window}; the last: {last.message}",
-                        sqlstate=last.sqlstate,
-                        reason=BREAKER,
-                    )
-
-    def forget(self) -> None:
-        """Forget past writes: earlier refusals do not count any more."""
-        self._past.clear()
-
-    def release(self, *, received_until_s: float) -> None:
-        """Forget past writes, and judge no post that was received until then.
-
-        The limit is a time and not a number of rows: posts that come later may be written first,
-        and would use up that number.
-        """
-        self.forget()
-        self._released_until_s = received_until_s
-
-    def is_released(self, blocks: Sequence[Block]) -> bool:
-        """Whether an operator has released the rows of these blocks to the dead letters."""
-        return min(block.received_s for block in blocks) <= self._released_until_s

@@ -1,15 +1,12 @@
-"""Makes dead letters of blocks: of rows that the database refused, and of whole blocks.
-
-Does not: decide when. The writer does, and the end of a drain.
-
-Finds out whose fault a failure of class 42 is: that of some rows, or an operator's.
+"""What becomes of rows that are not stored: whose fault it is, and their dead letters.
 
 A row's policy (row-level security) and a trigger that finds no table for a row fail with the same
-SQLSTATEs as a missing privilege or a broken trigger. If the table takes other rows at the same
-time, it is the fault of the rows that it refuses.
-So some are tried, and a row like one that the table has: all rows of a batch may come from one
-sender. Only a few are, so a broken table costs little.
-Does not: try them, or judge how many rows may be refused; the circuit breaker does.
+SQLSTATEs as a missing privilege or a broken trigger (class 42). If the table takes other rows at
+the same time, it is the fault of the rows that it refuses. So some are tried, and a row like one
+that the table has: all rows of a batch may come from one sender. Only a few are tried, so a broken
+table costs little.
+Does not: try them, decide when letters are made (the writer does, and the end of a drain), or judge
+how many rows may be refused (the circuit breaker does).
 """
 
 from __future__ import annotations
@@ -33,6 +30,19 @@ from ingest.writer.database_state import Refused
 
 FAILURE_S_MAX = 1.0  # of an append at the end of a drain: then no further one is tried
 REST_ROWS = 1_000  # in one append at the end of a drain: if one append fails, others may not
+
+SAMPLES_MAX = 16  # rows of different posts, and as many of the largest post
+_T = TypeVar("_T")
+
+
+async def append_or_hold(dead_letters: DeadLetters, letters: Sequence[Letter]) -> None:
+    """Append dead letters. If that fails raise WriteFailed(HOLD): the rows have no other place."""
+    try:
+        await dead_letters.append(letters)
+    except DeadLettersFull as error:
+        raise WriteFailed(Verdict.HOLD, str(error), reason=LETTERS_FULL) from error
+    except DeadLettersBroken as error:
+        raise WriteFailed(Verdict.HOLD, str(error), reason="dead_letters_broken") from error
 
 
 class Rest(Protocol):
@@ -70,16 +80,6 @@ async def set_aside_rest(rest: Rest, dead_letters: DeadLetters, ledger: Ledger) 
         for block in blocks:
             if block.ack is not None and not block.ack.resolved:
                 block.ack.resolve(Outcome(set_aside=True))
-
-
-async def append_or_hold(dead_letters: DeadLetters, letters: Sequence[Letter]) -> None:
-    """Append dead letters. If that fails raise WriteFailed(HOLD): the rows have no other place."""
-    try:
-        await dead_letters.append(letters)
-    except DeadLettersFull as error:
-        raise WriteFailed(Verdict.HOLD, str(error), reason=LETTERS_FULL) from error
-    except DeadLettersBroken as error:
-        raise WriteFailed(Verdict.HOLD, str(error), reason="dead_letters_broken") from error
 
 
 def refusals_by_block(piece: list[Block], bad: Sequence[Refusal]) -> dict[int, list[Refusal]]:
@@ -162,11 +162,6 @@ def block_letters(blocks: list[Block], reason: str, code: str, message: str) -> 
             decode_rows(block.tuples), block.origins(range(block.rows)), strict=True
         )
     ]
-
-
-SAMPLES_MAX = 16  # rows of different posts, and as many of the largest post
-
-_T = TypeVar("_T")
 
 
 def sample_rows(blocks: Sequence[Block]) -> list[bytes]:

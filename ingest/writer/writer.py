@@ -39,7 +39,6 @@ RETRY_S_MIN = 0.1
 RECONNECT_S = 2.0
 KNOWN_ROWS_MAX = 2_000  # looked through and made dead letters of in one go: some 10 ms
 IDLE_S = 2.0  # without a batch: then the server is checked, and not only at the next post
-
 UNKNOWN_TRIES_MAX = 5  # tries with an unknown SQLSTATE before writes are paused
 
 

@@ -14,7 +14,6 @@ Promises: each failure is reported too, so no post waits for ever.
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -29,7 +28,7 @@ from ingest.buffers.memory import SharedBlock
 from ingest.model.block import Block
 from ingest.model.errors import JournalBroken
 from ingest.system.clock import monotonic_s, unix_us
-from ingest.system.files import REAL_CALLS, FileCalls
+from ingest.system.files import NO_SPACE, REAL_CALLS, FileCalls
 from ingest.system.logs import Occasionally, get_logger
 
 CLOSE_S_MAX = 5.0  # the disk may hang; the thread is a daemon, so the process can still end
@@ -38,7 +37,6 @@ NOTE_S = 0.01  # between two notes of settled blocks, while groups are written
 HANGS_S = 10.0  # if a job takes longer, posts are refused instead of waiting for the disk
 IDLE_S = 2.0  # after so long the last segment is removed too if it is not needed, to free space
 IDLE_SHARE_MIN = 1 / 64  # of segment_bytes; a smaller segment is not worth a removal
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 assert HEADER_BYTES < HEAD_BYTES, "a segment's size bounds the number of its frames"
 
@@ -403,7 +401,7 @@ class _JournalThread:
 
     def _try_another(self, error: Exception, group: list[SharedBlock]) -> bool:
         """Begin a new file, unless the disk is full; return whether that was possible."""
-        if isinstance(error, OSError) and error.errno in _NO_SPACE:
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
             return False
         return self._can_begin(group[-1].block.sequence + 1)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -45,6 +44,7 @@ from ingest.model.errors import DeadLettersBroken, StartError
 from ingest.model.reading import DRAINED, EXHAUSTED
 from ingest.system.clock import unix_us
 from ingest.system.files import (
+    NO_SPACE,
     REAL_CALLS,
     AppendFile,
     FileCalls,
@@ -57,7 +57,6 @@ from ingest.system.logs import get_logger
 
 SEGMENT_BYTES = 64 * 1024**2
 IDS_MAX = 200_000  # ids in memory, 170 bytes each; beyond that, duplicate letters are not found
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 # The reasons that the automatic replay takes; each of their lines has at least so many bytes.
 RETURNING = (DRAINED[:REASON_CHARACTERS].encode(), EXHAUSTED[:REASON_CHARACTERS].encode())
 RETURNING_BYTES_MIN = 300
@@ -213,7 +212,7 @@ class FolderBackend:
                     self._close()
                 return
             except OSError as error:
-                full = error.errno in _NO_SPACE
+                full = error.errno in NO_SPACE
                 log.error("dead_letter_write_failed", error=str(error), again=not (full or last))
                 if self._segment is not None and (self._segment.suspect or not full):
                     self._close()

@@ -1,13 +1,9 @@
-"""The table of the readings: how it is made, and the check that it is still as we need it.
+"""The table of the readings: its names in SQL, how it is made, and the check that it still fits.
 
 `apply` is idempotent, and needs a role that may create tables. `look` reads the catalog; it is the
 full check. The driver's errors pass through: a sink and a command handle them in different ways.
-
-The table that we write to: its name and those of its four columns, as SQL needs them.
-
-A name is the one in PostgreSQL's catalog: capitals, spaces and quotes belong to it.
-Promises: what it returns for SQL names exactly this table and these columns, on each server.
-Does not: ask the server whether they exist.
+A name is the one in PostgreSQL's catalog: capitals, spaces and quotes belong to it. What a
+TargetTable returns for SQL names exactly this table and these columns, on each server.
 """
 
 from __future__ import annotations
@@ -23,10 +19,86 @@ TABLE = "readings"
 KEY = ("ts", "device_id", "metric", "value")  # the default names, and those of our own SQL
 KEY_LIST = ", ".join(KEY)
 NAME_BYTES_MAX = 63  # of a name in PostgreSQL, which cuts longer ones silently
-
 # Every other name is in quotes: the words that a later server reserves are not known.
 _DEVICE_INDEX = "_device_idx"
 _BARE = frozenset({"public", TABLE, TABLE + _DEVICE_INDEX, *KEY})
+
+# OID, name, and as ALTER has it; in the order of KEY
+_TEXT = (25, "text", 'text collate "C"')
+_TYPES = (
+    (1184, "timestamptz", "timestamptz"),
+    *(_TEXT, _TEXT),
+    (701, "float8", "double precision"),
+)
+_LOCAL = 1114  # timestamp without time zone
+_NO_TYPMOD = -1  # no precision and no length in brackets
+_KINDS = {"r": "table", "p": "table", "v": "view", "m": "materialized view", "f": "foreign table"}
+# Who wrote the rows of the catalog that belong to the table `c`. Each ALTER TABLE, and each change
+# of a key or a rule, writes such a row anew. VACUUM and ANALYZE do not.
+STATE = """c.xmin
+    || array(select xmin from pg_attribute where attrelid = c.oid and attnum > 0 order by attnum)
+    || array(select xmin from pg_index where indrelid = c.oid order by indexrelid)
+    || case when c.relhasrules
+       then array(select xmin from pg_rewrite where ev_class = c.oid order by oid) end"""
+_CREATE_TABLE = """create table {name} (
+    {ts} timestamptz not null,
+    {device_id} text collate "C" not null,
+    {metric} text collate "C" not null,
+    {value} double precision not null,
+    primary key ({columns})
+)"""
+_HAS_DEVICE_INDEX = """
+select exists (select from pg_index x join pg_class i on i.oid = x.indexrelid
+               where x.indrelid = to_regclass($1) and i.relname = $2)"""
+# Unique indexes on exactly our four columns ($2), of any name and order. They make a retry safe.
+_UNIQUE_KEYS = """
+select from pg_index i
+where i.indisunique and i.indimmediate and i.indisvalid and i.indnkeyatts = 4
+  and i.indpred is null and i.indexprs is null and 4 = (
+      select count(*) from pg_attribute a where a.attrelid = i.indrelid
+      and a.attnum = any (i.indkey[0:3]) and a.attname = any ($2::text[]))"""
+# Rules on a partition do nothing when a row is written to its parent. Operator classes from 16384
+# on were made by a user: they may call different names equal.
+_TABLE = f"""
+select c.oid::int8 as oid, n.nspname::text as schema, c.relkind::text as kind,
+       {STATE} as state, exists ({_UNIQUE_KEYS} and i.indrelid = c.oid) as keyed,
+       array(select r.rulename::text from pg_rewrite r where r.ev_class = c.oid
+             and r.ev_type = '3' and r.ev_enabled in ('O', 'A') order by 1) as insert_rules,
+       (select o.indexrelid::regclass::text || ' (' || l.collname || ')' from pg_index o
+        join pg_collation l on l.oid = any (o.indcollation) and not l.collisdeterministic
+        where o.indrelid = c.oid and o.indisunique order by 1 limit 1) as loose_key,
+       (select o.indexrelid::regclass::text || ' (' || p.opcname || ')' from pg_index o
+        join pg_opclass p on p.oid = any (o.indclass) and p.oid >= 16384
+        where o.indrelid = c.oid and o.indisunique order by 1 limit 1) as foreign_class
+from pg_class c join pg_namespace n on n.oid = c.relnamespace
+where c.oid = to_regclass($1)"""  # noqa: S608  built from constants of this file
+# One row for each column. `must_fill`: an INSERT must set the column, as the server does not. It
+# has no default (of its own or of its domain), is not generated, and no trigger before the insert
+# could set it.
+_COLUMNS = """
+select a.attname as name, a.atttypid::int8 as type_oid, a.atttypmod as typmod,
+       format_type(a.atttypid, a.atttypmod) as type_name, a.attnotnull as not_null,
+       l.collname as collation, coalesce(not l.collisdeterministic, false) as loose,
+       a.attnotnull and not a.atthasdef and a.attidentity = '' and a.attgenerated = ''
+       and t.typdefault is null and not exists (
+           select from pg_trigger g where g.tgrelid = a.attrelid and not g.tgisinternal
+           and g.tgtype & 7 = 7 and g.tgenabled <> 'D') as must_fill
+from pg_attribute a join pg_type t on t.oid = a.atttypid
+left join pg_collation l on l.oid = a.attcollation
+where a.attrelid = $1::oid and a.attnum > 0 and not a.attisdropped
+order by a.attnum"""
+_IS_KEY = f"""
+with recursive named (id) as (select to_regclass(format('%I.%I', $3::text, $4::text))), up (id) as (
+    select indrelid from pg_index join named on indexrelid = id
+    union select inhparent from pg_inherits join up on inhrelid = id)
+select exists (select from up where id = to_regclass($1))
+   and exists ({_UNIQUE_KEYS} and i.indexrelid = (select id from named))"""  # noqa: S608  the same
+_NOT_GRANTED = """
+select current_user::text as role,
+       array(select name from unnest(array['INSERT', 'SELECT']) name
+             where not has_table_privilege(to_regclass($1), name)) as rights"""
+_INDEXES = """
+select pg_get_indexdef(indexrelid) from pg_index where indrelid = $1::oid order by 1"""
 
 
 def quoted(name: str) -> str:
@@ -97,92 +169,6 @@ class TargetTable(NamedTuple):
 READINGS = TargetTable()
 
 
-# OID, name, and as ALTER has it; in the order of KEY
-_TEXT = (25, "text", 'text collate "C"')
-_TYPES = (
-    (1184, "timestamptz", "timestamptz"),
-    *(_TEXT, _TEXT),
-    (701, "float8", "double precision"),
-)
-_LOCAL = 1114  # timestamp without time zone
-_NO_TYPMOD = -1  # no precision and no length in brackets
-_KINDS = {"r": "table", "p": "table", "v": "view", "m": "materialized view", "f": "foreign table"}
-
-# Who wrote the rows of the catalog that belong to the table `c`. Each ALTER TABLE, and each change
-# of a key or a rule, writes such a row anew. VACUUM and ANALYZE do not.
-STATE = """c.xmin
-    || array(select xmin from pg_attribute where attrelid = c.oid and attnum > 0 order by attnum)
-    || array(select xmin from pg_index where indrelid = c.oid order by indexrelid)
-    || case when c.relhasrules
-       then array(select xmin from pg_rewrite where ev_class = c.oid order by oid) end"""
-
-_CREATE_TABLE = """create table {name} (
-    {ts} timestamptz not null,
-    {device_id} text collate "C" not null,
-    {metric} text collate "C" not null,
-    {value} double precision not null,
-    primary key ({columns})
-)"""
-_HAS_DEVICE_INDEX = """
-select exists (select from pg_index x join pg_class i on i.oid = x.indexrelid
-               where x.indrelid = to_regclass($1) and i.relname = $2)"""
-
-# Unique indexes on exactly our four columns ($2), of any name and order. They make a retry safe.
-_UNIQUE_KEYS = """
-select from pg_index i
-where i.indisunique and i.indimmediate and i.indisvalid and i.indnkeyatts = 4
-  and i.indpred is null and i.indexprs is null and 4 = (
-      select count(*) from pg_attribute a where a.attrelid = i.indrelid
-      and a.attnum = any (i.indkey[0:3]) and a.attname = any ($2::text[]))"""
-
-# Rules on a partition do nothing when a row is written to its parent. Operator classes from 16384
-# on were made by a user: they may call different names equal.
-_TABLE = f"""
-select c.oid::int8 as oid, n.nspname::text as schema, c.relkind::text as kind,
-       {STATE} as state, exists ({_UNIQUE_KEYS} and i.indrelid = c.oid) as keyed,
-       array(select r.rulename::text from pg_rewrite r where r.ev_class = c.oid
-             and r.ev_type = '3' and r.ev_enabled in ('O', 'A') order by 1) as insert_rules,
-       (select o.indexrelid::regclass::text || ' (' || l.collname || ')' from pg_index o
-        join pg_collation l on l.oid = any (o.indcollation) and not l.collisdeterministic
-        where o.indrelid = c.oid and o.indisunique order by 1 limit 1) as loose_key,
-       (select o.indexrelid::regclass::text || ' (' || p.opcname || ')' from pg_index o
-        join pg_opclass p on p.oid = any (o.indclass) and p.oid >= 16384
-        where o.indrelid = c.oid and o.indisunique order by 1 limit 1) as foreign_class
-from pg_class c join pg_namespace n on n.oid = c.relnamespace
-where c.oid = to_regclass($1)"""  # noqa: S608  built from constants of this file
-
-# One row for each column. `must_fill`: an INSERT must set the column, as the server does not. It
-# has no default (of its own or of its domain), is not generated, and no trigger before the insert
-# could set it.
-_COLUMNS = """
-select a.attname as name, a.atttypid::int8 as type_oid, a.atttypmod as typmod,
-       format_type(a.atttypid, a.atttypmod) as type_name, a.attnotnull as not_null,
-       l.collname as collation, coalesce(not l.collisdeterministic, false) as loose,
-       a.attnotnull and not a.atthasdef and a.attidentity = '' and a.attgenerated = ''
-       and t.typdefault is null and not exists (
-           select from pg_trigger g where g.tgrelid = a.attrelid and not g.tgisinternal
-           and g.tgtype & 7 = 7 and g.tgenabled <> 'D') as must_fill
-from pg_attribute a join pg_type t on t.oid = a.atttypid
-left join pg_collation l on l.oid = a.attcollation
-where a.attrelid = $1::oid and a.attnum > 0 and not a.attisdropped
-order by a.attnum"""
-
-_IS_KEY = f"""
-with recursive named (id) as (select to_regclass(format('%I.%I', $3::text, $4::text))), up (id) as (
-    select indrelid from pg_index join named on indexrelid = id
-    union select inhparent from pg_inherits join up on inhrelid = id)
-select exists (select from up where id = to_regclass($1))
-   and exists ({_UNIQUE_KEYS} and i.indexrelid = (select id from named))"""  # noqa: S608  the same
-
-_NOT_GRANTED = """
-select current_user::text as role,
-       array(select name from unnest(array['INSERT', 'SELECT']) name
-             where not has_table_privilege(to_regclass($1), name)) as rights"""
-
-_INDEXES = """
-select pg_get_indexdef(indexrelid) from pg_index where indrelid = $1::oid order by 1"""
-
-
 class Look(NamedTuple):
     """What the full check found: the table, with its schema, and how it differs from ours.
 
@@ -198,7 +184,6 @@ class Look(NamedTuple):
 
 
 Difference = tuple[str, str]  # a sentence, and the SQL of the table's owner that ends it
-
 # Called with the connection, in the transaction that has made the table; returns sentences.
 OnMade = Callable[[Connection], Awaitable[list[str]]]
 
@@ -214,10 +199,10 @@ async def apply(
     """Create the table if it is missing, and on request the index for devices and the grants.
 
     With `partitions` it is partitioned by time, and this makes the first ones. Returns one sentence
-    for each step. What exists is not changed, so it may run at every start,
-    and in several processes at once. It waits for locks as long as the settings of the connection
-    allow. Raises StartError, with what to do, if a table of that name differs from ours, or its
-    schema or `role` does not exist.
+    for each step. What exists is not changed, so it may run at every start, and in several
+    processes at once. It waits for locks as long as the settings of the connection allow. Raises
+    StartError, with what to do, if a table of that name differs from ours, or its schema or `role`
+    does not exist.
     """
     done = list[str]()
     table = target.name
