@@ -6,7 +6,7 @@ Promises: what is stored equals a computation from all readings of the times tha
 table, once no late reading waits. It may be killed at any moment, and the next run goes on. It has
 no lock that a write waits for, but for a moment when it makes its trigger.
 Does not: notice readings that are changed or removed; rollups outlive their readings. What has left
-is final. Nor may two runs work at the same time: plan.py sees to that.
+is final. Nor may two runs work at the same time: runs.py sees to that.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BUDGET_S = 300.0  # of one run
 PART_US_FIRST = 60_000_000
 HOLD_MS_MAX = 10_000  # writers wait while the trigger is made
 # While it waits for its lock, all writers who come later wait too: a writer of ours for 3 s
-# (`lock_s_max`). An autovacuum gives way after a second (`deadlock_timeout`). plan.py tries again.
+# (`lock_s_max`). An autovacuum gives way after a second (`deadlock_timeout`). runs.py tries again.
 LOCK_MS_MAX = 2_000
 STOP_S, STOP_POLL_S = 3.0, 0.5
 
