@@ -145,7 +145,9 @@ class Replayer:
             outcome = await self._send(good, stopping)
             if outcome is None:
                 return None
-            stored = _finished(good, outcome)
+            if not outcome.set_aside:  # else all of them are letters again, with their reason
+                live = outcome.coming_back
+                stored = [each for row, each in enumerate(good) if row not in live]
         well = len(stored) == len(good)
         await self._source.sent(stored, well=well)
         if good:
@@ -193,14 +195,6 @@ class Replayer:
             and stats.rows * 2 < stats.rows_max
             and stats.size_bytes * 2 < stats.bytes_max
         )
-
-
-def _finished(letters: Sequence[LiveLetter], outcome: Outcome) -> list[LiveLetter]:
-    """Return those of a block that are stored, or have become letters of another reason."""
-    if outcome.set_aside:
-        return []
-    live = outcome.coming_back
-    return [each for row, each in enumerate(letters) if row not in live]
 
 
 def fits_a_row(letter: Letter) -> bool:

@@ -29,8 +29,7 @@ from ingest.dead_letters.store import LiveLetter
 from ingest.formats.lines.body import decode_item
 from ingest.formats.lines.careful import LINE_BYTES_MAX
 from ingest.formats.lines.keys import Naming
-from ingest.formats.mapped.body import decode_item as decode_document
-from ingest.formats.mapped.body import roots_of
+from ingest.formats.mapped import body as mapped_body
 from ingest.formats.mapped.documents import UNREADABLE
 from ingest.formats.mapped.source import IN
 from ingest.formats.media_types import DECODE_ITEM
@@ -270,8 +269,10 @@ def _mapped(letter: Letter, post: Post) -> Decoded:
     if source is None:
         raise Refused("not_found", f"the file of sources has no source {name!r:.80} now")
     is_json = letter.code in CAME_AS_JSON
-    roots = roots_of(letter.context)
-    return decode_document(letter.original or b"", source, roots, _long_post(post), is_json=is_json)
+    roots = mapped_body.roots_of(letter.context)
+    return mapped_body.decode_item(
+        letter.original or b"", source, roots, _long_post(post), is_json=is_json
+    )
 
 
 def _unknown(letter: Letter, post: Post) -> Decoded:

@@ -381,6 +381,7 @@ class KnownHeads:
 def _apart(text: bytes) -> tuple[bytes, str] | None:
     """Return a head without the value of its first Authorization, and this value.
 
+    It is without its end, too. So no client can send it as a head, and be taken for another one.
     None: it has none; or something is in it that the parser might not take, or take otherwise.
     """
     for begin in _AUTHORIZATION:
@@ -390,7 +391,7 @@ def _apart(text: bytes) -> tuple[bytes, str] | None:
             end = text.find(b"\r\n", at)
             value = text[at:end].decode("latin-1").strip(" ")
             if value.isascii() and value.isprintable():
-                return text[:at] + text[end:], value
+                return text[:at] + text[end : -len(HEAD_END)], value
     return None
 
 

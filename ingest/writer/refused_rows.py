@@ -124,11 +124,6 @@ def votes_of(refused: Refused) -> dict[int, list[Refusal]]:
     return {index: refusals for index, refusals in votes.items() if refusals}
 
 
-def last_vote(bad: Sequence[Refusal]) -> Refusal:
-    """Return the last one that counts for the circuit breaker; there must be one."""
-    return next(each for each in reversed(bad) if not each.no_partition)
-
-
 def counted(refused: Refused) -> Counter[str]:
     """Count refused rows by the reason of their letters."""
     return Counter(_reason_of(each) for refusals in refused.values() for each in refusals)

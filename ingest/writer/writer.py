@@ -26,7 +26,6 @@ from ingest.writer.refused_rows import (
     append_or_hold,
     block_letters,
     counted,
-    last_vote,
     refusal_letters,
     refusals_by_block,
     sample_rows,
@@ -233,7 +232,8 @@ class Writer:
         async def set_aside(refused: list[Refusal]) -> None:
             by_block = refusals_by_block(piece, refused)
             if votes := votes_of(by_block):
-                self._breaker.judge(piece, votes, last_vote(refused))
+                last = next(each for each in reversed(refused) if not each.no_partition)
+                self._breaker.judge(piece, votes, last)
             await append_or_hold(self._dead_letters, refusal_letters(piece, by_block))
             refusals.update(by_block)
 

@@ -31,8 +31,6 @@ Connection = asyncpg.Connection
 Record = asyncpg.Record
 PostgresError = asyncpg.PostgresError
 
-CLOSED = "the server closed the connection"
-CUT = "the connection was cut"
 HUNG_S = 5.0  # a server process that is so long at one statement hangs, if its client is gone
 HOUSEKEEPING = "iot-ingest housekeeping"  # as pg_stat_activity shows it
 _UNRETRIEVED = "Future exception was never retrieved"
@@ -206,7 +204,7 @@ def unreachable_reason(error: BaseException) -> str:
 def text_of(error: BaseException) -> str:
     """Return the text of an error for people. Some errors of the driver have none."""
     if _is_of_a_closed_connection(error):
-        return CLOSED
+        return "the server closed the connection"
     name = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
     return str(error) or name
 
@@ -281,7 +279,7 @@ def deadline(connection: Connection, limit_s: float) -> Iterator[None]:
         if expired:
             raise Expired(f"no answer within {limit_s:g} s") from error
         if isinstance(error, AttributeError) and connection.is_closed():
-            raise asyncpg.InterfaceError(CUT) from error
+            raise asyncpg.InterfaceError("the connection was cut") from error
         raise
     finally:
         timer.cancel()

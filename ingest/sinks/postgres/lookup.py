@@ -37,10 +37,9 @@ READINGS_MAX = 500
 BUCKETS_MAX = 2_000
 METRICS_MAX = 200  # of one device
 RECENT_ROWS = 20_000  # newest rows, searched for last values without the index: some 10 ms
-INDEX_COST = "50 to 61 bytes a row"
 INDEX_ADVICE = (
     "the table has no index for devices: `{run} schema apply --device-index` makes it "
-    f"({INDEX_COST})"
+    "(50 to 61 bytes a row)"
 )
 _QUERY_CANCELED = "57014"
 _INSUFFICIENT_PRIVILEGE, _DATA = "42501", "22"

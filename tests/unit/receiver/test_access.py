@@ -75,6 +75,11 @@ async def test_tokens_whose_heads_are_alike_are_each_judged_by_themselves() -> N
                 await client.send(post(GOOD, headers={"Authorization": f"{scheme} {name}"}))
                 got[name] = (await client.reply()).status
             assert got == expected
+        # What all have in common is known as the head with an empty Authorization. Who sends just
+        # that has no token.
+        for empty in ("", " "):
+            await client.send(post(GOOD, headers={"Authorization": empty}))
+            assert (await client.reply()).status == 401
         put(tokens, *lines[1:])
         await client.send(post(GOOD, headers={"Authorization": "Token fine"}))
         assert (await client.reply()).status == 401
