@@ -16,8 +16,8 @@ The path of a reading (`-->` hands over; each name is a folder of this package):
                  |                                 |
                  '-------- ack: what became of it -'
 
-A main house and three annexes. `ingest serve` works without an annex, and no annex knows another:
-app/annexes.py names what they add, and says what to install where one is missing.
+The folders are a main house and three annexes. `ingest serve` needs no annex, and no annex knows
+another. app/annexes.py finds them, and says what to install where one is missing.
 
 With roles/ the two halves are processes of their own (`ingest gateway`, `ingest writer`; `ingest
 up` runs all). Then the buffer has its inlet in the one and its outlet in the other:
@@ -25,7 +25,8 @@ up` runs all). Then the buffer has its inlet in the one and its outlet in the ot
     receiver/ ---> roles/inlet ---> the stream of NATS ---> roles/outlet ---> writer/
                                     '---> roles/forward/ ---> a webhook
 
-The folders. Imports go down only, and folders of one row do not know each other:
+Imports go down only. Folders of one layer do not import each other; DESIGN.md lists the layers.
+The main files of each folder:
 
     ANNEXES
     years/          partition_life and retention (old partitions leave the table), late_partitions;
@@ -59,7 +60,7 @@ The folders. Imports go down only, and folders of one row do not know each other
     model/          reading, block, ledger, causes, errors, codes, ports (contracts): the types that
                     all share
 
-tests/house/layout.py holds the rule.
+tests/house/layout.py has the rules, tests/house/test_layout.py checks them.
 """
 
 __version__ = "1.0.0"
