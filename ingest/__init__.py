@@ -36,7 +36,7 @@ The main files of each folder:
     mqtt/           connection, session, gathering, bridge: from an MQTT broker to the service
 
     MAIN HOUSE
-    cli/            commands finds each of them; serve, and one file or folder for each other command
+    cli/            commands finds a command; serve, and one file or folder for each other one
     app/            makes and connects the parts: process (start, stop, last line), service =
                     receiving + writing; health, space, housekeeping, metrics_and_causes, annexes
     admin/          the admin port: port, exposition (/metrics), guard, dashboard/ (and its page/)
