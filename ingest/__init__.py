@@ -36,7 +36,7 @@ The main files of each folder:
     mqtt/           connection, session, gathering, bridge: from an MQTT broker to the service
 
     MAIN HOUSE
-    cli/            main finds the commands; serve, and one file or folder for each other command
+    cli/            commands finds a command; serve, and one file or folder for each other one
     app/            makes and connects the parts: process (start, stop, last line), service =
                     receiving + writing; health, space, housekeeping, metrics_and_causes, annexes
     admin/          the admin port: port, exposition (/metrics), guard, dashboard/ (and its page/)
@@ -46,7 +46,7 @@ The main files of each folder:
     dead_letters/   queue, store, folder/ (where they are kept), format; auto_replay, manual_replay
     access/         tokens: their file, its lines, who has which
     http/           listener, connections (all of a port), connection (one), clients, framer, tls;
-                    rounds (of the event loop), bodies, request, routes
+                    rounds (of the event loop), bodies, request_and_answer, routes
     formats/        media_types (their list), post (what all share); json/, lines/ and mapped/: each
                     body, then the fast or the careful way; block_builder (rows); messagepack, senml
     buffers/        memory, waiting (for room), frames; journal/ (the same with files on the disk)
