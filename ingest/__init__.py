@@ -16,8 +16,8 @@ The path of a reading (`-->` hands over; each name is a folder of this package):
                  |                                 |
                  '-------- ack: what became of it -'
 
-A main house and three annexes. `ingest serve` works without an annex, and no annex knows another:
-app/annexes.py names what they add, and says what to install where one is missing.
+The folders are a main house and three annexes. `ingest serve` needs no annex, and no annex knows
+another. app/annexes.py finds them, and says what to install where one is missing.
 
 With roles/ the two halves are processes of their own (`ingest gateway`, `ingest writer`; `ingest
 up` runs all). Then the buffer has its inlet in the one and its outlet in the other:
@@ -25,7 +25,8 @@ up` runs all). Then the buffer has its inlet in the one and its outlet in the ot
     receiver/ ---> roles/inlet ---> the stream of NATS ---> roles/outlet ---> writer/
                                     '---> roles/forward/ ---> a webhook
 
-The folders. Imports go down only, and folders of one row do not know each other:
+Imports go down only. Folders of one layer do not import each other; DESIGN.md lists the layers.
+The main files of each folder:
 
     ANNEXES
     years/          partition_life and retention (old partitions leave the table), late_partitions;
@@ -35,7 +36,7 @@ The folders. Imports go down only, and folders of one row do not know each other
     mqtt/           connection, session, gathering, bridge: from an MQTT broker to the service
 
     MAIN HOUSE
-    cli/            main finds the commands; serve, and one file or folder for each other command
+    cli/            commands finds a command; serve, and one file or folder for each other one
     app/            makes and connects the parts: process (start, stop, last line), service =
                     receiving + writing; health, space, housekeeping, metrics_and_causes, annexes
     admin/          the admin port: port, exposition (/metrics), guard, dashboard/ (and its page/)
@@ -45,7 +46,7 @@ The folders. Imports go down only, and folders of one row do not know each other
     dead_letters/   queue, store, folder/ (where they are kept), format; auto_replay, manual_replay
     access/         tokens: their file, its lines, who has which
     http/           listener, connections (all of a port), connection (one), clients, framer, tls;
-                    rounds (of the event loop), bodies, request, routes
+                    rounds (of the event loop), bodies, request_and_answer, routes
     formats/        media_types (their list), post (what all share); json/, lines/ and mapped/: each
                     body, then the fast or the careful way; block_builder (rows); messagepack, senml
     buffers/        memory, waiting (for room), frames; journal/ (the same with files on the disk)
@@ -59,7 +60,7 @@ The folders. Imports go down only, and folders of one row do not know each other
     model/          reading, block, ledger, causes, errors, codes, ports (contracts): the types that
                     all share
 
-tests/house/layout.py holds the rule.
+tests/house/layout.py has the rules, tests/house/test_layout.py checks them.
 """
 
 __version__ = "1.0.0"

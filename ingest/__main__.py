@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from ingest.cli.main import main
+from ingest.cli.commands import main
 
 if __name__ == "__main__":
     sys.exit(main())

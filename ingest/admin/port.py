@@ -22,7 +22,7 @@ import orjson
 from ingest.admin.exposition import Exposition
 from ingest.admin.guard import CSRF_HEADER, Guard
 from ingest.http.bodies import Bodies
-from ingest.http.request import Answer, Request
+from ingest.http.request_and_answer import Answer, Request
 from ingest.http.routes import POST, READ, Port, Route, answered, probes
 from ingest.model.errors import Refused
 from ingest.model.ledger import Ledger

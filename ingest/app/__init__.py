@@ -1,1 +1,1 @@
-"""The composition roots: what makes the parts, connects them, starts and stops them in order."""
+"""App: what makes the parts, connects them, starts and stops them in order."""

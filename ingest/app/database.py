@@ -1,4 +1,4 @@
-"""The database as the settings describe it: table, time-outs, sinks, partitions, housekeeping.
+"""The database as the settings describe it: table, time-outs, sinks, partitions.
 
 Nothing here connects; what it returns does, at its first use.
 Does not: know the receiver or the writers.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ingest.app.annexes import annexes, check_settings
+from ingest.app.annexes import annexes
 from ingest.config.database_url import RereadUrl
 from ingest.config.settings import Settings
 from ingest.sinks.postgres.checked_connection import KnownServer
@@ -16,12 +16,10 @@ from ingest.sinks.postgres.connection import DatabaseUrl, Timeouts
 from ingest.sinks.postgres.housekeeping.known_partitions import KnownPartitions, LateLimit
 from ingest.sinks.postgres.housekeeping.making import PartitionsAhead
 from ingest.sinks.postgres.housekeeping.partitions import DAY_US
-from ingest.sinks.postgres.housekeeping.runs import Job
 from ingest.sinks.postgres.schema import TargetTable
 from ingest.sinks.postgres.sink import SinkPostgres
 
 LATE_DAYS_MAX = 36_500  # an older reading is a faulty clock: no partition is made for it
-LATE_LIMIT = LateLimit(LATE_DAYS_MAX * DAY_US, f"{LATE_DAYS_MAX:,} days")
 PARTITIONS_AHEAD = 7  # beyond now + ts_ahead_s_max: a week to notice that no more are made
 
 
@@ -86,6 +84,11 @@ def partitions_ahead(settings: Settings, *, from_us: int | None = None) -> Parti
     )
 
 
+def late_limit() -> LateLimit:
+    """Return the age beyond which a reading gets no partition."""
+    return LateLimit(LATE_DAYS_MAX * DAY_US, f"{LATE_DAYS_MAX:,} days")
+
+
 def late_partitions(
     settings: Settings, url: DatabaseUrl, *, eager: bool = False
 ) -> KnownPartitions:
@@ -101,22 +104,6 @@ def late_partitions(
         timeouts(settings),
         span=settings.partition_span,
         target=make_target(settings),
-        limit=LATE_LIMIT,
+        limit=late_limit(),
         eager=eager,
     )
-
-
-def housekeeping_jobs(
-    settings: Settings, stopped: Callable[[], bool] = lambda: False, *, from_us: int | None = None
-) -> list[Job]:
-    """Return the jobs of the housekeeping, in the order in which their steps are done.
-
-    `stopped` is asked by steps that take long. With `from_us` partitions are made from that time
-    on. Raises StartError if a setting needs an annex that is not there.
-    """
-    check_settings(settings)
-    jobs: list[Job] = [partitions_ahead(settings, from_us=from_us)]
-    for each in annexes():
-        if each.jobs is not None:
-            jobs += each.jobs(settings, stopped)
-    return jobs

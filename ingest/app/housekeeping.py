@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from ingest.app.annexes import annexes, check_settings
 from ingest.app.database import (
-    housekeeping_jobs,
     housekeeping_url,
     late_partitions,
     make_target,
+    partitions_ahead,
     timeouts,
 )
 from ingest.config.settings import Settings
@@ -25,7 +26,7 @@ from ingest.model.ledger import Metric, Metrics
 from ingest.sinks.postgres.connection import DatabaseUrl
 from ingest.sinks.postgres.housekeeping import runs
 from ingest.sinks.postgres.housekeeping.partitions import Growth, growth
-from ingest.sinks.postgres.housekeeping.runs import Did, Step
+from ingest.sinks.postgres.housekeeping.runs import Did, Job, Step
 from ingest.sinks.postgres.housekeeping.table_state import HYPERTABLE, PARTITIONED, View
 from ingest.system.clock import sleep_unless, unix_us
 from ingest.system.logs import Occasionally, get_logger
@@ -78,6 +79,22 @@ SPANS_LEFT_MIN = 3  # with fewer partitions ahead somebody should look
 FAILED_PAUSES_S = (1.0, 5.0, 30.0, 60.0)  # after runs that failed in a row; then 60 s each
 
 log = get_logger("housekeeping")
+
+
+def housekeeping_jobs(
+    settings: Settings, stopped: Callable[[], bool] = lambda: False, *, from_us: int | None = None
+) -> list[Job]:
+    """Return the jobs of the housekeeping, in the order in which their steps are done.
+
+    `stopped` is asked by steps that take long. With `from_us` partitions are made from that time
+    on. Raises StartError if a setting needs an annex that is not there.
+    """
+    check_settings(settings)
+    jobs: list[Job] = [partitions_ahead(settings, from_us=from_us)]
+    for each in annexes():
+        if each.jobs is not None:
+            jobs += each.jobs(settings, stopped)
+    return jobs
 
 
 def ends_soon(view: View) -> bool:

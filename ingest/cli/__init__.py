@@ -1,1 +1,1 @@
-"""The command line: `main` finds the command, and each has a file or a folder."""
+"""The command line: `commands` finds a command, and each has a file or a folder."""

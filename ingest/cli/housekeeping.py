@@ -12,7 +12,8 @@ from datetime import date
 from itertools import groupby
 from typing import Any
 
-from ingest.app.database import housekeeping_jobs, make_target, timeouts
+from ingest.app.database import make_target, timeouts
+from ingest.app.housekeeping import housekeeping_jobs
 from ingest.cli.context import owners_database
 from ingest.cli.parser import JSON, Command, Ending, flag
 from ingest.config.loading import Loaded

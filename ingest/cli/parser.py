@@ -141,7 +141,7 @@ class Command(NamedTuple):
     all of them.
     """
 
-    purpose: str = ""  # main.py has that of a command that is in no group
+    purpose: str = ""  # commands.py has that of a command that is in no group
     examples: tuple[str, ...] = ()
     run: Run | None = None
     usage: str = "[options]"

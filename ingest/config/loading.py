@@ -1,4 +1,4 @@
-"""Reads the settings from all sources, and checks them one by one and together.
+"""Reads the settings from all their origins, and checks them one by one and together.
 
 A flag wins over the environment, that over the TOML file, and that over the default. A wrong value
 raises a ConfigError that names the setting and its origin.
@@ -48,7 +48,7 @@ def load(
     environ: Mapping[str, str] = os.environ,
     flags: Mapping[str, str] | None = None,
 ) -> Loaded:
-    """Read all sources and check every bound. Raises ConfigError with the setting and its origin.
+    """Read all origins and check every bound. Raises ConfigError with the setting and its origin.
 
     An empty variable of the environment counts as unset; an empty flag does not.
     """

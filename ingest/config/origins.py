@@ -1,7 +1,7 @@
-"""The sources of settings: a TOML file, the environment, flags, and files for the secrets.
+"""Where settings come from: a TOML file, the environment, flags, and files for the secrets.
 
 `gather` returns what was written, and where; loading.py checks the values.
-Promises: a ConfigError names the source, and never shows the content of a secret's file.
+Promises: a ConfigError names the origin, and never shows the content of a secret's file.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def gather(
     environ: Mapping[str, str],
     flags: Mapping[str, str],
 ) -> Found:
-    """Return what the sources say; a later source wins. The files of secrets have been read."""
+    """Return what the origins say; a later one wins. The files of secrets have been read."""
     found: Found = {}
     if toml_path is not None:
         _merge(found, _of_toml(toml_path, known))

@@ -200,11 +200,14 @@ class Settings:
         1, "processes of `up` that take posts", within=(1, 256), opens="Processes of `up`"
     )
     writer_processes: int = setting(
-        1, "processes of `up` that write; there the flag is --writers", within=(1, 64)
+        1, "processes of `up` that write; the flag of `up` is --writers", within=(1, 64)
     )
 
     batch_rows: int = setting(
-        100, "a batch closes at this many readings", within=(1, 1_000_000), opens="Batches, writers"
+        100,
+        "a batch closes at this many readings, if the one before was closed batch_linger_s ago",
+        within=(1, 1_000_000),
+        opens="Batches, writers",
     )
     batch_rows_max: int = setting(
         20_000, "largest batch, reached when many readings wait", within=(1, 1_000_000)

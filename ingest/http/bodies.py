@@ -26,7 +26,7 @@ from typing import Any
 from aiohttp import StreamReader, web
 
 from ingest.http.framer import MEMORY, SMALL_CHUNKS
-from ingest.http.request import Request
+from ingest.http.request_and_answer import Request
 from ingest.model.errors import Refused
 from ingest.system.clock import monotonic_s
 from ingest.system.words import quoted

@@ -23,7 +23,7 @@ from aiohttp.http import HttpVersion11
 
 from ingest.http.clients import Client, Proxies, client_at
 from ingest.http.framer import BEHIND, LATER, UNREAD, Framer, Valve
-from ingest.http.request import (
+from ingest.http.request_and_answer import (
     CLOSE,
     HEAD_END,
     NO_PLACE,

@@ -28,7 +28,7 @@ from ingest.http.clients import Proxies
 from ingest.http.connection import Connection
 from ingest.http.framer import require_parser
 from ingest.http.listener import Listener
-from ingest.http.request import CLOSE, Answer, KnownHeads, Reply, Request
+from ingest.http.request_and_answer import CLOSE, Answer, KnownHeads, Reply, Request
 from ingest.http.rounds import PlainBodies
 from ingest.http.tls import Certificate, TlsConnection
 from ingest.model.errors import StartError

@@ -18,7 +18,7 @@ from aiohttp import StreamReader, http_parser, web
 from aiohttp.http import HttpRequestParser
 from aiohttp.http_exceptions import BadHttpMessage
 
-from ingest.http.request import HEAD_END, HEADERS_MAX, LINE_BYTES_MAX, Head
+from ingest.http.request_and_answer import HEAD_END, HEADERS_MAX, LINE_BYTES_MAX, Head
 from ingest.model.errors import StartError
 from ingest.system.clock import monotonic_s
 

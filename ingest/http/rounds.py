@@ -25,7 +25,7 @@ from contextlib import ExitStack, asynccontextmanager
 from typing import Any, NamedTuple, TypeVar, cast
 
 from ingest.http.bodies import Bodies, encoding_of, expected_bytes, inflated, light
-from ingest.http.request import Request
+from ingest.http.request_and_answer import Request
 from ingest.model.errors import Refused
 from ingest.system.clock import monotonic_s
 from ingest.system.process_setup import sharing_soon

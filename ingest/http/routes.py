@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from ingest.http.clients import Proxies
 from ingest.http.connection import HALF_HEAD_BYTES_MAX
 from ingest.http.connections import Connections
-from ingest.http.request import (
+from ingest.http.request_and_answer import (
     HEADERS_MAX,
     LINE_BYTES_MAX,
     TEXT,

@@ -19,7 +19,7 @@ from urllib.parse import unquote_plus
 
 from ingest.access.tokens import ANYBODY, Identity, Tokens, is_open
 from ingest.http.clients import is_loopback, is_loopback_name, is_same_origin
-from ingest.http.request import AUTHORIZATION, Head, Request
+from ingest.http.request_and_answer import AUTHORIZATION, Head, Request
 from ingest.model.errors import Refused
 from ingest.system.logs import get_logger
 from ingest.system.words import command_words

@@ -20,7 +20,7 @@ import orjson
 
 from ingest.formats.post import Decoded, Rules
 from ingest.http.clients import Proxies
-from ingest.http.request import Answer, Reply, Request
+from ingest.http.request_and_answer import Answer, Reply, Request
 from ingest.http.rounds import BodyLimits, PlainBodies
 from ingest.http.routes import READ, OnRefused, Pattern, Port, Route, probes
 from ingest.http.tls import Certificate

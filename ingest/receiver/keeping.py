@@ -26,7 +26,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from ingest.formats.post import ItemError, Points, named, received_at
-from ingest.http.request import Answer
+from ingest.http.request_and_answer import Answer
 from ingest.http.routes import OnRefused
 from ingest.model.block import Ack, Block, Outcome, Reservation
 from ingest.model.errors import (

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from ingest.formats.post import Decoded, Points, Post, Rules
 from ingest.http.bodies import check_size
-from ingest.http.request import AUTHORIZATION, Answer, Reply, Request
+from ingest.http.request_and_answer import AUTHORIZATION, Answer, Reply, Request
 from ingest.http.rounds import BodyLimits, PlainBodies
 from ingest.model.block import Outcome
 from ingest.model.errors import ConfigError, Refused

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from ingest.access.token_lines import TokenEntry
 from ingest.access.tokens import ANYBODY, Identity
 from ingest.http.connection import Connection
-from ingest.http.request import HeldPlace, Request
+from ingest.http.request_and_answer import HeldPlace, Request
 from ingest.model.causes import Cause, Trouble
 from ingest.model.codes import PROBLEMS
 from ingest.model.errors import Refused

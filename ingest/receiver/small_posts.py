@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from ingest.http.request import Answer, Request
+from ingest.http.request_and_answer import Answer, Request
 from ingest.http.routes import MakeProblem, OnRefused
 from ingest.model.block import Block
 from ingest.model.errors import BufferFull, NotKept, Refused, Stopping

@@ -36,7 +36,7 @@ from ingest.config.settings import Settings, split_address
 from ingest.config.values import MIB
 from ingest.http import tls
 from ingest.http.bodies import Bodies
-from ingest.http.request import Answer, Request
+from ingest.http.request_and_answer import Answer, Request
 from ingest.http.routes import READ, Route
 from ingest.receiver import senders
 from ingest.receiver.senders import RefusedPosts

@@ -38,7 +38,7 @@ def retention_policy(settings: Settings) -> Policy | None:
 
 def late_partitions(settings: Settings, url: DatabaseUrl, eager: bool = False) -> LatePartitions:
     """Return what makes partitions for readings that find none; `url` is that of the owner."""
-    from ingest.app.database import LATE_LIMIT, make_target, timeouts  # noqa: PLC0415
+    from ingest.app.database import late_limit, make_target, timeouts  # noqa: PLC0415
     from ingest.years.late_partitions import LatePartitions  # noqa: PLC0415
 
     return LatePartitions(
@@ -46,7 +46,7 @@ def late_partitions(settings: Settings, url: DatabaseUrl, eager: bool = False) -
         timeouts(settings),
         span=settings.partition_span,
         target=make_target(settings),
-        limit=LATE_LIMIT,
+        limit=late_limit(),
         partitions_max=settings.partitions_max,
         policy=retention_policy(settings),
         eager=eager,

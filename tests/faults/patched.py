@@ -304,7 +304,7 @@ PATCHES: dict[str, Callable[[], None]] = {
 def main() -> int:
     """Apply the patch, start the service."""
     PATCHES[os.environ["FAULTS_MUTANT"]]()
-    from ingest.cli.main import main as serve
+    from ingest.cli.commands import main as serve
 
     with constants.wanted():
         return serve()

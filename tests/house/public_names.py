@@ -15,7 +15,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from ingest.app.metrics_and_causes import CAUSES
-from ingest.cli.main import COMMANDS, build_parser
+from ingest.cli.commands import COMMANDS, build_parser
 from ingest.cli.parser import DEST
 from ingest.config.settings import Settings
 from ingest.model.codes import ITEM_CODES, PROBLEMS

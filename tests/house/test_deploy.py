@@ -24,7 +24,7 @@ import yaml  # type: ignore[import-untyped]
 from compose_spec import PyCompose
 
 from ingest.app.metrics_and_causes import own_metrics
-from ingest.cli.main import COMMANDS, build_parser, main
+from ingest.cli.commands import COMMANDS, build_parser, main
 from ingest.config.loading import load
 from ingest.config.settings import Settings
 from ingest.model import causes

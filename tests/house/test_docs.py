@@ -16,7 +16,7 @@ import pytest
 from benchmarks import readme_numbers, results, roles_document, roles_record
 from benchmarks.document import anchor
 from benchmarks.record import newest_of, read
-from ingest.cli.main import COMMANDS
+from ingest.cli.commands import COMMANDS
 from ingest.config.settings import env_example
 from ingest.model import codes
 from ingest.receiver.endpoint import FILE

@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
+from ingest.cli.commands import main
 from ingest.cli.doctor.checks import Check, database_checks
-from ingest.cli.main import main
 from ingest.config.settings import Settings
 from ingest.sinks.postgres.connection import SessionNotKept
 from ingest.sinks.postgres.durability import examine

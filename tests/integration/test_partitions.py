@@ -13,7 +13,8 @@ import asyncpg
 import pytest
 
 from ingest.app import annexes, database
-from ingest.app.database import housekeeping_jobs, partitions_ahead, timeouts
+from ingest.app.database import partitions_ahead, timeouts
+from ingest.app.housekeeping import housekeeping_jobs
 from ingest.cli.doctor.checks import partition_checks
 from ingest.cli.doctor.command import machine_checks
 from ingest.config.settings import Settings

@@ -9,8 +9,13 @@ import asyncpg
 import pytest
 import structlog
 
-from ingest.app.database import housekeeping_jobs, timeouts
-from ingest.app.housekeeping import HOUSEKEEPING_FAILS, RETENTION_WAITS, Housekeeping
+from ingest.app.database import timeouts
+from ingest.app.housekeeping import (
+    HOUSEKEEPING_FAILS,
+    RETENTION_WAITS,
+    Housekeeping,
+    housekeeping_jobs,
+)
 from ingest.cli.doctor.checks import OK, partition_checks
 from ingest.config.settings import Settings
 from ingest.sinks.postgres import schema

@@ -9,14 +9,13 @@ import asyncpg
 import pytest
 
 from ingest.app.database import (
-    housekeeping_jobs,
     late_partitions,
     make_sink,
     make_target,
     partitions_ahead,
     timeouts,
 )
-from ingest.app.housekeeping import Housekeeping
+from ingest.app.housekeeping import Housekeeping, housekeeping_jobs
 from ingest.cli.doctor.checks import FAIL, WARN, partition_checks
 from ingest.config.settings import Settings
 from ingest.model.errors import StartError

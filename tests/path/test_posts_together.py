@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from ingest.http.connection import Connection
-from ingest.http.request import Answer
+from ingest.http.request_and_answer import Answer
 from ingest.model.block import decode_rows
 from ingest.model.reading import Reading
 from tests.support.journals import HangingDisk, JournalRun, killed, on_disk

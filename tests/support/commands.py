@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import pytest
 
-from ingest.cli.main import main
+from ingest.cli.commands import main
 from tests.system.service import Done, run_command
 
 

@@ -72,7 +72,7 @@ def wanted() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    from ingest.cli.main import main
+    from ingest.cli.commands import main
 
     with wanted():
         sys.exit(main())

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, NamedTuple, cast
 
 from ingest.formats.post import Decoded, ItemError, Points
-from ingest.http.request import Answer, Request, problem
+from ingest.http.request_and_answer import Answer, Request, problem
 from ingest.model.block import SHARED_ROWS_MAX, Ack, Block, Reservation
 from ingest.model.errors import BrokerOutcomeUnknown, NotKept, Refused
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger

@@ -21,7 +21,7 @@ from ingest.model.ledger import Ledger
 from ingest.roles.supervisor.child import ControlChannel
 
 if sys.argv[1] == "gateway" or TYPE_CHECKING:  # a writer starts faster
-    from ingest.http.request import TEXT, Answer, Request
+    from ingest.http.request_and_answer import TEXT, Answer, Request
     from ingest.http.routes import POST, READ, Port, Route
 
 BEAT_S = 0.1

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import uvloop
 
-from ingest.cli.main import build_parser, load_settings
+from ingest.cli.commands import build_parser, load_settings
 from ingest.cli.parser import say
 from ingest.model.errors import IngestError
 from ingest.roles.supervisor import child

@@ -14,7 +14,7 @@ from ingest.http.clients import Client
 from ingest.http.connection import READ_BYTES
 from ingest.http.connections import Connections
 from ingest.http.framer import Framer, Valve
-from ingest.http.request import Answer, Head, Reply, Request, problem
+from ingest.http.request_and_answer import Answer, Head, Reply, Request, problem
 from ingest.http.rounds import PlainBodies
 from ingest.model.errors import Refused
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from ingest.cli.main import COMMANDS, build_parser
+from ingest.cli.commands import COMMANDS, build_parser
 from tests.support.documents import (
     DOCUMENTS,
     OPERATING,

@@ -24,7 +24,7 @@ import sys
 folder, *words = sys.argv[1:]
 sys.path.insert(0, folder)
 sys.modules.update(dict.fromkeys(("nats", "nats_server", "paho", "pyarrow")))
-from ingest.cli.main import main
+from ingest.cli.commands import main
 
 assert sys.modules["ingest"].__file__.startswith(folder)
 if "/" not in words:

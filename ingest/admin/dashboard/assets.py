@@ -16,7 +16,7 @@ from pathlib import Path
 
 import ingest
 from ingest.admin.dashboard.query import parameters
-from ingest.http.request import Answer, Request
+from ingest.http.request_and_answer import Answer, Request
 from ingest.model.errors import Refused
 
 FOLDER = Path(__file__).parent / "page"

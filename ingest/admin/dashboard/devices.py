@@ -23,7 +23,7 @@ import orjson
 from ingest.admin.dashboard.assets import NO_STORE, compressed
 from ingest.admin.dashboard.query import device, number, parameters, time_us
 from ingest.formats.block_builder import SERIES, SeriesCache
-from ingest.http.request import JSON, Answer, Request
+from ingest.http.request_and_answer import JSON, Answer, Request
 from ingest.model.errors import Refused
 from ingest.sinks.postgres.lookup import (
     BUCKETS_MAX,

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from ingest.admin.dashboard.assets import HEADERS, NO_STORE
-from ingest.http.request import Answer, Request
+from ingest.http.request_and_answer import Answer, Request
 from ingest.model.errors import Refused
 from ingest.model.ledger import Histogram, Ledger
 from ingest.model.ports import STATES

@@ -37,7 +37,7 @@ from ingest.admin.dashboard.tail import Observed, TailSample
 from ingest.admin.guard import KEY_PATH, Guard
 from ingest.dead_letters.store import Selection
 from ingest.http.bodies import Bodies
-from ingest.http.request import JSON, Answer, Request
+from ingest.http.request_and_answer import JSON, Answer, Request
 from ingest.http.routes import POST, READ, Route
 from ingest.model.errors import Refused
 from ingest.model.ports import STATES

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from ingest.access.token_file import SOON_US
 from ingest.access.tokens import is_open
-from ingest.app.database import housekeeping_jobs, housekeeping_url, make_target, timeouts
-from ingest.app.housekeeping import ends_soon
+from ingest.app.database import housekeeping_url, make_target, timeouts
+from ingest.app.housekeeping import ends_soon, housekeeping_jobs
 from ingest.app.post_rules import make_sources, open_tokens
 from ingest.config.settings import Settings, split_address
 from ingest.http.clients import is_loopback

@@ -28,7 +28,7 @@ from ingest.formats.post import (
 )
 from ingest.formats.timestamp import PRECISIONS
 from ingest.http.bodies import check_size
-from ingest.http.request import Answer, Reply, Request, problem
+from ingest.http.request_and_answer import Answer, Reply, Request, problem
 from ingest.http.routes import POST, Route
 from ingest.model.block import Block, Outcome, Refusal
 from ingest.model.codes import ITEM_CODES, NO_PARTITION, NOT_ALLOWED, TS_TOO_OLD

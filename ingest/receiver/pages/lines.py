@@ -26,7 +26,7 @@ import orjson
 from ingest.formats.lines.body import LinePost, LineSteps, begin
 from ingest.formats.lines.keys import Naming
 from ingest.formats.post import ERRORS_MAX, ItemError, Points, Post
-from ingest.http.request import JSON, Answer, Reply, Request, problem, retry_after_s
+from ingest.http.request_and_answer import JSON, Answer, Reply, Request, problem, retry_after_s
 from ingest.http.rounds import BodyLimits, PlainBodies
 from ingest.http.routes import OTHER, POST, READ, Pattern, Route
 from ingest.model.block import Outcome

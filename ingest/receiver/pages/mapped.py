@@ -22,7 +22,7 @@ from ingest.formats.mapped.body import MapPost, MapSteps, begin, context_of
 from ingest.formats.mapped.documents import form_in
 from ingest.formats.mapped.source import IN, Source, template_pattern
 from ingest.formats.post import ItemError, Points, Post, Rules, shown
-from ingest.http.request import Answer, Head, Request, problem
+from ingest.http.request_and_answer import Answer, Head, Request, problem
 from ingest.http.routes import Pattern, Route, sent_path
 from ingest.model.block import Outcome
 from ingest.model.codes import NOT_ALLOWED

@@ -15,7 +15,7 @@ from ingest.admin.guard import Guard
 from ingest.admin.port import PAGES_MAX, Actions, Admin
 from ingest.app.metrics_and_causes import own_metrics
 from ingest.http.bodies import Bodies
-from ingest.http.request import Answer, Request
+from ingest.http.request_and_answer import Answer, Request
 from ingest.http.routes import READ, Route, answered
 from ingest.model.errors import Refused, StartError
 from ingest.model.ledger import Ledger

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from ingest.app.annexes import annexes, check_settings
+from ingest.cli.commands import main
 from ingest.cli.doctor.checks import FAIL
 from ingest.cli.doctor.command import machine_checks
-from ingest.cli.main import main
 from ingest.config.settings import Settings
 from ingest.model.errors import StartError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ingest.cli.main import build_parser, load_settings, main
+from ingest.cli.commands import build_parser, load_settings, main
 from ingest.config.settings import Settings
 
 

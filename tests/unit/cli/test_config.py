@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.cli.main import main
+from ingest.cli.commands import main
 from ingest.config.loading import load
 from ingest.config.settings import (
     Settings,

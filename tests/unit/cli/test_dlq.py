@@ -13,7 +13,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest.cli.main import main
+from ingest.cli.commands import main
 from ingest.dead_letters.folder.segments import segments, try_replay_lock
 from ingest.model.reading import DRAINED, EXHAUSTED, Letter
 from tests.support.commands import Here, Step

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ingest.cli.main import COMMANDS, build_parser, load_settings, main, split_psql
+from ingest.cli.commands import COMMANDS, build_parser, load_settings, main, split_psql
 
 GROUPS = {
     "schema": ("apply", "show"),

@@ -14,7 +14,7 @@ import pytest
 
 from ingest import __version__
 from ingest.cli import config
-from ingest.cli.main import COMMANDS, build_parser, main, split_psql
+from ingest.cli.commands import COMMANDS, build_parser, main, split_psql
 from ingest.config.settings import Settings, groups, metavar
 from ingest.config.values import flag_name
 from ingest.model.errors import IngestError
@@ -208,7 +208,7 @@ def test_flag_stands_before_or_after_a_word_of_a_word() -> None:
 def test_quick_word_imports_no_driver(words: list[str]) -> None:
     """Help and config are quick, because no large library is imported for them."""
     code = (
-        "import sys; from ingest.cli.main import main\n"
+        "import sys; from ingest.cli.commands import main\n"
         f"try:\n    main({words!r})\nexcept SystemExit:\n    pass\n"
         "heavy = {'asyncio', 'aiohttp', 'asyncpg', 'uvloop', 'msgspec', 'structlog', 'orjson',"
         " 'prometheus_client', 'tomllib'} & set(sys.modules)\n"

@@ -8,9 +8,9 @@ from dataclasses import fields
 
 import pytest
 
+from ingest.cli.commands import main
 from ingest.cli.doctor.checks import FAIL, OK, WARN, Check
 from ingest.cli.doctor.command import as_text
-from ingest.cli.main import main
 from ingest.cli.parser import RED, coloured
 from ingest.config.settings import Settings
 

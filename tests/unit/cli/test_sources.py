@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from ingest.cli.commands import main
 from ingest.cli.doctor.checks import sources_check
-from ingest.cli.main import main
 from ingest.config.named_files import SOURCES_MAX
 from ingest.config.settings import Settings
 from tests.support.commands import Here, Step

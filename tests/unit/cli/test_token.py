@@ -17,8 +17,8 @@ from ingest.access.token_lines import (
     entry_line,
     read_entries,
 )
+from ingest.cli.commands import main
 from ingest.cli.doctor.checks import access_check
-from ingest.cli.main import main
 from ingest.config.settings import Settings
 from ingest.system.clock import unix_us
 from ingest.system.state_folder import ServiceInfo

@@ -14,8 +14,8 @@ from ingest.http.bodies import SOCKET_BYTES
 from ingest.http.connection import READ_BYTES, Connection
 from ingest.http.connections import Connections
 from ingest.http.framer import BEHIND, BODY, LATER, LINES_MAX, MEMORY, PART_BYTES_MAX, UNREAD
-from ingest.http.request import Answer, Request
-from ingest.http.request import Reply as Later
+from ingest.http.request_and_answer import Answer, Request
+from ingest.http.request_and_answer import Reply as Later
 from tests.support.posts import array
 from tests.support.receiver import (
     BAD,

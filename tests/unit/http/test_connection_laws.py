@@ -19,7 +19,7 @@ import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.http.request import HEAD_END, KnownHeads
+from ingest.http.request_and_answer import HEAD_END, KnownHeads
 from ingest.model.block import decode_rows
 from ingest.model.reading import Reading
 from tests.support.posts import array

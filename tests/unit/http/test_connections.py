@@ -18,7 +18,7 @@ from ingest.http.bodies import SOCKET_BYTES
 from ingest.http.connection import READ_BYTES
 from ingest.http.connections import Connections, Crowds
 from ingest.http.framer import UNREAD
-from ingest.http.request import TEXT, Answer, Request
+from ingest.http.request_and_answer import TEXT, Answer, Request
 from ingest.system.process_setup import raise_open_files_limit
 from tests.support.receiver import Client, Receiver, head, post, running_receiver, until
 from tests.support.wire import connections_of

@@ -6,7 +6,7 @@ import pytest
 from aiohttp.http_exceptions import LineTooLong
 
 from ingest.http.connection import TRIES
-from ingest.http.request import (
+from ingest.http.request_and_answer import (
     KNOWN_BYTES_MAX,
     KNOWN_MAX,
     SEEN_MAX,

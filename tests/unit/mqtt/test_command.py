@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ingest.cli.main import main
+from ingest.cli.commands import main
 
 
 @pytest.mark.parametrize(

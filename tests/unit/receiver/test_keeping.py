@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ingest.formats.post import ItemError, Points
-from ingest.http.request import Answer
+from ingest.http.request_and_answer import Answer
 from ingest.model.block import Block, Outcome, Refusal, encode_reading
 from ingest.model.errors import BrokerAway, BrokerOutcomeUnknown, NotKept, Refused
 from ingest.model.ledger import Ledger

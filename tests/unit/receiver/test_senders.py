@@ -14,7 +14,7 @@ import pytest
 from ingest.access.tokens import ANYBODY, Tokens
 from ingest.http.clients import Client, network_of
 from ingest.http.connection import Connection
-from ingest.http.request import Request
+from ingest.http.request_and_answer import Request
 from ingest.model.causes import Trouble
 from ingest.model.errors import Refused
 from ingest.model.ledger import OTHER_SENDERS, SENDERS_MAX, Ledger

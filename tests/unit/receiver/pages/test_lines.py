@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from ingest.http.request import Answer
+from ingest.http.request_and_answer import Answer
 from ingest.model.errors import BufferFull
 from ingest.receiver.pages.lines import DATABASES_MAX
 from ingest.system.clock import monotonic_s
