@@ -78,7 +78,8 @@ class Connection(asyncio.Protocol):
         self._later = b""  # bytes for the parser in the next round
         self._no_more = False  # the client has closed its sending side
         self._over = False  # no further request is read
-        self._bodiless = b""  # a known head, and the part of its body that came with it
+        # A known head, and its bytes with the part of its body that came with them.
+        self._bodiless: tuple[Head, bytes] | None = None
         self._timer: asyncio.TimerHandle | None = None  # until its body, or a last answer, is late
         self._tries = TRIES if owner.known_heads is not None else 0
 
@@ -132,8 +133,8 @@ class Connection(asyncio.Protocol):
         """Begin a request; or keep the bytes until the one in work is answered."""
         if self._over:
             return
-        if self._bodiless:
-            self._body_came(data)
+        if self._bodiless is not None:
+            self._body_came(*self._bodiless, data)
         elif self._framer.content is not None:
             self._parse(data, 0)
         elif self._request is None and not self._behind:
@@ -143,14 +144,17 @@ class Connection(asyncio.Protocol):
 
     # From bytes to requests
 
-    def _read(self, data: bytes, at: int, *, waits: bool = True) -> None:
-        """Begin the first request in `data[at:]`; `waits`: perhaps later. None is in work."""
+    def _read(self, data: bytes, at: int, found: Head | None = None) -> None:
+        """Begin the first request in `data[at:]`, perhaps later. None is in work.
+
+        `found` is its head, if it is known and its body was awaited: it does not wait again.
+        """
         framer = self._framer
         if self._tries and framer.content is None and not framer.half:
             known = self._owner.known_heads
             assert known is not None, "_tries is 0"
             end = data.find(HEAD_END, at) + len(HEAD_END)
-            head = known.find(data[at:end])
+            head = found or known.find(data[at:end])
             if head is None:
                 self._tries -= 1
             elif end + head.body_bytes <= len(data):
@@ -159,23 +163,23 @@ class Connection(asyncio.Protocol):
                 body = data[end : end + head.body_bytes]
                 self._begin(Request(head, self.client, self, body))
                 return
-            elif waits and not self._no_more and _may_come_behind(head):
-                self._await_body(data[at:])
+            elif found is None and not self._no_more and _may_come_behind(head):
+                self._await_body(head, data[at:])
                 return
         self._parse(data, at)
 
-    def _await_body(self, data: bytes) -> None:
-        self._bodiless = data
+    def _await_body(self, head: Head, data: bytes) -> None:
+        self._bodiless = head, data
         self._owner.body_awaited(self)
         self._timer = self._owner.loop.call_later(BODY_S, self.data_received, b"")
 
-    def _body_came(self, data: bytes) -> None:
+    def _body_came(self, head: Head, data: bytes, more: bytes) -> None:
         """Go on with a request whose head is known; if its body is still not here, parse it."""
         assert self._timer is not None, "it is awaited"
         self._timer.cancel()
-        data, self._bodiless = self._bodiless + data, b""
+        self._bodiless = None
         self._owner.body_ended(self)
-        self._read(data, 0, waits=False)
+        self._read(data + more, 0, head)
 
     def _parse(self, data: bytes, at: int) -> None:
         """Parse up to the end of a request; begin that request."""
@@ -215,14 +219,14 @@ class Connection(asyncio.Protocol):
         """A request is whole."""
         framer = self._framer
         self._half_bytes = 0
+        if self._tries and framer.text:
+            assert framer.head is not None, "it is complete"
+            cast(KnownHeads, self._owner.known_heads).parsed(framer.text, framer.head)
         if self._request is not None:  # it reads its body from the content
             framer.end()
             self._owner.body_ended(self)
             return
-        text = framer.text
         head, body = framer.take()
-        if self._tries and text:
-            cast(KnownHeads, self._owner.known_heads).parsed(text, head)
         self._begin(Request(head, self.client, self, body))
 
     def _half_head(self, more_bytes: int) -> None:

@@ -355,9 +355,11 @@ class KnownHeads:
             return
         if head.method == "HEAD" or head.message.upgrade or len(text) > KNOWN_BYTES_MAX:
             return
+        cut = _apart(text)
+        if self._find(text) is not None or (cut and self._find(cut[0]) is not None):
+            return  # `find` has counted it; but its body came late
         if self._came_before(text):
             self._remember(text, head)
-        cut = _apart(text)
         if cut is None or head.headers.getall(AUTHORIZATION) != [cut[1]]:
             return
         if self._came_before(cut[0]):

@@ -193,6 +193,21 @@ async def test_body_that_comes_behind_a_known_head_skips_the_parser_too() -> Non
 
 
 @pytest.mark.known_heads
+async def test_head_of_a_token_counts_once_if_its_body_comes_behind_it() -> None:
+    """Else each head of such a fleet would be remembered, and would drive out those in use.
+
+    What they have in common is known after two, though no body comes with its head.
+    """
+    connections = connections_of(kept)
+    for token in ("Bearer a", "Bearer b", "Bearer c", "Bearer d"):
+        await Wire(connections()).answered(of_token(token), BODY)
+    assert connections.known_heads is not None
+    found = connections.known_heads.find(of_token("Bearer e"))
+    assert found is not None
+    assert [*connections.known_heads._known.values()] == [found.common]
+
+
+@pytest.mark.known_heads
 async def test_body_that_does_not_come_behind_a_known_head(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
