@@ -382,7 +382,7 @@ class Connection(asyncio.Protocol):
 
 
 def _may_come_behind(head: Head) -> bool:
-    """Whether the body may come with the next bytes. No answer waits for it: one by the head alone,
-    such as a refusal, comes at once."""
+    """Whether the body may come with the next bytes. A refusal by the head alone waits for it too,
+    at most BODY_S: the token may have ended since, or be another one."""
     plan = head.plan if head.common is None else head.common.plan
     return plan is not None and head.body_bytes <= BODY_BYTES_MAX
