@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -117,9 +118,11 @@ def check_settings(settings: Settings) -> None:
 def lacking(settings: Settings) -> str:
     """Return what to install for a setting that asks for an annex, or nothing."""
     asked = [name for name in OF_YEARS if getattr(settings, name)]
-    if not asked or any(each.jobs for each in annexes()):
-        return ""
-    return needs(f"the setting {asked[0]}", "archive")
+    if any(each.jobs for each in annexes()):
+        # Without its library, partitions would leave the table, and their readings be in no file.
+        archives = settings.archive_dir and settings.housekeeping
+        asked = ["archive_dir"] if archives and find_spec("pyarrow") is None else []
+    return needs(f"the setting {asked[0]}", "archive") if asked else ""
 
 
 def needs(what: str, extra: str) -> str:

@@ -12,10 +12,11 @@ from tests.house.walks import WALKS, Figures, walk
 CEILINGS = {"(a)": Figures(115, 91, 25, 10), "(d)": Figures(275, 180, 31, 10)}
 
 
-@pytest.mark.skipif(sys.version_info < (3, 12), reason="each comprehension is a call there")
 @pytest.mark.parametrize("name", WALKS)
 def test_a_post_goes_through_few_calls_and_files(name: str) -> None:
     """Whoever follows a post has to read them."""
     found, ceilings = Figures.of(walk(WALKS[name])), CEILINGS[name[:3]]
-    higher = [each for each in Figures._fields if getattr(found, each) > getattr(ceilings, each)]
+    # Before Python 3.12 each comprehension is a call.
+    told = Figures._fields if sys.version_info >= (3, 12) else ("files", "folders")
+    higher = [each for each in told if getattr(found, each) > getattr(ceilings, each)]
     assert not higher, f"{found} is above {ceilings}"

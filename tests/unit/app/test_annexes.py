@@ -41,6 +41,18 @@ def test_setting_of_an_annex_that_is_not_there_is_told_before_the_start(
     assert [(each.name, each.detail) for each in found] == [("libraries", str(refused.value))]
 
 
+def test_archive_without_its_library_is_told_before_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else a partition would leave the table, and its readings be in no file."""
+    check_settings(Settings(archive_dir="/archive"))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(StartError, match="archive_dir needs the extra `archive`"):
+        check_settings(Settings(archive_dir="/archive"))
+    check_settings(Settings(keep_hot="30d"))
+    check_settings(Settings(archive_dir="/archive", housekeeping=False))  # another process does it
+
+
 def test_dead_letters_of_a_broker_need_the_roles(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
