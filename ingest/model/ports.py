@@ -178,7 +178,7 @@ class Sink(Protocol):
     """One connection to the database, owned by one writer. Not for concurrent use.
 
     It is given rows as block.py encodes them: PostgreSQL's binary COPY, without its head.
-    Every method raises verdict.WriteFailed in place of the driver's errors. If the state of the
+    Every method raises causes.WriteFailed in place of the driver's errors. If the state of the
     connection is not certain, the connection is closed and the next call opens a new one.
     """
 
