@@ -48,7 +48,7 @@ _TIME = struct.Struct(">q")
 _TIME_AT = 6  # in a row, as in a plain one
 
 
-class Form(NamedTuple):
+class TableForm(NamedTuple):
     """What the head of a section tells: the table, and its columns of values."""
 
     table: str
@@ -71,21 +71,21 @@ class Form(NamedTuple):
 
 
 @lru_cache(1024)
-def form_of(head: bytes) -> Form:
+def form_of(head: bytes) -> TableForm:
     """Return the form that a head tells."""
     table, measurement, *columns = head.decode().split("\0")
-    return Form(table, measurement, tuple(columns))
+    return TableForm(table, measurement, tuple(columns))
 
 
-def form_of_table(table: ColumnTable) -> Form:
+def form_of_table(table: ColumnTable) -> TableForm:
     """Return the form of all rows of a declared table."""
-    return Form(table.name, table.measurement, table.columns)
+    return TableForm(table.name, table.measurement, table.columns)
 
 
-class Run(NamedTuple):
+class RowRun(NamedTuple):
     """Some rows of one table. `form` is None for plain rows; they are then not counted (-1)."""
 
-    form: Form | None
+    form: TableForm | None
     tuples: bytes
     rows: int
     readings: int
@@ -155,27 +155,27 @@ class Run(NamedTuple):
             yield from row
 
 
-def section(form: Form, rows: bytes, counts: Sequence[int]) -> bytes:
+def section(form: TableForm, rows: bytes, counts: Sequence[int]) -> bytes:
     """Return a section; `counts` has the number of readings of each row."""
     head = form.head
     sizes = _SIZES.pack(len(head), len(rows), len(counts), sum(counts))
     return b"".join((MARK, sizes, head, rows))
 
 
-def runs(tuples: bytes) -> Iterator[Run]:
+def runs(tuples: bytes) -> Iterator[RowRun]:
     """Yield the runs of a block's tuples, in order. Without a section: one run, at no cost."""
     at = 0
     while at < len(tuples):
         found = tuples.find(MARK, at)
         if found < 0:
-            yield Run(None, tuples[at:], -1, -1)
+            yield RowRun(None, tuples[at:], -1, -1)
             return
         if found > at:
-            yield Run(None, tuples[at:found], -1, -1)
+            yield RowRun(None, tuples[at:found], -1, -1)
         h, n, rows, readings = _SIZES.unpack_from(tuples, found + len(MARK))
         at = found + _SECTION_BYTES
         form, at = form_of(tuples[at : at + h]), at + h
-        yield Run(form, tuples[at : at + n], rows, readings)
+        yield RowRun(form, tuples[at : at + n], rows, readings)
         at += n
 
 
@@ -262,7 +262,7 @@ def readings_fault(tuples: bytes, readings: int) -> str:
     return "" if counted == readings else f"its bytes are not {readings} readings"
 
 
-def _section_fault(run: Run) -> str:
+def _section_fault(run: RowRun) -> str:
     form, data = run.form, run.tuples
     assert form is not None, "a section has a form"
     columns = form.fixed_columns + len(form.columns)

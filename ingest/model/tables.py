@@ -49,7 +49,7 @@ def metric_of(measurement: str, column: str, series: str) -> str:
     return f"{stem},{series}" if series else stem
 
 
-class Home(NamedTuple):
+class ColumnHome(NamedTuple):
     """Where a metric is stored from `since_us` on: table, index of the column, series."""
 
     table: ColumnTable
@@ -71,12 +71,12 @@ class Tables:
             for table in self.all
             for place, column in enumerate(table.columns)
         }
-        self._homes: dict[str, Home | None] = {}
+        self._homes: dict[str, ColumnHome | None] = {}
 
     def __bool__(self) -> bool:
         return bool(self.all)
 
-    def home(self, metric: str) -> Home | None:
+    def home(self, metric: str) -> ColumnHome | None:
         """Return where a metric is stored, or None: in `readings`."""
         try:
             return self._homes[metric]
@@ -90,7 +90,7 @@ class Tables:
         """Whether one of these metrics has a home in a declared table."""
         return any(map(self.home, metrics))
 
-    def _find(self, metric: str) -> Home | None:
+    def _find(self, metric: str) -> ColumnHome | None:
         found, series = self._by_stem.get(metric), ""
         if found is None:
             parts = _STEM.fullmatch(metric)
@@ -100,7 +100,7 @@ class Tables:
             if found is None or not found[0].measurement:
                 return None
         table, place = found
-        return Home(table, place, table.since_us[place], series)
+        return ColumnHome(table, place, table.since_us[place], series)
 
 
 NO_TABLES = Tables()

@@ -22,7 +22,7 @@ from ingest.model.causes import LETTERS_FULL, Verdict, WriteFailed
 from ingest.model.codes import NO_PARTITION, TS_TOO_OLD
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull
 from ingest.model.ledger import Ledger
-from ingest.model.moments import Run, decode_readings, runs
+from ingest.model.moments import RowRun, decode_readings, runs
 from ingest.model.ports import DeadLetters
 from ingest.model.reading import DRAINED, EXHAUSTED, REFUSED, Letter
 from ingest.system.clock import monotonic_s
@@ -167,9 +167,9 @@ def sample_rows(blocks: Sequence[Block]) -> list[bytes]:
     return [run.part(start, end) for run, start, end in firsts + _spread(_rows_of(largest)[1:])]
 
 
-def _rows_of(block: Block) -> list[tuple[Run, int, int]]:
+def _rows_of(block: Block) -> list[tuple[RowRun, int, int]]:
     """Return each row of a block: its run, and where it begins and ends in that."""
-    found = list[tuple[Run, int, int]]()
+    found = list[tuple[RowRun, int, int]]()
     for run in runs(block.tuples):
         found += [(run, start, end) for start, end in pairwise(run.offsets())]
     return found
