@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 from ingest.dead_letters.store import device_in
 from ingest.formats.post import Decoded, ItemError
-from ingest.model.block import DEVICE_COLUMN, device_needle, first_readings
+from ingest.model.block import DEVICE_COLUMN, device_needle
 from ingest.model.ledger import Ledger
+from ingest.model.moments import first_readings
 from ingest.model.ports import DeadLetters
 from ingest.model.reading import REFUSED, Letter, Reading
 

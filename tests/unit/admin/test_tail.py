@@ -17,8 +17,9 @@ from ingest.admin.dashboard.tail import (
     Tail,
 )
 from ingest.formats.post import Decoded, ItemError
-from ingest.model.block import Block, encode_reading, first_readings
+from ingest.model.block import Block, encode_reading
 from ingest.model.errors import DeadLettersBroken
+from ingest.model.moments import first_readings
 from ingest.model.reading import Letter, Reading
 from tests.support.fakes import FakeDeadLetters
 
