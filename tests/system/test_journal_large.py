@@ -26,7 +26,7 @@ def write_journal(folder: Path) -> int:
     """Write the journal that a service leaves if it is killed in an outage; return the rows."""
     folder.mkdir(parents=True, mode=0o700)
     folder.parent.chmod(0o755)
-    store = JournalFolder(folder, segment_bytes=SEGMENT_BYTES)
+    store = JournalFolder(folder, segment_bytes=SEGMENT_BYTES, version=PLAIN)
     store.open()
     posts = written = 0
     with closing(store):
