@@ -11,8 +11,8 @@ import math
 from collections.abc import Callable, Sequence
 
 from ingest.model.block import Refusal
-from ingest.model.moments import decode_readings
 from ingest.model.causes import Verdict, WriteFailed
+from ingest.model.moments import decode_readings
 from ingest.model.ports import SetAside, Stored
 from ingest.model.reading import Reading
 from ingest.system.clock import unix_us

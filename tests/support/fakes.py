@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Sequence
 
 from ingest.model.block import Block, Reservation
-from ingest.model.moments import decode_readings
 from ingest.model.errors import BufferFull, JournalBroken
+from ingest.model.moments import decode_readings
 from ingest.model.ports import Sizes, Told
 from ingest.model.reading import Letter, Reading
 

@@ -11,8 +11,8 @@ from ingest.formats.lines import body as lines_body
 from ingest.formats.lines.body import LinePost, decode
 from ingest.formats.lines.keys import Naming
 from ingest.formats.post import Points, Post
-from ingest.model.moments import decode_readings
 from ingest.model.errors import Refused
+from ingest.model.moments import decode_readings
 from tests.support import line_oracle
 from tests.support.posts import NOW_US, RULES
 

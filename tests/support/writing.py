@@ -11,8 +11,8 @@ from ingest.app.writing import WritingHalf
 from ingest.buffers.memory import MemoryBuffer
 from ingest.config.settings import Settings
 from ingest.model.block import Ack, Block
-from ingest.model.moments import decode_readings
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
+from ingest.model.moments import decode_readings
 from ingest.model.reading import EXHAUSTED, REFUSED, Reading
 from ingest.system.clock import monotonic_s
 from ingest.writer.writer import stop_connecting

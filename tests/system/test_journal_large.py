@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ingest.buffers.journal.folder import JournalFolder
+from ingest.buffers.journal.segments import PLAIN
 from ingest.model.block import PG_EPOCH_US, Block, encode_rows, names_between
 from ingest.system.clock import unix_us
 from tests.system.fleet import FIRST_US, reading

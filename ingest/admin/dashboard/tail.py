@@ -22,7 +22,7 @@ from ingest.model.ports import DeadLetters
 from ingest.model.reading import REFUSED, Letter, Reading
 
 POSTS_PER_PERIOD = 3  # sampled; a period is the time between two calls of `take`
-HEAD_BYTES = 9_000  # of a post: at least one row, even of a table with 100 columns of long names
+HEAD_BYTES = 12_000  # of a post: three rows, even of a table with 100 columns of long names
 ROWS_PER_POST = 3
 FOLLOWED_MAX = 8  # devices at once, for all pages together
 FOUND_MAX = 25  # readings of followed devices per period
