@@ -15,11 +15,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ingest.config.named_files import listed_entries
+from ingest.config.settings import Settings
 from ingest.config.values import check_name, moment_us, nearest
 from ingest.model.errors import ConfigError
 from ingest.model.moments import COLUMNS_MAX
 from ingest.model.reading import name_fault
-from ingest.model.tables import ALL_READINGS, ColumnTable, stem_of
+from ingest.model.tables import ALL_READINGS, NO_TABLES, ColumnTable, Tables, stem_of
 
 KEYS = ("name", "preset", "metrics", "measurement", "fields", "since")
 OURS = "ingest_"  # what is kept beside the table of readings begins so
@@ -59,6 +60,13 @@ class _Fault(ValueError):
     def __init__(self, key: str, text: str) -> None:
         super().__init__(text)
         self.key = key
+
+
+def make_tables(settings: Settings) -> Tables:
+    """Return the declared tables. Raises ConfigError."""
+    if not settings.tables_file:
+        return NO_TABLES
+    return Tables(declared_tables(settings.tables_file, settings.table_name))
 
 
 def declared_tables(named: str, readings: str) -> Iterable[ColumnTable]:
