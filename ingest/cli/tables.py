@@ -15,10 +15,9 @@ from textwrap import TextWrapper
 from typing import Any, NamedTuple
 
 from ingest.app.database import make_target, timeouts
-from ingest.app.post_rules import make_tables
 from ingest.cli.context import database
 from ingest.cli.parser import JSON, Command, Ending
-from ingest.config.declared_tables import PRESETS, column_fault, is_ours
+from ingest.config.declared_tables import PRESETS, column_fault, is_ours, make_tables
 from ingest.config.loading import Loaded
 from ingest.model.moments import COLUMNS_MAX
 from ingest.model.tables import VALUE, ColumnTable, Tables, measurement_of
