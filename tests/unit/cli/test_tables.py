@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.cli.commands import main
+from ingest.cli.doctor.checks import tables_check
 from ingest.cli.tables import file_text, suggestions
 from ingest.config.declared_tables import declared_tables
+from ingest.config.settings import Settings
 from ingest.model.tables import NO_TABLES, ColumnTable, Tables
 from tests.support.commands import Here, Step
 from tests.unit.config.test_declared_tables import CLIMATE, SINCE_US
@@ -99,3 +101,13 @@ def test_list_shows_tables_and_presets(tmp_path: Path, capsys: pytest.CaptureFix
     ]
     here = Here(capsys, lambda words: main(["tables", *words]))
     assert here.faults(steps, file=file) == []
+
+
+def test_doctor_says_which_tables_the_file_has(tmp_path: Path) -> None:
+    """The service would not start with a wrong one."""
+    file = tmp_path / "tables.toml"
+    file.write_text(CLIMATE)
+    settings = Settings(tables_file=str(file))
+    assert tables_check(settings) == ("tables", "ok", "1 table with columns: climate")
+    file.write_text("x")
+    assert tables_check(settings).state == "FAIL"
