@@ -23,6 +23,8 @@ from ingest.model.tables import stem_of
 from ingest.sinks.postgres.schema import ColumnTarget, Look, Target, literal, quoted
 from ingest.sinks.postgres.statements import New, check_of, copy
 
+# How a metric ends: see `metric_of`.
+SERIES_ENDING = "case when series = '' then '' else ',' || series end"
 _KEY_TYPES = ("timestamptz", "text", "text")
 
 
@@ -121,9 +123,7 @@ def _insert_rest(target: ColumnTarget, readings: Target, places: Sequence[str], 
     form = target.form
     pairs = list(zip(form.columns, places, strict=True))
     same = " and ".join(f"t.{quoted(name)} = s.{quoted(name)}" for name in target.key)
-    # As `metric_of` has it.
-    series = "case when s.series = '' then '' else ',' || s.series end"
-    after = f" || {series}" if form.measurement else ""
+    after = f" || {SERIES_ENDING}" if form.measurement else ""
     values = ", ".join(
         f"({literal(stem_of(form.measurement, column))}{after}, s.{place}, t.{quoted(column)})"
         for column, place in pairs
@@ -133,7 +133,7 @@ def _insert_rest(target: ColumnTarget, readings: Target, places: Sequence[str], 
     return f"""with new as (
     insert into {readings.name} ({readings.column_list})
     select s.ts, s.device_id, v.metric, v.value from {source}
-    cross join lateral (select * from {target.name} t where {same} limit 1) t
+    cross join lateral (select {stored} from {target.name} t where {same} limit 1) t
     cross join lateral (values {values}) v (metric, value, stored)
     where row({staged}) is distinct from row({stored})
       and v.value is not null and v.value is distinct from v.stored
