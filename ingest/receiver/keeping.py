@@ -25,7 +25,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
-from ingest.formats.post import ItemError, Points, named, received_at
+from ingest.formats.post import NOTHING_ELSE, ItemError, Points, named, received_at
 from ingest.http.request_and_answer import Answer
 from ingest.http.routes import OnRefused
 from ingest.model.block import Ack, Block, Outcome, Reservation
@@ -143,6 +143,8 @@ class Keeping:
 
         If the post goes on after its answer, what is `held` is, too.
         """
+        if terms.answer_by_s == math.inf and points[1:] == NOTHING_ELSE and len(points.blocks) == 1:
+            return await self._keep_block(points.blocks[0], terms)
         left_s = terms.answer_by_s - monotonic_s()
         if left_s <= 0:  # its client may be gone, and sends it again
             raise refusal_of(BufferFull(FULL_S))
@@ -160,6 +162,29 @@ class Keeping:
                 return outcome
         except TimeoutError:
             raise Refused("outcome_unknown", LATE) from None
+
+    async def _keep_block(self, block: Block, terms: Terms) -> Outcome | None:
+        """Keep a post that has only one block: what `_take_in` does, at a third of its cost."""
+        ledger, rows = self._ledger, block.rows
+        ledger.received += rows
+        ledger.at_receiver += rows
+        is_awaited = terms.ack == COMMITTED
+        try:
+            if is_awaited:
+                self._prepare([block])
+            reservation = await self._inlet.reserve(
+                rows, len(block.tuples), awaited=is_awaited, sender=terms.sender
+            )
+            await reservation.put(block, durable=terms.ack != BUFFERED)
+            ledger.accepted += rows
+        except (Exception, asyncio.CancelledError) as error:
+            ledger.rejected[_code_of(error)] += rows
+            if isinstance(error, BufferFull | NotKept | Stopping):
+                raise refusal_of(error) from error
+            raise
+        finally:
+            ledger.at_receiver -= rows
+        return None if block.ack is None else await self._outcomes.of(block.ack)
 
     async def _to_its_end(self, coming: Coroutine[Any, Any, None], held: ExitStack) -> None:
         """Keep a post; if the request ends before, this goes on."""
@@ -205,14 +230,10 @@ class Keeping:
     async def _reserve(self, points: Points, terms: Terms) -> list[Reservation]:
         """Reserve room for all blocks."""
         blocks, is_awaited = points.blocks, terms.ack == COMMITTED
-        if is_awaited and blocks:
-            if self._database.hold_reason is not None:
-                raise Refused("database_on_hold", "nothing of the post is kept")
-            self._outcomes.require_place()
-            for block in blocks:
-                block.ack = Ack()
         if not blocks:
             return []
+        if is_awaited:
+            self._prepare(blocks)
         sizes = [(block.rows, len(block.tuples)) for block in blocks]
         more_bytes = sum(len(each.original) for each in points.errors)
         if len(sizes) > 1:
@@ -224,6 +245,14 @@ class Keeping:
                     return await self._room(sizes, terms.sender, is_awaited)
         except TimeoutError:
             raise BufferFull(FULL_S) from None
+
+    def _prepare(self, blocks: Sequence[Block]) -> None:
+        """Give blocks that a post waits for their acknowledgements. Raises Refused."""
+        if self._database.hold_reason is not None:
+            raise Refused("database_on_hold", "nothing of the post is kept")
+        self._outcomes.require_place()
+        for block in blocks:
+            block.ack = Ack()
 
     async def _room(self, sizes: Sizes, sender: str, is_awaited: bool) -> list[Reservation]:
         """Wait until there is room for all blocks of a post. Posts of one block go first.
