@@ -82,7 +82,7 @@ def declared_tables(named: str, readings: str) -> Iterable[ColumnTable]:
         where = f"{path}, table {number}" + (f" ({name!r:.80})" if name else "")
         try:
             table = _compiled(entry)
-            if table.name in {readings, ALL_READINGS} or table.name.startswith(OURS):
+            if table.name == readings or is_ours(table.name):
                 raise _Fault("name", f"{table.name!r} is taken; choose another one")
             _claim(table, owners)
             tables[table.name] = _joined(tables.get(table.name), table)
@@ -90,6 +90,11 @@ def declared_tables(named: str, readings: str) -> Iterable[ColumnTable]:
             near = "" if fault.key in KEYS else nearest(fault.key, KEYS)
             raise ConfigError(f"{where}, key {fault.key}: {fault}{near}") from None
     return tables.values()
+
+
+def is_ours(name: str) -> bool:
+    """Whether a name is that of something which is kept beside the table of readings."""
+    return name == ALL_READINGS or name.startswith(OURS)
 
 
 def _compiled(entry: Mapping[str, Any]) -> ColumnTable:
@@ -136,17 +141,23 @@ def _columns(keys: Mapping[str, Any], key: str, measurement: str) -> tuple[str, 
     for each in columns:
         if not isinstance(each, str):
             raise _Fault(key, f"{each!r:.80} is not a text")
-        if each in RESERVED_COLUMNS:
-            raise _Fault(key, f"each table has a column {each!r} of its own; leave it out")
-        try:
-            check_name(each)
-        except ValueError as error:
-            raise _Fault(key, f"{each!r:.80} {error}") from None
-        if not _NO_TAGS.fullmatch(each):
-            raise _Fault(key, f"{each!r} has a comma: behind it are tags, which are no column")
-        if fault := name_fault(stem_of(measurement, each)):
-            raise _Fault(key, f"the metric of {each!r} {fault[1]}")
+        if fault := column_fault(each, measurement):
+            raise _Fault(key, fault)
     return tuple(columns)
+
+
+def column_fault(column: str, measurement: str) -> str:
+    """Return why a metric or field cannot be a column, or an empty string."""
+    if column in RESERVED_COLUMNS:
+        return f"each table has a column {column!r} of its own; leave it out"
+    try:
+        check_name(column)
+    except ValueError as error:
+        return f"{column!r:.80} {error}"
+    if not _NO_TAGS.fullmatch(column):
+        return f"{column!r} has a comma: behind it are tags, which are no column"
+    fault = name_fault(stem_of(measurement, column))
+    return f"the metric of {column!r} {fault[1]}" if fault else ""
 
 
 def _since_us(keys: Mapping[str, Any]) -> int:

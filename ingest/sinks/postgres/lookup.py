@@ -47,6 +47,7 @@ WAITING_MAX = 8
 READINGS_MAX = 500
 BUCKETS_MAX = 2_000
 METRICS_MAX = 200  # of one device
+SAMPLE_ROWS = 200_000  # newest rows of the last hour, for `metrics_together`
 INDEX_ADVICE = (
     "the table has no index for devices: `{run} schema apply --device-index` makes it "
     "(50 to 61 bytes a row)"
@@ -141,6 +142,17 @@ _LAST_RECENT = f"""
 select distinct on (device_id) device_id, {US.format("ts")}, metric, value
 from (select * from {_SOURCE} r order by ts desc limit {RECENT_ROWS}) recent
 where device_id = any($1::text[]) order by device_id, ts desc"""  # noqa: S608
+
+# How many devices and times have the same metrics.
+_TOGETHER = f"""
+with sample as (
+    select ts, device_id, metric from {_SOURCE} r
+    where ts > now() - interval '1 hour' and ts <= now() order by ts desc limit {SAMPLE_ROWS}),
+moments as (
+    select array_agg(distinct metric) as metrics, ts from sample
+    group by device_id, ts)
+select metrics, count(*)::int4 as moments, extract(epoch from now() - min(ts))::float8 as age_s
+from moments group by metrics"""  # noqa: S608
 
 T = TypeVar("T")
 # A curve from rollups, of the table, the device and metric, the times and the step in microseconds.
@@ -377,6 +389,15 @@ class Lookup(OneConnection):
 def _newest(rows: Sequence[Row], also: Sequence[Row], count: int) -> list[Row]:
     """Return the newest readings of both, newest first."""
     return sorted([*rows, *also], key=itemgetter("ts_us"), reverse=True)[:count]
+
+
+async def metrics_together(connection: Connection, target: TargetTable) -> list[Record]:
+    """Return which `metrics` a device had at one time, the number of such `moments`, their `age_s`.
+
+    Of the newest readings of the last hour. The driver's errors pass through.
+    """
+    rows: list[Record] = await connection.fetch(_TOGETHER.replace(_SOURCE, target.source))
+    return rows
 
 
 def _readings(rows: Sequence[Row]) -> list[dict[str, Any]]:
