@@ -63,11 +63,16 @@ def configured_monitors(settings: Settings) -> tuple[str, ...]:
 
 def wanted_streams(settings: Settings) -> tuple[WantedStream, WantedStream]:
     """Return what the streams of the readings and of the dead letters must be."""
-    copies = settings.stream_replicas
     return (
-        streams.wanted_readings(copies, settings.stream_bytes_max, forwards_of(settings)),
-        streams.wanted_letters(copies, settings.dlq_bytes_max),
+        wanted_readings(settings, forwards_of(settings)),
+        streams.wanted_letters(settings.stream_replicas, settings.dlq_bytes_max),
     )
+
+
+def wanted_readings(settings: Settings, forwards: tuple[str, ...]) -> WantedStream:
+    """Return what the stream of the readings must be, with these consumers of forwarders."""
+    wanted = streams.wanted_readings(settings.stream_replicas, settings.stream_bytes_max, forwards)
+    return streams.for_tables(wanted) if settings.tables_file else wanted
 
 
 def forwards_of(settings: Settings) -> tuple[str, ...]:
@@ -220,7 +225,7 @@ class Role(ABC):
         self.watch = StreamWatch(
             self.connection,
             # A missing consumer of a forwarder is no reason to refuse posts: the purge tells of it.
-            streams.wanted_readings(settings.stream_replicas, settings.stream_bytes_max),
+            wanted_readings(settings, ()),
             monitors=lambda: place.monitors,
             unsafe=settings.broker_unsafe,
             unanswered_s=None if unanswered_s is None else unkept_s,
