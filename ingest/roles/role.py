@@ -24,12 +24,14 @@ from ingest.app.health import Health
 from ingest.app.post_rules import make_dead_letters
 from ingest.app.process import LeftInBroker, Process, note_left
 from ingest.buffers.frames import HEAD_BYTES
+from ingest.config.declared_tables import make_tables
 from ingest.config.named_files import state_dir
 from ingest.config.settings import ROW_BYTES_MAX, Settings
 from ingest.config.values import forward_names, split_broker_url
 from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.model.errors import IngestError, NotKept, StartError
 from ingest.model.ledger import Ledger
+from ingest.model.moments import reading_bytes_max
 from ingest.roles.broker_state import BrokerState
 from ingest.roles.embedded_broker import PAYLOAD_BYTES_MAX, EmbeddedBroker, find_program
 from ingest.roles.letters import StreamBackend
@@ -92,7 +94,8 @@ def make_embedded(settings: Settings, folder: StateFolder) -> EmbeddedBroker:
     Call `note_rest` before you stop it: `serve` does not start without that note.
     """
     check_promise([folder.broker], unsafe=settings.broker_unsafe, unless="--broker-unsafe true")
-    largest_block = settings.post_rows_max * ROW_BYTES_MAX + HEAD_BYTES
+    row_bytes = max([ROW_BYTES_MAX, *map(reading_bytes_max, make_tables(settings).all)])
+    largest_block = settings.post_rows_max * row_bytes + HEAD_BYTES
     return EmbeddedBroker(
         folder.broker,
         find_program(),
