@@ -179,6 +179,14 @@ class RowRun(NamedTuple):
             yield from row
 
 
+def reading_bytes_max(table: ColumnTable) -> int:
+    """Return the most bytes of a reading in a block: a row of its own, in a section of its own."""
+    form = form_of_table(table)
+    names = (form.fixed_columns - 1) * (_SIZE.size + NAME_BYTES_MAX)
+    row = _ROW_HEAD.size + names + _SIZE.size * len(form.columns) + _TIME.size
+    return _SECTION_BYTES + len(form.head) + row
+
+
 def section(form: TableForm, rows: bytes, counts: Sequence[int]) -> bytes:
     """Return a section; `counts` has the number of readings of each row."""
     head = form.head
