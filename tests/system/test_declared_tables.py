@@ -41,7 +41,7 @@ class Sender:
 
     async def moments(self, device: str, first: int, count: int, add: float = 0.0) -> None:
         """Post moments as JSON: most in one post, the last one as a single item."""
-        items = [
+        items: list[dict[str, Any]] = [
             {
                 "device_id": device,
                 "ts": SINCE_US + number,
