@@ -11,20 +11,21 @@ from typing import Any
 import asyncpg
 
 from ingest.buffers.journal.segments import segment_files
+from ingest.system.clock import rfc3339, unix_us
 from tests.system.database import Database
 from tests.system.service import Service
 from tests.system.test_kill_9 import QUICK
 from tests.system.test_up import Up, children
 
-SINCE_US = 1_760_000_000_000_000  # 2025-10-09T08:53:20Z
-TABLES = """
+SINCE_US = unix_us() - 60_000_000
+TABLES = f"""
 [[table]]
 name = "climate"
 metrics = ["temperature", "humidity", "co2"]
-since = 2025-10-09T08:53:20Z
+since = {rfc3339(SINCE_US)}
 [[table]]
 preset = "telegraf_cpu"
-since = 2025-10-09T08:53:20Z
+since = {rfc3339(SINCE_US)}
 """
 FACTS = """select (extract(epoch from ts) * 1000000)::int8, device_id, metric, value
 from all_readings"""
