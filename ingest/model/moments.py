@@ -38,6 +38,7 @@ from ingest.model.reading import NAME_BYTES_MAX, Reading
 from ingest.model.tables import ColumnTable, Tables, metric_of
 
 MARK = b"\x00" + 9 * b"\xff"
+_OF_MARK = 5 * b"\xff"  # found five times as fast as the whole, and seldom in plain rows
 COLUMNS_MAX = 100  # of a table: a row with one value then has some 450 bytes
 
 _SIZES = struct.Struct(">IIII")
@@ -82,6 +83,15 @@ def form_of(head: bytes) -> TableForm:
 def form_of_table(table: ColumnTable) -> TableForm:
     """Return the form of all rows of a declared table."""
     return TableForm(table.name, table.measurement, table.columns)
+
+
+class Cells(NamedTuple):
+    """One row of a declared table. `values[i]` is that of column i, or None."""
+
+    ts_us: int
+    device_id: str
+    series: str
+    values: list[float | None]
 
 
 class RowRun(NamedTuple):
@@ -129,8 +139,8 @@ class RowRun(NamedTuple):
         at = _TIME.unpack_from
         return [at(self.tuples, row + _TIME_AT)[0] + PG_EPOCH_US for row in self.offsets()[:-1]]
 
-    def _values(self) -> Iterator[list[Reading]]:
-        """Yield the readings of each row of a section. Slow, as `decode_rows`."""
+    def cells(self) -> Iterator[Cells]:
+        """Yield the rows of a section. Slow, as `decode_rows`."""
         form, data, at = self.form, self.tuples, 0
         assert form is not None, "a section has a form"
         while at < len(data):
@@ -141,16 +151,24 @@ class RowRun(NamedTuple):
                 (size,) = _SIZE.unpack_from(data, at)
                 names.append(data[at + 4 : at + 4 + size].decode())
                 at += 4 + size
-            device_id, series = names[0], names[1] if form.measurement else ""
-            row = []
-            for column in range(len(form.columns)):
+            values = list[float | None]()
+            for _ in form.columns:
                 (size,) = _SIZE.unpack_from(data, at)
-                if size > 0:
-                    _, value = _CELL.unpack_from(data, at)
-                    metric = form.metric(column, series)
-                    row.append(Reading(ts_pg_us + PG_EPOCH_US, device_id, metric, value))
+                values.append(_CELL.unpack_from(data, at)[1] if size > 0 else None)
                 at += 4 + max(0, size)
-            yield row
+            series = names[1] if form.measurement else ""
+            yield Cells(ts_pg_us + PG_EPOCH_US, names[0], series, values)
+
+    def _values(self) -> Iterator[list[Reading]]:
+        """Yield the readings of each row of a section."""
+        form = self.form
+        assert form is not None, "a section has a form"
+        for ts_us, device_id, series, values in self.cells():
+            yield [
+                Reading(ts_us, device_id, form.metric(column, series), value)
+                for column, value in enumerate(values)
+                if value is not None
+            ]
 
     def decode(self) -> Iterator[Reading]:
         """Yield all readings, in order. Slow, not for the hot path: some 2 us each."""
@@ -174,6 +192,11 @@ def section(form: TableForm, rows: bytes, counts: Sequence[int]) -> bytes:
     head = form.head
     sizes = _SIZES.pack(len(head), len(rows), len(counts), sum(counts))
     return b"".join((MARK, sizes, head, rows))
+
+
+def has_sections(tuples: bytes) -> bool:
+    """Whether not all of these rows are plain ones. Some 4 ns for each plain row."""
+    return _OF_MARK in tuples and MARK in tuples
 
 
 def runs(tuples: bytes) -> Iterator[RowRun]:
