@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from ingest.app.database import make_sink, make_target, partitions_ahead, timeouts
 from ingest.app.housekeeping import Housekeeping
-from ingest.app.process import Process
+from ingest.app.process import Tasks
 from ingest.app.space import Backlog, Waiting
 from ingest.config.settings import Settings, hold_probe_s
 from ingest.dead_letters.auto_replay import (
@@ -211,7 +211,7 @@ class WritingHalf:
     def start(
         self,
         dead_letters: DeadLetters,
-        process: Process,
+        tasks: Tasks,
         replayed: Callable[[float], ReplaySource],
         inlet: Inlet,
     ) -> None:
@@ -219,12 +219,12 @@ class WritingHalf:
 
         `replayed` and `inlet`: see make_replayer.
         """
-        self._tasks = [process.spawn(each.run()) for each in self.make_writers(dead_letters)]
+        self._tasks = [tasks.spawn(each.run()) for each in self.make_writers(dead_letters)]
         if self.housekeeping is not None:
-            process.spawn(self.housekeeping.run(self.halted))
+            tasks.spawn(self.housekeeping.run(self.halted))
         if self._settings.dlq_auto_replay:
             replayer = self.make_replayer(replayed, inlet)
-            process.spawn(replayer.run(process.stopping))
+            tasks.spawn(replayer.run(tasks.stopping))
 
     def release_hold(self, dead_letter: bool) -> bool:
         """Try now; with `dead_letter` dead-letter the rows that the database refuses.
