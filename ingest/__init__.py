@@ -63,4 +63,43 @@ The main files of each folder:
 tests/house/layout.py has the rules, tests/house/test_layout.py checks them.
 """
 
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ingest.app.pipeline.core import Drained
+    from ingest.app.pipeline.pipeline import Kept, Pipeline
+    from ingest.dead_letters.store import Selection
+    from ingest.model.errors import (
+        Broken,
+        BufferFull,
+        ConfigError,
+        IngestError,
+        Refused,
+        StartError,
+        Stopping,
+    )
+
 __version__ = "1.0.0"
+__all__ = [
+    "Broken",
+    "BufferFull",
+    "ConfigError",
+    "Drained",
+    "IngestError",
+    "Kept",
+    "Pipeline",
+    "Refused",
+    "Selection",
+    "StartError",
+    "Stopping",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Return a name of the library; its first use loads it, so that commands start quickly."""
+    if name not in __all__:
+        raise AttributeError(f"module 'ingest' has no attribute {name!r}")
+    from ingest.app.pipeline import pipeline  # noqa: PLC0415
+
+    return getattr(pipeline, name)

@@ -129,8 +129,7 @@ class Service:
             is_open=not core.endpoint.needs_token,
         )
         self._folder.publish(self._info)
-        core.connect(url, letters=self._letters, on_checked=self._checked)
-        await core.first_try()
+        await core.connect(url, letters=self._letters, on_checked=self._checked)
         state = core.writing.database_state
         for line in greeting_lines(
             settings,

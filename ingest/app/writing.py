@@ -103,27 +103,17 @@ class WritingHalf:
         on_away: Callable[[str], None],
         on_checked: Callable[[str], None],
     ) -> bool:
-        """Make the sinks; try until the table has been checked, and make it if it is missing.
+        """Make the sinks, unless `sinks` has some; try until the table has been checked.
+
+        A table that is missing is made.
 
         `on_away` is called with the error of each try while the server is away, `on_checked` with
         the URL after each good check, also later. Once posts are taken no check ends the process.
         Returns True if `start` may follow; writes may be paused then. Returns False if nothing will
         be written, because the process stops or must not start (`refusal`).
         """
-        housekeeping = self.housekeeping = Housekeeping(
-            self._settings, url, disk_free_bytes=self._disk_free_bytes
-        )
-        self.sinks += [
-            make_sink(
-                url,
-                self._settings,
-                name=f"iot-ingest writer {number}",
-                known=self.known,
-                on_checked=on_checked,
-                late=housekeeping.late,
-            )
-            for number in range(self._settings.writers)
-        ]
+        if not self.sinks:
+            self._make_sinks(url, on_checked)
         may_apply = self._settings.schema_apply
         while not (stopping.is_set() or self.checked):
             try:
@@ -153,6 +143,22 @@ class WritingHalf:
         if self.checked or self.refusal:
             self.first_try.set()
         return self.checked
+
+    def _make_sinks(self, url: DatabaseUrl, on_checked: Callable[[str], None]) -> None:
+        housekeeping = self.housekeeping = Housekeeping(
+            self._settings, url, disk_free_bytes=self._disk_free_bytes
+        )
+        self.sinks += [
+            make_sink(
+                url,
+                self._settings,
+                name=f"iot-ingest writer {number}",
+                known=self.known,
+                on_checked=on_checked,
+                late=housekeeping.late,
+            )
+            for number in range(self._settings.writers)
+        ]
 
     async def _make_table(self, url: str) -> bool:
         settings = self._settings

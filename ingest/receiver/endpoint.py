@@ -86,7 +86,7 @@ class Endpoint:
         outcomes = AckWaits(database, ack_wait_s_max, connections_max=connections_max)
         parts = (inlet, dead_letters, ledger, database, outcomes)
         self._keeping = Keeping(*parts, on_refused=self._refused)
-        posts = Posts(
+        posts = self.posts = Posts(
             rules=rules,
             plain_bodies=plain_bodies,
             senders=senders,

@@ -47,7 +47,7 @@ class Drained(NamedTuple):
 
 
 class Core:
-    """The parts. Call `open`, `connect` and `first_try`; then `drain`; and in any case `close`.
+    """The parts. Call `open` and `connect`; then `drain`; and in any case `close`.
 
     `tasks` has its tasks and the events that end them. `words` are those of causes.FIELDS.
     `announce` gets lines for a person. `on_decoded`: see Endpoint.
@@ -75,7 +75,9 @@ class Core:
             ledger=self.ledger,
             keeps_rest=lambda: settings.buffer == "journal" and not self.buffer.broken,
             # The embedded database is on the disk that we know.
-            disk_free_bytes=lambda: None if settings.database_url else self._free_bytes,
+            disk_free_bytes=lambda: (
+                None if settings.database_url else self.health.fill.disk_free_bytes
+            ),
         )
         self.dead_letters = folder_letters(
             settings, folder.dead_letters, auto_replay=settings.dlq_auto_replay
@@ -128,10 +130,6 @@ class Core:
             journal=self.buffer.journal_stats,
         )
 
-    @property
-    def _free_bytes(self) -> int | None:
-        return self.health.fill.disk_free_bytes
-
     # Start
 
     async def open(self) -> None:
@@ -143,20 +141,23 @@ class Core:
         tasks.spawn(self.token_file.follow(tasks.halted))
         tasks.spawn(self.health.run(tasks.stopping))
 
-    def connect(
+    async def connect(
         self,
         url: DatabaseUrl,
         *,
         letters: DeadLetters,
         on_checked: Callable[[str], None],
     ) -> None:
-        """Begin to connect; then start writers, housekeeping and replay.
+        """Try the database once; when it is there, start writers, housekeeping and replay.
 
         `letters` are the dead letters of the writers. `on_checked` gets the URL after each good
-        check of the table.
+        check of the table. Raises StartError if the database must not be used.
         """
         self.first_contact.begin(url())
         self.tasks.spawn(self._open_database(url, letters, on_checked))
+        await self.writing.first_try.wait()
+        if self.writing.refusal:
+            raise StartError(self.writing.refusal)
 
     async def _open_database(
         self, url: DatabaseUrl, letters: DeadLetters, on_checked: Callable[[str], None]
@@ -179,12 +180,6 @@ class Core:
             self.writing.start(letters, self.tasks, replayed, self.buffer)
             self.tasks.spawn(self.dead_letters.tidy(self.tasks.stopping))
 
-    async def first_try(self) -> None:
-        """Wait until the database was tried once. Raises StartError if it must not be used."""
-        await self.writing.first_try.wait()
-        if self.writing.refusal:
-            raise StartError(self.writing.refusal)
-
     # Stop
 
     async def drain(self) -> Drained:
@@ -192,32 +187,28 @@ class Core:
 
         Bounded by `drain_s_max` and the dead letters' disk.
         """
-        drain_s_max = self.writing.drain_s_max
+        ledger, drain_s_max = self.ledger, self.writing.drain_s_max
         self.health.draining()
         halt = asyncio.create_task(self.tasks.halt(drain_s_max, self._abort))
         if self.writing.leaves_rest:  # posts that wait for their commit get their answer now
             await self.writing.finish()
-            await self._keep_rest()
+            await keep_rest(self.buffer, self.dead_letters, ledger)
         await self.endpoint.finish(drain_s_max + HANDLERS_GRACE_S)
         self.buffer.shut_inlet()
         await self.writing.finish()
         self.tasks.halted.set()
         await halt  # it aborts the connection that a start still waits for
-        await self._keep_rest()
+        await keep_rest(self.buffer, self.dead_letters, ledger)
         await self.endpoint.close()
         # Again, for a post whose dead letters were still being synced when its handler ended:
-        await self._keep_rest()
+        await keep_rest(self.buffer, self.dead_letters, ledger)
         await self.dead_letters.close()
-        ledger = self.ledger
         return Drained(
             ledger.committed + ledger.duplicate,
             sum(ledger.dead_lettered.values()),
             ledger.held,
             max(0, ledger.imbalance) + ledger.held - self.buffer.stats().rows_kept,
         )
-
-    async def _keep_rest(self) -> None:
-        await keep_rest(self.buffer, self.dead_letters, self.ledger)
 
     def _abort(self) -> None:
         self.buffer.shut_inlet()
