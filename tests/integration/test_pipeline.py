@@ -110,7 +110,7 @@ asyncio.run(main())
 
 def test_child_of_a_fork_keeps_the_folder_and_cannot_put(tmp_path: Path) -> None:
     """Until it ends; so a program forks first, and enters its pipeline then."""
-    words = [sys.executable, "-W", "ignore", "-c", FORKED, tmp_path, AWAY]
+    words = [sys.executable, "-W", "ignore", "-c", FORKED, str(tmp_path), AWAY]
     done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     held, code, free = done.stdout.splitlines() or [done.stderr] * 3
     assert "already uses the state folder" in held, done.stderr
